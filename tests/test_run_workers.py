@@ -173,10 +173,12 @@ def test_who_waits_for_a_living_run_prints_it_and_continues_when_that_dies(folde
     kill(first, spare=True)
     assert second.wait(SECONDS) == 0
     lines = re.findall(r"^\[ *[\d.]+ s\] (.+)$", (folder / "second").read_text(), re.MULTILINE)
+    (waits,) = [line for line in lines if " waits for " in line]
     assert re.fullmatch(
-        rf"model: held waits for a slot of the pool `gpu`, held by run {holder.run_id[:8]} \(held\) since "
-        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d",
-        lines[0],
+        rf"model: held waits for a slot of the pool `gpu`, held by run {holder.run_id[:8]} \(held\) of"
+        rf" {re.escape(str(folder))}/home since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d: wait, or end it in the UI"
+        r" \(Runs, Terminate\)",
+        waits,
     )
     (gone,) = [line for line in lines if ", gone: " in line]
     assert re.match(

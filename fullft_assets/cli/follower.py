@@ -70,9 +70,8 @@ class FollowedRun:
     title: str
     cursor: str | None = None
     steps: dict[str, float] = field(default_factory=dict)
-    #: Whether a step waits for a slot of its pool, when that was last looked at, and what was printed about
-    #: it.
-    is_blocked: bool = False
+    #: Steps that wait for a slot of their pool, when that was last looked at, and what was printed about it.
+    blocked_steps: set[str] = field(default_factory=set)
     looked_at: float = float("-inf")
     waits: list[str] = field(default_factory=list)
 
@@ -139,11 +138,10 @@ class Follower:
         kind = event.event_type
         if kind == dg.DagsterEventType.STEP_START:
             run.steps[step] = timestamp
-            run.is_blocked = False
+            run.blocked_steps.discard(step)
         elif kind == dg.DagsterEventType.ENGINE_EVENT:
-            run.is_blocked = (
-                run.is_blocked or "pool" in event.engine_event_data.metadata
-            )  # Dagster waits without a message
+            if "pool" in event.engine_event_data.metadata:  # Dagster waits without a message
+                run.blocked_steps.add(step)
         elif kind == dg.DagsterEventType.STEP_SUCCESS:
             seconds = timestamp - run.steps[step]
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
@@ -168,7 +166,7 @@ class Follower:
         """Print at once which run a blocked step waits for, and again when that changes; free what a dead run
         holds.
         """
-        if not run.is_blocked or time.monotonic() - run.looked_at < _SLOT_SECONDS:
+        if not run.blocked_steps or time.monotonic() - run.looked_at < _SLOT_SECONDS:
             return
         run.looked_at = time.monotonic()
         self.settle()

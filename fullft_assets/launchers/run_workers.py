@@ -151,9 +151,10 @@ def waits(instance: dg.DagsterInstance, run_id: str) -> list[str]:
 def _holder(instance: dg.DagsterInstance, slot: Slot) -> str:
     run = instance.get_run_by_id(slot.run_id)
     since = slot.since and slot.since.astimezone()
-    holder = f"run {slot.run_id[:8]} ({slot.step}) since {since:%Y-%m-%d %H:%M:%S}"
+    place = f"({slot.step}) of {instance.root_directory}"
+    holder = f"run {slot.run_id[:8]} {place} since {since:%Y-%m-%d %H:%M:%S}"
     if run is not None and _is_here(run):
-        return holder
+        return f"{holder}: wait, or end it in the UI (Runs, Terminate)"
     return f"{holder}, on another machine: if it is gone, free its slot in the UI (Deployment, Concurrency)"
 
 

@@ -1,4 +1,6 @@
-"""A job whose one step needs a slot of the pool `gpu`, under the name of a use case's model job."""
+"""A job with a step that needs a slot of the pool `gpu` and one that needs none, under the name of a use
+case's model job.
+"""
 
 import os
 from pathlib import Path
@@ -21,6 +23,12 @@ def held(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     return dg.MaterializeResult()
 
 
+@dg.asset
+def light() -> None:
+    """Take no slot: it starts while the other step waits for one."""
+
+
 defs = dg.Definitions(
-    assets=[held], jobs=[dg.define_asset_job("probe_model", ["held"], executor_def=dg.in_process_executor)]
+    assets=[held, light],
+    jobs=[dg.define_asset_job("probe_model", ["held", "light"], executor_def=dg.in_process_executor)],
 )
