@@ -175,8 +175,9 @@ def test_unknown_tokens_warn_where_the_vocabulary_has_no_bytes(texts: list[str])
     assert found.metadata.unknown_share == tokens["[UNK]"] / tokens.total() > 0.001
     assert found.metadata.byte_fallback_share == 0
     assert {check.name: check.passed for check in found.checks} == {
-        "domain_terms_are_kept_whole": True, "unknown_tokens_are_rare": False, "byte_tokens_are_rare": True,
-    }  # fmt: skip
+        "domain_terms_are_kept_whole": True,
+        "characters_are_known": False,
+    }
     assert all(check.passed for check in audited([texts]).checks)
 
 
@@ -193,7 +194,7 @@ def test_characters_spelt_byte_by_byte_warn_where_it_has(texts: list[str], tmp_p
         total += len(ids)
     assert found.metadata.byte_fallback_share == pytest.approx(parts / total)
     assert found.metadata.unknown_share == 0
-    assert [check.name for check in found.checks if not check.passed] == ["byte_tokens_are_rare"]
+    assert [check.name for check in found.checks if not check.passed] == ["characters_are_known"]
 
 
 def test_byte_fallback_of_a_sentencepiece_vocabulary_is_counted(tmp_path: Path) -> None:

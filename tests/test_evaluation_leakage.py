@@ -10,6 +10,7 @@ from fullft_assets.planning.worth import Worth
 from fullft_assets.report.rendering import render
 from fullft_assets.settings import ReleaseSettings
 from tests.test_evaluation_slices import WORD, evaluated
+from tests.test_planning_worth import use_case
 from tests.test_report import full_report
 
 KINDS = ["notice", "reference", "tag", "text"]
@@ -64,7 +65,9 @@ def test_the_check_counts_and_the_page_alone_has_the_word() -> None:
     for evaluation, passed in ((clean, True), (marked, False)):
         decision = verdict(evaluation, ReleaseSettings())
         outcome = next(
-            each for each in check_outcomes(evaluation, decision, worth) if each.name == LEAKAGE.name
+            each
+            for each in check_outcomes(evaluation, decision, worth, use_case())
+            if each.name == LEAKAGE.name
         )
         assert outcome.passed is passed and WORD not in str(outcome) and "letter" not in str(outcome)
     shown = {"report": full_report(marked), "pictures": []}

@@ -79,29 +79,25 @@ def test_a_model_that_is_not_worth_it_is_kept_back_only_where_asked(
     evaluation = evaluated(gain=gained(0.05, 0.03, 0.07))
     worth = judged(0.03, 0.05, 0.07, usd_per_point=usd_per_point, if_not_justified=policy)
     found = verdict(evaluation, ReleaseSettings(), worth=worth)
+    settings = use_case(usd_per_point=usd_per_point)
+    outcomes = check_outcomes(evaluation, found, worth, settings)
     assert found.answer == answer
     assert (worth.sentence.rstrip(".") in found.sentence) == (answer != "promote")
-    made = [
-        outcome
-        for outcome in check_outcomes(evaluation, found, worth)
-        if outcome.name == "full_finetuning_is_justified"
-    ]
-    assert [(outcome.passed, outcome.severity) for outcome in made] == [(usd_per_point == 50.0, "warn")]
-    names = {
-        spec.name
-        for spec in check_specs(
-            ReleaseSettings(), use_case(usd_per_point=usd_per_point).planning, has_row_labels=False
-        )
-    }
-    assert names == {outcome.name for outcome in check_outcomes(evaluation, found, worth)}
+    (outcome,) = [outcome for outcome in outcomes if outcome.name == "full_finetuning_is_justified"]
+    assert (outcome.passed, outcome.severity) == (usd_per_point == 50.0, "warn")
+    names = {spec.name for spec in check_specs(settings, has_row_labels=False)}
+    assert names == {outcome.name for outcome in outcomes}
 
 
-def test_not_asked_there_is_no_such_check() -> None:
+@pytest.mark.parametrize("general", [None, {"path": "g"}])
+def test_a_check_that_cannot_apply_is_not_defined(general: dict[str, str] | None) -> None:
     evaluation, worth = evaluated(), judged(0.03, 0.05, 0.07)
-    made = check_outcomes(evaluation, verdict(evaluation, ReleaseSettings(), worth=worth), worth)
-    assert {outcome.name for outcome in made} == {
-        spec.name for spec in check_specs(ReleaseSettings(), PlanningSettings(), has_row_labels=False)
-    }
+    settings = UseCaseSettings.model_validate({**use_case().model_dump(), "snapshot": {"general": general}})
+    decision = verdict(evaluation, ReleaseSettings(), worth=worth)
+    names = {outcome.name for outcome in check_outcomes(evaluation, decision, worth, settings)}
+    assert names == {spec.name for spec in check_specs(settings, has_row_labels=False)}
+    assert "full_finetuning_is_justified" not in names
+    assert ("forgetting_is_within_budget" in names) == (general is not None)
 
 
 @pytest.mark.parametrize(

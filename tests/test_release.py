@@ -28,7 +28,7 @@ from fullft_assets.evaluation.rows import LabelScore
 from fullft_assets.evaluation.verdict import check_specs, read_verdict
 from fullft_assets.release import Champion, decision, model_card
 from fullft_assets.report import next_action
-from fullft_assets.settings import PlanningSettings, ReleaseSettings, UseCaseSettings
+from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import GATES
@@ -624,10 +624,8 @@ def test_a_gate_of_another_package_decides_on_a_release(lab, tmp_path, monkeypat
             assert outcome.kind == kind
         reason = read_verdict(lab.store.folder(report)).reasons[-1]
         assert (reason.gate, reason.passed, reason.numbers) == ("labels_are_few", True, {"num_labels": 2})
-        assert "labels_are_few" in {spec.name for spec in check_specs(gates, PlanningSettings())}
-        assert "labels_are_few" not in {
-            spec.name for spec in check_specs(ReleaseSettings(), PlanningSettings())
-        }
+        assert "labels_are_few" in {spec.name for spec in check_specs(use_case.settings)}
+        assert "labels_are_few" not in {spec.name for spec in check_specs(lab.use_case.settings)}
         verdict = release.verdict(evaluated(), ReleaseSettings(gates={"labels_are_few": {"most": 1}}))
         assert "merge labels" in next_action("demo", verdict, evaluated(), gates)
     finally:

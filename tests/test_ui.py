@@ -261,7 +261,6 @@ def test_checks_say_what_they_found(screen: Screen, made: str):
     for check in (
         "beats_baselines",
         "beats_champion",
-        "forgetting_is_within_budget",
         "score_is_sufficient",
         "test_set_is_large_enough",
     ):

@@ -344,7 +344,7 @@ _PICTURE = re.compile(r"!\[(?P<title>[^\]]*)\]\((?P<path>pictures/[^)]+)\)")
 
 def _build_evaluation(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     has_row_labels = task_of(graph.settings.examples).target in ("label", "labels")
-    specs = check_specs(graph.settings.release, graph.settings.planning, has_row_labels=has_row_labels)
+    specs = check_specs(graph.settings, has_row_labels=has_row_labels)
     # What a gain is worth is judged here, though its settings are those of the plan.
     asked = worth.asked(graph.settings)
     worth_version = f"-{digest(asked)[:8]}" if asked else ""

@@ -116,11 +116,11 @@ def _per_million(
 
 
 #: Of `tokenizer_audit`; chunks have one of their own.
-VERSION = "5"
+VERSION = "6"
 TERMS_ARE_WHOLE = CheckSpec("domain_terms_are_kept_whole", "Domain terms are split into few pieces.")
-UNKNOWN_ARE_RARE = CheckSpec("unknown_tokens_are_rare", "The tokenizer knows the domain's characters.")
-BYTES_ARE_RARE = CheckSpec("byte_tokens_are_rare", "The tokenizer seldom spells characters byte by byte.")
-CHECKS = (TERMS_ARE_WHOLE, UNKNOWN_ARE_RARE, BYTES_ARE_RARE)
+#: A tokenizer has either a token for what it does not know, or one for each byte.
+CHARACTERS_ARE_KNOWN = CheckSpec("characters_are_known", "The tokenizer knows the domain's characters.")
+CHECKS = (TERMS_ARE_WHOLE, CHARACTERS_ARE_KNOWN)
 #: Texts of a batch whose words are counted; drawn by the texts' hashes.
 SAMPLED_TEXTS = 2_000
 #: Words kept of each batch, the commonest.
@@ -373,9 +373,6 @@ def _estimate_savings(terms: list[dict[str, Any]], tokenization: Tokenization, n
 
 
 def _checks(metadata: AuditMetadata, worst: str) -> list[CheckOutcome]:
-    mean_pieces = metadata.mean_term_pieces
-    unknown = metadata.unknown_share
-    byte = metadata.byte_fallback_share
     proposal = ""
     if metadata.num_proposed_tokens:
         proposal = (
@@ -385,31 +382,30 @@ def _checks(metadata: AuditMetadata, worst: str) -> list[CheckOutcome]:
     return [
         CheckOutcome(
             name=TERMS_ARE_WHOLE.name,
-            passed=mean_pieces <= MAX_TERM_PIECES,
+            passed=metadata.mean_term_pieces <= MAX_TERM_PIECES,
             severity="warn",
             description=(
-                f"{mean_pieces:.2f} pieces a domain term (warns above"
+                f"{metadata.mean_term_pieces:.2f} pieces a domain term (warns above"
                 f" {MAX_TERM_PIECES}){worst if metadata.num_terms else ''}{proposal}"
             ),
-            metadata={"mean_term_pieces": mean_pieces, "proposal_saves_share": metadata.proposal_saves_share},
+            metadata={
+                "mean_term_pieces": metadata.mean_term_pieces,
+                "proposal_saves_share": metadata.proposal_saves_share,
+            },
         ),
         CheckOutcome(
-            name=UNKNOWN_ARE_RARE.name,
-            passed=unknown <= MAX_UNKNOWN_SHARE,
+            name=CHARACTERS_ARE_KNOWN.name,
+            passed=metadata.unknown_share <= MAX_UNKNOWN_SHARE
+            and metadata.byte_fallback_share <= MAX_BYTE_SHARE,
             severity="warn",
             description=(
-                f"{unknown:.4%} of the tokens are unknown to the tokenizer (warns above"
-                f" {MAX_UNKNOWN_SHARE:.4%})"
+                f"{metadata.unknown_share:.4%} of the tokens are unknown to the tokenizer (warns above"
+                f" {MAX_UNKNOWN_SHARE:.4%}), {metadata.byte_fallback_share:.4%} are single bytes of a"
+                f" character (warns above {MAX_BYTE_SHARE:.4%})"
             ),
-            metadata={"unknown_share": unknown},
-        ),
-        CheckOutcome(
-            name=BYTES_ARE_RARE.name,
-            passed=byte <= MAX_BYTE_SHARE,
-            severity="warn",
-            description=(
-                f"{byte:.4%} of the tokens are single bytes of a character (warns above {MAX_BYTE_SHARE:.4%})"
-            ),
-            metadata={"byte_fallback_share": byte},
+            metadata={
+                "unknown_share": metadata.unknown_share,
+                "byte_fallback_share": metadata.byte_fallback_share,
+            },
         ),
     ]

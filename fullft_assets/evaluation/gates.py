@@ -18,7 +18,7 @@ from fullft_assets.evaluation.comparison import SliceScore
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.planning.worth import Worth
-from fullft_assets.settings import PlanningSettings, ReleaseSettings
+from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.base import Float, Settings
 from fullft_assets.store.checks import CheckSpec
 
@@ -89,9 +89,9 @@ class Gate(ABC):
         """Return whether the gate judges releases under these settings."""
         return self.is_always or self.name in settings.gates
 
-    def has_check(self, release: ReleaseSettings, planning: PlanningSettings) -> bool:
-        """Return whether there is a check of this gate under these settings."""
-        return self.is_asked_for(release)
+    def has_check(self, settings: UseCaseSettings) -> bool:
+        """Return whether the `evaluation_report` has a check of this gate under these settings."""
+        return self.is_asked_for(settings.release)
 
     @abstractmethod
     def judge(self, context: GateContext) -> GateResult | None:
@@ -411,6 +411,9 @@ class ForgettingIsWithinBudget(Gate):
         "train with snapshot.replay, which costs its tokens, or with wise_ft (docs/training/forgetting.md)"
     )
 
+    def has_check(self, settings: UseCaseSettings) -> bool:
+        return settings.snapshot.general is not None
+
     def judge(self, context: GateContext) -> GateResult:
         forgetting = context.evaluation.forgetting
         if forgetting is None:
@@ -475,8 +478,8 @@ class FullFinetuningIsJustified(Gate):
 
     is_always = True
 
-    def has_check(self, release: ReleaseSettings, planning: PlanningSettings) -> bool:
-        return planning.usd_per_point is not None
+    def has_check(self, settings: UseCaseSettings) -> bool:
+        return settings.planning.usd_per_point is not None
 
     def judge(self, context: GateContext) -> GateResult | None:
         worth = context.worth

@@ -20,7 +20,7 @@ from fullft_assets.evaluation.gates import (
 )
 from fullft_assets.evaluation.leakage import Leakage
 from fullft_assets.planning.worth import Worth
-from fullft_assets.settings import PlanningSettings, ReleaseSettings
+from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import GATES
@@ -143,26 +143,27 @@ def _answer(reasons: list[GateResult]) -> Answer:
     return "inconclusive" if all(reason.is_undecided for reason in failing) else "keep"
 
 
-def check_specs(
-    settings: ReleaseSettings, planning: PlanningSettings, *, has_row_labels: bool = True
-) -> tuple[CheckSpec, ...]:
+def check_specs(settings: UseCaseSettings, *, has_row_labels: bool = True) -> tuple[CheckSpec, ...]:
     """Return the checks under these settings.
 
     Args:
         has_row_labels: whether each row has labels of its own, so that a word may give one away.
     """
-    gates = [gate.spec for gate in GATES.all().values() if gate.has_check(settings, planning)]
+    gates = [gate.spec for gate in GATES.all().values() if gate.has_check(settings)]
     return (*gates, LEAKAGE) if has_row_labels else tuple(gates)
 
 
-def check_outcomes(evaluation: Evaluation, decision: ReleaseVerdict, worth: Worth) -> list[CheckOutcome]:
-    """Return the outcomes of the checks; a red one is a warning, since keeping the champion is a normal
-    outcome.
+def check_outcomes(
+    evaluation: Evaluation, decision: ReleaseVerdict, worth: Worth, settings: UseCaseSettings
+) -> list[CheckOutcome]:
+    """Return the outcomes of the checks under these settings; a red one is a warning, since keeping the
+    champion is a normal outcome.
     """
+    names = {spec.name for spec in check_specs(settings)} - {FULL_FINETUNING_IS_JUSTIFIED.name}
     checks = [
         _warning(reason.gate, reason.passed, reason.text, reason.numbers)
         for reason in decision.reasons
-        if reason.gate != FULL_FINETUNING_IS_JUSTIFIED.name
+        if reason.gate in names
     ]
     if evaluation.leakage is not None:
         checks.append(_leakage(evaluation.leakage))

@@ -183,7 +183,7 @@ def _write(
             | {"worth": asked(job.settings)},
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
             metadata=_metadata(judged, decision, num_left_out, ships).as_dict(),
-            checks=check_outcomes(evaluation, decision, judged.worth),
+            checks=check_outcomes(evaluation, decision, judged.worth, job.settings),
         )
 
 
