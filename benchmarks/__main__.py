@@ -25,6 +25,7 @@ from benchmarks.packed_training import measure_packed_training
 from benchmarks.packing import measure_packing
 from benchmarks.personal_data import measure_personal_data
 from benchmarks.preparation import Preparation
+from benchmarks.small_files import measure_small_files
 from benchmarks.tick import measure_tick
 
 #: In the order of running: `second_run` goes on with the home of `demo`, `preparation_one_percent_more` with
@@ -45,6 +46,7 @@ NAMES = (
     "forgetting",
     "drift_report",
     "tick",
+    "small_files",
 )
 #: Minutes and gigabytes: run only when asked for.
 SLOW_NAMES = ("preparation_memory",)
@@ -112,6 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
             "forgetting": lambda: measure_forgetting(demo.logs),
             "drift_report": lambda: measure_drift_report(Path(scratch) / "drift_report", demo.logs),
             "tick": lambda: measure_tick(Path(scratch) / "tick", demo.logs),
+            "small_files": lambda: measure_small_files(Path(scratch) / "small_files", demo.logs),
         }
         rows = []
         for name in names:

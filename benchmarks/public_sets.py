@@ -354,6 +354,25 @@ def create(
         more: keys of sections on top.
     """
     chosen = SETS[name]
+    sections = {
+        name: {**chosen.sections.get(name, {}), **more.get(name, {})} for name in {**chosen.sections, **more}
+    }
+    if model is None and SETS[name].sections["examples"].get("task") == "sft":
+        model = smollm.write(REPOSITORY / "build" / "public-sets" / "smollm2")
+    attributes = {
+        "base_model": MODEL if model is None else str(model),
+        "documents": {"path": f"data/{name}"},
+        **sections,
+    }
+    write_project(root, name, attributes)
+    chosen.write(root / "data" / name)
+    if rows is not None:
+        _thin_out(root / "data" / name, rows)
+    return root
+
+
+def write_project(root: Path, name: str, attributes: dict[str, Any]) -> None:
+    """Write a Dagster project with one use case."""
     defs = root / "my_project" / "defs" / name
     defs.mkdir(parents=True)
     (root / "my_project" / "__init__.py").touch()
@@ -366,23 +385,9 @@ def create(
         '[tool.dg.project]\nroot_module = "my_project"\n'
     )
     (root / "dagster.yaml").write_text((REPOSITORY / "dagster.yaml").read_text())
-    sections = {
-        name: {**chosen.sections.get(name, {}), **more.get(name, {})} for name in {**chosen.sections, **more}
-    }
-    if model is None and SETS[name].sections["examples"].get("task") == "sft":
-        model = smollm.write(REPOSITORY / "build" / "public-sets" / "smollm2")
-    attributes = {
-        "base_model": MODEL if model is None else str(model),
-        "documents": {"path": f"data/{name}"},
-        **sections,
-    }
     (defs / "defs.yaml").write_text(
         yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": attributes}, sort_keys=False)
     )
-    chosen.write(root / "data" / name)
-    if rows is not None:
-        _thin_out(root / "data" / name, rows)
-    return root
 
 
 def _thin_out(documents: Path, rows: int) -> None:
@@ -403,13 +408,18 @@ def _spaced(items: Sequence[T], most: int) -> list[T]:
     )
 
 
-def fullft(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a project, with a home of its own."""
+def environment_of(project: Path) -> dict[str, str]:
+    """Make a home in a project, and return the variables with which the command uses both."""
     environment = {**os.environ, "DAGSTER_HOME": str(project / ".home"), "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(project), str(REPOSITORY)])
     (project / ".home").mkdir(exist_ok=True)
     if not (project / ".home" / "dagster.yaml").exists():
         (project / ".home" / "dagster.yaml").symlink_to(project / "dagster.yaml")
+    return environment
+
+
+def fullft(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a project, with a home of its own."""
     command = [
         sys.executable,
         "-m",
@@ -418,7 +428,9 @@ def fullft(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "--defs",
         str(project / "my_project" / "defs"),
     ]
-    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=project, env=environment_of(project), capture_output=True, text=True, check=False
+    )
 
 
 @dataclass(frozen=True)

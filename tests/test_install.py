@@ -3,6 +3,7 @@ list.
 """
 
 import re
+import subprocess
 import tomllib
 import zipfile
 from pathlib import Path
@@ -72,6 +73,18 @@ def test_everything_that_installs_takes_the_versions_of_the_lock() -> None:
             re.search(r"--constraint (uv\.lock\.txt|\$\(VERSIONS\))", line) or re.search(r"\w==\d", line)
             for line in installs
         ), file
+
+
+@pytest.mark.parametrize(
+    ("target", "installed"),
+    [("run", {"demo"}), ("ui", {"demo", "ui"}), ("check", {"demo"}), ("test-quick", {"dev"})],
+)
+def test_a_target_installs_what_it_needs(target: str, installed: set[str], tmp_path: Path) -> None:
+    command = ["make", "--dry-run", "UV=", f"VENV={tmp_path}", target]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    # The extra `dev` contains the other two.
+    names = set(re.findall(r"installing the extra (\w+) into", lines))
+    assert names - ({"demo", "ui"} if "dev" in names else set()) == installed
 
 
 #: Hides modules from each Python of a test, as if they were not installed.
