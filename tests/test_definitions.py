@@ -179,17 +179,23 @@ def test_without_a_monitoring_folder_there_is_nothing_of_monitoring(project):
     assert "window" not in text and "drift" not in text and "monitor" not in text
 
 
-def test_two_use_cases_load_side_by_side(tmp_path):
-    first = projects.create(tmp_path, "letters")
-    second = projects.Project(tmp_path, "contracts")
-    second.deliver("a.jsonl", projects.licence_rows(5))
-    second.configure()
-    both = dg.Definitions.merge(
-        *[FullFineTune(load_use_case(p.yaml_path)).build_defs() for p in (first, second)]
+def test_ten_use_cases_are_a_group_and_a_few_jobs_each(tmp_path):
+    names = ["letters", *(f"contracts_{number}" for number in range(9))]
+    cases = [projects.create(tmp_path, names[0])]
+    for name in names[1:]:
+        cases.append(projects.Project(tmp_path, name))
+        cases[-1].deliver("a.jsonl", projects.licence_rows(5))
+        cases[-1].configure()
+    merged = dg.Definitions.merge(
+        *[FullFineTune(load_use_case(case.yaml_path)).build_defs() for case in cases]
     )
-    groups = {spec.group_name for spec in specs(both)}
-    assert groups == {"letters", "contracts"}
-    assert pools(both) == {"gpu"}, "they share the GPUs"
+    assert {spec.group_name for spec in specs(merged)} == set(names)
+    assert pools(merged) == {"gpu"}, "they share the GPUs"
+    repository = merged.get_repository_def()
+    jobs = [job.name for job in repository.get_all_jobs() if not job.name.startswith("__")]
+    acts = ("by_hand", "evaluate", "ingest", "model", "snapshot")
+    assert sorted(jobs) == sorted(f"{name}_{act}" for name in names for act in acts)
+    assert len(repository.sensor_defs) + len(repository.schedule_defs) <= 3 * len(names)
 
 
 def test_what_runs_elsewhere_waits_for_no_gpu_of_this_machine(project):
