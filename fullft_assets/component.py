@@ -4,13 +4,13 @@ cases of a project are loaded, those whose YAML is wrong as an asset that says s
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from dagster.components import Component, ComponentLoadContext, ComponentTypeSpec, scaffold_with
-from dagster.components.core.defs_module import EXPLICITLY_IGNORED_GLOB_PATTERNS, ComponentPostProcessingModel
+from dagster.components.core import decl
+from dagster.components.core.defs_module import ComponentPostProcessingModel
 from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
 
 from fullft_assets import automation
@@ -183,12 +183,8 @@ def load_use_cases(path_within_project: Path) -> dg.Definitions:
         ):
             checked = {place: problem_of(place) for place in places if place not in problems}
             problems |= {place: problem for place, problem in checked.items() if problem is not None}
-            names = {place.path.parent.name for place in problems}
-            # Ignored by name, a use case that is right would be lost with one that is not.
-            if any(place.path.parent.name in names for place in places if place not in problems):
-                raise
             try:
-                with _without(names):
+                with _without(problems):
                     loaded = dg.load_from_defs_folder(path_within_project=path_within_project)
             except Exception:
                 continue  # another use case is wrong, too; where nothing explains it, the first error stands
@@ -206,7 +202,7 @@ def problem_of_post_processing(place: Place) -> str | None:
 
 def _unloadable(place: Place, places: Iterable[Place]) -> str | None:
     """Return why Dagster cannot load a use case without the others, or None."""
-    with _without({each.path.parent.name for each in places} - {place.path.parent.name}):
+    with _without(each for each in places if each.path != place.path):
         try:
             dg.load_from_defs_folder(path_within_project=place.path)
         except Exception as error:
@@ -248,10 +244,16 @@ def _key_in(source: YamlSource, location: tuple[str | int, ...]) -> Key:
 
 
 @contextmanager
-def _without(names: set[str]) -> Iterator[None]:
-    before = [*EXPLICITLY_IGNORED_GLOB_PATTERNS]
-    EXPLICITLY_IGNORED_GLOB_PATTERNS.extend(map(escape, names))
+def _without(places: Iterable[Place]) -> Iterator[None]:
+    """Have Dagster see no YAML at some places; what lies beside it is still loaded."""
+    find = decl.find_defs_or_component_yaml
+    folders = {place.path.parent.resolve() for place in places}
+
+    def find_others(path: Path) -> Path | None:
+        return None if path.resolve() in folders else find(path)
+
+    vars(decl)["find_defs_or_component_yaml"] = find_others
     try:
         yield
     finally:
-        EXPLICITLY_IGNORED_GLOB_PATTERNS[:] = before
+        vars(decl)["find_defs_or_component_yaml"] = find

@@ -427,7 +427,7 @@ class TestDeliverySensor:
         first = tick(None)
         assert first.skip_reason.skip_message == "nothing new in data/letters/documents"
         bench.prepared.project.deliver("export.jsonl", projects.licence_rows(3, skip=500))
-        assert tick(first.cursor).skip_message == "no new materialization of team/exports"
+        assert tick(first.cursor).skip_message.startswith("no new materialization of team/exports")
         bench.instance.report_runless_asset_event(dg.AssetMaterialization(["team", "exports"]))
         asked = tick(first.cursor)
         (request,) = asked.run_requests
@@ -436,7 +436,12 @@ class TestDeliverySensor:
         assert running.skip_reason.skip_message.endswith("; 1 batch(es) in flight")
         bench.ingest()
         done = tick(running.cursor)
-        assert tick(done.cursor).skip_message == "no new materialization of team/exports"
+        assert tick(done.cursor).skip_message.startswith("no new materialization of team/exports")
+        bench.prepared.project.configure(
+            base_model="model", documents={"deps": ["team/exports"]}, chunks={"max_tokens": 16}
+        )
+        (sensor, *_) = automation.build_sensors(CaseGraph(bench.prepared.project.use_case()))
+        assert tick(done.cursor).run_requests, "what the edited YAML makes of it is due"
 
     def test_windows_wait_for_a_model(self, bench):
         for number in (1, 2):

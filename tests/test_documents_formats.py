@@ -1419,6 +1419,15 @@ class TestChat:
                     ("train", False, "a weight of its own"),
                 ]
             ),
+            (
+                {
+                    "conversations": [
+                        {"from": "human", "value": "?"},
+                        {"from": "function_call", "value": "{}"},
+                    ]
+                },
+                "turn 2 of field `conversations` has a tool call (`function_call`), which cannot be trained yet",
+            ),
             ({"instruction": "a"}, "no field `output` or `response`"),
             ({"prompt": "a"}, "no field `completion` or `response`"),
             ({"question": "a"}, "no field `answer` or `response`"),

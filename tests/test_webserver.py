@@ -36,9 +36,13 @@ def answer(method: str | None, path: str, host: str = "localhost:3000", **header
     raw = [
         (name.replace("_", "-").encode(), value.encode()) for name, value in {"host": host, **headers}.items()
     ]
-    scope = {"type": "http" if method else "websocket", "path": path, "headers": raw} | (
-        {"method": method} if method else {}
-    )
+    path, _, query = path.partition("?")
+    scope = {
+        "type": "http" if method else "websocket",
+        "path": path,
+        "query_string": query.encode(),
+        "headers": raw,
+    } | ({"method": method} if method else {})
     asyncio.run(Guard(app, ["ui.example.com"])(scope, None, send))
     return sent[0].get("status", sent[0].get("code", 101))
 
@@ -119,6 +123,10 @@ def test_another_origins_page_changes_nothing(method: str | None, path: str, pag
 def test_graphql_is_json_alone(sent: dict[str, str]) -> None:
     assert answer("POST", "/graphql", **sent) == answer("POST", "/prefix/graphql/", **sent) == 403
     assert answer("GET", "/graphql", **sent) == 403
+    mutation = "/graphql?query=mutation{terminateRun(runId:1){__typename}}"
+    for accept in ("text/html", "TEXT/HTML"):
+        assert answer("GET", mutation, accept=accept, **sent) == 403
+        assert answer("HEAD", mutation, accept=accept, **sent) == 403
     assert answer("POST", REPORT, transfer_encoding="chunked", **sent) == 403
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from fullft_assets import alerts, documents, release
 from fullft_assets.alerts import Alert
 from fullft_assets.artifacts import (
+    BATCH_PREDICTIONS,
     DRIFT_REPORT,
     EVALUATION_REPORT,
     FINETUNED_CHECKPOINT,
@@ -40,7 +41,7 @@ from fullft_assets.automation.runs import (
 from fullft_assets.automation.ticks import sensor
 from fullft_assets.errors import StoreError, without_message
 from fullft_assets.evaluation.metadata import EvaluationMetadata
-from fullft_assets.monitoring import DriftMetadata, Status
+from fullft_assets.monitoring import DriftMetadata, PredictionsMetadata, Status
 from fullft_assets.resources import latest, made_by_run, one_line_errors
 from fullft_assets.retraining import RecordedDecision, Signals, State
 from fullft_assets.retraining.history import MAX_RETRIES, VERDICTS, is_lower_on_tests, num_transient
@@ -244,11 +245,12 @@ def of_run(
             )
             began = _began(graph, store, window.created_at, "confirmed", ("ok", "warming_up"))
             yield alert("drift", f"window {partition} drifted", action, began or partition)
+        began = partition
         if window is not None and status == "feed_broken":
-            began = _began(graph, store, window.created_at, "feed_broken", (*VERDICTS, "warming_up"))
+            began = _began(graph, store, window.created_at, "feed_broken", (*VERDICTS, "warming_up")) or began
+        if status == "feed_broken" or (not graph.is_monitored and _is_without_text(graph, store, partition)):
             action = "look at what delivers production documents"
-            what = f"feed_broken/{began or partition}"
-            yield alert("gate_closed", f"window {partition} has no text", action, what)
+            yield alert("gate_closed", f"window {partition} has no text", action, f"feed_broken/{began}")
     if stage == "end_orphans" and run.tags.get(STOPPED_TAG, "0") != "0":
         yield alert(
             "decision_needed",
@@ -332,6 +334,13 @@ def _is_resumed(graph: CaseGraph, instance: dg.DagsterInstance, record: dg.RunRe
         estimated_hours=0,
     )
     return 0 < num_transient(State(attempts=attempts), signals) <= MAX_RETRIES
+
+
+def _is_without_text(graph: CaseGraph, store: Store, partition: str) -> bool:
+    """Return whether no document of a window has a text, where the task has no drift report that says it."""
+    manifest = latest(store, graph.name, BATCH_PREDICTIONS, partition)
+    predictions = None if manifest is None else PredictionsMetadata.of(manifest)
+    return predictions is not None and not (predictions.num_rows or predictions.left_out)
 
 
 def _began(

@@ -20,6 +20,7 @@ from fullft_assets.automation.jobs import build_clean_schedule, build_jobs
 from fullft_assets.automation.orphans import build_orphans_schedule
 from fullft_assets.automation.runs import CANCELLED, Due, evaluation_above_budget, find_due, runs_in_flight
 from fullft_assets.automation.ticks import sensor
+from fullft_assets.chunks import ingestion
 from fullft_assets.resources import latest, one_line_errors
 from fullft_assets.store import Store, digest
 
@@ -108,10 +109,12 @@ def _delivery_sensor(graph: CaseGraph, kind: documents.Kind) -> dg.SensorDefinit
         )
         if not is_readable:
             return dg.SkipReason("no model yet to read it with; run the model job first")
-        newest = _newest_materializations(context.instance, deps)
+        # An edit of the YAML makes batches due again.
+        version = ingestion.version(graph.use_case)[:8] if deps else ""
+        newest = f"{_newest_materializations(context.instance, deps)}/{version}"
         ingested, shown = (context.cursor or "").rpartition(" ")[::2]
         if deps and ingested == newest:
-            return dg.SkipReason(f"no new materialization of {' or '.join(deps)}")
+            return dg.SkipReason(f"no new materialization of {' or '.join(deps)}, nor an edit of the YAML")
         with one_line_errors(store, graph.name):
             look = documents.look(store, graph.use_case, kind)
             due = find_due(graph, context.instance, store, kind, job)

@@ -134,8 +134,10 @@ def refusal(scope: Scope, hosts: frozenset[str]) -> str | None:
     method = scope.get("method")
     is_graphql = scope["path"].rstrip("/").endswith("/graphql")
     if method in _READS:
-        # A browser's address line gets a page to type queries into, which executes none of them.
-        if is_graphql and method == "GET" and "text/html" not in headers.get("accept", [""])[0]:
+        # A browser's address line gets a page to type queries into, which executes none of them. Whether it is
+        # a browser's, Dagster sees by a header that a page of any origin may write in any case.
+        is_page = "text/html" in headers.get("accept", [""])[0] and not scope.get("query_string")
+        if is_graphql and method != "OPTIONS" and not is_page:
             return "GraphQL is asked by POST, with the content type application/json."
         return None
     for origin in headers.get("origin", ()):

@@ -24,10 +24,7 @@ Message = dict[str, str]
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(
-        ("assistant", "gpt", "chatgpt", "bot", "model", "bing", "bard", "claude", "function_call"),
-        "assistant",
-    ),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bing", "bard", "claude"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response"), "tool"),
 }
 _LISTS = ("messages", "conversations", "conversation")
@@ -126,9 +123,11 @@ def _turn(turn: Any, place: str) -> Message:
         raise Malformed(f"{place} is not an object")
     name = turn.get("role", turn.get("from"))
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
-    if role is None:
+    # Some formats write a tool call as a turn of its own role.
+    is_call = role is None and name in _UNTRAINED
+    if role is None and not is_call:
         raise Malformed(f"{place} has no known role")
-    untrained = next((name for name in _UNTRAINED if not _is_empty(turn.get(name))), None)
+    untrained = name if is_call else next((key for key in _UNTRAINED if not _is_empty(turn.get(key))), None)
     if untrained is not None:
         raise Malformed(f"{place} has {_UNTRAINED[untrained]} (`{untrained}`), which cannot be trained yet")
     content = turn["content"] if "content" in turn else turn.get("value")
