@@ -199,6 +199,9 @@ def test_a_broken_use_case_beside_stops_no_other_and_is_named_by_the_check_of_al
     other.configure(training={"epoch": 3})
     unwritten = Project(project.root, "unwritten")
     unwritten.configure()
+    mistyped = Project(project.root, "mistyped")
+    mistyped.configure()
+    mistyped.yaml_path.write_text("type: fullft_assets.FullFineTune\nattributes:\n\tname: x\n")
     done = project.fullft("ingest", "letters")
     assert (done.returncode, done.stderr) == (0, "")
     shutil.rmtree(project.documents)  # archived
@@ -207,7 +210,8 @@ def test_a_broken_use_case_beside_stops_no_other_and_is_named_by_the_check_of_al
     assert "nothing new in data/letters/documents; there is no such folder" in again.stdout
     of_all = project.fullft("check")
     assert of_all.returncode == 1
-    wrong, removed, missing = of_all.stderr.splitlines()
+    wrong, removed, syntax, missing = of_all.stderr.splitlines()
+    assert syntax.startswith("my_project/defs/mistyped/defs.yaml:3: not YAML: ")
     assert wrong.startswith("my_project/defs/contracts/defs.yaml:") and wrong.endswith(
         "unknown key `epoch`; did you mean `epochs`?"
     )

@@ -27,7 +27,7 @@ from fullft_assets import automation, documents
 from fullft_assets.artifacts import FINETUNED_CHECKPOINT, TOKENIZED_CHUNKS
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking.project import find_use_cases, read_dg_project
-from fullft_assets.checking.validation import load_use_case
+from fullft_assets.checking.validation import load_use_case, unreadable
 from fullft_assets.cli.follower import (
     POLL_SECONDS,
     FollowedRun,
@@ -427,28 +427,44 @@ def interrupted_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+#: A module with the use cases of a folder.
+_USE_CASES = """\
+from pathlib import Path
+
+from fullft_assets.component import load_use_cases
+
+defs = load_use_cases(Path({defs!r}))
+"""
+
+
 @contextmanager
 def _workspace_file(project_root: Path) -> Iterator[Path]:
     """Yield the project's workspace.yaml; where it has none, one that loads the module of its pyproject.toml,
-    as `dg dev` does.
+    as `dg dev` does; where a YAML of the project cannot be read, one that loads its use cases alone, as one
+    broken file keeps Dagster from loading anything of a project.
     """
     existing = project_root / "workspace.yaml"
-    if existing.is_file():
+    project = read_dg_project(project_root)
+    is_broken = project is not None and any(
+        unreadable(place.path) for place in find_use_cases(project.defs) if not is_dormant(place.path)
+    )
+    if existing.is_file() and not is_broken:
         yield existing
         return
-    project = read_dg_project(project_root)
     if project is None:
         raise SettingsError(
             f"{project_root}: neither a workspace.yaml nor [tool.dg.project] in pyproject.toml; add either"
         )
-    module = {
-        "module_name": f"{project.root_module}.definitions",
-        "working_directory": str(project.source),
-        "location_name": project.root_module,
-    }
+    about = {"working_directory": str(project.source), "location_name": project.root_module}
     with tempfile.TemporaryDirectory(prefix="fullft-") as folder:
-        path = Path(folder, "workspace.yaml")
-        path.write_text(yaml.safe_dump({"load_from": [{"python_module": module}]}), encoding="utf-8")
+        path, module = Path(folder, "workspace.yaml"), Path(folder, "use_cases.py")
+        location: dict[str, Any] = {
+            "python_module": {"module_name": f"{project.root_module}.definitions", **about}
+        }
+        if is_broken:
+            module.write_text(_USE_CASES.format(defs=str(project.defs)), encoding="utf-8")
+            location = {"python_file": {"relative_path": str(module), **about}}
+        path.write_text(yaml.safe_dump({"load_from": [location]}), encoding="utf-8")
         yield path
 
 
