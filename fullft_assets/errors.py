@@ -1,7 +1,5 @@
 """Errors that a user can fix. Each message is one line: the place, then the fix."""
 
-from __future__ import annotations
-
 import errno
 import re
 import traceback

@@ -6,8 +6,6 @@ its manifest stays, and so do delivered documents, labels, the held-out ledger, 
 that finds an artifact without its files makes them again.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator

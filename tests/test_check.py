@@ -77,11 +77,12 @@ def test_prints_what_would_be_trained_on_what(project):
         done.stdout, "model"
     )
     assert line(done.stdout, "documents").endswith("data: 1 file, 16.1 KiB, 200 rows")
-    assert "about 150 train, 20 validation, 30 test rows" in line(done.stdout, "split")
     assert "tokens 256 (default), stride 32 (default)" in line(done.stdout, "windows")
     assert "auto (default)" in line(done.stdout, "precision")
     assert "gradient checkpointing off (default)" in line(done.stdout, "batch")
-    assert "rate 1e-05, linear (default), epochs 20 (default for 150 rows)" in line(done.stdout, "learning")
+    assert "rate 1e-05, linear (default), epochs 3 or more, by the number of rows (default)" in line(
+        done.stdout, "learning"
+    )
     assert "note" not in done.stdout
 
 
@@ -163,7 +164,7 @@ def test_rows_are_read_as_ingestion_reads_them_but_no_object_is_fetched(project,
     (data / "b.jsonl").write_bytes(f"{row}\n".encode("cp1252"))
     text = report(project)
     assert line(text, "documents").endswith(" 3 rows")
-    assert "note" not in text and "malformed" not in text
+    assert "note" not in text
     for name in ("a.jsonl", "b.jsonl"):
         (data / name).unlink()
     reference = {
@@ -207,7 +208,6 @@ def test_a_bucket_is_not_looked_at(project, monkeypatch):
     assert line(text, "documents").endswith(
         "s3://mail/in: unknown number of rows; a bucket is read by the first run"
     )
-    assert line(text, "split").endswith("unknown; 15% of the groups for the test set, 10% for validation")
 
 
 def test_beyond_the_counted_bytes_rows_are_estimated(project, monkeypatch):
@@ -350,18 +350,6 @@ def test_files_with_other_endings_are_counted(project):
     assert "201 rows" in line(report(project), "documents")
 
 
-def test_splits_that_the_delivery_has_itself_are_said_to_be_mixed(project):
-    assert "own splits" not in report(project)
-    (project / "data/a.jsonl").rename(project / "data/train.jsonl")
-    (project / "data/test.csv").write_text("text,kind\nA licence,notice\nThe terms,phrase\n")
-    (project / "data/b.csv").write_text("text,kind\nThe notice,notice\n")
-    said = line(report(project), "own splits").removeprefix("own splits ")
-    assert said.startswith(
-        "the delivery has splits of its own, train (1 file, 200 rows), test (1 file, 2 rows), of 203 rows"
-        " read: they are mixed, and all rows are split anew by row; to keep one out, "
-    )
-
-
 @pytest.mark.heavy
 @pytest.mark.parametrize("ending", [".txt", ".html"])
 def test_files_of_one_document_are_drawn_from_all_folders(project, monkeypatch, ending):
@@ -421,8 +409,8 @@ def test_rows_that_fill_the_sample_leave_room_for_other_files(project, monkeypat
     use_case = load_use_case(write(project))
     found = corpus.look_at_documents(use_case)
     assert found.num_rows == 300 and len(found.sample) == 90
-    # A third of the rows, and so of the sample.
-    assert sum(sampled.place.startswith("other-") for sampled in found.sample) == 30
+    # A third of the rows, and about so much of the sample.
+    assert 20 <= sum(sampled.place.startswith("other-") for sampled in found.sample) <= 40
 
 
 @pytest.mark.heavy

@@ -498,33 +498,13 @@ class TestTheKnownReason:
             in gate.description
         )
 
-    def test_a_field_that_no_row_has_names_the_key(self) -> None:
-        rows = self.problems(*["no field `body`"] * 3)
-        for name in ("rows_are_well_formed", "quarantined_share_is_bounded"):
-            description = check_of(rows, name).description
-            assert "no field `body`" in description
-            assert (
-                "no row has this field: if another one holds the text, name it in documents.text; else fix"
-                in description
-            )
-        assert (
-            "documents.text"
-            not in check_of(
-                self.problems("no field `body`", "not a JSON object"), "rows_are_well_formed"
-            ).description
-        )
-
-    def test_a_label_that_no_row_has_names_the_key(self) -> None:
-        rows = sound_rows(*[{"label": None}] * 3)
-        for name in ("labels_are_present", "quarantined_share_is_bounded"):
-            assert (
-                "no row has a value in the field `kind`: if another one holds the label, name it in"
-                " examples.label" in (check_of(rows, name).description)
-            )
-        assert (
-            "examples.label"
-            not in check_of(sound_rows({}, {"label": None}), "labels_are_present").description
-        )
+    def test_where_no_row_is_valid_another_field_may_be_the_right_one(self) -> None:
+        """`fullft check` lists the fields that rows have."""
+        for rows in (self.problems(*["no field `body`"] * 3), sound_rows(*[{"label": None}] * 3)):
+            gate = check_of(rows, "quarantined_share_is_bounded")
+            assert "; name another field (`fullft check` lists the fields" in gate.description
+        gate = check_of(self.problems(None, *["no field `body`"] * 3), "quarantined_share_is_bounded")
+        assert "name another field" not in gate.description
 
 
 class TestBatchWithoutAValidRow:

@@ -8,7 +8,6 @@ import heapq
 import random
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,7 @@ COUNTED_BYTES = 50 * 2**20
 #: bytes.
 SAMPLE_ROWS = 2_000
 SAMPLE_BYTES = 20 * 2**20
-#: Rows of a file whose rows are known without reading it, and rows of the sample that all such files have at
-#: least.
+#: Rows of a file whose rows are known without reading it that are looked at, at least.
 _LEAST_ROWS_A_FILE = 20
 #: Production files whose rows are looked at.
 _NEWEST_FILES = 100
@@ -136,9 +134,9 @@ def _look_at(
         source, settings.documents, settings.examples, all_fields=True, look_rows=rows_a_file, log=log
     ) as reader:
         look = _Look(reader, rows_a_file)
-        for file in files:
+        # From all over the delivery: a folder often has one label.
+        for file in random.Random(0).sample(files, len(files)):
             look.add(source, file)
-        look.open_others(source)
         return look, look.sample()
 
 
@@ -147,7 +145,8 @@ class _Drawn:
     """A record of the sample; of all records those with the largest `draw` are in it."""
 
     draw: float
-    place: str
+    file: str
+    number: int
     record: Record = field(compare=False)
     meaning: Format = field(compare=False)
     reading: Reading = field(compare=False)
@@ -159,20 +158,13 @@ class _Drawn:
             fetched.extend(self.reading.fetch(references))
             return fetched
 
-        number = int(self.place.rpartition(":")[2])
-        row = next(
-            (
-                row
-                for _, row in self.meaning.rows([(number, self.record)], replace(self.reading, fetch=fetch))
-            ),
-            {},
-        )
+        rows = self.meaning.rows([(self.number, self.record)], replace(self.reading, fetch=fetch))
+        row = next((row for _, row in rows), {})
         record = self.record if isinstance(self.record, dict) else {}
         text_field = self.reading.wanted.text or self.meaning.text
         is_refused = any(isinstance(text, OSError) for text in fetched)
-        return Sampled(
-            record, row, self.place, text_field, not self.meaning.written_as, bool(fetched), is_refused
-        )
+        place = f"{self.file}:{self.number}"
+        return Sampled(record, row, place, text_field, not self.meaning.written_as, bool(fetched), is_refused)
 
 
 class _Look:
@@ -182,8 +174,8 @@ class _Look:
 
     def __init__(self, reader: FileReader, rows_a_file: int) -> None:
         self.is_exact = True
-        #: Why the first file that cannot be read cannot, and how many there are.
-        self._unreadable, self._num_unreadable = "", 0
+        #: Why files cannot be read, by path.
+        self._unreadable: dict[str, str] = {}
         self._drawn: list[_Drawn] = []
         self._reader = reader
         self._rows_a_file = rows_a_file
@@ -194,10 +186,9 @@ class _Look:
         self._bytes = 0
         self._read_bytes = 0
         self._unpacked_bytes = 0
-        #: Bytes of the other files that were opened for the sample.
+        #: Bytes of the other files that were opened for the sample, and how many of these are slow to read.
         self._opened_bytes = 0
-        #: Files whose rows are known without reading them, and whether their format is slow to read.
-        self._others: list[tuple[SourceFile, bool]] = []
+        self._num_slow = 0
 
     @property
     def num_rows(self) -> int:
@@ -208,54 +199,24 @@ class _Look:
 
     @property
     def note(self) -> str | None:
-        if self._num_unreadable < 2:
-            return f"{self._unreadable}; it will be skipped" if self._unreadable else None
-        return (
-            f"{self._unreadable}, nor can {self._num_unreadable - 1:,} more of the files that were opened;"
-            " they will be skipped"
-        )
+        if not self._unreadable:
+            return None
+        number = len(self._unreadable) - 1
+        more = f", nor can {number:,} more of the files that were opened; they" if number else "; it"
+        return f"{self._unreadable[min(self._unreadable)]}{more} will be skipped"
 
     def sample(self) -> list[Sampled]:
-        return [drawn.sampled() for drawn in sorted(self._drawn, key=lambda drawn: _in_order(drawn.place))]
+        return [
+            drawn.sampled() for drawn in sorted(self._drawn, key=lambda drawn: (drawn.file, drawn.number))
+        ]
 
     def add(self, source: Source, file: SourceFile) -> None:
-        with self._noting(source, file), source.local(file.path) as path:
-            self._add(path, file)
-
-    def open_others(self, source: Source) -> None:
-        """Read some of the files whose rows are known without it, from all over the delivery: a folder often
-        has one label.
-
-        They get their share of the sample, which the rows that were counted by reading may have filled.
-        """
-        share = self._known_rows / max(1, self.num_rows)
-        counted, self._drawn = self._drawn, []
-        room = max(
-            SAMPLE_ROWS - len(counted),
-            min(round(SAMPLE_ROWS * share), SAMPLE_ROWS - _LEAST_ROWS_A_FILE),
-            _LEAST_ROWS_A_FILE,
-        )
-        num_slow = 0
-        for file, is_slow in random.Random(0).sample(self._others, len(self._others)):
-            if len(self._drawn) >= room or self._opened_bytes >= SAMPLE_BYTES:
-                break
-            if is_slow and (file.bytes > _MOST_SLOW_BYTES or num_slow == _MOST_SLOW_FILES):
-                continue
-            num_slow += is_slow
-            self._opened_bytes += file.bytes
-            with self._noting(source, file), source.local(file.path) as path:
-                self._read(Delivered(path, file.path))
-        others = heapq.nlargest(room, self._drawn)
-        self._drawn = [*others, *heapq.nlargest(SAMPLE_ROWS - len(others), counted)]
-
-    @contextmanager
-    def _noting(self, source: Source, file: SourceFile) -> Iterator[None]:
         try:
-            yield
+            with source.local(file.path) as path:
+                self._add(path, file)
         except (OSError, Unreadable) as error:
             why = getattr(error, "strerror", None) or error
-            self._unreadable = self._unreadable or f"{source.uri}/{file.path}: cannot be read ({why})"
-            self._num_unreadable += 1
+            self._unreadable[file.path] = f"{source.uri}/{file.path}: cannot be read ({why})"
 
     def _add(self, path: Path, file: SourceFile) -> None:
         written, _ = self._reader.formats(Delivered(path, file.path))
@@ -263,12 +224,17 @@ class _Look:
             if written.is_slow and not file.bytes:
                 raise Unreadable("empty")
             self._known_rows += 1
-            self._others.append((file, written.is_slow))
         elif written.num_rows is not None:
             self._known_rows += written.num_rows(path)
-            self._others.append((file, written.is_slow))
         else:
             self._count(path, file)
+            return
+        is_slow = written.is_slow
+        is_too_slow = is_slow and (file.bytes > _MOST_SLOW_BYTES or self._num_slow == _MOST_SLOW_FILES)
+        if self._opened_bytes < SAMPLE_BYTES and not is_too_slow:
+            self._num_slow += is_slow
+            self._opened_bytes += file.bytes
+            self._read(Delivered(path, file.path))
 
     def _count(self, path: Path, file: SourceFile) -> None:
         budget = COUNTED_BYTES - self._unpacked_bytes
@@ -294,13 +260,15 @@ class _Look:
             draw = random.Random(zlib.crc32(file.name.encode(errors="surrogateescape")))
             drawn = list(self._drawn)
             num_rows = 0
-            place, record = "", None
+            number, record = 0, None
             try:
                 for number, record in records:
                     num_rows += 1
-                    number_drawn, place = draw.random(), f"{file.name}:{number}"
+                    number_drawn = draw.random()
                     if len(drawn) < SAMPLE_ROWS or number_drawn > drawn[0].draw:
-                        heapq.heappush(drawn, _Drawn(number_drawn, place, record, meaning, reading))
+                        heapq.heappush(
+                            drawn, _Drawn(number_drawn, file.name, number, record, meaning, reading)
+                        )
                     if len(drawn) > SAMPLE_ROWS:
                         heapq.heappop(drawn)
                     if file.head is None and num_rows >= self._rows_a_file:
@@ -310,14 +278,10 @@ class _Look:
                     raise
             if file.head is not None and file.head.is_cut and isinstance(record, str):
                 # The row that reading stops in is cut; nothing else is wrong with it.
-                num_rows, drawn = num_rows - 1, [each for each in drawn if each.place != place]
+                num_rows -= 1
+                drawn = [each for each in drawn if (each.file, each.number) != (file.name, number)]
                 heapq.heapify(drawn)
             return num_rows, drawn
 
         (num_rows, self._drawn), _ = self._reader.read(file, take)
         return num_rows
-
-
-def _in_order(place: str) -> tuple[str, int]:
-    file, _, row = place.rpartition(":")
-    return file, int(row)

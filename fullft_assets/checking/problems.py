@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from croniter import croniter
 from pydantic import ValidationError
@@ -61,17 +61,12 @@ def is_bucket(path: str) -> bool:
     return re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*/?", path) is not None
 
 
-def _without_credentials(path: str) -> str:
-    scheme, mark, address = path.partition("://")
-    return f"{scheme}{mark}***@{address.rpartition('@')[2]}" if "@" in address else path
-
-
 def _address_problem(path: str) -> str | None:
     if is_bucket(path):
         return problem_without("boto3")
     if "://" in path and "@" in path:
         return (
-            f"{_without_credentials(path)}: a path has no credentials; give them in the environment, by a"
+            f"{path.partition('://')[0]}://***@{path.rpartition('@')[2]}: a path has no credentials; give them in the environment, by a"
             " profile or by a role"
         )
     if path.startswith("s3:"):
@@ -146,13 +141,10 @@ def _external_problem(path: str, root: Path) -> str | None:
 
 def overlap(path: str, other: str, root: Path) -> bool:
     """Return whether one of two places contains the other."""
-    if is_bucket(path) != is_bucket(other):
-        return False
-    if is_bucket(path):
-        one, two = (f"{url.rstrip('/')}/" for url in (path, other))
-        return one.startswith(two) or two.startswith(one)
-    folder, training = (locate(name, root).resolve() for name in (path, other))
-    return folder.is_relative_to(training) or training.is_relative_to(folder)
+    one, two = (
+        PurePosixPath(place) if is_bucket(place) else locate(place, root).resolve() for place in (path, other)
+    )
+    return one.is_relative_to(two) or two.is_relative_to(one)
 
 
 def validate(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

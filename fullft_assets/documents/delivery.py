@@ -5,15 +5,13 @@ and after the end it starts again. The position only says where to look next: th
 new. Delivered files that no format reads are counted by ending, so that a check can show them.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fullft_assets.documents import batches
 from fullft_assets.documents.aliases import alias, shown_path
@@ -22,11 +20,9 @@ from fullft_assets.documents.formats import COMPRESSIONS, ending_of, reads_any_e
 from fullft_assets.documents.sources import Folder, S3Prefix, Source, SourceFile, open_source
 from fullft_assets.documents.windows import WindowCutter, open_since
 from fullft_assets.settings import DocumentsSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import CheckOutcome, Store
 from fullft_assets.store.checks import CheckSpec
-
-if TYPE_CHECKING:
-    from fullft_assets.settings.use_case import UseCase
 
 #: Records what is new of the files that a look found, and returns the batches.
 _Record = Callable[[Sequence[SourceFile]], list[Batch]]

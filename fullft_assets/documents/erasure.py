@@ -6,8 +6,6 @@ above it is deleted, another document has that place. So such a document is know
 its group.
 """
 
-from __future__ import annotations
-
 import hmac
 import json
 import time

@@ -5,13 +5,11 @@ A *batch* is a bounded set of files, cut once and recorded in the store; what is
 whatever its name or time. The same ledger cuts production documents into *windows*.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,13 +24,10 @@ from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
 from fullft_assets.personal_data.entities import pipeline_key
 from fullft_assets.personal_data.search import mask_documents, search_of
+from fullft_assets.settings import LogSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
-
-if TYPE_CHECKING:
-    from fullft_assets.settings import LogSettings
-    from fullft_assets.settings.use_case import UseCase
-
 
 VERSION = "12"
 READABLE = CheckSpec("files_are_readable", "Every file could be read.")

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fullft_assets.erasure.erased_documents import ErasedDocuments, whole_artifacts
-from fullft_assets.report import LABEL_ERRORS, delimiter_of, read_list, shorten, write_list
+from fullft_assets.report import LABEL_ERRORS, read_list, shorten, write_list
 from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.language.assessment import ANSWERS
 
@@ -130,6 +130,8 @@ class ErasureReport:
 
 
 _TABLES = ("predictions.parquet", "validation.parquet")
+#: Of earlier stores: copies of `LABEL_ERRORS`, which go with the first erased document.
+_TABLES_FOR_ANNOTATORS = ("label_errors.csv", "label_errors.tsv")
 #: A row of a page's table that is about one document or group.
 _ABOUT = re.compile(r'<tr data-(document|group)="(.*?)">.*?</tr>', re.DOTALL)
 
@@ -148,11 +150,7 @@ def _drop_from_report(
 ) -> bool:
     tables = {name: pq.read_table(folder / name) for name in _TABLES if name in manifest.files}
     # The first field of a list is the id of a document.
-    lists = {
-        name: read_list(folder / name)
-        for name in manifest.files
-        if name == ANSWERS or name.startswith(f"{LABEL_ERRORS}.")
-    }
+    lists = {name: read_list(folder / name) for name in (ANSWERS, LABEL_ERRORS) if name in manifest.files}
     ids = {id_ for table in tables.values() for id_ in table["id"].to_pylist()}
     ids |= {next(iter(row.values())) for rows in lists.values() for row in rows}
     ids_gone = erased.named(ids)
@@ -183,7 +181,9 @@ def _drop_from_report(
         _drop_from_measurements(path / "evaluation.json", predictions)
         for name, rows in lists_left.items():
             if rows != lists[name]:
-                write_list(path / name, rows, delimiter_of(path / name))
+                write_list(path / name, rows)
+        for name in _TABLES_FOR_ANNOTATORS:
+            (path / name).unlink(missing_ok=True)
         for name, text in texts.items():
             # What a model wrote after the beginning of a document goes with it, and the name of a group with
             # the last of its rows.

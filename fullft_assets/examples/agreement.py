@@ -6,8 +6,6 @@ statsmodels' version does not allow: items weigh the same in the observed agreem
 labels (Gwet 2014, Handbook of Inter-Rater Reliability, ch. 2), which keeps kappa within -1 and 1.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -4,8 +4,6 @@ Check descriptions, errors and metadata are kept by Dagster for ever. A field th
 labels (by a wrong `examples.label`, or because answers are texts) has many values, or long ones.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable, Mapping
 

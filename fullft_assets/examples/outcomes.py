@@ -6,8 +6,6 @@ Gates on the fields that the settings name for what ties rows together: a wrong 
 itself, unnoticed.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,14 +23,13 @@ from fullft_assets.store import CheckOutcome
 from fullft_assets.task import task_of
 
 _FIX = "fix them in the source and deliver the file again"
+_LOOK = "`fullft check` lists the fields that rows have"
 _SHOWN = 5
 #: Where a parser stopped, in an archive or a mailbox as well: the same fault is at another place in each row.
 _POSITION = re.compile(r": line \d+ column \d+ \(char \d+\)|^(?:member \d+(?:, row \d+)?|message \d+): ")
 
 
-def row_outcome(
-    name: str, rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettings
-) -> CheckOutcome:
+def row_outcome(name: str, rule: Rule, finding: Finding, table: pa.Table) -> CheckOutcome:
     """Return the outcome of a rule on single rows, or of a user's expectation, that Great Expectations
     tried.
     """
@@ -41,26 +38,21 @@ def row_outcome(
         metadata["num_failed"] = len(finding.rows)
     if finding.observed is not None:
         metadata["observed"] = finding.observed
-    description = "" if finding.passed else _why(rule, finding, table, settings)
+    description = "" if finding.passed else _why(rule, finding, table)
     return CheckOutcome(
         name=name, passed=finding.passed, severity=rule.severity, description=description, metadata=metadata
     )
 
 
-def _why(rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettings) -> str:
+def _why(rule: Rule, finding: Finding, table: pa.Table) -> str:
     if not finding.rows:
         observed = "" if finding.observed is None else f", observed {finding.observed:.6g}"
         return f"the batch {rule.reason}{observed}; look at its rows, or fix the expectation"
     verb = "quarantined" if rule.quarantines else "found"
-    problem, count = (
-        _commonest_problem(table)
-        if rule.reason == REASONS["rows_are_well_formed"]
-        else ("", len(finding.rows))
-    )
+    problem = _commonest_problem(table) if rule.reason == REASONS["rows_are_well_formed"] else ""
     why = f"{rule.reason}, most often: {problem}" if problem else rule.reason
-    fix = _wrong_field(rule.reason, problem, count == len(table), settings) + _FIX
     return (
-        f"{len(finding.rows):,} of {len(table):,} rows {verb} ({why}): {places(finding.rows, table)}; {fix}"
+        f"{len(finding.rows):,} of {len(table):,} rows {verb} ({why}): {places(finding.rows, table)}; {_FIX}"
     )
 
 
@@ -74,8 +66,8 @@ def problem_counts(rows: pa.Table, most: int = 10) -> dict[str, int]:
     return dict(counts.most_common(most))
 
 
-def _commonest_problem(rows: pa.Table) -> tuple[str, int]:
-    return next(iter(problem_counts(rows, 1).items()), ("", 0))
+def _commonest_problem(rows: pa.Table) -> str:
+    return next(iter(problem_counts(rows, 1)), "")
 
 
 def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
@@ -90,17 +82,6 @@ def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
         f"{named([(label, f'{count:,}') for label, count in most], len(most), counts)}; examples.labels has"
         f" {', '.join(known)}"
     )
-
-
-def _wrong_field(reason: str, problem: str, is_every_row: bool, settings: ExamplesSettings) -> str:
-    if is_every_row and problem.startswith("no field "):
-        return "no row has this field: if another one holds the text, name it in documents.text; else "
-    if is_every_row and reason == REASONS["labels_are_present"]:
-        return (
-            f"no row has a value in the field `{settings.label}`: if another one holds the label, name it in"
-            " examples.label; else "
-        )
-    return ""
 
 
 def places(rows: Sequence[int], table: pa.Table) -> str:
@@ -191,12 +172,10 @@ def gate_outcomes(
     reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; ")).most_common(
         1
     )
-    reason, count = reasons[0] if reasons else ("", 0)
-    problem, count = (
-        _commonest_problem(quarantined) if reason == REASONS["rows_are_well_formed"] else ("", count)
-    )
+    reason = reasons[0][0] if reasons else ""
     strange = _unknown_labels(quarantined, settings) if reason == REASONS["labels_are_known"] else ""
-    problem = problem or strange
+    is_malformed = reason == REASONS["rows_are_well_formed"]
+    problem = _commonest_problem(quarantined) if is_malformed else strange
     why = f", most often: {reason}{f' ({problem})' if problem else ''}" if reason else ""
     finding = (
         f"{len(quarantined):,} of {num_rows:,} rows quarantined{why}"
@@ -204,7 +183,8 @@ def gate_outcomes(
         else "not one of its files was read"
     )
     fix = "add them to examples.labels, or " if strange else ""
-    fix += _wrong_field(reason, problem, count == num_rows, settings) + "fix the source and deliver it again"
+    fix += "" if len(valid) else f"name another field ({_LOOK}), or "
+    fix += "fix the source and deliver it again"
     fix += ", or raise examples.max_quarantined_share" if len(valid) else ""
     return [
         CheckOutcome(
@@ -230,7 +210,6 @@ MEANT_WITHOUT = {
     "domain": "no slice of the evaluation has them",
     "slice_by": "no slice of this field has them",
 }
-_LOOK = "`fullft check` lists the fields that rows have"
 
 
 def field_outcomes(

@@ -271,7 +271,7 @@ def examine(
     quarantined = _with_reasons(table, reasons)
     agreed = agreement.of_batch(valid, settings) if task_of(settings).has_labels else None
     label_counts = count_labels(valid, settings)
-    checks = [row_outcome(name, rules[name], finding, table, settings) for name, finding in findings.items()]
+    checks = [row_outcome(name, rules[name], finding, table) for name, finding in findings.items()]
     for check in checks:
         if check.name == "personal_data_is_absent" and settings.pii == "mask":
             check.metadata["num_masked"] = num_masked

@@ -7,8 +7,6 @@ postal addresses are not. `benchmarks/personal_data.py` measures recall and prec
 replaces the turns of a conversation as well, and moves the borders of spans along.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence

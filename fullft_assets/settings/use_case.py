@@ -1,12 +1,10 @@
 """A use case: all sections of its YAML, its name, and where its relative paths start."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -125,7 +123,7 @@ class UseCaseSettings(Settings):
         """Name of the metric that decides: the one asked for, or the task's first."""
         return self.evaluation.primary_metric or task_of(self.examples).metrics[0]
 
-    def with_epochs(self, num_rows: int) -> UseCaseSettings:
+    def with_epochs(self, num_rows: int) -> Self:
         """Return the settings with the passes that a training over so many rows makes, where the YAML gives
         none.
 

@@ -3,8 +3,6 @@
 What `datasets` keeps as a number with a class name is read as the name.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator

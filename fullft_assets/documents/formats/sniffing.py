@@ -2,8 +2,6 @@
 text about a format stays text.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

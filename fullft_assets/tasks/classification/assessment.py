@@ -7,8 +7,6 @@ label's own: a label is given where its probability reaches the label's threshol
 the validation rows and saved with what they were chosen for.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace

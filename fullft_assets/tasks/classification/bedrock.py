@@ -5,23 +5,19 @@ examples. Its answers are not kept, so an evaluation asks again, and pays again.
 answer that names no label counts as the commonest training label.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.settings import BedrockSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks import prompting
 from fullft_assets.tasks.baseline import Baseline, BaselineContext
-
-if TYPE_CHECKING:
-    from fullft_assets.settings import BedrockSettings
 
 #: Attempts at a request that the service throttles or that fails on the way; boto3 waits longer each time.
 _ATTEMPTS = 8

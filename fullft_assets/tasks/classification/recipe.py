@@ -9,8 +9,6 @@ training and of the baselines alike, are at thresholds chosen on the same rows, 
 those on the test rows are not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -2,11 +2,9 @@
 or the labels that they give.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -191,11 +189,11 @@ class LabelDecisions:
     def labels(self) -> np.ndarray:
         return self.probabilities >= self.thresholds
 
-    def in_order(self, model_labels: list[str], labels: list[str]) -> LabelDecisions:
+    def in_order(self, model_labels: list[str], labels: list[str]) -> Self:
         """Return the decisions in our label order instead of theirs; a label that the system does not know is
         never predicted.
         """
-        return LabelDecisions(
+        return type(self)(
             _placed(self.probabilities, model_labels, labels, 0.0),
             _placed(self.thresholds, model_labels, labels, 1.0),
         )

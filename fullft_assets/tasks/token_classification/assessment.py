@@ -7,8 +7,6 @@ together, macro-F1 is the mean over the labels that the test rows have. A true s
 that shares all its tokens with another, still counts: it was not found.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
