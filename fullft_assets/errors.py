@@ -174,17 +174,16 @@ def stack_without_messages(error: BaseException) -> str:
     """Return the traceback of an error and of those that it came of, as Python prints it, but for the
     messages and the values in them.
     """
-    parts = []
-    for each in _chain(error):
-        parts.append(
-            "".join(
-                [
-                    "Traceback (most recent call last):\n",
-                    *traceback.format_tb(each.__traceback__),
-                    f"{type(each).__name__}\n",
-                ]
-            )
+    parts = [
+        "".join(
+            [
+                "Traceback (most recent call last):\n",
+                *traceback.format_tb(each.__traceback__),
+                f"{type(each).__name__}\n",
+            ]
         )
+        for each in _chain(error)
+    ]
     return "\nand so\n\n".join(reversed(parts))
 
 

@@ -547,10 +547,9 @@ class TestBatchWithoutAValidRow:
         assert valid.metadata["num_rows"] == quarantined.metadata["num_quarantined"] == num_rows
         with pytest.raises(GateError) as refused:
             chunks.tokenize(store, use_case, valid)
-        assert (
-            str(refused.value)
-            == "tokenized_chunks refused: labeled_examples.quarantined_share_is_bounded is red: "
-            f"batch {batch.name}: {finding}; fix the source and deliver it again"
+        assert str(refused.value).startswith(
+            "tokenized_chunks refused: labeled_examples.quarantined_share_is_bounded is red: "
+            f"batch {batch.name}: {finding}; "
         )
         assert not (Path(store.url) / "letters/tokenized_chunks").exists()
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypedDict
+from typing import Any
 
 import dagster as dg
 
@@ -170,14 +170,6 @@ _INLINE_CHARACTERS = 1_000
 _SENTENCE_CHARACTERS = 44
 
 
-class AssetArguments(TypedDict):
-    """Arguments of `dg.asset` that all assets of a use case have."""
-
-    group_name: str
-    io_manager_key: str
-    required_resource_keys: set[str]
-
-
 @dataclass(frozen=True)
 class CaseGraph:
     """One use case as Dagster sees it: keys, partitions, resources and checks of its part of the graph."""
@@ -284,7 +276,7 @@ class CaseGraph:
         """Return the key of one of the use case's assets."""
         return dg.AssetKey([self.name, asset])
 
-    def shared(self, *, launches: bool = False) -> AssetArguments:
+    def shared(self, *, launches: bool = False) -> dict[str, Any]:
         """Return the arguments that every asset of this use case has.
 
         Args:

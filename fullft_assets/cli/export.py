@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ def _far(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[d
     }
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
-    for row in _in_turn([list(_rows(store, window, report)) for window, report in reports.items()]):
+    in_turn = zip_longest(*(_rows(store, window, report) for window, report in reports.items()))
+    for row in filter(None, chain.from_iterable(in_turn)):
         if row["text"] not in seen and len(rows) < most:
             seen.add(row["text"])
             rows.append(row)
@@ -154,11 +156,6 @@ def _documents(store: Store, window: Manifest) -> dict[tuple[str, int], dict[str
         store.folder(window) / DOCUMENTS_FILE, columns=["source", "row", "id", "text", "group"]
     )
     return {(row["source"], row["row"]): row for row in table.to_pylist()}
-
-
-def _in_turn(lists: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    for turn in range(max(map(len, lists), default=0)):
-        yield from (each[turn] for each in lists if turn < len(each))
 
 
 def _rendered(rows: list[dict[str, Any]], use_case: UseCase, format_name: str) -> str:

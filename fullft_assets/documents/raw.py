@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import DOCUMENTS_FILE, PRODUCTION_DOCUMENTS, RAW_DOCUMENTS
 from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind, read_batch
 from fullft_assets.documents.delivery import source_of
@@ -79,7 +80,7 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
         read = plan.read(store, use_case)
         table, num_erased = without_erased(read.table, store, use_case.name)
         table, num_masked = _masked(table, use_case)
-        pq.write_table(table, draft.path / "documents.parquet")
+        pq.write_table(table, draft.path / DOCUMENTS_FILE)
         metadata = RawMetadata(
             batch=name,
             # What was carried over came from where it was cut, wherever the documents are today.
@@ -120,7 +121,7 @@ def _format_versions(batch: Batch, chosen: str) -> dict[str, Any]:
 
 
 def _stage(kind: Kind) -> str:
-    return "raw_documents" if kind == "batch" else "production_documents"
+    return RAW_DOCUMENTS if kind == "batch" else PRODUCTION_DOCUMENTS
 
 
 def _remember(store: Store, manifest: Manifest, name: str) -> None:
@@ -174,7 +175,7 @@ class _Before:
         """
 
         table = pq.read_table(
-            store.folder(self.manifest) / "documents.parquet",
+            store.folder(self.manifest) / DOCUMENTS_FILE,
             filters=[("source", "in", paths)],
             schema=columns,
         )

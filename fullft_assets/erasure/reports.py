@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import EVALUATION_FILE, EVALUATION_REPORT
 from fullft_assets.erasure.erased_documents import ErasedDocuments, whole_artifacts
 from fullft_assets.report import LABEL_ERRORS, read_list, shorten, write_list
 from fullft_assets.store import Manifest, Store
@@ -140,7 +141,7 @@ def drop_from_reports(store: Store, case: str, erased: ErasedDocuments, report: 
     """Take erased documents out of the evaluation reports of a use case."""
     excerpts = {escape(shorten(text), quote=quote) for text in erased.texts for quote in (True, False)}
     excerpts |= {excerpt.replace("&#x27;", "&#39;").replace("&quot;", "&#34;") for excerpt in excerpts}
-    for manifest, folder in whole_artifacts(store, case, "evaluation_report"):
+    for manifest, folder in whole_artifacts(store, case, EVALUATION_REPORT):
         if _drop_from_report(store, manifest, folder, erased, excerpts):
             report.rewritten[manifest.stage] += 1
 
@@ -178,7 +179,7 @@ def _drop_from_report(
     def edit(path: Path) -> Mapping[str, Any]:
         for name, table in tables_left.items():
             pq.write_table(table, path / name)
-        _drop_from_measurements(path / "evaluation.json", predictions)
+        _drop_from_measurements(path / EVALUATION_FILE, predictions)
         for name, rows in lists_left.items():
             if rows != lists[name]:
                 write_list(path / name, rows)

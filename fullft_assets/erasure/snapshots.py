@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import EXAMPLES_FILE, REPORT_PAGE, TRAINING_SNAPSHOT
 from fullft_assets.documents.erasure import erased_digest, read_tombstones
 from fullft_assets.erasure.erased_documents import GENERAL, ErasedDocuments, whole_artifacts
 from fullft_assets.erasure.reports import ErasureReport
@@ -28,7 +29,7 @@ def drop_drawn_rows(
 ) -> None:
     """Rewrite drawn documents and their windows without the erased ones."""
     for manifest, folder in whole_artifacts(store, case, stage):
-        documents = pq.read_table(folder / "examples.parquet")
+        documents = pq.read_table(folder / EXAMPLES_FILE)
         hit = erased.rows(documents)
         if hit.any():
             windows = pq.read_table(folder / "chunks.parquet")
@@ -53,7 +54,7 @@ def _rewrite_drawn(
         changes["share"] = num_tokens / num_all_tokens if num_tokens else 0.0
 
     def edit(path: Path) -> Mapping[str, Any]:
-        pq.write_table(documents, path / "examples.parquet", compression="zstd")
+        pq.write_table(documents, path / EXAMPLES_FILE, compression="zstd")
         pq.write_table(windows, path / "chunks.parquet", compression="zstd")
         return before.model_copy(update=changes).as_dict()
 
@@ -95,7 +96,7 @@ def drop_from_snapshots(store: Store, case: str, erased: ErasedDocuments, report
     """Rewrite the snapshots that have rows of erased documents, or general documents that are gone."""
     # With the names of files that this erasure recorded.
     tombstones = read_tombstones(store, case)
-    for manifest, _ in whole_artifacts(store, case, "training_snapshot"):
+    for manifest, _ in whole_artifacts(store, case, TRAINING_SNAPSHOT):
         index = read_index(store, manifest)
         hit = erased.rows(_with_groups(index))
         lost = _changed_drawn(store, manifest)
@@ -156,7 +157,7 @@ def _rewrite(
             f"# Data report of {manifest.case}\n\nWithdrawn: documents that it was made of were erased.\n"
         )
         (path / "report.md").write_text(withdrawn, encoding="utf-8")
-        (path / "report.html").write_text(data_report.to_page(withdrawn), encoding="utf-8")
+        (path / REPORT_PAGE).write_text(data_report.to_page(withdrawn), encoding="utf-8")
         return before.model_copy(update=changes).as_dict()
 
     identity = manifest.identity

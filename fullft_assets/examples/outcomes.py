@@ -183,7 +183,7 @@ def gate_outcomes(
         else "not one of its files was read"
     )
     fix = "add them to examples.labels, or " if strange else ""
-    fix += "" if len(valid) else f"name another field ({_LOOK}), or "
+    fix += f"name another field ({_LOOK}), or " if num_rows and not len(valid) else ""
     fix += "fix the source and deliver it again"
     fix += ", or raise examples.max_quarantined_share" if len(valid) else ""
     return [

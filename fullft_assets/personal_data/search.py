@@ -51,7 +51,8 @@ def find_all(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind]) -> dict[i
     """
     hinted: dict[int, set[str]] = {}
     for hint in dict.fromkeys(kind.hint for kind in kinds):
-        for row in np.flatnonzero(_matches(texts, hint)).tolist():
+        is_hinted = pc.fill_null(pc.match_substring_regex(texts, hint), False)
+        for row in np.flatnonzero(is_hinted).tolist():
             hinted.setdefault(row, set()).add(hint)
     return {
         row: find(texts[row].as_py(), [kind for kind in kinds if kind.hint in hints])
@@ -100,11 +101,6 @@ def _shifted(position: int, pieces: Sequence[Found], *, is_end: bool) -> int:
         elif position > one.start:
             return one.start + moved + (len(one.placeholder) if is_end else 0)
     return position + moved
-
-
-def _matches(texts: pa.Array | pa.ChunkedArray, pattern: str) -> np.ndarray:
-
-    return np.asarray(pc.fill_null(pc.match_substring_regex(texts, pattern), False), bool)
 
 
 @dataclass(frozen=True)

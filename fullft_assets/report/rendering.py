@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fullft_assets.artifacts import CHEAPER_BASELINES, FINETUNED_CHECKPOINT, REPORT_PAGE, TRAINING_SNAPSHOT
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.durations import duration
@@ -134,8 +135,8 @@ def system_costs(
         seconds: that each system took for the test rows.
         num_rows: test rows.
     """
-    baselines, hourly = BaselinesMetadata.of(inputs["cheaper_baselines"]), settings.planning.hourly_usd
-    num_validated = SnapshotMetadata.of(inputs["training_snapshot"]).num_validation_rows
+    baselines, hourly = BaselinesMetadata.of(inputs[CHEAPER_BASELINES]), settings.planning.hourly_usd
+    num_validated = SnapshotMetadata.of(inputs[TRAINING_SNAPSHOT]).num_validation_rows
     costs = {
         name: SystemCost(
             seconds_to_make,
@@ -148,11 +149,11 @@ def system_costs(
         )
         for name, seconds_to_make in baselines.seconds.items()
     }
-    for role in ("finetuned_checkpoint", CHAMPION, ANCHOR):
+    for role in (FINETUNED_CHECKPOINT, CHAMPION, ANCHOR):
         if role in inputs:
             metadata, forgetting = CheckpointMetadata.of(inputs[role]), forgetting_of(inputs[role])
             rise = None if forgetting is None else forgetting.rise
-            name = metadata.system if role == "finetuned_checkpoint" else role
+            name = metadata.system if role == FINETUNED_CHECKPOINT else role
             costs[name] = SystemCost(metadata.training_seconds, metadata.training_usd or None, forgot=rise)
     for name, cost in costs.items():
         row_seconds = seconds[name] / num_rows if name in seconds else None
@@ -258,11 +259,6 @@ class EvaluationReport:
     worst: Sequence[DoubtfulRow] = ()
     label_errors: Sequence[DoubtfulRow] | None = ()
 
-    @property
-    def has_prices(self) -> bool:
-        """Whether it is known what a system cost."""
-        return any(cost.usd is not None for cost in self.costs.values())
-
 
 def write(folder: Path, report: EvaluationReport) -> list[str]:
     """Write `report.html`, `report.md`, `summary.md` (which names no label) and `pictures/*.png`; return the
@@ -288,7 +284,7 @@ def write(folder: Path, report: EvaluationReport) -> list[str]:
         sections=re.split(r"(?=<h2>)", body)[1:],
         tiles=tiles,
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / REPORT_PAGE).write_text(page, encoding="utf-8")
     (folder / "report.md").write_text(
         render("report.md.j2", report.evaluation, is_page=False, **context), encoding="utf-8"
     )
@@ -362,7 +358,7 @@ def lineage_rows(
     inputs: Mapping[str, Manifest], settings: UseCaseSettings, key: str
 ) -> list[tuple[str, str]]:
     """Return what made a model and its evaluation, as (name, value) rows."""
-    checkpoint = inputs["finetuned_checkpoint"]
+    checkpoint = inputs[FINETUNED_CHECKPOINT]
     rows = [
         (name.replace("_", " "), manifest.ref)
         for name, manifest in inputs.items()

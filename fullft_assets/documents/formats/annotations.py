@@ -308,19 +308,11 @@ def _manifest_row(record: dict[str, Any], wanted: Wanted, fetched: str | OSError
     return row
 
 
-def _label(value: Any, about: dict[str, Any]) -> Any:
-    return about.get("class-name", value)
-
-
 def _labels(value: Any, about: dict[str, Any]) -> Any:
     names = about.get("class-map")
     if not isinstance(value, list) or not isinstance(names, dict):
         return value
     return [names.get(str(index), index) for index in value]
-
-
-def _spans(value: Any, about: dict[str, Any]) -> Any:
-    return _object_of(value, "annotations").get("entities") if isinstance(value, dict) else value
 
 
 def _confidence(value: Any, about: dict[str, Any], target: str) -> Any:
@@ -337,9 +329,11 @@ def _confidence(value: Any, about: dict[str, Any], target: str) -> Any:
 
 
 _READERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
-    "label": _label,
+    "label": lambda value, about: about.get("class-name", value),
     "labels": _labels,
-    "spans": _spans,
+    "spans": lambda value, _: (
+        _object_of(value, "annotations").get("entities") if isinstance(value, dict) else value
+    ),
 }
 
 GROUND_TRUTH = Format(

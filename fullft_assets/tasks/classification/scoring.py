@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from fullft_assets import report
+from fullft_assets.artifacts import CHEAPER_BASELINES, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
 from fullft_assets.checkpoint.lineage import snapshots_learned_from
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import StoreError
@@ -61,14 +62,14 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
 
 
 def _on_validation(context: EvaluationContext, labels: list[str]) -> tuple[Split, np.ndarray] | None:
-    snapshot, candidate = context.inputs["training_snapshot"], context.inputs["finetuned_checkpoint"]
+    snapshot, candidate = context.inputs[TRAINING_SNAPSHOT], context.inputs[FINETUNED_CHECKPOINT]
     if snapshots_learned_from(candidate) != [snapshot.ref]:
         return None
     rows = load_split(context.store, snapshot, "validation")
     if not len(rows):
         return None
     context.progress.say(f"{len(rows):,} validation rows, for likely label errors ...")
-    return rows, _classified(context, "finetuned_checkpoint", rows.texts, labels)
+    return rows, _classified(context, FINETUNED_CHECKPOINT, rows.texts, labels)
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
@@ -218,7 +219,7 @@ def evaluate_decisions(context: EvaluationContext, test: Split) -> EvaluationRes
 
 
 def _decide_all(context: EvaluationContext, test: Split, names: list[str]) -> dict[str, LabelDecisions]:
-    folder_of_baselines = context.store.folder(context.inputs["cheaper_baselines"])
+    folder_of_baselines = context.store.folder(context.inputs[CHEAPER_BASELINES])
 
     def by_checkpoint(name: str) -> LabelDecisions:
         model = context.open(name)
