@@ -283,10 +283,10 @@ def _is_given_up(store: Store, case: str, key: str, is_old: bool) -> bool:
     )
 
 
-def _starting_points(store: Store, case: str, gone: Iterable[str]) -> list[str]:
+def _starting_points(store: Store, case: str, removed: Iterable[str]) -> list[str]:
     names = [f"{case}/starting_points/{name}" for name in store.list_pointers(f"{case}/starting_points")]
     pointers = zip(names, store.each(store.read_pointer, names), strict=True)
-    return [name for name, pointer in pointers if pointer is not None and pointer["checkpoint"] in gone]
+    return [name for name, pointer in pointers if pointer is not None and pointer["checkpoint"] in removed]
 
 
 def _size(folder: Path) -> int:

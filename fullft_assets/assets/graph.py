@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypedDict
 
 import dagster as dg
 
@@ -137,12 +137,13 @@ _POINTS = 40
 def sparkline(values: Sequence[float], caption: str) -> dg.MetadataValue:
     """Return Markdown with an inline SVG of a curve, its first and last value in the caption."""
     step = max(1, -(-len(values) // _POINTS))
-    drawn = [*values[:-1:step], values[-1]]
-    low, high = min(drawn), max(drawn)
+    points_shown = [*values[:-1:step], values[-1]]
+    low, high = min(points_shown), max(points_shown)
     span = (high - low) or 1.0
+    last = max(1, len(points_shown) - 1)
     points = " ".join(
-        f"{i * _WIDTH / max(1, len(drawn) - 1):.0f},{_HEIGHT - 4 - (value - low) / span * (_HEIGHT - 8):.0f}"
-        for i, value in enumerate(drawn)
+        f"{i * _WIDTH / last:.0f},{_HEIGHT - 4 - (value - low) / span * (_HEIGHT - 8):.0f}"
+        for i, value in enumerate(points_shown)
     )
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}">'
@@ -168,6 +169,14 @@ _INLINE_CHARACTERS = 1_000
 #: A table of metadata grows as wide as its longest path, past the edge of the page; a sentence is wrapped
 #: before that.
 _SENTENCE_CHARACTERS = 44
+
+
+class AssetArguments(TypedDict):
+    """Arguments of `dg.asset` that all assets of a use case have."""
+
+    group_name: str
+    io_manager_key: str
+    required_resource_keys: set[str]
 
 
 @dataclass(frozen=True)
@@ -276,7 +285,7 @@ class CaseGraph:
         """Return the key of one of the use case's assets."""
         return dg.AssetKey([self.name, asset])
 
-    def shared(self, *, launches: bool = False) -> dict[str, Any]:
+    def shared(self, *, launches: bool = False) -> AssetArguments:
         """Return the arguments that every asset of this use case has.
 
         Args:
@@ -290,10 +299,10 @@ class CaseGraph:
 
     def code_version(self, version: str, *sections: str) -> str:
         """Return a stage's code version: a YAML edit of its sections makes its assets stale in the UI."""
-        chosen = self.settings.model_dump(
+        sections_dump = self.settings.model_dump(
             include={*sections, "base_model", "trust_remote_code", "seed"}, mode="json"
         )
-        return f"{version}-{digest(chosen)[:8]}"
+        return f"{version}-{digest(sections_dump)[:8]}"
 
     def checks(self, asset: str, specs: Sequence[CheckSpec]) -> list[dg.AssetCheckSpec]:
         """Return the checks of an asset for Dagster."""

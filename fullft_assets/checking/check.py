@@ -80,7 +80,7 @@ def check_use_case(use_case: UseCase) -> str:
 
 def _refuse(use_case: UseCase, corpus: Corpus) -> None:
     source, log = None, use_case.settings.monitoring.log
-    logged = () if log is None else log_problems(look_at_production(use_case), log)
+    logged = () if log is None else log_problems(look_at_production(use_case), use_case.settings, log)
     for key, message in (*_no_row(corpus), *field_problems(corpus.sample, use_case.settings), *logged):
         source = source or read_source(use_case.yaml_path, use_case.document)
         source.add(key, message)
@@ -102,8 +102,8 @@ def _no_row(corpus: Corpus) -> Iterator[tuple[Key, str]]:
 def _model_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
     reads = f", reads up to {model.max_positions:,} tokens" if model.max_positions else ""
     return (
-        f"{settings.base_model}: {model.model_type}, {_scaled(model.num_parameters, 1000, _COUNTS)} parameters in"
-        f" {model.dtype} ({_size(model.weights_bytes)}){reads}, revision {model.revision[:12]}"
+        f"{settings.base_model}: {model.model_type}, {_scaled(model.num_parameters, 1000, _COUNTS)}"
+        f" parameters in {model.dtype} ({_size(model.weights_bytes)}){reads}, revision {model.revision[:12]}"
     )
 
 

@@ -92,15 +92,15 @@ def look_at_documents(use_case: UseCase) -> Corpus:
         return Corpus(files=[], num_rows=None, is_exact=False, note=None)
     source = source_of(use_case)
     files = source.files()
-    drawn = files if len(files) <= MOST_FILES else sorted(random.Random(0).sample(files, MOST_FILES))
-    look, sample = _look_at(source, drawn, settings)
-    is_part = len(drawn) < len(files)
+    drawn_files = files if len(files) <= MOST_FILES else sorted(random.Random(0).sample(files, MOST_FILES))
+    look, sample = _look_at(source, drawn_files, settings)
+    is_part = len(drawn_files) < len(files)
     return Corpus(
         files=files,
-        num_rows=round(look.num_rows * len(files) / len(drawn)) if is_part else look.num_rows,
+        num_rows=round(look.num_rows * len(files) / len(drawn_files)) if is_part else look.num_rows,
         is_exact=look.is_exact and not is_part,
         note=look.note,
-        num_files_drawn=len(drawn) if is_part else None,
+        num_files_drawn=len(drawn_files) if is_part else None,
         others=source.others,
         kept_out=source.kept_out,
         skipped=source.skipped,
@@ -258,19 +258,19 @@ class _Look:
         ) -> tuple[int, list[_Drawn]]:
             # Seeded anew: a file may be read again in another encoding.
             draw = random.Random(zlib.crc32(file.name.encode(errors="surrogateescape")))
-            drawn = list(self._drawn)
+            sample = list(self._drawn)
             num_rows = 0
             number, record = 0, None
             try:
                 for number, record in records:
                     num_rows += 1
                     number_drawn = draw.random()
-                    if len(drawn) < SAMPLE_ROWS or number_drawn > drawn[0].draw:
+                    if len(sample) < SAMPLE_ROWS or number_drawn > sample[0].draw:
                         heapq.heappush(
-                            drawn, _Drawn(number_drawn, file.name, number, record, meaning, reading)
+                            sample, _Drawn(number_drawn, file.name, number, record, meaning, reading)
                         )
-                    if len(drawn) > SAMPLE_ROWS:
-                        heapq.heappop(drawn)
+                    if len(sample) > SAMPLE_ROWS:
+                        heapq.heappop(sample)
                     if file.head is None and num_rows >= self._rows_a_file:
                         break
             except Unreadable:
@@ -279,9 +279,9 @@ class _Look:
             if file.head is not None and file.head.is_cut and isinstance(record, str):
                 # The row that reading stops in is cut; nothing else is wrong with it.
                 num_rows -= 1
-                drawn = [each for each in drawn if (each.file, each.number) != (file.name, number)]
-                heapq.heapify(drawn)
-            return num_rows, drawn
+                sample = [each for each in sample if (each.file, each.number) != (file.name, number)]
+                heapq.heapify(sample)
+            return num_rows, sample
 
         (num_rows, self._drawn), _ = self._reader.read(file, take)
         return num_rows

@@ -5,7 +5,7 @@ names none.
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ _NESTED = ("data", "meta", "metadata", "fields", "inputs")
 #: Objects within objects whose fields are suggested.
 _MOST_DEPTH = 5
 _SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
+#: Columns of production rows by the keys of `monitoring.log` that name their fields.
+_LOGGED = {"prediction": "predicted", "score": "score", "model": "predicted_by", "time": "predicted_at"}
 #: Characters of a field's name that are shown. A longer one is a text: the first row of a table that has no
 #: header.
 _SHOWN_CHARACTERS = 60
@@ -42,9 +44,30 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
     """
     yield from _unusable(sample, settings.examples.max_quarantined_share)
     rows = [row for row in sample if row.record]
-    if not rows:
-        return
-    for key, column, field in _named(settings, rows):
+    if rows:
+        yield from _lacking(_named(settings, rows), rows, settings)
+
+
+def log_problems(
+    sample: list[Sampled], settings: UseCaseSettings, log: LogSettings
+) -> Iterator[tuple[Key, str]]:
+    """Yield the keys of `monitoring.log` whose field nearly all production rows lack, each with one line that
+    says what to do.
+    """
+    rows = [row for row in sample if row.record]
+    named = (
+        (("monitoring", "log", key), column, field)
+        for key, column in _LOGGED.items()
+        if (field := getattr(log, key)) is not None
+    )
+    if rows:
+        yield from _lacking(named, rows, settings)
+
+
+def _lacking(
+    named: Iterable[tuple[Key, str, str]], rows: list[Sampled], settings: UseCaseSettings
+) -> Iterator[tuple[Key, str]]:
+    for key, column, field in named:
         rows_without = [row for row in rows if not _has(row, column)]
         if len(rows_without) == len(rows):
             yield key, _nowhere(field, column, rows)
@@ -58,33 +81,8 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
         most, limit, otherwise = _most_without(column, settings)
         if len(counted) > most * len(rows):
             near = _near(field, fields_of([row for row in counted if field not in fields_of([row])]))
-            yield key, f"{_without(counted, rows, field)}, more than {limit}{near or otherwise}"
-
-
-def log_problems(sample: list[Sampled], log: LogSettings) -> Iterator[tuple[Key, str]]:
-    """Yield the keys of `monitoring.log` whose field nearly all production rows lack, each with one line that
-    says what to do.
-    """
-    rows = [row for row in sample if row.record]
-    columns = (
-        ("prediction", "predicted"),
-        ("score", "score"),
-        ("model", "predicted_by"),
-        ("time", "predicted_at"),
-    )
-    for key, column in columns if rows else ():
-        field = getattr(log, key)
-        rows_without = [row for row in rows if column not in row.row]
-        if field is None or len(rows_without) <= MOST_WITHOUT * len(rows):
-            continue
-        if len(rows_without) == len(rows):
-            yield ("monitoring", "log", key), _nowhere(field, column, rows)
-        else:
-            near = _near(field, fields_of([row for row in rows_without if field not in fields_of([row])]))
-            yield (
-                ("monitoring", "log", key),
-                f"{_without(rows_without, rows, field)}{near or '; name a field that most rows have'}",
-            )
+            number = f"{len(counted):,} of {len(rows):,} rows read have no `{field}` ({_places(counted)})"
+            yield key, f"{number}, more than {limit}{near or otherwise}"
 
 
 def _unusable(sample: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
@@ -105,7 +103,7 @@ def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, s
     if column == "group":
         most = settings.examples.max_ungrouped_share
         return most, f"{most:.0%} of them", "; deliver them with a group"
-    if column in MEANT_WITHOUT:
+    if column in MEANT_WITHOUT or column in _LOGGED.values():
         return (
             MOST_WITHOUT,
             f"{MOST_WITHOUT:.0%} of them",
@@ -117,10 +115,6 @@ def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, s
         f"examples.max_quarantined_share ({most:g})",
         "; name the field that the others have, or fix them in the source",
     )
-
-
-def _without(rows_without: list[Sampled], rows: list[Sampled], field: str) -> str:
-    return f"{len(rows_without):,} of {len(rows):,} rows read have no `{field}` ({_places(rows_without)})"
 
 
 def _places(rows: list[Sampled]) -> str:

@@ -125,15 +125,15 @@ def _look(
     waiting = 0
     notes: list[str] = []
     if isinstance(source, S3Prefix) and not whole:
-        cut, after = _list_on(store, case, source, kind, record)
+        new_batches, after = _list_on(store, case, source, kind, record)
         notes = [f"listed up to {alias(after)}; the next look goes on"] if after else []
     elif isinstance(source, Folder) and not source.folder.is_dir():
         return Look([], 0, ["there is no such folder; deliver the documents there, or fix the path"])
     else:
         settled, unsettled = batches.settled(source, bounds, now)
-        cut = record(settled)
+        new_batches = record(settled)
         while whole and (more := record(settled)):
-            cut += more
+            new_batches += more
         _remember_leftovers(
             store,
             case,
@@ -153,7 +153,9 @@ def _look(
     notes += kept_out(source.kept_out, named=False)
     notes += left_in_place(source.others, named=False)
     notes += skipped(source.skipped, named=False)
-    return Look(cut, waiting, notes, source.others, source.kept_out, source.skipped, goes_on=bool(after))
+    return Look(
+        new_batches, waiting, notes, source.others, source.kept_out, source.skipped, goes_on=bool(after)
+    )
 
 
 def left_in_place(others: Sequence[str], *, named: bool) -> list[str]:
@@ -218,9 +220,9 @@ def _list_on(
     if position.get("place") != source.uri:
         position = {"after": ""}
     files, after = source.listed(position["after"], PAGES_A_LOOK)
-    cut = record(files)
+    new_batches = record(files)
     # If there are more files than one look may record, these pages are listed again.
-    if len(cut) < batches.MAX_CUTS:
+    if len(new_batches) < batches.MAX_CUTS:
         counts_left = Counter(position.get("left", {})) + _count_endings(source.others)
         num_read = position.get("num_read", 0) + len(files)
         num_kept_out = position.get("num_kept_out", 0) + len(source.kept_out)
@@ -231,7 +233,7 @@ def _list_on(
             _remember_leftovers(store, case, kind, counts_left, num_read, num_kept_out)
         if next_position != position:
             store.write_pointer(name, next_position)
-    return cut, after
+    return new_batches, after
 
 
 FILES_ARE_READ = CheckSpec(

@@ -112,9 +112,11 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
     return manifest
 
 
-def _format_versions(batch: Batch, chosen: str) -> dict[str, Any]:
+def _format_versions(batch: Batch, chosen_format: str) -> dict[str, Any]:
     # Those of our formats are part of this stage's `VERSION`.
-    names = {chosen} if chosen != "auto" else {name_of_format(file.path) for file in batch.files}
+    names = (
+        {chosen_format} if chosen_format != "auto" else {name_of_format(file.path) for file in batch.files}
+    )
     versions = {name: FORMATS.get(name).version for name in sorted(filter(None, names))}
     registered_versions = {name: version for name, version in versions.items() if version}
     return {"formats": registered_versions} if registered_versions else {}
@@ -228,9 +230,9 @@ class _Plan:
         current = source.statuses(file.path for file in files)
         #: Files that are there as they were cut.
         self.as_cut = [file for file in files if current[file.path] == file]
-        others = [file for file in files if current[file.path] != file]
-        before = read_before() if others else []
-        for file in others:
+        other_files = [file for file in files if current[file.path] != file]
+        before = read_before() if other_files else []
+        for file in other_files:
             earlier = [each for each in before if file.path in each.files]
             self._place(file, earlier, is_there=current[file.path] is not None)
 
@@ -310,7 +312,7 @@ class _Plan:
 def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     """Return the settings that shape the raw documents, or a window's production documents."""
     settings = use_case.settings
-    chosen = settings.documents.model_dump(
+    chosen_settings = settings.documents.model_dump(
         include={
             "format",
             "records",
@@ -326,7 +328,13 @@ def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     log = settings.monitoring.log if kind == "window" else None
     logged = {} if log is None else {"log": log.model_dump()}
     models = {"ocr": office.recognizer_version()} if settings.documents.pdf.recognises else {}
-    return {**chosen, **settings.examples.model_dump(include={*_OF_EXAMPLES}), **masked, **logged, **models}
+    return {
+        **chosen_settings,
+        **settings.examples.model_dump(include={*_OF_EXAMPLES}),
+        **masked,
+        **logged,
+        **models,
+    }
 
 
 def masked_kinds(use_case: UseCase) -> list[str] | None:

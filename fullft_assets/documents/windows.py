@@ -142,9 +142,11 @@ class WindowCutter:
         }
         order = sorted(arrived, key=lambda file: (arrived[file].arrived_ns, file.mtime_ns, file.path))
         rewritten = {file.path for file in arrived}
-        known = set(new)
+        known_files = set(new)
         still = {
-            file: waiting for file, waiting in before.items() if file in known and file.path not in rewritten
+            file: waiting
+            for file, waiting in before.items()
+            if file in known_files and file.path not in rewritten
         }
         return still | {file: arrived[file] for file in order}
 

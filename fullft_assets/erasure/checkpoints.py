@@ -64,11 +64,13 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
     """
     snapshots = store.artifacts(case, TRAINING_SNAPSHOT)
     # The newest attempt at a snapshot has the last attempt that held erased rows; "" where it lost none.
-    lost = {snapshot.key: SnapshotMetadata.of(snapshot).erased_up_to or "" for snapshot in snapshots}
+    lost_attempts = {snapshot.key: SnapshotMetadata.of(snapshot).erased_up_to or "" for snapshot in snapshots}
     folders = {folder.name: folder for folder in store.work_folders(case, FINETUNED_CHECKPOINT)}
     stored = store.stored_work(case, FINETUNED_CHECKPOINT)
     learned = [
-        key for key in sorted({*folders, *stored}) if _learned(_jobs(store, case, key), lost, trained_on)
+        key
+        for key in sorted({*folders, *stored})
+        if _learned(_jobs(store, case, key), lost_attempts, trained_on)
     ]
     removed = [
         all(
@@ -95,13 +97,17 @@ def _jobs(store: Store, case: str, key: str) -> list[Job]:
         return []
 
 
-def _learned(jobs: list[Job], lost: dict[str, str], trained_on: Collection[str]) -> bool:
+def _learned(jobs: list[Job], lost_attempts: dict[str, str], trained_on: Collection[str]) -> bool:
     if not jobs:  # nobody knows what it learned from
-        return any(lost.values())
+        return any(lost_attempts.values())
     for job in jobs:
         *_, key, attempt = job.inputs[TRAINING_SNAPSHOT].split("/")
         # Attempts are named by their time. What a snapshot that is gone held, nobody knows.
-        if key not in lost or attempt <= lost[key] or job.inputs.get("champion") in trained_on:
+        if (
+            key not in lost_attempts
+            or attempt <= lost_attempts[key]
+            or job.inputs.get("champion") in trained_on
+        ):
             return True
     return False
 

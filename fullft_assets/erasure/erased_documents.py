@@ -197,12 +197,12 @@ class _ListedDocuments:
     missing: list[str] = field(default_factory=list)
 
     def record(self, store: Store, case: str, by: By, reason: str) -> None:
-        known = (
+        digests = (
             {erased_digest(case, value, by) for value in self.values}
             | {erased_digest(case, id_) for id_ in self.ids}
             | self.rows
         )
-        write_tombstones(store, case, sorted(known), by=by, reason=reason, found=True)
+        write_tombstones(store, case, sorted(digests), by=by, reason=reason, found=True)
         unknown = {erased_digest(case, form, by) for line in self.missing for form in _forms(line, by)}
         write_tombstones(store, case, sorted(unknown), by=by, reason=reason)
 

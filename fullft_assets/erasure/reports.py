@@ -170,11 +170,11 @@ def _drop_from_report(
         return False
     predictions = tables_left["predictions.parquet"]
     groups_gone = {*tables["predictions.parquet"]["group"].to_pylist()} - {*predictions["group"].to_pylist()}
-    gone = {"document": ids_gone, "group": groups_gone}
+    gone_values = {"document": ids_gone, "group": groups_gone}
 
     def without_gone(row: re.Match[str]) -> str:
         kind, value = row.groups()
-        return f"<tr><td>{GONE}</td></tr>" if unescape(value) in gone[kind] else row[0]
+        return f"<tr><td>{GONE}</td></tr>" if unescape(value) in gone_values[kind] else row[0]
 
     def edit(path: Path) -> Mapping[str, Any]:
         for name, table in tables_left.items():

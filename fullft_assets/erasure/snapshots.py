@@ -80,10 +80,12 @@ def _changed_drawn(store: Store, snapshot: Manifest) -> dict[str, Manifest]:
     """Return the drawn documents of a snapshot that lost some since it was taken, by the snapshot's name for
     them: that their digest has changed shows it, also after an erasure that was cut short.
     """
-    drawn = {kind: load_if_there(store, ref) for kind, ref in SnapshotMetadata.of(snapshot).drawn().items()}
+    drawn_artifacts = {
+        kind: load_if_there(store, ref) for kind, ref in SnapshotMetadata.of(snapshot).drawn().items()
+    }
     return {
         kind: manifest
-        for kind, manifest in drawn.items()
+        for kind, manifest in drawn_artifacts.items()
         if manifest is not None and drawn_digest(snapshot, kind) != manifest.content_digest
     }
 
@@ -99,10 +101,10 @@ def drop_from_snapshots(store: Store, case: str, erased: ErasedDocuments, report
     for manifest, _ in whole_artifacts(store, case, TRAINING_SNAPSHOT):
         index = read_index(store, manifest)
         hit = erased.rows(_with_groups(index))
-        lost = _changed_drawn(store, manifest)
+        changed = _changed_drawn(store, manifest)
         inputs = _without_names(manifest, tombstones)
-        if hit.any() or lost or inputs != manifest.inputs:
-            _rewrite(store, manifest, index, hit, lost, inputs)
+        if hit.any() or changed or inputs != manifest.inputs:
+            _rewrite(store, manifest, index, hit, changed, inputs)
             report.rewritten[manifest.stage] += 1
 
 
@@ -120,12 +122,12 @@ def _rewrite(
     manifest: Manifest,
     index: pa.Table,
     hit: np.ndarray,
-    lost: Mapping[str, Manifest],
+    changed: Mapping[str, Manifest],
     inputs: Mapping[str, Any],
 ) -> None:
     before = SnapshotMetadata.of(manifest)
     index_left = index.filter(~hit)
-    lost_from = sorted({*index.filter(hit)["split"].to_pylist(), *lost})
+    lost_from = sorted({*index.filter(hit)["split"].to_pylist(), *changed})
     # By the recorded digest it is known which version of the snapshot a training read.
     loss = Erasure(snapshot_digest=manifest.content_digest, lost_from=lost_from)
     counts = Counter(index_left["split"].to_pylist())
@@ -135,10 +137,10 @@ def _rewrite(
     }
     if lost_from:
         changes["erased_up_to"] = manifest.attempt
-    if "general" in lost:
-        changes["num_general_tokens"] = GeneralMetadata.of(lost["general"]).num_tokens
-    if "replay" in lost:
-        replayed = ReplayMetadata.of(lost["replay"])
+    if "general" in changed:
+        changes["num_general_tokens"] = GeneralMetadata.of(changed["general"]).num_tokens
+    if "replay" in changed:
+        replayed = ReplayMetadata.of(changed["replay"])
         changes |= {"num_replay_rows": replayed.num_rows, "num_replay_tokens": replayed.num_tokens}
 
     def edit(path: Path) -> Mapping[str, Any]:
@@ -162,6 +164,6 @@ def _rewrite(
 
     identity = manifest.identity
     if identity is not None:
-        digests = {kind: drawn.content_digest for kind, drawn in lost.items()}
+        digests = {kind: drawn.content_digest for kind, drawn in changed.items()}
         identity = identity.model_copy(update={"values": {**identity.values, **digests}})
     store.rewrite(manifest, edit, inputs, identity=identity)

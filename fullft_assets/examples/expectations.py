@@ -113,8 +113,8 @@ def _expectation_problems(expectation: Expectation, settings: ExamplesSettings) 
             ),
         )
         return
-    known = EXPECTATIONS[expectation.name]
-    if expectation.severity == "quarantine" and known["judges"] != "column_map":
+    specification = EXPECTATIONS[expectation.name]
+    if expectation.severity == "quarantine" and specification["judges"] != "column_map":
         yield (
             ("severity",),
             (
@@ -130,14 +130,14 @@ def _expectation_problems(expectation: Expectation, settings: ExamplesSettings) 
                 " compares them: use warn or error"
             ),
         )
-    for argument in known["required"]:
+    for argument in specification["required"]:
         if argument not in expectation.arguments:
             yield ("arguments",), f"{expectation.name} needs `{argument}`"
     for argument, value in expectation.arguments.items():
-        if argument not in known["arguments"]:
+        if argument not in specification["arguments"]:
             yield (
                 ("arguments", argument),
-                f"{expectation.name} takes no `{argument}`{_near(argument, known['arguments'])}",
+                f"{expectation.name} takes no `{argument}`{_near(argument, specification['arguments'])}",
             )
         elif argument in _COLUMN_ARGUMENTS:
             yield from (((("arguments", argument)), message) for message in _column_problems(value, settings))

@@ -73,14 +73,14 @@ def _commonest_problem(rows: pa.Table) -> str:
 def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
     if task_of(settings).target != "label":
         return ""
-    known = settings.labels or []
-    counts = Counter(label for label in rows["label"].to_pylist() if label and label not in known)
+    known_labels = settings.labels or []
+    counts = Counter(label for label in rows["label"].to_pylist() if label and label not in known_labels)
     if not may_be_named(counts):
         return ""
     most = counts.most_common(_SHOWN)
     return (
         f"{named([(label, f'{count:,}') for label, count in most], len(most), counts)}; examples.labels has"
-        f" {', '.join(known)}"
+        f" {', '.join(known_labels)}"
     )
 
 
@@ -272,21 +272,22 @@ def field_outcomes(
 
 
 def _groups_outcome(valid: pa.Table, settings: ExamplesSettings) -> CheckOutcome:
-    missing = np.flatnonzero(_is_null(valid, "group"))
-    share = len(missing) / max(1, len(valid))
+    missing_rows = np.flatnonzero(_is_null(valid, "group"))
+    share = len(missing_rows) / max(1, len(valid))
     passed = share <= settings.max_ungrouped_share
     description = ""
-    if len(missing):
+    if len(missing_rows):
         description = (
-            f"{len(missing):,} of {len(valid):,} valid rows have no `{settings.group}`, so each is a group of"
-            f" its own and may be tested on what its relatives trained: {places(missing.tolist(), valid)}"
+            f"{len(missing_rows):,} of {len(valid):,} valid rows have no `{settings.group}`, so each is a"
+            " group of its own and may be tested on what its relatives trained:"
+            f" {places(missing_rows.tolist(), valid)}"
         )
         description += "" if passed else f"; deliver them with a group. {_LOOK}"
     return CheckOutcome(
         name="groups_are_given",
         passed=passed,
         description=description,
-        metadata={"num_without_group": len(missing), "ungrouped_share": round(share, 6)},
+        metadata={"num_without_group": len(missing_rows), "ungrouped_share": round(share, 6)},
     )
 
 

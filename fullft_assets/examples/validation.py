@@ -362,12 +362,12 @@ def _of_well_formed(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) 
         for name in findings
         if rules[name].reason == REASONS["rows_are_well_formed"]
     )
-    known, findings_left = set(malformed), {}
+    malformed_rows, findings_left = set(malformed), {}
     for name, finding in findings.items():
         if finding.rows is None or rules[name].reason == REASONS["rows_are_well_formed"]:
             findings_left[name] = finding
             continue
-        rows = [row for row in finding.rows if row not in known]
+        rows = [row for row in finding.rows if row not in malformed_rows]
         findings_left[name] = Finding(
             finding.passed or not (rows or rules[name].is_own), rows, finding.observed
         )

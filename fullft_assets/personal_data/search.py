@@ -65,12 +65,12 @@ def find(text: str, kinds: Sequence[Kind] = KINDS) -> list[Found]:
     stricter one wins.
     """
     all_pieces: list[Found] = []
-    taken = bytearray(len(text))
+    is_taken = bytearray(len(text))
     for kind in kinds:
         for match in kind.pattern.finditer(text):
             span = kind.check(match)
-            if span is not None and taken.find(1, *span) < 0:
-                taken[span[0] : span[1]] = b"\1" * (span[1] - span[0])
+            if span is not None and is_taken.find(1, *span) < 0:
+                is_taken[span[0] : span[1]] = b"\1" * (span[1] - span[0])
                 all_pieces.append(Found(*span, kind.placeholder, kind.name))
     return sorted(all_pieces, key=lambda one: one.start)
 

@@ -66,10 +66,10 @@ def draw(
                 "loss",
             ),
         }
-        drawn = {name: figure for name, figure in figures.items() if figure is not None}
-        for name, figure in drawn.items():
+        figures_drawn = {name: figure for name, figure in figures.items() if figure is not None}
+        for name, figure in figures_drawn.items():
             figure.savefig(folder / f"{name}.png", format="png", dpi=110)
-    return list(drawn)
+    return list(figures_drawn)
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:

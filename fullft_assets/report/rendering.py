@@ -265,11 +265,14 @@ def write(folder: Path, report: EvaluationReport) -> list[str]:
     pictures' names.
     """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    drawn = pictures.draw(folder / "pictures", report.evaluation, report.training_log, report.learning_curve)
+    picture_names = pictures.draw(
+        folder / "pictures", report.evaluation, report.training_log, report.learning_curve
+    )
     embedded = {
-        name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode() for name in drawn
+        name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode()
+        for name in picture_names
     }
-    context = {"report": report, "pictures": drawn}
+    context = {"report": report, "pictures": picture_names}
     body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded)
     tiles = [
         part
@@ -291,7 +294,7 @@ def write(folder: Path, report: EvaluationReport) -> list[str]:
     (folder / "summary.md").write_text(
         render("summary.md.j2", report.evaluation, **context), encoding="utf-8"
     )
-    return drawn
+    return picture_names
 
 
 def with_outcome(page: str, outcome: str) -> str:

@@ -91,11 +91,11 @@ class UseCaseSettings(Settings):
             **data,
             "compute": {
                 name: (
-                    {**base, **given}
-                    if isinstance(given, Mapping) and given.get("kind", kind) == kind
-                    else given
+                    {**base, **section}
+                    if isinstance(section, Mapping) and section.get("kind", kind) == kind
+                    else section
                 )
-                for name, given in data["compute"].items()
+                for name, section in data["compute"].items()
             },
         }
 
@@ -149,17 +149,17 @@ class UseCaseSettings(Settings):
     @model_serializer(mode="wrap")
     def _as_keys_have_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Keys are made of it: a default, and the same metric or baselines asked for, are one decision.
-        found = handler(self)
-        if "primary_metric" in found.get("evaluation", {}):
-            found["evaluation"]["primary_metric"] = self.primary_metric
-        if "baselines" in found.get("planning", {}):
-            found["planning"]["baselines"] = list(self.baselines)
+        sections = handler(self)
+        if "primary_metric" in sections.get("evaluation", {}):
+            sections["evaluation"]["primary_metric"] = self.primary_metric
+        if "baselines" in sections.get("planning", {}):
+            sections["planning"]["baselines"] = list(self.baselines)
         if not self.evaluation.external:
-            found.get("evaluation", {}).pop("external", None)
+            sections.get("evaluation", {}).pop("external", None)
         # At its default it changes nothing, and stays out of keys.
         if not self.trust_remote_code:
-            found.pop("trust_remote_code", None)
-        return found
+            sections.pop("trust_remote_code", None)
+        return sections
 
 
 @dataclass(frozen=True)

@@ -129,15 +129,15 @@ def _value(values: list[dict[str, Any]], wanted: Wanted) -> Any:
             {**value, **value["globalOffsets"]} if isinstance(value.get("globalOffsets"), dict) else value
             for value in values
         ]
-    chosen: list[Any] = []
+    choices: list[Any] = []
     for value in values:
         region_value = next((value[name] for name in _CHOICES if name in value), value.get("taxonomy"))
-        chosen += [
+        choices += [
             _joined(each) for each in (region_value if isinstance(region_value, list) else [region_value])
         ]
     if wanted.target == "labels":
-        return chosen
-    return chosen[0] if len(chosen) == 1 else chosen or None
+        return choices
+    return choices[0] if len(choices) == 1 else choices or None
 
 
 def _joined(value: Any) -> Any:

@@ -85,7 +85,7 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
                 else None
             )
         if isinstance(feature, dict) and isinstance(feature.get("names"), list):
-            names_of_columns[name] = [str(known) for known in feature["names"]]
+            names_of_columns[name] = [str(class_name) for class_name in feature["names"]]
     return names_of_columns
 
 
@@ -180,8 +180,8 @@ def _parquet_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, R
             yield number, record
         if names and number != table.metadata.num_rows:
             raise Unreadable(f"has {number:,} rows where its footer gives {table.metadata.num_rows:,}")
-        for missing in range(number + 1, table.metadata.num_rows + 1) if not names else ():
-            yield missing, {}
+        for missing_row in range(number + 1, table.metadata.num_rows + 1) if not names else ():
+            yield missing_row, {}
 
 
 def _sampled(table: pq.ParquetFile, names: list[str], table_rows: int) -> Iterator[tuple[int, Record]]:

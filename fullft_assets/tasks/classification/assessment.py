@@ -314,6 +314,6 @@ def worst_errors(
 def _doubtful(
     row: int, ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
 ) -> DoubtfulRow:
-    best, own = int(probabilities[row].argmax()), int(labels[row])
-    probability, of_label = float(probabilities[row, best]), float(probabilities[row, own])
-    return DoubtfulRow(ids[row], names[own], names[best], probability, of_label)
+    best, own_label = int(probabilities[row].argmax()), int(labels[row])
+    probability, of_label = float(probabilities[row, best]), float(probabilities[row, own_label])
+    return DoubtfulRow(ids[row], names[own_label], names[best], probability, of_label)

@@ -89,10 +89,10 @@ class Bedrock(Baseline):
         answers = []
         with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
             try:
-                for done, answer in enumerate(pool.map(ask, rows.texts), start=1):
+                for num_done, answer in enumerate(pool.map(ask, rows.texts), start=1):
                     answers.append(answer)
                     context.progress.raise_if_stopped()
-                    context.progress.step(done, len(rows))
+                    context.progress.step(num_done, len(rows))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -122,8 +122,8 @@ def read_label(answer: str, labels: Sequence[str]) -> int | None:
     none.
     """
     said = _AROUND.sub("", answer).casefold()
-    known = {_AROUND.sub("", label).casefold(): number for number, label in enumerate(labels)}
-    return known.get(said)
+    known_labels = {_AROUND.sub("", label).casefold(): number for number, label in enumerate(labels)}
+    return known_labels.get(said)
 
 
 def _asked(context: BaselineContext) -> BedrockSettings:

@@ -125,9 +125,11 @@ def map_labels(probabilities: np.ndarray, model_labels: list[str], labels: list[
         return probabilities
     mapped = _placed(probabilities, model_labels, labels, 0.0)
     # A model that is sure of a label that left the list has next to nothing left to share: no information.
-    known = mapped.sum(axis=1, keepdims=True)
+    known_share = mapped.sum(axis=1, keepdims=True)
     is_shared = np.isin(labels, model_labels)
-    return np.where(known > 0, mapped / np.where(known > 0, known, 1), is_shared / is_shared.sum())
+    return np.where(
+        known_share > 0, mapped / np.where(known_share > 0, known_share, 1), is_shared / is_shared.sum()
+    )
 
 
 def _placed(values: np.ndarray, model_labels: list[str], labels: list[str], fill: float) -> np.ndarray:

@@ -124,8 +124,8 @@ def errors(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]])
     )
 
 
-def _overlap(one: Span, other: Span) -> bool:
-    return one[0] < other[1] and other[0] < one[1]
+def _overlap(one: Span, second: Span) -> bool:
+    return one[0] < second[1] and second[0] < one[1]
 
 
 def assess(

@@ -94,7 +94,9 @@ class Dictionary(Baseline):
         lengths: dict[str, set[int]] = {}
         for phrase in labels:
             lengths.setdefault(_digest(phrase[:1]), set()).add(len(phrase))
-        longest_first = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        longest_first = {
+            first: sorted(lengths_of_first, reverse=True) for first, lengths_of_first in lengths.items()
+        }
         return cls({_digest(phrase): label for phrase, label in labels.items()}, longest_first)
 
     def predict(self, rows: Split) -> list[list[Span]]:
