@@ -190,7 +190,7 @@ def test_an_object_that_may_be_a_table_is_an_error_that_says_what_to_set(tmp_pat
     )
     settings = {"path": "data", "records": "data"}
     case.yaml_path.write_text(YAML % (json.dumps(settings), json.dumps({"label": "kind"})))
-    assert ", 9 rows" in check_use_case(load_use_case(case.yaml_path))
+    assert " 9 rows was read" in check_use_case(load_use_case(case.yaml_path))
 
 
 def test_texts_that_may_not_be_read_or_are_not_there_are_an_error(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_files_without_a_row_are_an_error(tmp_path: Path, name: str, content: by
 def test_a_row_that_is_longer_than_what_is_looked_at_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "COUNTED_BYTES", 2**10)
+    monkeypatch.setattr(corpus, "READ_BYTES", 2**10)
     case = use_case(tmp_path, [], group=None)
     (tmp_path / "data/a.jsonl").unlink()
     (tmp_path / "data/a.json").write_text(json.dumps({"rows": projects.licence_rows(40)}))
@@ -255,9 +255,9 @@ def test_a_row_that_is_longer_than_what_is_looked_at_is_an_error(
 def test_the_row_that_reading_stops_in_is_not_malformed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "COUNTED_BYTES", 5_000)
+    monkeypatch.setattr(corpus, "READ_BYTES", 5_000)
     look = corpus.look_at_documents(use_case(tmp_path, projects.licence_rows(60)))
-    assert not look.is_exact and not any("problem" in sampled.row for sampled in look.sample)
+    assert look.is_cut and not any("problem" in sampled.row for sampled in look.sample)
 
 
 def test_an_archive_that_is_not_read_is_to_be_unpacked(tmp_path: Path) -> None:
@@ -272,6 +272,14 @@ def test_an_archive_that_is_not_read_is_to_be_unpacked(tmp_path: Path) -> None:
     assert str(raised.value).endswith("; unpack corpus.tar.gz and deliver its files")
 
 
+def test_a_folder_of_links_that_leave_it_has_no_document(tmp_path: Path) -> None:
+    case = use_case(tmp_path, projects.licence_rows(3), group=None)
+    (tmp_path / "data/a.jsonl").rename(tmp_path / "a.jsonl")
+    (tmp_path / "data/a.jsonl").symlink_to(tmp_path / "a.jsonl")
+    with pytest.raises(SettingsError, match=r"can be read; a\.jsonl: a link that leaves the folder"):
+        load_use_case(case.yaml_path, with_data=True)
+
+
 def test_files_that_cannot_be_read_are_counted_without_opening_each(tmp_path: Path) -> None:
     case = use_case(tmp_path, projects.licence_rows(30))
     for number in range(3):
@@ -281,4 +289,4 @@ def test_files_that_cannot_be_read_are_counted_without_opening_each(tmp_path: Pa
         "/0.pdf: cannot be read (empty), nor can 2 more of the files that were opened; they will be skipped"
         in report
     )
-    assert " 4 files, " in report and " 30 rows" in report
+    assert " 4 files, " in report and " 30 rows " in report

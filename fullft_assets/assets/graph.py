@@ -336,7 +336,6 @@ class CaseGraph:
         stage: str,
         key: str,
         inputs: dict[str, Manifest],
-        batch: str | None = None,
     ) -> Manifest:
         """Return the artifact of this key; where there is none, launch the workload that writes it.
 
@@ -346,7 +345,7 @@ class CaseGraph:
         store = self.store(context)
         manifest = store.find(self.name, stage, key)
         if manifest is None:
-            job = self.job(stage, key, store, inputs, batch)
+            job = self.job(stage, key, store, inputs)
             manifest = self.launcher(context).run(context, workload, job, store)
         return manifest
 

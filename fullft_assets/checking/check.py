@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from fullft_assets.base_model import BaseModelHeader, find_base_model, read_header
-from fullft_assets.checking.corpus import COUNTED_BYTES, Corpus, look_at_documents, look_at_production
+from fullft_assets.checking.corpus import READ_BYTES, Corpus, look_at_documents, look_at_production
 from fullft_assets.checking.sample import field_problems, label_findings, log_problems
 from fullft_assets.checking.yaml_source import Key, read_source
 from fullft_assets.documents.delivery import kept_out, left_in_place, skipped
@@ -89,13 +89,13 @@ def _refuse(use_case: UseCase, corpus: Corpus) -> None:
 
 
 def _no_row(corpus: Corpus) -> Iterator[tuple[Key, str]]:
-    if corpus.files and corpus.num_rows == 0:
+    if corpus.files and not corpus.sample and not corpus.has_unopened:
         yield (
             ("documents", "path"),
-            f"no row in {len(corpus.files):,} file(s){f': {corpus.note}' if corpus.note else ''}"
-            if corpus.is_exact
-            else f"no whole row in the {COUNTED_BYTES // 2**20} MiB that are looked at; split rows that are"
-            " longer, and of .json files that are one object name the records in documents.records",
+            f"no whole row in the {READ_BYTES // 2**20} MiB that are looked at; split rows that are"
+            " longer, and of .json files that are one object name the records in documents.records"
+            if corpus.is_cut
+            else f"no row in {len(corpus.files):,} file(s){f': {corpus.note}' if corpus.note else ''}",
         )
 
 
@@ -116,17 +116,14 @@ def _memory_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
 
 
 def _documents_line(settings: UseCaseSettings, corpus: Corpus) -> str:
-    if corpus.num_rows is None:
-        return f"{settings.documents.path}: unknown number of rows; a bucket is read by the first run"
-    about = "" if corpus.is_exact else "about "
+    if settings.documents.path.startswith("s3://"):
+        return f"{settings.documents.path}: a bucket is read by the first run"
     num_bytes = sum(file.bytes for file in corpus.files)
     files = f"{len(corpus.files):,} file{'s' if len(corpus.files) != 1 else ''}, {_size(num_bytes)}"
-    sample_note = (
-        ""
-        if corpus.num_files_drawn is None
-        else f"; {corpus.num_files_drawn:,} files, drawn from all, were looked at"
-    )
-    return f"{settings.documents.path}: {files}, {about}{corpus.num_rows:,} rows{sample_note}"
+    sample = f"a sample of {len(corpus.sample):,} rows"
+    if corpus.num_files_drawn is not None:
+        sample += f" of {corpus.num_files_drawn:,} files, drawn from all,"
+    return f"{settings.documents.path}: {files}; {sample} was read"
 
 
 def _epochs(settings: UseCaseSettings) -> str:

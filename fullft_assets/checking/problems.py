@@ -91,14 +91,14 @@ def _contents_problem(path: str, root: Path, format_: str | None = None) -> str 
     folder = locate(path, root)
     try:
         # Stops at the first one: a folder may contain 100,000 files, and definitions load often.
-        # Links that are not followed are counted by the check and by each look.
-        source = Folder(
-            folder, follow_links=True, any_ending=format_ is not None and reads_any_ending(format_)
-        )
+        source = Folder(folder, any_ending=format_ is not None and reads_any_ending(format_))
         if any(os.access(folder / file.path, os.R_OK) for file in source.walk()):
             return None
     except DataError as error:
         return str(error)
+    if source.skipped:
+        name, why = min(source.skipped.items())
+        return f"no document below {path} can be read; {shown_path(name)}: {why}"
     hint = _hint(source.others) if source.others and format_ is not None else ""
     return f"no readable document below {path}; known endings: {known_endings()}{hint}"
 

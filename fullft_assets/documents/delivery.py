@@ -263,12 +263,12 @@ def _remember_leftovers(
         store.write_pointer(f"{case}/left/{kind}", counts_of_look)
 
 
-def check_leftovers(store: Store, case: str, kind: Kind = "batch") -> CheckOutcome:
-    """Return whether all delivered files are read, by the last complete look: a warning if not, an error if
-    none is read.
+def check_leftovers(store: Store, case: str) -> CheckOutcome:
+    """Return whether all files delivered for training are read, by the last complete look: a warning if not,
+    an error if none is read.
     """
     nothing = {"by_ending": {}, "num_read": 0, "num_kept_out": 0}
-    last_look = store.read_pointer(f"{case}/left/{kind}") or nothing
+    last_look = store.read_pointer(f"{case}/left/batch") or nothing
     counts: dict[str, int] = last_look["by_ending"]
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = dict(most[:_SHOWN_ENDINGS])
@@ -280,7 +280,7 @@ def check_leftovers(store: Store, case: str, kind: Kind = "batch") -> CheckOutco
         name=FILES_ARE_READ.name,
         passed=not num_left,
         # Files that were read once may have been removed since, and their batches go on.
-        severity="error" if num_left and not num_read and not list_batches(store, case, kind) else "warn",
+        severity="error" if num_left and not num_read and not list_batches(store, case) else "warn",
         description=(
             f"{num_left:,} of {num_left + num_read:,} files are not read: {named}; convert or remove them"
             if num_left

@@ -157,7 +157,7 @@ def _with_columns(batches: Iterator[pa.RecordBatch], names: list[str]) -> Iterat
         yield batch.select(names)
 
 
-ARROW = Format(_arrow_records, endings=(".arrow",), num_rows=_num_arrow_rows)
+ARROW = Format(_arrow_records, endings=(".arrow",), has_row_groups=True)
 
 
 #: Row groups that a sample of a table is read from.
@@ -201,10 +201,4 @@ def _sampled(table: pq.ParquetFile, names: list[str], table_rows: int) -> Iterat
         yield from records(_within(batches, limit), table.schema_arrow, step, before)
 
 
-def _num_parquet_rows(path: Path) -> int:
-
-    with parsing("Parquet file"):
-        return pq.read_metadata(str(path)).num_rows
-
-
-PARQUET = Format(_parquet_records, endings=(".parquet",), num_rows=_num_parquet_rows)
+PARQUET = Format(_parquet_records, endings=(".parquet",), has_row_groups=True)
