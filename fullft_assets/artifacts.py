@@ -8,6 +8,12 @@ LABELED_EXAMPLES = "labeled_examples"
 QUARANTINED_EXAMPLES = "quarantined_examples"
 TOKENIZED_CHUNKS = "tokenized_chunks"
 TOKENIZER_AUDIT = "tokenizer_audit"
+#: What was drawn of general documents, for measuring and for replay.
+GENERAL_DOCUMENTS = "general_documents"
+REPLAY_DOCUMENTS = "replay_documents"
+#: What a snapshot derives from a batch.
+SCREENED_EXAMPLES = "screened_examples"
+NEAR_DUPLICATE_INDEX = "near_duplicate_index"
 TRAINING_SNAPSHOT = "training_snapshot"
 FEASIBILITY_PLAN = "feasibility_plan"
 CHEAPER_BASELINES = "cheaper_baselines"

@@ -2,8 +2,6 @@
 role, as for every program that speaks to AWS.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Errors that a user can fix. Each message is one line: the place, then the fix."""
 
-from __future__ import annotations
-
 import errno
 import re
 import traceback
@@ -176,26 +174,25 @@ def stack_without_messages(error: BaseException) -> str:
     """Return the traceback of an error and of those that it came of, as Python prints it, but for the
     messages and the values in them.
     """
-    parts = []
-    for each in _chain(error):
-        parts.append(
-            "".join(
-                [
-                    "Traceback (most recent call last):\n",
-                    *traceback.format_tb(each.__traceback__),
-                    f"{type(each).__name__}\n",
-                ]
-            )
+    parts = [
+        "".join(
+            [
+                "Traceback (most recent call last):\n",
+                *traceback.format_tb(each.__traceback__),
+                f"{type(each).__name__}\n",
+            ]
         )
+        for each in _chain(error)
+    ]
     return "\nand so\n\n".join(reversed(parts))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
+    seen_ids: set[int] = set()
     cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
+    while cause is not None and id(cause) not in seen_ids:
         yield cause
-        seen.add(id(cause))
+        seen_ids.add(id(cause))
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 

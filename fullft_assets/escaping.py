@@ -6,8 +6,6 @@ An image in a label would be fetched by the browser of whoever opens the page; a
 around what follows it.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from typing import Any

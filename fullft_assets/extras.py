@@ -2,8 +2,6 @@
 needs it.
 """
 
-from __future__ import annotations
-
 from importlib import util
 
 from fullft_assets.errors import SettingsError

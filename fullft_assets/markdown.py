@@ -1,7 +1,5 @@
 """Markdown of a report: escaping what users wrote, and rendering to HTML."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

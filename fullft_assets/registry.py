@@ -6,8 +6,6 @@ Another package adds one through an entry point of its `pyproject.toml`, and a Y
     mbox = "their_package.mbox:FORMAT"
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterator, Mapping
 from functools import cached_property

@@ -6,8 +6,6 @@ its manifest stays, and so do delivered documents, labels, the held-out ledger, 
 that finds an artifact without its files makes them again.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +14,20 @@ from functools import partial
 from pathlib import Path
 
 from fullft_assets import release
+from fullft_assets.artifacts import (
+    BASELINE_MODEL,
+    BATCH_PREDICTIONS,
+    CHEAPER_BASELINES,
+    FINETUNED_CHECKPOINT,
+    GENERAL_DOCUMENTS,
+    NEAR_DUPLICATE_INDEX,
+    REPLAY_DOCUMENTS,
+    SCREENED_EXAMPLES,
+    TOKENIZED_CHUNKS,
+    TRAINING_SNAPSHOT,
+)
 from fullft_assets.erasure.checkpoints import remove_stored_unless_held, remove_unless_held
+from fullft_assets.erasure.erased_documents import key_ref
 from fullft_assets.jobs import is_running, read_jobs
 from fullft_assets.launchers.records import launches
 from fullft_assets.settings.use_case import UseCase
@@ -24,22 +35,19 @@ from fullft_assets.snapshot.ledger import FILE as LEDGER
 from fullft_assets.snapshot.ledger import load_if_there
 from fullft_assets.store import MANIFEST, Store, checkpoints_ref
 
-_CHECKPOINT = "finetuned_checkpoint"
-_BASELINE = "baseline_model"
-#: Old predictions count for no champion's quality.
-_PREDICTIONS = "batch_predictions"
-#: The stages whose files are weights and tables; a consumer before what it was made from.
+#: The stages whose files are weights and tables; a consumer before what it was made from. Old predictions
+#: count for no champion's quality.
 _REMOVABLE = (
-    _PREDICTIONS,
-    _CHECKPOINT,
-    _BASELINE,
-    "cheaper_baselines",
-    "training_snapshot",
-    "general_documents",
-    "replay_documents",
-    "screened_examples",
-    "near_duplicate_index",
-    "tokenized_chunks",
+    BATCH_PREDICTIONS,
+    FINETUNED_CHECKPOINT,
+    BASELINE_MODEL,
+    CHEAPER_BASELINES,
+    TRAINING_SNAPSHOT,
+    GENERAL_DOCUMENTS,
+    REPLAY_DOCUMENTS,
+    SCREENED_EXAMPLES,
+    NEAR_DUPLICATE_INDEX,
+    TOKENIZED_CHUNKS,
 )
 #: Files of theirs that stay.
 _KEPT = (LEDGER,)
@@ -112,7 +120,7 @@ def plan(store: Store, use_case: UseCase) -> CleanUp:
     clean_up.artifacts = {
         ref: sizes[ref]
         for ref, manifest in manifests.items()
-        if manifest.created_at < before and _key(ref) not in needed
+        if manifest.created_at < before and key_ref(ref) not in needed
     }
     clean_up.champions = [
         past.champion
@@ -181,10 +189,6 @@ def clean(store: Store, use_case: UseCase, *, require_idle: Callable[[], None] =
     return clean_up
 
 
-def _key(ref: str) -> str:
-    return ref.rsplit("/", 1)[0]
-
-
 def _sizes(store: Store, case: str, stage: str) -> dict[str, int]:
     """Return the bytes of the files of a stage's finished artifacts that a clean-up may remove, by ref; those
     without such a file are not among them.
@@ -206,11 +210,15 @@ def _with_sources(store: Store, refs: Iterable[str]) -> set[str]:
     refs_left = list(refs)
     while refs_left:
         ref = refs_left.pop()
-        if _key(ref) in needed:
+        if key_ref(ref) in needed:
             continue
-        needed.add(_key(ref))
+        needed.add(key_ref(ref))
         manifest = load_if_there(store, ref)
-        if manifest is not None and manifest.stage in (_CHECKPOINT, _BASELINE, "training_snapshot"):
+        if manifest is not None and manifest.stage in (
+            FINETUNED_CHECKPOINT,
+            BASELINE_MODEL,
+            TRAINING_SNAPSHOT,
+        ):
             named = [manifest.metadata.get(name) for name in ("snapshot", "general", "replay")]
             named += [part["chunks"] for part in manifest.metadata.get("parts", {}).values()]
             named += [training["snapshot"] for training in manifest.metadata.get("lineage", [])]
@@ -222,7 +230,7 @@ def _latest(store: Store, case: str) -> Iterator[str]:
     names = [
         f"latest/{case}/{asset}/{name}"
         for asset in store.names(f"pointers/latest/{case}")
-        if asset != _PREDICTIONS
+        if asset != BATCH_PREDICTIONS
         for name in store.list_pointers(f"latest/{case}/{asset}")
     ]
     for pointer in store.each(store.read_pointer, names):
@@ -235,20 +243,20 @@ def _of_jobs(store: Store, case: str, unfinished: Iterable[str]) -> Iterator[str
     one of these began with tells an erasure whether it learned from erased documents.
     """
     running = [(launch.stage, launch.key) for launch in launches(store, case) if launch.ended_at is None]
-    for stage, key in [*running, *((_CHECKPOINT, key) for key in unfinished)]:
+    for stage, key in [*running, *((FINETUNED_CHECKPOINT, key) for key in unfinished)]:
         for job in read_jobs(store, case, stage, key):
             yield from job.inputs.values()
 
 
 def _unfinished(store: Store, case: str, clean_up: CleanUp) -> set[str]:
     unfinished: set[str] = set()
-    for folder in store.work_folders(case, _CHECKPOINT):
+    for folder in store.work_folders(case, FINETUNED_CHECKPOINT):
         if _is_folder_given_up(store, case, folder, clean_up.before):
             clean_up.folders[folder] = _size(folder)
         else:
             unfinished.add(folder.name)
-    for key in store.stored_work(case, _CHECKPOINT):
-        name = checkpoints_ref(case, _CHECKPOINT, key)
+    for key in store.stored_work(case, FINETUNED_CHECKPOINT):
+        name = checkpoints_ref(case, FINETUNED_CHECKPOINT, key)
         if _is_stored_given_up(store, case, name, clean_up.before):
             clean_up.stored_folders[name] = sum(store.sizes(name).values())
         else:
@@ -270,15 +278,15 @@ def _is_given_up(store: Store, case: str, key: str, is_old: bool) -> bool:
     """Return whether the checkpoints of a training go: no job writes them, and they are old or their model is
     in the store, whole.
     """
-    return not is_running(store, case, _CHECKPOINT, key) and (
-        is_old or store.find(case, _CHECKPOINT, key) is not None
+    return not is_running(store, case, FINETUNED_CHECKPOINT, key) and (
+        is_old or store.find(case, FINETUNED_CHECKPOINT, key) is not None
     )
 
 
-def _starting_points(store: Store, case: str, gone: Iterable[str]) -> list[str]:
+def _starting_points(store: Store, case: str, removed: Iterable[str]) -> list[str]:
     names = [f"{case}/starting_points/{name}" for name in store.list_pointers(f"{case}/starting_points")]
     pointers = zip(names, store.each(store.read_pointer, names), strict=True)
-    return [name for name, pointer in pointers if pointer is not None and pointer["checkpoint"] in gone]
+    return [name for name, pointer in pointers if pointer is not None and pointer["checkpoint"] in removed]
 
 
 def _size(folder: Path) -> int:

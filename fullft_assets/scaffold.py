@@ -3,8 +3,6 @@
 Descriptions, limits and defaults come from the settings classes, so the file cannot go stale.
 """
 
-from __future__ import annotations
-
 import json
 import textwrap
 from pathlib import Path

@@ -5,8 +5,6 @@ column of the target. Another package adds a task, a metric, a baseline or a gat
 `registry`).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -38,11 +38,12 @@ from fullft_assets.automation.runs import attempts_of, model_runs
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import FullftError, SettingsError
+from fullft_assets.monitoring import Status
 from fullft_assets.resources import ARTIFACT, open_store
 from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
 from fullft_assets.settings.alerts import ChannelSettings
-from fullft_assets.store import CheckOutcome, Store
+from fullft_assets.store import CheckOutcome, Manifest, Store
 from tests import manifests, other_package
 from tests import project as projects
 
@@ -359,6 +360,49 @@ class TestSensor:
         context = dg.build_sensor_context(instance=instance, resources=graph.resources(), cursor=cursor)
         return sensor(context), context.cursor
 
+    def artifact(
+        self,
+        graph: CaseGraph,
+        instance: dg.DagsterInstance,
+        stage: str,
+        partition: str | None = None,
+        *,
+        key: str = "k",
+        metadata: Mapping[str, Any] | None = None,
+        failed_check: str = "",
+    ) -> Manifest:
+        """Write an artifact without files, the newest of its partition where one is given."""
+        store = open_store(graph.use_case, instance)
+        checks = [CheckOutcome(name=failed_check, passed=False)] if failed_check else []
+        with store.create(graph.name, stage, key, version="1", seed=17) as draft:
+            manifest = draft.commit(settings={}, inputs={}, metadata=metadata or {}, checks=checks)
+        if partition is not None:
+            store.write_pointer(f"latest/{graph.name}/{stage}/{partition}", {"ref": manifest.ref})
+        return manifest
+
+    def decide(
+        self,
+        graph: CaseGraph,
+        instance: dg.DagsterInstance,
+        decision: Decision | Callable[[Signals], Decision],
+        age: float = 0.0,
+        **measured: Any,
+    ) -> None:
+        """Record a decision of some seconds ago."""
+        now = time.time()
+        signals = Signals(
+            now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0, **measured
+        )
+        entry = RecordedDecision(
+            case=graph.name,
+            time=now - age,
+            signals=signals,
+            decision=decision(signals) if callable(decision) else decision,
+        )
+        open_store(graph.use_case, instance).write_pointer(
+            f"{graph.name}/retraining_decisions/{int(entry.time * 1000):014d}", entry.model_dump(mode="json")
+        )
+
     def state(
         self,
         instance: dg.DagsterInstance,
@@ -493,22 +537,31 @@ class TestSensor:
             and "quarantined_share_is_bounded" in body["title"]
         )
 
-    def test_windows_without_a_text_are_sent_once_until_one_can_be_judged(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
+    @pytest.mark.parametrize(
+        ("statuses", "keys"),
+        [
+            (
+                ("feed_broken", "insufficient_data", "feed_broken", "ok", "feed_broken"),
+                ["gate_closed/feed_broken/w0", "gate_closed/feed_broken/w4"],
+            ),
+            (("confirmed", "alarm", "confirmed", "ok", "confirmed"), ["drift/w0", "drift/w4"]),
+        ],
+    )
+    def test_a_window_is_sent_once_until_one_is_good(
+        self,
+        graph: CaseGraph,
+        instance: dg.DagsterInstance,
+        hook: Hook,
+        statuses: tuple[Status, ...],
+        keys: list[str],
     ) -> None:
-        store = open_store(graph.use_case, instance)
-        for number, status in enumerate(
-            ("feed_broken", "insufficient_data", "feed_broken", "ok", "feed_broken")
-        ):
-            with store.create(graph.name, "drift_report", f"w{number}", version="1", seed=17) as draft:
-                made = draft.commit(settings={}, inputs={}, metadata=manifests.drift(status))
-            store.write_pointer(f"latest/{graph.name}/drift_report/w{number}", {"ref": made.ref})
-            self.run(graph, instance, "monitor", **{"dagster/partition": f"w{number}"})
+        for number, status in enumerate(statuses):
+            partition = f"w{number}"
+            metadata = manifests.drift(status)
+            self.artifact(graph, instance, "drift_report", partition, key=partition, metadata=metadata)
+            self.run(graph, instance, "monitor", **{"dagster/partition": partition})
             self.tick(graph, instance)
-        assert [(body["event"], body["key"]) for body in hook.bodies] == [
-            ("gate_closed", "gate_closed/feed_broken/w0"),
-            ("gate_closed", "gate_closed/feed_broken/w4"),
-        ]
+        assert [body["key"] for body in hook.bodies] == keys
 
     def test_a_window_without_a_text_is_sent_for_a_task_that_detects_no_drift(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
@@ -537,13 +590,12 @@ class TestSensor:
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, tmp_path: Path
     ) -> None:
         store = open_store(graph.use_case, instance)
-        with store.create(graph.name, "labeled_examples", "k", version="1", seed=17) as draft:
-            made = draft.commit(settings={}, inputs={}, metadata={})
-        Path(store.url, made.ref, "manifest.json").write_text('{"case": "planted-text')
+        manifest = self.artifact(graph, instance, "labeled_examples")
+        Path(store.url, manifest.ref, "manifest.json").write_text('{"case": "planted-text')
 
         @dg.op
         def validates(context) -> None:
-            about = {"metadata": {ARTIFACT: made.ref}, "partition": "b1"}
+            about = {"metadata": {ARTIFACT: manifest.ref}, "partition": "b1"}
             context.log_event(dg.AssetMaterialization(graph.key("labeled_examples"), **about))
 
         damaged = self.run(graph, instance, "ingest", validates, **{"dagster/partition": "b1"})
@@ -587,34 +639,26 @@ class TestSensor:
             _, cursor = self.tick(graph, instance, cursor)
         assert len(hook.bodies) == 5
 
-    def test_a_drift_is_sent_once_until_a_window_is_like_the_reference_again(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        store = open_store(graph.use_case, instance)
-        for number, status in enumerate(("confirmed", "alarm", "confirmed", "ok", "confirmed")):
-            with store.create(graph.name, "drift_report", f"w{number}", version="1", seed=17) as draft:
-                made = draft.commit(settings={}, inputs={}, metadata=manifests.drift(status))
-            store.write_pointer(f"latest/{graph.name}/drift_report/w{number}", {"ref": made.ref})
-            self.run(graph, instance, "monitor", **{"dagster/partition": f"w{number}"})
-            self.tick(graph, instance)
-        assert [body["title"] for body in hook.bodies] == ["window w0 drifted", "window w4 drifted"]
-
     def test_a_candidate_that_its_run_judged_is_sent_though_another_run_evaluated_since(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        store, reports = open_store(graph.use_case, instance), []
-        for key in ("mine", "of the daily evaluation"):
-            with store.create(graph.name, "evaluation_report", key, version="1", seed=17) as draft:
-                failed = CheckOutcome(name=f"gate of {key}", passed=False)
-                reports.append(
-                    draft.commit(settings={}, inputs={}, metadata=manifests.evaluation(), checks=[failed])
-                )
-        store.write_pointer(f"latest/{graph.name}/evaluation_report/all", {"ref": reports[1].ref})
+        evaluation, _ = (
+            self.artifact(
+                graph,
+                instance,
+                "evaluation_report",
+                "all",
+                key=key,
+                metadata=manifests.evaluation(),
+                failed_check=f"gate of {key}",
+            )
+            for key in ("mine", "of the daily evaluation")
+        )
 
         @dg.op
         def evaluates(context) -> None:
             context.log_event(
-                dg.AssetMaterialization(graph.key("evaluation_report"), metadata={ARTIFACT: reports[0].ref})
+                dg.AssetMaterialization(graph.key("evaluation_report"), metadata={ARTIFACT: evaluation.ref})
             )
 
         self.run(graph, instance, "model", evaluates)
@@ -644,18 +688,12 @@ class TestSensor:
     def test_a_decision_that_needs_a_person_is_sent_also_after_the_next_one(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        store, now = open_store(graph.use_case, instance), time.time()
-        signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
         for age, action, reason in (
             (120, "alert", "the budget: it is too small"),
             (60, "wait", "nothing new"),
         ):
             decision = Decision(action=action, reasons=[reason], evidence="budget", instruction="raise it")
-            entry = RecordedDecision(case=graph.name, time=now - age, signals=signals, decision=decision)
-            store.write_pointer(
-                f"{graph.name}/retraining_decisions/{int((now - age) * 1000):014d}",
-                entry.model_dump(mode="json"),
-            )
+            self.decide(graph, instance, decision, age)
         self.tick(graph, instance)
         self.tick(graph, instance)
         (body,) = hook.bodies
@@ -702,14 +740,10 @@ class TestSensor:
             self.run(graph, instance, "model", op, **{"retraining/evidence": f"e{number}"})
             for number in range(abs(num_failed))
         ]
-        now, store = time.time(), open_store(graph.use_case, instance)
+        now = time.time()
         attempts = attempts_of(model_runs(graph, instance, now), instance, now)
-        signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
-        decision = retraining.decide(retraining.State(attempts=attempts), signals, graph.settings.retraining)
-        entry = RecordedDecision(case=graph.name, time=now, signals=signals, decision=decision)
-        store.write_pointer(
-            f"{graph.name}/retraining_decisions/{int(now * 1000):014d}", entry.model_dump(mode="json")
-        )
+        state, settings = retraining.State(attempts=attempts), graph.settings.retraining
+        self.decide(graph, instance, lambda signals: retraining.decide(state, signals, settings))
         self.tick(graph, instance)
         body = next(body for body in hook.bodies if body["event"] == "decision_needed")
         at = datetime.fromtimestamp(attempts[-1].started_at, UTC)
@@ -719,32 +753,24 @@ class TestSensor:
     def test_a_tick_reads_only_decisions_that_it_has_not_seen(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store, now, read = open_store(graph.use_case, instance), time.time(), []
+        read: list[str] = []
         read_pointer = Store.read_pointer
+        unseen = Decision(
+            action="alert", reasons=["production is not seen: look at what delivers it"], evidence="e"
+        )
 
         def counted(store: Store, name: str) -> Any:
             read.extend([name] if "retraining_decisions" in name else [])
             return read_pointer(store, name)
 
-        def decide(age: float) -> None:
-            signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
-            decision = Decision(
-                action="alert", reasons=["production is not seen: look at what delivers it"], evidence="e"
-            )
-            entry = RecordedDecision(case=graph.name, time=now - age, signals=signals, decision=decision)
-            store.write_pointer(
-                f"{graph.name}/retraining_decisions/{int((now - age) * 1000):014d}",
-                entry.model_dump(mode="json"),
-            )
-
         monkeypatch.setattr(Store, "read_pointer", counted)
         for half_hours in range(12, 2, -1):
-            decide(half_hours * 1800)
+            self.decide(graph, instance, unseen, half_hours * 1800)
         _, cursor = self.tick(graph, instance)
         assert len(read) == len(hook.bodies) == 10
         _, cursor = self.tick(graph, instance, cursor)
         assert len(read) == 10
-        decide(1800)
+        self.decide(graph, instance, unseen, 1800)
         hook.status = 500
         with pytest.raises(dg.Failure):
             self.tick(graph, instance, cursor)
@@ -774,13 +800,7 @@ class TestSensor:
         is_in_flight: int,
         num_sent: int,
     ) -> None:
-        with open_store(graph.use_case, instance).create(
-            graph.name, "finetuned_checkpoint", "k", version="1", seed=17
-        ) as draft:
-            made = draft.commit(settings={}, inputs={}, metadata={})
-        open_store(graph.use_case, instance).write_pointer(
-            f"latest/{graph.name}/finetuned_checkpoint/all", {"ref": made.ref}
-        )
+        self.artifact(graph, instance, "finetuned_checkpoint", "all")
         signals = {"num_runs_in_flight": is_in_flight}
         self.decide_on_two_drops(
             graph, instance, "live_drop", num_drop_errors=0.0, promoted_ago=promoted_ago, **signals
@@ -798,31 +818,19 @@ class TestSensor:
         **others: Any,
     ) -> None:
         """Record two decisions whose signal differs in size, each with a tick after it."""
-        store, now = open_store(graph.use_case, instance), time.time()
         champion = release.Champion(
             checkpoint="c",
             snapshot="s",
             evaluation="e",
             score=0.9,
-            promoted_at=now - promoted_ago,
+            promoted_at=time.time() - promoted_ago,
             run_id="r",
         )
-        release.promote(store, graph.name, champion)
+        release.promote(open_store(graph.use_case, instance), graph.name, champion)
         for age, drop in ((120, 0.1), (60, 0.11)):
-            drops: dict[str, Any] = {signal: drop, "num_drop_errors": num_drop_errors, **others}
-            signals = Signals(
-                now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0, **drops
-            )
-            entry = RecordedDecision(
-                case=graph.name,
-                time=now - age,
-                signals=signals,
-                decision=Decision(action="wait", reasons=["labels"], evidence=""),
-            )
-            store.write_pointer(
-                f"{graph.name}/retraining_decisions/{int((now - age) * 1000):014d}",
-                entry.model_dump(mode="json"),
-            )
+            measured: dict[str, Any] = {signal: drop, "num_drop_errors": num_drop_errors, **others}
+            decision = Decision(action="wait", reasons=["labels"], evidence="")
+            self.decide(graph, instance, decision, age, **measured)
             self.tick(graph, instance)
 
     def test_a_lower_score_is_sent_once_however_its_size_changes(
@@ -941,12 +949,7 @@ class TestSensor:
     def test_a_batch_that_a_red_check_of_its_chunks_holds_back_is_sent(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        with open_store(graph.use_case, instance).create(
-            graph.name, "tokenized_chunks", "k", version="1", seed=17
-        ) as draft:
-            tokens = draft.commit(
-                settings={}, inputs={}, metadata={}, checks=[CheckOutcome(name="rows_are_good", passed=False)]
-            )
+        tokens = self.artifact(graph, instance, "tokenized_chunks", failed_check="rows_are_good")
 
         @dg.op
         def tokenizes(context) -> None:

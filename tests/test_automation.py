@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +44,7 @@ from tests.prepared import Prepared, prepare, write_tiny_model
 from tests.test_live_quality import Live, snapshot_of
 
 SECONDS = 150.0
+STARTED = dg.DagsterRunStatus.STARTED
 
 
 class Bench:
@@ -58,8 +59,25 @@ class Bench:
         return CaseGraph(self.prepared.project.use_case())
 
     def tick(self, sensor: str) -> Any:
+        """Evaluate a sensor; what it logs is in `said`."""
         definition = next(s for s in automation.build_sensors(self.case) if s.name == f"{self.name}_{sensor}")
-        return definition(dg.build_sensor_context(instance=self.instance, resources=self.case.resources()))
+        context = dg.build_sensor_context(instance=self.instance, resources=self.case.resources())
+        self.said: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(context.log, "info", self.said.append)
+            return definition(context)
+
+    def evaluate(self, graph: CaseGraph) -> Any:
+        """Evaluate the schedule of the daily evaluation."""
+        schedules = automation.build_schedules(graph)
+        schedule = next(each for each in schedules if each.name == "letters_evaluation_schedule")
+        with dg.build_schedule_context(instance=self.instance, resources=graph.resources()) as context:
+            return schedule(context)
+
+    def add_run(self, job_name: str, status: dg.DagsterRunStatus = STARTED, **tags: str) -> dg.DagsterRun:
+        run = dg.DagsterRun(job_name=job_name, run_id=str(uuid.uuid4()), status=status, tags=tags)
+        self.instance.add_run(run)
+        return run
 
     def point(self, asset: str, manifest: Manifest, partition: str = "all") -> None:
         """Make an artifact the newest of its asset, as the IO manager does."""
@@ -87,27 +105,45 @@ class Bench:
         )
         self.ingest()
 
-    def train(self, *, seconds: float = 60.0) -> Manifest:
-        """Record a checkpoint on the present snapshot."""
-        made = checkpoint_metadata(snapshot=self.prepared.snapshot.ref, training_seconds=seconds)
-        checkpoint = self.artifact("finetuned_checkpoint", f"k{time.time_ns()}", **made)
+    def train(self, taken: Manifest | None = None) -> Manifest:
+        """Record a checkpoint on a snapshot, by default the prepared one."""
+        snapshot = (taken or self.prepared.snapshot).ref
+        metadata = checkpoint_metadata(snapshot=snapshot, training_seconds=60.0)
+        checkpoint = self.artifact("finetuned_checkpoint", f"k{time.time_ns()}", **metadata)
         self.point("finetuned_checkpoint", checkpoint)
         return checkpoint
 
     def window(self, name: str, status: Status) -> None:
         self.point("drift_report", self.artifact("drift_report", name, **manifests.drift(status)), name)
 
-    def champion(self, checkpoint: str, evaluation: str = "e") -> None:
+    def champion(self, checkpoint: str, evaluation: str = "e", since: float | None = None) -> None:
         """Make a checkpoint the champion."""
         champion = release.Champion(
             checkpoint=checkpoint,
             snapshot="s",
             evaluation=evaluation,
             score=0.9,
-            promoted_at=time.time(),
+            promoted_at=time.time() if since is None else since,
             run_id="r",
         )
         release.promote(self.store, self.name, champion)
+
+    def live(self, key: str, **measured: Any) -> None:
+        """Record what labels say of the champion in production."""
+        metadata = {
+            "num_windows": 1,
+            "num_documents": 300,
+            "num_labelled": 200,
+            "num_right": 160,
+            "accuracy": 0.8,
+            "accuracy_low": 0.7,
+            "accuracy_high": 0.85,
+            "release_accuracy": 0.9,
+            "release_accuracy_low": 0.87,
+            "drop": 0.1,
+            **measured,
+        }
+        self.point("live_quality", self.artifact("live_quality", key, **metadata))
 
     def decisions(self) -> list[retraining.RecordedDecision]:
         folder = f"{self.name}/retraining_decisions"
@@ -134,8 +170,9 @@ class Bench:
             if outcome == "failed":
                 raise dg.Failure("planted", metadata={} if failure is None else {"failure": failure})
 
+        key = {"dagster/run_key": request.run_key} if request.run_key else {}
         job = dg.GraphDefinition(name=request.job_name, node_defs=[stage]).to_job(
-            tags={"use_case": self.name, **request.tags}
+            tags={"use_case": self.name, **request.tags, **key}
         )
         result = job.execute_in_process(instance=self.instance, raise_on_error=False)
         if outcome == "cancelled":
@@ -160,6 +197,16 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         retraining=quick,
         monitoring={"path": "data/letters/production"},
     )
+
+
+@pytest.fixture
+def other(bench: Bench, tmp_path: Path) -> Iterator[Bench]:
+    """Another Dagster of the same project."""
+    home = tmp_path / "other"
+    home.mkdir()
+    shutil.copy(bench.prepared.project.home / "dagster.yaml", home)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        yield Bench(bench.prepared, instance)
 
 
 @pytest.fixture
@@ -202,15 +249,15 @@ class TestDeliverySensor:
         documents.look(bench.store, bench.prepared.project.use_case())
         return [batch.name for batch in documents.list_batches(bench.store, bench.name)][1:]
 
-    def add_run(self, bench: Bench, request: dg.RunRequest, status: dg.DagsterRunStatus) -> None:
-        tags = {
-            **request.tags,
-            "dagster/partition": request.partition_key,
-            "dagster/run_key": request.run_key,
-        }
-        bench.instance.add_run(
-            dg.DagsterRun(job_name="letters_ingest", run_id=str(uuid.uuid4()), status=status, tags=tags)
-        )
+    def add_run(
+        self,
+        bench: Bench,
+        request: dg.RunRequest,
+        status: dg.DagsterRunStatus = STARTED,
+        **tags: str,
+    ) -> dg.DagsterRun:
+        tags |= {"dagster/partition": request.partition_key, "dagster/run_key": request.run_key}
+        return bench.add_run("letters_ingest", status, **request.tags, **tags)
 
     def asked(self, bench: Bench) -> list[str]:
         result = bench.tick("new_documents")
@@ -227,7 +274,7 @@ class TestDeliverySensor:
             requests = bench.tick("new_documents").run_requests
             assert [request.partition_key for request in requests] == expected
             for request in requests:
-                self.add_run(bench, request, dg.DagsterRunStatus.STARTED)
+                self.add_run(bench, request)
         assert (
             bench.tick("new_documents").skip_message
             == "nothing new in data/letters/documents; 5 batch(es) in flight"
@@ -240,24 +287,15 @@ class TestDeliverySensor:
             self.add_run(bench, request, dg.DagsterRunStatus.FAILURE)
         assert self.asked(bench) == names[2:]
         for request in bench.tick("new_documents").run_requests[:1]:
-            self.add_run(bench, request, dg.DagsterRunStatus.STARTED)
+            self.add_run(bench, request)
         assert self.asked(bench) == [names[3]]
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
         assert self.asked(bench) == [names[3], names[0]]
 
     def fail(self, bench: Bench, request: dg.RunRequest, failure: str | None) -> None:
         """Let a run that was asked for fail now; None: from outside, not by a step."""
-        tags = {
-            **request.tags,
-            "dagster/partition": request.partition_key,
-            "dagster/run_key": request.run_key,
-        }
-        tags |= {} if failure is None else {"delivery/failure": failure}
-        run = dg.DagsterRun(
-            job_name="letters_ingest", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED, tags=tags
-        )
-        bench.instance.add_run(run)
-        bench.instance.report_run_failed(run)
+        tags = {} if failure is None else {"delivery/failure": failure}
+        bench.instance.report_run_failed(self.add_run(bench, request, **tags))
 
     @pytest.mark.parametrize(
         ("failure", "is_transient"), [(None, True), ("preemption", True), ("gate", False)]
@@ -301,10 +339,8 @@ class TestDeliverySensor:
     ):
         self.several(bench, 1)
         (request,) = bench.tick("new_documents").run_requests
-        tags = {"dagster/partition": str(request.partition_key), "dagster/run_key": request.run_key}
-        bench.run(
-            request._replace(job_name="letters_ingest", tags={**request.tags, **tags}), "failed", failure
-        )
+        tags = {**request.tags, "dagster/partition": str(request.partition_key)}
+        bench.run(request._replace(job_name="letters_ingest", tags=tags), "failed", failure)
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
         for _ in range(2):
             tick = bench.tick("new_documents")
@@ -347,22 +383,11 @@ class TestDeliverySensor:
         assert [request.partition_key for request in held] == names
         # Beside a run that is asked for, the log says it.
         bench.prepared.project.deliver("one-more.jsonl", projects.licence_rows(3, skip=600))
-        (asked,), said = self.tick_and_log(bench)
-        assert asked.partition_key not in names and line in said
+        (asked,) = bench.tick("new_documents").run_requests
+        assert asked.partition_key not in names and line in bench.said
         for request in held:
             self.add_run(bench, request, dg.DagsterRunStatus.FAILURE)
-        assert not [line for line in self.tick_and_log(bench)[1] if "cancelled" in line]
-
-    def tick_and_log(self, bench: Bench) -> tuple[list[dg.RunRequest], list[str]]:
-        definition = next(
-            s for s in automation.build_sensors(bench.case) if s.name == "letters_new_documents"
-        )
-        said: list[str] = []
-        context = dg.build_sensor_context(instance=bench.instance, resources=bench.case.resources())
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(context.log, "info", said.append)
-            requests = definition(context).run_requests
-        return requests, said
+        assert bench.tick("new_documents") and not [line for line in bench.said if "cancelled" in line]
 
     def test_a_run_that_a_dying_daemon_made_and_did_not_launch_is_asked_for_again(self, bench, monkeypatch):
         monkeypatch.setattr(documents, "MAX_RUNS_A_TICK", 1)
@@ -431,7 +456,7 @@ class TestDeliverySensor:
         bench.instance.report_runless_asset_event(dg.AssetMaterialization(["team", "exports"]))
         asked = tick(first.cursor)
         (request,) = asked.run_requests
-        self.add_run(bench, request, dg.DagsterRunStatus.STARTED)
+        self.add_run(bench, request)
         running = tick(asked.cursor)
         assert running.skip_reason.skip_message.endswith("; 1 batch(es) in flight")
         bench.ingest()
@@ -478,13 +503,7 @@ class TestDeliverySensor:
             ).success
 
         assert not take()
-        run = dg.DagsterRun(
-            job_name="letters_ingest",
-            run_id=str(uuid.uuid4()),
-            status=dg.DagsterRunStatus.STARTED,
-            tags={"dagster/partition": arriving},
-        )
-        bench.instance.add_run(run)
+        bench.add_run("letters_ingest", **{"dagster/partition": arriving})
         assert take()
         _, signals = gather(bench.case, bench.instance, bench.store, {}, time.time())
         taken = latest(bench.store, "letters", "training_snapshot")
@@ -549,7 +568,7 @@ class TestRetrainingSensor:
                 bench.tick("retraining").run_key,
             )
             keys.append(request.run_key)
-            bench.run(request._replace(tags={**request.tags, "dagster/run_key": request.run_key}), "failed")
+            bench.run(request, "failed")
             ended = bench.tick("retraining").skip_message
             assert "that was to count them ended on " in ended and ended.endswith(
                 "as FAILURE: a later tick may ask for it again, or launch letters_snapshot by hand"
@@ -608,10 +627,7 @@ class TestRetrainingSensor:
         return gather(bench.case, bench.instance, bench.store, {}, time.time())[0].attempts
 
     def test_a_run_that_hangs_alerts_after_a_day_and_is_named(self, bench, monkeypatch):
-        run = dg.DagsterRun(
-            job_name="letters_evaluate", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED
-        )
-        bench.instance.add_run(run)
+        run = bench.add_run("letters_evaluate")
         assert bench.tick("retraining").skip_message.startswith("wait: ")
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 25 * 3_600)
         said = bench.tick("retraining").skip_message
@@ -622,51 +638,40 @@ class TestRetrainingSensor:
         assert bench.tick("retraining").skip_message.startswith("wait: ")
 
     @pytest.mark.parametrize("place", ["disk", "bucket"])
-    def test_of_two_dagsters_that_share_a_store_one_decides(
-        self, bench, tmp_path, monkeypatch, request, place
-    ):
-        url = bench.store.url
+    def test_of_two_dagsters_that_share_a_store_one_decides(self, bench, other, monkeypatch, request, place):
+        url, now = bench.store.url, time.time()
         if place == "bucket":
             bucket = f"shared-{time.time_ns()}"
             shutil.copytree(url, request.getfixturevalue("s3_env").make_bucket(bucket) / "store")
             url = f"s3://{bucket}/store"
         bench.prepared.project.configure(base_model="model", store=url, retraining={"min_new_examples": 100})
-        bench.store, home, now = Store(url), tmp_path / "other", time.time()
-        home.mkdir()
-        shutil.copy(bench.prepared.project.home / "dagster.yaml", home)
-        with dg.DagsterInstance.from_config(str(home)) as instance:
-            other = Bench(bench.prepared, instance)
+        bench.store = Store(url)
 
-            def ask(dagster: Bench, minutes: int) -> str:
-                monkeypatch.setattr(time, "time", lambda: now + 60 * minutes)
-                request = dagster.tick("retraining")
-                return request.job_name if isinstance(request, dg.RunRequest) else request.skip_message
+        def ask(dagster: Bench, minutes: int) -> str:
+            monkeypatch.setattr(time, "time", lambda: now + 60 * minutes)
+            request = dagster.tick("retraining")
+            return request.job_name if isinstance(request, dg.RunRequest) else request.skip_message
 
-            assert ask(bench, 0) == "letters_model"
-            decisions = bench.decisions()
-            ours, theirs = (
-                f"wait: the Dagster {name_of(dagster)}, which" for dagster in (bench.instance, instance)
-            )
-            assert ours != theirs and ask(other, 1).startswith(ours)
-            assert ask(bench, 6) == "letters_model"
-            assert ask(other, 12).startswith(ours), "each tick of the decider renews what is half over"
-            assert bench.decisions() == decisions, "who does not decide writes no decision"
-            assert ask(other, 17) == "letters_model"
-            assert ask(bench, 18).startswith(theirs)
+        assert ask(bench, 0) == "letters_model"
+        decisions = bench.decisions()
+        ours, theirs = (f"wait: the Dagster {name_of(dagster.instance)}, which" for dagster in (bench, other))
+        assert ours != theirs and ask(other, 1).startswith(ours)
+        assert ask(bench, 6) == "letters_model"
+        assert ask(other, 12).startswith(ours), "each tick of the decider renews what is half over"
+        assert bench.decisions() == decisions, "who does not decide writes no decision"
+        assert ask(other, 17) == "letters_model"
+        assert ask(bench, 18).startswith(theirs)
 
-    def test_of_two_dagsters_that_ask_at_one_moment_one_launches(self, bench, tmp_path):
-        home = tmp_path / "other"
-        home.mkdir()
-        shutil.copy(bench.prepared.project.home / "dagster.yaml", home)
+    def test_of_two_dagsters_that_ask_at_one_moment_one_launches(self, bench, other):
         together = threading.Barrier(2)
 
         def ask(dagster: Bench) -> Any:
             together.wait()
             return dagster.tick("retraining")
 
-        with dg.DagsterInstance.from_config(str(home)) as instance, ThreadPoolExecutor(2) as pool:
-            asked = list(pool.map(ask, [bench, Bench(bench.prepared, instance)]))
-        assert sorted(type(each).__name__ for each in asked) == ["RunRequest", "SkipReason"]
+        with ThreadPoolExecutor(2) as pool:
+            requests = list(pool.map(ask, [bench, other]))
+        assert sorted(type(each).__name__ for each in requests) == ["RunRequest", "SkipReason"]
 
     def test_a_schedule_is_one_more_reason_in_the_time_zone_of_the_use_case(self, bench, monkeypatch):
         """Rows that are too few for a retrain of their own are learned when the calendar says so, once."""
@@ -718,23 +723,12 @@ class TestRetrainingSensor:
             "live_quality has not evaluated the 60 labelled examples yet"
             in bench.tick("retraining").skip_message
         )
-        live = {
-            "num_windows": 3,
-            "num_documents": 900,
-            "num_labelled": 160,
-            "num_right": 110,
-            "accuracy": 0.7,
-            "accuracy_low": 0.6,
-        }
-        live |= {"accuracy_high": 0.8, "release_accuracy": 0.75, "release_accuracy_low": 0.7, "drop": 0.0}
         # First it is wrong in the window before the drift, then in those since it began.
         for key, windows in (
             ("k1", {"w0": [80, 40], "w1": [40, 35]}),
             ("k2", {"w0": [80, 75], "w1": [40, 20], "w2": [40, 20]}),
         ):
-            bench.point(
-                "live_quality", bench.artifact("live_quality", key, checkpoint="c", **live, by_window=windows)
-            )
+            bench.live(key, checkpoint="c", drop=0.0, by_window=windows)
             asked = bench.tick("retraining")
             if key == "k1":
                 assert (
@@ -748,18 +742,9 @@ class TestRetrainingSensor:
     def test_a_lower_accuracy_on_production_counts_for_the_champion_that_it_is_of(self, bench):
         bench.train()
         bench.champion("c")
-        live = {
-            "num_windows": 1,
-            "num_documents": 300,
-            "num_labelled": 200,
-            "num_right": 160,
-            "accuracy": 0.8,
-            "accuracy_low": 0.7,
-        }
-        live |= {"accuracy_high": 0.85, "release_accuracy": 0.9, "release_accuracy_low": 0.87, "drop": 0.1}
-        bench.point("live_quality", bench.artifact("live_quality", "k1", checkpoint="another", **live))
+        bench.live("k1", checkpoint="another")
         assert bench.tick("retraining").skip_message.startswith("wait: ")
-        bench.point("live_quality", bench.artifact("live_quality", "k2", checkpoint="c", **live))
+        bench.live("k2", checkpoint="c")
         assert (
             "accuracy is 0.100 lower on labelled production documents"
             in bench.tick("retraining").skip_message
@@ -816,20 +801,11 @@ class TestRetrainingSensor:
 
     def test_the_evaluation_leaves_the_snapshot_of_a_run_in_flight_alone(self, bench):
         bench.train()
-        schedule = next(
-            each
-            for each in automation.build_schedules(bench.case)
-            if each.name == "letters_evaluation_schedule"
+        assert isinstance(bench.evaluate(bench.case), dg.RunRequest)
+        bench.add_run("letters_model")
+        assert bench.evaluate(bench.case).skip_message.startswith(
+            "a run of the model or of its snapshot is in flight"
         )
-        with dg.build_schedule_context(instance=bench.instance, resources=bench.case.resources()) as context:
-            assert isinstance(schedule(context), dg.RunRequest)
-            run = dg.DagsterRun(
-                job_name="letters_model", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.STARTED
-            )
-            bench.instance.add_run(run)
-            assert schedule(context).skip_message.startswith(
-                "a run of the model or of its snapshot is in flight"
-            )
 
     def test_the_evaluation_waits_where_the_month_has_no_room_for_one_more(self, bench):
         bench.train()
@@ -848,14 +824,7 @@ class TestRetrainingSensor:
             settings = settings.model_copy(
                 update={"retraining": settings.retraining.model_copy(update=limits), "planning": planning}
             )
-            graph = CaseGraph(replace(bench.case.use_case, settings=settings))
-            schedule = next(
-                each
-                for each in automation.build_schedules(graph)
-                if each.name == "letters_evaluation_schedule"
-            )
-            with dg.build_schedule_context(instance=bench.instance, resources=graph.resources()) as context:
-                return schedule(context)
+            return bench.evaluate(CaseGraph(replace(bench.case.use_case, settings=settings)))
 
         assert isinstance(tick(max_hours_per_month=2.5 * took), dg.RunRequest)
         over = tick(max_hours_per_month=1.6 * took)
@@ -869,11 +838,7 @@ class TestRetrainingSensor:
         )
 
     def test_a_number_that_is_not_finite_is_one_line_and_no_action(self, bench):
-        since = float("nan")
-        champion = release.Champion(
-            checkpoint="c", snapshot="s", evaluation="e", score=0.9, promoted_at=since, run_id="r"
-        )
-        release.promote(bench.store, bench.name, champion)
+        bench.champion("c", since=float("nan"))
         with pytest.raises(dg.Failure, match="no retraining decision, as champion_since is nan"):
             bench.tick("retraining")
         assert bench.decisions() == []
@@ -974,7 +939,7 @@ class TestRetrainingSensor:
         bench.train()
         bench.deliver("delivery-2.jsonl", skip=400, rows=250)
         request = bench.tick("retraining")
-        bench.run(request._replace(tags={**request.tags, "dagster/run_key": request.run_key}), "cancelled")
+        bench.run(request, "cancelled")
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
         assert "as CANCELED: " in bench.tick("retraining").skip_message
 
@@ -1124,9 +1089,7 @@ def test_a_restored_older_copy_of_dagsters_storage_loses_and_doubles_nothing(ben
     found, known = tick_restored("new_documents")
     assert isinstance(found, dg.SkipReason) and ingest.partition_key in known
     # What has its checkpoint in the store is not.
-    snapshot = latest(bench.store, "letters", "training_snapshot")
-    made = checkpoint_metadata(snapshot=snapshot.ref, training_seconds=60.0)
-    bench.point("finetuned_checkpoint", bench.artifact("finetuned_checkpoint", "after the copy", **made))
+    bench.train(latest(bench.store, "letters", "training_snapshot"))
     found, _ = tick_restored("retraining")
     assert isinstance(found, dg.SkipReason) and found.skip_message.startswith("wait: ")
 
@@ -1208,7 +1171,12 @@ class Daemon:
             time.sleep(0.5)
         return found
 
-    def stop(self) -> None:
+    def ticks_on(self, instance: dg.DagsterInstance, name: str, count: int) -> None:
+        """Wait for so many more ticks."""
+        before = len(ticks(instance, name))
+        self.wait_for(lambda: len(ticks(instance, name)) >= before + count, f"{name} ticks on", 200.0)
+
+    def close(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
         try:
@@ -1236,9 +1204,8 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     project = projects.create(
         tmp_path, base_model="model", documents={"poll_seconds": 2}, retraining=every_minute
     )
-    daemon = Daemon(project)
-    yield daemon
-    daemon.stop()
+    with closing(Daemon(project)) as daemon:
+        yield daemon
 
 
 @pytest.mark.slow
@@ -1261,8 +1228,7 @@ def test_daemon_ingests_each_delivery_once_and_schedules_tick(daemon: Daemon) ->
             "a-late.jsonl",
         ]
         assert sorted(run.tags["dagster/partition"] for run in runs(instance, "letters_ingest")) == batches
-        seen = len(ticks(instance, "letters_new_documents"))
-        daemon.wait_for(lambda: len(ticks(instance, "letters_new_documents")) >= seen + 3, "sensor ticks on")
+        daemon.ticks_on(instance, "letters_new_documents", 3)
         assert len(runs(instance, "letters_ingest")) == 2
         for name, reason in (
             ("letters_evaluation_schedule", "no checkpoint yet; run the model job first"),
@@ -1281,23 +1247,21 @@ def test_daemon_ingests_each_delivery_once_and_schedules_tick(daemon: Daemon) ->
 @pytest.mark.slow
 def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
     quick = {"min_new_examples": 100, "cooldown_hours": 0.0}
-    daemon.stop()
+    daemon.close()
     daemon.project.configure(base_model="model", documents={"poll_seconds": 2}, retraining=quick)
-    daemon = Daemon(daemon.project)
-    try:
+    done = dg.DagsterRunStatus.SUCCESS
+    with (
+        closing(Daemon(daemon.project)) as daemon,
+        dg.DagsterInstance.from_config(str(daemon.project.home)) as instance,
+    ):
         daemon.turn_on("sensor", "letters_new_documents")
-        done = dg.DagsterRunStatus.SUCCESS
-        with dg.DagsterInstance.from_config(str(daemon.project.home)) as instance:
-            daemon.wait_for(lambda: runs(instance, "letters_ingest", done), "delivery is ingested")
-            daemon.turn_on("sensor", "letters_retraining")
-            (run,) = daemon.wait_for(lambda: runs(instance, "letters_model"), "model run is launched")
-            assert "enough for min_new_examples = 100" in run.tags["retraining/reasons"]
-            daemon.wait_for(lambda: instance.get_run_by_id(run.run_id).is_finished, "model run ends", 400.0)
-            seen = len(ticks(instance, "letters_retraining"))
-            daemon.wait_for(lambda: len(ticks(instance, "letters_retraining")) >= seen + 2, "sensor ticks on")
-            assert [found.run_id for found in runs(instance, "letters_model")] == [run.run_id]
-    finally:
-        daemon.stop()
+        daemon.wait_for(lambda: runs(instance, "letters_ingest", done), "delivery is ingested")
+        daemon.turn_on("sensor", "letters_retraining")
+        (run,) = daemon.wait_for(lambda: runs(instance, "letters_model"), "model run is launched")
+        assert "enough for min_new_examples = 100" in run.tags["retraining/reasons"]
+        daemon.wait_for(lambda: instance.get_run_by_id(run.run_id).is_finished, "model run ends", 400.0)
+        daemon.ticks_on(instance, "letters_retraining", 2)
+        assert [launched.run_id for launched in runs(instance, "letters_model")] == [run.run_id]
 
 
 @pytest.mark.slow
@@ -1313,47 +1277,39 @@ def test_daemon_measures_live_quality_once_when_labels_come(tmp_path: Path) -> N
     for batch in documents.list_batches(seen.store, "letters"):
         ingestion.mark_done(seen.store, project.use_case(), batch.name)
     seen.see("w0.jsonl", rows, predicted={row["id"]: row["kind"] for row in rows})
-    daemon = Daemon(project)
 
     def measured(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
         asset = dg.AssetKey(["letters", "live_quality"])
         return [run for run in instance.get_runs() if asset in (run.asset_selection or ())]
 
-    try:
-        with dg.DagsterInstance.from_config(str(project.home)) as instance:
-            instance.report_runless_asset_event(
-                dg.AssetMaterialization(dg.AssetKey(["letters", "champion_model"]))
-            )
-            for sensor in ("letters_new_documents", "letters_live_quality_when_due"):
-                daemon.turn_on("sensor", sensor)
+    with (
+        closing(Daemon(project)) as daemon,
+        dg.DagsterInstance.from_config(str(project.home)) as instance,
+    ):
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(dg.AssetKey(["letters", "champion_model"]))
+        )
+        for sensor in ("letters_new_documents", "letters_live_quality_when_due"):
+            daemon.turn_on("sensor", sensor)
+        daemon.wait_for(
+            lambda: len(ticks(instance, "letters_live_quality_when_due")) >= 1, "the sensor ticks"
+        )
+        for number, part in enumerate((rows[:10], rows[10:30]), start=1):
+            project.deliver(f"labels-{number}.jsonl", part)
             daemon.wait_for(
-                lambda: len(ticks(instance, "letters_live_quality_when_due")) >= 1, "the sensor ticks"
+                lambda number=number: len(measured(instance)) == number, f"labels {number} are measured"
             )
-            for number, part in enumerate((rows[:10], rows[10:30]), start=1):
-                project.deliver(f"labels-{number}.jsonl", part)
-                daemon.wait_for(
-                    lambda number=number: len(measured(instance)) == number, f"labels {number} are measured"
-                )
-                run, *_ = measured(instance)
-                daemon.wait_for(
-                    lambda run=run: instance.get_run_by_id(run.run_id).is_finished, "the run ends"
-                )
-                assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.SUCCESS
-                found = LiveMetadata.of(
-                    seen.store.load(seen.store.read_pointer("latest/letters/live_quality/all")["ref"])
-                )
-                assert found.num_labelled == found.num_right >= (10, 30)[number - 1] - 2, (
-                    "of related documents one counts"
-                )
-            count = len(ticks(instance, "letters_live_quality_when_due"))
-            daemon.wait_for(
-                lambda: len(ticks(instance, "letters_live_quality_when_due")) >= count + 2,
-                "the sensor ticks on",
-                200.0,
+            run, *_ = measured(instance)
+            daemon.wait_for(lambda run=run: instance.get_run_by_id(run.run_id).is_finished, "the run ends")
+            assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.SUCCESS
+            found = LiveMetadata.of(
+                seen.store.load(seen.store.read_pointer("latest/letters/live_quality/all")["ref"])
             )
-            assert len(measured(instance)) == 2
-    finally:
-        daemon.stop()
+            assert found.num_labelled == found.num_right >= (10, 30)[number - 1] - 2, (
+                "of related documents one counts"
+            )
+        daemon.ticks_on(instance, "letters_live_quality_when_due", 2)
+        assert len(measured(instance)) == 2
 
 
 #: A job with the tags of the given one, and a sensor that asks for four runs of it at once, once.
@@ -1391,14 +1347,13 @@ def test_runs_of_windows_that_one_tick_asked_for_go_one_after_the_other(
     (tmp_path / "workspace.yaml").write_text("load_from: [{python_file: four.py}]\n")
     project.home.mkdir()
     shutil.copy(template.project.home / "dagster.yaml", project.home)
-    daemon = Daemon(project)
-    try:
-        with dg.DagsterInstance.from_config(str(project.home)) as instance:
-            ended = dg.RunsFilter(job_name="read", statuses=[dg.DagsterRunStatus.SUCCESS])
-            daemon.wait_for(lambda: instance.get_runs_count(ended) == 4, "four runs end")
-            records = sorted(instance.get_run_records(ended), key=lambda record: record.start_time or 0)
-    finally:
-        daemon.stop()
+    ended = dg.RunsFilter(job_name="read", statuses=[dg.DagsterRunStatus.SUCCESS])
+    with (
+        closing(Daemon(project)) as daemon,
+        dg.DagsterInstance.from_config(str(project.home)) as instance,
+    ):
+        daemon.wait_for(lambda: instance.get_runs_count(ended) == 4, "four runs end")
+        records = sorted(instance.get_run_records(ended), key=lambda record: record.start_time or 0)
     assert [record.dagster_run.tags["window"] for record in records] == list("abcd")
     assert all(
         (later.start_time or 0.0) >= (earlier.end_time or 0.0)

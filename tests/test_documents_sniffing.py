@@ -2,6 +2,7 @@
 stays text.
 """
 
+import io
 import json
 from pathlib import Path
 
@@ -25,21 +26,18 @@ def mail() -> bytes:
     return bytes(made)
 
 
-def workbook(path: Path) -> bytes:
-    book = openpyxl.Workbook()
+def workbook() -> bytes:
+    book, data = openpyxl.Workbook(), io.BytesIO()
     book.worksheets[0].append(["text", "kind"])
     book.worksheets[0].append(["In a cell", "x"])
-    book.save(path)
-    data = path.read_bytes()
-    path.unlink()
-    return data
+    book.save(data)
+    return data.getvalue()
 
 
-def archive(path: Path) -> bytes:
-    pack(path, {"a.txt": "In an archive"})
-    data = path.read_bytes()
-    path.unlink()
-    return data
+def archive() -> bytes:
+    data = io.BytesIO()
+    pack(data, {"a.txt": "In an archive"})
+    return data.getvalue()
 
 
 def test_a_lying_ending_is_no_obstacle(tmp_path: Path) -> None:
@@ -52,8 +50,8 @@ def test_a_lying_ending_is_no_obstacle(tmp_path: Path) -> None:
         "f.txt": json.dumps(ROWS, indent=1),
         "g.txt": formats.written_pdf(formats.shown("A page")),
         "h.txt": letter(),
-        "i.txt": workbook(tmp_path / "x.xlsx"),
-        "j.txt": archive(tmp_path / "x.zip"),
+        "i.txt": workbook(),
+        "j.txt": archive(),
         "k.txt": "<!DOCTYPE html><html><body><p>A web page</p></body></html>",
         "l.docx": formats.written_pdf(formats.shown("A page")),
         "m.pdf": letter(),
@@ -123,7 +121,7 @@ def test_a_page_of_comments_is_reported_in_no_time() -> None:
 def test_an_archive_of_an_unknown_version_or_with_a_damaged_name_is_one_file_that_cannot_be_read(
     tmp_path: Path,
 ) -> None:
-    whole = archive(tmp_path / "x.zip")
+    whole = archive()
     entry = whole.rindex(b"PK\x01\x02")
     newer, named = bytearray(whole), bytearray(whole)
     newer[entry + 6] = 77  # the version that is needed to extract it: 7.7

@@ -30,21 +30,20 @@ def own_words(store: Store) -> tuple[str, list[str]]:
     their ids.
     """
     (baselines,) = store.artifacts(CASE, "cheaper_baselines")
-    (raw,) = store.artifacts(CASE, "raw_documents")
     (checkpoint,) = store.artifacts(CASE, "finetuned_checkpoint")
     learned = set().union(*json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8")))
     # The model's own vocabulary stays.
     known = json.loads((store.folder(checkpoint) / "model" / "tokenizer.json").read_text(encoding="utf-8"))[
         "model"
     ]["vocab"]
-    documents_of: dict[str, list[str]] = {}
-    for row in pq.read_table(store.folder(raw) / "documents.parquet", columns=["id", "text"]).to_pylist():
+    ids_of: dict[str, list[str]] = {}
+    for row in documents_of(store):
         for word in set(re.findall(r"\w+", row["text"].lower())):
-            documents_of.setdefault(word, []).append(row["id"])
+            ids_of.setdefault(word, []).append(row["id"])
     train = {row["id"] for row in index_rows(store, "train")}
     return next(
         (word, ids)
-        for word, ids in sorted(documents_of.items())
+        for word, ids in sorted(ids_of.items())
         if len(word) > 6
         and word.isalpha()
         and word in learned
@@ -77,21 +76,27 @@ def store(project: Project) -> Iterator[Store]:
         yield open_store(project.use_case(), instance)
 
 
+def table_of(store: Store, stage: str, file: str) -> list[dict]:
+    """Return the rows of a table of the one artifact of a stage."""
+    (artifact,) = store.artifacts(CASE, stage)
+    return pq.read_table(store.folder(artifact) / file).to_pylist()
+
+
+def documents_of(store: Store) -> list[dict]:
+    return table_of(store, "raw_documents", "documents.parquet")
+
+
 def index_rows(store: Store, split: str) -> list[dict]:
-    (taken,) = store.artifacts(CASE, "training_snapshot")
-    (raw,) = store.artifacts(CASE, "raw_documents")
-    texts = pq.read_table(store.folder(raw) / "documents.parquet", columns=["id", "text"]).to_pylist()
+    texts = documents_of(store)
     count = Counter(row["text"] for row in texts)
     # A text that another document has as well rightly stays, as that one's.
     alone = {row["id"] for row in texts if count[row["text"]] == 1}
-    rows = pq.read_table(store.folder(taken) / "index.parquet").to_pylist()
+    rows = table_of(store, "training_snapshot", "index.parquet")
     return [row for row in rows if row["split"] == split and row["id"] in alone]
 
 
 def text_of(store: Store, id_: str) -> str:
-    (raw,) = store.artifacts(CASE, "raw_documents")
-    table = pq.read_table(store.folder(raw) / "documents.parquet")
-    return table["text"][table["id"].to_pylist().index(id_)].as_py()
+    return next(row["text"] for row in documents_of(store) if row["id"] == id_)
 
 
 def files_with(store: Store, text: str, id_: str) -> list[str]:
@@ -181,19 +186,13 @@ def test_a_test_document_was_only_measured_on(store: Store):
 
 def test_all_documents_of_a_group(store: Store):
     group = index_rows(store, "train")[0]["group"]
-    (raw,) = store.artifacts(CASE, "raw_documents")
-    table = pq.read_table(store.folder(raw) / "documents.parquet")
-    of_group = [
-        id_
-        for id_, its in zip(table["id"].to_pylist(), table["group"].to_pylist(), strict=True)
-        if its == group
-    ]
+    num_of_group = sum(row["group"] == group for row in documents_of(store))
     report = erasure.erase(store, CASE, [group], by="group")
-    assert report.num_found == len(of_group)
+    assert report.num_found == num_of_group
+    remaining = table_of(store, "labeled_examples", "examples.parquet")
+    assert group not in {row["group"] for row in remaining}
     (labeled,) = store.artifacts(CASE, "labeled_examples")
-    left = pq.read_table(store.folder(labeled) / "examples.parquet")
-    assert group not in left["group"].to_pylist()
-    assert labeled.metadata["num_valid"] == len(left)
+    assert labeled.metadata["num_valid"] == len(remaining)
 
 
 def weak_groups(store: Store) -> tuple[list[str], list[str]]:

@@ -264,10 +264,7 @@ def test_one_project_through_every_bad_delivery(tmp_path):
     done = project.fullft("run", "letters")
     (line,) = failures(done)
     assert line.endswith("examples FAILED: the check above is red"), "the vanished file's batch is left alone"
-    assert (
-        "10 of 10 rows quarantined, most often: empty text; fix the source and deliver it again"
-        in done.stdout
-    )
+    assert "10 of 10 rows quarantined, most often: empty text; " in done.stdout
     assert "no batch is usable" in done.stdout
     assert not half_written(project)
 

@@ -194,28 +194,29 @@ def deliver(
             f"the ledger {name}.json could not be read and begins anew: what lasts is sent once more"
         )
         store.write_pointer(name, ledger.model_dump(mode="json"))
-    chosen = {alert.key: alert for alert in alerts if alert.event in settings.events}
+    chosen_alerts = {alert.key: alert for alert in alerts if alert.event in settings.events}
     for channel_name, channel in channels.items():
-        taken = ledger.channels.setdefault(channel_name, _Taken())
-        taken.forget(now)
-        due = [alert for key, alert in chosen.items() if key not in taken.alerts]
-        room = max(0, _MAX_PER_HOUR - len(taken.posts))
+        ledger_of_channel = ledger.channels.setdefault(channel_name, _Taken())
+        ledger_of_channel.forget(now)
+        due = [alert for key, alert in chosen_alerts.items() if key not in ledger_of_channel.alerts]
+        room = max(0, _MAX_PER_HOUR - len(ledger_of_channel.posts))
         try:
             for alert in due[:room]:
                 _send(channel, alert)
-                taken.alerts[alert.key] = now
-                taken.posts.append(now)
+                ledger_of_channel.alerts[alert.key] = now
+                ledger_of_channel.posts.append(now)
                 delivery.sent.setdefault(channel_name, []).append(alert)
                 store.write_pointer(name, ledger.model_dump(mode="json"))
-            if rest := due[room:]:
-                taken.alerts |= {alert.key: now for alert in rest}
-                taken.counted = dict(
-                    Counter[Event](taken.counted) + Counter[Event](alert.event for alert in rest)
+            if alerts_over_limit := due[room:]:
+                ledger_of_channel.alerts |= {alert.key: now for alert in alerts_over_limit}
+                ledger_of_channel.counted = dict(
+                    Counter[Event](ledger_of_channel.counted)
+                    + Counter[Event](alert.event for alert in alerts_over_limit)
                 )
                 store.write_pointer(name, ledger.model_dump(mode="json"))
-            if taken.counted and taken.summary_at is None:
-                _send(channel, _summary(use_case, taken.counted, settings, now))
-                taken.counted, taken.summary_at = {}, now
+            if ledger_of_channel.counted and ledger_of_channel.summary_at is None:
+                _send(channel, _summary(use_case, ledger_of_channel.counted, settings, now))
+                ledger_of_channel.counted, ledger_of_channel.summary_at = {}, now
                 store.write_pointer(name, ledger.model_dump(mode="json"))
         except (AlertError, SettingsError) as error:
             delivery.failures.append(f"alerts.channels.{channel_name}: {error}")

@@ -137,12 +137,13 @@ _POINTS = 40
 def sparkline(values: Sequence[float], caption: str) -> dg.MetadataValue:
     """Return Markdown with an inline SVG of a curve, its first and last value in the caption."""
     step = max(1, -(-len(values) // _POINTS))
-    drawn = [*values[:-1:step], values[-1]]
-    low, high = min(drawn), max(drawn)
+    points_shown = [*values[:-1:step], values[-1]]
+    low, high = min(points_shown), max(points_shown)
     span = (high - low) or 1.0
+    last = max(1, len(points_shown) - 1)
     points = " ".join(
-        f"{i * _WIDTH / max(1, len(drawn) - 1):.0f},{_HEIGHT - 4 - (value - low) / span * (_HEIGHT - 8):.0f}"
-        for i, value in enumerate(drawn)
+        f"{i * _WIDTH / last:.0f},{_HEIGHT - 4 - (value - low) / span * (_HEIGHT - 8):.0f}"
+        for i, value in enumerate(points_shown)
     )
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}">'
@@ -298,10 +299,10 @@ class CaseGraph:
 
     def code_version(self, version: str, *sections: str) -> str:
         """Return a stage's code version: a YAML edit of its sections makes its assets stale in the UI."""
-        chosen = self.settings.model_dump(
+        sections_dump = self.settings.model_dump(
             include={*sections, "base_model", "trust_remote_code", "seed"}, mode="json"
         )
-        return f"{version}-{digest(chosen)[:8]}"
+        return f"{version}-{digest(sections_dump)[:8]}"
 
     def checks(self, asset: str, specs: Sequence[CheckSpec]) -> list[dg.AssetCheckSpec]:
         """Return the checks of an asset for Dagster."""
@@ -335,7 +336,6 @@ class CaseGraph:
         stage: str,
         key: str,
         inputs: dict[str, Manifest],
-        batch: str | None = None,
     ) -> Manifest:
         """Return the artifact of this key; where there is none, launch the workload that writes it.
 
@@ -345,7 +345,7 @@ class CaseGraph:
         store = self.store(context)
         manifest = store.find(self.name, stage, key)
         if manifest is None:
-            job = self.job(stage, key, store, inputs, batch)
+            job = self.job(stage, key, store, inputs)
             manifest = self.launcher(context).run(context, workload, job, store)
         return manifest
 

@@ -41,8 +41,8 @@ def _build_documents(graph: CaseGraph) -> list[dg.AssetsDefinition]:
         with graph.open_store(context) as store:
             graph.ingest(context)
             manifest = documents.keep(store, graph.use_case, context.partition_key)
-            left = documents.check_leftovers(store, graph.name)
-        return graph.result(manifest, RAW_DOCUMENTS, store, checks=[left])
+            leftovers = documents.check_leftovers(store, graph.name)
+        return graph.result(manifest, RAW_DOCUMENTS, store, checks=[leftovers])
 
     return [raw_documents]
 

@@ -490,8 +490,8 @@ def _build_release(graph: CaseGraph) -> list[dg.AssetsDefinition]:
             yield graph.result(manifest, CHAMPION_MODEL, store, shown(store, manifest))
         # Also one that stays: after a change by hand its copy may have failed.
         with one_line_errors(store, graph.name):
-            for done in release.hand_over(store, graph.use_case):
-                context.log.info(done)
+            for line in release.hand_over(store, graph.use_case):
+                context.log.info(line)
 
     return [champion_model]
 

@@ -189,9 +189,9 @@ def something_came(graph: CaseGraph) -> dg.AutomationCondition:
     changed = dg.AutomationCondition.any_deps_updated()
     # What changes in the minute after a request may be too late for its run, and what is measured in the
     # minute of a change may not know of it.
-    done = dg.AutomationCondition.newly_requested() & ~changed
+    request_alone = dg.AutomationCondition.newly_requested() & ~changed
     is_settled = ~dg.AutomationCondition.any_deps_in_progress() & ~dg.AutomationCondition.in_progress()
-    return (changed.since(done) & is_settled & has_champion).with_label("something_came")
+    return (changed.since(request_alone) & is_settled & has_champion).with_label("something_came")
 
 
 def _build_monitoring(graph: CaseGraph) -> list[dg.AssetsDefinition]:

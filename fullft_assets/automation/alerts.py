@@ -94,10 +94,10 @@ def build_alert_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
     )
     def send_alerts(context: dg.SensorEvaluationContext, **_: Any):
         store, now = graph.store(context), time.time()
-        seen = _seen(context.cursor, now)
+        last_seen = _seen(context.cursor, now)
         with one_line_errors(store, graph.name):
-            runs = finished_runs(graph, context.instance, seen.runs)
-            entries = list(entries_since(store, graph.name, seen.decisions, now))
+            runs = finished_runs(graph, context.instance, last_seen.runs)
+            entries = list(entries_since(store, graph.name, last_seen.decisions, now))
             delivery = alerts.deliver(
                 store,
                 graph.name,
@@ -111,7 +111,7 @@ def build_alert_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
             if delivery.failures:
                 # The cursor stays, so that the next tick tries again; what was delivered is remembered.
                 raise alerts.AlertError("; ".join(delivery.failures))
-        context.update_cursor(_seen_after(seen, runs, entries, now).model_dump_json())
+        context.update_cursor(_seen_after(last_seen, runs, entries, now).model_dump_json())
         sent = {alert.key: alert.title for sent_alerts in delivery.sent.values() for alert in sent_alerts}
         return dg.SkipReason("; ".join([*delivery.notes, *sent.values()]) or "nothing to report")
 
@@ -405,11 +405,11 @@ def _of_decisions(
 
 
 def _last_attempt(graph: CaseGraph, instance: dg.DagsterInstance, at: float) -> dg.RunRecord | None:
-    known = (
+    earlier_runs = (
         record for record in model_runs(graph, instance, at) if record.create_timestamp.timestamp() <= at
     )
     return max(
-        (record for record in known if EVIDENCE_TAG in record.dagster_run.tags),
+        (record for record in earlier_runs if EVIDENCE_TAG in record.dagster_run.tags),
         key=lambda record: record.create_timestamp,
         default=None,
     )

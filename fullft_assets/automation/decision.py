@@ -154,9 +154,9 @@ def record(
     if ledger.decider != by or not 0 <= signals.now - decided_at < _SILENT_SECONDS / 2:
         decided_at = signals.now
     raised = raised_after(state, signals, decision)
-    new = DecisionLedger(raised=raised, decision=decision, decider=by, decided_at=decided_at)
-    if new != ledger or decision.notes:
-        store.write_pointer(f"{graph.name}/retraining", new.model_dump(mode="json"))
+    ledger_now = DecisionLedger(raised=raised, decision=decision, decider=by, decided_at=decided_at)
+    if ledger_now != ledger or decision.notes:
+        store.write_pointer(f"{graph.name}/retraining", ledger_now.model_dump(mode="json"))
 
 
 def entries_since(
@@ -524,5 +524,7 @@ def _estimated_hours(
     store: Store, graph: CaseGraph, records: Sequence[dg.RunRecord], instance: dg.DagsterInstance
 ) -> float:
     plan = latest(store, graph.name, FEASIBILITY_PLAN)
-    done = [record for record in records if record.dagster_run.status == dg.DagsterRunStatus.SUCCESS]
-    return max(PlanMetadata.of(plan).planned_hours if plan else 0.0, typical_hours(done, instance))
+    succeeded_runs = [
+        record for record in records if record.dagster_run.status == dg.DagsterRunStatus.SUCCESS
+    ]
+    return max(PlanMetadata.of(plan).planned_hours if plan else 0.0, typical_hours(succeeded_runs, instance))

@@ -180,9 +180,9 @@ def _change(graph: CaseGraph, store: Store, config: ByHand, run_id: str) -> None
 def _noted(context: dg.OpExecutionContext, graph: CaseGraph, store: Store) -> dg.AssetObservation:
     state = release.read_state(store, graph.name)
     assert state is not None, "something was done to it"
-    done = next(each for each in state.interventions if each.by == context.run_id)
-    context.log.info(f"{done.sentence}. Champion: {state.checkpoint}")
-    return observation(graph, done.sentence, state.current)
+    intervention = next(each for each in state.interventions if each.by == context.run_id)
+    context.log.info(f"{intervention.sentence}. Champion: {state.checkpoint}")
+    return observation(graph, intervention.sentence, state.current)
 
 
 def _in_use(

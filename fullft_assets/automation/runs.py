@@ -235,8 +235,8 @@ def evaluation_above_budget(graph: CaseGraph, instance: dg.DagsterInstance, now:
     """
     job = f"{graph.name}_evaluate"
     after = datetime.fromtimestamp(month_start(graph, now), UTC)
-    done = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS], created_after=after)
-    took = [hours(record, now) for record in instance.get_run_records(done, limit=1)]
+    succeeded = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS], created_after=after)
+    took = [hours(record, now) for record in instance.get_run_records(succeeded, limit=1)]
     for name, share in shares_spent(graph, instance, now, sum(took)).items():
         if share > 1:
             limit = f"retraining.{name} = {getattr(graph.settings.retraining, name):g}"
@@ -312,13 +312,15 @@ def find_due(
     One in flight takes no place, so that none of them starves the rest.
     """
     if kind == "batch":
-        done, version = ingestion.done(store, graph.use_case), ingestion.version(graph.use_case)
+        done_names, version = ingestion.done(store, graph.use_case), ingestion.version(graph.use_case)
     else:
-        done, version = (
+        done_names, version = (
             set(store.list_pointers(f"latest/{graph.name}/{graph.last_of_window}")),
             digest(graph.settings.model_dump(mode="json"))[:12],
         )
-    batches = [batch for batch in documents.list_batches(store, graph.name, kind) if batch.name not in done]
+    batches = [
+        batch for batch in documents.list_batches(store, graph.name, kind) if batch.name not in done_names
+    ]
     in_flight = instance.get_runs(dg.RunsFilter(job_name=job, statuses=IN_FLIGHT)) if batches else []
     names = {batch.name for batch in batches}
     running = {name for run in in_flight if (name := run.tags.get("dagster/partition")) in names}
@@ -346,19 +348,19 @@ def find_due(
             elif is_kept or had[-1].dagster_run.status != dg.DagsterRunStatus.SUCCESS:
                 again.append(ask_again(name, key, had, instance))
     now = time.time()
-    requests, held = first, list[Again]()
+    requests, held_batches = first, list[Again]()
     for each in sorted(again):
         if each.why or each.at > now:
-            held.append(each)
+            held_batches.append(each)
         else:
             requests.append(_request(each.batch, f"{each.batch}-{version}", each.run_key))
     return Due(
         requests[:most],
-        [_request(each.batch, f"{each.batch}-{version}", each.run_key) for each in held],
+        [_request(each.batch, f"{each.batch}-{version}", each.run_key) for each in held_batches],
         running,
-        done,
-        {each.batch: each.why for each in held if each.why},
-        min((each.at for each in held if not each.why), default=None),
+        done_names,
+        {each.batch: each.why for each in held_batches if each.why},
+        min((each.at for each in held_batches if not each.why), default=None),
     )
 
 

@@ -119,24 +119,24 @@ def _delivery_sensor(graph: CaseGraph, kind: documents.Kind) -> dg.SensorDefinit
             look = documents.look(store, graph.use_case, kind)
             due = find_due(graph, context.instance, store, kind, job)
         # A partition that a tick or an instance has lost would hide its batch from the snapshot.
-        known = set(context.instance.get_dynamic_partitions(partitions_name))
-        if lost := sorted((due.done | due.running) - known):
-            context.instance.add_dynamic_partitions(partitions_name, lost)
-        seen, events = _left_in_place(graph, store, shown or None) if kind == "batch" else (None, [])
+        known_partitions = set(context.instance.get_dynamic_partitions(partitions_name))
+        if lost_partitions := sorted((due.done | due.running) - known_partitions):
+            context.instance.add_dynamic_partitions(partitions_name, lost_partitions)
+        cursor, events = _left_in_place(graph, store, shown or None) if kind == "batch" else (None, [])
         if deps:
             # What a run that fails, a listing or a file that grows needs further ticks for.
             is_over = not (due.requests or due.running or due.next_at or look.num_unsettled or look.goes_on)
-            seen = f"{newest if is_over else ingested} {seen or ''}"
-        held = _held(due, kind, graph.name, job)
+            cursor = f"{newest if is_over else ingested} {cursor or ''}"
+        held_lines = _held(due, kind, graph.name, job)
         if not due.requests:
             running = [f"{len(due.running):,} {kind}(es) in flight"] if due.running else []
-            reason = "; ".join([f"nothing new in {path}", *look.notes, *running, *held])
+            reason = "; ".join([f"nothing new in {path}", *look.notes, *running, *held_lines])
             return (
-                dg.SensorResult(skip_reason=reason, asset_events=events, cursor=seen)
+                dg.SensorResult(skip_reason=reason, asset_events=events, cursor=cursor)
                 if events or deps
                 else dg.SkipReason(reason)
             )
-        for note in [*look.notes, *held]:
+        for note in [*look.notes, *held_lines]:
             context.log.info(note)
         return dg.SensorResult(
             run_requests=due.requests,
@@ -144,7 +144,7 @@ def _delivery_sensor(graph: CaseGraph, kind: documents.Kind) -> dg.SensorDefinit
                 partitions.build_add_request([str(request.partition_key) for request in due.requests])
             ],
             asset_events=events,
-            cursor=seen,
+            cursor=cursor,
         )
 
     return new_files
@@ -190,11 +190,11 @@ def _left_in_place(
     Where nothing at all is read there is no batch, and no run that could show it.
     """
     outcome = documents.check_leftovers(store, graph.name)
-    seen = digest(outcome.model_dump(mode="json"))
-    if seen == cursor or (outcome.passed and cursor is None):
+    outcome_digest = digest(outcome.model_dump(mode="json"))
+    if outcome_digest == cursor or (outcome.passed and cursor is None):
         return cursor, []
     blocking = documents.FILES_ARE_READ.blocking
-    return seen, [graph.check_evaluation(outcome, RAW_DOCUMENTS, blocking=blocking)]
+    return outcome_digest, [graph.check_evaluation(outcome, RAW_DOCUMENTS, blocking=blocking)]
 
 
 def _retraining_sensor(graph: CaseGraph, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:

@@ -1,5 +1,5 @@
-"""The delivered documents as far as a quick look goes: rows are counted, and a sample of them is read as
-ingestion reads them.
+"""The delivered documents as far as a quick look goes: a sample of their rows, read as ingestion reads
+them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import heapq
 import random
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,13 @@ from fullft_assets.settings.use_case import UseCase
 
 #: Files that are looked at, drawn from all: finding out what is in each takes half a millisecond.
 MOST_FILES = 2_000
-#: Rows are counted in this many bytes, and estimated from them beyond.
-COUNTED_BYTES = 50 * 2**20
-#: Rows that are looked at, drawn from those that are counted; no more files are opened for them after so many
-#: bytes.
+#: Unpacked bytes of files of rows that are read, from the first row of each on.
+READ_BYTES = 50 * 2**20
+#: Rows that are looked at, drawn from those that are read; no more files of other formats are opened for them
+#: after so many bytes.
 SAMPLE_ROWS = 2_000
 SAMPLE_BYTES = 20 * 2**20
-#: Rows of a file whose rows are known without reading it, and rows of the sample that all such files have at
-#: least.
+#: Rows of a file of another format that are read, at least.
 _LEAST_ROWS_A_FILE = 20
 #: Production files whose rows are looked at.
 _NEWEST_FILES = 100
@@ -64,14 +62,15 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The delivered documents, as far as a quick look goes. None: not known."""
+    """The delivered documents, as far as a quick look goes."""
 
-    files: list[SourceFile]
-    num_rows: int | None
-    #: False: `num_rows` is estimated from the first `COUNTED_BYTES` of the files that were looked at.
-    is_exact: bool
+    files: list[SourceFile] = field(default_factory=list)
+    #: Reading stopped after `READ_BYTES`.
+    is_cut: bool = False
+    #: Files were not opened, since their format is slow to read, or after `SAMPLE_BYTES`.
+    has_unopened: bool = False
     #: A file that cannot be read.
-    note: str | None
+    note: str | None = None
     #: Files that were looked at, where these are not all.
     num_files_drawn: int | None = None
     #: Delivered files whose endings are not read.
@@ -84,25 +83,24 @@ class Corpus:
 
 
 def look_at_documents(use_case: UseCase) -> Corpus:
-    """Count rows in `MOST_FILES` within `COUNTED_BYTES`, and read a sample of them; a bucket is not read.
+    """Read a sample of the rows of `MOST_FILES` within `READ_BYTES`; a bucket is not read.
 
     Raises:
         DataError: a folder cannot be listed.
     """
     settings = use_case.settings
     if settings.documents.path.startswith("s3://"):
-        return Corpus(files=[], num_rows=None, is_exact=False, note=None)
+        return Corpus()
     source = source_of(use_case)
     files = source.files()
-    drawn = files if len(files) <= MOST_FILES else sorted(random.Random(0).sample(files, MOST_FILES))
-    look, sample = _look_at(source, drawn, settings)
-    is_part = len(drawn) < len(files)
+    drawn_files = files if len(files) <= MOST_FILES else sorted(random.Random(0).sample(files, MOST_FILES))
+    look, sample = _look_at(source, drawn_files, settings)
     return Corpus(
         files=files,
-        num_rows=round(look.num_rows * len(files) / len(drawn)) if is_part else look.num_rows,
-        is_exact=look.is_exact and not is_part,
+        is_cut=look.is_cut,
+        has_unopened=look.has_unopened,
         note=look.note,
-        num_files_drawn=len(drawn) if is_part else None,
+        num_files_drawn=len(drawn_files) if len(drawn_files) < len(files) else None,
         others=source.others,
         kept_out=source.kept_out,
         skipped=source.skipped,
@@ -136,9 +134,9 @@ def _look_at(
         source, settings.documents, settings.examples, all_fields=True, look_rows=rows_a_file, log=log
     ) as reader:
         look = _Look(reader, rows_a_file)
-        for file in files:
+        # From all over the delivery: a folder often has one label.
+        for file in random.Random(0).sample(files, len(files)):
             look.add(source, file)
-        look.open_others(source)
         return look, look.sample()
 
 
@@ -147,7 +145,8 @@ class _Drawn:
     """A record of the sample; of all records those with the largest `draw` are in it."""
 
     draw: float
-    place: str
+    file: str
+    number: int
     record: Record = field(compare=False)
     meaning: Format = field(compare=False)
     reading: Reading = field(compare=False)
@@ -159,165 +158,99 @@ class _Drawn:
             fetched.extend(self.reading.fetch(references))
             return fetched
 
-        number = int(self.place.rpartition(":")[2])
-        row = next(
-            (
-                row
-                for _, row in self.meaning.rows([(number, self.record)], replace(self.reading, fetch=fetch))
-            ),
-            {},
-        )
+        rows = self.meaning.rows([(self.number, self.record)], replace(self.reading, fetch=fetch))
+        row = next((row for _, row in rows), {})
         record = self.record if isinstance(self.record, dict) else {}
         text_field = self.reading.wanted.text or self.meaning.text
         is_refused = any(isinstance(text, OSError) for text in fetched)
-        return Sampled(
-            record, row, self.place, text_field, not self.meaning.written_as, bool(fetched), is_refused
-        )
+        place = f"{self.file}:{self.number}"
+        return Sampled(record, row, place, text_field, not self.meaning.written_as, bool(fetched), is_refused)
 
 
 class _Look:
-    """Counts rows and draws some: files of rows are read within `COUNTED_BYTES` in all, others only for the
-    sample.
-    """
+    """Draws rows: files of rows are read within `READ_BYTES` in all, of others some rows each."""
 
     def __init__(self, reader: FileReader, rows_a_file: int) -> None:
-        self.is_exact = True
-        #: Why the first file that cannot be read cannot, and how many there are.
-        self._unreadable, self._num_unreadable = "", 0
+        self.is_cut = False
+        self.has_unopened = False
+        #: Why files cannot be read, by path.
+        self._unreadable: dict[str, str] = {}
         self._drawn: list[_Drawn] = []
         self._reader = reader
         self._rows_a_file = rows_a_file
-        self._known_rows = 0
-        self._read_rows = 0
-        #: Bytes of the files whose rows are counted by reading; and those that were read, as delivered and
-        #: unpacked.
-        self._bytes = 0
+        #: Bytes of files of rows that were read, unpacked.
         self._read_bytes = 0
-        self._unpacked_bytes = 0
-        #: Bytes of the other files that were opened for the sample.
+        #: Bytes of the other files that were opened for the sample, and how many of these are slow to read.
         self._opened_bytes = 0
-        #: Files whose rows are known without reading them, and whether their format is slow to read.
-        self._others: list[tuple[SourceFile, bool]] = []
-
-    @property
-    def num_rows(self) -> int:
-        """Rows in all; those that were not read are estimated from the others."""
-        if self.is_exact or not self._read_bytes:
-            return self._known_rows + self._read_rows
-        return self._known_rows + round(self._read_rows * self._bytes / self._read_bytes)
+        self._num_slow = 0
 
     @property
     def note(self) -> str | None:
-        if self._num_unreadable < 2:
-            return f"{self._unreadable}; it will be skipped" if self._unreadable else None
-        return (
-            f"{self._unreadable}, nor can {self._num_unreadable - 1:,} more of the files that were opened;"
-            " they will be skipped"
-        )
+        if not self._unreadable:
+            return None
+        number = len(self._unreadable) - 1
+        more = f", nor can {number:,} more of the files that were opened; they" if number else "; it"
+        return f"{self._unreadable[min(self._unreadable)]}{more} will be skipped"
 
     def sample(self) -> list[Sampled]:
-        return [drawn.sampled() for drawn in sorted(self._drawn, key=lambda drawn: _in_order(drawn.place))]
+        return [
+            drawn.sampled() for drawn in sorted(self._drawn, key=lambda drawn: (drawn.file, drawn.number))
+        ]
 
     def add(self, source: Source, file: SourceFile) -> None:
-        with self._noting(source, file), source.local(file.path) as path:
-            self._add(path, file)
-
-    def open_others(self, source: Source) -> None:
-        """Read some of the files whose rows are known without it, from all over the delivery: a folder often
-        has one label.
-
-        They get their share of the sample, which the rows that were counted by reading may have filled.
-        """
-        share = self._known_rows / max(1, self.num_rows)
-        counted, self._drawn = self._drawn, []
-        room = max(
-            SAMPLE_ROWS - len(counted),
-            min(round(SAMPLE_ROWS * share), SAMPLE_ROWS - _LEAST_ROWS_A_FILE),
-            _LEAST_ROWS_A_FILE,
-        )
-        num_slow = 0
-        for file, is_slow in random.Random(0).sample(self._others, len(self._others)):
-            if len(self._drawn) >= room or self._opened_bytes >= SAMPLE_BYTES:
-                break
-            if is_slow and (file.bytes > _MOST_SLOW_BYTES or num_slow == _MOST_SLOW_FILES):
-                continue
-            num_slow += is_slow
-            self._opened_bytes += file.bytes
-            with self._noting(source, file), source.local(file.path) as path:
-                self._read(Delivered(path, file.path))
-        others = heapq.nlargest(room, self._drawn)
-        self._drawn = [*others, *heapq.nlargest(SAMPLE_ROWS - len(others), counted)]
-
-    @contextmanager
-    def _noting(self, source: Source, file: SourceFile) -> Iterator[None]:
         try:
-            yield
+            with source.local(file.path) as path:
+                self._add(path, file)
         except (OSError, Unreadable) as error:
             why = getattr(error, "strerror", None) or error
-            self._unreadable = self._unreadable or f"{source.uri}/{file.path}: cannot be read ({why})"
-            self._num_unreadable += 1
+            self._unreadable[file.path] = f"{source.uri}/{file.path}: cannot be read ({why})"
 
     def _add(self, path: Path, file: SourceFile) -> None:
         written, _ = self._reader.formats(Delivered(path, file.path))
-        if written.is_whole_file:
-            if written.is_slow and not file.bytes:
-                raise Unreadable("empty")
-            self._known_rows += 1
-            self._others.append((file, written.is_slow))
-        elif written.num_rows is not None:
-            self._known_rows += written.num_rows(path)
-            self._others.append((file, written.is_slow))
-        else:
-            self._count(path, file)
+        if not (written.is_whole_file or written.has_row_groups):
+            head = Head(READ_BYTES - self._read_bytes)
+            if head.max_bytes > 0:
+                self._read(Delivered(path, file.path, head=head))
+            self._read_bytes += head.num_bytes
+            self.is_cut = self.is_cut or head.is_cut or head.max_bytes <= 0
+            return
+        is_slow = written.is_slow
+        if is_slow and not file.bytes:
+            raise Unreadable("empty")
+        is_too_slow = is_slow and (file.bytes > _MOST_SLOW_BYTES or self._num_slow == _MOST_SLOW_FILES)
+        if self._opened_bytes >= SAMPLE_BYTES or is_too_slow:
+            self.has_unopened = True
+            return
+        self._num_slow += is_slow
+        self._opened_bytes += file.bytes
+        self._read(Delivered(path, file.path))
 
-    def _count(self, path: Path, file: SourceFile) -> None:
-        budget = COUNTED_BYTES - self._unpacked_bytes
-        if budget <= 0:
-            self.is_exact = False
-        else:
-            head = Head(budget)
-            self._read_rows += self._read(Delivered(path, file.path, head=head))
-            self._unpacked_bytes += head.num_bytes
-            self._read_bytes += head.num_packed_bytes if head.is_cut else file.bytes
-            self.is_exact = self.is_exact and not head.is_cut
-        self._bytes += file.bytes
+    def _read(self, file: Delivered) -> None:
+        """Read a file's rows until its head ends, without a head only its part of the sample."""
 
-    def _read(self, file: Delivered) -> int:
-        """Read a file's rows until its head ends, without a head only its part of the sample; return how many
-        these were.
-        """
-
-        def take(
-            records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading
-        ) -> tuple[int, list[_Drawn]]:
+        def take(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> list[_Drawn]:
             # Seeded anew: a file may be read again in another encoding.
             draw = random.Random(zlib.crc32(file.name.encode(errors="surrogateescape")))
-            drawn = list(self._drawn)
-            num_rows = 0
-            place, record = "", None
+            sample = list(self._drawn)
+            number, record = 0, None
             try:
-                for number, record in records:
-                    num_rows += 1
-                    number_drawn, place = draw.random(), f"{file.name}:{number}"
-                    if len(drawn) < SAMPLE_ROWS or number_drawn > drawn[0].draw:
-                        heapq.heappush(drawn, _Drawn(number_drawn, place, record, meaning, reading))
-                    if len(drawn) > SAMPLE_ROWS:
-                        heapq.heappop(drawn)
-                    if file.head is None and num_rows >= self._rows_a_file:
+                for count, (number, record) in enumerate(records, start=1):
+                    number_drawn = draw.random()
+                    if len(sample) < SAMPLE_ROWS or number_drawn > sample[0].draw:
+                        heapq.heappush(
+                            sample, _Drawn(number_drawn, file.name, number, record, meaning, reading)
+                        )
+                    if len(sample) > SAMPLE_ROWS:
+                        heapq.heappop(sample)
+                    if file.head is None and count >= self._rows_a_file:
                         break
             except Unreadable:
                 if file.head is None or not file.head.is_cut:
                     raise
             if file.head is not None and file.head.is_cut and isinstance(record, str):
                 # The row that reading stops in is cut; nothing else is wrong with it.
-                num_rows, drawn = num_rows - 1, [each for each in drawn if each.place != place]
-                heapq.heapify(drawn)
-            return num_rows, drawn
+                sample = [each for each in sample if (each.file, each.number) != (file.name, number)]
+                heapq.heapify(sample)
+            return sample
 
-        (num_rows, self._drawn), _ = self._reader.read(file, take)
-        return num_rows
-
-
-def _in_order(place: str) -> tuple[str, int]:
-    file, _, row = place.rpartition(":")
-    return file, int(row)
+        self._drawn, _ = self._reader.read(file, take)

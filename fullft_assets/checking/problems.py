@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from croniter import croniter
 from pydantic import ValidationError
@@ -32,26 +32,12 @@ from fullft_assets.task import BASELINES, GATES, METRICS, TASKS, Task, task_of
 Problem = tuple[Key, str]
 #: Endings of archives that are not read.
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
-#: The fields of a cron, and the values that they take.
-_UNITS = {"minute": "0-59", "hour": "0-23", "day": "1-31", "month": "1-12", "weekday": "0-7"}
 
 
-def cron_problem(cron: str) -> str | None:
-    """Return what is wrong with a cron of five fields (or `@daily` and the like), or None."""
-    fields = cron.split()
-    if not cron.startswith("@") and len(fields) != len(_UNITS):
-        return f"{len(fields)} fields instead of 5"
-    if croniter.is_valid(cron, strict=True):
-        return None
-    if cron.startswith("@"):
-        return "unknown name"
-    for number, (text, (unit, values)) in enumerate(zip(fields, _UNITS.items(), strict=False)):
-        alone = ["*"] * len(_UNITS)
-        for part in text.split(","):
-            alone[number] = part
-            if not croniter.is_valid(" ".join(alone)):
-                return f"{unit} `{part}` is not in {values}"
-    return "no such day in that month"
+def is_cron(cron: str) -> bool:
+    """Return whether a text is a cron of five fields, or `@daily` and the like, that some day fulfils."""
+    has_five = cron.startswith("@") or len(cron.split()) == 5
+    return has_five and croniter.is_valid(cron, strict=True)
 
 
 def is_bucket(path: str) -> bool:
@@ -61,18 +47,13 @@ def is_bucket(path: str) -> bool:
     return re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*/?", path) is not None
 
 
-def _without_credentials(path: str) -> str:
-    scheme, mark, address = path.partition("://")
-    return f"{scheme}{mark}***@{address.rpartition('@')[2]}" if "@" in address else path
-
-
 def _address_problem(path: str) -> str | None:
     if is_bucket(path):
         return problem_without("boto3")
     if "://" in path and "@" in path:
         return (
-            f"{_without_credentials(path)}: a path has no credentials; give them in the environment, by a"
-            " profile or by a role"
+            f"{path.partition('://')[0]}://***@{path.rpartition('@')[2]}: a path has no"
+            " credentials; give them in the environment, by a profile or by a role"
         )
     if path.startswith("s3:"):
         return (
@@ -110,14 +91,14 @@ def _contents_problem(path: str, root: Path, format_: str | None = None) -> str 
     folder = locate(path, root)
     try:
         # Stops at the first one: a folder may contain 100,000 files, and definitions load often.
-        # Links that are not followed are counted by the check and by each look.
-        source = Folder(
-            folder, follow_links=True, any_ending=format_ is not None and reads_any_ending(format_)
-        )
+        source = Folder(folder, any_ending=format_ is not None and reads_any_ending(format_))
         if any(os.access(folder / file.path, os.R_OK) for file in source.walk()):
             return None
     except DataError as error:
         return str(error)
+    if source.skipped:
+        name, why = min(source.skipped.items())
+        return f"no document below {path} can be read; {shown_path(name)}: {why}"
     hint = _hint(source.others) if source.others and format_ is not None else ""
     return f"no readable document below {path}; known endings: {known_endings()}{hint}"
 
@@ -146,13 +127,10 @@ def _external_problem(path: str, root: Path) -> str | None:
 
 def overlap(path: str, other: str, root: Path) -> bool:
     """Return whether one of two places contains the other."""
-    if is_bucket(path) != is_bucket(other):
-        return False
-    if is_bucket(path):
-        one, two = (f"{url.rstrip('/')}/" for url in (path, other))
-        return one.startswith(two) or two.startswith(one)
-    folder, training = (locate(name, root).resolve() for name in (path, other))
-    return folder.is_relative_to(training) or training.is_relative_to(folder)
+    one, two = (
+        PurePosixPath(place) if is_bucket(place) else locate(place, root).resolve() for place in (path, other)
+    )
+    return one.is_relative_to(two) or two.is_relative_to(one)
 
 
 def validate(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
@@ -621,8 +599,5 @@ def _schedule_problems(settings: UseCaseSettings) -> Iterator[Problem]:
         ("retention", "schedule"): settings.retention.schedule,
     }
     for place, cron in crons.items():
-        if cron is not None and (problem := cron_problem(cron)) is not None:
-            yield (
-                place,
-                f"{cron} is not a cron ({problem}); such as `0 3 * * 0`: minute hour day month weekday",
-            )
+        if cron is not None and not is_cron(cron):
+            yield place, f"{cron} is not a cron such as `0 3 * * 0`: minute hour day month weekday"

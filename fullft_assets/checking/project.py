@@ -113,13 +113,13 @@ def require_own_name(name: str, place: Place, defs_folder: Path) -> None:
     """Raise SettingsError where another use case below the folder has the name: its assets and its artifacts
     would be the same.
     """
-    for other in _use_cases(defs_folder)[0].get(name, []):
-        if other != place:
+    for place_of_name in _use_cases(defs_folder)[0].get(name, []):
+        if place_of_name != place:
             source = read_source(*place)
             source.add(
                 ("name",),
-                f"the use case in {other.path}, document {other.document + 1}, is named {name}, too; give one"
-                " another `name`",
+                f"the use case in {place_of_name.path}, document {place_of_name.document + 1}, is named"
+                f" {name}, too; give one another `name`",
             )
             source.raise_problems()
 

@@ -1,11 +1,11 @@
 """What a sample of the delivered rows says: fields that a YAML names and rows lack, with the nearest field
-that they have; labels, groups, values that count as missing, rows that no stage can use; and a field that
-may tie rows together where the YAML names none.
+that they have; rows that no stage can use; labels; and a field that may tie rows together where the YAML
+names none.
 """
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from fullft_assets.checking.corpus import Sampled, look_at_documents
 from fullft_assets.checking.problems import is_bucket
 from fullft_assets.checking.yaml_source import Key
-from fullft_assets.documents.formats.rows import has_field, value_of
+from fullft_assets.documents.formats import name_of_format
+from fullft_assets.documents.formats.rows import has_field
 from fullft_assets.escaping import quoted, visible
 from fullft_assets.examples.labels import named
 from fullft_assets.examples.outcomes import MEANT_WITHOUT, MOST_WITHOUT
@@ -27,6 +28,8 @@ _NESTED = ("data", "meta", "metadata", "fields", "inputs")
 #: Objects within objects whose fields are suggested.
 _MOST_DEPTH = 5
 _SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
+#: Columns of production rows by the keys of `monitoring.log` that name their fields.
+_LOGGED = {"prediction": "predicted", "score": "score", "model": "predicted_by", "time": "predicted_at"}
 #: Characters of a field's name that are shown. A longer one is a text: the first row of a table that has no
 #: header.
 _SHOWN_CHARACTERS = 60
@@ -41,9 +44,30 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
     """
     yield from _unusable(sample, settings.examples.max_quarantined_share)
     rows = [row for row in sample if row.record]
-    if not rows:
-        return
-    for key, column, field in _named(settings, rows):
+    if rows:
+        yield from _lacking(_named(settings, rows), rows, settings)
+
+
+def log_problems(
+    sample: list[Sampled], settings: UseCaseSettings, log: LogSettings
+) -> Iterator[tuple[Key, str]]:
+    """Yield the keys of `monitoring.log` whose field nearly all production rows lack, each with one line that
+    says what to do.
+    """
+    rows = [row for row in sample if row.record]
+    named = (
+        (("monitoring", "log", key), column, field)
+        for key, column in _LOGGED.items()
+        if (field := getattr(log, key)) is not None
+    )
+    if rows:
+        yield from _lacking(named, rows, settings)
+
+
+def _lacking(
+    named: Iterable[tuple[Key, str, str]], rows: list[Sampled], settings: UseCaseSettings
+) -> Iterator[tuple[Key, str]]:
+    for key, column, field in named:
         rows_without = [row for row in rows if not _has(row, column)]
         if len(rows_without) == len(rows):
             yield key, _nowhere(field, column, rows)
@@ -57,41 +81,17 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
         most, limit, otherwise = _most_without(column, settings)
         if len(counted) > most * len(rows):
             near = _near(field, fields_of([row for row in counted if field not in fields_of([row])]))
-            yield key, f"{_without(counted, rows, field)}, more than {limit}{near or otherwise}"
-
-
-def log_problems(sample: list[Sampled], log: LogSettings) -> Iterator[tuple[Key, str]]:
-    """Yield the keys of `monitoring.log` whose field nearly all production rows lack, each with one line that
-    says what to do.
-    """
-    rows = [row for row in sample if row.record]
-    columns = (
-        ("prediction", "predicted"),
-        ("score", "score"),
-        ("model", "predicted_by"),
-        ("time", "predicted_at"),
-    )
-    for key, column in columns if rows else ():
-        field = getattr(log, key)
-        rows_without = [row for row in rows if column not in row.row]
-        if field is None or len(rows_without) <= MOST_WITHOUT * len(rows):
-            continue
-        if len(rows_without) == len(rows):
-            yield ("monitoring", "log", key), _nowhere(field, column, rows)
-        else:
-            near = _near(field, fields_of([row for row in rows_without if field not in fields_of([row])]))
-            yield (
-                ("monitoring", "log", key),
-                f"{_without(rows_without, rows, field)}{near or '; name a field that most rows have'}",
-            )
+            number = f"{len(counted):,} of {len(rows):,} rows read have no `{field}` ({_places(counted)})"
+            yield key, f"{number}, more than {limit}{near or otherwise}"
 
 
 def _unusable(sample: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
     rows = [row for row in sample if row.is_refused or not row.record]
     if len(rows) > most * len(sample):
         is_object = "://" in str(rows[0].record.get("source-ref"))
-        problem = str(rows[0].row.get("problem"))
-        hint = _NO_HEADER if problem.endswith("fields than the header") else ""
+        problem = rows[0].row.get("problem")
+        is_table = name_of_format(rows[0].place.rpartition(":")[0]) in ("csv", "xlsx")
+        hint = _NO_HEADER if is_table else ""
         counted = f"{len(rows):,} of {len(sample):,} rows read ({_places(rows)})"
         yield ("documents", "reference_buckets" if is_object else "path"), f"{counted}: {problem}{hint}"
 
@@ -103,7 +103,7 @@ def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, s
     if column == "group":
         most = settings.examples.max_ungrouped_share
         return most, f"{most:.0%} of them", "; deliver them with a group"
-    if column in MEANT_WITHOUT:
+    if column in MEANT_WITHOUT or column in _LOGGED.values():
         return (
             MOST_WITHOUT,
             f"{MOST_WITHOUT:.0%} of them",
@@ -115,10 +115,6 @@ def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, s
         f"examples.max_quarantined_share ({most:g})",
         "; name the field that the others have, or fix them in the source",
     )
-
-
-def _without(rows_without: list[Sampled], rows: list[Sampled], field: str) -> str:
-    return f"{len(rows_without):,} of {len(rows):,} rows read have no `{field}` ({_places(rows_without)})"
 
 
 def _places(rows: list[Sampled]) -> str:
@@ -172,7 +168,7 @@ def _named(settings: UseCaseSettings, rows: list[Sampled]) -> Iterator[tuple[Key
     examples = settings.examples
     task = task_of(settings.examples)
     if not any(row.is_elsewhere for row in rows):
-        yield ("documents", "text"), "text", rows[0].text_field
+        yield ("documents", "text"), "messages" if task.has_messages else "text", rows[0].text_field
     if documents.id != DocumentsSettings.model_fields["id"].default:
         yield ("documents", "id"), "id", documents.id
     if task.has_labels and examples.label is not None:
@@ -197,10 +193,12 @@ def _has(row: Sampled, column: str) -> bool:
 
 def _nowhere(field: str, column: str, rows: list[Sampled]) -> str:
     problem, field_names = rows[0].row.get("problem"), fields_of(rows)
-    if column == "text" and problem not in (None, f"no field `{field}`"):
+    if column == "messages" or (
+        column == "text" and problem is not None and has_field(rows[0].record, field)
+    ):
         hint = (
             f"{_listed(field_names)}; set documents.text to the one that has it"
-            if str(problem).startswith("no field ")
+            if column == "messages"
             else ""
         )
         return f"none of {len(rows):,} rows read can be used; the first ({rows[0].place}): {problem}{hint}"
@@ -234,35 +232,20 @@ def _listed(fields: list[str]) -> str:
 
 
 _SHOWN_LABELS = 8
-_SHOWN_PROBLEMS = 3
 #: What a text with several labels has between them, and the share of the labels that must contain it.
 _SEPARATORS = (";", "|", ",", "\t")
 _SEPARATED_SHARE = 0.2
 
 
-def findings(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[str, str]]:
-    """Yield what a sample of rows says of the settings: (what it is about, one line)."""
-    examples = settings.examples
+def label_findings(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
+    """Yield the labels of a sample of rows, and what may separate several of them: (what it is about, one
+    line).
+    """
     if task_of(examples).has_labels and rows:
         counts = Counter(label for row in rows for label in labels_of(row, examples))
         common = ((label, f"{count:,}") for label, count in counts.most_common(_SHOWN_LABELS))
         yield "labels", f"{len(counts):,} in {len(rows):,} rows read: {named(common, len(counts), counts)}"
         yield from _separators(counts, examples)
-    yield from _missing_values(rows, settings)
-    sizes = Counter(row.row["group"] for row in rows if "group" in row.row)
-    if sizes:
-        largest = sizes.most_common(1)[0][1]
-        without = len(rows) - sizes.total()
-        alone = f"; {without:,} rows have none, and each is a group of its own" if without else ""
-        yield "groups", f"{len(sizes):,} in {len(rows):,} rows read, the largest has {largest:,}{alone}"
-    num_long = sum(len(row.row.get("text", "")) > examples.max_characters for row in rows)
-    if num_long:
-        yield (
-            "length",
-            f"{num_long:,} of {len(rows):,} rows read are longer than"
-            f" {examples.max_characters:,} characters and would be quarantined",
-        )
-    yield from _malformed(rows)
 
 
 def labels_of(row: Sampled, examples: ExamplesSettings) -> list[str]:
@@ -286,39 +269,9 @@ def _separators(counts: Counter[str], examples: ExamplesSettings) -> Iterator[tu
             )
 
 
-def _missing_values(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[str, str]]:
-    examples = settings.examples
-    words = {word.strip().casefold() for word in settings.documents.missing_values} - {""}
-    for key in ("label", "group", "domain", "slice_by"):
-        field = getattr(examples, key)
-        if field is None or (key == "label" and not task_of(examples).has_labels):
-            continue
-        values = [value_of(flat(row), field) for row in rows if row.is_plain or key != "label"]
-        texts = [value.strip() for value in values if isinstance(value, str)]
-        counts = Counter(text for text in texts if text.casefold() in words)
-        if counts:
-            shown = ", ".join(
-                f"{quoted(word)} {count:,}" for word, count in counts.most_common(_SHOWN_LABELS)
-            )
-            yield "missing", f"{shown} in `{field}` count as no {key}"
-
-
-def _malformed(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
-    places: dict[str, list[str]] = {}
-    for row in rows:
-        if (problem := row.row.get("problem")) is not None:
-            places.setdefault(problem, []).append(row.place)
-    for problem in sorted(places, key=lambda name: -len(places[name]))[:_SHOWN_PROBLEMS]:
-        first, *other_places = places[problem]
-        number = f"{len(other_places) + 1:,} of {len(rows):,} rows read"
-        yield "malformed", f"{number}: {problem} ({first}{', ...' if other_places else ''})"
-
-
 #: Rows and characters that are compared.
 _MOST_ROWS = 1_500
 _MOST_CHARACTERS = 2_000
-#: A longer name is a text: the first row of a table without a header.
-_LONGEST_NAME = 60
 #: A field with fewer values, or with a smaller share of rows in repeated ones, is no group.
 _LEAST_VALUES = 20
 _LEAST_REPEATED = 0.1
@@ -408,7 +361,7 @@ def _names(row: Sampled, left_out: set[str | None]) -> dict[str, str]:
     return {
         name: str(value)
         for name, value in flat(row).items()
-        if 0 < len(name) <= _LONGEST_NAME
+        if 0 < len(name) <= _SHOWN_CHARACTERS
         and name not in left_out
         and type(value) in (str, int)
         and 0 < len(str(value)) <= 200

@@ -63,9 +63,9 @@ def load_use_case(yaml_path: Path, document: int = 0, *, with_data: bool = False
         SettingsError: one line a problem, all of them in one message.
     """
     # Dagster loads all documents of a file, or none.
-    for other in read_sources(yaml_path)[1:]:
-        check_top_level(other)
-        other.raise_problems()
+    for source_of_document in read_sources(yaml_path)[1:]:
+        check_top_level(source_of_document)
+        source_of_document.raise_problems()
     source = read_source(yaml_path, document)
     settings, broken = parse(source)
     if settings is None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,11 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
             " labelled for live_quality: each has a label, was exported as one far from the training data,"
             " or has no id by which its label would find it (documents.id)"
         )
-    drawn = sorted(rows, key=lambda document: unit_hash(settings.seed, "label_audit", document.key.hex()))[
-        :most
-    ]
+    drawn_rows = sorted(
+        rows, key=lambda document: unit_hash(settings.seed, "label_audit", document.key.hex())
+    )[:most]
     texts = {window: _documents(store, windows[window]) for window in newest}
-    return [{**texts[document.window][document.place], "window": document.window} for document in drawn]
+    return [{**texts[document.window][document.place], "window": document.window} for document in drawn_rows]
 
 
 def _far(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[dict[str, Any]]:
@@ -120,10 +121,11 @@ def _far(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[d
         if (report := latest(store, name, DRIFT_REPORT, window)) and FAR in report.files
     }
     rows: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    for row in _in_turn([list(_rows(store, window, report)) for window, report in reports.items()]):
-        if row["text"] not in seen and len(rows) < most:
-            seen.add(row["text"])
+    texts: set[str] = set()
+    in_turn = zip_longest(*(_rows(store, window, report) for window, report in reports.items()))
+    for row in filter(None, chain.from_iterable(in_turn)):
+        if row["text"] not in texts and len(rows) < most:
+            texts.add(row["text"])
             rows.append(row)
     if not rows:
         raise FullftError(
@@ -154,11 +156,6 @@ def _documents(store: Store, window: Manifest) -> dict[tuple[str, int], dict[str
         store.folder(window) / DOCUMENTS_FILE, columns=["source", "row", "id", "text", "group"]
     )
     return {(row["source"], row["row"]): row for row in table.to_pylist()}
-
-
-def _in_turn(lists: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    for turn in range(max(map(len, lists), default=0)):
-        yield from (each[turn] for each in lists if turn < len(each))
 
 
 def _rendered(rows: list[dict[str, Any]], use_case: UseCase, format_name: str) -> str:

@@ -176,11 +176,11 @@ def summary(use_case: UseCase, store: Store, seconds: dict[str, float], total: f
     champion = release.read_state(store, name)
     if champion is not None:
         by_hand = [
-            done
-            for done in champion.interventions
-            if done.action in ("promote", "rollback") and done.after == champion.checkpoint
+            intervention
+            for intervention in champion.interventions
+            if intervention.action in ("promote", "rollback") and intervention.after == champion.checkpoint
         ]
-        lines += [f"  by hand        {done.sentence}" for done in by_hand[:1]]
+        lines += [f"  by hand        {intervention.sentence}" for intervention in by_hand[:1]]
         if champion.frozen is not None:
             lines.append(
                 f"  frozen         {champion.frozen.sentence}; `{name}_by_hand` with act: unfreeze lets the"

@@ -5,15 +5,13 @@ and after the end it starts again. The position only says where to look next: th
 new. Delivered files that no format reads are counted by ending, so that a check can show them.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fullft_assets.documents import batches
 from fullft_assets.documents.aliases import alias, shown_path
@@ -22,11 +20,9 @@ from fullft_assets.documents.formats import COMPRESSIONS, ending_of, reads_any_e
 from fullft_assets.documents.sources import Folder, S3Prefix, Source, SourceFile, open_source
 from fullft_assets.documents.windows import WindowCutter, open_since
 from fullft_assets.settings import DocumentsSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import CheckOutcome, Store
 from fullft_assets.store.checks import CheckSpec
-
-if TYPE_CHECKING:
-    from fullft_assets.settings.use_case import UseCase
 
 #: Records what is new of the files that a look found, and returns the batches.
 _Record = Callable[[Sequence[SourceFile]], list[Batch]]
@@ -129,15 +125,15 @@ def _look(
     waiting = 0
     notes: list[str] = []
     if isinstance(source, S3Prefix) and not whole:
-        cut, after = _list_on(store, case, source, kind, record)
+        new_batches, after = _list_on(store, case, source, kind, record)
         notes = [f"listed up to {alias(after)}; the next look goes on"] if after else []
     elif isinstance(source, Folder) and not source.folder.is_dir():
         return Look([], 0, ["there is no such folder; deliver the documents there, or fix the path"])
     else:
         settled, unsettled = batches.settled(source, bounds, now)
-        cut = record(settled)
+        new_batches = record(settled)
         while whole and (more := record(settled)):
-            cut += more
+            new_batches += more
         _remember_leftovers(
             store,
             case,
@@ -157,7 +153,9 @@ def _look(
     notes += kept_out(source.kept_out, named=False)
     notes += left_in_place(source.others, named=False)
     notes += skipped(source.skipped, named=False)
-    return Look(cut, waiting, notes, source.others, source.kept_out, source.skipped, goes_on=bool(after))
+    return Look(
+        new_batches, waiting, notes, source.others, source.kept_out, source.skipped, goes_on=bool(after)
+    )
 
 
 def left_in_place(others: Sequence[str], *, named: bool) -> list[str]:
@@ -222,9 +220,9 @@ def _list_on(
     if position.get("place") != source.uri:
         position = {"after": ""}
     files, after = source.listed(position["after"], PAGES_A_LOOK)
-    cut = record(files)
+    new_batches = record(files)
     # If there are more files than one look may record, these pages are listed again.
-    if len(cut) < batches.MAX_CUTS:
+    if len(new_batches) < batches.MAX_CUTS:
         counts_left = Counter(position.get("left", {})) + _count_endings(source.others)
         num_read = position.get("num_read", 0) + len(files)
         num_kept_out = position.get("num_kept_out", 0) + len(source.kept_out)
@@ -235,7 +233,7 @@ def _list_on(
             _remember_leftovers(store, case, kind, counts_left, num_read, num_kept_out)
         if next_position != position:
             store.write_pointer(name, next_position)
-    return cut, after
+    return new_batches, after
 
 
 FILES_ARE_READ = CheckSpec(
@@ -265,12 +263,12 @@ def _remember_leftovers(
         store.write_pointer(f"{case}/left/{kind}", counts_of_look)
 
 
-def check_leftovers(store: Store, case: str, kind: Kind = "batch") -> CheckOutcome:
-    """Return whether all delivered files are read, by the last complete look: a warning if not, an error if
-    none is read.
+def check_leftovers(store: Store, case: str) -> CheckOutcome:
+    """Return whether all files delivered for training are read, by the last complete look: a warning if not,
+    an error if none is read.
     """
     nothing = {"by_ending": {}, "num_read": 0, "num_kept_out": 0}
-    last_look = store.read_pointer(f"{case}/left/{kind}") or nothing
+    last_look = store.read_pointer(f"{case}/left/batch") or nothing
     counts: dict[str, int] = last_look["by_ending"]
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = dict(most[:_SHOWN_ENDINGS])
@@ -282,7 +280,7 @@ def check_leftovers(store: Store, case: str, kind: Kind = "batch") -> CheckOutco
         name=FILES_ARE_READ.name,
         passed=not num_left,
         # Files that were read once may have been removed since, and their batches go on.
-        severity="error" if num_left and not num_read and not list_batches(store, case, kind) else "warn",
+        severity="error" if num_left and not num_read and not list_batches(store, case) else "warn",
         description=(
             f"{num_left:,} of {num_left + num_read:,} files are not read: {named}; convert or remove them"
             if num_left

@@ -6,8 +6,6 @@ above it is deleted, another document has that place. So such a document is know
 its group.
 """
 
-from __future__ import annotations
-
 import hmac
 import json
 import time
@@ -53,10 +51,10 @@ def write_tombstones(
         reason: kept with them.
         found: the store had such a document; distinguishes it later from an id that was never known.
     """
-    known = read_tombstones(store, case)
+    known_digests = read_tombstones(store, case)
     for name in digests:
         pointer = f"{case}/erased/{name}"
-        if name not in known:
+        if name not in known_digests:
             store.write_pointer(pointer, {"at": time.time(), "by": by, "reason": reason, "found": found})
         elif found and not was_found(store, case, name):
             store.write_pointer(pointer, {**(store.read_pointer(pointer) or {}), "found": True})

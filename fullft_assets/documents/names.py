@@ -74,16 +74,13 @@ def _named(path: str) -> Iterator[tuple[tuple[str, str], str]]:
         end += len(part) + 1
 
 
-def mixed_splits(
-    splits: Mapping[str, str], paths_of_rows: Iterable[str], group: str | None, what: str
-) -> str:
+def mixed_splits(splits: Mapping[str, str], paths_of_rows: Iterable[str], group: str | None) -> str:
     """Return one line that says what becomes of a delivery's own splits.
 
     Args:
-        splits: of `found_in`.
-        paths_of_rows: the file of each row.
+        splits: of `splits_of`.
+        paths_of_rows: the file of each row that the snapshot keeps.
         group: `examples.group`.
-        what: what the rows are, such as `rows read`.
     """
     files, rows = Counter(splits.values()), Counter(splits.get(path) for path in paths_of_rows)
     counted = ", ".join(
@@ -93,9 +90,9 @@ def mixed_splits(
     )
     by = f"by `{group}`" if group else "by row"
     return (
-        f"the delivery has splits of its own, {counted}, of {rows.total():,} {what}: they are mixed, and all"
-        f" rows are split anew {by}; to keep one out, move its files out of the folder, or name the folder of"
-        " the others in documents.path"
+        f"the delivery has splits of its own, {counted}, of {rows.total():,} rows kept: they are mixed, and"
+        f" all rows are split anew {by}; to keep one out, move its files out of the folder, or name the"
+        " folder of the others in documents.path"
     )
 
 

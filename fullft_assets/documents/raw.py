@@ -5,17 +5,16 @@ A *batch* is a bounded set of files, cut once and recorded in the store; what is
 whatever its name or time. The same ledger cuts production documents into *windows*.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import DOCUMENTS_FILE, PRODUCTION_DOCUMENTS, RAW_DOCUMENTS
 from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind, read_batch
 from fullft_assets.documents.delivery import source_of
@@ -26,13 +25,10 @@ from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
 from fullft_assets.personal_data.entities import pipeline_key
 from fullft_assets.personal_data.search import mask_documents, search_of
+from fullft_assets.settings import LogSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
-
-if TYPE_CHECKING:
-    from fullft_assets.settings import LogSettings
-    from fullft_assets.settings.use_case import UseCase
-
 
 VERSION = "12"
 READABLE = CheckSpec("files_are_readable", "Every file could be read.")
@@ -84,7 +80,7 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
         read = plan.read(store, use_case)
         table, num_erased = without_erased(read.table, store, use_case.name)
         table, num_masked = _masked(table, use_case)
-        pq.write_table(table, draft.path / "documents.parquet")
+        pq.write_table(table, draft.path / DOCUMENTS_FILE)
         metadata = RawMetadata(
             batch=name,
             # What was carried over came from where it was cut, wherever the documents are today.
@@ -116,16 +112,18 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
     return manifest
 
 
-def _format_versions(batch: Batch, chosen: str) -> dict[str, Any]:
+def _format_versions(batch: Batch, chosen_format: str) -> dict[str, Any]:
     # Those of our formats are part of this stage's `VERSION`.
-    names = {chosen} if chosen != "auto" else {name_of_format(file.path) for file in batch.files}
+    names = (
+        {chosen_format} if chosen_format != "auto" else {name_of_format(file.path) for file in batch.files}
+    )
     versions = {name: FORMATS.get(name).version for name in sorted(filter(None, names))}
     registered_versions = {name: version for name, version in versions.items() if version}
     return {"formats": registered_versions} if registered_versions else {}
 
 
 def _stage(kind: Kind) -> str:
-    return "raw_documents" if kind == "batch" else "production_documents"
+    return RAW_DOCUMENTS if kind == "batch" else PRODUCTION_DOCUMENTS
 
 
 def _remember(store: Store, manifest: Manifest, name: str) -> None:
@@ -179,7 +177,7 @@ class _Before:
         """
 
         table = pq.read_table(
-            store.folder(self.manifest) / "documents.parquet",
+            store.folder(self.manifest) / DOCUMENTS_FILE,
             filters=[("source", "in", paths)],
             schema=columns,
         )
@@ -232,9 +230,9 @@ class _Plan:
         current = source.statuses(file.path for file in files)
         #: Files that are there as they were cut.
         self.as_cut = [file for file in files if current[file.path] == file]
-        others = [file for file in files if current[file.path] != file]
-        before = read_before() if others else []
-        for file in others:
+        other_files = [file for file in files if current[file.path] != file]
+        before = read_before() if other_files else []
+        for file in other_files:
             earlier = [each for each in before if file.path in each.files]
             self._place(file, earlier, is_there=current[file.path] is not None)
 
@@ -314,7 +312,7 @@ class _Plan:
 def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     """Return the settings that shape the raw documents, or a window's production documents."""
     settings = use_case.settings
-    chosen = settings.documents.model_dump(
+    chosen_settings = settings.documents.model_dump(
         include={
             "format",
             "records",
@@ -330,7 +328,13 @@ def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     log = settings.monitoring.log if kind == "window" else None
     logged = {} if log is None else {"log": log.model_dump()}
     models = {"ocr": office.recognizer_version()} if settings.documents.pdf.recognises else {}
-    return {**chosen, **settings.examples.model_dump(include={*_OF_EXAMPLES}), **masked, **logged, **models}
+    return {
+        **chosen_settings,
+        **settings.examples.model_dump(include={*_OF_EXAMPLES}),
+        **masked,
+        **logged,
+        **models,
+    }
 
 
 def masked_kinds(use_case: UseCase) -> list[str] | None:

@@ -48,15 +48,12 @@ class SourceFile(NamedTuple):
     etag: str = ""
 
 
-def open_source(
-    path: str, project_root: Path, *, follow_links: bool = False, any_ending: bool = False
-) -> Source:
+def open_source(path: str, project_root: Path, *, any_ending: bool = False) -> Source:
     """Return the source that a path of the YAML names.
 
     Args:
         path: a folder or s3://bucket/prefix.
         project_root: where relative paths start.
-        follow_links: follow links that leave the folder.
         any_ending: files are read whatever their ending.
 
     An s3:// one is reached as every AWS client is, through AWS_ENDPOINT_URL, AWS_PROFILE and so on. Reading
@@ -65,7 +62,7 @@ def open_source(
     """
     if path.startswith("s3://"):
         return S3Prefix(path, any_ending=any_ending)
-    return Folder(locate(path, project_root), follow_links=follow_links, any_ending=any_ending)
+    return Folder(locate(path, project_root), any_ending=any_ending)
 
 
 class Folder:
@@ -73,14 +70,13 @@ class Folder:
 
     Args:
         folder: the folder.
-        follow_links: follow links that leave the folder.
         any_ending: files are read whatever their ending.
     """
 
     #: Whether a file may be seen half-written. An S3 object appears complete.
     may_be_growing = True
 
-    def __init__(self, folder: Path, *, follow_links: bool = False, any_ending: bool = False):
+    def __init__(self, folder: Path, *, any_ending: bool = False):
         self.folder = folder
         #: The folder's absolute path, or s3://bucket/prefix: the prefix of a path in a message.
         self.uri = str(folder.absolute())
@@ -92,7 +88,6 @@ class Folder:
         #: Why the last listing skipped other entries that it met, by path: links that leave the folder,
         #: pipes, folders that may not be listed.
         self.skipped: dict[str, str] = {}
-        self._follow_links = follow_links
         self._any_ending = any_ending
         self._root = str(folder)
         self._real = os.path.realpath(folder)
@@ -180,7 +175,7 @@ class Folder:
         return _source_file(path, status)
 
     def _may_follow(self, path: str) -> bool:
-        return self._follow_links or os.path.commonpath([os.path.realpath(path), self._real]) == self._real
+        return os.path.commonpath([os.path.realpath(path), self._real]) == self._real
 
     def status(self, path: str) -> SourceFile | None:
         """Return a file as it is now, or None where there is none; a dangling link is one."""

@@ -5,12 +5,10 @@ counted once, and with its arrival: when it was written, or when it was first se
 was ahead of that. A window that is in the ledger stays as it is: a late file joins the next one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from fullft_assets.documents import batches
 from fullft_assets.documents.batches import Batch, file_of, line_of
@@ -18,10 +16,8 @@ from fullft_assets.documents.formats import Delivered, Unreadable, is_whole_file
 from fullft_assets.documents.reading import FileReader
 from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.settings import DocumentsSettings, WindowSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
-
-if TYPE_CHECKING:
-    from fullft_assets.settings.use_case import UseCase
 
 #: Bytes of the files whose rows one look of a sensor counts; at least one file is counted. The next look goes
 #: on.
@@ -146,9 +142,11 @@ class WindowCutter:
         }
         order = sorted(arrived, key=lambda file: (arrived[file].arrived_ns, file.mtime_ns, file.path))
         rewritten = {file.path for file in arrived}
-        known = set(new)
+        known_files = set(new)
         still = {
-            file: waiting for file, waiting in before.items() if file in known and file.path not in rewritten
+            file: waiting
+            for file, waiting in before.items()
+            if file in known_files and file.path not in rewritten
         }
         return still | {file: arrived[file] for file in order}
 

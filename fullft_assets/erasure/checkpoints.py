@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from fullft_assets import release
-from fullft_assets.artifacts import MODELS
+from fullft_assets.artifacts import FINETUNED_CHECKPOINT, MODELS, TRAINING_SNAPSHOT
 from fullft_assets.checkpoint.lineage import erased_since, learned_what_was_erased, trainings
 from fullft_assets.erasure.erased_documents import key_ref
 from fullft_assets.errors import StoreError
@@ -24,7 +24,7 @@ def name_checkpoints(store: Store, case: str) -> tuple[list[str], list[str], lis
     """
     snapshots = {
         key_ref(snapshot.ref): snapshot
-        for snapshot in store.artifacts(case, "training_snapshot")
+        for snapshot in store.artifacts(case, TRAINING_SNAPSHOT)
         if SnapshotMetadata.of(snapshot).erasures
     }
     trained_on, measured_on = [], []
@@ -48,7 +48,6 @@ def name_checkpoints(store: Store, case: str) -> tuple[list[str], list[str], lis
     return trained_on, measured_on, [ref for ref in trained_on if ref in champions]
 
 
-_STAGE = "finetuned_checkpoint"
 #: A machine that is gone is known by then.
 _PATIENCE_SECONDS = 60.0
 
@@ -63,13 +62,15 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
     Returns:
         How many were removed, and how many are being trained and were left alone.
     """
-    snapshots = store.artifacts(case, "training_snapshot")
+    snapshots = store.artifacts(case, TRAINING_SNAPSHOT)
     # The newest attempt at a snapshot has the last attempt that held erased rows; "" where it lost none.
-    lost = {snapshot.key: SnapshotMetadata.of(snapshot).erased_up_to or "" for snapshot in snapshots}
-    folders = {folder.name: folder for folder in store.work_folders(case, _STAGE)}
-    stored = store.stored_work(case, _STAGE)
+    lost_attempts = {snapshot.key: SnapshotMetadata.of(snapshot).erased_up_to or "" for snapshot in snapshots}
+    folders = {folder.name: folder for folder in store.work_folders(case, FINETUNED_CHECKPOINT)}
+    stored = store.stored_work(case, FINETUNED_CHECKPOINT)
     learned = [
-        key for key in sorted({*folders, *stored}) if _learned(_jobs(store, case, key), lost, trained_on)
+        key
+        for key in sorted({*folders, *stored})
+        if _learned(_jobs(store, case, key), lost_attempts, trained_on)
     ]
     removed = [
         all(
@@ -79,8 +80,8 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
                 key not in stored
                 or remove_stored_unless_held(
                     store,
-                    checkpoints_ref(case, _STAGE, key),
-                    lambda key=key: not is_running(store, case, _STAGE, key),
+                    checkpoints_ref(case, FINETUNED_CHECKPOINT, key),
+                    lambda key=key: not is_running(store, case, FINETUNED_CHECKPOINT, key),
                 ),
             ]
         )
@@ -91,18 +92,22 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
 
 def _jobs(store: Store, case: str, key: str) -> list[Job]:
     try:
-        return read_jobs(store, case, _STAGE, key)
+        return read_jobs(store, case, FINETUNED_CHECKPOINT, key)
     except StoreError:
         return []
 
 
-def _learned(jobs: list[Job], lost: dict[str, str], trained_on: Collection[str]) -> bool:
+def _learned(jobs: list[Job], lost_attempts: dict[str, str], trained_on: Collection[str]) -> bool:
     if not jobs:  # nobody knows what it learned from
-        return any(lost.values())
+        return any(lost_attempts.values())
     for job in jobs:
-        *_, key, attempt = job.inputs["training_snapshot"].split("/")
+        *_, key, attempt = job.inputs[TRAINING_SNAPSHOT].split("/")
         # Attempts are named by their time. What a snapshot that is gone held, nobody knows.
-        if key not in lost or attempt <= lost[key] or job.inputs.get("champion") in trained_on:
+        if (
+            key not in lost_attempts
+            or attempt <= lost_attempts[key]
+            or job.inputs.get("champion") in trained_on
+        ):
             return True
     return False
 

@@ -9,6 +9,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import (
+    DOCUMENTS_FILE,
+    EXAMPLES_FILE,
+    GENERAL_DOCUMENTS,
+    LABELED_EXAMPLES,
+    PRODUCTION_DOCUMENTS,
+    QUARANTINED_EXAMPLES,
+    RAW_DOCUMENTS,
+    REPLAY_DOCUMENTS,
+)
 from fullft_assets.documents import RawMetadata
 from fullft_assets.documents.erasure import (
     By,
@@ -29,19 +39,19 @@ from fullft_assets.store import Manifest, Store
 
 #: The tables that hold documents with their texts.
 DOCUMENTS = {
-    "raw_documents": "documents.parquet",
-    "production_documents": "documents.parquet",
-    "labeled_examples": "examples.parquet",
-    "quarantined_examples": "quarantined.parquet",
-    "general_documents": "examples.parquet",
-    "replay_documents": "examples.parquet",
+    RAW_DOCUMENTS: DOCUMENTS_FILE,
+    PRODUCTION_DOCUMENTS: DOCUMENTS_FILE,
+    LABELED_EXAMPLES: EXAMPLES_FILE,
+    QUARANTINED_EXAMPLES: "quarantined.parquet",
+    GENERAL_DOCUMENTS: EXAMPLES_FILE,
+    REPLAY_DOCUMENTS: EXAMPLES_FILE,
 }
 #: Of these stages the ones that were drawn for snapshots, with what a snapshot calls them.
 GENERAL = {f"{kind}_documents": kind for kind in DRAWN}
 _NAMES_FILES = {
-    "raw_documents": RawMetadata,
-    "production_documents": RawMetadata,
-    "labeled_examples": ExamplesMetadata,
+    RAW_DOCUMENTS: RawMetadata,
+    PRODUCTION_DOCUMENTS: RawMetadata,
+    LABELED_EXAMPLES: ExamplesMetadata,
 }
 
 
@@ -85,7 +95,7 @@ class ErasedDocuments:
         self.artifacts.add(manifest.content_digest)
         self.ids.update(documents["id"].to_pylist())
         self.texts.update(text for text in documents["text"].to_pylist() if text)
-        if manifest.stage == "production_documents":
+        if manifest.stage == PRODUCTION_DOCUMENTS:
             places = zip(documents["source"].to_pylist(), documents["row"].to_pylist(), strict=True)
             self.places.setdefault(key_ref(manifest.ref), set()).update(places)
 
@@ -187,12 +197,12 @@ class _ListedDocuments:
     missing: list[str] = field(default_factory=list)
 
     def record(self, store: Store, case: str, by: By, reason: str) -> None:
-        known = (
+        digests = (
             {erased_digest(case, value, by) for value in self.values}
             | {erased_digest(case, id_) for id_ in self.ids}
             | self.rows
         )
-        write_tombstones(store, case, sorted(known), by=by, reason=reason, found=True)
+        write_tombstones(store, case, sorted(digests), by=by, reason=reason, found=True)
         unknown = {erased_digest(case, form, by) for line in self.missing for form in _forms(line, by)}
         write_tombstones(store, case, sorted(unknown), by=by, reason=reason)
 

@@ -13,6 +13,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import (
+    BATCH_PREDICTIONS,
+    CHEAPER_BASELINES,
+    DOCUMENTS_FILE,
+    DRIFT_REPORT,
+    DRIFT_SCALE,
+    EVALUATION_REPORT,
+    EXAMPLES_FILE,
+    LABELED_EXAMPLES,
+    NEAR_DUPLICATE_INDEX,
+    PRODUCTION_DOCUMENTS,
+    QUARANTINED_EXAMPLES,
+    RAW_DOCUMENTS,
+    SCREENED_EXAMPLES,
+    TOKENIZED_CHUNKS,
+    TOKENIZER_AUDIT,
+    TRAINING_SNAPSHOT,
+)
 from fullft_assets.chunks import WORDS
 from fullft_assets.documents.batches import forget
 from fullft_assets.documents.erasure import By
@@ -47,11 +65,11 @@ from fullft_assets.store import CheckOutcome, Manifest, Store
 
 #: The tables of each stage, the first one being the stage's own.
 FILES = {
-    "raw_documents": ["documents.parquet"],
-    "production_documents": ["documents.parquet"],
-    "labeled_examples": ["examples.parquet", QUARANTINED],
-    "quarantined_examples": ["quarantined.parquet"],
-    "tokenized_chunks": ["chunks.parquet"],
+    RAW_DOCUMENTS: [DOCUMENTS_FILE],
+    PRODUCTION_DOCUMENTS: [DOCUMENTS_FILE],
+    LABELED_EXAMPLES: [EXAMPLES_FILE, QUARANTINED],
+    QUARANTINED_EXAMPLES: ["quarantined.parquet"],
+    TOKENIZED_CHUNKS: ["chunks.parquet"],
 }
 
 
@@ -60,11 +78,11 @@ def _drop_rows(store: Store, case: str, stage: str, erased: ErasedDocuments, rep
 
     Chunks have ids alone, which may be made up. They follow their examples, which must still be there.
     """
-    of_examples = _ids_of_examples(store, case, erased) if stage == "tokenized_chunks" else {}
+    of_examples = _ids_of_examples(store, case, erased) if stage == TOKENIZED_CHUNKS else {}
     for manifest, folder in whole_artifacts(store, case, stage):
         before = {name: pq.read_table(folder / name) for name in FILES[stage]}
-        if stage == "tokenized_chunks":
-            ids = of_examples.get(manifest.inputs["labeled_examples"], erased.ids)
+        if stage == TOKENIZED_CHUNKS:
+            ids = of_examples.get(manifest.inputs[LABELED_EXAMPLES], erased.ids)
             hit = [np.array([id_ in ids for id_ in before["chunks.parquet"]["id"].to_pylist()], bool)]
         else:
             hit = [erased.rows(table) for table in before.values()]
@@ -90,7 +108,7 @@ def _drop_rows(store: Store, case: str, stage: str, erased: ErasedDocuments, rep
             manifest: Manifest = manifest,
         ) -> Mapping[str, Any]:
             for name, table in tables.items():
-                (write_examples if name == "examples.parquet" else pq.write_table)(table, path / name)
+                (write_examples if name == EXAMPLES_FILE else pq.write_table)(table, path / name)
             if (path / WORDS).is_file() and num_erased:
                 # Counts of the batch's words, the erased documents' among them; an audit goes on without this
                 # batch.
@@ -105,16 +123,16 @@ def _drop_rows(store: Store, case: str, stage: str, erased: ErasedDocuments, rep
 
 def _ids_of_examples(store: Store, case: str, erased: ErasedDocuments) -> dict[str, set[str]]:
     ids = {}
-    for manifest, folder in whole_artifacts(store, case, "labeled_examples"):
-        table = pq.read_table(folder / "examples.parquet")
+    for manifest, folder in whole_artifacts(store, case, LABELED_EXAMPLES):
+        table = pq.read_table(folder / EXAMPLES_FILE)
         ids[manifest.content_digest] = set(table["id"].filter(erased.rows(table)).to_pylist())
     return ids
 
 
 def _counts(manifest: Manifest, tables: list[pa.Table]) -> dict[str, Any]:
-    if manifest.stage == "quarantined_examples":
+    if manifest.stage == QUARANTINED_EXAMPLES:
         return {"num_quarantined": len(tables[0]), **count_reasons(tables[0])}
-    if manifest.stage != "labeled_examples":
+    if manifest.stage != LABELED_EXAMPLES:
         return {"num_rows": len(tables[0])}
     valid, quarantined = tables
     return {
@@ -126,17 +144,17 @@ def _counts(manifest: Manifest, tables: list[pa.Table]) -> dict[str, Any]:
 
 
 #: Made of a batch or a window.
-MADE_OF_ROWS = ("near_duplicate_index", "screened_examples", "tokenizer_audit", "batch_predictions")
+MADE_OF_ROWS = (NEAR_DUPLICATE_INDEX, SCREENED_EXAMPLES, TOKENIZER_AUDIT, BATCH_PREDICTIONS)
 #: Made of a snapshot. Baselines learned from the training rows as weights do, but in words: TF-IDF's
 #: vocabulary.
-MADE_OF_SNAPSHOTS = ("cheaper_baselines", "drift_scale")
+MADE_OF_SNAPSHOTS = (CHEAPER_BASELINES, DRIFT_SCALE)
 
 
 def _drop_made_of_rows(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
     artifacts = erased.artifacts | {
         chunks.content_digest
-        for chunks in store.artifacts(case, "tokenized_chunks")
-        if chunks.inputs["labeled_examples"] in erased.artifacts
+        for chunks in store.artifacts(case, TOKENIZED_CHUNKS)
+        if chunks.inputs[LABELED_EXAMPLES] in erased.artifacts
     }
     for stage in MADE_OF_ROWS:
         for manifest in store.artifacts(case, stage):
@@ -154,12 +172,12 @@ def drop_made_of_snapshots(store: Store, case: str, report: ErasureReport) -> No
         Scale.load(folder / SCALE).without_rows().save(folder / SCALE)
         return {"num_held_out": 0}
 
-    snapshots = {manifest.content_digest for manifest, _ in whole_artifacts(store, case, "training_snapshot")}
+    snapshots = {manifest.content_digest for manifest, _ in whole_artifacts(store, case, TRAINING_SNAPSHOT)}
     for stage in MADE_OF_SNAPSHOTS:
         for manifest in store.artifacts(case, stage):
-            if manifest.inputs.get("training_snapshot") in snapshots:
+            if manifest.inputs.get(TRAINING_SNAPSHOT) in snapshots:
                 continue
-            if stage != "drift_scale":
+            if stage != DRIFT_SCALE:
                 _delete(store, manifest, report)
             elif ScaleMetadata.of(manifest).num_held_out:
                 store.rewrite(manifest, without_rows)
@@ -177,7 +195,7 @@ def _drop_from_drift_reports(store: Store, case: str, erased: ErasedDocuments, r
     An explanation has words of its own window and of the windows that it was compared with. Sums are means of
     many documents, and stay.
     """
-    reports = store.artifacts(case, "drift_report")
+    reports = store.artifacts(case, DRIFT_REPORT)
     metadata = {manifest.ref: DriftMetadata.of(manifest) for manifest in reports}
     touched = {
         key_ref(ref) for ref, of_report in metadata.items() if key_ref(of_report.documents) in erased.places
@@ -198,18 +216,18 @@ def _drop_from_drift_reports(store: Store, case: str, erased: ErasedDocuments, r
             return {}
 
         store.rewrite(manifest, edit)
-        report.rewritten["drift_report"] += 1
+        report.rewritten[DRIFT_REPORT] += 1
 
 
 #: Every stage whose attempts may hold documents, their names or what was made of them.
 HOLDING = (
     *FILES,
     *GENERAL,
-    "training_snapshot",
+    TRAINING_SNAPSHOT,
     *MADE_OF_ROWS,
     *MADE_OF_SNAPSHOTS,
-    "drift_report",
-    "evaluation_report",
+    DRIFT_REPORT,
+    EVALUATION_REPORT,
 )
 
 
@@ -249,13 +267,13 @@ def _erase(store: Store, case: str, listed: list[str], by: By, reason: str) -> E
     for manifest in store.artifacts(case, external.PREDICTIONS):
         _delete(store, manifest, report)
     _drop_made_of_rows(store, case, erased, report)
-    for stage in ("tokenized_chunks", "labeled_examples", "quarantined_examples"):
+    for stage in (TOKENIZED_CHUNKS, LABELED_EXAMPLES, QUARANTINED_EXAMPLES):
         _drop_rows(store, case, stage, erased, report)
     for stage in GENERAL:
         snapshots.drop_drawn_rows(store, case, stage, erased, report)
     drop_from_snapshots(store, case, erased, report)
     drop_made_of_snapshots(store, case, report)
-    for stage in ("production_documents", "raw_documents"):
+    for stage in (PRODUCTION_DOCUMENTS, RAW_DOCUMENTS):
         _drop_rows(store, case, stage, erased, report)
     report.trained_on, report.measured_on, report.champions = name_checkpoints(store, case)
     report.num_unfinished, num_training = drop_unfinished(store, case, report.trained_on)

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import EVALUATION_FILE, EVALUATION_REPORT
 from fullft_assets.erasure.erased_documents import ErasedDocuments, whole_artifacts
-from fullft_assets.report import LABEL_ERRORS, delimiter_of, read_list, shorten, write_list
+from fullft_assets.report import LABEL_ERRORS, read_list, shorten, write_list
 from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.language.assessment import ANSWERS
 
@@ -130,6 +131,8 @@ class ErasureReport:
 
 
 _TABLES = ("predictions.parquet", "validation.parquet")
+#: Of earlier stores: copies of `LABEL_ERRORS`, which go with the first erased document.
+_TABLES_FOR_ANNOTATORS = ("label_errors.csv", "label_errors.tsv")
 #: A row of a page's table that is about one document or group.
 _ABOUT = re.compile(r'<tr data-(document|group)="(.*?)">.*?</tr>', re.DOTALL)
 
@@ -138,7 +141,7 @@ def drop_from_reports(store: Store, case: str, erased: ErasedDocuments, report: 
     """Take erased documents out of the evaluation reports of a use case."""
     excerpts = {escape(shorten(text), quote=quote) for text in erased.texts for quote in (True, False)}
     excerpts |= {excerpt.replace("&#x27;", "&#39;").replace("&quot;", "&#34;") for excerpt in excerpts}
-    for manifest, folder in whole_artifacts(store, case, "evaluation_report"):
+    for manifest, folder in whole_artifacts(store, case, EVALUATION_REPORT):
         if _drop_from_report(store, manifest, folder, erased, excerpts):
             report.rewritten[manifest.stage] += 1
 
@@ -148,11 +151,7 @@ def _drop_from_report(
 ) -> bool:
     tables = {name: pq.read_table(folder / name) for name in _TABLES if name in manifest.files}
     # The first field of a list is the id of a document.
-    lists = {
-        name: read_list(folder / name)
-        for name in manifest.files
-        if name == ANSWERS or name.startswith(f"{LABEL_ERRORS}.")
-    }
+    lists = {name: read_list(folder / name) for name in (ANSWERS, LABEL_ERRORS) if name in manifest.files}
     ids = {id_ for table in tables.values() for id_ in table["id"].to_pylist()}
     ids |= {next(iter(row.values())) for rows in lists.values() for row in rows}
     ids_gone = erased.named(ids)
@@ -171,19 +170,21 @@ def _drop_from_report(
         return False
     predictions = tables_left["predictions.parquet"]
     groups_gone = {*tables["predictions.parquet"]["group"].to_pylist()} - {*predictions["group"].to_pylist()}
-    gone = {"document": ids_gone, "group": groups_gone}
+    gone_values = {"document": ids_gone, "group": groups_gone}
 
     def without_gone(row: re.Match[str]) -> str:
         kind, value = row.groups()
-        return f"<tr><td>{GONE}</td></tr>" if unescape(value) in gone[kind] else row[0]
+        return f"<tr><td>{GONE}</td></tr>" if unescape(value) in gone_values[kind] else row[0]
 
     def edit(path: Path) -> Mapping[str, Any]:
         for name, table in tables_left.items():
             pq.write_table(table, path / name)
-        _drop_from_measurements(path / "evaluation.json", predictions)
+        _drop_from_measurements(path / EVALUATION_FILE, predictions)
         for name, rows in lists_left.items():
             if rows != lists[name]:
-                write_list(path / name, rows, delimiter_of(path / name))
+                write_list(path / name, rows)
+        for name in _TABLES_FOR_ANNOTATORS:
+            (path / name).unlink(missing_ok=True)
         for name, text in texts.items():
             # What a model wrote after the beginning of a document goes with it, and the name of a group with
             # the last of its rows.

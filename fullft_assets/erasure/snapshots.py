@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import EXAMPLES_FILE, REPORT_PAGE, TRAINING_SNAPSHOT
 from fullft_assets.documents.erasure import erased_digest, read_tombstones
 from fullft_assets.erasure.erased_documents import GENERAL, ErasedDocuments, whole_artifacts
 from fullft_assets.erasure.reports import ErasureReport
@@ -28,7 +29,7 @@ def drop_drawn_rows(
 ) -> None:
     """Rewrite drawn documents and their windows without the erased ones."""
     for manifest, folder in whole_artifacts(store, case, stage):
-        documents = pq.read_table(folder / "examples.parquet")
+        documents = pq.read_table(folder / EXAMPLES_FILE)
         hit = erased.rows(documents)
         if hit.any():
             windows = pq.read_table(folder / "chunks.parquet")
@@ -53,7 +54,7 @@ def _rewrite_drawn(
         changes["share"] = num_tokens / num_all_tokens if num_tokens else 0.0
 
     def edit(path: Path) -> Mapping[str, Any]:
-        pq.write_table(documents, path / "examples.parquet", compression="zstd")
+        pq.write_table(documents, path / EXAMPLES_FILE, compression="zstd")
         pq.write_table(windows, path / "chunks.parquet", compression="zstd")
         return before.model_copy(update=changes).as_dict()
 
@@ -79,10 +80,12 @@ def _changed_drawn(store: Store, snapshot: Manifest) -> dict[str, Manifest]:
     """Return the drawn documents of a snapshot that lost some since it was taken, by the snapshot's name for
     them: that their digest has changed shows it, also after an erasure that was cut short.
     """
-    drawn = {kind: load_if_there(store, ref) for kind, ref in SnapshotMetadata.of(snapshot).drawn().items()}
+    drawn_artifacts = {
+        kind: load_if_there(store, ref) for kind, ref in SnapshotMetadata.of(snapshot).drawn().items()
+    }
     return {
         kind: manifest
-        for kind, manifest in drawn.items()
+        for kind, manifest in drawn_artifacts.items()
         if manifest is not None and drawn_digest(snapshot, kind) != manifest.content_digest
     }
 
@@ -95,13 +98,13 @@ def drop_from_snapshots(store: Store, case: str, erased: ErasedDocuments, report
     """Rewrite the snapshots that have rows of erased documents, or general documents that are gone."""
     # With the names of files that this erasure recorded.
     tombstones = read_tombstones(store, case)
-    for manifest, _ in whole_artifacts(store, case, "training_snapshot"):
+    for manifest, _ in whole_artifacts(store, case, TRAINING_SNAPSHOT):
         index = read_index(store, manifest)
         hit = erased.rows(_with_groups(index))
-        lost = _changed_drawn(store, manifest)
+        changed = _changed_drawn(store, manifest)
         inputs = _without_names(manifest, tombstones)
-        if hit.any() or lost or inputs != manifest.inputs:
-            _rewrite(store, manifest, index, hit, lost, inputs)
+        if hit.any() or changed or inputs != manifest.inputs:
+            _rewrite(store, manifest, index, hit, changed, inputs)
             report.rewritten[manifest.stage] += 1
 
 
@@ -119,12 +122,12 @@ def _rewrite(
     manifest: Manifest,
     index: pa.Table,
     hit: np.ndarray,
-    lost: Mapping[str, Manifest],
+    changed: Mapping[str, Manifest],
     inputs: Mapping[str, Any],
 ) -> None:
     before = SnapshotMetadata.of(manifest)
     index_left = index.filter(~hit)
-    lost_from = sorted({*index.filter(hit)["split"].to_pylist(), *lost})
+    lost_from = sorted({*index.filter(hit)["split"].to_pylist(), *changed})
     # By the recorded digest it is known which version of the snapshot a training read.
     loss = Erasure(snapshot_digest=manifest.content_digest, lost_from=lost_from)
     counts = Counter(index_left["split"].to_pylist())
@@ -134,10 +137,10 @@ def _rewrite(
     }
     if lost_from:
         changes["erased_up_to"] = manifest.attempt
-    if "general" in lost:
-        changes["num_general_tokens"] = GeneralMetadata.of(lost["general"]).num_tokens
-    if "replay" in lost:
-        replayed = ReplayMetadata.of(lost["replay"])
+    if "general" in changed:
+        changes["num_general_tokens"] = GeneralMetadata.of(changed["general"]).num_tokens
+    if "replay" in changed:
+        replayed = ReplayMetadata.of(changed["replay"])
         changes |= {"num_replay_rows": replayed.num_rows, "num_replay_tokens": replayed.num_tokens}
 
     def edit(path: Path) -> Mapping[str, Any]:
@@ -156,11 +159,11 @@ def _rewrite(
             f"# Data report of {manifest.case}\n\nWithdrawn: documents that it was made of were erased.\n"
         )
         (path / "report.md").write_text(withdrawn, encoding="utf-8")
-        (path / "report.html").write_text(data_report.to_page(withdrawn), encoding="utf-8")
+        (path / REPORT_PAGE).write_text(data_report.to_page(withdrawn), encoding="utf-8")
         return before.model_copy(update=changes).as_dict()
 
     identity = manifest.identity
     if identity is not None:
-        digests = {kind: drawn.content_digest for kind, drawn in lost.items()}
+        digests = {kind: drawn.content_digest for kind, drawn in changed.items()}
         identity = identity.model_copy(update={"values": {**identity.values, **digests}})
     store.rewrite(manifest, edit, inputs, identity=identity)

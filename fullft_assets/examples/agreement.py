@@ -6,8 +6,6 @@ statsmodels' version does not allow: items weigh the same in the observed agreem
 labels (Gwet 2014, Handbook of Inter-Rater Reliability, ch. 2), which keeps kappa within -1 and 1.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -171,11 +169,11 @@ def measure_sets(
 
 
 def _cohen(first: list[str], second: list[str]) -> Agreement:
-    def kappa(one: Sequence[Any], other: Sequence[Any]) -> float | None:
+    def kappa(one: Sequence[Any], second_labels: Sequence[Any]) -> float | None:
         from sklearn.metrics import cohen_kappa_score
 
         # With one label alone chance gives full agreement; scikit-learn warns, and returns no number.
-        return float(cohen_kappa_score(one, other)) if len({*one, *other}) > 1 else None
+        return float(cohen_kappa_score(one, second_labels)) if len({*one, *second_labels}) > 1 else None
 
     names = sorted({*first, *second})
     label_kappas = {

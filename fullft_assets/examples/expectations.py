@@ -21,6 +21,8 @@ Problem = tuple[tuple[str | int, ...], str]
 #: column), its arguments, and those without a default. Importing the library takes seconds; a use case is
 #: checked without it.
 EXPECTATIONS: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+#: Where a name in camel case gets an underscore in snake case.
+_BEFORE_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _COLUMN_ARGUMENTS = ("column", "column_A", "column_B")
 _COLUMNS_ARGUMENTS = ("column_list", "column_set")
 #: They judge a value by those of other rows, which are others in another batch.
@@ -107,12 +109,12 @@ def _expectation_problems(expectation: Expectation, settings: ExamplesSettings) 
             ("name",),
             (
                 f"Great Expectations has no `{expectation.name}` for a"
-                f" profile{_near(_in_snake_case(expectation.name), EXPECTATIONS)}"
+                f" profile{_near(_BEFORE_CAPITAL.sub('_', expectation.name).lower(), EXPECTATIONS)}"
             ),
         )
         return
-    known = EXPECTATIONS[expectation.name]
-    if expectation.severity == "quarantine" and known["judges"] != "column_map":
+    specification = EXPECTATIONS[expectation.name]
+    if expectation.severity == "quarantine" and specification["judges"] != "column_map":
         yield (
             ("severity",),
             (
@@ -128,14 +130,14 @@ def _expectation_problems(expectation: Expectation, settings: ExamplesSettings) 
                 " compares them: use warn or error"
             ),
         )
-    for argument in known["required"]:
+    for argument in specification["required"]:
         if argument not in expectation.arguments:
             yield ("arguments",), f"{expectation.name} needs `{argument}`"
     for argument, value in expectation.arguments.items():
-        if argument not in known["arguments"]:
+        if argument not in specification["arguments"]:
             yield (
                 ("arguments", argument),
-                f"{expectation.name} takes no `{argument}`{_near(argument, known['arguments'])}",
+                f"{expectation.name} takes no `{argument}`{_near(argument, specification['arguments'])}",
             )
         elif argument in _COLUMN_ARGUMENTS:
             yield from (((("arguments", argument)), message) for message in _column_problems(value, settings))
@@ -164,10 +166,6 @@ def _column_problems(column: Any, settings: ExamplesSettings) -> Iterator[str]:
         yield f"the profile has no column `{column}`{_near(str(column), PROFILE_COLUMNS)}"
     elif column in needs and not needs[column][1]:
         yield f"the profile has `{column}` only with {needs[column][0]}"
-
-
-def _in_snake_case(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def _near(name: str, choices: Iterable[str]) -> str:

@@ -187,11 +187,11 @@ def _voters(rows: IdentityRows, versions: Versions) -> np.ndarray:
     annotator = rows.table["annotator"].take(row)
     if annotator.null_count == len(annotator):
         return np.zeros(0, np.int64)
-    known = annotator.is_valid().to_numpy()
+    has_value = annotator.is_valid().to_numpy()
     has_annotator = np.zeros(len(rows), bool)
-    has_annotator[row] = known
+    has_annotator[row] = has_value
     number, _ = codes(annotator.fill_null(""))
-    may = np.flatnonzero(known & has_annotator[newest] & (rows.text[row] == rows.text[newest]))
+    may = np.flatnonzero(has_value & has_annotator[newest] & (rows.text[row] == rows.text[newest]))
     # The last of each pair of id and annotator is the first one from behind.
     _, from_behind = np.unique((rows.id[row] * (number.max() + 1) + number)[may][::-1], return_index=True)
     last = np.sort(may[len(may) - 1 - from_behind])

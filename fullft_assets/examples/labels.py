@@ -4,8 +4,6 @@ Check descriptions, errors and metadata are kept by Dagster for ever. A field th
 labels (by a wrong `examples.label`, or because answers are texts) has many values, or long ones.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable, Mapping
 
@@ -67,39 +65,42 @@ def as_listed(documents: pa.Table, settings: ExamplesSettings) -> pa.Table:
     of these differ only in case.
     """
 
-    known = {label.casefold(): label for label in settings.labels or []}
+    spelling_of = {label.casefold(): label for label in settings.labels or []}
     target = task_of(settings).target
-    if target is None or not known or len(known) < len(settings.labels or []):
+    if target is None or not spelling_of or len(spelling_of) < len(settings.labels or []):
         return documents
     targets = documents[target].combine_chunks()
     if target == "label":
-        column, annotations = _listed(targets, known), documents["annotations"].combine_chunks()
+        column, annotations = _listed(targets, spelling_of), documents["annotations"].combine_chunks()
         if annotations.null_count < len(annotations):
-            documents = _with(documents, "annotations", _with_labels(annotations, known))
+            documents = _with(documents, "annotations", _with_labels(annotations, spelling_of))
     elif target == "labels":
         rows = [
-            row and sorted({known.get(str(label).casefold(), str(label)) for label in row})
+            row and sorted({spelling_of.get(str(label).casefold(), str(label)) for label in row})
             for row in targets.to_pylist()
         ]
         column = pa.array(rows, targets.type)
     else:
-        column = _with_labels(targets, known)
+        column = _with_labels(targets, spelling_of)
     return _with(documents, target, column)
 
 
-def _listed(labels: pa.Array, known: Mapping[str, str]) -> pa.Array:
+def _listed(labels: pa.Array, spelling_of: Mapping[str, str]) -> pa.Array:
 
     encoded = labels.dictionary_encode()
-    names = [known.get(label.casefold(), label) for label in encoded.dictionary.to_pylist()]
+    names = [spelling_of.get(label.casefold(), label) for label in encoded.dictionary.to_pylist()]
     return pa.array(names, labels.type).take(encoded.indices)
 
 
-def _with_labels(rows: pa.Array, known: Mapping[str, str]) -> pa.Array:
+def _with_labels(rows: pa.Array, spelling_of: Mapping[str, str]) -> pa.Array:
 
     listed = [
         None
         if row is None
-        else [{**each, "label": known.get((each["label"] or "").casefold(), each["label"])} for each in row]
+        else [
+            {**each, "label": spelling_of.get((each["label"] or "").casefold(), each["label"])}
+            for each in row
+        ]
         for row in rows.to_pylist()
     ]
     return pa.array(listed, rows.type)

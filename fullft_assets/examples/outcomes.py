@@ -6,8 +6,6 @@ Gates on the fields that the settings name for what ties rows together: a wrong 
 itself, unnoticed.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,14 +23,13 @@ from fullft_assets.store import CheckOutcome
 from fullft_assets.task import task_of
 
 _FIX = "fix them in the source and deliver the file again"
+_LOOK = "`fullft check` lists the fields that rows have"
 _SHOWN = 5
 #: Where a parser stopped, in an archive or a mailbox as well: the same fault is at another place in each row.
 _POSITION = re.compile(r": line \d+ column \d+ \(char \d+\)|^(?:member \d+(?:, row \d+)?|message \d+): ")
 
 
-def row_outcome(
-    name: str, rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettings
-) -> CheckOutcome:
+def row_outcome(name: str, rule: Rule, finding: Finding, table: pa.Table) -> CheckOutcome:
     """Return the outcome of a rule on single rows, or of a user's expectation, that Great Expectations
     tried.
     """
@@ -41,26 +38,21 @@ def row_outcome(
         metadata["num_failed"] = len(finding.rows)
     if finding.observed is not None:
         metadata["observed"] = finding.observed
-    description = "" if finding.passed else _why(rule, finding, table, settings)
+    description = "" if finding.passed else _why(rule, finding, table)
     return CheckOutcome(
         name=name, passed=finding.passed, severity=rule.severity, description=description, metadata=metadata
     )
 
 
-def _why(rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettings) -> str:
+def _why(rule: Rule, finding: Finding, table: pa.Table) -> str:
     if not finding.rows:
         observed = "" if finding.observed is None else f", observed {finding.observed:.6g}"
         return f"the batch {rule.reason}{observed}; look at its rows, or fix the expectation"
     verb = "quarantined" if rule.quarantines else "found"
-    problem, count = (
-        _commonest_problem(table)
-        if rule.reason == REASONS["rows_are_well_formed"]
-        else ("", len(finding.rows))
-    )
+    problem = _commonest_problem(table) if rule.reason == REASONS["rows_are_well_formed"] else ""
     why = f"{rule.reason}, most often: {problem}" if problem else rule.reason
-    fix = _wrong_field(rule.reason, problem, count == len(table), settings) + _FIX
     return (
-        f"{len(finding.rows):,} of {len(table):,} rows {verb} ({why}): {places(finding.rows, table)}; {fix}"
+        f"{len(finding.rows):,} of {len(table):,} rows {verb} ({why}): {places(finding.rows, table)}; {_FIX}"
     )
 
 
@@ -74,33 +66,22 @@ def problem_counts(rows: pa.Table, most: int = 10) -> dict[str, int]:
     return dict(counts.most_common(most))
 
 
-def _commonest_problem(rows: pa.Table) -> tuple[str, int]:
-    return next(iter(problem_counts(rows, 1).items()), ("", 0))
+def _commonest_problem(rows: pa.Table) -> str:
+    return next(iter(problem_counts(rows, 1)), "")
 
 
 def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
     if task_of(settings).target != "label":
         return ""
-    known = settings.labels or []
-    counts = Counter(label for label in rows["label"].to_pylist() if label and label not in known)
+    known_labels = settings.labels or []
+    counts = Counter(label for label in rows["label"].to_pylist() if label and label not in known_labels)
     if not may_be_named(counts):
         return ""
     most = counts.most_common(_SHOWN)
     return (
         f"{named([(label, f'{count:,}') for label, count in most], len(most), counts)}; examples.labels has"
-        f" {', '.join(known)}"
+        f" {', '.join(known_labels)}"
     )
-
-
-def _wrong_field(reason: str, problem: str, is_every_row: bool, settings: ExamplesSettings) -> str:
-    if is_every_row and problem.startswith("no field "):
-        return "no row has this field: if another one holds the text, name it in documents.text; else "
-    if is_every_row and reason == REASONS["labels_are_present"]:
-        return (
-            f"no row has a value in the field `{settings.label}`: if another one holds the label, name it in"
-            " examples.label; else "
-        )
-    return ""
 
 
 def places(rows: Sequence[int], table: pa.Table) -> str:
@@ -191,12 +172,10 @@ def gate_outcomes(
     reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; ")).most_common(
         1
     )
-    reason, count = reasons[0] if reasons else ("", 0)
-    problem, count = (
-        _commonest_problem(quarantined) if reason == REASONS["rows_are_well_formed"] else ("", count)
-    )
+    reason = reasons[0][0] if reasons else ""
     strange = _unknown_labels(quarantined, settings) if reason == REASONS["labels_are_known"] else ""
-    problem = problem or strange
+    is_malformed = reason == REASONS["rows_are_well_formed"]
+    problem = _commonest_problem(quarantined) if is_malformed else strange
     why = f", most often: {reason}{f' ({problem})' if problem else ''}" if reason else ""
     finding = (
         f"{len(quarantined):,} of {num_rows:,} rows quarantined{why}"
@@ -204,7 +183,8 @@ def gate_outcomes(
         else "not one of its files was read"
     )
     fix = "add them to examples.labels, or " if strange else ""
-    fix += _wrong_field(reason, problem, count == num_rows, settings) + "fix the source and deliver it again"
+    fix += f"name another field ({_LOOK}), or " if num_rows and not len(valid) else ""
+    fix += "fix the source and deliver it again"
     fix += ", or raise examples.max_quarantined_share" if len(valid) else ""
     return [
         CheckOutcome(
@@ -230,7 +210,6 @@ MEANT_WITHOUT = {
     "domain": "no slice of the evaluation has them",
     "slice_by": "no slice of this field has them",
 }
-_LOOK = "`fullft check` lists the fields that rows have"
 
 
 def field_outcomes(
@@ -293,21 +272,22 @@ def field_outcomes(
 
 
 def _groups_outcome(valid: pa.Table, settings: ExamplesSettings) -> CheckOutcome:
-    missing = np.flatnonzero(_is_null(valid, "group"))
-    share = len(missing) / max(1, len(valid))
+    missing_rows = np.flatnonzero(_is_null(valid, "group"))
+    share = len(missing_rows) / max(1, len(valid))
     passed = share <= settings.max_ungrouped_share
     description = ""
-    if len(missing):
+    if len(missing_rows):
         description = (
-            f"{len(missing):,} of {len(valid):,} valid rows have no `{settings.group}`, so each is a group of"
-            f" its own and may be tested on what its relatives trained: {places(missing.tolist(), valid)}"
+            f"{len(missing_rows):,} of {len(valid):,} valid rows have no `{settings.group}`, so each is a"
+            " group of its own and may be tested on what its relatives trained:"
+            f" {places(missing_rows.tolist(), valid)}"
         )
         description += "" if passed else f"; deliver them with a group. {_LOOK}"
     return CheckOutcome(
         name="groups_are_given",
         passed=passed,
         description=description,
-        metadata={"num_without_group": len(missing), "ungrouped_share": round(share, 6)},
+        metadata={"num_without_group": len(missing_rows), "ungrouped_share": round(share, 6)},
     )
 
 

@@ -4,8 +4,6 @@ Damaged are sequences that a wrong decoding leaves behind (found by ftfy), and c
 The language is identified from the beginning (py3langid: Lui and Baldwin 2012, langid.py).
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from typing import Any

@@ -20,6 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import (
+    DOCUMENTS_FILE,
+    EXAMPLES_FILE,
+    LABELED_EXAMPLES,
+    QUARANTINED_EXAMPLES,
+    RAW_DOCUMENTS,
+)
 from fullft_assets.documents import RawMetadata, masked_kinds
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples import agreement, expectations
@@ -164,7 +171,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     @cache
     def examine_once() -> Examined:
         return examine(
-            pq.read_table(store.folder(raw) / "documents.parquet"),
+            pq.read_table(store.folder(raw) / DOCUMENTS_FILE),
             settings.examples,
             read.batch,
             any_file_was_read=bool(read.files),
@@ -175,7 +182,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
 
     def write_valid(draft: Draft) -> Outcome:
         examined = examine_once()
-        write_examples(examined.valid, draft.path / "examples.parquet")
+        write_examples(examined.valid, draft.path / EXAMPLES_FILE)
         pq.write_table(examined.quarantined.select(_QUARANTINED_COLUMNS), draft.path / QUARANTINED)
         metadata = ExamplesMetadata(
             batch=read.batch,
@@ -207,14 +214,14 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         "settings": key_settings(settings),
         # Rows without an id are the same whichever field it was looked for in; the gate on it is not.
         "inputs": {
-            "raw_documents": raw.content_digest,
+            RAW_DOCUMENTS: raw.content_digest,
             "id_field": settings.documents.id,
             **pipeline_key(use_case),
         },
         "seed": settings.seed,
     }
-    valid = store.ensure(use_case.name, "labeled_examples", write_valid, **shared)
-    return valid, store.ensure(use_case.name, "quarantined_examples", write_quarantined, **shared)
+    valid = store.ensure(use_case.name, LABELED_EXAMPLES, write_valid, **shared)
+    return valid, store.ensure(use_case.name, QUARANTINED_EXAMPLES, write_quarantined, **shared)
 
 
 def _encodings(read: RawMetadata) -> dict[str, int]:
@@ -271,7 +278,7 @@ def examine(
     quarantined = _with_reasons(table, reasons)
     agreed = agreement.of_batch(valid, settings) if task_of(settings).has_labels else None
     label_counts = count_labels(valid, settings)
-    checks = [row_outcome(name, rules[name], finding, table, settings) for name, finding in findings.items()]
+    checks = [row_outcome(name, rules[name], finding, table) for name, finding in findings.items()]
     for check in checks:
         if check.name == "personal_data_is_absent" and settings.pii == "mask":
             check.metadata["num_masked"] = num_masked
@@ -355,12 +362,12 @@ def _of_well_formed(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) 
         for name in findings
         if rules[name].reason == REASONS["rows_are_well_formed"]
     )
-    known, findings_left = set(malformed), {}
+    malformed_rows, findings_left = set(malformed), {}
     for name, finding in findings.items():
         if finding.rows is None or rules[name].reason == REASONS["rows_are_well_formed"]:
             findings_left[name] = finding
             continue
-        rows = [row for row in finding.rows if row not in known]
+        rows = [row for row in finding.rows if row not in malformed_rows]
         findings_left[name] = Finding(
             finding.passed or not (rows or rules[name].is_own), rows, finding.observed
         )

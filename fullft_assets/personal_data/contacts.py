@@ -312,7 +312,10 @@ def _check_telephone(match: re.Match[str]) -> Span | None:
         return None
     if form == "prefixed" and not _is_valid(f"+{digits_of(match[0])[2:]}"):
         return None
-    if form == "unspaced" and (is_another_number(match, match.start()) or not _is_national_mobile(match[0])):
+    if form == "unspaced" and (
+        is_another_number(match, match.start())
+        or not any(_is_valid(match[0], region, mobile=True) for region in REGIONS)
+    ):
         return None
     if form == "mobile" and not _is_grouped_mobile(match):
         return None
@@ -341,10 +344,6 @@ def _is_valid(number: str, region: str | None = None, *, mobile: bool = False) -
         return False
     kinds = (phonenumbers.PhoneNumberType.MOBILE, phonenumbers.PhoneNumberType.FIXED_LINE_OR_MOBILE)
     return not mobile or phonenumbers.number_type(parsed) in kinds
-
-
-def _is_national_mobile(number: str) -> bool:
-    return any(_is_valid(number, region, mobile=True) for region in REGIONS)
 
 
 _LOCAL_PART = re.compile(r"[\w%+][\w.+%'-]*\Z")

@@ -64,11 +64,11 @@ def find_pipeline(use_case_model: str, kinds: Collection[str], root: Path) -> _P
     labels = tuple(
         sorted({label for of_component in meta.get("labels", {}).values() for label in of_component})
     )
-    missing = [kind for kind in PII_MODEL_KINDS if kind in kinds and not {*_LABELS[kind]} & {*labels}]
-    if missing:
+    missing_kinds = [kind for kind in PII_MODEL_KINDS if kind in kinds and not {*_LABELS[kind]} & {*labels}]
+    if missing_kinds:
         raise SettingsError(
-            f"{use_case_model} has no label for {' or '.join(missing)}; list in examples.pii_kinds the kinds"
-            " that it finds"
+            f"{use_case_model} has no label for {' or '.join(missing_kinds)}; list in examples.pii_kinds the"
+            " kinds that it finds"
         )
     return _Pipeline(folder, meta["lang"], labels)
 

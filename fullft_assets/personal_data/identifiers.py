@@ -144,6 +144,7 @@ def _is_day(year: int, month: int, day: int) -> bool:
     return True
 
 
+_NO_NINO = ("BG", "GB", "NK", "KN", "TN", "NT", "ZZ")
 _BIRTH = (
     r"(?:date of birth|birth ?date|birth ?day|born(?: on)?|d\.?o\.?b\.?|geboren(?: am|"
     r" op)?|geburtsdatum|geb\.|n[ée]e? le|date de naissance|"
@@ -186,10 +187,6 @@ def _has_month(text: str) -> bool:
 
 def _may_be_vin(number: str) -> bool:
     return 4 <= len(digits_of(number)) < 17 and len({*number}) > 5 and is_vin(number)
-
-
-def _is_nino(number: str) -> bool:
-    return number[:2] not in ("BG", "GB", "NK", "KN", "TN", "NT", "ZZ")
 
 
 def _kind(
@@ -245,7 +242,7 @@ IDENTIFIERS = (
     _kind(
         "uk_nino", "[NINO]", r"(?i)\b[A-Z]{2} ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D]\b",
         r"\b[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?:[0-9]{6}| [0-9]{2} [0-9]{2} [0-9]{2} )[A-D]\b"
-        r"(?!-)", checked(_is_nino), re.I,
+        r"(?!-)", checked(lambda number: number[:2] not in _NO_NINO), re.I,
     ),
     _kind(
         "es_dni", "[DNI]", r"(?i)\b[0-9XYZ][0-9]{7}[ -]?[A-Z]\b|\b[0-9]{2}\.[0-9]{3}\.[0-9]{3}[ -]?[A-Z]\b",

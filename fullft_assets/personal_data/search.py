@@ -7,8 +7,6 @@ postal addresses are not. `benchmarks/personal_data.py` measures recall and prec
 replaces the turns of a conversation as well, and moves the borders of spans along.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -53,7 +51,8 @@ def find_all(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind]) -> dict[i
     """
     hinted: dict[int, set[str]] = {}
     for hint in dict.fromkeys(kind.hint for kind in kinds):
-        for row in np.flatnonzero(_matches(texts, hint)).tolist():
+        is_hinted = pc.fill_null(pc.match_substring_regex(texts, hint), False)
+        for row in np.flatnonzero(is_hinted).tolist():
             hinted.setdefault(row, set()).add(hint)
     return {
         row: find(texts[row].as_py(), [kind for kind in kinds if kind.hint in hints])
@@ -66,12 +65,12 @@ def find(text: str, kinds: Sequence[Kind] = KINDS) -> list[Found]:
     stricter one wins.
     """
     all_pieces: list[Found] = []
-    taken = bytearray(len(text))
+    is_taken = bytearray(len(text))
     for kind in kinds:
         for match in kind.pattern.finditer(text):
             span = kind.check(match)
-            if span is not None and taken.find(1, *span) < 0:
-                taken[span[0] : span[1]] = b"\1" * (span[1] - span[0])
+            if span is not None and is_taken.find(1, *span) < 0:
+                is_taken[span[0] : span[1]] = b"\1" * (span[1] - span[0])
                 all_pieces.append(Found(*span, kind.placeholder, kind.name))
     return sorted(all_pieces, key=lambda one: one.start)
 
@@ -102,11 +101,6 @@ def _shifted(position: int, pieces: Sequence[Found], *, is_end: bool) -> int:
         elif position > one.start:
             return one.start + moved + (len(one.placeholder) if is_end else 0)
     return position + moved
-
-
-def _matches(texts: pa.Array | pa.ChunkedArray, pattern: str) -> np.ndarray:
-
-    return np.asarray(pc.fill_null(pc.match_substring_regex(texts, pattern), False), bool)
 
 
 @dataclass(frozen=True)

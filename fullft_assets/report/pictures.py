@@ -46,14 +46,30 @@ def draw(
         figures = {
             "scores": _scores(evaluation),
             "learning_curve": _learning_curve(learning_curve, evaluation),
-            "general": _general(training_log),
+            "general": _lines(
+                {
+                    "loss (nats a token)": _logged(training_log, "general_loss"),
+                    "distance of representations": _logged(training_log, "general_distance"),
+                },
+                {},
+                "optimizer step",
+                "on general text",
+            ),
             **TASKS.get(evaluation.task).draw(evaluation),
-            "loss": _loss(training_log),
+            "loss": _lines(
+                {
+                    "training": _logged(training_log, "loss"),
+                    "validation": _logged(training_log, "validation_loss"),
+                },
+                {},
+                "optimizer step",
+                "loss",
+            ),
         }
-        drawn = {name: figure for name, figure in figures.items() if figure is not None}
-        for name, figure in drawn.items():
+        figures_drawn = {name: figure for name, figure in figures.items() if figure is not None}
+        for name, figure in figures_drawn.items():
             figure.savefig(folder / f"{name}.png", format="png", dpi=110)
-    return list(drawn)
+    return list(figures_drawn)
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -197,19 +213,6 @@ def _lines(
 
 def _logged(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     return [(row["step"], row[key]) for row in log if row.get(key) is not None]
-
-
-def _loss(log: Sequence[Mapping[str, Any]]) -> Figure | None:
-    curves = {"training": _logged(log, "loss"), "validation": _logged(log, "validation_loss")}
-    return _lines(curves, {}, "optimizer step", "loss")
-
-
-def _general(log: Sequence[Mapping[str, Any]]) -> Figure | None:
-    curves = {
-        "loss (nats a token)": _logged(log, "general_loss"),
-        "distance of representations": _logged(log, "general_distance"),
-    }
-    return _lines(curves, {}, "optimizer step", "on general text")
 
 
 def _learning_curve(curve: Sequence[Mapping[str, Any]], evaluation: Evaluation) -> Figure | None:

@@ -8,21 +8,19 @@ log, which nothing is erased from.
 from __future__ import annotations
 
 import base64
-import csv
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fullft_assets.artifacts import CHEAPER_BASELINES, FINETUNED_CHECKPOINT, REPORT_PAGE, TRAINING_SNAPSHOT
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.durations import duration
-from fullft_assets.escaping import from_cell, to_cell
 from fullft_assets.evaluation import ANCHOR, CHAMPION, SEED_RUN, Evaluation, Interval, title
 from fullft_assets.evaluation.base import Forgetting, forgetting_of
 from fullft_assets.evaluation.comparison import SliceScore
@@ -31,7 +29,7 @@ from fullft_assets.markdown import about_row, escape, to_html
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.planning.worth import price_of_million
 from fullft_assets.report import pictures
-from fullft_assets.settings import DocumentsSettings, ReleaseSettings, UseCaseSettings
+from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest
 from fullft_assets.task import BASELINES, GATES, TASKS
@@ -41,8 +39,7 @@ if TYPE_CHECKING:
 
 
 #: In the folder of an evaluation: rows whose label is probably wrong, without their texts.
-LABEL_ERRORS = "label_errors"
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+LABEL_ERRORS = "label_errors.jsonl"
 _TEMPLATES = Path(__file__).parent / "templates"
 #: Where a copy of the page says how the release ended: the page itself is written before it.
 _OUTCOME = "<!-- how the release ended -->"
@@ -64,35 +61,11 @@ class DoubtfulRow:
     given: float
 
 
-def label_errors_file(sources: Iterable[str | None], settings: DocumentsSettings) -> str:
-    """Return the name of the file for annotators: of the kind that most of these files are, which the labels
-    came in.
-
-    It is JSON lines where the settings say that tables have no quotes or another header, which such a table
-    would not be read by.
-    """
-    if settings.csv.quoting == "none" or settings.header is not None:
-        return f"{LABEL_ERRORS}.jsonl"
-    kinds = Counter(
-        kind
-        for source in sources
-        if (kind := PurePosixPath((source or "").removesuffix(".gz")).suffix.lower()) in _DELIMITERS
-    )
-    return f"{LABEL_ERRORS}{max(kinds, key=lambda kind: kinds[kind]) if kinds else '.jsonl'}"
-
-
 def write_label_errors(
-    path: Path,
-    rows: Sequence[DoubtfulRow],
-    label_field: str,
-    id_field: str = "id",
-    delimiter: str | None = None,
+    path: Path, rows: Sequence[DoubtfulRow], label_field: str, id_field: str = "id"
 ) -> None:
     """Write them with the fields that id and label came in, and `suggested` and `probability`; an annotator
     changes the label.
-
-    Args:
-        delimiter: `documents.csv.delimiter`, by which a table is read when it is delivered again.
     """
     write_list(
         path,
@@ -105,47 +78,18 @@ def write_label_errors(
             }
             for row in rows
         ],
-        delimiter,
     )
 
 
 def read_list(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file beside a report, whose first field is the id of a document; none where there
-    is no such file.
-    """
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        delimiter = delimiter_of(path)
-        if delimiter is None:
-            return [json.loads(line) for line in file]
-        return [
-            {name: from_cell(cell) for name, cell in row.items()}
-            for row in csv.DictReader(file, delimiter=delimiter)
-        ]
+    """Return the rows of a file beside a report, whose first field is the id of a document."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
-def delimiter_of(path: Path) -> str | None:
-    """Return what separates the fields of such a table, whose last one is `probability`; None of JSON
-    lines.
-    """
-    if path.suffix not in _DELIMITERS:
-        return None
-    with path.open(encoding="utf-8", newline="") as file:
-        return file.readline().rstrip("\n").removesuffix("probability")[-1:] or _DELIMITERS[path.suffix]
-
-
-def write_list(path: Path, rows: Sequence[Mapping[str, Any]], delimiter: str | None = None) -> None:
-    """Write such a file: JSON lines, or a table where its name says so."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        if path.suffix not in _DELIMITERS:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        elif rows:
-            writer = csv.DictWriter(
-                file, list(rows[0]), delimiter=delimiter or _DELIMITERS[path.suffix], lineterminator="\n"
-            )
-            writer.writeheader()
-            writer.writerows({name: to_cell(value) for name, value in row.items()} for row in rows)
+def write_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write such a file: JSON lines."""
+    path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -191,8 +135,8 @@ def system_costs(
         seconds: that each system took for the test rows.
         num_rows: test rows.
     """
-    baselines, hourly = BaselinesMetadata.of(inputs["cheaper_baselines"]), settings.planning.hourly_usd
-    num_validated = SnapshotMetadata.of(inputs["training_snapshot"]).num_validation_rows
+    baselines, hourly = BaselinesMetadata.of(inputs[CHEAPER_BASELINES]), settings.planning.hourly_usd
+    num_validated = SnapshotMetadata.of(inputs[TRAINING_SNAPSHOT]).num_validation_rows
     costs = {
         name: SystemCost(
             seconds_to_make,
@@ -205,11 +149,11 @@ def system_costs(
         )
         for name, seconds_to_make in baselines.seconds.items()
     }
-    for role in ("finetuned_checkpoint", CHAMPION, ANCHOR):
+    for role in (FINETUNED_CHECKPOINT, CHAMPION, ANCHOR):
         if role in inputs:
             metadata, forgetting = CheckpointMetadata.of(inputs[role]), forgetting_of(inputs[role])
             rise = None if forgetting is None else forgetting.rise
-            name = metadata.system if role == "finetuned_checkpoint" else role
+            name = metadata.system if role == FINETUNED_CHECKPOINT else role
             costs[name] = SystemCost(metadata.training_seconds, metadata.training_usd or None, forgot=rise)
     for name, cost in costs.items():
         row_seconds = seconds[name] / num_rows if name in seconds else None
@@ -289,7 +233,6 @@ class EvaluationReport:
         next_action: what to do after this verdict.
         worst: the errors with the highest loss.
         label_errors: rows whose label is probably wrong; None: they were not searched for.
-        label_errors_file: the file beside the report that lists them.
         min_slice_groups: groups of equal weight that a slice needs to be tested.
         worse_slices: those on which the model is worse than its rival.
     """
@@ -315,12 +258,6 @@ class EvaluationReport:
     worse_slices: Sequence[SliceScore] = ()
     worst: Sequence[DoubtfulRow] = ()
     label_errors: Sequence[DoubtfulRow] | None = ()
-    label_errors_file: str = "label_errors.jsonl"
-
-    @property
-    def has_prices(self) -> bool:
-        """Whether it is known what a system cost."""
-        return any(cost.usd is not None for cost in self.costs.values())
 
 
 def write(folder: Path, report: EvaluationReport) -> list[str]:
@@ -328,11 +265,14 @@ def write(folder: Path, report: EvaluationReport) -> list[str]:
     pictures' names.
     """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    drawn = pictures.draw(folder / "pictures", report.evaluation, report.training_log, report.learning_curve)
+    picture_names = pictures.draw(
+        folder / "pictures", report.evaluation, report.training_log, report.learning_curve
+    )
     embedded = {
-        name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode() for name in drawn
+        name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode()
+        for name in picture_names
     }
-    context = {"report": report, "pictures": drawn}
+    context = {"report": report, "pictures": picture_names}
     body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded)
     tiles = [
         part
@@ -347,14 +287,14 @@ def write(folder: Path, report: EvaluationReport) -> list[str]:
         sections=re.split(r"(?=<h2>)", body)[1:],
         tiles=tiles,
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / REPORT_PAGE).write_text(page, encoding="utf-8")
     (folder / "report.md").write_text(
         render("report.md.j2", report.evaluation, is_page=False, **context), encoding="utf-8"
     )
     (folder / "summary.md").write_text(
         render("summary.md.j2", report.evaluation, **context), encoding="utf-8"
     )
-    return drawn
+    return picture_names
 
 
 def with_outcome(page: str, outcome: str) -> str:
@@ -421,7 +361,7 @@ def lineage_rows(
     inputs: Mapping[str, Manifest], settings: UseCaseSettings, key: str
 ) -> list[tuple[str, str]]:
     """Return what made a model and its evaluation, as (name, value) rows."""
-    checkpoint = inputs["finetuned_checkpoint"]
+    checkpoint = inputs[FINETUNED_CHECKPOINT]
     rows = [
         (name.replace("_", " "), manifest.ref)
         for name, manifest in inputs.items()

@@ -113,10 +113,12 @@ def _newest(
     """Return the newest materialisation that a run made, or None: whoever reaches the UI can report others,
     which have no run.
     """
-    wanted = dg.AssetRecordsFilter(key, asset_partitions=None if partition is None else [partition], **times)
+    filter_of_asset = dg.AssetRecordsFilter(
+        key, asset_partitions=None if partition is None else [partition], **times
+    )
     cursor = None
     while True:
-        page = instance.fetch_materializations(wanted, limit=_PAGE, cursor=cursor)
+        page = instance.fetch_materializations(filter_of_asset, limit=_PAGE, cursor=cursor)
         for record in page.records:
             if record.event_log_entry.run_id:
                 return record.asset_materialization

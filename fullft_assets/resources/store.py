@@ -123,8 +123,8 @@ def summary_by_partition(
     versions = {
         name.removesuffix(".json"): pointers[name] for name in sorted(pointers) if name.endswith(".json")
     }
-    known = {} if made_after is None else _read(store, file, [version, made_after])
-    entries = {name: entry for name, entry in known.items() if versions.get(name) == entry[0]}
+    known_entries = {} if made_after is None else _read(store, file, [version, made_after])
+    entries = {name: entry for name, entry in known_entries.items() if versions.get(name) == entry[0]}
     changed = [name for name in versions if name not in entries]
 
     def read(name: str) -> tuple[Any] | None:

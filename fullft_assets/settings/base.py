@@ -67,16 +67,16 @@ class Settings(BaseModel):
         Raises:
             ValidationError: a recorded value is not one that this release takes.
         """
-        known = {}
+        known_values = {}
         for name, value in recorded.items():
             field = cls.model_fields.get(name)
             if field is None:
                 continue
             section = _section_of(field.annotation)
-            known[name] = (
+            known_values[name] = (
                 section.from_manifest(value).model_dump() if section and isinstance(value, Mapping) else value
             )
-        return cls.model_validate(known)
+        return cls.model_validate(known_values)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -130,11 +130,11 @@ class OneOf:
         return {**handler(schema), "enum": self.names()}
 
     def _check(self, name: str) -> str:
-        known = self.names()
-        if name in known:
+        known_names = self.names()
+        if name in known_names:
             return name
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
+        near = difflib.get_close_matches(name, known_names, n=1, cutoff=0.6)
+        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known_names)}"
         raise PydanticCustomError(
             "unknown_name", "{message}", {"message": f"unknown {self.kind} `{name}`; {hint}"}
         )

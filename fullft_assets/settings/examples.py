@@ -1,9 +1,7 @@
 """The section `examples`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -229,7 +227,7 @@ class ExamplesSettings(Settings):
         return {**data, "pii_kinds": [*PII_KINDS, *PII_MODEL_KINDS]}
 
     @model_validator(mode="after")
-    def _kinds_fit_the_model(self) -> ExamplesSettings:
+    def _kinds_fit_the_model(self) -> Self:
         of_model = [kind for kind in self.pii_kinds if kind in PII_MODEL_KINDS]
         if of_model and self.pii_model is None:
             raise ValueError(

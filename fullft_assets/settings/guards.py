@@ -73,17 +73,15 @@ _REMOVED = {
 }
 
 
-def _checked(guards: dict[str, Any]) -> dict[str, Any]:
-    # YAML 1.1 reads a bare `off` as false.
-    return {name: "off" if value is False else value for name, value in guards.items()}
-
-
 _ACTIONS = {"enum": ["off", "warn", "roll_back", "stop", False]}
 #: The type of the setting: an action, or the settings of a guard of another package, by the guard's name.
 #: What is wrong with them is found by `guard_problems`.
 Guards = Annotated[
     dict[str, Any],
-    AfterValidator(_checked),
+    # YAML 1.1 reads a bare `off` as false.
+    AfterValidator(
+        lambda guards: {name: "off" if value is False else value for name, value in guards.items()}
+    ),
     WithJsonSchema(
         {
             "type": "object",

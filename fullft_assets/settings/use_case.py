@@ -1,12 +1,10 @@
 """A use case: all sections of its YAML, its name, and where its relative paths start."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -93,11 +91,11 @@ class UseCaseSettings(Settings):
             **data,
             "compute": {
                 name: (
-                    {**base, **given}
-                    if isinstance(given, Mapping) and given.get("kind", kind) == kind
-                    else given
+                    {**base, **section}
+                    if isinstance(section, Mapping) and section.get("kind", kind) == kind
+                    else section
                 )
-                for name, given in data["compute"].items()
+                for name, section in data["compute"].items()
             },
         }
 
@@ -125,7 +123,7 @@ class UseCaseSettings(Settings):
         """Name of the metric that decides: the one asked for, or the task's first."""
         return self.evaluation.primary_metric or task_of(self.examples).metrics[0]
 
-    def with_epochs(self, num_rows: int) -> UseCaseSettings:
+    def with_epochs(self, num_rows: int) -> Self:
         """Return the settings with the passes that a training over so many rows makes, where the YAML gives
         none.
 
@@ -151,17 +149,17 @@ class UseCaseSettings(Settings):
     @model_serializer(mode="wrap")
     def _as_keys_have_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Keys are made of it: a default, and the same metric or baselines asked for, are one decision.
-        found = handler(self)
-        if "primary_metric" in found.get("evaluation", {}):
-            found["evaluation"]["primary_metric"] = self.primary_metric
-        if "baselines" in found.get("planning", {}):
-            found["planning"]["baselines"] = list(self.baselines)
+        sections = handler(self)
+        if "primary_metric" in sections.get("evaluation", {}):
+            sections["evaluation"]["primary_metric"] = self.primary_metric
+        if "baselines" in sections.get("planning", {}):
+            sections["planning"]["baselines"] = list(self.baselines)
         if not self.evaluation.external:
-            found.get("evaluation", {}).pop("external", None)
+            sections.get("evaluation", {}).pop("external", None)
         # At its default it changes nothing, and stays out of keys.
         if not self.trust_remote_code:
-            found.pop("trust_remote_code", None)
-        return found
+            sections.pop("trust_remote_code", None)
+        return sections
 
 
 @dataclass(frozen=True)

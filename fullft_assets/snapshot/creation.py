@@ -244,7 +244,7 @@ class _Creation:
             facts.to_do.append(("group", suggestion))
         if splits := names.splits_of(path for batch in batches.values() for path in batch.files):
             files_of_rows = frozen.places["source"].to_pylist()
-            mixed = names.mixed_splits(splits, files_of_rows, settings.examples.group, "rows kept")
+            mixed = names.mixed_splits(splits, files_of_rows, settings.examples.group)
             facts.to_do.append(("splits", mixed))
         return data_report.render(
             metadata,

@@ -91,10 +91,10 @@ class Artifacts(Files):
         """Return whether all files have their digests, where $FULLFT_INTEGRITY asks for that: by default of a
         bucket's copies.
         """
-        chosen = os.environ.get("FULLFT_INTEGRITY") or ("size" if self.is_local else "sha256")
-        if chosen not in ("size", "sha256"):
-            raise SettingsError(f"FULLFT_INTEGRITY: {chosen} is not one of size, sha256")
-        return chosen == "size" or all(
+        chosen_check = os.environ.get("FULLFT_INTEGRITY") or ("size" if self.is_local else "sha256")
+        if chosen_check not in ("size", "sha256"):
+            raise SettingsError(f"FULLFT_INTEGRITY: {chosen_check} is not one of size, sha256")
+        return chosen_check == "size" or all(
             _has_digest(folder / name, entry) for name, entry in manifest.files.items()
         )
 

@@ -58,14 +58,17 @@ class Metadata(BaseModel):
     def _collect_rest(cls, values: Any) -> Any:
         if cls.rest is None or not isinstance(values, dict) or cls.rest in values:
             return values
-        known = {name: value for name, value in values.items() if name in cls.model_fields}
-        return {**known, cls.rest: {name: value for name, value in values.items() if name not in known}}
+        known_values = {name: value for name, value in values.items() if name in cls.model_fields}
+        return {
+            **known_values,
+            cls.rest: {name: value for name, value in values.items() if name not in known_values},
+        }
 
     @model_serializer(mode="wrap")
     def _spread_rest(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values = handler(self)
-        rest = {} if self.rest is None else values.pop(self.rest)
-        return {**values, **rest}
+        rest_values = {} if self.rest is None else values.pop(self.rest)
+        return {**values, **rest_values}
 
     @classmethod
     def private(cls, name: str, value: Any) -> Private | None:

@@ -71,8 +71,8 @@ class Pointers(Files):
         if is_new:
             self.bucket.write_where(file, json.dumps({"id": secrets.token_hex(8)}).encode(), None)
         # Written again by a server that should have refused, it has the same content as before.
-        known = self.read_bytes(file) or b""
-        if any(self.bucket.write_where(file, known, version) for version in (None, _NO_VERSION)):
+        known_content = self.read_bytes(file) or b""
+        if any(self.bucket.write_where(file, known_content, version) for version in (None, _NO_VERSION)):
             if is_new:
                 self.remove(file)
             raise SettingsError(
@@ -114,9 +114,9 @@ class Pointers(Files):
             path = Path(self.url, f"pointers/{name}.lock")
             self.make_folder(path.parent)
             with one_at_a_time(path, self.file_mode):
-                new = change(self.read_pointer(name))
-                if new is not None:
-                    self.write_pointer(name, new)
+                new_value = change(self.read_pointer(name))
+                if new_value is not None:
+                    self.write_pointer(name, new_value)
         else:
             self._swap(f"pointers/{name}.json", change)
 
@@ -130,10 +130,10 @@ class Pointers(Files):
             versions.add(version)
             if tried is not None and content == tried:
                 return  # written, but the answer was lost and the request repeated
-            new = change(None if content is None else json.loads(content))
-            if new is None:
+            new_value = change(None if content is None else json.loads(content))
+            if new_value is None:
                 return
-            tried = json.dumps(new, indent=1, sort_keys=True).encode()
+            tried = json.dumps(new_value, indent=1, sort_keys=True).encode()
             if self.write_if_version(file, tried, version):
                 return
         if len(versions) == 1:
@@ -207,12 +207,12 @@ class _BucketLease(Lease):
 
     def take(self, patience_seconds: float) -> None:
         began = since = time.monotonic()
-        seen: dict[str, Any] | None = None
+        last_seen: dict[str, Any] | None = None
         while True:
             lease = self._pointers.read_pointer(self._name)
             now = time.monotonic()
-            if lease != seen:
-                seen, since = lease, now
+            if lease != last_seen:
+                last_seen, since = lease, now
             # Clocks of machines differ: what counts is how long this process saw no sign of life.
             if lease is None or lease["by"] is None or now - since > _DEAD_SECONDS:
                 if self._replace(lease, self._by):

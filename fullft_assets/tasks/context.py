@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fullft_assets.artifacts import BASELINE_MODEL
+from fullft_assets.artifacts import BASELINE_MODEL, CHEAPER_BASELINES, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
 from fullft_assets.base_model import ModelFolder, find_base_model, read_header, weights_digest, with_rights
 from fullft_assets.checkpoint import CHECKS
 from fullft_assets.checkpoint.lineage import tokenizer_of
@@ -260,8 +260,8 @@ def store_baseline(
         version=BASELINE_VERSION,
         settings=stored_baseline_settings(name, settings),
         inputs={
-            "training_snapshot": snapshot.content_digest,
-            "cheaper_baselines": baselines.content_digest,
+            TRAINING_SNAPSHOT: snapshot.content_digest,
+            CHEAPER_BASELINES: baselines.content_digest,
         },
         seed=settings.seed,
     )
@@ -292,7 +292,7 @@ def slices_of(
     store: Store, inputs: Mapping[str, Manifest], settings: UseCaseSettings, test: Split
 ) -> Slicing:
     """Return the slice of each test row by the kind of slice; None: the row is in no slice of this kind."""
-    snapshot = inputs["training_snapshot"]
+    snapshot = inputs[TRAINING_SNAPSHOT]
     slicing: Slicing = {}
     for kind in ("source", "domain", "slice_by"):
         by_id = load_values(store, snapshot, "test", kind)
@@ -337,7 +337,7 @@ def _judged_the_champion(store: Store, inputs: Mapping[str, Manifest]) -> set[st
     if CHAMPION not in inputs:
         return None
     ref = CheckpointMetadata.of(inputs[CHAMPION]).snapshot
-    if ref == inputs["training_snapshot"].ref:
+    if ref == inputs[TRAINING_SNAPSHOT].ref:
         return None
     try:
         index = read_index(store, store.load(ref))
@@ -395,7 +395,7 @@ class EvaluationContext:
     @property
     def candidate(self) -> str:
         """Name of the system that is judged."""
-        return CheckpointMetadata.of(self.inputs["finetuned_checkpoint"]).system
+        return CheckpointMetadata.of(self.inputs[FINETUNED_CHECKPOINT]).system
 
     @property
     def base_model(self) -> ModelFolder:
@@ -406,11 +406,11 @@ class EvaluationContext:
         """The snapshot's label order; a checkpoint may know other labels, as the snapshot may be newer
         (periodic evaluation).
         """
-        return label_names(self.inputs["training_snapshot"])
+        return label_names(self.inputs[TRAINING_SNAPSHOT])
 
     @property
     def baseline_labels(self) -> list[str]:
-        return BaselinesMetadata.of(self.inputs["cheaper_baselines"]).labels
+        return BaselinesMetadata.of(self.inputs[CHEAPER_BASELINES]).labels
 
     def predict_with_all(
         self,
@@ -431,7 +431,7 @@ class EvaluationContext:
         for name, baseline in self._load_baselines(test).items():
             systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
         # A baseline that is judged is scored as it is stored.
-        systems = {self.candidate: lambda: by_checkpoint("finetuned_checkpoint")} | {
+        systems = {self.candidate: lambda: by_checkpoint(FINETUNED_CHECKPOINT)} | {
             name: predict for name, predict in systems.items() if name != self.candidate
         }
         for name, answers in self.external_answers(test).items():
@@ -491,11 +491,11 @@ class EvaluationContext:
         """
         trained_on = self.store.load(CheckpointMetadata.of(self.inputs[name]).snapshot)
         return tokenizer_of(self.store, trained_on) == tokenizer_of(
-            self.store, self.inputs["training_snapshot"]
+            self.store, self.inputs[TRAINING_SNAPSHOT]
         )
 
     def _load_baselines(self, test: Split) -> dict[str, Baseline]:
-        artifact, snapshot = self.inputs["cheaper_baselines"], self.inputs["training_snapshot"]
+        artifact, snapshot = self.inputs[CHEAPER_BASELINES], self.inputs[TRAINING_SNAPSHOT]
         names = [name for name in BaselinesMetadata.of(artifact).scores if name not in self.outputs]
         context = fitted_context(self.job, self.store, snapshot, self.baseline_labels, test, self.progress)
         return load_all(names, self.store.folder(artifact), context)

@@ -6,7 +6,7 @@ Run by a launcher or by hand: `python -m fullft_assets.workloads.evaluation --jo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,7 +37,7 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth
 from fullft_assets.release import candidates, champion_rule, choice_sentence, recipe_digest
-from fullft_assets.snapshot import Split, load_split, load_values
+from fullft_assets.snapshot import Split, load_split
 from fullft_assets.snapshot.near_text.minhash import SIMILARITY
 from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
 from fullft_assets.store import Manifest, Store
@@ -172,11 +172,10 @@ def _write(
             report.write_list(draft.path / ANSWERS, result.written)
         if result.label_errors:
             report.write_label_errors(
-                draft.path / _errors_file(context, result),
+                draft.path / report.LABEL_ERRORS,
                 result.label_errors,
                 job.settings.examples.label or "label",
                 job.settings.documents.id,
-                job.settings.documents.csv.delimiter,
             )
         return draft.commit(
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json")
@@ -211,17 +210,10 @@ def _shown(judged: Judged, decision: ReleaseVerdict, key: str) -> report.Evaluat
         costs=judged.costs,
         worst=result.worst,
         label_errors=result.label_errors,
-        label_errors_file=_errors_file(context, result),
         worse_slices=worse_slices(found, job.settings.release),
         min_slice_groups=job.settings.release.min_effective_groups,
         next_action=report.next_action(job.case, decision, found, job.settings.release),
     )
-
-
-def _errors_file(context: EvaluationContext, result: EvaluationResult) -> str:
-    ids = [row.id for row in result.label_errors or ()]
-    sources = _sources(context.store, context.inputs["training_snapshot"], ids)
-    return report.label_errors_file(sources, context.job.settings.documents)
 
 
 def _leakage(context: EvaluationContext, test: Split) -> Leakage | None:
@@ -240,16 +232,6 @@ def _leakage(context: EvaluationContext, test: Split) -> Leakage | None:
         return LabelledTexts(rows.texts, labels, rows.groups)
 
     return find_leakage(labelled(train), labelled(test), names, settings.seed)
-
-
-def _sources(store: Store, snapshot: Manifest, ids: Sequence[str]) -> list[str | None]:
-    if not ids:
-        return []
-    found = {
-        **load_values(store, snapshot, "validation", "source"),
-        **load_values(store, snapshot, "test", "source"),
-    }
-    return [found[id_] for id_ in ids]
 
 
 def _not_asked(context: EvaluationContext, found: Evaluation) -> list[str]:

@@ -6,7 +6,7 @@ entry point:
     [project.entry-points."fullft_assets.formats"]
     docx = "their_package.docx:FORMAT"
 
-It is then found by its endings, named by `documents.format`, read, and counted by `fullft check`.
+It is then found by its endings, named by `documents.format`, read, and sampled by `fullft check`.
 """
 
 from fullft_assets.documents.formats.delivered import (

@@ -129,15 +129,15 @@ def _value(values: list[dict[str, Any]], wanted: Wanted) -> Any:
             {**value, **value["globalOffsets"]} if isinstance(value.get("globalOffsets"), dict) else value
             for value in values
         ]
-    chosen: list[Any] = []
+    choices: list[Any] = []
     for value in values:
         region_value = next((value[name] for name in _CHOICES if name in value), value.get("taxonomy"))
-        chosen += [
+        choices += [
             _joined(each) for each in (region_value if isinstance(region_value, list) else [region_value])
         ]
     if wanted.target == "labels":
-        return chosen
-    return chosen[0] if len(chosen) == 1 else chosen or None
+        return choices
+    return choices[0] if len(choices) == 1 else choices or None
 
 
 def _joined(value: Any) -> Any:
@@ -308,19 +308,11 @@ def _manifest_row(record: dict[str, Any], wanted: Wanted, fetched: str | OSError
     return row
 
 
-def _label(value: Any, about: dict[str, Any]) -> Any:
-    return about.get("class-name", value)
-
-
 def _labels(value: Any, about: dict[str, Any]) -> Any:
     names = about.get("class-map")
     if not isinstance(value, list) or not isinstance(names, dict):
         return value
     return [names.get(str(index), index) for index in value]
-
-
-def _spans(value: Any, about: dict[str, Any]) -> Any:
-    return _object_of(value, "annotations").get("entities") if isinstance(value, dict) else value
 
 
 def _confidence(value: Any, about: dict[str, Any], target: str) -> Any:
@@ -337,9 +329,11 @@ def _confidence(value: Any, about: dict[str, Any], target: str) -> Any:
 
 
 _READERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
-    "label": _label,
+    "label": lambda value, about: about.get("class-name", value),
     "labels": _labels,
-    "spans": _spans,
+    "spans": lambda value, _: (
+        _object_of(value, "annotations").get("entities") if isinstance(value, dict) else value
+    ),
 }
 
 GROUND_TRUTH = Format(

@@ -2,8 +2,6 @@
 process of its own.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal
@@ -15,7 +13,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unpacked, Unreadable
 from fullft_assets.documents.formats.registered import FILE_SECONDS, STEP_SECONDS, Format, Reading
@@ -52,7 +50,7 @@ class ReaderProcess:
         #: Folder of the request that is being answered.
         self._busy_in: str | None = None
 
-    def __enter__(self) -> ReaderProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -3,8 +3,6 @@
 What `datasets` keeps as a number with a class name is read as the name.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator
@@ -87,7 +85,7 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
                 else None
             )
         if isinstance(feature, dict) and isinstance(feature.get("names"), list):
-            names_of_columns[name] = [str(known) for known in feature["names"]]
+            names_of_columns[name] = [str(class_name) for class_name in feature["names"]]
     return names_of_columns
 
 
@@ -159,7 +157,7 @@ def _with_columns(batches: Iterator[pa.RecordBatch], names: list[str]) -> Iterat
         yield batch.select(names)
 
 
-ARROW = Format(_arrow_records, endings=(".arrow",), num_rows=_num_arrow_rows)
+ARROW = Format(_arrow_records, endings=(".arrow",), has_row_groups=True)
 
 
 #: Row groups that a sample of a table is read from.
@@ -182,8 +180,8 @@ def _parquet_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, R
             yield number, record
         if names and number != table.metadata.num_rows:
             raise Unreadable(f"has {number:,} rows where its footer gives {table.metadata.num_rows:,}")
-        for missing in range(number + 1, table.metadata.num_rows + 1) if not names else ():
-            yield missing, {}
+        for missing_row in range(number + 1, table.metadata.num_rows + 1) if not names else ():
+            yield missing_row, {}
 
 
 def _sampled(table: pq.ParquetFile, names: list[str], table_rows: int) -> Iterator[tuple[int, Record]]:
@@ -203,10 +201,4 @@ def _sampled(table: pq.ParquetFile, names: list[str], table_rows: int) -> Iterat
         yield from records(_within(batches, limit), table.schema_arrow, step, before)
 
 
-def _num_parquet_rows(path: Path) -> int:
-
-    with parsing("Parquet file"):
-        return pq.read_metadata(str(path)).num_rows
-
-
-PARQUET = Format(_parquet_records, endings=(".parquet",), num_rows=_num_parquet_rows)
+PARQUET = Format(_parquet_records, endings=(".parquet",), has_row_groups=True)

@@ -92,15 +92,12 @@ class Head:
     max_bytes: int
     #: Bytes that were read, unpacked.
     num_bytes: int = 0
-    #: Bytes of the file that they are packed in.
-    num_packed_bytes: int = 0
     is_cut: bool = False
 
 
 class _HeadReader(io.RawIOBase):
-    def __init__(self, file: BinaryIO, packed: Any, head: Head):
+    def __init__(self, file: BinaryIO, head: Head):
         self._file = file
-        self._packed = packed
         self._head = head
         head.num_bytes, head.is_cut = 0, False
 
@@ -114,7 +111,6 @@ class _HeadReader(io.RawIOBase):
             return 0
         data = self._file.read(len(buffer))
         head.num_bytes += len(data)
-        head.num_packed_bytes = self._packed.tell()
         if head.num_bytes >= head.max_bytes:
             # The last character may be cut in two.
             data = data[: len(data) // 4 * 4].rstrip(_NOT_ASCII)
@@ -156,7 +152,7 @@ class Delivered:
         """
         if self.compression is None:
             with self.path.open("rb") as file:
-                yield file if self.head is None else _first_bytes(file, file, self.head)
+                yield self._first_bytes(file)
             return
 
         if self.path.stat().st_size == 0:
@@ -167,13 +163,16 @@ class Delivered:
                 pa.CompressedInputStream(packed, self.compression) as stream,
                 io.BufferedReader(_Counted(stream, Unpacked(self.path.stat().st_size)), 2**20) as file,
             ):
-                yield file if self.head is None else _first_bytes(file, packed, self.head)
+                yield self._first_bytes(file)
         except OSError as error:
             if error.strerror:  # the system's own error; pyarrow's has none
                 raise
             raise Unreadable(
                 f"not a complete {self.compression} archive ({str(error).splitlines()[0]})"
             ) from error
+
+    def _first_bytes(self, file: BinaryIO) -> BinaryIO:
+        return file if self.head is None else io.BufferedReader(_HeadReader(file, self.head))
 
     @contextmanager
     def text(self, newline: str | None = None) -> Iterator[TextIO]:
@@ -214,10 +213,6 @@ def _bounded_lines(text: TextIO) -> Iterator[str]:
                 f"line {number} is longer than {MAX_LINE_CHARACTERS // 2**20:,} Mi characters; split it"
             )
         yield line
-
-
-def _first_bytes(file: BinaryIO, packed: Any, head: Head) -> BinaryIO:
-    return io.BufferedReader(_HeadReader(file, packed, head))
 
 
 #: Bounds of an archive: its members, and the bytes that they unpack to.

@@ -80,20 +80,20 @@ def choose(files: Sequence[Scores]) -> list[str | None]:
     that a part of the files supports are the encodings of the batch; each file is read in the one of them
     that fits it best, and in another one only if none fits.
     """
-    own = _supported(files)
-    numbers = Counter(name for name in own if name is not None)
+    best_alone = _supported(files)
+    numbers = Counter(name for name in best_alone if name is not None)
     of_batch = [name for name, number in numbers.items() if number >= _LEAST_FILES_SHARE * len(files)]
     most = max(numbers.values(), default=0)
 
     def weight(scores: Scores, name: str) -> float:
         return scores[name] * (1 - _WEIGHT_OF_FILES + _WEIGHT_OF_FILES * numbers[name] / most)
 
-    chosen: list[str | None] = []
-    for scores, alone in zip(files, own, strict=True):
+    chosen_encodings: list[str | None] = []
+    for scores, alone in zip(files, best_alone, strict=True):
         least = _ACCEPTED_SHARE * max(scores.values(), default=0.0)
         weights = {name: weight(scores, name) for name in of_batch if scores.get(name, -1.0) >= least}
-        chosen.append(_first_best(weights) if weights else alone)
-    return chosen
+        chosen_encodings.append(_first_best(weights) if weights else alone)
+    return chosen_encodings
 
 
 def _supported(files: Sequence[Scores]) -> list[str | None]:
@@ -273,19 +273,19 @@ def read_text(
     """
     with file.binary() as data:
         head = data.read(_HEAD_BYTES)
-    known = of_mark(head) or encoding_of_settings
+    known_encoding = of_mark(head) or encoding_of_settings
     for encoding in (
-        (known,)
-        if known
+        (known_encoding,)
+        if known_encoding
         else _candidates(file, declared_by(head) if declared_by is not None else None, decide)
     ):
         decoded = replace(file, encoding=encoding)
         try:
-            is_ascii = _refuse_binary_file(decoded) and not known
+            is_ascii = _refuse_binary_file(decoded) and not known_encoding
             return read(decoded), ASCII if is_ascii else encoding
         except UnicodeError:
             continue
-    raise Unreadable(complaint(file, known or "utf-8-sig"))
+    raise Unreadable(complaint(file, known_encoding or "utf-8-sig"))
 
 
 def _candidates(

@@ -223,11 +223,11 @@ def _correct_offsets(spans: list[list[Span]], quotes: list[Any], text: str, fiel
     """
     if not any(isinstance(quote, str) for quote in quotes):
         return
-    known = [
+    quoted_spans = [
         (each[0]["start"], each[0]["end"], quote if isinstance(quote, str) else None)
         for each, quote in zip(spans, quotes, strict=True)
     ]
-    offsets = _in_characters(known, text)
+    offsets = _in_characters(quoted_spans, text)
     if isinstance(offsets, int):
         raise Malformed(
             f"span {offsets + 1} of field `{field}` was exported with another text than the one at its"
@@ -322,8 +322,8 @@ def _majority(answers: list[frozenset[Any]], field: str, column: str) -> frozens
     votes = Counter(part for parts in answers for part in parts)
     if column != "label":
         return frozenset(part for part, count in votes.items() if count > len(answers) / 2)
-    first, *others = votes.most_common(2)
-    if others and others[0][1] == first[1]:
+    first, *other_votes = votes.most_common(2)
+    if other_votes and other_votes[0][1] == first[1]:
         raise Malformed(f"the annotators of field `{field}` disagree: no label has the most votes")
     return frozenset([first[0]])
 

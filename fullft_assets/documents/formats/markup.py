@@ -229,7 +229,7 @@ def _xml_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Recor
     """
     from lxml import etree
 
-    chosen = reading.documents.records
+    chosen_element = reading.documents.records
     number = 0
     with parsing("XML file"), file.binary() as data:
         try:
@@ -248,7 +248,7 @@ def _xml_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Recor
                 local = etree.QName(element).localname
                 if event == "start":
                     if depth == 0:
-                        name = chosen or _RECORDS.get(local, local)
+                        name = chosen_element or _RECORDS.get(local, local)
                     inside += local == name
                     depth += 1
                     continue

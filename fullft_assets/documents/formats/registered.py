@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from fullft_assets.documents.formats.delivered import Delivered, Record, compression_of, ending_of
@@ -81,10 +80,10 @@ class Format:
     max_bytes: int | None = None
     #: Longest time for one record, and for all of a file.
     seconds: Callable[[DocumentsSettings], tuple[float, float]] = lambda _: (STEP_SECONDS, FILE_SECONDS)
-    #: Reading takes so long that `fullft check` counts the files and reads only a few.
+    #: Reading takes so long that `fullft check` reads only a few files.
     is_slow: bool = False
-    #: Returns the number of rows where the file contains it, so that `fullft check` need not read the rows.
-    num_rows: Callable[[Path], int] | None = None
+    #: `records` may read rows from all over a file without the others: see `Reading.table_rows`.
+    has_row_groups: bool = False
     #: Returns the encoding that the first bytes of a text declare; UTF-8 is tried before it.
     declared_encoding: Callable[[bytes], str | None] | None = None
     #: Names of the formats that an export comes in, by the file's ending; the first one for any other ending.

@@ -6,12 +6,10 @@ input (Alpaca) or context (Dolly), prompt with completion or response, question 
 texts or as lists of messages.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from fullft_assets.documents.formats import labels
 from fullft_assets.documents.formats.delivered import Record
@@ -184,7 +182,7 @@ class Wanted:
     @classmethod
     def of(
         cls, documents: DocumentsSettings, examples: ExamplesSettings, log: LogSettings | None = None
-    ) -> Wanted:
+    ) -> Self:
         """Return what the settings ask for; `log`: of rows that have what a model answered."""
         task = task_of(examples)
         names = [

@@ -2,8 +2,6 @@
 text about a format stays text.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -67,7 +65,8 @@ def format_of_content(file: Delivered, by_ending: str, wanted: Wanted) -> str:
         by_content = _of_archive(file.path)
     if by_content is None:
         if by_ending in _MAY_BE:
-            text = _text(head)
+            # Only its ASCII characters are sure to be right.
+            text = head.decode(encodings.of_mark(head) or "latin-1", "ignore").lstrip("\ufeff")
             by_content = _by_text(text, len(head) == _HEAD_BYTES, wanted)
             # Lines of JSON are what they should be, and stay with the reader that streams them.
             is_itself = by_ending == "jsonl" and by_content == "json" and not text.lstrip().startswith("[")
@@ -98,11 +97,6 @@ class _ReadInParts(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         is_too_much = size is not None and size > _MOST_LISTED_BYTES
         return b"" if is_too_much else super().read(-1 if size is None else size) or b""
-
-
-def _text(head: bytes) -> str:
-    """Return the first bytes as text, in which only ASCII characters are sure to be right."""
-    return head.decode(encodings.of_mark(head) or "latin-1", "ignore").lstrip("\ufeff")
 
 
 def _by_text(text: str, is_cut: bool, wanted: Wanted) -> str | None:

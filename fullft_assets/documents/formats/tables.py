@@ -155,11 +155,11 @@ def _lines_of_rows(
     if delimiter not in field or not _LINE_END.search(field):
         return 0
     lines = [line.split(delimiter) for line in _LINE_END.split(field) if line.strip()]
-    known = few_values()
+    known_values = few_values()
     # The column that the field ends in has as many after it as its row.
-    last = len(known) - (len(fields) - at)
+    last = len(known_values) - (len(fields) - at)
     starts = [at, *[0] * (len(lines) - 1)]
-    ends = [*[len(known)] * (len(lines) - 1), last + 1]
+    ends = [*[len(known_values)] * (len(lines) - 1), last + 1]
     num_fitting = 0
     are_known: list[bool] = []
     for line, start, end in zip(lines, starts, ends, strict=True):
@@ -168,7 +168,7 @@ def _lines_of_rows(
         num_fitting += 1
         for column, value in enumerate(line, start):
             is_whole = (line is not lines[0] or column > at) and (line is not lines[-1] or column < last)
-            if is_whole and (values := known[column]) is not None:
+            if is_whole and (values := known_values[column]) is not None:
                 are_known.append(value in values)
     has_rows = sum(are_known) >= _ROWS_SHARE * len(are_known) if are_known else len(lines) >= _MANY_LINES
     return len(lines) if has_rows and num_fitting >= max(2, _ROWS_SHARE * len(lines)) else 0
@@ -178,23 +178,23 @@ def _lines_and_delimiter(
     lines: Iterable[str], name: str, documents: DocumentsSettings
 ) -> tuple[Iterator[str], str]:
     remaining = iter(lines)
-    seen: list[str] = []
+    first_lines: list[str] = []
     delimiter = documents.csv.delimiter
     first = documents.header if isinstance(documents.header, int) else 1
     for number, line in enumerate(remaining, start=1):
-        if not any(map(str.strip, seen)) and (match := _SEPARATOR.fullmatch(line)) is not None:
+        if not any(map(str.strip, first_lines)) and (match := _SEPARATOR.fullmatch(line)) is not None:
             # A blank line in its place is skipped, and the lines after it keep their numbers.
             delimiter = delimiter or match[1]
             line = "\n"
-        seen.append(line)
+        first_lines.append(line)
         if number >= first and not line.isspace():
             break
     if delimiter is None:
         tried = list(islice(remaining, _TRIED_LINES))
         usual = "\t" if ending_of(name) == ".tsv" else ","
-        delimiter = _delimiter([*seen[-1:], *tried], usual, documents.csv.quoting)
-        seen += tried
-    return chain(seen, remaining), delimiter
+        delimiter = _delimiter([*first_lines[-1:], *tried], usual, documents.csv.quoting)
+        first_lines += tried
+    return chain(first_lines, remaining), delimiter
 
 
 def _delimiter(lines: Sequence[str], usual: str, quoting: str) -> str:
@@ -331,17 +331,17 @@ def _merged(raw: bytes) -> list[tuple[int, int, int]]:
 def _filled_down(
     rows: Iterator[tuple[int, list[str | None]]], merged: list[tuple[int, int, int]]
 ) -> Iterator[Numbered]:
-    held: dict[int, tuple[int, str | None]] = {}
+    merged_values: dict[int, tuple[int, str | None]] = {}
     starts: dict[int, list[tuple[int, int]]] = {}
     for column, start, end in merged:
         starts.setdefault(start, []).append((column, end))
     for number, row in rows:
         is_empty = not any(row)
-        for column, (end, value) in held.items() if not is_empty else ():
+        for column, (end, value) in merged_values.items() if not is_empty else ():
             if number <= end:
                 row.extend([None] * (column + 1 - len(row)))
                 row[column] = row[column] or value
-        held |= {
+        merged_values |= {
             column: (end, row[column] if column < len(row) else None)
             for column, end in starts.get(number, ())
         }

@@ -7,8 +7,6 @@ label's own: a label is given where its probability reaches the label's threshol
 the validation rows and saved with what they were chosen for.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -316,6 +314,6 @@ def worst_errors(
 def _doubtful(
     row: int, ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
 ) -> DoubtfulRow:
-    best, own = int(probabilities[row].argmax()), int(labels[row])
-    probability, of_label = float(probabilities[row, best]), float(probabilities[row, own])
-    return DoubtfulRow(ids[row], names[own], names[best], probability, of_label)
+    best, own_label = int(probabilities[row].argmax()), int(labels[row])
+    probability, of_label = float(probabilities[row, best]), float(probabilities[row, own_label])
+    return DoubtfulRow(ids[row], names[own_label], names[best], probability, of_label)

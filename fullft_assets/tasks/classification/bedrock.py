@@ -5,23 +5,19 @@ examples. Its answers are not kept, so an evaluation asks again, and pays again.
 answer that names no label counts as the commonest training label.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.settings import BedrockSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks import prompting
 from fullft_assets.tasks.baseline import Baseline, BaselineContext
-
-if TYPE_CHECKING:
-    from fullft_assets.settings import BedrockSettings
 
 #: Attempts at a request that the service throttles or that fails on the way; boto3 waits longer each time.
 _ATTEMPTS = 8
@@ -93,10 +89,10 @@ class Bedrock(Baseline):
         answers = []
         with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
             try:
-                for done, answer in enumerate(pool.map(ask, rows.texts), start=1):
+                for num_done, answer in enumerate(pool.map(ask, rows.texts), start=1):
                     answers.append(answer)
                     context.progress.raise_if_stopped()
-                    context.progress.step(done, len(rows))
+                    context.progress.step(num_done, len(rows))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -126,8 +122,8 @@ def read_label(answer: str, labels: Sequence[str]) -> int | None:
     none.
     """
     said = _AROUND.sub("", answer).casefold()
-    known = {_AROUND.sub("", label).casefold(): number for number, label in enumerate(labels)}
-    return known.get(said)
+    known_labels = {_AROUND.sub("", label).casefold(): number for number, label in enumerate(labels)}
+    return known_labels.get(said)
 
 
 def _asked(context: BaselineContext) -> BedrockSettings:

@@ -9,8 +9,6 @@ training and of the baselines alike, are at thresholds chosen on the same rows, 
 those on the test rows are not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -184,8 +182,8 @@ def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int)
     carried = np.empty(0, np.int64)
     planned: list[np.ndarray] = []
     count = 0
-    while (missing := total - count - len(carried)) > 0:
-        pool = np.concatenate([carried, rng.permutation(len(lengths))[:missing]])
+    while (num_missing := total - count - len(carried)) > 0:
+        pool = np.concatenate([carried, rng.permutation(len(lengths))[:num_missing]])
         batches = []
         for start in range(0, len(pool), batch_size * _POOL_BATCHES):
             part = pool[start : start + batch_size * _POOL_BATCHES]

@@ -2,16 +2,15 @@
 or the labels that they give.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
 from fullft_assets import report
+from fullft_assets.artifacts import CHEAPER_BASELINES, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
 from fullft_assets.checkpoint.lineage import snapshots_learned_from
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import StoreError
@@ -63,14 +62,14 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
 
 
 def _on_validation(context: EvaluationContext, labels: list[str]) -> tuple[Split, np.ndarray] | None:
-    snapshot, candidate = context.inputs["training_snapshot"], context.inputs["finetuned_checkpoint"]
+    snapshot, candidate = context.inputs[TRAINING_SNAPSHOT], context.inputs[FINETUNED_CHECKPOINT]
     if snapshots_learned_from(candidate) != [snapshot.ref]:
         return None
     rows = load_split(context.store, snapshot, "validation")
     if not len(rows):
         return None
     context.progress.say(f"{len(rows):,} validation rows, for likely label errors ...")
-    return rows, _classified(context, "finetuned_checkpoint", rows.texts, labels)
+    return rows, _classified(context, FINETUNED_CHECKPOINT, rows.texts, labels)
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
@@ -126,9 +125,11 @@ def map_labels(probabilities: np.ndarray, model_labels: list[str], labels: list[
         return probabilities
     mapped = _placed(probabilities, model_labels, labels, 0.0)
     # A model that is sure of a label that left the list has next to nothing left to share: no information.
-    known = mapped.sum(axis=1, keepdims=True)
+    known_share = mapped.sum(axis=1, keepdims=True)
     is_shared = np.isin(labels, model_labels)
-    return np.where(known > 0, mapped / np.where(known > 0, known, 1), is_shared / is_shared.sum())
+    return np.where(
+        known_share > 0, mapped / np.where(known_share > 0, known_share, 1), is_shared / is_shared.sum()
+    )
 
 
 def _placed(values: np.ndarray, model_labels: list[str], labels: list[str], fill: float) -> np.ndarray:
@@ -191,11 +192,11 @@ class LabelDecisions:
     def labels(self) -> np.ndarray:
         return self.probabilities >= self.thresholds
 
-    def in_order(self, model_labels: list[str], labels: list[str]) -> LabelDecisions:
+    def in_order(self, model_labels: list[str], labels: list[str]) -> Self:
         """Return the decisions in our label order instead of theirs; a label that the system does not know is
         never predicted.
         """
-        return LabelDecisions(
+        return type(self)(
             _placed(self.probabilities, model_labels, labels, 0.0),
             _placed(self.thresholds, model_labels, labels, 1.0),
         )
@@ -220,7 +221,7 @@ def evaluate_decisions(context: EvaluationContext, test: Split) -> EvaluationRes
 
 
 def _decide_all(context: EvaluationContext, test: Split, names: list[str]) -> dict[str, LabelDecisions]:
-    folder_of_baselines = context.store.folder(context.inputs["cheaper_baselines"])
+    folder_of_baselines = context.store.folder(context.inputs[CHEAPER_BASELINES])
 
     def by_checkpoint(name: str) -> LabelDecisions:
         model = context.open(name)

@@ -1,7 +1,5 @@
 """The tasks classification and multi_label."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar

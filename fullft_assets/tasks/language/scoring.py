@@ -17,6 +17,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from fullft_assets import chunks, report
+from fullft_assets.artifacts import FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
 from fullft_assets.chunks.chat import Message
@@ -229,11 +230,9 @@ class _Scorer:
         # A page shows what the candidate writes; champions only write what is scored, and the first one not
         # even that.
         prompts = (
-            self.prompts
-            if name == "finetuned_checkpoint" or (name == CHAMPION and self._answers_count)
-            else []
+            self.prompts if name == FINETUNED_CHECKPOINT or (name == CHAMPION and self._answers_count) else []
         )
-        takes_tasks = name in ("finetuned_checkpoint", CHAMPION)
+        takes_tasks = name in (FINETUNED_CHECKPOINT, CHAMPION)
         if self._context.has_tokenizer_of_snapshot(name):
             return self._score(folder, (), tokenization, self._test, prompts, takes_tasks)
         _, base_lengths = self._read(self.base_tokenization)
@@ -356,9 +355,7 @@ class _Scorer:
     def _load_messages(self) -> list[list[Message]] | None:
         if not task_of(self._settings.examples).has_messages:
             return None
-        by_id = load_values(
-            self._context.store, self._context.inputs["training_snapshot"], "test", "messages"
-        )
+        by_id = load_values(self._context.store, self._context.inputs[TRAINING_SNAPSHOT], "test", "messages")
         return [cast("list[Message]", by_id[id_]) for id_ in self._test.ids]
 
 

@@ -7,8 +7,6 @@ together, macro-F1 is the mean over the labels that the test rows have. A true s
 that shares all its tokens with another, still counts: it was not found.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -126,8 +124,8 @@ def errors(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]])
     )
 
 
-def _overlap(one: Span, other: Span) -> bool:
-    return one[0] < other[1] and other[0] < one[1]
+def _overlap(one: Span, second: Span) -> bool:
+    return one[0] < second[1] and second[0] < one[1]
 
 
 def assess(

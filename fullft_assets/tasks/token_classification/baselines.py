@@ -4,14 +4,13 @@ model's tokens.
 Saved as JSON and npz, never pickled.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, BaselineContext, UntrainedBaseline
@@ -57,14 +56,14 @@ class Dictionary(Baseline):
         self.phrases, self.lengths = phrases, lengths
 
     @classmethod
-    def fit(cls, train: Split, context: BaselineContext) -> Dictionary:
+    def fit(cls, train: Split, context: BaselineContext) -> Self:
         from fullft_assets.tasks.token_classification.recipe import normal
 
         assert train.spans is not None
         return cls.of_spans(train.texts, normal(train.texts, train.spans))
 
     @classmethod
-    def of_spans(cls, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> Dictionary:
+    def of_spans(cls, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> Self:
         votes: dict[tuple[str, ...], Counter[int]] = {}
         for text, row in zip(texts, spans, strict=True):
             for start, end, label in row:
@@ -91,11 +90,13 @@ class Dictionary(Baseline):
         )
 
     @classmethod
-    def _of(cls, labels: dict[tuple[str, ...], int]) -> Dictionary:
+    def _of(cls, labels: dict[tuple[str, ...], int]) -> Self:
         lengths: dict[str, set[int]] = {}
         for phrase in labels:
             lengths.setdefault(_digest(phrase[:1]), set()).add(len(phrase))
-        longest_first = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        longest_first = {
+            first: sorted(lengths_of_first, reverse=True) for first, lengths_of_first in lengths.items()
+        }
         return cls({_digest(phrase): label for phrase, label in labels.items()}, longest_first)
 
     def predict(self, rows: Split) -> list[list[Span]]:
@@ -125,7 +126,7 @@ class Dictionary(Baseline):
         )
 
     @classmethod
-    def load(cls, folder: Path, context: BaselineContext) -> Dictionary:
+    def load(cls, folder: Path, context: BaselineContext) -> Self:
         return cls(**json.loads((folder / "dictionary.json").read_text(encoding="utf-8")))
 
 

@@ -126,9 +126,11 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
     starts = inside[is_first[inside] | (before[inside] != label[inside])]
     decoded = []
     for begin, until in zip(starts, np.append(starts[1:], len(tags)), strict=True):
-        own = np.arange(begin, until)
-        own = own[tags[own] != OUTSIDE]
-        start, end = windows.strip_span(text, int(characters[own, 0].min()), int(characters[own, 1].max()))
+        tokens = np.arange(begin, until)
+        tokens = tokens[tags[tokens] != OUTSIDE]
+        start, end = windows.strip_span(
+            text, int(characters[tokens, 0].min()), int(characters[tokens, 1].max())
+        )
         if start < end:
             decoded.append((start, end, int(label[begin])))
     return decoded
@@ -151,9 +153,9 @@ def owned(lengths: Sequence[int], stride: int) -> list[np.ndarray]:
     for number, (begin, length) in enumerate(zip(begins.tolist(), lengths, strict=True)):
         place = np.arange(length)
         # The text's own ends are no edges: there is nothing beyond that another window would see.
-        left = place if number else np.full(length, total)
+        left_distance = place if number else np.full(length, total)
         right = place[::-1] if number < len(lengths) - 1 else np.full(length, total)
-        distance, there = np.minimum(left, right), slice(begin, begin + length)
+        distance, there = np.minimum(left_distance, right), slice(begin, begin + length)
         is_better = distance > best[there]
         best[there][is_better], owner[there][is_better] = distance[is_better], number
     return [
@@ -362,8 +364,8 @@ def in_order(
     Args:
         model_labels: the system's labels, in the order of its positions.
     """
-    known = shared_labels(model_labels, labels)
-    place = {number: labels.index(label) for number, label in enumerate(model_labels) if label in known}
+    shared = shared_labels(model_labels, labels)
+    place = {number: labels.index(label) for number, label in enumerate(model_labels) if label in shared}
     return [[(start, end, place[label]) for start, end, label in row if label in place] for row in spans]
 
 
@@ -433,7 +435,7 @@ def _listed(text: str, row: Sequence[Span], names: Sequence[str]) -> str:
 def _rows(
     test: Split,
     truth: Sequence[Sequence[Span]],
-    found: Mapping[str, Sequence[Sequence[Span]]],
+    spans_of_systems: Mapping[str, Sequence[Sequence[Span]]],
     right_tokens: Mapping[str, np.ndarray],
     num_tokens: np.ndarray,
     names: Sequence[str],
@@ -444,7 +446,7 @@ def _rows(
         "num_tokens": num_tokens,
         "group": test.groups,
     }
-    for name, spans in found.items():
+    for name, spans in spans_of_systems.items():
         predicted = [
             [{"start": start, "end": end, "label": names[label]} for start, end, label in sorted(set(row))]
             for row in spans
