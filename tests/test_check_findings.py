@@ -162,6 +162,21 @@ def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) 
         assert "without restriction" not in line
 
 
+def test_a_title_above_a_header_of_another_delimiter_gets_the_hint(tmp_path: Path) -> None:
+    """The delimiter is looked for in the title, which has none: each row is one field under the title."""
+    case = use_case(tmp_path, [], group=None)
+    (tmp_path / "data/a.jsonl").unlink()
+    (tmp_path / "data/a.csv").write_text(
+        "Export of texts\ntext;kind\n" + "The licence permits use.;notice\n" * 9
+    )
+    with pytest.raises(SettingsError) as raised:
+        check_use_case(case)
+    for line in str(raised.value).splitlines():
+        assert (
+            "; their fields: Export of texts; if the first row is none of names, set documents.header" in line
+        )
+
+
 def test_rows_that_are_no_records_are_an_error(tmp_path: Path) -> None:
     """A title above the columns' names makes each row one of more fields than the header."""
     case = use_case(tmp_path, [])

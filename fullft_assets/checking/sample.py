@@ -90,10 +90,13 @@ def _unusable(sample: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
     if len(rows) > most * len(sample):
         is_object = "://" in str(rows[0].record.get("source-ref"))
         problem = rows[0].row.get("problem")
-        is_table = name_of_format(rows[0].place.rpartition(":")[0]) in ("csv", "xlsx")
-        hint = _NO_HEADER if is_table else ""
+        hint = _NO_HEADER if _is_of_table(rows[0]) else ""
         counted = f"{len(rows):,} of {len(sample):,} rows read ({_places(rows)})"
         yield ("documents", "reference_buckets" if is_object else "path"), f"{counted}: {problem}{hint}"
+
+
+def _is_of_table(row: Sampled) -> bool:
+    return name_of_format(row.place.rpartition(":")[0]) in ("csv", "xlsx")
 
 
 def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, str]:
@@ -207,9 +210,10 @@ def _nowhere(field: str, column: str, rows: list[Sampled]) -> str:
             f"`{field}` is empty in each of {len(rows):,} rows"
             f" read{_near(field, [name for name in field_names if name != field])}"
         )
-    return (
-        f"none of {len(rows):,} rows read has a `{field}`{_near(field, field_names) or _listed(field_names)}"
-    )
+    # Of a table with a title above its header the title is the one field, and near nothing.
+    is_title = len(field_names) == 1 and _is_of_table(rows[0])
+    listed = (not is_title and _near(field, field_names)) or _listed(field_names)
+    return f"none of {len(rows):,} rows read has a `{field}`{listed}{_NO_HEADER if is_title else ''}"
 
 
 def _near(field: str, fields: list[str]) -> str:
