@@ -35,6 +35,8 @@ class BedrockSettings(Settings):
     """
 
     REMOVED: ClassVar[Mapping[str, str]] = {
+        "endpoint_url": "set the variable AWS_ENDPOINT_URL_BEDROCK_RUNTIME",
+        "region": "set AWS_DEFAULT_REGION, or give the model's ARN, whose region is asked",
         "examples": "each request shows 8 training rows with their labels",
         "max_characters": "the first 8,000 characters of a text are sent",
         "parallel_requests": "four requests are sent at a time",
@@ -42,11 +44,12 @@ class BedrockSettings(Settings):
         "usd_per_1k_output_tokens": "give both prices: `usd_per_1k_tokens: [0.001, 0.005]`",
     }
 
-    model: str = Field(min_length=1, description="Id of the model, or of an inference profile.")
-    region: str | None = Field(default=None, description="AWS region. Default: that of the environment.")
-    endpoint_url: str | None = Field(
-        default=None,
-        description="Endpoint of the service, such as one in a private network. Default: AWS's own.",
+    model: str = Field(
+        min_length=1,
+        description=(
+            "Id or ARN of the model, or of an inference profile. An ARN's region is asked, else that of the"
+            " AWS environment."
+        ),
     )
     usd_per_1k_tokens: list[Float] = Field(
         default=[0.0, 0.0],

@@ -154,9 +154,8 @@ def _client(asked: BedrockSettings) -> Any:
         retries={"max_attempts": _ATTEMPTS, "mode": "adaptive"}, max_pool_connections=_PARALLEL_REQUESTS
     )
     try:
-        return boto3.client(
-            "bedrock-runtime", region_name=asked.region, endpoint_url=asked.endpoint_url, config=retries
-        )
+        arn = re.match(r"arn:[\w-]+:bedrock:([\w-]+):", asked.model)
+        return boto3.client("bedrock-runtime", region_name=arn and arn[1], config=retries)
     except BotoCoreError as error:
         raise SettingsError(f"planning.bedrock: {_one_line(error)}") from error
 
