@@ -71,6 +71,13 @@ class Files:
         """Write or replace a file in one atomic step."""
         self._place.write(name, data)
 
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a file unless there is one of this name, and return whether it was written."""
+        if self.is_local:
+            return self._folder.write_new(name, data)
+        # An object that is there may be this one: the answer was lost, and the request repeated.
+        return self.write_if_version(name, data, None) or self.read_bytes(name) == data
+
     def signed_link(self, name: str, seconds: int) -> str:
         """Return a link to a file in a bucket that whoever has it can open for so long (of a local store, the
         file's URI).
