@@ -15,7 +15,7 @@ _MODULES = {
     "kreuzberg": ("kreuzberg",),
     "kubernetes": ("kubernetes",),
     "office": ("docx", "openpyxl", "striprtf", "oxmsg", "compressed_rtf"),
-    "ui": ("dagster_webserver", "jwt"),
+    "ui": ("dagster_webserver",),
 }
 EXTRAS = {module: extra for extra, modules in _MODULES.items() for module in modules}
 

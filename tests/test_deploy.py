@@ -82,6 +82,14 @@ class TestImage:
         ]
         assert not fnmatch.filter(names, "*.env*")
 
+    def test_ssh_is_in_it_and_step_logs_are_in_no_folder_of_all(self) -> None:
+        assert "openssh-client" in DOCKERFILE.read_text()
+        logs = read(DEPLOY / "dagster/postgres-s3.yaml")["compute_logs"]["config"]
+        assert logs["local_dir"] == {"env": "FULLFT_CACHE"}
+        cache = re.search(r"FULLFT_CACHE=(\S+)", DOCKERFILE.read_text())
+        helm = read(DEPLOY / "helm/values.yaml")["computeLogManager"]["config"]["s3ComputeLogManager"]
+        assert cache is not None and helm["localDir"].startswith(cache[1])
+
     def test_it_installs_extras_that_exist_and_takes_no_secret(self) -> None:
         text = DOCKERFILE.read_text()
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -294,7 +294,10 @@ def test_the_asset_and_the_command_say_the_same(project: Project) -> None:
     (event,) = done.get_asset_materialization_events()
     metadata = event.materialization.metadata
     assert not check.passed and metadata["num_errors"].value == 1
+    project.home.chmod(0o755)
     printed = project.fullft("audit")
+    # Whatever made it, the command keeps it from others, as it does what it writes.
+    assert project.home.stat().st_mode & 0o777 == 0o700
     lines = printed.stdout.splitlines()
     assert printed.returncode == 1 and len(lines) == metadata["num_findings"].value + 1
     assert lines[0].startswith(f"error  secret_in_yaml: {project.yaml_path}:")

@@ -3,19 +3,28 @@ real one.
 """
 
 import asyncio
+import base64
+import json
+import time
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from fullft_assets.cli.webserver import Guard, with_reports
+from fullft_assets.cli.webserver import Guard, Login, with_reports
+from fullft_assets.errors import SettingsError
 from fullft_assets.store import Store
 
 JSON = {"content-type": "application/json", "content-length": "9"}
 REPORT = "/report_asset_materialization/letters/finetuned_checkpoint"
 
 
-def answer(method: str | None, path: str, host: str = "localhost:3000", **headers: str) -> int:
+def answer(
+    method: str | None, path: str, host: str = "localhost:3000", login: Login | None = None, **headers: str
+) -> int:
     """Return the status of a request's answer; without a method it is a websocket's, 101 where it is
     opened.
     """
@@ -39,7 +48,7 @@ def answer(method: str | None, path: str, host: str = "localhost:3000", **header
     scope = {"type": "http" if method else "websocket", "path": path, "headers": raw} | (
         {"method": method} if method else {}
     )
-    asyncio.run(Guard(app, ["ui.example.com"])(scope, None, send))
+    asyncio.run(Guard(app, ["ui.example.com"], login)(scope, None, send))
     return sent[0].get("status", sent[0].get("code", 101))
 
 
@@ -166,3 +175,59 @@ def test_only_pages_of_reports_are_served_and_nothing_in_them_runs(
         f"{ref}/report.html\n",
     ):
         assert get(f"/fullft/reports/{path}")[0] == 404, path
+
+
+KEYS = {"RS256": rsa.generate_private_key(65537, 2048), "ES256": ec.generate_private_key(ec.SECP256R1())}
+CLAIMS = {"email": "ann@example.com", "aud": ["fullft", "x"], "exp": time.time() + 600}
+
+
+@pytest.fixture(params=list(KEYS))
+def login(request: pytest.FixtureRequest) -> tuple[Login, str]:
+    """A login whose tokens one kind of key signs, and that kind; it knows a key of somebody else as well."""
+    publics = [key.public_key() for key in KEYS.values()]
+    form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    return Login("".join(key.public_bytes(*form).decode() for key in publics), "fullft"), request.param
+
+
+def token(kind: str, key: Any = None, headers: Any = None, **claims: Any) -> str:
+    # PyJWT, which others sign with.
+    return jwt.encode(CLAIMS | claims, key or KEYS[kind], algorithm=kind, headers=headers)
+
+
+def test_the_login_names_who_asks(login: tuple[Login, str]) -> None:
+    guard, kind = login
+    assert guard.person({"authorization": f"Bearer {token(kind)}"}) == "ann@example.com"
+    by_aws = token(kind, headers={"signer": "fullft"}, aud=None)
+    assert guard.person({"x-amzn-oidc-data": by_aws}) == "ann@example.com"
+    assert answer("GET", "/runs", login=guard, authorization=f"Bearer {token(kind)}") == 200
+
+
+def test_nobody_else_is_let_in(login: tuple[Login, str]) -> None:
+    guard, kind = login
+    other = (
+        rsa.generate_private_key(65537, 2048) if kind == "RS256" else ec.generate_private_key(ec.SECP256R1())
+    )
+    unsigned = jwt.encode(CLAIMS, None, algorithm="none")
+    secret = jwt.encode(CLAIMS, "x" * 32, algorithm="HS256")
+    head, claims, signature = token(kind).split(".")
+    forged = base64.urlsafe_b64encode(json.dumps(CLAIMS | {"email": "eve"}).encode()).decode().rstrip("=")
+    for sent in (
+        token(kind, other),
+        token(kind, exp=time.time() - 1),
+        token(kind, aud="another"),
+        f"{head}.{forged}.{signature}",
+        f"{head}.{claims}.",
+        unsigned,
+        secret,
+        "x",
+        "a.b.c",
+    ):
+        assert guard.person({"authorization": f"Bearer {sent}"}) is None, sent
+        assert answer("GET", "/runs", login=guard, authorization=f"Bearer {sent}") == 403
+    assert answer("GET", "/runs", login=guard) == answer(None, "/graphql", login=guard) - 1008 + 403 == 403
+    assert answer("GET", "/server_info", login=guard) == 200
+
+
+def test_a_login_without_a_key_or_an_audience_is_refused() -> None:
+    with pytest.raises(SettingsError, match="FULLFT_LOGIN_AUDIENCE is not set"):
+        Login("no key", "fullft")

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +119,25 @@ def _use_home(project_root: Path) -> None:
                 f"DAGSTER_HOME={given_home} is not a folder that Dagster can use; {fix}, or unset it for"
                 f" {project_root / '.home'}"
             )
+        _keep_private(folder)
         return
     home = project_root / ".home"
     home.mkdir(exist_ok=True)
+    _keep_private(home)
     settings, link = project_root / "dagster.yaml", home / "dagster.yaml"
     if settings.is_file() and not link.exists():
         link.symlink_to(settings)
     os.environ["DAGSTER_HOME"] = str(home)
+
+
+def _keep_private(home: Path) -> None:
+    """Keep a home, and what this process writes, from others; one that its group may write to is the group's."""
+    if home.stat().st_mode & 0o020:
+        os.umask(0o007)
+        return
+    os.umask(0o077)
+    with suppress(PermissionError):  # somebody else made it
+        home.chmod(0o700)
 
 
 @_command("Ingest what is new, make the model, watch production, and sum up.")

@@ -10,9 +10,13 @@ reports have pages below `/fullft/reports/` of the UI.
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -89,7 +93,8 @@ _TOKEN_HEADERS = ("x-amzn-oidc-data", "authorization", "x-forwarded-access-token
 
 
 class Login:
-    """The login in front of the UI: a proxy that adds a signed token to each request (a JSON web token).
+    """The login in front of the UI: a proxy that adds a signed token to each request (a JSON web token, RFC
+    7519, with RS256 or ES256).
 
     Args:
         keys: public keys in PEM of whoever signs the tokens.
@@ -97,9 +102,12 @@ class Login:
     """
 
     def __init__(self, keys: str, audience: str):
-        self._keys = re.findall(r"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", keys, re.DOTALL)
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+        blocks = re.findall(r"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", keys, re.DOTALL)
+        self._keys: list[Any] = [load_pem_public_key(block.encode()) for block in blocks]
         self._audience = audience
-        if not self._keys or not audience:
+        if not blocks or not audience:
             raise SettingsError(
                 f"{LOGIN_KEY_VARIABLE} names a file without a public key in PEM, or {LOGIN_AUDIENCE_VARIABLE}"
                 " is not set: set both"
@@ -111,28 +119,42 @@ class Login:
         Args:
             headers: by their names in small letters.
         """
-        import jwt
+        from cryptography.exceptions import InvalidSignature
 
         words = next((headers[name] for name in _TOKEN_HEADERS if name in headers), "").split()
         for key in self._keys if words else ():
-            try:
-                token = jwt.decode_complete(
-                    words[-1],
-                    key,
-                    algorithms=["RS256", "ES256"],
-                    options={"verify_aud": False, "require": ["exp"]},
-                )
-            except (jwt.InvalidTokenError, jwt.InvalidKeyError):
-                continue
-            claims = token["payload"]
-            audiences = {token["header"].get("signer"), *_listed(claims.get("aud"))}
-            if self._audience in audiences:
-                return claims.get("email") or claims.get("sub")
+            with suppress(InvalidSignature, ValueError, TypeError, KeyError):
+                header, claims = _verified(words[-1], key)
+                audiences = claims.get("aud")
+                audiences = audiences if isinstance(audiences, list) else [audiences]
+                if claims["exp"] > time.time() and self._audience in (header.get("signer"), *audiences):
+                    return claims.get("email") or claims["sub"]
         return None
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _verified(token: str, key: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return header and claims of a token; the kind of the key says how it is signed, not the token.
+
+    Raises:
+        InvalidSignature: another key signed it.
+        ValueError: it is no token.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    signed, _, signature = token.rpartition(".")
+    raw = _decoded(signature)
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        numbers = (int.from_bytes(half) for half in (raw[:32], raw[32:]))
+        key.verify(utils.encode_dss_signature(*numbers), signed.encode(), ec.ECDSA(SHA256()))
+    else:
+        key.verify(raw, signed.encode(), padding.PKCS1v15(), SHA256())
+    header, claims = (json.loads(_decoded(part)) for part in signed.split("."))
+    return header, claims
+
+
+def _decoded(part: str) -> bytes:
+    return base64.urlsafe_b64decode(part.rstrip("=") + "=" * (-len(part.rstrip("=")) % 4))
 
 
 class Guard:

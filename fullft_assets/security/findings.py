@@ -76,10 +76,11 @@ _SECRET_FIX = (
 
 def of_modes(home: Path, store: Store) -> Iterator[Finding]:
     """Yield who else may read or change Dagster's home and a local store."""
-    if (mode := _mode(home)) & 0o077:
-        severity = "error" if mode & 0o022 else "warning"
-        evidence = f"{home} has the rights {mode:o}: others may {'change' if mode & 0o022 else 'read'} it"
-        yield Finding("home_open", severity, evidence, f"chmod 700 {home}")
+    # One that its group may write to was opened for it.
+    if (mode := _mode(home)) & (0o007 if mode & 0o020 else 0o077):
+        severity = "error" if mode & 0o002 else "warning"
+        evidence = f"{home} has the rights {mode:o}: others may {'change' if mode & 0o002 else 'read'} it"
+        yield Finding("home_open", severity, evidence, f"chmod {'o-rwx' if mode & 0o020 else 700} {home}")
     if store.is_local and (mode := _mode(Path(store.url))) & 0o007:
         evidence = f"{store.url} has the rights {mode:o}: every user may reach documents and weights"
         yield Finding("store_open", "error", evidence, f"chmod o-rwx {store.url}")

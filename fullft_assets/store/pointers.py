@@ -5,6 +5,7 @@ write; and leases: work on one thing in the store that one process does at a tim
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import threading
@@ -130,7 +131,7 @@ class Pointers(Files):
             versions.add(version)
             if tried is not None and content == tried:
                 return  # written, but the answer was lost and the request repeated
-            new = change(None if content is None else json.loads(content))
+            new = change(None if content is None else self.parsed(file, content))
             if new is None:
                 return
             tried = json.dumps(new, indent=1, sort_keys=True).encode()
@@ -208,9 +209,19 @@ class _BucketLease(Lease):
     def take(self, patience_seconds: float) -> None:
         began = since = time.monotonic()
         seen: dict[str, Any] | None = None
+        has_said = False
         while True:
             lease = self._pointers.read_pointer(self._name)
             now = time.monotonic()
+            if now - began > _RENEW_SECONDS and not has_said:
+                has_said = True
+                logging.getLogger("fullft_assets").warning(
+                    "%s/pointers/%s.json: another process has this work; one that was killed is known after"
+                    " %.0f s",
+                    self._pointers.url,
+                    self._name,
+                    _DEAD_SECONDS,
+                )
             if lease != seen:
                 seen, since = lease, now
             # Clocks of machines differ: what counts is how long this process saw no sign of life.
