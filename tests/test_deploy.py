@@ -269,8 +269,8 @@ class TestHelm:
             and "ENV PATH=/opt/venv/bin:" in DOCKERFILE.read_text()
         )
         assert program in " ".join(read(COMPOSE)["services"]["webserver"]["command"])
-        pages = [ROOT / "docs/deployment.md", *sorted((ROOT / "docs/deployment").glob("*.md"))]
-        documented = "".join(page.read_text() for page in pages)
+        pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/deployment").glob("*.md")]
+        documented = "".join(page.read_text() for page in (*pages, DEPLOY / "aws/start.sh"))
         assert documented.count(f"python {program}") == 3 and "\ndagster-webserver" not in documented
 
     def test_every_name_that_a_pod_needs_is_in_the_manifests(self) -> None:
