@@ -1,7 +1,6 @@
 """The asset `security_audit`, one for all use cases: what the platform is open to, each morning."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import dagster as dg
 
@@ -22,24 +21,15 @@ _CRON = "41 5 * * *"
 _DESCRIPTION = "What the platform is open to: rights, secrets, licences, known vulnerabilities, the record."
 
 
-class Audited(NamedTuple):
-    """The findings on a project, and the records of its stores by their URLs."""
-
-    findings: list[security.Finding]
-    records: dict[str, security.Record]
-
-    @property
-    def errors(self) -> list[security.Finding]:
-        """The findings that close the release."""
-        return [finding for finding in self.findings if finding.severity == "error"]
-
-
-def audit_all(defs: Path, instance: dg.DagsterInstance) -> Audited:
-    """Audit a Dagster home, the project around a folder of use cases, and each store of theirs."""
+def audit_all(
+    defs: Path, instance: dg.DagsterInstance
+) -> tuple[list[security.Finding], dict[str, security.Record]]:
+    """Audit a Dagster home, the project around a folder of use cases, and each store of theirs; return the
+    findings, errors first, and the records of the stores by their URLs.
+    """
     home = Path(instance.root_directory)
-    by_store: dict[str, tuple[Store, list[UseCase]]] = {}
     standard = default_store(home)
-    by_store[standard.url] = standard, []
+    by_store: dict[str, tuple[Store, list[UseCase]]] = {standard.url: (standard, [])}
     for place in find_use_cases(defs):
         if (use_case := _loaded(place)) is not None:
             store = open_store(use_case, instance)
@@ -51,7 +41,7 @@ def audit_all(defs: Path, instance: dg.DagsterInstance) -> Audited:
         for finding in security.audit_and_record(root, home, store, use_cases)
     ]
     records = {url: security.read_record(store) for url, (store, _) in by_store.items()}
-    return Audited(list(dict.fromkeys(findings)), records)
+    return sorted(dict.fromkeys(findings), key=lambda finding: finding.severity != "error"), records
 
 
 def _loaded(place: Place) -> UseCase | None:
@@ -81,21 +71,22 @@ def build(defs: Path) -> dg.Definitions:
         ],
     )
     def security_audit(context: dg.AssetExecutionContext):
-        audited = audit_all(defs, context.instance)
-        rows = [{"id": each.id, "severity": each.severity, "fix": each.fix} for each in audited.findings]
-        lines = [f"{each.severity}: {each.id}: {each.evidence}" for each in audited.findings]
+        findings, records = audit_all(defs, context.instance)
+        lines = [f"{each.severity}: {each.id}: {each.evidence}" for each in findings]
         for line in lines:
             context.log.warning(line)
-        metadata = {"num_errors": len(audited.errors), "num_findings": len(audited.findings)}
+        rows = [{"id": each.id, "severity": each.severity, "fix": each.fix} for each in findings]
+        num_errors = sum(finding.severity == "error" for finding in findings)
         yield dg.MaterializeResult(
             metadata={
-                **metadata,
-                "num_entries": sum(len(record.entries) for record in audited.records.values()),
+                "num_errors": num_errors,
+                "num_findings": len(findings),
+                "num_entries": sum(len(record.entries) for record in records.values()),
                 **(
                     {"findings": dg.MetadataValue.md(markdown_table(rows)), "evidence": lines} if rows else {}
                 ),
             },
-            check_results=[dg.AssetCheckResult(passed=not audited.errors, check_name=_CHECK)],
+            check_results=[dg.AssetCheckResult(passed=not num_errors, check_name=_CHECK)],
         )
 
     job = dg.define_asset_job("audit_security", dg.AssetSelection.assets(_KEY), description=_DESCRIPTION)

@@ -1,5 +1,5 @@
-"""jinja2's sandbox with bounds: a chat template is code of others, and could otherwise take all memory with one
-width, or all time with three loops.
+"""jinja2's sandbox with bounds: a chat template is code of others, and could otherwise take all memory with
+one width, or all time with three loops.
 """
 
 import functools
@@ -62,11 +62,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         """Return what a function returns, if that is not too long."""
         text = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
         if isinstance(text, str):
-            _require_small(*args, *kwargs.values())
-            if __obj.__name__ in ("format", "format_map"):
-                _require(not _WIDE.search(text))
-            if __obj.__name__ == "replace":
-                _require_replaceable(text, *args)
+            _require_narrow(__obj.__name__, text, *args, *kwargs.values())
         return _require_short(super().call(__context, __obj, *args, **kwargs))
 
     def _generate(self, source: nodes.Template, *arguments: Any, **options: Any) -> str:
@@ -106,12 +102,9 @@ def bounded(filter_: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(filter_)
     def call(*args: Any, **kwargs: Any) -> Any:
         # jinja2 gives some of them its environment first.
-        texts = [value for value in args if isinstance(value, str)]
-        _require_small(*args[1:], *kwargs.values())
-        if filter_.__name__ == "do_format" and texts:
-            _require(not _WIDE.search(texts[0]))
-        if filter_.__name__ == "do_replace" and len(texts) == 3:
-            _require_replaceable(*texts)
+        texts = (position for position, value in enumerate(args) if isinstance(value, str))
+        first = next(texts, 0)
+        _require_narrow(filter_.__name__.removeprefix("do_"), *args[first:], *kwargs.values())
         return _require_short(filter_(*args, **kwargs))
 
     return call
@@ -128,9 +121,13 @@ def _require_small(*values: Any, is_needed: bool = True) -> None:
     )
 
 
-def _require_replaceable(text: str, former: str = "", replacement: str = "", *_: Any) -> None:
-    times = text.count(former) if former else len(text) + 1
-    _require(len(text) + times * len(replacement) <= MOST_CHARACTERS)
+def _require_narrow(name: str, text: Any = "", *arguments: Any) -> None:
+    _require_small(*arguments)
+    if name in ("format", "format_map"):
+        _require(not _WIDE.search(text))
+    if name == "replace" and len(arguments) > 1:
+        times = text.count(arguments[0]) if arguments[0] else len(text) + 1
+        _require(len(text) + times * len(arguments[1]) <= MOST_CHARACTERS)
 
 
 def _require_short(value: Any) -> Any:

@@ -131,7 +131,7 @@ def _use_home(project_root: Path) -> None:
 
 
 def _keep_private(home: Path) -> None:
-    """Keep a home, and what this process writes, from others; one that its group may write to is the group's."""
+    """Keep a home, and what this process writes, from others; where its group may write, it is the group's."""
     if home.stat().st_mode & 0o020:
         os.umask(0o007)
         return
@@ -546,10 +546,10 @@ def _audit(parsed: argparse.Namespace) -> int:
     root = find_project_root(parsed.defs / "defs.yaml")
     _use_home(root)
     with dg.DagsterInstance.get() as instance:
-        audited = audit_all(parsed.defs, instance)
-    for finding in audited.findings:
+        findings, records = audit_all(parsed.defs, instance)
+    for finding in findings:
         print(f"{finding.severity}  {finding.id}: {finding.evidence}; {finding.fix}")
-    for url, record in audited.records.items():
+    for url, record in records.items():
         newest = f", the newest one with the digest {record.digest}" if record.entries else ""
         print(record.broken or f"record of {url}: {len(record.entries):,} entries, whole{newest}")
-    return 1 if audited.errors else 0
+    return 1 if any(finding.severity == "error" for finding in findings) else 0

@@ -288,24 +288,18 @@ def _is_affected(affected: Mapping[str, Any], installed: str) -> bool:
     """Return whether a version is in one of the ranges of OSV's schema, or in its list."""
     from packaging.version import InvalidVersion, Version
 
-    try:
-        version = Version(installed)
+    is_affected = installed in affected.get("versions", ())
+    with suppress(InvalidVersion):
         for each in affected.get("ranges", ()):
-            if each.get("type") != "ECOSYSTEM":
-                continue
             is_in = False
-            for event in each["events"]:
-                if "introduced" in event:
-                    is_in = is_in or event["introduced"] == "0" or version >= Version(event["introduced"])
-                elif "fixed" in event:
-                    is_in = is_in and version < Version(event["fixed"])
-                elif "last_affected" in event:
-                    is_in = is_in and version <= Version(event["last_affected"])
-            if is_in:
-                return True
-    except InvalidVersion:
-        pass
-    return installed in affected.get("versions", ())
+            for kind, bound in (item for event in each["events"] for item in event.items()):
+                is_over = Version(installed) >= Version(bound) and (kind, bound) != (
+                    "last_affected",
+                    installed,
+                )
+                is_in = is_in or is_over if kind == "introduced" else is_in and not is_over
+            is_affected = is_affected or (is_in and each.get("type") == "ECOSYSTEM")
+    return is_affected
 
 
 def _fixed_versions(advisory: Mapping[str, Any], package: str) -> Iterator[str]:

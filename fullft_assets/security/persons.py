@@ -52,7 +52,8 @@ def sign(entry: Entry, key: Path, approvers: Mapping[str, str]) -> Entry:
     command = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", _NAMESPACE]
     done = _run(command, statement(entry))
     if done.returncode:
-        raise SettingsError(f"{key}: cannot sign ({_last_line(done.stderr)}); give an SSH key of yours")
+        said = " ".join(done.stderr.decode(errors="replace").split())
+        raise SettingsError(f"{key}: cannot sign ({said}); give an SSH key of yours")
     signature = done.stdout.decode()
     person = person_of_signature(statement(entry), signature, approvers)
     if person is None:
@@ -95,7 +96,3 @@ def _run(command: list[str], content: bytes) -> subprocess.CompletedProcess[byte
         raise SettingsError("release.approvers needs the program ssh-keygen (OpenSSH 8.2)") from None
     except subprocess.TimeoutExpired:
         raise SettingsError(f"{command[0]} waits for a passphrase; add the key to an SSH agent") from None
-
-
-def _last_line(output: bytes) -> str:
-    return output.decode(errors="replace").strip().rpartition("\n")[2]

@@ -128,8 +128,8 @@ class Files:
             if isinstance(content := json.loads(data), dict):
                 return content
         raise StoreError(
-            f"{self.url}/{name}: damaged, no JSON object; put a copy of it back, or remove it and run the same"
-            " command again"
+            f"{self.url}/{name}: damaged, no JSON object; put a copy of it back, or remove it and run the"
+            " same command again"
         )
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> str:
