@@ -7,6 +7,7 @@ import base64
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -14,8 +15,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from fullft_assets.cli import webserver
 from fullft_assets.cli.webserver import Guard, Login, with_reports
 from fullft_assets.errors import SettingsError
+from fullft_assets.security import PERSON_TAG
 from fullft_assets.store import Store
 
 JSON = {"content-type": "application/json", "content-length": "9"}
@@ -178,6 +181,7 @@ def test_only_pages_of_reports_are_served_and_nothing_in_them_runs(
 
 
 KEYS = {"RS256": rsa.generate_private_key(65537, 2048), "ES256": ec.generate_private_key(ec.SECP256R1())}
+PEM = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
 CLAIMS = {"email": "ann@example.com", "aud": ["fullft", "x"], "exp": time.time() + 600}
 
 
@@ -185,8 +189,7 @@ CLAIMS = {"email": "ann@example.com", "aud": ["fullft", "x"], "exp": time.time()
 def login(request: pytest.FixtureRequest) -> tuple[Login, str]:
     """A login whose tokens one kind of key signs, and that kind; it knows a key of somebody else as well."""
     publics = [key.public_key() for key in KEYS.values()]
-    form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    return Login("".join(key.public_bytes(*form).decode() for key in publics), "fullft"), request.param
+    return Login("".join(key.public_bytes(*PEM).decode() for key in publics), "fullft"), request.param
 
 
 def token(kind: str, key: Any = None, headers: Any = None, **claims: Any) -> str:
@@ -231,3 +234,34 @@ def test_nobody_else_is_let_in(login: tuple[Login, str]) -> None:
 def test_a_login_without_a_key_or_an_audience_is_refused() -> None:
     with pytest.raises(SettingsError, match="FULLFT_LOGIN_AUDIENCE is not set"):
         Login("no key", "fullft")
+
+
+@pytest.mark.heavy
+def test_the_tag_with_who_launched_a_run_is_the_servers_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dagster as dg
+    from dagster_webserver import cli
+    from dagster_webserver.webserver import DagsterWebserver
+
+    # What `main` replaces is put back.
+    monkeypatch.setattr(DagsterWebserver, "create_asgi_app", DagsterWebserver.create_asgi_app)
+    monkeypatch.setattr(dg.DagsterInstance, "submit_run", lambda *_: None)
+    monkeypatch.setattr(cli, "main", lambda: None)
+    keys = [key.public_key() for key in KEYS.values()]
+    (tmp_path / "keys.pem").write_bytes(b"".join(key.public_bytes(*PEM) for key in keys))
+    monkeypatch.setenv("FULLFT_LOGIN_KEY", str(tmp_path / "keys.pem"))
+    monkeypatch.setenv("FULLFT_LOGIN_AUDIENCE", "fullft")
+    webserver.main()
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+
+        def person_of(headers: dict[str, str]) -> str | None:
+            run = dg.DagsterRun(job_name="letters_by_hand", tags={PERSON_TAG: "forged"})
+            instance.add_run(run)
+            instance.submit_run(run.run_id, SimpleNamespace(source=SimpleNamespace(headers=headers)))  # type: ignore
+            stored = instance.get_run_by_id(run.run_id)
+            assert stored is not None
+            return stored.tags[PERSON_TAG]
+
+        assert person_of({"authorization": f"Bearer {token('ES256')}"}) == "ann@example.com"
+        assert person_of({}) == ""
