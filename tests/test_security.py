@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from fullft_assets import security
+from fullft_assets.cli import commands
 from fullft_assets.errors import GateError, SettingsError
 from fullft_assets.security import Act, Entry, Person
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 from tests.project import Project
+from tests.test_store import bucket as bucket
 
 pytestmark = pytest.mark.quick
 
@@ -86,6 +88,9 @@ def platform(tmp_path: Path) -> Platform:
 
 def test_what_is_as_it_should_be_is_no_finding(platform: Platform) -> None:
     (platform.root / "notes.md").write_text("AKIAIOSFODNN7EXAMPLE\n-----BEGIN PRIVATE KEY-----\n...\n")
+    (platform.root / "deliveries").mkdir()
+    for number in range(1_001):
+        (platform.root / "deliveries" / f"{number}.txt").write_text(AWS_KEY)
     (platform.root / "secrets.env").write_text(f"KEY={AWS_KEY}\n")
     (platform.root / "secrets.env").chmod(0o600)
     assert platform.findings() == []
@@ -141,13 +146,21 @@ def test_a_list_of_licences_closes_the_release_to_others(platform: Platform) -> 
 
 
 def test_writers_at_once_lose_no_entry(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    with ThreadPoolExecutor(8) as pool:
-        entries = (Entry(action="freeze", case="c", about=str(n), reason="r") for n in range(100))
+    append_at_once(Store(str(tmp_path)), 100)
+
+
+@pytest.mark.heavy
+def test_writers_at_once_lose_no_entry_in_a_bucket(bucket: str) -> None:
+    append_at_once(Store(bucket), 20)
+
+
+def append_at_once(store: Store, number: int) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        entries = (Entry(action="freeze", case="c", about=str(n), reason="r") for n in range(number))
         list(pool.map(lambda entry: security.append(store, entry), entries))
     record = security.read_record(store)
-    assert record.broken is None and len(record.entries) == 100
-    assert {entry.about for entry in record.entries} == {str(n) for n in range(100)}
+    assert record.broken is None and len(record.entries) == number
+    assert {entry.about for entry in record.entries} == {str(n) for n in range(number)}
 
 
 def test_the_first_break_is_named(tmp_path: Path) -> None:
@@ -302,3 +315,27 @@ def test_the_asset_and_the_command_say_the_same(project: Project) -> None:
     assert printed.returncode == 1 and len(lines) == metadata["num_findings"].value + 1
     assert lines[0].startswith(f"error  secret_in_yaml: {project.yaml_path}:")
     assert "1 entries, whole" in lines[-1]
+
+
+@pytest.mark.heavy
+def test_an_erasure_at_a_terminal_is_signed(
+    project: Project,
+    keys: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    project.configure(release={"approvers": approvers(keys), "approvals": 2})
+    (project.root / "list.txt").write_text("no-such-id\n")
+    arguments = ["erase", "letters", str(project.root / "list.txt"), "--reason", "asked for", "--defs"]
+    arguments.append(str(project.root / "my_project" / "defs"))
+    monkeypatch.setenv("DAGSTER_HOME", str(project.home))
+    before = os.umask(0o022)
+    try:
+        codes = [commands.main([*arguments, *more]) for more in ([], ["--key", str(keys["ann"])])]
+        assert codes == [1, 0] and "waits for another approver (ben)" in capsys.readouterr().out
+        assert commands.main([*arguments, "--key", str(keys["ben"])]) == 1  # the id is not there
+    finally:
+        os.umask(before)
+    store = Store(str(project.home / "store"))
+    entries = [(entry.action, entry.person, entry.identity) for entry in security.read_record(store).entries]
+    assert entries == [("approve erase", "ann", "ssh"), ("erase", "ben", "ssh")]

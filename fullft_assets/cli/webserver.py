@@ -271,7 +271,9 @@ def main() -> None:
     # Every run that a request asks for comes by here: what its tags say of a person is replaced.
     def submit_with_person(self: DagsterInstance, run_id: str, workspace: Any) -> Any:
         headers = getattr(getattr(workspace, "source", None), "headers", None) or {}
-        self.add_run_tags(run_id, {PERSON_TAG: (login and login.person(headers)) or ""})
+        name, run = login and login.person(headers), self.get_run_by_id(run_id)
+        if name or (run and PERSON_TAG in run.tags):
+            self.add_run_tags(run_id, {PERSON_TAG: name or ""})
         return submit(self, run_id, workspace)
 
     DagsterWebserver.create_asgi_app = create_guarded

@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 #: Forms of well-known tokens, as their issuers document them.
 _TOKENS = {
     "a key of AWS": r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b",
-    "a private key": r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----\s+[A-Za-z0-9+/=\s]{100}",
+    "a private key": r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----(?:[A-Za-z0-9+/=\s]|\\n){100}",
     "a token of GitHub": r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{82})\b",
     "a token of GitLab": r"\bglpat-[\w-]{20,}",
     "a token of the Hugging Face hub": r"\bhf_[A-Za-z]{34}\b",
@@ -66,6 +66,8 @@ _TEXT = {
     ".tf",
 }
 _MOST_BYTES = 500_000
+#: A folder with more files has data.
+_MOST_FILES = 1_000
 #: Folders of a project that are no part of its source.
 _NOT_SOURCE = {"data", "build", "dist", "node_modules", "venv", "site", "__pycache__"}
 _SECRET_FIX = (
@@ -108,7 +110,8 @@ def of_secrets(root: Path, home: Path, yaml_paths: Iterable[Path]) -> Iterator[F
 def _source(root: Path) -> Iterator[Path]:
     for folder, names, files in os.walk(root):
         names[:] = [name for name in names if name not in _NOT_SOURCE and not name.startswith(".")]
-        yield from (Path(folder, name).resolve() for name in files)
+        if len(files) <= _MOST_FILES:
+            yield from (Path(folder, name).resolve() for name in files)
 
 
 def _secret_in(path: Path, *, is_yaml: bool) -> str | None:
@@ -164,12 +167,8 @@ def of_model(use_case: UseCase, licences: list[str] | None) -> Iterator[Finding]
     code = sorted(path.name for path in folder.rglob("*.py"))
     if code:
         evidence = f"{use_case.name}: {folder} has Python files: {', '.join(code[:3])}"
-        if use_case.settings.trust_remote_code:
-            yield Finding(
-                "model_code", "warning", f"{evidence}, which may run", "read them before each change"
-            )
-        else:
-            yield Finding("model_code", "warning", evidence, "remove them: they may not run")
+        fix = "remove them; where trust_remote_code lets them run, read them before each change"
+        yield Finding("model_code", "warning", evidence, fix)
     pickled = sorted(path.name for pattern in PICKLED for path in folder.rglob(pattern))
     if pickled:
         evidence = f"{use_case.name}: {folder} has pickled files: {', '.join(pickled[:3])}"
