@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -133,6 +134,33 @@ def test_fourteen_planted_faults_are_found(platform: Platform, open_server: None
     assert not any("pa55" in finding.evidence or AWS_KEY in finding.evidence for finding in findings)
     severities = [finding.severity for finding in findings]
     assert severities == sorted(severities) and severities.count("error") >= 5
+
+
+def test_what_prowler_found_in_the_account_is_imported(platform: Platform) -> None:
+    path = platform.home / "security" / "prowler.ocsf.json"
+
+    def result(code: str, severity: str, status: str = "FAIL") -> dict[str, object]:
+        return {
+            "metadata": {"event_code": code, "product": {"name": "Prowler"}},
+            "severity": severity,
+            "status_code": status,
+            "status_detail": "S3 Bucket b is open.",
+            "resources": [{"uid": "arn:aws:s3:::b"}],
+            "remediation": {"desc": "Block it."},
+            "time": int(time.time()),
+        }
+
+    bad = [result("s3_bucket_public_access", "Critical"), result("s3_bucket_object_versioning", "Low")]
+    path.write_text(json.dumps([*bad, result("kms_cmk_rotation_enabled", "High", "PASS")]))
+    findings = platform.findings()
+    assert [(each.id, each.severity) for each in findings] == [
+        ("s3_bucket_public_access", "error"),
+        ("s3_bucket_object_versioning", "warning"),
+    ]
+    assert findings[0][2:] == ("arn:aws:s3:::b: S3 Bucket b is open.", "Block it.")
+    for content in ("[", "{}", '[{"status_code": "FAIL"}]'):
+        path.write_text(content)
+        assert [each.id for each in platform.findings()] == ["prowler_old"]
 
 
 def test_a_list_of_licences_closes_the_release_to_others(platform: Platform) -> None:

@@ -32,6 +32,7 @@ def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) ->
         *(each for use_case in use_cases for each in findings.of_model(use_case, licences)),
         *(each for use_case in use_cases for each in findings.of_data(use_case, licences)),
         *findings.of_packages(home),
+        *findings.of_account(home),
         *findings.of_lock(root),
         *findings.of_images(root),
         *_of_record(store, use_cases),

@@ -275,6 +275,31 @@ def of_packages(home: Path) -> Iterator[Finding]:
         yield Finding("package_vulnerable", "error" if is_grave else "warning", evidence, fix)
 
 
+def of_account(home: Path) -> Iterator[Finding]:
+    """Yield what Prowler found in an AWS account, under its ids: the failed checks in
+    `security/prowler.ocsf.json` of Dagster's home, in the Open Cybersecurity Schema.
+    """
+    path = home / "security" / "prowler.ocsf.json"
+    if not path.is_file():
+        return
+    fix = "run `prowler aws --output-formats json-ocsf` again"
+    try:
+        results = json.loads(path.read_bytes())
+        for result in results:
+            if result["status_code"] == "FAIL":
+                severity = "error" if result["severity"] in ("High", "Critical") else "warning"
+                what = ", ".join(resource["uid"] for resource in result["resources"])
+                evidence = f"{what}: {result['status_detail']}"
+                yield Finding(
+                    result["metadata"]["event_code"], severity, evidence, result["remediation"]["desc"]
+                )
+        newest = max((result["time"] for result in results), default=0)
+        if time.time() - newest > _OLD_DAYS * 86_400:
+            yield Finding("prowler_old", "warning", f"{path} is over {_OLD_DAYS} days old", fix)
+    except (ValueError, KeyError, TypeError) as error:
+        yield Finding("prowler_old", "warning", f"{path} cannot be read ({type(error).__name__})", fix)
+
+
 def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 

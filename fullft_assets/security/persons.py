@@ -80,13 +80,20 @@ def person_of_signature(content: bytes, signature: str, approvers: Mapping[str, 
             )
         )
         signed.write_text(signature)
-        options = ["-f", str(signers), "-s", str(signed)]
-        done = _run(["ssh-keygen", "-Y", "find-principals", *options], b"")
-        person = done.stdout.decode().partition("\n")[0]
-        if done.returncode or person not in approvers:
-            return None
-        verify = ["ssh-keygen", "-Y", "verify", "-n", _NAMESPACE, "-I", person, *options]
-        return person if _run(verify, content).returncode == 0 else None
+        command = [
+            "ssh-keygen",
+            "-Y",
+            "verify",
+            "-n",
+            _NAMESPACE,
+            "-f",
+            str(signers),
+            "-s",
+            str(signed),
+            "-I",
+        ]
+        persons = (name for name in approvers if _run([*command, name], content).returncode == 0)
+        return next(persons, None)
 
 
 def _run(command: list[str], content: bytes) -> subprocess.CompletedProcess[bytes]:
