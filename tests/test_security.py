@@ -136,6 +136,16 @@ def test_fourteen_planted_faults_are_found(platform: Platform, open_server: None
     assert severities == sorted(severities) and severities.count("error") >= 5
 
 
+def test_a_list_that_cannot_be_read_is_a_finding(platform: Platform) -> None:
+    path = platform.home / "security" / "osv.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.json", "{}")
+    assert [each.id for each in platform.findings()] == ["osv_missing"]
+    for content in (b"no zip", b"PK\x05\x06" + bytes(18)):
+        path.write_bytes(content)
+        assert [each.id for each in platform.findings()] == ["osv_missing"]
+
+
 def test_what_prowler_found_in_the_account_is_imported(platform: Platform) -> None:
     path = platform.home / "security" / "prowler.ocsf.json"
 

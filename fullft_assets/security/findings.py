@@ -115,7 +115,7 @@ def _source(root: Path) -> Iterator[Path]:
 
 
 def _secret_in(path: Path, *, is_yaml: bool) -> str | None:
-    if path.stat().st_size > _MOST_BYTES:
+    if not os.access(path, os.R_OK) or path.stat().st_size > _MOST_BYTES:
         return None
     text = path.read_text(encoding="utf-8", errors="replace")
     for match in _TOKEN.finditer(text):
@@ -250,26 +250,29 @@ def of_packages(home: Path) -> Iterator[Finding]:
     newest, advisories = "", dict[str, dict[str, Mapping[str, Any]]]()
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                advisory = json.loads(archive.read(name))
+            for file in archive.namelist():
+                advisory = json.loads(archive.read(file))
                 newest = max(newest, advisory["modified"])
                 if "withdrawn" in advisory:
                     continue
                 for affected in advisory.get("affected", ()):
                     package = _normalised(affected.get("package", {}).get("name", ""))
                     if package in installed and _is_affected(affected, installed[package]):
-                        aliases = sorted([*advisory.get("aliases", ()), advisory["id"]])
-                        advisories.setdefault(package, {}).setdefault(aliases[0], advisory)
+                        # Several databases describe one vulnerability; GitHub's says how grave it is.
+                        name, *_ = sorted([*advisory.get("aliases", ()), advisory["id"]])
+                        by_name = advisories.setdefault(package, {})
+                        if name not in by_name or _is_grave(advisory):
+                            by_name[name] = advisory
+        age = (time.time() - datetime.fromisoformat(newest[:19]).replace(tzinfo=UTC).timestamp()) / 86_400
     except (zipfile.BadZipFile, ValueError, KeyError) as error:
         yield Finding("osv_missing", "warning", f"{path} cannot be read ({type(error).__name__})", _OSV)
         return
-    age = (time.time() - datetime.fromisoformat(newest[:19]).replace(tzinfo=UTC).timestamp()) / 86_400
     if age > _OLD_DAYS:
         yield Finding("osv_old", "warning", f"{path} is {age:.0f} days old", _OSV)
     for package, by_name in sorted(advisories.items()):
         fixes = {fix for advisory in by_name.values() for fix in _fixed_versions(advisory, package)}
         # What nobody has fixed closes no gate: there is nothing to do.
-        is_grave = any(_is_grave(advisory) for advisory in by_name.values()) and bool(fixes)
+        is_grave = any(_is_grave(each) and [*_fixed_versions(each, package)] for each in by_name.values())
         evidence = f"{package} {installed[package]}: {', '.join(sorted(by_name))}"
         fix = f"install a release that fixes it ({', '.join(sorted(fixes)) or 'none yet'})"
         yield Finding("package_vulnerable", "error" if is_grave else "warning", evidence, fix)
@@ -330,7 +333,7 @@ def _fixed_versions(advisory: Mapping[str, Any], package: str) -> Iterator[str]:
     for affected in advisory.get("affected", ()):
         if _normalised(affected.get("package", {}).get("name", "")) == package:
             for each in affected.get("ranges", ()):
-                yield from (event["fixed"] for event in each["events"] if "fixed" in event)
+                yield from (event["fixed"] for event in each.get("events", ()) if "fixed" in event)
 
 
 _PINNED = re.compile(r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==([^\s;]+)", re.MULTILINE)
