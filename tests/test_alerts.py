@@ -31,13 +31,14 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
 from moto.server import ThreadedMotoServer
 
-from fullft_assets import automation, documents, release, retraining
+from fullft_assets import automation, documents, release, retraining, security
 from fullft_assets.alerts import CHANNELS, Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.runs import attempts_of, model_runs
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import FullftError, SettingsError
+from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.resources import ARTIFACT, open_store
 from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
@@ -518,7 +519,7 @@ class TestSensor:
             made = draft.commit(settings={}, inputs={}, metadata={})
         Path(store.url, made.ref, "manifest.json").write_text('{"case": "planted-text')
 
-        @dg.op
+        @dg.op(name=f"{graph.name}__labeled_examples")
         def validates(context) -> None:
             about = {"metadata": {ARTIFACT: made.ref}, "partition": "b1"}
             context.log_event(dg.AssetMaterialization(graph.key("labeled_examples"), **about))
@@ -588,7 +589,7 @@ class TestSensor:
                 )
         store.write_pointer(f"latest/{graph.name}/evaluation_report/all", {"ref": reports[1].ref})
 
-        @dg.op
+        @dg.op(name=f"{graph.name}__evaluation_report")
         def evaluates(context) -> None:
             context.log_event(
                 dg.AssetMaterialization(graph.key("evaluation_report"), metadata={ARTIFACT: reports[0].ref})
@@ -601,6 +602,31 @@ class TestSensor:
         assert (body["event"], body["title"]) == (
             "gate_closed",
             "the candidate was not promoted: gate of mine",
+        )
+
+    def test_a_release_that_the_audit_closes_is_sent(
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        store = open_store(graph.use_case, instance)
+        with store.create(graph.name, "evaluation_report", "k", version="1", seed=17) as draft:
+            report = draft.commit(settings={}, inputs={}, metadata=manifests.evaluation())
+        key = EvaluationMetadata.of(report).checkpoint.split("/")[2]
+        sentence = f"Not promoted though every gate passed: {security.BY_AUDIT} 1 errors (secret_in_file)."
+        store.write_pointer(f"{graph.name}/decisions/{key}", {"outcome": "kept", "sentence": sentence})
+
+        @dg.op(name=f"{graph.name}__evaluation_report")
+        def evaluates(context) -> None:
+            context.log_event(
+                dg.AssetMaterialization(graph.key("evaluation_report"), metadata={ARTIFACT: report.ref})
+            )
+
+        self.run(graph, instance, "model", evaluates)
+        self.tick(graph, instance)
+        (body,) = hook.bodies
+        assert (body["event"], body["title"], body["action"]) == (
+            "gate_closed",
+            "the candidate was not promoted: security_audit",
+            "run `fullft audit`",
         )
 
     @pytest.mark.parametrize("name", ["retraining", "alerts"])
@@ -925,7 +951,7 @@ class TestSensor:
                 settings={}, inputs={}, metadata={}, checks=[CheckOutcome(name="rows_are_good", passed=False)]
             )
 
-        @dg.op
+        @dg.op(name=f"{graph.name}__tokenized_chunks")
         def tokenizes(context) -> None:
             about = {"metadata": {ARTIFACT: tokens.ref}, "partition": "b1"}
             context.log_event(dg.AssetMaterialization(graph.key("tokenized_chunks"), **about))

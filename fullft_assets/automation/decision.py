@@ -118,7 +118,7 @@ def read_ledger(store: Store, case: str) -> tuple[DecisionLedger, list[str]]:
     """Return the ledger, and a note if it was damaged and begins anew."""
     try:
         return DecisionLedger.model_validate(store.read_pointer(f"{case}/retraining") or {}), []
-    except (ValueError, StoreError):  # JSON that is cut off, or has other keys
+    except ValueError:  # JSON that is cut off, or has other keys
         note = (
             f"the ledger {case}/retraining.json could not be read and begins anew: what lasts is raised again"
         )
@@ -197,7 +197,7 @@ def name_of(instance: dg.DagsterInstance) -> str:
 def _read(store: Store, case: str, name: str) -> RecordedDecision | None:
     try:
         return RecordedDecision.model_validate(store.read_pointer(f"{case}/{ASSET}/{name}"))
-    except (ValueError, StoreError):
+    except ValueError:
         return None
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import dagster as dg
 
-from fullft_assets.errors import StoreError
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import SCHEMES, Manifest, Store
 
@@ -148,6 +147,6 @@ def _read(store: Store, file: str, of: list[str]) -> _Entries:
     """Return the entries of a summary; none where it is lost, damaged, or not of this version."""
     try:
         content = store.read_json(file)
-    except StoreError:  # JSON that is cut off
+    except ValueError:  # JSON that is cut off
         return {}
     return content["entries"] if content is not None and content.get("of") == of else {}

@@ -11,6 +11,8 @@ from fullft_assets.security.record import Entry, append, read_record
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store, digest
 
+#: In the sentence of a release that an audit closed.
+BY_AUDIT = "the security audit has"
 #: Pointer with the digest of the findings that were recorded last.
 _NEWEST = "security/audit"
 
@@ -81,7 +83,7 @@ def reason_to_keep(use_case: UseCase, home: Path, store: Store) -> str | None:
     if not errors:
         return None
     return (
-        f"Not promoted though every gate passed: the security audit has {len(errors)} errors"
+        f"Not promoted though every gate passed: {BY_AUDIT} {len(errors)} errors"
         f" ({', '.join(sorted({error.id for error in errors}))}). `fullft audit` says what to fix; then"
         " materialise champion_model again."
     )

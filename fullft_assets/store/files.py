@@ -19,6 +19,10 @@ B = TypeVar("B")
 _PARALLEL_REQUESTS = 16
 
 
+class DamagedError(StoreError, ValueError):
+    """A file that should have a JSON object has none."""
+
+
 class Files:
     """Files by name below a local folder or a bucket's prefix.
 
@@ -122,12 +126,12 @@ class Files:
         """Return the JSON object in a file's content.
 
         Raises:
-            StoreError: it is damaged.
+            DamagedError: it is damaged.
         """
         with suppress(ValueError, RecursionError):
             if isinstance(content := json.loads(data), dict):
                 return content
-        raise StoreError(
+        raise DamagedError(
             f"{self.url}/{name}: damaged, no JSON object; put a copy of it back, or remove it and run the"
             " same command again"
         )
