@@ -64,8 +64,14 @@ def overrule(
     try:
         do()
     except FullftError as error:
-        undone = {"action": f"undone {act.action}", "reason": str(error), "run": person.run}
-        append(store, Entry(case=use_case.name, about=act.about, **undone))
+        undone = Entry(
+            action=f"undone {act.action}",
+            case=use_case.name,
+            about=act.about,
+            reason=str(error),
+            run=person.run,
+        )
+        append(store, undone)
         raise
     return None
 
