@@ -14,7 +14,7 @@ from dagster.components.core.defs_module import ComponentPostProcessingModel
 from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
 
 from fullft_assets import automation
-from fullft_assets.assets import ingestion, model, production
+from fullft_assets.assets import ingestion, model, production, security
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking.project import (
     Place,
@@ -168,8 +168,13 @@ class FullFineTune(Component):
 
 def load_use_cases(path_within_project: Path) -> dg.Definitions:
     """Return what `dg.load_from_defs_folder` does. A use case whose file Dagster cannot read is an asset with
-    a failing check.
+    a failing check. The asset `security_audit` is added.
     """
+    loaded = _load_use_cases(path_within_project)
+    return dg.Definitions.merge(loaded, security.build(find_defs(path_within_project)))
+
+
+def _load_use_cases(path_within_project: Path) -> dg.Definitions:
     try:
         return dg.load_from_defs_folder(path_within_project=path_within_project)
     except Exception:

@@ -31,13 +31,14 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
 from moto.server import ThreadedMotoServer
 
-from fullft_assets import automation, documents, release, retraining
+from fullft_assets import automation, documents, release, retraining, security
 from fullft_assets.alerts import CHANNELS, Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.runs import attempts_of, model_runs
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import FullftError, SettingsError
+from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import Status
 from fullft_assets.resources import ARTIFACT, open_store
 from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals
@@ -593,7 +594,7 @@ class TestSensor:
         manifest = self.artifact(graph, instance, "labeled_examples")
         Path(store.url, manifest.ref, "manifest.json").write_text('{"case": "planted-text')
 
-        @dg.op
+        @dg.op(name=f"{graph.name}__labeled_examples")
         def validates(context) -> None:
             about = {"metadata": {ARTIFACT: manifest.ref}, "partition": "b1"}
             context.log_event(dg.AssetMaterialization(graph.key("labeled_examples"), **about))
@@ -655,7 +656,7 @@ class TestSensor:
             for key in ("mine", "of the daily evaluation")
         )
 
-        @dg.op
+        @dg.op(name=f"{graph.name}__evaluation_report")
         def evaluates(context) -> None:
             context.log_event(
                 dg.AssetMaterialization(graph.key("evaluation_report"), metadata={ARTIFACT: evaluation.ref})
@@ -668,6 +669,31 @@ class TestSensor:
         assert (body["event"], body["title"]) == (
             "gate_closed",
             "the candidate was not promoted: gate of mine",
+        )
+
+    def test_a_release_that_the_audit_closes_is_sent(
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        store = open_store(graph.use_case, instance)
+        with store.create(graph.name, "evaluation_report", "k", version="1", seed=17) as draft:
+            report = draft.commit(settings={}, inputs={}, metadata=manifests.evaluation())
+        key = EvaluationMetadata.of(report).checkpoint.split("/")[2]
+        sentence = f"Not promoted though every gate passed: {security.BY_AUDIT} 1 errors (secret_in_file)."
+        store.write_pointer(f"{graph.name}/decisions/{key}", {"outcome": "kept", "sentence": sentence})
+
+        @dg.op(name=f"{graph.name}__evaluation_report")
+        def evaluates(context) -> None:
+            context.log_event(
+                dg.AssetMaterialization(graph.key("evaluation_report"), metadata={ARTIFACT: report.ref})
+            )
+
+        self.run(graph, instance, "model", evaluates)
+        self.tick(graph, instance)
+        (body,) = hook.bodies
+        assert (body["event"], body["title"], body["action"]) == (
+            "gate_closed",
+            "the candidate was not promoted: security_audit",
+            "run `fullft audit`",
         )
 
     @pytest.mark.parametrize("name", ["retraining", "alerts"])
@@ -951,7 +977,7 @@ class TestSensor:
     ) -> None:
         tokens = self.artifact(graph, instance, "tokenized_chunks", failed_check="rows_are_good")
 
-        @dg.op
+        @dg.op(name=f"{graph.name}__tokenized_chunks")
         def tokenizes(context) -> None:
             about = {"metadata": {ARTIFACT: tokens.ref}, "partition": "b1"}
             context.log_event(dg.AssetMaterialization(graph.key("tokenized_chunks"), **about))

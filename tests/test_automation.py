@@ -36,6 +36,7 @@ from fullft_assets.component import FullFineTune
 from fullft_assets.evaluation import CHAMPION
 from fullft_assets.monitoring import LiveMetadata, Status
 from fullft_assets.resources import latest, latest_by_partition
+from fullft_assets.security import read_record
 from fullft_assets.store import Manifest, Store
 from tests import manifests
 from tests import project as projects
@@ -551,6 +552,8 @@ class TestRetrainingSensor:
             in request.tags["retraining/reasons"]
         )
         assert [found.decision.action for found in bench.decisions()] == ["wait", "retrain"]
+        (entry,) = read_record(bench.store).entries
+        assert (entry.action, entry.about) == ("retrain", bench.decisions()[-1].decision.evidence)
 
     def test_a_snapshot_that_failed_is_asked_for_again_under_a_new_key_later_and_later(
         self, bench, monkeypatch

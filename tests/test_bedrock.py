@@ -21,7 +21,7 @@ from tests.prepared import Prepared, prepare
 
 #: Characters of a text that are sent by default.
 MOST = 8_000
-MODEL = {"model": "vendor.model-1:0", "region": "eu-central-1"}
+MODEL = {"model": "vendor.model-1:0"}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def server(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> Iterator[BedrockServer]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
     truth = {
         text[:MOST]: prepared.labels[label]
         for name in ("train", "validation", "test")
@@ -41,13 +42,14 @@ def server(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bedr
     }
     # Right, but with the marks and the case of a model that writes.
     with serve(lambda text: f" {truth[text].upper()}.\n" if text in truth else "I cannot say") as found:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", found.endpoint)
         yield found
 
 
-def context(prepared: Prepared, server: BedrockServer, **settings: object) -> BaselineContext:
+def context(prepared: Prepared, **settings: object) -> BaselineContext:
     found = prepared.baseline_context
     assert found.settings is not None
-    asked = BedrockSettings.model_validate({**MODEL, "endpoint_url": server.endpoint, **settings})
+    asked = BedrockSettings.model_validate({**MODEL, **settings})
     planning = found.settings.planning.model_copy(update={"bedrock": asked})
     return replace(found, settings=found.settings.model_copy(update={"planning": planning}))
 
@@ -55,7 +57,7 @@ def context(prepared: Prepared, server: BedrockServer, **settings: object) -> Ba
 def test_it_is_asked_scored_paid_and_loaded(
     prepared: Prepared, server: BedrockServer, tmp_path: Path
 ) -> None:
-    asking = context(prepared, server, usd_per_1k_tokens=(0.5, 10))
+    asking = context(prepared, usd_per_1k_tokens=(0.5, 10))
     recipe, rows, names = prepared.recipe, prepared.split("validation"), prepared.use_case.settings.baselines
     server.failures = 2
     scores = dict(recipe.score_baselines(names, tmp_path, asking))
@@ -88,7 +90,7 @@ def test_an_answer_that_is_no_label_counts_as_the_commonest(
     prepared: Prepared, server: BedrockServer
 ) -> None:
     said: list[str] = []
-    asking = replace(context(prepared, server), progress=Progress(said.append))
+    asking = replace(context(prepared), progress=Progress(said.append))
     train, rows = prepared.split("train"), prepared.split("test")
     strange = replace(rows, texts=["nobody knows this text", "", *rows.texts[2:]])
     found = Bedrock.fit(train, asking).predict(strange).argmax(1)
@@ -102,14 +104,14 @@ def test_an_answer_that_is_no_label_counts_as_the_commonest(
 
 def test_texts_are_cut(prepared: Prepared, server: BedrockServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bedrock, "_MAX_CHARACTERS", 5)
-    Bedrock.fit(prepared.split("train"), context(prepared, server)).predict(prepared.split("test"))
+    Bedrock.fit(prepared.split("train"), context(prepared)).predict(prepared.split("test"))
     assert {len(request["messages"][-1]["content"][0]["text"]) for request in server.requests} <= set(
         range(1, 8)
     )
 
 
 def test_a_refusal_names_no_text(prepared: Prepared, server: BedrockServer) -> None:
-    asking = context(prepared, server, model="another.model")
+    asking = context(prepared, model="another.model")
     with pytest.raises(
         SettingsError,
         match=(
@@ -118,6 +120,12 @@ def test_a_refusal_names_no_text(prepared: Prepared, server: BedrockServer) -> N
         ),
     ):
         Bedrock.fit(prepared.split("train"), asking).predict(prepared.split("test"))
+
+
+def test_the_region_of_an_arn_is_asked(server: BedrockServer) -> None:
+    named = BedrockSettings(model="arn:aws:bedrock:us-west-2::foundation-model/vendor.model-1:0")
+    regions = [bedrock._client(asked).meta.region_name for asked in (named, BedrockSettings(**MODEL))]
+    assert regions == ["us-west-2", "eu-central-1"]
 
 
 @pytest.mark.parametrize(

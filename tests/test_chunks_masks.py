@@ -374,6 +374,46 @@ class TestTemplate:
         ):
             load(with_template(smol, tmp_path, source))
 
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "{{ '%2000000000d' % 1 }}",
+            "{{ '%*d' % (2000000000, 1) }}",
+            "{{ '{:>2000000000}'.format(1) }}",
+            "{{ '{:>{w}}'.format(1, w=2000000000) }}",
+            "{{ '%2000000000d'|format(1) }}",
+            "{{ 'x'.ljust(2000000000) }}",
+            "{{ 'x'.zfill(2000000000) }}",
+            "{{ 'x'|center(2000000000) }}",
+            "{{ 'x\ny'|indent(2000000000) }}",
+            "{{ messages|tojson(indent=2000000000) }}",
+            "{{ 'x' * 2000000000 }}",
+            "{{ (2 ** 9) ** 2000000000 }}",
+            "{{ ('x' * 100000).replace('x', 'y' * 100000) }}",
+            "{{ ('x' * 100000)|replace('x', 'y' * 100000) }}",
+            "{% set n = namespace(x='xy') %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
+            "{% set n = namespace(x='xy') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "{% set n = namespace(x=9) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
+            "{% set n = namespace(x='xy') %}{% for i in range(40) %}{% set y %}{{ n.x }}{{ n.x }}{% endset %}"
+            "{% set n.x = y %}{% endfor %}",
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = 1 %}{% endfor %}{% endfor %}",
+            "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        ],
+    )
+    def test_a_template_is_bounded_in_width_and_time(self, source: str) -> None:
+        with pytest.raises(DataError, match=r": it (writes too much|takes too long)$"):
+            ChatTemplate(source, {}, ()).render([said("user", "Anna owes 500000000 euros")])
+
+    def test_what_templates_do_is_within_the_bounds(self) -> None:
+        source = (
+            "{% macro show(m) %}{{ m.content|trim|replace('a', 'b') }}{% endmacro %}{% set y %}{{ 1 ~ 'x' }}"
+            "{% endset %}{% for m in messages %}{{ '%s: ' % m.role + show(m) }}{% endfor %}"
+            "{{ y|upper }}{{ '{:>3}'.format(7) }}{{ ('-' * 3) ~ 2 }}"
+        )
+        text = ChatTemplate(source, {}, ()).render([said("user", " 2000000000a " * 200_000)])
+        assert text == "user: " + (" 2000000000b " * 200_000).strip() + "1X  7---2"
+
     def test_a_template_can_run_no_code_and_sees_no_clock(self) -> None:
         with pytest.raises(DataError, match="refuses the conversation"):
             ChatTemplate("{{ messages.__class__.__mro__[1].__subclasses__() }}", {}, ()).render(

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from fullft_assets.alerts.channels import CloudWatchSettings
+from fullft_assets.security.record import FOLDER
 from fullft_assets.settings.alerts import Event
 
 pytestmark = pytest.mark.quick
@@ -81,6 +82,14 @@ class TestImage:
             if not any(source == name or source.startswith(f"{name}/") for source in copied())
         ]
         assert not fnmatch.filter(names, "*.env*")
+
+    def test_ssh_is_in_it_and_step_logs_are_in_no_folder_of_all(self) -> None:
+        assert "openssh-client" in DOCKERFILE.read_text()
+        logs = read(DEPLOY / "dagster/postgres-s3.yaml")["compute_logs"]["config"]
+        assert logs["local_dir"] == {"env": "FULLFT_CACHE"}
+        cache = re.search(r"FULLFT_CACHE=(\S+)", DOCKERFILE.read_text())
+        helm = read(DEPLOY / "helm/values.yaml")["computeLogManager"]["config"]["s3ComputeLogManager"]
+        assert cache is not None and helm["localDir"].startswith(cache[1])
 
     def test_it_installs_extras_that_exist_and_takes_no_secret(self) -> None:
         text = DOCKERFILE.read_text()
@@ -260,8 +269,8 @@ class TestHelm:
             and "ENV PATH=/opt/venv/bin:" in DOCKERFILE.read_text()
         )
         assert program in " ".join(read(COMPOSE)["services"]["webserver"]["command"])
-        pages = [ROOT / "docs/deployment.md", *sorted((ROOT / "docs/deployment").glob("*.md"))]
-        documented = "".join(page.read_text() for page in pages)
+        pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/deployment").glob("*.md")]
+        documented = "".join(page.read_text() for page in (*pages, DEPLOY / "aws/start.sh"))
         assert documented.count(f"python {program}") == 3 and "\ndagster-webserver" not in documented
 
     def test_every_name_that_a_pod_needs_is_in_the_manifests(self) -> None:
@@ -347,7 +356,11 @@ class TestAws:
             {"!GetAtt": f"{name}.Arn"},
             {"!Sub": f"${{{name}.Arn}}/*"},
         ]
-        assert statements.keys() == {"TlsOnly", "Tls12", "NoOtherKey", "NoOtherEncryption"}
+        of_all = {"TlsOnly", "Tls12", "NoOtherKey", "NoOtherEncryption"}
+        of_the_record = {"RecordIsAddedTo", "RecordStays"} if name == "Artifacts" else set()
+        assert statements.keys() == of_all | of_the_record
+        for sid in of_the_record:
+            assert statements[sid]["Resource"] == {"!Sub": f"${{Artifacts.Arn}}/store/{FOLDER}/*"}
 
     def test_a_machine_may_do_nothing_with_everything_but_count_alerts_and_log_in_to_the_registry(
         self,
@@ -380,11 +393,7 @@ class TestAws:
             for each in alarms
             if each["Namespace"] == CloudWatchSettings().namespace
         }
-        assert (
-            own.keys()
-            == {"run_failed", "gate_closed", "feed_silent", "sensor_failing", "budget"}
-            <= set(get_args(Event))
-        )
+        assert own.keys() == set(get_args(Event))
         for alarm in own.values():
             assert alarm["AlarmActions"] == [{"!Ref": "AlarmTopic"}]
             assert (alarm["MetricName"], [each["Name"] for each in alarm["Dimensions"]]) == (
@@ -456,6 +465,25 @@ class TestAws:
             if any(a.startswith(("s3:", "kms:")) for a in s["Action"]) and "Condition" not in s
         ]
         assert "Documents" not in str(statements)
+
+    @pytest.mark.parametrize(("service", "policy"), [("sagemaker", "JobsPolicy"), ("ecs", "TasksPolicy")])
+    def test_a_container_decides_nothing_and_changes_no_record(self, service: str, policy: str) -> None:
+        statement = policies(service)[policy]["LeaveWhatDecides"]
+        patterns = [resource["!Sub"][0].replace("${Arn}", "a") for resource in statement["Resource"]]
+        names = ["pointers/c/champion.json", "pointers/c/decisions/k.json", "pointers/latest/c/x/all.json"]
+        names += ["pointers/record.json", "record/00000001.json"]
+        for name in names:
+            assert any(fnmatch.fnmatchcase(f"a/store/{name}", pattern) for pattern in patterns), name
+        for name in (
+            "pointers/leases/x.json",
+            "pointers/store.json",
+            "c/training_snapshot/k/1/manifest.json",
+        ):
+            assert not any(fnmatch.fnmatchcase(f"a/store/{name}", pattern) for pattern in patterns), name
+        assert statement["Effect"] == "Deny" and set(statement["Action"]) == {
+            "s3:PutObject",
+            "s3:DeleteObject",
+        }
 
     @pytest.mark.parametrize("service", ["sagemaker", "ecs"])
     def test_only_a_container_of_the_data_stages_may_read_documents_and_no_other(self, service: str) -> None:
@@ -542,6 +570,38 @@ class TestAws:
         )
         assert provider["ManagedScaling"]["Status"] == provider["ManagedTerminationProtection"] == "ENABLED"
         assert "ECS_DISABLE_PRIVILEGED=true" in str(resources["Instance"])
+
+    def test_a_rotated_password_reaches_the_services_and_nothing_else_starts_them_again(
+        self, tmp_path: Path
+    ) -> None:
+        log, password = tmp_path / "log", tmp_path / "password"
+        programs = {
+            "aws": f"""case $1 in secretsmanager) printf '{{"password": "%s"}}' "$(cat {password})";; esac""",
+            "docker": f"""echo "$@" >> {log}; [ $1 != ps ] || printf '1\\n2\\n3\\n'""",
+        }
+        for name, body in programs.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+            (tmp_path / name).chmod(0o700)
+        (tmp_path / "fullft.env").write_text("FULLFT_STORE=s3://bucket/store\n")
+        image = "1.dkr.ecr.eu-central-1.amazonaws.com/fullft@sha256:00"
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "FULLFT_RUN": str(tmp_path / "run")}
+
+        def started() -> list[str]:
+            log.write_text("")
+            command = ["sh", str(DEPLOY / "aws/start.sh"), image, "arn", str(tmp_path / "fullft.env")]
+            subprocess.run(command, env=environment, check=True)
+            lines = log.read_text().splitlines()
+            assert not any("pa%ss" in line for line in lines)
+            return [line.split("--name ")[1].split()[0] for line in lines if "--name" in line]
+
+        services = ["fullft-code", "fullft-daemon", "fullft-webserver"]
+        password.write_text("pa%ss$1")
+        assert started() == services and started() == []
+        variables = tmp_path / "run/services.env"
+        assert "DAGSTER_POSTGRES_PASSWORD=pa%ss$1\n" in variables.read_text()
+        assert variables.stat().st_mode & 0o777 == 0o600
+        password.write_text("pa%ss$2")
+        assert started() == services and started() == []
 
 
 #: The statements of a template's policies, by the policy's name and their own.

@@ -216,3 +216,9 @@ def test_what_to_edit_exists() -> None:
         if not found:
             missing.append(name)
     assert len(named) > 40 and missing == []
+
+
+def test_every_test_that_the_page_of_security_names_exists() -> None:
+    names = set(re.findall(r"`(test_\w+)(?:\.py)?`", (DOCS / "security.md").read_text()))
+    tests = "".join(path.stem + path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(names) > 15 and [name for name in names if name not in tests] == []

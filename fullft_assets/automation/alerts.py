@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel, ValidationError
 
-from fullft_assets import alerts, documents, release
+from fullft_assets import alerts, documents, release, security
 from fullft_assets.alerts import Alert
 from fullft_assets.artifacts import (
     BATCH_PREDICTIONS,
@@ -269,10 +269,12 @@ def of_run(
             champion.checkpoint == judged.checkpoint or champion.evaluation == judged.ships
         )
         closed = [check.name for check in report.checks if not check.passed]
+        action = "read the evaluation report"
+        if security.BY_AUDIT in (release.recorded_outcome(store, graph.name, judged.checkpoint) or ""):
+            closed, action = ["security_audit"], "run `fullft audit`"
         # One whose gates are all open was champion until another one was promoted.
         if closed and not is_champion:
-            title = f"the candidate was not promoted: {', '.join(closed)}"
-            yield alert("gate_closed", title, "read the evaluation report")
+            yield alert("gate_closed", f"the candidate was not promoted: {', '.join(closed)}", action)
 
 
 def _name(graph: CaseGraph, record: dg.RunRecord) -> str:

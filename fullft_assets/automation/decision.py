@@ -17,7 +17,7 @@ import dagster as dg
 from croniter import croniter
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fullft_assets import release, retraining
+from fullft_assets import release, retraining, security
 from fullft_assets.artifacts import (
     DRIFT_REPORT,
     EVALUATION_REPORT,
@@ -150,6 +150,16 @@ def record(
         instance.report_runless_asset_event(
             dg.AssetMaterialization(asset_key=graph.key(ASSET), metadata=shown)
         )
+        if decision.action == "retrain":
+            security.append(
+                store,
+                security.Entry(
+                    action="retrain",
+                    case=graph.name,
+                    about=decision.evidence,
+                    reason="; ".join(decision.reasons),
+                ),
+            )
     decided_at = ledger.decided_at
     if ledger.decider != by or not 0 <= signals.now - decided_at < _SILENT_SECONDS / 2:
         decided_at = signals.now

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from fullft_assets import release, retention
+from fullft_assets import release, retention, security
 from fullft_assets.artifacts import (
     BATCH_PREDICTIONS,
     CHAMPION_MODEL,
@@ -154,8 +154,20 @@ def _build_job_by_hand(graph: CaseGraph) -> dg.JobDefinition:
             for line in removal.lines:
                 context.log.info(line)
         else:
+            in_use = release.read_champion(store, graph.name)
+            about = config.checkpoint if config.act is Act.promote or in_use is None else in_use.checkpoint
+            act = security.Act(config.act.value, about, config.reason)
             with one_line_errors(store, graph.name):
-                _change(graph, store, config, context.run_id)
+                waits = security.overrule(
+                    store,
+                    graph.use_case,
+                    act,
+                    _person(context.run),
+                    lambda: _change(graph, store, config, context.run_id),
+                )
+            if waits is not None:
+                context.log.info(waits)
+                return
             yield _noted(context, graph, store)
             if config.act in (Act.promote, Act.rollback):
                 yield from _in_use(context, graph, store)
@@ -165,6 +177,12 @@ def _build_job_by_hand(graph: CaseGraph) -> dg.JobDefinition:
         by_hand()
 
     return job
+
+
+def _person(run: dg.DagsterRun) -> security.Person:
+    """Return who launched a run; without a login before the UI nobody knows."""
+    name = run.tags.get(security.PERSON_TAG, "")
+    return security.Person(name, "proxy" if name else "unverified", run=run.run_id)
 
 
 def _change(graph: CaseGraph, store: Store, config: ByHand, run_id: str) -> None:

@@ -13,4 +13,5 @@ from fullft_assets.base_model.header import (
     weights_files,
     with_rights,
 )
+from fullft_assets.base_model.licence import stated_licence
 from fullft_assets.base_model.reference import find_base_model, resolve_base_model, suggest_path

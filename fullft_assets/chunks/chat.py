@@ -96,6 +96,8 @@ class ChatTemplate:
     def _render(
         self, messages: Sequence[Message], add_generation_prompt: bool = False
     ) -> tuple[str, list[Span]]:
+        from fullft_assets.chunks import bounded_template
+
         blocks: list[str] = []
         written: list[Span] = []
         self._compiled.environment.tracked = (blocks, written)
@@ -108,13 +110,12 @@ class ChatTemplate:
         try:
             # Block by block: the place of what the assistant wrote is the length of what was rendered before
             # it.
-            for block in self._compiled.generate(**variables, **self.variables):
-                blocks.append(block)
+            bounded_template.render(self._compiled, blocks, {**variables, **self.variables})
         except Exception as error:  # a template is code of others, and may fail in every way
             # It may also quote what it refuses: only a message that it has word for word is shown.
             why = (
                 " ".join(str(error).split())
-                if str(error) and str(error) in self.source
+                if (str(error) and str(error) in self.source) or isinstance(error, bounded_template.Exceeded)
                 else type(error).__name__
             )
             raise DataError(f"the chat template refuses the conversation: {why}") from None
@@ -175,7 +176,8 @@ def _compile(source: str) -> Any:
     import jinja2.ext
     import jinja2.nodes
     import jinja2.parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from fullft_assets.chunks import bounded_template
 
     class Generation(jinja2.ext.Extension):
         """`{% generation %}`: what the assistant wrote."""
@@ -212,10 +214,10 @@ def _compile(source: str) -> Any:
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = bounded_template.BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = to_json
+    environment.filters["tojson"] = bounded_template.bounded(to_json)
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda pattern: TODAY.strftime(pattern)
     try:

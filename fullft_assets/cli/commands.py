@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from fullft_assets.artifacts import CHAMPION_MODEL, REPORT_PAGE
 from fullft_assets.checking.project import Place, find_defs, find_project_root, find_use_case
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import FullftError, SettingsError
+from fullft_assets.security import Act, Person, overrule
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.store import Store
+from fullft_assets.store import Store, digest
 
 Command = Callable[[argparse.Namespace], int]
 #: Names and options of an argument, as `argparse` takes them.
@@ -68,6 +70,12 @@ def _flag(name: str, help_text: str) -> Argument:
     return _argument(name, action="store_true", help=help_text)
 
 
+_KEY = _argument(
+    "--key",
+    type=Path,
+    metavar="FILE",
+    help="your SSH key, where release.approvers say who may do this; with an agent, the public one",
+)
 _USE_CASE = _argument("use_case", help="name of the use case")
 _DEFS = _argument(
     "--defs", type=Path, help="folder with the use cases (default: those of the project around this folder)"
@@ -111,13 +119,25 @@ def _use_home(project_root: Path) -> None:
                 f"DAGSTER_HOME={given_home} is not a folder that Dagster can use; {fix}, or unset it for"
                 f" {project_root / '.home'}"
             )
+        _keep_private(folder)
         return
     home = project_root / ".home"
     home.mkdir(exist_ok=True)
+    _keep_private(home)
     settings, link = project_root / "dagster.yaml", home / "dagster.yaml"
     if settings.is_file() and not link.exists():
         link.symlink_to(settings)
     os.environ["DAGSTER_HOME"] = str(home)
+
+
+def _keep_private(home: Path) -> None:
+    """Keep a home, and what this process writes, from others; where its group may write, it is the group's."""
+    if home.stat().st_mode & 0o020:
+        os.umask(0o007)
+        return
+    os.umask(0o077)
+    with suppress(PermissionError):  # somebody else made it
+        home.chmod(0o700)
 
 
 @_command("Ingest what is new, make the model, watch production, and sum up.")
@@ -397,21 +417,26 @@ def _export(parsed: argparse.Namespace) -> int:
 @_command(
     "Bring the previous champion back.",
     _argument("--reason", required=True, help="kept with the champion's history"),
+    _KEY,
 )
 def _rollback(parsed: argparse.Namespace) -> int:
-    import getpass
-
     from fullft_assets import release
     from fullft_assets.resources import set_latest
 
     use_case, store = _open(parsed)
-    champion = release.rollback(store, use_case.name, reason=parsed.reason, by=getpass.getuser())
-    card = release.card_of(store, use_case.name, champion)
-    if card is not None:
-        set_latest(store, use_case.name, CHAMPION_MODEL, card)
-    print(f"champion of {use_case.name} is again {champion.checkpoint} (score {champion.score:.3f})")
-    release.try_to_hand_over(store, use_case, print, lambda line: print(line, file=sys.stderr))
-    return 0
+    in_use = release.read_champion(store, use_case.name)
+
+    def roll_back() -> None:
+        by = _person(parsed).name
+        champion = release.rollback(store, use_case.name, reason=parsed.reason, by=by)
+        card = release.card_of(store, use_case.name, champion)
+        if card is not None:
+            set_latest(store, use_case.name, CHAMPION_MODEL, card)
+        print(f"champion of {use_case.name} is again {champion.checkpoint} (score {champion.score:.3f})")
+        release.try_to_hand_over(store, use_case, print, lambda line: print(line, file=sys.stderr))
+
+    about = "" if in_use is None else in_use.checkpoint
+    return _overrule(parsed, use_case, store, Act("rollback", about, parsed.reason), roll_back)
 
 
 @_command(
@@ -458,6 +483,7 @@ def _clean(parsed: argparse.Namespace) -> int:
         help="what is listed: document ids, or groups (a patient, a client)",
     ),
     _argument("--reason", default="", help="kept with the record of the erasure"),
+    _KEY,
 )
 def _erase(parsed: argparse.Namespace) -> int:
     from fullft_assets import erasure
@@ -469,17 +495,61 @@ def _erase(parsed: argparse.Namespace) -> int:
             " list ids"
         )
     listed = erasure.read_list(parsed.list)
-    report = erasure.erase(_store(use_case), use_case.name, listed, by=parsed.by, reason=parsed.reason)
-    print("\n".join(report.lines()))
-    for line in report.missing[:_SHOWN_LINES]:
-        print(
-            f"{parsed.list}:{listed[line]}: `{line}`: no document has this {parsed.by}; fix the line and"
-            " erase again",
-            file=sys.stderr,
-        )
-    if len(report.missing) > _SHOWN_LINES:
-        print(
-            f"{parsed.list}: {len(report.missing) - _SHOWN_LINES:,} more lines were not found",
-            file=sys.stderr,
-        )
-    return 1 if report.missing else 0
+    store, reports = _store(use_case), list[erasure.ErasureReport]()
+
+    def erase() -> None:
+        reports.append(erasure.erase(store, use_case.name, listed, by=parsed.by, reason=parsed.reason))
+
+    act = Act("erase", digest([parsed.by, *sorted(listed)]), parsed.reason)
+    _overrule(parsed, use_case, store, act, erase)
+    for report in reports:
+        print("\n".join(report.lines()))
+        for line in report.missing[:_SHOWN_LINES]:
+            print(
+                f"{parsed.list}:{listed[line]}: `{line}`: no document has this {parsed.by}; fix the line and"
+                " erase again",
+                file=sys.stderr,
+            )
+        if len(report.missing) > _SHOWN_LINES:
+            print(
+                f"{parsed.list}: {len(report.missing) - _SHOWN_LINES:,} more lines were not found",
+                file=sys.stderr,
+            )
+    return 1 if any(report.missing for report in reports) else 0
+
+
+def _person(parsed: argparse.Namespace) -> Person:
+    import getpass
+
+    return Person(getpass.getuser(), key=parsed.key)
+
+
+def _overrule(
+    parsed: argparse.Namespace, use_case: UseCase, store: Store, act: Act, do: Callable[[], None]
+) -> int:
+    """Have done what a person asks for, or print what it waits for."""
+    waits = overrule(store, use_case, act, _person(parsed), do)
+    if waits is not None:
+        print(waits)
+    return 0
+
+
+@_command(
+    "Say what the platform is open to, and whether its record is whole; 1 where something is an error.",
+    of_use_case=False,
+)
+def _audit(parsed: argparse.Namespace) -> int:
+    import dagster as dg
+
+    from fullft_assets.assets.security import audit_all
+
+    root = find_project_root(parsed.defs / "defs.yaml")
+    _use_home(root)
+    with dg.DagsterInstance.get() as instance:
+        findings, records = audit_all(parsed.defs, instance)
+    for finding in findings:
+        print(f"{finding.severity}  {finding.id}: {finding.evidence}; {finding.fix}")
+    for url, record in records.items():
+        newest = f", the newest one with the digest {record.digest}" if record.entries else ""
+        print(record.broken or f"record of {url}: {len(record.entries):,} entries, whole{newest}")
+    return 1 if any(finding.severity == "error" for finding in findings) else 0

@@ -10,18 +10,23 @@ reports have pages below `/fullft/reports/` of the UI.
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from fullft_assets.artifacts import EVALUATION_REPORT, REPORT_PAGE, TRAINING_SNAPSHOT
-from fullft_assets.errors import FullftError
+from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.resources import REPORTS
 from fullft_assets.resources.store import default_store
+from fullft_assets.security import LOGIN_KEY_VARIABLE, PERSON_TAG
 
 #: The reference of an artifact that has a report; no part of it leads out of the store.
 _REF = re.compile(
@@ -81,11 +86,84 @@ Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class Guard:
-    """An ASGI application that answers what `refusal` refuses, and leaves the rest to another application."""
+#: What the tokens of the login are for: the `aud` that the proxy asks for, or the ARN of AWS's load balancer.
+LOGIN_AUDIENCE_VARIABLE = "FULLFT_LOGIN_AUDIENCE"
+#: Where proxies put the token: AWS's load balancer, and oauth2-proxy in two ways.
+_TOKEN_HEADERS = ("x-amzn-oidc-data", "authorization", "x-forwarded-access-token")
 
-    def __init__(self, app: App, hosts: Iterable[str] = ()):
-        self._app, self._hosts = app, frozenset(hosts)
+
+class Login:
+    """The login in front of the UI: a proxy that adds a signed token to each request (a JSON web token, RFC
+    7519, with RS256 or ES256).
+
+    Args:
+        keys: public keys in PEM of whoever signs the tokens.
+        audience: what the tokens are for.
+    """
+
+    def __init__(self, keys: str, audience: str):
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+        blocks = re.findall(r"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", keys, re.DOTALL)
+        self._keys: list[Any] = [load_pem_public_key(block.encode()) for block in blocks]
+        self._audience = audience
+        if not blocks or not audience:
+            raise SettingsError(
+                f"{LOGIN_KEY_VARIABLE} names a file without a public key in PEM, or {LOGIN_AUDIENCE_VARIABLE}"
+                " is not set: set both"
+            )
+
+    def person(self, headers: Mapping[str, str]) -> str | None:
+        """Return who sends a request, or None.
+
+        Args:
+            headers: by their names in small letters.
+        """
+        from cryptography.exceptions import InvalidSignature
+
+        words = next((headers[name] for name in _TOKEN_HEADERS if name in headers), "").split()
+        for key in self._keys if words else ():
+            with suppress(InvalidSignature, ValueError, TypeError, KeyError):
+                header, claims = _verified(words[-1], key)
+                audiences = claims.get("aud")
+                audiences = audiences if isinstance(audiences, list) else [audiences]
+                if claims["exp"] > time.time() and self._audience in (header.get("signer"), *audiences):
+                    return claims.get("email") or claims["sub"]
+        return None
+
+
+def _verified(token: str, key: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return header and claims of a token; the kind of the key says how it is signed, not the token.
+
+    Raises:
+        InvalidSignature: another key signed it.
+        ValueError: it is no token.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    signed, _, signature = token.rpartition(".")
+    raw = _decoded(signature)
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        numbers = (int.from_bytes(half) for half in (raw[:32], raw[32:]))
+        key.verify(utils.encode_dss_signature(*numbers), signed.encode(), ec.ECDSA(SHA256()))
+    else:
+        key.verify(raw, signed.encode(), padding.PKCS1v15(), SHA256())
+    header, claims = (json.loads(_decoded(part)) for part in signed.split("."))
+    return header, claims
+
+
+def _decoded(part: str) -> bytes:
+    return base64.urlsafe_b64decode(part.rstrip("=") + "=" * (-len(part.rstrip("=")) % 4))
+
+
+class Guard:
+    """An ASGI application that answers what `refusal` refuses, and what nobody who is logged in sends, and
+    leaves the rest to another application.
+    """
+
+    def __init__(self, app: App, hosts: Iterable[str] = (), login: Login | None = None):
+        self._app, self._hosts, self._login = app, frozenset(hosts), login
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as ASGI calls an application."""
@@ -100,6 +178,11 @@ class Guard:
             await send(message)
 
         reason = None if scope["type"] == "lifespan" else refusal(scope, self._hosts)
+        # A probe of the server's health has no login.
+        if reason is None and self._login and scope["type"] != "lifespan" and scope["path"] != "/server_info":
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            if self._login.person(headers) is None:
+                reason = "Log in: the request has no token of the login in front of the UI."
         if reason is None:
             await self._app(scope, receive, unframed)
         elif scope["type"] == "websocket":
@@ -172,17 +255,31 @@ def _is_own(host: str, hosts: frozenset[str]) -> bool:
 
 def main() -> None:
     """Run `dagster-webserver` behind the guard."""
+    from dagster import DagsterInstance
     from dagster_webserver import cli
     from dagster_webserver.webserver import DagsterWebserver
 
-    create = DagsterWebserver.create_asgi_app
+    create, submit = DagsterWebserver.create_asgi_app, DagsterInstance.submit_run
+    key_file = os.environ.get(LOGIN_KEY_VARIABLE)
+    login = None
+    if key_file:
+        login = Login(Path(key_file).read_text(), os.environ.get(LOGIN_AUDIENCE_VARIABLE, ""))
     hosts = [name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",") if name.strip()]
 
     # The command calls this method, and has no setting for another application.
     def create_guarded(self: Any, **options: Any) -> Any:
-        return Guard(with_reports(create(self, **options)), hosts)
+        return Guard(with_reports(create(self, **options)), hosts, login)
+
+    # Every run that a request asks for comes by here: what its tags say of a person is replaced.
+    def submit_with_person(self: DagsterInstance, run_id: str, workspace: Any) -> Any:
+        headers = getattr(getattr(workspace, "source", None), "headers", None) or {}
+        name, run = login and login.person(headers), self.get_run_by_id(run_id)
+        if name or (run and PERSON_TAG in run.tags):
+            self.add_run_tags(run_id, {PERSON_TAG: name or ""})
+        return submit(self, run_id, workspace)
 
     DagsterWebserver.create_asgi_app = create_guarded
+    DagsterInstance.submit_run = submit_with_person
     cli.main()
 
 

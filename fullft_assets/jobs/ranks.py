@@ -20,7 +20,7 @@ def num_ranks() -> int:
 
 
 def torchrun_of_hosts(
-    hosts: Sequence[str], host: int, processes: int, port: int = 29500, patience_seconds: int = 1800
+    hosts: Sequence[str], host: int, processes: int, port: int | str = 29500, patience_seconds: int = 1800
 ) -> list[str]:
     """Return the arguments of Python that start one host's processes of a training; the workload's own
     follow.

@@ -50,6 +50,9 @@ _HOSTS = "hosts"
 _TORCHRUN = "torchrun"
 _TORCHRUN_ERROR = "TORCHELASTIC_ERROR_FILE"
 _NOT_MET = re.compile(r"\bDist(?:Network|Store)Error\b")
+#: Variables that a workload does not need, Dagster's database and the UI's login among them: code of a model
+#: or of another package may run in it.
+_OF_CONTROL_PLANE = re.compile(r"DAGSTER_(?!HOME$|PIPES_)|PG[A-Z]+$|FULLFT_(LOGIN|UI)_")
 #: Of a job whose time is up.
 REACHED_LIMIT = Status(
     "failed",
@@ -110,7 +113,7 @@ class Machine:
         (folder / _HOSTS).write_text(str(num_hosts))
         options = Options(grace_seconds, max_seconds, watched, str(folder))
         variables = {
-            **os.environ,
+            **{name: os.environ[name] for name in os.environ if not _OF_CONTROL_PLANE.match(name)},
             **environment,
             LAUNCH_ID: name,
             **error_files(folder),

@@ -156,9 +156,10 @@ class SshLauncher(Launcher):
 
     def _arguments(self, spec: LaunchSpec, number: int) -> Sequence[str]:
         first, *other_hosts = self._hosts
-        address, _, port = (self.settings.rendezvous or first).partition(":")
-        names = [address, *other_hosts]
-        torchrun = torchrun_of_hosts(names, number, spec.processes // len(names), int(port or _PORT))
+        environment = self.settings.environment
+        names = [environment.get("MASTER_ADDR", first), *other_hosts]
+        port = environment.get("MASTER_PORT", _PORT)
+        torchrun = torchrun_of_hosts(names, number, spec.processes // len(names), port)
         return [*torchrun, "-m", spec.module, *spec.job]
 
     def _others(self, name: str) -> range:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -174,9 +174,13 @@ def publish(
     checkpoint: Manifest,
     snapshot: Manifest,
     run_id: str,
+    reason_to_keep: Callable[[], str | None] = lambda: None,
 ) -> tuple[ReleaseOutcome, Manifest | None]:
     """Carry out the verdict that the report recorded: if every gate passed, make the candidate the champion
     with a model card.
+
+    Args:
+        reason_to_keep: asked once, of a candidate that would be promoted; what it returns keeps the champion.
 
     Returns:
         The outcome, and the `champion_model` artifact if this candidate is the champion now.
@@ -205,6 +209,8 @@ def publish(
         return outcome.kind != "kept"
 
     outcome, manifest = decide(read_state(store, case)), None
+    if outcome.kind == "promoted" and (reason := reason_to_keep()) is not None:
+        outcome = ReleaseOutcome("kept", reason, read_champion(store, case))
     if outcome.kind == "promoted":
         manifest = write_card(store, use_case, report, checkpoint, outcome=promoted)
         # The pointer moves last: a run killed before it finds the card and moves it then.

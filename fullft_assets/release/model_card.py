@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -15,7 +14,7 @@ from fullft_assets.artifacts import (
     EVALUATION_REPORT,
     FINETUNED_CHECKPOINT,
 )
-from fullft_assets.base_model import resolve_base_model
+from fullft_assets.base_model import resolve_base_model, stated_licence
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import SettingsError
@@ -30,43 +29,6 @@ from fullft_assets.task import TASKS
 
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
-
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
-_LICENCE_FILE = re.compile(r"(?:licen[cs]e|copying)(?:\.(?:txt|md))?", re.IGNORECASE)
-#: A licence's name is in its first lines; a README may be long.
-_MAX_BYTES = 65_536
-
-
-def stated_licence(folder: Path) -> str | None:
-    """Return the licence in the front matter of a model's README.md, else the name of its licence file with
-    its first line; None: neither.
-    """
-    readme = folder / "README.md"
-    if readme.is_file():
-        front_matter = _front_matter(_beginning(readme))
-        named = front_matter.get("license_name") or front_matter.get("license")
-        if named:
-            link = front_matter.get("license_link")
-            return f"{named} ({link})" if link else str(named)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.is_file() and _LICENCE_FILE.fullmatch(path.name):
-            first = next((line.strip() for line in _beginning(path).splitlines() if line.strip()), "")
-            return f"see its file {path.name}" + (f": {first[:120]}" if first else "")
-    return None
-
-
-def _beginning(path: Path) -> str:
-    with path.open("rb") as file:
-        return file.read(_MAX_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
-
-
-def _front_matter(text: str) -> dict[str, Any]:
-    match = _FRONT_MATTER.match(text)
-    try:
-        fields = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:  # somebody else's README: no licence is stated then
-        fields = None
-    return fields if isinstance(fields, dict) else {}
 
 
 class ChampionMetadata(Metadata):

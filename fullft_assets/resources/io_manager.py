@@ -90,7 +90,7 @@ def made_by_run(
     records = instance.get_records_for_run(
         run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION, ascending=False
     ).records
-    events = (record.event_log_entry.asset_materialization for record in records)
+    events = (record.event_log_entry.asset_materialization for record in records if _is_own(record, key))
     return next(
         (
             _ref_in(event)
@@ -99,6 +99,13 @@ def made_by_run(
         ),
         None,
     )
+
+
+def _is_own(record: dg.EventLogRecord, key: dg.AssetKey) -> bool:
+    """Return whether a step of the asset's use case wrote an event: whoever reaches the UI can report one
+    without a run, and a job of another use case, or of somebody's own, any of any asset.
+    """
+    return (record.event_log_entry.step_key or "").startswith(f"{key.path[0]}__")
 
 
 def _is_part(run: dg.DagsterRun) -> bool:
@@ -110,9 +117,7 @@ def _is_part(run: dg.DagsterRun) -> bool:
 def _newest(
     instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None, **times: Any
 ) -> dg.AssetMaterialization | None:
-    """Return the newest materialisation that a run made, or None: whoever reaches the UI can report others,
-    which have no run.
-    """
+    """Return the newest materialisation that a step of the asset's use case made, or None."""
     filter_of_asset = dg.AssetRecordsFilter(
         key, asset_partitions=None if partition is None else [partition], **times
     )
@@ -120,7 +125,7 @@ def _newest(
     while True:
         page = instance.fetch_materializations(filter_of_asset, limit=_PAGE, cursor=cursor)
         for record in page.records:
-            if record.event_log_entry.run_id:
+            if _is_own(record, key):
                 return record.asset_materialization
         if not page.has_more:
             return None

@@ -149,4 +149,4 @@ def _read(store: Store, file: str, of: list[str]) -> _Entries:
         content = store.read_json(file)
     except ValueError:  # JSON that is cut off
         return {}
-    return content["entries"] if isinstance(content, dict) and content.get("of") == of else {}
+    return content["entries"] if content is not None and content.get("of") == of else {}

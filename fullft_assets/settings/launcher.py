@@ -194,8 +194,10 @@ class SshLauncherSettings(RemoteLauncherSettings):
         "key_file": "set options: {IdentityFile: ...}",
         "known_hosts": "set options: {UserKnownHostsFile: ...}",
         "more_hosts": "set host: [FIRST, OTHERS...]",
-        "rendezvous_address": "set rendezvous: ADDRESS",
-        "rendezvous_port": "set rendezvous: ADDRESS:PORT",
+        **dict.fromkeys(
+            ("rendezvous", "rendezvous_address", "rendezvous_port"),
+            "set environment: {MASTER_ADDR: ADDRESS, MASTER_PORT: '29500'}",
+        ),
     }
 
     kind: str = Field(default="ssh", description="Workloads run on another machine.")
@@ -203,7 +205,8 @@ class SshLauncherSettings(RemoteLauncherSettings):
         description=(
             "Name or address of the machine, or a `Host` of your `~/.ssh/config`. A list: machines that share"
             " a training, of which each starts as many of launcher.processes as the others; other workloads"
-            " run on the first one alone."
+            " run on the first one alone. They meet at the name of the first one and port 29500, or where"
+            " MASTER_ADDR and MASTER_PORT in `environment` say."
         ),
     )
     options: dict[Literal["User", "Port", "ProxyJump", "IdentityFile", "UserKnownHostsFile"], str | int] = (
@@ -217,15 +220,6 @@ class SshLauncherSettings(RemoteLauncherSettings):
         )
     )
     python: _Python = "python3"
-    rendezvous: str | None = Field(
-        default=None,
-        pattern=r"^[^-\s:][^\s:]*(:[0-9]{1,5})?$",
-        description=(
-            "Name or address by which the other machines reach the first one, with a port of it"
-            " (`ADDRESS:PORT`) where 29500 is taken. Default: its name in `host`, which must not be an alias"
-            " of `~/.ssh/config` then."
-        ),
-    )
 
     @property
     def target(self) -> dict[str, Any]:

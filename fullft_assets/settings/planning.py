@@ -35,6 +35,7 @@ class BedrockSettings(Settings):
     """
 
     REMOVED: ClassVar[Mapping[str, str]] = {
+        "region": "set AWS_DEFAULT_REGION, or give the model's ARN, whose region is asked",
         "examples": "each request shows 8 training rows with their labels",
         "max_characters": "the first 8,000 characters of a text are sent",
         "parallel_requests": "four requests are sent at a time",
@@ -42,8 +43,13 @@ class BedrockSettings(Settings):
         "usd_per_1k_output_tokens": "give both prices: `usd_per_1k_tokens: [0.001, 0.005]`",
     }
 
-    model: str = Field(min_length=1, description="Id of the model, or of an inference profile.")
-    region: str | None = Field(default=None, description="AWS region. Default: that of the environment.")
+    model: str = Field(
+        min_length=1,
+        description=(
+            "Id or ARN of the model, or of an inference profile. An ARN's region is asked, else that of the"
+            " AWS environment."
+        ),
+    )
     endpoint_url: str | None = Field(
         default=None,
         description="Endpoint of the service, such as one in a private network. Default: AWS's own.",

@@ -1,8 +1,10 @@
 """The section `release`."""
 
-from typing import Annotated, Any, Literal
+from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from fullft_assets.settings.base import Float, OneOf, Settings
 from fullft_assets.task import GATES
@@ -100,6 +102,18 @@ class ReleaseSettings(Settings):
         ),
     )
     # These change no decision, so they stay out of the keys of what is judged.
+    approvers: dict[str, str] = Field(
+        default_factory=dict,
+        exclude=True,
+        description=(
+            "Who may promote what the gates kept, roll back, unfreeze and erase: by name, the public SSH key"
+            " with which they sign at a terminal (`ssh-ed25519 AAAA...`), or `proxy` where the login before"
+            " the UI names them. Default: everybody, and what they do is recorded as unverified."
+        ),
+    )
+    approvals: int = Field(
+        default=1, exclude=True, ge=1, le=2, description="How many of `approvers` have to ask for the same."
+    )
     push_to: str | None = Field(
         default=None,
         exclude=True,
@@ -127,3 +141,9 @@ class ReleaseSettings(Settings):
             " front matter of its card. Default: not stated."
         ),
     )
+
+    @model_validator(mode="after")
+    def _has_enough_approvers(self) -> Self:
+        if self.approvals > max(1, len(self.approvers)):
+            raise ValueError("approvals: 2 needs two `approvers`")
+        return self

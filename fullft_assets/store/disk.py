@@ -166,6 +166,16 @@ class Folder:
         make_folder((self.path / name).parent, self.folder_mode)
         replace_synced(self.path / name, data, self.file_mode)
 
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a file in one atomic step unless there is one of this name; return whether it was written."""
+        path = self.path / name
+        make_folder(path.parent, self.folder_mode)
+        with one_at_a_time(path.parent / ".lock", self.file_mode):
+            if path.exists():
+                return False
+            self.write(name, data)
+        return True
+
     def upload(self, path: Path, name: str) -> None:
         """Copy a file."""
         make_folder((self.path / name).parent, self.folder_mode)

@@ -4,9 +4,11 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fullft_assets.errors import NO_ROOM, DiskError, StoreError
 from fullft_assets.store.buckets import SCHEMES, Bucket, FileVersion
 from fullft_assets.store.disk import PRIVATE_FOLDER, Folder, make_folder
 from fullft_assets.store.hashing import digest
@@ -15,6 +17,10 @@ A = TypeVar("A")
 B = TypeVar("B")
 #: Requests to a bucket at the same time: what takes the time is waiting.
 _PARALLEL_REQUESTS = 16
+
+
+class DamagedError(StoreError, ValueError):
+    """A file that should have a JSON object has none."""
 
 
 class Files:
@@ -68,8 +74,27 @@ class Files:
             return None
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write or replace a file in one atomic step."""
-        self._place.write(name, data)
+        """Write or replace a file in one atomic step.
+
+        Raises:
+            DiskError: there is no room for it.
+        """
+        try:
+            self._place.write(name, data)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise DiskError(
+                f"{self.url}: no room for {name} ({error.strerror}); free space or raise the quota, then run"
+                " the same command again: nothing half-written is left"
+            ) from error
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a file unless there is one of this name, and return whether it was written."""
+        if self.is_local:
+            return self._folder.write_new(name, data)
+        # An object that is there may be this one: the answer was lost, and the request repeated.
+        return self.write_if_version(name, data, None) or self.read_bytes(name) == data
 
     def signed_link(self, name: str, seconds: int) -> str:
         """Return a link to a file in a bucket that whoever has it can open for so long (of a local store, the
@@ -95,7 +120,21 @@ class Files:
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return the JSON object in a file, or None if there is no such file."""
         data = self.read_bytes(name)
-        return None if data is None else json.loads(data)
+        return None if data is None else self.parsed(name, data)
+
+    def parsed(self, name: str, data: bytes) -> dict[str, Any]:
+        """Return the JSON object in a file's content.
+
+        Raises:
+            DamagedError: it is damaged.
+        """
+        with suppress(ValueError, RecursionError):
+            if isinstance(content := json.loads(data), dict):
+                return content
+        raise DamagedError(
+            f"{self.url}/{name}: damaged, no JSON object; put a copy of it back, or remove it and run the"
+            " same command again"
+        )
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> str:
         """Write or replace a JSON file and return its URI."""

@@ -5,12 +5,15 @@ write; and leases: work on one thing in the store that one process does at a tim
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
+import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +27,10 @@ from fullft_assets.store.files import Files
 #: Each try costs two requests; one of the processes that change a pointer at the same time always gets
 #: through.
 _MAX_TRIES = 50
+#: Writes at the same time that may only create the first object of a store.
+_AT_ONCE = 8
+#: What others read of this process while it holds a lease.
+_WHO = f"process {os.getpid()} of {socket.gethostname()}"
 #: Stores in buckets that this process has seen to heed the conditions of a write: URL and endpoint.
 _heeding: set[tuple[str, str | None]] = set()
 #: A version that no object has.
@@ -68,11 +75,13 @@ class Pointers(Files):
             return
         file = "pointers/store.json"
         is_new = self.read_bytes(file) is None
-        if is_new:
-            self.bucket.write_where(file, json.dumps({"id": secrets.token_hex(8)}).encode(), None)
+        num_created = sum(self._create_at_once(file)) if is_new else 0
         # Written again by a server that should have refused, it has the same content as before.
         known_content = self.read_bytes(file) or b""
-        if any(self.bucket.write_where(file, known_content, version) for version in (None, _NO_VERSION)):
+        # Some servers look first, and write then.
+        if num_created > 1 or any(
+            self.bucket.write_where(file, known_content, version) for version in (None, _NO_VERSION)
+        ):
             if is_new:
                 self.remove(file)
             raise SettingsError(
@@ -80,6 +89,13 @@ class Pointers(Files):
                 " other's changes; use a server that heeds them: docs/deployment.md names some"
             )
         _heeding.add(place)
+
+    def _create_at_once(self, file: str) -> list[bool]:
+        def create(_: int) -> bool:
+            return self.bucket.write_where(file, json.dumps({"id": secrets.token_hex(8)}).encode(), None)
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(create, range(_AT_ONCE)))
 
     def read_pointer(self, name: str) -> dict[str, Any] | None:
         """Return the JSON object under `pointers/<name>.json`, or None."""
@@ -130,7 +146,7 @@ class Pointers(Files):
             versions.add(version)
             if tried is not None and content == tried:
                 return  # written, but the answer was lost and the request repeated
-            new_value = change(None if content is None else json.loads(content))
+            new_value = change(None if content is None else self.parsed(file, content))
             if new_value is None:
                 return
             tried = json.dumps(new_value, indent=1, sort_keys=True).encode()
@@ -208,9 +224,13 @@ class _BucketLease(Lease):
     def take(self, patience_seconds: float) -> None:
         began = since = time.monotonic()
         last_seen: dict[str, Any] | None = None
+        has_said = False
         while True:
             lease = self._pointers.read_pointer(self._name)
             now = time.monotonic()
+            if now - began > _RENEW_SECONDS and not has_said:
+                has_said = True
+                logging.getLogger("fullft_assets").warning(self._why_not(lease))
             if lease != last_seen:
                 last_seen, since = lease, now
             # Clocks of machines differ: what counts is how long this process saw no sign of life.
@@ -218,11 +238,15 @@ class _BucketLease(Lease):
                 if self._replace(lease, self._by):
                     return
             elif now - began > patience_seconds:
-                raise StoreError(
-                    f"pointers/{self._name}.json: another process has been working for {now - began:.0f} s;"
-                    " try again later"
-                )
+                raise StoreError(self._why_not(lease))
             time.sleep(_LOOK_SECONDS)
+
+    def _why_not(self, lease: dict[str, Any] | None) -> str:
+        holder = (lease or {}).get("who", "another process")
+        return (
+            f"{self._pointers.url}/pointers/{self._name}.json: {holder} has this work; wait, or end it; one that"
+            f" was killed is known after {_DEAD_SECONDS:.0f} s"
+        )
 
     def renew_until(self, ended: threading.Event) -> None:
         while not ended.wait(_RENEW_SECONDS):
@@ -245,7 +269,7 @@ class _BucketLease(Lease):
         def change(current: dict[str, Any] | None) -> dict[str, Any] | None:
             nonlocal is_written
             is_written = current == lease
-            return {"by": by, "sign": uuid.uuid4().hex} if is_written else None
+            return {"by": by, "who": _WHO, "sign": uuid.uuid4().hex} if is_written else None
 
         self._pointers.change_pointer(self._name, change)
         if is_written:

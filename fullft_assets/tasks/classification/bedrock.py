@@ -150,8 +150,10 @@ def _client(asked: BedrockSettings) -> Any:
         retries={"max_attempts": _ATTEMPTS, "mode": "adaptive"}, max_pool_connections=_PARALLEL_REQUESTS
     )
     try:
+        arn = re.match(r"arn:[\w-]+:bedrock:([\w-]+):", asked.model)
+        region = arn and arn[1]
         return boto3.client(
-            "bedrock-runtime", region_name=asked.region, endpoint_url=asked.endpoint_url, config=retries
+            "bedrock-runtime", region_name=region, endpoint_url=asked.endpoint_url, config=retries
         )
     except BotoCoreError as error:
         raise SettingsError(f"planning.bedrock: {_one_line(error)}") from error

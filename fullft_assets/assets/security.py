@@ -1,0 +1,100 @@
+"""The asset `security_audit`, one for all use cases: what the platform is open to, each morning."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from fullft_assets import security
+from fullft_assets.assets.graph import markdown_table
+from fullft_assets.checking.project import Place, find_project_root, find_use_cases
+from fullft_assets.checking.validation import load_use_case
+from fullft_assets.demos import is_dormant
+from fullft_assets.errors import SettingsError
+from fullft_assets.resources import open_store
+from fullft_assets.resources.store import default_store
+from fullft_assets.settings.use_case import UseCase
+from fullft_assets.store import Store
+
+_KEY = dg.AssetKey("security_audit")
+_CHECK = "nothing_closes_the_release"
+_CRON = "41 5 * * *"
+_DESCRIPTION = "What the platform is open to: rights, secrets, licences, known vulnerabilities, the record."
+
+
+def audit_all(
+    defs: Path, instance: dg.DagsterInstance
+) -> tuple[list[security.Finding], dict[str, security.Record]]:
+    """Audit a Dagster home, the project around a folder of use cases, and each store of theirs; return the
+    findings, errors first, and the records of the stores by their URLs.
+    """
+    home = Path(instance.root_directory)
+    standard = default_store(home)
+    by_store: dict[str, tuple[Store, list[UseCase]]] = {standard.url: (standard, [])}
+    for place in find_use_cases(defs):
+        if (use_case := _loaded(place)) is not None:
+            store = open_store(use_case, instance)
+            by_store.setdefault(store.url, (store, []))[1].append(use_case)
+    root = find_project_root(defs / "defs.yaml")
+    findings = [
+        finding
+        for store, use_cases in by_store.values()
+        for finding in security.audit_and_record(root, home, store, use_cases)
+    ]
+    records = {url: security.read_record(store) for url, (store, _) in by_store.items()}
+    return sorted(dict.fromkeys(findings), key=lambda finding: finding.severity != "error"), records
+
+
+def _loaded(place: Place) -> UseCase | None:
+    try:
+        return None if is_dormant(place.path) else load_use_case(*place)
+    except SettingsError:
+        return None  # an asset of its own says so
+
+
+def build(defs: Path) -> dg.Definitions:
+    """Return the asset, its check, its job and its schedule.
+
+    Args:
+        defs: folder with the use cases.
+    """
+
+    @dg.asset(
+        key=_KEY,
+        description=_DESCRIPTION,
+        group_name="security",
+        kinds={"security"},
+        code_version="1",
+        check_specs=[
+            dg.AssetCheckSpec(
+                _CHECK, asset=_KEY, description="No finding of severity error, which keeps every champion."
+            )
+        ],
+    )
+    def security_audit(context: dg.AssetExecutionContext):
+        findings, records = audit_all(defs, context.instance)
+        lines = [f"{each.severity}: {each.id}: {each.evidence}" for each in findings]
+        for line in lines:
+            context.log.warning(line)
+        rows = [{"id": each.id, "severity": each.severity, "fix": each.fix} for each in findings]
+        num_errors = sum(finding.severity == "error" for finding in findings)
+        yield dg.MaterializeResult(
+            metadata={
+                "num_errors": num_errors,
+                "num_findings": len(findings),
+                "num_entries": sum(len(record.entries) for record in records.values()),
+                **(
+                    {"findings": dg.MetadataValue.md(markdown_table(rows)), "evidence": lines} if rows else {}
+                ),
+            },
+            check_results=[dg.AssetCheckResult(passed=not num_errors, check_name=_CHECK)],
+        )
+
+    job = dg.define_asset_job("audit_security", dg.AssetSelection.assets(_KEY), description=_DESCRIPTION)
+    schedule = dg.ScheduleDefinition(
+        name="security_audit_schedule",
+        job=job,
+        cron_schedule=_CRON,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Audits once a day.",
+    )
+    return dg.Definitions(assets=[security_audit], jobs=[job], schedules=[schedule])

@@ -1,0 +1,7 @@
+"""security: what the platform is open to, who may overrule a gate, and the record of what was done."""
+
+from fullft_assets.security.audit import BY_AUDIT, audit, audit_and_record, reason_to_keep
+from fullft_assets.security.findings import LOGIN_KEY_VARIABLE, Finding
+from fullft_assets.security.overruling import Act, overrule
+from fullft_assets.security.persons import PERSON_TAG, Person
+from fullft_assets.security.record import Entry, Record, append, read_record

@@ -1,0 +1,89 @@
+"""The audit of a platform: what `findings` sees and the chain of the record, kept and recorded."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fullft_assets.security import findings
+from fullft_assets.security.findings import Finding
+from fullft_assets.security.persons import is_signed
+from fullft_assets.security.record import Entry, append, read_record
+from fullft_assets.settings.use_case import UseCase
+from fullft_assets.store import Store, digest
+
+#: In the sentence of a release that an audit closed.
+BY_AUDIT = "the security audit has"
+#: Pointer with the digest of the findings that were recorded last.
+_NEWEST = "security/audit"
+
+
+def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> list[Finding]:
+    """Return what is to be fixed, errors first.
+
+    Args:
+        root: of the project, whose source and lock file are read.
+        home: of Dagster; `security/` in it has the list of vulnerabilities and that of licences.
+        store: where the record is.
+        use_cases: whose YAML, models and data are looked at.
+    """
+    licences = findings.read_licences(home)
+    all_findings = [
+        *findings.of_modes(home, store),
+        *findings.of_secrets(root, home, [use_case.yaml_path for use_case in use_cases]),
+        *findings.of_web_servers(home),
+        *(each for use_case in use_cases for each in findings.of_model(use_case, licences)),
+        *(each for use_case in use_cases for each in findings.of_data(use_case, licences)),
+        *findings.of_packages(home),
+        *findings.of_account(home),
+        *findings.of_lock(root),
+        *findings.of_images(root),
+        *_of_record(store, use_cases),
+    ]
+    return sorted(all_findings, key=lambda finding: finding.severity != "error")
+
+
+def _of_record(store: Store, use_cases: Iterable[UseCase]) -> Iterable[Finding]:
+    record = read_record(store)
+    fix = "compare it with a copy of the bucket or the disk, and find out who wrote it"
+    if record.broken is not None:
+        yield Finding("record_broken", "error", f"{store.url}: {record.broken}", fix)
+    approvers = {use_case.name: use_case.settings.release.approvers for use_case in use_cases}
+    signatures = set[str]()
+    for entry in record.entries:
+        # The key of somebody who approves no longer is not known.
+        if entry.identity == "ssh" and entry.person in approvers.get(entry.case, {}):
+            if entry.signature in signatures or not is_signed(entry, approvers[entry.case]):
+                evidence = (
+                    f"{store.url}: entry {entry.number}: the signature of {entry.person} is of something else"
+                )
+                yield Finding("signature_wrong", "error", evidence, fix)
+            signatures.add(entry.signature)
+
+
+def audit_and_record(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> list[Finding]:
+    """Return what `audit` does; findings that have changed since are recorded."""
+    all_findings = audit(root, home, store, use_cases)
+    # The process of a web server changes with each start.
+    named = sorted({finding.id if finding.id == "ui_open" else finding.evidence for finding in all_findings})
+    newest = {"digest": digest(named), "findings": [finding._asdict() for finding in all_findings]}
+    before = store.read_pointer(_NEWEST)
+    if before is None or before["digest"] != newest["digest"]:
+        reason = json.dumps([f"{finding.severity}: {finding.id}" for finding in all_findings])
+        append(store, Entry(action="audit", case="", about=newest["digest"], reason=reason))
+        store.write_pointer(_NEWEST, newest)
+    return all_findings
+
+
+def reason_to_keep(use_case: UseCase, home: Path, store: Store) -> str | None:
+    """Return why no candidate of a use case may become champion now: the errors of an audit; None: there is
+    none.
+    """
+    all_findings = audit_and_record(use_case.project_root, home, store, [use_case])
+    errors = [finding for finding in all_findings if finding.severity == "error"]
+    if not errors:
+        return None
+    return (
+        f"Not promoted though every gate passed: {BY_AUDIT} {len(errors)} errors"
+        f" ({', '.join(sorted({error.id for error in errors}))}). `fullft audit` says what to fix; then"
+        " materialise champion_model again."
+    )

@@ -1,0 +1,382 @@
+"""What this machine, a project and its use cases are open to, seen from files, processes and packages alone:
+nothing is asked of a network.
+"""
+
+import json
+import os
+import re
+import stat
+import time
+import tomllib
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from fullft_assets.base_model import find_base_model, stated_licence
+from fullft_assets.base_model.header import PICKLED
+from fullft_assets.errors import FullftError, without_secrets
+from fullft_assets.settings.use_case import UseCase
+from fullft_assets.store import Store
+
+
+class Finding(NamedTuple):
+    """Something to fix; one of severity `error` keeps every candidate from becoming champion."""
+
+    id: str
+    severity: Literal["error", "warning"]
+    evidence: str
+    fix: str
+
+
+#: Forms of well-known tokens, as their issuers document them.
+_TOKENS = {
+    "a key of AWS": r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b",
+    "a private key": r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----(?:[A-Za-z0-9+/=\s]|\\n){100}",
+    "a token of GitHub": r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{82})\b",
+    "a token of GitLab": r"\bglpat-[\w-]{20,}",
+    "a token of the Hugging Face hub": r"\bhf_[A-Za-z]{34}\b",
+    "a token of Slack": r"\bxox[abprs]-[\w-]{20,}|hooks\.slack\.com/services/T\w+/B\w+/\w{20,}",
+    "a key of Google": r"\bAIza[\w-]{35}\b",
+    "a key of Stripe": r"\b[rs]k_live_[A-Za-z0-9]{24,}\b",
+    "a key of OpenAI or Anthropic": r"\bsk-(?:ant-|proj-)?[\w-]{40,}",
+    "a token of PyPI": r"\bpypi-AgE[\w-]{50,}",
+    "a JSON web token": r"\beyJ[\w-]{15,}\.eyJ[\w-]{15,}\.[\w-]{15,}",
+}
+_TOKEN = re.compile("|".join(f"({pattern})" for pattern in _TOKENS.values()))
+#: AWS's documentation writes its keys so, and so do tests.
+_EXAMPLE = re.compile(r"EXAMPLE|gitleaks:allow")
+_TEXT = {
+    ".py",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".json",
+    ".ini",
+    ".cfg",
+    ".conf",
+    ".sh",
+    ".env",
+    ".md",
+    ".txt",
+    ".tf",
+}
+_MOST_BYTES = 500_000
+#: A folder with more files has data.
+_MOST_FILES = 1_000
+#: Folders of a project that are no part of its source.
+_NOT_SOURCE = {"data", "build", "dist", "node_modules", "venv", "site", "__pycache__"}
+_SECRET_FIX = (
+    "replace it where it was issued, take it out of the file and of Git's history, and read it from the"
+    " environment"
+)
+
+
+def of_modes(home: Path, store: Store) -> Iterator[Finding]:
+    """Yield who else may read or change Dagster's home and a local store."""
+    # One that its group may write to was opened for it.
+    if (mode := _mode(home)) & (0o007 if mode & 0o020 else 0o077):
+        severity = "error" if mode & 0o002 else "warning"
+        evidence = f"{home} has the rights {mode:o}: others may {'change' if mode & 0o002 else 'read'} it"
+        yield Finding("home_open", severity, evidence, f"chmod {'o-rwx' if mode & 0o020 else 700} {home}")
+    if store.is_local and (mode := _mode(Path(store.url))) & 0o007:
+        evidence = f"{store.url} has the rights {mode:o}: every user may reach documents and weights"
+        yield Finding("store_open", "error", evidence, f"chmod o-rwx {store.url}")
+
+
+def _mode(folder: Path) -> int:
+    return stat.S_IMODE(folder.stat().st_mode) if folder.is_dir() else 0
+
+
+def of_secrets(root: Path, home: Path, yaml_paths: Iterable[Path]) -> Iterator[Finding]:
+    """Yield the secrets in the YAML of use cases, in the project's source and in the files directly in
+    Dagster's home; a file of variables for this user alone may have some.
+    """
+    of_use_cases = {path.resolve() for path in yaml_paths}
+    in_home = (path.resolve() for path in home.glob("*"))
+    for path in sorted({*of_use_cases, *_source(root), *in_home}):
+        if not path.is_file() or (path.suffix not in _TEXT and not path.name.startswith(".env")):
+            continue
+        is_private = not stat.S_IMODE(path.stat().st_mode) & 0o077
+        is_yaml = path in of_use_cases
+        if not (path.name.endswith(".env") and is_private) and (secret := _secret_in(path, is_yaml=is_yaml)):
+            yield Finding("secret_in_yaml" if is_yaml else "secret_in_file", "error", secret, _SECRET_FIX)
+
+
+def _source(root: Path) -> Iterator[Path]:
+    for folder, names, files in os.walk(root):
+        names[:] = [name for name in names if name not in _NOT_SOURCE and not name.startswith(".")]
+        if len(files) <= _MOST_FILES:
+            yield from (Path(folder, name).resolve() for name in files)
+
+
+def _secret_in(path: Path, *, is_yaml: bool) -> str | None:
+    if not os.access(path, os.R_OK) or path.stat().st_size > _MOST_BYTES:
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for match in _TOKEN.finditer(text):
+        line = text[text.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0]
+        if not _EXAMPLE.search(line):
+            kind = [*_TOKENS][(match.lastindex or 1) - 1]
+            return f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {kind}"
+    for number, line in enumerate(text.splitlines() if is_yaml else (), start=1):
+        if without_secrets(line) != line:
+            return f"{path}:{number}: a password or key in an address"
+    return None
+
+
+#: Variable with the file that has the key of the login in front of the UI: see `cli.webserver`.
+LOGIN_KEY_VARIABLE = "FULLFT_LOGIN_KEY"
+_WEBSERVERS = ("fullft_assets.cli.webserver", "dagster-webserver", "dagster_webserver")
+
+
+def of_web_servers(home: Path) -> Iterator[Finding]:
+    """Yield the web servers of this home that answer on every interface of this machine and know no login."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if not any(name in word for word in process.cmdline() for name in _WEBSERVERS):
+                continue
+            variables = process.environ()
+            if variables.get("DAGSTER_HOME") != str(home) or variables.get(LOGIN_KEY_VARIABLE):
+                continue
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in ("0.0.0.0", "::"):
+                    evidence = (
+                        f"process {process.pid} answers on port {connection.laddr.port} of every interface"
+                    )
+                    fix = f"bind it to 127.0.0.1, or put a login before it ({LOGIN_KEY_VARIABLE})"
+                    # The network of a container reaches no further than it is published.
+                    severity = "warning" if Path("/.dockerenv").exists() else "error"
+                    yield Finding("ui_open", severity, evidence, fix)
+
+
+def of_model(use_case: UseCase, licences: list[str] | None) -> Iterator[Finding]:
+    """Yield code and pickles in the folder of a use case's base model, and its licence where it is not a
+    listed one.
+    """
+    try:
+        folder = Path(find_base_model(use_case.settings, use_case.project_root))
+    except FullftError:
+        return  # `fullft check` says so
+    code = sorted(path.name for path in folder.rglob("*.py"))
+    if code:
+        evidence = f"{use_case.name}: {folder} has Python files: {', '.join(code[:3])}"
+        fix = "remove them; where trust_remote_code lets them run, read them before each change"
+        yield Finding("model_code", "warning", evidence, fix)
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.rglob(pattern))
+    if pickled:
+        evidence = f"{use_case.name}: {folder} has pickled files: {', '.join(pickled[:3])}"
+        yield Finding("model_pickle", "warning", evidence, "remove them; safetensors run no code")
+    yield from _of_licence(f"{use_case.name}: base model {use_case.settings.base_model}", folder, licences)
+
+
+def of_data(use_case: UseCase, licences: list[str] | None) -> Iterator[Finding]:
+    """Yield the licence that a folder of documents or general text states, where it is not a listed one."""
+    snapshot = use_case.settings.snapshot
+    paths = [
+        use_case.settings.documents.path,
+        *(each.path for each in (snapshot.replay, snapshot.general) if each),
+    ]
+    for path in paths:
+        if "://" not in str(path):
+            folder = use_case.resolve(str(path))
+            if stated_licence(folder) is not None:
+                yield from _of_licence(f"{use_case.name}: {path}", folder, licences)
+
+
+#: Licences that allow to use and change, also for money. A project's own list takes their place.
+_LICENCES = [
+    "apache*",
+    "mit*",
+    "bsd*",
+    "isc*",
+    "0bsd*",
+    "cc0*",
+    "cc-by-4*",
+    "cc-by-3*",
+    "cc-by-sa*",
+    "unlicense*",
+]
+
+
+def read_licences(home: Path) -> list[str] | None:
+    """Return the licences in `security/licences.txt` of Dagster's home, one a line, `*` for anything; None:
+    there is no such list.
+    """
+    path = home / "security" / "licences.txt"
+    if not path.is_file():
+        return None
+    lines = (line.partition("#")[0].strip().lower() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def _of_licence(what: str, folder: Path, licences: list[str] | None) -> Iterator[Finding]:
+    licence = stated_licence(folder)
+    if licence is None:
+        yield Finding(
+            "licence_missing", "warning", f"{what} states no licence", "ask its owner, and write a README"
+        )
+        return
+    stated = licence.lower().rpartition(": ")[2]
+    if not any(fnmatchcase(stated, pattern) for pattern in (_LICENCES if licences is None else licences)):
+        yield Finding(
+            "licence_unlisted",
+            "warning" if licences is None else "error",
+            f"{what} has the licence `{licence}`",
+            "read it; list it in security/licences.txt of Dagster's home, or use another",
+        )
+
+
+#: A list of vulnerabilities is old after so many days.
+_OLD_DAYS = 30
+_OSV = "download OSV's PyPI/all.zip to security/osv.zip of Dagster's home again"
+
+
+def of_packages(home: Path) -> Iterator[Finding]:
+    """Yield the installed packages with a known vulnerability, by `security/osv.zip` of Dagster's home: the
+    records of osv.dev for PyPI. The newest record says how old the list is.
+    """
+    path = home / "security" / "osv.zip"
+    if not path.is_file():
+        yield Finding("osv_missing", "warning", f"{path} is missing, so no package was compared", _OSV)
+        return
+    installed = {_normalised(each.name): each.version for each in metadata.distributions() if each.name}
+    newest, advisories = "", dict[str, dict[str, Mapping[str, Any]]]()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for file in archive.namelist():
+                advisory = json.loads(archive.read(file))
+                newest = max(newest, advisory["modified"])
+                if "withdrawn" in advisory:
+                    continue
+                for affected in advisory.get("affected", ()):
+                    package = _normalised(affected.get("package", {}).get("name", ""))
+                    if package in installed and _is_affected(affected, installed[package]):
+                        # Several databases describe one vulnerability; GitHub's says how grave it is.
+                        name, *_ = sorted([*advisory.get("aliases", ()), advisory["id"]])
+                        by_name = advisories.setdefault(package, {})
+                        if name not in by_name or _is_grave(advisory):
+                            by_name[name] = advisory
+        age = (time.time() - datetime.fromisoformat(newest[:19]).replace(tzinfo=UTC).timestamp()) / 86_400
+    except (zipfile.BadZipFile, ValueError, KeyError) as error:
+        yield Finding("osv_missing", "warning", f"{path} cannot be read ({type(error).__name__})", _OSV)
+        return
+    if age > _OLD_DAYS:
+        yield Finding("osv_old", "warning", f"{path} is {age:.0f} days old", _OSV)
+    for package, by_name in sorted(advisories.items()):
+        fixes = {fix for advisory in by_name.values() for fix in _fixed_versions(advisory, package)}
+        # What nobody has fixed closes no gate: there is nothing to do.
+        is_grave = any(_is_grave(each) and [*_fixed_versions(each, package)] for each in by_name.values())
+        evidence = f"{package} {installed[package]}: {', '.join(sorted(by_name))}"
+        fix = f"install a release that fixes it ({', '.join(sorted(fixes)) or 'none yet'})"
+        yield Finding("package_vulnerable", "error" if is_grave else "warning", evidence, fix)
+
+
+def of_account(home: Path) -> Iterator[Finding]:
+    """Yield what Prowler found in an AWS account, under its ids: the failed checks in
+    `security/prowler.ocsf.json` of Dagster's home, in the Open Cybersecurity Schema.
+    """
+    path = home / "security" / "prowler.ocsf.json"
+    if not path.is_file():
+        return
+    fix = "run `prowler aws --output-formats json-ocsf` again"
+    try:
+        results = json.loads(path.read_bytes())
+        for result in results:
+            if result["status_code"] == "FAIL":
+                severity = "error" if result["severity"] in ("High", "Critical") else "warning"
+                what = ", ".join(resource["uid"] for resource in result["resources"])
+                evidence = f"{what}: {result['status_detail']}"
+                yield Finding(
+                    result["metadata"]["event_code"], severity, evidence, result["remediation"]["desc"]
+                )
+        newest = max((result["time"] for result in results), default=0)
+        if time.time() - newest > _OLD_DAYS * 86_400:
+            yield Finding("prowler_old", "warning", f"{path} is over {_OLD_DAYS} days old", fix)
+    except (ValueError, KeyError, TypeError) as error:
+        yield Finding("prowler_old", "warning", f"{path} cannot be read ({type(error).__name__})", fix)
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _is_grave(advisory: Mapping[str, Any]) -> bool:
+    return advisory.get("database_specific", {}).get("severity") in ("HIGH", "CRITICAL")
+
+
+def _is_affected(affected: Mapping[str, Any], installed: str) -> bool:
+    """Return whether a version is in one of the ranges of OSV's schema, or in its list."""
+    from packaging.version import InvalidVersion, Version
+
+    is_affected = installed in affected.get("versions", ())
+    with suppress(InvalidVersion):
+        for each in affected.get("ranges", ()):
+            is_in = False
+            for kind, bound in (item for event in each["events"] for item in event.items()):
+                is_over = Version(installed) >= Version(bound) and (kind, bound) != (
+                    "last_affected",
+                    installed,
+                )
+                is_in = is_in or is_over if kind == "introduced" else is_in and not is_over
+            is_affected = is_affected or (is_in and each.get("type") == "ECOSYSTEM")
+    return is_affected
+
+
+def _fixed_versions(advisory: Mapping[str, Any], package: str) -> Iterator[str]:
+    for affected in advisory.get("affected", ()):
+        if _normalised(affected.get("package", {}).get("name", "")) == package:
+            for each in affected.get("ranges", ()):
+                yield from (event["fixed"] for event in each.get("events", ()) if "fixed" in event)
+
+
+_PINNED = re.compile(r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==([^\s;]+)", re.MULTILINE)
+
+
+def of_lock(root: Path) -> Iterator[Finding]:
+    """Yield where the installed packages are not those of the project's lock file, or there is none."""
+    locks = [
+        root / name for name in ("uv.lock.txt", "uv.lock", "requirements.txt") if (root / name).is_file()
+    ]
+    if not locks:
+        evidence = f"{root} has no uv.lock and no requirements.txt with versions"
+        yield Finding("lock_missing", "warning", evidence, "`uv lock` writes one")
+        return
+    text = locks[0].read_text(encoding="utf-8")
+    if locks[0].name == "uv.lock":
+        pins = {each["name"]: each.get("version", "") for each in tomllib.loads(text)["package"]}
+    else:
+        pins = {_normalised(name): version for name, version in _PINNED.findall(text)}
+    installed = {_normalised(each.name): each.version for each in metadata.distributions() if each.name}
+    differing = sorted(
+        f"{name} {installed[name]} instead of {pin}"
+        for name, pin in pins.items()
+        # torch for CPUs is the same release under a local version.
+        if pin and name in installed and installed[name].partition("+")[0] != pin.partition("+")[0]
+    )
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        evidence = f"{locks[0]}: {', '.join(differing[:3])}{more}"
+        yield Finding("lock_differs", "warning", evidence, "install what the lock says, or lock again")
+
+
+_IMAGE = re.compile(r"^\s*(?:image:|FROM)\s+[\"']?([\w.-]+[/:][\w./:@-]+)", re.MULTILINE)
+
+
+def of_images(root: Path) -> Iterator[Finding]:
+    """Yield the images that files of containers name by a tag, which can move."""
+    for path in sorted(_source(root)):
+        if not re.match(r"(?i)(docker-)?compose.*\.ya?ml$|dockerfile", path.name):
+            continue
+        images = {name for name in _IMAGE.findall(path.read_text(encoding="utf-8")) if "@sha256:" not in name}
+        # Built here, it is in no registry.
+        images = {name for name in images if not name.endswith(":local")}
+        if images:
+            fix = "write IMAGE@sha256:..., as `docker buildx imagetools inspect IMAGE` prints it"
+            yield Finding("image_by_tag", "warning", f"{path}: {', '.join(sorted(images))}", fix)

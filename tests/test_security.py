@@ -1,0 +1,379 @@
+"""What the audit finds, the record's chain, and who may overrule the gates: real files and keys."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from fullft_assets import security
+from fullft_assets.cli import commands
+from fullft_assets.errors import GateError, SettingsError
+from fullft_assets.security import Act, Entry, Person
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.use_case import UseCase
+from fullft_assets.store import Store
+from tests.project import Project
+from tests.test_store import bucket as bucket
+
+pytestmark = pytest.mark.quick
+
+#: Built here, so that no audit of this repository takes it for a key.
+AWS_KEY = "AKIA" + "QWERTYUIOPASDFGH"
+
+
+class Platform:
+    """A project with a use case, its model and data, and a home of Dagster, all as they should be."""
+
+    def __init__(self, root: Path):
+        self.root, self.home = root / "project", root / "home"
+        self.model, self.documents = self.root / "model", self.root / "documents"
+        for folder in (self.model, self.documents, self.home / "security"):
+            folder.mkdir(parents=True)
+        self.home.chmod(0o700)
+        (self.model / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+        (self.documents / "LICENSE").write_text("MIT License\n")
+        self.yaml = self.root / "defs.yaml"
+        self.yaml.write_text("type: fullft_assets.FullFineTune\n")
+        self.lock(metadata.version("pyyaml"))
+        self.vulnerability(modified="2999-01-01T00:00:00Z", introduced="99")
+        self.store = Store(str(self.home / "store"))
+        self.store.write_pointer("any", {})
+
+    def lock(self, version: str) -> None:
+        (self.root / "uv.lock.txt").write_text(f"pyyaml=={version}\n")
+
+    def vulnerability(self, *, modified: str, introduced: str) -> None:
+        events = [{"introduced": introduced}, {"fixed": "999"}]
+        advisory = {
+            "id": "GHSA-1",
+            "modified": modified,
+            "database_specific": {"severity": "HIGH"},
+            "affected": [
+                {
+                    "package": {"ecosystem": "PyPI", "name": "PyYAML"},
+                    "ranges": [{"type": "ECOSYSTEM", "events": events}],
+                }
+            ],
+        }
+        with zipfile.ZipFile(self.home / "security" / "osv.zip", "w") as archive:
+            archive.writestr("GHSA-1.json", json.dumps(advisory))
+
+    def use_case(self, **release: object) -> UseCase:
+        settings = UseCaseSettings.model_validate(
+            {
+                "base_model": "model",
+                "documents": {"path": "documents"},
+                "examples": {"label": "l"},
+                "release": release,
+            }
+        )
+        return UseCase("letters", settings, self.yaml, self.root)
+
+    def findings(self) -> list[security.Finding]:
+        return security.audit(self.root, self.home, self.store, [self.use_case()])
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Platform:
+    return Platform(tmp_path)
+
+
+def test_what_is_as_it_should_be_is_no_finding(platform: Platform) -> None:
+    (platform.root / "notes.md").write_text("AKIAIOSFODNN7EXAMPLE\n-----BEGIN PRIVATE KEY-----\n...\n")
+    (platform.root / "deliveries").mkdir()
+    for number in range(1_001):
+        (platform.root / "deliveries" / f"{number}.txt").write_text(AWS_KEY)
+    (platform.root / "secrets.env").write_text(f"KEY={AWS_KEY}\n")
+    (platform.root / "secrets.env").chmod(0o600)
+    assert platform.findings() == []
+
+
+@pytest.fixture
+def open_server(platform: Platform) -> Iterator[None]:
+    code = "import socket; s = socket.create_server(('0.0.0.0', 0)); print('open', flush=True); input()"
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, "fullft_assets.cli.webserver"],
+        env={**os.environ, "DAGSTER_HOME": str(platform.home)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert server.stdout is not None and server.stdout.readline() == b"open\n"
+    yield
+    server.communicate(b"\n")
+
+
+def test_fourteen_planted_faults_are_found(platform: Platform, open_server: None) -> None:
+    platform.home.chmod(0o755)
+    Path(platform.store.url).chmod(0o755)
+    platform.yaml.write_text("documents: {path: https://ann:pa55@example.com/x}\n")
+    (platform.root / "upload.py").write_text(f"KEY = '{AWS_KEY}'\n")
+    (platform.model / "modeling.py").write_text("")
+    (platform.model / "pytorch_model.bin").write_bytes(b"")
+    (platform.model / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    (platform.documents / "LICENSE").write_text("All rights reserved\n")
+    platform.vulnerability(modified="2020-01-01T00:00:00Z", introduced="0")
+    platform.lock("1.2.3")
+    (platform.root / "compose.yaml").write_text("services: {}\nx:\n  image: postgres:17\n")
+    for about in ("a", "b", "c"):
+        security.append(platform.store, Entry(action="promote", case="letters", about=about, reason="r"))
+    (Path(platform.store.url) / "record" / "00000002.json").unlink()
+    findings = platform.findings()
+    ids = sorted(finding.id for finding in findings)
+    expected = ["home_open", "image_by_tag", "licence_unlisted", "licence_unlisted", "lock_differs"]
+    expected += ["model_code", "model_pickle", "osv_old", "package_vulnerable", "record_broken"]
+    assert ids == [*expected, "secret_in_file", "secret_in_yaml", "store_open", "ui_open"]
+    assert not any("pa55" in finding.evidence or AWS_KEY in finding.evidence for finding in findings)
+    severities = [finding.severity for finding in findings]
+    assert severities == sorted(severities) and severities.count("error") >= 5
+
+
+def test_a_list_that_cannot_be_read_is_a_finding(platform: Platform) -> None:
+    path = platform.home / "security" / "osv.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.json", "{}")
+    assert [each.id for each in platform.findings()] == ["osv_missing"]
+    for content in (b"no zip", b"PK\x05\x06" + bytes(18)):
+        path.write_bytes(content)
+        assert [each.id for each in platform.findings()] == ["osv_missing"]
+
+
+def test_what_prowler_found_in_the_account_is_imported(platform: Platform) -> None:
+    path = platform.home / "security" / "prowler.ocsf.json"
+
+    def result(code: str, severity: str, status: str = "FAIL") -> dict[str, object]:
+        return {
+            "metadata": {"event_code": code, "product": {"name": "Prowler"}},
+            "severity": severity,
+            "status_code": status,
+            "status_detail": "S3 Bucket b is open.",
+            "resources": [{"uid": "arn:aws:s3:::b"}],
+            "remediation": {"desc": "Block it."},
+            "time": int(time.time()),
+        }
+
+    bad = [result("s3_bucket_public_access", "Critical"), result("s3_bucket_object_versioning", "Low")]
+    path.write_text(json.dumps([*bad, result("kms_cmk_rotation_enabled", "High", "PASS")]))
+    findings = platform.findings()
+    assert [(each.id, each.severity) for each in findings] == [
+        ("s3_bucket_public_access", "error"),
+        ("s3_bucket_object_versioning", "warning"),
+    ]
+    assert findings[0][2:] == ("arn:aws:s3:::b: S3 Bucket b is open.", "Block it.")
+    for content in ("[", "{}", '[{"status_code": "FAIL"}]'):
+        path.write_text(content)
+        assert [each.id for each in platform.findings()] == ["prowler_old"]
+
+
+def test_a_list_of_licences_closes_the_release_to_others(platform: Platform) -> None:
+    (platform.home / "security" / "licences.txt").write_text("mit*  # ours\n")
+    assert [(each.id, each.severity) for each in platform.findings()] == [("licence_unlisted", "error")]
+    reason = security.reason_to_keep(platform.use_case(), platform.home, platform.store)
+    assert reason is not None and "licence_unlisted" in reason
+    assert security.reason_to_keep(platform.use_case(), platform.home, platform.store) == reason
+    # The same findings are recorded once.
+    assert [entry.action for entry in security.read_record(platform.store).entries] == ["audit"]
+
+
+def test_writers_at_once_lose_no_entry(tmp_path: Path) -> None:
+    append_at_once(Store(str(tmp_path)), 100)
+
+
+@pytest.mark.heavy
+def test_writers_at_once_lose_no_entry_in_a_bucket(bucket: str) -> None:
+    append_at_once(Store(bucket), 20)
+
+
+def append_at_once(store: Store, number: int) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        entries = (Entry(action="freeze", case="c", about=str(n), reason="r") for n in range(number))
+        list(pool.map(lambda entry: security.append(store, entry), entries))
+    record = security.read_record(store)
+    assert record.broken is None and len(record.entries) == number
+    assert {entry.about for entry in record.entries} == {str(n) for n in range(number)}
+
+
+def test_the_first_break_is_named(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for n in range(4):
+        security.append(store, Entry(action="freeze", case="c", about="x", reason=f"reason {n}"))
+    names = [f"record/{number:08d}.json" for number in range(1, 5)]
+    contents = {name: (tmp_path / name).read_bytes() for name in names}
+
+    def broken() -> str | None:
+        line = security.read_record(store).broken
+        for name, content in contents.items():
+            (tmp_path / name).write_bytes(content)
+        return line and line.split()[0]
+
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content.replace(b"reason ", b"reasom "))
+        assert broken() == name
+        (tmp_path / name).write_bytes(content[:-1])
+        assert broken() == name
+        (tmp_path / name).unlink()
+        assert broken() == name
+    (tmp_path / "record/00000005.json").write_bytes(contents[names[3]])
+    assert broken() == "record/00000005.json"
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A key of each of three people."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("ann", "ben", "eve"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / name)]
+        subprocess.run(command, check=True)
+    return {name: folder / name for name in ("ann", "ben", "eve")}
+
+
+def approvers(keys: dict[str, Path]) -> dict[str, str]:
+    return {name: keys[name].with_suffix(".pub").read_text().strip() for name in ("ann", "ben")}
+
+
+def test_without_approvers_an_overrule_is_unverified(platform: Platform) -> None:
+    done: list[str] = []
+    person = Person("ann", run="r1")
+    act = Act("rollback", "letters/x", "worse\n on Mondays")
+    assert (
+        security.overrule(platform.store, platform.use_case(), act, person, lambda: done.append("x")) is None
+    )
+    (entry,) = security.read_record(platform.store).entries
+    assert done == ["x"] and entry.reason == "worse on Mondays"
+    assert (entry.action, entry.person, entry.identity, entry.run) == ("rollback", "ann", "unverified", "r1")
+
+
+def test_what_fails_is_recorded_as_undone(platform: Platform) -> None:
+    def fail() -> None:
+        raise GateError("there is no champion")
+
+    with pytest.raises(GateError):
+        security.overrule(platform.store, platform.use_case(), Act("rollback", "", "r"), Person("ann"), fail)
+    assert [entry.action for entry in security.read_record(platform.store).entries] == [
+        "rollback",
+        "undone rollback",
+    ]
+
+
+@pytest.mark.parametrize(
+    "person",
+    [Person("ann"), Person("eve", "proxy")],
+    ids=["unverified", "proxy"],
+)
+def test_nobody_else_may_overrule(platform: Platform, keys: dict[str, Path], person: Person) -> None:
+    use_case = platform.use_case(approvers=approvers(keys))
+    with pytest.raises(GateError, match=r"^letters: rollback is for release.approvers \(ann, ben\)"):
+        security.overrule(platform.store, use_case, Act("rollback", "", "r"), person, list)
+    person_with_key = Person("ann", key=keys["eve"])
+    with pytest.raises(SettingsError, match="is the key of none of"):
+        security.overrule(platform.store, use_case, Act("rollback", "", "r"), person_with_key, list)
+    assert security.read_record(platform.store).entries == []
+    assert security.overrule(platform.store, use_case, Act("freeze", "", "r"), person, list) is None
+
+
+def test_the_login_names_an_approver(platform: Platform) -> None:
+    use_case = platform.use_case(approvers={"ann": "proxy"})
+    act = Act("unfreeze", "x", "r")
+    assert security.overrule(platform.store, use_case, act, Person("ann", "proxy"), list) is None
+
+
+@pytest.mark.heavy
+@pytest.mark.slow
+def test_two_hundred_overrules_by_two_people(platform: Platform, keys: dict[str, Path]) -> None:
+    use_case = platform.use_case(approvers=approvers(keys), approvals=2)
+    done: list[int] = []
+    for number in range(100):
+        act = Act("promote", f"letters/{number}", "needed")
+        for name in ("ann", "ann", "ben"):
+            if name == "ann" or number:
+                person = Person("x", key=keys[name])
+                security.overrule(platform.store, use_case, act, person, partial(done.append, number))
+    record = security.read_record(platform.store)
+    assert done == list(range(1, 100)) and record.broken is None
+    actions = [(entry.action, entry.person) for entry in record.entries]
+    assert actions.count(("promote", "ben")) == 99 and actions.count(("approve promote", "ann")) == 200
+    assert security.audit(platform.root, platform.home, platform.store, [use_case]) == []
+    path = Path(platform.store.url) / "record" / "00000123.json"
+    path.write_bytes(path.read_bytes().replace(b"needed", b"neaded"))
+    assert "record/00000123.json" in (security.read_record(platform.store).broken or "")
+
+
+def test_a_signature_counts_for_one_entry(platform: Platform, keys: dict[str, Path]) -> None:
+    use_case = platform.use_case(approvers=approvers(keys))
+    act = Act("promote", "letters/a", "r")
+    security.overrule(platform.store, use_case, act, Person("x", key=keys["ann"]), list)
+    (entry,) = security.read_record(platform.store).entries
+    security.append(platform.store, entry)
+    security.append(platform.store, entry.model_copy(update={"about": "letters/b", "signature": ""}))
+    findings = security.audit(platform.root, platform.home, platform.store, [use_case])
+    assert [finding.id for finding in findings] == ["signature_wrong", "signature_wrong"]
+
+
+def test_two_approvals_need_two_approvers() -> None:
+    with pytest.raises(ValueError, match="two `approvers`"):
+        UseCaseSettings.model_validate(
+            {
+                "base_model": "m",
+                "documents": {"path": "d"},
+                "examples": {"label": "l"},
+                "release": {"approvals": 2},
+            }
+        )
+
+
+@pytest.mark.heavy
+def test_the_asset_and_the_command_say_the_same(project: Project) -> None:
+    import dagster as dg
+
+    from fullft_assets.assets.security import build
+
+    project.home.chmod(0o700)
+    project.configure(release={"approvers": {"ann": "proxy"}})
+    project.yaml_path.write_text(f"{project.yaml_path.read_text()}# {AWS_KEY}\n")
+    with dg.DagsterInstance.from_config(str(project.home)) as instance:
+        defs = build(project.root / "my_project" / "defs")
+        done = defs.resolve_job_def("audit_security").execute_in_process(instance=instance)
+    (check,) = done.get_asset_check_evaluations()
+    (event,) = done.get_asset_materialization_events()
+    metadata = event.materialization.metadata
+    assert not check.passed and metadata["num_errors"].value == 1
+    project.home.chmod(0o755)
+    printed = project.fullft("audit")
+    # Whatever made it, the command keeps it from others, as it does what it writes.
+    assert project.home.stat().st_mode & 0o777 == 0o700
+    lines = printed.stdout.splitlines()
+    assert printed.returncode == 1 and len(lines) == metadata["num_findings"].value + 1
+    assert lines[0].startswith(f"error  secret_in_yaml: {project.yaml_path}:")
+    assert "1 entries, whole" in lines[-1]
+
+
+@pytest.mark.heavy
+def test_an_erasure_at_a_terminal_is_signed(
+    project: Project,
+    keys: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    project.configure(release={"approvers": approvers(keys), "approvals": 2})
+    (project.root / "list.txt").write_text("no-such-id\n")
+    arguments = ["erase", "letters", str(project.root / "list.txt"), "--reason", "asked for", "--defs"]
+    arguments.append(str(project.root / "my_project" / "defs"))
+    monkeypatch.setenv("DAGSTER_HOME", str(project.home))
+    before = os.umask(0o022)
+    try:
+        codes = [commands.main([*arguments, *more]) for more in ([], ["--key", str(keys["ann"])])]
+        assert codes == [1, 0] and "waits for another approver (ben)" in capsys.readouterr().out
+        assert commands.main([*arguments, "--key", str(keys["ben"])]) == 1  # the id is not there
+    finally:
+        os.umask(before)
+    store = Store(str(project.home / "store"))
+    entries = [(entry.action, entry.person, entry.identity) for entry in security.read_record(store).entries]
+    assert entries == [("approve erase", "ann", "ssh"), ("erase", "ben", "ssh")]
