@@ -21,7 +21,7 @@ from fullft_assets import markdown, release
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, Interval, Justification
-from fullft_assets.evaluation.base import Forgetting, SeedNoise, forgetting_of
+from fullft_assets.evaluation.base import Forgetting, SeedNoise, assumed_seed_noise, forgetting_of
 from fullft_assets.evaluation.gates import BEATS_BASELINES, ChampionRule, GateContext
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.rows import LabelScore
@@ -330,6 +330,11 @@ def test_the_noise_of_seeds_widens_a_claim():
     widened = release.verdict(found, ReleaseSettings(), seed_noise=noise)
     assert widened.answer == "inconclusive"
     assert "noise of seeds of 12 trainings included" in widened.sentence
+    answers = [
+        release.verdict(found, ReleaseSettings(), seed_noise=assumed_seed_noise(found, num_train_rows)).answer
+        for num_train_rows in (40, 10_000)
+    ]
+    assert answers == ["inconclusive", "promote"] and assumed_seed_noise(evaluated(), 40) is None
 
 
 @pytest.mark.parametrize(
@@ -465,8 +470,10 @@ def test_the_anchor_is_the_last_champion_that_was_better_and_not_rolled_back(sto
         release.promote(store, "demo", champion(str(number)))
     assert release.read_state(store, "demo").anchor == better
     assert len(release.read_history(store, "demo")) == release.MAX_HISTORY
-    state = release.read_state(store, "demo")
-    assert release.kept_champions(state, 1)[1:] == [champion(str(number - 1)), better]
+    assert release.kept_champions(release.read_state(store, "demo"), 1)[1:] == [
+        champion(str(number - 1)),
+        better,
+    ]
     release.promote(store, "other", champion("x"))
     release.promote(store, "other", champion("y"))
     release.rollback(store, "other", reason="worse", by="run")

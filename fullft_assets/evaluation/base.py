@@ -320,7 +320,7 @@ def assumed_seed_noise(evaluation: Evaluation, num_train_rows: int) -> SeedNoise
     another seed changes a model somewhat more than another draw of as many training rows would.
 
     The test rows vary the difference of two models by v; as many rows as were trained on would vary it by
-    v n_test / n_train. `python -m benchmarks.release_gate --parts years` counts how often this is enough.
+    v n_test / n_train. `python -m benchmarks.release_gate --parts decisions` counts how often this is enough.
     """
     gain = evaluation.gain_over_champion
     if gain is None:
