@@ -264,7 +264,7 @@ def test_a_higher_lower_end_never_costs_the_promotion(evaluation, settings, step
         (gained(-0.011, -0.051, 0.029), None, {"max_tolerable_loss": 0.06}, "promote"),
         (gained(0.0, -0.06, 0.06), None, {}, "inconclusive"),
         (gained(0.07, 0.01, 0.13), None, {}, "promote"),
-        # Small losses in a row add up to what the first champion shows.
+        # Small losses in a row add up to what the last better champion shows.
         (gained(0.0, -0.02, 0.02), gained(0.0, -0.02, 0.02), {}, "promote"),
         (gained(0.0, -0.02, 0.02), gained(-0.015, -0.035, 0.005), {}, "inconclusive"),
         (gained(0.0, -0.02, 0.02), gained(-0.03, -0.05, -0.01), {}, "keep"),
