@@ -198,7 +198,7 @@ class TextYear:
         self.num_trainings += 1 - done
         candidate = self.train(day)
         gain, error = self.gain(candidate)
-        self.was_better = gain > 1.64 * error
+        self.was_better = gain > 1.96 * error
         # Not worse by the least difference that the test rows can show.
         if gain - 1.96 * error <= -(1.96 + 0.84) * error:
             return "rejected"

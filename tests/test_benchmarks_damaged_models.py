@@ -10,7 +10,7 @@ pytestmark = pytest.mark.quick
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    return train("licence rules by kind", 1_500, 4)
+    return train("licence rules by kind", 150, 4)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,25 @@ def test_a_loss_that_the_owner_accepts_on_the_whole_is_none_on_a_slice() -> None
         assert not gate_of(found).passed and gate_of(found, **{setting: -1.0}).passed
 
 
+@pytest.mark.parametrize("num_rows", [8, 3])
+def test_a_rare_label_that_the_model_forgets_is_found_and_one_that_it_gives_less_often_is_not(
+    num_rows: int,
+) -> None:
+    """Of labels of three rows each, which are measured together, all are forgotten."""
+    names = ["common", *(f"rare-{number}" for number in range(24 // num_rows))]
+    truth = np.concatenate([np.zeros(300, int), np.repeat(np.arange(1, len(names)), num_rows)])
+    always_common, third = np.zeros_like(truth), np.arange(len(truth)) % 3
+    often, champion = np.where(third == 0, 0, truth), np.where(third == 1, 0, truth)
+    slicing: dict[str, list[str | None]] = {"label": [None] * len(truth)}
+    comparison = Comparison(EvaluationSettings(), "accuracy", 1, "classification", slicing=slicing)
+    for predicted, passes in ((often, True), (always_common, False)):
+        systems = {FINETUNED: predicted, CHAMPION: champion, "tfidf": always_common}
+        probabilities = {name: np.eye(len(names))[each] for name, each in systems.items()}
+        rows = [str(row) for row in range(len(truth))]
+        gate = gate_of(assessment.assess(truth, probabilities, rows, names, comparison))
+        assert gate.passed is passes, gate.text
+
+
 def test_a_slice_of_few_groups_is_not_tested() -> None:
     gate = gate_of(evaluated("file-c"), min_effective_groups=400)
     assert gate.passed and gate.text.startswith("no slice has 400 groups of equal weight")

@@ -108,7 +108,7 @@ def test_the_pilot_refuses_what_cannot_pay_even_at_best(policy: str, break_even:
         [Point(rows=100, score=0.6), Point(rows=200, score=0.7), Point(rows=400, score=0.75)], 800, 500
     )
     settings = PlanningSettings.model_validate({"if_not_justified": policy, "usd_per_point": 1.0})
-    check = pilot_check(prediction, "tfidf", 0.5, settings, break_even)
+    check = pilot_check(prediction, {"tfidf": 0.5}, settings, break_even)
     assert check.passed is passed
     assert f"the planned cost is worth it from {break_even:+.4f}" in check.description
     assert ("set planning.if_not_justified: warn" in check.description) is not passed

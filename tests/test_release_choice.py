@@ -226,7 +226,7 @@ def test_where_the_model_fails_its_gates_the_best_baseline_ships(lab: Lab) -> No
     pushed = release.push_champion(lab.store, pushing(lab))
     assert {path.name for path in Path(str(pushed)).iterdir()} >= {"README.md", "baseline.json", "tfidf.npz"}
     assert publish(lab, model, report).kind == "already_champion"
-    assert release.judged_against(lab.store, "mail", model).champion is None
+    assert release.judged_against(lab.store, "mail", model, lab.snapshot).champion is None
     newer = lab.snapshot.model_copy(update={"key": "newer"})
     assert release.judged_against(lab.store, "mail", model, newer).champion == champion.checkpoint
 

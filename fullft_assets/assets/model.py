@@ -31,7 +31,7 @@ from fullft_assets.base_model import find_base_model, read_header, resolve_base_
 from fullft_assets.checking.sample import suggested_group
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import GateError
-from fullft_assets.evaluation import external, read_evaluation
+from fullft_assets.evaluation import external
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import check_specs
 from fullft_assets.examples.labels import may_be_named
@@ -383,10 +383,8 @@ def _build_evaluation(graph: CaseGraph) -> list[dg.AssetsDefinition]:
             for name, ref in ((evaluation.CHAMPION, against.champion), (evaluation.ANCHOR, against.anchor)):
                 if ref is not None:
                     inputs[name] = store.load(ref)
-            inputs |= {
-                f"{evaluation.SEED_RUN}{number}": store.load(ref)
-                for number, ref in enumerate(against.seed_runs)
-            }
+            for name, refs in ((evaluation.SEED_RUN, against.seed_runs), (evaluation.LOOK, against.looks)):
+                inputs |= {f"{name}{number}": store.load(ref) for number, ref in enumerate(refs)}
             inputs |= external.keep(store, graph.name, graph.settings, graph.use_case.project_root)
             key = _evaluation_key(graph, inputs)
             manifest = graph.find_or_launch(context, "evaluation", EVALUATION_REPORT, key, inputs)
@@ -440,10 +438,9 @@ def _with_pictures(folder: Path) -> str:
     return _PICTURE.sub(inside, (folder / "report.md").read_text(encoding="utf-8"))
 
 
-#: Tag of a run that promoted its candidate: whether that was better than the champion by more than chance
-#: (one-sided). A first champion has none.
+#: Tag of a run that promoted its candidate: whether that was better than the champion by more than chance. A
+#: first champion has none.
 IS_BETTER_TAG = "retraining/is_better"
-_CHANCE = 0.05
 _RELEASE_INPUTS = (EVALUATION_REPORT, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT)
 
 
@@ -489,14 +486,10 @@ def _build_release(graph: CaseGraph) -> list[dg.AssetsDefinition]:
                 ),
             )
         context.log.info(outcome.sentence)
-        judged = evaluation_report
-        if (ships := EvaluationMetadata.of(judged).ships) is not None:
-            judged = store.load(ships)
-        gain = read_evaluation((store.folder(judged) / EVALUATION_FILE).read_bytes()).gain_over_champion
-        if manifest is not None and gain is not None:
-            context.instance.add_run_tags(
-                context.run_id, {IS_BETTER_TAG: str(gain.estimate > 0 and gain.p_value / 2 <= _CHANCE)}
-            )
+        has_replaced = EvaluationMetadata.of(evaluation_report).incumbent is not None
+        if manifest is not None and outcome.champion is not None and has_replaced:
+            tags = {IS_BETTER_TAG: str(outcome.champion.is_better)}
+            context.instance.add_run_tags(context.run_id, tags)
         if manifest is None:
             context.log_event(observation(graph, outcome.sentence, outcome.champion))
         else:

@@ -5,4 +5,4 @@ task's own is in its folder.
 from fullft_assets.evaluation.base import VERSION, Evaluation, read_evaluation
 from fullft_assets.evaluation.comparison import Comparison, Justification
 from fullft_assets.evaluation.intervals import Interval
-from fullft_assets.evaluation.titles import ANCHOR, BASE_MODEL, CHAMPION, FINETUNED, SEED_RUN, title
+from fullft_assets.evaluation.titles import ANCHOR, BASE_MODEL, CHAMPION, FINETUNED, LOOK, SEED_RUN, title

@@ -33,9 +33,13 @@ from fullft_assets.task import TASKS
 #: The budget of a loss that nobody has set a budget for: the perplexity of general text may double.
 #: docs/decisions/0024 says why.
 DEFAULT_RISE = math.log(2)
-VERSION = "16"
+VERSION = "17"
 #: A variance from fewer trainings than this is too unsure to claim anything about a recipe.
 MIN_RUNS = 9
+#: Trainings that what is assumed of seeds counts as: less is known than `MIN_RUNS` tell.
+_ASSUMED_RUNS = 5
+#: Another seed varies a difference by so many times what other training rows would (docs/decisions/0020).
+_ASSUMED_SHARE = 1.5
 
 
 class Forgetting(Record):
@@ -187,7 +191,9 @@ class Evaluation(Record, ABC):
 
     @property
     def gain_over_anchor(self) -> Gain | None:
-        """Primary metric, fine-tuned minus the first champion; None where that is the present one."""
+        """Primary metric, fine-tuned minus the last champion that was better; None where that is the present
+        one.
+        """
         return self.gains[self.primary_metric].get(ANCHOR)
 
     @property
@@ -279,7 +285,7 @@ class SeedNoise(Record):
     Attributes:
         variance: of the metric between seeds, beyond what the test rows explain.
         degrees_of_freedom: how sure that variance is.
-        num_runs: trainings that it was measured on.
+        num_runs: trainings that it was measured on. 0: it is assumed.
     """
 
     variance: float
@@ -307,6 +313,22 @@ def seed_noise(evaluations: Mapping[str, Iterable[Evaluation]]) -> SeedNoise | N
                 run = Run(score=each.score.estimate, influences=each.influences)
                 runs[recipe, each.primary_metric, each.groups_digest].append(run)
     return pooled(runs.values())
+
+
+def assumed_seed_noise(evaluation: Evaluation, num_train_rows: int) -> SeedNoise | None:
+    """Return what is assumed of seeds before enough trainings were repeated, or None without a champion:
+    another seed changes a model somewhat more than another draw of as many training rows would.
+
+    The test rows vary the difference of two models by v; as many rows as were trained on would vary it by
+    v n_test / n_train. `python -m benchmarks.release_gate --parts decisions` counts how often this is enough.
+    """
+    gain = evaluation.gain_over_champion
+    if gain is None:
+        return None
+    share = _ASSUMED_SHARE * evaluation.num_test_rows / max(1, num_train_rows)
+    return SeedNoise(
+        variance=gain.standard_error**2 * share / 2, degrees_of_freedom=_ASSUMED_RUNS - 1, num_runs=0
+    )
 
 
 def pooled(recipes: Iterable[list[Run]]) -> SeedNoise | None:

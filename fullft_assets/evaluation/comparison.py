@@ -20,6 +20,8 @@ from fullft_assets.store.hashing import digest
 from fullft_assets.task import METRICS, TASKS
 
 LABEL = "label"
+#: The slice of all labels that too few groups have to be measured one by one.
+RARE_LABELS = "rare labels together"
 #: Rows of the test set that the champion was judged on; the rest came since.
 OLD_TEST = "champion's test rows"
 #: A slice of fewer groups of equal weight is counted and not measured: its interval would not hold, and it
@@ -72,7 +74,7 @@ class Slices(Record):
 
     def worse(self, min_groups: float, confidence: float, allowed: float = 0.0) -> list[SliceScore]:
         """Return those on which the model is worse than its rival, by more than chance among all that are
-        tested (Holm).
+        tested (Holm); and labels of fewer groups that the rival gives rightly and the model never does.
 
         Args:
             allowed: gain that is not worse yet; below 0 where the owner accepts a loss.
@@ -80,7 +82,15 @@ class Slices(Record):
         tested = self.tested(min_groups)
         p_values = {str(number): each.gain.p_value_against(allowed) for number, each in enumerate(tested)}
         corrected = holm(p_values)
-        return [
+        forgotten = [
+            each
+            for each in self.found
+            if each.kind == LABEL
+            and each not in tested
+            and each.score.estimate == 0
+            and each.gain.high < allowed
+        ]
+        return forgotten + [
             each
             for number, each in enumerate(tested)
             if each.gain.high < allowed and corrected[str(number)] < 1 - confidence
@@ -117,17 +127,23 @@ def measure_slices(
         # One slice of all rows is no slice.
         if kind != LABEL and len(slices) == 1 and len(slices[0][1]) == len(index):
             continue
-        measurable = [
-            (name, rows, by)
-            for name, rows, by in slices
-            if _effective(by, pair[reference], index, rows) >= MIN_GROUPS
+        sizes = [_effective(by, pair[reference], index, rows) for _, rows, by in slices]
+        order = sorted(range(len(slices)), key=lambda number: -sizes[number])
+        measurable = [slices[number] for number in order if sizes[number] >= MIN_GROUPS][:_MOST]
+        if len(slices) > len(measurable):
+            num_small[kind] = len(slices) - len(measurable)
+        rare = [
+            by.labels
+            for size, (_, _, by) in zip(sizes, slices, strict=True)
+            if size < MIN_GROUPS and isinstance(by, LabelF1)
         ]
-        measurable.sort(key=lambda each: -_effective(each[2], pair[reference], index, each[1]))
-        if len(slices) > len(measurable[:_MOST]):
-            num_small[kind] = len(slices) - len(measurable[:_MOST])
+        if rare:
+            together = LabelF1(*np.concatenate(rare).tolist())
+            rows = np.flatnonzero(together.mass(pair[reference]))
+            if _effective(together, pair[reference], index, rows) >= MIN_GROUPS:
+                measurable.append((RARE_LABELS, rows, together))
         scores += [
-            _measure(kind, name, rows, by, pair, index, sampling, rival)
-            for name, rows, by in measurable[:_MOST]
+            _measure(kind, name, rows, by, pair, index, sampling, rival) for name, rows, by in measurable
         ]
     return Slices(metric=metric.name, rival=rival, found=scores, num_small=num_small)
 

@@ -49,9 +49,9 @@ class GateContext:
 
     Attributes:
         rule: what the candidate must show against the champion.
-        seed_noise: None: unknown; the comparison with the champion is one of two models then, not of their
-            recipes.
+        seed_noise: None: the comparison with the champion is one of two models, not of their recipes.
         worth: whether the gain is worth its cost. None: not judged.
+        look: which candidate this is that is compared with the champion on these test rows, from 1.
     """
 
     evaluation: Evaluation
@@ -59,6 +59,7 @@ class GateContext:
     rule: ChampionRule = "superiority"
     seed_noise: SeedNoise | None = None
     worth: Worth | None = None
+    look: int = 1
 
 
 class Gate(ABC):
@@ -143,7 +144,7 @@ class BeatsBaselines(Gate):
         )
         is_undecided = not passed and gain.high > bar
         if is_undecided:
-            text += _what_would_decide(gain, gain, bar, evaluation.num_test_groups)
+            text += _what_would_decide(gain, bar, evaluation.num_test_groups)
         best = evaluation.gain_over_best_baseline
         numbers = {"gain": best.estimate, "gain_low": best.low, "gain_high": best.high}
         return self.result(passed, text, numbers, is_undecided=is_undecided)
@@ -163,31 +164,35 @@ class BeatsChampion(Gate):
     def judge(self, context: GateContext) -> GateResult:
         evaluation, seed_noise = context.evaluation, context.seed_noise
         compared = {CHAMPION: evaluation.gain_over_champion, ANCHOR: evaluation.gain_over_anchor}
-        of_rows = {name: gain for name, gain in compared.items() if gain is not None}
-        gains = {name: _claim(gain, seed_noise, evaluation.confidence) for name, gain in of_rows.items()}
+        # Each side was trained once, so the variance between seeds counts twice.
+        noise = (0.0, 1) if seed_noise is None else (2 * seed_noise.variance, seed_noise.degrees_of_freedom)
+        gains = {
+            name: gain.with_seed_noise(*noise, evaluation.confidence)
+            for name, gain in compared.items()
+            if gain is not None
+        }
         if CHAMPION not in gains:
             return self.result(True, "no champion yet")
+        shown = gains[CHAMPION]
         if context.rule == "superiority":
-            result = self._is_superior(gains[CHAMPION], of_rows[CHAMPION], context)
+            shown = shown.at_look(context.look, evaluation.confidence)
+            result = self._is_superior(shown, context)
         else:
-            results = [
-                self._is_not_inferior(name, gain, of_rows[name], context) for name, gain in gains.items()
-            ]
+            results = [self._is_not_inferior(name, gain, context) for name, gain in gains.items()]
             refused = (each for each in results if not each.passed and not each.is_undecided)
             result = next(refused, None) or min(results, key=lambda each: each.passed)
-        noise = (
-            "" if seed_noise is None else f", the noise of seeds of {seed_noise.num_runs} trainings included"
-        )
-        gain = of_rows[CHAMPION]
+        num_runs = 0 if seed_noise is None else seed_noise.num_runs
+        source = f", the noise of seeds of {num_runs} trainings included" if num_runs else ""
         numbers = {
-            "gain": gain.estimate,
-            "gain_low": gain.low,
-            "gain_high": gain.high,
-            "detectable": gain.detectable,
+            "gain": shown.estimate,
+            "gain_low": shown.low,
+            "gain_high": shown.high,
+            "detectable": shown.detectable,
+            "look": context.look,
         }
-        return result.model_copy(update={"text": result.text + noise, "numbers": numbers})
+        return result.model_copy(update={"text": result.text + source, "numbers": numbers})
 
-    def _is_superior(self, gain: Gain, of_rows: Gain, context: GateContext) -> GateResult:
+    def _is_superior(self, gain: Gain, context: GateContext) -> GateResult:
         bar = context.settings.min_gain_over_champion
         passed = gain.low > bar
         is_undecided = not passed and gain.high > max(bar, 0.0)
@@ -196,11 +201,13 @@ class BeatsChampion(Gate):
             f" {relation(gain, context.settings.max_tolerable_loss)}: its interval is"
             f" {'above' if passed else 'not above'} {bar:+.3f} (release.min_gain_over_champion)"
         )
+        if context.look > 1:
+            text += f"; candidate {context.look} against it on these test rows, which widens the interval"
         if is_undecided:
-            text += _what_would_decide(gain, of_rows, bar, context.evaluation.num_test_groups)
+            text += _what_would_decide(gain, bar, context.evaluation.num_test_groups)
         return self.result(passed, text, is_undecided=is_undecided)
 
-    def _is_not_inferior(self, name: str, gain: Gain, of_rows: Gain, context: GateContext) -> GateResult:
+    def _is_not_inferior(self, name: str, gain: Gain, context: GateContext) -> GateResult:
         """Non-inferior at the smallest loss that the test set can show, and at no more than is tolerable. A
         loss that the owner accepts (release.min_gain_over_champion below 0) passes, too.
         """
@@ -223,7 +230,7 @@ class BeatsChampion(Gate):
         else:
             text += " (release.max_tolerable_loss)"
             if not passed:
-                needed = _needed(gain, of_rows, tolerable, evaluation.num_test_groups) or "more test groups"
+                needed = _needed(gain, tolerable, evaluation.num_test_groups) or "more test groups"
                 text += f"; this test set finds losses from {gain.detectable:.3f}, {needed} would decide"
         return self.result(passed, text, is_undecided=not passed)
 
@@ -253,16 +260,16 @@ class NoSliceIsWorse(Gate):
             else {}
         )
         tested = [] if slices is None else slices.tested(least)
-        if slices is None or not tested:
+        worse = worse_slices(context.evaluation, context.settings)
+        if slices is None or not (tested or worse):
             text = (
                 f"no slice has {least:g} groups of equal weight (release.min_effective_groups), so none was"
                 " tested"
             )
             return self.result(True, text, numbers)
-        worse = worse_slices(context.evaluation, context.settings)
         text = (
-            f"{len(worse) or 'none'} of {len(tested)} slices {'is' if len(worse) == 1 else 'are'} worse than"
-            f" the {title(slices.rival)} by more than chance"
+            f"{len(worse) or 'none'} of {len(slices.found)} slices {'is' if len(worse) == 1 else 'are'} worse"
+            f" than the {title(slices.rival)} by more than chance"
         )
         if worse:
             kinds = Counter(each.kind for each in worse)
@@ -293,52 +300,21 @@ def relation(gain: Gain, margin: float) -> Relation:
     return "equal" if -margin < gain.low and gain.high < margin else "undecided"
 
 
-def _claim(gain: Gain, seed_noise: SeedNoise | None, confidence: float) -> Gain:
-    """Return a gain as one of recipes: each side was trained once, so the variance between seeds counts
-    twice.
-    """
-    if seed_noise is None:
-        return gain
-    return gain.with_seed_noise(2 * seed_noise.variance, seed_noise.degrees_of_freedom, confidence)
-
-
-def _what_would_decide(gain: Gain, of_rows: Gain, bar: float, num_groups: int) -> str:
+def _what_would_decide(gain: Gain, bar: float, num_groups: int) -> str:
     text = f"; this test set finds differences from {gain.detectable:.3f}"
-    needed = _needed(gain, of_rows, gain.estimate - bar, num_groups)
-    if needed:
-        return f"{text}, {needed} would decide on one like this"
-    # Seeds vary a score by more than the choice of rows does.
-    if gain.standard_error**2 > 2 * of_rows.standard_error**2:
-        text += ", and no number of groups: trainings that differ by their seed differ by as much"
-    return text
+    needed = _needed(gain, gain.estimate - bar, num_groups)
+    return f"{text}, {needed} would decide on one like this" if needed else text
 
 
-def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> str:
+def _needed(gain: Gain, difference: float, num_groups: int) -> str:
     """Return how many test groups would find such a difference four times in five; empty where too many
-    would.
-
-    More groups lower the variance between rows alone. That between seeds stays, as each side is trained once.
-
-    Args:
-        of_rows: the gain without the noise of seeds.
+    would. Training rows are taken to grow as test groups do, so that seeds vary a score by less, too.
     """
-    of_seeds = max(0.0, gain.standard_error**2 - of_rows.standard_error**2)
     # Ten thousand times as many groups are no advice.
-    if not of_rows.standard_error or difference < gain.detectable / 100:
-        return ""
-    # The squared detectable difference has a part from the seeds and a part from the rows; only the latter
-    # shrinks with more groups. Divided one by one: the square of the smallest errors is 0.
-    scale = (
-        gain.detectable
-        / gain.standard_error
-        * ((gain.detectable - gain.least_detectable) / gain.standard_error)
-    )
-    budget = difference**2 - scale * of_seeds
-    rows = scale * of_rows.standard_error**2 + gain.least_detectable * difference
-    if budget <= rows / 10_000:
+    if difference <= gain.detectable / 100:
         return ""
     # Rounded first: 160 must not become 161.
-    return f"about {math.ceil(round(num_groups * rows / budget, 6)):,} test groups"
+    return f"about {math.ceil(round(num_groups * gain.times_needed(difference), 6)):,} test groups"
 
 
 BEATS_BASELINES = BeatsBaselines()

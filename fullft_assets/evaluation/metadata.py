@@ -25,8 +25,9 @@ class EvaluationMetadata(Metadata):
         candidate: the system that was judged.
         ships: reference of the report on the baseline that becomes champion in its place.
         incumbent: reference of the champion that it was compared with. None: there was none.
-        anchor: reference of the first champion, where it was compared with that, too.
+        anchor: reference of the last champion that was better, where it was compared with that, too.
         seed_runs: references of the reports that the noise of seeds was taken from.
+        looks: references of the reports on candidates that were compared with this champion before.
         scores: system -> metric -> estimate, of the systems beside the candidate.
         measured: METRIC, METRIC_low and METRIC_high of the candidate, and what the task adds.
     """
@@ -57,6 +58,7 @@ class EvaluationMetadata(Metadata):
     incumbent: str | None = None
     anchor: str | None = None
     seed_runs: list[str] = []
+    looks: list[str] = []
     scores: dict[str, dict[str, float]] = {}
     measured: dict[str, Any]
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 from fullft_assets.settings import MODELS
 from fullft_assets.task import BASELINES, METRICS
 
-#: The anchor is the first champion, where it is not the present one: many small losses in a row must not add
-#: up.
+#: The anchor is the last champion that was promoted as better, where it is not the present one: many small
+#: losses in a row must not add up.
 FINETUNED, CHAMPION, ANCHOR = MODELS
 BASE_MODEL = "base_model"
 #: Inputs of an evaluation, `seed_run_0` and so on: reports on trainings that tell how much the seed alone
 #: changes.
 SEED_RUN = "seed_run_"
-_SYSTEMS = {FINETUNED: "fully fine-tuned model", CHAMPION: "champion", ANCHOR: "first champion"}
+#: Inputs of an evaluation, `look_0` and so on: reports on the candidates that this champion was compared with
+#: before.
+LOOK = "look_"
+_SYSTEMS = {
+    FINETUNED: "fully fine-tuned model",
+    CHAMPION: "champion",
+    ANCHOR: "last champion that was better",
+}
 
 
 def title(name: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.evaluation.base import Evaluation, SeedNoise
 from fullft_assets.evaluation.gates import (
+    BEATS_CHAMPION,
     FULL_FINETUNING_IS_JUSTIFIED,
     TEST_SET_IS_LARGE_ENOUGH,
     ChampionRule,
@@ -50,7 +51,7 @@ class ReleaseVerdict(BaseModel):
 
     Attributes:
         has_champion: there was one to keep.
-        seed_runs: trainings that the noise of seeds was taken from; 0: it is unknown.
+        seed_runs: trainings that the noise of seeds was taken from; 0: it is assumed.
         choice: which system becomes champion in place of the fine-tuned model, and why; else empty.
     """
 
@@ -66,6 +67,15 @@ class ReleaseVerdict(BaseModel):
     def promote(self) -> bool:
         """Whether every gate passed."""
         return self.answer == "promote"
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the candidate is better than the champion by more than chance."""
+        return any(
+            reason.numbers.get("gain_low", 0.0) > 0
+            for reason in self.reasons
+            if reason.gate == BEATS_CHAMPION.name
+        )
 
     @property
     def headline(self) -> str:
@@ -104,16 +114,17 @@ def verdict(
     rule: ChampionRule = "superiority",
     seed_noise: SeedNoise | None = None,
     worth: Worth | None = None,
+    look: int = 1,
 ) -> ReleaseVerdict:
     """Judge a candidate: it is promoted if, and only if, every gate passes.
 
     Args:
         rule: what it must show against the champion.
-        seed_noise: None: unknown; the comparison with the champion is one of two models then, not of their
-            recipes.
+        seed_noise: None: the comparison with the champion is one of two models, not of their recipes.
         worth: whether the gain is worth its cost; a gate where `planning.if_not_justified` is block.
+        look: which candidate this is that is compared with the champion on these test rows, from 1.
     """
-    context = GateContext(evaluation, settings, rule, seed_noise, worth)
+    context = GateContext(evaluation, settings, rule, seed_noise, worth, look)
     results = [gate.judge(context) for gate in GATES.all().values() if gate.is_asked_for(settings)]
     reasons = [result for result in results if result is not None]
     return ReleaseVerdict(

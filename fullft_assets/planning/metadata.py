@@ -134,14 +134,12 @@ class PilotMetadata(Metadata):
     Attributes:
         learning_curve: `rows` and the primary metric of each point.
         predicted, predicted_low, predicted_high: score at `target_rows`, and its 90% interval.
-        optimistic: 98 of 100 curves end below.
     """
 
     learning_curve: list[dict[str, int | float]]
     predicted: float
     predicted_low: float
     predicted_high: float
-    optimistic: float
     target_rows: int
     best_baseline: str
     best_baseline_score: float

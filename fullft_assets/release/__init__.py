@@ -12,7 +12,6 @@ from fullft_assets.release.champion import (
     freeze,
     kept_champions,
     promote,
-    read_anchor,
     read_champion,
     read_history,
     read_state,

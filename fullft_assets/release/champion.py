@@ -21,7 +21,11 @@ _DONE = {"promote": "Promoted", "rollback": "Rolled back", "freeze": "Frozen", "
 
 
 class Champion(BaseModel):
-    """The model in use and where it comes from; artifacts by `Manifest.ref`, time in seconds since 1970."""
+    """The model in use and where it comes from; artifacts by `Manifest.ref`, time in seconds since 1970.
+
+    Attributes:
+        is_better: it was better than the champion before it by more than chance, or a person promoted it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,6 +35,7 @@ class Champion(BaseModel):
     score: float
     promoted_at: float
     run_id: str
+    is_better: bool = False
 
 
 class Retired(BaseModel):
@@ -88,6 +93,14 @@ class ReleaseState(Champion):
         """
         return max(self.promoted_at, *(past.retired_at for past in self.history), 0.0)
 
+    @property
+    def anchor(self) -> Champion:
+        """What a row of small losses is measured against: the newest champion that was promoted as better or
+        by hand, else the first one. Champions that were rolled back do not count.
+        """
+        champions = [self.current, *(past.champion for past in self.history if not past.rolled_back)]
+        return next((champion for champion in champions if champion.is_better), champions[-1])
+
     def was_rolled_back(self, checkpoint: str) -> bool:
         """Return whether a checkpoint was champion and was rolled back."""
         return any(past.rolled_back and past.champion.checkpoint == checkpoint for past in self.history)
@@ -109,17 +122,6 @@ def read_history(store: Store, case: str) -> list[Retired]:
     """Return the past champions, newest first."""
     state = read_state(store, case)
     return [] if state is None else state.history
-
-
-def read_anchor(store: Store, case: str) -> Champion | None:
-    """Return the first champion that was not rolled back: what a row of small losses is measured against.
-    None before the first promotion.
-    """
-    state = read_state(store, case)
-    if state is None:
-        return None
-    champions = [past.champion for past in state.history if not past.rolled_back]
-    return champions[-1] if champions else state.current
 
 
 def promote(
@@ -159,7 +161,7 @@ def promote(
 
 def kept_champions(state: ReleaseState | None, number: int) -> list[Champion]:
     """Return the champions to keep: the present one, then past ones that a roll-back can return to, the
-    newest first, and last the first champion, which is the anchor.
+    newest first, and last the anchor where that is older.
 
     Args:
         number: of past champions.
@@ -167,7 +169,8 @@ def kept_champions(state: ReleaseState | None, number: int) -> list[Champion]:
     if state is None:
         return []
     past = [each.champion for each in state.history if not each.rolled_back]
-    return [state.current, *past[:number], *past[number:][-1:]]
+    champions = [state.current, *past[:number]]
+    return champions if state.anchor in champions else [*champions, state.anchor]
 
 
 def drop_from_history(
@@ -314,9 +317,9 @@ def _noted(
 
 
 def _trimmed(history: list[Retired]) -> list[Retired]:
-    newest, older = history[: MAX_HISTORY - 1], history[MAX_HISTORY - 1 :]
-    anchor = [past for past in older if not past.rolled_back][-1:]
-    return [*newest, *(anchor or older[:1])]
+    older = [past for past in history[MAX_HISTORY - 1 :] if not past.rolled_back]
+    anchor = [past for past in older if past.champion.is_better][:1] or older[-1:]
+    return [*history[: MAX_HISTORY - 1], *anchor]
 
 
 def _change(store: Store, case: str, change: Callable[[ReleaseState | None], ReleaseState | None]) -> None:

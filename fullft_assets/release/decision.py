@@ -31,12 +31,12 @@ from fullft_assets.release.champion import (
     ReleaseState,
     one_line,
     promote,
-    read_anchor,
     read_champion,
     read_state,
 )
 from fullft_assets.release.model_card import write_card
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
+from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.store.hashing import digest
 from fullft_assets.task import BASELINES
@@ -76,20 +76,21 @@ class JudgedAgainst:
 
     Attributes:
         champion: None: there was none.
-        anchor: the first champion, where non-inferiority to it is asked for and it is not the champion
-            itself.
+        anchor: the last champion that was promoted as better (see `ReleaseState.anchor`), where
+            non-inferiority to it is asked for and it is not the champion itself.
         seed_runs: reports on trainings that others of their recipe repeat with another seed; they tell how
             much seeds alone change.
+        looks: reports on the candidates that were compared with this champion before, on at least half as
+            many test groups.
     """
 
     champion: str | None
     anchor: str | None
     seed_runs: tuple[str, ...] = ()
+    looks: tuple[str, ...] = ()
 
 
-def judged_against(
-    store: Store, case: str, candidate: Manifest, snapshot: Manifest | None = None
-) -> JudgedAgainst:
+def judged_against(store: Store, case: str, candidate: Manifest, snapshot: Manifest) -> JudgedAgainst:
     """Return what a candidate checkpoint is judged against.
 
     Once `publish` has decided on a candidate this is fixed. A later champion, the candidate itself
@@ -97,26 +98,32 @@ def judged_against(
     champion in its place is measured beside it on newer rows.
 
     Args:
-        snapshot: whose test rows it is judged on. Default: its own.
+        snapshot: whose test rows it is judged on.
     """
-    fixed, champion = store.read_pointer(_decision_pointer(candidate)), read_champion(store, case)
+    fixed, state = store.read_pointer(_decision_pointer(candidate)), read_state(store, case)
     if fixed is not None:
-        is_newer = snapshot is not None and snapshot.ref != CheckpointMetadata.of(candidate).snapshot
-        if is_newer and champion is not None and fixed.get("ships") == champion.checkpoint:
-            return JudgedAgainst(champion.checkpoint, None)
-        return JudgedAgainst(fixed["incumbent"], fixed["anchor"], tuple(fixed["seed_runs"]))
-    anchor = read_anchor(store, case)
-    if champion is None or anchor is None:
+        is_newer = snapshot.ref != CheckpointMetadata.of(candidate).snapshot
+        if is_newer and state is not None and fixed.get("ships") == state.checkpoint:
+            return JudgedAgainst(state.checkpoint, None)
+        return JudgedAgainst(
+            fixed["incumbent"], fixed["anchor"], tuple(fixed["seed_runs"]), tuple(fixed.get("looks", ()))
+        )
+    if state is None:
         return JudgedAgainst(None, None)
-    runs = seed_runs(store, case)
-    in_use = store.load(champion.checkpoint)
+    in_use, anchor = store.load(state.checkpoint), state.anchor.checkpoint
+    num_groups = SnapshotMetadata.of(snapshot).num_test_groups
     # A champion that is a baseline may be judged again by its own recipe.
     is_asked = champion_rule(candidate, in_use) == "non_inferiority" or in_use.stage == BASELINE_MODEL
-    needs_anchor = is_asked and anchor.checkpoint not in (champion.checkpoint, candidate.ref)
+    needs_anchor = is_asked and anchor not in (state.checkpoint, candidate.ref)
     return JudgedAgainst(
-        champion.checkpoint,
-        anchor.checkpoint if needs_anchor else None,
-        tuple(ref for refs in runs.values() for ref in refs),
+        state.checkpoint,
+        anchor if needs_anchor else None,
+        tuple(ref for refs in seed_runs(store, case).values() for ref in refs),
+        tuple(
+            run["evaluation"]
+            for run in _runs(store, case)
+            if run.get("incumbent") == state.checkpoint and 2 * run["num_test_groups"] >= num_groups
+        ),
     )
 
 
@@ -198,7 +205,7 @@ def publish(
         checkpoint = store.load(EvaluationMetadata.of(report).checkpoint)
         verdict = read_verdict(store.folder(report))
         _fix_decision(store, case, checkpoint, report, verdict)
-    candidate, promoted = _candidate(store, report, checkpoint, run_id), _promoted(verdict)
+    candidate, promoted = _candidate(store, report, checkpoint, run_id, verdict.is_better), _promoted(verdict)
 
     def decide(state: ReleaseState | None) -> ReleaseOutcome:
         return consider(state, case, verdict, candidate, incumbent)
@@ -245,7 +252,7 @@ def promote_by_hand(
         )
     checkpoint = store.load(ref)
     report = _newest_report_on(store, checkpoint)
-    champion, verdict = _candidate(store, report, checkpoint, by), read_verdict(store.folder(report))
+    champion, verdict = _candidate(store, report, checkpoint, by, True), read_verdict(store.folder(report))
     current = read_champion(store, case)
     if current is not None and current.checkpoint == champion.checkpoint:
         raise GateError(f"{case}: {checkpoint.ref} is the champion already")
@@ -313,7 +320,9 @@ def _by_hand(reason: str, by: str, verdict: ReleaseVerdict) -> str:
     return f"Promoted by hand ({by}): {reason}. The gates said: {verdict.sentence}"
 
 
-def _candidate(store: Store, report: Manifest, checkpoint: Manifest, run_id: str) -> Champion:
+def _candidate(
+    store: Store, report: Manifest, checkpoint: Manifest, run_id: str, is_better: bool
+) -> Champion:
     return Champion(
         checkpoint=checkpoint.ref,
         snapshot=CheckpointMetadata.of(checkpoint).snapshot,
@@ -321,6 +330,7 @@ def _candidate(store: Store, report: Manifest, checkpoint: Manifest, run_id: str
         score=read_evaluation((store.folder(report) / EVALUATION_FILE).read_bytes()).score.estimate,
         promoted_at=time.time(),
         run_id=run_id,
+        is_better=is_better,
     )
 
 
@@ -339,7 +349,8 @@ def _fix_decision(
         return
     _record_run(store, case, checkpoint, report)
     metadata = EvaluationMetadata.of(report)
-    against = {"incumbent": metadata.incumbent, "anchor": metadata.anchor, "seed_runs": metadata.seed_runs}
+    fields = ("incumbent", "anchor", "seed_runs", "looks")
+    against: dict[str, Any] = {name: getattr(metadata, name) for name in fields}
     if metadata.ships is not None:
         against["ships"] = EvaluationMetadata.of(store.load(metadata.ships)).checkpoint
     store.write_pointer(
@@ -366,13 +377,24 @@ def seed_runs(store: Store, case: str) -> dict[str, list[str]]:
     what they share.
     """
     recorded: dict[str, list[str]] = defaultdict(list)
-    for run in (store.read_pointer(f"{case}/runs") or {"runs": []})["runs"]:
+    for run in _runs(store, case):
         recorded[run["recipe"]].append(run["evaluation"])
     return {recipe: refs for recipe, refs in recorded.items() if len(refs) > 1}
 
 
+def _runs(store: Store, case: str) -> list[dict[str, Any]]:
+    """Return the trainings that were judged, the newest first."""
+    return (store.read_pointer(f"{case}/runs") or {"runs": []})["runs"]
+
+
 def _record_run(store: Store, case: str, checkpoint: Manifest, report: Manifest) -> None:
-    run = {"recipe": recipe_digest(checkpoint), "evaluation": report.ref}
+    metadata = EvaluationMetadata.of(report)
+    run = {
+        "recipe": recipe_digest(checkpoint),
+        "evaluation": report.ref,
+        "incumbent": metadata.incumbent,
+        "num_test_groups": metadata.num_test_groups,
+    }
     store.change_pointer(
         f"{case}/runs", lambda pointer: {"runs": [run, *(pointer or {"runs": []})["runs"]][:_MAX_RUNS]}
     )

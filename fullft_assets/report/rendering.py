@@ -21,7 +21,7 @@ from fullft_assets.artifacts import CHEAPER_BASELINES, FINETUNED_CHECKPOINT, REP
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.durations import duration
-from fullft_assets.evaluation import ANCHOR, CHAMPION, SEED_RUN, Evaluation, Interval, title
+from fullft_assets.evaluation import ANCHOR, CHAMPION, LOOK, SEED_RUN, Evaluation, Interval, title
 from fullft_assets.evaluation.base import Forgetting, forgetting_of
 from fullft_assets.evaluation.comparison import SliceScore
 from fullft_assets.evaluation.verdict import ReleaseVerdict
@@ -365,7 +365,7 @@ def lineage_rows(
     rows = [
         (name.replace("_", " "), manifest.ref)
         for name, manifest in inputs.items()
-        if not name.startswith(SEED_RUN)
+        if not name.startswith((SEED_RUN, LOOK))
     ]
     rows.append(("evaluation key", key))
     rows.append(("base model", settings.base_model))

@@ -125,8 +125,8 @@ class PlanningSettings(Settings):
         ge=-1,
         le=1,
         description=(
-            "Minimum gain in the primary metric over the best baseline; training is refused where even the"
-            " optimistic end of what the pilot predicts is less."
+            "Minimum gain in the primary metric over the best baseline; training is refused where the"
+            " 90% interval that the pilot predicts ends below."
         ),
     )
     usd_per_point: Float | None = Field(
@@ -142,7 +142,7 @@ class PlanningSettings(Settings):
         default="warn",
         description=(
             "What happens where a gain is not shown to be worth its cost: a warning, or the champion stays"
-            " (and the pilot refuses where even its optimistic end is not worth it)."
+            " (and the pilot refuses where even the upper end of its interval is not worth it)."
         ),
     )
     baselines: list[BaselineName] | None = Field(

@@ -73,7 +73,7 @@ class ReleaseSettings(Settings):
         description=(
             "The lower end of the interval of the gain over the champion must exceed this. Where the same"
             " recipe was trained on new data, it is enough to lose less than the test set can detect, and"
-            " less than max_tolerable_loss, against the champion and against the first champion."
+            " less than max_tolerable_loss, against the champion and against the last one that was better."
         ),
     )
     max_tolerable_loss: Float = Field(

@@ -23,12 +23,13 @@ from fullft_assets.evaluation import (
     ANCHOR,
     CHAMPION,
     FINETUNED,
+    LOOK,
     SEED_RUN,
     Evaluation,
     read_evaluation,
 )
-from fullft_assets.evaluation.base import forgetting_of, seed_noise
-from fullft_assets.evaluation.gates import BEATS_CHAMPION, ChampionRule, worse_slices
+from fullft_assets.evaluation.base import assumed_seed_noise, forgetting_of, seed_noise
+from fullft_assets.evaluation.gates import BEATS_CHAMPION, worse_slices
 from fullft_assets.evaluation.leakage import LabelledTexts, Leakage, find_leakage
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import ReleaseVerdict, check_outcomes, verdict, write_verdict
@@ -38,6 +39,7 @@ from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth
 from fullft_assets.release import candidates, champion_rule, choice_sentence, recipe_digest
 from fullft_assets.snapshot import Split, load_split
+from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.near_text.minhash import SIMILARITY
 from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
 from fullft_assets.store import Manifest, Store
@@ -84,11 +86,14 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 def _judge(context: EvaluationContext, test: Split, leakage: Leakage | None) -> Judged:
     job, inputs = context.job, context.inputs
     result = task_of(job.settings.examples).evaluate(context, test)
-    forgetting = forgetting_of(inputs["finetuned_checkpoint"])
+    candidate = inputs["finetuned_checkpoint"]
+    forgetting = forgetting_of(candidate)
     evaluation = result.evaluation.model_copy(update={"forgetting": forgetting, "leakage": leakage})
-    noise = seed_noise(_seed_runs(context.store, inputs))
-    worth = _worth(job, inputs, evaluation)
-    decision = verdict(evaluation, job.settings.release, _rule(inputs), noise, worth)
+    num_train_rows = SnapshotMetadata.of(inputs["training_snapshot"]).num_train_rows
+    noise = seed_noise(_seed_runs(context.store, inputs)) or assumed_seed_noise(evaluation, num_train_rows)
+    worth, look = _worth(job, inputs, evaluation), 1 + len(_refs(inputs, LOOK))
+    rule = champion_rule(candidate, inputs[CHAMPION]) if CHAMPION in inputs else "superiority"
+    decision = verdict(evaluation, job.settings.release, rule, noise, worth, look)
     context.progress.say(f"{evaluation.justification.sentence} {worth.sentence}")
     context.progress.say(decision.sentence)
     costs = report.system_costs(inputs, job.settings, context.seconds, len(test))
@@ -268,14 +273,6 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     return test.select([row for row in range(len(test)) if row not in seen]) if seen else test
 
 
-def _rule(inputs: Mapping[str, Manifest]) -> ChampionRule:
-    return (
-        champion_rule(inputs["finetuned_checkpoint"], inputs[CHAMPION])
-        if CHAMPION in inputs
-        else "superiority"
-    )
-
-
 def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[Evaluation]]:
     """Return the evaluations that tell how much the seed alone changes, by the snapshot and settings that
     their trainings share.
@@ -286,6 +283,10 @@ def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[E
             recipe = recipe_digest(store.load(EvaluationMetadata.of(manifest).checkpoint))
             found[recipe].append(read_evaluation((store.folder(manifest) / "evaluation.json").read_bytes()))
     return found
+
+
+def _refs(inputs: Mapping[str, Manifest], prefix: str) -> list[str]:
+    return [manifest.ref for name, manifest in inputs.items() if name.startswith(prefix)]
 
 
 def _worth(job: Job, inputs: Mapping[str, Manifest], evaluation: Evaluation) -> Worth:
@@ -338,7 +339,8 @@ def _metadata(
         ships=None if ships is None else ships.ref,
         incumbent=inputs[CHAMPION].ref if CHAMPION in inputs else None,
         anchor=inputs[ANCHOR].ref if ANCHOR in inputs else None,
-        seed_runs=[manifest.ref for name, manifest in inputs.items() if name.startswith(SEED_RUN)],
+        seed_runs=_refs(inputs, SEED_RUN),
+        looks=_refs(inputs, LOOK),
         scores=scores,
         measured={**judged.result.headline, **CheckpointMetadata.of(candidate).general_scores},
     )

@@ -227,25 +227,19 @@ def _pilot_rows(recipe: Recipe, settings: UseCaseSettings) -> list[int]:
 def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifest | None:
     settings = shared.job.settings
     metric = settings.primary_metric
-    fits = _pilot_fits(shared)
-    points = [
-        planning.Point(rows=count, score=fit.scores[f"validation_{metric}"]) for count, fit in fits.items()
-    ]
+    to_beat = planning.BaselinesMetadata.of(baselines)
+    fits, points = _pilot_fits(shared, to_beat.best_score)
     seconds = sum(fit.seconds for fit in fits.values())
     prediction = planning.predict_score(
         points, shared.recipe.num_rows, SnapshotMetadata.of(shared.snapshot).num_validation_rows
     )
-    to_beat = planning.BaselinesMetadata.of(baselines)
-    check = planning.pilot_check(
-        prediction, to_beat.best, to_beat.best_score, settings.planning, _break_even(shared, seconds)
-    )
+    check = planning.pilot_check(prediction, to_beat.scores, settings.planning, _break_even(shared, seconds))
     shared.progress.say(check.description)
     metadata = planning.PilotMetadata(
         learning_curve=[{"rows": p.rows, metric: p.score} for p in points],
         predicted=prediction.predicted,
         predicted_low=prediction.low,
         predicted_high=prediction.high,
-        optimistic=prediction.optimistic,
         target_rows=prediction.target_rows,
         best_baseline=to_beat.best,
         best_baseline_score=to_beat.best_score,
@@ -264,11 +258,16 @@ def _break_even(shared: Planning, pilot_seconds: float) -> float | None:
     return judge_worth(0.0, 0.0, 0.0, seconds, shared.job.settings).break_even
 
 
-def _pilot_fits(shared: Planning) -> dict[int, Fit]:
-    """Return the pilot's trainings by their number of rows; parts without anything to learn are excluded."""
-    settings = shared.job.settings
+def _pilot_fits(shared: Planning, best_baseline: float) -> tuple[dict[int, Fit], list[planning.Point]]:
+    """Return the pilot's trainings by their number of rows, and their learning curve; parts without anything
+    to learn are excluded.
+
+    Once a second part beats the best baseline by what is asked and by more than chance, the larger ones would
+    only cost time.
+    """
+    settings, about = shared.job.settings, SnapshotMetadata.of(shared.snapshot)
     counts = _pilot_rows(shared.recipe, settings)
-    fits = {}
+    fits, points = {}, []
     for count in counts:
         try:
             fits[count] = _pilot_fit(shared, count)
@@ -277,7 +276,13 @@ def _pilot_fits(shared: Planning) -> dict[int, Fit]:
             if count == counts[-1]:
                 raise
             shared.progress.say(f"pilot on {count:,} rows skipped: {error}")
-    return fits
+            continue
+        score = fits[count].scores[f"validation_{settings.primary_metric}"]
+        points.append(planning.Point(rows=count, score=score))
+        gain = planning.predict_score(points, count, about.num_validation_rows).low - best_baseline
+        if len(points) > 1 and gain >= settings.planning.min_predicted_gain:
+            break
+    return fits, points
 
 
 def _pilot_fit(shared: Planning, num_rows: int) -> Fit:

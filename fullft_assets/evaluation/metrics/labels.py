@@ -74,8 +74,8 @@ class MicroF1(SummedMetric):
 
 
 class LabelF1(SummedMetric):
-    """F1 of one label over all rows, the score of the slice of a label. It is not registered, because each
-    label has its own.
+    """F1 of one label over all rows, the score of the slice of a label, or of several labels together. It is
+    not registered, because each label has its own.
     """
 
     name = "label_f1"
@@ -83,15 +83,15 @@ class LabelF1(SummedMetric):
     tasks = _LABELLED
     summed = _COUNTS
 
-    def __init__(self, label: int):
-        self.label = label
+    def __init__(self, *labels: int):
+        self.labels = list(labels)
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        return tuple(table[:, self.label] for table in super().count(predictions))
+        return tuple(table[:, self.labels].sum(axis=1) for table in super().count(predictions))
 
     def mass(self, predictions: Predictions) -> np.ndarray:
         assert predictions.true is not None, "only what has labels is measured"
-        return np.asarray(predictions.true, np.float64)[:, self.label]
+        return np.asarray(predictions.true, np.float64)[:, self.labels].sum(axis=1)
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
         right, true, predicted = sums
