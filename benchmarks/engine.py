@@ -55,7 +55,7 @@ from fullft_assets.models.token_loss import TokenLoss
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training, packing
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
-from fullft_assets.training import feed
+from fullft_assets.training import feed, loop
 from fullft_assets.training.feed import Pieces
 from fullft_assets.training.finetuning import fine_tune
 
@@ -285,9 +285,15 @@ def syncs_of_a_step(passes: int, folder: Path) -> collections.Counter[str]:
         num_steps += 1
         syncs.is_on = num_steps in (3, 4)
 
+    read = loop.Step.read
+
+    def count_and_read(step: loop.Step) -> dict[str, Any]:
+        syncs.places["loss and norm of a step"] += syncs.is_on
+        return read(step)
+
     hook = register_optimizer_step_post_hook(after_step)
     try:
-        with syncs:
+        with syncs, mock.patch.object(loop.Step, "read", count_and_read):
             fine_tune(
                 _Small(Path(), data, rows),
                 settings,

@@ -35,6 +35,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training, packing
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.training import feed
+from fullft_assets.training import loop as training_loop
 from fullft_assets.training.feed import Feed, Pieces, planned_batches, planned_rows, sums_between
 from fullft_assets.training.finetuning import Fit, fine_tune
 from tests.optimizer_steps import Stopping, gradients, keeping
@@ -408,6 +409,32 @@ def test_resumed_run_is_bit_identical(tmp_path: Path, name: str) -> None:
     )
     scored = [[line for line in done.history if "validation_loss" in line] for done in (whole, resumed)]
     assert scored[0] == scored[1] and len(scored[0]) >= 4
+
+
+def test_what_is_read_a_step_late_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator, also where it is stopped, and resumed."""
+    chosen = SETTINGS.model_copy(update={"epochs": 2, "checkpoint_every_steps": 3})
+    progress, ahead = Stopping(99), []
+
+    def watch(moment: str, loop: object) -> None:
+        ahead.append(loop.step - progress.last) if moment == "step" else None
+
+    def lines(name: str, **options: object) -> list[tuple]:
+        done = fit(LLAMA, training(40), chosen, tmp_path / name, resumable=True, evaluate_at=None, **options)
+        return [
+            tuple(line.get(key) for key in ("step", "loss", "grad_norm", "validation_loss"))
+            for line in done.history
+        ]
+
+    at_once = lines("at once", progress=progress, watch=watch)
+    assert set(ahead) == {1}
+    monkeypatch.setattr(training_loop, "most_unread_steps", lambda: 1)
+    progress, ahead = Stopping(99), []
+    assert lines("late", progress=progress, watch=watch) == at_once
+    assert set(ahead) == {1, 2}, "never more than one step ahead of what was read"
+    with pytest.raises(Interrupted, match="stopped at step 8 of"):
+        lines("stopped", progress=Stopping(7))
+    assert lines("stopped") == at_once
 
 
 @pytest.mark.parametrize("name", ["packed", "padded"])

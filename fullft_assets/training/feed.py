@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from fullft_assets.models.token_loss import IGNORED
+from fullft_assets.models.token_loss import IGNORED, PREDICTED, predicted_positions
 from fullft_assets.snapshot import Training
 from fullft_assets.snapshot.near_text.shingles import expand
 
@@ -58,6 +58,11 @@ class Feed:
         return np.append(self.bounds[: self.num_passes : passes_a_step], self.bounds[-1])
 
 
+def first_tokens(batch: Batch, count: int) -> Batch:
+    """Return what a model reads of the first row's first tokens, to look at its outputs."""
+    return {name: batch[name][:1, :count] for name in _READ if name in batch}
+
+
 def sums_between(values: np.ndarray, bounds: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the sum of the values from each bound to the next; 0 where they are equal."""
     return np.diff(np.concatenate([[0], np.cumsum(values)])[np.asarray(bounds)])
@@ -65,6 +70,8 @@ def sums_between(values: np.ndarray, bounds: Sequence[int] | np.ndarray) -> np.n
 
 #: In a batch, if asked for: [rows, tokens] bool, whether a token belongs to a replayed document.
 IS_REPLAYED = "is_replayed"
+#: What a model reads of a batch, [rows, tokens] each.
+_READ = ("input_ids", "position_ids", "attention_mask")
 
 #: Padded rows: pieces are shuffled, then sorted by length within pools of this many batches: random enough,
 #: with little padding.
@@ -212,7 +219,7 @@ def collate_packed(
     rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, with_replayed: bool = False
 ) -> Batch:
     """Return `input_ids`, `labels` and `position_ids` of a batch of rows [rows, tokens], `is_replayed` if
-    asked for: no attention mask.
+    asked for, and their `predicted_positions`: no attention mask.
 
     Shorter rows are filled up with a document of padding, which is not trained on.
     """
@@ -223,6 +230,7 @@ def collate_packed(
         padding[:] = np.arange(len(padding))
     names = {"ids": "input_ids", "labels": "labels", "positions": "position_ids"}
     batch = {names[name]: torch.from_numpy(tables[name].astype(np.int64)) for name in names}
+    batch[PREDICTED] = predicted_positions(batch["labels"])
     if with_replayed:
         batch[IS_REPLAYED] = torch.from_numpy(tables["replayed"].astype(bool))
     return batch
@@ -239,13 +247,14 @@ def collate_padded(
     rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, with_replayed: bool = False
 ) -> Batch:
     """Return `input_ids`, `labels` and `attention_mask` [rows, tokens] of a batch of rows, `is_replayed` if
-    asked for.
+    asked for, and their `predicted_positions`.
     """
     tables = {"input_ids": _filled(rows, "ids", pad_id), "labels": _filled(rows, "labels", IGNORED)}
     lengths = np.array([len(row["ids"]) for row in rows])
     is_token = np.arange(lengths.max()) < lengths[:, None]
     batch = {name: torch.from_numpy(table) for name, table in tables.items()}
     batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
+    batch[PREDICTED] = predicted_positions(batch["labels"])
     if with_replayed:
         batch[IS_REPLAYED] = torch.from_numpy(_filled(rows, "replayed", 0).astype(bool))
     return batch

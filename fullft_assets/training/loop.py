@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import wraps
 from itertools import islice
@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel, get_scheduler, set_seed
@@ -75,15 +76,11 @@ def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
     return settings.batch_size // rows_a_pass
 
 
-def connect_processes(settings: TrainingSettings) -> None:
+def connect_processes() -> None:
     """Connect the processes of a training, if there are several."""
-    # The norm of gradients in the host's memory is summed there, which NCCL cannot do.
-    needs_both = settings.sharding == "fsdp2_offload" and torch.cuda.is_available()
-    PartialState(
-        cpu=not torch.cuda.is_available(),
-        backend="cuda:nccl,cpu:gloo" if needs_both else None,
-        timeout=_PATIENCE,
-    )
+    # Requests to stop, and the norm of gradients in the host's memory, are summed there, which NCCL cannot do.
+    has_gpu = torch.cuda.is_available()
+    PartialState(cpu=not has_gpu, backend="cuda:nccl,cpu:gloo" if has_gpu else None, timeout=_PATIENCE)
 
 
 def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int) -> nn.Module:
@@ -245,6 +242,47 @@ def complete_model(model: PreTrainedModel, make: Callable[[], PreTrainedModel]) 
     return gathered
 
 
+def most_unread_steps() -> int:
+    """Return how many steps the host may be ahead of the loss that it has read: an accelerator computes on
+    meanwhile, while nothing is gained on a CPU.
+    """
+    return 0 if device().type == "cpu" else 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step that the device may still compute.
+
+    Attributes:
+        number: from 1.
+    """
+
+    number: int
+    learning_rate: float
+    _measured: torch.Tensor
+    _copied: torch.Event | None
+
+    @classmethod
+    def of(cls, number: int, rate: float, loss: torch.Tensor, norm: torch.Tensor) -> Step:
+        """Begin to copy loss and norm to the host."""
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        measured = torch.stack([loss, norm.to(loss)]).to("cpu", non_blocking=True)
+        if loss.device.type == "cpu":
+            return cls(number, rate, measured, None)
+        copied = torch.Event(loss.device)
+        copied.record()
+        return cls(number, rate, measured, copied)
+
+    def read(self) -> dict[str, Any]:
+        """Wait for the step; return its `step`, its mean `loss` over all processes, the `grad_norm` before
+        clipping and the `learning_rate`.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        loss, norm = self._measured.tolist()
+        return {"step": self.number, "loss": loss, "grad_norm": norm, "learning_rate": self.learning_rate}
+
+
 #: When a training is looked at: after a forward and backward pass, with the gradients that the optimizer is
 #: about to use, and after a step.
 Moment = Literal["pass", "gradients", "step"]
@@ -346,10 +384,8 @@ class Loop:
             torch.save(self._scaler.state_dict(), folder / _SCALE)
         torch.save(states, folder / RANDOM_STATES)
 
-    def steps(self) -> Iterator[dict[str, Any]]:
-        """Take the steps that are missing; after each yield its `step` from 1, its mean `loss` over all
-        processes, the `grad_norm` before clipping and the `learning_rate`.
-        """
+    def steps(self) -> Iterator[Step]:
+        """Take the steps that are missing, and yield each; nothing waits for the device."""
         feed, count = self._prepared.feed, self._num_processes
         num_passes = accumulation_steps(self._settings, count)
         first = self.step * num_passes * count + ranks.number()
@@ -361,7 +397,7 @@ class Loop:
         while passes_of_step := list(islice(passes, num_passes)):
             yield self._take_step(passes_of_step)
 
-    def _take_step(self, passes: Sequence[tuple[Batch, bool]]) -> dict[str, Any]:
+    def _take_step(self, passes: Sequence[tuple[Batch, bool]]) -> Step:
         """Take a step over passes; of each, whether it counts."""
         rate = self._settings.learning_rate * self._share_of_rate(self._num_scheduled)
         for group in self.optimizer.param_groups:
@@ -389,8 +425,7 @@ class Loop:
         self.model.zero_grad()
         self.step += 1
         self._watch("step", self)
-        mean_loss = (ranks.total(loss) / self._num_processes).item()
-        return {"step": self.step, "loss": mean_loss, "grad_norm": norm.item(), "learning_rate": rate}
+        return Step.of(self.step, rate, ranks.total(loss) / self._num_processes, norm)
 
     def _make_pass(self, batch: Batch, num_labels: torch.Tensor, factor: int) -> torch.Tensor:
         """Make a forward and backward pass, which an optimizer in the backward pass may need twice; return

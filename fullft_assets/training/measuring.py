@@ -86,7 +86,7 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
     # Held for their memory alone: copies of the pretrained weights.
     anchors = regularization.anchors(recipe, settings, seed)
     if processes > 1:
-        connect_processes(settings)
+        connect_processes()
         place(model, settings, processes)
     else:
         move(model)

@@ -30,7 +30,7 @@ from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
 from fullft_assets.tasks.language.assessment import DocumentScores
 from fullft_assets.training import feed, regularization
-from fullft_assets.training.feed import IS_REPLAYED, Batch, Feed, Pieces
+from fullft_assets.training.feed import Batch, Feed, Pieces, first_tokens
 from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared
 from fullft_assets.training.regularization import DistilledTokenLoss
 
@@ -248,10 +248,6 @@ def _feed(
 
 
 def _token_loss(model: PreTrainedModel, batch: Batch, settings: TrainingSettings) -> TokenLoss:
-    shown = {
-        name: value[:1, :_SHOWN_TOKENS].to(model.device)
-        for name, value in batch.items()
-        if name not in ("labels", IS_REPLAYED)
-    }
+    shown = {name: value.to(model.device) for name, value in first_tokens(batch, _SHOWN_TOKENS).items()}
     with precision.autocast(precision.of(settings)), torch.no_grad():
         return TokenLoss(model, shown)
