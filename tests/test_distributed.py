@@ -289,12 +289,14 @@ def test_the_hosts_memory_is_summed_by_gloo_beside_a_card(
     has_card: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No GPU takes part."""
-    options: dict[str, object] = {}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
-    monkeypatch.setattr(loop, "PartialState", lambda **arguments: options.update(arguments))
+    backends: list[str] = []
+    machine.set_card(monkeypatch, has_card)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, timeout: backends.append(backend)
+    )
     loop.connect_processes()
-    assert options["cpu"] is not has_card
-    assert options["backend"] == ("cuda:nccl,cpu:gloo" if has_card else None)
+    assert backends == ["cpu:gloo,cuda:nccl" if has_card else "cpu:gloo"]
 
 
 def test_offloading_is_refused_where_auto_is_fp16(monkeypatch: pytest.MonkeyPatch) -> None:

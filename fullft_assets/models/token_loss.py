@@ -25,7 +25,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fullft_assets.jobs.progress import Listener
-from fullft_assets.models import precision
+from fullft_assets.models import documents, precision
 from fullft_assets.models.inference import collate, device, in_batches, move_unless_sharded
 from fullft_assets.models.loading import is_outline
 
@@ -34,7 +34,7 @@ IGNORED = -100
 #: In a batch: `predicted_positions`, which the host knows and a GPU would have to be asked for.
 PREDICTED = "predicted"
 #: Logits that exist at a time: on a GPU as many as make the additions to the head's gradient cheap.
-_CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
+_CHUNK_ELEMENTS = {"cpu": 2**25, "gpu": 2**28}
 #: The device of a plan for another machine, whose chunks are counted.
 PLANNED_DEVICE: ContextVar[str | None] = ContextVar("planned_device", default=None)
 
@@ -96,7 +96,7 @@ class TokenLoss:
         return torch.cat(losses), torch.cat(is_first)
 
     def _fused(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        inputs, positions, targets = predictions(inputs, labels)
+        inputs, positions, targets = predictions(model, inputs, labels)
         head = self.head
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
@@ -122,20 +122,23 @@ class TokenLoss:
         return len(of_head) == 1 and of_head[0].shape == logits.shape and bool((of_head[0] == logits).all())
 
 
-def predicted_positions(labels: torch.Tensor) -> torch.Tensor:
+def predicted_positions(labels: np.ndarray) -> torch.Tensor:
     """Return the positions [predictions] of the tokens whose next one is trained, in rows laid end to end."""
-    is_predicted = functional.pad(labels[:, 1:] != IGNORED, (0, 1))
-    return is_predicted.flatten().nonzero().flatten()
+    is_predicted = np.pad(labels[:, 1:] != IGNORED, ((0, 0), (0, 1)))
+    return torch.from_numpy(np.flatnonzero(is_predicted))
 
 
 def predictions(
-    inputs: Mapping[str, Any], labels: torch.Tensor
+    model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor
 ) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
-    """Return the inputs without their `predicted_positions`, these, and the token that follows each."""
-    inputs = dict(inputs)
-    positions = inputs.pop(PREDICTED, None)
+    """Return the inputs that the model takes, their `predicted_positions`, and the token that follows
+    each.
+    """
+    positions = inputs.get(PREDICTED)
+    excluded = {PREDICTED, *(() if documents.is_told(model) else documents.BOUNDS)}
+    inputs = {name: value for name, value in inputs.items() if name not in excluded}
     if positions is None:
-        positions = predicted_positions(labels)
+        positions = predicted_positions(labels.numpy(force=True)).to(labels.device)
     return inputs, positions, labels.flatten().index_select(0, positions + 1)
 
 
@@ -171,7 +174,7 @@ def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Te
 
 def plain(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """Return the same sum, computed from all of the model's own logits."""
-    inputs, positions, targets = predictions(inputs, labels)
+    inputs, positions, targets = predictions(model, inputs, labels)
     logits = model(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, positions)
     return functional.cross_entropy(logits.float(), targets, reduction="sum")
 
@@ -265,7 +268,8 @@ class LinearCrossEntropy(LossOfHead):
 
 
 def _tokens_of_chunk(weight: torch.Tensor, num_heads: int = 1) -> int:
-    elements = _CHUNK_ELEMENTS.get(PLANNED_DEVICE.get() or weight.device.type, _CHUNK_ELEMENTS["cpu"])
+    kind = PLANNED_DEVICE.get() or weight.device.type
+    elements = _CHUNK_ELEMENTS["cpu" if kind == "cpu" else "gpu"]
     return max(1, elements // (num_heads * len(weight)))
 
 
@@ -370,7 +374,7 @@ def score_documents(
         documents = np.repeat(
             [row.document for row in batch], (labels[:, 1:] != IGNORED).sum(1).cpu().numpy()
         )
-        return documents, losses.double().cpu().numpy(), is_first.long().cpu().numpy()
+        return documents, losses.cpu().double().numpy(), is_first.long().cpu().numpy()
 
     try:
         with torch.no_grad(), precision.autocast(precision.of_scores(model)):

@@ -125,8 +125,8 @@ class TrainingSettings(Settings):
     compile: bool = Field(
         default=False,
         description=(
-            "Compile the model below its head with torch.compile: it takes minutes before the first step, and"
-            " makes steps faster."
+            "Compile each layer with torch.compile: it takes a minute before the first step, and makes steps"
+            " faster."
         ),
     )
     liger: Annotated[Literal["auto", "off"], YamlOff()] = Field(

@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
+from fullft_assets.models import documents
 from fullft_assets.models.token_loss import IGNORED, PREDICTED, predicted_positions
 from fullft_assets.snapshot import Training
 from fullft_assets.snapshot.near_text.shingles import expand
 
-Batch = dict[str, torch.Tensor]
+#: Tensors, and numbers that are no part of a model's arithmetic.
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,13 @@ def packed(
     pad_id: int,
     *,
     with_replayed: bool = False,
+    fills_rows: bool = False,
 ) -> Feed:
     """Return the feed of packed rows, see `planned_rows` and `collate_packed`; `with_replayed` adds
     `is_replayed` [rows, tokens] to batches.
+
+    Args:
+        fills_rows: to the capacity, and not to the longest of a pass: all passes have one shape.
     """
     plan = pieces.plan
     order = planned_rows(plan.num_rows, epochs, seed)
@@ -97,10 +104,13 @@ def packed(
     first_pieces = np.concatenate([[0], np.cumsum(pieces_of_rows[order])])
     starts = np.append(np.arange(0, len(order), rows_a_pass), len(order))
     tokens = sums_between(plan.length[numbers], first_pieces)
+    least_tokens = plan.capacity if fills_rows else 0
 
     def batch(number: int) -> Batch:
         rows = order[starts[number] : starts[number + 1]]
-        return collate_packed([_packed_row(pieces, row) for row in rows], pad_id, with_replayed=with_replayed)
+        return collate_packed(
+            [_packed_row(pieces, row) for row in rows], pad_id, least_tokens, with_replayed=with_replayed
+        )
 
     return Feed(
         batch=batch,
@@ -108,7 +118,7 @@ def packed(
         lengths=plan.length[numbers],
         num_predicted=pieces.num_predicted[numbers],
         bounds=first_pieces[starts],
-        sizes=np.maximum.reduceat(tokens, starts[:-1]) * np.diff(starts),
+        sizes=np.maximum(np.maximum.reduceat(tokens, starts[:-1]), least_tokens) * np.diff(starts),
     )
 
 
@@ -216,28 +226,37 @@ def _padded_pass(pieces: Pieces, numbers: np.ndarray) -> list[dict[str, np.ndarr
 
 
 def collate_packed(
-    rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, with_replayed: bool = False
+    rows: Sequence[Mapping[str, np.ndarray]],
+    pad_id: int,
+    least_tokens: int = 0,
+    *,
+    with_replayed: bool = False,
 ) -> Batch:
     """Return `input_ids`, `labels` and `position_ids` of a batch of rows [rows, tokens], `is_replayed` if
-    asked for, and their `predicted_positions`: no attention mask.
+    asked for, their `predicted_positions` and the `documents.bounds`: no attention mask.
 
-    Shorter rows are filled up with a document of padding, which is not trained on.
+    Rows shorter than the longest one, or than `least_tokens`, are filled up with a document of padding, which
+    is not trained on.
     """
     fill = {"ids": pad_id, "labels": IGNORED, "positions": 0, "replayed": 0}
-    tables = {name: _filled(rows, name, value) for name, value in fill.items()}
+    tables = {name: _filled(rows, name, value, least_tokens) for name, value in fill.items()}
     for row, positions in zip(rows, tables["positions"], strict=True):
         padding = positions[len(row["ids"]) :]
         padding[:] = np.arange(len(padding))
     names = {"ids": "input_ids", "labels": "labels", "positions": "position_ids"}
     batch = {names[name]: torch.from_numpy(tables[name].astype(np.int64)) for name in names}
-    batch[PREDICTED] = predicted_positions(batch["labels"])
+    batch |= documents.bounds(tables["positions"])
+    batch[PREDICTED] = predicted_positions(tables["labels"])
     if with_replayed:
         batch[IS_REPLAYED] = torch.from_numpy(tables["replayed"].astype(bool))
     return batch
 
 
-def _filled(rows: Sequence[Mapping[str, np.ndarray]], name: str, fill: int) -> np.ndarray:
-    table = np.full((len(rows), max(len(row["ids"]) for row in rows)), fill, np.int64)
+def _filled(
+    rows: Sequence[Mapping[str, np.ndarray]], name: str, fill: int, least_tokens: int = 0
+) -> np.ndarray:
+    longest = max(least_tokens, *(len(row["ids"]) for row in rows))
+    table = np.full((len(rows), longest), fill, np.int64)
     for number, row in enumerate(rows):
         table[number, : len(row[name])] = row[name]
     return table
@@ -254,7 +273,7 @@ def collate_padded(
     is_token = np.arange(lengths.max()) < lengths[:, None]
     batch = {name: torch.from_numpy(table) for name, table in tables.items()}
     batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
-    batch[PREDICTED] = predicted_positions(batch["labels"])
+    batch[PREDICTED] = predicted_positions(tables["labels"])
     if with_replayed:
         batch[IS_REPLAYED] = torch.from_numpy(_filled(rows, "replayed", 0).astype(bool))
     return batch

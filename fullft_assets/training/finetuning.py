@@ -189,7 +189,7 @@ class TrainingSegment:
             accumulation_steps(self.settings, run.num_processes) * run.num_processes
         )
         if self.settings.compile:
-            layers.compile_below_head(self.model)
+            layers.compile_layers(self.model)
         #: [steps] useful tokens of each.
         self.tokens = sums_between(feed.lengths, documents_of_steps)
         self.num_steps = len(self.tokens)

@@ -39,7 +39,7 @@ def why_not(model_type: str, settings: TrainingSettings) -> str:
     """Return why a model is trained without the kernels; an empty string where it has them."""
     if settings.liger == "off":
         return "training.liger is off"
-    if not torch.cuda.is_available():
+    if not torch.accelerator.is_available():
         return "liger-kernel needs a GPU"
     if importlib.util.find_spec("liger_kernel") is None:
         return "liger-kernel is not installed"

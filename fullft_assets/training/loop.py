@@ -6,6 +6,7 @@ Several processes have a copy of the model each (DDP), or a part of its weights,
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections import deque
@@ -21,7 +22,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import convert_to_fp32
 from safetensors.torch import load_model, save_file
 from torch import nn
@@ -41,7 +41,8 @@ from transformers import PreTrainedModel, get_scheduler, set_seed
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.models import precision
-from fullft_assets.models.inference import device, is_sharded, move
+from fullft_assets.models.hardware import of_accelerator
+from fullft_assets.models.inference import device, is_sharded, move, to_device
 from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import ranks
@@ -78,9 +79,14 @@ def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
 
 def connect_processes() -> None:
     """Connect the processes of a training, if there are several."""
-    # Requests to stop, and the norm of gradients in the host's memory, are summed there, which NCCL cannot do.
-    has_gpu = torch.cuda.is_available()
-    PartialState(cpu=not has_gpu, backend="cuda:nccl,cpu:gloo" if has_gpu else None, timeout=_PATIENCE)
+    if "RANK" not in os.environ or torch.distributed.is_initialized():
+        return
+    backends = {"cpu": "gloo"}
+    # Requests to stop, and the norm of gradients in the host's memory, are summed there, which a GPU's
+    # backend cannot do.
+    backends[device().type] = torch.distributed.get_default_backend_for_device(device())
+    named = ",".join(f"{kind}:{backend}" for kind, backend in backends.items())
+    torch.distributed.init_process_group(named, timeout=_PATIENCE)
 
 
 def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int) -> nn.Module:
@@ -98,7 +104,7 @@ def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int
         return model
     return DistributedDataParallel(
         model,
-        device_ids=[torch.cuda.current_device()] if torch.cuda.is_available() else None,
+        device_ids=[torch.accelerator.current_device_index()] if torch.accelerator.is_available() else None,
         find_unused_parameters=not settings.gradient_checkpointing,
     )
 
@@ -110,7 +116,7 @@ def _shard(model: PreTrainedModel, settings: TrainingSettings, chosen: precision
     options: dict[str, Any] = {"mp_policy": policy}
     if settings.sharding == "fsdp2_offload":
         # Pinned memory is for copies to a card.
-        options["offload_policy"] = fsdp.CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+        options["offload_policy"] = fsdp.CPUOffloadPolicy(pin_memory=torch.accelerator.is_available())
     names = _units(model)
     for module in reversed(list(model.modules())):
         if type(module).__name__ in names:
@@ -182,8 +188,12 @@ def ahead(collate: Callable[[int], Batch], numbers: Iterable[int], depth: int) -
     def collated(number: int) -> Batch:
         batch = collate(number)
         # Copies from pinned memory do not block.
-        has_gpu = device().type == "cuda"
-        return {name: value.pin_memory() for name, value in batch.items()} if has_gpu else batch
+        if device().type == "cpu":
+            return batch
+        return {
+            name: value.pin_memory() if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
 
     try:
         for number in numbers:
@@ -205,7 +215,8 @@ def random_states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(np.asarray(keys, np.int64)), *more),
         "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        # Of any kind of accelerator; checkpoints have it by this name.
+        "cuda": None if (rng_state := of_accelerator("get_rng_state")) is None else rng_state(),
     }
 
 
@@ -217,8 +228,9 @@ def restore_random_states(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *more))
     torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    set_rng_state = of_accelerator("set_rng_state")
+    if state["cuda"] is not None and set_rng_state is not None:
+        set_rng_state(state["cuda"])
 
 
 def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
@@ -335,7 +347,7 @@ class Loop:
         #: Steps so far, as the schedule counts them: fp16 skips steps that overflow.
         self._num_scheduled = 0
         scaler = ShardedGradScaler if is_sharded(model) else torch.amp.GradScaler
-        self._scaler = scaler(enabled=precision.of(settings) == "fp16")
+        self._scaler = scaler(device().type, enabled=precision.of(settings) == "fp16")
         set_seed(seed)
         # torch's own loader of data draws its seed here.
         torch.empty((), dtype=torch.int64).random_()
@@ -431,7 +443,7 @@ class Loop:
         """Make a forward and backward pass, which an optimizer in the backward pass may need twice; return
         its share of the step's loss.
         """
-        inputs = {name: value.to(device(), non_blocking=True) for name, value in batch.items()}
+        inputs = {name: to_device(value) for name, value in batch.items()}
         labels = inputs.pop("labels")
 
         def compute() -> torch.Tensor:

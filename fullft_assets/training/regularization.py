@@ -19,8 +19,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.models import layers
-from fullft_assets.models.inference import move
+from fullft_assets.models import documents, layers
+from fullft_assets.models.inference import move, to_device
 from fullft_assets.models.loading import pool
 from fullft_assets.models.token_loss import (
     IGNORED,
@@ -223,7 +223,7 @@ class DistilledTokenLoss:
         """Return the sum in fp32, differentiable; arguments as for `TokenLoss.total`."""
         replayed = inputs.get(IS_REPLAYED)
         inputs = {name: value for name, value in inputs.items() if name != IS_REPLAYED}
-        student_inputs, positions, targets = predictions(inputs, labels)
+        student_inputs, positions, targets = predictions(model, inputs, labels)
         is_distilled = (
             torch.ones_like(positions, dtype=torch.bool)
             if replayed is None
@@ -233,7 +233,12 @@ class DistilledTokenLoss:
             return self._hard.total(model, inputs, labels)
         distilled, width = positions[is_distilled], labels.shape[1]
         rows, numbers = torch.unique(distilled // width, return_inverse=True)
-        teacher_inputs = {name: value[rows] for name, value in student_inputs.items()}
+        teacher_inputs = {
+            name: value[rows] for name, value in student_inputs.items() if name not in documents.BOUNDS
+        }
+        if documents.is_told(self._teacher) and "position_ids" in teacher_inputs:
+            told = documents.bounds(teacher_inputs["position_ids"].numpy(force=True))
+            teacher_inputs |= {name: to_device(value) for name, value in told.items()}
         compute = self._fused if self._hard.is_fused else self._plain
         student = (student_inputs, positions, targets, is_distilled)
         return compute(model, *student, teacher_inputs, numbers * width + distilled % width)
