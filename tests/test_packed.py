@@ -412,6 +412,19 @@ def test_resumed_run_is_bit_identical(tmp_path: Path, name: str) -> None:
     assert scored[0] == scored[1] and len(scored[0]) >= 4
 
 
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [
+        ("cosine_with_min_lr", {10: 1.0, 55: 0.55, 100: 0.1}),
+        ("warmup_stable_decay", {10: 1.0, 89: 1.0, 95: 1 - 0.5**0.5, 100: 0.0}),
+    ],
+)
+def test_schedules_end_at_a_floor_or_decay_late(name: str, shares: dict[int, float]) -> None:
+    chosen = SETTINGS.model_copy(update={"scheduler": name, "warmup_share": 0.1})
+    share = training_loop.share_of_rate(chosen, torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]), 100)
+    assert {step: share(step) for step in shares} == pytest.approx(shares) and 0 < share(5) < 1
+
+
 def test_what_is_read_a_step_late_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator, also where it is stopped, and resumed."""
     chosen = SETTINGS.model_copy(update={"epochs": 2, "checkpoint_every_steps": 3})

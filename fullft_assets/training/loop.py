@@ -60,6 +60,10 @@ _SCHEDULE, _SCALE = "scheduler.pt", "scaler.pt"
 RANDOM_STATES = "random_states.pt"
 #: How long a process waits for the others.
 _PATIENCE = timedelta(minutes=30)
+#: Share of the learning rate at which a schedule with a floor ends, and of the steps in which a constant rate
+#: decays.
+_FLOOR = 0.1
+_DECAY_SHARE = 0.1
 #: Names of weights without decay, beside those of layer norms: biases, norms, and a state space's own.
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:$|\.)|(?:^|\.)(?:a_log|d)$")
 #: Complete states: another number of processes can continue with them.
@@ -171,6 +175,22 @@ def groups_of_weights(model: PreTrainedModel, settings: TrainingSettings) -> lis
             has_decay = not name.startswith(norms) and not _NOT_DECAYED.search(name.lower())
             groups[0 if has_decay else 1]["params"].append(weight)
     return [group for group in groups if group["params"]]
+
+
+def share_of_rate(
+    settings: TrainingSettings, optimizer: torch.optim.Optimizer, num_steps: int
+) -> Callable[[int], float]:
+    """Return (steps so far) -> the share of the learning rate that the schedule gives the next step."""
+    options = {
+        "cosine_with_min_lr": {"min_lr_rate": _FLOOR},
+        # A decay that is steep at first (Haegele et al. 2024, arXiv:2405.18392).
+        "warmup_stable_decay": {"num_decay_steps": round(_DECAY_SHARE * num_steps), "decay_type": "1-sqrt"},
+    }
+    warmup = round(settings.warmup_share * num_steps)
+    schedule: Any = get_scheduler(
+        settings.scheduler, optimizer, warmup, num_steps, options.get(settings.scheduler)
+    )
+    return schedule.lr_lambdas[0]
 
 
 def ahead(collate: Callable[[int], Batch], numbers: Iterable[int], depth: int) -> Iterator[Batch]:
@@ -341,9 +361,7 @@ class Loop:
         )
         #: The optimizer, if it updates weights in the backward pass.
         self._stepping = cast(LowMemoryOptimizer, self.optimizer) if settings.steps_in_backward else None
-        warmup = round(settings.warmup_share * num_steps)
-        schedule: Any = get_scheduler(settings.scheduler, self.optimizer, warmup, num_steps)
-        self._share_of_rate: Callable[[int], float] = schedule.lr_lambdas[0]
+        self._share_of_rate = share_of_rate(settings, self.optimizer, num_steps)
         #: Steps so far, as the schedule counts them: fp16 skips steps that overflow.
         self._num_scheduled = 0
         scaler = ShardedGradScaler if is_sharded(model) else torch.amp.GradScaler
