@@ -122,11 +122,11 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
 
 def _chunk(module: nn.Module) -> int | None:
     """Return the tokens of the parts of a document that attend to themselves alone, of a layer of Llama 4."""
-    config: Any = getattr(module, "config", None)
-    kinds = getattr(config, "layer_types", None) or ()
+    layer: Any = module
+    kinds = getattr(getattr(layer, "config", None), "layer_types", None) or ()
     # A compiled layer that reads its own number would be compiled for each number.
-    is_chunked = "chunked_attention" in kinds and kinds[module.layer_idx] == "chunked_attention"
-    return config.attention_chunk_size if is_chunked else None
+    is_chunked = "chunked_attention" in kinds and kinds[layer.layer_idx] == "chunked_attention"
+    return layer.config.attention_chunk_size if is_chunked else None
 
 
 def _by_kernel(
