@@ -552,7 +552,7 @@ if os.environ.get("RANK", "0") == "0":
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["llama", "opt"])
+@pytest.mark.parametrize("name", ["llama", "lfm2"])
 def test_two_processes_train_as_one(tmp_path: Path, name: str) -> None:
     """The gradients' norm tells a factor that Adam would hide in the weights. What they write loads in one
     process.
