@@ -48,15 +48,15 @@ from transformers import (
 from benchmarks.engine_families import FAMILIES
 from fullft_assets.errors import FullftError
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models import token_loss
+from fullft_assets.models import documents, token_loss
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.isolation import probe
-from fullft_assets.models.token_loss import TokenLoss
+from fullft_assets.models.token_loss import PREDICTED, TokenLoss
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training, packing
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
-from fullft_assets.training import feed
-from fullft_assets.training.feed import Pieces
+from fullft_assets.training import feed, loop
+from fullft_assets.training.feed import Pieces, first_tokens
 from fullft_assets.training.finetuning import fine_tune
 
 CAPACITY = 48
@@ -143,12 +143,12 @@ def family(name: str) -> Family:
 
 def _fed(name: str, model: PreTrainedModel) -> Family:
     is_causal = _is_causal(model)
+    documents.attend_apart(model)
     pieces = Pieces(windows())
     is_packed = probe(model, CAPACITY).is_isolated
     packed = feed.packed(pieces, 2, 1, 3, 0)
     chosen = packed if is_packed else feed.padded(pieces, 2, 4, 1, 3, 0)
-    first = {key: value[:1, :32] for key, value in packed.batch(0).items() if key != "labels"}
-    loss = TokenLoss(model, first)
+    loss = TokenLoss(model, first_tokens(packed.batch(0), 32))
     alone = [
         {
             "input_ids": torch.tensor([pieces.ids(number).tolist()]),
@@ -285,9 +285,15 @@ def syncs_of_a_step(passes: int, folder: Path) -> collections.Counter[str]:
         num_steps += 1
         syncs.is_on = num_steps in (3, 4)
 
+    read = loop.Step.read
+
+    def count_and_read(step: loop.Step) -> dict[str, Any]:
+        syncs.places["loss and norm of a step"] += syncs.is_on
+        return read(step)
+
     hook = register_optimizer_step_post_hook(after_step)
     try:
-        with syncs:
+        with syncs, mock.patch.object(loop.Step, "read", count_and_read):
             fine_tune(
                 _Small(Path(), data, rows),
                 settings,
@@ -412,28 +418,12 @@ MODELS = {
 }
 
 
-class Selected(TorchDispatchMode):
-    """Answers what tensors without values cannot: as if every token but a row's first were trained."""
-
-    def __init__(self, rows: int, tokens: int):
-        super().__init__()
-        self.num_trained = rows * (tokens - 1)
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        is_masked = function in _INDEXED and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if not is_masked:
-            return function(*args, **(kwargs or {}))
-        if function is _aten.index.Tensor:
-            return args[0].new_empty((self.num_trained, *args[0].shape[args[1][0].dim() :]))
-        return torch.empty_like(args[0]) if function is _aten.index_put.default else args[0]
-
-
 def _inputs(rows: int, tokens: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Return rows of documents of 512 tokens, all of which but a row's first are trained."""
     ids = torch.zeros((rows, tokens), dtype=torch.long)
     positions = torch.arange(tokens).repeat(rows, 1) % 512
-    return {"input_ids": ids, "position_ids": positions}, torch.zeros_like(ids)
+    predicted = torch.arange(rows * (tokens - 1))
+    return {"input_ids": ids, "position_ids": positions, PREDICTED: predicted}, torch.zeros_like(ids)
 
 
 def flops() -> Iterator[list[Any]]:
@@ -451,8 +441,8 @@ def flops() -> Iterator[list[Any]]:
                 if recomputes:
                     model.gradient_checkpointing_enable()
                 inputs, labels = _inputs(rows, tokens)
-                fused = TokenLoss(model, {key: value[:1, :32] for key, value in inputs.items()})
-                with FlopCounterMode(display=False) as counter, Selected(rows, tokens):
+                fused = TokenLoss(model, first_tokens(inputs, 32))
+                with FlopCounterMode(display=False) as counter:
                     fused.total(model, inputs, labels).backward()
             documents = np.full(rows * tokens // 512, 512)
             useful = step_flops(
@@ -469,7 +459,9 @@ def flops() -> Iterator[list[Any]]:
 
 
 def graphs() -> Iterator[list[Any]]:
-    """Yield a row for each family: compiled as the engine compiles, for rows of four lengths."""
+    """Yield a row for each family: compiled as the engine compiles, for rows of one length with other
+    documents in each of four passes.
+    """
     import torch._dynamo as dynamo
 
     from fullft_assets.models import layers
@@ -496,11 +488,14 @@ def graphs() -> Iterator[list[Any]]:
             compiled.append(len(graph.graph.nodes))
             return graph.forward
 
-        fused = TokenLoss(model, _documents(12))
+        documents.attend_apart(model)
+        is_packed = probe(model, 24).is_isolated
+        fused = TokenLoss(model, first_tokens(_documents(12), 12))
         with _backend_of(backend):
-            layers.compile_below_head(model)
-        for length in (24, 31, 40, 17):
-            inputs = _documents(length)
+            layers.compile_layers(model)
+        for count in (2, 3, 4, 6):
+            inputs = _documents(24, count)
+            inputs = inputs if is_packed else {"input_ids": inputs["input_ids"]}
             fused.total(model, inputs, inputs["input_ids"]).backward()
         breaks = sum(dynamo.utils.counters["graph_break"].values())
         yield [name, len(compiled), breaks, sum(compiled)]
@@ -522,10 +517,10 @@ def _backend_of(backend: Callable[..., Any]) -> Iterator[None]:
         torch.nn.Module.compile = original
 
 
-def _documents(length: int) -> dict[str, torch.Tensor]:
-    first = length // 3
-    positions = torch.cat([torch.arange(first), torch.arange(length - first)]).repeat(2, 1)
-    return {"input_ids": torch.randint(3, 96, (2, length)), "position_ids": positions}
+def _documents(length: int, count: int = 2) -> dict[str, Any]:
+    positions = (torch.arange(length) % (length // count)).repeat(2, 1)
+    told = documents.bounds(positions.numpy())
+    return {"input_ids": torch.randint(3, 96, (2, length)), "position_ids": positions, **told}
 
 
 @dataclass
@@ -587,7 +582,7 @@ def rank(name: str, layers: int, processes: int) -> Rank:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
             loaded = sum(weight.numel() * weight.element_size() for weight in model.parameters())
             inputs, labels = _inputs(1, tokens)
-            fused = TokenLoss(model, {key: value[:1, :32] for key, value in inputs.items()})
+            fused = TokenLoss(model, first_tokens(inputs, 32))
             place(model, settings, processes)
             placed = sum(
                 weight.to_local().numel() * weight.element_size()  # pyright: ignore[reportCallIssue]  # a DTensor
@@ -596,7 +591,7 @@ def rank(name: str, layers: int, processes: int) -> Rank:
             optimizer = torch.optim.SGD(model.parameters())
             tracker = FSDPMemTracker(model, optimizer)
             tracker.track_inputs((*inputs.values(), labels))
-            with tracker, Selected(1, tokens):
+            with tracker:
                 fused.total(model, inputs, labels).backward()
             (peak,) = [parts["Total"] for parts in tracker.get_tracker_snapshot("peak").values()]
             return Rank(loaded, placed, peak)

@@ -227,7 +227,7 @@ def with_bare_loop(
     pieces = feed.Pieces(packed(documents(model, scale), scale))
     batches = feed.packed(pieces, scale.num_rows, 1_000, _SEED, 0).batches()
     first = next(feed.packed(pieces, 1, 1, _SEED, 0).batches())
-    loss_of = TokenLoss(network, {name: value for name, value in first.items() if name != "labels"})
+    loss_of = TokenLoss(network, feed.first_tokens(first, scale.capacity))
     chosen = precision.resolve("auto")
     for batch in batches:
         with precision.autocast(chosen):
@@ -235,7 +235,8 @@ def with_bare_loop(
                 labels = batch.pop("labels")
                 loss = loss_of.total(network, batch, labels) / (labels != IGNORED).sum()
             else:
-                loss = network(**batch, use_cache=False).loss
+                names = ("input_ids", "position_ids", "labels")
+                loss = network(**{name: batch[name] for name in names}, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()

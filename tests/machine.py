@@ -15,6 +15,15 @@ from fullft_assets.demos import smollm
 _WIRE = "wire"
 
 
+def set_card(monkeypatch: pytest.MonkeyPatch, has_card: bool = True) -> None:
+    """Have torch say that this machine has a GPU, or none; nothing can be computed on it."""
+    import torch
+
+    card = torch.device("cuda") if has_card else None
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_card)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: card)
+
+
 def lacks(reason: str) -> NoReturn:
     """Skip the test; but fail it in CI, which promises everything."""
     if os.environ.get("CI") == "true":

@@ -34,8 +34,10 @@ class Stopping(Progress):
     def __init__(self, after: int):
         super().__init__(silent=True)
         self._after = after
+        self.last = 0
 
     def step(self, done: int, total: int, **numbers: float | None) -> None:
+        self.last = done if "loss" in numbers else self.last
         self.stop_requested |= "loss" in numbers and done >= self._after
 
 

@@ -12,6 +12,11 @@ pytestmark = pytest.mark.long
 #: Families that are refused, or whose documents must not be mixed in a row or a batch.
 REFUSED = {"qwen3-vl", "mistral3", "mistral4", "t5", "bert", "modernbert"}
 NOT_EXACT = {"phi3, longrope"}
+#: Recurrent layers without their kernels, decoders of encoder-decoders, and what must not be mixed.
+PADDED = {
+    *("qwen3-next", "qwen3.5, text", "qwen3.5", "qwen3.5, experts", "olmo, hybrid", "granite4, hybrid"),
+    *("lfm2", "falcon-h1", "nemotron-h", "bart", "whisper", *NOT_EXACT),
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -19,17 +24,18 @@ def test_a_family_is_fed_exactly_or_refused_in_a_line(name: str) -> None:
     result = engine.family(name)
     assert result.feed.startswith("refused: ") == (name in REFUSED), result.feed
     if name not in REFUSED:
-        assert result.feed in ("packed", "padded") and result.is_causal
+        assert result.feed == ("padded" if name in PADDED else "packed") and result.is_causal
         assert name in NOT_EXACT or (result.gradient < 5e-6 and result.loss < 1e-6)
 
 
-@pytest.mark.parametrize(("passes", "most"), [(1, 6), (2, 10), (4, 18)])
-def test_a_step_waits_for_the_device_so_many_times(passes: int, most: int, tmp_path: Path) -> None:
-    assert sum(engine.syncs_of_a_step(passes, tmp_path).values()) <= most
+@pytest.mark.parametrize("passes", [1, 2, 4])
+def test_a_step_waits_for_the_device_once(passes: int, tmp_path: Path) -> None:
+    assert sum(engine.syncs_of_a_step(passes, tmp_path).values()) <= 1
 
 
-def test_a_compiled_model_is_one_graph() -> None:
-    assert all((compilations, breaks) == (1, 0) for _, compilations, breaks, _ in engine.graphs())
+def test_a_layer_of_each_kind_is_compiled_for_all_of_them() -> None:
+    """For the first pass, and for any number of documents."""
+    assert all(compilations in (2, 4) and breaks == 0 for _, compilations, breaks, _ in engine.graphs())
 
 
 @pytest.mark.parametrize(("name", "most"), [("Llama-3.1-8B", 18.0), ("Llama-3.3-70B", 78.0)])

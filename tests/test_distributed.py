@@ -284,19 +284,19 @@ def test_settings_that_contradict_sharding_are_one_line(
         require(settings.training.model_copy(update={"micro_batch_size": 16}), processes)
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp2", "fsdp2_offload"])
 @pytest.mark.parametrize("has_card", [False, True])
 def test_the_hosts_memory_is_summed_by_gloo_beside_a_card(
-    has_card: bool, sharding: str, monkeypatch: pytest.MonkeyPatch
+    has_card: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No GPU takes part."""
-    options: dict[str, object] = {}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
-    monkeypatch.setattr(loop, "PartialState", lambda **arguments: options.update(arguments))
-    loop.connect_processes(SETTINGS.model_copy(update={"sharding": sharding}))
-    needs_both = has_card and sharding == "fsdp2_offload"
-    assert options["cpu"] is not has_card
-    assert options["backend"] == ("cuda:nccl,cpu:gloo" if needs_both else None)
+    backends: list[str] = []
+    machine.set_card(monkeypatch, has_card)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, timeout: backends.append(backend)
+    )
+    loop.connect_processes()
+    assert backends == ["cpu:gloo,cuda:nccl" if has_card else "cpu:gloo"]
 
 
 def test_offloading_is_refused_where_auto_is_fp16(monkeypatch: pytest.MonkeyPatch) -> None:

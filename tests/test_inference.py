@@ -21,6 +21,7 @@ from fullft_assets.models.inference import (
     predict_with,
 )
 from fullft_assets.settings import ChunksSettings
+from tests import machine
 from tests.prepared import MINILM, write_tiny_model
 
 pytestmark = pytest.mark.numeric
@@ -142,9 +143,9 @@ def test_attention_has_no_dropout(base_model: Path) -> None:
 def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which one is asked for: no GPU takes part."""
     taken: list[int] = []
-    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", taken.append)
     for has_card, rank in ((False, "1"), (True, None), (True, "1")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda has_card=has_card: has_card)
+        machine.set_card(monkeypatch, has_card)
         if rank is None:
             monkeypatch.delenv("LOCAL_RANK", raising=False)
         else:
@@ -173,7 +174,7 @@ class TestPrecision:
         monkeypatch: pytest.MonkeyPatch,
     ):
         """What it is good at is injected; emulated bf16, which older GPUs have as well, does not count."""
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+        machine.set_card(monkeypatch, has_gpu)
         monkeypatch.setattr(
             torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation
         )

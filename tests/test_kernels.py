@@ -96,12 +96,12 @@ def test_on_a_cpu_the_kernels_are_torchs_and_the_checkpoint_says_so(tmp_path: Pa
 def test_where_there_is_a_gpu(
     changes: dict, family: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    machine.set_card(monkeypatch)
     assert kernels.why_not(family, TrainingSettings(**changes)) == reason
 
 
 def test_without_liger_kernel_a_gpu_computes_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    machine.set_card(monkeypatch)
     monkeypatch.setitem(sys.modules, "liger_kernel", None)  # which hides it
     assert kernels.why_not("llama", TrainingSettings()) == "liger-kernel is not installed"
 
@@ -122,7 +122,7 @@ def test_a_release_that_does_not_work_is_reported_and_training_runs_without_it(
 ) -> None:
     # What the import system makes of a module that fails to load.
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    machine.set_card(monkeypatch)
     reason = kernels.why_not(family, TrainingSettings())
     assert reason.startswith("liger-kernel cannot be loaded (ModuleNotFoundError: ") and reason.endswith(
         "; install another version"
@@ -143,7 +143,7 @@ def test_a_release_that_does_not_work_is_reported_and_training_runs_without_it(
 @pytest.fixture
 def model_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> tuple[PreTrainedModel, Prepared]:
     """A Llama and one pass of packed rows, on a CPU that says it is a GPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(kernels, "move", lambda model: None)
     ids = torch.randint(3, 96, (2, 24), generator=torch.Generator().manual_seed(1))
     positions = torch.cat([torch.arange(10), torch.arange(14)]).expand(2, -1)

@@ -20,9 +20,9 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3Config,
+    Lfm2Config,
     LlamaConfig,
     MixtralConfig,
-    OPTConfig,
     PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -35,10 +35,11 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training, packing
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.training import feed
+from fullft_assets.training import loop as training_loop
 from fullft_assets.training.feed import Feed, Pieces, planned_batches, planned_rows, sums_between
 from fullft_assets.training.finetuning import Fit, fine_tune
 from tests.optimizer_steps import Stopping, gradients, keeping
-from tests.test_isolation import LEAKING, SMALL, build
+from tests.test_isolation import SMALL, build
 
 pytestmark = pytest.mark.numeric
 
@@ -57,7 +58,8 @@ MULTI_MODAL = Gemma3Config(
     },
     mm_tokens_per_image=4,
 )
-OPT = OPTConfig(**LEAKING["opt"].to_diff_dict() | {"pad_token_id": 0})
+#: Its convolutions read across documents where no kernel keeps them apart, so it is padded.
+LFM2 = Lfm2Config(**SMALL, layer_types=["conv", "full_attention"], pad_token_id=0)
 SETTINGS = TrainingSettings(
     epochs=1,
     batch_size=4,
@@ -293,11 +295,11 @@ def test_gradients_are_those_of_documents_alone(tmp_path: Path, marked: bool, mi
 
 def test_model_that_leaks_is_trained_on_padded_rows_and_says_so(tmp_path: Path) -> None:
     data = training(marked=True)
-    expected = alone(build(OPT), data)
+    expected = alone(build(LFM2), data)
     seen: list[torch.Tensor] = []
     settings = SETTINGS.model_copy(update={"batch_size": 40, "micro_batch_size": 4})
-    done = fit(OPT, data, settings, tmp_path, watch=keeping(seen))
-    assert done.about["is_packed"] is False and "move one another" in done.about["isolation"]
+    done = fit(LFM2, data, settings, tmp_path, watch=keeping(seen))
+    assert done.about["is_packed"] is False and "cannot keep documents apart" in done.about["isolation"]
     assert done.num_steps == 1 and done.num_tokens == sum(map(len, data.windows))
     (found,) = seen
     assert (found - expected).norm() / expected.norm() < 1e-5
@@ -393,7 +395,7 @@ def test_fused_loss_in_bf16_is_as_near_as_the_plain_one() -> None:
 @pytest.mark.parametrize("name", ["packed", "padded"])
 def test_resumed_run_is_bit_identical(tmp_path: Path, name: str) -> None:
     """Stopped in the second epoch, with dropout."""
-    config = LlamaConfig(**SMALL, pad_token_id=0, attention_dropout=0.1) if name == "packed" else OPT
+    config = LlamaConfig(**SMALL, pad_token_id=0, attention_dropout=0.1) if name == "packed" else LFM2
     chosen = SETTINGS.model_copy(update={"epochs": 2, "checkpoint_every_steps": 3, "max_grad_norm": 1.0})
     data = training(40)
     whole = fit(config, data, chosen, tmp_path / "whole", resumable=True, evaluate_at=None)
@@ -410,12 +412,51 @@ def test_resumed_run_is_bit_identical(tmp_path: Path, name: str) -> None:
     assert scored[0] == scored[1] and len(scored[0]) >= 4
 
 
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [
+        ("cosine_with_min_lr", {10: 1.0, 55: 0.55, 100: 0.1}),
+        ("warmup_stable_decay", {10: 1.0, 89: 1.0, 95: 1 - 0.5**0.5, 100: 0.0}),
+    ],
+)
+def test_schedules_end_at_a_floor_or_decay_late(name: str, shares: dict[int, float]) -> None:
+    chosen = SETTINGS.model_copy(update={"scheduler": name, "warmup_share": 0.1})
+    share = training_loop.share_of_rate(chosen, torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]), 100)
+    assert {step: share(step) for step in shares} == pytest.approx(shares) and 0 < share(5) < 1
+
+
+def test_what_is_read_a_step_late_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator, also where it is stopped, and resumed."""
+    chosen = SETTINGS.model_copy(update={"epochs": 2, "checkpoint_every_steps": 3})
+    progress, ahead = Stopping(99), []
+
+    def watch(moment: str, loop: object) -> None:
+        ahead.append(loop.step - progress.last) if moment == "step" else None
+
+    def lines(name: str, **options: object) -> list[tuple]:
+        done = fit(LLAMA, training(40), chosen, tmp_path / name, resumable=True, evaluate_at=None, **options)
+        return [
+            tuple(line.get(key) for key in ("step", "loss", "grad_norm", "validation_loss"))
+            for line in done.history
+        ]
+
+    at_once = lines("at once", progress=progress, watch=watch)
+    assert set(ahead) == {1}
+    monkeypatch.setattr(training_loop, "most_unread_steps", lambda: 1)
+    progress, ahead = Stopping(99), []
+    assert lines("late", progress=progress, watch=watch) == at_once
+    assert set(ahead) == {1, 2}, "never more than one step ahead of what was read"
+    with pytest.raises(Interrupted, match="stopped at step 8 of"):
+        lines("stopped", progress=Stopping(7))
+    assert lines("stopped") == at_once
+
+
 @pytest.mark.parametrize("name", ["packed", "padded"])
 def test_smaller_passes_after_a_lack_of_memory_read_the_same(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen in what the optimizer is given: the same steps, as in a run that began with passes of one row."""
-    config = LLAMA if name == "packed" else OPT
+    config = LLAMA if name == "packed" else LFM2
     chosen = SETTINGS.model_copy(update={"micro_batch_size": 4, "checkpoint_every_steps": 2})
     data = training(40, marked=True)
     small = fit(
@@ -473,7 +514,7 @@ def test_roll_back_reads_on_from_its_checkpoint(
 
     monkeypatch.setattr(Built, "load", load_watched)
     chosen = SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
-    config, data = LLAMA if name == "packed" else OPT, training(40, marked=True)
+    config, data = LLAMA if name == "packed" else LFM2, training(40, marked=True)
     fit(config, data, chosen, tmp_path / "straight", resumable=True)
     straight, passes[:], spoiled[0] = list(passes), [], 9
     done = fit(config, data, chosen, tmp_path / "rolled", resumable=True)
@@ -499,10 +540,10 @@ def test_pull_to_the_start_holds_the_head_too(tmp_path: Path) -> None:
 _RANK = """
 import json, os, sys, torch
 from pathlib import Path
-from tests.test_packed import LLAMA, OPT, SETTINGS, fit, training
+from tests.test_packed import LLAMA, LFM2, SETTINGS, fit, training
 
 folder, name, ranks = Path(sys.argv[1]), sys.argv[2], int(os.environ.get("WORLD_SIZE", "1"))
-done = fit(LLAMA if name == "llama" else OPT, training(marked=True), SETTINGS, folder / str(ranks), num_processes=ranks, resumable=True)
+done = fit(LLAMA if name == "llama" else LFM2, training(marked=True), SETTINGS, folder / str(ranks), num_processes=ranks, resumable=True)
 assert done.about["is_packed"] is (name == "llama") and done.num_steps > 1
 if os.environ.get("RANK", "0") == "0":
     done.model.save_pretrained(folder / str(ranks) / "model")
@@ -511,7 +552,7 @@ if os.environ.get("RANK", "0") == "0":
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["llama", "opt"])
+@pytest.mark.parametrize("name", ["llama", "lfm2"])
 def test_two_processes_train_as_one(tmp_path: Path, name: str) -> None:
     """The gradients' norm tells a factor that Adam would hide in the weights. What they write loads in one
     process.

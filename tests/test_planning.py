@@ -288,7 +288,7 @@ def test_processes_on_a_cpu_share_its_memory(
     from fullft_assets.training import measuring
 
     monkeypatch.setattr(measuring, "memory_limit", lambda: 1_200)
-    monkeypatch.setattr(measuring.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(measuring, "of_accelerator", lambda name: None)
     assert measuring._available_memory_bytes(measured, 4) == 1_200 / sharing
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     assert measuring._available_memory_bytes(2, 4) == 1_200, "each on a host of its own"

@@ -34,7 +34,7 @@ def test_a_language_model_is_scored_in_the_format_that_a_card_computes_in(
 ) -> None:
     """Autocast's copies beside weights in fp32 would take half as much again."""
     build(LLAMA).save_pretrained(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_card)
     monkeypatch.setattr(precision, "resolve", lambda setting: auto)
     assert load_causal(tmp_path).dtype == dtype
     assert load_causal(tmp_path, dtype=torch.float32).dtype == torch.float32

@@ -24,6 +24,7 @@ from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.tasks.classification.recipe import score
 from fullft_assets.training import checkpoints
 from fullft_assets.training import guards as rules
+from fullft_assets.training import loop as training_loop
 from fullft_assets.training.checkpoints import (
     STEP_LOG,
     Incident,
@@ -296,14 +297,22 @@ def fault(
     monkeypatch.setattr(classification, "load_for_training", load_faulty)
 
 
-def test_a_run_ends_where_no_gradient_is_finite_whatever_its_guards_do(tiny, tmp_path, monkeypatch):
+@pytest.fixture(params=["at once", "a step late"])
+def read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses are read as on a CPU, or as on an accelerator."""
+    monkeypatch.setattr(training_loop, "most_unread_steps", lambda: int(request.param != "at once"))
+
+
+def test_a_run_ends_where_no_gradient_is_finite_whatever_its_guards_do(tiny, tmp_path, monkeypatch, read):
     fault(monkeypatch, lambda logits: logits * math.nan, range(1, 99))
     with pytest.raises(DivergenceError, match="at step 20: no gradient was finite in the last 20 steps"):
         run(tiny, tmp_path, guards={"non_finite": "off"})
 
 
 class TestRollBack:
-    def test_nan_rolls_back_to_the_last_good_checkpoint_with_a_lower_rate(self, tiny, tmp_path, monkeypatch):
+    def test_nan_rolls_back_to_the_last_good_checkpoint_with_a_lower_rate(
+        self, tiny, tmp_path, monkeypatch, read
+    ):
         fault(monkeypatch, lambda logits: logits * math.nan, range(14, 15))
         fit = run(tiny, tmp_path, scheduler="constant_with_warmup", warmup_share=0.0)
         [incident] = fit.incidents

@@ -13,7 +13,7 @@ from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 
-VERSION = "5"
+VERSION = "6"
 #: In a checkpoint's folder: the metrics by step, as JSON lines.
 STEP_LOG = "logs/metrics.jsonl"
 #: Measures on the general set, lower is better: nats per token; for an encoder, which has no loss on general

@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,22 +76,32 @@ def num_gpus() -> int:
     """
     import torch
 
-    return int(os.environ.get(NUM_GPUS) or torch.cuda.device_count())
+    return int(os.environ.get(NUM_GPUS) or torch.accelerator.device_count())
+
+
+def of_accelerator(name: str) -> Callable[..., Any] | None:
+    """Return a function of the module of torch for this machine's kind of accelerator, such as `torch.cuda`
+    or `torch.xpu`; None on a CPU, and where the kind has no such function.
+    """
+    import torch
+
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    return None if kind is None else getattr(torch.get_device_module(kind), name, None)
 
 
 def gpu_name() -> str | None:
     """Return the name of the GPU that this process computes on; None on a CPU."""
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    named = of_accelerator("get_device_name")
+    return named() if named is not None else None if kind is None else kind.type
 
 
 def peak_memory_bytes() -> int:
     """Return the peak memory of this process: the accelerator's, or on a CPU the resident set."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if (allocated := of_accelerator("max_memory_allocated")) is not None:
+        return allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -130,11 +141,9 @@ def free_memory() -> None:
     """Return unused memory to the system: torch and the C library keep it, in pieces that the next allocation
     may not fit into.
     """
-    import torch
-
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if (empty_cache := of_accelerator("empty_cache")) is not None:
+        empty_cache()
     # Not every C library has it.
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)

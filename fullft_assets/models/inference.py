@@ -34,7 +34,7 @@ from fullft_assets.models.precision import Precision
 
 _Found = TypeVar("_Found")
 #: Padded tokens in one forward pass: a GPU needs many, a CPU as many as stay in its caches.
-BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
+BATCH_TOKENS = {"gpu": 32_768, "cpu": 2_048}
 
 #: `problem_type` of a configuration with several labels a row.
 MULTI_LABEL = "multi_label_classification"
@@ -60,13 +60,20 @@ class DocumentOutputs:
 
 def device() -> torch.device:
     """Return the accelerator, if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def to_device(value: Any) -> Any:
+    """Return an input of a forward pass on the accelerator, if it is a tensor; no copy of pinned memory
+    blocks.
+    """
+    return value.to(device(), non_blocking=True) if isinstance(value, torch.Tensor) else value
 
 
 def claim_device() -> None:
     """Select a GPU of its own for each process of a machine, before models are loaded to the first one."""
-    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if torch.accelerator.is_available() and "LOCAL_RANK" in os.environ:
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
 
 
 def move(model: nn.Module, to: torch.device | None = None) -> None:
@@ -365,7 +372,8 @@ def in_batches(
         OutOfMemory: a single window does not fit.
         Interrupted: a stop was requested.
     """
-    done, max_tokens = 0, BATCH_TOKENS[device().type]
+    batch_tokens = BATCH_TOKENS["cpu" if device().type == "cpu" else "gpu"]
+    done, max_tokens = 0, batch_tokens
 
     def end_of(start: int, tokens: int) -> int:
         return min(len(lengths), start + max(1, tokens // lengths[start]))
@@ -396,7 +404,7 @@ def in_batches(
             progress.raise_if_stopped()
             if asked_at == len(lengths):
                 break
-            asked_at = end_of(asked_at, BATCH_TOKENS[device().type])
+            asked_at = end_of(asked_at, batch_tokens)
         progress.step(done, len(lengths))
 
 

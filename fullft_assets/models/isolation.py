@@ -1,6 +1,6 @@
 """Isolation: whether a model keeps documents that share a packed row apart.
 
-In a packed row only the position ids show where a document begins. Most architectures then keep the documents
+A packed row tells its position ids and where documents begin. Most architectures then keep the documents
 apart; recurrent ones and some attention kernels do not, and nothing in the loss would show it. So each model
 is tested before it is trained: while the neighbours of a document change, and one is part of a document as
 long as a row, its logits and its gradients must not, and they must be the same as those of the document alone
@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.models import loading
+from fullft_assets.models import documents, loading
 from fullft_assets.models import precision as precisions
 from fullft_assets.models.loading import input_embeddings
 from fullft_assets.models.precision import Precision
@@ -108,6 +108,9 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
             first, second = (
                 _outputs(model, neighbours_of(watched), size, shift) for shift in (0, longest - size)
             )
+    except ValueError as error:  # of transformers, where a layer has no kernel for packed rows here
+        reason = " ".join(str(error).split())
+        return Isolation(False, None, None, None, f"{name} cannot keep documents apart here: {reason}")
     finally:
         model.train(is_training)
     # Not so of a NaN, which says nothing of that.
@@ -143,14 +146,15 @@ def _outputs(
         shift: added to the positions of each row's last document.
     """
     ids = torch.stack([torch.cat(list(row)) for row in rows]).to(model.device)
-    positions = torch.stack(
-        [torch.cat([torch.arange(len(document)) for document in row]) for row in rows]
-    ).to(model.device)
+    positions = torch.stack([torch.cat([torch.arange(len(document)) for document in row]) for row in rows])
+    told = documents.bounds(positions.numpy()) if documents.is_told(model) else {}
     size = len(rows[0][0])
     positions[:, -size:] += shift
-    logits = (
-        model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, start : start + size].float()
-    )
+    inputs = {
+        name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+        for name, value in {"position_ids": positions, **told}.items()
+    }
+    logits = model(input_ids=ids, use_cache=False, **inputs).logits[0, start : start + size].float()
     loss = functional.cross_entropy(logits[:-1], ids[0, start + 1 : start + size])
     return [
         logits.detach(),

@@ -45,13 +45,16 @@ def freeze(model: PreTrainedModel, settings: TrainingSettings) -> None:
             parameter.requires_grad_(False)
 
 
-def compile_below_head(model: PreTrainedModel) -> None:
-    """Compile a model below its head in place, for inputs of any length; the names of its weights stay.
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile each layer of a model in place; the names of its weights stay.
 
-    The head is not compiled: the loss of language models replaces it in every pass, which would compile it
-    again each time.
+    Layers of one kind are compiled once, for all of them and for rows of one length; if passes differ in
+    length, once more for any.
     """
-    model.base_model.compile(dynamic=True)
+    for name, module in model.named_modules():
+        match = _LAYER.search(f"{name}.")
+        if match is not None and match.end() == len(name) + 1:
+            module.compile()
 
 
 def head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.models.hardware import of_accelerator
 from fullft_assets.settings import TrainingSettings
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -25,12 +26,15 @@ def resolve(setting: str) -> Precision:
     Raises:
         SettingsError: fp16 without a GPU.
     """
-    if setting == "fp16" and not torch.cuda.is_available():
+    if setting == "fp16" and not torch.accelerator.is_available():
         raise SettingsError("training.precision: fp16 needs a GPU; use auto, fp32 or bf16")
     if setting != "auto":
         return cast(Precision, setting)
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if torch.accelerator.is_available():
+        is_bf16_supported = of_accelerator("is_bf16_supported")
+        # CUDA alone says so of cards that only emulate it.
+        emulation = {"including_emulation": False} if device_kind() == "cuda" else {}
+        return "bf16" if is_bf16_supported is None or is_bf16_supported(**emulation) else "fp16"
     return "bf16" if _cpu_has_bf16_matrix_units() else "fp32"
 
 
@@ -48,7 +52,7 @@ def of_scored_weights() -> torch.dtype:
     """Return the number format of the weights of a language model that is scored or writes, and is not
     trained: the one that a GPU computes them in, as autocast would keep a second copy of all of them.
     """
-    halves = torch.cuda.is_available() and resolve("auto") == "bf16"
+    halves = torch.accelerator.is_available() and resolve("auto") == "bf16"
     return torch.bfloat16 if halves else torch.float32
 
 
@@ -74,8 +78,13 @@ def autocast(precision: Precision) -> AbstractContextManager:
     """Return the context in which forward passes run."""
     if precision == "fp32":
         return nullcontext()
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.autocast(kind, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+    return torch.autocast(device_kind(), dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def device_kind() -> str:
+    """Return the type of device that this process computes on, such as cuda or cpu."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else accelerator.type
 
 
 def _cpu_has_bf16_matrix_units() -> bool:

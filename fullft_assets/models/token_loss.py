@@ -25,14 +25,16 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fullft_assets.jobs.progress import Listener
-from fullft_assets.models import precision
+from fullft_assets.models import documents, precision
 from fullft_assets.models.inference import collate, device, in_batches, move_unless_sharded
 from fullft_assets.models.loading import is_outline
 
 #: Label of a token that is not trained.
 IGNORED = -100
+#: In a batch: `predicted_positions`, which the host knows and a GPU would have to be asked for.
+PREDICTED = "predicted"
 #: Logits that exist at a time: on a GPU as many as make the additions to the head's gradient cheap.
-_CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
+_CHUNK_ELEMENTS = {"cpu": 2**25, "gpu": 2**28}
 #: The device of a plan for another machine, whose chunks are counted.
 PLANNED_DEVICE: ContextVar[str | None] = ContextVar("planned_device", default=None)
 
@@ -60,6 +62,7 @@ class TokenLoss:
         """Return the sum over all trained tokens, in fp32, differentiable.
 
         Args:
+            inputs: may have their `predicted_positions`; else the host waits for the device.
             labels: [rows, tokens] the token ids of the rows, IGNORED where not trained. The first token of a
                 row is never trained.
         """
@@ -93,14 +96,12 @@ class TokenLoss:
         return torch.cat(losses), torch.cat(is_first)
 
     def _fused(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        targets = labels[:, 1:]
-        predicted = targets != IGNORED
+        inputs, positions, targets = predictions(model, inputs, labels)
         head = self.head
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
-            return LinearCrossEntropy.apply(
-                hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted]
-            )
+            states = hidden.flatten(0, 1).index_select(0, positions)
+            return LinearCrossEntropy.apply(states, head.weight, head.bias, targets)
 
         return loss_in_head(head, loss_of, model, inputs)
 
@@ -119,6 +120,26 @@ class TokenLoss:
         if is_outline(model):
             return len(of_head) == 1 and of_head[0] is logits
         return len(of_head) == 1 and of_head[0].shape == logits.shape and bool((of_head[0] == logits).all())
+
+
+def predicted_positions(labels: np.ndarray) -> torch.Tensor:
+    """Return the positions [predictions] of the tokens whose next one is trained, in rows laid end to end."""
+    is_predicted = np.pad(labels[:, 1:] != IGNORED, ((0, 0), (0, 1)))
+    return torch.from_numpy(np.flatnonzero(is_predicted))
+
+
+def predictions(
+    model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor
+) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """Return the inputs that the model takes, their `predicted_positions`, and the token that follows
+    each.
+    """
+    positions = inputs.get(PREDICTED)
+    excluded = {PREDICTED, *(() if documents.is_told(model) else documents.BOUNDS)}
+    inputs = {name: value for name, value in inputs.items() if name not in excluded}
+    if positions is None:
+        positions = predicted_positions(labels.numpy(force=True)).to(labels.device)
+    return inputs, positions, labels.flatten().index_select(0, positions + 1)
 
 
 @contextmanager
@@ -153,10 +174,9 @@ def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Te
 
 def plain(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """Return the same sum, computed from all of the model's own logits."""
-    logits = model(**inputs, use_cache=False).logits
-    targets = labels[:, 1:]
-    predicted = targets != IGNORED
-    return functional.cross_entropy(logits[:, :-1][predicted].float(), targets[predicted], reduction="sum")
+    inputs, positions, targets = predictions(model, inputs, labels)
+    logits = model(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, positions)
+    return functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def output_head(model: PreTrainedModel) -> nn.Linear:
@@ -248,7 +268,8 @@ class LinearCrossEntropy(LossOfHead):
 
 
 def _tokens_of_chunk(weight: torch.Tensor, num_heads: int = 1) -> int:
-    elements = _CHUNK_ELEMENTS.get(PLANNED_DEVICE.get() or weight.device.type, _CHUNK_ELEMENTS["cpu"])
+    kind = PLANNED_DEVICE.get() or weight.device.type
+    elements = _CHUNK_ELEMENTS["cpu" if kind == "cpu" else "gpu"]
     return max(1, elements // (num_heads * len(weight)))
 
 
@@ -353,7 +374,7 @@ def score_documents(
         documents = np.repeat(
             [row.document for row in batch], (labels[:, 1:] != IGNORED).sum(1).cpu().numpy()
         )
-        return documents, losses.double().cpu().numpy(), is_first.long().cpu().numpy()
+        return documents, losses.cpu().double().numpy(), is_first.long().cpu().numpy()
 
     try:
         with torch.no_grad(), precision.autocast(precision.of_scores(model)):

@@ -99,8 +99,14 @@ class TrainingSettings(Settings):
             " stochastically."
         ),
     )
-    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = Field(
-        default="linear", description="Learning-rate schedule."
+    scheduler: Literal[
+        "linear", "cosine", "cosine_with_min_lr", "constant_with_warmup", "warmup_stable_decay"
+    ] = Field(
+        default="linear",
+        description=(
+            "Learning-rate schedule: to 0, with `cosine_with_min_lr` to a tenth of the rate;"
+            " `warmup_stable_decay` is constant until the last tenth of the steps."
+        ),
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
@@ -123,8 +129,8 @@ class TrainingSettings(Settings):
     compile: bool = Field(
         default=False,
         description=(
-            "Compile the model below its head with torch.compile: it takes minutes before the first step, and"
-            " makes steps faster."
+            "Compile each layer with torch.compile: it takes a minute before the first step, and makes steps"
+            " faster."
         ),
     )
     liger: Annotated[Literal["auto", "off"], YamlOff()] = Field(

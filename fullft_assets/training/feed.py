@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
-from fullft_assets.models.token_loss import IGNORED
+from fullft_assets.models import documents
+from fullft_assets.models.token_loss import IGNORED, PREDICTED, predicted_positions
 from fullft_assets.snapshot import Training
 from fullft_assets.snapshot.near_text.shingles import expand
 
-Batch = dict[str, torch.Tensor]
+#: Tensors, and numbers that are no part of a model's arithmetic.
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Feed:
         return np.append(self.bounds[: self.num_passes : passes_a_step], self.bounds[-1])
 
 
+def first_tokens(batch: Batch, count: int) -> Batch:
+    """Return what a model reads of the first row's first tokens, to look at its outputs."""
+    return {name: batch[name][:1, :count] for name in _READ if name in batch}
+
+
 def sums_between(values: np.ndarray, bounds: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the sum of the values from each bound to the next; 0 where they are equal."""
     return np.diff(np.concatenate([[0], np.cumsum(values)])[np.asarray(bounds)])
@@ -65,6 +73,8 @@ def sums_between(values: np.ndarray, bounds: Sequence[int] | np.ndarray) -> np.n
 
 #: In a batch, if asked for: [rows, tokens] bool, whether a token belongs to a replayed document.
 IS_REPLAYED = "is_replayed"
+#: What a model reads of a batch, [rows, tokens] each.
+_READ = ("input_ids", "position_ids", "attention_mask")
 
 #: Padded rows: pieces are shuffled, then sorted by length within pools of this many batches: random enough,
 #: with little padding.
@@ -79,9 +89,13 @@ def packed(
     pad_id: int,
     *,
     with_replayed: bool = False,
+    fills_rows: bool = False,
 ) -> Feed:
     """Return the feed of packed rows, see `planned_rows` and `collate_packed`; `with_replayed` adds
     `is_replayed` [rows, tokens] to batches.
+
+    Args:
+        fills_rows: to the capacity, and not to the longest of a pass: all passes have one shape.
     """
     plan = pieces.plan
     order = planned_rows(plan.num_rows, epochs, seed)
@@ -90,10 +104,13 @@ def packed(
     first_pieces = np.concatenate([[0], np.cumsum(pieces_of_rows[order])])
     starts = np.append(np.arange(0, len(order), rows_a_pass), len(order))
     tokens = sums_between(plan.length[numbers], first_pieces)
+    least_tokens = plan.capacity if fills_rows else 0
 
     def batch(number: int) -> Batch:
         rows = order[starts[number] : starts[number + 1]]
-        return collate_packed([_packed_row(pieces, row) for row in rows], pad_id, with_replayed=with_replayed)
+        return collate_packed(
+            [_packed_row(pieces, row) for row in rows], pad_id, least_tokens, with_replayed=with_replayed
+        )
 
     return Feed(
         batch=batch,
@@ -101,7 +118,7 @@ def packed(
         lengths=plan.length[numbers],
         num_predicted=pieces.num_predicted[numbers],
         bounds=first_pieces[starts],
-        sizes=np.maximum.reduceat(tokens, starts[:-1]) * np.diff(starts),
+        sizes=np.maximum(np.maximum.reduceat(tokens, starts[:-1]), least_tokens) * np.diff(starts),
     )
 
 
@@ -209,27 +226,37 @@ def _padded_pass(pieces: Pieces, numbers: np.ndarray) -> list[dict[str, np.ndarr
 
 
 def collate_packed(
-    rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, with_replayed: bool = False
+    rows: Sequence[Mapping[str, np.ndarray]],
+    pad_id: int,
+    least_tokens: int = 0,
+    *,
+    with_replayed: bool = False,
 ) -> Batch:
     """Return `input_ids`, `labels` and `position_ids` of a batch of rows [rows, tokens], `is_replayed` if
-    asked for: no attention mask.
+    asked for, their `predicted_positions` and the `documents.bounds`: no attention mask.
 
-    Shorter rows are filled up with a document of padding, which is not trained on.
+    Rows shorter than the longest one, or than `least_tokens`, are filled up with a document of padding, which
+    is not trained on.
     """
     fill = {"ids": pad_id, "labels": IGNORED, "positions": 0, "replayed": 0}
-    tables = {name: _filled(rows, name, value) for name, value in fill.items()}
+    tables = {name: _filled(rows, name, value, least_tokens) for name, value in fill.items()}
     for row, positions in zip(rows, tables["positions"], strict=True):
         padding = positions[len(row["ids"]) :]
         padding[:] = np.arange(len(padding))
     names = {"ids": "input_ids", "labels": "labels", "positions": "position_ids"}
     batch = {names[name]: torch.from_numpy(tables[name].astype(np.int64)) for name in names}
+    batch |= documents.bounds(tables["positions"])
+    batch[PREDICTED] = predicted_positions(tables["labels"])
     if with_replayed:
         batch[IS_REPLAYED] = torch.from_numpy(tables["replayed"].astype(bool))
     return batch
 
 
-def _filled(rows: Sequence[Mapping[str, np.ndarray]], name: str, fill: int) -> np.ndarray:
-    table = np.full((len(rows), max(len(row["ids"]) for row in rows)), fill, np.int64)
+def _filled(
+    rows: Sequence[Mapping[str, np.ndarray]], name: str, fill: int, least_tokens: int = 0
+) -> np.ndarray:
+    longest = max(least_tokens, *(len(row["ids"]) for row in rows))
+    table = np.full((len(rows), longest), fill, np.int64)
     for number, row in enumerate(rows):
         table[number, : len(row[name])] = row[name]
     return table
@@ -239,13 +266,14 @@ def collate_padded(
     rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, with_replayed: bool = False
 ) -> Batch:
     """Return `input_ids`, `labels` and `attention_mask` [rows, tokens] of a batch of rows, `is_replayed` if
-    asked for.
+    asked for, and their `predicted_positions`.
     """
     tables = {"input_ids": _filled(rows, "ids", pad_id), "labels": _filled(rows, "labels", IGNORED)}
     lengths = np.array([len(row["ids"]) for row in rows])
     is_token = np.arange(lengths.max()) < lengths[:, None]
     batch = {name: torch.from_numpy(table) for name, table in tables.items()}
     batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
+    batch[PREDICTED] = predicted_positions(tables["labels"])
     if with_replayed:
         batch[IS_REPLAYED] = torch.from_numpy(_filled(rows, "replayed", 0).astype(bool))
     return batch

@@ -14,6 +14,7 @@ import fcntl
 import importlib.util
 import math
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -46,6 +47,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.settings.guards import guard_settings
 from fullft_assets.training import kernels, ranks, regularization
+from fullft_assets.training import loop as training_loop
 from fullft_assets.training.checkpoints import (
     STEP_LOG,
     Incident,
@@ -60,6 +62,7 @@ from fullft_assets.training.checkpoints import (
 from fullft_assets.training.feed import sums_between
 from fullft_assets.training.loop import (
     Loop,
+    Step,
     Watch,
     accumulation_steps,
     complete_model,
@@ -171,6 +174,7 @@ class TrainingSegment:
         self.saved_step: int | None = None
         self.stopped = False
         self._num_unmoved_steps = 0
+        self._unread_steps: deque[Step] = deque()
         set_seed(run.seed)
         self.model = run.recipe.load(self.settings)
         # Passes of training have no use for one; and what is exported must not depend on a kill.
@@ -185,7 +189,7 @@ class TrainingSegment:
             accumulation_steps(self.settings, run.num_processes) * run.num_processes
         )
         if self.settings.compile:
-            layers.compile_below_head(self.model)
+            layers.compile_layers(self.model)
         #: [steps] useful tokens of each.
         self.tokens = sums_between(feed.lengths, documents_of_steps)
         self.num_steps = len(self.tokens)
@@ -308,8 +312,8 @@ class TrainingSegment:
                 anchors=regularization.anchors(run.recipe, self.settings, run.seed),
                 watch=run.watch,
             )
-        for line in loop.steps():
-            if self._end_step(loop, line):
+        for step in loop.steps():
+            if self._end_step(loop, step):
                 return
 
     @property
@@ -325,23 +329,19 @@ class TrainingSegment:
         if not was_scored and (is_at_end or self.first_step in self.evaluate_at):
             self._validate(self.first_step)
 
-    def _end_step(self, loop: Loop, line: dict[str, Any]) -> bool:
-        """Record and check a step, validate and save where that is planned; return whether the segment ends
+    def _end_step(self, loop: Loop, step: Step) -> bool:
+        """Record and check steps, validate and save where that is planned; return whether the segment ends
         here.
+
+        Before its weights are scored or saved, a step has been read: its guards have seen it.
         """
-        number = line["step"]
-        is_last = number == self.num_steps
-        is_fp16 = precision.of(self.settings) == "fp16"
-        self.guards.check(self.recorder.record_step(line, self.num_steps, is_fp16=is_fp16))
-        self._num_unmoved_steps = 0 if math.isfinite(line["grad_norm"]) else self._num_unmoved_steps + 1
-        if self._num_unmoved_steps >= _MOST_UNMOVED_STEPS:
-            raise DivergenceError(
-                f"training stopped at step {number:,}: no gradient was finite in the last"
-                f" {_MOST_UNMOVED_STEPS} steps, so nothing was learned; use training.precision: fp32, or look"
-                " for weights in base_model that are not finite"
-            )
+        number = step.number
+        is_last = number in (self.num_steps, self.history.end_step)
         is_planned = is_last or number % self.settings.checkpoint_every_steps == 0
-        if number in self.evaluate_at and self._validate(number):
+        is_scored = number in self.evaluate_at
+        self._unread_steps.append(step)
+        self._read_steps(0 if is_planned or is_scored else training_loop.most_unread_steps())
+        if is_scored and self._validate(number):
             is_planned = True
         if number == self.history.end_step:
             is_last = is_planned = True
@@ -349,9 +349,24 @@ class TrainingSegment:
         # ever.
         elif self.stopped or (not is_last and ranks.any_rank(self.shared.progress.stop_requested)):
             self.stopped = True
+            self._read_steps(0)
         if self.shared.resumable and (is_planned or self.stopped):
             self._save(loop, is_planned=is_planned)
         return is_last or self.stopped
+
+    def _read_steps(self, most_unread: int) -> None:
+        """Record and check all steps but the last ones."""
+        while len(self._unread_steps) > most_unread:
+            line = self._unread_steps.popleft().read()
+            is_fp16 = precision.of(self.settings) == "fp16"
+            self.guards.check(self.recorder.record_step(line, self.num_steps, is_fp16=is_fp16))
+            self._num_unmoved_steps = 0 if math.isfinite(line["grad_norm"]) else self._num_unmoved_steps + 1
+            if self._num_unmoved_steps >= _MOST_UNMOVED_STEPS:
+                raise DivergenceError(
+                    f"training stopped at step {line['step']:,}: no gradient was finite in the last"
+                    f" {_MOST_UNMOVED_STEPS} steps, so nothing was learned; use training.precision: fp32, or"
+                    " look for weights in base_model that are not finite"
+                )
 
     def _validate(self, step: int) -> bool:
         """Score the weights after a step and check the scores; return whether to keep the weights as the
@@ -568,7 +583,7 @@ def fine_tune(
         Interrupted: a stop was requested; if resumable, a checkpoint was written.
     """
     require(settings if resumable else settings.model_copy(update={"track": []}), num_processes)
-    connect_processes(settings)
+    connect_processes()
     history = RunHistory(
         work_folder,
         is_writer=is_first_rank(),

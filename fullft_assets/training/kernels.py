@@ -21,7 +21,7 @@ from fullft_assets.models import precision
 from fullft_assets.models.inference import move
 from fullft_assets.models.precision import Precision
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training.feed import IS_REPLAYED
+from fullft_assets.training.feed import first_tokens
 from fullft_assets.training.recipe import Prepared
 
 #: What liger-kernel may replace, by the names of its switches. Which of them a family has depends on its
@@ -39,7 +39,7 @@ def why_not(model_type: str, settings: TrainingSettings) -> str:
     """Return why a model is trained without the kernels; an empty string where it has them."""
     if settings.liger == "off":
         return "training.liger is off"
-    if not torch.cuda.is_available():
+    if not torch.accelerator.is_available():
         return "liger-kernel needs a GPU"
     if importlib.util.find_spec("liger_kernel") is None:
         return "liger-kernel is not installed"
@@ -79,12 +79,8 @@ def apply(model: PreTrainedModel, prepared: Prepared, settings: TrainingSettings
     chosen = switches(name)
     title = f"liger-kernel {importlib.metadata.version('liger-kernel')}"
     move(model)
-    batch = prepared.feed.batch(0)
-    inputs = {
-        key: value[:1, :_COMPARED_TOKENS].to(model.device)
-        for key, value in batch.items()
-        if key not in ("labels", IS_REPLAYED)
-    }
+    shown = first_tokens(prepared.feed.batch(0), _COMPARED_TOKENS)
+    inputs = {key: value.to(model.device) for key, value in shown.items()}
     computed = precision.of(settings)
     with precision.autocast(computed):
         before = _logits(model, inputs)

@@ -6,13 +6,14 @@ Several processes have a copy of the model each (DDP), or a part of its weights,
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import wraps
 from itertools import islice
@@ -21,7 +22,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import convert_to_fp32
 from safetensors.torch import load_model, save_file
 from torch import nn
@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel, get_scheduler, set_seed
@@ -40,7 +41,8 @@ from transformers import PreTrainedModel, get_scheduler, set_seed
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.models import precision
-from fullft_assets.models.inference import device, is_sharded, move
+from fullft_assets.models.hardware import of_accelerator
+from fullft_assets.models.inference import device, is_sharded, move, to_device
 from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import ranks
@@ -58,6 +60,10 @@ _SCHEDULE, _SCALE = "scheduler.pt", "scaler.pt"
 RANDOM_STATES = "random_states.pt"
 #: How long a process waits for the others.
 _PATIENCE = timedelta(minutes=30)
+#: Share of the learning rate at which a schedule with a floor ends, and of the steps in which a constant rate
+#: decays.
+_FLOOR = 0.1
+_DECAY_SHARE = 0.1
 #: Names of weights without decay, beside those of layer norms: biases, norms, and a state space's own.
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:$|\.)|(?:^|\.)(?:a_log|d)$")
 #: Complete states: another number of processes can continue with them.
@@ -75,15 +81,16 @@ def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
     return settings.batch_size // rows_a_pass
 
 
-def connect_processes(settings: TrainingSettings) -> None:
+def connect_processes() -> None:
     """Connect the processes of a training, if there are several."""
-    # The norm of gradients in the host's memory is summed there, which NCCL cannot do.
-    needs_both = settings.sharding == "fsdp2_offload" and torch.cuda.is_available()
-    PartialState(
-        cpu=not torch.cuda.is_available(),
-        backend="cuda:nccl,cpu:gloo" if needs_both else None,
-        timeout=_PATIENCE,
-    )
+    if "RANK" not in os.environ or torch.distributed.is_initialized():
+        return
+    backends = {"cpu": "gloo"}
+    # Requests to stop, and the norm of gradients in the host's memory, are summed there, which a GPU's
+    # backend cannot do.
+    backends[device().type] = torch.distributed.get_default_backend_for_device(device())
+    named = ",".join(f"{kind}:{backend}" for kind, backend in backends.items())
+    torch.distributed.init_process_group(named, timeout=_PATIENCE)
 
 
 def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int) -> nn.Module:
@@ -101,7 +108,7 @@ def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int
         return model
     return DistributedDataParallel(
         model,
-        device_ids=[torch.cuda.current_device()] if torch.cuda.is_available() else None,
+        device_ids=[torch.accelerator.current_device_index()] if torch.accelerator.is_available() else None,
         find_unused_parameters=not settings.gradient_checkpointing,
     )
 
@@ -113,7 +120,7 @@ def _shard(model: PreTrainedModel, settings: TrainingSettings, chosen: precision
     options: dict[str, Any] = {"mp_policy": policy}
     if settings.sharding == "fsdp2_offload":
         # Pinned memory is for copies to a card.
-        options["offload_policy"] = fsdp.CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+        options["offload_policy"] = fsdp.CPUOffloadPolicy(pin_memory=torch.accelerator.is_available())
     names = _units(model)
     for module in reversed(list(model.modules())):
         if type(module).__name__ in names:
@@ -170,6 +177,22 @@ def groups_of_weights(model: PreTrainedModel, settings: TrainingSettings) -> lis
     return [group for group in groups if group["params"]]
 
 
+def share_of_rate(
+    settings: TrainingSettings, optimizer: torch.optim.Optimizer, num_steps: int
+) -> Callable[[int], float]:
+    """Return (steps so far) -> the share of the learning rate that the schedule gives the next step."""
+    options = {
+        "cosine_with_min_lr": {"min_lr_rate": _FLOOR},
+        # A decay that is steep at first (Haegele et al. 2024, arXiv:2405.18392).
+        "warmup_stable_decay": {"num_decay_steps": round(_DECAY_SHARE * num_steps), "decay_type": "1-sqrt"},
+    }
+    warmup = round(settings.warmup_share * num_steps)
+    schedule: Any = get_scheduler(
+        settings.scheduler, optimizer, warmup, num_steps, options.get(settings.scheduler)
+    )
+    return schedule.lr_lambdas[0]
+
+
 def ahead(collate: Callable[[int], Batch], numbers: Iterable[int], depth: int) -> Iterator[Batch]:
     """Yield the batch of each of these passes; a thread collates the next ones meanwhile.
 
@@ -185,8 +208,12 @@ def ahead(collate: Callable[[int], Batch], numbers: Iterable[int], depth: int) -
     def collated(number: int) -> Batch:
         batch = collate(number)
         # Copies from pinned memory do not block.
-        has_gpu = device().type == "cuda"
-        return {name: value.pin_memory() for name, value in batch.items()} if has_gpu else batch
+        if device().type == "cpu":
+            return batch
+        return {
+            name: value.pin_memory() if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
 
     try:
         for number in numbers:
@@ -208,7 +235,8 @@ def random_states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(np.asarray(keys, np.int64)), *more),
         "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        # Of any kind of accelerator; checkpoints have it by this name.
+        "cuda": None if (rng_state := of_accelerator("get_rng_state")) is None else rng_state(),
     }
 
 
@@ -220,8 +248,9 @@ def restore_random_states(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *more))
     torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    set_rng_state = of_accelerator("set_rng_state")
+    if state["cuda"] is not None and set_rng_state is not None:
+        set_rng_state(state["cuda"])
 
 
 def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
@@ -243,6 +272,47 @@ def complete_model(model: PreTrainedModel, make: Callable[[], PreTrainedModel]) 
     if weights:
         gathered.load_state_dict(weights)
     return gathered
+
+
+def most_unread_steps() -> int:
+    """Return how many steps the host may be ahead of the loss that it has read: an accelerator computes on
+    meanwhile, while nothing is gained on a CPU.
+    """
+    return 0 if device().type == "cpu" else 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step that the device may still compute.
+
+    Attributes:
+        number: from 1.
+    """
+
+    number: int
+    learning_rate: float
+    _measured: torch.Tensor
+    _copied: torch.Event | None
+
+    @classmethod
+    def of(cls, number: int, rate: float, loss: torch.Tensor, norm: torch.Tensor) -> Step:
+        """Begin to copy loss and norm to the host."""
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        measured = torch.stack([loss, norm.to(loss)]).to("cpu", non_blocking=True)
+        if loss.device.type == "cpu":
+            return cls(number, rate, measured, None)
+        copied = torch.Event(loss.device)
+        copied.record()
+        return cls(number, rate, measured, copied)
+
+    def read(self) -> dict[str, Any]:
+        """Wait for the step; return its `step`, its mean `loss` over all processes, the `grad_norm` before
+        clipping and the `learning_rate`.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        loss, norm = self._measured.tolist()
+        return {"step": self.number, "loss": loss, "grad_norm": norm, "learning_rate": self.learning_rate}
 
 
 #: When a training is looked at: after a forward and backward pass, with the gradients that the optimizer is
@@ -291,13 +361,11 @@ class Loop:
         )
         #: The optimizer, if it updates weights in the backward pass.
         self._stepping = cast(LowMemoryOptimizer, self.optimizer) if settings.steps_in_backward else None
-        warmup = round(settings.warmup_share * num_steps)
-        schedule: Any = get_scheduler(settings.scheduler, self.optimizer, warmup, num_steps)
-        self._share_of_rate: Callable[[int], float] = schedule.lr_lambdas[0]
+        self._share_of_rate = share_of_rate(settings, self.optimizer, num_steps)
         #: Steps so far, as the schedule counts them: fp16 skips steps that overflow.
         self._num_scheduled = 0
         scaler = ShardedGradScaler if is_sharded(model) else torch.amp.GradScaler
-        self._scaler = scaler(enabled=precision.of(settings) == "fp16")
+        self._scaler = scaler(device().type, enabled=precision.of(settings) == "fp16")
         set_seed(seed)
         # torch's own loader of data draws its seed here.
         torch.empty((), dtype=torch.int64).random_()
@@ -346,10 +414,8 @@ class Loop:
             torch.save(self._scaler.state_dict(), folder / _SCALE)
         torch.save(states, folder / RANDOM_STATES)
 
-    def steps(self) -> Iterator[dict[str, Any]]:
-        """Take the steps that are missing; after each yield its `step` from 1, its mean `loss` over all
-        processes, the `grad_norm` before clipping and the `learning_rate`.
-        """
+    def steps(self) -> Iterator[Step]:
+        """Take the steps that are missing, and yield each; nothing waits for the device."""
         feed, count = self._prepared.feed, self._num_processes
         num_passes = accumulation_steps(self._settings, count)
         first = self.step * num_passes * count + ranks.number()
@@ -361,7 +427,7 @@ class Loop:
         while passes_of_step := list(islice(passes, num_passes)):
             yield self._take_step(passes_of_step)
 
-    def _take_step(self, passes: Sequence[tuple[Batch, bool]]) -> dict[str, Any]:
+    def _take_step(self, passes: Sequence[tuple[Batch, bool]]) -> Step:
         """Take a step over passes; of each, whether it counts."""
         rate = self._settings.learning_rate * self._share_of_rate(self._num_scheduled)
         for group in self.optimizer.param_groups:
@@ -389,14 +455,13 @@ class Loop:
         self.model.zero_grad()
         self.step += 1
         self._watch("step", self)
-        mean_loss = (ranks.total(loss) / self._num_processes).item()
-        return {"step": self.step, "loss": mean_loss, "grad_norm": norm.item(), "learning_rate": rate}
+        return Step.of(self.step, rate, ranks.total(loss) / self._num_processes, norm)
 
     def _make_pass(self, batch: Batch, num_labels: torch.Tensor, factor: int) -> torch.Tensor:
         """Make a forward and backward pass, which an optimizer in the backward pass may need twice; return
         its share of the step's loss.
         """
-        inputs = {name: value.to(device(), non_blocking=True) for name, value in batch.items()}
+        inputs = {name: to_device(value) for name, value in batch.items()}
         labels = inputs.pop("labels")
 
         def compute() -> torch.Tensor:

@@ -35,11 +35,12 @@ from fullft_assets.models.hardware import (
     gpu_name,
     memory_limit,
     num_gpus,
+    of_accelerator,
     peak_flops,
     peak_memory_bytes,
 )
-from fullft_assets.models.inference import device, move
-from fullft_assets.models.token_loss import IGNORED, PLANNED_DEVICE
+from fullft_assets.models.inference import move, to_device
+from fullft_assets.models.token_loss import PLANNED_DEVICE
 from fullft_assets.planning import Measured
 from fullft_assets.planning.metadata import StepMemory, Work
 from fullft_assets.planning.targets import (
@@ -86,14 +87,14 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
     # Held for their memory alone: copies of the pretrained weights.
     anchors = regularization.anchors(recipe, settings, seed)
     if processes > 1:
-        connect_processes(settings)
+        connect_processes()
         place(model, settings, processes)
     else:
         move(model)
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable()
     if settings.compile:
-        layers.compile_below_head(model)
+        layers.compile_layers(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [{"params": trained, "lr": 0.0, "weight_decay": 0.0}]
     optimizer = settings.chosen_optimizer.build(groups, settings.weights, settings.max_grad_norm, seed)
@@ -147,7 +148,7 @@ def _timed_pass(
     number: int,
     chosen: precision.Precision,
 ) -> tuple[float, float]:
-    inputs = {name: value.to(device()) for name, value in prepared.feed.batch(number).items()}
+    inputs = {name: to_device(value) for name, value in prepared.feed.batch(number).items()}
     labels = inputs.pop("labels")
     started = _now()
 
@@ -172,20 +173,20 @@ def _timed_pass(
 
 
 def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
     return time.perf_counter()
 
 
 def _free_memory_bytes() -> int:
-    if torch.cuda.is_available():
+    if (free := of_accelerator("mem_get_info")) is not None:
         # What others hold there is not free for this training.
-        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+        return free()[0] + torch.accelerator.memory_reserved()
     return memory_limit()
 
 
 def _available_memory_bytes(processes: int, training_processes: int) -> int:
-    if torch.cuda.is_available():
+    if of_accelerator("mem_get_info") is not None:
         return _free_memory_bytes()
     # Processes share the machine's memory; those that were measured together may run on several hosts.
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", processes)) if processes > 1 else training_processes
@@ -202,7 +203,6 @@ _FP32_ON_GPUS = (
     torch.pow,
     torch.Tensor.pow,
 )
-_aten: Any = torch.ops.aten
 
 
 class CannotCount(Exception):
@@ -311,10 +311,12 @@ def _count(
             model.activation_checkpointing_enable()
     # Outside of the mode, where tensors have values.
     batch = prepared.feed.batch(int(np.argmax(prepared.feed.sizes)))
-    tracker.expect(batch["labels"])
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     with fake, tracker:
-        inputs = {name: fake.from_tensor(value) for name, value in batch.items()}
+        inputs = {
+            name: fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
         labels = inputs["labels"]
         for weight in trained:
             weight.register_post_accumulate_grad_hook(
@@ -362,7 +364,6 @@ class _Tracker(TorchDispatchMode):
         self._storages: dict[int, weakref.ref[Any]] = {}
         #: Of the storages that pass with the step.
         self._sizes: dict[int, int] = {}
-        self._num_selected: dict[tuple[int, ...], int] = {}
         self.start_again()
 
     def start_again(self) -> None:
@@ -384,39 +385,12 @@ class _Tracker(TorchDispatchMode):
     def _keep(self, key: int) -> None:
         self._passing -= self._sizes.pop(key, 0)
 
-    def expect(self, labels: torch.Tensor) -> None:
-        """Take what fake tensors do not know: how many tokens a mask of the trained ones selects."""
-        for values in (labels, labels[:, 1:]) if labels.dim() > 1 else (labels,):
-            self._num_selected[tuple(values.shape)] = int((values != IGNORED).sum())
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = self._selected(func, args)
-        if result is None:
-            result = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, torch.Tensor):
                 self._add(value)
         return result
-
-    def _selected(self, func: Any, args: Any) -> torch.Tensor | None:
-        """Return the result of indexing with a mask, whose size depends on values; None for every other
-        operation.
-        """
-        if func not in (
-            _aten.index.Tensor,
-            _aten.index_put_.default,
-            _aten.index_put.default,
-            _aten._index_put_impl_.default,
-        ):
-            return None
-        table, (mask, *others) = args[0], args[1]
-        if others or mask is None or mask.dtype != torch.bool:
-            return None
-        if func is _aten.index.Tensor:
-            # Without better knowledge all are selected, which takes the most memory.
-            count = self._num_selected.get(tuple(mask.shape), mask.numel())
-            return table.new_empty((count, *table.shape[mask.dim() :]))
-        return torch.empty_like(table) if func is _aten.index_put.default else table
 
     def _add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()

@@ -15,7 +15,6 @@ import torch
 from fullft_assets.errors import Interrupted, StoreError
 from fullft_assets.jobs.progress import Listener, Progress
 from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank
-from fullft_assets.models.inference import device
 
 _Value = TypeVar("_Value")
 #: How often processes synchronize that wait for another one's thread.
@@ -52,7 +51,8 @@ def any_rank(flag: bool) -> bool:
 def _any_rank(*flags: bool) -> list[bool]:
     if not _are_connected():
         return list(flags)
-    values = torch.tensor([int(flag) for flag in flags], device=device())
+    # In the host's memory: on an accelerator the answer would wait for all that it was given to compute.
+    values = torch.tensor([int(flag) for flag in flags])
     torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
     return [bool(flag) for flag in values.tolist()]
 

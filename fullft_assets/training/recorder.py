@@ -323,7 +323,7 @@ class StepRecorder:
         """Write the line of an optimizer step and report it; return the line.
 
         Args:
-            step: as `loop.Loop.steps` yields it.
+            step: as `loop.Step.read` returns it.
         """
         # In fp16 the loss scaler tries a scale, skips the step that overflows, and lowers the scale: this is
         # not a divergence.

@@ -19,8 +19,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.models import layers
-from fullft_assets.models.inference import move
+from fullft_assets.models import documents, layers
+from fullft_assets.models.inference import move, to_device
 from fullft_assets.models.loading import pool
 from fullft_assets.models.token_loss import (
     IGNORED,
@@ -30,6 +30,7 @@ from fullft_assets.models.token_loss import (
     dtype_of_logits,
     loss_in_head,
     output_head,
+    predictions,
     replaced_forward,
 )
 from fullft_assets.settings import TrainingSettings
@@ -220,31 +221,43 @@ class DistilledTokenLoss:
 
     def total(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
         """Return the sum in fp32, differentiable; arguments as for `TokenLoss.total`."""
-        inputs = dict(inputs)
-        replayed = inputs.pop(IS_REPLAYED, None)
-        targets = labels[:, 1:]
-        predicted = targets != IGNORED
-        distilled = predicted if replayed is None else predicted & replayed[:, 1:]
-        if not distilled.any():
+        replayed = inputs.get(IS_REPLAYED)
+        inputs = {name: value for name, value in inputs.items() if name != IS_REPLAYED}
+        student_inputs, positions, targets = predictions(model, inputs, labels)
+        is_distilled = (
+            torch.ones_like(positions, dtype=torch.bool)
+            if replayed is None
+            else replayed.flatten()[positions + 1]
+        )
+        if not is_distilled.any():
             return self._hard.total(model, inputs, labels)
-        teacher_inputs = {name: value[distilled.any(1)] for name, value in inputs.items()}
+        distilled, width = positions[is_distilled], labels.shape[1]
+        rows, numbers = torch.unique(distilled // width, return_inverse=True)
+        teacher_inputs = {
+            name: value[rows] for name, value in student_inputs.items() if name not in documents.BOUNDS
+        }
+        if documents.is_told(self._teacher) and "position_ids" in teacher_inputs:
+            told = documents.bounds(teacher_inputs["position_ids"].numpy(force=True))
+            teacher_inputs |= {name: to_device(value) for name, value in told.items()}
         compute = self._fused if self._hard.is_fused else self._plain
-        return compute(model, inputs, teacher_inputs, targets, distilled)
+        student = (student_inputs, positions, targets, is_distilled)
+        return compute(model, *student, teacher_inputs, numbers * width + distilled % width)
 
     def _fused(
         self,
         model: nn.Module,
         inputs: Mapping[str, Any],
-        teacher_inputs: Mapping[str, Any],
+        positions: torch.Tensor,
         targets: torch.Tensor,
-        distilled: torch.Tensor,
+        is_distilled: torch.Tensor,
+        teacher_inputs: Mapping[str, Any],
+        teacher_positions: torch.Tensor,
     ) -> torch.Tensor:
-        predicted = targets != IGNORED
         head = self._hard.head
         teacher_head = output_head(self._teacher)
-        teacher_hidden = self._hidden_of_teacher(teacher_inputs, distilled[distilled.any(1)])
+        teacher_hidden = self._hidden_of_teacher(teacher_inputs, teacher_positions)
         teacher = TeacherTargets(
-            distilled[predicted],
+            is_distilled,
             teacher_hidden,
             teacher_head.weight,
             teacher_head.bias,
@@ -252,19 +265,18 @@ class DistilledTokenLoss:
         )
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
-            return DistilledCrossEntropy.apply(
-                hidden[:, :-1][predicted], head.weight, head.bias, targets[predicted], teacher
-            )
+            states = hidden.flatten(0, 1).index_select(0, positions)
+            return DistilledCrossEntropy.apply(states, head.weight, head.bias, targets, teacher)
 
         return loss_in_head(head, loss_of, model, inputs)
 
     @torch.no_grad()
-    def _hidden_of_teacher(self, inputs: Mapping[str, Any], distilled: torch.Tensor) -> torch.Tensor:
+    def _hidden_of_teacher(self, inputs: Mapping[str, Any], positions: torch.Tensor) -> torch.Tensor:
         """Return the input of the teacher's head, [distilled tokens, hidden]."""
         hidden_states: list[torch.Tensor] = []
 
         def keep_hidden(hidden: torch.Tensor) -> torch.Tensor:
-            hidden_states.append(hidden[:, :-1][distilled])
+            hidden_states.append(hidden.flatten(0, 1).index_select(0, positions))
             return hidden.new_zeros((1, 1, 1))
 
         with replaced_forward(output_head(self._teacher), keep_hidden):
@@ -275,20 +287,17 @@ class DistilledTokenLoss:
         self,
         model: nn.Module,
         inputs: Mapping[str, Any],
-        teacher_inputs: Mapping[str, Any],
+        positions: torch.Tensor,
         targets: torch.Tensor,
-        distilled: torch.Tensor,
+        is_distilled: torch.Tensor,
+        teacher_inputs: Mapping[str, Any],
+        teacher_positions: torch.Tensor,
     ) -> torch.Tensor:
-        predicted = targets != IGNORED
         with torch.no_grad():
-            teacher_logits = (
-                self._teacher(**teacher_inputs, use_cache=False)
-                .logits[:, :-1][distilled[distilled.any(1)]]
-                .float()
-            )
-        logits = model(**inputs, use_cache=False).logits[:, :-1][predicted].float()
-        is_distilled = distilled[predicted]
-        hard = functional.cross_entropy(logits, targets[predicted], reduction="none") * torch.where(
+            teacher_logits = self._teacher(**teacher_inputs, use_cache=False).logits.flatten(0, 1)
+            teacher_logits = teacher_logits.index_select(0, teacher_positions).float()
+        logits = model(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, positions).float()
+        hard = functional.cross_entropy(logits, targets, reduction="none") * torch.where(
             is_distilled, 1 - self._weight, 1.0
         )
         distance, _ = divergence(logits[is_distilled], teacher_logits)

@@ -1,6 +1,6 @@
 """The recipe of the tasks sft and language_modeling: the next token, on packed rows.
 
-A row has several documents; position ids that restart show the model where each begins, without an attention
+A row has several documents, each of which attends to itself alone (`models.documents`), without an attention
 mask and without a cache. The loss of an optimizer step is the mean over its trained tokens, however many
 rows, passes and processes they are in. A model that does not keep documents apart (`isolation`) gets each on
 a row of its own instead, beside others of its length.
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.jobs.progress import Listener
-from fullft_assets.models import isolation, precision
+from fullft_assets.models import documents, isolation, precision
 from fullft_assets.models.inference import device, load_causal, move
 from fullft_assets.models.isolation import Isolation
 from fullft_assets.models.token_loss import TokenLoss, TokenScores, plain, score_documents
@@ -30,7 +30,7 @@ from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
 from fullft_assets.tasks.language.assessment import DocumentScores
 from fullft_assets.training import feed, regularization
-from fullft_assets.training.feed import IS_REPLAYED, Batch, Feed, Pieces
+from fullft_assets.training.feed import Batch, Feed, Pieces, first_tokens
 from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared
 from fullft_assets.training.regularization import DistilledTokenLoss
 
@@ -93,6 +93,7 @@ class NextTokenRecipe:
             SettingsError: the rows are longer than the model takes.
         """
         self._check(model)
+        documents.attend_apart(model)
         move(model)
         isolated = isolation.probe(model, self._pieces.plan.capacity, seed=seed)
         num_task = self.training.num_task_windows
@@ -111,6 +112,7 @@ class NextTokenRecipe:
         if settings.distillation is None:
             return Prepared(feed, loss.total, about)
         teacher = regularization.frozen(self.load_original(settings), device())
+        documents.attend_apart(teacher)
         return Prepared(feed, DistilledTokenLoss(loss, teacher, settings.distillation.weight).total, about)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
@@ -244,14 +246,11 @@ def _feed(
         return feed.padded(
             pieces, rows_a_pass, rows_a_batch, epochs, seed, pad_id, with_replayed=tells_replayed
         )
-    return feed.packed(pieces, rows_a_pass, epochs, seed, pad_id, with_replayed=tells_replayed)
+    options = {"with_replayed": tells_replayed, "fills_rows": settings.compile}
+    return feed.packed(pieces, rows_a_pass, epochs, seed, pad_id, **options)
 
 
 def _token_loss(model: PreTrainedModel, batch: Batch, settings: TrainingSettings) -> TokenLoss:
-    shown = {
-        name: value[:1, :_SHOWN_TOKENS].to(model.device)
-        for name, value in batch.items()
-        if name not in ("labels", IS_REPLAYED)
-    }
+    shown = {name: value.to(model.device) for name, value in first_tokens(batch, _SHOWN_TOKENS).items()}
     with precision.autocast(precision.of(settings)), torch.no_grad():
         return TokenLoss(model, shown)

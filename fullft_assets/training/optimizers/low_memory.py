@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 #: Elements updated at a time: as many as stay in a CPU's cache, or fill a GPU.
-_CHUNK = {"cpu": 2**17, "cuda": 2**24}
+_CPU_CHUNK = 2**17
+_GPU_CHUNK = 2**24
 
 
 @dataclass(frozen=True)
@@ -206,5 +207,5 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
             rounding = torch.Generator(weight.device).manual_seed(
                 (self._seed * 1_000_003 + group["num_steps"]) * 100_003 + number
             )
-        chunk = _CHUNK[weight.device.type]
+        chunk = _CPU_CHUNK if weight.device.type == "cpu" else _GPU_CHUNK
         self._rule(Update(weight, gradient, group, self.state[weight], rounding, chunk))
