@@ -41,7 +41,7 @@ from fullft_assets.training import ranks
 from fullft_assets.training.checkpoints import step_of
 from fullft_assets.training.feed import Batch
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
-from fullft_assets.training.parts import Part, Parts
+from fullft_assets.training.parts import Part, Parts, weights_of
 from fullft_assets.training.recipe import Prepared
 from fullft_assets.training.regularization import Anchor
 
@@ -341,12 +341,7 @@ class Loop:
         return partial(self._write_whole, folder) if is_first_rank() else list
 
     def _write_whole(self, folder: Path) -> list[str]:
-        # Tied weights are written once.
-        names = {name for name, _ in self.model.named_parameters()}
-        tied = dict(self.model.named_parameters(remove_duplicate=False)).keys() - names
-        weights = {
-            name: value.contiguous() for name, value in self.model.state_dict().items() if name not in tied
-        }
+        weights = {name: value.contiguous() for name, value in weights_of(self.model)}
         save_file(weights, folder / WEIGHTS, {"format": "pt"})
         torch.save(self.optimizer.state_dict(), folder / _OPTIMIZER)
         return [WEIGHTS, _OPTIMIZER]

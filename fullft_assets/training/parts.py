@@ -68,8 +68,8 @@ class Parts:
 
     def load_weights(self, model: PreTrainedModel) -> None:
         """Read the weights of a model, whose parts are resharded."""
-        for name, tensor in _weights(model):
-            self._read(name, tensor)
+        for name, tensor in weights_of(model):
+            self._read(f"{_WEIGHTS}{name}", tensor)
 
     def load_moments(self, model: PreTrainedModel, optimizer: Optimizer) -> None:
         """Read the state of an optimizer."""
@@ -105,16 +105,17 @@ class Parts:
                 part[low - start : high - start].copy_(rows[low - first : high - first])
 
 
-def _weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the weights and buffers that are saved; tied ones once."""
     tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
     for name, tensor in model.state_dict().items():
         if name not in tied:
-            yield f"{_WEIGHTS}{name}", tensor
+            yield name, tensor
 
 
 def _tensors(model: PreTrainedModel, optimizer: Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from _weights(model)
+    for name, tensor in weights_of(model):
+        yield f"{_WEIGHTS}{name}", tensor
     for name, weight in model.named_parameters():
         for moment, tensor in optimizer.state.get(weight, {}).items():
             yield f"{moment}/{name}", tensor

@@ -22,6 +22,7 @@ from fullft_assets.models.inference import device, is_sharded, reshard
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import ranks
 from fullft_assets.training.loop import connect_processes, shard
+from fullft_assets.training.parts import weights_of
 from fullft_assets.training.recipe import Recipe
 
 
@@ -84,8 +85,8 @@ def complete_model(model: PreTrainedModel, make: Callable[[], PreTrainedModel]) 
         return model
     reshard(model)
     gathered = make() if is_first_rank() else model
-    targets = dict(gathered.named_parameters())
-    for name, weight in model.named_parameters():
+    targets = dict(weights_of(gathered))
+    for name, weight in weights_of(model):
         whole = weight.to(device()).full_tensor() if isinstance(weight, DTensor) else weight
         if is_first_rank():
             targets[name].copy_(whole)
