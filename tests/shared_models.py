@@ -61,7 +61,7 @@ class Begun(Exception):
 
 
 def begin(recipe: Recipe, folder: Path, count: int) -> list[dict[str, Any]]:
-    """Set up a training in so many processes; return what each holds, with the digests of the whole weights."""
+    """Set up a training in so many processes; return what each holds, with digests of the whole weights."""
 
     def scene(work: Path, rank: int) -> dict[str, Any]:
         held: dict[str, Any] = {}
@@ -202,7 +202,7 @@ def train(
 
 
 def checkpoints(folder: Path) -> Any:
-    """Two processes stop; as many go on, and four; and two where a part of the newest checkpoint is damaged."""
+    """Two processes stop; as many go on, and four; and two where a part of the newest one is damaged."""
     folder.mkdir()
     stopped = train(folder / "stopped", folder / "work", 2, stop_after=5)
     for name in ("more", "damaged"):

@@ -1,8 +1,8 @@
-"""The parts of a sharded checkpoint: each process writes its part of every tensor, and any number of processes
-reads them.
+"""The parts of a sharded checkpoint: each process writes its part of every tensor, and any number of
+processes reads them.
 
-torch's own distributed checkpoints have a pickled index, which would run the code of whoever can write into the
-store; a part is a safetensors file, and its header says which rows of each tensor it has.
+torch's own distributed checkpoints have a pickled index, which would run the code of whoever can write into
+the store; a part is a safetensors file, and its header says which rows of each tensor it has.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _WEIGHTS = "weights/"
 
 
 class Part:
-    """What this process holds of a model and an optimizer, copied to the host's memory: training goes on while
-    it is written.
+    """What this process holds of a model and an optimizer, copied to the host's memory: training goes on
+    while it is written.
 
     Args:
         rank: of this process.

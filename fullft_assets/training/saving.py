@@ -77,7 +77,8 @@ class Saver:
         if ranks.any_rank(error is not None):
             self._stages.close()
             raise error or StoreError(
-                "another process of this training could not write its part of a checkpoint; its output says why"
+                "another process of this training could not write its part of a checkpoint; its output says"
+                " why"
             )
         try:
             self._work = self._thread.submit(self._stages.send(ranks.of_all(work.result())))

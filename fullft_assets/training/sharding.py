@@ -1,5 +1,5 @@
-"""A model that several processes share from the start: each loads its part of the weights, and gathers them only
-to write the trained model.
+"""A model that several processes share from the start: each loads its part of the weights, and they gather
+them only to write the trained model.
 
 The first process reads the weights into its host's memory, the others know their shapes alone. One unit after
 the other, such as a layer, is sent to all processes, which divide it (FSDP2) before the next one comes.
@@ -27,8 +27,8 @@ from fullft_assets.training.recipe import Recipe
 
 
 def load(recipe: Recipe, settings: TrainingSettings, num_processes: int) -> PreTrainedModel:
-    """Return a recipe's model, whose frozen weights are frozen. Of several processes that share it, which must
-    all call this, each has its part on its device, and at most one unit more while it loads.
+    """Return a recipe's model, whose frozen weights are frozen. Of several processes that share it, which
+    must all call this, each has its part on its device, and at most one unit more while it loads.
 
     Raises:
         SettingsError: see `Recipe.load`; or more layers are frozen than there are.
@@ -53,7 +53,7 @@ def load(recipe: Recipe, settings: TrainingSettings, num_processes: int) -> PreT
 
 
 def fill(unit: nn.Module) -> None:
-    """Give the tensors of a unit the first process's values, on this process's device; tied ones stay tied."""
+    """Give the tensors of a unit the first process's values, on this process's device; tied ones stay so."""
     filled: dict[int, torch.Tensor] = {}
     for module in unit.modules():
         for tensors in (module._parameters, module._buffers):
@@ -76,7 +76,8 @@ def _from_first(tensor: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def complete_model(model: PreTrainedModel, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """Return a model as one process holds it: of one that processes share, for which all must call this, the
-    first process gets all weights in its host's memory, one tensor after the other, and the others their part.
+    first process gets all weights in its host's memory, one tensor after the other; the others have their
+    part.
 
     Args:
         make: loads the same model, untrained.
