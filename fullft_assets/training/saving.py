@@ -121,7 +121,7 @@ class Saver:
                 f"{aside.parent.parent}: the hosts of this training have disks of their own, and each has a"
                 " part of its checkpoints; put the store on a disk that all of them see, or on S3"
             )
-        name, names = None, list(own_files)
+        name, names = "", list(own_files)
         if is_first_rank():
             stored.copy_beside(aside.parent.parent, aside)
             complete(aside, files, num_incidents=len(self._history.incidents), is_planned=is_planned)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,19 +37,22 @@ def load(recipe: Recipe, settings: TrainingSettings, num_processes: int) -> PreT
     is_shared = settings.sharding != "none" and num_processes > 1
     if is_shared:
         connect_processes(settings)
-    problem = None
+    problem: FullftError | None = None
+    model: PreTrainedModel | None = None
     try:
         with loading.without_weights() if is_shared and not is_first_rank() else nullcontext():
             model = recipe.load(settings)
             layers.freeze(model, settings)
-        if not is_shared:
-            return model
     except FullftError as error:
         problem = error
-    # The others would wait for weights that never come.
-    if (problem := ranks.from_first(problem) or problem) is not None:
+    if is_shared:
+        # The others would wait for weights that never come.
+        problem = ranks.from_first(problem) or problem
+    if problem is not None:
         raise problem
-    shard(model, settings, fill)
+    assert model is not None, "it was loaded, or there is a problem"
+    if is_shared:
+        shard(model, settings, fill)
     return model
 
 
@@ -56,7 +60,8 @@ def fill(unit: nn.Module) -> None:
     """Give the tensors of a unit the first process's values, on this process's device; tied ones stay so."""
     filled: dict[int, torch.Tensor] = {}
     for module in unit.modules():
-        for tensors in (module._parameters, module._buffers):
+        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for tensors in tables:
             for name, tensor in tensors.items():
                 if tensor is None or isinstance(tensor, DTensor):
                     continue
@@ -88,7 +93,9 @@ def complete_model(model: PreTrainedModel, make: Callable[[], PreTrainedModel]) 
     gathered = make() if is_first_rank() else model
     targets = dict(weights_of(gathered))
     for name, weight in weights_of(model):
-        whole = weight.to(device()).full_tensor() if isinstance(weight, DTensor) else weight
+        whole: Any = weight.to(device())
+        if isinstance(weight, DTensor):
+            whole = whole.full_tensor()
         if is_first_rank():
             targets[name].copy_(whole)
     return gathered
