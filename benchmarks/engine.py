@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import os
 import tempfile
 import time
 import traceback
@@ -528,31 +529,19 @@ class Rank:
     """Bytes of one process of several.
 
     Attributes:
-        loaded: the weights before they are sharded.
+        weights: all of the model's.
+        loaded: the most that it holds on its device while it loads its part.
         placed: its part of them.
         peak: the most that a forward and backward pass takes, weights and gradients included.
     """
 
+    weights: float
     loaded: float
     placed: float
     peak: float
 
-    def beyond(self, other: Rank, layers: float) -> Rank:
-        """Return the bytes with more layers, where `other` has two more: layers repeat."""
-        share = layers / 2
-        return Rank(
-            *(
-                a + share * (b - a)
-                for a, b in (
-                    (self.loaded, other.loaded),
-                    (self.placed, other.placed),
-                    (self.peak, other.peak),
-                )
-            )
-        )
 
-
-def rank(name: str, layers: int, processes: int) -> Rank:
+def rank(name: str, processes: int) -> Rank:
     """Return what the first of some processes holds in a pass of one row of 2,048 tokens, with recomputed
     activations.
     """
@@ -561,7 +550,9 @@ def rank(name: str, layers: int, processes: int) -> Rank:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from fullft_assets.training.loop import place
+    from fullft_assets.training import sharding
+    from fullft_assets.training.loop import place, shard
+    from fullft_assets.training.measuring import Tracker
 
     tokens = 2_048
     settings = TrainingSettings(
@@ -577,12 +568,18 @@ def rank(name: str, layers: int, processes: int) -> Rank:
             ),
             FakeTensorMode(allow_non_fake_inputs=True),
         ):
-            options = {**MODELS[name], "num_hidden_layers": layers}
+            options = dict(MODELS[name])
             config = AutoConfig.for_model(options.pop("model_type"), **options)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
-            loaded = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+            weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+            # As a process that is not the first one, which alone has weights.
+            with mock.patch.dict(os.environ, RANK="1"), Tracker() as loading:
+                shard(model, settings, sharding.fill)
             inputs, labels = _inputs(1, tokens)
-            fused = TokenLoss(model, first_tokens(inputs, 32))
+            # What it returns has no values to compare.
+            with mock.patch.object(TokenLoss, "_returns_logits_of_head", return_value=True):
+                fused = TokenLoss(model, first_tokens(inputs, 32))
             place(model, settings, processes)
             placed = sum(
                 weight.to_local().numel() * weight.element_size()  # pyright: ignore[reportCallIssue]  # a DTensor
@@ -594,21 +591,47 @@ def rank(name: str, layers: int, processes: int) -> Rank:
             with tracker:
                 fused.total(model, inputs, labels).backward()
             (peak,) = [parts["Total"] for parts in tracker.get_tracker_snapshot("peak").values()]
-            return Rank(loaded, placed, peak)
+            return Rank(weights, loading.peak, placed, peak)
     finally:
         torch.distributed.destroy_process_group()
 
 
+def planned(name: str, processes: int) -> float:
+    """Return what the plan takes a process to hold, with AdamW's moments, in the same pass."""
+    from fullft_assets.training.measuring import Outline
+
+    settings = TrainingSettings(
+        sharding="fsdp2",
+        gradient_checkpointing=True,
+        batch_size=processes,
+        micro_batch_size=1,
+        track=[],
+    )
+    ids = [[1] * 2_048] * processes
+    data = Training(ids, None, packing.plan(np.full(processes, 2_048), 2_048, seed=7))
+    rows = Split(
+        [""] * processes, [""] * processes, np.zeros(processes), [""] * processes, [[each] for each in ids]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(MODELS[name]))
+        outline = Outline(NextTokenRecipe(Path(folder), data, rows), settings, seed=1)
+        return outline.memory(settings, "bf16", is_gpu=True, processes=processes).peak
+
+
 def ranks() -> Iterator[list[Any]]:
-    """Yield a row for each model and number of processes; two and four layers are counted, and the others
-    follow from them. AdamW's moments, 8 bytes a weight of the part, come on top.
+    """Yield a row for each model and number of processes. AdamW's moments, 8 bytes a weight of the part, come
+    on top; the plan is made of no process at all.
     """
+    # The loss makes its logits in chunks as on a GPU.
+    token_loss.PLANNED_DEVICE.set("cuda")
     for name in MODELS:
         for processes in (8, 16):
-            two, four = (rank(name, layers, processes) for layers in (2, 4))
-            whole = two.beyond(four, MODELS[name]["num_hidden_layers"] - 2)
-            sizes = (whole.loaded, whole.placed, whole.peak, whole.peak + 2 * whole.placed)
-            yield [name, processes, *(f"{size / _GIB:.1f}" for size in sizes)]
+            whole = rank(name, processes)
+            sizes = [whole.weights, whole.loaded, whole.placed, whole.peak, whole.peak + 2 * whole.placed]
+            started = time.monotonic()
+            sizes.append(planned(name, processes))
+            seconds = f"{time.monotonic() - started:.0f}"
+            yield [name, processes, *(f"{size / _GIB:.1f}" for size in sizes), seconds]
 
 
 PARTS: dict[str, tuple[str, Callable[[], Iterator[list[Any]]]]] = {
@@ -620,7 +643,8 @@ PARTS: dict[str, tuple[str, Callable[[], Iterator[list[Any]]]]] = {
     "loss": ("model | vocabulary | moved | operations", loss),
     "flops": ("model | recomputed | counted | counted / useful | counted / 6ND", flops),
     "ranks": (
-        "model | processes | loaded, GiB | its part | peak of a pass | with AdamW's moments",
+        "model | processes | weights, GiB | held while it loads | its part | peak of a pass"
+        " | with AdamW's moments | planned | seconds to plan",
         ranks,
     ),
     "graphs": ("family | compilations | breaks | nodes", graphs),

@@ -171,6 +171,18 @@ def own_disks(scene: Scene) -> dict[str, Any]:
     return {"done": done, "straight": scene.train([shared, shared], is_stored=False)}
 
 
+def parts(scene: Scene) -> dict[str, Any]:
+    """Two hosts with disks of their own share a model and stop; two others have nothing but the bucket."""
+    chosen = SHORT.model_copy(update={"sharding": "fsdp2"})
+    scene.train(scene.machines(2), 3, chosen=chosen)
+    stored = [path.name.split("-")[0] for path in scene.stored()]
+    files = sorted(path.name for path in scene.stored()[-1].glob("*.safetensors"))
+    done = scene.train(scene.machines(2), chosen=chosen)
+    shared = scene.machines(1)[0]
+    straight = scene.train([shared, shared], is_stored=False, chosen=chosen)
+    return {"stored": stored, "files": files, "done": done, "straight": straight}
+
+
 def roll_back(scene: Scene) -> dict[str, Any]:
     """Two hosts with disks of their own roll back from step 5 to the checkpoint that the first one wrote
     after step 2.
@@ -348,7 +360,7 @@ def _work(scene: Scene, case: Prepared, url: str, machine: Path, kill_after: int
 SCENES: dict[str, Callable[[Scene], Any]] = {
     **{
         scene.__name__: scene
-        for scene in (own_disks, roll_back, damaged, keep_best, failed_upload, fenced, killed)
+        for scene in (own_disks, parts, roll_back, damaged, keep_best, failed_upload, fenced, killed)
     },
     "two_to_one": lambda scene: other_number(scene, 2, 1),
     "one_to_two": lambda scene: other_number(scene, 1, 2),

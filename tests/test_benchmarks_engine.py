@@ -40,7 +40,16 @@ def test_a_layer_of_each_kind_is_compiled_for_all_of_them() -> None:
 
 @pytest.mark.parametrize(("name", "most"), [("Llama-3.1-8B", 18.0), ("Llama-3.3-70B", 78.0)])
 def test_a_rank_of_eight_holds_an_eighth(name: str, most: float) -> None:
-    two, four = (engine.rank(name, layers, 8) for layers in (2, 4))
-    whole = two.beyond(four, engine.MODELS[name]["num_hidden_layers"] - 2)
-    assert whole.placed == pytest.approx(whole.loaded / 8, rel=0.02)
+    whole = engine.rank(name, 8)
+    assert whole.placed == pytest.approx(whole.weights / 8, rel=0.02)
+    # One unit more: the embeddings.
+    unit = 4 * engine.MODELS[name]["vocab_size"] * engine.MODELS[name]["hidden_size"]
+    assert whole.loaded <= 1.05 * whole.weights / 8 + unit
     assert whole.peak / 2**30 <= most
+
+
+@pytest.mark.parametrize("name", ["Llama-3.1-8B", "Llama-3.3-70B"])
+def test_a_plan_knows_what_a_rank_of_eight_holds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.token_loss, "_CHUNK_ELEMENTS", {"cpu": 2**28, "cuda": 2**28})
+    whole = engine.rank(name, 8)
+    assert engine.planned(name, 8) == pytest.approx(whole.peak + 2 * whole.placed, rel=0.1)

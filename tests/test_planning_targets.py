@@ -62,18 +62,17 @@ def use_case(planning: dict[str, Any] | None = None, **training: Any) -> UseCase
 
 def count(training: TrainingSettings, precision: str, is_gpu: bool, processes: int) -> StepMemory:
     """A model of a billion weights with a GiB of activations for each row of a pass."""
-    width = 4 if training.weights == "fp32" else 2
+    width, share = (4 if training.weights == "fp32" else 2), (1 if training.sharding == "none" else processes)
     moments = {"adamw": 2 * width, "adamw_in_backward": 2 * width}.get(training.optimizer, 0)
     gradients = 0 if training.steps_in_backward else width
     activations = training.micro_batch_size * GIB // (8 if training.gradient_checkpointing else 1)
     parts = {
-        "weights": width * 10**9,
-        "gradients": gradients * 10**9,
-        "moments": moments * 10**9,
+        "weights": width * 10**9 // share,
+        "gradients": gradients * 10**9 // share,
+        "moments": moments * 10**9 // share,
         "activations": activations,
     }
-    state = (width + gradients + moments) * 10**9
-    return StepMemory(**parts, buffers=0, copies=0, largest_layer=10**8, peak=state + activations)
+    return StepMemory(**parts, buffers=0, copies=0, peak=sum(parts.values()))
 
 
 def plans(settings: UseCaseSettings) -> dict[str, TargetPlan]:

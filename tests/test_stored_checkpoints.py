@@ -36,7 +36,7 @@ from fullft_assets.training.stored_checkpoints import (
 from tests.s3_server import S3Server
 
 ROOT = Path(__file__).parent.parent
-SCENES = ("killed", "own_disks", "two_to_one", "damaged", "fenced")
+SCENES = ("killed", "own_disks", "parts", "two_to_one", "damaged", "fenced")
 MORE = ("one_to_two", "roll_back", "keep_best", "failed_upload")
 
 
@@ -110,6 +110,15 @@ def test_killed_with_its_disk_lost_another_machine_ends_with_the_same_weights(pl
 @pytest.mark.slow
 def test_hosts_of_which_one_has_the_checkpoint_resume_together(played: dict) -> None:
     found = played["own_disks"]
+    assert found["done"]["from"] == 3
+    assert_same(found["done"], found["straight"])
+
+
+@pytest.mark.slow
+def test_hosts_upload_their_parts_and_other_hosts_go_on_with_equal_bits(played: dict) -> None:
+    found = played["parts"]
+    assert found["stored"] == ["00000002", "00000003"]
+    assert found["files"] == ["part-00000.safetensors", "part-00001.safetensors"]
     assert found["done"]["from"] == 3
     assert_same(found["done"], found["straight"])
 

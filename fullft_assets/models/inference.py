@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -77,19 +78,13 @@ def claim_device() -> None:
 
 
 def move(model: nn.Module, to: torch.device | None = None) -> None:
-    """Move a model to a device; default: the accelerator, if there is one."""
-    if isinstance(model, PreTrainedModel) and loading.is_outline(model):
+    """Move a model to a device; default: the accelerator, if there is one. A sharded one is where it belongs
+    already, part of it perhaps in the host's memory.
+    """
+    if isinstance(model, PreTrainedModel) and (loading.is_outline(model) or is_sharded(model)):
         return
     # transformers wraps `PreTrainedModel.to` in a way that type checkers do not see through.
     nn.Module.to(model, device() if to is None else to)
-
-
-def move_unless_sharded(model: PreTrainedModel) -> None:
-    """Move a model to the accelerator; a sharded one is where it belongs already, part of it perhaps in the
-    host's memory.
-    """
-    if not is_sharded(model):
-        move(model)
 
 
 def load_classifier(folder: ModelFolder, **options: Any) -> Any:
@@ -335,7 +330,7 @@ def forward_batches(
     """
     was_training = model.training
     model.eval()
-    move_unless_sharded(model)
+    move(model)
     pad_id = model.config.pad_token_id or 0
     flat = [(row, number) for row, document in enumerate(windows) for number in range(len(document))]
     # Longest first: a batch that does not fit fails at once, and equal lengths waste no padding.
@@ -433,6 +428,15 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
+def reshard(model: nn.Module) -> None:
+    """Leave a sharded model its part of the weights; after a pass without gradients it still has the complete
+    ones outside of its layers.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 #: Windows of documents: the token ids of each.
 Windows = Sequence[Sequence[Sequence[int]]]
 
@@ -470,12 +474,19 @@ def has_intercept(model: PreTrainedModel) -> bool:
 
 
 def set_head_weights(model: PreTrainedModel, weights: HeadWeights) -> None:
-    """Put weights into a model's output layer; an intercept only where the layer has one."""
+    """Put weights into a model's output layer; an intercept only where the layer has one. All processes that
+    share the model must call this.
+    """
+    reshard(model)
     layer = output_layer(model)
-    with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(weights.coefficients))
-        if layer.bias is not None:
-            layer.bias.copy_(torch.from_numpy(weights.intercept))
+    for weight, numbers in ((layer.weight, weights.coefficients), (layer.bias, weights.intercept)):
+        if weight is None:
+            continue
+        values = torch.from_numpy(numbers).to(weight.device, weight.dtype)
+        if isinstance(weight, DTensor):
+            values = distribute_tensor(values, weight.device_mesh, weight.placements)
+        with torch.no_grad():
+            weight.copy_(values)
 
 
 def read_by_head(

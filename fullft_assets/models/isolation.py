@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.models import documents, loading
 from fullft_assets.models import precision as precisions
+from fullft_assets.models.inference import is_sharded
 from fullft_assets.models.loading import input_embeddings
 from fullft_assets.models.precision import Precision
 
@@ -95,16 +97,20 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     def neighbours_of(watched: torch.Tensor) -> list[list[torch.Tensor]]:
         return [[document(), watched, document()], [document(), document(), document()]]
 
+    change = partial(_change, is_shared=is_sharded(model))
     watched = document()
     with_other_end = watched.clone()
     with_other_end[-1] = (watched[-1] + 1) % vocabulary
-    precision: Precision = "bf16" if next(model.parameters()).dtype == torch.bfloat16 else "fp32"
+    # Parts of a model are gathered in the precision that they are trained in.
+    is_half = is_sharded(model) and precisions.of_scores(model) != "fp32"
+    is_half = is_half or next(model.parameters()).dtype == torch.bfloat16
+    precision: Precision = "bf16" if is_half else "fp32"
     is_training = model.training
     model.eval()
     try:
         with precisions.autocast(precision):
             alone = _outputs(model, [[watched]], 0)
-            ahead = _change([alone[0][:-1]], [_outputs(model, [[with_other_end]], 0)[0][:-1]])
+            ahead = change([alone[0][:-1]], [_outputs(model, [[with_other_end]], 0)[0][:-1]])
             first, second = (
                 _outputs(model, neighbours_of(watched), size, shift) for shift in (0, longest - size)
             )
@@ -119,8 +125,8 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
             f"base_model: {name} sees the tokens that it is to predict (a later token moves the logits of"
             f" earlier ones by {ahead:.1e}); give a causal language model such as Llama"
         )
-    logits, gradients = _change(first[:1], second[:1]), _change(first[1:], second[1:])
-    from_alone = max(_change(first[:1], alone[:1]), _change(first[1:], alone[1:]))
+    logits, gradients = change(first[:1], second[:1]), change(first[1:], second[1:])
+    from_alone = max(change(first[:1], alone[:1]), change(first[1:], alone[1:]))
     # Written so that a NaN fails.
     is_isolated = (
         max(logits, gradients) <= _ALLOWED_CHANGE[precision] and from_alone <= _ALLOWED_DIFFERENCE[precision]
@@ -168,11 +174,12 @@ def _gradients(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torc
     """
     earlier_gradients = [weight.grad for weight in weights]
     # An expert that no token chose has no gradient.
-    elements = [weight.new_zeros(()) for weight in weights]
+    elements = [torch.zeros((), device=weight.device) for weight in weights]
 
     def take(number: int, weight: torch.Tensor) -> None:
         assert weight.grad is not None, "torch calls the hook with the gradient in place"
-        gradient, weight.grad = weight.grad.flatten(), None
+        part = weight.grad.to_local() if isinstance(weight.grad, DTensor) else weight.grad
+        gradient, weight.grad = part.flatten(), None
         elements[number] = gradient[:: max(1, -(-len(gradient) // _COMPARED_ELEMENTS))].float().clone()
 
     for weight in weights:
@@ -190,6 +197,12 @@ def _gradients(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torc
     return elements
 
 
-def _change(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
-    largest = max(tensor.abs().max().item() for tensor in before)
-    return max((a - b).abs().max().item() for a, b in zip(after, before, strict=True)) / max(largest, 1e-30)
+def _change(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], *, is_shared: bool) -> float:
+    """Return the largest change relative to the largest value, of all parts if processes have a part each."""
+    # A process may have no part of a small weight.
+    pairs = [(a, b) for a, b in zip(after, before, strict=True) if b.numel()]
+    moved, largest = (max((a - b).abs().max() for a, b in pairs), max(b.abs().max() for _, b in pairs))
+    sizes = torch.stack([moved, largest])
+    if is_shared:
+        torch.distributed.all_reduce(sizes.nan_to_num_(torch.inf), torch.distributed.ReduceOp.MAX)
+    return sizes[0].item() / max(sizes[1].item(), 1e-30)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import TrainingSettings
@@ -30,6 +30,18 @@ def depth(name: str, layers: int) -> int:
     if match is not None:
         return 1 + int(match.group(1))
     return 0 if _EMBEDDINGS.search(name) else layers + 1
+
+
+def few(config: PretrainedConfig) -> tuple[int, int] | None:
+    """Return two small numbers of layers from which what a deep model takes follows, as its kinds of layers
+    repeat; None where they do not, or are few.
+    """
+    number = config.num_hidden_layers
+    kinds = list(getattr(config, "layer_types", None) or [""] * number)
+    period = next(size for size in range(1, number + 1) if (kinds[:size] * number)[:number] == kinds)
+    step = max(2, period)
+    shorter = next(size for size in range(4, 4 + step) if (number - size) % step == 0)
+    return (shorter, shorter + step) if number > 2 * shorter + step else None
 
 
 def freeze(model: PreTrainedModel, settings: TrainingSettings) -> None:

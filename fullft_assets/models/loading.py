@@ -83,6 +83,8 @@ def require_names(
 POOLING = "classifier_pooling"
 #: Whether models are made from their configuration alone.
 _WITHOUT_WEIGHTS: ContextVar[bool] = ContextVar("without_weights", default=False)
+#: Layers of such models, in place of those of their configuration.
+_NUM_LAYERS: ContextVar[int | None] = ContextVar("num_layers", default=None)
 #: Options of `from_pretrained` that are about the weights it reads.
 _OF_WEIGHTS = ("ignore_mismatched_sizes", "output_loading_info")
 #: Of `transformers.dynamic_module_utils`: the folder from which code of models is imported.
@@ -139,19 +141,23 @@ def has_kind(config: PretrainedConfig, kind: type) -> bool:
 
 
 @contextmanager
-def without_weights() -> Iterator[FakeTensorMode]:
+def without_weights(num_layers: int | None = None) -> Iterator[FakeTensorMode]:
     """Make models of fake tensors, which have shapes and no values, from their configuration alone: no weight
     is read or held.
+
+    Args:
+        num_layers: that the models have, in place of those of their configuration.
 
     Operations on them need no memory, and fail where they ask for a value. Yields the mode that later
     operations on them need.
     """
-    token = _WITHOUT_WEIGHTS.set(True)
+    token, token_of_layers = _WITHOUT_WEIGHTS.set(True), _NUM_LAYERS.set(num_layers)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             yield mode
     finally:
         _WITHOUT_WEIGHTS.reset(token)
+        _NUM_LAYERS.reset(token_of_layers)
 
 
 def is_outline(model: PreTrainedModel) -> bool:
@@ -165,6 +171,11 @@ def _outline(
     """Return what `from_pretrained` would, without weights; every tensor counts as found in the folder."""
     about_weights = {name: options.pop(name, None) for name in _OF_WEIGHTS}
     config, _ = _config(folder, is_trusted, options)
+    if (number := _NUM_LAYERS.get()) is not None:
+        text = config.get_text_config()
+        text.num_hidden_layers = number
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:number]
     if issubclass(kind, PreTrainedModel):
         model = kind._from_config(config, dtype=dtype)
     else:

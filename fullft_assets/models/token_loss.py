@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import documents, precision
-from fullft_assets.models.inference import collate, device, in_batches, move_unless_sharded
+from fullft_assets.models.inference import collate, device, in_batches, move
 from fullft_assets.models.loading import is_outline
 
 #: Label of a token that is not trained.
@@ -357,7 +357,7 @@ def score_documents(
     rows = _rows(windows, marks)
     was_training = model.training
     model.eval()
-    move_unless_sharded(model)
+    move(model)
     token_loss: TokenLoss | None = None
 
     def forward(start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -37,11 +37,10 @@ class Measured(BaseModel):
 
 
 class StepMemory(BaseModel):
-    """Bytes of a training step in one process that holds the complete model.
+    """Bytes of a training step in one process, which holds the complete model, or its part of a shared one.
 
     Attributes:
         gradients: of the trained weights; 0 where they are freed in the backward pass.
-        largest_layer: of the weights, the embeddings as one layer.
         copies: other models' weights that stay: the teacher, or what regularization pulls to.
         activations: saved and temporary tensors, logits included, at the time when there are most of them.
         peak: most bytes that exist at a time; less than the sum of all, as gradients come while activations
@@ -55,7 +54,6 @@ class StepMemory(BaseModel):
     gradients: int
     moments: int
     copies: int
-    largest_layer: int
     activations: int
     peak: int
 

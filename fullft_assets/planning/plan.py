@@ -57,13 +57,11 @@ def peak_on_gpu(step: StepMemory, processes: int = 1, *, is_sharded: bool = Fals
 
     Args:
         processes: one for each GPU. Without sharding each sums its gradients in buckets, a second copy of
-            these (DDP); with it (FSDP2) each has a part of the state, and two layers in full while they
-            compute.
+            these (DDP).
+        is_sharded: whether the processes share the model, as they did where the step was counted (FSDP2).
     """
     peak = step.peak
-    if is_sharded:
-        peak = step.state // processes + step.activations + 2 * step.largest_layer
-    elif processes > 1:
+    if processes > 1 and not is_sharded:
         peak += step.gradients
     return int(_GPU_MARGIN * peak + _GPU_FIXED)
 

@@ -69,6 +69,7 @@ class Baseline(ABC):
         needs_causal_model: it asks the base model to go on with a text, so that has to be a language model.
         needs_whole_model: it works on the complete model in one process, so not where `training.sharding`
             shares one that is too large.
+        shares_model: processes that share the model with `training.sharding` predict together.
         needs_network: it asks a service, so not in a container without a network.
         serving_rank: its place by the cost of a prediction; see `release.decision`. None: it cannot become
             champion.
@@ -79,6 +80,7 @@ class Baseline(ABC):
     tasks: ClassVar[tuple[str, ...]]
     needs_causal_model: ClassVar[bool] = False
     needs_whole_model: ClassVar[bool] = False
+    shares_model: ClassVar[bool] = False
     needs_network: ClassVar[bool] = False
     serving_rank: ClassVar[int | None] = None
 

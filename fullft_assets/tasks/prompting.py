@@ -19,6 +19,7 @@ import numpy as np
 from fullft_assets.base_model.header import read_config
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.jobs.ranks import num_ranks
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, BaselineContext, UntrainedBaseline, export_model
 from fullft_assets.tasks.language.assessment import DocumentScores
@@ -201,6 +202,7 @@ class BaseModel(UntrainedBaseline):
     name = "base_model"
     title = "base model, not fine-tuned"
     tasks = ("sft", "language_modeling")
+    shares_model = True
 
     def predict(self, rows: Split) -> DocumentScores:
         return _score(self.context, rows.windows, rows.marks)
@@ -265,10 +267,16 @@ def _score(
     windows: Sequence[Sequence[Sequence[int]]],
     marks: Sequence[Sequence[Sequence[int]]] | None,
 ) -> DocumentScores:
-    from fullft_assets.models.inference import load_causal
+    from fullft_assets.models.inference import is_sharded, load_causal
     from fullft_assets.models.token_loss import score_documents
+    from fullft_assets.training import ranks, sharding
 
-    model = load_causal(context.base_model, context.added_tokens)
+    training, num_processes = context.settings.training, num_ranks()
+    if training.sharding == "none" or num_processes == 1:
+        model = load_causal(context.base_model, context.added_tokens)
+    else:
+        recipe = context.open_recipe().with_model(context.base_model)
+        model = sharding.load(recipe, training, num_processes)
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = max((len(window) for document in windows for window in document), default=0)
     if isinstance(positions, int) and longest > positions:
@@ -276,5 +284,6 @@ def _score(
             f"planning.baselines: the longest prompt of the base model has {longest:,} tokens, base_model"
             f" reads {positions:,}; lower chunks.max_tokens, or remove the baseline"
         )
-    scores = score_documents(model, windows, marks, progress=context.progress)
+    listener = ranks.StopListener(context.progress) if is_sharded(model) else context.progress
+    scores = score_documents(model, windows, marks, progress=listener)
     return DocumentScores(scores.num_tokens, scores.loss, scores.num_right)

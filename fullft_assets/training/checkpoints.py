@@ -7,12 +7,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from xxhash import xxh3_128
@@ -155,29 +156,62 @@ def changed_versions(checkpoint: Path) -> str | None:
     return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names) or None
 
 
-def seal(folder: Path) -> None:
-    """Sync a checkpoint's files and write the list of them that marks it as complete."""
+#: Digest and bytes of a file of a checkpoint, as the process that wrote it knows them.
+WrittenFile = tuple[str, int]
+
+
+def written_file(path: Path) -> WrittenFile:
+    """Sync a file that was just written, and read it once."""
+    sync(path)
+    return _digest(path), path.stat().st_size
+
+
+def seal(folder: Path, elsewhere: Mapping[str, WrittenFile] = MappingProxyType({})) -> None:
+    """Sync a checkpoint's files and write the list of them that marks it as complete.
+
+    Args:
+        elsewhere: by their names; those that are not in the folder are on another host.
+    """
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     for name in files:
         sync(folder / name)
+    files = {name: num_bytes for name, (_, num_bytes) in elsewhere.items()} | files
     (folder / SEAL).write_text(json.dumps(files))
     sync(folder / SEAL)
     for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(inner)
 
 
-def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) -> None:
-    """Seal a checkpoint that was written aside and move it to its place; one that is there was undone by a
-    roll-back, or is not complete.
+def complete(
+    aside: Path, written: Mapping[str, WrittenFile], *, num_incidents: int, is_planned: bool
+) -> None:
+    """Seal a checkpoint that was written aside, with its origin and the digests of its files.
 
     Args:
+        written: what is known of its files, which need not be on this host.
         is_planned: False if a request to stop caused it: whether it exists then depends on the moment.
     """
     origin = {"num_incidents": num_incidents, "is_planned": is_planned, VERSIONS: library_versions()}
     (aside / ORIGIN).write_text(json.dumps(origin))
-    files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
-    (aside / _DIGESTS).write_text(json.dumps({str(path.relative_to(aside)): _digest(path) for path in files}))
-    seal(aside)
+    names = [str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file()]
+    digests = {name: digest for name, (digest, _) in written.items()}
+    digests |= {name: _digest(aside / name) for name in names if name not in written}
+    (aside / _DIGESTS).write_text(json.dumps(dict(sorted(digests.items()))))
+    seal(aside, written)
+
+
+def publish(
+    aside: Path,
+    target: Path,
+    written: Mapping[str, WrittenFile] = MappingProxyType({}),
+    *,
+    num_incidents: int,
+    is_planned: bool,
+) -> None:
+    """Complete a checkpoint that was written aside, see `complete`, and move it to its place; one that is
+    there was undone by a roll-back, or is not complete.
+    """
+    complete(aside, written, num_incidents=num_incidents, is_planned=is_planned)
     if target.exists():
         shutil.rmtree(target)
     aside.rename(target)
@@ -200,7 +234,12 @@ def first_damaged(checkpoint: Path, listener: Listener | None = None) -> str | N
 
 def identity_of(checkpoint: Path) -> str | None:
     """Return a digest of a checkpoint's content, or None if it is not complete."""
-    return _digest(checkpoint / _DIGESTS) if is_complete(checkpoint) else None
+    return digest_of_all(checkpoint) if is_complete(checkpoint) else None
+
+
+def digest_of_all(checkpoint: Path) -> str:
+    """Return a digest of a sealed checkpoint's content, wherever its files are."""
+    return _digest(checkpoint / _DIGESTS)
 
 
 def discard(checkpoint: Path) -> None:

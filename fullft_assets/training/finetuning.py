@@ -34,7 +34,7 @@ from fullft_assets.errors import (
     is_out_of_memory,
 )
 from fullft_assets.jobs.progress import Listener, Progress
-from fullft_assets.jobs.ranks import is_first_rank
+from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.models import inference, layers, precision
 from fullft_assets.models.hardware import (
     free_memory,
@@ -46,7 +46,7 @@ from fullft_assets.models.inference import move, scoring
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.settings.guards import guard_settings
-from fullft_assets.training import kernels, ranks, regularization
+from fullft_assets.training import kernels, ranks, regularization, sharding
 from fullft_assets.training import loop as training_loop
 from fullft_assets.training.checkpoints import (
     STEP_LOG,
@@ -65,7 +65,6 @@ from fullft_assets.training.loop import (
     Step,
     Watch,
     accumulation_steps,
-    complete_model,
     connect_processes,
     load_weights,
 )
@@ -80,11 +79,11 @@ from fullft_assets.training.recorder import (
     step_flops,
 )
 from fullft_assets.training.regularization import Interpolated, interpolate
+from fullft_assets.training.saving import Saver
 from fullft_assets.training.stored_checkpoints import (
     StoredCheckpoints,
     checkpoint_of_step,
     newest_checkpoint,
-    publish_everywhere,
 )
 from fullft_assets.training.watching import GuardActions, RolledBack, Validator, in_words
 
@@ -154,7 +153,6 @@ class TrainingSegment:
 
     Attributes:
         first_step: of the checkpoint that the segment begins at; 0 = the base model.
-        saved_step: of the last checkpoint of this segment; None: there is none yet.
         stopped: whether a request to stop ended this segment.
     """
 
@@ -171,17 +169,16 @@ class TrainingSegment:
             newest_checkpoint(run.folder, run.history, run.stored, run.progress) if run.resumable else None
         )
         self.first_step = step_of(self.checkpoint) if self.checkpoint else 0
-        self.saved_step: int | None = None
+        self.saver = Saver(run.history, run.stored)
         self.stopped = False
         self._num_unmoved_steps = 0
         self._unread_steps: deque[Step] = deque()
         set_seed(run.seed)
-        self.model = run.recipe.load(self.settings)
+        self.model = sharding.load(run.recipe, self.settings, run.num_processes)
         # Passes of training have no use for one; and what is exported must not depend on a kill.
         self.model.config.use_cache = False
         if self.checkpoint is None and run.recipe.has_new_head:
             self._fit_head()
-        layers.freeze(self.model, self.settings)
         prepared = run.recipe.prepare(self.model, self.settings, run.seed)
         self.prepared = kernels.apply(self.model, prepared, self.settings)
         feed = self.prepared.feed
@@ -205,18 +202,26 @@ class TrainingSegment:
             num_steps=self.num_steps,
             resumable=run.resumable,
             stored=run.stored,
+            before_roll_back=self.saver.finish,
         )
         self.loop: Loop | None = None
 
     def _fit_head(self) -> None:
         """Begin with a head that fits the base model's representations; the first process fits it for all."""
-        recipe, model = self.shared.recipe, self.model
-        weights = ranks.run_on_first(
-            lambda listener: recipe.fit_head(model, self.settings, listener), self.shared.progress
+        recipe, model, progress = self.shared.recipe, self.model, self.shared.progress
+
+        def fit(listener: Listener) -> inference.HeadWeights | None:
+            return recipe.fit_head(model, self.settings, listener)
+
+        # Processes that share a model make its passes together.
+        weights = (
+            ranks.from_first(fit(ranks.StopListener(progress)))
+            if inference.is_sharded(model)
+            else ranks.run_on_first(fit, progress)
         )
         if weights is not None:
             inference.set_head_weights(model, weights)
-        # It is sharded, or moved to the accelerator, by whoever trains it.
+        # It is moved to the accelerator by whoever trains it.
         move(model, torch.device("cpu"))
 
     def _evaluation_steps(self, num_steps: float) -> set[int]:
@@ -280,10 +285,11 @@ class TrainingSegment:
         # Before the first rank removes a checkpoint: another may still look for the one that it continues
         # from.
         ranks.wait()
-        if self.shared.resumable and is_first_rank():
-            # Before the first save, which may need the room: what a killed run left, and checkpoints that are
-            # no longer kept.
+        # Before the first save, which may need the room: what a killed run left, and checkpoints that are no
+        # longer kept.
+        if self.shared.resumable and is_first_local_rank():
             shutil.rmtree(self.shared.folder / UNFINISHED, ignore_errors=True)
+        if self.shared.resumable and is_first_rank():
             self._delete_old_checkpoints()
         self.validator.score_before(self.model)
         self.recorder.start()
@@ -313,8 +319,10 @@ class TrainingSegment:
                 watch=run.watch,
             )
         for step in loop.steps():
+            self.saver.look()
             if self._end_step(loop, step):
-                return
+                break
+        self.saver.finish()
 
     @property
     def step(self) -> int:
@@ -393,20 +401,15 @@ class TrainingSegment:
             is_planned: whether every run over the same rows writes it.
         """
         step, folder = loop.step, self.shared.folder
-        written = checkpoint_of(folder / UNFINISHED, step)
-        try:
-            with room_needed(folder, f"the checkpoint of step {step:,}"):
-                loop.save(written)
-                if is_first_rank():
-                    self.recorder.log.sync()
-                    best, stored = self.validator.best_step(), self.shared.stored
-                    publish_everywhere(written, self.history, best, stored, is_planned=is_planned)
-        except BaseException:
-            # Frees the room that an incomplete checkpoint took.
-            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-            raise
-        ranks.wait()
-        self.saved_step = step
+        self.saver.finish()
+        with room_needed(folder, f"the checkpoint of step {step:,}"):
+            self.recorder.log.sync()
+            aside = checkpoint_of(folder / UNFINISHED, step)
+            write = loop.save(aside)
+        self.saver.begin(aside, write, best=self.validator.best_step(), is_planned=is_planned)
+        # A part is a copy of its own: it is written while training goes on.
+        if not inference.is_sharded(self.model):
+            self.saver.finish()
         self.recorder.meter.start()
 
     def _delete_old_checkpoints(self) -> None:
@@ -455,24 +458,31 @@ class TrainingSegment:
         is_over = self.validator.is_spent(_scores_of(self.recorder.log.lines, last_step))
         if is_over and (best is None or not self.shared.resumable):
             raise self.validator.over_budget(last_step)
-        model = complete_model(self.model, lambda: self.shared.recipe.load(self.settings))
         takes_best = self.shared.resumable and (self.settings.keep_best or is_over)
-        if not takes_best or best is None or best == last_step:
-            return model, last_step
+        if takes_best and best is not None and best != last_step:
+            self._load_best(best)
+            last_step = best
+        return sharding.complete_model(self.model, lambda: self.shared.recipe.load(self.settings)), last_step
 
-        def load_best(listener: Listener) -> str | None:
+    def _load_best(self, step: int) -> None:
+        run = self.shared
+
+        def find(listener: Listener) -> Path:
+            return checkpoint_of_step(step, run.folder, self.history, run.stored, listener)
+
+        def load(listener: Listener) -> str | None:
             try:
-                path = checkpoint_of_step(
-                    best, self.shared.folder, self.history, self.shared.stored, listener
-                )
+                load_weights(self.model, find(listener))
             except StoreError as error:
                 return str(error)
-            load_weights(model, path)
             return None
 
-        if problem := ranks.run_on_first(load_best, self.shared.progress):
-            raise StoreError(f"best step {best:,}: {problem}; delete {self.shared.folder} to train again")
-        return model, best
+        if inference.is_sharded(self.model):
+            # Each host needs it; and this one waits without saying so.
+            ranks.run_on_each_host(lambda: find(Progress(silent=True)), run.progress)
+            load_weights(self.model, checkpoint_of(run.folder, step))
+        elif problem := ranks.run_on_first(load, run.progress):
+            raise StoreError(f"best step {step:,}: {problem}; delete {run.folder} to train again")
 
     def _interpolate(self, model: PreTrainedModel, step: int) -> Interpolated:
         recipe = self.shared.recipe
@@ -526,7 +536,7 @@ class TrainingSegment:
                 f"memory ran out at step {step + 1:,} with a single row a pass; set"
                 " training.gradient_checkpointing, lower chunks.max_tokens or use a machine with more memory"
             )
-        to_step = self.first_step if self.saved_step is None else self.saved_step
+        to_step = self.first_step if self.saver.saved_step is None else self.saver.saved_step
         reason = f"memory ran out with {size:,} rows a pass"
         seconds = round(self.recorder.seconds, 3)
         incident = Incident("out_of_memory", step + 1, to_step, reason, seconds, micro_batch_size=smaller)

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import wraps
+from functools import partial, wraps
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,12 +26,6 @@ from accelerate.utils import convert_to_fp32
 from safetensors.torch import load_model, save_file
 from torch import nn
 from torch.distributed import fsdp
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -42,20 +36,21 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.models import precision
 from fullft_assets.models.hardware import of_accelerator
-from fullft_assets.models.inference import device, is_sharded, move, to_device
+from fullft_assets.models.inference import device, is_sharded, move, reshard, to_device
 from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import ranks
 from fullft_assets.training.checkpoints import step_of
 from fullft_assets.training.feed import Batch
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
+from fullft_assets.training.parts import Part, Parts, weights_of
 from fullft_assets.training.recipe import Prepared
 from fullft_assets.training.regularization import Anchor
 
-#: Files of a checkpoint: the complete weights; the optimizer's state, of a sharded one by the names of
-#: weights; how often the rate was changed; the loss scale of fp16; each process's generators, by rank.
+#: Files of a checkpoint: the complete weights and the optimizer's state, a sharded one has `parts` in their
+#: place; how often the rate was changed; the loss scale of fp16; each process's generators, by rank.
 WEIGHTS = "model.safetensors"
-_OPTIMIZER, _SHARDED_OPTIMIZER = "optimizer.pt", "optimizer.bin"
+_OPTIMIZER = "optimizer.pt"
 _SCHEDULE, _SCALE = "scheduler.pt", "scaler.pt"
 RANDOM_STATES = "random_states.pt"
 #: How long a process waits for the others.
@@ -66,8 +61,6 @@ _FLOOR = 0.1
 _DECAY_SHARE = 0.1
 #: Names of weights without decay, beside those of layer norms: biases, norms, and a state space's own.
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:$|\.)|(?:^|\.)(?:a_log|d)$")
-#: Complete states: another number of processes can continue with them.
-_COMPLETE: dict[str, Any] = {"full_state_dict": True, "cpu_offload": True}
 
 
 def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
@@ -99,7 +92,9 @@ def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int
         model.activation_checkpointing_enable()
     chosen = precision.of(settings)
     if settings.sharding != "none":
-        _shard(model, settings, chosen)
+        if not is_sharded(model):
+            shard(model, settings)
+        reshard(model)
         return model
     move(model)
     if chosen != "fp32":
@@ -113,26 +108,43 @@ def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int
     )
 
 
-def _shard(model: PreTrainedModel, settings: TrainingSettings, chosen: precision.Precision) -> None:
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[chosen]
+def shard(
+    model: PreTrainedModel,
+    settings: TrainingSettings,
+    fill: Callable[[nn.Module], None] = lambda unit: None,
+) -> None:
+    """Leave each process its part of a model (FSDP2).
+
+    Args:
+        fill: called with each unit right before it is divided, the model itself last.
+    """
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision.of(settings)]
     # Sums over processes, and what the model returns, such as a summed loss, would lose digits.
     policy = fsdp.MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     options: dict[str, Any] = {"mp_policy": policy}
     if settings.sharding == "fsdp2_offload":
         # Pinned memory is for copies to a card.
         options["offload_policy"] = fsdp.CPUOffloadPolicy(pin_memory=torch.accelerator.is_available())
-    names = _units(model)
-    for module in reversed(list(model.modules())):
-        if type(module).__name__ in names:
-            fsdp.fully_shard(module, **options)
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is None or head.weight is not embeddings.weight:
-        fsdp.fully_shard(embeddings, **options)
+    for module in units(model):
+        fill(module)
+        fsdp.fully_shard(module, **options)
+    fill(model)
     options["mp_policy"] = replace(policy, output_dtype=torch.float32)
     fsdp.fully_shard(model, **options)
 
 
-def _units(model: PreTrainedModel) -> list[str]:
+def units(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the modules that are gathered as one unit, inner ones first; what is in none is the model's
+    own.
+    """
+    names = _classes_of_units(model)
+    modules = [module for module in reversed(list(model.modules())) if type(module).__name__ in names]
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    is_tied = head is not None and head.weight is embeddings.weight
+    return modules if is_tied else [*modules, embeddings]
+
+
+def _classes_of_units(model: PreTrainedModel) -> list[str]:
     """Return the classes whose modules are gathered as one unit.
 
     A model names them itself; BERT also names the module around its word embeddings, which are a unit of
@@ -254,24 +266,14 @@ def restore_random_states(state: Mapping[str, Any]) -> None:
 
 
 def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
-    """Load a checkpoint's weights into a complete model, which is not wrapped."""
-    load_model(model, checkpoint / WEIGHTS)
-
-
-def complete_model(model: PreTrainedModel, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """Return a model as one process holds it; a sharded one is gathered, for which all processes must call
+    """Load a checkpoint's weights into a model, which is not wrapped; all processes that share it must call
     this.
-
-    Args:
-        make: loads the same model, untrained. Only the first process gets trained weights.
     """
     if not is_sharded(model):
-        return model
-    weights = get_model_state_dict(model, options=StateDictOptions(**_COMPLETE))
-    gathered = make()
-    if weights:
-        gathered.load_state_dict(weights)
-    return gathered
+        load_model(model, checkpoint / WEIGHTS)
+        return
+    reshard(model)
+    Parts(checkpoint).load_weights(model)
 
 
 def most_unread_steps() -> int:
@@ -374,9 +376,7 @@ class Loop:
 
     def _restore(self, checkpoint: Path) -> None:
         if is_sharded(self.model):
-            state = torch.load(checkpoint / _SHARDED_OPTIMIZER, weights_only=True) if is_first_rank() else {}
-            options = StateDictOptions(**_COMPLETE, broadcast_from_rank0=True)
-            set_optimizer_state_dict(self.model, self.optimizer, state, options=options)
+            Parts(checkpoint).load_moments(self.model, self.optimizer)
         else:
             state = torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
             self.optimizer.load_state_dict(state)
@@ -389,30 +389,30 @@ class Loop:
         restore_random_states(states[ranks.number() % len(states)])
         self.step = step_of(checkpoint)
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint into a new folder; all processes must call this, and the first one writes."""
-        model, optimizer = self.model, self.optimizer
-        weights: dict[str, Any]
-        if is_sharded(model):
-            options = StateDictOptions(**_COMPLETE)
-            weights = get_model_state_dict(model, options=options)
-            state = get_optimizer_state_dict(model, optimizer, options=options)
-        else:
-            weights, state = model.state_dict(), optimizer.state_dict()
+    def save(self, folder: Path) -> Callable[[], list[str]]:
+        """Begin a checkpoint in a new folder; all processes must call this. Return what writes this process's
+        weights and moments into it, while training may go on if they are its part alone, and returns the
+        names of these files.
+        """
         states = ranks.of_all(random_states())
-        if not is_first_rank():
-            return
-        folder.mkdir(parents=True)
-        model.config.save_pretrained(folder)
-        # Tied weights are written once.
-        tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
-        weights = {name: value.contiguous() for name, value in weights.items() if name not in tied}
+        is_part = is_sharded(self.model)
+        if is_part or is_first_rank():
+            folder.mkdir(parents=True, exist_ok=True)
+        if is_first_rank():
+            self.model.config.save_pretrained(folder)
+            torch.save({"last_epoch": self._num_scheduled}, folder / _SCHEDULE)
+            if self._scaler.is_enabled():
+                torch.save(self._scaler.state_dict(), folder / _SCALE)
+            torch.save(states, folder / RANDOM_STATES)
+        if is_part:
+            return partial(Part(self.model, self.optimizer, ranks.number()).write, folder)
+        return partial(self._write_whole, folder) if is_first_rank() else list
+
+    def _write_whole(self, folder: Path) -> list[str]:
+        weights = {name: value.contiguous() for name, value in weights_of(self.model)}
         save_file(weights, folder / WEIGHTS, {"format": "pt"})
-        torch.save(state, folder / (_SHARDED_OPTIMIZER if is_sharded(model) else _OPTIMIZER))
-        torch.save({"last_epoch": self._num_scheduled}, folder / _SCHEDULE)
-        if self._scaler.is_enabled():
-            torch.save(self._scaler.state_dict(), folder / _SCALE)
-        torch.save(states, folder / RANDOM_STATES)
+        torch.save(self.optimizer.state_dict(), folder / _OPTIMIZER)
+        return [WEIGHTS, _OPTIMIZER]
 
     def steps(self) -> Iterator[Step]:
         """Take the steps that are missing, and yield each; nothing waits for the device."""

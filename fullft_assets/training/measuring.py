@@ -15,19 +15,21 @@ import platform
 import time
 import warnings
 import weakref
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from fullft_assets.errors import FullftError
 from fullft_assets.models import layers, loading, precision
@@ -51,8 +53,9 @@ from fullft_assets.planning.targets import (
     rung_table,
 )
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
-from fullft_assets.training import kernels, ranks, regularization
-from fullft_assets.training.loop import accumulation_steps, connect_processes, place
+from fullft_assets.settings.optimizers import bytes_per_weight
+from fullft_assets.training import kernels, ranks, regularization, sharding
+from fullft_assets.training.loop import accumulation_steps, place, units
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 from fullft_assets.training.recipe import Prepared, Recipe
 from fullft_assets.training.recorder import ModelShape, step_flops
@@ -79,15 +82,13 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
         The measurements, and what the recipe reports about the training.
     """
     settings, seed = use_case.training, use_case.seed
-    model = recipe.load(settings)
-    layers.freeze(model, settings)
+    model = sharding.load(recipe, settings, processes)
     prepared = kernels.apply(model, recipe.prepare(model, settings, seed), settings)
     feed = prepared.feed
     model.train()
     # Held for their memory alone: copies of the pretrained weights.
     anchors = regularization.anchors(recipe, settings, seed)
     if processes > 1:
-        connect_processes()
         place(model, settings, processes)
     else:
         move(model)
@@ -260,16 +261,63 @@ class Outline:
         num_passes = 2 if settings.batch_size > settings.micro_batch_size * processes else 1
         # What does not change the tensors of a step: the formats that only some GPUs compute in take the same
         # memory as these.
+        sharing = 1 if settings.sharding == "none" else processes
         settings = settings.model_copy(
             update={"precision": "auto", "compile": False, "sharding": "none", "epochs": 1.0}
         )
-        key = settings.model_dump_json(exclude={"batch_size"}) + f" {precision} {is_gpu} {num_passes}"
+        key = (
+            settings.model_dump_json(exclude={"batch_size"}) + f" {precision} {is_gpu} {num_passes} {sharing}"
+        )
         if key not in self._counted:
+            count = partial(
+                _count,
+                self._recipe,
+                settings,
+                self._seed,
+                precision,
+                is_gpu=is_gpu,
+                num_passes=num_passes,
+                processes=sharing,
+            )
             with _in_one_line():
-                self._counted[key] = _count(
-                    self._recipe, settings, self._seed, precision, is_gpu=is_gpu, num_passes=num_passes
-                )
+                width = 4 if sharing > 1 else bytes_per_weight(settings.weights)
+                counted = self._by_few_layers(count, width * self._outlined[1] // sharing)
+                counted = (count() if counted is None else counted).round().astype(int).tolist()
+            weights, buffers, gradients, moments, copies, *stretches = counted
+            self._counted[key] = StepMemory(
+                weights=weights,
+                buffers=buffers,
+                gradients=gradients,
+                moments=moments,
+                copies=copies,
+                activations=max(stretches[1::2]),
+                peak=max(stretches[::2]),
+            )
         return self._counted[key]
+
+    @cached_property
+    def _outlined(self) -> tuple[PretrainedConfig, int]:
+        """The model's text configuration and its number of weights."""
+        with loading.without_weights():
+            model = self._recipe.load(self._settings)
+        return model.config.get_text_config(), model.num_parameters()
+
+    def _by_few_layers(self, count: Callable[..., np.ndarray], weights: int) -> np.ndarray | None:
+        """Return what is counted of a deep model from two with fewer layers; None where its layers do not
+        repeat, or are few.
+
+        Args:
+            weights: bytes of the model's weights, which the two must lead to.
+        """
+        config = self._outlined[0]
+        few = layers.few(config)
+        if few is None or self._settings.freeze_layers:
+            return None
+        shorter, longer = (count(num_layers=number) for number in few)
+        share = (config.num_hidden_layers - few[0]) / (few[1] - few[0])
+        counted = shorter + share * (longer - shorter)
+        # A part of a weight may be rounded.
+        return counted if abs(counted[0] - weights) <= config.num_hidden_layers else None
 
 
 @contextmanager
@@ -296,15 +344,28 @@ def _count(
     *,
     is_gpu: bool,
     num_passes: int,
-) -> StepMemory:
-    tracker = _Tracker()
-    with loading.without_weights() as fake, tracker:
-        model = recipe.load(settings)
-        layers.freeze(model, settings)
+    processes: int,
+    num_layers: int | None = None,
+) -> np.ndarray:
+    """Return the bytes of weights, buffers, gradients, moments and copies, and peak and activations of each
+    stretch of the step; each grows by the same with each layer more.
+
+    Args:
+        processes: that share the model; 1: each has all of it.
+        num_layers: of the model, in place of its own number.
+    """
+    tracker = Tracker()
+    pass_settings = settings
+    if processes > 1 and precision != "fp32":
+        # Parts are in fp32, and gathered in the format that is computed in.
+        pass_settings, precision = settings.model_copy(update={"weights": "bf16"}), "fp32"
+    with loading.without_weights(num_layers) as fake, tracker:
+        model = recipe.load(pass_settings)
+        layers.freeze(model, pass_settings)
         tracker.keep([*model.parameters(), *model.buffers()])
         weight_bytes = tracker.live
-        prepared = recipe.prepare(model, settings, seed)
-        pulls = _pulls(recipe, settings)
+        prepared = recipe.prepare(model, pass_settings, seed)
+        pulls = _pulls(recipe, pass_settings)
         copies = tracker.live - weight_bytes
         model.train()
         if settings.gradient_checkpointing:
@@ -312,6 +373,7 @@ def _count(
     # Outside of the mode, where tensors have values.
     batch = prepared.feed.batch(int(np.argmax(prepared.feed.sizes)))
     trained = [weight for weight in model.parameters() if weight.requires_grad]
+    backward = _BackwardPass(model, tracker, processes, frees_gradients=settings.steps_in_backward)
     with fake, tracker:
         inputs = {
             name: fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
@@ -319,9 +381,7 @@ def _count(
         }
         labels = inputs["labels"]
         for weight in trained:
-            weight.register_post_accumulate_grad_hook(
-                _free_gradient if settings.steps_in_backward else lambda weight: tracker.keep([weight.grad])
-            )
+            weight.register_post_accumulate_grad_hook(backward.add)
         tracker.keep_all()
         tracker.start_again()
         for _ in range(1 if settings.steps_in_backward else num_passes):
@@ -329,38 +389,116 @@ def _count(
             with autocast(precision, is_gpu=is_gpu):
                 loss = prepared.total_loss(model, values, labels) / max(1, labels.numel())
             loss.backward()
+            del loss
+            backward.end()
     del pulls
-    moments = settings.chosen_optimizer.state_bytes(settings.weights) * sum(
-        weight.numel() for weight in trained
-    )
-    return StepMemory(
-        weights=_bytes(model.parameters()),
-        buffers=_bytes(model.buffers()),
-        gradients=0 if settings.steps_in_backward else _bytes(trained),
-        moments=moments,
-        copies=copies,
-        largest_layer=_largest_layer(model),
-        activations=tracker.passing,
-        peak=tracker.peak + moments,
-    )
+    width = 4 if processes > 1 else bytes_per_weight(settings.weights)
+    num_trained = sum(weight.numel() for weight in trained)
+    weights = width * sum(weight.numel() for weight in model.parameters()) // processes
+    gradients = 0 if settings.steps_in_backward else width * num_trained // processes
+    moments = settings.chosen_optimizer.state_bytes(settings.weights) * num_trained // processes
+    buffers = _bytes(model.buffers())
+    state = [weights, buffers, gradients, moments, copies]
+    for peak, passing in tracker.stretches:
+        # Of a shared model gradients are counted as what passes.
+        is_shared = processes > 1
+        whole_peak = passing + weights + buffers + moments if is_shared else peak + moments
+        state += [whole_peak, passing - gradients if is_shared else passing]
+    return np.array(state)
 
 
-def _free_gradient(weight: torch.Tensor) -> None:
-    weight.grad = None
+class _BackwardPass:
+    """Follows the gradients of a pass: from unit to unit, such as a layer, peaks change in another way. Where
+    processes share the model, the gradients of a unit are summed in fp32 as soon as all are there, and each
+    process keeps its part (FSDP2).
+
+    Args:
+        processes: that share the model; 1: each has all of it.
+        frees_gradients: whether an optimizer steps in the backward pass.
+    """
+
+    def __init__(self, model: PreTrainedModel, tracker: Tracker, processes: int, *, frees_gradients: bool):
+        self._tracker = tracker
+        self._processes = processes
+        self._frees_gradients = frees_gradients
+        # Weights outside of the other units are in that of the model, the first one.
+        modules = [model, *units(model)]
+        self._unit_of = {
+            id(each): number for number, unit in enumerate(modules) for each in unit.parameters()
+        }
+        self._units: list[list[torch.Tensor]] = [[] for _ in modules]
+        for weight in model.parameters():
+            self._units[self._unit_of[id(weight)]].append(weight)
+        sizes = [_bytes(weights) for weights in self._units]
+        self._layers = {
+            number for number, unit in enumerate(modules) if not isinstance(unit, nn.Embedding)
+        } - {0}
+        # The model's own unit stays gathered; a layer is computed while the next one is gathered.
+        self._gathered = 2 * max((sizes[number] for number in self._layers), default=0)
+        self._model_bytes = sizes[0]
+        self._part_bytes = self._summed_bytes = 0
+        self._kept: set[int] = set()
+        self._start()
+
+    def _start(self) -> None:
+        self._missing = [sum(weight.requires_grad for weight in weights) for weights in self._units]
+        self._whole: set[int] = set()
+        self._look_beside()
+
+    def _look_beside(self) -> None:
+        if self._processes > 1:
+            gathered = self._gathered if self._layers - self._whole else 0
+            self._tracker.beside = self._model_bytes + gathered + self._part_bytes + self._summed_bytes
+
+    def add(self, weight: torch.Tensor) -> None:
+        """Take a weight's gradient, which is complete."""
+        if self._frees_gradients:
+            weight.grad = None
+        elif self._processes == 1:
+            self._tracker.keep([weight.grad])
+        number = self._unit_of[id(weight)]
+        self._missing[number] -= 1
+        if number and not self._missing[number]:
+            self._finish_unit(number)
+
+    def end(self) -> None:
+        """End the pass; the model's own unit is the last one."""
+        self._finish_unit(0)
+        self._tracker.next_stretch()
+        self._start()
+
+    def _finish_unit(self, number: int) -> None:
+        self._whole.add(number)
+        if self._processes > 1:
+            trained = [weight for weight in self._units[number] if weight.requires_grad]
+            size = 4 * sum(weight.numel() for weight in trained)
+            self._tracker.note(size)
+            self._summed_bytes = size
+            for weight in trained:
+                weight.grad = None
+            if number not in self._kept:
+                self._kept.add(number)
+                self._part_bytes += size // self._processes
+            self._look_beside()
+        # Between the first and the last layer peaks rise or fall evenly.
+        if len(self._whole) <= 2 or len(self._layers - self._whole) <= 1:
+            self._tracker.next_stretch()
 
 
-class _Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):
     """Counts the bytes of the storages that operations make, until nothing refers to them any more.
 
     Attributes:
         live: bytes that exist.
         peak: most that existed since the start.
         passing: most of them that are neither kept from step to step nor gradients.
+        stretches: `peak` and `passing` of each stretch that has ended.
+        beside: bytes that pass, and that no operation here makes.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self._passing = 0
+        self.live = self._passing = self.beside = 0
         self._storages: dict[int, weakref.ref[Any]] = {}
         #: Of the storages that pass with the step.
         self._sizes: dict[int, int] = {}
@@ -369,6 +507,18 @@ class _Tracker(TorchDispatchMode):
     def start_again(self) -> None:
         """Forget the peaks."""
         self.peak = self.passing = 0
+        self.stretches: list[tuple[int, int]] = []
+
+    def next_stretch(self) -> None:
+        """Begin to look for the most that exists anew."""
+        self.stretches.append((self.peak, self.passing))
+        self.peak = self.passing = 0
+        self.note()
+
+    def note(self, more: int = 0) -> None:
+        """Count what exists now, and so many bytes more."""
+        self.peak = max(self.peak, self.live + self.beside + more)
+        self.passing = max(self.passing, self._passing + self.beside + more)
 
     def keep(self, tensors: Iterable[torch.Tensor | None]) -> None:
         """Count tensors as kept, whether they are counted already or not."""
@@ -393,7 +543,8 @@ class _Tracker(TorchDispatchMode):
         return result
 
     def _add(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
+        # The storage of one that processes share has the size of all of it.
+        storage = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).untyped_storage()
         key = id(storage)
         if key in self._storages:
             return
@@ -402,8 +553,7 @@ class _Tracker(TorchDispatchMode):
         self._sizes[key] = size
         self.live += size
         self._passing += size
-        self.peak = max(self.peak, self.live)
-        self.passing = max(self.passing, self._passing)
+        self.note()
 
     def _remove(self, key: int, size: int) -> None:
         del self._storages[key]
@@ -445,14 +595,6 @@ def _pulls(recipe: Recipe, settings: TrainingSettings) -> list[Any]:
     original = recipe.load_original(settings)
     importance = [torch.zeros_like(weight) for weight in original.parameters()] if settings.ewc else []
     return [original, importance]
-
-
-def _largest_layer(model: PreTrainedModel) -> int:
-    names = dict(model.named_parameters())
-    count, sizes = layers.num_layers(names), defaultdict[int, int](int)
-    for name, weight in names.items():
-        sizes[layers.depth(name, count)] += weight.numel() * weight.element_size()
-    return max(sizes.values())
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import safe_open
@@ -41,6 +42,7 @@ from fullft_assets.training.checkpoints import (
     STEP_LOG,
     Checkpoint,
     RunHistory,
+    WrittenFile,
     checkpoint_of,
     complete_checkpoints,
     discard,
@@ -212,9 +214,7 @@ class StoredCheckpoints:
                 except Exception as error:
                     failed.add(path)
                     self._say_failed(f"{path.name} could not be copied to", error)
-            complete = self.complete(history)
-            steps = kept_steps(complete, best=best)
-            self._remove_all_but({checkpoint.name for checkpoint in complete if checkpoint.step in steps})
+            self._retain(history, best)
             return not failed
         except Exception as error:
             self._say_failed("the checkpoints could not be updated in", error)
@@ -222,6 +222,11 @@ class StoredCheckpoints:
         finally:
             with self._lock:
                 self._uploading = None
+
+    def _retain(self, history: RunHistory, best: int | None) -> None:
+        complete = self.complete(history)
+        steps = kept_steps(complete, best=best)
+        self._remove_all_but({checkpoint.name for checkpoint in complete if checkpoint.step in steps})
 
     def _say_failed(self, step: str, error: Exception) -> None:
         # A bucket may fail in any way; training itself need not end for this.
@@ -244,9 +249,23 @@ class StoredCheckpoints:
     def _upload(self, path: Path) -> None:
         name, seal = _name_of(path), (path / SEAL).read_bytes()
         self._lease.require()
-        self._store.upload(path, f"{self._root}/{name}", list(json.loads(seal)))
+        self.upload_files(path, name, list(json.loads(seal)))
         if not _has_name(path, name):
             raise StoreError("it was replaced meanwhile")
+        self._add(path, name, seal)
+
+    def upload_files(self, path: Path, name: str, files: list[str]) -> None:
+        """Upload files of a checkpoint that is not sealed in the store, where its name is this; each host of
+        a training uploads its own.
+        """
+        self._store.upload(path, f"{self._root}/{name}", files)
+
+    def add(self, path: Path, name: str, history: RunHistory, best: int | None) -> None:
+        """Seal a checkpoint whose files all hosts have uploaded, and remove those that are no longer kept."""
+        self._add(path, name, (path / SEAL).read_bytes())
+        self._retain(history, best)
+
+    def _add(self, path: Path, name: str, seal: bytes) -> None:
         self._lease.require()
         self._store.write_bytes(f"{self._root}/{name}/{SEAL}", seal)
         origin = json.loads((path / ORIGIN).read_text())
@@ -355,6 +374,7 @@ def publish_everywhere(
     history: RunHistory,
     best: int | None,
     stored: StoredCheckpoints | None,
+    files: Mapping[str, WrittenFile] = MappingProxyType({}),
     *,
     is_planned: bool,
 ) -> None:
@@ -364,13 +384,14 @@ def publish_everywhere(
     Args:
         written: in a folder of its own inside the work folder.
         best: step of the checkpoint with the lowest validation loss.
+        files: what is known of its files.
         is_planned: whether every run over the same rows writes it.
     """
     folder = written.parent.parent
     target = folder / written.name
     if stored is not None:
         stored.copy_beside(folder, written)
-    publish(written, target, num_incidents=len(history.incidents), is_planned=is_planned)
+    publish(written, target, files, num_incidents=len(history.incidents), is_planned=is_planned)
     with stored.spared() if stored is not None else nullcontext() as spared:
         retain(folder, history, best=best, spared=spared)
     if stored is not None:

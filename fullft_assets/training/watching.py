@@ -5,7 +5,7 @@ findings (a warning, a roll-back, the end of training).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -135,6 +135,7 @@ class GuardActions:
 
     Args:
         stored: checkpoints that need not be on this machine's disk.
+        before_roll_back: called before a checkpoint is chosen to roll back to.
     """
 
     def __init__(
@@ -146,8 +147,10 @@ class GuardActions:
         num_steps: int,
         resumable: bool,
         stored: StoredCheckpoints | None = None,
+        before_roll_back: Callable[[], None] = lambda: None,
     ):
         self._settings = settings
+        self._before_roll_back = before_roll_back
         self._recorder = recorder
         self._history = history
         self._resumable = resumable
@@ -188,6 +191,7 @@ class GuardActions:
         )
 
     def _roll_back(self, finding: GuardFinding) -> None:
+        self._before_roll_back()
         checkpoints: list[Checkpoint] = []
         if self._resumable and is_first_rank():  # only the first process sees all checkpoints
             checkpoints += complete_checkpoints(self._recorder.log.path.parent, self._history)

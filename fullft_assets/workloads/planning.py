@@ -31,6 +31,7 @@ from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, label_names
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
 from fullft_assets.store.metadata import Metadata
+from fullft_assets.task import BASELINES
 from fullft_assets.tasks.context import baseline_context, open_recipe, store_baseline
 from fullft_assets.training.finetuning import Fit, fine_tune, require
 from fullft_assets.training.measuring import CannotCount, TargetPlanner, measure
@@ -58,7 +59,11 @@ class Planning:
     processes: int = 1
 
     def write(
-        self, stage: str, make: Callable[[Draft], Manifest | None], *, alone: bool = False
+        self,
+        stage: str,
+        make: Callable[[Draft], Manifest | None],
+        *,
+        help_first: Callable[[], None] | None = None,
     ) -> Manifest | None:
         """Return the artifact of a stage, made now unless it exists; None in processes after the first one
         that helped to make it.
@@ -66,10 +71,12 @@ class Planning:
         Args:
             stage: its name.
             make: fills a draft. All processes do so, as they share the model; that of the first one is kept.
-            alone: the first process does so alone, and the others wait for its artifact.
+            help_first: the first process does so alone; the others do this, and wait for its artifact.
         """
         manifest = self._find(stage)
-        while manifest is None and alone and not is_first_rank():
+        if manifest is None and help_first is not None and not is_first_rank():
+            help_first()
+        while manifest is None and help_first is not None and not is_first_rank():
             time.sleep(_POLL_SECONDS)
             self.progress.raise_if_stopped()
             manifest = self._find(stage)
@@ -122,7 +129,11 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     job = job.model_copy(update={"settings": settings.with_epochs(recipe.num_rows)})
     shared = Planning(job, store, progress, snapshot, recipe, processes=num_ranks())
     shared.write("feasibility_plan", lambda draft: _write_plan(shared, draft))
-    baselines = shared.write("cheaper_baselines", lambda draft: _write_baselines(shared, draft), alone=True)
+    baselines = shared.write(
+        "cheaper_baselines",
+        lambda draft: _write_baselines(shared, draft),
+        help_first=lambda: _help_with_baselines(shared),
+    )
     assert baselines is not None, "processes after the first one wait for it"
     shared.write("pilot_run", lambda draft: _write_pilot(shared, draft, baselines))
 
@@ -206,7 +217,9 @@ def _write_baselines(shared: Planning, draft: Draft) -> Manifest | None:
     scores, seconds = {}, {}
     started = time.monotonic()
     context = baseline_context(shared.job, shared.store, shared.snapshot, shared.progress)
-    for name, metrics in shared.recipe.score_baselines(shared.job.settings.baselines, draft.path, context):
+    # The other processes begin with those that they share.
+    names = sorted(shared.job.settings.baselines, key=lambda name: not BASELINES.get(name).shares_model)
+    for name, metrics in shared.recipe.score_baselines(names, draft.path, context):
         scores[name], seconds[name] = metrics[metric], time.monotonic() - started
         shared.progress.say(f"{name}: validation {metric} {scores[name]:.4f}")
         started = time.monotonic()
@@ -218,6 +231,15 @@ def _write_baselines(shared: Planning, draft: Draft) -> Manifest | None:
         labels=labels, scores=scores, seconds=seconds, usd=usd, best=best, best_score=scores[best]
     )
     return shared.commit(draft, metadata, [])
+
+
+def _help_with_baselines(shared: Planning) -> None:
+    """Make the passes of baselines that processes share, with the first one."""
+    names = [name for name in shared.job.settings.baselines if BASELINES.get(name).shares_model]
+    context = baseline_context(shared.job, shared.store, shared.snapshot, shared.progress)
+    with tempfile.TemporaryDirectory(prefix="fullft-baselines-") as folder:
+        for _ in shared.recipe.score_baselines(names, Path(folder), context):
+            pass
 
 
 def _pilot_rows(recipe: Recipe, settings: UseCaseSettings) -> list[int]:

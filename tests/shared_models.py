@@ -1,0 +1,229 @@
+"""Scenes of two processes that share a model (FSDP2): `python -m tests.shared_models FOLDER SCENE ...`
+
+Prints by scene what each process returned.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from fullft_assets.errors import Interrupted
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.models import inference
+from fullft_assets.tasks.classification.recipe import ClassificationRecipe
+from fullft_assets.tasks.language.recipe import NextTokenRecipe
+from fullft_assets.tasks.prompting import BaseModel
+from fullft_assets.training import saving
+from fullft_assets.training.checkpoints import step_of
+from fullft_assets.training.finetuning import TrainingSegment, fine_tune
+from fullft_assets.training.loop import Loop
+from fullft_assets.training.parts import Part
+from fullft_assets.training.recipe import Recipe
+from tests.optimizer_steps import Stopping
+from tests.prepared import write_tiny_model
+from tests.test_isolation import SMALL
+from tests.test_packed import LLAMA, SETTINGS, documents, fit, training
+from tests.two_ranks import play
+
+SHARED = SETTINGS.model_copy(update={"sharding": "fsdp2", "micro_batch_size": 1})
+QUIET = Progress(silent=True)
+
+
+def main(folder: Path, scenes: list[str]) -> None:
+    torch.set_num_threads(1)
+    print(json.dumps({scene: SCENES[scene](folder / scene) for scene in scenes}))
+
+
+class Noting(Stopping):
+    """Asks for a stop after some steps, and keeps what is said."""
+
+    def __init__(self, after: int):
+        super().__init__(after)
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+class Begun(Exception):
+    """A segment is set up."""
+
+
+def begin(recipe: Recipe, folder: Path, count: int) -> list[dict[str, Any]]:
+    """Set up a training in so many processes; return what each holds, with digests of the whole weights."""
+
+    def scene(work: Path, rank: int) -> dict[str, Any]:
+        held: dict[str, Any] = {}
+
+        def look(segment: TrainingSegment) -> None:
+            model = segment.model
+            inference.reshard(model)
+            tensors = dict([*model.named_parameters(), *model.named_buffers()])
+            parts = {
+                id(each): each.to_local() if isinstance(each, DTensor) else each for each in tensors.values()
+            }
+            wholes = {
+                name: each.full_tensor() if isinstance(each, DTensor) else each
+                for name, each in tensors.items()
+            }
+            held["part"] = sum(each.numel() for each in parts.values())
+            held["digests"] = {
+                name: hashlib.sha256(each.detach().contiguous().numpy().tobytes()).hexdigest()
+                for name, each in wholes.items()
+            }
+            raise Begun
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise AssertionError("the weights are read by the first process alone")
+
+        TrainingSegment._train = look
+        if rank:
+            PreTrainedModel.from_pretrained = refuse
+        try:
+            fine_tune(
+                recipe,
+                SHARED if count > 1 else SETTINGS,
+                3,
+                work,
+                QUIET,
+                num_processes=count,
+                resumable=False,
+            )
+        except Begun:
+            return held
+
+    return play(folder, scene, count)
+
+
+def language_model(folder: Path) -> Any:
+    """Tied embeddings and added tokens."""
+    write_tiny_model(folder / "model")
+    config = LlamaConfig(**{**SMALL, "vocab_size": 30_522}, tie_word_embeddings=True, pad_token_id=0)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    data = training()
+    recipe = NextTokenRecipe(folder / "model", data, documents(data), added_tokens=("warranty", "licensor"))
+    return {"whole": begin(recipe, folder / "one", 1), "shared": begin(recipe, folder / "two", 2)}
+
+
+def classifier(folder: Path) -> Any:
+    """A new head, which begins as the probe."""
+    write_tiny_model(folder / "model")
+    ids = torch.randint(10, 200, (24, 12), generator=torch.Generator().manual_seed(1)).tolist()
+    rows = replace(documents(training(24)), windows=[[each] for each in ids])
+    rows = replace(rows, labels=torch.arange(24).remainder(2).numpy())
+    recipe = ClassificationRecipe(folder / "model", rows, rows, ["no", "yes"])
+    return {"whole": begin(recipe, folder / "one", 1), "shared": begin(recipe, folder / "two", 2)}
+
+
+def base_model(folder: Path) -> Any:
+    """The baseline without training, on the validation rows."""
+    write_tiny_model(folder / "model")
+    config = LlamaConfig(**{**SMALL, "vocab_size": 30_522}, pad_token_id=0)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    data = training()
+    recipe = NextTokenRecipe(folder / "model", data, documents(data))
+
+    def predict(count: int) -> list[Any]:
+        settings = SimpleNamespace(training=SHARED if count > 1 else SETTINGS)
+        context: Any = SimpleNamespace(
+            settings=settings,
+            base_model=folder / "model",
+            added_tokens=(),
+            progress=QUIET,
+            open_recipe=lambda: recipe,
+        )
+
+        def scene(_: Path, rank: int) -> Any:
+            if rank:
+                PreTrainedModel.from_pretrained = None
+            return BaseModel(context).predict(recipe.validation).loss.tolist()
+
+        return play(folder / str(count), scene, count)
+
+    return {"whole": predict(1), "shared": predict(2)}
+
+
+def train(
+    folder: Path, work: Path, count: int, *, stop_after: int = 1_000_000, is_slow: bool = False
+) -> dict[str, Any]:
+    """Train in so many processes until the end or a stop; return what the first one found.
+
+    Args:
+        is_slow: no part is written before the step after it is taken.
+    """
+    settings = SHARED.model_copy(update={"checkpoint_every_steps": 2, "keep_best": True})
+
+    def scene(_: Path, rank: int) -> dict[str, Any]:
+        progress = Noting(stop_after)
+        published: list[list[int]] = []
+        loops: list[Loop] = []
+        write, publish = Part.write, saving.publish_everywhere
+
+        def write_late(part: Part, to: Path) -> list[str]:
+            # The last one has no step after it.
+            deadline = time.monotonic() + 3
+            while loops[0].step == step_of(to) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            return write(part, to)
+
+        def look(moment: str, loop: Loop) -> None:
+            loops[:] = [loop]
+
+        def publish_noted(aside: Path, *arguments: Any, **options: Any) -> None:
+            published.append([step_of(aside), loops[0].step])
+            publish(aside, *arguments, **options)
+
+        saving.publish_everywhere = publish_noted
+        if is_slow:
+            Part.write = write_late
+        options: dict[str, Any] = {"num_processes": count, "resumable": True, "watch": look}
+        data = training(60, marked=True)
+        try:
+            done = fit(LLAMA, data, settings, work, progress=progress, evaluate_at=(3,), **options)
+        except Interrupted as error:
+            return {"stopped": str(error), "published": published}
+        weights = {name: each.tolist() for name, each in done.model.state_dict().items()} if rank == 0 else {}
+        log = [(line["step"], line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]
+        found = {"from": done.resumed_from_step, "log": log, "weights": weights, "published": published}
+        return found | {"said": progress.said, "step": done.step}
+
+    return play(folder, scene, count)[0]
+
+
+def checkpoints(folder: Path) -> Any:
+    """Two processes stop; as many go on, and four; and two where a part of the newest one is damaged."""
+    folder.mkdir()
+    stopped = train(folder / "stopped", folder / "work", 2, stop_after=5)
+    for name in ("more", "damaged"):
+        shutil.copytree(folder / "work", folder / name)
+    part = folder / "damaged" / "checkpoint-5" / "part-00001.safetensors"
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    return {
+        "straight": train(folder / "straight", folder / "alone", 2, is_slow=True),
+        "stopped": stopped,
+        "files": sorted(path.name for path in part.parent.iterdir()),
+        "again": train(folder / "again", folder / "work", 2),
+        "more": train(folder / "more-run", folder / "more", 4),
+        "damaged": train(folder / "damaged-run", folder / "damaged", 2),
+    }
+
+
+SCENES: dict[str, Callable[[Path], Any]] = {
+    scene.__name__: scene for scene in (language_model, classifier, base_model, checkpoints)
+}
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:] or list(SCENES))
