@@ -1,6 +1,6 @@
 """An accelerator of another name, registered in this process when it is imported: its tensors are on a device
-`lazy`, a kind that torch has a name and no kernels for, and are computed on the host. Any call of `torch.cuda`
-from the package fails.
+`lazy`, a kind that torch has a name and no kernels for, and are computed on the host. Any call of
+`torch.cuda` from the package fails.
 """
 
 from __future__ import annotations

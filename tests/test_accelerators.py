@@ -21,9 +21,11 @@ from tests.test_packed import LLAMA, SETTINGS, Stopping, fit, training
 chosen = SETTINGS.model_copy(update={"epochs": 2, "checkpoint_every_steps": 3, "max_grad_norm": 1.0})
 
 def run(name, **options):
-    done = fit(LLAMA, training(40), chosen, Path(sys.argv[1]) / name, resumable=True, evaluate_at=None, **options)
+    folder = Path(sys.argv[1]) / name
+    done = fit(LLAMA, training(40), chosen, folder, resumable=True, evaluate_at=None, **options)
     keys = ("step", "loss", "grad_norm", "validation_loss")
-    return next(done.model.parameters()).device.type, [[line.get(key) for key in keys] for line in done.history]
+    history = [[line.get(key) for key in keys] for line in done.history]
+    return next(done.model.parameters()).device.type, history
 
 results = [run("host")]
 from tests import remote_device

@@ -1426,7 +1426,8 @@ class TestChat:
                         {"from": "function_call", "value": "{}"},
                     ]
                 },
-                "turn 2 of field `conversations` has a tool call (`function_call`), which cannot be trained yet",
+                "turn 2 of field `conversations` has a tool call (`function_call`), which cannot be trained"
+                " yet",
             ),
             ({"instruction": "a"}, "no field `output` or `response`"),
             ({"prompt": "a"}, "no field `completion` or `response`"),

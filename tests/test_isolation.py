@@ -2,6 +2,8 @@
 do not.
 """
 
+from copy import deepcopy
+
 import pytest
 import torch
 from transformers import (
@@ -63,7 +65,8 @@ LEAKING = {
 def build(config: PreTrainedConfig, **options: object) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        return AutoModelForCausalLM.from_config(config, **options)
+        # A model's configuration says which attention it has: another test may choose one.
+        return AutoModelForCausalLM.from_config(deepcopy(config), **options)
 
 
 @pytest.mark.parametrize("name", APART)

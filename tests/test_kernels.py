@@ -143,7 +143,7 @@ def test_a_release_that_does_not_work_is_reported_and_training_runs_without_it(
 @pytest.fixture
 def model_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> tuple[PreTrainedModel, Prepared]:
     """A Llama and one pass of packed rows, on a CPU that says it is a GPU."""
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(kernels, "device", lambda: torch.device("cuda"))
     monkeypatch.setattr(kernels, "move", lambda model: None)
     ids = torch.randint(3, 96, (2, 24), generator=torch.Generator().manual_seed(1))
     positions = torch.cat([torch.arange(10), torch.arange(14)]).expand(2, -1)

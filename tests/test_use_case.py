@@ -171,7 +171,7 @@ ONE_MISTAKE = {
         (
             "8: release: strict is not a section; its keys: candidates, worth, min_gain_over_baselines,"
             " min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score,"
-            " gates, push_to, model_package, license"
+            " gates, approvers, approvals, push_to, model_package, license"
         ),
     ),
     "empty section": (GOOD + "  release:\n", "8: release: empty; give a value or remove the line"),
@@ -307,7 +307,8 @@ ONE_MISTAKE = {
         (
             "8: launcher.host: missing; Name or address of the machine, or a `Host` of your `~/.ssh/config`."
             " A list: machines that share a training, of which each starts as many of launcher.processes as"
-            " the others; other workloads run on the first one alone."
+            " the others; other workloads run on the first one alone. They meet at the name of the first one"
+            " and port 29500, or where MASTER_ADDR and MASTER_PORT in `environment` say."
         ),
     ),
     "machine that is an option of ssh": (
@@ -315,7 +316,9 @@ ONE_MISTAKE = {
         (
             "10: launcher.host: -x does not fit; Name or address of the machine, or a `Host` of your"
             " `~/.ssh/config`. A list: machines that share a training, of which each starts as many of"
-            " launcher.processes as the others; other workloads run on the first one alone."
+            " launcher.processes as the others; other workloads run on the first one alone. They meet at the"
+            " name of the first one and port 29500, or where MASTER_ADDR and MASTER_PORT in `environment`"
+            " say."
         ),
     ),
     "header that is no row": (
@@ -360,8 +363,9 @@ ONE_MISTAKE = {
     ),
     "a service that is asked without a network": (
         SAGEMAKER
-        + "    network_isolation: true\n  planning:\n    baselines: [majority, bedrock]\n    bedrock: {model:"
-        " m, region: r}\n  compute:\n    planning: {network_isolation: false}\n",
+        + "    network_isolation: true\n  planning:\n    baselines: [majority, bedrock]\n"
+        + "    bedrock: {model: m}\n"
+        "  compute:\n    planning: {network_isolation: false}\n",
         (
             "15: planning.baselines: names bedrock, which asks a service, and a container with"
             " network_isolation: true reaches none; remove it, or set network_isolation to false in"

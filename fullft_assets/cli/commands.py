@@ -131,7 +131,7 @@ def _use_home(project_root: Path) -> None:
 
 
 def _keep_private(home: Path) -> None:
-    """Keep a home, and what this process writes, from others; where its group may write, it is the group's."""
+    """Keep a home, and what this process writes, from others; where its group may write, it is theirs."""
     if home.stat().st_mode & 0o020:
         os.umask(0o007)
         return

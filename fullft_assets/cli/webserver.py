@@ -217,8 +217,8 @@ def refusal(scope: Scope, hosts: frozenset[str]) -> str | None:
     method = scope.get("method")
     is_graphql = scope["path"].rstrip("/").endswith("/graphql")
     if method in _READS:
-        # A browser's address line gets a page to type queries into, which executes none of them. Whether it is
-        # a browser's, Dagster sees by a header that a page of any origin may write in any case.
+        # A browser's address line gets a page to type queries into, which executes none of them. A page of
+        # any origin may send that header in capitals, which Dagster does not take for it: no query passes.
         is_page = "text/html" in headers.get("accept", [""])[0] and not scope.get("query_string")
         if is_graphql and method != "OPTIONS" and not is_page:
             return "GraphQL is asked by POST, with the content type application/json."

@@ -244,8 +244,8 @@ class _BucketLease(Lease):
     def _why_not(self, lease: dict[str, Any] | None) -> str:
         holder = (lease or {}).get("who", "another process")
         return (
-            f"{self._pointers.url}/pointers/{self._name}.json: {holder} has this work; wait, or end it; one that"
-            f" was killed is known after {_DEAD_SECONDS:.0f} s"
+            f"{self._pointers.url}/pointers/{self._name}.json: {holder} has this work; wait, or end it; one"
+            f" that was killed is known after {_DEAD_SECONDS:.0f} s"
         )
 
     def renew_until(self, ended: threading.Event) -> None:

@@ -18,7 +18,7 @@ from transformers.integrations.liger import apply_liger_kernel
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.models import precision
-from fullft_assets.models.inference import move
+from fullft_assets.models.inference import device, move
 from fullft_assets.models.precision import Precision
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training.feed import first_tokens
@@ -39,7 +39,7 @@ def why_not(model_type: str, settings: TrainingSettings) -> str:
     """Return why a model is trained without the kernels; an empty string where it has them."""
     if settings.liger == "off":
         return "training.liger is off"
-    if not torch.accelerator.is_available():
+    if device().type not in ("cuda", "xpu"):  # for which Triton compiles
         return "liger-kernel needs a GPU"
     if importlib.util.find_spec("liger_kernel") is None:
         return "liger-kernel is not installed"
