@@ -34,6 +34,8 @@ from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import digest
 
 YAML_CHECK = "defs_yaml_is_right"
+#: Dagster's function, in the module `decl`, that returns the YAML of a folder, or None.
+_FINDS_YAML = "find_defs_or_component_yaml"
 
 
 def build_wrong(place: Place, defs_folder: Path, problem: str) -> dg.Definitions:
@@ -251,14 +253,14 @@ def _key_in(source: YamlSource, location: tuple[str | int, ...]) -> Key:
 @contextmanager
 def _without(places: Iterable[Place]) -> Iterator[None]:
     """Have Dagster see no YAML at some places; what lies beside it is still loaded."""
-    find = decl.find_defs_or_component_yaml
+    find = vars(decl)[_FINDS_YAML]
     folders = {place.path.parent.resolve() for place in places}
 
     def find_others(path: Path) -> Path | None:
         return None if path.resolve() in folders else find(path)
 
-    vars(decl)["find_defs_or_component_yaml"] = find_others
+    setattr(decl, _FINDS_YAML, find_others)
     try:
         yield
     finally:
-        vars(decl)["find_defs_or_component_yaml"] = find
+        setattr(decl, _FINDS_YAML, find)

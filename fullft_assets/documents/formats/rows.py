@@ -121,13 +121,13 @@ def _turn(turn: Any, place: str) -> Message:
         raise Malformed(f"{place} is not an object")
     name = turn.get("role", turn.get("from"))
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
-    # Some formats write a tool call as a turn of its own role.
-    is_call = role is None and name in _UNTRAINED
-    if role is None and not is_call:
-        raise Malformed(f"{place} has no known role")
-    untrained = name if is_call else next((key for key in _UNTRAINED if not _is_empty(turn.get(key))), None)
+    untrained = next((key for key in _UNTRAINED if not _is_empty(turn.get(key))), None)
+    if role is None and name in _UNTRAINED:  # some formats write a tool call as a turn of its own role
+        untrained = name
     if untrained is not None:
         raise Malformed(f"{place} has {_UNTRAINED[untrained]} (`{untrained}`), which cannot be trained yet")
+    if role is None:
+        raise Malformed(f"{place} has no known role")
     content = turn["content"] if "content" in turn else turn.get("value")
     return {"role": role, "content": "" if content is None else _turn_text(content, place)}
 
