@@ -117,7 +117,7 @@ class TestShared:
     def test_its_header_names_every_variable_that_it_reads(self) -> None:
         header = SHARED.read_text().split("telemetry:")[0]
         read = re.findall(r"env: (\w+)", SHARED.read_text())
-        assert len(read) == 6 and not [name for name in read if name not in header]
+        assert len(read) == 7 and not [name for name in read if name not in header]
 
     def test_step_logs_are_written_to_s3_and_read_by_another_machine(
         self, s3_server: S3Server, tmp_path: Path

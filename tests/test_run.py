@@ -73,11 +73,11 @@ def test_a_long_wait_is_left_to_the_next_run(project: projects.Project, instance
 def test_signals_within_a_second_are_one_wish(number: signal.Signals) -> None:
     with run.interrupted_by_signals():
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-        os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)
         time.sleep(1.1)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
 
 @dg.op

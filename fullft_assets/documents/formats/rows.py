@@ -122,7 +122,9 @@ def _turn(turn: Any, place: str) -> Message:
     name = turn.get("role", turn.get("from"))
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
     untrained = next((key for key in _UNTRAINED if not _is_empty(turn.get(key))), None)
-    if role is None and name in _UNTRAINED:  # some formats write a tool call as a turn of its own role
+    if (
+        role is None and isinstance(name, str) and name in _UNTRAINED
+    ):  # some formats write a tool call as a turn of its own role
         untrained = name
     if untrained is not None:
         raise Malformed(f"{place} has {_UNTRAINED[untrained]} (`{untrained}`), which cannot be trained yet")
