@@ -19,13 +19,15 @@ from transformers import (
     MixtralConfig,
     OPTConfig,
     Phi3Config,
+    PhimoeConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3Config,
 )
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.models.isolation import probe
+from fullft_assets.models.documents import is_told
+from fullft_assets.models.isolation import attend_apart, probe
 
 pytestmark = pytest.mark.numeric
 
@@ -203,3 +205,29 @@ def test_changes_that_are_not_numbers_fail() -> None:
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     assert not probe(model, 64).is_isolated
+
+
+def test_a_window_that_only_a_mask_has_is_kept() -> None:
+    """PhiMoE's layers tell their attention nothing of the window, which is in the mask that it builds."""
+    config = PhimoeConfig(
+        **{name: value for name, value in SMALL.items() if name != "head_dim"},
+        sliding_window=5,
+        num_local_experts=4,
+    )
+    windowed, plain = build(config), build(APART["llama"])
+    for model in (windowed, plain):
+        attend_apart(model, 64)
+    assert (is_told(windowed), is_told(plain)) == (False, True)
+
+
+def test_code_of_others_that_takes_no_bounds_is_told_none() -> None:
+    model = build(APART["llama"])
+    forward = type(model).forward
+
+    class Narrow(type(model)):
+        def forward(self, input_ids, position_ids=None, use_cache=None):
+            return forward(self, input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
+
+    model.__class__ = Narrow
+    attend_apart(model, 64)
+    assert not is_told(model) and probe(model, 64).is_isolated

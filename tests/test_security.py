@@ -93,8 +93,49 @@ def test_what_is_as_it_should_be_is_no_finding(platform: Platform) -> None:
     for number in range(1_001):
         (platform.root / "deliveries" / f"{number}.txt").write_text(AWS_KEY)
     (platform.root / "secrets.env").write_text(f"KEY={AWS_KEY}\n")
-    (platform.root / "secrets.env").chmod(0o600)
+    (platform.root / ".env.local").write_text(f"KEY={AWS_KEY}\n")
+    for name in ("secrets.env", ".env.local"):
+        (platform.root / name).chmod(0o600)
+    (platform.root / "env").mkdir()
+    (platform.root / "env" / "pyvenv.cfg").touch()
+    for folder in ("env", "documents"):
+        (platform.root / folder / "key.txt").write_text(AWS_KEY)
+    (platform.root / "Dockerfile.bak").write_bytes(b"FROM \xff\xfe")
+    platform.yaml.write_text(
+        "type: fullft_assets.FullFineTune\n# cloned from ssh://git@example.com/x\ndocuments:\n"
+        '  path: "https://{{ env.U }}:{{ env.P }}@example.com/x?token={{ env.TOKEN }}&sort_key=name"\n'
+    )
     assert platform.findings() == []
+
+
+def test_what_somebody_accepted_closes_no_release(platform: Platform) -> None:
+    (platform.root / "upload.py").write_text(f"KEY = '{AWS_KEY}'\n")
+    (platform.home / "security" / "accepted.txt").write_text("secret_in_file upload.py  # a key of a test\n")
+    (finding,) = platform.findings()
+    assert finding.severity == "warning" and finding.evidence.endswith(" (accepted)")
+    (platform.root / "uv.lock.txt").unlink()
+    (platform.root / "uv.lock").write_text("[[package")
+    assert {finding.id for finding in platform.findings()} == {"secret_in_file", "lock_missing"}
+
+
+def test_a_damaged_head_is_a_finding_and_the_next_entry_is_added(platform: Platform) -> None:
+    for about in ("a", "b"):
+        security.append(platform.store, Entry(action="promote", case="letters", about=about, reason="r"))
+    (Path(platform.store.url) / "pointers" / "record.json").write_text("{")
+    assert [finding.id for finding in platform.findings()] == ["record_broken"]
+    added = security.append(platform.store, Entry(action="promote", case="letters", about="c", reason="r"))
+    assert added.number == 3 and platform.findings() == []
+
+
+def test_a_range_of_commits_hides_no_other_one(platform: Platform) -> None:
+    path = platform.home / "security" / "osv.zip"
+    platform.vulnerability(modified="2999-01-01T00:00:00Z", introduced="0")
+    advisory = json.loads(zipfile.ZipFile(path).read("GHSA-1.json"))
+    commits = {"type": "GIT", "events": [{"introduced": "0"}, {"fixed": "4f2c"}]}
+    advisory["affected"][0]["ranges"].insert(0, commits)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("GHSA-1.json", json.dumps(advisory))
+    assert [finding.id for finding in platform.findings()] == ["package_vulnerable"]
 
 
 @pytest.fixture
@@ -265,8 +306,8 @@ def test_what_fails_is_recorded_as_undone(platform: Platform) -> None:
 
 @pytest.mark.parametrize(
     "person",
-    [Person("ann"), Person("eve", "proxy")],
-    ids=["unverified", "proxy"],
+    [Person("ann"), Person("eve", "proxy"), Person("ann", "proxy")],
+    ids=["unverified", "proxy", "the login for one with a key"],
 )
 def test_nobody_else_may_overrule(platform: Platform, keys: dict[str, Path], person: Person) -> None:
     use_case = platform.use_case(approvers=approvers(keys))
@@ -345,10 +386,7 @@ def test_the_asset_and_the_command_say_the_same(project: Project) -> None:
     (event,) = done.get_asset_materialization_events()
     metadata = event.materialization.metadata
     assert not check.passed and metadata["num_errors"].value == 1
-    project.home.chmod(0o755)
     printed = project.fullft("audit")
-    # Whatever made it, the command keeps it from others, as it does what it writes.
-    assert project.home.stat().st_mode & 0o777 == 0o700
     lines = printed.stdout.splitlines()
     assert printed.returncode == 1 and len(lines) == metadata["num_findings"].value + 1
     assert lines[0].startswith(f"error  secret_in_yaml: {project.yaml_path}:")
@@ -377,3 +415,19 @@ def test_an_erasure_at_a_terminal_is_signed(
     store = Store(str(project.home / "store"))
     entries = [(entry.action, entry.person, entry.identity) for entry in security.read_record(store).entries]
     assert entries == [("approve erase", "ann", "ssh"), ("erase", "ben", "ssh")]
+
+
+def test_a_home_of_the_projects_own_is_kept_from_others_and_a_named_one_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0o022)
+    try:
+        (tmp_path / "shared").mkdir()
+        for named, rights in ((str(tmp_path / "shared"), 0o755), (None, 0o700)):
+            monkeypatch.delenv("DAGSTER_HOME", raising=False)
+            if named is not None:
+                monkeypatch.setenv("DAGSTER_HOME", named)
+            commands._use_home(tmp_path)
+            assert Path(os.environ["DAGSTER_HOME"]).stat().st_mode & 0o777 == rights
+    finally:
+        os.umask(before)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[1]
 PACKAGE, TESTS, DOCS = ROOT / "fullft_assets", ROOT / "tests", ROOT / "docs"
-MOST_STATEMENTS = {PACKAGE: 33_740, TESTS: 32_600}
+MOST_STATEMENTS = {PACKAGE: 33_840, TESTS: 32_650}
 MOST_SETTINGS = 190
 MOST_COLUMNS = 110
 #: Long lines are left in texts of tests that a break would change.

@@ -208,6 +208,7 @@ def token(kind: str, key: Any = None, headers: Any = None, **claims: Any) -> str
 def test_the_login_names_who_asks(login: tuple[Login, str]) -> None:
     guard, kind = login
     assert guard.person({"authorization": f"Bearer {token(kind)}"}) == "ann@example.com"
+    assert guard.person({"authorization": f"Bearer {token(kind, email_verified=False, sub='a1')}"}) == "a1"
     by_aws = token(kind, headers={"signer": "fullft"}, aud=None)
     assert guard.person({"x-amzn-oidc-data": by_aws}) == "ann@example.com"
     assert answer("GET", "/runs", login=guard, authorization=f"Bearer {token(kind)}") == 200
@@ -226,6 +227,7 @@ def test_nobody_else_is_let_in(login: tuple[Login, str]) -> None:
         token(kind, other),
         token(kind, exp=time.time() - 1),
         token(kind, aud="another"),
+        token(kind, headers={"signer": "another balancer"}),
         f"{head}.{forged}.{signature}",
         f"{head}.{claims}.",
         unsigned,

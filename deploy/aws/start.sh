@@ -20,13 +20,12 @@ password=$(aws secretsmanager get-secret-value --secret-id "$secret" --query Sec
 if cmp -s "$folder/next.env" "$folder/services.env" && [ "$(docker ps --quiet --filter name='^fullft-' | wc -l)" -eq 3 ]; then
   exit 0
 fi
-mv "$folder/next.env" "$folder/services.env"
 
 case $image in
   *.dkr.ecr.*) aws ecr get-login-password | docker login --username AWS --password-stdin "${image%%/*}" ;;
 esac
 docker pull --quiet "$image"
-docker run --rm --env-file "$folder/services.env" "$image" dagster instance migrate
+docker run --rm --env-file "$folder/next.env" "$image" dagster instance migrate
 for name in webserver daemon; do
   docker rm --force "fullft-$name" > /dev/null 2>&1 || true
 done
@@ -37,7 +36,7 @@ docker rm --force fullft-code > /dev/null 2>&1 || true
 start() {
   name=$1
   shift
-  docker run --detach --name "fullft-$name" --restart unless-stopped --env-file "$folder/services.env" "$@"
+  docker run --detach --name "fullft-$name" --restart unless-stopped --env-file "$folder/next.env" "$@"
 }
 start code --hostname code --gpus all --shm-size 2g --publish 127.0.0.1:3000:3000 \
   --volume fullft-cache:/var/lib/fullft/cache --volume fullft-models:/var/lib/fullft/models --env HF_HOME=/var/lib/fullft/models "$image"
@@ -47,3 +46,5 @@ start daemon $beside "$image" dagster-daemon run --workspace deploy/docker/works
 # shellcheck disable=SC2086
 start webserver $beside "$image" python -m fullft_assets.cli.webserver --host 0.0.0.0 --port 3000 \
   --workspace deploy/docker/workspace.yaml
+# Last: where a step above failed, the next call does all of it again.
+mv "$folder/next.env" "$folder/services.env"

@@ -119,7 +119,6 @@ def _use_home(project_root: Path) -> None:
                 f"DAGSTER_HOME={given_home} is not a folder that Dagster can use; {fix}, or unset it for"
                 f" {project_root / '.home'}"
             )
-        _keep_private(folder)
         return
     home = project_root / ".home"
     home.mkdir(exist_ok=True)
@@ -131,13 +130,11 @@ def _use_home(project_root: Path) -> None:
 
 
 def _keep_private(home: Path) -> None:
-    """Keep a home, and what this process writes, from others; where its group may write, it is theirs."""
-    if home.stat().st_mode & 0o020:
-        os.umask(0o007)
-        return
-    os.umask(0o077)
-    with suppress(PermissionError):  # somebody else made it
-        home.chmod(0o700)
+    """Keep a project's own home, and what this process writes, from others, unless its group may write."""
+    if not home.stat().st_mode & 0o022:
+        os.umask(0o077)
+        with suppress(OSError):  # somebody else made it, or the file system knows no rights
+            home.chmod(0o700)
 
 
 @_command("Ingest what is new, make the model, watch production, and sum up.")
@@ -426,16 +423,17 @@ def _rollback(parsed: argparse.Namespace) -> int:
     use_case, store = _open(parsed)
     in_use = release.read_champion(store, use_case.name)
 
+    about = "" if in_use is None else in_use.checkpoint
+
     def roll_back() -> None:
         by = _person(parsed).name
-        champion = release.rollback(store, use_case.name, reason=parsed.reason, by=by)
+        champion = release.rollback(store, use_case.name, reason=parsed.reason, by=by, expected=about)
         card = release.card_of(store, use_case.name, champion)
         if card is not None:
             set_latest(store, use_case.name, CHAMPION_MODEL, card)
         print(f"champion of {use_case.name} is again {champion.checkpoint} (score {champion.score:.3f})")
         release.try_to_hand_over(store, use_case, print, lambda line: print(line, file=sys.stderr))
 
-    about = "" if in_use is None else in_use.checkpoint
     return _overrule(parsed, use_case, store, Act("rollback", about, parsed.reason), roll_back)
 
 
@@ -521,7 +519,11 @@ def _erase(parsed: argparse.Namespace) -> int:
 def _person(parsed: argparse.Namespace) -> Person:
     import getpass
 
-    return Person(getpass.getuser(), key=parsed.key)
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without an account
+        name = str(os.getuid())
+    return Person(name, key=parsed.key)
 
 
 def _overrule(

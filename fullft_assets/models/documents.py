@@ -9,6 +9,7 @@ layers.
 
 from __future__ import annotations
 
+import inspect
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from fullft_assets.models.hardware import has_flash_attention
 from fullft_assets.models.loading import require_names
 
 #: Of the attention function.
@@ -38,10 +40,12 @@ require_names(PreTrainedModel, ("set_attn_implementation", "_can_set_attn_implem
 
 
 def attend_apart(model: PreTrainedModel) -> None:
-    """Have a model's layers attend by this function; one that does not look its function up stays as it
-    is.
+    """Have a model's layers attend by this function; one that does not look its function up, or takes no
+    `bounds`, stays as it is.
     """
-    if model._can_set_attn_implementation():
+    parameters = inspect.signature(model.forward).parameters.values()
+    takes_bounds = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    if takes_bounds and model._can_set_attn_implementation():
         model.set_attn_implementation(NAME)
 
 
@@ -104,7 +108,10 @@ def attend(
     if query.device.type != "cuda":
         mask = _mask(cu_seq_lens_q, seq_idx, sliding_window, chunk)
         return _dense(query, key, value, mask, scaling, dropout, softcap, s_aux), None
-    is_half = query.dtype != torch.float32
+    if torch.is_autocast_enabled("cuda"):  # rotated in fp32, queries and keys are no longer in its precision
+        chosen = torch.get_autocast_dtype("cuda")
+        query, key, value = query.to(chosen), key.to(chosen), value.to(chosen)
+    is_half = query.dtype != torch.float32 and has_flash_attention()
     has_kernel = size == value.shape[-1] and size <= _LARGEST_HEAD and size % _HEAD_MULTIPLE == 0
     if is_plain and is_half and has_kernel:
         return _by_kernel(query, key, value, cu_seq_lens_q, sliding_window, scaling), None

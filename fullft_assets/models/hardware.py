@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,14 @@ def peak_flops(device: str, precision: str) -> float | None:
         if name in device:
             return single if precision == "fp32" else half
     return None
+
+
+@cache
+def has_flash_attention() -> bool:
+    """Return whether torch's flash attention runs on the GPU of this process: from NVIDIA's Ampere on."""
+    import torch
+
+    return torch.cuda.get_device_capability() >= (8, 0)
 
 
 def local_hardware() -> dict[str, Any]:

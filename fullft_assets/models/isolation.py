@@ -142,6 +142,43 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     )
 
 
+def attend_apart(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> None:
+    """Have a model attend by `documents.attend`, if that computes of one document what its own attention does:
+    some families build a mask of their own, such as a window, which no other attention hears of.
+
+    Args:
+        capacity: tokens in a row.
+    """
+    config = model.config.get_text_config()
+    own = config._attn_implementation or "eager"
+    documents.attend_apart(model)
+    if loading.is_outline(model) or not documents.is_told(model):
+        return
+    # Past the end of a window.
+    reach = max(getattr(config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size"))
+    longest = getattr(config, "max_position_embeddings", None) or capacity
+    size = min(capacity, longest, reach + _DOCUMENT_TOKENS)
+    vocabulary = input_embeddings(model).num_embeddings
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(min(10, vocabulary // 2), vocabulary, (1, size), generator=generator)
+    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    is_half = next(model.parameters()).dtype == torch.bfloat16 or precisions.of_scores(model) != "fp32"
+    precision: Precision = "bf16" if is_half else "fp32"
+    is_training = model.training
+    model.eval()
+    logits = []
+    try:
+        for attention in (own, documents.NAME):
+            model.set_attn_implementation(attention)
+            with torch.no_grad(), precisions.autocast(precision):
+                logits.append(model(input_ids=ids.to(model.device), use_cache=False, **last).logits[0, -1:])
+    finally:
+        model.train(is_training)
+    change = _change([logits[0].float()], [logits[1].float()], is_shared=is_sharded(model))
+    if not change <= _ALLOWED_DIFFERENCE[precision]:
+        model.set_attn_implementation(own)
+
+
 def _outputs(
     model: PreTrainedModel, rows: Sequence[Sequence[torch.Tensor]], start: int, shift: int = 0
 ) -> list[torch.Tensor]:

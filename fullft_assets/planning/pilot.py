@@ -19,6 +19,8 @@ PILOT_PREDICTS_GAIN = CheckSpec(
 )
 #: Shares of the pilot's rows that are trained on, one training each.
 _PARTS = (1, 2, 4, 8)
+#: Each part has at least so many times the rows of the one before.
+_LEAST_STEP = 1.4
 #: How far trainings stray from their curve by chance, in the metric's units.
 _STRAYING = 0.02
 #: A training that scores so much less than one on fewer rows failed, and says nothing of the curve.
@@ -78,7 +80,13 @@ def pilot_rows(num_rows: int, share: float, batch_size: int) -> list[int]:
             f" so a pilot has no learning curve; lower it to {max(1, num_rows // 8):,}, or deliver more"
         )
     largest = min(num_rows, max(2 * batch_size, int(num_rows * share)))
-    return sorted({max(batch_size, largest * part // _PARTS[-1]) for part in _PARTS})
+    # Two that are nearly as large tell chance from nothing.
+    sizes = [largest]
+    for part in reversed(_PARTS[:-1]):
+        size = max(batch_size, largest * part // _PARTS[-1])
+        if size * _LEAST_STEP <= sizes[0]:
+            sizes.insert(0, size)
+    return sizes
 
 
 def predict_score(points: Sequence[Point], target_rows: int, num_validation_rows: int) -> PredictedScore:
@@ -95,7 +103,8 @@ def predict_score(points: Sequence[Point], target_rows: int, num_validation_rows
         points: scores in [0, 1], by growing numbers of rows.
         num_validation_rows: that each point was scored on.
     """
-    reached = np.maximum.accumulate([point.score for point in points])
+    reached = np.fmax.accumulate([point.score for point in points])
+    # Of a score that is not a number neither.
     curve = [point for point, most in zip(points, reached, strict=True) if point.score >= most - _MAX_FALL]
     rows = np.array([point.rows for point in curve], np.float64)
     scores = np.maximum.accumulate([point.score for point in curve])

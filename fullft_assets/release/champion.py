@@ -208,14 +208,20 @@ def drop_from_history(
     _change(store, case, change)
 
 
-def rollback(store: Store, case: str, *, reason: str, by: str) -> Champion:
+def rollback(store: Store, case: str, *, reason: str, by: str, expected: str | None = None) -> Champion:
     """Bring back the newest past champion that was not itself rolled back, and return it.
 
+    Args:
+        expected: the champion that is to be taken out.
+
     Raises:
-        GateError: there is no past champion to go back to, or no reason.
+        GateError: there is no past champion to go back to, or no reason; or another one is in use than was
+            expected.
     """
 
     def change(state: ReleaseState) -> ReleaseState:
+        if expected not in (None, "", state.checkpoint):
+            raise GateError(f"{case}: {state.checkpoint} has become champion meanwhile; look, and ask again")
         past = next((each for each in state.history if not each.rolled_back), None)
         if past is None:
             raise GateError(

@@ -395,9 +395,14 @@ def _record_run(store: Store, case: str, checkpoint: Manifest, report: Manifest)
         "incumbent": metadata.incumbent,
         "num_test_groups": metadata.num_test_groups,
     }
-    store.change_pointer(
-        f"{case}/runs", lambda pointer: {"runs": [run, *(pointer or {"runs": []})["runs"]][:_MAX_RUNS]}
-    )
+
+    def add(pointer: dict[str, Any] | None) -> dict[str, Any] | None:
+        runs = (pointer or {"runs": []})["runs"]
+        # A run that was killed here before is on record.
+        is_known = any(each["evaluation"] == report.ref for each in runs)
+        return None if is_known else {"runs": [run, *runs][:_MAX_RUNS]}
+
+    store.change_pointer(f"{case}/runs", add)
 
 
 def _recipe(checkpoint: Manifest) -> dict[str, Any]:

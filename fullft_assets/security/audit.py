@@ -13,8 +13,10 @@ from fullft_assets.store import Store, digest
 
 #: In the sentence of a release that an audit closed.
 BY_AUDIT = "the security audit has"
-#: Pointer with the digest of the findings that were recorded last.
+#: Beginning of the pointer with the digest of the findings that were recorded last for some use cases.
 _NEWEST = "security/audit"
+#: Findings whose evidence changes though nothing did: the process of a web server, the age of a list.
+_MOVING = ("ui_open", "osv_old")
 
 
 def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> list[Finding]:
@@ -29,7 +31,7 @@ def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) ->
     licences = findings.read_licences(home)
     all_findings = [
         *findings.of_modes(home, store),
-        *findings.of_secrets(root, home, [use_case.yaml_path for use_case in use_cases]),
+        *findings.of_secrets(root, home, store, use_cases),
         *findings.of_web_servers(home),
         *(each for use_case in use_cases for each in findings.of_model(use_case, licences)),
         *(each for use_case in use_cases for each in findings.of_data(use_case, licences)),
@@ -39,12 +41,17 @@ def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) ->
         *findings.of_images(root),
         *_of_record(store, use_cases),
     ]
-    return sorted(all_findings, key=lambda finding: finding.severity != "error")
+    accepted = findings.read_accepted(home)
+    judged = [finding.accepted_by(accepted) for finding in all_findings]
+    return sorted(judged, key=lambda finding: finding.severity != "error")
 
 
 def _of_record(store: Store, use_cases: Iterable[UseCase]) -> Iterable[Finding]:
     record = read_record(store)
-    fix = "compare it with a copy of the bucket or the disk, and find out who wrote it"
+    fix = (
+        "restore it from a copy of the bucket or the disk, and find out who wrote it; without a copy move record/ and"
+        " pointers/record.json aside: the next entry begins another chain"
+    )
     if record.broken is not None:
         yield Finding("record_broken", "error", f"{store.url}: {record.broken}", fix)
     approvers = {use_case.name: use_case.settings.release.approvers for use_case in use_cases}
@@ -63,14 +70,14 @@ def _of_record(store: Store, use_cases: Iterable[UseCase]) -> Iterable[Finding]:
 def audit_and_record(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> list[Finding]:
     """Return what `audit` does; findings that have changed since are recorded."""
     all_findings = audit(root, home, store, use_cases)
-    # The process of a web server changes with each start.
-    named = sorted({finding.id if finding.id == "ui_open" else finding.evidence for finding in all_findings})
+    named = sorted({finding.id if finding.id in _MOVING else finding.evidence for finding in all_findings})
     newest = {"digest": digest(named), "findings": [finding._asdict() for finding in all_findings]}
-    before = store.read_pointer(_NEWEST)
+    pointer = f"{_NEWEST}_{digest(sorted(use_case.name for use_case in use_cases))[:8]}"
+    before = store.read_pointer(pointer)
     if before is None or before["digest"] != newest["digest"]:
         reason = json.dumps([f"{finding.severity}: {finding.id}" for finding in all_findings])
         append(store, Entry(action="audit", case="", about=newest["digest"], reason=reason))
-        store.write_pointer(_NEWEST, newest)
+        store.write_pointer(pointer, newest)
     return all_findings
 
 

@@ -2,6 +2,8 @@
 nothing is asked of a network.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -9,7 +11,7 @@ import stat
 import time
 import tomllib
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -19,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from fullft_assets.base_model import find_base_model, stated_licence
 from fullft_assets.base_model.header import PICKLED
-from fullft_assets.errors import FullftError, without_secrets
+from fullft_assets.errors import FullftError
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 
@@ -31,6 +33,22 @@ class Finding(NamedTuple):
     severity: Literal["error", "warning"]
     evidence: str
     fix: str
+
+    def accepted_by(self, lines: Iterable[tuple[str, str]]) -> Finding:
+        """Return the finding as a warning where somebody accepted it: see `read_accepted`."""
+        if any(name == self.id and part in self.evidence for name, part in lines):
+            return self._replace(severity="warning", evidence=f"{self.evidence} (accepted)")
+        return self
+
+
+def read_accepted(home: Path) -> list[tuple[str, str]]:
+    """Return the findings that `security/accepted.txt` of Dagster's home accepts: of each line the id and,
+    behind it, a part of the evidence; what follows `#` says why.
+    """
+    path = home / "security" / "accepted.txt"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    parts = [line.partition("#")[0].strip().partition(" ") for line in lines]
+    return [(name, part.strip()) for name, _, part in parts if name]
 
 
 #: Forms of well-known tokens, as their issuers document them.
@@ -50,6 +68,11 @@ _TOKENS = {
 _TOKEN = re.compile("|".join(f"({pattern})" for pattern in _TOKENS.values()))
 #: AWS's documentation writes its keys so, and so do tests.
 _EXAMPLE = re.compile(r"EXAMPLE|gitleaks:allow")
+_TEMPLATE = re.compile(r"\{\{.*?\}\}")
+_IN_ADDRESS = re.compile(
+    r"://[^\s/?#:@]+:[^\s/?#@]+@|[?&](?:token|access_token|api_?key|password|secret|signature|sig)=[^\s&#\"']{8,}",
+    re.IGNORECASE,
+)
 _TEXT = {
     ".py",
     ".yaml",
@@ -92,24 +115,49 @@ def _mode(folder: Path) -> int:
     return stat.S_IMODE(folder.stat().st_mode) if folder.is_dir() else 0
 
 
-def of_secrets(root: Path, home: Path, yaml_paths: Iterable[Path]) -> Iterator[Finding]:
+def of_secrets(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> Iterator[Finding]:
     """Yield the secrets in the YAML of use cases, in the project's source and in the files directly in
-    Dagster's home; a file of variables for this user alone may have some.
+    Dagster's home; a file of variables for this user alone may have some. Delivered documents are not looked at.
     """
-    of_use_cases = {path.resolve() for path in yaml_paths}
+    of_use_cases = {use_case.yaml_path.resolve() for use_case in use_cases}
     in_home = (path.resolve() for path in home.glob("*"))
-    for path in sorted({*of_use_cases, *_source(root), *in_home}):
+    data = {
+        home.resolve(),
+        Path(store.url).resolve(),
+        *(path for case in use_cases for path in _data_of(case)),
+    }
+    for path in sorted({*of_use_cases, *_source(root, data), *in_home}):
         if not path.is_file() or (path.suffix not in _TEXT and not path.name.startswith(".env")):
             continue
         is_private = not stat.S_IMODE(path.stat().st_mode) & 0o077
         is_yaml = path in of_use_cases
-        if not (path.name.endswith(".env") and is_private) and (secret := _secret_in(path, is_yaml=is_yaml)):
-            yield Finding("secret_in_yaml" if is_yaml else "secret_in_file", "error", secret, _SECRET_FIX)
+        is_variables = path.suffix == ".env" or path.name.startswith(".env")
+        if not (is_variables and is_private) and (secret := _secret_in(path, is_yaml=is_yaml)):
+            kind = "secret_in_yaml" if is_yaml else "secret_in_file"
+            if is_variables:
+                yield Finding(kind, "warning", secret, f"chmod 600 {path}, and keep it out of Git")
+            else:
+                yield Finding(kind, "error", secret, _SECRET_FIX)
 
 
-def _source(root: Path) -> Iterator[Path]:
+def _data_of(use_case: UseCase) -> Iterator[Path]:
+    settings = use_case.settings
+    sections = (settings.documents, settings.monitoring, settings.snapshot.replay, settings.snapshot.general)
+    for section in sections:
+        if section is not None and section.path is not None and "://" not in str(section.path):
+            yield use_case.resolve(str(section.path)).resolve()
+
+
+def _source(root: Path, data: Collection[Path] = ()) -> Iterator[Path]:
     for folder, names, files in os.walk(root):
-        names[:] = [name for name in names if name not in _NOT_SOURCE and not name.startswith(".")]
+        names[:] = [
+            name
+            for name in names
+            if name not in _NOT_SOURCE
+            and not name.startswith(".")
+            and not Path(folder, name, "pyvenv.cfg").exists()
+            and Path(folder, name).resolve() not in data
+        ]
         if len(files) <= _MOST_FILES:
             yield from (Path(folder, name).resolve() for name in files)
 
@@ -124,7 +172,7 @@ def _secret_in(path: Path, *, is_yaml: bool) -> str | None:
             kind = [*_TOKENS][(match.lastindex or 1) - 1]
             return f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {kind}"
     for number, line in enumerate(text.splitlines() if is_yaml else (), start=1):
-        if without_secrets(line) != line:
+        if _IN_ADDRESS.search(_TEMPLATE.sub("", line.partition("# ")[0])):
             return f"{path}:{number}: a password or key in an address"
     return None
 
@@ -318,6 +366,8 @@ def _is_affected(affected: Mapping[str, Any], installed: str) -> bool:
     is_affected = installed in affected.get("versions", ())
     with suppress(InvalidVersion):
         for each in affected.get("ranges", ()):
+            if each.get("type") != "ECOSYSTEM":  # of Git, whose versions are commits
+                continue
             is_in = False
             for kind, bound in (item for event in each["events"] for item in event.items()):
                 is_over = Version(installed) >= Version(bound) and (kind, bound) != (
@@ -325,7 +375,7 @@ def _is_affected(affected: Mapping[str, Any], installed: str) -> bool:
                     installed,
                 )
                 is_in = is_in or is_over if kind == "introduced" else is_in and not is_over
-            is_affected = is_affected or (is_in and each.get("type") == "ECOSYSTEM")
+            is_affected = is_affected or is_in
     return is_affected
 
 
@@ -348,9 +398,16 @@ def of_lock(root: Path) -> Iterator[Finding]:
         evidence = f"{root} has no uv.lock and no requirements.txt with versions"
         yield Finding("lock_missing", "warning", evidence, "`uv lock` writes one")
         return
-    text = locks[0].read_text(encoding="utf-8")
+    text = locks[0].read_text(encoding="utf-8", errors="replace")
     if locks[0].name == "uv.lock":
-        pins = {each["name"]: each.get("version", "") for each in tomllib.loads(text)["package"]}
+        try:
+            packages = tomllib.loads(text)["package"]
+        except (ValueError, KeyError):
+            yield Finding(
+                "lock_missing", "warning", f"{locks[0]} cannot be read", "`uv lock` writes it again"
+            )
+            return
+        pins = {each["name"]: each.get("version", "") for each in packages}
     else:
         pins = {_normalised(name): version for name, version in _PINNED.findall(text)}
     installed = {_normalised(each.name): each.version for each in metadata.distributions() if each.name}
@@ -372,9 +429,10 @@ _IMAGE = re.compile(r"^\s*(?:image:|FROM)\s+[\"']?([\w.-]+[/:][\w./:@-]+)", re.M
 def of_images(root: Path) -> Iterator[Finding]:
     """Yield the images that files of containers name by a tag, which can move."""
     for path in sorted(_source(root)):
-        if not re.match(r"(?i)(docker-)?compose.*\.ya?ml$|dockerfile", path.name):
+        if not re.fullmatch(r"(?i)(docker-)?compose.*\.ya?ml|dockerfile(\.\w+)?", path.name):
             continue
-        images = {name for name in _IMAGE.findall(path.read_text(encoding="utf-8")) if "@sha256:" not in name}
+        text = path.read_text(encoding="utf-8", errors="replace")
+        images = {name for name in _IMAGE.findall(text) if "@sha256:" not in name}
         # Built here, it is in no registry.
         images = {name for name in images if not name.endswith(":local")}
         if images:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fullft_assets.errors import FullftError, GateError
+from fullft_assets.errors import GateError
 from fullft_assets.security.persons import APPROVE, BY_PROXY, Person, is_signed, sign
 from fullft_assets.security.record import Entry, append, read_record
 from fullft_assets.settings.use_case import UseCase
@@ -63,12 +63,12 @@ def overrule(
     append(store, entry)
     try:
         do()
-    except FullftError as error:
+    except BaseException as error:  # a cancelled run, too
         undone = Entry(
             action=f"undone {act.action}",
             case=use_case.name,
             about=act.about,
-            reason=str(error),
+            reason=str(error) or type(error).__name__,
             run=person.run,
         )
         append(store, undone)
@@ -79,7 +79,7 @@ def overrule(
 def _approved(entry: Entry, person: Person, approvers: dict[str, str]) -> Entry:
     if person.key is not None:
         return sign(entry, person.key, approvers)
-    if person.identity == "proxy" and person.name in approvers:
+    if person.identity == "proxy" and approvers.get(person.name) == BY_PROXY:
         return entry
     ways = "sign with --key" if any(key != BY_PROXY for key in approvers.values()) else "use the UI's login"
     raise GateError(
@@ -99,7 +99,11 @@ def _approvals(store: Store, asked: Entry, approvers: dict[str, str]) -> set[str
         elif (
             entry.action == f"{APPROVE}{asked.action}"
             and asked.at - entry.at < _WAIT_SECONDS
-            and (entry.identity == "proxy" or is_signed(entry, approvers))
+            and (
+                is_signed(entry, approvers)
+                if entry.identity == "ssh"
+                else entry.identity == approvers.get(entry.person) == BY_PROXY
+            )
         ):
             names.add(entry.person)
     return names & {*approvers}

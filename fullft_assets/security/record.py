@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fullft_assets.store import Store
+from fullft_assets.store.files import DamagedError
 
 #: Folder of the entries, which a bucket's policy may keep from being written again.
 FOLDER = "record"
@@ -67,7 +68,11 @@ def append(store: Store, entry: Entry) -> Entry:
     after the other.
     """
     store.require_conditions()
-    head = store.read_pointer(_HEAD) or {"number": 0, "digest": None}
+    try:
+        head = store.read_pointer(_HEAD) or {"number": 0, "digest": None}
+    except DamagedError:  # the entries themselves lead to the end
+        store.delete_pointer(_HEAD)
+        head = {"number": 0, "digest": None}
     number, before = head["number"], head["digest"]
     entry = entry.model_copy(update={"at": entry.at or time.time(), "token": secrets.token_hex(8)})
     while True:
@@ -85,7 +90,10 @@ def append(store: Store, entry: Entry) -> Entry:
 def read_record(store: Store) -> Record:
     """Read the whole record, and check its chain up to the first break."""
     files = [f"{FOLDER}/{name}" for name in store.names(FOLDER) if name.endswith(".json")]
-    head = store.read_pointer(_HEAD)
+    try:
+        head, damage = store.read_pointer(_HEAD), None
+    except DamagedError as error:
+        head, damage = None, str(error)
     entries: list[Entry] = []
     digest = None
     for file, data in zip(files, store.each(store.read_bytes, files), strict=True):
@@ -105,7 +113,7 @@ def read_record(store: Store) -> Record:
         return Record(entries, f"{_file(len(entries) + 1)} is missing at the end", digest)
     if head is not None and head["number"] == len(entries) and head["digest"] != digest:
         return Record(entries, f"{_file(len(entries))} was changed", digest)
-    return Record(entries, None, digest)
+    return Record(entries, damage, digest)
 
 
 def _file(number: int) -> str:

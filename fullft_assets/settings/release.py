@@ -102,7 +102,10 @@ class ReleaseSettings(Settings):
         ),
     )
     # These change no decision, so they stay out of the keys of what is judged.
-    approvers: dict[str, str] = Field(
+    approvers: dict[
+        Annotated[str, Field(pattern=r"^[^\s*,!?]+$")],
+        Annotated[str, Field(pattern=r"^(proxy|(ssh|ecdsa|sk)-\S+ [^\n]+)$")],
+    ] = Field(
         default_factory=dict,
         exclude=True,
         description=(

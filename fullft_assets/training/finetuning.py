@@ -318,10 +318,14 @@ class TrainingSegment:
                 anchors=regularization.anchors(run.recipe, self.settings, run.seed),
                 watch=run.watch,
             )
-        for step in loop.steps():
-            self.saver.look()
-            if self._end_step(loop, step):
-                break
+        try:
+            for step in loop.steps():
+                self.saver.look()
+                if self._end_step(loop, step):
+                    break
+        except DivergenceError:  # of a guard, in all processes alike: what was saved before counts
+            self.saver.finish()
+            raise
         self.saver.finish()
 
     @property

@@ -435,7 +435,7 @@ class Loop:
         self.model.train()
         num_labels = torch.stack([(batch["labels"] != IGNORED).sum() * counts for batch, counts in passes])
         # A step may have nothing to learn from, such as prompts alone.
-        num_labels = ranks.total(num_labels.sum().to(device())).float().clamp(min=1)
+        num_labels = ranks.total(to_device(num_labels.sum())).float().clamp(min=1)
         loss = torch.zeros((), device=device())
         for number, (batch, counts) in enumerate(passes, start=1):
             # A sharded model would else keep the complete gradients until the last pass.

@@ -55,7 +55,7 @@ from fullft_assets.planning.targets import (
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.settings.optimizers import bytes_per_weight
 from fullft_assets.training import kernels, ranks, regularization, sharding
-from fullft_assets.training.loop import accumulation_steps, place, units
+from fullft_assets.training.loop import accumulation_steps, connect_processes, place, units
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 from fullft_assets.training.recipe import Prepared, Recipe
 from fullft_assets.training.recorder import ModelShape, step_flops
@@ -89,6 +89,7 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
     # Held for their memory alone: copies of the pretrained weights.
     anchors = regularization.anchors(recipe, settings, seed)
     if processes > 1:
+        connect_processes()
         place(model, settings, processes)
     else:
         move(model)

@@ -93,8 +93,8 @@ class NextTokenRecipe:
             SettingsError: the rows are longer than the model takes.
         """
         self._check(model)
-        documents.attend_apart(model)
         move(model)
+        isolation.attend_apart(model, self._pieces.plan.capacity, seed=seed)
         isolated = isolation.probe(model, self._pieces.plan.capacity, seed=seed)
         num_task = self.training.num_task_windows
         has_replay = num_task is not None and num_task < len(self.training.windows)
@@ -112,7 +112,8 @@ class NextTokenRecipe:
         if settings.distillation is None:
             return Prepared(feed, loss.total, about)
         teacher = regularization.frozen(self.load_original(settings), device())
-        documents.attend_apart(teacher)
+        if documents.is_told(model):
+            documents.attend_apart(teacher)
         return Prepared(feed, DistilledTokenLoss(loss, teacher, settings.distillation.weight).total, about)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
