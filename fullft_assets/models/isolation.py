@@ -143,8 +143,8 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
 
 
 def attend_apart(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> None:
-    """Have a model attend by `documents.attend`, if that computes of one document what its own attention does:
-    some families build a mask of their own, such as a window, which no other attention hears of.
+    """Have a model attend by `documents.attend`, if that computes of one document what its own attention
+    does: some families build a mask of their own, such as a window, which no other attention hears of.
 
     Args:
         capacity: tokens in a row.

@@ -49,8 +49,8 @@ def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) ->
 def _of_record(store: Store, use_cases: Iterable[UseCase]) -> Iterable[Finding]:
     record = read_record(store)
     fix = (
-        "restore it from a copy of the bucket or the disk, and find out who wrote it; without a copy move record/ and"
-        " pointers/record.json aside: the next entry begins another chain"
+        "restore it from a copy of the bucket or the disk, and find out who wrote it; without a copy move"
+        " record/ and pointers/record.json aside: the next entry begins another chain"
     )
     if record.broken is not None:
         yield Finding("record_broken", "error", f"{store.url}: {record.broken}", fix)

@@ -70,7 +70,8 @@ _TOKEN = re.compile("|".join(f"({pattern})" for pattern in _TOKENS.values()))
 _EXAMPLE = re.compile(r"EXAMPLE|gitleaks:allow")
 _TEMPLATE = re.compile(r"\{\{.*?\}\}")
 _IN_ADDRESS = re.compile(
-    r"://[^\s/?#:@]+:[^\s/?#@]+@|[?&](?:token|access_token|api_?key|password|secret|signature|sig)=[^\s&#\"']{8,}",
+    r"://[^\s/?#:@]+:[^\s/?#@]+@"
+    r"|[?&](?:token|access_token|api_?key|password|secret|signature|sig)=[^\s&#\"']{8,}",
     re.IGNORECASE,
 )
 _TEXT = {
@@ -117,7 +118,7 @@ def _mode(folder: Path) -> int:
 
 def of_secrets(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> Iterator[Finding]:
     """Yield the secrets in the YAML of use cases, in the project's source and in the files directly in
-    Dagster's home; a file of variables for this user alone may have some. Delivered documents are not looked at.
+    Dagster's home; a file of variables for this user alone may have some. Documents are not looked at.
     """
     of_use_cases = {use_case.yaml_path.resolve() for use_case in use_cases}
     in_home = (path.resolve() for path in home.glob("*"))
