@@ -69,8 +69,20 @@ def test_a_long_wait_is_left_to_the_next_run(project: projects.Project, instance
     )
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Signals are heard, though a shell that started the tests in the background, or another test, had them
+    ignored.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_within_a_second_are_one_wish(number: signal.Signals) -> None:
+def test_signals_within_a_second_are_one_wish(heard: None, number: signal.Signals) -> None:
     with run.interrupted_by_signals():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
