@@ -50,6 +50,6 @@ def test_a_rank_of_eight_holds_an_eighth(name: str, most: float) -> None:
 
 @pytest.mark.parametrize("name", ["Llama-3.1-8B", "Llama-3.3-70B"])
 def test_a_plan_knows_what_a_rank_of_eight_holds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.token_loss, "_CHUNK_ELEMENTS", {"cpu": 2**28, "cuda": 2**28})
+    monkeypatch.setattr(engine.token_loss, "_CHUNK_ELEMENTS", {"cpu": 2**28, "gpu": 2**28})
     whole = engine.rank(name, 8)
     assert engine.planned(name, 8) == pytest.approx(whole.peak + 2 * whole.placed, rel=0.1)
