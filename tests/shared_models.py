@@ -30,8 +30,8 @@ from fullft_assets.training.finetuning import TrainingSegment, fine_tune
 from fullft_assets.training.loop import Loop
 from fullft_assets.training.parts import Part
 from fullft_assets.training.recipe import Recipe
-from tests.optimizer_steps import Stopping
 from tests.prepared import write_tiny_model
+from tests.scattered_trainings import Noting
 from tests.test_isolation import SMALL
 from tests.test_packed import LLAMA, SETTINGS, documents, fit, training
 from tests.two_ranks import play
@@ -43,17 +43,6 @@ QUIET = Progress(silent=True)
 def main(folder: Path, scenes: list[str]) -> None:
     torch.set_num_threads(1)
     print(json.dumps({scene: SCENES[scene](folder / scene) for scene in scenes}))
-
-
-class Noting(Stopping):
-    """Asks for a stop after some steps, and keeps what is said."""
-
-    def __init__(self, after: int):
-        super().__init__(after)
-        self.said: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
 
 
 class Begun(Exception):

@@ -41,7 +41,7 @@ def test_packed_rows_have_the_gradients_of_documents_alone(name: str) -> None:
     expected = alone(build(config).eval(), data)
     model = build(config).eval()
     documents.attend_apart(model)
-    assert documents.is_told(model) and probe(model, 24).is_isolated
+    assert documents.takes_bounds(model) and probe(model, 24).is_isolated
     batches = list(feed.packed(Pieces(data), 2, 1, 1, 0).batches())
     loss = TokenLoss(model, feed.first_tokens(batches[0], 8))
     for batch in batches:

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.models.documents import is_told
+from fullft_assets.models.documents import takes_bounds
 from fullft_assets.models.isolation import attend_apart, probe
 
 pytestmark = pytest.mark.numeric
@@ -217,7 +217,7 @@ def test_a_window_that_only_a_mask_has_is_kept() -> None:
     windowed, plain = build(config), build(APART["llama"])
     for model in (windowed, plain):
         attend_apart(model, 64)
-    assert (is_told(windowed), is_told(plain)) == (False, True)
+    assert (takes_bounds(windowed), takes_bounds(plain)) == (False, True)
 
 
 def test_code_of_others_that_takes_no_bounds_is_told_none() -> None:
@@ -230,4 +230,4 @@ def test_code_of_others_that_takes_no_bounds_is_told_none() -> None:
 
     model.__class__ = Narrow
     attend_apart(model, 64)
-    assert not is_told(model) and probe(model, 64).is_isolated
+    assert not takes_bounds(model) and probe(model, 64).is_isolated

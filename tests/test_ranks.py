@@ -51,8 +51,8 @@ def test_a_stop_that_one_rank_hears_ends_the_scoring_of_all_and_a_checkpoint_is_
         assert (
             found["from"] == 2 and found["scored"] == [2, *found["scored"][1:]] and len(found["scored"]) == 2
         )
-    # Both read as many windows until then, the second one in halved batches; how many, the clock says.
-    assert second["passes"][0] == first["passes"][0] + 3 and first["passes"][0] < 15
+    # Both read as many windows until then, the second one in halved batches.
+    assert (first["passes"][0], second["passes"][0]) == (3, 6)
 
 
 @pytest.mark.slow

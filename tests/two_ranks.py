@@ -168,15 +168,22 @@ def stop_while_scoring(folder: Path, rank: int) -> Any:
     inference.BATCH_TOKENS["cpu"] = 2 * CAPACITY
     progress, passes, score, load = Progress(silent=True), [], Built.score, Built.load
     scored_in: list[int] = []
+    is_scoring = False
 
     def score_counted(self: Built, model: Any, listener: Any) -> dict[str, float]:
+        nonlocal is_scoring
         passes.append(0)
-        found = score(self, model, listener)
+        is_scoring = True
+        try:
+            found = score(self, model, listener)
+        finally:
+            is_scoring = False
         scored_in.append(passes[-1])
         return found
 
     def look(module: Any, inputs: Any) -> None:
-        if module.training or not passes:
+        # A training that begins probes its model, too.
+        if module.training or not is_scoring:
             return
         passes[-1] += 1
         if rank == 1 and passes == [1]:

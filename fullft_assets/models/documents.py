@@ -1,10 +1,10 @@
 """Attention of packed rows, in which each document attends to itself alone.
 
-It is registered with transformers under `NAME`, and told with each forward pass where documents begin, so the
-host never waits for the device, and on a GPU there is no mask of a complete row. There it computes by torch's
-kernels for sequences of any length (flash attention) in half precision, and by FlexAttention what they lack:
-capped scores, sinks, chunks, fp32. Elsewhere it is torch's own attention with a mask, the same for all
-layers.
+It is registered with transformers under `NAME`, and gets the bounds of documents with each forward pass: the
+host never waits for the device, and on a GPU there is no mask of a complete row. There it computes by
+torch's kernels for sequences of any length (flash attention) in half precision, and by FlexAttention what
+they lack: capped scores, sinks, chunks, fp32. Elsewhere it is torch's own attention with a mask, the same for
+all layers.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def attend_apart(model: PreTrainedModel) -> None:
     `bounds`, stays as it is.
     """
     parameters = inspect.signature(model.forward).parameters.values()
-    takes_bounds = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
-    if takes_bounds and model._can_set_attn_implementation():
+    has_keywords = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    if has_keywords and model._can_set_attn_implementation():
         model.set_attn_implementation(NAME)
 
 
-def is_told(model: nn.Module) -> bool:
+def takes_bounds(model: nn.Module) -> bool:
     """Return whether a model, perhaps wrapped, takes `bounds`."""
     config: Any = getattr(model, "module", model).config
     return config.get_text_config()._attn_implementation == NAME

@@ -152,7 +152,7 @@ def attend_apart(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Non
     config = model.config.get_text_config()
     own = config._attn_implementation or "eager"
     documents.attend_apart(model)
-    if loading.is_outline(model) or not documents.is_told(model):
+    if loading.is_outline(model) or not documents.takes_bounds(model):
         return
     # Past the end of a window.
     reach = max(getattr(config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size"))
@@ -190,7 +190,7 @@ def _outputs(
     """
     ids = torch.stack([torch.cat(list(row)) for row in rows]).to(model.device)
     positions = torch.stack([torch.cat([torch.arange(len(document)) for document in row]) for row in rows])
-    told = documents.bounds(positions.numpy()) if documents.is_told(model) else {}
+    told = documents.bounds(positions.numpy()) if documents.takes_bounds(model) else {}
     size = len(rows[0][0])
     positions[:, -size:] += shift
     inputs = {

@@ -135,7 +135,7 @@ def predictions(
     each.
     """
     positions = inputs.get(PREDICTED)
-    excluded = {PREDICTED, *(() if documents.is_told(model) else documents.BOUNDS)}
+    excluded = {PREDICTED, *(() if documents.takes_bounds(model) else documents.BOUNDS)}
     inputs = {name: value for name, value in inputs.items() if name not in excluded}
     if positions is None:
         positions = predicted_positions(labels.numpy(force=True)).to(labels.device)

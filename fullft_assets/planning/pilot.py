@@ -108,7 +108,9 @@ def predict_score(points: Sequence[Point], target_rows: int, num_validation_rows
     curve = [point for point, most in zip(points, reached, strict=True) if point.score >= most - _MAX_FALL]
     rows = np.array([point.rows for point in curve], np.float64)
     scores = np.maximum.accumulate([point.score for point in curve])
-    target, last = max(float(target_rows), rows[-1]), float(scores[-1])
+    target = max(float(target_rows), rows[-1])
+    # On all rows nothing is left to predict; a part that scored more did so by chance.
+    last = float(scores[-1] if target > rows[-1] else curve[-1].score)
     chance = _REACH * math.sqrt(max(last * (1 - last), 0.0025) / max(1, num_validation_rows) + _STRAYING**2)
     gains = np.diff(scores) / np.diff(np.log2(rows))
     doublings = math.log2(target / rows[-1])

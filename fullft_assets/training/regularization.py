@@ -236,7 +236,7 @@ class DistilledTokenLoss:
         teacher_inputs = {
             name: value[rows] for name, value in student_inputs.items() if name not in documents.BOUNDS
         }
-        if documents.is_told(self._teacher) and "position_ids" in teacher_inputs:
+        if documents.takes_bounds(self._teacher) and "position_ids" in teacher_inputs:
             told = documents.bounds(teacher_inputs["position_ids"].numpy(force=True))
             teacher_inputs |= {name: to_device(value) for name, value in told.items()}
         compute = self._fused if self._hard.is_fused else self._plain

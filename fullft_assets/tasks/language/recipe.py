@@ -112,7 +112,7 @@ class NextTokenRecipe:
         if settings.distillation is None:
             return Prepared(feed, loss.total, about)
         teacher = regularization.frozen(self.load_original(settings), device())
-        if documents.is_told(model):
+        if documents.takes_bounds(model):
             documents.attend_apart(teacher)
         return Prepared(feed, DistilledTokenLoss(loss, teacher, settings.distillation.weight).total, about)
 
