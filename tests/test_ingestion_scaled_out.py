@@ -1,18 +1,12 @@
-"""Batches that are made elsewhere, several at once: by Dagster's run launcher on Kubernetes, and as jobs of
-each launcher.
-"""
+"""Batches that are made elsewhere, as jobs of other launchers."""
 
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-import yaml
 
 from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.assets.graph import CaseGraph
@@ -26,15 +20,10 @@ from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests import s3_server as s3_servers
-from tests.kubernetes_double import IMAGE as POD_IMAGE
-from tests.kubernetes_double import NAMESPACE, Cluster
-from tests.launch_scenes import TESTS, wait_for
 from tests.test_launch_demo import place
 
 pytestmark = pytest.mark.long
 
-#: Rights of Dagster's own account, which may create Jobs.
-RULES = [{"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create", "get", "list"]}]
 ONE_FILE_EACH = {"documents": {"max_batch_files": 1}}
 
 
@@ -66,82 +55,6 @@ def snapshot_on_one_machine(use_case: UseCase, store: Store) -> Manifest:
         labeled[batch], _ = examples.validate(store, use_case, documents.keep(store, use_case, batch))
         tokenized[batch] = chunks.tokenize(store, use_case, labeled[batch])
     return snapshot.take(store, use_case, labeled, tokenized)
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join(map(str, [tmp_path / "project", TESTS.parent])),
-        **{"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)},
-    }
-    (tmp_path / "cluster").mkdir()
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with Cluster(tmp_path / "cluster", environment, RULES).serving() as cluster:
-        yield cluster
-
-
-def test_a_backfill_over_20_batches_on_4_pods_gives_the_snapshot_of_one_machine(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    cluster.num_places = 4
-    project = projects.create(tmp_path / "project", rows=1, **ONE_FILE_EACH)
-    deliver(project, 20)
-    launcher = {
-        "service_account_name": "dagster",
-        "job_image": POD_IMAGE,
-        "job_namespace": NAMESPACE,
-        "dagster_home": str(project.home),
-        "instance_config_map": "dagster-instance",
-        "load_incluster_config": False,
-        "kubeconfig_file": str(cluster.kubeconfig),
-        # Else a run that fails is a pod that succeeds.
-        "fail_pod_on_run_failure": True,
-    }
-    chosen = {
-        "run_launcher": {"module": "dagster_k8s", "class": "K8sRunLauncher", "config": launcher},
-        # All runs are launched at once; the cluster lets them wait until there is a place.
-        "run_coordinator": {"module": "dagster._core.run_coordinator", "class": "DefaultRunCoordinator"},
-        "telemetry": {"enabled": False},
-    }
-    (project.home / "dagster.yaml").write_text(yaml.safe_dump(chosen))
-    use_case = project.use_case()
-    with dg.DagsterInstance.from_config(str(project.home)) as instance:
-        store = open_store(use_case, instance)
-        names = cut(use_case, store)
-        instance.add_dynamic_partitions(f"{use_case.name}/batch", names)
-        command = [
-            "job",
-            "backfill",
-            "--job",
-            f"{use_case.name}_ingest",
-            "--all",
-            "--noprompt",
-            "--workspace",
-            "workspace.yaml",
-        ]
-        done = subprocess.run(
-            [sys.executable, "-m", "dagster", *command],
-            cwd=project.root,
-            env=project.env(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        ended = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE}
-        wait_for(
-            lambda: len(names) == len([run for run in instance.get_runs() if run.status in ended]),
-            "all runs ended",
-            3600,
-        )
-        assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.SUCCESS}
-        assert (len(names), len(cluster.created), cluster.most_at_once) == (20, 20, 4)
-    assert ingestion.done(store, use_case) == set(names)
-    there = snapshot_of(use_case, store)
-    assert (
-        there.content_digest == snapshot_on_one_machine(use_case, Store(str(tmp_path / "one"))).content_digest
-    )
 
 
 def ingest_there(
@@ -196,7 +109,7 @@ def ingest_there(
     return use_case, store, names
 
 
-@pytest.mark.parametrize("kind", ["ssh", "kubernetes", "ecs"])
+@pytest.mark.parametrize("kind", ["ssh", "kubernetes"])
 def test_a_batch_as_a_job_of_each_other_launcher_gives_the_snapshot_of_one_machine(
     kind: str, s3_env: s3_servers.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
