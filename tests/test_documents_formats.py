@@ -5,7 +5,6 @@ with it.
 import csv
 import io
 import json
-import re
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -15,12 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.batches import Batch
-from fullft_assets.documents.formats import is_readable, labels
+from fullft_assets.documents.formats import labels
 from fullft_assets.documents.reading import ReadBatch, read_documents, schema
 from fullft_assets.documents.sources import Folder
-from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from tests import project as projects
 
@@ -115,30 +112,6 @@ def pack(data: bytes, codec: str) -> bytes:
     with pa.CompressedOutputStream(out, codec) as stream:
         stream.write(data)
     return out.getvalue().to_pybytes()
-
-
-class TestNames:
-    def test_known_endings_also_packed(self) -> None:
-        readable = [
-            "a.jsonl",
-            "A.JSON",
-            "b.csv.gz",
-            "c.manifest.zst",
-            "d.txt",
-            "d.txt.zst",
-            "e.MD",
-            "f.html",
-            "g.pdf",
-            "h.parquet",
-        ]
-        assert [name for name in readable if not is_readable(name)] == []
-        others = [
-            "a.doc",
-            "a.pdf.gz",
-            "a.gz",
-            "a",
-        ]
-        assert [name for name in others if is_readable(name)] == []
 
 
 class TestContainers:
@@ -557,25 +530,6 @@ class TestEncodings:
         assert batch.table["text"].to_pylist() == ["good"]
         assert set(batch.unreadable) == {name, f"zeros-{name}"}
         assert all(why.startswith("binary data, not text") for why in batch.unreadable.values())
-
-
-class TestUnreadable:
-    def test_only_when_no_file_can_be_read_it_is_an_error(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl.gz").write_bytes(b"")
-        (tmp_path / "b.pdf").write_bytes(b"")
-        expected = (
-            f"{tmp_path}: {alias('a.jsonl.gz')} cannot be read (not a gzip archive: empty); fix the file and"
-            " deliver it again"
-        )
-        with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
-            read_batch(tmp_path)
-
-    @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.pdf", "a.txt", "a.json.zst"])
-    def test_a_dangling_link_is_named_with_the_systems_reason(self, tmp_path: Path, name: str) -> None:
-        (tmp_path / name).symlink_to(tmp_path / "nowhere")
-        (tmp_path / "good.jsonl").write_text('{"text": "good"}\n')
-        batch = read_batch(tmp_path)
-        assert (batch.unreadable, len(batch.table)) == ({name: "No such file or directory"}, 1)
 
 
 class TestPlainRecords:

@@ -36,12 +36,6 @@ def test_files_that_no_format_reads_are_counted_by_ending(tmp_path: Path) -> Non
         "num_not_read": 31,
         "not_read_by_ending": {".doc": 30, ".odt": 1},
     }
-    for path in project.documents.glob("*.jsonl"):
-        path.unlink()
-    assert outcome(project, use_case).severity == "warn", "the batch that was read goes on"
-    for path in project.documents.iterdir():
-        path.unlink()
-    assert outcome(project, use_case).passed
 
 
 def test_it_is_an_error_where_nothing_is_read(tmp_path: Path) -> None:

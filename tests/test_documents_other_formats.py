@@ -12,9 +12,6 @@ import pytest
 
 from fullft_assets.documents import formats
 from fullft_assets.documents.aliases import alias
-from fullft_assets.documents.formats import Delivered, Unreadable
-from fullft_assets.documents.reading import FileReader
-from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from tests import other_package
 
 #: Two formats, as a package would bring them: messages in one file, and a document that a parser reads.
@@ -159,11 +156,3 @@ def test_listing_the_endings_imports_no_parser() -> None:
         ".html",
         ".pdf",
     }
-
-
-def test_a_file_whose_package_is_gone_is_named() -> None:
-    reader = FileReader(DocumentsSettings(path="unused"), ExamplesSettings(label="kind"))
-    with pytest.raises(
-        Unreadable, match="^no format has its ending .letters; install the package that registers it$"
-    ):
-        reader.formats(Delivered(Path("a.letters.gz"), "a.letters.gz"))
