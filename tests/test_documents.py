@@ -85,15 +85,6 @@ class TestScan:
             " 1 .pdf.gz (notes.pdf.gz), 1 .xls (caf\\xe9.xls), 1 without an ending (REMARKS)"
         )
 
-    def test_a_missing_folder_is_one_line_with_the_fix(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            DataError,
-            match=re.escape(
-                f"{tmp_path}/no: folder not found; deliver the documents there or fix documents.path"
-            ),
-        ):
-            documents.Folder(tmp_path / "no").files()
-
     def test_linked_folders_are_followed_and_a_circle_ends(self, tmp_path: Path) -> None:
         hidden = tmp_path / "in/.hidden"
         hidden.mkdir(parents=True)

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets.documents.batches import Batch
-from fullft_assets.documents.formats import labels
 from fullft_assets.documents.reading import ReadBatch, read_documents, schema
 from fullft_assets.documents.sources import Folder
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
@@ -230,20 +229,6 @@ class TestContainers:
         rows = [row for row in read(tmp_path) if row["label"] is not None]
         assert {(row["id"], row["label"], row["group"]) for row in rows} == {("1", "true", "7")}
         assert len(rows) == 5
-
-    @pytest.mark.parametrize(
-        ("value", "name"),
-        [
-            (1.5, "1.5"),
-            (-0.0, "0"),
-            (1e300, "1e+300"),
-            (10**30, "1" + "0" * 30),
-            (False, "false"),
-            ("True", "True"),
-        ],
-    )
-    def test_other_values_keep_what_they_say(self, value: Any, name: str) -> None:
-        assert labels.name_of(value, "kind") == name
 
     def test_a_table_is_read_by_its_bars_or_its_ending(self, tmp_path: Path) -> None:
         (tmp_path / "b.csv").write_text("id|text|kind\n1|a, b|x\n")
@@ -624,12 +609,6 @@ class TestPlainRecords:
     def test_labels(self, tmp_path: Path, given: Any, labels: list[str] | None) -> None:
         row = one(tmp_path, {"text": "a", "topics": given}, MANY)
         assert (row["labels"], row["label"], row["problem"]) == (labels, None, None)
-
-    def test_labels_of_the_wrong_shape(self, tmp_path: Path) -> None:
-        assert (
-            one(tmp_path, {"text": "a", "topics": [["x"]]}, MANY)["problem"]
-            == "field `topics` is a list where a name or a number is expected"
-        )
 
     @pytest.mark.parametrize(
         "span",

@@ -246,7 +246,7 @@ def read_text(
             return read(decoded), ASCII if is_ascii else encoding
         except UnicodeError:
             continue
-    raise Unreadable(complaint(file, known_encoding or "utf-8-sig"))
+    raise Unreadable(_complaint(file, known_encoding or "utf-8-sig"))
 
 
 def _candidates(
@@ -262,7 +262,7 @@ def _candidates(
         yield detected_encoding
 
 
-def complaint(file: Delivered, encoding: str) -> str:
+def _complaint(file: Delivered, encoding: str) -> str:
     """Return why an encoding does not fit a file, with the number of the first bad line where lines can be
     found without decoding.
     """
@@ -288,25 +288,17 @@ def _decodes(line: bytes, encoding: str) -> bool:
     return True
 
 
-def decode(data: bytes, encoding_of_settings: str | None = None) -> str:
-    """Return the text of a whole document that is read by itself.
-
-    `encoding_of_settings` is the encoding that the settings name, a byte order mark is stronger.
+def decode(data: bytes) -> str:
+    """Return the text of a part of a document, which is read by itself.
 
     Raises:
         Unreadable: no encoding fits, or it is binary data.
     """
-    named_encoding = of_mark(data) or encoding_of_settings
-    candidates = [named_encoding] if named_encoding else ["utf-8-sig"]
-    if named_encoding is None and not _decodes(data, "utf-8-sig"):
-        candidates = list(filter(None, [alone(_scores_of_lines(data.splitlines(keepends=True)))]))
-    for encoding in candidates:
-        if _decodes(data, encoding):
-            text = data.decode(encoding)
-            _refuse_binary(text)
-            return text
-    raise Unreadable(
-        f"not {named_encoding}"
-        if named_encoding
-        else "not UTF-8, and no other encoding fits; set documents.encoding"
-    )
+    encoding: str | None = of_mark(data) or "utf-8-sig"
+    if not _decodes(data, encoding):
+        encoding = alone(_scores_of_lines(data.splitlines(keepends=True)))
+    if encoding is None or not _decodes(data, encoding):
+        raise Unreadable("not UTF-8, and no other encoding fits; set documents.encoding")
+    text = data.decode(encoding)
+    _refuse_binary(text)
+    return text
