@@ -8,7 +8,7 @@ them at once (`choose`).
 import codecs
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -72,7 +72,7 @@ def choose(files: Sequence[Scores]) -> list[str | None]:
     """Return the encoding of each file, or None where none is likely: the one that fits it, the more so the
     more files it fits best or nearly so.
     """
-    support: Counter[str] = Counter()
+    support: dict[str, float] = defaultdict(float)
     for scores in files:
         best = max(scores.values(), default=0.0)
         for name, score in scores.items():
