@@ -12,7 +12,7 @@ _MODULES = {
     "buckets": ("obstore",),
     "kreuzberg": ("kreuzberg",),
     "kubernetes": ("kubernetes",),
-    "office": ("docx", "openpyxl", "striprtf", "oxmsg", "compressed_rtf"),
+    "office": ("docx", "openpyxl", "striprtf"),
     "ui": ("dagster_webserver",),
 }
 EXTRAS = {module: extra for extra, modules in _MODULES.items() for module in modules}

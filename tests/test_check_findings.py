@@ -193,53 +193,6 @@ def test_rows_that_are_no_records_are_an_error(tmp_path: Path) -> None:
     assert problem in str(raised.value)
 
 
-def test_an_object_that_may_be_a_table_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:
-    case = use_case(tmp_path, [], group=None)
-    (tmp_path / "data/a.jsonl").unlink()
-    (tmp_path / "data/a.json").write_text(json.dumps({"data": projects.licence_rows(9)}))
-    with pytest.raises(SettingsError) as caught:
-        check_use_case(case)
-    assert str(caught.value).endswith(
-        "documents.path: 1 of 1 rows read (a.json:1): one object with an array of objects: if they are the"
-        " records, set documents.records to its path, such as `data` or `result.rows`"
-    )
-    settings = {"path": "data", "records": "data"}
-    case.yaml_path.write_text(YAML % (json.dumps(settings), json.dumps({"label": "kind"})))
-    assert " 9 rows was read" in check_use_case(load_use_case(case.yaml_path))
-
-
-def test_texts_that_may_not_be_read_or_are_not_there_are_an_error(tmp_path: Path) -> None:
-    (tmp_path / "data/texts").mkdir(parents=True)
-    (tmp_path / "data/texts/1.dat").write_text("The licence permits use.")
-    about = {"kind": 0, "kind-metadata": {"class-name": "notice"}, "expression": "e"}
-
-    def report(*references: str, **documents: Any) -> str:
-        rows = [{"source-ref": reference, **about} for reference in references]
-        projects.write_rows(tmp_path / "data/a.manifest", rows)
-        case = use_case(
-            tmp_path,
-            [{"text": "The licence permits use.", "kind": "notice", "expression": "e"}] * 3,
-            documents,
-        )
-        return check_use_case(case)
-
-    bucket = "its bucket is not that of documents.path, nor among documents.reference_buckets"
-    with pytest.raises(SettingsError) as raised:
-        report(*["s3://mail-text/1.txt"] * 4, reference_buckets=["mail-texts"])
-    near = f"source-ref cannot be read ({bucket})"
-    assert str(raised.value).endswith(
-        f"documents.reference_buckets: 4 of 7 rows read (a.manifest:1, a.manifest:2, a.manifest:3): {near}"
-    )
-    with pytest.raises(SettingsError) as raised:
-        report(*["text/1.dat"] * 5, "texts/1.dat")
-    missing = "source-ref cannot be read (No such file or directory)"
-    assert str(raised.value).endswith(
-        f"documents.path: 5 of 9 rows read (a.manifest:1, a.manifest:2, a.manifest:3): {missing}"
-    )
-    report("texts/1.dat", "texts/1.dat", "s3://mail-texts/1.txt", reference_buckets=["mail-texts"])
-    report(*["texts/1.dat"] * 20, "../secret.dat")
-
-
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [

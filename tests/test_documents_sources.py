@@ -1,12 +1,10 @@
-"""documents/sources: the same files from a folder, a saved dataset and a bucket; events of a queue lose none
-and repeat none.
-"""
+"""documents/sources: the same files from a folder and a bucket."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -34,27 +32,6 @@ def put(folder: Path, name: str, text: str = '{"text": "a"}\n', at: float = 1_70
     return path
 
 
-class TestFolder:
-    def test_a_saved_dataset_is_its_data_files_and_no_caches(self, tmp_path: Path) -> None:
-        import datasets
-
-        rows = projects.licence_rows(20)
-        parts = {
-            "train": datasets.Dataset.from_list(rows[:12]),
-            "more": datasets.Dataset.from_list(rows[12:]),
-        }
-        datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
-        (tmp_path / "saved/train/cache-0123456789abcdef.arrow").write_bytes(b"a map's result")
-        # Elsewhere these names are nothing special.
-        put(tmp_path / "saved", "plain/state.json")
-        found = [file.path for file in documents.Folder(tmp_path / "saved").files()]
-        assert found == [
-            "more/data-00000-of-00001.arrow",
-            "plain/state.json",
-            "train/data-00000-of-00001.arrow",
-        ]
-
-
 class TestS3:
     def test_lists_what_a_folder_would(self, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in (
@@ -67,9 +44,6 @@ class TestS3:
             "other/k.jsonl",
         ):
             put(bucket, name)
-        put(bucket, "mail/saved/state.json")
-        put(bucket, "mail/saved/dataset_info.json")
-        put(bucket, "mail/saved/data-00000-of-00001.arrow")
         prefix = S3Prefix(f"s3://{bucket.name}/mail/")
         found = prefix.files()
         local = documents.Folder(bucket / "mail").files()
@@ -150,17 +124,9 @@ class TestDocumentsOnS3:
     def test_rows_are_those_of_the_same_files_in_a_folder(
         self, letters: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import datasets
-
-        rows = projects.licence_rows(30)
+        rows = projects.licence_rows(20)
         projects.write_rows(letters.folder / "a b/lines ü.jsonl", rows[:10])
-        datasets.Dataset.from_list(rows[10:20]).save_to_disk(str(letters.folder / "saved"))
-        put(letters.folder, "job/texts/1.object", rows[20]["text"])
-        put(
-            letters.folder,
-            "job/output.manifest",
-            json.dumps({"source-ref": "texts/1.object", "id": "r", "kind": "notice"}) + "\n",
-        )
+        pq.write_table(pa.Table.from_pylist(rows[10:]), letters.folder / "a.parquet")
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "fetched"))
         (tmp_path / "fetched").mkdir()
         [batch] = letters.look().cut
@@ -179,7 +145,7 @@ class TestDocumentsOnS3:
         found = letters.rows(raw)
         ignoring_times = [{**row, "delivered_ns": 0} for row in found]
         assert ignoring_times == [{**row, "delivered_ns": 0} for row in expected.to_pylist()]
-        assert sorted(row["text"] for row in found) == sorted(row["text"] for row in rows[:21])
+        assert sorted(row["text"] for row in found) == sorted(row["text"] for row in rows)
 
     def test_a_broken_object_and_one_that_is_gone_are_named_and_the_rest_goes_on(
         self, letters: Bucket

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from fullft_assets import documents
 from fullft_assets.documents import windows
-from fullft_assets.errors import SettingsError
-from fullft_assets.settings import WindowSettings
 from fullft_assets.store import Store
 from tests import project as projects
 from tests.delivered import die_at_a_write
@@ -87,16 +84,6 @@ class TestByRows:
         assert cut == [["z.jsonl", "a.jsonl"], ["m.jsonl"]]
         assert counted == ["z.jsonl", "a.jsonl", "m.jsonl", "b.jsonl"]
 
-    def test_a_late_file_joins_the_next_window_and_changes_none_that_is_complete(self, feed: Feed) -> None:
-        feed.configure({"rows": 40})
-        feed.deliver("b.jsonl", 40, hours=2)
-        assert feed.cut() == [["b.jsonl"]]
-        feed.deliver("a.jsonl", 25, hours=1)
-        assert feed.look().open_window == "25 of 40 rows of the next window"
-        assert [window.name[:5] for window in documents.list_batches(feed.store, "letters", "window")] == [
-            "00001"
-        ]
-
     def test_a_file_that_is_rewritten_before_its_window_is_complete_counts_once(self, feed: Feed) -> None:
         feed.configure({"rows": 40})
         feed.deliver("a.jsonl", 30)
@@ -138,14 +125,6 @@ class TestByRows:
         assert made == [["0", "1"], ["2", "3"], ["4", "5"]]
         assert feed.look().open_window == "20 of 40 rows of the next window"
 
-    def test_all_rows_of_a_window_of_several_files_are_kept(self, feed: Feed) -> None:
-        feed.configure({"rows": 50})
-        feed.deliver("a.jsonl", 30)
-        feed.deliver("b.jsonl", 25, hours=1)
-        [window] = feed.look().cut
-        made = documents.keep(feed.store, feed.project.use_case(), window.name, "window")
-        assert documents.RawMetadata.of(made).num_rows == 55
-
 
 class TestByHours:
     def test_the_first_file_that_is_so_much_younger_begins_the_next_window(self, feed: Feed) -> None:
@@ -167,24 +146,3 @@ class TestByHours:
             feed.deliver(f"{day}.jsonl", 20, hours=24 * day + (365 * 24 if day < 3 else 0))
             cut += feed.cut(now=BEGAN + 24 * HOUR * day) + feed.cut(now=BEGAN + 24 * HOUR * day + 60)
         assert cut == [[f"{day}.jsonl"] for day in range(9)]
-
-
-def test_a_window_has_one_end() -> None:
-    for wrong in ({}, {"rows": 300, "hours": 24}):
-        with pytest.raises(ValidationError, match="give either rows or hours"):
-            WindowSettings.model_validate(wrong)
-
-
-def test_a_window_that_could_never_be_compared_is_refused(feed: Feed) -> None:
-    feed.project.configure(
-        monitoring={
-            "path": f"data/{feed.project.name}/production",
-            "min_window_rows": 50,
-            "window": {"rows": 30},
-        }
-    )
-    with pytest.raises(
-        SettingsError,
-        match="monitoring.min_window_rows: 50 is larger than a window of 30 rows",
-    ):
-        feed.project.use_case()

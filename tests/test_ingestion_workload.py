@@ -2,6 +2,8 @@
 themselves.
 """
 
+import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +19,13 @@ from fullft_assets.component import FullFineTune
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
+from fullft_assets.launchers.records import launches
 from fullft_assets.resources import open_store
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import ingestion as workload
 from tests import project as projects
+from tests.s3_server import S3Server
+from tests.test_launch_demo import place
 
 
 class InThisProcess:
@@ -38,19 +43,19 @@ class InThisProcess:
         return found
 
 
-def ingest(project: projects.Project, driver: InThisProcess) -> tuple[Store, bool]:
-    """Run the job `ingest` for the one batch of a project, and return its store and whether that went
-    well.
+def ingest(project: projects.Project, driver: InThisProcess | None = None) -> tuple[Store, bool]:
+    """Run the job `ingest` for the one batch of a project, in place of its launchers by a driver, and return
+    its store and whether that went well.
     """
     use_case = project.use_case()
     with dg.DagsterInstance.local_temp(str(project.home)) as instance:
         store = open_store(use_case, instance)
-        (batch,) = documents.cut_batches(store, use_case.name, project.documents, use_case.settings.documents)
+        source = documents.source_of(use_case)
+        (batch,) = documents.cut_batches(store, use_case.name, source, use_case.settings.documents)
         defs = FullFineTune(use_case).build_defs()
-        resources = {
-            **(defs.resources or {}),
-            CaseGraph(use_case).launcher_key: dg.ResourceDefinition.hardcoded_resource(driver),
-        }
+        resources = dict(defs.resources or {})
+        if driver is not None:
+            resources[CaseGraph(use_case).launcher_key] = dg.ResourceDefinition.hardcoded_resource(driver)
         assets = [each for each in defs.assets or () if isinstance(each, dg.AssetsDefinition)]
         chosen = [each for each in assets if each.keys & {CaseGraph(use_case).key(name) for name in INGEST}]
         instance.add_dynamic_partitions(f"{use_case.name}/batch", [batch.name])
@@ -85,6 +90,28 @@ def test_what_it_writes_is_what_the_assets_find_and_would_make_themselves(tmp_pa
         )
         assert [made.content_digest] == [each.content_digest for each in plain.artifacts("letters", stage)]
     assert len(ingestion.done(store, project.use_case())) == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["ssh", "kubernetes"])
+def test_a_job_of_another_launcher_makes_a_batch(
+    kind: str, s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    project = projects.create(tmp_path / "project", rows=60)
+    bucket = f"ingestion-{kind}-{os.getpid()}"
+    shutil.copytree(project.documents, s3_env.make_bucket(bucket) / "documents")
+    with place(kind, tmp_path, s3_env, monkeypatch) as section:
+        project.configure(
+            documents={"path": f"s3://{bucket}/documents"},
+            compute={"ingestion": {**section, "folder": str(project.root)}},
+            store=f"s3://{bucket}/store",
+        )
+        store, is_well = ingest(project)
+    (launch,) = launches(store, "letters")
+    assert is_well and (launch.workload, launch.state) == ("ingestion", "succeeded")
+    (made,) = store.artifacts("letters", "tokenized_chunks")
+    (sign,) = store.artifacts("letters", ingestion.STAGE)
+    assert sign.metadata["made"]["tokenized_chunks"] == made.ref, "made there, and found by the run"
 
 
 @pytest.mark.slow

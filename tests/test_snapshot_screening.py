@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -238,12 +237,11 @@ class TestEvaluationSets:
         projects.write_rows(project.root / "one.jsonl", rows)
         assert self.read(project, "one.jsonl").texts == ["Who signs a deed?", "a text"]
 
-    def test_tables_packed_files_and_saved_data_sets(self, project):
+    def test_tables_packed_files_and_exports(self, project):
         folder = project.root / "benchmarks"
         pq.write_table(pa.table({"text": ["from parquet"]}), folder / "table.parquet")
         with gzip.open(folder / "packed.jsonl.gz", "wt") as file:
             file.write(json.dumps({"text": "from gzip"}) + "\n")
-        Dataset.from_dict({"text": ["from a saved data set"]}).save_to_disk(folder / "saved")
         task = {"id": 1, "data": {"text": "from Label Studio"}, "annotations": []}
         (folder / "export.json").write_text(json.dumps([task]))
         (folder / "note.md").write_text("from Markdown\n")
@@ -251,7 +249,6 @@ class TestEvaluationSets:
         assert [text.strip() for text in found.texts] == [
             "from Label Studio",
             "from Markdown",
-            "from a saved data set",
             "from gzip",
             "from parquet",
         ]

@@ -186,7 +186,7 @@ ONE_MISTAKE = {
         GOOD.replace("path: data/licences", "format: csv"),
         (
             "4: documents.path: missing; Folder with the delivered files, relative to the project root; or"
-            " s3://bucket/prefix; or a folder saved by `datasets`."
+            " s3://bucket/prefix."
         ),
     ),
     "missing section": (
@@ -571,7 +571,7 @@ ONE_MISTAKE = {
         GOOD.replace("path: data/licences", "path: data/licences\n    format: cvs"),
         (
             "6: documents.format: cvs is not one of auto, label_studio, argilla, ground_truth, jsonl, json,"
-            " csv, parquet, arrow, text, html, pdf, docx, xlsx, eml, mbox, msg, rtf, xml, zip, kreuzberg; did"
+            " csv, parquet, text, html, pdf, docx, xlsx, eml, mbox, rtf, xml, kreuzberg; did"
             " you mean `csv`?"
         ),
     ),

@@ -10,7 +10,7 @@ from fullft_assets.base_model import BaseModelHeader, find_base_model, read_head
 from fullft_assets.checking.corpus import READ_BYTES, Corpus, look_at_documents, look_at_production
 from fullft_assets.checking.sample import field_problems, label_findings, log_problems
 from fullft_assets.checking.yaml_source import Key, read_source
-from fullft_assets.documents.delivery import kept_out, left_in_place, skipped
+from fullft_assets.documents.delivery import left_in_place, skipped
 from fullft_assets.planning import state_bytes
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -58,8 +58,6 @@ def check_use_case(use_case: UseCase) -> str:
     if settings.monitoring.path is not None and not task_of(settings.examples).detects_drift:
         watched = ", ".join(name for name, task in TASKS.all().items() if task.detects_drift)
         rows["monitoring"] = f"predictions only: drift is watched for the task {watched} alone"
-    if corpus.kept_out:
-        (rows["kept out"],) = kept_out(corpus.kept_out, named=True)
     if corpus.others:
         (rows["not read"],) = left_in_place(corpus.others, named=True)
     if corpus.skipped:

@@ -8,7 +8,7 @@ import heapq
 import random
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ READ_BYTES = 50 * 2**20
 #: after so many bytes.
 SAMPLE_ROWS = 2_000
 SAMPLE_BYTES = 20 * 2**20
-#: Rows of a file of another format that are read, at least.
-_LEAST_ROWS_A_FILE = 20
 #: Production files whose rows are looked at.
 _NEWEST_FILES = 100
 #: So many files of formats that are slow to read are opened, and only up to so many bytes each.
@@ -47,8 +45,6 @@ class Sampled:
         place: its file and its number there.
         text_field: the field that the text was looked for in.
         is_plain: its label is a field of the record, as in no export.
-        is_elsewhere: its text is in another file or object, which is not opened.
-        is_refused: it is elsewhere, and may not be read there or is not there.
     """
 
     record: dict[str, Any]
@@ -56,8 +52,6 @@ class Sampled:
     place: str
     text_field: str
     is_plain: bool
-    is_elsewhere: bool
-    is_refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,8 +69,6 @@ class Corpus:
     num_files_drawn: int | None = None
     #: Delivered files whose endings are not read.
     others: list[str] = field(default_factory=list)
-    #: Those of test splits of a saved `DatasetDict`.
-    kept_out: list[str] = field(default_factory=list)
     #: Why other entries of the folder are excluded, by path.
     skipped: dict[str, str] = field(default_factory=dict)
     sample: list[Sampled] = field(default_factory=list)
@@ -102,7 +94,6 @@ def look_at_documents(use_case: UseCase) -> Corpus:
         note=look.note,
         num_files_drawn=len(drawn_files) if len(drawn_files) < len(files) else None,
         others=source.others,
-        kept_out=source.kept_out,
         skipped=source.skipped,
         sample=sample,
     )
@@ -129,11 +120,8 @@ def look_at_production(use_case: UseCase) -> list[Sampled]:
 def _look_at(
     source: Source, files: list[SourceFile], settings: UseCaseSettings, log: LogSettings | None = None
 ) -> tuple[_Look, list[Sampled]]:
-    rows_a_file = max(_LEAST_ROWS_A_FILE, SAMPLE_ROWS // max(1, len(files)))
-    with FileReader(
-        source, settings.documents, settings.examples, all_fields=True, look_rows=rows_a_file, log=log
-    ) as reader:
-        look = _Look(reader, rows_a_file)
+    with FileReader(settings.documents, settings.examples, all_fields=True, log=log) as reader:
+        look = _Look(reader)
         # From all over the delivery: a folder often has one label.
         for file in random.Random(0).sample(files, len(files)):
             look.add(source, file)
@@ -152,32 +140,23 @@ class _Drawn:
     reading: Reading = field(compare=False)
 
     def sampled(self) -> Sampled:
-        fetched: list[str | OSError] = []
-
-        def fetch(references: list[str]) -> list[str | OSError]:
-            fetched.extend(self.reading.fetch(references))
-            return fetched
-
-        rows = self.meaning.rows([(self.number, self.record)], replace(self.reading, fetch=fetch))
+        rows = self.meaning.rows([(self.number, self.record)], self.reading)
         row = next((row for _, row in rows), {})
         record = self.record if isinstance(self.record, dict) else {}
         text_field = self.reading.wanted.text or self.meaning.text
-        is_refused = any(isinstance(text, OSError) for text in fetched)
-        place = f"{self.file}:{self.number}"
-        return Sampled(record, row, place, text_field, not self.meaning.written_as, bool(fetched), is_refused)
+        return Sampled(record, row, f"{self.file}:{self.number}", text_field, not self.meaning.written_as)
 
 
 class _Look:
-    """Draws rows: files of rows are read within `READ_BYTES` in all, of others some rows each."""
+    """Draws rows: files of rows are read within `READ_BYTES` in all, whole documents within other bounds."""
 
-    def __init__(self, reader: FileReader, rows_a_file: int) -> None:
+    def __init__(self, reader: FileReader) -> None:
         self.is_cut = False
         self.has_unopened = False
         #: Why files cannot be read, by path.
         self._unreadable: dict[str, str] = {}
         self._drawn: list[_Drawn] = []
         self._reader = reader
-        self._rows_a_file = rows_a_file
         #: Bytes of files of rows that were read, unpacked.
         self._read_bytes = 0
         #: Bytes of the other files that were opened for the sample, and how many of these are slow to read.
@@ -207,7 +186,7 @@ class _Look:
 
     def _add(self, path: Path, file: SourceFile) -> None:
         written, _ = self._reader.formats(Delivered(path, file.path))
-        if not (written.is_whole_file or written.has_row_groups):
+        if not written.is_whole_file:
             head = Head(READ_BYTES - self._read_bytes)
             if head.max_bytes > 0:
                 self._read(Delivered(path, file.path, head=head))
@@ -226,7 +205,7 @@ class _Look:
         self._read(Delivered(path, file.path))
 
     def _read(self, file: Delivered) -> None:
-        """Read a file's rows until its head ends, without a head only its part of the sample."""
+        """Read a file's rows until its head ends."""
 
         def take(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> list[_Drawn]:
             # Seeded anew: a file may be read again in another encoding.
@@ -234,7 +213,7 @@ class _Look:
             sample = list(self._drawn)
             number, record = 0, None
             try:
-                for count, (number, record) in enumerate(records, start=1):
+                for number, record in records:
                     number_drawn = draw.random()
                     if len(sample) < SAMPLE_ROWS or number_drawn > sample[0].draw:
                         heapq.heappush(
@@ -242,8 +221,6 @@ class _Look:
                         )
                     if len(sample) > SAMPLE_ROWS:
                         heapq.heappop(sample)
-                    if file.head is None and count >= self._rows_a_file:
-                        break
             except Unreadable:
                 if file.head is None or not file.head.is_cut:
                     raise

@@ -16,7 +16,7 @@ from fullft_assets.alerts import channel_problems
 from fullft_assets.base_model import BaseModelHeader, own_code, read_header, resolve_base_model, suggest_path
 from fullft_assets.checking.yaml_source import Key, did_you_mean
 from fullft_assets.documents.aliases import shown_path
-from fullft_assets.documents.formats import FORMATS, is_readable, known_endings, office, reads_any_ending
+from fullft_assets.documents.formats import FORMATS, is_readable, known_endings, reads_any_ending
 from fullft_assets.documents.formats.encodings import is_encoding
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError, SettingsError
@@ -358,11 +358,6 @@ def _document_problems(settings: UseCaseSettings, root: Path) -> Iterator[Proble
             ("monitoring", "path"),
             f"{production} overlaps documents.path ({documents.path}); production documents need a folder"
             " apart",
-        ),
-        (
-            documents.pdf.recognises and not office.recognizer_is_installed(),
-            ("documents", "pdf", "pages_without_text"),
-            "needs RapidOCR; pip install 'fullft-assets[ocr]'",
         ),
     )
     encoding = documents.encoding

@@ -86,13 +86,12 @@ def _lacking(
 
 
 def _unusable(sample: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
-    rows = [row for row in sample if row.is_refused or not row.record]
+    rows = [row for row in sample if not row.record]
     if len(rows) > most * len(sample):
-        is_object = "://" in str(rows[0].record.get("source-ref"))
         problem = rows[0].row.get("problem")
         hint = _NO_HEADER if _is_of_table(rows[0]) else ""
         counted = f"{len(rows):,} of {len(sample):,} rows read ({_places(rows)})"
-        yield ("documents", "reference_buckets" if is_object else "path"), f"{counted}: {problem}{hint}"
+        yield ("documents", "path"), f"{counted}: {problem}{hint}"
 
 
 def _is_of_table(row: Sampled) -> bool:
@@ -170,8 +169,7 @@ def _named(settings: UseCaseSettings, rows: list[Sampled]) -> Iterator[tuple[Key
     documents = settings.documents
     examples = settings.examples
     task = task_of(settings.examples)
-    if not any(row.is_elsewhere for row in rows):
-        yield ("documents", "text"), "messages" if task.has_messages else "text", rows[0].text_field
+    yield ("documents", "text"), "messages" if task.has_messages else "text", rows[0].text_field
     if documents.id != DocumentsSettings.model_fields["id"].default:
         yield ("documents", "id"), "id", documents.id
     if task.has_labels and examples.label is not None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.documents import Folder
 from fullft_assets.documents.formats import Delivered, Record, Unreadable, name_of_format
 from fullft_assets.documents.formats.rows import value_of
 from fullft_assets.documents.reading import FileReader
@@ -100,7 +99,7 @@ def read_texts(path: Path, settings: UseCaseSettings) -> Iterator[_Row]:
         )
     try:
         if written_as in _OF_RECORDS:
-            with FileReader(Folder(path.parent), documents, settings.examples, all_fields=True) as reader:
+            with FileReader(documents, settings.examples, all_fields=True) as reader:
                 numbered, _ = reader.read(
                     Delivered(path, path.name), lambda records, meaning, reading: list(records)
                 )

@@ -392,7 +392,6 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
     # Where nothing was cut, the sensor says it.
     waiting = [look.open_window] if look.cut and look.open_window else []
     for line in (
-        *documents.kept_out(look.kept_out, named=True),
         *lines,
         *documents.skipped(look.skipped, named=True),
         *waiting,

@@ -16,7 +16,6 @@ from fullft_assets.documents.delivery import (
     FILES_ARE_READ,
     Look,
     check_leftovers,
-    kept_out,
     last_arrival,
     left_in_place,
     look,

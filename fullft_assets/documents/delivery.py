@@ -42,8 +42,6 @@ class Look:
     notes: list[str]
     #: Paths that were met and left in place because their endings are not read; one of the notes counts them.
     others: list[str] = field(default_factory=list)
-    #: Paths of test splits, which one of the notes counts as well.
-    kept_out: list[str] = field(default_factory=list)
     #: Why other entries of a folder were skipped, by path; one of the notes counts them as well.
     skipped: Mapping[str, str] = field(default_factory=dict)
     #: The listing of a bucket has not reached its end; the next look goes on.
@@ -140,7 +138,6 @@ def _look(
             kind,
             _count_endings(source.others),
             len(settled) + len(unsettled),
-            len(source.kept_out),
         )
         waiting = batches.num_new(store, case, unsettled, kind)
         if waiting:
@@ -150,12 +147,9 @@ def _look(
             ]
         elif not (settled or unsettled):
             notes = ["there is no document that can be read"]
-    notes += kept_out(source.kept_out, named=False)
     notes += left_in_place(source.others, named=False)
     notes += skipped(source.skipped, named=False)
-    return Look(
-        new_batches, waiting, notes, source.others, source.kept_out, source.skipped, goes_on=bool(after)
-    )
+    return Look(new_batches, waiting, notes, source.others, source.skipped, goes_on=bool(after))
 
 
 def left_in_place(others: Sequence[str], *, named: bool) -> list[str]:
@@ -181,14 +175,6 @@ def left_in_place(others: Sequence[str], *, named: bool) -> list[str]:
         f"{len(others):,} file(s) are left in place because their endings are not read:"
         f" {', '.join(shown)}{more}"
     ]
-
-
-def kept_out(paths: Sequence[str], *, named: bool) -> list[str]:
-    """Return one line that counts the files of test splits; none where there is none. `named`: with the first
-    one, on a terminal.
-    """
-    first = f" ({shown_path(paths[0])})" if named and paths else ""
-    return [f"{len(paths):,} file(s) of test splits are kept out of training{first}"] if paths else []
 
 
 def skipped(why: Mapping[str, str], *, named: bool) -> list[str]:
@@ -225,12 +211,11 @@ def _list_on(
     if len(new_batches) < batches.MAX_CUTS:
         counts_left = Counter(position.get("left", {})) + _count_endings(source.others)
         num_read = position.get("num_read", 0) + len(files)
-        num_kept_out = position.get("num_kept_out", 0) + len(source.kept_out)
         next_position = {"place": source.uri, "after": after}
         if after:
-            next_position |= {"left": counts_left, "num_read": num_read, "num_kept_out": num_kept_out}
+            next_position |= {"left": counts_left, "num_read": num_read}
         else:
-            _remember_leftovers(store, case, kind, counts_left, num_read, num_kept_out)
+            _remember_leftovers(store, case, kind, counts_left, num_read)
         if next_position != position:
             store.write_pointer(name, next_position)
     return new_batches, after
@@ -256,9 +241,9 @@ def _ending(path: str) -> str:
 
 
 def _remember_leftovers(
-    store: Store, case: str, kind: Kind, counts: Mapping[str, int], num_read: int, num_kept_out: int
+    store: Store, case: str, kind: Kind, counts: Mapping[str, int], num_read: int
 ) -> None:
-    counts_of_look = {"by_ending": dict(counts), "num_read": num_read, "num_kept_out": num_kept_out}
+    counts_of_look = {"by_ending": dict(counts), "num_read": num_read}
     if store.read_pointer(f"{case}/left/{kind}") != counts_of_look:
         store.write_pointer(f"{case}/left/{kind}", counts_of_look)
 
@@ -267,8 +252,7 @@ def check_leftovers(store: Store, case: str) -> CheckOutcome:
     """Return whether all files delivered for training are read, by the last complete look: a warning if not,
     an error if none is read.
     """
-    nothing = {"by_ending": {}, "num_read": 0, "num_kept_out": 0}
-    last_look = store.read_pointer(f"{case}/left/batch") or nothing
+    last_look = store.read_pointer(f"{case}/left/batch") or {"by_ending": {}, "num_read": 0}
     counts: dict[str, int] = last_look["by_ending"]
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = dict(most[:_SHOWN_ENDINGS])
@@ -286,10 +270,5 @@ def check_leftovers(store: Store, case: str) -> CheckOutcome:
             if num_left
             else ""
         ),
-        metadata={
-            "num_read": num_read,
-            "num_not_read": num_left,
-            "not_read_by_ending": shown,
-            "num_in_test_splits": last_look["num_kept_out"],
-        },
+        metadata={"num_read": num_read, "num_not_read": num_left, "not_read_by_ending": shown},
     )

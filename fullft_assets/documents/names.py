@@ -1,8 +1,7 @@
 """names: which files of a delivery are about its documents, and which belong to a split of its own.
 
 Parts of a delivery may be named as the splits of a data set, such as `train/` and `test/`, or train.csv and
-test.csv. Of a saved `DatasetDict` the test split is kept out (`sources`). Elsewhere a name alone decides
-nothing: all files are split anew.
+test.csv. A name alone decides nothing: all files are split anew.
 """
 
 import re
@@ -17,9 +16,6 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _ALWAYS = {"dataset_infos.json", "dataset_dict.json"}
-#: Names of splits that a model is tested on.
-TEST_NAMES = "test|eval|evaluation|heldout|held_out|holdout"
-_TEST_SPLITS = re.compile(rf"(?:{TEST_NAMES})(?:[_-].*)?", re.IGNORECASE)
 
 
 def is_about(path: str) -> bool:
@@ -33,17 +29,11 @@ def is_about(path: str) -> bool:
     return name in _ALWAYS or ("/" not in path and _ABOUT.fullmatch(name) is not None)
 
 
-def is_ignored(path: str) -> bool:
-    """Return whether a member of an archive is hidden, about the others, or a program's own."""
-    return path.startswith((".", "__MACOSX/", "_")) or "/." in path or is_about(path)
-
-
-def is_test_split(name: str) -> bool:
-    """Return whether a split of a saved `DatasetDict` is one that a model is tested on."""
-    return _TEST_SPLITS.fullmatch(name) is not None
-
-
-_KINDS = {"train": "train|training", "validation": "valid|validation|val|dev", "test": TEST_NAMES}
+_KINDS = {
+    "train": "train|training",
+    "validation": "valid|validation|val|dev",
+    "test": "test|eval|evaluation|heldout|held_out|holdout",
+}
 #: The name of a folder or file: what is before the split, the split, and perhaps a number or the like
 #: (`train-00000-of-00002`).
 _NAME = re.compile(

@@ -19,7 +19,7 @@ from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind, read_batch
 from fullft_assets.documents.delivery import source_of
 from fullft_assets.documents.erasure import without_erased
-from fullft_assets.documents.formats import FORMATS, encodings, name_of_format, office
+from fullft_assets.documents.formats import FORMATS, encodings, name_of_format
 from fullft_assets.documents.reading import RawMetadata, ReadBatch, read_documents, schema
 from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
@@ -30,7 +30,7 @@ from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
 
-VERSION = "12"
+VERSION = "13"
 READABLE = CheckSpec("files_are_readable", "Every file could be read.")
 PAGES_HAVE_TEXT = CheckSpec("pages_have_text", "Every page of the PDFs has text.")
 ENCODINGS_AGREE = CheckSpec(
@@ -45,7 +45,7 @@ _OF_FORMATS = ("header", "csv", "mail", "pdf")
 #: Settings that may be removed without reading again: their column of rows that were read before is emptied.
 _DROPPABLE = ("group", "domain", "slice_by")
 #: Settings that define how a file is read, not what its rows mean.
-_HOW_READ = ("format", "encoding", "reference_buckets", "masked")
+_HOW_READ = ("format", "encoding", "masked")
 #: Raw documents made with other settings that are searched for a file which was deleted.
 _MOST_REMEMBERED = 20
 
@@ -102,7 +102,7 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
         )
         checks = [
             _readable_check(source, batch, read.unreadable, plan.changed),
-            _pages_check(source, read.pages_without_text, use_case.settings.documents.pdf.recognises),
+            _pages_check(source, read.pages_without_text),
         ]
         return metadata.as_dict(), [*checks, _encodings_check(source, read)] if kind == "batch" else checks
 
@@ -156,7 +156,7 @@ class _Before:
     @property
     def wanting(self) -> list[str]:
         """The settings that ask for something that these rows do not have."""
-        was = _under_todays_keys(self.manifest.settings)
+        was = self.manifest.settings
         changed = [
             name for name, value in self.settings.items() if was.get(name) != value and name not in _HOW_READ
         ]
@@ -187,14 +187,6 @@ class _Before:
                     table.column_names.index(name), columns.field(name), pa.nulls(len(table), pa.string())
                 )
         return table
-
-
-def _under_todays_keys(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of raw documents that an earlier release read, under the keys of this release."""
-    csv = dict(recorded.get("csv", {}))
-    header = csv.pop("header", None)
-    records = recorded.get("xml", {}).get("record") or recorded.get("records")
-    return {"header": header, **recorded, "csv": csv, "records": records}
 
 
 class _Plan:
@@ -269,7 +261,7 @@ class _Plan:
         files = self.as_cut + self.missing
         if files:
             with self.source.fetched(files):
-                read = self._read_files(files, use_case, store.url)
+                read = self._read_files(files, use_case)
         for ref in dict.fromkeys(before.manifest.ref for before in self.carried.values()):
             paths = [path for path, before in self.carried.items() if before.manifest.ref == ref]
             parts.append(self.carried[paths[0]].rows(store, paths, self.columns))
@@ -277,7 +269,7 @@ class _Plan:
             read, table=pa.concat_tables([read.table, *parts]), unreadable=self.unreadable | read.unreadable
         )
 
-    def _read_files(self, files: list[SourceFile], use_case: UseCase, store_url: str) -> ReadBatch:
+    def _read_files(self, files: list[SourceFile], use_case: UseCase) -> ReadBatch:
         settings = use_case.settings
         try:
             documents_read = read_documents(
@@ -286,7 +278,6 @@ class _Plan:
                 settings.documents,
                 settings.examples,
                 bool(self.carried or self.taken_away),
-                store_url,
                 self.log,
             )
         except DataError:
@@ -313,27 +304,16 @@ def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     """Return the settings that shape the raw documents, or a window's production documents."""
     settings = use_case.settings
     chosen_settings = settings.documents.model_dump(
-        include={
-            "format",
-            "records",
-            "text",
-            "id",
-            "annotator",
-            "encoding",
-            "reference_buckets",
-            *_OF_FORMATS,
-        }
+        include={"format", "records", "text", "id", "annotator", "encoding", *_OF_FORMATS}
     )
     masked = {"masked": kinds} if (kinds := masked_kinds(use_case)) else {}
     log = settings.monitoring.log if kind == "window" else None
     logged = {} if log is None else {"log": log.model_dump()}
-    models = {"ocr": office.recognizer_version()} if settings.documents.pdf.recognises else {}
     return {
         **chosen_settings,
         **settings.examples.model_dump(include={*_OF_EXAMPLES}),
         **masked,
         **logged,
-        **models,
     }
 
 
@@ -361,20 +341,22 @@ def was_kept(store: Store, case: str, name: str, kind: Kind = "batch") -> bool:
     return store.read_pointer(f"latest/{case}/{_stage(kind)}/{name}") is not None
 
 
+def _first(places: list[str]) -> str:
+    more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
+    return "; ".join(places[:5]) + more
+
+
 def _readable_check(
     source: Source, batch: Batch, unreadable: dict[str, str], changed: set[str]
 ) -> CheckOutcome:
     wrong = [path for path in unreadable if path not in changed]
     named = [*wrong, *(path for path in unreadable if path in changed)]
-    places = "; ".join(f"{alias(path)}: {unreadable[path]}" for path in named[:5])
-    more = f" and {len(named) - 5:,} more" if len(named) > 5 else ""
+    places = _first([f"{alias(path)}: {unreadable[path]}" for path in named])
     return CheckOutcome(
         name=READABLE.name,
         passed=not wrong,
         severity="warn",
-        description=(
-            f"{source.uri}: {places}{more}{'; fix and deliver again' if wrong else ''}" if named else ""
-        ),
+        description=(f"{source.uri}: {places}{'; fix and deliver again' if wrong else ''}" if named else ""),
         metadata={"num_files": len(batch.files), "num_unreadable": len(wrong), "num_changed": len(changed)},
     )
 
@@ -407,16 +389,13 @@ def _encodings_check(source: Source, read: ReadBatch) -> CheckOutcome:
     )
 
 
-def _pages_check(source: Source, pages: dict[str, int], is_recognised: bool) -> CheckOutcome:
-    places = "; ".join(f"{alias(path)}: {number:,} page(s)" for path, number in list(pages.items())[:5])
-    more = f" and {len(pages) - 5:,} more" if len(pages) > 5 else ""
-    what = "perhaps scanned; recognise the text (OCR), or set documents.pdf.pages_without_text"
-    if is_recognised:
-        what = "which was recognised: look at some of it, as it has errors that nothing marks"
+def _pages_check(source: Source, pages: dict[str, int]) -> CheckOutcome:
+    places = _first([f"{alias(path)}: {number:,} page(s)" for path, number in pages.items()])
+    what = "perhaps scanned; recognise the text, such as with ocrmypdf"
     return CheckOutcome(
         name=PAGES_HAVE_TEXT.name,
         passed=not pages,
         severity="warn",
-        description=f"{source.uri}: {places}{more} without text, {what}" if pages else "",
+        description=f"{source.uri}: {places} without text, {what}" if pages else "",
         metadata={"num_files_with_such_pages": len(pages), "num_pages_without_text": sum(pages.values())},
     )

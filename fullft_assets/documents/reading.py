@@ -1,23 +1,18 @@
 """Delivered files -> a table with one row a record, malformed ones included.
 
 A file is read to its end or not at all: one that cannot be read is named with the reason, and the others are
-read. The rows of a manifest may name texts: files of the delivery folder, or objects of the buckets that may
-be read.
+read.
 """
 
 from __future__ import annotations
 
-import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
-from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,17 +26,15 @@ from fullft_assets.documents.formats import (
     Reading,
     Record,
     Unreadable,
-    bounded,
     encodings,
     ending_of,
     name_of_format,
 )
-from fullft_assets.documents.formats.delivered import MAX_TEXT_BYTES
+from fullft_assets.documents.formats.bounded import ReaderProcess
 from fullft_assets.documents.formats.encodings import Scores
 from fullft_assets.documents.formats.registered import plain_rows
 from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT, Row, Wanted
-from fullft_assets.documents.formats.sniffing import format_of_content
-from fullft_assets.documents.sources import S3Prefix, Source, SourceFile
+from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings
 from fullft_assets.store.metadata import Metadata, Private
@@ -117,101 +110,6 @@ class RawMetadata(Metadata):
     taken_away: Annotated[list[str] | None, Private.FILES] = None
 
 
-#: Objects that are fetched at a time.
-_FETCHERS = 16
-_S3 = "s3://"
-
-
-class References:
-    """Fetches what references name. They are read with all rights of the run, so where they may point is
-    bounded.
-
-    Args:
-        source: the delivery; its bucket may be read.
-        documents: encoding, and other buckets that may be read.
-        out_of_reach: the URL of the store, below which nothing is read.
-    """
-
-    def __init__(self, source: Source, documents: DocumentsSettings, out_of_reach: str | None = None):
-        self._source = source
-        self._encoding = documents.encoding
-        own_buckets = [source.uri.removeprefix(_S3).partition("/")[0]] if source.uri.startswith(_S3) else []
-        self._buckets = {*own_buckets, *documents.reference_buckets}
-        self._out_of_reach = None if out_of_reach is None else f"{out_of_reach.rstrip('/')}/"
-
-    def texts(self, manifest: str, references: Sequence[str]) -> list[str | OSError]:
-        """Return the text that each reference names, or why it cannot be read.
-
-        Raises:
-            DataError: S3 cannot be reached.
-        """
-
-        def fetch(reference: str) -> str | OSError:
-            try:
-                with self._local(manifest, reference) as local:
-                    return encodings.decode(local.read_bytes(), self._encoding)
-            except OSError as error:
-                return error
-            except Unreadable as error:
-                return OSError(str(error))
-
-        with ThreadPoolExecutor(_FETCHERS) as pool:
-            return list(pool.map(fetch, references))
-
-    def refusal(self, manifest: str, reference: str) -> OSError | None:
-        """Return why a reference cannot be read, as far as this is known without an answer of S3; None:
-        nothing speaks against it.
-        """
-        try:
-            if "://" in reference:
-                self._object(reference)
-            else:
-                with self._local(manifest, reference):
-                    pass
-        except OSError as error:
-            return error
-        return None
-
-    @contextmanager
-    def _local(self, manifest: str, reference: str) -> Iterator[Path]:
-        source, path = self._source, posixpath.join(posixpath.dirname(manifest), reference)
-        if "://" in reference:
-            bucket, path = self._object(reference)
-            # Where S3 does not answer the row would have no text even once it answers again: this raises
-            # `DataError`, so that the run fails, and a later one reads all of it.
-            source = S3Prefix(f"{_S3}{bucket}")
-            if (about := source.status(path)) is not None:
-                _refuse_large(about.bytes)
-        else:
-            path = posixpath.normpath(path)
-            if path.startswith(("/", "../")) or "\0" in path:
-                raise OSError("outside of the delivery folder")
-        with source.local(path) as local:
-            _refuse_large(local.stat().st_size)
-            yield local
-
-    def _object(self, reference: str) -> tuple[str, str]:
-        if not reference.startswith(_S3):
-            raise OSError("neither a path nor an s3:// address")
-        bucket, _, key = reference.removeprefix(_S3).partition("/")
-        if not (bucket and key):
-            raise OSError("an s3:// address without a bucket or a key")
-        if bucket not in self._buckets:
-            raise OSError("its bucket is not that of documents.path, nor among documents.reference_buckets")
-        # However the address is written: `//` and `/./` are part of a key for S3, not for every server.
-        if (
-            self._out_of_reach is not None
-            and f"{_S3}{bucket}{posixpath.normpath('/' + key.lstrip('/'))}/".startswith(self._out_of_reach)
-        ):
-            raise OSError("in the store, which no document may name")
-        return bucket, key
-
-
-def _refuse_large(num_bytes: int) -> None:
-    if num_bytes > MAX_TEXT_BYTES:
-        raise OSError(f"larger than {MAX_TEXT_BYTES // 2**20:,} MiB; split it")
-
-
 T = TypeVar("T")
 #: Makes something of a file's records, given the format that defines what they mean.
 Take = Callable[[Iterator[tuple[int, Record]], Format, Reading], T]
@@ -264,7 +162,6 @@ def read_documents(
     documents: DocumentsSettings,
     examples: ExamplesSettings,
     may_be_empty: bool = False,
-    out_of_reach: str | None = None,
     log: LogSettings | None = None,
 ) -> ReadBatch:
     """Read a batch's files.
@@ -275,7 +172,6 @@ def read_documents(
         documents: formats, encoding and field names.
         examples: the task, and the fields of label, group and domain.
         may_be_empty: it is no error if not one file can be read.
-        out_of_reach: the URL of the store, below which no reference of a file is followed.
         log: the fields of what a model answered, where rows have them.
 
     Returns:
@@ -291,7 +187,7 @@ def read_documents(
     room = bound = max(MAX_BATCH_BYTES, 2 * batch.num_bytes)
     columns = schema(is_logged=log is not None)
     rows = _Rows(columns)
-    with FileReader(source, documents, examples, out_of_reach=out_of_reach, log=log) as reader:
+    with FileReader(documents, examples, log=log) as reader:
 
         def read_file(file: SourceFile, decide: Callable[[Scores], str | None]) -> None:
             nonlocal room
@@ -389,38 +285,27 @@ def _wait(scores: Scores) -> str | None:
 
 
 class FileReader:
-    """Reads files of a source one after the other. A context: what the files of a format share is closed at
-    its end.
+    """Reads files one after the other. A context: the process that reads most formats ends with it.
 
     Args:
-        source: where the files are delivered.
         documents: formats, encoding and field names.
         examples: the task, and the fields of label, group and domain.
         all_fields: read all fields of a record, not only those that its row needs.
-        look_rows: a quick look: of a table about so many rows are read, from all over it, and of a reference
-            only whether it may be read; its text is empty. Default: everything is read.
-        out_of_reach: the URL below which no reference of a file is followed.
         log: the fields of what a model answered, where rows have them.
     """
 
     def __init__(
         self,
-        source: Source,
         documents: DocumentsSettings,
         examples: ExamplesSettings,
         *,
         all_fields: bool = False,
-        look_rows: int | None = None,
-        out_of_reach: str | None = None,
         log: LogSettings | None = None,
     ):
         self._documents = documents
-        self._references = References(source, documents, out_of_reach)
         self._wanted = Wanted.of(documents, examples, log)
         self._all_fields = all_fields
-        self._look_rows = look_rows
-        self._stack = ExitStack()
-        self._shared: dict[Any, Any] = {}
+        self._process = ReaderProcess()
 
     def __enter__(self) -> FileReader:
         return self
@@ -428,20 +313,15 @@ class FileReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._shared.clear()
-        self._stack.close()
+        self._process.close()
 
     def formats(self, file: Delivered) -> tuple[Format, Format]:
-        """Return how a file's records are written, and the format that defines what they mean; `auto` looks
-        at its content as well.
+        """Return how a file's records are written, and the format that defines what they mean.
 
         Raises:
-            Unreadable: no format has the file's ending, or its content is certainly of none.
-            OSError: it cannot be opened.
+            Unreadable: no format has the file's ending.
         """
         by_ending = name_of_format(file.name)
-        if by_ending is not None and self._documents.format == "auto":
-            by_ending = format_of_content(file, by_ending, self._wanted)
         chosen = by_ending if self._documents.format == "auto" else self._documents.format
         if chosen is None:
             raise Unreadable(
@@ -465,23 +345,24 @@ class FileReader:
             Unreadable: the file cannot be read to its end.
             OSError: it cannot be opened.
         """
-        with file.path.open(
-            "rb"
-        ):  # a folder, a dangling link or a missing right is reported alike for all formats
+        # A folder, a dangling link or a missing right is reported alike for all formats.
+        with file.path.open("rb"):
             written, meaning = self.formats(file)
         if written.max_bytes is not None and file.path.stat().st_size > written.max_bytes:
             raise Unreadable(f"larger than {written.max_bytes // 2**20:,} MiB; split it")
         reading = Reading(
             wanted=self._wanted,
             fields=self._wanted.fields if meaning.rows is plain_rows and not self._all_fields else None,
-            fetch=lambda references: self._texts(file.name, references),
-            shared=self._open_shared,
             documents=self._documents,
-            table_rows=self._look_rows,
         )
 
         def read(file: Delivered) -> T:
-            records = bounded.records(written, file, reading)
+            assert written.records is not None, "an export names formats that have records"
+            records = (
+                written.records(file, reading)
+                if written.is_streamed
+                else self._process.records(written.records, file, reading)
+            )
             if meaning.is_recognised_by_content:
                 return take(*self._told_by_content(records, meaning), reading)
             return take(records, meaning, reading)
@@ -489,11 +370,6 @@ class FileReader:
         if not written.is_text:
             return read(file), None
         return encodings.read_text(file, self._documents.encoding, written.declared_encoding, read, decide)
-
-    def _texts(self, name: str, references: list[str]) -> list[str | OSError]:
-        if self._look_rows is not None:
-            return [self._references.refusal(name, reference) or "" for reference in references]
-        return self._references.texts(name, references)
 
     def _told_by_content(
         self, records: Iterator[tuple[int, Record]], otherwise: Format
@@ -513,11 +389,6 @@ class FileReader:
             )
             meaning = next(fitting, otherwise)
         return chain(seen, records), meaning
-
-    def _open_shared(self, kind: Callable[[], AbstractContextManager[T]]) -> T:
-        if kind not in self._shared:
-            self._shared[kind] = self._stack.enter_context(kind())
-        return self._shared[kind]
 
 
 def _collect(

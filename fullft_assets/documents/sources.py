@@ -1,6 +1,4 @@
-"""Where documents come from: a local folder, a folder saved by `datasets`, or the objects below an S3
-prefix.
-"""
+"""Where documents come from: a local folder, or the objects below an S3 prefix."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -20,14 +18,10 @@ from typing import Any, NamedTuple
 from fullft_assets.aws import as_os_errors, s3_client
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.formats import is_readable
-from fullft_assets.documents.names import is_about, is_test_split
+from fullft_assets.documents.names import is_about
 from fullft_assets.errors import DataError
 from fullft_assets.settings.use_case import locate
 
-#: What `datasets.save_to_disk` writes beside its .arrow files; together they identify such a folder.
-_SAVED_DATASET = {"state.json", "dataset_info.json"}
-#: What it writes above the folders of a `DatasetDict`, one a split.
-_SPLITS = "dataset_dict.json"
 #: Endings of files that are still being written.
 _PARTIAL = (".partial", ".part", ".tmp", ".temp", ".crdownload", ".filepart")
 _LEAVES = "a link that leaves the folder; deliver the file itself"
@@ -83,8 +77,6 @@ class Folder:
         #: Paths that the last listing met and left alone because their endings are not read; hidden and
         #: partial ones are not among them.
         self.others: list[str] = []
-        #: Paths of the last listing that belong to the test split of a saved `DatasetDict`.
-        self.kept_out: list[str] = []
         #: Why the last listing skipped other entries that it met, by path: links that leave the folder,
         #: pipes, folders that may not be listed.
         self.skipped: dict[str, str] = {}
@@ -109,24 +101,18 @@ class Folder:
         by name counts.
         """
         self.others = []
-        self.kept_out = []
         self.skipped = {}
         # A link to a folder above would be walked for ever.
         entered = {_identity(self._root)}
         for directory, folders, names in os.walk(self._root, onerror=self._not_listed, followlinks=True):
             prefix = f"{directory[len(self._root) :]}/".lstrip("/")
-            is_saved = {*names} >= _SAVED_DATASET
-            is_test = is_saved and is_test_split(PurePosixPath(prefix).name)
-            is_test = is_test and os.path.exists(f"{directory}/../{_SPLITS}")
             for name in names:
                 path = f"{prefix}{name}"
-                if name.startswith(".") or is_about(path) or (is_saved and _is_bookkeeping(name)):
+                if name.startswith(".") or is_about(path):
                     continue
                 if not _is_document(name, self._any_ending):
                     self.others += [path] * _is_other(name)
-                elif (file := self._listed(path)) is not None and is_test:
-                    self.kept_out.append(path)
-                elif file is not None:
+                elif (file := self._listed(path)) is not None:
                     yield file
             folders[:] = [name for name in sorted(folders) if self._is_entered(f"{prefix}{name}", entered)]
 
@@ -235,11 +221,6 @@ def _is_document(name: str, any_ending: bool) -> bool:
     return _has_known_ending(_end_of(name)) or (any_ending and _is_other(name))
 
 
-def _is_bookkeeping(name: str) -> bool:
-    # Loading a saved dataset and mapping over it leaves caches of the same rows beside them.
-    return name in _SAVED_DATASET or (name.startswith("cache-") and name.endswith(".arrow"))
-
-
 def _is_other(name: str) -> bool:
     # Neither half-written nor a note that some program made for itself.
     return not (_has_known_ending(_end_of(name)) or name.startswith("_") or name.lower().endswith(_PARTIAL))
@@ -271,7 +252,6 @@ class S3Prefix:
         self._any_ending = any_ending
         self._places: dict[str, Path | OSError] = {}
         self.others: list[str] = []
-        self.kept_out: list[str] = []
         self.skipped: dict[str, str] = {}
 
     def files(self) -> list[SourceFile]:
@@ -298,26 +278,16 @@ class S3Prefix:
             DataError: the bucket is not there, may not be listed or cannot be reached.
         """
         files: list[SourceFile] = []
-        self.others, self.kept_out = [], []
-        status = cache(self.status)
-
-        def has(folder: str, name: str) -> bool:
-            return status(f"{folder}/{name}".lstrip("/")) is not None
-
+        self.others = []
         for number in count(1):
             entries, is_last = self._page(after)
             for entry in entries:
                 path = entry["Key"][len(self._prefix) :]
-                folder, _, name = path.rpartition("/")
-                above, _, split = folder.rpartition("/")
+                name = path.rpartition("/")[2]
                 if not name or path.startswith(".") or "/." in path or is_about(path):
                     continue
                 if not _is_document(name, self._any_ending):
                     self.others += [path] * _is_other(name)
-                elif _is_bookkeeping(name) and all(has(folder, each) for each in _SAVED_DATASET):
-                    continue
-                elif is_test_split(split) and has(above, _SPLITS):
-                    self.kept_out.append(path)
                 else:
                     files.append(_object(path, entry, entry["Size"]))
             # Not by the server's token: it is good for minutes, and the next look may come later.

@@ -113,7 +113,7 @@ class WindowCutter:
         before = self._open
         self._open = {}
         documents, examples = self._use_case.settings.documents, self._use_case.settings.examples
-        with FileReader(self._source, documents, examples, out_of_reach=self._store.url) as reader:
+        with FileReader(documents, examples) as reader:
             for file, waiting in self._in_order(before, new).items():
                 if self._window.rows is not None and waiting.rows is None:
                     if self._bytes_left is not None and self._bytes_left <= 0:

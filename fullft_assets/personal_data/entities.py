@@ -1,4 +1,4 @@
-"""Names, places and dates in texts: found by presidio with a spaCy pipeline that the user has (extra `pii`).
+"""Names, places and dates in texts: found by a spaCy pipeline that the user has (extra `pii`).
 
 No trained pipeline is part of this package or of the extra: `examples.pii_model` names an installed one, or a
 folder. It is not deterministic in the way that the patterns are: what it finds depends on the words around,
@@ -30,15 +30,13 @@ _LABELS = {
 }
 #: A pipeline takes about a gigabyte for 100,000 characters at once, and refuses more than a million.
 _MOST_CHARACTERS = 20_000
-#: Texts, or pieces of long ones, whose results are in memory at once; those that the pipeline computes
-#: together.
-_BLOCK, _BATCH = 512, 64
+#: Texts, or pieces of long ones, that the pipeline computes together.
+_BATCH = 64
 
 
 @dataclass(frozen=True)
 class _Pipeline:
     folder: Path
-    language: str
     labels: tuple[str, ...]
 
     def digest(self) -> str:
@@ -55,10 +53,8 @@ def find_pipeline(use_case_model: str, kinds: Collection[str], root: Path) -> _P
     Raises:
         SettingsError: the extra or the pipeline is missing, or it finds nothing of a kind that is asked for.
     """
-    if any(importlib.util.find_spec(name) is None for name in ("presidio_analyzer", "spacy")):
-        raise SettingsError(
-            "needs presidio-analyzer and spacy; pip install 'fullft-assets[pii]', or remove it"
-        )
+    if importlib.util.find_spec("spacy") is None:
+        raise SettingsError("needs spacy; pip install 'fullft-assets[pii]', or remove it")
     folder = _folder(use_case_model, root)
     meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     labels = tuple(
@@ -70,7 +66,7 @@ def find_pipeline(use_case_model: str, kinds: Collection[str], root: Path) -> _P
             f"{use_case_model} has no label for {' or '.join(missing_kinds)}; list in examples.pii_kinds the"
             " kinds that it finds"
         )
-    return _Pipeline(folder, meta["lang"], labels)
+    return _Pipeline(folder, labels)
 
 
 def pipeline_key(use_case: UseCase) -> dict[str, str]:
@@ -135,33 +131,21 @@ class EntityModel:
     """Finds names, places and dates. Making one loads the pipeline: seconds."""
 
     def __init__(self, pipeline: _Pipeline, kinds: Sequence[str]):
-        self._language = pipeline.language
-        self._entities = {kind.upper(): kind for kind in kinds}
-        labels = {label: kind.upper() for kind in kinds for label in _LABELS[kind]}
-        self._analyzer = _analyzer(pipeline, labels)
+        self._kinds = {label: kind for kind in kinds for label in _LABELS[kind]}
+        # By its folder: nothing is looked for on a network.
+        self._pipeline: Any = importlib.import_module("spacy").load(pipeline.folder)
 
-    def find_all(self, texts: Sequence[str]) -> Iterator[list[Found]]:
-        """Yield what is found in each text, in the order of the texts; pieces of one text do not overlap."""
+    def find_all(self, texts: Sequence[str]) -> list[list[Found]]:
+        """Return what is found in each text; pieces of one text do not overlap."""
         pieces: list[list[Found]] = [[] for _ in texts]
-        parts = [
-            (row, start, text[start:end]) for row, text in enumerate(texts) for start, end in _windows(text)
-        ]
-        for at in range(0, len(parts), _BLOCK):
-            block = parts[at : at + _BLOCK]
-            results = self._analyzer.analyze_iterator(
-                [part for _, _, part in block], self._language, _BATCH, entities=list(self._entities)
-            )
-            for (row, start, _), each in zip(block, results, strict=True):
-                pieces[row] += [
-                    Found(
-                        start + one.start,
-                        start + one.end,
-                        f"[{one.entity_type}]",
-                        self._entities[one.entity_type],
-                    )
-                    for one in each
-                ]
-        yield from pieces
+        parts = [(row, start, end) for row, text in enumerate(texts) for start, end in _windows(text)]
+        parsed = self._pipeline.pipe((texts[row][start:end] for row, start, end in parts), batch_size=_BATCH)
+        for (row, start, _), document in zip(parts, parsed, strict=True):
+            for entity in document.ents:
+                if (kind := self._kinds.get(entity.label_)) is not None:
+                    place = start + entity.start_char, start + entity.end_char
+                    pieces[row].append(Found(*place, f"[{kind.upper()}]", kind))
+        return pieces
 
 
 def _windows(text: str) -> Iterator[tuple[int, int]]:
@@ -172,29 +156,3 @@ def _windows(text: str) -> Iterator[tuple[int, int]]:
             end = max(text.rfind(separator, start, end) for separator in "\n ") + 1 or end
         yield start, end
         start = end
-
-
-def _analyzer(pipeline: _Pipeline, labels: dict[str, str]) -> Any:
-    """Return presidio with this pipeline alone: its own patterns would find what ours do, and need its list
-    of internet domains.
-    """
-    presidio = importlib.import_module("presidio_analyzer")
-    engines = importlib.import_module("presidio_analyzer.nlp_engine")
-    recognizers = importlib.import_module("presidio_analyzer.predefined_recognizers")
-    language = pipeline.language
-    configuration = engines.NerModelConfiguration(
-        model_to_presidio_entity_mapping=labels,
-        labels_to_ignore=[label for label in pipeline.labels if label not in labels],
-    )
-    # A folder: for a name that it does not know, the engine would ask the network.
-    engine = engines.SpacyNlpEngine(
-        [{"lang_code": language, "model_name": str(pipeline.folder)}], configuration
-    )
-    engine.load()
-    recognizer = recognizers.SpacyRecognizer(
-        supported_language=language, supported_entities=sorted({*labels.values()})
-    )
-    registry = presidio.RecognizerRegistry(recognizers=[recognizer], supported_languages=[language])
-    return presidio.BatchAnalyzerEngine(
-        presidio.AnalyzerEngine(registry=registry, nlp_engine=engine, supported_languages=[language])
-    )

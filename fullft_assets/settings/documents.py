@@ -48,20 +48,13 @@ class MailSettings(Settings):
 class PdfSettings(Settings):
     """How PDFs are read."""
 
-    pages_without_text: Literal["warn", "quarantine", "recognise"] = Field(
+    pages_without_text: Literal["warn", "quarantine"] = Field(
         default="warn",
         description=(
             "What is done with a PDF some of whose pages have no text, such as scanned ones. `warn`: the"
             " other pages are read, and a check warns. `quarantine`: the document is quarantined."
-            " `recognise`: their text is recognised (OCR, the extra `ocr`, seconds a page), and a check"
-            " warns, as it has errors."
         ),
     )
-
-    @property
-    def recognises(self) -> bool:
-        """Whether the text of scanned pages is recognised."""
-        return self.pages_without_text == "recognise"
 
 
 class DocumentsSettings(Settings):
@@ -82,23 +75,23 @@ class DocumentsSettings(Settings):
         ),
         "xml": "set `documents.records` to the name of the element that is one document",
         "time": "the time of an annotation is in the field `time`",
+        "reference_buckets": (
+            "nothing that a document names is fetched; deliver a manifest with its texts in the field `source`"
+        ),
         "queue": "the prefix is listed, 10,000 objects a look; set `poll_seconds` for more looks",
         "max_runs_per_tick": "a tick launches up to 50 ingest runs, later ticks the rest",
     }
 
     path: str = Field(
-        description=(
-            "Folder with the delivered files, relative to the project root; or s3://bucket/prefix; or a"
-            " folder saved by `datasets`."
-        )
+        description=("Folder with the delivered files, relative to the project root; or s3://bucket/prefix.")
     )
     format: str = Field(
         default="auto",
         description=(
-            "`auto` goes by the file's ending, and by its content for .json; else a registered format, such"
+            "`auto` goes by the file's ending, and by its records for .json; else a registered format, such"
             " as `csv` or `label_studio`. `kreuzberg` (the extra of that name) reads every file as one"
-            " document: presentations, OpenDocument, EPUB, old files of Office. A last .gz or .zst is"
-            " unpacked."
+            " document: presentations, OpenDocument, EPUB, messages of Outlook, old files of Office. A last"
+            " .gz or .zst is unpacked."
         ),
     )
     text: str | None = Field(
@@ -114,8 +107,7 @@ class DocumentsSettings(Settings):
         description=(
             "Where the records are in a file that has several: in a .json file that is one object, the path"
             " of their array, such as `data` or `result.rows`; in XML, the name of the element that is one"
-            " document. Default: such a file is one record; of XML that is known (`PubmedArticleSet`,"
-            " `teiCorpus`, `pmc-articleset`), each of its documents."
+            " document, such as `PubmedArticle`. Default: such a file is one record."
         ),
     )
     id: str = Field(
@@ -147,13 +139,6 @@ class DocumentsSettings(Settings):
     csv: CsvSettings = Field(default_factory=CsvSettings, description="Settings for CSV files.")
     mail: MailSettings = Field(default_factory=MailSettings, description="Settings for mail messages.")
     pdf: PdfSettings = Field(default_factory=PdfSettings, description="Settings for PDFs.")
-    reference_buckets: list[str] = Field(
-        default=[],
-        description=(
-            "Other S3 buckets whose objects a `source-ref` may name. Those of the bucket of `documents.path`"
-            " may be named anyway, those of the store never."
-        ),
-    )
     attribution: str = Field(
         default="", description="Source, licence and attribution of the documents; shown on the model card."
     )

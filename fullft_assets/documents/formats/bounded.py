@@ -7,34 +7,19 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unpacked, Unreadable
-from fullft_assets.documents.formats.registered import FILE_SECONDS, STEP_SECONDS, Format, Reading
+from fullft_assets.documents.formats.registered import Reading
 
+#: Longest time for one record (of a PDF, for one page), and for all of a file.
+STEP_SECONDS, FILE_SECONDS = 20.0, 600.0
 MAX_MEMORY_BYTES = 4 * 2**30
 #: A process that reads files, and the connection to it.
 _Process = tuple[subprocess.Popen[bytes], Connection]
-
-
-def records(format_: Format, file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
-    """Yield (number, record or problem) of a file, within bounds.
-
-    Raises:
-        Unreadable: the file cannot be read to its end, or exceeds a bound.
-    """
-    assert format_.records is not None, "an export names formats that have records"
-    if format_.is_streamed:
-        return format_.records(file, reading)
-    return reading.shared(ReaderProcess).records(
-        format_.records, file, reading, format_.seconds(reading.documents)
-    )
 
 
 class ReaderProcess:
@@ -47,16 +32,11 @@ class ReaderProcess:
 
     def __init__(self) -> None:
         self._process: _Process | None = None
-        #: Folder of the request that is being answered.
-        self._busy_in: str | None = None
+        self._is_busy = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._process is not None and self._busy_in is None and not self._idle:
+    def close(self) -> None:
+        """Keep the process for whoever reads next, or end it where it is at work."""
+        if self._process is not None and not self._is_busy and not self._idle:
             self._idle.append(self._process)
             self._process = None
         self._stop()
@@ -66,12 +46,8 @@ class ReaderProcess:
         read: Callable[[Delivered, Reading], Iterator[tuple[int, Record]]],
         file: Delivered,
         reading: Reading,
-        seconds: tuple[float, float] = (STEP_SECONDS, FILE_SECONDS),
     ) -> Iterator[tuple[int, Record]]:
         """Yield what `read` yields of a file.
-
-        Args:
-            seconds: the longest time for one record, and for all of the file.
 
         Raises:
             Unreadable: `read` raises it or anything unexpected, or takes more time, memory or bytes than it
@@ -80,25 +56,21 @@ class ReaderProcess:
             OSError: the system says so.
             SettingsError: the extra that reads the file is not installed.
         """
-        if self._busy_in is not None:
+        if self._is_busy:
             self._stop()  # whoever asked last did not want all of it, and has not said so yet
-        reading = replace(reading, fetch=_not_here, shared=_not_here, advance=_not_here)
-        # The process may be killed, and what it unpacked has words of documents: its folder is made and
-        # removed here.
-        with tempfile.TemporaryDirectory(prefix="fullft-", ignore_cleanup_errors=True) as folder:
-            try:
-                process, connection = self._process = self._process or _idle_process() or _started()
-                # A format of another package may have come since the process was started.
-                connection.send([path or os.getcwd() for path in sys.path])
-                connection.send((seconds, MAX_MEMORY_BYTES, folder, read, file, reading))
-                self._busy_in = folder
-                unpacked = Unpacked(file.path.stat().st_size)
-                while isinstance(answer := _answer(process, connection, unpacked, seconds), list):
-                    yield from answer
-                self._busy_in = None
-            finally:
-                if self._busy_in == folder:
-                    self._stop()
+        process, connection = current = self._process or _idle_process() or _started()
+        self._process, self._is_busy = current, True
+        try:
+            # A format of another package may have come since the process was started.
+            connection.send([path or os.getcwd() for path in sys.path])
+            connection.send(((STEP_SECONDS, FILE_SECONDS, MAX_MEMORY_BYTES), read, file, reading))
+            unpacked = Unpacked(file.path.stat().st_size)
+            while isinstance(answer := _answer(process, connection, unpacked), list):
+                yield from answer
+            self._is_busy = False
+        finally:
+            if self._is_busy and self._process is current:
+                self._stop()
         if isinstance(answer, Exception):
             raise answer
         if file.head is not None and answer is not None:
@@ -110,7 +82,7 @@ class ReaderProcess:
             connection.close()
             process.kill()
             process.wait()
-        self._process, self._busy_in = None, None
+        self._process, self._is_busy = None, False
 
 
 # A process that was forked off has no use of its parent's connections.
@@ -138,27 +110,14 @@ def _started() -> _Process:
     return process, ours
 
 
-def _answer(
-    process: subprocess.Popen[bytes],
-    connection: Connection,
-    unpacked: Unpacked,
-    seconds: tuple[float, float],
-) -> Any:
+def _answer(process: subprocess.Popen[bytes], connection: Connection, unpacked: Unpacked) -> Any:
     try:
         data = connection.recv_bytes()
     except (EOFError, OSError):  # it has ended, or is about to
         code = process.wait()
+        why = f"its reader ended with exit code {code}; the file is damaged, or takes too much memory"
         if code == -signal.SIGALRM:
-            step, whole = seconds
-            raise Unreadable(
-                f"takes longer than {step:.0f} s a record or page, or {whole:.0f} s in all"
-            ) from None
-        raise Unreadable(
-            f"its reader ended with exit code {code}; the file is damaged, or takes too much memory"
-        ) from None
+            why = f"takes longer than {STEP_SECONDS:.0f} s a record or page, or {FILE_SECONDS:.0f} s in all"
+        raise Unreadable(why) from None
     unpacked.add(len(data))
     return pickle.loads(data)
-
-
-def _not_here(*_: Any) -> Any:
-    raise NotImplementedError("a format fetches references in its `rows`")

@@ -13,10 +13,8 @@ from __future__ import annotations
 import resource
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -32,28 +30,19 @@ def main() -> None:
     An answer is lists of records, then the error, or else what was read of the file's head.
     """
     connection = Connection(int(sys.argv[1]))
-    with ExitStack() as stack:
-        shared: dict[Any, Any] = {}
-
-        def open_shared(kind: Any) -> Any:
-            if kind not in shared:
-                shared[kind] = stack.enter_context(kind())
-            return shared[kind]
-
-        while (request := _request(connection)) is not None:
-            seconds, max_bytes, tempfile.tempdir, records, file, reading = request
-            alarm = _Alarm(*seconds)
-            resource.setrlimit(resource.RLIMIT_AS, (max_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
-            reading = replace(reading, shared=open_shared, advance=alarm.restart)
-            answer: Any
-            try:
-                for message in _together(records(file, reading), alarm):
-                    connection.send(message)
-                answer = file.head
-            except Exception as error:  # a parser of damaged files raises whatever it stumbles over
-                answer = _shown(error, file.name, max_bytes)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            connection.send(answer)
+    while (request := _request(connection)) is not None:
+        (step_seconds, file_seconds, max_bytes), records, file, reading = request
+        alarm = _Alarm(step_seconds, file_seconds)
+        resource.setrlimit(resource.RLIMIT_AS, (max_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        answer: Any
+        try:
+            for message in _together(records(file, replace(reading, advance=alarm.restart)), alarm):
+                connection.send(message)
+            answer = file.head
+        except Exception as error:  # a parser of damaged files raises whatever it stumbles over
+            answer = _shown(error, file.name, max_bytes)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        connection.send(answer)
 
 
 class _Alarm:

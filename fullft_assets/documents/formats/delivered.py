@@ -94,6 +94,12 @@ class Head:
     num_bytes: int = 0
     is_cut: bool = False
 
+    def ends_with(self, num_bytes: int) -> bool:
+        """Count bytes that were read, and return whether reading stops behind them."""
+        self.num_bytes += num_bytes
+        self.is_cut = self.num_bytes >= self.max_bytes
+        return self.is_cut
+
 
 class _HeadReader(io.RawIOBase):
     def __init__(self, file: BinaryIO, head: Head):
@@ -243,13 +249,12 @@ def parsing(kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def archive_of(path: Path, kind: str, *, is_checked: bool = True) -> Iterator[zipfile.ZipFile]:
-    """Open a zip archive whose members are few, small enough and not encrypted.
+def archive_of(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
+    """Open a zip archive whose members are few, small enough, whole and not encrypted.
 
     Args:
         path: the archive.
         kind: what it is called.
-        is_checked: the checksums of all members fit.
 
     Raises:
         Unreadable: one of these does not hold, or it is no zip archive.
@@ -269,7 +274,7 @@ def archive_of(path: Path, kind: str, *, is_checked: bool = True) -> Iterator[zi
         if any(member.flag_bits & _IS_ENCRYPTED for member in members):
             raise Unreadable("encrypted; deliver it without a password")
         # Unpacked once, so that a checksum that does not fit is found before a parser reads half of a member.
-        if is_checked and archive.testzip() is not None:
+        if archive.testzip() is not None:
             raise Unreadable(f"not a complete {kind} (BadZipFile)")
         yield archive
 

@@ -2,14 +2,14 @@
 
 One sentence fits several code pages about equally well, the files of one delivery together hardly ever do. So
 each file is scored against each code page by itself (`_scores_of`), and the encoding is chosen for all of
-them at once (`choose`): the fewest that explain all files.
+them at once (`choose`).
 """
 
 import codecs
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TypeVar
@@ -27,14 +27,9 @@ CANDIDATES = (
 )
 # fmt: on
 #: A file supports an encoding whose score is at least this share of the file's best.
-_SUPPORTED_SHARE = 0.8
-#: A file is read in an encoding of the batch whose score is at least this share of the file's best, else in
-#: its own best.
-_ACCEPTED_SHARE = 0.3
-#: An encoding that fewer of the files support is no encoding of the batch.
-_LEAST_FILES_SHARE = 0.05
-#: How much the number of files that support an encoding counts against the score of one file.
-_WEIGHT_OF_FILES = 0.15
+_SUPPORTED_SHARE = 0.9
+#: How much the support of all files counts against the score of one file.
+_POWER_OF_FILES = 1 / 3
 #: With a score below this share of the best, the position of the characters is not looked at.
 _EXAMINED_SHARE = 0.3
 #: Characters that are looked at for their position.
@@ -74,54 +69,20 @@ def _scores_of(sample: bytes) -> Scores:
 
 
 def choose(files: Sequence[Scores]) -> list[str | None]:
-    """Return the encoding of each file, or None where none is likely.
-
-    Encodings are taken one after the other, each time the one that the remaining files support most. Those
-    that a part of the files supports are the encodings of the batch; each file is read in the one of them
-    that fits it best, and in another one only if none fits.
+    """Return the encoding of each file, or None where none is likely: the one that fits it, the more so the
+    more files it fits best or nearly so.
     """
-    best_alone = _supported(files)
-    numbers = Counter(name for name in best_alone if name is not None)
-    of_batch = [name for name, number in numbers.items() if number >= _LEAST_FILES_SHARE * len(files)]
-    most = max(numbers.values(), default=0)
-
-    def weight(scores: Scores, name: str) -> float:
-        return scores[name] * (1 - _WEIGHT_OF_FILES + _WEIGHT_OF_FILES * numbers[name] / most)
-
-    chosen_encodings: list[str | None] = []
-    for scores, alone in zip(files, best_alone, strict=True):
-        least = _ACCEPTED_SHARE * max(scores.values(), default=0.0)
-        weights = {name: weight(scores, name) for name in of_batch if scores.get(name, -1.0) >= least}
-        chosen_encodings.append(_first_best(weights) if weights else alone)
-    return chosen_encodings
-
-
-def _supported(files: Sequence[Scores]) -> list[str | None]:
-    """Return the encoding by which each file was counted while the batch's encodings were taken one after the
-    other.
-    """
-    supported = []
+    support: dict[str, float] = defaultdict(float)
     for scores in files:
-        least = _SUPPORTED_SHARE * max(scores.values(), default=0.0)
-        supported.append({name: score for name, score in scores.items() if score >= least})
-    remaining = [at for at, scores in enumerate(supported) if scores]
-    names: list[str | None] = [None] * len(files)
-    while remaining:
-        totals: dict[str, float] = defaultdict(float)
-        for at in remaining:
-            for name, score in supported[at].items():
-                totals[name] += score
-        best = _first_best(totals)
-        for at in remaining:
-            if best in supported[at]:
-                names[at] = best
-        remaining = [at for at in remaining if names[at] is None]
-    return names
-
-
-def _first_best(scores: Mapping[str, float]) -> str:
-    least = 0.999 * max(scores.values())
-    return next(name for name in CANDIDATES if scores.get(name, -1.0) >= least)
+        best = max(scores.values(), default=0.0)
+        for name, score in scores.items():
+            if score >= _SUPPORTED_SHARE * best > 0:
+                support[name] += score / best
+    weights = {name: number**_POWER_OF_FILES for name, number in support.items()}
+    return [
+        max(scores, key=lambda name, scores=scores: scores[name] * weights.get(name, 0.0), default=None)
+        for scores in files
+    ]
 
 
 @cache
@@ -285,7 +246,7 @@ def read_text(
             return read(decoded), ASCII if is_ascii else encoding
         except UnicodeError:
             continue
-    raise Unreadable(complaint(file, known_encoding or "utf-8-sig"))
+    raise Unreadable(_complaint(file, known_encoding or "utf-8-sig"))
 
 
 def _candidates(
@@ -301,7 +262,7 @@ def _candidates(
         yield detected_encoding
 
 
-def complaint(file: Delivered, encoding: str) -> str:
+def _complaint(file: Delivered, encoding: str) -> str:
     """Return why an encoding does not fit a file, with the number of the first bad line where lines can be
     found without decoding.
     """
@@ -327,25 +288,17 @@ def _decodes(line: bytes, encoding: str) -> bool:
     return True
 
 
-def decode(data: bytes, encoding_of_settings: str | None = None) -> str:
-    """Return the text of a whole document that is read by itself.
-
-    `encoding_of_settings` is the encoding that the settings name, a byte order mark is stronger.
+def decode(data: bytes) -> str:
+    """Return the text of a part of a document, which is read by itself.
 
     Raises:
         Unreadable: no encoding fits, or it is binary data.
     """
-    named_encoding = of_mark(data) or encoding_of_settings
-    candidates = [named_encoding] if named_encoding else ["utf-8-sig"]
-    if named_encoding is None and not _decodes(data, "utf-8-sig"):
-        candidates = list(filter(None, [alone(_scores_of_lines(data.splitlines(keepends=True)))]))
-    for encoding in candidates:
-        if _decodes(data, encoding):
-            text = data.decode(encoding)
-            _refuse_binary(text)
-            return text
-    raise Unreadable(
-        f"not {named_encoding}"
-        if named_encoding
-        else "not UTF-8, and no other encoding fits; set documents.encoding"
-    )
+    encoding: str | None = of_mark(data) or "utf-8-sig"
+    if not _decodes(data, encoding):
+        encoding = alone(_scores_of_lines(data.splitlines(keepends=True)))
+    if encoding is None or not _decodes(data, encoding):
+        raise Unreadable("not UTF-8, and no other encoding fits; set documents.encoding")
+    text = data.decode(encoding)
+    _refuse_binary(text)
+    return text

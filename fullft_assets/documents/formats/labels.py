@@ -10,12 +10,11 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
 #: A whole number as a table or a form writes it: with leading zeros, or with the point that a column with
@@ -41,45 +40,6 @@ def is_missing(word: str, words: Collection[str]) -> bool:
     case).
     """
     return not word or word.casefold() in words
-
-
-#: (Start, end, text) of a span; the text is None where the export does not contain it.
-Quoted = tuple[int, int, str | None]
-
-
-def _in_characters(spans: Sequence[Quoted], text: str) -> list[tuple[int, int]] | int:
-    """Return the offsets of spans in characters, or the position of the first one whose text is not at its
-    offsets.
-
-    JavaScript counts UTF-16 code units, two for an emoji. Where the offsets of a row fit its quoted texts
-    only in that reading, all of its offsets are converted. Spaces are compared as one.
-    """
-    wrong = _first_wrong(spans, lambda start, end: text[start:end] if 0 <= start <= end else None)
-    if wrong is None:
-        return [(start, end) for start, end, _ in spans]
-    if text.isascii() or max(text) <= "\uffff":
-        return wrong
-    characters = {
-        unit: at
-        for at, unit in enumerate(accumulate((2 if letter > "\uffff" else 1 for letter in text), initial=0))
-    }
-    wrong = _first_wrong(
-        spans,
-        lambda start, end: (
-            text[characters[start] : characters[end]] if start in characters and end in characters else None
-        ),
-    )
-    if wrong is not None:
-        return wrong
-    return [(characters[start], characters[end]) for start, end, _ in spans]
-
-
-def _first_wrong(spans: Sequence[Quoted], shown: Callable[[int, int], str | None]) -> int | None:
-    for at, (start, end, quote) in enumerate(spans):
-        text_there = shown(start, end)
-        if quote is not None and (text_there is None or text_there.split() != quote.split()):
-            return at
-    return None
 
 
 Span = dict[str, Any]
@@ -203,42 +163,51 @@ def _spans_of(value: Any, field: str, text: str | None) -> list[Span]:
     value = _parsed_list(value)
     if not isinstance(value, list):
         raise Malformed(f"field `{field}` is {_shape(value)} where a list of spans is expected")
-    spans = [
-        list(_span_of(each, f"span {number} of field `{field}`"))
-        for number, each in enumerate(value, start=1)
-    ]
+    spans: list[Span] = []
+    quotes: list[tuple[int, str | None]] = []
+    for number, each in enumerate(value, start=1):
+        names = _span_of(each, f"span {number} of field `{field}`")
+        quote = each.get("text") if isinstance(each, dict) else None
+        spans += names
+        quotes += [(number, quote if isinstance(quote, str) else None)] * len(names)
     if text is not None:
-        _correct_offsets(
-            spans, [each.get("text") if isinstance(each, dict) else None for each in value], text, field
-        )
-    return sorted(
-        (span for each in spans for span in each),
-        key=lambda span: (span["start"], span["end"], span["label"]),
-    )
+        spans = _in_characters(spans, quotes, text, field)
+    return sorted(spans, key=lambda span: (span["start"], span["end"], span["label"]))
 
 
-def _correct_offsets(spans: list[list[Span]], quotes: list[Any], text: str, field: str) -> None:
-    """Convert offsets that do not count characters, found by the text that each exported span (of one or more
-    labels) has.
+def _in_characters(
+    spans: list[Span], quotes: list[tuple[int, str | None]], text: str, field: str
+) -> list[Span]:
+    """Return spans with offsets in characters, by the numbers of the exported spans and their texts.
+
+    JavaScript counts UTF-16 code units, two for an emoji. Where the offsets of a row fit its quoted texts
+    only in that reading, all of its offsets are converted.
     """
-    if not any(isinstance(quote, str) for quote in quotes):
-        return
-    quoted_spans = [
-        (each[0]["start"], each[0]["end"], quote if isinstance(quote, str) else None)
-        for each, quote in zip(spans, quotes, strict=True)
+    wrong = _first_wrong(spans, quotes, text)
+    if wrong is None:
+        return spans
+    units = text.encode("utf-16-le", "surrogatepass")
+    converted_spans = [
+        span
+        | {name: len(units[: 2 * span[name]].decode("utf-16-le", "replace")) for name in ("start", "end")}
+        for span in spans
     ]
-    offsets = _in_characters(quoted_spans, text)
-    if isinstance(offsets, int):
+    if text.isascii() or _first_wrong(converted_spans, quotes, text) is not None:
         raise Malformed(
-            f"span {offsets + 1} of field `{field}` was exported with another text than the one at its"
-            " offsets"
+            f"span {wrong} of field `{field}` was exported with another text than the one at its offsets"
         )
-    for each, (start, end) in zip(spans, offsets, strict=True):
-        for span in each:
-            span |= {"start": start, "end": end}
+    return converted_spans
 
 
-def _span_of(value: Any, place: str) -> Iterable[Span]:
+def _first_wrong(spans: list[Span], quotes: list[tuple[int, str | None]], text: str) -> int | None:
+    for span, (number, quote) in zip(spans, quotes, strict=True):
+        # Spaces are compared as one.
+        if quote is not None and text[span["start"] : span["end"]].split() != quote.split():
+            return number
+    return None
+
+
+def _span_of(value: Any, place: str) -> list[Span]:
     if isinstance(value, dict):
         start, end = (
             next((value[name] for name in names if name in value), None) for names in (_STARTS, _ENDS)

@@ -1,10 +1,8 @@
-"""Mail: an EML or MSG file is one document, an mbox file has one record a message.
+"""Mail: an EML file is one document, an mbox file has one record a message.
 
-`text` is the subject, a blank line and the body: the plain text where the message has one, else its HTML (or
-RTF) as text. Attachments are counted and not read. (RFC 5322, RFC 2046, [MS-OXMSG])
+`text` is the subject, a blank line and the body: the plain text where the message has one, else its HTML as
+text. Attachments are counted and not read. (RFC 5322, RFC 2046)
 """
-
-from __future__ import annotations
 
 import email
 import email.policy
@@ -12,22 +10,12 @@ import re
 from collections.abc import Iterator
 from email.message import EmailMessage
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
-from fullft_assets.documents.formats import encodings, office
-from fullft_assets.documents.formats.delivered import (
-    OLE_MAGIC,
-    Delivered,
-    Record,
-    Unreadable,
-    parsing,
-    whole_characters,
-)
+from fullft_assets.documents.formats import encodings
+from fullft_assets.documents.formats.delivered import Delivered, Record, Unreadable, parsing
 from fullft_assets.documents.formats.markup import html_text
 from fullft_assets.documents.formats.registered import Format, Reading
-
-if TYPE_CHECKING:
-    from oxmsg import Message
 
 MAX_BYTES = 64 * 2**20
 _HEADERS = (
@@ -105,22 +93,15 @@ def _record(file: Delivered, reading: Reading, data: bytes) -> Record:
         body = _body(message, encoding)
         about = {name: _header(message, header, encoding) for name, header in _ABOUT.items()}
         attachments = sum(1 for _ in message.iter_attachments()) if message.is_multipart() else 0
-    return record(file, about["subject"] or "", body, {**about, "num_attachments": attachments}, reading)
-
-
-_ABOUT = {"subject": "Subject", "from": "From", "to": "To", "date": "Date", "message_id": "Message-ID"}
-
-
-def record(file: Delivered, subject: str, body: str, about: dict[str, Any], reading: Reading) -> Record:
-    """Return the record of a message, or the problem that it has no text."""
     body = body.replace("\r\n", "\n")
     if reading.documents.mail.quoted == "drop":
         body = without_quoted(body)
-    return {
-        **file.document("\n\n".join(filter(None, (subject, body.strip())))),
-        **about,
-        "body": body.strip(),
-    }
+    body = body.strip()
+    text = "\n\n".join(filter(None, (about["subject"], body)))
+    return {**file.document(text), **about, "num_attachments": attachments, "body": body}
+
+
+_ABOUT = {"subject": "Subject", "from": "From", "to": "To", "date": "Date", "message_id": "Message-ID"}
 
 
 def _body(message: EmailMessage, encoding: str | None) -> str:
@@ -180,45 +161,3 @@ def _headers() -> re.Pattern[str]:
 
 EML = Format(_eml_records, endings=(".eml",), is_whole_file=True, max_bytes=MAX_BYTES, is_slow=True)
 MBOX = Format(messages, endings=(".mbox",), may_be_compressed=True)
-
-
-#: Property of the body as compressed RTF, and that of the message's id. ([MS-OXPROPS])
-_RTF, _MESSAGE_ID = 0x1009, 0x1035
-
-
-def _msg_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
-    from oxmsg import Message
-
-    data = file.data()
-    if not data.startswith(OLE_MAGIC):
-        raise Unreadable("not a message of Outlook")
-    with parsing("message of Outlook"):
-        message = Message.load(data)
-        if not message.message_class.startswith("IPM."):
-            raise Unreadable("not a message of Outlook (damaged, or an old file of Office)")
-        about = {
-            "subject": message.subject,
-            "from": message.sender,
-            "to": ", ".join(f"{each.name} <{each.email_address}>" for each in message.recipients),
-            "date": message.sent_date.isoformat() if message.sent_date else None,
-            "message_id": message.properties.str_prop_value(_MESSAGE_ID),
-            "num_attachments": message.attachment_count,
-        }
-        body = _msg_body(message)
-    yield 1, record(file, message.subject, body, about, reading)
-
-
-def _msg_body(message: Message) -> str:
-    if message.body:
-        return whole_characters(message.body)
-    if message.html_body:
-        return html_text(message.html_body)
-    packed = message.properties.binary_prop_value(_RTF)
-    if not packed:
-        return ""
-    import compressed_rtf
-
-    return office.rtf_text(compressed_rtf.decompress(packed).decode("cp1252").rstrip("\0"))
-
-
-MSG = Format(_msg_records, endings=(".msg",), is_whole_file=True, max_bytes=MAX_BYTES, is_slow=True)

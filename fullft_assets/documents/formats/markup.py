@@ -1,8 +1,8 @@
 """Plain text and Markdown, HTML and XML: one document a file, with the fields `text`, `file` and `folder`.
 
-Of XML the content of JATS, PubMed, Akoma Ntoso and TEI is known by their root; `documents.records` names the
-element of a record. A field of the settings is a path below that element (`front//article-id`, `@id`;
-namespaces do not matter). Entities of a DTD are not expanded: one in the text is an error.
+Of XML, `documents.records` names the element of a record (default: the whole file). A field of the settings
+is a path below that element (`front//article-id`, `@id`; namespaces do not matter); `text` is all of the
+element's text. Entities of a DTD are not expanded: one in the text is an error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import html.entities
 import re
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from fullft_assets.documents.formats.delivered import MAX_TEXT_BYTES, Delivered, Record, Unreadable, parsing
 from fullft_assets.documents.formats.registered import Format, Reading
@@ -163,43 +163,6 @@ HTML = Format(
 )
 
 
-class _Dialect(NamedTuple):
-    text: tuple[str, ...]
-    title: str | None = None
-    id: str | None = None
-
-
-_JATS = _Dialect(
-    ("front/article-meta/title-group", "front/article-meta/abstract", "body"),
-    "front/article-meta/title-group/article-title",
-)
-#: By the local name of the record's element.
-_DIALECTS = {
-    "article": _JATS,
-    "PubmedArticle": _Dialect(
-        ("MedlineCitation/Article/ArticleTitle", "MedlineCitation/Article/Abstract"),
-        "MedlineCitation/Article/ArticleTitle",
-        "MedlineCitation/PMID",
-    ),
-    "akomaNtoso": _Dialect(
-        tuple(
-            f"*/{part}"
-            for part in (
-                "coverPage",
-                "preface",
-                "preamble",
-                "body",
-                "mainBody",
-                "judgmentBody",
-                "debateBody",
-                "conclusions",
-            )
-        )
-    ),
-    "TEI": _Dialect(("text",), "teiHeader/fileDesc/titleStmt/title"),
-}
-#: Elements that hold many documents, by the local name of their root.
-_RECORDS = {"PubmedArticleSet": "PubmedArticle", "teiCorpus": "TEI", "pmc-articleset": "article"}
 _DROPPED = {"meta", "teiHeader", "tex-math", "annotation", "style", "script"}
 #: Elements that never begin a line, though nothing but elements may be around them.
 # fmt: off
@@ -229,7 +192,6 @@ def _xml_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Recor
     """
     from lxml import etree
 
-    chosen_element = reading.documents.records
     number = 0
     with parsing("XML file"), file.binary() as data:
         try:
@@ -248,7 +210,7 @@ def _xml_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Recor
                 local = etree.QName(element).localname
                 if event == "start":
                     if depth == 0:
-                        name = chosen_element or _RECORDS.get(local, local)
+                        name = reading.documents.records or local
                     inside += local == name
                     depth += 1
                     continue
@@ -273,21 +235,14 @@ def _forget(element: Any) -> None:
 
 
 def _record(file: Delivered, element: Any, reading: Reading) -> Record:
-    from lxml import etree
-
-    dialect = _DIALECTS.get(etree.QName(element).localname)
-    fields: dict[str, Any] = {}
     try:
-        parts = [part for path in dialect.text for part in _elements(element, path)] if dialect else [element]
-        text = "\n\n".join(filter(None, (_xml_text(part) for part in parts or [element])))
-        fields = {"title": dialect.title, "id": dialect.id} if dialect else {}
-        fields = {name: _value(element, path) for name, path in fields.items() if path is not None}
+        record = file.document(_xml_text(element))
         for field in reading.wanted.fields - {"text"}:
             if (value := _value(element, field)) is not None:
-                fields[field] = value
+                record[field] = value
     except KeyError:
         return "an entity is defined outside of the file or in its DTD, which is not read"
-    return {**file.document(text), **fields}
+    return record
 
 
 def _value(element: Any, path: str) -> str | None:
@@ -328,8 +283,6 @@ def _add(element: Any, pieces: list[str], cell: str) -> None:
     is_mixed = any(
         text and not text.isspace() for text in (element.text, *(child.tail for child in children))
     )
-    if etree.QName(element).localname == "alternatives":
-        children = children[:1]
     pieces.append(element.text or "")
     for child in children:
         if child.tag is etree.Entity:

@@ -1,24 +1,20 @@
 """DOCX, RTF, PDF, and what the package kreuzberg reads: one document a file.
 
-DOCX: the text as a reader sees it with all changes accepted: headers, body with tables and notes in their
-order, footers. Deleted text, the old place of moved text, comments and the codes of fields are excluded. Word
-computes the numbers of lists, so the file does not contain them. (ECMA-376, part 1, WordprocessingML)
+DOCX: the body with tables and notes in their order, with all changes accepted. Headers and footers, deleted
+text, the old place of moved text, comments and the codes of fields are excluded. Word computes the numbers of
+lists, so the file does not contain them. (ECMA-376, part 1, WordprocessingML)
 
-PDF: the text layer. Where the settings ask for it, the text of scanned pages is recognised by RapidOCR (extra
-`ocr`): its models are in its package, and nothing goes over a network.
+PDF: the text layer.
 
-Kreuzberg: presentations, OpenDocument, EPUB, old files of Office. It has no ending of its own:
+Kreuzberg: presentations, OpenDocument, EPUB, messages of Outlook, old files of Office. It has no ending of its own:
 `documents.format: kreuzberg` has every file read by it.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +26,8 @@ from fullft_assets.documents.formats.delivered import (
     parsing,
     whole_characters,
 )
-from fullft_assets.documents.formats.registered import FILE_SECONDS, STEP_SECONDS, Format, Reading
+from fullft_assets.documents.formats.registered import Format, Reading
 from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT
-from fullft_assets.settings import DocumentsSettings
 
 if TYPE_CHECKING:
     from docx.document import Document
@@ -68,31 +63,13 @@ def _docx_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Reco
     import docx
 
     with archive_of(file.path, "DOCX"), file.path.open("rb") as data:
-        text = _text_of(docx.Document(data))
-    yield 1, file.document(text)
+        document = docx.Document(data)
+        text = "\n".join(_Body(_notes(document)).lines(document.element.body))
+    yield 1, file.document(_without_gaps(text))
 
 
-def _text_of(document: Document) -> str:
-    headers, footers = _furniture(document)
-    body = _Body(_notes(document)).lines(document.element.body)
-    parts = ("\n".join(lines).strip("\n") for lines in (headers, body, footers))
-    return re.sub(r"\n{3,}", "\n\n", "\n\n".join(part for part in parts if part))
-
-
-def _furniture(document: Document) -> tuple[list[str], list[str]]:
-    headers_and_footers: tuple[list[str], list[str]] = ([], [])
-    for section in document.sections:
-        for lines, kinds in zip(
-            headers_and_footers,
-            (("first_page_header", "header"), ("first_page_footer", "footer")),
-            strict=True,
-        ):
-            for kind in kinds if section.different_first_page_header_footer else kinds[1:]:
-                part = getattr(section, kind)
-                text = "" if part.is_linked_to_previous else "\n".join(_Body({}).lines(part._element)).strip()
-                if text and text not in lines:
-                    lines.append(text)
-    return headers_and_footers
+def _without_gaps(text: str) -> str:
+    return re.sub(r"\n{3,}", "\n\n", whole_characters(text)).strip()
 
 
 def _notes(document: Document) -> dict[tuple[str, str], Any]:
@@ -186,7 +163,7 @@ def rtf_text(source: str) -> str:
         raise Unreadable("not a complete RTF file (cut off: a group is not closed)")
     with parsing("RTF file"):
         text = rtf_to_text(source)
-    return re.sub(r"\n{3,}", "\n\n", whole_characters(text)).strip()
+    return _without_gaps(text)
 
 
 def _is_closed(source: str) -> bool:
@@ -219,53 +196,7 @@ def _kreuzberg_records(file: Delivered, reading: Reading) -> Iterator[tuple[int,
 KREUZBERG = Format(_kreuzberg_records, is_whole_file=True, max_bytes=MAX_KREUZBERG_BYTES, is_slow=True)
 
 
-_PACKAGES = ("rapidocr", "onnxruntime", "pypdfium2")
-#: Pixels of a page are this many times its points: 144 dpi, at which body text is tall enough for the models.
-_SCALE = 2
-
-
-def recognizer_is_installed() -> bool:
-    """Return whether the extra `ocr` is there."""
-    return all(importlib.util.find_spec(name) is not None for name in _PACKAGES)
-
-
-def recognizer_version() -> str:
-    """Return the release whose models read the pages: another one may read another text."""
-    return importlib.metadata.version("rapidocr")
-
-
-def recognised(
-    path: Path, pages: Sequence[str], recognise: Callable[[Any], Any], advance: Callable[[], None]
-) -> list[str]:
-    """Return the pages of a PDF, those without text with what is recognised on them, a line of the page each.
-
-    Args:
-        pages: the text of each page.
-        recognise: what `engine` yields.
-        advance: called before each page, as its time begins anew.
-    """
-    texts = list(pages)
-    with importlib.import_module("pypdfium2").PdfDocument(path) as document:
-        for number, text in enumerate(pages):
-            if not text:
-                advance()
-                lines = recognise(document[number].render(scale=_SCALE).to_numpy()).txts
-                texts[number] = "\n".join(lines or ())
-    return texts
-
-
-@contextmanager
-def recognizer() -> Iterator[Callable[[Any], Any]]:
-    """Yield what recognises the text of an image [height, width, 3]; one thread, as processes read files side
-    by side.
-    """
-    rapidocr = importlib.import_module("rapidocr")
-    yield rapidocr.RapidOCR(
-        params={"Global.log_level": "critical", "EngineConfig.onnxruntime.intra_op_num_threads": 1}
-    )
-
-
-NO_TEXT_LAYER = "no text layer (scanned pages?); recognise the text (OCR) and deliver again"
+_RECOGNISE = "recognise the text, such as with ocrmypdf, and deliver again"
 MAX_PAGES = 20_000
 #: Bytes at the end that must contain the end mark, as Acrobat requires.
 _TAIL_BYTES = 1024
@@ -276,28 +207,14 @@ def _pdf_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Recor
     with parsing("PDF"):
         pages = [page.strip() for page in _pages(file.path, reading.advance)]
     num_without_text = pages.count("")
-    if num_without_text and reading.documents.pdf.recognises:
-        with parsing("PDF"):
-            pages = recognised(file.path, pages, reading.shared(recognizer), reading.advance)
     # A font's table may map a glyph to half of a surrogate pair, which is no character.
-    text = re.sub(r"\n{3,}", "\n\n", whole_characters("\n\n".join(pages))).strip()
+    text = _without_gaps("\n\n".join(pages))
     if not text:
-        yield 1, NO_TEXT_LAYER
+        yield 1, f"no text layer (scanned pages?); {_RECOGNISE}"
     elif num_without_text and reading.documents.pdf.pages_without_text == "quarantine":
-        yield (
-            1,
-            (
-                f"{num_without_text:,} of {len(pages):,} pages have no text (scanned?); recognise the text"
-                " (OCR) and deliver again"
-            ),
-        )
+        yield 1, f"{num_without_text:,} of {len(pages):,} pages have no text (scanned?); {_RECOGNISE}"
     else:
         yield 1, {**file.document(text), PAGES_WITHOUT_TEXT: num_without_text}
-
-
-def _seconds(settings: DocumentsSettings) -> tuple[float, float]:
-    # A scanned page takes 5 s and more of a CPU, and a file has hundreds.
-    return (6 * STEP_SECONDS, 6 * FILE_SECONDS) if settings.pdf.recognises else (STEP_SECONDS, FILE_SECONDS)
 
 
 def _pages(path: Path, advance: Callable[[], None]) -> list[str]:
@@ -331,4 +248,4 @@ def _pages(path: Path, advance: Callable[[], None]) -> list[str]:
     return pages
 
 
-PDF = Format(_pdf_records, endings=(".pdf",), is_whole_file=True, is_slow=True, seconds=_seconds)
+PDF = Format(_pdf_records, endings=(".pdf",), is_whole_file=True, is_slow=True)

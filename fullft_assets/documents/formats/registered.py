@@ -4,7 +4,6 @@ A format has its endings, its limits, and how its files become records and rows.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,14 +14,9 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.registry import Registry
 from fullft_assets.settings import DocumentsSettings
 
-#: Longest time for one record (of a PDF, for one page), and for all of a file.
-STEP_SECONDS = 20.0
-FILE_SECONDS = 600.0
 
-
-#: Opens something once for all files that are read together, such as a process, and returns it; it is closed
-#: after the last one.
-Shared = Callable[[Callable[[], AbstractContextManager[Any]]], Any]
+def _no_step() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -33,16 +27,10 @@ class Reading:
     wanted: Wanted
     #: Fields that may be read of a record, for a format that can leave the others out. None: all.
     fields: Collection[str] | None
-    #: Returns the text that each reference in the file names (a path relative to it, or s3://), or why it
-    #: cannot be read.
-    fetch: Callable[[list[str]], list[str | OSError]]
-    shared: Shared
     #: The settings of the formats, and the encoding of text.
     documents: DocumentsSettings
-    #: Rows that are wanted of a table, from all over it. None: all.
-    table_rows: int | None = None
     #: Reports that reading goes on: the time for one step begins anew. Each record does so, too.
-    advance: Callable[[], None] = lambda: None
+    advance: Callable[[], None] = _no_step
 
 
 def plain_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
@@ -78,12 +66,8 @@ class Format:
     is_streamed: bool = False
     #: The largest file that is read, in bytes.
     max_bytes: int | None = None
-    #: Longest time for one record, and for all of a file.
-    seconds: Callable[[DocumentsSettings], tuple[float, float]] = lambda _: (STEP_SECONDS, FILE_SECONDS)
     #: Reading takes so long that `fullft check` reads only a few files.
     is_slow: bool = False
-    #: `records` may read rows from all over a file without the others: see `Reading.table_rows`.
-    has_row_groups: bool = False
     #: Returns the encoding that the first bytes of a text declare; UTF-8 is tried before it.
     declared_encoding: Callable[[bytes], str | None] | None = None
     #: Names of the formats that an export comes in, by the file's ending; the first one for any other ending.
@@ -112,7 +96,6 @@ FORMATS: Registry[Format] = Registry(
         "json": f"{_HERE}.json_records:JSON",
         "csv": f"{_HERE}.tables:CSV",
         "parquet": f"{_HERE}.columnar:PARQUET",
-        "arrow": f"{_HERE}.columnar:ARROW",
         "text": f"{_HERE}.markup:TEXT",
         "html": f"{_HERE}.markup:HTML",
         "pdf": f"{_HERE}.office:PDF",
@@ -120,10 +103,8 @@ FORMATS: Registry[Format] = Registry(
         "xlsx": f"{_HERE}.tables:XLSX",
         "eml": f"{_HERE}.mail:EML",
         "mbox": f"{_HERE}.mail:MBOX",
-        "msg": f"{_HERE}.mail:MSG",
         "rtf": f"{_HERE}.office:RTF",
         "xml": f"{_HERE}.markup:XML",
-        "zip": f"{_HERE}.archives:FORMAT",
         "kreuzberg": f"{_HERE}.office:KREUZBERG",
     },
 )

@@ -1,23 +1,19 @@
 """CSV and XLSX: a header, then one record a row.
 
-The delimiter of CSV is `documents.csv.delimiter`, the one in a line `sep=;` before the header, or the one of
-comma, semicolon, tab and bar that is in the header outside of quotes and gives the first rows as many fields
-as the header. Fields in quotes may contain line ends.
+The delimiter of CSV is `documents.csv.delimiter`, or the one of comma, semicolon, tab and bar that is in the
+header outside of quotes and gives the first rows as many fields as the header. Fields in quotes may contain
+line ends.
 
 Of XLSX values are as the spreadsheet shows them: text stays text, so `00012` keeps its zeros, and so does a
-number whose format pads it. Dates are ISO. A cell that is merged over several rows has its value in each of
-them. (ECMA-376, part 1, SpreadsheetML)
+number whose format pads it. Dates are ISO. (ECMA-376, part 1, SpreadsheetML)
 """
 
 import csv
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import replace
 from datetime import date, datetime
-from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -69,19 +65,14 @@ def _below_header(rows: Iterator[Numbered], header: HeaderRow) -> tuple[list[str
 
 
 csv.field_size_limit(MAX_LINE_CHARACTERS)
-#: A line that Excel reads as the delimiter, not as a row.
-_SEPARATOR = re.compile(r"\ufeff?\"?sep=(.)\"?\s*", re.IGNORECASE)
 _DELIMITERS = ",;\t|"
 _IN_QUOTES = re.compile(r'"(?:[^"]|"")*"')
 #: Lines after the header that its delimiter is tried on.
 _TRIED_LINES = 50
-_LINE_END = re.compile(r"\r\n|\r|\n")
-#: A field of several lines has rows in it, as its quote was not closed, if this share of its lines have as
-#: many delimiters as a row, and this share of their values in columns with few values (labels) are such
-#: values. If no column has few values, this number of lines is needed.
-_ROWS_SHARE, _MANY_LINES = 0.8, 8
-#: First rows that the values of columns are learned from. A column has few if most of them occur again.
-_LEARNED_ROWS, _FEW_SHARE = 1_000, 0.5
+#: A field in quotes has rows in it, as its quote was not closed, if it has so many whole lines, and this
+#: share of them has as many delimiters as a row.
+_LEAST_LINES, _ROWS_SHARE = 3, 0.8
+_SWALLOWED = "a quoted field has rows in it: close its quote, or set documents.csv.quoting to none"
 
 
 def csv_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
@@ -91,35 +82,23 @@ def csv_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record
         Unreadable: the quoting is broken, or the header is unusable.
     """
     documents = reading.documents
-
-    @cache
-    def few_values() -> list[set[str] | None]:
-        # Rarely needed: a second look at the first rows, so that the others are read without one.
-        with replace(file, head=None).lines(newline="") as text:
-            lines, delimiter = _lines_and_delimiter(text, file.name, documents)
-            rows = islice(_csv_rows(lines, delimiter, documents.csv.quoting), _LEARNED_ROWS)
-            return _few_values([fields for _, fields in rows])
-
     with file.lines(newline="") as text:
         lines, delimiter = _lines_and_delimiter(text, file.name, documents)
         header, rows = _below_header(_csv_rows(lines, delimiter, documents.csv.quoting), documents.header)
         for number, fields in rows:
-            hidden = max(
-                (_lines_of_rows(fields, at, delimiter, few_values) for at in range(len(fields))), default=0
-            )
-            if hidden:
-                last = number + len(_LINE_END.findall("".join(map(str, fields))))
-                why = (
-                    f"a quoted field that begins in the row of line {number} has rows in it, to line {last}:"
-                    " close the quote there, or set documents.csv.quoting to none"
-                )
-                if hidden >= _MANY_LINES:
-                    raise Unreadable(why)
-                yield number, why
+            if any(_has_rows(field, delimiter, len(header)) for field in fields):
+                yield number, _SWALLOWED
             elif len(fields) != len(header):
                 yield number, f"has {'more' if len(fields) > len(header) else 'fewer'} fields than the header"
             else:
                 yield number, dict(zip(header, map(from_cell, fields), strict=True))
+
+
+def _has_rows(field: str | None, delimiter: str, num_columns: int) -> bool:
+    """Return whether rows were swallowed by a quote that was not closed, as far as their delimiters tell."""
+    lines = (field or "").splitlines()[1:-1]
+    num_fitting = sum(line.count(delimiter) == num_columns - 1 for line in lines)
+    return num_columns > 1 and len(lines) >= _LEAST_LINES and num_fitting >= _ROWS_SHARE * len(lines)
 
 
 def _csv_rows(lines: Iterator[str], delimiter: str, quoting: str) -> Iterator[tuple[int, list[str]]]:
@@ -138,63 +117,18 @@ def _csv_rows(lines: Iterator[str], delimiter: str, quoting: str) -> Iterator[tu
         raise Unreadable(f"not CSV: {error}, in the row that starts on line {line}: {fix}") from error
 
 
-def _few_values(rows: list[list[str]]) -> list[set[str] | None]:
-    [(number, _)] = Counter(map(len, rows)).most_common(1)
-    columns = list(zip(*(row for row in rows[1:] if len(row) == number), strict=True))
-    sets = [set(column) for column in columns] or [set() for _ in range(number)]
-    return [values if len(values) <= _FEW_SHARE * (len(rows) - 1) else None for values in sets]
-
-
-def _lines_of_rows(
-    fields: Sequence[str | None], at: int, delimiter: str, few_values: Callable[[], list[set[str] | None]]
-) -> int:
-    """Return how many lines a field has if they are rows: the end of the one that it begins in, whole ones,
-    and the beginning of the last one; 0 if they are none.
-    """
-    field = fields[at] or ""
-    if delimiter not in field or not _LINE_END.search(field):
-        return 0
-    lines = [line.split(delimiter) for line in _LINE_END.split(field) if line.strip()]
-    known_values = few_values()
-    # The column that the field ends in has as many after it as its row.
-    last = len(known_values) - (len(fields) - at)
-    starts = [at, *[0] * (len(lines) - 1)]
-    ends = [*[len(known_values)] * (len(lines) - 1), last + 1]
-    num_fitting = 0
-    are_known: list[bool] = []
-    for line, start, end in zip(lines, starts, ends, strict=True):
-        if len(line) != end - start or not line[0].strip():
-            continue
-        num_fitting += 1
-        for column, value in enumerate(line, start):
-            is_whole = (line is not lines[0] or column > at) and (line is not lines[-1] or column < last)
-            if is_whole and (values := known_values[column]) is not None:
-                are_known.append(value in values)
-    has_rows = sum(are_known) >= _ROWS_SHARE * len(are_known) if are_known else len(lines) >= _MANY_LINES
-    return len(lines) if has_rows and num_fitting >= max(2, _ROWS_SHARE * len(lines)) else 0
-
-
 def _lines_and_delimiter(
     lines: Iterable[str], name: str, documents: DocumentsSettings
 ) -> tuple[Iterator[str], str]:
     remaining = iter(lines)
-    first_lines: list[str] = []
     delimiter = documents.csv.delimiter
-    first = documents.header if isinstance(documents.header, int) else 1
-    for number, line in enumerate(remaining, start=1):
-        if not any(map(str.strip, first_lines)) and (match := _SEPARATOR.fullmatch(line)) is not None:
-            # A blank line in its place is skipped, and the lines after it keep their numbers.
-            delimiter = delimiter or match[1]
-            line = "\n"
-        first_lines.append(line)
-        if number >= first and not line.isspace():
-            break
-    if delimiter is None:
-        tried = list(islice(remaining, _TRIED_LINES))
-        usual = "\t" if ending_of(name) == ".tsv" else ","
-        delimiter = _delimiter([*first_lines[-1:], *tried], usual, documents.csv.quoting)
-        first_lines += tried
-    return chain(first_lines, remaining), delimiter
+    if delimiter is not None:
+        return remaining, delimiter
+    above = documents.header - 1 if isinstance(documents.header, int) else 0
+    first_lines = list(islice(remaining, above + _TRIED_LINES))
+    tried = [line for line in first_lines[above:] if not line.isspace()]
+    usual = "\t" if ending_of(name) == ".tsv" else ","
+    return chain(first_lines, remaining), _delimiter(tried, usual, documents.csv.quoting)
 
 
 def _delimiter(lines: Sequence[str], usual: str, quoting: str) -> str:
@@ -224,7 +158,7 @@ MAX_XLSX_BYTES = 128 * 2**20
 MAX_ROWS = 2**20
 #: Significant digits of a number that Excel keeps and shows.
 _DIGITS = 15
-_MERGED = re.compile(rb'<(?:\w+:)?mergeCell\s[^>]*?ref="([A-Z]{1,3})(\d{1,7}):[A-Z]{1,3}(\d{1,7})"')
+_MERGED = re.compile(rb'<(?:\w+:)?mergeCell\s[^>]*?ref="[A-Z]{1,3}(\d{1,7}):[A-Z]{1,3}(\d{1,7})"')
 _PADDED = re.compile(r"0{2,}")
 #: How the format writes a tab and line ends.
 _ESCAPED = re.compile(r"_x000([9AaDd])_")
@@ -242,7 +176,7 @@ def _xlsx_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Reco
     """
     first: list[str] = []
     last = 0
-    for title, rows in _sheets(file.path, reading.advance):
+    for title, rows in _sheets(file.path, reading):
         try:
             header, below = _below_header(rows, reading.documents.header)
         except Unreadable:
@@ -268,25 +202,31 @@ def _sheet_record(header: list[str], fields: Sequence[str | None], title: str) -
     return {"sheet": title, **dict(zip(header, padded, strict=True))}
 
 
-def _sheets(path: Path, advance: Callable[[], None]) -> Iterator[tuple[str, Iterator[Numbered]]]:
+def _sheets(path: Path, reading: Reading) -> Iterator[tuple[str, Iterator[Numbered]]]:
     import openpyxl
+
+    header = reading.documents.header
+    first_row = header if isinstance(header, int) else 1
 
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of extensions that hold no values
         archive = stack.enter_context(archive_of(path, "XLSX"))
-        advance()
+        reading.advance()
         # Opened here: openpyxl refuses a path with another ending.
         data = stack.enter_context(path.open("rb"))
         book: Any = stack.enter_context(
             closing(openpyxl.load_workbook(data, read_only=True, data_only=True, keep_links=False))
         )
-        advance()
+        reading.advance()
         for sheet in book.worksheets:
             if sheet.sheet_state != "visible":
                 continue
-            raw = archive.read(sheet._worksheet_path.lstrip("/"))
-            yield sheet.title, _filled_down(_sheet_rows(sheet), _merged(raw))
+            merged = _MERGED.findall(archive.read(sheet._worksheet_path.lstrip("/")))
+            # Only the first of these rows has the value: of a group, the others might be on another side.
+            if any(int(end) > max(int(start), first_row) for start, end in merged):
+                raise Unreadable("has cells that are merged over several rows; split them")
+            yield sheet.title, _sheet_rows(sheet)
 
 
 def _sheet_rows(sheet: Any) -> Iterator[tuple[int, list[str | None]]]:
@@ -316,36 +256,6 @@ def _number(value: float, shown_as: str) -> str:
     if value == int(value) and abs(value) < 10**_DIGITS:
         return f"{int(value):0{len(shown_as)}d}" if _PADDED.fullmatch(shown_as) else str(int(value))
     return f"{value:.{_DIGITS}g}"
-
-
-def _merged(raw: bytes) -> list[tuple[int, int, int]]:
-    from openpyxl.utils import column_index_from_string
-
-    ranges = (
-        (column_index_from_string(column.decode()) - 1, int(start), int(end))
-        for column, start, end in _MERGED.findall(raw)
-    )
-    return [(column, start, end) for column, start, end in ranges if end > start]
-
-
-def _filled_down(
-    rows: Iterator[tuple[int, list[str | None]]], merged: list[tuple[int, int, int]]
-) -> Iterator[Numbered]:
-    merged_values: dict[int, tuple[int, str | None]] = {}
-    starts: dict[int, list[tuple[int, int]]] = {}
-    for column, start, end in merged:
-        starts.setdefault(start, []).append((column, end))
-    for number, row in rows:
-        is_empty = not any(row)
-        for column, (end, value) in merged_values.items() if not is_empty else ():
-            if number <= end:
-                row.extend([None] * (column + 1 - len(row)))
-                row[column] = row[column] or value
-        merged_values |= {
-            column: (end, row[column] if column < len(row) else None)
-            for column, end in starts.get(number, ())
-        }
-        yield number, row
 
 
 XLSX = Format(_xlsx_records, endings=(".xlsx",), max_bytes=MAX_XLSX_BYTES)
