@@ -181,9 +181,7 @@ def _read_batch(folder: Path, files: Mapping[str, int], index: Path) -> BatchRow
     return BatchRows(
         rows=pq.read_table(path, columns=list(COLUMNS)),
         files=files,
-        places=sketches.read_places(index),
-        sketches=lambda: sketches.read_sketches(index),
-        minimizers=lambda: sketches.read_minimizers(index),
+        sketches=sketches.read(index),
         texts=lambda positions: read_rows(path, "text", positions),
         quarantined=pq.read_table(folder / QUARANTINED, columns=["id", "source", "delivered_ns"]),
     )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "13"
+VERSION = "14"
 _STAGE = "training_snapshot"
 
 

@@ -22,7 +22,7 @@ from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "2"
+VERSION = "3"
 STAGE = "general_documents"
 _SETTING = "snapshot.general"
 

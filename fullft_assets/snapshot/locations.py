@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fullft_assets.snapshot.all_rows import SPLITS, BatchRows, SplitName
-from fullft_assets.snapshot.near_text.shingles import expand
+from fullft_assets.snapshot.all_rows import SPLITS, BatchRows, SplitName, expand
 from fullft_assets.store import Manifest, Store
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "5"
+VERSION = "6"
 STAGE = "replay_documents"
 _SETTING = "snapshot.replay"
 
@@ -143,7 +143,7 @@ class _Screen:
     """Texts that no general document may overlap, looked up only when there are any."""
 
     def __init__(self, texts: Sequence[str], use_case: UseCase):
-        self._screen = Screen(texts, use_case.settings.seed) if texts else None
+        self._screen = Screen(texts) if texts else None
 
     def overlapping(self, texts: pa.ChunkedArray) -> np.ndarray:
         """Return for each text whether it shares a run of words with one of these, or is a near-duplicate of
@@ -158,7 +158,7 @@ class _Near:
     """
 
     def __init__(self, texts: Sequence[str], use_case: UseCase):
-        self._reference = Reference(texts, use_case.settings.seed) if texts else None
+        self._reference = Reference(texts) if texts else None
 
     def overlapping(self, texts: pa.ChunkedArray) -> np.ndarray:
         """Return for each text whether it is a near-duplicate of one of these."""

@@ -23,10 +23,8 @@ from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Source, SourceFile, open_source
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings
-from fullft_assets.snapshot.near_text.minhash import concatenate, sketch
-from fullft_assets.snapshot.near_text.near_duplicates import find_near, positions
-from fullft_assets.snapshot.near_text.shingles import distinct, shingle_sets
-from fullft_assets.snapshot.near_text.words import SIXTHS, WORD, hash_words
+from fullft_assets.snapshot.near_text.pairs import Texts, sketch
+from fullft_assets.snapshot.near_text.words import SIXTHS, WORD, hash_runs, hash_words
 from fullft_assets.store import digest
 from fullft_assets.task import CONVERSATIONS, PLAIN_TEXT
 
@@ -35,12 +33,11 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "3"
+VERSION = "4"
 #: Consecutive words shared with an external evaluation set that count as overlap.
 SCREEN_WORDS = 13
 #: Texts looked up at once: their words' hashes take about 10 MB.
 _BLOCK_ROWS = 10_000
-_FACTOR = 0x9E3779B97F4A7C15
 
 
 #: How documents are read: formats and fields, and what a row has to hold.
@@ -228,7 +225,7 @@ def num_too_short(texts: Sequence[str]) -> int:
     """Return how many texts have fewer words than a run: within a longer text they are not found, only copies
     of them are.
     """
-    return len(texts) - len(distinct(_runs(_as_arrow(texts), SCREEN_WORDS)[1]))
+    return len(texts) - len(np.unique(_runs(_as_arrow(texts), SCREEN_WORDS)[1]))
 
 
 class Reference:
@@ -236,13 +233,11 @@ class Reference:
 
     Args:
         texts: the texts.
-        seed: of the sketches.
     """
 
-    def __init__(self, texts: Sequence[str], seed: int = 0):
+    def __init__(self, texts: Sequence[str]):
         self._texts = _as_arrow(texts)
-        self._seed = seed
-        self._sketches = sketch(self._texts, seed)
+        self._sketches = sketch(self._texts)
 
     def is_near(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
         """Return for each text whether it is a near-duplicate of one of the reference."""
@@ -250,15 +245,10 @@ class Reference:
 
         column = _as_arrow(texts)
         pooled = pa.chunked_array([*_chunks(self._texts), *_chunks(column)], pa.string())
-        sketches = concatenate([self._sketches, sketch(column, self._seed)], len(pooled))
         rows = np.arange(len(pooled))
-        near, _ = find_near(
-            sketches,
-            rows[: len(self._texts)],
-            rows[len(self._texts) :],
-            lambda chosen: shingle_sets(pooled.take(pa.array(chosen)), self._seed),
-        )
-        return np.isin(rows[len(self._texts) :], near)
+        reference, candidates = np.split(rows, [len(self._texts)])
+        near = Texts([self._sketches, sketch(column)], pooled.take).find_near(reference, candidates)
+        return np.isin(candidates, list(near))
 
 
 class Screen:
@@ -266,14 +256,13 @@ class Screen:
 
     Args:
         evaluation_texts: texts of the evaluation sets.
-        seed: of the sketches.
         num_words: words in a row that count as overlap.
     """
 
-    def __init__(self, evaluation_texts: Sequence[str], seed: int = 0, *, num_words: int = SCREEN_WORDS):
+    def __init__(self, evaluation_texts: Sequence[str], *, num_words: int = SCREEN_WORDS):
         self._num_words = num_words
-        self._hashes = distinct(_runs(_as_arrow(evaluation_texts), num_words)[0])
-        self._reference = Reference(evaluation_texts, seed)
+        self._hashes = np.unique(_runs(_as_arrow(evaluation_texts), num_words)[0])
+        self._reference = Reference(evaluation_texts)
 
     def overlapping(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
         """Return for each text whether it shares a run of words with an evaluation text, or is a
@@ -293,7 +282,7 @@ class Screen:
         shares = np.zeros(len(column), bool)
         for start in range(0, len(column), _BLOCK_ROWS):
             hashes, text = _runs(column.slice(start, _BLOCK_ROWS), self._num_words)
-            shares[start + text[positions(self._hashes, hashes)[0]]] = True
+            shares[start + text[np.isin(hashes, self._hashes)]] = True
         return shares
 
     def is_near(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
@@ -302,33 +291,11 @@ class Screen:
 
 
 def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hash of every run of `num_words` words (uint64 [runs]), and the text that each is in (int64
-    [runs]).
-
-    The hash of the words w[i], w[i + 1], ... of a run is the sum of w[i + k] * F^k modulo 2^64: a difference
-    of two prefix sums over all words, divided by F^i.
-    """
+    """Return the hash of every run as long as `num_words` words, and the text that each is in."""
     words = hash_words(texts)
-    ends, numbers = np.cumsum(words.counts), np.arange(len(words.hashes))
-    text = np.repeat(np.arange(len(words.counts)), words.counts)
-    if words.kinds is None:
-        stop = numbers + num_words
-    else:
-        length = np.concatenate([[0], np.cumsum(words.sixths())])
-        # A run that ends with its text has that end, one that would be longer the next number after all
-        # words.
-        stop = np.searchsorted(length, length[:-1] + num_words * SIXTHS[WORD])
-    start = numbers[stop <= ends[text]]
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words.hashes * _powers(_FACTOR, len(numbers)))])
-    inverses = _powers(pow(_FACTOR, -1, 2**64), len(numbers))
-    return (sums[stop[start]] - sums[start]) * inverses[start], text[start]
-
-
-def _powers(factor: int, count: int) -> np.ndarray:
-    """Return factor^0 to factor^(count - 1) modulo 2^64."""
-    factors = np.full(count, factor, np.uint64)
-    factors[:1] = 1
-    return np.multiply.accumulate(factors)
+    length = np.concatenate([[0], np.cumsum(words.sixths())])
+    # A run that ends with its text has that end, one that would be longer the next number after all words.
+    return hash_runs(words, np.searchsorted(length, length[:-1] + num_words * SIXTHS[WORD]))
 
 
 def _as_arrow(texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> pa.Array | pa.ChunkedArray:

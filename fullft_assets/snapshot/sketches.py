@@ -1,13 +1,12 @@
-"""The near-duplicate index: what each batch's texts are compared by, made once a batch and read ever after.
+"""What each batch's texts are compared by: sketches of them, made once a batch and read ever after.
 
-With it the snapshot of old batches and a new one costs what the new one's texts cost, and some sorting of
+With them the snapshot of old batches and a new one costs what the new one's texts cost, and joins of
 integers: texts of old batches are read only where they are a candidate for a pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,7 @@ import numpy as np
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.snapshot.frozen_batches import content_of
 from fullft_assets.snapshot.metadata import NearDuplicateIndexMetadata, ScreenedMetadata
-from fullft_assets.snapshot.near_text.minhash import BLOCK_TEXTS, Sketches, concatenate, sketch_sets
-from fullft_assets.snapshot.near_text.shingles import Minimizers, join, sets_and_minimizers
+from fullft_assets.snapshot.near_text.pairs import sketch
 from fullft_assets.snapshot.screening import VERSION as SCREENING_VERSION
 from fullft_assets.snapshot.screening import EvaluationTexts, Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store
@@ -26,37 +24,20 @@ from fullft_assets.store.hashing import unit_hash
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = "4"
+VERSION = "5"
 STAGE = "near_duplicate_index"
 SCREENED = "screened_examples"
+_FILE = "sketches.arrow"
 
 
-@dataclass(frozen=True)
-class BatchIndex:
-    """What is kept of a batch's rows: their place in the split ([n] float64), the sketches of their texts and
-    the minimizers of them.
-    """
+def build(rows: pa.Table, seed: int) -> pa.Table:
+    """Return the sketches of rows with `text`, `text_hash` and `group`, and their `place` in the split."""
+    import pyarrow as pa
 
-    places: np.ndarray
-    sketches: Sketches
-    minimizers: Minimizers
+    return sketch(rows["text"]).append_column("place", pa.array(_places(rows, seed)))
 
 
-def build(rows: pa.Table, seed: int) -> BatchIndex:
-    """Return the index of rows with `text`, `text_hash` and `group`."""
-    minimizers: list[Minimizers] = []
-
-    def sketched() -> Iterator[Sketches]:
-        for start in range(0, len(rows), BLOCK_TEXTS):
-            sets, chosen = sets_and_minimizers(rows["text"].slice(start, BLOCK_TEXTS), seed)
-            minimizers.append(chosen)
-            yield sketch_sets(sets)
-
-    sketches = concatenate(sketched(), len(rows))
-    return BatchIndex(places(rows, seed), sketches, join(minimizers))
-
-
-def places(rows: pa.Table, seed: int) -> np.ndarray:
+def _places(rows: pa.Table, seed: int) -> np.ndarray:
     """Return each row's place in the split: the keyed hash of its group, or of its text where it has none."""
     import pyarrow.compute as pc
 
@@ -68,28 +49,18 @@ def places(rows: pa.Table, seed: int) -> np.ndarray:
 
 
 def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
-    """Return the index of a batch's examples, made if there is none yet."""
+    """Return the sketches of a batch's examples, made if there are none yet."""
+    import pyarrow.feather as feather
     import pyarrow.parquet as pq
 
     def write(draft: Draft) -> Outcome:
         rows = pq.read_table(
             store.folder(examples) / "examples.parquet", columns=["text", "text_hash", "group"]
         )
-        index = build(rows, seed)
-        arrays = {"places": index.places, **vars(index.sketches)}
-        arrays |= {
-            "minimizers": index.minimizers.values,
-            "num_minimizers": index.minimizers.counts.astype(np.uint32),
-        }
-        for name, values in arrays.items():
-            np.save(draft.path / f"{name}.npy", values, allow_pickle=False)
+        # Without compression it is mapped, not read.
+        feather.write_feather(build(rows, seed), str(draft.path / _FILE), compression="uncompressed")
         batch = ExamplesMetadata.of(examples).batch
-        return (
-            NearDuplicateIndexMetadata(
-                batch=batch, num_rows=len(rows), num_bands=len(index.sketches.bands)
-            ).as_dict(),
-            [],
-        )
+        return NearDuplicateIndexMetadata(batch=batch, num_rows=len(rows)).as_dict(), []
 
     return store.ensure(
         case,
@@ -102,29 +73,11 @@ def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
     )
 
 
-def read_places(folder: Path) -> np.ndarray:
-    """Read the rows' places in the split from the folder of an index."""
-    return np.load(folder / "places.npy", allow_pickle=False)
+def read(folder: Path) -> pa.Table:
+    """Map the sketches in a folder; they take memory as they are read, until they are let go."""
+    import pyarrow.feather as feather
 
-
-def read_sketches(folder: Path) -> Sketches:
-    """Map the sketches in the folder of an index; they take memory as they are read, until they are
-    let go.
-    """
-    return Sketches(
-        **{
-            field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r", allow_pickle=False)
-            for field in fields(Sketches)
-        }
-    )
-
-
-def read_minimizers(folder: Path) -> Minimizers:
-    """Map the minimizers in the folder of an index."""
-    counts = np.load(folder / "num_minimizers.npy", allow_pickle=False)
-    return Minimizers(
-        np.load(folder / "minimizers.npy", mmap_mode="r", allow_pickle=False), counts.astype(np.int64)
-    )
+    return feather.read_table(str(folder / _FILE), memory_map=True)
 
 
 def ensure_screened(

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.snapshot import Training
-from fullft_assets.snapshot.near_text.shingles import expand
+from fullft_assets.snapshot.all_rows import expand
 from fullft_assets.training.feed import Batch, Feed, sums_between
 
 #: In a batch, if asked for: [rows, tokens] bool, whether a token belongs to a replayed document.

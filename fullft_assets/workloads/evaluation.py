@@ -41,8 +41,7 @@ from fullft_assets.planning import PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth
 from fullft_assets.release import champion_rule, recipe_digest
 from fullft_assets.snapshot import Split, load_split, load_values
-from fullft_assets.snapshot.near_text.minhash import SIMILARITY
-from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
+from fullft_assets.snapshot.near_text.pairs import near_duplicates
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES, task_of
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
@@ -199,7 +198,7 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     seen: set[int] = set()
     for snapshot in trained_on.values():
         train = load_split(store, snapshot, "train", windows=False)
-        seen.update(near_duplicates(train.texts, test.texts, SIMILARITY, job.settings.seed))
+        seen.update(near_duplicates(train.texts, test.texts))
     if len(seen) == len(test):
         raise DataError(
             "evaluation: every test row was learned from by a model that is evaluated; deliver new labelled"
