@@ -33,8 +33,8 @@ class BatchRows:
         rows: valid examples with COLUMNS, without their texts.
         files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the
             rows of older ones, but for those that are quarantined in it.
-        sketches: of the rows' texts (`near_text.pairs.sketch`), and the `place` of each row in [0, 1): the keyed
-            hash of its group, or of its text where it has none.
+        sketches: of the rows' texts (`near_text.pairs.sketch`), and the `place` of each row in [0, 1): the
+            keyed hash of its group, or of its text where it has none.
         texts: reads the texts at positions, in that order.
         quarantined: `id`, `source` and `delivered_ns` of the quarantined rows.
         overlaps: bool [n], rows that overlap an external evaluation set; they do not train.

@@ -43,7 +43,7 @@ SIMILARITY = 0.8
 _BAND_HASHES = 6
 _NUM_BANDS = 24
 NUM_HASHES = _NUM_BANDS * _BAND_HASHES
-#: Standard deviations that the number of unequal bits may be off: more is seen of one pair in a thousand.
+#: Standard deviations that an estimate may be off: more is seen of one pair in a thousand.
 _DEVIATIONS = 3
 #: Reference texts that a candidate is compared with at most: the nearest by the bits of each residue of the
 #: texts' numbers. It bounds what a bucket of thousands of texts costs.
@@ -78,8 +78,9 @@ AreAlike = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 def sketch(texts: pa.Array | pa.ChunkedArray) -> pa.Table:
     """Return the sketches of texts, one row a text; they depend on nothing but each text.
 
-    Columns: `keys` of the bands, `bits` of the MinHashes, `anchors`, `number` (a hash of all words), and
-    `size`: the most shingles that the text may have.
+    Columns: `keys` of the bands, `bits` of the MinHashes for the joins, and a byte of each (`signature`) for
+    what they propose; `anchors`, `number` (a hash of all words), and `size`: the most shingles that the text
+    may have.
     """
     import pyarrow as pa
 
@@ -88,6 +89,7 @@ def sketch(texts: pa.Array | pa.ChunkedArray) -> pa.Table:
             "size": pa.int32(),
             "number": pa.int64(),
             "bits": pa.binary(NUM_HASHES // 8),
+            "signature": pa.binary(NUM_HASHES),
             "keys": pa.list_(pa.uint32()),
             "anchors": pa.list_(pa.uint32()),
         }
@@ -121,8 +123,11 @@ def _sketch_block(texts: pa.Array, schema: pa.Schema) -> pa.RecordBatch:
     columns = [
         pa.array(np.maximum(1, num_values(words) - SHINGLE_WORDS + 1), pa.int32()),
         pa.array(numbers.astype(np.int64)),
-        pa.FixedSizeBinaryArray.from_buffers(
-            schema.field("bits").type, len(texts), [None, pa.py_buffer(bits.tobytes())]
+        *(
+            pa.FixedSizeBinaryArray.from_buffers(
+                schema.field(name).type, len(texts), [None, pa.py_buffer(values.tobytes())]
+            )
+            for name, values in (("bits", bits), ("signature", hashes.astype(np.uint8)))
         ),
         pa.ListArray.from_arrays(starts, keys.ravel()),
         _anchors(hash_lists(words)),
@@ -197,6 +202,7 @@ class Texts:
         number = nearest["pair"].to_numpy() & ((1 << _NUMBER_BITS) - 1)
         partners = reference[order[np.searchsorted(numbers[order], number)]]
         proposed = np.stack([nearest["candidate"].to_numpy(), partners])
+        proposed = proposed[:, self._estimates(proposed) >= _least_estimate(similarity)]
 
         def are_near(first: np.ndarray, second: np.ndarray, num_shared: np.ndarray) -> np.ndarray:
             return num_shared >= similarity * (first + second - num_shared)
@@ -258,6 +264,16 @@ class Texts:
             start += len(table)
         return daft.from_arrow(parts).explode(exploded)
 
+    def _estimates(self, pairs: np.ndarray) -> np.ndarray:
+        """Return the estimated similarity of each pair of rows [2, n]: the share of equal signature bytes."""
+        signatures = np.concatenate([_bytes_of(table["signature"]) for table in self.sketches])
+        estimates = np.zeros(pairs.shape[1])
+        for start in range(0, len(estimates), _READ_PAIRS):
+            block = slice(start, start + _READ_PAIRS)
+            equal = signatures[pairs[0, block]] == signatures[pairs[1, block]]
+            estimates[block] = equal.mean(axis=1)
+        return estimates
+
     def _with_enough_anchors(self, shared: pa.Table, share: float) -> np.ndarray:
         """Return the pairs [2, n] of which the longer text has enough of the shorter one's anchors."""
         sizes = np.concatenate([table["size"].to_numpy() for table in self.sketches])
@@ -314,6 +330,22 @@ def _largest_distance(similarity: float) -> int:
     differing = (1 - similarity) / 2
     deviation = np.sqrt(NUM_HASHES * differing * (1 - differing))
     return int(NUM_HASHES * differing + _DEVIATIONS * deviation)
+
+
+def _least_estimate(similarity: float) -> float:
+    """Return the least share of equal MinHashes that two texts with a similarity may be expected to have."""
+    return similarity - _DEVIATIONS * np.sqrt(similarity * (1 - similarity) / NUM_HASHES)
+
+
+def _bytes_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Return the bytes of values of one size: uint8 [n, size]."""
+    size = column.type.byte_width
+    parts = [np.zeros((0, size), np.uint8)]
+    for chunk in column.chunks:
+        if len(chunk):
+            values = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, size)
+            parts.append(values[chunk.offset : chunk.offset + len(chunk)])
+    return np.concatenate(parts)
 
 
 def near_duplicates(
