@@ -31,7 +31,7 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lock home run ui check plan lint style types docs test-quick test-fast test test-slow test-numeric test-all test-long test-ranges test-wheel bench bench-gpu simulate tour clean
+.PHONY: help install demo lock home run ui check plan lint style types docs test-quick test-fast test test-slow test-numeric test-all test-engine test-long test-ranges test-wheel bench bench-gpu simulate tour clean
 
 help: ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -112,6 +112,9 @@ test-all: install ## What CI runs
 		$(MAKE) --no-print-directory $$target || exit 1; \
 		echo "make $$target: $$(($$(date +%s) - began)) s"; \
 	done
+
+test-engine: install ## What the training engine does, counted without a GPU: families, waits, graphs, memory of a rank
+	@OMP_NUM_THREADS=1 $(PYTEST) $(TWO_AT_A_TIME) tests/test_benchmarks_engine.py
 
 test-long: install ## Sweeps of many seeds, sizes and recipes, which CI has no time for, and `make test-ranges`
 	@OMP_NUM_THREADS=1 $(PYTEST) -m long $(TWO_AT_A_TIME) $(LONG)

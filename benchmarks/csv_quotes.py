@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets.demos import licences
-from fullft_assets.documents.formats import Delivered, Reading, Unreadable, csv_rows
+from fullft_assets.documents.formats import Delivered, Reading, Unreadable, tables
 from fullft_assets.documents.formats.rows import Wanted
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.settings.documents import CsvSettings
@@ -73,7 +73,7 @@ def outcome(data: str, delimiter: str, folder: Path) -> tuple[bool, int]:
     try:
         return False, sum(
             isinstance(record, str) and "seems to have rows" in record
-            for _, record in csv_rows.records(Delivered(path, "a.csv"), reading)
+            for _, record in tables.csv_records(Delivered(path, "a.csv"), reading)
         )
     except Unreadable as error:
         if "has whole rows in it" not in str(error):

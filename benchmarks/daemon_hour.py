@@ -22,7 +22,7 @@ import dagster as dg
 from fullft_assets.automation.runs import REASONS_TAG
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.cli.export import export
-from fullft_assets.cli.terminal import Terminal
+from fullft_assets.cli.follower import Terminal
 from fullft_assets.cli.tour import _alerts_received, _Services, _services
 from fullft_assets.demos import licences
 from fullft_assets.demos.tour import CASE, WEBHOOK, TourProject

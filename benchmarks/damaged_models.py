@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.release_gate import RESAMPLES, Trained, measure_parts, train
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
-from fullft_assets.evaluation.forgetting import Forgetting
+from fullft_assets.evaluation.base import Forgetting
 from fullft_assets.evaluation.gates import ChampionRule
 from fullft_assets.evaluation.verdict import verdict
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
@@ -153,7 +153,7 @@ def general(trials: int) -> Iterator[dict[str, Any]]:
     """
     import torch
 
-    from fullft_assets.models.token_scores import score_documents
+    from fullft_assets.models.token_loss import score_documents
 
     model, windows = _smollm2(trials)
 
@@ -181,7 +181,7 @@ def general(trials: int) -> Iterator[dict[str, Any]]:
         found = Forgetting(
             measure="loss", before=before, after=after, rise=after - before, num_trainings=1, num_unmeasured=0
         )
-        budget = found.default_budget
+        budget = found.budget
         assert budget is not None, "of a loss there is one"
         yield {
             "damage": title,
@@ -199,7 +199,7 @@ def _smollm2(count: int) -> tuple[Any, list[list[list[int]]]]:
 
     from fullft_assets.base_model import resolve_base_model
     from fullft_assets.chunks import Tokenization
-    from fullft_assets.demos import licence_texts, smollm
+    from fullft_assets.demos import smollm, standard_library
     from fullft_assets.models.inference import load_causal
     from fullft_assets.settings import ChunksSettings
 
@@ -208,7 +208,7 @@ def _smollm2(count: int) -> tuple[Any, list[list[list[int]]]]:
         tokenization = Tokenization.load(
             base, ChunksSettings(max_tokens=128, stride=0, max_windows=1), "language_modeling"
         )
-        texts = [document["text"] for document in islice(licence_texts.general(), min(count, 20))]
+        texts = [document["text"] for document in islice(standard_library.general(), min(count, 20))]
         return load_causal(base), tokenization.windows(texts)
 
 

@@ -199,10 +199,10 @@ def _documentation(path: Path) -> Iterator[str]:
 
 def new_texts(seed: int) -> tuple[list[str], list[str]]:
     """Return licence texts to learn, and others, of families that none of these is of."""
-    from fullft_assets.demos import licence_texts
+    from fullft_assets.demos import standard_library
 
     by_family: dict[str, list[str]] = {}
-    for row in licence_texts.texts():
+    for row in standard_library.licence_texts():
         if len(row["text"]) > 800:
             by_family.setdefault(row["license-expression"], []).append(
                 row["text"][: 2 * _DOCUMENT_CHARACTERS]
@@ -314,7 +314,7 @@ def pretrain(folder: Path) -> dict[str, float]:
 def fine_tune_by_each(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     """Return what each way forgot and learned, in nats a token."""
     from fullft_assets.models.inference import load_causal
-    from fullft_assets.models.token_scores import score_documents
+    from fullft_assets.models.token_loss import score_documents
 
     bench, texts = _Bench(folder), json.loads((folder / "old.json").read_text())
     held_out, replayed = texts[:_NUM_OLD_HELD_OUT], texts[_NUM_OLD_HELD_OUT:]

@@ -151,16 +151,13 @@ def _apart(first: Path, second: Path) -> tuple[float, float]:
 
 def _train(model: str, folder: str, kill_after: str) -> None:
     """Train a few steps with checkpoints; kill this process after a step, or write the weights to `final`."""
-    from transformers import TrainerCallback
-
     from fullft_assets.jobs.progress import Progress
     from fullft_assets.settings import TrainingSettings
     from fullft_assets.training.finetuning import fine_tune
 
-    class Kill(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == int(kill_after):
-                os.kill(os.getpid(), signal.SIGKILL)
+    def kill(moment: str, loop: Any) -> None:
+        if moment == "step" and loop.step == int(kill_after):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     settings = TrainingSettings(
         epochs=1,
@@ -178,7 +175,7 @@ def _train(model: str, folder: str, kill_after: str) -> None:
         Path(folder),
         Progress(silent=True),
         evaluate_at=(),
-        callbacks=[Kill()],
+        watch=kill,
     )
     fit.model.save_pretrained(Path(folder) / "final")
     print(json.dumps({"resumed_from_step": fit.resumed_from_step}))

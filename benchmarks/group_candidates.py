@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.checking import group_candidates
+from fullft_assets.checking.sample import candidates
 
 ROWS = 1_500
 _DEBIAN = Path("/var/lib/apt/lists")
@@ -152,9 +152,7 @@ def suggested(rows: list[dict[str, Any]], *, with_labels: bool = True) -> list[s
         if name not in ("text", "label")
     }
     labels = [str(row["label"]) if with_labels else "" for row in rows]
-    return [
-        found.field for found in group_candidates.candidates([row["text"] for row in rows], labels, fields)
-    ]
+    return [found.field for found in candidates([row["text"] for row in rows], labels, fields)]
 
 
 MEANINGLESS = ("day", "annotator", "id", "pair")

@@ -12,8 +12,8 @@ import numpy as np
 import yaml
 
 from benchmarks.retraining_year import World, Year
-from fullft_assets.assets.case import Case
-from fullft_assets.automation.ledger import name_of, read_ledger, record
+from fullft_assets.assets.graph import CaseGraph
+from fullft_assets.automation.decision import name_of, read_ledger, record
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.retraining import (
     HOUR_SECONDS,
@@ -34,7 +34,7 @@ class FaultyYear(Year):
         lost: ticks that called for a retrain, without one: Dagster knew the key.
     """
 
-    def __init__(self, seed: int, case: Case, instances: Sequence[dg.DagsterInstance], store: Store):
+    def __init__(self, seed: int, graph: CaseGraph, instances: Sequence[dg.DagsterInstance], store: Store):
         self.rng = np.random.default_rng(seed)
         outcomes = ("infrastructure", "preemption", "promoted", "promoted", "rejected")
         super().__init__(
@@ -45,7 +45,7 @@ class FaultyYear(Year):
                 outcome=lambda day: self.rng.choice(outcomes),
             )
         )
-        self.case, self.store = case, store
+        self.case, self.store = graph, store
         self.instances = instances
         self.launched, self.learned = set[tuple[int, str]](), set[str]()
         self.ends = 0.0
@@ -97,7 +97,7 @@ def killed_years(num_seeds: int, days: int) -> list[FaultyYear]:
 
 
 @contextmanager
-def platform() -> Iterator[tuple[Case, dg.DagsterInstance, Callable[[], Store]]]:
+def platform() -> Iterator[tuple[CaseGraph, dg.DagsterInstance, Callable[[], Store]]]:
     """Yield what the ledgers of many years need: a use case of the default settings, an instance, and what
     makes an empty store.
     """
@@ -114,4 +114,4 @@ def platform() -> Iterator[tuple[Case, dg.DagsterInstance, Callable[[], Store]]]
             "examples": {"label": "label"},
         }
         path.write_text(yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": sections}))
-        yield Case(load_use_case(path)), instance, lambda: Store(tempfile.mkdtemp(dir=folder))
+        yield CaseGraph(load_use_case(path)), instance, lambda: Store(tempfile.mkdtemp(dir=folder))

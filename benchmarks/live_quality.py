@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fullft_assets.evaluation.intervals import bounded_interval
-from fullft_assets.monitoring.anytime import log_evidence_below
+from fullft_assets.monitoring.live import log_evidence_below
 
 ACCURACY = 0.85
 CONFIDENCE = 0.95

@@ -249,11 +249,11 @@ def recipe(model: Path, scale: TrainingSize = STATE, *, whole_logits: bool = Fal
     from fullft_assets.tasks.language.recipe import NextTokenRecipe
 
     class WholeLogits(NextTokenRecipe):
-        def prepare(self, model: Any, settings: Any, seed: int, num_processes: int) -> Prepared:
+        def prepare(self, model: Any, settings: Any, seed: int) -> Prepared:
             def total(model: Any, inputs: Any, labels: Any) -> Any:
                 return model(**inputs, labels=labels, use_cache=False, num_items_in_batch=1).loss
 
-            return replace(super().prepare(model, settings, seed, num_processes), total_loss=total)
+            return replace(super().prepare(model, settings, seed), total_loss=total)
 
     generator = np.random.default_rng(0)
     words = generator.integers(3, scale.vocabulary, (16, 8)).tolist()
@@ -279,16 +279,14 @@ def train(
     """Train as the workload does, without checkpoints; return the loss of each step, and the peak of this
     process by the last one.
     """
-    from transformers import TrainerCallback
-
     from fullft_assets.jobs.progress import Progress
     from fullft_assets.settings import TrainingSettings
     from fullft_assets.training.finetuning import fine_tune
 
     peaks = []
 
-    class Peaks(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def measure_peak(moment: str, loop: Any) -> None:
+        if moment == "step":
             peaks.append(_peak_bytes())
 
     rung: dict[str, Any] = {"optimizer": optimizer, "weights": weights}
@@ -313,7 +311,7 @@ def train(
             num_processes=processes,
             evaluate_at=(),
             resumable=False,
-            callbacks=[Peaks()],
+            watch=measure_peak,
         )
     return [line["loss"] for line in fit.history if "loss" in line], peaks[-1]
 

@@ -133,7 +133,7 @@ def with_ours(model: Path, folder: str, turns: Turns, scale: StepSize) -> None:
         Progress(silent=True),
         evaluate_at=(),
         resumable=False,
-        callbacks=[turns.callback(lambda: about)],
+        watch=lambda moment, loop: turns.step_done(about) if moment == "step" else None,
     )
 
 
@@ -220,13 +220,13 @@ def with_bare_loop(
 
     from fullft_assets.models import precision
     from fullft_assets.models.token_loss import IGNORED, TokenLoss
-    from fullft_assets.training import packed_rows
+    from fullft_assets.training import feed
 
     network = _load(model)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
-    pieces = packed_rows.Pieces(packed(documents(model, scale), scale))
-    batches = packed_rows.packed(pieces, scale.num_rows, 1_000, _SEED, 0).batches()
-    first = next(packed_rows.packed(pieces, 1, 1, _SEED, 0).batches())
+    pieces = feed.Pieces(packed(documents(model, scale), scale))
+    batches = feed.packed(pieces, scale.num_rows, 1_000, _SEED, 0).batches()
+    first = next(feed.packed(pieces, 1, 1, _SEED, 0).batches())
     loss_of = TokenLoss(network, {name: value for name, value in first.items() if name != "labels"})
     chosen = precision.resolve("auto")
     for batch in batches:

@@ -71,9 +71,9 @@ def scores(counts: dict[str, Counter[str]]) -> tuple[float, float]:
 
 
 def ours(text: str) -> Iterable[Piece]:
-    from fullft_assets.personal_data import pii
+    from fullft_assets.personal_data import search
 
-    return [(one.kind, one.start, one.end) for one in pii.find(text)]
+    return [(one.kind, one.start, one.end) for one in search.find(text)]
 
 
 def example_telephones() -> dict[str, list[str]]:

@@ -364,7 +364,7 @@ def _prepare(store: Any, case: Any, clock: StageClock) -> dict[str, Any]:
 def use_case(folder: Path, *, checked: bool = False, max_batch_bytes: int | None = None) -> Any:
     """Return the use case that the documents are prepared for."""
     from fullft_assets.demos import licences
-    from fullft_assets.settings import UseCaseSettings
+    from fullft_assets.settings import DocumentsSettings, UseCaseSettings
     from fullft_assets.settings.use_case import UseCase
 
     attributes: dict[str, Any] = {
@@ -373,7 +373,7 @@ def use_case(folder: Path, *, checked: bool = False, max_batch_bytes: int | None
         "examples": {"label": "kind", "group": "group", "labels": list(licences.KINDS)},
     }
     if max_batch_bytes is not None:
-        attributes["documents"]["max_batch_bytes"] = max_batch_bytes
+        DocumentsSettings.max_batch_bytes = max_batch_bytes
     if checked:
         attributes["examples"] |= {"pii": "mask", "languages": ["en", "de", "fr", "es", "la"]}
     return UseCase("preparation", UseCaseSettings.model_validate(attributes), folder / "defs.yaml", folder)

@@ -36,7 +36,7 @@ import yaml
 from benchmarks.demo import REPOSITORY
 from fullft_assets.demos import smollm
 from fullft_assets.evaluation.metadata import EvaluationMetadata
-from fullft_assets.examples.metadata import ExamplesMetadata
+from fullft_assets.examples.validation import ExamplesMetadata
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.store import Store

@@ -27,7 +27,7 @@ from fullft_assets.resources import latest
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 from fullft_assets.task import BASELINES
-from fullft_assets.tasks.opening import baseline_context, open_recipe
+from fullft_assets.tasks.context import baseline_context, open_recipe
 from fullft_assets.training.finetuning import fine_tune
 
 SETS = ("diagnoses", "functions", "sections", "reviews", "mails", "tags", "entities")
@@ -81,22 +81,20 @@ class Bench:
         task, labels = self.use_case.settings.examples.task, self.recipe.labels
         if task == "token_classification":
             from fullft_assets.tasks.token_classification import assessment
-            from fullft_assets.tasks.token_classification.tagging import normal
+            from fullft_assets.tasks.token_classification.recipe import normal
 
             spans = self.test.spans
             assert spans is not None
             truth = normal([self.test.texts[i] for i in rows], [spans[i] for i in rows])
             return assessment.scores(truth, [predicted[i] for i in rows], len(labels))["micro_f1"]
+        from fullft_assets.evaluation.metrics.labels import MACRO_F1
+        from fullft_assets.tasks.classification import assessment as classifiers
+
         truth, found = self.test.labels[rows], np.asarray(predicted)[rows]
         if task == "multi_label":
-            from fullft_assets.tasks.multi_label import assessment as several
-
-            return several.scores(
-                truth, found >= several.fit_thresholds(self.test.labels, np.asarray(predicted))
-            )["macro_f1"]
-        from fullft_assets.tasks.classification.assessment import macro_f1
-
-        return macro_f1(truth, found.argmax(1))
+            decided = found >= classifiers.fit_thresholds(self.test.labels, np.asarray(predicted))
+            return MACRO_F1.compute(classifiers.decisions_of(truth, decided))
+        return MACRO_F1.compute(classifiers.predictions_of(truth, found, labels))
 
     def gain(self, ours: Sequence[Any], theirs: Any) -> tuple[float, float, float]:
         """Return the mean gain of some models over another one, and the ends of its 95% bootstrap interval

@@ -29,13 +29,12 @@ import numpy as np
 
 from benchmarks.split import SETS
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
+from fullft_assets.evaluation.base import Run, SeedNoise, pooled
 from fullft_assets.evaluation.comparison import measurable_labels
-from fullft_assets.evaluation.counts import by_group, macro_f1
 from fullft_assets.evaluation.intervals import Gain
-from fullft_assets.evaluation.metrics.base import Predictions
+from fullft_assets.evaluation.metrics.base import Predictions, by_group
 from fullft_assets.evaluation.metrics.labels import ACCURACY, MACRO_F1
 from fullft_assets.evaluation.resampling import measure, number_groups
-from fullft_assets.evaluation.seed_noise import Run, SeedNoise, pooled
 from fullft_assets.evaluation.titles import ANCHOR
 from fullft_assets.evaluation.verdict import ReleaseVerdict, verdict
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
@@ -83,7 +82,7 @@ class TestSet:
         right = predicted == self.labels
         counted = (self.labels[right], weights[right]), (self.labels, weights), (predicted, weights)
         totals = (np.bincount(labels, weights, minlength=self.num_labels) for labels, weights in counted)
-        return float(macro_f1(*(total[None, measurable] for total in totals))[0])
+        return float(MACRO_F1.score(*(total[None, measurable] for total in totals))[0])
 
     def of_groups(self, predicted: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return what macro-F1 sums of each group [groups, labels]: labels found, true and given."""
@@ -421,8 +420,8 @@ def seed_noise_of(
     for run in runs:
         sums = [table[drawn][:, measurable] for table in trained.of_groups[run]]
         totals = [table.sum(0, keepdims=True) for table in sums]
-        score = float(macro_f1(*totals)[0])
-        left_out = macro_f1(*(total - table for total, table in zip(totals, sums, strict=True)))
+        score = float(MACRO_F1.score(*totals)[0])
+        left_out = MACRO_F1.score(*(total - table for total, table in zip(totals, sums, strict=True)))
         found.append(Run(score=score, influences=(score - left_out).tolist()))
     return pooled([found])
 

@@ -22,7 +22,7 @@ import dagster as dg
 
 from benchmarks.demo import REPOSITORY
 from fullft_assets import automation
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.resources import open_store, set_latest
@@ -137,12 +137,12 @@ def measure(home: Path, url: str) -> list[Tick]:
         "monitoring": {"path": str(home)},
         "store": url,
     }
-    case = Case(UseCase(_CASE, UseCaseSettings.model_validate(attributes), home / "defs.yaml", home))
+    graph = CaseGraph(UseCase(_CASE, UseCaseSettings.model_validate(attributes), home / "defs.yaml", home))
     found = []
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        store = open_store(case.use_case, instance)
+        store = open_store(graph.use_case, instance)
         sensor = next(
-            sensor for sensor in automation.build_sensors(case) if sensor.name.endswith("_retraining")
+            sensor for sensor in automation.build_sensors(graph) if sensor.name.endswith("_retraining")
         )
         with counting(store) as counter:
             for name in ("first", "nothing new", "nothing new", "a new batch"):
@@ -153,25 +153,15 @@ def measure(home: Path, url: str) -> list[Tick]:
                     )
                 counter.clear()
                 began = time.process_time()
-                sensor(dg.build_sensor_context(instance=instance, resources=case.resources()))
+                sensor(dg.build_sensor_context(instance=instance, resources=graph.resources()))
                 found.append(Tick(name, time.process_time() - began, sum(counter.values())))
     return found
 
 
 @contextmanager
 def counting(store: Store) -> Iterator[Counter[str]]:
-    """Count the requests to a store's bucket, or the files and folders of a disk that any store is
-    asked for.
-    """
+    """Count the files and folders that any store is asked for."""
     counter: Counter[str] = Counter()
-    if not store.is_local:
-
-        def sent(event_name: str, **_: Any) -> None:
-            counter[event_name.rpartition(".")[2]] += 1
-
-        store._fs.connect().meta.events.register("before-send.s3", sent)
-        yield counter
-        return
     asked = {name: getattr(Store, name) for name in ("read_bytes", "names", "versions", "sizes")}
 
     def counted(name: str) -> Callable[..., Any]:

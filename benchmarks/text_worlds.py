@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.drift import Corpus, licence_rules
 from benchmarks.retraining_year import DAYS
 from fullft_assets import monitoring
-from fullft_assets.demos import licence_texts
+from fullft_assets.demos import standard_library
 from fullft_assets.monitoring import Features
 
 #: Documents a day, rows of a window, and how many related documents come together.
@@ -47,7 +47,7 @@ class Texts:
         usual = licence_rules()
         new = [
             (row["id"], text)
-            for row in licence_texts.general()
+            for row in standard_library.general()
             for text in row["text"].split("\n\n")
             if len(text) >= 80
         ]

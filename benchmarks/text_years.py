@@ -24,8 +24,8 @@ from benchmarks.text_worlds import (
     TextWorld,
     draw_year,
 )
-from fullft_assets.assets.case import Case
-from fullft_assets.automation.ledger import read_ledger, record
+from fullft_assets.assets.graph import CaseGraph
+from fullft_assets.automation.decision import read_ledger, record
 from fullft_assets.evaluation.drop import Drop, Released, num_errors_below, score_drop
 from fullft_assets.evaluation.intervals import bounded_interval, effective_number
 from fullft_assets.monitoring import ALARMED, Scale, live
@@ -280,16 +280,21 @@ class OurYear(TextYear):
     is_monitored = True
 
     def __init__(
-        self, *drawn: Any, case: Case, instance: dg.DagsterInstance, store: Store, rate: int | None = None
+        self,
+        *drawn: Any,
+        graph: CaseGraph,
+        instance: dg.DagsterInstance,
+        store: Store,
+        rate: int | None = None,
     ):
         super().__init__(*drawn)
         # A year has so many wrong answers in a point; a run costs its hours in dollars.
         self.usd_per_point = None if rate is None else HOURS * DAYS * DOCUMENTS_A_DAY / 100 / rate
-        self.case, self.instance, self.store = case, instance, store
+        self.case, self.instance, self.store = graph, instance, store
         self.state = State(
             num_trained=FIRST_ROWS, trained_on=f"{FIRST_ROWS} rows", trained_at=START, champion_since=START
         )
-        self.settings = case.settings.retraining
+        self.settings = graph.settings.retraining
         self.rows, self.windows = FIRST_ROWS, list[Window]()
         self.delivered: list[tuple[float, int]] = []
         self.decisions: list[tuple[int, Decision]] = []
@@ -460,7 +465,7 @@ def live_years(
     texts: Texts,
     world: TextWorld,
     seed: int,
-    case: Case,
+    graph: CaseGraph,
     instance: dg.DagsterInstance,
     new_store: Callable[[], Store],
 ) -> dict[str, TextYear]:
@@ -470,6 +475,6 @@ def live_years(
     rates = EXCHANGE_RATES if world.compared else ()
 
     def ours(rate: int | None) -> TextYear:
-        return OurYear(*drawn, case=case, instance=instance, store=new_store(), rate=rate).run()
+        return OurYear(*drawn, graph=graph, instance=instance, store=new_store(), rate=rate).run()
 
     return {"ours": ours(None), **{with_rate(rate): ours(rate) for rate in rates}, **found}

@@ -70,7 +70,7 @@ def with_sensor(folder: Path, work: Path) -> dict[str, Any]:
     import dagster as dg
 
     from fullft_assets import automation, documents
-    from fullft_assets.assets.case import Case
+    from fullft_assets.assets.graph import CaseGraph
     from fullft_assets.chunks import ingestion
     from fullft_assets.resources import open_store
 
@@ -78,12 +78,12 @@ def with_sensor(folder: Path, work: Path) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     with dg.DagsterInstance.from_config(str(work)) as instance:
 
-        def tick(case: Case) -> tuple[float, Any]:
+        def tick(graph: CaseGraph) -> tuple[float, Any]:
             sensor = next(
-                sensor for sensor in automation.build_sensors(case) if sensor.name.endswith("_new_documents")
+                sensor for sensor in automation.build_sensors(graph) if sensor.name.endswith("_new_documents")
             )
             started = time.process_time()
-            result = sensor(dg.build_sensor_context(instance=instance, resources=case.resources()))
+            result = sensor(dg.build_sensor_context(instance=instance, resources=graph.resources()))
             return time.process_time() - started, result
 
         tick(_case(write_files(work / "warm-up", 10), "warm_up"))
@@ -98,7 +98,7 @@ def with_sensor(folder: Path, work: Path) -> dict[str, Any]:
 
 
 def _case(folder: Path, name: str) -> Any:
-    from fullft_assets.assets.case import Case
+    from fullft_assets.assets.graph import CaseGraph
     from fullft_assets.settings import UseCaseSettings
     from fullft_assets.settings.use_case import UseCase
 
@@ -107,7 +107,7 @@ def _case(folder: Path, name: str) -> Any:
         "documents": {"path": str(folder), "settle_seconds": 0},
         "examples": {"label": "kind"},
     }
-    return Case(UseCase(name, UseCaseSettings.model_validate(attributes), folder / "defs.yaml", folder))
+    return CaseGraph(UseCase(name, UseCaseSettings.model_validate(attributes), folder / "defs.yaml", folder))
 
 
 def with_scan(folder: Path, work: Path) -> dict[str, Any]:

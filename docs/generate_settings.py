@@ -9,7 +9,7 @@ import argparse
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,15 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fullft_assets.settings import LAUNCHER_SECTIONS, LauncherSettings, UseCaseSettings
+from fullft_assets.settings import (
+    LAUNCHER_SECTIONS,
+    AwsLauncherSettings,
+    ClusterLauncherSettings,
+    ContainerLauncherSettings,
+    LauncherSettings,
+    RemoteLauncherSettings,
+    UseCaseSettings,
+)
 
 PAGE = Path(__file__).parent / "reference" / "settings.md"
 HEADER = """\
@@ -46,6 +54,13 @@ _BOUNDS = {
     "min_length": "at least {} items",
     "max_length": "at most {} items",
 }
+#: Classes of the keys that several kinds of launcher share.
+_SHARED = (
+    RemoteLauncherSettings,
+    ContainerLauncherSettings,
+    ClusterLauncherSettings,
+    AwsLauncherSettings,
+)
 _NAMES = {str: "text", int: "integer", float: "number", bool: "`true` or `false`", Any: "any"}
 
 
@@ -70,19 +85,19 @@ def render() -> str:
     """Return the page: one section for each section of the YAML, with a table of its keys."""
     parts = [HEADER]
     for path, model, description in _sections((), UseCaseSettings, "Keys outside of any section."):
-        kind = next(
-            (kind for kind, section in LAUNCHER_SECTIONS.items() if section is model and path[1:] == (kind,)),
-            None,
-        )
         title = f"`{'.'.join(path)}`" if path else "Top level"
-        title = title if kind is None else f"`{path[0]}` with `kind: {kind}`"
-        shown = model.model_fields if kind is None else _own_fields(model, LauncherSettings)
-        rows = [_row(path, name, info) for name, info in shown.items() if not _is_section(info)]
-        lines = [f"{'#' * max(2, len(path) + 1)} {title}", "", description]
-        if rows:
-            lines += ["", "| key | type and bounds | default | meaning |", "|---|---|---|---|", *rows]
-        parts.append("\n".join(lines) + "\n")
+        parts.append(_table(f"{'#' * max(2, len(path) + 1)} {title}", description, path, model.model_fields))
+        if model is LauncherSettings:
+            parts.extend(_of_kinds(path))
     return "\n".join(parts)
+
+
+def _table(heading: str, description: str, path: tuple[str, ...], fields: Mapping[str, FieldInfo]) -> str:
+    rows = [_row(path, name, info) for name, info in fields.items() if _has_row(info)]
+    lines = [heading, "", description]
+    if rows:
+        lines += ["", "| key | type and bounds | default | meaning |", "|---|---|---|---|", *rows]
+    return "\n".join(lines) + "\n"
 
 
 def _sections(
@@ -95,25 +110,26 @@ def _sections(
             continue
         if inner is not None:
             about = " ".join((info.description or inner.__doc__ or "").split())
-            if not _is_section(info):
-                about = " ".join((inner.__doc__ or "").split())
             yield from _sections((*path, name), inner, about)
-        if inner is LauncherSettings:
-            for kind, section in LAUNCHER_SECTIONS.items():
-                if section is not LauncherSettings:
-                    yield (*path, name, kind), section, " ".join((section.__doc__ or "").split())
 
 
-def _own_fields(model: type[BaseModel], base: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Return the fields that a class does not have from its base, or with another default; without the kind,
-    which is in the heading.
-    """
-    of_base = base.model_fields
-    return {
-        name: info
-        for name, info in model.model_fields.items()
-        if name not in of_base or (info.default != of_base[name].default and name != "kind")
-    }
+def _of_kinds(path: tuple[str, ...]) -> Iterator[str]:
+    """Yield the tables of keys that several kinds of launcher share, and then those of each kind."""
+    kinds = {section: kind for kind, section in LAUNCHER_SECTIONS.items() if section is not LauncherSettings}
+    for section in (*_SHARED, *kinds):
+        names = [f"`{kind}`" for each, kind in kinds.items() if issubclass(each, section)]
+        text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+        inherited = {
+            name for base in section.__mro__[1:] if issubclass(base, BaseModel) for name in base.model_fields
+        }
+        own = {name: info for name, info in section.model_fields.items() if name not in inherited}
+        about = " ".join((section.__doc__ or "").split())
+        yield _table(
+            f"### `{path[0]}` with `kind:` {text}",
+            about,
+            (*path, kinds[section]) if section in kinds else path,
+            own,
+        )
 
 
 def _section_of(info: FieldInfo) -> type[BaseModel] | None:
@@ -127,6 +143,11 @@ def _section_of(info: FieldInfo) -> type[BaseModel] | None:
 def _is_section(info: FieldInfo) -> bool:
     """Return whether the field is a section that is always there: it has a heading, and no row of its own."""
     return isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+
+
+def _has_row(info: FieldInfo) -> bool:
+    """Return whether a field has a row: a section has a heading, where its description is."""
+    return _section_of(info) is None
 
 
 def _parts(annotation: Any) -> Iterator[Any]:

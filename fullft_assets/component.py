@@ -1,38 +1,82 @@
-"""The component: one use case's YAML -> its assets, checks, jobs, sensors and schedules."""
+"""The component: one use case's YAML -> its assets, checks, jobs, sensors and schedules; and how the use
+cases of a project are loaded, those whose YAML is wrong as an asset that says so.
+"""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from dagster.components import Component, ComponentLoadContext, ComponentTypeSpec, scaffold_with
-from pydantic import BaseModel, RootModel
+from dagster.components.core.defs_module import EXPLICITLY_IGNORED_GLOB_PATTERNS, ComponentPostProcessingModel
+from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
 
 from fullft_assets import automation
-from fullft_assets.assets import (
-    chunks,
-    documents,
-    evaluation,
-    examples,
-    monitoring,
-    planning,
-    production,
-    release,
-    representation,
-    snapshot,
-    training,
+from fullft_assets.assets import ingestion, model, production
+from fullft_assets.assets.graph import CaseGraph
+from fullft_assets.checking.project import (
+    Place,
+    find_defs,
+    find_use_cases,
+    fitting_name,
+    name_at,
+    require_own_name,
 )
-from fullft_assets.assets.case import Case
-from fullft_assets.checking.project import Place, require_own_name
-from fullft_assets.checking.validation import check_settings, load_use_case
+from fullft_assets.checking.validation import check_settings, load_use_case, unreadable
+from fullft_assets.checking.yaml_source import Key, YamlSource, read_sources
 from fullft_assets.demos import is_dormant
 from fullft_assets.errors import SettingsError
 from fullft_assets.scaffold import UseCaseScaffolder
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
+from fullft_assets.store import digest
 
-DATA_STAGES = (documents, examples, chunks, snapshot)
-MODEL_STAGES = (planning, training, evaluation, release)
+YAML_CHECK = "defs_yaml_is_right"
+
+
+def build_wrong(place: Place, defs_folder: Path, problem: str) -> dg.Definitions:
+    """Return an asset for a use case whose YAML is wrong, its check, and the sensor that reports the check.
+
+    Args:
+        place: where the use case is written.
+        defs_folder: the folder with all use cases.
+        problem: one line for each mistake.
+    """
+    # Not by the name of the use case: that may be wrong as well, and the same as another one's.
+    folders = [fitting_name(folder) for folder in place.path.parent.relative_to(defs_folder).parts]
+    parts = [*folders, "defs_yaml" + (f"_{place.document + 1}" if place.document else "")]
+    key = dg.AssetKey(parts)
+    shown = f"Not loaded, because its YAML is wrong:\n\n{problem}"
+    asset = dg.AssetSpec(key, group_name=name_at(place), kinds={"yaml"}, description=shown)
+
+    @dg.asset_check(asset=key, name=YAML_CHECK, description="The YAML of the use case has no mistake.")
+    def is_right() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=False, description=problem)
+
+    # A run would need somebody who starts it.
+    @dg.sensor(
+        name="_".join([*parts, "report"]),
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Reports what is wrong with the YAML of the use case.",
+    )
+    def report(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        failed = dg.AssetCheckEvaluation(
+            asset_key=key,
+            check_name=YAML_CHECK,
+            passed=False,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description=problem,
+            metadata={},
+        )
+        is_reported = context.cursor == digest(problem)
+        return dg.SensorResult(
+            skip_reason=problem, asset_events=[] if is_reported else [failed], cursor=digest(problem)
+        )
+
+    return dg.Definitions(assets=[asset], asset_checks=[is_right], sensors=[report])
 
 
 class Attributes(RootModel[dict[str, Any]]):
@@ -90,38 +134,124 @@ class FullFineTune(Component):
         except SettingsError as error:
             # Raised, it would keep every other use case from loading.
             dg.get_dagster_logger("fullft_assets").error(str(error))
-            return cls(None, automation.build_wrong(place, context.defs_module_path, str(error)))
+            return cls(None, build_wrong(place, context.defs_module_path, str(error)))
         return cls(use_case)
 
     def build_defs(self, context: ComponentLoadContext | None = None) -> dg.Definitions:
         """Return everything that this use case needs in Dagster."""
         if self.use_case is None:
             return self._instead
-        case = Case(self.use_case)
-        stages = [
-            *DATA_STAGES,
-            *MODEL_STAGES,
-            *([production] if case.has_windows else []),
-            *([monitoring] if case.is_monitored else []),
-        ]
-
-        jobs = automation.build_jobs(case)
+        graph = CaseGraph(self.use_case)
+        jobs = automation.build_jobs(graph)
         return dg.Definitions(
             assets=[
-                *(asset for stage in stages for asset in stage.build(case)),
-                automation.decisions_asset(case),
+                *ingestion.build(graph),
+                *model.build(graph),
+                *production.build(graph),
+                automation.decisions_asset(graph),
             ],
-            asset_checks=representation.build(case) if case.is_monitored else [],
+            asset_checks=production.build_checks(graph) if graph.is_monitored else [],
             jobs=jobs,
             sensors=[
-                *automation.build_sensors(case, jobs),
-                *automation.build_live_sensor(case),
-                *automation.build_alert_sensor(case),
+                *automation.build_sensors(graph, jobs),
+                *automation.build_live_sensor(graph),
+                *automation.build_alert_sensor(graph),
             ],
-            schedules=automation.build_schedules(case),
-            resources=self.resources(case),
+            schedules=automation.build_schedules(graph),
+            resources=self.resources(graph),
         )
 
-    def resources(self, case: Case) -> Mapping[str, Any]:
+    def resources(self, graph: CaseGraph) -> Mapping[str, Any]:
         """Return what the use case's definitions are given; a subclass puts others in the place of some."""
-        return case.resources()
+        return graph.resources()
+
+
+def load_use_cases(path_within_project: Path) -> dg.Definitions:
+    """Return what `dg.load_from_defs_folder` does. A use case whose file Dagster cannot read is an asset with
+    a failing check.
+    """
+    try:
+        return dg.load_from_defs_folder(path_within_project=path_within_project)
+    except Exception:
+        folder = find_defs(path_within_project)
+        places = find_use_cases(folder)
+        problems: dict[Place, str] = {}
+        # To load each use case alone takes longer, so it is tried where the files alone do not explain it.
+        for problem_of in (
+            lambda place: unreadable(place.path) or wrong_post_processing(place.path),
+            lambda place: _unloadable(place, places),
+        ):
+            checked = {place: problem_of(place) for place in places if place not in problems}
+            problems |= {place: problem for place, problem in checked.items() if problem is not None}
+            names = {place.path.parent.name for place in problems}
+            # Ignored by name, a use case that is right would be lost with one that is not.
+            if any(place.path.parent.name in names for place in places if place not in problems):
+                raise
+            try:
+                with _without(names):
+                    loaded = dg.load_from_defs_folder(path_within_project=path_within_project)
+            except Exception:
+                continue  # another use case is wrong, too; where nothing explains it, the first error stands
+            wrong = [build_wrong(place, folder, problem) for place, problem in problems.items()]
+            return dg.Definitions.merge(loaded, *wrong)
+        raise
+
+
+def problem_of_post_processing(place: Place) -> str | None:
+    """Return why Dagster cannot apply the section `post_processing` of a use case's file, or None."""
+    if not any("post_processing" in source.value for source in read_sources(place.path)):
+        return None
+    return wrong_post_processing(place.path) or _unloadable(place, find_use_cases(find_defs(place.path)))
+
+
+def _unloadable(place: Place, places: Iterable[Place]) -> str | None:
+    """Return why Dagster cannot load a use case without the others, or None."""
+    with _without({each.path.parent.name for each in places} - {place.path.parent.name}):
+        try:
+            dg.load_from_defs_folder(path_within_project=place.path)
+        except Exception as error:
+            while isinstance(error.__cause__, Exception):
+                error = error.__cause__
+            # Dagster's message of a template ends with what went wrong.
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            said = lines[-1] if lines else type(error).__name__
+            return f"{place.path}: Dagster cannot load it ({said}); look at its templates, {{{{ ... }}}}"
+    return None
+
+
+def wrong_post_processing(yaml_path: Path) -> str | None:
+    """Return what Dagster does not take in the section `post_processing` of a YAML file, or None."""
+    schema = TypeAdapter(ComponentPostProcessingModel.model())
+    try:
+        for source in read_sources(yaml_path):
+            try:
+                schema.validate_python(source.value.get("post_processing") or {})
+            except ValidationError as error:
+                located = [(_key_in(source, each["loc"]), each["msg"]) for each in error.errors()]
+                # Of a section that may have one of several forms, the nearest form is meant.
+                depth = max(len(key) for key, _ in located)
+                for key, message in located:
+                    if len(key) == depth:
+                        source.add_at(source.lines[key], key, message)
+            source.raise_problems()
+    except SettingsError as error:
+        return str(error)
+    return None
+
+
+def _key_in(source: YamlSource, location: tuple[str | int, ...]) -> Key:
+    """Return the key of a YAML file that a location of pydantic means, which names forms of sections, too."""
+    key: Key = ("post_processing",)
+    for name in location:
+        key = (*key, name) if (*key, name) in source.lines else key
+    return key
+
+
+@contextmanager
+def _without(names: set[str]) -> Iterator[None]:
+    before = [*EXPLICITLY_IGNORED_GLOB_PATTERNS]
+    EXPLICITLY_IGNORED_GLOB_PATTERNS.extend(map(escape, names))
+    try:
+        yield
+    finally:
+        EXPLICITLY_IGNORED_GLOB_PATTERNS[:] = before

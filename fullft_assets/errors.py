@@ -18,9 +18,9 @@ TRANSIENT: frozenset[FailureClass] = frozenset({"preemption", "infrastructure"})
 
 #: torch's errors of a rank that does not reach another one, by name: this module does not import torch.
 _LOST_RANK = {"DistBackendError", "DistNetworkError", "DistStoreError"}
-#: Errors of botocore, http.client and aiohttp whose answer never came or was cut off.
+#: Errors of botocore and http.client whose answer never came or was cut off.
 _CUT_ANSWER = {"HTTPClientError", "ConnectionError", "FlexibleChecksumError", "IncompleteReadError"}
-_CUT_ANSWER |= {"IncompleteRead", "ClientPayloadError"}
+_CUT_ANSWER.add("IncompleteRead")
 #: Errors of the operating system that mean: no room for this file (disk full, quota, size limit).
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -90,12 +90,6 @@ class DivergenceError(FullftError):
     """Training went wrong in a way that more steps do not fix."""
 
     failure = "divergence"
-
-
-class IdleError(FullftError):
-    """An accelerator waits for rows more than it computes."""
-
-    failure = "infrastructure"
 
 
 class OutOfMemory(FullftError):
@@ -198,11 +192,11 @@ def stack_without_messages(error: BaseException) -> str:
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        yield found
-        seen.add(id(found))
-        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        yield cause
+        seen.add(id(cause))
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def _harmless_message(error: BaseException) -> str:

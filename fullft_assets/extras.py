@@ -10,7 +10,8 @@ from fullft_assets.errors import SettingsError
 
 _MODULES = {
     "alerts": ("apprise",),
-    "aws": ("boto3", "s3fs"),
+    "aws": ("boto3",),
+    "buckets": ("obstore",),
     "kreuzberg": ("kreuzberg",),
     "kubernetes": ("kubernetes",),
     "office": ("docx", "openpyxl", "striprtf", "oxmsg", "compressed_rtf"),

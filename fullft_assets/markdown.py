@@ -43,12 +43,11 @@ def about_row(kind: str, value: str) -> str:
     return f"{_MARK}{kind}={_MARK}{quote(value, safe='')}{_MARK}"
 
 
-def to_html(markdown: str, pictures: Mapping[str, str], drawn: Mapping[str, str] | None = None) -> str:
+def to_html(markdown: str, pictures: Mapping[str, str]) -> str:
     """Render Markdown to HTML; HTML within it is text.
 
     Args:
         pictures: PNG as base64, by the name in `pictures/NAME.png`.
-        drawn: safe HTML in place of some of them, by the same name.
     """
     from markdown_it import MarkdownIt
     from markupsafe import escape as escape_html
@@ -56,8 +55,6 @@ def to_html(markdown: str, pictures: Mapping[str, str], drawn: Mapping[str, str]
     def image(tokens: Any, index: int, options: Any, env: Any) -> str:
         name = tokens[index].attrs["src"].removeprefix("pictures/").removesuffix(".png")
         caption = escape_html(tokens[index].content)
-        if drawn is not None and name in drawn:
-            return drawn[name]
         return (
             f'<figure><img src="data:image/png;base64,{pictures[name]}"'
             f' alt="{caption}"><figcaption>{caption}</figcaption></figure>'

@@ -67,15 +67,15 @@ class Registry(Generic[T]):
 
     @cached_property
     def _theirs(self) -> dict[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
+        points: dict[str, EntryPoint] = {}
         for point in entry_points(group=self.group):
-            if point.name in self._ours or point.name in found:
+            if point.name in self._ours or point.name in points:
                 raise SettingsError(
                     f"{self.kind} {point.name} of {_package(point)}: the name is taken; register it under"
                     " another one"
                 )
-            found[point.name] = point
-        return found
+            points[point.name] = point
+        return points
 
     def _load(self, name: str) -> Any:
         if name in self._ours:

@@ -8,15 +8,15 @@ that finds an artifact without its files makes them again.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fullft_assets import release
-from fullft_assets.errors import StoreError
+from fullft_assets.erasure.checkpoints import remove_stored_unless_held, remove_unless_held
 from fullft_assets.jobs import is_running, read_jobs
 from fullft_assets.launchers.records import launches
 from fullft_assets.settings.use_case import UseCase
@@ -24,15 +24,15 @@ from fullft_assets.snapshot.ledger import FILE as LEDGER
 from fullft_assets.snapshot.ledger import load_if_there
 from fullft_assets.store import MANIFEST, Store, checkpoints_ref
 
-#: A machine that is gone is known by then.
-_PATIENCE_SECONDS = 60.0
 _CHECKPOINT = "finetuned_checkpoint"
+_BASELINE = "baseline_model"
 #: Old predictions count for no champion's quality.
 _PREDICTIONS = "batch_predictions"
 #: The stages whose files are weights and tables; a consumer before what it was made from.
 _REMOVABLE = (
     _PREDICTIONS,
     _CHECKPOINT,
+    _BASELINE,
     "cheaper_baselines",
     "training_snapshot",
     "general_documents",
@@ -77,17 +77,16 @@ class CleanUp:
             sizes[ref.split("/")[1]].append(size)
         sizes["checkpoints of unfinished trainings"] = [*self.folders.values(), *self.stored_folders.values()]
         sizes["copies on this machine"] = [*self.copies.values()]
-        rows = [(sum(of_kind), len(of_kind), kind) for kind, of_kind in sizes.items() if of_kind]
-        total = (sum(row[0] for row in rows), sum(row[1] for row in rows), "in all")
+        rows = sorted(
+            ((sum(group), len(group), kind) for kind, group in sizes.items() if group), reverse=True
+        )
+        rows.append((sum(row[0] for row in rows), sum(row[1] for row in rows), "in all"))
         return [
             *(
                 f"no roll-back returns to {champion.checkpoint}, which leaves the history"
                 for champion in self.champions
             ),
-            *(
-                f"{size / 1e6:12,.1f} MB  {count:7,} {kind}"
-                for size, count, kind in [*sorted(rows, reverse=True), total]
-            ),
+            *(f"{size / 1e6:12,.1f} MB  {count:7,} {kind}" for size, count, kind in rows),
         ]
 
 
@@ -101,11 +100,12 @@ def plan(store: Store, use_case: UseCase) -> CleanUp:
     state = release.read_state(store, case)
     num_past = use_case.settings.retention.keep_champions
     champions = release.kept_champions(state, num_past)
-    before = _made_before(store, champions[: num_past + 1])
+    snapshots = [load_if_there(store, champion.snapshot) for champion in champions[: num_past + 1]]
+    before = min((snapshot.created_at for snapshot in snapshots if snapshot is not None), default=0.0)
     clean_up = CleanUp(seen=state, before=before)
     sizes = {ref: size for stage in _REMOVABLE for ref, size in _sizes(store, case, stage).items()}
     manifests = dict(zip(sizes, store.each(store.load, sizes), strict=True))
-    clean_up.folders, clean_up.stored_folders, unfinished = _unfinished(store, case, before)
+    unfinished = _unfinished(store, case, clean_up)
     roots = [ref for champion in champions for ref in (champion.checkpoint, champion.snapshot)]
     roots += [*_latest(store, case), *_of_jobs(store, case, unfinished)]
     needed = _with_sources(store, roots)
@@ -122,7 +122,9 @@ def plan(store: Store, use_case: UseCase) -> CleanUp:
         and past.champion.checkpoint in clean_up.artifacts
     ]
     clean_up.pointers = _starting_points(store, case, clean_up.artifacts)
-    for copy in _copies(store, case):
+    copied = [] if store.is_local else sorted((store.cache_folder / case).glob(f"*/*/*/{MANIFEST}"))
+    # Those with a dot are being fetched.
+    for copy in [path.parent for path in copied if not path.parent.name.startswith(".")]:
         ref = str(copy.relative_to(store.cache_folder))
         if ref in clean_up.artifacts or store.read_bytes(f"{ref}/{MANIFEST}") is None:
             clean_up.copies[copy] = _size(copy)
@@ -164,25 +166,22 @@ def clean(store: Store, use_case: UseCase, *, require_idle: Callable[[], None] =
                 store.discard(ref)
         for folder in list(clean_up.folders):
             look_again()
-            if not _remove_unless_held(store, case, folder, clean_up.before):
+            if not remove_unless_held(
+                folder, partial(_is_folder_given_up, store, case, folder, clean_up.before)
+            ):
                 del clean_up.folders[folder]
         for name in list(clean_up.stored_folders):
             look_again()
-            if not _remove_stored_unless_held(store, case, name, clean_up.before):
+            if not remove_stored_unless_held(
+                store, name, partial(_is_stored_given_up, store, case, name, clean_up.before)
+            ):
                 del clean_up.stored_folders[name]
         for copy in clean_up.copies:
             shutil.rmtree(copy, ignore_errors=True)
     return clean_up
 
 
-def _made_before(store: Store, champions: list[release.Champion]) -> float:
-    """Return when the first snapshot of these champions was taken; 0 where there is no champion."""
-    snapshots = [load_if_there(store, champion.snapshot) for champion in champions]
-    return min((snapshot.created_at for snapshot in snapshots if snapshot is not None), default=0.0)
-
-
 def _key(ref: str) -> str:
-    """Return the part of a ref that names the artifact, whichever attempt."""
     return ref.rsplit("/", 1)[0]
 
 
@@ -211,7 +210,7 @@ def _with_sources(store: Store, refs: Iterable[str]) -> set[str]:
             continue
         needed.add(_key(ref))
         manifest = load_if_there(store, ref)
-        if manifest is not None and manifest.stage in (_CHECKPOINT, "training_snapshot"):
+        if manifest is not None and manifest.stage in (_CHECKPOINT, _BASELINE, "training_snapshot"):
             named = [manifest.metadata.get(name) for name in ("snapshot", "general", "replay")]
             named += [part["chunks"] for part in manifest.metadata.get("parts", {}).values()]
             named += [training["snapshot"] for training in manifest.metadata.get("lineage", [])]
@@ -220,7 +219,6 @@ def _with_sources(store: Store, refs: Iterable[str]) -> set[str]:
 
 
 def _latest(store: Store, case: str) -> Iterator[str]:
-    """Yield the refs of the newest artifacts of all assets and partitions, but for old predictions."""
     names = [
         f"latest/{case}/{asset}/{name}"
         for asset in store.names(f"pointers/latest/{case}")
@@ -242,25 +240,30 @@ def _of_jobs(store: Store, case: str, unfinished: Iterable[str]) -> Iterator[str
             yield from job.inputs.values()
 
 
-def _unfinished(store: Store, case: str, before: float) -> tuple[dict[Path, int], dict[str, int], set[str]]:
-    """Return the checkpoints of trainings that ended or were given up, here and in a store on S3, with their
-    bytes; and the keys of the other unfinished trainings.
-    """
-    folders: dict[Path, int] = {}
-    stored_folders: dict[str, int] = {}
+def _unfinished(store: Store, case: str, clean_up: CleanUp) -> set[str]:
     unfinished: set[str] = set()
     for folder in store.work_folders(case, _CHECKPOINT):
-        if _is_given_up(store, case, folder.name, _last_written(folder) < before):
-            folders[folder] = _size(folder)
+        if _is_folder_given_up(store, case, folder, clean_up.before):
+            clean_up.folders[folder] = _size(folder)
         else:
             unfinished.add(folder.name)
     for key in store.stored_work(case, _CHECKPOINT):
         name = checkpoints_ref(case, _CHECKPOINT, key)
-        if _is_given_up(store, case, key, store.last_written(name) < before):
-            stored_folders[name] = sum(store.sizes(name).values())
+        if _is_stored_given_up(store, case, name, clean_up.before):
+            clean_up.stored_folders[name] = sum(store.sizes(name).values())
         else:
             unfinished.add(key)
-    return folders, stored_folders, unfinished
+    return unfinished
+
+
+def _is_folder_given_up(store: Store, case: str, folder: Path, before: float) -> bool:
+    # Every look at a folder touches its lock.
+    written = [path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"]
+    return _is_given_up(store, case, folder.name, max(written, default=folder.stat().st_mtime) < before)
+
+
+def _is_stored_given_up(store: Store, case: str, name: str, before: float) -> bool:
+    return _is_given_up(store, case, name.rsplit("/", 1)[-1], store.last_written(name) < before)
 
 
 def _is_given_up(store: Store, case: str, key: str, is_old: bool) -> bool:
@@ -273,58 +276,10 @@ def _is_given_up(store: Store, case: str, key: str, is_old: bool) -> bool:
 
 
 def _starting_points(store: Store, case: str, gone: Iterable[str]) -> list[str]:
-    """Return the pointers of trainings that began with a checkpoint that goes: done again, they begin with
-    the champion of that day.
-    """
     names = [f"{case}/starting_points/{name}" for name in store.list_pointers(f"{case}/starting_points")]
     pointers = zip(names, store.each(store.read_pointer, names), strict=True)
     return [name for name, pointer in pointers if pointer is not None and pointer["checkpoint"] in gone]
 
 
-def _copies(store: Store, case: str) -> list[Path]:
-    """Return the folders of this machine with copies of artifacts of a store on S3."""
-    manifests = [] if store.is_local else sorted((store.cache_folder / case).glob(f"*/*/*/{MANIFEST}"))
-    # Those with a dot are being fetched.
-    return [path.parent for path in manifests if not path.parent.name.startswith(".")]
-
-
-def _last_written(folder: Path) -> float:
-    """Return when anything in a folder was last written, except the lock, which every look at the folder
-    touches.
-    """
-    return max(
-        (path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"),
-        default=folder.stat().st_mtime,
-    )
-
-
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _remove_unless_held(store: Store, case: str, folder: Path, before: float) -> bool:
-    """Remove a work folder unless a training holds it, or went on with it; return whether it is gone."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        if not _is_given_up(store, case, folder.name, _last_written(folder) < before):
-            return False
-        shutil.rmtree(folder)
-    return True
-
-
-def _remove_stored_unless_held(store: Store, case: str, name: str, before: float) -> bool:
-    """Remove a training's checkpoints in the store unless a machine holds their lease, or went on with them;
-    return whether they are gone.
-    """
-    try:
-        with store.alone(name, _PATIENCE_SECONDS) as lease:
-            if not _is_given_up(store, case, name.rsplit("/", 1)[-1], store.last_written(name) < before):
-                return False
-            lease.require()
-            store.remove(name)
-    except StoreError:
-        return False
-    return True

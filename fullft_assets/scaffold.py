@@ -14,8 +14,8 @@ import yaml
 from dagster.components import Scaffolder, ScaffoldRequest
 from pydantic import BaseModel
 
-from fullft_assets.checking.explanations import allowed_values
 from fullft_assets.checking.project import COMPONENT, find_project_root, fitting_name
+from fullft_assets.checking.yaml_source import allowed_values
 from fullft_assets.documents.formats import FORMATS
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
@@ -96,7 +96,7 @@ class UseCaseScaffolder(Scaffolder):
         yaml_path = request.target_path / "defs.yaml"
         name = fitting_name(request.target_path.name)
         yaml_path.write_text(render_defs_yaml(request.target_path.name), encoding="utf-8")
-        write_sample(find_project_root(yaml_path) / "data" / name)
+        _write_sample(find_project_root(yaml_path) / "data" / name)
 
 
 def render_defs_yaml(folder: str) -> str:
@@ -113,8 +113,7 @@ def render_defs_yaml(folder: str) -> str:
     return HEADER + textwrap.indent("\n".join(_render(UseCaseSettings, (), values)), "  ") + "\n"
 
 
-def write_sample(folder: Path) -> None:
-    """Write `sample.jsonl` (40 rows, two labels) into a folder that does not exist yet or is empty."""
+def _write_sample(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -85,18 +85,9 @@ class Task(ABC):
     @property
     def pipeline_tag(self) -> str | None:
         """What the Hugging Face hub calls this kind of task; None: it has no name for it."""
-        by_target = {
-            "label": "text-classification",
-            "labels": "text-classification",
-            "spans": "token-classification",
-        }
-        return (
-            by_target[self.target]
-            if self.target is not None
-            else "text-generation"
-            if self.is_generative
-            else None
-        )
+        if self.target is None:
+            return "text-generation" if self.is_generative else None
+        return "token-classification" if self.target == "spans" else "text-classification"
 
     def takes(self, part: str, tasks: Collection[str]) -> bool:
         """Return whether a registered metric or baseline is for this task.
@@ -121,7 +112,7 @@ class Task(ABC):
 
     @abstractmethod
     def open_recipe(self, data: Any) -> Any:
-        """Return the `engine.recipe.Recipe` of a `tasks.opening.TrainingData`."""
+        """Return the `training.recipe.Recipe` of a `tasks.context.TrainingData`."""
 
     def evaluate(self, context: Any, test: Any) -> Any:
         """Return the `tasks.context.EvaluationResult` of a `tasks.context.EvaluationContext` on the test
@@ -133,9 +124,9 @@ class Task(ABC):
         """Return the subclass of `evaluation.Evaluation` that this task's evaluations are stored as."""
         return load_attribute(self.evaluation)
 
-    @abstractmethod
     def draw(self, evaluation: Any) -> Mapping[str, Any]:
         """Return the matplotlib figures that only this task's report has, by name; a figure may be None."""
+        return {}
 
     @abstractmethod
     def predict(
@@ -157,11 +148,11 @@ TASKS: Registry[Task] = Registry(
     "task",
     "fullft_assets.tasks",
     {
-        "classification": "fullft_assets.tasks.classification:TASK",
-        "multi_label": "fullft_assets.tasks.multi_label:TASK",
-        "token_classification": "fullft_assets.tasks.token_classification:TASK",
-        "sft": "fullft_assets.tasks.language:SFT",
-        "language_modeling": "fullft_assets.tasks.language:LANGUAGE_MODELING",
+        "classification": "fullft_assets.tasks.classification.task:CLASSIFICATION",
+        "multi_label": "fullft_assets.tasks.classification.task:MULTI_LABEL",
+        "token_classification": "fullft_assets.tasks.token_classification.task:TASK",
+        "sft": "fullft_assets.tasks.language.task:SFT",
+        "language_modeling": "fullft_assets.tasks.language.task:LANGUAGE_MODELING",
     },
 )
 #: The tasks that documents from elsewhere, such as general text or evaluation sets, are read as.
@@ -175,19 +166,19 @@ METRICS: Registry[Any] = Registry(
         "micro_f1": "fullft_assets.evaluation.metrics.labels:MICRO_F1",
         "accuracy": "fullft_assets.evaluation.metrics.labels:ACCURACY",
         "subset_accuracy": "fullft_assets.evaluation.metrics.labels:SUBSET_ACCURACY",
-        "token_probability": "fullft_assets.evaluation.metrics.tokens:TOKEN_PROBABILITY",
-        "token_accuracy": "fullft_assets.evaluation.metrics.tokens:TOKEN_ACCURACY",
-        "perplexity": "fullft_assets.evaluation.metrics.tokens:PERPLEXITY",
-        "bits_per_byte": "fullft_assets.evaluation.metrics.tokens:BITS_PER_BYTE",
-        "exact_match": "fullft_assets.evaluation.metrics.answers:EXACT_MATCH",
-        "rouge_l": "fullft_assets.evaluation.metrics.answers:ROUGE_L",
-        "chrf": "fullft_assets.evaluation.metrics.answers:CHRF",
-        "bleu": "fullft_assets.evaluation.metrics.answers:BLEU",
+        "token_probability": "fullft_assets.evaluation.metrics.texts:TOKEN_PROBABILITY",
+        "token_accuracy": "fullft_assets.evaluation.metrics.texts:TOKEN_ACCURACY",
+        "perplexity": "fullft_assets.evaluation.metrics.texts:PERPLEXITY",
+        "bits_per_byte": "fullft_assets.evaluation.metrics.texts:BITS_PER_BYTE",
+        "exact_match": "fullft_assets.evaluation.metrics.texts:EXACT_MATCH",
+        "rouge_l": "fullft_assets.evaluation.metrics.texts:ROUGE_L",
+        "chrf": "fullft_assets.evaluation.metrics.texts:CHRF",
+        "bleu": "fullft_assets.evaluation.metrics.texts:BLEU",
         "matthews_corrcoef": "fullft_assets.evaluation.metrics.labels:MATTHEWS_CORRCOEF",
         "weighted_f1": "fullft_assets.evaluation.metrics.labels:WEIGHTED_F1",
-        "auroc": "fullft_assets.evaluation.metrics.probabilities:AUROC",
-        "brier": "fullft_assets.evaluation.metrics.probabilities:BRIER",
-        "log_loss": "fullft_assets.evaluation.metrics.probabilities:LOG_LOSS",
+        "auroc": "fullft_assets.evaluation.metrics.labels:AUROC",
+        "brier": "fullft_assets.evaluation.metrics.labels:BRIER",
+        "log_loss": "fullft_assets.evaluation.metrics.labels:LOG_LOSS",
     },
 )
 #: Implementations of `evaluation.gates.Gate`, in the order of the report.
@@ -195,18 +186,14 @@ GATES: Registry[Any] = Registry(
     "gate",
     "fullft_assets.gates",
     {
-        "test_set_is_large_enough": "fullft_assets.evaluation.gates.measurements:TEST_SET_IS_LARGE_ENOUGH",
-        "beats_baselines": "fullft_assets.evaluation.gates.comparisons:BEATS_BASELINES",
-        "beats_champion": "fullft_assets.evaluation.gates.comparisons:BEATS_CHAMPION",
-        "score_is_sufficient": "fullft_assets.evaluation.gates.measurements:SCORE_IS_SUFFICIENT",
-        "forgetting_is_within_budget": (
-            "fullft_assets.evaluation.gates.measurements:FORGETTING_IS_WITHIN_BUDGET"
-        ),
-        "no_slice_is_worse": "fullft_assets.evaluation.gates.comparisons:NO_SLICE_IS_WORSE",
-        "is_calibrated": "fullft_assets.evaluation.gates.measurements:IS_CALIBRATED",
-        "full_finetuning_is_justified": (
-            "fullft_assets.evaluation.gates.measurements:FULL_FINETUNING_IS_JUSTIFIED"
-        ),
+        "test_set_is_large_enough": "fullft_assets.evaluation.gates:TEST_SET_IS_LARGE_ENOUGH",
+        "beats_baselines": "fullft_assets.evaluation.gates:BEATS_BASELINES",
+        "beats_champion": "fullft_assets.evaluation.gates:BEATS_CHAMPION",
+        "score_is_sufficient": "fullft_assets.evaluation.gates:SCORE_IS_SUFFICIENT",
+        "forgetting_is_within_budget": ("fullft_assets.evaluation.gates:FORGETTING_IS_WITHIN_BUDGET"),
+        "no_slice_is_worse": "fullft_assets.evaluation.gates:NO_SLICE_IS_WORSE",
+        "is_calibrated": "fullft_assets.evaluation.gates:IS_CALIBRATED",
+        "full_finetuning_is_justified": ("fullft_assets.evaluation.gates:FULL_FINETUNING_IS_JUSTIFIED"),
     },
 )
 #: Subclasses of `tasks.baseline.Baseline`.
@@ -215,19 +202,19 @@ BASELINES: Registry[Any] = Registry(
     "fullft_assets.baselines",
     {
         "majority": "fullft_assets.tasks.classification.baselines:Majority",
-        "label_shares": "fullft_assets.tasks.multi_label.baselines:LabelShares",
+        "label_shares": "fullft_assets.tasks.classification.baselines:LabelShares",
         "tfidf": "fullft_assets.tasks.classification.baselines:Tfidf",
         "frozen_probe": "fullft_assets.tasks.classification.baselines:FrozenProbe",
         "no_spans": "fullft_assets.tasks.token_classification.baselines:NoSpans",
         "dictionary": "fullft_assets.tasks.token_classification.baselines:Dictionary",
         "token_probe": "fullft_assets.tasks.token_classification.baselines:TokenProbe",
-        "base_model": "fullft_assets.tasks.language.baselines:BaseModel",
-        "zero_shot": "fullft_assets.tasks.classification.prompting:ZeroShot",
-        "few_shot": "fullft_assets.tasks.classification.prompting:FewShot",
+        "base_model": "fullft_assets.tasks.prompting:BaseModel",
+        "zero_shot": "fullft_assets.tasks.prompting:ZeroShot",
+        "few_shot": "fullft_assets.tasks.prompting:FewShot",
         "bedrock": "fullft_assets.tasks.classification.bedrock:Bedrock",
-        "few_shot_conversations": "fullft_assets.tasks.language.baselines:FewShotConversations",
-        "lora": "fullft_assets.tasks.lora:Lora",
-        "smaller_model": "fullft_assets.tasks.smaller_model:SmallerModel",
+        "few_shot_conversations": "fullft_assets.tasks.prompting:FewShotConversations",
+        "lora": "fullft_assets.tasks.trained:Lora",
+        "smaller_model": "fullft_assets.tasks.trained:SmallerModel",
     },
 )
 

@@ -2,8 +2,6 @@
 processes, CloudWatch Logs.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

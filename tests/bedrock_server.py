@@ -2,8 +2,6 @@
 does, and answers by a function.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

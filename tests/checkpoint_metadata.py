@@ -1,7 +1,5 @@
 """The metadata of a checkpoint that no training wrote."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fullft_assets.checkpoint.metadata import CheckpointMetadata

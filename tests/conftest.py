@@ -1,7 +1,5 @@
 """Shared fixtures, and what a quick test may not load."""
 
-from __future__ import annotations
-
 import gc
 import os
 import shutil
@@ -11,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import s3fs
 
 from fullft_assets.demos import licences
 from tests import project as projects
@@ -96,8 +93,6 @@ def s3_env(
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("FULLFT_CACHE", str(tmp_path / "cache"))
-    # fsspec keeps connections that were opened under another environment.
-    s3fs.S3FileSystem.clear_instance_cache()
     return s3_server
 
 

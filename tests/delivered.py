@@ -1,7 +1,5 @@
 """Delivered files kept by hand as runs keep them, and cuts of batches that die while they write."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -6,8 +6,6 @@ no times, exit codes and instances that join later. Here the one instance is thi
 this environment.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

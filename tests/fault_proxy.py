@@ -4,8 +4,6 @@ off, and ones that are lost.
 It also heeds the conditions of PutObject, as AWS does, where the server behind it ignores them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import random

@@ -4,8 +4,6 @@ A fork does what `python -m fullft_assets.workloads.training --job URI` does; it
 new process loads torch.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

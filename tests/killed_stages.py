@@ -11,8 +11,6 @@ its turn comes. The kill is SIGKILL, with nothing cleaned up. Modules are loaded
 so that a run costs what its work costs.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -10,8 +10,6 @@ all. Runs the last one to its end. In step SPOILED the outputs are nan, until a 
 several PROCESSES that train together the first one kills itself, and the others are killed at once.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os
@@ -27,7 +25,7 @@ import torch
 
 from fullft_assets.jobs import read_job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.training.segment import TrainingSegment
+from fullft_assets.training.finetuning import TrainingSegment
 from fullft_assets.workloads.training import work
 
 #: Touches of the work folder before the kill: at least a checkpoint's worth, so that the work goes on.
@@ -159,7 +157,7 @@ def _spoil(step: int) -> None:
             segment.model.register_forward_hook(lambda model, inputs, output: spoil(segment, model, output))
 
     def spoil(segment: Any, model: Any, output: Any) -> None:
-        if model.training and segment.trainer.state.global_step == step - 1:
+        if model.training and segment.step == step - 1:
             output.logits = output.logits * float("nan")
 
     TrainingSegment.__init__ = build_spoiled

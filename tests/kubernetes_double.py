@@ -1,5 +1,5 @@
 """An API server and nodes that really run the pods of Jobs, as processes of this machine; what our launcher
-and Dagster's run launcher need of Kubernetes.
+needs of Kubernetes.
 
 Manifests are validated against the API's own schemas, strictly, and by rules that the schemas do not have. An
 account may do what a Role of RBAC allows. A container's image, DNS names, ports and the termination message
@@ -240,9 +240,6 @@ class Cluster:
         self.secrets: dict[str, dict[str, str]] = {}
         #: Whether there is a node for a pod.
         self.has_room = True
-        #: Pods that the nodes take at once, and the most that ran at once.
-        self.num_places: float = float("inf")
-        self.most_at_once = 0
         self.is_queueing = False
         #: What the cluster says when it refuses to make pods.
         self.refusal = ""
@@ -477,10 +474,7 @@ class Cluster:
                 self._schedule(pod, job)
 
     def _schedule(self, pod: Pod, job: JobOf) -> None:
-        num_running = sum(
-            each.status["phase"] == "Running" for of_one in self.jobs.values() for each in of_one.pods
-        )
-        if not self.has_room or num_running >= self.num_places:
+        if not self.has_room:
             message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
             pod.status["conditions"] = [
                 {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
@@ -495,7 +489,6 @@ class Cluster:
                 return
             of_secrets = {key: value for name in names for key, value in self.secrets[name].items()}
             pod.start({**self.environment, **of_secrets}, job.port)
-            self.most_at_once = max(self.most_at_once, num_running + 1)
 
     def _write_kubeconfig(self, port: int) -> None:
         config = {

@@ -1,7 +1,5 @@
 """Reports on untrained models of tasks with labels, whose baselines are trained."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,9 +77,7 @@ def labelled(
     }
     if bring is not None:
         settings = bring(prepared)
-        copies = external.keep(store, "letters", settings, prepared.use_case.project_root)
-        assert copies is not None
-        inputs[external.STAGE] = copies
+        inputs |= external.keep(store, "letters", settings, prepared.use_case.project_root)
     job = prepared.job("evaluation_report", "evaluated")
     job = job.model_copy(
         update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}, "settings": settings}

@@ -24,8 +24,7 @@ from fullft_assets.jobs.launchers import open_recorded
 from fullft_assets.launchers import Launcher, LaunchSpec, Unreachable, aws, driver, records
 from fullft_assets.launchers.aws import AwsLauncher
 from fullft_assets.launchers.driver import LaunchDriver
-from fullft_assets.launchers.orphans import due, end_orphan, find_orphans, find_unrecorded, suspects
-from fullft_assets.launchers.records import Launch
+from fullft_assets.launchers.records import Launch, end_orphans, orphans
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import LauncherSettings
@@ -55,17 +54,22 @@ def process(folder: Path, name: str) -> psutil.Process:
 
 
 def run_probe(
-    launcher: Launcher, job: Job, store: Store, instance: dg.DagsterInstance | None = None
+    launcher: Launcher,
+    job: Job,
+    store: Store,
+    instance: dg.DagsterInstance | None = None,
+    *,
+    workload: str = "probe",
 ) -> tuple[str | None, list[str]]:
     """Run the probe from this process; return the line of its failure and the messages of its run."""
     if instance is None:
         with dg.DagsterInstance.ephemeral() as instance:
-            return run_probe(launcher, job, store, instance)
+            return run_probe(launcher, job, store, instance, workload=workload)
 
     @dg.asset
     def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         with one_line_errors(store, "probe"):
-            LaunchDriver(lambda _: launcher, package="probe_workloads").run(context, "probe", job, store)
+            LaunchDriver(lambda _: launcher, package="probe_workloads").run(context, workload, job, store)
         return dg.MaterializeResult()
 
     done = dg.materialize([made], instance=instance, raise_on_error=False)
@@ -262,27 +266,9 @@ class AnotherProcess:
         )
         workload, helper = process(place.folder, "workload0"), process(place.folder, "helper0")
         now = time.time()
-        (found,) = find_orphans(store, due(suspects(store, "probe", lambda _: now - 7200, now), now))
-        assert (found.state, found.names) == ("running", (launch.name_in(store),))
-        assert end_orphan(store, found)
+        due = [launch for launch, due_at in orphans(store, "probe", lambda _: now - 7200) if due_at < now]
+        ((_, is_stopped),) = end_orphans(store, due)
+        assert is_stopped
         assert (place.folder / "checkpoint0").read_text() == "complete"
         assert not is_alive(workload) and not is_alive(helper) and place.num_running() == 0
-        assert (recorded(store).state, recorded(store).is_cleared) == ("stopped", True)
-
-    @pytest.mark.long
-    def test_a_job_whose_record_is_lost_is_found_by_its_name_and_ended_with_its_checkpoint(self, place):
-        launcher, (job, store) = (
-            open_recorded(place.settings.model_dump(mode="json")),
-            probe_job(place.folder, "works", place.url),
-        )
-        name = f"{records.name_prefix(store, job.case)}0123456789-3"
-        launcher.submit(LaunchSpec(name, "probe_workloads.probe", tuple(job.arguments(store)), run_id="dead"))
-        workload, helper = process(place.folder, "workload0"), process(place.folder, "helper0")
-        for others in ((store, "another"), (Store(f"{store.url}_of_others"), job.case)):
-            assert not find_unrecorded(*others, [place.settings], 0.0)[0]
-        ((found,), silent) = find_unrecorded(store, job.case, [place.settings, place.settings], time.time())
-        assert (found.name, silent) == (name, [])
-        found.launcher.stop(name)
-        assert (place.folder / "checkpoint0").read_text() == "complete"
-        assert not is_alive(workload) and not is_alive(helper) and place.num_running() == 0
-        assert find_unrecorded(store, job.case, [place.settings], time.time()) == ([], [])
+        assert recorded(store).state == "stopped"

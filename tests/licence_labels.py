@@ -2,8 +2,6 @@
 wrote for them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What a test needs of the machine, and may not find there."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

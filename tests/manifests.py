@@ -1,7 +1,5 @@
 """Metadata of artifacts that a test writes itself because making them takes minutes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fullft_assets.evaluation.metadata import EvaluationMetadata

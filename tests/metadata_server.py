@@ -1,7 +1,5 @@
 """EC2's instance metadata as far as spot notices go, version 2 of its protocol, on a port of this machine."""
 
-from __future__ import annotations
-
 import json
 import secrets
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """What the optimizer steps of a training see, and the same computed as plainly as can be."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -10,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models import heads
+from fullft_assets.models import inference
 from fullft_assets.training.finetuning import fine_tune
+from fullft_assets.training.loop import Watch
 from tests.prepared import Prepared
 
 
@@ -24,19 +23,9 @@ def gradients(model: PreTrainedModel) -> torch.Tensor:
     )
 
 
-class Seen(TrainerCallback):
-    """Keeps what the optimizer is about to use, and what it is shown."""
-
-    def __init__(self) -> None:
-        self.gradients: list[torch.Tensor] = []
-        self.losses: list[float] = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append(gradients(model))
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            self.losses.append(logs["loss"])
+def keeping(seen: list[torch.Tensor]) -> Watch:
+    """Keep what the optimizer is about to use."""
+    return lambda moment, loop: seen.append(gradients(loop.model)) if moment == "gradients" else None
 
 
 class Stopping(Progress):
@@ -82,16 +71,18 @@ def check_steps(
         "max_grad_norm": 1e9,
         "learning_rate": 1e-12,
     }
-    chosen, seen = case.use_case.settings.training.model_copy(update=changes), Seen()
-    fine_tune(
-        recipe, chosen, 1, folder, Progress(silent=True), evaluate_at=(), resumable=False, callbacks=[seen]
+    chosen = case.use_case.settings.training.model_copy(update=changes)
+    seen: list[torch.Tensor] = []
+    done = fine_tune(
+        recipe, chosen, 1, folder, Progress(silent=True), evaluate_at=(), resumable=False, watch=keeping(seen)
     )
+    losses = [line["loss"] for line in done.history if "loss" in line]
     torch.manual_seed(1)
     model = recipe.load(chosen)
     if (weights := recipe.fit_head(model, chosen, Progress(silent=True))) is not None:
-        heads.set_weights(model, weights)
-    feed = recipe.prepare(model, chosen.model_copy(update={"micro_batch_size": 8}), 1, 1).feed
-    assert len(seen.losses) == feed.num_passes >= 3
+        inference.set_head_weights(model, weights)
+    feed = recipe.prepare(model, chosen.model_copy(update={"micro_batch_size": 8}), 1).feed
+    assert len(losses) == feed.num_passes >= 3
     for number, batch in enumerate(feed.batches()):
         model.zero_grad()
         rows = zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
@@ -99,5 +90,5 @@ def check_steps(
             [losses_of(model(input_ids=ids[mask == 1][None]).logits[0], labels) for ids, mask, labels in rows]
         ).mean()
         loss.backward()
-        assert seen.losses[number] == pytest.approx(loss.item(), rel=1e-4)
-        assert torch.allclose(seen.gradients[number], gradients(model), rtol=1e-3, atol=1e-6)
+        assert losses[number] == pytest.approx(loss.item(), rel=1e-4)
+        assert torch.allclose(seen[number], gradients(model), rtol=1e-3, atol=1e-6)

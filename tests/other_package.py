@@ -2,14 +2,79 @@
 docs/extending.md.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+#: An optimizer, a gate and a drift test of another package, as its modules.
+OPTIMIZER = '''
+from fullft_assets.settings.optimizers import Optimizer, bytes_per_weight
+
+
+class Momentum(Optimizer):
+    """Gradient descent with momentum."""
+
+    package = ("their_kernels", "pip install their-kernels")
+
+    def state_bytes(self, weights):
+        return bytes_per_weight(weights)
+
+    def build(self, groups, weights, max_norm, seed):
+        import torch
+
+        return torch.optim.SGD(groups, momentum=0.9)
+
+
+MOMENTUM = Momentum()
+'''
+GATE = """
+from fullft_assets.evaluation.gates import Gate
+from fullft_assets.settings.base import Settings
+
+
+class Options(Settings):
+    most: int
+
+
+class FewLabels(Gate):
+    name = "labels_are_few"
+    description = "There are few labels."
+    advice = "merge labels"
+    options = Options
+
+    def judge(self, context):
+        most, number = self.options_of(context.settings).most, len(context.evaluation.labels)
+        return self.result(number <= most, f"{number} labels, at most {most}", {"num_labels": number})
+
+
+GATE = FewLabels()
+"""
+#: The share of documents whose length is above that of the held-out rows.
+DRIFT_TEST = """
+import numpy as np
+
+from fullft_assets.monitoring import DriftTest, Outcome
+
+
+class Longer(DriftTest):
+    name = "longer"
+    arrays = ("usual_length",)
+
+    def fit(self, held_out, num_labels):
+        return {"usual_length": np.median(held_out.num_tokens)}
+
+    def coordinates(self, fitted, features):
+        return (features.num_tokens > fitted["usual_length"])[:, None].astype(float)
+
+    def compare(self, reference, current):
+        before, now = (np.mean([window.means["longer"] for window in side]) for side in (reference, current))
+        return Outcome(abs(now - before), 0.001, len(current) == 1, effect=now - before)
+
+    def in_words(self, reference, current, labels):
+        return "texts are longer than the held-out rows"
+"""
 _PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 

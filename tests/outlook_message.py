@@ -2,8 +2,6 @@
 ([MS-OXMSG]).
 """
 
-from __future__ import annotations
-
 import struct
 
 _END, _FREE, _FAT, _NONE = 0xFFFFFFFE, 0xFFFFFFFF, 0xFFFFFFFD, 0xFFFFFFFF

@@ -2,8 +2,6 @@
 random weights.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

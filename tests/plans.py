@@ -1,9 +1,7 @@
 """Plans for changed settings without the minutes that planning takes: planning itself is tested elsewhere."""
 
-from __future__ import annotations
-
-from fullft_assets.assets.case import Case
-from fullft_assets.assets.planning import base_model_revision, planning_key
+from fullft_assets.assets.graph import CaseGraph
+from fullft_assets.assets.model import base_model_revision, planning_key
 from fullft_assets.resources import latest
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
@@ -12,8 +10,8 @@ from fullft_assets.store import Store
 def approve(store: Store, use_case: UseCase) -> None:
     """Record the existing green plan and pilot as those of the current settings."""
     name = use_case.name
-    case = Case(use_case)
-    key = planning_key(case, latest(store, name, "training_snapshot"), base_model_revision(case))
+    graph = CaseGraph(use_case)
+    key = planning_key(graph, latest(store, name, "training_snapshot"), base_model_revision(graph))
     for stage in ("feasibility_plan", "pilot_run"):
         old = latest(store, name, stage)
         with store.create(name, stage, key, version=old.version, seed=old.seed) as draft:

@@ -1,7 +1,5 @@
 """A real PostgreSQL server on this machine, from the programs that the system has."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

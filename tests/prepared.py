@@ -2,8 +2,6 @@
 matters.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 import sysconfig
@@ -14,6 +12,7 @@ from typing import Any
 from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.jobs import Job
+from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
@@ -45,7 +44,7 @@ class Prepared:
     @property
     def recipe(self) -> Any:
         """What training, planning and the pilot would train."""
-        from fullft_assets.tasks.opening import open_recipe
+        from fullft_assets.tasks.context import open_recipe
 
         return open_recipe(self.job("finetuned_checkpoint"), self.store, self.snapshot)
 
@@ -53,7 +52,7 @@ class Prepared:
     def baseline_context(self) -> Any:
         """What the baselines of its recipe may use, silently."""
         from fullft_assets.jobs.progress import Progress
-        from fullft_assets.tasks.opening import baseline_context
+        from fullft_assets.tasks.context import baseline_context
 
         return self.recipe._with_recipe(
             baseline_context(self.job("pilot_run"), self.store, self.snapshot, Progress(silent=True))
@@ -74,6 +73,18 @@ class Prepared:
             settings=settings.model_copy(update=changed),
             inputs={"training_snapshot": self.snapshot.ref},
         )
+
+
+def quick(**changes: object) -> TrainingSettings:
+    """Return the settings of a short training in fp32, with these changes."""
+    values = {
+        "epochs": 1.0,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+    }
+    return TrainingSettings.model_validate(values | changes)
 
 
 def prepare(

@@ -2,8 +2,6 @@
 writes, and lists in pages.
 """
 
-from __future__ import annotations
-
 import secrets
 import shutil
 import socket

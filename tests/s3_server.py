@@ -2,8 +2,6 @@
 of writes, which it ignores.
 """
 
-from __future__ import annotations
-
 import secrets
 import socket
 import subprocess

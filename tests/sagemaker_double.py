@@ -1,13 +1,11 @@
-"""Amazon SageMaker's Training Jobs, Processing Jobs and CloudWatch Logs on this machine: requests are checked
-as AWS checks them, and containers really run.
+"""Amazon SageMaker's Training Jobs and CloudWatch Logs on this machine: requests are checked as AWS checks
+them, and containers really run.
 
 A container is a process of this machine under the variables and folders that SageMaker gives: `FULLFT_OPT_ML`
 names its /opt/ml, and /tmp/fullft, the launcher's cache, is a folder of its own. Nothing is known of a
 registry: the image is this environment. A container that is isolated has neither a network, where this
 machine lets one be taken away, nor an address or credentials of the bucket.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -21,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec.core
+import boto3
 
 from tests.aws_double import AwsDouble, Refused
 
@@ -92,7 +90,7 @@ class TrainingJob:
             None if self.started is None or self.ended is None else max(1, round(self.ended - self.started))
         )
         return {key: value for key, value in times.items() if value is not None} | {
-            "TrainingJobArn": _arn("training", name),
+            "TrainingJobArn": _arn(name),
             "ModelArtifacts": {"S3ModelArtifacts": ""},
             "TrainingJobStatus": self.status,
             "SecondaryStatus": self.secondary,
@@ -103,45 +101,6 @@ class TrainingJob:
                 if seconds is None
                 else {"TrainingTimeInSeconds": seconds, "BillableTimeInSeconds": seconds}
             ),
-        }
-
-
-@dataclass
-class ProcessingJob(TrainingJob):
-    """A Processing Job: other folders, other fields, and no states within `InProgress`."""
-
-    message: str = ""
-
-    @property
-    def num_instances(self) -> int:
-        return self.request["ProcessingResources"]["ClusterConfig"]["InstanceCount"]
-
-    @property
-    def command(self) -> list[str]:
-        program = self.request["AppSpecification"]
-        return [*program["ContainerEntrypoint"], *program.get("ContainerArguments", [])]
-
-    def write_config(self, root: Path, resources: dict[str, Any]) -> None:
-        for path in ("config", "output"):
-            (root / path).mkdir(parents=True)
-        (root / "config/resourceconfig.json").write_text(json.dumps(resources))
-        (root / "config/processingjobconfig.json").write_text(json.dumps(self.request))
-
-    def fail(self, root: Path, code: int) -> None:
-        said = root / "output/message"
-        self.message = said.read_text() if said.exists() else ""
-        self.reason = f"AlgorithmError: See job logs for more information, exit code: {code}"
-
-    def described(self, name: str) -> dict[str, Any]:
-        found = {
-            "ProcessingStartTime": self.started,
-            "ProcessingEndTime": self.ended,
-            "ExitMessage": self.message[:1024],
-            "FailureReason": self.reason[:1024],
-        }
-        return {key: value for key, value in found.items() if value} | {
-            "ProcessingJobArn": _arn("processing", name),
-            "ProcessingJobStatus": self.status,
         }
 
 
@@ -183,89 +142,51 @@ class SageMaker(AwsDouble):
         self.jobs[name] = job = TrainingJob(request, time.time())
         job.enter("Starting")
         threading.Thread(target=self._run, args=(name, job), daemon=True).start()
-        return {"TrainingJobArn": _arn("training", name)}
-
-    def _CreateProcessingJob(self, request: dict[str, Any]) -> dict[str, Any]:
-        name = request["ProcessingJobName"]
-        if name in self.jobs:
-            raise Refused(
-                "ResourceInUse",
-                "Job name must be unique within an AWS account and region, and one with this name already"
-                " exists",
-            )
-        self.jobs[name] = job = ProcessingJob(request, time.time())
-        threading.Thread(target=self._run, args=(name, job), daemon=True).start()
-        return {"ProcessingJobArn": _arn("processing", name)}
+        return {"TrainingJobArn": _arn(name)}
 
     def _DescribeTrainingJob(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._describe(request, "Training")
-
-    def _DescribeProcessingJob(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._describe(request, "Processing")
-
-    def _StopTrainingJob(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._stop(request, "Training")
-
-    def _StopProcessingJob(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._stop(request, "Processing")
+        job = self._job(request)
+        asked = {key: value for key, value in job.request.items() if key != "Tags"}
+        return asked | job.described(request["TrainingJobName"]) | {"CreationTime": job.created}
 
     def _ListTrainingJobs(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._list(request, "Training")
+        jobs = {
+            name: job
+            for name, job in self.jobs.items()
+            if request["NameContains"] in name and job.status == request["StatusEquals"]
+        }
+        times = {"CreationTime": 0.0, "LastModifiedTime": 0.0}
+        return {
+            "TrainingJobSummaries": [
+                {
+                    "TrainingJobName": name,
+                    "TrainingJobArn": _arn(name),
+                    "TrainingJobStatus": job.status,
+                    **times,
+                }
+                for name, job in jobs.items()
+            ]
+        }
 
-    def _ListProcessingJobs(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._list(request, "Processing")
-
-    def _describe(self, request: dict[str, Any], kind: str) -> dict[str, Any]:
-        job = self._job(request, kind)
-        given = {key: value for key, value in job.request.items() if key != "Tags"}
-        return given | job.described(request[f"{kind}JobName"]) | {"CreationTime": job.created}
-
-    def _stop(self, request: dict[str, Any], kind: str) -> dict[str, Any]:
-        job = self._job(request, kind)
+    def _StopTrainingJob(self, request: dict[str, Any]) -> dict[str, Any]:
+        job = self._job(request)
         if job.status != "InProgress":
             raise Refused(
                 "ValidationException",
-                f"The request was rejected because the {kind.lower()} job is in status {job.status}.",
+                f"The request was rejected because the training job is in status {job.status}.",
             )
         job.enter("Stopping", "Stopping")
         self._end_containers(job, "Stopped")
         return {}
 
-    def _list(self, request: dict[str, Any], kind: str) -> dict[str, Any]:
-        names = sorted(
-            name
-            for name, job in self.jobs.items()
-            if request.get("NameContains", "") in name and _kind(job) == kind
-        )
-        first, count = int(request.get("NextToken", 0)), request.get("MaxResults", 10)
-        found = [
-            {
-                f"{kind}JobName": name,
-                f"{kind}JobArn": _arn(kind.lower(), name),
-                "CreationTime": self.jobs[name].created,
-                f"{kind}JobStatus": self.jobs[name].status,
-            }
-            for name in names[first : first + count]
-        ]
-        return {
-            f"{kind}JobSummaries": found,
-            **({"NextToken": str(first + count)} if first + count < len(names) else {}),
-        }
-
     def interrupt(self, name: str) -> None:
         """Take the spot instances of a job away."""
         self._end_containers(self.jobs[name], "Interrupted")
 
-    def _job(self, request: dict[str, Any], kind: str) -> TrainingJob:
-        job = self.jobs.get(request[f"{kind}JobName"])
-        if job is None or _kind(job) != kind:
-            name = request[f"{kind}JobName"]
-            said = (
-                "Requested resource not found."
-                if kind == "Training"
-                else f"Could not find requested job with name: {name}"
-            )
-            raise Refused("ValidationException", said)
+    def _job(self, request: dict[str, Any]) -> TrainingJob:
+        job = self.jobs.get(request["TrainingJobName"])
+        if job is None:
+            raise Refused("ValidationException", "Requested resource not found.")
         return job
 
     def _run(self, name: str, job: TrainingJob) -> None:
@@ -340,8 +261,7 @@ class SageMaker(AwsDouble):
             key: f"{root}/tmp" if value == "/tmp/fullft" else value
             for key, value in job.request.get("Environment", {}).items()
         }
-        own = {"AWS_REGION": "us-east-1", "FULLFT_OPT_ML": str(root)}
-        own |= {"TRAINING_JOB_NAME": name} if _kind(job) == "Training" else {}
+        own = {"AWS_REGION": "us-east-1", "FULLFT_OPT_ML": str(root), "TRAINING_JOB_NAME": name}
         command, stream = job.command, f"{name}/algo-{number + 1}-{int(time.time() * 1000)}"
         if job.request.get("EnableNetworkIsolation"):
             own |= {name: "" for name in self.environment if name.startswith("AWS_")} | {
@@ -370,39 +290,34 @@ class SageMaker(AwsDouble):
 
 
 def _names(uri: str) -> list[str]:
-    files, path = _bucket(uri)
-    return files.find(path)
+    bucket, prefix = _bucket(uri)
+    return [each.key for each in bucket.objects.filter(Prefix=prefix)]
 
 
 def _download(uri: str, folder: Path) -> None:
     """Copy what is below a prefix, for reading alone where it is an input."""
-    files, path = _bucket(uri)
+    bucket, prefix = _bucket(uri)
     folder.mkdir(parents=True)
-    for name in files.find(path):
-        target = folder / name.removeprefix(path.rstrip("/") + "/")
+    for name in _names(uri):
+        target = folder / name.removeprefix(f"{prefix}/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        files.get_file(name, str(target))
+        bucket.download_file(name, str(target))
         if "input" in folder.parts:
             target.chmod(0o444)
 
 
 def _upload(folder: Path, uri: str) -> None:
     """Copy all files to a prefix, in no order of ours; a link is followed, as SageMaker does."""
-    files, path = _bucket(uri)
+    bucket, prefix = _bucket(uri)
     for file in folder.rglob("*"):
         if file.is_file():
-            files.put_file(str(file), f"{path}/{file.relative_to(folder)}")
+            bucket.upload_file(str(file), f"{prefix}/{file.relative_to(folder)}")
 
 
 def _bucket(uri: str) -> tuple[Any, str]:
-    files, path = fsspec.core.url_to_fs(uri)
-    files.invalidate_cache()
-    return files, path
+    name, _, prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
+    return boto3.Session().resource("s3").Bucket(name), prefix
 
 
-def _kind(job: TrainingJob) -> str:
-    return "Processing" if isinstance(job, ProcessingJob) else "Training"
-
-
-def _arn(kind: str, name: str) -> str:
-    return f"arn:aws:sagemaker:us-east-1:111122223333:{kind}-job/{name}"
+def _arn(name: str) -> str:
+    return f"arn:aws:sagemaker:us-east-1:111122223333:training-job/{name}"

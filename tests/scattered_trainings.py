@@ -5,8 +5,6 @@ FOLDER is empty, BUCKETS the folder of the S3 server that the environment names.
 one; its machine is a folder. Prints by scene what it found.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -18,13 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import s3fs  # noqa: F401  # takes a second, which the forks save
 import torch
 
 from fullft_assets.errors import FullftError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.store import Store, leases
+from fullft_assets.store import Store, pointers
 from fullft_assets.training.stored_checkpoints import StoredCheckpoints, stored_checkpoints
 from fullft_assets.workloads.training import work
 from tests import two_ranks
@@ -41,7 +38,7 @@ NEVER = 1_000_000
 def main(folder: Path, buckets: Path, scenes: list[str]) -> None:
     torch.set_num_threads(1)
     # A machine that was killed is known to be gone at once.
-    leases._DEAD_SECONDS, leases._LOOK_SECONDS = 2.0, 0.2
+    pointers._DEAD_SECONDS, pointers._LOOK_SECONDS = 2.0, 0.2
     two_ranks.SECONDS = 300
     print(
         json.dumps(
@@ -262,14 +259,14 @@ def fenced(scene: Scene) -> dict[str, Any]:
     outcome, [stale] = scene.folder / "stale.json", scene.machines(1)
     child = os.fork()
     if child == 0:
-        leases._RENEW_SECONDS, leases._VALID_SECONDS = 0.5, 10.0
+        pointers._RENEW_SECONDS, pointers._VALID_SECONDS = 0.5, 10.0
         outcome.write_text(json.dumps(scene.train([stale], before=stand_still)))
         os._exit(0)
     while not scene.stored():
         time.sleep(0.05)
-    leases._DEAD_SECONDS = 12.0
+    pointers._DEAD_SECONDS = 12.0
     after = scene.train(scene.machines(1), 5)
-    leases._DEAD_SECONDS = 2.0
+    pointers._DEAD_SECONDS = 2.0
     left = [path.name for path in scene.stored()]
     for process in Path("/proc").iterdir():
         if process.name.isdecimal() and _is_stopped_child(process, child):

@@ -1,7 +1,5 @@
 """Servers of the tests that answer on a port of this machine while a block lasts."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

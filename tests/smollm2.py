@@ -4,8 +4,6 @@ wheel.
 And a model of 1 MB that has it.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from functools import cache

@@ -1,7 +1,5 @@
 """A real SSH server on a free port of this machine, with a host key and a user key of its own."""
 
-from __future__ import annotations
-
 import getpass
 import os
 import shutil
@@ -65,8 +63,7 @@ class SshServer:
         """Return the section `launcher` of a YAML that uses this server."""
         return {
             "kind": "ssh",
-            "host": self._addresses[0],
-            "more_hosts": list(self._addresses[1:]),
+            "host": self._addresses[0] if len(self._addresses) == 1 else list(self._addresses),
             "options": {
                 "Port": self.port,
                 "User": getpass.getuser(),

@@ -1,17 +1,12 @@
 """Alerts: from finished runs, decisions and silent feeds, by real servers, each once."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
-import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,8 +14,6 @@ from typing import Any
 import boto3
 import dagster as dg
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import AuthResult
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
@@ -40,13 +33,13 @@ from moto.server import ThreadedMotoServer
 
 from fullft_assets import automation, documents, release, retraining
 from fullft_assets.alerts import CHANNELS, Alert, AlertError, deliver, open_channels
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.runs import attempts_of, model_runs
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.resources import ARTIFACT, open_store
-from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals, Window
+from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
 from fullft_assets.settings.alerts import ChannelSettings
 from fullft_assets.store import CheckOutcome, Store
@@ -110,23 +103,6 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def mailbox() -> Iterator[tuple[int, list[bytes]]]:
-    """Port of a real SMTP server, and the messages that it took."""
-    taken: list[bytes] = []
-
-    class Handler:
-        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-            taken.append(envelope.content)
-            return "250 OK"
-
-    port = free_port()
-    controller = Controller(Handler(), hostname="127.0.0.1", port=port)
-    controller.start()
-    yield port, taken
-    controller.stop()
-
-
-@pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
@@ -172,98 +148,6 @@ class TestChannels:
         with pytest.raises(FullftError) as raised:
             send({"apprise": {"url": "env:SERVICE"}}, alert())
         assert str(raised.value) == error and "planted" not in caplog.text
-
-    def test_an_email_arrives(
-        self, mailbox: tuple[int, list[bytes]], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        port, taken = mailbox
-        addresses = "from=platform@example.org&to=a@example.org,b@example.org"
-        monkeypatch.setenv("SERVICE", f"mailto://127.0.0.1:{port}?{addresses}")
-        send({"apprise": {"url": "env:SERVICE"}}, alert())
-        messages = [message_from_bytes(each) for each in taken]
-        assert {message["Subject"] for message in messages} == {"[letters] run 1 failed"}
-        assert sorted(message["To"] for message in messages) == ["a@example.org", "b@example.org"]
-        assert "http://localhost:3000/runs/1" in messages[0].as_string()
-
-    @pytest.mark.parametrize("security", ["starttls", "tls"])
-    def test_an_email_goes_only_to_a_server_with_a_trusted_certificate(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, security: str
-    ) -> None:
-        certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-        request = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=mail",
-        ]
-        subprocess.run(
-            [
-                *request,
-                "-addext",
-                "subjectAltName=IP:127.0.0.1",
-                "-keyout",
-                str(key),
-                "-out",
-                str(certificate),
-            ],
-            check=True,
-            capture_output=True,
-        )
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(certificate, key)
-        logins: list[bytes] = []
-        subjects: list[str] = []
-
-        class Handler:
-            async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-                subjects.append(message_from_bytes(envelope.content)["Subject"])
-                return "250 OK"
-
-        def authenticator(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
-            logins.append(data.password)
-            return AuthResult(success=data.password == b"planted-password")
-
-        port = free_port()
-        encrypted = (
-            {"ssl_context": context}
-            if security == "tls"
-            else {"tls_context": context, "require_starttls": True}
-        )
-        if security == "tls":
-            encrypted |= {"auth_require_tls": False}  # aiosmtpd means the command STARTTLS by it
-        controller = Controller(
-            Handler(),
-            hostname="127.0.0.1",
-            port=port,
-            authenticator=authenticator,
-            auth_required=True,
-            **encrypted,
-        )
-        addresses = "from=platform@example.org&to=a@example.org"
-        mode = "starttls" if security == "starttls" else "ssl"
-        login = f"mailtos://platform:planted-password@127.0.0.1:{port}?mode={mode}&{addresses}"
-        monkeypatch.setenv("SERVICE", login)
-        service = {"apprise": {"url": "env:SERVICE"}}
-        # It wakes itself by a connection, and would make that with the context of a server.
-        monkeypatch.setattr(
-            controller, "_trigger_server", lambda: socket.create_connection(("127.0.0.1", port)).close()
-        )
-        controller.start()
-        try:
-            with pytest.raises(AlertError, match="env:SERVICE: the service did not take the message"):
-                send(service, alert())
-            assert (logins, subjects) == ([], [])
-            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-            send(service, alert())
-        finally:
-            controller.stop()
-        assert (logins, subjects) == ([b"planted-password"], ["[letters] run 1 failed"])
 
     @pytest.mark.parametrize(
         ("url", "raw", "error"),
@@ -451,17 +335,17 @@ def works() -> None:
 
 class TestSensor:
     @pytest.fixture
-    def case(self, tmp_path: Path, hook: Hook) -> Case:
+    def graph(self, tmp_path: Path, hook: Hook) -> CaseGraph:
         project = projects.create(
             tmp_path / "p",
             rows=5,
             alerts={"channels": {"webhook": {"url": "env:ALERT_HOOK"}}, "silent_hours": 1000},
         )
-        return Case(project.use_case())
+        return CaseGraph(project.use_case())
 
     @pytest.fixture
     def instance(
-        self, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, graph: CaseGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> Iterator[dg.DagsterInstance]:
         monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "p" / ".home"))
         (tmp_path / "dagster").mkdir()
@@ -469,30 +353,24 @@ class TestSensor:
             yield made
 
     def tick(
-        self, case: Case, instance: dg.DagsterInstance, cursor: str | None = None
+        self, graph: CaseGraph, instance: dg.DagsterInstance, cursor: str | None = None
     ) -> tuple[Any, str | None]:
-        (sensor,) = automation.build_alert_sensor(case)
-        context = dg.build_sensor_context(instance=instance, resources=case.resources(), cursor=cursor)
+        (sensor,) = automation.build_alert_sensor(graph)
+        context = dg.build_sensor_context(instance=instance, resources=graph.resources(), cursor=cursor)
         return sensor(context), context.cursor
 
     def state(
         self,
         instance: dg.DagsterInstance,
         name: str,
-        *tick: Any,
-        interval: int = 60,
         status: InstigatorStatus = InstigatorStatus.RUNNING,
-        on_since: float | None = None,
-        location: str = "x",
     ) -> InstigatorState:
-        """Record that a sensor is on, with one tick (status and time) if that is given."""
-        origin = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"), location)
-        data = SensorInstigatorData(min_interval=interval, last_sensor_start_timestamp=on_since)
+        """Record that a sensor is on."""
+        origin = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"), "x")
+        data = SensorInstigatorData(min_interval=60)
         repository = RemoteRepositoryOrigin(origin, "r")
         state = InstigatorState(RemoteInstigatorOrigin(repository, name), InstigatorType.SENSOR, status, data)
         instance.add_instigator_state(state)
-        if tick:
-            self.add_tick(instance, state, *tick)
         return state
 
     def add_tick(
@@ -510,20 +388,22 @@ class TestSensor:
         )
         instance.create_tick(tick)
 
-    def run(self, case: Case, instance: dg.DagsterInstance, stage: str, op: Any = works, **tags: str) -> str:
-        job = dg.GraphDefinition(name=f"{case.name}_{stage}", node_defs=[op]).to_job(
-            tags={"use_case": case.name, **tags}
+    def run(
+        self, graph: CaseGraph, instance: dg.DagsterInstance, stage: str, op: Any = works, **tags: str
+    ) -> str:
+        job = dg.GraphDefinition(name=f"{graph.name}_{stage}", node_defs=[op]).to_job(
+            tags={"use_case": graph.name, **tags}
         )
         return job.execute_in_process(instance=instance, raise_on_error=False).run_id
 
     def test_a_failed_run_is_sent_once_with_its_link(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        run_id = self.run(case, instance, "model", fails)
-        self.run(case, instance, "ingest", fails, **{"dagster/will_retry": "true"})
-        _, cursor = self.tick(case, instance)
-        self.tick(case, instance, cursor)
-        self.tick(case, instance)
+        run_id = self.run(graph, instance, "model", fails)
+        self.run(graph, instance, "ingest", fails, **{"dagster/will_retry": "true"})
+        _, cursor = self.tick(graph, instance)
+        self.tick(graph, instance, cursor)
+        self.tick(graph, instance)
         (body,) = hook.bodies
         assert body["event"] == "run_failed" and body["url"].endswith(f"/runs/{run_id}")
         assert "planted-text" not in json.dumps(body)
@@ -545,7 +425,7 @@ class TestSensor:
     )
     def test_a_run_that_is_started_again_by_itself_is_sent_once_no_other_follows(
         self,
-        case: Case,
+        graph: CaseGraph,
         instance: dg.DagsterInstance,
         hook: Hook,
         stage: str,
@@ -558,52 +438,54 @@ class TestSensor:
         def fails_in_a_way() -> None:
             raise dg.Failure("planted-text", metadata={"failure": failure})
 
-        launcher = f"{case.name}_launcher"
+        launcher = f"{graph.name}_launcher"
         self.state(instance, launcher, status=InstigatorStatus.RUNNING if is_on else InstigatorStatus.STOPPED)
         sent, cursor = [], None
         for number in range(1, max(sent_of) + 1):
             by_itself = {"dagster/sensor_name": launcher, "dagster/run_key": f"k{number}", **tags}
-            self.run(case, instance, stage, fails_in_a_way, **by_itself)
-            _, cursor = self.tick(case, instance, cursor)
+            self.run(graph, instance, stage, fails_in_a_way, **by_itself)
+            _, cursor = self.tick(graph, instance, cursor)
             sent += [number] * (len(hook.bodies) - len(sent))
         assert sent == sent_of
         assert {body["event"] for body in hook.bodies} == {"run_failed"}
         # Nobody starts again what a person has launched.
         self.run(
-            case,
+            graph,
             instance,
             stage,
             fails_in_a_way,
             **{key: value for key, value in tags.items() if key == "delivery/run_key"},
         )
-        self.tick(case, instance, cursor)
+        self.tick(graph, instance, cursor)
         assert len(hook.bodies) == len(sent) + 1
 
     def test_a_batch_that_a_red_check_holds_back_is_sent_once_whoever_launched_it(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        project = projects.Project(case.use_case.project_root, case.name)
+        project = projects.Project(graph.use_case.project_root, graph.name)
         project.deliver(
             "unlabelled.jsonl", [{**row, "kind": None} for row in projects.licence_rows(40, skip=100)]
         )
-        [batch] = documents.look(open_store(case.use_case, instance), case.use_case, now=time.time() + 60).cut
-        instance.add_dynamic_partitions(f"{case.name}/batch", [batch.name])
-        self.state(instance, f"{case.name}_new_documents")
+        [batch] = documents.look(
+            open_store(graph.use_case, instance), graph.use_case, now=time.time() + 60
+        ).cut
+        instance.add_dynamic_partitions(f"{graph.name}/batch", [batch.name])
+        self.state(instance, f"{graph.name}_new_documents")
         by_itself = {
-            "dagster/sensor_name": f"{case.name}_new_documents",
+            "dagster/sensor_name": f"{graph.name}_new_documents",
             "dagster/run_key": "k",
             "delivery/run_key": "k",
         }
         defs = dg.Definitions.merge(
-            FullFineTune(case.use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
+            FullFineTune(graph.use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
         )
-        job = defs.resolve_job_def(f"{case.name}_ingest")
+        job = defs.resolve_job_def(f"{graph.name}_ingest")
         ran = job.execute_in_process(
             instance=instance, partition_key=batch.name, raise_on_error=False, tags=by_itself
         )
         assert not ran.success, "a blocking check makes its run fail"
-        _, cursor = self.tick(case, instance)
-        self.tick(case, instance, cursor)
+        _, cursor = self.tick(graph, instance)
+        self.tick(graph, instance, cursor)
         (body,) = hook.bodies
         assert (body["event"], body["key"]) == ("gate_closed", f"gate_closed/{ran.run_id}")
         assert (
@@ -612,59 +494,41 @@ class TestSensor:
         )
 
     def test_windows_without_a_text_are_sent_once_until_one_can_be_judged(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        store = open_store(case.use_case, instance)
+        store = open_store(graph.use_case, instance)
         for number, status in enumerate(
             ("feed_broken", "insufficient_data", "feed_broken", "ok", "feed_broken")
         ):
-            with store.create(case.name, "drift_report", f"w{number}", version="1", seed=17) as draft:
+            with store.create(graph.name, "drift_report", f"w{number}", version="1", seed=17) as draft:
                 made = draft.commit(settings={}, inputs={}, metadata=manifests.drift(status))
-            store.write_pointer(f"latest/{case.name}/drift_report/w{number}", {"ref": made.ref})
-            self.run(case, instance, "monitor", **{"dagster/partition": f"w{number}"})
-            self.tick(case, instance)
+            store.write_pointer(f"latest/{graph.name}/drift_report/w{number}", {"ref": made.ref})
+            self.run(graph, instance, "monitor", **{"dagster/partition": f"w{number}"})
+            self.tick(graph, instance)
         assert [(body["event"], body["key"]) for body in hook.bodies] == [
             ("gate_closed", "gate_closed/feed_broken/w0"),
             ("gate_closed", "gate_closed/feed_broken/w4"),
         ]
 
-    def test_a_run_of_assets_is_named_by_them(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        @dg.asset(key=case.key("live_quality"))
-        def live_quality() -> None:
-            raise dg.Failure("planted-text")
-
-        job = dg.Definitions(
-            assets=[live_quality], executor=dg.in_process_executor
-        ).resolve_implicit_global_asset_job_def()
-        chosen = [case.key("live_quality")]
-        job.execute_in_process(
-            instance=instance, asset_selection=chosen, raise_on_error=False, tags={"use_case": case.name}
-        )
-        self.tick(case, instance)
-        (body,) = hook.bodies
-        assert body["title"] == "the run live_quality failed"
-
     def test_a_damaged_manifest_is_sent_and_keeps_no_other_alert_back(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, tmp_path: Path
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, tmp_path: Path
     ) -> None:
-        store = open_store(case.use_case, instance)
-        with store.create(case.name, "labeled_examples", "k", version="1", seed=17) as draft:
+        store = open_store(graph.use_case, instance)
+        with store.create(graph.name, "labeled_examples", "k", version="1", seed=17) as draft:
             made = draft.commit(settings={}, inputs={}, metadata={})
         Path(store.url, made.ref, "manifest.json").write_text('{"case": "planted-text')
 
         @dg.op
         def validates(context) -> None:
             about = {"metadata": {ARTIFACT: made.ref}, "partition": "b1"}
-            context.log_event(dg.AssetMaterialization(case.key("labeled_examples"), **about))
+            context.log_event(dg.AssetMaterialization(graph.key("labeled_examples"), **about))
 
-        damaged = self.run(case, instance, "ingest", validates, **{"dagster/partition": "b1"})
-        store.write_pointer(f"latest/{case.name}/drift_report/w2", {"planted-text": ""})
-        self.run(case, instance, "monitor", **{"dagster/partition": "w2"})
-        self.run(case, instance, "model", fails)
-        _, cursor = self.tick(case, instance)
-        self.tick(case, instance, cursor)
+        damaged = self.run(graph, instance, "ingest", validates, **{"dagster/partition": "b1"})
+        store.write_pointer(f"latest/{graph.name}/drift_report/w2", {"planted-text": ""})
+        self.run(graph, instance, "monitor", **{"dagster/partition": "w2"})
+        self.run(graph, instance, "model", fails)
+        _, cursor = self.tick(graph, instance)
+        self.tick(graph, instance, cursor)
         first, second, failed = hook.bodies
         assert failed["title"] == "the run model failed"
         assert (
@@ -680,59 +544,59 @@ class TestSensor:
         assert "planted-text" not in json.dumps(hook.bodies)
 
     def test_a_cursor_that_a_wrong_clock_has_left_hides_no_run(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
         year = time.time() + 365 * 24 * 3600
-        self.run(case, instance, "model", fails)
-        _, cursor = self.tick(case, instance, json.dumps({"runs": year, "decisions": year}))
+        self.run(graph, instance, "model", fails)
+        _, cursor = self.tick(graph, instance, json.dumps({"runs": year, "decisions": year}))
         assert len(hook.bodies) == 1 and cursor is not None
         assert max(json.loads(cursor).values()) <= time.time()
 
     def test_more_runs_than_a_tick_looks_at_end_in_one_moment(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("fullft_assets.automation.alerts._MAX_RUNS", 2)
         cursor = None
         for _ in range(5):
-            self.run(case, instance, "model", fails)
+            self.run(graph, instance, "model", fails)
         time.sleep(1)
         for _ in range(3):
-            _, cursor = self.tick(case, instance, cursor)
+            _, cursor = self.tick(graph, instance, cursor)
         assert len(hook.bodies) == 5
 
     def test_a_drift_is_sent_once_until_a_window_is_like_the_reference_again(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        store = open_store(case.use_case, instance)
+        store = open_store(graph.use_case, instance)
         for number, status in enumerate(("confirmed", "alarm", "confirmed", "ok", "confirmed")):
-            with store.create(case.name, "drift_report", f"w{number}", version="1", seed=17) as draft:
+            with store.create(graph.name, "drift_report", f"w{number}", version="1", seed=17) as draft:
                 made = draft.commit(settings={}, inputs={}, metadata=manifests.drift(status))
-            store.write_pointer(f"latest/{case.name}/drift_report/w{number}", {"ref": made.ref})
-            self.run(case, instance, "monitor", **{"dagster/partition": f"w{number}"})
-            self.tick(case, instance)
+            store.write_pointer(f"latest/{graph.name}/drift_report/w{number}", {"ref": made.ref})
+            self.run(graph, instance, "monitor", **{"dagster/partition": f"w{number}"})
+            self.tick(graph, instance)
         assert [body["title"] for body in hook.bodies] == ["window w0 drifted", "window w4 drifted"]
 
     def test_a_candidate_that_its_run_judged_is_sent_though_another_run_evaluated_since(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        store, reports = open_store(case.use_case, instance), []
+        store, reports = open_store(graph.use_case, instance), []
         for key in ("mine", "of the daily evaluation"):
-            with store.create(case.name, "evaluation_report", key, version="1", seed=17) as draft:
+            with store.create(graph.name, "evaluation_report", key, version="1", seed=17) as draft:
                 failed = CheckOutcome(name=f"gate of {key}", passed=False)
                 reports.append(
                     draft.commit(settings={}, inputs={}, metadata=manifests.evaluation(), checks=[failed])
                 )
-        store.write_pointer(f"latest/{case.name}/evaluation_report/all", {"ref": reports[1].ref})
+        store.write_pointer(f"latest/{graph.name}/evaluation_report/all", {"ref": reports[1].ref})
 
         @dg.op
         def evaluates(context) -> None:
             context.log_event(
-                dg.AssetMaterialization(case.key("evaluation_report"), metadata={ARTIFACT: reports[0].ref})
+                dg.AssetMaterialization(graph.key("evaluation_report"), metadata={ARTIFACT: reports[0].ref})
             )
 
-        self.run(case, instance, "model", evaluates)
-        self.run(case, instance, "model")
-        self.tick(case, instance)
+        self.run(graph, instance, "model", evaluates)
+        self.run(graph, instance, "model")
+        self.tick(graph, instance)
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == (
             "gate_closed",
@@ -741,138 +605,36 @@ class TestSensor:
 
     @pytest.mark.parametrize("name", ["retraining", "alerts"])
     def test_a_sensor_that_fails_at_each_tick_is_sent_once_a_day(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, name: str
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, name: str
     ) -> None:
-        state = self.state(instance, f"{case.name}_{name}")
+        state = self.state(instance, f"{graph.name}_{name}")
         for number, status in enumerate(
             [TickStatus.SKIPPED, *[TickStatus.FAILURE] * 5, TickStatus.STARTED, TickStatus.FAILURE]
         ):
             assert len(hook.bodies) == (number > 5)
             at = time.time() - 1_000 + 60 * number
             self.add_tick(instance, state, status, at)
-            self.tick(case, instance)
+            self.tick(graph, instance)
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == ("sensor_failing", f"letters_{name} fails at each tick")
 
-    def test_a_sensor_that_is_on_and_was_not_evaluated_is_sent_once_a_day_while_the_daemon_runs(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        now = time.time()
-        self.state(instance, f"{case.name}_retraining", TickStatus.SKIPPED, now - 2 * 3600)
-        # Turned on a moment ago; its interval is an hour; it is off; not evaluated, in a code location that
-        # has another name now.
-        self.state(instance, f"{case.name}_new_documents", TickStatus.SKIPPED, now - 9 * 3600, interval=3600)
-        self.state(instance, f"{case.name}_retraining", TickStatus.SKIPPED, now - 9 * 3600, location="before")
-        own = self.state(instance, f"{case.name}_alerts", TickStatus.SKIPPED, now - 3 * 3600)
-        _, cursor = self.tick(case, instance)
-        assert hook.bodies == [], "the daemon began a moment ago"
-        self.add_tick(instance, own, TickStatus.SKIPPED, now - 900)
-        for _ in range(2):
-            _, cursor = self.tick(case, instance, cursor)
-        (body,) = hook.bodies
-        at = datetime.fromtimestamp(now - 2 * 3600, UTC)
-        assert (body["event"], body["title"]) == (
-            "sensor_silent",
-            f"letters_retraining is on, and was not evaluated since {at:%Y-%m-%d %H:%M UTC}",
-        )
-        assert (
-            body["action"]
-            == "restart Dagster's daemon; if that does not help, turn the sensor off and on in the UI"
-        )
-
-    @pytest.mark.parametrize(
-        ("status", "turned_on"),
-        [
-            (InstigatorStatus.STOPPED, 0.0),
-            (InstigatorStatus.DECLARED_IN_CODE, 0.0),
-            (InstigatorStatus.RUNNING, 60.0),
-        ],
-    )
-    def test_a_sensor_that_is_off_or_was_turned_on_a_moment_ago_is_not_silent(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, status: InstigatorStatus, turned_on: float
-    ) -> None:
-        now = time.time()
-        self.state(instance, f"{case.name}_alerts", TickStatus.SKIPPED, now - 900)
-        on_since = now - turned_on if turned_on else None
-        self.state(
-            instance,
-            f"{case.name}_retraining",
-            TickStatus.SKIPPED,
-            now - 9 * 3600,
-            status=status,
-            on_since=on_since,
-        )
-        self.tick(case, instance)
-        assert hook.bodies == []
-
-    def test_a_batch_that_a_red_check_of_its_chunks_holds_back_is_sent(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        with open_store(case.use_case, instance).create(
-            case.name, "tokenized_chunks", "k", version="1", seed=17
-        ) as draft:
-            made = draft.commit(
-                settings={}, inputs={}, metadata={}, checks=[CheckOutcome(name="rows_are_good", passed=False)]
-            )
-
-        @dg.op
-        def tokenizes(context) -> None:
-            about = {"metadata": {ARTIFACT: made.ref}, "partition": "b1"}
-            context.log_event(dg.AssetMaterialization(case.key("tokenized_chunks"), **about))
-            raise dg.Failure("the check is red")
-
-        self.run(case, instance, "ingest", tokenizes, **{"dagster/partition": "b1"})
-        self.tick(case, instance)
-        (body,) = hook.bodies
-        assert (body["title"], body["action"]) == (
-            "batch b1 is held back: rows_are_good",
-            "open the checks of tokenized_chunks",
-        )
-
-    def test_of_two_requests_for_labels_the_title_has_the_reasons_and_the_action_the_instruction(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        now, store = time.time(), open_store(case.use_case, instance)
-        windows = [Window(key=f"w{number}", status="confirmed", at=now - 60) for number in range(2)]
-        state = retraining.State(champion_since=now - 3600)
-        signals = Signals(
-            now=now,
-            month_start=now,
-            num_examples=0,
-            data_version="",
-            estimated_hours=0.0,
-            windows=windows,
-            score_drop=0.1,
-            num_drop_errors=3.0,
-        )
-        decision = retraining.decide(state, signals, case.settings.retraining)
-        entry = RecordedDecision(case=case.name, time=now, signals=signals, decision=decision)
-        name = f"{case.name}/retraining_decisions/{int(now * 1000):014d}"
-        store.write_pointer(name, entry.model_dump(mode="json"))
-        self.tick(case, instance)
-        (body,) = hook.bodies
-        assert body["action"] == "label production documents that `fullft export CASE FILE --random` draws"
-        assert body["title"].startswith("labels are asked for: drift is confirmed")
-        assert "; the champion's score fell by 0.100" in body["title"]
-        assert "label production" not in body["title"] and "label more" not in body["title"]
-
     def test_a_decision_that_needs_a_person_is_sent_also_after_the_next_one(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        store, now = open_store(case.use_case, instance), time.time()
+        store, now = open_store(graph.use_case, instance), time.time()
         signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
         for age, action, reason in (
             (120, "alert", "the budget: it is too small"),
             (60, "wait", "nothing new"),
         ):
             decision = Decision(action=action, reasons=[reason], evidence="budget", instruction="raise it")
-            entry = RecordedDecision(case=case.name, time=now - age, signals=signals, decision=decision)
+            entry = RecordedDecision(case=graph.name, time=now - age, signals=signals, decision=decision)
             store.write_pointer(
-                f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}",
+                f"{graph.name}/retraining_decisions/{int((now - age) * 1000):014d}",
                 entry.model_dump(mode="json"),
             )
-        self.tick(case, instance)
-        self.tick(case, instance)
+        self.tick(graph, instance)
+        self.tick(graph, instance)
         (body,) = hook.bodies
         assert (body["event"], body["title"], body["action"]) == (
             "decision_needed",
@@ -900,7 +662,13 @@ class TestSensor:
         ],
     )
     def test_a_decision_about_attempts_has_a_next_action_and_links_to_the_run(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, num_failed: int, title: str, action: str
+        self,
+        graph: CaseGraph,
+        instance: dg.DagsterInstance,
+        hook: Hook,
+        num_failed: int,
+        title: str,
+        action: str,
     ) -> None:
         @dg.op
         def has_bad_data() -> None:
@@ -908,27 +676,27 @@ class TestSensor:
 
         op = has_bad_data if num_failed > 0 else works
         runs = [
-            self.run(case, instance, "model", op, **{"retraining/evidence": f"e{number}"})
+            self.run(graph, instance, "model", op, **{"retraining/evidence": f"e{number}"})
             for number in range(abs(num_failed))
         ]
-        now, store = time.time(), open_store(case.use_case, instance)
-        attempts = attempts_of(model_runs(case, instance, now), instance, now)
+        now, store = time.time(), open_store(graph.use_case, instance)
+        attempts = attempts_of(model_runs(graph, instance, now), instance, now)
         signals = Signals(now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0)
-        decision = retraining.decide(retraining.State(attempts=attempts), signals, case.settings.retraining)
-        entry = RecordedDecision(case=case.name, time=now, signals=signals, decision=decision)
+        decision = retraining.decide(retraining.State(attempts=attempts), signals, graph.settings.retraining)
+        entry = RecordedDecision(case=graph.name, time=now, signals=signals, decision=decision)
         store.write_pointer(
-            f"{case.name}/retraining_decisions/{int(now * 1000):014d}", entry.model_dump(mode="json")
+            f"{graph.name}/retraining_decisions/{int(now * 1000):014d}", entry.model_dump(mode="json")
         )
-        self.tick(case, instance)
+        self.tick(graph, instance)
         body = next(body for body in hook.bodies if body["event"] == "decision_needed")
         at = datetime.fromtimestamp(attempts[-1].started_at, UTC)
         assert (body["title"], body["action"]) == (title.format(f"{at:%Y-%m-%d %H:%M UTC}"), action)
         assert body["url"].endswith(f"/runs/{runs[-1]}")
 
     def test_a_tick_reads_only_decisions_that_it_has_not_seen(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store, now, read = open_store(case.use_case, instance), time.time(), []
+        store, now, read = open_store(graph.use_case, instance), time.time(), []
         read_pointer = Store.read_pointer
 
         def counted(store: Store, name: str) -> Any:
@@ -940,33 +708,33 @@ class TestSensor:
             decision = Decision(
                 action="alert", reasons=["production is not seen: look at what delivers it"], evidence="e"
             )
-            entry = RecordedDecision(case=case.name, time=now - age, signals=signals, decision=decision)
+            entry = RecordedDecision(case=graph.name, time=now - age, signals=signals, decision=decision)
             store.write_pointer(
-                f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}",
+                f"{graph.name}/retraining_decisions/{int((now - age) * 1000):014d}",
                 entry.model_dump(mode="json"),
             )
 
         monkeypatch.setattr(Store, "read_pointer", counted)
         for half_hours in range(12, 2, -1):
             decide(half_hours * 1800)
-        _, cursor = self.tick(case, instance)
+        _, cursor = self.tick(graph, instance)
         assert len(read) == len(hook.bodies) == 10
-        _, cursor = self.tick(case, instance, cursor)
+        _, cursor = self.tick(graph, instance, cursor)
         assert len(read) == 10
         decide(1800)
         hook.status = 500
         with pytest.raises(dg.Failure):
-            self.tick(case, instance, cursor)
+            self.tick(graph, instance, cursor)
         hook.status = 200
         hook.bodies.clear()
-        _, cursor = self.tick(case, instance, cursor)
+        _, cursor = self.tick(graph, instance, cursor)
         assert len(hook.bodies) == 1
         assert len(read) == 12
 
     def test_a_lower_accuracy_on_production_is_sent_once_however_its_size_changes(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        self.decide_on_two_drops(case, instance, "live_drop", num_drop_errors=0.0)
+        self.decide_on_two_drops(graph, instance, "live_drop", num_drop_errors=0.0)
         (body,) = hook.bodies
         title = "the champion's accuracy is 0.100 lower on labelled production documents than at release"
         assert (body["event"], body["title"]) == ("quality_drop", title)
@@ -976,29 +744,29 @@ class TestSensor:
     )
     def test_none_is_sent_between_a_checkpoint_and_its_release_nor_of_the_champion_before(
         self,
-        case: Case,
+        graph: CaseGraph,
         instance: dg.DagsterInstance,
         hook: Hook,
         promoted_ago: float,
         is_in_flight: int,
         num_sent: int,
     ) -> None:
-        with open_store(case.use_case, instance).create(
-            case.name, "finetuned_checkpoint", "k", version="1", seed=17
+        with open_store(graph.use_case, instance).create(
+            graph.name, "finetuned_checkpoint", "k", version="1", seed=17
         ) as draft:
             made = draft.commit(settings={}, inputs={}, metadata={})
-        open_store(case.use_case, instance).write_pointer(
-            f"latest/{case.name}/finetuned_checkpoint/all", {"ref": made.ref}
+        open_store(graph.use_case, instance).write_pointer(
+            f"latest/{graph.name}/finetuned_checkpoint/all", {"ref": made.ref}
         )
         signals = {"num_runs_in_flight": is_in_flight}
         self.decide_on_two_drops(
-            case, instance, "live_drop", num_drop_errors=0.0, promoted_ago=promoted_ago, **signals
+            graph, instance, "live_drop", num_drop_errors=0.0, promoted_ago=promoted_ago, **signals
         )
         assert len(hook.bodies) == num_sent
 
     def decide_on_two_drops(
         self,
-        case: Case,
+        graph: CaseGraph,
         instance: dg.DagsterInstance,
         signal: str,
         *,
@@ -1006,8 +774,8 @@ class TestSensor:
         promoted_ago: float = 600,
         **others: Any,
     ) -> None:
-        """Record two decisions whose signal differs in size, two minutes and one ago, with a tick after each."""
-        store, now = open_store(case.use_case, instance), time.time()
+        """Record two decisions whose signal differs in size, each with a tick after it."""
+        store, now = open_store(graph.use_case, instance), time.time()
         champion = release.Champion(
             checkpoint="c",
             snapshot="s",
@@ -1016,28 +784,28 @@ class TestSensor:
             promoted_at=now - promoted_ago,
             run_id="r",
         )
-        release.promote(store, case.name, champion)
+        release.promote(store, graph.name, champion)
         for age, drop in ((120, 0.1), (60, 0.11)):
             drops: dict[str, Any] = {signal: drop, "num_drop_errors": num_drop_errors, **others}
             signals = Signals(
                 now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0, **drops
             )
             entry = RecordedDecision(
-                case=case.name,
+                case=graph.name,
                 time=now - age,
                 signals=signals,
                 decision=Decision(action="wait", reasons=["labels"], evidence=""),
             )
             store.write_pointer(
-                f"{case.name}/retraining_decisions/{int((now - age) * 1000):014d}",
+                f"{graph.name}/retraining_decisions/{int((now - age) * 1000):014d}",
                 entry.model_dump(mode="json"),
             )
-            self.tick(case, instance)
+            self.tick(graph, instance)
 
     def test_a_lower_score_is_sent_once_however_its_size_changes(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        self.decide_on_two_drops(case, instance, "score_drop", num_drop_errors=2.5)
+        self.decide_on_two_drops(graph, instance, "score_drop", num_drop_errors=2.5)
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == (
             "quality_drop",
@@ -1045,41 +813,41 @@ class TestSensor:
         )
 
     def test_a_lower_score_that_may_be_chance_is_not_sent(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        self.decide_on_two_drops(case, instance, "score_drop", num_drop_errors=2.4)
+        self.decide_on_two_drops(graph, instance, "score_drop", num_drop_errors=2.4)
         assert not hook.bodies
 
     def test_a_month_s_budget_is_sent_once_when_near_and_once_when_reached(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fullft_assets.automation.budget.hours_beside", lambda *_: 10.0)
+        monkeypatch.setattr("fullft_assets.automation.runs.hours_beside", lambda *_: 10.0)
         for spent in (60.0, 75.0, 76.0, 90.0, 91.0):
             attempt = Attempt(
                 started_at=time.time(), hours=spent, num_examples=1, evidence="e", outcome="succeeded"
             )
             monkeypatch.setattr(
-                "fullft_assets.automation.budget.attempts_of", lambda *_, attempt=attempt: [attempt]
+                "fullft_assets.automation.runs.attempts_of", lambda *_, attempt=attempt: [attempt]
             )
-            self.tick(case, instance)
+            self.tick(graph, instance)
         assert [(body["event"], body["title"]) for body in hook.bodies] == [
             ("budget", "85% of retraining.max_hours_per_month = 100 are spent"),
             ("budget", "100% of retraining.max_hours_per_month = 100 are spent"),
         ]
 
     def test_a_feed_that_stopped_is_sent_once_and_one_that_never_came_is_not(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        self.tick(case, instance)
+        self.tick(graph, instance)
         instance.report_runless_asset_event(
-            dg.AssetMaterialization(case.key("raw_documents"), partition="b1")
+            dg.AssetMaterialization(graph.key("raw_documents"), partition="b1")
         )
-        self.tick(case, instance)
+        self.tick(graph, instance)
         assert hook.bodies == []
         now = time.time() + 1_001 * 3600
         monkeypatch.setattr("fullft_assets.automation.alerts.time.time", lambda: now)
-        self.tick(case, instance)
-        self.tick(case, instance)
+        self.tick(graph, instance)
+        self.tick(graph, instance)
         (body,) = hook.bodies
         assert body["event"] == "feed_silent" and body["title"].endswith("for 1000 hours")
 
@@ -1089,43 +857,87 @@ class TestSensor:
         monitoring = {"path": "data/letters/production", "window": {"rows": 300}}
         sections: dict[str, Any] = {"channels": {"webhook": {"url": "env:ALERT_HOOK"}}, "silent_hours": 48}
         project = projects.create(tmp_path / "q", rows=5, alerts=sections, monitoring=monitoring)
-        case = Case(project.use_case())
+        graph = CaseGraph(project.use_case())
         instance.report_runless_asset_event(
-            dg.AssetMaterialization(case.key("production_documents"), partition="w1")
+            dg.AssetMaterialization(graph.key("production_documents"), partition="w1")
         )
-        start, store = time.time(), open_store(case.use_case, instance)
+        start, store = time.time(), open_store(graph.use_case, instance)
         for day in (1, 2, 3, 4):
             file = projects.write_rows(
                 project.production / f"{day}.jsonl", projects.licence_rows(20, skip=20 * day)
             )
             os.utime(file, (start + day * 24 * 3600,) * 2)
             now = start + (day + 0.5) * 24 * 3600
-            assert documents.look(store, case.use_case, "window", now=now).cut == []
+            assert documents.look(store, graph.use_case, "window", now=now).cut == []
             monkeypatch.setattr("fullft_assets.automation.alerts.time.time", lambda now=now: now)
-            self.tick(case, instance)
+            self.tick(graph, instance)
         assert hook.bodies == []
         for hours in (47, 49, 50):
             monkeypatch.setattr(
                 "fullft_assets.automation.alerts.time.time",
                 lambda hours=hours: start + (4 * 24 + hours) * 3600,
             )
-            self.tick(case, instance)
+            self.tick(graph, instance)
         (body,) = hook.bodies
         assert body["title"] == "nothing new in data/letters/production for 48 hours"
 
     def test_a_channel_that_is_down_keeps_the_cursor(
-        self, case: Case, instance: dg.DagsterInstance, hook: Hook
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        self.run(case, instance, "model", fails)
+        self.run(graph, instance, "model", fails)
         hook.status = 503
         with pytest.raises(dg.Failure, match="503"):
-            self.tick(case, instance)
+            self.tick(graph, instance)
         hook.status = 200
-        self.tick(case, instance)
+        self.tick(graph, instance)
         assert len(hook.bodies) == 2
 
     def test_no_channel_is_no_sensor(self, tmp_path: Path) -> None:
-        assert automation.build_alert_sensor(Case(projects.create(tmp_path / "q", rows=5).use_case())) == []
+        assert (
+            automation.build_alert_sensor(CaseGraph(projects.create(tmp_path / "q", rows=5).use_case())) == []
+        )
+
+    def test_a_run_of_assets_is_named_by_them(
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        @dg.asset(key=graph.key("live_quality"))
+        def live_quality() -> None:
+            raise dg.Failure("planted-text")
+
+        job = dg.Definitions(
+            assets=[live_quality], executor=dg.in_process_executor
+        ).resolve_implicit_global_asset_job_def()
+        chosen = [graph.key("live_quality")]
+        job.execute_in_process(
+            instance=instance, asset_selection=chosen, raise_on_error=False, tags={"use_case": graph.name}
+        )
+        self.tick(graph, instance)
+        (body,) = hook.bodies
+        assert body["title"] == "the run live_quality failed"
+
+    def test_a_batch_that_a_red_check_of_its_chunks_holds_back_is_sent(
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        with open_store(graph.use_case, instance).create(
+            graph.name, "tokenized_chunks", "k", version="1", seed=17
+        ) as draft:
+            tokens = draft.commit(
+                settings={}, inputs={}, metadata={}, checks=[CheckOutcome(name="rows_are_good", passed=False)]
+            )
+
+        @dg.op
+        def tokenizes(context) -> None:
+            about = {"metadata": {ARTIFACT: tokens.ref}, "partition": "b1"}
+            context.log_event(dg.AssetMaterialization(graph.key("tokenized_chunks"), **about))
+            raise dg.Failure("the check is red")
+
+        self.run(graph, instance, "ingest", tokenizes, **{"dagster/partition": "b1"})
+        self.tick(graph, instance)
+        (body,) = hook.bodies
+        assert (body["title"], body["action"]) == (
+            "batch b1 is held back: rows_are_good",
+            "open the checks of tokenized_chunks",
+        )
 
 
 THEIRS = """

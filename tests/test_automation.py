@@ -1,7 +1,5 @@
 """Sensors and schedules: evaluated directly on real artifacts, and driven by a real daemon."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os
@@ -27,14 +25,12 @@ import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
 
-from fullft_assets import automation, chunks, documents, erasure, examples, release, retraining, snapshot
-from fullft_assets.assets.case import Case
-from fullft_assets.assets.monitoring import _seen
-from fullft_assets.assets.release import IS_BETTER_TAG
-from fullft_assets.automation import deliveries, sensors
-from fullft_assets.automation.decision import gather
-from fullft_assets.automation.ledger import name_of
-from fullft_assets.automation.runs import IN_FLIGHT, REASONS_TAG, SCORE_FELL_TAG, typical_hours
+from fullft_assets import automation, chunks, documents, examples, release, retraining, snapshot
+from fullft_assets.assets.graph import CaseGraph
+from fullft_assets.assets.model import IS_BETTER_TAG
+from fullft_assets.automation import sensors
+from fullft_assets.automation.decision import gather, name_of
+from fullft_assets.automation.runs import IN_FLIGHT, REASONS_TAG, SCORE_FELL_TAG, find_due, typical_hours
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
 from fullft_assets.evaluation import CHAMPION
@@ -58,8 +54,8 @@ class Bench:
         self.name = prepared.use_case.name
 
     @property
-    def case(self) -> Case:
-        return Case(self.prepared.project.use_case())
+    def case(self) -> CaseGraph:
+        return CaseGraph(self.prepared.project.use_case())
 
     def tick(self, sensor: str) -> Any:
         definition = next(s for s in automation.build_sensors(self.case) if s.name == f"{self.name}_{sensor}")
@@ -297,19 +293,6 @@ class TestDeliverySensor:
                 bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {named}"
             )
 
-    def test_whatever_fails_is_asked_for_at_most_once_a_day_in_the_end(self, bench, monkeypatch):
-        names = self.several(bench, 2)
-        clock, asked = time.time(), []
-        for hour in range(0, 24 * 9, 6):
-            monkeypatch.setattr(time, "time", lambda hour=hour: clock + 3_600 * hour)
-            tick = bench.tick("new_documents")
-            for request in [] if isinstance(tick, dg.SkipReason) else tick.run_requests:
-                self.fail(bench, request, None)
-                asked.append((request.partition_key, hour))
-        for name in names:
-            late = [hour for of, hour in asked if of == name][6:]
-            assert len(late) >= 5 and all(after - before >= 24 for before, after in itertools.pairwise(late))
-
     @pytest.mark.parametrize(
         ("failure", "is_asked_for"), [("data", False), ("settings", False), ("gate", True), (None, True)]
     )
@@ -332,9 +315,7 @@ class TestDeliverySensor:
                     f"batch {request.partition_key} ({failure}): the run failed and is not started again by"
                     " itself" in tick.skip_message
                 )
-        (held,) = deliveries.find_due(
-            bench.case, bench.instance, bench.store, "batch", "letters_ingest"
-        ).held or [None]
+        (held,) = find_due(bench.case, bench.instance, bench.store, "batch", "letters_ingest").held or [None]
         assert (held is None) == is_asked_for
 
     def test_a_batch_that_was_done_and_is_not_in_a_restored_store_is_asked_for_again(
@@ -362,7 +343,7 @@ class TestDeliverySensor:
         )
         line = f"batch {', '.join(names[:5])} and 2 more: {how}"
         assert bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {line}"
-        held = deliveries.find_due(bench.case, bench.instance, bench.store, "batch", "letters_ingest").held
+        held = find_due(bench.case, bench.instance, bench.store, "batch", "letters_ingest").held
         assert [request.partition_key for request in held] == names
         # Beside a run that is asked for, the log says it.
         bench.prepared.project.deliver("one-more.jsonl", projects.licence_rows(3, skip=600))
@@ -402,12 +383,6 @@ class TestDeliverySensor:
         _, cut = documents.list_batches(bench.store, bench.name)
         assert self.asked(bench) == [cut.name]
 
-    def test_partitions_that_an_instance_has_lost_come_back(self, bench):
-        (done,) = [batch.name for batch in documents.list_batches(bench.store, bench.name)]
-        assert bench.instance.get_dynamic_partitions("letters/batch") == []
-        bench.tick("new_documents")
-        assert bench.instance.get_dynamic_partitions("letters/batch") == [done]
-
     def test_a_batch_that_was_never_read_and_whose_files_are_gone_is_left_alone(self, bench):
         gone, kept = self.several(bench, 2)
         (bench.prepared.project.documents / "more-0.jsonl").unlink()
@@ -416,14 +391,6 @@ class TestDeliverySensor:
         bench.point("raw_documents", documents.keep(bench.store, bench.prepared.use_case, kept), kept)
         (bench.prepared.project.documents / "more-1.jsonl").unlink()
         assert self.asked(bench) == [kept]
-
-    def test_a_file_that_may_still_be_growing_waits_and_is_reported(self, bench):
-        bench.prepared.project.configure(base_model="model", documents={"settle_seconds": 3_600})
-        bench.prepared.project.deliver("young.jsonl", projects.licence_rows(3, skip=500))
-        waits = "1 file(s) written to within the last 3600 s wait for the next look"
-        assert bench.tick("new_documents").skip_message == f"nothing new in data/letters/documents; {waits}"
-        bench.prepared.project.configure(base_model="model", documents={"settle_seconds": 0})
-        assert len(self.asked(bench)) == 1
 
     def test_files_with_other_endings_are_reported_and_shown_by_a_check_once(self, bench):
         (bench.prepared.project.documents / "a.doc").write_text("x")
@@ -438,14 +405,6 @@ class TestDeliverySensor:
         )
         assert event.metadata["num_not_read"].value == 1
         assert first.cursor
-
-    def test_a_folder_that_was_emptied_or_removed_is_the_reason_of_a_skip(self, bench):
-        before = f"nothing new in data/{bench.name}/documents; "
-        shutil.rmtree(bench.prepared.project.documents)
-        removed = bench.tick("new_documents").skip_message
-        assert removed == before + "there is no such folder; deliver the documents there, or fix the path"
-        bench.prepared.project.documents.mkdir()
-        assert bench.tick("new_documents").skip_message == before + "there is no document that can be read"
 
     def test_a_materialisation_of_what_writes_the_folder_starts_the_ingestion(self, bench):
         """Between two materialisations no tick looks; after one, each does until all that was delivered is
@@ -496,14 +455,6 @@ class TestDeliverySensor:
             requests[1].run_key
         ]
 
-    def test_windows_without_a_verdict_are_counted_from_the_newest_one_back(self, bench):
-        for number, status in enumerate(
-            ("insufficient_data", "ok", "insufficient_data", "feed_broken", "alarm")
-        ):
-            bench.window(f"{number:05d}", status)
-        found = _seen(bench.case, bench.store, "00004", "insufficient_data")
-        assert found.passed and found.description == "3 windows in a row have no verdict"
-
     def test_a_batch_between_two_steps_of_its_ingestion_waits_for_the_next_snapshot(self, bench):
         """A model run or the daily evaluation that came at that moment failed."""
         bench.deliver("more.jsonl", skip=400)
@@ -533,6 +484,33 @@ class TestDeliverySensor:
         _, signals = gather(bench.case, bench.instance, bench.store, {}, time.time())
         taken = latest(bench.store, "letters", "training_snapshot")
         assert list(snapshot.SnapshotMetadata.of(taken).parts) == [before] and signals.num_uncounted > 0
+
+    def test_a_folder_that_was_emptied_or_removed_is_the_reason_of_a_skip(self, bench):
+        before = f"nothing new in data/{bench.name}/documents; "
+        shutil.rmtree(bench.prepared.project.documents)
+        removed = bench.tick("new_documents").skip_message
+        assert removed == before + "there is no such folder; deliver the documents there, or fix the path"
+        bench.prepared.project.documents.mkdir()
+        assert bench.tick("new_documents").skip_message == before + "there is no document that can be read"
+
+    def test_whatever_fails_is_asked_for_at_most_once_a_day_in_the_end(self, bench, monkeypatch):
+        names = self.several(bench, 2)
+        clock, asked = time.time(), []
+        for hour in range(0, 24 * 9, 6):
+            monkeypatch.setattr(time, "time", lambda hour=hour: clock + 3_600 * hour)
+            tick = bench.tick("new_documents")
+            for request in [] if isinstance(tick, dg.SkipReason) else tick.run_requests:
+                self.fail(bench, request, None)
+                asked.append((request.partition_key, hour))
+        for name in names:
+            late = [hour for of, hour in asked if of == name][6:]
+            assert len(late) >= 5 and all(after - before >= 24 for before, after in itertools.pairwise(late))
+
+    def test_partitions_that_an_instance_has_lost_come_back(self, bench):
+        (done,) = [batch.name for batch in documents.list_batches(bench.store, bench.name)]
+        assert bench.instance.get_dynamic_partitions("letters/batch") == []
+        bench.tick("new_documents")
+        assert bench.instance.get_dynamic_partitions("letters/batch") == [done]
 
 
 class TestRetrainingSensor:
@@ -575,21 +553,6 @@ class TestRetrainingSensor:
         monkeypatch.setattr(time, "time", lambda: clock + 3_600 * 10_000)
         assert isinstance(bench.tick("retraining"), dg.SkipReason), "five times, and then no more"
 
-    def test_a_snapshot_that_a_person_cancelled_is_not_asked_for_again(self, bench, monkeypatch):
-        bench.train()
-        bench.deliver("delivery-2.jsonl", skip=400, rows=250)
-        request = bench.tick("retraining")
-        bench.run(request._replace(tags={**request.tags, "dagster/run_key": request.run_key}), "cancelled")
-        monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
-        assert "as CANCELED: " in bench.tick("retraining").skip_message
-
-    def test_the_same_rows_under_a_new_name_are_no_new_examples(self, bench):
-        bench.train()
-        bench.deliver("again.jsonl", skip=0, rows=300)
-        assert bench.tick("retraining").job_name == "letters_snapshot"
-        bench.count()
-        assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples")
-
     def test_a_tick_without_a_run_costs_nothing_and_repeats_its_key(self, bench):
         """One that died after recording, a preview in the UI, a time-out of gRPC."""
         first, again = bench.tick("retraining"), bench.tick("retraining")
@@ -615,12 +578,6 @@ class TestRetrainingSensor:
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now + 3_700)
         assert bench.tick("retraining").job_name == "letters_model"
-
-    def test_one_that_a_person_cancelled_is_not_started_again(self, bench):
-        bench.run(bench.tick("retraining"), "cancelled")
-        assert (
-            "which was cancelled and is not started again by itself" in bench.tick("retraining").skip_message
-        )
 
     @pytest.mark.parametrize("failure", ["preemption", "data"])
     def test_one_that_failed_and_that_a_person_made_up_for_is_neither_resumed_nor_told_again(
@@ -804,14 +761,6 @@ class TestRetrainingSensor:
         )
         assert bench.decisions()[-1].decision.action == "request_labels"
 
-    def test_windows_of_rows_wait_and_say_how_far_they_are(self, bench):
-        bench.prepared.project.configure(
-            base_model="model", monitoring={"path": "data/letters/production", "window": {"rows": 300}}
-        )
-        bench.train()
-        projects.write_rows(bench.prepared.project.production / "w1.jsonl", projects.licence_rows(142))
-        assert "142 of 300 rows of the next window" in bench.tick("new_production_documents").skip_message
-
     def test_a_freeze_by_hand_holds_it(self, bench):
         bench.champion("c")
         release.freeze(bench.store, bench.name, reason="audit of March", by="run-1")
@@ -831,13 +780,6 @@ class TestRetrainingSensor:
             "the ledger letters/retraining.json could not be read and begins anew: what lasts is raised again"
         )
         assert bench.tick("retraining").skip_message.startswith("wait: ")
-
-    def test_a_ledger_that_is_deleted_forgets_no_attempt(self, bench):
-        bench.run(bench.tick("retraining"), "succeeded")
-        bench.store.delete_pointer("letters/retraining")
-        for name in bench.store.list_pointers("letters/retraining_decisions"):
-            bench.store.delete_pointer(f"letters/retraining_decisions/{name}")
-        assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples since the attempt of")
 
     def test_after_a_roll_back_a_report_on_the_champion_before_is_no_lower_score(self, bench):
         first, second, candidate = (bench.train() for _ in range(3))
@@ -901,13 +843,13 @@ class TestRetrainingSensor:
             settings = settings.model_copy(
                 update={"retraining": settings.retraining.model_copy(update=limits), "planning": planning}
             )
-            case = Case(replace(bench.case.use_case, settings=settings))
+            graph = CaseGraph(replace(bench.case.use_case, settings=settings))
             schedule = next(
                 each
-                for each in automation.build_schedules(case)
+                for each in automation.build_schedules(graph)
                 if each.name == "letters_evaluation_schedule"
             )
-            with dg.build_schedule_context(instance=bench.instance, resources=case.resources()) as context:
+            with dg.build_schedule_context(instance=bench.instance, resources=graph.resources()) as context:
                 return schedule(context)
 
         assert isinstance(tick(max_hours_per_month=2.5 * took), dg.RunRequest)
@@ -946,31 +888,6 @@ class TestRetrainingSensor:
         assert not all(check.passed for check in labeled.checks if check.severity == "error")
         bench.point("labeled_examples", labeled, batch)
         assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples")
-
-    def test_a_summary_that_is_damaged_lost_or_outdated_changes_nothing_that_a_decision_rests_on(self, bench):
-        bench.window("w1", "ok")
-        folder, now = Path(bench.store.url, "summaries"), time.time()
-
-        def known() -> Any:
-            return gather(bench.case, bench.instance, bench.store, {}, now)
-
-        before = known()
-        damages = (
-            lambda path: path.write_text(path.read_text()[:-9]),
-            lambda path: path.write_text(path.read_text().replace('"ok"', '"confirmed"')),
-            Path.unlink,
-        )
-        for damage in damages:
-            files = list(folder.rglob("*.json"))
-            assert len(files) == 2
-            for path in files:
-                damage(path)
-            assert known() == before
-        # The pointers stay as they are, and lead to rewritten artifacts.
-        erasure.erase(bench.store, bench.name, bench.prepared.split("train").ids[:1])
-        after = known()
-        shutil.rmtree(folder)
-        assert known() == after != before
 
     def test_failed_read_raises_and_records_nothing(self, bench):
         batch = documents.list_batches(bench.store, bench.name)[0].name
@@ -1021,24 +938,6 @@ class TestRetrainingSensor:
         assert hours(time.time()) == pytest.approx(sum(took) / 3600)
         assert hours(time.time() + 32 * 86_400) == 0, "another month"
 
-    def test_a_run_that_took_far_too_long_does_not_hold_the_next_ones_back(self, bench, monkeypatch):
-        """Its host was suspended, or a clock was set."""
-        for hours in (1, 1, 500):
-            now = time.time()
-
-            @dg.op
-            def stage(hours: int = hours, now: float = now) -> None:
-                monkeypatch.setattr(time, "time", lambda: now + 3_600 * hours)
-
-            job = dg.GraphDefinition(name="letters_model", node_defs=[stage]).to_job(
-                tags={"use_case": bench.name}
-            )
-            job.execute_in_process(instance=bench.instance)
-            monkeypatch.undo()
-        *_, last = bench.instance.get_run_records(dg.RunsFilter(job_name="letters_model"), ascending=True)
-        assert last.end_time - last.start_time > 499 * 3_600
-        assert bench.tick("retraining").job_name == "letters_model"
-
     @pytest.mark.parametrize(
         ("runs", "hours"),
         [
@@ -1066,13 +965,26 @@ class TestRetrainingSensor:
             hours
         )
 
-    def test_a_plan_above_the_month_s_hours_alerts(self, bench):
-        bench.point(
-            "feasibility_plan", bench.artifact("feasibility_plan", "p", **manifests.plan(planned_hours=500.0))
+    def test_a_snapshot_that_a_person_cancelled_is_not_asked_for_again(self, bench, monkeypatch):
+        bench.train()
+        bench.deliver("delivery-2.jsonl", skip=400, rows=250)
+        request = bench.tick("retraining")
+        bench.run(request._replace(tags={**request.tags, "dagster/run_key": request.run_key}), "cancelled")
+        monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
+        assert "as CANCELED: " in bench.tick("retraining").skip_message
+
+    def test_one_that_a_person_cancelled_is_not_started_again(self, bench):
+        bench.run(bench.tick("retraining"), "cancelled")
+        assert (
+            "which was cancelled and is not started again by itself" in bench.tick("retraining").skip_message
         )
-        assert bench.tick("retraining").skip_message.startswith(
-            "alert: the next run takes about 500.0 h, more than max_hours_per_month = 100"
-        )
+
+    def test_a_ledger_that_is_deleted_forgets_no_attempt(self, bench):
+        bench.run(bench.tick("retraining"), "succeeded")
+        bench.store.delete_pointer("letters/retraining")
+        for name in bench.store.list_pointers("letters/retraining_decisions"):
+            bench.store.delete_pointer(f"letters/retraining_decisions/{name}")
+        assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples since the attempt of")
 
     @pytest.mark.long
     @pytest.mark.parametrize("part", ["tick", "daemon", "run"])
@@ -1465,10 +1377,10 @@ def test_runs_of_windows_that_one_tick_asked_for_go_one_after_the_other(
     template: Prepared, tmp_path: Path
 ) -> None:
     project = projects.Project(tmp_path, "letters")
-    case = Case(template.project.use_case())
-    (monitor,) = [job for job in automation.build_jobs(case) if job.name == "letters_monitor"]
+    graph = CaseGraph(template.project.use_case())
+    (monitor,) = [job for job in automation.build_jobs(graph) if job.name == "letters_monitor"]
     assert [
-        job.name for job in automation.build_jobs(case) if automation.IN_ORDER_TAG in (job.tags or {})
+        job.name for job in automation.build_jobs(graph) if automation.IN_ORDER_TAG in (job.tags or {})
     ] == ["letters_monitor"]
     (tmp_path / "four.py").write_text(_FOUR_AT_ONCE.format(tags=dict(monitor.tags or {})))
     (tmp_path / "workspace.yaml").write_text("load_from: [{python_file: four.py}]\n")

@@ -1,7 +1,5 @@
 """The baselines on real licence texts: what they score, and that they come back from disk unchanged."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +13,7 @@ from sklearn.metrics import log_loss
 from fullft_assets.models.inference import embed
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
-from fullft_assets.tasks.classification.baselines import FrozenProbe, Majority, Tfidf
-from fullft_assets.tasks.classification.logistic import TFIDF_C, fit_on_states
+from fullft_assets.tasks.classification.baselines import TFIDF_C, FrozenProbe, Majority, Tfidf, fit_on_states
 from tests.prepared import Prepared, prepare
 
 pytestmark = pytest.mark.numeric

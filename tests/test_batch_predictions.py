@@ -2,8 +2,6 @@
 graph.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -43,7 +41,7 @@ def instance(project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> Iter
 def deliver(project: projects.Project, task: str) -> None:
     target = {"task": task, "label": {"classification": "kind", "token_classification": "spans"}.get(task)}
     project.configure(
-        monitoring={"path": "data/letters/production", "max_new_tokens": 4},
+        monitoring={"path": "data/letters/production"},
         examples=target,
         chunks={"stride": 0},
     )

@@ -2,8 +2,6 @@
 what goes wrong.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +55,7 @@ def context(prepared: Prepared, server: BedrockServer, **settings: object) -> Ba
 def test_it_is_asked_scored_paid_and_loaded(
     prepared: Prepared, server: BedrockServer, tmp_path: Path
 ) -> None:
-    asking = context(prepared, server, examples=4, usd_per_1k_input_tokens=0.5, usd_per_1k_output_tokens=10)
+    asking = context(prepared, server, usd_per_1k_tokens=(0.5, 10))
     recipe, rows, names = prepared.recipe, prepared.split("validation"), prepared.use_case.settings.baselines
     server.failures = 2
     scores = dict(recipe.score_baselines(names, tmp_path, asking))
@@ -71,7 +69,7 @@ def test_it_is_asked_scored_paid_and_loaded(
     [user, assistant] = sent[0]["messages"][:2]
     place = [text[:MOST] for text in train.texts].index(user["content"][0]["text"])
     assert (
-        len(sent[0]["messages"]) == 9
+        len(sent[0]["messages"]) == 2 * bedrock.NUM_SHOWN + 1
         and assistant["content"][0]["text"] == prepared.labels[train.labels[place]]
     )
     characters = sum(

@@ -1,7 +1,5 @@
 """The benchmarks: their table, their clock, and that both sides of the demo still do the same work."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

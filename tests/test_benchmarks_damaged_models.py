@@ -1,7 +1,5 @@
 """The benchmark of damaged models: each damage is stopped by the gate that is meant for it."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.damaged_models import DAMAGES, stopped

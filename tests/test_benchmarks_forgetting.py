@@ -1,7 +1,5 @@
 """The benchmark of forgetting: which recipe its row shows, and when its goal is met; one small run of it."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The benchmark of a GPU, as far as it runs without one."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

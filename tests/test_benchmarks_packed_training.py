@@ -1,7 +1,5 @@
 """The benchmark of packed training: what it says of pairs, and that all sides train the same tokens."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -2,8 +2,6 @@
 domain of real texts.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 
 from benchmarks import simulate
 from benchmarks.killed_years import killed_years
-from fullft_assets.automation.ledger import DecisionLedger
+from fullft_assets.automation.decision import DecisionLedger
 
 
 def test_killed_ticks_and_runs_lose_and_double_no_retrain() -> None:

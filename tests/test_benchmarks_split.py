@@ -1,7 +1,5 @@
 """The benchmark of the split on one small real set: what it counts, and what may never happen."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.split import licences, measure

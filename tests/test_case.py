@@ -1,11 +1,9 @@
 """How an artifact's metadata is shown in Dagster: plain values, tables, and no markup from delivered text."""
 
-from __future__ import annotations
-
 import dagster as dg
 import pytest
 
-from fullft_assets.assets.case import markdown_table, plain_metadata
+from fullft_assets.assets.graph import markdown_table, plain_metadata
 
 
 @pytest.mark.parametrize(

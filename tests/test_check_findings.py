@@ -1,7 +1,5 @@
 """What `fullft check` says of a sample of the rows: labels, groups, missing values, and unusable rows."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,9 +9,9 @@ import pytest
 
 from fullft_assets.checking import corpus
 from fullft_assets.checking.check import check_use_case
-from fullft_assets.checking.group_candidates import suggested_group
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import SettingsError
+from fullft_assets.settings import ExamplesSettings
 from fullft_assets.settings.use_case import UseCase
 from tests import project as projects
 
@@ -50,17 +48,18 @@ def lines(folder: Path, rows: list[dict[str, Any]], **chosen: Any) -> dict[str, 
     return {name: text for name, _, text in (line.strip().partition(" ") for line in report)}
 
 
-def test_labels_groups_and_long_rows_are_counted(tmp_path: Path) -> None:
+def test_labels_groups_and_long_rows_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = projects.licence_rows(300)
     rows[1]["expression"] = "NULL"
     rows[2]["text"] = "The licence permits use. " * 100
-    report = lines(tmp_path, rows, max_characters=2_000)
+    monkeypatch.setattr(ExamplesSettings, "max_characters", 2_000)
+    report = lines(tmp_path, rows)
     kind, number = Counter(row["kind"] for row in rows).most_common(1)[0]
     assert report["labels"].strip().startswith(f"4 in 300 rows read: `{kind}` {number:,}")
     assert "1 rows have none, and each is a group of its own" in report["groups"]
     num_long = sum(len(row["text"]) > 2_000 for row in rows)
     assert (
-        report["length"].strip().startswith(f"{num_long} of 300 rows read are longer than examples.max_char")
+        report["length"].strip().startswith(f"{num_long} of 300 rows read are longer than 2,000 characters")
     )
 
 
@@ -70,7 +69,7 @@ def test_values_that_count_as_missing_are_named(tmp_path: Path) -> None:
         row |= {"kind": kind, "expression": expression}
     report = check_use_case(use_case(tmp_path, rows))
     missing = [line.split(maxsplit=1)[1] for line in report.splitlines() if line.split()[0] == "missing"]
-    assert "`NULL` 1" in missing[0] and "in `kind` count as no label (documents.missing_values)" in missing[0]
+    assert "`NULL` 1" in missing[0] and "in `kind` count as no label" in missing[0]
     assert "in `expression` count as no group" in missing[1]
     assert "missing" not in lines(tmp_path, projects.licence_rows(60))
 
@@ -165,15 +164,6 @@ def test_conversations_in_a_field_that_has_no_known_name_are_an_error_with_the_f
     assert "; their fields: turns, topic; set documents.text to the one that has it" in str(raised.value)
 
 
-def test_a_group_inside_of_another_field_is_suggested_by_its_path(tmp_path: Path) -> None:
-    rows = [
-        {"text": row["text"], "kind": row["kind"], "meta": {"licence": row["expression"]}}
-        for row in projects.licence_rows(600)
-    ]
-    suggestion = suggested_group(use_case(tmp_path, rows, group=None))
-    assert suggestion is not None and suggestion.endswith("set examples.group: meta.licence")
-
-
 def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) -> None:
     case = use_case(tmp_path, [], group=None)
     (tmp_path / "data/a.jsonl").unlink()
@@ -186,7 +176,10 @@ def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) 
         check_use_case(case)
     for line in str(raised.value).splitlines():
         assert " none of 29 rows read has a " in line
-        assert line.endswith("; if the first row is none of names, set documents.header to none")
+        assert line.endswith(
+            "; if the first row is none of names, set documents.header to none, or to the number of the"
+            " row that is"
+        )
         assert "without restriction" not in line
 
 
@@ -201,25 +194,9 @@ def test_rows_that_are_no_records_are_an_error(tmp_path: Path) -> None:
         check_use_case(case)
     problem = (
         "documents.path: 10 of 10 rows read (a.csv:2, a.csv:3, a.csv:4): has more fields than the header;"
-        " where a title is above"
+        " if the first row is none of names, set documents.header to none"
     )
     assert problem in str(raised.value)
-
-
-def test_a_title_with_empty_cells_beside_it_is_not_taken_for_the_names_of_columns(tmp_path: Path) -> None:
-    """As a spreadsheet program exports it: each line has as many delimiters as the table."""
-    case = use_case(tmp_path, [], group=None)
-    (tmp_path / "data/a.jsonl").unlink()
-    (tmp_path / "data/a.csv").write_text(
-        "Export of November;;\n;;\ntext;kind;day\n" + "The licence permits use.;notice;mit\n" * 9
-    )
-    with pytest.raises(SettingsError) as raised:
-        check_use_case(case)
-    for line in str(raised.value).splitlines():
-        assert (
-            "; their fields: Export of November; where a title is above the columns' names, give the number"
-            " of their row as " in line
-        )
 
 
 def test_an_object_that_may_be_a_table_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """chunks: every token is in a window, windows end where the text does, what is cut off is counted exactly."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from dataclasses import replace
@@ -191,15 +189,6 @@ class TestBoundaries:
                 begin = end - 8
         assert ended > 50
 
-    def test_any_is_the_plain_cut(self, texts: list[str]) -> None:
-        tokenization = load(max_tokens=32, stride=4, boundaries="any")
-        expected = []
-        for ids in tokenization.encode(texts):
-            cut = windows.cut_one(len(ids), tokenization.room, Ends((), ()))
-            expected.append([[101, *ids[begin:end], 102] for begin, end in cut])
-        assert tokenization.windows(texts) == expected
-        assert load(max_tokens=32, stride=4).windows(texts) != tokenization.windows(texts)
-
 
 class TestTokenization:
     @hypothesis_settings(deadline=None, max_examples=40)
@@ -231,32 +220,6 @@ class TestTokenization:
         assert [windows[0] for windows in tokenization.windows(texts)] == reference(
             texts, truncation=True, max_length=256
         )["input_ids"]
-
-    @pytest.mark.heavy
-    def test_overlapping_windows_are_those_of_transformers(self, texts: list[str]) -> None:
-        from transformers import AutoTokenizer
-
-        reference = AutoTokenizer.from_pretrained(MODEL)
-        long_texts = [text for text in texts if len(text) > 2_000][:20]
-        assert long_texts
-        expected = reference(
-            long_texts, truncation=True, max_length=64, stride=16, return_overflowing_tokens=True
-        )
-        by_text: dict[int, list[list[int]]] = {}
-        for text, ids in zip(expected["overflow_to_sample_mapping"], expected["input_ids"], strict=True):
-            by_text.setdefault(text, []).append(ids)
-        assert load(max_tokens=64, stride=16, boundaries="any").windows(long_texts) == list(by_text.values())
-
-    def test_slices_do_not_show(self, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        tokenization = load(max_tokens=32, stride=4)
-        whole = tokenization.windows(["", *texts, ""])
-        monkeypatch.setattr(windows, "SLICE_TEXTS", 7)
-        monkeypatch.setattr(windows, "SLICE_CHARACTERS", 3_000)
-        slices = list(windows._slices(["", *texts, ""]))
-        assert len(slices) > 50
-        assert [end for _, end in slices[:-1]] == [begin for begin, _ in slices[1:]]
-        assert tokenization.windows(["", *texts, ""]) == whole
-        assert tokenization.windows([]) == tokenization.encode([]) == []
 
     def test_a_model_without_a_fast_tokenizer_is_one_line(self, tmp_path: Path) -> None:
         with pytest.raises(

@@ -2,8 +2,6 @@
 their former pieces.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +16,11 @@ from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, former_pieces, save_tokenizer, tokenizer_digest
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models.embeddings import initialise_added
 from fullft_assets.models.inference import load_classifier, predict
+from fullft_assets.models.loading import initialise_added
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification import scoring
-from fullft_assets.tasks.classification.baselines import FrozenProbe
-from fullft_assets.tasks.classification.logistic import LogisticHead
 from fullft_assets.tasks.context import EvaluationContext
 from fullft_assets.workloads import evaluation, planning, training
 from tests import prepared, smollm2
@@ -103,12 +99,6 @@ class TestTokenizer:
         for text in TEXTS:
             assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == saved.windows([text])[0][0]
 
-    def test_without_added_tokens_the_files_are_copied_as_they_are(self, base: Path, tmp_path: Path) -> None:
-        save_tokenizer(base, [], tmp_path)
-        for file in tmp_path.iterdir():
-            assert file.read_bytes() == (base / file.name).read_bytes()
-        assert (tmp_path / "tokenizer.json").is_file()
-
 
 class TestEmbeddings:
     def models(self, base: Path) -> list[tuple[Any, Any]]:
@@ -137,12 +127,6 @@ class TestEmbeddings:
             assert model.config.vocab_size == len(model.get_input_embeddings().weight)
             ids = load(base, *TERMS).windows(TEXTS[2:3])[0][0]
             assert torch.isfinite(model(input_ids=torch.tensor([ids]))[0]).all()
-
-    def test_a_vocabulary_with_room_left_does_not_grow(self, base: Path) -> None:
-        for _, model in self.models(base):
-            model.resize_token_embeddings(49_500, mean_resizing=False)
-            initialise_added(model, base, TERMS)
-            assert len(model.get_input_embeddings().weight) == 49_500
 
     def test_a_head_with_a_bias(self, tmp_path: Path) -> None:
         from transformers import BertForMaskedLM
@@ -243,35 +227,3 @@ class TestWorkloads:
             np.testing.assert_allclose(found[name], predict(folder, windows).probabilities, atol=1e-5)
         evaluation.work(job, case.store, QUIET)
         assert self.found(case, "evaluation_report", "k").metadata["num_test_rows"] == len(test)
-
-    def test_the_frozen_probe_reads_them_as_the_base_model_does(self, made) -> None:
-        case, _, extended = made
-        test = case.split("test")
-        folder = case.store.folder(extended["cheaper_baselines"])
-        probe = FrozenProbe.load(folder, with_added(case, self.ADDED))
-        model = initialised(case.base_model, self.ADDED)
-        expected = [
-            np.mean(
-                [
-                    model(input_ids=torch.tensor([window]))[0][0].mean(0).detach().numpy()
-                    for window in document
-                ],
-                axis=0,
-            )
-            for document in test.windows
-        ]
-        head = LogisticHead(probe.weights.coefficients, probe.weights.intercept, is_exclusive=True)
-        np.testing.assert_allclose(probe.predict(test), head.probabilities(np.array(expected)), atol=0.02)
-
-
-def with_added(case: Any, added: list[str]) -> Any:
-    recipe = replace(case.recipe, added_tokens=added)
-    return replace(case.baseline_context, added_tokens=added, open_recipe=lambda: recipe)
-
-
-def initialised(base: Path, added: list[str]) -> Any:
-    from transformers import AutoModel
-
-    model = AutoModel.from_pretrained(base).eval()
-    initialise_added(model, base, added)
-    return model

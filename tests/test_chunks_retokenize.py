@@ -2,8 +2,6 @@
 needs it, and the snapshot goes on.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +11,13 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from fullft_assets import chunks, documents, examples, snapshot
-from fullft_assets.assets import retokenization
+from fullft_assets import chunks
+from fullft_assets.assets import ingestion as data_assets
 from fullft_assets.component import FullFineTune
-from fullft_assets.documents.aliases import alias
-from fullft_assets.resources import latest, latest_by_partition, open_store, set_latest
+from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
-from tests import smollm2
+from tests.asset_runs import run_assets
 
 pytestmark = pytest.mark.slow
 
@@ -66,11 +63,7 @@ class Data:
         return due
 
     def materialize(self, *assets: str, batch: str | None = None) -> dg.ExecuteInProcessResult:
-        job = self.definitions.resolve_implicit_global_asset_job_def()
-        keys = [dg.AssetKey([CASE, asset]) for asset in assets]
-        return job.execute_in_process(
-            asset_selection=keys, partition_key=batch, instance=self.instance, raise_on_error=False
-        )
+        return run_assets(self.project.use_case(), self.instance, *assets, partition=batch)
 
     def retokenize(self) -> dg.ExecuteInProcessResult:
         job, act = (
@@ -157,19 +150,12 @@ def test_after_a_new_token_the_snapshot_refuses_one_run_tokenises_all_and_the_sn
     assert parts == {batch: manifest.ref for batch, manifest in after.items()}
 
 
-def test_a_later_edit_marks_what_it_made_as_stale(data: Data):
-    change_tokenizer(data)
-    assert data.retokenize().success
-    data.project.configure(documents=DOCUMENTS, chunks={"added_tokens": ["sublicense"], "max_tokens": 48})
-    assert {data.status(batch) for batch in data.chunks()} == {StaleStatus.STALE}
-
-
 @pytest.mark.parametrize("dies_in", [pytest.param("tokenize", marks=pytest.mark.long), "set_latest"])
 def test_a_run_that_was_cut_short_goes_on_where_it_was(
     data: Data, monkeypatch: pytest.MonkeyPatch, dies_in: str
 ):
     change_tokenizer(data)
-    module = chunks if dies_in == "tokenize" else retokenization
+    module = chunks if dies_in == "tokenize" else data_assets
     real, calls = getattr(module, dies_in), []
 
     def dies(*arguments):
@@ -197,79 +183,8 @@ def test_what_needs_more_than_tokenising_is_left_to_the_ingest_job(data: Data):
     assert data.retokenize().success
     assert bad not in data.chunks()
     assert data.materialize("training_snapshot").success
-    data.project.configure(documents=DOCUMENTS, examples={"max_characters": 5_000})
+    data.project.configure(documents=DOCUMENTS, examples={"max_quarantined_share": 0.6})
     result = data.retokenize()
     assert result.success
     assert not [event for event in result.all_events if event.is_step_materialization]
     assert len(data.due()) == 4
-
-
-def test_a_red_check_fails_the_run_after_every_batch_is_tokenised(tmp_path: Path):
-    smollm2.write_tiny_model(tmp_path / "model")
-    project = projects.create(tmp_path, CASE, rows=1)
-    short = [said("user", "One?"), said("assistant", "Two.")]
-    long = [said("user", "a long question " * 20), said("assistant", "Yes.")]
-    long_too = [said("user", "another long question " * 20), said("assistant", "No.")]
-    project.deliver(
-        "delivery-1.jsonl",
-        [{"id": i, "messages": m} for i, m in zip("abx", (short, long, long_too), strict=True)],
-    )
-    # One row for each split.
-    rows = [
-        {"id": id_, "messages": [*short, said("user", f"Three or {id_}?"), said("assistant", "Four.")]}
-        for id_ in "cde"
-    ]
-    project.deliver("delivery-2.jsonl", rows)
-    sections = {
-        "documents": DOCUMENTS,
-        "base_model": "model",
-        "examples": {"task": "sft", "label": None, "labels": None, "group": None},
-    }
-    project.configure(**sections, chunks={"max_tokens": 64, "max_windows": None})
-    with dg.DagsterInstance.local_temp(str(project.home)) as instance:
-        data = Data(project, instance)
-        use_case, store = project.use_case(), data.store
-        for batch in data.due():
-            raw = documents.keep(store, use_case, batch)
-            valid, _ = examples.validate(store, use_case, raw)
-            made = {
-                "raw_documents": raw,
-                "labeled_examples": valid,
-                "tokenized_chunks": chunks.tokenize(store, use_case, valid),
-            }
-            for asset, manifest in made.items():
-                set_latest(store, CASE, asset, manifest, batch)
-        assert all(manifest.check("rows_have_trained_tokens").passed for manifest in data.chunks().values())
-        project.configure(**sections, chunks={"max_tokens": 64, "max_windows": 1})
-        result = data.retokenize()
-        assert not result.success
-        assert sorted(
-            manifest.check("rows_have_trained_tokens").passed for manifest in data.chunks().values()
-        ) == [False, True]
-        red = [
-            e.asset_check_evaluation_data
-            for e in result.all_events
-            if e.event_type_value == "ASSET_CHECK_EVALUATION"
-        ]
-        (check,) = [
-            check for check in red if check.check_name == "rows_have_trained_tokens" and not check.passed
-        ]
-        places = ", ".join(f"{alias('delivery-1.jsonl')}:{row}" for row in (2, 3))
-        assert check.description.startswith(
-            f"2 of 3 rows have no trained token: {places}; the batch is held back. "
-        )
-        assert len([event for event in result.all_events if event.is_step_materialization]) == 2
-        # The snapshot goes on without that batch.
-        held_back = next(
-            name
-            for name, manifest in data.chunks().items()
-            if not manifest.check("rows_have_trained_tokens").passed
-        )
-        labeled = latest_by_partition(store, CASE, "labeled_examples")
-        taken = snapshot.take(store, project.use_case(), labeled, data.chunks())
-        assert taken.metadata["batches_left_out"] == [held_back]
-        assert sorted(snapshot.read_index(store, taken)["id"].to_pylist()) == ["c", "d", "e"]
-
-
-def said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}

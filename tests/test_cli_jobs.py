@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fullft_assets.cli import main
-from fullft_assets.cli.jobs import job_lines
+from fullft_assets.cli.summary import job_lines
 from fullft_assets.launchers import LaunchSpec, records
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch
@@ -67,7 +67,7 @@ def test_time_rest_of_it_and_cost_of_what_runs_are_shown_newest_first(tmp_path: 
     assert evaluation[0] == "letters/evaluation_report" and evaluation[4] == "0.50 h, price unknown"
     assert training[:3] == ["letters/finetuned_checkpoint", "running (on record)", "local elsewhere"]
     assert training[4:] == [
-        "2.00 h, at most 6.00 h more beside its wait for GPUs and cores, 6.00 USD",
+        "2.00 h, at most 6.00 h more beside its wait for GPUs, 6.00 USD",
         "run 01234567",
         first.name_in(store),
     ]

@@ -2,8 +2,6 @@
 bucket.
 """
 
-from __future__ import annotations
-
 import urllib.error
 import urllib.request
 from pathlib import Path

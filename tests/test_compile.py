@@ -1,7 +1,5 @@
 """A compiled model trains as the other does."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,16 +1,14 @@
 """The data report: what a person should know of the data before training, for every task."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fullft_assets.checking.group_candidates import suggested_group
+from fullft_assets.checking.sample import suggested_group
 from fullft_assets.snapshot import SnapshotMetadata
-from fullft_assets.snapshot.data_facts import DataFacts, ExcludedRows, Group
+from fullft_assets.snapshot.data_facts import DataFacts, ExcludedRows
 from fullft_assets.snapshot.data_report import Example, length_metadata, render, target_of, to_page
 from tests import prepared
 from tests import project as projects
@@ -57,7 +55,9 @@ def metadata(**changes: Any) -> SnapshotMetadata:
 
 
 def lines(found: SnapshotMetadata, num_tokens: list[int], **options: Any) -> list[str]:
-    return render(found, num_tokens, **{"max_tokens": 8, "max_windows": None, **options}).splitlines()
+    facts = DataFacts(left_out=[ExcludedRows(reason, count, []) for reason, count in found.left_out.items()])
+    options = {"max_tokens": 8, "max_windows": None, "facts": facts, **options}
+    return render(found, num_tokens, **options).splitlines()
 
 
 def test_sizes_balance_and_excluded_rows() -> None:
@@ -145,8 +145,7 @@ def test_what_users_wrote_is_shown_as_it_is(name: str) -> None:
         num_valid=5,
         quarantined=[ExcludedRows(name, 4, [f"{name}:3"])],
         num_groups=1,
-        largest_groups=[Group(name, "train", 1)],
-        encodings={name: 1},
+        largest_groups=[(name, "train", 1)],
         held_back={name: ["groups_are_given"]},
         to_do=[("groups_are_given", name)],
     )
@@ -155,7 +154,7 @@ def test_what_users_wrote_is_shown_as_it_is(name: str) -> None:
     )
     for tag in ("<script>alert", "<img", "<a ", "<h1>h", "<strong>b"):
         assert tag not in page
-    assert page.count("<h2>") == 9 and page.count("<pre>") == 3
+    assert page.count("<h2>") == 8 and page.count("<pre>") == 3
     assert page.count("<td") == 4 + 4 + 2 * 4 + 3, "a | ends no cell"
 
 
@@ -168,7 +167,7 @@ def test_on_a_telephone_no_number_and_no_head_of_a_column_is_broken(tmp_path) ->
         num_rows=46_882,
         num_valid=46_834,
         num_groups=9_120,
-        largest_groups=[Group("g" * 60, "validation", 38_015)],
+        largest_groups=[("g" * 60, "validation", 38_015)],
     )
     found = metadata(num_train_rows=34_515, num_validation_rows=1_443, num_test_rows=2_057)
     report = render(
@@ -222,8 +221,7 @@ def test_rows_that_are_set_aside_are_counted_by_reason_with_their_places(tmp_pat
     ]
     assert sum(counts) == sum(taken.snapshot.metadata["left_out"].values())
     assert "delivery-1.jsonl:4" in left_out, "a copy is named by its place"
-    assert "1 rows without one. The largest:" in text and "- files by encoding: utf-8 1" in text
-    assert "en " in text.partition("- language of ")[2].partition("\n")[0]
+    assert "1 rows without one. The largest:" in text
     to_do = text.partition("## What to do")[2].partition("##")[0]
     assert "**labels_are_present**: batch " in to_do
     assert "delivery-1.jsonl:21, " in to_do and "file-" not in text, "a file has one name on the page"

@@ -3,8 +3,6 @@
 After a change that is meant, write the snapshot anew: `python -m tests.test_definitions`.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -104,13 +102,12 @@ def specs(definitions: dg.Definitions) -> Iterator[dg.AssetSpec]:
     yield from definitions.resolve_all_asset_specs()
 
 
-def test_every_asset_says_what_it_is_and_whose(demo):
+def test_every_asset_says_what_it_is(demo):
     for spec in specs(demo):
         assert spec.description and spec.description.endswith((".", "?")), spec.key
         assert spec.kinds, spec.key
         assert spec.group_name == "licences" == spec.key.path[0]
         assert spec.code_version, spec.key
-        assert list(spec.owners) == ["team:licences"], spec.key
 
 
 def test_every_check_job_sensor_and_schedule_is_described(demo):
@@ -135,7 +132,7 @@ def code_versions(project: projects.Project) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("section", "edit", "stale"),
     [
-        ("examples", {"min_characters": 3}, {"labeled_examples", "quarantined_examples"}),
+        ("examples", {"max_quarantined_share": 0.4}, {"labeled_examples", "quarantined_examples"}),
         ("chunks", {"max_tokens": 64}, {"tokenized_chunks", "tokenizer_audit", "batch_predictions"}),
         ("snapshot", {"min_train_rows": 21}, {"training_snapshot"}),
         ("planning", {"max_hours": 2}, {"feasibility_plan", "cheaper_baselines", "pilot_run"}),

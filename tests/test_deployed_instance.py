@@ -2,8 +2,6 @@
 machines (PostgreSQL and S3).
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

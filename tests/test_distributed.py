@@ -2,35 +2,35 @@
 test_packed, test_resume.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import fsdp
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
-from fullft_assets.checking import validation
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_classifier
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.tasks.classification.recipe import score
-from fullft_assets.training import sharding
+from fullft_assets.training import loop
 from fullft_assets.training.finetuning import require
 from fullft_assets.workloads import planning
 from tests import machine
 from tests.prepared import command, prepare, write_general, write_tiny_model
 from tests.test_isolation import build
-from tests.test_packed import LLAMA, SETTINGS, fit, training
+from tests.test_packed import LLAMA, SETTINGS
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -41,28 +41,26 @@ _RANK = """
 import functools, json, os, sys
 from pathlib import Path
 from torch.distributed import fsdp
-from transformers import TrainerCallback
 from tests.test_packed import LLAMA, SETTINGS, fit, training
 
-class Passes(TrainerCallback):
-    def on_substep_end(self, args, state, control, model=None, **kwargs):
-        # Of the passes that a step adds up; a model in parts would else hold all of them whole until the
-        # last.
-        reduced.append(all(weight.grad is not None for weight in model.parameters()))
+def look(moment, loop):
+    # Of the passes that a step adds up; a model in parts would else hold all of them whole until the last.
+    if moment == "pass":
+        reduced.append(all(weight.grad is not None for weight in loop.model.parameters()))
 
 shard, offloads = fsdp.fully_shard, set()
 
 @functools.wraps(shard)
 def fully_shard(*modules, **options):
-    offloads.add(type(options["offload_policy"]).__name__)
+    offloads.add(type(options.get("offload_policy")).__name__)
     return shard(*modules, **options)
 
-fsdp.fully_shard = fully_shard  # accelerate looks there when it shards
+fsdp.fully_shard = fully_shard
 folder, sharding = Path(sys.argv[1]), sys.argv[2]
 reduced = []
 chosen = SETTINGS.model_copy(update={"sharding": sharding, "micro_batch_size": 1, "epochs": 2, "checkpoint_every_steps": 2, "keep_best": True})
 ranks = int(os.environ.get("WORLD_SIZE", "1"))
-done = fit(LLAMA, training(marked=True), chosen, folder, num_processes=ranks, resumable=True, evaluate_at=(), callbacks=[Passes()])
+done = fit(LLAMA, training(marked=True), chosen, folder, num_processes=ranks, resumable=True, evaluate_at=(), watch=look)
 if os.environ.get("RANK", "0") == "0":
     log = [(line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]
     done.model.save_pretrained(folder / "model")
@@ -110,11 +108,11 @@ def test_parts_on_two_processes_train_as_one_and_load_anywhere(alone: dict, tmp_
     assert offloaded["offloads"] == ["CPUOffloadPolicy"] != made["offloads"]
     assert (
         offloaded["log"] == made["log"]
-        and (tmp_path / "offloaded" / f"checkpoint-{made['last']}" / "pytorch_model_fsdp.bin").is_file()
+        and (tmp_path / "offloaded" / f"checkpoint-{made['last']}" / "optimizer.bin").is_file()
     )
     last = folder / f"checkpoint-{made['last']}"
     # Only sharded training writes it: a silent fall-back to whole models would train the same.
-    assert (last / "pytorch_model_fsdp.bin").is_file()
+    assert (last / "optimizer.bin").is_file()
     weights = load_file(last / "model.safetensors")
     of_model = load_file(folder / "model" / "model.safetensors")
     loaded = AutoModelForCausalLM.from_pretrained(last).state_dict()
@@ -192,11 +190,29 @@ def test_a_classifier_is_sharded_and_written_complete(tmp_path: Path) -> None:
     assert again["loss"] == pytest.approx(manifest.metadata["validation_loss"], rel=0.02)
 
 
+@pytest.mark.parametrize(("chosen", "dtype"), [("fp32", None), ("bf16", torch.bfloat16)])
+def test_parts_are_summed_and_returned_in_fp32(
+    chosen: str, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies: dict[str, fsdp.MixedPrecisionPolicy] = {}
+
+    def shard(module: torch.nn.Module, **options: Any) -> None:
+        policies[type(module).__name__] = options["mp_policy"]
+
+    monkeypatch.setattr(fsdp, "fully_shard", shard)
+    loop.place(build(LLAMA), SETTINGS.model_copy(update={"sharding": "fsdp2", "precision": chosen}), 2)
+    assert {(policy.param_dtype, policy.reduce_dtype) for policy in policies.values()} == {
+        (dtype, torch.float32)
+    }
+    outputs = {name: policy.output_dtype for name, policy in policies.items()}
+    assert outputs == {"LlamaDecoderLayer": None, "Embedding": None, "LlamaForCausalLM": torch.float32}
+
+
 def test_units_of_a_model_leave_its_embeddings_out() -> None:
     bert = BertForSequenceClassification(
         BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2)
     )
-    assert (sharding._units(bert), sharding._units(build(LLAMA))) == (["BertLayer"], ["LlamaDecoderLayer"])
+    assert (loop._units(bert), loop._units(build(LLAMA))) == (["BertLayer"], ["LlamaDecoderLayer"])
 
 
 @pytest.mark.slow
@@ -207,9 +223,8 @@ def test_an_encoder_in_parts_learns_and_is_scored_as_in_one_process(tmp_path: Pa
     # Each process would draw its own.
     config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_dropout_prob": 0.0}))
     write_general(tmp_path / "general", 10)
-    # Whole steps alone: where the last pass of a process is short, accelerate fills it with the first rows,
-    # which then train twice.
-    snapshot = {"general": {"path": "general", "max_tokens": 500}, "max_train_rows": 240}
+    # In the last step the processes have not equally many passes, and one is short.
+    snapshot = {"general": {"path": "general", "max_tokens": 500}, "max_train_rows": 241}
     case = prepare(tmp_path, base_model="model", snapshot=snapshot)
     made = {}
     for kind, processes in (("none", 1), ("fsdp2", 2)):
@@ -235,17 +250,10 @@ def test_an_encoder_in_parts_learns_and_is_scored_as_in_one_process(tmp_path: Pa
         assert made["fsdp2"]["metadata"][name] == pytest.approx(made["none"]["metadata"][name], rel=1e-2)
 
 
-def test_sharding_needs_more_than_one_process(tmp_path: Path) -> None:
-    with pytest.raises(
-        SettingsError, match="fsdp2 needs more than one process; set launcher.processes to 2 or more"
-    ):
-        fit(LLAMA, training(), SETTINGS.model_copy(update={"sharding": "fsdp2"}), tmp_path)
-
-
 @pytest.mark.parametrize(
     ("more", "processes", "message"),
     [
-        ({}, 1, "set launcher.processes"),
+        ({}, 1, "fsdp2 needs more than one process; set launcher.processes to 2 or more"),
         ({"weights": "bf16"}, 2, "works with optimizer: adamw"),
         ({"l2_sp": 0.1}, 2, "needs all weights in each process"),
         ({"compile": True}, 2, "is not supported with sharding: fsdp2"),
@@ -269,29 +277,26 @@ def test_settings_that_contradict_sharding_are_one_line(
         "training": {"sharding": "fsdp2", **more},
     }
     settings = UseCaseSettings.model_validate({**data, "launcher": {"processes": processes}})
-    assert [message in problem.message for problem in validation._check_optimizer(settings, Path())] == (
-        [True] if message else []
-    )
+    found = contradictions(settings.training, processes)
+    assert [message in problem for _, problem in found] == ([True] if message else [])
     # The workloads refuse the same, before any work.
     with pytest.raises(SettingsError, match=message) if message else nullcontext():
         require(settings.training.model_copy(update={"micro_batch_size": 16}), processes)
 
 
+@pytest.mark.parametrize("sharding", ["none", "fsdp2", "fsdp2_offload"])
 @pytest.mark.parametrize("has_card", [False, True])
-def test_trainers_arguments_for_sharding(has_card: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arguments alone: no GPU takes part."""
+def test_the_hosts_memory_is_summed_by_gloo_beside_a_card(
+    has_card: bool, sharding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU takes part."""
+    options: dict[str, object] = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
-    offloaded, shared = (
-        sharding.sharding_arguments(SETTINGS.model_copy(update={"sharding": kind}), build(LLAMA))
-        for kind in ("fsdp2_offload", "fsdp2")
-    )
-    backend = {"ddp_backend": "cuda:nccl,cpu:gloo"} if has_card else {}
-    assert offloaded == {
-        "fsdp": True,
-        "fsdp_config": shared["fsdp_config"] | {"cpu_offload": True},
-        **backend,
-    }
-    assert "cpu_offload" not in shared["fsdp_config"] and "ddp_backend" not in shared
+    monkeypatch.setattr(loop, "PartialState", lambda **arguments: options.update(arguments))
+    loop.connect_processes(SETTINGS.model_copy(update={"sharding": sharding}))
+    needs_both = has_card and sharding == "fsdp2_offload"
+    assert options["cpu"] is not has_card
+    assert options["backend"] == ("cuda:nccl,cpu:gloo" if needs_both else None)
 
 
 def test_offloading_is_refused_where_auto_is_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,10 +358,6 @@ def test_processes_that_will_share_the_model_share_it_in_plan_and_pilot(tmp_path
     assert all(check.passed for check in (*plan.checks, *pilot.checks)) and cheaper.metadata["scores"]
     assert plan.metadata["num_processes"] == 2 and plan.metadata["peak_memory_gib"] * 2**30 == pytest.approx(
         plan.metadata["peak_memory_bytes"]
-    )
-    assert (
-        "in each of 2 processes, which share weights, gradients and moments"
-        in plan.check("fits_in_memory").description
     )
     assert plan.metadata["state_memory_gib"] * 2**30 == plan.metadata["num_parameters"] * 8
     assert all(np.isfinite(point["macro_f1"]) for point in pilot.metadata["learning_curve"])

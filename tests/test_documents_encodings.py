@@ -2,8 +2,6 @@
 Django's translations.
 """
 
-from __future__ import annotations
-
 import csv
 import gettext
 import importlib.util

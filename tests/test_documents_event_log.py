@@ -2,8 +2,6 @@
 a sensor's tick.
 """
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path
@@ -15,14 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import automation, documents
-from fullft_assets.assets.case import Case
-from fullft_assets.component import FullFineTune
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.resources import latest, latest_by_partition, open_store
+from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import Store
 from tests import project as projects
 from tests import test_documents_formats as formats
+from tests.asset_runs import run_assets
 
 #: A word that no document, message or library has but those of this test.
 WORD = "zoonomiastic"
@@ -80,30 +79,22 @@ def deliver(folder: Path) -> None:
 
 def ingest(project: projects.Project, instance: dg.DagsterInstance) -> tuple[dg.ExecuteInProcessResult, str]:
     """Let the sensor cut what is new, and run its batch; return the run, and the batch's name."""
-    case = Case(project.use_case())
-    (sensor, *_) = automation.build_sensors(case)
-    (request,) = sensor(dg.build_sensor_context(instance=instance, resources=case.resources())).run_requests
+    graph = CaseGraph(project.use_case())
+    (sensor, *_) = automation.build_sensors(graph)
+    (request,) = sensor(dg.build_sensor_context(instance=instance, resources=graph.resources())).run_requests
     instance.add_dynamic_partitions("letters/batch", [request.partition_key])
-    defs = dg.Definitions.merge(
-        FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor)
-    )
-    job = defs.resolve_implicit_global_asset_job_def()
-    keys = [dg.AssetKey(["letters", asset]) for asset in INGEST]
-    result = job.execute_in_process(
-        asset_selection=keys, partition_key=request.partition_key, instance=instance, raise_on_error=False
-    )
+    result = run_assets(project.use_case(), instance, *INGEST, partition=request.partition_key)
     return result, request.partition_key
 
 
 @pytest.mark.slow
 def test_no_word_of_a_document_leaves_the_store(
-    project: projects.Project, capfd: pytest.CaptureFixture[str]
+    project: projects.Project, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project.documents / "delivery-1.jsonl").unlink()
     deliver(project.documents)
-    project.configure(
-        examples={"pii": "flag", "languages": ["en"], "max_characters": 20_000, "max_ungrouped_share": 1}
-    )
+    monkeypatch.setattr(ExamplesSettings, "max_ungrouped_share", 1.0)
+    project.configure(examples={"pii": "flag", "languages": ["en"]})
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         result, batch = ingest(project, instance)
         assert result.success
@@ -137,19 +128,6 @@ def assert_only_in_the_store(
     assert [path for path in outside if WORD.encode() in path.read_bytes()] == []
     output = capfd.readouterr()
     assert WORD not in output.out + output.err
-
-
-def materialize(
-    project: projects.Project, instance: dg.DagsterInstance, asset: str
-) -> dg.ExecuteInProcessResult:
-    """Make an asset that has no partitions."""
-    defs = dg.Definitions.merge(
-        FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor)
-    )
-    job = defs.resolve_implicit_global_asset_job_def()
-    return job.execute_in_process(
-        asset_selection=[dg.AssetKey(["letters", asset])], instance=instance, raise_on_error=False
-    )
 
 
 def planted_rows(count: int) -> list[dict[str, Any]]:
@@ -213,11 +191,11 @@ def test_no_label_id_group_or_name_of_a_file_leaves_the_store(
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         ingested, batch = ingest(project, instance)
         assert ingested.success
-        taken = materialize(project, instance, "training_snapshot")
+        taken = run_assets(project.use_case(), instance, "training_snapshot")
         assert taken.success == is_good
-        (sensor, *_) = automation.build_sensors(Case(project.use_case()))
+        (sensor, *_) = automation.build_sensors(CaseGraph(project.use_case()))
         tick = sensor(
-            dg.build_sensor_context(instance=instance, resources=Case(project.use_case()).resources())
+            dg.build_sensor_context(instance=instance, resources=CaseGraph(project.use_case()).resources())
         )
         store = open_store(project.use_case(), instance)
         events = [entry.to_json() for each in (ingested, taken) for entry in instance.all_logs(each.run_id)]
@@ -278,7 +256,6 @@ def test_nor_what_is_planted_where_a_row_has_several_labels_nor_in_a_window(
         "labels": None,
         "group": "patient",
         "domain": "ward",
-        "max_ungrouped_share": 0.2,
     }
     windows = {"path": "data/letters/production"}
     project.configure(
@@ -293,7 +270,7 @@ def test_nor_what_is_planted_where_a_row_has_several_labels_nor_in_a_window(
         file.write(f'{{"text": "{WORD}\n')
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         ingested, batch = ingest(project, instance)
-        taken = materialize(project, instance, "training_snapshot")
+        taken = run_assets(project.use_case(), instance, "training_snapshot")
         seen = keep_window(project, instance)
         assert ingested.success and taken.success and seen.success
         store = open_store(project.use_case(), instance)
@@ -327,14 +304,7 @@ def keep_window(project: projects.Project, instance: dg.DagsterInstance) -> dg.E
         "window",
     )
     instance.add_dynamic_partitions("letters/window", [window.name for window in cut])
-    defs = dg.Definitions.merge(
-        FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
-    )
-    job = defs.resolve_implicit_global_asset_job_def()
-    keys = [dg.AssetKey(["letters", "production_documents"])]
-    return job.execute_in_process(
-        asset_selection=keys, partition_key=cut[0].name, instance=instance, raise_on_error=False
-    )
+    return run_assets(use_case, instance, "production_documents", partition=cut[0].name)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +312,7 @@ def keep_window(project: projects.Project, instance: dg.DagsterInstance) -> dg.E
     [
         ("fullft_assets.documents.raw.without_erased", "documents/raw.py", False),
         ("fullft_assets.examples.validation._hashes", "examples/validation.py", False),
-        ("fullft_assets.examples.identity.within", "examples/validation.py", True),
+        ("fullft_assets.examples.agreement.superseded", "examples/validation.py", True),
         ("fullft_assets.chunks.tokenizing.chunk", "chunks/tokenizing.py", False),
     ],
 )
@@ -392,7 +362,7 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(
     picture = "![t](http://host/x.png)\u202e<b>`|"
     monkeypatch.setattr("fullft_assets.examples.outcomes.MIN_LABEL_SHARE", 0.6)
     monkeypatch.setattr(
-        "fullft_assets.assets.snapshot.suggested_group", lambda _: f"set examples.group: {picture}"
+        "fullft_assets.assets.model.suggested_group", lambda _: f"set examples.group: {picture}"
     )
     rows = [{**row, "kind": (picture, "notice")[n % 2]} for n, row in enumerate(projects.licence_rows(120))]
     project.deliver("delivery-1.jsonl", rows)
@@ -402,7 +372,7 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(
     )
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         ingested, batch = ingest(project, instance)
-        taken = materialize(project, instance, "training_snapshot")
+        taken = run_assets(project.use_case(), instance, "training_snapshot")
         assert ingested.success and taken.success
         store = open_store(project.use_case(), instance)
         [made] = taken.asset_materializations_for_node("letters__training_snapshot")
@@ -425,34 +395,3 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(
         .check("labels_are_balanced")
         .description
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("expect_column_mean_to_be_between", {"column": "group", "min_value": 1}),
-        ("expect_column_max_to_be_between", {"column": "label", "min_value": 1}),
-        ("expect_column_values_to_be_between", {"column": "domain", "min_value": 1}),
-        (
-            "expect_column_value_z_scores_to_be_less_than",
-            {"column": "group", "threshold": 3, "double_sided": True},
-        ),
-    ],
-)
-def test_nor_a_label_group_or_domain_when_an_expectation_cannot_be_computed(
-    project: projects.Project, capfd: pytest.CaptureFixture[str], name: str, arguments: dict[str, Any]
-) -> None:
-    rows = [
-        {**row, "kind": f"{WORD} {n % 2}", "patient": f"{WORD} {n}", "ward": f"{WORD} {n}"}
-        for n, row in enumerate(projects.licence_rows(12))
-    ]
-    project.deliver("delivery-1.jsonl", rows)
-    own = {"name": name, "arguments": arguments}
-    project.configure(examples={"labels": None, "group": "patient", "domain": "ward", "expectations": [own]})
-    with dg.DagsterInstance.from_config(str(project.home)) as instance:
-        failed, _ = ingest(project, instance)
-        events = [entry.to_json() for entry in instance.all_logs(failed.run_id)]
-    assert not failed.success
-    line = f"examples.expectations.0: {name} cannot be computed on the profile (TypeError); fix its arguments"
-    assert any(line in event for event in events)
-    assert_only_in_the_store(project, events, capfd)

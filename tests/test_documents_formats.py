@@ -2,18 +2,14 @@
 with it.
 """
 
-from __future__ import annotations
-
 import csv
-import html
 import io
 import json
 import os
 import re
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets.documents import references
+from fullft_assets.documents import reading
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.batches import Batch
-from fullft_assets.documents.formats import is_readable, json_lines, labels, plain
-from fullft_assets.documents.reading import ReadBatch, read_documents
-from fullft_assets.documents.references import References
-from fullft_assets.documents.schema import schema
+from fullft_assets.documents.formats import is_readable, json_records, labels
+from fullft_assets.documents.reading import ReadBatch, References, read_documents, schema
 from fullft_assets.documents.sources import Folder, S3Prefix
-from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from tests import project as projects
 from tests import s3_server
@@ -173,20 +167,6 @@ class TestContainers:
         assert {row["delivered_ns"] for row in rows} == {(tmp_path / name).stat().st_mtime_ns}
 
     @pytest.mark.parametrize("codec", ["gzip", "zstd"])
-    @pytest.mark.parametrize("name", [*WRITERS, "e.manifest"])
-    def test_a_packed_twin_gives_equal_rows(
-        self, tmp_path: Path, licences: Rows, name: str, codec: str
-    ) -> None:
-        (tmp_path / "plain").mkdir()
-        (tmp_path / "packed").mkdir()
-        data = {**WRITERS, "e.manifest": as_manifest}[name](licences).encode()
-        (tmp_path / "plain" / name).write_bytes(data)
-        (tmp_path / "packed" / f"{name}{'.gz' if codec == 'gzip' else '.zst'}").write_bytes(pack(data, codec))
-        packed, plain = read(tmp_path / "packed"), read(tmp_path / "plain")
-        assert content(packed) == content(plain)
-        assert [row["row"] for row in packed] == [row["row"] for row in plain]
-
-    @pytest.mark.parametrize("codec", ["gzip", "zstd"])
     def test_a_broken_archive_is_unreadable_as_a_whole(
         self, tmp_path: Path, licences: Rows, codec: str
     ) -> None:
@@ -265,7 +245,8 @@ class TestContainers:
             ('{"data": {"text": "a"}}', "has no array at documents.records"),
             ('{"text": "a"}\n{"text": "b"}\n', "has no array at documents.records"),
             ('{"data": [{"text": "a"}, {"te', "not JSON: after record 1: "),
-            ('{"data": [{"text": "a"}], "total', "not JSON: after record 1: parse error: premature EOF"),
+            ('{"data": [{"text": "a"}], "total', "not JSON: after record 1: "),
+            ('{"data": [{"text": "a"}]} "a text that nothing ends', "not JSON: after record 1: "),
             ('{"version": nil, "data": []}', "not JSON: after record 0: "),
         ],
     )
@@ -282,15 +263,7 @@ class TestContainers:
         (tmp_path / name).write_text(
             "".join(json.dumps({"text": "a", "kind": "x"}, indent=1) + "\n" for _ in range(2))
         )
-        assert {row["problem"] for row in read(tmp_path)} == {json_lines.SPREAD}
-
-    def test_a_broken_first_line_says_nothing_of_the_others(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_text('{"text": "a"},\n{"text": "b"\n{\n')
-        assert [row["problem"].partition(":")[2].split(":")[0].strip() for row in read(tmp_path)] == [
-            "Extra data",
-            "Expecting ',' delimiter",
-            "Expecting property name enclosed in double quotes",
-        ]
+        assert {row["problem"] for row in read(tmp_path)} == {json_records.SPREAD}
 
     def test_truth_values_and_whole_numbers_are_one_name_in_every_format(self, tmp_path: Path) -> None:
         fields = ("id", "text", "kind", "expression")
@@ -362,14 +335,6 @@ class TestColumnar:
             [{**row, "confidence": 0.5, "unread": object_ and None} for row in licences for object_ in [1]]
         )
 
-    def test_parquet_of_several_row_groups(self, tmp_path: Path, licences: Rows) -> None:
-        pq.write_table(self.table(licences), tmp_path / "a.parquet", row_group_size=17)
-        rows = read(tmp_path)
-        assert [(r["id"], r["text"], r["label"], r["row"]) for r in rows] == [
-            (r["id"], r["text"], r["kind"], n) for n, r in enumerate(licences, start=1)
-        ]
-        assert {row["confidence"] for row in rows} == {0.5}
-
     def test_nested_columns(self, tmp_path: Path) -> None:
         spans = [{"start": 0, "end": 3, "label": "x"}]
         pq.write_table(
@@ -431,12 +396,6 @@ class TestColumnar:
         pq.write_table(table, tmp_path / "a.parquet")
         assert [(row["text"], row["label"]) for row in read(tmp_path)] == [("a", "x")]
 
-    def test_arrow_in_its_file_format(self, tmp_path: Path, licences: Rows) -> None:
-        table = self.table(licences)
-        with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
-            writer.write_table(table, max_chunksize=50)
-        assert [row["text"] for row in read(tmp_path)] == [row["text"] for row in licences]
-
     def test_damaged_and_cut_files_are_named(self, tmp_path: Path, licences: Rows) -> None:
         table = self.table(licences)
         pq.write_table(table, tmp_path / "whole.parquet")
@@ -458,15 +417,6 @@ class TestColumnar:
             "cut.arrow": "not a complete Arrow file (cut off, or of another format)",
             "text.arrow": "not a complete Arrow file (cut off, or of another format)",
         }
-
-    def test_text_that_is_no_utf8_makes_the_file_unreadable(self, tmp_path: Path) -> None:
-        raw = pa.array([b"fine", b"caf\xe9"], pa.binary())
-        text = pa.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
-        pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
-        (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
-        batch = read_batch(tmp_path)
-        assert batch.unreadable == {"a.parquet": "not a complete Parquet file (ArrowInvalid)"}
-        assert batch.table["text"].to_pylist() == ["b"]
 
     def test_times_and_wrong_types(self, tmp_path: Path) -> None:
         from datetime import datetime
@@ -511,23 +461,6 @@ class TestWholeFiles:
             for row in rows
         )
 
-    def test_they_may_be_packed_but_unpack_to_no_more_than_others(
-        self, tmp_path: Path, licences: Rows, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        text = licences[0]["text"]
-        (tmp_path / "a.txt.gz").write_bytes(pack(text.encode("cp1252", "replace"), "gzip"))
-        (tmp_path / "b.md.zst").write_bytes(pack(text.encode("utf-16"), "zstd"))
-        (tmp_path / "c.html.gz").write_bytes(pack(f"<p>{html.escape(text)}".encode(), "gzip"))
-        rows = read(tmp_path)
-        assert [" ".join(row["text"].split()) for row in rows] == [" ".join(text.split())] * 3
-        monkeypatch.setattr(plain, "MAX_TEXT_BYTES", 2**20)
-        (tmp_path / "large.txt.gz").write_bytes(pack(b"x" * (2**20 + 1), "gzip"))
-        batch = read_batch(tmp_path)
-        assert (
-            batch.unreadable == {"large.txt.gz": "unpacks to more than 1 MiB; split it"}
-            and len(batch.table) == 3
-        )
-
     def test_html_is_the_text_that_a_reader_sees(self, tmp_path: Path) -> None:
         (tmp_path / "a.html").write_text(PAGE)
         [row] = read(tmp_path)
@@ -554,11 +487,6 @@ class TestWholeFiles:
         )
         batch = read_batch(tmp_path)
         assert (batch.table["text"].to_pylist(), batch.encodings) == ([word], {"a.html": encoding})
-
-    def test_a_page_in_utf8_that_declares_another_charset_is_utf8(self, tmp_path: Path) -> None:
-        (tmp_path / "a.html").write_bytes('<meta charset="latin1"><p>naïve'.encode())
-        batch = read_batch(tmp_path)
-        assert (batch.table["text"].to_pylist(), batch.encodings) == (["naïve"], {})
 
 
 def written_pdf(*contents: bytes) -> bytes:
@@ -675,13 +603,6 @@ class TestEncodings:
         assert batch.table["text"].to_pylist() == ["žluť"]
         assert batch.encodings == {"a.jsonl": "cp1250"}
         assert batch.unreadable == {"b.jsonl": "not cp1250 on line 2", "c.txt": "not cp1250 on line 1"}
-
-    def test_an_unknown_encoding_in_the_settings_is_one_line(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            SettingsError,
-            match="^documents.encoding: `cp12520` is no encoding; give one such as cp1252, or leave it out$",
-        ):
-            read_batch(tmp_path, encoding="cp12520")
 
     @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
     def test_damaged_utf8_is_not_decoded_as_something_else(self, tmp_path: Path, name: str) -> None:
@@ -822,20 +743,6 @@ class TestPlainRecords:
         row = one(tmp_path, {"text": "a", "topics": given}, MANY)
         assert (row["labels"], row["label"], row["problem"]) == (labels, None, None)
 
-    def test_labels_that_are_one_text(self, tmp_path: Path) -> None:
-        for given, names in (
-            ("b; a;;b", ["a", "b"]),
-            ("a", ["a"]),
-            ("n/a;x", ["x"]),
-            (["a;b"], ["a;b"]),
-            ("['a;b']", ["a;b"]),
-            (" ", None),
-        ):
-            assert (
-                one(tmp_path, {"text": "a", "topics": given}, {**MANY, "label_separator": ";"})["labels"]
-                == names
-            )
-
     def test_labels_of_the_wrong_shape(self, tmp_path: Path) -> None:
         assert (
             one(tmp_path, {"text": "a", "topics": [["x"]]}, MANY)["problem"]
@@ -849,7 +756,6 @@ class TestPlainRecords:
             {"startOffset": 1, "endOffset": 3, "label": "x"},
             {"start_offset": 1, "end_offset": 3, "labels": ["x"]},
             [1, 3, "x"],
-            ["x", 1, 3],
         ],
     )
     def test_spans(self, tmp_path: Path, span: Any) -> None:
@@ -979,7 +885,7 @@ class TestGroundTruth:
         (tmp_path / "secret.txt").write_text("outside")
         (folder / "texts/a.object").write_text("a licence", encoding="utf-16")
         (folder / "texts/b.object").write_bytes(bytes(100))
-        references = [
+        reading = [
             "texts/a.object",
             "texts/none.object",
             "texts/b.object",
@@ -988,9 +894,7 @@ class TestGroundTruth:
             "http://a/b",
             "texts",
         ]
-        self.write(
-            folder, *({"source-ref": reference, "kind": "x"} for reference in references), {"kind": "x"}
-        )
+        self.write(folder, *({"source-ref": reference, "kind": "x"} for reference in reading), {"kind": "x"})
         rows = read(tmp_path / "in")
         assert [row["text"] for row in rows] == ["a licence", *[None] * 7]
         assert [row["problem"] for row in rows] == [
@@ -1018,81 +922,55 @@ class TestGroundTruth:
             for number, row in enumerate(licences[:5]):
                 (bucket / f"{number}.txt").write_text(row["text"])
             monkeypatch.setattr(
-                references, "MAX_TEXT_BYTES", max(len(row["text"].encode()) for row in licences[:5])
+                reading, "MAX_TEXT_BYTES", max(len(row["text"].encode()) for row in licences[:5])
             )
-            (bucket / "large.txt").write_text("x" * (references.MAX_TEXT_BYTES + 1))
+            (bucket / "large.txt").write_text("x" * (reading.MAX_TEXT_BYTES + 1))
             wrong = [
                 "s3://texts/large.txt",
                 "s3://texts/5.txt",
                 "s3://texts",
                 "s3://",
                 "s3:///0.txt",
-                "s3://Two words/0.txt",
                 "s3://no-such-bucket/0.txt",
             ]
             named = [*(f"s3://texts/{number}.txt" for number in range(5)), *wrong]
             self.write(folder, *({"source-ref": reference, "kind": "x"} for reference in named))
-            rows = read(folder, reference_buckets=["texts", "Two words", "no-such-bucket"])
-        assert [row["text"] for row in rows] == [*(row["text"] for row in licences[:5]), *[None] * 7]
+            rows = read(folder, reference_buckets=["texts", "no-such-bucket"])
+        assert [row["text"] for row in rows] == [*(row["text"] for row in licences[:5]), *[None] * 6]
         no_object = "source-ref cannot be read (an s3:// address without a bucket or a key)"
         assert [row["problem"] for row in rows[5:]] == [
             "source-ref cannot be read (larger than 0 MiB; split it)",
             "source-ref cannot be read (no such object)",
             *[no_object] * 3,
-            "source-ref cannot be read (not an address that S3 knows)",
             "source-ref cannot be read (no such object)",
         ]
 
-    @pytest.mark.heavy
-    @pytest.mark.parametrize("status", [500, 503])
-    def test_a_reference_to_a_server_that_is_overloaded_fails_the_run(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+    def test_a_reference_to_a_server_that_does_not_answer_fails_the_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Its rows would stay without a text once the server is well again."""
-        import s3fs
-
-        class Overloaded(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            do_HEAD = do_GET
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-        with ThreadingHTTPServer(("127.0.0.1", 0), Overloaded) as server:
-            threading.Thread(target=server.serve_forever).start()
-            settings = {
-                "ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
-                "MAX_ATTEMPTS": "1",
-                "DEFAULT_REGION": "us-east-1",
-            }
-            for name, value in {**settings, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
-                monkeypatch.setenv(f"AWS_{name}", value)
-            s3fs.S3FileSystem.clear_instance_cache()
-            self.write(tmp_path, {"source-ref": "s3://texts/0.txt", "kind": "x"})
-            try:
-                with pytest.raises(
-                    DataError,
-                    match=r"^source-ref: S3 cannot be reached \(.+\); fix the credentials or the network$",
-                ):
-                    read(tmp_path, reference_buckets=["texts"])
-            finally:
-                server.shutdown()
-                s3fs.S3FileSystem.clear_instance_cache()
+        for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "MAX_ATTEMPTS": "1"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        self.write(tmp_path, {"source-ref": "s3://texts/0.txt", "kind": "x"})
+        unreachable = r"^s3://texts: cannot be read \(.+\); fix the connection or the credentials$"
+        with pytest.raises(DataError, match=unreachable):
+            read(tmp_path, reference_buckets=["texts"])
 
     def test_a_reference_leads_to_no_other_bucket_and_not_into_the_store(self, tmp_path: Path) -> None:
         source = S3Prefix("s3://mail/labelled")
         documents = DocumentsSettings(path="s3://mail/labelled", reference_buckets=["texts"])
         asked: list[str] = []
+        (tmp_path / "fetched").write_text("text")
+
+        @contextmanager
+        def local(prefix: S3Prefix, key: str) -> Iterator[Path]:
+            asked.append(f"{prefix.uri.removeprefix('s3://')}/{key}")
+            yield tmp_path / "fetched"
+
         found = References(source, documents, "s3://texts/store")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                references, "_fetched", lambda bucket, key: asked.append(f"{bucket}/{key}") or b"text"
-            )
+            patch.setattr(S3Prefix, "status", lambda *_: None)
+            patch.setattr(S3Prefix, "local", local)
             names = ["mail/a.txt", "texts/a.txt", "texts/storehouse/a.txt"]
             refused = [
                 "other/a.txt",
@@ -1119,18 +997,12 @@ class TestGroundTruth:
             folder,
             *({"source-ref": name, "kind": "x"} for name in ("pipe.dat", "zero.dat", "linked/secret.txt")),
         )
-        leaves = "source-ref cannot be read (a link that leaves the folder; documents.follow_links allows it)"
+        leaves = "source-ref cannot be read (a link that leaves the folder; deliver the file itself)"
         assert [row["problem"] for row in read(folder)] == [
             "source-ref cannot be read (not a regular file)",
             leaves,
             leaves,
         ]
-
-    def test_a_manifest_under_the_ending_json_is_recognised_by_its_content(self, tmp_path: Path) -> None:
-        (tmp_path / "a.json").write_text(
-            as_lines([{"source": "a", "kind": 0, "kind-metadata": {**ABOUT, "class-name": "notice"}}])
-        )
-        assert [(row["text"], row["label"]) for row in read(tmp_path)] == [("a", "notice")]
 
 
 def annotation(
@@ -1384,17 +1256,6 @@ class TestArgilla:
             ("r1", "mit", "a licence", None)
         }
 
-    def test_responses_a_user_as_the_server_and_feedback_records_have_them(self, tmp_path: Path) -> None:
-        values = [("u1", "submitted", "x"), ("u2", "discarded", "y"), ("u3", "submitted", "x")]
-        responses = [{"user_id": u, "status": s, "values": {"kind": {"value": v}}} for u, s, v in values]
-        rows = self.rows(
-            tmp_path,
-            [{"external_id": "e1", "fields": {"text": "a"}, "responses": responses, "suggestions": []}],
-        )
-        assert [(row["id"], row["label"], len(row["annotations"]), row["confidence"]) for row in rows] == [
-            ("e1", "x", 2, 1.0)
-        ]
-
     def test_flat_records(self, tmp_path: Path) -> None:
         flat = {
             "id": "1",
@@ -1432,44 +1293,6 @@ class TestArgilla:
             "b",
         ]
 
-    def test_records_of_1(self, tmp_path: Path) -> None:
-        record = {
-            "id": "1",
-            "text": "a",
-            "inputs": {"text": "a"},
-            "prediction": [["y", 0.9]],
-            "prediction_agent": "m",
-            "annotation_agent": "ann",
-            "metadata": {"expression": "mit"},
-        }
-        rows = self.rows(
-            tmp_path,
-            [
-                {
-                    **record,
-                    "annotation": "x",
-                    "status": "Validated",
-                    "event_timestamp": "2023-01-02T00:00:00",
-                },
-                {**record, "annotation": "x", "status": "Discarded"},
-                {**record, "annotation": None, "status": "Default"},
-                {**record, "annotation": ["x"], "status": "Validated"},
-            ],
-        )
-        assert [(row["label"], row["annotator"], row["group"]) for row in rows] == [
-            ("x", "ann", "mit"),
-            (None, None, "mit"),
-            (None, None, "mit"),
-            ("x", "ann", "mit"),
-        ]
-        assert rows[0]["time"] == "2023-01-02T00:00:00"
-        rows = self.rows(
-            tmp_path,
-            [{**record, "annotation": [["thing", 2, 9]], "status": "Validated", "tokens": ["a"]}],
-            SPANS,
-        )
-        assert rows[0]["spans"] == [{"start": 2, "end": 9, "label": "thing"}]
-
     def test_a_broken_record_names_the_question(self, tmp_path: Path) -> None:
         record = {"id": "1", "fields": {"text": "a"}, "suggestions": {}}
         rows = self.rows(
@@ -1482,23 +1305,9 @@ class TestArgilla:
         )
         assert [row["problem"] for row in rows] == [
             "the responses to `kind` are not a list of objects",
-            "field `responses` is not a list of objects",
+            "field `responses` is no object with the responses by question",
             "field `kind` is an object where a name or a number is expected",
         ]
-
-    def test_lines_of_records_by_the_explicit_format(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_text(
-            as_lines(
-                [
-                    {
-                        "id": "1",
-                        "fields": {"text": "a"},
-                        "responses": {"kind": [{"value": "x", "user_id": "u"}]},
-                    }
-                ]
-            )
-        )
-        assert [row["label"] for row in read(tmp_path, format="argilla")] == ["x"]
 
 
 ASKED, SAID = {"role": "user", "content": "May I?"}, {"role": "assistant", "content": "You may."}
@@ -1626,12 +1435,6 @@ class TestChat:
     ) -> None:
         row = one(tmp_path, record, CHAT)
         assert (row["messages"], row["text"], row["problem"]) == (None, None, problem)
-
-    def test_the_field_of_the_settings(self, tmp_path: Path) -> None:
-        assert one(tmp_path, {"dialogue": [ASKED, SAID], "messages": []}, CHAT, text="dialogue")[
-            "messages"
-        ] == [ASKED, SAID]
-        assert one(tmp_path, {"messages": [ASKED]}, CHAT, text="dialogue")["problem"] == "no field `dialogue`"
 
     @pytest.mark.heavy
     def test_messages_in_parquet_and_from_datasets(self, tmp_path: Path) -> None:

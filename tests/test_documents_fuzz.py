@@ -2,8 +2,6 @@
 hang, no silent loss.
 """
 
-from __future__ import annotations
-
 import copy
 import csv
 import gzip
@@ -24,14 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets.documents.aliases import alias
-from fullft_assets.documents.formats import Delivered, compression_of, csv_rows, name_of_format
+from fullft_assets.documents.formats import Delivered, compression_of, name_of_format, tables
 from fullft_assets.documents.formats.rows import Wanted
 from fullft_assets.documents.formats.sniffing import _UNTRUSTED, format_of_content
-from fullft_assets.documents.reading import ReadBatch, read_documents
-from fullft_assets.documents.schema import schema
+from fullft_assets.documents.reading import ReadBatch, read_documents, schema
 from fullft_assets.documents.sources import SourceFile
-from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from tests import outlook_message
 from tests import project as projects
@@ -159,30 +154,6 @@ def _flat_argilla() -> bytes:
     ).encode()
 
 
-def _argilla_1() -> bytes:
-    about = {
-        "prediction": [["y", 0.9]],
-        "prediction_agent": "m",
-        "annotation_agent": "ann",
-        "annotation": "x",
-        "status": "Validated",
-    }
-    return json.dumps(
-        [{"id": row["id"], "text": row["text"], "inputs": {"text": row["text"]}, **about} for row in ROWS]
-    ).encode()
-
-
-def _argilla_by_user() -> bytes:
-    responses = [
-        {"user_id": u, "status": "submitted", "values": {"kind": {"value": "x"}}} for u in ("u1", "u2")
-    ]
-    records = [
-        {"external_id": row["id"], "fields": {"text": row["text"]}, "responses": responses, "suggestions": []}
-        for row in ROWS
-    ]
-    return json.dumps(records).encode()
-
-
 def _manifest_of_many() -> bytes:
     about = {
         **formats.ABOUT,
@@ -212,31 +183,6 @@ def _manifest_of_references() -> bytes:
     return formats.as_lines(
         [{"source-ref": "good.jsonl", "kind": 0, "kind-metadata": about} for _ in ROWS]
     ).encode()
-
-
-def _chat_parquet() -> bytes:
-    turns = [
-        [{"role": "user", "content": "Which licence is this?"}, {"role": "assistant", "content": row["text"]}]
-        for row in ROWS
-    ]
-    out = io.BytesIO()
-    pq.write_table(
-        pa.Table.from_pylist([{"id": str(i), "messages": each} for i, each in enumerate(turns)]),
-        out,
-        row_group_size=5,
-    )
-    return out.getvalue()
-
-
-def _packed_pdf() -> bytes:
-    import pypdf
-
-    writer = pypdf.PdfWriter(clone_from=io.BytesIO(_pdf()))
-    for page in writer.pages:
-        page.compress_content_streams()
-    out = io.BytesIO()
-    writer.write(out)
-    return out.getvalue()
 
 
 def _pdf() -> bytes:
@@ -322,12 +268,9 @@ SEEDS = {
     ),
     "argilla": Seed("a.json", _argilla),
     "argilla, flat": Seed("a.json", _flat_argilla, times=60),
-    "argilla 1": Seed("a.json", _argilla_1, times=60),
-    "argilla, responses by user": Seed("a.json", _argilla_by_user, times=60),
     "manifest, many labels": Seed("a.manifest", _manifest_of_many, MANY, times=60),
     "manifest of spans": Seed("a.manifest", _manifest_of_spans, SPANS, times=60),
     "manifest of references": Seed("a.manifest", _manifest_of_references, times=60),
-    "chat in parquet": Seed("a.parquet", _chat_parquet, formats.CHAT, times=60),
     "tsv": Seed("a.tsv", lambda: formats.as_csv(ROWS).replace(",", "\t").encode(), times=60),
     "json lines, zstd": Seed("a.jsonl.zst", lambda: formats.pack(_lines(), "zstd"), times=60),
     "manifest, zstd": Seed(
@@ -349,7 +292,6 @@ SEEDS = {
     "markdown": Seed("a.md", lambda: f"# Licence\n\n{ROWS[1]['text']}".encode()),
     "html": Seed("a.html", formats.PAGE.encode, times=180),
     "pdf": Seed("a.pdf", _pdf, times=40),
-    "pdf, packed": Seed("a.pdf", _packed_pdf, times=40),
     "docx": Seed("a.docx", office.letter, times=40),
     "xlsx": Seed("a.xlsx", _workbook, times=20),
     "eml": Seed("a.eml", _mail, times=60),
@@ -515,7 +457,8 @@ def _numbers_in_json(text: str) -> list[int]:
     first = next((line for line in io.StringIO(text, newline=None) if not line.isspace()), "")
     if not first.lstrip().startswith("["):
         return [1] if _is_record(text) and not _is_record(first) else _numbers_of_lines(text)
-    records = json.loads(text.strip())
+    # The parser of arrays takes these for spaces, too.
+    records = json.loads(text.translate(dict.fromkeys(map(ord, "\v\f"), " ")))
     one = next((record for record in records if isinstance(record, dict)), {})
     if isinstance(one.get("data"), dict) or not {"annotation_id", "annotator"} <= one.keys():
         return list(range(1, len(records) + 1))
@@ -531,7 +474,7 @@ def _is_record(text: str) -> bool:
 
 
 def _num_in_csv(text: str, seed: Seed) -> int:
-    lines, delimiter = csv_rows._lines_and_delimiter(
+    lines, delimiter = tables._lines_and_delimiter(
         io.StringIO(text, newline=""), seed.name, DocumentsSettings(path="data")
     )
     fields = [fields for fields in csv.reader(lines, delimiter=delimiter) if fields]
@@ -726,46 +669,24 @@ def test_lines_before_and_after_the_damage_are_all_there(number: int, tmp_path: 
     assert texts[len(texts) - after :] == [row["text"] for row in ROWS[last + 1 :]]
 
 
-@pytest.mark.parametrize("number", range(100))
+@pytest.mark.parametrize("number", range(60))
 def test_rows_of_a_csv_file_before_the_damage_are_all_there(number: int, tmp_path: Path) -> None:
     chance = random.Random(f"csv {number}")
+    num_intact = chance.randrange(1, len(ROWS))
     whole = formats.as_csv(ROWS).encode()
-    kept = chance.randrange(1, len(ROWS))
-    at = len(formats.as_csv(ROWS[:kept]).encode())
+    at = len(formats.as_csv(ROWS[:num_intact]).encode())
     batch = OneFile(tmp_path, "a.csv").read(whole[:at] + damaged(whole[at:], chance), SEEDS["csv"])
     if "a.csv" not in batch.unreadable:
-        assert [row["text"] for row in batch.table.to_pylist()][:kept] == [row["text"] for row in ROWS[:kept]]
+        texts = [row["text"] for row in rows_of(batch, SEEDS["csv"])]
+        assert texts[:num_intact] == [row["text"] for row in ROWS[:num_intact]]
 
 
-@pytest.mark.parametrize("number", range(100))
+@pytest.mark.parametrize("number", range(60))
 def test_a_damaged_gzip_archive_is_unreadable_or_gives_every_row_as_it_was(
     number: int, tmp_path: Path
 ) -> None:
-    chance, seed = random.Random(f"gzip {number}"), SEEDS["gzip"]
-    source, packed = OneFile(tmp_path, seed.name), bytearray(seed.make())
-    packed[chance.randrange(len(packed))] ^= 1 << chance.randrange(8)
-    batch = source.read(bytes(packed), seed)
-    if seed.name not in batch.unreadable:
-        assert batch.table.to_pylist() == source.read(seed.make(), seed).table.to_pylist()
-
-
-@pytest.mark.parametrize("kind", ["parquet", "arrow stream", "gzip", "pdf", "json array", "csv"])
-def test_a_damaged_file_alone_gives_rows_or_one_line(kind: str, tmp_path: Path) -> None:
-    seed = SEEDS[kind]
+    seed = SEEDS["gzip"]
     source, whole = OneFile(tmp_path, seed.name), seed.make()
-    refused = [
-        why
-        for number in range(12)
-        if (why := complaint(source, seed, damaged(whole, random.Random(f"alone {kind} {number}"))))
-    ]
-    assert refused
-    for why in refused:
-        assert why.startswith(f"{tmp_path}: {alias(seed.name)} cannot be read (") and "\n" not in why
-
-
-def complaint(source: OneFile, seed: Seed, data: bytes) -> str | None:
-    try:
-        source.read(data, seed, alone=True)
-    except DataError as error:
-        return str(error)
-    return None
+    rows = rows_of(source.read(whole, seed), seed)
+    batch = source.read(damaged(whole, random.Random(f"gzip {number}")), seed)
+    assert seed.name in batch.unreadable or rows_of(batch, seed) == rows, "a checksum guards all of it"

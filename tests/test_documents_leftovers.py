@@ -2,20 +2,17 @@
 no documents.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 
 from fullft_assets import documents
-from fullft_assets.documents import own_splits
+from fullft_assets.documents import names
 from fullft_assets.documents.names import is_about, is_test_split
 from fullft_assets.documents.sources import Folder
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 from tests import project as projects
-from tests.test_documents_formats import read
 
 pytestmark = pytest.mark.quick
 
@@ -23,7 +20,7 @@ pytestmark = pytest.mark.quick
 def outcome(project: projects.Project, use_case: UseCase):
     store = Store(str(project.home / "store"))
     documents.look(store, use_case, now=2e9)
-    return documents.leftovers.check(store, project.name)
+    return documents.check_leftovers(store, project.name)
 
 
 def test_files_that_no_format_reads_are_counted_by_ending(tmp_path: Path) -> None:
@@ -74,19 +71,6 @@ def test_files_about_a_data_set_are_no_documents(tmp_path: Path) -> None:
     assert [file.path for file in source.files()] == ["data/README.md", "data/a.jsonl"]
     assert source.others == []
     assert not is_about("readme_of_the_patient.txt")
-
-
-def test_names_that_lead_upwards_are_labels_and_no_files(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "secret.txt").write_text("secret")
-    (tmp_path / "in/a.jsonl").write_text(
-        '{"id": "../../b", "text": "t", "kind": "../../../x", "expression": "../y"}\n'
-    )
-    [row] = read(tmp_path / "in")
-    assert (row["id"], row["label"], row["group"]) == ("../../b", "../../../x", "../y")
-    source = Folder(tmp_path / "in")
-    with pytest.raises(OSError, match="leaves the folder"), source.local("../secret.txt"):
-        pass
 
 
 def test_a_corpus_of_readmes_and_licences_in_folders_is_read(tmp_path: Path) -> None:
@@ -156,5 +140,5 @@ def test_names_of_test_splits() -> None:
     ],
 )
 def test_a_delivery_that_has_splits_of_its_own(paths: list[str], kinds: str) -> None:
-    found = own_splits.found_in(paths)
+    found = names.splits_of(paths)
     assert (" ".join(str(found.get(path)) for path in paths) if found else "") == kinds

@@ -1,7 +1,5 @@
 """documents: the text of scanned pages is recognised where the settings ask for it (extra `ocr`)."""
 
-from __future__ import annotations
-
 import importlib
 import io
 from pathlib import Path
@@ -10,7 +8,7 @@ import pytest
 
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.documents import keep, list_batches, look
-from fullft_assets.documents.formats.office import recognition
+from fullft_assets.documents.formats import office
 from fullft_assets.errors import SettingsError
 from fullft_assets.store import Store
 from tests import project as projects
@@ -22,7 +20,7 @@ LINES = (
 )
 ASKED = {"pages_without_text": "recognise"}
 needs_the_extra = pytest.mark.skipif(
-    not recognition.is_installed(), reason="the extra `ocr` is not installed"
+    not office.recognizer_is_installed(), reason="the extra `ocr` is not installed"
 )
 
 
@@ -65,11 +63,11 @@ def test_a_check_says_that_text_was_recognised_and_the_release_of_the_models_is_
         not check.passed
         and "1 page(s) without text, which was recognised: look at some of it" in check.description
     )
-    assert raw.settings["ocr"] == recognition.version()
+    assert raw.settings["ocr"] == office.recognizer_version()
 
 
 def test_without_the_extra_it_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognition, "is_installed", lambda: False)
+    monkeypatch.setattr(office, "recognizer_is_installed", lambda: False)
     project = projects.create(tmp_path, documents={"pdf": ASKED})
     with pytest.raises(
         SettingsError,

@@ -2,8 +2,6 @@
 stays text.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

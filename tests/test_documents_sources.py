@@ -2,22 +2,16 @@
 and repeat none.
 """
 
-from __future__ import annotations
-
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote_plus
 
-import boto3
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from fullft_assets import documents
-from fullft_assets.documents import S3Prefix, delivery, events
+from fullft_assets.documents import S3Prefix, delivery
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.store import Store
@@ -60,26 +54,6 @@ class TestFolder:
             "train/data-00000-of-00001.arrow",
         ]
 
-    def test_pipes_and_folders_with_a_documents_name_are_no_documents(self, tmp_path: Path) -> None:
-        os.mkfifo(tmp_path / "pipe.jsonl")
-        put(tmp_path, "folder.jsonl/a.jsonl")
-        assert [file.path for file in documents.Folder(tmp_path).files()] == ["folder.jsonl/a.jsonl"]
-
-    def test_of_two_links_to_one_folder_the_first_by_name_counts_every_time(self, tmp_path: Path) -> None:
-        put(tmp_path, "elsewhere/x/a.jsonl")
-        (tmp_path / "in").mkdir()
-        for name in ("m", "b", "z"):
-            (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere")
-        assert [file.path for file in documents.Folder(tmp_path / "in", follow_links=True).files()] == [
-            "b/x/a.jsonl"
-        ]
-
-    def test_a_dangling_link_is_listed_as_it_is(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere")
-        [file] = documents.Folder(tmp_path).files()
-        assert documents.Folder(tmp_path).status("a.jsonl") == file
-        assert documents.Folder(tmp_path).status("b.jsonl") is None
-
 
 class TestS3:
     def test_lists_what_a_folder_would(self, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,24 +88,6 @@ class TestS3:
             assert path.read_bytes() == (bucket / "mail/a b/c+d ü.csv").read_bytes()
         assert not path.exists()
 
-    def test_more_objects_than_a_page(self, bucket: Path) -> None:
-        for number in range(1_203):
-            put(bucket, f"mail/{number % 7}/{number:05}.txt", "x")
-        found = S3Prefix(f"s3://{bucket.name}/mail").files()
-        assert [(file.path, file.mtime_ns) for file in found] == [
-            (file.path, file.mtime_ns) for file in documents.Folder(bucket / "mail").files()
-        ]
-        assert len(found) == 1_203
-
-    def test_what_arrived_after_a_listing_is_in_the_next(self, bucket: Path) -> None:
-        put(bucket, "mail/a.jsonl")
-        prefix = S3Prefix(f"s3://{bucket.name}/mail")
-        assert len(prefix.files()) == 1
-        put(bucket, "mail/b.jsonl")
-        put(bucket, "mail/a.jsonl", '{"text": "another"}\n')
-        assert [file.bytes for file in prefix.files()] == [20, 14]
-        assert prefix.status("a.jsonl").bytes == 20
-
     def test_two_writes_within_a_second_are_two_states(self, bucket: Path) -> None:
         put(bucket, "a.jsonl", '{"text": "a"}\n')
         first = S3Prefix(f"s3://{bucket.name}").files()
@@ -151,10 +107,7 @@ class TestS3:
     def test_wrong_credentials_and_no_connection_are_one_line(
         self, bucket: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import s3fs
-
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-        s3fs.S3FileSystem.clear_instance_cache()
         with pytest.raises(
             DataError,
             match=(
@@ -165,7 +118,6 @@ class TestS3:
             S3Prefix(f"s3://{bucket.name}").files()
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        s3fs.S3FileSystem.clear_instance_cache()
         with pytest.raises(
             DataError,
             match=rf"^s3://{bucket.name}: cannot be read \(.+\); fix the connection or the credentials$",
@@ -254,20 +206,16 @@ class TestDocumentsOnS3:
     def test_a_lost_connection_fails_the_run_with_one_line_and_the_next_run_is_whole(
         self, letters: Bucket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import s3fs
-
         projects.write_rows(letters.folder / "good.jsonl", projects.licence_rows(5))
         [batch] = letters.look().cut
         with monkeypatch.context() as lost:
             lost.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
             lost.setenv("AWS_MAX_ATTEMPTS", "1")
-            s3fs.S3FileSystem.clear_instance_cache()
             with pytest.raises(
                 DataError,
                 match=rf"^{letters.uri}: cannot be read \(.+\); fix the connection or the credentials$",
             ):
                 letters.keep(batch)
-        s3fs.S3FileSystem.clear_instance_cache()
         assert not list((letters.project.home / "store").rglob("*.parquet"))
         assert letters.keep(batch).metadata["num_rows"] == 5
 
@@ -289,267 +237,3 @@ class TestDocumentsOnS3:
         put(letters.folder, "c.txt", "x")
         found = documents.look(letters.store, letters.project.use_case(), whole=True)
         assert [[file.path for file in batch.files] for batch in found.cut] == [["c.txt"]]
-
-    def test_what_one_look_cannot_record_is_recorded_by_the_next(
-        self, letters: Bucket, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(delivery, "PAGES_A_LOOK", 1)
-        monkeypatch.setattr(delivery.batches, "MAX_CUTS", 1)
-        letters.project.configure(documents={"path": letters.uri, "max_batch_files": 500})
-        for number in range(1_001):
-            put(letters.folder, f"{number:05}.txt", "x")
-        assert [[len(batch) for batch in letters.cut()] for _ in range(5)] == [[500], [500], [], [1], []]
-        for number in range(501):
-            put(letters.folder, f"more-{number:03}.txt", "x")
-        found = documents.look(letters.store, letters.project.use_case(), whole=True)
-        assert [len(batch.files) for batch in found.cut] == [500, 1]
-
-    def test_what_was_taken_away_since_is_no_longer_delivered(self, letters: Bucket) -> None:
-        paths = [put(letters.folder, f"{number}.jsonl") for number in range(3)]
-        [batch] = letters.look().cut
-        prefix = documents.source_of(letters.project.use_case())
-        for path in paths[:2]:
-            path.unlink()
-            assert documents.is_delivered(prefix, batch)
-        paths[2].unlink()
-        assert not documents.is_delivered(prefix, batch)
-
-    def test_windows_of_several_objects_end_by_their_rows(self, letters: Bucket) -> None:
-        monitoring = {
-            "path": f"s3://{letters.folder.parent.name}/seen",
-            "min_window_rows": 20,
-            "window": {"rows": 50},
-        }
-        letters.project.configure(monitoring=monitoring)
-        use_case, seen = letters.project.use_case(), letters.folder.parent / "seen"
-        for hours, (name, rows) in enumerate((("z", 30), ("a", 20), ("m", 70), ("b", 10))):
-            put(seen, f"{name}.jsonl", '{"text": "a text"}\n' * rows, 1_700_000_000 + 3_600 * hours)
-        found = documents.look(letters.store, use_case, "window")
-        assert [[file.path for file in window.files] for window in found.cut] == [
-            ["z.jsonl", "a.jsonl"],
-            ["m.jsonl"],
-        ]
-        assert found.open_window == "10 of 50 rows of the next window"
-        kept = documents.keep(letters.store, use_case, found.cut[0].name, "window")
-        assert kept.metadata["num_rows"] == 50
-
-
-@pytest.fixture(scope="module")
-def sqs_server() -> Iterator[str]:
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-class Queue:
-    """An SQS queue, notified of objects as S3 does."""
-
-    def __init__(self, endpoint: str, name: str, bucket: Path):
-        self.client = boto3.client("sqs", endpoint_url=endpoint)
-        self.url = self.client.create_queue(QueueName=name)["QueueUrl"]
-        self.bucket = bucket.name
-
-    def notification(self, *keys: str, event: str = "ObjectCreated:Put") -> dict[str, Any]:
-        about = [
-            {"bucket": {"name": self.bucket}, "object": {"key": quote_plus(key, safe="/"), "size": 14}}
-            for key in keys
-        ]
-        return {
-            "Records": [
-                {"eventVersion": "2.1", "eventSource": "aws:s3", "eventName": event, "s3": each}
-                for each in about
-            ]
-        }
-
-    def send(self, *bodies: Any) -> None:
-        for body in bodies:
-            self.client.send_message(
-                QueueUrl=self.url, MessageBody=body if isinstance(body, str) else json.dumps(body)
-            )
-
-    def tell(self, *keys: str) -> None:
-        self.send(*(self.notification(key) for key in keys))
-
-    def show_again_at_once(self) -> None:
-        """Let what was received and not deleted come again with the next request."""
-        self.client.set_queue_attributes(QueueUrl=self.url, Attributes={"VisibilityTimeout": "0"})
-
-    @property
-    def num_messages(self) -> int:
-        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-        return sum(
-            map(
-                int,
-                self.client.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)[
-                    "Attributes"
-                ].values(),
-            )
-        )
-
-
-@pytest.fixture
-def queue(sqs_server: str, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
-    monkeypatch.setattr(events, "_WAIT_SECONDS", 0)
-    return Queue(sqs_server, bucket.name, bucket)
-
-
-@pytest.fixture
-def notified(project: projects.Project, bucket: Path, queue: Queue) -> Bucket:
-    """A bucket whose events go into the queue; it has been listed once."""
-    notified = Bucket(project, bucket, queue=queue.url)
-    put(notified.folder, "before.jsonl")
-    assert notified.cut() == [["before.jsonl"]], "what was there before the queue is found by listing"
-    return notified
-
-
-class TestEvents:
-    def test_each_form_of_an_event_names_its_object(self, notified: Bucket, queue: Queue) -> None:
-        names = ["plain.jsonl", "a b/ü + %41.jsonl", "sns.csv", "bridge +.txt", "two.jsonl", "three.jsonl"]
-        keys = [f"mail/{name}" for name in names]
-        for name in names:
-            put(notified.folder, name)
-        bridge = {
-            "detail-type": "Object Created",
-            "source": "aws.s3",
-            "detail": {"bucket": {"name": queue.bucket}, "object": {"key": keys[3]}},
-        }
-        queue.send(
-            {"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": queue.bucket},
-            queue.notification(keys[0]),
-            queue.notification(keys[1], event="s3:ObjectCreated:CompleteMultipartUpload"),
-            {"Type": "Notification", "TopicArn": "t", "Message": json.dumps(queue.notification(keys[2]))},
-            bridge,
-            queue.notification(keys[4], keys[5]),
-            queue.notification("mail/before.jsonl", event="ObjectRemoved:Delete"),
-            {**bridge, "detail-type": "Object Deleted"},
-        )
-        found = notified.look()
-        assert [[file.path for file in batch.files] for batch in found.cut] == [sorted(names)]
-        assert found.notes == []
-        assert queue.num_messages == 0
-        assert notified.keep(found.cut[0]).check("files_are_readable").passed
-
-    def test_the_prefix_is_not_listed_again_until_a_day_has_passed(
-        self, notified: Bucket, queue: Queue, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        put(notified.folder, "notified.jsonl")
-        put(notified.folder, "lost-its-event.jsonl")
-        queue.tell("mail/notified.jsonl")
-        with monkeypatch.context() as unlisted:
-            unlisted.setattr(S3Prefix, "listed", lambda *_: pytest.fail("listed"))
-            assert notified.cut() == [["notified.jsonl"]]
-            assert notified.cut() == []
-        assert notified.cut(1_700_000_000.0 + delivery.LISTING_SECONDS + 1) == [["lost-its-event.jsonl"]]
-
-    def test_another_queue_or_another_prefix_begins_with_a_listing(
-        self, notified: Bucket, queue: Queue
-    ) -> None:
-        put(notified.folder, "unseen.jsonl")
-        put(notified.folder.parent / "more", "apart.jsonl")
-        notified.project.configure(documents={"path": f"s3://{queue.bucket}/more", "queue": queue.url})
-        assert notified.cut() == [["apart.jsonl"]]
-        notified.project.configure(documents={"path": notified.uri, "queue": queue.url})
-        assert notified.cut() == [["unseen.jsonl"]]
-
-    def test_repeated_late_and_disordered_events_do_no_harm(self, notified: Bucket, queue: Queue) -> None:
-        put(notified.folder, "a.jsonl")
-        put(notified.folder, "b.jsonl")
-        queue.tell("mail/b.jsonl", "mail/a.jsonl", "mail/b.jsonl", "mail/gone.jsonl", "mail/before.jsonl")
-        assert notified.cut() == [["a.jsonl", "b.jsonl"]]
-        queue.tell("mail/a.jsonl")
-        assert notified.cut() == []
-        put(notified.folder, "a.jsonl", '{"text": "rewritten"}\n')
-        queue.tell("mail/a.jsonl")
-        assert notified.cut() == [["a.jsonl"]]
-        assert queue.num_messages == 0
-
-    def test_a_look_that_dies_loses_no_event_and_repeats_no_file(
-        self, notified: Bucket, queue: Queue, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        put(notified.folder, "a.jsonl")
-        queue.tell("mail/a.jsonl")
-        queue.show_again_at_once()
-        for place, name in ((delivery.batches, "record"), (events.EventQueue, "delete")):
-            with monkeypatch.context() as dying:
-                dying.setattr(place, name, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-                with pytest.raises(KeyboardInterrupt):
-                    notified.look()
-            assert queue.num_messages == 1
-        assert [
-            [file.path for file in batch.files] for batch in documents.list_batches(notified.store, "letters")
-        ] == [
-            ["before.jsonl"],
-            ["a.jsonl"],
-        ]
-        assert notified.cut() == []
-        assert queue.num_messages == 0
-
-    def test_what_is_no_document_is_counted_and_what_is_no_event_stays(
-        self, notified: Bucket, queue: Queue
-    ) -> None:
-        put(notified.folder.parent, "mailbox/a.jsonl")
-        for name in ("state.json", "dataset_info.json"):
-            put(notified.folder, f"saved/{name}")
-        queue.tell("mailbox/a.jsonl", "mail/a.doc", "mail/.hidden/a.jsonl", "mail/saved/state.json")
-        queue.send(
-            "not JSON", {"any": "thing"}, {"Type": "Notification", "Message": "text"}, [1], "[" * 99_999
-        )
-        queue.show_again_at_once()
-        found = notified.look()
-        assert found.cut == []
-        assert found.notes == [
-            "4 object(s) named by events are outside of it or have another ending",
-            "5 message(s) of the queue are no S3 events and stay there",
-        ]
-        assert queue.num_messages == 5
-
-    def test_a_look_takes_so_many_messages_and_the_next_goes_on(self, notified: Bucket, queue: Queue) -> None:
-        for number in range(25):
-            put(notified.folder, f"{number:02}.jsonl")
-        queue.tell(*(f"mail/{number:02}.jsonl" for number in range(25)))
-        receiving = events.EventQueue(queue.url, S3Prefix(notified.uri))
-        received = receiving.receive(15)
-        assert len(received.handles) == 15
-        assert [file.path for file in received.files] == [f"{number:02}.jsonl" for number in range(15)]
-        receiving.delete(received)
-        assert queue.num_messages == 10
-        assert [path for batch in notified.cut() for path in batch] == [
-            f"{number:02}.jsonl" for number in range(15, 25)
-        ]
-
-    def test_a_queue_that_is_not_there_or_not_reached_is_one_line(
-        self, notified: Bucket, queue: Queue, sqs_server: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        for url in (f"{sqs_server}/123456789012/none", "http://127.0.0.1:9/123456789012/none"):
-            notified.project.configure(documents={"path": notified.uri, "queue": url})
-            with pytest.raises(
-                DataError,
-                match=rf"^{url}: cannot be read \([^\n]+\); fix documents.queue or the role's rights$",
-            ):
-                notified.look()
-
-    @pytest.mark.parametrize(
-        ("url", "endpoint", "region"),
-        [
-            ("https://sqs.eu-west-1.amazonaws.com/123/q", "https://sqs.eu-west-1.amazonaws.com", "eu-west-1"),
-            (
-                "https://eu-west-1.queue.amazonaws.com/123/q",
-                "https://eu-west-1.queue.amazonaws.com",
-                "eu-west-1",
-            ),
-            (
-                "https://sqs.cn-north-1.amazonaws.com.cn/123/q",
-                "https://sqs.cn-north-1.amazonaws.com.cn",
-                "cn-north-1",
-            ),
-            ("http://localhost:9324/queue/q", "http://localhost:9324", "us-east-1"),
-        ],
-    )
-    def test_the_queues_url_says_where_it_is(
-        self, s3_env: S3Server, url: str, endpoint: str, region: str
-    ) -> None:
-        client = events.EventQueue(url, None)._client
-        assert (client.meta.endpoint_url, client.meta.region_name) == (endpoint, region)

@@ -2,9 +2,6 @@
 how far it is.
 """
 
-from __future__ import annotations
-
-import gzip
 import os
 from pathlib import Path
 from typing import Any
@@ -115,21 +112,6 @@ class TestByRows:
         assert [[file.path for file in window.files] for window in found.cut] == [["broken.parquet"]]
         assert found.open_window == "30 of 40 rows of the next window"
 
-    def test_rows_of_any_format_count_and_of_a_large_file_only_as_many_as_a_window_has(
-        self, feed: Feed
-    ) -> None:
-        feed.configure({"rows": 1_000})
-        for name, content in (
-            ("a.csv", b"id,text\n1,one\n2,two\n"),
-            ("b.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 5)),
-            ("c.csv", "id;text\n1;caf\xe9\n".encode("latin-1")),
-            ("d.txt", b"one document\nof two lines\n"),
-            ("e.jsonl", b'{"text": "x"}\n{"no json\n'),
-        ):
-            feed.project.production.mkdir(parents=True, exist_ok=True)
-            (feed.project.production / name).write_bytes(content)
-        assert feed.look().open_window == "11 of 1,000 rows of the next window"
-
     def test_a_look_counts_a_bounded_number_of_bytes_and_the_next_one_goes_on(
         self, feed: Feed, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -186,67 +168,6 @@ class TestByHours:
             cut += feed.cut(now=BEGAN + 24 * HOUR * day) + feed.cut(now=BEGAN + 24 * HOUR * day + 60)
         assert cut == [[f"{day}.jsonl"] for day in range(9)]
 
-    def test_one_file_from_the_future_holds_up_none_of_today(self, feed: Feed) -> None:
-        feed.configure({"hours": 24})
-        feed.deliver("ahead.jsonl", 20, hours=365 * 24)
-        feed.deliver("0.jsonl", 20)
-        assert feed.look(now=BEGAN + HOUR).open_window.startswith("2 file(s) since 2023-11-14 22:13 UTC")
-        feed.deliver("1.jsonl", 20, hours=25)
-        assert feed.cut(now=BEGAN + 26 * HOUR) == [["0.jsonl", "ahead.jsonl"]]
-
-    def test_a_window_is_bounded_as_a_batch_is(self, feed: Feed) -> None:
-        feed.configure({"hours": 24}, max_batch_files=2)
-        for number in range(5):
-            feed.deliver(f"{number}.jsonl", 20, hours=number)
-        assert feed.cut() == [["0.jsonl", "1.jsonl"], ["2.jsonl", "3.jsonl"]]
-
-
-@pytest.mark.parametrize(
-    "content", ["", '{"columns": "rows arr', '{"files": ["x"]}', '{"files": ["20 5 a.jsonl"]}']
-)
-def test_a_damaged_record_of_the_next_window_is_made_anew_and_said_once(feed: Feed, content: str) -> None:
-    feed.configure({"rows": 50})
-    feed.deliver("a.jsonl", 30)
-    feed.cut()
-    Path(feed.store.url, "pointers/letters/open_window.json").write_text(content)
-    said = (
-        "pointers/letters/open_window.json could not be read; the next window is collected anew from the"
-        " files that are there"
-    )
-    assert feed.look().notes == [said, "30 of 50 rows of the next window"]
-    assert feed.look().notes == ["30 of 50 rows of the next window"]
-    Path(feed.store.url, "pointers/letters/open_window.json").write_text(content)
-    feed.deliver("b.jsonl", 20, hours=1)
-    found = feed.look()
-    assert [[file.path for file in window.files] for window in found.cut] == [["a.jsonl", "b.jsonl"]]
-    assert said in found.notes and said not in feed.look().notes
-
-
-def test_what_waited_is_cut_by_another_setting(feed: Feed) -> None:
-    feed.configure({"hours": 24})
-    feed.deliver("a.jsonl", 30)
-    assert feed.cut() == []
-    feed.configure({"rows": 30})
-    assert feed.cut() == [["a.jsonl"]]
-    feed.configure({"rows": 40})
-    feed.deliver("b.jsonl", 30, hours=1)
-    assert feed.cut() == []
-    feed.configure(None)
-    assert feed.cut() == [["b.jsonl"]]
-
-
-def test_personal_data_is_masked_as_in_examples(feed: Feed) -> None:
-    feed.project.configure(
-        examples={"pii": "mask"}, monitoring={"path": f"data/{feed.project.name}/production"}
-    )
-    projects.write_rows(
-        feed.project.production / "a.jsonl", [{"id": "1", "text": "Write to ann@example.com about it."}]
-    )
-    [window] = feed.look(whole=True).cut
-    made = documents.keep(feed.store, feed.project.use_case(), window.name, "window")
-    assert documents.RawMetadata.of(made).num_masked == 1
-    assert b"ann@example" not in (feed.store.folder(made) / "documents.parquet").read_bytes()
-
 
 def test_a_window_has_one_end() -> None:
     for wrong in ({}, {"rows": 300, "hours": 24}):
@@ -264,8 +185,6 @@ def test_a_window_that_could_never_be_compared_is_refused(feed: Feed) -> None:
     )
     with pytest.raises(
         SettingsError,
-        match=(
-            "monitoring.min_window_rows: is larger than a window of 30 rows, so that none would be compared"
-        ),
+        match="monitoring.min_window_rows: 50 is larger than a window of 30 rows",
     ):
         feed.project.use_case()

@@ -4,8 +4,6 @@
 evaluation, written by one `fullft run`.
 """
 
-from __future__ import annotations
-
 import tarfile
 from pathlib import Path
 

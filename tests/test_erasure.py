@@ -2,8 +2,6 @@
 file cannot bring it back.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -16,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import documents, erasure, release, snapshot
-from fullft_assets.errors import DataError
 from fullft_assets.resources import latest, open_store
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
@@ -26,6 +23,34 @@ from tests.project import Project
 CASE = "letters"
 
 pytestmark = pytest.mark.slow
+
+
+def own_words(store: Store) -> tuple[str, list[str]]:
+    """Return a word that TF-IDF learned from some training documents and that no other document has, and
+    their ids.
+    """
+    (baselines,) = store.artifacts(CASE, "cheaper_baselines")
+    (raw,) = store.artifacts(CASE, "raw_documents")
+    (checkpoint,) = store.artifacts(CASE, "finetuned_checkpoint")
+    learned = set().union(*json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8")))
+    # The model's own vocabulary stays.
+    known = json.loads((store.folder(checkpoint) / "model" / "tokenizer.json").read_text(encoding="utf-8"))[
+        "model"
+    ]["vocab"]
+    documents_of: dict[str, list[str]] = {}
+    for row in pq.read_table(store.folder(raw) / "documents.parquet", columns=["id", "text"]).to_pylist():
+        for word in set(re.findall(r"\w+", row["text"].lower())):
+            documents_of.setdefault(word, []).append(row["id"])
+    train = {row["id"] for row in index_rows(store, "train")}
+    return next(
+        (word, ids)
+        for word, ids in sorted(documents_of.items())
+        if len(word) > 6
+        and word.isalpha()
+        and word in learned
+        and word not in known
+        and train.issuperset(ids)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +124,7 @@ def test_a_training_document_is_gone_everywhere_and_the_champion_is_named(store:
     assert report.trained_on == [checkpoint.ref]
     assert report.measured_on == []
     assert report.rewritten["raw_documents"] == report.rewritten["training_snapshot"] == 1
+    assert report.deleted["cheaper_baselines"] == 1, "they know its words"
     assert not any(id_ in line for line in report.lines())
 
 
@@ -153,28 +179,6 @@ def test_a_test_document_was_only_measured_on(store: Store):
     assert len(report.measured_on) == 1
 
 
-def test_its_file_delivered_again_does_not_bring_it_back(project: Project, store: Store):
-    id_ = index_rows(store, "train")[0]["id"]
-    erasure.erase(store, CASE, [id_])
-    project.deliver("delivery-2.jsonl", projects.licence_rows(400))
-    use_case = project.use_case()
-    (batch,) = documents.cut_batches(store, CASE, project.documents, use_case.settings.documents)
-    raw = documents.keep(store, use_case, batch.name)
-    assert raw.metadata["num_erased"] == 1
-    assert id_ not in pq.read_table(store.folder(raw) / "documents.parquet")["id"].to_pylist()
-
-
-def test_a_new_snapshot_is_taken_without_it(project: Project, store: Store):
-    id_ = index_rows(store, "train")[0]["id"]
-    erasure.erase(store, CASE, [id_])
-    (labeled,) = store.artifacts(CASE, "labeled_examples")
-    (tokenized,) = store.artifacts(CASE, "tokenized_chunks")
-    batch = labeled.metadata["batch"]
-    taken = snapshot.take(store, project.use_case(), {batch: labeled}, {batch: tokenized})
-    assert taken.key != store.artifacts(CASE, "training_snapshot")[0].key
-    assert id_ not in snapshot.load_split(store, taken, "train").ids
-
-
 def test_all_documents_of_a_group(store: Store):
     group = index_rows(store, "train")[0]["group"]
     (raw,) = store.artifacts(CASE, "raw_documents")
@@ -222,6 +226,49 @@ def test_the_name_of_a_group_without_rows_is_nowhere(project: Project, store: St
     ]
 
 
+def test_tracebacks_which_may_quote_a_document_are_gone(tmp_path: Path):
+    store = Store(str(tmp_path))
+    for case in ("letters", "mails"):
+        store.keep_traceback(case, ValueError("what a letter says"))
+    report = erasure.erase(store, "letters", ["letter-1"])
+    assert "deleted      1 tracebacks, which may quote them" in report.lines()
+    assert [path.parts[-3] for path in tmp_path.rglob("*.txt")] == ["mails"]
+
+
+def test_its_file_delivered_again_does_not_bring_it_back(project: Project, store: Store):
+    id_ = index_rows(store, "train")[0]["id"]
+    erasure.erase(store, CASE, [id_])
+    project.deliver("delivery-2.jsonl", projects.licence_rows(400))
+    use_case = project.use_case()
+    (batch,) = documents.cut_batches(store, CASE, project.documents, use_case.settings.documents)
+    raw = documents.keep(store, use_case, batch.name)
+    assert raw.metadata["num_erased"] == 1
+    assert id_ not in pq.read_table(store.folder(raw) / "documents.parquet")["id"].to_pylist()
+
+
+def test_a_new_snapshot_is_taken_without_it(project: Project, store: Store):
+    id_ = index_rows(store, "train")[0]["id"]
+    erasure.erase(store, CASE, [id_])
+    (labeled,) = store.artifacts(CASE, "labeled_examples")
+    (tokenized,) = store.artifacts(CASE, "tokenized_chunks")
+    batch = labeled.metadata["batch"]
+    taken = snapshot.take(store, project.use_case(), {batch: labeled}, {batch: tokenized})
+    assert taken.key != store.artifacts(CASE, "training_snapshot")[0].key
+    assert id_ not in snapshot.load_split(store, taken, "train").ids
+
+
+@pytest.mark.long
+def test_the_next_run_plans_again_without_them(project: Project, store: Store):
+    word, ids = own_words(store)
+    erasure.erase(store, CASE, ids)
+    done = project.fullft("run", CASE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    taken, baselines = (latest(store, CASE, name) for name in ("training_snapshot", "cheaper_baselines"))
+    assert baselines.inputs["training_snapshot"] == taken.content_digest
+    assert word not in json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8"))
+    assert not set(ids) & set(snapshot.load_split(store, taken, "train").ids)
+
+
 def test_the_command(project: Project, tmp_path: Path):
     listed = tmp_path / "list.txt"
     listed.write_text("nobody-knows-this-id\n")
@@ -239,79 +286,3 @@ def test_the_command(project: Project, tmp_path: Path):
         == f"{tmp_path / 'none.txt'}: cannot be read (No such file or directory); give a text file with one"
         " document id a line"
     )
-
-
-def test_an_empty_list(tmp_path: Path):
-    (tmp_path / "list.txt").write_text("\n\n")
-    with pytest.raises(DataError, match="empty; give one document id a line"):
-        erasure.read_list(tmp_path / "list.txt")
-
-
-def test_tracebacks_which_may_quote_a_document_are_gone(tmp_path: Path):
-    store = Store(str(tmp_path))
-    for case in ("letters", "mails"):
-        store.keep_traceback(case, ValueError("what a letter says"))
-    report = erasure.erase(store, "letters", ["letter-1"])
-    assert "deleted      1 tracebacks, which may quote them" in report.lines()
-    assert [path.parts[-3] for path in tmp_path.rglob("*.txt")] == ["mails"]
-
-
-def own_words(store: Store) -> tuple[str, list[str]]:
-    """Return a word that TF-IDF learned from some training documents and that no other document has, and
-    their ids.
-    """
-    (baselines,) = store.artifacts(CASE, "cheaper_baselines")
-    (raw,) = store.artifacts(CASE, "raw_documents")
-    (checkpoint,) = store.artifacts(CASE, "finetuned_checkpoint")
-    learned = set().union(*json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8")))
-    # The model's own vocabulary stays.
-    known = json.loads((store.folder(checkpoint) / "model" / "tokenizer.json").read_text(encoding="utf-8"))[
-        "model"
-    ]["vocab"]
-    documents_of: dict[str, list[str]] = {}
-    for row in pq.read_table(store.folder(raw) / "documents.parquet", columns=["id", "text"]).to_pylist():
-        for word in set(re.findall(r"\w+", row["text"].lower())):
-            documents_of.setdefault(word, []).append(row["id"])
-    train = {row["id"] for row in index_rows(store, "train")}
-    return next(
-        (word, ids)
-        for word, ids in sorted(documents_of.items())
-        if len(word) > 6
-        and word.isalpha()
-        and word in learned
-        and word not in known
-        and train.issuperset(ids)
-    )
-
-
-def files_with_word(store: Store, word: str) -> list[str]:
-    """Return the files of the store that contain a word, whatever their kind."""
-    found = []
-    for path in (path for path in Path(store.url).rglob("*") if path.is_file()):
-        content = (
-            str(pq.read_table(path).to_pylist()).encode() if path.suffix == ".parquet" else path.read_bytes()
-        )
-        if word.encode() in content.lower():
-            found.append(str(path))
-    return found
-
-
-def test_no_word_that_only_they_had_is_left_of_what_the_baselines_learned(store: Store):
-    word, ids = own_words(store)
-    assert any(path.endswith("tfidf.json") for path in files_with_word(store, word)), "it was there"
-    report = erasure.erase(store, CASE, ids)
-    assert report.num_found == len(ids) and report.deleted["cheaper_baselines"] == 1
-    assert "deleted      1 cheaper_baselines (made again when needed)" in report.lines()
-    assert files_with_word(store, word) == []
-
-
-@pytest.mark.long
-def test_the_next_run_plans_again_without_them(project: Project, store: Store):
-    word, ids = own_words(store)
-    erasure.erase(store, CASE, ids)
-    done = project.fullft("run", CASE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    taken, baselines = (latest(store, CASE, name) for name in ("training_snapshot", "cheaper_baselines"))
-    assert baselines.inputs["training_snapshot"] == taken.content_digest
-    assert word not in json.loads((store.folder(baselines) / "tfidf.json").read_text(encoding="utf-8"))
-    assert not set(ids) & set(snapshot.load_split(store, taken, "train").ids)

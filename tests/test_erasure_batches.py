@@ -4,8 +4,6 @@ itself.
 The data stages alone, without Dagster and without a model: a few hundred milliseconds a test.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ from fullft_assets import chunks, cli, documents, erasure, examples, snapshot
 from fullft_assets.cli import commands
 from fullft_assets.erasure import erasing
 from fullft_assets.errors import GateError, StoreError
-from fullft_assets.snapshot import loading
+from fullft_assets.snapshot import frozen_batches
 from fullft_assets.store import MANIFEST, Manifest, Store, disk
 from tests import project as projects
 from tests.project import Project
@@ -181,8 +179,8 @@ def killed_at(store: Store, step: int) -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(store, "write_bytes", guarded("write", store.write_bytes))
-        patched.setattr(store._fs, "rm_file", guarded("rm_file", store._fs.rm_file))
-        patched.setattr(store._fs, "rm", guarded("rm", store._fs.rm))
+        patched.setattr(store, "remove", guarded("remove", store.remove))
+        patched.setattr(store, "remove_folder", guarded("remove_folder", store.remove_folder))
         yield steps
 
 
@@ -211,13 +209,6 @@ class TestRowsWithEqualTexts:
         assert copy in again and stayed not in again
         assert again[copy][0] == delivered[10]["text"]
 
-    def test_the_copy_itself_goes(self, copied: tuple[Batches, str, str]):
-        batches, stayed, copy = copied
-        taken = batches.take()
-        before = batches.texts(taken)
-        erasure.erase(batches.store, CASE, [copy])
-        assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ != copy}
-
     def test_rows_with_equal_texts_and_other_spans_keep_their_own_marks(self, tmp_path: Path):
         settings = {**PLAIN["examples"], "task": "token_classification", "label": "spans"}
         batches = Batches(tmp_path, examples=settings)
@@ -230,40 +221,6 @@ class TestRowsWithEqualTexts:
         before = batches.texts(taken)
         erasure.erase(batches.store, CASE, ["d2", "d30"])
         assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in ("d2", "d30")}
-
-    def test_an_outvoted_answer_that_counts_later_has_its_own_marks(self, tmp_path: Path):
-        """Where those who outvoted an answer take theirs back, its row is read with the spans that it came
-        with.
-        """
-        said = "nobody else has said these few words about licences and notices so far"
-        batches = Batches(
-            tmp_path, examples={**PLAIN["examples"], "task": "token_classification", "label": "spans"}
-        )
-        delivered = [
-            {"id": row["id"], "text": row["text"], "spans": [{"start": 0, "end": 5, "label": "a"}]}
-            for row in rows(60)
-        ]
-        for who, (start, end) in {"ann": (0, 6), "bob": (0, 6), "cat": (7, 11)}.items():
-            answer = {
-                "id": "x",
-                "text": said,
-                "spans": [{"start": start, "end": end, "label": "a"}],
-                "annotator": who,
-            }
-            projects.write_rows(batches.project.documents / f"{who}.jsonl", [answer])
-            os.utime(batches.project.documents / f"{who}.jsonl", (batches.time, batches.time))
-        batches.deliver("a.jsonl", delivered)
-        for who in ("ann", "bob"):
-            batches.deliver(
-                f"{who}.jsonl",
-                [{**delivered[0], "id": f"of {who}", "text": f"something else that {who} has read"}],
-            )
-        taken = batches.take()
-        splits = [snapshot.load_split(batches.store, taken, name) for name in SPLITS]
-        ((marks,),) = (
-            marks for split in splits for id_, marks in zip(split.ids, split.marks, strict=True) if id_ == "x"
-        )
-        assert marks[:4] == [0, 0, 1, 0], "of [CLS], nobody, else and has"
 
 
 def test_rows_that_no_snapshot_takes_are_gone_as_well(tmp_path: Path):
@@ -326,14 +283,14 @@ class TestCutShort:
     ):
         batches, *_ = copied
         taken = batches.take()
-        read = loading.read_rows
+        read = frozen_batches.read_rows
 
         def slow(path: Path, column: str, positions: Any) -> Any:
             monkeypatch.undo()
             erasure.erase(batches.store, CASE, ["d2"])
             return read(path, column, positions)
 
-        monkeypatch.setattr(loading, "read_rows", slow)
+        monkeypatch.setattr(frozen_batches, "read_rows", slow)
         with pytest.raises(StoreError, match="was rewritten after this snapshot froze it"):
             batches.texts(taken)
 
@@ -455,12 +412,6 @@ class TestMadeUpIds:
         assert (report.num_before, report.missing) == (1, [])
         assert batches.traces("smith_john") == []
 
-    def test_the_name_of_a_file_of_others_too_stays(self, tmp_path: Path):
-        batches = Batches(tmp_path)
-        raw, *_ = batches.deliver("a.csv", self.notes())
-        erasure.erase(batches.store, CASE, ["a.csv:4"])
-        assert batches.store.load(raw.ref).metadata["files"] == raw.metadata["files"]
-
 
 class TestWhatKilledRunsLeft:
     def test_attempts_without_a_manifest_are_removed_and_those_being_written_are_not(
@@ -530,16 +481,3 @@ class TestTheList:
         (tmp_path / "list.txt").write_text("d2\n")
         assert batches.fullft("erase", CASE, str(tmp_path / "list.txt")) == 0, "erased before is no typo"
         assert "erased before 1 of those listed" in capsys.readouterr().out
-
-    def test_by_group_without_groups_is_one_line(
-        self, copied: tuple[Batches, str, str], tmp_path: Path, capsys
-    ):
-        batches, *_ = copied
-        (tmp_path / "list.txt").write_text("p3\n")
-        assert batches.fullft("erase", CASE, str(tmp_path / "list.txt"), "--by", "group") == 1
-        (line,) = capsys.readouterr().err.splitlines()
-        assert (
-            line
-            == f"{batches.project.yaml_path}: examples.group is not set, so no document has a group; set it,"
-            " or list ids"
-        )

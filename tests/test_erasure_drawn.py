@@ -1,7 +1,5 @@
 """Erasure of general documents: those that are replayed, and those that forgetting is measured on."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -180,15 +178,6 @@ def test_it_is_not_drawn_again(case: Prepared, kind: str) -> None:
     assert case.store.load(taken.metadata[kind]).metadata["num_unusable"]["erased"] == 2
 
 
-def test_the_name_of_a_file_that_was_one_document_goes_with_it(case: Prepared) -> None:
-    file = next(row for row in drawn(case, "replay") if row["id"].startswith("patient-"))["source"]
-    assert traces(case.store, file)
-    assert erasure.erase(case.store, case.use_case.name, [file]).missing == []
-    assert traces(case.store, file) == []
-    other = next(row for row in drawn(case, "replay") if row["id"].startswith("patient-"))["source"]
-    assert other in case.store.load(case.snapshot.ref).inputs["replay"], "that of another stays"
-
-
 @pytest.mark.parametrize("step", ["drop_from_snapshots", "drop_made_of_snapshots", "record"])
 @pytest.mark.parametrize("kind", ["general", "replay"])
 def test_readers_refuse_until_one_that_was_cut_short_is_finished(
@@ -281,14 +270,6 @@ def test_when_all_of_the_general_set_is_erased_one_line_says_so(case: Prepared) 
         general.load(case.store, case.store.load(case.snapshot.ref))
 
 
-def test_when_all_that_is_replayed_is_erased_the_task_is_trained_alone(case: Prepared) -> None:
-    erasure.erase(case.store, case.use_case.name, [row["id"] for row in drawn(case, "replay")])
-    left = snapshot.load_training(case.store, case.store.load(case.snapshot.ref))
-    assert len(left.windows) == left.num_task_windows and left.packing.num_tokens == sum(
-        map(len, left.windows)
-    )
-
-
 def test_unfinished_training_that_learned_from_it_is_removed(case: Prepared) -> None:
     first = stopped(case, "k1", case.snapshot)
     held = case.store.work_folder(case.use_case.name, "finetuned_checkpoint", "k2")
@@ -310,3 +291,11 @@ def test_unfinished_training_that_learned_from_it_is_removed(case: Prepared) -> 
     )
     report = erasure.erase(case.store, case.use_case.name, [])
     assert since.exists() and report.num_unfinished == 0
+
+
+def test_when_all_that_is_replayed_is_erased_the_task_is_trained_alone(case: Prepared) -> None:
+    erasure.erase(case.store, case.use_case.name, [row["id"] for row in drawn(case, "replay")])
+    left = snapshot.load_training(case.store, case.store.load(case.snapshot.ref))
+    assert len(left.windows) == left.num_task_windows and left.packing.num_tokens == sum(
+        map(len, left.windows)
+    )

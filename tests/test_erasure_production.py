@@ -2,8 +2,6 @@
 tokenizer's audit and drift keep.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 
 from fullft_assets import chunks, documents, erasure
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.monitoring import EXPLANATION, SCALE, Place, Scale, render_explanation, shifted_words
+from fullft_assets.monitoring import EXPLANATION, SCALE, Scale, render_explanation, shifted_words
 from fullft_assets.store import MANIFEST, Manifest
 from fullft_assets.workloads import monitoring, training
 from tests import project as projects
@@ -79,9 +77,7 @@ def _explain(folder: Path) -> dict[str, Any]:
     words = shifted_words(
         ["a text"] * 20, [f"a note about {word}" for word in WORDS.values() for _ in range(5)]
     )
-    (folder / EXPLANATION).write_text(
-        render_explanation("What moved", [], words, [Place("window.jsonl", 151)])
-    )
+    (folder / EXPLANATION).write_text(render_explanation("What moved", [], words, [("window.jsonl", 151)]))
     return {}
 
 

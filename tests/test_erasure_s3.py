@@ -2,8 +2,6 @@
 hold the document.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time
@@ -13,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import erasure, snapshot
-from fullft_assets.erasure import unfinished_trainings
-from fullft_assets.erasure.file_names import GONE
+from fullft_assets.erasure import checkpoints
+from fullft_assets.erasure.reports import GONE
 from fullft_assets.store import Store, checkpoints_ref
 from tests.s3_server import S3Server
 from tests.test_erasure_batches import CASE, Batches, PowerCut, killed_at, rows
@@ -84,7 +82,7 @@ def test_unfinished_trainings_lose_their_checkpoints_in_the_bucket(
     places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that a machine is training is left alone."""
-    monkeypatch.setattr(unfinished_trainings, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(checkpoints, "_PATIENCE_SECONDS", 1.0)
     batches = Batches(tmp_path / "project")
     store = batches.store = Store(f"s3://{places['bucket'].name}/some/prefix")
     batches.deliver("a.jsonl", rows(24))
@@ -138,7 +136,7 @@ class TestStore:
         store.folder(made)
         with killed_at(store, 2) as steps, pytest.raises(PowerCut):
             store.delete(made)
-        assert steps == ["rm_file", "rm"]
+        assert steps == ["remove", "remove_folder"]
         assert traces(places["copies"], "him") == []
         assert store.unfinished("mail", "raw_documents") == [made.ref], (
             "a sweep finds what is left in the bucket"

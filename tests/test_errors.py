@@ -2,8 +2,6 @@
 and the fixed run works.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,7 +11,6 @@ import pytest
 
 from fullft_assets.cli.commands import main
 from fullft_assets.demos import licences
-from fullft_assets.documents.formats import known_endings
 from fullft_assets.errors import StoreError, WorkloadError, without_secrets
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.launch import ERROR_FILE
@@ -183,16 +180,6 @@ def test_a_wrong_yaml_is_one_line_for_the_check_and_for_the_run(project, in_proj
     assert not (project.home / "store").exists(), "nothing was run"
 
 
-def test_an_unknown_use_case_names_the_known_ones(in_project):
-    for command in (["check"], ["run"], ["rollback"], ["predict"]):
-        more = {"predict": ["some text"], "rollback": ["--reason", "worse"]}.get(command[0], [])
-        assert in_project(*command, "leters", *more) == (
-            1,
-            "",
-            "no use case `leters`; did you mean `letters`? known: letters\n",
-        )
-
-
 @pytest.mark.parametrize(
     ("home", "fix"), [(".", "give an absolute path"), ("{root}/nowhere", "make it"), ("~/nowhere", "make it")]
 )
@@ -204,18 +191,6 @@ def test_a_home_that_dagster_cannot_use_is_one_line(project, in_project, monkeyp
         f" {project.root}/.home\n"
     )
     assert in_project("run", "letters") == (1, "", said)
-
-
-def test_a_folder_without_documents(project):
-    (project.documents / "delivery-1.jsonl").rename(project.documents / "delivery-1.doc")
-    hint = "if each file is one text, set documents.format to text"
-    line = (
-        ": documents.path: no readable document below data/letters/documents; known endings:"
-        f" {known_endings()}; {hint}"
-    )
-    for command in ("check", "run"):
-        done = project.fullft(command, "letters")
-        assert_one_line(done, f"{LETTERS_YAML}:{done.stderr.split(':')[1]}{line}")
 
 
 def test_a_broken_use_case_beside_stops_no_other_and_is_named_by_the_check_of_all(project):

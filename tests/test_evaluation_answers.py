@@ -1,7 +1,5 @@
 """Scores of written answers: those of sacrebleu and by hand, with each group counted once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +8,9 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from fullft_assets.evaluation import CHAMPION, FINETUNED
-from fullft_assets.evaluation.answers import AnswerScores, measure_answers
-from fullft_assets.evaluation.metrics.answers import common_subsequence
+from fullft_assets.evaluation.metrics.texts import common_subsequence
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.tasks.language.assessment import AnswerScores, measure_answers
 from tests import project as projects
 
 pytestmark = pytest.mark.quick

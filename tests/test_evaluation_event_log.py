@@ -2,8 +2,6 @@
 trains, judges and promotes.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +9,7 @@ from typing import Annotated, Any
 import dagster as dg
 import pytest
 
-from fullft_assets.assets.shown_metadata import outside_the_store
+from fullft_assets.assets.graph import outside_the_store
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.resources import latest
 from fullft_assets.store import Store

@@ -2,8 +2,6 @@
 nothing is downloaded.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path
@@ -14,9 +12,10 @@ import pytest
 from scipy import stats
 
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.evaluation import harness
+from fullft_assets.evaluation import external
 from fullft_assets.settings import LmEvalSettings
-from fullft_assets.store import Store
+from fullft_assets.store import Manifest, Store
+from fullft_assets.tasks.language.assessment import task_scores
 from tests import project as projects
 
 needs_lm_eval = pytest.mark.skipif(
@@ -58,7 +57,7 @@ def test_each_row_counts_once_and_gains_are_paired() -> None:
     found = {
         name: {"facts": {"acc": values}} for name, values in (("finetuned", ours), ("base_model", theirs))
     }
-    (scores,) = harness.task_scores(found, 0.95)
+    (scores,) = task_scores(found, 0.95)
     assert (scores.task, scores.metric, scores.num_rows) == ("facts", "acc", 90)
     assert scores.scores["base_model"].estimate == pytest.approx(theirs.mean())
     gain = scores.gains["base_model"]
@@ -69,7 +68,7 @@ def test_each_row_counts_once_and_gains_are_paired() -> None:
 
 def test_a_task_that_is_always_right_has_an_interval_below_one() -> None:
     found = {name: {"facts": {"acc": np.ones(20)}} for name in ("finetuned", "base_model")}
-    (scores,) = harness.task_scores(found, 0.95)
+    (scores,) = task_scores(found, 0.95)
     assert (scores.scores["finetuned"].estimate, scores.scores["finetuned"].high) == (1, 1)
     assert scores.scores["finetuned"].low < 0.9
     assert scores.gains["base_model"].low < 0 < scores.gains["base_model"].high
@@ -81,20 +80,22 @@ def test_the_folder_is_kept_by_its_content(tmp_path: Path) -> None:
     )
     folder, store = write_tasks(tmp_path / "tasks"), Store(str(tmp_path / "store"))
     settings = project.use_case().settings
-    assert harness.keep(store, "mail", settings, tmp_path) is None
+    assert external.keep(store, "mail", settings, tmp_path) == {}
     asked = settings.evaluation.model_copy(
         update={"lm_eval": LmEvalSettings(folder="tasks", tasks=["facts"])}
     )
     settings = settings.model_copy(update={"evaluation": asked})
     (folder / ".hidden").write_text("x")
-    first, again = (harness.keep(store, "mail", settings, tmp_path) for _ in range(2))
-    assert first is not None and again is not None
-    assert first.ref == again.ref
-    kept = store.folder(first) / harness.FOLDER
-    assert sorted(path.name for path in kept.iterdir()) == ["facts.jsonl", "facts.yaml"]
+
+    def kept() -> Manifest:
+        return external.keep(store, "mail", settings, tmp_path)[external.HARNESS_TASKS]
+
+    first = kept()
+    assert first.ref == kept().ref
+    copies = store.folder(first) / external.FOLDER
+    assert sorted(path.name for path in copies.iterdir()) == ["facts.jsonl", "facts.yaml"]
     (folder / "facts.jsonl").write_text("{}\n")
-    other = harness.keep(store, "mail", settings, tmp_path)
-    assert other is not None and other.content_digest != first.content_digest
+    assert kept().content_digest != first.content_digest
 
 
 def test_the_check_of_a_yaml_names_what_cannot_be_scored(tmp_path: Path) -> None:
@@ -189,10 +190,9 @@ class TestWithLmEval:
         settings = context.job.settings
         settings = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update=asked)})
         write_tasks(tmp_path / "lab" / "tasks")
-        kept = harness.keep(lab.store, "letters", settings, tmp_path / "lab")
-        assert kept is not None
+        kept = external.keep(lab.store, "letters", settings, tmp_path / "lab")[external.HARNESS_TASKS]
         job = context.job.model_copy(
-            update={"settings": settings, "inputs": {**context.job.inputs, harness.STAGE: kept.ref}}
+            update={"settings": settings, "inputs": {**context.job.inputs, external.HARNESS_TASKS: kept.ref}}
         )
         work(job, lab.store, QUIET)
         report = lab.store.find("letters", "evaluation_report", "tasks")

@@ -2,16 +2,11 @@
 tokenizers, who got worse.
 """
 
-from __future__ import annotations
-
 import math
 import re
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from scipy.stats import t as student
 
 from fullft_assets import release
@@ -59,7 +54,7 @@ def assessed(systems: dict[str, DocumentScores], groups: list[str], **changed) -
 @pytest.mark.parametrize("metric", ["token_probability", "token_accuracy", "perplexity"])
 def test_intervals_equal_a_slow_reference(metric: str) -> None:
     systems, groups = drawn(champion=0.05)
-    found = assessed(systems, groups, settings=EvaluationSettings(confidence=0.9), seed=11, resamples=150)
+    found = assessed(systems, groups, settings=EvaluationSettings(), seed=11, resamples=150)
 
     # A group counts as one, and a document at most as many tokens as nine in ten have.
     tokens = systems[FINETUNED].num_tokens
@@ -91,7 +86,7 @@ def test_intervals_equal_a_slow_reference(metric: str) -> None:
         error = math.hypot(
             max(draws[name].std(ddof=1), math.sqrt((k - 1) / k * squares)), draws[name].mean() - estimate
         )
-        reach = student.ppf(0.95, min(effective - 1, 2 * squares**2 / (fourth - squares**2 / k))) * error
+        reach = student.ppf(0.975, min(effective - 1, 2 * squares**2 / (fourth - squares**2 / k))) * error
         if metric == "perplexity":
             ends = [1 + (estimate - 1) * math.exp(side * reach / (estimate - 1)) for side in (-1, 1)]
         else:
@@ -102,7 +97,7 @@ def test_intervals_equal_a_slow_reference(metric: str) -> None:
     for name in (BASE_MODEL, CHAMPION):
         gain, reach = (
             found.gains[metric][name],
-            student.ppf(0.95, effective - 1) * (draws[FINETUNED] - draws[name]).std(ddof=1),
+            student.ppf(0.975, effective - 1) * (draws[FINETUNED] - draws[name]).std(ddof=1),
         )
         assert gain.estimate == pytest.approx(score(everything, FINETUNED) - score(everything, name))
         assert (gain.low, gain.high) == pytest.approx((gain.estimate - reach, gain.estimate + reach))
@@ -119,13 +114,6 @@ def test_tokens_count_not_documents() -> None:
     assert found.perplexity[FINETUNED].estimate == pytest.approx(math.exp(370 / 190))
 
 
-def test_groups_widen_the_interval_and_pairing_narrows_the_gain() -> None:
-    systems, groups = drawn(400)
-    by_group, by_row = assessed(systems, groups), assessed(systems, [str(n) for n in range(400)])
-    assert by_group.score.half_width > 1.2 * by_row.score.half_width
-    assert by_group.gain_over_best_baseline.half_width < 0.5 * by_group.score.half_width
-
-
 def test_the_sentence_names_both_metrics_and_scores_survive_json() -> None:
     found = assessed(*drawn(200, champion=0.2))
     assert found.justification.justified and found.gain_over_champion.low > 0
@@ -140,14 +128,6 @@ def test_the_sentence_names_both_metrics_and_scores_survive_json() -> None:
     assert [reason.gate for reason in asked.reasons if not reason.passed] == ["is_calibrated"]
 
 
-@pytest.mark.parametrize(
-    ("gain", "champion", "failing"), [(-0.3, None, {"beats_baselines"}), (0.3, -0.2, {"beats_champion"})]
-)
-def test_a_worse_candidate_fails_its_gates(gain: float, champion: float | None, failing: set[str]) -> None:
-    verdict = release.verdict(assessed(*drawn(200, gain=gain, champion=champion)), ReleaseSettings())
-    assert {reason.gate for reason in verdict.reasons if not reason.passed} == failing
-
-
 def test_who_got_better_and_who_worse() -> None:
     tokens = np.array([10, 10, 10, 100, 20])
     base = DocumentScores(tokens, tokens * 2.0, tokens)
@@ -158,10 +138,9 @@ def test_who_got_better_and_who_worse() -> None:
         ("d", 100, 4.0, 2.0),
         ("c", 10, 2.5, 2.0),
     ]
-    assert sum(part.num_rows for part in found.bins) == 5
 
 
-def test_weakest_groups_and_lengths() -> None:
+def test_weakest_groups() -> None:
     tokens = np.array([60, 60, 300, 99, 10, 20])
     tuned = DocumentScores(tokens, tokens * np.array([3.0, 1.0, 2.5, 9.0, 1.0, 1.0]), tokens)
     base = DocumentScores(tokens, tokens * 4.0, tokens)
@@ -172,27 +151,6 @@ def test_weakest_groups_and_lengths() -> None:
         math.exp(2.0)
     )
     assert found[0].base_perplexity == pytest.approx(math.exp(4))
-    parts = language.per_length(tuned, base)
-    assert [(part.low, part.high, part.num_rows) for part in parts] == [
-        (10, 20, 2),
-        (60, 60, 2),
-        (99, 99, 1),
-        (300, 300, 1),
-    ]
-    assert parts[1].perplexity == pytest.approx(math.exp(2.0))
-
-
-@hypothesis_settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 1_000), min_size=2, max_size=60))
-def test_every_document_is_in_one_part(lengths: list[int]) -> None:
-    tokens = np.array(lengths)
-    scores = DocumentScores(tokens, tokens * 1.0, tokens)
-    parts = language.per_length(scores, scores)
-    assert sum(part.num_rows for part in parts) == len(lengths) and sum(
-        part.num_tokens for part in parts
-    ) == sum(lengths)
-    assert len(parts) <= 4
-    assert all(one.high < other.low for one, other in zip(parts, parts[1:], strict=False))
 
 
 def test_limits_that_go_into_the_card_name_no_group() -> None:

@@ -1,14 +1,11 @@
 """What gives a label away: stamps planted in real texts are found, and the texts as they are have none."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
 from benchmarks import leakage as benchmark
-from fullft_assets.evaluation import checks
 from fullft_assets.evaluation.leakage import LabelledTexts, Leakage, find_leakage, pieces
-from fullft_assets.evaluation.verdict import verdict
+from fullft_assets.evaluation.verdict import LEAKAGE, check_outcomes, verdict
 from fullft_assets.planning.worth import Worth
 from fullft_assets.report.rendering import render
 from fullft_assets.settings import ReleaseSettings
@@ -34,20 +31,6 @@ def test_real_texts_give_no_label_away_and_a_stamp_does(licences: tuple[Rows, Ro
     (marker,) = found_in(*(benchmark.stamped(rows, "tag") for rows in licences)).markers
     assert marker.label == "tag" and marker.kind == "word" and marker.rule in {"zqx", "[", "]"}
     assert marker.precision >= 0.98 and marker.recall == 1.0
-
-
-def test_a_length_gives_a_label_away() -> None:
-    rng = np.random.default_rng(0)
-    words = [f"w{number}x" for number in range(200)]
-
-    def rows(n: int) -> LabelledTexts:
-        of_label = rng.integers(0, 3, n)
-        texts = [" ".join(rng.choice(words, 60 if label == 1 else 12)) for label in of_label]
-        return LabelledTexts(texts, np.eye(3, dtype=bool)[of_label], [str(row) for row in range(n)])
-
-    (marker,) = find_leakage(rows(300), rows(150), ["order", "letter", "late_fee"], 0).markers
-    assert (marker.label, marker.kind) == ("letter", "length")
-    assert marker.rule.startswith("more than ")
 
 
 def test_rows_that_differ_in_numbers_alone_repeat_each_other(licences: tuple[Rows, Rows]) -> None:
@@ -81,7 +64,7 @@ def test_the_check_counts_and_the_page_alone_has_the_word() -> None:
     for evaluation, passed in ((clean, True), (marked, False)):
         decision = verdict(evaluation, ReleaseSettings())
         outcome = next(
-            each for each in checks.outcomes(evaluation, decision, worth) if each.name == checks.LEAKAGE.name
+            each for each in check_outcomes(evaluation, decision, worth) if each.name == LEAKAGE.name
         )
         assert outcome.passed is passed and WORD not in str(outcome) and "letter" not in str(outcome)
     shown = {"report": full_report(marked), "pictures": []}

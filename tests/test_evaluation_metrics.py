@@ -2,8 +2,6 @@
 against scipy.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -135,7 +133,7 @@ def test_each_has_an_interval_and_only_rows_with_probabilities_are_measured() ->
             assert score.low <= score.estimate <= score.high
         is_lower = found.columns[name][FINETUNED].estimate < found.columns[name]["tfidf"].estimate
         assert is_lower is not METRICS.get(name).higher_is_better
-    without = assessment.of_labels(labels, labels)
+    without = replace(assessment.predictions_of(labels, np.eye(3)[labels], list("abc")), predicted=None)
     assert [METRICS.get(name).measures(without) for name in names] == [True, False, False, False]
 
 
@@ -144,7 +142,9 @@ def test_intervals_are_t_intervals_of_a_bootstrap_over_groups() -> None:
     rng = np.random.default_rng(3)
     labels, groups = rng.integers(0, 3, 200), np.repeat(np.arange(50), 4)
     systems = {
-        name: assessment.of_labels(labels, np.where(rng.random(200) < share, labels, 0), 3)
+        name: assessment.predictions_of(
+            labels, np.eye(3)[np.where(rng.random(200) < share, labels, 0)], list("abc")
+        )
         for name, share in ((FINETUNED, 0.8), ("tfidf", 0.4))
     }
     index, _ = number_groups([str(group) for group in groups], 200)

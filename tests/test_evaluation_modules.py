@@ -2,8 +2,6 @@
 with an interval.
 """
 
-from __future__ import annotations
-
 import re
 import socket
 from pathlib import Path
@@ -15,13 +13,10 @@ from pydantic import ValidationError
 from sklearn.metrics import balanced_accuracy_score
 
 from fullft_assets.errors import DataError
-from fullft_assets.evaluation import modules, read_evaluation
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.evaluation import external, read_evaluation
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.settings.evaluation import ModuleSettings
+from fullft_assets.settings.evaluation import EvaluationSettings
 from fullft_assets.store import Store
-from fullft_assets.workloads.evaluation import work
 from tests import test_evaluation_workload as classification
 
 SCRIPT = """
@@ -60,14 +55,14 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def with_module(settings: UseCaseSettings, module: str, digest: str = "0" * 20) -> UseCaseSettings:
-    asked = {"modules": [ModuleSettings(module=module, digest=digest)]}
+    asked = {"modules": {module: digest}}
     return settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update=asked)})
 
 
 def with_its_digest(store: Store, settings: UseCaseSettings, module: str, root: Path) -> UseCaseSettings:
     """Return settings with the digest that the refusal of another one names."""
     with pytest.raises(DataError, match="the digest of its Python files is") as refused:
-        modules.keep(store, "mail", with_module(settings, module), root)
+        external.keep(store, "mail", with_module(settings, module), root)
     (digest,) = re.findall(r"files is ([0-9a-f]{20});", str(refused.value))
     return with_module(settings, module, digest)
 
@@ -84,26 +79,14 @@ def test_a_module_scores_every_system_with_an_interval(lab: Any, cache: Path, is
     script.write_text(SCRIPT)
     module = "mean_recall" if is_cached else "metrics/mean_recall"
     settings = with_its_digest(lab.store, lab.use_case.settings, module, lab.root)
-    copies = modules.keep(lab.store, "mail", settings, lab.root)
-    assert copies is not None and list(copies.files) == ["mean_recall/mean_recall.py"]
+    brought = external.keep(lab.store, "mail", settings, lab.root)
+    assert list(brought[external.MODULES].files) == ["mean_recall/mean_recall.py"]
     # The evaluation runs what was copied.
     script.write_text("raise SystemExit")
     with pytest.raises(DataError, match="the digest of its Python files is"):
-        modules.keep(lab.store, "mail", settings, lab.root)
+        external.keep(lab.store, "mail", settings, lab.root)
     candidate = lab.checkpoint(key, classification.small_model(lab.labels, [0, 1, 2]))
-    inputs = {
-        "training_snapshot": lab.snapshot.ref,
-        "finetuned_checkpoint": candidate.ref,
-        "cheaper_baselines": lab.baselines.ref,
-        "pilot_run": lab.pilot.ref,
-        modules.STAGE: copies.ref,
-    }
-    job = Job(
-        case="mail", stage="evaluation_report", key=key, project_root=str(lab.root),
-        store_url=lab.store.url, settings=settings, inputs=inputs,
-    )  # fmt: skip
-    work(job, lab.store, Progress(silent=True))
-    report = lab.store.find("mail", "evaluation_report", key)
+    report = lab.evaluate(candidate, key, settings=settings, brought=brought)
     rows = pq.read_table(lab.store.folder(report) / "predictions.parquet").to_pydict()
     evaluation = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
     for system, score in evaluation.scores["mean_recall"].items():
@@ -121,11 +104,11 @@ def test_a_module_that_is_not_there_or_has_a_taken_name_is_refused(cache: Path, 
     with pytest.raises(
         DataError, match=r"metrics/cost: there is neither .*/metrics/cost/cost\.py nor a copy"
     ):
-        modules.keep(store, "mail", with_module(settings, "metrics/cost"), tmp_path)
+        external.keep(store, "mail", with_module(settings, "metrics/cost"), tmp_path)
     with pytest.raises(ValidationError, match="accuracy is the name of a registered metric"):
-        ModuleSettings(module="metrics/accuracy", digest="0" * 20)
+        EvaluationSettings(modules={"metrics/accuracy": "0" * 20})
     several = settings.model_copy(
         update={"examples": settings.examples.model_copy(update={"task": "multi_label"})}
     )
     with pytest.raises(DataError, match="the task multi_label does not have"):
-        modules.keep(store, "mail", with_module(several, "metrics/cost"), tmp_path)
+        external.keep(store, "mail", with_module(several, "metrics/cost"), tmp_path)

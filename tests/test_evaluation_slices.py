@@ -1,7 +1,5 @@
 """Slices of the test rows: what is measured, what is tested, and the gate that no slice is worse."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -10,8 +8,7 @@ from sklearn.metrics import f1_score
 
 from fullft_assets import release, report
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
-from fullft_assets.evaluation.gates import GateResult
-from fullft_assets.evaluation.gates.comparisons import worse_slices
+from fullft_assets.evaluation.gates import GateResult, worse_slices
 from fullft_assets.markdown import to_html
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 from fullft_assets.tasks.classification import assessment

@@ -2,8 +2,6 @@
 them, which lose erased documents.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import Counter
@@ -31,6 +29,8 @@ from tests import labelled_reports
 from tests import test_evaluation_language_workload as language
 from tests import test_evaluation_workload as classification
 
+#: Of these the report has all probabilities of the fine-tuned model alone.
+OF_PROBABILITIES = ("brier", "log_loss", "auroc")
 METRICS = ["weighted_f1", "matthews_corrcoef", "brier", "log_loss", "auroc"]
 REPORTS = ["classified", "several", "spanned", "written"]
 
@@ -79,8 +79,7 @@ def classification_scores(rows: pd.DataFrame, found: Evaluation, weights: np.nda
     measurable = [name for name in names if name not in found.rare_labels]
     truth = np.array([names.index(label) for label in rows["label"]])
 
-    def probabilities(system: str) -> np.ndarray:
-        return np.stack(rows[column(system, "probabilities")].to_list())
+    probabilities = np.stack(rows["probabilities"].to_list())
 
     def f1(system: str, average: str) -> float:
         return metrics.f1_score(
@@ -94,7 +93,7 @@ def classification_scores(rows: pd.DataFrame, found: Evaluation, weights: np.nda
 
     def auroc(system: str) -> float:
         areas = [
-            metrics.roc_auc_score(truth == label, probabilities(system)[:, label], sample_weight=weights)
+            metrics.roc_auc_score(truth == label, probabilities[:, label], sample_weight=weights)
             for label, name in enumerate(names)
             if name in measurable
         ]
@@ -111,9 +110,9 @@ def classification_scores(rows: pd.DataFrame, found: Evaluation, weights: np.nda
             rows["label"], rows[column(system, "predicted")], sample_weight=weights
         ),
         "auroc": auroc,
-        "log_loss": lambda system: metrics.log_loss(truth, probabilities(system), **options),
+        "log_loss": lambda system: metrics.log_loss(truth, probabilities, **options),
         "brier": lambda system: metrics.brier_score_loss(
-            truth, probabilities(system), scale_by_half=False, **options
+            truth, probabilities, scale_by_half=False, **options
         ),
     }
 
@@ -197,11 +196,13 @@ def test_scores_are_scikit_learn_s_on_the_stored_rows(request: pytest.FixtureReq
     found, rows, weights = stored(*request.getfixturevalue(name))
     compared = 0
     for metric, score in SCORES[name](rows, found, weights).items():
-        for system, interval in found.scores[metric].items():
+        systems = ["finetuned"] if metric in OF_PROBABILITIES else list(found.scores[metric])
+        for system in systems:
+            interval = found.scores[metric][system]
             # Probabilities are stored in single precision.
             assert interval.estimate == pytest.approx(score(system), rel=1e-5, abs=1e-6), (metric, system)
             compared += 1
-    assert compared >= 2 * len(SCORES[name](rows, found, weights))
+    assert compared > len(SCORES[name](rows, found, weights))
 
 
 def test_the_calibration_error_is_the_one_of_binned_stored_rows(classified: tuple[Store, Manifest]) -> None:
@@ -225,7 +226,7 @@ def copied(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, Manif
 def test_an_erased_document_is_in_no_list_beside_its_report(copied: tuple[Store, Manifest]) -> None:
     store, report = copied
     lists = [name for name in ("answers.jsonl", "label_errors.jsonl") if name in report.files]
-    tables = [name for name in ("predictions.parquet", "validation.parquet") if name in report.files]
+    tables = ["predictions.parquet"]
 
     def ids(name: str) -> list[str]:
         path = store.folder(store.load(report.ref)) / name
@@ -233,7 +234,7 @@ def test_an_erased_document_is_in_no_list_beside_its_report(copied: tuple[Store,
             return pq.read_table(path)["id"].to_pylist()
         return [json.loads(line)["id"] for line in path.read_text(encoding="utf-8").splitlines()]
 
-    assert lists or "validation.parquet" in tables
+    assert lists
     before = {name: ids(name) for name in (*lists, *tables)}
     erased = sorted({each[0] for each in before.values()})
     erasure.erase(store, report.case, erased)

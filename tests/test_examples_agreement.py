@@ -2,8 +2,6 @@
 pair.
 """
 
-from __future__ import annotations
-
 import json
 from itertools import combinations, product
 from typing import Any
@@ -57,12 +55,6 @@ class TestTwoAnnotators:
         for label in {*first, *second}:
             one, other = ([str(given == label) for given in ratings] for ratings in (first, second))
             assert found.label_kappas[label] == pytest.approx(cohen_kappa_score(one, other))
-
-    def test_the_example_of_cohens_followers(self) -> None:
-        # 50 grant proposals, two readers: 20 yes/yes, 5 yes/no, 10 no/yes, 15 no/no.
-        pairs = [("yes", "yes")] * 20 + [("yes", "no")] * 5 + [("no", "yes")] * 10 + [("no", "no")] * 15
-        found = measure(*of_items([{"ann": a, "bob": b} for a, b in pairs]))
-        assert (found.kappa, found.observed, found.num_items) == (pytest.approx(0.4), pytest.approx(0.7), 50)
 
     def test_who_rates_again_counts_once(self) -> None:
         items, people = [1, 1, 1, 2, 2, 3, 3], ["ann", "bob", "ann", "ann", "bob", "bob", "bob"]

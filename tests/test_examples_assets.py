@@ -2,8 +2,6 @@
 the batch back.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +14,11 @@ import pytest
 from fullft_assets import documents, examples
 from fullft_assets.component import FullFineTune
 from fullft_assets.documents.aliases import alias
-from fullft_assets.personal_data import pii
+from fullft_assets.personal_data import search
 from fullft_assets.resources import open_store
 from fullft_assets.store import Store
 from tests import project as projects
+from tests.asset_runs import run_assets
 
 SECRET = "the patient of room twelve"
 
@@ -32,19 +31,11 @@ class Runs:
 
     def run(self, *assets: str) -> dg.ExecuteInProcessResult:
         use_case = self.project.use_case()
-        defs = dg.Definitions.merge(
-            FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
-        )
         store = open_store(use_case, self.instance)
         documents.cut_batches(store, use_case.name, self.project.documents, use_case.settings.documents)
         [batch] = documents.list_batches(store, use_case.name)
         self.instance.add_dynamic_partitions(f"{use_case.name}/batch", [batch.name])
-        return defs.resolve_implicit_global_asset_job_def().execute_in_process(
-            asset_selection=[dg.AssetKey(["letters", asset]) for asset in assets],
-            partition_key=batch.name,
-            instance=self.instance,
-            raise_on_error=False,
-        )
+        return run_assets(use_case, self.instance, *assets, partition=batch.name)
 
 
 @pytest.fixture
@@ -66,7 +57,7 @@ def counts(check: Any) -> dict[str, Any]:
 
 
 def deliver(project: projects.Project) -> None:
-    rows = [row for row in projects.licence_rows(70) if not pii.find(row["text"])][:60]
+    rows = [row for row in projects.licence_rows(70) if not search.find(row["text"])][:60]
     odd = [{"id": "odd", "text": SECRET, "kind": "poem"}, {"id": "bare", "text": f"{SECRET}, again"}]
     said = [
         {"id": "twice", "text": "said twice", "kind": kind, "annotator": who}
@@ -178,7 +169,7 @@ def test_an_expectation_that_cannot_be_computed_fails_with_one_line(runs: Runs) 
     line = failed.event_specific_data.user_failure_data.description
     assert (
         line.startswith(
-            "examples.expectations.0: expect_column_mean_to_be_between cannot be computed on the profile ("
+            "examples.expectations.0: expect_column_mean_to_be_between cannot be computed on the profile;"
         )
         and "\n" not in line
     )

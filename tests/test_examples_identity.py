@@ -2,8 +2,6 @@
 quarantine.
 """
 
-from __future__ import annotations
-
 import os
 from typing import Any
 
@@ -12,13 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import chunks, documents, examples, snapshot
-from fullft_assets.examples import identity
-from fullft_assets.examples.identity import Seen
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
 from tests import project as projects
-from tests.test_examples import PLAIN, check_against_plain_python, sound_rows, table
+from tests.test_examples import PLAIN, Seen, check_against_plain_python, sound_rows, table, within
 
 pytestmark = pytest.mark.quick
 
@@ -31,7 +27,7 @@ def seen(rows: list[dict[str, Any]], settings: ExamplesSettings = PLAIN) -> Seen
     """
     examined = check_against_plain_python(rows, settings)
     assert len(examined.valid) == len(rows)
-    return identity.within(examined.valid, task_of(settings).target)
+    return within(examined.valid, task_of(settings).target)
 
 
 def rows_of(mask: np.ndarray) -> list[int]:
@@ -215,16 +211,3 @@ class TestFixedDelivery:
         settled = {**other, "kind": "notice"} if annotators is None else {**one, "annotator": "referee"}
         stages.deliver("settled.jsonl", [settled], 10)
         assert stages.snapshot_labels() == before | {settled["id"]: "notice"}
-
-    @pytest.mark.heavy
-    def test_a_broken_redelivery_does_not_shadow_the_good_row(self, stages: Stages) -> None:
-        rows = projects.licence_rows(400)
-        stages.deliver("delivery-1.jsonl", rows, 0)
-        before = stages.snapshot_labels()
-        _, quarantined = stages.deliver(
-            "correction.jsonl",
-            [{**rows[0], "kind": "poem"}, {"text": "a new one", "kind": "tag", "expression": "mit"}],
-            10,
-        )
-        assert quarantined["id"].to_pylist() == [rows[0]["id"]]
-        assert stages.snapshot_labels().items() >= before.items()

@@ -2,8 +2,6 @@
 where rows are missing.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -16,17 +14,15 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import f1_score
 
+from fullft_assets import resources
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.evaluation import external, read_evaluation
-from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.resources import pointers
-from fullft_assets.settings import ExternalSettings, UseCaseSettings
+from fullft_assets.settings import EvaluationSettings, UseCaseSettings
 from fullft_assets.snapshot import Split, label_names, load_split
 from fullft_assets.store import Manifest, Store
-from fullft_assets.tasks.token_classification.tagging import normal
-from fullft_assets.workloads.evaluation import work
+from fullft_assets.tasks.token_classification.recipe import normal
 from tests import labelled_reports
 from tests import project as projects
 from tests import test_evaluation_workload as classification
@@ -43,8 +39,8 @@ def write(path: Path, rows: dict[str, Any], target: str = "label") -> Path:
     return path
 
 
-def with_external(settings: UseCaseSettings, *external: dict[str, Any], **more: Any) -> UseCaseSettings:
-    asked = {"external": [ExternalSettings(**each) for each in external], **more}
+def with_external(settings: UseCaseSettings, external: dict[str, Any], **more: Any) -> UseCaseSettings:
+    asked = {"external": external, **more}
     return settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update=asked)})
 
 
@@ -66,32 +62,11 @@ class TestLabels:
     def report(self, lab: classification.Lab, answers: dict[str, str]) -> Manifest:
         # A file may have more rows than are tested.
         write(lab.root / "vendor.jsonl", {**answers, "another row": "memo"})
-        vendor = {"name": "vendor", "file": "vendor.jsonl"}
-        quoted = {"name": "other_rag", "score": 0.91}
-        settings = with_external(lab.use_case.settings, vendor, quoted, metrics=["brier"])
-        kept = external.keep(lab.store, "mail", settings, lab.root)
-        assert kept is not None
+        systems = {"vendor": "vendor.jsonl", "other_rag": 0.91}
+        settings = with_external(lab.use_case.settings, systems, metrics=["brier"])
+        brought = external.keep(lab.store, "mail", settings, lab.root)
         candidate = lab.checkpoint("candidate", classification.small_model(lab.labels, [0, 1, 2]))
-        inputs = {
-            "training_snapshot": lab.snapshot.ref,
-            "finetuned_checkpoint": candidate.ref,
-            "cheaper_baselines": lab.baselines.ref,
-            "pilot_run": lab.pilot.ref,
-            external.STAGE: kept.ref,
-        }
-        job = Job(
-            case="mail",
-            stage="evaluation_report",
-            key="with_vendor",
-            project_root=str(lab.root),
-            store_url=lab.store.url,
-            settings=settings,
-            inputs=inputs,
-        )
-        work(job, lab.store, QUIET)
-        found = lab.store.find("mail", "evaluation_report", "with_vendor")
-        assert found is not None
-        return found
+        return lab.evaluate(candidate, "with_vendor", settings=settings, brought=brought)
 
     def test_it_is_scored_on_the_same_rows_and_has_to_be_beaten(self, lab, report, answers) -> None:
         rows = pq.read_table(lab.store.folder(report) / "predictions.parquet").to_pydict()
@@ -114,7 +89,7 @@ class TestLabels:
     def test_the_report_shows_scores_without_rows_aside(self, lab, report) -> None:
         text = (lab.store.folder(report) / "report.md").read_text()
         [vendor] = [line for line in text.splitlines() if line.startswith("| vendor |")]
-        assert vendor.endswith("| – | – |")
+        assert vendor.startswith("| vendor | 0.")
         assert "| other rag | 0.910 |" in text
         assert not any(name.startswith("other_rag") for name in report.metadata)
 
@@ -123,9 +98,9 @@ class TestLabels:
         kept = external.keep(
             lab.store,
             "mail",
-            with_external(lab.use_case.settings, {"name": "short", "file": "short.jsonl"}),
+            with_external(lab.use_case.settings, {"short": "short.jsonl"}),
             lab.root,
-        )
+        )[external.PREDICTIONS]
         count, first = len(lab.test), lab.test.ids[0]
         with pytest.raises(
             DataError,
@@ -137,12 +112,13 @@ class TestLabels:
             external.require_complete(lab.store, kept, lab.snapshot)
 
     def test_another_file_is_another_input(self, lab, answers) -> None:
-        settings = with_external(lab.use_case.settings, {"name": "changed", "file": "changed.jsonl"})
+        settings = with_external(lab.use_case.settings, {"changed": "changed.jsonl"})
         write(lab.root / "changed.jsonl", answers)
-        first, again = (external.keep(lab.store, "mail", settings, lab.root) for _ in range(2))
+        first, again = (
+            external.keep(lab.store, "mail", settings, lab.root)[external.PREDICTIONS] for _ in range(2)
+        )
         write(lab.root / "changed.jsonl", {**answers, lab.test.ids[0]: "memo"})
-        other = external.keep(lab.store, "mail", settings, lab.root)
-        assert first is not None and again is not None and other is not None
+        other = external.keep(lab.store, "mail", settings, lab.root)[external.PREDICTIONS]
         assert first.ref == again.ref != other.ref
         assert first.content_digest != other.content_digest
 
@@ -188,7 +164,7 @@ def test_several_labels_and_spans_are_judged(tmp_path: Path) -> None:
                 answer(prepared.split("test"), prepared.labels),
                 target,
             )
-            return with_external(prepared.use_case.settings, {"name": "oracle", "file": "oracle.jsonl"})
+            return with_external(prepared.use_case.settings, {"oracle": "oracle.jsonl"})
 
         _, report = make(tmp_path / target, bring)
         assert report.metadata["scores"]["oracle"]["micro_f1"] == 1.0
@@ -231,48 +207,42 @@ def test_a_span_outside_of_its_text_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"name": "a"}, "give either file"),
-        ({"name": "a", "file": "x", "score": 0.5}, "give either file"),
-        ({"name": "a", "score": 0.5, "low": 0.4}, "`low` was removed; the report shows the score alone"),
-        ({"name": "A b", "score": 0.5}, "pattern"),
+        ([{"name": "a", "score": 0.5}], "give each entry as NAME: FILE or NAME: SCORE"),
+        ({"a": 1.5}, "less than or equal to 1"),
+        ({"A b": 0.5}, "pattern"),
     ],
 )
-def test_settings_that_say_two_things_are_refused(given: dict[str, Any], problem: str) -> None:
+def test_systems_that_cannot_be_named_or_scored_are_refused(given: Any, problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
-        ExternalSettings(**given)
+        EvaluationSettings(external=given)
 
 
 def test_the_check_of_a_yaml_names_what_cannot_be_judged(tmp_path: Path) -> None:
-    brought = [
-        {"name": "tfidf", "score": 0.5},
-        {"name": "champion", "score": 0.5},
-        {"name": "gone", "file": "gone.jsonl"},
-    ]
-    project = projects.create(tmp_path, evaluation={"external": [*brought, {"name": "gone", "score": 0.5}]})
+    brought = {"tfidf": 0.5, "champion": 0.5, "gone": "gone.jsonl"}
+    project = projects.create(tmp_path, evaluation={"external": brought})
     with pytest.raises(SettingsError) as caught:
         load_use_case(project.yaml_path, with_data=True)
     for problem in (
         "tfidf is a system of the report already",
         "champion is a system",
         "there is no file",
-        "gone is listed twice",
     ):
         assert problem in str(caught.value)
     project.configure(
         examples={"task": "language_modeling", "label": None, "labels": None},
-        evaluation={"external": [brought[2]]},
+        evaluation={"external": {"gone": "gone.jsonl"}},
     )
     with pytest.raises(SettingsError, match="the task language_modeling is scored by token losses"):
         project.use_case()
 
 
 def test_a_plan_does_not_depend_on_what_was_brought() -> None:
-    from fullft_assets.assets.planning import planning_key
+    from fullft_assets.assets.model import planning_key
 
     settings = UseCaseSettings(base_model="model", documents={"path": "data"}, examples={"label": "kind"})
     snapshot: Any = SimpleNamespace(content_digest="abc")
     keys = set()
-    for each in (settings, with_external(settings, {"name": "vendor", "score": 0.5})):
+    for each in (settings, with_external(settings, {"vendor": 0.5})):
         keys.add(planning_key(SimpleNamespace(settings=each), snapshot, "revision"))
     assert len(keys) == 1
     other = settings.model_copy(
@@ -292,12 +262,12 @@ def test_the_whole_graph_with_lora_and_a_vendor(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
     store = Store(str(project.home / "store"))
-    snapshot = pointers.latest(store, project.name, "training_snapshot")
+    snapshot = resources.latest(store, project.name, "training_snapshot")
     assert snapshot is not None
     test, names = load_split(store, snapshot, "test"), label_names(snapshot)
     answers = {id_: names[label] for id_, label in zip(test.ids, test.labels, strict=True)}
     write(project.root / "vendor.jsonl", dict(list(answers.items())[1:]))
-    brought = {"external": [{"name": "vendor", "file": "vendor.jsonl"}]}
+    brought = {"external": {"vendor": "vendor.jsonl"}}
     project.configure(base_model="model", planning=planning, evaluation=brought)
     refused = project.fullft("run", project.name, timeout=600)
     assert refused.returncode != 0
@@ -305,12 +275,12 @@ def test_the_whole_graph_with_lora_and_a_vendor(tmp_path: Path) -> None:
         f"evaluation.external: vendor: 1 of {len(test)} test rows have no prediction"
         in refused.stdout + refused.stderr
     )
-    assert pointers.latest(store, project.name, "feasibility_plan") is None
+    assert resources.latest(store, project.name, "feasibility_plan") is None
 
     write(project.root / "vendor.jsonl", answers)
     done = project.fullft("run", project.name, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    report = pointers.latest(store, project.name, "evaluation_report")
+    report = resources.latest(store, project.name, "evaluation_report")
     assert report is not None and report.metadata["scores"]["vendor"]["accuracy"] == 1.0
     assert re.search(r"baseline +0\.\d+ \[0\.\d+, \d\.\d+\] lora; \d+\.\d s, 0\.\d\d USD", done.stdout)
     assert "beats_baselines is yellow" in done.stdout
@@ -319,4 +289,4 @@ def test_the_whole_graph_with_lora_and_a_vendor(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text(f"{gone}\n")
     erased = project.fullft("erase", project.name, str(tmp_path / "ids.txt"), "--reason", "asked for")
     assert erased.returncode == 0, erased.stdout + erased.stderr
-    assert store.artifacts(project.name, external.STAGE) == []
+    assert store.artifacts(project.name, external.PREDICTIONS) == []

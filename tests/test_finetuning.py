@@ -1,7 +1,5 @@
 """Fine-tuning on real licence texts: the planned order, what is trained, what is logged, what is refused."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter
@@ -16,19 +14,19 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from fullft_assets import checkpoint as checkpoint_key
-from fullft_assets.errors import DivergenceError, Interrupted, SettingsError
+from fullft_assets.errors import DivergenceError, SettingsError
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models import pooled
+from fullft_assets.models import loading
 from fullft_assets.models.inference import load_for_training, predict, predict_with
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.tasks.classification import recipe as classification
-from fullft_assets.tasks.classification.recipe import ClassificationRecipe, planned_order, score
+from fullft_assets.tasks.classification.recipe import planned_order, score
 from fullft_assets.training import checkpoints
 from fullft_assets.training.checkpoints import StepLog, latest_checkpoint, publish
-from fullft_assets.training.finetuning import Fit, exclusive, fine_tune
-from fullft_assets.training.trainer import accumulation_steps
-from tests.optimizer_steps import Stopping, without_dropout
-from tests.prepared import Prepared, prepare
+from fullft_assets.training.finetuning import Fit, fine_tune
+from fullft_assets.training.loop import accumulation_steps
+from tests.optimizer_steps import without_dropout
+from tests.prepared import Prepared, prepare, quick
 
 pytestmark = pytest.mark.numeric
 
@@ -58,17 +56,6 @@ def train(case: Prepared, folder: Path, chosen: TrainingSettings, **options: obj
     return fine_tune(case.recipe, chosen, work_folder=folder, **options)
 
 
-def quick(**changes: object) -> TrainingSettings:
-    values = {
-        "epochs": 1.0,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-    }
-    return TrainingSettings(**{**values, **changes})
-
-
 class TestPlannedOrder:
     sizes = st.lists(st.integers(1, 512), min_size=1, max_size=300)
 
@@ -86,27 +73,12 @@ class TestPlannedOrder:
         visits = np.bincount(order, minlength=len(lengths))
         assert visits.max() - visits.min() <= 1
 
-    @settings(max_examples=40, deadline=None)
-    @given(sizes, st.integers(2, 4), st.integers(1, 32), st.integers(0, 9))
-    def test_an_epoch_leaves_less_than_a_batch_to_the_next(self, lengths, epochs, batch_size, seed):
-        order = planned_order(lengths, epochs, batch_size, seed)
-        for epoch in range(1, epochs):
-            early = order[: epoch * len(lengths)]
-            visits = np.bincount(early, minlength=len(lengths))
-            assert np.abs(visits - epoch).sum() <= 2 * batch_size * epoch
-
     def test_depends_on_the_seed_alone(self):
         lengths = list(range(1, 200))
         first, again, other = (planned_order(lengths, 2, 8, seed) for seed in (1, 1, 2))
         assert np.array_equal(first, again)
         assert not np.array_equal(first, other)
         assert not np.array_equal(first[:199], first[199:])
-
-    def test_batches_are_not_read_from_long_to_short(self):
-        lengths = np.random.default_rng(0).lognormal(4, 0.8, 4_000)
-        order = planned_order(lengths.tolist(), 1, 16, 3)
-        means = lengths[order].reshape(-1, 16).mean(1)
-        assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.3
 
     def test_similar_lengths_share_a_batch(self):
         lengths = np.random.default_rng(0).lognormal(4, 0.8, 4_000).round() + 1
@@ -139,18 +111,12 @@ class TestRealModel:
         share = np.bincount(validation.labels).max() / len(validation)
         assert fitted.history[-1]["validation_accuracy"] > share
 
-    def test_log_has_each_step_once_in_order(self, fitted):
-        steps = [line["step"] for line in fitted.history if "loss" in line]
-        assert steps == sorted(set(steps))
-        assert fitted.history[-1]["step"] == fitted.num_steps
-        assert "validation_macro_f1" in fitted.history[-1]
-
     def test_tokens_are_counted_without_padding(self, prepared, fitted):
         windows = [window for document in prepared.split("train").windows for window in document]
         assert fitted.num_tokens == sum(map(len, windows))
 
     def test_saved_model_answers_the_same_and_knows_its_labels(self, prepared, fitted, tmp_path):
-        pooled.save(fitted.model, tmp_path, 256)
+        loading.save_model(fitted.model, tmp_path, 256)
         validation = prepared.split("validation")
         now = predict_with(fitted.model, validation.windows).probabilities
         assert np.array_equal(predict(tmp_path, validation.windows).probabilities, now)
@@ -204,24 +170,6 @@ class TestBatches:
         outputs = type("Outputs", (), {"logits": logits})
         torch.testing.assert_close(loss(outputs, targets), expected)
 
-    def test_balancing_helps_the_rare_label(self, tiny, tmp_path):
-        rows = tiny.split("train")
-        # Of one label in truth: what tells them apart cannot be learned.
-        common, rare = np.split(np.flatnonzero(rows.labels == 0)[:65], [60])
-        two = rows.select([*common, *rare])
-        two = replace(two, labels=np.array([0] * len(common) + [1] * len(rare)))
-        shares = []
-        for balanced in (False, True):
-            chosen = quick(balance_labels=balanced, epochs=1.0)
-            recipe = ClassificationRecipe(tiny.base_model, two, two, ["no", "yes"])
-            fit = fine_tune(recipe, chosen, 17, tmp_path / str(balanced), QUIET, resumable=False)
-            shares.append(predict_with(fit.model, two.windows).probabilities[:, 1].mean())
-        assert shares[1] > shares[0] + 0.1
-
-    def test_no_checkpoint_is_written_when_none_is_asked_for(self, tiny, tmp_path):
-        train(tiny, tmp_path, quick(checkpoint_every_steps=2), resumable=False)
-        assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-
 
 class TestDivergence:
     def test_poisoned_weights_are_one_line(self, tiny, tmp_path):
@@ -239,46 +187,8 @@ class TestDivergence:
         )
         assert all(map(math.isnan, scores.values()))
 
-    def test_wild_learning_rate_is_stopped_or_shown(self, tiny, tmp_path):
-        """Clipping keeps a rate of 0.9 finite as a rule; then a guard lowers it, or the checks on the losses
-        must tell.
-
-        A rate that decays would let it learn after all on some CPUs.
-        """
-        try:
-            fit = train(
-                tiny,
-                tmp_path,
-                quick(learning_rate=0.9, epochs=2.0, scheduler="constant_with_warmup"),
-                resumable=False,
-            )
-        except DivergenceError:
-            return
-        if fit.incidents:
-            return
-        assert all(math.isfinite(line.get("loss", 0.0)) for line in fit.history)
-        checks = {check.name: check.passed for check in checkpoint_key.checks(fit.history, fit.scores)}
-        assert not checks["loss_is_falling"] or not checks["is_not_overfitted"]
-
 
 class TestCheckpoints:
-    def test_a_stop_writes_a_checkpoint_and_the_next_call_resumes_there(self, tiny, tmp_path):
-        with pytest.raises(
-            Interrupted, match="stopped at step 1 of .*; run the same command to resume there"
-        ):
-            train(tiny, tmp_path / "a", quick(), progress=Stopping(1))
-        resumed = train(tiny, tmp_path / "a", quick())
-        straight = train(tiny, tmp_path / "b", quick())
-        assert (resumed.resumed_from_step, straight.resumed_from_step) == (1, 0)
-        for name, value in straight.model.state_dict().items():
-            assert torch.equal(resumed.model.state_dict()[name], value), name
-
-    def test_newest_checkpoints_are_kept(self, tiny, tmp_path):
-        fit = train(tiny, tmp_path, quick(checkpoint_every_steps=3), evaluate_at=())
-        kept = sorted(int(path.name.rsplit("-")[1]) for path in tmp_path.glob("checkpoint-*"))
-        assert kept == [fit.num_steps // 3 * 3 - (0 if fit.num_steps % 3 else 3), fit.num_steps]
-        assert latest_checkpoint(tmp_path).name == f"checkpoint-{fit.num_steps}"
-
     @pytest.mark.parametrize("harm", ["no seal", "cut short", "file missing"])
     def test_torn_checkpoint_is_skipped(self, tmp_path, harm):
         for step in (9, 10):  # sorted as text, 9 would be the newest
@@ -294,16 +204,6 @@ class TestCheckpoints:
         else:
             (tmp_path / "checkpoint-10" / "model.safetensors").unlink()
         assert latest_checkpoint(tmp_path).name == "checkpoint-9"
-
-    def test_second_holder_is_refused(self, tmp_path):
-        with (
-            exclusive(tmp_path),
-            pytest.raises(SettingsError, match="another process works in this folder"),
-            exclusive(tmp_path),
-        ):
-            pass
-        with exclusive(tmp_path):
-            pass
 
 
 class TestStepLog:

@@ -2,27 +2,26 @@
 sees.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 
 from fullft_assets.jobs import leases
-from fullft_assets.jobs.cores import THREADS
-from fullft_assets.jobs.gpus import NUM_GPUS, VISIBLE, shared_gpus
-from fullft_assets.jobs.launch import ERROR_FILE, WorkloadFailure
-from fullft_assets.jobs.leases import leased
+from fullft_assets.jobs.launch import ERROR_FILE, RUN_ID, WorkloadFailure
+from fullft_assets.jobs.leases import NUM_GPUS, THREADS, VISIBLE, leased, shared_gpus
+from fullft_assets.launchers.machine import Machine
 from fullft_assets.launchers.supervisor import Options
 from fullft_assets.models.hardware import num_gpus
-from fullft_assets.settings import TrainingSettings
-from fullft_assets.training import trainer
+
+#: A supervisor and a Python have so long to start on a slow machine that does other work.
+SECONDS = 60.0
 
 
 def always() -> bool:
@@ -109,6 +108,33 @@ def test_without_a_gpu_the_environment_stays_as_it_is(
         assert variables == {}
 
 
+@pytest.mark.parametrize(
+    ("limit", "threads", "expected"),
+    [
+        ("max 100000\n", None, {}),
+        ("100000 100000\n", None, {THREADS: "1"}),
+        ("100000 100000\n", "2", {}),
+        ("9000000 100000\n", None, {}),
+    ],
+)
+def test_one_process_has_a_thread_for_each_core_of_its_container(
+    limit: str,
+    threads: str | None,
+    expected: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "cpu.max").write_text(limit)
+    monkeypatch.setattr(leases, "_CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(leases, "shared_gpus", lambda: [])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.delenv(THREADS)
+    if threads is not None:
+        monkeypatch.setenv(THREADS, threads)
+    with leased(1, always) as variables:
+        assert variables == expected
+
+
 @pytest.mark.parametrize("code", [6, 9, 12, 255])
 def test_a_tool_that_fails_twice_gives_no_run_the_gpus_of_another(code: int, tmp_path: Path) -> None:
     tool, calls = tmp_path / "bin" / "nvidia-smi", tmp_path / "calls"
@@ -133,6 +159,80 @@ def test_a_tool_that_fails_twice_gives_no_run_the_gpus_of_another(code: int, tmp
     )
 
 
+class TestSupervised:
+    """Jobs of this machine that wait for its GPUs."""
+
+    @pytest.fixture
+    def jobs(self, tmp_path: Path) -> Iterator[Machine]:
+        jobs = Machine(tmp_path / "launches")
+        yield jobs
+        for name in ("firstrun", "another", "waiting1", "waiting2"):
+            jobs.stop(name, 0)
+
+    def _start(self, jobs: Machine, name: str, line: str, max_seconds: float | None = None) -> None:
+        jobs.start(
+            name,
+            ["-c", line],
+            {RUN_ID: f"{name}-of-some-run", "DAGSTER_HOME": "/home/a/.home", VISIBLE: "0"},
+            grace_seconds=1,
+            watched=[os.getpid()],
+            max_seconds=max_seconds,
+        )
+
+    def _until(self, jobs: Machine, name: str, state: str, output: str = "") -> str:
+        deadline = time.monotonic() + SECONDS
+        while (
+            (status := jobs.poll(name)).state != state
+            or (state == "pending" and not status.reason)
+            or not jobs.logs(name, "").stdout.endswith(output)
+        ):
+            assert time.monotonic() < deadline, status
+            time.sleep(0.02)
+        return status.reason
+
+    def test_the_second_run_waits_until_the_first_is_dead(self, jobs: Machine) -> None:
+        self._start(jobs, "firstrun", "import time; print('computes', flush=True); time.sleep(300)")
+        self._until(jobs, "firstrun", "running", "computes\n")
+        self._start(jobs, "another", "print('computes', flush=True)", max_seconds=5)
+        supervisor = jobs._supervisor("firstrun")
+        assert supervisor is not None
+        line = self._until(jobs, "another", "pending")
+        assert line.startswith(
+            "waiting until 1 of 1 GPUs are free; held by run firstrun of /home/a/.home (`kill"
+            f" {supervisor.pid}` ends it; a training keeps its checkpoint): wait, "
+        )
+        supervisor.kill()
+        self._until(jobs, "another", "succeeded")
+        assert jobs.logs("another", "").stdout == f"{line}\ncomputes\n"
+
+    def test_its_wait_is_no_time_of_work_and_can_be_cancelled(
+        self, jobs: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(VISIBLE, "0")
+        with leased(1, always):
+            self._start(jobs, "waiting1", "print('computes')", max_seconds=0.2)
+            self._start(jobs, "waiting2", "print('computes')")
+            self._until(jobs, "waiting1", "pending")
+            self._until(jobs, "waiting2", "pending")
+            time.sleep(0.5)
+            began = time.monotonic()
+            jobs.stop("waiting2", 30)
+            assert time.monotonic() - began < 10
+            assert jobs.poll("waiting1").state == "pending"
+
+
+def test_a_plan_counts_the_gpus_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NUM_GPUS, "3")
+    assert num_gpus() == 3
+
+
+def test_a_run_on_a_gpu_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.delenv(THREADS)
+    with leased(1, always) as variables:
+        assert variables == {VISIBLE: "GPU-a", NUM_GPUS: "3", THREADS: "4"}
+
+
 @pytest.mark.parametrize(("torchrun", "visible"), [([], "GPU-b"), (["--nproc_per_node", "2"], "GPU-b,GPU-c")])
 def test_a_supervised_workload_sees_no_gpu_of_another_run(torchrun: list[str], visible: str) -> None:
     command = [
@@ -145,27 +245,3 @@ def test_a_supervised_workload_sees_no_gpu_of_another_run(torchrun: list[str], v
     with leased(1, always):
         done = subprocess.run(supervised, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"{visible} 3\n"), done.stderr
-
-
-def test_a_plan_counts_the_gpus_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(NUM_GPUS, "3")
-    assert num_gpus() == 3
-
-
-def test_a_process_that_sees_two_gpus_trains_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By itself Trainer takes both: it wraps the model in nn.DataParallel, which cuts packed rows apart."""
-    monkeypatch.setattr(trainer, "_hardware_arguments", lambda settings: {"use_cpu": False})
-    for name, found in {"is_available": True, "device_count": 2, "set_device": None}.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, found=found: found)
-    found = trainer.training_arguments(
-        TrainingSettings(),
-        torch.nn.Linear(1, 1),
-        tmp_path,
-        seed=1,
-        num_processes=1,
-        items_a_pass=4,
-        num_steps=1,
-        resumable=False,
-    )
-    assert found.device == torch.device("cuda:0")
-    assert (found.n_gpu, found.parallel_mode.value, found.train_batch_size) == (1, "not_parallel", 4)

@@ -2,8 +2,6 @@
 twice, gates, promotion.
 """
 
-from __future__ import annotations
-
 import base64
 import math
 import re

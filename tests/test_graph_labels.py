@@ -2,8 +2,6 @@
 judged, promoted, used.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -147,17 +145,6 @@ def test_texts_with_several_labels_become_a_promoted_model(labelled: tuple[proje
 
 
 @pytest.mark.long
-def test_predict_gives_each_label_with_its_threshold(labelled: tuple[projects.Project, str]) -> None:
-    done = labelled[0].fullft("predict", CASE, "Licensed under the Apache License, Version 2.0")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert (
-        sorted(re.sub(r"^(yes|no) +\d+\.\d%  (\w+) \(from \d+\.\d% on\)$", r"\2", line) for line in lines)
-        == LABELS
-    )
-
-
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "examples", "metric"), [("labelled", MULTI_LABEL, "macro_f1"), ("spanned", SPANS, "micro_f1")]
 )
@@ -178,17 +165,6 @@ def test_a_second_candidate_is_judged_against_the_champion(
     of_champion = metrics["scores"]["champion"][metric]
     assert of_champion > 0
     assert metrics["gain_over_champion"] == pytest.approx(metrics[metric] - of_champion)
-
-
-@pytest.mark.long
-def test_an_erased_document_leaves_the_report(labelled: tuple[projects.Project, str], tmp_path: Path) -> None:
-    shutil.copytree(labelled[0].home / "store", tmp_path / "store")
-    store = Store(str(tmp_path / "store"))
-    report = latest(store, CASE, "evaluation_report")
-    gone = pq.read_table(store.folder(report) / "predictions.parquet")["id"][0].as_py()
-    erasure.erase(store, CASE, {gone: 1}, by="id", reason="asked")
-    after = pq.read_table(store.folder(latest(store, CASE, "evaluation_report")) / "predictions.parquet")
-    assert gone not in after["id"].to_pylist() and len(after)
 
 
 @pytest.fixture(scope="module")

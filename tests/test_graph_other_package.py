@@ -1,8 +1,4 @@
-"""A package of somebody else adds a format, a metric, a baseline and a task by entry points; the whole graph
-uses them.
-"""
-
-from __future__ import annotations
+"""Packages of somebody else add parts of seven kinds by entry points; the whole graph uses them."""
 
 import json
 import os
@@ -11,18 +7,31 @@ from typing import Any
 
 import pytest
 
-from fullft_assets.resources import pointers
+from fullft_assets import monitoring, resources
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
-from tests.other_package import install_shown
+from tests.other_package import DRIFT_TEST, GATE, OPTIMIZER, install, install_shown
 from tests.prepared import write_tiny_model
 
 
 @pytest.mark.slow
-def test_its_format_metric_baseline_and_task_go_through_the_graph(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_that_they_add_goes_through_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_shown(tmp_path / "site")
+    install(
+        tmp_path / "site",
+        "their-other-parts",
+        {
+            "their_optimizer.py": OPTIMIZER,
+            "their_kernels.py": "",
+            "their_gate.py": GATE,
+            "their_drift.py": DRIFT_TEST,
+        },
+        {
+            "fullft_assets.optimizers": {"momentum": "their_optimizer:MOMENTUM"},
+            "fullft_assets.gates": {"labels_are_few": "their_gate:GATE"},
+            "fullft_assets.drift_tests": {"longer": "their_drift:Longer"},
+        },
+    )
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
     )
@@ -33,6 +42,13 @@ def test_its_format_metric_baseline_and_task_go_through_the_graph(
         examples={"task": "urgency"},
         planning={"min_predicted_gain": -1.0, "baselines": ["majority", "tfidf", "first_letter"]},
         evaluation={"metrics": ["worst_recall"]},
+        training={"optimizer": "momentum"},
+        release={"gates": {"labels_are_few": {"most": 99}}},
+        monitoring={
+            "path": f"data/{project.name}/production",
+            "drift_tests": ["longer"],
+            "min_window_rows": 20,
+        },
     )
     for delivered in project.documents.iterdir():
         delivered.unlink()
@@ -40,11 +56,13 @@ def test_its_format_metric_baseline_and_task_go_through_the_graph(
     lines = ("\t".join((row["kind"], row["expression"], " ".join(row["text"].split()))) for row in rows)
     (project.documents / "delivery.tabbed").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
+    projects.write_rows(project.production / "week-1.jsonl", projects.licence_rows(60, skip=400))
+
     done = project.fullft("run", project.name, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
     store = Store(str(project.home / "store"))
-    (raw,) = pointers.latest_by_partition(store, project.name, "raw_documents").values()
+    (raw,) = resources.latest_by_partition(store, project.name, "raw_documents").values()
     assert raw.metadata["num_rows"] == 400
     report = latest(store, project.name, "evaluation_report")
     assert json.loads((store.folder(report) / "evaluation.json").read_text())["task"] == "urgency"
@@ -58,8 +76,14 @@ def test_its_format_metric_baseline_and_task_go_through_the_graph(
     page = (store.folder(report) / "report.html").read_text(encoding="utf-8")
     assert "worst recall" in page and "first letter of the text" in page
 
+    checkpoint = latest(store, project.name, "finetuned_checkpoint")
+    assert checkpoint.settings["training"]["optimizer"] == "momentum"
+    assert "labels_are_few" in {check.name for check in report.checks}
+    (window,) = resources.latest_by_partition(store, project.name, "drift_report").values()
+    assert monitoring.Sums.load(store.folder(window) / monitoring.SUMS).means["longer"].shape == (1,)
+
 
 def latest(store: Store, case: str, asset: str) -> Manifest:
-    found: Any = pointers.latest(store, case, asset)
+    found: Any = resources.latest(store, case, asset)
     assert found is not None, asset
     return found

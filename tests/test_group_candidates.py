@@ -1,11 +1,9 @@
 """A field that ties rows together is suggested for examples.group; dates, ids and annotators are not."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks import group_candidates as real
-from fullft_assets.checking.group_candidates import candidates
+from fullft_assets.checking.sample import candidates
 from fullft_assets.store import Store
 from tests import project as projects
 

@@ -2,8 +2,6 @@
 after a resume.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from fullft_assets.training.finetuning import fine_tune
 from tests import project as projects
 from tests.optimizer_steps import Stopping
 from tests.other_package import install
-from tests.prepared import Prepared, prepare
+from tests.prepared import Prepared, prepare, quick
 
 MODULE = '''
 from pydantic import Field
@@ -97,8 +95,8 @@ def test_a_yaml_switches_it_on_by_its_name(tmp_path: Path, other_package: None) 
             {"low_loss": {"below": 1, "action": "sing"}},
             r"training\.guards\.low_loss: action: Input should be 'off', 'warn'",
         ),
-        ({"idle": {"steps": 3}}, r"training\.guards\.idle: its thresholds were removed"),
-        ({"more": {}}, r"training\.guards: `more` was removed; name the guard beside the others"),
+        ({"loss_spike": {"steps": 3}}, r"training\.guards\.loss_spike: its thresholds were removed"),
+        ({"idle": "off"}, r"training\.guards\.idle: `idle` was removed; rows are read ahead from memory"),
     ],
 )
 def test_what_is_wrong_with_it_is_one_line(
@@ -113,17 +111,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 def settings(**guard: object) -> TrainingSettings:
-    values = {
-        "epochs": 0.3,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "track": [],
-    }
-    return TrainingSettings.model_validate(
-        values | {"checkpoint_every_steps": 2, "guards": {"low_loss": guard}}
-    )
+    return quick(epochs=0.3, track=[], checkpoint_every_steps=2, guards={"low_loss": guard})
 
 
 def test_it_stops_a_run_also_after_a_resume(tiny: Prepared, tmp_path: Path, other_package: None) -> None:

@@ -2,8 +2,6 @@
 libraries that users have.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -28,7 +26,7 @@ from transformers import (
 )
 
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models import heads, pooled
+from fullft_assets.models import inference, loading
 from fullft_assets.models.inference import (
     load_classifier,
     load_for_training,
@@ -36,12 +34,15 @@ from fullft_assets.models.inference import (
     predict,
     predict_with,
 )
+from fullft_assets.release import served
 from fullft_assets.training.finetuning import fine_tune
+from tests import test_multi_label, test_spans
 from tests.prepared import Prepared, prepare
 
 pytestmark = pytest.mark.numeric
 
 QUIET = Progress(silent=True)
+labelled, spanned = test_multi_label.tiny, test_spans.tiny
 SIZES = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -74,7 +75,7 @@ def began(case: Prepared, base_model: Path | None = None) -> Any:
     recipe = case.recipe if base_model is None else case.recipe.with_model(base_model)
     settings = case.use_case.settings.training
     model = recipe.load(settings)
-    heads.set_weights(model, recipe.fit_head(model, settings, QUIET))
+    inference.set_head_weights(model, recipe.fit_head(model, settings, QUIET))
     return recipe, model
 
 
@@ -89,11 +90,26 @@ def test_a_training_begins_with_the_probe(case: Prepared, tmp_path: Path) -> Non
     assert scores["macro_f1"] > 0.3
 
 
+@pytest.mark.parametrize("task", ["labelled", "spanned"])
+def test_a_training_of_another_task_begins_with_its_probe(
+    task: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    other = request.getfixturevalue(task)
+    settings = other.use_case.settings.training.model_copy(
+        update={"learning_rate": 1e-12, "epochs": 0.2, "track": [], "precision": "fp32"}
+    )
+    fit = fine_tune(other.recipe, settings, 3, tmp_path, QUIET, resumable=False, evaluate_at=[])
+    expected = other.recipe.fit_head(other.recipe.load(settings), settings, QUIET)
+    head = inference.output_layer(fit.model)
+    np.testing.assert_allclose(head.weight.detach().numpy(), expected.coefficients, atol=1e-6)
+    assert np.abs(expected.coefficients).max() > 0.1
+
+
 def test_every_architecture_begins_with_a_head_that_has_learned(case: Prepared, architecture: Path) -> None:
     recipe, model = began(case, architecture)
-    states = heads.features_of_documents(model, recipe.train.windows)
+    states = inference.features_of_documents(model, recipe.train.windows)
     weights = recipe.fit_head(model, case.use_case.settings.training, QUIET)
-    has_intercept = heads.has_intercept(model)
+    has_intercept = inference.has_intercept(model)
     assert has_intercept == (architecture.name != "llama")
     scores = states @ weights.coefficients.T + (weights.intercept if has_intercept else 0)
     found = predict_with(model, recipe.train.windows).probabilities
@@ -105,10 +121,10 @@ def test_every_architecture_begins_with_a_head_that_has_learned(case: Prepared, 
 def test_a_saved_classifier_answers_the_same(case: Prepared, architecture: Path, tmp_path: Path) -> None:
     recipe, model = began(case, architecture)
     windows = recipe.validation.windows[:20]
-    pooled.save(model, tmp_path / "saved", 64)
+    loading.save_model(model, tmp_path / "saved", 64)
     expected = predict_with(model, windows).probabilities
     np.testing.assert_allclose(predict(tmp_path / "saved", windows).probabilities, expected, atol=1e-6)
-    is_pooled = isinstance(model, pooled.PooledClassifier)
+    is_pooled = isinstance(model, loading.PooledClassifier)
     assert is_pooled == (architecture.name in ("roberta", "deberta"))
     if not is_pooled:  # transformers has it as it is
         loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
@@ -122,7 +138,7 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
     from fullft_assets.chunks import save_tokenizer
 
     recipe, model = began(case)
-    pooled.save(model, tmp_path, case.use_case.settings.chunks.max_tokens)
+    loading.save_model(model, tmp_path, case.use_case.settings.chunks.max_tokens)
     save_tokenizer(case.base_model, [], tmp_path)
     texts = [
         text
@@ -142,6 +158,11 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
     chosen = recipe.validation.select([recipe.validation.texts.index(text) for text in texts])
     expected = predict_with(model, chosen.windows).probabilities
     np.testing.assert_allclose(softmax(json.loads(done.stdout.splitlines()[-1]), axis=1), expected, atol=1e-4)
+    for answer, probabilities in zip(
+        served.predict_fn({"inputs": texts}, served.model_fn(str(tmp_path))), expected, strict=True
+    ):
+        scores = {each["label"]: each["score"] for each in answer}
+        np.testing.assert_allclose([scores[label] for label in case.labels], probabilities, atol=1e-4)
 
 
 def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_path: Path) -> None:
@@ -155,12 +176,14 @@ def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_p
     model = load_for_training(tmp_path, ["a", "b"], load=load_new_classifier)
     windows = [[[5, 6, 7]]]
     state = model.base_model.eval()(torch.tensor(windows[0])).last_hidden_state[:, 0]
-    np.testing.assert_allclose(heads.features_of_documents(model, windows), state.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        inference.features_of_documents(model, windows), state.detach().numpy(), atol=1e-6
+    )
 
 
 def test_a_head_of_other_labels_is_not_used(case: Prepared, tmp_path: Path) -> None:
     _, model = began(case)
-    pooled.save(model, tmp_path, 64)
+    loading.save_model(model, tmp_path, 64)
     other = load_for_training(tmp_path, ["a", "b", "c"], load=load_new_classifier)
     assert other.left_out_head == f"of {len(case.labels)} labels"
     assert other.config.num_labels == 3

@@ -1,7 +1,5 @@
 """Which batches are due: new ones, interrupted ones, and all of them after an edit of what shapes them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -11,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import automation, chunks, documents, examples, snapshot
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.chunks import ingestion
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.resources import latest_by_partition, open_store
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot import batches, sketches
+from fullft_assets.snapshot import batches
 from fullft_assets.store import CheckOutcome, Manifest
 from tests import project as projects
 
@@ -39,9 +37,9 @@ class Data:
 
     def due(self) -> list[str]:
         """Return what the sensor asks a run for: (run key, batch)."""
-        case = Case(self.use_case)
-        sensor = next(s for s in automation.build_sensors(case) if s.name.endswith("_new_documents"))
-        result = sensor(dg.build_sensor_context(instance=self.instance, resources=case.resources()))
+        graph = CaseGraph(self.use_case)
+        sensor = next(s for s in automation.build_sensors(graph) if s.name.endswith("_new_documents"))
+        result = sensor(dg.build_sensor_context(instance=self.instance, resources=graph.resources()))
         return (
             []
             if isinstance(result, dg.SkipReason)
@@ -109,7 +107,7 @@ def test_the_snapshot_refuses_batches_of_other_settings(data: Data):
     data.project.configure(chunks={"max_tokens": 48})
     with pytest.raises(DataError, match="tokenized_chunks were made with other settings than today's"):
         snapshot.take(data.store, data.use_case, {batch: valid}, {batch: cut})
-    data.project.configure(examples={"max_characters": 5_000})
+    data.project.configure(examples={"max_quarantined_share": 0.6})
     with pytest.raises(DataError, match="labeled_examples were made with other settings than today's"):
         snapshot.take(data.store, data.use_case, {batch: valid}, {batch: cut})
 
@@ -180,7 +178,7 @@ def test_a_file_of_another_folder_that_supersedes_its_namesake_is_reported(tmp_p
     projects.write_rows(other / "delivery-3.jsonl", projects.licence_rows(30, skip=1_200))
     # All is read anew, what lay in the old folder as it was read.
     data.project.configure(
-        documents={"path": "data/others", "encoding": "utf-8"}, examples={"max_characters": 9_000}
+        documents={"path": "data/others", "encoding": "utf-8"}, examples={"max_quarantined_share": 0.7}
     )
     check = take()
     assert (check.passed, check.severity, check.metadata) == (
@@ -189,32 +187,6 @@ def test_a_file_of_another_folder_that_supersedes_its_namesake_is_reported(tmp_p
         {"num_files_of_several_sources": 1},
     )
     assert f"{alias('delivery-2.jsonl')} from {data.project.documents} and {other};" in check.description
-
-
-def test_each_batch_is_sketched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = Data(projects.create(tmp_path, documents={"max_batch_files": 1}))
-    data.project.deliver("delivery-2.jsonl", projects.licence_rows(50, skip=1_000))
-    sketched = []
-    build = sketches.build
-    monkeypatch.setattr(
-        sketches, "build", lambda rows, *arguments: sketched.append(len(rows)) or build(rows, *arguments)
-    )
-    made: dict[str, tuple[Manifest, Manifest]] = {}
-
-    def take() -> Manifest:
-        made.update({name: data.ingest(name) for _, name in data.due()})
-        return snapshot.take(
-            data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1))
-        )
-
-    take()
-    assert sketched == [valid.metadata["num_valid"] for valid, _ in made.values()] and len(sketched) == 2
-    data.project.deliver("delivery-3.jsonl", projects.licence_rows(30, skip=1_100))
-    assert len(take().metadata["parts"]) == 3
-    assert (
-        sketched[2:] == [valid.metadata["num_valid"] for valid, _ in list(made.values())[2:]]
-        and len(sketched) == 3
-    )
 
 
 def taken_sources(data: Data, taken: Manifest) -> set[str]:
@@ -287,7 +259,7 @@ class TestArchivedFiles:
     ) -> None:
         data, first, _ = archived
         held = latest_by_partition(data.store, "letters", "raw_documents")[first]
-        self.change(data, {"encoding": "utf-8"}, group=None, max_characters=10_000)
+        self.change(data, {"encoding": "utf-8"}, group=None, max_quarantined_share=0.8)
         again = data.read(first)
         assert again.metadata["num_rows"] == 40 and again.key != held.key
         monkeypatch.setattr(documents, "VERSION", "later")
@@ -299,21 +271,10 @@ class TestArchivedFiles:
         assert data.read(second).metadata["num_rows"] == 300
         (data.project.documents / "delivery-2.jsonl").unlink()
         projects.write_rows(data.project.documents / "delivery-3.jsonl", projects.licence_rows(5))
-        self.change(data, group=None, domain=None, min_characters=2)
+        self.change(data, group=None, domain=None, max_quarantined_share=0.9)
         raw = data.read(second)
         rows = pq.read_table(data.store.folder(raw) / "documents.parquet")
         assert (len(rows), rows["group"].null_count) == (300, 300)
-
-    def test_a_damaged_file_beside_them_fails_nobody(self, tmp_path: Path) -> None:
-        data = Data(projects.create(tmp_path, rows=40))
-        (data.project.documents / "other.csv").write_text('text,kind\n"never closed,e\n')
-        [(_, batch)] = data.due()
-        data.read(batch)
-        (data.project.documents / "delivery-1.jsonl").unlink()
-        data.project.configure(chunks={"max_tokens": 48})
-        raw = data.read(batch)
-        assert raw.metadata["num_rows"] == 40
-        assert alias("other.csv") in raw.check("files_are_readable").description
 
 
 def _minilm() -> Path:

@@ -2,8 +2,6 @@
 each launcher.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -17,23 +15,20 @@ import pytest
 import yaml
 
 from fullft_assets import chunks, documents, examples, snapshot
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.jobs import INGEST
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
 from fullft_assets.documents.delivery import source_of
 from fullft_assets.launchers.records import launches
-from fullft_assets.launchers.sagemaker import SageMakerLauncher
 from fullft_assets.resources import latest_by_partition, open_store
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests import s3_server as s3_servers
-from tests.aws_double import IMAGE, ROLE
 from tests.kubernetes_double import IMAGE as POD_IMAGE
 from tests.kubernetes_double import NAMESPACE, Cluster
-from tests.launch_scenes import TESTS, serving, wait_for
-from tests.sagemaker_double import SageMaker
+from tests.launch_scenes import TESTS, wait_for
 from tests.test_launch_demo import place
 
 pytestmark = pytest.mark.long
@@ -175,7 +170,7 @@ def ingest_there(
         instance.add_dynamic_partitions(f"{use_case.name}/batch", names)
         defs = FullFineTune(use_case).build_defs()
         assets = [each for each in defs.assets or () if isinstance(each, dg.AssetsDefinition)]
-        chosen = [each for each in assets if each.keys & {Case(use_case).key(name) for name in INGEST}]
+        chosen = [each for each in assets if each.keys & {CaseGraph(use_case).key(name) for name in INGEST}]
         resources = dict(defs.resources or {})
         assert all(
             dg.materialize(chosen, instance=instance, resources=resources, partition_key=batch).success
@@ -199,32 +194,6 @@ def ingest_there(
             "made there, and found by the run"
         )
     return use_case, store, names
-
-
-def test_batches_as_processing_jobs_give_the_snapshot_of_one_machine(
-    s3_env: s3_servers.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    project = projects.create(tmp_path / "project", rows=1)
-    deliver(project, 3)
-    bucket = f"ingestion-{os.getpid()}"
-    section: dict[str, Any] = {
-        "kind": "sagemaker",
-        "jobs": "processing",
-        "instance_type": "ml.m5.xlarge",
-        "image": IMAGE,
-        "role_arn": ROLE,
-    }
-    with serving(SageMaker, SageMakerLauncher, s3_env, tmp_path, monkeypatch) as service:
-        use_case, store, names = ingest_there(project, section, s3_env, bucket)
-        assert (
-            len(names) == service.calls["CreateProcessingJob"] == 3
-            and service.calls["CreateTrainingJob"] == 0
-        )
-        there = snapshot_of(use_case, store)
-        assert (
-            there.content_digest
-            == snapshot_on_one_machine(use_case, Store(f"s3://{bucket}/one")).content_digest
-        )
 
 
 @pytest.mark.parametrize("kind", ["ssh", "kubernetes", "ecs"])

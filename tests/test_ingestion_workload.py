@@ -2,8 +2,6 @@
 themselves.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +10,7 @@ import dagster as dg
 import pytest
 
 from fullft_assets import chunks, documents, examples
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.jobs import INGEST
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
@@ -51,10 +49,10 @@ def ingest(project: projects.Project, driver: InThisProcess) -> tuple[Store, boo
         defs = FullFineTune(use_case).build_defs()
         resources = {
             **(defs.resources or {}),
-            Case(use_case).launcher_key: dg.ResourceDefinition.hardcoded_resource(driver),
+            CaseGraph(use_case).launcher_key: dg.ResourceDefinition.hardcoded_resource(driver),
         }
         assets = [each for each in defs.assets or () if isinstance(each, dg.AssetsDefinition)]
-        chosen = [each for each in assets if each.keys & {Case(use_case).key(name) for name in INGEST}]
+        chosen = [each for each in assets if each.keys & {CaseGraph(use_case).key(name) for name in INGEST}]
         instance.add_dynamic_partitions(f"{use_case.name}/batch", [batch.name])
         done = dg.materialize(
             chosen, instance=instance, resources=resources, partition_key=batch.name, raise_on_error=False
@@ -106,7 +104,7 @@ def test_a_batch_that_is_held_back_ends_well_and_without_the_workload_nothing_is
 
 def test_what_retention_has_removed_since_is_made_by_the_workload_again(tmp_path: Path):
     project = projects.create(tmp_path, rows=60, compute={"ingestion": {"kind": "local"}})
-    case, driver, store = Case(project.use_case()), InThisProcess(), Store(str(tmp_path / "store"))
+    case, driver, store = CaseGraph(project.use_case()), InThisProcess(), Store(str(tmp_path / "store"))
     (batch,) = documents.cut_batches(store, case.name, project.documents, case.settings.documents)
     context: Any = SimpleNamespace(
         partition_key=batch.name,
@@ -124,7 +122,7 @@ def test_what_retention_has_removed_since_is_made_by_the_workload_again(tmp_path
 
 def test_an_image_with_another_tokenizer_makes_nothing_that_nobody_would_find(tmp_path: Path):
     project = projects.create(tmp_path, rows=60, compute={"ingestion": {"kind": "local"}})
-    case, store = Case(project.use_case()), Store(str(tmp_path / "store"))
+    case, store = CaseGraph(project.use_case()), Store(str(tmp_path / "store"))
     (batch,) = documents.cut_batches(store, case.name, project.documents, case.settings.documents)
     job = case.job(ingestion.STAGE, "of another tokenizer", store, {}, batch.name)
     with pytest.raises(

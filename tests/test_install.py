@@ -2,8 +2,6 @@
 list.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 import zipfile
@@ -100,7 +98,7 @@ class TestWithoutItsExtra:
     @pytest.mark.heavy
     def test_a_setting_is_refused_with_its_key_and_what_to_install(self, bare: projects.Project) -> None:
         bare.configure(
-            documents={"path": "s3://bucket/letters", "queue": "https://sqs.eu-central-1.amazonaws.com/1/q"},
+            documents={"path": "s3://bucket/letters"},
             launcher={"kind": "kubernetes", "image": "image@sha256:" + "0" * 64},
             alerts={"channels": {"cloudwatch": {}}},
         )
@@ -112,8 +110,7 @@ class TestWithoutItsExtra:
             re.MULTILINE,
         )
         assert dict(said) == {
-            "documents.path": "needs s3fs; pip install 'fullft-assets[aws]'",
-            "documents.queue": "needs boto3; pip install 'fullft-assets[aws]'",
+            "documents.path": "needs boto3; pip install 'fullft-assets[aws]'",
             "launcher.kind": "needs kubernetes; pip install 'fullft-assets[kubernetes]'",
             "alerts.channels.cloudwatch": "needs boto3; pip install 'fullft-assets[aws]'",
         }
@@ -121,7 +118,8 @@ class TestWithoutItsExtra:
     def test_a_store_in_a_bucket_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(extras.util, "find_spec", lambda name: None)
         with pytest.raises(
-            SettingsError, match=r"^store s3://bucket/store needs s3fs; pip install 'fullft-assets\[aws\]'$"
+            SettingsError,
+            match=r"^store s3://bucket/store needs obstore; pip install 'fullft-assets\[buckets\]'$",
         ):
             Files("s3://bucket/store")
 

@@ -2,13 +2,12 @@
 do not.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BertConfig,
     BloomConfig,
     GPT2Config,
     GptOssConfig,
@@ -17,11 +16,13 @@ from transformers import (
     MambaConfig,
     MixtralConfig,
     OPTConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3Config,
 )
 
+from fullft_assets.errors import SettingsError
 from fullft_assets.models.isolation import probe
 
 pytestmark = pytest.mark.numeric
@@ -78,6 +79,34 @@ def test_models_that_leak_are_found(name: str) -> None:
     found = probe(build(LEAKING[name]), 64)
     assert not found.is_isolated
     assert name in found.reason
+
+
+def test_a_model_that_changes_with_the_longest_document_is_found() -> None:
+    """Phi-3's rotary factors are others for all documents of a batch as soon as one is long."""
+    config = Phi3Config(
+        **{name: value for name, value in SMALL.items() if name != "head_dim"},
+        original_max_position_embeddings=24,
+        rope_parameters={
+            "rope_type": "longrope",
+            "short_factor": [1.0] * 4,
+            "long_factor": [8.0] * 4,
+            "rope_theta": 10_000.0,
+            "original_max_position_embeddings": 24,
+        },
+        pad_token_id=0,
+    )
+    assert not probe(build(config), 64).is_isolated
+    assert probe(build(config), 24).is_isolated, "no document is long"
+
+
+def test_a_model_that_sees_the_future_is_refused() -> None:
+    bert = BertConfig(
+        vocab_size=96, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    with pytest.raises(
+        SettingsError, match=r"^base_model: bert sees the tokens that it is to predict .*Llama$"
+    ):
+        probe(build(bert), 64)
 
 
 class BlindToPositions(torch.nn.Module):

@@ -2,8 +2,6 @@
 one is injected where it decides.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import json
@@ -56,7 +54,7 @@ interpreter._implicit_cvt = convert_floats
 rms_norm.rsqrt = lambda x: tl.rsqrt(x)
 kernels.why_not, kernels.move = lambda *_: "", lambda model: None
 model = build(LLAMA).eval()
-prepared = recipe(LLAMA, training(8)).prepare(model, SETTINGS, 1, 1)
+prepared = recipe(LLAMA, training(8)).prepare(model, SETTINGS, 1)
 batch = prepared.feed.batch(0)
 labels = batch.pop("labels")
 

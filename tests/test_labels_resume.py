@@ -2,8 +2,6 @@
 weights, and the thresholds, of one that was not.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -5,8 +5,6 @@ Control plane, store and workloads are real. Clusters and AWS are doubles that e
 S3 server are real ones.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import secrets
@@ -78,7 +76,7 @@ def place(kind: str, root: Path, s3: S3Server, patch: pytest.MonkeyPatch) -> Ite
                 "context": "double",
                 "image": pods.IMAGE,
                 "python": sys.executable,
-                "gpu_resource": None,
+                "gpus": False,
             }
             yield {"kind": kind, "folder": str(root), "grace_seconds": 20, **chosen}
         else:

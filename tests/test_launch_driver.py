@@ -12,12 +12,11 @@ import pytest
 from probe_workloads.definitions import probe_job
 
 from fullft_assets.launchers import Launcher, LaunchSpec, Logs, Status, Unreachable, driver, records
-from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch
-from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
+from tests.launch_scenes import recorded, run_probe
 
 
 class Backend(Launcher):
@@ -51,9 +50,6 @@ class Backend(Launcher):
     def stop(self, name: str) -> None:
         self._answer("stop")
         self.jobs.pop(name, None)
-
-    def list(self) -> list[str]:
-        return sorted(self.jobs)
 
     def _answer(self, call: str) -> None:
         self.calls.append(call)
@@ -89,39 +85,29 @@ def run(tmp_path: Path, instance: dg.DagsterInstance) -> Callable[[Launcher], st
     """Runs the probe's job on a launcher; returns None, or the line of the failure."""
 
     def run(launcher: Launcher) -> str | None:
-        job, store = probe_job(tmp_path, "writes")
-
-        @dg.asset
-        def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-            with one_line_errors(store, "probe"):
-                LaunchDriver(lambda _: launcher).run(context, "training", job, store)
-            return dg.MaterializeResult()
-
-        done = dg.materialize([made], instance=instance, raise_on_error=False)
-        if done.success:
-            return None
-        failure = done.get_step_failure_events()[0].step_failure_data
-        return (
-            failure.error.message
-            if failure.user_failure_data is None
-            else failure.user_failure_data.description
-        )
+        return run_probe(launcher, *probe_job(tmp_path, "writes"), instance, workload="training")[0]
 
     return run
 
 
-def recorded(store: Store) -> Launch:
-    (launch,) = records.launches(store, "probe")
-    return launch
+@pytest.fixture
+def abandoned(run, store, monkeypatch) -> Callable[..., Backend]:
+    """Returns a backend with the job of a run that lost it at its first look, and is over."""
+
+    def abandoned(*ends: Status) -> Backend:
+        monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
+        backend = Backend(store, list(ends))
+        backend.lost = {2}
+        assert run(backend) == "the backend does not answer [infrastructure]"
+        backend.lost = set()
+        return backend
+
+    return abandoned
 
 
 def test_what_a_job_waits_for_is_said_once_in_the_log_of_the_run(run, store, instance, monkeypatch):
-    waits = [
-        Status("pending"),
-        Status("pending", "held by run a"),
-        Status("pending", "held by run a"),
-        Status("running"),
-    ]
+    held = Status("pending", "held by run a")
+    waits = [Status("pending"), held, held, Status("running")]
     backend = Backend(store, [DONE])
     done = Backend.poll
     monkeypatch.setattr(
@@ -169,62 +155,46 @@ def test_lost_answers_neither_fail_a_run_nor_start_a_second_job(run, store, lost
     assert backend.calls.count("submit") == 1 and recorded(store).attempt == 1
 
 
-def test_a_run_attaches_to_the_job_that_an_earlier_one_left(run, store, monkeypatch):
-    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
-    backend = Backend(store, [DONE])
-    backend.lost = {2}
-    assert run(backend) == "the backend does not answer [infrastructure]"
-    left = recorded(store)
-    assert (left.state, backend.list()) == ("running", [left.name_in(store)])
-    backend.lost = set()
+def test_a_run_attaches_to_the_job_that_an_earlier_one_left(run, store, abandoned):
+    backend, first = abandoned(DONE), recorded(store)
+    assert (first.state, sorted(backend.jobs)) == ("running", [first.name_in(store)])
     assert run(backend) is None
     launch = recorded(store)
     assert backend.calls.count("submit") == 1 and (launch.state, launch.attempt, launch.submitted_at) == (
         "succeeded",
         1,
-        left.submitted_at,
+        first.submitted_at,
     )
-    assert launch.run_id != left.run_id
+    assert launch.run_id != first.run_id
 
 
 @pytest.mark.parametrize(
     ("end", "line", "num_submitted"), [(PREEMPTED, None, 2), (WRONG, "a.csv:3: no label [data]", 1)]
 )
 def test_how_the_job_of_an_earlier_run_ended_decides_whether_it_is_started_again(
-    run, store, monkeypatch, end, line, num_submitted
+    run, abandoned, end, line, num_submitted
 ):
-    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
-    backend = Backend(store, [end, DONE])
-    backend.lost = {2}
-    run(backend)
-    backend.lost = set()
+    backend = abandoned(end, DONE)
     assert run(backend) == line
     assert backend.calls.count("submit") == num_submitted
 
 
 def test_who_only_follows_starts_the_next_attempt_though_the_first_run_never_records_an_end(
-    run, store, monkeypatch
+    run, store, abandoned, monkeypatch
 ):
-    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
+    backend = abandoned(PREEMPTED, DONE)
     monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: True)
-    backend = Backend(store, [PREEMPTED, DONE])
-    backend.lost = {2}
-    run(backend)
-    backend.lost = set()
     assert run(backend) is None
     assert (recorded(store).attempt, recorded(store).state) == (2, "succeeded")
 
 
 @pytest.mark.fault("the run's process is killed", "ssh", "kubernetes", "ecs", "sagemaker")
-def test_who_attached_takes_the_job_over_once_its_run_is_gone(run, store, monkeypatch):
+def test_who_attached_takes_the_job_over_once_its_run_is_gone(run, store, abandoned, monkeypatch):
     """Else it would count as a job that nobody follows, and be ended under a run that waits for it."""
-    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(Backend, "look_seconds", (0.0, 0.0))
     lives, followed_by = [True], []
     monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: lives[0])
-    backend = Backend(store, [Status("running")])
-    backend.lost = {2}
-    run(backend)
+    backend = abandoned(Status("running"))
 
     def logs(name: str, cursor: str) -> Logs:
         followed_by.append(recorded(store).run_id)
@@ -234,29 +204,22 @@ def test_who_attached_takes_the_job_over_once_its_run_is_gone(run, store, monkey
         return Logs("1")
 
     monkeypatch.setattr(backend, "logs", logs)
-    backend.lost = set()
     assert run(backend) == "a.csv:3: no label [data]"
     assert followed_by[0] != followed_by[1] == followed_by[2] == recorded(store).run_id
-    assert recorded(store).is_cleared and backend.list() == []
+    assert sorted(backend.jobs) == []
 
 
-def test_a_job_of_an_earlier_run_that_is_gone_is_submitted_again(run, store, monkeypatch):
-    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
-    backend = Backend(store, [WRONG, DONE])
-    backend.lost = {2}
-    run(backend)
+def test_a_job_of_an_earlier_run_that_is_gone_is_submitted_again(run, abandoned):
+    backend = abandoned(WRONG, DONE)
     backend.jobs.clear()
-    backend.lost = set()
     assert run(backend) is None
 
 
 @pytest.mark.fault("two runs launch the same")
-def test_a_job_that_another_run_has_recorded_is_waited_for_and_submitted_once(run, store, monkeypatch):
-    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
-    backend = Backend(store, [DONE])
-    backend.lost = {2}
-    run(backend)
-    backend.lost = set()
+def test_a_job_that_another_run_has_recorded_is_waited_for_and_submitted_once(
+    run, store, abandoned, monkeypatch
+):
+    backend = abandoned(DONE)
     submitted = dict(backend.jobs)
     backend.jobs.clear()  # as if the first run were between its record and its submission
     monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: True)
@@ -286,7 +249,7 @@ def test_an_error_here_leaves_the_job_to_the_next_run_and_a_cancel_ends_it(run, 
 def test_a_job_that_may_still_run_is_ended_before_the_next_one_starts(run, store, monkeypatch, end, lost):
     backend, beside = Backend(store, [end, DONE], max_retries=1), []
     submit = backend.submit
-    monkeypatch.setattr(backend, "submit", lambda spec: (beside.append(backend.list()), submit(spec)))
+    monkeypatch.setattr(backend, "submit", lambda spec: (beside.append(sorted(backend.jobs)), submit(spec)))
     backend.lost = lost  # answers to `stop`
     assert run(backend) is None
     assert (beside, recorded(store).attempt) == ([[], []], 2)
@@ -297,14 +260,14 @@ def test_a_job_that_cannot_be_ended_stays_on_record_for_the_next_run(run, store,
     backend = Backend(store, [LOST, DONE], max_retries=1)
     backend.lost = {4}
     line = run(backend)
-    left = recorded(store)
-    name = left.name_in(store)
+    launch = recorded(store)
+    name = launch.name_in(store)
     assert (
         line
         == f"workload training was killed by SIGKILL; see the step's stderr; {name} may still run, and is on"
         " record as running [infrastructure]"
     )
-    assert (left.state, left.ended_at, backend.list(), backend.calls.count("submit")) == (
+    assert (launch.state, launch.ended_at, sorted(backend.jobs), backend.calls.count("submit")) == (
         "running",
         None,
         [name],
@@ -312,7 +275,7 @@ def test_a_job_that_cannot_be_ended_stays_on_record_for_the_next_run(run, store,
     )
     backend.lost = set()
     assert run(backend) is None
-    assert (recorded(store).attempt, backend.list()) == (2, [])
+    assert (recorded(store).attempt, sorted(backend.jobs)) == (2, [])
 
 
 def test_only_a_run_that_dagster_cancels_stops_its_job_where_nobody_can_press_ctrl_c(
@@ -350,7 +313,7 @@ def test_a_cancelled_run_asks_again_where_the_backend_does_not_answer(run, store
     backend.lost = {3, 4}
     with suppress(dg.DagsterExecutionInterruptedError):
         run(backend)
-    assert (recorded(store).state, backend.list()) == ("stopped", [])
+    assert (recorded(store).state, sorted(backend.jobs)) == ("stopped", [])
 
 
 def test_a_place_that_does_not_answer_yet_is_asked_again(run, store, monkeypatch):

@@ -5,7 +5,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from probe_workloads.definitions import probe_job
 
 from fullft_assets.errors import StoreError, WorkloadError
 from fullft_assets.jobs import Job
-from fullft_assets.launchers import Launcher, LaunchSpec, sagemaker
+from fullft_assets.launchers import Launcher, LaunchSpec, Status, sagemaker
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch
 from fullft_assets.launchers.sagemaker import SageMakerLauncher
@@ -46,9 +45,6 @@ SETTINGS = {
     "grace_seconds": 10,
     "max_retries": 1,
 }
-
-_BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
-_FOR_AN_HOUR = {"ProcessingStartTime": _BEGAN, "ProcessingEndTime": _BEGAN + timedelta(hours=1)}
 
 
 @pytest.fixture
@@ -83,6 +79,13 @@ def spec(url: str, stage: str, name: str = NAME, **changes: Any) -> LaunchSpec:
     )
 
 
+def ended(sage: SageMakerLauncher, job: LaunchSpec) -> Status:
+    """Submit a job and return how it ended."""
+    sage.submit(job)
+    wait_for(lambda: sage.poll(job.name).is_over, "the job ended")
+    return sage.poll(job.name)
+
+
 def two_hosts(service: SageMaker) -> dict[str, Any]:
     """Have each job of two instances run on two addresses of this machine; return what a launcher needs for
     that.
@@ -109,7 +112,6 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
             "BillableTimeInSeconds"
         ]
     )
-    assert launcher().list() == [launch.name_in(Store(url))]
     failure, _ = run(launcher(), "refuses", url)
     assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
     (job,) = [job for job in service.jobs.values() if job.status == "Failed"]
@@ -185,7 +187,9 @@ def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url)
     processes = [
         psutil.Process(int((service.folder / f"{name}0.pid").read_text())) for name in ("workload", "helper")
     ]
+    assert (sage.names(NAME), sage.names("fullft-other")) == ([NAME], [])
     sage.stop(NAME)
+    assert sage.names(NAME) == []
     assert (service.folder / "checkpoint0").read_text() == "complete" and not any(map(is_alive, processes))
     assert (
         sage.poll(NAME).reason == "was stopped in SageMaker by somebody; run the same command again to resume"
@@ -195,10 +199,7 @@ def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url)
 
 
 def test_a_job_is_stopped_when_its_time_is_up(service, url):
-    sage = launcher(max_hours=3 / 3600)
-    sage.submit(spec(url, "works"))
-    wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
-    status = sage.poll(NAME)
+    status = ended(launcher(max_hours=3 / 3600), spec(url, "works"))
     assert (
         status.reason.startswith("reached launcher.max_hours and was stopped")
         and status.failure == "settings"
@@ -206,16 +207,11 @@ def test_a_job_is_stopped_when_its_time_is_up(service, url):
 
 
 @pytest.mark.fault("two runs launch the same", "sagemaker")
-def test_a_name_that_exists_is_attached_to_only_for_the_same_work(service, url):
+def test_a_name_that_exists_is_attached_to_unless_its_job_has_ended(service, url):
     sage = launcher()
     sage.submit(spec(url, "writes"))
     sage.submit(spec(url, "writes", run_id="r2"))
     assert len(service.jobs) == 1
-    with pytest.raises(
-        WorkloadError,
-        match=rf"SageMaker 111122223333/us-east-1: {NAME} exists, and does other work; wait for its end",
-    ):
-        sage.submit(spec(url, "waits"))
     wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
     sage.submit(spec(url, "writes"))
     with pytest.raises(
@@ -267,11 +263,9 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url, monkeypatch):
     alone = sage._request(spec(url, "writes"))
     assert alone["ResourceConfig"]["InstanceCount"] == 1 and alone["HyperParameters"]["processes"] == "1"
     assert elsewhere["HyperParameters"]["gpus"] == "0", "a type without GPUs"
-    assert sage.hourly_usd(PlanningSettings(price_factor=2.0), 16) == pytest.approx(2 * 2 * 21.957642)
+    assert sage.hourly_usd(PlanningSettings(), 16) == pytest.approx(2 * 21.957642)
     assert launcher(instance_type="ml.g5.xlarge").hourly_usd(PlanningSettings(), 1) == 1.006
-    assert launcher(instance_type="ml.m5.large").hourly_usd(
-        PlanningSettings(price_factor=1.2), 1
-    ) == pytest.approx(1.2 * 0.096)
+    assert launcher(instance_type="ml.m5.large").hourly_usd(PlanningSettings(), 1) == pytest.approx(0.096)
     assert launcher(instance_type="ml.r5.large").hourly_usd(PlanningSettings(), 1) is None
 
 
@@ -345,10 +339,9 @@ class TestNetworkIsolation:
         with pytest.raises(StoreError, match="was changed after it was written"):
             sage.poll("j")
 
-    @pytest.mark.parametrize("changes", [{"nodes": 2, "processes": 2}, {"jobs": "processing"}])
-    def test_several_instances_and_processing_jobs_are_refused(self, changes):
-        with pytest.raises(ValueError, match="needs nodes: 1 and jobs: training"):
-            launcher(network_isolation=True, **changes)
+    def test_several_instances_are_refused(self):
+        with pytest.raises(ValueError, match="needs nodes: 1"):
+            launcher(network_isolation=True, nodes=2, processes=2)
 
     def test_a_file_that_leads_out_of_the_use_case_is_not_taken(self, url, service):
         store = Store(url)
@@ -356,138 +349,12 @@ class TestNetworkIsolation:
             store.write_bytes(f"sagemaker/j/output/model/{name}", b"{}")
             with pytest.raises(StoreError, match="is no file of the use case probe; delete it"):
                 store.adopt("sagemaker/j/output/model", "probe")
-            store.remove("sagemaker")
-
-
-PROCESSING = {"jobs": "processing", "instance_type": "ml.m5.xlarge"}
-
-
-class TestProcessingJobs:
-    def test_a_workload_runs_there_and_its_progress_cost_and_failures_arrive(self, service, url, capfd):
-        failure, messages = run(launcher(**PROCESSING), "writes", url)
-        assert failure is None and "step 1/1,000 (0%), loss 0.25" in messages
-        assert "] reading the rows\n" in capfd.readouterr().out
-        launch = recorded(url)
-        assert (launch.state, launch.place) == ("succeeded", "111122223333/us-east-1/processing")
-        (job,) = service.jobs.values()
-        assert launch.billed_seconds == pytest.approx(job.ended - job.started, abs=0.01)
-        assert launcher(**PROCESSING).list() == [launch.name_in(Store(url))] and launcher().list() == []
-        assert all(stream.startswith(f"{launch.name_in(Store(url))}/algo-1-") for stream in service.streams)
-        failure, _ = run(launcher(**PROCESSING), "refuses", url)
-        assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
-        assert service.calls["CreateTrainingJob"] == 0
-
-    def test_a_name_that_exists_is_attached_to_only_for_the_same_work_and_a_stopped_job_leaves_no_process(
-        self, service, url
-    ):
-        sage = launcher(**PROCESSING)
-        service.lost.update(CreateProcessingJob=1)
-        sage.submit(spec(url, "works"))
-        sage.submit(spec(url, "works", run_id="r2"))
-        with pytest.raises(
-            WorkloadError,
-            match=rf"SageMaker 111122223333/us-east-1/processing: {NAME} exists, and does other work",
-        ):
-            sage.submit(spec(url, "waits"))
-        wait_for((service.folder / "workload0.pid").exists, "the workload started")
-        assert sage.poll(NAME).state == "running" and len(service.jobs) == 1
-        processes = [
-            psutil.Process(int((service.folder / f"{name}0.pid").read_text()))
-            for name in ("workload", "helper")
-        ]
-        sage.stop(NAME)
-        assert not any(map(is_alive, processes))
-        assert (
-            sage.poll(NAME).reason
-            == "was stopped in SageMaker by somebody; run the same command again to resume"
-        )
-        sage.stop(NAME)
-        sage.stop("fullft-unknown")
-
-    def test_one_that_was_never_made_is_gone(self, service):
-        assert (
-            launcher(**PROCESSING).poll("fullft-unknown").state
-            == "gone"
-            == launcher().poll("fullft-unknown").state
-        )
-
-    def test_what_is_asked_for_is_what_the_yaml_says(self, service, url):
-        sage = launcher(
-            **PROCESSING,
-            volume_gb=500,
-            subnets=["subnet-1"],
-            security_groups=["sg-1"],
-            volume_kms_key="alias/v",
-            tags={"team": "nlp"},
-            environment={"A": "b"},
-            max_hours=2,
-            nodes=2,
-            processes=2,
-            spot=True,
-        )
-        request = sage._request(spec(url, "writes", environment={"DAGSTER_PIPES_CONTEXT": "x" * 6000}))
-        service.num_without_capacity = 1
-        sage.ask("sagemaker", "create_processing_job", **request)  # the double checks it as AWS does
-        cluster = {
-            "InstanceType": "ml.m5.xlarge",
-            "InstanceCount": 1,
-            "VolumeSizeInGB": 500,
-            "VolumeKmsKeyId": "alias/v",
-        }
-        assert request["ProcessingResources"] == {"ClusterConfig": cluster}
-        network = {
-            "VpcConfig": {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]},
-            "EnableInterContainerTrafficEncryption": True,
-        }
-        assert request["NetworkConfig"] == network and request["StoppingCondition"] == {
-            "MaxRuntimeInSeconds": 7200
-        }
-        assert request["Tags"] == [{"Key": "team", "Value": "nlp"}, {"Key": "fullft:run", "Value": "r1"}]
-        assert launcher(**PROCESSING, max_hours=None)._request(spec(url, "writes"))["StoppingCondition"] == {
-            "MaxRuntimeInSeconds": 9 * 86_400
-        }
-        with pytest.raises(WorkloadError, match=r"launcher\.kind: sagemaker needs a store on S3"):
-            sage._request(replace(spec(url, "writes"), job=("--job", "/store/jobs/a.json")))
-
-    @pytest.mark.parametrize(
-        ("found", "state", "failure"),
-        [
-            ({"ProcessingJobStatus": "InProgress"}, "pending", "unknown"),
-            ({"ProcessingJobStatus": "InProgress", "ProcessingStartTime": _BEGAN}, "running", "unknown"),
-            ({"ProcessingJobStatus": "Stopping"}, "running", "unknown"),
-            (
-                {"ProcessingJobStatus": "Failed", "FailureReason": "InternalServerError: try again"},
-                "failed",
-                "infrastructure",
-            ),
-            ({"ProcessingJobStatus": "Failed", "ExitMessage": "no field `label` [data]"}, "failed", "data"),
-            ({"ProcessingJobStatus": "Stopped"}, "failed", "unknown"),
-            ({"ProcessingJobStatus": "Stopped", **_FOR_AN_HOUR}, "failed", "settings"),
-        ],
-    )
-    def test_the_state_of_a_job(self, found, state, failure):
-        status = sagemaker._status({"StoppingCondition": {"MaxRuntimeInSeconds": 3600}, **found})
-        assert (status.state, status.failure) == (state, failure)
-        assert status.reason.startswith("reached launcher.max_hours") == (failure == "settings")
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"max_hours": 217}, "max_hours: SageMaker gives a Processing Job 216 at most"),
-            (
-                {"environment": {"A": "x" * 257}},
-                r"A: a variable of a Processing Job has 256 characters at most",
-            ),
-        ],
-    )
-    def test_what_such_a_job_cannot_have_is_refused(self, changes, message):
-        with pytest.raises(ValueError, match=message):
-            launcher(**PROCESSING, **changes)
+            store.remove_folder("sagemaker")
 
 
 @pytest.mark.fault("memory runs out", "sagemaker")
 def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_do(service, url, tmp_path):
-    (tmp_path / "count").write_text("")
+    (tmp_path / "count").write_text("oom_kill 0\n")
     failure, _ = run(
         launcher(max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")}),
         "runs_out_of_memory",
@@ -519,10 +386,7 @@ class TestRefused:
     @pytest.mark.fault("the image, version or Python is another one", "sagemaker")
     def test_an_image_of_another_version(self, service, url, monkeypatch):
         monkeypatch.setattr(sagemaker.importlib.metadata, "version", lambda _: "9.9")
-        sage = launcher()
-        sage.submit(spec(url, "writes"))
-        wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
-        status = sage.poll(NAME)
+        status = ended(launcher(), spec(url, "writes"))
         assert (
             status.reason.startswith("the image has fullft_assets 0.1.0, and 9.9 launched it; ")
             and status.failure == "settings"
@@ -530,19 +394,14 @@ class TestRefused:
 
     def test_an_image_whose_torch_sees_no_gpu_of_the_instance(self, service, url):
         sage = launcher(instance_type="ml.g5.xlarge", environment={"CUDA_VISIBLE_DEVICES": ""})
-        sage.submit(spec(url, "writes"))
-        wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
-        status = sage.poll(NAME)
+        status = ended(sage, spec(url, "writes"))
         assert status.reason.startswith(
             "torch in the image sees 0 GPUs, and 1 were to be used here; build the image with a torch for"
         )
         assert status.failure == "settings"
 
     def test_a_workload_that_was_killed(self, service, url):
-        sage = launcher()
-        sage.submit(spec(url, "is_killed"))
-        wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
-        status = sage.poll(NAME)
+        status = ended(launcher(), spec(url, "is_killed"))
         assert (status.reason, status.failure) == (
             "the workload was killed by SIGKILL (out of memory?)",
             "infrastructure",
@@ -553,9 +412,7 @@ class TestRefused:
 def test_of_two_instances_the_reason_of_the_one_that_failed_first_is_reported(service, url):
     sage = launcher(processes=2, **two_hosts(service))
     job = replace(spec(url, "refuses_on_rank_1"), module="probe_workloads.training", processes=2)
-    sage.submit(job)
-    wait_for(lambda: sage.poll(job.name).is_over, "the job ended")
-    status = sage.poll(job.name)
+    status = ended(sage, job)
     assert (status.reason, status.failure) == (
         "documents/a.csv:3: no field `label`; name it in examples.label",
         "data",
@@ -617,7 +474,6 @@ def place(service: SageMaker, url: str) -> Place:
 @pytest.mark.long
 @pytest.mark.fault("the run's process is killed", "sagemaker")
 @pytest.mark.fault("a run is cancelled", "sagemaker")
-@pytest.mark.fault("the record of a job is lost", "sagemaker")
 @pytest.mark.fault("nobody follows a job any more", "sagemaker")
 class TestAnotherProcess(AnotherProcess):
     """SageMaker goes on without it."""
@@ -647,10 +503,26 @@ class TestTraining:
 
         return train
 
-    @pytest.mark.slow
-    def test_it_gives_the_weights_of_a_local_training(self, train, prepared):
-        there = train(launcher(folder=str(prepared.project.root)), "there")
-        assert there == train(LocalLauncher(LauncherSettings()), "here")
+    @pytest.mark.long
+    @pytest.mark.fault("spot capacity is taken away", "sagemaker")
+    def test_without_a_network_the_second_attempt_resumes_from_what_sagemaker_saved(
+        self, train, prepared, service, capfd
+    ):
+        def interrupt() -> None:
+            wait_for(
+                lambda: any(service.folder.glob("*/1/algo-1/checkpoints/**/checkpoint-*")),
+                "a checkpoint is written",
+            )
+            service.interrupt(next(iter(service.jobs)))
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        longer = {"training": {"epochs": 3}}
+        there = train(
+            launcher(folder=str(prepared.project.root), spot=True, network_isolation=True), "there", **longer
+        )
+        assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
+        assert "resuming at step " in capfd.readouterr().out
+        assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)
 
     @pytest.mark.long
     def test_two_instances_give_the_weights_of_two_local_processes(self, train, prepared, service):
@@ -674,27 +546,6 @@ class TestTraining:
         longer = {"training": {"epochs": 3}}
         there = train(
             launcher(folder=str(prepared.project.root), spot=True, environment=cache), "there", **longer
-        )
-        assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
-        assert "resuming at step " in capfd.readouterr().out
-        assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)
-
-    @pytest.mark.long
-    @pytest.mark.fault("spot capacity is taken away", "sagemaker")
-    def test_without_a_network_the_second_attempt_resumes_from_what_sagemaker_saved(
-        self, train, prepared, service, capfd
-    ):
-        def interrupt() -> None:
-            wait_for(
-                lambda: any(service.folder.glob("*/1/algo-1/checkpoints/**/checkpoint-*")),
-                "a checkpoint is written",
-            )
-            service.interrupt(next(iter(service.jobs)))
-
-        threading.Thread(target=interrupt, daemon=True).start()
-        longer = {"training": {"epochs": 3}}
-        there = train(
-            launcher(folder=str(prepared.project.root), spot=True, network_isolation=True), "there", **longer
         )
         assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
         assert "resuming at step " in capfd.readouterr().out

@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import psutil
 import pytest
 from probe_workloads.definitions import probe_job
@@ -22,7 +21,7 @@ from tests import machine
 from tests.launch_scenes import NAME, SECONDS, AnotherProcess, Place, run_probe, wait_for
 from tests.prepared import prepare
 from tests.ssh_server import SshServer, free_port
-from tests.test_launch_kubernetes_training import assert_same, trained
+from tests.test_launch_kubernetes import assert_same, trained
 
 
 @pytest.fixture
@@ -50,28 +49,27 @@ def spec(folder: Path, stage: str) -> LaunchSpec:
     return LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)))
 
 
-def run(
-    folder: Path, ssh: SshLauncher, stage: str, instance: dg.DagsterInstance
-) -> tuple[str | None, list[str]]:
-    return run_probe(ssh, *probe_job(folder, stage), instance)
+def run(folder: Path, ssh: SshLauncher, stage: str) -> tuple[str | None, list[str]]:
+    return run_probe(ssh, *probe_job(folder, stage))
 
 
 @pytest.mark.slow
 def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(server, tmp_path, capfd):
     ssh = launcher(server)
-    with dg.DagsterInstance.ephemeral() as instance:
-        failure, messages = run(tmp_path, ssh, "writes", instance)
-        assert failure is None
-        assert "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
-        assert "] reading the rows\n" in capfd.readouterr().out
-        failure, _ = run(tmp_path, ssh, "refuses", instance)
-        assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
+    failure, messages = run(tmp_path, ssh, "writes")
+    assert failure is None
+    assert "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
+    assert "] reading the rows\n" in capfd.readouterr().out
+    failure, _ = run(tmp_path, ssh, "refuses")
+    assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
     store = probe_job(tmp_path, "writes")[1]
     assert {launch.stage: (launch.state, launch.place) for launch in records.launches(store, "probe")} == {
         "writes": ("succeeded", ssh.place),
         "refuses": ("failed", ssh.place),
     }
-    assert ssh.list() == [], "nothing is kept there"
+    names = [launch.name_in(store) for launch in records.launches(store, "probe")]
+    assert {ssh.poll(name).state for name in names} == {"gone"}, "nothing is kept there"
+    assert ssh.names("fullft-") == []
 
 
 def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path):
@@ -87,10 +85,9 @@ def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path)
 
 @pytest.mark.fault("memory runs out", "ssh")
 def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_do(server, tmp_path):
-    (tmp_path / "count").write_text("")
+    (tmp_path / "count").write_text("oom_kill 0\n")
     ssh = launcher(server, max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")})
-    with dg.DagsterInstance.ephemeral() as instance:
-        failure, _ = run(tmp_path, ssh, "runs_out_of_memory", instance)
+    failure, _ = run(tmp_path, ssh, "runs_out_of_memory")
     assert (
         failure == "workload probe was killed: memory ran out; use a machine with more memory, or lower"
         " launcher.processes; see the step's stderr [out_of_memory]"
@@ -117,8 +114,7 @@ def test_lost_connection_is_no_end_and_output_is_read_on_from_the_cursor(server,
         return status
 
     monkeypatch.setattr(ssh, "poll", cut_once)
-    with dg.DagsterInstance.ephemeral() as instance:
-        failure, messages = run(tmp_path, ssh, "waits", instance)
+    failure, messages = run(tmp_path, ssh, "waits")
     assert failure is None and said == ["cut"]
     assert [m for m in messages if m in ("waiting", "reading the rows")] == [
         "waiting",
@@ -142,8 +138,7 @@ def test_a_python_that_fails_once_and_answers_that_cannot_be_read_are_asked_for_
         f' printf "\\351\\n"; exit 0;;\nesac\nprintf "\\351\\n"; exec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
-    with dg.DagsterInstance.ephemeral() as instance:
-        failure, messages = run(tmp_path, launcher(server, python=str(python)), "writes", instance)
+    failure, messages = run(tmp_path, launcher(server, python=str(python)), "writes")
     assert failure is None and len(number.read_text()) > 4
     assert any(
         f"{python} -m fullft_assets.launchers.machine failed (exit code 1)" in message for message in messages
@@ -153,13 +148,18 @@ def test_a_python_that_fails_once_and_answers_that_cannot_be_read_are_asked_for_
 @pytest.fixture
 def place(server: SshServer, tmp_path: Path) -> Place:
     ssh = launcher(server, grace_seconds=20)
-    return Place(ssh.settings, tmp_path, num_jobs=lambda: 1, num_running=lambda: len(ssh.list()))
+    store = probe_job(tmp_path, "")[1]
+
+    def num_running() -> int:
+        names = [launch.name_in(store) for launch in records.launches(store, "probe")]
+        return sum(ssh.poll(name).state != "gone" for name in names)
+
+    return Place(ssh.settings, tmp_path, num_jobs=lambda: 1, num_running=num_running)
 
 
 @pytest.mark.slow
 @pytest.mark.fault("the run's process is killed", "ssh")
 @pytest.mark.fault("a run is cancelled", "ssh")
-@pytest.mark.fault("the record of a job is lost", "ssh")
 @pytest.mark.fault("nobody follows a job any more", "ssh")
 class TestAnotherProcess(AnotherProcess):
     """The machine goes on without it."""
@@ -176,7 +176,7 @@ class Scripted(SshLauncher):
     def __init__(self, answers: dict[tuple[int, str], Any]):
         super().__init__(
             SshLauncherSettings(
-                host="gpu1", more_hosts=["gpu2"], processes=4, options={"User": "me"}, rendezvous="10.0.0.1"
+                host=["gpu1", "gpu2"], processes=4, options={"User": "me"}, rendezvous="10.0.0.1"
             )
         )
         self.answers, self.asked = answers, []
@@ -275,7 +275,7 @@ class TestSeveralHosts:
             wait_for(
                 lambda: all((tmp_path / f"workload{rank}.pid").exists() for rank in (0, 1)), "both ranks work"
             )
-            assert ssh.poll(NAME).state == "running" and ssh.list() == [NAME]
+            assert (ssh.poll(NAME).state, ssh.names(NAME)) == ("running", [NAME])
             assert "working" in ssh.logs(NAME, "").stdout
         finally:
             ssh.stop(NAME)
@@ -323,7 +323,7 @@ class TestSeveralHosts:
 
 def _is_silent(ssh: SshLauncher) -> bool:
     try:
-        return bool(ssh.list())
+        return ssh.poll("fullft-unknown").state != "gone"
     except Unreachable:
         return True
 
@@ -374,7 +374,7 @@ class TestRefused:
             "UserKnownHostsFile": str(tmp_path / "a b/known_hosts"),
         }
         ssh = launcher(server, options=server.settings()["options"] | files)
-        assert ssh.list() == []
+        assert ssh.poll(NAME).state == "gone"
         assert (
             _quoted("~john-doe/a b") == "~john-doe/'a b'"
             and _quoted("~/x") == "~/x"

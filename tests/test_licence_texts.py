@@ -2,8 +2,6 @@
 SmolLM2.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re
@@ -17,7 +15,7 @@ from fullft_assets.checking.project import DEFS
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.cli.run import _broken_use_cases
 from fullft_assets.component import FullFineTune
-from fullft_assets.demos import licence_texts, licences, smollm
+from fullft_assets.demos import licences, smollm, standard_library
 from fullft_assets.errors import SettingsError
 from fullft_assets.resources import latest
 from fullft_assets.store import Store
@@ -37,7 +35,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_the_delivery_holds_every_full_text_and_general_text_beside(tmp_path: Path) -> None:
-    folder = licence_texts.write(tmp_path / "a")
+    folder = standard_library.write_licence_texts(tmp_path / "a")
     expected = {
         rule["id"]: rule for rule in licences.rules() if rule["kind"] == "text" and len(rule["text"]) >= 200
     }
@@ -59,10 +57,10 @@ def test_the_delivery_holds_every_full_text_and_general_text_beside(tmp_path: Pa
 
 
 def test_an_existing_delivery_is_left_alone_and_a_smaller_one_is_its_beginning(tmp_path: Path) -> None:
-    few = licence_texts.write(tmp_path / "a", max_texts=10)
-    assert licence_texts.write(tmp_path / "a") == few and len(rows(few / "documents")) == 10
+    few = standard_library.write_licence_texts(tmp_path / "a", max_texts=10)
+    assert standard_library.write_licence_texts(tmp_path / "a") == few and len(rows(few / "documents")) == 10
     assert [row["id"] for row in rows(few / "documents")] == [
-        row["id"] for row, _ in zip(licence_texts.texts(), range(10), strict=False)
+        row["id"] for row, _ in zip(standard_library.licence_texts(), range(10), strict=False)
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -124,7 +122,7 @@ def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
     """
     project = projects.create(tmp_path, "texts", rows=0)
     model = smollm.write(tmp_path / "data" / "models" / "smollm2-135m")
-    licence_texts.write(tmp_path / "data" / "licence_texts", max_texts=400)
+    standard_library.write_licence_texts(tmp_path / "data" / "licence_texts", max_texts=400)
     source = yaml.safe_load(YAML.read_text())
     attributes = source["attributes"]
     attributes["documents"]["settle_seconds"] = 0

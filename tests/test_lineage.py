@@ -1,7 +1,5 @@
 """Training from the champion: its weights, the refusals, and a complete lineage."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -108,7 +106,7 @@ class TestTraining:
     def test_lists_every_training_over_all_generations(self, encoder: Prepared, champion: Manifest) -> None:
         second = train(encoder, "second", champion, **STILL)
         third = train(encoder, "third", second, **STILL)
-        assert champion.metadata["trained_from"] == "the base model: there was no champion"
+        assert champion.metadata["trained_from"] == "the base model: there was no fine-tuned champion"
         assert (third.metadata["trained_from"], third.inputs["champion"]) == (
             second.ref,
             second.content_digest,
@@ -292,7 +290,7 @@ def test_through_the_graph_each_model_is_trained_from_the_champion_as_its_card_s
     assert project.fullft("run", project.name, timeout=600).returncode == 0
     store = Store(str(project.home / "store"))
     first = store.load(release.read_champion(store, project.name).checkpoint)
-    assert first.metadata["trained_from"] == "the base model: there was no champion"
+    assert first.metadata["trained_from"] == "the base model: there was no fine-tuned champion"
     project.deliver("delivery-2.jsonl", projects.licence_rows(100, skip=400))
     assert project.fullft("run", project.name, timeout=600).returncode == 0
     second = store.load(release.read_champion(store, project.name).checkpoint)

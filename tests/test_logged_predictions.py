@@ -24,7 +24,7 @@ from fullft_assets.monitoring import (
     PredictionsMetadata,
     Scale,
     Sums,
-    logged,
+    predictions,
 )
 from fullft_assets.resources import open_store
 from fullft_assets.settings import LogSettings
@@ -136,7 +136,7 @@ def test_only_what_the_champion_answered_counts(project: projects.Project, log: 
 def test_a_time_is_read_in_any_unit(at: str, counts: bool) -> None:
     champion = Manifest.model_construct(key="c0ffee")
     assert (
-        logged._answered_by(champion, LogSettings.model_validate(BY_TIME), SINCE)({"predicted_at": at})
+        predictions._answered_by(champion, LogSettings.model_validate(BY_TIME), SINCE)({"predicted_at": at})
         is counts
     )
 

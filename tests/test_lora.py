@@ -2,8 +2,6 @@
 was saved.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from fullft_assets.errors import DivergenceError, StoreError
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.settings.planning import LoraSettings
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import BaselineContext, load_all
-from fullft_assets.tasks.lora import Lora, adapt, training_settings
-from fullft_assets.tasks.opening import WithoutTraining
+from fullft_assets.tasks.context import WithoutTraining
+from fullft_assets.tasks.trained import Lora, adapt, lora_settings
 from tests import licence_labels
 from tests.prepared import Prepared, prepare, prepare_language_model
 
 QUIET = Progress(silent=True)
-PLANNING = {"lora": {"rank": 4, "learning_rate": 5e-3}}
 #: Options of `prepare` by task.
 LABELLED: dict[str, dict[str, Any]] = {
     "classification": {"rows": 160},
@@ -47,7 +43,6 @@ LABELLED: dict[str, dict[str, Any]] = {
 def prepared_for(task: str, root: Path) -> Prepared:
     baselines = {
         "planning": {
-            **PLANNING,
             "baselines": ["base_model", "lora"] if task in ("sft", "language_modeling") else ["lora"],
         }
     }
@@ -143,7 +138,7 @@ class TestTraining:
 
     def test_the_untrained_model_is_the_base_model(self, prepared: Prepared) -> None:
         settings, rows = (
-            training_settings(prepared.use_case.settings),
+            lora_settings(prepared.use_case.settings),
             prepared.split("test").select(range(20)),
         )
         recipe = prepared.recipe
@@ -173,28 +168,24 @@ class TestTraining:
 
 
 def test_a_training_that_diverges_is_no_score(tmp_path: Path) -> None:
-    prepared = prepare(tmp_path, tiny=True, rows=160, planning=PLANNING)
+    prepared = prepare(tmp_path, tiny=True, rows=160)
     weights = load_file(prepared.base_model / "model.safetensors")
     next(weight for name, weight in weights.items() if "layer.1" in name).fill_(float("nan"))
     save_file(weights, prepared.base_model / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        DivergenceError, match=r"baseline lora: .*lower planning.lora.learning_rate, or remove lora"
+        DivergenceError, match=r"baseline lora: .*lower training.learning_rate, or remove lora"
     ):
         Lora.fit(prepared.split("train"), prepared.baseline_context)
 
 
 def test_its_training_is_the_models_but_for_its_rate(tmp_path: Path) -> None:
     settings = prepare(
-        tmp_path, tiny=True, rows=160, planning=PLANNING, training={"epochs": 2, "freeze_layers": 1}
+        tmp_path, tiny=True, rows=160, training={"epochs": 2, "freeze_layers": 1}
     ).use_case.settings
-    found = training_settings(settings)
+    found = lora_settings(settings)
     assert (found.learning_rate, found.epochs, found.freeze_layers, found.scheduler) == (
-        5e-3,
+        pytest.approx(10 * settings.training.learning_rate),
         2,
         0,
         settings.training.scheduler,
     )
-    defaults = settings.model_copy(
-        update={"planning": settings.planning.model_copy(update={"lora": LoraSettings()})}
-    )
-    assert training_settings(defaults).learning_rate == pytest.approx(10 * settings.training.learning_rate)

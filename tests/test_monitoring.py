@@ -4,8 +4,6 @@ again.
 Rates on real corpora are measured by `benchmarks.drift`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -236,15 +234,6 @@ def test_too_few_documents_and_none_at_all() -> None:
     assert monitoring.check(few).passed
     assert none.status == "feed_broken" and not monitoring.check(none).passed
     assert monitoring.render_table(none) == none.summary
-
-
-def test_many_windows_in_a_row_without_a_verdict_turn_yellow() -> None:
-    """Each of them alone is green, and a year of them read like a calm one."""
-    few, many = (
-        monitoring.seen_check(["feed_broken", *["insufficient_data"] * number, "ok"]) for number in (8, 9)
-    )
-    assert few.passed and not many.passed and many.severity == "warn"
-    assert many.description.startswith("10 windows in a row have no verdict")
 
 
 def test_other_texts_than_the_held_out_ones_are_novel(scale: Scale) -> None:
@@ -503,14 +492,11 @@ def test_an_explanation_names_words_and_places_but_no_text(scale: Scale) -> None
         ["the dog sat"] * 20 + ["the cat sat"] * 10 + ["a secret of one person"],
     )
     words = monitoring.shifted_words(before, now)
-    assert {words[0].word, words[1].word} == {"cat", "dog"} and "secret" not in {
-        shift.word for shift in words
-    }
+    names = [word for word, _, _ in words]
+    assert set(names[:2]) == {"cat", "dog"} and "secret" not in names
     rng = np.random.default_rng(1)
     features = draw(rng, moved=20.0, share=0.05)
     far = monitoring.farthest(scale.coordinates(features), {"embeddings": windows(scale, rng, 6)})
     assert set(range(7)) <= set(far.tolist())
-    text = monitoring.render_explanation(
-        "What moved", ["the content changed"], words, [monitoring.Place("a.jsonl", 3)]
-    )
+    text = monitoring.render_explanation("What moved", ["the content changed"], words, [("a.jsonl", 3)])
     assert "| dog | 0.0% | 64.5% |" in text and "| a.jsonl | 3 |" in text and "the dog sat" not in text

@@ -2,8 +2,6 @@
 the model.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +16,14 @@ from transformers import AutoModelForSequenceClassification
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation
+from fullft_assets.evaluation.metrics import compute
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import predict_with
 from fullft_assets.settings import EvaluationSettings
 from fullft_assets.tasks.baseline import load_all
-from fullft_assets.tasks.multi_label import assessment as multi_label
-from fullft_assets.tasks.multi_label.recipe import thresholds_file
-from fullft_assets.tasks.multi_label.scoring import LabelDecisions, read_thresholds
+from fullft_assets.tasks.classification import assessment as multi_label
+from fullft_assets.tasks.classification.recipe import DECISION_METRICS, thresholds_file
+from fullft_assets.tasks.classification.scoring import LabelDecisions, read_thresholds
 from tests import licence_labels
 from tests.optimizer_steps import check_steps
 from tests.prepared import Prepared, prepare
@@ -58,6 +57,10 @@ def arrays(rows: list[tuple[tuple[bool, int], ...]]) -> tuple[np.ndarray, np.nda
     return np.array([[label for label, _ in row] for row in rows]), np.array(
         [[value / 4 for _, value in row] for row in rows]
     )
+
+
+def scores(labels: np.ndarray, decided: np.ndarray) -> dict[str, float]:
+    return compute(DECISION_METRICS, multi_label.decisions_of(labels, decided))
 
 
 def plain_f1(labels: np.ndarray, decided: np.ndarray) -> float:
@@ -95,7 +98,7 @@ class TestThresholds:
         with pytest.raises(ValueError, match="expected truth values"):
             multi_label.fit_thresholds(np.ones(4, bool), np.ones(4))
         with pytest.raises(ValueError, match="row 1 is not finite"):
-            multi_label.scores(np.ones((2, 1), bool), np.array([[1.0], [np.nan]]))
+            scores(np.ones((2, 1), bool), np.array([[1.0], [np.nan]]))
 
 
 class TestScores:
@@ -104,7 +107,7 @@ class TestScores:
     def test_equal_those_of_scikit_learn_over_the_labels_that_occur(self, rows):
         labels, probabilities = arrays(rows)
         decided = probabilities >= 0.5
-        found = multi_label.scores(labels, decided)
+        found = scores(labels, decided)
         each = [f1_score(labels[:, i], decided[:, i], zero_division=0) for i in np.flatnonzero(labels.any(0))]
         macro = np.mean(each) if each else 0.0
         micro = f1_score(labels.ravel(), decided.ravel(), zero_division=0)
@@ -119,7 +122,7 @@ class TestScores:
         names = [f"l{n}" for n in range(labels.shape[1])]
         thresholds = np.full(labels.shape[1], 0.5)
         comparison = Comparison(EvaluationSettings(), metric, seed=1, task="multi_label")
-        return multi_label.assess(
+        return multi_label.assess_decisions(
             labels, {FINETUNED: tuned, "label_shares": other}, groups, names, thresholds, comparison
         )
 
@@ -145,7 +148,7 @@ class TestScores:
     def test_nothing_true_and_nothing_given_scores_nothing(self):
         nothing = np.zeros((6, 2), bool)
         found = self.assess(nothing, nothing, nothing)
-        assert [found.scores[metric][FINETUNED].estimate for metric in multi_label.METRICS] == [0.0, 0.0, 1.0]
+        assert [found.scores[metric][FINETUNED].estimate for metric in DECISION_METRICS] == [0.0, 0.0, 1.0]
 
 
 class TestRecipe:
@@ -194,7 +197,7 @@ class TestRecipe:
         with pytest.raises(
             DataError, match=r"training rows have labels of shape \(\d+, 4\), wanted are \d+ rows of 6 labels"
         ):
-            recipe.prepare(recipe.load(chosen), chosen, 1, 1)
+            recipe.prepare(recipe.load(chosen), chosen, 1)
 
 
 def test_baselines_are_saved_with_their_thresholds(tiny: Prepared, tmp_path: Path) -> None:
@@ -209,13 +212,13 @@ def test_baselines_are_saved_with_their_thresholds(tiny: Prepared, tmp_path: Pat
     for name, baseline in load_all(names, tmp_path, tiny.baseline_context).items():
         thresholds = np.load(tmp_path / thresholds_file(name))["thresholds"]
         probabilities = baseline.predict(recipe.validation)
-        assert multi_label.scores(recipe.validation.labels, probabilities >= thresholds) == pytest.approx(
-            scored[name]
-        ), name
+        assert scores(recipe.validation.labels, probabilities >= thresholds) == pytest.approx(scored[name]), (
+            name
+        )
         assert (probabilities[:, 0] < 1e-6).all() and (probabilities[:, 1] > 1 - 1e-6).all(), name
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".npz"}
     # No better than giving every label to every row, where the share is all that is known.
-    everything = multi_label.scores(recipe.validation.labels, np.ones_like(recipe.validation.labels))
+    everything = scores(recipe.validation.labels, np.ones_like(recipe.validation.labels))
     assert scored["label_shares"]["macro_f1"] == pytest.approx(everything["macro_f1"], abs=0.1)
 
 

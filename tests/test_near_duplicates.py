@@ -1,7 +1,5 @@
 """Near-duplicates against slow references: every pair compared, pairs whose similarity is known."""
 
-from __future__ import annotations
-
 import math
 import re
 import subprocess

@@ -8,11 +8,11 @@ import dagster as dg
 import pytest
 
 from fullft_assets import documents, planning
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation import INGEST
 from fullft_assets.component import FullFineTune
 from fullft_assets.resources import ARTIFACT, latest, made_by_run, manifest_io_manager, open_store
-from fullft_assets.resources.of_run import ref_for_run
+from fullft_assets.resources.io_manager import ref_for_run
 from fullft_assets.store import CheckOutcome, Manifest, Store
 from tests import manifests
 from tests import project as projects
@@ -20,6 +20,29 @@ from tests import project as projects
 FIRST, SECOND, THIRD = (dg.AssetKey(["letters", name]) for name in ("first", "second", "third"))
 #: What happens while a run waits before its second step.
 _meanwhile: list[Callable[[], Any]] = []
+
+
+class Workloads:
+    """In place of the launcher: plans as small as can be; a training is noted and refused."""
+
+    def __init__(self) -> None:
+        self.snapshots: list[tuple[str, str]] = []
+        self.meanwhile: Callable[[], Any] = lambda: None
+
+    def run(self, context: dg.AssetExecutionContext, workload: str, job: Any, store: Store) -> None:
+        self.snapshots.append((workload, job.inputs["training_snapshot"]))
+        if workload != "planning":
+            raise dg.Failure("noted")
+        curve = [{"rows": rows, "macro_f1": score} for rows, score in ((100, 0.4), (200, 0.5))]
+        for stage, metadata, checks in (
+            ("feasibility_plan", manifests.plan(), planning.PLAN_CHECKS),
+            ("cheaper_baselines", manifests.baselines(["text"], {"majority": 0.1}), ()),
+            ("pilot_run", manifests.pilot(curve), planning.PILOT_CHECKS),
+        ):
+            green = [CheckOutcome(name=check.name, passed=True) for check in checks]
+            with store.create(job.case, stage, job.key, version="1", seed=1) as draft:
+                draft.commit(settings={}, inputs={}, metadata=metadata, checks=green)
+        self.meanwhile()
 
 
 def chain() -> dg.JobDefinition:
@@ -167,29 +190,6 @@ def test_what_a_failed_run_began_with_is_still_read_by_the_one_that_goes_on(runs
     assert runs.read(again)["first"] == runs.made(before)
 
 
-class Workloads:
-    """In place of the launcher: plans as small as can be; a training is noted and refused."""
-
-    def __init__(self) -> None:
-        self.snapshots: list[tuple[str, str]] = []
-        self.meanwhile: Callable[[], Any] = lambda: None
-
-    def run(self, context: dg.AssetExecutionContext, workload: str, job: Any, store: Store) -> None:
-        self.snapshots.append((workload, job.inputs["training_snapshot"]))
-        if workload != "planning":
-            raise dg.Failure("noted")
-        curve = [{"rows": rows, "macro_f1": score} for rows, score in ((100, 0.4), (200, 0.5))]
-        for stage, metadata, checks in (
-            ("feasibility_plan", manifests.plan(), planning.PLAN_CHECKS),
-            ("cheaper_baselines", manifests.baselines(["text"], {"majority": 0.1}), ()),
-            ("pilot_run", manifests.pilot(curve), planning.PILOT_CHECKS),
-        ):
-            green = [CheckOutcome(name=check.name, passed=True) for check in checks]
-            with store.create(job.case, stage, job.key, version="1", seed=1) as draft:
-                draft.commit(settings={}, inputs={}, metadata=metadata, checks=green)
-        self.meanwhile()
-
-
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_training_reads_the_snapshot_of_its_run_though_an_evaluation_took_another_one(
@@ -199,30 +199,30 @@ def test_a_training_reads_the_snapshot_of_its_run_though_an_evaluation_took_anot
     monkeypatch.delenv("FULLFT_STORE", raising=False)
     project = projects.create(tmp_path)
     workloads = Workloads()
-    case = Case(project.use_case())
-    loaded = FullFineTune(case.use_case).build_defs()
+    graph = CaseGraph(project.use_case())
+    loaded = FullFineTune(graph.use_case).build_defs()
     definitions = dg.Definitions(
         assets=loaded.assets,
         asset_checks=loaded.asset_checks,
-        resources={**(loaded.resources or {}), case.launcher_key: workloads},
+        resources={**(loaded.resources or {}), graph.launcher_key: workloads},
         executor=dg.in_process_executor,
     )
     job = definitions.resolve_implicit_global_asset_job_def()
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
-        store = open_store(case.use_case, instance)
+        store = open_store(graph.use_case, instance)
 
         def run(*assets: str, batch: str | None = None, raise_on_error: bool = True) -> Any:
-            keys = [case.key(asset) for asset in assets]
+            keys = [graph.key(asset) for asset in assets]
             return job.execute_in_process(
                 asset_selection=keys, partition_key=batch, instance=instance, raise_on_error=raise_on_error
             )
 
         def ingest(file: str, skip: int) -> None:
             project.deliver(file, projects.licence_rows(200, skip=skip))
-            batch = documents.cut_batches(store, case.name, project.documents, case.settings.documents)[
+            batch = documents.cut_batches(store, graph.name, project.documents, graph.settings.documents)[
                 -1
             ].name
-            instance.add_dynamic_partitions(f"{case.name}/batch", [batch])
+            instance.add_dynamic_partitions(f"{graph.name}/batch", [batch])
             run(*INGEST, batch=batch)
 
         def another_snapshot() -> None:
@@ -239,7 +239,7 @@ def test_a_training_reads_the_snapshot_of_its_run_though_an_evaluation_took_anot
             "finetuned_checkpoint",
             raise_on_error=False,
         )
-        mine = made_by_run(instance, result.run_id, case.key("training_snapshot"))
+        mine = made_by_run(instance, result.run_id, graph.key("training_snapshot"))
         assert workloads.snapshots == [("planning", mine), ("training", mine)]
-        newest = latest(store, case.name, "training_snapshot")
+        newest = latest(store, graph.name, "training_snapshot")
         assert newest is not None and newest.ref != mine

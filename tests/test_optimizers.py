@@ -2,8 +2,6 @@
 guards, refusals.
 """
 
-from __future__ import annotations
-
 import math
 import subprocess
 from collections.abc import Callable
@@ -16,16 +14,17 @@ from transformers.optimization import Adafactor
 
 from benchmarks import low_memory
 from fullft_assets import planning
-from fullft_assets.checking import validation
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
-from fullft_assets.training import finetuning, trainer
+from fullft_assets.settings.contradictions import contradictions
+from fullft_assets.training import finetuning, loop
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.optimizers import adafactor, adamw
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer, Update
 from tests.optimizer_steps import Stopping
-from tests.prepared import Prepared, command, prepare, prepare_language_model
+from tests.prepared import Prepared, command, prepare
+from tests.test_isolation import LEAKING, build
 from tests.test_planning import MEASURED
 
 pytestmark = pytest.mark.numeric
@@ -164,11 +163,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(tmp_path_factory.mktemp("tiny"), tiny=True)
 
 
-@pytest.fixture(scope="module")
-def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepare_language_model(tmp_path_factory.mktemp("language"), rows=60)
-
-
 def quick(optimizer: str, **changes: object) -> TrainingSettings:
     values = {
         "epochs": 1.0,
@@ -239,16 +233,6 @@ class TestEngine:
             if "loss" in line
         )
 
-    @pytest.mark.slow
-    def test_language_models_learn_with_tied_embeddings_and_checkpointing(self, language, tmp_path):
-        chosen = quick(
-            "adafactor_in_backward", weights="bf16", epochs=3, learning_rate=1e-2, gradient_checkpointing=True
-        )
-        fit = train(language, tmp_path, chosen, resumable=False, evaluate_at=())
-        losses = [line["loss"] for line in fit.history if "loss" in line]
-        assert fit.about["is_packed"] is True
-        assert losses[-1] < losses[0] - 0.2
-
     def test_poisoned_step_in_the_backward_pass_is_rolled_back(self, tiny, tmp_path, monkeypatch):
         """The weights have the nan by then: only a checkpoint brings them back."""
         loads = []
@@ -281,7 +265,7 @@ class TestEngine:
         def no_room(*arguments: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(trainer.FineTuner, "training_step", no_room)
+        monkeypatch.setattr(loop.Loop, "_make_pass", no_room)
         with pytest.raises(
             OutOfMemory,
             match=(
@@ -291,21 +275,6 @@ class TestEngine:
         ):
             train(tiny, tmp_path, quick("adafactor_in_backward"))
 
-    @pytest.mark.parametrize(
-        ("changes", "processes", "message"),
-        [
-            (
-                {"micro_batch_size": 4},
-                1,
-                r"training\.micro_batch_size: adamw_in_backward .* cannot accumulate: set all 8 rows",
-            ),
-            ({"micro_batch_size": 8, "batch_size": 16}, 2, r"training\.micro_batch_size: adamw_in_backward"),
-        ],
-    )
-    def test_what_it_cannot_do_is_refused(self, tiny, tmp_path, changes, processes, message):
-        with pytest.raises(SettingsError, match=message):
-            train(tiny, tmp_path, quick("adamw_in_backward", **changes), num_processes=processes)
-
     def test_missing_package_is_one_line(self, monkeypatch):
         monkeypatch.setattr(finetuning.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(
@@ -314,27 +283,23 @@ class TestEngine:
             finetuning.require(quick("adamw_8bit"), 1)
 
 
+def test_biases_norms_and_state_spaces_do_not_decay() -> None:
+    model = build(LEAKING["mamba"])
+    decayed, others = loop.groups_of_weights(model, quick("adamw"))
+    assert decayed["weight_decay"] > others["weight_decay"] == 0.0
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    kinds = {
+        names[id(weight)].split("mixer.")[-1] for weight in others["params"] if "mixer" in names[id(weight)]
+    }
+    assert kinds == {"A_log", "D", "conv1d.bias", "dt_proj.bias"}
+
+
 def _spoil(model: nn.Module, output: object, number: int) -> None:
     if model.training and number >= 6:
         output.logits = output.logits * math.nan
 
 
 class TestPlan:
-    @pytest.mark.parametrize(
-        ("optimizer", "weights", "expected"),
-        [
-            ("adamw", "fp32", 16),
-            ("adamw_8bit", "fp32", 10),
-            ("adamw_in_backward", "fp32", 12),
-            ("adafactor", "fp32", 8),
-            ("adamw", "bf16", 8),
-            ("adamw_in_backward", "bf16", 6),
-            ("adafactor_in_backward", "bf16", 2),
-        ],
-    )
-    def test_bytes_of_each_rung(self, optimizer, weights, expected):
-        assert planning.state_bytes(optimizer, weights) == expected
-
     def test_smaller_passes_are_not_proposed_for_steps_in_the_backward_pass(self):
         training = TrainingSettings(optimizer="adafactor_in_backward", micro_batch_size=32)
         _, (fits, _) = planning.plan_checks(MEASURED, PlanningSettings(max_memory_gib=1), training)
@@ -379,8 +344,8 @@ def test_settings_that_contradict_a_rung_are_one_line(training, key, message) ->
     settings = UseCaseSettings.model_validate(
         {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}, "training": training}
     )
-    (problem,) = validation._check_optimizer(settings, Path())
-    assert problem.key == ("training", key) and message in problem.message
+    ((where, problem),) = contradictions(settings.training, 1)
+    assert where == ("training", key) and message in problem
 
 
 @pytest.mark.slow

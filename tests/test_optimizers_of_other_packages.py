@@ -1,6 +1,4 @@
-"""An optimizer of another package: registered by an entry point, named by a YAML, planned and trained with."""
-
-from __future__ import annotations
+"""An optimizer of another package: an entry point registers it, a YAML names it, a training uses it."""
 
 import sys
 from collections.abc import Iterator
@@ -16,39 +14,18 @@ from fullft_assets.planning import state_bytes
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.optimizers import OPTIMIZERS
 from fullft_assets.training.finetuning import fine_tune, require
-from fullft_assets.training.outline import Outline
+from fullft_assets.training.measuring import Outline
 from tests import project as projects
 from tests.optimizer_steps import Stopping
-from tests.other_package import install
+from tests.other_package import OPTIMIZER, install
 from tests.prepared import Prepared, prepare
-
-MODULE = '''
-from fullft_assets.settings.optimizers import Optimizer, bytes_per_weight
-
-
-class Momentum(Optimizer):
-    """Gradient descent with momentum."""
-
-    package = ("their_kernels", "pip install their-kernels")
-
-    def state_bytes(self, weights):
-        return bytes_per_weight(weights)
-
-    def build(self, groups, weights, max_norm, seed):
-        import torch
-
-        return torch.optim.SGD(groups, momentum=0.9)
-
-
-MOMENTUM = Momentum()
-'''
 
 
 @pytest.fixture
 def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     points = {"fullft_assets.optimizers": {"momentum": "their_optimizers:MOMENTUM"}}
     site = tmp_path / "site"
-    install(site, "their-optimizers", {"their_optimizers.py": MODULE, "their_kernels.py": ""}, points)
+    install(site, "their-optimizers", {"their_optimizers.py": OPTIMIZER, "their_kernels.py": ""}, points)
     monkeypatch.syspath_prepend(str(site))
     look_again()
     yield

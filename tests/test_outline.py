@@ -1,18 +1,16 @@
 """The memory of a training step counted without weights, on models that are small and real in kind."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import low_memory
-from fullft_assets.models import loading
-from fullft_assets.planning.measurements import StepMemory
-from fullft_assets.planning.memory import peak_on_cpu, peak_on_gpu
+from fullft_assets.models import loading, token_loss
+from fullft_assets.planning.metadata import StepMemory
+from fullft_assets.planning.plan import peak_on_cpu, peak_on_gpu
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training.outline import Outline, autocast
+from fullft_assets.training.measuring import Outline, autocast
 from tests.prepared import Prepared, prepare
 
 SIZE = low_memory.TrainingSize(layers=2, hidden=64, vocabulary=512, capacity=256, num_steps=2)
@@ -41,6 +39,8 @@ def memory(outline: Outline, **changes: object) -> StepMemory:
         ("adamw", "bf16", 2, 4),
         ("adamw_8bit", "fp32", 4, 2),
         ("adamw_in_backward", "fp32", 0, 8),
+        ("adafactor", "fp32", 4, 0),
+        ("adamw_in_backward", "bf16", 0, 4),
         ("adafactor_in_backward", "bf16", 0, 0),
     ],
 )
@@ -83,6 +83,13 @@ def test_an_encoder_with_padding_and_dropout_is_counted(tmp_path: Path) -> None:
     assert found.weights == 4 * work.num_parameters
     assert work.num_padded_tokens >= work.num_tokens > 0
     assert work.flops > 6 * work.num_tokens
+
+
+@pytest.mark.parametrize(("is_gpu", "tokens"), [(False, 2**15), (True, 2**18)])
+def test_chunks_of_the_loss_are_those_of_the_device(is_gpu: bool, tokens: int) -> None:
+    with autocast("fp32", is_gpu=is_gpu):
+        assert token_loss._tokens_of_chunk(torch.empty((2**10, 1))) == tokens
+        assert token_loss._tokens_of_chunk(torch.empty((2**10, 1)), num_heads=2) == tokens // 2
 
 
 @pytest.mark.parametrize(("is_gpu", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])

@@ -2,8 +2,6 @@
 part of what they are.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -16,7 +14,7 @@ from safetensors.torch import load_file
 
 from fullft_assets import documents
 from fullft_assets.base_model import ModelFolder, TrustedFolder, read_header
-from fullft_assets.checking.validation import validate
+from fullft_assets.checking.problems import validate
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import loading
@@ -30,8 +28,8 @@ from fullft_assets.models.inference import (
 )
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification.scoring import model_labels
-from fullft_assets.tasks.opening import open_recipe
-from fullft_assets.tasks.token_classification import tagging
+from fullft_assets.tasks.context import open_recipe
+from fullft_assets.tasks.token_classification import recipe as tagging
 from fullft_assets.workloads import monitoring
 from tests import own_code
 from tests import project as projects
@@ -161,8 +159,8 @@ class TestRefusals:
     def problems(self, case: Prepared, folder: Path) -> list[str]:
         settings = case.use_case.settings.model_copy(update={"base_model": str(folder)})
         return [
-            f"{'.'.join(map(str, problem.key))}: {problem.message}"
-            for problem in validate(settings, case.use_case.project_root)
+            f"{'.'.join(map(str, key))}: {message}"
+            for key, message in validate(settings, case.use_case.project_root)
         ]
 
     def test_nothing_is_wrong_with_a_whole_one(self, case: Prepared, copy: Path) -> None:

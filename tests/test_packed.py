@@ -2,8 +2,6 @@
 resumes exactly.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -21,6 +19,7 @@ from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3Config,
     LlamaConfig,
     MixtralConfig,
     OPTConfig,
@@ -35,17 +34,29 @@ from fullft_assets.models.token_loss import IGNORED, TokenLoss, plain
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training, packing
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
-from fullft_assets.training import packed_rows
-from fullft_assets.training.feed import Feed, sums_between
+from fullft_assets.training import feed
+from fullft_assets.training.feed import Feed, Pieces, planned_batches, planned_rows, sums_between
 from fullft_assets.training.finetuning import Fit, fine_tune
-from fullft_assets.training.packed_rows import Pieces, planned_batches, planned_rows
-from tests.optimizer_steps import Seen, Stopping, gradients
+from tests.optimizer_steps import Stopping, gradients, keeping
 from tests.test_isolation import LEAKING, SMALL, build
 
 pytestmark = pytest.mark.numeric
 
 CAPACITY = 24
 LLAMA = LlamaConfig(**SMALL, pad_token_id=0)
+#: Its text part alone is trained.
+MULTI_MODAL = Gemma3Config(
+    text_config={**SMALL, "pad_token_id": 0},
+    vision_config={
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    mm_tokens_per_image=4,
+)
 OPT = OPTConfig(**LEAKING["opt"].to_diff_dict() | {"pad_token_id": 0})
 SETTINGS = TrainingSettings(
     epochs=1,
@@ -164,13 +175,8 @@ def documents_in(feed: Feed) -> list[tuple[list[int], list[int]]]:
 
 
 FEEDS: dict[str, Callable[[Pieces, float], Feed]] = {
-    "packed": lambda pieces, epochs: packed_rows.packed(pieces, 2, epochs, 3, 0),
-    "flat": lambda pieces, epochs: packed_rows.packed(pieces, 2, epochs, 3, 0, is_flat=True),
-    "padded": lambda pieces, epochs: packed_rows.padded(pieces, 2, 4, epochs, 3, 0),
-    "packed for three": lambda pieces, epochs: packed_rows.packed(pieces, 2, epochs, 3, 0, num_processes=3),
-    "padded for three": lambda pieces, epochs: packed_rows.padded(
-        pieces, 2, 4, epochs, 3, 0, num_processes=3
-    ),
+    "packed": lambda pieces, epochs: feed.packed(pieces, 2, epochs, 3, 0),
+    "padded": lambda pieces, epochs: feed.padded(pieces, 2, 4, epochs, 3, 0),
 }
 
 
@@ -196,18 +202,12 @@ def test_every_token_is_fed_and_trained_once_an_epoch(
     ]
     predicted = sums_between(feed.num_predicted, feed.bounds)
     assert [int((batch["labels"] != IGNORED).sum()) for batch in batches] == predicted.tolist()
-    assert len(batches) == feed.num_passes and feed.num_passes % (3 if "three" in name else 1) == 0
-    assert len(feed.dataset) % feed.items_a_pass == 0 or "three" not in name
-
-
-def test_packed_batches_have_neither_mask_nor_cache() -> None:
-    batch = next(FEEDS["packed"](Pieces(training()), 1).batches())
-    assert set(batch) == {"input_ids", "labels", "position_ids"}
+    assert len(batches) == feed.num_passes
 
 
 def test_padding_is_a_document_that_nothing_is_learned_from() -> None:
     data = Training([[5, 6, 7, 8], [9, 10]], None, packing.plan(np.array([4, 2]), 4, seed=0))
-    (batch,) = packed_rows.packed(Pieces(data), 2, 1, 0, 0).batches()
+    (batch,) = feed.packed(Pieces(data), 2, 1, 0, 0).batches()
     short = batch["input_ids"].tolist().index([9, 10, 0, 0])
     assert batch["position_ids"][short].tolist() == [0, 1, 0, 1]
     assert batch["labels"][short].tolist() == [IGNORED, 10, IGNORED, IGNORED]
@@ -216,7 +216,7 @@ def test_padding_is_a_document_that_nothing_is_learned_from() -> None:
 def test_piece_of_a_cut_window_trains_all_but_its_first_token() -> None:
     window = list(range(10, 20))
     data = Training([window], None, packing.plan(np.array([10]), 6, seed=0))
-    found = documents_in(packed_rows.packed(Pieces(data), 1, 1, 0, 0))
+    found = documents_in(feed.packed(Pieces(data), 1, 1, 0, 0))
     assert sorted(found) == [(window[:6], [IGNORED, *window[1:6]]), (window[6:], [IGNORED, *window[7:]])]
 
 
@@ -255,18 +255,10 @@ def test_order_does_not_depend_on_the_rows_of_a_pass() -> None:
     """A run that goes on with smaller passes, because memory ran out, must find its place."""
     pieces = Pieces(training(60))
     for small, large in ((1, 4), (2, 4)):
-        for feed in (packed_rows.packed, lambda p, n, *rest: packed_rows.padded(p, n, 4, *rest)):
-            assert documents_in(feed(pieces, small, 2.0, 3, 0)) == documents_in(
-                feed(pieces, large, 2.0, 3, 0)
+        for plan in (feed.packed, lambda p, n, *rest: feed.padded(p, n, 4, *rest)):
+            assert documents_in(plan(pieces, small, 2.0, 3, 0)) == documents_in(
+                plan(pieces, large, 2.0, 3, 0)
             )
-
-
-def test_padding_is_little_and_nothing_is_lost_between_pools() -> None:
-    rng = np.random.default_rng(0)
-    lengths = np.clip(rng.lognormal(3.5, 1, 8_000), 1, 256).astype(int)
-    batches = planned_batches(lengths, 256, 8, 2, 0)
-    assert sum(lengths[b].max() * len(b) for b in batches) < 1.05 * 2 * lengths.sum()
-    assert (np.bincount(np.concatenate(batches), minlength=8_000) == 2).all()
 
 
 def test_padded_batch_of_short_pieces_takes_as_many_passes_as_any() -> None:
@@ -274,9 +266,9 @@ def test_padded_batch_of_short_pieces_takes_as_many_passes_as_any() -> None:
     data = Training(
         [[5] * length for length in lengths], None, packing.plan(np.array(lengths), CAPACITY, seed=0)
     )
-    feed = packed_rows.padded(Pieces(data), 2, 8, 1, 3, 0)
+    planned = feed.padded(Pieces(data), 2, 8, 1, 3, 0)
     # Eight rows have room for 64 pieces of 3 tokens, or for 8 of all of a row.
-    assert [tuple(batch["input_ids"].shape) for batch in feed.batches()] in (
+    assert [tuple(batch["input_ids"].shape) for batch in planned.batches()] in (
         [(16, 3)] * 4 + [(2, CAPACITY)] * 4,
         [(2, CAPACITY)] * 4 + [(16, 3)] * 4,
     )
@@ -291,10 +283,10 @@ def test_gradients_are_those_of_documents_alone(tmp_path: Path, marked: bool, mi
     batch_size = -(-num_rows // 4) * 4
     chosen = SETTINGS.model_copy(update={"batch_size": batch_size, "micro_batch_size": micro_batch_size})
     expected = alone(build(LLAMA), data)
-    seen = Seen()
-    done = fit(LLAMA, data, chosen, tmp_path, callbacks=[seen])
+    seen: list[torch.Tensor] = []
+    done = fit(LLAMA, data, chosen, tmp_path, watch=keeping(seen))
     assert done.about["is_packed"] and done.num_steps == 1 and done.num_tokens == sum(map(len, data.windows))
-    (found,) = seen.gradients
+    (found,) = seen
     assert (found - expected).norm() / expected.norm() < 1e-5
     assert (found - expected).abs().max() / expected.abs().max() < 1e-5
 
@@ -302,21 +294,22 @@ def test_gradients_are_those_of_documents_alone(tmp_path: Path, marked: bool, mi
 def test_model_that_leaks_is_trained_on_padded_rows_and_says_so(tmp_path: Path) -> None:
     data = training(marked=True)
     expected = alone(build(OPT), data)
-    seen = Seen()
+    seen: list[torch.Tensor] = []
     settings = SETTINGS.model_copy(update={"batch_size": 40, "micro_batch_size": 4})
-    done = fit(OPT, data, settings, tmp_path, callbacks=[seen])
+    done = fit(OPT, data, settings, tmp_path, watch=keeping(seen))
     assert done.about["is_packed"] is False and "move one another" in done.about["isolation"]
     assert done.num_steps == 1 and done.num_tokens == sum(map(len, data.windows))
-    (found,) = seen.gradients
+    (found,) = seen
     assert (found - expected).norm() / expected.norm() < 1e-5
 
 
-def test_step_loss_is_the_mean_over_its_trained_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [LLAMA, MULTI_MODAL], ids=["llama", "multi-modal"])
+def test_step_loss_is_the_mean_over_its_trained_tokens(config: PreTrainedConfig, tmp_path: Path) -> None:
     data = training(marked=True)
-    done = fit(LLAMA, data, SETTINGS.model_copy(update={"learning_rate": 1e-30}), tmp_path)
+    done = fit(config, data, SETTINGS.model_copy(update={"learning_rate": 1e-30}), tmp_path)
     losses = [line["loss"] for line in done.history if "loss" in line]
-    model = build(LLAMA)
-    batches = list(packed_rows.packed(Pieces(data), SETTINGS.batch_size, 1, 1, 0).batches())
+    model = build(config)
+    batches = list(feed.packed(Pieces(data), SETTINGS.batch_size, 1, 1, 0).batches())
     assert len(losses) == len(batches) == done.num_steps > 1
     with torch.no_grad():
         for batch, found in zip(batches, losses, strict=True):
@@ -359,12 +352,12 @@ def test_fused_loss_is_the_models_own(
     config: object, is_fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "fullft_assets.models.token_loss._CHUNK_ELEMENTS", 7 * 96
+        "fullft_assets.models.token_loss._CHUNK_ELEMENTS", {"cpu": 7 * 96}
     )  # several chunks, the last one short
     model = build(config)
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         torch.nn.init.normal_(model.get_output_embeddings().bias)
-    batch = next(packed_rows.packed(Pieces(training(marked=True)), 4, 1, 0, 0).batches())
+    batch = next(feed.packed(Pieces(training(marked=True)), 4, 1, 0, 0).batches())
     labels = batch.pop("labels")
     loss = TokenLoss(model, batch)
     assert loss.is_fused is is_fused
@@ -380,7 +373,7 @@ def test_fused_loss_is_the_models_own(
 
 def test_fused_loss_in_bf16_is_as_near_as_the_plain_one() -> None:
     model = build(LLAMA)
-    batch = next(packed_rows.packed(Pieces(training()), 4, 1, 0, 0).batches())
+    batch = next(feed.packed(Pieces(training()), 4, 1, 0, 0).batches())
     labels = batch.pop("labels")
     loss = TokenLoss(model, batch)
 
@@ -490,27 +483,6 @@ def test_roll_back_reads_on_from_its_checkpoint(
     assert passes == straight[:10] + straight[4:]
 
 
-def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    settings = SETTINGS.model_copy(update={"epochs": 8, "precision": "bf16", "gradient_checkpointing": True})
-    data = training()
-    done = fit(LLAMA, data, settings, tmp_path)
-    assert done.num_tokens == 8 * data.packing.num_tokens
-    losses = [line["loss"] for line in done.history if "loss" in line]
-    assert losses[-1] < 0.9 * losses[0]
-    final = done.history[-1]
-    assert final["validation_loss"] < losses[0] and final["validation_token_probability"] == pytest.approx(
-        np.exp(-final["validation_loss"])
-    )
-
-
-def test_best_weights_are_kept_where_asked_for(tmp_path: Path) -> None:
-    done = fit(LLAMA, **OVERFITTING, chosen=KEEP_BEST, folder=tmp_path, resumable=True, evaluate_at=None)
-    scored = {line["step"]: line["validation_loss"] for line in done.history if "validation_loss" in line}
-    assert done.step == min(scored, key=scored.get) < done.num_steps
-    again = recipe(LLAMA, **OVERFITTING).score(done.model, Progress(silent=True))
-    assert again["loss"] == pytest.approx(scored[done.step], rel=1e-6)
-
-
 def test_pull_to_the_start_holds_the_head_too(tmp_path: Path) -> None:
     """It is pretrained, unlike that of a classifier."""
     start = build(LLAMA).state_dict()["lm_head.weight"]
@@ -597,7 +569,7 @@ def test_what_cannot_be_trained_is_refused(change: dict, error: type[Exception],
     )
     made = recipe(LLAMA, Training(change["windows"], change["marks"], plan))
     with pytest.raises(error, match=message):
-        made.prepare(build(LLAMA), SETTINGS, 1, 1)
+        made.prepare(build(LLAMA), SETTINGS, 1)
 
 
 def test_validation_rows_without_a_trained_token_are_refused() -> None:
@@ -606,14 +578,14 @@ def test_validation_rows_without_a_trained_token_are_refused() -> None:
         validation=recipe(LLAMA, Training([[5, 6]], [[1, 0]], training().packing)).validation,
     )
     with pytest.raises(DataError, match="the snapshot's validation rows have no trained token"):
-        made.prepare(build(LLAMA), SETTINGS, 1, 1)
+        made.prepare(build(LLAMA), SETTINGS, 1)
 
 
 def test_first_rows_are_those_of_the_plan() -> None:
     whole = recipe(LLAMA, training())
     part = whole.first(3)
     assert (part.num_rows, whole.num_rows) == (3, training().packing.num_rows)
-    feed = part.prepare(build(LLAMA), SETTINGS, 1, 1).feed
-    assert sorted(documents_in(feed)) == sorted(
-        documents_in(packed_rows.packed(Pieces(training()), 1, 3 / whole.num_rows, 1, 0))
+    planned = part.prepare(build(LLAMA), SETTINGS, 1).feed
+    assert sorted(documents_in(planned)) == sorted(
+        documents_in(feed.packed(Pieces(training()), 1, 3 / whole.num_rows, 1, 0))
     )

@@ -2,32 +2,25 @@
 launched again.
 """
 
-from __future__ import annotations
-
 import json
-import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fullft_assets.demos import smollm
-from fullft_assets.errors import DataError
 from fullft_assets.jobs.launch import EXIT_FIXABLE
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
-from fullft_assets.models.token_scores import score_documents
+from fullft_assets.models.token_loss import score_documents
 from fullft_assets.snapshot import load_training
 from fullft_assets.store import Manifest
 from fullft_assets.workloads import entry, planning, training
-from tests import machine, smollm2
+from tests import smollm2
 from tests.prepared import Prepared, prepare_language_model
 from tests.test_resume import Run, assert_same_as
 
@@ -235,54 +228,7 @@ class TestRefusals:
             assert line in said
             assert case.store.find(job.case, "feasibility_plan", job.key) is None
 
-    def test_model_with_fewer_words_than_its_tokenizer_is_one_line(
-        self, case: Prepared, tmp_path: Path
-    ) -> None:
-        write_model(tmp_path, vocab_size=99)
-        chosen, recipe = (
-            case.use_case.settings.training,
-            replace(case.recipe, base_model=tmp_path, added_tokens=()),
-        )
-        with pytest.raises(
-            DataError, match="the model knows 99: its tokenizer is not base_model's; take the snapshot again"
-        ):
-            recipe.prepare(recipe.load(chosen), chosen, 1, 1)
-
     def test_fewer_rows_than_two_batches_are_one_line(self, case: Prepared, capsys) -> None:
         job = case.job("pilot_run", "refused", training={"batch_size": 1_000})
         assert entry.run_job(planning.work, job.write(case.store), Progress(silent=True)) == EXIT_FIXABLE
         assert "training rows are fewer than two batches of 1,000" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_real_model_learns(tmp_path: Path) -> None:
-    """SmolLM2-135M on conversations about licence texts: a few steps."""
-    machine.require_smollm2()
-    smollm.write(tmp_path / "smollm2")
-    options = {
-        "chunks": {"max_tokens": 128},
-        "snapshot": {"max_validation_rows": 8},
-        "training": {
-            "epochs": 1,
-            "batch_size": 2,
-            "micro_batch_size": 2,
-            "learning_rate": 1e-4,
-            "checkpoint_every_steps": 100,
-        },
-    }
-    case = prepare_language_model(tmp_path, "sft", rows=60, base_model="smollm2", **options)
-    made = train(case, "real")
-    lines = [
-        json.loads(line)
-        for line in (case.store.folder(made) / "logs" / "metrics.jsonl").read_text().splitlines()
-    ]
-    validation = case.split("validation")
-    base = score_documents(load_causal(case.base_model), validation.windows, validation.marks)
-    assert made.check("loss_is_falling").passed and made.metadata["is_packed"]
-    assert made.metadata["num_parameters"] == made.metadata["num_trained_parameters"] == 134_515_008
-    assert made.metadata["validation_loss"] < 0.8 * base.mean_loss()
-    assert made.metadata["validation_token_probability"] == pytest.approx(
-        math.exp(-made.metadata["validation_loss"])
-    )
-    assert all(np.isfinite(line["grad_norm"]) for line in lines if "grad_norm" in line)

@@ -1,15 +1,12 @@
 """examples: personal data in labelled sentences, and in texts that are hard for patterns."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 
-import pyarrow as pa
 import pytest
 
 from benchmarks import personal_data
-from fullft_assets.personal_data import pii
+from fullft_assets.personal_data import search
 from fullft_assets.personal_data.contacts import IBAN_LENGTHS
 from fullft_assets.settings.examples import PII_KINDS
 
@@ -23,7 +20,7 @@ def counts() -> dict[str, Counter[str]]:
 
 
 def test_the_kinds_of_the_settings_are_those_of_the_patterns() -> None:
-    assert {kind.name for kind in pii.KINDS} == set(PII_KINDS)
+    assert {kind.name for kind in search.KINDS} == set(PII_KINDS)
 
 
 @pytest.mark.parametrize("kind", PII_KINDS)
@@ -38,10 +35,10 @@ def test_each_country_s_mobile_numbers_are_found_in_national_notation() -> None:
     missed = [
         number
         for number in numbers
-        if [one.kind for one in pii.find(f"Ana, {number}, from Monday.")] != ["phone"]
+        if [one.kind for one in search.find(f"Ana, {number}, from Monday.")] != ["phone"]
     ]
     assert missed == ["34 41 23 45", "222 123 4567"]
-    assert [pii.find(f"Call {number}.")[0].kind for number in missed] == ["phone", "phone"]
+    assert [search.find(f"Call {number}.")[0].kind for number in missed] == ["phone", "phone"]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +53,7 @@ def test_each_country_s_mobile_numbers_are_found_in_national_notation() -> None:
     ],
 )
 def test_an_amount_in_groups_of_three_is_no_telephone_number(text: str) -> None:
-    assert pii.find(text) == []
+    assert search.find(text) == []
 
 
 def test_hardly_anything_else_is(counts: dict[str, Counter[str]]) -> None:
@@ -65,17 +62,10 @@ def test_hardly_anything_else_is(counts: dict[str, Counter[str]]) -> None:
     assert personal_data.scores(counts)[1] >= personal_data.LEAST_PRECISION
 
 
-def test_a_column_is_counted_as_its_texts_are() -> None:
-    # The hints of a column may leave nothing out that the patterns find in a text, whatever is around it.
-    texts = [text for half in ("tuned", "held_back") for text, _ in personal_data.sentences(half)]
-    texts += [f"Copyright 1999-2004.\n{text}\n" for text in texts]
-    assert pii.count(pa.array(texts)).tolist() == [len(pii.find(text)) for text in texts]
-
-
 def test_only_the_chosen_kinds_are_found() -> None:
     text = "a@b.example, 203.0.113.45 and IBAN DE89 3704 0044 0532 0130 00"
     assert (
-        pii.mask(text, pii.find(text, pii.kinds_named(["iban"])))
+        search.mask(text, search.find(text, search.kinds_named(["iban"])))
         == "a@b.example, 203.0.113.45 and IBAN [IBAN]"
     )
 
@@ -83,14 +73,14 @@ def test_only_the_chosen_kinds_are_found() -> None:
 @pytest.mark.parametrize("unit", ["1 ", "12-", "GB33 "])
 def test_a_number_with_wrong_check_digits_is_no_iban(unit: str) -> None:
     assert "GB" in IBAN_LENGTHS
-    assert [one for one in pii.find(unit * 40) if one.kind == "iban"] == []
+    assert [one for one in search.find(unit * 40) if one.kind == "iban"] == []
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", personal_data.hard_texts())
 def test_time_grows_as_the_text_does(name: str) -> None:
     text = personal_data.hard_texts()[name]
-    pii.find("imports libphonenumber: 0049 30 901820")
+    search.find("imports libphonenumber: 0049 30 901820")
 
     def seconds(length: int) -> float:
         return min(_timed(text[:length]) for _ in range(3))
@@ -101,5 +91,5 @@ def test_time_grows_as_the_text_does(name: str) -> None:
 
 def _timed(text: str) -> float:
     began = time.process_time()
-    pii.find(text)
+    search.find(text)
     return time.process_time() - began

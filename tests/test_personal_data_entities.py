@@ -2,8 +2,6 @@
 `pii`).
 """
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import json
@@ -21,9 +19,7 @@ from fullft_assets import documents, examples
 from fullft_assets.errors import SettingsError
 from fullft_assets.personal_data import entities
 from fullft_assets.personal_data.kinds import Found
-from fullft_assets.personal_data.masking import mask_documents
-from fullft_assets.personal_data.pii import KINDS
-from fullft_assets.personal_data.search import PersonalDataSearch
+from fullft_assets.personal_data.search import KINDS, PersonalDataSearch
 from fullft_assets.store import Store
 
 NAMES = [
@@ -126,30 +122,6 @@ def test_of_a_name_that_runs_into_an_address_the_rest_is_masked(
     assert shown(text, found) == [("person", "Ann"), ("email", "ann@correo.example"), ("person", "Rossi")]
 
 
-def test_turns_and_spans_move_with_the_masked_names(model: entities.EntityModel) -> None:
-    text = "Ann Rossi moved to Ghent on 3 May."
-    turns = [
-        {"role": "user", "content": text},
-        {"role": "assistant", "content": None},
-        {"role": "assistant", "content": text},
-    ]
-    rows = [
-        {
-            "text": text,
-            "messages": None,
-            "spans": [{"start": 19, "end": 24, "label": "CITY"}],
-            "annotations": None,
-        },
-        {"text": f"{text}\n\n\n\n{text}", "messages": turns, "spans": None, "annotations": None},
-    ]
-    table = pa.table({name: [row[name] for row in rows] for name in rows[0]})
-    plain, said = mask_documents(table, PersonalDataSearch(KINDS, model).find_all(table["text"])).to_pylist()
-    masked = "[PERSON] moved to [LOCATION] on [DATE]."
-    assert (plain["text"], plain["spans"]) == (masked, [{"start": 18, "end": 28, "label": "CITY"}])
-    assert said["text"] == f"{masked}\n\n\n\n{masked}"
-    assert [turn["content"] for turn in said["messages"]] == [masked, None, masked]
-
-
 @pytest.mark.parametrize("mask_raw", [True, False])
 def test_no_artifact_of_the_examples_has_a_name_that_the_pipeline_knows(
     project: projects.Project, pipeline: Path, mask_raw: bool
@@ -187,19 +159,6 @@ def test_rows_with_names_are_counted_and_another_pipeline_is_another_result(
     (copied / "meta.json").write_text((copied / "meta.json").read_text() + "\n")
     _, _, changed = _made(project)
     assert changed.key != valid.key
-
-
-def test_rows_with_names_are_quarantined(project: projects.Project, pipeline: Path) -> None:
-    texts = [sentence(number % 3, number)[0] for number in range(5)] + [
-        f"{sentence(0, 7)[0]} Write to ann@correo.example."
-    ]
-    rows = projects.licence_rows(30)
-    project.deliver(
-        "delivery-1.jsonl", [{**row, "text": text} for row, text in zip(rows, texts, strict=False)]
-    )
-    project.configure(examples={"pii": "quarantine", "pii_model": str(pipeline), "min_characters": 1})
-    _, _, valid = _made(project)
-    assert valid.check("personal_data_is_absent").metadata["num_failed"] == 6
 
 
 def test_a_pipeline_without_a_label_for_a_kind_is_refused(pipeline: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """`fullft plan` on a real snapshot, and the plan of other settings in the planning workload."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -10,9 +8,9 @@ from fullft_assets.cli.plan import plan
 from fullft_assets.errors import FullftError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import PlanMetadata
-from fullft_assets.planning.memory import peak_on_cpu
+from fullft_assets.planning.plan import peak_on_cpu
 from fullft_assets.resources import set_latest
-from fullft_assets.training import measuring, outline
+from fullft_assets.training import measuring
 from fullft_assets.workloads import planning as workload
 from tests.prepared import Prepared, prepare
 
@@ -45,18 +43,20 @@ def test_the_plan_of_the_workload_names_what_fits(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With this little memory the pass of the YAML does not fit, a smaller one does.
-    planner = outline.TargetPlanner(prepared.recipe, prepared.use_case.settings, 0)
+    planner = measuring.TargetPlanner(prepared.recipe, prepared.use_case.settings, 0)
     settings = prepared.use_case.settings.training
     yaml_rows = settings.micro_batch_size
     whole, smallest = (
-        planner._count(settings.model_copy(update={"micro_batch_size": rows}), "fp32", False, 1)
+        planner.memory(
+            settings.model_copy(update={"micro_batch_size": rows}), "fp32", is_gpu=False, processes=1
+        )
         for rows in (yaml_rows, 1)
     )
     assert smallest.activations < whole.activations
     small = {"libraries_bytes": 0, "memory_bytes": peak_on_cpu(smallest, 0)}
-    here = outline.this_machine
+    here = measuring.this_machine
     monkeypatch.setattr(
-        outline, "this_machine", lambda settings, speed: here(settings, speed).model_copy(update=small)
+        measuring, "this_machine", lambda settings, speed: here(settings, speed).model_copy(update=small)
     )
     monkeypatch.setattr(measuring, "_available_memory_bytes", lambda *processes: 2**20)
     job = prepared.job("pilot_run", "small")

@@ -1,7 +1,5 @@
 """The plan on machines that are not there: what fits, how long, at what cost, and which is recommended."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re
@@ -15,20 +13,23 @@ import yaml
 from pydantic import ValidationError
 
 from fullft_assets.models.hardware import peak_flops
-from fullft_assets.planning.measurements import StepMemory, Work
-from fullft_assets.planning.report import plan_lines, recommendation
-from fullft_assets.planning.target_plans import (
+from fullft_assets.planning.metadata import StepMemory, Work
+from fullft_assets.planning.targets import (
     Extent,
+    Target,
     TargetPlan,
+    hourly_usd_of,
+    plan_lines,
     plan_targets,
     processes_on,
     recommend,
+    recommendation,
     setups,
     shares,
     table,
+    targets,
     yaml_lines,
 )
-from fullft_assets.planning.targets import Target, hourly_usd_of, targets
 from fullft_assets.settings import PlanningSettings, RetrainingSettings, TrainingSettings, UseCaseSettings
 
 pytestmark = pytest.mark.quick

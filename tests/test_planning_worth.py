@@ -1,13 +1,10 @@
 """Whether a gain is worth its cost, and what follows from the answer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
 
-from fullft_assets.evaluation import checks
-from fullft_assets.evaluation.verdict import verdict
+from fullft_assets.evaluation.verdict import check_outcomes, check_specs, verdict
 from fullft_assets.planning import Point, pilot_check, predict_score
 from fullft_assets.planning.worth import Worth, asked, judge_worth
 from fullft_assets.settings import PlanningSettings, ReleaseSettings, UseCaseSettings
@@ -86,24 +83,24 @@ def test_a_model_that_is_not_worth_it_is_kept_back_only_where_asked(
     assert (worth.sentence.rstrip(".") in found.sentence) == (answer != "promote")
     made = [
         outcome
-        for outcome in checks.outcomes(evaluation, found, worth)
+        for outcome in check_outcomes(evaluation, found, worth)
         if outcome.name == "full_finetuning_is_justified"
     ]
     assert [(outcome.passed, outcome.severity) for outcome in made] == [(usd_per_point == 50.0, "warn")]
     names = {
         spec.name
-        for spec in checks.specs(
+        for spec in check_specs(
             ReleaseSettings(), use_case(usd_per_point=usd_per_point).planning, has_row_labels=False
         )
     }
-    assert names == {outcome.name for outcome in checks.outcomes(evaluation, found, worth)}
+    assert names == {outcome.name for outcome in check_outcomes(evaluation, found, worth)}
 
 
 def test_not_asked_there_is_no_such_check() -> None:
     evaluation, worth = evaluated(), judged(0.03, 0.05, 0.07)
-    made = checks.outcomes(evaluation, verdict(evaluation, ReleaseSettings(), worth=worth), worth)
+    made = check_outcomes(evaluation, verdict(evaluation, ReleaseSettings(), worth=worth), worth)
     assert {outcome.name for outcome in made} == {
-        spec.name for spec in checks.specs(ReleaseSettings(), PlanningSettings(), has_row_labels=False)
+        spec.name for spec in check_specs(ReleaseSettings(), PlanningSettings(), has_row_labels=False)
     }
 
 

@@ -1,82 +1,59 @@
-"""TF32: which GPUs have it, and which arguments follow. No GPU is used: its capability is injected, and the
-decisions are checked.
-"""
-
-from __future__ import annotations
+"""What a pass of training computes in, and how often."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
+from fullft_assets.models import precision
+from fullft_assets.models.inference import load_causal
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training import trainer
-from fullft_assets.training.trainer import training_arguments
+from fullft_assets.training.loop import groups_of_weights, place
 from tests.test_isolation import build
-from tests.test_packed import LLAMA, SETTINGS, fit, training
+from tests.test_packed import LLAMA
 
 pytestmark = pytest.mark.numeric
 
 
-@pytest.mark.parametrize("chosen", ["fp32", "bf16"])
-def test_trainer_gets_the_precision(chosen: str, tmp_path: Path) -> None:
-    sizes = {"seed": 1, "num_processes": 1, "items_a_pass": 1, "num_steps": 2, "resumable": False}
-    args = training_arguments(TrainingSettings(precision=chosen), build(LLAMA), tmp_path, **sizes)
-    assert (args.tf32, args.bf16, args.fp16) == (None, chosen == "bf16", False)
+@pytest.mark.parametrize(("chosen", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_pass_computes_in_the_precision_and_returns_fp32(chosen: str, dtype: torch.dtype) -> None:
+    model = build(LLAMA)
+    computed: list[torch.dtype] = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: computed.append(output.dtype))
+    passing = place(model, TrainingSettings(precision=chosen), 1)
+    assert passing(input_ids=torch.ones((1, 4), dtype=torch.long)).logits.dtype == torch.float32
+    assert computed == [dtype]
 
 
-@pytest.mark.parametrize("has_card", [False, True])
-def test_batches_are_copied_from_pinned_memory_to_a_card_alone(
-    has_card: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("has_card", "auto", "dtype"),
+    [(True, "bf16", torch.bfloat16), (True, "fp16", torch.float32), (False, "bf16", torch.float32)],
+)
+def test_a_language_model_is_scored_in_the_format_that_a_card_computes_in(
+    has_card: bool, auto: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, object] = {}
+    """Autocast's copies beside weights in fp32 would take half as much again."""
+    build(LLAMA).save_pretrained(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
-
-    def take(**arguments: object) -> SimpleNamespace:
-        given.update(arguments)
-        return SimpleNamespace(n_gpu=int(has_card))
-
-    monkeypatch.setattr(trainer, "TrainingArguments", take)
-    sizes = {"seed": 1, "num_processes": 1, "items_a_pass": 1, "num_steps": 2, "resumable": False}
-    # fp16 is a card's alone.
-    training_arguments(
-        TrainingSettings(precision="fp16" if has_card else "fp32", gradient_checkpointing=True),
-        build(LLAMA),
-        tmp_path,
-        **sizes,
-    )
-    assert given["fp16"] is has_card and given["bf16"] is False
-    assert (
-        given["dataloader_pin_memory"]
-        is given["accelerator_config"]["non_blocking"]
-        is has_card
-        is not given["use_cpu"]
-    )
-    assert given["activation_checkpointing"] is True
+    monkeypatch.setattr(precision, "resolve", lambda setting: auto)
+    assert load_causal(tmp_path).dtype == dtype
+    assert load_causal(tmp_path, dtype=torch.float32).dtype == torch.float32
 
 
-def test_gradient_checkpointing_computes_each_layer_twice_in_a_pass(tmp_path: Path) -> None:
-    """And the optimizer steps in one kernel."""
-    counts: list[int] = []
+def test_gradient_checkpointing_computes_each_layer_twice_in_a_pass() -> None:
+    counts = {False: 0, True: 0}
+    for is_on in counts:
+        model = build(LLAMA).train()
 
-    class Counting(TrainerCallback):
-        def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
-            assert optimizer.optimizer.defaults["fused"] is True
+        def count(*arguments: object, is_on: bool = is_on) -> None:
+            counts[is_on] += 1
 
-            def count(module: torch.nn.Module, inputs: object) -> None:
-                counts[-1] += module.training
+        model.model.layers[0].mlp.register_forward_pre_hook(count)
+        passing = place(model, TrainingSettings(precision="fp32", gradient_checkpointing=is_on), 1)
+        passing(input_ids=torch.ones((1, 4), dtype=torch.long)).logits.sum().backward()
+    assert counts == {False: 1, True: 2}
 
-            model.model.layers[0].mlp.register_forward_pre_hook(count)
 
-    for is_on in (False, True):
-        counts.append(0)
-        fit(
-            LLAMA,
-            training(8),
-            SETTINGS.model_copy(update={"gradient_checkpointing": is_on}),
-            tmp_path / str(is_on),
-            callbacks=[Counting()],
-        )
-    assert counts[1] == 2 * counts[0] > 0
+def test_the_optimizer_steps_in_one_kernel() -> None:
+    groups = groups_of_weights(build(LLAMA), TrainingSettings())
+    assert TrainingSettings().chosen_optimizer.build(groups, "fp32", 1.0, 0).defaults["fused"] is True

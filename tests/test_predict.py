@@ -2,8 +2,6 @@
 text are named.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -38,6 +36,16 @@ TEXTS = [
     "Copyright, all rights reserved",
     "Äpfel, 30 $",
 ]
+
+
+def documented_asset() -> str:
+    """Return the lines of the README that take the champion in an asset."""
+    section = (
+        (Path(__file__).parents[1] / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("## In your own Dagster project")[2]
+    )
+    return section.partition("```python\n")[2].partition("```")[0]
 
 
 def write_model(folder: Path, task: str) -> None:
@@ -141,16 +149,6 @@ def test_a_file_is_answered_as_each_of_its_texts_is(
         assert any(each["spans"] for each in found), "a model that finds nothing shows nothing"
 
 
-def documented_asset() -> str:
-    """Return the lines of the README that take the champion in an asset."""
-    section = (
-        (Path(__file__).parents[1] / "README.md")
-        .read_text(encoding="utf-8")
-        .partition("## In your own Dagster project")[2]
-    )
-    return section.partition("```python\n")[2].partition("```")[0]
-
-
 @pytest.mark.parametrize(
     "task", ["classification", "multi_label", "token_classification", "language_modeling", "sft"]
 )
@@ -161,32 +159,6 @@ def test_the_champion_of_each_task_answers_without_the_yaml(tmp_path: Path, task
     assert (found.path / "config.json").is_file() and found.labels == LABELS
     with pytest.raises(DataError, match="a list of texts"):
         found.predict(TEXTS[0])
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("place", ["home", "bucket"])
-def test_the_documented_asset_runs(
-    tmp_path: Path, place: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("FULLFT_STORE", raising=False)
-    monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    _, store = crowned(tmp_path)
-    with pytest.raises(SettingsError, match="champion of demo: where is its store"):
-        champion("demo")
-    if place == "home":
-        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    else:
-        server: S3Server = request.getfixturevalue("s3_env")
-        shutil.copytree(store.url, server.make_bucket("champions") / "store")
-        monkeypatch.setenv("FULLFT_STORE", "s3://champions/store")
-    asset: dict[str, Any] = {}
-    exec(documented_asset().replace("my_case", "demo"), asset)
-    assert asset["answers"].asset_deps[dg.AssetKey("answers")] == {dg.AssetKey(["demo", "champion_model"])}
-    found = asset["answers"]()
-    assert (
-        found == load_champion(store, "demo").predict(["first text", "second text"])
-        and found[0]["label"] in LABELS
-    )
 
 
 def jsonl(path: Path) -> Path:
@@ -288,4 +260,30 @@ def test_the_command_takes_a_text_or_a_file(
     assert (done.returncode, done.stderr) == (
         1,
         "letters has no champion yet; `fullft run letters` trains and judges one\n",
+    )
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("place", ["home", "bucket"])
+def test_the_documented_asset_runs(
+    tmp_path: Path, place: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FULLFT_STORE", raising=False)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    _, store = crowned(tmp_path)
+    with pytest.raises(SettingsError, match="champion of demo: where is its store"):
+        champion("demo")
+    if place == "home":
+        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    else:
+        server: S3Server = request.getfixturevalue("s3_env")
+        shutil.copytree(store.url, server.make_bucket("champions") / "store")
+        monkeypatch.setenv("FULLFT_STORE", "s3://champions/store")
+    asset: dict[str, Any] = {}
+    exec(documented_asset().replace("my_case", "demo"), asset)
+    assert asset["answers"].asset_deps[dg.AssetKey("answers")] == {dg.AssetKey(["demo", "champion_model"])}
+    found = asset["answers"]()
+    assert (
+        found == load_champion(store, "demo").predict(["first text", "second text"])
+        and found[0]["label"] in LABELS
     )

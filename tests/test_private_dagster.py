@@ -4,8 +4,6 @@ A newer Dagster may move or change them: when one of these tests fails after an 
 names.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 from pathlib import Path
@@ -15,14 +13,14 @@ import pytest
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
-from fullft_assets.cli.code_location import LocationError, open_code_location
+from fullft_assets.cli.run import LocationError, open_code_location
 from fullft_assets.component import FullFineTune
 from fullft_assets.launchers.run_workers import CODE_SERVER_TAG, LocalRunLauncher
 from tests import project as projects
 
 PACKAGE = Path(__file__).parents[1] / "fullft_assets"
 PRIVATE = {
-    ("cli/code_location.py", "dagster._cli.workspace.cli_target"),
+    ("cli/run.py", "dagster._cli.workspace.cli_target"),
     ("cli/webserver.py", "dagster._cli"),
     ("launchers/run_workers.py", "dagster._core.launcher"),
 }
@@ -107,6 +105,8 @@ def test_a_run_launcher_is_asked_as_in_dagster_1_13_27() -> None:
     result = CheckRunHealthResult(WorkerStatus.NOT_FOUND, "its process 1 ended")
     assert str(result) == "NOT_FOUND: 'its process 1 ended'"
     assert LocalRunLauncher().supports_check_run_worker_health
+    assert CODE_SERVER_TAG == GRPC_INFO_TAG
+
     assert CODE_SERVER_TAG == GRPC_INFO_TAG
 
 

@@ -2,20 +2,15 @@
 when it is imported.
 """
 
-from __future__ import annotations
-
 import runpy
 
 import pytest
-from transformers import PretrainedConfig, Trainer, dynamic_module_utils
+from transformers import PretrainedConfig, dynamic_module_utils, initialization
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.models.private_names import require_names
-from fullft_assets.training.trainer import FineTuner
+from fullft_assets.models.loading import require_names
 
 _RENAMED = [
-    (Trainer, "_clip_grad_norm", "fullft_assets.training.trainer"),
-    (Trainer, "_load_rng_state", "fullft_assets.training.trainer"),
     (PretrainedConfig, "_attn_implementation", "fullft_assets.models.loading"),
     (PretrainedConfig, "_experts_implementation", "fullft_assets.models.loading"),
     (dynamic_module_utils, "HF_MODULES_CACHE", "fullft_assets.models.loading"),
@@ -32,7 +27,6 @@ def test_a_renamed_name_is_one_line_at_import(
 
 
 def test_an_attribute_of_instances_is_looked_up_in_the_source() -> None:
-    require_names(Trainer, in_source=("model_accepts_loss_kwargs",))
-    with pytest.raises(SettingsError, match=r"has no Trainer\.model_accepts,"):
-        require_names(Trainer, in_source=("model_accepts",))
-    assert [name for name in vars(FineTuner) if name.startswith("_") and not name.startswith("__")]
+    require_names(initialization, in_source=("_is_hf_initialized",))
+    with pytest.raises(SettingsError, match=r"has no \S+\._is_hf,"):
+        require_names(initialization, in_source=("_is_hf",))

@@ -2,8 +2,6 @@
 of them, limits.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import replace
@@ -17,8 +15,13 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.tasks import prompting
 from fullft_assets.tasks.baseline import load_all
-from fullft_assets.tasks.classification.prompting import FewShot, PromptWriter, ZeroShot
-from fullft_assets.tasks.language.baselines import BaseModel, FewShotConversations
+from fullft_assets.tasks.prompting import (
+    BaseModel,
+    FewShot,
+    FewShotConversations,
+    PromptWriter,
+    ZeroShot,
+)
 from tests import project as projects
 from tests import small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model
@@ -71,7 +74,7 @@ def test_labels_are_scored_by_the_mean_log_probability_of_their_names(prepared: 
 
 def test_examples_are_in_the_prompt_with_their_labels(prepared: Prepared) -> None:
     fitted = FewShot.fit(prepared.split("train"), prepared.baseline_context)
-    writer = PromptWriter.of(prepared.baseline_context)
+    writer = PromptWriter(prepared.baseline_context)
     ids = fitted._examples(writer)
     assert 50 < len(ids) <= prompting.max_tokens(prepared.baseline_context)
     written = writer.tokenization.tokenizer.decode(ids, skip_special_tokens=False)

@@ -1,7 +1,5 @@
 """Public labelled sets that are not the demos', with a newcomer's YAML, through the whole graph."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The quick tests reach the logic of every stage."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

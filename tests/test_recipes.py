@@ -1,7 +1,5 @@
 """Every recipe is a use case that loads, and says on top what it was measured on."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

@@ -2,8 +2,6 @@
 counts once for live quality.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -2,8 +2,6 @@
 entry points.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -2,8 +2,6 @@
 it is frozen.
 """
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ import dagster as dg
 import pytest
 
 from fullft_assets import release
-from fullft_assets.assets.release import IS_BETTER_TAG
+from fullft_assets.assets.model import IS_BETTER_TAG
 from fullft_assets.cli.summary import summary
 from fullft_assets.component import FullFineTune
 from fullft_assets.resources import latest, set_latest
@@ -230,23 +228,6 @@ def test_frozen_the_asset_succeeds_and_says_why_the_champion_stays(released: Rel
     result = released.materialize(released.second, released.green)
     assert released.champion == released.second.ref
     assert "Promoted: every gate passed." in released.newest("materialization")["outcome"]
-
-
-def test_promoted_by_hand_though_a_gate_is_red(released: Released) -> None:
-    third = released.lab.checkpoint("c")
-    red = released.lab.report(third, evaluated(over_champion=gained(-0.2, -0.25, -0.15)), "rc")
-    assert not released.materialize(third, red).get_asset_materialization_events()
-    assert "Not promoted: gain over the champion" in released.newest("observation")["outcome"]
-    result = released.run("promote", reason="the law changed", checkpoint=third.ref)
-    assert released.champion == third.ref
-    said = released.newest("materialization")
-    assert (
-        f"Promoted by hand ({result.run_id}): the law changed. The gates said: Not promoted"
-        in said["outcome"]
-    )
-    # Materialised again, the asset shows the same card.
-    released.materialize(third, red)
-    assert released.newest("materialization")["outcome"] == said["outcome"] and released.champion == third.ref
 
 
 @pytest.mark.parametrize("act", ["rollback", "freeze", "unfreeze", "promote"])

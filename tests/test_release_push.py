@@ -1,7 +1,5 @@
 """The champion copied out of the store, into a folder and into a bucket, and registered in SageMaker."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -15,15 +13,15 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 from pydantic import ValidationError
-from s3fs import S3FileSystem
 
 from fullft_assets import release
 from fullft_assets.cli import commands, main
 from fullft_assets.errors import StoreError
+from fullft_assets.release import push
 from fullft_assets.settings import ReleaseSettings
 from fullft_assets.settings.release import ModelPackageSettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.store import Manifest
+from fullft_assets.store import Files, Manifest
 from tests.s3_server import S3Server
 from tests.test_release import Lab, evaluated
 from tests.test_release import lab as lab
@@ -126,7 +124,7 @@ def test_where_to_push_changes_no_key_and_is_checked() -> None:
         == ReleaseSettings().model_dump()
     )
     with pytest.raises(ValidationError):
-        ReleaseSettings(push_to="gs://bucket")
+        ReleaseSettings(push_to="ftp://bucket")
 
 
 @pytest.fixture
@@ -143,7 +141,6 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     }
     for name, value in {**names, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
         monkeypatch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()
     boto3.client("s3").create_bucket(Bucket="packages")
     yield boto3.client("sagemaker")
     server.stop()
@@ -197,6 +194,16 @@ def test_each_champion_is_one_package_to_be_approved(lab: Lab, aws: Any) -> None
     release.rollback(lab.store, "demo", reason="worse", by="somebody")
     assert release.register_champion(lab.store, case) == arns[0]
     assert packages() - before == set(arns)
+
+
+def test_a_pooled_classifier_takes_along_how_it_is_served(lab: Lab, tmp_path: Path) -> None:
+    checkpoint = promoted(lab, "a")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "modules.json").write_text("[]")
+    push._upload(Files(str(tmp_path / "out")), "a", model, lab.report(checkpoint, evaluated(), "r"))
+    with tarfile.open(tmp_path / "out" / "a" / "model.tar.gz") as archive:
+        assert archive.getnames() == ["modules.json", "code/inference.py"]
 
 
 def test_a_refused_registration_is_one_line_and_nothing_is_recorded(

@@ -1,7 +1,5 @@
 """resources: where the store is, and other stores and launchers in its place."""
 
-from __future__ import annotations
-
 import errno
 import re
 from importlib import import_module
@@ -10,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation import INGEST
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import DataError
@@ -19,7 +17,7 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.launchers import Launcher, LaunchSpec, Logs, Status
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.resources import latest, latest_by_partition, one_line_errors, open_store
+from fullft_assets.resources import latest, one_line_errors, open_store
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
 from tests import project as projects
@@ -52,22 +50,6 @@ class TestOpenStore:
         assert (folder / "here/pointers/champion.json").is_file()
 
 
-class TestLatest:
-    def test_nothing_before_the_first_materialisation(self, tmp_path: Path) -> None:
-        assert latest(Store(str(tmp_path)), "mail", "training_snapshot") is None
-        assert latest_by_partition(Store(str(tmp_path)), "mail", "labeled_examples") == {}
-
-    def test_follows_the_pointers(self, tmp_path: Path) -> None:
-        store, made = Store(str(tmp_path)), []
-        for key in ("k1", "k2"):
-            with store.create("mail", "s", key, version="1", seed=1) as draft:
-                made.append(draft.commit(settings={}, inputs={}, metadata={}))
-            store.write_pointer("latest/mail/training_snapshot/all", {"ref": made[-1].ref})
-            store.write_pointer(f"latest/mail/labeled_examples/{key}", {"ref": made[-1].ref})
-        assert latest(store, "mail", "training_snapshot") == made[1]
-        assert latest_by_partition(store, "mail", "labeled_examples") == {"k1": made[0], "k2": made[1]}
-
-
 def test_an_error_that_the_user_can_fix_is_a_failure_of_one_line_that_is_not_retried(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     with pytest.raises(dg.Failure) as raised, one_line_errors(store, "letters"):
@@ -83,7 +65,7 @@ def test_of_another_error_the_failure_has_type_and_place_and_the_store_the_messa
     assert raised.value.description is not None
     line, file = raised.value.description.split(" is in ")
     assert re.fullmatch(
-        r"KeyError at fullft_assets/resources/failures\.py:[0-9]+ \(.*\); its message, which may quote a"
+        r"KeyError at fullft_assets/resources/io_manager\.py:[0-9]+ \(.*\); its message, which may quote a"
         r" document,",
         line,
     )
@@ -169,7 +151,7 @@ class TestSwappedResources:
         assert not (small.home / "store").exists()
 
     def test_the_choice_of_the_yaml_is_injected_otherwise(self, small: projects.Project) -> None:
-        resources = Case(small.use_case()).resources()
+        resources = CaseGraph(small.use_case()).resources()
         with (
             dg.DagsterInstance.from_config(str(small.home)) as instance,
             dg.build_resources(resources, instance=instance) as built,
@@ -201,6 +183,3 @@ class InThisProcess(Launcher):
 
     def stop(self, name: str) -> None:
         pass
-
-    def list(self) -> list[str]:
-        return []

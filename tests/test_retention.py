@@ -2,8 +2,6 @@
 works; on a disk and on a real S3 server.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import time
@@ -20,6 +18,7 @@ from fullft_assets import chunks, release, retention, snapshot
 from fullft_assets.automation import idle_from_now, require_idle
 from fullft_assets.checkpoint.metadata import PastTraining
 from fullft_assets.cli import commands
+from fullft_assets.erasure import checkpoints
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs import Job
 from fullft_assets.launchers import records
@@ -180,17 +179,6 @@ def test_afterwards_champions_can_be_compared_with_and_returned_to(lab: Kept) ->
         assert len(snapshot.load_split(lab.store, lab.store.load(champion.snapshot), "train"))
 
 
-def test_nothing_goes_while_all_champions_are_kept(lab: Kept) -> None:
-    kept = lab.use_case.settings.retention.model_copy(update={"keep_champions": 4})
-    settings = lab.use_case.settings.model_copy(update={"retention": kept})
-    found = retention.plan(lab.store, replace(lab.use_case, settings=settings))
-    assert set(found.artifacts) == {
-        lab.first_baselines.ref,
-        lab.index.ref,
-        lab.other_chunks.ref,
-    }
-
-
 def test_inputs_of_a_job_that_runs_stay(lab: Kept) -> None:
     job = lab.job_on(lab.snapshots["loser"])
     launch = records.Launch(
@@ -214,16 +202,15 @@ def test_one_that_is_cut_short_is_finished_by_the_next(lab: Kept, monkeypatch: p
     class PowerCut(BaseException): ...
 
     before = lab.whole
-    remove, left = lab.store._fs.rm, iter(range(3))
+    remove, removals = lab.store.remove, iter(range(4))
 
-    def dies(path: Any, **options: object) -> None:
-        if next(left, None) is None:
-            remove(path[:1], **options)
+    def dies(name: str) -> None:
+        remove(name)
+        if next(removals, None) is None:
             raise PowerCut
-        remove(path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lab.store._fs, "rm", dies)
+        patch.setattr(lab.store, "remove", dies)
         with pytest.raises(PowerCut):
             retention.clean(lab.store, lab.use_case)
     assert lab.whole < before and before - lab.whole < lab.expected
@@ -271,7 +258,7 @@ def test_checkpoints_of_trainings_that_ended_or_were_given_up_go(
 def test_checkpoints_in_a_bucket_that_a_machine_trains_with_stay(
     lab: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(checkpoints, "_PATIENCE_SECONDS", 1.0)
     ref = checkpoints_ref(CASE, "finetuned_checkpoint", "alive")
     lab.store.write_bytes(f"{ref}/weights", b"x")
     with lab.store.alone(ref):

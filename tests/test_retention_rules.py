@@ -2,8 +2,6 @@
 real ones.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import time
@@ -15,11 +13,11 @@ from typing import Any
 import pytest
 
 from fullft_assets import erasure, release, retention
-from fullft_assets.erasure import unfinished_trainings
+from fullft_assets.erasure import checkpoints
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs import Job
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.settings.retention import RetentionSettings
+from fullft_assets.settings.retraining import RetentionSettings
 from fullft_assets.store import Manifest, Store
 
 pytestmark = pytest.mark.quick
@@ -220,11 +218,11 @@ def test_an_erasure_takes_a_training_on_a_snapshot_that_is_gone_for_one_that_lea
     folder = lab.unfinished("stopped", training_snapshot=taken)
     with monkeypatch.context() as patch:
         patch.setattr(
-            unfinished_trainings,
+            checkpoints,
             "SnapshotMetadata",
             SimpleNamespace(of=lambda _: SimpleNamespace(erased_up_to=None)),
         )
-        assert unfinished_trainings.drop_unfinished(lab.store, CASE, []) == (0, 0) and folder.exists()
+        assert checkpoints.drop_unfinished(lab.store, CASE, []) == (0, 0) and folder.exists()
     lab.store.delete(taken)
     assert erasure.erase(lab.store, CASE, []).num_unfinished == 1
     assert not folder.exists()
@@ -237,13 +235,10 @@ def test_checkpoints_in_the_store_stay_while_a_training_that_holds_no_lease_is_o
     store.write_bytes(name, b"weights")
     store.write_pointer(f"launches/{CASE}/{CHECKPOINT}/k1", {"ended_at": None})
     monkeypatch.setattr(Store, "stored_work", lambda *_: ["k1"])  # as on S3
-    monkeypatch.setattr(unfinished_trainings, "_learned", lambda *_: True)
-    assert (
-        unfinished_trainings.drop_unfinished(store, CASE, []) == (0, 1)
-        and store.read_bytes(name) == b"weights"
-    )
+    monkeypatch.setattr(checkpoints, "_learned", lambda *_: True)
+    assert checkpoints.drop_unfinished(store, CASE, []) == (0, 1) and store.read_bytes(name) == b"weights"
     store.write_pointer(f"launches/{CASE}/{CHECKPOINT}/k1", {"ended_at": 1.0})
-    assert unfinished_trainings.drop_unfinished(store, CASE, []) == (1, 0) and store.read_bytes(name) is None
+    assert checkpoints.drop_unfinished(store, CASE, []) == (1, 0) and store.read_bytes(name) is None
 
 
 def test_checkpoints_stay_where_the_model_lost_a_file_and_is_trained_again(lab: Lab) -> None:
@@ -285,10 +280,3 @@ def test_erasures_and_clean_ups_wait_for_each_other(lab: Lab, work: str) -> None
         assert not ended.wait(0.5)
     assert ended.wait(30)
     thread.join()
-
-
-def test_to_remove_what_is_gone_does_nothing(lab: Lab) -> None:
-    made = lab.make("training_snapshot", "once")
-    for _ in range(2):
-        lab.store.delete(made)
-    assert "once" not in lab.keys

@@ -1,7 +1,5 @@
 """retraining: each rule, each obstacle, and years of operation simulated in milliseconds."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -295,23 +293,6 @@ class TestRules:
         assert decided((150, True), (200, False)) == "retrain"
         assert decided((150, True), (150, False)) == "wait"
 
-    @pytest.mark.parametrize(
-        ("changes", "fell"),
-        [
-            ({}, False),
-            ({"num_drop_errors": 1.6}, False),
-            ({"num_drop_errors": 1.7}, True),
-            ({"num_live_errors": 1.7}, True),
-        ],
-    )
-    def test_labels_that_show_a_lower_score_confirm_a_drift(
-        self, changes: dict[str, float], fell: bool
-    ) -> None:
-        assert score_fell(_signals(**changes), SETTINGS) == fell
-        assert score_fell(_signals(score_drop=0.03), SETTINGS) and score_fell(
-            _signals(live_drop=0.03), SETTINGS
-        )
-
     @pytest.mark.parametrize("is_better", [False, None])
     def test_nor_is_it_learned_again_as_it_grows(self, is_better: bool | None) -> None:
         state = _after(2, num_drift_examples=100, is_better=is_better).model_copy(
@@ -450,6 +431,23 @@ class TestRules:
         assert len(reasons) == ("trained_at" not in trained or "trained_on" in trained)
         tried = _after(1.5, state=RUNNING.model_copy(update=trained), evidence="of other rows")
         assert _decide(tried, **due).action == "wait"
+
+    @pytest.mark.parametrize(
+        ("changes", "fell"),
+        [
+            ({}, False),
+            ({"num_drop_errors": 1.6}, False),
+            ({"num_drop_errors": 1.7}, True),
+            ({"num_live_errors": 1.7}, True),
+        ],
+    )
+    def test_labels_that_show_a_lower_score_confirm_a_drift(
+        self, changes: dict[str, float], fell: bool
+    ) -> None:
+        assert score_fell(_signals(**changes), SETTINGS) == fell
+        assert score_fell(_signals(score_drop=0.03), SETTINGS) and score_fell(
+            _signals(live_drop=0.03), SETTINGS
+        )
 
 
 class TestObstacles:

@@ -2,10 +2,9 @@
 no run stays in the queue.
 """
 
-from __future__ import annotations
-
 import io
 import os
+import signal
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -21,11 +20,10 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteRepo
 from dagster._daemon.types import DaemonHeartbeat
 
 from fullft_assets import automation, documents
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.cli import run
-from fullft_assets.cli.code_location import CodeLocation
-from fullft_assets.cli.follower import FollowedRun, Follower
-from fullft_assets.cli.terminal import Terminal
+from fullft_assets.cli.follower import FollowedRun, Follower, Terminal
+from fullft_assets.cli.run import CodeLocation
 from fullft_assets.resources import open_store
 from tests import project as projects
 
@@ -69,6 +67,17 @@ def test_a_long_wait_is_left_to_the_next_run(project: projects.Project, instance
     assert printed.endswith(
         f"{project.documents}: 1 file(s) are still being written to; run again for them\n"
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_within_a_second_are_one_wish(number: signal.Signals) -> None:
+    with run.interrupted_by_signals():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
 
 
 @dg.op
@@ -125,7 +134,7 @@ def test_what_the_sensor_leaves_to_a_person_or_to_a_later_tick_is_launched(
     project: projects.Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_all(project, instance)
-    store, case = open_store(project.use_case(), instance), Case(project.use_case())
+    store, case = open_store(project.use_case(), instance), CaseGraph(project.use_case())
     (request,) = automation.find_due(case, instance, store, "batch", "letters_ingest").requests
     tags = {
         **request.tags,

@@ -2,8 +2,6 @@
 prints for which.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import logging
@@ -28,9 +26,8 @@ from dagster._core.events import EngineEventData
 from dagster._core.utils import make_new_run_id
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
-from fullft_assets.cli.code_location import open_code_location
-from fullft_assets.cli.run import Driver, interrupted_by_signals
-from fullft_assets.cli.terminal import Terminal
+from fullft_assets.cli.follower import Terminal
+from fullft_assets.cli.run import Driver, interrupted_by_signals, open_code_location
 from fullft_assets.launchers import run_workers
 from fullft_assets.launchers.supervisor import is_alive
 
@@ -176,15 +173,14 @@ def test_who_waits_for_a_living_run_prints_it_and_continues_when_that_dies(folde
     kill(first, spare=True)
     assert second.wait(SECONDS) == 0
     lines = re.findall(r"^\[ *[\d.]+ s\] (.+)$", (folder / "second").read_text(), re.MULTILINE)
-    pid = re.search(r"process (\d+)$", lines[0])[1]
     assert re.fullmatch(
         rf"model: held waits for a slot of the pool `gpu`, held by run {holder.run_id[:8]} \(held\) since "
-        rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d, which works in process {pid}",
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d",
         lines[0],
     )
     (gone,) = [line for line in lines if ", gone: " in line]
-    assert gone.startswith(
-        f"run {holder.run_id[:8]} (probe_model, gone: its process {pid} ended without a message ("
+    assert re.match(
+        rf"run {holder.run_id[:8]} \(probe_model, gone: its process \d+ ended without a message \(", gone
     )
     assert gone.endswith("; marked as failed; freed its slot for held of the pool `gpu`")
     assert (folder / "checkpoint0").is_file(), "the workload had its time for a checkpoint"
@@ -243,37 +239,27 @@ class TestRecords:
         assert run_workers.settle(instance) == []
 
     @pytest.mark.parametrize(
-        ("tags", "where"),
+        "tags",
         [
-            ({}, "on an unknown machine"),
-            ({run_workers.HOST_TAG: "elsewhere"}, "on elsewhere"),
-            (
-                {
-                    run_workers.HOST_TAG: socket.gethostname(),
-                    run_workers.CODE_SERVER_TAG: '{"host": "code-server"}',
-                },
-                f"on {socket.gethostname()}",
-            ),
+            {},
+            {run_workers.HOST_TAG: "elsewhere"},
+            {
+                run_workers.HOST_TAG: socket.gethostname(),
+                run_workers.CODE_SERVER_TAG: '{"host": "code-server"}',
+            },
         ],
         ids=["unknown", "another machine", "another machine's code server"],
     )
-    def test_what_runs_elsewhere_is_left_alone_and_named(self, instance, dead, tags, where):
+    def test_what_runs_elsewhere_is_left_alone_and_named(self, instance, dead, tags):
         run = self.hold(instance, dead, **tags)
         waiting = self.hold(instance, os.getpid(), **run_workers.host_tag(instance))
         assert run_workers.settle(instance) == []
         assert instance.get_run_by_id(run.run_id).status == STARTED
         (line,) = run_workers.waits(instance, waiting.run_id)
-        assert line.endswith(f", {where}: if it is gone, free its slot in the UI (Deployment, Concurrency)")
-        assert run_workers.waits(instance, run.run_id) == []
-
-    def test_a_code_server_that_is_addressed_by_this_machines_name_is_here(self, instance, dead):
-        run = self.hold(
-            instance,
-            dead,
-            **run_workers.host_tag(instance),
-            **{run_workers.CODE_SERVER_TAG: f'{{"host": "{socket.gethostname()}"}}'},
+        assert line.endswith(
+            ", on another machine: if it is gone, free its slot in the UI (Deployment, Concurrency)"
         )
-        assert run_workers.is_gone(instance, run)
+        assert run_workers.waits(instance, run.run_id) == []
 
     def test_another_process_of_the_same_number_is_not_the_runs(self):
         began = psutil.Process().create_time()

@@ -1,10 +1,7 @@
 """The first process of a container of a SageMaker job: why its host failed."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -45,14 +42,14 @@ def test_why_it_failed_fits_into_what_sagemaker_keeps_with_its_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     asked = {"version": importlib.metadata.version("fullft-assets"), "gpus": "0"}
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config/resourceconfig.json").write_text(
+    (tmp_path / "input/config").mkdir(parents=True)
+    (tmp_path / "input/config/hyperparameters.json").write_text(json.dumps(asked))
+    (tmp_path / "input/config/resourceconfig.json").write_text(
         json.dumps({"hosts": ["algo-1"], "current_host": "algo-1"})
     )
     monkeypatch.setenv("FULLFT_OPT_ML", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["sagemaker_container", json.dumps(asked)])
     ended = Status("failed", "Größe " * 300, "data", is_own_line=True)
     monkeypatch.setattr(sagemaker_container, "_run", lambda *_: (3, ended))
     assert sagemaker_container.main() == 3
-    kept = (tmp_path / "output/message").read_bytes()[:1024].decode()
+    kept = (tmp_path / "output/failure").read_bytes()[:1024].decode()
     assert kept.startswith("Größe Größe ") and kept.endswith(" [data]")

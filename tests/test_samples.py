@@ -1,7 +1,5 @@
 """samples: the demo's delivery is real, dirty on purpose, the same each time, and never half there."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import json
@@ -13,9 +11,7 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-import pytest
-
-from fullft_assets.demos import licences, summaries
+from fullft_assets.demos import licences, standard_library
 from tests.licence_delivery import Delivery
 
 
@@ -85,24 +81,13 @@ def test_a_killed_writer_leaves_no_delivery(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("max_rules", [3, 40])
-def test_a_quick_look_is_whole_too(tmp_path: Path, max_rules: int) -> None:
-    folder = licences.write(tmp_path / "a", max_rules=max_rules)
-    ids = {json.loads(line)["id"] for line in lines_of(folder, "documents") if line.endswith("}")}
-    production = {json.loads(line)["id"] for line in lines_of(folder, "production") if line}
-    delivered = {name for name in ids if not name.endswith(("-again", "-empty", "-odd", "-bare"))}
-    assert delivered.isdisjoint(production)
-    assert len(delivered) <= max_rules
-    assert delivered
-
-
 def test_a_summary_is_the_first_line_of_the_documentation_before_it() -> None:
-    found = list(islice(summaries.pairs(), 120))
+    found = list(islice(standard_library.pairs(), 120))
     assert len({pair["id"] for pair in found}) == 120
     written = {inspect.getdoc(each) for each in vars(ast).values()}
     of_ast = [pair for pair in found if pair["module"] == "ast.py"]
     assert of_ast
     for pair in of_ast:
         instruction, body = pair["prompt"].split("\n\n", 1)
-        assert instruction == summaries.INSTRUCTION
+        assert instruction == standard_library.INSTRUCTION
         assert f"{pair['completion']}\n\n{body}" in written

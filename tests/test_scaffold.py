@@ -1,7 +1,5 @@
 """The scaffolded file runs as it is, and every commented key in it is true."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -64,13 +62,6 @@ def test_each_commented_key_shows_its_default_and_none_is_missing():
     for name, section in expected:
         if isinstance(attributes[name], dict):
             assert set(attributes[name]) == set(type(section).model_fields), name
-
-
-def test_descriptions_come_from_the_settings():
-    text = " ".join(line.strip().removeprefix("# ") for line in render_defs_yaml("my_case").splitlines())
-    for section in UseCaseSettings.model_fields.values():
-        fields = getattr(section.annotation, "model_fields", {"": section})
-        assert all(info.description in text for info in fields.values())
 
 
 def test_a_folder_that_cannot_name_a_use_case_is_given_a_name(tmp_path):

@@ -1,7 +1,5 @@
 """score_drop: what the newest test rows say of a champion, though most of them are those of its release."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

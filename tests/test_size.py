@@ -1,7 +1,5 @@
 """The size of the project has a limit: what comes in, something goes out for. Lower a limit when you can."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import Counter
@@ -15,11 +13,11 @@ pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[1]
 PACKAGE, TESTS, DOCS = ROOT / "fullft_assets", ROOT / "tests", ROOT / "docs"
-MOST_STATEMENTS = {PACKAGE: 36_420, TESTS: 33_900}
-MOST_SETTINGS = 261
+MOST_STATEMENTS = {PACKAGE: 32_550, TESTS: 31_750}
+MOST_SETTINGS = 190
 MOST_COLUMNS = 110
 #: Long lines are left in texts of tests that a break would change.
-MOST_LONG_LINES = {PACKAGE: 2, TESTS: 46}
+MOST_LONG_LINES = {PACKAGE: 0, TESTS: 28}
 MOST_WORDS = {"pages": 28_000, "a page": 1_500, "records": 14_000, "a record": 500}
 MOST_MODULES_IN_A_FOLDER = 25
 #: Names that say how a value came about instead of what it is.

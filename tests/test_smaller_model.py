@@ -2,11 +2,8 @@
 tokens mean something else.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,12 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.task import task_of
-from fullft_assets.tasks.baseline import BaselineContext, load_all
-from fullft_assets.tasks.opening import WithoutTraining
-from fullft_assets.tasks.smaller_model import SmallerModel
+from fullft_assets.tasks.baseline import load_all
+from fullft_assets.tasks.trained import SmallerModel
 from tests import licence_labels, smollm2
 from tests import project as projects
 from tests.prepared import Prepared, prepare, prepare_language_model, write_tiny_model
+from tests.test_lora import context_of_an_evaluation
 
 
 def write_smaller(base: Path, folder: Path, kind: Any) -> None:
@@ -57,23 +53,6 @@ def prepared_for(task: str, root: Path) -> Prepared:
         examples=examples,
         planning=planning,
     )
-
-
-def context_of_an_evaluation(prepared: Prepared) -> BaselineContext:
-    context, settings = prepared.baseline_context, prepared.use_case.settings
-    nothing = prepared.split("test").select([])
-    data = WithoutTraining(
-        prepared.base_model,
-        nothing,
-        [],
-        None,
-        None,
-        prepared.store,
-        prepared.snapshot,
-        settings,
-        context.labels,
-    )
-    return replace(context, open_recipe=lambda: task_of(settings.examples).open_recipe(data))
 
 
 @pytest.mark.parametrize("task", ["classification", "token_classification", "sft"])

@@ -2,8 +2,6 @@
 trained on.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import random
 import re
@@ -507,6 +505,106 @@ class TestOneLine:
         )
 
 
+def test_too_few_test_groups_for_any_verdict_are_counted() -> None:
+    asked = UseCaseSettings.model_validate(
+        {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "kind", "group": "who"}}
+    )
+    check = verdict_check(snapshot_metadata(num_test_groups=7), asked)
+    assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_test_groups": 7})
+    # 23 more test groups, of which one in 0.15 is held out.
+    assert (
+        "7 test groups, and a verdict needs 30 " in check.description
+        and "deliver about 154 more groups" in check.description
+    )
+    assert "`who` in examples.group" in check.description
+    assert verdict_check(snapshot_metadata(num_test_groups=30), asked).passed
+
+
+class TestWhatIsToldOfDeliveries:
+    ROWS = projects.licence_rows(240)
+
+    def rows(self, start: int, stop: int, **changes: Any) -> list[dict[str, Any]]:
+        return [
+            {"id": f"d{n}", "text": row["text"], "label": "ab"[n % 2]} | changes
+            for n, row in enumerate(self.ROWS)
+        ][start:stop]
+
+    @staticmethod
+    def check(frozen: Frozen, name: str) -> CheckOutcome:
+        return next(check for check in (*frozen.checks, frozen.order) if check.name == name)
+
+    def test_ids_that_start_again_in_each_file_are_named(self) -> None:
+        first, second = (
+            self.rows(0, 120),
+            [{**row, "id": f"d{n}"} for n, row in enumerate(self.rows(120, 240))],
+        )
+        for frozen in (
+            freeze_rows(first, second, min_rows_per_label=1),
+            freeze_rows(second, first, min_rows_per_label=1),
+        ):
+            check = self.check(frozen, "ids_name_one_document")
+            assert (check.passed, check.severity, check.metadata["num_reused_ids"]) == (
+                False,
+                "warn",
+                len({row["id"] for row in second}),
+            )
+            assert f"such as {alias('1.jsonl')}:1 and {alias('2.jsonl')}:1, " in check.description
+            assert "documents.id" in check.description
+
+    def test_whether_ids_name_one_document_does_not_depend_on_the_batches(self) -> None:
+        first = self.rows(0, 230, source="a.jsonl")
+        for count, passed in ((1, True), (12, False)):
+            other = [
+                {**row, "id": f"d{n}"} for n, row in enumerate(self.rows(228, 228 + count, source="b.jsonl"))
+            ]
+            together, apart = (
+                self.check(frozen, "ids_name_one_document")
+                for frozen in (freeze_rows([*first, *other]), freeze_rows(first, other))
+            )
+            for check in (together, apart):
+                assert (check.passed, check.metadata) == (passed, {"num_reused_ids": count})
+                assert check.description.startswith(f"{count} of 230 ids name different texts in two files")
+
+    def test_corrections_of_a_few_texts_and_of_many_labels_are_no_matter(self) -> None:
+        texts = [{**row, "text": f"{row['text']} amended"} for row in self.rows(0, 9)]
+        labels = [{**row, "label": "ab"[n % 3 == 0]} for n, row in enumerate(self.rows(20, 120))]
+        assert self.check(freeze_rows(self.rows(0, 120), [*texts, *labels]), "ids_name_one_document").passed
+        # In its own file a document may change as it likes.
+        again = [
+            {**row, "text": f"{row['text']} amended", "source": "a.jsonl", "delivered_ns": 2}
+            for row in self.rows(0, 120)
+        ]
+        frozen = freeze_rows(self.rows(0, 120, source="a.jsonl"), again)
+        assert frozen.metadata["left_out"]["superseded by a newer delivery of their file"] == 120
+        assert self.check(frozen, "ids_name_one_document").passed
+
+    def test_a_correction_with_an_older_time_is_counted(self) -> None:
+        kept = self.rows(0, 120, delivered_ns=1_700_000_000 * 10**9)
+        late = self.rows(0, 5, label="c", delivered_ns=1_600_000_000 * 10**9)
+        frozen = freeze_rows(kept, late)
+        check = self.check(frozen, "later_rows_are_newer")
+        assert "c" not in frozen.labels
+        assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_late_rows": 5})
+        assert (
+            f"5 rows of later batches lose to rows whose file has a newer time, such as {alias('2.jsonl')}"
+            f" (2020-09-13 12:26:40) to {alias('1.jsonl')} of an earlier batch (2023-11-14 22:13:20)"
+            in check.description
+        )
+        # What says the same again, and what was cut first, loses nothing.
+        assert self.check(freeze_rows(kept, self.rows(0, 5, delivered_ns=1)), "later_rows_are_newer").passed
+        assert self.check(freeze_rows(late, kept), "later_rows_are_newer").passed
+
+    def test_a_file_put_back_with_an_older_time_is_counted(self) -> None:
+        kept = self.rows(0, 120, delivered_ns=1_700_000_000 * 10**9, source="a.jsonl")
+        back = self.rows(100, 130, delivered_ns=1_600_000_000 * 10**9, source="a.jsonl")
+        check = self.check(freeze_rows(kept, back), "later_rows_are_newer")
+        assert check.metadata == {"num_late_rows": 10}, "those that stand as they are lose nothing"
+        assert (
+            f"such as {alias('a.jsonl')} (2020-09-13 12:26:40) to {alias('a.jsonl')} of an earlier batch"
+            " (2023-11-14 22:13:20)" in check.description
+        )
+
+
 def long_texts() -> list[dict[str, Any]]:
     """The whole texts of 2,300 licences as rows; a few have tens of thousands of words."""
     folder = Path(importlib.util.find_spec("licensedcode").submodule_search_locations[0], "data", "licenses")
@@ -572,102 +670,3 @@ class TestAllLicences:
         held_out, rest = rows[: len(texts["test"])], rows[len(texts["test"]) :]
         leaked = {reference for _, reference in similar_pairs(held_out, rest, SIMILARITY)}
         assert len(leaked) > 0.1 * len(held_out)
-
-
-def test_too_few_test_groups_for_any_verdict_are_counted() -> None:
-    asked = UseCaseSettings.model_validate(
-        {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "kind", "group": "who"}}
-    )
-    check = verdict_check(snapshot_metadata(num_test_groups=7), asked)
-    assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_test_groups": 7})
-    # 23 more test groups, of which one in 0.15 is held out.
-    assert (
-        "7 test groups, and a verdict needs 30 " in check.description
-        and "deliver about 154 more groups" in check.description
-    )
-    assert "`who` in examples.group" in check.description
-    assert verdict_check(snapshot_metadata(num_test_groups=30), asked).passed
-
-
-class TestWhatIsToldOfDeliveries:
-    ROWS = projects.licence_rows(240)
-
-    def rows(self, start: int, stop: int, **changes: Any) -> list[dict[str, Any]]:
-        return [
-            {"id": f"d{n}", "text": row["text"], "label": "ab"[n % 2]} | changes
-            for n, row in enumerate(self.ROWS)
-        ][start:stop]
-
-    @staticmethod
-    def check(frozen: Frozen, name: str) -> CheckOutcome:
-        return next(check for check in (*frozen.checks, frozen.order) if check.name == name)
-
-    def test_ids_that_start_again_in_each_file_are_named(self) -> None:
-        first, second = (
-            self.rows(0, 120),
-            [{**row, "id": f"d{n}"} for n, row in enumerate(self.rows(120, 240))],
-        )
-        for frozen in (
-            freeze_rows(first, second, min_rows_per_label=1),
-            freeze_rows(second, first, min_rows_per_label=1),
-        ):
-            check = self.check(frozen, "ids_name_one_document")
-            assert (check.passed, check.severity, check.metadata["num_reused_ids"]) == (
-                False,
-                "warn",
-                len({row["id"] for row in second}),
-            )
-            assert f"such as {alias('1.jsonl')}:1 and {alias('2.jsonl')}:1, " in check.description
-            assert "documents.id" in check.description
-
-    def test_whether_ids_name_one_document_does_not_depend_on_the_batches(self) -> None:
-        first = self.rows(0, 230, source="a.jsonl")
-        for count, passed in ((1, True), (12, False)):
-            other = [
-                {**row, "id": f"d{n}"} for n, row in enumerate(self.rows(228, 228 + count, source="b.jsonl"))
-            ]
-            together, apart = (
-                self.check(frozen, "ids_name_one_document")
-                for frozen in (freeze_rows([*first, *other]), freeze_rows(first, other))
-            )
-            for check in (together, apart):
-                assert (check.passed, check.metadata) == (passed, {"num_reused_ids": count})
-
-    def test_corrections_of_a_few_texts_and_of_many_labels_are_no_matter(self) -> None:
-        texts = [{**row, "text": f"{row['text']} amended"} for row in self.rows(0, 9)]
-        labels = [{**row, "label": "ab"[n % 3 == 0]} for n, row in enumerate(self.rows(20, 120))]
-        assert self.check(freeze_rows(self.rows(0, 120), [*texts, *labels]), "ids_name_one_document").passed
-        # In its own file a document may change as it likes.
-        again = [
-            {**row, "text": f"{row['text']} amended", "source": "a.jsonl", "delivered_ns": 2}
-            for row in self.rows(0, 120)
-        ]
-        frozen = freeze_rows(self.rows(0, 120, source="a.jsonl"), again)
-        assert frozen.metadata["left_out"]["superseded by a newer delivery of their file"] == 120
-        assert self.check(frozen, "ids_name_one_document").passed
-
-    def test_a_correction_with_an_older_time_is_counted(self) -> None:
-        kept = self.rows(0, 120, delivered_ns=1_700_000_000 * 10**9)
-        late = self.rows(0, 5, label="c", delivered_ns=1_600_000_000 * 10**9)
-        frozen = freeze_rows(kept, late)
-        check = self.check(frozen, "later_rows_are_newer")
-        assert "c" not in frozen.labels
-        assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_late_rows": 5})
-        assert (
-            f"5 rows of later batches lose to rows whose file has a newer time, such as {alias('2.jsonl')}"
-            f" (2020-09-13 12:26:40) to {alias('1.jsonl')} of an earlier batch (2023-11-14 22:13:20)"
-            in check.description
-        )
-        # What says the same again, and what was cut first, loses nothing.
-        assert self.check(freeze_rows(kept, self.rows(0, 5, delivered_ns=1)), "later_rows_are_newer").passed
-        assert self.check(freeze_rows(late, kept), "later_rows_are_newer").passed
-
-    def test_a_file_put_back_with_an_older_time_is_counted(self) -> None:
-        kept = self.rows(0, 120, delivered_ns=1_700_000_000 * 10**9, source="a.jsonl")
-        back = self.rows(100, 130, delivered_ns=1_600_000_000 * 10**9, source="a.jsonl")
-        check = self.check(freeze_rows(kept, back), "later_rows_are_newer")
-        assert check.metadata == {"num_late_rows": 10}, "those that stand as they are lose nothing"
-        assert (
-            f"such as {alias('a.jsonl')} (2020-09-13 12:26:40) to {alias('a.jsonl')} of an earlier batch"
-            " (2023-11-14 22:13:20)" in check.description
-        )

@@ -7,8 +7,6 @@ rules of each batch, as they would in a run. Each batch keeps all its valid rows
 all.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -28,7 +26,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from benchmarks.frozen import freeze
 from fullft_assets import examples
-from fullft_assets.documents.schema import schema
+from fullft_assets.documents.reading import schema
 from fullft_assets.errors import GateError
 from fullft_assets.examples import Examined
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings
@@ -43,7 +41,6 @@ from tests.test_snapshot import similar_pairs
 
 SEED = 1
 SETTINGS = SnapshotSettings(
-    contained_share=0.95,
     min_train_rows=20,
     test_share=0.25,
     validation_share=0.25,
@@ -455,6 +452,15 @@ class TestRowsOfOneBatch:
         assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
         assert "y" not in found
 
+    def test_an_older_version_that_was_held_out_keeps_the_newer_one_from_training(self) -> None:
+        one = File("a.jsonl", 5, (("x", self.TEXT, "notice", TESTS),))
+        two = File("b.jsonl", 6, (("x", f"{self.TEXT} but more, and about other things", "notice", TRAINS),))
+        for batches in (((one, two),), ((one,), (two,))):
+            found, left_out = self.rows(*batches)
+            assert "x" not in found
+            assert left_out["held out before: an older delivery of their id or text was"] == 1
+        assert self.rows((two,))[0]["x"]["split"] == "train"
+
     def test_a_copy_counts_when_its_original_is_rewritten(self) -> None:
         both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "notice", "g"))),)
         assert {"x", "y"} & self.rows(both)[0].keys() == {"x"}
@@ -464,15 +470,6 @@ class TestRowsOfOneBatch:
         found, _ = self.rows(both, rewritten)
         assert found["y"]["text"] == self.TEXT
         assert found["x"]["text"] != self.TEXT
-
-    def test_an_older_version_that_was_held_out_keeps_the_newer_one_from_training(self) -> None:
-        one = File("a.jsonl", 5, (("x", self.TEXT, "notice", TESTS),))
-        two = File("b.jsonl", 6, (("x", f"{self.TEXT} but more, and about other things", "notice", TRAINS),))
-        for batches in (((one, two),), ((one,), (two,))):
-            found, left_out = self.rows(*batches)
-            assert "x" not in found
-            assert left_out["held out before: an older delivery of their id or text was"] == 1
-        assert self.rows((two,))[0]["x"]["split"] == "train"
 
     def test_a_contradiction_whose_other_side_is_rewritten_counts(self) -> None:
         both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "reference", "g"))),)

@@ -1,7 +1,5 @@
 """The general set: frozen with the snapshot, held out from replay, read as the task's model reads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import embed
 from fullft_assets.snapshot import general, replay
-from fullft_assets.snapshot.screening import Reference
+from fullft_assets.snapshot.screening import Screen
 from fullft_assets.store import Manifest
 from fullft_assets.store.hashing import text_hash
 from fullft_assets.workloads import training
@@ -55,7 +53,7 @@ def test_what_is_measured_on_is_never_replayed(case: Prepared) -> None:
     measured, trained = general.load(case.store, case.snapshot), replayed(case, case.snapshot)
     assert len(measured.texts) > 10 and len(trained) > 5
     assert not set(measured.texts) & set(trained)
-    assert not Reference(measured.texts).is_near(trained).any()
+    assert not Screen(measured.texts).is_near(trained).any()
     num_tokens = sum(len(window) for document in measured.windows for window in document)
     assert 3_000 <= num_tokens < 3_000 + 64 and num_tokens == case.snapshot.metadata["num_general_tokens"]
 
@@ -159,11 +157,6 @@ def test_several_labels_and_spans_are_measured_on_it(
         made.metadata["general_rise"] == pytest.approx(made.metadata["general_distance"], abs=1e-6)
         and made.metadata["general_rise"] > 1e-5
     )
-
-
-def test_a_snapshot_without_one_has_nothing_to_load(tmp_path: Path) -> None:
-    case = prepare(tmp_path, tiny=True, rows=400)
-    assert general.load(case.store, case.snapshot) is None
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 labels are set aside.
 """
 
-from __future__ import annotations
-
 import random
 from itertools import islice
 from typing import Any
@@ -161,16 +159,6 @@ class TestSides:
             "validation",
         ]
 
-    def test_of_several_labels_a_row_each_counts(self) -> None:
-        common = [
-            {**row, "labels": ["a", "b"] if n % 3 else ["a"]}
-            for n, row in enumerate(rows_of_groups({f"c{n}": ("", 1) for n in range(100)}))
-        ]
-        rare = rows_of_groups(dict.fromkeys(groups_hashed_to("train", 3), ("", 5)), start=1_000)
-        frozen = take([*common, *({**row, "labels": ["a", "rare"]} for row in rare)], task="multi_label")
-        where = {row["split"] for row in frozen.index.to_pylist() if "rare" in row["labels"]}
-        assert where == set(SPLITS)
-
     def test_spans_count_by_their_types(self) -> None:
         def marked(rows: list[dict[str, Any]], label: str) -> list[dict[str, Any]]:
             return [{**row, "spans": [{"start": 0, "end": 2, "label": label}]} for row in rows]
@@ -185,6 +173,16 @@ class TestSides:
         assert {
             row["split"] for row in frozen.index.to_pylist() if row["spans"][0]["label"] == "RARE"
         } == set(SPLITS)
+
+    def test_of_several_labels_a_row_each_counts(self) -> None:
+        common = [
+            {**row, "labels": ["a", "b"] if n % 3 else ["a"]}
+            for n, row in enumerate(rows_of_groups({f"c{n}": ("", 1) for n in range(100)}))
+        ]
+        rare = rows_of_groups(dict.fromkeys(groups_hashed_to("train", 3), ("", 5)), start=1_000)
+        frozen = take([*common, *({**row, "labels": ["a", "rare"]} for row in rare)], task="multi_label")
+        where = {row["split"] for row in frozen.index.to_pylist() if "rare" in row["labels"]}
+        assert where == set(SPLITS)
 
 
 class TestGrowth:
@@ -253,10 +251,6 @@ class TestGrowth:
         held_out = {row["group"] for row in before.index.to_pylist() if row["split"] != "train"}
         assert not held_out & {row["group"] for row in after.index.to_pylist() if row["split"] == "train"}
 
-    def test_another_seed_has_a_memory_of_its_own(self, common: list[dict[str, Any]]) -> None:
-        frozen = take(common, ledger=take(common, seed=1).ledger, seed=2)
-        assert frozen.metadata["num_groups_moved"] == 0
-
 
 class TestSetAside:
     def test_rare_labels_are_set_aside_counted_and_named(self, common: list[dict[str, Any]]) -> None:
@@ -294,11 +288,6 @@ class TestSetAside:
             row["labels"] == [name for name in given[row["id"]] if name != "rare"]
             for row in frozen.index.to_pylist()
         )
-
-    def test_they_are_kept_where_one_row_is_enough(self, common: list[dict[str, Any]]) -> None:
-        rows = [*common, *rows_of_groups({"q1": ("poem", 1), "q2": ("poem", 1)}, start=1_000)]
-        kept = take(rows, min_rows_per_label=1)
-        assert sorted(splits_of(kept, "poem").values()) == ["test", "train"]
 
     def test_a_label_that_may_be_a_text_is_not_named(self, common: list[dict[str, Any]]) -> None:
         label = "a text that came in the place of a label " * 20
@@ -466,7 +455,6 @@ class TestLedger:
         assert joined.digest == Ledger.join([second, first]).digest != first.digest
         assert joined.look_up(np.array([0.4, 0.3, 0.1, 0.9])).tolist() == [0, -1, 0, -1]
         assert EMPTY.digest is None and EMPTY.look_up(np.array([0.5])).tolist() == [-1]
-        assert joined.without(np.array([0.2])).places.tolist() == [0.1, 0.4]
 
     def test_no_name_of_a_group_is_in_it(self, common: list[dict[str, Any]], tmp_path) -> None:
         take(common).ledger.write(tmp_path / "ledger.parquet", ["x"])

@@ -2,8 +2,6 @@
 is lost or erased.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -11,6 +9,8 @@ import numpy as np
 import pytest
 
 from fullft_assets import erasure, snapshot
+from fullft_assets.errors import StoreError
+from fullft_assets.snapshot.all_rows import TEST, VALIDATION
 from fullft_assets.snapshot.ledger import FILE, Ledger, read_history, read_ledger
 from fullft_assets.store import Manifest
 from fullft_assets.store.hashing import unit_hash
@@ -47,9 +47,7 @@ class Growing(Batches):
             self.made = made
 
     def ledger(self, taken: Manifest) -> Ledger:
-        read = read_ledger(self.store, taken)
-        assert read is not None
-        return read[0]
+        return read_ledger(self.store, self.store.load(taken.ref))[0]
 
     def splits(self, taken: Manifest) -> dict[str, str]:
         index = snapshot.read_index(self.store, taken)
@@ -112,19 +110,23 @@ def test_two_snapshots_taken_side_by_side_are_both_remembered(growing: Growing) 
 
 
 @pytest.mark.parametrize("lost", ["the file", "a part of the file", "the snapshot"])
-def test_a_lost_ledger_is_made_again_from_what_is_left(growing: Growing, lost: str) -> None:
+def test_what_a_lost_ledger_held_out_never_trains(growing: Growing, lost: str) -> None:
     growing.add(dict.fromkeys(groups_hashed_to("train", 3, SEED), ("rare", 5)))
     growing.take()
     growing.add({"common 900": ("a", 2)})
     newest = growing.take()
     expected = read_history(growing.store, CASE, SEED).ledger
     path = Path(growing.store.url, newest.ref)
-    if lost == "the snapshot":
-        shutil.rmtree(path)
-    elif lost == "the file":
+    if lost != "the snapshot":
+        content = (path / FILE).read_bytes()
         (path / FILE).unlink()
-    else:
-        (path / FILE).write_bytes((path / FILE).read_bytes()[:-5])
+        if lost == "a part of the file":
+            (path / FILE).write_bytes(content[:-5])
+        growing.add({"common 901": ("b", 2)})
+        with pytest.raises(StoreError, match="is lost or cut off, so that nobody knows which groups"):
+            growing.take()
+        return
+    shutil.rmtree(path)
     found = read_history(growing.store, CASE, SEED).ledger
     assert found.digest == expected.digest
     growing.add({"common 901": ("b", 2)})
@@ -157,3 +159,9 @@ def test_an_erased_group_stays_held_out(growing: Growing) -> None:
         assert growing.ledger(made).look_up(places).tolist() == [0] * len(places)
         assert held_out[0] not in growing.splits(made)
     assert read_history(growing.store, CASE, SEED).ledger.look_up(places).tolist() == [0] * len(places)
+
+
+def test_of_two_entries_of_a_group_the_split_that_goes_first_counts() -> None:
+    entries = [Ledger.of(np.array([0.5]), np.array([split], np.int8)) for split in (TEST, VALIDATION)]
+    for ledgers in (entries, entries[::-1]):
+        assert Ledger.join(ledgers).look_up(np.array([0.5])).tolist() == [TEST]

@@ -1,7 +1,5 @@
 """Replay: general documents by token share, the same whatever files they lie in, and none that would leak."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil
@@ -450,20 +448,3 @@ class TestSnapshot:
         assert training.packing.num_tokens == sum(map(len, training.windows))
         with pytest.raises(StoreError):
             snapshot.load_training(store, manifest)
-
-    def test_other_general_documents_make_another_snapshot(
-        self, tmp_path: Path, model: Path, general: list[str]
-    ) -> None:
-        case = self.sft(tmp_path, model, general)
-        (tmp_path / "evaluation.jsonl").write_text(json.dumps({"question": general[7][:700]}) + "\n")
-        labeled, tokenized = self.ingest(case, [conversations(300)])
-
-        def take() -> Manifest:
-            return snapshot.take(case.store, case.project.use_case(), labeled, tokenized)
-
-        first = take()
-        assert take().ref == first.ref
-        case.give([{"text": text[:700]} for text in reversed(general[10:])])
-        second = take()
-        assert second.key != first.key
-        assert second.metadata["replay"] != first.metadata["replay"]

@@ -2,8 +2,6 @@
 format.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import re
@@ -21,7 +19,7 @@ from hypothesis import strategies as st
 from fullft_assets import snapshot
 from fullft_assets.errors import DataError
 from fullft_assets.snapshot import screening, sketches
-from fullft_assets.snapshot.screening import Reference, Screen, read_evaluation_texts
+from fullft_assets.snapshot.screening import Screen, read_evaluation_texts
 from fullft_assets.store import Manifest
 from tests import prepared
 from tests import project as projects
@@ -122,7 +120,7 @@ class TestNearDuplicates:
         assert (near & ~runs).any() and (runs & ~near).any()
 
     def test_reference_finds_its_own_texts(self, texts):
-        reference = Reference(texts[:100])
+        reference = Screen(texts[:100])
         assert reference.is_near(texts[:100]).all()
         assert not reference.is_near(["no licence says anything like these words at all"]).any()
 
@@ -266,10 +264,6 @@ class TestEvaluationSets:
         assert self.read(project, "one.jsonl").digest == first.digest
         projects.write_rows(path, [{"text": "b"}, {"text": "c"}])
         assert self.read(project, "one.jsonl").digest != first.digest
-
-    def test_none_is_none(self, project):
-        found = self.read(project)
-        assert (found.texts, found.num_texts) == ([], {})
 
     def test_what_cannot_be_read_is_an_error_that_names_it(self, project):
         path = project.root / "benchmarks" / "set.jsonl"

@@ -2,8 +2,6 @@
 letters, on real texts.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from typing import Any
 
@@ -14,7 +12,7 @@ import pytest
 from benchmarks.frozen import freeze
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.near_text.pairs import near_duplicates
-from fullft_assets.snapshot.near_text.words import hash_words, split_words
+from fullft_assets.snapshot.near_text.words import SIXTHS, hash_words, split_words
 from fullft_assets.snapshot.screening import Screen, num_too_short
 from fullft_assets.store.hashing import text_hash
 from tests.text_in_other_scripts import texts
@@ -79,7 +77,9 @@ def sides_of_pairs(
     return sides, frozen.metadata["left_out"]
 
 
-def test_a_chinese_text_inside_a_longer_one_is_not_on_the_other_side() -> None:
+def test_a_chinese_text_inside_a_longer_one_is_not_on_the_other_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As a message is quoted in the answer to it."""
     found = texts("zh_Hans", 40)
     third = len(found) // 3
@@ -89,8 +89,9 @@ def test_a_chinese_text_inside_a_longer_one_is_not_on_the_other_side() -> None:
     ]
     assert len(pairs) > 30
     leaks = []
-    for share in (None, 0.95):
-        sides, _ = sides_of_pairs(pairs, contained_share=share)
+    for share in (2.0, 0.95):  # no share is above 1
+        monkeypatch.setattr(SnapshotSettings, "contained_share", share)
+        sides, _ = sides_of_pairs(pairs)
         leaks.append(sum("train" in found and len(found) > 1 for found in sides.values()))
     assert leaks[0] > 10, "similarity alone does not see it"
     assert leaks[1] == 0
@@ -151,5 +152,5 @@ class TestWords:
         alone = [hash_words(pa.array([text])) for text in chosen]
         assert whole.counts.tolist() == [len(words_of(text)) for text in chosen]
         assert np.array_equal(whole.hashes, np.concatenate([words.hashes for words in alone]))
-        assert np.array_equal(whole.sixths(), np.concatenate([words.sixths() for words in alone]))
-        assert whole.sixths().tolist() == [6, 6, 6, 3, 3, 6, 2, 2, 2, 6, 6, 6, 2, 2]
+        assert np.array_equal(whole.kinds, np.concatenate([words.kinds for words in alone]))
+        assert SIXTHS[whole.kinds].tolist() == [6, 6, 6, 3, 3, 6, 2, 2, 2, 6, 6, 6, 2, 2]

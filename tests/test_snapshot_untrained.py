@@ -2,8 +2,6 @@
 are so.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

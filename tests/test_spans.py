@@ -2,8 +2,6 @@
 recipe, the baselines.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import GPTNeoXConfig, OPTConfig
 
 from fullft_assets import chunks
-from fullft_assets.chunks import Tokenization, masks
+from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, SettingsError, StoreError
 from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation
 from fullft_assets.jobs.progress import Progress
@@ -25,18 +23,18 @@ from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.settings import ChunksSettings, EvaluationSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import load_all
-from fullft_assets.tasks.classification.logistic import fit_on_states
-from fullft_assets.tasks.opening import open_recipe
+from fullft_assets.tasks.classification.baselines import fit_on_states
+from fullft_assets.tasks.context import open_recipe
 from fullft_assets.tasks.token_classification import assessment as spans
-from fullft_assets.tasks.token_classification import tagging
 from fullft_assets.tasks.token_classification.baselines import Dictionary
-from fullft_assets.tasks.token_classification.scoring import count_right_tokens, in_order
-from fullft_assets.tasks.token_classification.tagging import (
+from fullft_assets.tasks.token_classification.recipe import (
     Frame,
     Span,
     TokenizedTexts,
+    count_right_tokens,
     decode,
     find_spans,
+    in_order,
     labels_of_tags,
     normal,
     owned,
@@ -131,12 +129,14 @@ class TestTags:
         pairs = [pair for pair in zip(cuts, cuts[1:], strict=False) if data.draw(st.booleans())]
         true = [(edges[a][0], edges[b - 1][1], data.draw(st.integers(0, 2))) for a, b in pairs]
         encoded, cut = tokenization.read([text], spans=True)
-        located = masks.locate_spans(encoded, [text], [[(start, end) for start, end, _ in true]])
+        span_marks, num_without = chunks.windows.locate_spans(
+            encoded, [text], [[(start, end) for start, end, _ in true]]
+        )
         frame, zeros = (
             Frame.of(tokenization),
             ([0] * len(tokenization.prefix), [0] * len(tokenization.suffix)),
         )
-        windows = chunks.windows.to_lists(*chunks.windows.gather(located.marks, cut, *zeros), cut)[0]
+        windows = chunks.windows.to_lists(*chunks.windows.gather(span_marks, cut, *zeros), cut)[0]
         tags = frame.tags(windows, [label for *_, label in true])
         once = np.concatenate([np.array(window)[np.array(window) != IGNORED] for window in tags])
         assert decode(once, encoded.spans, text) == true
@@ -264,7 +264,7 @@ class TestScores:
         }  # fmt: skip
         assert found.unmeasured == ["c"]
         assert "The test set has no `c`: quality there is unknown." in found.limits
-        assert found.agreement.only_finetuned_right == 20 and found.justification.justified
+        assert found.justification.justified
         assert read_evaluation(found.model_dump_json()) == found
 
 
@@ -287,7 +287,7 @@ class TestRecipe:
     def test_every_token_of_a_text_is_trained_once(self, tiny: Prepared):
         recipe = tiny.recipe
         chosen = tiny.use_case.settings.training
-        feed = recipe.prepare(recipe.load(chosen), chosen, 1, 1).feed
+        feed = recipe.prepare(recipe.load(chosen), chosen, 1).feed
         trained = sum(int((batch["labels"] != IGNORED).sum()) for batch in feed.batches())
         reading = TokenizedTexts.of(recipe.tokenization, recipe.train.texts)
         assert max(map(len, reading.windows)) >= 3
@@ -452,7 +452,6 @@ def test_find_spans_reads_whole_texts(tiny: Prepared) -> None:
     texts = [*recipe.validation.texts[:5], ""]
     found = find_spans(model, TokenizedTexts.of(recipe.tokenization, texts))
     assert len(found) == len(texts) and found[-1] == []
-    assert tagging.OUTSIDE == 0
     assert all(
         0 <= start < end <= len(text) for text, row in zip(texts, found, strict=True) for start, end, _ in row
     )

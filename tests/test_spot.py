@@ -1,7 +1,5 @@
 """Spot notices from a server that speaks EC2's protocol. A training that gets one: test_resume."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,7 +9,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.training import spot
-from fullft_assets.training.spot import ENDPOINT, AwsNotices, stop_on_notice
+from fullft_assets.training.spot import ENDPOINT, stop_on_notice
 from tests import metadata_server
 
 pytestmark = pytest.mark.quick
@@ -38,16 +36,6 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_a_notice_is_seen_also_after_the_token_has_expired(metadata):
-    notices = AwsNotices()
-    assert notices.look() is None
-    assert notices.look() is None
-    assert len(metadata.tokens) == 1, "a token serves until it expires"
-    metadata.tokens.clear()
-    metadata.announce()
-    assert notices.look() == '{"action": "terminate", "time": "2026-11-25T18:02:00Z"}'
-
-
 def test_a_notice_asks_for_the_stop_and_says_so(metadata, capsys):
     progress = Progress()
     with stop_on_notice(AWS, progress):
@@ -56,13 +44,6 @@ def test_a_notice_asks_for_the_stop_and_says_so(metadata, capsys):
         metadata.announce()
         wait_for(lambda: progress.stop_requested)
     assert 'spot notice: {"action": "terminate", ' in capsys.readouterr().out
-
-
-def test_a_notice_that_is_there_at_the_start_counts(metadata):
-    metadata.announce()
-    progress = Progress(silent=True)
-    with stop_on_notice(AWS, progress):
-        wait_for(lambda: progress.stop_requested)
 
 
 def test_a_service_that_falls_silent_is_asked_on(metadata, capsys):
@@ -77,7 +58,6 @@ def test_a_service_that_falls_silent_is_asked_on(metadata, capsys):
         assert metadata.RequestHandlerClass.do_GET is give
         metadata.announce()
         wait_for(lambda: progress.stop_requested)
-    assert "the instance metadata service answers again" in capsys.readouterr().out
 
 
 def test_without_the_service_nothing_is_trained_in_vain(monkeypatch):

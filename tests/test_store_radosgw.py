@@ -2,15 +2,12 @@
 pages of listings, versions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-import s3fs
 
 from fullft_assets import documents
 from fullft_assets.documents import sources
@@ -28,7 +25,7 @@ pytestmark = [
     ),
 ]
 
-#: s3fs uploads so much in several parts.
+#: An upload of so much has several parts.
 NUM_BYTES = 120_000_000
 
 
@@ -49,7 +46,6 @@ def bucket(gateway: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     """A new bucket of the gateway, at which this process's environment points."""
     for name, value in {**gateway.env, "FULLFT_CACHE": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
     name = f"b{abs(hash(tmp_path))}"
     client().create_bucket(Bucket=name)
     return name

@@ -2,18 +2,13 @@
 them: `tests.scattered_trainings`.
 """
 
-from __future__ import annotations
-
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,12 +16,23 @@ from safetensors.torch import load_file
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.store import Store, checkpoints_ref
-from fullft_assets.training import ranks, resuming, stored_checkpoints, trainer
-from fullft_assets.training.callback import SegmentCallback
-from fullft_assets.training.checkpoints import SEAL, STEP_LOG, StepLog, identity_of, publish
-from fullft_assets.training.resuming import checkpoint_of_step, newest_checkpoint
-from fullft_assets.training.run_history import Incident, RunHistory
-from fullft_assets.training.stored_checkpoints import StoredCheckpoints
+from fullft_assets.training import ranks, stored_checkpoints
+from fullft_assets.training.checkpoints import (
+    SEAL,
+    STEP_LOG,
+    Incident,
+    RunHistory,
+    StepLog,
+    identity_of,
+    publish,
+)
+from fullft_assets.training.stored_checkpoints import (
+    StoredCheckpoints,
+    checkpoint_of_step,
+    newest_checkpoint,
+    publish_everywhere,
+    stored_name,
+)
 from tests.s3_server import S3Server
 
 ROOT = Path(__file__).parent.parent
@@ -189,15 +195,6 @@ def test_a_seal_that_names_a_file_elsewhere_writes_none(s3_env: S3Server, tmp_pa
     assert list(tmp_path.rglob("planted")) == []
 
 
-def test_generators_continue_where_a_checkpoint_has_them(tmp_path: Path) -> None:
-    torch.save([trainer.random_states()], tmp_path / "states")
-    drawn = torch.rand(3), np.random.rand(3).tolist(), random.random()
-    [state] = torch.load(tmp_path / "states", weights_only=True)
-    trainer.restore_random_states(state)
-    again = torch.rand(3), np.random.rand(3).tolist(), random.random()
-    assert torch.equal(drawn[0], again[0]) and drawn[1:] == again[1:]
-
-
 def test_the_longer_history_continues_the_other_one(tmp_path: Path) -> None:
     written: list[str] = []
     history = RunHistory(tmp_path / "here", store=written.append)
@@ -217,7 +214,7 @@ class Machine:
         self.folder, self.said = folder, []
         progress = Progress(silent=True)
         progress.say = self.said.append
-        self.progress, self.store = progress, Store(f"s3://{bucket}", {"skip_instance_cache": True})
+        self.progress, self.store = progress, Store(f"s3://{bucket}")
         self.start()
 
     def start(self) -> None:
@@ -243,18 +240,10 @@ class Machine:
     def train(self, *steps: tuple[int, float], resumed_from: int = 0) -> None:
         """Write and upload checkpoints, with their validation losses, whose weights say who wrote them."""
         log = StepLog(self.folder / STEP_LOG, resumed_from, incidents=self.history.incidents)
-        recorder, validator = (
-            SimpleNamespace(log=log, progress=self.progress),
-            SimpleNamespace(best_step=log.best_step),
-        )
-        callback = SegmentCallback(
-            recorder, validator, None, self.history, set(), resumable=True, stored=self.stored
-        )
         for step, loss in steps:
             log.append({"step": step, "validation_loss": loss})
-            callback.publish(
-                self._aside(step, f"{self.folder.name}{step}"), self.folder / f"checkpoint-{step}"
-            )
+            written = self._aside(step, f"{self.folder.name}{step}")
+            publish_everywhere(written, self.history, log.best_step(), self.stored, is_planned=True)
             self.stored.finish()
 
     def upload(self, *checkpoints: Path, best: int | None = None) -> None:
@@ -425,10 +414,10 @@ def test_a_host_verifies_its_own_copy_of_the_checkpoint(
     copy = other.folder / "checkpoint-2" / "weights"
     copy.write_text("oneX")
     # As the second host, to which the first one broadcasts its choice.
-    identity = identity_of(one.folder / "checkpoint-2")
-    monkeypatch.setattr(resuming, "is_first_rank", lambda: False)
+    name = stored_name(2, identity_of(one.folder / "checkpoint-2"))
+    monkeypatch.setattr(stored_checkpoints, "is_first_rank", lambda: False)
     monkeypatch.setattr(ranks, "from_first", lambda _: True)
-    monkeypatch.setattr(ranks, "run_on_first", lambda work, _: resuming._Chosen(2, identity))
+    monkeypatch.setattr(ranks, "run_on_first", lambda work, _: name)
     assert other.newest() == copy.read_text() == "one2"
 
 
@@ -471,13 +460,3 @@ def test_the_last_upload_before_the_end_is_repeated(
         "the newest checkpoint in " in one.said[-1]
         and "is that of step 4; another machine continues there" in one.said[-1]
     )
-
-
-def test_a_listing_that_fails_is_said_as_such(
-    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, _ = machines
-    monkeypatch.setattr(stored_checkpoints, "_PAUSES", ())
-    monkeypatch.setattr(one.store, "sizes", lambda _: (_ for _ in ()).throw(OSError("SlowDown")))
-    one.upload(one.write(2, "w2"))
-    assert "its checkpoints could not be listed in " in one.said[0]

@@ -2,8 +2,6 @@
 they are.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -14,44 +12,31 @@ import pytest
 
 from fullft_assets.launchers.supervisor import EXIT, num_killed_for_memory, ran_out_of_memory
 
-V1, V2 = "7:memory:{0}\n1:name=systemd:{0}\n0::{0}\n", "0::{0}\n"
-
 
 @pytest.mark.parametrize(
-    ("lines", "group", "files", "expected"),
+    ("group", "files", "expected"),
     [
-        (
-            V1,
-            "/user",
-            {"sys/memory/user/memory.oom_control": 2, "sys/memory/memory.oom_control": 7},
-            (2, True),
-        ),
-        (V1, "/docker/abc", {"sys/memory/memory.oom_control": 2}, (2, True)),
-        (V1.replace("memory", "cpu,memory"), "/user", {"sys/memory/user/memory.oom_control": 2}, (2, True)),
-        (V2, "/system.slice/a.service", {"sys/system.slice/a.service/memory.events": 2}, (2, True)),
-        (V2, "/", {"sys/memory.events": 2}, (2, True)),
-        (V2, "/kubepods/pod1/c1", {"sys/memory.events": 2}, (2, True)),
-        (V2, "/user.slice/session-3.scope", {"sys/user.slice/session-3.scope/memory.events": 2}, (2, False)),
-        (V2, "/user.slice/a.scope", {}, (9, False)),
+        ("/system.slice/a.service", {"sys/system.slice/a.service/memory.events": 2}, (2, True)),
+        ("/", {"sys/memory.events": 2}, (2, True)),
+        ("/kubepods/pod1/c1", {"sys/memory.events": 2}, (2, True)),
+        ("/user.slice/session-3.scope", {"sys/user.slice/session-3.scope/memory.events": 2}, (2, False)),
+        ("/user.slice/a.scope", {}, (9, False)),
     ],
     ids=[
-        "v1",
-        "container on v1",
-        "v1 with controllers together",
-        "v2",
-        "v2 namespace",
-        "container on v2",
+        "service",
+        "namespace",
+        "container",
         "login",
         "nothing",
     ],
 )
-def test_the_count_is_that_of_the_closest_control_group(tmp_path: Path, lines, group, files, expected):
+def test_the_count_is_that_of_the_closest_control_group(tmp_path: Path, group, files, expected):
     for name, count in {"proc/vmstat": 9, **files}.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"under_oom 0\noom_kill {count}\n")
     (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text(lines.format(group))
+    (tmp_path / "proc/self/cgroup").write_text(f"0::{group}\n")
     assert num_killed_for_memory(tmp_path / "proc", tmp_path / "sys") == expected
 
 

@@ -1,7 +1,5 @@
 """A suppressed finding of ruff or pyright says why it is none, behind it or in the line above."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 baseline take part.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,8 +96,8 @@ def test_a_registered_metric_is_shown_with_its_interval_and_is_off_by_default() 
 
 
 def test_a_metric_of_one_label_is_zero() -> None:
-    everything = np.zeros(4, int)
-    assert METRICS.get("matthews_corrcoef").compute(assessment.of_labels(everything, everything)) == 0
+    everything = assessment.predictions_of(np.zeros(4, int), np.eye(2)[np.zeros(4, int)], ["a", "b"])
+    assert METRICS.get("matthews_corrcoef").compute(everything) == 0
 
 
 def test_another_packages_metric_is_computed_with_its_interval(other_package: None) -> None:

@@ -2,8 +2,6 @@
 spent.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace
@@ -17,10 +15,9 @@ from transformers import BertForSequenceClassification, BertForTokenClassificati
 from fullft_assets.errors import DataError, OutOfMemory, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import GeneralSettings, ReplaySettings, TrainingSettings
-from fullft_assets.tasks.classification.recipe import ClassificationRecipe
+from fullft_assets.tasks.classification.recipe import ClassificationRecipe, MultiLabelRecipe
+from fullft_assets.tasks.context import open_recipe
 from fullft_assets.tasks.encoder import Encoder
-from fullft_assets.tasks.multi_label.recipe import MultiLabelRecipe
-from fullft_assets.tasks.opening import open_recipe
 from fullft_assets.tasks.token_classification.recipe import TokenClassificationRecipe
 from fullft_assets.training import regularization
 from fullft_assets.training.finetuning import fine_tune

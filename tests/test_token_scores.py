@@ -1,9 +1,8 @@
 """Scores of trained tokens: those that a plain loop finds, one window at a time."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +15,15 @@ from transformers import (
     Gemma2Config,
     LlamaConfig,
     PreTrainedModel,
+    T5Config,
+    WhisperConfig,
 )
 
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import inference, precision, token_loss
 from fullft_assets.models.inference import load_causal
-from fullft_assets.models.token_scores import TokenScores, score_documents
+from fullft_assets.models.token_loss import TokenLoss, TokenScores, score_documents
 from tests.test_isolation import APART, LEAKING, SMALL, build
 
 pytestmark = pytest.mark.numeric
@@ -75,7 +76,7 @@ MODELS = {
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_scores_are_those_of_windows_alone(name: str, marked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_loss, "_CHUNK_ELEMENTS", 7 * 96)  # several chunks, the last one short
+    monkeypatch.setattr(token_loss, "_CHUNK_ELEMENTS", {"cpu": 7 * 96})  # several chunks, the last one short
     monkeypatch.setitem(inference.BATCH_TOKENS, "cpu", 100)
     model = build(MODELS[name]).eval()
     # Sharper than random weights are, so that some tokens are ranked first.
@@ -90,6 +91,25 @@ def test_scores_are_those_of_windows_alone(name: str, marked: bool, monkeypatch:
     assert found.num_right.tolist() == expected.num_right.tolist()
     assert found.loss == pytest.approx(expected.loss, rel=1e-4, abs=1e-4)
     assert found.mean_loss() == pytest.approx(expected.mean_loss(), rel=1e-5)
+
+
+def test_a_head_that_fsdp2_has_given_a_class_of_its_own_is_replaced_as_well() -> None:
+    model, inputs = build(APART["llama"]), {"input_ids": torch.ones((1, 4), dtype=torch.long)}
+    head = model.get_output_embeddings()
+    head.__class__ = type("FSDPLinear", (type(head),), {})
+    assert TokenLoss(model, inputs).is_fused
+    head.__class__ = type("Scaled", (type(head),), {"forward": lambda self, hidden: 2 * hidden})
+    assert not TokenLoss(model, inputs).is_fused
+
+
+@pytest.mark.parametrize("load", [load_causal, inference.load_new_classifier, inference.load_tagger])
+@pytest.mark.parametrize("kind", [T5Config, WhisperConfig])
+def test_an_encoder_decoder_is_one_line(load: Any, kind: type, tmp_path: Path) -> None:
+    kind().save_pretrained(tmp_path)
+    with pytest.raises(
+        SettingsError, match=rf"^base_model: {kind.model_type} is an encoder-decoder, .*Llama$"
+    ):
+        load(tmp_path)
 
 
 def test_pooled_scores() -> None:

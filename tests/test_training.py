@@ -1,7 +1,5 @@
 """training: the settings in a checkpoint's key, and the checks of a finished run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -59,15 +57,6 @@ class TestKey:
     def test_what_changes_weights_is(self, change):
         assert key(**change) != key()
         assert key(**change)["training"].keys() >= change.keys()
-
-    def test_a_plan_does_not_depend_on_where_metrics_go(self):
-        plans = [
-            checkpoint_key.plan_settings(
-                UseCaseSettings.model_validate({**LEAST, "training": {"track": track}})
-            )
-            for track in ([], ["mlflow"])
-        ]
-        assert plans[0] == plans[1]
 
     def test_every_setting_is_either_in_the_key_or_named_as_one_that_changes_no_weight(self):
         assert set(TrainingSettings.model_fields) - set(key()["training"]) == {

@@ -2,18 +2,14 @@
 failure under its class.
 """
 
-from __future__ import annotations
-
 import errno
 import gc
 import http.client
 import json
 import resource
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import botocore.exceptions
@@ -21,23 +17,20 @@ import dagster as dg
 import pytest
 import torch
 
-from fullft_assets import errors, snapshot
+from fullft_assets import errors
 from fullft_assets.errors import DiskError, Interrupted, OutOfMemory, WorkloadError, classify
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, WorkloadFailure
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.resources import one_line_errors
-from fullft_assets.settings import TrainingSettings
 from fullft_assets.store import Store
 from fullft_assets.tasks.classification import recipe as classification
-from fullft_assets.training import checkpoints, guards
-from fullft_assets.training.checkpoints import StepLog, claim, latest_checkpoint, room_needed
+from fullft_assets.training import guards
+from fullft_assets.training.checkpoints import RunHistory, latest_checkpoint
 from fullft_assets.training.finetuning import Fit, fine_tune
-from fullft_assets.training.run_history import RunHistory
 from fullft_assets.workloads import entry
 from fullft_assets.workloads import training as training_workload
-from tests import machine
 from tests.optimizer_steps import Stopping
-from tests.prepared import Prepared, prepare
+from tests.prepared import Prepared, prepare, quick
 
 QUIET = Progress(silent=True)
 STAGE = "finetuned_checkpoint"
@@ -50,20 +43,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepared
 
 
-def quick(**changes: object) -> TrainingSettings:
-    values = {
-        "epochs": 1.0,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "track": [],
-    }
-    return TrainingSettings.model_validate(values | {"checkpoint_every_steps": 4} | changes)
+#: Written to no tracker, with a checkpoint after every fourth step.
+OFTEN = {"track": [], "checkpoint_every_steps": 4}
 
 
 def train(case: Prepared, folder: Path, progress: Progress = QUIET, **changes: object) -> Fit:
-    return fine_tune(case.recipe, quick(**changes), 17, folder, progress)
+    return fine_tune(case.recipe, quick(**OFTEN | changes), 17, folder, progress)
 
 
 def limit_memory(
@@ -125,11 +110,6 @@ class TestOutOfMemory:
         train(tiny, tmp_path)
         assert set(seen[:2]) == {4}
 
-    def test_sizes_that_do_not_divide_the_batch_are_passed_over(self, tiny, tmp_path, monkeypatch):
-        limit_memory(monkeypatch, rows=4)
-        fit = train(tiny, tmp_path, batch_size=10, micro_batch_size=10)
-        assert fit.micro_batch_size == 2
-
     def test_a_single_row_that_does_not_fit_is_one_line(self, tiny, tmp_path, monkeypatch):
         limit_memory(monkeypatch, rows=0)
         with pytest.raises(
@@ -176,12 +156,6 @@ class TestOutOfMemory:
             train(tiny, tmp_path)
         assert RunHistory(tmp_path).incidents == []
 
-    def test_what_is_no_lack_of_memory_is_not_taken_for_one(self, tiny, tmp_path, monkeypatch):
-        monkeypatch.setattr(classification, "collate", lambda rows, pad_id: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            train(tiny, tmp_path)
-        assert RunHistory(tmp_path).incidents == []
-
 
 @contextmanager
 def limited_files(num_bytes: int) -> Iterator[None]:
@@ -195,40 +169,6 @@ def limited_files(num_bytes: int) -> Iterator[None]:
 
 
 class TestFullDisk:
-    @pytest.fixture
-    def small_disk(self, tmp_path) -> Iterator[Path]:
-        """A file system of 13 MB: room for three checkpoints and a part of a fourth."""
-        folder = tmp_path / "disk"
-        folder.mkdir()
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=13m", "tmpfs", folder], capture_output=True, check=False
-        )
-        if mounted.returncode != 0:
-            machine.lacks("a file system of its own needs the right to mount one")
-        yield folder
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-    def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_complete(
-        self, tiny, small_disk, tmp_path, monkeypatch
-    ):
-        monkeypatch.setattr(checkpoints, "NUM_NEWEST", 50)
-        straight = train(tiny, tmp_path / "straight", checkpoint_every_steps=4)
-        with pytest.raises(DiskError) as error:
-            train(tiny, small_disk, checkpoint_every_steps=4)
-        assert f"{small_disk}: no room for the checkpoint of step " in str(error.value)
-        whole = latest_checkpoint(small_disk)
-        assert f"; the same command resumes at {whole.name}" in str(error.value)
-        assert "\n" not in str(error.value)
-        assert not list(small_disk.glob("unfinished*")), "what found no room gives back what it took"
-        # With less on the disk the same command goes on to the same weights.
-        monkeypatch.setattr(checkpoints, "NUM_NEWEST", 1)
-        fit = train(tiny, small_disk, checkpoint_every_steps=4)
-        assert fit.resumed_from_step == int(whole.name.rsplit("-", 1)[1]) > 0
-        assert all(
-            torch.equal(value, fit.model.state_dict()[name])
-            for name, value in straight.model.state_dict().items()
-        )
-
     def test_a_limit_on_the_size_of_files_is_the_same_error(self, tiny, tmp_path):
         # Weights take 1 MB, the optimizer's state 2: the one fits, the other is cut off.
         message = (
@@ -238,20 +178,6 @@ class TestFullDisk:
             train(tiny, tmp_path)
         assert latest_checkpoint(tmp_path) is None
         assert train(tiny, tmp_path).resumed_from_step == 0
-
-    def test_no_room_for_a_line_of_the_log(self, tmp_path):
-        log = StepLog(tmp_path / "metrics.jsonl", 0)
-        with limited_files(5), pytest.raises(DiskError, match="no room for the step log"):
-            log.append({"step": 1})
-
-    def test_no_room_to_begin_leaves_nothing(self, tmp_path):
-        with limited_files(5), pytest.raises(DiskError, match="no room for a new training"):
-            claim(tmp_path, {"snapshot": "0123456789"})
-        assert list(tmp_path.iterdir()) == []
-
-    def test_other_errors_pass_through(self, tmp_path):
-        with pytest.raises(PermissionError), room_needed(tmp_path, "x"):
-            raise PermissionError(errno.EACCES, "no")
 
 
 class TestStopAtABadMoment:
@@ -340,11 +266,6 @@ class TestClasses:
     def test_each_failure_has_its_class(self, error, failure):
         assert classify(error) == failure
 
-    def test_torchs_own_error_for_the_host_memory_is_known(self):
-        with pytest.raises(RuntimeError) as error:
-            torch.empty(2**50)
-        assert classify(error.value) == "out_of_memory"
-
     def test_the_class_is_in_the_message_and_the_metadata_of_the_failure_in_dagster(self, tmp_path):
         store = Store(str(tmp_path))
         with pytest.raises(dg.Failure) as failure, one_line_errors(store, "letters"):
@@ -379,7 +300,7 @@ class TestRecord:
         monkeypatch.delenv(ERROR_FILE, raising=False)
 
     def run(self, case: Prepared, key: str, **training: object) -> tuple[int, dict]:
-        job = case.job(STAGE, key, training=dict(quick(**training)))
+        job = case.job(STAGE, key, training=dict(quick(**OFTEN | training)))
         code = entry.run_job(training_workload.work, job.write(case.store), QUIET)
         record = Path(case.store.url, "failures", case.use_case.name, STAGE, f"{key}.json")
         return code, json.loads(record.read_text())
@@ -392,32 +313,6 @@ class TestRecord:
         assert record["failure"] == "divergence"
         assert "by its guard dead_gradient: gradient norm" in record["reason"]
         assert capsys.readouterr().err == record["reason"] + "\n"
-
-    def test_training_does_not_continue_from_checkpoints_of_another_snapshot(self, tiny, capsys):
-        job = tiny.job(STAGE, "claimed", training=dict(quick()))
-        stopping = Stopping(1)
-        assert entry.run_job(training_workload.work, job.write(tiny.store), stopping) == EXIT_FIXABLE
-        folder = tiny.store.work_folder(job.case, STAGE, job.key)
-        files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        assert latest_checkpoint(folder).name == "checkpoint-1"
-        parts = tiny.snapshot.metadata["parts"]
-        labeled, tokenized = (
-            {name: tiny.store.load(part[kind]) for name, part in parts.items()}
-            for kind in ("examples", "chunks")
-        )
-        reseeded = replace(tiny.use_case, settings=tiny.use_case.settings.model_copy(update={"seed": 3}))
-        other = snapshot.take(tiny.store, reseeded, labeled, tokenized)
-        capsys.readouterr()
-        moved = job.model_copy(update={"inputs": {"training_snapshot": other.ref}})
-        assert entry.run_job(training_workload.work, moved.write(tiny.store), QUIET) == EXIT_FIXABLE
-        assert (
-            capsys.readouterr().err
-            == f"{folder}: its checkpoints are of a training with another training_snapshot; give this job a"
-            " key of its own, or delete that folder\n"
-        )
-        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
-        assert entry.run_job(training_workload.work, job.write(tiny.store), QUIET) == 0
-        assert tiny.store.find(job.case, STAGE, job.key).metadata["resumed_from_step"] == 1
 
     def test_an_error_that_nobody_foresaw(self, tiny, monkeypatch, capsys):
         def fail(rows: object, pad_id: int) -> None:

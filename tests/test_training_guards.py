@@ -2,10 +2,7 @@
 wrong.
 """
 
-from __future__ import annotations
-
 import gc
-import itertools
 import json
 import math
 from collections.abc import Callable
@@ -19,16 +16,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullft_assets.errors import DivergenceError, IdleError, classify
+from fullft_assets.errors import DivergenceError, classify
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.settings.guards import GUARDS, guard_problems
+from fullft_assets.settings.guards import GUARDS
 from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.tasks.classification.recipe import score
 from fullft_assets.training import checkpoints
 from fullft_assets.training import guards as rules
 from fullft_assets.training.checkpoints import (
     STEP_LOG,
+    Incident,
+    RunHistory,
     StepLog,
     all_checkpoints,
     complete_checkpoints,
@@ -39,12 +38,10 @@ from fullft_assets.training.checkpoints import (
     step_of,
 )
 from fullft_assets.training.finetuning import Fit, fine_tune
-from fullft_assets.training.guard_actions import GuardActions, RolledBack
 from fullft_assets.training.guards import GuardSet, PlannedRun, StepMetrics
-from fullft_assets.training.recorder import Meter, StepRecorder
-from fullft_assets.training.run_history import Incident, RunHistory
-from fullft_assets.training.trackers import Trackers
-from tests.prepared import Prepared, prepare
+from fullft_assets.training.recorder import Meter, StepRecorder, Trackers
+from fullft_assets.training.watching import GuardActions, RolledBack
+from tests.prepared import Prepared, prepare, quick
 
 QUIET = Progress(silent=True)
 
@@ -57,7 +54,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 def guard(num_steps: int = 1_000, **guards: str) -> GuardSet:
-    return GuardSet(guards, PlannedRun(num_steps, max_grad_norm=1.0))
+    return GuardSet(guards, PlannedRun(num_steps))
 
 
 def fired(watching: GuardSet, losses: list[float], name: str = "loss") -> list[tuple[int, str, int]]:
@@ -75,7 +72,7 @@ class TestRules:
     def test_a_healthy_run_is_left_alone(self):
         watching = guard(num_steps=200)
         for step, loss in enumerate(self.falling, start=1):
-            assert not watching.observe(StepMetrics(step, loss=loss, grad_norm=1 + loss, data_wait_share=0.1))
+            assert not watching.observe(StepMetrics(step, loss=loss, grad_norm=1 + loss))
         assert not watching.observe(StepMetrics(100, validation_loss=1.0))
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -93,13 +90,6 @@ class TestRules:
         noisy = [1.0 + 0.5 * math.sin(step * 1.7) for step in range(60)]
         assert fired(guard(), [*noisy, *[3.5] * 5]) == []
         assert fired(guard(), [*noisy, *[9.0] * 3]) == [(63, "loss_spike", 61)]
-
-    def test_gradients_explode_far_beyond_clipping(self):
-        norms = [2.0] * 40
-        assert fired(guard(), [*norms, *[199.0] * 5], "grad_norm") == []
-        assert fired(guard(), [*norms, *[201.0] * 3], "grad_norm") == [(43, "exploding_gradient", 41)]
-        # Norms below what they are clipped to are small, whatever their ratio.
-        assert fired(guard(), [*[1e-3] * 40, *[0.9] * 5], "grad_norm") == []
 
     def test_dead_gradients_are_dead_only_while_there_is_something_to_learn(self):
         assert fired(guard(), [1e-9] * 20, "grad_norm") == [(20, "dead_gradient", 1)]
@@ -127,16 +117,6 @@ class TestRules:
 
         assert of(1.0, 0.8, 0.9, 0.85, 0.95) == []
         assert of(1.0, 0.8, 0.9, 0.95) == [4]
-
-    def test_idle_counts_only_where_it_was_measured(self):
-        assert fired(guard(), [0.5] * 50, "data_wait_share") == [(50, "idle", 1)]
-        assert fired(guard(), [0.25] * 100, "data_wait_share") == []
-
-    def test_off_is_off(self):
-        off = dict.fromkeys(
-            ("non_finite", "loss_spike", "exploding_gradient", "dead_gradient", "no_progress"), "off"
-        )
-        assert fired(guard(**off), [*self.falling[:60], *[99.0] * 9, math.nan]) == []
 
     def test_the_strongest_action_counts(self):
         watching = guard()
@@ -176,7 +156,9 @@ class TestRules:
         straight, resumed = guard(len(seen)), guard(len(seen))
         for line in lines[:at]:
             straight.observe(StepMetrics.of_line(line))
-        resumed.replay(json.loads(json.dumps([*lines[:at], {"step": 1, "event": "idle", "action": "warn"}])))
+        resumed.replay(
+            json.loads(json.dumps([*lines[:at], {"step": 1, "event": "no_progress", "action": "warn"}]))
+        )
         for line in lines[at:]:
             metrics = StepMetrics.of_line(line)
             assert repr(straight.observe(metrics)) == repr(resumed.observe(metrics))
@@ -186,14 +168,9 @@ class TestRules:
 FIRING: dict[str, list[dict[str, float]]] = {
     "non_finite": [{"loss": 1.0}, {"loss": math.nan}],
     "loss_spike": [*[{"loss": 1.0}] * 30, *[{"loss": 99.0}] * 3],
-    "exploding_gradient": [
-        *[{"loss": 1.0, "grad_norm": 1.0}] * 30,
-        *[{"loss": 1.0, "grad_norm": 1e4}] * 3,
-    ],
     "dead_gradient": [{"loss": 1.0, "grad_norm": 1e-9}] * 20,
     "no_progress": [{"loss": 1.0}] * 100,
     "overfitting": [{"validation_loss": 1.0}, *[{"validation_loss": 2.0}] * 2],
-    "idle": [{"data_wait_share": 0.9}] * 50,
 }
 
 
@@ -202,11 +179,9 @@ def test_actions_by_default() -> None:
     assert defaults == {
         "non_finite": "roll_back",
         "loss_spike": "roll_back",
-        "exploding_gradient": "warn",
         "dead_gradient": "stop",
-        "no_progress": "stop",
+        "no_progress": "warn",
         "overfitting": "warn",
-        "idle": "warn",
     }
 
 
@@ -216,10 +191,6 @@ def test_each_rule_is_followed_by_the_action_that_the_yaml_gives_it(
     rule: str, action: str, tmp_path: Path
 ) -> None:
     lines = FIRING[rule]
-    if (rule, action) == ("idle", "roll_back"):
-        [(name, message)] = guard_problems({rule: action})
-        assert name == rule and "'off', 'warn' or 'stop'" in message
-        return
     chosen = TrainingSettings.model_validate({"guards": {rule: action}, "learning_rate": 1e-3, "track": []})
     history, meter = RunHistory(tmp_path), Meter(np.full(100, 8), np.full(100, 8.0), None)
     recorder = StepRecorder(
@@ -230,11 +201,7 @@ def test_each_rule_is_followed_by_the_action_that_the_yaml_gives_it(
     for step, line in enumerate(lines[:-1], start=1):
         watching.check({"step": step, **line})
     assert recorder.log.lines == [] and history.incidents == []
-    error = (
-        IdleError
-        if rule == "idle"
-        else {"roll_back": RolledBack, "stop": None if rule == "overfitting" else DivergenceError}.get(action)
-    )
+    error = {"roll_back": RolledBack, "stop": None if rule == "overfitting" else DivergenceError}.get(action)
     if action in ("roll_back", "stop") and error is not None:
         with pytest.raises(error) as raised:
             watching.check({"step": last, **lines[-1]})
@@ -259,7 +226,7 @@ def test_each_rule_is_followed_by_the_action_that_the_yaml_gives_it(
         assert logged == [(rule, last)] and f"training stopped at step {last} by its guard {rule}: " in str(
             raised.value
         )
-        assert classify(raised.value) == ("infrastructure" if rule == "idle" else "divergence")
+        assert classify(raised.value) == "divergence"
 
 
 class TestRunHistory:
@@ -296,16 +263,8 @@ def run(
     evaluate_at: tuple[int, ...] | None = None,
     **changes: object,
 ) -> Fit:
-    values = {
-        "epochs": 1.0,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "track": [],
-    }
-    values |= {"checkpoint_every_steps": 4, "guards": guards or {}}
-    chosen = TrainingSettings.model_validate(values | changes)
+    options = {"track": [], "checkpoint_every_steps": 4, "guards": guards or {}}
+    chosen = quick(**options | changes)
     return fine_tune(case.recipe, chosen, 17, folder, QUIET, evaluate_at=evaluate_at)
 
 
@@ -380,13 +339,6 @@ class TestRollBack:
             for name, value in straight.model.state_dict().items()
         )
 
-    def test_a_lasting_spike_rolls_back(self, tiny, tmp_path, monkeypatch):
-        fault(monkeypatch, lambda logits: logits * -200, range(26, 31))
-        fit = run(tiny, tmp_path)
-        [incident] = fit.incidents
-        assert (incident.rule, incident.to_step) == ("loss_spike", 24)
-        assert 26 <= incident.step <= 28
-
     def test_a_fault_that_stays_ends_the_run_and_the_same_command_ends_alike(
         self, tiny, tmp_path, monkeypatch
     ):
@@ -404,14 +356,6 @@ class TestRollBack:
         )
         assert [incident.learning_rate for incident in RunHistory(tmp_path).incidents] == [5e-4, 2.5e-4]
 
-    def test_a_rule_that_stops_at_once_says_nothing_of_others_roll_backs(self, tiny, tmp_path, monkeypatch):
-        fault(monkeypatch, lambda logits: logits * math.nan, range(5, 6))
-        monkeypatch.setattr(rules, "_DEAD_NORM", 1e9)
-        with pytest.raises(DivergenceError) as error:
-            run(tiny, tmp_path, guards={"dead_gradient": "stop"})
-        assert len(RunHistory(tmp_path).incidents) == 1
-        assert "guard dead_gradient" in str(error.value) and "roll-backs" not in str(error.value)
-
     def test_non_finite_weights_never_become_a_model_whatever_the_action(self, tiny, tmp_path, monkeypatch):
         fault(monkeypatch, lambda logits: logits * math.nan, range(30, 31))
         with pytest.raises(DivergenceError, match="the weights after step .* are not finite"):
@@ -419,17 +363,6 @@ class TestRollBack:
 
 
 class TestStopAndWarn:
-    def test_exploding_gradients_warn_and_training_continues(self, tiny, tmp_path, monkeypatch):
-        def explode(logits: torch.Tensor) -> torch.Tensor:
-            logits.register_hook(lambda gradient: gradient * 1e4)
-            return logits
-
-        fault(monkeypatch, explode, range(22, 25))
-        fit = run(tiny, tmp_path)
-        assert fit.incidents == []
-        [warning] = [line for line in fit.history if line.get("event") == "exploding_gradient"]
-        assert (warning["step"], warning["since"], warning["action"]) == (24, 22, "warn")
-
     def test_dead_gradients_stop(self, tiny, tmp_path, monkeypatch):
         fault(monkeypatch, lambda logits: logits * 1e-12, range(1, 999))
         with pytest.raises(
@@ -437,27 +370,6 @@ class TestStopAndWarn:
             match=r"at step 20 by its guard dead_gradient: gradient norm .* since step 1 at a loss of 1\.3",
         ):
             run(tiny, tmp_path)
-
-    @pytest.fixture
-    def without_progress(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Rows whose losses rise, in a short run."""
-        monkeypatch.setattr(rules, "_PROGRESS_STEPS", 10)
-        passes = itertools.count(1)
-
-        def spoil(logits: torch.Tensor) -> torch.Tensor:
-            return logits.detach() * 0 + torch.linspace(0, next(passes), logits.shape[-1]) + logits * 0
-
-        fault(monkeypatch, spoil, range(1, 999))
-
-    def test_no_progress_stops(self, tiny, tmp_path, without_progress):
-        with pytest.raises(DivergenceError, match="by its guard no_progress: mean loss .* over the last"):
-            run(tiny, tmp_path, guards={"dead_gradient": "off", "loss_spike": "off"})
-
-    def test_a_warning_of_no_progress_is_logged_and_training_continues(
-        self, tiny, tmp_path, without_progress
-    ):
-        fit = run(tiny, tmp_path, guards={"dead_gradient": "off", "loss_spike": "off", "no_progress": "warn"})
-        assert [line["event"] for line in fit.history if "event" in line] == ["no_progress"]
 
 
 class TestOverfitting:
@@ -484,11 +396,6 @@ class TestOverfitting:
             **changes,
         )
 
-    def test_warn_continues_and_the_last_weights_are_the_model(self, few, tmp_path):
-        fit = self.fit(few, tmp_path, "warn")
-        assert any(line.get("event") == "overfitting" for line in fit.history)
-        assert fit.step == fit.num_steps == len([line for line in fit.history if "loss" in line])
-
     def test_stop_ends_in_good_order_with_the_best_weights_if_asked_for(self, few, tmp_path):
         fit = self.fit(few, tmp_path, "stop", keep_best=True)
         scored = {line["step"]: line["validation_loss"] for line in fit.history if "validation_loss" in line}
@@ -512,7 +419,7 @@ class TestOverfitting:
             for name, value in fit.model.state_dict().items()
         )
 
-    def test_roll_back_continues_from_the_best_at_a_lower_rate_and_ends_in_good_order_where_that_does_not_help(
+    def test_roll_back_continues_at_a_lower_rate_and_ends_in_good_order_where_that_does_not_help(
         self, few, tmp_path
     ):
         fit = self.fit(few, tmp_path, "roll_back")

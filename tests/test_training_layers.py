@@ -1,7 +1,5 @@
 """What is trained, and how fast: freezing, rates by depth, the pull to the pretrained weights."""
 
-from __future__ import annotations
-
 import gc
 from pathlib import Path
 
@@ -12,10 +10,9 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import layers
 from fullft_assets.models.inference import load_for_training
-from fullft_assets.settings import TrainingSettings
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.regularization import Anchor
-from tests.prepared import Prepared, prepare
+from tests.prepared import Prepared, prepare, quick
 
 pytestmark = pytest.mark.numeric
 
@@ -27,33 +24,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepared
 
 
-def chosen(**changes: object) -> TrainingSettings:
-    values = {
-        "epochs": 1.0,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "learning_rate": 1e-2,
-        "precision": "fp32",
-    }
-    return TrainingSettings.model_validate(values | changes)
-
-
 def train(case: Prepared, folder: Path, **changes: object) -> Fit:
-    return fine_tune(case.recipe, chosen(**changes), 17, folder, Progress(silent=True), resumable=False)
+    return fine_tune(
+        case.recipe, quick(learning_rate=1e-2, **changes), 17, folder, Progress(silent=True), resumable=False
+    )
 
 
 def unchanged(case: Prepared, fit: Fit) -> set[str]:
     """Names of the pretrained parameters that are bit for bit as they were."""
     before = dict(load_for_training(case.base_model, case.labels).bert.named_parameters())
     return {name for name, value in fit.model.bert.named_parameters() if torch.equal(value, before[name])}
-
-
-def distance(case: Prepared, fit: Fit) -> float:
-    before = dict(load_for_training(case.base_model, case.labels).bert.named_parameters())
-    return sum(
-        float((value - before[name]).detach().square().sum())
-        for name, value in fit.model.bert.named_parameters()
-    )
 
 
 @pytest.mark.parametrize(
@@ -80,6 +60,13 @@ def distance(case: Prepared, fit: Fit) -> float:
             ),
             (0, 2, 3, 3),
         ),
+        (
+            (
+                "model.vision_tower.encoder.layers.7.mlp.fc1.weight",
+                "model.language_model.layers.1.mlp.up_proj.weight",
+            ),
+            (3, 2),
+        ),
         (("gpt_neox.embed_in.weight", "gpt_neox.layers.0.mlp.dense.weight", "embed_out.weight"), (0, 1, 2)),
     ],
 )
@@ -98,9 +85,6 @@ class TestFreezing:
             if name.startswith(("embeddings.", "encoder.layer.0."))
         }
 
-    def test_every_weight_is_trained_by_default(self, tiny, tmp_path):
-        assert unchanged(tiny, train(tiny, tmp_path)) == set()
-
     def test_more_layers_than_there_are_is_refused(self, tiny, tmp_path):
         with pytest.raises(
             SettingsError, match=r"training\.freeze_layers: 3 is more than the 2 layers of the base model"
@@ -109,25 +93,23 @@ class TestFreezing:
 
 
 class TestPull:
-    def test_weights_stay_nearer_to_the_pretrained_ones_the_stronger_it_is(self, tiny, tmp_path):
-        far, nearer, near = (
-            distance(tiny, train(tiny, tmp_path / str(pull), l2_sp=pull)) for pull in (0.0, 0.1, 10.0)
-        )
-        assert near < 0.5 * nearer < 0.8 * far
-
     def test_it_is_the_distance_to_the_start_and_leaves_the_head_alone(self, tiny):
         model = load_for_training(tiny.base_model, tiny.labels)
-        anchor = Anchor(model, 0.25, has_new_head=True)
+        importance = {name: torch.full_like(value, 2.0) for name, value in model.named_parameters()}
+        anchors = [
+            Anchor(model, 0.25, has_new_head=True),
+            Anchor(model, 0.25, has_new_head=True, importance=importance),
+        ]
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
             parameter.data += 2.0
-        anchor.pull(model)
-        torch.testing.assert_close(
-            model.bert.pooler.dense.weight.grad, torch.full_like(model.bert.pooler.dense.weight, 1.5)
-        )
+        weight = model.bert.encoder.layer[1].output.dense.weight
+        for anchor, expected in zip(anchors, (1.5, 2.5), strict=True):
+            anchor.pull(model)
+            torch.testing.assert_close(weight.grad, torch.full_like(weight, expected))
         torch.testing.assert_close(model.classifier.weight.grad, torch.ones_like(model.classifier.weight))
 
     def test_frozen_weights_are_not_held_twice(self, tiny):
         model = load_for_training(tiny.base_model, tiny.labels)
-        layers.freeze(model, chosen(freeze_layers=1))
+        layers.freeze(model, quick(freeze_layers=1))
         assert not [name for name in Anchor(model, 0.1, has_new_head=True)._start if "embeddings" in name]

@@ -2,10 +2,7 @@
 between. Each does what it says.
 """
 
-from __future__ import annotations
-
 import gc
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import TrainerCallback
 
 from fullft_assets.errors import DivergenceError, SettingsError
 from fullft_assets.jobs.progress import Progress
@@ -24,10 +20,9 @@ from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import IGNORED, TokenLoss
 from fullft_assets.settings import DistillationSettings, TrainingSettings
 from fullft_assets.store import Manifest
-from fullft_assets.training import distillation, regularization
-from fullft_assets.training.distillation import DistilledTokenLoss
+from fullft_assets.training import regularization
 from fullft_assets.training.finetuning import Fit, fine_tune
-from fullft_assets.training.measuring import measure
+from fullft_assets.training.regularization import DistilledTokenLoss
 from fullft_assets.workloads import training
 from tests import project as projects
 from tests import small_language_model
@@ -74,9 +69,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     )
 
 
-def fit(case: Prepared, folder: Path, callbacks: Sequence[TrainerCallback] = (), **changes: Any) -> Fit:
+def fit(case: Prepared, folder: Path, **changes: Any) -> Fit:
     chosen = TrainingSettings.model_validate(case.use_case.settings.training.model_dump() | changes)
-    return fine_tune(case.recipe, chosen, 17, folder, QUIET, resumable=False, callbacks=callbacks)
+    return fine_tune(case.recipe, chosen, 17, folder, QUIET, resumable=False)
 
 
 def train(case: Prepared, key: str, **changes: Any) -> Manifest:
@@ -84,17 +79,6 @@ def train(case: Prepared, key: str, **changes: Any) -> Manifest:
     job = case.job(STAGE, key, training=dict(merged))
     training.work(job, case.store, QUIET)
     return case.store.find(job.case, STAGE, key)
-
-
-class _Optimizer(TrainerCallback):
-    """Keeps the optimizer, as torch made it, and how many weights it had a state for."""
-
-    optimizer: torch.optim.Optimizer | None = None
-    num_states = 0
-
-    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
-        self.optimizer = optimizer
-        self.num_states = len(optimizer.state)
 
 
 def rise(found: Fit) -> float:
@@ -111,7 +95,7 @@ class TestDistilledTokenLoss:
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        return [student, distillation.frozen(teacher, torch.device("cpu"))]
+        return [student, regularization.frozen(teacher, torch.device("cpu"))]
 
     @pytest.mark.parametrize("marks_replay", [True, False])
     @pytest.mark.parametrize("is_fused", [True, False])
@@ -119,7 +103,7 @@ class TestDistilledTokenLoss:
         self, models, marks_replay: bool, is_fused: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            token_loss, "_CHUNK_ELEMENTS", 2 * 7 * 512
+            token_loss, "_CHUNK_ELEMENTS", {"cpu": 2 * 7 * 512}
         )  # several chunks of 7 tokens, the last one shorter
         student, teacher = models
         generator = torch.Generator().manual_seed(2)
@@ -152,14 +136,6 @@ class TestDistilledTokenLoss:
             assert torch.allclose(gradients[name], parameter.grad, atol=1e-4, rtol=1e-4), name
         assert all(parameter.grad is None for parameter in teacher.parameters())
 
-    def test_of_what_it_already_is_a_model_learns_nothing(self, models, language: Prepared) -> None:
-        model, teacher = load_causal(language.base_model), models[1]
-        ids = torch.arange(1, 21)[None]
-        inputs = {"input_ids": ids, "is_replayed": torch.ones_like(ids, dtype=torch.bool)}
-        hard = TokenLoss(model, {"input_ids": ids})
-        DistilledTokenLoss(hard, teacher, 1.0).total(model, inputs, ids).backward()
-        assert max(float(parameter.grad.abs().max()) for parameter in model.parameters()) < 1e-4
-
 
 class TestDistillation:
     def test_batches_mark_which_tokens_are_replayed(self, language: Prepared) -> None:
@@ -167,36 +143,11 @@ class TestDistillation:
         settings = language.use_case.settings.training.model_copy(
             update={"distillation": DistillationSettings(weight=1.0)}
         )
-        feed = recipe.prepare(recipe.load(settings), settings, 17, 1).feed
+        feed = recipe.prepare(recipe.load(settings), settings, 17).feed
         counts = [(int(batch["is_replayed"].sum()), batch["is_replayed"].numel()) for batch in feed.batches()]
         share = language.snapshot.metadata["num_replay_tokens"] / recipe.training.packing.num_tokens
         assert sum(count for count, _ in counts) == 2 * language.snapshot.metadata["num_replay_tokens"]
         assert 0.25 < share < 0.4
-
-    def test_holds_a_language_model_to_the_original(self, language: Prepared, tmp_path: Path) -> None:
-        # The base model is random: what it makes of general text is worth nothing, but it is what is to be
-        # kept.
-        def moved(found: Fit) -> float:
-            model, original = found.model, load_causal(language.base_model)
-            ids = torch.tensor(
-                [
-                    window
-                    for document in language.recipe.general.windows
-                    for window in document
-                    if len(window) == 64
-                ][:4]
-            )
-            with torch.no_grad():
-                ours, theirs = (
-                    functional.log_softmax(m(input_ids=ids).logits, -1) for m in (model.eval(), original)
-                )
-            return float(functional.kl_div(ours, theirs, reduction="sum", log_target=True))
-
-        plain, held = (
-            fit(language, tmp_path),
-            fit(language, tmp_path, distillation={"weight": 1.0}),
-        )
-        assert moved(held) < 0.5 * moved(plain)
 
     def test_holds_an_encoders_representations(self, encoder: Prepared, tmp_path: Path) -> None:
         plain, held = fit(encoder, tmp_path), fit(encoder, tmp_path, distillation={"weight": 0.95})
@@ -245,21 +196,6 @@ class TestEwc:
         assert not found["classifier.weight"].any() and "bert.pooler.dense.weight" not in found
         assert found["bert.encoder.layer.1.output.dense.weight"].any()
 
-    def test_holds_what_matters_more_than_the_rest(self, language: Prepared, tmp_path: Path) -> None:
-        recipe, settings = language.recipe, language.use_case.settings.training
-        importance = regularization.fisher(recipe, recipe.load_original(settings), 17)
-        start = dict(recipe.load_original(settings).named_parameters())
-        plain, held = fit(language, tmp_path), fit(language, tmp_path, ewc=10.0)
-
-        def moved(found: Fit, matters: bool) -> float:
-            total = 0.0
-            for name, value in found.model.named_parameters():
-                chosen = (importance[name] > 1) == matters
-                total += float((value - start[name]).detach().abs()[chosen].sum())
-            return total
-
-        assert moved(held, True) / moved(plain, True) < 0.7 * moved(held, False) / moved(plain, False)
-
     def test_without_general_text_is_refused(self, tmp_path: Path) -> None:
         case = prepare(tmp_path, tiny=True)
         with pytest.raises(
@@ -274,14 +210,6 @@ class TestEwc:
             ),
         ):
             case.project.use_case()
-
-    def test_a_plan_holds_its_memory_too(self, encoder: Prepared) -> None:
-        job = encoder.job(
-            "pilot_run",
-            "with all",
-            training={"ewc": 1.0, "l2_sp": 0.1, "distillation": DistillationSettings()},
-        )
-        assert measure(encoder.recipe, job.settings, 1)[0].predicted_seconds > 0
 
 
 class TestWeightsInBetween:
@@ -324,15 +252,15 @@ class TestWeightsInBetween:
         self, encoder: Prepared, tmp_path: Path, optimizer: str
     ) -> None:
         held: list[tuple[int, int]] = []
-        seen = _Optimizer()
+        seen: list[tuple[torch.optim.Optimizer, int]] = []
 
         class Watched(type(encoder.recipe)):
             def load_original(self, settings: TrainingSettings) -> Any:
-                if seen.optimizer is not None:  # the anchors' own come before training
+                if seen:  # the anchors' own come before training
                     gc.collect()
                     held.append(
                         (
-                            len(seen.optimizer.state),
+                            len(seen[-1][0].state),
                             sum(isinstance(found, regularization.Anchor) for found in gc.get_objects()),
                         )
                     )
@@ -356,9 +284,9 @@ class TestWeightsInBetween:
             tmp_path,
             QUIET,
             resumable=False,
-            callbacks=[seen],
+            watch=lambda moment, loop: seen.append((loop.optimizer, len(loop.optimizer.state))),
         )
-        assert seen.num_states > 10 and held == [(0, 0)]
+        assert seen[-1][1] > 10 and held == [(0, 0)]
         plain = fit(encoder, tmp_path, **changes).model.state_dict()
         assert all(torch.equal(value, plain[name]) for name, value in found.model.state_dict().items())
 

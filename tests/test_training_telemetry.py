@@ -2,8 +2,6 @@
 with the time left.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import math
@@ -12,23 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from fullft_assets.assets.training import _curves
+from fullft_assets.assets.model import _curves
 from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.hardware import peak_flops
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training import recorder, segment, trackers
-from fullft_assets.training.checkpoints import STEP_LOG, StepLog
+from fullft_assets.training import finetuning, recorder
+from fullft_assets.training.checkpoints import STEP_LOG, RunHistory, StepLog
 from fullft_assets.training.finetuning import Fit, fine_tune
-from fullft_assets.training.guard_actions import GuardActions, RolledBack
-from fullft_assets.training.recorder import Meter, ModelShape, StepRecorder, step_flops
-from fullft_assets.training.run_history import RunHistory
-from fullft_assets.training.trackers import Trackers, scalars
+from fullft_assets.training.recorder import Meter, ModelShape, StepRecorder, Trackers, scalars, step_flops
+from fullft_assets.training.watching import GuardActions, RolledBack
 from fullft_assets.workloads.training import work
 from tests.optimizer_steps import Stopping
-from tests.prepared import Prepared, prepare
+from tests.prepared import Prepared, prepare, quick
+from tests.test_isolation import APART, build
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +35,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 def train(case: Prepared, folder: Path, progress: Progress | None = None, **changes: object) -> Fit:
-    values = {
-        "epochs": 1.0,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-    }
-    chosen = TrainingSettings.model_validate(values | changes)
+    chosen = quick(**changes)
     return fine_tune(case.recipe, chosen, 17, folder, progress or Progress(silent=True))
 
 
@@ -94,39 +83,15 @@ class TestStepLog:
         assert {"validation_loss", "validation_accuracy", "validation_macro_f1"} <= set(lines[-1])
 
     def test_where_the_cards_peak_is_known_each_step_has_its_share_of_it(self, tiny, tmp_path, monkeypatch):
-        """That this machine has such a card is injected, and so is what it would wait for."""
+        """That this machine has such a card is injected."""
         peak = 1e5
-        monkeypatch.setattr(segment, "peak_flops", lambda device, precision: peak)
+        monkeypatch.setattr(finetuning, "peak_flops", lambda device, precision: peak)
         fit = train(tiny, tmp_path, epochs=0.5, track=[])
         steps = [line for line in fit.history if "loss" in line]
         assert len(steps) == fit.num_steps > 1
         for line in steps:
             # 6 FLOP a trained weight and token, and those of attention.
             assert line["mfu"] * peak / line["tokens_per_second"] > 5.9 * ModelShape.of(fit.model).num_trained
-
-    def test_on_a_card_each_step_says_how_long_it_waited_for_data(self, tmp_path, monkeypatch):
-        recorder = _recorder(tmp_path)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**30)
-        recorder.meter.start()
-        recorder.meter.waited(1e6)
-        line = recorder.record_step(
-            1, 2, {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1e-3}, is_fp16=False
-        )
-        assert recorder.log.lines == [line]
-        assert line["data_wait_share"] > 0.9 and line["memory_gib"] == 1
-
-    def test_the_time_until_rows_are_there_is_counted_in_each_step(self, tiny, tmp_path, monkeypatch):
-        shares, step_done = [], Meter.step_done
-
-        def seen(meter: Meter, step: int) -> recorder.Rates:
-            rates = step_done(meter, step)
-            shares.append(rates.data_wait_share)
-            return rates
-
-        monkeypatch.setattr(Meter, "step_done", seen)
-        fit = train(tiny, tmp_path, epochs=0.3, track=[])
-        assert len(shares) == fit.num_steps and all(0 < share < 1 for share in shares)
 
     @pytest.mark.parametrize("is_fp16", [True, False])
     def test_an_infinite_norm_is_no_divergence_in_fp16_alone(self, tmp_path, is_fp16):
@@ -136,7 +101,7 @@ class TestStepLog:
             TrainingSettings(), recorder, RunHistory(tmp_path), num_steps=9, resumable=False
         )
         line = recorder.record_step(
-            3, 9, {"loss": 1.0, "grad_norm": math.inf, "learning_rate": 1e-3}, is_fp16=is_fp16
+            {"step": 3, "loss": 1.0, "grad_norm": math.inf, "learning_rate": 1e-3}, 9, is_fp16=is_fp16
         )
         if is_fp16:
             guards.check(line)
@@ -226,7 +191,7 @@ class TestMLflow:
         assert "PLANTED" not in printed.out + printed.err
 
     def test_what_is_not_installed_is_refused_before_anything_is_loaded(self, tiny, tmp_path, monkeypatch):
-        monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(recorder.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(
             SettingsError, match=r"training\.track: mlflow is not installed; `pip install mlflow-skinny`"
         ):
@@ -262,13 +227,21 @@ class TestMeter:
         meter = Meter(np.full(50, 100), np.full(50, 1e9), peak=1e10)
         for step in range(1, 41):
             meter.start()  # validation and checkpoints are over
-            meter.waited(0.5)
             now[0] += 2.0
             rates = meter.step_done(step)
             now[0] += 1_000.0
-        assert rates.tokens_per_second == pytest.approx(50)
-        assert rates.data_wait_share == pytest.approx(0.25)
-        assert rates.mfu == pytest.approx(0.05)
+        assert rates["tokens_per_second"] == pytest.approx(50)
+        assert rates["mfu"] == pytest.approx(0.05)
+
+    def test_of_experts_those_count_that_compute_a_token(self):
+        model = build(APART["mixtral"])
+        layers = {name: weight.numel() for name, weight in model.base_model.named_parameters()}
+        of_experts = sum(size for name, size in layers.items() if ".experts." in name)
+        # Two of four; the embeddings are looked up.
+        assert (
+            ModelShape.of(model).num_weights
+            == sum(layers.values()) - of_experts // 2 - layers["embed_tokens.weight"]
+        )
 
     def test_flops_of_a_step_are_six_for_each_weight_and_token_where_all_is_trained(self):
         lengths = np.array([10, 20, 30])
@@ -324,14 +297,7 @@ class TestMeter:
 
 
 def test_the_pilot_leaves_nothing_beside_its_log(tiny, tmp_path):
-    values = {
-        "epochs": 0.3,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "precision": "fp32",
-        "track": ["tensorboard"],
-    }
-    chosen = TrainingSettings.model_validate(values)
+    chosen = quick(epochs=0.3, track=["tensorboard"])
     fine_tune(tiny.recipe, chosen, 17, tmp_path, Progress(silent=True), resumable=False)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     shutil.rmtree(tmp_path)

@@ -1,10 +1,7 @@
-"""The UI as a person uses it, in a real browser: from two delivered files to a judged model, then cancelled
-and killed runs.
+"""The UI as a person uses it, in a real browser: from two delivered files to a judged model.
 
 The tests build on each other, in the order of this file, on one project.
 """
-
-from __future__ import annotations
 
 import json
 import re
@@ -41,13 +38,69 @@ SECTIONS = {
     "monitoring": {"path": "data/letters/production"},
     "planning": {"min_predicted_gain": -1.0},
 }
-#: Longer than any test waits; no checkpoint but the one that a stopped training writes.
-ENDLESS = {"epochs": 1_000, "checkpoint_every_steps": 1_000_000}
 SUCCESS, CANCELED, FAILURE = (
     dg.DagsterRunStatus.SUCCESS,
     dg.DagsterRunStatus.CANCELED,
     dg.DagsterRunStatus.FAILURE,
 )
+
+
+#: Longer than any test waits; no checkpoint but the one that a stopped training writes.
+ENDLESS = {"epochs": 1_000, "checkpoint_every_steps": 1_000_000}
+
+
+def _expect_gone(screen: Screen, family: list[psutil.Process]) -> None:
+    """Wait for the end of a run's processes, then look for strangers: a process that forked meanwhile, in a
+    session of its own.
+    """
+    wait_for("the end of the run's processes", lambda: not any(map(is_alive, family)), 180)
+    assert screen.services.processes("fullft_assets.workloads") == []
+
+
+def _is_supervisor(process: psutil.Process) -> bool:
+    return "fullft_assets.launchers.supervisor" in process.cmdline()
+
+
+def _command(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _train(screen: Screen) -> tuple[str, psutil.Process, list[psutil.Process]]:
+    """Launch the training from its asset's page and wait for its first steps; return run, worker and all its
+    processes.
+    """
+    screen.open_asset("finetuned_checkpoint")
+    run_id = screen.materialize()
+
+    def training() -> tuple[psutil.Process, list[psutil.Process]] | None:
+        messages = screen.messages(run_id)
+        # A run that follows a killed one first prints what the job of that one said.
+        earlier = [
+            number
+            for number, message in enumerate(messages)
+            if "the attempt of an earlier run has ended" in message
+        ]
+        if not any(
+            re.search(r"step [\d,]+/[\d,]+ ", message)
+            for message in messages[earlier[-1] if earlier else 0 :]
+        ):
+            return None
+        started = next(
+            filter(
+                None, (re.match(r"Started process for run \(pid: (\d+)\)", message) for message in messages)
+            )
+        )
+        worker = psutil.Process(int(started.group(1)))
+        family = [worker, *worker.children(recursive=True)]
+        return (
+            (worker, family)
+            if any("fullft_assets.workloads.training" in _command(process) for process in family)
+            else None
+        )
+
+    return run_id, *wait_for("the first training steps", training, 600)
 
 
 @pytest.fixture(scope="module")
@@ -157,36 +210,6 @@ def test_no_page_of_another_origin_acts(screen: Screen):
     assert screen.answer("POST", "/graphql", json_type, json.dumps({"query": "{ version }"}).encode()) == 200
 
 
-def test_model_job(screen: Screen, made: str):
-    page = screen.open(f"runs/{made}")
-    expect(page.get_by_text("Success", exact=True).first).to_be_visible()
-    screen.shoot("run")
-    screen.open_group()
-    expect(page.get_by_text("evaluation_report").first).to_be_visible()
-    screen.shoot("graph")
-    done = {
-        key.path[1]
-        for key in screen.instance.all_asset_keys()
-        if screen.instance.get_latest_materialization_event(key)
-    }
-    assert done >= ASSETS - {
-        "champion_model", "production_documents", "batch_predictions", "drift_report", "live_quality",
-        "retraining_decisions",
-    }  # fmt: skip
-
-
-def test_one_asset_alone(screen: Screen, made: str):
-    page = screen.open_asset("tokenizer_audit")
-    run_id = screen.materialize()
-    assert screen.finished(run_id, 60) == SUCCESS
-    assert [key.path for key in screen.instance.get_run_by_id(run_id).asset_selection] == [
-        ["letters", "tokenizer_audit"]
-    ]
-    page.reload()
-    expect(screen.metadata("fertility")).to_have_text(re.compile(r"^\d\.\d+$"))
-    screen.shoot("tokenizer-audit")
-
-
 def test_evaluation_is_readable_in_the_page(screen: Screen, made: str):
     page = screen.open_asset("evaluation_report")
     verdict = screen.metadata("verdict")
@@ -254,25 +277,6 @@ def test_checks_say_what_they_found(screen: Screen, made: str):
     expect(page.get_by_text(re.compile(r"200 in = \d+ valid \+ \d+ quarantined")).first).to_be_visible()
 
 
-def test_backfill_of_two_batches(screen: Screen, ingested: list[str]):
-    """Late in this file: the daemon looks at backfills every half minute."""
-    assert len(ingested) == 2
-    assert screen.instance.get_dynamic_partitions("letters/batch") == ingested
-    assert screen.instance.get_materialized_partitions(dg.AssetKey(["letters", "tokenized_chunks"])) == set(
-        ingested
-    )
-    runs = screen.instance.get_runs(dg.RunsFilter(job_name="letters_ingest"))
-    (backfill,) = {run.tags["dagster/backfill"] for run in runs}
-    wait_for(
-        "the end of the backfill",
-        lambda: screen.instance.get_backfill(backfill).status.value == "COMPLETED_SUCCESS",
-        600,
-    )
-    page = screen.open_asset("labeled_examples", "partitions")
-    expect(page.get_by_text(ingested[1]).first).to_be_visible()
-    screen.shoot("partitions")
-
-
 @pytest.mark.parametrize(
     "executor", [pytest.param("in_process_executor", marks=pytest.mark.long), "multiprocess_executor"]
 )
@@ -300,57 +304,3 @@ def test_no_orphan_of_a_cancelled_or_killed_run(screen: Screen, made: str, execu
     worker.kill()
     _expect_gone(screen, family)
     assert screen.finished(run_id, 60) == FAILURE
-
-
-def _train(screen: Screen) -> tuple[str, psutil.Process, list[psutil.Process]]:
-    """Launch the training from its asset's page and wait for its first steps; return run, worker and all its
-    processes.
-    """
-    screen.open_asset("finetuned_checkpoint")
-    run_id = screen.materialize()
-
-    def training() -> tuple[psutil.Process, list[psutil.Process]] | None:
-        messages = screen.messages(run_id)
-        # A run that follows a killed one first prints what the job of that one said.
-        earlier = [
-            number
-            for number, message in enumerate(messages)
-            if "the attempt of an earlier run has ended" in message
-        ]
-        if not any(
-            re.search(r"step [\d,]+/[\d,]+ ", message)
-            for message in messages[earlier[-1] if earlier else 0 :]
-        ):
-            return None
-        started = next(
-            filter(
-                None, (re.match(r"Started process for run \(pid: (\d+)\)", message) for message in messages)
-            )
-        )
-        worker = psutil.Process(int(started.group(1)))
-        family = [worker, *worker.children(recursive=True)]
-        return (
-            (worker, family)
-            if any("fullft_assets.workloads.training" in _command(process) for process in family)
-            else None
-        )
-
-    return run_id, *wait_for("the first training steps", training, 600)
-
-
-def _command(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline())
-    return ""
-
-
-def _is_supervisor(process: psutil.Process) -> bool:
-    return "fullft_assets.launchers.supervisor" in process.cmdline()
-
-
-def _expect_gone(screen: Screen, family: list[psutil.Process]) -> None:
-    """Wait for the end of a run's processes, then look for strangers: a process that forked meanwhile, in a
-    session of its own.
-    """
-    wait_for("the end of the run's processes", lambda: not any(map(is_alive, family)), 180)
-    assert screen.services.processes("fullft_assets.workloads") == []

@@ -1,7 +1,5 @@
 """A wrong YAML ends in one line for each mistake; each line is asserted whole."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -10,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullft_assets.checking import validation
-from fullft_assets.checking.cron import cron_problem
+from fullft_assets.checking.problems import cron_problem
 from fullft_assets.checking.project import DEFS, find_project_root, find_use_case, find_use_cases
-from fullft_assets.checking.validation import Problem, check_settings, load_use_case
+from fullft_assets.checking.validation import check_settings, load_use_case
+from fullft_assets.checking.yaml_source import YamlSource
 from fullft_assets.documents.formats import known_endings
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import UseCaseSettings
@@ -77,9 +76,7 @@ def test_a_use_case_of_three_keys_loads(project):
 
 def test_a_bucket_is_taken_as_it_is_written_without_a_network(project, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    text = GOOD.replace(
-        "data/licences", "s3://bucket/mail\n    queue: https://sqs.eu-central-1.amazonaws.com/1/q"
-    )
+    text = GOOD.replace("data/licences", "s3://bucket/mail")
     use_case = load_use_case(write(project, text + "  monitoring: {path: s3://bucket/mail-production/}\n"))
     assert use_case.settings.documents.path == "s3://bucket/mail"
     assert use_case.settings.monitoring.path == "s3://bucket/mail-production/"
@@ -158,8 +155,8 @@ ONE_MISTAKE = {
         "9: training.epochs: a section is not a number > 0 and <= 1000",
     ),
     "text for a list": (
-        GOOD + "  chunks:\n    terms: stent\n",
-        "9: chunks.terms: stent is not a list",
+        GOOD + "  chunks:\n    added_tokens: stent\n",
+        "9: chunks.added_tokens: stent is not a list",
     ),
     "a number for text": (
         GOOD + '    labels:\n      - "a"\n      - 1\n',
@@ -172,8 +169,8 @@ ONE_MISTAKE = {
     "text for a section": (
         GOOD + "  release: strict\n",
         (
-            "8: release: strict is not a section; its keys: min_gain_over_baselines,"
-            " min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score, max_forgetting,"
+            "8: release: strict is not a section; its keys: candidates, worth, min_gain_over_baselines,"
+            " min_gain_over_champion, max_tolerable_loss, min_effective_groups, min_score,"
             " gates, push_to, model_package, license"
         ),
     ),
@@ -198,17 +195,18 @@ ONE_MISTAKE = {
     ),
     "rule across sections": (
         GOOD + "  chunks:\n    stride: 200\n",
-        (
-            "9: chunks.stride: must be less than half of chunks.max_tokens (chunks.stride is 200,"
-            " chunks.max_tokens is 256 by default)"
-        ),
+        ("9: chunks.stride: 200 must be less than half of chunks.max_tokens (256)"),
     ),
     "rule across sections, only the other key given": (
         GOOD + "  monitoring:\n    window: {rows: 30}\n",
         (
-            "8: monitoring.min_window_rows: is larger than a window of 30 rows, so that none would be"
-            " compared (monitoring.min_window_rows is 100 by default)"
+            "8: monitoring.min_window_rows: 100 is larger than a window of 30 rows, so that none would be"
+            " compared"
         ),
+    ),
+    "nothing to train on": (
+        GOOD + "  snapshot: {test_share: 0.5, validation_share: 0.4}\n",
+        "8: snapshot.test_share: with snapshot.validation_share (0.4) it leaves less than 10% to train on",
     ),
     "duplicate key": (
         TRAINING + "    epochs: 1\n    epochs: 2\n",
@@ -306,7 +304,27 @@ ONE_MISTAKE = {
     ),
     "machine without a name": (
         GOOD + "  launcher:\n    kind: ssh\n",
-        "8: launcher.host: missing; Name or address of the machine, or a `Host` of your `~/.ssh/config`.",
+        (
+            "8: launcher.host: missing; Name or address of the machine, or a `Host` of your `~/.ssh/config`."
+            " A list: machines that share a training, of which each starts as many of launcher.processes as"
+            " the others; other workloads run on the first one alone."
+        ),
+    ),
+    "machine that is an option of ssh": (
+        GOOD + "  launcher:\n    kind: ssh\n    host: -x\n",
+        (
+            "10: launcher.host: -x does not fit; Name or address of the machine, or a `Host` of your"
+            " `~/.ssh/config`. A list: machines that share a training, of which each starts as many of"
+            " launcher.processes as the others; other workloads run on the first one alone."
+        ),
+    ),
+    "header that is no row": (
+        GOOD.replace("    path: data/licences\n", "    path: data/licences\n    header: first\n"),
+        (
+            "6: documents.header: first does not fit; Number of the row (in CSV, of its line) of a table that"
+            " has the columns' names; what is above it is not read. `none`: there are no names, and columns"
+            " are called `column_1`, `column_2` and so on. Default: the first row that is not empty."
+        ),
     ),
     "key of another kind of launcher": (
         GOOD + "  launcher:\n    kind: ssh\n    host: gpu1\n    option: {Port: 22}\n",
@@ -315,36 +333,29 @@ ONE_MISTAKE = {
     "processes that instances cannot share": (
         SAGEMAKER + "    processes: 3\n    nodes: 2\n",
         (
-            "14: launcher.nodes: launcher.processes (3) must be a multiple of it, as every instance starts as"
+            "14: launcher.nodes: launcher.processes (3) must be a multiple of it, as every one starts as"
             " many (launcher.nodes is 2)"
         ),
     ),
     "isolation of several instances": (
         SAGEMAKER + "    processes: 2\n    nodes: 2\n    network_isolation: true\n",
         (
-            "15: launcher.network_isolation: needs nodes: 1 and jobs: training; set it to false in this"
-            " section, or change them (launcher.network_isolation is true)"
-        ),
-    ),
-    "training as a Processing Job": (
-        SAGEMAKER + "    jobs: processing\n",
-        (
-            "13: launcher.jobs: cannot be processing, since a training is a Training Job; set it in a section"
-            " of compute (launcher.jobs is processing)"
+            "15: launcher.network_isolation: needs nodes: 1; set it to false in this section, or change"
+            " that (launcher.network_isolation is true)"
         ),
     ),
     "documents that no container can read": (
-        SAGEMAKER + "  compute:\n    ingestion: {jobs: processing}\n",
+        SAGEMAKER + "  compute:\n    ingestion: {instance_type: ml.m5.xlarge}\n",
         (
             "14: compute.ingestion: needs documents on s3://, which the containers of sagemaker read"
-            " themselves (compute.ingestion is a section)"
+            " themselves"
         ),
     ),
     "ingestion without a network": (
         SAGEMAKER + "    network_isolation: true\n  compute:\n    ingestion: {instance_type: ml.m5.xlarge}\n",
         (
             "15: compute.ingestion: cannot have network_isolation: true, since its jobs read documents; set"
-            " it to false there (compute.ingestion is a section)"
+            " it to false there"
         ),
     ),
     "a service that is asked without a network": (
@@ -353,7 +364,7 @@ ONE_MISTAKE = {
         " m, region: r}\n  compute:\n    planning: {network_isolation: false}\n",
         (
             "15: planning.baselines: names bedrock, which asks a service, and a container with"
-            " network_isolation: true reaches none; remove bedrock, or set network_isolation to false in"
+            " network_isolation: true reaches none; remove it, or set network_isolation to false in"
             " compute.evaluation"
         ),
     ),
@@ -366,7 +377,7 @@ ONE_MISTAKE = {
     ),
     "time for a checkpoint that SageMaker does not give": (
         SAGEMAKER + "    grace_seconds: 300\n",
-        "13: launcher.grace_seconds: SageMaker gives 120 at most (launcher.grace_seconds is 300)",
+        "13: launcher.grace_seconds: 300 is not a number >= 0 and <= 120",
     ),
     "subnets without security groups": (
         SAGEMAKER + "    subnets: [subnet-1]\n",
@@ -378,8 +389,9 @@ ONE_MISTAKE = {
     "image that can become another": (
         SAGEMAKER.replace("@sha256:" + "0" * 64, ":latest"),
         (
-            "11: launcher.image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft:latest does not fit; Image in ECR"
-            " by its digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version."
+            "11: launcher.image: 1.dkr.ecr.us-east-1.amazonaws.com/fullft:latest does not fit; Image by its"
+            " digest, `REPOSITORY@sha256:...`, with fullft_assets in the same version; of `sagemaker` and"
+            " `ecs` in ECR. Its entry point runs its arguments."
         ),
     ),
     "secret that everybody may read": (
@@ -390,17 +402,10 @@ ONE_MISTAKE = {
         ),
     ),
     "training on several hosts of ECS": (
-        ECS + "    nodes: 2\n",
+        ECS + "    processes: 2\n    nodes: 2\n",
         (
-            "14: launcher.nodes: `nodes` was removed; the processes of a training share one instance: remove"
-            " the line"
-        ),
-    ),
-    "capacity without GPUs": (
-        ECS + "    capacity_provider: FARGATE_SPOT\n",
-        (
-            "14: launcher.capacity_provider: Fargate has no GPUs; name a capacity provider of EC2 instances "
-            "(launcher.capacity_provider is FARGATE_SPOT)"
+            "15: launcher.nodes: the processes of a training share one instance of ECS; set 1 (launcher.nodes"
+            " is 2)"
         ),
     ),
     "workload that runs where launcher says": (
@@ -490,13 +495,6 @@ ONE_MISTAKE = {
         (
             "5: documents.path: s3:/bucket/licences is not s3://bucket/prefix; "
             "a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes"
-        ),
-    ),
-    "queue of a folder": (
-        GOOD.replace("data/licences", "data/licences\n    queue: https://sqs.eu-central-1.amazonaws.com/1/q"),
-        (
-            "6: documents.queue: a queue reports objects on S3, but documents.path is data/licences; remove"
-            " it, or give s3://bucket/prefix"
         ),
     ),
     "monitoring inside the training documents' bucket": (
@@ -589,8 +587,11 @@ ONE_MISTAKE = {
         ),
     ),
     "owner": (
-        GOOD + "  owners:\n    - me@example.org\n    - me\n",
-        "10: owners.1: me is neither an e-mail address nor `team:NAME`",
+        GOOD + "  owners: [me]\n",
+        (
+            "8: owners: `owners` was removed; set post_processing: {assets: [{target: '*', attributes:"
+            " {owners: [...]}}]} beside `attributes`"
+        ),
     ),
     "overlap where each token is trained": (
         GOOD.replace("{label: kind}", "{task: language_modeling}").replace(
@@ -629,6 +630,7 @@ attributes:
     batch_size: 0
     micro_batch_size: 64
   retraining: {schedule: 0 25 * * *}
+  store: ftp://bucket/a
 """
     assert problems(project, text) == [
         (
@@ -641,13 +643,14 @@ attributes:
         "8: training.precision: bf17 is not one of auto, fp32, bf16, fp16; did you mean `bf16`?",
         "10: training.batch_size: given twice, first in line 9; remove one",
         "10: training.batch_size: 0 is not a whole number >= 1",
-        (
-            "11: training.micro_batch_size: is larger than training.batch_size (training.micro_batch_size is"
-            " 64, training.batch_size is 0)"
-        ),
+        ("11: training.micro_batch_size: 64 is larger than training.batch_size (32)"),
         (
             "12: retraining.schedule: 0 25 * * * is not a cron (hour `25` is not in 0-23); such as `0 3 * *"
             " 0`: minute hour day month weekday"
+        ),
+        (
+            "13: store: must be a folder, or s3://, gs:// or az:// with a bucket and a prefix (store is"
+            " ftp://bucket/a)"
         ),
     ]
 
@@ -691,7 +694,7 @@ def test_settings_parsed_by_dagster_are_checked_with_the_same_lines(project):
     fixed = parsed.model_copy(
         update={"documents": parsed.documents.model_copy(update={"path": "data/licences"})}
     )
-    assert check_settings(fixed, path).name == "x"
+    assert check_settings(fixed, path, project).name == "x"
 
 
 def test_the_project_root_is_the_nearest_folder_with_a_pyproject(project):
@@ -785,7 +788,7 @@ def test_a_wrong_key_within_a_list_is_reported_with_its_number(project):
       - name: {between}
         column: num_words
       - arguments: {{}}
-    min_characters: 0
+    max_quarantined_share: 2
 """
     assert problems(project, GOOD + more) == [
         "13: examples.expectations.1.severity: block is not one of error, warn, quarantine",
@@ -794,7 +797,7 @@ def test_a_wrong_key_within_a_list_is_reported_with_its_number(project):
             "16: examples.expectations.3.name: missing; The expectation, such as"
             " `expect_column_values_to_be_between`."
         ),
-        "17: examples.min_characters: 0 is not a whole number >= 1",
+        "17: examples.max_quarantined_share: 2 is not a number >= 0 and <= 1",
     ]
 
 
@@ -810,8 +813,9 @@ def test_the_class_of_an_expectation_gets_its_name(project):
 
 
 @pytest.mark.parametrize(("name", "is_demo"), [("licences", True), ("my_case", False)])
-def test_only_a_demos_documents_can_be_prepared(name: str, is_demo: bool) -> None:
-    problem = validation._with_demo_fix(
-        Problem(("documents", "path"), "not there"), DEFS / name / "defs.yaml"
-    )
-    assert ("fullft prepare" in problem.message) == is_demo
+def test_only_a_demos_documents_can_be_prepared(project: Path, name: str, is_demo: bool) -> None:
+    settings = load_use_case(write(project, GOOD)).settings
+    source = YamlSource(DEFS / name / "defs.yaml")
+    with pytest.raises(SettingsError) as caught:
+        validation._checked(settings, source, project, problems=[(("documents", "path"), "not there")])
+    assert ("fullft prepare" in str(caught.value)) == is_demo

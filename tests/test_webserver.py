@@ -2,16 +2,13 @@
 real one.
 """
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fullft_assets.cli.served_reports import with_reports
-from fullft_assets.cli.webserver import Guard
+from fullft_assets.cli.webserver import Guard, with_reports
 from fullft_assets.store import Store
 
 JSON = {"content-type": "application/json", "content-length": "9"}

@@ -2,8 +2,6 @@
 `create-dagster` makes it.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import re

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from fullft_assets import documents, monitoring, release
-from fullft_assets.assets.case import Case
-from fullft_assets.assets.windows import read_history
+from fullft_assets.assets.graph import CaseGraph
+from fullft_assets.assets.production import read_history
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import DataError
 from fullft_assets.jobs import Job
@@ -23,7 +23,7 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.monitoring import DriftMetadata, Features, PredictionsMetadata, Scale
 from fullft_assets.resources import latest, open_store
-from fullft_assets.resources.pointers import set_latest
+from fullft_assets.resources.store import set_latest
 from fullft_assets.settings.monitoring import DRIFT_TESTS
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import monitoring as report_workload
@@ -157,16 +157,16 @@ class Production:
 
     def write_report(self, window: str) -> Manifest:
         """Write the drift report of a window as its run does, without Dagster's steps, which take long."""
-        case = Case(self.project.use_case())
+        graph = CaseGraph(self.project.use_case())
         champion = release.read_champion(self.store, CASE)
         assert champion is not None
         checkpoint = self.store.load(champion.checkpoint)
-        seen = documents.keep(self.store, case.use_case, window, "window")
-        history = read_history(case, self.store, window, seen, checkpoint, {})
+        seen = documents.keep(self.store, graph.use_case, window, "window")
+        history = read_history(graph, self.store, window, seen, checkpoint, {})
         inputs = {"production_documents": seen, "finetuned_checkpoint": checkpoint, **history.as_inputs()}
-        key = monitoring.report_key(case.settings, inputs)
+        key = monitoring.report_key(graph.settings, inputs)
         inputs["training_snapshot"] = self._snapshot
-        report = self.run("monitoring", case.job("drift_report", key, self.store, inputs))
+        report = self.run("monitoring", graph.job("drift_report", key, self.store, inputs))
         set_latest(self.store, CASE, "drift_report", report, window)
         return report
 
@@ -228,39 +228,13 @@ def test_a_report_that_fails_beside_the_predictions_fails_in_its_own_step_alone(
     assert latest(production.store, CASE, "drift_report", first) is not None
 
 
-#: A drift test of another package: the share of documents whose length is above that of the held-out rows.
-_LONGER = """
-import numpy as np
-
-from fullft_assets.monitoring import DriftTest, Outcome
-
-
-class Longer(DriftTest):
-    name = "longer"
-    arrays = ("usual_length",)
-
-    def fit(self, held_out, num_labels):
-        return {"usual_length": np.median(held_out.num_tokens)}
-
-    def coordinates(self, fitted, features):
-        return (features.num_tokens > fitted["usual_length"])[:, None].astype(float)
-
-    def compare(self, reference, current):
-        before, now = (np.mean([window.means["longer"] for window in side]) for side in (reference, current))
-        return Outcome(abs(now - before), 0.001, len(current) == 1, effect=now - before)
-
-    def in_words(self, reference, current, labels):
-        return "texts are longer than the held-out rows"
-"""
-
-
 def test_a_drift_test_of_another_package_runs_through_the_report_of_a_window(
     production: Production, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other_package.install(
         tmp_path,
         "their-drift",
-        {"their_drift.py": _LONGER},
+        {"their_drift.py": other_package.DRIFT_TEST},
         {"fullft_assets.drift_tests": {"longer": "their_drift:Longer"}},
     )
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -2,8 +2,6 @@
 unnoticed.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from benchmarks.frozen import freeze
 from fullft_assets import examples
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.batches import Batch
-from fullft_assets.documents.formats.names import group_key
+from fullft_assets.documents.formats.labels import group_key
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Folder
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings, SnapshotSettings
@@ -99,12 +97,6 @@ def test_few_rows_without_a_group_are_counted_and_named(tmp_path: Path):
     assert check.metadata == {"num_without_group": 2, "ungrouped_share": 0.002}
     assert "2 of 1,000 valid rows have no `patient`, so each is a group of its own" in check.description
     assert f"{alias('a.jsonl')}:4, {alias('a.jsonl')}:8" in check.description
-
-
-def test_more_rows_without_a_group_can_be_allowed(tmp_path: Path):
-    delivered = [without(row, n) for n, row in enumerate(rows())]
-    assert red(read(tmp_path, delivered, max_ungrouped_share=0.5)) == {}
-    assert red(read(tmp_path, [misnamed(row, 0) for row in delivered], max_ungrouped_share=1)) == {}
 
 
 def spaced(row: Row, n: int) -> Row:
@@ -236,11 +228,6 @@ def test_labels_in_lists_and_spans_are_trimmed_and_listed(tmp_path: Path, task: 
     ]
     examined = read(tmp_path, delivered, labels=["akut", "ruhig"], task=task)
     assert (set(examined.label_counts), len(examined.quarantined)) == ({"akut"}, 2)
-
-
-def test_missing_values_are_a_setting(tmp_path: Path):
-    delivered = [{**row, "kind": ("none", "NULL")[n % 2]} for n, row in enumerate(rows())]
-    assert set(read(tmp_path, delivered, {"missing_values": ["None"]}).label_counts) == {"NULL"}
 
 
 def test_votes_on_one_label_in_two_spellings_agree(tmp_path: Path):

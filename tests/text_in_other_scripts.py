@@ -1,7 +1,5 @@
 """Real texts in scripts that write words together, or with marks: the translations of Django's messages."""
 
-from __future__ import annotations
-
 import gettext
 import re
 from functools import cache

@@ -5,8 +5,6 @@ What only happens where one rank is behind is made to happen: it waits for a fil
 Prints by scene what each rank returned; None of one that failed, or waited for ever.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -27,9 +25,9 @@ from fullft_assets.jobs.launch import ERROR_FILE
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import inference
 from fullft_assets.tasks.classification import recipe as classification
-from fullft_assets.training import sharding
-from fullft_assets.training.run_history import Incident, RunHistory
-from fullft_assets.training.segment import TrainingSegment
+from fullft_assets.training import finetuning
+from fullft_assets.training.checkpoints import Incident, RunHistory
+from fullft_assets.training.finetuning import TrainingSegment
 from fullft_assets.workloads import entry
 from fullft_assets.workloads.training import work as train_job
 from tests.prepared import prepare
@@ -153,13 +151,13 @@ def own_scores(folder: Path, rank: int) -> Any:
 
 def keep_best(folder: Path, rank: int) -> Any:
     """Which rank loads the best checkpoint."""
-    load, loaded = sharding.load, []
+    load, loaded = finetuning.load_weights, []
 
     def load_seen(*arguments: Any) -> None:
         load(*arguments)
         loaded.append(arguments[1].name)
 
-    sharding.load = load_seen
+    finetuning.load_weights = load_seen
     return {**own_scores(folder, rank), "loaded": loaded}
 
 
@@ -233,8 +231,8 @@ def wise_ft(folder: Path, rank: int) -> Any:
     Built.score, Built.load_original = score_counted, load_counted
     settings = SETTINGS.model_copy(update={"wise_ft": [0.5, 1.0]})
     done = fit(LLAMA, training(60, marked=True), settings, folder, num_processes=2, resumable=True)
-    alone, free = list(seen), TrainingSegment._free_training_state
-    TrainingSegment._free_training_state = stop
+    alone, free = list(seen), finetuning.free_memory
+    finetuning.free_memory = stop
     try:
         fit(
             LLAMA,

@@ -1,7 +1,5 @@
 """Dagster's services over a small project, and the pages that a person uses, in a real headless Chromium."""
 
-from __future__ import annotations
-
 import shutil
 import socket
 import subprocess

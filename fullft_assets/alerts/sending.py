@@ -1,18 +1,123 @@
-"""Each alert reaches each channel once: a ledger in the store remembers which ones did."""
+"""Alerts, the channels that they are sent through, and their delivery: each alert reaches each channel
+once, as a ledger in the store remembers which ones did.
 
-from __future__ import annotations
+Another package registers a class with the protocol `Channel`:
+
+    [project.entry-points."fullft_assets.alerts"]
+    pager = "their_package.pager:Pager"
+"""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fullft_assets.alerts.alert import Alert
-from fullft_assets.alerts.registered import AlertError, Channel
-from fullft_assets.errors import SettingsError, without_message
-from fullft_assets.settings.alerts import AlertsSettings, Event
+from fullft_assets.errors import FullftError, SettingsError, without_message
+from fullft_assets.registry import Registry
+from fullft_assets.settings.alerts import AlertsSettings, ChannelSettings, Event
 from fullft_assets.store import Store
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One thing that happened.
+
+    Attributes:
+        key: identity of what happened (such as an event and a run id): the same key is sent to a channel
+            once.
+        title: what happened, in one line, without the content of any document.
+        action: what to do next.
+        url: page of Dagster's UI that shows it.
+        at: when it happened, in seconds since the epoch.
+    """
+
+    event: Event
+    use_case: str
+    key: str
+    title: str
+    action: str
+    url: str
+    at: float
+
+    @property
+    def subject(self) -> str:
+        """The use case and what happened, in one line."""
+        return f"[{self.use_case}] {self.title}"
+
+    @property
+    def text(self) -> str:
+        """The whole alert as plain text."""
+        when = datetime.fromtimestamp(self.at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return f"{self.subject}\n{when}, event {self.event}\nNext: {self.action}\n{self.url}"
+
+
+class AlertError(FullftError):
+    """An alert that could not be delivered; it is tried again."""
+
+
+class Channel(Protocol):
+    """A way to reach people. It is made from an instance of its `settings_class`."""
+
+    settings_class: ClassVar[type[ChannelSettings]]
+
+    def __init__(self, settings: Any) -> None: ...
+
+    def send(self, alert: Alert) -> None:
+        """Deliver an alert, or raise `AlertError` with one line that has no secret in it."""
+        ...
+
+
+CHANNELS: Registry[type[Channel]] = Registry(
+    "alert channel",
+    "fullft_assets.alerts",
+    {
+        "log": "fullft_assets.alerts.channels:Log",
+        "webhook": "fullft_assets.alerts.channels:Webhook",
+        "apprise": "fullft_assets.alerts.channels:Apprise",
+        "sns": "fullft_assets.alerts.channels:Sns",
+        "cloudwatch": "fullft_assets.alerts.channels:CloudWatch",
+        "prometheus": "fullft_assets.alerts.channels:Prometheus",
+    },
+)
+
+
+#: Channels of earlier releases, with what to do instead.
+_REMOVED = {"email": "use `apprise` with an address `mailtos://...`"}
+
+
+def open_channels(settings: AlertsSettings) -> dict[str, Channel]:
+    """Return the channels of a use case by their names in the YAML.
+
+    Raises:
+        SettingsError: a channel has a problem; see `channel_problems`.
+    """
+    for name, message in channel_problems(settings):
+        raise SettingsError(f"alerts.channels.{name}: {message}")
+    return {name: _open(name, section) for name, section in settings.channels.items()}
+
+
+def channel_problems(settings: AlertsSettings) -> Iterator[tuple[str, str]]:
+    """Yield (name, message) for each channel that is not registered or does not have the given settings."""
+    for name, section in settings.channels.items():
+        try:
+            _open(name, section)
+        except SettingsError as error:
+            yield name, str(error)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            yield name, f"{'.'.join(map(str, first['loc'])) or name}: {first['msg']}"
+
+
+def _open(name: str, section: Mapping[str, Any]) -> Channel:
+    kind = section.get("kind") or name
+    if kind in _REMOVED and kind not in CHANNELS:
+        raise SettingsError(f"the channel `{kind}` was removed; {_REMOVED[kind]}")
+    channel = CHANNELS.get(kind)
+    return channel(channel.settings_class.model_validate(section))
+
 
 _HOUR_SECONDS = 3600.0
 #: Maximum number of alerts in one hour to each channel.
@@ -130,10 +235,8 @@ def _send(channel: Channel, alert: Alert) -> None:
 
 
 def _summary(use_case: str, counted: Mapping[Event, int], settings: AlertsSettings, now: float) -> Alert:
-    listed, number = (
-        ", ".join(f"{count} {event}" for event, count in sorted(counted.items())),
-        sum(counted.values()),
-    )
+    listed = ", ".join(f"{count} {event}" for event, count in sorted(counted.items()))
+    number = sum(counted.values())
     return Alert(
         event=max(counted, key=lambda event: counted[event]),
         use_case=use_case,

@@ -1,104 +1,362 @@
-"""production: delivered files -> production_documents [window]; with the champion -> batch_predictions
-[window].
+"""The assets of the job `monitor`: delivered files -> production_documents -> batch_predictions, drift_report
+[window]; with later labels -> live_quality; and the check training_data_represents_production.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import dagster as dg
 
 from fullft_assets import documents, monitoring, release
-from fullft_assets.assets.case import Case
-from fullft_assets.assets.windows import logged_predictions, read_history, snapshot_of
-from fullft_assets.errors import FullftError
-from fullft_assets.resources import one_line_errors
-from fullft_assets.store import Manifest, digest
+from fullft_assets.artifacts import (
+    BATCH_PREDICTIONS,
+    CHAMPION_MODEL,
+    DRIFT_REPORT,
+    FINETUNED_CHECKPOINT,
+    LABELED_EXAMPLES,
+    LIVE_QUALITY,
+    PRODUCTION_DOCUMENTS,
+    TRAINING_SNAPSHOT,
+)
+from fullft_assets.assets.graph import CaseGraph, sparkline
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
+from fullft_assets.errors import FullftError, StoreError
+from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.monitoring import History, live, representation
+from fullft_assets.resources import ManifestIOManager, latest, latest_by_partition
+from fullft_assets.snapshot import SnapshotMetadata
+from fullft_assets.store import CheckOutcome, Manifest, Store, digest
 
 
-def build(case: Case) -> list[dg.AssetsDefinition]:
-    """Return the assets of this stage."""
-    log = monitoring.log_key(case.settings)
+def read_history(
+    graph: CaseGraph,
+    store: Store,
+    window: str,
+    seen: Manifest,
+    checkpoint: Manifest,
+    logged: dict[str, Manifest],
+) -> History:
+    """Return the drift reports that a window is compared with.
+
+    Args:
+        window: its key.
+        seen: its `production_documents`.
+        checkpoint: the model in use.
+        logged: see `logged_predictions`.
+    """
+    history = monitoring.read_history(
+        window,
+        store.list_pointers(f"latest/{graph.name}/{DRIFT_REPORT}"),
+        partial(latest, store, graph.name, DRIFT_REPORT),
+        store.load,
+        documents=seen,
+        model=checkpoint,
+        settings=monitoring.key_settings(graph.settings),
+        is_logged=bool(logged),
+    )
+    return history.without(partial(monitoring.without_redelivered, store, seen))
+
+
+def snapshot_of(store: Store, checkpoint: Manifest) -> Manifest:
+    """Return the snapshot that a checkpoint was trained on.
+
+    The scale is fitted on what that model was measured on, not on the newest snapshot: a periodic evaluation
+    moves that towards the new data.
+    """
+    return store.load(CheckpointMetadata.of(checkpoint).snapshot)
+
+
+def logged_predictions(graph: CaseGraph, store: Store, seen: Manifest) -> dict[str, Manifest]:
+    """Return what the champion answered as the log of a window has it; nothing without `monitoring.log`, or
+    before the first champion.
+    """
+    log, state = graph.settings.monitoring.log, release.read_state(store, graph.name)
+    if log is None or state is None:
+        return {}
+    champion = store.load(state.checkpoint)
+    labels = CheckpointMetadata.of(champion).labels
+    predictions = monitoring.read_log(
+        store,
+        graph.name,
+        log=log,
+        documents=seen,
+        champion=champion,
+        since=state.in_use_since,
+        labels=labels,
+        seed=graph.settings.seed,
+    )
+    return {BATCH_PREDICTIONS: predictions}
+
+
+def _build_predictions(graph: CaseGraph) -> list[dg.AssetsDefinition]:
+    log = monitoring.log_key(graph.settings)
     log_version = f"-{digest(log)[:8]}" if log is not None else ""
 
     @dg.asset(
-        key=case.key("production_documents"),
-        freshness_policy=case.freshness,
-        partitions_def=case.windows,
+        key=graph.key(PRODUCTION_DOCUMENTS),
+        freshness_policy=graph.freshness,
+        partitions_def=graph.windows,
         description="What production saw in one window, unchanged.",
-        code_version=case.code_version(documents.VERSION, "documents"),
+        code_version=graph.code_version(documents.VERSION, "documents"),
         kinds={"parquet"},
-        check_specs=case.checks("production_documents", documents.WINDOW_CHECKS),
-        **case.shared(),
+        check_specs=graph.checks(PRODUCTION_DOCUMENTS, documents.WINDOW_CHECKS),
+        **graph.shared(),
     )
     def production_documents(context: dg.AssetExecutionContext):
-        store = case.store(context)
-        with one_line_errors(store, case.name):
-            manifest = documents.keep(store, case.use_case, context.partition_key, "window")
-        return case.result(manifest, "production_documents", store)
+        with graph.open_store(context) as store:
+            manifest = documents.keep(store, graph.use_case, context.partition_key, "window")
+        return graph.result(manifest, PRODUCTION_DOCUMENTS, store)
 
     @dg.asset(
-        key=case.key("batch_predictions"),
+        key=graph.key(BATCH_PREDICTIONS),
         ins={
-            "production_documents": dg.AssetIn(
-                case.key("production_documents"), input_manager_key=case.io_key
-            )
+            PRODUCTION_DOCUMENTS: dg.AssetIn(graph.key(PRODUCTION_DOCUMENTS), input_manager_key=graph.io_key)
         },
-        deps=[case.key("champion_model")],
-        partitions_def=case.windows,
+        deps=[graph.key(CHAMPION_MODEL)],
+        partitions_def=graph.windows,
         description=(
             "What the champion predicts of each document of one window: a line of JSON each. Without a"
             " champion there is none."
         ),
-        code_version=case.code_version(monitoring.PREDICTIONS_VERSION + log_version, "chunks"),
+        code_version=graph.code_version(monitoring.PREDICTIONS_VERSION + log_version, "chunks"),
         kinds={"pytorch", "json"},
         pool="monitoring",
-        check_specs=case.checks("batch_predictions", [] if log is None else [monitoring.LOG_CHECK]),
+        check_specs=graph.checks(BATCH_PREDICTIONS, [] if log is None else [monitoring.LOG_CHECK]),
         output_required=False,
-        **case.shared(launches=True),
+        **graph.shared(launches=True),
     )
     def batch_predictions(
         context: dg.AssetExecutionContext, production_documents: Manifest
     ) -> Iterator[dg.MaterializeResult]:
-        store = case.store(context)
-        with one_line_errors(store, case.name):
-            manifest = logged_predictions(case, store, production_documents).get("batch_predictions")
-            champion = release.read_champion(store, case.name)
+        with graph.open_store(context) as store:
+            manifest = logged_predictions(graph, store, production_documents).get(BATCH_PREDICTIONS)
+            champion = release.read_champion(store, graph.name)
             if champion is None:
                 context.log.info(
-                    f"{case.name} has no champion yet, so nothing is predicted; materialise this window again"
-                    " when it has one"
+                    f"{graph.name} has no champion yet, so nothing is predicted; materialise this window"
+                    " again when it has one"
                 )
                 return
             if manifest is None:
                 inputs = {
-                    "production_documents": production_documents,
-                    "finetuned_checkpoint": store.load(champion.checkpoint),
+                    PRODUCTION_DOCUMENTS: production_documents,
+                    FINETUNED_CHECKPOINT: store.load(champion.checkpoint),
                 }
-                key = monitoring.predictions_artifact_key(case.settings, inputs)
-                if store.find(case.name, "batch_predictions", key) is None:
-                    inputs |= _of_the_report(case, context, inputs)
-                manifest = case.find_or_launch(context, "prediction", "batch_predictions", key, inputs)
-        yield case.result(manifest, "batch_predictions", store)
+                key = monitoring.predictions_artifact_key(graph.settings, inputs)
+                if store.find(graph.name, BATCH_PREDICTIONS, key) is None:
+                    inputs |= _of_the_report(graph, context, inputs)
+                manifest = graph.find_or_launch(context, "prediction", BATCH_PREDICTIONS, key, inputs)
+        yield graph.result(manifest, BATCH_PREDICTIONS, store)
 
     return [production_documents, batch_predictions]
 
 
 def _of_the_report(
-    case: Case, context: dg.AssetExecutionContext, inputs: Mapping[str, Manifest]
+    graph: CaseGraph, context: dg.AssetExecutionContext, inputs: Mapping[str, Manifest]
 ) -> dict[str, Manifest]:
     """Return what the window's drift report is made from as well: the same process writes it, unless another
     launcher makes it or nobody asks for it.
     """
-    store, selection = case.store(context), context.run.asset_selection
-    is_asked_for = selection is None or case.key("drift_report") in selection
-    launcher_of = case.settings.launcher_of
-    if not (case.is_monitored and is_asked_for and launcher_of("prediction") == launcher_of("monitoring")):
+    store, selection = graph.store(context), context.run.asset_selection
+    is_asked_for = selection is None or graph.key(DRIFT_REPORT) in selection
+    launcher_of = graph.settings.launcher_of
+    if not (graph.is_monitored and is_asked_for and launcher_of("prediction") == launcher_of("monitoring")):
         return {}
-    checkpoint, documents_of_window = inputs["finetuned_checkpoint"], inputs["production_documents"]
+    checkpoint, documents_of_window = inputs[FINETUNED_CHECKPOINT], inputs[PRODUCTION_DOCUMENTS]
     try:
         snapshot = snapshot_of(store, checkpoint)
         for manifest in (snapshot, checkpoint):
-            manifest.require_green("drift_report")
-        history = read_history(case, store, context.partition_key, documents_of_window, checkpoint, {})
+            manifest.require_green(DRIFT_REPORT)
+        history = read_history(graph, store, context.partition_key, documents_of_window, checkpoint, {})
     except FullftError:  # the drift report's own step says why
         return {}
-    return {"training_snapshot": snapshot, **history.as_inputs()}
+    return {TRAINING_SNAPSHOT: snapshot, **history.as_inputs()}
+
+
+def something_came(graph: CaseGraph) -> dg.AutomationCondition:
+    """Return the condition that labels or predictions came, or another champion: of that alone `live_quality`
+    is made, once there is a champion.
+
+    A drop was reported a day late: labels that come after the daily evaluation had waited for the next one.
+    Red checks are no reason to wait, since a batch that is held back does not count; nor is a window without
+    predictions, which is one of before the first champion.
+    """
+    # A champion that another Dagster made is known by what it predicts here.
+    shows_champion = dg.AssetSelection.assets(graph.key(CHAMPION_MODEL), graph.key(BATCH_PREDICTIONS))
+    has_champion = dg.AutomationCondition.any_deps_match(~dg.AutomationCondition.missing()).allow(
+        shows_champion
+    )
+    changed = dg.AutomationCondition.any_deps_updated()
+    # What changes in the minute after a request may be too late for its run, and what is measured in the
+    # minute of a change may not know of it.
+    done = dg.AutomationCondition.newly_requested() & ~changed
+    is_settled = ~dg.AutomationCondition.any_deps_in_progress() & ~dg.AutomationCondition.in_progress()
+    return (changed.since(done) & is_settled & has_champion).with_label("something_came")
+
+
+def _build_monitoring(graph: CaseGraph) -> list[dg.AssetsDefinition]:
+    @dg.asset(
+        key=graph.key(DRIFT_REPORT),
+        ins={
+            name: dg.AssetIn(graph.key(name), input_manager_key=graph.io_key)
+            for name in (PRODUCTION_DOCUMENTS, FINETUNED_CHECKPOINT)
+        },
+        partitions_def=graph.windows,
+        description="Is what the model sees today what it saw when it was new? Windows against earlier ones.",
+        code_version=graph.code_version(monitoring.VERSION, "monitoring"),
+        kinds={"scipy", "pytorch"},
+        # A pool of its own: windows follow each other (the first one makes the reference), and none waits for
+        # a long training.
+        pool="monitoring",
+        check_specs=graph.checks(DRIFT_REPORT, monitoring.CHECKS),
+        **graph.shared(launches=True),
+    )
+    def drift_report(
+        context: dg.AssetExecutionContext,
+        production_documents: Manifest,
+        finetuned_checkpoint: Manifest,
+    ):
+        with graph.open_store(context) as store:
+            champion, logged = (
+                release.read_champion(store, graph.name),
+                logged_predictions(graph, store, production_documents),
+            )
+            # Production runs the champion; before the first one, the newest model takes its place.
+            checkpoint = store.load(champion.checkpoint) if champion else finetuned_checkpoint
+            history = read_history(
+                graph, store, context.partition_key, production_documents, checkpoint, logged
+            )
+            model = {TRAINING_SNAPSHOT: snapshot_of(store, checkpoint), FINETUNED_CHECKPOINT: checkpoint}
+            for manifest in model.values():
+                manifest.require_green(DRIFT_REPORT)
+            inputs = {PRODUCTION_DOCUMENTS: production_documents, **model, **history.as_inputs(), **logged}
+            key = monitoring.report_key(graph.settings, inputs)
+            manifest = graph.find_or_launch(context, "monitoring", DRIFT_REPORT, key, inputs)
+        metadata = monitoring.DriftMetadata.of(manifest)
+        shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(metadata.table)}
+        windows = [monitoring.DriftMetadata.of(report) for report in history.windows]
+        shares = [
+            each.measured["novel_share"] for each in (*windows, metadata) if "novel_share" in each.measured
+        ]
+        if len(shares) > 1:
+            shown["novel_share_curve"] = sparkline(shares, "novel share of the windows that were read")
+        return graph.result(
+            manifest,
+            DRIFT_REPORT,
+            store,
+            shown,
+        )
+
+    @dg.asset(
+        key=graph.key(LIVE_QUALITY),
+        deps=[graph.key(name) for name in (BATCH_PREDICTIONS, LABELED_EXAMPLES, CHAMPION_MODEL)],
+        automation_condition=something_came(graph),
+        description=(
+            "How often the champion was right about production documents that got a label since, against its"
+            " accuracy at release."
+        ),
+        code_version=graph.code_version(monitoring.LIVE_VERSION, "evaluation"),
+        kinds={"scipy"},
+        check_specs=graph.checks(LIVE_QUALITY, [monitoring.LIVE_CHECK]),
+        output_required=False,
+        **graph.shared(),
+    )
+    def live_quality(
+        context: dg.AssetExecutionContext,
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+        with graph.open_store(context) as store:
+            champion = release.read_champion(store, graph.name)
+            if champion is None:
+                none_yet = CheckOutcome(
+                    name=monitoring.LIVE_CHECK.name,
+                    passed=True,
+                    description="no champion yet, so nothing to compare with",
+                )
+                yield graph.check_result(none_yet, LIVE_QUALITY)
+                return
+            manifest = _measure_live_quality(graph, store, champion)
+        yield graph.result(manifest, LIVE_QUALITY, store)
+
+    return [drift_report, live_quality]
+
+
+def _measure_live_quality(graph: CaseGraph, store: Store, champion: release.Champion) -> Manifest:
+    at_release = EvaluationMetadata.of(store.load(champion.evaluation))
+    accuracy, low = (at_release.score(None, name) for name in (monitoring.METRIC, f"{monitoring.METRIC}_low"))
+    if accuracy is None or low is None:
+        raise StoreError(
+            f"{graph.name}: {champion.evaluation} has no {monitoring.METRIC}; evaluate and promote the model"
+            " again"
+        )
+    # It has learned from the batches of its snapshot.
+    learned = SnapshotMetadata.of(store.load(champion.snapshot)).parts
+    usable = {
+        name: manifest
+        for name, manifest in latest_by_partition(store, graph.name, LABELED_EXAMPLES).items()
+        if name not in learned and not any(check.is_red for check in manifest.checks)
+    }
+    return live.measure(
+        store,
+        graph.name,
+        champion=store.load(champion.checkpoint),
+        release=monitoring.AtRelease(accuracy, low),
+        windows=latest_by_partition(store, graph.name, PRODUCTION_DOCUMENTS),
+        predictions=latest_by_partition(store, graph.name, BATCH_PREDICTIONS),
+        log=monitoring.log_key(graph.settings),
+        examples=usable,
+        chosen=monitoring.exported_as_far(store, graph.name),
+        # As much as the interval at release may be wrong on its lower side: both together are wrong as seldom
+        # as its two sides.
+        error=(1 - graph.settings.evaluation.confidence) / 2,
+        seed=graph.settings.seed,
+    )
+
+
+def check_key(graph: CaseGraph) -> dg.AssetCheckKey:
+    """Return the key of the check."""
+    return dg.AssetCheckKey(graph.key(TRAINING_SNAPSHOT), representation.CHECK.name)
+
+
+def build_checks(graph: CaseGraph) -> list[dg.AssetChecksDefinition]:
+    """Return the check. It is looked at again when either side is new: behind each snapshot, and behind each
+    window's drift report.
+
+    It judges the snapshot that its run made, or the newest one when the run began: what a training would
+    learn from, since it asks for more data. That the champion was trained on another one is what the novel
+    share and the drift report show.
+    """
+
+    @dg.asset_check(
+        asset=graph.key(TRAINING_SNAPSHOT),
+        name=representation.CHECK.name,
+        additional_deps=[graph.key(DRIFT_REPORT)],
+        description=representation.CHECK.description,
+        required_resource_keys={graph.store_key},
+    )
+    def training_data_represents_production(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        with graph.open_store(context) as store:
+            snapshot = ManifestIOManager(store, context.instance, context.run).load_of_run(
+                graph.key(TRAINING_SNAPSHOT)
+            )
+            windows, reports = (
+                latest_by_partition(store, graph.name, name) for name in (PRODUCTION_DOCUMENTS, DRIFT_REPORT)
+            )
+            champion = release.read_champion(store, graph.name)
+            model = (
+                store.load(champion.checkpoint)
+                if champion
+                else latest(store, graph.name, FINETUNED_CHECKPOINT)
+            )
+            labels = CheckpointMetadata.of(model).labels if model else []
+            outcome = representation.judge(store, snapshot, windows, reports, model, labels)
+        judged = outcome.model_copy(update={"metadata": {**outcome.metadata, "snapshot": snapshot.ref}})
+        return graph.check_result(judged, TRAINING_SNAPSHOT)
+
+    return [training_data_represents_production]
+
+
+def build(graph: CaseGraph) -> list[dg.AssetsDefinition]:
+    """Return the assets of a use case whose production delivers documents."""
+    if not graph.has_windows:
+        return []
+    return [*_build_predictions(graph), *(_build_monitoring(graph) if graph.is_monitored else [])]

@@ -5,8 +5,6 @@ newest delivery, so that a tick costs as much as happened since then, however ma
 cannot be read is an alert of its own, and keeps no other one from being sent.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -18,13 +16,27 @@ from pydantic import BaseModel, ValidationError
 
 from fullft_assets import alerts, documents, release
 from fullft_assets.alerts import Alert
-from fullft_assets.assets.case import Case
-from fullft_assets.automation.budget import month_start, shares_spent
-from fullft_assets.automation.decision import windows_of
-from fullft_assets.automation.deliveries import is_asked_again
-from fullft_assets.automation.ledger import ASSET, entries_since
+from fullft_assets.artifacts import (
+    DRIFT_REPORT,
+    EVALUATION_REPORT,
+    FINETUNED_CHECKPOINT,
+    LABELED_EXAMPLES,
+    LIVE_QUALITY,
+    PRODUCTION_DOCUMENTS,
+    RAW_DOCUMENTS,
+    TOKENIZED_CHUNKS,
+)
+from fullft_assets.assets.graph import CaseGraph
+from fullft_assets.automation.decision import ASSET, entries_since, windows_of
 from fullft_assets.automation.orphans import STOPPED_TAG
-from fullft_assets.automation.runs import EVIDENCE_TAG, attempts_of, model_runs
+from fullft_assets.automation.runs import (
+    EVIDENCE_TAG,
+    attempts_of,
+    is_asked_again,
+    model_runs,
+    month_start,
+    shares_spent,
+)
 from fullft_assets.automation.ticks import sensor
 from fullft_assets.errors import StoreError, without_message
 from fullft_assets.evaluation.metadata import EvaluationMetadata
@@ -32,6 +44,7 @@ from fullft_assets.monitoring import DriftMetadata, Status
 from fullft_assets.resources import latest, made_by_run, one_line_errors
 from fullft_assets.retraining import RecordedDecision, Signals, State
 from fullft_assets.retraining.history import MAX_RETRIES, VERDICTS, is_lower_on_tests, num_transient
+from fullft_assets.settings.alerts import Event
 from fullft_assets.store import Store
 
 #: How far the first tick looks back: what is older is not worth an alert.
@@ -54,45 +67,43 @@ _FAILED_TICKS = {
     ),
     **dict.fromkeys(("evaluation_schedule", "clean_schedule", "orphans_schedule"), 1),
 }
-#: Age of a sensor's newest tick from which it is silent: in its intervals, and at least.
-_SILENT_INTERVALS, _SILENT_SECONDS = 10, 3600.0
-#: A daemon that has run for so long has evaluated each sensor that was due when it began.
-_DAEMON_SECONDS = 600.0
 #: Tags with what launched a run by itself.
 _LAUNCHER_TAGS = ("dagster/sensor_name", "dagster/schedule_name")
 
 
 class _Seen(BaseModel):
-    """Until when (seconds since the epoch) earlier ticks have seen what happened: the sensor's cursor."""
-
     runs: float
     decisions: float
 
 
-def build_alert_sensor(case: Case) -> list[dg.SensorDefinition]:
+def build_alert_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
     """Return the sensor of a use case that has channels; it runs from the start, since whoever names a
     channel wants alerts.
     """
-    settings = case.settings.alerts
+    settings = graph.settings.alerts
     if not settings.channels:
         return []
 
     @sensor(
-        name=f"{case.name}_alerts",
-        required_resource_keys={case.store_key},
-        minimum_interval_seconds=case.look_seconds,
+        name=f"{graph.name}_alerts",
+        required_resource_keys={graph.store_key},
+        minimum_interval_seconds=graph.look_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Sends {', '.join(settings.events)} to {', '.join(settings.channels)}, each once.",
     )
     def send_alerts(context: dg.SensorEvaluationContext, **_: Any):
-        store, now = case.store(context), time.time()
+        store, now = graph.store(context), time.time()
         seen = _seen(context.cursor, now)
-        with one_line_errors(store, case.name):
-            runs = finished_runs(case, context.instance, seen.runs)
-            entries = list(entries_since(store, case.name, seen.decisions, now))
-            reported = list(_found(case, context.instance, store, context.log, runs, entries, now))
+        with one_line_errors(store, graph.name):
+            runs = finished_runs(graph, context.instance, seen.runs)
+            entries = list(entries_since(store, graph.name, seen.decisions, now))
             delivery = alerts.deliver(
-                store, case.name, reported, alerts.open_channels(settings), settings, now
+                store,
+                graph.name,
+                list(_alerts_of(graph, context.instance, store, context.log, runs, entries, now)),
+                alerts.open_channels(settings),
+                settings,
+                now,
             )
             for note in delivery.notes:
                 context.log.warning(note)
@@ -126,7 +137,6 @@ def _seen(cursor: str | None, now: float) -> _Seen:
 def _seen_after(
     seen: _Seen, runs: Sequence[dg.RunRecord], entries: Sequence[tuple[str, RecordedDecision]], now: float
 ) -> _Seen:
-    """Return until when a tick has seen what happened, from what it found; never a time in the future."""
     runs_until, decisions_until = seen.runs, seen.decisions
     if runs:
         # `finished_runs` looks one second back: more runs than one tick looks at may have finished in one
@@ -138,8 +148,8 @@ def _seen_after(
     return _Seen(runs=min(runs_until, now), decisions=min(decisions_until, now))
 
 
-def _found(
-    case: Case,
+def _alerts_of(
+    graph: CaseGraph,
     instance: dg.DagsterInstance,
     store: Store,
     log: Logger,
@@ -147,24 +157,23 @@ def _found(
     entries: Sequence[tuple[str, RecordedDecision]],
     now: float,
 ) -> Iterator[Alert]:
-    """Yield what there is to report; of a source that cannot be read, that it cannot."""
-    page, day = _page(case, "automation"), datetime.fromtimestamp(now, UTC).date()
+    day = str(datetime.fromtimestamp(now, UTC).date())
     sources = [
         *(
             (
-                _name(case, each),
+                _name(graph, each),
                 each.dagster_run.run_id,
-                _run_page(case, each),
-                of_run(case, instance, store, each),
+                _run_page(each),
+                of_run(graph, instance, store, each),
             )
             for each in runs
         ),
-        ("the retraining decisions", str(day), page, of_decisions(case, instance, store, entries, now)),
-        ("the budget", str(day), page, of_budget(case, instance, now)),
-        ("the feeds", str(day), page, of_silence(case, instance, store, now)),
-        ("the sensors", str(day), page, of_ticks(case, instance, now)),
+        ("the retraining decisions", day, "automation", _of_decisions(graph, instance, store, entries, now)),
+        ("the budget", day, "automation", _of_budget(graph, instance, now)),
+        ("the feeds", day, "automation", _of_silence(graph, instance, store, now)),
+        ("the sensors", day, "automation", _of_ticks(graph, instance, now)),
     ]
-    for what, which, url, source in sources:
+    for what, which, page, source in sources:
         try:
             yield from source
         except Exception as error:
@@ -172,71 +181,74 @@ def _found(
             line = str(error) if isinstance(error, StoreError) else without_message(error)
             title = f"what {what} would report is missing: {line}"
             log.warning(title)
-            action = "materialise again what cannot be read; everything else is reported as before"
-            yield Alert(
-                "sensor_failing", case.name, f"sensor_failing/{what}/{which}", title, action, url, now
+            yield _alert(
+                graph,
+                "sensor_failing",
+                f"{what}/{which}",
+                title,
+                "materialise again what cannot be read; everything else is reported as before",
+                page,
+                now,
             )
 
 
-def finished_runs(case: Case, instance: dg.DagsterInstance, since: float) -> Sequence[dg.RunRecord]:
+def finished_runs(graph: CaseGraph, instance: dg.DagsterInstance, since: float) -> Sequence[dg.RunRecord]:
     """Return the runs of a use case that finished since a time (seconds since the epoch), oldest first."""
     # One second back: runs that finished in the same moment as the last one seen are found, and the ledger
     # knows those that were sent.
     after = datetime.fromtimestamp(since - 1, UTC)
-    filters = dg.RunsFilter(statuses=_FINISHED, tags={"use_case": case.name}, updated_after=after)
-    return instance.get_run_records(filters, limit=_MAX_RUNS, order_by="update_timestamp", ascending=True)
+    return instance.get_run_records(
+        dg.RunsFilter(statuses=_FINISHED, tags={"use_case": graph.name}, updated_after=after),
+        limit=_MAX_RUNS,
+        order_by="update_timestamp",
+        ascending=True,
+    )
 
 
-def of_run(case: Case, instance: dg.DagsterInstance, store: Store, record: dg.RunRecord) -> Iterator[Alert]:
+def of_run(
+    graph: CaseGraph, instance: dg.DagsterInstance, store: Store, record: dg.RunRecord
+) -> Iterator[Alert]:
     """Yield what a finished run has to say: that it failed for good, or the verdict of its stage."""
-    run, stage = record.dagster_run, record.dagster_run.job_name.removeprefix(f"{case.name}_")
+    run, stage = record.dagster_run, record.dagster_run.job_name.removeprefix(f"{graph.name}_")
 
-    def alert(event: Any, title: str, action: str, what: str = run.run_id) -> Alert:
-        return Alert(
-            event,
-            case.name,
-            f"{event}/{what}",
-            title,
-            action,
-            _run_page(case, record),
-            record.update_timestamp.timestamp(),
+    def alert(event: Event, title: str, action: str, what: str = run.run_id) -> Alert:
+        return _alert(
+            graph, event, what, title, action, _run_page(record), record.update_timestamp.timestamp()
         )
 
     partition = run.tags.get(_PARTITION_TAG)
     if stage == "ingest" and partition is not None:
         # A red check makes its run fail, and the batch is done: no other run follows.
-        for asset in ("labeled_examples", "tokenized_chunks"):
-            ref = made_by_run(instance, run.run_id, case.key(asset), partition)
+        for asset in (LABELED_EXAMPLES, TOKENIZED_CHUNKS):
+            ref = made_by_run(instance, run.run_id, graph.key(asset), partition)
             closed = [] if ref is None else [gate.name for gate in store.load(ref).red_gates]
             if closed:
-                yield alert(
-                    "gate_closed",
-                    f"batch {partition} is held back: {', '.join(closed)}",
-                    f"open the checks of {asset}",
-                )
+                title = f"batch {partition} is held back: {', '.join(closed)}"
+                yield alert("gate_closed", title, f"open the checks of {asset}")
                 return
     if run.status == dg.DagsterRunStatus.FAILURE:
-        if not _is_tried_again(case, instance, record):
+        if not _is_tried_again(graph, instance, record):
             yield alert(
                 "run_failed",
-                f"{_name(case, record)} failed",
+                f"{_name(graph, record)} failed",
                 "open the run: its error is one line that says what to fix",
             )
         return
     if stage == "monitor" and partition is not None:
-        window = latest(store, case.name, "drift_report", partition)
+        window = latest(store, graph.name, DRIFT_REPORT, partition)
         status = None if window is None else DriftMetadata.of(window).status
         if window is not None and status == "confirmed":
             action = (
-                f"open drift_report, which says what changed; label documents that `fullft export {case.name}"
-                " FILE --random` draws"
+                "open drift_report, which says what changed; label documents that"
+                f" `fullft export {graph.name} FILE --random` draws"
             )
-            began = _began(case, store, window.created_at, "confirmed", ("ok", "warming_up"))
+            began = _began(graph, store, window.created_at, "confirmed", ("ok", "warming_up"))
             yield alert("drift", f"window {partition} drifted", action, began or partition)
         if window is not None and status == "feed_broken":
-            began = _began(case, store, window.created_at, "feed_broken", (*VERDICTS, "warming_up"))
-            title, action = f"window {partition} has no text", "look at what delivers production documents"
-            yield alert("gate_closed", title, action, f"feed_broken/{began or partition}")
+            began = _began(graph, store, window.created_at, "feed_broken", (*VERDICTS, "warming_up"))
+            action = "look at what delivers production documents"
+            what = f"feed_broken/{began or partition}"
+            yield alert("gate_closed", f"window {partition} has no text", action, what)
     if stage == "end_orphans" and run.tags.get(STOPPED_TAG, "0") != "0":
         yield alert(
             "decision_needed",
@@ -245,37 +257,47 @@ def of_run(case: Case, instance: dg.DagsterInstance, store: Store, record: dg.Ru
         )
     if stage == "model":
         # Another run may have evaluated since; one that trained nothing has no candidate.
-        ref, champion = (
-            made_by_run(instance, run.run_id, case.key("evaluation_report")),
-            release.read_champion(store, case.name),
-        )
+        ref = made_by_run(instance, run.run_id, graph.key(EVALUATION_REPORT))
         report = None if ref is None else store.load(ref)
-        if report is not None and (
-            champion is None or champion.checkpoint != EvaluationMetadata.of(report).checkpoint
-        ):
-            closed = [check.name for check in report.checks if not check.passed]
-            # One whose gates are all open was champion until another one was promoted.
-            if closed:
-                yield alert(
-                    "gate_closed",
-                    f"the candidate was not promoted: {', '.join(closed)}",
-                    "read the evaluation report",
-                )
+        if report is None:
+            return
+        champion = release.read_champion(store, graph.name)
+        judged = EvaluationMetadata.of(report)
+        is_champion = champion and (
+            champion.checkpoint == judged.checkpoint or champion.evaluation == judged.ships
+        )
+        closed = [check.name for check in report.checks if not check.passed]
+        # One whose gates are all open was champion until another one was promoted.
+        if closed and not is_champion:
+            title = f"the candidate was not promoted: {', '.join(closed)}"
+            yield alert("gate_closed", title, "read the evaluation report")
 
 
-def _name(case: Case, record: dg.RunRecord) -> str:
+def _name(graph: CaseGraph, record: dg.RunRecord) -> str:
     run = record.dagster_run
-    partition, name = run.tags.get(_PARTITION_TAG), run.job_name.removeprefix(f"{case.name}_")
+    partition, name = run.tags.get(_PARTITION_TAG), run.job_name.removeprefix(f"{graph.name}_")
     if name.startswith("__"):  # Dagster's own job of assets chosen by hand, or by an automation condition
         name = ", ".join(sorted(key.path[-1] for key in run.asset_selection or ())) or name
     return f"the run {name}" + (f" of {partition}" if partition else "")
 
 
-def _run_page(case: Case, record: dg.RunRecord) -> str:
-    return _page(case, f"runs/{record.dagster_run.run_id}")
+def _alert(graph: CaseGraph, event: Event, what: str, title: str, action: str, page: str, at: float) -> Alert:
+    return Alert(
+        event,
+        graph.name,
+        f"{event}/{what}",
+        title,
+        action,
+        f"{graph.settings.alerts.dagster_url.rstrip('/')}/{page}",
+        at,
+    )
 
 
-def _is_tried_again(case: Case, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
+def _run_page(record: dg.RunRecord) -> str:
+    return f"runs/{record.dagster_run.run_id}"
+
+
+def _is_tried_again(graph: CaseGraph, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
     """Return whether another run follows a failed one by itself: Dagster's retry, or one of the sensor or
     schedule that launched it.
     """
@@ -283,23 +305,22 @@ def _is_tried_again(case: Case, instance: dg.DagsterInstance, record: dg.RunReco
     if run.tags.get(_RETRY_TAG) == "true":
         return True
     launchers = {run.tags[tag] for tag in _LAUNCHER_TAGS if tag in run.tags}
-    if not any(state.name in launchers and _is_on(case, state) for state in instance.all_instigator_state()):
+    if not any(state.name in launchers and _is_on(graph, state) for state in instance.all_instigator_state()):
         return False
-    return _is_resumed(case, instance, record) if EVIDENCE_TAG in run.tags else is_asked_again(run, instance)
+    return _is_resumed(graph, instance, record) if EVIDENCE_TAG in run.tags else is_asked_again(run, instance)
 
 
-def _is_on(case: Case, state: Any) -> bool:
+def _is_on(graph: CaseGraph, state: Any) -> bool:
     """Return whether a sensor or schedule of the loop is on: by a person, or by `automation.enabled`, which
     may have been taken back since.
     """
-    return state.status.value == "RUNNING" or (state.is_running and case.settings.automation.enabled)
+    return state.status.value == "RUNNING" or (state.is_running and graph.settings.automation.enabled)
 
 
-def _is_resumed(case: Case, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
-    """Return whether the policy resumes a retrain that failed."""
+def _is_resumed(graph: CaseGraph, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
     now = record.update_timestamp.timestamp()
     until = [
-        each for each in model_runs(case, instance, now) if each.create_timestamp <= record.create_timestamp
+        each for each in model_runs(graph, instance, now) if each.create_timestamp <= record.create_timestamp
     ]
     attempts = attempts_of(until, instance, now)
     signals = Signals(
@@ -313,14 +334,16 @@ def _is_resumed(case: Case, instance: dg.DagsterInstance, record: dg.RunRecord) 
     return 0 < num_transient(State(attempts=attempts), signals) <= MAX_RETRIES
 
 
-def _began(case: Case, store: Store, until: float, status: Status, ends: Sequence[Status]) -> str | None:
+def _began(
+    graph: CaseGraph, store: Store, until: float, status: Status, ends: Sequence[Status]
+) -> str | None:
     """Return the first window with a status since the last one with a status that ends what it shows.
 
     Args:
         until: when the verdict of the newest window that counts was made, in seconds since the epoch.
     """
     began = None
-    for window in windows_of(store, case):
+    for window in windows_of(store, graph):
         if window.status in ends:
             began = None
         elif window.status == status and began is None:
@@ -330,16 +353,13 @@ def _began(case: Case, store: Store, until: float, status: Status, ends: Sequenc
     return began
 
 
-def of_decisions(
-    case: Case,
+def _of_decisions(
+    graph: CaseGraph,
     instance: dg.DagsterInstance,
     store: Store,
     entries: Sequence[tuple[str, RecordedDecision]],
     now: float,
 ) -> Iterator[Alert]:
-    """Yield what new retraining decisions ask of a person, each once, and what the newest one says of the
-    champion's score.
-    """
     for name, entry in entries:
         decision = entry.decision
         if decision.action in ("alert", "request_labels"):
@@ -347,19 +367,15 @@ def of_decisions(
             # A decision that an earlier release recorded has no instruction.
             action = decision.instruction or f"open the newest materialisation of {ASSET}"
             title = f"labels are asked for: {reason}" if decision.action == "request_labels" else reason
-            url = _asset_page(case, ASSET)
-            last = _last_attempt(case, instance, entry.time) if decision.is_about_attempt else None
-            if last is not None:
-                url = _run_page(case, last)
-            yield Alert(
-                "decision_needed", case.name, f"decision_needed/{name}", title, action, url, entry.time
-            )
-    champion = release.read_champion(store, case.name)
+            last = _last_attempt(graph, instance, entry.time) if decision.is_about_attempt else None
+            page = _asset_page(graph, ASSET) if last is None else _run_page(last)
+            yield _alert(graph, "decision_needed", name, title, action, page, entry.time)
+    champion = release.read_champion(store, graph.name)
     # The newest decision may be of the champion before.
     if not entries or champion is None or entries[-1][1].time < champion.promoted_at:
         return
-    signals, settings = entries[-1][1].signals, case.settings.retraining
-    candidate = latest(store, case.name, "finetuned_checkpoint") if signals.num_runs_in_flight else None
+    signals, settings = entries[-1][1].signals, graph.settings.retraining
+    candidate = latest(store, graph.name, FINETUNED_CHECKPOINT) if signals.num_runs_in_flight else None
     if candidate is not None and candidate.created_at > champion.promoted_at:
         return  # a run may release it in a moment
     # The size of a drop changes with each label and each evaluation: one alert for each champion.
@@ -369,29 +385,20 @@ def of_decisions(
             f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than"
             " at release"
         )
-        key, url = f"quality_drop/live/{since}", _asset_page(case, "live_quality")
-        yield Alert(
-            "quality_drop", case.name, key, title, "look at live_quality; roll back or retrain", url, now
-        )
+        action = "look at live_quality; roll back or retrain"
+        page = _asset_page(graph, LIVE_QUALITY)
+        yield _alert(graph, "quality_drop", f"live/{since}", title, action, page, now)
     if is_lower_on_tests(signals, settings):
         title = f"the champion's score fell by {signals.score_drop:.3f} on newer rows"
-        key, url = f"quality_drop/score/{since}", _asset_page(case, "evaluation_report")
-        yield Alert(
-            "quality_drop",
-            case.name,
-            key,
-            title,
-            "look at the newest evaluation report; roll back or retrain",
-            url,
-            now,
-        )
+        action = "look at the newest evaluation report; roll back or retrain"
+        page = _asset_page(graph, EVALUATION_REPORT)
+        yield _alert(graph, "quality_drop", f"score/{since}", title, action, page, now)
 
 
-def _last_attempt(case: Case, instance: dg.DagsterInstance, at: float) -> dg.RunRecord | None:
-    """Return the newest run of an automatic retrain that a decision knew; times in seconds since the
-    epoch.
-    """
-    known = (record for record in model_runs(case, instance, at) if record.create_timestamp.timestamp() <= at)
+def _last_attempt(graph: CaseGraph, instance: dg.DagsterInstance, at: float) -> dg.RunRecord | None:
+    known = (
+        record for record in model_runs(graph, instance, at) if record.create_timestamp.timestamp() <= at
+    )
     return max(
         (record for record in known if EVIDENCE_TAG in record.dagster_run.tags),
         key=lambda record: record.create_timestamp,
@@ -399,71 +406,55 @@ def _last_attempt(case: Case, instance: dg.DagsterInstance, at: float) -> dg.Run
     )
 
 
-def of_budget(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
-    """Yield that the month's hours or dollars are nearly or all spent."""
-    start, settings = month_start(case, now), case.settings.retraining
-    for name, share in shares_spent(case, instance, now).items():
+def _of_budget(graph: CaseGraph, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
+    start, settings = month_start(graph, now), graph.settings.retraining
+    for name, share in shares_spent(graph, instance, now).items():
         if share >= _NEAR_BUDGET:
-            key = f"budget/{start:.0f}/{name}/{'reached' if share >= 1 else 'near'}"
-            title = f"{share:.0%} of retraining.{name} = {getattr(settings, name):g} are spent"
-            yield Alert(
+            yield _alert(
+                graph,
                 "budget",
-                case.name,
-                key,
-                title,
+                f"{start:.0f}/{name}/{'reached' if share >= 1 else 'near'}",
+                f"{share:.0%} of retraining.{name} = {getattr(settings, name):g} are spent",
                 f"raise retraining.{name}, or wait for the next month",
-                _page(case, "automation"),
+                "automation",
                 now,
             )
 
 
-def _page(case: Case, path: str) -> str:
-    return f"{case.settings.alerts.dagster_url.rstrip('/')}/{path}"
+def _asset_page(graph: CaseGraph, asset: str) -> str:
+    return f"assets/{graph.name}/{asset}"
 
 
-def _asset_page(case: Case, asset: str) -> str:
-    return _page(case, f"assets/{'/'.join(case.key(asset).path)}")
-
-
-def of_silence(case: Case, instance: dg.DagsterInstance, store: Store, now: float) -> Iterator[Alert]:
-    """Yield a feed from which nothing came for `alerts.silent_hours`; a feed that never delivered is not
-    silent but not there yet.
-    """
-    hours = case.settings.alerts.silent_hours
+def _of_silence(graph: CaseGraph, instance: dg.DagsterInstance, store: Store, now: float) -> Iterator[Alert]:
+    hours = graph.settings.alerts.silent_hours
     if hours is None:
         return
-    feeds: list[tuple[str, documents.Kind, str]] = [("raw_documents", "batch", case.settings.documents.path)]
-    if case.has_windows:
-        feeds.append(("production_documents", "window", str(case.settings.monitoring.path)))
+    feeds: list[tuple[str, documents.Kind, str]] = [(RAW_DOCUMENTS, "batch", graph.settings.documents.path)]
+    if graph.has_windows:
+        feeds.append((PRODUCTION_DOCUMENTS, "window", str(graph.settings.monitoring.path)))
     for asset, kind, path in feeds:
-        event = instance.get_latest_materialization_event(case.key(asset))
+        event = instance.get_latest_materialization_event(graph.key(asset))
         if event is None or now - event.timestamp <= hours * 3600:
             continue
         # What came may not have been read yet: a window of many rows is open for long.
-        last = max(event.timestamp, documents.last_arrival(store, case.name, kind, now))
+        last = max(event.timestamp, documents.last_arrival(store, graph.name, kind, now))
         if now - last > hours * 3600:
-            title = f"nothing new in {path} for {hours:g} hours"
-            action = "look at what delivers it, and at the sensors"
-            yield Alert(
+            yield _alert(
+                graph,
                 "feed_silent",
-                case.name,
-                f"feed_silent/{asset}/{int(last)}",
-                title,
-                action,
-                _asset_page(case, asset),
+                f"{asset}/{int(last)}",
+                f"nothing new in {path} for {hours:g} hours",
+                "look at what delivers it, and at the sensors",
+                _asset_page(graph, asset),
                 now,
             )
 
 
-def of_ticks(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
-    """Yield each sensor and schedule that is on and does nothing, once a day while that lasts: its ticks
-    fail, or there are none.
-    """
-    states = [state for state in instance.all_instigator_state() if state.is_running]
-    least = {f"{case.name}_{name}": number for name, number in _FAILED_TICKS.items()}
-    for state in states:
+def _of_ticks(graph: CaseGraph, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
+    least = {f"{graph.name}_{name}": number for name, number in _FAILED_TICKS.items()}
+    for state in instance.all_instigator_state():
         number = least.get(state.name)
-        if number is None:
+        if number is None or not state.is_running:
             continue
         # The newest one may be in progress.
         ticks = [
@@ -479,64 +470,12 @@ def of_ticks(case: Case, instance: dg.DagsterInstance, now: float) -> Iterator[A
             title = (
                 f"{state.name} fails at each tick" if number > 1 else f"the last tick of {state.name} failed"
             )
-            action = "open it in the UI: its error is one line that says what to fix"
-            yield Alert(
+            yield _alert(
+                graph,
                 "sensor_failing",
-                case.name,
-                f"sensor_failing/{state.name}/{day}",
+                f"{state.name}/{day}",
                 title,
-                action,
-                _page(case, "automation"),
-                now,
-            )
-    yield from _without_ticks(case, instance, states, now)
-
-
-def _without_ticks(
-    case: Case, instance: dg.DagsterInstance, states: Sequence[Any], now: float
-) -> Iterator[Alert]:
-    """Yield each sensor that is on and was not evaluated for long, though the daemon runs, as this sensor's
-    own ticks show.
-
-    Args:
-        states: those of sensors and schedules that are on, of all use cases.
-    """
-    sensors = {f"{case.name}_{name}" for name in ("new_documents", "retraining")}
-    sensors |= {f"{case.name}_new_production_documents"} if case.has_windows else set()
-    sensors |= {f"{case.name}_live_quality_when_due"} if case.is_monitored else set()
-    own = {
-        state.repository_selector_id
-        for state in states
-        if state.name == f"{case.name}_alerts"
-        and instance.get_ticks(
-            state.instigator_origin_id,
-            state.selector_id,
-            after=now - _SILENT_SECONDS,
-            before=now - _DAEMON_SECONDS,
-            limit=1,
-        )
-    }
-    for state in states:
-        # One of a code location that has another name now is never evaluated again.
-        if state.name not in sensors or not _is_on(case, state) or state.repository_selector_id not in own:
-            continue
-        ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
-        # One that was turned on a moment ago has none since then.
-        last = max(
-            [state.instigator_data.last_sensor_start_timestamp or 0.0, *(tick.timestamp for tick in ticks)]
-        )
-        if last and now - last > max(
-            _SILENT_INTERVALS * (state.instigator_data.min_interval or 0), _SILENT_SECONDS
-        ):
-            at, day = datetime.fromtimestamp(last, UTC), datetime.fromtimestamp(now, UTC).date()
-            title = f"{state.name} is on, and was not evaluated since {at:%Y-%m-%d %H:%M UTC}"
-            action = "restart Dagster's daemon; if that does not help, turn the sensor off and on in the UI"
-            yield Alert(
-                "sensor_silent",
-                case.name,
-                f"sensor_silent/{state.name}/{day}",
-                title,
-                action,
-                _page(case, "automation"),
+                "open it in the UI: its error is one line that says what to fix",
+                "automation",
                 now,
             )

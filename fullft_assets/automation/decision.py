@@ -1,32 +1,49 @@
-"""The retraining decision: read what happened, decide, record. The policy itself is `retraining.decide`."""
+"""The retraining decision: read what happened, decide, record. The policy itself is `retraining.decide`.
 
-from __future__ import annotations
+The log of decisions, which incidents were raised, and which Dagster decides are kept in the store. What was
+trained is none of it: runs and artifacts say that. So a ledger that is lost or damaged repeats at most an
+alert.
+"""
 
+import socket
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 from croniter import croniter
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fullft_assets import release, retraining
-from fullft_assets.assets.case import Case
-from fullft_assets.automation.budget import month_end, month_start
-from fullft_assets.automation.deliveries import REQUEST_TAG, ask_again, runs_by_key
-from fullft_assets.automation.ledger import name_of, read_ledger, record
+from fullft_assets.artifacts import (
+    DRIFT_REPORT,
+    EVALUATION_REPORT,
+    FEASIBILITY_PLAN,
+    FINETUNED_CHECKPOINT,
+    LABELED_EXAMPLES,
+    LIVE_QUALITY,
+    PILOT_RUN,
+    TRAINING_SNAPSHOT,
+)
+from fullft_assets.assets.graph import CaseGraph, plain_metadata
 from fullft_assets.automation.runs import (
     EVIDENCE_TAG,
     NUM_DRIFT_EXAMPLES_TAG,
     NUM_EXAMPLES_TAG,
     REASONS_TAG,
+    REQUEST_TAG,
     SCORE_FELL_TAG,
     SETTINGS_TAG,
+    ask_again,
     attempts_of,
     hours_beside,
     model_runs,
+    month_end,
+    month_start,
+    runs_by_key,
     runs_in_flight,
     typical_hours,
 )
@@ -36,12 +53,167 @@ from fullft_assets.evaluation import CHAMPION
 from fullft_assets.evaluation.drop import Drop, Released, num_errors_below, score_drop
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
+from fullft_assets.markdown import escape_name
 from fullft_assets.monitoring import DriftMetadata, LiveMetadata
 from fullft_assets.planning import PilotMetadata, PlanMetadata, Point, predict_score
 from fullft_assets.resources import latest, one_line_errors, summary_by_partition
+from fullft_assets.retraining import (
+    CLOCK_SECONDS,
+    Decision,
+    RecordedDecision,
+    Signals,
+    State,
+    hours_spent,
+    num_unproductive,
+    raised_after,
+)
 from fullft_assets.retraining.history import date
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store, digest
+
+#: The asset whose materialisations are the decisions.
+ASSET = "retraining_decisions"
+#: Of several Dagsters that share a store, another one decides once the decider was silent for so long.
+_SILENT_SECONDS = 600.0
+_NAME_KEY = "fullft_assets/name"
+
+
+class DecisionLedger(BaseModel):
+    """What the next decision needs to know; times in seconds since the epoch.
+
+    Attributes:
+        raised: when each open incident was raised last.
+        decision: the newest decision.
+        decider, decided_at: which Dagster made it, and when it last said that it decides.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    raised: dict[str, float] = {}
+    decision: Decision | None = None
+    decider: str = ""
+    decided_at: float = 0.0
+
+    def is_of_another(self, name: str, now: float) -> bool:
+        """Return whether another Dagster decides. A time that a wrong clock has dated does not count."""
+        is_young = -CLOCK_SECONDS <= now - self.decided_at < _SILENT_SECONDS
+        return bool(self.decider) and self.decider != name and is_young
+
+
+def decisions_asset(graph: CaseGraph) -> dg.AssetSpec:
+    """Return the asset that the UI shows decisions under; the sensor reports them."""
+    return dg.AssetSpec(
+        graph.key(ASSET),
+        group_name=graph.name,
+        kinds={"json"},
+        code_version="1",
+        description=(
+            "Each retraining decision that differs from the one before, with its reasons and what it"
+            " rests on."
+        ),
+    )
+
+
+def read_ledger(store: Store, case: str) -> tuple[DecisionLedger, list[str]]:
+    """Return the ledger, and a note if it was damaged and begins anew."""
+    try:
+        return DecisionLedger.model_validate(store.read_pointer(f"{case}/retraining") or {}), []
+    except ValueError:  # JSON that is cut off, or has other keys
+        note = (
+            f"the ledger {case}/retraining.json could not be read and begins anew: what lasts is raised again"
+        )
+        return DecisionLedger(), [note]
+
+
+def record(
+    graph: CaseGraph,
+    instance: dg.DagsterInstance,
+    store: Store,
+    ledger: DecisionLedger,
+    state: State,
+    signals: Signals,
+    decision: Decision,
+    *,
+    by: str,
+) -> None:
+    """Remember a decision, in the log and in the UI if it differs from the one before.
+
+    Args:
+        by: the name of the Dagster that decided.
+    """
+    if ledger.decision != decision:
+        entry = RecordedDecision(case=graph.name, time=signals.now, signals=signals, decision=decision)
+        store.write_pointer(
+            f"{graph.name}/{ASSET}/{int(signals.now * 1000):014d}", entry.model_dump(mode="json")
+        )
+        shown = _shown(graph, state, signals, decision)
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(asset_key=graph.key(ASSET), metadata=shown)
+        )
+    decided_at = ledger.decided_at
+    if ledger.decider != by or not 0 <= signals.now - decided_at < _SILENT_SECONDS / 2:
+        decided_at = signals.now
+    raised = raised_after(state, signals, decision)
+    new = DecisionLedger(raised=raised, decision=decision, decider=by, decided_at=decided_at)
+    if new != ledger or decision.notes:
+        store.write_pointer(f"{graph.name}/retraining", new.model_dump(mode="json"))
+
+
+def entries_since(
+    store: Store, case: str, since: float, now: float
+) -> Iterator[tuple[str, RecordedDecision]]:
+    """Yield the readable decisions of the log between two times (seconds since the epoch) with their names,
+    oldest first.
+    """
+    for name in store.list_pointers(f"{case}/{ASSET}"):
+        if (
+            name.isdecimal()
+            and since <= int(name) / 1000 <= now + CLOCK_SECONDS
+            and (entry := _read(store, case, name)) is not None
+        ):
+            yield name, entry
+
+
+def name_of(instance: dg.DagsterInstance) -> str:
+    """Return the name of a Dagster: that of the machine it began on, and what tells it from others. Its
+    storage keeps it.
+    """
+    storage = instance.daemon_cursor_storage
+    if not storage.get_cursor_values({_NAME_KEY}):
+        storage.set_cursor_values({_NAME_KEY: f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"})
+    return storage.get_cursor_values({_NAME_KEY})[_NAME_KEY]
+
+
+def _read(store: Store, case: str, name: str) -> RecordedDecision | None:
+    try:
+        return RecordedDecision.model_validate(store.read_pointer(f"{case}/{ASSET}/{name}"))
+    except ValueError:
+        return None
+
+
+def _shown(graph: CaseGraph, state: State, signals: Signals, decision: Decision) -> dict[str, Any]:
+    settings = graph.settings.retraining
+    spent = hours_spent(state, signals)
+    numbers = {
+        "num_examples": signals.num_examples,
+        "num_new_examples": max(0, signals.num_examples - state.num_trained),
+        "num_uncounted_examples": signals.num_uncounted,
+        "score_drop": signals.score_drop,
+        "estimated_hours": signals.estimated_hours,
+        "hours_spent_this_month": spent,
+        "hours_of_evaluations_and_windows": signals.hours_beside,
+        "usd_spent_this_month": spent * signals.hourly_usd,
+        "num_attempts_in_vain": num_unproductive(state, signals, settings),
+    }
+    return {
+        "action": decision.action,
+        **({"next": decision.instruction} if decision.instruction else {}),
+        "reasons": dg.MetadataValue.md(
+            "\n".join(f"- {escape_name(reason)}" for reason in [*decision.reasons, *decision.notes])
+        ),
+        **plain_metadata(numbers),
+    }
+
 
 #: Sections that shape the model: a change of them is new evidence for a retrain.
 _MODEL_SECTIONS = {
@@ -57,8 +229,6 @@ _MODEL_SECTIONS = {
 
 
 class _Batch(NamedTuple):
-    """What the policy needs to know of a batch's examples."""
-
     num_valid: int
     is_green: bool
     created_at: float
@@ -66,7 +236,6 @@ class _Batch(NamedTuple):
 
     @staticmethod
     def derive(examples: Manifest) -> list[Any]:
-        """Return the values of the fields."""
         num_valid = ExamplesMetadata.of(examples).num_valid
         return [
             num_valid,
@@ -81,55 +250,52 @@ _SUMMARY_VERSION = "2"
 
 
 def decide_and_record(
-    case: Case, instance: dg.DagsterInstance, store: Store
+    graph: CaseGraph, instance: dg.DagsterInstance, store: Store
 ) -> dg.RunRequest | dg.SkipReason:
     """Read what happened, decide, record the decision, and return what Dagster has to do.
 
     Of several Dagsters that share a store one decides: no other one knows its runs, its attempts and what
     they took. A snapshot is taken where that could change the decision.
     """
-    with one_line_errors(store, case.name), store.alone(f"{case.name}/retraining"):
+    with one_line_errors(store, graph.name), store.alone(f"{graph.name}/retraining"):
         now = time.time()
         name = name_of(instance)
-        ledger, notes = read_ledger(store, case.name)
+        ledger, notes = read_ledger(store, graph.name)
         if ledger.is_of_another(name, now):
             return dg.SkipReason(
-                f"wait: the Dagster {ledger.decider}, which shares this store, decides for {case.name}; ten"
+                f"wait: the Dagster {ledger.decider}, which shares this store, decides for {graph.name}; ten"
                 " minutes after its sensor was turned off, this one does"
             )
-        state, signals = gather(case, instance, store, ledger.raised, now)
-        decision = retraining.decide(state, signals, case.settings.retraining)
+        state, signals = gather(graph, instance, store, ledger.raised, now)
+        decision = retraining.decide(state, signals, graph.settings.retraining)
         decision = decision.model_copy(update={"notes": [*notes, *decision.notes]})
-        record(case, instance, store, ledger, state, signals, decision, by=name)
+        record(graph, instance, store, ledger, state, signals, decision, by=name)
     reasons = "; ".join(filter(None, [*decision.reasons, decision.instruction, *decision.notes]))
     if decision.action == "retrain":
         tags = {
             REASONS_TAG: reasons[:250],
             EVIDENCE_TAG: decision.evidence,
             NUM_EXAMPLES_TAG: str(signals.num_examples),
-            NUM_DRIFT_EXAMPLES_TAG: str(retraining.drift_examples(state, signals, case.settings.retraining)),
-            SCORE_FELL_TAG: str(retraining.score_fell(signals, case.settings.retraining)),
+            NUM_DRIFT_EXAMPLES_TAG: str(retraining.drift_examples(state, signals, graph.settings.retraining)),
+            SCORE_FELL_TAG: str(retraining.score_fell(signals, graph.settings.retraining)),
             SETTINGS_TAG: signals.settings_version,
         }
         return dg.RunRequest(
-            run_key=retraining.run_key(state, decision), job_name=f"{case.name}_model", tags=tags
+            run_key=retraining.run_key(state, decision), job_name=f"{graph.name}_model", tags=tags
         )
     if decision.count_first and not signals.num_runs_in_flight:
-        return _count(case, instance, signals, decision.action, reasons)
+        return _count(graph, instance, signals, decision.action, reasons)
     return dg.SkipReason(f"{decision.action}: {reasons}")
 
 
 def _count(
-    case: Case,
+    graph: CaseGraph,
     instance: dg.DagsterInstance,
     signals: retraining.Signals,
     action: retraining.Action,
     reasons: str,
 ) -> dg.RunRequest | dg.SkipReason:
-    """Return the request for a snapshot that counts what was delivered; one that failed is asked for again as
-    a batch is.
-    """
-    key, job = f"count-{digest([signals.data_version, signals.num_uncounted])}", f"{case.name}_snapshot"
+    key, job = f"count-{digest([signals.data_version, signals.num_uncounted])}", f"{graph.name}_snapshot"
     run_key = key
     if runs := runs_by_key(instance, [key]).get(key):
         again = ask_again("", key, runs, instance)
@@ -147,7 +313,7 @@ def _count(
 
 
 def gather(
-    case: Case, instance: dg.DagsterInstance, store: Store, raised: dict[str, float], now: float
+    graph: CaseGraph, instance: dg.DagsterInstance, store: Store, raised: dict[str, float], now: float
 ) -> tuple[retraining.State, retraining.Signals]:
     """Return the state and the signals of the policy, from the runs of the instance and the artifacts of the
     store.
@@ -159,18 +325,18 @@ def gather(
     Raises:
         StoreError: a recorded number is not finite, or negative.
     """
-    settings = case.settings
+    settings = graph.settings
     batches = summary_by_partition(
-        store, case.name, "labeled_examples", _Batch.derive, version=_SUMMARY_VERSION
+        store, graph.name, LABELED_EXAMPLES, _Batch.derive, version=_SUMMARY_VERSION
     )
     read = {name: _Batch(*values) for name, values in batches.items()}
     usable = {name: batch for name, batch in read.items() if batch.is_green}
-    checkpoint = latest(store, case.name, "finetuned_checkpoint")
-    snapshot = latest(store, case.name, "training_snapshot")
+    checkpoint = latest(store, graph.name, FINETUNED_CHECKPOINT)
+    snapshot = latest(store, graph.name, TRAINING_SNAPSHOT)
     frozen = SnapshotMetadata.of(snapshot) if snapshot else None
     trained_on, learned = _trained_on(store, checkpoint, snapshot, frozen)
-    records = model_runs(case, instance, now)
-    in_use = release.read_state(store, case.name)
+    records = model_runs(graph, instance, now)
+    in_use = release.read_state(store, graph.name)
     try:
         state = retraining.State(
             attempts=attempts_of(records, instance, now),
@@ -181,21 +347,21 @@ def gather(
             frozen=in_use.frozen.sentence if in_use and in_use.frozen else None,
             raised=raised,
         )
-        windows = windows_of(store, case)
+        windows = windows_of(store, graph)
         began = retraining.drift_began(state, windows, now, settings.retraining)
-        month = month_start(case, now)
-        fell = _score_drop(store, case, in_use)
-        unfinished = runs_in_flight(case, instance)
+        month = month_start(graph, now)
+        fell = _score_drop(store, graph, in_use)
+        unfinished = runs_in_flight(graph, instance)
         signals = retraining.Signals(
             now=now,
             month_start=month,
-            month_end=month_end(case, now),
+            month_end=month_end(graph, now),
             num_examples=_num_rows(frozen),
             num_uncounted=_num_uncounted(usable, snapshot, frozen),
             data_version=snapshot.content_digest if snapshot else "",
             settings_version=digest(settings.model_dump(include=_MODEL_SECTIONS, mode="json")),
             windows=windows,
-            is_monitored=case.is_monitored,
+            is_monitored=graph.is_monitored,
             num_labels_since_drift=(
                 0
                 if began is None
@@ -205,17 +371,17 @@ def gather(
             num_drop_errors=0.0 if fell is None else fell.num_errors,
             **_live_quality(
                 store,
-                case,
+                graph,
                 in_use,
                 [window.key for window in windows if began is None or window.at >= began],
                 usable,
             ),
-            estimated_hours=_estimated_hours(store, case, records, instance),
-            hours_beside=hours_beside(case, instance, month, now),
+            estimated_hours=_estimated_hours(store, graph, records, instance),
+            hours_beside=hours_beside(graph, instance, month, now),
             hourly_usd=settings.planning.hourly_usd,
             usd_per_point=settings.planning.usd_per_point,
-            predicted_gain=_predicted_gain(store, case, frozen, learned),
-            scheduled_at=_scheduled_at(case, now),
+            predicted_gain=_predicted_gain(store, graph, frozen, learned),
+            scheduled_at=_scheduled_at(graph, now),
             num_runs_in_flight=len(unfinished),
             oldest_run=unfinished[0] if unfinished else None,
         )
@@ -223,27 +389,23 @@ def gather(
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise StoreError(
-            f"{case.name}: no retraining decision, as {where} is {first['input']} ({first['msg']});"
+            f"{graph.name}: no retraining decision, as {where} is {first['input']} ({first['msg']});"
             " materialise what it comes from again"
         ) from None
     return state, signals
 
 
-def _scheduled_at(case: Case, now: float) -> float | None:
-    """Return when `retraining.schedule` came due last, or None; times in seconds since the epoch."""
-    cron = case.settings.retraining.schedule
+def _scheduled_at(graph: CaseGraph, now: float) -> float | None:
+    cron = graph.settings.retraining.schedule
     if cron is None:
         return None
-    at = datetime.fromtimestamp(now, ZoneInfo(case.settings.automation.timezone))
+    at = datetime.fromtimestamp(now, ZoneInfo(graph.settings.automation.timezone))
     return croniter(cron, at).get_prev(float)
 
 
 def _trained_on(
     store: Store, checkpoint: Manifest | None, snapshot: Manifest | None, frozen: SnapshotMetadata | None
 ) -> tuple[Manifest | None, SnapshotMetadata | None]:
-    """Return the snapshot that a checkpoint was trained on, and its metadata; often the newest one, which
-    need not be read twice.
-    """
     if checkpoint is None:
         return None, None
     ref = CheckpointMetadata.of(checkpoint).snapshot
@@ -264,9 +426,6 @@ def _num_rows(snapshot: SnapshotMetadata | None) -> int:
 def _num_uncounted(
     usable: Mapping[str, _Batch], snapshot: Manifest | None, frozen: SnapshotMetadata | None
 ) -> int:
-    """Return the valid examples of the batches that no snapshot was taken over as they are, nor left out for
-    a red check.
-    """
     if snapshot is None or frozen is None:
         return sum(batch.num_valid for batch in usable.values())
     left_out = set(frozen.batches_left_out)
@@ -279,10 +438,10 @@ def _num_uncounted(
     return sum(batch.num_valid for name, batch in usable.items() if not is_counted(name, batch))
 
 
-def windows_of(store: Store, case: Case) -> list[retraining.Window]:
+def windows_of(store: Store, graph: CaseGraph) -> list[retraining.Window]:
     """Return the verdicts on the windows of a use case, the oldest first."""
     verdicts = summary_by_partition(
-        store, case.name, "drift_report", _status_and_time, version=_SUMMARY_VERSION
+        store, graph.name, DRIFT_REPORT, _status_and_time, version=_SUMMARY_VERSION
     )
     windows = [retraining.Window(key=name, status=status, at=at) for name, (status, at) in verdicts.items()]
     return sorted(windows, key=lambda window: window.at)
@@ -292,12 +451,11 @@ def _status_and_time(report: Manifest) -> list[Any]:
     return [DriftMetadata.of(report).status, report.created_at]
 
 
-def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> Drop | None:
-    """Return how far the champion scores below its release on newer test rows, if those were scored."""
-    report = latest(store, case.name, "evaluation_report")
+def _score_drop(store: Store, graph: CaseGraph, champion: release.Champion | None) -> Drop | None:
+    report = latest(store, graph.name, EVALUATION_REPORT)
     if champion is None or report is None or report.ref == champion.evaluation:
         return None
-    metadata, metric = EvaluationMetadata.of(report), case.settings.primary_metric
+    metadata, metric = EvaluationMetadata.of(report), graph.settings.primary_metric
     if metadata.checkpoint != champion.checkpoint and metadata.incumbent != champion.checkpoint:
         return None  # a rollback came between: it is of the champion before
     newest = metadata.score(None if metadata.checkpoint == champion.checkpoint else CHAMPION, metric)
@@ -305,7 +463,7 @@ def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> 
         return None
     released = EvaluationMetadata.of(store.load(champion.evaluation))
     low = released.score(None, f"{metric}_low")
-    confidence = case.settings.evaluation.confidence
+    confidence = graph.settings.evaluation.confidence
     since = Released(
         champion.score, champion.score if low is None else low, released.num_test_rows, confidence
     )
@@ -314,7 +472,7 @@ def _score_drop(store: Store, case: Case, champion: release.Champion | None) -> 
 
 def _live_quality(
     store: Store,
-    case: Case,
+    graph: CaseGraph,
     champion: release.Champion | None,
     windows: Sequence[str],
     batches: Mapping[str, _Batch],
@@ -325,7 +483,7 @@ def _live_quality(
         windows: those whose documents say whether a drift made it worse.
         batches: the usable ones.
     """
-    manifest = latest(store, case.name, "live_quality")
+    manifest = latest(store, graph.name, LIVE_QUALITY)
     live = None if champion is None or manifest is None else LiveMetadata.of(manifest)
     if manifest is None or live is None or champion is None or live.checkpoint != champion.checkpoint:
         return {}
@@ -333,7 +491,7 @@ def _live_quality(
         sum(live.by_window[window][side] for window in windows if window in live.by_window) for side in (0, 1)
     )
     at_release = Released(
-        live.release_accuracy, live.release_accuracy_low, 0, case.settings.evaluation.confidence
+        live.release_accuracy, live.release_accuracy_low, 0, graph.settings.evaluation.confidence
     )
     has_all = all(batch.created_at <= manifest.created_at - manifest.seconds for batch in batches.values())
     return {
@@ -344,16 +502,13 @@ def _live_quality(
 
 
 def _predicted_gain(
-    store: Store, case: Case, newest: SnapshotMetadata | None, learned: SnapshotMetadata | None
+    store: Store, graph: CaseGraph, newest: SnapshotMetadata | None, learned: SnapshotMetadata | None
 ) -> float | None:
-    """Return what the newest pilot's learning curve predicts of the rows that the newest snapshot has more;
-    None if nobody asks, or can tell.
-    """
-    pilot = latest(store, case.name, "pilot_run")
-    if case.settings.planning.usd_per_point is None or pilot is None or newest is None or learned is None:
+    pilot = latest(store, graph.name, PILOT_RUN)
+    if graph.settings.planning.usd_per_point is None or pilot is None or newest is None or learned is None:
         return None
     metadata = PilotMetadata.of(pilot)
-    metric = case.settings.primary_metric
+    metric = graph.settings.primary_metric
     if any(metric not in point for point in metadata.learning_curve):  # the YAML names another one since
         return None
     points = [Point(rows=int(point["rows"]), score=point[metric]) for point in metadata.learning_curve]
@@ -366,11 +521,8 @@ def _predicted_gain(
 
 
 def _estimated_hours(
-    store: Store, case: Case, records: Sequence[dg.RunRecord], instance: dg.DagsterInstance
+    store: Store, graph: CaseGraph, records: Sequence[dg.RunRecord], instance: dg.DagsterInstance
 ) -> float:
-    """Return the hours of the last runs of the model job that succeeded, or those of the newest plan, which
-    has only the training.
-    """
-    plan = latest(store, case.name, "feasibility_plan")
+    plan = latest(store, graph.name, FEASIBILITY_PLAN)
     done = [record for record in records if record.dagster_run.status == dg.DagsterRunStatus.SUCCESS]
     return max(PlanMetadata.of(plan).planned_hours if plan else 0.0, typical_hours(done, instance))

@@ -1,24 +1,15 @@
-"""The job and the schedule that end jobs which no run follows: see `launchers.orphans`."""
+"""The job and the schedule that end jobs which no run follows, and strays: see `launchers.records`."""
 
 import time
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import dagster as dg
 
-from fullft_assets.assets.case import Case
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers.orphans import (
-    due,
-    due_unrecorded,
-    end_orphan,
-    find_orphans,
-    find_unrecorded,
-    note_unrecorded,
-    sections,
-    suspects,
-    waiting_line,
-)
+from fullft_assets.launchers import records
 from fullft_assets.resources import one_line_errors
 from fullft_assets.store import digest
 
@@ -26,63 +17,40 @@ from fullft_assets.store import digest
 STOPPED_TAG = "orphans/stopped"
 #: Once an hour: more than an hour is not paid unseen.
 _CRON = "17 * * * *"
-#: Backends are asked for jobs without a record every so many hours: each time takes a run.
+#: So often, and after each end of a job, backends are asked for jobs that no open record names: a run each.
 _LOOK_HOURS = 6
 #: What could not be ended is tried each hour for so long, then each day.
 _HOURLY_SECONDS = 24 * 3600.0
 _DESCRIPTION = (
     "End jobs that run, and are paid for, though their run is over and no other one has attached to them for"
-    " launcher.orphan_hours."
+    " an hour."
 )
 
 
-def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
+def build_orphans_job(graph: CaseGraph) -> list[dg.JobDefinition]:
     """Return the job `<case>_end_orphans`; none where jobs end with their runs."""
-    if not _outlive_runs(case):
+    if not _outlive_runs(graph):
         return []
 
     @dg.op(
-        name=f"{case.name}__end_orphans",
+        name=f"{graph.name}__end_orphans",
         description=_DESCRIPTION,
         out={},
-        required_resource_keys={case.store_key},
+        required_resource_keys={graph.store_key},
     )
     def end_orphans(context: dg.OpExecutionContext):
-        store = case.store(context)
+        store, now = graph.store(context), time.time()
         failed, num_stopped = list[str](), 0
-        with one_line_errors(store, case.name):
-            now = time.time()
-            due_suspects = due(suspects(store, case.name, partial(ended_at, context.instance), now), now)
-            for orphan in find_orphans(store, due_suspects):
-                context.log.info(orphan.line)
-                if orphan.state == "unknown":
-                    failed.append(orphan.line)
-                    continue
-                try:
-                    is_ended = end_orphan(store, orphan)
-                except WorkloadError as error:
-                    failed.append(f"{orphan.line}, and could not be ended ({error})")
-                    continue
-                num_stopped += len(orphan.names) if is_ended else 0
-                if not is_ended:
-                    context.log.info("it is left alone: a run has attached to it")
-            unrecorded, silent = find_unrecorded(store, case.name, sections(case.settings), now)
-            for line in silent:
-                context.log.warning(line)
-            unstopped = []
-            for each in unrecorded:
-                context.log.info(each.line)
-                if each.due_at is None or each.due_at > now:
-                    unstopped.append(each)
-                    continue
-                try:
-                    each.launcher.stop(each.name)
-                except WorkloadError as error:
-                    failed.append(f"{each.line}, and could not be ended ({error})")
-                    unstopped.append(each)
-                    continue
-                num_stopped += 1
-            note_unrecorded(store, case.name, unstopped, is_complete=not silent)
+        with one_line_errors(store, graph.name):
+            all_orphans = records.orphans(store, graph.name, partial(ended_at, context.instance))
+            due = [launch for launch, due_at in all_orphans if due_at <= now]
+            for line, is_stopped in chain(
+                records.end_orphans(store, due),
+                records.end_strays(store, graph.name, records.sections(graph.settings), now),
+            ):
+                context.log.info(line)
+                num_stopped += bool(is_stopped)
+                failed += [line] if is_stopped is None else []
             context.instance.add_run_tags(context.run_id, {STOPPED_TAG: str(num_stopped)})
             if failed:
                 raise WorkloadError(
@@ -90,26 +58,26 @@ def build_orphans_job(case: Case) -> list[dg.JobDefinition]:
                     "infrastructure",
                 )
 
-    @dg.job(name=f"{case.name}_end_orphans", description=_DESCRIPTION, tags={"use_case": case.name})
+    @dg.job(name=f"{graph.name}_end_orphans", description=_DESCRIPTION, tags={"use_case": graph.name})
     def job():
         end_orphans()
 
     return [job]
 
 
-def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
+def build_orphans_schedule(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
     """Return the schedule that looks for such jobs; it runs from the start, since whoever rents machines
     wants to know.
 
     A tick asks no backend: it has a minute, and often not the rights of a run.
     """
-    if not _outlive_runs(case):
+    if not _outlive_runs(graph):
         return []
 
     @dg.schedule(
-        name=f"{case.name}_orphans_schedule",
-        job_name=f"{case.name}_end_orphans",
-        required_resource_keys={case.store_key},
+        name=f"{graph.name}_orphans_schedule",
+        job_name=f"{graph.name}_end_orphans",
+        required_resource_keys={graph.store_key},
         cron_schedule=_CRON,
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description=(
@@ -118,20 +86,26 @@ def build_orphans_schedule(case: Case) -> list[dg.ScheduleDefinition]:
         ),
     )
     def orphans_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
-        store, now = case.store(context), time.time()
-        with one_line_errors(store, case.name):
-            all_suspects = list(suspects(store, case.name, partial(ended_at, context.instance), now))
-            unrecorded = due_unrecorded(store, case.name, now)
-        ready = {
-            suspect.launch.name_in(store): suspect.due_at or now for suspect in due(all_suspects, now)
-        } | unrecorded
-        if not ready:
-            at = context.scheduled_execution_time.timestamp() // 3600
-            if at % _LOOK_HOURS == 0:
-                return dg.RunRequest(run_key=digest(["unrecorded", at]))
-            return dg.SkipReason(
-                "; ".join(waiting_line(each, store, now) for each in all_suspects) or "a run follows each job"
+        now = time.time()
+        with graph.open_store(context) as store:
+            due_at = {
+                launch.name_in(store): at
+                for launch, at in records.orphans(store, graph.name, partial(ended_at, context.instance))
+            }
+            ready = {name: at for name, at in due_at.items() if at <= now} | records.due_strays(
+                store, graph.name, now
             )
+            ends = [launch.ended_at or 0.0 for launch in records.launches(store, graph.name)]
+        hour = context.scheduled_execution_time.hour
+        if not ready and (hour % _LOOK_HOURS == 0 or now - max(ends, default=0.0) < 3600):
+            return dg.RunRequest(tags={"orphans/jobs": "a look at the backends"})
+        if not ready:
+            lines = (
+                f"{name}: its run has ended; it is left alone for {(at - now) / 3600:.2f} h more, or until a"
+                " run attaches"
+                for name, at in due_at.items()
+            )
+            return dg.SkipReason("; ".join(lines) or "a run follows each job")
         names = list(ready)
         is_new = now - max(ready.values()) < _HOURLY_SECONDS
         return dg.RunRequest(
@@ -152,5 +126,5 @@ def ended_at(instance: dg.DagsterInstance, run_id: str) -> float | None:
     return record.end_time or record.update_timestamp.timestamp()
 
 
-def _outlive_runs(case: Case) -> bool:
-    return any(section.kind != "local" for section in sections(case.settings))
+def _outlive_runs(graph: CaseGraph) -> bool:
+    return any(section.kind != "local" for section in records.sections(graph.settings))

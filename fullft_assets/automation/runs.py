@@ -1,18 +1,26 @@
-"""What Dagster's runs say: which are not finished yet, and what automatic retrains came to."""
+"""What Dagster's runs say: which are not finished yet, what automatic retrains came to and took of the
+month's budget, which batches need a run, and when one that failed is asked for again.
+"""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from statistics import median_low
-from typing import get_args
+from typing import NamedTuple, get_args
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from fullft_assets.assets.case import Case
-from fullft_assets.assets.release import IS_BETTER_TAG
-from fullft_assets.errors import FailureClass
+from fullft_assets import documents
+from fullft_assets.artifacts import DRIFT_REPORT, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
+from fullft_assets.assets.graph import CaseGraph
+from fullft_assets.assets.model import IS_BETTER_TAG
+from fullft_assets.chunks import ingestion
+from fullft_assets.errors import TRANSIENT, FailureClass
 from fullft_assets.retraining import DAY_SECONDS, HOUR_SECONDS, Attempt, Outcome, RunInFlight
+from fullft_assets.store import Store, digest
 
 IN_FLIGHT = [
     dg.DagsterRunStatus.QUEUED,
@@ -39,15 +47,15 @@ _OUTCOMES: dict[dg.DagsterRunStatus, Outcome] = {
 }
 
 
-def runs_in_flight(case: Case, instance: dg.DagsterInstance) -> list[RunInFlight]:
+def runs_in_flight(graph: CaseGraph, instance: dg.DagsterInstance) -> list[RunInFlight]:
     """Return the unfinished runs that train the case's model or freeze a snapshot of it, those of assets
     chosen by hand included, oldest first.
 
     A run that a dying daemon made and did not launch (NOT_STARTED) is none of them: the daemon launches it
     when its key is asked for again.
     """
-    keys = {case.key(asset) for asset in ("training_snapshot", "finetuned_checkpoint")}
-    jobs = {f"{case.name}_{job}" for job in ("model", "snapshot", "evaluate")}
+    keys = {graph.key(asset) for asset in (TRAINING_SNAPSHOT, FINETUNED_CHECKPOINT)}
+    jobs = {f"{graph.name}_{job}" for job in ("model", "snapshot", "evaluate")}
     records = instance.get_run_records(dg.RunsFilter(statuses=IN_FLIGHT), ascending=True)
     return [
         RunInFlight(
@@ -61,7 +69,7 @@ def runs_in_flight(case: Case, instance: dg.DagsterInstance) -> list[RunInFlight
     ]
 
 
-def model_runs(case: Case, instance: dg.DagsterInstance, now: float) -> Sequence[dg.RunRecord]:
+def model_runs(graph: CaseGraph, instance: dg.DagsterInstance, now: float) -> Sequence[dg.RunRecord]:
     """Return the launched runs of the model job in the last 400 days, oldest first.
 
     Args:
@@ -69,7 +77,7 @@ def model_runs(case: Case, instance: dg.DagsterInstance, now: float) -> Sequence
     """
     after = datetime.fromtimestamp(max(0.0, now - _DAYS * DAY_SECONDS), UTC)
     records = instance.get_run_records(
-        dg.RunsFilter(job_name=f"{case.name}_model", created_after=after), ascending=True
+        dg.RunsFilter(job_name=f"{graph.name}_model", created_after=after), ascending=True
     )
     return [record for record in records if record.dagster_run.status != dg.DagsterRunStatus.NOT_STARTED]
 
@@ -111,7 +119,6 @@ def typical_hours(records: Sequence[dg.RunRecord], instance: dg.DagsterInstance)
 
 
 def _hours_of_steps(record: dg.RunRecord, instance: dg.DagsterInstance) -> float:
-    """Return the hours in which at least one step of a run was in progress."""
     stats = instance.get_run_step_stats(record.dagster_run.run_id)
     steps = sorted(
         (step.start_time, step.end_time)
@@ -125,7 +132,7 @@ def _hours_of_steps(record: dg.RunRecord, instance: dg.DagsterInstance) -> float
     return seconds / HOUR_SECONDS
 
 
-def hours_beside(case: Case, instance: dg.DagsterInstance, since: float, now: float) -> float:
+def hours_beside(graph: CaseGraph, instance: dg.DagsterInstance, since: float, now: float) -> float:
     """Return the hours of ended runs, failed ones included, that evaluated, read a window of production,
     measured live quality or counted rows, and that nobody launched.
 
@@ -137,11 +144,11 @@ def hours_beside(case: Case, instance: dg.DagsterInstance, since: float, now: fl
     """
     after, ended = datetime.fromtimestamp(since, UTC), list(_OUTCOMES)
     filters = [
-        dg.RunsFilter(job_name=f"{case.name}_{job}", statuses=ended, created_after=after)
+        dg.RunsFilter(job_name=f"{graph.name}_{job}", statuses=ended, created_after=after)
         for job in ("evaluate", "monitor", "snapshot")
     ]
     # Its runs have no job of the use case: an automation condition asks for them.
-    by_condition = {"dagster/sensor_name": f"{case.name}_live_quality_when_due"}
+    by_condition = {"dagster/sensor_name": f"{graph.name}_live_quality_when_due"}
     filters.append(dg.RunsFilter(tags=by_condition, statuses=ended, created_after=after))
     records = [record for each in filters for record in instance.get_run_records(each)]
     return sum(hours(record, now) for record in records if _BY_ITSELF & record.dagster_run.tags.keys())
@@ -180,3 +187,233 @@ def failure_of(run_id: str, instance: dg.DagsterInstance) -> FailureClass:
     return next(
         (each for each in get_args(FailureClass) if failure is not None and each == failure.value), "unknown"
     )
+
+
+def month_start(graph: CaseGraph, now: float) -> float:
+    """Return when the calendar month of the budget began; times in seconds since the epoch."""
+    return _first_day(graph, now).timestamp()
+
+
+def month_end(graph: CaseGraph, now: float) -> float:
+    """Return when the calendar month of the budget ends; times in seconds since the epoch."""
+    first = _first_day(graph, now)
+    return first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1).timestamp()
+
+
+def _first_day(graph: CaseGraph, now: float) -> datetime:
+    local = datetime.fromtimestamp(now, ZoneInfo(graph.settings.automation.timezone))
+    return local.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+def shares_spent(
+    graph: CaseGraph, instance: dg.DagsterInstance, now: float, next_hours: float = 0.0
+) -> dict[str, float]:
+    """Return the share of each limit of the month, by its setting, that automatic runs took, with a next one
+    of so many hours.
+
+    Args:
+        now: seconds since the epoch.
+    """
+    start, settings = month_start(graph, now), graph.settings.retraining
+    attempts = attempts_of(model_runs(graph, instance, now), instance, now)
+    spent = hours_beside(graph, instance, start, now) + sum(
+        attempt.hours for attempt in attempts if start <= attempt.started_at <= now
+    )
+    spent += next_hours
+    shares = {"max_hours_per_month": spent / settings.max_hours_per_month}
+    if settings.max_usd_per_month is not None:
+        shares["max_usd_per_month"] = spent * graph.settings.planning.hourly_usd / settings.max_usd_per_month
+    return shares
+
+
+def evaluation_above_budget(graph: CaseGraph, instance: dg.DagsterInstance, now: float) -> str | None:
+    """Return why the month has no room for one more evaluation, which takes as long as the newest that
+    succeeded; None if it has.
+
+    Args:
+        now: seconds since the epoch.
+    """
+    job = f"{graph.name}_evaluate"
+    after = datetime.fromtimestamp(month_start(graph, now), UTC)
+    done = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS], created_after=after)
+    took = [hours(record, now) for record in instance.get_run_records(done, limit=1)]
+    for name, share in shares_spent(graph, instance, now, sum(took)).items():
+        if share > 1:
+            limit = f"retraining.{name} = {getattr(graph.settings.retraining, name):g}"
+            return (
+                f"with one more evaluation the month has {share:.0%} of {limit}; raise it, launch {job} by"
+                " hand, or wait for the next month"
+            )
+    return None
+
+
+#: Carries the run key on runs of the daemon and of `fullft run` alike: Dagster's own tag is the daemon's
+#: alone.
+REQUEST_TAG = "delivery/run_key"
+_RUN_KEY_TAG = "dagster/run_key"
+#: Class of a failed run's failure, noted by the tick that looked it up: that reads the run's events.
+_FAILURE_TAG = "delivery/failure"
+#: What fails in these ways fails again, until the data or the settings change: both make another key.
+_FAILS_AGAIN = ("data", "settings", "out_of_memory")
+#: Hours after which a failed run is asked for again: the first time, the second time, ... and then, if an
+#: outage made it fail, once a day.
+_WAIT_HOURS = (1, 2, 4, 8, 16)
+_LATER_HOURS = 24
+#: In place of a failure's class.
+CANCELLED = "cancelled"
+#: Run keys looked up in one query.
+_KEYS_PER_QUERY = 100
+
+
+@dataclass(frozen=True)
+class Due:
+    """Which batches of the ledger need a run, have one, or are done. What had a run is among these only if it
+    was looked at.
+    """
+
+    #: Those that never had a run first, oldest first; then those to ask for again. At most
+    #: `documents.MAX_RUNS_A_TICK`.
+    requests: list[dg.RunRequest]
+    #: Those that are not asked for by themselves now, as their wait is not over or a person has to act; the
+    #: longest ago first.
+    held: list[dg.RunRequest]
+    running: set[str]
+    done: set[str]
+    #: Why a person has to ask for each of these: it was cancelled, or what class of failure it had.
+    for_a_person: dict[str, str]
+    #: When the next of the others that are held is asked for, in seconds since the epoch; None where there is
+    #: none.
+    next_at: float | None
+
+
+class Again(NamedTuple):
+    """How a batch that had runs is asked for; the least one first."""
+
+    last_end: float
+    batch: str
+    run_key: str
+    #: Seconds since the epoch.
+    at: float
+    #: Why a person has to, in place of the sensor; empty where nobody has.
+    why: str = ""
+    #: It failed so often that it is asked for once a day.
+    is_late: bool = False
+
+
+def find_due(
+    graph: CaseGraph, instance: dg.DagsterInstance, store: Store, kind: documents.Kind, job: str
+) -> Due:
+    """Return which batches to launch. The ledger in the store is the truth, not the sensor's cursor.
+
+    The next tick launches what a tick that died has cut, and an edit of the YAML makes batches due again. A
+    batch whose run failed comes after all that never had one: under a new run key an hour later, then after
+    two hours and so on, five times, and then once a day where an outage made it fail. What fails again unless
+    something changes is not asked for again, nor is what a person cancelled; `fullft run` tries each of them.
+    One in flight takes no place, so that none of them starves the rest.
+    """
+    if kind == "batch":
+        done, version = ingestion.done(store, graph.use_case), ingestion.version(graph.use_case)
+    else:
+        done, version = (
+            set(store.list_pointers(f"latest/{graph.name}/{graph.last_of_window}")),
+            digest(graph.settings.model_dump(mode="json"))[:12],
+        )
+    batches = [batch for batch in documents.list_batches(store, graph.name, kind) if batch.name not in done]
+    in_flight = instance.get_runs(dg.RunsFilter(job_name=job, statuses=IN_FLIGHT)) if batches else []
+    names = {batch.name for batch in batches}
+    running = {name for run in in_flight if (name := run.tags.get("dagster/partition")) in names}
+    most = documents.MAX_RUNS_A_TICK
+    # Of a window that is only predicted, a clean-up removes what was made; of others, who lacks it has
+    # restored an older copy of the store.
+    is_kept = kind == "batch" or graph.last_of_window == DRIFT_REPORT
+    source = documents.source_of(graph.use_case, kind)
+    # A batch that could not be read and whose files were fixed or removed since then would fail again.
+    launchable = (
+        batch.name
+        for batch in batches
+        if batch.name not in running
+        and (documents.is_delivered(source, batch) or documents.was_kept(store, graph.name, batch.name, kind))
+    )
+    first: list[dg.RunRequest] = []
+    again: list[Again] = []
+    while len(first) < most and (some := list(islice(launchable, _KEYS_PER_QUERY))):
+        runs = runs_by_key(instance, [f"{name}-{version}" for name in some])
+        for name in some:
+            key = f"{name}-{version}"
+            had = runs.get(key)
+            if had is None:
+                first.append(_request(name, key, key))
+            elif is_kept or had[-1].dagster_run.status != dg.DagsterRunStatus.SUCCESS:
+                again.append(ask_again(name, key, had, instance))
+    now = time.time()
+    requests, held = first, list[Again]()
+    for each in sorted(again):
+        if each.why or each.at > now:
+            held.append(each)
+        else:
+            requests.append(_request(each.batch, f"{each.batch}-{version}", each.run_key))
+    return Due(
+        requests[:most],
+        [_request(each.batch, f"{each.batch}-{version}", each.run_key) for each in held],
+        running,
+        done,
+        {each.batch: each.why for each in held if each.why},
+        min((each.at for each in held if not each.why), default=None),
+    )
+
+
+def _request(batch: str, key: str, run_key: str) -> dg.RunRequest:
+    return dg.RunRequest(run_key=run_key, partition_key=batch, tags={REQUEST_TAG: key})
+
+
+def runs_by_key(instance: dg.DagsterInstance, keys: Iterable[str]) -> dict[str, list[dg.RunRecord]]:
+    """Return the runs of each key that had one, oldest first."""
+    records: dict[str, list[dg.RunRecord]] = {}
+    for record in instance.get_run_records(dg.RunsFilter(tags={REQUEST_TAG: list(keys)}), ascending=True):
+        # A daemon that died between making a run and launching it does so when the same key is asked for
+        # again.
+        if record.dagster_run.status != dg.DagsterRunStatus.NOT_STARTED:
+            records.setdefault(record.dagster_run.tags[REQUEST_TAG], []).append(record)
+    return records
+
+
+def ask_again(batch: str, key: str, runs: Sequence[dg.RunRecord], instance: dg.DagsterInstance) -> Again:
+    """Return how a batch that is not done is asked for again."""
+    last = runs[-1]
+    last_end = last.end_time or last.create_timestamp.timestamp()
+    # Runs of `fullft run` have none.
+    num_asked = sum(_RUN_KEY_TAG in run.dagster_run.tags for run in runs)
+    if num_asked == 0:
+        return Again(last_end, batch, key, last_end)
+    is_late = num_asked > len(_WAIT_HOURS)
+    hours = _LATER_HOURS if is_late else _WAIT_HOURS[num_asked - 1]
+    again = Again(last_end, batch, f"{key}-{num_asked}", last_end + hours * HOUR_SECONDS, is_late=is_late)
+    if last.dagster_run.status == dg.DagsterRunStatus.CANCELED:
+        return again._replace(why=CANCELLED)
+    if last.dagster_run.status == dg.DagsterRunStatus.SUCCESS:
+        return again
+    failure = _failure_of(last.dagster_run, instance)
+    return again._replace(
+        why=failure if failure in _FAILS_AGAIN or (is_late and failure not in TRANSIENT) else ""
+    )
+
+
+def _failure_of(run: dg.DagsterRun, instance: dg.DagsterInstance) -> str:
+    failure = run.tags.get(_FAILURE_TAG)
+    if failure is None:
+        failure = failure_of(run.run_id, instance)
+        instance.add_run_tags(run.run_id, {_FAILURE_TAG: failure})
+    return failure
+
+
+def is_asked_again(run: dg.DagsterRun, instance: dg.DagsterInstance) -> bool:
+    """Return whether a failed run of a batch or window, which the daemon launched, is soon followed by
+    another one, while its sensor is on.
+    """
+    key = run.tags.get(REQUEST_TAG)
+    if key is None or _RUN_KEY_TAG not in run.tags:
+        return False
+    runs = runs_by_key(instance, [key])[key]
+    until = [record.dagster_run.run_id for record in runs].index(run.run_id) + 1
+    again = ask_again("", key, runs[:until], instance)
+    return not again.why and not again.is_late

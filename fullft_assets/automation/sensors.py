@@ -1,9 +1,11 @@
-"""The sensors: new deliveries, new windows of production documents, and the retraining decision.
+"""The sensors and schedules: new deliveries, new windows of production documents, the retraining decision,
+the periodic evaluation and clean-up, and the look for jobs that no run follows.
 
 Where a definition is called directly, Dagster passes the resources that it requires once more, as keywords:
 `**_`.
 """
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -11,37 +13,41 @@ from typing import Any
 import dagster as dg
 
 from fullft_assets import documents, release
-from fullft_assets.assets.case import Case
+from fullft_assets.artifacts import FINETUNED_CHECKPOINT, LIVE_QUALITY, RAW_DOCUMENTS
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.decision import decide_and_record
-from fullft_assets.automation.deliveries import CANCELLED, Due, find_due
-from fullft_assets.automation.jobs import build_jobs
+from fullft_assets.automation.jobs import build_clean_schedule, build_jobs
+from fullft_assets.automation.orphans import build_orphans_schedule
+from fullft_assets.automation.runs import CANCELLED, Due, evaluation_above_budget, find_due, runs_in_flight
 from fullft_assets.automation.ticks import sensor
 from fullft_assets.resources import latest, one_line_errors
-from fullft_assets.store import Manifest, Store, digest
+from fullft_assets.store import Store, digest
 
 #: Batches whose names one line has.
 _MOST_NAMED = 5
 
 
-def build_live_sensor(case: Case) -> list[dg.SensorDefinition]:
+def build_live_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
     """Return the sensor that measures live quality as soon as something came for it; none where it is not
     measured.
     """
-    if not case.is_monitored:
+    if not graph.is_monitored:
         return []
     return [
         dg.AutomationConditionSensorDefinition(
-            f"{case.name}_live_quality_when_due",
-            target=dg.AssetSelection.assets(case.key("live_quality")),
-            run_tags={"use_case": case.name},
-            default_status=_status(case),
-            minimum_interval_seconds=case.look_seconds,
+            f"{graph.name}_live_quality_when_due",
+            target=dg.AssetSelection.assets(graph.key(LIVE_QUALITY)),
+            run_tags={"use_case": graph.name},
+            default_status=_status(graph),
+            minimum_interval_seconds=graph.look_seconds,
             description="Measures live quality when labels or predictions came, or another champion.",
         )
     ]
 
 
-def build_sensors(case: Case, jobs: Sequence[dg.JobDefinition] | None = None) -> list[dg.SensorDefinition]:
+def build_sensors(
+    graph: CaseGraph, jobs: Sequence[dg.JobDefinition] | None = None
+) -> list[dg.SensorDefinition]:
     """Return the sensors, stopped until somebody turns them on, here or by `automation.enabled`.
 
     Args:
@@ -49,46 +55,39 @@ def build_sensors(case: Case, jobs: Sequence[dg.JobDefinition] | None = None) ->
             anew, without definitions.
     """
     sensors = [
-        _delivery_sensor(case, "batch"),
-        _retraining_sensor(case, build_jobs(case) if jobs is None else jobs),
+        _delivery_sensor(graph, "batch"),
+        _retraining_sensor(graph, build_jobs(graph) if jobs is None else jobs),
     ]
-    if case.has_windows:
-        sensors.append(_delivery_sensor(case, "window"))
+    if graph.has_windows:
+        sensors.append(_delivery_sensor(graph, "window"))
     return sensors
 
 
-def _status(case: Case) -> dg.DefaultSensorStatus:
+def _status(graph: CaseGraph) -> dg.DefaultSensorStatus:
     return (
-        dg.DefaultSensorStatus.RUNNING if case.settings.automation.enabled else dg.DefaultSensorStatus.STOPPED
+        dg.DefaultSensorStatus.RUNNING
+        if graph.settings.automation.enabled
+        else dg.DefaultSensorStatus.STOPPED
     )
 
 
-def _model_in_use(case: Case, store: Store) -> release.Champion | Manifest | None:
-    """Return what a window is read with: drift is looked for before the first champion, too, with the newest
-    model.
-    """
-    champion = release.read_champion(store, case.name)
-    return champion or (latest(store, case.name, "finetuned_checkpoint") if case.is_monitored else None)
-
-
-def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
+def _delivery_sensor(graph: CaseGraph, kind: documents.Kind) -> dg.SensorDefinition:
     name, job, partitions = {
-        "batch": (f"{case.name}_new_documents", f"{case.name}_ingest", case.batches),
-        "window": (f"{case.name}_new_production_documents", f"{case.name}_monitor", case.windows),
+        "batch": (f"{graph.name}_new_documents", f"{graph.name}_ingest", graph.batches),
+        "window": (f"{graph.name}_new_production_documents", f"{graph.name}_monitor", graph.windows),
     }[kind]
     partitions_name = partitions.name
     assert partitions_name is not None, "the partitions of a use case have a name"
-    settings = case.settings
+    settings = graph.settings
     path = settings.documents.path if kind == "batch" else settings.monitoring.path
-    # An event of the queue may come after the materialisation whose file it names.
-    deps = settings.documents.deps if kind == "batch" and settings.documents.queue is None else []
+    deps = settings.documents.deps if kind == "batch" else []
 
     @sensor(
         name=name,
         job_name=job,
-        required_resource_keys={case.store_key},
+        required_resource_keys={graph.store_key},
         minimum_interval_seconds=settings.documents.poll_seconds * (1 if kind == "batch" else 2),
-        default_status=dg.DefaultSensorStatus.RUNNING if deps else _status(case),
+        default_status=dg.DefaultSensorStatus.RUNNING if deps else _status(graph),
         description=(
             f"Cuts new and changed files into {kind}es and runs each once."
             if kind == "batch"
@@ -99,27 +98,33 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
         ),
     )
     def new_files(context: dg.SensorEvaluationContext, **_: Any):
-        store = case.store(context)
-        # A run that fails because there is no model would use up the window's run key.
-        if kind == "window" and _model_in_use(case, store) is None:
+        store = graph.store(context)
+        # A run that fails because there is no model would use up the window's run key. Drift is looked for
+        # before the first champion, too, with the newest model.
+        is_readable = (
+            kind == "batch"
+            or release.read_champion(store, graph.name) is not None
+            or (graph.is_monitored and latest(store, graph.name, FINETUNED_CHECKPOINT) is not None)
+        )
+        if not is_readable:
             return dg.SkipReason("no model yet to read it with; run the model job first")
         newest = _newest_materializations(context.instance, deps)
         ingested, shown = (context.cursor or "").rpartition(" ")[::2]
         if deps and ingested == newest:
             return dg.SkipReason(f"no new materialization of {' or '.join(deps)}")
-        with one_line_errors(store, case.name):
-            look = documents.look(store, case.use_case, kind)
-            due = find_due(case, context.instance, store, kind, job)
+        with one_line_errors(store, graph.name):
+            look = documents.look(store, graph.use_case, kind)
+            due = find_due(graph, context.instance, store, kind, job)
         # A partition that a tick or an instance has lost would hide its batch from the snapshot.
         known = set(context.instance.get_dynamic_partitions(partitions_name))
         if lost := sorted((due.done | due.running) - known):
             context.instance.add_dynamic_partitions(partitions_name, lost)
-        seen, events = _left_in_place(case, store, shown or None) if kind == "batch" else (None, [])
+        seen, events = _left_in_place(graph, store, shown or None) if kind == "batch" else (None, [])
         if deps:
             # What a run that fails, a listing or a file that grows needs further ticks for.
             is_over = not (due.requests or due.running or due.next_at or look.num_unsettled or look.goes_on)
             seen = f"{newest if is_over else ingested} {seen or ''}"
-        held = _held(due, kind, case.name, job)
+        held = _held(due, kind, graph.name, job)
         if not due.requests:
             running = [f"{len(due.running):,} {kind}(es) in flight"] if due.running else []
             reason = "; ".join([f"nothing new in {path}", *look.notes, *running, *held])
@@ -143,9 +148,6 @@ def _delivery_sensor(case: Case, kind: documents.Kind) -> dg.SensorDefinition:
 
 
 def _newest_materializations(instance: dg.DagsterInstance, keys: Sequence[str]) -> str:
-    """Return the number in the event log of the newest materialisation of each asset, 0 where there is
-    none.
-    """
     newest = [
         instance.fetch_materializations(dg.AssetKey.from_user_string(key), limit=1).records for key in keys
     ]
@@ -153,9 +155,6 @@ def _newest_materializations(instance: dg.DagsterInstance, keys: Sequence[str]) 
 
 
 def _held(due: Due, kind: documents.Kind, case: str, job: str) -> list[str]:
-    """Return what a tick says of batches that are missing because their runs failed or were cancelled;
-    nothing where there are none.
-    """
     how = f"is not started again by itself; launch {job} for it, or `fullft run {case}`"
     cancelled = [name for name, why in due.for_a_person.items() if why == CANCELLED]
     failed = [f"{name} ({why})" for name, why in due.for_a_person.items() if why != CANCELLED]
@@ -180,46 +179,69 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _left_in_place(
-    case: Case, store: Store, cursor: str | None
+    graph: CaseGraph, store: Store, cursor: str | None
 ) -> tuple[str | None, list[dg.AssetCheckEvaluation]]:
     """Return the new cursor, and the check of files that no format reads where it is not what the last tick
     showed.
 
     Where nothing at all is read there is no batch, and no run that could show it.
     """
-    outcome = documents.leftovers.check(store, case.name)
+    outcome = documents.check_leftovers(store, graph.name)
     seen = digest(outcome.model_dump(mode="json"))
     if seen == cursor or (outcome.passed and cursor is None):
         return cursor, []
-    shown = case.check_result(outcome, "raw_documents")
-    assert shown.asset_key is not None and shown.check_name is not None, "both are given"
-    event = dg.AssetCheckEvaluation(
-        asset_key=shown.asset_key,
-        check_name=shown.check_name,
-        passed=shown.passed,
-        severity=shown.severity,
-        description=shown.description,
-        metadata=shown.metadata,
-        blocking=documents.leftovers.CHECK.blocking,
-    )
-    return seen, [event]
+    blocking = documents.FILES_ARE_READ.blocking
+    return seen, [graph.check_evaluation(outcome, RAW_DOCUMENTS, blocking=blocking)]
 
 
-def _retraining_sensor(case: Case, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
-    launched = {f"{case.name}_model", f"{case.name}_snapshot"}
+def _retraining_sensor(graph: CaseGraph, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
+    launched = {f"{graph.name}_model", f"{graph.name}_snapshot"}
 
     @sensor(
-        name=f"{case.name}_retraining",
+        name=f"{graph.name}_retraining",
         jobs=[job for job in jobs if job.name in launched],
-        required_resource_keys={case.store_key},
-        minimum_interval_seconds=case.look_seconds,
-        default_status=_status(case),
+        required_resource_keys={graph.store_key},
+        minimum_interval_seconds=graph.look_seconds,
+        default_status=_status(graph),
         description=(
             "Trains again on enough new data, drift or a worse score, within backoff and budget; alerts, asks"
             " for labels; records why."
         ),
     )
     def retrain(context: dg.SensorEvaluationContext, **_: Any):
-        return decide_and_record(case, context.instance, case.store(context))
+        return decide_and_record(graph, context.instance, graph.store(context))
 
     return retrain
+
+
+def build_schedules(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
+    """Return the periodic evaluation, the clean-up if it is periodic, and the end of orphans."""
+    automation = graph.settings.automation
+    status = dg.DefaultScheduleStatus.RUNNING if automation.enabled else dg.DefaultScheduleStatus.STOPPED
+
+    @dg.schedule(
+        name=f"{graph.name}_evaluation_schedule",
+        job_name=f"{graph.name}_evaluate",
+        required_resource_keys={graph.store_key},
+        cron_schedule=graph.settings.retraining.evaluation_schedule,
+        execution_timezone=automation.timezone,
+        default_status=status,
+        description="Scores the latest checkpoint and the champion on the newest labelled test rows.",
+    )
+    def evaluation_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
+        if latest(graph.store(context), graph.name, FINETUNED_CHECKPOINT) is None:
+            return dg.SkipReason("no checkpoint yet; run the model job first")
+        # Its snapshot would take the place of the one that a training is about to read.
+        if runs_in_flight(graph, context.instance):
+            return dg.SkipReason(
+                "a run of the model or of its snapshot is in flight; the next evaluation has its rows"
+            )
+        if reason := evaluation_above_budget(graph, context.instance, time.time()):
+            return dg.SkipReason(reason)
+        return dg.RunRequest()
+
+    return [
+        evaluation_schedule,
+        *build_clean_schedule(graph),
+        *build_orphans_schedule(graph),
+    ]

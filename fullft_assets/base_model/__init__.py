@@ -2,6 +2,15 @@
 weight.
 """
 
-from fullft_assets.base_model.header import BaseModelHeader, read_header, weights_digest, weights_files
+from fullft_assets.base_model.header import (
+    BaseModelHeader,
+    ModelFolder,
+    TrustedFolder,
+    copy_code,
+    own_code,
+    read_header,
+    weights_digest,
+    weights_files,
+    with_rights,
+)
 from fullft_assets.base_model.reference import find_base_model, resolve_base_model, suggest_path
-from fullft_assets.base_model.trusted_code import ModelFolder, TrustedFolder, copy_code, own_code, with_rights

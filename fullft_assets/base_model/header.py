@@ -1,5 +1,5 @@
-"""header: what a model's folder contains, from `config.json` and the headers of its safetensors files. Never
-loads a weight.
+"""What a model's folder contains: `config.json`, the headers of its safetensors files, and Python files that
+run only where the use case's `trust_remote_code` allows it. Never loads a weight.
 """
 
 from __future__ import annotations
@@ -7,17 +7,114 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import struct
+import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fullft_assets.base_model.model_config import read_config
-from fullft_assets.base_model.trusted_code import ModelFolder, TrustedFolder, own_code
+from safetensors import SafetensorError, safe_open
+
 from fullft_assets.errors import SettingsError
-from fullft_assets.store.names import is_inside
+from fullft_assets.store.manifest import is_inside
+
+if TYPE_CHECKING:
+    from fullft_assets.settings import UseCaseSettings
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a model's `config.json`.
+
+    Raises:
+        SettingsError: there is none, or it is not a transformers model's.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise SettingsError(f"{folder}: no config.json; this is not a model's folder") from None
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise SettingsError(f"{path}: no `model_type`; this is not a transformers model")
+    return config
+
+
+@dataclass(frozen=True)
+class TrustedFolder:
+    """A model's folder whose Python code may run; it is used wherever a model's folder is.
+
+    The right goes with the folder: what loads a model asks the folder that it is given, and refuses any
+    other's code.
+    """
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+
+ModelFolder = Path | TrustedFolder
+
+
+def with_rights(folder: Path, settings: UseCaseSettings) -> ModelFolder:
+    """Return a folder of a use case's base model, or of a model that was made of it, with the right to run
+    its code where that is given.
+    """
+    return TrustedFolder(folder) if settings.trust_remote_code else folder
+
+
+def own_code(folder: Path) -> list[Path]:
+    """Return the Python files in a model's folder, sorted: what may run where its code is trusted; none if
+    transformers has its architecture.
+
+    Raises:
+        SettingsError: `config.json` names classes that are not in them, as those of another repository, which
+            no commit pins.
+    """
+    named = read_config(folder).get("auto_map") or {}
+    files = sorted(folder.rglob("*.py")) if named else []
+    for kind, reference in named.items():
+        # Tokenizers are read from tokenizer.json, and never run.
+        if kind != "AutoConfig" and not kind.startswith("AutoModel"):
+            continue
+        if "--" in str(reference):
+            raise SettingsError(
+                f"{folder}/config.json: {kind} is code of another repository ({reference}), which base_model"
+                " does not pin; copy its files into the folder and name them without"
+                f" `{str(reference).split('--')[0]}--`"
+            )
+        file = re.fullmatch(r"((?:\w+/)*\w+)\.\w+", str(reference), re.ASCII)
+        if file is None or not (folder / f"{file[1]}.py").is_file():
+            missing = (
+                f"{reference} is no class in a Python file of the folder"
+                if file is None
+                else f"{file[1]}.py is not in the folder"
+            )
+            raise SettingsError(
+                f"{folder}/config.json: {kind}: {missing}; fetch the model's Python files too (*.py)"
+            )
+    return files
+
+
+def copy_code(model: ModelFolder, target: Path) -> None:
+    """Copy the code of a model, where it may run, into the folder of a model that was made of it, which
+    cannot be loaded without.
+    """
+    if isinstance(model, TrustedFolder):
+        for file in own_code(model.path):
+            place = target / file.relative_to(model.path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -34,7 +131,6 @@ DTYPES = {
 }
 #: Endings of the names of architectures that predict the next token.
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-MAX_HEADER_BYTES = 100 * 2**20
 #: Bytes of each tensor that the revision covers.
 SAMPLE_BYTES = 4096
 #: These count positions from the padding id + 1, so the first rows of their position table are never used.
@@ -196,34 +292,17 @@ def _read_weights_file(path: Path) -> _WeightsFile:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if start == b"version ":
             raise SettingsError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull`")
-        if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
-            raise SettingsError(f"{path}: not a safetensors file ({size:,} bytes)")
-        header = file.read(length)
-    try:
-        tensors = {
-            name: _checked(tensor) for name, tensor in json.loads(header).items() if name != "__metadata__"
-        }
-        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise SettingsError(f"{path}: not a safetensors file (its header cannot be read)") from error
-    if end != size:
-        raise SettingsError(f"{path}: torn: {size:,} bytes where its header gives {end:,}; fetch it again")
+        try:
+            with safe_open(path, framework="numpy"):
+                header = file.read(int.from_bytes(start, "little"))
+        except SafetensorError as error:
+            raise SettingsError(
+                f"{path}: not a safetensors file, or torn ({size:,} bytes): {error}; fetch it again"
+            ) from error
+    tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
     return _WeightsFile(path, header, tensors, size)
-
-
-def _checked(tensor: dict[str, Any]) -> dict[str, Any]:
-    """Return a tensor's entry of a header; anything but a type, a shape and a range of bytes is an error."""
-    begin, end = tensor["data_offsets"]
-    if not isinstance(tensor["dtype"], str) or not all(
-        type(number) is int and number >= 0 for number in (begin, end, *tensor["shape"])
-    ):
-        raise ValueError("no tensor")
-    if begin > end:
-        raise ValueError("a tensor ends before it begins")
-    return tensor
 
 
 def _revision(folder: Path, files: list[_WeightsFile], code: list[Path]) -> str:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
-import pkgutil
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fullft_assets.base_model.trusted_code import ModelFolder, with_rights
+from fullft_assets.base_model.header import ModelFolder, with_rights
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings.use_case import locate
 
@@ -94,11 +93,7 @@ def _resolve_in_package(reference: str) -> Path:
     name, inside = match.groups()
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        near = difflib.get_close_matches(
-            name, [m.name for m in pkgutil.iter_modules() if m.ispkg], n=1, cutoff=0.8
-        )
-        hint = f"did you mean `{near[0]}`?" if near else f"pip install {name.replace('_', '-')}"
-        raise SettingsError(f"package not found: {name}; {hint}")
+        raise SettingsError(f"package not found: {name}; pip install {name.replace('_', '-')}")
     root = Path(next(iter(spec.submodule_search_locations)))
     if not (root / inside).is_dir():
         raise SettingsError(

@@ -1,8 +1,6 @@
 """What `fullft check` says of a use case within seconds, before a model is loaded: whether the YAML fits the
-data, which defaults were chosen, and roughly what memory a training takes.
+data, and which defaults were chosen.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 
@@ -10,13 +8,12 @@ from pydantic import BaseModel
 
 from fullft_assets.base_model import BaseModelHeader, find_base_model, read_header
 from fullft_assets.checking.corpus import COUNTED_BYTES, Corpus, look_at_documents, look_at_production
-from fullft_assets.checking.fields import field_problems, log_problems
-from fullft_assets.checking.findings import findings, labels_of
+from fullft_assets.checking.sample import field_problems, findings, labels_of, log_problems
 from fullft_assets.checking.yaml_source import Key, read_source
-from fullft_assets.documents import own_splits
+from fullft_assets.documents import names
 from fullft_assets.documents.delivery import kept_out, left_in_place, skipped
 from fullft_assets.escaping import quoted
-from fullft_assets.examples.label_names import may_be_named
+from fullft_assets.examples.labels import may_be_named
 from fullft_assets.planning import state_bytes
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -42,7 +39,6 @@ def check_use_case(use_case: UseCase) -> str:
             f"tokens {_chosen(settings, 'chunks', 'max_tokens')},"
             f" stride {_chosen(settings, 'chunks', 'stride')}"
         ),
-        "memory": _memory_line(settings, model),
         "precision": _chosen(settings, "training", "precision"),
         "batch": (
             f"rows a step {_chosen(settings, 'training', 'batch_size')}, "
@@ -53,17 +49,19 @@ def check_use_case(use_case: UseCase) -> str:
             f"rate {_chosen(settings, 'training', 'learning_rate')}, "
             f"{_chosen(settings, 'training', 'scheduler')}, epochs {_epochs(settings, corpus)}"
         ),
-        "decides": (
-            f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}; needs"
-            f" {settings.release.min_effective_groups:g} test groups (release.min_effective_groups)"
+        "decides": (f"metric {_metric(settings)}, seed {_chosen(settings, 'seed')}"),
+        "memory": _memory_line(settings, model),
+        "verdict": (
+            f"unknown before ingestion; needs {settings.release.min_effective_groups:g} test groups"
+            " (release.min_effective_groups)"
         ),
     }
     if settings.monitoring.path is not None and not task_of(settings.examples).detects_drift:
         watched = ", ".join(name for name, task in TASKS.all().items() if task.detects_drift)
         rows["monitoring"] = f"predictions only: drift is watched for the task {watched} alone"
-    if splits := own_splits.found_in(file.path for file in corpus.files):
+    if splits := names.splits_of(file.path for file in corpus.files):
         files_of_rows = (row.place.rpartition(":")[0] for row in corpus.sample)
-        rows["own splits"] = own_splits.mixed(splits, files_of_rows, settings.examples.group, "rows read")
+        rows["own splits"] = names.mixed_splits(splits, files_of_rows, settings.examples.group, "rows read")
     if corpus.kept_out:
         (rows["kept out"],) = kept_out(corpus.kept_out, named=True)
     if corpus.others:
@@ -111,28 +109,6 @@ def _no_row(corpus: Corpus) -> Iterator[tuple[Key, str]]:
         )
 
 
-def memory_bytes(
-    settings: UseCaseSettings, model: BaseModelHeader, bytes_per_value: int
-) -> tuple[float, float | None]:
-    """Return rough bytes of (weights, gradients and optimizer state; activations of one forward pass) in each
-    training process.
-
-    Activations after Korthikanti et al. 2022 (arXiv 2205.05198), equation 2: a layer keeps
-    s*b*h*(34 + 5*a*s/h) bytes at 2 bytes a value; with checkpointing only its input, and one layer in full.
-    """
-    state = state_bytes(settings.training.optimizer, settings.training.weights) * model.num_parameters
-    if settings.training.sharding != "none":
-        state /= settings.launcher.processes
-    if not (model.hidden_size and model.num_layers and model.num_heads):
-        return state, None
-    tokens = settings.chunks.max_tokens
-    values = tokens * settings.training.micro_batch_size * model.hidden_size
-    layer = values * (34 + 5 * model.num_heads * tokens / model.hidden_size) * bytes_per_value / 2
-    if settings.training.gradient_checkpointing:
-        return state, layer + model.num_layers * values * bytes_per_value
-    return state, layer * model.num_layers
-
-
 def _split(settings: UseCaseSettings, num_rows: int) -> tuple[int, int, int]:
     snapshot = settings.snapshot
     test = round(num_rows * snapshot.test_share)
@@ -153,11 +129,20 @@ def _model_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
     )
 
 
+def _memory_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
+    width = state_bytes(settings.training.optimizer, settings.training.weights)
+    return (
+        f"{_size(width * model.num_parameters)} for weights, gradients, moments ({width} bytes a parameter),"
+        " and activations, which `fullft plan` counts"
+    )
+
+
 def _documents_line(settings: UseCaseSettings, corpus: Corpus) -> str:
     if corpus.num_rows is None:
         return f"{settings.documents.path}: unknown number of rows; a bucket is read by the first run"
     about = "" if corpus.is_exact else "about "
-    files = f"{len(corpus.files):,} file{'s' if len(corpus.files) != 1 else ''}, {_size(corpus.num_bytes)}"
+    num_bytes = sum(file.bytes for file in corpus.files)
+    files = f"{len(corpus.files):,} file{'s' if len(corpus.files) != 1 else ''}, {_size(num_bytes)}"
     sample_note = (
         ""
         if corpus.num_files_drawn is None
@@ -211,27 +196,7 @@ def _epochs(settings: UseCaseSettings, corpus: Corpus) -> str:
     return f"{epochs:g} (default for {num_rows:,} rows)"
 
 
-def _memory_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
-    training = settings.training
-    is_half = training.precision in ("bf16", "fp16") or training.weights != "fp32"
-    width = 2 if is_half else 4  # `auto` is at most 4, as on a CPU without 16-bit units
-    state, activations = memory_bytes(settings, model, width)
-    name = "AdamW" if training.optimizer == "adamw" else training.optimizer
-    a_parameter = f"{state_bytes(training.optimizer, training.weights)} bytes a parameter"
-    processes = settings.launcher.processes
-    each = f", in each of {processes} processes" if processes > 1 else ""
-    if training.sharding != "none":
-        where = ", in the host's memory" if training.sharding == "fsdp2_offload" else ""
-        a_parameter += f", of which each process holds a part in {processes}{where}"
-    parts = f"{_size(state)} weights, gradients and {name} state ({a_parameter})"
-    if activations is None:
-        return f"rough: {parts} + unknown activations{each}"
-    batch = f"{training.micro_batch_size} x {settings.chunks.max_tokens} tokens, {width} bytes a value"
-    return f"rough: {_size(state + activations)} = {parts} + {_size(activations)} activations ({batch}){each}"
-
-
 def _chosen(settings: UseCaseSettings, *key: str) -> str:
-    """Return a setting's value, marked where the YAML does not give it."""
     section: BaseModel = settings
     for name in key[:-1]:
         section = getattr(section, name)
@@ -248,14 +213,13 @@ def _metric(settings: UseCaseSettings) -> str:
 
 
 def _count(number: float) -> str:
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.1f}{suffix}"
-    return f"{number:.0f}"
+    return _scaled(number, 1000, ("", "k", "M", "B", "T"))
 
 
 def _size(number: float) -> str:
-    for size, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if number >= size:
-            return f"{number / size:.1f} {suffix}"
-    return f"{number:.0f} bytes"
+    return _scaled(number, 1024, (" bytes", " KiB", " MiB", " GiB", " TiB"))
+
+
+def _scaled(number: float, base: int, units: tuple[str, ...]) -> str:
+    power = next((power for power in range(4, 0, -1) if number >= base**power), 0)
+    return f"{number / base**power:.{1 if power else 0}f}{units[power]}"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import heapq
 import random
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,9 +35,8 @@ SAMPLE_BYTES = 20 * 2**20
 _LEAST_ROWS_A_FILE = 20
 #: Production files whose rows are looked at.
 _NEWEST_FILES = 100
-#: Files of formats that are slow to read are opened for so many seconds, and only up to so many bytes each.
-SLOW_SECONDS = 1.0
-_MOST_SLOW_BYTES = 2**18
+#: So many files of formats that are slow to read are opened, and only up to so many bytes each.
+_MOST_SLOW_FILES, _MOST_SLOW_BYTES = 20, 2**18
 
 
 @dataclass(frozen=True)
@@ -83,11 +81,6 @@ class Corpus:
     #: Why other entries of the folder are excluded, by path.
     skipped: dict[str, str] = field(default_factory=dict)
     sample: list[Sampled] = field(default_factory=list)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all files together."""
-        return sum(file.bytes for file in self.files)
 
 
 def look_at_documents(use_case: UseCase) -> Corpus:
@@ -138,7 +131,6 @@ def look_at_production(use_case: UseCase) -> list[Sampled]:
 def _look_at(
     source: Source, files: list[SourceFile], settings: UseCaseSettings, log: LogSettings | None = None
 ) -> tuple[_Look, list[Sampled]]:
-    """Count the rows of these files, and draw a sample of them."""
     rows_a_file = max(_LEAST_ROWS_A_FILE, SAMPLE_ROWS // max(1, len(files)))
     with FileReader(
         source, settings.documents, settings.examples, all_fields=True, look_rows=rows_a_file, log=log
@@ -161,7 +153,6 @@ class _Drawn:
     reading: Reading = field(compare=False)
 
     def sampled(self) -> Sampled:
-        """Return the row that ingestion makes of it."""
         fetched: list[str | OSError] = []
 
         def fetch(references: list[str]) -> list[str | OSError]:
@@ -217,7 +208,6 @@ class _Look:
 
     @property
     def note(self) -> str | None:
-        """The first file that cannot be read, of those that were opened, and how many others."""
         if self._num_unreadable < 2:
             return f"{self._unreadable}; it will be skipped" if self._unreadable else None
         return (
@@ -226,11 +216,9 @@ class _Look:
         )
 
     def sample(self) -> list[Sampled]:
-        """Return the rows that were drawn, in the order of their places; the reader must still be open."""
         return [drawn.sampled() for drawn in sorted(self._drawn, key=lambda drawn: _in_order(drawn.place))]
 
     def add(self, source: Source, file: SourceFile) -> None:
-        """Count one file. One that cannot be read is noted: ingestion leaves it out too."""
         with self._noting(source, file), source.local(file.path) as path:
             self._add(path, file)
 
@@ -247,19 +235,16 @@ class _Look:
             min(round(SAMPLE_ROWS * share), SAMPLE_ROWS - _LEAST_ROWS_A_FILE),
             _LEAST_ROWS_A_FILE,
         )
-        slow_seconds: float | None = None
+        num_slow = 0
         for file, is_slow in random.Random(0).sample(self._others, len(self._others)):
             if len(self._drawn) >= room or self._opened_bytes >= SAMPLE_BYTES:
                 break
-            if is_slow and (file.bytes > _MOST_SLOW_BYTES or (slow_seconds or 0) > SLOW_SECONDS):
+            if is_slow and (file.bytes > _MOST_SLOW_BYTES or num_slow == _MOST_SLOW_FILES):
                 continue
+            num_slow += is_slow
             self._opened_bytes += file.bytes
-            began = time.monotonic()
             with self._noting(source, file), source.local(file.path) as path:
                 self._read(Delivered(path, file.path))
-            if is_slow:
-                # The first one waits for the start of the process that reads them.
-                slow_seconds = 0.0 if slow_seconds is None else slow_seconds + time.monotonic() - began
         others = heapq.nlargest(room, self._drawn)
         self._drawn = [*others, *heapq.nlargest(SAMPLE_ROWS - len(others), counted)]
 
@@ -313,8 +298,6 @@ class _Look:
             try:
                 for number, record in records:
                     num_rows += 1
-                    if file.head is None:  # a packed file may be a thousand times as long
-                        self._opened_bytes += _num_characters(record)
                     number_drawn, place = draw.random(), f"{file.name}:{number}"
                     if len(drawn) < SAMPLE_ROWS or number_drawn > drawn[0].draw:
                         heapq.heappush(drawn, _Drawn(number_drawn, place, record, meaning, reading))
@@ -336,14 +319,5 @@ class _Look:
 
 
 def _in_order(place: str) -> tuple[str, int]:
-    """Return what sorts places as they are in the files: row 2 before row 10."""
     file, _, row = place.rpartition(":")
     return file, int(row)
-
-
-def _num_characters(record: Record) -> int:
-    return (
-        sum(len(value) for value in record.values() if isinstance(value, str))
-        if isinstance(record, dict)
-        else 0
-    )

@@ -1,7 +1,5 @@
 """Where use cases are: the project's root, its Dagster module, the `defs.yaml` of each use case by name."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import sys
@@ -12,8 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from fullft_assets.checking.explanations import did_you_mean
-from fullft_assets.checking.yaml_source import read_source, read_sources
+from fullft_assets.checking.yaml_source import did_you_mean, read_source, read_sources
 from fullft_assets.errors import SettingsError
 
 #: The use cases that this repository brings.
@@ -191,14 +188,13 @@ def _documents_in(yaml_path: Path) -> list[tuple[str, str]]:
         values = [source.value for source in read_sources(yaml_path)] if types else []
     except SettingsError:
         return [(types[0], folder)]  # loading it reports what is wrong; until then its folder names it
-    return [_type_and_name(value, folder) for value in values]
-
-
-def _type_and_name(value: object, folder: str) -> tuple[str, str]:
-    document = value if isinstance(value, dict) else {}
-    attributes = document.get("attributes")
-    name = attributes.get("name") if isinstance(attributes, dict) else None
-    return str(document.get("type", "")), name if isinstance(name, str) else folder
+    types_and_names = []
+    for value in values:
+        document = value if isinstance(value, dict) else {}
+        attributes = document.get("attributes")
+        name = attributes.get("name") if isinstance(attributes, dict) else None
+        types_and_names.append((str(document.get("type", "")), name if isinstance(name, str) else folder))
+    return types_and_names
 
 
 def name_at(place: Place) -> str:

@@ -21,7 +21,7 @@ def trained_from(start: Manifest | None, settings: UseCaseSettings) -> str:
     if start is not None:
         return start.ref
     return (
-        "the base model: there was no champion"
+        "the base model: there was no fine-tuned champion"
         if settings.training.retrain_from == "champion"
         else "the base model"
     )

@@ -6,7 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from fullft_assets.settings import MODELS
 from fullft_assets.store.metadata import Metadata, Private
+
+#: What an evaluation calls the fine-tuned model.
+FINETUNED = MODELS[0]
 
 
 class PastTraining(BaseModel):
@@ -38,9 +42,10 @@ class RecordedIncident(BaseModel):
 
 
 class CheckpointMetadata(Metadata):
-    """The metadata of a `finetuned_checkpoint`.
+    """The metadata of a `finetuned_checkpoint`, or of a `baseline_model`.
 
     Attributes:
+        system: what an evaluation calls it: finetuned, or the name of a baseline.
         model_of_step: the step after which the model had its weights.
         wise_ft_alpha: share of the fine-tuned weights.
         facts: `validation_loss` and the task's metrics on the validation rows, named `validation_...`; and
@@ -54,6 +59,7 @@ class CheckpointMetadata(Metadata):
     model_config = ConfigDict(ser_json_inf_nan="constants")
     rest = "facts"
 
+    system: str = FINETUNED
     base_model: str
     base_model_revision: str
     base_model_weights: str

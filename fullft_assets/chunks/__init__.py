@@ -2,13 +2,11 @@
 tokenizer treats the domain.
 """
 
-from fullft_assets.chunks.added_tokens import former_pieces, save_tokenizer
 from fullft_assets.chunks.audit import CHECKS as AUDIT_CHECKS
 from fullft_assets.chunks.audit import VERSION as AUDIT_VERSION
-from fullft_assets.chunks.audit import Audit
+from fullft_assets.chunks.audit import Audit, AuditMetadata, ChunksMetadata
 from fullft_assets.chunks.chat import ChatTemplate
-from fullft_assets.chunks.metadata import AuditMetadata, ChunksMetadata
-from fullft_assets.chunks.tokenization import Tokenization, tokenizer_digest
+from fullft_assets.chunks.tokenization import Tokenization, former_pieces, save_tokenizer, tokenizer_digest
 from fullft_assets.chunks.tokenizing import (
     CHUNKS,
     COUNTS,

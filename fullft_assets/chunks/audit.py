@@ -7,21 +7,113 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel
 
-from fullft_assets.chunks.added_tokens import add, pieces
-from fullft_assets.chunks.general_words import per_million
-from fullft_assets.chunks.metadata import AuditMetadata
+from fullft_assets.chunks.tokenization import add_terms, pieces
+from fullft_assets.examples.texts import UNKNOWN, language_of
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
+from fullft_assets.store.metadata import Metadata
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from tokenizers import Tokenizer
 
     from fullft_assets.chunks.tokenization import Tokenization
+
+
+class ChunkCounts(BaseModel):
+    """What is counted of a batch's rows."""
+
+    num_rows: int
+    num_tokens: int
+    num_windows: int
+    num_unknown_tokens: int
+    num_byte_tokens: int
+    num_rows_of_several_windows: int
+    num_rows_cut: int
+    num_tokens_cut_off: int
+    num_trained_tokens: int
+    num_rows_without_trained_tokens: int
+    num_rows_with_control_tokens: int
+    num_spans_without_tokens: int
+    longest_text_tokens: int
+
+
+class ChunksMetadata(ChunkCounts, Metadata):
+    """Metadata of `tokenized_chunks`."""
+
+    batch: str
+    num_sampled_texts: int
+    num_sampled_words: int
+    num_sampled_tokens: int
+    num_erased: int | None = None
+
+
+class AuditMetadata(Metadata):
+    """Metadata of `tokenizer_audit`."""
+
+    #: Tokens a word.
+    fertility: float
+    unknown_share: float
+    byte_fallback_share: float
+    mean_term_pieces: float
+    num_terms: int
+    num_proposed_tokens: int
+    #: Share of all tokens that the proposed ones would save.
+    proposal_saves_share: float
+    #: What mined terms are rarer in. Mined words are the documents' own: they stay in the artifact's files.
+    general_words: str | None = None
+    #: The listed terms that cost most. None: terms were mined.
+    worst_terms: list[dict[str, Any]] | None = None
+
+
+def general_words_key(languages: Sequence[str]) -> dict[str, Any]:
+    """Return what the comparison with general language depends on, beside the words."""
+    return {"languages": list(languages), "pyspellchecker": version("pyspellchecker")}
+
+
+def _per_million(
+    words: Sequence[str], commonest: Sequence[str], languages: Sequence[str] = ()
+) -> tuple[str, list[float] | None]:
+    """Return what the words are compared with, in words, and how often each occurs in a million words of
+    general language.
+
+    Args:
+        words: in lower case. One that no list knows has 0.
+        commonest: the corpus's commonest words, which identify its language.
+        languages: that the texts may be in (ISO 639-1). Default: the identified one.
+
+    Returns:
+        The name, and the frequencies; of several languages the highest. None: there is no list, only the
+        vocabulary is compared with.
+    """
+    from spellchecker import SpellChecker
+
+    identified = ""
+    if not languages:
+        language = language_of(" ".join(commonest))
+        if language == UNKNOWN:
+            return "the vocabulary alone: the language was not identified", None
+        languages = [language]
+        identified = " (identified)"
+    listed = [language for language in languages if language in SpellChecker.languages()]
+    missing = ", ".join(language for language in languages if language not in listed)
+    if not listed:
+        return f"the vocabulary alone: no list for {missing}{identified}", None
+    name = f"the general words of {', '.join(listed)}{identified}"
+    frequencies = [0.0] * len(words)
+    for language in listed:
+        # Up to 100 MB, of one language at a time.
+        usage = SpellChecker(language=language).word_usage_frequency
+        frequencies = [max(most, 1e6 * usage(word)) for most, word in zip(frequencies, words, strict=True)]
+    return f"{name}; no list for {missing}" if missing else name, frequencies
+
 
 #: Of `tokenizer_audit`; chunks have one of their own.
 VERSION = "5"
@@ -79,7 +171,6 @@ class WordCounts:
         """Return the commonest words: `word`, `num_documents`, `num_occurrences`, by falling number of
         documents.
         """
-        import pyarrow as pa
 
         # Sets iterate in another order in each process: ties are broken by the word, or equal data had
         # unequal digests.
@@ -110,7 +201,6 @@ def draw_sample(text_hashes: pa.Array | pa.ChunkedArray, most: int = SAMPLED_TEX
     """Return which rows are sampled, bool [rows]: the rows with the smallest hashes, in any order of the
     rows.
     """
-    import pyarrow.compute as pc
 
     chosen = np.zeros(len(text_hashes), bool)
     order = pc.call_function("sort_indices", [text_hashes], pc.SortOptions(sort_keys=[("", "ascending")]))
@@ -148,19 +238,12 @@ def judge(
             that the words are in.
 
     Returns:
-        The terms (those of `chunks.terms`, else mined ones, see docs/decisions/0005), those that cost most
+        The terms (mined ones, see docs/decisions/0005), those that cost most
         first; fertility (tokens a word), shares of unknown and byte tokens; the checks on the thresholds; and
         a proposal.
     """
-    settings = tokenization.settings
     totals, word_counts = _add_up(counts, words)
-    mined, against = not settings.terms, None
-    if mined:
-        terms, against = _mine(word_counts, totals, tokenization.tokenizer, languages)
-    else:
-        terms = _listed(
-            word_counts, list(dict.fromkeys(map(str.strip, settings.terms))), tokenization.tokenizer
-        )
+    terms, against = _mine(word_counts, totals, tokenization.tokenizer, languages)
     _estimate_savings(terms, tokenization, totals["num_word_tokens"])
     terms.sort(
         key=lambda term: (
@@ -187,22 +270,15 @@ def judge(
         num_proposed_tokens=len(proposal),
         proposal_saves_share=saved,
         general_words=against,
-        worst_terms=None if mined else terms[:10],
     )
     # Mined words are the documents' own: they stay in the artifact's files, out of metadata and descriptions.
-    if mined:
-        worst = f"; mined against {against}; terms.json has the terms"
-    else:
-        worst = "; worst: " + ", ".join(f"{term['term']} ({term['pieces']})" for term in terms[:3])
-    return Audit(terms, metadata, _checks(metadata, worst), proposal)
+    basis = f"; mined against {against}; terms.json has the terms"
+    return Audit(terms, metadata, _checks(metadata, basis), proposal)
 
 
 def _add_up(
     counts: Iterable[Mapping[str, Any]], words: Iterable[pa.Table]
 ) -> tuple[Counter[str], dict[str, tuple[float, float]]]:
-    """Return sums over the batches, and (documents, occurrences) of each word, estimated from each batch's
-    sample.
-    """
     totals: Counter[str] = Counter()
     documents: Counter[str] = Counter()
     occurrences: Counter[str] = Counter()
@@ -217,17 +293,6 @@ def _add_up(
             documents[word] += scale * in_documents
             occurrences[word] += scale * times
     return totals, {word: (documents[word], occurrences[word]) for word in documents}
-
-
-def _listed(
-    word_counts: Mapping[str, tuple[float, float]], terms: Sequence[str], tokenizer: Tokenizer
-) -> list[dict[str, Any]]:
-    fold = folds_case(tokenizer)
-    counts = [word_counts.get(term.lower() if fold else term, (0.0, 0.0)) for term in terms]
-    return [
-        _row(term, count, ids, tokenizer)
-        for term, count, ids in zip(terms, counts, pieces(tokenizer, terms), strict=True)
-    ]
 
 
 def _mine(
@@ -262,7 +327,7 @@ def _mine(
     for word, (_, occurrences) in word_counts.items():
         here[word.lower()] = here.get(word.lower(), 0.0) + occurrences
     commonest = sorted(here, key=lambda word: (-here[word], word))[:COMMONEST_WORDS]
-    against, frequencies = per_million([word.lower() for word in split_words], commonest, languages)
+    against, frequencies = _per_million([word.lower() for word in split_words], commonest, languages)
     keyness: dict[str, dict[str, float]] = {word: {} for word in split_words}
     if frequencies is not None:
         smooth = SMOOTHING_PER_MILLION
@@ -290,7 +355,6 @@ def _row(term: str, count: tuple[float, float], ids: list[int], tokenizer: Token
 
 
 def _estimate_savings(terms: list[dict[str, Any]], tokenization: Tokenization, num_tokens: float) -> None:
-    """Add how many tokens each term would save as a token of its own, measured inside a sentence."""
     from tokenizers import Tokenizer
 
     if not terms:
@@ -299,7 +363,7 @@ def _estimate_savings(terms: list[dict[str, Any]], tokenization: Tokenization, n
     # too much.
     sentences = [f"of {term['term']} and" for term in terms]
     extended = Tokenizer.from_str(tokenization.tokenizer.to_str())
-    add(extended, [term["term"] for term in terms])
+    add_terms(extended, [term["term"] for term in terms])
     before, after = (
         t.encode_batch_fast(sentences, add_special_tokens=False) for t in (tokenization.tokenizer, extended)
     )

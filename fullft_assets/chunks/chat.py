@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -31,9 +31,6 @@ CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 TODAY = datetime(2024, 7, 26)
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-#: Bounds of what a template multiplies: longer texts, and larger numbers, would take all memory or time.
-_MAX_LENGTH = 10**7
-_MAX_POWER = 64
 #: Placeholder of an answer, to see what the template puts around one.
 _PLACEHOLDER = "0the0answer0stands0here0"
 
@@ -215,25 +212,7 @@ def _compile(source: str) -> Any:
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
 
-    class Sandbox(ImmutableSandboxedEnvironment):
-        """jinja2's sandbox, in which no product takes all memory or time."""
-
-        intercepted_binops = frozenset({"*", "**"})
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            for value, times in ((left, right), (right, left)):
-                if (
-                    operator == "*"
-                    and isinstance(value, Sized)
-                    and isinstance(times, int)
-                    and len(value) * times > _MAX_LENGTH
-                ):
-                    raise OverflowError
-            if operator == "**" and isinstance(right, int) and right > _MAX_POWER:
-                raise OverflowError
-            return super().call_binop(context, operator, left, right)
-
-    environment = Sandbox(
+    environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = to_json
@@ -258,19 +237,10 @@ def read_template(model_folder: ModelFolder) -> str | None:
     file = model_folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    settings = model_folder / "tokenizer_config.json"
-    templates = _read_json(settings).get("chat_template")
-    try:
-        template = (
-            {entry["name"]: entry["template"] for entry in templates}.get("default")
-            if isinstance(templates, list)
-            else templates
-        )
-    except (KeyError, TypeError) as error:
-        raise SettingsError(f"{settings}: `chat_template` is no list of names and templates") from error
-    if not isinstance(template, str | None):
-        raise SettingsError(f"{settings}: `chat_template` is no text")
-    return template
+    templates = _read_json(model_folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(templates, list):
+        return next((entry["template"] for entry in templates if entry["name"] == "default"), None)
+    return templates
 
 
 def read_special_tokens(model_folder: ModelFolder) -> dict[str, str]:

@@ -5,8 +5,6 @@ everything that shapes the three stages, so an edit of the YAML, another tokeniz
 code makes every batch due again; what did not change is found in the store.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from fullft_assets import chunks, documents, examples
@@ -76,16 +74,16 @@ def needing_tokens(
     expected = chunks.Expected.of(use_case)
     batches = []
     for batch, valid in sorted(labeled.items()):
-        current = (valid.version, valid.settings) == made_by and _is_read(use_case, raw.get(batch), valid)
-        if current and not valid.red_gates and not expected.matches(tokenized.get(batch), valid):
+        is_current = (valid.version, valid.settings) == made_by and batch in raw
+        is_current = is_current and _is_read(use_case, raw[batch], valid)
+        if is_current and not valid.red_gates and not expected.matches(tokenized.get(batch), valid):
             batches.append(batch)
     return batches
 
 
-def _is_read(use_case: UseCase, raw: Manifest | None, valid: Manifest) -> bool:
-    if raw is None or (raw.version, raw.settings) != (documents.VERSION, documents.key_settings(use_case)):
-        return False
+def _is_read(use_case: UseCase, raw: Manifest, valid: Manifest) -> bool:
     return (
-        valid.inputs.get("raw_documents") == raw.content_digest
+        (raw.version, raw.settings) == (documents.VERSION, documents.key_settings(use_case))
+        and valid.inputs.get("raw_documents") == raw.content_digest
         and pipeline_key(use_case).items() <= valid.inputs.items()
     )

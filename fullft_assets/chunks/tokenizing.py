@@ -1,38 +1,44 @@
-"""chunks: examples -> windows of token ids with their marks, tokenised once; and the audit of how the
-tokenizer treats the domain.
-"""
+"""The stages of chunks: tokenise the valid examples of a batch, and audit the tokenizer over all batches."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.chunks import general_words, masks, windows
+from fullft_assets.chunks import windows
 from fullft_assets.chunks.audit import VERSION as AUDIT_VERSION
-from fullft_assets.chunks.audit import WordCounts, draw_sample, folds_case, judge
+from fullft_assets.chunks.audit import (
+    ChunkCounts,
+    ChunksMetadata,
+    WordCounts,
+    draw_sample,
+    folds_case,
+    general_words_key,
+    judge,
+)
 from fullft_assets.chunks.chat import Rendered
-from fullft_assets.chunks.metadata import ChunkCounts, ChunksMetadata
 from fullft_assets.chunks.tokenization import Tokenization, tokenizer_digest
 from fullft_assets.chunks.windows import Cuts, Encoded
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
-from fullft_assets.examples.metadata import ExamplesMetadata
+from fullft_assets.examples.validation import ExamplesMetadata
 from fullft_assets.settings import ChunksSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import TASKS, Task, task_of
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from fullft_assets.settings.use_case import UseCase
 
 
@@ -61,7 +67,6 @@ def schema() -> pa.Schema:
     (tokens repeated from the window before are trained there); token_classification: 0 = outside, k + 1 =
     first token of the row's span k, -(k + 1) = later token of it; else null.
     """
-    import pyarrow as pa
 
     lists = pa.list_(pa.list_(pa.int32()))
     return pa.schema([("id", pa.string()), ("num_tokens", pa.int32()), ("windows", lists), ("marks", lists)])
@@ -156,8 +161,6 @@ class Expected:
 
 
 def _write(path: Any, draft: Draft, tokenization: Tokenization, task: str) -> Totals:
-    """Tokenise the examples of a file, some rows at a time, into the draft."""
-    import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
     sampled = draw_sample(pq.read_table(path, columns=["text_hash"])["text_hash"])
@@ -248,7 +251,6 @@ def chunk(
         tokenization: the tokenizer and window settings, loaded for this task.
         task: what the model learns.
     """
-    import pyarrow as pa
 
     texts = examples["text"].to_pylist()
     marks = None
@@ -257,23 +259,28 @@ def chunk(
     if TASKS.get(task).has_messages:
         rendered, refused = _render(examples, tokenization)
         encoded, cuts = tokenization.read([conversation.text for conversation in rendered], spans=True)
-        trained = masks.train_spans(encoded, [conversation.trained for conversation in rendered])
-        num_trained = masks.count_trained(trained, encoded, cuts)
+        trained = windows.train_spans(encoded, [conversation.trained for conversation in rendered])
+        num_trained = windows.count_trained(trained, encoded, cuts)
         counts["num_trained_tokens"] = int(num_trained.sum())
         untrained = np.flatnonzero(num_trained == 0)
         counts["num_rows_without_trained_tokens"] = len(untrained)
-        unfit = [_place(examples, row) + refused.get(row, "") for row in untrained[:_SHOWN].tolist()]
-        marks = windows.to_arrow(*masks.train_once(trained, cuts), cuts)
+        unfit = [
+            f"{alias(examples['source'][row].as_py())}:{examples['row'][row].as_py()}{refused.get(row, '')}"
+            for row in untrained[:_SHOWN].tolist()
+        ]
+        marks = windows.to_arrow(*windows.train_once(trained, cuts), cuts)
     elif TASKS.get(task).target == "spans":
         encoded, cuts = tokenization.read(texts, spans=True)
-        located = masks.locate_spans(encoded, texts, _spans(examples))
-        counts["num_spans_without_tokens"] = located.num_without_tokens
+        spans = [
+            [(span["start"], span["end"]) for span in row or []] for row in examples["spans"].to_pylist()
+        ]
+        span_marks, counts["num_spans_without_tokens"] = windows.locate_spans(encoded, texts, spans)
         zeros = [0] * len(tokenization.prefix), [0] * len(tokenization.suffix)
-        marks = windows.to_arrow(*windows.gather(located.marks, cuts, *zeros), cuts)
+        marks = windows.to_arrow(*windows.gather(span_marks, cuts, *zeros), cuts)
     else:
         encoded, cuts = tokenization.read(texts)
     counts.update(_counts(encoded, cuts, tokenization))
-    counts["num_rows_with_control_tokens"] = _count_control_tokens(texts, tokenization)
+    counts["num_rows_with_control_tokens"] = sum(map(tokenization.holds_control_token, texts))
     cut = windows.to_arrow(*windows.gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
     columns = [
         pa.array(examples["id"].to_pylist(), pa.string()),
@@ -306,9 +313,6 @@ def _counts(encoded: Encoded, cuts: Cuts, tokenization: Tokenization) -> dict[st
 def _render(
     examples: pa.Table | pa.RecordBatch, tokenization: Tokenization
 ) -> tuple[list[Rendered], dict[int, str]]:
-    """Render every conversation; a conversation that the template refuses becomes empty, with the reason by
-    row.
-    """
     assert tokenization.chat is not None
     rendered, refused = [], {}
     for row, messages in enumerate(examples["messages"].to_pylist()):
@@ -318,18 +322,6 @@ def _render(
             rendered.append(Rendered("", []))
             refused[row] = f" ({error})"
     return rendered, refused
-
-
-def _count_control_tokens(texts: Sequence[str], tokenization: Tokenization) -> int:
-    return sum(map(tokenization.holds_control_token, texts))
-
-
-def _spans(examples: pa.Table | pa.RecordBatch) -> list[list[tuple[int, int]]]:
-    return [[(span["start"], span["end"]) for span in row or []] for row in examples["spans"].to_pylist()]
-
-
-def _place(examples: pa.Table | pa.RecordBatch, row: int) -> str:
-    return f"{alias(examples['source'][row].as_py())}:{examples['row'][row].as_py()}"
 
 
 def check_specs(task: Task) -> tuple[CheckSpec, ...]:
@@ -348,41 +340,51 @@ def checks(totals: Totals, task: str, max_untrained_share: float) -> list[CheckO
         max_untrained_share: share of conversations without a trained token above which the batch is held
             back.
     """
-    counts = totals.metadata
+    kind, counts = TASKS.get(task), totals.metadata
     cut = counts["num_rows_cut"]
-    whole = CheckOutcome(
-        name=WHOLE.name,
-        passed=not cut,
-        severity="warn",
-        description=(
+    outcomes = [
+        _warning(
+            WHOLE,
+            {"num_rows_cut": cut, "num_tokens_cut_off": counts["num_tokens_cut_off"]},
             f"{cut:,} texts end at chunks.max_windows; {counts['num_tokens_cut_off']:,} tokens are not read; "
-            "raise chunks.max_windows or chunks.max_tokens"
-            if cut
-            else ""
-        ),
-        metadata={"num_rows_cut": cut, "num_tokens_cut_off": counts["num_tokens_cut_off"]},
-    )
-    controls = _holds_no_control_tokens(counts, task)
-    if TASKS.get(task).has_messages:
-        return [whole, _has_trained_tokens(totals, max_untrained_share), controls]
-    if TASKS.get(task).target == "spans":
-        lost = counts["num_spans_without_tokens"]
-        description = (
-            f"{lost:,} labelled spans have no token of their own (white space, or inside another span); they"
-            " are not learned"
+            "raise chunks.max_windows or chunks.max_tokens",
         )
-        return [
-            whole,
-            CheckOutcome(
-                name=SPANS_HAVE_TOKENS.name,
-                passed=not lost,
-                severity="warn",
-                description=description if lost else "",
-                metadata={"num_spans_without_tokens": lost},
-            ),
-            controls,
-        ]
-    return [whole, controls]
+    ]
+    if kind.has_messages:
+        outcomes.append(_has_trained_tokens(totals, max_untrained_share))
+    if kind.target == "spans":
+        lost = counts["num_spans_without_tokens"]
+        outcomes.append(
+            _warning(
+                SPANS_HAVE_TOKENS,
+                {"num_spans_without_tokens": lost},
+                f"{lost:,} labelled spans have no token of their own (white space, or inside another span);"
+                " they are not learned",
+            )
+        )
+    controls = counts["num_rows_with_control_tokens"]
+    read_as = "turns that nobody wrote" if kind.has_messages else "ends and marks that the text does not have"
+    outcomes.append(
+        _warning(
+            NO_CONTROL_TOKENS,
+            {"num_rows_with_control_tokens": controls},
+            f"{controls:,} rows contain special tokens of the model (such as its end of a turn) in their"
+            f" text; the model reads them as {read_as}; remove them in the source",
+        )
+    )
+    return outcomes
+
+
+def _warning(spec: CheckSpec, metadata: dict[str, int], description: str) -> CheckOutcome:
+    """Return a check that is red where one of the counts in its metadata is not 0."""
+    passed = not any(metadata.values())
+    return CheckOutcome(
+        name=spec.name,
+        passed=passed,
+        severity="warn",
+        description="" if passed else description,
+        metadata=metadata,
+    )
 
 
 def _has_trained_tokens(totals: Totals, max_untrained_share: float) -> CheckOutcome:
@@ -407,35 +409,12 @@ def _has_trained_tokens(totals: Totals, max_untrained_share: float) -> CheckOutc
     )
 
 
-def _holds_no_control_tokens(counts: Mapping[str, int], task: str) -> CheckOutcome:
-    count = counts["num_rows_with_control_tokens"]
-    reads_as = (
-        "turns that nobody wrote"
-        if TASKS.get(task).has_messages
-        else "ends and marks that the text does not have"
-    )
-    return CheckOutcome(
-        name=NO_CONTROL_TOKENS.name,
-        passed=not count,
-        severity="warn",
-        description=(
-            f"{count:,} rows contain special tokens of the model (such as its end of a turn) in their text;"
-            f" the model reads them as {reads_as}; remove them in the source"
-            if count
-            else ""
-        ),
-        metadata={"num_rows_with_control_tokens": count},
-    )
-
-
 def rows_without_trained_tokens(folder: Path) -> np.ndarray:
     """Return the positions of a batch's conversations of which no token is trained.
 
     Args:
         folder: of the batch's `tokenized_chunks`.
     """
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     rows, done = [np.zeros(0, np.int64)], 0
     with pq.ParquetFile(folder / CHUNKS) as file:
@@ -455,12 +434,11 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
     Raises:
         DataError: no batch was tokenised yet.
     """
-    import pyarrow.parquet as pq
 
     if not batches:
         raise DataError(f"{use_case.name}: no batch is tokenised yet; run {use_case.name}_ingest first")
     settings = use_case.settings
-    terms, languages = settings.chunks.terms, settings.examples.languages or []
+    languages = settings.examples.languages or []
 
     def write(draft: Draft) -> Outcome:
         words = (pq.read_table(store.folder(batch) / WORDS) for batch in batches.values())
@@ -477,7 +455,7 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
         "tokenizer_audit",
         write,
         version=AUDIT_VERSION,
-        settings={"terms": terms} if terms else general_words.key_of(languages),
+        settings=general_words_key(languages),
         inputs={
             "tokenizer": _digest(use_case),
             "chunks": sorted(batch.content_digest for batch in batches.values()),

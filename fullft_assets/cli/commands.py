@@ -8,20 +8,34 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from fullft_assets.artifacts import CHAMPION_MODEL, REPORT_PAGE
 from fullft_assets.checking.project import Place, find_defs, find_project_root, find_use_case
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 
+Command = Callable[[argparse.Namespace], int]
+#: Names and options of an argument, as `argparse` takes them.
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+#: Function, help text and arguments of each command, by its name.
+_COMMANDS: dict[str, tuple[Command, str, list[Argument]]] = {}
 #: Lines of an erasure list that are named where nothing was found.
 _SHOWN_LINES = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and do it; an error that the user can fix is printed without a traceback."""
-    parser = _parser()
+    parser = argparse.ArgumentParser(prog="fullft", description=__doc__)
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (function, help_text, its_arguments) in _COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        for names, options in its_arguments:
+            command.add_argument(*names, **options)
+        command.set_defaults(command=function)
     parsed, other_arguments = parser.parse_known_args(arguments)
     if other_arguments and parsed.command is not _ui:
         parser.error(f"unrecognized arguments: {' '.join(other_arguments)}")
@@ -46,166 +60,29 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fullft", description=__doc__)
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def _argument(*names: str, **options: Any) -> Argument:
+    return names, options
 
-    def add(
-        name: str, command: Callable[[argparse.Namespace], int], help_text: str, *, use_case: bool = True
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help_text, description=help_text)
-        if use_case:
-            sub.add_argument("use_case", help="name of the use case")
-        sub.add_argument(
-            "--defs",
-            type=Path,
-            help="folder with the use cases (default: those of the project around this folder)",
-        )
-        sub.set_defaults(command=command)
-        return sub
 
-    add("run", _run, "Ingest what is new, make the model, watch production, and sum up.")
-    checked = add("check", _check, "Validate a use case in seconds, without loading a model.", use_case=False)
-    checked.add_argument("use_case", nargs="?", help="name of the use case (default: all)")
-    planned = add(
-        "plan",
-        _plan,
-        "Say whether a training fits, how long it takes and what it costs, here and on machines to rent,"
-        " without a GPU.",
-    )
-    planned.add_argument(
-        "--ladder", action="store_true", help="show the memory at each rung of the memory ladder, too"
-    )
-    add(
-        "ingest",
-        _ingest,
-        "Ingest what is new, freeze the snapshot, and name its data report; no model is made.",
-    )
-    jobs = add("jobs", _jobs, "List what runs where, since when, and what it has cost so far.")
-    jobs.add_argument(
-        "--all", action="store_true", help="list the newest launch of each artifact, ended ones included"
-    )
-    report = add(
-        "report", _report, "Print where the evaluation report, or the data report, of the newest run is."
-    )
-    report.add_argument(
-        "which", nargs="?", choices=["evaluation", "data"], default="evaluation", help="default: evaluation"
-    )
-    report.add_argument("--open", action="store_true", help="open it in the browser, too")
-    report.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="write the page to this file; that of an evaluation says how the release ended",
-    )
-    report.add_argument(
-        "--link",
-        action="store_true",
-        help="print a signed link instead, which opens without an account: for a store on S3",
-    )
-    report.add_argument("--hours", type=_count, default=1, help="with --link: how long it opens (default: 1)")
-    prepared = add(
-        "prepare",
-        _prepare,
-        "Write a demo's sample delivery, and its model, unless they are there.",
-        use_case=False,
-    )
-    prepared.add_argument(
-        "use_case", nargs="?", help="name of the use case (default: every demo that needs no model written)"
-    )
-    add(
-        "ui",
-        _ui,
-        "Open Dagster's UI with the daemon, for this machine alone; takes the options of `dagster dev`.",
-        use_case=False,
-    )
-    toured = add(
-        "tour",
-        _tour,
-        "Show the whole loop on a small use case with the UI open, step by step, in ten minutes.",
-        use_case=False,
-    )
-    toured.add_argument(
-        "folder",
-        nargs="?",
-        type=Path,
-        default=Path("tour"),
-        help="new folder for all that it writes (default: tour)",
-    )
-    files = add(
-        "files", _files, "Print the names of delivered files, which logs and the UI only show as `file-...`."
-    )
-    files.add_argument("alias", nargs="*", help="such as file-1f0c6aa2.jsonl (default: all files)")
-    predict = add(
-        "predict",
-        _predict,
-        "Classify a text, or each text of a file, with the champion; a language model continues it, or"
-        " answers it (sft).",
-    )
-    predict.add_argument("text", nargs="?", help="the text")
-    predict.add_argument(
-        "--file",
-        type=Path,
-        help=(
-            "instead: JSON lines or CSV with the field documents.text, else a text a line; answered in JSON"
-            " lines"
-        ),
-    )
-    predict.add_argument("--out", type=Path, help="with --file: write to this file (default: print)")
-    predict.add_argument(
-        "--max-new-tokens",
-        type=_count,
-        default=100,
-        help="maximum number of tokens that a language model writes (default: 100)",
-    )
-    exported = add(
-        "export",
-        _export,
-        "Write production documents to a file, to be labelled: those far from the training data, or with"
-        " --random a random sample.",
-    )
-    exported.add_argument("out", type=Path, help="the file")
-    exported.add_argument(
-        "--format",
-        choices=["jsonl", "label_studio", "ground_truth", "csv"],
-        default="jsonl",
-        help=(
-            "jsonl, label_studio (tasks to import), ground_truth (an input manifest) or csv (default: jsonl)"
-        ),
-    )
-    exported.add_argument(
-        "--documents", type=_count, default=300, help="maximum number of documents (default: 300)"
-    )
-    exported.add_argument(
-        "--windows", type=_count, default=3, help="newest windows that they are taken from (default: 3)"
-    )
-    exported.add_argument(
-        "--random", action="store_true", help="a random sample of documents without a label, for live_quality"
-    )
-    back = add("rollback", _rollback, "Bring the previous champion back.")
-    back.add_argument("--reason", required=True, help="kept with the champion's history")
-    clean = add(
-        "clean",
-        _clean,
-        "List what the store keeps and nothing in use was made from, by the settings of `retention`; --yes"
-        " removes it.",
-    )
-    clean.add_argument("--yes", action="store_true", help="remove it")
-    erase = add(
-        "erase",
-        _erase,
-        "Erase documents everywhere in the store, and name the models that were trained on them.",
-    )
-    erase.add_argument("list", type=Path, help="text file with one document id (or group) a line")
-    erase.add_argument(
-        "--by",
-        choices=["id", "group"],
-        default="id",
-        help="what is listed: document ids, or groups (a patient, a client)",
-    )
-    erase.add_argument("--reason", default="", help="kept with the record of the erasure")
-    return parser
+def _flag(name: str, help_text: str) -> Argument:
+    return _argument(name, action="store_true", help=help_text)
+
+
+_USE_CASE = _argument("use_case", help="name of the use case")
+_DEFS = _argument(
+    "--defs", type=Path, help="folder with the use cases (default: those of the project around this folder)"
+)
+
+
+def _command(help_text: str, *arguments: Argument, of_use_case: bool = True) -> Callable[[Command], Command]:
+    """Return a decorator that registers the function `_NAME` as the command NAME."""
+
+    def register(function: Command) -> Command:
+        its_arguments = [*([_USE_CASE] if of_use_case else []), _DEFS, *arguments]
+        _COMMANDS[function.__name__.removeprefix("_")] = function, help_text, its_arguments
+        return function
+
+    return register
 
 
 def _count(text: str) -> int:
@@ -225,7 +102,6 @@ def _load(parsed: argparse.Namespace) -> UseCase:
 
 
 def _use_home(project_root: Path) -> None:
-    """Set $DAGSTER_HOME to `.home` of the project unless it is set."""
     if given_home := os.environ.get("DAGSTER_HOME"):
         # As Dagster reads it.
         folder = Path(given_home).expanduser()
@@ -244,47 +120,62 @@ def _use_home(project_root: Path) -> None:
     os.environ["DAGSTER_HOME"] = str(home)
 
 
+@_command("Ingest what is new, make the model, watch production, and sum up.")
 def _run(parsed: argparse.Namespace) -> int:
-    from fullft_assets.cli.run import run
+    from fullft_assets.cli.run import Driver, drive
+    from fullft_assets.cli.summary import summary
 
-    return run(_load(parsed))
+    return drive(_load(parsed), Driver.run, summary)
 
 
+@_command("Ingest what is new, freeze the snapshot, and name its data report; no model is made.")
 def _ingest(parsed: argparse.Namespace) -> int:
-    from fullft_assets.cli.run import ingest
+    from fullft_assets.cli.run import Driver, drive
+    from fullft_assets.cli.summary import data_summary
 
-    return ingest(_load(parsed))
+    return drive(_load(parsed), Driver.ingest, data_summary)
 
 
+@_command(
+    "List what runs where, since when, and what it has cost so far.",
+    _flag("--all", "list the newest launch of each artifact, ended ones included"),
+)
 def _jobs(parsed: argparse.Namespace) -> int:
-    from fullft_assets.cli.jobs import job_lines
+    from fullft_assets.cli.summary import job_lines
 
     use_case, store = _open(parsed)
     lines = list(job_lines(use_case, store, with_ended=parsed.all))
-    print(
-        "\n".join(
-            lines
-            or [f"{use_case.name}: nothing runs" + ("" if parsed.all else "; --all lists what has ended")]
-        )
-    )
+    nothing = f"{use_case.name}: nothing runs{'' if parsed.all else '; --all lists what has ended'}"
+    print("\n".join(lines or [nothing]))
     return 0
 
 
+@_command(
+    "Print where the evaluation report, or the data report, of the newest run is.",
+    _argument(
+        "which", nargs="?", choices=["evaluation", "data"], default="evaluation", help="default: evaluation"
+    ),
+    _flag("--open", "open it in the browser, too"),
+    _argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the page to this file; that of an evaluation says how the release ended",
+    ),
+    _flag("--link", "print a signed link instead, which opens without an account: for a store on S3"),
+    _argument("--hours", type=_count, default=1, help="with --link: how long it opens (default: 1)"),
+)
 def _report(parsed: argparse.Namespace) -> int:
-    from fullft_assets.cli import reports
+    from fullft_assets.cli.summary import copy_report, newest_report
 
     use_case, store = _open(parsed)
-    artifact = reports.newest(use_case, store, parsed.which)
+    artifact = newest_report(use_case, store, parsed.which)
     if parsed.link:
-        print(
-            store.signed_link(
-                f"{artifact.ref}/{reports.PAGE}", parsed.hours * 3600, "text/html; charset=utf-8"
-            )
-        )
+        print(store.signed_link(f"{artifact.ref}/{REPORT_PAGE}", parsed.hours * 3600))
         return 0
-    page = store.folder(artifact) / reports.PAGE
+    page = store.folder(artifact) / REPORT_PAGE
     if parsed.out is not None:
-        page = reports.copy(store, artifact, parsed.out)
+        page = copy_report(store, artifact, parsed.out)
     print(page)
     if parsed.open:
         import webbrowser
@@ -293,6 +184,11 @@ def _report(parsed: argparse.Namespace) -> int:
     return 0
 
 
+@_command(
+    "Validate a use case in seconds, without loading a model.",
+    _argument("use_case", nargs="?", help="name of the use case (default: all)"),
+    of_use_case=False,
+)
 def _check(parsed: argparse.Namespace) -> int:
     from fullft_assets.checking.check import check_use_case
     from fullft_assets.checking.project import find_use_cases, require_own_name
@@ -302,6 +198,12 @@ def _check(parsed: argparse.Namespace) -> int:
         prepare(place.path)
         use_case = load_use_case(*place, with_data=True)
         require_own_name(use_case.name, place, parsed.defs)
+        if "post_processing:" in place.path.read_text(encoding="utf-8"):
+            # Imports Dagster.
+            from fullft_assets.component import problem_of_post_processing
+
+            if (problem := problem_of_post_processing(place)) is not None:
+                raise SettingsError(problem)
         print(check_use_case(use_case))
 
     if parsed.use_case is not None:
@@ -318,6 +220,11 @@ def _check(parsed: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
+@_command(
+    "Say whether a training fits, how long it takes and what it costs, here and on machines to rent,"
+    " without a GPU.",
+    _flag("--ladder", "show the memory at each rung of the memory ladder, too"),
+)
 def _plan(parsed: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     use_case = _load(parsed)
@@ -328,6 +235,13 @@ def _plan(parsed: argparse.Namespace) -> int:
     return 0
 
 
+@_command(
+    "Write a demo's sample delivery, and its model, unless they are there.",
+    _argument(
+        "use_case", nargs="?", help="name of the use case (default: every demo that needs no model written)"
+    ),
+    of_use_case=False,
+)
 def _prepare(parsed: argparse.Namespace) -> int:
     from fullft_assets.checking.project import find_use_cases
     from fullft_assets.demos import brings_model, prepare
@@ -345,6 +259,10 @@ def _prepare(parsed: argparse.Namespace) -> int:
     return 0
 
 
+@_command(
+    "Open Dagster's UI with the daemon, for this machine alone; takes the options of `dagster dev`.",
+    of_use_case=False,
+)
 def _ui(parsed: argparse.Namespace) -> int:
     from fullft_assets.cli.webserver import develop
 
@@ -353,6 +271,17 @@ def _ui(parsed: argparse.Namespace) -> int:
     return 0
 
 
+@_command(
+    "Show the whole loop on a small use case with the UI open, step by step, in ten minutes.",
+    _argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("tour"),
+        help="new folder for all that it writes (default: tour)",
+    ),
+    of_use_case=False,
+)
 def _tour(parsed: argparse.Namespace) -> int:
     from fullft_assets.cli.tour import tour
 
@@ -360,7 +289,6 @@ def _tour(parsed: argparse.Namespace) -> int:
 
 
 def _open(parsed: argparse.Namespace) -> tuple[UseCase, Store]:
-    """Return the use case that a command names, and its store."""
     use_case = _load(parsed)
     return use_case, _store(use_case)
 
@@ -374,6 +302,10 @@ def _store(use_case: UseCase) -> Store:
         return open_store(use_case, instance)
 
 
+@_command(
+    "Print the names of delivered files, which logs and the UI only show as `file-...`.",
+    _argument("alias", nargs="*", help="such as file-1f0c6aa2.jsonl (default: all files)"),
+)
 def _files(parsed: argparse.Namespace) -> int:
     from fullft_assets import documents
 
@@ -392,6 +324,26 @@ def _files(parsed: argparse.Namespace) -> int:
     return 1 if unknown_aliases else 0
 
 
+@_command(
+    "Classify a text, or each text of a file, with the champion; a language model continues it, or"
+    " answers it (sft).",
+    _argument("text", nargs="?", help="the text"),
+    _argument(
+        "--file",
+        type=Path,
+        help=(
+            "instead: JSON lines or CSV with the field documents.text, else a text a line; answered in JSON"
+            " lines"
+        ),
+    ),
+    _argument("--out", type=Path, help="with --file: write to this file (default: print)"),
+    _argument(
+        "--max-new-tokens",
+        type=_count,
+        default=100,
+        help="maximum number of tokens that a language model writes (default: 100)",
+    ),
+)
 def _predict(parsed: argparse.Namespace) -> int:
     if (parsed.text is None) == (parsed.file is None) or (parsed.out is not None and parsed.file is None):
         raise FullftError("predict: give a text or --file; --out goes with --file")
@@ -407,6 +359,24 @@ def _predict(parsed: argparse.Namespace) -> int:
     return 0
 
 
+@_command(
+    "Write production documents to a file, to be labelled: those far from the training data, or with"
+    " --random a random sample.",
+    _argument("out", type=Path, help="the file"),
+    _argument(
+        "--format",
+        choices=["jsonl", "label_studio", "ground_truth", "csv"],
+        default="jsonl",
+        help=(
+            "jsonl, label_studio (tasks to import), ground_truth (an input manifest) or csv (default: jsonl)"
+        ),
+    ),
+    _argument("--documents", type=_count, default=300, help="maximum number of documents (default: 300)"),
+    _argument(
+        "--windows", type=_count, default=3, help="newest windows that they are taken from (default: 3)"
+    ),
+    _flag("--random", "a random sample of documents without a label, for live_quality"),
+)
 def _export(parsed: argparse.Namespace) -> int:
     from fullft_assets.cli.export import export
 
@@ -424,6 +394,10 @@ def _export(parsed: argparse.Namespace) -> int:
     return 0
 
 
+@_command(
+    "Bring the previous champion back.",
+    _argument("--reason", required=True, help="kept with the champion's history"),
+)
 def _rollback(parsed: argparse.Namespace) -> int:
     import getpass
 
@@ -434,12 +408,17 @@ def _rollback(parsed: argparse.Namespace) -> int:
     champion = release.rollback(store, use_case.name, reason=parsed.reason, by=getpass.getuser())
     card = release.card_of(store, use_case.name, champion)
     if card is not None:
-        set_latest(store, use_case.name, "champion_model", card)
+        set_latest(store, use_case.name, CHAMPION_MODEL, card)
     print(f"champion of {use_case.name} is again {champion.checkpoint} (score {champion.score:.3f})")
     release.try_to_hand_over(store, use_case, print, lambda line: print(line, file=sys.stderr))
     return 0
 
 
+@_command(
+    "List what the store keeps and nothing in use was made from, by the settings of `retention`; --yes"
+    " removes it.",
+    _flag("--yes", "remove it"),
+)
 def _clean(parsed: argparse.Namespace) -> int:
     import dagster as dg
 
@@ -469,6 +448,17 @@ def _clean(parsed: argparse.Namespace) -> int:
     return 0
 
 
+@_command(
+    "Erase documents everywhere in the store, and name the models that were trained on them.",
+    _argument("list", type=Path, help="text file with one document id (or group) a line"),
+    _argument(
+        "--by",
+        choices=["id", "group"],
+        default="id",
+        help="what is listed: document ids, or groups (a patient, a client)",
+    ),
+    _argument("--reason", default="", help="kept with the record of the erasure"),
+)
 def _erase(parsed: argparse.Namespace) -> int:
     from fullft_assets import erasure
 

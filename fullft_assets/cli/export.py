@@ -2,8 +2,6 @@
 random sample of production.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -12,6 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets import release
+from fullft_assets.artifacts import (
+    BATCH_PREDICTIONS,
+    DOCUMENTS_FILE,
+    DRIFT_REPORT,
+    LABELED_EXAMPLES,
+    PRODUCTION_DOCUMENTS,
+)
 from fullft_assets.errors import FullftError
 from fullft_assets.escaping import to_cell
 from fullft_assets.monitoring import (
@@ -78,12 +83,12 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
     if champion is None or not task_of(settings.examples).detects_drift:
         why = "there is no champion yet" if champion is None else "it is measured for classification alone"
         raise FullftError(f"{name}: a random sample is drawn for live_quality, and {why}")
-    windows = latest_by_partition(store, name, "production_documents")
-    predictions = latest_by_partition(store, name, "batch_predictions")
+    windows = latest_by_partition(store, name, PRODUCTION_DOCUMENTS)
+    predictions = latest_by_partition(store, name, BATCH_PREDICTIONS)
     predicted = live.predicted_by(store.load(champion.checkpoint), windows, predictions, log_key(settings))
     newest = list(predicted)[-num_windows:]
     far = exported_as_far(store, name)
-    labels = live.labels_by_id(store, latest_by_partition(store, name, "labeled_examples"))
+    labels = live.labels_by_id(store, latest_by_partition(store, name, LABELED_EXAMPLES))
     rows = [
         document
         for document in live.first_of_each(live.predicted_documents(store, name, windows, predicted, far))
@@ -108,11 +113,11 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
 
 def _far(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[dict[str, Any]]:
     name = use_case.name
-    names = sorted(store.list_pointers(f"latest/{name}/drift_report"))[-num_windows:]
+    names = sorted(store.list_pointers(f"latest/{name}/{DRIFT_REPORT}"))[-num_windows:]
     reports = {
         window: report
         for window in names
-        if (report := latest(store, name, "drift_report", window)) and FAR in report.files
+        if (report := latest(store, name, DRIFT_REPORT, window)) and FAR in report.files
     }
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -129,7 +134,6 @@ def _far(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[d
 
 
 def _rows(store: Store, window: str, report: Manifest) -> Iterator[dict[str, Any]]:
-    """Yield the documents of a window in the report's order."""
     documents = _documents(store, store.load(DriftMetadata.of(report).documents))
     for far in read_far(store.folder(report) / FAR):
         row = documents.get((far.source, far.row))
@@ -144,11 +148,10 @@ def _rows(store: Store, window: str, report: Manifest) -> Iterator[dict[str, Any
 
 
 def _documents(store: Store, window: Manifest) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the rows of a window by file and row."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(
-        store.folder(window) / "documents.parquet", columns=["source", "row", "id", "text", "group"]
+        store.folder(window) / DOCUMENTS_FILE, columns=["source", "row", "id", "text", "group"]
     )
     return {(row["source"], row["row"]): row for row in table.to_pylist()}
 

@@ -2,19 +2,18 @@
 them is rented.
 """
 
-from __future__ import annotations
-
+from fullft_assets.artifacts import FEASIBILITY_PLAN, TRAINING_SNAPSHOT
 from fullft_assets.errors import FullftError
 from fullft_assets.jobs import Job
 from fullft_assets.models.hardware import local_hardware
 from fullft_assets.planning import PlanMetadata
-from fullft_assets.planning.report import plan_lines
+from fullft_assets.planning.targets import plan_lines
 from fullft_assets.resources import latest
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import SnapshotMetadata, verdict_check
 from fullft_assets.store import Store
-from fullft_assets.tasks.opening import open_recipe
-from fullft_assets.training.outline import CannotCount, TargetPlanner
+from fullft_assets.tasks.context import open_recipe
+from fullft_assets.training.measuring import CannotCount, TargetPlanner
 
 
 def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[str]:
@@ -27,7 +26,7 @@ def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[
         FullftError: there is no snapshot yet, or the model cannot be counted without weights.
     """
     name, settings = use_case.name, use_case.settings
-    snapshot = latest(store, name, "training_snapshot")
+    snapshot = latest(store, name, TRAINING_SNAPSHOT)
     if snapshot is None:
         raise FullftError(
             f"{name} has no snapshot yet, so nothing is known of its texts' lengths; `fullft ingest {name}`"
@@ -35,13 +34,13 @@ def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[
         )
     job = Job(
         case=name,
-        stage="feasibility_plan",
+        stage=FEASIBILITY_PLAN,
         key="plan",
         project_root=str(use_case.project_root),
         store_url=store.url,
-        store_options=store.options,
+        kms_key=store.kms_key,
         settings=settings,
-        inputs={"training_snapshot": snapshot.ref},
+        inputs={TRAINING_SNAPSHOT: snapshot.ref},
     )
     metadata = SnapshotMetadata.of(snapshot)
     planner = TargetPlanner(
@@ -64,7 +63,7 @@ def _measured_speed(store: Store, name: str) -> float | None:
     """Return the FLOP/s that the newest plan measured on a machine like this one; None without such a
     plan.
     """
-    newest_plan = latest(store, name, "feasibility_plan")
+    newest_plan = latest(store, name, FEASIBILITY_PLAN)
     if newest_plan is None:
         return None
     measured = PlanMetadata.of(newest_plan)

@@ -1,7 +1,5 @@
 """`fullft predict`: apply the champion to a text, or to each text of a file. Imports torch."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,11 @@
 """`fullft run` and `fullft ingest`: evaluate a use case's sensors, launch its jobs on the instance, follow
 them, and sum up.
+
+Runs are launched through the same code location and run launcher as those of Dagster's UI, so the UI shows
+them and can re-execute them.
 """
 
+import asyncio
 import signal
 import sys
 import tempfile
@@ -10,50 +14,183 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import dagster as dg
 import yaml
+from dagster._cli.workspace.cli_target import get_workspace_from_cli_opts
+from dagster_graphql.schema import create_schema
+from dagster_shared.cli import WorkspaceOpts
 
 from fullft_assets import automation, documents
-from fullft_assets.assets.case import Case
+from fullft_assets.artifacts import FINETUNED_CHECKPOINT, TOKENIZED_CHUNKS
+from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking.project import find_use_cases, read_dg_project
 from fullft_assets.checking.validation import load_use_case
-from fullft_assets.cli.code_location import CodeLocation, LocationError, open_code_location
-from fullft_assets.cli.follower import POLL_SECONDS, FollowedRun, Follower
-from fullft_assets.cli.summary import data_summary, summary
-from fullft_assets.cli.terminal import Terminal, own_terminal
+from fullft_assets.cli.follower import (
+    POLL_SECONDS,
+    FollowedRun,
+    Follower,
+    Terminal,
+    deepest_cause,
+    own_terminal,
+)
 from fullft_assets.demos import is_dormant
-from fullft_assets.errors import SettingsError
+from fullft_assets.errors import FullftError, SettingsError, WorkloadError
 from fullft_assets.launchers.run_workers import host_tag
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 
+# Private: Dagster has no public way to load a workspace without a webserver. tests/test_private_dagster.py
+# names the release.
+
+
+_EVALUATE_SENSOR = """
+mutation ($selector: SensorSelector!) { sensorDryRun(selectorData: $selector, cursor: null) {
+  __typename
+  ... on PythonError { message }
+  ... on DryRunInstigationTick { evaluationResult {
+    skipReason error { message }
+    dynamicPartitionsRequests { partitionKeys partitionsDefName }
+    runRequests { tags { key value } } } } } }
+"""
+_LAUNCH = """
+mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
+  ... on LaunchRunSuccess { run { runId } }
+  ... on PythonError { message } ... on InvalidSubsetError { message }
+  ... on PipelineNotFoundError { message }
+  ... on RunConfigValidationInvalid { errors { message } } } }
+"""
+#: A daemon whose last heartbeat is older does not take runs from the queue.
+_HEARTBEAT_SECONDS = 60
+
+
+class LocationError(FullftError):
+    """The definitions cannot be loaded, or have no such job."""
+
+    failure = "settings"
+
+
+@contextmanager
+def open_code_location(
+    instance: dg.DagsterInstance, workspace_file: Path, job: str
+) -> Iterator["CodeLocation"]:
+    """Load the code locations of a workspace.yaml and yield the one that has a job.
+
+    Raises:
+        LocationError: there is none.
+    """
+    with get_workspace_from_cli_opts(
+        instance, dg.__version__, WorkspaceOpts(workspace=[str(workspace_file)])
+    ) as request:
+        yield CodeLocation(instance, request.process_context.create_request_context, job)
+
+
+class CodeLocation:
+    """The code location that has a job.
+
+    Args:
+        instance: where runs are launched.
+        new_request: makes the context of a request to the workspace; a context caches what it has read, so
+            each request has its own.
+        job: name of the job.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance, new_request: Callable[[], Any], job: str):
+        self.instance, self._new_request = instance, new_request
+        self._schema = create_schema()
+        self._selector = self._find(job)
+
+    def _find(self, job: str) -> dict[str, str]:
+        problems = []
+        for entry in self._new_request().get_code_location_entries().values():
+            if entry.code_location is None:
+                problems.append(f"{entry.origin.location_name}: {deepest_cause(entry.load_error)}")
+                continue
+            for name, repository in entry.code_location.get_repositories().items():
+                if repository.has_job(job):
+                    return {"repositoryLocationName": entry.code_location.name, "repositoryName": name}
+        raise LocationError(
+            f"Dagster cannot load the definitions: {'; '.join(problems) or f'no job {job} in them'}"
+        )
+
+    def tick(self, sensor: str) -> dict[str, Any]:
+        """Evaluate a sensor, add the partitions that it asks for, and return its `skipReason` and
+        `runRequests`.
+
+        Raises:
+            WorkloadError: the sensor failed.
+        """
+        selector = {**self._selector, "sensorName": sensor}
+        tick = self._execute(_EVALUATE_SENSOR, {"selector": selector}, "sensorDryRun")["evaluationResult"]
+        if tick["error"]:
+            raise WorkloadError(tick["error"]["message"].strip().splitlines()[-1])
+        for request in tick["dynamicPartitionsRequests"] or []:
+            self.instance.add_dynamic_partitions(request["partitionsDefName"], request["partitionKeys"])
+        return tick
+
+    def launch(self, job: str, tags: dict[str, str]) -> str:
+        """Launch a job and return the run's id."""
+        params = {
+            "selector": {**self._selector, "jobName": job},
+            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
+        }
+        run_id = self._execute(_LAUNCH, {"params": params}, "launchRun")["run"]["runId"]
+        self.launch_queued(run_id)
+        return run_id
+
+    def launch_queued(self, run_id: str) -> None:
+        """Launch a run that is in the queue where nobody else would; with `make ui` beside, its daemon
+        does.
+        """
+        run = self.instance.get_run_by_id(run_id)
+        if (
+            run is not None
+            and run.status == dg.DagsterRunStatus.QUEUED
+            and not _daemon_is_alive(self.instance)
+        ):
+            self.instance.launch_run(run_id, self._new_request())
+
+    def _execute(self, query: str, variables: dict[str, Any], field_name: str) -> dict[str, Any]:
+        result = asyncio.run(
+            self._schema.execute_async(query, variables=variables, context=self._new_request())
+        )
+        if result.errors or result.data is None:
+            raise WorkloadError(f"{field_name}: {result.errors[0] if result.errors else 'no answer'}")
+        answer = result.data[field_name]
+        if "message" in answer or "errors" in answer:
+            why = answer.get("message") or answer["errors"][0]["message"]
+            raise WorkloadError(f"{field_name}: {why.strip().splitlines()[0]}")
+        return answer
+
+
+def _daemon_is_alive(instance: dg.DagsterInstance) -> bool:
+    """Return whether a daemon takes runs from the queue; one that has just ended still counts for a while."""
+    heartbeat = instance.get_daemon_heartbeats().get("QUEUED_RUN_COORDINATOR")
+    return heartbeat is not None and time.time() - heartbeat.timestamp < _HEARTBEAT_SECONDS
+
+
 #: Longest that a run waits for delivered files that may still be growing.
 _SETTLE_SECONDS = 60.0
+_ONE_WISH_SECONDS = 1.0
 _COMMAND_TAG = "fullft/command"
 #: Batches ingested at the same time: their steps are light, and a laptop has two cores.
 _PARALLEL_RUNS = 2
 
 
-def run(use_case: UseCase) -> int:
-    """Run a use case's whole graph on the instance; return the exit status for the shell."""
-    return _drive(use_case, Driver.run, summary)
-
-
-def ingest(use_case: UseCase) -> int:
-    """Run a use case's data stages on the instance, up to the snapshot and its data report; return the exit
-    status for the shell.
-    """
-    return _drive(use_case, Driver.ingest, data_summary)
-
-
-def _drive(
+def drive(
     use_case: UseCase,
-    drive: Callable[["Driver"], bool],
+    do: Callable[["Driver"], bool],
     sum_up: Callable[[UseCase, Store, dict[str, float], float], list[str]],
 ) -> int:
+    """Do what a command does with a use case on the instance; return the exit status for the shell.
+
+    Args:
+        do: `Driver.run` or `Driver.ingest`.
+        sum_up: returns the lines that the command ends with.
+    """
     began = time.monotonic()
     with (
         interrupted_by_signals(),
@@ -78,13 +215,13 @@ def _drive(
             ):
                 driver = Driver(use_case, instance, store, location, terminal)
                 with driver.stopping():
-                    ok = drive(driver)
+                    ok = do(driver)
         except LocationError as error:
             # One broken use case keeps Dagster from loading any: its own lines name what to fix.
             broken = _broken_use_cases(use_case.yaml_path.parent.parent)
             raise SettingsError("\n".join(broken) or f"{use_case.project_root}: {error}") from error
-        lines = map(with_names, sum_up(use_case, store, driver.follower.seconds, time.monotonic() - began))
-    print("\n" + "\n".join(lines), flush=True)
+        lines = sum_up(use_case, store, driver.follower.seconds, time.monotonic() - began)
+    print("\n" + "\n".join(map(with_names, lines)), flush=True)
     if not ok:
         print(
             f"\nAt least one run failed: its line above gives the reason; all events are in {log} and in"
@@ -157,18 +294,15 @@ class Driver:
         if not is_usable:
             return False
         ok = self.follower.follow([self.launch(f"{name}_model", {}, "model")]) and ok
-        if ok and Case(self.use_case).has_windows:
+        if ok and CaseGraph(self.use_case).has_windows:
             ok = self._deliver(f"{name}_new_production_documents", f"{name}_monitor", "window")
         return ok
 
     def _ingest(self) -> tuple[bool, bool]:
-        """Ingest what is new; return whether every run succeeded, and whether there is anything to
-        train on.
-        """
         self.follower.settle()
         name = self.use_case.name
         ok = self._deliver(f"{name}_new_documents", f"{name}_ingest", "batch")
-        is_usable = bool(latest_by_partition(self.store, name, "tokenized_chunks"))
+        is_usable = bool(latest_by_partition(self.store, name, TOKENIZED_CHUNKS))
         if not is_usable:
             self.terminal.line(
                 "no batch is usable, so there is nothing to train on; fix what is named above and deliver it"
@@ -185,7 +319,7 @@ class Driver:
         it again for the rest.
         """
         # Before the first model, the sensor does not look at windows either.
-        if kind == "batch" or latest(self.store, self.use_case.name, "finetuned_checkpoint") is not None:
+        if kind == "batch" or latest(self.store, self.use_case.name, FINETUNED_CHECKPOINT) is not None:
             cut_all(self.use_case, self.store, kind, self.terminal)
         ok, tried = True, set[str]()
         most = min(documents.MAX_RUNS_A_TICK, documents.MAX_CUTS)
@@ -196,7 +330,7 @@ class Driver:
             ]
             # What the sensor asks for later, or leaves to a person, a person asks for now.
             held_requests = automation.find_due(
-                Case(self.use_case), self.instance, self.store, kind, job
+                CaseGraph(self.use_case), self.instance, self.store, kind, job
             ).held
             asked_tags = [
                 *tags,
@@ -270,12 +404,23 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
 def interrupted_by_signals() -> Iterator[None]:
     """Let the signals of `kill` and of a closed terminal interrupt this process as Ctrl-C does, unless it
     ignores them (as under nohup).
+
+    Signals within a second are one wish: `timeout make run` sends one to all processes, and make another.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    interrupted_at = float("-inf")
+
+    def interrupt(*_: Any) -> None:
+        nonlocal interrupted_at
+        if time.monotonic() - interrupted_at >= _ONE_WISH_SECONDS:
+            interrupted_at = time.monotonic()
+            raise KeyboardInterrupt
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in signals}
     try:
         for number, handler in before.items():
             if handler != signal.SIG_IGN:
-                signal.signal(number, signal.default_int_handler)
+                signal.signal(number, interrupt)
         yield
     finally:
         for number, handler in before.items():
@@ -308,7 +453,6 @@ def _workspace_file(project_root: Path) -> Iterator[Path]:
 
 
 def _broken_use_cases(defs: Path) -> list[str]:
-    """Return the lines of every use case below a folder whose YAML is wrong."""
     lines = []
     for place in find_use_cases(defs):
         if is_dormant(place.path):

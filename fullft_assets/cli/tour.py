@@ -26,9 +26,10 @@ import dagster as dg
 import psutil
 
 from fullft_assets import release
-from fullft_assets.automation.ledger import entries_since
+from fullft_assets.artifacts import DRIFT_REPORT, EVALUATION_REPORT
+from fullft_assets.automation.decision import entries_since
 from fullft_assets.automation.runs import REASONS_TAG
-from fullft_assets.cli.terminal import BEGAN, Terminal
+from fullft_assets.cli.follower import BEGAN, Terminal
 from fullft_assets.demos.tour import (
     CASE,
     NUM_DRIFTED,
@@ -85,122 +86,91 @@ def tour(folder: Path) -> int:
 
 
 class _Tour:
-    """The steps, on services that run."""
-
     def __init__(
         self, project: TourProject, services: _Services, alerts: list[dict[str, Any]], terminal: Terminal
     ):
-        self.project = project
-        self.services = services
-        self.alerts = alerts
-        self.terminal = terminal
+        self.project, self.services = project, services
+        self.alerts, self.say = alerts, terminal.line
         self.store = Store(str(project.home / "store"))
+        self.num_steps = 0
 
     def give(self) -> None:
-        """Take the steps."""
-        url, group = (
-            self.services.url,
-            f"{self.services.url}/locations/tour_project/asset-groups/{CASE}/lineage",
-        )
-        self._say(f"Dagster's UI is open: {url}")
+        url = self.services.url
+        decisions = f"{url}/assets/{CASE}/retraining_decisions"
+        self.say(f"Dagster's UI is open: {url}")
         self._step(
-            1,
             f"{NUM_LABELLED} labelled documents are there. `fullft run {CASE}` makes the first model of"
             " them.",
-            group,
+            f"{url}/locations/tour_project/asset-groups/{CASE}/lineage",
         )
         self.services.fullft_run()
+        self.say(self._release_ended(None))
+        windows = f"{NUM_USUAL} windows of {WINDOW_ROWS} production documents"
+        self._step(
+            f"{windows} were read: later ones are compared with them.", f"{url}/assets/{CASE}/drift_report"
+        )
+        self.say(f"their verdicts: {self._verdicts()}")
+        first = latest(self.store, CASE, EVALUATION_REPORT)
+
+        self.services.turn_sensors_on()
+        self.project.send_other_documents()
+        self._step(
+            f"The sensors are on. {NUM_DRIFTED} windows of packages' tags arrive: production changes.",
+            f"{url}/automation",
+        )
+        self._wait("a window drifts for sure", lambda: "confirmed" in self._verdicts())
+        self.say(f"the verdicts now: {self._verdicts()}")
+
+        self._step(
+            "The policy decides. There is nothing to learn the change from, so it asks for labels.", decisions
+        )
+        decision = self._wait("labels are asked for", lambda: self._decision("request_labels"))
+        self.say(f"decision: {decision}")
+
+        self.project.send_labels()
+        self._step(
+            f"{NUM_NEW_LABELLED} labelled tags arrive. A snapshot counts what of them is new, then it"
+            " decides.",
+            decisions,
+        )
         with dg.DagsterInstance.from_config(str(self.project.home)) as instance:
-            self._say(self._release_ended(None))
-            windows = f"{NUM_USUAL} windows of {WINDOW_ROWS} production documents"
-            self._step(
-                2,
-                f"{windows} were read: later ones are compared with them.",
-                f"{url}/assets/{CASE}/drift_report",
-            )
-            self._say(f"their verdicts: {self._verdicts()}")
-            first = latest(self.store, CASE, "evaluation_report")
-
-            self.services.turn_sensors_on()
-            self.project.send_other_documents()
-            self._step(
-                3,
-                f"The sensors are on. {NUM_DRIFTED} windows of packages' tags arrive: production changes.",
-                f"{url}/automation",
-            )
-            self._wait("a window drifts for sure", lambda: "confirmed" in self._verdicts())
-            self._say(f"the verdicts now: {self._verdicts()}")
-
-            decisions = f"{url}/assets/{CASE}/retraining_decisions"
-            self._step(
-                4,
-                "The policy decides. There is nothing to learn the change from, so it asks for labels.",
-                decisions,
-            )
-            self._say(
-                "decision: " + self._wait("labels are asked for", lambda: self._decision("request_labels"))
-            )
-
-            self.project.send_labels()
-            self._step(
-                5,
-                f"{NUM_NEW_LABELLED} labelled tags arrive. A snapshot counts what of them is new, then it"
-                " decides.",
-                decisions,
-            )
             run = self._wait("a training is launched", lambda: self._launched(instance))
-            self._say(f"decision: retrain: {run.tags[REASONS_TAG]}")
-
+            self.say(f"decision: retrain: {run.tags[REASONS_TAG]}")
             self._step(
-                6,
                 "The sensor launched a training. It is judged against the champion.",
                 f"{url}/runs/{run.run_id}",
             )
             self._wait("the training ends", lambda: self._is_finished(instance, run.run_id))
-            self._say(self._release_ended(first.ref if first else None))
+        self.say(self._release_ended(first.ref if first else None))
 
-            self._step(
-                7, "Alerts go to a webhook, here a small server in this terminal.", f"{url}/automation"
-            )
-            self._wait(
-                "alerts are received",
-                lambda: {"drift", "decision_needed"} <= {alert["event"] for alert in self.alerts},
-            )
-        self._say(
-            "That was the loop: "
-            + " -> ".join(("documents", "window", "alarm", "decision", "labels", "run", "release", "alert"))
-            + "."
+        self._step("Alerts go to a webhook, here a small server in this terminal.", f"{url}/automation")
+        self._wait(
+            "alerts are received",
+            lambda: {"drift", "decision_needed"} <= {alert["event"] for alert in self.alerts},
+        )
+        self.say(
+            "That was the loop: documents -> window -> alarm -> decision -> labels -> run -> release ->"
+            " alert."
         )
 
-    def _say(self, text: str) -> None:
-        self.terminal.line(text)
-
-    def _step(self, number: int, text: str, url: str) -> None:
-        self._say(f"STEP {number} of 7: {text}")
-        self._say(f"         look at {url}")
+    def _step(self, text: str, url: str) -> None:
+        self.num_steps += 1
+        self.say(f"STEP {self.num_steps} of 7: {text}")
+        self.say(f"         look at {url}")
 
     def _wait(self, what: str, find: Callable[[], T | None]) -> T:
-        deadline = time.monotonic() + _STEP_SECONDS
-        while not (result := find()):
-            self.services.require_alive()
-            if time.monotonic() > deadline:
-                raise FullftError(
-                    f"tour: not within {_STEP_SECONDS:.0f} s: {what}; {self.services.log} and the UI's runs"
-                    " say more"
-                )
-            time.sleep(_POLL_SECONDS)
-        return result
+        return self.services.wait(
+            find, f"not within {_STEP_SECONDS:.0f} s: {what}; {self.services.log} and the UI's runs say more"
+        )
 
     def _verdicts(self) -> str:
-        reports = latest_by_partition(self.store, CASE, "drift_report")
+        reports = latest_by_partition(self.store, CASE, DRIFT_REPORT)
         return ", ".join(DriftMetadata.of(reports[name]).status for name in sorted(reports))
 
     def _decision(self, action: str) -> str | None:
-        """Return the first decision for an action as a line, or None."""
-        for _, entry in entries_since(self.store, CASE, 0.0, time.time()):
-            if entry.decision.action == action:
-                return f"{action}: {'; '.join(entry.decision.reasons)}"
-        return None
+        entries = (entry.decision for _, entry in entries_since(self.store, CASE, 0.0, time.time()))
+        reasons = ("; ".join(decision.reasons) for decision in entries if decision.action == action)
+        return next((f"{action}: {each}" for each in reasons), None)
 
     def _launched(self, instance: dg.DagsterInstance) -> dg.DagsterRun | None:
         runs = instance.get_runs(dg.RunsFilter(job_name=_MODEL_JOB))
@@ -220,24 +190,16 @@ class _Tour:
         Args:
             before: reference of the evaluation report before it.
         """
-        report, champion = (
-            latest(self.store, CASE, "evaluation_report"),
-            release.read_champion(self.store, CASE),
-        )
+        report = latest(self.store, CASE, EVALUATION_REPORT)
         if report is None or report.ref == before:
             raise FullftError(f"tour: no candidate was evaluated; {self.services.url}/runs says why")
-        evaluated = EvaluationMetadata.of(report)
-        kind = (
-            "a new champion"
-            if champion is not None and champion.checkpoint == evaluated.checkpoint
-            else "a recorded refusal"
-        )
+        evaluated, champion = EvaluationMetadata.of(report), release.read_champion(self.store, CASE)
+        is_champion = champion is not None and champion.checkpoint == evaluated.checkpoint
+        kind = "a new champion" if is_champion else "a recorded refusal"
         return f"release: {kind}: {evaluated.verdict}"
 
 
 class _Services:
-    """`dagster dev` on the tour's home."""
-
     def __init__(self, project: TourProject, variables: Mapping[str, str]):
         self.project, self.log = project, project.root / "dagster-dev.log"
         with socket.socket() as free:
@@ -262,26 +224,28 @@ class _Services:
             self._process = self._start(
                 ["fullft_assets.cli", "ui", "-w", "workspace.yaml", "-p", str(self._port)], log
             )
+        self.wait(self._answers, f"{self.url} does not answer; {self.log} says more")
+
+    def wait(self, find: Callable[[], T | None], problem: str) -> T:
+        """Return what a function finds at last; raise a FullftError after a time, or if the services end."""
         deadline = time.monotonic() + _STEP_SECONDS
-        while not self._answers():
+        while not (result := find()):
             self.require_alive()
             if time.monotonic() > deadline:
-                raise FullftError(f"tour: {self.url} does not answer; {self.log} says more")
+                raise FullftError(f"tour: {problem}")
             time.sleep(_POLL_SECONDS)
+        return result
 
     def require_alive(self) -> None:
-        """Raise a FullftError if the services ended."""
         if self._process.poll() is not None:
             raise FullftError(f"tour: `dagster dev` ended by itself; {self.log} says why")
 
     def fullft_run(self) -> None:
-        """Run `fullft run` on the tour's use case, with its lines in this terminal."""
         command = ["fullft_assets.cli", "run", CASE, "--defs", str(self.project.defs)]
         if self._start(command, None).wait():
             raise FullftError(f"tour: `fullft run` failed; its lines above and {self.url}/runs say why")
 
     def turn_sensors_on(self) -> None:
-        """Turn all sensors of the use case on, as the UI does."""
         self._call("dagster", "sensor", "start", "-w", "workspace.yaml", "--start-all")
 
     def _answers(self) -> bool:

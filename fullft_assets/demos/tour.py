@@ -6,8 +6,6 @@ documents are notices, references and short texts; what arrives later are tags o
 as when somebody upstream begins to send other documents.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
@@ -155,7 +153,6 @@ class TourProject:
             self._deliver("production", f"window-{first + number}.jsonl", part)
 
     def _deliver(self, feed: str, name: str, rows: Sequence[dict[str, str]]) -> None:
-        """Write rows aside and rename the file, as a careful delivery does."""
         path = self.root / "data" / feed / name
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{name}.partial")

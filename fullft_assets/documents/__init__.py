@@ -1,6 +1,5 @@
 """documents: delivered files -> batches -> raw documents, unchanged and traceable to file and row."""
 
-from fullft_assets.documents import leftovers
 from fullft_assets.documents.aliases import restore
 from fullft_assets.documents.batches import (
     MAX_CUTS,
@@ -14,7 +13,9 @@ from fullft_assets.documents.batches import (
     read_batch,
 )
 from fullft_assets.documents.delivery import (
+    FILES_ARE_READ,
     Look,
+    check_leftovers,
     kept_out,
     last_arrival,
     left_in_place,
@@ -23,7 +24,6 @@ from fullft_assets.documents.delivery import (
     source_of,
 )
 from fullft_assets.documents.erasure import erased_digest
-from fullft_assets.documents.metadata import RawMetadata
 from fullft_assets.documents.raw import (
     CHECKS,
     VERSION,
@@ -33,5 +33,5 @@ from fullft_assets.documents.raw import (
     masked_kinds,
     was_kept,
 )
-from fullft_assets.documents.reading import read_documents
+from fullft_assets.documents.reading import RawMetadata, read_documents
 from fullft_assets.documents.sources import Folder, S3Prefix, SourceFile

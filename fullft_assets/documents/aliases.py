@@ -5,8 +5,6 @@ digits of its path's SHA-256, with the ending of a known format. `fullft files C
 `fullft run` puts them back into the lines of the terminal.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -5,8 +5,6 @@ or time, so nothing is cut twice and nothing is missed: the ledger alone remembe
 either recorded a batch or not.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -54,12 +52,11 @@ class Batch:
 def list_batches(store: Store, case: str, kind: Kind = "batch") -> list[Batch]:
     """Return every batch (or window) that was ever cut for a case, oldest first."""
     keys = [(store.url, case, kind, name) for name in store.list_pointers(f"{case}/{kind}")]
-    known = {key: batch for key in keys if (batch := _memory.get(key)) is not None}
     # Of a bucket, a process's first look reads thousands.
-    new = [key for key in keys if key not in known]
-    read = store.each(lambda key: read_batch(store, case, key[3], kind), new)
-    known |= {key: _memory.keep(key, batch) for key, batch in zip(new, read, strict=True)}
-    return [known[key] for key in keys]
+    unread = [key for key in keys if key not in _memory]
+    batches = store.each(lambda key: read_batch(store, case, key[3], kind), unread)
+    _memory.update(zip(unread, batches, strict=True))
+    return [_memory[key] for key in keys]
 
 
 def named_files(store: Store, case: str) -> list[tuple[str, str, str]]:
@@ -84,7 +81,8 @@ def read_batch(store: Store, case: str, name: str, kind: Kind = "batch") -> Batc
     data = store.read_pointer(f"{case}/{kind}/{name}")
     if data is None:
         raise DataError(f"{case}: no {kind} `{name}` was cut; let the new-documents sensor cut it")
-    return _parse(data)
+    files = [file_of(line) for line in data["files"]]
+    return Batch(data["name"], files, frozenset(data.get("erased", ())), data["uri"])
 
 
 def cut_batches(
@@ -134,8 +132,7 @@ def settled(
 
 def num_new(store: Store, case: str, files: Sequence[SourceFile], kind: Kind = "batch") -> int:
     """Return how many of these files are in no batch yet."""
-    known = _Known(case, list_batches(store, case, kind)) if files else ()
-    return sum(file not in known for file in files)
+    return len(_new_files(case, files, list_batches(store, case, kind))) if files else 0
 
 
 def record(
@@ -161,16 +158,15 @@ def record(
             asked for. Default: batches bounded by bytes and count.
     """
     if group is None:
-        files, group = list(files), lambda new: _bounded(new, settings)
+        files, group = list(files), lambda new_files: _bounded(new_files, settings)
         if not num_new(store, case, files, kind):
             return []
-    with store.alone(_ledger(case, kind)) as lease:
+    with store.alone(f"{case}/{kind}") as lease:
         batches = list_batches(store, case, kind)
-        known = _Known(case, batches)
-        new = [file for file in files if file not in known]
+        new_files = _new_files(case, files, batches)
         number = max((_number(batch) for batch in batches), default=0)
         cut = []
-        for together in islice(group(new), MAX_CUTS):
+        for together in islice(group(new_files), MAX_CUTS):
             # The number keeps the order of delivery, the digest distinguishes batches of different stores.
             lines = [line_of(file) for file in together]
             content = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
@@ -181,16 +177,10 @@ def record(
     return cut
 
 
-class _Known:
-    """The files that are in some batch, by name or by digest."""
-
-    def __init__(self, case: str, batches: list[Batch]):
-        self._case = case
-        self._files = {file for batch in batches for file in batch.files}
-        self._erased = frozenset().union(*(batch.erased for batch in batches))
-
-    def __contains__(self, file: SourceFile) -> bool:
-        return file in self._files or (bool(self._erased) and _digest(self._case, file) in self._erased)
+def _new_files(case: str, files: Iterable[SourceFile], batches: list[Batch]) -> list[SourceFile]:
+    recorded = {file for batch in batches for file in batch.files}
+    erased = frozenset().union(*(batch.erased for batch in batches))
+    return [file for file in files if file not in recorded and not (erased and _digest(case, file) in erased)]
 
 
 def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch") -> int:
@@ -201,7 +191,7 @@ def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch"
     num_changed = 0
     if not paths:
         return num_changed
-    with store.alone(_ledger(case, kind)) as lease:
+    with store.alone(f"{case}/{kind}") as lease:
         for batch in list_batches(store, case, kind):
             forgotten_files = [file for file in batch.files if file.path in paths]
             if forgotten_files:
@@ -236,9 +226,6 @@ def _number(batch: Batch) -> int:
 
 
 def _recorded(batch: Batch, lines: list[str]) -> dict[str, Any]:
-    """Return a batch as it is kept: a line a file, so that a person can read it and 100,000 are parsed at
-    once.
-    """
     return {
         "name": batch.name,
         "cut_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -262,41 +249,10 @@ def file_of(line: str) -> SourceFile:
     return SourceFile(path, int(size), int(mtime_ns), "" if etag == "-" else etag)
 
 
-def _parse(data: dict[str, Any]) -> Batch:
-    return Batch(
-        data["name"],
-        [file_of(line) for line in data["files"]],
-        frozenset(data.get("erased", ())),
-        data["uri"],
-    )
-
-
-class _Memory(dict[tuple[str, str, str, str], Batch]):
-    """Batches that this process has read, by store, case, kind and name: about 250 bytes a file.
-
-    A batch only ever loses files (see `forget`) once it is recorded, and a tick over a store on S3 must not
-    fetch thousands of them again.
-    """
-
-    max_files = 2_000_000
-    num_files = 0
-
-    def keep(self, key: tuple[str, str, str, str], batch: Batch) -> Batch:
-        """Remember a batch and return it."""
-        if self.num_files > self.max_files:
-            self.clear()
-            self.num_files = 0
-        self.num_files += len(batch.files)
-        self[key] = batch
-        return batch
-
-
-_memory = _Memory()
-
-
-def _ledger(case: str, kind: Kind) -> str:
-    """Return the name of the lease that keeps two processes from cutting the same files at the same time."""
-    return f"{case}/{kind}"
+#: Batches that this process has read, by store, case, kind and name: about 250 bytes a file. A batch only
+#: ever loses files (see `forget`) once it is recorded, and a tick over a store on S3 must not fetch thousands
+#: of them again.
+_memory: dict[tuple[str, str, str, str], Batch] = {}
 
 
 def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[list[SourceFile]]:

@@ -1,39 +1,38 @@
-"""delivery: new files at a use case's source, found by listing or by events, are recorded in the ledger.
+"""delivery: new files at a use case's source are found by listing it, and recorded in the ledger.
 
 A look is bounded, as a sensor's must be. Of a bucket it lists some pages; the next look continues from there,
 and after the end it starts again. The position only says where to look next: the ledger alone decides what is
-new.
+new. Delivered files that no format reads are counted by ending, so that a check can show them.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-from fullft_assets.documents import batches, leftovers
+from fullft_assets.documents import batches
 from fullft_assets.documents.aliases import alias, shown_path
-from fullft_assets.documents.batches import Batch, Kind
-from fullft_assets.documents.events import EventQueue
-from fullft_assets.documents.formats import reads_any_ending
+from fullft_assets.documents.batches import Batch, Kind, list_batches
+from fullft_assets.documents.formats import COMPRESSIONS, ending_of, reads_any_ending
 from fullft_assets.documents.sources import Folder, S3Prefix, Source, SourceFile, open_source
 from fullft_assets.documents.windows import WindowCutter, open_since
 from fullft_assets.settings import DocumentsSettings
-from fullft_assets.store import Store, digest
+from fullft_assets.store import CheckOutcome, Store
+from fullft_assets.store.checks import CheckSpec
 
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
 #: Records what is new of the files that a look found, and returns the batches.
 _Record = Callable[[Sequence[SourceFile]], list[Batch]]
-#: With a queue the prefix is still listed at first, and again after this time: for earlier objects, and
-#: events that were lost.
-LISTING_SECONDS = 24 * 3600
 #: Pages of 1,000 keys that one look at a bucket lists: each costs nearly 0.1 CPU seconds, and as long or
 #: longer for the server.
-PAGES_A_LOOK = 5
+PAGES_A_LOOK = 10
 
 
 @dataclass(frozen=True)
@@ -63,21 +62,7 @@ def source_of(use_case: UseCase, kind: Kind = "batch") -> Source:
     settings = use_case.settings
     path = settings.documents.path if kind == "batch" else settings.monitoring.path
     assert path is not None, "a use case without monitoring has no windows"
-    documents = settings.documents
-    any_ending = reads_any_ending(documents.format)
-    return open_source(
-        path, use_case.project_root, follow_links=documents.follow_links, any_ending=any_ending
-    )
-
-
-def bounds_of(use_case: UseCase, kind: Kind = "batch") -> DocumentsSettings:
-    """Return the settings that files are cut by: each production file is a window of its own, unless
-    `monitoring.window` says otherwise.
-    """
-    settings = use_case.settings.documents
-    if kind == "batch" or use_case.settings.monitoring.window is not None:
-        return settings
-    return settings.model_copy(update={"max_batch_files": 1})
+    return open_source(path, use_case.project_root, any_ending=reads_any_ending(settings.documents.format))
 
 
 def look(
@@ -96,17 +81,21 @@ def look(
         DataError: the source cannot be read.
     """
     now = time.time() if now is None else now
-    source, bounds = source_of(use_case, kind), bounds_of(use_case, kind)
+    case, bounds = use_case.name, use_case.settings.documents
+    source = source_of(use_case, kind)
     window = use_case.settings.monitoring.window if kind == "window" else None
     if window is not None:
         cutter = WindowCutter(store, use_case, window, source, bounds, now=now, whole=whole)
-        cut_look = _look(store, use_case.name, source, bounds, kind, cutter.record, now, whole=whole)
-        return replace(cut_look, notes=[*cut_look.notes, *cutter.notes], open_window=cutter.progress)
+        cut_look = _look(store, case, source, bounds, kind, cutter.record, now, whole=whole)
+        notes = [*cut_look.notes, *filter(None, [cutter.progress])]
+        return replace(cut_look, notes=notes, open_window=cutter.progress)
+    if kind == "window":
+        bounds = bounds.model_copy(update={"max_batch_files": 1})
 
     def record(files: Sequence[SourceFile]) -> list[Batch]:
-        return batches.record(store, use_case.name, files, bounds, kind, uri=source.uri)
+        return batches.record(store, case, files, bounds, kind, uri=source.uri)
 
-    return _look(store, use_case.name, source, bounds, kind, record, now, whole=whole)
+    return _look(store, case, source, bounds, kind, record, now, whole=whole)
 
 
 def last_arrival(store: Store, case: str, kind: Kind, now: float) -> float:
@@ -136,38 +125,39 @@ def _look(
     *,
     whole: bool,
 ) -> Look:
-    """Return a look that gives the files that it finds to `record`."""
+    after = ""
+    waiting = 0
+    notes: list[str] = []
     if isinstance(source, S3Prefix) and not whole:
-        if kind == "batch" and bounds.queue is not None:
-            return _look_at_events(store, case, source, bounds, record, now)
-        cut, notes = _list_on(store, case, source, bounds, kind, record, now)
-        return replace(_look_of(cut, 0, notes, source), goes_on=bool(notes))
-    if isinstance(source, Folder) and not source.folder.is_dir():
+        cut, after = _list_on(store, case, source, kind, record)
+        notes = [f"listed up to {alias(after)}; the next look goes on"] if after else []
+    elif isinstance(source, Folder) and not source.folder.is_dir():
         return Look([], 0, ["there is no such folder; deliver the documents there, or fix the path"])
-    settled, unsettled = batches.settled(source, bounds, now)
-    cut = record(settled)
-    while whole and (more := record(settled)):
-        cut += more
-    counts, num_kept_out = leftovers.count(source.others), len(source.kept_out)
-    leftovers.remember(store, case, kind, counts, len(settled) + len(unsettled), num_kept_out)
-    waiting = batches.num_new(store, case, unsettled, kind)
-    note = (
-        f"{waiting:,} file(s) written to within the last {bounds.settle_seconds:g} s wait for the next look"
-    )
-    notes = [note] if waiting else [] if settled or unsettled else ["there is no document that can be read"]
-    return _look_of(cut, waiting, notes, source)
-
-
-def _look_of(cut: list[Batch], num_unsettled: int, notes: Sequence[str], source: Source) -> Look:
-    """Return a look with what its last listing of the source left alone."""
-    notes_of_listing = (
-        *kept_out(source.kept_out, named=False),
-        *left_in_place(source.others, named=False),
-        *skipped(source.skipped, named=False),
-    )
-    return Look(
-        cut, num_unsettled, [*notes, *notes_of_listing], source.others, source.kept_out, source.skipped
-    )
+    else:
+        settled, unsettled = batches.settled(source, bounds, now)
+        cut = record(settled)
+        while whole and (more := record(settled)):
+            cut += more
+        _remember_leftovers(
+            store,
+            case,
+            kind,
+            _count_endings(source.others),
+            len(settled) + len(unsettled),
+            len(source.kept_out),
+        )
+        waiting = batches.num_new(store, case, unsettled, kind)
+        if waiting:
+            notes = [
+                f"{waiting:,} file(s) written to within the last {bounds.settle_seconds:g} s wait for the"
+                " next look"
+            ]
+        elif not (settled or unsettled):
+            notes = ["there is no document that can be read"]
+    notes += kept_out(source.kept_out, named=False)
+    notes += left_in_place(source.others, named=False)
+    notes += skipped(source.skipped, named=False)
+    return Look(cut, waiting, notes, source.others, source.kept_out, source.skipped, goes_on=bool(after))
 
 
 def left_in_place(others: Sequence[str], *, named: bool) -> list[str]:
@@ -177,21 +167,22 @@ def left_in_place(others: Sequence[str], *, named: bool) -> list[str]:
         others: paths.
         named: name the first files of each ending: on a terminal, not where lines are kept.
     """
-    most = sorted(leftovers.by_ending(others).items(), key=lambda item: (-len(item[1]), item[0]))
+    if not others:
+        return []
+    paths_by_ending: dict[str, list[str]] = {}
+    for path in sorted(map(shown_path, others)):
+        paths_by_ending.setdefault(_ending(path), []).append(path)
+    most = sorted(paths_by_ending.items(), key=lambda item: (-len(item[1]), item[0]))
     shown = [
         f"{len(paths):,} {ending}"
         + (f" ({', '.join(paths[:2])}{', ...' if len(paths) > 2 else ''})" if named else "")
         for ending, paths in most[:5]
     ]
     more = f" and {len(most) - 5:,} more endings" if len(most) > 5 else ""
-    return (
-        [
-            f"{len(others):,} file(s) are left in place because their endings are not read:"
-            f" {', '.join(shown)}{more}"
-        ]
-        if others
-        else []
-    )
+    return [
+        f"{len(others):,} file(s) are left in place because their endings are not read:"
+        f" {', '.join(shown)}{more}"
+    ]
 
 
 def kept_out(paths: Sequence[str], *, named: bool) -> list[str]:
@@ -221,71 +212,86 @@ def skipped(why: Mapping[str, str], *, named: bool) -> list[str]:
 
 
 def _list_on(
-    store: Store,
-    case: str,
-    source: S3Prefix,
-    bounds: DocumentsSettings,
-    kind: Kind,
-    record: _Record,
-    now: float,
-    *,
-    every: float = 0.0,
-) -> tuple[list[Batch], list[str]]:
-    """List the next pages of a prefix and record the new files; return the batches, and notes on how far the
-    listing is.
-
-    Where it has reached the end, it begins again once `every` seconds have passed.
+    store: Store, case: str, source: S3Prefix, kind: Kind, record: _Record
+) -> tuple[list[Batch], str]:
+    """List the next pages of a prefix and record the new files; return the batches, and the path that the
+    next look goes on after, which is empty at the end.
     """
-    name, place = f"{case}/listing/{kind}", digest([source.uri, bounds.queue])
-    position = store.read_pointer(name)
-    if position is None or position["place"] != place:
-        position = {"place": place, "after": "", "ended_at": None}
-    if not position["after"] and position["ended_at"] is not None and now - position["ended_at"] < every:
-        return [], []
+    name = f"{case}/listing/{kind}"
+    position: dict[str, Any] = store.read_pointer(name) or {}
+    if position.get("place") != source.uri:
+        position = {"after": ""}
     files, after = source.listed(position["after"], PAGES_A_LOOK)
     cut = record(files)
-    new = {
-        "place": place,
-        "after": after,
-        "ended_at": (position["ended_at"] if after else now) if every else None,
-    }
     # If there are more files than one look may record, these pages are listed again.
     if len(cut) < batches.MAX_CUTS:
-        counts_left = leftovers.added(position.get("left", {}), leftovers.count(source.others))
-        num_read, num_kept_out = (
-            position.get("num_read", 0) + len(files),
-            position.get("num_kept_out", 0) + len(source.kept_out),
-        )
+        counts_left = Counter(position.get("left", {})) + _count_endings(source.others)
+        num_read = position.get("num_read", 0) + len(files)
+        num_kept_out = position.get("num_kept_out", 0) + len(source.kept_out)
+        next_position = {"place": source.uri, "after": after}
         if after:
-            new |= {"left": counts_left, "num_read": num_read, "num_kept_out": num_kept_out}
+            next_position |= {"left": counts_left, "num_read": num_read, "num_kept_out": num_kept_out}
         else:
-            leftovers.remember(store, case, kind, counts_left, num_read, num_kept_out)
-        if new != position:
-            store.write_pointer(name, new)
-    return cut, [f"listed up to {alias(after)}; the next look goes on"] if after else []
+            _remember_leftovers(store, case, kind, counts_left, num_read, num_kept_out)
+        if next_position != position:
+            store.write_pointer(name, next_position)
+    return cut, after
 
 
-def _look_at_events(
-    store: Store,
-    case: str,
-    source: S3Prefix,
-    bounds: DocumentsSettings,
-    record: _Record,
-    now: float,
-) -> Look:
-    queue = EventQueue(bounds.queue or "", source)
-    # An object that arrives behind the listing has an event, which this look or a later one receives.
-    cut, listed = _list_on(store, case, source, bounds, "batch", record, now, every=LISTING_SECONDS)
-    received = queue.receive()
-    while recorded := record(received.files):
-        cut += recorded
-    # Messages are deleted once their objects are in the ledger; after a crash in between they come again and
-    # are known.
-    queue.delete(received)
-    notes = {
-        "object(s) named by events are outside of it or have another ending": received.num_outside,
-        "message(s) of the queue are no S3 events and stay there": received.num_unknown,
-    }
-    return _look_of(
-        cut, 0, [*(f"{number:,} {what}" for what, number in notes.items() if number), *listed], source
+FILES_ARE_READ = CheckSpec(
+    "delivered_files_are_read", "The source has no files that no format reads.", blocking=True
+)
+#: Endings that are shown; the others are summed up.
+_SHOWN_ENDINGS = 20
+#: What is named as an ending; what follows the last point of other names may be any words.
+_ENDING = re.compile(r"(\.[a-z0-9]{1,8}){1,2}")
+
+
+def _count_endings(paths: Sequence[str]) -> Counter[str]:
+    return Counter(_ending(shown_path(path)) for path in paths)
+
+
+def _ending(path: str) -> str:
+    last = PurePosixPath(path.lower()).suffix
+    ending = ending_of(path) + last if last in COMPRESSIONS else last
+    return ending if _ENDING.fullmatch(ending) else "without an ending"
+
+
+def _remember_leftovers(
+    store: Store, case: str, kind: Kind, counts: Mapping[str, int], num_read: int, num_kept_out: int
+) -> None:
+    counts_of_look = {"by_ending": dict(counts), "num_read": num_read, "num_kept_out": num_kept_out}
+    if store.read_pointer(f"{case}/left/{kind}") != counts_of_look:
+        store.write_pointer(f"{case}/left/{kind}", counts_of_look)
+
+
+def check_leftovers(store: Store, case: str, kind: Kind = "batch") -> CheckOutcome:
+    """Return whether all delivered files are read, by the last complete look: a warning if not, an error if
+    none is read.
+    """
+    nothing = {"by_ending": {}, "num_read": 0, "num_kept_out": 0}
+    last_look = store.read_pointer(f"{case}/left/{kind}") or nothing
+    counts: dict[str, int] = last_look["by_ending"]
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = dict(most[:_SHOWN_ENDINGS])
+    if len(most) > _SHOWN_ENDINGS:
+        shown["other endings"] = sum(number for _, number in most[_SHOWN_ENDINGS:])
+    num_left, num_read = sum(counts.values()), last_look["num_read"]
+    named = ", ".join(f"{number:,} {ending}" for ending, number in list(shown.items())[:5])
+    return CheckOutcome(
+        name=FILES_ARE_READ.name,
+        passed=not num_left,
+        # Files that were read once may have been removed since, and their batches go on.
+        severity="error" if num_left and not num_read and not list_batches(store, case, kind) else "warn",
+        description=(
+            f"{num_left:,} of {num_left + num_read:,} files are not read: {named}; convert or remove them"
+            if num_left
+            else ""
+        ),
+        metadata={
+            "num_read": num_read,
+            "num_not_read": num_left,
+            "not_read_by_ending": shown,
+            "num_in_test_splits": last_look["num_kept_out"],
+        },
     )

@@ -12,15 +12,14 @@ import hmac
 import json
 import time
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.store import Store
 from fullft_assets.store.hashing import messages_hash, text_hash
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 By = Literal["id", "group"]
 #: What a tombstone can be named by. That of a file (delivered, or one that general documents are drawn from)
@@ -77,8 +76,6 @@ def has_made_up_id(table: pa.Table) -> np.ndarray:
     """Return which rows of a table have no id of their own: bool [rows]. None where the table lacks `source`
     and `row`.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     if not {"source", "row"} <= set(table.column_names):
         return np.zeros(len(table), bool)
@@ -124,8 +121,6 @@ def is_erased(case: str, table: pa.Table, tombstones: Collection[str]) -> np.nda
     By their `id`, if it is their own; by `row_digests`, if not; and by their `group` where there is such a
     column.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     erased_rows = np.zeros(len(table), bool)
     if not tombstones:
@@ -151,7 +146,6 @@ def is_erased(case: str, table: pa.Table, tombstones: Collection[str]) -> np.nda
 
 def without_erased(table: pa.Table, store: Store, case: str) -> tuple[pa.Table, int]:
     """Return a table of documents without its erased rows, and the number of erased rows."""
-    import pyarrow as pa
 
     erased = is_erased(case, table, read_tombstones(store, case))
     return (table.filter(pa.array(~erased)) if erased.any() else table), int(erased.sum())

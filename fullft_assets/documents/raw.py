@@ -13,31 +13,28 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind, read_batch
 from fullft_assets.documents.delivery import source_of
 from fullft_assets.documents.erasure import without_erased
-from fullft_assets.documents.formats import FORMATS, encodings, name_of_format
-from fullft_assets.documents.formats.office import recognition
-from fullft_assets.documents.metadata import RawMetadata
-from fullft_assets.documents.reading import ReadBatch, read_documents
-from fullft_assets.documents.schema import schema
+from fullft_assets.documents.formats import FORMATS, encodings, name_of_format, office
+from fullft_assets.documents.reading import RawMetadata, ReadBatch, read_documents, schema
 from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
 from fullft_assets.personal_data.entities import pipeline_key
-from fullft_assets.personal_data.masking import mask_documents
-from fullft_assets.personal_data.search import search_of
+from fullft_assets.personal_data.search import mask_documents, search_of
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from fullft_assets.settings import LogSettings
     from fullft_assets.settings.use_case import UseCase
 
 
-VERSION = "11"
+VERSION = "12"
 READABLE = CheckSpec("files_are_readable", "Every file could be read.")
 PAGES_HAVE_TEXT = CheckSpec("pages_have_text", "Every page of the PDFs has text.")
 ENCODINGS_AGREE = CheckSpec(
@@ -83,7 +80,6 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
     )
 
     def write(draft: Draft) -> Outcome:
-        import pyarrow.parquet as pq
 
         read = plan.read(store, use_case)
         table, num_erased = without_erased(read.table, store, use_case.name)
@@ -121,16 +117,11 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
 
 
 def _format_versions(batch: Batch, chosen: str) -> dict[str, Any]:
-    """Return the versions of the batch's formats that have one, as an input of the artifact's key; ours are
-    part of this stage's `VERSION`.
-    """
+    # Those of our formats are part of this stage's `VERSION`.
     names = {chosen} if chosen != "auto" else {name_of_format(file.path) for file in batch.files}
     versions = {name: FORMATS.get(name).version for name in sorted(filter(None, names))}
-    return (
-        {"formats": registered_versions}
-        if (registered_versions := {name: version for name, version in versions.items() if version})
-        else {}
-    )
+    registered_versions = {name: version for name, version in versions.items() if version}
+    return {"formats": registered_versions} if registered_versions else {}
 
 
 def _stage(kind: Kind) -> str:
@@ -138,10 +129,6 @@ def _stage(kind: Kind) -> str:
 
 
 def _remember(store: Store, manifest: Manifest, name: str) -> None:
-    """Record that these are raw documents of a batch. Those made with other settings stay recorded: the
-    settings may be changed back.
-    """
-
     def add(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
         keys = (recorded or {"keys": []})["keys"]
         if manifest.key in keys[:1]:
@@ -153,7 +140,6 @@ def _remember(store: Store, manifest: Manifest, name: str) -> None:
 
 
 def _read_before(store: Store, case: str, name: str, kind: Kind) -> list[Manifest]:
-    """Return the batch's raw documents as they were read before, the last ones first."""
     keys = (store.read_pointer(f"{case}/read/{_stage(kind)}/{name}") or {"keys": []})["keys"]
     manifests = [store.find(case, _stage(kind), key) for key in keys]
     return [manifest for manifest in manifests if manifest is not None]
@@ -161,8 +147,6 @@ def _read_before(store: Store, case: str, name: str, kind: Kind) -> list[Manifes
 
 @dataclass(frozen=True)
 class _Before:
-    """Raw documents that were read before, and the settings of today."""
-
     manifest: Manifest
     settings: Mapping[str, Any]
 
@@ -193,8 +177,6 @@ class _Before:
         """Return the rows of some files in these columns; columns that today's settings do not name are
         empty.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
         table = pq.read_table(
             store.folder(self.manifest) / "documents.parquet",
@@ -243,9 +225,9 @@ class _Plan:
         self.missing: list[SourceFile] = []
         #: Files that are excluded without being read, and why.
         self.unreadable: dict[str, str] = {}
-        files = [file for file in batch.files if _is_unicode(file.path)]
+        files = [file for file in batch.files if shown_path(file.path) == file.path]
         for file in batch.files:
-            if not _is_unicode(file.path):
+            if shown_path(file.path) != file.path:
                 self.unreadable[shown_path(file.path)] = "its name is not UTF-8; rename it"
         current = source.statuses(file.path for file in files)
         #: Files that are there as they were cut.
@@ -257,9 +239,6 @@ class _Plan:
             self._place(file, earlier, is_there=current[file.path] is not None)
 
     def _place(self, file: SourceFile, earlier: list[_Before], *, is_there: bool) -> None:
-        """Decide what becomes of a file that is not there as it was cut, from the earlier raw documents that
-        have it.
-        """
         fitting = next((each for each in earlier if not each.wanting), None)
         if fitting is not None:
             self.carried[file.path] = fitting
@@ -268,7 +247,9 @@ class _Plan:
             self.unreadable[file.path] = f"changed since it was cut; {_CHANGED}"
         elif earlier:
             self.taken_away.append(file.path)
-            self.unreadable[file.path] = _taken_away(earlier[0])
+            sections = {**dict.fromkeys(_OF_EXAMPLES, "examples"), "log": "monitoring"}
+            keys = ", ".join(f"{sections.get(name, 'documents')}.{name}" for name in earlier[0].wanting)
+            self.unreadable[file.path] = f"taken away since it was read with another {keys}; deliver it again"
         else:
             self.missing.append(file)
 
@@ -285,7 +266,6 @@ class _Plan:
         Raises:
             DataError: not one of the files can be read.
         """
-        import pyarrow as pa
 
         read, parts = ReadBatch(self.columns.empty_table()), []
         files = self.as_cut + self.missing
@@ -331,15 +311,6 @@ class _Plan:
         return changed
 
 
-def _taken_away(before: _Before) -> str:
-    keys = ", ".join(f"{_section_of(name)}.{name}" for name in before.wanting)
-    return f"taken away since it was read with another {keys}; deliver it again"
-
-
-def _section_of(name: str) -> str:
-    return "examples" if name in _OF_EXAMPLES else "monitoring" if name == "log" else "documents"
-
-
 def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     """Return the settings that shape the raw documents, or a window's production documents."""
     settings = use_case.settings
@@ -351,7 +322,6 @@ def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
             "id",
             "annotator",
             "encoding",
-            "missing_values",
             "reference_buckets",
             *_OF_FORMATS,
         }
@@ -359,7 +329,7 @@ def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     masked = {"masked": kinds} if (kinds := masked_kinds(use_case)) else {}
     log = settings.monitoring.log if kind == "window" else None
     logged = {} if log is None else {"log": log.model_dump()}
-    models = {"ocr": recognition.version()} if settings.documents.pdf.recognises else {}
+    models = {"ocr": office.recognizer_version()} if settings.documents.pdf.recognises else {}
     return {**chosen, **settings.examples.model_dump(include={*_OF_EXAMPLES}), **masked, **logged, **models}
 
 
@@ -376,7 +346,6 @@ def masked_kinds(use_case: UseCase) -> list[str] | None:
 
 
 def _masked(table: pa.Table, use_case: UseCase) -> tuple[pa.Table, int]:
-    """Return the rows, masked where the settings ask for it, and the number of masked rows."""
     if masked_kinds(use_case) is None:
         return table, 0
     pieces_by_row = search_of(use_case).find_all(table["text"])
@@ -447,7 +416,3 @@ def _pages_check(source: Source, pages: dict[str, int], is_recognised: bool) -> 
         description=f"{source.uri}: {places}{more} without text, {what}" if pages else "",
         metadata={"num_files_with_such_pages": len(pages), "num_pages_without_text": sum(pages.values())},
     )
-
-
-def _is_unicode(path: str) -> bool:
-    return path.isascii() or not any("\ud800" <= character <= "\udfff" for character in path)

@@ -1,20 +1,29 @@
 """Delivered files -> a table with one row a record, malformed ones included.
 
 A file is read to its end or not at all: one that cannot be read is named with the reason, and the others are
-read.
+read. The rows of a manifest may name texts: files of the delivery folder, or objects of the buckets that may
+be read.
 """
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import chain
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.batches import Batch
 from fullft_assets.documents.formats import (
     FORMATS,
     Delivered,
@@ -23,25 +32,185 @@ from fullft_assets.documents.formats import (
     Record,
     Unreadable,
     bounded,
-    code_pages,
     encodings,
     ending_of,
     name_of_format,
 )
-from fullft_assets.documents.formats.code_pages import Scores
-from fullft_assets.documents.formats.protocol import plain_rows
+from fullft_assets.documents.formats.delivered import MAX_TEXT_BYTES
+from fullft_assets.documents.formats.encodings import Scores
+from fullft_assets.documents.formats.registered import plain_rows
 from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT, Row, Wanted
 from fullft_assets.documents.formats.sniffing import format_of_content
-from fullft_assets.documents.references import References
-from fullft_assets.documents.schema import schema
-from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.documents.sources import S3Prefix, Source, SourceFile
+from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings
+from fullft_assets.store.metadata import Metadata, Private
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+#: `problem` is why a row is malformed; `delivered_ns` is its file's time: of two deliveries the later one is
+#: newer.
+COLUMNS = (
+    "id",
+    "text",
+    "messages",
+    "label",
+    "labels",
+    "spans",
+    "annotations",
+    "group",
+    "domain",
+    "slice_by",
+    "confidence",
+    "annotator",
+    "human_annotated",
+    "time",
+    "source",
+    "row",
+    "delivered_ns",
+    "problem",
+)
+#: Further columns of a window whose rows have what the model in production answered (`monitoring.log`), as it
+#: was delivered.
+LOGGED = ("predicted", "score", "predicted_by", "predicted_at")
 
-    from fullft_assets.documents.batches import Batch
-    from fullft_assets.documents.sources import Source, SourceFile
+
+@cache
+def schema(*, is_logged: bool = False) -> pa.Schema:
+    """Return the schema of `documents.parquet`; its names are `COLUMNS`, in a window with logged predictions
+    also `LOGGED`.
+    """
+
+    types = {
+        "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+        "labels": pa.list_(pa.string()),
+        "spans": pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())])),
+        "annotations": pa.list_(pa.struct([("annotator", pa.string()), ("label", pa.string())])),
+        "confidence": pa.float64(),
+        "human_annotated": pa.bool_(),
+        "row": pa.int64(),
+        "delivered_ns": pa.int64(),
+    }
+    return pa.schema(
+        [(name, types.get(name, pa.string())) for name in (*COLUMNS, *(LOGGED if is_logged else ()))]
+    )
+
+
+class RawMetadata(Metadata):
+    """Metadata of `raw_documents` and `production_documents`."""
+
+    batch: str
+    #: The source that the batch was cut from.
+    uri: str
+    num_files: int
+    num_bytes: int
+    num_rows: int
+    num_malformed: int
+    num_erased: int
+    #: Rows in which personal data was masked as they were read.
+    num_masked: int = 0
+    #: Times of the files that were read, in nanoseconds, by path.
+    files: Annotated[dict[str, int], Private.FILES]
+    #: Encodings other than UTF-8, by path.
+    encodings: Annotated[dict[str, str], Private.BY_FILE]
+    #: Text files by encoding.
+    num_files_by_encoding: dict[str, int]
+    #: Files that were read once and are gone, without what today's settings ask for.
+    taken_away: Annotated[list[str] | None, Private.FILES] = None
+
+
+#: Objects that are fetched at a time.
+_FETCHERS = 16
+_S3 = "s3://"
+
+
+class References:
+    """Fetches what references name. They are read with all rights of the run, so where they may point is
+    bounded.
+
+    Args:
+        source: the delivery; its bucket may be read.
+        documents: encoding, and other buckets that may be read.
+        out_of_reach: the URL of the store, below which nothing is read.
+    """
+
+    def __init__(self, source: Source, documents: DocumentsSettings, out_of_reach: str | None = None):
+        self._source = source
+        self._encoding = documents.encoding
+        own_buckets = [source.uri.removeprefix(_S3).partition("/")[0]] if source.uri.startswith(_S3) else []
+        self._buckets = {*own_buckets, *documents.reference_buckets}
+        self._out_of_reach = None if out_of_reach is None else f"{out_of_reach.rstrip('/')}/"
+
+    def texts(self, manifest: str, references: Sequence[str]) -> list[str | OSError]:
+        """Return the text that each reference names, or why it cannot be read.
+
+        Raises:
+            DataError: S3 cannot be reached.
+        """
+
+        def fetch(reference: str) -> str | OSError:
+            try:
+                with self._local(manifest, reference) as local:
+                    return encodings.decode(local.read_bytes(), self._encoding)
+            except OSError as error:
+                return error
+            except Unreadable as error:
+                return OSError(str(error))
+
+        with ThreadPoolExecutor(_FETCHERS) as pool:
+            return list(pool.map(fetch, references))
+
+    def refusal(self, manifest: str, reference: str) -> OSError | None:
+        """Return why a reference cannot be read, as far as this is known without an answer of S3; None:
+        nothing speaks against it.
+        """
+        try:
+            if "://" in reference:
+                self._object(reference)
+            else:
+                with self._local(manifest, reference):
+                    pass
+        except OSError as error:
+            return error
+        return None
+
+    @contextmanager
+    def _local(self, manifest: str, reference: str) -> Iterator[Path]:
+        source, path = self._source, posixpath.join(posixpath.dirname(manifest), reference)
+        if "://" in reference:
+            bucket, path = self._object(reference)
+            # Where S3 does not answer the row would have no text even once it answers again: this raises
+            # `DataError`, so that the run fails, and a later one reads all of it.
+            source = S3Prefix(f"{_S3}{bucket}")
+            if (about := source.status(path)) is not None:
+                _refuse_large(about.bytes)
+        else:
+            path = posixpath.normpath(path)
+            if path.startswith(("/", "../")) or "\0" in path:
+                raise OSError("outside of the delivery folder")
+        with source.local(path) as local:
+            _refuse_large(local.stat().st_size)
+            yield local
+
+    def _object(self, reference: str) -> tuple[str, str]:
+        if not reference.startswith(_S3):
+            raise OSError("neither a path nor an s3:// address")
+        bucket, _, key = reference.removeprefix(_S3).partition("/")
+        if not (bucket and key):
+            raise OSError("an s3:// address without a bucket or a key")
+        if bucket not in self._buckets:
+            raise OSError("its bucket is not that of documents.path, nor among documents.reference_buckets")
+        # However the address is written: `//` and `/./` are part of a key for S3, not for every server.
+        if (
+            self._out_of_reach is not None
+            and f"{_S3}{bucket}{posixpath.normpath('/' + key.lstrip('/'))}/".startswith(self._out_of_reach)
+        ):
+            raise OSError("in the store, which no document may name")
+        return bucket, key
+
+
+def _refuse_large(num_bytes: int) -> None:
+    if num_bytes > MAX_TEXT_BYTES:
+        raise OSError(f"larger than {MAX_TEXT_BYTES // 2**20:,} MiB; split it")
+
 
 T = TypeVar("T")
 #: Makes something of a file's records, given the format that defines what they mean.
@@ -75,7 +244,6 @@ class ReadBatch:
 
     def without(self, unreadable: Mapping[str, str]) -> ReadBatch:
         """Return the batch without some of its files, which are given with the reasons."""
-        import pyarrow.compute as pc
 
         if not unreadable:
             return self
@@ -115,13 +283,7 @@ def read_documents(
 
     Raises:
         DataError: not one file of the batch could be read, and `may_be_empty` is false.
-        SettingsError: `documents.encoding` is no encoding.
     """
-    if documents.encoding is not None and not encodings.is_encoding(documents.encoding):
-        raise SettingsError(
-            f"documents.encoding: `{documents.encoding}` is no encoding; give one such as cp1252, or leave"
-            " it out"
-        )
     read: dict[str, str | None] = {}
     unreadable: dict[str, str] = {}
     undecided: dict[SourceFile, Scores] = {}
@@ -137,9 +299,7 @@ def read_documents(
             def collect(
                 records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading
             ) -> list[pa.RecordBatch]:
-                return _collect(
-                    _counted(meaning.rows(records, reading), file.path, pages), file, columns, room, bound
-                )
+                return _collect(meaning.rows(records, reading), file, columns, pages, room, bound)
 
             try:
                 with source.local(file.path) as path:
@@ -154,7 +314,7 @@ def read_documents(
 
         for file in batch.files:
             read_file(file, _wait)
-        for file, encoding in zip(undecided, code_pages.choose(list(undecided.values())), strict=True):
+        for file, encoding in zip(undecided, encodings.choose(list(undecided.values())), strict=True):
             read_file(file, lambda _, encoding=encoding: encoding)
     if unreadable and len(unreadable) == len(batch.files) and not may_be_empty:
         path, why = next(iter(unreadable.items()))
@@ -172,7 +332,7 @@ def read_documents(
         {path: name for path, name in names.items() if name not in ("utf-8", encodings.ASCII)},
         frozenset(file.path for file in undecided),
         Counter(names.values()),
-        {path: number for path, number in pages.items() if path in read},
+        {path: number for path, number in pages.items() if number and path in read},
     )
 
 
@@ -200,14 +360,12 @@ class _Rows:
         return sum(each.nbytes for each in batches)
 
     def _join(self) -> None:
-        import pyarrow as pa
 
         self._joined.append(pa.Table.from_batches(self._pending, schema=self._columns).combine_chunks())
         self._pending = []
 
     def table(self, paths: Iterable[str]) -> pa.Table:
         """Return the rows of all files, file by file in the order of these paths."""
-        import pyarrow as pa
 
         self._join()
         table, paths = pa.concat_tables(self._joined), list(paths)
@@ -340,7 +498,6 @@ class FileReader:
     def _told_by_content(
         self, records: Iterator[tuple[int, Record]], otherwise: Format
     ) -> tuple[Iterator[tuple[int, Record]], Format]:
-        """Return all of the records, and the format that the first one looks like."""
         seen = []
         for numbered in records:
             seen.append(numbered)
@@ -363,38 +520,28 @@ class FileReader:
         return self._shared[kind]
 
 
-def _counted(
-    numbered: Iterable[tuple[int, Row]], path: str, pages: Counter[str]
-) -> Iterator[tuple[int, Row]]:
-    """Yield rows, and count the pages without text of their documents."""
-    for number, row in numbered:
-        if without := row.pop(PAGES_WITHOUT_TEXT, 0):
-            pages[path] += without
-        yield number, row
-
-
 def _collect(
-    numbered: Iterable[tuple[int, Row]], file: SourceFile, columns: pa.Schema, room: int, bound: int
+    numbered: Iterable[tuple[int, Row]],
+    file: SourceFile,
+    columns: pa.Schema,
+    pages: Counter[str],
+    room: int,
+    bound: int,
 ) -> list[pa.RecordBatch]:
-    """Return the rows of a file as record batches of a schema.
-
-    Raises:
-        Unreadable: they take more than `room` bytes, which its batch has left of `bound`.
-    """
     batches: list[pa.RecordBatch] = []
     for pending in _parts(numbered):
+        pages[file.path] += sum(row.get(PAGES_WITHOUT_TEXT, 0) for _, row in pending)
         batches.append(_batch(pending, file, columns))
         room -= batches[-1].nbytes
         if room < 0:
             raise Unreadable(
                 f"the rows of its batch take more than {bound // 2**20:,} MiB; lower"
-                " documents.max_batch_files or documents.max_batch_bytes, and deliver it again"
+                " documents.max_batch_files, and deliver it again"
             )
     return batches
 
 
 def _parts(numbered: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
-    """Yield rows, as many at a time as may be Python objects in memory."""
     pending, characters = [], 0
     for number, row in numbered:
         pending.append((number, row))
@@ -407,7 +554,6 @@ def _parts(numbered: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]
 
 
 def _batch(numbered: list[tuple[int, Row]], file: SourceFile, columns: pa.Schema) -> pa.RecordBatch:
-    import pyarrow as pa
 
     number_of_rows = len(numbered)
     columns_by_name = {

@@ -9,21 +9,20 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from fullft_assets.aws import as_os_errors, s3_client
 from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.formats import is_readable
 from fullft_assets.documents.names import is_about, is_test_split
 from fullft_assets.errors import DataError
-from fullft_assets.extras import require
 from fullft_assets.settings.use_case import locate
-from fullft_assets.store.files import whole
 
 #: What `datasets.save_to_disk` writes beside its .arrow files; together they identify such a folder.
 _SAVED_DATASET = {"state.json", "dataset_info.json"}
@@ -31,7 +30,7 @@ _SAVED_DATASET = {"state.json", "dataset_info.json"}
 _SPLITS = "dataset_dict.json"
 #: Endings of files that are still being written.
 _PARTIAL = (".partial", ".part", ".tmp", ".temp", ".crdownload", ".filepart")
-_LEAVES = "a link that leaves the folder; documents.follow_links allows it"
+_LEAVES = "a link that leaves the folder; deliver the file itself"
 _NOT_REGULAR = "not a regular file"
 #: Requests to S3 at the same time: most documents are small, so that waiting is what takes the time.
 _PARALLEL_REQUESTS = 16
@@ -47,51 +46,6 @@ class SourceFile(NamedTuple):
     bytes: int
     mtime_ns: int
     etag: str = ""
-
-
-class Source(Protocol):
-    """A place with delivered files; a path is relative to it, with forward slashes."""
-
-    #: The folder's absolute path, or s3://bucket/prefix: the prefix of a path in a message.
-    uri: str
-    #: Whether a file may be seen half-written. An S3 object appears complete.
-    may_be_growing: bool
-    #: Paths that the last listing met and left alone because their endings are not read; hidden and partial
-    #: ones are not among them.
-    others: list[str]
-    #: Paths of the last listing that belong to the test split of a saved `DatasetDict`.
-    kept_out: list[str]
-    #: Why the last listing skipped other entries that it met, by path: links that leave the folder, pipes,
-    #: folders that may not be listed.
-    skipped: dict[str, str]
-
-    def files(self) -> list[SourceFile]:
-        """Return the readable-by-ending files, sorted by path; hidden and partial ones are excluded."""
-        ...
-
-    def status(self, path: str) -> SourceFile | None:
-        """Return a file as it is now, or None where there is none."""
-        ...
-
-    def statuses(self, paths: Iterable[str]) -> dict[str, SourceFile | None]:
-        """Return `status` of each path."""
-        ...
-
-    def digest(self, file: SourceFile) -> str:
-        """Return what identifies a file's content (sha256 or ETag), or `unreadable: why`."""
-        ...
-
-    def local(self, path: str) -> AbstractContextManager[Path]:
-        """Return a local file to read; what had to be fetched is removed again.
-
-        Raises:
-            OSError: when entered: there is no such file, or it may not be read.
-        """
-        ...
-
-    def fetched(self, files: Sequence[SourceFile]) -> AbstractContextManager[None]:
-        """Keep these files at hand: remote ones are fetched several at a time, and removed again."""
-        ...
 
 
 def open_source(
@@ -123,16 +77,24 @@ class Folder:
         any_ending: files are read whatever their ending.
     """
 
+    #: Whether a file may be seen half-written. An S3 object appears complete.
     may_be_growing = True
 
     def __init__(self, folder: Path, *, follow_links: bool = False, any_ending: bool = False):
         self.folder = folder
+        #: The folder's absolute path, or s3://bucket/prefix: the prefix of a path in a message.
         self.uri = str(folder.absolute())
-        self.others = []
-        self.kept_out = []
-        self.skipped = {}
+        #: Paths that the last listing met and left alone because their endings are not read; hidden and
+        #: partial ones are not among them.
+        self.others: list[str] = []
+        #: Paths of the last listing that belong to the test split of a saved `DatasetDict`.
+        self.kept_out: list[str] = []
+        #: Why the last listing skipped other entries that it met, by path: links that leave the folder,
+        #: pipes, folders that may not be listed.
+        self.skipped: dict[str, str] = {}
         self._follow_links = follow_links
         self._any_ending = any_ending
+        self._root = str(folder)
         self._real = os.path.realpath(folder)
 
     def files(self) -> list[SourceFile]:
@@ -154,90 +116,71 @@ class Folder:
         self.others = []
         self.kept_out = []
         self.skipped = {}
-        pending = [("", str(self.folder))]
-        seen = {_identity(os.stat(self.folder))}
-        while pending:
-            prefix, directory = pending.pop()
-            folders, names = self._entries(prefix, directory)
-            is_saved = {entry.name for entry in names} >= _SAVED_DATASET
-            is_test = (
-                is_saved
-                and is_test_split(PurePosixPath(prefix).name)
-                and os.path.exists(f"{directory}/../{_SPLITS}")
-            )
-            for entry in names:
-                if is_about(f"{prefix}{entry.name}"):
+        # A link to a folder above would be walked for ever.
+        entered = {_identity(self._root)}
+        for directory, folders, names in os.walk(self._root, onerror=self._not_listed, followlinks=True):
+            prefix = f"{directory[len(self._root) :]}/".lstrip("/")
+            is_saved = {*names} >= _SAVED_DATASET
+            is_test = is_saved and is_test_split(PurePosixPath(prefix).name)
+            is_test = is_test and os.path.exists(f"{directory}/../{_SPLITS}")
+            for name in names:
+                path = f"{prefix}{name}"
+                if name.startswith(".") or is_about(path) or (is_saved and _is_bookkeeping(name)):
                     continue
-                if _is_document(entry.name, lambda is_saved=is_saved: is_saved, self._any_ending):
-                    file = self._seen_as(f"{prefix}{entry.name}", entry)
-                    if file is not None and is_test:
-                        self.kept_out.append(file.path)
-                    elif file is not None:
-                        yield file
-                elif _is_other(entry.name):
-                    self.others.append(f"{prefix}{entry.name}")
-            inner = []
-            for entry in sorted(folders, key=lambda entry: entry.name):
-                try:
-                    identity = _identity(entry.stat())
-                except OSError as error:
-                    self.skipped[f"{prefix}{entry.name}/"] = _why(error)
-                    continue
-                # A link to a folder above would be walked for ever.
-                if identity not in seen:
-                    seen.add(identity)
-                    inner.append((f"{prefix}{entry.name}/", entry.path))
-            pending += reversed(inner)
+                if not _is_document(name, self._any_ending):
+                    self.others += [path] * _is_other(name)
+                elif (file := self._listed(path)) is not None and is_test:
+                    self.kept_out.append(path)
+                elif file is not None:
+                    yield file
+            folders[:] = [name for name in sorted(folders) if self._is_entered(f"{prefix}{name}", entered)]
 
-    def _entries(self, prefix: str, directory: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-        """Return the folders in a folder, and its other entries; no single one may stop a look.
+    def _not_listed(self, error: OSError) -> None:
+        if error.filename == self._root:
+            raise DataError(
+                f"{self.folder}: folder cannot be listed ({error.strerror}); fix its permissions"
+            ) from error
+        path = f"{error.filename[len(self._root) :]}/".lstrip("/")
+        self.skipped[path] = f"folder cannot be listed: {error.strerror}"
 
-        Raises:
-            DataError: the delivery folder itself cannot be listed.
-        """
+    def _is_entered(self, path: str, entered: set[tuple[int, int]]) -> bool:
+        full = f"{self._root}/{path}"
+        if os.path.basename(path).startswith("."):
+            return False
+        if os.path.islink(full) and not self._may_follow(full):
+            self.skipped[path] = _LEAVES
+            return False
         try:
-            with os.scandir(directory) as entries:
-                listed = [entry for entry in entries if not entry.name.startswith(".")]
+            identity = _identity(full)
         except OSError as error:
-            if not prefix:
-                raise DataError(
-                    f"{self.folder}: folder cannot be listed ({error.strerror}); fix its permissions"
-                ) from error
-            self.skipped[prefix] = f"folder cannot be listed: {error.strerror}"
-            return [], []
-        folders: list[os.DirEntry[str]] = []
-        names: list[os.DirEntry[str]] = []
-        for entry in listed:
-            try:
-                if entry.is_symlink() and not self._may_follow(entry.path):
-                    self.skipped[f"{prefix}{entry.name}"] = _LEAVES
-                else:
-                    (folders if entry.is_dir() else names).append(entry)
-            except OSError as error:  # a link to itself
-                self.skipped[f"{prefix}{entry.name}"] = _why(error)
-        return folders, names
+            self.skipped[f"{path}/"] = _why(error)
+            return False
+        is_new = identity not in entered
+        entered.add(identity)
+        return is_new
+
+    def _listed(self, path: str) -> SourceFile | None:
+        full = f"{self._root}/{path}"
+        try:
+            status = os.lstat(full)
+            if stat.S_ISLNK(status.st_mode):
+                if not self._may_follow(full):
+                    self.skipped[path] = _LEAVES
+                    return None
+                with suppress(FileNotFoundError):  # a dangling link stays one
+                    status = os.stat(full)
+        except FileNotFoundError:  # removed meanwhile
+            return None
+        except OSError as error:
+            self.skipped[path] = _why(error)
+            return None
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+            self.skipped[path] = _NOT_REGULAR
+            return None
+        return _source_file(path, status)
 
     def _may_follow(self, path: str) -> bool:
         return self._follow_links or os.path.commonpath([os.path.realpath(path), self._real]) == self._real
-
-    def _seen_as(self, path: str, entry: os.DirEntry[str]) -> SourceFile | None:
-        """Return a file of a listing; None where it was removed meanwhile, is a pipe or a device, or may not
-        be looked at.
-        """
-        try:
-            status = entry.stat()
-        except OSError:
-            try:
-                return _source_file(path, entry.stat(follow_symlinks=False))
-            except FileNotFoundError:
-                return None
-            except OSError as error:
-                self.skipped[path] = _why(error)
-                return None
-        if stat.S_ISREG(status.st_mode):
-            return _source_file(path, status)
-        self.skipped[path] = _NOT_REGULAR
-        return None
 
     def status(self, path: str) -> SourceFile | None:
         """Return a file as it is now, or None where there is none; a dangling link is one."""
@@ -284,7 +227,8 @@ def _why(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 
@@ -292,25 +236,17 @@ def _source_file(path: str, status: os.stat_result) -> SourceFile:
     return SourceFile(path, status.st_size, status.st_mtime_ns)
 
 
-def _is_document(name: str, is_saved: Callable[[], bool], any_ending: bool) -> bool:
-    """Return whether a file's name is a document's; `is_saved` returns whether its folder is one that
-    `datasets` saved.
-    """
-    if not (_has_known_ending(_end_of(name)) or (any_ending and _is_other(name))) or name == _SPLITS:
-        return False
-    # Loading such a folder and mapping over it leaves caches of the same rows beside them.
-    is_bookkeeping = name in _SAVED_DATASET or (name.startswith("cache-") and name.endswith(".arrow"))
-    return not (is_bookkeeping and is_saved())
+def _is_document(name: str, any_ending: bool) -> bool:
+    return _has_known_ending(_end_of(name)) or (any_ending and _is_other(name))
 
 
-def _is_hidden(path: str) -> bool:
-    return path.startswith(".") or "/." in path
+def _is_bookkeeping(name: str) -> bool:
+    # Loading a saved dataset and mapping over it leaves caches of the same rows beside them.
+    return name in _SAVED_DATASET or (name.startswith("cache-") and name.endswith(".arrow"))
 
 
 def _is_other(name: str) -> bool:
-    """Return whether a file looks delivered but is not read: neither half-written nor a note that some
-    program made for itself.
-    """
+    # Neither half-written nor a note that some program made for itself.
     return not (_has_known_ending(_end_of(name)) or name.startswith("_") or name.lower().endswith(_PARTIAL))
 
 
@@ -328,24 +264,20 @@ class S3Prefix:
 
     Args:
         url: the prefix.
-        options: fsspec options; never secrets, those come from the environment.
         any_ending: objects are read whatever their ending.
     """
 
     may_be_growing = False
 
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None, *, any_ending: bool = False):
-        import fsspec
-
+    def __init__(self, url: str, *, any_ending: bool = False):
         self.uri = url.rstrip("/")
-        require("s3fs", self.uri)
-        self._fs, self._root = fsspec.core.url_to_fs(self.uri, **(options or {}))
-        self._bucket, _, prefix = self._root.partition("/")
+        self._bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._any_ending = any_ending
         self._places: dict[str, Path | OSError] = {}
-        self.others, self.kept_out = [], []
-        self.skipped = {}
+        self.others: list[str] = []
+        self.kept_out: list[str] = []
+        self.skipped: dict[str, str] = {}
 
     def files(self) -> list[SourceFile]:
         """Return the readable-by-ending objects, sorted by path; one request lists 1,000.
@@ -372,18 +304,27 @@ class S3Prefix:
         """
         files: list[SourceFile] = []
         self.others, self.kept_out = [], []
-        is_saved, is_test = self._saved_folders(), self._test_splits()
+        status = cache(self.status)
+
+        def has(folder: str, name: str) -> bool:
+            return status(f"{folder}/{name}".lstrip("/")) is not None
+
         for number in count(1):
             entries, is_last = self._page(after)
             for entry in entries:
                 path = entry["Key"][len(self._prefix) :]
-                if self._is_document(path, is_saved):
-                    if is_test(path.rpartition("/")[0]):
-                        self.kept_out.append(path)
-                    else:
-                        files.append(_object(path, {**entry, "size": entry["Size"]}))
-                elif not _is_hidden(path) and not is_about(path) and _is_other(path.rpartition("/")[2]):
-                    self.others.append(path)
+                folder, _, name = path.rpartition("/")
+                above, _, split = folder.rpartition("/")
+                if not name or path.startswith(".") or "/." in path or is_about(path):
+                    continue
+                if not _is_document(name, self._any_ending):
+                    self.others += [path] * _is_other(name)
+                elif _is_bookkeeping(name) and all(has(folder, each) for each in _SAVED_DATASET):
+                    continue
+                elif is_test_split(split) and has(above, _SPLITS):
+                    self.kept_out.append(path)
+                else:
+                    files.append(_object(path, entry, entry["Size"]))
             # Not by the server's token: it is good for minutes, and the next look may come later.
             after = "" if is_last or not entries else entries[-1]["Key"][len(self._prefix) :]
             if not after or number == most_pages:
@@ -391,15 +332,13 @@ class S3Prefix:
         return files, after
 
     def _page(self, after: str) -> tuple[list[dict[str, Any]], bool]:
-        """Return what S3 lists after a path, and whether these are the last."""
         where = {
-            "Bucket": self._bucket,
             "Prefix": self._prefix,
             **({"StartAfter": self._prefix + after} if after else {}),
         }
         try:
             with self._one_line_errors():
-                answer = self._fs.call_s3("list_objects_v2", **where)
+                answer = self._ask("list_objects_v2", **where)
         except FileNotFoundError as error:
             raise DataError(f"{self.uri}: bucket not found; create it or fix documents.path") from error
         except PermissionError as error:
@@ -407,49 +346,6 @@ class S3Prefix:
                 f"{self.uri}: access denied ({error}); let the role list the bucket and get its objects"
             ) from error
         return answer.get("Contents", []), not answer.get("IsTruncated")
-
-    def documents_among(self, paths: Iterable[str]) -> list[str]:
-        """Return the paths that `files` would list if there were objects at all of these paths."""
-        is_saved, is_test = self._saved_folders(), self._test_splits()
-        return [
-            path
-            for path in paths
-            if self._is_document(path, is_saved) and not is_test(path.rpartition("/")[0])
-        ]
-
-    def _is_document(self, path: str, is_saved: Callable[[str], bool]) -> bool:
-        folder, _, name = path.rpartition("/")
-        if not name or _is_hidden(path) or is_about(path):
-            return False
-        return _is_document(name, lambda: is_saved(folder), self._any_ending)
-
-    def _saved_folders(self) -> Callable[[str], bool]:
-        """Return a function that returns whether `datasets` saved a folder, from its bookkeeping; each folder
-        is asked for once.
-        """
-
-        @cache
-        def is_saved(folder: str) -> bool:
-            return (
-                None
-                not in self.statuses(
-                    f"{folder}/{name}" if folder else name for name in _SAVED_DATASET
-                ).values()
-            )
-
-        return is_saved
-
-    def _test_splits(self) -> Callable[[str], bool]:
-        """Return a function that returns whether a folder is the test split of a saved `DatasetDict`; each
-        folder is asked for once.
-        """
-
-        @cache
-        def is_test(folder: str) -> bool:
-            above, _, name = folder.rpartition("/")
-            return is_test_split(name) and self.status(f"{above}/{_SPLITS}" if above else _SPLITS) is not None
-
-        return is_test
 
     def status(self, path: str) -> SourceFile | None:
         """Return an object as it is now, or None where there is none or it may not be read.
@@ -459,10 +355,10 @@ class S3Prefix:
         """
         with self._one_line_errors():
             try:
-                info = self._fs.info(f"{self._root}/{path}", refresh=True)
+                answer = self._ask("head_object", Key=self._prefix + path)
             except (FileNotFoundError, PermissionError):
                 return None
-        return _object(path, info) if info["type"] == "file" else None
+        return _object(path, answer, answer["ContentLength"])
 
     def statuses(self, paths: Iterable[str]) -> dict[str, SourceFile | None]:
         """Return `status` of each path, several requests at a time."""
@@ -477,11 +373,11 @@ class S3Prefix:
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
         """Return the fetched object; one that was not fetched yet comes into a temporary file."""
-        if path in self._places:
-            yield _place_or_raise(self._places[path])
-            return
         with tempfile.TemporaryDirectory(prefix="fullft-") as folder:
-            yield _place_or_raise(self._fetch(path, Path(folder)))
+            place = self._places.get(path) or self._fetch(path, Path(folder))
+            if isinstance(place, OSError):
+                raise place
+            yield place
 
     @contextmanager
     def fetched(self, files: Sequence[SourceFile]) -> Iterator[None]:
@@ -503,13 +399,12 @@ class S3Prefix:
                 self._places = {}
 
     def _fetch(self, path: str, folder: Path) -> Path | OSError:
-        """Return the local copy of an object, or the error that says why it cannot be read."""
         folder.mkdir(exist_ok=True)
         # The key may be longer than a local name; its end has the format's ending.
         place = folder / PurePosixPath(path).name[-100:]
         with self._one_line_errors():
             try:
-                whole(lambda: self._fs.get_file(f"{self._root}/{path}", str(place)))
+                self._ask("download_file", Key=self._prefix + path, Filename=str(place))
             except FileNotFoundError:
                 return FileNotFoundError(errno.ENOENT, "no such object")
             except PermissionError as error:
@@ -523,32 +418,35 @@ class S3Prefix:
                 ) from error
         return place
 
+    def _ask(self, request: str, **arguments: str) -> Any:
+        with as_os_errors():
+            return getattr(s3_client(self.uri), request)(Bucket=self._bucket, **arguments)
+
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
         """Turn errors of the connection into one line that names the prefix; errors of a single object pass
         through.
         """
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             yield
         except (FileNotFoundError, PermissionError):
             raise
-        except (BotoCoreError, ClientError, OSError) as error:
+        except (BotoCoreError, Boto3Error, ClientError, OSError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise DataError(
                 f"{self.uri}: cannot be read ({why}); fix the connection or the credentials"
             ) from error
 
 
-def _place_or_raise(place: Path | OSError) -> Path:
-    if isinstance(place, OSError):
-        raise place
-    return place
+#: A place with delivered files; a path is relative to it, with forward slashes.
+Source = Folder | S3Prefix
 
 
-def _object(path: str, info: Mapping[str, Any]) -> SourceFile:
+def _object(path: str, info: Mapping[str, Any], num_bytes: int) -> SourceFile:
     # A request for one object gives full seconds, some servers' listings give fractions: only the seconds are
     # comparable.
     seconds = int(info["LastModified"].timestamp())
-    return SourceFile(path, info["size"], seconds * 10**9, info["ETag"].strip('"'))
+    return SourceFile(path, num_bytes, seconds * 10**9, info["ETag"].strip('"'))

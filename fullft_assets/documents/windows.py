@@ -31,8 +31,6 @@ _NOT_COUNTED = "-"
 
 
 class _Waiting(NamedTuple):
-    """What is known of a file of the next window."""
-
     arrived_ns: int
     #: None: not counted, as the window ends by time.
     rows: int | None
@@ -74,7 +72,6 @@ class WindowCutter:
         self._now_ns = int(now * 10**9)
         self._bytes_left = None if whole else COUNTED_BYTES
         self._pointer = _pointer_of(use_case.name)
-        self._is_damaged = False
         #: Files of the next window, in the order of arrival.
         self._open: dict[SourceFile, _Waiting] = {}
         #: Of these files, as far as they were looked at.
@@ -94,15 +91,6 @@ class WindowCutter:
         )
 
     @property
-    def notes(self) -> list[str]:
-        """Sentences about the record of the next window: that it was damaged, and what it has so far."""
-        damaged = (
-            f"pointers/{self._pointer}.json could not be read; the next window is collected anew from the"
-            " files that are there"
-        )
-        return [*([damaged] if self._is_damaged else []), *filter(None, [self.progress])]
-
-    @property
     def progress(self) -> str:
         """What the next window has so far, in words; empty where no file waits for its end by time."""
         if self._window.rows is not None:
@@ -117,10 +105,7 @@ class WindowCutter:
         )
 
     def _with_open(self, files: Iterable[SourceFile]) -> Iterator[SourceFile]:
-        try:
-            self._open = _read(self._store, self._pointer)
-        except ValueError:  # JSON that is cut off, or other lines
-            self._open, self._is_damaged = {}, True
+        self._open = _read(self._store, self._pointer)
         yield from self._open
         yield from files
 
@@ -149,16 +134,13 @@ class WindowCutter:
                 self._num_rows += waiting.rows or 0
                 if self._window.rows is not None and self._num_rows >= self._window.rows:
                     yield self._completed()
-        if self._open != before or self._is_damaged:
+        if self._open != before:
             lines = [waiting.line(file) for file, waiting in self._open.items()]
             self._store.write_pointer(self._pointer, {"columns": _COLUMNS, "files": lines})
 
     def _in_order(
         self, before: dict[SourceFile, _Waiting], new: list[SourceFile]
     ) -> dict[SourceFile, _Waiting]:
-        """Return the files that wait for their window in the order of arrival: those of earlier looks that
-        are still there as they were, then the others.
-        """
         arrived = {
             file: _Waiting(min(file.mtime_ns, self._now_ns), None) for file in new if file not in before
         }
@@ -171,7 +153,6 @@ class WindowCutter:
         return still | {file: arrived[file] for file in order}
 
     def _completed(self) -> list[SourceFile]:
-        """Return the files of the next window, and begin another."""
         files = list(self._open)
         self._open = {}
         self._num_rows = 0
@@ -179,7 +160,6 @@ class WindowCutter:
         return files
 
     def _ends_before(self, file: SourceFile, about: _Waiting) -> bool:
-        """Return whether the next window is complete without this file."""
         first = next(iter(self._open.values()), None)
         if first is None:
             return False
@@ -194,7 +174,6 @@ class WindowCutter:
         )
 
     def _count(self, reader: FileReader, file: SourceFile) -> int | None:
-        """Return a file's number of rows, at most that of a window; None if it cannot be read."""
         if self._use_case.settings.documents.format == "auto" and is_whole_file(file.path):
             return 1
         if self._bytes_left is not None:
@@ -214,12 +193,9 @@ class WindowCutter:
 
 def open_since(store: Store, case: str) -> list[float]:
     """Return when the files arrived that the next window of a use case has so far, in seconds since the
-    epoch; none where their record is damaged.
+    epoch.
     """
-    try:
-        return [about.arrived_ns / 10**9 for about in _read(store, _pointer_of(case)).values()]
-    except ValueError:  # the next look begins it anew
-        return []
+    return [about.arrived_ns / 10**9 for about in _read(store, _pointer_of(case)).values()]
 
 
 def _pointer_of(case: str) -> str:
@@ -227,11 +203,6 @@ def _pointer_of(case: str) -> str:
 
 
 def _read(store: Store, pointer: str) -> dict[SourceFile, _Waiting]:
-    """Return what the next window had at the last look.
-
-    Raises:
-        ValueError: the record of it is damaged.
-    """
     recorded = store.read_pointer(pointer) or {"files": []}
     waiting = {}
     for line in recorded["files"]:

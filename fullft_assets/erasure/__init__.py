@@ -16,6 +16,6 @@ An erasure may be cut short anywhere. Tombstones are written first, and the deli
 to go, so that the next erasure with the same list finds all that is left.
 """
 
+from fullft_assets.erasure.erased_documents import read_list
 from fullft_assets.erasure.erasing import erase
-from fullft_assets.erasure.report import ErasureReport
-from fullft_assets.erasure.search import read_list
+from fullft_assets.erasure.reports import ErasureReport

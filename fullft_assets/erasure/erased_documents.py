@@ -1,24 +1,31 @@
-"""The documents with a tombstone, found in every table that holds documents before any of them is gone."""
-
-from __future__ import annotations
+"""The documents that an erasure is about: those of its list, and all with a tombstone."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.documents import RawMetadata
-from fullft_assets.documents.erasure import erased_digest, is_erased, read_tombstones, write_tombstones
+from fullft_assets.documents.erasure import (
+    By,
+    erased_digest,
+    has_made_up_id,
+    is_erased,
+    read_tombstones,
+    row_digests,
+    was_found,
+    write_tombstones,
+)
 from fullft_assets.documents.formats import is_whole_file
-from fullft_assets.errors import StoreError
+from fullft_assets.documents.formats.labels import group_key
+from fullft_assets.errors import DataError, StoreError
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.snapshot.frozen_batches import DRAWN
 from fullft_assets.store import Manifest, Store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: The tables that hold documents with their texts.
 DOCUMENTS = {
@@ -67,8 +74,6 @@ class ErasedDocuments:
         """Return which of some ids an erased document has: the filter of tables without the documents
         themselves. A made-up id may name a second document there, which goes as well.
         """
-        import pyarrow as pa
-
         table = pa.table({"id": pa.array(sorted(set(ids)), pa.string())})
         has_tombstone = table.filter(pa.array(self.rows(table)))["id"].to_pylist()
         return {*has_tombstone, *self.ids.intersection(table["id"].to_pylist())}
@@ -103,9 +108,6 @@ def gather(store: Store, case: str, reason: str) -> ErasedDocuments:
     """Look at all documents with a tombstone before any is gone: their texts, and the files that held nothing
     else.
     """
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
     erased = ErasedDocuments(case, read_tombstones(store, case))
     sources: set[str] = set()
     sources_kept: set[str] = set()
@@ -139,3 +141,111 @@ def gather(store: Store, case: str, reason: str) -> ErasedDocuments:
         if erased_digest(case, path, "file") in erased.tombstones
     }
     return erased
+
+
+def read_list(path: Path) -> dict[str, int]:
+    """Return the lines of an erasure list with their numbers: one id or group each, as it is there; without
+    blank ones.
+
+    Raises:
+        DataError: the file cannot be read, or is empty.
+    """
+    try:
+        # Not splitlines: an id may hold what that takes for the end of a line.
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give a text file with one document id a line"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8; give a text file with one document id a line") from error
+    numbers: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            numbers.setdefault(line.removesuffix("\r"), number)
+    if not numbers:
+        raise DataError(f"{path}: empty; give one document id a line")
+    return numbers
+
+
+@dataclass
+class _ListedDocuments:
+    """What an erasure list means here.
+
+    Attributes:
+        values: ids (or groups) that documents of the store have.
+        ids: own ids of the documents of these groups.
+        rows: digests of documents with a made-up id.
+        before: listed, and no longer in the store: an earlier erasure took them.
+        missing: listed, and never in the store as far as it is known.
+    """
+
+    values: set[str] = field(default_factory=set)
+    ids: set[str] = field(default_factory=set)
+    rows: set[str] = field(default_factory=set)
+    before: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def record(self, store: Store, case: str, by: By, reason: str) -> None:
+        known = (
+            {erased_digest(case, value, by) for value in self.values}
+            | {erased_digest(case, id_) for id_ in self.ids}
+            | self.rows
+        )
+        write_tombstones(store, case, sorted(known), by=by, reason=reason, found=True)
+        unknown = {erased_digest(case, form, by) for line in self.missing for form in _forms(line, by)}
+        write_tombstones(store, case, sorted(unknown), by=by, reason=reason)
+
+
+def search(store: Store, case: str, listed: Iterable[str], by: By) -> _ListedDocuments:
+    """Find the documents that a list names.
+
+    A line is an id exactly as it is, else without the white space around it, else the name of a file that is
+    one document; or a group in any of its spellings.
+    """
+    lines = list(dict.fromkeys(listed))
+    tables = list(_hits(store, case, {form for line in lines for form in _forms(line, by)}, by))
+    values = {value for table in tables for value in table[by].to_pylist()}
+    ids: dict[str, set[str]] = {}
+    for table in tables if by == "id" else ():
+        for source, id_ in zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True):
+            ids.setdefault(source, set()).add(id_)
+    documents = _ListedDocuments()
+    for line in lines:
+        forms = _forms(line, by)
+        # A file that was read by its content, whatever its ending, may have several rows.
+        of_files = [f"{form}:1" for form in forms if ids.get(form) == {f"{form}:1"}]
+        value = next((form for form in [*forms, *of_files] if form in values), None)
+        if value is not None:
+            documents.values.add(value)
+        else:
+            (documents.before if _was_erased(store, case, line, by) else documents.missing).append(line)
+    for table in tables:
+        table = table.filter(pc.is_in(table[by], pa.array(sorted(documents.values), pa.string())))
+        made_up = has_made_up_id(table)
+        if by == "group":
+            # The group keeps out the others: their ids would keep out the document that is there next.
+            documents.ids.update(table["id"].filter(pa.array(~made_up)).to_pylist())
+        else:
+            documents.rows.update(row_digests(case, table.filter(pa.array(made_up))))
+    return documents
+
+
+def _forms(line: str, by: By) -> list[str]:
+    return [group_key(line)] if by == "group" else list(dict.fromkeys((line, line.strip())))
+
+
+def _was_erased(store: Store, case: str, line: str, by: By) -> bool:
+    forms = [form for form in _forms(line, by) for form in ((form, f"{form}:1") if by == "id" else (form,))]
+    return any(was_found(store, case, erased_digest(case, form, by)) for form in forms)
+
+
+def _hits(store: Store, case: str, forms: set[str], by: By) -> Iterator[pa.Table]:
+    """Yield the rows of all tables that have one of these ids (or groups), or are of a file of that name."""
+    values = pa.array(sorted(forms), pa.string())
+    for stage, file in DOCUMENTS.items():
+        for _, folder in whole_artifacts(store, case, stage):
+            table = pq.read_table(folder / file, columns=[by, "source"])
+            hit = pc.or_(pc.is_in(table[by], values), pc.is_in(table["source"], values))
+            if pc.any(hit).as_py():
+                yield pq.read_table(folder / file).filter(hit)

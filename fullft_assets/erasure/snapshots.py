@@ -1,26 +1,91 @@
-"""Takes erased documents out of training snapshots."""
-
-from __future__ import annotations
+"""Takes erased documents out of training snapshots, and of the general documents that were drawn for them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from fullft_assets.documents.erasure import read_tombstones
-from fullft_assets.erasure import general_documents
-from fullft_assets.erasure.erased_documents import ErasedDocuments, whole_artifacts
-from fullft_assets.erasure.report import ErasureReport
+from fullft_assets.documents.erasure import erased_digest, read_tombstones
+from fullft_assets.erasure.erased_documents import GENERAL, ErasedDocuments, whole_artifacts
+from fullft_assets.erasure.reports import ErasureReport
 from fullft_assets.errors import StoreError
 from fullft_assets.snapshot import data_report, pack_again, read_index
-from fullft_assets.snapshot.metadata import Erasure, SnapshotMetadata
-from fullft_assets.store import Manifest, Store
+from fullft_assets.snapshot.frozen_batches import DRAWN, drawn_digest
+from fullft_assets.snapshot.ledger import load_if_there
+from fullft_assets.snapshot.locations import window_lengths
+from fullft_assets.snapshot.metadata import Erasure, GeneralMetadata, ReplayMetadata, SnapshotMetadata
+from fullft_assets.store import Identity, Manifest, Store
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+
+def drop_drawn_rows(
+    store: Store, case: str, stage: str, erased: ErasedDocuments, report: ErasureReport
+) -> None:
+    """Rewrite drawn documents and their windows without the erased ones."""
+    for manifest, folder in whole_artifacts(store, case, stage):
+        documents = pq.read_table(folder / "examples.parquet")
+        hit = erased.rows(documents)
+        if hit.any():
+            windows = pq.read_table(folder / "chunks.parquet")
+            _rewrite_drawn(store, manifest, documents.filter(~hit), windows.filter(~hit), int(hit.sum()))
+            report.rewritten[stage] += 1
+
+
+def _rewrite_drawn(
+    store: Store, manifest: Manifest, documents: pa.Table, windows: pa.Table, num_gone: int
+) -> None:
+    before = (ReplayMetadata if GENERAL[manifest.stage] == "replay" else GeneralMetadata).of(manifest)
+    num_tokens = sum(map(sum, window_lengths(windows["windows"])))
+    changes: dict[str, int | float] = {
+        "num_rows": len(documents),
+        "num_tokens": num_tokens,
+        "num_erased": (before.num_erased or 0) + num_gone,
+        # Which of them were is no longer known.
+        "num_with_control_tokens": min(before.num_with_control_tokens, len(documents)),
+    }
+    if isinstance(before, ReplayMetadata):
+        num_all_tokens = num_tokens + manifest.inputs["num_task_tokens"]
+        changes["share"] = num_tokens / num_all_tokens if num_tokens else 0.0
+
+    def edit(path: Path) -> Mapping[str, Any]:
+        pq.write_table(documents, path / "examples.parquet", compression="zstd")
+        pq.write_table(windows, path / "chunks.parquet", compression="zstd")
+        return before.model_copy(update=changes).as_dict()
+
+    # The identity names each document by the hash of its text.
+    values = manifest.identity.values if manifest.identity else {}
+    values = {**values, "num_tokens": num_tokens, "documents": documents["text_hash"].to_pylist()}
+    store.rewrite(manifest, edit, identity=Identity(files=[], values=values))
+
+
+def _without_names(snapshot: Manifest, tombstones: Collection[str]) -> dict[str, Any]:
+    inputs = dict(snapshot.inputs)
+    for kind in DRAWN:
+        if isinstance(inputs.get(kind), Mapping):
+            inputs[kind] = {
+                name: digest
+                for name, digest in inputs[kind].items()
+                if erased_digest(snapshot.case, name, "general file") not in tombstones
+            }
+    return inputs
+
+
+def _changed_drawn(store: Store, snapshot: Manifest) -> dict[str, Manifest]:
+    """Return the drawn documents of a snapshot that lost some since it was taken, by the snapshot's name for
+    them: that their digest has changed shows it, also after an erasure that was cut short.
+    """
+    drawn = {kind: load_if_there(store, ref) for kind, ref in SnapshotMetadata.of(snapshot).drawn().items()}
+    return {
+        kind: manifest
+        for kind, manifest in drawn.items()
+        if manifest is not None and drawn_digest(snapshot, kind) != manifest.content_digest
+    }
+
 
 #: Files that a snapshot of an earlier store may have: hashes of texts, which nobody reads.
 _HASHES = "near_duplicates.npz"
@@ -33,8 +98,8 @@ def drop_from_snapshots(store: Store, case: str, erased: ErasedDocuments, report
     for manifest, _ in whole_artifacts(store, case, "training_snapshot"):
         index = read_index(store, manifest)
         hit = erased.rows(_with_groups(index))
-        lost = general_documents.changed(store, manifest)
-        inputs = general_documents.without_names(manifest, tombstones)
+        lost = _changed_drawn(store, manifest)
+        inputs = _without_names(manifest, tombstones)
         if hit.any() or lost or inputs != manifest.inputs:
             _rewrite(store, manifest, index, hit, lost, inputs)
             report.rewritten[manifest.stage] += 1
@@ -44,9 +109,6 @@ def _with_groups(index: pa.Table) -> pa.Table:
     """Return a snapshot's index with the groups that documents were delivered with: it has the text's hash
     for that of a row without one.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     has_none = pc.equal(index["group"], index["text_hash"])
     group = pc.if_else(has_none, pa.scalar(None, pa.string()), index["group"])
     return index.set_column(index.column_names.index("group"), "group", group)
@@ -60,16 +122,6 @@ def _rewrite(
     lost: Mapping[str, Manifest],
     inputs: Mapping[str, Any],
 ) -> None:
-    """Rewrite one snapshot.
-
-    Args:
-        store, manifest, index: the snapshot.
-        hit: bool [rows of the index], those that go.
-        lost: what was drawn for it and lost documents.
-        inputs: what its manifest is to name as its inputs.
-    """
-    import pyarrow.parquet as pq
-
     before = SnapshotMetadata.of(manifest)
     index_left = index.filter(~hit)
     lost_from = sorted({*index.filter(hit)["split"].to_pylist(), *lost})
@@ -78,10 +130,15 @@ def _rewrite(
     counts = Counter(index_left["split"].to_pylist())
     changes: dict[str, Any] = {
         **{f"num_{split}_rows": counts[split] for split in ("train", "validation", "test")},
-        **general_documents.counts_of(lost),
         "erasures": [*(before.erasures or []), loss],
-        **({"erased_up_to": manifest.attempt} if lost_from else {}),
     }
+    if lost_from:
+        changes["erased_up_to"] = manifest.attempt
+    if "general" in lost:
+        changes["num_general_tokens"] = GeneralMetadata.of(lost["general"]).num_tokens
+    if "replay" in lost:
+        replayed = ReplayMetadata.of(lost["replay"])
+        changes |= {"num_replay_rows": replayed.num_rows, "num_replay_tokens": replayed.num_tokens}
 
     def edit(path: Path) -> Mapping[str, Any]:
         for name in ("index.parquet", "places.parquet"):
@@ -102,5 +159,8 @@ def _rewrite(
         (path / "report.html").write_text(data_report.to_page(withdrawn), encoding="utf-8")
         return before.model_copy(update=changes).as_dict()
 
-    identity = general_documents.identity_of(manifest, lost)
+    identity = manifest.identity
+    if identity is not None:
+        digests = {kind: drawn.content_digest for kind, drawn in lost.items()}
+        identity = identity.model_copy(update={"values": {**identity.values, **digests}})
     store.rewrite(manifest, edit, inputs, identity=identity)

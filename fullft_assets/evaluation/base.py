@@ -1,28 +1,111 @@
-"""What every evaluation has, whatever the task."""
+"""What every evaluation has, whatever the task; what a model forgot of general text over all its trainings,
+and how much the seed alone moves a score.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any, Literal
 
+import numpy as np
+
+from fullft_assets.checkpoint.metadata import CheckpointMetadata, PastTraining
 from fullft_assets.escaping import quoted
-from fullft_assets.evaluation.comparison import Justification
-from fullft_assets.evaluation.forgetting import Forgetting
-from fullft_assets.evaluation.intervals import Gain, Interval, Record, holm
+from fullft_assets.evaluation.comparison import Comparison, Justification, Slices
+from fullft_assets.evaluation.intervals import Gain, Interval, Record
 from fullft_assets.evaluation.leakage import Leakage
-from fullft_assets.evaluation.slices import Slices
+from fullft_assets.evaluation.metrics.base import Predictions
+from fullft_assets.evaluation.rows import (
+    GroupScore,
+    LabelScore,
+    label_scores,
+    weakest_groups,
+)
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
+from fullft_assets.store import Manifest
 from fullft_assets.task import TASKS
 
-VERSION = "14"
-#: Fields of older evaluations that nothing reads any more.
-_REMOVED_FIELDS = ("robustness",)
+#: The budget of a loss that nobody has set a budget for: the perplexity of general text may double.
+#: docs/decisions/0024 says why.
+DEFAULT_RISE = math.log(2)
+VERSION = "16"
+#: A variance from fewer trainings than this is too unsure to claim anything about a recipe.
+MIN_RUNS = 9
+
+
+class Forgetting(Record):
+    """What was measured on the general set (`snapshot.general`).
+
+    Attributes:
+        measure: `loss` in nats a token; `distance` of representations from the base model's, 1 - mean cosine,
+            where there is no loss.
+        rise: of all trainings since the base model together. Each counts on the general set of its own
+            snapshot.
+        num_unmeasured: trainings without a general set; what they made the model forget is not in `rise`.
+        training_budget: `training.max_general_rise` of the last training.
+    """
+
+    measure: Literal["loss", "distance"]
+    before: float
+    after: float
+    rise: float
+    num_trainings: int
+    num_unmeasured: int
+    training_budget: float | None = None
+
+    @property
+    def budget(self) -> float | None:
+        """The largest rise that is allowed; None: a distance has no natural limit."""
+        if self.training_budget is not None:
+            return self.training_budget
+        return DEFAULT_RISE if self.measure == "loss" else None
+
+    @property
+    def what(self) -> str:
+        """What rose, in words."""
+        return (
+            "loss on general text (nats a token)"
+            if self.measure == "loss"
+            else "distance of general texts' representations"
+        )
+
+
+def forgetting_of(checkpoint: Manifest) -> Forgetting | None:
+    """Return what a checkpoint forgot, or None where its own training did not measure it."""
+    metadata = CheckpointMetadata.of(checkpoint)
+    trainings, after = [*metadata.lineage, metadata], _after(metadata)
+    if after is None or metadata.general_before is None:
+        return None
+    rises = [
+        reached - each.general_before
+        for each in trainings
+        if (reached := _after(each)) is not None and each.general_before is not None
+    ]
+    return Forgetting(
+        measure="loss" if metadata.general_loss is not None else "distance",
+        before=metadata.general_before,
+        after=after,
+        rise=sum(rises),
+        num_trainings=len(trainings),
+        num_unmeasured=len(trainings) - len(rises),
+        training_budget=checkpoint.settings.get("training", {}).get("max_general_rise"),
+    )
+
+
+def _after(training: PastTraining | CheckpointMetadata) -> float | None:
+    return training.general_loss if training.general_loss is not None else training.general_distance
 
 
 class Evaluation(Record, ABC):
     """What a release and a report need to know of an evaluation; `scores` and `gains` go metric -> system.
 
     Attributes:
+        candidate: the system that is judged: the fine-tuned model, or a baseline; see `titles`.
         metrics: names of the metrics that a table of the systems shows, in order.
         effective_groups: how many groups of equal weight the primary metric rests on.
         measurable_labels: labels that enough groups have; macro-F1 is the mean over them. None: the task has
@@ -33,7 +116,7 @@ class Evaluation(Record, ABC):
             names, and
         groups_digest: which groups these are: two trainings on the same test groups are compared by them.
         token_cap: a document counts at most as many tokens. None: tokens are not counted.
-        gains: fine-tuned minus each other system.
+        gains: the candidate minus each other system.
         calibration_error: None: not measured for this task.
         forgetting: None: no general text was given.
         slices: None: none was asked for, or the metric cannot measure them.
@@ -41,6 +124,7 @@ class Evaluation(Record, ABC):
     """
 
     task: str
+    candidate: str = FINETUNED
     metrics: list[str]
     primary_metric: str
     confidence: float
@@ -78,18 +162,18 @@ class Evaluation(Record, ABC):
 
     @property
     def headline(self) -> dict[str, float]:
-        """The fine-tuned model's metrics, each with the ends of its interval."""
+        """The candidate's metrics, each with the ends of its interval."""
         numbers: dict[str, float] = {}
         for metric, values in self.columns.items():
-            if FINETUNED in values:
-                score = values[FINETUNED]
+            if self.candidate in values:
+                score = values[self.candidate]
                 numbers |= {metric: score.estimate, f"{metric}_low": score.low, f"{metric}_high": score.high}
         return numbers
 
     @property
     def score(self) -> Interval:
-        """The fine-tuned model's primary metric."""
-        return self.scores[self.primary_metric][FINETUNED]
+        """The candidate's primary metric."""
+        return self.scores[self.primary_metric][self.candidate]
 
     @property
     def gain_over_best_baseline(self) -> Gain:
@@ -105,17 +189,6 @@ class Evaluation(Record, ABC):
     def gain_over_anchor(self) -> Gain | None:
         """Primary metric, fine-tuned minus the first champion; None where that is the present one."""
         return self.gains[self.primary_metric].get(ANCHOR)
-
-    @property
-    def secondary_p_values(self) -> dict[str, float]:
-        """P-value of each gain that does not decide, `METRIC over SYSTEM`, corrected for their number."""
-        p_values = {
-            f"{metric} over {name}": gain.p_value
-            for metric in self.metrics
-            for name, gain in self.gains.get(metric, {}).items()
-        }
-        decisive = {f"{self.primary_metric} over {name}" for name in (*self.baselines, CHAMPION, ANCHOR)}
-        return holm({name: value for name, value in p_values.items() if name not in decisive})
 
     @property
     def measured_on(self) -> list[str]:
@@ -148,14 +221,122 @@ class Evaluation(Record, ABC):
         return sentences
 
 
+class LabelEvaluation(Evaluation):
+    """What an evaluation of labels has, of rows or of spans.
+
+    Attributes:
+        per_label: support counts rows, or spans.
+    """
+
+    labels: list[str]
+    per_label: list[LabelScore]
+    weakest_groups: list[GroupScore]
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """The labels that the test rows lack."""
+        return [score.label for score in self.per_label if not score.support]
+
+
+def label_fields(
+    predictions: Mapping[str, Predictions],
+    groups: Sequence[str],
+    names: Sequence[str],
+    comparison: Comparison,
+    thresholds: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Compare the systems, and return the fields that each `LabelEvaluation` has.
+
+    Args:
+        predictions: of `finetuned`, each baseline and, if there is one, `champion`, with what was right, true
+            and predicted of each label.
+        thresholds: of the fine-tuned model [labels], where it has some.
+    """
+    shared = comparison.run(predictions, groups, len(groups))
+    tuned = predictions[comparison.candidate]
+    right, true, predicted = (np.asarray(table).sum(0) for table in (tuned.found, tuned.true, tuned.given))
+    return shared | {
+        "labels": list(names),
+        "per_label": label_scores(right, true, predicted, names, thresholds),
+        "weakest_groups": weakest_groups(np.asarray(tuned.is_right), groups),
+    }
+
+
 def read_evaluation(text: str | bytes) -> Evaluation:
     """Return an evaluation that was stored as JSON, in the type of its task."""
     fields = json.loads(text)
-    known_fields = {name: value for name, value in fields.items() if name not in _REMOVED_FIELDS}
-    return TASKS.get(fields["task"]).evaluation_type().model_validate(known_fields)
+    return TASKS.get(fields["task"]).evaluation_type().model_validate(fields)
 
 
 def _some(names: list[str], most: int = 8) -> str:
-    """Return the first names, and how many more there are."""
     shown = ", ".join(map(quoted, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+class SeedNoise(Record):
+    """The noise of seeds in the primary metric.
+
+    Attributes:
+        variance: of the metric between seeds, beyond what the test rows explain.
+        degrees_of_freedom: how sure that variance is.
+        num_runs: trainings that it was measured on.
+    """
+
+    variance: float
+    degrees_of_freedom: int
+    num_runs: int
+
+
+class Run(Record):
+    """A training's score on the test groups, with each group's influence on it."""
+
+    score: float
+    influences: list[float]
+
+
+def seed_noise(evaluations: Mapping[str, Iterable[Evaluation]]) -> SeedNoise | None:
+    """Return the noise of seeds among evaluations by recipe, or None where fewer than `MIN_RUNS` trainings
+    show it.
+
+    Evaluations of one recipe are compared where they were scored on the same test groups by the same metric.
+    """
+    runs: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    for recipe, of_recipe in evaluations.items():
+        for each in of_recipe:
+            if each.influences:
+                run = Run(score=each.score.estimate, influences=each.influences)
+                runs[recipe, each.primary_metric, each.groups_digest].append(run)
+    return pooled(runs.values())
+
+
+def pooled(recipes: Iterable[list[Run]]) -> SeedNoise | None:
+    """Return the variance between the runs of each recipe, pooled, without what the rows alone explain.
+
+    Two runs on the same rows differ by chance in which rows they get right, and a further seed would have
+    other luck: half the squared standard error of their difference is subtracted, or the rows would count
+    twice.
+    """
+    repeated = [runs for runs in recipes if len(runs) > 1]
+    num_runs = sum(len(runs) for runs in repeated)
+    if num_runs < MIN_RUNS:
+        return None
+    freedom = num_runs - len(repeated)
+    squares = sum(
+        (len(runs) - 1) * (float(np.var([run.score for run in runs], ddof=1)) - _row_noise(runs))
+        for runs in repeated
+    )
+    return SeedNoise(variance=max(0.0, squares / freedom), degrees_of_freedom=freedom, num_runs=num_runs)
+
+
+def _row_noise(runs: list[Run]) -> float:
+    """Return half the mean squared standard error (jackknife over groups) of the difference between
+    two runs.
+    """
+    influences = np.array([run.influences for run in runs])
+    num_groups = influences.shape[1]
+    factor = (num_groups - 1) / num_groups
+    squared = [
+        factor * num_groups * float(np.var(influences[i] - influences[j]))
+        for i, j in combinations(range(len(runs)), 2)
+    ]
+    return float(np.mean(squared)) / 2

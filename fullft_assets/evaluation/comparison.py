@@ -1,4 +1,6 @@
-"""How the systems of an evaluation are compared, and whether full fine-tuning was justified."""
+"""How the systems of an evaluation are compared, on all test rows and on slices of them (of one source,
+length, label, language or value of a field), and whether full fine-tuning was justified.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +10,177 @@ from typing import Any
 
 import numpy as np
 
-from fullft_assets.evaluation import counts
-from fullft_assets.evaluation.intervals import Gain, Interval, Record
-from fullft_assets.evaluation.metrics.base import Metric, Predictions
+from fullft_assets.evaluation.intervals import Gain, Interval, Record, effective_number, holm
+from fullft_assets.evaluation.metrics.base import Metric, Predictions, by_group, is_measurable
+from fullft_assets.evaluation.metrics.labels import MICRO_F1, LabelF1
 from fullft_assets.evaluation.resampling import RESAMPLES, SystemScores, measure, number_groups
-from fullft_assets.evaluation.slices import Slices, measure_slices
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.settings import EvaluationSettings, UseCaseSettings
 from fullft_assets.store.hashing import digest
 from fullft_assets.task import METRICS, TASKS
 
+LABEL = "label"
+#: Rows of the test set that the champion was judged on; the rest came since.
+OLD_TEST = "champion's test rows"
+#: A slice of fewer groups of equal weight is counted and not measured: its interval would not hold, and it
+#: could be a person.
+MIN_GROUPS = 5
+#: The largest slices of a kind are measured; a folder may have a source for each document.
+_MOST = 50
 #: Rows of a group beyond this many add nothing that the group's other rows did not tell.
 MAX_GROUP_WEIGHT = 10
 #: Documents of more trained tokens than this share of them has count as this many.
 TOKEN_CAP_QUANTILE = 0.9
+
+
+class SliceScore(Record):
+    """How the fine-tuned model and its rival fare on one slice.
+
+    Attributes:
+        effective_groups: how many groups of equal weight the slice rests on.
+        gain: fine-tuned minus rival.
+    """
+
+    kind: str
+    name: str
+    num_rows: int
+    num_groups: int
+    effective_groups: float
+    score: Interval
+    rival: Interval
+    gain: Gain
+
+
+class Slices(Record):
+    """The slices of an evaluation.
+
+    Attributes:
+        metric: of all slices but labels, which have their F1 over all rows: a label's recall alone rises with
+            its false alarms.
+        rival: the champion, else the best baseline.
+        num_small: slices of each kind that have too few groups.
+    """
+
+    metric: str
+    rival: str
+    found: list[SliceScore]
+    num_small: dict[str, int]
+
+    def tested(self, min_groups: float) -> list[SliceScore]:
+        """Return the slices with enough groups to decide on."""
+        return [each for each in self.found if each.effective_groups >= min_groups]
+
+    def worse(self, min_groups: float, confidence: float, allowed: float = 0.0) -> list[SliceScore]:
+        """Return those on which the model is worse than its rival, by more than chance among all that are
+        tested (Holm).
+
+        Args:
+            allowed: gain that is not worse yet; below 0 where the owner accepts a loss.
+        """
+        tested = self.tested(min_groups)
+        p_values = {str(number): each.gain.p_value_against(allowed) for number, each in enumerate(tested)}
+        corrected = holm(p_values)
+        return [
+            each
+            for number, each in enumerate(tested)
+            if each.gain.high < allowed and corrected[str(number)] < 1 - confidence
+        ]
+
+
+def measure_slices(
+    predictions: Mapping[str, Predictions],
+    index: np.ndarray,
+    slicing: Mapping[str, Sequence[str | None]],
+    metric: Metric,
+    *,
+    reference: str,
+    rival: str,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> Slices | None:
+    """Measure the reference and its rival on each slice; None where the metric cannot measure both.
+
+    Args:
+        predictions: with the weights of rows.
+        index: number of each row's group [n].
+        slicing: kind -> the slice that each row is in; None: in none. The kind `label` only says that labels
+            are slices, too.
+    """
+    pair = {name: predictions[name] for name in (reference, rival)}
+    if not all(metric.measures(each) for each in pair.values()):
+        return None
+    sampling = {"reference": reference, "resamples": resamples, "confidence": confidence, "seed": seed}
+    scores, num_small = [], {}
+    for kind, values in slicing.items():
+        slices = _labels(pair[reference]) if kind == LABEL else _rows_by_value(values, metric)
+        # One slice of all rows is no slice.
+        if kind != LABEL and len(slices) == 1 and len(slices[0][1]) == len(index):
+            continue
+        measurable = [
+            (name, rows, by)
+            for name, rows, by in slices
+            if _effective(by, pair[reference], index, rows) >= MIN_GROUPS
+        ]
+        measurable.sort(key=lambda each: -_effective(each[2], pair[reference], index, each[1]))
+        if len(slices) > len(measurable[:_MOST]):
+            num_small[kind] = len(slices) - len(measurable[:_MOST])
+        scores += [
+            _measure(kind, name, rows, by, pair, index, sampling, rival)
+            for name, rows, by in measurable[:_MOST]
+        ]
+    return Slices(metric=metric.name, rival=rival, found=scores, num_small=num_small)
+
+
+def _labels(ours: Predictions) -> list[tuple[str, np.ndarray, Metric]]:
+    if ours.true is None or ours.found is None:
+        return []
+    occurs = np.asarray(ours.true) > 0
+    names = ours.labels or [str(label) for label in range(occurs.shape[1])]
+    return [
+        (str(names[label]), np.flatnonzero(occurs[:, label]), LabelF1(label))
+        for label in np.flatnonzero(occurs.any(0)).tolist()
+    ]
+
+
+def _rows_by_value(values: Sequence[str | None], metric: Metric) -> list[tuple[str, np.ndarray, Metric]]:
+    column = np.array(values, object)
+    names = sorted({value for value in values if value is not None})
+    return [(name, np.flatnonzero(column == name), metric) for name in names]
+
+
+def _effective(metric: Metric, ours: Predictions, index: np.ndarray, rows: np.ndarray) -> float:
+    mass = (metric.mass(ours) * ours.row_weights)[rows]
+    return effective_number(np.bincount(index[rows], weights=mass))
+
+
+def _measure(
+    kind: str,
+    name: str,
+    rows: np.ndarray,
+    metric: Metric,
+    pair: Mapping[str, Predictions],
+    index: np.ndarray,
+    sampling: Mapping[str, Any],
+    rival: str,
+) -> SliceScore:
+    # A label's F1 counts what was given to other rows, too.
+    counted = np.arange(len(index)) if isinstance(metric, LabelF1) else rows
+    groups = np.unique(index[counted], return_inverse=True)[1]
+    measured = measure(
+        metric, {system: each.take(counted) for system, each in pair.items()}, groups, **sampling
+    )
+    reference = sampling["reference"]
+    return SliceScore(
+        kind=kind,
+        name=name,
+        num_rows=len(rows),
+        num_groups=len(np.unique(index[rows])),
+        effective_groups=measured.effective_groups,
+        score=measured.scores[reference],
+        rival=measured.scores[rival],
+        gain=measured.gains[rival],
+    )
 
 
 class Justification(Record):
@@ -38,8 +197,9 @@ class Comparison:
     """How the systems of an evaluation are compared.
 
     Attributes:
-        slicing: kind of slice -> the slice that each row is in; see `slices.measure_slices`.
+        slicing: kind of slice -> the slice that each row is in; see `measure_slices`.
         modules: metrics that are not registered, by name.
+        candidate: the system that is compared with each other one.
     """
 
     settings: EvaluationSettings
@@ -50,6 +210,7 @@ class Comparison:
     slicing: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     resamples: int = RESAMPLES
     modules: Mapping[str, Metric] = field(default_factory=dict)
+    candidate: str = FINETUNED
 
     @classmethod
     def of(
@@ -57,6 +218,7 @@ class Comparison:
         settings: UseCaseSettings,
         slicing: Mapping[str, Sequence[str | None]] | None = None,
         modules: Mapping[str, Metric] | None = None,
+        candidate: str = FINETUNED,
     ) -> Comparison:
         """Return the comparison that the settings ask for."""
         bar = settings.release.min_gain_over_baselines
@@ -68,6 +230,7 @@ class Comparison:
             bar,
             slicing or {},
             modules=modules or {},
+            candidate=candidate,
         )
 
     def take(self, rows: np.ndarray) -> Comparison:
@@ -93,14 +256,14 @@ class Comparison:
         index, num_groups = number_groups(groups, num_rows)
         asked = (name for name in (*self.settings.metrics, *self.modules) if not self._get(name).of_answers)
         shown = list(dict.fromkeys([*TASKS.get(self.task).shown_metrics, *asked]))
-        predictions, shared = _prepare(predictions, index, num_groups)
+        predictions, shared = _prepare(predictions, index, num_groups, self.candidate)
         scores_by_metric = {
             name: measured
             for name in shown
             if (measured := self._measure(name, predictions, index)) is not None
         }
         primary, confidence = scores_by_metric[self.metric], self.settings.confidence
-        baselines = [name for name in primary.scores if name not in (FINETUNED, CHAMPION, ANCHOR)]
+        baselines = [name for name in primary.scores if name not in (self.candidate, CHAMPION, ANCHOR)]
         justified = justification(
             primary.scores,
             primary.gains,
@@ -108,9 +271,11 @@ class Comparison:
             metric=self.metric,
             confidence=confidence,
             min_gain=self.min_gain,
+            candidate=self.candidate,
         )
         return shared | {
             "task": self.task,
+            "candidate": self.candidate,
             "metrics": shown,
             "primary_metric": self.metric,
             "confidence": confidence,
@@ -133,32 +298,29 @@ class Comparison:
     def _slices(self, predictions: Mapping[str, Predictions], index: np.ndarray, rival: str) -> Slices | None:
         metric = METRICS.get(TASKS.get(self.task).slice_metric or self.metric)
         return measure_slices(
-            predictions, index, self.slicing, metric, reference=FINETUNED, rival=rival, **self._sampling
+            predictions, index, self.slicing, metric, reference=self.candidate, rival=rival, **self._sampling
         )
 
     def _measure(
         self, name: str, predictions: Mapping[str, Predictions], index: np.ndarray
     ) -> SystemScores | None:
-        """Return the scores of the systems that a metric can measure; None where the fine-tuned model is not
-        one of them.
-        """
         metric = self._get(name)
         measured = {system: each for system, each in predictions.items() if metric.measures(each)}
-        if FINETUNED not in measured:
+        if self.candidate not in measured:
             return None
-        return measure(metric, measured, index, reference=FINETUNED, rows_chose_labels=True, **self._sampling)
+        about = {"reference": self.candidate, "rows_chose_labels": True, **self._sampling}
+        return measure(metric, measured, index, **about)
 
     def _get(self, name: str) -> Metric:
         return self.modules[name] if name in self.modules else METRICS.get(name)
 
     @property
     def _sampling(self) -> dict[str, Any]:
-        """How groups are drawn, and the confidence of the intervals."""
         return {"resamples": self.resamples, "confidence": self.settings.confidence, "seed": self.seed}
 
 
 def _prepare(
-    predictions: Mapping[str, Predictions], index: np.ndarray, num_groups: int
+    predictions: Mapping[str, Predictions], index: np.ndarray, num_groups: int, candidate: str
 ) -> tuple[dict[str, Predictions], dict[str, Any]]:
     """Return the predictions with the weight of each row and the labels that can be measured, and the fields
     that say so.
@@ -167,7 +329,7 @@ def _prepare(
     the same. A document counts at most as many tokens as nine in ten have: the mean of unbounded lengths has
     no interval that holds.
     """
-    finetuned, shared = predictions[FINETUNED], {}
+    finetuned, shared = predictions[candidate], {}
     weights = 1.0 / np.minimum(np.bincount(index, minlength=num_groups), MAX_GROUP_WEIGHT)[index]
     if finetuned.loss is not None and finetuned.num_tokens is not None:
         cap = max(1, round(float(np.quantile(finetuned.num_tokens, TOKEN_CAP_QUANTILE))))
@@ -187,20 +349,20 @@ def _prepare(
                 np.asarray(table, np.float64)[:, too_rare].sum(0, keepdims=True)
                 for table in (finetuned.found, finetuned.true, finetuned.given)
             )
-            shared["rare_micro_f1"] = float(counts.micro_f1(*tables)[0])
+            shared["rare_micro_f1"] = float(MICRO_F1.score(*tables)[0])
     return {name: replace(each, **changes) for name, each in predictions.items()}, shared
 
 
 def measurable_labels(
     true: np.ndarray, index: np.ndarray, num_groups: int, weights: np.ndarray
 ) -> np.ndarray:
-    """Return which labels at least `counts.MIN_LABEL_GROUPS` groups of equal weight have: bool [labels].
+    """Return which labels at least `MIN_LABEL_GROUPS` groups of equal weight have: bool [labels].
 
     Args:
         true: how often each row has each label [n, labels].
     """
-    in_groups = counts.by_group(np.asarray(true, np.float64) * weights[:, None], index, num_groups)
-    return counts.is_measurable(in_groups.sum(0), (in_groups**2).sum(0))
+    in_groups = by_group(np.asarray(true, np.float64) * weights[:, None], index, num_groups)
+    return is_measurable(in_groups.sum(0), (in_groups**2).sum(0))
 
 
 def justification(
@@ -211,6 +373,7 @@ def justification(
     metric: str,
     confidence: float,
     min_gain: float = 0.0,
+    candidate: str = FINETUNED,
 ) -> Justification:
     """Was full fine-tuning justified: is the interval of its gain over each baseline above `min_gain` (and
     zero)?
@@ -227,7 +390,9 @@ def justification(
     # A gate may allow a loss (for size or speed); that does not make a loss worth its price.
     justified = all(gains[name].low > max(min_gain, 0.0) for name in baselines)
     asked = f"the required {min_gain:+.3f}" if min_gain > 0 else "zero"
-    if justified:
+    if candidate != FINETUNED:
+        opening, justified = f"No full fine-tuning is judged here, but the {title(candidate)}", False
+    elif justified:
         opening = "Full fine-tuning was worth it"
     elif gain.high < 0:
         opening = "Full fine-tuning was not worth it, a baseline is better"
@@ -235,9 +400,10 @@ def justification(
         opening = (
             f"Full fine-tuning is not shown to be worth it, the interval of its gain is not above {asked}"
         )
+    rival = "baseline" if candidate == FINETUNED else "other system"
     sentence = (
-        f"{opening}: {title(metric)} is {scores[FINETUNED].estimate:.3f} against {scores[best].estimate:.3f}"
-        f" of the best baseline ({title(best)}), a gain of {gain.estimate:+.3f} ({confidence:.0%} interval"
+        f"{opening}: {title(metric)} is {scores[candidate].estimate:.3f} against {scores[best].estimate:.3f}"
+        f" of the best {rival} ({title(best)}), a gain of {gain.estimate:+.3f} ({confidence:.0%} interval"
         f" {gain.low:+.3f} to {gain.high:+.3f})."
     )
     return Justification(best_baseline=best, gain=gain, justified=justified, sentence=sentence)

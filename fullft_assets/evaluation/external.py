@@ -1,44 +1,70 @@
-"""Predictions that the user brings from another system (a vendor, a RAG): read, kept in the store, and
-aligned with the test rows.
+"""What the user brings to an evaluation: predictions of another system (a vendor, a RAG), modules of the
+library `evaluate` as metrics, and tasks of the lm-evaluation-harness (lm-eval). The store keeps copies,
+which a remote process reads.
 
-A file has one JSON object a line: the row's `id` and what the system answered under the name of the task's
-target (`label`, `labels` or `spans`). The store keeps a copy, which a remote process reads.
+A file of predictions has one JSON object a line: the row's `id` and what the system answered under the name
+of the task's target (`label`, `labels` or `spans`). A module is code that runs in the evaluation, so
+`evaluation.modules` names the digest of what was read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fullft_assets.errors import DataError
+from fullft_assets.evaluation.metrics.base import Metric, Predictions
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.evaluation import Module
 from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.locations import read_index
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
-from fullft_assets.store.hashing import file_digest
+from fullft_assets.store.hashing import digest, file_digest
 from fullft_assets.store.metadata import Metadata
 from fullft_assets.task import task_of
 
-#: Stage of the copies, and the name of their artifact among the inputs of an evaluation.
-STAGE = "external_predictions"
+#: Stages of the copies, and the names of their artifacts among the inputs of an evaluation.
+PREDICTIONS = "external_predictions"
+MODULES = "evaluate_modules"
+HARNESS_TASKS = "lm_eval_tasks"
+#: Folder of the last of them with the files.
+FOLDER = "tasks"
 VERSION = "1"
+_WANTED = {
+    "label": '{"id": "...", "label": "..."}',
+    "labels": '{"id": "...", "labels": ["..."]}',
+    "spans": '{"id": "...", "spans": [{"start": 0, "end": 4, "label": "..."}]}',
+}
 
 
 class ExternalMetadata(Metadata):
-    """Metadata of the copies: rows of each file, by the system's name."""
+    """Metadata of copied predictions: rows of each file, by the system's name."""
 
     num_rows: dict[str, int]
 
 
-def keep(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Manifest | None:
-    """Copy the files of `evaluation.external` into the store; None where there are none.
+def keep(store: Store, case: str, settings: UseCaseSettings, root: Path) -> dict[str, Manifest]:
+    """Copy what the section `evaluation` names into the store, and return the copies by stage.
 
     Raises:
-        DataError: a file is missing or has a line that cannot be read.
+        DataError: a file, module or folder is missing, a line cannot be read, or a digest is another one than
+            the YAML's.
     """
-    files = {each.name: root / each.file for each in settings.evaluation.external if each.file is not None}
+    copies = (
+        _keep_predictions(store, case, settings, root),
+        _keep_modules(store, case, settings, root),
+        _keep_harness_tasks(store, case, settings, root),
+    )
+    return {copy.stage: copy for copy in copies if copy is not None}
+
+
+def _keep_predictions(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Manifest | None:
+    answers = settings.evaluation.external
+    files = {name: root / answer for name, answer in answers.items() if isinstance(answer, str)}
     if not files:
         return None
     target = task_of(settings.examples).target
@@ -64,8 +90,87 @@ def keep(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Mani
 
     inputs = {name: file_digest(path) for name, path in files.items()}
     return store.ensure(
-        case, STAGE, write, version=VERSION, settings={"target": target}, inputs=inputs, seed=0
+        case, PREDICTIONS, write, version=VERSION, settings={"target": target}, inputs=inputs, seed=0
     )
+
+
+def _keep_modules(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Manifest | None:
+    task = task_of(settings.examples)
+    files: dict[str, Path] = {}
+    for module in settings.evaluation.named_modules:
+        if task.target != "label" and not task.answer_metrics:
+            raise DataError(
+                f"evaluation.modules: {module.name}: a module takes one label a row or written answers, which"
+                f" the task {task.name} does not have; remove it"
+            )
+        scripts = _scripts(module, root)
+        actual = digest({name: file_digest(path) for name, path in scripts.items()})
+        if actual != module.digest:
+            raise DataError(
+                f"evaluation.modules: {module.name}: the digest of its Python files is {actual}; they run in"
+                f" the evaluation, so read {next(iter(scripts.values())).parent} and set it in the YAML"
+            )
+        files |= {f"{module.name}/{name}": path for name, path in scripts.items()}
+    inputs = {module.name: module.digest for module in settings.evaluation.named_modules}
+    return _copy(store, case, MODULES, files, inputs) if files else None
+
+
+def _scripts(module: Module, root: Path) -> dict[str, Path]:
+    """Return the Python files of a module by their names: of a folder of the project, else of the newest copy
+    in the cache of the hub.
+    """
+    hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    modules = Path(os.environ.get("HF_MODULES_CACHE", hub / "modules"))
+    cached = modules / "evaluate_modules" / "metrics" / f"evaluate-metric--{module.module}"
+    copies = sorted(cached.glob(f"*/{module.name}.py"), key=lambda path: path.stat().st_mtime)
+    folder = copies[-1].parent if copies else root / module.module
+    if (root / module.module).is_dir():
+        folder = root / module.module
+    scripts = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*.py"))
+        if path.name != "__init__.py"
+    }
+    if f"{module.name}.py" not in scripts:
+        raise DataError(
+            f"evaluation.modules: {module.module}: there is neither {root / module.module}/{module.name}.py"
+            f" nor a copy in {cached}; name a folder of the project, or a module that `evaluate.load` has"
+            " downloaded"
+        )
+    return scripts
+
+
+def _keep_harness_tasks(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Manifest | None:
+    asked = settings.evaluation.lm_eval
+    if asked is None:
+        return None
+    folder = root / asked.folder
+    if not folder.is_dir():
+        raise DataError(
+            f"evaluation.lm_eval.folder: there is no folder {folder}; name the one with the tasks' YAML files"
+        )
+    files = {f"{FOLDER}/{path.relative_to(folder).as_posix()}": path for path in _visible_files(folder)}
+    digests = {name.removeprefix(f"{FOLDER}/"): file_digest(path) for name, path in files.items()}
+    return _copy(store, case, HARNESS_TASKS, files, {"files": digest(digests)})
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in parts):
+            yield path
+
+
+def _copy(
+    store: Store, case: str, stage: str, files: Mapping[str, Path], inputs: Mapping[str, str]
+) -> Manifest:
+    def write(draft: Draft) -> tuple[dict[str, int], list[CheckOutcome]]:
+        for name, path in files.items():
+            (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, draft.path / name)
+        return {"num_files": len(files)}, []
+
+    return store.ensure(case, stage, write, version=VERSION, settings={}, inputs=inputs, seed=0)
 
 
 def require_complete(store: Store, copies: Manifest, snapshot: Manifest) -> None:
@@ -178,8 +283,53 @@ _FITS = {
     "labels": lambda answer: isinstance(answer, list) and all(isinstance(label, str) for label in answer),
     "spans": lambda answer: isinstance(answer, list) and all(_is_span(span) for span in answer),
 }
-_WANTED = {
-    "label": '{"id": "...", "label": "..."}',
-    "labels": '{"id": "...", "labels": ["..."]}',
-    "spans": '{"id": "...", "spans": [{"start": 0, "end": 4, "label": "..."}]}',
-}
+
+
+def load_modules(store: Store, copies: Manifest | None, settings: UseCaseSettings) -> dict[str, Metric]:
+    """Return the metrics of the copied modules by name."""
+    if copies is None:
+        return {}
+    import evaluate
+
+    is_of_answers = task_of(settings.examples).target is None
+    metrics: dict[str, Metric] = {}
+    for module in settings.evaluation.named_modules:
+        loaded = evaluate.load(str(store.folder(copies) / module.name), keep_in_memory=True)
+        names = {"name": module.name, "title": module.name.replace("_", " "), "of_answers": is_of_answers}
+        metrics[module.name] = type("EvaluateModule", (_ModuleMetric,), names)(loaded)
+    return metrics
+
+
+class _ModuleMetric(Metric):
+    """A metric that a module of `evaluate` computes; each row counts once, whatever its group's size."""
+
+    tasks = ("classification", "sft")
+    bounds = (None, None)
+
+    def __init__(self, module: Any):
+        self._module = module
+
+    def measures(self, predictions: Predictions) -> bool:
+        return predictions.given is not None or self.of_answers
+
+    def compute(self, predictions: Predictions) -> float:
+        # `compute` would write each resample into an Arrow table; `_compute` is what a module defines.
+        if self.of_answers:
+            scores = self._module._compute(
+                predictions=list(predictions.predicted), references=list(predictions.truth)
+            )
+        else:
+            assert predictions.given is not None, "only what has labels is measured"
+            labels = predictions.given.argmax(1).tolist()
+            scores = self._module._compute(predictions=labels, references=predictions.truth.tolist())
+        return self._number(scores)
+
+    def _number(self, scores: Mapping[str, Any]) -> float:
+        value = scores.get(self.name, next(iter(scores.values())) if len(scores) == 1 else None)
+        try:
+            return float(value)  # pyright: ignore[reportArgumentType]  # else it is refused
+        except (TypeError, ValueError):
+            raise DataError(
+                f"evaluation.modules: {self.name}: computes {', '.join(scores)}, and none is a number called"
+                f" {self.name}; return {{{self.name!r}: number}}"
+            ) from None

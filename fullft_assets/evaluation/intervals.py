@@ -15,9 +15,11 @@ _MAX_LOG_REACH = 50.0
 
 
 class Record(BaseModel):
-    """Numbers of an evaluation: they cannot be changed, and unknown fields are an error."""
+    """Numbers of an evaluation: they cannot be changed. Fields of older evaluations that nothing reads are
+    ignored.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Interval(Record):

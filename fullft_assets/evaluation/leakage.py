@@ -1,5 +1,4 @@
-"""What gives a label away before a text is read, one word or the text's length; and test rows that repeat
-training rows.
+"""What gives a label away before a text is read, one word; and test rows that repeat training rows.
 
 A marker is chosen on training rows and counted on test rows. It is reported where it is enough alone.
 """
@@ -12,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict
 
 from fullft_assets.evaluation.comparison import MAX_GROUP_WEIGHT, measurable_labels
-from fullft_assets.evaluation.counts import MIN_LABEL_GROUPS
 from fullft_assets.evaluation.intervals import Record, effective_number
+from fullft_assets.evaluation.metrics.base import MIN_LABEL_GROUPS
 from fullft_assets.evaluation.resampling import number_groups
 from fullft_assets.evaluation.rows import one_of_each_group_first
 from fullft_assets.snapshot.near_text.pairs import near_duplicates
@@ -41,18 +39,15 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 class Marker(Record):
-    """A rule that gives a label away, counted on the test rows.
+    """A word that gives a label away, counted on the test rows.
 
     Attributes:
-        kind: word or length.
-        rule: the word itself, or which lengths; a text of the data, so it stays in the store.
+        kind: of the rule; older evaluations have other ones.
+        rule: the word; a text of the data, so it stays in the store.
     """
 
-    # Older evaluations have a field more.
-    model_config = ConfigDict(extra="ignore")
-
     label: str
-    kind: str
+    kind: str = "word"
     rule: str
     precision: float
     recall: float
@@ -112,25 +107,33 @@ class LabelledTexts:
         index, num_groups = self.index
         return 1.0 / np.minimum(np.bincount(index, minlength=num_groups), MAX_GROUP_WEIGHT)[index]
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Characters of each text [n, 1]."""
-        return np.array([[len(text)] for text in self.texts])
-
 
 def find_leakage(train: LabelledTexts, test: LabelledTexts, names: Sequence[str], seed: int) -> Leakage:
-    """Search for a marker of each label, and for test rows that repeat training rows."""
+    """Search for a word that gives each label away, and for test rows that repeat training rows."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
     train, test = train.draw(_MOST_ROWS, seed), test.draw(_MOST_ROWS, seed)
     index, num_groups = test.index
     in_test = measurable_labels(test.labels, index, num_groups, test.weights)
     labels = np.flatnonzero(in_test & train.labels.any(0)).tolist()
-    words = _Words(train, test)
+    analyzer: Any = pieces
+    vectorizer: Any = CountVectorizer(analyzer=analyzer, binary=True)
+    counts = vectorizer.fit_transform(train.texts).tocsc()
+    common = np.flatnonzero(np.asarray(counts.sum(0)).ravel() >= _MIN_ROWS)
+    counts, test_counts = counts[:, common], vectorizer.transform(test.texts).tocsc()[:, common]
+    words = vectorizer.get_feature_names_out()[common]
     markers = []
-    for label in labels:
-        rules = [*words.rules(label), *_length_rules(train, test, label)]
-        counted = [_counted(test, label, names[label], *rule) for rule in rules]
-        enough = [each for each in counted if each.f1 >= ENOUGH and each.effective_groups >= MIN_LABEL_GROUPS]
-        markers += sorted(enough, key=lambda each: -each.f1)[:1]
+    for label in labels if len(words) else ():
+        # The word that tells the label best on the training rows, by F1.
+        true, weights = train.labels[:, label], train.weights
+        right = np.asarray(counts.T @ (weights * true)).ravel()
+        f1 = 2 * right / (np.asarray(counts.T @ weights).ravel() + weights @ true)
+        best = int(np.argmax(f1))
+        marker = _counted(
+            test, label, names[label], words[best], test_counts[:, [best]].toarray().ravel() > 0
+        )
+        if marker.f1 >= ENOUGH and marker.effective_groups >= MIN_LABEL_GROUPS:
+            markers.append(marker)
     repeated = _repeats(train.texts, test.texts)
     share = float(np.average(repeated, weights=test.weights))
     return Leakage(
@@ -138,59 +141,14 @@ def find_leakage(train: LabelledTexts, test: LabelledTexts, names: Sequence[str]
     )
 
 
-#: Kind of a rule, the rule in words, and the test rows that it holds for, bool [n].
-_Rule = tuple[str, str, np.ndarray]
-
-
-class _Words:
-    """Which rows have which words that enough training rows have."""
-
-    def __init__(self, train: LabelledTexts, test: LabelledTexts):
-        from sklearn.feature_extraction.text import CountVectorizer
-
-        analyzer: Any = pieces
-        vectorizer: Any = CountVectorizer(analyzer=analyzer, binary=True)
-        in_train = vectorizer.fit_transform(train.texts).tocsc()
-        common = np.flatnonzero(np.asarray(in_train.sum(0)).ravel() >= _MIN_ROWS)
-        self._train = train
-        self._in_train = in_train[:, common]
-        self._in_test = vectorizer.transform(test.texts).tocsc()[:, common]
-        self._words: list[str] = vectorizer.get_feature_names_out()[common].tolist()
-
-    def rules(self, label: int) -> list[_Rule]:
-        """Return the word that tells a label best on the training rows, by F1."""
-        if not self._words:
-            return []
-        true, weights = self._train.labels[:, label], self._train.weights
-        total = np.asarray(self._in_train.T @ weights).ravel()
-        right = np.asarray(self._in_train.T @ (weights * true)).ravel()
-        best = int(np.argmax(2 * right / (total + weights @ true)))
-        return [("word", self._words[best], self._in_test[:, [best]].toarray().ravel() > 0)]
-
-
-def _length_rules(train: LabelledTexts, test: LabelledTexts, label: int) -> list[_Rule]:
-    """Return the limit of the lengths that tells a label best on the training rows."""
-    from sklearn.tree import DecisionTreeClassifier
-
-    stump = DecisionTreeClassifier(max_depth=1)
-    stump.fit(train.lengths, train.labels[:, label], sample_weight=train.weights)
-    if stump.tree_.node_count == 1:
-        return []
-    limit = int(stump.tree_.threshold[0])
-    is_shorter = bool(stump.predict([[limit]])[0])
-    rule = f"{'at most' if is_shorter else 'more than'} {limit:,} characters"
-    return [("length", rule, stump.predict(test.lengths))]
-
-
-def _counted(test: LabelledTexts, label: int, name: str, kind: str, rule: str, holds: np.ndarray) -> Marker:
+def _counted(test: LabelledTexts, label: int, name: str, word: str, has_word: np.ndarray) -> Marker:
     true, weights = test.labels[:, label], test.weights
-    right = weights * (holds & true)
+    right = weights * (has_word & true)
     index, num_groups = test.index
     return Marker(
         label=name,
-        kind=kind,
-        rule=rule,
-        precision=float(right.sum() / max(weights @ holds, 1e-12)),
+        rule=str(word),
+        precision=float(right.sum() / max(weights @ has_word, 1e-12)),
         recall=float(right.sum() / (weights @ true)),
         effective_groups=effective_number(np.bincount(index, weights=right, minlength=num_groups)),
     )
@@ -208,7 +166,6 @@ def pieces(text: str) -> set[str]:
 
 
 def _repeats(train: Sequence[str], test: Sequence[str]) -> np.ndarray:
-    """Return which test texts are near a training text when numbers and signs are ignored: bool [n]."""
     train_words, test_words = (
         [" ".join(_WORD.findall(text.casefold())) for text in texts] for texts in (train, test)
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from fullft_assets.evaluation.titles import FINETUNED
 from fullft_assets.store.metadata import Metadata
 
 
@@ -21,11 +22,13 @@ class EvaluationMetadata(Metadata):
         num_test_rows_left_out: test rows that a compared model had learned from.
         answer: promote, keep, inconclusive or insufficient_data.
         effective_groups: how many groups of equal weight the primary metric rests on.
+        candidate: the system that was judged.
+        ships: reference of the report on the baseline that becomes champion in its place.
         incumbent: reference of the champion that it was compared with. None: there was none.
         anchor: reference of the first champion, where it was compared with that, too.
         seed_runs: references of the reports that the noise of seeds was taken from.
-        scores: system -> metric -> estimate, of the systems beside the fine-tuned model.
-        measured: METRIC, METRIC_low and METRIC_high of the fine-tuned model, and what the task adds.
+        scores: system -> metric -> estimate, of the systems beside the candidate.
+        measured: METRIC, METRIC_low and METRIC_high of the candidate, and what the task adds.
     """
 
     rest = "measured"
@@ -48,7 +51,9 @@ class EvaluationMetadata(Metadata):
     gain_over_best_baseline_low: float
     gain_over_best_baseline_high: float
     gain_over_champion: float | None = None
+    candidate: str = FINETUNED
     checkpoint: str
+    ships: str | None = None
     incumbent: str | None = None
     anchor: str | None = None
     seed_runs: list[str] = []
@@ -69,9 +74,9 @@ class EvaluationMetadata(Metadata):
 
     @property
     def systems(self) -> list[str]:
-        """The systems beside the fine-tuned model that have a primary score."""
+        """The systems beside the candidate that have a primary score."""
         return [system for system, scores in self.scores.items() if self.primary_metric in scores]
 
     def score(self, system: str | None, metric: str) -> float | None:
-        """Return a system's score, or None where it has none; system None: the fine-tuned model."""
+        """Return a system's score, or None where it has none; system None: the candidate."""
         return self.measured.get(metric) if system is None else self.scores.get(system, {}).get(metric)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fullft_assets.evaluation.counts import by_group, is_measurable
 from fullft_assets.evaluation.intervals import Gain, Interval, Record, bounded_interval, effective_number
-from fullft_assets.evaluation.metrics.base import Metric, Predictions, SummedMetric
+from fullft_assets.evaluation.metrics.base import Metric, Predictions, SummedMetric, by_group, is_measurable
 
 #: Bootstrap resamples: the ends of an interval are stable to a few hundredths of its width.
 RESAMPLES = 1_000
@@ -140,7 +139,6 @@ def measure(
 
 
 def _score(metric: Metric, samples: _Samples, effective_groups: float, confidence: float) -> Interval:
-    """Return a score's interval: see `measure`."""
     error, freedom = samples.draws.std(ddof=1), effective_groups - 1
     if samples.left_out is not None:
         num_groups = len(samples.left_out)
@@ -233,9 +231,6 @@ def _raised_by_choice(
 def _from_rows(
     metric: Metric, predictions: Mapping[str, Predictions], index: np.ndarray, weights: Iterator[np.ndarray]
 ) -> dict[str, _Samples]:
-    """Return the samples of a metric that is computed anew on the rows of each resample. Scores without each
-    group would cost too much.
-    """
     draws: dict[str, list[float]] = {name: [] for name in predictions}
     for chunk in weights:
         for drawn in chunk:
@@ -248,7 +243,6 @@ def _from_rows(
 
 
 def _group_weights(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each group was drawn, [resamples in the chunk, groups]."""
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK_NUMBERS // num_groups)
     for start in range(0, resamples, chunk):

@@ -1,4 +1,4 @@
-"""The verdict on a candidate: which gates its evaluation passes, and why.
+"""The verdict on a candidate: which gates its evaluation passes, and why; and the checks that show it.
 
 The evaluation workload computes it once and stores it with the report; all others read it.
 """
@@ -10,25 +10,39 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from fullft_assets.evaluation.base import Evaluation
-from fullft_assets.evaluation.gates import ChampionRule, GateContext, GateResult
-from fullft_assets.evaluation.gates.measurements import TEST_SET_IS_LARGE_ENOUGH
-from fullft_assets.evaluation.seed_noise import SeedNoise
+from fullft_assets.evaluation.base import Evaluation, SeedNoise
+from fullft_assets.evaluation.gates import (
+    FULL_FINETUNING_IS_JUSTIFIED,
+    TEST_SET_IS_LARGE_ENOUGH,
+    ChampionRule,
+    GateContext,
+    GateResult,
+)
+from fullft_assets.evaluation.leakage import Leakage
 from fullft_assets.planning.worth import Worth
-from fullft_assets.settings import ReleaseSettings
+from fullft_assets.settings import PlanningSettings, ReleaseSettings
+from fullft_assets.store import CheckOutcome
+from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import GATES
 
 #: File of an `evaluation_report` with its verdict.
 DECISION = "decision.json"
 
-Answer = Literal["promote", "keep", "inconclusive", "insufficient_data"]
+Answer = Literal["promote", "baseline", "keep", "inconclusive", "insufficient_data"]
 #: An answer as the report's headline.
 HEADLINES: dict[Answer, str] = {
     "promote": "PROMOTE",
+    "baseline": "PROMOTE A BASELINE",
     "keep": "KEEP CHAMPION",
     "inconclusive": "INCONCLUSIVE",
     "insufficient_data": "INSUFFICIENT DATA",
 }
+
+#: No gate: it says that scores may be too good, of every system alike.
+LEAKAGE = CheckSpec(
+    "labels_are_not_given_away",
+    "No word alone gives a label away, and few test rows repeat training rows.",
+)
 
 
 class ReleaseVerdict(BaseModel):
@@ -37,6 +51,7 @@ class ReleaseVerdict(BaseModel):
     Attributes:
         has_champion: there was one to keep.
         seed_runs: trainings that the noise of seeds was taken from; 0: it is unknown.
+        choice: which system becomes champion in place of the fine-tuned model, and why; else empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +59,7 @@ class ReleaseVerdict(BaseModel):
     answer: Answer
     has_champion: bool
     seed_runs: int = 0
+    choice: str = ""
     reasons: list[GateResult]
 
     @property
@@ -73,11 +89,13 @@ class ReleaseVerdict(BaseModel):
         ]
         opening = {
             "promote": "Every gate passed",
+            "baseline": "The fine-tuned model is not promoted" if failing else "Its gates passed as well",
             "keep": "Not promoted",
             "inconclusive": "Not promoted, since the test set cannot decide",
             "insufficient_data": "Not promoted, since there is not enough test data to decide",
         }[self.answer]
-        return f"{opening}: {'; '.join(failing)}." if failing else f"{opening}."
+        sentence = f"{opening}: {'; '.join(failing)}." if failing else f"{opening}."
+        return f"{self.choice} {sentence}".strip()
 
 
 def verdict(
@@ -123,3 +141,48 @@ def _answer(reasons: list[GateResult]) -> Answer:
     if any(reason.gate == TEST_SET_IS_LARGE_ENOUGH.name for reason in failing):
         return "insufficient_data"
     return "inconclusive" if all(reason.is_undecided for reason in failing) else "keep"
+
+
+def check_specs(
+    settings: ReleaseSettings, planning: PlanningSettings, *, has_row_labels: bool = True
+) -> tuple[CheckSpec, ...]:
+    """Return the checks under these settings.
+
+    Args:
+        has_row_labels: whether each row has labels of its own, so that a word may give one away.
+    """
+    gates = [gate.spec for gate in GATES.all().values() if gate.has_check(settings, planning)]
+    return (*gates, LEAKAGE) if has_row_labels else tuple(gates)
+
+
+def check_outcomes(evaluation: Evaluation, decision: ReleaseVerdict, worth: Worth) -> list[CheckOutcome]:
+    """Return the outcomes of the checks; a red one is a warning, since keeping the champion is a normal
+    outcome.
+    """
+    checks = [
+        _warning(reason.gate, reason.passed, reason.text, reason.numbers)
+        for reason in decision.reasons
+        if reason.gate != FULL_FINETUNING_IS_JUSTIFIED.name
+    ]
+    if evaluation.leakage is not None:
+        checks.append(_leakage(evaluation.leakage))
+    if worth.is_asked:
+        costs = {"cost_usd": worth.cost_usd, "break_even": worth.break_even or 0.0}
+        name = FULL_FINETUNING_IS_JUSTIFIED.name
+        checks.append(_warning(name, worth.answer == "yes", worth.sentence, costs))
+    return checks
+
+
+def _leakage(leakage: Leakage) -> CheckOutcome:
+    """Names neither words nor labels: descriptions are kept in an event log."""
+    text = (
+        f"one word gives away {len(leakage.markers) or 'none'} of {leakage.num_labels} labels with"
+        f" enough test groups; {leakage.share_repeated:.1%} of the test groups repeat training rows"
+    )
+    numbers = {"num_markers": len(leakage.markers), "share_repeated": leakage.share_repeated}
+    description = f"{text}; the report names them" if leakage.is_found else text
+    return _warning(LEAKAGE.name, not leakage.is_found, description, numbers)
+
+
+def _warning(name: str, passed: bool, description: str, numbers: dict[str, int | float]) -> CheckOutcome:
+    return CheckOutcome(name=name, passed=passed, severity="warn", description=description, metadata=numbers)

@@ -1,12 +1,13 @@
 """examples: raw documents -> valid labelled examples, and the quarantine of the rest with reasons."""
 
 from fullft_assets.examples.expectations import problems
-from fullft_assets.examples.metadata import ExamplesMetadata, QuarantineMetadata
 from fullft_assets.examples.rules import Rule, checks_of, rules_for
 from fullft_assets.examples.validation import (
     QUARANTINED,
     VERSION,
     Examined,
+    ExamplesMetadata,
+    QuarantineMetadata,
     count_labels,
     count_reasons,
     examine,

@@ -13,17 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
+from fullft_assets.examples.identity import COLUMNS, IdentityRows, Versions, Votes, superseded
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.task import Target, task_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from fullft_assets.examples.identity import IdentityRows, Seen, Votes
 
 _WORD = re.compile(r"\w+")
 _OUTSIDE = ""
@@ -59,7 +56,7 @@ def metadata_of(agreement: Agreement | None) -> dict[str, Any]:
     }
 
 
-def of_batch(table: pa.Table, seen: Seen, settings: ExamplesSettings) -> Agreement | None:
+def of_batch(table: pa.Table, settings: ExamplesSettings) -> Agreement | None:
     """Measure the agreement of a batch: of rows with `annotations`, and of rows that vote on one id;
     superseded rows do not count.
 
@@ -67,25 +64,23 @@ def of_batch(table: pa.Table, seen: Seen, settings: ExamplesSettings) -> Agreeme
     that covers its first character.
 
     Args:
-        table: the valid rows, with `documents.COLUMNS`.
-        seen: what they are to each other.
+        table: the valid rows, with `examples.identity.COLUMNS`.
         settings: the task.
 
     Returns:
         None where no text was labelled by two annotators.
     """
-    voters = table["annotator"].take(seen.votes.voters).to_pylist()
-    ratings = list(zip(seen.votes.items.tolist(), voters, seen.votes.answers, strict=True))
-    ratings += [rating for rating in _within_rows(table) if not seen.superseded[rating[0]]]
-    items, annotators, answers = (
-        (list(column) for column in zip(*ratings, strict=True)) if ratings else ([], [], [])
-    )
     target = task_of(settings).target
-    if target == "spans":
-        return _of_spans(table, items, annotators, [json.loads(answer) for answer in answers])
-    if target == "labels":
-        return measure_sets(items, annotators, [json.loads(answer) for answer in answers])
-    return measure(items, annotators, answers)
+    rows = IdentityRows.of(table.select(COLUMNS))
+    versions = Versions.of(rows, np.ones(len(rows), bool))
+    votes = Votes.of(rows, versions, target)
+    is_superseded = superseded(rows, versions, votes)
+    voters = table["annotator"].take(votes.voters).to_pylist()
+    ratings = list(zip(votes.items.tolist(), voters, votes.answers, strict=True))
+    for row, answers in enumerate(table["annotations"].to_pylist()):
+        if answers and not is_superseded[row]:
+            ratings += [(row, each["annotator"], each["label"]) for each in answers]
+    return _of_ratings(ratings, target, table["text"])
 
 
 def of_votes(rows: IdentityRows, votes: Votes, target: Target | None) -> Agreement | None:
@@ -94,40 +89,33 @@ def of_votes(rows: IdentityRows, votes: Votes, target: Target | None) -> Agreeme
         return None
     # Sorted: sums of floats must not depend on the order in which batches arrived.
     who = (rows.table[name].take(votes.voters).to_pylist() for name in ("id", "annotator"))
-    items, annotators, answers = (
-        list(column) for column in zip(*sorted(zip(*who, votes.answers, strict=True)), strict=True)
-    )
-    if target == "labels":
-        return measure_sets(items, annotators, [json.loads(each) for each in answers])
-    return measure(items, annotators, answers)
+    return _of_ratings(sorted(zip(*who, votes.answers, strict=True)), target)
 
 
-def _within_rows(table: pa.Table) -> list[tuple[int, str, str]]:
-    """Return (row, annotator, answer) of each entry of `annotations`."""
-    ratings = []
-    for row, answers in enumerate(table["annotations"].to_pylist()):
-        ratings += [(row, each["annotator"], each["label"]) for each in answers or []]
-    return ratings
-
-
-def _of_spans(
-    table: pa.Table, items: list[int], annotators: list[str], targets: list[list[dict[str, Any]]]
+def _of_ratings(
+    ratings: list[tuple[Any, str, str]], target: Target | None, texts: pa.ChunkedArray | None = None
 ) -> Agreement | None:
-    words = []
-    people = []
-    labels = []
-    for item, annotator, spans in zip(items, annotators, targets, strict=True):
-        for word in _WORD.finditer(table["text"][item].as_py() or ""):
-            words.append((item, word.start()))
-            people.append(annotator)
-            labels.append(
-                next((s["label"] for s in spans if s["start"] <= word.start() < s["end"]), _OUTSIDE)
-            )
-    agreement = measure(words, people, labels)
+    if not ratings:
+        return None
+    items, annotators, answers = (list(column) for column in zip(*ratings, strict=True))
+    if target == "labels":
+        return measure_sets(items, annotators, [json.loads(answer) for answer in answers])
+    if target != "spans" or texts is None:
+        return measure(items, annotators, answers)
+    words = [
+        ((item, word.start()), annotator, _label_at(word.start(), json.loads(answer)))
+        for item, annotator, answer in ratings
+        for word in _WORD.finditer(texts[item].as_py() or "")
+    ]
+    agreement = measure(*zip(*words, strict=True)) if words else None
     if agreement is None:
         return None
     agreement.label_kappas.pop(_OUTSIDE, None)
     return replace(agreement, num_items=sum(count > 1 for count in Counter(items).values()))
+
+
+def _label_at(position: int, spans: list[dict[str, Any]]) -> str:
+    return next((span["label"] for span in spans if span["start"] <= position < span["end"]), _OUTSIDE)
 
 
 def measure(items: Sequence[Hashable], annotators: Sequence[str], labels: Sequence[str]) -> Agreement | None:
@@ -198,7 +186,6 @@ def _cohen(first: list[str], second: list[str]) -> Agreement:
 
 
 def _fleiss(ratings: list[list[str]], num_annotators: int) -> Agreement:
-    """Return the agreement of items with at least two ratings each."""
     names = sorted({label for labels in ratings for label in labels})
     counts = np.array([[labels.count(name) for name in names] for labels in ratings], float)
     num_ratings = counts.sum(1, keepdims=True)

@@ -2,8 +2,6 @@
 Great Expectations.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import re
@@ -12,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.examples.language import LANGUAGES, two_letter_code
 from fullft_assets.examples.rules import ESSENTIAL, PROFILE_COLUMNS, applicable, check_name
+from fullft_assets.examples.texts import LANGUAGES
 from fullft_assets.settings import RULES, ExamplesSettings, Expectation
 from fullft_assets.task import task_of
 
@@ -96,9 +94,10 @@ def _severity_problems(settings: ExamplesSettings) -> Iterator[Problem]:
 def _language_problems(settings: ExamplesSettings) -> Iterator[Problem]:
     for number, language in enumerate(settings.languages or []):
         if language not in LANGUAGES:
+            near = _near(language, LANGUAGES)
             yield (
                 ("examples", "languages", number),
-                f"`{language}` is no language that can be identified{_near_language(language)}",
+                f"`{language}` is no language that can be identified{near}; give its code of ISO 639-1",
             )
 
 
@@ -167,13 +166,7 @@ def _column_problems(column: Any, settings: ExamplesSettings) -> Iterator[str]:
         yield f"the profile has `{column}` only with {needs[column][0]}"
 
 
-def _near_language(language: str) -> str:
-    code = two_letter_code(language)
-    return f"; did you mean `{code}`?" if code in LANGUAGES else _near(language, LANGUAGES)
-
-
 def _in_snake_case(name: str) -> str:
-    """Return the name of an expectation in snake case, from its name or that of its class."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 

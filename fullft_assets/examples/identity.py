@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.task import Target
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: Columns of the examples that decide; `label`, `labels` and `spans` where the task has them.
 COLUMNS = (
@@ -70,7 +68,6 @@ class IdentityRows:
 
 def codes(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
     """Return a column's values as int64 codes, and the distinct values that they number."""
-    import pyarrow as pa
 
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     encoded = values.cast(pa.large_string()).dictionary_encode()
@@ -79,7 +76,6 @@ def codes(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
 
 def ranks(column: pa.ChunkedArray) -> np.ndarray:
     """Return each value's rank among the column's distinct values, sorted."""
-    import pyarrow.compute as pc
 
     number, values = codes(column)
     rank = np.empty(len(values), np.int64)
@@ -185,7 +181,6 @@ class Votes:
 
 
 def _voters(rows: IdentityRows, versions: Versions) -> np.ndarray:
-    """Return which of the versions vote, in their order."""
     row, newest = versions.row, versions.newest
     if not len(row) or "annotator" not in rows.table.column_names:
         return np.zeros(0, np.int64)
@@ -250,32 +245,3 @@ def repeated(rows: IdentityRows, is_compared: np.ndarray, *keys: np.ndarray) -> 
     order = same[np.lexsort((*(key[same] for key in reversed(keys)), rows.text[same]))]
     is_repeated[order[1:][rows.text[order[1:]] == rows.text[order[:-1]]]] = True
     return is_repeated
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a batch sees among its own valid rows: masks over them, and the votes.
-
-    `twice_in_a_file` are rows whose id a later row of their file has; `contradicting` and `repeated` see the
-    newest rows of each id.
-    """
-
-    superseded: np.ndarray
-    twice_in_a_file: np.ndarray
-    contradicting: np.ndarray
-    repeated: np.ndarray
-    votes: Votes
-
-
-def within(table: pa.Table, target: Target | None) -> Seen:
-    """Return what the valid rows of one batch, with COLUMNS, are to each other."""
-    rows = IdentityRows.of(table)
-    is_current, in_file = np.ones(len(rows), bool), np.zeros(len(rows), bool)
-    versions = Versions.of(rows, is_current)
-    votes = Votes.of(rows, versions, target)
-    is_old = superseded(rows, versions, votes)
-    in_file[twice_in_a_file(versions, is_old)] = True
-    is_current &= ~is_old
-    is_current[votes.outvoted] = False
-    contradicts = contradicting(rows, is_current, votes.tied, target)
-    return Seen(is_old, in_file, contradicts, repeated(rows, is_current & ~contradicts), votes)

@@ -1,5 +1,9 @@
-"""The outcomes of a batch's checks: counts, the first places, how to fix it. Texts of documents are never
-quoted.
+"""The outcomes of a batch's checks: counts, the first places, how to fix it.
+
+Texts of documents are never quoted.
+
+Gates on the fields that the settings name for what ties rows together: a wrong name would leave each row by
+itself, unnoticed.
 """
 
 from __future__ import annotations
@@ -7,20 +11,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.erasure import has_made_up_id
 from fullft_assets.examples.agreement import Agreement
-from fullft_assets.examples.label_names import may_be_named, named
+from fullft_assets.examples.labels import may_be_named, named
 from fullft_assets.examples.rules import MIN_KAPPA, MIN_LABEL_SHARE, REASONS, ROWS_FOR_BALANCE, Finding, Rule
-from fullft_assets.settings import ExamplesSettings
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.task import task_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _FIX = "fix them in the source and deliver the file again"
 _SHOWN = 5
@@ -43,11 +45,6 @@ def row_outcome(
     return CheckOutcome(
         name=name, passed=finding.passed, severity=rule.severity, description=description, metadata=metadata
     )
-
-
-def with_masked(check: CheckOutcome, num_masked: int) -> CheckOutcome:
-    """Return the outcome on personal data with the number of rows in which it was masked."""
-    return check.model_copy(update={"metadata": {**check.metadata, "num_masked": num_masked}})
 
 
 def _why(rule: Rule, finding: Finding, table: pa.Table, settings: ExamplesSettings) -> str:
@@ -82,9 +79,6 @@ def _commonest_problem(rows: pa.Table) -> tuple[str, int]:
 
 
 def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
-    """Return the commonest labels that examples.labels lacks, and the labels that it has; nothing if the
-    labels look like texts.
-    """
     if task_of(settings).target != "label":
         return ""
     known = settings.labels or []
@@ -99,9 +93,6 @@ def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
 
 
 def _wrong_field(reason: str, problem: str, is_every_row: bool, settings: ExamplesSettings) -> str:
-    """Return the key to look at where each row lacks the field that it names: then it is probably the key
-    that is wrong, not the rows.
-    """
     if is_every_row and problem.startswith("no field "):
         return "no row has this field: if another one holds the text, name it in documents.text; else "
     if is_every_row and reason == REASONS["labels_are_present"]:
@@ -152,34 +143,29 @@ def agreement_outcome(rule: Rule, agreement: Agreement | None) -> CheckOutcome:
     judge.
     """
     kappa = None if agreement is None else agreement.kappa
-    passed = kappa is None or kappa >= MIN_KAPPA
     description = ""
+    metadata: dict[str, int | float] = {"num_items": 0}
     if agreement is None:
         description = "no text was labelled by two annotators"
-    elif kappa is None:
-        description = "all annotations are one label: kappa is not defined"
-    elif not passed:
-        method = {"cohen": "Cohen's", "fleiss": "Fleiss'"}[agreement.method]
-        worst = sorted((k, label) for label, k in agreement.label_kappas.items() if k is not None)[:3]
-        least = named([(label, f"{k:.2f}") for k, label in worst], len(worst), agreement.label_kappas)
-        description = (
-            f"{method} kappa {kappa:.2f} of {agreement.num_annotators} annotators on"
-            f" {agreement.num_items:,} texts is below {MIN_KAPPA:g}, least on {least}; sharpen the guideline"
-            " for these labels"
-        )
-    metadata: dict[str, int | float] = {"num_items": 0 if agreement is None else agreement.num_items}
-    if agreement is not None:
-        metadata |= {"num_annotators": agreement.num_annotators, "observed_agreement": agreement.observed}
-        metadata |= (
-            {"lowest_label_kappa": min(known)}
-            if (known := [k for k in agreement.label_kappas.values() if k is not None])
-            else {}
-        )
-    if kappa is not None:
-        metadata["kappa"] = kappa
+    else:
+        kappas = sorted((k, label) for label, k in agreement.label_kappas.items() if k is not None)
+        metadata = {"num_items": agreement.num_items, "num_annotators": agreement.num_annotators}
+        metadata |= {"observed_agreement": agreement.observed}
+        metadata |= {"lowest_label_kappa": kappas[0][0]} if kappas else {}
+        metadata |= {"kappa": kappa} if kappa is not None else {}
+        if kappa is None:
+            description = "all annotations are one label: kappa is not defined"
+        elif kappa < MIN_KAPPA:
+            method = {"cohen": "Cohen's", "fleiss": "Fleiss'"}[agreement.method]
+            worst = [(label, f"{k:.2f}") for k, label in kappas[:3]]
+            description = (
+                f"{method} kappa {kappa:.2f} of {agreement.num_annotators} annotators on"
+                f" {agreement.num_items:,} texts is below {MIN_KAPPA:g}, least on"
+                f" {named(worst, len(worst), agreement.label_kappas)}; sharpen the guideline for these labels"
+            )
     return CheckOutcome(
         name="annotators_agree",
-        passed=passed,
+        passed=kappa is None or kappa >= MIN_KAPPA,
         severity=rule.severity,
         description=description,
         metadata=metadata,
@@ -234,3 +220,96 @@ def gate_outcomes(
             metadata={"quarantined_share": float(np.round(share, 6))},
         ),
     ]
+
+
+#: A named field of ids, domains or slices that a larger share of rows lacks is taken for a wrong name.
+MOST_WITHOUT = 0.9
+#: What a row is without an id, a domain or a value to slice by.
+MEANT_WITHOUT = {
+    "id": "each is called by its file and row, so a corrected delivery of it is another document",
+    "domain": "no slice of the evaluation has them",
+    "slice_by": "no slice of this field has them",
+}
+_LOOK = "`fullft check` lists the fields that rows have"
+
+
+def field_outcomes(
+    documents: pa.Table, valid: pa.Table, settings: ExamplesSettings, id_field: str
+) -> list[CheckOutcome]:
+    """Return whether the fields that are named for ids, groups, domains and slices have values, in all rows,
+    and whether enough have a group.
+
+    Args:
+        documents: the rows of a batch that are not malformed, the quarantined ones too.
+        valid: its valid rows, which alone can be split wrongly.
+        settings: they name the fields.
+        id_field: `documents.id`; its default need not exist.
+    """
+    named = {"documents.id": None if id_field == DocumentsSettings.model_fields["id"].default else id_field}
+    named |= {
+        "examples.group": settings.group,
+        "examples.domain": settings.domain,
+        "examples.slice_by": settings.slice_by,
+    }
+    absent: list[str] = []
+    incomplete: list[str] = []
+    num_without = {}
+    for key, field in named.items():
+        if field is None:
+            continue
+        column = key.partition(".")[2]
+        is_missing = has_made_up_id(documents) if column == "id" else _is_null(documents, column)
+        rows = np.flatnonzero(is_missing).tolist()
+        num_without[f"num_without_{column}"] = len(rows)
+        share = len(rows) / max(1, len(documents))
+        # How many rows may have no group is a setting, which another gate is about.
+        if share > MOST_WITHOUT if column in MEANT_WITHOUT else share == 1:
+            number = len(documents) - len(rows)
+            counted = f"{number:,} of the" if number else "none of the"
+            absent.append(
+                f"{key} names `{field}`, in which {counted} {len(documents):,} rows"
+                f" ha{'ve' if number > 1 else 's'} a value"
+            )
+        if rows and column in MEANT_WITHOUT:
+            incomplete.append(
+                f"{len(rows):,} of {len(documents):,} rows have no `{field}` ({places(rows, documents)}):"
+                f" {MEANT_WITHOUT[column]}"
+            )
+    values = CheckOutcome(
+        name="named_fields_have_values",
+        passed=not absent,
+        description=f"{' and '.join(absent)}; {_LOOK}: name one of them, or remove the key" if absent else "",
+        metadata=num_without,
+    )
+    completeness = CheckOutcome(
+        name="named_fields_are_complete",
+        passed=not incomplete,
+        severity="warn",
+        description=f"{'; '.join(incomplete)}. {_LOOK}" if incomplete else "",
+        metadata={"num_incomplete_fields": len(incomplete)},
+    )
+    groups = [] if settings.group is None else [_groups_outcome(valid, settings)]
+    return [values, *groups, completeness]
+
+
+def _groups_outcome(valid: pa.Table, settings: ExamplesSettings) -> CheckOutcome:
+    missing = np.flatnonzero(_is_null(valid, "group"))
+    share = len(missing) / max(1, len(valid))
+    passed = share <= settings.max_ungrouped_share
+    description = ""
+    if len(missing):
+        description = (
+            f"{len(missing):,} of {len(valid):,} valid rows have no `{settings.group}`, so each is a group of"
+            f" its own and may be tested on what its relatives trained: {places(missing.tolist(), valid)}"
+        )
+        description += "" if passed else f"; deliver them with a group. {_LOOK}"
+    return CheckOutcome(
+        name="groups_are_given",
+        passed=passed,
+        description=description,
+        metadata={"num_without_group": len(missing), "ungrouped_share": round(share, 6)},
+    )
+
+
+def _is_null(documents: pa.Table, column: str) -> np.ndarray:
+    return np.asarray(documents[column].is_null())

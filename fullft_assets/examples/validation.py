@@ -11,50 +11,110 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.documents import RawMetadata, masked_kinds
 from fullft_assets.errors import SettingsError
-from fullft_assets.examples import agreement, expectations, identity
+from fullft_assets.examples import agreement, expectations
 from fullft_assets.examples.agreement import Agreement
-from fullft_assets.examples.fields import field_outcomes
-from fullft_assets.examples.metadata import ExamplesMetadata, QuarantineMetadata
+from fullft_assets.examples.labels import as_listed
 from fullft_assets.examples.outcomes import (
     agreement_outcome,
     balance_outcome,
+    field_outcomes,
     gate_outcomes,
     problem_counts,
     row_outcome,
-    with_masked,
 )
 from fullft_assets.examples.rules import (
     REASONS,
     Finding,
-    NotComputableError,
     Rule,
     profile,
     rules_for,
     run_expectations,
     suite_for,
 )
-from fullft_assets.examples.spelling import as_listed
 from fullft_assets.personal_data.entities import pipeline_key
-from fullft_assets.personal_data.masking import mask_documents
-from fullft_assets.personal_data.pii import count, counts_of, kinds_named
-from fullft_assets.personal_data.search import PersonalDataSearch, search_of
+from fullft_assets.personal_data.search import (
+    PersonalDataSearch,
+    count,
+    counts_of,
+    kinds_named,
+    mask_documents,
+    search_of,
+)
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 from fullft_assets.store.hashing import messages_hash, text_hash
+from fullft_assets.store.metadata import Metadata, Private
 from fullft_assets.task import task_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
     from fullft_assets.settings.use_case import UseCase
+
+
+class ExamplesMetadata(Metadata):
+    """Metadata of `labeled_examples`.
+
+    Attributes:
+        batch: name of the batch.
+        uri: where its documents came from.
+        files: time of delivery (ns) of each file that was read.
+        taken_away: files of the batch that were gone before they could be read again.
+        num_rows: rows in = `num_valid` + `num_quarantined`.
+        num_masked: rows in which personal data was masked.
+        encodings: files by encoding, the most frequent first; a file without text counts for UTF-8.
+        label_counts: valid rows (for spans: the spans) by label, the most frequent first.
+        kappa: agreement of the annotators (None where chance alone gives full agreement), by `kappa_method`,
+            also of each label.
+        num_items_annotated_twice: texts that the agreement is measured on.
+        num_erased: rows that erasures removed.
+    """
+
+    batch: str
+    uri: str
+    files: Annotated[dict[str, int], Private.FILES]
+    taken_away: Annotated[list[str] | None, Private.FILES] = None
+    num_rows: int
+    num_valid: int
+    num_quarantined: int
+    num_masked: int = 0
+    encodings: dict[str, int] = {}
+    label_counts: Annotated[dict[str, int], Private.LABELS]
+    kappa: float | None = None
+    kappa_method: Literal["cohen", "fleiss"] | None = None
+    kappa_per_label: Annotated[dict[str, float] | None, Private.LABELS] = None
+    num_items_annotated_twice: int | None = None
+    num_erased: int | None = None
+
+
+class QuarantineMetadata(Metadata):
+    """Metadata of `quarantined_examples`.
+
+    Attributes:
+        batch, uri: see `ExamplesMetadata`.
+        num_quarantined: quarantined rows.
+        reasons: rows by reason, the most frequent first.
+        problems: malformed rows by problem, the ten commonest.
+        num_erased: see `ExamplesMetadata`.
+    """
+
+    batch: str
+    uri: str
+    num_quarantined: int
+    reasons: dict[str, int]
+    problems: dict[str, int]
+    num_erased: int | None = None
 
 
 VERSION = "12"
@@ -82,7 +142,6 @@ def write_examples(rows: pa.Table, path: Path) -> None:
     """Write valid examples so that the texts of some can be read without the time and the memory that all of
     them take.
     """
-    import pyarrow.parquet as pq
 
     # LZ4 is read in half the time of Parquet's default, at the same size.
     pq.write_table(rows, path, compression="lz4", row_group_size=_ROW_GROUP)
@@ -97,16 +156,22 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     Raises:
         SettingsError: an expectation of the user's own cannot be computed.
     """
-    import pyarrow.parquet as pq
 
     settings = use_case.settings
     read = RawMetadata.of(raw)
-    examined: list[Examined] = []
+    kinds = masked_kinds(use_case)
 
+    @cache
     def examine_once() -> Examined:
-        if not examined:
-            examined.append(_examine_raw(store, raw, use_case))
-        return examined[0]
+        return examine(
+            pq.read_table(store.folder(raw) / "documents.parquet"),
+            settings.examples,
+            read.batch,
+            any_file_was_read=bool(read.files),
+            id_field=settings.documents.id,
+            num_masked=read.num_masked if kinds is not None and raw.settings.get("masked") == kinds else None,
+            search=search_of(use_case),
+        )
 
     def write_valid(draft: Draft) -> Outcome:
         examined = examine_once()
@@ -152,25 +217,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     return valid, store.ensure(use_case.name, "quarantined_examples", write_quarantined, **shared)
 
 
-def _examine_raw(store: Store, raw: Manifest, use_case: UseCase) -> Examined:
-    import pyarrow.parquet as pq
-
-    settings = use_case.settings
-    read = RawMetadata.of(raw)
-    kinds = masked_kinds(use_case)
-    return examine(
-        pq.read_table(store.folder(raw) / "documents.parquet"),
-        settings.examples,
-        read.batch,
-        any_file_was_read=bool(read.files),
-        id_field=settings.documents.id,
-        num_masked=read.num_masked if kinds is not None and raw.settings.get("masked") == kinds else None,
-        search=search_of(use_case),
-    )
-
-
 def _encodings(read: RawMetadata) -> dict[str, int]:
-    """Return the batch's files by encoding, most first; a file without text counts for UTF-8."""
     counts = Counter(read.encodings.values())
     counts["utf-8"] += len(read.files) - counts.total()
     return {name: count for name, count in counts.most_common() if count}
@@ -194,7 +241,7 @@ def examine(
     """Validate a batch of documents.
 
     Args:
-        documents: table with `documents.COLUMNS`.
+        documents: table with `examples.identity.COLUMNS`.
         settings: the rules' thresholds.
         batch_name: named in the messages of red checks.
         any_file_was_read: of the batch; where none was, having no rows is a failure.
@@ -205,7 +252,6 @@ def examine(
     Raises:
         SettingsError: an expectation of the user's own cannot be computed.
     """
-    import pyarrow as pa
 
     rules = rules_for(settings)
     documents, num_personal_data, num_masked = _masked(
@@ -216,27 +262,23 @@ def examine(
     )
     table = documents.append_column("text_hash", pa.array(_hashes(documents, settings), pa.string()))
     frame = profile(table, settings, num_personal_data)
-    findings = _of_well_formed(_try(frame, settings), rules)
+    findings = _of_well_formed(_findings(frame, settings), rules)
     reasons = _reasons(findings, rules)
     is_valid = np.ones(len(table), bool)
     is_valid[list(reasons)] = False
     # Filtered, for what is taken by position is copied whole first.
     valid = table.filter(pa.array(is_valid)).drop_columns(["problem"])
     quarantined = _with_reasons(table, reasons)
-    task = task_of(settings)
-    agreed = (
-        agreement.of_batch(valid, identity.within(valid.select(identity.COLUMNS), task.target), settings)
-        if task.has_labels
-        else None
-    )
+    agreed = agreement.of_batch(valid, settings) if task_of(settings).has_labels else None
     label_counts = count_labels(valid, settings)
     checks = [row_outcome(name, rules[name], finding, table, settings) for name, finding in findings.items()]
-    if "personal_data_is_absent" in rules and settings.pii == "mask":
-        checks = [
-            with_masked(check, num_masked) if check.name == "personal_data_is_absent" else check
-            for check in checks
-        ]
-    checks += _batch_outcomes(len(valid), label_counts, agreed, rules, settings)
+    for check in checks:
+        if check.name == "personal_data_is_absent" and settings.pii == "mask":
+            check.metadata["num_masked"] = num_masked
+    if (rule := rules.get("labels_are_balanced")) is not None:
+        checks.append(balance_outcome(rule, label_counts, len(valid), settings))
+    if (rule := rules.get("annotators_agree")) is not None:
+        checks.append(agreement_outcome(rule, agreed))
     checks += gate_outcomes(
         len(table), valid, quarantined, settings, batch_name, any_file_was_read=any_file_was_read
     )
@@ -247,8 +289,6 @@ def examine(
 def _masked(
     documents: pa.Table, settings: ExamplesSettings, search: PersonalDataSearch, num_masked_before: int | None
 ) -> tuple[pa.Table, np.ndarray | None, int]:
-    """Return the documents, how much personal data is left in each, and in how many it was masked."""
-    import pyarrow.compute as pc
 
     if settings.pii == "off":
         return documents, None, 0
@@ -278,9 +318,6 @@ def _left_over(documents: pa.Table, rows: np.ndarray, search: PersonalDataSearch
 
 
 def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]:
-    """Return each row's content hash: of its text, or of its turns for the task sft; None if there is no
-    content.
-    """
     if task_of(settings).has_messages:
         turns = documents["messages"].to_pylist()
         return [
@@ -290,25 +327,21 @@ def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]
     return [None if text is None else text_hash(text) for text in documents["text"].to_pylist()]
 
 
-def _try(frame: pd.DataFrame, settings: ExamplesSettings) -> dict[str, Finding]:
+def _findings(frame: pd.DataFrame, settings: ExamplesSettings) -> dict[str, Finding]:
+    findings = run_expectations(frame, suite_for(settings))
+    # Each of the user's is tried alone: Great Expectations does not always say which one it failed on.
     suite_of_user = expectations.build(settings) if settings.expectations else {}
-    try:
-        return run_expectations(frame, {**suite_for(settings), **suite_of_user})
-    except Exception:
-        # Great Expectations does not always say which expectation it failed on: each of the user's is tried
-        # alone.
-        for number, (name, expectation) in enumerate(suite_of_user.items()):
-            try:
-                run_expectations(frame, {name: expectation})
-            except Exception as error:
-                kind = error.kind if isinstance(error, NotComputableError) else type(error).__name__
-                # Its words may quote labels or groups, a patient among them, and this reaches the event log;
-                # so would a cause.
-                raise SettingsError(
-                    f"examples.expectations.{number}: {expectation.expectation_type} cannot be computed on"
-                    f" the profile ({kind}); fix its arguments"
-                ) from None
-        raise
+    for number, (name, expectation) in enumerate(suite_of_user.items()):
+        try:
+            findings |= run_expectations(frame, {name: expectation})
+        except Exception:
+            # Its words may quote labels or groups, a patient among them, and this reaches the event log; so
+            # would a cause.
+            raise SettingsError(
+                f"examples.expectations.{number}: {expectation.expectation_type} cannot be computed on the"
+                " profile; fix its arguments"
+            ) from None
+    return findings
 
 
 def _of_well_formed(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict[str, Finding]:
@@ -334,24 +367,7 @@ def _of_well_formed(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) 
     return findings_left
 
 
-def _batch_outcomes(
-    num_valid: int,
-    label_counts: Mapping[str, int],
-    agreed: Agreement | None,
-    rules: Mapping[str, Rule],
-    settings: ExamplesSettings,
-) -> list[CheckOutcome]:
-    """Return what the rules on the valid rows together find."""
-    checks = []
-    if (rule := rules.get("labels_are_balanced")) is not None:
-        checks.append(balance_outcome(rule, label_counts, num_valid, settings))
-    if (rule := rules.get("annotators_agree")) is not None:
-        checks.append(agreement_outcome(rule, agreed))
-    return checks
-
-
 def _reasons(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict[int, list[str]]:
-    """Return the reasons of each row that a quarantining rule caught, in the rules' order."""
     reasons: dict[int, list[str]] = {}
     for name, rule in rules.items():
         if rule.quarantines and name in findings:
@@ -361,8 +377,6 @@ def _reasons(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict
 
 
 def _with_reasons(table: pa.Table, reasons: Mapping[int, list[str]]) -> pa.Table:
-    """Return the quarantined rows, in their order, with their reasons."""
-    import pyarrow as pa
 
     rows = sorted(reasons)
     named = pa.array(["; ".join(reasons[row]) for row in rows], pa.string())
@@ -371,7 +385,6 @@ def _with_reasons(table: pa.Table, reasons: Mapping[int, list[str]]) -> pa.Table
 
 def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:
     """Return the rows (for spans: the spans) of each label, the most frequent first."""
-    import pyarrow.compute as pc
 
     target = task_of(settings).target
     if target is None:

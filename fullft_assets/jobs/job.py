@@ -5,19 +5,15 @@ artifact; a person can run the same line by hand. The digest pins the job: whoev
 cannot change what runs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import PurePosixPath
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.errors import StoreError
-from fullft_assets.extras import require
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import Files, Manifest, Store
 
 
 class Job(BaseModel):
@@ -30,7 +26,7 @@ class Job(BaseModel):
     key: str
     project_root: str
     store_url: str
-    store_options: dict[str, Any] = {}
+    kms_key: str | None = None
     settings: UseCaseSettings
     #: `Manifest.ref` of each input, by name.
     inputs: dict[str, str]
@@ -39,7 +35,7 @@ class Job(BaseModel):
 
     def open_store(self) -> Store:
         """Return the store that inputs and output live in."""
-        return Store(self.store_url, self.store_options)
+        return Store(self.store_url, self.kms_key)
 
     def load_inputs(self, store: Store) -> dict[str, Manifest]:
         """Return the manifest of each input."""
@@ -73,19 +69,17 @@ def read_job(uri: str, sha256: str | None = None) -> Job:
     Raises:
         StoreError: there is no such file, it has another digest, or it is not a job.
     """
-    from fsspec.core import url_to_fs
-
-    if uri.startswith("s3://"):
-        require("s3fs", uri)
+    folder, _, name = uri.rpartition("/")
     try:
-        files, path = url_to_fs(uri)
-        content = files.cat_file(path)
+        content = Files(folder).read_bytes(name)
+        if content is None:
+            raise StoreError(f"{uri}: not a job file (there is no such file)")
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise StoreError(
                 f"{uri}: was changed after it was written (its sha256 is not {sha256}); launch the work again"
             )
         return Job.model_validate(json.loads(content))
-    except (FileNotFoundError, ValueError) as error:
+    except ValueError as error:
         raise StoreError(f"{uri}: not a job file ({str(error).splitlines()[0]})") from error
 
 

@@ -5,8 +5,6 @@ made from an instance of its `settings_class`. The names are here, below the lau
 check of a YAML needs no more than them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,184 +1,172 @@
-"""Leases of this machine's GPUs and CPU cores: each serves one run at a time, and is free again when the
-process that holds it ends, however it ends.
+"""Leases of this machine's GPUs: each serves one run at a time, and is free again when the process that holds
+it ends, however it ends.
 
 This file stays light: the supervisor of a local workload imports it, and must start fast.
 """
 
-from __future__ import annotations
-
 import fcntl
+import math
 import os
-import socket
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from fullft_assets.jobs.cores import THREADS, allowed_cores, threads_of_process, usable_cores
-from fullft_assets.jobs.gpus import NUM_GPUS, VISIBLE, shared_gpus
+from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs.launch import LAUNCH_ID, RUN_ID
 from fullft_assets.store.disk import make_folder, one_at_a_time
 
+#: Environment variable of OpenMP with the number of threads of each process.
+THREADS = "OMP_NUM_THREADS"
+#: Environment variable of CUDA with the GPUs that a process may use, by index or UUID.
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+#: Environment variable with the number of GPUs that all runs on this machine share.
+NUM_GPUS = "FULLFT_NUM_GPUS"
+#: Exit codes of nvidia-smi where no process can compute on a GPU: none found, no driver, no library of the
+#: driver.
+_NO_GPU = frozenset({6, 9, 12})
+_ASK_SECONDS = 60.0
 #: Time between two looks for what is free.
 _LOOK_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """The GPUs or the CPU cores of the machine, and how many of them a run needs.
-
-    Attributes:
-        what: the name of the kind in messages.
-        names: the names of all of them; the first free ones are taken.
-        count: the number that the run needs.
-        folder: the folder with a lock file for each, which names its holder.
-    """
-
-    what: str
-    names: Sequence[str]
-    count: int
-    folder: Path
+#: Where the control group of this process, such as a container, has its share of the CPUs' time.
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 @contextmanager
 def leased(
-    num_processes: int,
-    may_wait: Callable[[], bool],
-    say: Callable[[str], None] = print,
-    *,
-    shares_cores: bool = False,
+    num_processes: int, may_wait: Callable[[], bool], say: Callable[[str], None] = print
 ) -> Iterator[dict[str, str] | None]:
-    """Keep a GPU for each process of a run and a core for each of its threads, and yield the variables that
-    hold it to these; None if it is not wanted.
+    """Keep a GPU for each process of a run, and yield the variables that hold it to these and to its share of
+    the CPU cores; None if it is not wanted.
 
     Waits until enough are free: all at once, as two runs that each keep some would wait for each other. Where
-    there are fewer than processes or threads, all are kept. Runs of other users of the machine are not seen.
-
-    A process has as many threads as OMP_NUM_THREADS says; else those of torchrun have one, as torchrun has
-    it, and one alone has all cores. On a machine with GPUs that is at most the cores' share of the run's
-    GPUs, so that no GPU is idle because there are too few cores.
+    there are fewer than processes, all are kept. Runs of other users of the machine are not seen.
 
     Args:
         may_wait: whether the run is still wanted.
         say: called with one line if the run waits.
-        shares_cores: keep no cores; a process without OMP_NUM_THREADS has a thread for each core that is free
-            now, at least one.
     """
     gpus = shared_gpus()
-    cores = usable_cores()
-    threads = threads_of_process(os.environ)
     num_gpus = min(num_processes, len(gpus))
-    num_cores = min(len(cores), num_processes * (threads or (1 if num_processes > 1 else len(cores))))
-    if gpus:
-        num_cores = min(num_cores, len(cores) * num_gpus // len(gpus))
+    variables = _threads(num_processes, num_gpus / len(gpus) if gpus else 1.0)
     cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
-    # A GPU's name is unique. Machines that share a home have cores of the same numbers.
-    of_gpus = _Kind("GPUs", gpus, num_gpus, cache / "gpus")
-    of_cores = _Kind(
-        "CPU cores", [str(core) for core in cores], num_cores, cache / "cores" / socket.gethostname()
-    )
-    kinds = [of_gpus] if gpus else []
-    kinds += [of_cores] if num_cores and not shares_cores and _can_lock(of_cores.folder) else []
+    folder, is_said = cache / "gpus", False
     with ExitStack() as locks:
-        is_said = False
         while may_wait():
-            names = _take(kinds, locks)
+            names = _take(gpus, num_gpus, folder, locks) if gpus else []
             if names is not None:
-                variables = {VISIBLE: ",".join(names[of_gpus.what]), NUM_GPUS: str(len(gpus))} if gpus else {}
-                if threads is None and num_processes == 1:
-                    num_threads = max(1, _num_free(of_cores) if shares_cores else num_cores)
-                    variables |= {THREADS: str(num_threads)} if num_threads < len(allowed_cores()) else {}
-                yield variables
+                visible = {VISIBLE: ",".join(names), NUM_GPUS: str(len(gpus))} if gpus else {}
+                yield visible | variables
                 return
             if not is_said:
-                say(_why_not(kinds))
+                say(_why_not(gpus, num_gpus, folder))
             is_said = True
             time.sleep(_LOOK_SECONDS)
         yield None
 
 
-def _take(kinds: Sequence[_Kind], locks: ExitStack) -> dict[str, list[str]] | None:
-    """Lock what is wanted until the stack is closed, and return the names; None, and nothing is locked, if
-    not enough is free.
+def shared_gpus() -> list[str]:
+    """Return the GPUs that runs on this machine may use, by UUID where nvidia-smi knows it; none without
+    nvidia-smi.
+
+    Raises:
+        WorkloadError: nvidia-smi failed twice, so that other runs' GPUs would be used.
     """
-    with ExitStack() as turns, ExitStack() as new_locks:
-        for kind in kinds:
-            make_folder(kind.folder)
-            turns.enter_context(one_at_a_time(kind.folder / "all.lock"))
-        names = {kind.what: _lock_free(kind, new_locks) for kind in kinds}
-        if any(len(names[kind.what]) < kind.count for kind in kinds):
+    visible = os.environ.get(VISIBLE)
+    if not shutil.which("nvidia-smi") or (visible is not None and visible.strip() in ("", "-1")):
+        return []
+    uuids = dict(line.split(", ", 1) for line in _list_gpus().splitlines() if ", " in line)
+    if visible is None:
+        return list(uuids.values())
+    names = [name.strip() for name in visible.split(",")]
+    return [uuids.get(name, name) for name in names if name not in ("", "-1")]
+
+
+def _list_gpus() -> str:
+    command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+    reason = f"no answer within {_ASK_SECONDS:g} s"
+    for _ in range(2):
+        with suppress(subprocess.TimeoutExpired):
+            answer = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=_ASK_SECONDS, check=False
+            )
+            if answer.returncode == 0 or answer.returncode in _NO_GPU:
+                return answer.stdout if answer.returncode == 0 else ""
+            output = (answer.stdout + answer.stderr).strip().split("\n")
+            reason = output[0].strip() or f"exit code {answer.returncode}"
+    raise WorkloadError(
+        f"nvidia-smi: {reason}; repair the GPUs of this machine, or set {VISIBLE}= to compute without",
+        "infrastructure",
+    )
+
+
+def _threads(num_processes: int, share: float) -> dict[str, str]:
+    """Return the variable with the threads of a run's one process, where torch would start more than its
+    share of the cores that its container has time for; torchrun's processes have one each.
+    """
+    if THREADS in os.environ or num_processes > 1:
+        return {}
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_MAX.read_text().split()
+        num_usable = min(num_cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no such file, or `max`
+        num_usable = num_cores
+    num_threads = max(1, int(num_usable * share))
+    return {THREADS: str(num_threads)} if num_threads < num_cores else {}
+
+
+def _take(gpus: Sequence[str], count: int, folder: Path, locks: ExitStack) -> list[str] | None:
+    make_folder(folder)
+    names: list[str] = []
+    with one_at_a_time(folder / "all.lock"), ExitStack() as new_locks:
+        for name in gpus:
+            if len(names) == count:
+                break
+            descriptor = os.open(_lock_file(folder, name), os.O_RDWR | os.O_CREAT, 0o600)
+            new_locks.callback(os.close, descriptor)
+            if _lock(descriptor):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, _holder().encode(), 0)
+                names.append(name)
+        if len(names) < count:
             return None
         locks.push(new_locks.pop_all())
         return names
-
-
-def _num_free(kind: _Kind) -> int:
-    if not os.access(kind.folder, os.W_OK):  # nothing was ever held here
-        return kind.count
-    with one_at_a_time(kind.folder / "all.lock"), ExitStack() as locks:
-        return len(_lock_free(kind, locks))
-
-
-def _lock_free(kind: _Kind, locks: ExitStack) -> list[str]:
-    """Lock the first ones that are free, as many as are needed or there are, until the stack is closed;
-    return their names.
-    """
-    names = []
-    for name in kind.names:
-        if len(names) == kind.count:
-            break
-        descriptor = os.open(_lock_file(kind, name), os.O_RDWR | os.O_CREAT, 0o600)
-        locks.callback(os.close, descriptor)
-        if _lock(descriptor):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, _holder().encode(), 0)
-            names.append(name)
-    return names
 
 
 def _holder() -> str:
     """Return what others read of this process while it holds a lease: its run, the home of its Dagster, and
     how to end it.
     """
-    name = (
-        f"run {os.environ[RUN_ID][:8]}"
-        if RUN_ID in os.environ
-        else f"job {os.environ.get(LAUNCH_ID) or os.getpid()}"
-    )
+    run_id = os.environ.get(RUN_ID)
+    name = f"job {os.environ.get(LAUNCH_ID) or os.getpid()}" if run_id is None else f"run {run_id[:8]}"
     home = os.environ.get("DAGSTER_HOME")
+    end = f"`kill {os.getpid()}` ends it; a training keeps its checkpoint"
+    return f"{name}{f' of {home}' if home else ''} ({end})"
+
+
+def _why_not(gpus: Sequence[str], count: int, folder: Path) -> str:
+    holders = set()
+    with one_at_a_time(folder / "all.lock"):
+        for name in gpus:
+            with _lock_file(folder, name).open("a+") as file:
+                if not _lock(file.fileno()):
+                    file.seek(0)
+                    holders.add(file.read())
     return (
-        f"{name}{f' of {home}' if home else ''} (`kill {os.getpid()}` ends it; a training keeps its"
-        " checkpoint)"
+        f"waiting until {count} of {len(gpus)} GPUs are free; held by {', '.join(sorted(holders))}: wait, end"
+        " it, or set FULLFT_CACHE to a folder of this project's own to compute beside it"
     )
 
 
-def _why_not(kinds: Sequence[_Kind]) -> str:
-    """Return the line that says what a run waits for, and who has it."""
-    needs, holders = [], set()
-    for kind in kinds:
-        holders_of_kind = []
-        with one_at_a_time(kind.folder / "all.lock"):
-            for name in kind.names:
-                with _lock_file(kind, name).open("a+") as file:
-                    if not _lock(file.fileno()):
-                        file.seek(0)
-                        holders_of_kind.append(file.read())
-        if len(kind.names) - len(holders_of_kind) < kind.count:
-            needs.append(f"{kind.count} of {len(kind.names)} {kind.what}")
-            holders.update(holders_of_kind)
-    if not needs:  # they became free at this moment
-        return "waiting for GPUs or CPU cores that another run had until now"
-    way_on = "wait, end it, or set FULLFT_CACHE to a folder of this project's own to compute beside it"
-    return f"waiting until {' and '.join(needs)} are free; held by {', '.join(sorted(holders))}: {way_on}"
-
-
-def _lock_file(kind: _Kind, name: str) -> Path:
-    return kind.folder / f"{name.replace('/', '_')}.lock"
+def _lock_file(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace('/', '_')}.lock"
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock a file unless another process or thread has it, and return whether that was done."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -186,14 +174,3 @@ def _lock(descriptor: int) -> bool:
     except OSError:  # a file system without locks
         return True
     return True
-
-
-def _can_lock(folder: Path) -> bool:
-    """Return whether there is a place for cores' locks: a container that has its cores for itself may have no
-    disk to write to.
-    """
-    try:
-        make_folder(folder)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)

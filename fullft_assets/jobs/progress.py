@@ -1,9 +1,6 @@
 """What a workload reports while it works, and whether it was asked to stop."""
 
-from __future__ import annotations
-
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,9 +9,6 @@ from fullft_assets.errors import Interrupted, without_secrets
 
 #: At most one progress line in this time.
 STEP_SECONDS = 10.0
-#: The time left is that at the speed of so long a time: a training that was slow when it began, or for a
-#: while, is not for ever.
-SPEED_SECONDS = 300.0
 #: Messages that reach Dagster's log at any pace; thousands of them would slow it down.
 _FREE_REPORTS = 100
 
@@ -50,9 +44,8 @@ class Progress:
         #: When a message and a step last reached Dagster's log; each has its own pace.
         self._reported_at = {"say": float("-inf"), "step": float("-inf")}
         self._total, self._done = 0, 0
-        #: Lines of the last SPEED_SECONDS: when, and how much was done; the first is the one before, or where
-        #: the count began.
-        self._recent = deque([(self._started, 0)])
+        #: When the count began, and how much was done then.
+        self._began = (self._started, 0)
 
     def say(self, message: str) -> None:
         """Print a line; the first hundred go to Dagster's log at any pace, later ones sparsely."""
@@ -68,18 +61,15 @@ class Progress:
         """
         now = time.monotonic()
         if total != self._total or done < self._done:
-            self._total, self._recent = total, deque([(now, done)])
+            self._total, self._began = total, (now, done)
         self._done = done
         if now - self._stepped_at < STEP_SECONDS:
             return
         self._stepped_at = now
         shown = [f"{name} {_number(value)}" for name, value in numbers.items() if value is not None]
-        while len(self._recent) > 1 and self._recent[1][0] <= now - SPEED_SECONDS:
-            self._recent.popleft()
-        began, first = self._recent[0]
+        began, first = self._began
         if first < done < total:
             shown.append(f"ETA {duration((now - began) / (done - first) * (total - done))}")
-        self._recent.append((now, done))
         self._speak("step", ", ".join([f"step {done:,}/{total:,} ({done / max(total, 1):.0%})", *shown]))
 
     def raise_if_stopped(self) -> None:

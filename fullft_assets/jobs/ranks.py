@@ -1,7 +1,5 @@
 """The place of this process among those of one training, as torchrun's environment variables give it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 

@@ -8,12 +8,15 @@ import json
 import time
 from abc import abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers.base import Launcher, Logs, Unreachable
 from fullft_assets.launchers.container import LAST_LINE
 from fullft_assets.settings import AwsLauncherSettings
+
+if TYPE_CHECKING:
+    from fullft_assets.settings import PlanningSettings
 
 #: Output arrives some seconds after it was written; so often it is looked for after a job's end, with a
 #: pause.
@@ -84,7 +87,7 @@ class AwsLauncher(Launcher):
         for stream in self.streams(name):
             if tokens.setdefault(stream, "") is None:
                 continue
-            lines, token = self._events(stream, tokens[stream])
+            lines, token = self.lines(stream, tokens[stream])
             # One page a look is enough while the job runs, and half of the requests.
             is_more = is_more or (name in self._ended and token != tokens[stream])
             tokens[stream] = None if any(line.startswith(LAST_LINE) for line in lines) else token
@@ -109,24 +112,16 @@ class AwsLauncher(Launcher):
             return []
         return sorted(each["logStreamName"] for each in answer["logStreams"])
 
-    def _events(self, stream: str, token: str | None) -> tuple[list[str], str]:
-        """Return the lines of a stream from a token on, and the token to read on from; the same one at its
-        end.
+    def lines(self, stream: str, token: str | None = None) -> tuple[list[str], str]:
+        """Return the lines of a stream from a token on (the empty one is its beginning), and the token to
+        read on from, which is the same one at its end; without a token the stream's last lines.
         """
-        after = {"nextToken": token} if token else {}
-        return self._page(stream, token or "", startFromHead=True, **after)
-
-    def newest_lines(self, stream: str) -> list[str]:
-        """Return the last lines of a stream."""
-        return self._page(stream, "", startFromHead=False)[0]
-
-    def _page(self, stream: str, token: str, **request: Any) -> tuple[list[str], str]:
-        """Return the lines of one request to a stream, and the token to read on from."""
-        request |= {"logGroupName": self.log_group, "logStreamName": stream}
+        request: dict[str, Any] = {"logGroupName": self.log_group, "logStreamName": stream}
+        request |= {"nextToken": token} if token else {}
         try:
-            answer = self.ask("logs", "get_log_events", **request)
+            answer = self.ask("logs", "get_log_events", startFromHead=token is not None, **request)
         except Missing:  # deleted since it was listed
-            return [], token
+            return [], token or ""
         return [event["message"].rstrip("\n") for event in answer["events"]], answer["nextForwardToken"]
 
     @cached_property
@@ -178,11 +173,8 @@ class AwsLauncher(Launcher):
             )
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             line = f"{about}: {said or code} ({code})"
-            # SageMaker says of an unknown Training Job: Requested resource not found; of a Processing Job:
-            # Could not find requested job.
-            is_unknown = code == "ValidationException" and any(
-                sign in said.lower() for sign in ("resource not found", "could not find")
-            )
+            # So SageMaker says of an unknown job.
+            is_unknown = code == "ValidationException" and "resource not found" in said.lower()
             if is_unknown or code in ("ResourceNotFound", "ResourceNotFoundException"):
                 raise Missing(line) from None
             if code in ("ResourceInUse", "ConflictException") or "already exists" in said:
@@ -197,21 +189,24 @@ class AwsLauncher(Launcher):
         except aws.BotoCoreError as error:
             raise WorkloadError(f"{about}: {' '.join(str(error).split())}", "settings") from None
 
-    def different_work(self, name: str) -> WorkloadError:
-        """Return what is said of a job of this name that does other work than the one that was to be
-        submitted.
+    def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
+        """Return the price of the job's instances as EC2's, where the section names their type and the plan's
+        table has it.
         """
-        line = (
-            f"{self.title} {self.place}: {name} exists, and does other work; wait for its end, then launch"
-            " again"
-        )
-        return WorkloadError(line, "settings")
+        from fullft_assets.planning.targets import hourly_usd_of
 
-    def ended_before(self, name: str) -> WorkloadError:
-        """Return what is said of a job of this name that another run submitted and that has ended: names are
-        used once.
+        if self.settings.instance_type is None:
+            return None
+        price = hourly_usd_of(self.settings.instance_type.removeprefix("ml."), planning)
+        return None if price is None else price * self.settings.nodes_of(processes)
+
+    def refuse_ended(self, name: str) -> None:
+        """Refuse the name of a job that has ended and that another run submitted: names are used once.
+
+        Raises:
+            WorkloadError: always.
         """
-        return WorkloadError(
+        raise WorkloadError(
             f"{self.title} {self.place}: {name} is the name of a job that has ended, of which the store knows"
             " nothing; launch again, which takes the next name",
             "infrastructure",

@@ -35,8 +35,6 @@ class LaunchSpec:
         environment: variables to set; nothing else of this process's environment has to reach the job.
         run_id: Dagster's id of the run that launches it.
         watched: processes of this machine that a job on this machine must not outlive.
-        shares_cores: whether it waits for no CPU cores that other jobs of a machine compute with, and keeps
-            none from them.
     """
 
     name: str
@@ -46,7 +44,6 @@ class LaunchSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     run_id: str = ""
     watched: tuple[int, ...] = ()
-    shares_cores: bool = False
 
     @property
     def arguments(self) -> list[str]:
@@ -163,9 +160,12 @@ class Launcher(ABC):
         A name without a job is no error: the driver makes sure that an earlier attempt is gone.
         """
 
-    @abstractmethod
-    def list(self) -> list[str]:
-        """Return the names of the jobs that the backend has, ended ones included."""
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the jobs that run, and of others that the backend may have, that begin so.
+
+        None by default: jobs that no launch record names are not found then.
+        """
+        return []
 
     def has_room(self, processes: int) -> bool:
         """Return whether so many processes can compute at once where planning runs."""

@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import math
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 from fullft_assets.jobs.launch import EXIT_FIXABLE, LAUNCH_ID
 from fullft_assets.jobs.ranks import torchrun_of_hosts
 from fullft_assets.launchers import Status, supervisor
-from fullft_assets.launchers.image import missing_gpus, wrong_version
 from fullft_assets.launchers.machine import PATIENCE_SECONDS, ended_status, error_files, patient_torchrun
 from fullft_assets.launchers.supervisor import KILL_SECONDS
 
@@ -91,7 +91,7 @@ def stop_seconds(settings: LauncherSettings) -> int:
 def main() -> int:
     """Run the command line above and return the exit code of the workload."""
     options, arguments = Options(**json.loads(sys.argv[1])), sys.argv[2:]
-    otherwise = "set launcher.gpu_resource to null" if options.message else "set launcher.gpus to false"
+    otherwise = "set launcher.gpus to false"
     code, status = EXIT_FIXABLE, wrong_version(options.version) or missing_gpus(options.gpus, otherwise)
     if status is None:
         code, status = _run(options, arguments)
@@ -111,16 +111,60 @@ def _run(options: Options, arguments: list[str]) -> tuple[int, Status]:
     if options.hosts:
         torchrun = torchrun_of_hosts(options.hosts, index, options.processes, options.port, options.patience)
         arguments = [*torchrun, *arguments]
+    os.environ[LAUNCH_ID] = f"{os.environ[LAUNCH_ID]}-{index}"
+    return run_supervised(arguments, options.grace, options.seconds)
+
+
+def run_supervised(
+    arguments: Sequence[str], grace_seconds: float, max_seconds: float | None = None
+) -> tuple[int, Status]:
+    """Run Python with these arguments to its end; return its exit code, and how it ended."""
     with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(
-            patient_torchrun(options.grace)
-            | error_files(Path(folder))
-            | {LAUNCH_ID: f"{os.environ[LAUNCH_ID]}-{index}"}
-        )
-        # A container has its cores for itself, and may share its disk with others.
-        supervised = supervisor.Options(options.grace, options.seconds, (), folder, shares_cores=True)
-        code = supervisor.supervise(supervised, [sys.executable, *arguments])
+        os.environ.update(patient_torchrun(grace_seconds) | error_files(Path(folder)))
+        options = supervisor.Options(grace_seconds, max_seconds, (), folder)
+        code = supervisor.supervise(options, [sys.executable, *arguments])
         return code, ended_status(Path(folder))
+
+
+def wrong_version(version: str) -> Status | None:
+    """Return the failure of an image with another version, whose settings and keys may mean something
+    else.
+    """
+    installed = importlib.metadata.version("fullft-assets")
+    if installed == version:
+        return None
+    line = (
+        f"the image has fullft_assets {installed}, and {version} launched it; set launcher.image to an image"
+        " of the same version"
+    )
+    return Status("failed", line, "settings", is_own_line=True)
+
+
+def missing_gpus(num_gpus: int, otherwise: str) -> Status | None:
+    """Return the failure of an image whose torch does not see a GPU for each process: the work would go on,
+    on the CPU.
+
+    Args:
+        otherwise: what else the person who launched it may do.
+    """
+    if num_gpus == 0:
+        return None
+    # Not here, where torch would stay in memory as long as the job runs.
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.split()
+    num_visible = int(answer[-1]) if answer else 0
+    if num_visible >= num_gpus:
+        return None
+    what = (
+        "build the image with a torch for CUDA (deploy/docker/Dockerfile says how)"
+        if num_visible == 0
+        else "lower launcher.processes"
+    )
+    line = (
+        f"torch in the image sees {num_visible} GPUs, and {num_gpus} were to be used here; {what}, "
+        f"or {otherwise}"
+    )
+    return Status("failed", line, "settings", is_own_line=True)
 
 
 if __name__ == "__main__":

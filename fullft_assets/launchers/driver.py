@@ -24,11 +24,6 @@ from fullft_assets.launchers.records import Launch
 from fullft_assets.launchers.run_workers import is_gone, logged_pid
 from fullft_assets.store import Manifest, Store
 
-#: Workloads whose ranks share the work when `launcher.processes` is more than one; planning where they share
-#: a model.
-DISTRIBUTED = frozenset({"training"})
-#: Workloads that a long training must not hold up, as their pool does not: they work beside it.
-SHARE_CORES = frozenset({"ingestion", "prediction", "monitoring"})
 #: Time before the first retry; each further one waits twice as long.
 RETRY_SECONDS = 30.0
 #: A backend that does not answer is asked again for so long.
@@ -79,25 +74,22 @@ class LaunchDriver:
         while True:
             status, is_own = self._attempt(context, launcher, workload, job, store, arguments)
             if status.state == "succeeded":
-                return _collect(workload, job, store)
+                manifest = store.find(job.case, job.stage, job.key)
+                if manifest is None:
+                    raise WorkloadError(
+                        f"workload {workload} ended with exit code 0 but without its manifest: no artifact"
+                        f" {job.case}/{job.stage}/{job.key} in {store.url}; see the step's stdout"
+                    )
+                return manifest
             # An attempt of an earlier run, which ended as that run did, says nothing about this one.
-            may_retry = status.failure in TRANSIENT and (
-                not is_own or num_retries < launcher.settings.max_retries
-            )
-            if not may_retry:
+            if status.failure not in TRANSIENT or num_retries + is_own > launcher.settings.max_retries:
                 raise WorkloadError(status.reason, status.failure)
-            if is_own:
-                num_retries += 1
-                pause = RETRY_SECONDS * 2 ** (num_retries - 1)
-                context.log.warning(
-                    f"{status.reason} [{status.failure}]; retry {num_retries} of"
-                    f" {launcher.settings.max_retries} in {pause:g} s, from its checkpoint"
-                )
-                time.sleep(pause)
-            else:
-                context.log.info(
-                    f"the attempt of an earlier run has ended: {status.reason}; starting it again"
-                )
+            pause = RETRY_SECONDS * 2**num_retries if is_own else 0.0
+            num_retries += is_own
+            retry = f"retry {num_retries} of {launcher.settings.max_retries} in {pause:g} s"
+            what = retry if is_own else "that was the attempt of an earlier run; starting it again"
+            context.log.warning(f"{status.reason} [{status.failure}]; {what}, from its checkpoint")
+            time.sleep(pause)
 
     def spec(
         self,
@@ -118,15 +110,10 @@ class LaunchDriver:
             and job.settings.training.sharding != "none"
             and launcher.has_room(processes)
         )
-        processes = processes if workload in DISTRIBUTED or shares_model else 1
-        return LaunchSpec(
-            name,
-            f"{self.package}.{workload}",
-            tuple(arguments),
-            processes,
-            run_id=run_id,
-            shares_cores=workload in SHARE_CORES,
-        )
+        if workload != "training" and not shares_model:
+            processes = 1
+        module = f"{self.package}.{workload}"
+        return LaunchSpec(name, module, tuple(arguments), processes, run_id=run_id)
 
     def _attempt(
         self,
@@ -209,7 +196,6 @@ class LaunchDriver:
         job: Job,
         arguments: list[str],
     ) -> Launch:
-        """Return the record of this run's launch."""
         planning, processes = job.settings.planning, self.spec(launcher, workload, job).processes
         usd = planning.hourly_usd if launcher.settings == job.settings.launcher else 0.0
         return Launch(
@@ -384,7 +370,6 @@ class LaunchDriver:
             )
             return False
         records.end(store, launch, "stopped", "the run that launched it was cancelled", "preemption")
-        records.clear(store, launch)
         return True
 
     def _end_replaced(
@@ -407,43 +392,39 @@ class LaunchDriver:
         ):  # a run of another Dagster may follow it
             context.log.warning(f"{line}; end it there if nobody waits for it")
             return
+        launcher = None
         try:
             launcher = open_recorded(replaced.launcher)
-            is_here = launcher.place == replaced.place
+            # Processes of another machine, which only it can see.
+            problem = "" if launcher.place == replaced.place else f"that leads to {launcher.place} from here"
         except FullftError as error:
+            problem = str(error)
+        if launcher is None or problem:
             context.log.warning(
-                f"{line}; it could not be stopped from here ({error}); if it still runs, end it there"
+                f"{line}; it could not be stopped from here ({problem}); if it still runs, end it there"
             )
-            return
-        if not is_here:  # processes of another machine, which only it can see
-            context.log.warning(f"{line}; it could not be stopped from here; if it still runs, end it there")
             return
         context.log.warning(f"{line}; its run is over, so it is ended")
         self._end(context, launcher, replaced, store)
 
 
 class _LogMessages(dg.PipesMessageReader):
-    """Messages of Pipes, and all other output, as a launcher's `logs` return them."""
-
     _handler: dg.PipesMessageHandler
 
     @contextmanager
     def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[dict[str, str]]:
-        """Yield where a process writes messages whose backend knows no better place."""
         self._handler = handler
         yield {"stdio": "stdout"}
 
     @property
     def expected_writer_count(self) -> int:
-        """One process sends messages: the first rank."""
+        # The first rank alone sends messages. Dagster's own property warns that it is a preview.
         return 1
 
     def no_messages_debug_text(self) -> str:
-        """Return what Dagster says of a process that sent nothing."""
         return "Expected messages in the output of the launched process."
 
     def forward(self, logs: Logs) -> None:
-        """Hand messages to Dagster, and all else to the step's compute logs."""
         for line in logs.messages.splitlines(keepends=True):
             if line.endswith("\n"):  # else the process was killed while it wrote it
                 self._handler.handle_message(json.loads(line))
@@ -507,7 +488,6 @@ def _has_ended(store: Store, launch: Launch) -> bool:
 
 
 def _recorded_end(store: Store, launch: Launch, *, is_removed: bool) -> Status:
-    """Return how a job ended that its backend has forgotten: as the run that followed it recorded."""
     now = records.read(store, launch)
     if now is None or now.attempt != launch.attempt or now.ended_at is None:
         if is_removed:
@@ -516,13 +496,3 @@ def _recorded_end(store: Store, launch: Launch, *, is_removed: bool) -> Status:
     return Status(
         "succeeded" if now.state == "succeeded" else "failed", now.reason, now.failure, is_own_line=True
     )
-
-
-def _collect(workload: str, job: Job, store: Store) -> Manifest:
-    manifest = store.find(job.case, job.stage, job.key)
-    if manifest is None:
-        raise WorkloadError(
-            f"workload {workload} ended with exit code 0 but without its manifest: no artifact "
-            f"{job.case}/{job.stage}/{job.key} in {store.url}; see the step's stdout"
-        )
-    return manifest

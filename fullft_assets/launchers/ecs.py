@@ -6,27 +6,22 @@ ECS forgets an ended task after an hour. Output is read from CloudWatch Logs; it
 workload ended, since ECS keeps no more than an exit code.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
 import time
-from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import Any
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs.launch import LAUNCH_ID, PROJECT_ROOT, RUN_ID
 from fullft_assets.launchers import aws
 from fullft_assets.launchers.aws import AwsLauncher, Exists
 from fullft_assets.launchers.base import LaunchSpec, Status, Unreachable
-from fullft_assets.launchers.container import LAST_LINE, MODULE, command, stop_seconds
+from fullft_assets.launchers.container import LAST_LINE, command, stop_seconds
 from fullft_assets.launchers.machine import ending
 from fullft_assets.settings import EcsLauncherSettings
-
-if TYPE_CHECKING:
-    from fullft_assets.settings import PlanningSettings
 
 CONTAINER = "workload"
 #: A task may not be seen by another request for so long after it was started: ECS is eventually consistent.
@@ -36,8 +31,6 @@ _VISIBLE_SECONDS = 60.0
 _GONE_LOOKS = 3
 #: A task that was stopped has so long beyond the time of its container.
 _STOP_SECONDS = 120.0
-#: Most tasks that can be described at once.
-_PAGE = 100
 _BEFORE = frozenset({"PROVISIONING", "PENDING", "ACTIVATING"})
 #: Why a task was stopped that lost its instance.
 _PREEMPTED = frozenset({"SpotInterruption", "TerminationNotice", "InfrastructureHealth"})
@@ -50,10 +43,10 @@ _WRONG = re.compile(
     re.IGNORECASE,
 )
 _KEYS = {
-    "logging driver": "launcher.log_group and launcher.execution_role_arn",
+    "logging driver": "launcher.execution_role_arn, and make the log group /ecs/ with launcher.cluster",
     "Fetching secret data": "launcher.secrets and launcher.execution_role_arn",
     "CannotPull": "launcher.image and launcher.execution_role_arn",
-    "ResourceInitializationError": "launcher.secrets, launcher.execution_role_arn and launcher.log_group",
+    "ResourceInitializationError": "launcher.secrets and launcher.execution_role_arn",
     "CannotStartContainerError": "launcher.python and launcher.image",
 }
 _MAX_CHARACTERS = 400
@@ -70,43 +63,35 @@ class EcsLauncher(AwsLauncher):
         super().__init__(settings)
         #: When tasks were started by this process, which may not be seen yet.
         self._started: dict[str, float] = {}
-        #: The newest task of a job that was seen, by whose id its log streams are named.
-        self._seen: dict[str, str] = {}
 
     @property
     def place(self) -> str:
-        """Account, region and cluster."""
         return f"{self.settings.task_role_arn.split(':')[4]}/{self.region}/{self.settings.cluster}"
 
     @property
     def log_group(self) -> str:
-        """The group that the section names."""
-        return self.settings.log_group
+        return f"/ecs/{self.settings.cluster}"
 
     def stream_prefix(self, name: str) -> str:
-        """Return how the driver `awslogs` begins the names of a task's streams."""
         return f"{name}/{CONTAINER}/"
 
     def submit(self, spec: LaunchSpec) -> None:
-        """Start the task; one of this name that was started for the same work is left as it is."""
-        definition_request = task_definition(spec, self.settings, self.region)
         task = self._task(spec.name)
         if task is None:
-            definition = self.ask("ecs", "register_task_definition", **definition_request)["taskDefinition"][
-                "taskDefinitionArn"
-            ]
+            definition = task_definition(spec, self.settings, self.region)
+            answer = self.ask("ecs", "register_task_definition", **definition)
+            arn = answer["taskDefinition"]["taskDefinitionArn"]
             try:
-                answer = self.ask("ecs", "run_task", **self._request(spec, definition))
+                answer = self.ask("ecs", "run_task", **self._request(spec, arn))
             except Exists:  # by another run, whose environment is another one
                 task = self._task(spec.name)
             else:
                 self._require_room(spec.name, answer)
             self._started[spec.name] = time.monotonic()
         if task is not None:
-            self._require_same(spec, task, definition_request)
+            self._refuse_ended(spec, task)
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
-        """Return how far a task is."""
         time.sleep(wait_seconds)
         task = self._find(name)
         if task is None:
@@ -140,33 +125,21 @@ class EcsLauncher(AwsLauncher):
                     )
             time.sleep(aws.STOP_LOOK_SECONDS)
 
-    def list(self) -> list[str]:
-        """Return the names of the tasks of this project in the cluster, those included that ended within the
-        last hour.
-        """
-        arns = list(
-            dict.fromkeys(
-                arn for desired in ("RUNNING", "STOPPED") for arn in self._arns(desiredStatus=desired)
-            )
-        )
-        pages = [self._describe(arns[first : first + _PAGE]) for first in range(0, len(arns), _PAGE)]
-        names = {task.get("startedBy", "") for page in pages for task in page}
-        return sorted(name for name in names if name.startswith("fullft-"))
-
-    def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
-        """Return the price of the instance, where the section names its type and the plan's table has
-        that.
-        """
-        from fullft_assets.planning.targets import hourly_usd_of
-
-        return (
-            None
-            if self.settings.instance_type is None
-            else hourly_usd_of(self.settings.instance_type, planning)
-        )
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the tasks of the cluster that run."""
+        names: set[str] = set()
+        page: dict[str, Any] = {}
+        while not page or "nextToken" in page:
+            token = {"nextToken": page["nextToken"]} if page else {}
+            page = self.ask("ecs", "list_tasks", cluster=self.settings.cluster, **token)
+            if page["taskArns"]:
+                answer = self.ask(
+                    "ecs", "describe_tasks", cluster=self.settings.cluster, tasks=page["taskArns"]
+                )
+                names.update(task.get("startedBy", "") for task in answer["tasks"])
+        return sorted(name for name in names if name.startswith(prefix))
 
     def _request(self, spec: LaunchSpec, definition: str) -> dict[str, Any]:
-        """Return what RunTask is asked for."""
         settings = self.settings
         request: dict[str, Any] = {
             "cluster": settings.cluster,
@@ -198,7 +171,6 @@ class EcsLauncher(AwsLauncher):
         return request
 
     def _require_room(self, name: str, answer: dict[str, Any]) -> None:
-        """Check that RunTask started a task: without a capacity provider none waits for room."""
         if not answer["tasks"]:
             why = "; ".join(
                 f"{each.get('reason', '')} {each.get('detail', '')}".strip() for each in answer["failures"]
@@ -209,25 +181,13 @@ class EcsLauncher(AwsLauncher):
             )
             raise WorkloadError(f"{line}capacity_provider to one that starts instances", "infrastructure")
 
-    def _require_same(
-        self, spec: LaunchSpec, task: dict[str, Any], definition_request: dict[str, Any]
-    ) -> None:
-        """Check that a task of this name is the one that was asked for: of the same work, and running or of
-        the same run.
-        """
-        definition = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])[
-            "taskDefinition"
-        ]
-        if _work(definition) != _work(definition_request):
-            raise self.different_work(spec.name)
-        is_ours = {"name": RUN_ID, "value": spec.run_id} in definition["containerDefinitions"][0][
-            "environment"
-        ]
-        if task["lastStatus"] == "STOPPED" and not is_ours:
-            raise self.ended_before(spec.name)
+    def _refuse_ended(self, spec: LaunchSpec, task: dict[str, Any]) -> None:
+        definition = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])
+        variables = definition["taskDefinition"]["containerDefinitions"][0]["environment"]
+        if task["lastStatus"] == "STOPPED" and {"name": RUN_ID, "value": spec.run_id} not in variables:
+            self.refuse_ended(spec.name)
 
     def _find(self, name: str) -> dict[str, Any] | None:
-        """Return the task of a name; None only if several looks find none."""
         for look in range(_GONE_LOOKS):
             if (task := self._task(name)) is not None:
                 return task
@@ -235,57 +195,32 @@ class EcsLauncher(AwsLauncher):
                 time.sleep(aws.LATE_SECONDS)
         return None
 
-    def streams(self, name: str) -> list[str]:
-        """Return the log stream of the newest task that was seen; of a job whose tasks ECS has forgotten, all
-        of them.
-        """
-        streams = super().streams(name)
-        return (
-            [stream for stream in streams if stream.endswith(f"/{self._seen[name]}")]
-            if name in self._seen
-            else streams
-        )
-
     def _task(self, name: str) -> dict[str, Any] | None:
         """Return the task of a name: of several, which the same token prevents for a day, the newest that
         runs.
         """
-        task = max(
+        return max(
             self._tasks(name),
             key=lambda task: (task["lastStatus"] != "STOPPED", -self._age_seconds(task)),
             default=None,
         )
-        if task is not None:
-            self._seen[name] = task["taskArn"].rpartition("/")[2]
-        return task
 
     def _tasks(self, name: str) -> list[dict[str, Any]]:
         # By the definition's name: `startedBy` finds running ones alone.
         # A task that ends between the two lists is in both.
-        arns = dict.fromkeys(
-            arn
+        cluster = self.settings.cluster
+        lists = [
+            self.ask("ecs", "list_tasks", cluster=cluster, family=name, desiredStatus=desired)["taskArns"]
             for desired in ("RUNNING", "STOPPED")
-            for arn in self._arns(family=name, desiredStatus=desired)
-        )
-        tasks = self._describe(list(arns))
-        if tasks:
-            self._started.pop(name, None)
-        return tasks
-
-    def _arns(self, **criteria: str) -> Iterator[str]:
-        while True:
-            page = self.ask("ecs", "list_tasks", cluster=self.settings.cluster, **criteria)
-            yield from page["taskArns"]
-            if not page.get("nextToken"):
-                return
-            criteria["nextToken"] = page["nextToken"]
-
-    def _describe(self, arns: list[str]) -> list[dict[str, Any]]:
+        ]
+        arns = list(dict.fromkeys(chain.from_iterable(lists)))
         if not arns:
             return []
-        answer = self.ask("ecs", "describe_tasks", cluster=self.settings.cluster, tasks=arns)
+        answer = self.ask("ecs", "describe_tasks", cluster=cluster, tasks=arns)
         # By the service's clock, as all times of its tasks.
         self._now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        if answer["tasks"]:
+            self._started.pop(name, None)
         return answer["tasks"]
 
     def _age_seconds(self, task: dict[str, Any]) -> float:
@@ -296,10 +231,9 @@ class EcsLauncher(AwsLauncher):
         return time.monotonic() - self._started.get(name, -math.inf) >= _VISIBLE_SECONDS
 
     def _last_words(self, name: str) -> Status | None:
-        """Return what the last line of an ended container's output says; it is waited for a while."""
         for _ in range(aws.LATE_LOOKS):
             for stream in self.streams(name)[-1:]:
-                lines = [line for line in self.newest_lines(stream) if line.startswith(LAST_LINE)]
+                lines = [line for line in self.lines(stream)[0] if line.startswith(LAST_LINE)]
                 if lines:
                     return Status(**json.loads(lines[-1].removeprefix(LAST_LINE)))
             time.sleep(aws.LATE_SECONDS)
@@ -309,8 +243,8 @@ class EcsLauncher(AwsLauncher):
 def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str) -> dict[str, Any]:
     """Return the task definition of a workload."""
     variables = {"AWS_DEFAULT_REGION": region, **settings.environment, **spec.environment}
-    variables |= {LAUNCH_ID: spec.name, RUN_ID: spec.run_id, PROJECT_ROOT: settings.folder}
-    memory, gpus = _mib(settings.memory_gb), spec.processes if settings.gpus else 0
+    variables |= {LAUNCH_ID: spec.name, RUN_ID: spec.run_id, PROJECT_ROOT: settings.folder or "."}
+    memory, gpus = round(settings.memory_gb * 1024), spec.processes if settings.gpus else 0
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": settings.image,
@@ -328,7 +262,7 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
             "logDriver": "awslogs",
             # A training must not stand still because its output cannot be written.
             "options": {
-                "awslogs-group": settings.log_group,
+                "awslogs-group": f"/ecs/{settings.cluster}",
                 "awslogs-region": region,
                 "awslogs-stream-prefix": spec.name,
                 "mode": "non-blocking",
@@ -348,18 +282,6 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
         "requiresCompatibilities": ["EC2"],
         "containerDefinitions": [container],
     }
-
-
-def _mib(gib: float) -> int:
-    return round(gib * 1024)
-
-
-def _work(definition: dict[str, Any]) -> list[str]:
-    """Return the arguments of Python in a task definition; those of the container's first process are not
-    among them.
-    """
-    line = definition["containerDefinitions"][0]["command"]
-    return line[line.index(MODULE) + 2 :]
 
 
 def status_of(
@@ -391,7 +313,6 @@ def status_of(
 
 
 def _failure(task: dict[str, Any], last_words: Status | None) -> Status:
-    """Return why a task failed: what happened to it, else what its container has said."""
     container = _container(task)
     code = task.get("stopCode", "")
     why = _line(task.get("stoppedReason", "no reason given"))

@@ -6,8 +6,6 @@ are repeated here for some seconds, and by the driver for half an hour; a creati
 look whether it was done.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time
@@ -19,20 +17,19 @@ from http import HTTPStatus
 from typing import Any
 
 from fullft_assets.errors import WorkloadError
+from fullft_assets.extras import require
 from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status, Unreachable
 from fullft_assets.launchers.container import stop_seconds
 from fullft_assets.launchers.kubernetes_job import (
     CONTAINER,
     MANAGED_BY,
     SERVICE,
-    SPEC,
     end_of,
     has_output,
     index_of,
     is_leaving,
     manifest,
     refusal_of,
-    spec_digest,
     status_of,
     waited_seconds,
 )
@@ -64,55 +61,27 @@ class KubernetesLauncher(Launcher):
 
     @property
     def place(self) -> str:
-        """Namespace and cluster, by what is the same from everywhere: kubeconfigs call one cluster by many
-        names.
-        """
         return f"{self.settings.namespace}@{self._service['metadata']['uid'][:8]}"
 
     @property
     def _namespace(self) -> str:
-        """Cluster, as the kubeconfig here calls it, and namespace."""
-        return f"{self._context}/{self.settings.namespace}"
-
-    @cached_property
-    def _context(self) -> str:
-        if self.settings.context is not None:
-            return self.settings.context
-        if _is_in_cluster():
-            return "in-cluster"
-        config = _library().config
-        try:
-            return config.list_kube_config_contexts(_kubeconfig())[1]["name"]
-        except config.ConfigException as error:
-            raise _no_cluster(error) from None
+        return f"{self.settings.context or 'Kubernetes'}/{self.settings.namespace}"
 
     def submit(self, spec: LaunchSpec) -> None:
-        """Create the Job, unless it is there."""
         job = self._job(spec.name)
         if job is not None and end_of(job):
             self.stop(spec.name)
             job = None
         if job is None:
-            body = manifest(spec, self.settings)
             created = self._ask(
                 self._batch.create_namespaced_job,
-                body=body,
+                body=manifest(spec, self.settings),
                 field_validation="Strict",
                 absent=(HTTPStatus.CONFLICT,),
             )
-            if created is not None:
-                return
-            job = self._job(
-                spec.name
-            )  # created by somebody else meanwhile, or by a request whose answer was lost
-        if job is None:
-            raise Unreachable(f"{self._namespace}: a Job {spec.name} is being deleted")
-        if job["metadata"].get("annotations", {}).get(SPEC) != spec_digest(spec, self.settings):
-            line = (
-                f"{self._namespace}: there is another Job {spec.name}, of another specification; delete it,"
-                " or choose another namespace"
-            )
-            raise WorkloadError(line, "settings")
+            # Created by somebody else meanwhile, or by a request whose answer was lost.
+            if created is None and self._job(spec.name) is None:
+                raise Unreachable(f"{self._namespace}: a Job {spec.name} is being deleted")
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         """Return how far a Job is; its end is noticed within seconds."""
@@ -158,10 +127,13 @@ class KubernetesLauncher(Launcher):
                 )
             time.sleep(min(1.0, _LOOK_SECONDS))
 
-    def list(self) -> list[str]:
-        """Return the names of the Jobs of this launcher in the namespace."""
-        answer = self._ask(self._batch.list_namespaced_job, label_selector=_selector(MANAGED_BY)) or {}
-        return sorted(job["metadata"]["name"] for job in answer.get("items", ()))
+    def names(self, prefix: str) -> list[str]:
+        answer = (
+            self._ask(self._batch.list_namespaced_job, label_selector="app.kubernetes.io/managed-by=fullft")
+            or {}
+        )
+        names = (job["metadata"]["name"] for job in answer.get("items", ()))
+        return [name for name in names if name.startswith(prefix)]
 
     def _status(self, name: str) -> Status:
         job = self._job(name)
@@ -175,7 +147,7 @@ class KubernetesLauncher(Launcher):
         return self._ask(self._batch.read_namespaced_job, name)
 
     def _pods(self, name: str) -> Sequence[dict[str, Any]]:
-        answer = self._ask(self._core.list_namespaced_pod, label_selector=_selector({"job-name": name})) or {}
+        answer = self._ask(self._core.list_namespaced_pod, label_selector=f"job-name={name}") or {}
         return sorted(
             answer.get("items", ()), key=lambda pod: (index_of(pod), pod["metadata"]["creationTimestamp"])
         )
@@ -249,7 +221,6 @@ class KubernetesLauncher(Launcher):
             response.close()
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any] | None:
-        """Return an answer; None where there is no such object."""
         response = self._send(call, *arguments, **options)
         try:
             return None if response is None else json.loads(response.data)
@@ -309,17 +280,24 @@ class KubernetesLauncher(Launcher):
 
     @cached_property
     def _client(self) -> Any:
-        kubernetes = _library()
+        require("kubernetes", "launcher.kind: kubernetes")
+        import kubernetes.client
+        import kubernetes.config
         from urllib3 import Retry
 
-        configuration = kubernetes.client.Configuration()
+        configuration: Any = kubernetes.client.Configuration()
         try:
-            if self.settings.context is None and _is_in_cluster():
+            if self.settings.context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
                 kubernetes.config.load_incluster_config(configuration)
             else:
-                kubernetes.config.load_kube_config(_kubeconfig(), self.settings.context, configuration)
+                # The library reads the environment as it is imported.
+                files = os.environ.get("KUBECONFIG")
+                kubernetes.config.load_kube_config(files, self.settings.context, configuration)
         except kubernetes.config.ConfigException as error:
-            raise _no_cluster(error) from None
+            raise WorkloadError(
+                f"no Kubernetes cluster: {' '.join(str(error).split())}; set KUBECONFIG and launcher.context",
+                "settings",
+            ) from None
         configuration.retries = Retry(
             _NUM_TRIES,
             backoff_factor=_BACKOFF_SECONDS,
@@ -332,50 +310,21 @@ class KubernetesLauncher(Launcher):
     @cached_property
     def _batch(self) -> Any:
         client = self._client
-        return _library().client.BatchV1Api(client)
+        from kubernetes.client import BatchV1Api
+
+        return BatchV1Api(client)
 
     @cached_property
     def _core(self) -> Any:
         client = self._client
-        return _library().client.CoreV1Api(client)
+        from kubernetes.client import CoreV1Api
 
-
-def _library() -> Any:
-    try:
-        import kubernetes.client
-        import kubernetes.config
-    except ImportError:
-        raise WorkloadError(
-            "launcher.kind: kubernetes needs the extra `kubernetes`: pip install 'fullft-assets[kubernetes]'",
-            "settings",
-        ) from None
-    return kubernetes
-
-
-def _is_in_cluster() -> bool:
-    return "KUBERNETES_SERVICE_HOST" in os.environ
-
-
-def _kubeconfig() -> str | None:
-    """Return the files that the environment names now; the library looks there as it is imported."""
-    return os.environ.get("KUBECONFIG")
-
-
-def _no_cluster(error: Exception) -> WorkloadError:
-    return WorkloadError(
-        f"no Kubernetes cluster: {' '.join(str(error).split())}; set KUBECONFIG and launcher.context",
-        "settings",
-    )
+        return CoreV1Api(client)
 
 
 def _said(error: Any) -> str:
-    """Return the one line that an API server says of a refusal."""
     try:
         line = json.loads(error.body)["message"]
     except (KeyError, TypeError, ValueError):
         line = f"{error.status} {error.reason}"
     return " ".join(str(line).split())[:500]
-
-
-def _selector(labels: dict[str, str]) -> str:
-    return ",".join(f"{name}={value}" for name, value in labels.items())

@@ -2,8 +2,6 @@
 pods mean.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -16,12 +14,9 @@ from fullft_assets.launchers.base import LaunchSpec, Status
 from fullft_assets.launchers.container import command, stop_seconds
 from fullft_assets.launchers.machine import REACHED_LIMIT, ending
 from fullft_assets.settings import KubernetesLauncherSettings
-from fullft_assets.store import digest
 
 #: Label of everything that this launcher makes.
 MANAGED_BY = {"app.kubernetes.io/managed-by": "fullft"}
-#: Annotation with the digest of what a Job was made of.
-SPEC = "fullft/spec"
 #: Headless Service of the namespace, which gives pods that share a training their host names. `fullft` is
 #: that of Dagster's code location.
 SERVICE = "fullft-pods"
@@ -83,28 +78,18 @@ _START_SECONDS = 600.0
 #: What is said of a Job whose pods are refused, and the key that may be wrong; a quota, which may be free
 #: later, is none of these.
 _NO_PODS = {
-    re.compile(r'serviceaccount "[^"]*" not found'): "launcher.service_account",
+    re.compile(r'serviceaccount "[^"]*" not found'): "serviceAccountName of launcher.pod",
     re.compile(r"violates PodSecurity"): "the policy of the namespace",
     re.compile(
         r"unable to validate against any security context constraint"
-    ): "securityContext of launcher.pod, or what launcher.service_account may use",
+    ): "securityContext of launcher.pod, or what its serviceAccountName may use",
 }
 _OUT_OF_MEMORY = "OOMKilled"
 
 
-def spec_digest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> str:
-    """Return the digest of what decides what a Job does; which run launches it does not."""
-    return digest([spec.module, spec.job, spec.processes, settings.model_dump(mode="json")])
-
-
-def nodes_of(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> int:
-    """Return how many pods share a workload."""
-    return settings.nodes if spec.processes > 1 else 1
-
-
 def manifest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> dict[str, Any]:
     """Return the Job of a workload."""
-    nodes = nodes_of(spec, settings)
+    nodes = settings.nodes_of(spec.processes)
     metadata = settings.pod.get("metadata", {})
     labels = {**metadata.get("labels", {}), **MANAGED_BY}
     annotations = metadata.get("annotations", {})
@@ -136,7 +121,7 @@ def manifest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> dict[str
         "name": spec.name,
         "namespace": settings.namespace,
         "labels": labels,
-        "annotations": {**annotations, SPEC: spec_digest(spec, settings)},
+        "annotations": annotations,
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": about, "spec": job}
 
@@ -168,20 +153,18 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
     }
     if nodes > 1:
         pod["subdomain"] = SERVICE
-    if settings.service_account is not None:
-        pod["serviceAccountName"] = settings.service_account
     return pod
 
 
 def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> dict[str, Any]:
     variables = {**settings.environment, **spec.environment, LAUNCH_ID: spec.name, RUN_ID: spec.run_id}
     variables |= {} if settings.folder is None else {PROJECT_ROOT: settings.folder}
-    requests = {
-        name: str(value)
-        for name, value in (("cpu", settings.cpu), ("memory", settings.memory))
-        if value is not None
-    }
-    limits = {name: value for name, value in requests.items() if name == "memory"}
+    requests: dict[str, str] = {}
+    limits: dict[str, str] = {}
+    if settings.cpu is not None:
+        requests["cpu"] = f"{settings.cpu:g}"
+    if settings.memory_gb is not None:
+        requests["memory"] = limits["memory"] = f"{round(settings.memory_gb * 1024)}Mi"
     if settings.gpu_resource is not None:
         limits[settings.gpu_resource] = str(spec.processes // nodes)
     mounts = ["/dev/shm", *settings.claims.values()]
@@ -288,9 +271,6 @@ def end_of(job: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _cannot_go_on(pod: dict[str, Any], now: datetime) -> Status | None:
-    """Return the failure of a pod that the Job does not know of: it can never start, or is on a node that
-    does not answer.
-    """
     for state in _states(pod):
         if (problem := _cannot_start(state.get("waiting", {}), _seconds_at_node(pod, now))) is not None:
             return problem
@@ -307,9 +287,6 @@ def _cannot_go_on(pod: dict[str, Any], now: datetime) -> Status | None:
 
 
 def _cannot_start(waiting: dict[str, Any], seconds: float) -> Status | None:
-    """Return the failure of a container that has waited for so long at its node; None for one that may start
-    yet.
-    """
     reason, said = waiting.get("reason", ""), " ".join(waiting.get("message", "").split())
     if reason not in _CANNOT_START:
         return None
@@ -334,9 +311,6 @@ def _seconds_at_node(pod: dict[str, Any], now: datetime) -> float:
 
 
 def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]], completions: int) -> Status:
-    """Return why a Job failed: the cluster took its pods away, its time was up, or what the first container
-    that ended has said.
-    """
     ends = sorted(
         (
             end
@@ -375,7 +349,7 @@ def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]], completi
 
 def _ending_of(end: dict[str, Any]) -> Status:
     if end.get("reason") == _OUT_OF_MEMORY:
-        return Status("failed", "was killed: it took more than launcher.memory; raise it", "out_of_memory")
+        return Status("failed", "was killed: it took more than launcher.memory_gb; raise it", "out_of_memory")
     try:
         return Status(**json.loads(end.get("message") or ""))
     except (TypeError, ValueError):  # killed before it could say anything, or never started
@@ -390,7 +364,6 @@ def _ending_of(end: dict[str, Any]) -> Status:
 
 
 def _disruption(pod: dict[str, Any]) -> str:
-    """Return why the cluster took a pod away; an empty text for one that it left alone."""
     status = pod["status"]
     for condition in status.get("conditions", ()):
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":

@@ -1,7 +1,5 @@
 """The launcher `local`: supervised processes of this machine, which end with the run that launched them."""
 
-from __future__ import annotations
-
 import os
 import socket
 import tempfile
@@ -27,11 +25,9 @@ class LocalLauncher(Launcher):
 
     @property
     def place(self) -> str:
-        """The name of this machine."""
         return socket.gethostname()
 
     def submit(self, spec: LaunchSpec) -> None:
-        """Start the job under a supervisor that stops it when the run's processes die."""
         self._machine.start(
             spec.name,
             spec.arguments,
@@ -39,24 +35,16 @@ class LocalLauncher(Launcher):
             grace_seconds=self.settings.grace_seconds,
             max_seconds=self.settings.max_seconds,
             watched=spec.watched,
-            shares_cores=spec.shares_cores,
         )
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
-        """Return how far a job is."""
         return self._machine.poll(name, wait_seconds)
 
     def logs(self, name: str, cursor: str) -> Logs:
-        """Return what a job wrote after a cursor."""
         return self._machine.logs(name, cursor)
 
     def stop(self, name: str) -> None:
-        """End a job and every process of it."""
         self._machine.stop(name, self.settings.grace_seconds)
-
-    def list(self) -> list[str]:
-        """Return the names of the jobs on this machine."""
-        return self._machine.names()
 
     def has_room(self, processes: int) -> bool:
         """Return whether all processes can compute on this machine: on its CPU, or on a GPU each. Else the
@@ -67,7 +55,6 @@ class LocalLauncher(Launcher):
 
 
 def _folder() -> Path:
-    """Return the folder of this user's jobs, which nobody else can have made."""
     folder = Path(tempfile.gettempdir(), f"fullft-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():

@@ -5,8 +5,6 @@ Used in this process by the launcher `local`. The launcher `ssh` runs this modul
 as the last line.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -91,7 +89,6 @@ class Machine:
         max_seconds: float | None = None,
         watched: Sequence[int] = (),
         num_hosts: int = 1,
-        shares_cores: bool = False,
     ) -> None:
         """Start Python with these arguments under a supervisor, unless a job of this name runs; an ended one
         is replaced.
@@ -99,7 +96,6 @@ class Machine:
         Args:
             watched: processes that the job must not outlive. Default: none; it outlives this process as well.
             num_hosts: machines that share the work; whoever asks about the job must know of the others.
-            shares_cores: whether it waits for no CPU cores, and holds none.
         """
         from dagster_pipes import DAGSTER_PIPES_MESSAGES_ENV_VAR, encode_param
 
@@ -112,7 +108,7 @@ class Machine:
         except FileExistsError:
             return
         (folder / _HOSTS).write_text(str(num_hosts))
-        options = Options(grace_seconds, max_seconds, watched, str(folder), shares_cores)
+        options = Options(grace_seconds, max_seconds, watched, str(folder))
         variables = {
             **os.environ,
             **environment,
@@ -173,15 +169,13 @@ class Machine:
             kill_until_gone(lambda: launched_processes(name))
             child = self._children.pop(name, None)
             if child is not None:
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     child.wait(KILL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    print(
-                        f"process {child.pid} of {name} was killed and has not ended within"
-                        f" {KILL_SECONDS:g} s",
-                        file=sys.stderr,
-                    )
             shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the jobs of this machine that begin so."""
+        return sorted(folder.name for folder in self.root.glob(f"{prefix}*"))
 
     def num_hosts(self, name: str) -> int | None:
         """Return how many machines share a job; None where this one has no job of this name."""
@@ -189,10 +183,6 @@ class Machine:
             return int((self.root / name / _HOSTS).read_text())
         except FileNotFoundError:
             return None
-
-    def names(self) -> list[str]:
-        """Return the names of all jobs, ended ones included, sorted."""
-        return sorted(folder.name for folder in self.root.iterdir()) if self.root.is_dir() else []
 
     def _status(self, name: str) -> Status:
         folder = self.root / name
@@ -210,7 +200,6 @@ class Machine:
         return ended_status(folder, killed_by)
 
     def _may_run(self, folder: Path) -> bool:
-        """Return whether a job without an exit code runs, or is about to."""
         if (folder / PID).exists():
             return self._supervisor(folder.name) is not None
         with suppress(FileNotFoundError):
@@ -218,7 +207,6 @@ class Machine:
         return False
 
     def _supervisor(self, name: str) -> psutil.Process | None:
-        """Return the living supervisor of a job."""
         child = self._children.get(name)
         try:
             if child is not None:
@@ -258,22 +246,18 @@ def ended_status(folder: Path, killed_by: int | None = None) -> Status:
     if ended is not None and ended["is_limit"]:
         return REACHED_LIMIT
     failure = WorkloadFailure.read(folder / "error")
-    if (
-        ended is not None
-        and ended.get("is_out_of_memory")
-        and (failure is None or failure.failure in FOR_KILLED)
-    ):
+    if ended is not None and ended.get("is_out_of_memory"):
         if failure is None:
             return OUT_OF_MEMORY
-        return replace(
-            OUT_OF_MEMORY,
-            reason=f"{failure.line}; while it ran, a process {OUT_OF_MEMORY.reason}",
-            is_own_line=True,
-        )
+        if failure.failure in FOR_KILLED:
+            reason = f"{failure.line}; while it ran, a process {OUT_OF_MEMORY.reason}"
+            return replace(OUT_OF_MEMORY, reason=reason, is_own_line=True)
     if failure is not None:
         return Status("failed", failure.line, failure.failure, is_own_line=True)
     if ended is None:
-        return Status("failed", _lost(killed_by), "infrastructure")
+        why = "(killed, out of memory, or the machine went down)"
+        lost = why if killed_by is None or killed_by >= 0 else f"to {_signal_name(-killed_by)}"
+        return Status("failed", f"lost its supervisor {lost}", "infrastructure")
     if (torchrun := folder / _TORCHRUN).exists() and _NOT_MET.search(torchrun.read_text()):
         return Status("failed", "could not reach the other hosts of its training", "infrastructure")
     return Status("failed", *ending(ended["code"]))
@@ -287,9 +271,6 @@ def _ended(folder: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path, offset: int, *, whole_lines: bool) -> tuple[bytes, bool]:
-    """Return what a file has after an offset, and whether that filled a block; a line that is longer than a
-    block comes in parts.
-    """
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -298,35 +279,21 @@ def _read(path: Path, offset: int, *, whole_lines: bool) -> tuple[bytes, bool]:
         return b"", False
     is_full = len(data) == _MAX_BYTES
     end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-    if is_full:
-        end = end or len(data)
-    elif not whole_lines:
+    if (is_full and end == 0) or not (is_full or whole_lines):
         end = len(data)
     return data[:end], is_full
 
 
-def _lost(code: int | None) -> str:
-    if code is None or code >= 0:
-        return "lost its supervisor (killed, out of memory, or the machine went down)"
-    return f"lost its supervisor to {_signal_name(-code)}"
-
-
 def ending(code: int) -> tuple[str, FailureClass]:
     """Return what an exit code says, and the class of failure."""
-    name = None if code <= 128 else _signal_name(code - 128)
+    if code <= 128:
+        return f"ended with exit code {code}", "unknown"
     # Killed from outside: by the kernel, the machine's owner or a node that went away.
-    return (
-        (f"ended with exit code {code}", "unknown")
-        if name is None
-        else (f"was killed by {name}", "infrastructure")
-    )
+    return f"was killed by {_signal_name(code - 128)}", "infrastructure"
 
 
 def _signal_name(number: int) -> str:
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
     return name + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
@@ -335,24 +302,8 @@ def main() -> int:
     request = json.load(sys.stdin)
     cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
     machine = Machine(cache / "launches")
-    do = request.pop("do")
-    name = request.pop("name", "")
-    answer: Any = None
-    if do == "start":
-        machine.start(name, request.pop("arguments"), request.pop("environment"), **request)
-    elif do == "poll":
-        answer = asdict(machine.poll(name, **request))
-    elif do == "logs":
-        answer = asdict(machine.logs(name, **request))
-    elif do == "stop":
-        machine.stop(name, **request)
-    elif do == "num_hosts":
-        answer = machine.num_hosts(name)
-    elif do == "list":
-        answer = machine.names()
-    else:
-        raise ValueError(f"unknown request {do}")
-    print(json.dumps({"answer": answer}))
+    answer = getattr(machine, request.pop("do"))(**request)
+    print(json.dumps({"answer": asdict(answer) if isinstance(answer, Status | Logs) else answer}))
     return 0
 
 

@@ -1,31 +1,41 @@
 """Launch records: who launched what, where, since when and how it ended; in the store, so that any run can
 attach to a job.
+
+A job outlives its run where the run was killed, or its machine was lost: the next run attaches to it. Where
+none does, the job is an orphan, and is stopped an hour later, with a checkpoint as if it were cancelled. What
+may be an orphan is known from the store and from Dagster alone (`orphans`); whether it is one, only its
+backend knows (`end_orphans`), which may be reached from a run alone.
+
+A stray is a job that runs though it is over on record, as its run was killed before it could end the job, or
+though no record names it, as the store was restored from a backup. Only its backend knows it, by its name: it
+is noted when it is seen for the first time, and stopped an hour later (`end_strays`).
 """
 
-from __future__ import annotations
-
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from fullft_assets.errors import FailureClass, WorkloadError
+from fullft_assets.errors import FailureClass, FullftError, WorkloadError
 from fullft_assets.jobs import launch_record
+from fullft_assets.jobs.launchers import open_launcher, open_recorded
+from fullft_assets.launchers.base import Launcher, Status
+from fullft_assets.settings import LauncherSettings, UseCaseSettings
+from fullft_assets.settings.launcher import ComputeSettings
 from fullft_assets.store import Store, digest
 
 
 class Launch(BaseModel):
-    """The newest attempt at the artifact of one key.
+    """A launched job: the newest attempt to make the artifact of one key.
 
     Attributes:
         launcher: the section of the YAML, from which any process can make the launcher again.
-        run_id: the run that follows it and may cancel it; another one follows it, too, but leaves it running.
+        run_id: the run that follows the job and may cancel it; a second run may follow, but cannot cancel.
         job: arguments that name and pin the job file.
-        hourly_usd: None where no price is known.
-        billed_seconds: that the backend said an ended one is paid for; None where it says nothing.
-        earlier_hours: of the attempts before this one that came to nothing.
-        is_cleared: whether its backend is known to run nothing of it any more.
+        hourly_usd: US dollars an hour; None where no price is known.
+        billed_seconds: seconds that the backend bills for an ended job; None if it does not say.
+        earlier_hours: hours of earlier attempts without a result.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,7 +57,6 @@ class Launch(BaseModel):
     hourly_usd: float | None = None
     earlier_hours: float = 0.0
     billed_seconds: float | None = None
-    is_cleared: bool = False
 
     @property
     def record(self) -> str:
@@ -147,38 +156,16 @@ def end(
     Args:
         followed_by: do so only if this run, by its id, is the one that follows it.
     """
-    is_done = False
-
-    def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
-        nonlocal is_done
-        is_done = (
-            recorded is not None and recorded["attempt"] == launch.attempt and recorded["ended_at"] is None
-        )
-        is_done = is_done and followed_by in (None, recorded and recorded["run_id"])
-        if recorded is None or not is_done:
-            return None
-        ended = {
-            "ended_at": time.time(),
-            "state": state,
-            "reason": reason,
-            "failure": failure,
-            "billed_seconds": billed_seconds,
-        }
-        return {**recorded, **ended}
-
-    store.change_pointer(launch.record, change)
-    return is_done
-
-
-def clear(store: Store, launch: Launch) -> None:
-    """Record that the backend runs nothing of an ended attempt any more, unless there is a newer one."""
-
-    def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
-        if recorded is None or recorded["attempt"] != launch.attempt or recorded["ended_at"] is None:
-            return None
-        return {**recorded, "is_cleared": True}
-
-    store.change_pointer(launch.record, change)
+    return _update(
+        store,
+        launch,
+        lambda recorded: recorded["ended_at"] is None and followed_by in (None, recorded["run_id"]),
+        ended_at=time.time(),
+        state=state,
+        reason=reason,
+        failure=failure,
+        billed_seconds=billed_seconds,
+    )
 
 
 def adopt(store: Store, launch: Launch, run_id: str, is_active: Callable[[str], bool | None]) -> bool:
@@ -188,35 +175,33 @@ def adopt(store: Store, launch: Launch, run_id: str, is_active: Callable[[str], 
     Args:
         is_active: see `claim`.
     """
-    is_done = False
 
-    def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
-        nonlocal is_done
-        is_done = (
-            recorded is not None and recorded["attempt"] == launch.attempt and recorded["ended_at"] is None
-        )
-        is_done = (
-            is_done
-            and recorded is not None
-            and (recorded["run_id"] == run_id or is_active(recorded["run_id"]) is False)
-        )
-        return {**recorded, "run_id": run_id} if is_done and recorded is not None else None
+    def may_follow(recorded: dict[str, Any]) -> bool:
+        follower = recorded["run_id"]
+        return recorded["ended_at"] is None and (follower == run_id or is_active(follower) is False)
 
-    store.change_pointer(launch.record, change)
-    return is_done
+    return _update(store, launch, may_follow, run_id=run_id)
 
 
 def reopen(store: Store, launch: Launch) -> None:
     """Record that an attempt that was to be over may still run, unless there is a newer one: the next run
     attaches to it.
     """
+    _update(store, launch, lambda _: True, ended_at=None, state="running")
+
+
+def _update(
+    store: Store, launch: Launch, may_change: Callable[[dict[str, Any]], bool], **values: Any
+) -> bool:
+    is_changed = False
 
     def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
-        if recorded is None or recorded["attempt"] != launch.attempt:
-            return None
-        return {**recorded, "ended_at": None, "state": "running"}
+        nonlocal is_changed
+        is_changed = recorded is not None and recorded["attempt"] == launch.attempt and may_change(recorded)
+        return {**recorded, **values} if recorded is not None and is_changed else None
 
     store.change_pointer(launch.record, change)
+    return is_changed
 
 
 def read(store: Store, launch: Launch) -> Launch | None:
@@ -233,3 +218,132 @@ def launches(store: Store, case: str) -> Iterator[Launch]:
             recorded = store.read_pointer(f"{folder}/{key}")
             if recorded is not None:
                 yield Launch.model_validate(recorded)
+
+
+#: The next run has so long to attach to a job whose run has ended.
+_ATTACH_SECONDS = 3600.0
+#: When a run, by its id, ended, in seconds since the epoch; None of one that may still follow its job.
+EndedAt = Callable[[str], float | None]
+
+
+def orphans(store: Store, case: str, ended_at: EndedAt) -> Iterator[tuple[Launch, float]]:
+    """Yield the launches of a use case that have not ended on record and that no run follows, each with when
+    its job is ended, in seconds since the epoch; no backend is asked.
+    """
+    for launch in launches(store, case):
+        since = ended_at(launch.run_id) if launch.ended_at is None else None
+        if since is not None:
+            yield launch, since + _ATTACH_SECONDS
+
+
+def end_orphans(store: Store, due: Iterable[Launch]) -> Iterator[tuple[str, bool | None]]:
+    """End the jobs of launches that no run follows, remove what their backends keep, and record that.
+
+    Yields:
+        A line, and whether a job was stopped; None where it may run on, as its backend does not answer (which
+        is asked once).
+    """
+    silent: dict[str, str] = {}
+    for launch in due:
+        about = f"{launch.case}/{launch.stage}: {launch.name_in(store)} at {launch.place}"
+        try:
+            if launch.place in silent:
+                raise WorkloadError(silent[launch.place], "infrastructure")
+            line, is_stopped = _end_orphan(store, launch)
+        except FullftError as error:
+            line, is_stopped = f"cannot be ended: {silent.setdefault(launch.place, str(error))}", None
+        yield f"{about} {line}", is_stopped
+
+
+def _end_orphan(store: Store, launch: Launch) -> tuple[str, bool]:
+    launcher, name = open_recorded(launch.launcher), launch.name_in(store)
+    if not launcher.ends_with_run and launcher.place != launch.place:
+        raise WorkloadError(f"the section on record leads to {launcher.place} from here", "settings")
+    status = Status("gone") if launcher.ends_with_run else launcher.poll(name)
+    # Recorded first: a run that begins now launches a new attempt, which ends this one, instead of attaching
+    # to what is being ended.
+    state, reason, failure = _end_of(status, launch)
+    seconds = status.billed_seconds
+    if not end(store, launch, state, reason, failure, seconds, followed_by=launch.run_id):
+        return "is left alone: a run has attached to it", False
+    try:
+        launcher.stop(name)
+    except WorkloadError:
+        if not status.is_over:
+            reopen(store, launch)
+        raise
+    if status.is_over:
+        return "has ended", False
+    cost = "" if launch.usd is None else f" and {launch.usd:,.2f} USD"
+    spent = f"{launch.hours + launch.earlier_hours:.2f} h{cost}"
+    return f"ran without a run and is stopped, after {spent}", True
+
+
+def end_strays(
+    store: Store, case: str, sections: Iterable[LauncherSettings], now: float
+) -> Iterator[tuple[str, bool | None]]:
+    """Stop the strays of a use case that were noted an hour ago, and note the others.
+
+    Yields:
+        A line, and whether the stray is stopped; None where one that is noted may run on, as its backend does
+        not answer.
+    """
+    notes: dict[str, float] = store.read_pointer(f"strays/{case}") or {}
+    current: dict[str, float] = {}
+    for section in sections:
+        try:
+            for launcher, name in _strays(store, case, section):
+                line = f"{case}: {name} at {launcher.place} runs, and no open record names it"
+                current[name] = notes.get(name, now)
+                if is_due := now - current[name] >= _ATTACH_SECONDS:
+                    launcher.stop(name)
+                    del current[name]
+                yield line, is_due
+        except FullftError as error:
+            current = notes | current
+            yield (
+                f"{case}: jobs at {section.kind} that no open record names: {error}",
+                None if notes else False,
+            )
+    if current != notes:
+        store.write_pointer(f"strays/{case}", current)
+
+
+def due_strays(store: Store, case: str, now: float) -> dict[str, float]:
+    """Return the noted strays that are stopped by now, with since when they are due; no backend is asked."""
+    due_at = {
+        name: since + _ATTACH_SECONDS for name, since in (store.read_pointer(f"strays/{case}") or {}).items()
+    }
+    return {name: at for name, at in due_at.items() if at <= now}
+
+
+def _strays(store: Store, case: str, section: LauncherSettings) -> Iterator[tuple[Launcher, str]]:
+    launcher: Launcher = open_launcher(section)
+    names = [] if launcher.ends_with_run else launcher.names(name_prefix(store, case))
+    # Read after it: a job is recorded before it is submitted.
+    open_launches = (launch for launch in launches(store, case) if launch.ended_at is None)
+    open_names = {launch.name_in(store) for launch in open_launches} if names else set()
+    for name in names:
+        if name not in open_names and not launcher.look(name).is_over:
+            yield launcher, name
+
+
+def sections(settings: UseCaseSettings) -> list[LauncherSettings]:
+    """Return where workloads of a use case run, each place once."""
+    found: list[LauncherSettings] = []
+    for workload in ("training", *ComputeSettings.model_fields):
+        if (section := settings.launcher_of(workload)) not in found:
+            found.append(section)
+    return found
+
+
+def _end_of(
+    status: Status, launch: Launch
+) -> tuple[Literal["succeeded", "failed", "stopped"], str, FailureClass]:
+    if status.state == "succeeded":
+        return "succeeded", "", status.failure
+    if status.state == "failed":
+        return "failed", status.reason, status.failure
+    if status.state == "gone":
+        return "failed", f"is gone from {launch.place}", "infrastructure"
+    return "stopped", "its run had ended, and no other one attached to it", "preemption"

@@ -133,39 +133,28 @@ def settle(instance: dg.DagsterInstance) -> list[str]:
 
 
 def waits(instance: dg.DagsterInstance, run_id: str) -> list[str]:
-    """Return a line for each step of a run that waits for a slot: which run holds it, since when, and where
-    that run works.
-    """
+    """Return a line for each step of a run that waits for a slot: which run holds it, and since when."""
     lines = []
     for pool, limit, slots in _pools(instance):
-        holders = [slot for slot in slots if slot.since is not None and slot.run_id != run_id]
+        holders = [
+            _holder(instance, slot) for slot in slots if slot.since is not None and slot.run_id != run_id
+        ]
+        if limit == 0 and not holders:
+            holders = [f"nothing: it has none; `dagster instance concurrency set {pool} 1` gives it one"]
         if holders:
-            by = "; and ".join(
-                _holder(instance, slot.run_id, slot.step, slot.since)
-                for slot in holders
-                if slot.since is not None
-            )
-        elif limit == 0:
-            by = f"nothing: it has none; `dagster instance concurrency set {pool} 1` gives it one"
-        else:
-            continue
-        waiting = [slot for slot in slots if slot.run_id == run_id and slot.since is None]
-        lines += [f"{slot.step} waits for a slot of the pool `{pool}`, held by {by}" for slot in waiting]
+            by = "; and ".join(holders)
+            waiting = [slot for slot in slots if slot.run_id == run_id and slot.since is None]
+            lines += [f"{slot.step} waits for a slot of the pool `{pool}`, held by {by}" for slot in waiting]
     return lines
 
 
-def _holder(instance: dg.DagsterInstance, run_id: str, step: str, since: datetime) -> str:
-    run = instance.get_run_by_id(run_id)
-    slot = f"run {run_id[:8]} ({step}) since {since:%Y-%m-%d %H:%M:%S}"
+def _holder(instance: dg.DagsterInstance, slot: Slot) -> str:
+    run = instance.get_run_by_id(slot.run_id)
+    since = slot.since and slot.since.astimezone()
+    holder = f"run {slot.run_id[:8]} ({slot.step}) since {since:%Y-%m-%d %H:%M:%S}"
     if run is not None and _is_here(run):
-        alive = [pid for pid, logged_at in _workers(instance, run_id) if _is_running(pid, logged_at)]
-        return f"{slot}, " + (
-            f"which works in process {alive[0]}"
-            if alive
-            else "whose last processes are writing their checkpoint"
-        )
-    where = "on an unknown machine" if run is None or HOST_TAG not in run.tags else f"on {run.tags[HOST_TAG]}"
-    return f"{slot}, {where}: if it is gone, free its slot in the UI (Deployment, Concurrency)"
+        return holder
+    return f"{holder}, on another machine: if it is gone, free its slot in the UI (Deployment, Concurrency)"
 
 
 def _is_over(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
@@ -200,7 +189,6 @@ def _is_here(run: dg.DagsterRun) -> bool:
 
 
 def _workers(instance: dg.DagsterInstance, run_id: str) -> list[tuple[int, float]]:
-    """Return (pid, when it was logged) of each process that a run's log names."""
     workers = []
     for record in instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records:
         entry = record.event_log_entry
@@ -227,18 +215,13 @@ def _is_running(pid: int, logged_at: float) -> bool:
 
 
 def _pools(instance: dg.DagsterInstance) -> Iterator[tuple[str, int | None, list[Slot]]]:
-    """Yield each pool's name, its number of slots and the steps that hold one or wait."""
     storage = instance.event_log_storage
     if not storage.supports_global_concurrency_limits:
         return
     for pool in sorted(storage.get_concurrency_keys()):
         info = storage.get_concurrency_info(pool)
         slots = [
-            Slot(pool, step.run_id, step.step_key.replace("__", "/"), _local_time(step.assigned_timestamp))
+            Slot(pool, step.run_id, step.step_key.replace("__", "/"), step.assigned_timestamp)
             for step in info.pending_steps
         ]
         yield pool, info.limit, slots
-
-
-def _local_time(moment: datetime | None) -> datetime | None:
-    return None if moment is None else datetime.fromtimestamp(moment.timestamp())

@@ -1,5 +1,4 @@
-"""The launcher `sagemaker`: Training Jobs and Processing Jobs of Amazon SageMaker, which go on whatever
-becomes of the run.
+"""The launcher `sagemaker`: Training Jobs of Amazon SageMaker, which go on whatever becomes of the run.
 
 A job gets nothing but the URI and the digest of the job file; inputs, checkpoints and the result are in the
 store on S3. Its name is never used again, so that a name that exists already is the job of a submission whose
@@ -14,7 +13,6 @@ import math
 import os
 import re
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from fullft_assets.errors import FailureClass, WorkloadError
@@ -30,12 +28,11 @@ from fullft_assets.store import checkpoints_ref
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fullft_assets.settings import PlanningSettings
 
-#: Most characters of a hyperparameter, and of an argument of a container.
-_PART, _ARGUMENT = 2500, 256
-#: Longest time of a job, by its kind.
-_MAX_SECONDS = {"training": 28 * 86_400, "processing": 9 * 86_400}
+#: Most characters of a hyperparameter.
+_PART = 2500
+#: Longest time of a job.
+_MAX_SECONDS = 28 * 86_400
 #: Folder of a store with what SageMaker itself writes, and the folder of a job in it that has what its
 #: container left in /opt/ml/model.
 _FOLDER, _SAVED = "sagemaker", "output/model"
@@ -63,11 +60,7 @@ _MORE_MEMORY = re.compile(r"OutOfMemory|instance type with more memory", re.IGNO
 
 
 class SageMakerLauncher(AwsLauncher):
-    """Runs workloads as Training Jobs, or as Processing Jobs.
-
-    SageMaker names what belongs to the one kind as it does for the other: `describe_training_job`,
-    `TrainingJobName`.
-    """
+    """Runs workloads as Training Jobs."""
 
     settings: SageMakerLauncherSettings
     settings_class = SageMakerLauncherSettings
@@ -75,47 +68,37 @@ class SageMakerLauncher(AwsLauncher):
 
     @property
     def place(self) -> str:
-        """Account and region, and the kind of jobs where it is not the usual one: a job of one kind is not
-        found as one of the other.
-        """
-        kind = "" if self.settings.jobs == "training" else f"/{self.settings.jobs}"
-        return f"{self.settings.role_arn.split(':')[4]}/{self.region}{kind}"
+        return f"{self.settings.role_arn.split(':')[4]}/{self.region}"
 
     @property
     def log_group(self) -> str:
-        """The one group of all jobs of this kind."""
-        return f"/aws/sagemaker/{self._kind}Jobs"
-
-    @property
-    def _kind(self) -> str:
-        return self.settings.jobs.title()
+        return "/aws/sagemaker/TrainingJobs"
 
     def stream_prefix(self, name: str) -> str:
-        """Return how the streams of the host of rank 0 begin."""
         return f"{name}/algo-1-"
 
     def submit(self, spec: LaunchSpec) -> None:
-        """Create the job; one of this name that was created for the same work is left as it is."""
         request = self._request(spec)
         try:
-            self.ask("sagemaker", f"create_{self.settings.jobs}_job", **request)
+            self.ask("sagemaker", "create_training_job", **request)
         except Exists:
-            self._require_same(spec.name, _asked(request))
+            job = self._describe(spec.name) or {}
+            run_id = job.get("HyperParameters", {}).get("run_id")
+            if job and _status(job).is_over and run_id != spec.run_id:
+                self.refuse_ended(spec.name)
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
-        """Return how far a job is."""
         time.sleep(wait_seconds)
         job = self._describe(name)
         if job is None:
             return Status("gone")
         status = _status(job)
         self._settle(job, status)
-        if status.is_over and f"{self._kind}StartTime" in job:
+        if status.is_over and "TrainingStartTime" in job:
             self._ended.add(name)
         return status
 
     def look(self, name: str) -> Status:
-        """Return how far a job is, and leave what it wrote where it is."""
         job = self._describe(name)
         return Status("gone") if job is None else _status(job)
 
@@ -130,16 +113,16 @@ class SageMakerLauncher(AwsLauncher):
 
         if not status.is_over or not job.get("EnableNetworkIsolation"):
             return
-        arguments = json.loads(_asked(job)["job"])
+        arguments = json.loads(job["HyperParameters"]["job"])
         folder = f"{_FOLDER}/{job['TrainingJobName']}"
         try:
             written = read_job(_job_uri(arguments), arguments[arguments.index("--sha256") + 1])
             store = written.open_store()
             if status.state != "succeeded":
-                store.remove(folder)
+                store.remove_folder(folder)
             # Not those of a later attempt, if this one was looked at before.
             elif store.adopt(f"{folder}/{_SAVED}", written.case):
-                store.remove(_checkpoints(written.case, written.stage, written.key))
+                store.remove_folder(_checkpoints(written.case, written.stage, written.key))
         except OSError as error:
             raise Unreachable(
                 f"SageMaker {self.place}: what {job['TrainingJobName']} wrote cannot be moved: {error}"
@@ -154,9 +137,9 @@ class SageMakerLauncher(AwsLauncher):
                     f"SageMaker {self.place}: {name} has not ended {_STOP_SECONDS:.0f} s after it was asked"
                     " to stop"
                 )
-            if job[f"{self._kind}JobStatus"] != "Stopping":
+            if job["TrainingJobStatus"] != "Stopping":
                 try:
-                    self.ask("sagemaker", f"stop_{self.settings.jobs}_job", **{f"{self._kind}JobName": name})
+                    self.ask("sagemaker", "stop_training_job", TrainingJobName=name)
                 except WorkloadError:  # a job that has ended meanwhile is refused
                     if not self.look(name).is_over:
                         raise
@@ -164,63 +147,47 @@ class SageMakerLauncher(AwsLauncher):
         if job is not None:
             self._settle(job, _status(job))
 
-    def list(self) -> list[str]:
-        """Return the names of all jobs of this project and this kind in the account and region, ended ones
-        included.
-        """
-        names, token = [], {}
-        while True:
-            page = self.ask(
-                "sagemaker",
-                f"list_{self.settings.jobs}_jobs",
-                NameContains="fullft-",
-                MaxResults=100,
-                **token,
-            )
-            names += [each[f"{self._kind}JobName"] for each in page[f"{self._kind}JobSummaries"]]
-            if not page.get("NextToken"):
-                return sorted(name for name in names if name.startswith("fullft-"))
-            token = {"NextToken": page["NextToken"]}
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the jobs that run, of a hundred at most."""
+        page = self.ask(
+            "sagemaker",
+            "list_training_jobs",
+            NameContains=prefix,
+            StatusEquals="InProgress",
+            MaxResults=100,
+        )
+        return [job["TrainingJobName"] for job in page["TrainingJobSummaries"]]
 
     def has_room(self, processes: int) -> bool:
-        """Return whether all processes of a training run on one instance, where planning is one job of one
-        instance.
-        """
         return self.settings.nodes == 1
 
-    def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
-        """Return the price of the job's instances as EC2's, of which the plan has a table."""
-        from fullft_assets.planning.targets import hourly_usd_of
-
-        price = hourly_usd_of(self.settings.instance_type.removeprefix("ml."), planning)
-        return None if price is None else price * self._num_nodes(processes)
-
-    def _num_nodes(self, processes: int) -> int:
-        return self.settings.nodes if processes > 1 and self.settings.jobs == "training" else 1
-
     def _request(self, spec: LaunchSpec) -> dict[str, Any]:
-        """Return what CreateTrainingJob or CreateProcessingJob is asked for."""
-        settings, nodes = self.settings, self._num_nodes(spec.processes)
-        longest = _MAX_SECONDS[settings.jobs]
-        seconds = math.ceil(min(settings.max_seconds or longest, longest))
+        settings = self.settings
+        store, place = _place_of(spec)
+        seconds = math.ceil(min(settings.max_seconds or _MAX_SECONDS, _MAX_SECONDS))
         resources = {
             "InstanceType": settings.instance_type,
-            "InstanceCount": nodes,
+            "InstanceCount": self.settings.nodes_of(spec.processes),
             "VolumeSizeInGB": settings.volume_gb,
         }
-        resources |= {"VolumeKmsKeyId": settings.volume_kms_key} if settings.volume_kms_key else {}
-        parameters = self._asked(spec, nodes)
-        entry = [settings.python, "-m", "fullft_assets.launchers.sagemaker_container"]
-        network = (
-            {"VpcConfig": {"Subnets": settings.subnets, "SecurityGroupIds": settings.security_groups}}
-            if settings.subnets
-            else {}
-        )
-        # Costs nothing on one instance, so that a policy may ask for it.
-        encryption = {"EnableInterContainerTrafficEncryption": True}
+        if settings.volume_kms_key:
+            resources["VolumeKmsKeyId"] = settings.volume_kms_key
+        output = {"S3OutputPath": f"{store}/{_FOLDER}"}
+        if kms_key := os.environ.get("FULLFT_KMS_KEY"):
+            output["KmsKeyId"] = kms_key
         request: dict[str, Any] = {
-            f"{self._kind}JobName": spec.name,
+            "TrainingJobName": spec.name,
             "RoleArn": settings.role_arn,
+            "AlgorithmSpecification": {
+                "TrainingImage": settings.image,
+                "TrainingInputMode": "File",
+                "ContainerEntrypoint": [
+                    settings.python,
+                    "-m",
+                    "fullft_assets.launchers.sagemaker_container",
+                ],
+            },
+            "HyperParameters": self._parameters(spec),
             # SageMaker sets AWS_REGION, which botocore does not read. The disk is below /tmp and /opt/ml; all
             # else is the image's.
             "Environment": {
@@ -228,99 +195,59 @@ class SageMakerLauncher(AwsLauncher):
                 "FULLFT_CACHE": "/tmp/fullft",
                 **settings.environment,
             },
+            "ResourceConfig": resources,
+            "OutputDataConfig": output,
             "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
+            "EnableManagedSpotTraining": settings.spot,
+            # Costs nothing on one instance, so that a policy may ask for it.
+            "EnableInterContainerTrafficEncryption": True,
             "Tags": [
                 {"Key": key, "Value": value}
                 for key, value in {**settings.tags, "fullft:run": spec.run_id}.items()
             ],
         }
-        output = f"{_place_of(spec)[0]}/{_FOLDER}"
-        if (
-            settings.jobs == "processing"
-        ):  # which reads and writes the store itself: SageMaker has nothing to fetch or to save
-            text = json.dumps(parameters)
-            arguments = [text[first : first + _ARGUMENT] for first in range(0, len(text), _ARGUMENT)]
-            return request | {
-                "AppSpecification": {
-                    "ImageUri": settings.image,
-                    "ContainerEntrypoint": entry,
-                    "ContainerArguments": arguments,
-                },
-                "ProcessingResources": {"ClusterConfig": resources},
-                "NetworkConfig": network | encryption,
+        if settings.subnets:
+            request["VpcConfig"] = {
+                "Subnets": settings.subnets,
+                "SecurityGroupIds": settings.security_groups,
             }
         if settings.spot:
             request["StoppingCondition"]["MaxWaitTimeInSeconds"] = seconds + _SPOT_WAIT_HOURS * 3600
-        saved = {"S3OutputPath": output}
-        if key := os.environ.get("FULLFT_KMS_KEY"):
-            saved["KmsKeyId"] = key
-        isolated: dict[str, Any] = {}
         if settings.network_isolation:
-            store, place = _place_of(spec)
             case, stage, key, _ = place.split("/")
-            isolated = {
-                "EnableNetworkIsolation": True,
-                "InputDataConfig": [
-                    # Of the whole use case, since artifacts name others; what nobody opens is not fetched.
-                    _channel(STORE_CHANNEL, f"{store}/{case}/", "FastFile"),
-                    _channel(JOB_CHANNEL, f"{store}/jobs/{case}/{stage}/{key}/", "File"),
-                ],
-                # The same for each attempt, so that the next one finds them.
-                "CheckpointConfig": {
-                    "S3Uri": f"{store}/{_checkpoints(case, stage, key)}",
-                    "LocalPath": CHECKPOINTS,
-                },
+            output["CompressionType"] = "NONE"
+            request["EnableNetworkIsolation"] = True
+            request["InputDataConfig"] = [
+                # Of the whole use case, since artifacts name others; what nobody opens is not fetched.
+                _channel(STORE_CHANNEL, f"{store}/{case}/", "FastFile"),
+                _channel(JOB_CHANNEL, f"{store}/jobs/{case}/{stage}/{key}/", "File"),
+            ]
+            # The same for each attempt, so that the next one finds them.
+            request["CheckpointConfig"] = {
+                "S3Uri": f"{store}/{_checkpoints(case, stage, key)}",
+                "LocalPath": CHECKPOINTS,
             }
-            saved["CompressionType"] = "NONE"
-        algorithm = {
-            "TrainingImage": settings.image,
-            "TrainingInputMode": "File",
-            "ContainerEntrypoint": entry,
-        }
-        return request | network | encryption | {
-            "AlgorithmSpecification": algorithm,
-            "HyperParameters": parameters,
-            "ResourceConfig": resources,
-            "OutputDataConfig": saved,
-            "EnableManagedSpotTraining": settings.spot,
-            **isolated,
-        }  # fmt: skip
+        return request
 
-    def _asked(self, spec: LaunchSpec, nodes: int) -> dict[str, str]:
-        """Return the hyperparameters, or for a Processing Job its arguments, which the container reads:
-        `Environment` has no room for Pipes.
-        """
-        variables = json.dumps({PROJECT_ROOT: self.settings.folder, **spec.environment})
+    def _parameters(self, spec: LaunchSpec) -> dict[str, str]:
+        """Return the hyperparameters, which the container reads: `Environment` has no room for Pipes."""
+        processes = spec.processes // self.settings.nodes_of(spec.processes)
+        variables = json.dumps({PROJECT_ROOT: self.settings.folder or ".", **spec.environment})
         parts = [variables[first : first + _PART] for first in range(0, len(variables), _PART)]
         return {
             "module": spec.module,
             "job": json.dumps(spec.job),
-            "processes": str(spec.processes // nodes),
-            "gpus": str(spec.processes // nodes if _HAS_GPUS.match(self.settings.instance_type) else 0),
+            "processes": str(processes),
+            "gpus": str(processes if _HAS_GPUS.match(self.settings.instance_type) else 0),
             "grace_seconds": str(self.settings.grace_seconds),
             "run_id": spec.run_id,
             "version": importlib.metadata.version("fullft-assets"),
             **{VARIABLES.format(f"{number:02}"): part for number, part in enumerate(parts)},
         }
 
-    def _require_same(self, name: str, parameters: dict[str, str]) -> None:
-        """Check that the job of this name is the one that was asked for: of the same work, and running or of
-        the same run.
-        """
-        job = self._describe(name)
-        if job is None:
-            raise Unreachable(f"SageMaker {self.place}: {name} exists, and cannot be described")
-        recorded = _asked(job)
-        if any(recorded.get(key) != parameters[key] for key in ("module", "job", "processes")):
-            raise self.different_work(name)
-        if _status(job).is_over and recorded.get("run_id") != parameters["run_id"]:
-            raise self.ended_before(name)
-
     def _describe(self, name: str) -> dict[str, Any] | None:
         try:
-            return self.ask(
-                "sagemaker", f"describe_{self.settings.jobs}_job", **{f"{self._kind}JobName": name}
-            )
+            return self.ask("sagemaker", "describe_training_job", TrainingJobName=name)
         except Missing:
             return None
 
@@ -352,23 +279,10 @@ def _channel(name: str, uri: str, mode: str) -> dict[str, Any]:
 
 
 def _checkpoints(case: str, stage: str, key: str) -> str:
-    """Return where SageMaker keeps a copy of an isolated container's checkpoints: beside those that other
-    trainings upload themselves.
-    """
     return f"{checkpoints_ref(case, stage, key)}/{_FOLDER}"
 
 
-def _asked(job: dict[str, Any]) -> dict[str, str]:
-    """Return what a container is asked for by a request, or by the job that was made of it."""
-    if "AppSpecification" in job:
-        return json.loads("".join(job["AppSpecification"].get("ContainerArguments", ["{}"])))
-    return job.get("HyperParameters", {})
-
-
 def _status(job: dict[str, Any]) -> Status:
-    """Return how far a described job is."""
-    if "ProcessingJobStatus" in job:
-        return _processing_status(job)
     state, detail = job["TrainingJobStatus"], job["SecondaryStatus"]
     if state == "InProgress":
         return Status("pending" if detail in _WAITING else "running")
@@ -381,25 +295,6 @@ def _status(job: dict[str, Any]) -> Status:
     if state == "Completed":
         return Status("succeeded", billed_seconds=billed)
     return Status("failed", reason, failure, is_own_line, billed)
-
-
-def _processing_status(job: dict[str, Any]) -> Status:
-    """Return how far a described Processing Job is; it has no states within `InProgress`, and nothing that is
-    billed otherwise.
-    """
-    state = job["ProcessingJobStatus"]
-    began = job.get("ProcessingStartTime")
-    ended = job.get("ProcessingEndTime")
-    if state not in ("Completed", "Failed", "Stopped"):
-        return Status("pending" if state == "InProgress" and began is None else "running")
-    seconds = 0.0 if began is None or ended is None else (ended - began).total_seconds()
-    if state == "Completed":
-        return Status("succeeded", billed_seconds=seconds)
-    if seconds >= job["StoppingCondition"]["MaxRuntimeInSeconds"]:  # no field of the description says so
-        return replace(REACHED_LIMIT, billed_seconds=seconds)
-    said = f"AlgorithmError: {job['ExitMessage']}" if job.get("ExitMessage") else job.get("FailureReason", "")
-    reason, failure, is_own_line = (_BY_SOMEBODY, "unknown", False) if state == "Stopped" else _failed(said)
-    return Status("failed", reason, failure, is_own_line, seconds)
 
 
 def _stopped(job: dict[str, Any]) -> tuple[str, FailureClass, bool]:
@@ -417,7 +312,6 @@ def _stopped(job: dict[str, Any]) -> tuple[str, FailureClass, bool]:
 
 
 def _failed(reason: str) -> tuple[str, FailureClass, bool]:
-    """Return what a FailureReason says, its class, and whether it is the workload's own line."""
     own = _OWN_LINE.match(reason)
     if own is not None:
         return " ".join(own[1].split()), cast(FailureClass, own[2]), True

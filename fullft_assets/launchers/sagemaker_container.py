@@ -1,22 +1,18 @@
 """The first process of a container of a SageMaker job: one for each host of the job.
 
-`python -m fullft_assets.launchers.sagemaker_container [PART...]` reads what the launcher asked for
-(hyperparameters.json of a Training Job, else the parts of a JSON object that are the arguments of a
-Processing Job) and which hosts share the work (resourceconfig.json), supervises the workload, with torchrun
-where several processes share it, and writes why it failed to `output/failure`, or `output/message`. SageMaker
-shows that line as the job's `FailureReason`, or `ExitMessage`. A container without a network works on a store
-of its own in /opt/ml/model: with a link to each file of the use case's artifacts, which SageMaker mounts, and
-with its checkpoints in the folder that SageMaker keeps a copy of. SIGTERM is passed on: a stop, a spot
-interruption, or the time limit of the job.
+`python -m fullft_assets.launchers.sagemaker_container` reads what the launcher asked for
+(hyperparameters.json) and which hosts share the work (resourceconfig.json), supervises the workload, with
+torchrun where several processes share it, and writes why it failed to `output/failure`, which SageMaker shows
+as the job's `FailureReason`. A container without a network works on a store of its own in /opt/ml/model: with
+a link to each file of the use case's artifacts, which SageMaker mounts, and with its checkpoints in the
+folder that SageMaker keeps a copy of. SIGTERM is passed on: a stop, a spot interruption, or the time limit of
+the job.
 """
-
-from __future__ import annotations
 
 import json
 import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +22,8 @@ from typing import Any
 from fullft_assets.errors import without_secrets
 from fullft_assets.jobs.launch import EXIT_FIXABLE, LAUNCH_ID, RUN_ID, STORE
 from fullft_assets.jobs.ranks import torchrun_of_hosts
-from fullft_assets.launchers import LaunchSpec, Status, supervisor
-from fullft_assets.launchers.container import LAST_LINE
-from fullft_assets.launchers.image import missing_gpus, wrong_version
-from fullft_assets.launchers.machine import ended_status, error_files, patient_torchrun
+from fullft_assets.launchers import LaunchSpec, Status
+from fullft_assets.launchers.container import LAST_LINE, missing_gpus, run_supervised, wrong_version
 
 #: Environment variable with the folder that SageMaker calls /opt/ml, for tests.
 ROOT = "FULLFT_OPT_ML"
@@ -42,19 +36,14 @@ CHECKPOINTS = "/opt/ml/checkpoints"
 #: most.
 VARIABLES = "variables_{}"
 _OTHERWISE = "choose another launcher.instance_type"
-_MAX_BYTES = 900  # of 1,024 that a FailureReason or ExitMessage has
+_MAX_BYTES = 900  # of 1,024 that a FailureReason has
 
 
 def main() -> int:
     """Run this host's share of the workload and return the exit code."""
     root = Path(os.environ.get(ROOT, "/opt/ml"))
-    parts = [part for part in sys.argv[1:] if part != "train"]  # which SageMaker gives a Training Job
-    config, failure = (
-        (root / "config", root / "output/message")
-        if parts
-        else (root / "input/config", root / "output/failure")
-    )
-    parameters = json.loads("".join(parts) or (config / "hyperparameters.json").read_text())
+    config, failure = root / "input/config", root / "output/failure"
+    parameters = json.loads((config / "hyperparameters.json").read_text())
     hosts, host = _hosts(json.loads((config / "resourceconfig.json").read_text()))
     code, status = (
         EXIT_FIXABLE,
@@ -113,33 +102,20 @@ def _isolated(root: Path, parameters: dict[str, str]) -> Iterator[dict[str, str]
 
 
 def _run(parameters: dict[str, str], hosts: list[str], host: int) -> tuple[int, Status]:
-    """Run the workload and return its exit code, and how it ended: of several hosts, why the first one
-    failed.
-    """
     began_at = time.time()
-    grace = parameters["grace_seconds"]
     job = json.loads(parameters["job"])
-    os.environ.update(
-        json.loads(
-            "".join(parameters[name] for name in sorted(parameters) if name.startswith(VARIABLES.format("")))
-        )
-    )
-    launch_id = f"{os.environ.get('TRAINING_JOB_NAME', 'fullft')}/{hosts[host]}"
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(patient_torchrun(float(grace)))
-        os.environ.update({LAUNCH_ID: launch_id, RUN_ID: parameters["run_id"], **error_files(Path(folder))})
-        options = supervisor.Options(float(grace), None, (), folder, shares_cores=True)
-        line = [sys.executable, *_arguments(parameters, job, hosts, host)]
-        code = supervisor.supervise(options, line)
-        status = ended_status(Path(folder))
+    names = sorted(name for name in parameters if name.startswith(VARIABLES.format("")))
+    os.environ.update(json.loads("".join(parameters[name] for name in names)))
+    os.environ[LAUNCH_ID] = f"{os.environ.get('TRAINING_JOB_NAME', 'fullft')}/{hosts[host]}"
+    os.environ[RUN_ID] = parameters["run_id"]
+    arguments = _arguments(parameters, job, hosts, host)
+    code, status = run_supervised(arguments, float(parameters["grace_seconds"]))
+    # Of several hosts, why the first one failed.
     first = _recorded(job, began_at, status) if code != 0 and len(hosts) > 1 else None
     return code, first or status
 
 
 def _hosts(resources: dict[str, Any]) -> tuple[list[str], int]:
-    """Return the hosts of the job, the first one that of rank 0, and the place of this one; have the ranks
-    talk over their network.
-    """
     hosts = sorted(
         resources["hosts"],
         key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)],
@@ -151,7 +127,6 @@ def _hosts(resources: dict[str, Any]) -> tuple[list[str], int]:
 
 
 def _arguments(parameters: dict[str, str], job: list[str], hosts: list[str], host: int) -> list[str]:
-    """Return the arguments of Python that start this host's processes."""
     module, processes = parameters["module"], int(parameters["processes"])
     if len(hosts) == 1:
         return LaunchSpec("", module, tuple(job), processes).arguments

@@ -5,8 +5,6 @@ one path. Each question is one `ssh` that runs `fullft_assets.launchers.machine`
 stdin, so that nothing is quoted for two shells.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -56,8 +54,6 @@ _PORT = 29_500
 #: Of several machines, the one that failed first may need so long to say why.
 _CAUSE_SECONDS = 15.0
 _OUTPUT = ("stdout", "stderr")
-#: What the name of a job has on other machines than the first one.
-_HOST = re.compile(r"-host\d+$")
 
 T = TypeVar("T")
 
@@ -70,14 +66,13 @@ class SshLauncher(Launcher):
 
     def __init__(self, settings: SshLauncherSettings):
         super().__init__(settings)
-        self._hosts = [settings.host, *settings.more_hosts]
+        self._hosts = settings.hosts
         #: How many of the machines share a job, of those that are known.
         self._num_hosts: dict[str, int] = {}
 
     @property
     def place(self) -> str:
-        """User, machines and port, as far as the YAML gives them."""
-        return "+".join([self._place_of(self.settings.host), *self.settings.more_hosts])
+        return "+".join([self._place_of(self._hosts[0]), *self._hosts[1:]])
 
     def submit(self, spec: LaunchSpec) -> None:
         """Start the job there under a supervisor of its own; of a training that several machines share, one
@@ -97,7 +92,6 @@ class SshLauncher(Launcher):
                     grace_seconds=self.settings.grace_seconds,
                     max_seconds=self.settings.max_seconds,
                     num_hosts=len(hosts),
-                    shares_cores=spec.shares_cores,
                 )
             except Unreachable:
                 raise  # whoever asks again starts what is not there yet
@@ -146,19 +140,12 @@ class SshLauncher(Launcher):
         return Logs(read_on, stdout, stderr, logs[0].messages, any(one.is_more for one in logs.values()))
 
     def stop(self, name: str) -> None:
-        """End a job and every process of it, on all its machines at once: their processes write one
-        checkpoint.
-        """
         self._each([0, *self._others(name)], lambda number: self._stop(number, name))
 
-    def list(self) -> list[str]:
-        """Return the names of the jobs of this user on the machines."""
-        return sorted(
-            {_HOST.sub("", name) for number in range(len(self._hosts)) for name in self._ask(number, "list")}
-        )
+    def names(self, prefix: str) -> list[str]:
+        return [name for name in self._ask(0, "names", prefix=prefix) if "-host" not in name]
 
     def has_room(self, processes: int) -> bool:
-        """Return whether all processes of a training run on the one machine where planning does."""
         return len(self._hosts) == 1
 
     def _place_of(self, host: str) -> str:
@@ -168,7 +155,6 @@ class SshLauncher(Launcher):
         return f"{user}{host}{port}"
 
     def _arguments(self, spec: LaunchSpec, number: int) -> Sequence[str]:
-        """Return the arguments of Python that start the processes of one of several machines."""
         first, *other_hosts = self._hosts
         address, _, port = (self.settings.rendezvous or first).partition(":")
         names = [address, *other_hosts]
@@ -293,7 +279,6 @@ class SshLauncher(Launcher):
         return ["ssh", "-T", *arguments, "--", host, self._remote()]
 
     def _remote(self) -> str:
-        """Return the command line for the shell there."""
         python = _quoted(self.settings.python)
         go = "" if self.settings.folder is None else f"cd {_quoted(self.settings.folder)} && "
         return f"{go}exec {python} -m fullft_assets.launchers.machine"
@@ -311,7 +296,6 @@ def _marked(text: str, host: str) -> str:
 
 
 def _quoted(path: str) -> str:
-    """Return a path for a shell, which still finds somebody's home for `~`."""
     home, slash, below = path.partition("/")
     return (
         f"{home}{slash}{shlex.quote(below) if below else ''}"

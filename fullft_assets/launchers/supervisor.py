@@ -10,8 +10,6 @@ when signal N ended it. A folder gets the supervisor's pid, what it waits for an
 and what the kernel knows of it, for processes that are not its parent.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -20,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,14 +59,12 @@ class Options:
         seconds: time after which it is stopped. Default: none.
         watch: processes whose death stops it. Default: none; it outlives its parent.
         folder: where pid and exit code are written. Default: nowhere.
-        shares_cores: whether it waits for no CPU cores, and holds none.
     """
 
     grace: float = 30.0
     seconds: float | None = None
     watch: Sequence[int] = ()
     folder: str | None = None
-    shares_cores: bool = False
 
     def command(self, command: Sequence[str]) -> list[str]:
         """Return the command line that runs a command under a supervisor."""
@@ -104,7 +100,7 @@ def supervise(options: Options, command: list[str]) -> int:
         code = 128 + signal.SIGTERM
     else:
         try:
-            code = supervisor.run(command, watched, folder, shares_cores=options.shares_cores)
+            code = supervisor.run(command, watched, folder)
         except WorkloadError as error:  # as a workload ends that can say why
             print(error, file=sys.stderr)
             if (path := os.environ.get(ERROR_FILE)) is not None:
@@ -122,7 +118,15 @@ def num_killed_for_memory(
     """Return how many processes the kernel has killed as memory ran out, and whether none but this command's
     count; None if it does not say.
     """
-    for path, is_own in _counts(proc, groups):
+    own_group = proc / "self/cgroup"
+    group = own_group.read_text().strip().rpartition(":")[2] if own_group.exists() else "/"
+    # All that somebody runs in one login shares a group. A container may see its own group as the root, and
+    # know it by its name on the host.
+    is_own = not group.rpartition("/")[2].startswith("session-")
+    files = [(Path(f"{groups}{group}/memory.events"), is_own), (groups / "memory.events", True)]
+    if OOM_COUNT in os.environ:
+        files.insert(0, (Path(os.environ[OOM_COUNT]), True))
+    for path, is_own in [*files, (proc / "vmstat", False)]:
         with suppress(OSError):
             if (count := re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)) is not None:
                 return int(count[1]), is_own
@@ -142,29 +146,7 @@ def ran_out_of_memory(before: tuple[int, bool] | None, now: tuple[int, bool] | N
     return now[0] > before[0] and (now[1] or is_killed)
 
 
-def _counts(proc: Path, groups: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield the files that may have the count, the closest first, with whether it is of this control group
-    alone.
-    """
-    if OOM_COUNT in os.environ:
-        yield Path(os.environ[OOM_COUNT]), True
-    with suppress(OSError):
-        for line in (proc / "self/cgroup").read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            # All that somebody runs in one login shares a group.
-            is_own = not group.rpartition("/")[2].startswith("session-")
-            if controllers == "":
-                yield Path(f"{groups}{group}/memory.events"), is_own
-            elif "memory" in controllers.split(","):
-                yield Path(f"{groups}/memory{group}/memory.oom_control"), is_own
-    # A container may see its own group as the root, and be told of it by its name on the host.
-    yield groups / "memory/memory.oom_control", True
-    yield groups / "memory.events", True
-    yield proc / "vmstat", False
-
-
 def _write(path: Path, text: str) -> None:
-    """Write a file in one atomic step."""
     partial = path.with_name(f".{path.name}")
     partial.write_text(text)
     partial.replace(path)
@@ -195,20 +177,11 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._request_stop)
 
-    def run(
-        self,
-        command: list[str],
-        watched: list[psutil.Process],
-        folder: Path | None = None,
-        *,
-        shares_cores: bool = False,
-    ) -> int:
-        """Run a command while the watched processes live, on GPUs and cores of its own, and return its exit
-        code.
+    def run(self, command: list[str], watched: list[psutil.Process], folder: Path | None = None) -> int:
+        """Run a command while the watched processes live, on GPUs of its own, and return its exit code.
 
         Args:
             folder: where the line that says what it waits for is written.
-            shares_cores: whether it computes without a lease of cores.
         """
 
         def is_wanted() -> bool:
@@ -219,24 +192,23 @@ class Supervisor:
             if folder is not None:
                 _write(folder / WAITING, line)
 
-        with leased(_num_processes(command), is_wanted, say, shares_cores=shares_cores) as variables:
+        after = command[command.index("--nproc_per_node") + 1 :] if "--nproc_per_node" in command else ["1"]
+        with leased(int(after[0]), is_wanted, say) as variables:
             if variables is None:
                 return 128 + signal.SIGTERM
             if folder is not None:
                 (folder / WAITING).unlink(missing_ok=True)
-            return self._run(command, watched, variables)
+            return self._run(command, is_wanted, variables)
 
-    def _run(self, command: list[str], watched: list[psutil.Process], variables: Mapping[str, str]) -> int:
-        # Not before the wait for GPUs and cores, in which others' processes may be killed.
+    def _run(self, command: list[str], is_wanted: Callable[[], bool], variables: Mapping[str, str]) -> int:
+        # Not before the wait for GPUs, in which others' processes may be killed.
         before = num_killed_for_memory()
         self._command = subprocess.Popen(
             command, env={**os.environ, **variables}, start_new_session=True, preexec_fn=die_with_parent
         )
         try:
             limit = time.monotonic() + self.max_seconds
-            self._wait(
-                lambda: not self.stop_requested and all(map(is_alive, watched)) and time.monotonic() < limit
-            )
+            self._wait(lambda: is_wanted() and time.monotonic() < limit)
             if self._command.returncode is None:
                 self.is_late = not self.stop_requested and time.monotonic() >= limit
                 self.has_stopped_it = True
@@ -260,7 +232,6 @@ class Supervisor:
         self.stop_requested = True
 
     def _wait(self, may_go_on: Callable[[], bool]) -> None:
-        """Wait for the command's end while the condition holds."""
         while self._command.returncode is None and may_go_on():
             if select.select([self._wakeup], [], [], POLL_SECONDS)[0]:
                 with suppress(BlockingIOError):
@@ -295,14 +266,6 @@ class Supervisor:
             )
             if pid == self._command.pid:
                 self._command.returncode = os.waitstatus_to_exitcode(status)
-
-
-def _num_processes(command: list[str]) -> int:
-    """Return how many processes a command starts on this machine: as many as it asks torchrun for,
-    else one.
-    """
-    after = command[command.index("--nproc_per_node") + 1 :] if "--nproc_per_node" in command else ["1"]
-    return int(after[0])
 
 
 def kill_until_gone(find: Callable[[], list[psutil.Process]]) -> None:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.jobs.gpus import NUM_GPUS
+from fullft_assets.jobs.leases import NUM_GPUS
 
 #: Dense peak of one card in FLOP/s by part of its name: (bf16 or fp16, fp32). From the makers' data sheets.
 #: The first match counts, so narrower names come first.
@@ -71,7 +71,7 @@ def local_hardware() -> dict[str, Any]:
 
 def num_gpus() -> int:
     """Return how many GPUs of this machine the runs have, of which this process may see a part (see
-    `jobs.gpus`).
+    `jobs.leases`).
     """
     import torch
 
@@ -95,49 +95,35 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+#: Folder, limit, use and files in memory of control groups of version 2 and 1.
+_CONTROL_GROUPS = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
 def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Return how many bytes of the host's memory this process and its like may take together.
 
     It is what other processes leave of the machine's memory, and of the limit of the process's control group,
-    which a container has (v2: memory.max, v1: memory.limit_in_bytes). Files that the kernel keeps in memory
+    which a container has (version 2 or 1). Files that the kernel keeps in memory
     give way, so they do not count.
     """
     import psutil
 
     own_bytes = psutil.Process().memory_info().rss
     free = psutil.virtual_memory().available + own_bytes
-    for limit_name, used_name in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        limit, used = (_number(cgroup / name) for name in (limit_name, used_name))
-        if limit is None:
+    for folder, limit_name, used_name, cached_name in _CONTROL_GROUPS:
+        group = cgroup / folder
+        try:
+            limit = (group / limit_name).read_text().strip()
+            used = int((group / used_name).read_text())
+            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except OSError:
             continue
-        others = (
-            0
-            if used is None
-            else max(0, used - _file_pages((cgroup / limit_name).parent / "memory.stat") - own_bytes)
-        )
-        free = min(free, limit - others)
+        if limit.isdigit():  # else it is "max"
+            free = min(free, int(limit) - max(0, used - int(statistics.get(cached_name, 0)) - own_bytes))
     return max(0, free)
-
-
-def _number(path: Path) -> int | None:
-    """Return the number in a file of a control group; None without the file, or without a limit."""
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
-
-
-def _file_pages(statistics: Path) -> int:
-    """Return the bytes of files in memory that a control group gives back first."""
-    try:
-        lines = dict(line.split(maxsplit=1) for line in statistics.read_text().splitlines())
-    except OSError:
-        return 0
-    return int(lines.get("inactive_file", lines.get("total_inactive_file", 0)))
 
 
 def free_memory() -> None:

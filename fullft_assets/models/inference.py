@@ -1,4 +1,6 @@
-"""Forward passes: label probabilities and embeddings of windowed documents, pooled to one row a document."""
+"""Forward passes: label probabilities and embeddings of windowed documents, pooled to one row a document; and
+the output layer of a classifier or tagger, with what it reads of the model below.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,14 +26,11 @@ from transformers import (
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
-from fullft_assets.models import layers, loading, pooled, precision
-from fullft_assets.models.embeddings import initialise_added
+from fullft_assets.jobs.progress import Listener
+from fullft_assets.models import layers, loading, precision
 from fullft_assets.models.hardware import free_memory
+from fullft_assets.models.loading import initialise_added, require_names
 from fullft_assets.models.precision import Precision
-from fullft_assets.models.private_names import require_names
-
-if TYPE_CHECKING:
-    from fullft_assets.jobs.progress import Listener
 
 _Found = TypeVar("_Found")
 #: Padded tokens in one forward pass: a GPU needs many, a CPU as many as stay in its caches.
@@ -41,6 +40,7 @@ BATCH_TOKENS = {"cuda": 32_768, "cpu": 2_048}
 MULTI_LABEL = "multi_label_classification"
 #: Attribute of weights that were read; transformers does not initialise them.
 _INITIALIZED_MARK = "_is_hf_initialized"
+_NO_CLASSIFIER = "labels in transformers, nor in its own code"
 #: Names of output layers that a folder may bring for other labels.
 _HEADS = ("classifier.", "score.")
 require_names(initialization, in_source=(_INITIALIZED_MARK,))
@@ -64,9 +64,7 @@ def device() -> torch.device:
 
 
 def claim_device() -> None:
-    """Select a GPU of its own for each process of a machine. Trainer does so, too, but after models are
-    loaded to the first one.
-    """
+    """Select a GPU of its own for each process of a machine, before models are loaded to the first one."""
     if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
@@ -83,64 +81,47 @@ def move_unless_sharded(model: PreTrainedModel) -> None:
     """Move a model to the accelerator; a sharded one is where it belongs already, part of it perhaps in the
     host's memory.
     """
-    if not _is_sharded(model):
+    if not is_sharded(model):
         move(model)
 
 
-def load_classifier(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """Load a sequence classifier: one whose head reads pooled hidden states (`pooled`), or the architecture's
-    own.
-    """
-    if not pooled.is_saved_in(folder):
-        return _load_with_head(
-            AutoModelForSequenceClassification,
-            folder,
-            "labels in transformers, nor in its own code",
-            dtype,
-            options,
-        )
-    loaded = loading.load(
-        pooled.saved_class(type(loading.read_config(folder))), folder, dtype=dtype, **options
-    )
+def load_classifier(folder: ModelFolder, **options: Any) -> Any:
+    """Load a sequence classifier: one whose head reads pooled hidden states, or the architecture's own."""
+    if not loading.has_pooled_classifier(folder):
+        return _load_with_head(AutoModelForSequenceClassification, folder, _NO_CLASSIFIER, options)
+    loaded = loading.load(loading.saved_class(type(loading.read_config(folder))), folder, **options)
     # With `output_loading_info` it is a pair.
-    pooled.load_head(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
+    loading.load_pooled_head(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
     return loaded
 
 
-def load_new_classifier(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+def load_new_classifier(folder: ModelFolder, **options: Any) -> Any:
     """Load a base model with a new head for labels, which reads the hidden states pooled as the model pools
     them.
     """
     config = loading.read_config(folder)
-    pooling = pooled.pooling_of(folder, config)
+    pooling = loading.pooling_of(folder, config)
     if pooling is not None:
         options["pooling"] = pooling
-        if not pooled.pools_itself(config):
-            return loading.load(pooled.pooled_class(config), folder, dtype=dtype, **options)
-    return _load_with_head(
-        AutoModelForSequenceClassification,
-        folder,
-        "labels in transformers, nor in its own code",
-        dtype,
-        options,
-    )
+        # ModernBERT's own classifier pools as its configuration says.
+        if not hasattr(type(config), loading.POOLING):
+            return loading.load(loading.pooled_class(type(config)), folder, **options)
+    return _load_with_head(AutoModelForSequenceClassification, folder, _NO_CLASSIFIER, options)
 
 
-def load_tagger(folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+def load_tagger(folder: ModelFolder, **options: Any) -> Any:
     """Load a token classifier."""
     missing = "tokens in transformers; give an encoder such as BERT"
-    return _load_with_head(AutoModelForTokenClassification, folder, missing, dtype, options)
+    return _load_with_head(AutoModelForTokenClassification, folder, missing, options)
 
 
-def _load_with_head(
-    kind: type, folder: ModelFolder, missing: str, dtype: torch.dtype, options: dict[str, Any]
-) -> Any:
+def _load_with_head(kind: type, folder: ModelFolder, missing: str, options: dict[str, Any]) -> Any:
     config = loading.read_config(folder)
     if not loading.has_kind(config, kind):
         raise SettingsError(
             f"base_model: {folder} (model_type {config.model_type}) has no head for {missing}"
         )
-    return loading.load(kind, folder, dtype=dtype, **options)
+    return loading.load(kind, folder, **options)
 
 
 def load_for_training(
@@ -170,7 +151,8 @@ def load_for_training(
     if config.pad_token_id is None:
         # A decoder's classifier looks for the last token that is not padding, and refuses batches without a
         # padding token.
-        options["pad_token_id"] = _end_token(config)
+        end = config.eos_token_id  # Llama 3 and others have several
+        options["pad_token_id"] = (end[0] if isinstance(end, list) else end) or 0
     model, loading_info = load(
         folder,
         num_labels=len(labels),
@@ -194,7 +176,7 @@ def load_for_training(
     if brought:
         _draw_anew(model, head)
     other = any(name.startswith(_HEADS) for name in loading_info.get("unexpected_keys", ())) or (
-        not keeps_head and pooled.is_saved_in(folder)
+        not keeps_head and loading.has_pooled_classifier(folder)
     )
     model.left_out_head = f"of {config.num_labels} labels" if brought or other else ""
     initialise_added(model, folder, added_tokens)
@@ -214,13 +196,14 @@ def load_causal(
     folder: ModelFolder,
     added_tokens: Sequence[str] = (),
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model with embeddings for added tokens, on the CPU.
 
     Args:
         folder: a transformers folder with safetensors: a base model, or a fine-tuned one, which has its added
             tokens already.
+        dtype: of the weights. Default: `precision.of_scored_weights`.
 
     Raises:
         SettingsError: there is no language model in it.
@@ -235,7 +218,7 @@ def load_causal(
     model, loading_info = loading.load(
         AutoModelForCausalLM,
         folder,
-        dtype=dtype,
+        dtype=dtype or precision.of_scored_weights(),
         output_loading_info=True,
         **_without_attention_dropout(config),
     )
@@ -252,12 +235,6 @@ def load_causal(
 def _without_attention_dropout(config: PretrainedConfig) -> dict[str, object]:
     """Return the options of a configuration that let fused attention kernels run."""
     return {name: 0.0 for name in _ATTENTION_DROPOUT if hasattr(config, name)}
-
-
-def _end_token(config: PretrainedConfig) -> int:
-    # Llama 3 and others have several.
-    end = config.eos_token_id
-    return (end[0] if isinstance(end, list) else end) or 0
 
 
 def predict(
@@ -336,7 +313,7 @@ def _forward(
     model: PreTrainedModel, windows: Sequence[Sequence[Sequence[int]]], progress: Listener | None
 ) -> Iterator:
     for items, inputs, output in forward_batches(model, windows, progress, output_hidden_states=True):
-        vectors = pooled.pool(output.hidden_states[-1].float(), inputs["attention_mask"], "mean")
+        vectors = loading.pool(output.hidden_states[-1].float(), inputs["attention_mask"], "mean")
         yield np.array([row for row, _ in items]), output, vectors.cpu().numpy()
 
 
@@ -402,7 +379,7 @@ def in_batches(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if end - done == 1 or _is_sharded(model):
+            if end - done == 1 or is_sharded(model):
                 many = "a single window" if end - done == 1 else f"{end - done:,} windows"
                 raise _scoring_ran_out(f"{many} of {lengths[done]:,} tokens in a pass") from error
         if not results:
@@ -443,5 +420,85 @@ def _scoring_ran_out(where: str) -> OutOfMemory:
     )
 
 
-def _is_sharded(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether this process has only a part of the weights."""
     return any(isinstance(weight, DTensor) for weight in model.parameters())
+
+
+#: Windows of documents: the token ids of each.
+Windows = Sequence[Sequence[Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """Weights of an output layer.
+
+    Attributes:
+        coefficients: [outputs, features].
+        intercept: [outputs].
+    """
+
+    coefficients: np.ndarray
+    intercept: np.ndarray
+
+
+def output_layer(model: PreTrainedModel) -> nn.Linear:
+    """Return the last linear layer of a model's head, which has an output for each label."""
+    head = layers.head_prefixes(model)
+    output_layers = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and f"{name}.".startswith(head)
+        and module.out_features == model.config.num_labels
+    ]
+    assert output_layers, f"{type(model).__name__} has a linear layer for its labels"
+    return output_layers[-1]
+
+
+def has_intercept(model: PreTrainedModel) -> bool:
+    """Return whether a model's output layer has an intercept; the classifiers of decoders have none."""
+    return output_layer(model).bias is not None
+
+
+def set_head_weights(model: PreTrainedModel, weights: HeadWeights) -> None:
+    """Put weights into a model's output layer; an intercept only where the layer has one."""
+    layer = output_layer(model)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weights.coefficients))
+        if layer.bias is not None:
+            layer.bias.copy_(torch.from_numpy(weights.intercept))
+
+
+def read_by_head(
+    model: PreTrainedModel, windows: Windows, listener: Listener | None
+) -> Iterator[tuple[list[tuple[int, int]], torch.Tensor, torch.Tensor]]:
+    """Yield (document, window) of each window of a pass, what the output layer reads, and the attention mask
+    [windows, tokens].
+
+    It reads [windows, features] in a classifier, and [windows, tokens, features] in a tagger and in the
+    classifier of a decoder.
+    """
+    inputs_of_layer: list[torch.Tensor] = []
+    hook = output_layer(model).register_forward_pre_hook(
+        lambda layer, inputs: inputs_of_layer.append(inputs[0].float())
+    )
+    try:
+        for items, inputs, _ in forward_batches(model, windows, listener):
+            yield items, inputs_of_layer.pop(), inputs["attention_mask"]
+    finally:
+        hook.remove()
+
+
+def features_of_documents(
+    model: PreTrainedModel, windows: Windows, listener: Listener | None = None
+) -> np.ndarray:
+    """Return what a classifier's output layer reads of each document [documents, features]: the mean over its
+    windows.
+    """
+    features = np.zeros((len(windows), output_layer(model).in_features), np.float32)
+    for items, states, mask in read_by_head(model, windows, listener):
+        if states.dim() == 3:  # a decoder's classifier: the last token decides
+            states = states[torch.arange(len(states)), mask.sum(1) - 1]
+        np.add.at(features, [row for row, _ in items], states.cpu().numpy())
+    return features / np.array([len(document) for document in windows], np.float32)[:, None]

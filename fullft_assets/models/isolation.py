@@ -2,8 +2,9 @@
 
 In a packed row only the position ids show where a document begins. Most architectures then keep the documents
 apart; recurrent ones and some attention kernels do not, and nothing in the loss would show it. So each model
-is tested before it is trained: while the neighbours of a document change, its logits and its gradients must
-not, and they must be the same as those of the document alone in a row.
+is tested before it is trained: while the neighbours of a document change, and one is part of a document as
+long as a row, its logits and its gradients must not, and they must be the same as those of the document alone
+in a row.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from fullft_assets.errors import SettingsError
 from fullft_assets.models import loading
 from fullft_assets.models import precision as precisions
-from fullft_assets.models.embeddings import input_embeddings
+from fullft_assets.models.loading import input_embeddings
 from fullft_assets.models.precision import Precision
 
 #: Maximum change of a document's logits or gradients as its neighbours change, relative to the largest one.
 #: Sums are taken in the same order both times, except by mixtures of experts (1e-8 in fp32). The weakest leak
-#: seen, of a convolution with random weights, is 8e-5. Kernels for half precision only are tested in it.
+#: seen, of a convolution with random weights, is 8e-5. Weights in bf16 are tested in it.
 _ALLOWED_CHANGE: dict[Precision, float] = {"fp32": 1e-5, "bf16": 1e-3}
 #: Maximum difference from the document alone, whose sums are taken in another order, on GPUs in TF32.
 _ALLOWED_DIFFERENCE: dict[Precision, float] = {"fp32": 5e-3, "bf16": 5e-2}
@@ -59,6 +61,9 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
 
     Args:
         capacity: tokens in a row, at least 6.
+
+    Raises:
+        SettingsError: the model sees tokens that it is to predict.
     """
     name = model.config.model_type
     if "position_ids" not in inspect.signature(model.forward).parameters:
@@ -81,21 +86,36 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
         # Most vocabularies begin with special tokens, which some models treat differently.
         return torch.randint(min(10, vocabulary // 2), vocabulary, (size,), generator=generator)
 
+    # A neighbour at the end of a document as long as a row: some models change for all that they read as
+    # soon as a document is long.
+    longest = min(
+        capacity, getattr(model.config.get_text_config(), "max_position_embeddings", None) or capacity
+    )
+
     def neighbours_of(watched: torch.Tensor) -> list[list[torch.Tensor]]:
         return [[document(), watched, document()], [document(), document(), document()]]
 
     watched = document()
-    precision: Precision = (
-        "bf16" if needs_flat_rows(model) or next(model.parameters()).dtype == torch.bfloat16 else "fp32"
-    )
+    with_other_end = watched.clone()
+    with_other_end[-1] = (watched[-1] + 1) % vocabulary
+    precision: Precision = "bf16" if next(model.parameters()).dtype == torch.bfloat16 else "fp32"
     is_training = model.training
     model.eval()
     try:
         with precisions.autocast(precision):
             alone = _outputs(model, [[watched]], 0)
-            first, second = (_outputs(model, neighbours_of(watched), size) for _ in range(2))
+            ahead = _change([alone[0][:-1]], [_outputs(model, [[with_other_end]], 0)[0][:-1]])
+            first, second = (
+                _outputs(model, neighbours_of(watched), size, shift) for shift in (0, longest - size)
+            )
     finally:
         model.train(is_training)
+    # Not so of a NaN, which says nothing of that.
+    if ahead > _ALLOWED_CHANGE[precision]:
+        raise SettingsError(
+            f"base_model: {name} sees the tokens that it is to predict (a later token moves the logits of"
+            f" earlier ones by {ahead:.1e}); give a causal language model such as Llama"
+        )
     logits, gradients = _change(first[:1], second[:1]), _change(first[1:], second[1:])
     from_alone = max(_change(first[:1], alone[:1]), _change(first[1:], alone[1:]))
     # Written so that a NaN fails.
@@ -113,26 +133,21 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     )
 
 
-def needs_flat_rows(model: PreTrainedModel) -> bool:
-    """Return whether the attention kernel separates documents in a batch of a single row only, so that rows
-    have to be joined.
-    """
-    return "flash" in str(model.config._attn_implementation)
-
-
 def _outputs(
-    model: PreTrainedModel, rows: Sequence[Sequence[torch.Tensor]], start: int
+    model: PreTrainedModel, rows: Sequence[Sequence[torch.Tensor]], start: int, shift: int = 0
 ) -> list[torch.Tensor]:
     """Return the logits of the document at token `start` of the first row, and the gradients of its loss with
     respect to the trained weights.
+
+    Args:
+        shift: added to the positions of each row's last document.
     """
     ids = torch.stack([torch.cat(list(row)) for row in rows]).to(model.device)
     positions = torch.stack(
         [torch.cat([torch.arange(len(document)) for document in row]) for row in rows]
     ).to(model.device)
-    if needs_flat_rows(model):
-        ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
     size = len(rows[0][0])
+    positions[:, -size:] += shift
     logits = (
         model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, start : start + size].float()
     )

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import TrainingSettings
 
-#: `encoder.layer.3.` (BERT), `h.3.` (GPT-2), `layers.3.` (Llama, ModernBERT), `block.3.`, `blocks.3.`.
-_LAYER = re.compile(r"(?:^|\.)(?:layer|layers|h|block|blocks)\.(\d+)\.")
+#: `encoder.layer.3.` (BERT), `h.3.` (GPT-2), `layers.3.` (Llama, ModernBERT), `block.3.`, `blocks.3.`; not
+#: those of a tower for pictures or sounds.
+_LAYER = re.compile(r"^(?!.*(?:vision|visual|audio))(?:.*?\.)?(?:layer|layers|h|block|blocks)\.(\d+)\.")
 #: `embeddings.` (BERT), `wte.`, `wpe.` (GPT-2), `embed_tokens.` (Llama), `embed_in.` (GPT-NeoX).
 _EMBEDDINGS = re.compile(r"(?:^|\.)(?:embeddings|wte|wpe|embed_tokens|embed_positions|embed_in|shared)\.")
 

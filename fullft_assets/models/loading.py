@@ -1,24 +1,37 @@
 """Loading a model from its folder: from safetensors alone, with code of its own only where the use case
-trusts the folder.
+trusts the folder; embeddings of added tokens; and classifiers of texts whose head reads the pooled hidden
+states of all tokens.
+
+Most encoders of transformers have a classifier that reads the class token alone, which a sentence encoder was
+never trained to use. A folder of sentence-transformers says how its model pools; an encoder whose folder says
+nothing is pooled by the mean of its tokens.
 """
 
 from __future__ import annotations
 
 import atexit
+import json
 import os
+import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal, cast
 
-# Private: torch has no public name for it. tests/test_outline.py fails where a release moves it.
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
@@ -31,11 +44,40 @@ from transformers import (
     PreTrainedModel,
     dynamic_module_utils,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fullft_assets.base_model import ModelFolder, TrustedFolder, own_code
+from fullft_assets.chunks import former_pieces
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.launch import ERROR_FILE
-from fullft_assets.models.private_names import require_names
+
+
+def require_names(
+    owner: type | ModuleType, names: Iterable[str] = (), *, in_source: Iterable[str] = ()
+) -> None:
+    """Refuse a library whose class or module has no such names any more; call it when the module that relies
+    on them is imported.
+
+    Args:
+        names: attributes of `owner` itself.
+        in_source: attributes that only instances have; that the source of `owner`'s module contains the word
+            counts.
+
+    Raises:
+        SettingsError: one is missing.
+    """
+    module = owner if isinstance(owner, ModuleType) else sys.modules[owner.__module__]
+    missing = [name for name in names if not hasattr(owner, name)]
+    if in_source:
+        words = set(re.findall(r"\w+", Path(str(module.__file__)).read_text(encoding="utf-8")))
+        missing += [name for name in in_source if name not in words]
+    if missing:
+        library = module.__name__.partition(".")[0]
+        raise SettingsError(
+            f"{library} {version(library)} has no {owner.__name__}.{missing[0]}, which this version of"
+            f" fullft-assets overrides or sets; install an earlier release of {library}"
+        )
+
 
 #: In a configuration: how a classifier pools hidden states. ModernBERT's own classifier reads it, too.
 POOLING = "classifier_pooling"
@@ -66,20 +108,33 @@ def read_config(folder: ModelFolder) -> PretrainedConfig:
         return _config(folder, is_trusted, {})[0]
 
 
-def load(kind: type, folder: ModelFolder, **options: Any) -> Any:
+def load(kind: type, folder: ModelFolder, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """Return the result of `kind.from_pretrained` for a folder."""
     with _trust(folder) as is_trusted:
         if _WITHOUT_WEIGHTS.get():
-            return _outline(kind, folder, is_trusted, options)
-        dtype = {name: options.pop(name) for name in ("dtype",) if name in options}
+            return _outline(kind, folder, is_trusted, dtype, options)
         config, options = _config(folder, is_trusted, options)
         return kind.from_pretrained(
-            str(folder), config=config, use_safetensors=True, trust_remote_code=is_trusted, **dtype, **options
+            str(folder),
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=is_trusted,
+            dtype=dtype,
+            **options,
         )
 
 
 def has_kind(config: PretrainedConfig, kind: type) -> bool:
-    """Return whether transformers, or the model's own code, has a model of this kind for a configuration."""
+    """Return whether transformers, or the model's own code, has a model of this kind for a configuration.
+
+    Raises:
+        SettingsError: it is an encoder-decoder, which has no last hidden state of its input alone.
+    """
+    if config.is_encoder_decoder:
+        raise SettingsError(
+            f"base_model: {config.model_type} is an encoder-decoder, which no task trains; give an encoder"
+            " such as BERT, or a decoder such as Llama"
+        )
     return type(config) in _MAPPINGS[kind] or kind.__name__ in (getattr(config, "auto_map", None) or {})
 
 
@@ -104,9 +159,11 @@ def is_outline(model: PreTrainedModel) -> bool:
     return isinstance(next(iter(model.parameters()), None), FakeTensor)
 
 
-def _outline(kind: Any, folder: ModelFolder, is_trusted: bool, options: dict[str, Any]) -> Any:
+def _outline(
+    kind: Any, folder: ModelFolder, is_trusted: bool, dtype: torch.dtype, options: dict[str, Any]
+) -> Any:
     """Return what `from_pretrained` would, without weights; every tensor counts as found in the folder."""
-    dtype, about_weights = options.pop("dtype", None), {name: options.pop(name, None) for name in _OF_WEIGHTS}
+    about_weights = {name: options.pop(name, None) for name in _OF_WEIGHTS}
     config, _ = _config(folder, is_trusted, options)
     if issubclass(kind, PreTrainedModel):
         model = kind._from_config(config, dtype=dtype)
@@ -119,9 +176,6 @@ def _outline(kind: Any, folder: ModelFolder, is_trusted: bool, options: dict[str
 def _config(
     folder: ModelFolder, is_trusted: bool, options: dict[str, Any]
 ) -> tuple[PretrainedConfig, dict[str, Any]]:
-    """Return a model's configuration with these options in it, and the options that are not of the
-    configuration.
-    """
     pooling = options.pop("pooling", None)
     loaded: Any = AutoConfig.from_pretrained(
         str(folder), trust_remote_code=is_trusted, return_unused_kwargs=True, **options
@@ -177,3 +231,220 @@ def _use_private_folder() -> None:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # transformers reads it from the environment when it is imported, and then uses this constant.
     setattr(dynamic_module_utils, _CACHE_CONSTANT, folder)
+
+
+def initialise_added(model: PreTrainedModel, base_model: ModelFolder, added_tokens: Sequence[str]) -> None:
+    """Set the embedding of each added token to the mean of the embeddings of its former pieces; nothing else
+    changes.
+
+    Input and, if there are any, output embeddings [vocabulary, hidden] grow if the vocabulary has no room
+    left. Random embeddings would be far from all others, and ruin a language model's predictions (Hewitt,
+    2021).
+
+    Args:
+        model: just loaded from `base_model`; changed in place.
+        base_model: its folder, with the original tokenizer.
+
+    Raises:
+        SettingsError: the weights have no embedding for a token of the folder's own tokenizer.
+    """
+    former = former_pieces(base_model, added_tokens) if added_tokens else {}
+    if not former:
+        return
+    known = input_embeddings(model).weight.shape[0]
+    if (largest := max(piece for pieces in former.values() for piece in pieces)) >= known:
+        raise SettingsError(
+            f"base_model: its tokenizer has token {largest:,}, its weights have {known:,} tokens; use a"
+            " folder where both belong together"
+        )
+    size = max(former) + 1
+    if size > known:
+        # `mean_resizing` would draw the new rows from the covariance of the old ones, for minutes in a large
+        # model.
+        model.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        for table in _tables(model):
+            for new, pieces in former.items():
+                table[new] = table[pieces].mean(dim=0)
+
+
+def input_embeddings(model: PreTrainedModel) -> nn.Embedding:
+    """Return the word embeddings of a model."""
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding), f"{type(model).__name__} has no word embeddings"
+    return embeddings
+
+
+def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Return the tensors with a row for each token: embeddings, and the head of a language model with its
+    bias; tied ones once.
+    """
+    head = model.get_output_embeddings()
+    tables = [input_embeddings(model).weight, getattr(head, "weight", None), getattr(head, "bias", None)]
+    return list({id(table): table for table in tables if table is not None}.values())
+
+
+#: Which hidden states a head reads: the mean of all tokens', or the class token's.
+Pooling = Literal["mean", "cls"]
+#: File of a sentence-transformers folder with its parts in their order.
+_MODULES = "modules.json"
+_POOLING, _DENSE = "1_Pooling", "2_Dense"
+_WEIGHTS = "model.safetensors"
+
+
+def pooling_of(folder: ModelFolder, config: PretrainedConfig) -> Pooling | None:
+    """Return how the hidden states of a base model's tokens are pooled for a new head; None where its own
+    classifier does it.
+
+    That is so for decoders, whose classifier reads the last token, for encoder-decoders, and for models with
+    code of their own.
+    """
+    path = folder.path if isinstance(folder, TrustedFolder) else Path(folder)
+    if own_code(path):
+        return None
+    stated = _stated_pooling(path)
+    if stated is not None and type(config) in MODEL_MAPPING:
+        return stated
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+    return "mean" if is_encoder else None
+
+
+def _stated_pooling(folder: Path) -> Pooling | None:
+    if not (folder / _MODULES).is_file():
+        return None
+    for module in json.loads((folder / _MODULES).read_text(encoding="utf-8")):
+        if module["type"].endswith(".Pooling"):
+            config = json.loads((folder / module["path"] / "config.json").read_text(encoding="utf-8"))
+            mode = config.get("pooling_mode")
+            if config.get("pooling_mode_mean_tokens") or mode == "mean":
+                return "mean"
+            return "cls" if config.get("pooling_mode_cls_token") or mode == "cls" else None
+    return None
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """Return one vector a text [texts, hidden] of hidden states [texts, tokens, hidden], padded where the
+    mask [texts, tokens] is 0.
+    """
+    if pooling == "cls":
+        return hidden[:, 0]
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+class PooledClassifier(PreTrainedModel):
+    """A linear head on the pooled hidden states of an encoder; `pooled_class` makes the class of an
+    architecture.
+
+    The encoder is an attribute with the name that its architecture gives it, as in transformers' own
+    classifiers.
+    """
+
+    #: Of the encoder.
+    encoder_class: type[PreTrainedModel]
+
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        encoder = self.encoder_class(cast(Any, config))
+        # A pooler on the class token would be a weight without a gradient.
+        if getattr(encoder, "pooler", None) is not None:
+            encoder.register_module("pooler", None)
+        setattr(self, self.base_model_prefix, encoder)
+        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 0))
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **options: Any,
+    ) -> SequenceClassifierOutput:
+        """Return the logits [texts, labels]; input ids and mask are [texts, tokens]."""
+        output = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **options)
+        hidden = output.last_hidden_state
+        mask = hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask
+        logits = self.classifier(pool(hidden, mask, getattr(self.config, POOLING)))
+        return SequenceClassifierOutput(logits=logits, hidden_states=output.hidden_states)
+
+
+@cache
+def pooled_class(config_class: type[PretrainedConfig]) -> type[PooledClassifier]:
+    """Return the class of pooled classifiers of an architecture."""
+    encoder: Any = MODEL_MAPPING[config_class]
+    # What transformers has to know of an architecture (its layers, attention, first weights) is in the class
+    # that all of its models share.
+    shared = next(each for each in encoder.__mro__[1:] if issubclass(each, PreTrainedModel))
+    name = f"Pooled{encoder.__name__}"
+    return cast(
+        type[PooledClassifier],
+        type(name, (PooledClassifier, shared), {"encoder_class": encoder, "__module__": __name__}),
+    )
+
+
+@cache
+def saved_class(config_class: type[PretrainedConfig]) -> type[PooledClassifier]:
+    """Return the class that loads what `save_model` wrote: the head, in a file of its own, is not missed."""
+    ignored = {"_keys_to_ignore_on_load_missing": [r"classifier\.(weight|bias)"]}
+    whole = pooled_class(config_class)
+    return cast(type[PooledClassifier], type(whole.__name__, (whole,), {**ignored, "__module__": __name__}))
+
+
+def has_pooled_classifier(folder: ModelFolder) -> bool:
+    """Return whether a folder has a pooled classifier that `save_model` wrote."""
+    return (Path(str(folder)) / _DENSE / _WEIGHTS).is_file()
+
+
+def load_pooled_head(model: PooledClassifier, folder: ModelFolder) -> None:
+    """Load the head of a saved classifier.
+
+    Raises:
+        SettingsError: it does not fit the model.
+    """
+    weights = load_file(Path(str(folder)) / _DENSE / _WEIGHTS)
+    try:
+        model.classifier.load_state_dict(
+            {name.removeprefix("linear."): weight for name, weight in weights.items()}
+        )
+    except RuntimeError as error:
+        raise SettingsError(
+            f"{folder}: {_DENSE}/{_WEIGHTS} does not fit config.json; copy the model again"
+        ) from error
+
+
+def save_model(model: PreTrainedModel, folder: Path, max_tokens: int) -> None:
+    """Save a model as a folder of transformers; a pooled classifier as one of sentence-transformers, whose
+    embeddings are the logits.
+
+    Args:
+        max_tokens: longest window, special tokens included.
+    """
+    if not isinstance(model, PooledClassifier):
+        model.save_pretrained(folder, safe_serialization=True)
+        return
+    encoder: Any = model.base_model
+    encoder.save_pretrained(folder, safe_serialization=True)
+    config = model.config
+    pooling: Pooling = getattr(config, POOLING)
+    parts = {"": "Transformer", _POOLING: "Pooling", _DENSE: "Dense"}
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(parts.items())
+    ]
+    _write_json(folder / _MODULES, modules)
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    modes = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
+    _write_json(folder / _POOLING / "config.json", {"word_embedding_dimension": config.hidden_size, **modes})
+    dense = {"in_features": config.hidden_size, "out_features": config.num_labels, "bias": True}
+    _write_json(
+        folder / _DENSE / "config.json", {**dense, "activation_function": "torch.nn.modules.linear.Identity"}
+    )
+    head = {
+        f"linear.{name}": weight.detach().cpu().contiguous()
+        for name, weight in model.classifier.state_dict().items()
+    }
+    save_file(head, folder / _DENSE / _WEIGHTS, {"format": "pt"})
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -44,6 +44,14 @@ def of_weights(settings: TrainingSettings) -> torch.dtype:
     return torch.bfloat16 if settings.weights == "bf16" else torch.float32
 
 
+def of_scored_weights() -> torch.dtype:
+    """Return the number format of the weights of a language model that is scored or writes, and is not
+    trained: the one that a GPU computes them in, as autocast would keep a second copy of all of them.
+    """
+    halves = torch.cuda.is_available() and resolve("auto") == "bf16"
+    return torch.bfloat16 if halves else torch.float32
+
+
 def score_alike(model: PreTrainedModel, settings: TrainingSettings) -> PreTrainedModel:
     """Return a model that from now on is scored in the precision that its training computes in."""
     set_scoring(model, of(settings))
@@ -71,12 +79,6 @@ def autocast(precision: Precision) -> AbstractContextManager:
 
 
 def _cpu_has_bf16_matrix_units() -> bool:
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and _onednn_takes_bf16()
-
-
-def _onednn_takes_bf16() -> bool:
-    """Return whether oneDNN multiplies bf16 with what the CPU has.
-
-    It may be kept from that (`ONEDNN_MAX_CPU_ISA`): bf16 is then an eighth as fast as fp32.
-    """
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # oneDNN may be kept from using them (`ONEDNN_MAX_CPU_ISA`): bf16 is then an eighth as fast as fp32.
+    uses_them = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and uses_them

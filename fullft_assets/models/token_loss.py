@@ -1,4 +1,5 @@
-"""The loss of language models over the trained tokens alone.
+"""The loss of language models over the trained tokens alone, and their scores on held-out documents: the same
+on the validation rows in training, in the pilot and by the baselines, and on the test rows in the evaluation.
 
 Of a row's tokens only some are trained: not prompts, not the first one of a document, not padding. The output
 head and the softmax over the vocabulary, which cost a small model a fifth of its time and most of its memory,
@@ -9,22 +10,31 @@ replaced in this way is tested, not assumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from fullft_assets.jobs.progress import Listener
+from fullft_assets.models import precision
+from fullft_assets.models.inference import collate, device, in_batches, move_unless_sharded
 from fullft_assets.models.loading import is_outline
 
 #: Label of a token that is not trained.
 IGNORED = -100
-#: Logits that exist at a time.
-_CHUNK_ELEMENTS = 2**25
+#: Logits that exist at a time: on a GPU as many as make the additions to the head's gradient cheap.
+_CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
+#: The device of a plan for another machine, whose chunks are counted.
+PLANNED_DEVICE: ContextVar[str | None] = ContextVar("planned_device", default=None)
 
 
 class TokenLoss:
@@ -42,7 +52,8 @@ class TokenLoss:
 
     def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Any]):
         self.head = output_head(model)
-        is_plain = type(self.head) is nn.Linear and "forward" not in vars(self.head)
+        # FSDP2 makes a subclass of its class.
+        is_plain = type(self.head).forward is nn.Linear.forward and "forward" not in vars(self.head)
         self.is_fused = is_plain and self._returns_logits_of_head(model, inputs)
 
     def total(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
@@ -68,7 +79,7 @@ class TokenLoss:
 
         def score_in_chunks(hidden: torch.Tensor) -> torch.Tensor:
             states = hidden[:, :-1][predicted]
-            size = max(1, _CHUNK_ELEMENTS // len(head.weight))
+            size = _tokens_of_chunk(head.weight)
             for start in range(0, len(states), size):
                 logits = functional.linear(states[start : start + size], head.weight, head.bias)
                 heads.append(_token_scores(logits, targets[start : start + size]))
@@ -189,7 +200,7 @@ class LossOfHead(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             states, matrix = hidden.to(dtype), weight.to(dtype)
             offset = None if bias is None else bias.to(dtype)
-            size = max(1, _CHUNK_ELEMENTS // (num_heads * len(weight)))
+            size = _tokens_of_chunk(weight, num_heads)
             for start in range(0, len(hidden), size):
                 chunk = slice(start, start + size)
                 loss, slope = loss_of_chunk(chunk, functional.linear(states[chunk], matrix, offset))
@@ -236,6 +247,11 @@ class LinearCrossEntropy(LossOfHead):
         )
 
 
+def _tokens_of_chunk(weight: torch.Tensor, num_heads: int = 1) -> int:
+    elements = _CHUNK_ELEMENTS.get(PLANNED_DEVICE.get() or weight.device.type, _CHUNK_ELEMENTS["cpu"])
+    return max(1, elements // (num_heads * len(weight)))
+
+
 def dtype_of_logits(weight: torch.Tensor) -> torch.dtype:
     """Return the dtype that a head computes in: autocast's, else that of its weight."""
     kind = weight.device.type
@@ -262,3 +278,121 @@ def cross_entropy(
         losses *= shares[:, None]
         slope *= shares[:, None]
     return -losses.sum(), slope
+
+
+#: Fills rows up after their last token, which no trained token attends to.
+_PADDING = 0
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """The predictions of the trained tokens of documents; the methods pool all tokens of all documents.
+
+    Attributes:
+        num_tokens: [documents] int64, trained tokens that were predicted.
+        loss: [documents] float64, their summed cross-entropy in nats; nan where the model's outputs are not
+            finite.
+        num_right: [documents] int64, how many of them the model ranked first.
+    """
+
+    num_tokens: np.ndarray
+    loss: np.ndarray
+    num_right: np.ndarray
+
+    def mean_loss(self) -> float:
+        """Return the mean cross-entropy of a token in nats; nan without a token, or if an output was not
+        finite.
+        """
+        count = self.num_tokens.sum()
+        return float(self.loss.sum() / count) if count else math.nan
+
+    def token_probability(self) -> float:
+        """Return the geometric mean of the tokens' probabilities, 1 / perplexity."""
+        return math.exp(-self.mean_loss())
+
+    def token_accuracy(self) -> float:
+        """Return the share of tokens that were ranked first; nan like the loss."""
+        loss = self.mean_loss()
+        return float(self.num_right.sum() / self.num_tokens.sum()) if math.isfinite(loss) else math.nan
+
+
+def score_documents(
+    model: PreTrainedModel,
+    windows: Sequence[Sequence[Sequence[int]]],
+    marks: Sequence[Sequence[Sequence[int]]] | None,
+    *,
+    progress: Listener | None = None,
+) -> TokenScores:
+    """Score a causal language model on documents; the model's mode is restored.
+
+    A token is predicted from those before it in its window, so the first one of a window never is. Each
+    window has a row of its own, longest first, so packing does not matter.
+
+    Args:
+        marks: aligned with the windows, 1 where a token is trained; None: all are.
+        progress: reports how many windows are done; asked between batches whether to stop.
+    """
+    num_tokens, loss, num_right = (np.zeros(len(windows), kind) for kind in (np.int64, np.float64, np.int64))
+    rows = _rows(windows, marks)
+    was_training = model.training
+    model.eval()
+    move_unless_sharded(model)
+    token_loss: TokenLoss | None = None
+
+    def forward(start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the document, the loss and whether it was ranked first of each trained token."""
+        nonlocal token_loss
+        batch = rows[start:end]
+        inputs = {
+            name: value.to(device()) for name, value in collate([row.ids for row in batch], _PADDING).items()
+        }
+        labels = _labels(batch, inputs["input_ids"])
+        if token_loss is None:
+            token_loss = TokenLoss(model, {name: value[:1] for name, value in inputs.items()})
+        losses, is_first = token_loss.of_tokens(model, inputs, labels)
+        documents = np.repeat(
+            [row.document for row in batch], (labels[:, 1:] != IGNORED).sum(1).cpu().numpy()
+        )
+        return documents, losses.double().cpu().numpy(), is_first.long().cpu().numpy()
+
+    try:
+        with torch.no_grad(), precision.autocast(precision.of_scores(model)):
+            for documents, losses, is_first in in_batches(
+                [len(row.ids) for row in rows], forward, model, progress
+            ):
+                np.add.at(num_tokens, documents, 1)
+                np.add.at(loss, documents, losses)
+                np.add.at(num_right, documents, is_first)
+    finally:
+        model.train(was_training)
+    return TokenScores(num_tokens, np.where(np.isfinite(loss), loss, np.nan), num_right)
+
+
+@dataclass(frozen=True)
+class _Row:
+    document: int
+    ids: Sequence[int]
+    marks: Sequence[int] | None
+
+
+def _rows(
+    windows: Sequence[Sequence[Sequence[int]]], marks: Sequence[Sequence[Sequence[int]]] | None
+) -> list[_Row]:
+    """Return the windows that have a token to predict, longest first: a batch that does not fit fails at
+    once.
+    """
+    rows = [
+        _Row(number, window, None if marks is None else marks[number][place])
+        for number, document in enumerate(windows)
+        for place, window in enumerate(document)
+    ]
+    rows = [row for row in rows if len(row.ids) > 1 and (row.marks is None or 1 in row.marks[1:])]
+    return sorted(rows, key=lambda row: -len(row.ids))
+
+
+def _labels(batch: Sequence[_Row], ids: torch.Tensor) -> torch.Tensor:
+    """Return [rows, tokens]: the token's id where it is trained, else IGNORED."""
+    trained = torch.zeros(ids.shape, dtype=torch.bool)
+    for number, row in enumerate(batch):
+        trained[number, : len(row.ids)] = True if row.marks is None else torch.tensor(row.marks) == 1
+    return torch.where(trained.to(ids.device), ids, IGNORED)

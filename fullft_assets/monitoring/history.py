@@ -9,9 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fullft_assets.monitoring.drift_test import POOLED
-from fullft_assets.monitoring.metadata import DriftMetadata
-from fullft_assets.monitoring.verdict import ALARMED, REFERENCE_WINDOWS, VERSION, WITHOUT_VERDICT, Past
+from fullft_assets.artifacts import BATCH_PREDICTIONS, DRIFT_SCALE, FINETUNED_CHECKPOINT, PRODUCTION_DOCUMENTS
+from fullft_assets.monitoring.drift_tests import POOLED
+from fullft_assets.monitoring.verdict import (
+    ALARMED,
+    REFERENCE_WINDOWS,
+    VERSION,
+    WITHOUT_VERDICT,
+    DriftMetadata,
+    Past,
+)
 from fullft_assets.store import Manifest
 
 T = TypeVar("T")
@@ -21,7 +28,7 @@ SUMS = "sums.npz"
 #: read on.
 _REFERENCE, _RECENT = "reference", "recent"
 _KEPT_REFERENCE, _KEPT_RECENT = "kept_reference", "kept_recent"
-_SCALE = "drift_scale"
+_SCALE = DRIFT_SCALE
 
 
 @dataclass(frozen=True)
@@ -122,11 +129,11 @@ def read_history(
     reported = sorted(reported)
 
     def is_comparable(report: Manifest) -> bool:
-        same_source = ("batch_predictions" in report.inputs) == is_logged
+        same_source = (BATCH_PREDICTIONS in report.inputs) == is_logged
         return report.version == VERSION and report.settings == settings and same_source
 
     def is_of_model(report: Manifest) -> bool:
-        return report.inputs.get("finetuned_checkpoint") == model.content_digest
+        return report.inputs.get(FINETUNED_CHECKPOINT) == model.content_digest
 
     def compared_with(report: Manifest) -> History:
         metadata = DriftMetadata.of(report)
@@ -151,7 +158,7 @@ def read_history(
         own is not None
         and is_comparable(own)
         and is_of_model(own)
-        and own.inputs.get("production_documents") == documents.content_digest
+        and own.inputs.get(PRODUCTION_DOCUMENTS) == documents.content_digest
     ):
         return compared_with(own)
     newest = next(earlier(), None)

@@ -2,24 +2,82 @@
 its score at release.
 
 Labels may be late and out of order, and somebody looks after each of them: the bounds hold at all looks at
-once (see `anytime`).
+once (see `log_evidence_below`).
 """
-
-from __future__ import annotations
 
 import hashlib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from fullft_assets.monitoring.anytime import lower_bound, upper_bound
-from fullft_assets.monitoring.exported import place_digest
-from fullft_assets.monitoring.logged import read_labels
-from fullft_assets.monitoring.predictions import PREDICTIONS
-from fullft_assets.monitoring.redelivery import own_ids
+import numpy as np
+import pyarrow.parquet as pq
+
+from fullft_assets.artifacts import (
+    DOCUMENTS_FILE,
+    EXAMPLES_FILE,
+    FINETUNED_CHECKPOINT,
+    LABELED_EXAMPLES,
+    LIVE_QUALITY,
+    PRODUCTION_DOCUMENTS,
+)
+from fullft_assets.monitoring.far import place_digest
+from fullft_assets.monitoring.predictions import PREDICTIONS, read_labels
+from fullft_assets.monitoring.related import own_ids
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.store.metadata import Metadata
+
+#: Weight of the mixing distribution in observations: the bounds are tight from some dozens to some thousands
+#: of outcomes.
+_WEIGHT = 20.0
+
+
+def log_evidence_below(num_right: Any, num: Any, share: Any) -> Any:
+    """Return the logarithm of the evidence that the true share is below `share`, of counts of any shape.
+
+    Args:
+        num_right: outcomes that were right.
+        num: all outcomes.
+        share: strictly between 0 and 1.
+    """
+    from scipy.special import betainc, betaln, xlog1py, xlogy
+
+    share = np.asarray(share, np.float64)
+    right, wrong = np.asarray(num_right, np.float64), np.asarray(num, np.float64) - num_right
+    a, b = _WEIGHT * share, _WEIGHT * (1 - share)
+    with np.errstate(divide="ignore"):
+        mixed = (
+            betaln(a + right, b + wrong)
+            - betaln(a, b)
+            + np.log(betainc(a + right, b + wrong, share))
+            - np.log(betainc(a, b, share))
+        )
+    return mixed - xlogy(right, share) - xlog1py(wrong, -share)
+
+
+def upper_bound(num_right: int, num: int, error: float) -> float:
+    """Return the upper bound of the true share that is wrong at any look with a chance of at most `error`; 1
+    without outcomes.
+    """
+    from scipy.optimize import brentq
+
+    if not 0 <= num_right <= num:
+        raise ValueError(f"{num_right} of {num} is no share")
+    limit, highest = -np.log(error), 1 - 1e-9
+    lowest = max(num_right / num if num else 0.0, 1e-9)
+    if lowest >= highest or log_evidence_below(num_right, num, highest) < limit:
+        return 1.0
+    root: Any = brentq(
+        lambda share: float(log_evidence_below(num_right, num, share)) - limit, lowest, highest
+    )
+    return float(root)
+
+
+def lower_bound(num_right: int, num: int, error: float) -> float:
+    """Return the lower bound in the same sense; 0 without outcomes."""
+    return 1.0 - upper_bound(num - num_right, num, error)
+
 
 #: Raise this when the counts or their metadata change.
 LIVE_VERSION = "4"
@@ -120,14 +178,14 @@ def measure(
         for artifacts in (predicted, examples)
     ]
     inputs = {
-        "finetuned_checkpoint": champion.content_digest,
+        FINETUNED_CHECKPOINT: champion.content_digest,
         "predictions": digest(contents[0]),
-        "labeled_examples": digest(contents[1]),
+        LABELED_EXAMPLES: digest(contents[1]),
     }
     inputs["chosen"] = digest({name: sorted(places) for name, places in chosen.items() if name in predicted})
     settings = {"release": list(release), "error": error}
     return store.ensure(
-        case, "live_quality", write, version=LIVE_VERSION, settings=settings, inputs=inputs, seed=seed
+        case, LIVE_QUALITY, write, version=LIVE_VERSION, settings=settings, inputs=inputs, seed=seed
     )
 
 
@@ -145,8 +203,8 @@ def predicted_by(
         for name, manifest in sorted(predictions.items())
         if name in windows
         and manifest.settings.get("log") == log
-        and manifest.inputs["finetuned_checkpoint"] == champion.content_digest
-        and manifest.inputs["production_documents"] == windows[name].content_digest
+        and manifest.inputs[FINETUNED_CHECKPOINT] == champion.content_digest
+        and manifest.inputs[PRODUCTION_DOCUMENTS] == windows[name].content_digest
     }
 
 
@@ -187,7 +245,11 @@ def predicted_documents(
         predicted: as of `predicted_by`.
         windows, chosen: see `measure`.
     """
-    last = _last_windows(store, {name: windows[name] for name in predicted})
+    last: dict[str, str] = {}
+    for name in predicted:
+        path = store.folder(windows[name]) / DOCUMENTS_FILE
+        table = pq.read_table(path, columns=["id", "source", "row"])
+        last.update(dict.fromkeys(filter(None, own_ids(table)), name))
     for name, predictions in predicted.items():
         far = chosen.get(name, ())
         for document in _documents(store, name, windows[name], predictions):
@@ -234,11 +296,10 @@ def labels_by_id(store: Store, examples: Mapping[str, Manifest]) -> dict[str, st
     """Return the label of each id, of the newest batch that has it; None where rows of that batch contradict
     each other.
     """
-    import pyarrow.parquet as pq
 
     labels: dict[str, str | None] = {}
     for _, batch in sorted(examples.items()):
-        table = pq.read_table(store.folder(batch) / "examples.parquet", columns=["id", "label"])
+        table = pq.read_table(store.folder(batch) / EXAMPLES_FILE, columns=["id", "label"])
         newest: dict[str, str | None] = {}
         for identifier, label in zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True):
             newest[identifier] = label if newest.get(identifier, label) == label else None
@@ -286,24 +347,12 @@ def check(metadata: LiveMetadata) -> CheckOutcome:
     )
 
 
-def _last_windows(store: Store, windows: Mapping[str, Manifest]) -> dict[str, str]:
-    """Return the newest window of each document that has an id of its own."""
-    import pyarrow.parquet as pq
-
-    last_windows: dict[str, str] = {}
-    for name, window in windows.items():
-        table = pq.read_table(store.folder(window) / "documents.parquet", columns=["id", "source", "row"])
-        last_windows.update(dict.fromkeys(filter(None, own_ids(table)), name))
-    return last_windows
-
-
 def _documents(
     store: Store, name: str, window: Manifest, predictions: Manifest
 ) -> Iterator[PredictedDocument]:
-    import pyarrow.parquet as pq
 
     table = pq.read_table(
-        store.folder(window) / "documents.parquet", columns=["source", "row", "id", "text", "label", "group"]
+        store.folder(window) / DOCUMENTS_FILE, columns=["source", "row", "id", "text", "label", "group"]
     )
     predicted = read_labels(store.folder(predictions) / PREDICTIONS)
     for row, own_id in zip(table.to_pylist(), own_ids(table), strict=True):

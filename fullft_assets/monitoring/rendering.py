@@ -1,9 +1,17 @@
-"""A drift verdict as Markdown."""
+"""A drift verdict as Markdown, and why a window alarmed: the words whose share changed most, and the places
+of the documents that moved it most, never their texts.
 
-from __future__ import annotations
+The explanation is a file of the drift report and no part of its metadata: words may be names, so they stay
+in the store, where an erasure finds them.
+"""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
+from fullft_assets.markdown import escape
+from fullft_assets.monitoring.features import Sums, pooled_mean, words_of
 from fullft_assets.monitoring.verdict import ALARMED, DriftVerdict
 
 #: Dagster shows Markdown inline only below 1,000 characters.
@@ -50,4 +58,78 @@ def render_report(
         for window, numbers in windows:
             cells = (f"{numbers[name]:.4g}" if name in numbers else "" for name in names)
             lines.append(f"| {window} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+#: File of a drift report.
+EXPLANATION = "explanation.md"
+NUM_WORDS, NUM_PLACES = 15, 10
+#: A word in fewer documents may be about one person.
+_LEAST_DOCUMENTS = 5
+
+
+def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[tuple[str, float, float]]:
+    """Return the words whose share of documents changed most, by the z-score of two proportions: each with
+    the share of documents that have it in the reference windows and in this one.
+    """
+    counts, sizes = [], []
+    for texts in (before, now):
+        size, counter = 0, Counter[str]()
+        for text in texts:
+            size += 1
+            counter.update({word for word in words_of(text) if not word.isdigit()})
+        counts.append(counter)
+        sizes.append(max(size, 1))
+    names = [word for word, count in sorted((counts[0] + counts[1]).items()) if count >= _LEAST_DOCUMENTS]
+    old, new = (
+        np.array([count[word] for word in names]) / size for count, size in zip(counts, sizes, strict=True)
+    )
+    pooled = (old * sizes[0] + new * sizes[1]) / sum(sizes)
+    scores = np.abs(new - old) / np.sqrt(
+        np.maximum(pooled * (1 - pooled), 1e-12) * (1 / sizes[0] + 1 / sizes[1])
+    )
+    order = np.argsort(-scores, kind="stable")[:NUM_WORDS]
+    return [(names[number], float(old[number]), float(new[number])) for number in order]
+
+
+def farthest(coordinates: Mapping[str, np.ndarray], references: Mapping[str, Sequence[Sums]]) -> np.ndarray:
+    """Return the indices of the documents that moved the window's mean most away from that of the reference
+    windows.
+
+    Args:
+        coordinates: by drift test, those of the window's documents.
+        references: the reference windows of each drift test that alarmed.
+    """
+    scores = np.zeros(len(next(iter(coordinates.values()))))
+    for name, reference in references.items():
+        moved = coordinates[name] - pooled_mean(reference, [window.means[name] for window in reference])
+        direction = moved.mean(axis=0)
+        scores += moved @ direction / max(float(np.linalg.norm(direction)), 1e-12)
+    return np.argsort(-scores, kind="stable")[:NUM_PLACES]
+
+
+def render_explanation(
+    title: str,
+    moved: Sequence[str],
+    words: Sequence[tuple[str, float, float]],
+    places: Sequence[tuple[str, int]],
+) -> str:
+    """Return the explanation as Markdown, of words as of `shifted_words` and of the file and row of
+    documents.
+    """
+    lines = [
+        f"# {title}",
+        "",
+        *(f"- {change}" for change in moved),
+        "",
+        "| word | documents before | documents now |",
+        "|---|---|---|",
+        *(f"| {escape(word)} | {before:.1%} | {now:.1%} |" for word, before, now in words),
+        "",
+        "These documents differ most from the reference windows:",
+        "",
+        "| file | row |",
+        "|---|---|",
+        *(f"| {escape(source)} | {row} |" for source, row in places),
+    ]
     return "\n".join(lines) + "\n"

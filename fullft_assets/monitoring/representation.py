@@ -5,29 +5,27 @@ large one if a window is small or there are many labels; so the distance expecte
 subtracted first.
 """
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import DOCUMENTS_FILE, FINETUNED_CHECKPOINT
 from fullft_assets.documents import RawMetadata
 from fullft_assets.escaping import quoted, visible
-from fullft_assets.examples.label_names import NOT_NAMED, may_be_named
+from fullft_assets.examples.labels import NOT_NAMED, may_be_named
+from fullft_assets.monitoring.features import Sums
 from fullft_assets.monitoring.history import SUMS
-from fullft_assets.monitoring.sums import Sums
 from fullft_assets.snapshot.frozen_batches import find_rows
-from fullft_assets.snapshot.locations import read_index
-from fullft_assets.store import CheckOutcome
+from fullft_assets.snapshot.locations import by_batch, read_index
+from fullft_assets.store import CheckOutcome, Manifest, Store
 from fullft_assets.store.checks import CheckSpec
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from fullft_assets.store import Manifest, Store
 
 CHECK = CheckSpec(
     "training_data_represents_production",
@@ -65,8 +63,7 @@ class Composition:
     labels_are_predicted: bool = False
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """Distance between the shares of two compositions in one respect.
 
     Attributes:
@@ -79,11 +76,6 @@ class Difference:
     distance: float
     by_chance: float
     shares: dict[str, tuple[float, float]]
-
-    @property
-    def beyond_chance(self) -> float:
-        """The distance beyond the one expected by chance."""
-        return max(0.0, self.distance - self.by_chance)
 
 
 def judge(
@@ -134,7 +126,7 @@ def predictions(
     counts: Counter[str] = Counter()
     for report in reports:
         # A window with insufficient data was not read by the model.
-        if report.inputs["finetuned_checkpoint"] == model.content_digest and SUMS in report.files:
+        if report.inputs[FINETUNED_CHECKPOINT] == model.content_digest and SUMS in report.files:
             predicted = Sums.load(store.folder(report) / SUMS).counts.tolist()
             counts.update({label: count for label, count in zip(labels, predicted, strict=True) if count})
     return counts
@@ -142,7 +134,14 @@ def predictions(
 
 def of_snapshot(store: Store, snapshot: Manifest) -> Composition:
     """Return the composition of a snapshot's training rows; general documents for replay do not count."""
-    return of_tables(_training_tables(store, snapshot))
+
+    index = read_index(store, snapshot)
+    rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")), with_chunks=False)
+    positions = rows.places["position"].to_numpy()
+    return of_tables(
+        _read(rows.examples[batch]).take(pa.array(positions[numbers]))
+        for batch, numbers in by_batch(rows.places)
+    )
 
 
 def of_production(
@@ -153,18 +152,16 @@ def of_production(
     Args:
         predicted: independent documents by predicted label; used if no document has a label.
     """
-    import pyarrow.parquet as pq
-
-    def tables() -> Iterator[pa.Table]:
-        for window in windows:
-            path = store.folder(window) / "documents.parquet"
-            known = set(pq.read_schema(path).names)
-            yield pq.read_table(path, columns=[name for name in _COLUMNS if name in known])
-
-    composition = of_tables(tables())
+    composition = of_tables(_read(store.folder(window) / DOCUMENTS_FILE) for window in windows)
     if composition.labels or not predicted:
         return composition
     return replace(composition, labels=dict(predicted), labels_are_predicted=True)
+
+
+def _read(path: Path) -> pa.Table:
+
+    known = set(pq.read_schema(path).names)
+    return pq.read_table(path, columns=[name for name in _COLUMNS if name in known])
 
 
 def of_tables(tables: Iterable[pa.Table]) -> Composition:
@@ -229,7 +226,7 @@ def compare(training: Composition, production: Composition) -> CheckOutcome:
             ]
             metadata[f"{respect}_shares"] = shares[:20]
         text = _in_words(f"predicted {respect}" if is_predicted else respect, apart)
-        (red if apart.beyond_chance > MAX_DIFFERENCE else green).append(text)
+        (red if apart.distance - apart.by_chance > MAX_DIFFERENCE else green).append(text)
     if red:
         fix = "label and deliver more documents like production's"
         return _outcome(
@@ -301,45 +298,22 @@ def _outcome(passed: bool, description: str, metadata: dict) -> CheckOutcome:
 
 
 def _label_counts(table: pa.Table) -> dict[str, int]:
-    """Return documents by label, from any of the three label columns."""
-    import pyarrow as pa
 
     counts = Counter(_value_counts(table, "label"))
     for name in ("labels", "spans"):
-        if name not in table.column_names or not pa.types.is_list(table.schema.field(name).type):
-            continue
-        column = table[name].combine_chunks()
-        values = column.flatten()
-        if name == "spans":
-            values = values.flatten()[values.type.get_field_index("label")]
-        once = (
-            pa.table({"row": column.value_parent_indices(), "label": values})
-            .group_by(["row", "label"])
-            .aggregate([])
-        )
-        counts.update(_value_counts(once, "label"))
+        if name in table.column_names and pa.types.is_list(table.schema.field(name).type):
+            column = table[name].combine_chunks()
+            values = column.flatten()
+            values = values.field("label") if name == "spans" else values
+            pairs = pa.table({"row": column.value_parent_indices(), "label": values})
+            counts.update(_value_counts(pairs.group_by(["row", "label"]).aggregate([]), "label"))
     return dict(counts)
 
 
 def _value_counts(table: pa.Table, name: str) -> dict[str, int]:
-    import pyarrow as pa
 
     if name not in table.column_names or pa.types.is_null(table.schema.field(name).type):
         return {}
     counts = table[name].value_counts()
     pairs = zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
     return {value: count for value, count in pairs if value not in (None, "")}
-
-
-def _training_tables(store: Store, snapshot: Manifest) -> Iterator[pa.Table]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    index = read_index(store, snapshot)
-    rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")), with_chunks=False)
-    for batch, numbers in rows.locations.by_batch():
-        path = rows.examples[batch] / "examples.parquet"
-        known = set(pq.read_schema(path).names)
-        table = pq.read_table(path, columns=[name for name in _COLUMNS if name in known])
-        yield table.take(pa.array(rows.locations.position[numbers]))

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from fullft_assets.monitoring.drift_test import POOLED, DriftTest, open_tests
-from fullft_assets.monitoring.sums import Sums
+from fullft_assets.artifacts import DRIFT_REPORT, TRAINING_SNAPSHOT
+from fullft_assets.monitoring.drift_tests import POOLED, DriftTest, open_tests
+from fullft_assets.monitoring.features import Sums
 from fullft_assets.settings import MonitoringSettings, UseCaseSettings
 from fullft_assets.settings.monitoring import MAX_WINDOW_ROWS, OUR_DRIFT_TESTS
 from fullft_assets.store import CheckOutcome, Manifest, artifact_key
 from fullft_assets.store.checks import CheckSpec
+from fullft_assets.store.metadata import Metadata
 
 VERSION = "6"
 WINDOW_MATCHES_REFERENCE = CheckSpec(
     "window_matches_reference", "Production looks like the reference windows."
 )
-PRODUCTION_IS_SEEN = CheckSpec(
-    "production_is_seen",
-    "Of the ten newest windows some could be compared.",
-)
-CHECKS = (WINDOW_MATCHES_REFERENCE, PRODUCTION_IS_SEEN)
+CHECKS = (WINDOW_MATCHES_REFERENCE,)
 
 #: `warming_up`: this window is one of the first, which later ones are compared with. `alarm`: it, or the last
 #: three windows pooled, differ from them. `confirmed`: so did windows shortly before, which are not among
@@ -32,7 +30,7 @@ Status = Literal["warming_up", "ok", "alarm", "confirmed", "insufficient_data", 
 ALARMED: tuple[Status, ...] = ("alarm", "confirmed")
 #: Nothing follows from a window of these: one says little, and many in a row that production is not seen.
 WITHOUT_VERDICT: tuple[Status, ...] = ("insufficient_data", "feed_broken")
-#: With so many of them in a row, production is not seen: a person is alerted, and a check is red.
+#: With so many of them in a row, production is not seen, and a person is alerted.
 MOST_WITHOUT_VERDICT = 10
 #: Windows before the current one that a verdict looks at: three pooled ones can confirm three.
 NUM_RECENT = 2 * POOLED - 1
@@ -65,7 +63,7 @@ class Past(NamedTuple, Generic[T]):
 
 
 class Comparison(BaseModel):
-    """What a drift test says of the last `num_windows` windows; see `drift_test.Outcome`."""
+    """What a drift test says of the last `num_windows` windows; see `drift_tests.Outcome`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -115,21 +113,19 @@ class DriftVerdict(BaseModel):
     @property
     def summary(self) -> str:
         """The verdict in one line."""
-        if self.status == "insufficient_data":
-            return "insufficient data: " + "; ".join(self.notes)
-        if self.status == "feed_broken":
-            return "the feed is broken: no document of this window has a text"
-        if self.status == "warming_up":
-            return (
+        sentences: dict[Status, str] = {
+            "insufficient_data": "insufficient data: " + "; ".join(self.notes),
+            "feed_broken": "the feed is broken: no document of this window has a text",
+            "warming_up": (
                 f"warming up: window {self.num_reference_windows + 1} of the {LEAST_WINDOWS} that a"
                 " comparison needs"
-            )
-        if self.status == "ok":
-            return (
+            ),
+            "ok": (
                 f"{self.num_rows:,} documents are like those of {self.num_reference_windows} reference"
                 " windows"
-            )
-        return "; ".join(self.moved)
+            ),
+        }
+        return sentences.get(self.status, "; ".join(self.moved))
 
 
 def judge(
@@ -153,11 +149,15 @@ def judge(
         num_reference_rows=sum(sums.num_rows for sums in content.reference),
     )
     tests = open_tests(settings.drift_tests)
-    sides = [_Side(test, content if test.outlives_champion else model, current) for test in tests]
-    sides = [side for side in sides if len(side.past.reference) >= LEAST_WINDOWS]
+    pasts = [(test, content if test.outlives_champion else model) for test in tests]
+    sides = [
+        _Side(test, past, [*past.recent, current])
+        for test, past in pasts
+        if len(past.reference) >= LEAST_WINDOWS
+    ]
     if not sides:
         return judged
-    comparisons = _comparisons(sides)
+    comparisons = [comparison for side in sides for comparison in side.compare(side.windows)]
     alarms = [comparison for comparison in comparisons if comparison.drifted]
     homogeneity = _homogeneity(tests, content.reference)
     num_windows = {alarm.test: alarm.num_windows for alarm in alarms}
@@ -178,15 +178,12 @@ def judge(
     return judged.model_copy(update=update)
 
 
-class _Side:
-    """What one drift test compares: the windows after the reference, the current one last, and the past."""
-
-    def __init__(self, test: DriftTest, past: Past[Sums], current: Sums):
-        self.test, self.past = test, past
-        self.windows = [*past.recent, current]
+class _Side(NamedTuple):
+    test: DriftTest
+    past: Past[Sums]
+    windows: list[Sums]
 
     def compare(self, windows: Sequence[Sums]) -> list[Comparison]:
-        """Return the comparisons of the last of some windows, and of the last three if there are so many."""
         return [
             Comparison(
                 test=self.test.name,
@@ -198,14 +195,7 @@ class _Side:
         ]
 
 
-def _comparisons(sides: Sequence[_Side]) -> list[Comparison]:
-    return [comparison for side in sides for comparison in side.compare(side.windows)]
-
-
 def _homogeneity(tests: Sequence[DriftTest], reference: Sequence[Sums]) -> float | None:
-    """Return the p-value of the two halves of a complete reference by the first test that outlives a
-    champion; None if the reference is not complete, or there is no such test.
-    """
     test = next((test for test in tests if test.outlives_champion), None)
     if test is None or len(reference) < REFERENCE_WINDOWS:
         return None
@@ -214,18 +204,18 @@ def _homogeneity(tests: Sequence[DriftTest], reference: Sequence[Sums]) -> float
 
 
 def _notes(content: Past[Sums], model: Past[Sums], homogeneity: float | None) -> Iterator[str]:
-    """Yield what to know about the reference windows."""
     if len(content.reference) < REFERENCE_WINDOWS:
-        have = f"{len(content.reference)} of {REFERENCE_WINDOWS} windows"
-        yield f"the reference is provisional: it has {have}"
+        yield f"the reference is provisional: it has {len(content.reference)} of {REFERENCE_WINDOWS} windows"
     elif homogeneity is not None and homogeneity <= _HOMOGENEITY:
         yield (
             "the reference is not homogeneous: production changed while it was collected, and alarms may be"
             " late or missing"
         )
     if len(model.reference) < LEAST_WINDOWS:
-        have = f"{len(model.reference)} of {LEAST_WINDOWS} windows under this champion"
-        yield f"only the content is compared: there are {have}"
+        yield (
+            f"only the content is compared: there are {len(model.reference)} of {LEAST_WINDOWS} windows under"
+            " this champion"
+        )
 
 
 def _is_confirmed(sides: Sequence[_Side], alarms: Sequence[Comparison]) -> bool:
@@ -235,9 +225,9 @@ def _is_confirmed(sides: Sequence[_Side], alarms: Sequence[Comparison]) -> bool:
     least = min(alarm.num_windows for alarm in alarms)
     for side in sides:
         before = side.windows[-(NUM_RECENT + 1) : -least]
-        for end in range(1, len(before) + 1):
-            if any(comparison.drifted for comparison in side.compare(before[:end])):
-                return True
+        ends = range(1, len(before) + 1)
+        if any(comparison.drifted for end in ends for comparison in side.compare(before[:end])):
+            return True
     return False
 
 
@@ -290,30 +280,6 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
     )
 
 
-def seen_check(statuses: Sequence[Status]) -> CheckOutcome:
-    """Return the check, a warning, that production is seen: a year of windows without a verdict reads like a
-    calm one.
-
-    Args:
-        statuses: of the newest windows, the last one first.
-    """
-    number = next(
-        (place for place, status in enumerate(statuses) if status not in WITHOUT_VERDICT), len(statuses)
-    )
-    said = f"{number} windows in a row have no verdict" if number > 1 else "windows have verdicts"
-    fix = (
-        ""
-        if number < MOST_WITHOUT_VERDICT
-        else ". Look at what production delivers, and at monitoring.window and monitoring.min_window_rows"
-    )
-    return CheckOutcome(
-        name=PRODUCTION_IS_SEEN.name,
-        passed=number < MOST_WITHOUT_VERDICT,
-        severity="warn",
-        description=said + fix,
-    )
-
-
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that determine a drift report. Windows read with others are not compared with each
     other.
@@ -347,6 +313,62 @@ def report_key(settings: UseCaseSettings, inputs: Mapping[str, Manifest]) -> str
         inputs: of its job, by name; the checkpoint determines its snapshot.
     """
     digests = {
-        name: manifest.content_digest for name, manifest in inputs.items() if name != "training_snapshot"
+        name: manifest.content_digest for name, manifest in inputs.items() if name != TRAINING_SNAPSHOT
     }
-    return artifact_key("drift_report", VERSION, key_settings(settings), digests, settings.seed)
+    return artifact_key(DRIFT_REPORT, VERSION, key_settings(settings), digests, settings.seed)
+
+
+class DriftMetadata(Metadata):
+    """Metadata of a `drift_report`.
+
+    Attributes:
+        num_rows: compared documents of the window: the effective number, as each is independent of the
+            others.
+        num_related_left_out: documents of groups, or clusters of near-duplicates, that another document
+            represents.
+        reference, recent: `Manifest.ref` of the drift reports of the windows that this one was compared with
+        and pooled with. kept_reference, kept_recent: the same for the content of the texts, where it is
+        compared with windows of an earlier champion.
+        scale: `Manifest.ref` of the `drift_scale` that the content is read on; empty where the window was not
+            read and is compared with none.
+        documents: `Manifest.ref` of the window's production documents.
+        predictions: `Manifest.ref` of the predictions from the log, where only the documents that have one
+            were compared.
+        measured: each number by its name: p-values, effects, and the means of what the documents are like;
+            see `verdict` and `features.Sums`.
+    """
+
+    rest: ClassVar[str | None] = "measured"
+
+    window: str
+    status: Status
+    summary: str
+    table: str
+    num_rows: int
+    num_delivered: int
+    num_unreadable: int
+    num_related_left_out: int
+    num_labelled: int
+    num_reference_windows: int
+    reference: list[str]
+    recent: list[str]
+    kept_reference: list[str] = []
+    kept_recent: list[str] = []
+    scale: str = ""
+    documents: str
+    predictions: str | None = None
+    measured: dict[str, float]
+
+
+class ScaleMetadata(Metadata):
+    """Metadata of a `drift_scale`.
+
+    Attributes:
+        num_rows: held-out rows that it was fitted on.
+        num_words: distinct words of the training texts.
+        num_held_out: embeddings of single rows that it still has; 0 after an erasure.
+    """
+
+    num_rows: int
+    num_words: int
+    num_held_out: int

@@ -1,18 +1,101 @@
-"""How a person is reached and paid: e-mail, telephone, IBAN, payment card, IP address, US social security
-number.
+"""How a person is reached and paid, and what lets others act as that person.
 
-Licence versions, section numbers, dates and ZIP+4 codes look like numbers of people; what guards against them
-is in the patterns.
+E-mail, telephone, IBAN, payment card, IP address, US social security number; keys and tokens, of which most
+have a prefix of their provider, and others a word before them. Licence versions, section numbers, dates and
+ZIP+4 codes look like numbers of people; what guards against them is in the patterns.
 """
-
-from __future__ import annotations
 
 import ipaddress
 import re
 from functools import lru_cache
 
-from fullft_assets.personal_data import checksums
-from fullft_assets.personal_data.kinds import Kind, Span, bare, digits_of, is_another_number, named_by
+from fullft_assets.personal_data import identifiers
+from fullft_assets.personal_data.kinds import (
+    Kind,
+    Span,
+    bare,
+    checked,
+    digits_of,
+    is_another_number,
+    named_by,
+    whole,
+)
+
+_PLACEHOLDER = re.compile(
+    r"(?i)^(?:x+|\*+|\.+|<.*|\$.*|\{.*|%.*|your.*|example.*|changeme|redacted|none|null|true|false)$"
+)
+
+
+def _check_assigned(match: re.Match[str]) -> Span | None:
+    value = match[1]
+    mixed = any(c.isdigit() for c in value) and any(c.isalpha() for c in value)
+    return match.span(1) if mixed and not _PLACEHOLDER.match(value) else None
+
+
+SECRETS = (
+    Kind(
+        "secret",
+        "[SECRET]",
+        r"-----BEGIN [A-Z ]*PRIVATE KEY",
+        re.compile(
+            r"-----BEGIN (?:[A-Z]{2,9} ){0,3}PRIVATE KEY(?:"
+            r" BLOCK)?-----(?:[A-Za-z0-9+/=\s:,.\\()]|-(?!-)){0,20000}+-----END (?:[A-Z]{2,9} ){0,3}PRIVATE"
+            r" KEY(?: BLOCK)?-----"
+        ),
+        whole,
+    ),
+    Kind(
+        "secret",
+        "[SECRET]",
+        r"(?:AKIA|ASIA)[A-Z0-9]|gh[pousr]_|github_pat_|glpat-|xox[abposr]-|sk-|[rs]k_|AIza|hf_|npm_|eyJ|SG\.",
+        re.compile(
+            r"(?<![\w-])(?:(?:AKIA|ASIA)[A-Z0-9]{16}(?!\w)|gh[pousr]_[A-Za-z0-9]{36,255}+"
+            r"|github_pat_\w{22,255}+|glpat-[\w-]{20,64}+"
+            r"|xox[abposr]-[A-Za-z0-9-]{10,255}+|sk-(?=[\w-]{0,60}[0-9])[\w-]{20,255}+|[rs]k_(?:live"
+            r"|test)_[A-Za-z0-9]{16,255}+"
+            r"|AIza[\w-]{35}(?!\w)|hf_[A-Za-z0-9]{30,64}+|npm_[A-Za-z0-9]{36}|SG\.[\w-]{20,24}\.[\w-]{40,45}"
+            r"|eyJ[\w-]{8,2000}+\.[\w-]{8,8000}+\.[\w-]{8,2000}+)"
+        ),
+        whole,
+    ),
+    Kind(
+        "secret",
+        "[SECRET]",
+        r"(?i)\b(?:bearer|basic) [A-Za-z0-9._~+/-]{16}",
+        re.compile(
+            r"\b(?:bearer|basic) (?=[A-Za-z0-9._~+/-]{0,60}[0-9])([A-Za-z0-9._~+/-]{16,4000}+={0,2})", re.I
+        ),
+        whole,
+    ),
+    Kind(
+        "secret",
+        "[SECRET]",
+        r"(?i)[?&#][a-z_-]{0,20}(?:token|key|secret|sig|signature|password|passwd|pwd|auth|code)="
+        r"|://[^\s/@:]{1,64}:[^\s/@]{1,64}@",
+        re.compile(
+            r"(?:[?&#][a-z_-]{0,20}?(?:token|key|secret|sig|signature|password|passwd|pwd|auth)=|"
+            r"(?<=://)[^\s/@:]{1,64}+:)"
+            r"([^\s&#\"'<>@]{8,2000}+)",
+            re.I,
+        ),
+        _check_assigned,
+    ),
+    Kind(
+        "secret",
+        "[SECRET]",
+        r"(?i)(?:password|passwd|passwort|key|secret|token|contraseña|passe)\"?(?: is| ist| es| est)?["
+        r" ]?[:=]|(?:password|passwort) (?:is|ist) ",
+        re.compile(
+            r"(?:password|passwd|passwort|api[_ -]?key|secret(?:[_ -]?(?:access)?[_ -]?key)?|access[_"
+            r" -]?key|(?:auth|access)[_ -]?token|"
+            r"contraseña|mot de passe)\"?(?:(?: is| ist| es| est)?[ ]?[:=]| is| ist| es| est)["
+            r" ]?[\"']?([^\s\"'<>(){},;]{8,200}+)",
+            re.I,
+        ),
+        _check_assigned,
+    ),
+)
+
 
 #: Length of an IBAN by country (SWIFT IBAN registry).
 IBAN_LENGTHS = {
@@ -156,38 +239,30 @@ def _check_iban(match: re.Match[str]) -> Span | None:
     if len(ends) < length or (len(ends) > length and match[0][ends[length - 1]].isalnum()):
         return None
     end = ends[length - 1]
-    return (match.start(), match.start() + end) if checksums.iban(bare(match[0][:end])) else None
+    return (match.start(), match.start() + end) if identifiers.is_iban(bare(match[0][:end])) else None
 
 
-def _check_card(match: re.Match[str]) -> Span | None:
-    number = digits_of(match[0])
-    is_real = _is_issued(number) and checksums.luhn(number) and not is_another_number(match, match.start())
-    return match.span() if is_real else None
+#: Cards that networks issue: first and last prefix, and lengths (Visa, Mastercard, Amex, Diners, Discover,
+#: JCB, UnionPay).
+_ISSUED_CARDS = (
+    ("4", "4", {13, 16, 19}),
+    ("51", "55", {16}),
+    ("2221", "2720", {16}),
+    *((prefix, prefix, {15}) for prefix in ("34", "37")),
+    *((prefix, prefix, {14}) for prefix in ("36", "38")),
+    ("300", "305", {14}),
+    *((prefix, prefix, {16, 17, 18, 19}) for prefix in ("62", "65", "6011")),
+    ("3528", "3589", {16, 17, 18, 19}),
+    ("644", "649", {16, 17, 18, 19}),
+)
 
 
-def _is_issued(number: str) -> bool:
-    """Return whether a network issues cards of this prefix and length (Visa, Mastercard, Amex, Discover, JCB,
-    Diners, UnionPay).
-    """
-    length = len(number)
-    two = int(number[:2])
-    four = int(number[:4])
-    if number[0] == "4":
-        return length in (13, 16, 19)
-    if 51 <= two <= 55 or 2221 <= four <= 2720:
-        return length == 16
-    if two in (34, 37):
-        return length == 15
-    if two in (36, 38) or 300 <= int(number[:3]) <= 305:
-        return length == 14
-    return (
-        two in (62, 65) or four == 6011 or 3528 <= four <= 3589 or 644 <= int(number[:3]) <= 649
-    ) and 16 <= length <= 19
-
-
-def _check_ssn(match: re.Match[str]) -> Span | None:
-    is_given = checksums.us_ssn(digits_of(match[0])) and not is_another_number(match, match.start())
-    return match.span() if is_given else None
+def _is_card(number: str) -> bool:
+    is_issued = any(
+        first <= number[: len(first)] <= last and len(number) in lengths
+        for first, last, lengths in _ISSUED_CARDS
+    )
+    return is_issued and identifiers.is_luhn(number)
 
 
 def _check_ipv4(match: re.Match[str]) -> Span | None:
@@ -245,7 +320,6 @@ def _check_telephone(match: re.Match[str]) -> Span | None:
 
 
 def _is_grouped_mobile(match: re.Match[str]) -> bool:
-    """Return whether the digits are a mobile number's, and no amount's with a space between thousands."""
     start, end = match.span()
     is_amount = _AMOUNT_BEFORE.search(match.string, max(0, start - 5), start) or _AMOUNT_AFTER.match(
         match.string, end
@@ -257,7 +331,6 @@ def _is_grouped_mobile(match: re.Match[str]) -> bool:
 
 @lru_cache(maxsize=4096)
 def _is_valid(number: str, region: str | None = None, *, mobile: bool = False) -> bool:
-    """Return whether a number belongs to a numbering plan, as Google's libphonenumber describes them."""
     import phonenumbers
 
     try:
@@ -337,20 +410,22 @@ CONTACTS = (
         re.compile(r"[A-Za-z](?<!\w.)[A-Za-z][0-9]{2}(?:[ -]?[A-Za-z0-9]){11,32}+"),
         _check_iban,
     ),
-    Kind("payment_card", "[CARD]", r"[0-9](?:[ .-]?[0-9]){12}", re.compile(_CARD), _check_card),
+    Kind(
+        "payment_card", "[CARD]", r"[0-9](?:[ .-]?[0-9]){12}", re.compile(_CARD), checked(_is_card, group=0)
+    ),
     Kind(
         "us_ssn",
         "[SSN]",
         r"[0-9]{3}-[0-9]{2}-[0-9]{4}",
         re.compile(r"[0-9](?<![\w.-].)[0-9]{2}-[0-9]{2}-[0-9]{4}(?![\w-])"),
-        _check_ssn,
+        checked(identifiers.us_ssn),
     ),
     Kind(
         "us_ssn",
         "[SSN]",
         r"(?i)ssn|social security",
         re.compile(r"[0-9](?<![\w.-].)[0-9]{2}[ .-]?[0-9]{2}[ .-]?[0-9]{4}(?!\w)"),
-        named_by("(?:ssn|social security)", "ssn social", lambda text: checksums.us_ssn(digits_of(text))),
+        named_by("(?:ssn|social security)", "ssn social", lambda text: identifiers.us_ssn(digits_of(text))),
     ),
     Kind(
         "ip_address",

@@ -36,24 +36,19 @@ _BLOCK, _BATCH = 512, 64
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """A spaCy pipeline on this machine: its folder, its language as spaCy calls it (`xx` for several), and
-    the labels that it gives.
-    """
-
+class _Pipeline:
     folder: Path
     language: str
     labels: tuple[str, ...]
 
     def digest(self) -> str:
-        """Return what pins the pipeline's content."""
         files = sorted(path for path in self.folder.rglob("*") if path.is_file())
         return _digest(
             self.folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
         )
 
 
-def find_pipeline(use_case_model: str, kinds: Collection[str], root: Path) -> Pipeline:
+def find_pipeline(use_case_model: str, kinds: Collection[str], root: Path) -> _Pipeline:
     """Return the pipeline that `examples.pii_model` names: a folder below the project's root, or else an
     installed package.
 
@@ -75,7 +70,7 @@ def find_pipeline(use_case_model: str, kinds: Collection[str], root: Path) -> Pi
             f"{use_case_model} has no label for {' or '.join(missing)}; list in examples.pii_kinds the kinds"
             " that it finds"
         )
-    return Pipeline(folder, meta["lang"], labels)
+    return _Pipeline(folder, meta["lang"], labels)
 
 
 def pipeline_key(use_case: UseCase) -> dict[str, str]:
@@ -99,7 +94,7 @@ def entity_model(use_case: UseCase) -> EntityModel | None:
     return None if pipeline is None else _load(pipeline, kinds)
 
 
-def _pipeline_of(use_case: UseCase) -> Pipeline | None:
+def _pipeline_of(use_case: UseCase) -> _Pipeline | None:
     examples = use_case.settings.examples
     if examples.pii_model is None or examples.pii == "off":
         return None
@@ -110,9 +105,6 @@ def _pipeline_of(use_case: UseCase) -> Pipeline | None:
 
 
 def _folder(named: str, root: Path) -> Path:
-    """Return the folder with a pipeline's `meta.json` and `config.cfg`; that of a package is inside it, with
-    the version in its name.
-    """
     candidates = [locate(named, root)]
     spec = importlib.util.find_spec(named) if named.isidentifier() else None
     if spec is not None and spec.submodule_search_locations:
@@ -135,14 +127,14 @@ def _digest(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 @lru_cache(maxsize=1)
-def _load(pipeline: Pipeline, kinds: tuple[str, ...]) -> EntityModel:
+def _load(pipeline: _Pipeline, kinds: tuple[str, ...]) -> EntityModel:
     return EntityModel(pipeline, kinds)
 
 
 class EntityModel:
     """Finds names, places and dates. Making one loads the pipeline: seconds."""
 
-    def __init__(self, pipeline: Pipeline, kinds: Sequence[str]):
+    def __init__(self, pipeline: _Pipeline, kinds: Sequence[str]):
         self._language = pipeline.language
         self._entities = {kind.upper(): kind for kind in kinds}
         labels = {label: kind.upper() for kind in kinds for label in _LABELS[kind]}
@@ -173,7 +165,6 @@ class EntityModel:
 
 
 def _windows(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a text that the pipeline reads one by one, cut between words."""
     start = 0
     while start < len(text):
         end = min(len(text), start + _MOST_CHARACTERS)
@@ -183,7 +174,7 @@ def _windows(text: str) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def _analyzer(pipeline: Pipeline, labels: dict[str, str]) -> Any:
+def _analyzer(pipeline: _Pipeline, labels: dict[str, str]) -> Any:
     """Return presidio with this pipeline alone: its own patterns would find what ours do, and need its list
     of internet domains.
     """

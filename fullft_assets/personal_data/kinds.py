@@ -6,8 +6,6 @@ two of its parts compete for the same characters. A number that is only recognis
 found by its digits, which are rare, and then the word is looked for.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,19 +87,22 @@ def is_another_number(match: re.Match[str], start: int) -> bool:
     return _OTHER_NUMBER.search(match.string, max(0, start - 40), start) is not None
 
 
-def checked(test: Callable[[str], bool], *, is_named: bool = False) -> Callable[[re.Match[str]], Span | None]:
+def checked(
+    test: Callable[[str], bool], *, is_named: bool = False, group: int | None = None
+) -> Callable[[re.Match[str]], Span | None]:
     """Return a check that tests the letters and digits of a match.
 
     Args:
         test: of the check digits.
         is_named: the pattern asks for a word that names it, so that nothing else can be meant.
+        group: what is tested. Default: the last group that took part, else all that the pattern found.
     """
 
     def check(match: re.Match[str]) -> Span | None:
-        group = match.lastindex or 0
-        if not test(bare(match[group])) or (not is_named and is_another_number(match, match.start(group))):
-            return None
-        return match.span(group)
+        tested = (match.lastindex or 0) if group is None else group
+        is_right = test(bare(match[tested]))
+        is_other = not is_named and is_another_number(match, match.start(tested))
+        return match.span(tested) if is_right and not is_other else None
 
     return check
 

@@ -4,8 +4,14 @@ The planning workload measures real training steps on the training machine; the 
 these measurements.
 """
 
-from fullft_assets.planning.measurements import Measured
-from fullft_assets.planning.memory import state_bytes
-from fullft_assets.planning.metadata import BaselinesMetadata, PilotMetadata, PlanMetadata
+from fullft_assets.planning.metadata import BaselinesMetadata, Measured, PilotMetadata, PlanMetadata
 from fullft_assets.planning.pilot import Point, pilot_check, pilot_rows, predict_score
-from fullft_assets.planning.plan import PILOT_CHECKS, PLAN_CHECKS, VERSION, plan_checks, refusal, stop_note
+from fullft_assets.planning.plan import (
+    PILOT_CHECKS,
+    PLAN_CHECKS,
+    VERSION,
+    plan_checks,
+    refusal,
+    state_bytes,
+    stop_note,
+)

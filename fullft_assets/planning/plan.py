@@ -1,5 +1,6 @@
 """The plan of a training, and the gates on it: does it fit, and is it within the budget of time and price;
-and how long it takes to stop.
+and how long it takes to stop. Memory is that of a training step whose tensors were counted, on a GPU or a
+CPU.
 """
 
 from __future__ import annotations
@@ -9,14 +10,136 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from fullft_assets.planning.measurements import Measured
-from fullft_assets.planning.memory import FITS_IN_MEMORY, GIB, memory_check, total_state_bytes
-from fullft_assets.planning.metadata import PlanMetadata
+from fullft_assets.planning.metadata import Measured, PlanMetadata, StepMemory
 from fullft_assets.planning.pilot import PILOT_PREDICTS_GAIN
 from fullft_assets.settings import PlanningSettings, TrainingSettings
-from fullft_assets.settings.optimizers import bytes_per_weight
+from fullft_assets.settings.optimizers import OPTIMIZERS, Weights, bytes_per_weight
 from fullft_assets.store import CheckOutcome, Manifest
 from fullft_assets.store.checks import CheckSpec
+
+FITS_IN_MEMORY = CheckSpec(
+    "fits_in_memory", "A training step fits in the memory that may be used.", blocking=True
+)
+#: Rungs of the memory ladder, as (optimizer, weights), from the most memory to the least.
+MEMORY_LADDER: tuple[tuple[str, Weights], ...] = (
+    ("adamw", "fp32"),
+    ("adamw_in_backward", "fp32"),
+    ("adafactor", "fp32"),
+    ("adamw", "bf16"),
+    ("adamw_in_backward", "bf16"),
+    ("adafactor_in_backward", "fp32"),
+    ("adafactor_in_backward", "bf16"),
+)
+GIB = 2**30
+#: A CPU's allocator keeps pieces of freed memory that later tensors do not fit into, and matrix
+#: multiplications have work space of their own.
+_CPU_MARGIN, _CPU_FIXED = 1.05, 100 * 2**20
+#: A GPU's allocator rounds and splits blocks, cuBLAS has workspaces. An assumption: no GPU was at hand to
+#: measure it.
+_GPU_MARGIN, _GPU_FIXED = 1.06, 200 * 2**20
+#: Memory of a card that the driver's context and the communication of several cards take.
+GPU_CONTEXT_BYTES = 2**30
+
+
+def peak_on_cpu(step: StepMemory, libraries: int) -> int:
+    """Return the resident bytes of a training process on a CPU.
+
+    Args:
+        libraries: resident bytes of the process before the model is loaded.
+    """
+    # Nothing is reused between what passes and what stays: the blocks of passing tensors are not returned to
+    # the system.
+    return int(libraries + _CPU_MARGIN * (step.state + step.activations) + _CPU_FIXED)
+
+
+def peak_on_gpu(step: StepMemory, processes: int = 1, *, is_sharded: bool = False) -> int:
+    """Return the bytes that the allocator of each GPU needs.
+
+    Args:
+        processes: one for each GPU. Without sharding each sums its gradients in buckets, a second copy of
+            these (DDP); with it (FSDP2) each has a part of the state, and two layers in full while they
+            compute.
+    """
+    peak = step.peak
+    if is_sharded:
+        peak = step.state // processes + step.activations + 2 * step.largest_layer
+    elif processes > 1:
+        peak += step.gradients
+    return int(_GPU_MARGIN * peak + _GPU_FIXED)
+
+
+def state_bytes(optimizer: str, weights: Weights = "fp32") -> int:
+    """Return the bytes of state for each parameter in training: the weight, its gradient and its moments.
+
+    Small parts are not counted: the largest single gradient of a step in the backward pass, and Adafactor's
+    row and column means.
+    """
+    chosen = OPTIMIZERS.get(optimizer)
+    gradient = 0 if chosen.steps_in_backward else bytes_per_weight(weights)
+    return bytes_per_weight(weights) + gradient + chosen.state_bytes(weights)
+
+
+def total_state_bytes(num_parameters: int, num_trained: int, training: TrainingSettings) -> int:
+    """Return the bytes of all weights, and of the gradients and moments of those that are trained."""
+    width = bytes_per_weight(training.weights)
+    return width * num_parameters + (state_bytes(training.optimizer, training.weights) - width) * num_trained
+
+
+def memory_check(
+    measured: Measured,
+    settings: PlanningSettings,
+    training: TrainingSettings,
+    processes: int,
+    fitting: Mapping[str, Any],
+) -> tuple[int, CheckOutcome]:
+    """Return the peak memory of each process in bytes, and the gate on it.
+
+    Args:
+        fitting: see `plan.plan_checks`.
+    """
+    limit = measured.available_memory_bytes
+    if settings.max_memory_gib is not None:
+        limit = min(limit, int(settings.max_memory_gib * GIB))
+    peak = measured.peak_memory_bytes
+    description = f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB"
+    if processes > 1 and training.sharding == "none":
+        # Each process sums its gradients in buckets: a second copy of these (DDP).
+        buckets = bytes_per_weight(training.weights) * measured.num_trained_parameters
+        peak += buckets
+        description = (
+            f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB in each of {processes} processes: measured"
+            f" in one, plus {buckets / GIB:.2f} GiB to sum the gradients"
+        )
+    elif processes > 1 and measured.num_processes == 1:
+        state = total_state_bytes(measured.num_parameters, measured.num_trained_parameters, training)
+        whole = peak
+        peak -= state - state // processes
+        description = (
+            f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB in each process, estimated: one process with"
+            f" the full model was measured at {whole / GIB:.2f} GiB; {processes} share its weights, gradients"
+            " and moments"
+        )
+    if training.wise_ft and measured.device.startswith("CPU"):
+        # Interpolation holds three copies of the weights where gradients and moments were.
+        state = total_state_bytes(measured.num_parameters, measured.num_trained_parameters, training)
+        copies = 3 * bytes_per_weight(training.weights) * measured.num_parameters
+        peak += max(0, copies - state)
+        description = f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB, with training.wise_ft"
+    passed = peak <= limit
+    if not passed:
+        # A step in the backward pass takes the full batch.
+        rows = "batch_size and micro_batch_size" if training.steps_in_backward else "micro_batch_size"
+        description += f"; lower training.{rows}, or set training.gradient_checkpointing"
+        if fitting:
+            changes = ", ".join(f"training.{name}: {value}" for name, value in fitting.items())
+            description += f"; these are counted to fit: {changes}"
+    return peak, CheckOutcome(
+        name=FITS_IN_MEMORY.name,
+        passed=passed,
+        description=description,
+        metadata={"peak_memory_gib": peak / GIB, "memory_limit_gib": limit / GIB},
+    )
+
 
 WITHIN_BUDGET = CheckSpec("within_budget", "The planned time and price are within the limits.", blocking=True)
 #: Assumed speed at which a disk takes a checkpoint: a gp3 volume of EC2 without extra throughput.

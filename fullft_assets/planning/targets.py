@@ -1,16 +1,33 @@
-"""The machines that a plan compares: this one, the user's own, and a dated table of GPU instances."""
+"""What a training needs on each machine that a plan compares (this one, the user's own, and a dated table of
+GPU instances): does it fit and with which settings, how long does it take, what does it cost, with a year of
+retraining. The settings go down the memory ladder from those of the YAML.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from fullft_assets.errors import SettingsError
 from fullft_assets.models.hardware import peak_flops
-from fullft_assets.planning.memory import GPU_CONTEXT_BYTES
-from fullft_assets.settings import PlanningSettings
+from fullft_assets.planning.metadata import StepMemory, Work
+from fullft_assets.planning.pilot import pilot_rows
+from fullft_assets.planning.plan import (
+    GIB,
+    GPU_CONTEXT_BYTES,
+    MEMORY_LADDER,
+    peak_on_cpu,
+    peak_on_gpu,
+    state_bytes,
+    total_state_bytes,
+)
+from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
+from fullft_assets.settings.contradictions import contradictions
+from fullft_assets.task import BASELINES
 
 _TABLE = "instances.yaml"
 #: Share of the peak that trainings reach (MFU), from slow to fast: small models do not fill a card.
@@ -135,3 +152,498 @@ def _read() -> dict[str, Any]:
     return yaml.safe_load(
         resources.files("fullft_assets.planning").joinpath(_TABLE).read_text(encoding="utf-8")
     )
+
+
+def setups(training: TrainingSettings, processes: int) -> Iterator[TrainingSettings]:
+    """Yield settings that keep the effective batch, each taking less memory than the one before, as a rule.
+
+    First smaller passes, which cost little; then recomputed activations; then sharding over several
+    processes; then the lower rungs of optimizer and weights. Those that contradict other settings are
+    excluded.
+    """
+    seen = set()
+    for changes in _changes(training, processes):
+        setup = training.model_copy(update=changes)
+        if setup.batch_size % (setup.micro_batch_size * processes) or any(contradictions(setup, processes)):
+            continue
+        if (key := setup.model_dump_json()) not in seen:
+            seen.add(key)
+            yield setup
+
+
+def changed(setup: TrainingSettings, training: TrainingSettings) -> dict[str, Any]:
+    """Return the keys of training that differ, with their new values."""
+    return {
+        name: value
+        for name in type(training).model_fields
+        if (value := getattr(setup, name)) != getattr(training, name)
+    }
+
+
+def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, Any]]:
+    share = training.batch_size // processes
+    first = min(training.micro_batch_size, share)
+    sizes = [size for size in range(first, 0, -1) if share % size == 0]
+    # Halving is enough: what fits between two of them would save little time.
+    sizes = [size for number, size in enumerate(sizes) if number == 0 or size & (size - 1) == 0]
+    for size in sizes:
+        yield {"micro_batch_size": size}
+    for size in sizes:
+        yield {"micro_batch_size": size, "gradient_checkpointing": True}
+    last = {"micro_batch_size": sizes[-1], "gradient_checkpointing": True}
+    if processes > 1:
+        yield {**last, "sharding": "fsdp2"}
+    for optimizer, weights in MEMORY_LADDER:
+        if state_bytes(optimizer, weights) < state_bytes(training.optimizer, training.weights):
+            yield {**last, "optimizer": optimizer, "weights": weights}
+            # It cannot accumulate.
+            yield {
+                **last,
+                "optimizer": optimizer,
+                "weights": weights,
+                "micro_batch_size": training.batch_size,
+            }
+
+
+#: (settings, precision, whether on a GPU, processes) -> what one process holds.
+CountMemory = Callable[[TrainingSettings, str, bool, int], StepMemory]
+#: A forward pass is a third of a forward and backward pass; recomputed activations add another third.
+_FORWARD, _RECOMPUTED = 1 / 3, 4 / 3
+#: Systems that an evaluation runs on its rows: the candidate, the base model or a probe on it, the champion.
+_EVALUATED_SYSTEMS = 3
+_DAYS_A_YEAR = 365
+#: What an hour of waiting counts for beside the price, and the hours until a rented machine is installed.
+#: Assumptions.
+WAITING_USD, _RENTED_HOURS = 1.0, 0.25
+
+
+class Extent(BaseModel):
+    """What a use case computes beside training itself.
+
+    Attributes:
+        num_training_rows: rows of one epoch.
+        num_held_out_rows: validation and test rows.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    work: Work
+    num_training_rows: int
+    num_held_out_rows: int
+
+
+class Shares(BaseModel):
+    """Work of each part, in trainings: the training itself is 1."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pilot: float
+    baselines: float
+    evaluation: float
+    retrains_a_year: float
+
+    @property
+    def first(self) -> float:
+        """A first model: pilot, baselines, training and evaluation."""
+        return 1 + self.pilot + self.baselines + self.evaluation
+
+    @property
+    def year(self) -> float:
+        """A first model, and a year of retraining it."""
+        return self.first * (1 + self.retrains_a_year)
+
+
+class TargetPlan(BaseModel):
+    """A training on one target; numbers are None where they are not known.
+
+    Attributes:
+        fits: None: this project does not run on it.
+        setup: changes of the YAML's training section.
+        peak_gib: of each process.
+        hours: of training, from fast to slow.
+        usd: of a first model, from fast to slow; `year_usd`: with a year of retraining.
+        spot: lowest and highest share of the price as a spot instance.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    kind: str
+    gpu: str | None
+    gpus: int
+    processes: int = 1
+    fits: bool | None = None
+    setup: dict[str, Any] = {}
+    peak_gib: float | None = None
+    memory_gib: float | None = None
+    hours: tuple[float, float] | None = None
+    hourly_usd: float | None = None
+    usd: tuple[float, float] | None = None
+    year_usd: tuple[float, float] | None = None
+    spot: tuple[float, float] | None = None
+    is_measured: bool = False
+
+
+def shares(settings: UseCaseSettings, num_training_rows: int, num_held_out_rows: int) -> Shares:
+    """Return the work of each part in trainings.
+
+    Baselines are charged with one forward pass over the training rows (the probe) and with what those train
+    that are trainings themselves, an evaluation with three systems' forward passes over the held-out rows.
+    What runs on a CPU beside them, such as TF-IDF, and prompts are not charged.
+    """
+    planning = settings.planning
+    training = settings.training
+    rows = max(1, num_training_rows)
+    try:
+        pilot = sum(pilot_rows(rows, planning.pilot_share, training.batch_size)) / rows
+    except SettingsError:  # the pilot says so itself
+        pilot = 0.0
+    forward = _FORWARD / training.num_epochs
+    return Shares(
+        pilot=pilot,
+        baselines=forward + sum(BASELINES.get(name).trainings(settings) for name in settings.baselines),
+        evaluation=forward * _EVALUATED_SYSTEMS * num_held_out_rows / rows,
+        retrains_a_year=retrains_a_year(settings),
+    )
+
+
+def retrains_a_year(settings: UseCaseSettings) -> float:
+    """Return the retrainings that a year's cost includes."""
+    return _DAYS_A_YEAR / settings.retraining.max_age_days
+
+
+def plan_targets(
+    settings: UseCaseSettings, here: Target, extent: Extent, count: CountMemory, *, here_precision: str
+) -> list[TargetPlan]:
+    """Return the plan on each target: this machine first.
+
+    Args:
+        here: this machine.
+        here_precision: what `training.precision` is on it.
+    """
+    parts = shares(settings, extent.num_training_rows, extent.num_held_out_rows)
+    plans = [plan_target(here, settings, extent, parts, count, precision=here_precision)]
+    for target in targets(settings.planning):
+        asked = settings.training.precision
+        precision = target.precision if asked == "auto" or settings.training.weights == "bf16" else asked
+        plans.append(plan_target(target, settings, extent, parts, count, precision=precision))
+    return plans
+
+
+def plan_target(
+    target: Target,
+    settings: UseCaseSettings,
+    extent: Extent,
+    parts: Shares,
+    count: CountMemory,
+    *,
+    precision: str,
+) -> TargetPlan:
+    """Return the plan on one target, with the first settings down the memory ladder that fit."""
+    about = {
+        "name": target.name,
+        "kind": target.kind,
+        "gpu": target.gpu,
+        "gpus": target.gpus,
+        "hourly_usd": target.hourly_usd,
+    }
+    if target.kind == "price_only":
+        return TargetPlan(**about)
+    training = settings.training
+    limit = target.memory_bytes
+    if target.kind == "here" and settings.planning.max_memory_gib is not None:
+        limit = min(limit, int(settings.planning.max_memory_gib * GIB))
+    processes = (
+        settings.launcher.processes
+        if target.kind == "here"
+        else processes_on(target.gpus, training.batch_size)
+    )
+    smallest = chosen = None
+    peak = 0
+    for setup in setups(training, processes):
+        if (peak := _least(setup, extent.work, processes)) > limit:
+            smallest = peak if smallest is None else min(smallest, peak)
+            continue
+        peak = _peak(target, setup, processes, count, precision)
+        smallest = peak if smallest is None else min(smallest, peak)
+        if peak <= limit:
+            chosen = setup
+            break
+    shown = {
+        "memory_gib": limit / GIB,
+        "processes": processes,
+        "spot": target.spot,
+        "is_measured": target.is_measured,
+    }
+    if chosen is None:
+        return TargetPlan(**about, **shown, fits=False, peak_gib=None if smallest is None else smallest / GIB)
+    hours = training_hours(target, chosen, extent.work, processes)
+    usd = (
+        None
+        if hours is None or target.hourly_usd is None
+        else tuple(each * target.hourly_usd for each in hours)
+    )
+    return TargetPlan(
+        **about,
+        **shown,
+        fits=True,
+        setup=changed(chosen, training),
+        peak_gib=peak / GIB,
+        hours=hours,
+        usd=None if usd is None else (usd[0] * parts.first, usd[1] * parts.first),
+        year_usd=None if usd is None else (usd[0] * parts.year, usd[1] * parts.year),
+    )
+
+
+def training_hours(
+    target: Target, setup: TrainingSettings, work: Work, processes: int
+) -> tuple[float, float] | None:
+    """Return the hours of a training, fast and slow; None where nothing is known of the target's speed."""
+    reached = target.reached(work.num_parameters, processes)
+    if reached is None:
+        return None
+    flops = work.flops * work.num_padded_tokens / max(1, work.num_tokens)
+    flops *= (_RECOMPUTED if setup.gradient_checkpointing else 1) * (2 if setup.clips_in_two_passes else 1)
+    slow, fast = reached
+    return flops / fast / 3600, flops / slow / 3600
+
+
+def processes_on(gpus: int, batch_size: int) -> int:
+    """Return how many GPUs a batch can be shared by."""
+    return next(number for number in range(gpus, 0, -1) if batch_size % number == 0)
+
+
+def recommend(
+    plans: Sequence[TargetPlan], settings: UseCaseSettings, waiting_usd: float = WAITING_USD
+) -> TargetPlan | None:
+    """Return the target with the least price and time, at its slow end, on which a training fits and ends
+    within `planning.max_hours`.
+
+    Args:
+        waiting_usd: what an hour of waiting counts for; 0: the cheapest target is returned, of equal ones the
+            fastest.
+    """
+    usable = [plan for plan in plans if plan.fits and plan.usd is not None and plan.hours is not None]
+    usable = [
+        plan for plan in usable if plan.hours is not None and plan.hours[1] <= settings.planning.max_hours
+    ]
+    limit = settings.planning.max_usd
+    usable = [plan for plan in usable if plan.usd is not None and (limit is None or plan.usd[1] <= limit)]
+
+    def weighed(plan: TargetPlan) -> tuple[float, float]:
+        assert plan.usd is not None and plan.hours is not None
+        hours = plan.hours[1] + (_RENTED_HOURS if plan.kind == "table" else 0)
+        return plan.usd[1] + waiting_usd * hours, hours
+
+    return min(usable, key=weighed, default=None)
+
+
+def yaml_lines(plan: TargetPlan, training: TrainingSettings) -> list[str]:
+    """Return what the YAML has to say for a target: the changes of `training` and `launcher`, and the
+    price.
+    """
+    lines = []
+    if plan.setup:
+        lines += ["training:", *(f"  {name}: {_yaml(value)}" for name, value in plan.setup.items())]
+    if plan.processes > 1:
+        lines += ["launcher:", f"  processes: {plan.processes}"]
+    if plan.kind != "here" and plan.hourly_usd:
+        lines += ["planning:", f"  hourly_usd: {plan.hourly_usd:g}"]
+    return lines
+
+
+def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
+    """Yield a row of text for each target."""
+    for plan in plans:
+        machine = plan.name if plan.gpu is None else f"{plan.name} ({plan.gpus} x {plan.gpu})"
+        price = "unknown" if plan.hourly_usd is None else f"{plan.hourly_usd:,.2f}"
+        if plan.fits is None:
+            yield _row(machine, "price only", price=price)
+            continue
+        memory = (
+            ""
+            if plan.peak_gib is None or plan.memory_gib is None
+            else f"{plan.peak_gib:.1f} of {plan.memory_gib:.1f} GiB"
+        )
+        if not plan.fits:
+            yield _row(machine, "no", memory, price=price)
+            continue
+        spot = (
+            ""
+            if plan.usd is None or plan.spot is None
+            else _range(plan.usd[0] * plan.spot[0], plan.usd[1] * plan.spot[1])
+        )
+        yield _row(
+            machine,
+            (
+                "as it is"
+                if not plan.setup
+                else ", ".join(f"{name} {_yaml(value)}" for name, value in plan.setup.items())
+            ),
+            memory,
+            "unknown" if plan.hours is None else duration(*plan.hours),
+            price,
+            "unknown" if plan.usd is None else _range(*plan.usd),
+            spot,
+            "unknown" if plan.year_usd is None else _range(*plan.year_usd),
+        )
+
+
+def rung_table(training: TrainingSettings, count: CountMemory) -> list[dict[str, str]]:
+    """Return a table with the memory of one process on a GPU at each rung of the memory ladder, with the
+    YAML's micro-batch size.
+    """
+    rows = []
+    rungs = [(training.optimizer, training.weights, on) for on in (False, True)]
+    rungs += [(optimizer, weights, True) for optimizer, weights in MEMORY_LADDER[1:]]
+    for optimizer, weights, is_checkpointed in dict.fromkeys(rungs):
+        changes = {"optimizer": optimizer, "weights": weights, "gradient_checkpointing": is_checkpointed}
+        if (setup := training.model_copy(update=changes)).steps_in_backward:
+            setup = setup.model_copy(update={"micro_batch_size": setup.batch_size})
+        step = count(setup, "bf16" if training.precision == "auto" else training.precision, True, 1)
+        parts = {
+            name: getattr(step, name)
+            for name in ("weights", "gradients", "moments", "activations", "buffers", "copies")
+        }
+        name = (
+            f"{optimizer}, {weights}{', checkpointing' if is_checkpointed else ''}, {setup.micro_batch_size}"
+            " rows"
+        )
+        sizes = {part: f"{size / GIB:.2f}" for part, size in parts.items() if part != "copies" or size}
+        rows.append({"rung": name, **sizes, "peak": f"{peak_on_gpu(step) / GIB:.2f}"})
+    return rows
+
+
+def _row(
+    machine: str,
+    fits: str,
+    memory: str = "",
+    time: str = "",
+    price: str = "",
+    first: str = "",
+    spot: str = "",
+    year: str = "",
+) -> dict:
+    names = (
+        "target",
+        "fits",
+        "memory a process",
+        "training",
+        "USD an hour",
+        "first model, USD",
+        "as spot, USD",
+        "with a year, USD",
+    )
+    return dict(zip(names, (machine, fits, memory, time, price, first, spot, year), strict=True))
+
+
+def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountMemory, precision: str) -> int:
+    step = count(setup, "bf16" if setup.weights == "bf16" else precision, target.gpu is not None, processes)
+    if target.gpu is not None:
+        return peak_on_gpu(step, processes, is_sharded=setup.sharding != "none")
+    return processes * peak_on_cpu(step, target.libraries_bytes)
+
+
+def _least(setup: TrainingSettings, work: Work, processes: int) -> int:
+    state = total_state_bytes(work.num_parameters, work.num_trained_parameters, setup)
+    return state // processes if setup.sharding != "none" else state
+
+
+def duration(fast: float, slow: float) -> str:
+    """Return a range of hours in words."""
+    unit, name = (1, "h") if slow >= 2 else (60, "min")
+    low, high = fast * unit, slow * unit
+    if high < 1:
+        return "under 1 min"
+    return f"{high:.1f} {name}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f} {name}"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{high:,.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:,.2f} to {high:,.2f}"
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def plan_lines(
+    plans: Sequence[TargetPlan], settings: UseCaseSettings, name: str, rungs: Sequence[dict[str, str]] = ()
+) -> list[str]:
+    """Return the table of all targets, what its numbers rest on, and the recommendation with its YAML.
+
+    Args:
+        rungs: memory at each rung of the ladder; see `rung_table`.
+    """
+    lines = [f"{name}: plan", *_columns(list(table(plans))), ""]
+    if rungs:
+        lines += [
+            "Memory of one process on a GPU, in GiB, at each rung of the memory ladder",
+            *_columns(rungs),
+            "",
+        ]
+    return [*lines, *notes(plans, settings), "", recommendation(plans, settings), *_indented(plans, settings)]
+
+
+def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
+    shown = [dict(zip(widths, widths, strict=True)), *rows]
+    return ["  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip() for row in shown]
+
+
+def recommendation(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> str:
+    """Return the sentence that names the best target by price and time, and the cheapest where that is
+    another one.
+    """
+    chosen, cheapest = recommend(plans, settings), recommend(plans, settings, waiting_usd=0)
+    if chosen is None:
+        limit = (
+            ""
+            if settings.planning.max_usd is None
+            else f" and planning.max_usd ({settings.planning.max_usd:g})"
+        )
+        return (
+            f"No target fits within planning.max_hours ({settings.planning.max_hours:g}){limit}: raise a"
+            " limit, choose a smaller base_model, or lower chunks.max_tokens"
+        )
+    assert cheapest is not None
+    how = (
+        "with the YAML as it is"
+        if not yaml_lines(chosen, settings.training)
+        else "with these lines in the YAML:"
+    )
+    why = (
+        f"the best by price and time, an hour of waiting counted as {WAITING_USD:g} USD; the cheapest is"
+        f" {_cost(cheapest)}"
+    )
+    return f"Recommended: {_cost(chosen)}, {why if chosen != cheapest else 'the cheapest that fits'}; {how}"
+
+
+def _cost(plan: TargetPlan) -> str:
+    assert plan.usd is not None and plan.hours is not None
+    return (
+        f"{plan.name} ({duration(*plan.hours)} of training, at most {plan.usd[1]:,.2f} USD for a first model)"
+    )
+
+
+def notes(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
+    """Return what the numbers rest on, one sentence each."""
+    here = plans[0]
+    speed = "measured by the last plan" if here.is_measured else "assumed"
+    return [
+        "Memory is counted tensor by tensor without weights; on GPUs a margin for the allocator is assumed.",
+        (
+            "Time is that of the arithmetic at a share of the peak: 15 to 45% (below 200M weights 3 to 20%),"
+            f" an assumption; on this machine {speed}."
+        ),
+        (
+            "A first model is pilot, baselines, training and evaluation. A year adds"
+            f" {retrains_a_year(settings):.1f} retrainings (retraining.max_age_days);"
+            " new data and drift may ask for more."
+        ),
+        f"Instances: {source_of_prices(settings.planning)}.",
+    ]
+
+
+def _indented(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
+    chosen = recommend(plans, settings)
+    return [] if chosen is None else [f"  {line}" for line in yaml_lines(chosen, settings.training)]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from fullft_assets.planning.target_plans import retrains_a_year
+from fullft_assets.planning.targets import retrains_a_year
 from fullft_assets.settings import UseCaseSettings
 
 #: Points of a metric between 0 and 1.
@@ -75,6 +75,11 @@ def judge_worth(low: float, gain: float, high: float, seconds: float, settings: 
     return Worth(
         answer=answer, cost_usd=cost, break_even=break_even / _POINTS, sentence=sentence, blocks=blocks
     )
+
+
+def price_of_million(row_seconds: float, hourly_usd: float) -> float | None:
+    """Return what a million predictions cost in US dollars; None where no price of the machine is given."""
+    return row_seconds * 1e6 / 3600 * hourly_usd or None
 
 
 def asked(settings: UseCaseSettings) -> dict[str, Any]:

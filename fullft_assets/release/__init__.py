@@ -20,17 +20,20 @@ from fullft_assets.release.champion import (
     unfreeze,
 )
 from fullft_assets.release.decision import (
+    BASELINE_VERSION,
     JudgedAgainst,
     ReleaseOutcome,
+    candidates,
     champion_rule,
+    choice_sentence,
     judged_against,
     promote_by_hand,
     publish,
     recipe_digest,
     recorded_outcome,
     seed_runs,
+    stored_baseline_key,
+    stored_baseline_settings,
 )
-from fullft_assets.release.metadata import ChampionMetadata
-from fullft_assets.release.model_card import CARD, VERSION, card_of
-from fullft_assets.release.model_package import register_champion
-from fullft_assets.release.push import hand_over, push_champion, try_to_hand_over
+from fullft_assets.release.model_card import CARD, VERSION, ChampionMetadata, card_of
+from fullft_assets.release.push import hand_over, push_champion, register_champion, try_to_hand_over

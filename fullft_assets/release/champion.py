@@ -16,6 +16,8 @@ from fullft_assets.store import Store
 
 #: Past champions, and interventions, kept in the pointer; the artifacts stay in the store.
 MAX_HISTORY = 50
+Action = Literal["promote", "rollback", "freeze", "unfreeze"]
+_DONE = {"promote": "Promoted", "rollback": "Rolled back", "freeze": "Frozen", "unfreeze": "Unfrozen"}
 
 
 class Champion(BaseModel):
@@ -52,7 +54,7 @@ class Intervention(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    action: Literal["promote", "rollback", "freeze", "unfreeze"]
+    action: Action
     reason: str
     by: str
     at: float
@@ -62,10 +64,7 @@ class Intervention(BaseModel):
     @property
     def sentence(self) -> str:
         """What was done, in words."""
-        done = {"promote": "Promoted", "rollback": "Rolled back", "freeze": "Frozen", "unfreeze": "Unfrozen"}[
-            self.action
-        ]
-        return f"{done} by hand ({self.by}): {self.reason}"
+        return f"{_DONE[self.action]} by hand ({self.by}): {self.reason}"
 
 
 class ReleaseState(Champion):
@@ -96,7 +95,8 @@ class ReleaseState(Champion):
 
 def read_state(store: Store, case: str) -> ReleaseState | None:
     """Return the champion with its history, or None before the first promotion."""
-    return _parse(store.read_pointer(_name(case)))
+    value = store.read_pointer(f"{case}/champion")
+    return None if value is None else ReleaseState.model_validate(value)
 
 
 def read_champion(store: Store, case: str) -> Champion | None:
@@ -212,21 +212,17 @@ def rollback(store: Store, case: str, *, reason: str, by: str) -> Champion:
         GateError: there is no past champion to go back to, or no reason.
     """
 
-    def change(state: ReleaseState | None) -> ReleaseState:
-        state = _required(state, case, "nothing to roll back")
-        positions = [position for position, past in enumerate(state.history) if not past.rolled_back]
-        if not positions:
+    def change(state: ReleaseState) -> ReleaseState:
+        past = next((each for each in state.history if not each.rolled_back), None)
+        if past is None:
             raise GateError(
                 f"{case}: {state.checkpoint} is the first champion; there is none before it to roll back to"
             )
-        back = state.history[positions[0]].champion
         taken_out = Retired(champion=state.current, rolled_back=True, retired_at=time.time())
-        new = _with(
-            state, back, [taken_out, *state.history[: positions[0]], *state.history[positions[0] + 1 :]]
-        )
-        return _noted(new, state, "rollback", reason, by)
+        history = [each for each in state.history if each is not past]
+        return _with(state, past.champion, [taken_out, *history])
 
-    return _intervene(store, case, reason, change).current
+    return _intervene(store, case, "rollback", "roll back", reason, by, change).current
 
 
 def freeze(store: Store, case: str, *, reason: str, by: str) -> Intervention:
@@ -237,14 +233,12 @@ def freeze(store: Store, case: str, *, reason: str, by: str) -> Intervention:
         GateError: there is no champion, it is frozen already, or no reason is given.
     """
 
-    def change(state: ReleaseState | None) -> ReleaseState:
-        state = _required(state, case, "nothing to freeze")
+    def change(state: ReleaseState) -> ReleaseState:
         if state.frozen is not None:
             raise GateError(f"{case}: the champion is frozen already. {state.frozen.sentence}")
-        noted = _noted(state, state, "freeze", reason, by)
-        return noted.model_copy(update={"frozen": noted.interventions[0]})
+        return state
 
-    return _intervene(store, case, reason, change).interventions[0]
+    return _intervene(store, case, "freeze", "freeze", reason, by, change).interventions[0]
 
 
 def unfreeze(store: Store, case: str, *, reason: str, by: str) -> Intervention:
@@ -254,13 +248,12 @@ def unfreeze(store: Store, case: str, *, reason: str, by: str) -> Intervention:
         GateError: the champion is not frozen, or no reason is given.
     """
 
-    def change(state: ReleaseState | None) -> ReleaseState:
-        state = _required(state, case, "nothing to unfreeze")
+    def change(state: ReleaseState) -> ReleaseState:
         if state.frozen is None:
             raise GateError(f"{case}: the champion is not frozen")
-        return _noted(state.model_copy(update={"frozen": None}), state, "unfreeze", reason, by)
+        return state.model_copy(update={"frozen": None})
 
-    return _intervene(store, case, reason, change).interventions[0]
+    return _intervene(store, case, "unfreeze", "unfreeze", reason, by, change).interventions[0]
 
 
 def one_line(reason: str) -> str:
@@ -276,23 +269,25 @@ def one_line(reason: str) -> str:
 
 
 def _intervene(
-    store: Store, case: str, reason: str, change: Callable[[ReleaseState | None], ReleaseState]
+    store: Store,
+    case: str,
+    action: Action,
+    to_do: str,
+    reason: str,
+    by: str,
+    change: Callable[[ReleaseState], ReleaseState],
 ) -> ReleaseState:
     one_line(reason)
     states: list[ReleaseState] = []
 
-    def remember(state: ReleaseState | None) -> ReleaseState:
-        states.append(change(state))
+    def noted(state: ReleaseState | None) -> ReleaseState:
+        if state is None:
+            raise GateError(f"{case}: no champion was promoted yet, so there is nothing to {to_do}")
+        states.append(_noted(change(state), state, action, reason, by))
         return states[-1]
 
-    _change(store, case, remember)
+    _change(store, case, noted)
     return states[-1]
-
-
-def _required(state: ReleaseState | None, case: str, so: str) -> ReleaseState:
-    if state is None:
-        raise GateError(f"{case}: no champion was promoted yet, so there is {so}")
-    return state
 
 
 def _with(state: ReleaseState | None, champion: Champion, history: list[Retired]) -> ReleaseState:
@@ -305,36 +300,28 @@ def _with(state: ReleaseState | None, champion: Champion, history: list[Retired]
 def _noted(
     new: ReleaseState,
     old: ReleaseState | None,
-    action: Literal["promote", "rollback", "freeze", "unfreeze"],
+    action: Action,
     reason: str,
     by: str,
 ) -> ReleaseState:
-    """Return a state with an intervention added."""
     before = None if old is None else old.checkpoint
     intervention = Intervention(
         action=action, reason=one_line(reason), by=by, at=time.time(), before=before, after=new.checkpoint
     )
-    return new.model_copy(update={"interventions": [intervention, *new.interventions][:MAX_HISTORY]})
+    interventions = [intervention, *new.interventions][:MAX_HISTORY]
+    frozen = intervention if action == "freeze" else new.frozen
+    return new.model_copy(update={"interventions": interventions, "frozen": frozen})
 
 
 def _trimmed(history: list[Retired]) -> list[Retired]:
-    """Return the newest past champions, and the first one that counts as the anchor."""
     newest, older = history[: MAX_HISTORY - 1], history[MAX_HISTORY - 1 :]
     anchor = [past for past in older if not past.rolled_back][-1:]
     return [*newest, *(anchor or older[:1])]
 
 
-def _name(case: str) -> str:
-    return f"{case}/champion"
-
-
-def _parse(value: dict[str, Any] | None) -> ReleaseState | None:
-    return None if value is None else ReleaseState.model_validate(value)
-
-
 def _change(store: Store, case: str, change: Callable[[ReleaseState | None], ReleaseState | None]) -> None:
     def swap(value: dict[str, Any] | None) -> dict[str, Any] | None:
-        new = change(_parse(value))
+        new = change(None if value is None else ReleaseState.model_validate(value))
         return None if new is None else new.model_dump()
 
-    store.change_pointer(_name(case), swap)
+    store.change_pointer(f"{case}/champion", swap)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from fullft_assets.artifacts import (
+    BASELINE_MODEL,
+    CHAMPION_MODEL,
+    EVALUATION_FILE,
+    EVALUATION_REPORT,
+    FINETUNED_CHECKPOINT,
+    MODELS,
+    TRAINING_SNAPSHOT,
+)
+from fullft_assets.checkpoint import plan_settings
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import GateError
-from fullft_assets.evaluation import read_evaluation
+from fullft_assets.evaluation import FINETUNED, Evaluation, read_evaluation, title
 from fullft_assets.evaluation.gates import ChampionRule
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import ReleaseVerdict, read_verdict
+from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.planning.worth import asked
 from fullft_assets.release.champion import (
     Champion,
@@ -24,9 +36,10 @@ from fullft_assets.release.champion import (
     read_state,
 )
 from fullft_assets.release.model_card import write_card
-from fullft_assets.settings import ReleaseSettings
-from fullft_assets.store import Manifest, Store
+from fullft_assets.settings import ReleaseSettings, UseCaseSettings
+from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.store.hashing import digest
+from fullft_assets.task import BASELINES
 
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
@@ -39,6 +52,13 @@ _MAX_RUNS = 100
 #: Trainings of one recipe may differ in these: the first one changes the seed, the second one the initial
 #: weights.
 _NOT_OF_A_RECIPE = ("retry_epoch", "retrain_from")
+
+
+#: Of what a `baseline_model` is written from.
+BASELINE_VERSION = "1"
+#: A prediction costs a pass of the base model: more than TF-IDF (0) and a smaller model (1), and less than a
+#: prompt (3), which is a longer pass for each label, and a service (4).
+_RANK_OF_FINETUNED = 2
 
 
 @dataclass(frozen=True)
@@ -67,24 +87,32 @@ class JudgedAgainst:
     seed_runs: tuple[str, ...] = ()
 
 
-def judged_against(store: Store, case: str, candidate: Manifest) -> JudgedAgainst:
+def judged_against(
+    store: Store, case: str, candidate: Manifest, snapshot: Manifest | None = None
+) -> JudgedAgainst:
     """Return what a candidate checkpoint is judged against.
 
     Once `publish` has decided on a candidate this is fixed. A later champion, the candidate itself
-    included, does not reopen the decision: a repeated run finds the recorded one.
+    included, does not reopen the decision: a repeated run finds the recorded one. A baseline that became
+    champion in its place is measured beside it on newer rows.
+
+    Args:
+        snapshot: whose test rows it is judged on. Default: its own.
     """
-    fixed = store.read_pointer(_decision_pointer(candidate))
+    fixed, champion = store.read_pointer(_decision_pointer(candidate)), read_champion(store, case)
     if fixed is not None:
+        is_newer = snapshot is not None and snapshot.ref != CheckpointMetadata.of(candidate).snapshot
+        if is_newer and champion is not None and fixed.get("ships") == champion.checkpoint:
+            return JudgedAgainst(champion.checkpoint, None)
         return JudgedAgainst(fixed["incumbent"], fixed["anchor"], tuple(fixed["seed_runs"]))
-    champion, anchor = read_champion(store, case), read_anchor(store, case)
+    anchor = read_anchor(store, case)
     if champion is None or anchor is None:
         return JudgedAgainst(None, None)
     runs = seed_runs(store, case)
-    rule = champion_rule(candidate, store.load(champion.checkpoint))
-    needs_anchor = rule == "non_inferiority" and anchor.checkpoint not in (
-        champion.checkpoint,
-        candidate.ref,
-    )
+    in_use = store.load(champion.checkpoint)
+    # A champion that is a baseline may be judged again by its own recipe.
+    is_asked = champion_rule(candidate, in_use) == "non_inferiority" or in_use.stage == BASELINE_MODEL
+    needs_anchor = is_asked and anchor.checkpoint not in (champion.checkpoint, candidate.ref)
     return JudgedAgainst(
         champion.checkpoint,
         anchor.checkpoint if needs_anchor else None,
@@ -131,7 +159,11 @@ def consider(
         )
         text += f"Run the job {case}_by_hand with act: unfreeze, then materialise champion_model again."
         return ReleaseOutcome("kept", text, current)
-    return ReleaseOutcome("promoted", PROMOTED, candidate)
+    return ReleaseOutcome("promoted", _promoted(verdict), candidate)
+
+
+def _promoted(verdict: ReleaseVerdict) -> str:
+    return f"{PROMOTED} {verdict.choice}".strip()
 
 
 def publish(
@@ -154,12 +186,15 @@ def publish(
             gates.
     """
     _require_judged(use_case, report, checkpoint, snapshot)
-    case, verdict = use_case.name, read_verdict(store.folder(report))
-    candidate, incumbent = (
-        _candidate(store, report, checkpoint, run_id),
-        EvaluationMetadata.of(report).incumbent,
-    )
-    _fix_decision(store, case, checkpoint, report, verdict)
+    case, judged, verdict = use_case.name, checkpoint, read_verdict(store.folder(report))
+    incumbent, ships = EvaluationMetadata.of(report).incumbent, EvaluationMetadata.of(report).ships
+    _fix_decision(store, case, judged, report, verdict)
+    if ships is not None:
+        report = store.load(ships)
+        checkpoint = store.load(EvaluationMetadata.of(report).checkpoint)
+        verdict = read_verdict(store.folder(report))
+        _fix_decision(store, case, checkpoint, report, verdict)
+    candidate, promoted = _candidate(store, report, checkpoint, run_id), _promoted(verdict)
 
     def decide(state: ReleaseState | None) -> ReleaseOutcome:
         return consider(state, case, verdict, candidate, incumbent)
@@ -171,13 +206,14 @@ def publish(
 
     outcome, manifest = decide(read_state(store, case)), None
     if outcome.kind == "promoted":
-        manifest = write_card(store, use_case, report, checkpoint, outcome=PROMOTED)
+        manifest = write_card(store, use_case, report, checkpoint, outcome=promoted)
         # The pointer moves last: a run killed before it finds the card and moves it then.
         if not promote(store, case, candidate, allowed=allowed):
             manifest = None
     elif outcome.kind == "already_champion":
         manifest = card_of_champion(store, use_case, checkpoint)
-    _record_outcome(store, checkpoint, outcome)
+    for decided in {judged.ref: judged, checkpoint.ref: checkpoint}.values():
+        _record_outcome(store, decided, outcome, promoted)
     return outcome, manifest
 
 
@@ -187,7 +223,8 @@ def promote_by_hand(
     """Make an evaluated checkpoint the champion whatever its gates say, with a model card that says so.
 
     Args:
-        ref: `CASE/finetuned_checkpoint/KEY/ATTEMPT`, as the metadata of its asset have it.
+        ref: `CASE/finetuned_checkpoint/KEY/ATTEMPT`, as the metadata of its asset have it; or of a
+            `baseline_model`.
 
     Raises:
         GateError: it is no checkpoint of this use case, was never evaluated, or is the champion; or no reason
@@ -195,7 +232,7 @@ def promote_by_hand(
         StoreError: there is no such artifact.
     """
     case, reason = use_case.name, one_line(reason)
-    if not ref.startswith(f"{case}/finetuned_checkpoint/"):
+    if not ref.startswith(tuple(f"{case}/{stage}/" for stage in MODELS)):
         raise GateError(
             f"checkpoint: `{ref}` does not begin with {case}/finetuned_checkpoint/; copy it from `checkpoint`"
             " of an evaluation"
@@ -229,9 +266,9 @@ def recipe_digest(checkpoint: Manifest) -> str:
 
 
 def _require_judged(use_case: UseCase, report: Manifest, checkpoint: Manifest, snapshot: Manifest) -> None:
-    checkpoint.require_green("champion_model")
-    snapshot.require_green("champion_model")
-    for name, manifest in (("finetuned_checkpoint", checkpoint), ("training_snapshot", snapshot)):
+    checkpoint.require_green(CHAMPION_MODEL)
+    snapshot.require_green(CHAMPION_MODEL)
+    for name, manifest in ((FINETUNED_CHECKPOINT, checkpoint), (TRAINING_SNAPSHOT, snapshot)):
         if report.inputs[name] != manifest.content_digest:
             raise GateError(
                 f"champion_model refused: evaluation_report judged another {name}; materialise"
@@ -261,12 +298,9 @@ def card_of_champion(store: Store, use_case: UseCase, checkpoint: Manifest) -> M
         (each for each in state.interventions if each.action == "promote" and each.after == checkpoint.ref),
         None,
     )
-    by_hand = (
-        None
-        if promoted is None
-        else _by_hand(promoted.reason, promoted.by, read_verdict(store.folder(report)))
-    )
-    return write_card(store, use_case, report, checkpoint, outcome=by_hand or PROMOTED)
+    verdict = read_verdict(store.folder(report))
+    outcome = _promoted(verdict) if promoted is None else _by_hand(promoted.reason, promoted.by, verdict)
+    return write_card(store, use_case, report, checkpoint, outcome=outcome)
 
 
 def _by_hand(reason: str, by: str, verdict: ReleaseVerdict) -> str:
@@ -278,16 +312,16 @@ def _candidate(store: Store, report: Manifest, checkpoint: Manifest, run_id: str
         checkpoint=checkpoint.ref,
         snapshot=CheckpointMetadata.of(checkpoint).snapshot,
         evaluation=report.ref,
-        score=read_evaluation((store.folder(report) / "evaluation.json").read_bytes()).score.estimate,
+        score=read_evaluation((store.folder(report) / EVALUATION_FILE).read_bytes()).score.estimate,
         promoted_at=time.time(),
         run_id=run_id,
     )
 
 
 def _newest_report_on(store: Store, checkpoint: Manifest) -> Manifest:
-    for ref in store.refs(checkpoint.case, "evaluation_report"):
+    for ref in store.refs(checkpoint.case, EVALUATION_REPORT):
         report = store.load(ref)
-        if report.inputs["finetuned_checkpoint"] == checkpoint.content_digest:
+        if report.inputs[FINETUNED_CHECKPOINT] == checkpoint.content_digest:
             return report
     raise GateError(f"{checkpoint.ref} was never evaluated; materialise evaluation_report of it first")
 
@@ -295,18 +329,21 @@ def _newest_report_on(store: Store, checkpoint: Manifest) -> Manifest:
 def _fix_decision(
     store: Store, case: str, checkpoint: Manifest, report: Manifest, verdict: ReleaseVerdict
 ) -> None:
-    """Record what a candidate was judged against, unless that is recorded already."""
     if store.read_pointer(_decision_pointer(checkpoint)) is not None:
         return
     _record_run(store, case, checkpoint, report)
     metadata = EvaluationMetadata.of(report)
     against = {"incumbent": metadata.incumbent, "anchor": metadata.anchor, "seed_runs": metadata.seed_runs}
+    if metadata.ships is not None:
+        against["ships"] = EvaluationMetadata.of(store.load(metadata.ships)).checkpoint
     store.write_pointer(
         _decision_pointer(checkpoint), {**against, "evaluation": report.ref, "promote": verdict.promote}
     )
 
 
-def _record_outcome(store: Store, checkpoint: Manifest, outcome: ReleaseOutcome) -> None:
+def _record_outcome(
+    store: Store, checkpoint: Manifest, outcome: ReleaseOutcome, promoted: str = PROMOTED
+) -> None:
     """Record how the release ended; a repeated run that finds the champion leaves how it became that."""
     record = store.read_pointer(_decision_pointer(checkpoint)) or {}
     kind, sentence = outcome.kind, outcome.sentence
@@ -314,7 +351,7 @@ def _record_outcome(store: Store, checkpoint: Manifest, outcome: ReleaseOutcome)
         if record.get("outcome") == "promoted":
             return
         # A run was killed after the promotion.
-        kind, sentence = "promoted", PROMOTED
+        kind, sentence = "promoted", promoted
     store.write_pointer(_decision_pointer(checkpoint), {**record, "outcome": kind, "sentence": sentence})
 
 
@@ -329,7 +366,6 @@ def seed_runs(store: Store, case: str) -> dict[str, list[str]]:
 
 
 def _record_run(store: Store, case: str, checkpoint: Manifest, report: Manifest) -> None:
-    """Keep in mind which recipe a judged training had."""
     run = {"recipe": recipe_digest(checkpoint), "evaluation": report.ref}
     store.change_pointer(
         f"{case}/runs", lambda pointer: {"runs": [run, *(pointer or {"runs": []})["runs"]][:_MAX_RUNS]}
@@ -350,3 +386,66 @@ def _recipe(checkpoint: Manifest) -> dict[str, Any]:
 
 def _decision_pointer(checkpoint: Manifest) -> str:
     return f"{checkpoint.case}/decisions/{checkpoint.key}"
+
+
+def candidates(
+    baselines: BaselinesMetadata, settings: ReleaseSettings, finetuned_score: float | None
+) -> list[str]:
+    """Return the systems that may become champion, the first choice first: of those within `release.worth` of
+    the best the one that is cheapest to serve, then the others by their scores on the validation rows.
+
+    Args:
+        finetuned_score: of the fine-tuned model; None: there is none.
+    """
+    ranks = {name: BASELINES.get(name).serving_rank for name in baselines.scores}
+    scores = {name: baselines.scores[name] for name, rank in ranks.items() if rank is not None}
+    if settings.candidates == "finetuned":
+        scores = {}
+    if finetuned_score is not None:
+        scores[FINETUNED], ranks[FINETUNED] = finetuned_score, _RANK_OF_FINETUNED
+    enough = max(scores.values(), default=0.0) - settings.worth
+
+    def place(name: str) -> tuple[bool, int | None, float]:
+        is_near = scores[name] >= enough
+        return not is_near, ranks[name] if is_near else 0, -scores[name]
+
+    return sorted(scores, key=place)
+
+
+def stored_baseline_settings(name: str, settings: UseCaseSettings) -> dict[str, Any]:
+    """Return the settings of a `baseline_model`: what a later one of the same recipe shares."""
+    trains = BASELINES.get(name).trainings(settings) > 0
+    return {"training": {"baseline": name, **(plan_settings(settings) if trains else {})}}
+
+
+def stored_baseline_key(name: str, inputs: Mapping[str, Manifest], settings: UseCaseSettings) -> str:
+    """Return the key of a `baseline_model`.
+
+    Args:
+        inputs: `training_snapshot` and `cheaper_baselines`.
+    """
+    digests = {each: manifest.content_digest for each, manifest in inputs.items()}
+    return artifact_key(
+        BASELINE_MODEL, BASELINE_VERSION, stored_baseline_settings(name, settings), digests, settings.seed
+    )
+
+
+def choice_sentence(evaluation: Evaluation, *, is_rival_good: bool, worth: float, made: str) -> str:
+    """Return why a baseline becomes champion.
+
+    Args:
+        evaluation: of the baseline.
+        is_rival_good: the fine-tuned model passed its gates.
+        made: what making both took, in words.
+    """
+    metric, name = evaluation.primary_metric, evaluation.candidate
+    scores = evaluation.scores[metric]
+    why = (
+        f"which costs more to serve and was not better by {worth:g} (release.worth) on the validation rows"
+        if is_rival_good
+        else "which did not pass its gates"
+    )
+    return (
+        f"The {title(name)} becomes champion: {title(metric)} {scores[name].estimate:.3f} on the test rows,"
+        f" against {scores[FINETUNED].estimate:.3f} of the {title(FINETUNED)}, {why}; {made}."
+    )

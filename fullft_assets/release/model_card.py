@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
+import re
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from fullft_assets.artifacts import (
+    BASELINE_FILE,
+    CHAMPION_MODEL,
+    EVALUATION_FILE,
+    EVALUATION_REPORT,
+    FINETUNED_CHECKPOINT,
+)
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
@@ -15,20 +23,73 @@ from fullft_assets.escaping import visible
 from fullft_assets.evaluation import FINETUNED, Evaluation, read_evaluation, title
 from fullft_assets.evaluation.verdict import ReleaseVerdict, read_verdict
 from fullft_assets.release.champion import Champion
-from fullft_assets.release.licence import stated_licence
-from fullft_assets.release.metadata import ChampionMetadata
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Draft, Manifest, Outcome, Store
+from fullft_assets.store.metadata import Metadata
 from fullft_assets.task import TASKS
 
 if TYPE_CHECKING:
     from fullft_assets.settings.use_case import UseCase
 
-VERSION = "5"
+_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+_LICENCE_FILE = re.compile(r"(?:licen[cs]e|copying)(?:\.(?:txt|md))?", re.IGNORECASE)
+#: A licence's name is in its first lines; a README may be long.
+_MAX_BYTES = 65_536
+
+
+def stated_licence(folder: Path) -> str | None:
+    """Return the licence in the front matter of a model's README.md, else the name of its licence file with
+    its first line; None: neither.
+    """
+    readme = folder / "README.md"
+    if readme.is_file():
+        front_matter = _front_matter(_beginning(readme))
+        named = front_matter.get("license_name") or front_matter.get("license")
+        if named:
+            link = front_matter.get("license_link")
+            return f"{named} ({link})" if link else str(named)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.is_file() and _LICENCE_FILE.fullmatch(path.name):
+            first = next((line.strip() for line in _beginning(path).splitlines() if line.strip()), "")
+            return f"see its file {path.name}" + (f": {first[:120]}" if first else "")
+    return None
+
+
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(_MAX_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+def _front_matter(text: str) -> dict[str, Any]:
+    match = _FRONT_MATTER.match(text)
+    try:
+        fields = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:  # somebody else's README: no licence is stated then
+        fields = None
+    return fields if isinstance(fields, dict) else {}
+
+
+class ChampionMetadata(Metadata):
+    """Metadata of a `champion_model`.
+
+    Attributes:
+        verdict: what the gates said.
+        outcome: how the release ended; differs from the verdict where a person decided.
+        model: folder of the model within the store.
+    """
+
+    checkpoint: str
+    score: float
+    verdict: str
+    outcome: str
+    model: str
+
+
+VERSION = "6"
 #: The name under which the Hugging Face hub and its libraries look for a model's card.
 CARD = "README.md"
 #: In a model's folder that sentence-transformers reads, and transformers alone does not.
-_MODULES = "modules.json"
+MODULES = "modules.json"
 
 
 def write_card(
@@ -41,7 +102,7 @@ def write_card(
         outcome: how the release ended, as the pointer has it.
     """
     folder, settings = store.folder(report), use_case.settings
-    evaluation, decision = read_evaluation((folder / "evaluation.json").read_bytes()), read_verdict(folder)
+    evaluation, decision = read_evaluation((folder / EVALUATION_FILE).read_bytes()), read_verdict(folder)
     base_licence = _base_licence(use_case, CheckpointMetadata.of(checkpoint).base_model)
 
     def write(draft: Draft) -> Outcome:
@@ -58,13 +119,13 @@ def write_card(
 
     return store.ensure(
         use_case.name,
-        "champion_model",
+        CHAMPION_MODEL,
         write,
         version=VERSION,
         settings={**settings.release.model_dump(), "license": settings.release.license, "outcome": outcome},
         inputs={
-            "finetuned_checkpoint": checkpoint.content_digest,
-            "evaluation_report": report.content_digest,
+            FINETUNED_CHECKPOINT: checkpoint.content_digest,
+            EVALUATION_REPORT: report.content_digest,
         },
         seed=settings.seed,
     )
@@ -72,7 +133,7 @@ def write_card(
 
 def card_of(store: Store, case: str, champion: Champion) -> Manifest | None:
     """Return the newest `champion_model` artifact of a champion, or None where it is gone."""
-    cards = store.artifacts(case, "champion_model")
+    cards = store.artifacts(case, CHAMPION_MODEL)
     return next(
         (card for card in reversed(cards) if ChampionMetadata.of(card).checkpoint == champion.checkpoint),
         None,
@@ -80,11 +141,13 @@ def card_of(store: Store, case: str, champion: Champion) -> Manifest | None:
 
 
 def trained_weights(training: dict[str, Any], metadata: CheckpointMetadata) -> str:
-    """Return the sentence that says which weights of the base model were trained.
+    """Return the sentence that says what was trained.
 
     Args:
         training: the settings of the training.
     """
+    if metadata.system != FINETUNED:
+        return f"It is a baseline, not a full fine-tuning: {title(metadata.system)}."
     layers = training.get("freeze_layers", 0)
     counts = f"{metadata.num_trained_parameters:,} of {metadata.num_parameters:,} parameters"
     if layers:
@@ -146,14 +209,20 @@ def _render_card(
     }
     data = [(name, f"{count:,}") for name, count in counts.items()]
     data += [("source", public_name(documents.path)), ("batches", f"{len(taken.parts):,}")]
-    is_pooled = (store.folder(checkpoint) / "model" / _MODULES).is_file()
+    files = store.folder(checkpoint) / "model"
+    is_pooled, is_model = (files / MODULES).is_file(), not (files / BASELINE_FILE).is_file()
     card = render(
         "model_card.md.j2",
         evaluation,
         is_page=False,
+        is_model=is_model,
         case=use_case.name,
-        front_matter=front_matter(use_case, metadata.base_model, evaluation, is_pooled=is_pooled),
-        loading=loading_lines(evaluation.task, is_pooled=is_pooled),
+        front_matter=front_matter(
+            use_case, metadata.base_model, evaluation, is_pooled=is_pooled, is_model=is_model
+        ),
+        loading=loading_lines(evaluation.task, is_pooled=is_pooled)
+        if is_model
+        else f'from fullft_assets import champion\n\nprint(champion("{use_case.name}").predict(["a text"]))',
         lineage=made_by,
         training=training,
         trained_weights=trained_weights(settings, metadata),
@@ -185,20 +254,29 @@ def loading_lines(task: str, *, is_pooled: bool) -> str:
 
 
 def front_matter(
-    use_case: UseCase, base_model: str, evaluation: Evaluation, *, is_pooled: bool = False
+    use_case: UseCase,
+    base_model: str,
+    evaluation: Evaluation,
+    *,
+    is_pooled: bool = False,
+    is_model: bool = True,
 ) -> str:
     """Return the YAML that the Hugging Face hub reads at the beginning of a card."""
     task = TASKS.get(evaluation.task)
+    library = "sentence-transformers" if is_pooled else "transformers"
     facts: dict[str, Any] = {
         "license": use_case.settings.release.license,
-        "library_name": "sentence-transformers" if is_pooled else "transformers",
+        "library_name": library if is_model else "fullft-assets",
         "pipeline_tag": task.pipeline_tag,
         "base_model": _hub_name(base_model),
         "base_model_relation": "finetune",
         # A local folder's path would read as the name of somebody's data set on the hub.
         "datasets": [path if "://" in (path := use_case.settings.documents.path) else use_case.name],
         "metrics": evaluation.metrics,
-        "tags": ["full-fine-tuning", evaluation.task],
+        "tags": [
+            "full-fine-tuning" if evaluation.candidate == FINETUNED else evaluation.candidate,
+            evaluation.task,
+        ],
     }
     if task.pipeline_tag is not None:
         facts["model-index"] = [
@@ -225,9 +303,10 @@ def _hub_name(reference: str) -> str:
 
 
 def _result(case: str, pipeline_tag: str, evaluation: Evaluation) -> dict[str, Any]:
-    """Return the fine-tuned model's scores as an entry of the hub's `model-index`."""
     scores = {
-        name: values[FINETUNED].estimate for name, values in evaluation.columns.items() if FINETUNED in values
+        name: values[evaluation.candidate].estimate
+        for name, values in evaluation.columns.items()
+        if evaluation.candidate in values
     }
     return {
         "task": {"type": pipeline_tag},

@@ -1,23 +1,121 @@
-"""The champion copied out of the store, for whoever serves it: a folder for each model in the layout of the
-Hugging Face hub.
+"""The champion handed over to whoever serves it: a folder for each model in the layout of the Hugging Face
+hub, or a model package in the registry of SageMaker.
 """
 
 from __future__ import annotations
 
+import json
+import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fullft_assets.errors import FullftError
-from fullft_assets.release.champion import read_champion
+from fullft_assets.artifacts import BASELINE_FILE
+from fullft_assets.errors import FullftError, StoreError
+from fullft_assets.evaluation.metadata import EvaluationMetadata
+from fullft_assets.release.champion import Champion, read_champion
 from fullft_assets.release.decision import card_of_champion
-from fullft_assets.release.model_card import CARD, card_of
-from fullft_assets.release.model_package import register_champion
+from fullft_assets.release.model_card import CARD, MODULES, card_of
+from fullft_assets.store.buckets import SCHEMES
 from fullft_assets.store.files import Files
+from fullft_assets.store.hashing import digest
 
 if TYPE_CHECKING:
+    from fullft_assets.settings.release import ModelPackageSettings
     from fullft_assets.settings.use_case import UseCase
-    from fullft_assets.store import Store
+    from fullft_assets.store import Manifest, Store
+
+#: Beside the model's files in the bucket: which package they are in; written last.
+_PACKAGE = "package.json"
+_ARCHIVE, _METRICS = "model.tar.gz", "metrics.json"
+
+
+def register_champion(store: Store, use_case: UseCase) -> str | None:
+    """Register the champion in `release.model_package`; return the package's ARN, or None where there is
+    nothing to register, as of a baseline that is no model of transformers.
+
+    Repeated, it returns the package that there is: SageMaker takes a request with the same token once, and a
+    file in the bucket says which package that was.
+
+    Raises:
+        StoreError: SageMaker refuses.
+    """
+    asked, champion = use_case.settings.release.model_package, read_champion(store, use_case.name)
+    if asked is None or champion is None:
+        return None
+    target, checkpoint = Files(asked.url), store.load(champion.checkpoint)
+    if f"model/{BASELINE_FILE}" in checkpoint.files:
+        return None  # no image of the service serves it
+    name = f"{checkpoint.key}-{checkpoint.attempt}"
+    known = target.read_json(f"{name}/{_PACKAGE}")
+    if known is not None:
+        return known["arn"]
+    _upload(target, name, store.folder(checkpoint) / "model", store.load(champion.evaluation))
+    arn = _create(asked, f"{target.url}/{name}", champion, checkpoint)
+    target.write_json(f"{name}/{_PACKAGE}", {"arn": arn, "checkpoint": checkpoint.ref})
+    return arn
+
+
+def _upload(target: Files, name: str, model: Path, report: Manifest) -> None:
+    target.make_folder(target.cache_folder)
+    with tempfile.TemporaryDirectory(dir=target.cache_folder) as folder:
+        # Compression saves little on weights: a level above the lowest only takes time.
+        with tarfile.open(Path(folder, _ARCHIVE), "w:gz", compresslevel=1) as archive:
+            for path in sorted(model.iterdir()):
+                archive.add(path, arcname=path.name)
+            # transformers would read the folder of sentence-transformers with a new head.
+            if (model / MODULES).is_file():
+                archive.add(Path(__file__).with_name("served.py"), arcname="code/inference.py")
+        metadata = EvaluationMetadata.of(report)
+        scores = {
+            key: value for key, value in metadata.measured.items() if isinstance(value, (int, float))
+        } | {"scores": metadata.scores}
+        Path(folder, _METRICS).write_text(json.dumps(scores, indent=1), encoding="utf-8")
+        target.upload(Path(folder), name, [_ARCHIVE, _METRICS])
+
+
+def _create(asked: ModelPackageSettings, url: str, champion: Champion, checkpoint: Manifest) -> str:
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    about = {
+        "checkpoint": checkpoint.ref,
+        "evaluation": champion.evaluation,
+        "score": f"{champion.score:.6f}",
+    }
+    package: dict[str, Any] = {
+        "ModelPackageGroupName": asked.group,
+        "ModelPackageDescription": f"Champion of {checkpoint.case}: {checkpoint.ref}",
+        "ModelApprovalStatus": "PendingManualApproval",
+        "InferenceSpecification": {
+            "Containers": [{"Image": asked.image, "ModelDataUrl": f"{url}/{_ARCHIVE}"}],
+            "SupportedContentTypes": ["application/json"],
+            "SupportedResponseMIMETypes": ["application/json"],
+        },
+        "ModelMetrics": {
+            "ModelQuality": {"Statistics": {"ContentType": "application/json", "S3Uri": f"{url}/{_METRICS}"}}
+        },
+        "CustomerMetadataProperties": about,
+        "ClientToken": digest([url, asked.group]),
+    }
+    try:
+        client = boto3.client("sagemaker")
+        if not _has_group(client, asked.group):
+            client.create_model_package_group(ModelPackageGroupName=asked.group)
+        return client.create_model_package(**package)["ModelPackageArn"]
+    except (BotoCoreError, ClientError) as error:
+        raise StoreError(f"release.model_package: SageMaker refused: {error}") from error
+
+
+def _has_group(client: Any, group: str) -> bool:
+    pages = client.get_paginator("list_model_package_groups").paginate(NameContains=group)
+    return any(
+        each["ModelPackageGroupName"] == group
+        for page in pages
+        for each in page["ModelPackageGroupSummaryList"]
+    )
+
 
 #: Beside the models' folders: which of them is the champion's.
 POINTER = "champion.json"
@@ -41,7 +139,7 @@ def push_champion(store: Store, use_case: UseCase) -> str | None:
     # The bucket may be another account's, which the store's key for encryption is nothing to: its own
     # settings hold.
     target = Files(
-        asked if asked.startswith("s3://") else str(use_case.resolve(asked)), own_mode=_READABLE_FOLDER
+        asked if asked.startswith(SCHEMES) else str(use_case.resolve(asked)), own_mode=_READABLE_FOLDER
     )
     checkpoint = store.load(champion.checkpoint)
     card = card_of(store, use_case.name, champion) or card_of_champion(store, use_case, checkpoint)

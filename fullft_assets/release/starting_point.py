@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from fullft_assets.artifacts import BASELINE_MODEL
 from fullft_assets.checkpoint.lineage import learned_what_was_erased, tokenizer_of, trainings
 from fullft_assets.checkpoint.metadata import CheckpointMetadata, PastTraining
 from fullft_assets.errors import GateError, StoreError
-from fullft_assets.examples.label_names import named
+from fullft_assets.examples.labels import named
 from fullft_assets.release.champion import read_champion
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import label_names
@@ -38,6 +39,8 @@ def find(
     champion = read_champion(store, case)
     ref = fixed["checkpoint"] if fixed is not None else champion.checkpoint if champion is not None else None
     start = None if ref is None else store.load(ref)
+    if start is not None and start.stage == BASELINE_MODEL:
+        return None  # no training began there
     if start is not None and (problem := _problem(store, start, snapshot, revision)) is not None:
         raise GateError(f"training.retrain_from: the champion {ref} {problem}; {_FROM_BASE}")
     if fixed is None:

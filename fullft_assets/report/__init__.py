@@ -2,30 +2,28 @@
 its pictures.
 """
 
-from fullft_assets.report.costs import SystemCost, system_costs, worth_rows
-from fullft_assets.report.doubtful_rows import (
-    LABEL_ERRORS,
-    DoubtfulRow,
-    delimiter_of,
-    label_errors_file,
-    read_list,
-    write_label_errors,
-    write_list,
-)
-from fullft_assets.report.next_action import next_action
 from fullft_assets.report.rendering import (
+    LABEL_ERRORS,
     AnsweredRow,
     Continuation,
+    DoubtfulRow,
     EvaluationReport,
+    SystemCost,
     cost_rows,
     data_rows,
-    forest_rows,
+    delimiter_of,
     forgetting_rows,
+    label_errors_file,
     lineage_rows,
+    next_action,
     promise_rows,
+    read_list,
     render,
     score_rows,
     shorten,
+    system_costs,
     with_outcome,
     write,
+    write_label_errors,
+    write_list,
 )

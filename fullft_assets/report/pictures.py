@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.evaluation import FINETUNED, Evaluation, title
-from fullft_assets.evaluation.label_scores import LabelScore
+from fullft_assets.evaluation import Evaluation, title
+from fullft_assets.evaluation.rows import LabelScore
 from fullft_assets.task import TASKS
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _scores(evaluation: Evaluation) -> Figure:
     figure, axes = new_axes(6.4, 0.9 + 0.42 * len(systems))
     for row, name in enumerate(systems):
         score = scores[name]
-        color = ACCENT if name == FINETUNED else MUTED
+        color = ACCENT if name == evaluation.candidate else MUTED
         axes.plot(
             [score.low, score.high], [row, row], color=color, linewidth=3, solid_capstyle="round", alpha=0.45
         )
@@ -116,66 +116,110 @@ def label_scores(scores: Sequence[LabelScore]) -> Figure | None:
     return figure
 
 
-def _loss(log: Sequence[Mapping[str, Any]]) -> Figure | None:
-    keys = {"training": "loss", "validation": "validation_loss"}
-    curves = {
-        name: [(row["step"], row[key]) for row in log if row.get(key) is not None]
-        for name, key in keys.items()
-    }
+def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
+    """Return the confusion matrix of the labels with the most errors; rows are true labels."""
+    import numpy as np
+
+    matrix = np.array(counts)
+    errors = matrix.sum(0) + matrix.sum(1) - 2 * np.diag(matrix)
+    shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_LABELS])
+    matrix, names = matrix[np.ix_(shown, shown)], [shorten_name(str(labels[i])) for i in shown.tolist()]
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    size = max(3.6, min(9.0, 2.2 + 0.42 * len(names)))
+    figure, axes = new_axes(size + 0.9, size)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.spines[:].set_visible(False)
+    if len(names) <= 12:
+        for row, column in np.ndindex(*matrix.shape):
+            color = "white" if shares[row, column] > 0.55 else INK
+            axes.text(
+                column, row, f"{matrix[row, column]:,}", ha="center", va="center", color=color, fontsize=9
+            )
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.outline.set_visible(False)
+    bar.set_label("share of the true label's rows", color=INK, fontsize=9)
+    name_axes(axes, "predicted label", "true label")
+    if len(shown) < len(labels):
+        axes.set_title(
+            f"the {len(shown)} of {len(labels)} labels with the most errors",
+            fontsize=9.5,
+            color=INK,
+        )
+    return figure
+
+
+def reliability(bins: Sequence[Any], num_rows: int) -> Figure:
+    """Return confidence against accuracy, by the `ReliabilityBin`s of an evaluation."""
+    figure, axes = new_axes(4.9, 4.0)
+    axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="perfectly calibrated")
+    axes.bar(
+        [(b.low + b.high) / 2 for b in bins],
+        [b.num_rows / num_rows for b in bins],
+        width=[b.high - b.low for b in bins],
+        color=GRID,
+        edgecolor="white",
+        label="share of test rows",
+    )
+    axes.plot(
+        [b.confidence for b in bins],
+        [b.accuracy for b in bins],
+        "o-",
+        color=ACCENT,
+        linewidth=1.8,
+        markersize=5,
+        label="model",
+    )
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    name_axes(axes, "confidence (highest probability)", "accuracy")
+    axes.legend(frameon=False, fontsize=8.5, loc="best")
+    return figure
+
+
+def _lines(
+    curves: Mapping[str, Sequence[tuple[float, float]]], levels: Mapping[str, float], x: str, y: str
+) -> Figure | None:
+    """Return curves of points (x, y) and horizontal lines, each by its name; None without a point."""
     if not any(curves.values()):
         return None
     figure, axes = new_axes(4.9, 4.0)
-    for (name, points), color, style in zip(curves.items(), (ACCENT, SECOND), ("-", "o-"), strict=True):
+    for (name, points), color in zip(curves.items(), (ACCENT, SECOND), strict=False):
         if points:
-            axes.plot(
-                *zip(*points, strict=True), style, color=color, linewidth=1.6, markersize=4.5, label=name
-            )
-    axes.set_ylim(bottom=0)
+            axes.plot(*zip(*points, strict=True), "o-", color=color, linewidth=1.6, markersize=3, label=name)
+    for (name, level), color, style in zip(levels.items(), (SECOND, MUTED), ("--", ":"), strict=False):
+        axes.axhline(level, color=color, linestyle=style, linewidth=1.4, label=name)
     axes.grid(axis="y", color=GRID)
-    axes.legend(frameon=False, fontsize=8.5)
-    name_axes(axes, "optimizer step", "loss")
+    axes.legend(frameon=False, fontsize=8.5, loc="best")
+    name_axes(axes, x, y)
     return figure
+
+
+def _logged(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[key]) for row in log if row.get(key) is not None]
+
+
+def _loss(log: Sequence[Mapping[str, Any]]) -> Figure | None:
+    curves = {"training": _logged(log, "loss"), "validation": _logged(log, "validation_loss")}
+    return _lines(curves, {}, "optimizer step", "loss")
 
 
 def _general(log: Sequence[Mapping[str, Any]]) -> Figure | None:
-    axis = {
-        "general_loss": "loss on general text (nats a token)",
-        "general_distance": "distance of general texts' representations",
+    curves = {
+        "loss (nats a token)": _logged(log, "general_loss"),
+        "distance of representations": _logged(log, "general_distance"),
     }
-    curves = {name: [(row["step"], row[name]) for row in log if row.get(name) is not None] for name in axis}
-    name = next((name for name, points in curves.items() if points), None)
-    if name is None:
-        return None
-    figure, axes = new_axes(4.9, 4.0)
-    axes.plot(*zip(*curves[name], strict=True), "o-", color=SECOND, linewidth=1.6, markersize=4.5)
-    axes.axhline(curves[name][0][1], color=MUTED, linestyle=":", linewidth=1.4)
-    axes.grid(axis="y", color=GRID)
-    name_axes(axes, "optimizer step", axis[name])
-    return figure
+    return _lines(curves, {}, "optimizer step", "on general text")
 
 
 def _learning_curve(curve: Sequence[Mapping[str, Any]], evaluation: Evaluation) -> Figure | None:
     metric = evaluation.primary_metric
     points = sorted((point["rows"], point[metric]) for point in curve if point.get(metric) is not None)
-    if not points:
-        return None
-    figure, axes = new_axes(4.9, 4.0)
-    axes.plot(*zip(*points, strict=True), "o-", color=ACCENT, linewidth=1.8, label="pilot")
-    for system, color, style in (
-        (evaluation.justification.best_baseline, SECOND, "--"),
-        (FINETUNED, MUTED, ":"),
-    ):
-        axes.axhline(
-            evaluation.scores[metric][system].estimate,
-            color=color,
-            linestyle=style,
-            linewidth=1.4,
-            label=title(system),
-        )
-    axes.grid(axis="y", color=GRID)
-    axes.legend(frameon=False, fontsize=8.5, loc="best")
-    name_axes(axes, "training rows of the pilot", title(metric))
-    return figure
+    levels = {
+        title(system): evaluation.scores[metric][system].estimate
+        for system in (evaluation.justification.best_baseline, evaluation.candidate)
+    }
+    return _lines({"pilot": points}, levels, "training rows of the pilot", title(metric))
 
 
 def shorten_name(name: str) -> str:

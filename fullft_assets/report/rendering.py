@@ -1,4 +1,4 @@
-"""The evaluation report: measurements and pictures as one self-contained HTML file, and as Markdown beside
+"""Renders an evaluation by its task's templates: one HTML file with the pictures in it, and Markdown beside
 its pictures.
 
 Texts of test rows and names of their groups only appear in the HTML: the Markdown goes to Dagster's event
@@ -8,37 +8,244 @@ log, which nothing is erased from.
 from __future__ import annotations
 
 import base64
+import csv
+import json
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.durations import duration
-from fullft_assets.evaluation import FINETUNED, SEED_RUN, Evaluation, Interval, title
+from fullft_assets.escaping import from_cell, to_cell
+from fullft_assets.evaluation import ANCHOR, CHAMPION, SEED_RUN, Evaluation, Interval, title
+from fullft_assets.evaluation.base import Forgetting, forgetting_of
+from fullft_assets.evaluation.comparison import SliceScore
+from fullft_assets.evaluation.verdict import ReleaseVerdict
 from fullft_assets.markdown import about_row, escape, to_html
-from fullft_assets.planning import PilotMetadata
+from fullft_assets.planning import BaselinesMetadata, PilotMetadata
+from fullft_assets.planning.worth import price_of_million
 from fullft_assets.report import pictures
-from fullft_assets.report.costs import SystemCost
-from fullft_assets.report.doubtful_rows import DoubtfulRow
+from fullft_assets.settings import DocumentsSettings, ReleaseSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata
-from fullft_assets.task import TASKS
+from fullft_assets.store import Manifest
+from fullft_assets.task import BASELINES, GATES, TASKS
 
 if TYPE_CHECKING:
     import jinja2
 
-    from fullft_assets.evaluation.forgetting import Forgetting
-    from fullft_assets.evaluation.slices import SliceScore
-    from fullft_assets.evaluation.verdict import ReleaseVerdict
-    from fullft_assets.settings import UseCaseSettings
-    from fullft_assets.store import Manifest
 
+#: In the folder of an evaluation: rows whose label is probably wrong, without their texts.
+LABEL_ERRORS = "label_errors"
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _TEMPLATES = Path(__file__).parent / "templates"
 #: Where a copy of the page says how the release ended: the page itself is written before it.
 _OUTCOME = "<!-- how the release ended -->"
+
+
+@dataclass(frozen=True)
+class DoubtfulRow:
+    """A row whose label the model contradicts.
+
+    Attributes:
+        predicted: the likeliest label, with its `probability`.
+        given: the probability of the row's own label.
+    """
+
+    id: str
+    label: str
+    predicted: str
+    probability: float
+    given: float
+
+
+def label_errors_file(sources: Iterable[str | None], settings: DocumentsSettings) -> str:
+    """Return the name of the file for annotators: of the kind that most of these files are, which the labels
+    came in.
+
+    It is JSON lines where the settings say that tables have no quotes or another header, which such a table
+    would not be read by.
+    """
+    if settings.csv.quoting == "none" or settings.header is not None:
+        return f"{LABEL_ERRORS}.jsonl"
+    kinds = Counter(
+        kind
+        for source in sources
+        if (kind := PurePosixPath((source or "").removesuffix(".gz")).suffix.lower()) in _DELIMITERS
+    )
+    return f"{LABEL_ERRORS}{max(kinds, key=lambda kind: kinds[kind]) if kinds else '.jsonl'}"
+
+
+def write_label_errors(
+    path: Path,
+    rows: Sequence[DoubtfulRow],
+    label_field: str,
+    id_field: str = "id",
+    delimiter: str | None = None,
+) -> None:
+    """Write them with the fields that id and label came in, and `suggested` and `probability`; an annotator
+    changes the label.
+
+    Args:
+        delimiter: `documents.csv.delimiter`, by which a table is read when it is delivered again.
+    """
+    write_list(
+        path,
+        [
+            {
+                id_field: row.id,
+                label_field: row.label,
+                "suggested": row.predicted,
+                "probability": round(row.probability, 4),
+            }
+            for row in rows
+        ],
+        delimiter,
+    )
+
+
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file beside a report, whose first field is the id of a document; none where there
+    is no such file.
+    """
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        delimiter = delimiter_of(path)
+        if delimiter is None:
+            return [json.loads(line) for line in file]
+        return [
+            {name: from_cell(cell) for name, cell in row.items()}
+            for row in csv.DictReader(file, delimiter=delimiter)
+        ]
+
+
+def delimiter_of(path: Path) -> str | None:
+    """Return what separates the fields of such a table, whose last one is `probability`; None of JSON
+    lines.
+    """
+    if path.suffix not in _DELIMITERS:
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        return file.readline().rstrip("\n").removesuffix("probability")[-1:] or _DELIMITERS[path.suffix]
+
+
+def write_list(path: Path, rows: Sequence[Mapping[str, Any]], delimiter: str | None = None) -> None:
+    """Write such a file: JSON lines, or a table where its name says so."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix not in _DELIMITERS:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        elif rows:
+            writer = csv.DictWriter(
+                file, list(rows[0]), delimiter=delimiter or _DELIMITERS[path.suffix], lineterminator="\n"
+            )
+            writer.writeheader()
+            writer.writerows({name: to_cell(value) for name, value in row.items()} for row in rows)
+
+
+@dataclass(frozen=True)
+class SystemCost:
+    """What making a system took, for a baseline with scoring the validation rows; and what its predictions
+    take. None: unknown.
+
+    Attributes:
+        row_seconds: of a test row, in batches, loading included.
+        usd_a_million: what a million predictions cost.
+        forgot: its rise on general text.
+    """
+
+    seconds: float | None = None
+    usd: float | None = None
+    row_seconds: float | None = None
+    usd_a_million: float | None = None
+    forgot: float | None = None
+
+    @property
+    def time(self) -> str:
+        """The time in words."""
+        return "–" if self.seconds is None else duration(self.seconds)
+
+    @property
+    def money(self) -> str:
+        """The price in USD, or a dash."""
+        return "–" if self.usd is None else f"{self.usd:,.2f}"
+
+    @property
+    def all(self) -> str:
+        """Time and price in words."""
+        return self.time if self.usd is None else f"{self.time} ({self.money} USD)"
+
+
+def system_costs(
+    inputs: Mapping[str, Manifest], settings: UseCaseSettings, seconds: Mapping[str, float], num_rows: int
+) -> dict[str, SystemCost]:
+    """Return what each system took to make, and takes to predict; a champion took it when it was trained.
+    What an external system took is unknown.
+
+    Args:
+        seconds: that each system took for the test rows.
+        num_rows: test rows.
+    """
+    baselines, hourly = BaselinesMetadata.of(inputs["cheaper_baselines"]), settings.planning.hourly_usd
+    num_validated = SnapshotMetadata.of(inputs["training_snapshot"]).num_validation_rows
+    costs = {
+        name: SystemCost(
+            seconds_to_make,
+            baselines.usd[name] or None,
+            # A service asks for each row; a fit asked it for the validation rows.
+            usd_a_million=baselines.usd[name] / max(1, num_validated) * 1e6
+            if BASELINES.get(name).needs_network
+            else None,
+            forgot=None if BASELINES.get(name).trainings(settings) else 0.0,
+        )
+        for name, seconds_to_make in baselines.seconds.items()
+    }
+    for role in ("finetuned_checkpoint", CHAMPION, ANCHOR):
+        if role in inputs:
+            metadata, forgetting = CheckpointMetadata.of(inputs[role]), forgetting_of(inputs[role])
+            rise = None if forgetting is None else forgetting.rise
+            name = metadata.system if role == "finetuned_checkpoint" else role
+            costs[name] = SystemCost(metadata.training_seconds, metadata.training_usd or None, forgot=rise)
+    for name, cost in costs.items():
+        row_seconds = seconds[name] / num_rows if name in seconds else None
+        usd = None if row_seconds is None else price_of_million(row_seconds, hourly)
+        costs[name] = replace(cost, row_seconds=row_seconds, usd_a_million=cost.usd_a_million or usd)
+    return costs
+
+
+def next_action(case: str, verdict: ReleaseVerdict, evaluation: Evaluation, settings: ReleaseSettings) -> str:
+    """Return what to do next."""
+    if verdict.answer in ("promote", "baseline"):
+        return (
+            f"Materialise champion_model, as the job {case}_model does: it makes"
+            f" {'this model' if verdict.promote else 'the baseline'} the champion, unless somebody froze or"
+            " rolled back the champion."
+        )
+    if verdict.answer == "insufficient_data":
+        return (
+            f"Deliver documents of {_missing_groups(evaluation, settings)} and evaluate again; or decide on"
+            " less with release.min_effective_groups."
+        )
+    if verdict.answer == "inconclusive":
+        return (
+            "Deliver documents of more groups, so that the test set can decide; the sentence above says what"
+            " it cannot show."
+        )
+    gate = next(reason.gate for reason in verdict.failures_first)
+    return f"{gate} says no: {GATES.get(gate).advice}."
+
+
+def _missing_groups(evaluation: Evaluation, settings: ReleaseSettings) -> str:
+    effective, needed = evaluation.effective_groups, settings.min_effective_groups
+    if not 0 < effective < needed:
+        return "more groups of each label"
+    more = math.ceil(evaluation.num_test_groups * needed / effective) - evaluation.num_test_groups
+    return f"so many more groups that about {more:,} of them are test groups"
 
 
 @dataclass(frozen=True)
@@ -77,8 +284,8 @@ class EvaluationReport:
     Attributes:
         external_scores: (name, value) of systems that came with a score alone.
         not_asked: names of baselines that the task offers and `planning.baselines` does not name.
-        worth: whether the gain over the best baseline is worth its cost, and what it cost.
-        costs: what each system took to make; one that is not named is not known.
+        worth: whether the gain over the best baseline is worth its cost.
+        costs: what each system took to make, and takes to predict; one that is not named is not known.
         next_action: what to do after this verdict.
         worst: the errors with the highest loss.
         label_errors: rows whose label is probably wrong; None: they were not searched for.
@@ -116,18 +323,6 @@ class EvaluationReport:
         return any(cost.usd is not None for cost in self.costs.values())
 
 
-@dataclass(frozen=True)
-class ForestRow:
-    """A system in the forest plot: where its interval is, in percent of the plot's width."""
-
-    name: str
-    score: Interval
-    left: float
-    width: float
-    middle: float
-    cost: SystemCost | None
-
-
 def write(folder: Path, report: EvaluationReport) -> list[str]:
     """Write `report.html`, `report.md`, `summary.md` (which names no label) and `pictures/*.png`; return the
     pictures' names.
@@ -138,13 +333,7 @@ def write(folder: Path, report: EvaluationReport) -> list[str]:
         name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode() for name in drawn
     }
     context = {"report": report, "pictures": drawn}
-    # The page draws it with text that stays readable on a telephone.
-    forest = {
-        "scores": render(
-            "forest.html.j2", report.evaluation, rows=forest_rows(report.evaluation, report.costs)
-        )
-    }
-    body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded, forest)
+    body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded)
     tiles = [
         part
         for part in to_html(render("tiles.md.j2", report.evaluation, is_page=True, **context), {}).split("\n")
@@ -175,37 +364,16 @@ def with_outcome(page: str, outcome: str) -> str:
     return page.replace(_OUTCOME, f"<p>How the release ended: {escape_html(outcome)}</p>", 1)
 
 
-def forest_rows(evaluation: Evaluation, costs: Mapping[str, SystemCost]) -> list[ForestRow]:
-    """Return the systems, the best first, on an axis that holds every interval."""
-    scores = evaluation.scores[evaluation.primary_metric]
-    low, high = min(score.low for score in scores.values()), max(score.high for score in scores.values())
-    scale = 100 / (high - low or 1.0)
-    return [
-        ForestRow(
-            name,
-            score,
-            (score.low - low) * scale,
-            (score.high - score.low) * scale,
-            (score.estimate - low) * scale,
-            costs.get(name),
-        )
-        for name, score in sorted(scores.items(), key=lambda pair: -pair[1].estimate)
-    ]
-
-
 def render(template: str, evaluation: Evaluation, **context: Any) -> str:
     """Fill a template with an evaluation (`e`); `parts.md.j2` is that of its task. HTML is escaped, a missing
     value is an error.
     """
     filled = _environment(evaluation.task).get_template(template)
-    return filled.render(title=title, FINETUNED=FINETUNED, about_row=about_row, e=evaluation, **context)
+    return filled.render(title=title, about_row=about_row, e=evaluation, **context)
 
 
 @cache
 def _environment(task: str) -> jinja2.Environment:
-    """Return the templates of a task; it keeps those that it compiled, which takes longer than to fill
-    one.
-    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -290,9 +458,9 @@ def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
 def score_rows(settings: UseCaseSettings) -> list[tuple[str, str]]:
     """Return the systems that came with a score alone, as (name, value) rows."""
     return [
-        (title(each.name), f"{each.score:.3f}")
-        for each in settings.evaluation.external
-        if each.score is not None
+        (title(name), f"{score:.3f}")
+        for name, score in settings.evaluation.external.items()
+        if not isinstance(score, str)
     ]
 
 

@@ -2,10 +2,22 @@
 manager that passes manifests.
 """
 
-from fullft_assets.resources.failures import one_line_errors
-from fullft_assets.resources.io_manager import ManifestIOManager, manifest_io_manager
-from fullft_assets.resources.launcher import launcher_resource
-from fullft_assets.resources.of_run import ARTIFACT, made_by_run
-from fullft_assets.resources.pointers import latest, latest_by_partition, set_latest
-from fullft_assets.resources.store import REPORTS, open_store, report_link, s3_options, store_resource
-from fullft_assets.resources.summaries import summary_by_partition
+from fullft_assets.resources.io_manager import (
+    ARTIFACT,
+    ManifestIOManager,
+    launcher_resource,
+    made_by_run,
+    manifest_io_manager,
+    one_line_errors,
+)
+from fullft_assets.resources.store import (
+    REPORTS,
+    latest,
+    latest_by_partition,
+    open_store,
+    place_in,
+    report_link,
+    set_latest,
+    store_resource,
+    summary_by_partition,
+)

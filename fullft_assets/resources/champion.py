@@ -2,19 +2,16 @@
 Dagster. Predicting imports torch.
 """
 
-from __future__ import annotations
-
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fullft_assets import release
-from fullft_assets.base_model import with_rights
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import DataError, FullftError, SettingsError
-from fullft_assets.resources.store import s3_options
+from fullft_assets.resources.store import open_url
 from fullft_assets.settings import ChunksSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store
@@ -30,12 +27,14 @@ class LoadedChampion:
         path: folder of the model.
         labels: in the order of the model's outputs; none of a language model.
         settings: they say what the task is and how texts are read.
+        opened: returns the model, of whatever kind it is.
     """
 
     checkpoint: str
     path: Path
     labels: list[str]
     settings: UseCaseSettings
+    opened: Callable[[], Any]
 
     def predict(self, texts: Iterable[str], max_new_tokens: int = 100) -> list[dict[str, Any]]:
         """Return what it predicts for each text, as `fullft predict --file` writes it; the model is loaded
@@ -51,9 +50,8 @@ class LoadedChampion:
         """Yield what `predict` returns, as it comes."""
         if isinstance(texts, str):
             raise DataError("predict takes a list of texts, not one text: [text]")
-        model = with_rights(self.path, self.settings)
         return task_of(self.settings.examples).predict(
-            model, self.settings, self.labels, list(texts), max_new_tokens
+            self.opened(), self.settings, self.labels, list(texts), max_new_tokens
         )
 
 
@@ -76,8 +74,7 @@ def champion(case: str, store: str | None = None, *, trust_remote_code: bool = F
         raise SettingsError(
             f"champion of {case}: where is its store? Give store=..., or set FULLFT_STORE or DAGSTER_HOME"
         )
-    url = url or str(Path(home or "", "store"))
-    opened = Store(url, s3_options()) if url.startswith("s3://") else Store(str(Path(url).absolute()))
+    opened = open_url(url or str(Path(home or "", "store")))
     return load_champion(opened, case, trust_remote_code=trust_remote_code)
 
 
@@ -92,28 +89,33 @@ def load_champion(
     Raises:
         FullftError: there is no champion yet.
     """
-    found = release.read_champion(store, case)
-    if found is None:
+    in_use = release.read_champion(store, case)
+    if in_use is None:
         raise FullftError(f"{case} has no champion yet; `fullft run {case}` trains and judges one")
-    checkpoint = store.load(found.checkpoint)
+    checkpoint = store.load(in_use.checkpoint)
     about = CheckpointMetadata.of(checkpoint)
     if settings is None:
         settings = _settings(
             store,
-            store.load(found.snapshot),
+            store.load(in_use.snapshot),
             {"base_model": about.base_model, "trust_remote_code": trust_remote_code},
         )
-    return LoadedChampion(checkpoint.ref, store.folder(checkpoint) / "model", about.labels, settings)
+
+    def opened() -> Any:
+        from fullft_assets.tasks.baseline import open_model
+
+        return open_model(store, checkpoint, settings)
+
+    return LoadedChampion(checkpoint.ref, store.folder(checkpoint) / "model", about.labels, settings, opened)
 
 
-def _settings(store: Store, snapshot: Manifest, given: dict[str, Any]) -> UseCaseSettings:
-    """Return the settings that predicting needs, from what the snapshot's batches were tokenised with."""
+def _settings(store: Store, snapshot: Manifest, facts: dict[str, Any]) -> UseCaseSettings:
     part = next(iter(SnapshotMetadata.of(snapshot).parts.values()))
     tokenization = store.load(part.chunks).settings
     labelled = {"label": "label"} if TASKS.get(tokenization["task"]).has_labels else {}
     return UseCaseSettings.model_validate(
         {
-            **given,
+            **facts,
             "documents": {"path": "."},
             "examples": {"task": tokenization["task"], **labelled},
             "chunks": ChunksSettings.from_manifest(tokenization).model_dump(),

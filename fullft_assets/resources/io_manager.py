@@ -1,12 +1,133 @@
-"""The IO manager: it passes manifests from asset to asset, never objects."""
+"""The IO manager, which passes manifests from asset to asset, never objects; the launchers as a resource; and
+errors as Dagster shows them: in one line, without what a document says.
+
+A step may wait for hours behind a training while another run makes the same assets, so the newest artifact
+need not be the one that the steps before were given. A run works with the artifact that it made, or else with
+the one that was the newest when it began. Dagster's events say which run made which; nothing else is kept.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import dagster as dg
 
-from fullft_assets.errors import GateError
-from fullft_assets.resources.failures import one_line_errors
-from fullft_assets.resources.of_run import ref_for_run
-from fullft_assets.resources.pointers import latest, set_latest
+from fullft_assets.errors import FullftError, GateError, WorkloadError, classify
+from fullft_assets.jobs.launchers import open_launcher
+from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.resources.store import latest, set_latest
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Manifest, Store
+
+
+@contextmanager
+def one_line_errors(store: Store, case: str) -> Iterator[None]:
+    """Turn an error into a failure that shows one line; one that the user can fix is not retried.
+
+    The failure's metadata contains the kind of failure; for launched work it follows the line, too. Of an
+    error that nobody foresaw the line has type and place, and names the file in the store that has the rest:
+    Dagster would keep its message for ever, and those of its causes, which may quote a document. For the same
+    reason no failure has a cause.
+
+    Args:
+        store: where such a file is written.
+        case: the use case that it belongs to.
+    """
+    try:
+        yield
+    except FullftError as error:
+        shown = (
+            f"{error} [{error.failure}]"
+            if isinstance(error, WorkloadError) and error.failure != "unknown"
+            else str(error)
+        )
+        raise dg.Failure(
+            description=shown, metadata={"failure": error.failure}, allow_retries=False
+        ) from None
+    except (dg.Failure, dg.RetryRequested, dg.DagsterError):
+        raise
+    except Exception as error:
+        raise dg.Failure(
+            description=store.keep_traceback(case, error), metadata={"failure": classify(error)}
+        ) from None
+
+
+#: Metadata of each materialisation: `Manifest.ref` of the artifact.
+ARTIFACT = "artifact"
+#: Materialisations that are asked for at once.
+_PAGE = 10
+#: Dagster executes again what failed of the parent run: only then the steps are a part of its own.
+_IN_PART_TAG = "dagster/is_asset_resume_retry"
+
+
+def ref_for_run(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, key: dg.AssetKey, partition: str | None
+) -> str | None:
+    """Return the artifact of an asset (partition) that every step of a run reads, by its reference; None: the
+    newest one.
+
+    A run that executes a part of another one again goes on with what that one made and began with.
+    """
+    runs = [run]
+    while _is_part(runs[-1]) and (parent := instance.get_run_by_id(runs[-1].parent_run_id or "")) is not None:
+        runs.append(parent)
+    for each in runs:
+        if (ref := made_by_run(instance, each.run_id, key, partition)) is not None:
+            return ref
+    record = instance.get_run_record_by_id(runs[-1].run_id)
+    began = None if record is None else record.start_time
+    # The store is asked first: it also knows what another instance made, and is there if the events are lost.
+    if began is None or _newest(instance, key, partition, after_timestamp=began) is None:
+        return None
+    before = _newest(instance, key, partition, before_timestamp=began)
+    return None if before is None else _ref_in(before)
+
+
+def made_by_run(
+    instance: dg.DagsterInstance, run_id: str, key: dg.AssetKey, partition: str | None = None
+) -> str | None:
+    """Return the reference of the artifact that a run made of an asset (partition), or None."""
+    records = instance.get_records_for_run(
+        run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION, ascending=False
+    ).records
+    events = (record.event_log_entry.asset_materialization for record in records)
+    return next(
+        (
+            _ref_in(event)
+            for event in events
+            if event and (event.asset_key, event.partition) == (key, partition)
+        ),
+        None,
+    )
+
+
+def _is_part(run: dg.DagsterRun) -> bool:
+    return run.parent_run_id is not None and (
+        run.step_keys_to_execute is not None or run.tags.get(_IN_PART_TAG) == "true"
+    )
+
+
+def _newest(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None, **times: Any
+) -> dg.AssetMaterialization | None:
+    """Return the newest materialisation that a run made, or None: whoever reaches the UI can report others,
+    which have no run.
+    """
+    wanted = dg.AssetRecordsFilter(key, asset_partitions=None if partition is None else [partition], **times)
+    cursor = None
+    while True:
+        page = instance.fetch_materializations(wanted, limit=_PAGE, cursor=cursor)
+        for record in page.records:
+            if record.event_log_entry.run_id:
+                return record.asset_materialization
+        if not page.has_more:
+            return None
+        cursor = page.cursor
+
+
+def _ref_in(event: dg.AssetMaterialization) -> str | None:
+    ref = event.metadata.get(ARTIFACT)
+    return None if ref is None else str(ref.value)
 
 
 def manifest_io_manager(case: str, store_key: str) -> dg.IOManagerDefinition:
@@ -76,3 +197,15 @@ class ManifestIOManager(dg.IOManager):
                 where = "" if partition is None else f" for {partition}"
                 raise GateError(f"{key.to_user_string()} was never materialised{where}; materialise it first")
             return manifest
+
+
+def launcher_resource(settings: UseCaseSettings) -> dg.ResourceDefinition:
+    """Return the resource that runs workloads where `launcher` and `compute` say; a launcher's module is
+    imported when a step asks for it.
+    """
+
+    @dg.resource(description=f"Runs workloads: {settings.launcher.kind}.")
+    def launcher(_: dg.InitResourceContext) -> LaunchDriver:
+        return LaunchDriver(lambda workload: open_launcher(settings.launcher_of(workload)))
+
+    return launcher

@@ -1,4 +1,10 @@
-"""The store of a use case as a Dagster resource."""
+"""The store of a use case as a Dagster resource, the pointers to its newest artifacts, and summaries of them.
+
+A summary is what is known of the newest artifact of each partition, without reading every one again. One
+listing of the pointers says which of them changed; of the others, the summary in the store has what was
+derived. A summary is no record: one that is lost, damaged, or of another version is made again from the
+artifacts. An artifact that is gone still counts while its pointer stays.
+"""
 
 import os
 from collections.abc import Callable
@@ -8,7 +14,7 @@ from typing import Any
 import dagster as dg
 
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import SCHEMES, Manifest, Store
 
 #: Path of the UI below which its webserver shows the pages of reports.
 REPORTS = "/fullft/reports/"
@@ -36,7 +42,7 @@ def open_store(use_case: UseCase, instance: dg.DagsterInstance) -> Store:
     return (
         default_store(Path(instance.root_directory), use_case.resolve)
         if url is None
-        else _store(url, use_case.resolve)
+        else open_url(url, use_case.resolve)
     )
 
 
@@ -47,7 +53,7 @@ def default_store(home: Path, resolve: Callable[[str], Path] = Path) -> Store:
         resolve: returns the folder of a path that may be relative.
     """
     url = os.environ.get("FULLFT_STORE")
-    return Store(str(home / "store")) if url is None else _store(url, resolve)
+    return Store(str(home / "store")) if url is None else open_url(url, resolve)
 
 
 def report_link(use_case: UseCase, store: Store, manifest: Manifest) -> dg.MetadataValue:
@@ -57,30 +63,90 @@ def report_link(use_case: UseCase, store: Store, manifest: Manifest) -> dg.Metad
     page = f"{manifest.ref}/report.html"
     if use_case.settings.store is None:
         return dg.MetadataValue.url(f"{REPORTS}{page}")
-    return (
-        dg.MetadataValue.path(str(Path(store.url, page)))
-        if store.is_local
-        else dg.MetadataValue.url(f"{store.url}/{page}")
-    )
+    return place_in(store, page)
 
 
-def _store(url: str, resolve: Callable[[str], Path]) -> Store:
-    return Store(url, s3_options()) if url.startswith("s3://") else Store(str(resolve(url)))
+def place_in(store: Store, path: str) -> dg.MetadataValue:
+    """Return where a file or folder of the store is: an absolute path, or a link."""
+    if store.is_local:
+        return dg.MetadataValue.path(str(Path(store.url, path).absolute()))
+    return dg.MetadataValue.url(f"{store.url}/{path}")
 
 
-def s3_options() -> dict[str, Any]:
-    """Return the fsspec options of an s3:// store: encryption with the key $FULLFT_KMS_KEY on every write, if
-    it is set.
+def open_url(url: str, resolve: Callable[[str], Path] = Path) -> Store:
+    """Return the store at a folder or in a bucket; $FULLFT_KMS_KEY, if it is set, names the key that encrypts
+    objects on S3.
     """
-    key = os.environ.get("FULLFT_KMS_KEY")
-    return (
-        {
-            "s3_additional_kwargs": {
-                "ServerSideEncryption": "aws:kms",
-                "SSEKMSKeyId": key,
-                "BucketKeyEnabled": True,
-            }
-        }
-        if key
-        else {}
+    if url.startswith(SCHEMES):
+        return Store(url, os.environ.get("FULLFT_KMS_KEY"))
+    return Store(str(resolve(url).absolute()))
+
+
+def set_latest(store: Store, case: str, asset: str, manifest: Manifest, partition: str = "all") -> None:
+    """Point an asset (partition) at its newest artifact."""
+    store.write_pointer(f"latest/{case}/{asset}/{partition}", {"ref": manifest.ref})
+
+
+def latest(store: Store, case: str, asset: str, partition: str = "all") -> Manifest | None:
+    """Return the newest artifact of an asset (partition), or None before its first materialisation."""
+    pointer = store.read_pointer(f"latest/{case}/{asset}/{partition}")
+    return None if pointer is None else store.load(pointer["ref"])
+
+
+def latest_by_partition(store: Store, case: str, asset: str) -> dict[str, Manifest]:
+    """Return the newest artifact of each partition of an asset."""
+    manifests = (
+        (key, latest(store, case, asset, key)) for key in store.list_pointers(f"latest/{case}/{asset}")
     )
+    return {key: manifest for key, manifest in manifests if manifest is not None}
+
+
+#: Artifacts that are read before what is known of them is written.
+_AT_ONCE = 1_000
+#: By partition: the version of its pointer, and what was derived.
+_Entries = dict[str, list[Any]]
+
+
+def summary_by_partition(
+    store: Store, case: str, asset: str, derive: Callable[[Manifest], Any], *, version: str
+) -> dict[str, Any]:
+    """Return what `derive` returns for the newest artifact of each partition of an asset, by partition.
+
+    Args:
+        derive: returns JSON values.
+        version: of `derive`.
+    """
+    # While artifacts are replaced under their keys, a pointer may stay as it is, and what it leads to change.
+    made_after = store.last_rewriting(case)
+    file = f"summaries/{case}/{asset}.json"
+    pointers = store.versions(f"pointers/latest/{case}/{asset}")
+    versions = {
+        name.removesuffix(".json"): pointers[name] for name in sorted(pointers) if name.endswith(".json")
+    }
+    known = {} if made_after is None else _read(store, file, [version, made_after])
+    entries = {name: entry for name, entry in known.items() if versions.get(name) == entry[0]}
+    changed = [name for name in versions if name not in entries]
+
+    def read(name: str) -> tuple[Any] | None:
+        # The pointer may be newer than the listing: then the next listing has another version, and it is read
+        # again.
+        manifest = latest(store, case, asset, name)
+        return None if manifest is None else (derive(manifest),)
+
+    # Written as soon as it is known: a tick that ends early has not read in vain.
+    for start in range(0, len(changed), _AT_ONCE):
+        names = changed[start : start + _AT_ONCE]
+        values = zip(names, store.each(read, names), strict=True)
+        entries |= {name: [versions[name], *value] for name, value in values if value is not None}
+        if made_after is not None:
+            store.write_json(file, {"of": [version, made_after], "entries": entries})
+    return {name: entries[name][1] for name in versions if name in entries}
+
+
+def _read(store: Store, file: str, of: list[str]) -> _Entries:
+    """Return the entries of a summary; none where it is lost, damaged, or not of this version."""
+    try:
+        content = store.read_json(file)
+    except ValueError:  # JSON that is cut off
+        return {}
+    return content["entries"] if isinstance(content, dict) and content.get("of") == of else {}

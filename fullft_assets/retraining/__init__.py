@@ -8,15 +8,6 @@ from fullft_assets.retraining.history import (
     CLOCK_SECONDS,
     DAY_SECONDS,
     HOUR_SECONDS,
-    drift_began,
-    drift_examples,
-    hours_spent,
-    num_unproductive,
-    retrain_evidence,
-    score_fell,
-)
-from fullft_assets.retraining.policy import decide, raised_after, run_key
-from fullft_assets.retraining.values import (
     Action,
     Attempt,
     Decision,
@@ -26,4 +17,11 @@ from fullft_assets.retraining.values import (
     Signals,
     State,
     Window,
+    drift_began,
+    drift_examples,
+    hours_spent,
+    num_unproductive,
+    retrain_evidence,
+    score_fell,
 )
+from fullft_assets.retraining.policy import decide, raised_after, run_key

@@ -1,32 +1,36 @@
-"""The rules that call for a retrain, or say why they do not."""
-
-from __future__ import annotations
+"""The rules that call for a retrain, or say why they do not, and what keeps one from starting now."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from fullft_assets.evaluation.drop import LEAST_ROWS
 from fullft_assets.retraining.history import (
     CERTAIN,
     DAY_SECONDS,
+    HOUR_SECONDS,
     MAX_RETRIES,
     NUM_WINDOWS,
+    Action,
+    Attempt,
+    Signals,
+    State,
     attempt_of_most_rows,
     date,
     drift_began,
     has_same_settings,
+    hours_spent,
     if_past,
     learned_drift,
     new_examples,
     num_not_learned,
     num_transient,
+    num_unproductive,
     past_attempts,
     retrain_evidence,
     score_fell,
     what_became_of,
 )
-from fullft_assets.retraining.values import Action, Signals, State
 from fullft_assets.settings import RetrainingSettings
 
 #: Share of the last training's rows by which a snapshot must grow as well.
@@ -76,11 +80,14 @@ def _retry(state: State, signals: Signals) -> Iterator[Rule]:
     number = num_transient(state, signals)
     if 0 < number <= MAX_RETRIES:
         last = past_attempts(state, signals)[-1]
-        reason = (
-            f"the attempt of {date(last.started_at)} failed by {last.failure}, so that it is resumed"
-            f" ({number} of {MAX_RETRIES})"
+        yield Rule(
+            "retry",
+            "retrain",
+            (
+                f"the attempt of {date(last.started_at)} failed by {last.failure}, so that it is resumed"
+                f" ({number} of {MAX_RETRIES})"
+            ),
         )
-        yield Rule("retry", "retrain", reason)
 
 
 def _new_data(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
@@ -118,19 +125,24 @@ def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
 
 
 def _not_confirmed(state: State, signals: Signals, reason: str, needed: int) -> Rule:
-    """Return what a drift waits for whose labels do not show that the champion is worse: to be evaluated, to
-    be of a random sample, or to be more.
-    """
     delivered, evaluated = signals.num_labels_since_drift, signals.num_live_labels
     if evaluated is None:
         # What was asked for stays open until they are.
         action = "request_labels" if RANDOM_LABELS in state.raised else "wait"
-        why = f"{reason} live_quality has not evaluated the {delivered:,} labelled examples yet"
-        return Rule(RANDOM_LABELS, action, why, instruction=_LABEL_AT_RANDOM)
+        return Rule(
+            RANDOM_LABELS,
+            action,
+            f"{reason} live_quality has not evaluated the {delivered:,} labelled examples yet",
+            instruction=_LABEL_AT_RANDOM,
+        )
     shown = f"{evaluated:,} of {delivered:,} labelled examples are of its windows and were not chosen as far"
     if evaluated < LEAST_ROWS:
-        few = f"{reason} only {shown}, too few to tell whether the champion is worse"
-        return Rule(RANDOM_LABELS, "request_labels", few, instruction=_LABEL_AT_RANDOM)
+        return Rule(
+            RANDOM_LABELS,
+            "request_labels",
+            f"{reason} only {shown}, too few to tell whether the champion is worse",
+            instruction=_LABEL_AT_RANDOM,
+        )
     return Rule(
         "drift",
         "wait",
@@ -161,11 +173,15 @@ def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings)
     if learned >= settings.min_new_examples or needed > settings.min_new_examples:
         return
     enough, count_first = _reach(state, signals, needed, new)
-    reason = (
-        f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {needed:,} beside"
-        f" the {learned:,} that showed it a drift"
+    yield Rule(
+        "more_of_drift",
+        "retrain" if enough else "wait",
+        (
+            f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {needed:,}"
+            f" beside the {learned:,} that showed it a drift"
+        ),
+        count_first,
     )
-    yield Rule("more_of_drift", "retrain" if enough else "wait", reason, count_first)
 
 
 def _growth_of_drift(signals: Signals) -> float:
@@ -283,7 +299,6 @@ def _age(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
 
 
 def _schedule(state: State, signals: Signals) -> Iterator[Rule]:
-    """Yield that a retrain is due by `retraining.schedule`, if nothing was trained or tried since then."""
     due = signals.scheduled_at
     if due is None:
         return
@@ -292,8 +307,9 @@ def _schedule(state: State, signals: Signals) -> Iterator[Rule]:
     if last >= due:
         yield Rule("schedule", "wait", f"nothing is due by the schedule since {date(due)}")
     else:
-        reason = f"scheduled retraining is due since {date(due)}"
-        yield _if_there_is_something_new(state, signals, "schedule", reason)
+        yield _if_there_is_something_new(
+            state, signals, "schedule", f"scheduled retraining is due since {date(due)}"
+        )
 
 
 def _if_there_is_something_new(
@@ -323,5 +339,94 @@ def _if_there_is_something_new(
 
 
 def _reach(state: State, signals: Signals, needed: int, available: int) -> tuple[bool, bool]:
-    """Return whether the new examples are enough, and whether they may be once a snapshot has counted all."""
     return available >= needed, available < needed <= available + signals.num_uncounted
+
+
+#: Wait before the first retry; it doubles.
+_RETRY_HOURS = 1.0
+#: Wait after an attempt that gave no champion, or that did not end a drift. It doubles with each further one
+#: in a row, up to the longest.
+_BACKOFF_HOURS, _MAX_BACKOFF_DAYS = 48.0, 90.0
+
+
+class Obstacle(NamedTuple):
+    """Something that keeps a retrain from starting now, and why."""
+
+    name: Literal["in flight", "wait", "month", "gain"]
+    reason: str
+
+
+def find_obstacles(
+    state: State, signals: Signals, settings: RetrainingSettings, calls: Sequence[Rule]
+) -> Iterator[Obstacle]:
+    """Yield why a retrain may not start now.
+
+    Args:
+        calls: the rules that call for it.
+    """
+    if signals.num_runs_in_flight:
+        yield Obstacle(
+            "in flight", f"{signals.num_runs_in_flight} run(s) of the model or of its snapshot are in flight"
+        )
+    past = past_attempts(state, signals)
+    if past:
+        until, why = _next_start(past, state, signals, settings)
+        # A fixed time, not "3 h ago": the reasons of a repeated tick stay the same, and are recorded once.
+        if signals.now < until:
+            reason = (
+                f"the last attempt was on {date(past[-1].started_at)}, and the next may start on"
+                f" {date(until)} ({why})"
+            )
+            yield Obstacle("wait", reason)
+    spent = hours_spent(state, signals)
+    if spent + signals.estimated_hours > settings.max_hours_per_month:
+        reason = (
+            f"{spent:.1f} h were spent this month and the next run takes about"
+            f" {signals.estimated_hours:.1f} h"
+        )
+        yield Obstacle("month", f"{reason} (max_hours_per_month = {settings.max_hours_per_month:g})")
+    usd, next_usd = spent * signals.hourly_usd, signals.estimated_hours * signals.hourly_usd
+    if settings.max_usd_per_month is not None and usd + next_usd > settings.max_usd_per_month:
+        reason = f"{usd:.2f} USD were spent this month and the next run costs about {next_usd:.2f} USD"
+        yield Obstacle("month", f"{reason} (max_usd_per_month = {settings.max_usd_per_month:g})")
+    yield from _costs_more(calls, signals)
+
+
+def _costs_more(calls: Sequence[Rule], signals: Signals) -> Iterator[Obstacle]:
+    drop = max(signals.score_drop or 0.0, signals.live_drop)
+    gains = [{"new_data": signals.predicted_gain, "score": drop}.get(rule.name) for rule in calls]
+    known = [gain for gain in gains if gain is not None]
+    if signals.usd_per_point is None or len(known) < len(gains):
+        return
+    points, cost = 100 * max(0.0, *known), signals.estimated_hours * signals.hourly_usd
+    if (worth := points * signals.usd_per_point) < cost:
+        reason = (
+            f"an expected gain of {points:.1f} points is worth {worth:.2f} USD a year (usd_per_point ="
+            f" {signals.usd_per_point:g})"
+        )
+        yield Obstacle("gain", f"{reason} and the next run costs about {cost:.2f} USD")
+
+
+def _next_start(
+    past: Sequence[Attempt], state: State, signals: Signals, settings: RetrainingSettings
+) -> tuple[float, str]:
+    number = num_transient(state, signals)
+    if 0 < number <= MAX_RETRIES:
+        return past[-1].started_at + _RETRY_HOURS * 2 ** (number - 1) * HOUR_SECONDS, "a retry"
+    cooldown = (
+        past[-1].started_at + settings.cooldown_hours * HOUR_SECONDS,
+        f"cooldown_hours = {settings.cooldown_hours:g}",
+    )
+    number = num_unproductive(state, signals, settings)
+    if not number:
+        return cooldown
+    # 2 ** 60 is beyond any bound.
+    hours = min(_BACKOFF_HOURS * 2.0 ** min(number - 1, 60), _MAX_BACKOFF_DAYS * 24)
+    last = [attempt for attempt in past if attempt.outcome != "cancelled"][-1]
+    return max(
+        cooldown,
+        (
+            last.started_at + hours * HOUR_SECONDS,
+            f"{number} in a row gained nothing",
+        ),
+    )

@@ -8,21 +8,27 @@ from fullft_assets.settings.alerts import AlertsSettings
 from fullft_assets.settings.base import Settings
 from fullft_assets.settings.chunks import ChunksSettings
 from fullft_assets.settings.documents import DocumentsSettings
-from fullft_assets.settings.evaluation import MODELS, EvaluationSettings, ExternalSettings, LmEvalSettings
+from fullft_assets.settings.evaluation import MODELS, EvaluationSettings, LmEvalSettings
 from fullft_assets.settings.examples import RULES, ExamplesSettings, Expectation
 from fullft_assets.settings.guards import GuardSettings
-from fullft_assets.settings.launcher import LAUNCHER_SECTIONS, ComputeSettings, OtherLauncherSettings
-from fullft_assets.settings.launchers.aws import AwsLauncherSettings
-from fullft_assets.settings.launchers.base import LauncherSettings
-from fullft_assets.settings.launchers.ecs import EcsLauncherSettings
-from fullft_assets.settings.launchers.kubernetes import KubernetesLauncherSettings
-from fullft_assets.settings.launchers.sagemaker import SageMakerLauncherSettings
-from fullft_assets.settings.launchers.ssh import SshLauncherSettings
+from fullft_assets.settings.launcher import (
+    LAUNCHER_SECTIONS,
+    AwsLauncherSettings,
+    ClusterLauncherSettings,
+    ComputeSettings,
+    ContainerLauncherSettings,
+    EcsLauncherSettings,
+    KubernetesLauncherSettings,
+    LauncherSettings,
+    OtherLauncherSettings,
+    RemoteLauncherSettings,
+    SageMakerLauncherSettings,
+    SshLauncherSettings,
+)
 from fullft_assets.settings.monitoring import LogSettings, MonitoringSettings, WindowSettings
-from fullft_assets.settings.planning import BedrockSettings, LoraSettings, PlanningSettings
+from fullft_assets.settings.planning import BedrockSettings, PlanningSettings
 from fullft_assets.settings.release import ReleaseSettings
-from fullft_assets.settings.retention import RetentionSettings
-from fullft_assets.settings.retraining import AutomationSettings, RetrainingSettings
+from fullft_assets.settings.retraining import AutomationSettings, RetentionSettings, RetrainingSettings
 from fullft_assets.settings.snapshot import GeneralSettings, ReplaySettings, SnapshotSettings
 from fullft_assets.settings.training import OF_WHOLE_WEIGHTS, DistillationSettings, TrainingSettings
 from fullft_assets.settings.use_case import UseCaseSettings

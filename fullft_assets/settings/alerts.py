@@ -1,7 +1,6 @@
 """The section `alerts`, and the base of each channel's settings."""
 
-from __future__ import annotations
-
+import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
@@ -17,7 +16,6 @@ Event = Literal[
     "budget",
     "feed_silent",
     "sensor_failing",
-    "sensor_silent",
     "decision_needed",
 ]
 EVENTS: tuple[Event, ...] = get_args(Event)
@@ -36,7 +34,8 @@ class AlertsSettings(Settings):
     """Who is notified of what happened, and how."""
 
     REMOVED: ClassVar[Mapping[str, str]] = {
-        "max_per_hour": "beyond 20 alerts an hour a channel gets one summary an hour"
+        "dagster_url": "set $FULLFT_DAGSTER_URL, the address of Dagster's UI",
+        "max_per_hour": "beyond 20 alerts an hour a channel gets one summary an hour",
     }
 
     channels: dict[str, dict[str, Any]] = Field(
@@ -51,15 +50,9 @@ class AlertsSettings(Settings):
         description=(
             "Events that are sent: `run_failed` (after its last retry), `gate_closed` (a batch held back, a"
             " window without texts, a candidate not promoted), `drift`, `quality_drop`, `budget` (80% and"
-            " 100% of the month's hours or dollars), `feed_silent`, `sensor_failing`, `sensor_silent` (it is"
-            " on, and was not evaluated for an hour), `decision_needed` (labels are asked for, jobs that no"
-            " run followed were ended, or a person is needed)."
+            " 100% of the month's hours or dollars), `feed_silent`, `sensor_failing`, `decision_needed`"
+            " (labels are asked for, jobs that no run followed were ended, or a person is needed)."
         ),
-    )
-    dagster_url: str = Field(
-        default="http://localhost:3000",
-        pattern=r"^https?://",
-        description="Address of Dagster's UI, for the links in alerts.",
     )
     silent_hours: Float | None = Field(
         default=None,
@@ -68,3 +61,8 @@ class AlertsSettings(Settings):
             "Hours without a new batch (or window) after which `feed_silent` is sent. Default: never."
         ),
     )
+
+    @property
+    def dagster_url(self) -> str:
+        """Address of Dagster's UI, for the links in alerts."""
+        return os.environ.get("FULLFT_DAGSTER_URL", "http://localhost:3000")

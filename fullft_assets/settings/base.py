@@ -2,8 +2,6 @@
 as YAML has them.
 """
 
-from __future__ import annotations
-
 import difflib
 import typing
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """The section `chunks`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +12,7 @@ class ChunksSettings(Settings):
     """How a text becomes the windows that the model reads."""
 
     REMOVED: ClassVar[Mapping[str, str]] = {
+        "terms": "the tokenizer audit mines its terms from the corpus",
         "general_words": "name the languages of the texts in `examples.languages`, or list your own `terms`",
         "max_term_pieces": "the audit warns above 3 tokens a domain term",
         "max_unknown_share": "the audit warns above 0.1% unknown tokens",
@@ -60,10 +59,6 @@ class ChunksSettings(Settings):
         description=(
             "Domain terms that are added to the tokenizer as tokens; the tokenizer audit proposes some."
         ),
-    )
-    terms: list[str] = Field(
-        default_factory=list,
-        description="Domain terms that the tokenizer audit looks at. Default: mined from the corpus.",
     )
 
     @model_validator(mode="before")

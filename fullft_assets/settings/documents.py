@@ -1,7 +1,5 @@
 """The section `documents`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -70,12 +68,21 @@ class DocumentsSettings(Settings):
     """Where the raw documents are delivered, and how a sensor cuts them into batches."""
 
     REMOVED: ClassVar[Mapping[str, str]] = {
+        "missing_values": (
+            "NULL, NaN, n/a, #N/A, <NA>, \\N and - mean that a row has none; remove other words "
+            "before the delivery"
+        ),
+        "follow_links": (
+            "links that leave the folder are not followed; name their target in `path`, or copy the files"
+        ),
+        "max_batch_bytes": "a batch ends after 256 MiB; set `max_batch_files` for smaller ones",
         "xlsx": (
             "set `documents.header` in place of `xlsx.header`; of a spreadsheet all sheets with the header of"
             " the first one are read"
         ),
         "xml": "set `documents.records` to the name of the element that is one document",
         "time": "the time of an annotation is in the field `time`",
+        "queue": "the prefix is listed, 10,000 objects a look; set `poll_seconds` for more looks",
         "max_runs_per_tick": "a tick launches up to 50 ingest runs, later ticks the rest",
     }
 
@@ -127,13 +134,8 @@ class DocumentsSettings(Settings):
             " batch."
         ),
     )
-    missing_values: list[str] = Field(
-        default=["NULL", "NaN", "n/a", "#N/A", "<NA>", "\\N", "-"],
-        description=(
-            "Words that mean that a row has no label, group or domain, in whatever case; so does an empty"
-            " field."
-        ),
-    )
+    #: Words that mean that a row has no label, group or domain, in whatever case; so does an empty field.
+    missing_values: ClassVar[tuple[str, ...]] = ("NULL", "NaN", "n/a", "#N/A", "<NA>", "\\N", "-")
     header: HeaderRow = Field(
         default=None,
         description=(
@@ -145,23 +147,12 @@ class DocumentsSettings(Settings):
     csv: CsvSettings = Field(default_factory=CsvSettings, description="Settings for CSV files.")
     mail: MailSettings = Field(default_factory=MailSettings, description="Settings for mail messages.")
     pdf: PdfSettings = Field(default_factory=PdfSettings, description="Settings for PDFs.")
-    follow_links: bool = Field(
-        default=False,
-        description=(
-            "Follow symbolic links that leave the folder. Others, which stay in it, are followed anyway."
-        ),
-    )
     reference_buckets: list[str] = Field(
         default=[],
         description=(
             "Other S3 buckets whose objects a `source-ref` may name. Those of the bucket of `documents.path`"
             " may be named anyway, those of the store never."
         ),
-    )
-    queue: str | None = Field(
-        default=None,
-        pattern=r"^https?://",
-        description="URL of an SQS queue with the bucket's S3 events. Default: the prefix is listed.",
     )
     attribution: str = Field(
         default="", description="Source, licence and attribution of the documents; shown on the model card."
@@ -170,13 +161,10 @@ class DocumentsSettings(Settings):
         default=100_000,
         ge=1,
         le=100_000,
-        description="Maximum number of files in one batch; mostly `max_batch_bytes` ends it before.",
+        description="Maximum number of files in one batch; mostly 256 MiB end it before.",
     )
-    max_batch_bytes: int = Field(
-        default=256 * 2**20,
-        ge=1,
-        description="Maximum size of one batch in bytes; a larger file is a batch of its own.",
-    )
+    #: Maximum size of one batch; a larger file is a batch of its own.
+    max_batch_bytes: ClassVar[int] = 256 * 2**20
     settle_seconds: Float = Field(
         default=1.0,
         ge=0,
@@ -198,7 +186,7 @@ class DocumentsSettings(Settings):
         description=(
             "Keys of your own assets that write the folder, such as `team/exports`. Lineage shows them, and"
             " new files are looked for when one of them was materialised, no longer every `poll_seconds`; the"
-            " sensor starts turned on. With `queue` it polls still."
+            " sensor starts turned on."
         ),
     )
     poll_seconds: int = Field(

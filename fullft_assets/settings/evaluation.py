@@ -1,57 +1,15 @@
 """The section `evaluation`."""
 
-from __future__ import annotations
+from typing import Annotated, Any, ClassVar, NamedTuple
 
-from typing import Annotated
+from pydantic import Field, ValidationInfo, field_validator
 
-from pydantic import Field, model_validator
-
-from fullft_assets.settings.base import Float, OneOf, Settings
+from fullft_assets.settings.base import OneOf, Settings
 from fullft_assets.task import METRICS
 
 #: Names of the models that an evaluation compares: the candidate, the champion, and the first one.
 MODELS = ("finetuned", "champion", "first_champion")
 MetricName = Annotated[str, OneOf("metric", lambda: METRICS.names)]
-
-
-class ExternalSettings(Settings):
-    """A system that is not made here, such as a vendor's or a RAG: what it answered for the test rows, or
-    only its score.
-    """
-
-    REMOVED = {
-        "low": "the report shows the score alone",
-        "high": "the report shows the score alone",
-        "seconds": "the report shows the score alone",
-        "usd": "the report shows the score alone",
-    }
-
-    name: str = Field(
-        pattern=r"^[a-z][a-z0-9_]{0,63}$",
-        description=(
-            "Name in the report: lower-case letters, digits and underscores, no registered baseline's."
-        ),
-    )
-    file: str | None = Field(
-        default=None,
-        description=(
-            "JSON lines with `id` and `label`, `labels` or `spans` (with `start`, `end`, `label`) of every"
-            " test row, relative to the project. It is scored as the baselines are, and the model must"
-            " beat it."
-        ),
-    )
-    score: Float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="Its score in the primary metric, instead of a file: shown, but compared with nothing.",
-    )
-
-    @model_validator(mode="after")
-    def _has_one_source(self) -> ExternalSettings:
-        if (self.file is None) == (self.score is None):
-            raise ValueError("give either file (predictions for the test rows) or score")
-        return self
 
 
 class LmEvalSettings(Settings):
@@ -71,40 +29,23 @@ class LmEvalSettings(Settings):
     tasks: list[str] = Field(min_length=1, description="Names of the tasks, as `task:` in their YAML files.")
 
 
-class ModuleSettings(Settings):
-    """A module of the library `evaluate`, as a metric of one label a row or of written answers."""
+class Module(NamedTuple):
+    """A module of the library `evaluate`: its folder or its name, and the digest of its Python files."""
 
-    module: str = Field(
-        pattern=r"^[\w./-]*\w$",
-        description=(
-            "Folder with the module, relative to the project, or the name of one that is in the hub's cache."
-            " The folder's name is the metric's."
-        ),
-    )
-    digest: str = Field(
-        pattern=r"^[0-9a-f]{20}$",
-        description=(
-            "Digest of its Python files, which run in the evaluation. A wrong one is refused with the right"
-            " one: read the files before you set it."
-        ),
-    )
+    module: str
+    digest: str
 
     @property
     def name(self) -> str:
         """Name of the metric."""
         return self.module.rsplit("/", 1)[-1]
 
-    @model_validator(mode="after")
-    def _has_a_name_of_its_own(self) -> ModuleSettings:
-        if self.name in METRICS:
-            raise ValueError(f"{self.name} is the name of a registered metric; rename the module")
-        return self
-
 
 class EvaluationSettings(Settings):
     """Which metric decides, and how its confidence intervals are computed."""
 
     REMOVED = {
+        "confidence": "intervals are of 95%",
         "resamples": "1,000 resamples are drawn",
         "calibration_bins": "the reliability diagram has 10 bins",
         "robustness_rows": "perturbed copies are not scored any more",
@@ -126,11 +67,19 @@ class EvaluationSettings(Settings):
             "Further registered metrics that the report shows beside the task's own, each with its interval."
         ),
     )
-    modules: list[ModuleSettings] = Field(
-        default_factory=list,
-        description="Modules of the library `evaluate` that the report shows beside, each with its interval.",
+    modules: dict[
+        Annotated[str, Field(pattern=r"^[\w./-]*\w$")], Annotated[str, Field(pattern=r"^[0-9a-f]{20}$")]
+    ] = Field(
+        default_factory=dict,
+        description=(
+            "Modules of the library `evaluate` that the report shows beside, each with its interval, as"
+            " metrics of one label a row or of written answers: a folder relative to the project, or the name"
+            " of a module that is in the hub's cache, and the digest of its Python files, which run in the"
+            " evaluation. A wrong digest is refused with the right one: read the files before you set it."
+        ),
     )
-    confidence: Float = Field(default=0.95, gt=0.5, lt=1, description="Level of the confidence intervals.")
+    #: Level of the confidence intervals.
+    confidence: ClassVar[float] = 0.95
     generated_answers: int = Field(
         default=100,
         ge=0,
@@ -140,9 +89,16 @@ class EvaluationSettings(Settings):
             " the base model write, to be compared with the held-out one. 0: none."
         ),
     )
-    external: list[ExternalSettings] = Field(
-        default_factory=list,
-        description="Systems that are not made here, to compare the model with on the same test rows.",
+    external: dict[
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], str | Annotated[float, Field(ge=0, le=1)]
+    ] = Field(
+        default_factory=dict,
+        description=(
+            "Systems that are not made here, such as a vendor's, to compare the model with: by name a file,"
+            " relative to the project, of JSON lines with `id` and `label`, `labels` or `spans` (with"
+            " `start`, `end`, `label`) of every test row, which is scored as the baselines are and must be"
+            " beaten; or the score in the primary metric, which is shown alone."
+        ),
     )
     lm_eval: LmEvalSettings | None = Field(
         default=None,
@@ -151,3 +107,24 @@ class EvaluationSettings(Settings):
             " gate reads them. Needs the extra `lm-eval`."
         ),
     )
+
+    @property
+    def named_modules(self) -> list[Module]:
+        """The modules of `evaluate` in the order of the YAML."""
+        return [Module(*item) for item in self.modules.items()]
+
+    @field_validator("modules")
+    @classmethod
+    def _have_names_of_their_own(cls, modules: dict[str, str]) -> dict[str, str]:
+        for item in modules.items():
+            if (name := Module(*item).name) in METRICS:
+                raise ValueError(f"{name} is the name of a registered metric; rename the module")
+        return modules
+
+    @field_validator("external", "modules", mode="before")
+    @classmethod
+    def _is_a_mapping(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, list):
+            form = "NAME: FILE or NAME: SCORE" if info.field_name == "external" else "MODULE: DIGEST"
+            raise ValueError(f"is a list; give each entry as {form}")
+        return value

@@ -86,6 +86,17 @@ class ExamplesSettings(Settings):
 
     USUAL: ClassVar[tuple[str, ...]] = ("label",)
     REMOVED: ClassVar[Mapping[str, str]] = {
+        "max_characters": (
+            "add to `expectations`: {name: expect_column_values_to_be_between, arguments: {column:"
+            " num_characters, max_value: 10000}, severity: quarantine}"
+        ),
+        "min_characters": (
+            "add to `expectations`: {name: expect_column_values_to_be_between, arguments: {column:"
+            " num_characters, min_value: 3}, severity: quarantine}"
+        ),
+        "max_ungrouped_share": (
+            "a batch is held back if more than 5% of its rows have no group; deliver them with a group"
+        ),
         "max_damage_share": (
             "texts with more than 1% damaged characters are quarantined; for another bound turn"
             " `encodings_are_intact` off in `severities`, and add to `expectations`: {name:"
@@ -137,15 +148,8 @@ class ExamplesSettings(Settings):
             " two splits."
         ),
     )
-    max_ungrouped_share: Float = Field(
-        default=0.05,
-        ge=0,
-        le=1,
-        description=(
-            "A batch in which a larger share of the valid rows has no `group` is held back (blocking check);"
-            " within it, a row without one is a group of its own."
-        ),
-    )
+    #: Share of a batch's valid rows that may have no `group`; with more it is held back.
+    max_ungrouped_share: ClassVar[float] = 0.05
     slice_by: str | None = Field(
         default=None,
         description=(
@@ -168,8 +172,8 @@ class ExamplesSettings(Settings):
             " Default: every label that occurs."
         ),
     )
-    min_characters: int = Field(default=1, ge=1, description="A shorter text is quarantined.")
-    max_characters: int = Field(default=1_000_000, ge=1, description="A longer text is quarantined.")
+    #: A longer text is quarantined.
+    max_characters: ClassVar[int] = 1_000_000
     languages: list[str] | None = Field(
         default=None,
         min_length=1,

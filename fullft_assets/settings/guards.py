@@ -13,8 +13,6 @@ and a use case gives it an action by its name, with the guard's own settings if 
         slow_steps: {action: warn, min_tokens_per_second: 100}
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -53,16 +51,6 @@ class Stops(GuardSettings):
     action: GuardAction = "stop"
 
 
-class CannotRollBack(GuardSettings):
-    """The settings of a guard whose finding a lower learning rate would not fix."""
-
-    # Settings are frozen, so that the narrower type is safe.
-    # Narrower than in the base class.
-    action: Annotated[  # pyright: ignore[reportIncompatibleVariableOverride]
-        Literal["off", "warn", "stop"], YamlOff()
-    ] = "warn"
-
-
 #: In the order in which they look at a step; of several findings with the same action the first one counts.
 GUARDS: Registry[Any] = Registry(
     "guard",
@@ -70,15 +58,15 @@ GUARDS: Registry[Any] = Registry(
     {
         "non_finite": "fullft_assets.training.guards:NonFinite",
         "loss_spike": "fullft_assets.training.guards:LossSpike",
-        "exploding_gradient": "fullft_assets.training.guards:ExplodingGradient",
         "dead_gradient": "fullft_assets.training.guards:DeadGradient",
         "no_progress": "fullft_assets.training.guards:NoProgress",
         "overfitting": "fullft_assets.training.guards:Overfitting",
-        "idle": "fullft_assets.training.guards:Idle",
     },
 )
-#: Keys of `training.guards` in earlier releases that were not guards, with what to do instead.
+#: Keys of `training.guards` in earlier releases, with what to do instead; manifests may have recorded them.
 _REMOVED = {
+    "exploding_gradient": "gradients are clipped; `loss_spike` and `non_finite` guard what follows",
+    "idle": "rows are read ahead from memory, so that an accelerator does not wait for them",
     "more": "name the guard beside the others",
     "rate_factor": "each roll-back halves the learning rate",
     "max_roll_backs": "the second roll-back of a run is its last",
@@ -86,8 +74,6 @@ _REMOVED = {
 
 
 def _checked(guards: dict[str, Any]) -> dict[str, Any]:
-    for name in guards.keys() & _REMOVED:
-        raise ValueError(f"`{name}` was removed; {_REMOVED[name]}")
     # YAML 1.1 reads a bare `off` as false.
     return {name: "off" if value is False else value for name, value in guards.items()}
 
@@ -123,6 +109,9 @@ def guard_settings(guards: Guards) -> dict[str, GuardSettings]:
 def guard_problems(guards: Guards) -> Iterator[tuple[str, str]]:
     """Yield (name, message) for each guard that is not registered, or does not have the given settings."""
     for name, value in guards.items():
+        if name in _REMOVED:
+            yield name, f"`{name}` was removed; {_REMOVED[name]}"
+            continue
         try:
             _settings_of(name, value)
         except SettingsError as error:

@@ -1,7 +1,5 @@
 """The section `monitoring`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
@@ -16,9 +14,9 @@ DRIFT_TESTS: Registry[Any] = Registry(
     "drift test",
     "fullft_assets.drift_tests",
     {
-        "embeddings": "fullft_assets.monitoring.drift_tests.content:Content",
-        "text_statistics": "fullft_assets.monitoring.drift_tests.text_statistics:TextStatistics",
-        "predicted_labels": "fullft_assets.monitoring.drift_tests.predicted_labels:PredictedLabels",
+        "embeddings": "fullft_assets.monitoring.drift_tests:Content",
+        "text_statistics": "fullft_assets.monitoring.drift_tests:TextStatistics",
+        "predicted_labels": "fullft_assets.monitoring.drift_tests:PredictedLabels",
     },
 )
 OUR_DRIFT_TESTS = ("embeddings", "text_statistics", "predicted_labels")
@@ -95,6 +93,7 @@ class MonitoringSettings(Settings):
     """
 
     REMOVED: ClassVar[Mapping[str, str]] = {
+        "max_new_tokens": "a language model writes 100 tokens at most for a document",
         "max_window_rows": f"at most {MAX_WINDOW_ROWS:,} documents of a window are compared",
         "reference_windows": "the first 12 windows under a champion are compared with, from the sixth on",
     }
@@ -116,13 +115,8 @@ class MonitoringSettings(Settings):
             " Default: the champion predicts each row anew."
         ),
     )
-    max_new_tokens: int = Field(
-        default=100,
-        ge=1,
-        description=(
-            "Maximum number of tokens that a language model writes for each document of `batch_predictions`."
-        ),
-    )
+    #: Maximum number of tokens that a language model writes for each document of `batch_predictions`.
+    max_new_tokens: ClassVar[int] = 100
     min_window_rows: int = Field(
         default=100,
         ge=20,

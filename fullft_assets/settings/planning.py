@@ -1,7 +1,5 @@
 """The section `planning`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -31,37 +29,17 @@ class TargetSettings(Settings):
     hourly_usd: Float = Field(default=0.0, ge=0, description="What an hour on it costs in US dollars.")
 
 
-class LoraSettings(Settings):
-    """The baseline `lora`: low-rank adapters of the frozen base model, trained on the same rows with the same
-    schedule.
-    """
-
-    REMOVED: ClassVar[Mapping[str, str]] = {"epochs": "adapters take as many epochs as training"}
-
-    rank: int = Field(
-        default=16,
-        ge=1,
-        le=1_024,
-        description="Rank of the adapters, which every linear layer of the model has.",
-    )
-    learning_rate: Float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description=(
-            "Peak learning rate. Default: ten times training.learning_rate, as adapters need a higher one."
-        ),
-    )
-
-
 class BedrockSettings(Settings):
     """The baseline `bedrock`: a model of Amazon Bedrock that is asked for each row's label. Texts of rows
     leave this machine.
     """
 
     REMOVED: ClassVar[Mapping[str, str]] = {
+        "examples": "each request shows 8 training rows with their labels",
         "max_characters": "the first 8,000 characters of a text are sent",
         "parallel_requests": "four requests are sent at a time",
+        "usd_per_1k_input_tokens": "give both prices: `usd_per_1k_tokens: [0.001, 0.005]`",
+        "usd_per_1k_output_tokens": "give both prices: `usd_per_1k_tokens: [0.001, 0.005]`",
     }
 
     model: str = Field(min_length=1, description="Id of the model, or of an inference profile.")
@@ -70,14 +48,11 @@ class BedrockSettings(Settings):
         default=None,
         description="Endpoint of the service, such as one in a private network. Default: AWS's own.",
     )
-    examples: int = Field(
-        default=0, ge=0, le=100, description="Training rows that each request shows with their labels."
-    )
-    usd_per_1k_input_tokens: Float = Field(
-        default=0.0, ge=0, description="Price of 1,000 tokens of requests in US dollars."
-    )
-    usd_per_1k_output_tokens: Float = Field(
-        default=0.0, ge=0, description="Price of 1,000 tokens of answers in US dollars."
+    usd_per_1k_tokens: list[Float] = Field(
+        default=[0.0, 0.0],
+        min_length=2,
+        max_length=2,
+        description="Prices of 1,000 tokens of requests, and of answers, in US dollars.",
     )
 
 
@@ -86,6 +61,7 @@ class PlanningSettings(Settings):
 
     REMOVED: ClassVar[Mapping[str, str]] = {
         "apply": "copy the lines that `fullft plan` recommends",
+        "lora": "adapters have rank 16 and ten times training.learning_rate",
         "pilot_seeds": "raise `pilot_share`, which says more for the same time",
         "pilot_unknown": "a training is refused only where the pilot predicts too little gain",
         "prompting": "a few-shot prompt shows 8 training rows and 1,024 tokens at most",
@@ -170,10 +146,6 @@ class PlanningSettings(Settings):
             "Registered baselines that the model must beat. Default: the task's own, listed in its"
             " documentation."
         ),
-    )
-    lora: LoraSettings = Field(
-        default=LoraSettings(),
-        description="How the baseline `lora` is trained, where planning.baselines names it.",
     )
     smaller_model: str | None = Field(
         default=None,

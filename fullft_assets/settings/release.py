@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,7 @@ class ReleaseSettings(Settings):
     """What a candidate must show to become champion."""
 
     REMOVED = {
+        "max_forgetting": "set `training.max_general_rise`, which the gate takes too",
         "champion_rule": (
             "a changed recipe must be better, new data alone may lose less than the test set can detect; a"
             " negative `min_gain_over_champion` accepts a loss"
@@ -40,6 +41,23 @@ class ReleaseSettings(Settings):
         "max_calibration_error": "set `gates: {is_calibrated: {max_error: ...}}`",
     }
 
+    candidates: Literal["any", "finetuned"] = Field(
+        default="any",
+        description=(
+            "What may become champion: any system that the evaluation judges and that can be stored (the"
+            " fine-tuned model, a frozen probe, TF-IDF, LoRA, a dictionary, a prompt), or the fine-tuned"
+            " model alone."
+        ),
+    )
+    worth: Float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description=(
+            "What a system that costs more to serve has to score above a cheaper one, in the primary metric;"
+            " within this the cheaper one becomes champion."
+        ),
+    )
     min_gain_over_baselines: Float = Field(
         default=0.0,
         ge=-1,
@@ -76,16 +94,6 @@ class ReleaseSettings(Settings):
         ),
     )
     min_score: Float = Field(default=0.0, ge=0, le=1, description="The primary metric must be at least this.")
-    max_forgetting: Float | None = Field(
-        default=None,
-        gt=0,
-        description=(
-            "Largest rise since the base model on general text (snapshot.general), over all trainings from"
-            " it: nats a token, or the distance of representations. Default, where it is measured:"
-            " training.max_general_rise, else ln 2 = 0.693 for a loss (the perplexity of general text may"
-            " double) and no limit for a distance."
-        ),
-    )
     gates: dict[GateName, dict[str, Any]] = Field(
         default_factory=dict,
         description=(
@@ -97,11 +105,11 @@ class ReleaseSettings(Settings):
     push_to: str | None = Field(
         default=None,
         exclude=True,
-        pattern=r"^(s3://[^/]+.*|[^:]+)$",
+        pattern=r"^((s3|gs|az)://[^/]+.*|[^:]+)$",
         description=(
-            "Folder (relative to the project) or s3://bucket/prefix to which each champion is copied: a"
-            " folder for each model, as the Hugging Face hub has it, and champion.json, which names the"
-            " champion's. Default: it stays in the store alone."
+            "Folder (relative to the project) or s3://bucket/prefix (or gs://, az://) to which each champion"
+            " is copied: a folder for each model, as the Hugging Face hub has it, and champion.json, which"
+            " names the champion's. Default: it stays in the store alone."
         ),
     )
     model_package: ModelPackageSettings | None = Field(

@@ -1,7 +1,5 @@
 """The section `snapshot`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -44,6 +42,7 @@ class SnapshotSettings(Settings):
     """How the examples are split and frozen."""
 
     REMOVED: ClassVar[Mapping[str, str]] = {
+        "contained_share": "texts that share 95% of their shingles are one",
         "near_duplicate_similarity": "the default of 0.8 holds",
         "screen_words": "the default of 13 holds",
         "recommended_train_rows": "the default of 10,000 holds",
@@ -65,16 +64,8 @@ class SnapshotSettings(Settings):
             " intervals."
         ),
     )
-    contained_share: Float | None = Field(
-        default=0.95,
-        ge=0.8,
-        le=1,
-        description=(
-            "Minimum share of a text's word shingles that one longer text has at which the first is inside"
-            " the second (a mail in the reply that quotes it): then they are not in two splits. None: not"
-            " looked for."
-        ),
-    )
+    #: Share of a text's word shingles that one longer text has at which the first is inside the second.
+    contained_share: ClassVar[float] = 0.95
     screen: list[str] = Field(
         default_factory=list,
         description=(

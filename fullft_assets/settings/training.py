@@ -208,7 +208,7 @@ class TrainingSettings(Settings):
             "What to do when a rule that watches the run fires, by the rule's name: `off`, `warn`,"
             " `roll_back` (to the last good checkpoint, with half the rate, twice a run at most) or `stop`"
             " (the run fails; overfitting: it ends there). Defaults: non_finite and loss_spike roll_back,"
-            " dead_gradient and no_progress stop, the others warn. A rule of another package may have"
+            " dead_gradient stops, the others warn. A rule of another package may have"
             " settings of its own beside its `action`."
         ),
     )

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from fullft_assets.settings.alerts import AlertsSettings
 from fullft_assets.settings.base import Settings
@@ -16,20 +16,25 @@ from fullft_assets.settings.chunks import ChunksSettings
 from fullft_assets.settings.documents import DocumentsSettings
 from fullft_assets.settings.evaluation import EvaluationSettings
 from fullft_assets.settings.examples import ExamplesSettings
-from fullft_assets.settings.launcher import ByKind, ComputeSettings
-from fullft_assets.settings.launchers.base import LauncherSettings
+from fullft_assets.settings.launcher import ByKind, ComputeSettings, LauncherSettings
 from fullft_assets.settings.monitoring import MonitoringSettings
 from fullft_assets.settings.planning import PlanningSettings
 from fullft_assets.settings.release import ReleaseSettings
-from fullft_assets.settings.retention import RetentionSettings
-from fullft_assets.settings.retraining import AutomationSettings, RetrainingSettings
+from fullft_assets.settings.retraining import AutomationSettings, RetentionSettings, RetrainingSettings
 from fullft_assets.settings.snapshot import SnapshotSettings
 from fullft_assets.settings.training import EPOCHS, MOST_EPOCHS, TrainingSettings
+from fullft_assets.store.buckets import SCHEMES
 from fullft_assets.task import TASKS, task_of
 
 
 class UseCaseSettings(Settings):
     """One use case: documents in, a fully fine-tuned model out."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "owners": (
+            "set post_processing: {assets: [{target: '*', attributes: {owners: [...]}}]} beside `attributes`"
+        ),
+    }
 
     name: str | None = Field(
         default=None,
@@ -50,15 +55,12 @@ class UseCaseSettings(Settings):
             " model. Needed if transformers does not support the architecture."
         ),
     )
-    owners: list[str] = Field(
-        default_factory=list, description="E-mail addresses or `team:NAME`, shown in the UI."
-    )
     seed: int = Field(default=17, ge=0, le=2**31 - 1, description="Seed of everything random.")
     store: str | None = Field(
         default=None,
         description=(
-            "Where artifacts are stored: a folder or s3://bucket/prefix. Default: $FULLFT_STORE, else `store`"
-            " in Dagster's home."
+            "Where artifacts are stored: a folder or s3://bucket/prefix (or gs://, az://). Default:"
+            " $FULLFT_STORE, else `store` in Dagster's home."
         ),
     )
     documents: DocumentsSettings
@@ -80,7 +82,6 @@ class UseCaseSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _compute_begins_with_the_launcher(cls, data: Any) -> Any:
-        """Complete each section of `compute` from `launcher`, where both are of one kind."""
         if not isinstance(data, Mapping) or not isinstance(data.get("compute"), Mapping):
             return data
         base = data.get("launcher", {})
@@ -111,6 +112,13 @@ class UseCaseSettings(Settings):
         if not defaults or not isinstance(chunks, Mapping):
             return data
         return {**data, "chunks": {**defaults, **chunks}}
+
+    @field_validator("store")
+    @classmethod
+    def _is_folder_or_bucket(cls, store: str | None) -> str | None:
+        if store is not None and "://" in store and not store.startswith(SCHEMES):
+            raise ValueError("must be a folder, or s3://, gs:// or az:// with a bucket and a prefix")
+        return store
 
     @property
     def primary_metric(self) -> str:
@@ -154,46 +162,6 @@ class UseCaseSettings(Settings):
         if not self.trust_remote_code:
             found.pop("trust_remote_code", None)
         return found
-
-    @model_validator(mode="after")
-    def _sections_fit_together(self) -> UseCaseSettings:
-        if getattr(self.launcher, "jobs", "training") == "processing":
-            raise ValueError(
-                "launcher.jobs cannot be processing, since a training is a Training Job; set it in a section"
-                " of compute"
-            )
-        ingestion = self.compute.ingestion
-        if getattr(ingestion, "network_isolation", False):
-            raise ValueError(
-                "compute.ingestion cannot have network_isolation: true, since its jobs read documents; set it"
-                " to false there"
-            )
-        if (
-            ingestion is not None
-            and ingestion.kind in ("sagemaker", "ecs")
-            and not self.documents.path.startswith("s3://")
-        ):
-            raise ValueError(
-                f"compute.ingestion needs documents on s3://, which the containers of {ingestion.kind} read"
-                " themselves"
-            )
-        if self.store is not None and "://" in self.store and not self.store.startswith("s3://"):
-            raise ValueError("store must be a folder or s3://bucket/prefix")
-        if self.snapshot.test_share + self.snapshot.validation_share >= 0.9:
-            raise ValueError(
-                "snapshot.test_share + snapshot.validation_share leave less than 10% to train on"
-            )
-        if self.chunks.stride >= self.chunks.max_tokens // 2:
-            raise ValueError("chunks.stride must be less than half of chunks.max_tokens")
-        if self.training.micro_batch_size > self.training.batch_size:
-            raise ValueError("training.micro_batch_size is larger than training.batch_size")
-        window = self.monitoring.window
-        if window is not None and window.rows is not None and window.rows < self.monitoring.min_window_rows:
-            raise ValueError(
-                f"monitoring.min_window_rows is larger than a window of {window.rows} rows, so that none"
-                " would be compared"
-            )
-        return self
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from fullft_assets.snapshot.loading import (
     Split,
     Training,
     label_names,
-    load_messages,
     load_split,
     load_training,
     load_values,

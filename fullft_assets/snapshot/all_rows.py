@@ -2,20 +2,17 @@
 million rows take seconds.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.examples.identity import COLUMNS, IdentityRows, codes
 from fullft_assets.settings import SnapshotSettings
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: In the order of precedence: a row of a lower place never moves behind a later one.
 SPLITS = ("test", "validation", "train")
@@ -108,8 +105,6 @@ class Rows(IdentityRows):
 
 def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Rows:
     """Return the rows of all batches, each with the split that its place gives it."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     ordered = [batches[name] for name in sorted(batches)]
     none = pa.table(
@@ -135,18 +130,18 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
     )
 
 
-def distinct(values: np.ndarray) -> np.ndarray:
-    """Return the distinct integers, ascending. `np.unique` hashes them: of a million that takes fifty times
-    as long as the sort.
-    """
-    ordered = np.sort(values)
-    return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
-
-
 def hashed_split(place: np.ndarray, settings: SnapshotSettings) -> np.ndarray:
     """Return the number (of SPLITS) of the split that each place gives: int64 [n]."""
     held_out = settings.test_share + settings.validation_share
     return np.where(place < settings.test_share, TEST, np.where(place < held_out, VALIDATION, TRAIN))
+
+
+def distinct(values: np.ndarray) -> np.ndarray:
+    """Return the distinct integers in ascending order, by sorting: `np.unique` hashes, which takes fifty
+    times as long for a million.
+    """
+    ordered = np.sort(values)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
 
 
 def expand(start: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -1,14 +1,12 @@
 """The batches that a snapshot is taken over: which they are, and what the split needs of each."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import cache, partial
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import ChunksMetadata, Expected, rows_without_trained_tokens
@@ -18,15 +16,12 @@ from fullft_assets.examples import QUARANTINED, ExamplesMetadata
 from fullft_assets.examples import VERSION as EXAMPLES_VERSION
 from fullft_assets.examples import key_settings as example_settings
 from fullft_assets.examples.identity import COLUMNS
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import screening, sketches
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.locations import read_rows
 from fullft_assets.store import CheckOutcome, Manifest, Store
 from fullft_assets.store.checks import CheckSpec
-
-if TYPE_CHECKING:
-    from fullft_assets.settings.use_case import UseCase
-
 
 ARCHIVED_FILES_COUNT = CheckSpec(
     "archived_files_count", "Files that were taken away since their delivery count as they were read."
@@ -161,42 +156,25 @@ def read_batches(
 
     batches = {}
     for name, manifest in usable.items():
-        index = sketches.ensure(store, use_case.name, manifest, use_case.settings.seed)
-        batch = _read_batch(store.folder(manifest), ExamplesMetadata.of(manifest).files, store.folder(index))
+        made = sketches.ensure(store, use_case.name, manifest, use_case.settings.seed)
+        path = store.folder(manifest) / "examples.parquet"
+        quarantined = pq.read_table(path.with_name(QUARANTINED), columns=["id", "source", "delivered_ns"])
+        batch = BatchRows(
+            rows=pq.read_table(path, columns=list(COLUMNS)),
+            files=ExamplesMetadata.of(manifest).files,
+            sketches=sketches.read(store.folder(made)),
+            texts=partial(read_rows, path, "text"),
+            quarantined=quarantined,
+        )
         if evaluation is not None:
             screened = sketches.ensure_screened(store, use_case.name, manifest, evaluation, screen)
-            batch = replace(
-                batch, overlaps=np.load(store.folder(screened) / "overlaps.npy", allow_pickle=False)
-            )
+            overlaps = np.load(store.folder(screened) / "overlaps.npy", allow_pickle=False)
+            batch = replace(batch, overlaps=overlaps)
         if ChunksMetadata.of(chunks[name]).num_rows_without_trained_tokens:
-            batch = _without_untrained(batch, rows_without_trained_tokens(store.folder(chunks[name])))
+            # Conversations without a trained token count as quarantined: no older version is superseded.
+            untrained = rows_without_trained_tokens(store.folder(chunks[name]))
+            rows = batch.rows.take(pa.array(untrained)).select(quarantined.column_names)
+            rows = pa.concat_tables([quarantined, rows], promote_options="permissive")
+            batch = replace(batch, untrained=untrained, quarantined=rows)
         batches[name] = batch
     return batches
-
-
-def _read_batch(folder: Path, files: Mapping[str, int], index: Path) -> BatchRows:
-    import pyarrow.parquet as pq
-
-    path = folder / "examples.parquet"
-    return BatchRows(
-        rows=pq.read_table(path, columns=list(COLUMNS)),
-        files=files,
-        sketches=sketches.read(index),
-        texts=lambda positions: read_rows(path, "text", positions),
-        quarantined=pq.read_table(folder / QUARANTINED, columns=["id", "source", "delivered_ns"]),
-    )
-
-
-def _without_untrained(batch: BatchRows, positions: np.ndarray) -> BatchRows:
-    """Return a batch of which conversations without a trained token count as quarantined: no older version of
-    them is superseded.
-    """
-    import pyarrow as pa
-
-    assert batch.quarantined is not None
-    rows = batch.rows.take(pa.array(positions)).select(batch.quarantined.column_names)
-    return replace(
-        batch,
-        untrained=positions,
-        quarantined=pa.concat_tables([batch.quarantined, rows], promote_options="permissive"),
-    )

@@ -1,13 +1,11 @@
 """Checks of a snapshot: their declarations, and the outcomes that are computed from the result as one."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 
+from fullft_assets.examples.labels import variants
 from fullft_assets.examples.outcomes import agreement_outcome
 from fullft_assets.examples.rules import snapshot_rules
-from fullft_assets.examples.spelling import variants
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.snapshot.batches import ARCHIVED_FILES_COUNT, FILES_HAVE_ONE_SOURCE
 from fullft_assets.snapshot.deliveries import IDS_NAME_ONE_DOCUMENT, LATER_ROWS_ARE_NEWER

@@ -2,37 +2,36 @@
 under one key.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Expected, load_tokenization
-from fullft_assets.documents import own_splits
+from fullft_assets.documents import names
 from fullft_assets.examples.agreement import metadata_of
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import checks, data_facts, data_report, general, packing, replay, screening
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches
 from fullft_assets.snapshot.frozen_batches import content_of, find_rows, pin
+from fullft_assets.snapshot.general_sampling import pin_files
 from fullft_assets.snapshot.ledger import FILE, LedgerHistory, read_history
-from fullft_assets.snapshot.locations import Lists, Locations, locations_of
+from fullft_assets.snapshot.locations import in_order, read_rows, to_lists, window_lengths
 from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.split import Frozen, freeze_batches
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store
 from fullft_assets.store.hashing import artifact_key
 from fullft_assets.task import task_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from fullft_assets.settings.use_case import UseCase
 
 VERSION = "14"
 _STAGE = "training_snapshot"
@@ -97,20 +96,6 @@ def _find_newest(
 
 @dataclass(frozen=True)
 class _Creation:
-    """A snapshot that is being created.
-
-    Attributes:
-        store: where the batches' artifacts live.
-        use_case: the settings.
-        examples: `labeled_examples` of all batches, by name.
-        usable: those without a red gate.
-        chunks: `tokenized_chunks` of all batches that have them.
-        expected: what the chunks were made with.
-        evaluation: external evaluation texts, where there are any.
-        history: the snapshots before it.
-        suggest_group: see `take`.
-    """
-
     store: Store
     use_case: UseCase
     examples: Mapping[str, Manifest]
@@ -131,9 +116,9 @@ class _Creation:
         if self.evaluation is not None:
             inputs["evaluation_texts"] = self.evaluation.digest
         if chosen.replay is not None:
-            inputs["replay"] = replay.pin(self.use_case)
+            inputs["replay"] = pin_files(chosen.replay.path, self.use_case, "snapshot.replay")
         if chosen.general is not None:
-            inputs["general"] = general.pin(self.use_case)
+            inputs["general"] = pin_files(chosen.general.path, self.use_case, "snapshot.general")
         return inputs
 
     def write(self, draft: Draft) -> Outcome:
@@ -151,7 +136,9 @@ class _Creation:
         frozen.ledger.write(draft.path / FILE, self.history.keys)
         _write_table(frozen.index, draft.path / "index.parquet")
         _write_table(frozen.places.drop_columns(["position"]), draft.path / "places.parquet")
-        measured = self._draw_general(frozen)
+        measured: Manifest | None = None
+        if settings.snapshot.general is not None:
+            measured = general.draw(self.store, self.use_case, frozen.index["text_hash"].to_pylist())
         plan: Packing | None = None
         replayed: Manifest | None = None
         files = ["index.parquet"]
@@ -171,14 +158,18 @@ class _Creation:
         # Who goes on with another artifact of this content must find the same gates open.
         values["gates"] = {check.name: check.passed for check in of_rows if check.severity == "error"}
         draft.identity = Identity(files=files, values=values)
-        num_tokens = self._num_tokens(frozen)
+        files_of = self._files()
+        num_tokens = np.array(
+            in_order(
+                frozen.places, lambda batch, rows: read_rows(files_of[batch], "num_tokens", rows).to_pylist()
+            )
+        )
         metadata = SnapshotMetadata(
             **frozen.metadata,
             **metadata_of(frozen.agreement),
             batches_left_out=sorted(set(self.examples) - set(self.usable)),
             parts={name: pin(self.usable[name], self.chunks[name]) for name in sorted(self.usable)},
-            **_general_metadata(measured),
-            **_packing_metadata(plan, replayed, settings),
+            **_drawn_metadata(measured, replayed),
             **data_report.length_metadata(num_tokens, settings.chunks.max_tokens),
             num_evaluation_texts=None if self.evaluation is None else self.evaluation.num_texts,
         )
@@ -188,26 +179,24 @@ class _Creation:
             archive_check(self.examples, self.usable),
             source_check(self.usable),
         ]
-        outcomes += self._optional_checks(plan, replayed)
-        report = self._report_on_data(frozen, metadata, num_tokens, batches, outcomes)
-        (draft.path / "report.md").write_text(report, encoding="utf-8")
-        (draft.path / "report.html").write_text(data_report.to_page(report), encoding="utf-8")
-        return metadata.as_dict(), outcomes
-
-    def _optional_checks(self, plan: Packing | None, replayed: Manifest | None) -> list[CheckOutcome]:
-        outcomes = []
         if plan is not None:
             outcomes.append(checks.full_check(plan))
+            metadata = metadata.model_copy(
+                update={
+                    "num_packed_rows": plan.num_rows,
+                    "packing_fill": plan.fill,
+                    "packing_capacity": plan.capacity,
+                    "packing_cuts_to_fill": _cuts_to_fill(settings),
+                }
+            )
         if replayed is not None:
             outcomes.append(checks.control_check(ReplayMetadata.of(replayed)))
         if self.evaluation is not None:
             outcomes.append(checks.screen_check(self.evaluation))
-        return outcomes
-
-    def _draw_general(self, frozen: Frozen) -> Manifest | None:
-        if self.use_case.settings.snapshot.general is None:
-            return None
-        return general.draw(self.store, self.use_case, frozen.index["text_hash"].to_pylist())
+        report = self._report_on_data(frozen, metadata, num_tokens, batches, outcomes)
+        (draft.path / "report.md").write_text(report, encoding="utf-8")
+        (draft.path / "report.html").write_text(data_report.to_page(report), encoding="utf-8")
+        return metadata.as_dict(), outcomes
 
     def _pack(
         self, frozen: Frozen, batches: Mapping[str, BatchRows], measured: Manifest | None
@@ -217,12 +206,13 @@ class _Creation:
 
         `measured`: the general set, whose texts are not replayed.
         """
+
         settings = self.use_case.settings
-        rows = locations_of(frozen.index, frozen.places)
-        lengths = self._windows(rows.of("train")).lengths
+        is_trained = pc.equal(frozen.index["split"], "train")
+        lengths = _lengths(frozen.places.filter(is_trained), self._files())
         replayed = None
         if settings.snapshot.replay is not None:
-            held_out = rows.of("validation").texts(batches) + rows.of("test").texts(batches)
+            held_out = _texts(frozen.places.filter(pc.invert(is_trained)), batches)
             screened = self.evaluation.texts if self.evaluation else ()
             kept_out = {} if measured is None else general.texts_by_hash(self.store, measured)
             replayed = replay.draw(
@@ -234,23 +224,8 @@ class _Creation:
         )
         return plan, replayed
 
-    def _windows(self, rows: Locations) -> Lists:
-        return Lists.gather(
-            rows, {name: self.store.folder(self.chunks[name]) for name in rows.batches()}, "windows"
-        )
-
-    def _num_tokens(self, frozen: Frozen) -> np.ndarray:
-        """Return the length in tokens of each row of the index."""
-        import pyarrow.parquet as pq
-
-        rows = locations_of(frozen.index, frozen.places)
-        num_tokens = np.zeros(len(rows.position), np.int64)
-        for name, numbers in rows.by_batch():
-            tokens = pq.read_table(
-                self.store.folder(self.chunks[name]) / "chunks.parquet", columns=["num_tokens"]
-            )["num_tokens"]
-            num_tokens[numbers] = tokens.to_numpy()[rows.position[numbers]]
-        return num_tokens
+    def _files(self) -> dict[str, Path]:
+        return {name: self.store.folder(self.chunks[name]) / "chunks.parquet" for name in self.usable}
 
     def _report_on_data(
         self,
@@ -260,75 +235,66 @@ class _Creation:
         batches: Mapping[str, BatchRows],
         outcomes: list[CheckOutcome],
     ) -> str:
-        settings, rows = self.use_case.settings.chunks, locations_of(frozen.index, frozen.places)
+        settings = self.use_case.settings
         folders = {name: self.store.folder(manifest) for name, manifest in self.usable.items()}
-        outcomes = [*outcomes, checks.verdict_check(metadata, self.use_case.settings)]
-        facts = data_facts.gather(self.examples, self.chunks, folders, frozen, rows, batches, outcomes)
+        outcomes = [*outcomes, checks.verdict_check(metadata, settings)]
+        facts = data_facts.gather(self.examples, self.chunks, folders, frozen, batches, outcomes)
         # Only of the first snapshot: it takes seconds, and the fields stay.
         if not self.history.newest and (suggestion := self.suggest_group()) is not None:
             facts.to_do.append(("group", suggestion))
-        if own := own_splits.found_in(path for batch in batches.values() for path in batch.files):
+        if splits := names.splits_of(path for batch in batches.values() for path in batch.files):
             files_of_rows = frozen.places["source"].to_pylist()
-            facts.to_do.append(
-                (
-                    "splits",
-                    own_splits.mixed(own, files_of_rows, self.use_case.settings.examples.group, "rows kept"),
-                )
-            )
+            mixed = names.mixed_splits(splits, files_of_rows, settings.examples.group, "rows kept")
+            facts.to_do.append(("splits", mixed))
         return data_report.render(
             metadata,
             num_tokens,
-            max_tokens=settings.max_tokens,
-            max_windows=settings.max_windows,
+            max_tokens=settings.chunks.max_tokens,
+            max_windows=settings.chunks.max_windows,
             facts=facts,
-            example=self._example(frozen, rows, batches),
+            example=self._example(frozen, batches),
             case=self.use_case.name,
-            source=self.use_case.settings.documents.path,
+            source=settings.documents.path,
         )
 
-    def _example(
-        self, frozen: Frozen, rows: Locations, batches: Mapping[str, BatchRows]
-    ) -> data_report.Example | None:
+    def _example(self, frozen: Frozen, batches: Mapping[str, BatchRows]) -> data_report.Example | None:
         """Return the first training row in the order of the texts' hashes: any, but always the same."""
         number = frozen.index["split"].index("train").as_py()
         if number < 0:
             return None
-        shown, tokenizer = rows.at(np.array([number])), load_tokenization(self.use_case).tokenizer
+        place = frozen.places.slice(number, 1)
+        file = self._files()[place["batch"][0].as_py()]
+        (windows,) = to_lists(read_rows(file, "windows", place["position"].to_numpy()))
+        tokenizer = load_tokenization(self.use_case).tokenizer
         return data_report.Example(
-            text=shown.texts(batches)[0],
+            text=_texts(place, batches)[0],
             target=data_report.target_of(frozen.index.slice(number, 1).to_pylist()[0]),
-            tokens=[tokenizer.id_to_token(i) or "" for i in self._windows(shown).to_lists()[0][0]],
+            tokens=[tokenizer.id_to_token(i) or "" for i in windows[0]],
         )
 
 
-def _general_metadata(measured: Manifest | None) -> dict[str, Any]:
-    return (
-        {}
-        if measured is None
-        else {"general": measured.ref, "num_general_tokens": GeneralMetadata.of(measured).num_tokens}
-    )
+def _texts(places: pa.Table, batches: Mapping[str, BatchRows]) -> list[str]:
+    return in_order(places, lambda batch, rows: batches[batch].texts(rows).to_pylist())
 
 
-def _packing_metadata(
-    plan: Packing | None, replayed: Manifest | None, settings: UseCaseSettings
-) -> dict[str, Any]:
-    if plan is None:
-        return {}
-    metadata = {
-        "num_packed_rows": plan.num_rows,
-        "packing_fill": plan.fill,
-        "packing_capacity": plan.capacity,
-        "packing_cuts_to_fill": _cuts_to_fill(settings),
-    }
-    if replayed is None:
-        return metadata
-    drawn = ReplayMetadata.of(replayed)
-    return {
-        **metadata,
-        "replay": replayed.ref,
-        "num_replay_rows": drawn.num_rows,
-        "num_replay_tokens": drawn.num_tokens,
-    }
+def _lengths(places: pa.Table, files: Mapping[str, Path]) -> np.ndarray:
+    """Return the number of tokens in each window of some rows, from the files with the chunks of batches."""
+    lengths = in_order(places, lambda batch, rows: window_lengths(read_rows(files[batch], "windows", rows)))
+    return np.array(list(chain.from_iterable(lengths)), np.int64)
+
+
+def _drawn_metadata(measured: Manifest | None, replayed: Manifest | None) -> dict[str, Any]:
+    metadata = {}
+    if measured is not None:
+        metadata = {"general": measured.ref, "num_general_tokens": GeneralMetadata.of(measured).num_tokens}
+    if replayed is not None:
+        drawn = ReplayMetadata.of(replayed)
+        metadata |= {
+            "replay": replayed.ref,
+            "num_replay_rows": drawn.num_rows,
+            "num_replay_tokens": drawn.num_tokens,
+        }
+    return metadata
 
 
 def _cuts_to_fill(settings: UseCaseSettings) -> bool:
@@ -347,12 +313,11 @@ def pack_again(store: Store, snapshot: Manifest, index: pa.Table) -> Packing:
     Raises:
         StoreError: a table of a batch, or what is replayed, is gone.
     """
-    import pyarrow.compute as pc
 
     metadata = SnapshotMetadata.of(snapshot)
     assert metadata.packing_capacity is not None, "its training rows are packed"
     rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")))
-    lengths = rows.lists("windows").lengths
+    lengths = _lengths(rows.places, rows.chunks)
     if metadata.replay is not None:
         lengths = np.concatenate([lengths, _replayed_lengths(store, store.load(metadata.replay))])
     return packing.plan(
@@ -361,10 +326,11 @@ def pack_again(store: Store, snapshot: Manifest, index: pa.Table) -> Packing:
 
 
 def _replayed_lengths(store: Store, replayed: Manifest) -> np.ndarray:
-    return Lists.read(store.folder(replayed) / "chunks.parquet", "windows").lengths
+
+    windows = pq.read_table(store.folder(replayed) / "chunks.parquet", columns=["windows"])["windows"]
+    return np.array(list(chain.from_iterable(window_lengths(windows))), np.int64)
 
 
 def _write_table(table: pa.Table, path: Path) -> None:
-    import pyarrow.parquet as pq
 
     pq.write_table(table, path, compression="zstd")

@@ -1,32 +1,24 @@
-"""What the data report says beside the snapshot's own counts: what was set aside and where, groups,
-encodings, languages, what to do.
+"""What the data report says beside the snapshot's own counts: what was set aside and where, groups, what to
+do.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.documents.aliases import restore
-from fullft_assets.examples import QUARANTINED, ExamplesMetadata, language
-from fullft_assets.examples.label_names import NOT_NAMED
+from fullft_assets.examples import QUARANTINED, ExamplesMetadata
+from fullft_assets.examples.labels import NOT_NAMED
 from fullft_assets.snapshot.all_rows import MOST_NAMED, BatchRows
 from fullft_assets.snapshot.batches import red_gates
-from fullft_assets.snapshot.locations import Locations
 from fullft_assets.snapshot.split import Frozen
 from fullft_assets.store import CheckOutcome, Manifest
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 _LARGEST_GROUPS = 10
-#: Texts whose language is identified: so many of each of so many batches.
-_TEXTS_A_BATCH, _BATCHES = 50, 10
 
 
 @dataclass(frozen=True)
@@ -36,15 +28,6 @@ class ExcludedRows:
     reason: str
     num_rows: int
     places: list[str]
-
-
-@dataclass(frozen=True)
-class Group:
-    """A group of the snapshot: its name, its split, its rows."""
-
-    name: str
-    split: str
-    num_rows: int
 
 
 @dataclass(frozen=True)
@@ -58,9 +41,7 @@ class DataFacts:
         left_out: valid rows that the snapshot leaves out.
         num_groups: groups of the snapshot, rows without one not counted.
         num_ungrouped: its rows without a group.
-        largest_groups: the groups with the most rows.
-        encodings: files by encoding.
-        languages: sampled texts by language.
+        largest_groups: name, split and rows of the groups with the most rows.
         held_back: names of the red checks of each batch that is excluded.
         to_do: (name of a check that is not green, what to do).
     """
@@ -71,9 +52,7 @@ class DataFacts:
     left_out: list[ExcludedRows] = field(default_factory=list)
     num_groups: int = 0
     num_ungrouped: int = 0
-    largest_groups: list[Group] = field(default_factory=list)
-    encodings: dict[str, int] = field(default_factory=dict)
-    languages: dict[str, int] = field(default_factory=dict)
+    largest_groups: list[tuple[str, str, int]] = field(default_factory=list)
     held_back: dict[str, list[str]] = field(default_factory=dict)
     to_do: list[tuple[str, str]] = field(default_factory=list)
 
@@ -83,7 +62,6 @@ def gather(
     chunks: Mapping[str, Manifest],
     folders: Mapping[str, Path],
     frozen: Frozen,
-    rows: Locations,
     batches: Mapping[str, BatchRows],
     checks: Iterable[CheckOutcome],
 ) -> DataFacts:
@@ -94,27 +72,29 @@ def gather(
         chunks: `tokenized_chunks` of those that have them.
         folders: those of the batches that the snapshot is taken over.
         frozen: the snapshot's rows.
-        rows: where they are.
         batches: as they were read for it.
         checks: of the snapshot.
     """
-    import pyarrow.compute as pc
 
-    used = {name: ExamplesMetadata.of(examples[name]) for name in folders}
-    groups = _groups(frozen.index)
+    used = [ExamplesMetadata.of(examples[name]) for name in folders]
+    # The index has the text's hash for the group of a row without one.
+    index = frozen.index.filter(pc.not_equal(frozen.index["group"], frozen.index["text_hash"]))
+    groups = index.group_by(["group", "split"]).aggregate([([], "count_all")])
+    # There may be millions of groups: only the largest become objects.
+    largest = groups.take(
+        pc.sort_indices(groups, [("count_all", "descending"), ("group", "ascending")])[:_LARGEST_GROUPS]
+    )
     return DataFacts(
-        num_rows=sum(about.num_rows for about in used.values()),
-        num_valid=sum(about.num_valid for about in used.values()),
+        num_rows=sum(about.num_rows for about in used),
+        num_valid=sum(about.num_valid for about in used),
         quarantined=_quarantined(folders.values()),
         left_out=[
             ExcludedRows(reason, count, frozen.places_left_out.get(reason, []))
             for reason, count in sorted(frozen.metadata["left_out"].items(), key=lambda item: -item[1])
         ],
         num_groups=len(groups),
-        num_ungrouped=len(frozen.index) - (pc.sum(groups["count_all"]).as_py() or 0),
-        largest_groups=_largest(groups),
-        encodings=dict(sum((Counter(about.encodings) for about in used.values()), Counter()).most_common()),
-        languages=_languages(rows, batches),
+        num_ungrouped=len(frozen.index) - len(index),
+        largest_groups=[(row["group"], row["split"], row["count_all"]) for row in largest.to_pylist()],
         held_back={
             name: [gate.name for gate in red] for name, red in sorted(red_gates(examples, chunks).items())
         },
@@ -151,7 +131,6 @@ def _with_those_of_batches(
 
 
 def _quarantined(folders: Iterable[Path]) -> list[ExcludedRows]:
-    import pyarrow.parquet as pq
 
     counts: Counter[str] = Counter()
     places: dict[str, list[str]] = {}
@@ -165,36 +144,3 @@ def _quarantined(folders: Iterable[Path]) -> list[ExcludedRows]:
                 if len(named := places.setdefault(reason, [])) < MOST_NAMED:
                     named.append(f"{source}:{row}")
     return [ExcludedRows(reason, count, places[reason]) for reason, count in counts.most_common()]
-
-
-def _groups(index: pa.Table) -> pa.Table:
-    """Return group, split and number of rows of each group; the index has the text's hash for the group of a
-    row without one.
-    """
-    import pyarrow.compute as pc
-
-    grouped = index.filter(pc.not_equal(index["group"], index["text_hash"])).select(["group", "split"])
-    return grouped.group_by(["group", "split"]).aggregate([([], "count_all")])
-
-
-def _largest(groups: pa.Table) -> list[Group]:
-    """Return the largest groups, the largest first. There may be millions of groups: only these become
-    objects.
-    """
-    import pyarrow.compute as pc
-
-    order = pc.sort_indices(groups, [("count_all", "descending"), ("group", "ascending")])[:_LARGEST_GROUPS]
-    return [Group(row["group"], row["split"], row["count_all"]) for row in groups.take(order).to_pylist()]
-
-
-def _languages(rows: Locations, batches: Mapping[str, BatchRows]) -> dict[str, int]:
-    """Return the languages of some texts: the first ones of some batches, so that little is read."""
-    import pyarrow as pa
-
-    languages: Counter[str] = Counter()
-    by_batch = rows.by_batch()
-    for name, numbers in by_batch[:: max(1, -(-len(by_batch) // _BATCHES))]:
-        positions = np.sort(rows.position[numbers])[:_TEXTS_A_BATCH]
-        texts = pa.array(batches[name].texts(positions).to_pylist(), pa.string())
-        languages.update(language.identify(texts).tolist())
-    return dict(languages.most_common())

@@ -2,8 +2,6 @@
 the model reads it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fullft_assets.examples.spelling import variants
+from fullft_assets.examples.labels import variants
 from fullft_assets.markdown import escape_name, fenced, to_html
 from fullft_assets.snapshot.data_facts import DataFacts, ExcludedRows
 from fullft_assets.snapshot.metadata import SnapshotMetadata
@@ -71,7 +69,7 @@ def render(
     *,
     max_tokens: int,
     max_windows: int | None,
-    facts: DataFacts | None = None,
+    facts: DataFacts,
     example: Example | None = None,
     case: str = "",
     source: str = "",
@@ -88,9 +86,6 @@ def render(
         case: the use case.
         source: where its documents are delivered.
     """
-    facts = facts or DataFacts(
-        left_out=[ExcludedRows(reason, count, []) for reason, count in metadata.left_out.items()]
-    )
     written_at = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     lines = [
         f"# Data report of {case}",
@@ -102,7 +97,6 @@ def render(
     lines += [*_to_do(metadata, facts), *_set_aside(facts), *_labels(metadata)]
     lines += [
         *_groups(facts),
-        *_files(facts),
         "",
         "## Length in tokens",
         "",
@@ -142,15 +136,12 @@ def render(
 
 def to_page(report: str) -> str:
     """Return the report as a page of HTML that needs no other file; its first line is the title."""
+    title = report.split("\n", 1)[0].removeprefix("# ")
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width,'
-        f' initial-scale=1"><title>{escape(_title(report))}</title>'
+        f' initial-scale=1"><title>{escape(title)}</title>'
     )
     return f'<!doctype html>\n<html lang="en">{head}<style>{_STYLE}</style>\n{to_html(report, {})}</html>\n'
-
-
-def _title(report: str) -> str:
-    return report.split("\n", 1)[0].removeprefix("# ")
 
 
 def _to_do(metadata: SnapshotMetadata, facts: DataFacts) -> list[str]:
@@ -211,24 +202,10 @@ def _groups(facts: DataFacts) -> list[str]:
     return [
         *lines,
         *(
-            f"| {escape_name(group.name)} | {group.split} | {group.num_rows:,} |"
-            for group in facts.largest_groups
+            f"| {escape_name(name)} | {split} | {num_rows:,} |"
+            for name, split, num_rows in facts.largest_groups
         ),
     ]
-
-
-def _files(facts: DataFacts) -> list[str]:
-    encodings = ", ".join(f"{escape_name(name)} {count:,}" for name, count in facts.encodings.items())
-    languages = ", ".join(
-        f"{name} {count / sum(facts.languages.values()):.0%}" for name, count in facts.languages.items()
-    )
-    lines = [f"- files by encoding: {encodings}"] if encodings else []
-    lines += (
-        [f"- language of {sum(facts.languages.values()):,} texts of some batches: {languages}"]
-        if languages
-        else []
-    )
-    return ["", "## Encodings and languages", "", *lines] if lines else []
 
 
 def _num_rows(metadata: SnapshotMetadata) -> dict[str, int]:
@@ -245,9 +222,6 @@ def _sizes(metadata: SnapshotMetadata) -> list[str]:
 
 
 def _labels(metadata: SnapshotMetadata) -> list[str]:
-    """Return the balance: rows (and their share of the split), groups and the effective number of groups of
-    each label.
-    """
     if not metadata.labels:
         return []
     lines = [

@@ -1,7 +1,5 @@
 """Fewer rows where there are more than a maximum: drawn by keyed hashes, and so that no label is lost."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from fullft_assets.settings import SnapshotSettings

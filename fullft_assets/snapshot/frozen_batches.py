@@ -4,23 +4,21 @@ A snapshot names each of its rows by its batch and by the file and row that it w
 in the batch's tables is looked up whenever they are read: an erasure takes rows out of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.errors import StoreError
-from fullft_assets.snapshot.locations import Lists, Locations, locations_of
+from fullft_assets.snapshot.locations import by_batch, in_order, read_rows, to_lists
 from fullft_assets.snapshot.metadata import FrozenBatch, SnapshotMetadata
 from fullft_assets.store import Manifest, Store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: What is drawn for a snapshot beside its batches: an artifact of the stage `<kind>_documents`, under this
 #: name in its metadata.
@@ -50,18 +48,26 @@ class FrozenRows:
     """Rows of a snapshot in the tables of its batches.
 
     Attributes:
-        locations: where each row is.
-        examples: folders with the examples of the batches that have a row, by name.
-        chunks: folders with their chunks, if they were asked for.
+        places: where each row is.
+        examples: files with the examples of the batches that have a row, by name.
+        chunks: files with their chunks, if they were asked for.
     """
 
-    locations: Locations
+    places: pa.Table
     examples: dict[str, Path]
     chunks: dict[str, Path]
 
-    def lists(self, column: str) -> Lists:
-        """Read a column of the rows' chunks, in their order."""
-        return Lists.gather(self.locations, self.chunks, column)
+    def values(self, column: str) -> list[Any]:
+        """Return a column of the rows' examples, in their order."""
+        return in_order(
+            self.places, lambda batch, rows: read_rows(self.examples[batch], column, rows).to_pylist()
+        )
+
+    def windows(self, column: str = "windows") -> list[list[list[int]]]:
+        """Return the windows of the rows, or their `marks`, in their order."""
+        return in_order(
+            self.places, lambda batch, rows: to_lists(read_rows(self.chunks[batch], column, rows))
+        )
 
 
 def find_rows(store: Store, snapshot: Manifest, index: pa.Table, *, with_chunks: bool = True) -> FrozenRows:
@@ -76,31 +82,26 @@ def find_rows(store: Store, snapshot: Manifest, index: pa.Table, *, with_chunks:
         StoreError: a table is gone, or an erasure took rows out of it that it has not taken out of the
             snapshot yet.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     parts = SnapshotMetadata.of(snapshot).parts
     position = np.full(len(index), -1)
-    unknown = locations_of(index, index.select(["batch"]).append_column("position", pa.array(position)))
     examples: dict[str, Path] = {}
     chunks: dict[str, Path] = {}
-    for batch, numbers in unknown.by_batch():
-        examples[batch] = store.folder(store.load(parts[batch].examples))
-        delivered = pq.read_table(examples[batch] / "examples.parquet", columns=["source", "row"])
+    for batch, numbers in by_batch(index):
+        examples[batch] = store.folder(store.load(parts[batch].examples)) / "examples.parquet"
+        delivered = pq.read_table(examples[batch], columns=["source", "row"])
         if with_chunks:
-            chunks[batch] = store.folder(store.load(parts[batch].chunks))
-            if pq.read_metadata(chunks[batch] / "chunks.parquet").num_rows != len(delivered):
+            chunks[batch] = store.folder(store.load(parts[batch].chunks)) / "chunks.parquet"
+            if pq.read_metadata(chunks[batch]).num_rows != len(delivered):
                 raise _rewritten(snapshot, f"batch {batch}")
         position[numbers] = _find(index.take(pa.array(numbers)), delivered)
         if (position[numbers] < 0).any():
             raise _rewritten(snapshot, f"batch {batch}")
-    return FrozenRows(replace(unknown, position=position), examples, chunks)
+    return FrozenRows(pa.table({"batch": index["batch"], "position": position}), examples, chunks)
 
 
 def _find(rows: pa.Table, delivered: pa.Table) -> np.ndarray:
     """Return the position of each row among delivered ones, by file and row; -1 where it is not there."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     def names(table: pa.Table) -> pa.Array:
         number = table["row"].cast(pa.string())

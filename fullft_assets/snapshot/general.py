@@ -5,22 +5,19 @@ on it are measured on the same text. Replay passes them and their near-duplicate
 row of the task is none of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.documents.erasure import read_tombstones
 from fullft_assets.errors import DataError
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.frozen_batches import drawn_folder, steady
 from fullft_assets.snapshot.general_sampling import draw_tokens, made_with, pin_files
 from fullft_assets.snapshot.metadata import GeneralMetadata
 from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
-
-if TYPE_CHECKING:
-    from fullft_assets.settings.use_case import UseCase
 
 VERSION = "3"
 STAGE = "general_documents"
@@ -59,7 +56,7 @@ def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manif
     """
     settings, general = use_case.settings, use_case.settings.snapshot.general
     assert general is not None, "there is nothing to draw from"
-    files, making = pin(use_case), made_with(use_case)
+    files, making = pin_files(general.path, use_case, _SETTING), made_with(use_case)
 
     def write(draft: Draft) -> Outcome:
         tombstones = read_tombstones(store, use_case.name)
@@ -96,20 +93,8 @@ def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manif
     )
 
 
-def pin(use_case: UseCase) -> dict[str, str]:
-    """Return the digest of each file of `snapshot.general.path`: what pins the general documents, without
-    reading their rows.
-
-    Raises:
-        DataError: the path is not there, or holds no file that can be read.
-    """
-    general = use_case.settings.snapshot.general
-    return {} if general is None else pin_files(general.path, use_case, _SETTING)
-
-
 def texts_by_hash(store: Store, general: Manifest) -> dict[str, str]:
     """Return the documents' texts by their content hashes: what must not train."""
-    import pyarrow.parquet as pq
 
     table = pq.read_table(store.folder(general) / "examples.parquet", columns=["text_hash", "text"])
     return dict(zip(table["text_hash"].to_pylist(), table["text"].to_pylist(), strict=True))
@@ -122,7 +107,6 @@ def load(store: Store, snapshot: Manifest) -> General | None:
         StoreError: it is gone, or was rewritten since.
         DataError: all of its documents were erased.
     """
-    import pyarrow.parquet as pq
 
     with steady(snapshot):
         folder = drawn_folder(store, snapshot, "general")

@@ -11,7 +11,6 @@ the groups and the ledger: the order of rows and batches does not matter.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -59,7 +58,56 @@ class GroupSplits:
             labels: of the rows that count.
             group: int64 [n], the group of each row.
         """
-        return _Moves.of(self, labels, group).make()
+        from scipy.sparse import csr_array
+
+        ones = np.ones(len(labels.row), np.int64)
+        shape = (len(labels.names), len(self.split))
+        # Rows of each label in each group.
+        pairs = csr_array((ones, (labels.code, group[labels.row])), shape=shape)
+        by_group = pairs.tocsc()
+        # Groups of each label in each split: int64 [labels, splits], and whether there is to be one.
+        counts = pairs.astype(bool).astype(np.int64) @ np.eye(len(SPLITS), dtype=np.int64)[self.split]
+        least = np.array([_LEAST_GROUPS[split] for split in range(len(SPLITS))])
+        needed = counts.sum(axis=1)[:, None] >= least
+        lacking = np.flatnonzero((needed & (counts == 0)).any(axis=1))
+        num_moved = 0
+        # Those with the fewest groups first.
+        for label in lacking[np.argsort(counts[lacking].sum(axis=1), kind="stable")].tolist():
+            of_label = slice(*pairs.indptr[label : label + 2])
+            for side in (TRAIN, TEST, VALIDATION):
+                if counts[label, side] or not needed[label, side]:
+                    continue
+                for candidate in self._candidates(pairs.indices[of_label], pairs.data[of_label], side):
+                    others, here = (
+                        by_group.indices[slice(*by_group.indptr[candidate : candidate + 2])],
+                        self.split[candidate],
+                    )
+                    # Nobody needs it where it is.
+                    if (counts[others, here] > needed[others, here]).all():
+                        counts[others, here] -= 1
+                        counts[others, side] += 1
+                        self.split[candidate] = side
+                        num_moved += 1
+                        break
+        return num_moved
+
+    def _candidates(self, groups: np.ndarray, sizes: np.ndarray, side: int) -> list[int]:
+        """Return those of a label's groups that may go to a side, the best one first.
+
+        Args:
+            groups, sizes: the groups, and the label's rows in each.
+        """
+        split, place = self.split[groups], self.place[groups]
+        is_new = self.known[groups] == UNKNOWN
+        if side == TRAIN:
+            may = is_new & (split != TRAIN)
+            return groups[may][np.argsort(-place[may])].tolist()
+        may = (split == TRAIN) | ((split == VALIDATION) if side == TEST else (is_new & (split == TEST)))
+        # A group with most of the label's training rows is not held out if there is another: the cap would
+        # throw them away.
+        is_large = 2 * sizes > sizes[split == TRAIN].sum()
+        order = np.lexsort((place, is_large, split != TRAIN))
+        return groups[order][may[order]].tolist()
 
     def num_moved(self, groups: np.ndarray) -> int:
         """Return how many of these groups (codes) are not in the split that their hash gives."""
@@ -69,84 +117,3 @@ class GroupSplits:
         """Return what there is to remember of these groups (codes)."""
         counts = groups[(self.split[groups] != TRAIN) | (self.hashed[groups] != TRAIN)]
         return Ledger.of(self.place[counts], self.split[counts])
-
-
-@dataclass
-class _Moves:
-    """What is moved for the sake of labels.
-
-    Attributes:
-        groups: whose splits change.
-        label, group, size: int64 [p], the pairs of a label and a group with rows of it, by label, and how
-        many rows these are.
-        counts: int64 [labels, splits], groups of each label in each split.
-        needed: bool [labels, splits], whether a label is to have one there.
-    """
-
-    groups: GroupSplits
-    label: np.ndarray
-    group: np.ndarray
-    size: np.ndarray
-    counts: np.ndarray
-    needed: np.ndarray
-
-    @classmethod
-    def of(cls, groups: GroupSplits, labels: Labels, group: np.ndarray) -> _Moves:
-        num_labels, num_groups = len(labels.names), len(groups.split)
-        cell, size = np.unique(labels.code * num_groups + group[labels.row], return_counts=True)
-        label, of_pair = cell // max(1, num_groups), cell % max(1, num_groups)
-        counts = np.bincount(
-            label * len(SPLITS) + groups.split[of_pair], minlength=num_labels * len(SPLITS)
-        ).reshape(-1, len(SPLITS))
-        least = np.array([_LEAST_GROUPS[split] for split in range(len(SPLITS))])
-        return cls(groups, label, of_pair, size, counts, counts.sum(1)[:, None] >= least)
-
-    def make(self) -> int:
-        """Serve the labels that lack a side, those with the fewest groups first."""
-        lacking = np.flatnonzero((self.needed & (self.counts == 0)).any(1))
-        num_moved = 0
-        for label in lacking[np.argsort(self.counts[lacking].sum(1), kind="stable")].tolist():
-            pairs = np.arange(*np.searchsorted(self.label, [label, label + 1]))
-            for side in (TRAIN, TEST, VALIDATION):
-                if self.needed[label, side] and not self.counts[label, side]:
-                    num_moved += self._move_one(pairs, side)
-        return num_moved
-
-    def _move_one(self, pairs: np.ndarray, side: int) -> bool:
-        """Move the first of a label's groups (positions of its pairs) that may go to a side, and that nobody
-        needs where it is.
-        """
-        for pair in self._candidates(pairs, side):
-            group = int(self.group[pair])
-            labels, here = self._labels_of(group), int(self.groups.split[group])
-            if (self.counts[labels, here] > self.needed[labels, here]).all():
-                self.counts[labels, here] -= 1
-                self.counts[labels, side] += 1
-                self.groups.split[group] = side
-                return True
-        return False
-
-    def _candidates(self, pairs: np.ndarray, side: int) -> list[int]:
-        """Return the pairs whose groups may go to a side, the best one first."""
-        split, known, place = (
-            values[self.group[pairs]] for values in (self.groups.split, self.groups.known, self.groups.place)
-        )
-        is_new = known == UNKNOWN
-        if side == TRAIN:
-            return pairs[is_new & (split != TRAIN)][np.argsort(-place[is_new & (split != TRAIN)])].tolist()
-        may = (split == TRAIN) | ((split == VALIDATION) if side == TEST else (is_new & (split == TEST)))
-        # A group with most of the label's training rows is not held out if there is another: the cap would
-        # throw them away.
-        is_large = 2 * self.size[pairs] > self.size[pairs][split == TRAIN].sum()
-        order = np.lexsort((place, is_large, split != TRAIN))
-        return pairs[order][may[order]].tolist()
-
-    def _labels_of(self, group: int) -> np.ndarray:
-        order, groups = self._by_group
-        return self.label[order[slice(*np.searchsorted(groups, [group, group + 1]))]]
-
-    @cached_property
-    def _by_group(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of the pairs in the order of their groups, and the groups in it."""
-        order = np.argsort(self.group, kind="stable")
-        return order, self.group[order]

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from fullft_assets.errors import DataError
 from fullft_assets.examples.identity import codes
-from fullft_assets.examples.label_names import named
+from fullft_assets.examples.labels import named
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows
+from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 LABELS_ARE_COMMON = CheckSpec(
     "labels_are_common", "Each label has enough independent groups in the test split."
@@ -49,7 +47,6 @@ class Labels:
 
 def labels_of(table: pa.Table, target: Target | None) -> Labels:
     """Return the labels of examples; none for tasks that have none."""
-    import pyarrow.compute as pc
 
     if target is None:
         return Labels(np.zeros(0, np.int64), np.zeros(0, np.int64), [])
@@ -79,19 +76,6 @@ def shown_split(split: np.ndarray, settings: SnapshotSettings, seed: int) -> str
         f"{rows}; test_share {settings.test_share:g}, validation_share {settings.validation_share:g}, seed"
         f" {seed}"
     )
-
-
-def require_rows(rows: Rows) -> None:
-    """Check that rows are left.
-
-    Raises:
-        DataError: there are none.
-    """
-    if not rows.kept.any():
-        raise DataError(
-            "snapshot: no row is left of all batches: each has a newer delivery, or an equal text with"
-            " another label"
-        )
 
 
 def label_statistics(labels: Labels, split: np.ndarray, group: np.ndarray) -> list[dict[str, Any]]:

@@ -17,18 +17,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fullft_assets.errors import StoreError
-from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.all_rows import SPLITS, TRAIN, hashed_split
 from fullft_assets.store import Manifest, Store
-from fullft_assets.store.hashing import unit_hash
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 FILE = "ledger.parquet"
 _STAGE = "training_snapshot"
@@ -74,11 +69,6 @@ class Ledger:
         place = np.minimum(np.searchsorted(self.places, places), len(self) - 1)
         return np.where(self.places[place] == places, self.splits[place], UNKNOWN).astype(np.int64)
 
-    def without(self, places: np.ndarray) -> Ledger:
-        """Return the ledger without these places."""
-        left = ~np.isin(self.places, places)
-        return Ledger(self.places[left], self.splits[left])
-
     @property
     def digest(self) -> str | None:
         """Digest of the entries; None where there are none."""
@@ -87,8 +77,6 @@ class Ledger:
 
     def write(self, path: Path, covered: Iterable[str]) -> None:
         """Write the ledger, and the keys of the snapshots whose entries it contains."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
         table = pa.table({"place": self.places, "split": self.splits})
         pq.write_table(
@@ -119,7 +107,8 @@ def read_history(store: Store, case: str, seed: int) -> LedgerHistory:
     """Read the ledgers of the snapshots of a seed, newest first, until those that were read know of all
     others.
 
-    A ledger that is lost is made again from the index of its snapshot.
+    Raises:
+        StoreError: one of them is lost.
     """
     keys: set[str] = set()
     covered: set[str] = set()
@@ -128,11 +117,9 @@ def read_history(store: Store, case: str, seed: int) -> LedgerHistory:
         key = ref.split("/")[2]
         manifest = None if key in keys | covered else load_if_there(store, ref)
         if manifest is not None and manifest.seed == seed and FILE in manifest.files:
-            read = read_ledger(store, manifest)
-            if read is None:
-                continue
-            ledgers.append((manifest, read[0]))
-            covered |= read[1]
+            ledger, keys_of_ledger = read_ledger(store, manifest)
+            ledgers.append((manifest, ledger))
+            covered |= keys_of_ledger
         if manifest is not None or key in covered:
             keys.add(key)
     # One that an erasure rewrote is younger than another that knows of it.
@@ -140,35 +127,22 @@ def read_history(store: Store, case: str, seed: int) -> LedgerHistory:
     return LedgerHistory(Ledger.join(ledger for _, ledger in ledgers), newest, keys)
 
 
-def read_ledger(store: Store, snapshot: Manifest) -> tuple[Ledger, set[str]] | None:
-    """Return a snapshot's ledger and the keys of those that it contains; None where neither it nor the index
-    is there.
+def read_ledger(store: Store, snapshot: Manifest) -> tuple[Ledger, set[str]]:
+    """Return a snapshot's ledger and the keys of those that it contains.
+
+    Raises:
+        StoreError: the file is lost.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     content = store.read_bytes(f"{snapshot.ref}/{FILE}")
-    if content is not None and len(content) == snapshot.files[FILE].bytes:
-        table = pq.read_table(BytesIO(content))
-        covered = json.loads((table.schema.metadata or {}).get(b"covered", b"[]"))
-        return Ledger(table["place"].to_numpy(), table["split"].to_numpy()), set(covered)
-    content = store.read_bytes(f"{snapshot.ref}/index.parquet")
-    if content is None or len(content) != snapshot.files["index.parquet"].bytes:
-        return None
-    index = pq.read_table(pa.BufferReader(content), columns=["group", "split"])
-    return _of_index(index, SnapshotSettings.from_manifest(snapshot.settings), snapshot.seed), set()
-
-
-def _of_index(index: pa.Table, settings: SnapshotSettings, seed: int) -> Ledger:
-    """Return the ledger that the rows of a snapshot tell of."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    rows = index.group_by(["group", "split"]).aggregate([])
-    places = np.array([unit_hash(seed, "split", group) for group in rows["group"].to_pylist()], np.float64)
-    splits = pc.index_in(rows["split"], value_set=pa.array(SPLITS)).to_numpy().astype(np.int8)
-    counts = (splits != TRAIN) | (hashed_split(places, settings) != TRAIN)
-    return Ledger.of(places[counts], splits[counts])
+    if content is None or len(content) != snapshot.files[FILE].bytes:
+        raise StoreError(
+            f"{snapshot.ref}/{FILE} is lost or cut off, so that nobody knows which groups were held out:"
+            " restore it from a copy of the store, or remove that snapshot's folder"
+        )
+    table = pq.read_table(BytesIO(content))
+    covered = json.loads((table.schema.metadata or {}).get(b"covered", b"[]"))
+    return Ledger(table["place"].to_numpy(), table["split"].to_numpy()), set(covered)
 
 
 def load_if_there(store: Store, ref: str) -> Manifest | None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fullft_assets.snapshot.all_rows import SplitName
-from fullft_assets.snapshot.frozen_batches import FrozenRows, drawn_folder, find_rows, steady
-from fullft_assets.snapshot.locations import Lists, read_index, read_rows
+from fullft_assets.snapshot.frozen_batches import drawn_folder, find_rows, steady
+from fullft_assets.snapshot.locations import read_index, to_lists
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.store import Manifest, Store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -77,72 +76,38 @@ def load_split(store: Store, snapshot: Manifest, name: SplitName, *, windows: bo
         StoreError: one of them is gone, or was rewritten since (see `frozen_batches`).
     """
     with steady(snapshot):
-        return _load_split(store, snapshot, name, windows)
-
-
-def _load_split(store: Store, snapshot: Manifest, name: SplitName, windows: bool) -> Split:
-    import pyarrow.compute as pc
-
-    index = read_index(store, snapshot)
-    index = index.filter(pc.equal(index["split"], name))
-    rows = find_rows(store, snapshot, index, with_chunks=windows)
-    texts = _values(rows, "text")
+        index = _index_of(store, snapshot, name)
+        rows = find_rows(store, snapshot, index, with_chunks=windows)
+        texts = rows.values("text")
+        of_windows = rows.windows() if windows else [[] for _ in texts]
+        marks = rows.windows("marks") if windows else []
     spans = _spans(index, label_names(snapshot))
     return Split(
         index["id"].to_pylist(),
         texts,
         _label_array(index, label_names(snapshot)),
         index["group"].to_pylist(),
-        rows.lists("windows").to_lists() if windows else [[] for _ in texts],
-        rows.lists("marks").to_lists() if _is_marked(rows.chunks.values()) else None,
+        of_windows,
+        marks if any(marks) else None,
         None if spans is None else [[label for _, _, label in row] for row in spans],
         spans,
     )
 
 
-def load_messages(store: Store, snapshot: Manifest, name: SplitName) -> dict[str, list[dict[str, str]]]:
-    """Return the conversations of one split of the task sft, by the row's id."""
-    return load_values(store, snapshot, name, "messages")
+def _index_of(store: Store, snapshot: Manifest, name: SplitName) -> pa.Table:
+
+    index = read_index(store, snapshot)
+    return index.filter(pc.equal(index["split"], name))
 
 
 def load_values(store: Store, snapshot: Manifest, name: SplitName, column: str) -> dict[str, Any]:
     """Return a column of `documents.schema` for the rows of one split, by the row's id."""
-    import pyarrow.compute as pc
-
-    index = read_index(store, snapshot)
-    index = index.filter(pc.equal(index["split"], name))
-    values = _values(find_rows(store, snapshot, index, with_chunks=False), column)
+    index = _index_of(store, snapshot, name)
+    values = find_rows(store, snapshot, index, with_chunks=False).values(column)
     return dict(zip(index["id"].to_pylist(), values, strict=True))
 
 
-def _values(rows: FrozenRows, column: str) -> list[Any]:
-    """Return a column of the examples of some rows, in their order."""
-    values: list[Any] = [None] * len(rows.locations.position)
-    for batch, numbers in rows.locations.by_batch():
-        path = rows.examples[batch] / "examples.parquet"
-        of_batch = read_rows(path, column, rows.locations.position[numbers]).to_pylist()
-        for number, value in zip(numbers.tolist(), of_batch, strict=True):
-            values[number] = value
-    return values
-
-
-def _is_marked(folders: Iterable[Path]) -> bool:
-    """Return whether the chunks carry marks: the column is all null for the other tasks."""
-    import pyarrow.parquet as pq
-
-    for folder in folders:
-        with pq.ParquetFile(folder / "chunks.parquet") as file:
-            if "marks" not in file.schema_arrow.names or not file.num_row_groups:
-                continue
-            column = file.read_row_group(0, columns=["marks"])["marks"]
-            if len(column):
-                return column.null_count < len(column)
-    return False
-
-
 def _label_array(index: pa.Table, names: list[str]) -> np.ndarray:
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     if "label" in index.column_names:
         return pc.index_in(index["label"], value_set=pa.array(names, pa.string())).to_numpy().astype(np.int64)
@@ -191,29 +156,22 @@ def load_training(store: Store, snapshot: Manifest) -> Training:
     Raises:
         StoreError: an artifact of them is gone, or was rewritten since (see `frozen_batches`).
     """
-    with steady(snapshot):
-        return _load_training(store, snapshot)
 
-
-def _load_training(store: Store, snapshot: Manifest) -> Training:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    index = read_index(store, snapshot)
-    rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")))
-    replayed = drawn_folder(store, snapshot, "replay")
-    folders = [*rows.chunks.values(), *([] if replayed is None else [replayed])]
-
-    def parts_of(column: str) -> list[Lists]:
-        drawn = [] if replayed is None else [Lists.read(replayed / "chunks.parquet", column)]
-        return [rows.lists(column), *drawn]
-
-    def flat(parts: list[Lists]) -> list[list[int]]:
-        return [window for row in Lists.join(parts).to_lists() for window in row]
-
-    parts = parts_of("windows")
     capacity = SnapshotMetadata.of(snapshot).packing_capacity
     assert capacity is not None, "its training rows are packed"
-    plan = Packing.from_table(pq.read_table(store.folder(snapshot) / "packing.parquet"), capacity)
-    marks = flat(parts_of("marks")) if _is_marked(folders) else None
-    return Training(flat(parts), marks, plan, len(parts[0].lengths))
+    with steady(snapshot):
+        rows = find_rows(store, snapshot, _index_of(store, snapshot, "train"))
+        windows = rows.windows()
+        marks = rows.windows("marks")
+        num_task_windows = sum(map(len, windows))
+        if (folder := drawn_folder(store, snapshot, "replay")) is not None:
+            replayed = pq.read_table(folder / "chunks.parquet", columns=["windows", "marks"])
+            windows += to_lists(replayed["windows"])
+            marks += to_lists(replayed["marks"])
+        plan = Packing.from_table(pq.read_table(store.folder(snapshot) / "packing.parquet"), capacity)
+    return Training(
+        [window for row in windows for window in row],
+        [window for row in marks for window in row] if any(marks) else None,
+        plan,
+        num_task_windows,
+    )

@@ -2,19 +2,14 @@
 contain its text, or are inside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, BatchRows, Rows
 from fullft_assets.snapshot.near_text.pairs import Texts
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: A split, and those whose rows must not be near to it: first the one that goes before all.
 _SIDES = ((TEST, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,)))
@@ -33,13 +28,11 @@ def drop_near_and_contained(rows: Rows, batches: Mapping[str, BatchRows], settin
         [batches[name].sketches for name in sorted(batches)], lambda chosen: _read(rows, batches, chosen)
     )
     _drop(rows, texts.find_near, "{} rows near a {} row")
-    share = settings.contained_share
-    if share is not None:
-        _drop(
-            rows,
-            lambda reference, candidates: texts.find_contained(reference, candidates, share),
-            "{} rows that contain a {} row or are inside one",
-        )
+    _drop(
+        rows,
+        lambda reference, candidates: texts.find_contained(reference, candidates, settings.contained_share),
+        "{} rows that contain a {} row or are inside one",
+    )
 
 
 def _drop(rows: Rows, search: Callable[[np.ndarray, np.ndarray], dict[int, int]], reason: str) -> None:
@@ -61,8 +54,6 @@ def _drop(rows: Rows, search: Callable[[np.ndarray, np.ndarray], dict[int, int]]
 
 def _read(rows: Rows, batches: Mapping[str, BatchRows], chosen: np.ndarray) -> pa.ChunkedArray:
     """Return the texts of some rows (ascending)."""
-    import pyarrow as pa
-
     names = sorted(batches)
     edges = np.searchsorted(rows.batch[chosen], np.arange(len(names) + 1)).tolist()
     chunks: list[pa.Array] = []

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+import pyarrow as pa
 
 #: Share of the rows' room that holds tokens where rows count as full.
 FULL = 0.995
@@ -82,7 +79,6 @@ class Packing:
         """Return one row a piece, in order: `row`, `source`, `start`, `length` (int64, int64, int64,
         int32).
         """
-        import pyarrow as pa
 
         rows = np.repeat(np.arange(self.num_rows), np.diff(self.row_offsets))
         return pa.table(
@@ -117,17 +113,8 @@ def plan(lengths: np.ndarray, capacity: int, seed: int, *, cut_to_fill: bool = F
         capacity: tokens in a row.
         seed: of the order.
         cut_to_fill: whether more texts than the long ones may be cut.
-
-    Raises:
-        ValueError: a length is negative or no integer, or the capacity is below 1.
     """
-    lengths = np.asarray(lengths)
-    if lengths.size and lengths.dtype.kind not in "iu":
-        raise ValueError(f"packing: lengths are {lengths.dtype}, not integers")
-    if lengths.size and lengths.min() < 0:
-        raise ValueError(f"packing: length {lengths.min()} is negative")
-    if capacity < 1:
-        raise ValueError(f"packing: capacity {capacity} is below 1")
+    assert capacity >= 1 and not (lengths < 0).any(), "a row has room, and a text has a length"
     generator = np.random.default_rng(seed)
     source, start, length = _cut(lengths.astype(np.int64).reshape(-1), capacity)
     order = generator.permutation(len(length))
@@ -146,7 +133,6 @@ def plan(lengths: np.ndarray, capacity: int, seed: int, *, cut_to_fill: bool = F
 
 
 def _cut(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return source, start and length of the pieces of all texts, none longer than the capacity."""
     counts = -(-lengths // capacity)
     source = np.repeat(np.arange(len(lengths)), counts)
     first = np.cumsum(counts) - counts
@@ -237,7 +223,6 @@ def _fill(
 
 
 def _runs(length: np.ndarray) -> list[tuple[int, int]]:
-    """Return each distinct length and the position after its last piece, in the given (descending) order."""
     if not len(length):
         return []
     ends = np.concatenate([np.flatnonzero(np.diff(length)) + 1, [len(length)]])

@@ -8,14 +8,12 @@ near-duplicate. Where a script has no spaces between words, two Chinese characte
 script are as long as a word (`words.SIXTHS`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.documents.batches import Batch
 from fullft_assets.documents.formats import is_readable, known_endings
@@ -23,15 +21,11 @@ from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Source, SourceFile, open_source
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.near_text.pairs import Texts, sketch
 from fullft_assets.snapshot.near_text.words import SIXTHS, WORD, hash_runs, hash_words
 from fullft_assets.store import digest
 from fullft_assets.task import CONVERSATIONS, PLAIN_TEXT
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from fullft_assets.settings.use_case import UseCase
 
 VERSION = "4"
 #: Consecutive words shared with an external evaluation set that count as overlap.
@@ -124,15 +118,11 @@ def locate(path: str, use_case: UseCase, setting: str) -> tuple[Source, list[Sou
         raise DataError(f"{setting}: {path} not found; relative paths start at {use_case.project_root}")
     if is_file:
         folder, _, name = full.rpartition("/")
-        source = open_source(
-            folder, use_case.project_root, follow_links=use_case.settings.documents.follow_links
-        )
+        source = open_source(folder, use_case.project_root)
         file = source.status(name) if is_readable(name) else None
         files = [] if file is None else [file]
     else:
-        source = open_source(
-            full, use_case.project_root, follow_links=use_case.settings.documents.follow_links
-        )
+        source = open_source(full, use_case.project_root)
         files = source.files()
     if not files:
         raise DataError(f"{setting}: no readable file at {path}; known endings: {known_endings()}")
@@ -201,24 +191,18 @@ def _read_group(
 
 
 def _fill(table: pa.Table, again: pa.Table) -> pa.Table:
-    """Return the rows as they were found, those without a text as they were read again."""
-    import pyarrow as pa
 
-    places = {
-        place: n
-        for n, place in enumerate(zip(again["source"].to_pylist(), again["row"].to_pylist(), strict=True))
-    }
-    rows = np.arange(len(table))
-    names = zip(
-        table["source"].to_pylist(),
-        table["row"].to_pylist(),
-        table["text"].is_null().to_pylist(),
-        strict=True,
-    )
-    for n, (source, row, is_missing) in enumerate(names):
-        if is_missing and (source, row) in places:
-            rows[n] = len(table) + places[source, row]
-    return pa.concat_tables([table, again]).take(pa.array(rows))
+    places = {place: len(table) + number for number, place in enumerate(_places(again))}
+    has_text = table["text"].is_valid().to_pylist()
+    rows = [
+        number if has_text[number] else places.get(place, number)
+        for number, place in enumerate(_places(table))
+    ]
+    return pa.concat_tables([table, again]).take(pa.array(rows, pa.int64()))
+
+
+def _places(table: pa.Table) -> list[tuple[str, int]]:
+    return list(zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True))
 
 
 def num_too_short(texts: Sequence[str]) -> int:
@@ -228,47 +212,26 @@ def num_too_short(texts: Sequence[str]) -> int:
     return len(texts) - len(np.unique(_runs(_as_arrow(texts), SCREEN_WORDS)[1]))
 
 
-class Reference:
-    """Texts that others must not be near to, sketched once.
+class Screen:
+    """Texts that others must not overlap, ready to look texts up in: build it once, ask it batch by batch.
 
     Args:
-        texts: the texts.
+        texts: such as those of evaluation sets; nothing overlaps none.
+        num_words: words in a row that count as overlap. None: only near-duplicates overlap.
     """
 
-    def __init__(self, texts: Sequence[str]):
+    def __init__(self, texts: Sequence[str], *, num_words: int | None = SCREEN_WORDS):
         self._texts = _as_arrow(texts)
+        self._num_words = num_words
+        self._hashes = (
+            np.zeros(0, np.uint64) if num_words is None else np.unique(_runs(self._texts, num_words)[0])
+        )
         self._sketches = sketch(self._texts)
 
-    def is_near(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it is a near-duplicate of one of the reference."""
-        import pyarrow as pa
-
-        column = _as_arrow(texts)
-        pooled = pa.chunked_array([*_chunks(self._texts), *_chunks(column)], pa.string())
-        rows = np.arange(len(pooled))
-        reference, candidates = np.split(rows, [len(self._texts)])
-        near = Texts([self._sketches, sketch(column)], pooled.take).find_near(reference, candidates)
-        return np.isin(candidates, list(near))
-
-
-class Screen:
-    """Evaluation texts, ready to look texts up in: build it once, ask it batch by batch.
-
-    Args:
-        evaluation_texts: texts of the evaluation sets.
-        num_words: words in a row that count as overlap.
-    """
-
-    def __init__(self, evaluation_texts: Sequence[str], *, num_words: int = SCREEN_WORDS):
-        self._num_words = num_words
-        self._hashes = np.unique(_runs(_as_arrow(evaluation_texts), num_words)[0])
-        self._reference = Reference(evaluation_texts)
-
-    def overlapping(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it shares a run of words with an evaluation text, or is a
-        near-duplicate of one.
+    def overlapping(self, texts: pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Return for each text whether it shares a run of words with one of these, or is a near-duplicate of
+        one.
         """
-        import pyarrow as pa
 
         column = _as_arrow(texts)
         overlaps = self.shares_a_run(column)
@@ -276,35 +239,35 @@ class Screen:
         overlaps[others] = self.is_near(column.take(pa.array(others)))
         return overlaps
 
-    def shares_a_run(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it shares a run of words with an evaluation text."""
+    def shares_a_run(self, texts: pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Return for each text whether it shares a run of words with one of these."""
         column = _as_arrow(texts)
         shares = np.zeros(len(column), bool)
+        if self._num_words is None or not len(self._hashes):
+            return shares
         for start in range(0, len(column), _BLOCK_ROWS):
             hashes, text = _runs(column.slice(start, _BLOCK_ROWS), self._num_words)
             shares[start + text[np.isin(hashes, self._hashes)]] = True
         return shares
 
-    def is_near(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
-        """Return for each text whether it is a near-duplicate of an evaluation text."""
-        return self._reference.is_near(texts)
+    def is_near(self, texts: pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+        """Return for each text whether it is a near-duplicate of one of these."""
+
+        column = _as_arrow(texts)
+        pooled = pa.chunked_array([*self._texts.chunks, *column.chunks], pa.string())
+        reference, candidates = np.split(np.arange(len(pooled)), [len(self._texts)])
+        near = Texts([self._sketches, sketch(column)], pooled.take).find_near(reference, candidates)
+        return np.isin(candidates, list(near))
 
 
 def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the hash of every run as long as `num_words` words, and the text that each is in."""
     words = hash_words(texts)
-    length = np.concatenate([[0], np.cumsum(words.sixths())])
+    length = np.concatenate([[0], np.cumsum(SIXTHS[words.kinds])])
     # A run that ends with its text has that end, one that would be longer the next number after all words.
     return hash_runs(words, np.searchsorted(length, length[:-1] + num_words * SIXTHS[WORD]))
 
 
-def _as_arrow(texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> pa.Array | pa.ChunkedArray:
-    import pyarrow as pa
+def _as_arrow(texts: pa.ChunkedArray | Sequence[str]) -> pa.ChunkedArray:
 
-    return texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, pa.string())
-
-
-def _chunks(texts: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
-    import pyarrow as pa
-
-    return texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
+    return texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([texts], pa.string())

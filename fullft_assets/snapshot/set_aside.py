@@ -6,8 +6,6 @@ have several labels, it stays and only loses that one: each label is a question 
 longer asked.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +13,7 @@ import numpy as np
 
 from fullft_assets.errors import DataError
 from fullft_assets.escaping import quoted
-from fullft_assets.examples.label_names import may_be_named
+from fullft_assets.examples.labels import may_be_named
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows, distinct
 from fullft_assets.snapshot.labels import Labels, name_labels, shown_split
@@ -160,38 +158,27 @@ class SetAside:
         to do.
         """
         parts = []
-        for reason, why in (
-            (
-                "few_rows",
-                (
-                    f"have fewer than snapshot.min_rows_per_label ({settings.min_rows_per_label}) rows:"
-                    " deliver more of them"
-                ),
+        whys = {
+            "few_rows": (
+                f"have fewer than snapshot.min_rows_per_label ({settings.min_rows_per_label}) rows:"
+                " deliver more of them"
             ),
-            (
-                "no_training_row",
-                (
-                    "have no row that may train, since their groups were held out before or are near to"
-                    " held-out rows: deliver rows of new groups"
-                ),
+            "no_training_row": (
+                "have no row that may train, since their groups were held out before or are near to"
+                " held-out rows: deliver rows of new groups"
             ),
-        ):
-            codes = [
-                code
-                for code in sorted(self.reasons, key=lambda code: -self.rows[code])
-                if self.reasons[code] == reason
-            ]
+        }
+        for reason, why in whys.items():
+            codes = sorted(code for code in self.reasons if self.reasons[code] == reason)
+            codes.sort(key=lambda code: -self.rows[code])
             if codes:
-                named = name_labels(
-                    {
-                        labels.names[n]: f"{_count(self.rows[n], 'row')}, {_count(self.groups[n], 'group')}"
-                        for n in codes
-                    },
-                    labels.names,
-                )
+                about = {
+                    labels.names[n]: f"{_count(self.rows[n], 'row')}, {_count(self.groups[n], 'group')}"
+                    for n in codes
+                }
                 parts.append(
                     f"{_count(len(codes), 'label')} set aside that {why}, or leave them out of"
-                    f" examples.labels: {named}"
+                    f" examples.labels: {name_labels(about, labels.names)}"
                 )
         if self.untested:
             named = name_labels(

@@ -4,13 +4,14 @@ With them the snapshot of old batches and a new one costs what the new one's tex
 integers: texts of old batches are read only where they are a candidate for a pair.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
 
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.snapshot.frozen_batches import content_of
@@ -21,9 +22,6 @@ from fullft_assets.snapshot.screening import EvaluationTexts, Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store
 from fullft_assets.store.hashing import unit_hash
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 VERSION = "5"
 STAGE = "near_duplicate_index"
 SCREENED = "screened_examples"
@@ -32,15 +30,11 @@ _FILE = "sketches.arrow"
 
 def build(rows: pa.Table, seed: int) -> pa.Table:
     """Return the sketches of rows with `text`, `text_hash` and `group`, and their `place` in the split."""
-    import pyarrow as pa
-
     return sketch(rows["text"]).append_column("place", pa.array(_places(rows, seed)))
 
 
 def _places(rows: pa.Table, seed: int) -> np.ndarray:
     """Return each row's place in the split: the keyed hash of its group, or of its text where it has none."""
-    import pyarrow.compute as pc
-
     encoded = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
     of_group = np.array(
         [unit_hash(seed, "split", group) for group in encoded.dictionary.to_pylist()], np.float64
@@ -50,8 +44,6 @@ def _places(rows: pa.Table, seed: int) -> np.ndarray:
 
 def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
     """Return the sketches of a batch's examples, made if there are none yet."""
-    import pyarrow.feather as feather
-    import pyarrow.parquet as pq
 
     def write(draft: Draft) -> Outcome:
         rows = pq.read_table(
@@ -75,8 +67,6 @@ def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
 
 def read(folder: Path) -> pa.Table:
     """Map the sketches in a folder; they take memory as they are read, until they are let go."""
-    import pyarrow.feather as feather
-
     return feather.read_table(str(folder / _FILE), memory_map=True)
 
 
@@ -95,7 +85,6 @@ def ensure_screened(
         evaluation: the sets' texts.
         screen: makes the look-up; only called where the batch was not screened yet.
     """
-    import pyarrow.parquet as pq
 
     def write(draft: Draft) -> Outcome:
         texts = pq.read_table(store.folder(examples) / "examples.parquet", columns=["text"])["text"]

@@ -10,18 +10,18 @@ It is decided over all valid rows ever delivered (`all_rows`), so that it does n
 batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.errors import DataError
 from fullft_assets.examples.agreement import Agreement, of_votes
-from fullft_assets.examples.identity import Votes, contradicting, ranks, repeated, several
+from fullft_assets.examples.identity import contradicting, ranks, repeated, several
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import (
     SPLITS,
@@ -42,7 +42,6 @@ from fullft_assets.snapshot.labels import (
     labels_are_common,
     labels_of,
     rare_labels,
-    require_rows,
     shown_split,
 )
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
@@ -51,9 +50,6 @@ from fullft_assets.snapshot.set_aside import SetAside
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target, Task
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SPLITS_ARE_DISJOINT = CheckSpec(
     "splits_are_disjoint", "No id, text or group is in two splits.", blocking=True
@@ -128,14 +124,16 @@ def freeze_batches(
         raise DataError(
             "snapshot: no valid examples in any batch; look at quarantined_examples for the reasons"
         )
-    _drop_untrained(rows, batches)
-    old = drop_superseded(rows, batches, task.target)
+    for number, name in enumerate(sorted(batches)):
+        untrained = np.flatnonzero(rows.batch == number)[batches[name].untrained]
+        rows.drop(untrained, "conversations without a trained token")
+    old = drop_superseded(rows, batches, task.target, id_field)
     try:
         return _freeze(rows, old, batches, settings, seed, task, ledger)
     except DataError as error:
-        if (why := old.repeated_ids(id_field)) is None:
+        if old.repeated_ids is None:
             raise
-        raise DataError(f"{error}. The reason may be the ids: {why}") from error
+        raise DataError(f"{error}. The reason may be the ids: {old.repeated_ids}") from error
 
 
 def _freeze(
@@ -147,9 +145,14 @@ def _freeze(
     task: Task,
     ledger: Ledger,
 ) -> Frozen:
-    """Deduplicate and split what is left once older rows are excluded; see `freeze_batches`."""
-    num_contradicting = _drop_contradictions(rows, old.votes, task.target)
-    require_rows(rows)
+    num_contradicting = rows.drop(old.votes.tied, "annotators of their id disagree without a majority")
+    contradicts = contradicting(rows, rows.kept, old.votes.tied, task.target)
+    num_contradicting += rows.drop(contradicts, "equal text with another label")
+    if not rows.kept.any():
+        raise DataError(
+            "snapshot: no row is left of all batches: each has a newer delivery, or an equal text with"
+            " another label"
+        )
     aside, names = SetAside(), labels_of(rows.table, task.target)
     known = aside.take_rare(rows, names, settings, task)
     aside.require_some_left(rows, names, settings, seed, task.min_labels)
@@ -194,21 +197,6 @@ def _freeze(
     )
 
 
-def _drop_untrained(rows: Rows, batches: Mapping[str, BatchRows]) -> None:
-    chosen = np.zeros(len(rows), bool)
-    for number, name in enumerate(sorted(batches)):
-        chosen[np.flatnonzero(rows.batch == number)[batches[name].untrained]] = True
-    rows.drop(chosen, "conversations without a trained token")
-
-
-def _drop_contradictions(rows: Rows, votes: Votes, target: Target | None) -> int:
-    """Leave out equal texts with different targets, all of them; return how many they are."""
-    num_tied = rows.drop(votes.tied, "annotators of their id disagree without a majority")
-    return num_tied + rows.drop(
-        contradicting(rows, rows.kept, votes.tied, target), "equal text with another label"
-    )
-
-
 def _split(
     rows: Rows,
     batches: Mapping[str, BatchRows],
@@ -227,13 +215,19 @@ def _split(
     is_in, dropped = rows.kept, rows.dropped.copy()
     labels = labels.of(is_in)
     groups.serve(_with_every_side(rows, labels, groups), rows.group)
+    overlaps = np.concatenate(
+        [
+            batch.overlaps if batch.overlaps is not None else np.zeros(len(batch.rows), bool)
+            for _, batch in sorted(batches.items())
+        ]
+    )
     num_copies = 0
     for attempt in range(_MOST_ATTEMPTS):
         rows.tier, rows.dropped = groups.split[rows.group], dropped.copy()
         rows.split = np.where(is_in, rows.tier, -1)
         num_copies = _drop_copies(rows)
         _drop_once_held_out(rows)
-        _drop_overlaps(rows, batches)
+        rows.drop(overlaps & (rows.split == TRAIN), "train rows that overlap an external evaluation set")
         # Before the cap, since which rows of a group it keeps changes as the group grows: what is near to any
         # of them never trains.
         drop_near_and_contained(rows, batches, settings)
@@ -263,7 +257,6 @@ def _drop_copies(rows: Rows) -> int:
     The one stays whose group has the first split, and in it the smallest place; of one group the smallest id.
     So a later copy can move a text from train to test, never from test to train.
     """
-    import pyarrow.compute as pc
 
     group, id_ = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     same = several(rows.text, rows.kept)
@@ -285,22 +278,7 @@ def _drop_once_held_out(rows: Rows) -> None:
     rows.drop(first < rows.split, "held out before: an older delivery of their id or text was")
 
 
-def _drop_overlaps(rows: Rows, batches: Mapping[str, BatchRows]) -> None:
-    overlaps = [
-        b.overlaps if b.overlaps is not None else np.zeros(len(b.rows), bool)
-        for _, b in sorted(batches.items())
-    ]
-    rows.drop(
-        np.concatenate(overlaps) & (rows.split == TRAIN), "train rows that overlap an external evaluation set"
-    )
-
-
 def _require_splits(rows: Rows, num_groups: int, settings: SnapshotSettings, seed: int) -> None:
-    """Check that there is something to train on and to test on.
-
-    Raises:
-        DataError: a split is empty; the message has the shares, the seed and the counts.
-    """
     splits = rows.split[rows.kept]
     for split in (TRAIN, TEST, VALIDATION):
         if not (splits == split).any():
@@ -317,8 +295,6 @@ def _index(
     """Return index and places; `labels` replace those of rows that may have several, where some were set
     aside.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     numbers = np.flatnonzero(rows.kept)
     table = rows.table.take(numbers)
@@ -340,8 +316,6 @@ def _index(
 
 
 def _lists(labels: Labels, rows: np.ndarray) -> pa.Array:
-    """Return the sorted labels of rows (positions, ascending)."""
-    import pyarrow as pa
 
     order = np.lexsort((labels.code, labels.row))
     names = pa.array(labels.names, pa.string()).take(pa.array(labels.code[order]))
@@ -372,7 +346,13 @@ def _metadata(
 
 
 def _checks(rows: Rows, settings: SnapshotSettings) -> list[CheckOutcome]:
-    shared = _num_shared(rows)
+    shared = 0
+    for code in (rows.id, rows.text, rows.group):
+        present = [
+            np.bincount(code[rows.split == split], minlength=code.max() + 1) > 0
+            for split in range(len(SPLITS))
+        ]
+        shared += sum(int((first & second).sum()) for first, second in combinations(present, 2))
     num_train = int((rows.split == TRAIN).sum())
     enough = num_train >= settings.min_train_rows
     plenty = num_train >= RECOMMENDED_TRAIN_ROWS
@@ -418,14 +398,3 @@ def _checks(rows: Rows, settings: SnapshotSettings) -> list[CheckOutcome]:
             metadata={"num_train_rows": num_train},
         ),
     ]
-
-
-def _num_shared(rows: Rows) -> int:
-    shared = 0
-    for code in (rows.id, rows.text, rows.group):
-        present = [
-            np.bincount(code[rows.split == split], minlength=code.max() + 1) > 0
-            for split in range(len(SPLITS))
-        ]
-        shared += sum(int((first & second).sum()) for first, second in combinations(present, 2))
-    return shared

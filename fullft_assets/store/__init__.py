@@ -7,9 +7,10 @@ half-valid. Of several attempts the first valid one wins. Pointers (the champion
 of an asset) are small JSON files replaced in one atomic write.
 """
 
+from fullft_assets.store.artifacts import Draft
+from fullft_assets.store.buckets import SCHEMES
 from fullft_assets.store.disk import sync
-from fullft_assets.store.draft import Draft
+from fullft_assets.store.files import Files
 from fullft_assets.store.hashing import artifact_key, digest
 from fullft_assets.store.manifest import MANIFEST, CheckOutcome, Identity, Manifest, Outcome
-from fullft_assets.store.store import Store
-from fullft_assets.store.work_folders import checkpoints_ref
+from fullft_assets.store.store import Store, checkpoints_ref

@@ -1,24 +1,23 @@
-"""Artifacts that exist: found by key, read, copied to this machine, listed and removed."""
-
-from __future__ import annotations
+"""Artifacts: written as drafts; found by key, read, copied to this machine, listed and removed."""
 
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fullft_assets.errors import SettingsError, StoreError
-from fullft_assets.store.disk import remove_unlocked
+from fullft_assets.store.disk import remove_unlocked, sync
 from fullft_assets.store.files import Files
 from fullft_assets.store.hashing import file_digest
-from fullft_assets.store.manifest import MANIFEST, FileEntry, Manifest
-from fullft_assets.store.names import is_inside
+from fullft_assets.store.manifest import MANIFEST, CheckOutcome, FileEntry, Identity, Manifest, is_inside
 
-#: An attempt on S3 without a manifest counts as abandoned when nothing was written to it for so long.
-ABANDONED_SECONDS = 3600.0
+#: An attempt on S3 without a manifest counts as abandoned when nothing was written to it for so long: an
+#: object can be seen only once it is whole, and a large one may take hours.
+ABANDONED_SECONDS = 6 * 3600.0
 #: Files whose digests this process has checked, and what they looked like.
 _checked: dict[Path, tuple[object, ...]] = {}
 
@@ -142,8 +141,8 @@ class Artifacts(Files):
         for name, place in sorted(places.items(), key=lambda each: each[1].endswith(f"/{MANIFEST}")):
             if not is_inside(place) or not place.startswith((f"{case}/", f"failures/{case}/")):
                 raise StoreError(f"{self.url}/{name}: is no file of the use case {case}; delete it")
-            self._fs.copy(f"{self._root}/{name}", f"{self._root}/{place}")
-        self.remove(folder)
+            self._place.copy(name, place)
+        self.remove_folder(folder)
         return bool(places)
 
     def artifacts(self, case: str, stage: str) -> list[Manifest]:
@@ -154,25 +153,16 @@ class Artifacts(Files):
         """Return the refs of the finished attempts at the artifacts of a stage, without reading one; the last
         that was begun comes first.
         """
-        names = (
-            name
-            for name in self.sizes(f"{case}/{stage}")
-            if name.count("/") == 4 and name.endswith(f"/{MANIFEST}")
-        )
         return sorted(
-            (name.removesuffix(f"/{MANIFEST}") for name in names),
+            _finished(self.sizes(f"{case}/{stage}")),
             key=lambda ref: ref.rsplit("/", 1)[-1],
             reverse=True,
         )
 
     def _readable(self, names: Iterable[str]) -> Iterator[Manifest]:
-        """Yield the manifests among these files that can be read."""
-        for name in names:
-            if name.count("/") == 4 and name.endswith(f"/{MANIFEST}"):
-                try:
-                    yield self.load(name.removesuffix(f"/{MANIFEST}"))
-                except StoreError:
-                    continue
+        for ref in _finished(names):
+            with suppress(StoreError):
+                yield self.load(ref)
 
     def delete(self, manifest: Manifest) -> None:
         """Remove an attempt: its manifest before its files, so that a removal cut short leaves nothing
@@ -180,36 +170,26 @@ class Artifacts(Files):
 
         A fetched copy goes first: once the manifest is gone, nobody would look for it.
         """
-        folder = f"{self._root}/{manifest.ref}"
-        copy = self.cache_folder / manifest.ref
-        if not self.is_local and copy.is_dir():
-            shutil.rmtree(copy)
-        with suppress(FileNotFoundError):
-            self._fs.rm_file(f"{folder}/{MANIFEST}")
-        self._fs.invalidate_cache()
-        # On S3 there is no folder without a file.
-        if self.is_local or self._fs.find(folder):
-            with suppress(FileNotFoundError):
-                self._fs.rm(folder, recursive=True)
+        if not self.is_local:
+            shutil.rmtree(self.cache_folder / manifest.ref, ignore_errors=True)
+        self.remove(f"{manifest.ref}/{MANIFEST}")
+        self.remove_folder(manifest.ref)
 
     def remove_files(self, manifest: Manifest, but: Collection[str] = ()) -> None:
         """Remove the files of an artifact but for some; its manifest stays, and says what there was. Its
         stage can be run again.
         """
-        folder = f"{self._root}/{manifest.ref}"
-        names = {f"{folder}/{name}" for name in manifest.files if name not in but}
-        self._fs.invalidate_cache()
-        gone = sorted(names.intersection(self._fs.find(folder)))
-        if gone:
-            self._fs.rm(gone)
+        for name in manifest.files:
+            if name not in but:
+                self.remove(f"{manifest.ref}/{name}")
 
     def unfinished(self, case: str, stage: str) -> list[str]:
         """Return the refs of the attempts without a manifest: being written, or left by a process that was
         killed.
         """
-        names = [name.split("/") for name in self.sizes(f"{case}/{stage}")]
-        finished = {"/".join(parts[:4]) for parts in names if len(parts) == 5 and parts[4] == MANIFEST}
-        return sorted({"/".join(parts[:4]) for parts in names if len(parts) > 4} - finished)
+        names = list(self.sizes(f"{case}/{stage}"))
+        attempts = {"/".join(name.split("/")[:4]) for name in names if name.count("/") > 3}
+        return sorted(attempts.difference(_finished(names)))
 
     def discard(self, ref: str) -> bool:
         """Remove an attempt without a manifest unless it may be being written; return whether it is gone.
@@ -219,15 +199,19 @@ class Artifacts(Files):
         """
         if self.is_local:
             return remove_unlocked(Path(self.url, ref))
-        # Objects are uploaded one after the other, the manifest last; one that takes long shows signs of life
-        # (`Files.upload`).
+        # Objects are uploaded one after the other, the manifest last.
         if (
             time.time() - self.last_written(ref) < ABANDONED_SECONDS
             or self.read_bytes(f"{ref}/{MANIFEST}") is not None
         ):
             return False
-        self._fs.rm(f"{self._root}/{ref}", recursive=True)
+        self.remove_folder(ref)
         return True
+
+
+def _finished(names: Iterable[str]) -> list[str]:
+    manifests = [name for name in names if name.count("/") == 4 and name.endswith(f"/{MANIFEST}")]
+    return [name.removesuffix(f"/{MANIFEST}") for name in manifests]
 
 
 def _has_digest(path: Path, entry: FileEntry) -> bool:
@@ -247,3 +231,77 @@ def _has_digest(path: Path, entry: FileEntry) -> bool:
 
 def _age(manifest: Manifest) -> tuple[float, str]:
     return manifest.created_at, manifest.attempt
+
+
+class Draft:
+    """An artifact being written: put files below `path`, then call `commit` once.
+
+    Set `identity` before, where less than the key and all files determines the content, or `kept_digest`.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        path: Path,
+        *,
+        case: str,
+        stage: str,
+        key: str,
+        attempt: str,
+        version: str,
+        seed: int,
+    ):
+        self.path = path
+        self.manifest: Manifest | None = None
+        self.identity: Identity | None = None
+        self.kept_digest: str | None = None
+        self._files = files
+        self._named: dict[str, Any] = {
+            "case": case,
+            "stage": stage,
+            "key": key,
+            "attempt": attempt,
+            "version": version,
+            "seed": seed,
+        }
+        self._started = time.monotonic()
+
+    def commit(
+        self,
+        *,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        checks: list[CheckOutcome] | None = None,
+    ) -> Manifest:
+        """Make the artifact exist: sync its files, then write the manifest."""
+        names = sorted(str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file())
+        files = {}
+        for name in names:
+            files[name] = FileEntry(
+                bytes=(self.path / name).stat().st_size, sha256=file_digest(self.path / name)
+            )
+        # All files, and their names in all folders, are on the disk before the manifest is, with the store's
+        # rights: whatever wrote them used the process's.
+        for path in self.path.rglob("*"):
+            if not path.is_symlink():
+                path.chmod(self._files.folder_mode if path.is_dir() else self._files.file_mode)
+            sync(path)
+        sync(self.path)
+        manifest = Manifest(
+            **self._named,
+            created_at=time.time(),
+            seconds=time.monotonic() - self._started,
+            settings=dict(settings),
+            inputs=dict(inputs),
+            files=files,
+            metadata=dict(metadata),
+            checks=checks or [],
+            identity=self.identity,
+            kept_digest=self.kept_digest,
+        )
+        if not self._files.is_local:
+            self._files.upload(self.path, manifest.ref, names)
+        self._files.write_bytes(f"{manifest.ref}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+        self.manifest = manifest
+        return manifest

@@ -1,7 +1,5 @@
 """Declarations of checks, beside the logic that computes their outcomes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

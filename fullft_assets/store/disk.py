@@ -1,17 +1,14 @@
-"""Writing to a disk so that a power cut leaves the old content or the new one, and locks that end with their
-process.
-"""
-
-from __future__ import annotations
+"""A folder of a disk: a power cut leaves the old content or the new one, and locks end with their process."""
 
 import fcntl
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from fullft_assets.store.manifest import MANIFEST
 
@@ -113,3 +110,98 @@ def remove_unlocked(folder: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+class Entry(NamedTuple):
+    """A file below a folder or a prefix.
+
+    Attributes:
+        name: its name below that folder, with `/` between its parts.
+        bytes: its size.
+        modified_at: seconds since the epoch at which it was written.
+        version: what changes when it is replaced. On a disk that is inode, size and time, in a bucket the
+            ETag, which two files of equal content may share.
+    """
+
+    name: str
+    bytes: int
+    modified_at: float
+    version: str
+
+
+class Folder:
+    """A folder of this machine.
+
+    Args:
+        own_mode: rights of the folders that are made where the folder was not opened to a group for writing.
+    """
+
+    def __init__(self, path: Path, own_mode: int = PRIVATE_FOLDER):
+        self.path = path
+        self._own_mode = own_mode
+
+    @property
+    def folder_mode(self) -> int:
+        """Rights of folders that are made here: its user's alone, or those of the folder where that was
+        opened to a group for writing.
+        """
+        mode = self.path.stat().st_mode & 0o7777 if self.path.is_dir() else 0
+        return mode if mode & 0o020 else self._own_mode
+
+    @property
+    def file_mode(self) -> int:
+        """Rights of files that are made here, as `folder_mode`."""
+        return PRIVATE_FILE if (mode := self.folder_mode) == PRIVATE_FOLDER else mode & 0o666
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write or replace a file in one atomic step."""
+        make_folder((self.path / name).parent, self.folder_mode)
+        replace_synced(self.path / name, data, self.file_mode)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Copy a file."""
+        make_folder((self.path / name).parent, self.folder_mode)
+        shutil.copyfile(path, self.path / name)
+
+    def copy(self, name: str, target: str) -> None:
+        """Copy a file within the folder."""
+        self.upload(self.path / name, target)
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of what is directly in a folder."""
+        try:
+            return sorted(os.listdir(self.path / folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def entries(self, folder: str, *, is_deep: bool = True) -> Iterator[Entry]:
+        """Yield the files in a folder, and in those below it where `is_deep`."""
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.path / folder) as children:
+            for child in sorted(children, key=lambda child: child.name):
+                if child.is_dir():
+                    if is_deep:
+                        for entry in self.entries(f"{folder}/{child.name}"):
+                            yield entry._replace(name=f"{child.name}/{entry.name}")
+                else:
+                    with suppress(FileNotFoundError):  # an unfinished file that was renamed meanwhile
+                        state = child.stat()
+                        version = f"{state.st_ino}-{state.st_size}-{state.st_mtime_ns}"
+                        yield Entry(child.name, state.st_size, state.st_mtime, version)
+
+    def remove(self, names: Collection[str]) -> None:
+        """Remove files; nothing where there is none."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder with all that is in it; nothing where there is none."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.path / folder)

@@ -1,7 +1,5 @@
 """Digests: the identity of content, the key of an artifact, and every draw that looks random."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

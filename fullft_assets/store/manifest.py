@@ -1,7 +1,5 @@
 """The manifest of an artifact: what it is, what made it, and which checks it passed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -9,7 +7,14 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.store.hashing import digest
-from fullft_assets.store.names import is_inside
+
+
+def is_inside(name: str) -> bool:
+    """Return whether a file's relative name stays below the folder that it is joined to, on every system."""
+    return (
+        "\\" not in name and "\0" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
+    )
+
 
 MANIFEST = "manifest.json"
 #: Files below this folder of an artifact are kept and checked, but are not part of its content digest.

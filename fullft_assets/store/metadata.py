@@ -2,8 +2,6 @@
 import.
 """
 
-from __future__ import annotations
-
 from enum import Enum
 from typing import Any, ClassVar, Self
 
@@ -32,8 +30,9 @@ class Private(Enum):
     Attributes:
         FILES: names of files; their number is shown.
         BY_FILE: a value of each file, by its name; how many files have each value is shown.
-        LABELS: labels, or something by label; shown where labels are short and few (`examples.label_names`),
-            else their number. Of `Metadata.rest`, each item that is a dictionary is by label.
+        LABELS: labels, or something by label; shown where labels are short and few
+            (`examples.labels.may_be_named`), else their number. Of `Metadata.rest`, each item that is a
+            dictionary is by label.
         COUNTED: names of which another field has the number; nothing is shown.
     """
 

@@ -1,28 +1,31 @@
 """The store: artifacts are made in it, and every other part of it is reached through it."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.errors import DiskError, is_disk_full, without_secrets
-from fullft_assets.store.artifacts import Artifacts
+from fullft_assets.errors import DiskError, is_disk_full, without_message, without_secrets
+from fullft_assets.store.artifacts import Artifacts, Draft
 from fullft_assets.store.disk import locked
-from fullft_assets.store.draft import Draft
 from fullft_assets.store.hashing import artifact_key
-from fullft_assets.store.leases import Lease, Leases
 from fullft_assets.store.manifest import MANIFEST, CheckOutcome, Identity, Manifest, Outcome
-from fullft_assets.store.tracebacks import Tracebacks
-from fullft_assets.store.work_folders import WorkFolders
+from fullft_assets.store.pointers import Lease, Pointers
 
 
-class Store(Artifacts, Leases, WorkFolders, Tracebacks):
+def checkpoints_ref(case: str, stage: str, key: str) -> str:
+    """Return the folder in a remote store with the checkpoints of unfinished work, which is also the name of
+    the lease on them.
+    """
+    return f"checkpoints/{case}/{stage}/{key}"
+
+
+class Store(Artifacts, Pointers):
     """A local folder or `s3://bucket/prefix` with artifacts, pointers, folders of unfinished work and
     tracebacks.
     """
@@ -151,6 +154,50 @@ class Store(Artifacts, Leases, WorkFolders, Tracebacks):
             )
         self.delete(manifest)
         return committed
+
+    def work_folder(self, case: str, stage: str, key: str) -> Path:
+        """Return the local folder of unfinished work on an artifact; a later attempt finds it."""
+        return self.make_folder(self._work_root / case / stage / key)
+
+    def work_folders(self, case: str, stage: str) -> list[Path]:
+        """Return the folders of unfinished work on artifacts of a stage on this machine; the name of each is
+        the artifact's key.
+        """
+        root = self._work_root / case / stage
+        return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+
+    def stored_work(self, case: str, stage: str) -> list[str]:
+        """Return the keys of the artifacts of a stage of which a remote store has checkpoints."""
+        return [] if self.is_local else self.names(checkpoints_ref(case, stage, "").rstrip("/"))
+
+    @property
+    def _work_root(self) -> Path:
+        return Path(self.url, "work") if self.is_local else self.cache_folder / "work"
+
+    def keep_traceback(self, case: str, error: BaseException) -> str:
+        """Write the traceback of an error that nobody foresaw, with all messages, into the store and nowhere
+        else, as a message may quote a document; return one line for people who may not read documents.
+        """
+        text = without_secrets("".join(traceback.format_exception(error)))
+        name = f"{_tracebacks(case)}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.txt"
+        try:
+            self.write_bytes(name, text.encode("utf-8", "backslashreplace"))
+        except Exception as failure:  # the store itself may be what failed
+            return (
+                f"{without_message(error)}; its message could not be written to {self.url}"
+                f" ({type(failure).__name__})"
+            )
+        return f"{without_message(error)}; its message, which may quote a document, is in {self.url}/{name}"
+
+    def delete_tracebacks(self, case: str) -> int:
+        """Remove the tracebacks of a use case; return how many there were."""
+        count = len(self.names(_tracebacks(case)))
+        self.remove_folder(_tracebacks(case))
+        return count
+
+
+def _tracebacks(case: str) -> str:
+    return f"failures/{case}/tracebacks"
 
 
 def _rewritten(case: str) -> str:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from fullft_assets.base_model import ModelFolder
-from fullft_assets.snapshot import Split
+import numpy as np
+
+from fullft_assets.artifacts import BASELINE_FILE
+from fullft_assets.base_model import ModelFolder, copy_code, with_rights
+from fullft_assets.checkpoint.metadata import CheckpointMetadata
+from fullft_assets.chunks import save_tokenizer
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.snapshot import Split, load_split
+from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES
 
 if TYPE_CHECKING:
-    from fullft_assets.chunks import Tokenization
-    from fullft_assets.jobs.progress import Progress
+    from transformers import PreTrainedModel
+
     from fullft_assets.settings import UseCaseSettings
     from fullft_assets.training.recipe import Recipe
+
+
+#: Each label's threshold, where rows may have several labels and the model's configuration has none.
+THRESHOLDS = "thresholds.npz"
 
 
 def _without_recipe() -> Recipe:
@@ -28,7 +40,6 @@ class BaselineContext:
     """What a baseline may use beside rows.
 
     Attributes:
-        tokenization: that made the windows; None where the task's baselines read texts or windows alone.
         project_root: where relative references in the settings start.
         settings: of the use case, for baselines that train or that have settings of their own.
         paid: US dollars that services asked for, by baseline, beside the machine's time; a baseline adds to
@@ -45,7 +56,6 @@ class BaselineContext:
     settings: UseCaseSettings
     train_rows: Callable[[], Split]
     added_tokens: Sequence[str] = ()
-    tokenization: Tokenization | None = None
     project_root: Path = Path()
     paid: dict[str, float] = field(default_factory=dict)
     open_recipe: Callable[[], Recipe] = _without_recipe
@@ -60,6 +70,8 @@ class Baseline(ABC):
         needs_whole_model: it works on the complete model in one process, so not where `training.sharding`
             shares one that is too large.
         needs_network: it asks a service, so not in a container without a network.
+        serving_rank: its place by the cost of a prediction; see `release.decision`. None: it cannot become
+            champion.
     """
 
     name: ClassVar[str]
@@ -68,6 +80,7 @@ class Baseline(ABC):
     needs_causal_model: ClassVar[bool] = False
     needs_whole_model: ClassVar[bool] = False
     needs_network: ClassVar[bool] = False
+    serving_rank: ClassVar[int | None] = None
 
     @classmethod
     def trainings(cls, settings: UseCaseSettings) -> float:
@@ -107,6 +120,16 @@ class Baseline(ABC):
     def load(cls, folder: Path, context: BaselineContext) -> Self:
         """Read what `save` wrote."""
 
+    def export(self, folder: Path, context: BaselineContext) -> None:
+        """Write the model folder of a champion: what `save` writes, and which baseline it is.
+
+        A baseline that is a model of transformers writes that instead, which is read as a fine-tuned one is.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save(folder)
+        about = {"baseline": self.name, "labels": list(context.labels)}
+        (folder / BASELINE_FILE).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+
 
 class UntrainedBaseline(Baseline):
     """A baseline that learns nothing from the training rows."""
@@ -139,3 +162,62 @@ def fit_all(
 def load_all(names: Iterable[str], folder: Path, context: BaselineContext) -> dict[str, Baseline]:
     """Return the baselines of a `cheaper_baselines` artifact by name."""
     return {name: BASELINES.get(name).load(folder, context) for name in names}
+
+
+def export_model(model: PreTrainedModel, folder: Path, context: BaselineContext) -> None:
+    """Write a model that was made of the base model as a folder of transformers."""
+    from fullft_assets.models import loading
+
+    loading.save_model(model, folder, context.settings.chunks.max_tokens)
+    save_tokenizer(context.base_model, context.added_tokens, folder)
+    copy_code(context.base_model, folder)
+
+
+@dataclass(frozen=True)
+class StoredBaseline:
+    """A champion that is no model of transformers, opened.
+
+    Attributes:
+        labels: in the order of what it predicts.
+        folder: that it was read from.
+    """
+
+    baseline: Baseline
+    labels: list[str]
+    folder: Path
+
+    def predict(self, texts: Sequence[str]) -> Any:
+        """Return what it predicts of texts, see `Baseline.predict`."""
+        names = [str(number) for number in range(len(texts))]
+        windows: list[list[list[int]]] = [[] for _ in texts]
+        return self.baseline.predict(
+            Split(names, list(texts), np.zeros(len(texts), np.int64), names, windows)
+        )
+
+
+#: An opened model folder: of transformers, or a baseline.
+OpenedModel = ModelFolder | StoredBaseline
+
+
+def open_model(
+    store: Store, checkpoint: Manifest, settings: UseCaseSettings, progress: Progress | None = None
+) -> OpenedModel:
+    """Return the model of a `finetuned_checkpoint` or a `baseline_model`: a folder of transformers with its
+    rights, or a baseline.
+
+    A prompt's examples are read from the snapshot: one that was erased is shown no more.
+    """
+    folder = store.folder(checkpoint) / "model"
+    if not (folder / BASELINE_FILE).is_file():
+        return with_rights(folder, settings)
+    about = json.loads((folder / BASELINE_FILE).read_text(encoding="utf-8"))
+    snapshot = CheckpointMetadata.of(checkpoint).snapshot
+    context = BaselineContext(
+        with_rights(folder, settings),
+        about["labels"],
+        progress or Progress(silent=True),
+        settings,
+        lambda: load_split(store, store.load(snapshot), "train", windows=False),
+    )
+    baseline = BASELINES.get(about["baseline"]).load(folder, context)
+    return StoredBaseline(baseline, about["labels"], folder)

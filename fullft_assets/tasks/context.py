@@ -1,20 +1,27 @@
-"""What the evaluation's process gives to a task, and what it takes back."""
+"""What a use case trains, its task's recipe on its snapshot; what the evaluation's process gives to a task,
+and what it takes back.
+"""
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fullft_assets.base_model import ModelFolder, find_base_model, with_rights
+from fullft_assets.artifacts import BASELINE_MODEL
+from fullft_assets.base_model import ModelFolder, find_base_model, read_header, weights_digest, with_rights
+from fullft_assets.checkpoint import CHECKS
 from fullft_assets.checkpoint.lineage import tokenizer_of
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
-from fullft_assets.chunks import Tokenization
-from fullft_assets.errors import SettingsError, StoreError
+from fullft_assets.chunks import Tokenization, tokenizer_digest
+from fullft_assets.documents.aliases import alias
+from fullft_assets.errors import DataError, SettingsError, StoreError
 from fullft_assets.evaluation import (
     ANCHOR,
     CHAMPION,
@@ -22,31 +29,325 @@ from fullft_assets.evaluation import (
     Comparison,
     Evaluation,
     external,
-    modules,
     title,
 )
+from fullft_assets.evaluation.comparison import LABEL, OLD_TEST
 from fullft_assets.evaluation.metrics.base import Metric
 from fullft_assets.evaluation.resampling import RESAMPLES
-from fullft_assets.examples.label_names import named
+from fullft_assets.examples.labels import named
+from fullft_assets.examples.texts import language_of
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata
+from fullft_assets.release import BASELINE_VERSION, stored_baseline_settings
 from fullft_assets.report import AnsweredRow, Continuation, DoubtfulRow
-from fullft_assets.snapshot import Split, label_names
-from fullft_assets.store import Manifest, Store
-from fullft_assets.task import task_of
-from fullft_assets.tasks.baseline import Baseline, load_all
-from fullft_assets.tasks.opening import WithoutTraining, baseline_context
-from fullft_assets.tasks.slicing import slices_of
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.snapshot import (
+    SnapshotMetadata,
+    Split,
+    Training,
+    general,
+    label_names,
+    load_split,
+    load_training,
+    load_values,
+    read_index,
+)
+from fullft_assets.snapshot.general import General
+from fullft_assets.snapshot.packing import Packing
+from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
+from fullft_assets.store.hashing import digest
+from fullft_assets.task import BASELINES, task_of
+from fullft_assets.tasks.baseline import (
+    THRESHOLDS,
+    Baseline,
+    BaselineContext,
+    OpenedModel,
+    load_all,
+    open_model,
+)
+from fullft_assets.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from fullft_assets.training.recipe import Recipe
 
+Slicing = dict[str, list[str | None]]
 #: Test rows that the report shows.
 NUM_ANSWERS = 5
 Output = TypeVar("Output")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a task's recipe is made of."""
+
+    base_model: ModelFolder
+    validation: Split
+    added_tokens: Sequence[str]
+    general: General | None
+    start: ModelFolder | None
+    store: Store
+    snapshot: Manifest
+    settings: UseCaseSettings
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names in the order of the model's outputs.
+
+        Raises:
+            DataError: there are none.
+        """
+        labels = label_names(self.snapshot)
+        if not labels:
+            raise DataError(
+                "the snapshot's rows have no label at all; look at the field that examples.label names"
+            )
+        return labels
+
+    @property
+    def train(self) -> Split:
+        return load_split(self.store, self.snapshot, "train")
+
+    @property
+    def packed(self) -> Training:
+        return load_training(self.store, self.snapshot)
+
+    @property
+    def tokenization(self) -> Tokenization:
+        return Tokenization.load(self.base_model, self.settings.chunks, self.settings.examples.task)
+
+
+@dataclass(frozen=True)
+class WithoutTraining(TrainingData):
+    """What a recipe is made of that trains nothing: it loads models and has them predict.
+
+    Attributes:
+        known_labels: of these models; the snapshot may be newer and have others.
+    """
+
+    known_labels: Sequence[str] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.known_labels)
+
+    @property
+    def train(self) -> Split:
+        return self.validation.select([])
+
+    @property
+    def packed(self) -> Training:
+        nothing = np.zeros(0, np.int64)
+        return Training(
+            [],
+            None,
+            Packing(nothing, nothing, nothing, np.zeros(1, np.int64), self.settings.chunks.max_tokens),
+        )
+
+
+def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | None = None) -> Recipe:
+    """Read what a job trains on.
+
+    Args:
+        start: the checkpoint whose weights training begins with. Default: the base model's.
+
+    Raises:
+        DataError: there is nothing to learn, or the snapshot's tokens mean something else to the base model.
+    """
+    base_model = find_base_model(job.settings, Path(job.project_root))
+    _require_its_tokenizer(store, snapshot, base_model, job)
+    _require_general_text(snapshot, job)
+    settings = job.settings
+    begin = None if start is None else with_rights(store.folder(start) / "model", settings)
+    validation, measured = load_split(store, snapshot, "validation"), general.load(store, snapshot)
+    data = TrainingData(
+        base_model, validation, settings.chunks.added_tokens, measured, begin, store, snapshot, settings
+    )
+    return task_of(settings.examples).open_recipe(data)
+
+
+def baseline_context(job: Job, store: Store, snapshot: Manifest, progress: Progress) -> BaselineContext:
+    """Return what the baselines of a job may use; the recipe that fits them adds itself and its labels."""
+    settings = job.settings
+    return BaselineContext(
+        find_base_model(settings, Path(job.project_root)),
+        [],
+        progress,
+        settings,
+        lambda: load_split(store, snapshot, "train"),
+        settings.chunks.added_tokens,
+        project_root=Path(job.project_root),
+    )
+
+
+def fitted_context(
+    job: Job,
+    store: Store,
+    snapshot: Manifest,
+    labels: Sequence[str],
+    rows: Split,
+    progress: Progress,
+) -> BaselineContext:
+    """Return what fitted baselines may use to predict rows; their recipe has no training rows.
+
+    Args:
+        labels: of the baselines.
+    """
+    context, settings = baseline_context(job, store, snapshot, progress), job.settings
+
+    def open_recipe() -> Recipe:
+        data = WithoutTraining(
+            context.base_model, rows, context.added_tokens, None, None, store, snapshot, settings, labels
+        )
+        return task_of(settings.examples).open_recipe(data)
+
+    return replace(context, labels=labels, open_recipe=open_recipe)
+
+
+def store_baseline(
+    job: Job, store: Store, snapshot: Manifest, baselines: Manifest, name: str, progress: Progress
+) -> Manifest:
+    """Return the `baseline_model` of a baseline, written now unless it exists.
+
+    Args:
+        baselines: the `cheaper_baselines` that it is one of.
+    """
+    settings, fitted = job.settings, BaselinesMetadata.of(baselines)
+    header = read_header(find_base_model(settings, Path(job.project_root)))
+    source = store.folder(baselines)
+
+    def write(draft: Draft) -> Outcome:
+        progress.say(f"storing {name} ...")
+        rows = load_split(store, snapshot, "validation")
+        context = fitted_context(job, store, snapshot, fitted.labels, rows, progress)
+        BASELINES.get(name).load(source, context).export(draft.path / "model", context)
+        if (thresholds := source / f"{name}_{THRESHOLDS}").is_file():
+            shutil.copy(thresholds, draft.path / "model" / THRESHOLDS)
+        metadata = CheckpointMetadata(
+            system=name,
+            base_model=settings.base_model,
+            base_model_revision=header.revision,
+            base_model_weights=weights_digest(header.folder),
+            snapshot=snapshot.ref,
+            labels=fitted.labels,
+            trained_from="the base model",
+            num_parameters=0,
+            num_trained_parameters=0,
+            num_steps=0,
+            model_of_step=0,
+            num_tokens=0,
+            training_seconds=fitted.seconds[name],
+            tokens_per_second=0.0,
+            training_usd=fitted.usd[name],
+            resumed_from_step=0,
+            peak_memory_gib=0.0,
+            micro_batch_size=0,
+            incidents=[],
+            num_warnings=0,
+            precision="fp32",
+            facts={f"validation_{settings.primary_metric}": fitted.scores[name]},
+            settings_digest=digest(settings.model_dump(mode="json")),
+        )
+        checks = [CheckOutcome(name=check.name, passed=True, description="not trained") for check in CHECKS]
+        return metadata.as_dict(), checks
+
+    return store.ensure(
+        job.case,
+        BASELINE_MODEL,
+        write,
+        version=BASELINE_VERSION,
+        settings=stored_baseline_settings(name, settings),
+        inputs={
+            "training_snapshot": snapshot.content_digest,
+            "cheaper_baselines": baselines.content_digest,
+        },
+        seed=settings.seed,
+    )
+
+
+def _require_general_text(snapshot: Manifest, job: Job) -> None:
+    chosen, drawn = job.settings.snapshot, SnapshotMetadata.of(snapshot).drawn()
+    for name, wanted in (("general", chosen.general), ("replay", chosen.replay)):
+        if wanted is not None and name not in drawn:
+            raise DataError(
+                f"the snapshot was taken without snapshot.{name}, which the YAML names now; take the snapshot"
+                " again"
+            )
+
+
+def _require_its_tokenizer(store: Store, snapshot: Manifest, base_model: ModelFolder, job: Job) -> None:
+    if tokenizer_of(store, snapshot) != tokenizer_digest(
+        base_model, job.settings.chunks, job.settings.examples.task
+    ):
+        raise DataError(
+            "the snapshot's windows were made with another tokenizer than base_model's with"
+            f" chunks.added_tokens; tokenise the batches again ({job.case}_by_hand with act: retokenize) and"
+            " take the snapshot again"
+        )
+
+
+def slices_of(
+    store: Store, inputs: Mapping[str, Manifest], settings: UseCaseSettings, test: Split
+) -> Slicing:
+    """Return the slice of each test row by the kind of slice; None: the row is in no slice of this kind."""
+    snapshot = inputs["training_snapshot"]
+    slicing: Slicing = {}
+    for kind in ("source", "domain", "slice_by"):
+        by_id = load_values(store, snapshot, "test", kind)
+        # As its user named it: there may be a field called like a kind of slice.
+        name = f"field {settings.examples.slice_by}" if kind == "slice_by" else kind
+        # A file's name may say whom a document is about; `fullft files` prints which file an alias is.
+        slicing[name] = [
+            alias(value) if kind == "source" and value is not None else value
+            for value in map(by_id.get, test.ids)
+        ]
+    slicing["length"] = _lengths(test.texts)
+    slicing["language"] = [language_of(text) for text in test.texts]
+    if task_of(settings.examples).has_labels:
+        slicing[LABEL] = [None] * len(test)
+    old = _judged_the_champion(store, inputs)
+    if old is not None:
+        slicing[OLD_TEST] = [
+            "rows that it was judged on" if id_ in old else "rows that came since" for id_ in test.ids
+        ]
+    return {
+        kind: values
+        for kind, values in slicing.items()
+        if kind == LABEL or any(value is not None for value in values)
+    }
+
+
+def _lengths(texts: list[str]) -> list[str | None]:
+    lengths = np.array([len(text) for text in texts])
+    edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="inverted_cdf"))
+    part = np.searchsorted(edges, lengths)
+    names = {
+        number: f"{lengths[part == number].min():,} to {lengths[part == number].max():,} characters"
+        for number in set(part.tolist())
+    }
+    return [names[number] for number in part.tolist()]
+
+
+def _judged_the_champion(store: Store, inputs: Mapping[str, Manifest]) -> set[str] | None:
+    """Return the ids of the test rows of the champion's snapshot; None where there is no champion, or it has
+    the same snapshot.
+    """
+    if CHAMPION not in inputs:
+        return None
+    ref = CheckpointMetadata.of(inputs[CHAMPION]).snapshot
+    if ref == inputs["training_snapshot"].ref:
+        return None
+    try:
+        index = read_index(store, store.load(ref))
+    except StoreError:  # deleted by the user: its rows are not known
+        return None
+    return {
+        id_
+        for id_, split in zip(index["id"].to_pylist(), index["split"].to_pylist(), strict=True)
+        if split == "test"
+    }
 
 
 @dataclass(frozen=True)
@@ -60,8 +361,6 @@ class EvaluationResult:
         examples: some test rows with what the systems predicted of them, for the HTML report alone.
         worst: the errors with the highest loss, by their ids.
         written: what each system wrote for test prompts, with the `id` and `group` of the row.
-        validation: what the fine-tuned model predicted of the validation rows, by their ids; None where
-            nothing was fitted on them.
         label_errors: test and validation rows whose label is probably wrong; None: not searched for, as
             cleanlab is not installed.
     """
@@ -73,7 +372,6 @@ class EvaluationResult:
     worst: Sequence[DoubtfulRow] = ()
     label_errors: Sequence[DoubtfulRow] | None = ()
     written: Sequence[Mapping[str, str]] = ()
-    validation: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -83,16 +381,24 @@ class EvaluationContext:
     Attributes:
         inputs: artifacts by asset name; `champion` is the checkpoint to beat, if there is one, and
             `first_champion` where that is another.
+        outputs: what systems predicted of the test rows, by name; one that is there is not asked again.
+        seconds: that each took.
     """
 
     job: Job
     store: Store
     inputs: Mapping[str, Manifest]
     progress: Progress
+    outputs: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def candidate(self) -> str:
+        """Name of the system that is judged."""
+        return CheckpointMetadata.of(self.inputs["finetuned_checkpoint"]).system
 
     @property
     def base_model(self) -> ModelFolder:
-        """Folder of the base model."""
         return find_base_model(self.job.settings, Path(self.job.project_root))
 
     @property
@@ -104,7 +410,6 @@ class EvaluationContext:
 
     @property
     def baseline_labels(self) -> list[str]:
-        """The label order of the baselines."""
         return BaselinesMetadata.of(self.inputs["cheaper_baselines"]).labels
 
     def predict_with_all(
@@ -112,7 +417,6 @@ class EvaluationContext:
         test: Split,
         by_checkpoint: Callable[[str], Output],
         by_baseline: Callable[[str, Baseline], Output],
-        tokenization: Tokenization | None = None,
         by_external: Callable[[str, list[Any]], Output] | None = None,
     ) -> dict[str, Output]:
         """Return what each system predicts of the test rows: the candidate, the baselines, external systems
@@ -123,31 +427,38 @@ class EvaluationContext:
             by_baseline: takes a baseline's name, and the baseline.
             by_external: takes the name of an external system, and its answer for each test row.
         """
-        outputs = {}
-        systems: dict[str, Callable[[], Output]] = {FINETUNED: lambda: by_checkpoint("finetuned_checkpoint")}
-        for name, baseline in self._load_baselines(test, tokenization).items():
+        systems: dict[str, Callable[[], Output]] = {}
+        for name, baseline in self._load_baselines(test).items():
             systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
-        for name, given in self.external_answers(test).items():
+        # A baseline that is judged is scored as it is stored.
+        systems = {self.candidate: lambda: by_checkpoint("finetuned_checkpoint")} | {
+            name: predict for name, predict in systems.items() if name != self.candidate
+        }
+        for name, answers in self.external_answers(test).items():
             if by_external is None:
                 raise SettingsError(
                     f"evaluation.external: the task {self.job.settings.examples.task} takes no file of"
                     f" answers; give {name} a score"
                 )
-            systems[name] = lambda name=name, given=given: by_external(name, given)
+            systems[name] = lambda name=name, answers=answers: by_external(name, answers)
         for name in (CHAMPION, ANCHOR):
             if name in self.inputs:
                 systems[name] = lambda name=name: by_checkpoint(name)
         for name, predict in systems.items():
+            if name in self.outputs:
+                continue
             self.progress.raise_if_stopped()
             self.progress.say(f"{title(name)} on {len(test):,} test rows ...")
-            outputs[name] = predict()
-        return outputs
+            began = time.perf_counter()
+            self.outputs[name] = predict()
+            self.seconds[name] = time.perf_counter() - began
+        return dict(self.outputs)
 
     def external_answers(self, test: Split) -> dict[str, list[Any]]:
         """Return what each external system answered for each test row, as its file has it."""
-        if external.STAGE not in self.inputs:
+        if external.PREDICTIONS not in self.inputs:
             return {}
-        copies = self.inputs[external.STAGE]
+        copies = self.inputs[external.PREDICTIONS]
         folder, target = self.store.folder(copies), copies.settings["target"]
         return {
             name: external.answers(folder, name, target, test.ids)
@@ -158,15 +469,18 @@ class EvaluationContext:
         """Return how the systems are compared, and report that they are now."""
         settings = self.job.settings
         self.progress.say(f"{RESAMPLES:,} resamples over the groups of {len(test):,} test rows ...")
-        return Comparison.of(settings, slices_of(self.store, self.inputs, settings, test), self.modules)
+        slices = slices_of(self.store, self.inputs, settings, test)
+        return Comparison.of(settings, slices, self.modules, self.candidate)
 
     @cached_property
     def modules(self) -> dict[str, Metric]:
-        """The metrics of `evaluation.modules` by name."""
-        return modules.load(self.store, self.inputs.get(modules.STAGE), self.job.settings)
+        return external.load_modules(self.store, self.inputs.get(external.MODULES), self.job.settings)
+
+    def open(self, name: str) -> OpenedModel:
+        """Return the model of a checkpoint among the inputs."""
+        return open_model(self.store, self.inputs[name], self.job.settings, self.progress)
 
     def model_folder(self, name: str) -> ModelFolder:
-        """Return the folder of the model of a checkpoint among the inputs."""
         return with_rights(self.store.folder(self.inputs[name]) / "model", self.job.settings)
 
     def has_tokenizer_of_snapshot(self, name: str) -> bool:
@@ -180,21 +494,11 @@ class EvaluationContext:
             self.store, self.inputs["training_snapshot"]
         )
 
-    def _load_baselines(self, test: Split, tokenization: Tokenization | None) -> dict[str, Baseline]:
-        artifact = self.inputs["cheaper_baselines"]
-        settings = self.job.settings
-        snapshot = self.inputs["training_snapshot"]
-        context = baseline_context(self.job, self.store, snapshot, self.progress)
-        added_tokens, labels = context.added_tokens, self.baseline_labels
-
-        def open_recipe() -> Recipe:
-            data = WithoutTraining(
-                context.base_model, test, added_tokens, None, None, self.store, snapshot, settings, labels
-            )
-            return task_of(settings.examples).open_recipe(data)
-
-        context = replace(context, labels=labels, tokenization=tokenization, open_recipe=open_recipe)
-        return load_all(BaselinesMetadata.of(artifact).scores, self.store.folder(artifact), context)
+    def _load_baselines(self, test: Split) -> dict[str, Baseline]:
+        artifact, snapshot = self.inputs["cheaper_baselines"], self.inputs["training_snapshot"]
+        names = [name for name in BaselinesMetadata.of(artifact).scores if name not in self.outputs]
+        context = fitted_context(self.job, self.store, snapshot, self.baseline_labels, test, self.progress)
+        return load_all(names, self.store.folder(artifact), context)
 
 
 def column_of(system: str, what: str) -> str:

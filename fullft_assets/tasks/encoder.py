@@ -24,7 +24,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
-from fullft_assets.training import distillation
+from fullft_assets.training import regularization
 from fullft_assets.training.feed import Feed
 from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared
 
@@ -53,7 +53,6 @@ class Encoder(ABC):
 
     @property
     def num_rows(self) -> int:
-        """See `Recipe`: they are in the order of their hash."""
         return len(self.train)
 
     def first(self, num_rows: int) -> Self:
@@ -98,12 +97,6 @@ class Encoder(ABC):
         }
 
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
-        """See `Recipe`: of the pooled representation h of each general text, as if it were normally
-        distributed around the base model's.
-
-        The Fisher information of such a model is the sum over k of (dh_k/dw)². The squared gradient of v h, v
-        drawn from a standard normal, has it for its mean: one backward pass a text.
-        """
         generator = torch.Generator().manual_seed(seed)
         pad_id = model.config.pad_token_id or 0
         windows = [
@@ -111,13 +104,12 @@ class Encoder(ABC):
         ]
         for window in windows[:MAX_IMPORTANCE_TEXTS]:
             inputs = {name: value.to(device()) for name, value in collate([window], pad_id).items()}
-            representation = distillation.pooled(
+            representation = regularization.pooled(
                 model(**inputs, output_hidden_states=True), inputs["attention_mask"]
             )[0]
             yield representation @ torch.randn(len(representation), generator=generator).to(representation)
 
     def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
-        """See `Recipe`: nothing."""
         return {}
 
     def score_baselines(
@@ -127,7 +119,6 @@ class Encoder(ABC):
             yield name, self._score_predicted(name, fitted.predict(self.validation), folder)
 
     def _with_recipe(self, context: BaselineContext) -> BaselineContext:
-        """Return what baselines may use, with this recipe and what only it knows."""
         return replace(context, labels=self.labels, open_recipe=lambda: self)
 
     @abstractmethod
@@ -139,9 +130,6 @@ class Encoder(ABC):
     def _prepared(
         self, model: PreTrainedModel, feed: Feed, loss_of_output: LossOfOutput, settings: TrainingSettings
     ) -> Prepared:
-        """Return a training on the summed loss of a model's output, with distillation of the base model's
-        representations where the settings ask for it.
-        """
         about = (
             {"head": f"begins as the frozen probe; base_model's own, {model.left_out_head}, is not used"}
             if model.left_out_head
@@ -151,15 +139,14 @@ class Encoder(ABC):
             return Prepared(
                 feed, lambda model, inputs, labels: loss_of_output(model(**inputs), labels), about
             )
-        teacher = distillation.frozen(self.load_original(settings), device())
+        teacher = regularization.frozen(self.load_original(settings), device())
         return Prepared(
             feed,
-            distillation.distil_representations(loss_of_output, teacher, settings.distillation.weight),
+            regularization.distil_representations(loss_of_output, teacher, settings.distillation.weight),
             about,
         )
 
     def _embeddings_of_base(self, computed_in: Precision) -> np.ndarray:
-        """Return the base model's embeddings of the general texts [texts, hidden]."""
         assert self.general is not None
         if computed_in not in self._found_embeddings:
             # Loading draws weights that are not used (a pooler's); training must not depend on when this is
@@ -180,7 +167,6 @@ class Encoder(ABC):
 
 
 def _distance(embeddings: np.ndarray, original: np.ndarray) -> float:
-    """Return 1 - the mean cosine of rows [n, hidden]; nan where one is not finite."""
     embeddings, original = embeddings.astype(np.float64), original.astype(np.float64)
     lengths = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(original, axis=1)
     return float(1 - ((embeddings * original).sum(1) / np.maximum(lengths, 1e-12)).mean())

@@ -1,5 +1,10 @@
-"""What baselines with examples in their prompt share: which training rows are shown, kept by their ids
+"""Baselines that ask the base model as it is, a causal one: without a prompt, which label follows a text, and
+with training conversations before what it reads. Which training rows are shown is saved by their ids
 alone.
+
+To classify, each label is scored by the mean log-probability of its tokens behind the prompt, so that long
+names are not at a disadvantage (the normalisation of Brown et al. 2020, arXiv:2005.14165, section 2.4).
+Nothing is drawn when it answers. Each label of each row is a pass.
 """
 
 from __future__ import annotations
@@ -7,19 +12,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from fullft_assets.base_model.model_config import read_config
+from fullft_assets.base_model.header import read_config
+from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.baseline import BaselineContext
+from fullft_assets.tasks.baseline import Baseline, BaselineContext, UntrainedBaseline, export_model
+from fullft_assets.tasks.language.assessment import DocumentScores
 
 #: Training rows that a few-shot prompt shows, and tokens of them together, at most; half of the positions of
 #: a model that has fewer.
 NUM_EXAMPLES = 8
 _MAX_TOKENS = 1_024
+#: What precedes a text, and a label, in a prompt.
+_TEXT, _LABEL = "\n\nText: ", "\nLabel:"
 
 
 def max_tokens(context: BaselineContext) -> int:
@@ -73,15 +82,199 @@ def load_examples(path: Path, context: BaselineContext) -> tuple[Split, dict[str
     }
 
 
-def require_room(num_tokens: int, model: Any) -> None:
-    """Check that a model has positions for the longest prompt with what follows it.
+class _Prompted(Baseline):
+    """The base model with a prompt; how that begins is up to the subclass."""
 
-    Raises:
-        SettingsError: it has fewer.
+    tasks = ("classification",)
+    needs_causal_model = True
+    needs_whole_model = True
+    serving_rank = 3
+
+    def __init__(self, context: BaselineContext):
+        self.context = context
+
+    def export(self, folder: Path, context: BaselineContext) -> None:
+        from fullft_assets.models.inference import load_causal
+
+        export_model(load_causal(context.base_model, context.added_tokens), folder, context)
+        super().export(folder, context)
+
+    def predict(self, rows: Split) -> np.ndarray:
+        from scipy.special import softmax
+
+        context = self.context
+        writer = PromptWriter(context)
+        opening, labels = [*writer.instruction, *self._examples(writer)], writer.labels
+        prompts = [opening + text for text in writer.ask(rows.texts, context.settings.chunks.max_tokens)]
+        windows = [[prompt + label] for prompt in prompts for label in labels]
+        marks = [[[0] * len(prompt) + [1] * len(label)] for prompt in prompts for label in labels]
+        of_labels = _score(context, windows, marks)
+        return softmax((-of_labels.loss / of_labels.num_tokens).reshape(len(rows), len(labels)), axis=1)
+
+    def _examples(self, writer: PromptWriter) -> list[int]:
+        return []
+
+
+class ZeroShot(_Prompted, UntrainedBaseline):
+    """The instruction alone."""
+
+    name, title = "zero_shot", "base model, zero-shot prompt"
+
+
+class FewShot(_Prompted):
+    """The instruction and training rows, drawn by the seed, each label as often as another.
+
+    Args:
+        shown: the rows.
+        labels: of each, as positions in the label order of the baselines.
     """
+
+    name, title = "few_shot", "base model, few-shot prompt"
+
+    def __init__(self, shown: Split, labels: Sequence[int], context: BaselineContext):
+        super().__init__(context)
+        self.shown, self.labels = shown, labels
+
+    @classmethod
+    def fit(cls, train: Split, context: BaselineContext) -> Self:
+        settings = context.settings
+        shown = train.select(draw(train.labels, NUM_EXAMPLES, settings.seed))
+        return cls(shown, shown.labels.tolist(), context)
+
+    def _examples(self, writer: PromptWriter) -> list[int]:
+        room = max_tokens(self.context) // len(self.shown) - writer.num_tokens_around
+        asked = writer.ask(self.shown.texts, max(1, room))
+        return [
+            token
+            for text, label in zip(asked, self.labels, strict=True)
+            for token in text + writer.labels[label]
+        ]
+
+    def save(self, folder: Path) -> None:
+        save_examples(folder / "few_shot.json", self.shown.ids, labels=self.labels)
+
+    @classmethod
+    def load(cls, folder: Path, context: BaselineContext) -> Self:
+        shown, saved = load_examples(folder / "few_shot.json", context)
+        return cls(shown, saved["labels"], context)
+
+
+class PromptWriter:
+    """Writes the parts of a prompt as token ids; each part is tokenised on its own, so that a prompt can be
+    cut to a number of tokens.
+
+    Attributes:
+        instruction: the beginning of every prompt, the tokenizer's own first tokens included.
+        labels: each label's name as it goes on behind a prompt.
+        num_tokens_around: tokens that an example has beside its text, at most.
+    """
+
+    def __init__(self, context: BaselineContext):
+        self.tokenization = Tokenization.load(context.base_model, context.settings.chunks)
+        opening = f"Texts and their labels. The labels are: {', '.join(context.labels)}."
+        self.instruction = [*self.tokenization.prefix, *self._encode(opening)]
+        self._before_text = self._encode(_TEXT)
+        self._before_label = self._encode(_LABEL)
+        self.labels = [self._name(name) for name in context.labels]
+        longest = max(map(len, self.labels))
+        self.num_tokens_around = len(self._before_text) + len(self._before_label) + longest
+
+    def ask(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+        """Return each text, cut to the maximum number of tokens, with the words that ask for its label."""
+        return [
+            [*self._before_text, *ids[:max_tokens], *self._before_label]
+            for ids in self.tokenization.encode(list(texts))
+        ]
+
+    def _name(self, label: str) -> list[int]:
+        # Some tokenizers write the space before a word in its first token.
+        ids, start = self._encode(f"{_LABEL} {label}"), self._before_label
+        return ids[len(start) :] if ids[: len(start)] == start else self._encode(f" {label}")
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenization.encode([text])[0]
+
+
+class BaseModel(UntrainedBaseline):
+    """The base model without any training."""
+
+    name = "base_model"
+    title = "base model, not fine-tuned"
+    tasks = ("sft", "language_modeling")
+
+    def predict(self, rows: Split) -> DocumentScores:
+        return _score(self.context, rows.windows, rows.marks)
+
+
+class FewShotConversations(Baseline):
+    """The base model with training conversations before each window, drawn by the seed, at most as many
+    tokens as the settings allow.
+
+    Args:
+        shown: the rows; of each its first window with something to learn is shown.
+    """
+
+    name = "few_shot_conversations"
+    title = "base model, few-shot prompt"
+    tasks = ("sft",)
+    needs_causal_model = True
+    needs_whole_model = True
+
+    def __init__(self, shown: Split, context: BaselineContext):
+        self.shown, self.context = shown, context
+
+    @classmethod
+    def fit(cls, train: Any, context: BaselineContext) -> Self:
+        rows, settings = context.train_rows(), context.settings
+        chosen = []
+        room = most = max_tokens(context)
+        for row in draw([0] * len(rows), len(rows), settings.seed):
+            window = _example(rows, row)
+            if 0 < len(window) <= room and len(chosen) < NUM_EXAMPLES:
+                chosen.append(row)
+                room -= len(window)
+        if not chosen:
+            raise SettingsError(
+                f"planning.baselines: no training conversation has at most {most:,} tokens, so"
+                f" {cls.name} has nothing to show; remove it"
+            )
+        return cls(rows.select(chosen), context)
+
+    def predict(self, rows: Split) -> DocumentScores:
+        before = [token for row in range(len(self.shown)) for token in _example(self.shown, row)]
+        windows = [[before + window for window in document] for document in rows.windows]
+        # The first token of a window has nothing before it for the other systems, so it counts for none.
+        marks = [[[0] * len(before) + [0] + mark[1:] for mark in document] for document in rows.marks or []]
+        return _score(self.context, windows, marks)
+
+    def save(self, folder: Path) -> None:
+        save_examples(folder / f"{self.name}.json", self.shown.ids)
+
+    @classmethod
+    def load(cls, folder: Path, context: BaselineContext) -> Self:
+        return cls(load_examples(folder / f"{cls.name}.json", context)[0], context)
+
+
+def _example(rows: Split, row: int) -> list[int]:
+    pairs = zip(rows.windows[row], (rows.marks or [])[row], strict=True)
+    return next((window for window, mark in pairs if 1 in mark), [])
+
+
+def _score(
+    context: BaselineContext,
+    windows: Sequence[Sequence[Sequence[int]]],
+    marks: Sequence[Sequence[Sequence[int]]] | None,
+) -> DocumentScores:
+    from fullft_assets.models.inference import load_causal
+    from fullft_assets.models.token_loss import score_documents
+
+    model = load_causal(context.base_model, context.added_tokens)
     positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and num_tokens > positions:
+    longest = max((len(window) for document in windows for window in document), default=0)
+    if isinstance(positions, int) and longest > positions:
         raise SettingsError(
-            f"planning.baselines: the longest prompt of the base model has {num_tokens:,} tokens, base_model"
+            f"planning.baselines: the longest prompt of the base model has {longest:,} tokens, base_model"
             f" reads {positions:,}; lower chunks.max_tokens, or remove the baseline"
         )
+    scores = score_documents(model, windows, marks, progress=context.progress)
+    return DocumentScores(scores.num_tokens, scores.loss, scores.num_right)

@@ -1,28 +1,130 @@
-"""The work folder of a run: checkpoints that are complete or not there at all, and the step log."""
+"""The work folder of a run: checkpoints that are complete or not there at all, the step log, and the history
+of incidents, with what the next segment of training changes because of each. No torch here.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Literal
 
 from xxhash import xxh3_128
 
-from fullft_assets.errors import DiskError, SettingsError, is_disk_full
+from fullft_assets.errors import DiskError, is_disk_full
+from fullft_assets.jobs.progress import Listener
 from fullft_assets.store import sync
 from fullft_assets.store.disk import replace_synced
-from fullft_assets.training.run_history import Incident, RunHistory
 
-if TYPE_CHECKING:
-    from fullft_assets.jobs.progress import Listener
+#: In the folder of the unfinished work.
+HISTORY_FILE = "run_history.json"
+
+IncidentKind = Literal["roll_back", "out_of_memory", "early_stop"]
+
+
+@dataclass(frozen=True)
+class Incident:
+    """An event after which a run continues differently from planned. It is recorded before the run acts on
+    it.
+
+    Attributes:
+        kind: `roll_back`: back to `to_step` with a lower learning rate; `out_of_memory`: smaller
+            micro-batches from `to_step` on; `early_stop`: `to_step` is the last step.
+        to_step: the checkpoint that training continues from; 0 = the base model.
+        seconds: training seconds up to then, over all segments.
+        learning_rate: the peak rate from then on.
+    """
+
+    kind: IncidentKind
+    step: int
+    to_step: int
+    reason: str
+    seconds: float
+    rule: str | None = None
+    learning_rate: float | None = None
+    micro_batch_size: int | None = None
+
+    def line(self) -> dict[str, Any]:
+        """Return it as an event of the step log."""
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"step": self.step, "event": known.pop("kind"), **known}
+
+
+class RunHistory:
+    """The incidents of a run so far, stored in its work folder.
+
+    Args:
+        is_writer: False on every rank but the first.
+        stored: what other machines recorded; the longer history continues the other one.
+        store: also writes each history where other machines find it; at once if that one is behind.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        is_writer: bool = True,
+        stored: bytes | None = None,
+        store: Callable[[str], None] | None = None,
+    ):
+        self._path = folder / HISTORY_FILE
+        self._is_writer = is_writer
+        self._store = store
+        there = json.loads(stored or b"[]")
+        here = json.loads(self._path.read_bytes()) if self._path.is_file() else []
+        self.incidents = [Incident(**fields) for fields in max(there, here, key=len)]
+        if is_writer and store is not None and len(here) > len(there):
+            store(self._text())  # it was recorded while the store did not answer
+
+    def add(self, incident: Incident, *, is_local: bool = False) -> None:
+        """Record an incident; it is on the disk before anything acts on it.
+
+        Args:
+            is_local: it happened on this rank alone, which therefore writes it.
+        """
+        self.incidents.append(incident)
+        if self._is_writer or is_local:
+            replace_synced(self._path, self._text())
+            if self._store is not None:
+                self._store(self._text())
+
+    def _text(self) -> str:
+        return json.dumps([asdict(known) for known in self.incidents], indent=1)
+
+    @property
+    def num_roll_backs(self) -> int:
+        """Roll-backs so far."""
+        return sum(incident.kind == "roll_back" for incident in self.incidents)
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The peak rate since the last roll-back, or None."""
+        return next((i.learning_rate for i in reversed(self.incidents) if i.learning_rate is not None), None)
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        """Rows a forward pass since memory ran out last, or None."""
+        return next(
+            (i.micro_batch_size for i in reversed(self.incidents) if i.micro_batch_size is not None), None
+        )
+
+    @property
+    def end_step(self) -> int | None:
+        """The step at which training ended early, or None."""
+        return next((i.to_step for i in self.incidents if i.kind == "early_stop"), None)
+
+    def includes(self, step: int, num_incidents: int) -> bool:
+        """Return whether a checkpoint of this step, written after so many incidents, is still valid: no later
+        incident undid it.
+        """
+        return all(step <= incident.to_step for incident in self.incidents[num_incidents:])
+
 
 #: Newest planned checkpoints that are kept, beside the best one by validation loss.
 NUM_NEWEST = 2
@@ -32,11 +134,7 @@ STEP_LOG = "metrics.jsonl"
 ORIGIN = "origin.json"
 #: Inside a checkpoint: the digest of each other file.
 _DIGESTS = "digests.json"
-#: Prefix of a checkpoint's name while another one of the same step replaces it.
-_REPLACED = "replaced-"
 _CHUNK_BYTES = 2**24
-#: Beside the checkpoints: the inputs that the work began with, and by this key the versions of libraries.
-INPUTS = "inputs.json"
 VERSIONS = "versions"
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
 
@@ -57,52 +155,20 @@ def changed_versions(checkpoint: Path) -> str | None:
     return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names) or None
 
 
-def claim(folder: Path, inputs: Mapping[str, str]) -> None:
-    """Record the inputs of the work in a folder; refuse to continue work that began with other inputs.
-
-    Args:
-        inputs: a digest or revision of each input, by its name.
-
-    Raises:
-        SettingsError: the checkpoints there belong to other inputs.
-    """
-    path = folder / INPUTS
-    if path.is_file():
-        require_same_inputs(folder, json.loads(path.read_text()), inputs)
-        return
-    with room_needed(folder, "a new training"):
-        replace_synced(path, json.dumps({**inputs, VERSIONS: library_versions()}))
-
-
-def require_same_inputs(folder: Path | str, recorded: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-    """Refuse to continue work in a folder, here or in a store, that began with other inputs; see `claim`."""
-    for name in sorted({*recorded, *inputs} - {VERSIONS}):
-        if recorded.get(name) != inputs.get(name):
-            raise SettingsError(
-                f"{folder}: its checkpoints are of a training with another {name}; give this job a key of its"
-                " own, or delete that folder"
-            )
-
-
 def seal(folder: Path) -> None:
     """Sync a checkpoint's files and write the list of them that marks it as complete."""
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     for name in files:
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
-    with (folder / SEAL).open("w") as file:
-        json.dump(files, file)
-        file.flush()
-        os.fsync(file.fileno())
+        sync(folder / name)
+    (folder / SEAL).write_text(json.dumps(files))
+    sync(folder / SEAL)
     for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(inner)
 
 
 def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) -> None:
-    """Seal a checkpoint that was written aside and move it to its place.
-
-    A complete one that is there keeps existing under another name until the new one has its own: a folder
-    cannot be replaced by a rename.
+    """Seal a checkpoint that was written aside and move it to its place; one that is there was undone by a
+    roll-back, or is not complete.
 
     Args:
         is_planned: False if a request to stop caused it: whether it exists then depends on the moment.
@@ -112,18 +178,10 @@ def publish(aside: Path, target: Path, *, num_incidents: int, is_planned: bool) 
     files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
     (aside / _DIGESTS).write_text(json.dumps({str(path.relative_to(aside)): _digest(path) for path in files}))
     seal(aside)
-    replaced = target.with_name(f"{_REPLACED}{target.name}")
-    if is_complete(target):
-        if replaced.exists():
-            shutil.rmtree(replaced)
-        target.rename(replaced)
-        sync(target.parent)
-    elif target.exists():
+    if target.exists():
         shutil.rmtree(target)
     aside.rename(target)
     sync(target.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
 
 
 def first_damaged(checkpoint: Path, listener: Listener | None = None) -> str | None:
@@ -161,48 +219,41 @@ def _digest(path: Path, listener: Listener | None = None) -> str:
     return digest.hexdigest()
 
 
-class Written(Protocol):
-    """What is known of a complete checkpoint, wherever it is."""
-
-    @property
-    def step(self) -> int:
-        """The step after which it was written."""
-        ...
-
-    @property
-    def is_planned(self) -> bool:
-        """False if a request to stop caused it."""
-        ...
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint that the run may continue from."""
+    """A complete checkpoint that the run may continue from.
 
-    path: Path
+    Attributes:
+        name: of its folder, below the work folder or in the store.
+        num_incidents: of the run before it was written.
+        is_planned: False if a request to stop caused it.
+    """
+
+    name: str
     step: int
+    num_incidents: int
     is_planned: bool
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint that training would continue from, or None."""
     checkpoints = complete_checkpoints(folder, RunHistory(folder))
-    return checkpoints[-1].path if checkpoints else None
+    return folder / checkpoints[-1].name if checkpoints else None
 
 
 def complete_checkpoints(folder: Path, history: RunHistory) -> list[Checkpoint]:
     """Return the checkpoints that are complete and that no roll-back undid, by step."""
-    checkpoints: dict[int, Checkpoint] = {}
+    checkpoints = []
     for path in all_checkpoints(folder):
-        if not is_complete(path):
-            continue
-        origin = _object_in(path / ORIGIN)
+        origin = _object_in(path / ORIGIN) if is_complete(path) else None
         if origin is not None and history.includes(step_of(path), origin["num_incidents"]):
-            checkpoints[step_of(path)] = Checkpoint(path, step_of(path), origin["is_planned"])
-    return list(checkpoints.values())
+            checkpoints.append(
+                Checkpoint(path.name, step_of(path), origin["num_incidents"], origin["is_planned"])
+            )
+    return checkpoints
 
 
-def last_good(complete: Iterable[Written], trouble_since: int) -> int:
+def last_good(complete: Iterable[Checkpoint], trouble_since: int) -> int:
     """Return the step of the checkpoint to roll back to; 0 = the base model.
 
     A checkpoint is good if a healthy step was taken from its weights. Only planned ones count, so that the
@@ -218,7 +269,7 @@ def last_good(complete: Iterable[Written], trouble_since: int) -> int:
     )
 
 
-def kept_steps(complete: Sequence[Written], *, best: int | None) -> set[int | None]:
+def kept_steps(complete: Sequence[Checkpoint], *, best: int | None) -> set[int | None]:
     """Return the steps of the checkpoints to keep: the newest planned ones, the best one and the newest of
     all.
 
@@ -238,26 +289,20 @@ def retain(folder: Path, history: RunHistory, *, best: int | None, spared: Path 
     """
     complete = complete_checkpoints(folder, history)
     steps = kept_steps(complete, best=best)
-    kept_paths = {checkpoint.path for checkpoint in complete if checkpoint.step in steps}
+    names = {checkpoint.name for checkpoint in complete if checkpoint.step in steps}
     for path in all_checkpoints(folder):
-        if path != spared and path not in kept_paths:
+        if path != spared and path.name not in names:
             shutil.rmtree(path)
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
-    """Return all checkpoint folders, complete or not, by step; of two of a step the one that is being
-    replaced comes first.
-    """
-    return sorted([*folder.glob(f"{_REPLACED}checkpoint-*"), *folder.glob("checkpoint-*")], key=step_of)
+    """Return all checkpoint folders, complete or not, by step."""
+    return sorted(folder.glob("checkpoint-*"), key=step_of)
 
 
 def checkpoint_of(folder: Path, step: int) -> Path:
-    """Return the checkpoint of a step: the one that was being replaced, if a kill left only that one
-    complete.
-    """
-    target = folder / f"checkpoint-{step}"
-    replaced = target.with_name(f"{_REPLACED}{target.name}")
-    return replaced if is_complete(replaced) and not is_complete(target) else target
+    """Return the folder of the checkpoint of a step."""
+    return folder / f"checkpoint-{step}"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -274,7 +319,6 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def _object_in(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file, or None if it is missing or damaged."""
     try:
         value = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -321,9 +365,12 @@ class StepLog:
     ):
         self.path, self.is_writer = path, is_writer
         lines = self.read()
+        seconds = [
+            *(line.get("seconds", 0.0) for line in lines),
+            *(incident.seconds for incident in incidents),
+        ]
         #: Training seconds of earlier segments, including work that a kill undid: it was paid for, too.
-        self.seconds_before = max((line.get("seconds", 0.0) for line in lines), default=0.0)
-        self.seconds_before = max([self.seconds_before, *(incident.seconds for incident in incidents)])
+        self.seconds_before = max(seconds, default=0.0)
         incident_lines = [incident.line() for incident in incidents]
         lines = [
             line
@@ -346,8 +393,7 @@ class StepLog:
     def sync(self) -> None:
         """Write the lines so far to the disk: the guards are shown them when the checkpoint is resumed."""
         if self.is_writer:
-            with self.path.open("a") as file:
-                os.fsync(file.fileno())
+            sync(self.path)
 
     def best_step(self, max_general_rise: float | None = None) -> int | None:
         """Return the step with the lowest validation loss, the earliest of equals; None before the first

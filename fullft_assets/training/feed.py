@@ -1,30 +1,35 @@
-"""The feed of a training: its items in the order of training, planned for the complete run, and a thread that
-collates the next batches while a step is computed.
+"""The feed of a training: its items in the order of training, planned for the complete run.
+
+A language model is fed the pieces of a packing plan on packed rows, or each piece on a padded row of its own.
+The order of the rows is planned from the seed and does not depend on the number of rows a pass: a run that is
+resumed, or continues with smaller passes, continues where it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import torch
+
+from fullft_assets.models.token_loss import IGNORED
+from fullft_assets.snapshot import Training
+from fullft_assets.snapshot.all_rows import expand
 
 Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Items in the order of training, and the documents in each forward pass.
+    """Batches in the order of training, and the documents in each forward pass.
 
     The order does not depend on the size of a pass, so a run that continues with smaller passes finds its
     place.
 
     Attributes:
-        dataset: the items; the processes take passes in turn.
-        collate: a list of items -> the batch of a pass, `labels` included.
+        batch: number of a pass -> its batch, `labels` included; the processes take passes in turn.
         num_rows: rows as the batch size counts them, over all epochs.
         lengths: [documents] tokens of each document that attends to itself alone, in the order of training.
         num_predicted: [documents] tokens of it for which the output head computes a loss.
@@ -32,9 +37,7 @@ class Feed:
         sizes: [passes] tokens of each pass, padding included.
     """
 
-    dataset: Any
-    collate: Callable[[list[Any]], Batch]
-    items_a_pass: int
+    batch: Callable[[int], Batch]
     num_rows: int
     lengths: np.ndarray
     num_predicted: np.ndarray
@@ -45,13 +48,6 @@ class Feed:
     def num_passes(self) -> int:
         """Forward passes of all processes together."""
         return len(self.bounds) - 1
-
-    def batch(self, number: int) -> Batch:
-        """Return the batch of a pass."""
-        start = number * self.items_a_pass
-        return self.collate(
-            [self.dataset[i] for i in range(start, min(start + self.items_a_pass, len(self.dataset)))]
-        )
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batch of each pass."""
@@ -67,52 +63,232 @@ def sums_between(values: np.ndarray, bounds: Sequence[int] | np.ndarray) -> np.n
     return np.diff(np.concatenate([[0], np.cumsum(values)])[np.asarray(bounds)])
 
 
-class Prefetcher:
-    """The items of a feed as a dataset whose batches are collated already: Trainer gets `already_collated` as
-    its collator.
+#: In a batch, if asked for: [rows, tokens] bool, whether a token belongs to a replayed document.
+IS_REPLAYED = "is_replayed"
 
-    It uses a thread and not a process: a thread shares the arrays and ends with this process, whatever ends
-    it. It draws no random number.
+#: Padded rows: pieces are shuffled, then sorted by length within pools of this many batches: random enough,
+#: with little padding.
+_POOL_BATCHES = 50
 
-    Args:
-        depth: passes collated ahead; Trainer asks for all passes of a step at once.
+
+def packed(
+    pieces: Pieces,
+    rows_a_pass: int,
+    epochs: float,
+    seed: int,
+    pad_id: int,
+    *,
+    with_replayed: bool = False,
+) -> Feed:
+    """Return the feed of packed rows, see `planned_rows` and `collate_packed`; `with_replayed` adds
+    `is_replayed` [rows, tokens] to batches.
     """
+    plan = pieces.plan
+    order = planned_rows(plan.num_rows, epochs, seed)
+    pieces_of_rows = np.diff(plan.row_offsets)
+    numbers = expand(plan.row_offsets[order], pieces_of_rows[order])
+    first_pieces = np.concatenate([[0], np.cumsum(pieces_of_rows[order])])
+    starts = np.append(np.arange(0, len(order), rows_a_pass), len(order))
+    tokens = sums_between(plan.length[numbers], first_pieces)
 
-    def __init__(self, feed: Feed, depth: int):
-        self._feed, self._depth = feed, depth
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._batches: dict[tuple[int, ...], Future[Batch]] = {}
-        self._last: int | None = None
+    def batch(number: int) -> Batch:
+        rows = order[starts[number] : starts[number + 1]]
+        return collate_packed([_packed_row(pieces, row) for row in rows], pad_id, with_replayed=with_replayed)
+
+    return Feed(
+        batch=batch,
+        num_rows=len(order),
+        lengths=plan.length[numbers],
+        num_predicted=pieces.num_predicted[numbers],
+        bounds=first_pieces[starts],
+        sizes=np.maximum.reduceat(tokens, starts[:-1]) * np.diff(starts),
+    )
+
+
+def padded(
+    pieces: Pieces,
+    rows_a_pass: int,
+    rows_a_batch: int,
+    epochs: float,
+    seed: int,
+    pad_id: int,
+    *,
+    with_replayed: bool = False,
+) -> Feed:
+    """Return the feed of padded rows of similar length, see `planned_batches` and `collate_padded`;
+    `with_replayed` as for `packed`.
+
+    A pass has at most as many tokens, padding included, as `rows_a_pass` packed rows have room for.
+    """
+    length = pieces.plan.length
+    batches = planned_batches(length, pieces.plan.capacity, rows_a_batch, epochs, seed)
+    passes = []
+    for batch in batches:
+        size = rows_a_pass * (pieces.plan.capacity // int(length[batch].max()))
+        passes += [batch[start : start + size] for start in range(0, len(batch), size)]
+    numbers = np.concatenate(passes)
+    return Feed(
+        batch=lambda number: collate_padded(
+            _padded_pass(pieces, passes[number]), pad_id, with_replayed=with_replayed
+        ),
+        num_rows=rows_a_batch * len(batches),
+        lengths=length[numbers],
+        num_predicted=pieces.num_predicted[numbers],
+        bounds=np.concatenate([[0], np.cumsum([len(numbers) for numbers in passes])]),
+        sizes=np.array([len(numbers) * int(length[numbers].max()) for numbers in passes]),
+    )
+
+
+class Pieces:
+    """The pieces of a packing plan, each with its token ids and labels."""
+
+    def __init__(self, training: Training):
+        self.plan = training.packing
+        lengths = np.fromiter(map(len, training.windows), np.int64, len(training.windows))
+        self._ids = _join(training.windows)
+        marks = None if training.marks is None else _join(training.marks)
+        begin = (np.cumsum(lengths) - lengths)[self.plan.source] + self.plan.start
+        self._labels = np.where(marks == 1, self._ids, IGNORED) if marks is not None else self._ids.copy()
+        # No token of its row predicts the first token of a piece.
+        self._labels[begin] = IGNORED
+        self._begin, self._end = begin, begin + self.plan.length
+
+        num_task = training.num_task_windows
+        self._is_replayed = (
+            np.zeros(len(begin), bool) if num_task is None else np.asarray(self.plan.source) >= num_task
+        )
 
     def __len__(self) -> int:
-        return len(self._feed.dataset)
+        return len(self._begin)
 
-    def __getitem__(self, item: int) -> Batch:
-        return self.__getitems__([item])
+    def replayed(self, number: int) -> np.ndarray:
+        """Return [t] bool: whether a piece's tokens belong to a replayed document."""
+        return np.full(self._end[number] - self._begin[number], self._is_replayed[number])
 
-    def __getitems__(self, items: Sequence[int]) -> Batch:
-        """Return the batch of these items, and start to collate those that will be asked for next."""
-        asked = tuple(items)
-        batch = self._batches.pop(asked, None) or self._thread.submit(self._collate, asked)
-        # Several processes take turns: the distance to the next pass is the distance to the last one.
-        stride = len(asked) if self._last is None else asked[0] - self._last
-        self._last = asked[0]
-        expected = [self._after(asked, stride * n) for n in range(1, self._depth + 1)] if stride > 0 else []
-        self._batches = {
-            items: self._batches.get(items) or self._thread.submit(self._collate, items)
-            for items in dict.fromkeys(expected)
-            if items
-        }
-        return batch.result()
+    def ids(self, number: int) -> np.ndarray:
+        """Return a piece's token ids [t], int32."""
+        return self._ids[self._begin[number] : self._end[number]]
 
-    def _after(self, asked: tuple[int, ...], distance: int) -> tuple[int, ...]:
-        size = max(len(asked), self._feed.items_a_pass)
-        return tuple(range(asked[0] + distance, min(asked[0] + distance + size, len(self))))
+    def labels(self, number: int) -> np.ndarray:
+        """Return its labels [t], int32: the token's id where it is trained, else IGNORED."""
+        return self._labels[self._begin[number] : self._end[number]]
 
-    def _collate(self, items: Sequence[int]) -> Batch:
-        return self._feed.collate([self._feed.dataset[item] for item in items])
+    @cached_property
+    def num_predicted(self) -> np.ndarray:
+        """[pieces] tokens of each that are predicted."""
+        total = np.concatenate([[0], np.cumsum(self._labels != IGNORED)])
+        return total[self._end] - total[self._begin]
+
+    @property
+    def largest_id(self) -> int:
+        """Largest token id."""
+        return int(self._ids.max())
 
 
-def already_collated(batch: Batch) -> Batch:
-    """Return a batch of a `Prefetcher` as it is."""
+def _join(lists: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int32), *(np.asarray(values, np.int32) for values in lists)])
+
+
+def _packed_row(pieces: Pieces, row: int) -> dict[str, np.ndarray]:
+    """Return `ids`, `labels`, `positions` and `replayed` of a packed row [t]."""
+    chosen = pieces.plan.row(row)
+    numbers = range(chosen.start, chosen.stop)
+    return {
+        "replayed": np.concatenate([pieces.replayed(number) for number in numbers]),
+        "ids": np.concatenate([pieces.ids(number) for number in numbers]),
+        "labels": np.concatenate([pieces.labels(number) for number in numbers]),
+        "positions": np.concatenate([np.arange(length) for length in pieces.plan.length[chosen]]),
+    }
+
+
+def _padded_pass(pieces: Pieces, numbers: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Return `ids`, `labels` and `replayed` of each piece of a pass, on a padded row of its own."""
+    return [
+        {"ids": pieces.ids(n), "labels": pieces.labels(n), "replayed": pieces.replayed(n)} for n in numbers
+    ]
+
+
+def collate_packed(
+    rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, with_replayed: bool = False
+) -> Batch:
+    """Return `input_ids`, `labels` and `position_ids` of a batch of rows [rows, tokens], `is_replayed` if
+    asked for: no attention mask.
+
+    Shorter rows are filled up with a document of padding, which is not trained on.
+    """
+    fill = {"ids": pad_id, "labels": IGNORED, "positions": 0, "replayed": 0}
+    tables = {name: _filled(rows, name, value) for name, value in fill.items()}
+    for row, positions in zip(rows, tables["positions"], strict=True):
+        padding = positions[len(row["ids"]) :]
+        padding[:] = np.arange(len(padding))
+    names = {"ids": "input_ids", "labels": "labels", "positions": "position_ids"}
+    batch = {names[name]: torch.from_numpy(tables[name].astype(np.int64)) for name in names}
+    if with_replayed:
+        batch[IS_REPLAYED] = torch.from_numpy(tables["replayed"].astype(bool))
     return batch
+
+
+def _filled(rows: Sequence[Mapping[str, np.ndarray]], name: str, fill: int) -> np.ndarray:
+    table = np.full((len(rows), max(len(row["ids"]) for row in rows)), fill, np.int64)
+    for number, row in enumerate(rows):
+        table[number, : len(row[name])] = row[name]
+    return table
+
+
+def collate_padded(
+    rows: Sequence[Mapping[str, np.ndarray]], pad_id: int, *, with_replayed: bool = False
+) -> Batch:
+    """Return `input_ids`, `labels` and `attention_mask` [rows, tokens] of a batch of rows, `is_replayed` if
+    asked for.
+    """
+    tables = {"input_ids": _filled(rows, "ids", pad_id), "labels": _filled(rows, "labels", IGNORED)}
+    lengths = np.array([len(row["ids"]) for row in rows])
+    is_token = np.arange(lengths.max()) < lengths[:, None]
+    batch = {name: torch.from_numpy(table) for name, table in tables.items()}
+    batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
+    if with_replayed:
+        batch[IS_REPLAYED] = torch.from_numpy(_filled(rows, "replayed", 0).astype(bool))
+    return batch
+
+
+def planned_rows(num_rows: int, epochs: float, seed: int) -> np.ndarray:
+    """Return the rows to train on, in order, for all epochs together: first in the plan's order, then
+    shuffled anew each time.
+    """
+    total = max(1, round(epochs * num_rows))
+    generator = np.random.default_rng(seed)
+    later = [generator.permutation(num_rows) for _ in range((total - 1) // num_rows)]
+    return np.concatenate([np.arange(num_rows), *later])[:total]
+
+
+def planned_batches(
+    lengths: np.ndarray, capacity: int, rows_a_batch: int, epochs: float, seed: int
+) -> list[np.ndarray]:
+    """Return the pieces of each batch of similar length, longest first, for all epochs together in random
+    order.
+
+    If a packed row has room for n pieces as long as the batch's longest, a batch has n pieces for each row.
+    Pieces that do not fill a batch move to the next pool, and at the end to a last, smaller batch. The last
+    part of an epoch is a draw of pieces.
+    """
+    generator = np.random.default_rng(seed)
+    total = max(1, round(epochs * len(lengths)))
+    drawn = np.concatenate([generator.permutation(len(lengths)) for _ in range(-(-total // len(lengths)))])[
+        :total
+    ]
+    pool_size = _POOL_BATCHES * rows_a_batch * max(1, capacity // int(lengths.mean()))
+    planned: list[np.ndarray] = []
+    carried = drawn[:0]
+    for start in range(0, total, pool_size):
+        pool = np.concatenate([carried, drawn[start : start + pool_size]])
+        pool = pool[np.argsort(-lengths[pool], kind="stable")]
+        batches = []
+        while len(pool):
+            size = rows_a_batch * (capacity // int(lengths[pool[0]]))
+            if len(pool) < size:
+                break
+            batches.append(pool[:size])
+            pool = pool[size:]
+        carried = pool
+        planned += [batches[number] for number in generator.permutation(len(batches))]
+    return [*planned, carried] if len(carried) else planned

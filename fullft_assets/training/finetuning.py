@@ -1,48 +1,535 @@
-"""Full fine-tuning on transformers' Trainer, for every task: the pilot and training both call `fine_tune`.
+"""Full fine-tuning for every task: the pilot and training both call `fine_tune`.
 
 The order of reading: `fine_tune` checks the settings and runs one `TrainingSegment` after the other. A
-segment sets up model, data, callback and Trainer (`segment.py`); Trainer steps (`trainer.py`); the callback
-records, checks and validates each step (`callback.py`). A setback (a guard rolls back, memory runs out) is
-recorded in the run history and ends a segment; the next one begins at the checkpoint that the history names,
-with its changes. Everything that decides the result is planned from the seed: the order of the rows is a
-list, so a resumed run continues where it was.
+segment sets up model, data and loop; the loop steps (`loop.py`), and the segment records, checks, validates
+and saves after each step. A setback (a guard rolls back, memory runs out) is recorded in the run history and
+ends a segment; the next one begins at the checkpoint that the history names, with its changes. Everything
+that decides the result is planned from the seed: the order of the rows is a list, so a resumed run continues
+where it was.
 """
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from transformers import TrainerCallback
+import torch
+from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
-from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
+from fullft_assets.errors import (
+    DivergenceError,
+    Interrupted,
+    OutOfMemory,
+    SettingsError,
+    StoreError,
+    is_out_of_memory,
+)
+from fullft_assets.jobs.progress import Listener, Progress
 from fullft_assets.jobs.ranks import is_first_rank
-from fullft_assets.models import precision
-from fullft_assets.models.hardware import free_memory
+from fullft_assets.models import inference, layers, precision
+from fullft_assets.models.hardware import (
+    free_memory,
+    gpu_name,
+    peak_flops,
+    peak_memory_bytes,
+)
+from fullft_assets.models.inference import move, scoring
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.settings.guards import guard_settings
-from fullft_assets.training import ranks
-from fullft_assets.training.guard_actions import SegmentOver
+from fullft_assets.training import kernels, ranks, regularization
+from fullft_assets.training.checkpoints import (
+    STEP_LOG,
+    Incident,
+    RunHistory,
+    StepLog,
+    changed_versions,
+    checkpoint_of,
+    retain,
+    room_needed,
+    step_of,
+)
+from fullft_assets.training.feed import sums_between
+from fullft_assets.training.loop import (
+    Loop,
+    Watch,
+    accumulation_steps,
+    complete_model,
+    connect_processes,
+    load_weights,
+)
 from fullft_assets.training.recipe import Recipe
-from fullft_assets.training.run_history import RunHistory
-from fullft_assets.training.segment import Fit, TrainingRun, TrainingSegment
-from fullft_assets.training.stored_checkpoints import StoredCheckpoints
-from fullft_assets.training.trackers import require_trackers
-from fullft_assets.training.trainer import accumulation_steps, connect_processes
+from fullft_assets.training.recorder import (
+    Ending,
+    Meter,
+    ModelShape,
+    StepRecorder,
+    Trackers,
+    require_trackers,
+    step_flops,
+)
+from fullft_assets.training.regularization import Interpolated, interpolate
+from fullft_assets.training.stored_checkpoints import (
+    StoredCheckpoints,
+    checkpoint_of_step,
+    newest_checkpoint,
+    publish_everywhere,
+)
+from fullft_assets.training.watching import GuardActions, RolledBack, Validator, in_words
 
-if TYPE_CHECKING:
-    from fullft_assets.jobs.progress import Progress
+#: Folder inside the work folder in which a checkpoint is written.
+UNFINISHED = "unfinished"
+#: Steps in a row without a finite gradient that end a run, whatever its guards do. Clipping makes such
+#: gradients zero, and the loss scaler of fp16, which skips such steps, has halved its scale to nothing by
+#: then.
+_MOST_UNMOVED_STEPS = 20
 
 # Silences the report on the classifier head, which is new by design, and progress bars, which a log cannot
 # show.
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The trained model and how training went.
+
+    Attributes:
+        model: the trained weights; of several processes only the first one has them.
+        step: the step after which the model had them: the last one, or with `keep_best` the best by
+            validation loss; within the forgetting budget, if there is one.
+        num_steps: steps taken; fewer than planned if a guard ended training early.
+        resumed_from_step: the step at which this process began.
+        micro_batch_size: rows a forward pass at the end.
+        scores: of the model: `validation_loss` and others, and those on the general set.
+        interpolated: how the model's weights were chosen between the base model's and those after `step`;
+            None: they are the latter.
+    """
+
+    model: PreTrainedModel
+    step: int
+    num_steps: int
+    num_tokens: int
+    seconds: float
+    resumed_from_step: int
+    peak_memory_bytes: int
+    history: list[dict[str, Any]]
+    incidents: list[Incident]
+    micro_batch_size: int
+    about: dict[str, Any]
+    scores: dict[str, float]
+    interpolated: Interpolated | None = None
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What all segments of a run share; see `fine_tune`."""
+
+    recipe: Recipe
+    settings: TrainingSettings
+    seed: int
+    folder: Path
+    progress: Progress
+    num_processes: int
+    evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None
+    resumable: bool
+    watch: Watch
+    history: RunHistory
+    stored: StoredCheckpoints | None
+
+
+class TrainingSegment:
+    """One segment of a run; a new one is set up after each setback.
+
+    Attributes:
+        first_step: of the checkpoint that the segment begins at; 0 = the base model.
+        saved_step: of the last checkpoint of this segment; None: there is none yet.
+        stopped: whether a request to stop ended this segment.
+    """
+
+    def __init__(self, run: TrainingRun):
+        self.shared, self.history = run, run.history
+        changes = {
+            "micro_batch_size": run.history.micro_batch_size,
+            "learning_rate": run.history.learning_rate,
+        }
+        self.settings = run.settings.model_copy(
+            update={name: value for name, value in changes.items() if value is not None}
+        )
+        self.checkpoint = (
+            newest_checkpoint(run.folder, run.history, run.stored, run.progress) if run.resumable else None
+        )
+        self.first_step = step_of(self.checkpoint) if self.checkpoint else 0
+        self.saved_step: int | None = None
+        self.stopped = False
+        self._num_unmoved_steps = 0
+        set_seed(run.seed)
+        self.model = run.recipe.load(self.settings)
+        # Passes of training have no use for one; and what is exported must not depend on a kill.
+        self.model.config.use_cache = False
+        if self.checkpoint is None and run.recipe.has_new_head:
+            self._fit_head()
+        layers.freeze(self.model, self.settings)
+        prepared = run.recipe.prepare(self.model, self.settings, run.seed)
+        self.prepared = kernels.apply(self.model, prepared, self.settings)
+        feed = self.prepared.feed
+        documents_of_steps = feed.bounds_of_steps(
+            accumulation_steps(self.settings, run.num_processes) * run.num_processes
+        )
+        if self.settings.compile:
+            layers.compile_below_head(self.model)
+        #: [steps] useful tokens of each.
+        self.tokens = sums_between(feed.lengths, documents_of_steps)
+        self.num_steps = len(self.tokens)
+        self.evaluate_at = self._evaluation_steps(feed.num_rows / self.settings.batch_size)
+        self.recorder = self._make_recorder(documents_of_steps)
+        # With WiSE-FT the budget applies to the interpolated weights after training, not on the way.
+        budget = None if self.settings.wise_ft else self.settings.max_general_rise
+        self.validator = Validator(run.recipe, budget, self.recorder)
+        self.guards = GuardActions(
+            self.settings,
+            self.recorder,
+            self.history,
+            num_steps=self.num_steps,
+            resumable=run.resumable,
+            stored=run.stored,
+        )
+        self.loop: Loop | None = None
+
+    def _fit_head(self) -> None:
+        """Begin with a head that fits the base model's representations; the first process fits it for all."""
+        recipe, model = self.shared.recipe, self.model
+        weights = ranks.run_on_first(
+            lambda listener: recipe.fit_head(model, self.settings, listener), self.shared.progress
+        )
+        if weights is not None:
+            inference.set_head_weights(model, weights)
+        # It is sharded, or moved to the accelerator, by whoever trains it.
+        move(model, torch.device("cpu"))
+
+    def _evaluation_steps(self, num_steps: float) -> set[int]:
+        """Return the steps after which validation rows are scored: the same in every segment, whatever its
+        micro-batches.
+        """
+        asked = self.shared.evaluate_at
+        if asked is None:
+            half_epoch = max(1, round(num_steps / self.settings.num_epochs / 2))
+            asked = range(half_epoch, self.num_steps - half_epoch // 2, half_epoch)
+        return {*(asked(num_steps) if callable(asked) else asked), self.num_steps}
+
+    def _make_recorder(self, documents_of_steps: Any) -> StepRecorder:
+        run = self.shared
+        feed = self.prepared.feed
+        is_first = is_first_rank()
+        log = StepLog(
+            run.folder / STEP_LOG, self.first_step, is_writer=is_first, incidents=self.history.incidents
+        )
+        # Another host may have none, or an old one.
+        log.lines, log.seconds_before = ranks.from_first((log.lines, log.seconds_before))
+        track = self.settings.track if is_first and run.resumable else []
+        params = self.settings.model_dump(exclude={"guards", "track"})
+        flops = step_flops(feed.lengths, feed.num_predicted, documents_of_steps, ModelShape.of(self.model))
+        peak = peak_flops(gpu_name() or "", precision.of(self.settings))
+        meter = Meter(self.tokens, flops, None if peak is None else peak * run.num_processes)
+        return StepRecorder(
+            log, Trackers(track, run.folder, self.first_step, params, run.progress), meter, run.progress
+        )
+
+    def run(self) -> Fit:
+        """Train to the end; see `fine_tune`."""
+        if self.checkpoint:
+            self.shared.progress.say(
+                f"resuming at step {self.first_step} of {self.num_steps} ({self.checkpoint.name})"
+            )
+            self._warn_of_other_versions(self.checkpoint)
+        ending: Ending = "FAILED"
+        try:
+            self._train()
+            fit = self._finish()
+            ending = "FINISHED"
+        except RolledBack:
+            ending = "RUNNING"
+            raise
+        except Interrupted:
+            ending = "KILLED"
+            raise
+        finally:
+            self.recorder.trackers.close(ending)
+        return fit
+
+    def _warn_of_other_versions(self, checkpoint: Path) -> None:
+        reason = f"{changed_versions(checkpoint)}: bits may differ"
+        line = {"step": self.first_step, "event": "other_versions", "action": "warn", "reason": reason}
+        if changed_versions(checkpoint) is not None and line not in self.recorder.log.lines:
+            self.recorder.record(line)
+            self.shared.progress.say(f"warning: {reason} from those of a training that was not resumed")
+
+    def _train(self) -> None:
+        # Before the first rank removes a checkpoint: another may still look for the one that it continues
+        # from.
+        ranks.wait()
+        if self.shared.resumable and is_first_rank():
+            # Before the first save, which may need the room: what a killed run left, and checkpoints that are
+            # no longer kept.
+            shutil.rmtree(self.shared.folder / UNFINISHED, ignore_errors=True)
+            self._delete_old_checkpoints()
+        self.validator.score_before(self.model)
+        self.recorder.start()
+        is_at_end = self.first_step >= (self.history.end_step or self.num_steps)
+        if self.checkpoint:
+            load_weights(self.model, self.checkpoint)
+            self._catch_up_validation(is_at_end=is_at_end)
+        if not is_at_end and not self.stopped:
+            self._take_steps()
+        if self.stopped:
+            place = f"stopped at step {self.step} of {self.num_steps}"
+            again = "resume there" if self.shared.resumable else "start this part again"
+            raise Interrupted(f"{place}; run the same command to {again}")
+
+    def _take_steps(self) -> None:
+        run = self.shared
+        with _setting_up(self.settings):
+            self.loop = loop = Loop(
+                self.model,
+                self.prepared,
+                self.settings,
+                run.seed,
+                num_processes=run.num_processes,
+                num_steps=self.num_steps,
+                checkpoint=self.checkpoint,
+                anchors=regularization.anchors(run.recipe, self.settings, run.seed),
+                watch=run.watch,
+            )
+        for line in loop.steps():
+            if self._end_step(loop, line):
+                return
+
+    @property
+    def step(self) -> int:
+        """The last step that was taken."""
+        return self.first_step if self.loop is None else self.loop.step
+
+    def _catch_up_validation(self, *, is_at_end: bool) -> None:
+        """Validate the weights of the checkpoint if a stop cut that short."""
+        was_scored = any(
+            "validation_loss" in line and line["step"] == self.first_step for line in self.recorder.log.lines
+        )
+        if not was_scored and (is_at_end or self.first_step in self.evaluate_at):
+            self._validate(self.first_step)
+
+    def _end_step(self, loop: Loop, line: dict[str, Any]) -> bool:
+        """Record and check a step, validate and save where that is planned; return whether the segment ends
+        here.
+        """
+        number = line["step"]
+        is_last = number == self.num_steps
+        is_fp16 = precision.of(self.settings) == "fp16"
+        self.guards.check(self.recorder.record_step(line, self.num_steps, is_fp16=is_fp16))
+        self._num_unmoved_steps = 0 if math.isfinite(line["grad_norm"]) else self._num_unmoved_steps + 1
+        if self._num_unmoved_steps >= _MOST_UNMOVED_STEPS:
+            raise DivergenceError(
+                f"training stopped at step {number:,}: no gradient was finite in the last"
+                f" {_MOST_UNMOVED_STEPS} steps, so nothing was learned; use training.precision: fp32, or look"
+                " for weights in base_model that are not finite"
+            )
+        is_planned = is_last or number % self.settings.checkpoint_every_steps == 0
+        if number in self.evaluate_at and self._validate(number):
+            is_planned = True
+        if number == self.history.end_step:
+            is_last = is_planned = True
+        # Ranks learn of a stop at different steps; a rank that saved alone would wait for the others for
+        # ever.
+        elif self.stopped or (not is_last and ranks.any_rank(self.shared.progress.stop_requested)):
+            self.stopped = True
+        if self.shared.resumable and (is_planned or self.stopped):
+            self._save(loop, is_planned=is_planned)
+        return is_last or self.stopped
+
+    def _validate(self, step: int) -> bool:
+        """Score the weights after a step and check the scores; return whether to keep the weights as the
+        best.
+
+        A request to stop cuts it short; the next segment scores the same weights then.
+        """
+        try:
+            line = self.validator.validate(step, self.model)
+        except Interrupted:
+            self.stopped = True
+            return False
+        self.guards.check(line)
+        if "general_rise" in line and self.validator.is_spent(line):
+            self.guards.end_early(self.validator.spent_budget(step, line))
+        self.recorder.meter.start()
+        return self.shared.resumable and self.validator.best_step() == step
+
+    def _save(self, loop: Loop, *, is_planned: bool) -> None:
+        """Write a checkpoint aside, and move it to its place when it is complete: a run that is killed
+        meanwhile must not resume from a part of it.
+
+        Args:
+            is_planned: whether every run over the same rows writes it.
+        """
+        step, folder = loop.step, self.shared.folder
+        written = checkpoint_of(folder / UNFINISHED, step)
+        try:
+            with room_needed(folder, f"the checkpoint of step {step:,}"):
+                loop.save(written)
+                if is_first_rank():
+                    self.recorder.log.sync()
+                    best, stored = self.validator.best_step(), self.shared.stored
+                    publish_everywhere(written, self.history, best, stored, is_planned=is_planned)
+        except BaseException:
+            # Frees the room that an incomplete checkpoint took.
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            raise
+        ranks.wait()
+        self.saved_step = step
+        self.recorder.meter.start()
+
+    def _delete_old_checkpoints(self) -> None:
+        stored = self.shared.stored
+        with stored.spared() if stored is not None else nullcontext() as spared:
+            retain(self.shared.folder, self.history, best=self.validator.best_step(), spared=spared)
+
+    def _finish(self) -> Fit:
+        seconds, num_steps = self.recorder.seconds, self.step
+        model, step = self._choose_weights(num_steps)
+        scores = _scores_of(self.recorder.log.lines, step)
+        if not math.isfinite(scores["validation_loss"]):
+            raise DivergenceError(
+                f"the weights after step {step:,} are not finite; lower training.learning_rate or use"
+                " precision fp32"
+            )
+        interpolated = None
+        if self.settings.wise_ft:
+            # The optimizer's state and the anchors are copies of the weights.
+            if self.loop is not None:
+                self.loop.anchors = ()
+                self.loop.optimizer.state.clear()
+            free_memory()
+            interpolated = self._interpolate(model, step)
+            scores = next(line for line in interpolated.scores if line["alpha"] == interpolated.alpha)
+        return Fit(
+            model=model,
+            step=step,
+            num_steps=num_steps,
+            num_tokens=int(self.tokens[:num_steps].sum()),
+            seconds=seconds,
+            resumed_from_step=self.first_step,
+            peak_memory_bytes=peak_memory_bytes(),
+            history=self.recorder.log.lines,
+            incidents=self.history.incidents,
+            micro_batch_size=self.settings.micro_batch_size,
+            about=self.prepared.about,
+            scores={
+                name: value for name, value in scores.items() if name.startswith(("validation_", "general_"))
+            },
+            interpolated=interpolated,
+        )
+
+    def _choose_weights(self, last_step: int) -> tuple[PreTrainedModel, int]:
+        best = self.validator.best_step()
+        is_over = self.validator.is_spent(_scores_of(self.recorder.log.lines, last_step))
+        if is_over and (best is None or not self.shared.resumable):
+            raise self.validator.over_budget(last_step)
+        model = complete_model(self.model, lambda: self.shared.recipe.load(self.settings))
+        takes_best = self.shared.resumable and (self.settings.keep_best or is_over)
+        if not takes_best or best is None or best == last_step:
+            return model, last_step
+
+        def load_best(listener: Listener) -> str | None:
+            try:
+                path = checkpoint_of_step(
+                    best, self.shared.folder, self.history, self.shared.stored, listener
+                )
+            except StoreError as error:
+                return str(error)
+            load_weights(model, path)
+            return None
+
+        if problem := ranks.run_on_first(load_best, self.shared.progress):
+            raise StoreError(f"best step {best:,}: {problem}; delete {self.shared.folder} to train again")
+        return model, best
+
+    def _interpolate(self, model: PreTrainedModel, step: int) -> Interpolated:
+        recipe = self.shared.recipe
+        progress = self.shared.progress
+        self.validator.max_rise = self.settings.max_general_rise
+
+        def on_first(listener: Listener) -> Interpolated | None:
+            return interpolate(
+                model,
+                recipe.load_original(self.settings),
+                self.settings.wise_ft,
+                lambda: self.validator.score(model, listener),
+                has_new_head=recipe.has_new_head,
+                is_spent=self.validator.is_spent,
+            )
+
+        with scoring():
+            interpolated = ranks.run_on_first(on_first, progress)
+        if interpolated is None:
+            raise self.validator.over_budget(step)
+        for line in interpolated.scores:
+            scores = in_words({name: value for name, value in line.items() if name != "alpha"})
+            progress.say(
+                f"{'chosen: ' if line['alpha'] == interpolated.alpha else ''}{line['alpha']:g} of the"
+                f" fine-tuned weights: {scores}"
+            )
+        return interpolated
+
+    def halve_micro_batches(self) -> None:
+        """Record that the next segment takes smaller micro-batches, and more of them: the effective batch
+        stays.
+
+        Raises:
+            OutOfMemory: there are no smaller ones; or one of several processes ran out of memory, for which
+                the others wait in vain.
+        """
+        size = self.settings.micro_batch_size
+        processes = self.shared.num_processes
+        step = self.step
+        if self.settings.steps_in_backward:
+            raise OutOfMemory(
+                f"memory ran out at step {step + 1:,} with {size:,} rows a pass, and"
+                f" {self.settings.optimizer} cannot accumulate smaller ones; lower training.batch_size and"
+                " micro_batch_size, or set training.gradient_checkpointing"
+            )
+        smaller = next(
+            (n for n in range(size // 2, 0, -1) if self.settings.batch_size % (n * processes) == 0), None
+        )
+        if smaller is None:
+            raise OutOfMemory(
+                f"memory ran out at step {step + 1:,} with a single row a pass; set"
+                " training.gradient_checkpointing, lower chunks.max_tokens or use a machine with more memory"
+            )
+        to_step = self.first_step if self.saved_step is None else self.saved_step
+        reason = f"memory ran out with {size:,} rows a pass"
+        seconds = round(self.recorder.seconds, 3)
+        incident = Incident("out_of_memory", step + 1, to_step, reason, seconds, micro_batch_size=smaller)
+        self.history.add(incident, is_local=processes > 1)
+        if processes > 1:
+            fix = (
+                f"run the same command to continue with {smaller:,}"
+                if self.shared.resumable
+                else f"set training.micro_batch_size: {smaller}"
+            )
+            raise OutOfMemory(f"{reason} in one of {processes} processes; {fix}")
+        self.shared.progress.say(
+            f"step {step + 1:,}: {reason}; continuing from step {to_step:,} with {smaller:,}, the same batch"
+        )
+
+
+def _scores_of(lines: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
+    return next(line for line in reversed(lines) if "validation_loss" in line and line["step"] == step)
 
 
 def fine_tune(
@@ -55,7 +542,7 @@ def fine_tune(
     num_processes: int = 1,
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None = None,
     resumable: bool = True,
-    callbacks: Sequence[TrainerCallback] = (),
+    watch: Watch = lambda moment, loop: None,
     stored: StoredCheckpoints | None = None,
 ) -> Fit:
     """Train every weight of a model.
@@ -66,6 +553,7 @@ def fine_tune(
         evaluate_at: steps after which validation rows are scored, beside the last; or a function that returns
             them, given the number of steps, of which the last one may be a part. Default: twice an epoch.
         resumable: write checkpoints; one takes three times the weights' space.
+        watch: called at each `loop.Moment`.
         stored: the checkpoints of this training in its store, where that is not a disk: they go there too,
             and may come from there.
 
@@ -80,7 +568,7 @@ def fine_tune(
         Interrupted: a stop was requested; if resumable, a checkpoint was written.
     """
     require(settings if resumable else settings.model_copy(update={"track": []}), num_processes)
-    connect_processes(settings, work_folder)
+    connect_processes(settings)
     history = RunHistory(
         work_folder,
         is_writer=is_first_rank(),
@@ -99,7 +587,7 @@ def fine_tune(
         num_processes=num_processes,
         evaluate_at=evaluate_at,
         resumable=resumable,
-        callbacks=callbacks,
+        watch=watch,
         history=history,
         stored=stored,
     )
@@ -114,11 +602,11 @@ def require(settings: TrainingSettings, num_processes: int) -> None:
             settings contradict each other, a package is missing, or a guard is not registered.
     """
     accumulation_steps(settings, num_processes)
-    _refuse_contradictions(settings, num_processes)
-    computed_in = precision.of(settings)
-    if settings.precision == "auto":
-        # It is fp16 on older GPUs, which only this machine knows.
-        _refuse_contradictions(settings.model_copy(update={"precision": computed_in}), num_processes)
+    # `auto` is fp16 on older GPUs, which only this machine knows.
+    for is_here in (False, True):
+        checked = settings.model_copy(update={"precision": precision.of(settings)}) if is_here else settings
+        for key, message in contradictions(checked, num_processes):
+            raise SettingsError(f"{'.'.join(key)}: {message}")
     package = settings.chosen_optimizer.package
     if package is not None and importlib.util.find_spec(package[0]) is None:
         raise SettingsError(
@@ -128,23 +616,18 @@ def require(settings: TrainingSettings, num_processes: int) -> None:
     guard_settings(settings.guards)
 
 
-def _refuse_contradictions(settings: TrainingSettings, num_processes: int) -> None:
-    for key, message in contradictions(settings, num_processes):
-        raise SettingsError(f"{'.'.join(key)}: {message}")
-
-
 def _train_in_segments(run: TrainingRun) -> Fit:
-    """Train to the end, with a new segment after each setback."""
     resumed_from_step = None
     while True:
-        segment = _set_up(run)
+        with _setting_up(run.settings):
+            segment = TrainingSegment(run)
         if resumed_from_step is None:
             resumed_from_step = segment.first_step
             for name, value in segment.prepared.about.items():
                 run.progress.say(f"{name}: {value}")
         try:
             return replace(segment.run(), resumed_from_step=resumed_from_step)
-        except SegmentOver:
+        except RolledBack:
             pass
         except Exception as error:
             if not is_out_of_memory(error):
@@ -155,14 +638,14 @@ def _train_in_segments(run: TrainingRun) -> Fit:
         free_memory()
 
 
-def _set_up(run: TrainingRun) -> TrainingSegment:
-    """Load what the next segment needs."""
+@contextmanager
+def _setting_up(settings: TrainingSettings) -> Iterator[None]:
     try:
-        return TrainingSegment(run)
+        yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        copies = [name for name in ("distillation", "ewc", "l2_sp") if getattr(run.settings, name)]
+        copies = [name for name in ("distillation", "ewc", "l2_sp") if getattr(settings, name)]
         without = f"remove training.{copies[0]}, which holds a copy of the weights, " if copies else ""
         raise OutOfMemory(
             f"memory ran out before the first step: the model itself does not fit; {without}set a lower"
@@ -177,8 +660,6 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     Of several ranks the first one locks it for all.
     """
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Protocol
 
 from fullft_assets.settings.guards import (
     GUARDS,
-    CannotRollBack,
     Guards,
     GuardSettings,
     RollsBack,
@@ -32,9 +31,6 @@ _MIN_HISTORY = 20
 #: single one is only a hard batch.
 _SPIKE_DEVIATIONS = 8.0
 _SPIKE_STEPS = 3
-#: A gradient's norm is exploded at this many times the recent median, or the norm that it is clipped to.
-_EXPLODED_FACTOR = 100.0
-_EXPLODED_STEPS = 3
 #: A smaller gradient norm is dead, after as many steps in a row.
 _DEAD_NORM = 1e-7
 _DEAD_STEPS = 20
@@ -44,9 +40,6 @@ _PROGRESS_STEPS = 100
 #: A validation loss this many times the best one is overfitted, after as many validations in a row.
 _OVERFITTED_FACTOR = 1.1
 _OVERFITTED_LOOKS = 2
-#: Share of the time spent waiting for data that is idle, after as many steps in a row.
-_IDLE_SHARE = 0.3
-_IDLE_STEPS = 50
 #: A robust deviation counts as at least this share of the first steps' loss: near zero every hard row is many
 #: deviations away.
 _MIN_DEVIATION = 0.05
@@ -62,7 +55,6 @@ class StepMetrics:
 
     Attributes:
         validation_loss: of the weights after the step.
-        data_wait_share: share of the time that the accelerator waited for data; None without an accelerator.
         tokens_per_second: useful tokens, averaged over the last steps.
     """
 
@@ -70,7 +62,6 @@ class StepMetrics:
     loss: float | None = None
     grad_norm: float | None = None
     validation_loss: float | None = None
-    data_wait_share: float | None = None
     tokens_per_second: float | None = None
 
     @classmethod
@@ -86,7 +77,6 @@ class PlannedRun:
     """The plan of the run that a guard watches."""
 
     num_steps: int
-    max_grad_norm: float
 
 
 @dataclass(frozen=True)
@@ -111,7 +101,6 @@ class Guard(Protocol):
 
     def __init__(self, settings: Any, run: PlannedRun) -> None:
         """Take an instance of `settings_class`, and the plan of the run."""
-        ...
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
         """Look at the next step; return what is wrong, or None. After a symptom the guard starts again.
@@ -119,7 +108,6 @@ class Guard(Protocol):
         What it returns may depend only on the metrics that it was shown; otherwise a resumed run would
         differ.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -191,7 +179,7 @@ class NonFinite:
     fix = "lower training.learning_rate or use precision fp32"
 
     def __init__(self, settings: GuardSettings, run: PlannedRun):
-        del settings, run  # it has no thresholds
+        """Take no thresholds."""
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
         if _is_finite(metrics):
@@ -256,34 +244,6 @@ class LossSpike:
         return median + _SPIKE_DEVIATIONS * max(deviation, _MIN_DEVIATION * statistics.fmean(self._first))
 
 
-class ExplodingGradient:
-    """Gradient norms many times the running median and many times the norm that they are clipped to."""
-
-    settings_class = GuardSettings
-    fix = "lower training.learning_rate or raise training.warmup_share"
-
-    def __init__(self, settings: GuardSettings, run: PlannedRun):
-        self._clipped_to = run.max_grad_norm
-        self._recent: deque[float] = deque(maxlen=_WINDOW)
-        self._streak = Streak(_EXPLODED_STEPS)
-
-    def look(self, metrics: StepMetrics) -> Symptom | None:
-        norm = metrics.grad_norm
-        if norm is None:
-            return None
-        median = statistics.median(self._recent) if len(self._recent) >= _MIN_HISTORY else math.inf
-        exploded = norm > _EXPLODED_FACTOR * max(median, self._clipped_to)
-        if not exploded:
-            self._recent.append(norm)
-        since = self._streak.add(metrics.step, exploded)
-        if since is None:
-            return None
-        self._recent.clear()
-        return Symptom(
-            since, f"gradient norm {norm:.4g} since step {since:,}, the median before was {median:.4g}"
-        )
-
-
 class DeadGradient:
     """Gradient norms of about zero while the loss is not."""
 
@@ -311,7 +271,7 @@ class DeadGradient:
 class NoProgress:
     """Mean losses of the first and the last quarter of the steps so far, compared once."""
 
-    settings_class = Stops
+    settings_class = GuardSettings
     fix = "raise or lower training.learning_rate, or look at the labels"
 
     def __init__(self, settings: GuardSettings, run: PlannedRun):
@@ -358,25 +318,4 @@ class Overfitting:
             return None
         return Symptom(
             since, f"validation loss {loss:.4g}, its best was {self._best:.4g} at step {self._best_step:,}"
-        )
-
-
-class Idle:
-    """An accelerator that waits for data during too large a share of the time."""
-
-    settings_class = CannotRollBack
-    fix = "the rows arrive too slowly: use a faster disk, or larger batches"
-
-    def __init__(self, settings: GuardSettings, run: PlannedRun):
-        self._streak = Streak(_IDLE_STEPS)
-
-    def look(self, metrics: StepMetrics) -> Symptom | None:
-        if metrics.data_wait_share is None:
-            return None
-        since = self._streak.add(metrics.step, metrics.data_wait_share > _IDLE_SHARE)
-        if since is None:
-            return None
-        return Symptom(
-            since,
-            f"{metrics.data_wait_share:.0%} of the time since step {since:,} was spent waiting for data",
         )

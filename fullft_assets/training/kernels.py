@@ -6,7 +6,6 @@ Its losses are not used: `token_loss` has one of its own, which knows packed row
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -22,7 +21,7 @@ from fullft_assets.models import precision
 from fullft_assets.models.inference import move
 from fullft_assets.models.precision import Precision
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training.packed_rows import IS_REPLAYED
+from fullft_assets.training.feed import IS_REPLAYED
 from fullft_assets.training.recipe import Prepared
 
 #: What liger-kernel may replace, by the names of its switches. Which of them a family has depends on its
@@ -34,10 +33,6 @@ _LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
 _ALLOWED_DIFFERENCE: dict[Precision, float] = {"fp32": 5e-3, "bf16": 5e-2, "fp16": 5e-2}
 #: Tokens of the row on which the outputs are compared.
 _COMPARED_TOKENS = 64
-
-
-class CannotLoad(Exception):
-    """liger-kernel is installed and does not work here: training runs without it."""
 
 
 def why_not(model_type: str, settings: TrainingSettings) -> str:
@@ -53,27 +48,21 @@ def why_not(model_type: str, settings: TrainingSettings) -> str:
     if settings.sharding != "none":
         return "liger-kernel is not supported with training.sharding"
     try:
-        return "" if model_type in families() else f"liger-kernel has no kernels for {model_type}"
-    except CannotLoad as error:
-        return str(error)
-
-
-def families() -> Mapping[str, Callable[..., None]]:
-    """Return the functions that replace the layers of a family of models, by the family's `model_type`."""
-    try:
-        monkey_patch = importlib.import_module("liger_kernel.transformers.monkey_patch")
+        known_families = _families()
     except Exception as error:  # packages that do not fit together raise all kinds; the message has which
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CannotLoad(f"liger-kernel cannot be loaded ({reason}); install another version") from error
-    return monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN
+        return f"liger-kernel cannot be loaded ({reason}); install another version"
+    return "" if model_type in known_families else f"liger-kernel has no kernels for {model_type}"
+
+
+def _families() -> Mapping[str, Callable[..., None]]:
+    return importlib.import_module("liger_kernel.transformers.monkey_patch").MODEL_TYPE_TO_APPLY_LIGER_FN
 
 
 def switches(model_type: str) -> dict[str, bool]:
     """Return liger-kernel's switches for a family that it knows: all but its losses are on."""
-    known = inspect.signature(families()[model_type]).parameters
-    return {name: True for name in FUSED if name in known} | {
-        name: False for name in _LOSSES if name in known
-    }
+    names = inspect.signature(_families()[model_type]).parameters
+    return {name: name in FUSED for name in (*FUSED, *_LOSSES) if name in names}
 
 
 def apply(model: PreTrainedModel, prepared: Prepared, settings: TrainingSettings) -> Prepared:

@@ -8,32 +8,40 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
 from fullft_assets.errors import Interrupted, StoreError
-from fullft_assets.jobs.progress import Listener
+from fullft_assets.jobs.progress import Listener, Progress
 from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.models.inference import device
-
-if TYPE_CHECKING:
-    from fullft_assets.jobs.progress import Progress
 
 _Value = TypeVar("_Value")
 #: How often processes synchronize that wait for another one's thread.
 _LOOK_SECONDS = 0.1
 
 
-def are_connected() -> bool:
-    """Return whether there are several processes and torch.distributed connects them."""
+def _are_connected() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def wait() -> None:
     """Wait until all processes are here."""
-    if are_connected():
+    if _are_connected():
         torch.distributed.barrier()
+
+
+def number() -> int:
+    """Return the number of this process."""
+    return torch.distributed.get_rank() if _are_connected() else 0
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over all processes; all must call this."""
+    if _are_connected():
+        torch.distributed.all_reduce(value)
+    return value
 
 
 def any_rank(flag: bool) -> bool:
@@ -42,25 +50,16 @@ def any_rank(flag: bool) -> bool:
 
 
 def _any_rank(*flags: bool) -> list[bool]:
-    if not are_connected():
+    if not _are_connected():
         return list(flags)
     values = torch.tensor([int(flag) for flag in flags], device=device())
     torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
     return [bool(flag) for flag in values.tolist()]
 
 
-def largest(number: int) -> int:
-    """Return the largest of all processes' numbers; all must call this."""
-    if not are_connected():
-        return number
-    values = torch.tensor(number, device=device())
-    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
-    return int(values)
-
-
 def from_first(value: _Value) -> _Value:
     """Return the first process's value in all processes; all must call this. The value can be pickled."""
-    if not are_connected():
+    if not _are_connected():
         return value
     values: list[_Value] = [value]
     torch.distributed.broadcast_object_list(values, src=0)
@@ -69,7 +68,7 @@ def from_first(value: _Value) -> _Value:
 
 def of_all(value: _Value) -> list[_Value]:
     """Return the value of each process, by rank; all must call this. The values can be pickled."""
-    if not are_connected():
+    if not _are_connected():
         return [value]
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
@@ -154,8 +153,6 @@ class StopListener:
 
 @dataclass(frozen=True)
 class _FirstRankListener:
-    """The listener of work in the first process, while the others wait for it."""
-
     progress: Progress
 
     def raise_if_stopped(self) -> None:

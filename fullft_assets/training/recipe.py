@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.jobs.progress import Listener
-from fullft_assets.models.heads import HeadWeights
+from fullft_assets.models.inference import HeadWeights
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.training.feed import Feed
@@ -96,9 +96,7 @@ class Recipe(Protocol):
         """
         ...
 
-    def prepare(
-        self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int
-    ) -> Prepared:
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
         """Plan the items that a loaded model reads, and its loss.
 
         Args:
@@ -119,8 +117,8 @@ class Recipe(Protocol):
         ...
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        """Return a model's score on the general set: one of `training.GENERAL_MEASURES` by its name; nothing
-        without a general set.
+        """Return a model's score on the general set: one of `checkpoint.GENERAL_MEASURES` by its name;
+        nothing without a general set.
         """
         ...
 

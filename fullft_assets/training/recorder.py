@@ -4,26 +4,177 @@ progress, with the rates of the last steps.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import re
 import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from fullft_assets.errors import SettingsError, without_secrets
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.hardware import peak_memory_bytes
 from fullft_assets.training.checkpoints import StepLog
 from fullft_assets.training.feed import sums_between
-from fullft_assets.training.trackers import Trackers
 
-if TYPE_CHECKING:
-    from fullft_assets.jobs.progress import Progress
+#: How the work of this process ended, as a status of MLflow; RUNNING: another segment follows.
+Ending = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+#: Folder of TensorBoard's event files, beside the step log.
+EVENT_FILES = "tensorboard"
+#: Beside the step log: the id of the MLflow run, which a resumed training continues.
+MLFLOW_RUN = "mlflow_run"
+_FLUSH_SECONDS = 10.0
+#: Metrics sent at once; MLflow takes 1,000 a call.
+_MAX_METRICS = 900
 
 
+def require_trackers(track: Sequence[str]) -> None:
+    """Refuse MLflow where it is not installed; TensorBoard is optional."""
+    if "mlflow" in track and importlib.util.find_spec("mlflow") is None:
+        raise SettingsError(
+            "training.track: mlflow is not installed; `pip install mlflow-skinny` (or the extra `tracking`),"
+            " or take it out of the list"
+        )
+
+
+class Trackers:
+    """All trackers that the settings name. One that fails is dropped with a line in the log: it does not end
+    a run of hours.
+    """
+
+    def __init__(
+        self,
+        track: Sequence[str],
+        folder: Path,
+        resumed_from: int,
+        params: Mapping[str, Any],
+        progress: Progress,
+    ):
+        self._progress = progress
+        self._open: dict[str, _TensorBoard | _MLflow] = {}
+        if "tensorboard" in track:
+            if importlib.util.find_spec("tensorboard") is None:
+                progress.say(
+                    "tensorboard is not installed: no event files beside metrics.jsonl (extra `tracking`)"
+                )
+            else:
+                self._open["tensorboard"] = _TensorBoard(folder / EVENT_FILES, resumed_from)
+        if "mlflow" in track:
+            self._guarded("mlflow", lambda: self._open.update(mlflow=_MLflow(folder, params)))
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Copy a line of the step log to every tracker."""
+        for name, tracker in list(self._open.items()):
+            self._guarded(name, lambda tracker=tracker: tracker.log(line))
+
+    def close(self, ending: Ending) -> None:
+        """Send what is still held, and the status of the run."""
+        for name, tracker in list(self._open.items()):
+            self._guarded(name, lambda tracker=tracker: tracker.close(ending))
+
+    def _guarded(self, name: str, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._open.pop(name, None)
+            # Before it is cut: half an address is none.
+            reason = without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__
+            self._progress.say(f"{name}: tracking failed ({reason}); training continues without it")
+
+
+class _TensorBoard:
+    """Event files; steps after the checkpoint that training resumes from are marked as superseded."""
+
+    def __init__(self, folder: Path, resumed_from: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=resumed_from + 1 if resumed_from else None)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        if "event" in line:
+            self._writer.add_text(f"event/{line['event']}", str(line.get("reason", "")), line["step"])
+        for name, value in scalars(line).items():
+            self._writer.add_scalar(name, value, line["step"])
+
+    def close(self, ending: Ending) -> None:
+        self._writer.close()
+
+
+class _MLflow:
+    """A run on the server that the environment names (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME); a resume
+    continues the same run.
+    """
+
+    def __init__(self, folder: Path, params: Mapping[str, Any]):
+        # With its own defaults training waits minutes for a server that is down.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        import mlflow
+        from mlflow.entities import Metric, Param
+
+        self._metric = Metric
+        self._client = mlflow.MlflowClient()
+        self._held: list[Metric] = []
+        self._flushed_at = time.monotonic()
+        remembered = folder / MLFLOW_RUN
+        if remembered.is_file():
+            self._run_id = remembered.read_text()
+            self._client.update_run(self._run_id, "RUNNING")
+            return
+        # Named after the stage and the key of the work.
+        with mlflow.start_run(run_name="/".join(folder.parts[-2:])) as run:
+            self._run_id = run.info.run_id
+        remembered.write_text(self._run_id)
+        self._client.log_batch(
+            self._run_id, params=[Param(name, str(value)[:500]) for name, value in params.items()][:100]
+        )
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        if "event" in line:
+            self._client.set_tag(
+                self._run_id, f"event.{line['event']}.{line['step']}", str(line.get("reason", ""))[:500]
+            )
+        now = int(time.time() * 1000)
+        self._held += [self._metric(name, value, now, line["step"]) for name, value in scalars(line).items()]
+        if len(self._held) > _MAX_METRICS or time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
+            self._flush()
+
+    def close(self, ending: Ending) -> None:
+        self._flush()
+        if ending != "RUNNING":
+            self._client.set_terminated(self._run_id, ending)
+
+    def _flush(self) -> None:
+        while self._held:
+            self._client.log_batch(self._run_id, metrics=self._held[:_MAX_METRICS])
+            del self._held[:_MAX_METRICS]
+        self._flushed_at = time.monotonic()
+
+
+def scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a line of the step log by the names that dashboards group them by; none of an
+    event.
+    """
+    numbers = {}
+    for name, value in line.items() if "event" not in line else ():
+        if name in ("step", "seconds") or isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        group, _, metric = name.partition("_")
+        numbers[f"{group}/{metric}" if group in ("validation", "general") else f"train/{name}"] = float(value)
+    return numbers
+
+
+#: Of a configuration: how many experts a layer routes tokens to; and the names of their weights.
+_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_OF_EXPERT = re.compile(r"\.experts\.")
 #: Steps whose rates are averaged.
 _WINDOW = 20
 
@@ -33,7 +184,8 @@ class ModelShape:
     """The parts of a model that cost FLOP. Embeddings are looked up and not multiplied.
 
     Attributes:
-        num_weights: without embeddings and the output head of a language model.
+        num_weights: without embeddings and the output head of a language model; of experts as many as compute
+            a token.
         num_head_weights: of that head, which is computed where a token is predicted.
     """
 
@@ -57,14 +209,21 @@ class ModelShape:
                 *(weight for module in embeddings for weight in module.parameters()),
             ]
         }
-        weights = [weight for weight in model.parameters() if id(weight) not in excluded]
+        config = model.config.get_text_config()
+        num_experts = next((getattr(config, name) for name in _NUM_EXPERTS if hasattr(config, name)), None)
+        share = getattr(config, "num_experts_per_tok", 1) / num_experts if num_experts else 1
+        sizes = {
+            weight: weight.numel() * (share if _OF_EXPERT.search(name) else 1)
+            for name, weight in model.named_parameters()
+            if id(weight) not in excluded
+        }
         return cls(
-            num_weights=sum(weight.numel() for weight in weights),
-            num_trained=sum(weight.numel() for weight in weights if weight.requires_grad),
+            num_weights=round(sum(sizes.values())),
+            num_trained=round(sum(size for weight, size in sizes.items() if weight.requires_grad)),
             num_head_weights=sum(weight.numel() for weight in head_weights),
             num_trained_head_weights=sum(weight.numel() for weight in head_weights if weight.requires_grad),
-            num_layers=getattr(model.config, "num_hidden_layers", 0),
-            hidden=getattr(model.config, "hidden_size", 0),
+            num_layers=getattr(config, "num_hidden_layers", 0),
+            hidden=getattr(config, "hidden_size", 0),
         )
 
 
@@ -91,15 +250,6 @@ def step_flops(
     return sums_between(flops, bounds)
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Rates over the last steps; `mfu` is the share of the card's peak, None where the peak is not known."""
-
-    tokens_per_second: float
-    data_wait_share: float
-    mfu: float | None
-
-
 class Meter:
     """Times the steps; the time between them (validation, checkpoints) does not count.
 
@@ -113,34 +263,31 @@ class Meter:
         self._tokens = tokens
         self._flops = flops
         self._peak = peak
-        self._recent: deque[tuple[float, float, float, float]] = deque(maxlen=_WINDOW)
-        self._waited = 0.0
+        self._recent: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW)
         self._num_steps = 0
         self._started = time.perf_counter()
 
     def start(self) -> None:
         """Start to time the next step."""
-        self._started, self._waited = time.perf_counter(), 0.0
+        self._started = time.perf_counter()
 
-    def waited(self, seconds: float) -> None:
-        """Count time that was spent waiting for the next batches."""
-        self._waited += seconds
-
-    def step_done(self, step: int) -> Rates:
-        """Return the rates of the last steps, this one (1 = the first) included."""
+    def step_done(self, step: int) -> dict[str, float]:
+        """Return the rates of the last steps, this one (1 = the first) included: `tokens_per_second`, and
+        `mfu`, the share of the cards' peak, where that is known.
+        """
         now = time.perf_counter()
         if self._num_steps == 1:
             # The first step of a process compiles, allocates and skips what was trained before.
             self._recent.clear()
         self._num_steps += 1
         self._recent.append(
-            (now - self._started, self._waited, float(self._tokens[step - 1]), float(self._flops[step - 1]))
+            (now - self._started, float(self._tokens[step - 1]), float(self._flops[step - 1]))
         )
-        self._started, self._waited = now, 0.0
-        seconds, waited, tokens, flops = np.sum(self._recent, axis=0)
+        self._started = now
+        seconds, tokens, flops = np.sum(self._recent, axis=0)
         seconds = max(seconds, 1e-9)
-        mfu = None if self._peak is None else float(flops / seconds / self._peak)
-        return Rates(float(tokens / seconds), float(min(1.0, waited / seconds)), mfu)
+        mfu = {} if self._peak is None else {"mfu": round(float(flops / seconds / self._peak), 4)}
+        return {"tokens_per_second": round(float(tokens / seconds), 1), **mfu}
 
 
 #: Metrics of a step that its progress line shows.
@@ -172,29 +319,22 @@ class StepRecorder:
         self.log.append(line)
         self.trackers.log(line)
 
-    def record_step(
-        self, step: int, num_steps: int, logs: dict[str, Any], *, is_fp16: bool
-    ) -> dict[str, Any]:
-        """Write the line of an optimizer step and report it; return the line."""
-        rates = self.meter.step_done(step)
-        norm = logs.get("grad_norm")
+    def record_step(self, step: Mapping[str, Any], num_steps: int, *, is_fp16: bool) -> dict[str, Any]:
+        """Write the line of an optimizer step and report it; return the line.
+
+        Args:
+            step: as `loop.Loop.steps` yields it.
+        """
         # In fp16 the loss scaler tries a scale, skips the step that overflows, and lowers the scale: this is
         # not a divergence.
-        if is_fp16 and norm is not None and not math.isfinite(norm):
-            norm = None
+        is_overflow = is_fp16 and not math.isfinite(step["grad_norm"])
         line = {
-            "step": step,
-            "loss": logs["loss"],
-            "grad_norm": norm,
-            "learning_rate": logs["learning_rate"],
-            "tokens_per_second": round(rates.tokens_per_second, 1),
+            **step,
+            "grad_norm": None if is_overflow else step["grad_norm"],
+            **self.meter.step_done(step["step"]),
             "memory_gib": round(peak_memory_bytes() / 2**30, 3),
             "seconds": round(self.seconds, 3),
         }
-        if rates.mfu is not None:
-            line["mfu"] = round(rates.mfu, 4)
-        if torch.cuda.is_available():
-            line["data_wait_share"] = round(rates.data_wait_share, 4)
         self.record(line)
-        self.progress.step(step, num_steps, **{name: line[name] for name in _SHOWN})
+        self.progress.step(step["step"], num_steps, **{name: line[name] for name in _SHOWN})
         return line

@@ -14,20 +14,17 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
-from typing import TYPE_CHECKING
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.jobs.progress import Progress
 from fullft_assets.jobs.ranks import is_first_local_rank
 from fullft_assets.settings import LauncherSettings
-
-if TYPE_CHECKING:
-    from fullft_assets.jobs.progress import Progress
 
 #: Names another endpoint of instance metadata, as for botocore.
 ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 _DEFAULT_ENDPOINT = "http://169.254.169.254/"
 _NOTICE = "latest/meta-data/spot/instance-action"
-_TOKEN_SECONDS = 21_600
+_TOKEN_SECONDS = 60
 _TIMEOUT_SECONDS = 2.0
 #: Time between two looks for a notice, which comes two minutes before the interruption.
 POLL_SECONDS = 5.0
@@ -45,7 +42,6 @@ class AwsNotices:
         self.endpoint = (os.environ.get(ENDPOINT) or _DEFAULT_ENDPOINT).rstrip("/") + "/"
         # The address is on the machine itself: no proxy reaches it.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        self._token: str | None = None
 
     def look(self) -> str | None:
         """Return the notice as the service gives it, such as `{"action": "terminate", "time":
@@ -54,19 +50,14 @@ class AwsNotices:
         Raises:
             OSError, HTTPException, ValueError: the service does not answer, or does not follow this protocol.
         """
-        for _ in range(2):
-            if self._token is None:
-                ttl = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
-                self._token = self._request("latest/api/token", ttl, method="PUT")
-            try:
-                return " ".join(self._request(_NOTICE, {"X-aws-ec2-metadata-token": self._token}).split())
-            except urllib.error.HTTPError as error:
-                if error.code == 404:
-                    return None
-                if error.code != 401:
-                    raise
-                self._token = None  # it has expired
-        raise OSError(f"{self.endpoint} refuses the tokens that it issues")
+        ttl = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
+        token = self._request("latest/api/token", ttl, method="PUT")
+        try:
+            return " ".join(self._request(_NOTICE, {"X-aws-ec2-metadata-token": token}).split())
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise
 
     def _request(self, path: str, headers: dict[str, str], method: str = "GET") -> str:
         request = urllib.request.Request(self.endpoint + path, headers=headers, method=method)
@@ -93,12 +84,7 @@ def stop_on_notice(settings: LauncherSettings, progress: Progress) -> Iterator[N
             f"launcher.spot_notice: aws, but no instance metadata at {notices.endpoint} ({error}); set it to"
             " none outside of EC2; in a container on an EC2 instance, raise the metadata's hop limit to 2"
         ) from error
-    watcher = threading.Thread(
-        target=_watch,
-        args=(notices, first, POLL_SECONDS, progress, done),
-        name="spot",
-        daemon=True,
-    )
+    watcher = threading.Thread(target=_watch, args=(notices, first, progress, done), name="spot", daemon=True)
     watcher.start()
     try:
         yield
@@ -107,15 +93,11 @@ def stop_on_notice(settings: LauncherSettings, progress: Progress) -> Iterator[N
         watcher.join()
 
 
-def _watch(
-    notices: AwsNotices, notice: str | None, poll_seconds: float, progress: Progress, done: threading.Event
-) -> None:
+def _watch(notices: AwsNotices, notice: str | None, progress: Progress, done: threading.Event) -> None:
     has_failed = False
-    while notice is None and not done.wait(poll_seconds):
+    while notice is None and not done.wait(POLL_SECONDS):
         try:
             notice = notices.look()
-            if has_failed:
-                progress.say("the instance metadata service answers again")
             has_failed = False
         except _NO_ANSWER as error:
             # Training need not end for this: SIGTERM still comes, but later.

@@ -19,37 +19,40 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
 
 from fullft_assets.errors import StoreError, without_secrets
+from fullft_assets.jobs.progress import Listener, Progress
 from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.store import Store, checkpoints_ref
 from fullft_assets.store.disk import one_at_a_time
-from fullft_assets.store.names import is_inside
+from fullft_assets.store.manifest import is_inside
+from fullft_assets.store.pointers import Lease
+from fullft_assets.training import ranks
 from fullft_assets.training.checkpoints import (
-    INPUTS,
+    HISTORY_FILE,
     ORIGIN,
     SEAL,
     STEP_LOG,
-    VERSIONS,
+    Checkpoint,
+    RunHistory,
     checkpoint_of,
+    complete_checkpoints,
+    discard,
     first_damaged,
     identity_of,
     is_complete,
     kept_steps,
-    library_versions,
-    require_same_inputs,
+    publish,
+    retain,
     step_of,
 )
-from fullft_assets.training.run_history import HISTORY_FILE, RunHistory
-from fullft_assets.training.trackers import EVENT_FILES, MLFLOW_RUN
-
-if TYPE_CHECKING:
-    from fullft_assets.jobs.progress import Progress
-    from fullft_assets.store.leases import Lease
+from fullft_assets.training.recorder import EVENT_FILES, MLFLOW_RUN
 
 #: Inside a checkpoint: copies of what is beside the checkpoints and led to it.
 _BESIDE = "beside"
@@ -60,29 +63,19 @@ _PATIENCE_SECONDS = 60.0
 _PAUSES = (1.0, 2.0, 4.0)
 
 
-@dataclass(frozen=True)
-class StoredCheckpoint:
-    """A complete checkpoint in the store.
-
-    Attributes:
-        name: of its folder.
-    """
-
-    name: str
-    step: int
-    num_incidents: int
-    is_planned: bool
+#: Of processes that write nothing.
+_NO_LEASE = Lease()
 
 
 class StoredCheckpoints:
     """The checkpoints of one training in its store.
 
     Args:
-        lease: of the first process, which alone uploads and removes; None in the others.
+        lease: of the first process, which alone uploads and removes; the others have none.
     """
 
     def __init__(
-        self, store: Store, case: str, stage: str, key: str, progress: Progress, lease: Lease | None = None
+        self, store: Store, case: str, stage: str, key: str, progress: Progress, lease: Lease = _NO_LEASE
     ):
         self._store = store
         self._root = checkpoints_ref(case, stage, key)
@@ -93,9 +86,9 @@ class StoredCheckpoints:
         self._offer: tuple[RunHistory, int | None] | None = None
         self._offered: list[Path] = []
         self._uploading: Path | None = None
-        self._listed: list[StoredCheckpoint] | None = None
+        self._listed: list[Checkpoint] | None = None
 
-    def complete(self, history: RunHistory) -> list[StoredCheckpoint]:
+    def complete(self, history: RunHistory) -> list[Checkpoint]:
         """Return those that are complete and that no roll-back undid, by step; only the first process's list
         is up to date.
         """
@@ -114,41 +107,33 @@ class StoredCheckpoints:
             }.values()
         )
 
-    def _sealed(self) -> list[StoredCheckpoint]:
+    def _sealed(self) -> list[Checkpoint]:
         if self._listed is None:
-            self._listed = list(self._look())
+            folders: dict[str, dict[str, int]] = defaultdict(dict)
+            for path, size in self._store.sizes(self._root).items():
+                folder, _, name = path.removeprefix(f"{self._root}/").partition("/")
+                folders[folder][name] = size
+            checkpoints = [self._look(folder, sizes) for folder, sizes in folders.items() if SEAL in sizes]
+            self._listed = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
         return self._listed
 
-    def _look(self) -> Iterator[StoredCheckpoint]:
-        folders: dict[str, dict[str, int]] = defaultdict(dict)
-        for path, size in self._store.sizes(self._root).items():
-            folder, _, name = path.removeprefix(f"{self._root}/").partition("/")
-            folders[folder][name] = size
-        for folder, sizes in folders.items():
-            if SEAL not in sizes:
-                continue
-            try:
-                seal, origin = self._json(f"{folder}/{SEAL}"), self._json(f"{folder}/{ORIGIN}")
-                damaged = next((name for name, size in seal.items() if sizes.get(name) != size), None)
-                checkpoint = StoredCheckpoint(
-                    folder, _step_of(folder), origin["num_incidents"], origin["is_planned"]
-                )
-            except (ValueError, KeyError):
-                damaged, checkpoint = SEAL, None
-            if damaged is not None or checkpoint is None:
-                self._progress.say(f"{self.place(folder)}/{damaged} is damaged; this checkpoint is skipped")
-            else:
-                yield checkpoint
+    def _look(self, folder: str, sizes: Mapping[str, int]) -> Checkpoint | None:
+        try:
+            seal, origin = (
+                json.loads(self._store.read_bytes(f"{self._root}/{folder}/{name}") or b"null")
+                for name in (SEAL, ORIGIN)
+            )
+            damaged = next((name for name, size in seal.items() if sizes.get(name) != size), None)
+            if damaged is None:
+                return Checkpoint(folder, _step_of(folder), origin["num_incidents"], origin["is_planned"])
+        except (ValueError, KeyError, AttributeError, TypeError):
+            damaged = SEAL
+        self._progress.say(f"{self.place(folder)}/{damaged} is damaged; this checkpoint is skipped")
+        return None
 
     def place(self, name: str) -> str:
         """Return the URI of a checkpoint."""
         return f"{self._store.url}/{self._root}/{name}"
-
-    def _json(self, name: str) -> dict[str, Any]:
-        value: Any = self._store.read_json(f"{self._root}/{name}")
-        if not isinstance(value, dict):
-            raise ValueError(name)
-        return value
 
     def fetch(self, name: str, folder: Path) -> str | None:
         """Copy a checkpoint into the work folder of this machine; return the first file that is not what was
@@ -192,10 +177,7 @@ class StoredCheckpoints:
         """
         (written / _BESIDE).mkdir()
         for name in _COPIED:
-            if (folder / name).is_dir():
-                shutil.copytree(folder / name, written / _BESIDE / name)
-            elif (folder / name).exists():
-                shutil.copy(folder / name, written / _BESIDE / name)
+            _copy(folder / name, written / _BESIDE / name)
 
     def offer(self, checkpoints: Sequence[Path], history: RunHistory, *, best: int | None) -> None:
         """Have a thread upload these checkpoints, in this order, and then remove those that are no longer
@@ -210,7 +192,7 @@ class StoredCheckpoints:
         Raises:
             StoreError: another machine has taken over this training.
         """
-        if self._lease is not None and self._lease.is_lost:
+        if self._lease.is_lost:
             raise StoreError(
                 f"{self._store.url}: another machine has taken over this training; this one stops, and leaves"
                 " its checkpoints alone"
@@ -223,22 +205,19 @@ class StoredCheckpoints:
     def _upload_offered(self, history: RunHistory, best: int | None) -> bool:
         """Return whether all of it was done; a checkpoint that cannot be copied holds no other one up."""
         failed: set[Path] = set()
-        step = "its checkpoints could not be listed in"
         try:
-            self._sealed()
             while (path := self._take_offer(failed)) is not None:
                 try:
                     self._upload(path)
                 except Exception as error:
                     failed.add(path)
                     self._say_failed(f"{path.name} could not be copied to", error)
-            step = "an old checkpoint could not be removed from"
             complete = self.complete(history)
             steps = kept_steps(complete, best=best)
             self._remove_all_but({checkpoint.name for checkpoint in complete if checkpoint.step in steps})
             return not failed
         except Exception as error:
-            self._say_failed(step, error)
+            self._say_failed("the checkpoints could not be updated in", error)
             return False
         finally:
             with self._lock:
@@ -264,25 +243,18 @@ class StoredCheckpoints:
 
     def _upload(self, path: Path) -> None:
         name, seal = _name_of(path), (path / SEAL).read_bytes()
-        self._require_lease()
+        self._lease.require()
         self._store.upload(path, f"{self._root}/{name}", list(json.loads(seal)))
         if not _has_name(path, name):
             raise StoreError("it was replaced meanwhile")
-        self._require_lease()
+        self._lease.require()
         self._store.write_bytes(f"{self._root}/{name}/{SEAL}", seal)
         origin = json.loads((path / ORIGIN).read_text())
-        self._sealed().append(
-            StoredCheckpoint(name, step_of(path), origin["num_incidents"], origin["is_planned"])
-        )
+        self._sealed().append(Checkpoint(name, step_of(path), origin["num_incidents"], origin["is_planned"]))
 
     def upload(self, path: Path) -> None:
-        """Upload a checkpoint now, if it is not there."""
-
-        def upload() -> None:
-            if _name_of(path) not in {checkpoint.name for checkpoint in self._sealed()}:
-                self._upload(path)
-
-        self._thread.submit(upload).result()
+        """Upload a checkpoint now."""
+        self._thread.submit(self._upload, path).result()
 
     @contextmanager
     def spared(self) -> Iterator[Path | None]:
@@ -299,7 +271,7 @@ class StoredCheckpoints:
         if self._last is None or self._offer is None:
             return
         for pause in _PAUSES:
-            if self._last.result() or (self._lease is not None and self._lease.is_lost):
+            if self._last.result() or self._lease.is_lost:
                 return
             time.sleep(pause)
             self._last = self._thread.submit(self._upload_offered, *self._offer)
@@ -330,31 +302,18 @@ class StoredCheckpoints:
         with self._lock:
             self._offered = []
         self.finish()
-        self._require_lease()
+        self._lease.require()
         self._remove_all_but(set())
-        self._store.remove(self._root)
+        self._store.remove_folder(self._root)
 
     def _remove_all_but(self, names: set[str]) -> None:
         """Remove all other folders, also those of uploads that were killed."""
         for folder in self._store.names(self._root):
-            if folder not in (*names, HISTORY_FILE, INPUTS):
-                self._require_lease()
-                self._remove(folder)
+            if folder not in (*names, HISTORY_FILE):
+                self._lease.require()
+                self._store.remove(f"{self._root}/{folder}/{SEAL}")
+                self._store.remove_folder(f"{self._root}/{folder}")
         self._listed = [checkpoint for checkpoint in self._listed or [] if checkpoint.name in names]
-
-    def _remove(self, name: str) -> None:
-        self._store.remove(f"{self._root}/{name}/{SEAL}")
-        self._store.remove(f"{self._root}/{name}")
-
-    def claim(self, inputs: Mapping[str, str]) -> None:
-        """Record the inputs of the training, or refuse to continue one with others, as
-        `checkpoints.claim`.
-        """
-        recorded = self._store.read_json(f"{self._root}/{INPUTS}")
-        if recorded is None:
-            self._store.write_json(f"{self._root}/{INPUTS}", {**inputs, VERSIONS: library_versions()})
-        else:
-            require_same_inputs(f"{self._store.url}/{self._root}", recorded, inputs)
 
     def read_history(self) -> bytes | None:
         """Return the history of the run as the machine that recorded the last incident wrote it, or None."""
@@ -364,12 +323,8 @@ class StoredCheckpoints:
         """Write the history of the run; a process whose memory ran out does so without the lease, which is
         the first one's.
         """
-        self._require_lease()
+        self._lease.require()
         self._store.write_bytes(f"{self._root}/{HISTORY_FILE}", text.encode())
-
-    def _require_lease(self) -> None:
-        if self._lease is not None:
-            self._lease.require()
 
 
 @contextmanager
@@ -393,6 +348,36 @@ def stored_checkpoints(
             yield stored
         finally:
             stored.finish()
+
+
+def publish_everywhere(
+    written: Path,
+    history: RunHistory,
+    best: int | None,
+    stored: StoredCheckpoints | None,
+    *,
+    is_planned: bool,
+) -> None:
+    """Move a checkpoint that was written aside to its place in the work folder, delete those that are no
+    longer kept, and offer it to the store, if there is one.
+
+    Args:
+        written: in a folder of its own inside the work folder.
+        best: step of the checkpoint with the lowest validation loss.
+        is_planned: whether every run over the same rows writes it.
+    """
+    folder = written.parent.parent
+    target = folder / written.name
+    if stored is not None:
+        stored.copy_beside(folder, written)
+    publish(written, target, num_incidents=len(history.incidents), is_planned=is_planned)
+    with stored.spared() if stored is not None else nullcontext() as spared:
+        retain(folder, history, best=best, spared=spared)
+    if stored is not None:
+        # The best one first: who finds the newest one there finds all that it needs.
+        complete = complete_checkpoints(folder, history)
+        offered = [folder / checkpoint.name for checkpoint in complete if checkpoint.step == best]
+        stored.offer([*offered, target], history, best=best)
 
 
 def stored_name(step: int, identity: str | None) -> str:
@@ -426,11 +411,150 @@ def restore_beside(checkpoint: Path, folder: Path) -> None:
             shutil.rmtree(folder / name)
         else:
             (folder / name).unlink(missing_ok=True)
-        if (beside / name).is_dir():
-            shutil.copytree(beside / name, folder / name)
-        elif (beside / name).exists():
-            shutil.copy(beside / name, folder / name)
+        _copy(beside / name, folder / name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    elif source.exists():
+        shutil.copy(source, target)
 
 
 def _lines(log: Path) -> set[str]:
     return set(log.read_text().splitlines()) if log.is_file() else set()
+
+
+def newest_checkpoint(
+    folder: Path, history: RunHistory, stored: StoredCheckpoints | None, progress: Progress
+) -> Path | None:
+    """Return the checkpoint that training continues from, whole and in this host's work folder, or None; all
+    processes must call this.
+
+    It is the newest undamaged one of the first process's work folder and of the store.
+
+    Raises:
+        StoreError: hosts have work folders of their own, and no store to copy it from.
+    """
+    if not ranks.from_first(is_first_rank() and any(_newest(folder, history, stored))):
+        return None
+    chosen = ranks.run_on_first(
+        lambda listener: _choose(folder, history, stored, progress, listener), progress
+    )
+    if chosen is None:
+        return None
+    path = checkpoint_of(folder, _step_of(chosen))
+    problems: list[str] = []
+
+    def verify() -> None:
+        if is_first_rank():  # it has verified its own
+            return
+        if stored is not None:
+            problems.extend(filter(None, [stored.fetch(chosen, folder)]))
+        elif first_damaged(path):
+            problems.append(path.name)
+
+    for has_failed in (False, True):
+        if has_failed and stored is not None:
+            # It is not in the store, or may be damaged there: the first process uploads its own.
+            stored.skip(chosen)
+            ranks.run_on_first(
+                lambda listener: ranks.attended(partial(stored.upload, path), listener), progress
+            )
+        problems.clear()
+        ranks.run_on_each_host(verify, progress)
+        if not ranks.any_rank(bool(problems) or not _has_name(path, chosen)):
+            return path
+        if stored is None:
+            raise StoreError(
+                f"{folder}: the hosts of this training do not see the same checkpoints (not all of them that"
+                f" of step {step_of(path):,}, which the first one sees); put the store on a disk that all of"
+                " them see, or on S3"
+            )
+    raise StoreError(
+        f"{path}: a host of this training read it damaged, also after it was uploaded again; check the"
+        " hosts' disks, and run the same command again"
+    )
+
+
+def checkpoint_of_step(
+    step: int, folder: Path, history: RunHistory, stored: StoredCheckpoints | None, listener: Listener
+) -> Path:
+    """Return the checkpoint of a step that no roll-back undid, whole and in the work folder; the first
+    process alone calls this.
+
+    Raises:
+        StoreError: it is missing or damaged, here and in the store.
+    """
+    path = checkpoint_of(folder, step)
+    problem = f"{path} is missing"
+    if any(checkpoint.step == step for checkpoint in complete_checkpoints(folder, history)):
+        if (damaged := first_damaged(path, listener) or _unloadable(path)) is None:
+            return path
+        problem = f"{path / damaged} is damaged"
+    if stored is None:
+        raise StoreError(problem)
+    for name in [checkpoint.name for checkpoint in stored.complete(history) if checkpoint.step == step]:
+        if (damaged := ranks.attended(partial(stored.fetch, name, folder), listener)) is None:
+            return path
+        problem = f"{stored.place(name)}/{damaged} is damaged"
+    raise StoreError(problem)
+
+
+def _newest(
+    folder: Path, history: RunHistory, stored: StoredCheckpoints | None
+) -> tuple[list[Checkpoint], list[Checkpoint]]:
+    return complete_checkpoints(folder, history)[-1:], (
+        stored.complete(history)[-1:] if stored is not None else []
+    )
+
+
+def _choose(
+    folder: Path,
+    history: RunHistory,
+    stored: StoredCheckpoints | None,
+    progress: Progress,
+    listener: Listener,
+) -> str | None:
+    while True:
+        here, there = _newest(folder, history, stored)
+        if not here and not there:
+            return None
+        is_here = not there or bool(here and here[0].step >= there[0].step)
+        newest = here[0] if is_here else there[0]
+        path = checkpoint_of(folder, newest.step)
+        if is_here or stored is None:
+            damaged = first_damaged(path, listener) or _unloadable(path)
+            place = str(path)
+        else:
+            damaged = ranks.attended(partial(stored.fetch, newest.name, folder), listener)
+            place = stored.place(newest.name)
+            if damaged is None and (damaged := _unloadable(path)) is not None:
+                discard(path)
+        if damaged is None:
+            # It may have been copied here for another process, or a kill came between it and its log.
+            restore_beside(path, folder)
+            return _name_of(path)
+        if is_here or stored is None:
+            discard(path)
+        else:
+            stored.skip(newest.name)
+        progress.say(f"{place}/{damaged} is damaged; continuing from the checkpoint before, if there is one")
+
+
+def _unloadable(checkpoint: Path) -> str | None:
+    """Return the name of the first file of a checkpoint that cannot be loaded, or None: its digests may be
+    right, as they protect from damage alone. No tensor is read.
+    """
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.suffix in (".pt", ".bin"):
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+        except (OSError, MemoryError):
+            raise  # of the machine, not of the file
+        except Exception:  # both libraries have errors of their own for what they cannot read
+            return path.name
+    return None

@@ -57,7 +57,7 @@ def run_job(
         if (root := os.environ.get(PROJECT_ROOT)) is not None:
             job = job.model_copy(update={"project_root": str(Path(root).absolute())})
         if (folder := os.environ.get(STORE)) is not None:
-            job = job.model_copy(update={"store_url": folder, "store_options": {}})
+            job = job.model_copy(update={"store_url": folder, "kms_key": None})
         work(job, job.open_store(), progress)
     except FullftError as error:
         report_failure(WorkloadFailure(" ".join(str(error).split()), error.failure), job, began_at)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from fullft_assets import evaluation, report
+from fullft_assets import evaluation as evaluation_version
+from fullft_assets import report
 from fullft_assets.base_model import read_header
 from fullft_assets.checkpoint import read_step_log
 from fullft_assets.checkpoint.lineage import snapshots_learned_from
@@ -24,62 +25,150 @@ from fullft_assets.evaluation import (
     FINETUNED,
     SEED_RUN,
     Evaluation,
-    checks,
     read_evaluation,
 )
-from fullft_assets.evaluation.answers import write_answers
-from fullft_assets.evaluation.forgetting import forgetting_of
-from fullft_assets.evaluation.gates import ChampionRule
-from fullft_assets.evaluation.gates.comparisons import worse_slices
+from fullft_assets.evaluation.base import forgetting_of, seed_noise
+from fullft_assets.evaluation.gates import BEATS_CHAMPION, ChampionRule, worse_slices
 from fullft_assets.evaluation.leakage import LabelledTexts, Leakage, find_leakage
 from fullft_assets.evaluation.metadata import EvaluationMetadata
-from fullft_assets.evaluation.seed_noise import seed_noise
-from fullft_assets.evaluation.verdict import ReleaseVerdict, verdict, write_verdict
+from fullft_assets.evaluation.verdict import ReleaseVerdict, check_outcomes, verdict, write_verdict
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.planning import PilotMetadata
+from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth
-from fullft_assets.release import champion_rule, recipe_digest
+from fullft_assets.release import candidates, champion_rule, choice_sentence, recipe_digest
 from fullft_assets.snapshot import Split, load_split, load_values
 from fullft_assets.snapshot.near_text.pairs import near_duplicates
 from fullft_assets.store import Manifest, Store
+from fullft_assets.store.hashing import digest
 from fullft_assets.task import BASELINES, task_of
-from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
+from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, store_baseline
+from fullft_assets.tasks.language.assessment import ANSWERS
 from fullft_assets.workloads.entry import run_workload
+
+NOTHING = ("", None)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A system's evaluation on the test rows, and what the gates say of it."""
+
+    context: EvaluationContext
+    result: EvaluationResult
+    evaluation: Evaluation
+    decision: ReleaseVerdict
+    worth: Worth
+    costs: Mapping[str, report.SystemCost]
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
-    """Evaluate a candidate on the test rows and write the report."""
+    """Evaluate a candidate on the test rows and write the report; where a baseline is to become champion, a
+    report on that as well.
+    """
     inputs = job.load_inputs(store)
-    snapshot, checkpoint = inputs["training_snapshot"], inputs["finetuned_checkpoint"]
-    test = load_split(store, snapshot, "test")
+    test = load_split(store, inputs["training_snapshot"], "test")
     delivered = len(test)
     test = unseen(job, store, inputs, test)
-    if len(test) < delivered:
+    num_left_out = delivered - len(test)
+    if num_left_out:
         progress.say(
-            f"{delivered - len(test):,} test rows excluded: a model learned from them, or from"
+            f"{num_left_out:,} test rows excluded: a model learned from them, or from"
             " near-duplicates, in an older snapshot"
         )
     context = EvaluationContext(job, store, inputs, progress)
+    judged = _judge(context, test, _leakage(context, test))
+    _write(judged, job.key, num_left_out, *_choose(judged, test, num_left_out))
+
+
+def _judge(context: EvaluationContext, test: Split, leakage: Leakage | None) -> Judged:
+    job, inputs = context.job, context.inputs
     result = task_of(job.settings.examples).evaluate(context, test)
-    leakage = _leakage(context, test)
-    found = result.evaluation.model_copy(update={"forgetting": forgetting_of(checkpoint), "leakage": leakage})
-    noise = seed_noise(_seed_runs(store, inputs))
-    worth = _worth(job, inputs, found)
-    decision = verdict(found, job.settings.release, _rule(inputs), noise, worth)
-    progress.say(f"{found.justification.sentence} {worth.sentence}")
-    progress.say(decision.sentence)
-    with store.create(
-        job.case, job.stage, job.key, version=evaluation.VERSION, seed=job.settings.seed
+    forgetting = forgetting_of(inputs["finetuned_checkpoint"])
+    evaluation = result.evaluation.model_copy(update={"forgetting": forgetting, "leakage": leakage})
+    noise = seed_noise(_seed_runs(context.store, inputs))
+    worth = _worth(job, inputs, evaluation)
+    decision = verdict(evaluation, job.settings.release, _rule(inputs), noise, worth)
+    context.progress.say(f"{evaluation.justification.sentence} {worth.sentence}")
+    context.progress.say(decision.sentence)
+    costs = report.system_costs(inputs, job.settings, context.seconds, len(test))
+    return Judged(context, result, evaluation, decision, worth, costs)
+
+
+def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Manifest | None]:
+    """Return why a baseline becomes champion, and the report on it; nothing where none does.
+
+    The systems are confirmed on the test rows one after the other, in the order of their validation scores:
+    the next one only where the one before did not fail against the champion, so that a system which is not
+    better than the champion passes no more often than with one comparison (fixed sequence, Maurer et al.
+    1995).
+    """
+    context, job = finetuned.context, finetuned.context.job
+    inputs, release = context.inputs, job.settings.release
+    snapshot, baselines = inputs["training_snapshot"], inputs["cheaper_baselines"]
+    about = CheckpointMetadata.of(inputs["finetuned_checkpoint"])
+    score = about.facts.get(f"validation_{job.settings.primary_metric}")
+    is_fresh = baselines.inputs.get("training_snapshot") == snapshot.content_digest
+    is_own = about.system == FINETUNED and about.snapshot == snapshot.ref
+    if not (is_own and is_fresh) or score is None or finetuned.decision.answer == "insufficient_data":
+        return NOTHING
+    systems = candidates(BaselinesMetadata.of(baselines), release, score)
+    for name in systems:
+        judged = finetuned
+        if name != FINETUNED:
+            model = store_baseline(job, context.store, snapshot, baselines, name, context.progress)
+            if CHAMPION in inputs and model.ref == inputs[CHAMPION].ref:
+                continue  # it stays, unless another one is better
+            outputs = {each: output for each, output in context.outputs.items() if each != name}
+            changed = {**inputs, "finetuned_checkpoint": model}
+            judged = _judge(
+                replace(context, inputs=changed, outputs=outputs), test, finetuned.evaluation.leakage
+            )
+            judged = replace(judged, costs=finetuned.costs)
+        if any(
+            reason.gate == BEATS_CHAMPION.name and not reason.passed for reason in judged.decision.reasons
+        ):
+            break
+        gains = judged.evaluation.gains[judged.evaluation.primary_metric]
+        rivals = [each for each in systems if each != FINETUNED or finetuned.decision.promote]
+        # The validation rows were too few to show that another one is better.
+        is_refuted = any(gains[each].high < -release.worth for each in rivals if each in gains)
+        if judged.decision.promote and (judged is finetuned or not is_refuted):
+            return NOTHING if judged is finetuned else _chosen(judged, finetuned, num_left_out)
+    return NOTHING
+
+
+def _chosen(judged: Judged, finetuned: Judged, num_left_out: int) -> tuple[str, Manifest | None]:
+    context, name = judged.context, judged.evaluation.candidate
+    sentence = choice_sentence(
+        judged.evaluation,
+        is_rival_good=finetuned.decision.promote,
+        worth=context.job.settings.release.worth,
+        made=f"making it took {finetuned.costs[name].all}, and that {finetuned.costs[FINETUNED].all}",
+    )
+    context.progress.say(sentence)
+    key = digest([context.job.key, name])
+    written = context.store.find(context.job.case, context.job.stage, key) or _write(
+        judged, key, num_left_out, sentence
+    )
+    return sentence, written
+
+
+def _write(
+    judged: Judged, key: str, num_left_out: int, choice: str, ships: Manifest | None = None
+) -> Manifest:
+    context, result, evaluation = judged.context, judged.result, judged.evaluation
+    job, inputs, decision = context.job, context.inputs, judged.decision
+    answer = decision.answer if ships is None else "baseline"
+    decision = decision.model_copy(update={"answer": answer, "choice": choice})
+    with context.store.create(
+        job.case, job.stage, key, version=evaluation_version.VERSION, seed=job.settings.seed
     ) as draft:
         pq.write_table(result.rows, draft.path / "predictions.parquet")
-        if result.validation is not None:
-            pq.write_table(result.validation, draft.path / "validation.parquet")
-        (draft.path / "evaluation.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
+        (draft.path / "evaluation.json").write_text(evaluation.model_dump_json(indent=1), encoding="utf-8")
         write_verdict(draft.path, decision)
-        report.write(draft.path, _shown(context, result, found, decision, worth))
+        report.write(draft.path, _shown(judged, decision, key))
         if result.written:
-            write_answers(draft.path, result.written)
+            report.write_list(draft.path / ANSWERS, result.written)
         if result.label_errors:
             report.write_label_errors(
                 draft.path / _errors_file(context, result),
@@ -88,28 +177,20 @@ def work(job: Job, store: Store, progress: Progress) -> None:
                 job.settings.documents.id,
                 job.settings.documents.csv.delimiter,
             )
-        draft.commit(
+        return draft.commit(
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json")
             | {"worth": asked(job.settings)},
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
-            metadata=_metadata(
-                found, result.headline, decision, worth, inputs, delivered - len(test)
-            ).as_dict(),
-            checks=checks.outcomes(found, decision, worth),
+            metadata=_metadata(judged, decision, num_left_out, ships).as_dict(),
+            checks=check_outcomes(evaluation, decision, judged.worth),
         )
 
 
-def _shown(
-    context: EvaluationContext,
-    result: EvaluationResult,
-    found: Evaluation,
-    decision: ReleaseVerdict,
-    worth: Worth,
-) -> report.EvaluationReport:
-    """Return what the report shows."""
+def _shown(judged: Judged, decision: ReleaseVerdict, key: str) -> report.EvaluationReport:
+    context, result, found = judged.context, judged.result, judged.evaluation
     job, inputs = context.job, context.inputs
     checkpoint, snapshot = inputs["finetuned_checkpoint"], inputs["training_snapshot"]
-    costs = report.system_costs(inputs)
+    is_finetuned = found.candidate == FINETUNED
     return report.EvaluationReport(
         case=job.case,
         evaluation=found,
@@ -119,14 +200,14 @@ def _shown(
         training_log=read_step_log(context.store.folder(checkpoint)),
         learning_curve=PilotMetadata.of(inputs["pilot_run"]).learning_curve,
         data=report.data_rows(snapshot),
-        lineage=report.lineage_rows(inputs, job.settings, job.key),
-        cost=report.cost_rows(checkpoint),
+        lineage=report.lineage_rows(inputs, job.settings, key),
+        cost=report.cost_rows(checkpoint) if is_finetuned else (),
         forgetting=report.forgetting_rows(found.forgetting),
-        promise=report.promise_rows(inputs["pilot_run"], found),
+        promise=report.promise_rows(inputs["pilot_run"], found) if is_finetuned else (),
         external_scores=report.score_rows(job.settings),
         not_asked=_not_asked(context, found),
-        worth=[("worth its cost", worth.sentence), *report.worth_rows(found, costs)],
-        costs=costs,
+        worth=[("worth its cost", judged.worth.sentence)],
+        costs=judged.costs,
         worst=result.worst,
         label_errors=result.label_errors,
         label_errors_file=_errors_file(context, result),
@@ -137,7 +218,6 @@ def _shown(
 
 
 def _errors_file(context: EvaluationContext, result: EvaluationResult) -> str:
-    """Return the name of the file of likely label errors, which is in the format the labels came in."""
     ids = [row.id for row in result.label_errors or ()]
     sources = _sources(context.store, context.inputs["training_snapshot"], ids)
     return report.label_errors_file(sources, context.job.settings.documents)
@@ -162,7 +242,6 @@ def _leakage(context: EvaluationContext, test: Split) -> Leakage | None:
 
 
 def _sources(store: Store, snapshot: Manifest, ids: Sequence[str]) -> list[str | None]:
-    """Return the file that each test or validation row came in."""
     if not ids:
         return []
     found = {
@@ -173,7 +252,6 @@ def _sources(store: Store, snapshot: Manifest, ids: Sequence[str]) -> list[str |
 
 
 def _not_asked(context: EvaluationContext, found: Evaluation) -> list[str]:
-    """Return the baselines that a YAML may ask for with this base model, and did not."""
     is_causal = read_header(context.base_model).may_predict_tokens
     offered = task_of(context.job.settings.examples).more_baselines
     return [
@@ -208,7 +286,6 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
 
 
 def _rule(inputs: Mapping[str, Manifest]) -> ChampionRule:
-    """Return what the candidate must show against the champion."""
     return (
         champion_rule(inputs["finetuned_checkpoint"], inputs[CHAMPION])
         if CHAMPION in inputs
@@ -228,59 +305,59 @@ def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[E
     return found
 
 
-def _worth(job: Job, inputs: Mapping[str, Manifest], found: Evaluation) -> Worth:
-    """Return whether the gain over the best baseline is worth what pilot, training and a year of retraining
-    cost.
-    """
-    gain = found.gain_over_best_baseline
-    seconds = (
-        CheckpointMetadata.of(inputs["finetuned_checkpoint"]).training_seconds
-        + PilotMetadata.of(inputs["pilot_run"]).seconds
+def _worth(job: Job, inputs: Mapping[str, Manifest], evaluation: Evaluation) -> Worth:
+    gain, seconds = (
+        evaluation.gain_over_best_baseline,
+        CheckpointMetadata.of(inputs["finetuned_checkpoint"]).training_seconds,
     )
+    if evaluation.candidate != FINETUNED:
+        answer = "no" if asked(job.settings) else "not_asked"
+        return Worth(answer=answer, cost_usd=0.0, break_even=None, sentence="It was not trained.")
+    seconds += PilotMetadata.of(inputs["pilot_run"]).seconds
     return judge_worth(gain.low, gain.estimate, gain.high, seconds, job.settings)
 
 
 def _metadata(
-    found: Evaluation,
-    headline: Mapping[str, Any],
-    decision: ReleaseVerdict,
-    worth: Worth,
-    inputs: Mapping[str, Manifest],
-    num_left_out: int,
+    judged: Judged, decision: ReleaseVerdict, num_left_out: int, ships: Manifest | None
 ) -> EvaluationMetadata:
+    evaluation, inputs, worth = judged.evaluation, judged.context.inputs, judged.worth
     candidate = inputs["finetuned_checkpoint"]
-    gain, over_champion = found.gain_over_best_baseline, found.gain_over_champion
+    gain, over_champion = evaluation.gain_over_best_baseline, evaluation.gain_over_champion
     scores = {
-        name: {metric: values[name].estimate for metric, values in found.columns.items() if name in values}
-        for name in found.scores[found.primary_metric]
-        if name != FINETUNED
+        name: {
+            metric: values[name].estimate for metric, values in evaluation.columns.items() if name in values
+        }
+        for name in evaluation.scores[evaluation.primary_metric]
+        if name != evaluation.candidate
     }
     return EvaluationMetadata(
         verdict=decision.sentence,
-        justification=found.justification.sentence,
+        justification=evaluation.justification.sentence,
         worth_sentence=worth.sentence,
         worth=worth.answer,
         cost_usd=worth.cost_usd,
         answer=decision.answer,
         promote=decision.promote,
-        justified=found.justification.justified and worth.answer in ("yes", "not_asked"),
-        primary_metric=found.primary_metric,
-        metrics=found.metrics,
-        num_test_rows=found.num_test_rows,
-        num_test_groups=found.num_test_groups,
-        effective_groups=found.effective_groups,
+        justified=evaluation.justification.justified and worth.answer in ("yes", "not_asked"),
+        primary_metric=evaluation.primary_metric,
+        metrics=evaluation.metrics,
+        num_test_rows=evaluation.num_test_rows,
+        num_test_groups=evaluation.num_test_groups,
+        effective_groups=evaluation.effective_groups,
         num_test_rows_left_out=num_left_out,
-        best_baseline=found.justification.best_baseline,
+        best_baseline=evaluation.justification.best_baseline,
         gain_over_best_baseline=gain.estimate,
         gain_over_best_baseline_low=gain.low,
         gain_over_best_baseline_high=gain.high,
         gain_over_champion=over_champion.estimate if over_champion else None,
+        candidate=evaluation.candidate,
         checkpoint=candidate.ref,
+        ships=None if ships is None else ships.ref,
         incumbent=inputs[CHAMPION].ref if CHAMPION in inputs else None,
         anchor=inputs[ANCHOR].ref if ANCHOR in inputs else None,
         seed_runs=[manifest.ref for name, manifest in inputs.items() if name.startswith(SEED_RUN)],
         scores=scores,
-        measured={**headline, **CheckpointMetadata.of(candidate).general_scores},
+        measured={**judged.result.headline, **CheckpointMetadata.of(candidate).general_scores},
     )
 
 

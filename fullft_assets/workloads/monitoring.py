@@ -20,7 +20,7 @@ from fullft_assets.chunks import Tokenization
 from fullft_assets.documents import RawMetadata
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models.inference import embed, predict
+from fullft_assets.models.inference import embed
 from fullft_assets.monitoring import (
     DriftMetadata,
     DriftVerdict,
@@ -28,14 +28,16 @@ from fullft_assets.monitoring import (
     Features,
     History,
     Past,
-    Place,
     Scale,
     Sums,
     Vocabulary,
 )
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.monitoring import MAX_WINDOW_ROWS
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Manifest, Store, artifact_key
+from fullft_assets.tasks.baseline import OpenedModel, open_model
+from fullft_assets.tasks.classification.scoring import classify
 from fullft_assets.workloads.entry import run_workload
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class ProductionRows:
     """
 
     texts: list[str]
-    places: list[Place]
+    places: list[tuple[str, int]]
     chosen: np.ndarray
     num_delivered: int
     num_unreadable: int
@@ -80,7 +82,7 @@ class ProductionRows:
         texts = [row["text"] for row in rows]
         return cls(
             texts=texts,
-            places=[Place(row["source"], row["row"]) for row in rows],
+            places=[(row["source"], row["row"]) for row in rows],
             chosen=monitoring.independent_rows(texts, [row["group"] for row in rows], seed, limit=limit),
             num_delivered=len(table),
             num_unreadable=len(table) - len(readable),
@@ -94,8 +96,8 @@ class Reader:
 
     base_model: ModelFolder
     base_tokenization: Tokenization
-    model: ModelFolder
-    tokenization: Tokenization
+    model: OpenedModel
+    settings: UseCaseSettings
     progress: Progress
 
     @classmethod
@@ -103,12 +105,11 @@ class Reader:
         """Return the reader of a checkpoint."""
         settings = job.settings
         base = with_rights(resolve_base_model(settings.base_model, Path(job.project_root)), settings)
-        model = with_rights(store.folder(checkpoint) / "model", settings)
         return cls(
             base_model=base,
             base_tokenization=Tokenization.load_saved(base, settings.chunks),
-            model=model,
-            tokenization=Tokenization.load_saved(model, settings.chunks),
+            model=open_model(store, checkpoint, settings, progress),
+            settings=settings,
             progress=progress,
         )
 
@@ -118,8 +119,7 @@ class Reader:
         Embeddings and tokens are the base model's, which no training moves; only predictions are the
         monitored model's.
         """
-        windows, _ = self.tokenization.windows_with_lengths(texts)
-        probabilities = predict(self.model, windows, progress=self.progress).probabilities
+        probabilities = classify(self.model, self.settings, texts, self.progress)
         self.progress.raise_if_stopped()
         windows, counts = self.base_tokenization.windows_with_lengths(texts)
         embeddings = embed(self.base_model, windows, progress=self.progress)
@@ -212,7 +212,6 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
 
 def _far(scale: Scale, features: Features, window: ProductionRows, seed: int) -> list[FarDocument]:
-    """Return the farthest documents of a window, those to label first in front."""
     distances = scale.distances(features)
     if distances is None:
         return []
@@ -222,11 +221,11 @@ def _far(scale: Scale, features: Features, window: ProductionRows, seed: int) ->
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     documents = []
     for index, cluster in monitoring.order(unit, seed):
-        place = window.places[window.chosen[farthest[index]]]
+        source, row = window.places[window.chosen[farthest[index]]]
         documents.append(
             FarDocument(
-                source=place.source,
-                row=place.row,
+                source=source,
+                row=row,
                 distance=float(distances[farthest[index]]),
                 cluster=cluster,
             )
@@ -299,9 +298,6 @@ def _read_sums(store: Store, past: Past[Manifest]) -> Past[Sums]:
 
 
 def _read_predicted(store: Store, predictions: Manifest | None) -> dict[tuple[str, int], str] | None:
-    """Return what the champion answered in production by its documents' places; None: no log says so, and all
-    documents are compared.
-    """
     return (
         None
         if predictions is None
@@ -310,7 +306,6 @@ def _read_predicted(store: Store, predictions: Manifest | None) -> dict[tuple[st
 
 
 def _texts(store: Store, report: Manifest, job: Job) -> list[str]:
-    """Return the texts that were compared of a window: the ones that its sums are of."""
     import pyarrow.parquet as pq
 
     metadata = DriftMetadata.of(report)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets import planning
+from fullft_assets.artifacts import BASELINE_MODEL
 from fullft_assets.checkpoint import plan_settings
 from fullft_assets.errors import DataError, OutOfMemory, is_out_of_memory
 from fullft_assets.jobs import Job
@@ -23,19 +24,17 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.jobs.ranks import is_first_rank, num_ranks
 from fullft_assets.models.hardware import free_memory, local_hardware
 from fullft_assets.models.inference import claim_device
-from fullft_assets.planning.report import recommendation
-from fullft_assets.planning.target_plans import shares, table
+from fullft_assets.planning.targets import recommendation, shares, table
 from fullft_assets.planning.worth import judge_worth
+from fullft_assets.release import candidates
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, label_names
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
 from fullft_assets.store.metadata import Metadata
-from fullft_assets.tasks.opening import baseline_context, open_recipe
-from fullft_assets.training.finetuning import fine_tune, require
-from fullft_assets.training.measuring import measure
-from fullft_assets.training.outline import CannotCount, TargetPlanner
+from fullft_assets.tasks.context import baseline_context, open_recipe, store_baseline
+from fullft_assets.training.finetuning import Fit, fine_tune, require
+from fullft_assets.training.measuring import CannotCount, TargetPlanner, measure
 from fullft_assets.training.recipe import Recipe
-from fullft_assets.training.segment import Fit
 from fullft_assets.workloads.entry import run_workload
 
 #: Pause of a process that waits for an artifact of the first one.
@@ -112,6 +111,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     """
     settings = job.settings
     claim_device()
+    if job.stage == BASELINE_MODEL:
+        _store_best_baseline(job, store, progress)
+        return
     # Checked now: training itself would check only after the pilot.
     require(settings.training, settings.launcher.processes)
     snapshot = job.load_inputs(store)["training_snapshot"]
@@ -123,6 +125,16 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     baselines = shared.write("cheaper_baselines", lambda draft: _write_baselines(shared, draft), alone=True)
     assert baselines is not None, "processes after the first one wait for it"
     shared.write("pilot_run", lambda draft: _write_pilot(shared, draft, baselines))
+
+
+def _store_best_baseline(job: Job, store: Store, progress: Progress) -> None:
+    """Write the model of the baseline that is judged where the pilot refused the training."""
+    inputs = job.load_inputs(store)
+    snapshot, baselines = inputs["training_snapshot"], inputs["cheaper_baselines"]
+    if not is_first_rank():
+        return
+    name = candidates(planning.BaselinesMetadata.of(baselines), job.settings.release, None)[0]
+    store_baseline(job, store, snapshot, baselines, name, progress)
 
 
 def _on_targets(shared: Planning, measured: planning.Measured) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -246,9 +258,6 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
 
 
 def _break_even(shared: Planning, pilot_seconds: float) -> float | None:
-    """Return the gain that is worth what the pilot took, the planned training and a year of retraining; None
-    where it was not asked.
-    """
     plan = shared.store.find(shared.job.case, "feasibility_plan", shared.job.key)
     assert plan is not None, "the plan is written before the pilot"
     seconds = planning.PlanMetadata.of(plan).predicted_seconds + pilot_seconds
@@ -272,7 +281,6 @@ def _pilot_fits(shared: Planning) -> dict[int, Fit]:
 
 
 def _pilot_fit(shared: Planning, num_rows: int) -> Fit:
-    """Train on the first rows, to the end of a schedule of their own, and score the validation rows then."""
     settings = shared.job.settings
     # Sharding needs more than one process.
     changes = {"max_general_rise": None, "wise_ft": []} | (

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
-from fullft_assets.base_model import with_rights
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import FullftError, without_message
 from fullft_assets.jobs import Job
@@ -28,6 +27,7 @@ from fullft_assets.monitoring.predictions import (
 )
 from fullft_assets.store import Store
 from fullft_assets.task import task_of
+from fullft_assets.tasks.baseline import open_model
 from fullft_assets.workloads.entry import run_workload
 
 #: Documents whose tokens are in memory at the same time: those of licences took 13 times as much as their
@@ -64,7 +64,7 @@ def write_window(job: Job, store: Store, progress: Progress) -> None:
     documents = [Document(**row) for row in table if row["text"] and row["text"].strip()]
     progress.say(f"{len(documents):,} documents with a text, of {len(table):,}")
     checkpoint = inputs["finetuned_checkpoint"]
-    model = with_rights(store.folder(checkpoint) / "model", job.settings)
+    model = open_model(store, checkpoint, job.settings, progress)
     labels = CheckpointMetadata.of(checkpoint).labels
 
     probabilities: list[float] = []

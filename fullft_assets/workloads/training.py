@@ -19,16 +19,16 @@ from fullft_assets.chunks import save_tokenizer
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank, num_ranks
-from fullft_assets.models import pooled, precision
+from fullft_assets.models import loading, precision
 from fullft_assets.models.inference import claim_device
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Manifest, Store, checkpoints_ref, digest
-from fullft_assets.tasks.opening import open_recipe
+from fullft_assets.tasks.context import open_recipe
 from fullft_assets.training import spot
-from fullft_assets.training.checkpoints import STEP_LOG, claim, library_versions, room_needed
+from fullft_assets.training.checkpoints import STEP_LOG, library_versions, room_needed
 from fullft_assets.training.finetuning import Fit, exclusive, fine_tune
+from fullft_assets.training.recorder import EVENT_FILES
 from fullft_assets.training.stored_checkpoints import stored_checkpoints
-from fullft_assets.training.trackers import EVENT_FILES
 from fullft_assets.workloads.entry import run_workload
 
 
@@ -52,12 +52,6 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         spot.stop_on_notice(job.settings.launcher, progress),
         stored_checkpoints(store, job.case, job.stage, job.key, progress) as stored,
     ):
-        if is_first_rank():
-            digests = {name: manifest.content_digest for name, manifest in inputs.items()}
-            digests["base_model"] = header.revision
-            claim(folder, digests)
-            if stored is not None:
-                stored.claim(digests)
         fit = fine_tune(
             recipe,
             job.settings.with_epochs(recipe.num_rows).training,
@@ -88,7 +82,7 @@ def _remove_finished(job: Job, store: Store) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     for key in store.stored_work(job.case, job.stage) if is_first_rank() else ():
         if store.find(job.case, job.stage, key) is not None:
-            store.remove(checkpoints_ref(job.case, job.stage, key))
+            store.remove_folder(checkpoints_ref(job.case, job.stage, key))
 
 
 def _write(
@@ -105,7 +99,7 @@ def _write(
     with store.create(
         job.case, job.stage, job.key, version=checkpoint_key.VERSION, seed=settings.seed
     ) as draft:
-        pooled.save(fit.model, draft.path / "model", settings.chunks.max_tokens)
+        loading.save_model(fit.model, draft.path / "model", settings.chunks.max_tokens)
         save_tokenizer(base_model, settings.chunks.added_tokens, draft.path / "model")
         copy_code(base_model, draft.path / "model")
         (draft.path / "logs").mkdir()

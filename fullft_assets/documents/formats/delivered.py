@@ -1,15 +1,32 @@
-"""A delivered file, opened: unpacked and decoded, or one line that says why not."""
+"""A delivered file, opened: unpacked and decoded, or one line that says why not.
 
-from __future__ import annotations
+A broken file of a binary format is one line as well, an archive is bounded, and half a character is none.
+"""
 
 import io
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TextIO
 
-from fullft_assets.documents.formats.endings import compression_of
+import pyarrow as pa
+
+#: Codec (by the name that pyarrow gives it) by ending.
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+
+def ending_of(name: str) -> str:
+    """Return a file's ending in lower case; the ending of a compression is left out."""
+    path = PurePosixPath(name.lower())
+    return PurePosixPath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+
+
+def compression_of(name: str) -> str | None:
+    """Return the codec that a file is packed with, or None."""
+    return COMPRESSIONS.get(PurePosixPath(name.lower()).suffix)
+
 
 #: A record by its field names, or the problem of a row that is none.
 Record = dict[str, Any] | str
@@ -56,8 +73,6 @@ class Unpacked:
 
 
 class _Counted(io.RawIOBase):
-    """A stream whose bytes are counted."""
-
     def __init__(self, stream: Any, unpacked: Unpacked):
         self._stream, self._unpacked = stream, unpacked
 
@@ -83,8 +98,6 @@ class Head:
 
 
 class _HeadReader(io.RawIOBase):
-    """Reads the first bytes of a file and ends there."""
-
     def __init__(self, file: BinaryIO, packed: Any, head: Head):
         self._file = file
         self._packed = packed
@@ -145,7 +158,6 @@ class Delivered:
             with self.path.open("rb") as file:
                 yield file if self.head is None else _first_bytes(file, file, self.head)
             return
-        import pyarrow as pa
 
         if self.path.stat().st_size == 0:
             raise Unreadable(f"not a {self.compression} archive: empty")
@@ -206,3 +218,69 @@ def _bounded_lines(text: TextIO) -> Iterator[str]:
 
 def _first_bytes(file: BinaryIO, packed: Any, head: Head) -> BinaryIO:
     return io.BufferedReader(_HeadReader(file, packed, head))
+
+
+#: Bounds of an archive: its members, and the bytes that they unpack to.
+MAX_MEMBERS = 100_000
+MAX_UNPACKED_BYTES = 2**30
+_IS_ENCRYPTED = 0x1
+#: How files of Office begin that are no zip archive: .doc, .xls, and whatever is encrypted with a password.
+OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+
+
+@contextmanager
+def parsing(kind: str) -> Iterator[None]:
+    """Turn whatever a parser raises on a broken file into `Unreadable`; its message may contain the text and
+    is dropped.
+
+    Raises:
+        Unreadable: the parser raised anything but an error of the system or of memory, or for a missing
+            package.
+    """
+    try:
+        yield
+    except (Unreadable, TimeoutError, MemoryError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # a parser of damaged files raises whatever it stumbles over
+        if isinstance(error, OSError) and error.strerror:
+            raise
+        raise Unreadable(f"not a complete {kind} ({type(error).__name__})") from error
+
+
+@contextmanager
+def archive_of(path: Path, kind: str, *, is_checked: bool = True) -> Iterator[zipfile.ZipFile]:
+    """Open a zip archive whose members are few, small enough and not encrypted.
+
+    Args:
+        path: the archive.
+        kind: what it is called.
+        is_checked: the checksums of all members fit.
+
+    Raises:
+        Unreadable: one of these does not hold, or it is no zip archive.
+    """
+    with path.open("rb") as data:
+        if data.read(len(OLE_MAGIC)) == OLE_MAGIC:
+            raise Unreadable(
+                f"not {kind}: encrypted with a password, or in the old format of Office; save it as {kind}"
+            )
+    with parsing(kind), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len(members) > MAX_MEMBERS:
+            raise Unreadable(f"has more than {MAX_MEMBERS:,} members")
+        # More than a member's header gives is never unpacked.
+        if sum(member.file_size for member in members) > MAX_UNPACKED_BYTES:
+            raise Unreadable(f"unpacks to more than {MAX_UNPACKED_BYTES // 2**20:,} MiB; split it")
+        if any(member.flag_bits & _IS_ENCRYPTED for member in members):
+            raise Unreadable("encrypted; deliver it without a password")
+        # Unpacked once, so that a checksum that does not fit is found before a parser reads half of a member.
+        if is_checked and archive.testzip() is not None:
+            raise Unreadable(f"not a complete {kind} (BadZipFile)")
+        yield archive
+
+
+def whole_characters(text: str) -> str:
+    """Return a text whose halves of surrogate pairs are joined; a lone half, which is no character, becomes
+    U+FFFD.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,16 +1,170 @@
-"""The encoding of a text: the one of its byte order mark, else UTF-8 where it fits, else the likeliest code
-page.
+"""The encoding of a text: that of its byte order mark, else UTF-8 where it fits, else a likely code page.
+
+One sentence fits several code pages about equally well, the files of one delivery together hardly ever do. So
+each file is scored against each code page by itself (`_scores_of`), and the encoding is chosen for all of
+them at once (`choose`): the fewest that explain all files.
 """
 
-from __future__ import annotations
-
 import codecs
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TypeVar
 
-from fullft_assets.documents.formats.code_pages import Scores, choose, scores_of
 from fullft_assets.documents.formats.delivered import MAX_LINE_CHARACTERS, Delivered, Unreadable
+
+#: What fits one file: a score by encoding, the better the higher.
+Scores = dict[str, float]
+#: Encodings that documents outside UTF-8 are found in; of equally likely ones the first is taken.
+# fmt: off
+CANDIDATES = (
+    "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp874", "koi8_r",
+    "koi8_u", "iso8859_2", "iso8859_15",
+    "iso8859_5", "mac_roman", "cp850", "cp852", "cp866", "cp932", "euc_jis_2004", "gb18030", "big5", "cp949",
+)
+# fmt: on
+#: A file supports an encoding whose score is at least this share of the file's best.
+_SUPPORTED_SHARE = 0.8
+#: A file is read in an encoding of the batch whose score is at least this share of the file's best, else in
+#: its own best.
+_ACCEPTED_SHARE = 0.3
+#: An encoding that fewer of the files support is no encoding of the batch.
+_LEAST_FILES_SHARE = 0.05
+#: How much the number of files that support an encoding counts against the score of one file.
+_WEIGHT_OF_FILES = 0.15
+#: With a score below this share of the best, the position of the characters is not looked at.
+_EXAMINED_SHARE = 0.3
+#: Characters that are looked at for their position.
+_EXAMINED_CHARACTERS = 2_000
+#: What each encoding is given that decodes a text. Confidences in short texts are below it, and tell nothing.
+_LEAST_SCORE = 0.02
+#: A text in another script than Latin has at least this share of its letters in it.
+_LEAST_SCRIPT_SHARE = 0.1
+#: Codes of the encodings of ISO 8859 that no text contains: in cp1252 and the like these bytes are quotation
+#: marks.
+_C1_CONTROLS = re.compile("[\x80-\x9f]")
+#: Characters outside ASCII that may be between two letters without being one.
+_JOINING = "’‘'\u00ad·\u00a0–—-"
+#: Positions that no text has, in the kinds of `_kind`: Latin letters beside others, a capital after a small
+#: letter, a sign between letters.
+_MISPLACED = re.compile("[aA]x|x[aA]|(?<=[au])U|(?<=[aAuUx])s(?=[aAuUx])")
+
+
+def _scores_of(sample: bytes) -> Scores:
+    """Return a score for each encoding that decodes a sample: how much it looks like text of some language,
+    and its characters in place.
+    """
+    import chardet
+
+    guesses = chardet.detect_all(
+        sample, ignore_threshold=True, include_encodings=CANDIDATES, compat_names=False
+    )
+    confidences = {_candidate(each["encoding"] or ""): each["confidence"] for each in guesses}
+    decoded = {name: text for name in CANDIDATES if (text := _text_in(sample, name)) is not None}
+    scores = {name: _LEAST_SCORE + confidences.get(name, 0.0) for name in decoded}
+    # The others are out of question, however their characters are placed.
+    least = _EXAMINED_SHARE * max(scores.values(), default=0.0)
+    return {
+        name: score * (_plausibility(decoded[name]) if score >= least else 1.0)
+        for name, score in scores.items()
+    }
+
+
+def choose(files: Sequence[Scores]) -> list[str | None]:
+    """Return the encoding of each file, or None where none is likely.
+
+    Encodings are taken one after the other, each time the one that the remaining files support most. Those
+    that a part of the files supports are the encodings of the batch; each file is read in the one of them
+    that fits it best, and in another one only if none fits.
+    """
+    own = _supported(files)
+    numbers = Counter(name for name in own if name is not None)
+    of_batch = [name for name, number in numbers.items() if number >= _LEAST_FILES_SHARE * len(files)]
+    most = max(numbers.values(), default=0)
+
+    def weight(scores: Scores, name: str) -> float:
+        return scores[name] * (1 - _WEIGHT_OF_FILES + _WEIGHT_OF_FILES * numbers[name] / most)
+
+    chosen: list[str | None] = []
+    for scores, alone in zip(files, own, strict=True):
+        least = _ACCEPTED_SHARE * max(scores.values(), default=0.0)
+        weights = {name: weight(scores, name) for name in of_batch if scores.get(name, -1.0) >= least}
+        chosen.append(_first_best(weights) if weights else alone)
+    return chosen
+
+
+def _supported(files: Sequence[Scores]) -> list[str | None]:
+    """Return the encoding by which each file was counted while the batch's encodings were taken one after the
+    other.
+    """
+    supported = []
+    for scores in files:
+        least = _SUPPORTED_SHARE * max(scores.values(), default=0.0)
+        supported.append({name: score for name, score in scores.items() if score >= least})
+    remaining = [at for at, scores in enumerate(supported) if scores]
+    names: list[str | None] = [None] * len(files)
+    while remaining:
+        totals: dict[str, float] = defaultdict(float)
+        for at in remaining:
+            for name, score in supported[at].items():
+                totals[name] += score
+        best = _first_best(totals)
+        for at in remaining:
+            if best in supported[at]:
+                names[at] = best
+        remaining = [at for at in remaining if names[at] is None]
+    return names
+
+
+def _first_best(scores: Mapping[str, float]) -> str:
+    least = 0.999 * max(scores.values())
+    return next(name for name in CANDIDATES if scores.get(name, -1.0) >= least)
+
+
+@cache
+def _candidate(name: str) -> str | None:
+    try:
+        return {codecs.lookup(each).name: each for each in CANDIDATES}.get(codecs.lookup(name).name)
+    except LookupError:
+        return None
+
+
+def _text_in(data: bytes, encoding: str) -> str | None:
+    try:
+        # A sample may end within a character.
+        text = codecs.getincrementaldecoder(encoding)().decode(data)
+    except UnicodeError:
+        return None
+    return None if _C1_CONTROLS.search(text) else text
+
+
+def _plausibility(text: str) -> float:
+    kinds = Counter(kinds_in_order := "".join(map(_kind, text[:_EXAMINED_CHARACTERS])))
+    num_characters = len(kinds_in_order) - kinds[" "] - kinds["a"] - kinds["A"]
+    if not num_characters:
+        return 1.0
+    share_in_place = 1 - min(1.0, len(_MISPLACED.findall(kinds_in_order)) / num_characters)
+    # A few letters of another script in a Latin text are rather accents in another code page.
+    is_foreign = 0 < kinds["x"] < _LEAST_SCRIPT_SHARE * (len(kinds_in_order) - kinds[" "] - kinds["s"])
+    return share_in_place**2 * (0.5 if is_foreign else 1.0)
+
+
+@cache
+def _kind(character: str) -> str:
+    """Return `a` or `A` for a letter of ASCII, `u` or `U` for another Latin one, `x` for one of another
+    script, `s` for a sign.
+    """
+    if character.isascii():
+        return " " if not character.isalpha() else "a" if character.islower() else "A"
+    if not character.isalpha():
+        return " " if character in _JOINING or character.isspace() else "s"
+    if not unicodedata.name(character, "").startswith(("LATIN", "MICRO", "FEMININE", "MASCULINE")):
+        return "x"
+    return "U" if character.isupper() else "u"
+
 
 T = TypeVar("T")
 #: What `read_text` calls the encoding of a text that has no other characters.
@@ -47,8 +201,7 @@ def of_mark(head: bytes) -> str | None:
     return next((name for mark, name in _MARKS if head.startswith(mark)), None)
 
 
-def refuse_binary(text: str) -> None:
-    """Raise `Unreadable` where the start of a text has many NULs and other control characters."""
+def _refuse_binary(text: str) -> None:
     start = text[:CHECKED_CHARACTERS]
     controls = sum(start.count(character) for character in _CONTROLS)
     if controls > 2 and controls > MAX_CONTROL_SHARE * len(start):
@@ -57,11 +210,11 @@ def refuse_binary(text: str) -> None:
         )
 
 
-def refuse_binary_file(file: Delivered) -> bool:
+def _refuse_binary_file(file: Delivered) -> bool:
     """Raise `Unreadable` where a decoded file is no text; return whether it is short and ASCII."""
     with file.text() as text:
         start = text.read(CHECKED_CHARACTERS)
-    refuse_binary(start)
+    _refuse_binary(start)
     return len(start) < CHECKED_CHARACTERS and start.isascii()
 
 
@@ -70,7 +223,7 @@ def alone(scores: Scores) -> str | None:
     return choose([scores])[0]
 
 
-def scores_of_lines(lines: Iterable[bytes]) -> Scores:
+def _scores_of_lines(lines: Iterable[bytes]) -> Scores:
     """Return a score by encoding of lines that are not UTF-8; none where they are in no encoding.
 
     Text that is UTF-8 except for damaged bytes has no other encoding: decoded by one, every other letter
@@ -85,8 +238,8 @@ def scores_of_lines(lines: Iterable[bytes]) -> Scores:
             sample += line[: SAMPLE_BYTES - len(sample)]
             if len(sample) >= SAMPLE_BYTES:
                 break
-    refuse_binary(sample.decode("latin-1"))
-    return {} if _is_damaged_utf8(bytes(sample)) else scores_of(bytes(sample))
+    _refuse_binary(sample.decode("latin-1"))
+    return {} if _is_damaged_utf8(bytes(sample)) else _scores_of(bytes(sample))
 
 
 def _is_damaged_utf8(sample: bytes) -> bool:
@@ -128,7 +281,7 @@ def read_text(
     ):
         decoded = replace(file, encoding=encoding)
         try:
-            is_ascii = refuse_binary_file(decoded) and not known
+            is_ascii = _refuse_binary_file(decoded) and not known
             return read(decoded), ASCII if is_ascii else encoding
         except UnicodeError:
             continue
@@ -143,7 +296,7 @@ def _candidates(
         yield declared
     with file.binary() as data:
         # In pieces where a line is long: the sample has no more of it anyway.
-        detected_encoding = decide(scores_of_lines(iter(lambda: data.readline(SAMPLE_BYTES), b"")))
+        detected_encoding = decide(_scores_of_lines(iter(lambda: data.readline(SAMPLE_BYTES), b"")))
     if detected_encoding is not None:
         yield detected_encoding
 
@@ -174,48 +327,25 @@ def _decodes(line: bytes, encoding: str) -> bool:
     return True
 
 
-def decode(data: bytes, encoding: str | None = None) -> str:
+def decode(data: bytes, encoding_of_settings: str | None = None) -> str:
     """Return the text of a whole document that is read by itself.
+
+    `encoding_of_settings` is the encoding that the settings name, a byte order mark is stronger.
 
     Raises:
         Unreadable: no encoding fits, or it is binary data.
     """
-    [text] = decode_all([data], encoding)
-    if isinstance(text, Unreadable):
-        raise text
-    return text
-
-
-def decode_all(documents: Sequence[bytes], encoding_of_settings: str | None = None) -> list[str | Unreadable]:
-    """Return the text of each whole document, or why it has none; code pages are chosen for all of them
-    together.
-
-    `encoding_of_settings` is the encoding that the settings name, a byte order mark is stronger.
-    """
-    texts: list[str | Unreadable] = []
-    undecided: dict[int, Scores] = {}
-    for at, data in enumerate(documents):
-        known = of_mark(data) or encoding_of_settings
-        try:
-            text = data.decode(known or "utf-8-sig")
-            refuse_binary(text)
-            texts.append(text)
-        except Unreadable as error:
-            texts.append(error)
-        except UnicodeDecodeError:
-            texts.append(
-                Unreadable(
-                    f"not {known}"
-                    if known
-                    else "not UTF-8, and no other encoding fits; set documents.encoding"
-                )
-            )
-            if known is None:
-                try:
-                    undecided[at] = scores_of_lines(data.splitlines(keepends=True))
-                except Unreadable as error:
-                    texts[at] = error
-    for at, encoding in zip(undecided, choose(list(undecided.values())), strict=True):
-        if encoding is not None and _decodes(documents[at], encoding):
-            texts[at] = documents[at].decode(encoding)
-    return texts
+    named_encoding = of_mark(data) or encoding_of_settings
+    candidates = [named_encoding] if named_encoding else ["utf-8-sig"]
+    if named_encoding is None and not _decodes(data, "utf-8-sig"):
+        candidates = list(filter(None, [alone(_scores_of_lines(data.splitlines(keepends=True)))]))
+    for encoding in candidates:
+        if _decodes(data, encoding):
+            text = data.decode(encoding)
+            _refuse_binary(text)
+            return text
+    raise Unreadable(
+        f"not {named_encoding}"
+        if named_encoding
+        else "not UTF-8, and no other encoding fits; set documents.encoding"
+    )

@@ -1,23 +1,86 @@
 """The label of a record, as the task needs it: one name, a sorted list of names, or spans.
 
-Where several annotators answered, the majority's answer is taken and each single one is kept.
+Where several annotators answered, the majority's answer is taken and each single one is kept. Groups are in
+one spelling, and the offsets of spans are compared with the text that each span was exported with.
 """
-
-from __future__ import annotations
 
 import ast
 import json
 import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
-from fullft_assets.documents.formats.names import is_missing
-from fullft_assets.documents.formats.offsets import in_characters
+#: A whole number as a table or a form writes it: with leading zeros, or with the point that a column with
+#: gaps gets.
+_WHOLE_NUMBER = re.compile(r"0*([0-9]+?)(?:\.0+)?")
+
+
+@lru_cache(maxsize=1 << 16)
+def group_key(name: str) -> str:
+    """Return the one spelling of a group's name: without surrounding space, case or the leading zeros of a
+    number.
+
+    `P-7 `, `p-7` and `P-7` are one group, so are `00012`, `12.0` and 12. Two groups taken for one only share
+    a side of the split; one taken for two would be on both sides.
+    """
+    folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    number = _WHOLE_NUMBER.fullmatch(folded)
+    return number[1] if number else folded
+
+
+def is_missing(word: str, words: Collection[str]) -> bool:
+    """Return whether a trimmed word means that there is no value: it is empty, or is among `words` (in lower
+    case).
+    """
+    return not word or word.casefold() in words
+
+
+#: (Start, end, text) of a span; the text is None where the export does not contain it.
+Quoted = tuple[int, int, str | None]
+
+
+def _in_characters(spans: Sequence[Quoted], text: str) -> list[tuple[int, int]] | int:
+    """Return the offsets of spans in characters, or the position of the first one whose text is not at its
+    offsets.
+
+    JavaScript counts UTF-16 code units, two for an emoji. Where the offsets of a row fit its quoted texts
+    only in that reading, all of its offsets are converted. Spaces are compared as one.
+    """
+    wrong = _first_wrong(spans, lambda start, end: text[start:end] if 0 <= start <= end else None)
+    if wrong is None:
+        return [(start, end) for start, end, _ in spans]
+    if text.isascii() or max(text) <= "\uffff":
+        return wrong
+    characters = {
+        unit: at
+        for at, unit in enumerate(accumulate((2 if letter > "\uffff" else 1 for letter in text), initial=0))
+    }
+    wrong = _first_wrong(
+        spans,
+        lambda start, end: (
+            text[characters[start] : characters[end]] if start in characters and end in characters else None
+        ),
+    )
+    if wrong is not None:
+        return wrong
+    return [(characters[start], characters[end]) for start, end, _ in spans]
+
+
+def _first_wrong(spans: Sequence[Quoted], shown: Callable[[int, int], str | None]) -> int | None:
+    for at, (start, end, quote) in enumerate(spans):
+        text_there = shown(start, end)
+        if quote is not None and (text_there is None or text_there.split() != quote.split()):
+            return at
+    return None
+
 
 Span = dict[str, Any]
 Target = str | list[str] | list[Span]
@@ -104,7 +167,7 @@ def _shape(value: Any) -> str:
 
 
 def _names_of(value: Any, field: str, missing: Collection[str], separator: str | None) -> list[str]:
-    value = _parsed(value)
+    value = _parsed_list(value)
     if isinstance(value, str):
         if _WRITTEN_LIST.fullmatch(value):
             value = [_unquoted(literal) for literal in re.findall(_QUOTED, value, re.DOTALL)]
@@ -123,18 +186,21 @@ def _unquoted(literal: str) -> str:
         return literal[1:-1]
 
 
-def _parsed(value: Any) -> Any:
+def parsed(text: str) -> Any:
+    """Return the value of a text that is JSON, else the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _parsed_list(value: Any) -> Any:
     # A list in a CSV file is JSON in a field.
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
+    return parsed(value) if isinstance(value, str) and value.startswith("[") else value
 
 
 def _spans_of(value: Any, field: str, text: str | None) -> list[Span]:
-    value = _parsed(value)
+    value = _parsed_list(value)
     if not isinstance(value, list):
         raise Malformed(f"field `{field}` is {_shape(value)} where a list of spans is expected")
     spans = [
@@ -161,10 +227,10 @@ def _correct_offsets(spans: list[list[Span]], quotes: list[Any], text: str, fiel
         (each[0]["start"], each[0]["end"], quote if isinstance(quote, str) else None)
         for each, quote in zip(spans, quotes, strict=True)
     ]
-    offsets, wrong = in_characters(known, text)
-    if offsets is None:
+    offsets = _in_characters(known, text)
+    if isinstance(offsets, int):
         raise Malformed(
-            f"span {(wrong or 0) + 1} of field `{field}` was exported with another text than the one at its"
+            f"span {offsets + 1} of field `{field}` was exported with another text than the one at its"
             " offsets"
         )
     for each, (start, end) in zip(spans, offsets, strict=True):
@@ -179,8 +245,7 @@ def _span_of(value: Any, place: str) -> Iterable[Span]:
         )
         labels = value.get("label", value.get("labels"))
     elif isinstance(value, list | tuple) and len(value) == 3:
-        # Argilla's older records have the label first.
-        labels, start, end = value if isinstance(value[0], str) else (value[2], value[0], value[1])
+        start, end, labels = value
     else:
         raise Malformed(f"{place} is neither an object nor [start, end, label]")
     for name, offset in (("start", start), ("end", end)):

@@ -1,13 +1,104 @@
-"""The registered formats, found by name and by a file's ending."""
+"""The protocol of a format, and the registered formats, found by name and by a file's ending.
 
-from __future__ import annotations
+A format has its endings, its limits, and how its files become records and rows.
+"""
 
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import Any
 
-from fullft_assets.documents.formats.endings import compression_of, ending_of
-from fullft_assets.documents.formats.protocol import Format
+from fullft_assets.documents.formats.delivered import Delivered, Record, compression_of, ending_of
+from fullft_assets.documents.formats.rows import Row, Wanted, rows
 from fullft_assets.errors import SettingsError
 from fullft_assets.registry import Registry
+from fullft_assets.settings import DocumentsSettings
+
+#: Longest time for one record (of a PDF, for one page), and for all of a file.
+STEP_SECONDS = 20.0
+FILE_SECONDS = 600.0
+
+
+#: Opens something once for all files that are read together, such as a process, and returns it; it is closed
+#: after the last one.
+Shared = Callable[[Callable[[], AbstractContextManager[Any]]], Any]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a format may use beside the file that it reads."""
+
+    #: The fields that the settings name, and what the task needs of them.
+    wanted: Wanted
+    #: Fields that may be read of a record, for a format that can leave the others out. None: all.
+    fields: Collection[str] | None
+    #: Returns the text that each reference in the file names (a path relative to it, or s3://), or why it
+    #: cannot be read.
+    fetch: Callable[[list[str]], list[str | OSError]]
+    shared: Shared
+    #: The settings of the formats, and the encoding of text.
+    documents: DocumentsSettings
+    #: Rows that are wanted of a table, from all over it. None: all.
+    table_rows: int | None = None
+    #: Reports that reading goes on: the time for one step begins anew. Each record does so, too.
+    advance: Callable[[], None] = lambda: None
+
+
+def plain_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
+    """Yield (row number, row) of records whose fields are plain."""
+    return rows(records, reading.wanted)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How files of one format are read. The module that defines it is imported to list endings: heavy
+    libraries belong into its functions.
+
+    Most formats give `records` and `endings` alone. An export of an annotation tool gives `rows` instead, for
+    what its records mean, and `written_as`, for the formats that its files come in.
+    """
+
+    #: Yields (number, record or problem) of each row of a file, or of the one document that the file is (see
+    #: `Delivered.document`). Raises Unreadable where the file cannot be read to its end.
+    records: Callable[[Delivered, Reading], Iterator[tuple[int, Record]]] | None = None
+    #: Yields (number, row) of records.
+    rows: Callable[[Iterable[tuple[int, Record]], Reading], Iterator[tuple[int, Row]]] = plain_rows
+    #: Endings in lower case, with the dot. A format without any is named by `documents.format`.
+    endings: tuple[str, ...] = ()
+    #: A file is one document.
+    is_whole_file: bool = False
+    #: Files are text: read through `Delivered.text`, which decodes them.
+    is_text: bool = False
+    #: Files may have a second ending of a compression; `Delivered` unpacks them.
+    may_be_compressed: bool = False
+    #: Records come one after the other, in time and memory that grow with the file's size alone. Files of all
+    #: other formats are read by a process of its own, within bounds of time and memory (see `bounded`):
+    #: nothing but `records` runs there.
+    is_streamed: bool = False
+    #: The largest file that is read, in bytes.
+    max_bytes: int | None = None
+    #: Longest time for one record, and for all of a file.
+    seconds: Callable[[DocumentsSettings], tuple[float, float]] = lambda _: (STEP_SECONDS, FILE_SECONDS)
+    #: Reading takes so long that `fullft check` counts the files and reads only a few.
+    is_slow: bool = False
+    #: Returns the number of rows where the file contains it, so that `fullft check` need not read the rows.
+    num_rows: Callable[[Path], int] | None = None
+    #: Returns the encoding that the first bytes of a text declare; UTF-8 is tried before it.
+    declared_encoding: Callable[[bytes], str | None] | None = None
+    #: Names of the formats that an export comes in, by the file's ending; the first one for any other ending.
+    written_as: tuple[str, ...] = ()
+    #: Returns whether a record looks like one of this format, which distinguishes the formats of .json files.
+    looks_like: Callable[[dict[str, Any], Wanted], bool] | None = None
+    #: The first record of a file decides what its records mean: see `looks_like`.
+    is_recognised_by_content: bool = False
+    #: The field that contains the text where `documents.text` names none.
+    text: str = "text"
+    #: Version of what it reads. A format of another package raises it when rows change, so that files are
+    #: read again.
+    version: str = ""
+
 
 _HERE = "fullft_assets.documents.formats"
 #: Of a .json file the first format whose `looks_like` fits is taken.
@@ -15,26 +106,26 @@ FORMATS: Registry[Format] = Registry(
     "format",
     "fullft_assets.formats",
     {
-        "label_studio": f"{_HERE}.annotations.label_studio:FORMAT",
-        "argilla": f"{_HERE}.annotations.argilla:FORMAT",
-        "ground_truth": f"{_HERE}.annotations.ground_truth:FORMAT",
-        "jsonl": f"{_HERE}.json_lines:FORMAT",
-        "json": f"{_HERE}.json_arrays:FORMAT",
-        "csv": f"{_HERE}.csv_rows:FORMAT",
-        "parquet": f"{_HERE}.parquet:FORMAT",
-        "arrow": f"{_HERE}.arrow:FORMAT",
-        "text": f"{_HERE}.plain:FORMAT",
-        "html": f"{_HERE}.office.html_text:FORMAT",
-        "pdf": f"{_HERE}.office.pdf:FORMAT",
-        "docx": f"{_HERE}.office.docx_text:FORMAT",
-        "xlsx": f"{_HERE}.office.xlsx_rows:FORMAT",
-        "eml": f"{_HERE}.office.mail:FORMAT",
-        "mbox": f"{_HERE}.office.mail:MBOX",
-        "msg": f"{_HERE}.office.outlook:FORMAT",
-        "rtf": f"{_HERE}.office.rtf_text:FORMAT",
-        "xml": f"{_HERE}.office.xml_text:FORMAT",
-        "zip": f"{_HERE}.office.archives:FORMAT",
-        "kreuzberg": f"{_HERE}.office.kreuzberg_text:FORMAT",
+        "label_studio": f"{_HERE}.annotations:LABEL_STUDIO",
+        "argilla": f"{_HERE}.annotations:ARGILLA",
+        "ground_truth": f"{_HERE}.annotations:GROUND_TRUTH",
+        "jsonl": f"{_HERE}.json_records:JSON_LINES",
+        "json": f"{_HERE}.json_records:JSON",
+        "csv": f"{_HERE}.tables:CSV",
+        "parquet": f"{_HERE}.columnar:PARQUET",
+        "arrow": f"{_HERE}.columnar:ARROW",
+        "text": f"{_HERE}.markup:TEXT",
+        "html": f"{_HERE}.markup:HTML",
+        "pdf": f"{_HERE}.office:PDF",
+        "docx": f"{_HERE}.office:DOCX",
+        "xlsx": f"{_HERE}.tables:XLSX",
+        "eml": f"{_HERE}.mail:EML",
+        "mbox": f"{_HERE}.mail:MBOX",
+        "msg": f"{_HERE}.mail:MSG",
+        "rtf": f"{_HERE}.office:RTF",
+        "xml": f"{_HERE}.markup:XML",
+        "zip": f"{_HERE}.archives:FORMAT",
+        "kreuzberg": f"{_HERE}.office:KREUZBERG",
     },
 )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from fullft_assets.documents.formats import encodings
 from fullft_assets.documents.formats.delivered import Delivered, Unreadable
+from fullft_assets.documents.formats.labels import parsed
 from fullft_assets.documents.formats.rows import Wanted, has_field
 
 _HEAD_BYTES = 2**16
@@ -61,7 +62,9 @@ def format_of_content(file: Delivered, by_ending: str, wanted: Wanted) -> str:
         return by_ending
     with replace(file, head=None).binary() as data:
         head = data.read(_HEAD_BYTES)
-    by_content = _by_magic(file, head)
+    by_content = next((name for magic, name in _MAGIC if head.startswith(magic)), None)
+    if head.startswith(_ZIP):
+        by_content = _of_archive(file.path)
     if by_content is None:
         if by_ending in _MAY_BE:
             text = _text(head)
@@ -74,41 +77,27 @@ def format_of_content(file: Delivered, by_ending: str, wanted: Wanted) -> str:
     return by_content or by_ending
 
 
-def _by_magic(file: Delivered, head: bytes) -> str | None:
-    if head.startswith(_ZIP):
-        return _of_archive(file.path)
-    return next((name for magic, name in _MAGIC if head.startswith(magic)), None)
-
-
 def _of_archive(path: Path) -> str | None:
-    """Return the format of a zip archive by the names of its members; None if it is damaged."""
     try:
         with _ReadInParts(path) as data, zipfile.ZipFile(data) as archive:
             names = set(archive.namelist())
     # Damaged, of a version that zipfile does not know, or with a name that is not UTF-8 though its entry says
     # so.
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return None
-    except _TooManyNames:
-        # No file of Office has so many. The reader of archives has bounds, and says that they are too many.
-        return "zip"
+        # Or with more names than any file of Office: the reader of archives has bounds, and says so.
+        return "zip" if path.stat().st_size > _MOST_LISTED_BYTES else None
     package = next((name for member, name in _PACKAGES.items() if member in names), None)
     if package is None and "[Content_Types].xml" in names:
         raise Unreadable("a file of Office that is neither DOCX nor XLSX; convert it")
     return package or ("zip" if "mimetype" not in names else None)
 
 
-class _TooManyNames(Exception):
-    pass
-
-
 class _ReadInParts(io.FileIO):
-    """A file that refuses to read more bytes at once than a list of members may have."""
+    """A file of which no more bytes are read at once than a list of members may have."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > _MOST_LISTED_BYTES:
-            raise _TooManyNames
-        return super().read(-1 if size is None else size) or b""
+        is_too_much = size is not None and size > _MOST_LISTED_BYTES
+        return b"" if is_too_much else super().read(-1 if size is None else size) or b""
 
 
 def _text(head: bytes) -> str:
@@ -144,23 +133,13 @@ def _is_mail(lines: list[str]) -> bool:
 
 
 def _is_json(text: str, lines: list[str], wanted: Wanted) -> bool:
-    """Return whether the first records are objects that have the text: a list of them, or the first two
-    lines.
-    """
     if text.lstrip().startswith("["):
         with suppress(ValueError, RecursionError):
             start = text.index("[") + 1
             first, _ = json.JSONDecoder().raw_decode(text[start:].lstrip())
             return has_text(first, wanted)
         return False
-    return len(lines) > 1 and all(has_text(_parsed(line), wanted) for line in lines[:2])
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+    return len(lines) > 1 and all(has_text(parsed(line), wanted) for line in lines[:2])
 
 
 def has_text(record: Any, wanted: Wanted) -> bool:
@@ -176,9 +155,6 @@ def has_text(record: Any, wanted: Wanted) -> bool:
 
 
 def _is_csv(lines: list[str], wanted: Wanted) -> bool:
-    """Return whether the first line has the text's (and the label's) column, and the next ones have as many
-    fields.
-    """
     needed = {wanted.text or "text", *([wanted.label] if wanted.label else [])}
     for delimiter in ",;\t|":
         with suppress(csv.Error):

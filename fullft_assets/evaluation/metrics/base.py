@@ -1,4 +1,4 @@
-"""The protocol of a metric: what it takes, what it returns, and how its interval is found."""
+"""The protocol of a metric: what it takes, what it returns, and how its interval is computed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import numpy as np
 
 from fullft_assets.task import METRICS
 
+#: A label that fewer groups of equal weight have is not measurable: no interval of its F1 holds what it
+#: promises.
+MIN_LABEL_GROUPS = 5
+_ROUNDING = 1e-9
 #: Fields of `Predictions` that have nothing to do with rows.
 _OF_LABELS = ("labels", "measurable")
 
@@ -147,11 +151,12 @@ class SummedMetric(Metric):
         """Return the tables of `count` as floats, each row times its weight."""
         return predictions.weigh(self.count(predictions))
 
-    @abstractmethod
     def score(self, *sums: np.ndarray) -> np.ndarray:
         """Return the scores [resamples] of the tables summed over the rows of each resample, [resamples] or
-        [resamples, k] each.
+        [resamples, k] each. By default: the ratio of two sums.
         """
+        part, total = sums
+        return ratio(part, total)
 
     def compute(self, predictions: Predictions) -> float:
         return float(self.score(*(table.sum(0, keepdims=True) for table in self.weighted(predictions)))[0])
@@ -168,3 +173,25 @@ def _take(values: Any, rows: np.ndarray) -> Any:
     if hasattr(values, "select"):
         return values.select(rows)
     return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows.tolist()]
+
+
+def is_measurable(total: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Return whether enough groups of equal weight have a label: bool, of the sum of what each group has of
+    it and that of its square.
+    """
+    # Five groups of six rows add up to a little less than five.
+    return ratio(total**2, squares) >= MIN_LABEL_GROUPS - _ROUNDING
+
+
+def by_group(values: np.ndarray, index: np.ndarray, num_groups: int) -> np.ndarray:
+    """Sum rows [n] or [n, k] over the groups that `index` [n] numbers, as floats for the product with
+    weights.
+    """
+    summed = np.zeros((num_groups, *values.shape[1:]))
+    np.add.at(summed, index, values)
+    return summed
+
+
+def ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Return part / total, 0 where the total is 0."""
+    return np.divide(part, total, out=np.zeros(np.shape(total), np.float64), where=np.asarray(total) > 0)

@@ -1,4 +1,4 @@
-"""Metrics of labels: of a row's label or labels, or of exact spans.
+"""Metrics of labels (of a row's label or labels, or of exact spans), and of their probabilities.
 
 There is one macro-F1: the mean over the labels that occur in the truth. A label that does not occur cannot be
 measured, so its absence is no success; what was predicted of it counts against micro-F1, and against the
@@ -7,19 +7,20 @@ recall of the rows' own labels. A label that occurs and is never predicted has a
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from fullft_assets.evaluation import counts
-from fullft_assets.evaluation.metrics.base import Predictions, SummedMetric
+from fullft_assets.evaluation.metrics.base import Metric, Predictions, SummedMetric, ratio
 
 _LABELLED = ("classification", "multi_label", "token_classification")
 #: True positives, support and predicted counts.
 _COUNTS = ("found", "true", "given")
+#: A probability of 0 counts as this one, as in scikit-learn: one row must not make the mean infinite.
+_SMALLEST = float(np.finfo(np.float64).eps)
 
 
 class _MeanF1(SummedMetric):
-    """A mean of the F1 of each label, of the measurable ones where predictions say which these are."""
-
     tasks = _LABELLED
     summed = _COUNTS
 
@@ -41,7 +42,8 @@ class MacroF1(_MeanF1):
     name, title = "macro_f1", "macro-F1"
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        return counts.macro_f1(*sums)
+        right, true, predicted = sums
+        return ratio(_f1(right, true, predicted).sum(axis=1), (true > 0).sum(axis=1))
 
 
 class WeightedF1(_MeanF1):
@@ -50,7 +52,8 @@ class WeightedF1(_MeanF1):
     name, title = "weighted_f1", "weighted F1"
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        return counts.weighted_f1(*sums)
+        right, true, predicted = sums
+        return ratio((_f1(right, true, predicted) * true).sum(axis=1), true.sum(axis=1))
 
 
 class MicroF1(SummedMetric):
@@ -66,7 +69,8 @@ class MicroF1(SummedMetric):
         return predictions.true.sum(1)
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        return counts.micro_f1(*sums)
+        right, true, predicted = sums
+        return ratio(2 * right.sum(axis=1), true.sum(axis=1) + predicted.sum(axis=1))
 
 
 class LabelF1(SummedMetric):
@@ -91,7 +95,7 @@ class LabelF1(SummedMetric):
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
         right, true, predicted = sums
-        return counts.ratio(2 * right, true + predicted)
+        return ratio(2 * right, true + predicted)
 
 
 class Accuracy(SummedMetric):
@@ -103,12 +107,8 @@ class Accuracy(SummedMetric):
     summed = ("is_right",)
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        """Return whether each row is right, and 1 [n] each."""
         (is_right,) = super().count(predictions)
         return is_right, np.ones(len(is_right))
-
-    def score(self, *sums: np.ndarray) -> np.ndarray:
-        return counts.ratio(*sums)
 
 
 class SubsetAccuracy(Accuracy):
@@ -146,3 +146,99 @@ WEIGHTED_F1 = WeightedF1()
 MICRO_F1 = MicroF1()
 MATTHEWS_CORRCOEF = MatthewsCorrelation()
 ACCURACY, SUBSET_ACCURACY = Accuracy(), SubsetAccuracy()
+
+
+class Auroc(Metric):
+    """Mean over the measurable labels of the area under the ROC curve of each label against the others; a tie
+    counts half.
+
+    A label that all rows have, or none, has no curve and is excluded; 0.5 where no label has one.
+    """
+
+    name = "auroc"
+    title = "AUROC"
+    tasks = ("classification",)
+
+    def measures(self, predictions: Predictions) -> bool:
+        return _has_probabilities(predictions)
+
+    def compute(self, predictions: Predictions) -> float:
+        probabilities, weights = np.asarray(predictions.predicted), predictions.row_weights
+        labels = (
+            range(probabilities.shape[1])
+            if predictions.measurable is None
+            else np.flatnonzero(predictions.measurable)
+        )
+        areas = [_area(predictions.truth == label, probabilities[:, label], weights) for label in labels]
+        known = [area for area in areas if area is not None]
+        return float(np.mean(known)) if known else 0.5
+
+
+class _ProbabilityMean(SummedMetric):
+    tasks = ("classification",)
+    higher_is_better = False
+
+    def measures(self, predictions: Predictions) -> bool:
+        return _has_probabilities(predictions)
+
+
+class Brier(_ProbabilityMean):
+    """Mean squared distance of the probabilities from 1 for the true label and 0 for the others, 0 to 2
+    (Brier 1950).
+    """
+
+    name, title = "brier", "Brier score"
+    bounds = (0.0, 2.0)
+
+    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        probabilities = _shares(predictions)
+        truth = np.eye(probabilities.shape[1])[predictions.truth]
+        return ((probabilities - truth) ** 2).sum(1), np.ones(len(truth))
+
+
+class LogLoss(_ProbabilityMean):
+    """Mean negative logarithm of the probability that the true label was given, in nats."""
+
+    name, title = "log_loss", "log loss"
+    bounds = (0.0, None)
+
+    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        of_true_label = _shares(predictions)[np.arange(len(predictions.truth)), predictions.truth]
+        return -np.log(np.maximum(of_true_label, _SMALLEST)), np.ones(len(of_true_label))
+
+
+def _f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    return np.divide(2 * right, true + predicted, out=np.zeros_like(true, dtype=np.float64), where=true > 0)
+
+
+def _has_probabilities(predictions: Predictions) -> bool:
+    predicted: Any = predictions.predicted
+    return (
+        predictions.truth is not None
+        and isinstance(predicted, np.ndarray)
+        and predicted.ndim == 2
+        and predicted.dtype != bool
+    )
+
+
+def _shares(predictions: Predictions) -> np.ndarray:
+    probabilities = np.asarray(predictions.predicted, np.float64)
+    return probabilities / probabilities.sum(1, keepdims=True)
+
+
+def _area(is_true: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float | None:
+    """Return the weighted share of the pairs of a true row and another [n] that the scores order rightly;
+    None without a pair.
+    """
+    order = np.argsort(scores)
+    mass, ranked = weights[order], scores[order]
+    starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
+    true, other = (np.add.reduceat(mass * chosen[order], starts) for chosen in (is_true, ~is_true))
+    pairs = true.sum() * other.sum()
+    below = other.cumsum() - other
+    return float((true * (below + other / 2)).sum() / pairs) if pairs > 0 else None
+
+
+AUROC = Auroc()
+BRIER = Brier()
+LOG_LOSS = LogLoss()

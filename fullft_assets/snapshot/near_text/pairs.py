@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.snapshot.all_rows import distinct, expand
 from fullft_assets.snapshot.near_text.engine import load_engine
@@ -34,7 +36,6 @@ from fullft_assets.snapshot.near_text.words import (
 )
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from daft import DataFrame
 
 #: Jaccard similarity of word shingles from which two texts are near-duplicates.
@@ -82,8 +83,6 @@ def sketch(texts: pa.Array | pa.ChunkedArray) -> pa.Table:
     what they propose; `anchors`, `number` (a hash of all words), and `size`: the most shingles that the text
     may have.
     """
-    import pyarrow as pa
-
     schema = pa.schema(
         {
             "size": pa.int32(),
@@ -98,9 +97,6 @@ def sketch(texts: pa.Array | pa.ChunkedArray) -> pa.Table:
 
 
 def _sketch_block(texts: pa.Array, schema: pa.Schema) -> pa.RecordBatch:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     daft = load_engine()
     words = shingle_words(texts)
     column = daft.col("words")
@@ -137,8 +133,6 @@ def _sketch_block(texts: pa.Array, schema: pa.Schema) -> pa.RecordBatch:
 
 def _anchors(words: Words) -> pa.ListArray:
     """Return the distinct anchors of each text, ascending."""
-    import pyarrow as pa
-
     hashes, text = hash_runs(words, RUN_WORDS + np.arange(len(words.hashes)))
     # Above the hash is the number of the text, so that a window that reaches over two has the least of the
     # first one.
@@ -180,8 +174,6 @@ class Texts:
         """
         if not len(reference) or not len(candidates):
             return {}
-        import pyarrow as pa
-
         daft = load_engine()
         col = daft.col
         looked_up = self._side(reference, "reference", "keys", "bits", "number")
@@ -250,8 +242,6 @@ class Texts:
 
     def _side(self, rows: np.ndarray, name: str, exploded: str, *columns: str) -> DataFrame:
         """Return a frame of some rows: their numbers, a value of a list a row, and other columns."""
-        import pyarrow as pa
-
         daft = load_engine()
         chosen = np.zeros(sum(map(len, self.sketches)), bool)
         chosen[rows] = True
@@ -356,8 +346,6 @@ def near_duplicates(
     Returns:
         For each near candidate's position the position of one reference text it is near to.
     """
-    import pyarrow as pa
-
     column = pa.array([*reference, *candidates], pa.string())
     rows = np.arange(len(column))
     partners = Texts([sketch(column)], column.take).find_near(

@@ -6,20 +6,16 @@ and the Tai scripts put no spaces between words (the line breaking classes ID an
 14): there each letter is a word by itself, also in a text of several scripts.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.snapshot.all_rows import distinct
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 #: Kinds of words: one of several letters, a Chinese character, and a letter of another script without spaces.
 WORD, IDEOGRAPH, LETTER = range(3)
@@ -63,10 +59,6 @@ class Words:
     counts: np.ndarray
     kinds: np.ndarray
 
-    def sixths(self) -> np.ndarray:
-        """Return the length of each word in sixths of a word."""
-        return SIXTHS[self.kinds]
-
 
 def hash_words(texts: pa.Array | pa.ChunkedArray) -> Words:
     """Return the words of texts; null counts as empty."""
@@ -90,9 +82,6 @@ def hash_lists(lists: pa.ListArray) -> Words:
 
 def blocks(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
     """Yield texts in blocks of a bounded size."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
         lengths = pc.fill_null(pc.binary_length(chunk), 0).to_numpy(zero_copy_only=False)
         block = np.cumsum(lengths, dtype=np.int64) // _BLOCK_BYTES
@@ -104,9 +93,6 @@ def blocks(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
 
 def split_words(texts: pa.Array) -> pa.ListArray:
     """Return the words of each text of one block; a text without any has an empty list, or null."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     texts = pc.fill_null(texts.cast(pa.string()), "")
     is_ascii = pc.string_is_ascii(texts)
     spaced = pc.replace_with_mask(texts, is_ascii, _with_spaces_ascii(texts.filter(is_ascii)))
@@ -117,17 +103,12 @@ def split_words(texts: pa.Array) -> pa.ListArray:
 
 
 def _with_spaces_ascii(texts: pa.StringArray) -> pa.StringArray:
-    import pyarrow as pa
-
     _, offsets, data = texts.buffers()
     words = pa.py_buffer((data.to_pybytes() if data else b"").translate(_ASCII_WORDS))
     return pa.StringArray.from_buffers(len(texts), offsets, words, offset=texts.offset)
 
 
 def _with_spaces(texts: pa.StringArray) -> pa.StringArray:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     # Arrow's own NFC leaves letters and their marks apart.
     texts = pa.array([normalize("NFC", text.lower()) for text in texts.to_pylist()], pa.string())
     for pattern, replacement in (
@@ -145,9 +126,6 @@ def shingle_words(texts: pa.Array) -> pa.ListArray:
     A letter of an alphabet without spaces is one with the letters after it. A text without a word is compared
     as a whole.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     lists = split_words(texts)
     is_wordless = num_values(lists) == 0
     has_letters = pc.match_substring_regex(pc.fill_null(texts, ""), f"[{_LETTERS}]")
@@ -168,8 +146,6 @@ def shingle_words(texts: pa.Array) -> pa.ListArray:
 
 
 def _with_followers(words: list[str]) -> list[str]:
-    import pyarrow as pa
-
     is_letter = (_kinds(pa.array(words, pa.string())) == LETTER).tolist()
     joined = []
     for number, word in enumerate(words):
@@ -203,15 +179,11 @@ def shingle_sets(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndar
 
 def num_values(lists: pa.ListArray) -> np.ndarray:
     """Return how many values each list has, null counting as none: int64 [n]."""
-    import pyarrow.compute as pc
-
     return pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
 
 
 def _kinds(words: pa.Array) -> np.ndarray:
     """Return the kind of each word: uint8 [n]."""
-    import pyarrow.compute as pc
-
     kinds = np.full(len(words), WORD, np.uint8)
     for kind, letters in ((IDEOGRAPH, _IDEOGRAPHS), (LETTER, _LETTERS)):
         kinds[pc.match_substring_regex(words, f"^[{letters}]").to_numpy(zero_copy_only=False)] = kind

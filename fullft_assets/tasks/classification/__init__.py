@@ -1,3 +1,0 @@
-"""Classification with one label a row."""
-
-from fullft_assets.tasks.classification.task import TASK

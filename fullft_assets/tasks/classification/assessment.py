@@ -1,28 +1,33 @@
-"""The evaluation of classifiers: calibration, weak labels and groups beside the metrics.
+"""The evaluation of classifiers: calibration or thresholds, weak labels and groups beside the metrics, and
+rows whose label is probably wrong.
 
-Labels and predictions are integer positions [n] in the label order, probabilities are floats [n, k].
+Of a row with one label, labels and predictions are integer positions [n] in the label order, probabilities
+are floats [n, k]. Of a row with several, labels and decisions are bool [n, k], and probabilities are each
+label's own: a label is given where its probability reaches the label's threshold. Thresholds are chosen on
+the validation rows and saved with what they were chosen for.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import numpy as np
 
-from fullft_assets.evaluation.base import Evaluation
+from fullft_assets.evaluation.base import LabelEvaluation, label_fields
 from fullft_assets.evaluation.comparison import Comparison
 from fullft_assets.evaluation.intervals import Record
-from fullft_assets.evaluation.label_scores import LabelScore, label_scores, weakest_label
 from fullft_assets.evaluation.metrics.base import Predictions
-from fullft_assets.evaluation.metrics.labels import ACCURACY, MACRO_F1
-from fullft_assets.evaluation.rows import GroupScore, SystemAgreement, agreement, weakest_groups
-from fullft_assets.evaluation.titles import FINETUNED
-from fullft_assets.tasks.classification.temperature import fit_temperature, with_temperature
+from fullft_assets.evaluation.rows import weakest_label
+from fullft_assets.report import DoubtfulRow
 
 #: Bins of the reliability diagram.
 NUM_BINS = 10
+#: Errors that the report names.
+MOST_SHOWN = 20
+#: Threshold of a label that no validation row has, or all have.
+DEFAULT_THRESHOLD = 0.5
 
 
 class ReliabilityBin(Record):
@@ -35,50 +40,15 @@ class ReliabilityBin(Record):
     accuracy: float
 
 
-class ClassificationEvaluation(Evaluation):
-    """Everything measured of a classifier.
+class ClassificationEvaluation(LabelEvaluation):
+    """Everything measured of a classifier with one label a row."""
 
-    Attributes:
-        temperature: fitted on the validation rows; reported, and not applied. None: there were none that the
-            model had not learned from.
-        error_at_temperature: expected calibration error of the test rows with it.
-    """
-
-    #: What a row of `agreement` is, as a verb.
-    right: ClassVar[str] = "are right"
-
-    labels: list[str]
     reliability: list[ReliabilityBin]
-    per_label: list[LabelScore]
     #: Rows: true label, columns: predicted label.
     confusion: list[list[int]]
-    weakest_groups: list[GroupScore]
-    agreement: SystemAgreement
-    temperature: float | None = None
-    error_at_temperature: float | None = None
-
-    @property
-    def confusions(self) -> list[tuple[str, str, int, float]]:
-        """True label, predicted label, rows, and their share of the true label's rows; the most frequent
-        first.
-        """
-        counts = np.array(self.confusion)
-        wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
-        order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)].tolist()
-        pairs = [divmod(place, len(counts)) for place in order]
-        return [
-            (
-                self.labels[true],
-                self.labels[predicted],
-                int(wrong[true, predicted]),
-                float(wrong[true, predicted] / counts[true].sum()),
-            )
-            for true, predicted in pairs
-        ]
 
     @property
     def limits(self) -> list[str]:
-        """The weakest label, labels without a test row, and how far off the probabilities are."""
         off = (
             f"Its probabilities are off by {self.calibration_error:.3f} on average (expected calibration"
             " error)."
@@ -86,14 +56,22 @@ class ClassificationEvaluation(Evaluation):
         return [*weakest_label(self.per_label, "test rows"), off]
 
 
-def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Share of rows [n] whose prediction is the label."""
-    return ACCURACY.compute(of_labels(labels, predicted))
+class MultiLabelEvaluation(LabelEvaluation):
+    """Everything measured of a classifier with several labels a row; a row is right where all its labels are.
 
+    Attributes:
+        labels_a_row: labels that a test row has on average.
+    """
 
-def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean F1 over the labels that occur in `labels` [n]."""
-    return MACRO_F1.compute(of_labels(labels, predicted))
+    labels_a_row: float
+
+    @property
+    def limits(self) -> list[str]:
+        shares = (
+            "Its thresholds fit the shares of labels in the validation rows; where these change, they no"
+            " longer do."
+        )
+        return [*weakest_label(self.per_label, "test rows"), shares]
 
 
 def reliability(
@@ -129,20 +107,26 @@ def expected_calibration_error(
 def predictions_of(
     labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str], name: str = "probabilities"
 ) -> Predictions:
-    """Return what metrics take of a system's label probabilities [n, k] for rows with true labels [n]."""
-    probabilities = require_probabilities(probabilities, labels, len(label_names), name)
-    predictions = of_labels(labels, probabilities.argmax(axis=1), len(label_names))
-    return replace(predictions, labels=label_names, predicted=probabilities)
+    """Return what metrics take of a system's label probabilities [n, k] for rows with true labels [n].
 
-
-def of_labels(
-    labels: np.ndarray, predicted: np.ndarray, num_labels: int | None = None, name: str = "predictions"
-) -> Predictions:
-    """Return what metrics of labels take of predicted labels [n]."""
-    labels, predicted = require_labels(labels, predicted, num_labels, name)
-    one_hot = np.eye(num_labels or 1 + max(int(labels.max()), int(predicted.max())), dtype=bool)
-    true, given = one_hot[labels], one_hot[predicted]
-    return Predictions(truth=labels, found=true & given, true=true, given=given, is_right=labels == predicted)
+    Raises:
+        ValueError: shapes differ, or a row is no distribution over the labels; the message names what.
+    """
+    labels, probabilities = np.asarray(labels), require_probabilities(probabilities, labels, name)
+    if probabilities.shape[1] != len(label_names):
+        raise ValueError(f"{name}: {probabilities.shape[1]} columns for {len(label_names)} labels")
+    one_hot = np.eye(len(label_names), dtype=bool)
+    answer = probabilities.argmax(axis=1)
+    true, predicted = one_hot[labels], one_hot[answer]
+    return Predictions(
+        label_names,
+        labels,
+        probabilities,
+        found=true & predicted,
+        true=true,
+        given=predicted,
+        is_right=labels == answer,
+    )
 
 
 def assess(
@@ -151,18 +135,16 @@ def assess(
     groups: Sequence[str],
     label_names: Sequence[str],
     comparison: Comparison,
-    validation: tuple[np.ndarray, np.ndarray] | None = None,
     *,
     labels_alone: Collection[str] = (),
 ) -> ClassificationEvaluation:
-    """Measure everything of an evaluation.
+    """Measure everything of an evaluation with one label a row.
 
     Args:
         labels: true labels [n].
         probabilities: label probabilities [n, k] of `finetuned`, of each baseline and, if there is one, of
             `champion`.
         groups: the group of each row [n].
-        validation: labels and the fine-tuned model's probabilities of rows to fit a temperature on.
         labels_alone: systems that gave labels without probabilities; metrics of probabilities do not measure
             them.
 
@@ -171,82 +153,169 @@ def assess(
     """
     from sklearn.metrics import confusion_matrix
 
-    labels = np.asarray(labels)
-    temperature = None if validation is None else fit_temperature(*validation)
     predictions = {
         name: predictions_of(labels, each, label_names, name) for name, each in probabilities.items()
     }
     predictions |= {name: replace(predictions[name], predicted=None) for name in labels_alone}
-    shared = comparison.run(predictions, groups, len(labels))
-    tuned = np.asarray(probabilities[FINETUNED]).argmax(axis=1)
-    is_right = {name: np.asarray(each).argmax(axis=1) == labels for name, each in probabilities.items()}
-    confusion = confusion_matrix(*require_labels(labels, tuned), labels=range(len(label_names)))
+    tuned = np.asarray(probabilities[comparison.candidate])
+    confusion = confusion_matrix(labels, tuned.argmax(axis=1), labels=range(len(label_names)))
     return ClassificationEvaluation(
-        **shared,
-        labels=list(label_names),
-        calibration_error=expected_calibration_error(labels, probabilities[FINETUNED]),
-        reliability=reliability(labels, probabilities[FINETUNED]),
-        temperature=temperature,
-        error_at_temperature=(
-            None
-            if temperature is None
-            else expected_calibration_error(labels, with_temperature(probabilities[FINETUNED], temperature))
-        ),
-        per_label=label_scores(np.diag(confusion), confusion.sum(1), confusion.sum(0), label_names),
+        **label_fields(predictions, groups, label_names, comparison),
+        calibration_error=expected_calibration_error(labels, tuned),
+        reliability=reliability(labels, tuned),
         confusion=confusion.tolist(),
-        weakest_groups=weakest_groups(is_right[FINETUNED], groups),
-        agreement=agreement(is_right[FINETUNED], is_right[shared["justification"].best_baseline]),
     )
 
 
-def require_labels(
-    labels: np.ndarray, predicted: np.ndarray, num_labels: int | None = None, name: str = "predictions"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as integer arrays [n].
-
-    Raises:
-        ValueError: one is empty, not integer or out of range, or their lengths differ.
-    """
-    labels, predicted = np.asarray(labels), np.asarray(predicted)
-    for what, values in (("labels", labels), (name, predicted)):
-        if values.ndim != 1 or values.size == 0:
-            raise ValueError(f"{what}: expected a non-empty list of labels, got shape {values.shape}")
-        if not np.issubdtype(values.dtype, np.integer):
-            raise ValueError(f"{what}: labels are whole numbers, got {values.dtype}")
-        wrong = (values < 0) | (values >= num_labels if num_labels is not None else False)
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise ValueError(
-                f"{what}: row {row} has label {values[row]}, allowed are 0 to"
-                f" {num_labels - 1 if num_labels else 'k - 1'}"
-            )
-    if len(labels) != len(predicted):
-        raise ValueError(f"{name}: {len(predicted)} for {len(labels)} labels")
-    return labels, predicted
-
-
 def require_probabilities(
-    probabilities: np.ndarray, labels: np.ndarray, num_labels: int | None = None, name: str = "probabilities"
+    probabilities: np.ndarray, labels: np.ndarray, name: str = "probabilities"
 ) -> np.ndarray:
     """Return them as floats [n, k] that fit the labels [n].
 
     Raises:
-        ValueError: wrong shape, not finite, outside [0, 1], rows that do not add up to 1, or a label out of
-            range.
+        ValueError: wrong shape, not finite, outside [0, 1], or rows that do not add up to 1.
     """
     probabilities = np.asarray(probabilities, np.float64)
-    if probabilities.ndim != 2 or probabilities.size == 0:
-        raise ValueError(f"{name}: expected rows of label probabilities, got shape {probabilities.shape}")
-    if num_labels is not None and probabilities.shape[1] != num_labels:
-        raise ValueError(f"{name}: {probabilities.shape[1]} columns for {num_labels} labels")
-    finite = np.isfinite(probabilities).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"{name}: row {int(finite.argmin())} of {len(probabilities)} is not finite"
-            f" ({int((~finite).sum())} such rows)"
-        )
-    wrong = (probabilities < 0).any(axis=1) | (np.abs(probabilities.sum(axis=1) - 1) > 1e-3)
+    if probabilities.ndim != 2 or not probabilities.size or len(probabilities) != len(labels):
+        raise ValueError(f"{name}: shape {probabilities.shape} for {len(labels)} labels")
+    # What is not finite adds up to no number.
+    wrong = (probabilities < 0).any(axis=1) | ~(np.abs(probabilities.sum(axis=1) - 1) <= 1e-3)
     if wrong.any():
         raise ValueError(f"{name}: row {int(wrong.argmax())} is not a distribution over the labels")
-    require_labels(labels, probabilities.argmax(axis=1), probabilities.shape[1], name)
     return probabilities
+
+
+def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return for each label the threshold with the highest F1 on validation rows: float [k].
+
+    A threshold is midway between two probabilities that occur; of equally good ones it is the nearest to 0.5.
+    A label that none of the rows has, or all have, keeps 0.5: no cut is better than another.
+
+    Args:
+        labels: bool [n, k].
+        probabilities: float [n, k].
+    """
+    labels, probabilities = require_aligned(labels, probabilities)
+    return np.array([_threshold(labels[:, i], probabilities[:, i]) for i in range(labels.shape[1])])
+
+
+def _threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    num_true = int(labels.sum())
+    if num_true in (0, len(labels)):
+        return DEFAULT_THRESHOLD
+    order = np.argsort(-probabilities, kind="stable")
+    ranked, num_right = probabilities[order], np.cumsum(labels[order])
+    # Rows with one probability are all given the label, or none is.
+    is_last = np.append(ranked[1:] < ranked[:-1], True)
+    num_given = np.flatnonzero(is_last) + 1
+    f1 = 2 * num_right[num_given - 1] / (num_true + num_given)
+    below = np.append(ranked, 0.0)[num_given]
+    cuts = (ranked[num_given - 1] + below) / 2
+    best = np.flatnonzero(f1 >= f1.max() - 1e-12)
+    return float(cuts[best[np.argmin(np.abs(cuts[best] - DEFAULT_THRESHOLD))]])
+
+
+def require_aligned(
+    labels: np.ndarray, answers: np.ndarray, name: str = "predictions"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as arrays [n, k].
+
+    Raises:
+        ValueError: the labels are no table of truth values, something is empty or not finite, or the shapes
+            differ.
+    """
+    labels, answers = np.asarray(labels), np.asarray(answers)
+    if labels.ndim != 2 or not labels.size or labels.dtype != bool:
+        raise ValueError(f"labels: expected truth values [rows, labels], got {labels.dtype} {labels.shape}")
+    if answers.shape != labels.shape:
+        raise ValueError(
+            f"{name}: shape {answers.shape}, the labels have {labels.shape}: as many rows, and an answer for"
+            " each label"
+        )
+    if not np.isfinite(answers).all():
+        raise ValueError(f"{name}: row {int((~np.isfinite(answers)).any(axis=1).argmax())} is not finite")
+    return labels, answers
+
+
+def decisions_of(
+    labels: np.ndarray, decided: np.ndarray, label_names: Sequence[str] = (), name: str = "predictions"
+) -> Predictions:
+    """Return what metrics take of labels given, bool [n, k], to rows with true labels, bool [n, k]."""
+    labels, decided = require_aligned(labels, decided, name)
+    is_right = (labels == decided).all(axis=1)
+    return Predictions(
+        label_names, labels, decided, found=labels & decided, true=labels, given=decided, is_right=is_right
+    )
+
+
+def assess_decisions(
+    labels: np.ndarray,
+    decisions: Mapping[str, np.ndarray],
+    groups: Sequence[str],
+    label_names: Sequence[str],
+    thresholds: np.ndarray,
+    comparison: Comparison,
+) -> MultiLabelEvaluation:
+    """Measure everything of an evaluation with several labels a row.
+
+    Args:
+        labels: true labels, bool [n, k].
+        decisions: labels given, bool [n, k], by `finetuned`, each baseline and, if there is one, `champion`.
+        groups: the group of each row [n].
+        thresholds: of the fine-tuned model [k].
+
+    Raises:
+        ValueError: input is empty, misaligned or not finite; the message names what.
+    """
+    if np.asarray(labels).shape[1:] != (len(label_names),) or len(thresholds) != len(label_names):
+        raise ValueError(
+            f"labels: {len(label_names)} names and {len(thresholds)} thresholds for shape {np.shape(labels)}"
+        )
+    predictions = {
+        name: decisions_of(labels, decided, label_names, name) for name, decided in decisions.items()
+    }
+    return MultiLabelEvaluation(
+        **label_fields(predictions, groups, label_names, comparison, thresholds),
+        labels_a_row=float(labels.sum(1).mean()),
+    )
+
+
+def likely_label_errors(
+    ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
+) -> list[DoubtfulRow] | None:
+    """Return the rows whose labels are probably wrong, the surest first; None where cleanlab is not
+    installed.
+
+    By confident learning (Northcutt et al. 2021, arXiv:1911.00068): a row counts where the model is surer of
+    another label than it usually is of that one. The model must not have learned from these rows.
+
+    Args:
+        labels: positions in the label order [n].
+        probabilities: of each label [n, k].
+    """
+    if importlib.util.find_spec("cleanlab") is None:
+        return None
+    from cleanlab.filter import find_label_issues  # pyright: ignore[reportMissingImports]  # an extra
+
+    shares = np.asarray(probabilities, np.float64)
+    shares = shares / shares.sum(1, keepdims=True)
+    rows = find_label_issues(labels, shares, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return [_doubtful(row, ids, labels, shares, names) for row in np.asarray(rows, np.int64).tolist()]
+
+
+def worst_errors(
+    ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
+) -> list[DoubtfulRow]:
+    """Return the wrong rows with the highest loss: the model gave their own label the lowest probability."""
+    of_label = probabilities[np.arange(len(labels)), labels]
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    order = wrong[np.argsort(of_label[wrong], kind="stable")][:MOST_SHOWN]
+    return [_doubtful(row, ids, labels, probabilities, names) for row in order.tolist()]
+
+
+def _doubtful(
+    row: int, ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
+) -> DoubtfulRow:
+    best, own = int(probabilities[row].argmax()), int(labels[row])
+    probability, of_label = float(probabilities[row, best]), float(probabilities[row, own])
+    return DoubtfulRow(ids[row], names[own], names[best], probability, of_label)

@@ -1,5 +1,5 @@
-"""Baselines of classifiers: majority label, TF-IDF, a probe on the frozen base model. The last two also give
-several labels a row.
+"""Baselines of classifiers: shares of the labels, TF-IDF, a probe on the frozen base model; and the logistic
+regressions behind the last two, with a strength of their regularization that is chosen on validation rows.
 
 Saved as JSON and npz, never pickled.
 """
@@ -8,23 +8,199 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.baseline import Baseline, BaselineContext
-from fullft_assets.tasks.classification.logistic import TFIDF_C, LogisticHead
+from fullft_assets.tasks.baseline import Baseline, BaselineContext, export_model
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from transformers import PreTrainedModel
 
-    from fullft_assets.models.heads import HeadWeights
+    from fullft_assets.models.inference import HeadWeights
 
 #: Coefficients of the regression on TF-IDF, all labels together; terms that are rare are left out for it.
 _MOST_WEIGHTS = 8_000_000
+#: Inverse strengths of the regularization that are tried: on TF-IDF features, and on standardized features of
+#: a model.
+TFIDF_C = (1.0, 10.0, 100.0)
+PROBE_C = (0.001, 0.01, 0.1, 1.0)
+#: Rows on which they are tried; all rows are fitted with the one that is chosen.
+_MOST_ROWS_TO_CHOOSE = 4_000
+#: Log-odds of a label that no training row has, or that all have.
+_CERTAIN = 20.0
+#: A feature that varies less than this share of the others' median is constant: divided by its deviation it
+#: would be noise.
+_CONSTANT = 1e-3
+
+
+@dataclass(frozen=True)
+class LogisticHead:
+    """Logistic regression on features: softmax over labels where a row has one, else each label against the
+    rest.
+
+    Attributes:
+        coefficients: [labels, features].
+        intercept: [labels].
+    """
+
+    coefficients: np.ndarray
+    intercept: np.ndarray
+    is_exclusive: bool
+
+    @classmethod
+    def fit_best(
+        cls,
+        features: Any,
+        labels: np.ndarray,
+        num_labels: int,
+        strengths: Sequence[float],
+        validation: tuple[Any, np.ndarray],
+        **options: Any,
+    ) -> LogisticHead:
+        """Fit with the inverse strength that has the lowest log loss on validation rows.
+
+        Args:
+            features: [rows, features], sparse or dense.
+            labels: int [rows], or bool [rows, labels].
+            validation: features and labels of rows to choose on.
+            options: of `fit`.
+        """
+        some = slice(0, _MOST_ROWS_TO_CHOOSE)
+        checked, truth = validation
+        losses = [
+            mean_log_loss(
+                truth,
+                cls.fit(features[some], labels[some], num_labels, C=C, **options).probabilities(checked),
+            )
+            for C in strengths
+        ]
+        return cls.fit(features, labels, num_labels, C=strengths[int(np.argmin(losses))], **options)
+
+    @classmethod
+    def fit(
+        cls,
+        features: Any,
+        labels: np.ndarray,
+        num_labels: int,
+        *,
+        C: float,
+        balanced: bool = False,
+        intercept: bool = True,
+    ) -> LogisticHead:
+        """Fit with an inverse strength of the regularization.
+
+        Args:
+            balanced: weight rows by the inverse frequency of their label.
+            intercept: fit one; else it is zero.
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        model = LogisticRegression(
+            C=C, max_iter=1_000, class_weight="balanced" if balanced else None, fit_intercept=intercept
+        )
+        is_exclusive = labels.ndim == 1
+        fitted = (
+            _fit_softmax(model, features, labels, num_labels)
+            if is_exclusive
+            else _fit_each(model, features, labels)
+        )
+        # Saved in single precision, and the same after loading.
+        return cls(*(values.astype(np.float32) for values in fitted), is_exclusive=is_exclusive)
+
+    def probabilities(self, features: Any) -> np.ndarray:
+        from scipy.special import expit, softmax
+
+        scores = features @ self.coefficients.T + self.intercept
+        return softmax(scores, axis=1) if self.is_exclusive else expit(scores)
+
+    def save(self, path: Path, **arrays: np.ndarray) -> None:
+        """Write the head, and further arrays beside it, as npz."""
+        about = {"coefficients": self.coefficients, "intercept": self.intercept}
+        np.savez(path, allow_pickle=False, is_exclusive=np.array(self.is_exclusive), **about, **arrays)
+
+    @classmethod
+    def of(cls, arrays: Any) -> LogisticHead:
+        return cls(arrays["coefficients"], arrays["intercept"], bool(arrays["is_exclusive"]))
+
+
+def fit_on_states(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_labels: int,
+    validation: tuple[np.ndarray, np.ndarray],
+    *,
+    intercept: bool,
+    balanced: bool = False,
+) -> LogisticHead:
+    """Return a regression on hidden states [rows, features] of a model, which are standardized for the fit.
+
+    Args:
+        intercept: fit one; without, the states are divided by their deviation and not shifted, so that none
+            is needed.
+    """
+    mean = features.mean(0) if intercept else np.zeros(features.shape[1], np.float32)
+    deviation = features.std(0)
+    varies = deviation > _CONSTANT * np.median(deviation)
+    scale = np.where(varies, deviation, 1.0)
+
+    def standardized(states: np.ndarray) -> np.ndarray:
+        return np.where(varies | (not intercept), (states - mean) / scale, 0.0)
+
+    checked, truth = validation
+    options = {"intercept": intercept, "balanced": balanced}
+    head = LogisticHead.fit_best(
+        standardized(features), labels, num_labels, PROBE_C, (standardized(checked), truth), **options
+    )
+    coefficients = np.where(varies | (not intercept), head.coefficients / scale, 0.0)
+    return LogisticHead(coefficients, head.intercept - coefficients @ mean, head.is_exclusive)
+
+
+def mean_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean log loss of probabilities [rows, labels].
+
+    Args:
+        labels: positions of labels [rows], or bool [rows, labels].
+    """
+    clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
+    if labels.ndim == 1:
+        return float(-np.log(clipped[np.arange(len(labels)), labels]).mean())
+    return float(-np.log(np.where(labels, clipped, 1 - clipped)).mean())
+
+
+def _fit_softmax(
+    model: Any, features: Any, labels: np.ndarray, num_labels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    coefficients = np.zeros((num_labels, features.shape[1]))
+    present = np.unique(labels)
+    if len(present) == 1:
+        return coefficients, np.where(np.arange(num_labels) == present[0], _CERTAIN, 0.0)
+    model.fit(features, labels)
+    # With two labels there is one row for both.
+    signs = np.array([[-0.5], [0.5]]) if len(present) == 2 else 1.0
+    coefficients[present] = signs * model.coef_
+    # A label without a row is a little less likely than the rarest.
+    intercepts = np.ravel(signs) * model.intercept_
+    intercept = np.full(num_labels, intercepts.min() - 1.0)
+    intercept[present] = intercepts
+    return coefficients, intercept
+
+
+def _fit_each(model: Any, features: Any, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    coefficients = np.zeros((labels.shape[1], features.shape[1]))
+    intercept = np.zeros(labels.shape[1])
+    for i, column in enumerate(labels.T):
+        if column.all() or not column.any():
+            intercept[i] = _CERTAIN if column.all() else -_CERTAIN
+            continue
+        model.fit(features, column)
+        coefficients[i] = model.coef_[0]
+        intercept[i] = model.intercept_[0] if np.ndim(model.intercept_) else 0.0
+    return coefficients, intercept
 
 
 class Majority(Baseline):
@@ -52,11 +228,26 @@ class Majority(Baseline):
         return cls(np.load(folder / f"{cls.name}.npz")["shares"])
 
 
+class LabelShares(Majority):
+    """Each label with its share of the training rows, whatever the text: at its threshold, always or
+    never.
+    """
+
+    name = "label_shares"
+    title = "labels by their shares"
+    tasks = ("multi_label",)
+
+    @classmethod
+    def fit(cls, train: Split, context: BaselineContext) -> Self:
+        return cls(train.labels.mean(0))
+
+
 class Tfidf(Baseline):
     """TF-IDF of words, word pairs and parts of words with a logistic regression: minutes of work, no GPU."""
 
     name = "tfidf"
     title = "TF-IDF + logistic regression"
+    serving_rank = 0
     tasks = ("classification", "multi_label")
 
     def __init__(self, vectorizers: Sequence[TfidfVectorizer], head: LogisticHead):
@@ -66,7 +257,6 @@ class Tfidf(Baseline):
     def _vectorizers(
         max_terms: int | None = None, vocabularies: Sequence[dict[str, int] | None] = (None, None)
     ) -> list[TfidfVectorizer]:
-        """Return the vectorizers of words and of parts of words, each with a maximum number of terms."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         words, parts = vocabularies
@@ -93,7 +283,6 @@ class Tfidf(Baseline):
         return self.head.probabilities(_stacked(self.vectorizers, rows.texts))
 
     def save(self, folder: Path) -> None:
-        """Write `tfidf.json` (the vocabularies) and `tfidf.npz`."""
         vocabularies = [{term: int(i) for term, i in each.vocabulary_.items()} for each in self.vectorizers]
         (folder / "tfidf.json").write_text(json.dumps(vocabularies, ensure_ascii=False), encoding="utf-8")
         words, parts = self.vectorizers
@@ -111,7 +300,6 @@ class Tfidf(Baseline):
 
 
 def _stacked(vectorizers: Sequence[TfidfVectorizer], texts: Sequence[str]) -> Any:
-    """Return the features of texts [texts, terms], sparse; words and parts of words weigh the same."""
     from scipy.sparse import hstack
 
     return hstack([vectorizer.transform(texts) for vectorizer in vectorizers]).tocsr()
@@ -123,6 +311,7 @@ class FrozenProbe(Baseline):
     name = "frozen_probe"
     title = "frozen base model + trained head"
     tasks = ("classification", "multi_label")
+    serving_rank = 2
 
     def __init__(self, weights: HeadWeights, context: BaselineContext):
         self.weights, self.context = weights, context
@@ -137,11 +326,17 @@ class FrozenProbe(Baseline):
         return cls(weights, context)
 
     def predict(self, rows: Split) -> Any:
-        from fullft_assets.models import heads
+        return self.context.open_recipe().predict(self._model(), rows, self.context.progress)
+
+    def export(self, folder: Path, context: BaselineContext) -> None:
+        export_model(self._model(), folder, context)
+
+    def _model(self) -> PreTrainedModel:
+        from fullft_assets.models import inference
 
         model = _with_new_head(self.context)
-        heads.set_weights(model, self.weights)
-        return self.context.open_recipe().predict(model, rows, self.context.progress)
+        inference.set_head_weights(model, self.weights)
+        return model
 
     def save(self, folder: Path) -> None:
         np.savez(
@@ -152,7 +347,7 @@ class FrozenProbe(Baseline):
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Self:
-        from fullft_assets.models.heads import HeadWeights
+        from fullft_assets.models.inference import HeadWeights
 
         arrays = np.load(folder / f"{cls.name}.npz")
         return cls(HeadWeights(arrays["coefficients"], arrays["intercept"]), context)

@@ -1,7 +1,7 @@
 """The baseline `bedrock`: a model of Amazon Bedrock names each text's label through the Converse API.
 
 It is the one baseline that sends texts of rows to a service: those that are scored, and those of the
-examples, if any are asked for. Its answers are not kept, so an evaluation asks again, and pays again. An
+examples. Its answers are not kept, so an evaluation asks again, and pays again. An
 answer that names no label counts as the commonest training label.
 """
 
@@ -28,6 +28,8 @@ _ATTEMPTS = 8
 _MAX_ANSWER_TOKENS = 64
 #: Characters of a text that are sent; the rest is cut.
 _MAX_CHARACTERS = 8_000
+#: Training rows that each request shows with their labels.
+NUM_SHOWN = 8
 _PARALLEL_REQUESTS = 4
 _AROUND = re.compile(r"^[\W_]+|[\W_]+$")
 
@@ -45,6 +47,7 @@ class Bedrock(Baseline):
     title = "Bedrock model, prompted"
     tasks = ("classification",)
     needs_network = True
+    serving_rank = 4
 
     def __init__(self, shown: Split, labels: Sequence[int], fallback: int, context: BaselineContext):
         self.shown = shown
@@ -54,11 +57,10 @@ class Bedrock(Baseline):
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
-        shown = train.select(prompting.draw(train.labels, _asked(context).examples, context.settings.seed))
+        shown = train.select(prompting.draw(train.labels, NUM_SHOWN, context.settings.seed))
         return cls(shown, shown.labels.tolist(), int(np.bincount(train.labels).argmax()), context)
 
     def predict(self, rows: Split) -> np.ndarray:
-        """Return label probabilities [rows, labels]: 1 for the label that was answered."""
         context, asked = self.context, _asked(self.context)
         client, system = (
             _client(asked),
@@ -80,8 +82,8 @@ class Bedrock(Baseline):
             answer = _converse(client, asked, system, [*before, _message("user", text[:_MAX_CHARACTERS])])
             used = answer["usage"]
             usd = (
-                used["inputTokens"] * asked.usd_per_1k_input_tokens
-                + used["outputTokens"] * asked.usd_per_1k_output_tokens
+                used["inputTokens"] * asked.usd_per_1k_tokens[0]
+                + used["outputTokens"] * asked.usd_per_1k_tokens[1]
             )
             return (
                 "".join(part.get("text", "") for part in answer["output"]["message"]["content"]),
@@ -115,8 +117,6 @@ class Bedrock(Baseline):
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Self:
         fallback = int(np.load(folder / "bedrock.npz")["fallback"])
-        if not _asked(context).examples:
-            return cls(context.train_rows().select([]), [], fallback, context)
         shown, saved = prompting.load_examples(folder / "bedrock.json", context)
         return cls(shown, saved["labels"], fallback, context)
 

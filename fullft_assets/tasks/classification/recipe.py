@@ -1,5 +1,12 @@
-"""The task classification, one label a row: a new head on the base model, each window a training row, padded
-to similar ones.
+"""The recipes of classifiers: a new head on the base model, each window a training row, padded to similar
+ones.
+
+With several labels a row each label is a yes or no of its own, decided at a threshold of its own. The loss is
+the binary cross-entropy of every label of every row, summed; that of an optimizer step is the mean over all
+of them, however many passes and processes they are in. Thresholds are chosen on the validation rows, for the
+final weights, and saved in the model's configuration as `label_thresholds`. Scores on the validation rows, in
+training and of the baselines alike, are at thresholds chosen on the same rows, so they are somewhat too good;
+those on the test rows are not.
 """
 
 from __future__ import annotations
@@ -11,18 +18,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from datasets import Dataset
-from sklearn.metrics import log_loss
 from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
+from fullft_assets.errors import DataError
 from fullft_assets.evaluation.metrics import compute
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import precision
-from fullft_assets.models.heads import HeadWeights, features_of_documents, has_intercept
 from fullft_assets.models.inference import (
+    MULTI_LABEL,
+    HeadWeights,
     collate,
     device,
+    features_of_documents,
+    has_intercept,
     load_classifier,
     load_for_training,
     load_new_classifier,
@@ -30,12 +39,14 @@ from fullft_assets.models.inference import (
 )
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.classification.assessment import accuracy, macro_f1, predictions_of
-from fullft_assets.tasks.classification.logistic import fit_on_states
+from fullft_assets.tasks.classification import assessment
+from fullft_assets.tasks.classification.baselines import fit_on_states, mean_log_loss
 from fullft_assets.tasks.encoder import Encoder
 from fullft_assets.training.feed import Feed
 from fullft_assets.training.recipe import MOST_HEAD_ROWS, Prepared
 
+METRICS = ("accuracy", "macro_f1")
+DECISION_METRICS = ("macro_f1", "micro_f1", "subset_accuracy")
 #: Rows are shuffled, then sorted by length within pools of this many batches: random enough, little padding.
 _POOL_BATCHES = 50
 #: A new head is fitted on at least this many rows of each label, where it has them.
@@ -93,7 +104,6 @@ class ClassificationRecipe(Encoder):
         return HeadWeights(head.coefficients, head.intercept)
 
     def _some_of_each_label(self, most_rows: int | None) -> Split:
-        """Return the first training rows, and the first few of each label."""
         if most_rows is None or len(self.train) <= most_rows:
             return self.train
         one_hot = (
@@ -104,9 +114,7 @@ class ClassificationRecipe(Encoder):
         is_early = (one_hot & (np.cumsum(one_hot, axis=0) <= _ROWS_OF_EACH_LABEL)).any(1)
         return self.train.select(np.flatnonzero(is_early | (np.arange(len(self.train)) < most_rows)).tolist())
 
-    def prepare(
-        self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int
-    ) -> Prepared:
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
         feed = window_feed(*labelled_windows(self.train), model, settings, seed, torch.tensor)
         return self._prepared(
             model,
@@ -116,17 +124,13 @@ class ClassificationRecipe(Encoder):
         )
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        """See `Recipe`: loss, accuracy and macro-F1."""
         return score(model, self.validation, listener)
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> np.ndarray:
-        """See `Recipe`: label probabilities [rows, labels]."""
         return predict_with(model, rows.windows, progress=listener).probabilities
 
     def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
-        return compute(
-            ("macro_f1", "accuracy"), predictions_of(self.validation.labels, predicted, self.labels, name)
-        )
+        return _scores(self.validation.labels, predicted, name)
 
 
 def labelled_windows(train: Split) -> tuple[list[list[int]], list[Any]]:
@@ -152,16 +156,13 @@ def window_feed(
     bounds = np.append(np.arange(0, len(order), settings.micro_batch_size), len(order))
     pad_id = model.config.pad_token_id or 0
 
-    def collated(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {
-            **collate([row["input_ids"] for row in rows], pad_id),
-            "labels": to_tensor([row["labels"] for row in rows]),
-        }
+    def batch(number: int) -> dict[str, torch.Tensor]:
+        rows = order[bounds[number] : bounds[number + 1]]
+        inputs = collate([windows[row] for row in rows], pad_id)
+        return inputs | {"labels": to_tensor([labels[row] for row in rows])}
 
     return Feed(
-        dataset=Dataset.from_dict({"input_ids": windows, "labels": labels}).select(order),
-        collate=collated,
-        items_a_pass=settings.micro_batch_size,
+        batch=batch,
         num_rows=len(order),
         lengths=lengths[order],
         num_predicted=np.zeros(len(order), np.int64),
@@ -200,9 +201,8 @@ def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int)
 def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any, torch.Tensor], torch.Tensor]:
     """Return (output, labels) -> the summed cross-entropy of a pass.
 
-    A model's own loss is the mean over the micro-batch, and Trainer takes it as its part of the full batch's
-    mean: with accumulation the gradients and the logged loss would be as many times too large as there are
-    micro-batches.
+    A model's own loss is the mean over the micro-batch: with accumulation the gradients and the logged loss
+    would be as many times too large as there are micro-batches.
 
     Args:
         balanced_labels: number of labels, to weight each by its inverse frequency; None = no weights.
@@ -228,17 +228,67 @@ def score(model: PreTrainedModel, split: Split, listener: Listener | None = None
     """Return loss, accuracy and macro-F1 of a model on a split; all are nan if its outputs are not finite."""
     probabilities = predict_with(model, split.windows, progress=listener).probabilities
     if not np.isfinite(probabilities).all():
-        return dict.fromkeys(("loss", "accuracy", "macro_f1"), math.nan)
-    predicted = probabilities.argmax(1)
-    clipped = np.clip(probabilities.astype(np.float64), 1e-7, None)
-    return {
-        "loss": float(
-            log_loss(
-                split.labels,
-                clipped / clipped.sum(1, keepdims=True),
-                labels=list(range(probabilities.shape[1])),
-            )
-        ),
-        "accuracy": accuracy(split.labels, predicted),
-        "macro_f1": macro_f1(split.labels, predicted),
-    }
+        return dict.fromkeys(("loss", *METRICS), math.nan)
+    return {"loss": mean_log_loss(split.labels, probabilities), **_scores(split.labels, probabilities)}
+
+
+def _scores(labels: np.ndarray, probabilities: np.ndarray, name: str = "probabilities") -> dict[str, float]:
+    names = [str(label) for label in range(np.shape(probabilities)[1])]
+    return compute(METRICS, assessment.predictions_of(labels, probabilities, names, name))
+
+
+class MultiLabelRecipe(ClassificationRecipe):
+    """See `Recipe`; labels are bool [rows, labels]."""
+
+    problem_type = MULTI_LABEL
+
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
+        for name, split in (("training", self.train), ("validation", self.validation)):
+            if split.labels.shape != (len(split), model.config.num_labels):
+                raise DataError(
+                    f"the snapshot's {name} rows have labels of shape {split.labels.shape}, wanted are"
+                    f" {len(split)} rows of {model.config.num_labels} labels; take the snapshot again"
+                )
+        feed = window_feed(*labelled_windows(self.train), model, settings, seed, _to_tensor)
+        return self._prepared(model, feed, _loss_of_decisions, settings)
+
+    def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
+        probabilities = predict_with(model, self.validation.windows, progress=listener).probabilities
+        if not np.isfinite(probabilities).all():
+            return dict.fromkeys(("loss", *DECISION_METRICS), math.nan)
+        return {
+            "loss": mean_log_loss(self.validation.labels, probabilities),
+            **scores_at_best(self.validation.labels, probabilities),
+        }
+
+    def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
+        probabilities = predict_with(model, self.validation.windows, progress=listener).probabilities
+        thresholds = assessment.fit_thresholds(self.validation.labels, probabilities)
+        model.config.label_thresholds = thresholds.tolist()
+        return {"label_thresholds": dict(zip(self.labels, thresholds.round(4).tolist(), strict=True))}
+
+    def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
+        truth = self.validation.labels
+        np.savez(folder / thresholds_file(name), thresholds=assessment.fit_thresholds(truth, predicted))
+        return scores_at_best(truth, predicted)
+
+
+def thresholds_file(baseline: str) -> str:
+    """Return the name of the file with a baseline's thresholds, in a `cheaper_baselines` artifact."""
+    return f"{baseline}_thresholds.npz"
+
+
+def _to_tensor(labels: list[list[bool]]) -> torch.Tensor:
+    return torch.tensor(labels, dtype=torch.float32)
+
+
+def _loss_of_decisions(output: Any, labels: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.binary_cross_entropy_with_logits(
+        output.logits.float(), labels, reduction="sum"
+    )
+
+
+def scores_at_best(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Return the metrics at thresholds that are chosen on the same rows."""
+    decided = probabilities >= assessment.fit_thresholds(labels, probabilities)
+    return compute(DECISION_METRICS, assessment.decisions_of(labels, decided))

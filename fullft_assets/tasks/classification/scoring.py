@@ -1,29 +1,30 @@
-"""Scores classifiers on the test rows: label probabilities of the candidate, each baseline and the
-champion.
+"""Scores classifiers on the test rows: label probabilities of the candidate, each baseline and the champion,
+or the labels that they give.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fullft_assets import report
-from fullft_assets.base_model import ModelFolder
 from fullft_assets.checkpoint.lineage import snapshots_learned_from
 from fullft_assets.chunks import Tokenization
-from fullft_assets.evaluation import FINETUNED, external
+from fullft_assets.errors import StoreError
+from fullft_assets.evaluation import external
+from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import loading
 from fullft_assets.models.inference import predict
-from fullft_assets.settings import EvaluationSettings
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import Split, load_split
-from fullft_assets.task import METRICS
-from fullft_assets.tasks.baseline import Baseline
-from fullft_assets.tasks.classification import assessment, label_errors
-from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
+from fullft_assets.tasks.baseline import THRESHOLDS, Baseline, OpenedModel, StoredBaseline
+from fullft_assets.tasks.classification import assessment
+from fullft_assets.tasks.classification.assessment import ClassificationEvaluation, MultiLabelEvaluation
+from fullft_assets.tasks.classification.recipe import thresholds_file
 from fullft_assets.tasks.context import (
     EvaluationContext,
     EvaluationResult,
@@ -34,90 +35,42 @@ from fullft_assets.tasks.context import (
 
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
-    """Score every system on the test rows."""
-    settings, labels = context.job.settings, context.labels
+    """Score every system on the test rows, of which each has one label."""
+    labels = context.labels
     probabilities = predict_all(context, test, labels)
     labels_alone = set(context.external_answers(test))
-    validation, held_out = _on_validation(context, labels), None
-    if validation is not None:
-        held_out = (validation[0].labels, validation[1])
     evaluation = assessment.assess(
-        test.labels,
-        probabilities,
-        test.groups,
-        labels,
-        context.comparison(test),
-        held_out,
-        labels_alone=labels_alone,
+        test.labels, probabilities, test.groups, labels, context.comparison(test), labels_alone=labels_alone
     )
-    tuned = probabilities[FINETUNED]
+    tuned = probabilities[context.candidate]
     ids = test.ids
     truth = test.labels
     answers = tuned
-    # Likely label errors rest on them.
-    in_full = {FINETUNED}
-    if _asks_for_probabilities(settings.evaluation, evaluation, tuned, test):
-        in_full = probabilities.keys() - labels_alone
+    validation = _on_validation(context, labels)
     if validation is not None:
-        ids, truth = [*ids, *validation[0].ids], np.concatenate([truth, validation[0].labels])
-        answers = np.concatenate([answers, validation[1]])
-    headline = {**evaluation.headline, "calibration_error": evaluation.calibration_error}
+        rows, of_rows = validation
+        ids = [*ids, *rows.ids]
+        truth = np.concatenate([truth, rows.labels])
+        answers = np.concatenate([answers, of_rows])
     return EvaluationResult(
         evaluation,
-        headline,
-        _rows(test, probabilities, labels, labels_alone, in_full),
-        _pick_answers(test, probabilities, evaluation, settings.seed),
-        label_errors.worst_errors(test.ids, test.labels, tuned, labels),
-        label_errors.likely_label_errors(ids, truth, answers, labels),
-        validation=None if validation is None else _validation_rows(*validation, labels),
-    )
-
-
-def _asks_for_probabilities(
-    settings: EvaluationSettings, evaluation: ClassificationEvaluation, tuned: np.ndarray, test: Split
-) -> bool:
-    """Return whether a score rests on the probability of every label."""
-    measured = assessment.predictions_of(test.labels, tuned, evaluation.labels)
-    # A module of `evaluate` takes labels alone.
-    registered = [METRICS.get(name) for name in (*evaluation.metrics, *settings.metrics) if name in METRICS]
-    named = [metric for metric in registered if not metric.of_answers]
-    return any(
-        metric.measures(measured) and not metric.measures(replace(measured, predicted=None))
-        for metric in named
-    )
-
-
-def _validation_rows(validation: Split, probabilities: np.ndarray, labels: list[str]) -> pa.Table:
-    """Return what the temperature was fitted on."""
-    return pa.table(
-        {
-            "id": validation.ids,
-            "label": [labels[label] for label in validation.labels],
-            "probabilities": _lists(probabilities),
-        }
-    )
-
-
-def _lists(probabilities: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(np.ascontiguousarray(probabilities).ravel()), probabilities.shape[1]
+        {**evaluation.headline, "calibration_error": evaluation.calibration_error},
+        _rows(test, probabilities, labels, labels_alone, context.candidate),
+        _pick_answers(test, probabilities, evaluation, context.job.settings.seed),
+        assessment.worst_errors(test.ids, test.labels, tuned, labels),
+        assessment.likely_label_errors(ids, truth, answers, labels),
     )
 
 
 def _on_validation(context: EvaluationContext, labels: list[str]) -> tuple[Split, np.ndarray] | None:
-    """Return the validation rows with the candidate's label probabilities; None where it may have learned
-    from them.
-    """
     snapshot, candidate = context.inputs["training_snapshot"], context.inputs["finetuned_checkpoint"]
     if snapshots_learned_from(candidate) != [snapshot.ref]:
         return None
     rows = load_split(context.store, snapshot, "validation")
     if not len(rows):
         return None
-    context.progress.say(f"{len(rows):,} validation rows, for the temperature and likely label errors ...")
-    folder = context.model_folder("finetuned_checkpoint")
-    probabilities = predict(folder, rows.windows, progress=context.progress).probabilities
-    return rows, map_labels(probabilities, model_labels(folder), labels)
+    context.progress.say(f"{len(rows):,} validation rows, for likely label errors ...")
+    return rows, _classified(context, "finetuned_checkpoint", rows.texts, labels)
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
@@ -126,11 +79,7 @@ def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> d
     """
 
     def by_checkpoint(name: str) -> np.ndarray:
-        folder = context.model_folder(name)
-        probabilities = predict(
-            folder, windows_for(context, name, test), progress=context.progress
-        ).probabilities
-        return map_labels(probabilities, model_labels(folder), labels)
+        return _classified(context, name, test.texts, labels)
 
     def by_baseline(name: str, baseline: Baseline) -> np.ndarray:
         return map_labels(baseline.predict(test), context.baseline_labels, labels)
@@ -143,9 +92,27 @@ def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> d
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
 
 
-def model_labels(model_folder: ModelFolder) -> list[str]:
+def classify(
+    model: OpenedModel, settings: UseCaseSettings, texts: Sequence[str], progress: Listener | None = None
+) -> np.ndarray:
+    """Return the probabilities [texts, labels] that a classifier gives its own labels."""
+    if isinstance(model, StoredBaseline):
+        return model.predict(texts)
+    windows = Tokenization.load_saved(model, settings.chunks).windows(texts)
+    return predict(model, windows, progress=progress).probabilities
+
+
+def _classified(context: EvaluationContext, name: str, texts: Sequence[str], labels: list[str]) -> np.ndarray:
+    model = context.open(name)
+    probabilities = classify(model, context.job.settings, texts, context.progress)
+    return map_labels(probabilities, model_labels(model), labels)
+
+
+def model_labels(model: OpenedModel) -> list[str]:
     """Return a classifier's label names in the order of its outputs."""
-    names: dict[Any, str] = dict(loading.read_config(model_folder).id2label or {})
+    if isinstance(model, StoredBaseline):
+        return model.labels
+    names: dict[Any, str] = dict(loading.read_config(model).id2label or {})
     return [names[i] for i in range(len(names))]
 
 
@@ -157,22 +124,28 @@ def map_labels(probabilities: np.ndarray, model_labels: list[str], labels: list[
     """
     if model_labels == labels:
         return probabilities
-    shared = shared_labels(model_labels, labels)
-    mapped = np.zeros((len(probabilities), len(labels)))
-    mapped[:, [labels.index(label) for label in shared]] = probabilities[
-        :, [model_labels.index(label) for label in shared]
-    ]
+    mapped = _placed(probabilities, model_labels, labels, 0.0)
     # A model that is sure of a label that left the list has next to nothing left to share: no information.
     known = mapped.sum(axis=1, keepdims=True)
-    uniform = np.isin(labels, shared) / len(shared)
-    return np.where(known > 0, mapped / np.where(known > 0, known, 1), uniform)
+    is_shared = np.isin(labels, model_labels)
+    return np.where(known > 0, mapped / np.where(known > 0, known, 1), is_shared / is_shared.sum())
+
+
+def _placed(values: np.ndarray, model_labels: list[str], labels: list[str], fill: float) -> np.ndarray:
+    """Bring values [..., their labels] into our label order [..., ours]; `fill` where they lack the label."""
+    shared = shared_labels(model_labels, labels)
+    placed = np.full((*values.shape[:-1], len(labels)), fill)
+    source = [model_labels.index(label) for label in shared]
+    placed[..., [labels.index(label) for label in shared]] = values[..., source]
+    return placed
 
 
 def _pick_answers(
     test: Split, probabilities: Mapping[str, np.ndarray], evaluation: ClassificationEvaluation, seed: int
 ) -> list[report.AnsweredRow]:
     tuned, baseline = (
-        probabilities[name].argmax(1) for name in (FINETUNED, evaluation.justification.best_baseline)
+        probabilities[name].argmax(1)
+        for name in (evaluation.candidate, evaluation.justification.best_baseline)
     )
     return [
         report.AnsweredRow(
@@ -183,23 +156,12 @@ def _pick_answers(
     ]
 
 
-def windows_for(context: EvaluationContext, name: str, test: Split) -> list[list[list[int]]]:
-    """Return the test rows' windows for a checkpoint among the inputs: made anew where it has another
-    tokenizer.
-    """
-    if context.has_tokenizer_of_snapshot(name):
-        return test.windows
-    return Tokenization.load_saved(context.model_folder(name), context.job.settings.chunks).windows(
-        test.texts
-    )
-
-
 def _rows(
     test: Split,
     probabilities: Mapping[str, np.ndarray],
     labels: list[str],
     labels_alone: Collection[str],
-    in_full: Collection[str],
+    candidate: str,
 ) -> pa.Table:
     columns: dict[str, Any] = {
         "id": test.ids,
@@ -210,6 +172,120 @@ def _rows(
         columns[column_of(name, "predicted")] = [labels[i] for i in each.argmax(axis=1)]
         if name not in labels_alone:
             columns[column_of(name, "probability")] = each.max(axis=1).astype(np.float32)
-        if name in in_full:
-            columns[column_of(name, "probabilities")] = _lists(each)
+    # Likely label errors rest on all of the candidate's.
+    tuned = np.ascontiguousarray(probabilities[candidate])
+    columns["probabilities"] = pa.FixedSizeListArray.from_arrays(pa.array(tuned.ravel()), len(labels))
+    return pa.table(columns)
+
+
+@dataclass(frozen=True)
+class LabelDecisions:
+    """What a system predicts of n rows, in the snapshot's label order: probabilities [n, k], and thresholds
+    [k].
+    """
+
+    probabilities: np.ndarray
+    thresholds: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.probabilities >= self.thresholds
+
+    def in_order(self, model_labels: list[str], labels: list[str]) -> LabelDecisions:
+        """Return the decisions in our label order instead of theirs; a label that the system does not know is
+        never predicted.
+        """
+        return LabelDecisions(
+            _placed(self.probabilities, model_labels, labels, 0.0),
+            _placed(self.thresholds, model_labels, labels, 1.0),
+        )
+
+
+def evaluate_decisions(context: EvaluationContext, test: Split) -> EvaluationResult:
+    """Score every system on the test rows, of which each may have several labels."""
+    names = context.labels
+    of_systems = _decide_all(context, test, names)
+    decisions = {name: each.labels for name, each in of_systems.items()}
+    thresholds = of_systems[context.candidate].thresholds
+    evaluation = assessment.assess_decisions(
+        test.labels, decisions, test.groups, names, thresholds, context.comparison(test)
+    )
+    headline = {
+        **evaluation.headline,
+        "labels_a_row": evaluation.labels_a_row,
+        "labels_without_test_rows": evaluation.unmeasured,
+    }
+    answers = _pick_decisions(test, decisions, evaluation, context.job.settings.seed)
+    return EvaluationResult(evaluation, headline, _decision_rows(test, decisions, names), answers)
+
+
+def _decide_all(context: EvaluationContext, test: Split, names: list[str]) -> dict[str, LabelDecisions]:
+    folder_of_baselines = context.store.folder(context.inputs["cheaper_baselines"])
+
+    def by_checkpoint(name: str) -> LabelDecisions:
+        model = context.open(name)
+        probabilities = classify(model, context.job.settings, test.texts, context.progress)
+        return LabelDecisions(probabilities, read_thresholds(model)).in_order(model_labels(model), names)
+
+    def by_baseline(name: str, baseline: Baseline) -> LabelDecisions:
+        thresholds = np.load(folder_of_baselines / thresholds_file(name))["thresholds"]
+        return LabelDecisions(baseline.predict(test), thresholds).in_order(context.baseline_labels, names)
+
+    def by_external(name: str, answers: list[list[str]]) -> LabelDecisions:
+        decided = np.zeros((len(test), len(names)))
+        for row, labels in enumerate(external.positions(name, answers, names)):
+            decided[row, labels] = 1
+        return LabelDecisions(decided, np.full(len(names), 0.5))
+
+    return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
+
+
+def read_thresholds(model: OpenedModel) -> np.ndarray:
+    """Return the labels' thresholds [labels] that were saved with a model.
+
+    Raises:
+        StoreError: there are none, or not one for each label.
+    """
+    folder = model.folder if isinstance(model, StoredBaseline) else model
+    if (folder / THRESHOLDS).is_file():
+        return np.load(str(folder / THRESHOLDS))["thresholds"]
+    config = loading.read_config(folder)
+    thresholds = getattr(config, "label_thresholds", None)
+    if not isinstance(thresholds, list) or len(thresholds) != config.num_labels:
+        raise StoreError(
+            f"{folder}/config.json: label_thresholds should be {config.num_labels} numbers; train the"
+            " model again"
+        )
+    return np.array(thresholds, np.float64)
+
+
+def _pick_decisions(
+    test: Split, decisions: Mapping[str, np.ndarray], evaluation: MultiLabelEvaluation, seed: int
+) -> list[report.AnsweredRow]:
+    tuned, baseline = decisions[evaluation.candidate], decisions[evaluation.justification.best_baseline]
+    return [
+        report.AnsweredRow(
+            report.shorten(test.texts[i]),
+            *(
+                ", ".join(_named(each[i], evaluation.labels)) or "none"
+                for each in (test.labels, baseline, tuned)
+            ),
+        )
+        for i in pick_rows((tuned == baseline).all(axis=1), seed)
+    ]
+
+
+def _named(row: np.ndarray, names: list[str]) -> list[str]:
+    return [names[i] for i in np.flatnonzero(row)]
+
+
+def _decision_rows(test: Split, decisions: Mapping[str, np.ndarray], names: list[str]) -> pa.Table:
+    lists = pa.list_(pa.string())
+    columns = {
+        "id": test.ids,
+        "labels": pa.array([_named(row, names) for row in test.labels], lists),
+        "group": test.groups,
+    }
+    for name, decided in decisions.items():
+        columns[column_of(name, "predicted")] = pa.array([_named(row, names) for row in decided], lists)
     return pa.table(columns)

@@ -13,23 +13,29 @@ first has no counterpart, so it has no token accuracy.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.evaluation.answers import AnswerScores
 from fullft_assets.evaluation.base import Evaluation
-from fullft_assets.evaluation.comparison import Comparison, Justification
-from fullft_assets.evaluation.harness import TaskScores
-from fullft_assets.evaluation.intervals import Interval, Record
-from fullft_assets.evaluation.metrics.base import Predictions
-from fullft_assets.evaluation.metrics.tokens import perplexity as perplexity_of
+from fullft_assets.evaluation.comparison import MAX_GROUP_WEIGHT, Comparison, Justification
+from fullft_assets.evaluation.intervals import Gain, Interval, Record, bounded_interval
+from fullft_assets.evaluation.metrics.base import Metric, Predictions
+from fullft_assets.evaluation.metrics.texts import perplexity as perplexity_of
+from fullft_assets.evaluation.resampling import measure, number_groups
 from fullft_assets.evaluation.titles import BASE_MODEL, FINETUNED, title
+from fullft_assets.settings import UseCaseSettings
+from fullft_assets.task import METRICS, task_of
 
 #: Perplexity over fewer tokens says little about a group.
 MIN_GROUP_TOKENS = 100
+#: In the folder of an evaluation: what each system wrote for each prompt, by the row's id.
+ANSWERS = "answers.jsonl"
+#: task -> metric -> a value for each of the task's rows.
+RowScores = Mapping[str, Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -47,27 +53,49 @@ class DocumentScores:
     num_right: np.ndarray | None
 
     def select(self, rows: np.ndarray) -> DocumentScores:
-        """Return those at positions or of a mask."""
         return DocumentScores(
             self.num_tokens[rows], self.loss[rows], None if self.num_right is None else self.num_right[rows]
         )
+
+
+class AnswerScores(Record):
+    """Scores of written answers; `scores` and `gains` go metric -> system.
+
+    Attributes:
+        effective_groups: how many groups of equal weight they rest on.
+        num_too_long: drawn conversations that are excluded, because their held-out answer is longer than a
+            model may write.
+        max_new_tokens: that a model might write.
+        gains: fine-tuned minus each other system.
+    """
+
+    num_answers: int
+    num_groups: int
+    effective_groups: float
+    num_too_long: int
+    max_new_tokens: int
+    scores: dict[str, dict[str, Interval]]
+    gains: dict[str, dict[str, Gain]]
+
+
+class TaskScores(Record):
+    """What each system scored on one metric of a task; each row counts once, and the gains are paired.
+
+    Attributes:
+        gains: fine-tuned minus each other system.
+    """
+
+    task: str
+    metric: str
+    num_rows: int
+    scores: dict[str, Interval]
+    gains: dict[str, Gain]
 
 
 class GroupPerplexity(Record):
     """How one group of related test documents fared."""
 
     group: str
-    num_rows: int
-    num_tokens: int
-    perplexity: float
-    base_perplexity: float
-
-
-class LengthPerplexity(Record):
-    """How the documents with `low` to `high` trained tokens fared."""
-
-    low: int
-    high: int
     num_rows: int
     num_tokens: int
     perplexity: float
@@ -84,16 +112,6 @@ class Change(Record):
     base_loss: float
 
 
-class ChangeBin(Record):
-    """Test documents whose mean loss changed by `low` to `high` nats a token, fine-tuned minus base; the
-    outer bins hold all beyond.
-    """
-
-    low: float
-    high: float
-    num_rows: int
-
-
 class Changes(Record):
     """Test documents by whether fine-tuning lowered their mean loss, and those that it raised most, worst
     first.
@@ -102,12 +120,10 @@ class Changes(Record):
     num_better: int
     num_worse: int
     num_equal: int
-    bins: list[ChangeBin]
     largest_regressions: list[Change]
 
     @property
     def share_better(self) -> float:
-        """Share of documents whose loss fell."""
         return self.num_better / (self.num_better + self.num_worse + self.num_equal)
 
 
@@ -117,7 +133,6 @@ class LanguageEvaluation(Evaluation):
     Attributes:
         num_rows_without_tokens: test documents that have none; they are excluded.
         rescaled: systems with another tokenizer than the test set's.
-        per_length: quarters of the documents by length.
         answers: None: nothing was written, or for too few groups.
         other_tasks: scores on the tasks of `evaluation.lm_eval`.
     """
@@ -127,23 +142,15 @@ class LanguageEvaluation(Evaluation):
     rescaled: list[str]
     changes: Changes
     weakest_groups: list[GroupPerplexity]
-    per_length: list[LengthPerplexity]
     answers: AnswerScores | None = None
     other_tasks: list[TaskScores] = []
 
     @property
     def perplexity(self) -> dict[str, Interval]:
-        """System -> interval; lower is better."""
         return self.scores["perplexity"]
 
     @property
-    def min_group_tokens(self) -> int:
-        """Tokens that a group needs to be among the weakest."""
-        return MIN_GROUP_TOKENS
-
-    @property
     def limits(self) -> list[str]:
-        """The weakest group, and how many documents the model predicts worse than before."""
         sentences = []
         if self.weakest_groups:
             weakest = self.weakest_groups[0]
@@ -217,13 +224,15 @@ def assess(
             f" {title(rescaled[0])} cuts others than the test set's; give token_probability, which compares"
             " equal text"
         )
-    tuned, base = selected[FINETUNED], selected[BASE_MODEL]
+    tuned, base = selected[comparison.candidate], selected[BASE_MODEL]
     num_bytes = None if num_bytes is None else num_bytes[scored]
     predictions = {
         name: replace(predictions_of(each), num_bytes=num_bytes) for name, each in selected.items()
     }
     shared = comparison.take(scored).run(predictions, groups, len(ids))
-    shared["justification"] = _with_perplexity(shared["justification"], shared["scores"]["perplexity"])
+    shared["justification"] = _with_perplexity(
+        shared["justification"], shared["scores"]["perplexity"], comparison.candidate
+    )
     return LanguageEvaluation(
         **shared,
         num_test_tokens=int(tuned.num_tokens.sum()),
@@ -231,14 +240,15 @@ def assess(
         rescaled=rescaled,
         changes=changes(tuned, base, ids, groups),
         weakest_groups=weakest_groups(tuned, base, groups),
-        per_length=per_length(tuned, base),
         answers=answers,
         other_tasks=list(other_tasks),
     )
 
 
-def _with_perplexity(justified: Justification, perplexity: Mapping[str, Interval]) -> Justification:
-    finetuned, baseline = perplexity[FINETUNED].estimate, perplexity[justified.best_baseline].estimate
+def _with_perplexity(
+    justified: Justification, perplexity: Mapping[str, Interval], candidate: str
+) -> Justification:
+    finetuned, baseline = perplexity[candidate].estimate, perplexity[justified.best_baseline].estimate
     return justified.model_copy(
         update={"sentence": f"{justified.sentence} Perplexity is {finetuned:.2f} against {baseline:.2f}."}
     )
@@ -254,7 +264,6 @@ def changes(
         num_better=int((change < 0).sum()),
         num_worse=int((change > 0).sum()),
         num_equal=int((change == 0).sum()),
-        bins=_change_bins(change),
         largest_regressions=[
             Change(
                 id=ids[row],
@@ -299,34 +308,6 @@ def weakest_groups(
     ]
 
 
-def per_length(tuned: DocumentScores, base: DocumentScores) -> list[LengthPerplexity]:
-    """Perplexity of the quarters of the documents by number of trained tokens; fewer where many are equally
-    long.
-    """
-    edges = np.unique(np.quantile(tuned.num_tokens, [0, 0.25, 0.5, 0.75, 1], method="inverted_cdf"))
-    # Each part ends at an edge, the shortest documents belong to the first.
-    part = (
-        np.searchsorted(edges[1:], tuned.num_tokens)
-        if len(edges) > 1
-        else np.zeros(len(tuned.num_tokens), int)
-    )
-    quarters = []
-    for number in np.unique(part).tolist():
-        in_part = part == number
-        tokens = int(tuned.num_tokens[in_part].sum())
-        quarters.append(
-            LengthPerplexity(
-                low=int(tuned.num_tokens[in_part].min()),
-                high=int(tuned.num_tokens[in_part].max()),
-                num_rows=int(in_part.sum()),
-                num_tokens=tokens,
-                perplexity=_perplexity_of(tuned.loss[in_part].sum(), tokens),
-                base_perplexity=_perplexity_of(base.loss[in_part].sum(), tokens),
-            )
-        )
-    return quarters
-
-
 def predictions_of(scores: DocumentScores) -> Predictions:
     """Return what metrics take of a model's scores on documents."""
     return Predictions(
@@ -335,7 +316,6 @@ def predictions_of(scores: DocumentScores) -> Predictions:
 
 
 def _scored_by_all(scores: Mapping[str, DocumentScores], num_rows: int) -> np.ndarray:
-    """Return which documents every system predicted a token of, bool [n]."""
     for name, each in scores.items():
         for what in ("num_tokens", "loss", "num_right"):
             values = getattr(each, what)
@@ -360,13 +340,113 @@ def _pick(values: Sequence[str], mask: np.ndarray) -> list[str]:
     return [values[row] for row in np.flatnonzero(mask).tolist()]
 
 
-def _change_bins(change: np.ndarray, num_bins: int = 24) -> list[ChangeBin]:
-    # Between the outermost percentiles: one odd document would leave all others in one bin.
-    low, high = np.quantile(change, [0.01, 0.99])
-    edges = np.linspace(min(low, -1e-3), max(high, 1e-3), num_bins + 1)
-    counts = np.histogram(np.clip(change, edges[0], edges[-1]), edges)[0]
-    return [ChangeBin(low=edges[n], high=edges[n + 1], num_rows=int(count)) for n, count in enumerate(counts)]
-
-
 def _perplexity_of(loss: float, tokens: float) -> float:
     return float(perplexity_of(np.asarray(loss), np.asarray(tokens)))
+
+
+def measure_answers(
+    truth: Sequence[str],
+    written: Mapping[str, Sequence[str]],
+    groups: Sequence[str],
+    settings: UseCaseSettings,
+    *,
+    num_too_long: int,
+    max_new_tokens: int,
+    modules: Mapping[str, Metric] | None = None,
+    candidate: str = FINETUNED,
+) -> AnswerScores | None:
+    """Score what each system wrote; None where the answers are of fewer than two groups, of which no interval
+    can be computed.
+
+    Args:
+        written: of the candidate and the other systems, aligned with `truth` [n].
+        modules: metrics that are not registered, by name.
+    """
+    sizes = Counter(groups)
+    if len(sizes) < 2:
+        return None
+    index, num_groups = number_groups(groups, len(truth))
+    weights = np.array([1 / min(sizes[group], MAX_GROUP_WEIGHT) for group in groups])
+    predictions = {
+        name: Predictions(
+            truth=list(truth), predicted=list(texts), is_right=np.zeros(len(truth), bool), weights=weights
+        )
+        for name, texts in written.items()
+    }
+    asked = settings.evaluation
+    names = [*task_of(settings.examples).answer_metrics, *asked.metrics]
+    metrics = {name: METRICS.get(name) for name in names} | dict(modules or {})
+    measured = {
+        name: measure(
+            metric, predictions, index, reference=candidate, confidence=asked.confidence, seed=settings.seed
+        )
+        for name, metric in metrics.items()
+        if metric.of_answers
+    }
+    return AnswerScores(
+        num_answers=len(truth),
+        num_groups=num_groups,
+        effective_groups=next(iter(measured.values())).effective_groups,
+        num_too_long=num_too_long,
+        max_new_tokens=max_new_tokens,
+        scores={name: each.scores for name, each in measured.items()},
+        gains={name: each.gains for name, each in measured.items()},
+    )
+
+
+def task_scores(
+    row_scores: Mapping[str, RowScores], confidence: float, candidate: str = FINETUNED
+) -> list[TaskScores]:
+    """Return every score of each task with its interval.
+
+    Args:
+        row_scores: of the candidate and the other systems.
+    """
+    return [
+        _scores(
+            task,
+            metric,
+            {name: each[task][metric] for name, each in row_scores.items()},
+            confidence,
+            candidate,
+        )
+        for task, metrics in row_scores[candidate].items()
+        for metric in metrics
+        # Each system's numbers decide whether a score is a mean over rows, and one row gives no interval.
+        if all(metric in each[task] and len(each[task][metric]) > 1 for each in row_scores.values())
+    ]
+
+
+def _scores(
+    task: str, metric: str, values: Mapping[str, np.ndarray], confidence: float, candidate: str
+) -> TaskScores:
+    ours = values[candidate]
+    freedom, is_share = (
+        max(len(ours) - 1, 1),
+        all(((each >= 0) & (each <= 1)).all() for each in values.values()),
+    )
+    bounds = (0.0, 1.0) if is_share else (None, None)
+    return TaskScores(
+        task=task,
+        metric=metric,
+        num_rows=len(ours),
+        scores={
+            name: bounded_interval(float(each.mean()), _error(each), freedom, confidence, bounds)
+            for name, each in values.items()
+        },
+        gains={
+            name: Gain.of(
+                float((ours - each).mean()),
+                _error(ours - each),
+                freedom,
+                confidence,
+                (ours - each)[ours != each] / len(ours),
+            )
+            for name, each in values.items()
+            if name != candidate
+        },
+    )
+
+
+def _error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0

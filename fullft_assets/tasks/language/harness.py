@@ -17,10 +17,10 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.evaluation.harness import RowScores
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import move
 from fullft_assets.settings import LmEvalSettings
+from fullft_assets.tasks.language.assessment import RowScores
 
 #: Sequences that are scored at a time.
 _BATCH_SIZE = 8
@@ -66,7 +66,6 @@ def score_tasks(
 
 
 def _load(names: Sequence[str], folder: Path, seed: int) -> Any:
-    """Return the tasks as lm-eval holds them, with the examples that a prompt shows drawn by the seed."""
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]  # an extra
 
     manager = TaskManager(include_path=str(folder), include_defaults=False)

@@ -23,18 +23,16 @@ from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import isolation, precision
 from fullft_assets.models.inference import device, load_causal, move
 from fullft_assets.models.isolation import Isolation
-from fullft_assets.models.token_loss import TokenLoss, plain
-from fullft_assets.models.token_scores import TokenScores, score_documents
+from fullft_assets.models.token_loss import TokenLoss, TokenScores, plain, score_documents
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training
 from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
 from fullft_assets.tasks.language.assessment import DocumentScores
-from fullft_assets.training import distillation, packed_rows
-from fullft_assets.training.distillation import DistilledTokenLoss
-from fullft_assets.training.feed import Batch, Feed
-from fullft_assets.training.packed_rows import IS_REPLAYED, Pieces
+from fullft_assets.training import feed, regularization
+from fullft_assets.training.feed import IS_REPLAYED, Batch, Feed, Pieces
 from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared
+from fullft_assets.training.regularization import DistilledTokenLoss
 
 #: A row has room for three documents of two tokens, or nothing can be tried on it.
 _LEAST_CAPACITY = 6
@@ -44,11 +42,7 @@ _SHOWN_TOKENS = 32
 
 @dataclass(frozen=True)
 class NextTokenRecipe:
-    """See `Recipe`. Rows are those of the packing plan, also where the model is fed padded ones.
-
-    Attributes:
-        start: folder of the fine-tuned model that training begins with; None: the base model.
-    """
+    """See `Recipe`. Rows are those of the packing plan, also where the model is fed padded ones."""
 
     base_model: ModelFolder
     training: Training
@@ -60,7 +54,6 @@ class NextTokenRecipe:
 
     @property
     def num_rows(self) -> int:
-        """See `Recipe`: the plan deals its rows out at random."""
         return self.training.packing.num_rows
 
     def first(self, num_rows: int) -> NextTokenRecipe:
@@ -90,9 +83,7 @@ class NextTokenRecipe:
     ) -> None:
         """See `Recipe`: its head is the base model's."""
 
-    def prepare(
-        self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int
-    ) -> Prepared:
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
         """See `Recipe`: probes the model and plans packed rows, or, where it leaks, padded ones.
 
         A padded pass takes at most as many tokens, padding included, as a packed one has room for.
@@ -113,24 +104,21 @@ class NextTokenRecipe:
             isolated,
             settings,
             seed,
-            num_processes,
             tells_replayed=teaches_replay,
         )
         about = {"isolation": isolated.reason, "is_packed": isolated.is_isolated}
         loss = _token_loss(model, feed.batch(0), settings)
         if settings.distillation is None:
             return Prepared(feed, loss.total, about)
-        teacher = distillation.frozen(self.load_original(settings), device())
+        teacher = regularization.frozen(self.load_original(settings), device())
         return Prepared(feed, DistilledTokenLoss(loss, teacher, settings.distillation.weight).total, about)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        """See `Recipe`: loss, token accuracy and token probability."""
         return _metrics(
             score_documents(model, self.validation.windows, self.validation.marks, progress=listener)
         )
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        """See `Recipe`: `general_loss`, in nats a token."""
         if self.general is None:
             return {}
         return {
@@ -142,7 +130,6 @@ class NextTokenRecipe:
         }
 
     def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
-        """See `Recipe`: nothing."""
         return {}
 
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
@@ -162,7 +149,6 @@ class NextTokenRecipe:
             yield -plain(model, {"input_ids": ids}, ids)
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> DocumentScores:
-        """See `Recipe`: how well the model predicts the trained tokens of each row."""
         scores = score_documents(model, rows.windows, rows.marks, progress=listener)
         return DocumentScores(scores.num_tokens, scores.loss, scores.num_right)
 
@@ -216,7 +202,7 @@ class NextTokenRecipe:
             )
         longest, positions = (
             int(pieces.plan.length.max()),
-            getattr(model.config, "max_position_embeddings", None),
+            getattr(model.config.get_text_config(), "max_position_embeddings", None),
         )
         if isinstance(positions, int) and longest > positions:
             raise SettingsError(
@@ -243,23 +229,22 @@ def _feed(
     isolated: Isolation,
     settings: TrainingSettings,
     seed: int,
-    num_processes: int,
     *,
     tells_replayed: bool,
 ) -> Feed:
-    options = {"num_processes": num_processes, "with_replayed": tells_replayed}
     rows_a_pass, epochs = settings.micro_batch_size, settings.num_epochs
     embeddings: Any = model.get_input_embeddings()
     known = embeddings.num_embeddings
+    config = model.config.get_text_config()
     pad_id = next(
-        i
-        for i in (model.config.pad_token_id, model.config.eos_token_id, 0)
-        if isinstance(i, int) and 0 <= i < known
+        i for i in (config.pad_token_id, config.eos_token_id, 0) if isinstance(i, int) and 0 <= i < known
     )
     if not isolated.is_isolated:
-        return packed_rows.padded(pieces, rows_a_pass, settings.batch_size, epochs, seed, pad_id, **options)
-    is_flat = isolation.needs_flat_rows(model)
-    return packed_rows.packed(pieces, rows_a_pass, epochs, seed, pad_id, **options, is_flat=is_flat)
+        rows_a_batch = settings.batch_size
+        return feed.padded(
+            pieces, rows_a_pass, rows_a_batch, epochs, seed, pad_id, with_replayed=tells_replayed
+        )
+    return feed.packed(pieces, rows_a_pass, epochs, seed, pad_id, with_replayed=tells_replayed)
 
 
 def _token_loss(model: PreTrainedModel, batch: Batch, settings: TrainingSettings) -> TokenLoss:

@@ -1,5 +1,6 @@
 """Scores language models on the test documents: the loss of the candidate, each baseline and the champion on
-the trained tokens.
+the trained tokens; and what they write. A model continues texts (language_modeling) or answers
+conversations (sft) greedily, so that it always writes the same.
 """
 
 from __future__ import annotations
@@ -8,28 +9,34 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedModel
+import torch
+from transformers import GenerationConfig, PreTrainedModel
 
 from fullft_assets import chunks, report
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
 from fullft_assets.chunks.chat import Message
-from fullft_assets.evaluation import BASE_MODEL, CHAMPION, FINETUNED, harness
-from fullft_assets.evaluation.answers import AnswerScores, measure_answers
+from fullft_assets.errors import DataError
+from fullft_assets.evaluation import BASE_MODEL, CHAMPION, external
 from fullft_assets.evaluation.rows import one_of_each_group_first
-from fullft_assets.models.inference import load_causal
-from fullft_assets.models.token_scores import score_documents
-from fullft_assets.snapshot import Split, load_messages
+from fullft_assets.jobs.progress import Listener
+from fullft_assets.models.inference import device, in_batches, load_causal, move
+from fullft_assets.models.token_loss import score_documents
+from fullft_assets.snapshot import Split, load_values
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import Baseline
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
 from fullft_assets.tasks.language import assessment
-from fullft_assets.tasks.language.assessment import DocumentScores, LanguageEvaluation
-from fullft_assets.tasks.language.generation import Writer
+from fullft_assets.tasks.language.assessment import (
+    AnswerScores,
+    DocumentScores,
+    LanguageEvaluation,
+    RowScores,
+)
 
 #: Test documents whose beginnings are continued for the report, and by how much.
 NUM_CONTINUATIONS = 4
@@ -38,6 +45,106 @@ MAX_NEW_TOKENS = 40
 MAX_ANSWER_TOKENS = 256
 #: Characters of a document that are given; what follows is the model's.
 _PROMPT_CHARACTERS = 160
+
+
+class Writer:
+    """A causal language model that writes with its tokenizer; it is moved to the accelerator, if there is
+    one.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenization: Tokenization, max_new_tokens: int):
+        self._model, self._tokenization = model, tokenization
+        self._max_new_tokens = max_new_tokens
+        self._end_ids = _end_ids(model, tokenization)
+
+    def write(self, prompt: str | Sequence[Message]) -> str:
+        """Return what follows a text, or the answer to a conversation; without special tokens.
+
+        A prompt that leaves no room to write is cut at its beginning.
+
+        Raises:
+            DataError: there is nothing to continue, or the chat template refuses the conversation.
+        """
+        return self.write_all([prompt])[0]
+
+    def write_all(
+        self, prompts: Sequence[str | Sequence[Message]], progress: Listener | None = None
+    ) -> list[str]:
+        read = [self._read(prompt) for prompt in prompts]
+        # Longest first: a batch that does not fit fails at once.
+        order = sorted(range(len(read)), key=lambda number: -len(read[number]))
+        lengths = [len(read[number]) + self._max_new_tokens for number in order]
+
+        def forward(start: int, end: int) -> list[tuple[int, str]]:
+            batch_rows = order[start:end]
+            return list(zip(batch_rows, self._continue([read[number] for number in batch_rows]), strict=True))
+
+        written = dict(
+            pair for batch in in_batches(lengths, forward, self._model, progress) for pair in batch
+        )
+        return [written[number] for number in range(len(read))]
+
+    def _continue(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        longest, end = max(map(len, prompts)), self._end_ids[0]
+        inputs = torch.tensor([[end] * (longest - len(ids)) + list(ids) for ids in prompts], device=device())
+        mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device())
+        # Not the model folder's own settings: they may sample, and then no two answers are alike.
+        config = GenerationConfig(
+            max_new_tokens=self._max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            eos_token_id=self._end_ids,
+            pad_token_id=self._end_ids[0],
+        )
+        was_training = self._model.training
+        self._model.eval()
+        move(self._model)
+        try:
+            # In the weights' own format: one token at a time, casting them costs more than it saves.
+            with torch.inference_mode():
+                generate: Any = self._model.generate
+                generated = generate(inputs, attention_mask=mask, generation_config=config)
+        finally:
+            self._model.train(was_training)
+        return [
+            self._tokenization.tokenizer.decode(self._until_end(row), skip_special_tokens=True)
+            for row in generated[:, longest:].tolist()
+        ]
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        ends = [place for place, token in enumerate(ids) if token in self._end_ids]
+        return ids[: ends[0] + 1] if ends else ids
+
+    def _read(self, prompt: str | Sequence[Message]) -> list[int]:
+        tokenization = self._tokenization
+        if isinstance(prompt, str):
+            text, prefix = prompt, tokenization.prefix
+        else:
+            assert tokenization.chat is not None, "loaded for the task sft"
+            text, prefix = tokenization.chat.render(prompt, add_generation_prompt=True), []
+        ids = tokenization.tokenizer.encode(text, add_special_tokens=False).ids
+        if not ids and not prefix:
+            raise DataError("nothing to continue: the text is empty; give its beginning")
+        longest = getattr(self._model.config, "max_position_embeddings", None)
+        if isinstance(longest, int):
+            ids = ids[-max(1, longest - self._max_new_tokens - len(prefix)) :]
+        return [*prefix, *ids]
+
+
+def _end_ids(model: PreTrainedModel, tokenization: Tokenization) -> list[int]:
+    """Return the tokens that end what is written: the model's own, the text's end, and those that may end a
+    turn.
+    """
+    named = [
+        model.config.eos_token_id,
+        getattr(model.generation_config, "eos_token_id", None),
+        tokenization.end_id,
+    ]
+    if tokenization.chat is not None:
+        named += [tokenization.tokenizer.token_to_id(token) for token in tokenization.chat.ends]
+    flat = [number for name in named for number in (name if isinstance(name, list) else [name])]
+    return list(dict.fromkeys(number for number in flat if number is not None)) or [0]
 
 
 @dataclass(frozen=True)
@@ -59,7 +166,7 @@ class SystemOutput:
 
     scores: DocumentScores
     written: list[str]
-    on_tasks: harness.RowScores = field(default_factory=dict)
+    on_tasks: RowScores = field(default_factory=dict)
 
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
@@ -73,7 +180,9 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     num_bytes = bytes_scored(test, scorer.base_tokenization)
     on_tasks = {name: output.on_tasks for name, output in outputs.items() if output.on_tasks}
     other_tasks = (
-        harness.task_scores(on_tasks, context.job.settings.evaluation.confidence) if on_tasks else []
+        assessment.task_scores(on_tasks, context.job.settings.evaluation.confidence, context.candidate)
+        if on_tasks
+        else []
     )
     evaluation = assessment.assess(
         scores, test.ids, test.groups, context.comparison(test), num_bytes, answers, other_tasks
@@ -83,7 +192,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
             prompt.id, prompt.shown, *(report.shorten(text) for text in (prompt.real, base, tuned))
         )
         for prompt, base, tuned in zip(
-            scorer.prompts, outputs[BASE_MODEL].written, outputs[FINETUNED].written, strict=True
+            scorer.prompts, outputs[BASE_MODEL].written, outputs[context.candidate].written, strict=True
         )
     ][:NUM_CONTINUATIONS]
     written = [] if answers is None else scorer.written(outputs)
@@ -93,10 +202,6 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
 
 
 class _Scorer:
-    """Loads the model of each system once, scores the documents, has it continue the prompts, and
-    frees it.
-    """
-
     def __init__(self, context: EvaluationContext, test: Split):
         self._context, self._test = context, test
         self._settings = context.job.settings
@@ -112,7 +217,6 @@ class _Scorer:
             self._answers_count = True
 
     def score_baseline(self, name: str, baseline: Baseline) -> SystemOutput:
-        """Score a baseline; the base model continues the prompts as well."""
         if name != BASE_MODEL:
             return SystemOutput(baseline.predict(self._test), [])
         folder, added_tokens = self._context.base_model, self._settings.chunks.added_tokens
@@ -132,12 +236,13 @@ class _Scorer:
         takes_tasks = name in ("finetuned_checkpoint", CHAMPION)
         if self._context.has_tokenizer_of_snapshot(name):
             return self._score(folder, (), tokenization, self._test, prompts, takes_tasks)
-        base_reading, reading = self._read(self.base_tokenization), self._read(tokenization)
-        output = self._score(folder, (), tokenization, reading.split, prompts, takes_tasks)
+        _, base_lengths = self._read(self.base_tokenization)
+        documents, lengths = self._read(tokenization)
+        output = self._score(folder, (), tokenization, documents, prompts, takes_tasks)
         counted = DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None)
         return replace(
             output,
-            scores=assessment.in_tokens_of(output.scores, reading.lengths, counted, base_reading.lengths),
+            scores=assessment.in_tokens_of(output.scores, lengths, counted, base_lengths),
         )
 
     def _score(
@@ -161,24 +266,30 @@ class _Scorer:
             DocumentScores(scores.num_tokens, scores.loss, scores.num_right), written, on_tasks
         )
 
-    def _score_tasks(self, model: PreTrainedModel, folder: ModelFolder) -> harness.RowScores:
-        """Score a model on the tasks of lm-eval that the YAML asks for."""
-        asked, copies = self._settings.evaluation.lm_eval, self._context.inputs.get(harness.STAGE)
+    def _score_tasks(self, model: PreTrainedModel, folder: ModelFolder) -> RowScores:
+        asked, copies = self._settings.evaluation.lm_eval, self._context.inputs.get(external.HARNESS_TASKS)
         if asked is None or copies is None:
             return {}
         from fullft_assets.tasks.language.harness import score_tasks
 
-        tasks = self._context.store.folder(copies) / harness.FOLDER
+        tasks = self._context.store.folder(copies) / external.FOLDER
         return score_tasks(model, folder, tasks, asked, self._settings.seed, self._context.progress)
 
     def score_answers(self, written: Mapping[str, list[str]]) -> AnswerScores | None:
-        """Score what the systems wrote; None where answers were not asked for, or are of too few groups."""
         if not self._answers_count:
             return None
         counted = {"num_too_long": self._num_too_long, "max_new_tokens": self._max_new_tokens}
         truth, groups = [prompt.real for prompt in self.prompts], [prompt.group for prompt in self.prompts]
         modules = self._context.modules
-        scores = measure_answers(truth, written, groups, self._settings, modules=modules, **counted)
+        scores = assessment.measure_answers(
+            truth,
+            written,
+            groups,
+            self._settings,
+            modules=modules,
+            candidate=self._context.candidate,
+            **counted,
+        )
         if scores is None:
             self._context.progress.say(
                 "written answers are not scored: fewer than two groups have one"
@@ -187,7 +298,6 @@ class _Scorer:
         return scores
 
     def written(self, outputs: Mapping[str, SystemOutput]) -> list[dict[str, str]]:
-        """Return what each system wrote for each prompt, with the row's id and its group."""
         columns = {name: output.written for name, output in outputs.items() if output.written}
         return [
             {
@@ -224,11 +334,10 @@ class _Scorer:
 
     @cached_property
     def base_tokenization(self) -> Tokenization:
-        """The base model's, which made the test set's windows."""
         return Tokenization.load(self._context.base_model, self._settings.chunks, self._task)
 
-    def _read(self, tokenization: Tokenization) -> _Reading:
-        """Cut the test documents into a tokenizer's windows."""
+    def _read(self, tokenization: Tokenization) -> tuple[Split, np.ndarray]:
+        """Return the test documents in a tokenizer's windows, and the tokens of each in all [n]."""
         test, count = self._test, len(self._test)
         columns: dict[str, Sequence[object]] = {
             "id": test.ids,
@@ -242,21 +351,15 @@ class _Scorer:
         # Of a conversation only the answers cost anything; the template around them may be another.
         marks = table["marks"].to_pylist() if self._messages is not None else None
         split = Split(test.ids, test.texts, test.labels, test.groups, table["windows"].to_pylist(), marks)
-        return _Reading(split, _num_scored(split) if marks is not None else table["num_tokens"].to_numpy())
+        return split, _num_scored(split) if marks is not None else table["num_tokens"].to_numpy()
 
     def _load_messages(self) -> list[list[Message]] | None:
         if not task_of(self._settings.examples).has_messages:
             return None
-        by_id = load_messages(self._context.store, self._context.inputs["training_snapshot"], "test")
+        by_id = load_values(
+            self._context.store, self._context.inputs["training_snapshot"], "test", "messages"
+        )
         return [cast("list[Message]", by_id[id_]) for id_ in self._test.ids]
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """The test documents in a tokenizer's windows, and the tokens of each in all [n]."""
-
-    split: Split
-    lengths: np.ndarray
 
 
 def pick_prompts(test: Split, messages: Sequence[Sequence[Message]] | None, seed: int) -> list[Prompt]:
@@ -298,9 +401,6 @@ def _answered(id_: str, group: str, messages: Sequence[Message]) -> Prompt | Non
 
 
 def _num_scored(documents: Split) -> np.ndarray:
-    """Return how many tokens of each document can be predicted: the trained ones, but the first of a
-    window.
-    """
     if documents.marks is None:
         return np.array(
             [sum(len(window) - 1 for window in windows) for windows in documents.windows], np.int64

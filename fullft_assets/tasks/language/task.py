@@ -35,18 +35,12 @@ class NextToken(Task):
             data.base_model, data.packed, data.validation, data.added_tokens, data.general, data.start
         )
 
-    def draw(self, evaluation: Any) -> Mapping[str, Any]:
-        from fullft_assets.tasks.language import pictures
-
-        return {"per_length": pictures.per_length(evaluation), "changes": pictures.changes(evaluation)}
-
     def predict(
         self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str], max_new_tokens: int
     ) -> Iterator[dict[str, Any]]:
-        """See `Task`: what the model writes."""
         from fullft_assets.chunks import Tokenization
         from fullft_assets.models.inference import load_causal
-        from fullft_assets.tasks.language.generation import Writer
+        from fullft_assets.tasks.language.scoring import Writer
 
         writer = Writer(
             load_causal(model), Tokenization.load_saved(model, settings.chunks, self.name), max_new_tokens
@@ -59,7 +53,7 @@ class NextToken(Task):
 
     @abstractmethod
     def _write(self, writer: Any, text: str) -> str:
-        """Return what a `generation.Writer` writes for a text."""
+        """Return what a `scoring.Writer` writes for a text."""
 
 
 class Sft(NextToken):

@@ -1,3 +1,0 @@
-"""Labelled spans: a token classifier."""
-
-from fullft_assets.tasks.token_classification.task import TASK

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import numpy as np
 
-from fullft_assets.evaluation.base import Evaluation
+from fullft_assets.evaluation.base import LabelEvaluation, label_fields
 from fullft_assets.evaluation.comparison import Comparison
 from fullft_assets.evaluation.intervals import Record
-from fullft_assets.evaluation.label_scores import LabelScore, label_scores, weakest_label
 from fullft_assets.evaluation.metrics.base import Predictions, compute
-from fullft_assets.evaluation.rows import GroupScore, SystemAgreement, agreement, weakest_groups
-from fullft_assets.evaluation.titles import FINETUNED
+from fullft_assets.evaluation.rows import weakest_label
 
 #: (start, end exclusive, position of the label), in characters.
 Span = tuple[int, int, int]
@@ -45,29 +42,16 @@ class SpanErrors(Record):
     num_missed: int
 
 
-class SpanEvaluation(Evaluation):
-    """Everything measured of a model that finds spans.
+class SpanEvaluation(LabelEvaluation):
+    """Everything measured of a model that finds spans."""
 
-    Attributes:
-        per_label: support counts spans.
-        agreement: a row is right where all its spans are, and there are no others.
-    """
-
-    right: ClassVar[str] = "find exactly the true spans"
-
-    labels: list[str]
     num_spans: int
     num_rows_without_spans: int
     num_tokens: int
-    per_label: list[LabelScore]
-    unmeasured: list[str]
     errors: SpanErrors
-    weakest_groups: list[GroupScore]
-    agreement: SystemAgreement
 
     @property
     def limits(self) -> list[str]:
-        """The weakest label, labels without a test span, and the commonest kind of error."""
         sentences = weakest_label(self.per_label, "test spans")
         errors = self.errors
         sentences.append(
@@ -167,30 +151,18 @@ def assess(
     """
     predictions = {
         name: replace(
-            predictions_of(truth, found, len(label_names)),
+            predictions_of(truth, spans, len(label_names)),
             labels=label_names,
             num_tokens=num_tokens,
             num_right_tokens=right_tokens[name],
         )
-        for name, found in predicted.items()
+        for name, spans in predicted.items()
     }
-    shared = comparison.run(predictions, groups, len(truth))
-    found, true, num_predicted = count_spans(truth, predicted[FINETUNED], len(label_names))
-    is_right = {
-        name: np.asarray(predictions[name].is_right)
-        for name in (FINETUNED, shared["justification"].best_baseline)
-    }
-    num_true = true.sum(1)
-    per_label = label_scores(found.sum(0), true.sum(0), num_predicted.sum(0), label_names)
+    num_true = np.asarray(predictions[comparison.candidate].true).sum(1)
     return SpanEvaluation(
-        **shared,
-        labels=list(label_names),
+        **label_fields(predictions, groups, label_names, comparison),
         num_spans=int(num_true.sum()),
         num_rows_without_spans=int((num_true == 0).sum()),
         num_tokens=int(num_tokens.sum()),
-        per_label=per_label,
-        unmeasured=[score.label for score in per_label if not score.support],
-        errors=errors(truth, predicted[FINETUNED]),
-        weakest_groups=weakest_groups(is_right[FINETUNED], groups),
-        agreement=agreement(is_right[FINETUNED], is_right[shared["justification"].best_baseline]),
+        errors=errors(truth, predicted[comparison.candidate]),
     )

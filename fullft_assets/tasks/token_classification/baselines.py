@@ -50,6 +50,7 @@ class Dictionary(Baseline):
 
     name = "dictionary"
     title = "dictionary of training spans"
+    serving_rank = 0
     tasks = ("token_classification",)
 
     def __init__(self, phrases: dict[str, int], lengths: dict[str, list[int]]):
@@ -57,14 +58,13 @@ class Dictionary(Baseline):
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Dictionary:
-        from fullft_assets.tasks.token_classification.tagging import normal
+        from fullft_assets.tasks.token_classification.recipe import normal
 
         assert train.spans is not None
         return cls.of_spans(train.texts, normal(train.texts, train.spans))
 
     @classmethod
     def of_spans(cls, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> Dictionary:
-        """Collect the phrases of spans, and count where else these occur."""
         votes: dict[tuple[str, ...], Counter[int]] = {}
         for text, row in zip(texts, spans, strict=True):
             for start, end, label in row:
@@ -102,7 +102,6 @@ class Dictionary(Baseline):
         return self.find(rows.texts)
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Return the spans of each text."""
         return [[span for _, span in self._places(text)] for text in texts]
 
     def _places(self, text: str) -> list[tuple[str, Span]]:

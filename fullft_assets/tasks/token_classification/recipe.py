@@ -1,5 +1,13 @@
-"""The recipe of the task token_classification: a new head on every token, which learns the tags of labelled
-spans (`tagging`).
+"""Labelled spans as tags of tokens, and back: the recipe of a new head on every token, and its scores on the
+test rows.
+
+Each label has two tags, B- for the first token of a span and I- for a later one, and O is for tokens outside
+of all spans (BIO; Ramshaw and Marcus 1995, arXiv cmp-lg/9505040). A span has the tokens of which a character
+is in it; where spans overlap, the one that starts first, then the longer, has the token, and one that is left
+without any is not learned (see `chunks.windows`).
+
+Windows of a long text share tokens. Each token belongs to one of them, the one in which it is farthest from
+an edge that another window goes beyond: there it is trained, and there it is predicted, once each.
 
 The loss of an optimizer step is the mean cross-entropy over its tokens, however many windows, passes and
 processes they are in: special tokens, padding, and tokens that belong to another window count for nothing.
@@ -8,45 +16,446 @@ Scores on the validation rows are those of exact spans, in characters, as the ev
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
+from fullft_assets import report
 from fullft_assets.base_model import ModelFolder
-from fullft_assets.chunks import Tokenization
-from fullft_assets.errors import DataError
+from fullft_assets.chunks import Tokenization, windows
+from fullft_assets.chunks.windows import gather, to_lists
+from fullft_assets.errors import DataError, StoreError
+from fullft_assets.evaluation import external
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import precision
-from fullft_assets.models.heads import HeadWeights, has_intercept, read_by_head
-from fullft_assets.models.inference import load_for_training, load_tagger
+from fullft_assets.models.inference import (
+    HeadWeights,
+    forward_batches,
+    has_intercept,
+    load_for_training,
+    load_tagger,
+    read_by_head,
+)
 from fullft_assets.models.token_loss import IGNORED
-from fullft_assets.settings import TrainingSettings
+from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.baseline import BaselineContext
-from fullft_assets.tasks.classification.logistic import fit_on_states
+from fullft_assets.tasks.baseline import Baseline, OpenedModel, StoredBaseline
+from fullft_assets.tasks.classification.baselines import fit_on_states
 from fullft_assets.tasks.classification.recipe import window_feed
+from fullft_assets.tasks.context import (
+    EvaluationContext,
+    EvaluationResult,
+    column_of,
+    pick_rows,
+    shared_labels,
+)
 from fullft_assets.tasks.encoder import Encoder
 from fullft_assets.tasks.token_classification import assessment
-from fullft_assets.tasks.token_classification.assessment import Span
-from fullft_assets.tasks.token_classification.tagging import (
-    Frame,
-    TokenizedTexts,
-    find_spans,
-    normal,
-    tag,
-    tag_names,
-)
+from fullft_assets.tasks.token_classification.assessment import Span, SpanEvaluation
 from fullft_assets.training.recipe import MOST_HEAD_ROWS, Prepared
 
+OUTSIDE = 0
+#: Characters of a test row that the report shows.
+_SHOWN_CHARACTERS = 400
+_SHOWN_SPANS = 8
+_SPANS = pa.list_(pa.struct({"start": pa.int64(), "end": pa.int64(), "label": pa.string()}))
 #: Tokens that a new head is fitted on, drawn at random from the training rows.
 _MOST_TOKENS = 30_000
+
+
+def tag_names(labels: Sequence[str]) -> list[str]:
+    """Return the tags of labels, in the order of the head's outputs: O, then B- and I- of each label."""
+    return ["O", *(f"{place}-{label}" for label in labels for place in "BI")]
+
+
+def labels_of_tags(names: Sequence[str]) -> list[str]:
+    """Return the labels whose tags a head has.
+
+    Raises:
+        StoreError: it is no head for tags as `tag_names` orders them.
+    """
+    labels = [name[2:] for name in names[1::2]]
+    if list(names) != tag_names(labels):
+        raise StoreError(
+            f"the model's outputs ({', '.join(names[:5])} ...) are no tags of spans (O, B-label, I-label ...)"
+        )
+    return labels
+
+
+def tags_of(marks: np.ndarray | Sequence[int], span_labels: Sequence[int]) -> np.ndarray:
+    """Return the tags int64 [tokens] of a row's marks (see `chunks.schema`).
+
+    Raises:
+        DataError: a mark is of a span that the row does not have.
+    """
+    marks = np.asarray(marks, np.int64)
+    number = np.abs(marks) - 1
+    if len(number) and number.max() >= len(span_labels):
+        raise DataError(
+            f"a token is marked as one of span {number.max() + 1:,}, its row has {len(span_labels):,};"
+            " tokenise the batches again"
+        )
+    label = np.append(np.asarray(span_labels, np.int64), 0)[number]
+    return np.where(marks == 0, OUTSIDE, 1 + 2 * label + (marks < 0))
+
+
+def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
+    """Return the spans of tags, as characters; without the white space around them.
+
+    An I- behind no token of its label begins a span, as in CoNLL's and seqeval's count.
+
+    Args:
+        tags: int [tokens].
+        characters: int [tokens, 2], the characters of each token.
+    """
+    tags = np.asarray(tags, np.int64)
+    inside = np.flatnonzero(tags != OUTSIDE)
+    if not len(inside):
+        return []
+    label, is_first = (tags - 1) // 2, tags % 2 == 1
+    before = np.concatenate([[-1], np.where(tags != OUTSIDE, label, -1)[:-1]])
+    starts = inside[is_first[inside] | (before[inside] != label[inside])]
+    decoded = []
+    for begin, until in zip(starts, np.append(starts[1:], len(tags)), strict=True):
+        own = np.arange(begin, until)
+        own = own[tags[own] != OUTSIDE]
+        start, end = windows.strip_span(text, int(characters[own, 0].min()), int(characters[own, 1].max()))
+        if start < end:
+            decoded.append((start, end, int(label[begin])))
+    return decoded
+
+
+def normal(texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[list[Span]]:
+    """Return each text's spans without the white space at their ends; a span of nothing else is dropped."""
+    stripped = [
+        [(*windows.strip_span(text, start, end), label) for start, end, label in row]
+        for text, row in zip(texts, spans, strict=True)
+    ]
+    return [[span for span in row if span[0] < span[1]] for row in stripped]
+
+
+def owned(lengths: Sequence[int], stride: int) -> list[np.ndarray]:
+    """Return for each window of a text which of its tokens belong to it: bool [tokens]."""
+    begins = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64) - stride)])[: len(lengths)]
+    total = int(begins[-1] + lengths[-1])
+    best, owner = np.full(total, -1), np.zeros(total, np.int64)
+    for number, (begin, length) in enumerate(zip(begins.tolist(), lengths, strict=True)):
+        place = np.arange(length)
+        # The text's own ends are no edges: there is nothing beyond that another window would see.
+        left = place if number else np.full(length, total)
+        right = place[::-1] if number < len(lengths) - 1 else np.full(length, total)
+        distance, there = np.minimum(left, right), slice(begin, begin + length)
+        is_better = distance > best[there]
+        best[there][is_better], owner[there][is_better] = distance[is_better], number
+    return [
+        owner[begin : begin + length] == number
+        for number, (begin, length) in enumerate(zip(begins.tolist(), lengths, strict=True))
+    ]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Numbers of tokens before and behind a window's own ones, and of tokens that two windows share."""
+
+    prefix: int
+    suffix: int
+    stride: int
+
+    @classmethod
+    def of(cls, tokenization: Tokenization) -> Frame:
+        return cls(len(tokenization.prefix), len(tokenization.suffix), tokenization.settings.stride)
+
+    def owned(self, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Return for each window of a document which of its tokens belong to it, special tokens included:
+        bool [tokens].
+        """
+        inner = owned([len(window) - self.prefix - self.suffix for window in windows], self.stride)
+        return [np.pad(part, (self.prefix, self.suffix)) for part in inner]
+
+    def tags(self, marks: Sequence[Sequence[int]], span_labels: Sequence[int]) -> list[list[int]]:
+        """Return the tags of a document's windows, -100 where a token is none of the text or belongs to
+        another window.
+        """
+        return [
+            np.where(is_owned, tags_of(window, span_labels), IGNORED).tolist()
+            for window, is_owned in zip(marks, self.owned(marks), strict=True)
+        ]
+
+    def tags_of_rows(self, rows: Split) -> list[list[list[int]]]:
+        assert rows.marks is not None and rows.span_labels is not None
+        return [self.tags(marks, labels) for marks, labels in zip(rows.marks, rows.span_labels, strict=True)]
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """Documents with a tag for each token that a window has.
+
+    Attributes:
+        tags: int16 [tokens] of each document.
+        loss: summed cross-entropy of the true tags in nats; nan where an output was not finite.
+        num_tokens: tokens that have one.
+    """
+
+    tags: list[np.ndarray]
+    loss: float
+    num_tokens: int
+
+
+def tag(
+    model: PreTrainedModel,
+    windows: Sequence[Sequence[Sequence[int]]],
+    frame: Frame,
+    truth: Sequence[Sequence[Sequence[int]]] | None = None,
+    *,
+    progress: Listener | None = None,
+) -> Tagged:
+    """Predict the tag of each token, once, in the window that it belongs to.
+
+    Args:
+        truth: aligned with the windows, -100 where nothing is to be predicted; for the loss.
+    """
+    owned = [frame.owned(document) for document in windows]
+    predicted = [[np.zeros(0, np.int16)] * len(document) for document in windows]
+    loss = 0.0
+    count = 0
+    is_finite = True
+    for items, _, output in forward_batches(model, windows, progress):
+        logits = output.logits.float()
+        is_finite &= bool(torch.isfinite(logits).all())
+        best = logits.argmax(-1).cpu().numpy().astype(np.int16)
+        for at, (row, number) in enumerate(items):
+            predicted[row][number] = best[at, : len(owned[row][number])][owned[row][number]]
+        if truth is not None:
+            labels = [torch.tensor(truth[row][number]) for row, number in items]
+            padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(
+                logits.device
+            )
+            loss += float(
+                torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), padded.flatten(), ignore_index=IGNORED, reduction="sum"
+                )
+            )
+            count += int((padded != IGNORED).sum())
+    tags = [np.concatenate(document) if document else np.zeros(0, np.int16) for document in predicted]
+    return Tagged(tags, loss if is_finite else float("nan"), count)
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Texts as a tokenizer reads them.
+
+    Attributes:
+        characters: int [tokens, 2] of each document, the characters of its tokens.
+    """
+
+    texts: Sequence[str]
+    windows: list[list[list[int]]]
+    characters: list[np.ndarray]
+    frame: Frame
+
+    @classmethod
+    def of(cls, tokenization: Tokenization, texts: Sequence[str]) -> TokenizedTexts:
+        """Read texts with a tokenizer that was loaded for the task token_classification."""
+        encoded, cuts = tokenization.read(texts, spans=True)
+        windows = to_lists(*gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
+        spans = np.zeros((0, 2), np.int32) if encoded.spans is None else encoded.spans
+        characters = [
+            spans[begin:end] for begin, end in zip(encoded.bounds, encoded.bounds[1:], strict=False)
+        ]
+        return cls(texts, windows, characters, Frame.of(tokenization))
+
+    def spans(self, tags: Sequence[np.ndarray]) -> list[list[Span]]:
+        """Return the spans of the documents' tags; tokens that no window has are outside of all."""
+        return [
+            decode(row_tags, characters[: len(row_tags)], text)
+            for row_tags, characters, text in zip(tags, self.characters, self.texts, strict=True)
+        ]
+
+
+def find_spans(
+    model: PreTrainedModel,
+    reading: TokenizedTexts,
+    *,
+    progress: Listener | None = None,
+) -> list[list[Span]]:
+    """Return the spans that a model finds in each text; labels are positions in its own order."""
+    return reading.spans(tag(model, reading.windows, reading.frame, progress=progress).tags)
+
+
+def load_finder(model_folder: ModelFolder) -> tuple[PreTrainedModel, list[str]]:
+    """Load a fine-tuned token classifier and the labels of its spans."""
+    model = load_tagger(model_folder)
+    names: dict[Any, str] = dict(model.config.id2label or {})
+    return model, labels_of_tags([names[i] for i in range(len(names))])
+
+
+def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
+    """Score every system on the test rows."""
+    settings, names = context.job.settings, context.labels
+    assert test.spans is not None
+    tokenization = Tokenization.load(context.base_model, settings.chunks, settings.examples.task)
+    spans = _find_all(context, test, names)
+    truth, comparison = normal(test.texts, test.spans), context.comparison(test)
+    right, num_tokens = count_right_tokens(tokenization, test.texts, truth, spans)
+    evaluation = assessment.assess(truth, spans, right, num_tokens, test.groups, names, comparison)
+    headline = {
+        **evaluation.headline,
+        "num_test_spans": evaluation.num_spans,
+        "num_test_rows_without_spans": evaluation.num_rows_without_spans,
+        "labels_without_test_spans": evaluation.unmeasured,
+        **evaluation.errors.model_dump(),
+    }
+    examples = _pick_answers(test, truth, spans, evaluation, settings.seed)
+    return EvaluationResult(
+        evaluation, headline, _rows(test, truth, spans, right, num_tokens, names), examples
+    )
+
+
+def _find_all(context: EvaluationContext, test: Split, names: list[str]) -> dict[str, list[list[Span]]]:
+    def by_baseline(name: str, baseline: Baseline) -> list[list[Span]]:
+        return in_order(baseline.predict(test), context.baseline_labels, names)
+
+    def by_external(name: str, answers: list[list[dict[str, Any]]]) -> list[list[Span]]:
+        return normal(test.texts, external.spans(name, answers, test, names))
+
+    def by_checkpoint(name: str) -> list[list[Span]]:
+        spans, labels = find(context.open(name), context.job.settings, test.texts, context.progress)
+        return in_order(spans, labels, names)
+
+    return context.predict_with_all(test, by_checkpoint, by_baseline, by_external)
+
+
+def find(
+    model: OpenedModel, settings: UseCaseSettings, texts: Sequence[str], progress: Listener | None = None
+) -> tuple[list[list[Span]], list[str]]:
+    """Return the spans that a model finds in each text, and its labels in its own order.
+
+    Each model reads the texts with its own tokenizer; spans are characters to all.
+    """
+    if isinstance(model, StoredBaseline):
+        return model.predict(texts), model.labels
+    reading = TokenizedTexts.of(
+        Tokenization.load_saved(model, settings.chunks, settings.examples.task), texts
+    )
+    finder, labels = load_finder(model)
+    spans = find_spans(finder, reading, progress=progress)
+    del finder
+    # Two large models at a time may not fit.
+    gc.collect()
+    return spans, labels
+
+
+def in_order(
+    spans: Sequence[Sequence[Span]], model_labels: Sequence[str], labels: Sequence[str]
+) -> list[list[Span]]:
+    """Return spans with the positions of their labels in `labels`; spans with another label are left out.
+
+    Args:
+        model_labels: the system's labels, in the order of its positions.
+    """
+    known = shared_labels(model_labels, labels)
+    place = {number: labels.index(label) for number, label in enumerate(model_labels) if label in known}
+    return [[(start, end, place[label]) for start, end, label in row if label in place] for row in spans]
+
+
+def count_right_tokens(
+    tokenization: Tokenization,
+    texts: Sequence[str],
+    truth: Sequence[Sequence[Span]],
+    predicted: Mapping[str, Sequence[Sequence[Span]]],
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return how many tokens of each text have the true tag under each system's spans, and how many there
+    are: int [n] each.
+    """
+    encoded, _ = tokenization.read(texts, spans=True)
+    rows = np.repeat(np.arange(len(texts)), encoded.lengths())
+
+    def tags(spans_of: Sequence[Sequence[Span]]) -> np.ndarray:
+        marks, _ = windows.locate_spans(
+            encoded, texts, [[(start, end) for start, end, _ in row] for row in spans_of]
+        )
+        edges = zip(encoded.bounds, encoded.bounds[1:], strict=False)
+        each = [
+            tags_of(marks[begin:end], [label for *_, label in row])
+            for (begin, end), row in zip(edges, spans_of, strict=True)
+        ]
+        return np.concatenate(each)
+
+    true = tags(truth)
+    right = {
+        name: np.bincount(rows[tags(spans_of) == true], minlength=len(texts))
+        for name, spans_of in predicted.items()
+    }
+    return right, encoded.lengths()
+
+
+def _pick_answers(
+    test: Split,
+    truth: Sequence[Sequence[Span]],
+    predicted: Mapping[str, Sequence[Sequence[Span]]],
+    evaluation: SpanEvaluation,
+    seed: int,
+) -> list[report.AnsweredRow]:
+    tuned, baseline = predicted[evaluation.candidate], predicted[evaluation.justification.best_baseline]
+    agrees = np.array(
+        [
+            set(of_finetuned) == set(of_baseline)
+            for of_finetuned, of_baseline in zip(tuned, baseline, strict=True)
+        ]
+    )
+    return [
+        report.AnsweredRow(
+            report.shorten(test.texts[i], _SHOWN_CHARACTERS),
+            *(_listed(test.texts[i], each[i], evaluation.labels) for each in (truth, baseline, tuned)),
+            id=test.ids[i],
+        )
+        for i in pick_rows(agrees, seed)
+    ]
+
+
+def _listed(text: str, row: Sequence[Span], names: Sequence[str]) -> str:
+    shown = [
+        f"{names[label]}: {report.shorten(text[start:end], 60)}" for start, end, label in sorted(set(row))
+    ]
+    more = f"; and {len(shown) - _SHOWN_SPANS} more" if len(shown) > _SHOWN_SPANS else ""
+    return "; ".join(shown[:_SHOWN_SPANS]) + more if shown else "none"
+
+
+def _rows(
+    test: Split,
+    truth: Sequence[Sequence[Span]],
+    found: Mapping[str, Sequence[Sequence[Span]]],
+    right_tokens: Mapping[str, np.ndarray],
+    num_tokens: np.ndarray,
+    names: Sequence[str],
+) -> pa.Table:
+    columns = {
+        "id": test.ids,
+        "num_spans": [len(set(row)) for row in truth],
+        "num_tokens": num_tokens,
+        "group": test.groups,
+    }
+    for name, spans in found.items():
+        predicted = [
+            [{"start": start, "end": end, "label": names[label]} for start, end, label in sorted(set(row))]
+            for row in spans
+        ]
+        columns[column_of(name, "predicted")] = pa.array(predicted, _SPANS)
+        columns[column_of(name, "num_predicted")] = [len(row) for row in predicted]
+        columns[column_of(name, "num_right")] = [
+            len(set(true) & set(row)) for true, row in zip(truth, spans, strict=True)
+        ]
+        columns[column_of(name, "num_right_tokens")] = right_tokens[name]
+    return pa.table(columns)
 
 
 @dataclass(frozen=True)
@@ -89,9 +498,6 @@ class TokenClassificationRecipe(Encoder):
     def _states_of_tokens(
         self, model: PreTrainedModel, rows: Split, listener: Listener
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what the output layer reads of tokens that are drawn at random [tokens, features], and their
-        tags [tokens].
-        """
         tags = self._tags(rows)
         total = sum(tag != IGNORED for document in tags for window in document for tag in window)
         rng = np.random.default_rng(0)
@@ -105,9 +511,7 @@ class TokenClassificationRecipe(Encoder):
                 targets.append(target[is_drawn])
         return np.concatenate(states), np.concatenate(targets)
 
-    def prepare(
-        self, model: PreTrainedModel, settings: TrainingSettings, seed: int, num_processes: int
-    ) -> Prepared:
+    def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
         windows = [window for document in self.train.windows for window in document]
         tags = [window for document in self._tags(self.train) for window in document]
         return self._prepared(
@@ -115,7 +519,6 @@ class TokenClassificationRecipe(Encoder):
         )
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        """See `Recipe`: loss, micro-F1 and macro-F1 of exact spans."""
         reading = self._reading
         tagged = tag(model, reading.windows, reading.frame, self._validation_tags, progress=listener)
         if not math.isfinite(tagged.loss):
@@ -123,11 +526,7 @@ class TokenClassificationRecipe(Encoder):
         return {"loss": tagged.loss / max(1, tagged.num_tokens), **self._scores(reading.spans(tagged.tags))}
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> list[list[Span]]:
-        """See `Recipe`: the spans of each row."""
         return find_spans(model, TokenizedTexts.of(self.tokenization, rows.texts), progress=listener)
-
-    def _with_recipe(self, context: BaselineContext) -> BaselineContext:
-        return replace(super()._with_recipe(context), tokenization=self.tokenization)
 
     def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
         return self._scores(predicted)

@@ -22,7 +22,7 @@ class TokenClassification(Task):
     more_baselines = ("lora", "smaller_model")
     no_label_weights = "most tokens have none"
     templates = Path(__file__).parent / "templates"
-    scoring = "fullft_assets.tasks.token_classification.scoring:evaluate"
+    scoring = "fullft_assets.tasks.token_classification.recipe:evaluate"
     evaluation = "fullft_assets.tasks.token_classification.assessment:SpanEvaluation"
 
     def open_recipe(self, data: Any) -> Any:
@@ -47,15 +47,10 @@ class TokenClassification(Task):
     def predict(
         self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str], max_new_tokens: int
     ) -> Iterator[dict[str, Any]]:
-        """See `Task`: each span with its characters and its label."""
-        from fullft_assets.chunks import Tokenization
-        from fullft_assets.tasks.token_classification.tagging import TokenizedTexts, find_spans, load_finder
+        from fullft_assets.tasks.token_classification.recipe import find
 
-        finder, names = load_finder(model)
-        reading = TokenizedTexts.of(
-            Tokenization.load_saved(model, settings.chunks, settings.examples.task), texts
-        )
-        for text, spans in zip(texts, find_spans(finder, reading), strict=True):
+        found_spans, names = find(model, settings, texts)
+        for text, spans in zip(texts, found_spans, strict=True):
             yield {
                 "spans": [
                     {"start": int(s), "end": int(e), "label": names[label], "text": text[s:e]}

@@ -1,0 +1,650 @@
+"""Counts of the training engine on its own code, which need no GPU: `python -m benchmarks.engine [PART ...]`.
+
+| part | what it counts |
+|---|---|
+| families | of 53 small models: how the engine feeds them, and loss and gradients against one forward pass a document |
+| syncs | operations of an optimizer step for which a GPU's host waits, with their places |
+| loss | bytes that the loss of a language model moves, at the vocabularies of today |
+| flops | work of a step against 6 N D, with and without recomputed activations |
+| graphs | graph breaks and compilations of a compiled model whose rows vary in length |
+| ranks | what a process holds after loading and at the peak of a step, sharded by FSDP2, at 1B to 70B |
+
+`ranks` and the last two rows of `flops` take real sizes: their tensors have shapes and no values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import transformers
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    PreTrainedModel,
+)
+
+from benchmarks.engine_families import FAMILIES
+from fullft_assets.errors import FullftError
+from fullft_assets.jobs.progress import Progress
+from fullft_assets.models import token_loss
+from fullft_assets.models.inference import load_causal
+from fullft_assets.models.isolation import probe
+from fullft_assets.models.token_loss import TokenLoss
+from fullft_assets.settings import TrainingSettings
+from fullft_assets.snapshot import Split, Training, packing
+from fullft_assets.tasks.language.recipe import NextTokenRecipe
+from fullft_assets.training import feed
+from fullft_assets.training.feed import Pieces
+from fullft_assets.training.finetuning import fine_tune
+
+CAPACITY = 48
+_GIB = 2**30
+_aten: Any = torch.ops.aten
+
+
+def table(header: str, rows: Iterator[list[Any]]) -> None:
+    """Print rows as Markdown as they come."""
+    print(f"| {header} |\n|{'---|' * (header.count('|') + 1)}", flush=True)
+    for row in rows:
+        print(f"| {' | '.join(str(cell) for cell in row)} |", flush=True)
+
+
+# Families
+
+
+@dataclass
+class Family:
+    """What the engine makes of a small model.
+
+    Attributes:
+        feed: packed, padded, or the line with which it is refused.
+        loss, gradient: relative difference of the feed from one forward pass a document; None where refused.
+        is_causal: whether logits do not depend on later tokens.
+    """
+
+    name: str
+    feed: str
+    loss: float | None = None
+    gradient: float | None = None
+    is_causal: bool | None = None
+    is_fused: bool | None = None
+
+
+def windows(count: int = 14, seed: int = 1) -> Training:
+    """Return documents of random tokens, the longest as long as a row."""
+    rng = np.random.default_rng(seed)
+    lengths = [CAPACITY, CAPACITY, *rng.integers(2, CAPACITY, count).tolist()]
+    ids = [rng.integers(3, 96, length).tolist() for length in lengths]
+    return Training(ids, None, packing.plan(np.array(lengths), CAPACITY, seed=7))
+
+
+def saved(name: str, folder: Path) -> Path:
+    """Write a small model of a family with random weights that matter: the usual .02 would hide leaks."""
+    kind, options = FAMILIES[name]
+    config = AutoConfig.for_model(kind, **options)
+    torch.manual_seed(5)
+    kinds = (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSpeechSeq2Seq,
+        AutoModelForMaskedLM,
+    )
+    # What is no causal model is saved as what it is: the engine is to say so.
+    known = [each for each in kinds if type(config) in each._model_mapping]
+    chosen = AutoModelForMaskedLM if kind == "bert" else known[0]
+    model = chosen.from_config(config)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.15)
+    model.save_pretrained(folder)
+    return folder
+
+
+def family(name: str) -> Family:
+    """Return what the engine makes of a family."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved(name, Path(folder))
+        try:
+            model = load_causal(Path(folder))
+        except FullftError as error:
+            return Family(name, f"refused: {error}".replace(folder, "FOLDER"))
+        except Exception as error:
+            return Family(name, f"FAILS: {type(error).__name__}: {' '.join(str(error).split())[:90]}")
+    try:
+        return _fed(name, model)
+    except FullftError as error:
+        return Family(name, f"refused: {error}")
+    except Exception as error:
+        return Family(name, f"FAILS: {type(error).__name__}: {' '.join(str(error).split())[:90]}")
+
+
+def _fed(name: str, model: PreTrainedModel) -> Family:
+    is_causal = _is_causal(model)
+    pieces = Pieces(windows())
+    is_packed = probe(model, CAPACITY).is_isolated
+    packed = feed.packed(pieces, 2, 1, 3, 0)
+    chosen = packed if is_packed else feed.padded(pieces, 2, 4, 1, 3, 0)
+    first = {key: value[:1, :32] for key, value in packed.batch(0).items() if key != "labels"}
+    loss = TokenLoss(model, first)
+    alone = [
+        {
+            "input_ids": torch.tensor([pieces.ids(number).tolist()]),
+            "labels": torch.tensor([pieces.labels(number).tolist()]),
+        }
+        for number in range(len(pieces))
+    ]
+    expected, gradients = _total(model, loss, alone)
+    total, fed = _total(model, loss, list(chosen.batches()))
+    return Family(
+        name,
+        "packed" if is_packed else "padded",
+        abs(total - expected) / expected,
+        float((fed - gradients).norm() / gradients.norm()),
+        is_causal,
+        loss.is_fused,
+    )
+
+
+def _total(
+    model: PreTrainedModel, loss: TokenLoss, batches: list[dict[str, Any]]
+) -> tuple[float, torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    model.train()
+    total = 0.0
+    for batch in batches:
+        inputs = dict(batch)
+        part = loss.total(model, inputs, inputs.pop("labels"))
+        part.backward()
+        total += part.item()
+    of_weights = [
+        (torch.zeros(weight.numel()) if weight.grad is None else weight.grad.flatten().float())
+        for weight in model.parameters()
+    ]
+    return total, torch.cat(of_weights)
+
+
+@torch.no_grad()
+def _is_causal(model: PreTrainedModel) -> bool:
+    model.eval()
+    ids = torch.randint(3, 96, (1, 20), generator=torch.Generator().manual_seed(3))
+    changed = ids.clone()
+    changed[0, -1] = 7 if ids[0, -1] != 7 else 8
+    before, after = (model(input_ids=each).logits[0, :-1] for each in (ids, changed))
+    return bool((before - after).abs().max() <= 1e-5 * before.abs().max())
+
+
+def families(names: list[str]) -> Iterator[list[Any]]:
+    """Yield a row for each family."""
+    for name in names:
+        result = family(name)
+        numbers = ["" if value is None else f"{value:.0e}" for value in (result.loss, result.gradient)]
+        flags = [
+            "" if flag is None else "yes" if flag else "NO" for flag in (result.is_fused, result.is_causal)
+        ]
+        yield [name, result.feed, *numbers, *flags]
+
+
+# Synchronisations
+
+_VALUES = {
+    _aten._local_scalar_dense.default,
+    _aten.nonzero.default,
+    _aten.masked_select.default,
+    _aten.equal.default,
+    _aten._unique2.default,
+    _aten.repeat_interleave.Tensor,
+}
+_INDEXED = {
+    _aten.index.Tensor,
+    _aten.index_put_.default,
+    _aten.index_put.default,
+    _aten._index_put_impl_.default,
+}
+_SHOWN = ("fullft_assets/", "transformers/", "accelerate/", "torch/optim", "clip_grad")
+
+
+class Syncs(TorchDispatchMode):
+    """Counts operations whose result's value or size the host needs, by their place, while `is_on`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: collections.Counter[str] = collections.Counter()
+        self.is_on = False
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.is_on and (function in _VALUES or self._is_masked(function, args)):
+            frames = [
+                frame
+                for frame in traceback.extract_stack()
+                if any(part in frame.filename for part in _SHOWN) and "dispatch" not in frame.name
+            ]
+            place = f"{'/'.join(frames[-1].filename.split('/')[-2:])}:{frames[-1].name}" if frames else "?"
+            self.places[f"{function} in {place}"] += 1
+        return function(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _is_masked(function: Any, args: Any) -> bool:
+        return function in _INDEXED and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+
+
+class _Small(NextTokenRecipe):
+    def load(self, settings: TrainingSettings) -> PreTrainedModel:
+        kind, options = FAMILIES["llama"]
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options))
+
+    load_original = load
+
+
+def syncs_of_a_step(passes: int, folder: Path) -> collections.Counter[str]:
+    """Return the synchronisations of one optimizer step of so many passes, by place, in the middle of a
+    training.
+    """
+    data = windows(40)
+    count = len(data.windows)
+    rows = Split(
+        ["a"] * count, [""] * count, np.zeros(count), ["a"] * count, [[each] for each in data.windows], None
+    )
+    settings = TrainingSettings(
+        epochs=6,
+        batch_size=4,
+        micro_batch_size=4 // passes,
+        precision="fp32",
+        track=[],
+        checkpoint_every_steps=1_000,
+    )
+    syncs, num_steps = Syncs(), 0
+
+    def after_step(*_: Any) -> None:
+        nonlocal num_steps
+        num_steps += 1
+        syncs.is_on = num_steps in (3, 4)
+
+    hook = register_optimizer_step_post_hook(after_step)
+    try:
+        with syncs:
+            fine_tune(
+                _Small(Path(), data, rows),
+                settings,
+                1,
+                folder,
+                progress=Progress(silent=True),
+                evaluate_at=(),
+                resumable=True,
+            )
+    finally:
+        hook.remove()
+    return collections.Counter({place: number / 2 for place, number in syncs.places.items()})
+
+
+def syncs() -> Iterator[list[Any]]:
+    """Yield a row for each number of passes a step."""
+    for passes in (1, 2, 4):
+        with tempfile.TemporaryDirectory() as folder:
+            places = syncs_of_a_step(passes, Path(folder))
+        shown = "; ".join(f"{number:g} {place}" for place, number in places.most_common())
+        yield [passes, f"{sum(places.values()):g}", shown]
+
+
+# Bytes and work
+
+
+class Moved(TorchDispatchMode):
+    """Counts the bytes that operations read and write, without fusion; views move none."""
+
+    _VIEWS = (
+        "view",
+        "slice",
+        "alias",
+        "detach",
+        "transpose",
+        "t.default",
+        "unsqueeze",
+        "expand",
+        "empty",
+        "select",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes = 0
+        self.num_operations = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if not any(word in str(function) for word in self._VIEWS):
+            tensors = {
+                id(leaf): leaf
+                for leaf in tree_leaves((args, kwargs, result))
+                if isinstance(leaf, torch.Tensor)
+            }
+            self.num_bytes += sum(each.numel() * each.element_size() for each in tensors.values())
+            self.num_operations += 1
+        return result
+
+
+VOCABULARIES = {
+    "Llama-3.1-8B": (128_256, 4_096),
+    "Qwen3-8B": (151_936, 4_096),
+    "Gemma-3-1B": (262_144, 1_152),
+}
+
+
+def loss() -> Iterator[list[Any]]:
+    """Yield a row for each vocabulary: a pass of 32,768 trained tokens on a GPU, in bf16."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    # Chunks are as large as on a GPU, although the tensors are on a CPU.
+    token_loss.PLANNED_DEVICE.set("cuda")
+    for name, (vocabulary, hidden) in VOCABULARIES.items():
+        with FakeTensorMode():
+            options: dict[str, Any] = {"dtype": torch.bfloat16, "requires_grad": True}
+            states = torch.empty(32_768, hidden, **options)
+            head = torch.empty(vocabulary, hidden, **options)
+            targets = torch.zeros(32_768, dtype=torch.long)
+            with Moved() as moved:
+                token_loss.LinearCrossEntropy.apply(states, head, None, targets).backward()
+        yield [name, f"{vocabulary:,}", f"{moved.num_bytes / 1e9:,.0f} GB", f"{moved.num_operations:,}"]
+
+
+_LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128_256,
+    "max_position_embeddings": 131_072,
+    "rope_theta": 500_000.0,
+    "tie_word_embeddings": False,
+    "head_dim": 128,
+    "num_key_value_heads": 8,
+}
+_QWEN: dict[str, Any] = {
+    **_LLAMA,
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": 151_936,
+    "max_position_embeddings": 40_960,
+    "rope_theta": 1_000_000.0,
+}
+
+
+def _sized(
+    base: dict[str, Any], hidden: int, inner: int, layers: int, heads: int, **more: Any
+) -> dict[str, Any]:
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+    return {**base, **sizes, **more}
+
+
+MODELS = {
+    "Llama-3.2-1B": _sized(_LLAMA, 2_048, 8_192, 16, 32, head_dim=64, tie_word_embeddings=True),
+    "Llama-3.1-8B": _sized(_LLAMA, 4_096, 14_336, 32, 32),
+    "Qwen3-32B": _sized(_QWEN, 5_120, 25_600, 64, 64),
+    "Llama-3.3-70B": _sized(_LLAMA, 8_192, 28_672, 80, 64),
+}
+
+
+class Selected(TorchDispatchMode):
+    """Answers what tensors without values cannot: as if every token but a row's first were trained."""
+
+    def __init__(self, rows: int, tokens: int):
+        super().__init__()
+        self.num_trained = rows * (tokens - 1)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_masked = function in _INDEXED and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if not is_masked:
+            return function(*args, **(kwargs or {}))
+        if function is _aten.index.Tensor:
+            return args[0].new_empty((self.num_trained, *args[0].shape[args[1][0].dim() :]))
+        return torch.empty_like(args[0]) if function is _aten.index_put.default else args[0]
+
+
+def _inputs(rows: int, tokens: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    ids = torch.zeros((rows, tokens), dtype=torch.long)
+    positions = torch.arange(tokens).repeat(rows, 1) % 512
+    return {"input_ids": ids, "position_ids": positions}, torch.zeros_like(ids)
+
+
+def flops() -> Iterator[list[Any]]:
+    """Yield a row for each model: a pass of two rows of 2,048 tokens, documents of 512."""
+    from fullft_assets.models import loading
+    from fullft_assets.training.recorder import ModelShape, step_flops
+
+    rows, tokens = 2, 2_048
+    for name in ("Llama-3.2-1B", "Llama-3.1-8B"):
+        for recomputes in (False, True):
+            with tempfile.TemporaryDirectory() as folder, loading.without_weights():
+                Path(folder, "config.json").write_text(json.dumps(MODELS[name]))
+                model = load_causal(Path(folder), dtype=torch.bfloat16)
+                model.train()
+                if recomputes:
+                    model.gradient_checkpointing_enable()
+                inputs, labels = _inputs(rows, tokens)
+                fused = TokenLoss(model, {key: value[:1, :32] for key, value in inputs.items()})
+                with FlopCounterMode(display=False) as counter, Selected(rows, tokens):
+                    fused.total(model, inputs, labels).backward()
+            documents = np.full(rows * tokens // 512, 512)
+            useful = step_flops(
+                documents, documents - 1, np.array([0, len(documents)]), ModelShape.of(model)
+            ).sum()
+            counted, simple = counter.get_total_flops(), 6 * model.num_parameters() * rows * tokens
+            yield [
+                name,
+                "yes" if recomputes else "no",
+                f"{counted:.2e}",
+                f"{counted / useful:.2f}",
+                f"{counted / simple:.2f}",
+            ]
+
+
+def graphs() -> Iterator[list[Any]]:
+    """Yield a row for each family: compiled as the engine compiles, for rows of four lengths."""
+    import torch._dynamo as dynamo
+
+    from fullft_assets.models import layers
+
+    for name in (
+        "llama",
+        "qwen3",
+        "qwen3, experts",
+        "gemma3, text",
+        "mistral",
+        "deepseek-v3",
+        "olmo3",
+        "gpt-oss",
+        "qwen3.5, text",
+    ):
+        kind, options = FAMILIES[name]
+        torch.manual_seed(0)
+        dynamo.reset()
+        dynamo.utils.counters.clear()
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options)).train()
+        compiled: list[int] = []
+
+        def backend(graph: Any, example: Any, compiled: list[int] = compiled) -> Callable[..., Any]:
+            compiled.append(len(graph.graph.nodes))
+            return graph.forward
+
+        fused = TokenLoss(model, _documents(12))
+        with _backend_of(backend):
+            layers.compile_below_head(model)
+        for length in (24, 31, 40, 17):
+            inputs = _documents(length)
+            fused.total(model, inputs, inputs["input_ids"]).backward()
+        breaks = sum(dynamo.utils.counters["graph_break"].values())
+        yield [name, len(compiled), breaks, sum(compiled)]
+    dynamo.reset()
+
+
+@contextmanager
+def _backend_of(backend: Callable[..., Any]) -> Iterator[None]:
+    """Have modules compiled by this backend, whatever the engine asks for."""
+    original = torch.nn.Module.compile
+
+    def compile_with(module: torch.nn.Module, *args: Any, **options: Any) -> None:
+        original(module, *args, **{**options, "backend": backend})
+
+    torch.nn.Module.compile = compile_with  # pyright: ignore[reportAttributeAccessIssue]  # put back below
+    try:
+        yield
+    finally:
+        torch.nn.Module.compile = original
+
+
+def _documents(length: int) -> dict[str, torch.Tensor]:
+    first = length // 3
+    positions = torch.cat([torch.arange(first), torch.arange(length - first)]).repeat(2, 1)
+    return {"input_ids": torch.randint(3, 96, (2, length)), "position_ids": positions}
+
+
+@dataclass
+class Rank:
+    """Bytes of one process of several.
+
+    Attributes:
+        loaded: the weights before they are sharded.
+        placed: its part of them.
+        peak: the most that a forward and backward pass takes, weights and gradients included.
+    """
+
+    loaded: float
+    placed: float
+    peak: float
+
+    def beyond(self, other: Rank, layers: float) -> Rank:
+        """Return the bytes with more layers, where `other` has two more: layers repeat."""
+        share = layers / 2
+        return Rank(
+            *(
+                a + share * (b - a)
+                for a, b in (
+                    (self.loaded, other.loaded),
+                    (self.placed, other.placed),
+                    (self.peak, other.peak),
+                )
+            )
+        )
+
+
+def rank(name: str, layers: int, processes: int) -> Rank:
+    """Return what the first of some processes holds in a pass of one row of 2,048 tokens, with recomputed
+    activations.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from fullft_assets.training.loop import place
+
+    tokens = 2_048
+    settings = TrainingSettings(
+        sharding="fsdp2", gradient_checkpointing=True, precision="bf16", micro_batch_size=1, track=[]
+    )
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    # The mesh has numbers that are read, so it is made where tensors have values.
+    mesh = init_device_mesh("cpu", (processes,))
+    try:
+        with (
+            mock.patch(
+                "torch.distributed.fsdp._fully_shard._fully_shard._init_default_mesh", return_value=mesh
+            ),
+            FakeTensorMode(allow_non_fake_inputs=True),
+        ):
+            options = {**MODELS[name], "num_hidden_layers": layers}
+            config = AutoConfig.for_model(options.pop("model_type"), **options)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+            loaded = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+            inputs, labels = _inputs(1, tokens)
+            fused = TokenLoss(model, {key: value[:1, :32] for key, value in inputs.items()})
+            place(model, settings, processes)
+            placed = sum(
+                weight.to_local().numel() * weight.element_size()  # pyright: ignore[reportCallIssue]  # a DTensor
+                for weight in model.parameters()
+            )
+            optimizer = torch.optim.SGD(model.parameters())
+            tracker = FSDPMemTracker(model, optimizer)
+            tracker.track_inputs((*inputs.values(), labels))
+            with tracker, Selected(1, tokens):
+                fused.total(model, inputs, labels).backward()
+            (peak,) = [parts["Total"] for parts in tracker.get_tracker_snapshot("peak").values()]
+            return Rank(loaded, placed, peak)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def ranks() -> Iterator[list[Any]]:
+    """Yield a row for each model and number of processes; two and four layers are counted, and the others
+    follow from them. AdamW's moments, 8 bytes a weight of the part, come on top.
+    """
+    for name in MODELS:
+        for processes in (8, 16):
+            two, four = (rank(name, layers, processes) for layers in (2, 4))
+            whole = two.beyond(four, MODELS[name]["num_hidden_layers"] - 2)
+            sizes = (whole.loaded, whole.placed, whole.peak, whole.peak + 2 * whole.placed)
+            yield [name, processes, *(f"{size / _GIB:.1f}" for size in sizes)]
+
+
+PARTS: dict[str, tuple[str, Callable[[], Iterator[list[Any]]]]] = {
+    "families": (
+        "family | fed | loss differs by | gradients differ by | chunked loss | causal",
+        lambda: families(list(FAMILIES)),
+    ),
+    "syncs": ("passes a step | synchronisations a step | where", syncs),
+    "loss": ("model | vocabulary | moved | operations", loss),
+    "flops": ("model | recomputed | counted | counted / useful | counted / 6ND", flops),
+    "ranks": (
+        "model | processes | loaded, GiB | its part | peak of a pass | with AdamW's moments",
+        ranks,
+    ),
+    "graphs": ("family | compilations | breaks | nodes", graphs),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine")
+    parser.add_argument("parts", nargs="*", choices=list(PARTS), metavar="PART")
+    parsed = parser.parse_args()
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    for part in parsed.parts or PARTS:
+        began = time.time()
+        print(f"\n## {part}\n")
+        header, rows = PARTS[part]
+        table(header, rows())
+        print(f"\n{time.time() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

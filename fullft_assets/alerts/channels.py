@@ -1,0 +1,240 @@
+"""The channels that this package registers, and the secrets that a YAML points to and never has itself."""
+
+import http.client
+import json
+import logging
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, StringConstraints
+
+from fullft_assets.alerts.sending import Alert, AlertError
+from fullft_assets.errors import SettingsError
+from fullft_assets.extras import require
+from fullft_assets.settings.alerts import ChannelSettings
+from fullft_assets.store.disk import replace_synced
+
+#: `env:NAME` (a variable of the environment) or `secret:ID` (AWS Secrets Manager).
+SecretReference = Annotated[str, StringConstraints(pattern=r"^(env|secret):\S+$")]
+
+
+def read_secret(reference: str) -> str:
+    """Return the secret that a reference points to.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    kind, name = reference.split(":", 1)
+    if kind == "env":
+        value = os.environ.get(name)
+    else:
+        require("boto3", reference)
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            value = boto3.client("secretsmanager").get_secret_value(SecretId=name)["SecretString"]
+        except (BotoCoreError, ClientError) as error:
+            raise SettingsError(
+                f"{reference} cannot be read from AWS Secrets Manager ({type(error).__name__})"
+            ) from error
+    if not value:
+        raise SettingsError(f"{reference} is not set; set it where the daemon runs")
+    return value
+
+
+_LOGGER = logging.getLogger("fullft_assets.alerts")
+
+
+class _Channel:
+    settings_class: ClassVar[type[ChannelSettings]] = ChannelSettings
+    #: Module of an extra that the channel needs.
+    module: ClassVar[str | None] = None
+
+    def __init__(self, settings: Any):
+        if self.module is not None:
+            require(self.module, "the channel")
+        self.settings = settings
+
+
+class Log(_Channel):
+    """Writes each alert as a warning of the logger `fullft_assets.alerts`."""
+
+    def send(self, alert: Alert) -> None:
+        """Log an alert."""
+        _LOGGER.warning("%s", alert.text)
+
+
+_TIMEOUT_SECONDS = 10.0
+
+
+class WebhookSettings(ChannelSettings):
+    """Where to post."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "style": "use a channel `apprise` for Slack, Teams and other services",
+        "timeout_seconds": "an answer is waited for 10 seconds",
+    }
+    url: SecretReference = Field(
+        description=(
+            "Where the address is, which lets anybody post: `env:NAME` or `secret:ID` (AWS Secrets Manager)."
+        )
+    )
+
+
+class Webhook(_Channel):
+    """Posts each alert to an address."""
+
+    settings_class = WebhookSettings
+
+    def send(self, alert: Alert) -> None:
+        """Post an alert; an answer other than 2xx is an error."""
+        url = read_secret(self.settings.url)
+        body = json.dumps(asdict(alert)).encode()
+        try:
+            request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
+                pass
+        except urllib.error.HTTPError as error:
+            raise AlertError(f"{self.settings.url} answered {error.code} {error.reason}") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            # The address is a secret, which some of these errors repeat.
+            raise AlertError(f"{self.settings.url} cannot be reached ({type(error).__name__})") from None
+
+
+class AppriseSettings(ChannelSettings):
+    """The service, as an address of apprise."""
+
+    url: SecretReference = Field(
+        description=(
+            "Where the service's address is, which has its token or password: `env:NAME` or `secret:ID` (AWS"
+            " Secrets Manager). github.com/caronc/apprise lists the services."
+        )
+    )
+
+
+class Apprise(_Channel):
+    """Sends each alert to a service."""
+
+    settings_class = AppriseSettings
+    module = "apprise"
+
+    def send(self, alert: Alert) -> None:
+        """Send an alert."""
+        import apprise
+
+        # Its messages may have the address.
+        logging.getLogger("apprise").disabled = True
+        service = apprise.Apprise()
+        if not service.add(read_secret(self.settings.url)):
+            raise SettingsError(f"{self.settings.url} is no address of a service that apprise knows")
+        if not service.notify(title=" ".join(alert.subject.split()), body=alert.text, body_format="text"):
+            raise AlertError(f"{self.settings.url}: the service did not take the message")
+
+
+#: Longest subject that SNS takes, in characters.
+_SUBJECT_CHARACTERS = 100
+
+
+class SnsSettings(ChannelSettings):
+    """The topic that alerts are published to."""
+
+    topic_arn: str = Field(pattern=r"^arn:aws[\w-]*:sns:", description="ARN of the topic.")
+
+
+class Sns(_Channel):
+    """Publishes each alert to a topic."""
+
+    settings_class = SnsSettings
+    module = "boto3"
+
+    def send(self, alert: Alert) -> None:
+        """Publish an alert."""
+        subject = alert.subject.encode("ascii", "replace").decode()[:_SUBJECT_CHARACTERS]
+        _call("sns", "publish", TopicArn=self.settings.topic_arn, Subject=subject, Message=alert.text)
+
+
+class CloudWatchSettings(ChannelSettings):
+    """The namespace of the metrics."""
+
+    namespace: str = Field(
+        default="fullft_assets",
+        pattern=r"^[A-Za-z0-9_./#:-]+$",
+        max_length=255,
+        description="Namespace of the metrics.",
+    )
+
+
+class CloudWatch(_Channel):
+    """Counts each alert in the metric `Alerts` twice: with the dimensions UseCase and Event, and with Event
+    alone.
+
+    An alarm watches the values of one set of dimensions, and is to be there before the use cases are.
+    """
+
+    settings_class = CloudWatchSettings
+    module = "boto3"
+
+    def send(self, alert: Alert) -> None:
+        """Count an alert."""
+        event, use_case = (
+            {"Name": "Event", "Value": alert.event},
+            {"Name": "UseCase", "Value": alert.use_case},
+        )
+        count = {"MetricName": "Alerts", "Timestamp": datetime.now(UTC), "Value": 1, "Unit": "Count"}
+        data = [{**count, "Dimensions": dimensions} for dimensions in ([use_case, event], [event])]
+        _call("cloudwatch", "put_metric_data", Namespace=self.settings.namespace, MetricData=data)
+
+
+def _call(service: str, method: str, **arguments: Any) -> None:
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        getattr(boto3.client(service), method)(**arguments)
+    except (BotoCoreError, ClientError) as error:
+        raise AlertError(f"{service} refused {method}: {error}") from error
+
+
+_METRIC = "fullft_alerts_total"
+_LINE = re.compile(rf'^{_METRIC}{{use_case="([^"]*)",event="([^"]*)"}} (\d+)$')
+_HEADER = f"# HELP {_METRIC} Alerts sent.\n# TYPE {_METRIC} counter\n"
+
+
+class PrometheusSettings(ChannelSettings):
+    """The file that is read."""
+
+    path: str = Field(
+        pattern=r"\.prom$",
+        description="File in the collector's folder, such as /var/lib/node_exporter/fullft.prom.",
+    )
+
+
+class Prometheus(_Channel):
+    """Counts each alert in the file."""
+
+    settings_class = PrometheusSettings
+
+    def send(self, alert: Alert) -> None:
+        """Count an alert; the file is replaced at once."""
+        path = Path(self.settings.path)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            counters = [match.groups() for match in map(_LINE.match, lines) if match]
+            counts = {(use_case, event): int(count) for use_case, event, count in counters}
+            key = (alert.use_case, alert.event)
+            counts[key] = counts.get(key, 0) + 1
+            text = "".join(
+                f'{_METRIC}{{use_case="{case}",event="{event}"}} {count}\n'
+                for (case, event), count in sorted(counts.items())
+            )
+            replace_synced(path, (_HEADER + text).encode())
+        except OSError as error:
+            raise AlertError(f"{path} cannot be written ({error.strerror})") from error

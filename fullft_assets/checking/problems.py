@@ -1,0 +1,628 @@
+"""What is wrong with the settings of a use case beyond types and bounds, and with the data that they name:
+a key below `attributes`, and one line with the fix.
+"""
+
+import encodings.aliases
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from croniter import croniter
+from pydantic import ValidationError
+
+from fullft_assets.alerts import channel_problems
+from fullft_assets.base_model import BaseModelHeader, own_code, read_header, resolve_base_model, suggest_path
+from fullft_assets.checking.yaml_source import Key, did_you_mean
+from fullft_assets.documents.aliases import shown_path
+from fullft_assets.documents.formats import FORMATS, is_readable, known_endings, office, reads_any_ending
+from fullft_assets.documents.formats.encodings import is_encoding
+from fullft_assets.documents.sources import Folder
+from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.examples.expectations import problems as expectation_problems
+from fullft_assets.extras import problem_without
+from fullft_assets.jobs.launchers import LAUNCHERS, launcher_problems
+from fullft_assets.settings import MODELS, LauncherSettings, LogSettings, UseCaseSettings
+from fullft_assets.settings.contradictions import contradictions
+from fullft_assets.settings.guards import guard_problems
+from fullft_assets.settings.use_case import locate
+from fullft_assets.task import BASELINES, GATES, METRICS, TASKS, Task, task_of
+
+Problem = tuple[Key, str]
+#: Endings of archives that are not read.
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
+#: The fields of a cron, and the values that they take.
+_UNITS = {"minute": "0-59", "hour": "0-23", "day": "1-31", "month": "1-12", "weekday": "0-7"}
+
+
+def cron_problem(cron: str) -> str | None:
+    """Return what is wrong with a cron of five fields (or `@daily` and the like), or None."""
+    fields = cron.split()
+    if not cron.startswith("@") and len(fields) != len(_UNITS):
+        return f"{len(fields)} fields instead of 5"
+    if croniter.is_valid(cron, strict=True):
+        return None
+    if cron.startswith("@"):
+        return "unknown name"
+    for number, (text, (unit, values)) in enumerate(zip(fields, _UNITS.items(), strict=False)):
+        alone = ["*"] * len(_UNITS)
+        for part in text.split(","):
+            alone[number] = part
+            if not croniter.is_valid(" ".join(alone)):
+                return f"{unit} `{part}` is not in {values}"
+    return "no such day in that month"
+
+
+def is_bucket(path: str) -> bool:
+    """Return whether a path is a well-formed s3://bucket/prefix; its content is not listed: definitions load
+    often, without a network.
+    """
+    return re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)*/?", path) is not None
+
+
+def _without_credentials(path: str) -> str:
+    scheme, mark, address = path.partition("://")
+    return f"{scheme}{mark}***@{address.rpartition('@')[2]}" if "@" in address else path
+
+
+def _address_problem(path: str) -> str | None:
+    if is_bucket(path):
+        return problem_without("boto3")
+    if "://" in path and "@" in path:
+        return (
+            f"{_without_credentials(path)}: a path has no credentials; give them in the environment, by a"
+            " profile or by a role"
+        )
+    if path.startswith("s3:"):
+        return (
+            f"{path} is not s3://bucket/prefix; a bucket's name has 3 to 63 lower-case letters, digits, dots"
+            " and dashes"
+        )
+    if "://" in path:
+        return (
+            f"{path} is neither a folder on this machine nor s3://bucket/prefix; copy or mount the documents"
+            " and name that folder"
+        )
+    return None
+
+
+def _place_problem(path: str, root: Path) -> str | None:
+    problem, folder = _address_problem(path), locate(path, root)
+    if problem is not None or is_bucket(path):
+        return problem
+    if not folder.exists():
+        hint = suggest_path(path, root) or f"; relative paths start at {root}"
+        return f"folder not found: {path}{hint}"
+    if not folder.is_dir():
+        return f"{path} is a file; name the folder that contains it: {Path(path).parent}"
+    return None
+
+
+def _contents_problem(path: str, root: Path, format_: str | None = None) -> str | None:
+    """Return what is wrong with the content of a folder that documents come from, or None.
+
+    Args:
+        path: the folder.
+        root: where relative paths start.
+        format_: `documents.format`. Default: it is not the folder of `documents.path`.
+    """
+    folder = locate(path, root)
+    try:
+        # Stops at the first one: a folder may contain 100,000 files, and definitions load often.
+        # Links that are not followed are counted by the check and by each look.
+        source = Folder(
+            folder, follow_links=True, any_ending=format_ is not None and reads_any_ending(format_)
+        )
+        if any(os.access(folder / file.path, os.R_OK) for file in source.walk()):
+            return None
+    except DataError as error:
+        return str(error)
+    hint = _hint(source.others) if source.others and format_ is not None else ""
+    return f"no readable document below {path}; known endings: {known_endings()}{hint}"
+
+
+def _hint(paths: Sequence[str]) -> str:
+    if packed := [path for path in paths if path.lower().endswith(_ARCHIVES)]:
+        return f"; unpack {shown_path(min(packed))} and deliver its files"
+    return "; if each file is one text, set documents.format to text"
+
+
+def _external_problem(path: str, root: Path) -> str | None:
+    """Return what is wrong with a file or folder of documents that are no delivery, or None; a bucket is
+    asked when it is read.
+    """
+    place = locate(path, root)
+    if place.is_file():
+        return (
+            None
+            if is_readable(place.name)
+            else f"{path} has an ending that is not read; known endings: {known_endings()}"
+        )
+    if "://" not in path and not path.startswith("s3:") and not place.exists():
+        return f"{path} not found{suggest_path(path, root) or f'; relative paths start at {root}'}"
+    return _place_problem(path, root) or (None if is_bucket(path) else _contents_problem(path, root))
+
+
+def overlap(path: str, other: str, root: Path) -> bool:
+    """Return whether one of two places contains the other."""
+    if is_bucket(path) != is_bucket(other):
+        return False
+    if is_bucket(path):
+        one, two = (f"{url.rstrip('/')}/" for url in (path, other))
+        return one.startswith(two) or two.startswith(one)
+    folder, training = (locate(name, root).resolve() for name in (path, other))
+    return folder.is_relative_to(training) or training.is_relative_to(folder)
+
+
+def validate(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    """Yield what is wrong with settings beyond types and bounds, whatever data there is: formats, model,
+    crons, labels.
+    """
+    yield from _section_problems(settings)
+    yield from _model_problems(settings, root)
+    yield from _document_problems(settings, root)
+    if settings.monitoring.log is not None:
+        yield from _log_problems(settings, settings.monitoring.log)
+    yield from _example_problems(settings, root)
+    yield from _training_problems(settings)
+    yield from _evaluation_problems(settings, root)
+    yield from _launcher_problems(settings)
+    yield from _schedule_problems(settings)
+
+
+def data_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    """Yield what is wrong with the data that the settings name: folders and files that are missing, empty or
+    not readable.
+    """
+    documents, production = settings.documents.path, settings.monitoring.path
+    problem = _place_problem(documents, root)
+    if problem is None and not is_bucket(documents):
+        problem = _contents_problem(documents, root, settings.documents.format)
+    if problem is not None:
+        yield ("documents", "path"), problem
+    if production is not None and "://" not in production:
+        folder = locate(production, root).resolve()
+        # The folder itself may still be missing: production has not delivered yet.
+        if folder.is_file():
+            yield ("monitoring", "path"), str(_place_problem(production, root))
+        elif not folder.parent.is_dir():
+            near = suggest_path(str(Path(production).parent), root) or ", in which this folder could be made"
+            yield ("monitoring", "path"), f"folder not found: {Path(production).parent}{near}"
+    for key, path in _documents_beside(settings):
+        if (problem := _external_problem(path, root)) is not None:
+            yield key, problem
+    if task_of(settings.examples).target is None:
+        return
+    for name, answer in settings.evaluation.external.items():
+        if isinstance(answer, str) and not (root / answer).is_file():
+            key = ("evaluation", "external", name)
+            yield key, f"there is no file {root / answer}; write it, or remove the entry"
+
+
+def dependency_problems(deps: list[str], name: str) -> Iterator[Problem]:
+    """Yield what is wrong with `documents.deps` of the use case of this name."""
+    yield from _listed_twice(("documents", "deps"), deps)
+    for number, key in enumerate(deps):
+        place = ("documents", "deps", number)
+        yield from _of_rules(
+            (not all(key.split("/")), place, f"`{key}` is no key of an asset, such as `team/exports`"),
+            (
+                key.split("/")[0] == name,
+                place,
+                f"{key} is an asset of this use case itself; name what writes the folder",
+            ),
+        )
+
+
+def _of_rules(*rules: tuple[bool, Key, str]) -> Iterator[Problem]:
+    return ((key, message) for is_broken, key, message in rules if is_broken)
+
+
+def _refusal(check: Callable[[], object]) -> str | None:
+    try:
+        check()
+    except SettingsError as error:
+        return str(error)
+    return None
+
+
+def _listed_twice(key: Key, values: Sequence[object]) -> Iterator[Problem]:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            yield (*key, number), f"{value} is listed twice; remove one"
+
+
+def _section_problems(settings: UseCaseSettings) -> Iterator[Problem]:
+    snapshot, chunks = settings.snapshot, settings.chunks
+    training, monitoring = settings.training, settings.monitoring
+    ingestion, window = settings.compute.ingestion or LauncherSettings(), monitoring.window
+    places = {name: settings.launcher_of(name) for name in ("planning", "training", "evaluation")}
+    places["ingestion"] = ingestion
+    isolated = {name for name, place in places.items() if getattr(place, "network_isolation", False)}
+    # Of those whose workloads ask for baselines.
+    judging = sorted(isolated & {"planning", "evaluation"})
+    asked = [name for name in settings.baselines if name in BASELINES and BASELINES.get(name).needs_network]
+    window_rows = monitoring.min_window_rows if window is None or window.rows is None else window.rows
+    return _of_rules(
+        (
+            "ingestion" in isolated,
+            ("compute", "ingestion"),
+            "cannot have network_isolation: true, since its jobs read documents; set it to false there",
+        ),
+        (
+            bool(asked and judging),
+            ("planning", "baselines"),
+            f"names {', '.join(asked)}, which asks a service, and a container with network_isolation: true"
+            " reaches none; remove it, or set network_isolation to false in"
+            f" {' and '.join(f'compute.{name}' for name in judging)}",
+        ),
+        (
+            "training" in isolated and "mlflow" in settings.training.track,
+            ("training", "track"),
+            "names mlflow, whose server a container with launcher.network_isolation does not reach;"
+            " remove it",
+        ),
+        (
+            "ingestion" not in isolated
+            and ingestion.kind in ("sagemaker", "ecs")
+            and not settings.documents.path.startswith("s3://"),
+            ("compute", "ingestion"),
+            f"needs documents on s3://, which the containers of {ingestion.kind} read themselves",
+        ),
+        (
+            snapshot.test_share + snapshot.validation_share >= 0.9,
+            ("snapshot", "test_share"),
+            f"with snapshot.validation_share ({snapshot.validation_share:g}) it leaves less than 10% to train"
+            " on",
+        ),
+        (
+            chunks.stride >= chunks.max_tokens // 2,
+            ("chunks", "stride"),
+            f"{chunks.stride} must be less than half of chunks.max_tokens ({chunks.max_tokens})",
+        ),
+        (
+            training.micro_batch_size > training.batch_size,
+            ("training", "micro_batch_size"),
+            f"{training.micro_batch_size} is larger than training.batch_size ({training.batch_size})",
+        ),
+        (
+            window_rows < monitoring.min_window_rows,
+            ("monitoring", "min_window_rows"),
+            f"{monitoring.min_window_rows} is larger than a window of {window_rows} rows, so that none would"
+            " be compared",
+        ),
+    )
+
+
+def _model_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    try:
+        header = read_header(resolve_base_model(settings.base_model, root))
+    except SettingsError as error:
+        yield ("base_model",), str(error)
+        return
+    if settings.trust_remote_code and (problem := _refusal(lambda: own_code(header.folder))):
+        yield ("trust_remote_code",), problem
+    max_tokens = settings.chunks.max_tokens
+    if header.max_positions is not None and max_tokens > header.max_positions:
+        yield (
+            ("chunks", "max_tokens"),
+            f"{max_tokens} is more than the {header.max_positions} tokens that the base model reads; give at"
+            " most that",
+        )
+    yield from _smaller_model_problems(settings, header, root)
+    for number, name in enumerate(settings.planning.baselines or []):
+        if not header.may_predict_tokens and BASELINES.get(name).needs_causal_model:
+            yield (
+                ("planning", "baselines", number),
+                f"{name} prompts a language model, and base_model is a {header.architectures[0]}; remove"
+                " it, or use a causal model",
+            )
+
+
+def _smaller_model_problems(
+    settings: UseCaseSettings, header: BaseModelHeader, root: Path
+) -> Iterator[Problem]:
+    reference, names = settings.planning.smaller_model, settings.baselines
+    key = ("planning", "smaller_model")
+    yield from _of_rules(
+        (
+            reference is None and "smaller_model" in names,
+            ("planning", "baselines"),
+            "names smaller_model, and planning.smaller_model does not say which; give one, or remove it",
+        ),
+        (
+            reference is not None and "smaller_model" not in names,
+            key,
+            f"planning.baselines does not name smaller_model; set it to [{', '.join(names)}, smaller_model],"
+            " or remove this",
+        ),
+    )
+    if reference is None:
+        return
+    try:
+        smaller = read_header(resolve_base_model(reference, root))
+    except SettingsError as error:
+        yield key, str(error)
+        return
+    if smaller.num_parameters >= header.num_parameters:
+        yield (
+            key,
+            f"it has {smaller.num_parameters:,} weights, base_model {header.num_parameters:,}; give a"
+            " smaller one",
+        )
+
+
+def _documents_beside(settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
+    for number, path in enumerate(settings.snapshot.screen):
+        yield ("snapshot", "screen", number), path
+    for name in ("replay", "general"):
+        if (section := getattr(settings.snapshot, name)) is not None:
+            yield ("snapshot", name, "path"), section.path
+
+
+def _document_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    documents, production = settings.documents, settings.monitoring.path
+    places: dict[Key, str] = {("documents", "path"): documents.path, **dict(_documents_beside(settings))}
+    if production is not None:
+        places["monitoring", "path"] = production
+    problems = {key: _address_problem(path) for key, path in places.items()}
+    yield from ((key, problem) for key, problem in problems.items() if problem is not None)
+    if documents.format != "auto" and documents.format not in FORMATS:
+        names = ["auto", *FORMATS]
+        near = did_you_mean(documents.format, names)
+        yield ("documents", "format"), f"{documents.format} is not one of {', '.join(names)}{near}"
+    yield from _of_rules(
+        (
+            production is not None
+            and problems["monitoring", "path"] is None
+            and overlap(production, documents.path, root),
+            ("monitoring", "path"),
+            f"{production} overlaps documents.path ({documents.path}); production documents need a folder"
+            " apart",
+        ),
+        (
+            documents.pdf.recognises and not office.recognizer_is_installed(),
+            ("documents", "pdf", "pages_without_text"),
+            "needs RapidOCR; pip install 'fullft-assets[ocr]'",
+        ),
+    )
+    encoding = documents.encoding
+    if encoding is not None and not is_encoding(encoding):
+        known_names = sorted(filter(is_encoding, set(encodings.aliases.aliases.values())))
+        near = did_you_mean(encoding.lower().replace("-", "_"), known_names)
+        hint = near or "; give one such as cp1252, or leave it out"
+        yield ("documents", "encoding"), f"{encoding} is no encoding of text{hint}"
+
+
+def _log_problems(settings: UseCaseSettings, log: LogSettings) -> Iterator[Problem]:
+    key = ("monitoring", "log")
+    return _of_rules(
+        (
+            not task_of(settings.examples).detects_drift,
+            key,
+            f"is for the task classification alone, not for {settings.examples.task}; remove it",
+        ),
+        (
+            (settings.documents.text or "text") in (log.prediction, log.score, log.model, log.time),
+            key,
+            "names the field of the text; name those of what the model answered",
+        ),
+        # Each answer would be its own truth.
+        (
+            log.prediction == settings.examples.label,
+            (*key, "prediction"),
+            f"{log.prediction} is examples.label, the true label; give another field, or rename the one"
+            " of the log",
+        ),
+        (
+            settings.monitoring.path is None,
+            key,
+            "needs monitoring.path, the folder of the rows that have these fields",
+        ),
+    )
+
+
+def _example_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    examples, task = settings.examples, task_of(settings.examples)
+    if settings.snapshot.replay is not None and not task.is_generative:
+        generative = " and ".join(name for name, each in TASKS.all().items() if each.is_generative)
+        yield (
+            ("snapshot", "replay"),
+            f"is for the tasks {generative}: {examples.task} has no loss on general text",
+        )
+    yield from _of_rules(
+        (
+            examples.label is None and task.has_labels,
+            ("examples", "label"),
+            f"missing; {type(examples).model_fields['label'].description}",
+        ),
+        (
+            bool(settings.chunks.stride and task.ends_texts),
+            ("chunks", "stride"),
+            f"is for tasks that pool the windows of a text: {examples.task} would train its tokens twice",
+        ),
+        (
+            examples.label_separator is not None and task.target != "labels",
+            ("examples", "label_separator"),
+            f"is for several labels a row, and {examples.task} has one; set examples.task: multi_label",
+        ),
+        (
+            examples.group is not None and examples.group == examples.label,
+            ("examples", "group"),
+            f"{examples.group} is the label's field too; a split by label cannot be learned from",
+        ),
+    )
+    yield from _listed_twice(("examples", "labels"), examples.labels or [])
+    missing_words = {word.strip().casefold() for word in settings.documents.missing_values}
+    for number, label in enumerate(examples.labels or []):
+        if label.strip().casefold() in missing_words:
+            yield (
+                ("examples", "labels", number),
+                f"`{label}` means that a row has no label; remove it",
+            )
+    yield from expectation_problems(examples)
+    if (model := examples.pii_model) is not None:
+        from fullft_assets.personal_data.entities import find_pipeline
+
+        if problem := _refusal(lambda: find_pipeline(model, examples.pii_kinds, root)):
+            yield ("examples", "pii_model"), problem
+
+
+def _training_problems(settings: UseCaseSettings) -> Iterator[Problem]:
+    training, snapshot, task = settings.training, settings.snapshot, task_of(settings.examples)
+    general = "snapshot.replay or snapshot.general" if task.is_generative else "snapshot.general"
+    yield from _of_rules(
+        (
+            training.balance_labels and task.no_label_weights is not None,
+            ("training", "balance_labels"),
+            f"is not for the task {task.name}: {task.no_label_weights}; remove it",
+        ),
+        (
+            training.distillation is not None
+            and training.distillation.weight == 1
+            and not (task.is_generative and snapshot.replay is not None),
+            ("training", "distillation", "weight"),
+            "1 leaves nothing to learn of the task itself; give less, or replay general documents"
+            " (snapshot.replay), which the base model then teaches alone",
+        ),
+        (
+            bool(training.ewc) and snapshot.general is None and snapshot.replay is None,
+            ("training", "ewc"),
+            f"needs general text to tell which weights matter to it; give {general} a path, or remove it",
+        ),
+        (
+            training.max_general_rise is not None and snapshot.general is None,
+            ("training", "max_general_rise"),
+            "is measured on snapshot.general, which is not set; give it a path, or remove this",
+        ),
+    )
+    yield from _listed_twice(("training", "wise_ft"), training.wise_ft)
+    yield from contradictions(training, settings.launcher.processes)
+    for name, message in guard_problems(training.guards):
+        yield ("training", "guards", name), message
+
+
+def _evaluation_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+    metric, task, planning = settings.primary_metric, task_of(settings.examples), settings.planning
+    yield from _of_rules(
+        (
+            metric not in task.metrics,
+            ("evaluation", "primary_metric"),
+            f"{metric} does not decide for the task {task.name}; give {' or '.join(task.metrics)}",
+        ),
+        (
+            "bedrock" in settings.baselines and planning.bedrock is None,
+            ("planning", "baselines"),
+            "names bedrock, and planning.bedrock does not say which model; give it one, or remove bedrock",
+        ),
+        (
+            task.required_baseline is not None and task.required_baseline not in settings.baselines,
+            ("planning", "baselines"),
+            f"needs {task.required_baseline}, which the report compares the model with; add it",
+        ),
+    )
+    for section, key, registry, names in (
+        ("evaluation", "metrics", METRICS, settings.evaluation.metrics),
+        ("planning", "baselines", BASELINES, planning.baselines or []),
+    ):
+        yield from _listed_twice((section, key), names)
+        for number, name in enumerate(names):
+            if not task.takes(name, registry.get(name).tasks):
+                tasks = ", ".join(registry.get(name).tasks)
+                yield (section, key, number), f"{name} is not for the task {task.name}; it is for {tasks}"
+    for number, name in enumerate(planning.baselines or []):
+        if settings.training.sharding != "none" and BASELINES.get(name).needs_whole_model:
+            yield (
+                ("planning", "baselines", number),
+                f"{name} works on the whole model in one process, which sharding:"
+                f" {settings.training.sharding} distributes; remove one of the two",
+            )
+    yield from _external_problems(settings, task)
+    yield from _lm_eval_problems(settings, task, root)
+    for name, options in settings.release.gates.items():
+        gate = GATES.get(name)
+        if gate.tasks and not task.takes(name, gate.tasks):
+            yield ("release", "gates", name), f"is not measured for the task {task.name}; remove it"
+        try:
+            gate.options.model_validate(options)
+        except ValidationError as error:
+            # A mistyped option is missing, too; that it is unknown comes last and says more.
+            last = error.errors()[-1]
+            yield ("release", "gates", name, *last["loc"]), last["msg"]
+
+
+def _external_problems(settings: UseCaseSettings, task: Task) -> Iterator[Problem]:
+    for name, answer in settings.evaluation.external.items():
+        key = ("evaluation", "external", name)
+        yield from _of_rules(
+            (
+                name in BASELINES or name in MODELS,
+                key,
+                f"{name} is a system of the report already; give another name",
+            ),
+            (
+                isinstance(answer, str) and task.target is None,
+                key,
+                f"the task {task.name} is scored by token losses, which a file of answers does not have; give"
+                " the score instead",
+            ),
+        )
+
+
+def _lm_eval_problems(settings: UseCaseSettings, task: Task, root: Path) -> Iterator[Problem]:
+    lm_eval, key = settings.evaluation.lm_eval, ("evaluation", "lm_eval")
+    if lm_eval is None:
+        return
+    is_local = settings.launcher_of("evaluation").kind == "local"
+    yield from _of_rules(
+        (
+            not task.is_generative,
+            key,
+            f"is for language models, and the task {task.name} makes none; remove it",
+        ),
+        (
+            is_local and importlib.util.find_spec("lm_eval") is None,
+            key,
+            "lm-eval is not installed; pip install 'fullft-assets[lm-eval]'",
+        ),
+        (
+            not (root / lm_eval.folder).is_dir(),
+            (*key, "folder"),
+            f"there is no folder {root / lm_eval.folder}; name the one with the tasks' YAML files",
+        ),
+    )
+
+
+def _launcher_problems(settings: UseCaseSettings) -> Iterator[Problem]:
+    for name, message in channel_problems(settings.alerts):
+        yield ("alerts", "channels", name), message
+    # Buckets, launchers and channels say so themselves.
+    for section, key in (("planning", "bedrock"), ("release", "model_package")):
+        value = getattr(getattr(settings, section), key)
+        if value is not None and (problem := problem_without("boto3")):
+            yield (section, key), problem
+    sections: dict[Key, LauncherSettings | None] = {("launcher",): settings.launcher}
+    sections |= {("compute", name): settings.compute.of(name) for name in type(settings.compute).model_fields}
+    for section, launcher in sections.items():
+        if launcher is None:
+            continue
+        if launcher.kind not in LAUNCHERS:
+            near = did_you_mean(launcher.kind, LAUNCHERS)
+            yield (*section, "kind"), f"{launcher.kind} is not one of {', '.join(LAUNCHERS)}{near}"
+        for name, message in launcher_problems(launcher):
+            yield (*section, name), message
+
+
+def _schedule_problems(settings: UseCaseSettings) -> Iterator[Problem]:
+    crons = {
+        ("retraining", "schedule"): settings.retraining.schedule,
+        ("retraining", "evaluation_schedule"): settings.retraining.evaluation_schedule,
+        ("retention", "schedule"): settings.retention.schedule,
+    }
+    for place, cron in crons.items():
+        if cron is not None and (problem := cron_problem(cron)) is not None:
+            yield (
+                place,
+                f"{cron} is not a cron ({problem}); such as `0 3 * * 0`: minute hour day month weekday",
+            )

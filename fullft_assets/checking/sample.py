@@ -1,0 +1,456 @@
+"""What a sample of the delivered rows says: fields that a YAML names and rows lack, with the nearest field
+that they have; labels, groups, values that count as missing, rows that no stage can use; and a field that
+may tie rows together where the YAML names none.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fullft_assets.checking.corpus import Sampled, look_at_documents
+from fullft_assets.checking.problems import is_bucket
+from fullft_assets.checking.yaml_source import Key
+from fullft_assets.documents.formats.rows import has_field, value_of
+from fullft_assets.escaping import quoted, visible
+from fullft_assets.examples.labels import named
+from fullft_assets.examples.outcomes import MEANT_WITHOUT, MOST_WITHOUT
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings, UseCaseSettings
+from fullft_assets.settings.use_case import UseCase
+from fullft_assets.task import task_of
+
+#: Objects within a record of an export whose fields count as the record's.
+_NESTED = ("data", "meta", "metadata", "fields", "inputs")
+#: Objects within objects whose fields are suggested.
+_MOST_DEPTH = 5
+_SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
+#: Characters of a field's name that are shown. A longer one is a text: the first row of a table that has no
+#: header.
+_SHOWN_CHARACTERS = 60
+_NO_HEADER = (
+    "; if the first row is none of names, set documents.header to none, or to the number of the row that is"
+)
+
+
+def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
+    """Yield the keys whose field too few rows have for a batch to go on, each with one line that says what to
+    do.
+    """
+    yield from _unusable(sample, settings.examples.max_quarantined_share)
+    rows = [row for row in sample if row.record]
+    if not rows:
+        return
+    for key, column, field in _named(settings, rows):
+        rows_without = [row for row in rows if not _has(row, column)]
+        if len(rows_without) == len(rows):
+            yield key, _nowhere(field, column, rows)
+            continue
+        # The rule on groups is about valid rows.
+        counted = (
+            [row for row in rows_without if "problem" not in row.row and _has(row, "text")]
+            if column == "group"
+            else rows_without
+        )
+        most, limit, otherwise = _most_without(column, settings)
+        if len(counted) > most * len(rows):
+            near = _near(field, fields_of([row for row in counted if field not in fields_of([row])]))
+            yield key, f"{_without(counted, rows, field)}, more than {limit}{near or otherwise}"
+
+
+def log_problems(sample: list[Sampled], log: LogSettings) -> Iterator[tuple[Key, str]]:
+    """Yield the keys of `monitoring.log` whose field nearly all production rows lack, each with one line that
+    says what to do.
+    """
+    rows = [row for row in sample if row.record]
+    columns = (
+        ("prediction", "predicted"),
+        ("score", "score"),
+        ("model", "predicted_by"),
+        ("time", "predicted_at"),
+    )
+    for key, column in columns if rows else ():
+        field = getattr(log, key)
+        rows_without = [row for row in rows if column not in row.row]
+        if field is None or len(rows_without) <= MOST_WITHOUT * len(rows):
+            continue
+        if len(rows_without) == len(rows):
+            yield ("monitoring", "log", key), _nowhere(field, column, rows)
+        else:
+            near = _near(field, fields_of([row for row in rows_without if field not in fields_of([row])]))
+            yield (
+                ("monitoring", "log", key),
+                f"{_without(rows_without, rows, field)}{near or '; name a field that most rows have'}",
+            )
+
+
+def _unusable(sample: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
+    rows = [row for row in sample if row.is_refused or not row.record]
+    if len(rows) > most * len(sample):
+        is_object = "://" in str(rows[0].record.get("source-ref"))
+        problem = str(rows[0].row.get("problem"))
+        hint = _NO_HEADER if problem.endswith("fields than the header") else ""
+        counted = f"{len(rows):,} of {len(sample):,} rows read ({_places(rows)})"
+        yield ("documents", "reference_buckets" if is_object else "path"), f"{counted}: {problem}{hint}"
+
+
+def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, str]:
+    """Return the share of rows that may lack a column, what it is called, and what to do where no field's
+    name is near.
+    """
+    if column == "group":
+        most = settings.examples.max_ungrouped_share
+        return most, f"{most:.0%} of them", "; deliver them with a group"
+    if column in MEANT_WITHOUT:
+        return (
+            MOST_WITHOUT,
+            f"{MOST_WITHOUT:.0%} of them",
+            "; name a field that most rows have, or remove the key",
+        )
+    most = settings.examples.max_quarantined_share
+    return (
+        most,
+        f"examples.max_quarantined_share ({most:g})",
+        "; name the field that the others have, or fix them in the source",
+    )
+
+
+def _without(rows_without: list[Sampled], rows: list[Sampled], field: str) -> str:
+    return f"{len(rows_without):,} of {len(rows):,} rows read have no `{field}` ({_places(rows_without)})"
+
+
+def _places(rows: list[Sampled]) -> str:
+    return ", ".join(one.place for one in rows[:_SHOWN_PLACES])
+
+
+def fields_of(sample: list[Sampled]) -> list[str]:
+    """Return the names of the fields that rows have, those of nested objects and of the controls of an export
+    too, as they come.
+    """
+    names: dict[str, None] = {}
+    for row in sample:
+        names.update(dict.fromkeys(flat(row)))
+        names.update(dict.fromkeys(_controls(row.record)))
+    return [name for name in names if name]
+
+
+def flat(row: Sampled) -> dict[str, Any]:
+    """Return the fields of a record by the names that settings may give them: those inside of another by
+    their paths.
+
+    Those of the objects that an export nests them in have no path.
+    """
+    if row.is_plain:
+        return dict(_paths(row.record)) | row.record
+    fields = dict(row.record)
+    for name in _NESTED:
+        nested = row.record.get(name)
+        fields |= nested if isinstance(nested, dict) else {}
+    return fields
+
+
+def _paths(record: dict[str, Any], above: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        yield f"{above}{name}", value
+        if isinstance(value, dict) and depth < _MOST_DEPTH:
+            yield from _paths(value, f"{above}{name}.", depth + 1)
+
+
+def _controls(record: dict[str, Any]) -> Iterator[str]:
+    annotations = record.get("annotations")
+    for annotation in annotations if isinstance(annotations, list) else []:
+        regions = annotation.get("result") if isinstance(annotation, dict) else None
+        for region in regions if isinstance(regions, list) else []:
+            if isinstance(region, dict) and isinstance(region.get("from_name"), str):
+                yield region["from_name"]
+
+
+def _named(settings: UseCaseSettings, rows: list[Sampled]) -> Iterator[tuple[Key, str, str]]:
+    documents = settings.documents
+    examples = settings.examples
+    task = task_of(settings.examples)
+    if not any(row.is_elsewhere for row in rows):
+        yield ("documents", "text"), "text", rows[0].text_field
+    if documents.id != DocumentsSettings.model_fields["id"].default:
+        yield ("documents", "id"), "id", documents.id
+    if task.has_labels and examples.label is not None:
+        yield ("examples", "label"), task.target or "label", examples.label
+    for column, field in (
+        ("group", examples.group),
+        ("domain", examples.domain),
+        ("slice_by", examples.slice_by),
+    ):
+        if field is not None:
+            yield ("examples", column), column, field
+
+
+def _has(row: Sampled, column: str) -> bool:
+    if column == "text":
+        return bool(row.row.get("text", "").strip())
+    # A label that is malformed is there.
+    return column in row.row or (
+        column in ("label", "labels", "spans") and "problem" in row.row and bool(row.row.get("text"))
+    )
+
+
+def _nowhere(field: str, column: str, rows: list[Sampled]) -> str:
+    problem, field_names = rows[0].row.get("problem"), fields_of(rows)
+    if column == "text" and problem not in (None, f"no field `{field}`"):
+        hint = (
+            f"{_listed(field_names)}; set documents.text to the one that has it"
+            if str(problem).startswith("no field ")
+            else ""
+        )
+        return f"none of {len(rows):,} rows read can be used; the first ({rows[0].place}): {problem}{hint}"
+    if field in field_names or any(has_field(row.record, field) for row in rows):
+        return (
+            f"`{field}` is empty in each of {len(rows):,} rows"
+            f" read{_near(field, [name for name in field_names if name != field])}"
+        )
+    return (
+        f"none of {len(rows):,} rows read has a `{field}`{_near(field, field_names) or _listed(field_names)}"
+    )
+
+
+def _near(field: str, fields: list[str]) -> str:
+    # Also by the end of a path alone.
+    by_case = {name.rpartition(".")[2].strip().casefold(): name for name in reversed(fields)}
+    by_case |= {name.strip().casefold(): name for name in reversed(fields)}
+    near = difflib.get_close_matches(field.strip().casefold(), by_case, n=1, cutoff=0.5)
+    return f"; did you mean {quoted(by_case[near[0]])}?" if near else ""
+
+
+def _listed(fields: list[str]) -> str:
+    more = f" and {len(fields) - _SHOWN_FIELDS:,} more" if len(fields) > _SHOWN_FIELDS else ""
+    shown = [
+        visible(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}...")
+        for name in fields[:_SHOWN_FIELDS]
+    ]
+    is_text = any(len(name) > _SHOWN_CHARACTERS for name in fields)
+    hint = _NO_HEADER if is_text else ""
+    return f"; their fields: {', '.join(shown)}{more}{hint}"
+
+
+_SHOWN_LABELS = 8
+_SHOWN_PROBLEMS = 3
+#: What a text with several labels has between them, and the share of the labels that must contain it.
+_SEPARATORS = (";", "|", ",", "\t")
+_SEPARATED_SHARE = 0.2
+
+
+def findings(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[str, str]]:
+    """Yield what a sample of rows says of the settings: (what it is about, one line)."""
+    examples = settings.examples
+    if task_of(examples).has_labels and rows:
+        counts = Counter(label for row in rows for label in labels_of(row, examples))
+        common = ((label, f"{count:,}") for label, count in counts.most_common(_SHOWN_LABELS))
+        yield "labels", f"{len(counts):,} in {len(rows):,} rows read: {named(common, len(counts), counts)}"
+        yield from _separators(counts, examples)
+    yield from _missing_values(rows, settings)
+    sizes = Counter(row.row["group"] for row in rows if "group" in row.row)
+    if sizes:
+        largest = sizes.most_common(1)[0][1]
+        without = len(rows) - sizes.total()
+        alone = f"; {without:,} rows have none, and each is a group of its own" if without else ""
+        yield "groups", f"{len(sizes):,} in {len(rows):,} rows read, the largest has {largest:,}{alone}"
+    num_long = sum(len(row.row.get("text", "")) > examples.max_characters for row in rows)
+    if num_long:
+        yield (
+            "length",
+            f"{num_long:,} of {len(rows):,} rows read are longer than"
+            f" {examples.max_characters:,} characters and would be quarantined",
+        )
+    yield from _malformed(rows)
+
+
+def labels_of(row: Sampled, examples: ExamplesSettings) -> list[str]:
+    """Return the labels of a row as they were delivered."""
+    value = row.row.get(task_of(examples).target or "label")
+    if isinstance(value, str):
+        return [value]
+    return [each["label"] if isinstance(each, dict) else each for each in value or []]
+
+
+def _separators(counts: Counter[str], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
+    if task_of(examples).target != "labels" or examples.label_separator is not None:
+        return
+    for mark in _SEPARATORS:
+        share = sum(count for label, count in counts.items() if mark in label) / max(1, counts.total())
+        if share >= _SEPARATED_SHARE:
+            yield (
+                "labels",
+                f"{share:.0%} of them contain `{mark}`: if it separates several, set"
+                f" examples.label_separator to '{mark}'",
+            )
+
+
+def _missing_values(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[str, str]]:
+    examples = settings.examples
+    words = {word.strip().casefold() for word in settings.documents.missing_values} - {""}
+    for key in ("label", "group", "domain", "slice_by"):
+        field = getattr(examples, key)
+        if field is None or (key == "label" and not task_of(examples).has_labels):
+            continue
+        values = [value_of(flat(row), field) for row in rows if row.is_plain or key != "label"]
+        texts = [value.strip() for value in values if isinstance(value, str)]
+        counts = Counter(text for text in texts if text.casefold() in words)
+        if counts:
+            shown = ", ".join(
+                f"{quoted(word)} {count:,}" for word, count in counts.most_common(_SHOWN_LABELS)
+            )
+            yield "missing", f"{shown} in `{field}` count as no {key}"
+
+
+def _malformed(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
+    places: dict[str, list[str]] = {}
+    for row in rows:
+        if (problem := row.row.get("problem")) is not None:
+            places.setdefault(problem, []).append(row.place)
+    for problem in sorted(places, key=lambda name: -len(places[name]))[:_SHOWN_PROBLEMS]:
+        first, *other_places = places[problem]
+        number = f"{len(other_places) + 1:,} of {len(rows):,} rows read"
+        yield "malformed", f"{number}: {problem} ({first}{', ...' if other_places else ''})"
+
+
+#: Rows and characters that are compared.
+_MOST_ROWS = 1_500
+_MOST_CHARACTERS = 2_000
+#: A longer name is a text: the first row of a table without a header.
+_LONGEST_NAME = 60
+#: A field with fewer values, or with a smaller share of rows in repeated ones, is no group.
+_LEAST_VALUES = 20
+_LEAST_REPEATED = 0.1
+#: How far the share of nearest neighbours with the same value is above chance, at the least: as a share, and
+#: in standard deviations of a share that is due to chance.
+_LEAST_EXCESS = 0.1
+_LEAST_DEVIATIONS = 4
+#: A word, one character of a script without spaces between words, or a whole text that has no word.
+_WORD = (
+    r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]+"
+    r"|[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]"
+    r"|^\W+$"
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A field that may tie rows together.
+
+    Attributes:
+        field: its name.
+        agreement: of rows that share value and label with another one, the share whose most similar row of
+            their label has their value.
+        chance: the share that is expected if the most similar row is any other row of the label.
+    """
+
+    field: str
+    agreement: float
+    chance: float
+
+
+def suggested_group(use_case: UseCase) -> str | None:
+    """Return the line that suggests a field for `examples.group`, from a sample of the delivered rows; None
+    where a group is set, or where no field looks like one.
+    """
+    examples, path = use_case.settings.examples, use_case.settings.documents.path
+    if examples.group is not None or is_bucket(path) or not use_case.resolve(path).is_dir():
+        return None
+    rows = [row for row in look_at_documents(use_case).sample if row.row.get("text") and row.record]
+    used = {examples.label, examples.domain, "text", "messages", "annotations"}
+    records = [_names(row, used | {row.text_field}) for row in rows]
+    names = dict.fromkeys(name for record in records for name in record)
+    fields = {name: [record.get(name) for record in records] for name in names}
+    labels = ["|".join(labels_of(row, examples)) for row in rows]
+    for candidate in candidates([row.row["text"] for row in rows], labels, fields):
+        return (
+            f"none is set, and rows of equal `{candidate.field}` share text ({candidate.agreement:.0%} of"
+            f" them are nearest to one of their own, {candidate.chance:.0%} by chance): if it ties rows"
+            f" together, set examples.group: {candidate.field}"
+        )
+    return None
+
+
+def candidates(
+    texts: Sequence[str], labels: Sequence[str], fields: Mapping[str, Sequence[str | None]]
+) -> list[Candidate]:
+    """Return the fields that may tie rows together, the likeliest first.
+
+    The most similar row is found by the cosine of TF-IDF vectors of words.
+
+    Args:
+        texts: of the rows.
+        labels: of the rows; all equal where the task has none.
+        fields: the values of each row, by field; None: it has none.
+    """
+    # The snapshot keeps one of equal texts.
+    first = {text: row for row, text in reversed(list(enumerate(texts)))}
+    rows = sorted(first.values())[:_MOST_ROWS]
+    fitting = {
+        name: codes
+        for name, values in fields.items()
+        if (codes := _codes([values[row] for row in rows])) is not None
+    }
+    if not fitting:
+        return []
+    label = np.unique(np.array([labels[row] for row in rows], dtype=str), return_inverse=True)[1]
+    neighbour = _nearest([texts[row] for row in rows], label)
+    suggestions = []
+    for name, codes in fitting.items():
+        candidate = _candidate(name, codes, label, neighbour)
+        if candidate is not None:
+            suggestions.append(candidate)
+    return sorted(suggestions, key=lambda candidate: candidate.chance - candidate.agreement)
+
+
+def _names(row: Sampled, left_out: set[str | None]) -> dict[str, str]:
+    return {
+        name: str(value)
+        for name, value in flat(row).items()
+        if 0 < len(name) <= _LONGEST_NAME
+        and name not in left_out
+        and type(value) in (str, int)
+        and 0 < len(str(value)) <= 200
+    }
+
+
+def _codes(values: Sequence[str | None]) -> np.ndarray | None:
+    """Return the values as codes, -1 for none; None where they are too few, or too rarely repeated."""
+    counts = Counter(value for value in values if value is not None)
+    repeated = sum(count for count in counts.values() if count > 1)
+    if len(counts) < _LEAST_VALUES or repeated < _LEAST_REPEATED * len(values):
+        return None
+    number = {value: code for code, value in enumerate(counts)}
+    return np.array([-1 if value is None else number[value] for value in values])
+
+
+def _nearest(texts: Sequence[str], label: np.ndarray) -> np.ndarray:
+    """Return the most similar other row of each row's label [n]; -1 where it is the only one."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(token_pattern=_WORD, sublinear_tf=True)
+    weights = vectorizer.fit_transform([text[:_MOST_CHARACTERS] for text in texts])
+    nearest = np.full(len(texts), -1)
+    for each in np.unique(label):
+        rows = np.flatnonzero(label == each)
+        if len(rows) > 1:
+            similarity = (weights[rows] @ weights[rows].T).toarray()
+            np.fill_diagonal(similarity, -1)
+            nearest[rows] = rows[similarity.argmax(axis=1)]
+    return nearest
+
+
+def _candidate(name: str, codes: np.ndarray, label: np.ndarray, neighbour: np.ndarray) -> Candidate | None:
+    """Return the field as a candidate, or None where its values share no more text than chance explains."""
+    cell = np.where(codes < 0, -1, codes * (int(label.max()) + 1) + label)
+    sizes = np.bincount(cell[cell >= 0], minlength=1)
+    paired = (cell >= 0) & (sizes[np.maximum(cell, 0)] > 1)
+    if not paired.any():
+        return None
+    agreement = float((codes[neighbour[paired]] == codes[paired]).mean())
+    chances = (sizes[cell[paired]] - 1) / (np.bincount(label)[label[paired]] - 1)
+    chance = float(chances.mean())
+    deviation = float(np.sqrt((chances * (1 - chances)).sum())) / int(paired.sum())
+    is_likely = agreement - chance >= max(_LEAST_EXCESS, _LEAST_DEVIATIONS * deviation)
+    return Candidate(name, agreement, chance) if is_likely else None

@@ -1,1 +1,0 @@
-"""Readers of documents: office files, mails, web pages, XML, pictures and archives."""

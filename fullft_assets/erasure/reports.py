@@ -1,0 +1,208 @@
+"""Takes erased documents out of evaluation reports and manifests, and reports what an erasure did."""
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from html import escape, unescape
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fullft_assets.erasure.erased_documents import ErasedDocuments, whole_artifacts
+from fullft_assets.report import LABEL_ERRORS, delimiter_of, read_list, shorten, write_list
+from fullft_assets.store import Manifest, Store
+from fullft_assets.tasks.language.assessment import ANSWERS
+
+#: Replaces something erased within a text.
+GONE = "[erased]"
+
+
+def scrub(value: Any, paths: Collection[str]) -> Any:
+    """Return a JSON value without these paths: keys go with their values, mentions within texts are
+    replaced.
+    """
+    if not paths:
+        return value
+    longest_first = "|".join(re.escape(path) for path in sorted(paths, key=len, reverse=True))
+    # As places are written: behind white space, a slash or a quotation mark, before `:row`, white space or a
+    # stop.
+    return _scrub(value, set(paths), re.compile(rf"(?<![^\s/`'\"(,;])(?:{longest_first})(?![^\s:`'\"),;])"))
+
+
+def _scrub(value: Any, paths: set[str], mention: re.Pattern[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _scrub(inner, paths, mention) for key, inner in value.items() if key not in paths}
+    if isinstance(value, list | tuple):
+        return [_scrub(inner, paths, mention) for inner in value]
+    return mention.sub(GONE, value) if isinstance(value, str) else value
+
+
+@dataclass
+class ErasureReport:
+    """What an erasure did; refs are `Manifest.ref`.
+
+    Attributes:
+        num_found: erased documents that some artifact held.
+        missing: listed, and no document of the store has it, nor had one that was erased.
+        deleted: artifacts that were deleted and are made again when needed, by stage.
+        num_discarded: attempts that a killed process had left, or that were broken, and that were removed.
+        num_tracebacks: of errors that nobody foresaw, all of the use case's, that were removed.
+        num_in_flight: attempts without a manifest that somebody may be writing, and trainings under way that
+            learned: left alone.
+        num_unfinished: unfinished trainings that had learned from an erased document, and were removed.
+        trained_on: checkpoints that had learned from an erased document.
+        champions: those of `trained_on` that are or were champion.
+    """
+
+    num_listed: int
+    num_found: int = 0
+    missing: list[str] = field(default_factory=list)
+    num_before: int = 0
+    rewritten: Counter[str] = field(default_factory=Counter)
+    deleted: Counter[str] = field(default_factory=Counter)
+    num_discarded: int = 0
+    num_tracebacks: int = 0
+    num_in_flight: int = 0
+    num_unfinished: int = 0
+    trained_on: list[str] = field(default_factory=list)
+    measured_on: list[str] = field(default_factory=list)
+    champions: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return the report in words, without a single id."""
+        of_killed_runs = "attempts that killed runs had left"
+        lines = [
+            (1, f"{self.num_found:,} documents erased, {self.num_listed:,} ids or groups listed"),
+            (self.num_before, f"erased before {self.num_before:,} of those listed"),
+            (
+                len(self.missing),
+                f"not found    {len(self.missing):,} of those listed (tombstones keep them out if they ever"
+                " come)",
+            ),
+            *((1, f"rewritten    {count:,} {stage}") for stage, count in sorted(self.rewritten.items())),
+            *(
+                (1, f"deleted      {count:,} {stage} (made again when needed)")
+                for stage, count in sorted(self.deleted.items())
+            ),
+            (self.num_discarded, f"deleted      {self.num_discarded:,} {of_killed_runs}"),
+            (
+                self.num_tracebacks,
+                f"deleted      {self.num_tracebacks:,} tracebacks, which may quote them",
+            ),
+            (
+                self.num_unfinished,
+                f"deleted      {self.num_unfinished:,} unfinished trainings that had learned from them",
+            ),
+            (
+                self.num_in_flight,
+                f"left alone   {self.num_in_flight:,} unfinished attempts; once the runs have ended, erase"
+                " the same list again",
+            ),
+            *(
+                (1, f"learned from {ref}{' (champion)' if ref in self.champions else ''}")
+                for ref in self.trained_on
+            ),
+            *((1, f"measured on  {ref}") for ref in self.measured_on),
+            (
+                len(self.trained_on),
+                "weights cannot be rewritten: train again without these documents, release, then delete the"
+                " checkpoints above",
+            ),
+        ]
+        return [line for number, line in lines if number]
+
+    def record(self, store: Store, case: str, reason: str) -> None:
+        """Keep the report in the store, with the number of the listed documents that are missing instead of
+        their ids.
+        """
+        counts = {
+            name: value for name, value in vars(self).items() if name not in ("missing", "num_in_flight")
+        }
+        now = time.time()
+        entry = {**counts, "at": now, "reason": reason, "num_missing": len(self.missing)}
+        store.write_pointer(f"{case}/erasures/{int(now * 1000):014d}", entry)
+
+
+_TABLES = ("predictions.parquet", "validation.parquet")
+#: A row of a page's table that is about one document or group.
+_ABOUT = re.compile(r'<tr data-(document|group)="(.*?)">.*?</tr>', re.DOTALL)
+
+
+def drop_from_reports(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
+    """Take erased documents out of the evaluation reports of a use case."""
+    excerpts = {escape(shorten(text), quote=quote) for text in erased.texts for quote in (True, False)}
+    excerpts |= {excerpt.replace("&#x27;", "&#39;").replace("&quot;", "&#34;") for excerpt in excerpts}
+    for manifest, folder in whole_artifacts(store, case, "evaluation_report"):
+        if _drop_from_report(store, manifest, folder, erased, excerpts):
+            report.rewritten[manifest.stage] += 1
+
+
+def _drop_from_report(
+    store: Store, manifest: Manifest, folder: Path, erased: ErasedDocuments, excerpts: Collection[str]
+) -> bool:
+    tables = {name: pq.read_table(folder / name) for name in _TABLES if name in manifest.files}
+    # The first field of a list is the id of a document.
+    lists = {
+        name: read_list(folder / name)
+        for name in manifest.files
+        if name == ANSWERS or name.startswith(f"{LABEL_ERRORS}.")
+    }
+    ids = {id_ for table in tables.values() for id_ in table["id"].to_pylist()}
+    ids |= {next(iter(row.values())) for rows in lists.values() for row in rows}
+    ids_gone = erased.named(ids)
+    hit = pa.array(sorted(ids_gone), pa.string())
+    tables_left = {
+        name: table.filter(pc.invert(pc.is_in(table["id"], hit))) for name, table in tables.items()
+    }
+    lists_left = {
+        name: [row for row in rows if next(iter(row.values())) not in ids_gone]
+        for name, rows in lists.items()
+    }
+    pages = [name for name in manifest.files if name.endswith((".html", ".md"))]
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in pages}
+    shows_text = any(excerpt in text for text in texts.values() for excerpt in excerpts)
+    if not ids_gone and not shows_text:
+        return False
+    predictions = tables_left["predictions.parquet"]
+    groups_gone = {*tables["predictions.parquet"]["group"].to_pylist()} - {*predictions["group"].to_pylist()}
+    gone = {"document": ids_gone, "group": groups_gone}
+
+    def without_gone(row: re.Match[str]) -> str:
+        kind, value = row.groups()
+        return f"<tr><td>{GONE}</td></tr>" if unescape(value) in gone[kind] else row[0]
+
+    def edit(path: Path) -> Mapping[str, Any]:
+        for name, table in tables_left.items():
+            pq.write_table(table, path / name)
+        _drop_from_measurements(path / "evaluation.json", predictions)
+        for name, rows in lists_left.items():
+            if rows != lists[name]:
+                write_list(path / name, rows, delimiter_of(path / name))
+        for name, text in texts.items():
+            # What a model wrote after the beginning of a document goes with it, and the name of a group with
+            # the last of its rows.
+            text = _ABOUT.sub(without_gone, text)
+            for excerpt in excerpts:
+                text = text.replace(excerpt, GONE)
+            (path / name).write_text(text, encoding="utf-8")
+        return {}
+
+    store.rewrite(manifest, edit)
+    return True
+
+
+def _drop_from_measurements(path: Path, predictions: pa.Table) -> None:
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    ids = {*predictions["id"].to_pylist()}
+    groups = {*predictions["group"].to_pylist()}
+    measured["weakest_groups"] = [row for row in measured["weakest_groups"] if row["group"] in groups]
+    if "changes" in measured:
+        regressions = measured["changes"]["largest_regressions"]
+        measured["changes"]["largest_regressions"] = [row for row in regressions if row["id"] in ids]
+    path.write_text(json.dumps(measured, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,492 @@
+"""Gates of a release: each is one class, registered by name (`fullft_assets.gates`), ours and those of other
+packages.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fullft_assets.evaluation.base import Evaluation, SeedNoise
+from fullft_assets.evaluation.comparison import SliceScore
+from fullft_assets.evaluation.intervals import Gain
+from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
+from fullft_assets.planning.worth import Worth
+from fullft_assets.settings import PlanningSettings, ReleaseSettings
+from fullft_assets.settings.base import Float, Settings
+from fullft_assets.store.checks import CheckSpec
+
+ChampionRule = Literal["superiority", "non_inferiority"]
+Relation = Literal["better", "worse", "equal", "undecided"]
+
+
+class GateResult(BaseModel):
+    """Result of one gate; `gate` is also the name of the check on `evaluation_report`.
+
+    Attributes:
+        is_undecided: it did not pass, but more test groups could show that it should.
+        numbers: what the UI plots over evaluations.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gate: str
+    passed: bool
+    text: str
+    is_undecided: bool = False
+    numbers: dict[str, int | float] = {}
+
+
+@dataclass(frozen=True)
+class GateContext:
+    """What gates judge a candidate from.
+
+    Attributes:
+        rule: what the candidate must show against the champion.
+        seed_noise: None: unknown; the comparison with the champion is one of two models then, not of their
+            recipes.
+        worth: whether the gain is worth its cost. None: not judged.
+    """
+
+    evaluation: Evaluation
+    settings: ReleaseSettings
+    rule: ChampionRule = "superiority"
+    seed_noise: SeedNoise | None = None
+    worth: Worth | None = None
+
+
+class Gate(ABC):
+    """One condition of a promotion. Subclass it, and register an instance by the gate's name.
+
+    Attributes:
+        name: name of the check on `evaluation_report`: what is true when it passes.
+        description: the same in a sentence.
+        advice: what to do when the gate says no, a clause.
+        is_always: it judges each release; another gate only those that `release.gates` names it for.
+        tasks: names of the tasks that it can judge; empty: all.
+        options: the section that `release.gates` may give under the gate's name.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    advice: ClassVar[str]
+    is_always: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[type[Settings]] = Settings
+
+    @property
+    def spec(self) -> CheckSpec:
+        """The declaration of the gate's check."""
+        return CheckSpec(self.name, self.description)
+
+    def is_asked_for(self, settings: ReleaseSettings) -> bool:
+        """Return whether the gate judges releases under these settings."""
+        return self.is_always or self.name in settings.gates
+
+    def has_check(self, release: ReleaseSettings, planning: PlanningSettings) -> bool:
+        """Return whether there is a check of this gate under these settings."""
+        return self.is_asked_for(release)
+
+    @abstractmethod
+    def judge(self, context: GateContext) -> GateResult | None:
+        """Return whether the candidate passes and why, from the context alone. None: there is nothing to
+        judge.
+        """
+
+    def result(
+        self,
+        passed: bool,
+        text: str,
+        numbers: Mapping[str, int | float] | None = None,
+        *,
+        is_undecided: bool = False,
+    ) -> GateResult:
+        """Return a result of this gate; numbers that are not finite are left out."""
+        finite = {name: value for name, value in (numbers or {}).items() if math.isfinite(value)}
+        return GateResult(gate=self.name, passed=passed, text=text, is_undecided=is_undecided, numbers=finite)
+
+    def options_of(self, settings: ReleaseSettings) -> Any:
+        """Return the options that `release.gates` gives this gate."""
+        return self.options.model_validate(settings.gates.get(self.name, {}))
+
+
+class BeatsBaselines(Gate):
+    """Each baseline must be beaten, so no correction for their number is due (intersection-union test, Berger
+    1982).
+    """
+
+    name = "beats_baselines"
+    is_always = True
+    description = "The tuned model is better than every baseline, by more than chance."
+    advice = (
+        "use the best baseline, which costs less, or change the recipe (training) or the data before you"
+        " train again"
+    )
+
+    def judge(self, context: GateContext) -> GateResult:
+        evaluation = context.evaluation
+        if evaluation.candidate != FINETUNED:
+            return self.result(True, "asked of the fine-tuned model alone")
+        gains = {name: evaluation.gains[evaluation.primary_metric][name] for name in evaluation.baselines}
+        hardest = min(gains, key=lambda name: gains[name].low)
+        gain, bar = gains[hardest], context.settings.min_gain_over_baselines
+        passed = gain.low > bar
+        text = (
+            f"gain over {title(hardest)} is {gain.estimate:+.3f}, its interval starts at {gain.low:+.3f}, "
+            f"{'above' if passed else 'not above'} {bar:+.3f} (release.min_gain_over_baselines)"
+        )
+        is_undecided = not passed and gain.high > bar
+        if is_undecided:
+            text += _what_would_decide(gain, gain, bar, evaluation.num_test_groups)
+        best = evaluation.gain_over_best_baseline
+        numbers = {"gain": best.estimate, "gain_low": best.low, "gain_high": best.high}
+        return self.result(passed, text, numbers, is_undecided=is_undecided)
+
+
+class BeatsChampion(Gate):
+    """Superiority after a change of recipe, non-inferiority after new data (docs/decisions/0020)."""
+
+    name = "beats_champion"
+    is_always = True
+    description = (
+        "The tuned model is better than the champion; after new data, not worse by what the test set can"
+        " show."
+    )
+    advice = "keep the champion; change the recipe (training), or train again when there are more documents"
+
+    def judge(self, context: GateContext) -> GateResult:
+        evaluation, seed_noise = context.evaluation, context.seed_noise
+        compared = {CHAMPION: evaluation.gain_over_champion, ANCHOR: evaluation.gain_over_anchor}
+        of_rows = {name: gain for name, gain in compared.items() if gain is not None}
+        gains = {name: _claim(gain, seed_noise, evaluation.confidence) for name, gain in of_rows.items()}
+        if CHAMPION not in gains:
+            return self.result(True, "no champion yet")
+        if context.rule == "superiority":
+            result = self._is_superior(gains[CHAMPION], of_rows[CHAMPION], context)
+        else:
+            results = [
+                self._is_not_inferior(name, gain, of_rows[name], context) for name, gain in gains.items()
+            ]
+            refused = (each for each in results if not each.passed and not each.is_undecided)
+            result = next(refused, None) or min(results, key=lambda each: each.passed)
+        noise = (
+            "" if seed_noise is None else f", the noise of seeds of {seed_noise.num_runs} trainings included"
+        )
+        gain = of_rows[CHAMPION]
+        numbers = {
+            "gain": gain.estimate,
+            "gain_low": gain.low,
+            "gain_high": gain.high,
+            "detectable": gain.detectable,
+        }
+        return result.model_copy(update={"text": result.text + noise, "numbers": numbers})
+
+    def _is_superior(self, gain: Gain, of_rows: Gain, context: GateContext) -> GateResult:
+        bar = context.settings.min_gain_over_champion
+        passed = gain.low > bar
+        is_undecided = not passed and gain.high > max(bar, 0.0)
+        text = (
+            f"gain over the champion is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}),"
+            f" {relation(gain, context.settings.max_tolerable_loss)}: its interval is"
+            f" {'above' if passed else 'not above'} {bar:+.3f} (release.min_gain_over_champion)"
+        )
+        if is_undecided:
+            text += _what_would_decide(gain, of_rows, bar, context.evaluation.num_test_groups)
+        return self.result(passed, text, is_undecided=is_undecided)
+
+    def _is_not_inferior(self, name: str, gain: Gain, of_rows: Gain, context: GateContext) -> GateResult:
+        """Non-inferior at the smallest loss that the test set can show, and at no more than is tolerable. A
+        loss that the owner accepts (release.min_gain_over_champion below 0) passes, too.
+        """
+        evaluation, tolerable = context.evaluation, context.settings.max_tolerable_loss
+        margin = min(gain.detectable, tolerable)
+        text = (
+            f"gain over the {title(name)} is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}),"
+            f" {relation(gain, tolerable)}"
+        )
+        accepted = min(context.settings.min_gain_over_champion, 0.0)
+        if gain.low > accepted:
+            accepting = f", above {accepted:+.3f} (release.min_gain_over_champion)" if accepted else ""
+            return self.result(True, text + accepting)
+        if gain.high < 0:
+            return self.result(False, text)
+        passed = gain.excludes_loss(margin, evaluation.confidence)
+        text += f": after new data it {'loses less' if passed else 'may lose more'} than {margin:.3f}"
+        if margin == gain.detectable:
+            text += ", what this test set can show"
+        else:
+            text += " (release.max_tolerable_loss)"
+            if not passed:
+                needed = _needed(gain, of_rows, tolerable, evaluation.num_test_groups) or "more test groups"
+                text += f"; this test set finds losses from {gain.detectable:.3f}, {needed} would decide"
+        return self.result(passed, text, is_undecided=not passed)
+
+
+class NoSliceIsWorse(Gate):
+    """Its sentence names no slice: check descriptions are kept in an event log, and a slice may be called
+    what a label or a client is called.
+    """
+
+    name = "no_slice_is_worse"
+    is_always = True
+    description = (
+        "On no slice of the test rows is the model worse than the champion, else than the best baseline."
+    )
+    advice = (
+        "look at the worst slices under Where it is wrong: deliver more documents like these, or check their"
+        " labels"
+    )
+
+    def judge(self, context: GateContext) -> GateResult:
+        slices, least = context.evaluation.slices, context.settings.min_effective_groups
+        if context.evaluation.candidate != FINETUNED and not context.evaluation.has_champion:
+            return self.result(True, "there is no champion to compare a baseline with")
+        numbers = (
+            {"lowest_gain": min(each.gain.estimate for each in slices.found)}
+            if slices is not None and slices.found
+            else {}
+        )
+        tested = [] if slices is None else slices.tested(least)
+        if slices is None or not tested:
+            text = (
+                f"no slice has {least:g} groups of equal weight (release.min_effective_groups), so none was"
+                " tested"
+            )
+            return self.result(True, text, numbers)
+        worse = worse_slices(context.evaluation, context.settings)
+        text = (
+            f"{len(worse) or 'none'} of {len(tested)} slices {'is' if len(worse) == 1 else 'are'} worse than"
+            f" the {title(slices.rival)} by more than chance"
+        )
+        if worse:
+            kinds = Counter(each.kind for each in worse)
+            listed = ", ".join(f"{count} by {kind}" for kind, count in kinds.items())
+            text += f": {listed}; the report names them"
+        return self.result(not worse, text, numbers)
+
+
+def worse_slices(evaluation: Evaluation, settings: ReleaseSettings) -> list[SliceScore]:
+    """Return the slices on which the model is worse than its rival; a loss that the owner accepts on the
+    whole is none on a slice.
+    """
+    slices = evaluation.slices
+    if slices is None:
+        return []
+    bar = settings.min_gain_over_champion if slices.rival == CHAMPION else settings.min_gain_over_baselines
+    return slices.worse(settings.min_effective_groups, evaluation.confidence, min(bar, 0.0))
+
+
+def relation(gain: Gain, margin: float) -> Relation:
+    """Return what the interval of a gain says; equal: it is within the margin on both sides (two one-sided
+    tests, Schuirmann 1987).
+    """
+    if gain.low > 0:
+        return "better"
+    if gain.high < 0:
+        return "worse"
+    return "equal" if -margin < gain.low and gain.high < margin else "undecided"
+
+
+def _claim(gain: Gain, seed_noise: SeedNoise | None, confidence: float) -> Gain:
+    """Return a gain as one of recipes: each side was trained once, so the variance between seeds counts
+    twice.
+    """
+    if seed_noise is None:
+        return gain
+    return gain.with_seed_noise(2 * seed_noise.variance, seed_noise.degrees_of_freedom, confidence)
+
+
+def _what_would_decide(gain: Gain, of_rows: Gain, bar: float, num_groups: int) -> str:
+    text = f"; this test set finds differences from {gain.detectable:.3f}"
+    needed = _needed(gain, of_rows, gain.estimate - bar, num_groups)
+    if needed:
+        return f"{text}, {needed} would decide on one like this"
+    # Seeds vary a score by more than the choice of rows does.
+    if gain.standard_error**2 > 2 * of_rows.standard_error**2:
+        text += ", and no number of groups: trainings that differ by their seed differ by as much"
+    return text
+
+
+def _needed(gain: Gain, of_rows: Gain, difference: float, num_groups: int) -> str:
+    """Return how many test groups would find such a difference four times in five; empty where too many
+    would.
+
+    More groups lower the variance between rows alone. That between seeds stays, as each side is trained once.
+
+    Args:
+        of_rows: the gain without the noise of seeds.
+    """
+    of_seeds = max(0.0, gain.standard_error**2 - of_rows.standard_error**2)
+    # Ten thousand times as many groups are no advice.
+    if not of_rows.standard_error or difference < gain.detectable / 100:
+        return ""
+    # The squared detectable difference has a part from the seeds and a part from the rows; only the latter
+    # shrinks with more groups. Divided one by one: the square of the smallest errors is 0.
+    scale = (
+        gain.detectable
+        / gain.standard_error
+        * ((gain.detectable - gain.least_detectable) / gain.standard_error)
+    )
+    budget = difference**2 - scale * of_seeds
+    rows = scale * of_rows.standard_error**2 + gain.least_detectable * difference
+    if budget <= rows / 10_000:
+        return ""
+    # Rounded first: 160 must not become 161.
+    return f"about {math.ceil(round(num_groups * rows / budget, 6)):,} test groups"
+
+
+BEATS_BASELINES = BeatsBaselines()
+BEATS_CHAMPION = BeatsChampion()
+NO_SLICE_IS_WORSE = NoSliceIsWorse()
+
+
+class TestSetIsLargeEnough(Gate):
+    """Without enough test groups the verdict is insufficient data."""
+
+    # No tests, whatever pytest takes the name for.
+    __test__ = False
+    name = "test_set_is_large_enough"
+    is_always = True
+    description = "There are enough test groups to decide on."
+    advice = "deliver documents of more groups"
+
+    def judge(self, context: GateContext) -> GateResult:
+        evaluation, needed = context.evaluation, context.settings.min_effective_groups
+        passed = evaluation.effective_groups >= needed
+        metric = title(evaluation.primary_metric)
+        text = (
+            f"{metric} is known to ±{evaluation.score.half_width:.3f} on {evaluation.num_test_groups:,} test"
+            f" groups; they tell as much as {evaluation.effective_groups:,.0f} of equal weight, {needed:,g}"
+            " are needed (release.min_effective_groups)"
+        )
+        if evaluation.measurable_labels == 0:
+            passed = False
+            text = f"no label has enough test groups for {metric} to be measured"
+        return self.result(
+            passed,
+            text if passed else f"{text}; deliver more groups",
+            {
+                "effective_groups": evaluation.effective_groups,
+                "num_test_groups": evaluation.num_test_groups,
+                "num_test_rows": evaluation.num_test_rows,
+                "half_width": evaluation.score.half_width,
+            },
+        )
+
+
+class ScoreIsSufficient(Gate):
+    """The fine-tuned model's primary metric against `release.min_score`."""
+
+    name = "score_is_sufficient"
+    is_always = True
+    description = "The primary metric reaches release.min_score."
+    advice = "deliver more documents, above all of the weakest labels, or lower release.min_score"
+
+    def judge(self, context: GateContext) -> GateResult:
+        metric, least = context.evaluation.primary_metric, context.settings.min_score
+        score = context.evaluation.score.estimate
+        passed = score >= least
+        text = (
+            f"{title(metric)} {score:.3f} {'reaches' if passed else 'is below'} {least:.3f}"
+            " (release.min_score)"
+        )
+        return self.result(passed, text, {metric: score})
+
+
+class ForgettingIsWithinBudget(Gate):
+    """The rise on general text since the base model against `training.max_general_rise`."""
+
+    name = "forgetting_is_within_budget"
+    is_always = True
+    description = (
+        "The model lost no more on general text than it may, over all trainings since the base model."
+    )
+    advice = (
+        "train with snapshot.replay, which costs its tokens, or with wise_ft (docs/training/forgetting.md)"
+    )
+
+    def judge(self, context: GateContext) -> GateResult:
+        forgetting = context.evaluation.forgetting
+        if forgetting is None:
+            text = "forgetting was not measured, as there is no general text (snapshot.general)"
+            return self.result(True, text)
+        budget = forgetting.budget
+        since = (
+            f" over {forgetting.num_trainings} trainings since the base model"
+            if forgetting.num_trainings > 1
+            else ""
+        )
+        if forgetting.num_unmeasured:
+            since += f", {forgetting.num_unmeasured} of which did not measure it"
+        text = f"the {forgetting.what} rose by {forgetting.rise:+.3f}{since}"
+        numbers = {"rise": forgetting.rise}
+        if budget is None:
+            return self.result(True, f"{text}; no budget is set (training.max_general_rise)", numbers)
+        passed = forgetting.rise <= budget
+        text += (
+            f", {'within' if passed else 'more than'} the budget of {budget:.3f} (training.max_general_rise)"
+        )
+        return self.result(passed, text, numbers)
+
+
+class CalibrationOptions(Settings):
+    """`release.gates: {is_calibrated: {max_error: 0.05}}`."""
+
+    max_error: Float = Field(gt=0, le=1, description="Maximum expected calibration error.")
+
+
+class IsCalibrated(Gate):
+    """Requires an expected calibration error of at most `max_error`, where `release.gates` names the gate."""
+
+    name = "is_calibrated"
+    description = "Predicted probabilities match observed frequencies."
+    advice = (
+        "train fewer epochs, or remove is_calibrated from release.gates if nobody reads the probabilities"
+    )
+    tasks = ("classification",)
+    options = CalibrationOptions
+
+    def judge(self, context: GateContext) -> GateResult:
+        error, limit = context.evaluation.calibration_error, self.options_of(context.settings).max_error
+        if error is None:
+            return self.result(False, "calibration error is not measured for this task")
+        passed = error <= limit
+        text = f"calibration error {error:.3f} {'is within' if passed else 'exceeds'} {limit:.3f}"
+        return self.result(passed, f"{text} (release.gates)", {"calibration_error": error})
+
+
+class FullFinetuningIsJustified(Gate):
+    """It is a check where `planning.usd_per_point` is set, and a gate where `planning.if_not_justified` is
+    block.
+    """
+
+    name = "full_finetuning_is_justified"
+    description = "The gain over the best baseline is worth training and a year of retraining."
+    advice = (
+        "use the best baseline, or retrain less often (retraining.max_age_days) on a cheaper machine"
+        " (`fullft plan`)"
+    )
+
+    is_always = True
+
+    def has_check(self, release: ReleaseSettings, planning: PlanningSettings) -> bool:
+        return planning.usd_per_point is not None
+
+    def judge(self, context: GateContext) -> GateResult | None:
+        worth = context.worth
+        if worth is None or not worth.blocks:
+            return None
+        return self.result(False, worth.sentence.rstrip("."), is_undecided=worth.answer == "inconclusive")
+
+
+TEST_SET_IS_LARGE_ENOUGH = TestSetIsLargeEnough()
+SCORE_IS_SUFFICIENT = ScoreIsSufficient()
+FORGETTING_IS_WITHIN_BUDGET = ForgettingIsWithinBudget()
+IS_CALIBRATED = IsCalibrated()
+FULL_FINETUNING_IS_JUSTIFIED = FullFinetuningIsJustified()

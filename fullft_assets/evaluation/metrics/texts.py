@@ -1,0 +1,213 @@
+"""Metrics of tokens (how probable they were to a language model, and how many were predicted right), and of
+the texts that a model writes: `truth` and `predicted` are lists of texts then.
+
+Exact match, ROUGE-L and chrF are means over the texts; BLEU is a function of n-gram counts summed over all of
+them, as its authors define it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fullft_assets.evaluation.metrics.base import Predictions, SummedMetric, ratio
+from fullft_assets.snapshot.near_text.words import hash_words
+
+_GENERATIVE = ("sft", "language_modeling")
+#: Larger mean losses are as bad, and the variance of their exponential would not be a number.
+_MAX_LOSS = 70.0
+_MAX_ORDER = 4
+#: Sums of weights without a group leave rounding, not 0.
+_ROUNDING = 1e-9
+
+
+class _TokenMetric(SummedMetric):
+    def mass(self, predictions: Predictions) -> np.ndarray:
+        assert predictions.num_tokens is not None, "only what has tokens is measured"
+        return predictions.num_tokens
+
+
+class TokenProbability(_TokenMetric):
+    """Geometric mean of the probabilities that the model gave the tokens: exp(-mean loss)."""
+
+    name = "token_probability"
+    title = "token probability"
+    tasks = _GENERATIVE
+    summed = ("loss", "num_tokens")
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        loss, tokens = sums
+        return np.exp(-loss / tokens)
+
+
+class Perplexity(_TokenMetric):
+    """Inverse of the token probability: exp(mean loss)."""
+
+    name = "perplexity"
+    title = "perplexity"
+    tasks = _GENERATIVE
+    higher_is_better = False
+    bounds = (1.0, None)
+    summed = ("loss", "num_tokens")
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        return perplexity(*sums)
+
+
+class BitsPerByte(_TokenMetric):
+    """Loss in bits for each byte of the text, whichever tokens it is cut into; lower is better."""
+
+    name = "bits_per_byte"
+    title = "bits per byte"
+    tasks = _GENERATIVE
+    higher_is_better = False
+    bounds = (0.0, None)
+    summed = ("loss", "num_bytes")
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        loss, num_bytes = sums
+        return ratio(loss / math.log(2), num_bytes)
+
+
+class TokenAccuracy(_TokenMetric):
+    """Share of tokens that were predicted right; a model with another tokenizer than the test set's
+    has none.
+    """
+
+    name = "token_accuracy"
+    title = "token accuracy"
+    tasks = ("token_classification", *_GENERATIVE)
+    summed = ("num_right_tokens", "num_tokens")
+
+
+def perplexity(loss: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return exp(loss / tokens), bounded so that it is finite."""
+    return np.exp(np.minimum(loss / tokens, _MAX_LOSS))
+
+
+TOKEN_PROBABILITY = TokenProbability()
+PERPLEXITY = Perplexity()
+BITS_PER_BYTE = BitsPerByte()
+TOKEN_ACCURACY = TokenAccuracy()
+
+
+class _TextMetric(SummedMetric):
+    tasks = ("sft",)
+    of_answers = True
+
+    def measures(self, predictions: Predictions) -> bool:
+        texts: Any = predictions.predicted
+        return isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+
+
+class ExactMatch(_TextMetric):
+    """Share of texts that are the true ones, whatever white space is between their words and around them."""
+
+    name, title = "exact_match", "exact match"
+
+    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        return _each(lambda true, written: float(true.split() == written.split()), predictions)
+
+
+class RougeL(_TextMetric):
+    """Mean F1 of the longest common subsequence of words (Lin 2004, ROUGE: A Package for Automatic Evaluation
+    of Summaries).
+
+    Words are of any script, in lower case: the package `rouge-score` drops all but a to z and digits.
+    """
+
+    name, title = "rouge_l", "ROUGE-L"
+
+    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        true, written = _words(predictions.truth), _words(predictions.predicted)
+        f1 = [
+            2 * common_subsequence(true_words, written_words) / max(len(true_words) + len(written_words), 1)
+            for true_words, written_words in zip(true, written, strict=True)
+        ]
+        return np.array(f1), np.ones(len(f1))
+
+
+class ChrF(_TextMetric):
+    """Mean F2 of n-grams of 1 to 6 characters (Popović 2015, chrF: character n-gram F-score for automatic MT
+    evaluation), by sacrebleu.
+    """
+
+    name, title = "chrf", "chrF"
+
+    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        from sacrebleu.metrics.chrf import CHRF
+
+        metric = CHRF()
+        return _each(lambda true, written: metric.sentence_score(written, [true]).score / 100, predictions)
+
+
+class Bleu(_TextMetric):
+    """BLEU of n-grams of 1 to 4 words, with sacrebleu's words and smoothing (Papineni et al. 2002; Post 2018,
+    arXiv:1804.08771).
+    """
+
+    name, title = "bleu", "BLEU"
+
+    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        from sacrebleu.metrics.bleu import BLEU
+
+        # Smoothing is of the sums, not of each text.
+        metric = BLEU(smooth_method="none", effective_order=True)
+        texts = zip(predictions.truth, predictions.predicted, strict=True)
+        scores = [metric.sentence_score(written, [true]) for true, written in texts]
+        return (
+            np.array([each.counts for each in scores]),
+            np.array([each.totals for each in scores]),
+            np.array([each.sys_len for each in scores]),
+            np.array([each.ref_len for each in scores]),
+        )
+
+    def score(self, *sums: np.ndarray) -> np.ndarray:
+        matching, written, num_written, num_true = sums
+        # A length without a match counts as half a match, the next such length as a quarter (sacrebleu's
+        # `exp`).
+        none = matching <= _ROUNDING
+        smoothed = np.where(none, 0.5 ** np.cumsum(none, axis=1), matching)
+        precision = ratio(smoothed, written)
+        is_zero = none.all(1) | (written <= _ROUNDING).any(1)
+        mean = np.exp(np.log(np.where(precision > 0, precision, 1.0)).sum(1) / _MAX_ORDER)
+        brevity = np.exp(np.minimum(0.0, 1 - ratio(num_true, num_written)))
+        return np.where(is_zero, 0.0, np.minimum(mean * brevity, 1.0))
+
+
+def common_subsequence(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the length of the longest common subsequence, 64 words at a time (Hyyrö 2004, Bit-parallel
+    LCS-length computation revisited).
+    """
+    places: dict[int, int] = {}
+    for place, word in enumerate(one):
+        places[word] = places.get(word, 0) | 1 << place
+    all_bits = (1 << len(one)) - 1
+    unmatched = all_bits
+    for word in other:
+        matched = unmatched & places.get(word, 0)
+        unmatched = ((unmatched + matched) | (unmatched - matched)) & all_bits
+    return len(one) - unmatched.bit_count()
+
+
+def _each(score: Callable[[str, str], float], predictions: Predictions) -> tuple[np.ndarray, ...]:
+    scores = [
+        score(true, written) for true, written in zip(predictions.truth, predictions.predicted, strict=True)
+    ]
+    return np.array(scores), np.ones(len(scores))
+
+
+def _words(texts: Sequence[str]) -> list[list[int]]:
+    import pyarrow as pa
+
+    words = hash_words(pa.array(texts, pa.string()))
+    return [part.tolist() for part in np.split(words.hashes, np.cumsum(words.counts)[:-1])]
+
+
+EXACT_MATCH = ExactMatch()
+ROUGE_L = RougeL()
+CHRF = ChrF()
+BLEU = Bleu()

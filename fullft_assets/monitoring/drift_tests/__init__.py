@@ -1,1 +1,0 @@
-"""The drift tests: one file each."""

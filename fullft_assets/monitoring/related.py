@@ -1,0 +1,126 @@
+"""Related documents: windows that were delivered again, and documents of one window that are not
+independent.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fullft_assets.artifacts import DOCUMENTS_FILE
+from fullft_assets.documents import RawMetadata
+from fullft_assets.documents.erasure import has_made_up_id
+from fullft_assets.monitoring.verdict import DriftMetadata
+from fullft_assets.store import Manifest, Store
+
+#: Share of the larger window's documents that two windows must have in common, by their ids.
+_SAME = 0.5
+
+
+def without_redelivered(store: Store, documents: Manifest, reports: Sequence[Manifest]) -> list[Manifest]:
+    """Return those of earlier drift reports whose window was not delivered again as this one.
+
+    A window and its repetition are no two witnesses of a drift: one that was damaged twice confirmed itself,
+    and one that was repaired stayed in the pool of the windows after it.
+
+    Args:
+        documents: `production_documents` of the window.
+        reports: of earlier windows; few, as the documents of each are read.
+    """
+    ids, texts = _documents_of(store, documents)
+    different = []
+    for report in reports:
+        its_ids, its_texts = _documents_of(store, store.load(DriftMetadata.of(report).documents))
+        # Some texts come again in any feed, so without ids only all of them together tell.
+        is_equal = bool(texts) and texts == its_texts
+        if not is_equal and len(ids & its_ids) <= _SAME * max(len(ids), len(its_ids)):
+            different.append(report)
+    return different
+
+
+def is_read_by_another_window(documents: Manifest) -> bool:
+    """Return whether all files of a window were rewritten before they were read: what they are now is a
+    window of its own, and nothing is wrong.
+    """
+    metadata = RawMetadata.of(documents)
+    return metadata.num_files > 0 and not metadata.files and all(check.passed for check in documents.checks)
+
+
+def own_ids(table: pa.Table) -> list[str | None]:
+    """Return the id of each document, None where it was made up from its file and row; `table` has `id`,
+    `source` and `row`.
+    """
+    return [
+        None if made_up else id_
+        for id_, made_up in zip(table["id"].to_pylist(), has_made_up_id(table).tolist(), strict=True)
+    ]
+
+
+def _documents_of(store: Store, window: Manifest) -> tuple[set[str], list[str]]:
+    """Return the ids that a window's documents have of their own, and their texts."""
+    table = pq.read_table(store.folder(window) / DOCUMENTS_FILE, columns=["id", "source", "row", "text"])
+    return set(filter(None, own_ids(table))), sorted(text for text in table["text"].to_pylist() if text)
+
+
+#: Least Jaccard similarity of word shingles at which two texts without a group are related.
+SIMILARITY = 0.3
+#: Characters of a text that are compared: enough to recognise a relative, and a bound for what long texts
+#: cost.
+_MAX_CHARACTERS = 5_000
+#: Candidates for each row that is wanted: most clusters are small.
+_CANDIDATES = 2
+
+
+def independent_rows(
+    texts: Sequence[str], groups: Sequence[str | None], seed: int, *, limit: int | None = None
+) -> np.ndarray:
+    """Return the indices, ascending, of one row a group, or of one row a cluster of near-duplicates where
+    rows have no group.
+
+    Of a group the row counts that a hash keyed with the seed puts first, so that the choice depends on the
+    texts, not on their order. Clusters are single linkage: texts without a group are related if their word
+    shingles' Jaccard similarity is at least `SIMILARITY`.
+
+    Args:
+        groups: [n] group of each row; None or "" = none.
+        limit: maximum number of rows, drawn by the same hash. Default: all.
+    """
+    keys = [f"{seed}:{text}".encode("utf-8", "surrogatepass") for text in texts]
+    ranks = [hashlib.blake2b(key, digest_size=16).digest() for key in keys]
+    first: dict[tuple[str, str], int] = {}
+    for index, (text, group) in enumerate(zip(texts, groups, strict=True)):
+        key = ("group", group) if group else ("text", text)
+        if key not in first or ranks[index] < ranks[first[key]]:
+            first[key] = index
+    chosen = sorted(first.values(), key=lambda index: (ranks[index], index))
+    if limit is not None:
+        chosen = chosen[: _CANDIDATES * limit]
+    alone = [index for index in chosen if not groups[index]]
+    clusters = _clusters([texts[index][:_MAX_CHARACTERS] for index in alone])
+    _, firsts = np.unique(clusters, return_index=True)
+    left_out = set(alone) - {alone[number] for number in firsts}
+    return np.array(sorted([index for index in chosen if index not in left_out][:limit]), dtype=np.int64)
+
+
+def _clusters(texts: Sequence[str]) -> np.ndarray:
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    from fullft_assets.snapshot.near_text.words import shingle_sets
+
+    if not texts:
+        return np.zeros(0, np.int64)
+    values, sizes = shingle_sets(pa.array([text.casefold() for text in texts], pa.string()))
+    names, columns = np.unique(values, return_inverse=True)
+    table = csr_array(
+        (np.ones(len(columns), np.float32), columns, np.append(0, np.cumsum(sizes))),
+        shape=(len(texts), len(names)),
+    )
+    shared = (table @ table.T).tocoo()
+    first, second = shared.coords
+    together = sizes[first] + sizes[second] - shared.data
+    near = shared.data >= SIMILARITY * together
+    links = csr_array((np.ones(int(near.sum()), bool), (first[near], second[near])), shape=shared.shape)
+    return connected_components(links, directed=False)[1]

@@ -1,3 +1,0 @@
-"""Classification with several labels a row."""
-
-from fullft_assets.tasks.multi_label.task import TASK
