@@ -277,7 +277,7 @@ class TestNearRows:
         whole = snapshot_of(batches)
         assert whole.metadata["left_out"]["train rows near a test row"] >= 3
         assert whole.metadata["left_out"]["train rows that contain a test row or are inside one"] >= 3
-        monkeypatch.setattr(near_texts, "_READ_PAIRS", 3)
+        monkeypatch.setattr(near_texts, "_READ_SHINGLES", 100)
         monkeypatch.setattr(near_texts, "_JOINED_ROWS", 50)
         few = snapshot_of(batches)
         assert few.index.equals(whole.index) and few.metadata == whole.metadata

@@ -8,7 +8,7 @@ each MinHash (Li and Koenig 2010, b-bit minwise hashing) shows which of those ar
 
 A text inside a longer one has a small similarity to it. What shows it are its anchors: the least hash of each
 WINDOW consecutive runs of RUN_WORDS words (Roberts et al. 2004, "Reducing storage requirements for biological
-sequence comparison"). A passage of 20 words that is quoted word for word keeps one.
+sequence comparison"). A passage of 18 words that is quoted word for word keeps one.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fullft_assets.snapshot.all_rows import distinct, expand
 from fullft_assets.snapshot.near_text.engine import load_engine
 from fullft_assets.snapshot.near_text.words import (
     HASH_BITS,
-    SHINGLE_WORDS,
     Words,
     blocks,
+    distinct_shingles,
     hash_lists,
     hash_runs,
     num_values,
@@ -40,24 +39,24 @@ if TYPE_CHECKING:
 
 #: Jaccard similarity of word shingles from which two texts are near-duplicates.
 SIMILARITY = 0.8
-#: A pair exactly at that similarity agrees in one of 24 bands of 6 MinHashes in 999 of 1,000 cases.
+#: A pair exactly at that similarity agrees in one of 20 bands of 6 MinHashes in 998 of 1,000 cases.
 _BAND_HASHES = 6
-_NUM_BANDS = 24
+_NUM_BANDS = 20
 NUM_HASHES = _NUM_BANDS * _BAND_HASHES
 #: Standard deviations that an estimate may be off: more is seen of one pair in a thousand.
 _DEVIATIONS = 3
 #: Reference texts that a candidate is compared with at most: the nearest by the bits of each residue of the
 #: texts' numbers. It bounds what a bucket of thousands of texts costs.
 _SLOTS = 128
-#: Bits of a text's number, a hash of its words: rows' numbers would depend on how rows are cut into batches.
+#: Bits of a text's number, a hash of its shingles: rows' numbers would depend on how rows are cut into batches.
 _NUMBER_BITS = 55
 #: Consecutive runs of which one is an anchor, a power of 2.
 WINDOW = 8
-RUN_WORDS = 13
+RUN_WORDS = 11
 #: Texts that an anchor may be in: what is in more is a disclaimer or a standard clause, no copy of a document.
 MAX_ROWS = 100
 #: Anchors that the shorter text loses with the share of its shingles that the longer one lacks: a word that
-#: differs is in three shingles, and in 13 runs.
+#: differs is in three shingles, and in 11 runs.
 _LOST_ANCHORS = 12
 #: Least share of them that the longer one has, whatever is lost.
 _LEAST_ANCHORS = 0.1
@@ -66,8 +65,11 @@ _LEAST_ANCHORS = 0.1
 _LEAST_SIZE = 16
 #: Candidates that are joined at once.
 _JOINED_ROWS = 1 << 17
-#: Pairs whose texts are read at once. Above the bits of a shingle's hash fits the number of a pair.
-_READ_PAIRS = 1 << (64 - HASH_BITS)
+#: Shingles of the texts that are read at once: about 100 MB of texts. Any texts are in all batches, so that
+#: fewer at once would be read from all of their files again and again.
+_READ_SHINGLES = 1 << 24
+#: Pairs that are looked at at once. Above the bits of a shingle's hash fits the number of a pair.
+_PAIRS_AT_ONCE = 1 << (64 - HASH_BITS)
 _FACTORS = np.random.Generator(np.random.PCG64(5)).integers(1, 1 << 63, NUM_HASHES, np.uint64) | np.uint64(1)
 
 #: Returns the texts of rows (ascending).
@@ -80,8 +82,7 @@ def sketch(texts: pa.Array | pa.ChunkedArray) -> pa.Table:
     """Return the sketches of texts, one row a text; they depend on nothing but each text.
 
     Columns: `keys` of the bands, `bits` of the MinHashes for the joins, and a byte of each (`signature`) for
-    what they propose; `anchors`, `number` (a hash of all words), and `size`: the most shingles that the text
-    may have.
+    what they propose; `anchors`, `number` (a hash of all shingles), and `size`: the distinct shingles.
     """
     schema = pa.schema(
         {
@@ -97,36 +98,28 @@ def sketch(texts: pa.Array | pa.ChunkedArray) -> pa.Table:
 
 
 def _sketch_block(texts: pa.Array, schema: pa.Schema) -> pa.RecordBatch:
-    daft = load_engine()
-    words = shingle_words(texts)
-    column = daft.col("words")
-    hashed = (
-        daft.from_arrow(pa.table({"words": pc.binary_join(words, " ")}))
-        .select(
-            daft.functions.hash(column).alias("number"),
-            daft.functions.minhash(
-                column, num_hashes=NUM_HASHES, ngram_size=SHINGLE_WORDS, hash_function="xxhash3_64"
-            ).alias("minima"),
-        )
-        .to_arrow()
-    )
-    hashes = hashed["minima"].combine_chunks().flatten().to_numpy().reshape(-1, NUM_HASHES)
-    numbers = hashed["number"].to_numpy() >> np.uint64(64 - _NUMBER_BITS)
-    bits = np.packbits((hashes & 1).astype(bool), axis=1)
-    products = (hashes * _FACTORS).reshape(len(texts), _NUM_BANDS, _BAND_HASHES)
-    keys = (products.sum(axis=2) >> np.uint64(32)).astype(np.uint32)
-    starts = np.arange(0, keys.size + 1, _NUM_BANDS, dtype=np.int32)
+    words = hash_lists(shingle_words(texts))
+    hashes, sizes = distinct_shingles(words)
+    starts = np.cumsum(sizes) - sizes
+    minima = np.empty((NUM_HASHES, len(texts)), np.uint64)
+    for number, factor in enumerate(_FACTORS):
+        minima[number] = np.minimum.reduceat(hashes * factor, starts)
+    keys = (minima * _FACTORS[:, None]).reshape(_NUM_BANDS, _BAND_HASHES, -1).sum(axis=1) >> np.uint64(32)
+    # The upper bits of a minimum are zeros.
+    signatures = np.ascontiguousarray((minima.T >> np.uint64(32)).astype(np.uint8))
+    bits = np.packbits(signatures & 1, axis=1)
+    key_starts = np.arange(0, keys.size + 1, _NUM_BANDS, dtype=np.int32)
     columns = [
-        pa.array(np.maximum(1, num_values(words) - SHINGLE_WORDS + 1), pa.int32()),
-        pa.array(numbers.astype(np.int64)),
+        pa.array(sizes, pa.int32()),
+        pa.array((np.add.reduceat(hashes * _FACTORS[0], starts) >> np.uint64(64 - _NUMBER_BITS)), pa.int64()),
         *(
             pa.FixedSizeBinaryArray.from_buffers(
                 schema.field(name).type, len(texts), [None, pa.py_buffer(values.tobytes())]
             )
-            for name, values in (("bits", bits), ("signature", hashes.astype(np.uint8)))
+            for name, values in (("bits", bits), ("signature", signatures))
         ),
-        pa.ListArray.from_arrays(starts, keys.ravel()),
-        _anchors(hash_lists(words)),
+        pa.ListArray.from_arrays(key_starts, keys.T.astype(np.uint32).ravel()),
+        _anchors(words),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -145,7 +138,9 @@ def _anchors(words: Words) -> pa.ListArray:
     # Whole windows, and of a text with fewer runs the first one.
     is_whole = np.append(text, np.full(WINDOW - 1, -1))[WINDOW - 1 :] == text
     is_first = np.append(-1, text)[:-1] != text
-    least = distinct(least[is_whole | is_first])
+    least = least[is_whole | is_first]
+    # Neighbouring windows often have one minimum: fewer are sorted.
+    least = distinct(least[np.append(True, least[1:] != least[:-1])[: len(least)]])
     counts = np.bincount((least >> np.uint64(32)).astype(np.int64), minlength=len(words.counts))
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return pa.ListArray.from_arrays(starts, least.astype(np.uint32))
@@ -211,6 +206,9 @@ class Texts:
         if not len(reference) or not len(candidates):
             return {}
         col = load_engine().col
+        sizes = self._sizes()
+        reference = reference[sizes[reference] >= _LEAST_SIZE]
+        candidates = candidates[sizes[candidates] >= _LEAST_SIZE]
         looked_up = self._side(reference, "reference", "anchors").where(~col("anchors").is_null()).collect()
         every = looked_up.select("anchors").concat(
             self._side(candidates, "candidate", "anchors").select("anchors")
@@ -233,10 +231,13 @@ class Texts:
             )
             proposed.append(self._with_enough_anchors(shared, share))
         pairs = np.concatenate(proposed, axis=1)
+        # The least similarity of two texts of which the longer one has this share of the shorter one.
+        shared_shingles = share * sizes[pairs].min(axis=0)
+        similarity = shared_shingles / (sizes[pairs].sum(axis=0) - shared_shingles)
+        pairs = pairs[:, self._estimates(pairs) >= _least_estimate(similarity)]
 
         def are_contained(first: np.ndarray, second: np.ndarray, num_shared: np.ndarray) -> np.ndarray:
-            shorter = np.minimum(first, second)
-            return (shorter >= _LEAST_SIZE) & (num_shared >= share * shorter)
+            return num_shared >= share * np.minimum(first, second)
 
         return self._confirm(pairs[:, np.lexsort((pairs[1], pairs[0]))], are_contained)
 
@@ -258,15 +259,15 @@ class Texts:
         """Return the estimated similarity of each pair of rows [2, n]: the share of equal signature bytes."""
         signatures = np.concatenate([_bytes_of(table["signature"]) for table in self.sketches])
         estimates = np.zeros(pairs.shape[1])
-        for start in range(0, len(estimates), _READ_PAIRS):
-            block = slice(start, start + _READ_PAIRS)
+        for start in range(0, len(estimates), _PAIRS_AT_ONCE):
+            block = slice(start, start + _PAIRS_AT_ONCE)
             equal = signatures[pairs[0, block]] == signatures[pairs[1, block]]
             estimates[block] = equal.mean(axis=1)
         return estimates
 
     def _with_enough_anchors(self, shared: pa.Table, share: float) -> np.ndarray:
         """Return the pairs [2, n] of which the longer text has enough of the shorter one's anchors."""
-        sizes = np.concatenate([table["size"].to_numpy() for table in self.sketches])
+        sizes = self._sizes()
         counts = np.concatenate([num_values(table["anchors"].combine_chunks()) for table in self.sketches])
         pairs = np.stack([shared["candidate"].to_numpy(), shared["reference"].to_numpy()])
         shorter = np.where(sizes[pairs[0]] < sizes[pairs[1]], *pairs)
@@ -284,15 +285,20 @@ class Texts:
         begin = np.searchsorted(pairs[0], pairs[0])
         pairs = pairs[:, np.argsort(np.arange(pairs.shape[1]) - begin, kind="stable")]
         partners: dict[int, int] = {}
-        for start in range(0, pairs.shape[1], _READ_PAIRS):
-            block = pairs[:, start : start + _READ_PAIRS]
-            block = block[:, [candidate not in partners for candidate in block[0].tolist()]]
+        num_shingles = self._sizes()
+        while pairs.shape[1]:
+            num_read = np.searchsorted(np.cumsum(num_shingles[pairs].sum(axis=0)), _READ_SHINGLES) + 1
+            block, pairs = np.split(pairs, [num_read], axis=1)
             rows = distinct(block.ravel())
             sizes, num_shared = _count_shared(self.read(rows), np.searchsorted(rows, block))
             alike = block[:, are_alike(*sizes, num_shared)]
             # The first of several pairs of a candidate counts.
             partners |= dict(alike[:, ::-1].T.tolist())
+            pairs = pairs[:, ~np.isin(pairs[0], alike[0])]
         return partners
+
+    def _sizes(self) -> np.ndarray:
+        return np.concatenate([table["size"].to_numpy() for table in self.sketches])
 
 
 def _count_shared(texts: pa.Array | pa.ChunkedArray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -304,13 +310,17 @@ def _count_shared(texts: pa.Array | pa.ChunkedArray, pairs: np.ndarray) -> tuple
     """
     hashes, sizes = shingle_sets(texts)
     starts = np.cumsum(sizes) - sizes
-    numbers = np.arange(pairs.shape[1], dtype=np.uint64) << np.uint64(HASH_BITS)
-    packed = np.concatenate(
-        [np.repeat(numbers, sizes[side]) | hashes[expand(starts[side], sizes[side])] for side in pairs]
-    )
-    packed.sort(kind="stable")
-    twice = packed[1:][packed[1:] == packed[:-1]] >> np.uint64(HASH_BITS)
-    return sizes[pairs], np.bincount(twice.astype(np.int64), minlength=pairs.shape[1])
+    num_shared = [np.zeros(0, np.int64)]
+    for start in range(0, pairs.shape[1], _PAIRS_AT_ONCE):
+        block = pairs[:, start : start + _PAIRS_AT_ONCE]
+        numbers = np.arange(block.shape[1], dtype=np.uint64) << np.uint64(HASH_BITS)
+        packed = np.concatenate(
+            [np.repeat(numbers, sizes[side]) | hashes[expand(starts[side], sizes[side])] for side in block]
+        )
+        packed.sort(kind="stable")
+        twice = packed[1:][packed[1:] == packed[:-1]] >> np.uint64(HASH_BITS)
+        num_shared.append(np.bincount(twice.astype(np.int64), minlength=block.shape[1]))
+    return sizes[pairs], np.concatenate(num_shared)
 
 
 def _largest_distance(similarity: float) -> int:
@@ -322,7 +332,7 @@ def _largest_distance(similarity: float) -> int:
     return int(NUM_HASHES * differing + _DEVIATIONS * deviation)
 
 
-def _least_estimate(similarity: float) -> float:
+def _least_estimate(similarity: float | np.ndarray) -> float | np.ndarray:
     """Return the least share of equal MinHashes that two texts with a similarity may be expected to have."""
     return similarity - _DEVIATIONS * np.sqrt(similarity * (1 - similarity) / NUM_HASHES)
 

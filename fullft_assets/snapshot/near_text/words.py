@@ -158,23 +158,24 @@ def _with_followers(words: list[str]) -> list[str]:
 
 def shingle_sets(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Return the hashes of each text's distinct shingles, text after text (uint64 of HASH_BITS bits), and how
-    many each text has (int64 [n]). A text of fewer than three words is one shingle.
+    many each text has (int64 [n]).
     """
-    hashes = [np.zeros(0, np.uint64)]
-    sizes = [np.zeros(0, np.int64)]
-    for block in blocks(texts):
-        words = hash_lists(shingle_words(block))
-        number = np.arange(len(words.hashes))
-        ends = np.repeat(np.cumsum(words.counts), words.counts)
-        is_first = number == ends - np.repeat(words.counts, words.counts)
-        stop = number + SHINGLE_WORDS
-        runs, text = hash_runs(words, np.where(is_first, np.minimum(stop, ends), stop))
-        # Above the bits of a hash fits the number of a text of the block.
-        packed = text.astype(np.uint64) << np.uint64(HASH_BITS) | runs >> np.uint64(64 - HASH_BITS)
-        packed = distinct(packed)
-        hashes.append(packed & np.uint64((1 << HASH_BITS) - 1))
-        sizes.append(np.bincount((packed >> np.uint64(HASH_BITS)).astype(np.int64), minlength=len(block)))
+    parts = [distinct_shingles(hash_lists(shingle_words(block))) for block in blocks(texts)]
+    hashes, sizes = zip((np.zeros(0, np.uint64), np.zeros(0, np.int64)), *parts, strict=True)
     return np.concatenate(hashes), np.concatenate(sizes)
+
+
+def distinct_shingles(words: Words) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same of one block by its words. A text of fewer than three words is one shingle."""
+    number = np.arange(len(words.hashes))
+    ends = np.repeat(np.cumsum(words.counts), words.counts)
+    is_first = number == ends - np.repeat(words.counts, words.counts)
+    stop = number + SHINGLE_WORDS
+    runs, text = hash_runs(words, np.where(is_first, np.minimum(stop, ends), stop))
+    # Above the bits of a hash fits the number of a text of the block.
+    packed = distinct(text.astype(np.uint64) << np.uint64(HASH_BITS) | runs >> np.uint64(64 - HASH_BITS))
+    sizes = np.bincount((packed >> np.uint64(HASH_BITS)).astype(np.int64), minlength=len(words.counts))
+    return packed & np.uint64((1 << HASH_BITS) - 1), sizes
 
 
 def num_values(lists: pa.ListArray) -> np.ndarray:
