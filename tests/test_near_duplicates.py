@@ -61,7 +61,9 @@ def test_texts_of_that_similarity_are_found(similarity: float) -> None:
 def text_pair(number: int, size: int, num_shared: int) -> tuple[str, str]:
     """Return two texts of `size` shingles that share so many of them."""
     first = [f"{number}n{n}" for n in range(size + 2)]
-    return " ".join(first), " ".join([*first[: num_shared + 2], *(f"x{n}" for n in range(size - num_shared))])
+    return " ".join(first), " ".join(
+        [*first[: num_shared + 2], *(f"{number}x{n}" for n in range(size - num_shared))]
+    )
 
 
 def test_the_engine_sends_nothing_and_is_not_loaded_with_the_module() -> None:

@@ -13,6 +13,7 @@ sequence comparison"). A passage of 18 words that is quoted word for word keeps 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,8 +44,8 @@ SIMILARITY = 0.8
 _BAND_HASHES = 6
 _NUM_BANDS = 20
 NUM_HASHES = _NUM_BANDS * _BAND_HASHES
-#: Standard deviations that an estimate may be off: more is seen of one pair in a thousand.
-_DEVIATIONS = 3
+#: Standard deviations that an estimate may be off: more is seen of three pairs in 100,000.
+_DEVIATIONS = 4
 #: Reference texts that a candidate is compared with at most: the nearest by the bits of each residue of the
 #: texts' numbers. It bounds what a bucket of thousands of texts costs.
 _SLOTS = 128
@@ -70,7 +71,8 @@ _JOINED_ROWS = 1 << 17
 _READ_SHINGLES = 1 << 24
 #: Pairs that are looked at at once. Above the bits of a shingle's hash fits the number of a pair.
 _PAIRS_AT_ONCE = 1 << (64 - HASH_BITS)
-_FACTORS = np.random.Generator(np.random.PCG64(5)).integers(1, 1 << 63, NUM_HASHES, np.uint64) | np.uint64(1)
+#: A hash function is the product with an odd number, modulo 2^64; shingles are hashes already.
+_FACTORS = np.frombuffer(hashlib.shake_128(b"minhash").digest(8 * NUM_HASHES), "<u8") | np.uint64(1)
 
 #: Returns the texts of rows (ascending).
 ReadTexts = Callable[[np.ndarray], "pa.Array | pa.ChunkedArray"]
@@ -184,7 +186,7 @@ class Texts:
             nearest_pairs = pairs.where(col("pair") < end).groupby("candidate", col("number") % _SLOTS)
             parts.append(nearest_pairs.agg(col("pair").min()).to_arrow())
         nearest = pa.concat_tables(parts).sort_by([("candidate", "ascending"), ("pair", "ascending")])
-        numbers = np.concatenate([table["number"].to_numpy() for table in self.sketches])[reference]
+        numbers = self._column("number").to_numpy()[reference]
         order = np.argsort(numbers, kind="stable")
         number = nearest["pair"].to_numpy() & ((1 << _NUMBER_BITS) - 1)
         partners = reference[order[np.searchsorted(numbers[order], number)]]
@@ -206,7 +208,7 @@ class Texts:
         if not len(reference) or not len(candidates):
             return {}
         col = load_engine().col
-        sizes = self._sizes()
+        sizes = self._column("size").to_numpy()
         reference = reference[sizes[reference] >= _LEAST_SIZE]
         candidates = candidates[sizes[candidates] >= _LEAST_SIZE]
         looked_up = self._side(reference, "reference", "anchors").where(~col("anchors").is_null()).collect()
@@ -243,21 +245,20 @@ class Texts:
 
     def _side(self, rows: np.ndarray, name: str, exploded: str, *columns: str) -> DataFrame:
         """Return a frame of some rows: their numbers, a value of a list a row, and other columns."""
-        daft = load_engine()
-        chosen = np.zeros(sum(map(len, self.sketches)), bool)
+        table = pa.concat_tables(self.sketches).select([exploded, *columns])
+        chosen = np.zeros(len(table), bool)
         chosen[rows] = True
-        parts = []
-        start = 0
-        for table in self.sketches:
-            of_part = chosen[start : start + len(table)]
-            part = table.select([exploded, *columns]).filter(pa.array(of_part))
-            parts.append(part.append_column(name, pa.array(start + np.flatnonzero(of_part))))
-            start += len(table)
-        return daft.from_arrow(parts).explode(exploded)
+        side = table.filter(pa.array(chosen)).append_column(name, pa.array(np.flatnonzero(chosen)))
+        return load_engine().from_arrow(side).explode(exploded)
+
+    def _column(self, name: str) -> pa.Array:
+        return pa.concat_tables(self.sketches)[name].combine_chunks()
 
     def _estimates(self, pairs: np.ndarray) -> np.ndarray:
         """Return the estimated similarity of each pair of rows [2, n]: the share of equal signature bytes."""
-        signatures = np.concatenate([_bytes_of(table["signature"]) for table in self.sketches])
+        column = self._column("signature")
+        data = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, NUM_HASHES)
+        signatures = data[column.offset : column.offset + len(column)]
         estimates = np.zeros(pairs.shape[1])
         for start in range(0, len(estimates), _PAIRS_AT_ONCE):
             block = slice(start, start + _PAIRS_AT_ONCE)
@@ -267,8 +268,8 @@ class Texts:
 
     def _with_enough_anchors(self, shared: pa.Table, share: float) -> np.ndarray:
         """Return the pairs [2, n] of which the longer text has enough of the shorter one's anchors."""
-        sizes = self._sizes()
-        counts = np.concatenate([num_values(table["anchors"].combine_chunks()) for table in self.sketches])
+        sizes = self._column("size").to_numpy()
+        counts = num_values(self._column("anchors"))
         pairs = np.stack([shared["candidate"].to_numpy(), shared["reference"].to_numpy()])
         shorter = np.where(sizes[pairs[0]] < sizes[pairs[1]], *pairs)
         least = max(_LEAST_ANCHORS, 1 - _LOST_ANCHORS * (1 - share))
@@ -285,7 +286,7 @@ class Texts:
         begin = np.searchsorted(pairs[0], pairs[0])
         pairs = pairs[:, np.argsort(np.arange(pairs.shape[1]) - begin, kind="stable")]
         partners: dict[int, int] = {}
-        num_shingles = self._sizes()
+        num_shingles = self._column("size").to_numpy()
         while pairs.shape[1]:
             num_read = np.searchsorted(np.cumsum(num_shingles[pairs].sum(axis=0)), _READ_SHINGLES) + 1
             block, pairs = np.split(pairs, [num_read], axis=1)
@@ -296,9 +297,6 @@ class Texts:
             partners |= dict(alike[:, ::-1].T.tolist())
             pairs = pairs[:, ~np.isin(pairs[0], alike[0])]
         return partners
-
-    def _sizes(self) -> np.ndarray:
-        return np.concatenate([table["size"].to_numpy() for table in self.sketches])
 
 
 def _count_shared(texts: pa.Array | pa.ChunkedArray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -335,17 +333,6 @@ def _largest_distance(similarity: float) -> int:
 def _least_estimate(similarity: float | np.ndarray) -> float | np.ndarray:
     """Return the least share of equal MinHashes that two texts with a similarity may be expected to have."""
     return similarity - _DEVIATIONS * np.sqrt(similarity * (1 - similarity) / NUM_HASHES)
-
-
-def _bytes_of(column: pa.ChunkedArray) -> np.ndarray:
-    """Return the bytes of values of one size: uint8 [n, size]."""
-    size = column.type.byte_width
-    parts = [np.zeros((0, size), np.uint8)]
-    for chunk in column.chunks:
-        if len(chunk):
-            values = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, size)
-            parts.append(values[chunk.offset : chunk.offset + len(chunk)])
-    return np.concatenate(parts)
 
 
 def near_duplicates(
