@@ -49,12 +49,12 @@ _DEVIATIONS = 4
 #: Reference texts that a candidate is compared with at most: the nearest by the bits of each residue of the
 #: texts' numbers. It bounds what a bucket of thousands of texts costs.
 _SLOTS = 128
-#: Bits of a text's number, a hash of its shingles: rows' numbers would depend on how rows are cut into batches.
+#: Bits of a text's number, a hash of its shingles: rows' numbers would depend on the batches.
 _NUMBER_BITS = 55
 #: Consecutive runs of which one is an anchor, a power of 2.
 WINDOW = 8
 RUN_WORDS = 11
-#: Texts that an anchor may be in: what is in more is a disclaimer or a standard clause, no copy of a document.
+#: Texts that an anchor may be in: what is in more is a disclaimer or a standard clause.
 MAX_ROWS = 100
 #: Anchors that the shorter text loses with the share of its shingles that the longer one lacks: a word that
 #: differs is in three shingles, and in 11 runs.
