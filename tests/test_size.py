@@ -13,7 +13,7 @@ pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[1]
 PACKAGE, TESTS, DOCS = ROOT / "fullft_assets", ROOT / "tests", ROOT / "docs"
-MOST_STATEMENTS = {PACKAGE: 32_400, TESTS: 31_700}
+MOST_STATEMENTS = {PACKAGE: 32_550, TESTS: 31_750}
 MOST_SETTINGS = 190
 MOST_COLUMNS = 110
 #: Long lines are left in texts of tests that a break would change.
