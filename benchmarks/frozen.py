@@ -44,12 +44,10 @@ def freeze(
     """
     found = {}
     for name, table in batches.items():
-        index = sketches.build(table, seed)
         found[name] = BatchRows(
             rows=table.select([column for column in COLUMNS if column in table.column_names]),
             files=deliveries.get(name, {}),
-            places=index.places,
-            index=lambda made=index: made,
+            sketches=sketches.build(table, seed),
             texts=table["text"].take,
             quarantined=(quarantined or {}).get(name),
         )

@@ -23,7 +23,7 @@ from fullft_assets.settings import SnapshotSettings, UseCaseSettings
 from fullft_assets.snapshot import Frozen, deliveries, labels, sketches, split, verdict_check
 from fullft_assets.snapshot.all_rows import BatchRows, collect
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
-from fullft_assets.snapshot.near_text.minhash import SIMILARITY
+from fullft_assets.snapshot.near_text.pairs import SIMILARITY
 from fullft_assets.snapshot.split import freeze_batches
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.hashing import text_hash, unit_hash
@@ -137,14 +137,7 @@ CLASSIFICATION = TASKS.get("classification")
 
 
 def batch_rows(rows: pa.Table) -> BatchRows:
-    index = sketches.build(rows, 1)
-    return BatchRows(
-        rows.drop_columns(["text"]),
-        {},
-        index.places,
-        lambda: index,
-        rows["text"].take,
-    )
+    return BatchRows(rows.drop_columns(["text"]), {}, sketches.build(rows, 1), rows["text"].take)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +281,7 @@ class TestCaps:
             }
         )
         rows = rows.append_column("group", pa.nulls(num_rows, pa.string()))
-        batch = BatchRows(rows, {}, np.ones(num_rows), index=lambda: None, texts=lambda _: None)
+        batch = BatchRows(rows, {}, pa.table({"place": np.ones(num_rows)}), texts=lambda _: None)
         settings = SnapshotSettings()
         assert split.RECOMMENDED_TRAIN_ROWS == 10_000
         check = next(

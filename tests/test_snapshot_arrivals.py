@@ -7,7 +7,6 @@ rules of each batch, as they would in a run. Each batch keeps all its valid rows
 all.
 """
 
-import importlib
 import json
 import subprocess
 import sys
@@ -31,17 +30,15 @@ from fullft_assets.documents.reading import schema
 from fullft_assets.errors import GateError
 from fullft_assets.examples import Examined
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings
-from fullft_assets.snapshot import Frozen, near_rows
+from fullft_assets.snapshot import Frozen
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
-from fullft_assets.snapshot.near_text import containment
-from fullft_assets.snapshot.near_text.minhash import SIMILARITY
+from fullft_assets.snapshot.near_text import pairs as near_texts
+from fullft_assets.snapshot.near_text.pairs import SIMILARITY
 from fullft_assets.store.hashing import text_hash, unit_hash
 from tests import prepared
 from tests import project as projects
 from tests.test_snapshot import similar_pairs
 
-# The package has a function of that name.
-near_duplicates = importlib.import_module("fullft_assets.snapshot.near_text.near_duplicates")
 SEED = 1
 SETTINGS = SnapshotSettings(
     min_train_rows=20,
@@ -280,8 +277,8 @@ class TestNearRows:
         whole = snapshot_of(batches)
         assert whole.metadata["left_out"]["train rows near a test row"] >= 3
         assert whole.metadata["left_out"]["train rows that contain a test row or are inside one"] >= 3
-        monkeypatch.setattr(near_rows, "_READ_AT_ONCE", 3)
-        monkeypatch.setattr(near_duplicates, "_BLOCK_PAIRS", 2)
+        monkeypatch.setattr(near_texts, "_READ_SHINGLES", 100)
+        monkeypatch.setattr(near_texts, "_JOINED_ROWS", 50)
         few = snapshot_of(batches)
         assert few.index.equals(whole.index) and few.metadata == whole.metadata
 
@@ -300,7 +297,7 @@ class TestNearRows:
         assert trained == [False, False, True]
 
     def test_a_text_inside_many_others_is_not_looked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(containment, "MAX_ROWS", 3)
+        monkeypatch.setattr(near_texts, "MAX_ROWS", 3)
         text, *around = sorted(others()[20:40], key=len)[:9:2]
         quoting = [(f"r{n}", f"{before} {text}", "notice", TRAINS) for n, before in enumerate(around)]
         first = File("first.jsonl", 1, (("quoted", text, "notice", TESTS), quoting[0]))

@@ -15,10 +15,7 @@ from benchmarks.frozen import freeze
 from fullft_assets.demos import licences
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot import Frozen
-from fullft_assets.snapshot.near_text import containment
-from fullft_assets.snapshot.near_text.containment import Texts, candidate_pairs, find_contained
-from fullft_assets.snapshot.near_text.minhash import NUM_HASHES, Sketches, sketch_sets
-from fullft_assets.snapshot.near_text.shingles import ShingleSets, sets_and_minimizers
+from fullft_assets.snapshot.near_text import pairs as near_texts
 from fullft_assets.store.hashing import text_hash
 
 SHARE, SEED, NUM_MAILS = 0.95, 17, 150
@@ -67,14 +64,13 @@ def share_of(first: str, second: str) -> float:
 def containing(reference: list[str], candidates: list[str]) -> set[int]:
     texts = pa.array([*reference, *candidates])
     rows = np.arange(len(texts))
-    sets, minimizers = sets_and_minimizers(texts, SEED)
-    known = Texts(minimizers, sketch_sets(sets), containment.common(minimizers, rows))
-    near = find_contained(known, rows[: len(reference)], rows[len(reference) :], SHARE, sets.select)
-    return {int(row) - len(reference) for row in near}
+    compared = near_texts.Texts([near_texts.sketch(texts)], texts.take)
+    near = compared.find_contained(rows[: len(reference)], rows[len(reference) :], SHARE)
+    return {row - len(reference) for row in near}
 
 
 def test_found_are_those_that_comparing_every_pair_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containment, "MAX_ROWS", 10_000)  # the texts of licences have standard clauses
+    monkeypatch.setattr(near_texts, "MAX_ROWS", 10_000)  # the texts of licences have standard clauses
     reference, candidates = mails()
     expected = {
         n for n, text in enumerate(candidates) if any(share_of(first, text) >= SHARE for first in reference)
@@ -103,32 +99,13 @@ def test_what_many_texts_have_is_not_looked_for(monkeypatch: pytest.MonkeyPatch)
     clause, *others = passages()[:40]
     replies = [f"{text} {clause}" for text in others]
     assert containing([clause], replies) == set(range(len(replies)))
-    monkeypatch.setattr(containment, "MAX_ROWS", 20)
+    monkeypatch.setattr(near_texts, "MAX_ROWS", 20)
     assert containing([clause], replies) == set()
 
 
 def test_nothing_contains_nothing() -> None:
     assert containing(["a short text"], ["and a short text in another one"]) == set()
     assert containing([], ["a text"]) == set()
-
-
-def test_two_texts_of_one_size_are_a_pair_from_either_side() -> None:
-    """The one has 4 minimizers, 3 of which are among the 12 of the other: enough for the first, too few for
-    the second.
-    """
-    minimizers = ShingleSets.of(
-        np.array([1, 2, 3, 40, *range(1, 4), *range(50, 59)], np.uint32), np.array([4, 12])
-    )
-    sketches = Sketches(
-        np.zeros((1, 2), np.uint64),
-        np.array([20, 20]),
-        np.zeros((2, NUM_HASHES), np.uint8),
-        np.arange(2, dtype=np.uint64),
-    )
-    for first, second in ([0], [1]), ([1], [0]):
-        known = Texts(minimizers, sketches, np.zeros(0, np.uint32))
-        pairs = candidate_pairs(known, np.array(first), np.array(second), SHARE)
-        assert [side.tolist() for side in pairs] == [second, first]
 
 
 def frozen() -> Frozen:
@@ -154,7 +131,7 @@ def frozen() -> Frozen:
 def test_no_training_row_of_a_snapshot_contains_a_held_out_one_or_is_inside_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(containment, "MAX_ROWS", 10_000)
+    monkeypatch.setattr(near_texts, "MAX_ROWS", 10_000)
     with_it = frozen()
     monkeypatch.setattr(SnapshotSettings, "contained_share", 2.0)  # no share is above 1
     without = frozen()

@@ -53,7 +53,7 @@ def test_what_is_measured_on_is_never_replayed(case: Prepared) -> None:
     measured, trained = general.load(case.store, case.snapshot), replayed(case, case.snapshot)
     assert len(measured.texts) > 10 and len(trained) > 5
     assert not set(measured.texts) & set(trained)
-    assert not Screen(measured.texts, 17).is_near(trained).any()
+    assert not Screen(measured.texts).is_near(trained).any()
     num_tokens = sum(len(window) for document in measured.windows for window in document)
     assert 3_000 <= num_tokens < 3_000 + 64 and num_tokens == case.snapshot.metadata["num_general_tokens"]
 

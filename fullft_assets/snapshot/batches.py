@@ -157,14 +157,12 @@ def read_batches(
     batches = {}
     for name, manifest in usable.items():
         made = sketches.ensure(store, use_case.name, manifest, use_case.settings.seed)
-        index = partial(sketches.read_index, store.folder(made))
         path = store.folder(manifest) / "examples.parquet"
         quarantined = pq.read_table(path.with_name(QUARANTINED), columns=["id", "source", "delivered_ns"])
         batch = BatchRows(
             rows=pq.read_table(path, columns=list(COLUMNS)),
             files=ExamplesMetadata.of(manifest).files,
-            places=np.array(index().places),
-            index=index,
+            sketches=sketches.read(store.folder(made)),
             texts=partial(read_rows, path, "text"),
             quarantined=quarantined,
         )

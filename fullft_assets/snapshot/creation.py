@@ -33,7 +33,7 @@ from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome
 from fullft_assets.store.hashing import artifact_key
 from fullft_assets.task import task_of
 
-VERSION = "13"
+VERSION = "14"
 _STAGE = "training_snapshot"
 
 

@@ -126,11 +126,10 @@ class SnapshotMetadata(Metadata):
 
 
 class NearDuplicateIndexMetadata(Metadata):
-    """Metadata of `near_duplicate_index`: the batch, its rows, the bands of each row's sketch."""
+    """Metadata of `near_duplicate_index`: the batch and its rows."""
 
     batch: str
     num_rows: int
-    num_bands: int
 
 
 class ScreenedMetadata(Metadata):

@@ -18,7 +18,7 @@ from fullft_assets.snapshot.metadata import ReplayMetadata
 from fullft_assets.snapshot.screening import Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
 
-VERSION = "5"
+VERSION = "6"
 STAGE = "replay_documents"
 _SETTING = "snapshot.replay"
 
@@ -60,10 +60,10 @@ def draw(
     def write(draft: Draft) -> Outcome:
         tombstones = read_tombstones(store, use_case.name)
         screens = [
-            Screen(held_out, seed),
-            Screen(screened, seed),
+            Screen(held_out),
+            Screen(screened),
             # Both may have a run of words, such as a licence's.
-            Screen(list(measured.values()), seed, num_words=None),
+            Screen(list(measured.values()), num_words=None),
         ]
         drawn = draw_tokens(use_case, replay.path, num_needed, _SETTING, measured, screens, tombstones)
         if drawn.num_tokens < num_needed:

@@ -15,9 +15,8 @@ from fullft_assets.errors import DataError
 from fullft_assets.escaping import quoted
 from fullft_assets.examples.labels import may_be_named
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows
+from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows, distinct
 from fullft_assets.snapshot.labels import Labels, name_labels, shown_split
-from fullft_assets.snapshot.near_text.shingles import distinct
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Task

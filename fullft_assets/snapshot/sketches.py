@@ -1,58 +1,40 @@
-"""The near-duplicate index: what each batch's texts are compared by, made once a batch and read ever after.
+"""What each batch's texts are compared by: sketches of them, made once a batch and read ever after.
 
-With it the snapshot of old batches and a new one costs what the new one's texts cost, and some sorting of
+With them the snapshot of old batches and a new one costs what the new one's texts cost, and joins of
 integers: texts of old batches are read only where they are a candidate for a pair.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.snapshot.frozen_batches import content_of
 from fullft_assets.snapshot.metadata import NearDuplicateIndexMetadata, ScreenedMetadata
-from fullft_assets.snapshot.near_text.minhash import BLOCK_TEXTS, Sketches, concatenate, sketch_sets
-from fullft_assets.snapshot.near_text.shingles import ShingleSets, join, sets_and_minimizers
+from fullft_assets.snapshot.near_text.pairs import sketch
 from fullft_assets.snapshot.screening import VERSION as SCREENING_VERSION
 from fullft_assets.snapshot.screening import EvaluationTexts, Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store
 from fullft_assets.store.hashing import unit_hash
 
-VERSION = "4"
+VERSION = "5"
 STAGE = "near_duplicate_index"
 SCREENED = "screened_examples"
+_FILE = "sketches.arrow"
 
 
-@dataclass(frozen=True)
-class BatchIndex:
-    """What is kept of a batch's rows: their place in the split ([n] float64), the sketches of their texts and
-    the minimizers of them.
-    """
-
-    places: np.ndarray
-    sketches: Sketches
-    minimizers: ShingleSets
+def build(rows: pa.Table, seed: int) -> pa.Table:
+    """Return the sketches of rows with `text`, `text_hash` and `group`, and their `place` in the split."""
+    return sketch(rows["text"]).append_column("place", pa.array(_places(rows, seed)))
 
 
-def build(rows: pa.Table, seed: int) -> BatchIndex:
-    """Return the index of rows with `text`, `text_hash` and `group`."""
-    minimizers: list[ShingleSets] = []
-    parts: list[Sketches] = []
-    for start in range(0, len(rows), BLOCK_TEXTS):
-        sets, of_part = sets_and_minimizers(rows["text"].slice(start, BLOCK_TEXTS), seed)
-        minimizers.append(of_part)
-        parts.append(sketch_sets(sets))
-    return BatchIndex(places(rows, seed), concatenate(parts), join(minimizers, np.uint32))
-
-
-def places(rows: pa.Table, seed: int) -> np.ndarray:
+def _places(rows: pa.Table, seed: int) -> np.ndarray:
     """Return each row's place in the split: the keyed hash of its group, or of its text where it has none."""
-
     encoded = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
     of_group = np.array(
         [unit_hash(seed, "split", group) for group in encoded.dictionary.to_pylist()], np.float64
@@ -61,27 +43,16 @@ def places(rows: pa.Table, seed: int) -> np.ndarray:
 
 
 def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
-    """Return the index of a batch's examples, made if there is none yet."""
+    """Return the sketches of a batch's examples, made if there are none yet."""
 
     def write(draft: Draft) -> Outcome:
         rows = pq.read_table(
             store.folder(examples) / "examples.parquet", columns=["text", "text_hash", "group"]
         )
-        index = build(rows, seed)
-        arrays = {"places": index.places, **vars(index.sketches)}
-        arrays |= {
-            "minimizers": index.minimizers.values,
-            "num_minimizers": index.minimizers.sizes.astype(np.uint32),
-        }
-        for name, values in arrays.items():
-            np.save(draft.path / f"{name}.npy", values, allow_pickle=False)
+        # Without compression it is mapped, not read.
+        feather.write_feather(build(rows, seed), str(draft.path / _FILE), compression="uncompressed")
         batch = ExamplesMetadata.of(examples).batch
-        return (
-            NearDuplicateIndexMetadata(
-                batch=batch, num_rows=len(rows), num_bands=len(index.sketches.bands)
-            ).as_dict(),
-            [],
-        )
+        return NearDuplicateIndexMetadata(batch=batch, num_rows=len(rows)).as_dict(), []
 
     return store.ensure(
         case,
@@ -94,15 +65,9 @@ def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
     )
 
 
-def read_index(folder: Path) -> BatchIndex:
-    """Map the index in a folder; it takes memory as it is read, until it is let go."""
-
-    def read(name: str) -> np.ndarray:
-        return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-
-    sketches = Sketches(**{field.name: read(field.name) for field in fields(Sketches)})
-    sizes = read("num_minimizers").astype(np.int64)
-    return BatchIndex(read("places"), sketches, ShingleSets.of(read("minimizers"), sizes))
+def read(folder: Path) -> pa.Table:
+    """Map the sketches in a folder; they take memory as they are read, until they are let go."""
+    return feather.read_table(str(folder / _FILE), memory_map=True)
 
 
 def ensure_screened(

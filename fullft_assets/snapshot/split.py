@@ -23,7 +23,16 @@ from fullft_assets.errors import DataError
 from fullft_assets.examples.agreement import Agreement, of_votes
 from fullft_assets.examples.identity import contradicting, ranks, repeated, several
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, BatchRows, Rows, collect
+from fullft_assets.snapshot.all_rows import (
+    SPLITS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    BatchRows,
+    Rows,
+    collect,
+    distinct,
+)
 from fullft_assets.snapshot.deliveries import Superseded, drop_superseded
 from fullft_assets.snapshot.draws import cap_held_out, subsample
 from fullft_assets.snapshot.group_splits import GroupSplits
@@ -37,7 +46,6 @@ from fullft_assets.snapshot.labels import (
 )
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.near_rows import drop_near_and_contained
-from fullft_assets.snapshot.near_text.shingles import distinct
 from fullft_assets.snapshot.set_aside import SetAside
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
@@ -222,7 +230,7 @@ def _split(
         rows.drop(overlaps & (rows.split == TRAIN), "train rows that overlap an external evaluation set")
         # Before the cap, since which rows of a group it keeps changes as the group grows: what is near to any
         # of them never trains.
-        drop_near_and_contained(rows, batches, settings, seed)
+        drop_near_and_contained(rows, batches, settings)
         if attempt == _MOST_ATTEMPTS - 1 or not groups.serve(
             _with_every_side(rows, labels.of(rows.kept), groups), rows.group
         ):
