@@ -581,7 +581,7 @@ def _launcher_problems(settings: UseCaseSettings) -> Iterator[Problem]:
         if value is not None and (problem := problem_without("boto3")):
             yield (section, key), problem
     sections: dict[Key, LauncherSettings | None] = {("launcher",): settings.launcher}
-    sections |= {("compute", name): settings.compute.of(name) for name in type(settings.compute).model_fields}
+    sections |= {("compute", name): settings.compute.of(name) for name in settings.compute.WORKLOADS}
     for section, launcher in sections.items():
         if launcher is None:
             continue

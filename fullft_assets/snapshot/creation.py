@@ -27,6 +27,7 @@ from fullft_assets.snapshot.general_sampling import pin_files
 from fullft_assets.snapshot.ledger import FILE, LedgerHistory, read_history
 from fullft_assets.snapshot.locations import in_order, read_rows, to_lists, window_lengths
 from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, SnapshotMetadata
+from fullft_assets.snapshot.near_text.engine import use_engine
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.split import Frozen, freeze_batches
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store
@@ -124,6 +125,7 @@ class _Creation:
     def write(self, draft: Draft) -> Outcome:
         """Write the snapshot's tables and the data report."""
         settings = self.use_case.settings
+        use_engine(settings.compute.data)
         batches = read_batches(self.store, self.use_case, self.usable, self.chunks, self.evaluation)
         frozen = freeze_batches(
             batches,

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from fullft_assets.snapshot.all_rows import distinct, expand
-from fullft_assets.snapshot.near_text.engine import load_engine
+from fullft_assets.snapshot.near_text.engine import load_engine, searched
 from fullft_assets.snapshot.near_text.words import (
     HASH_BITS,
     Words,
@@ -171,6 +171,16 @@ class Texts:
         """
         if not len(reference) or not len(candidates):
             return {}
+        proposed = searched(lambda: self._propose_near(reference, candidates, similarity))
+        proposed = proposed[:, self._estimates(proposed) >= _least_estimate(similarity)]
+
+        def are_near(first: np.ndarray, second: np.ndarray, num_shared: np.ndarray) -> np.ndarray:
+            return num_shared >= similarity * (first + second - num_shared)
+
+        return self._confirm(proposed, are_near)
+
+    def _propose_near(self, reference: np.ndarray, candidates: np.ndarray, similarity: float) -> np.ndarray:
+        """Return pairs of rows [2, n] that may be near to each other: candidates (ascending), references."""
         daft = load_engine()
         col = daft.col
         looked_up = self._side(reference, "reference", "keys", "bits", "number")
@@ -190,13 +200,7 @@ class Texts:
         order = np.argsort(numbers, kind="stable")
         number = nearest["pair"].to_numpy() & ((1 << _NUMBER_BITS) - 1)
         partners = reference[order[np.searchsorted(numbers[order], number)]]
-        proposed = np.stack([nearest["candidate"].to_numpy(), partners])
-        proposed = proposed[:, self._estimates(proposed) >= _least_estimate(similarity)]
-
-        def are_near(first: np.ndarray, second: np.ndarray, num_shared: np.ndarray) -> np.ndarray:
-            return num_shared >= similarity * (first + second - num_shared)
-
-        return self._confirm(proposed, are_near)
+        return np.stack([nearest["candidate"].to_numpy(), partners])
 
     def find_contained(self, reference: np.ndarray, candidates: np.ndarray, share: float) -> dict[int, int]:
         """Return the candidates that contain a reference text or are inside one, each with one such row.
@@ -207,10 +211,23 @@ class Texts:
         """
         if not len(reference) or not len(candidates):
             return {}
-        col = load_engine().col
         sizes = self._column("size").to_numpy()
         reference = reference[sizes[reference] >= _LEAST_SIZE]
         candidates = candidates[sizes[candidates] >= _LEAST_SIZE]
+        pairs = searched(lambda: self._propose_contained(reference, candidates, share))
+        # The least similarity of two texts of which the longer one has this share of the shorter one.
+        shared_shingles = share * sizes[pairs].min(axis=0)
+        similarity = shared_shingles / (sizes[pairs].sum(axis=0) - shared_shingles)
+        pairs = pairs[:, self._estimates(pairs) >= _least_estimate(similarity)]
+
+        def are_contained(first: np.ndarray, second: np.ndarray, num_shared: np.ndarray) -> np.ndarray:
+            return num_shared >= share * np.minimum(first, second)
+
+        return self._confirm(pairs[:, np.lexsort((pairs[1], pairs[0]))], are_contained)
+
+    def _propose_contained(self, reference: np.ndarray, candidates: np.ndarray, share: float) -> np.ndarray:
+        """Return pairs of rows [2, n], candidates and references, that share enough rare anchors."""
+        col = load_engine().col
         looked_up = self._side(reference, "reference", "anchors").where(~col("anchors").is_null()).collect()
         every = looked_up.select("anchors").concat(
             self._side(candidates, "candidate", "anchors").select("anchors")
@@ -232,16 +249,7 @@ class Texts:
                 .to_arrow()
             )
             proposed.append(self._with_enough_anchors(shared, share))
-        pairs = np.concatenate(proposed, axis=1)
-        # The least similarity of two texts of which the longer one has this share of the shorter one.
-        shared_shingles = share * sizes[pairs].min(axis=0)
-        similarity = shared_shingles / (sizes[pairs].sum(axis=0) - shared_shingles)
-        pairs = pairs[:, self._estimates(pairs) >= _least_estimate(similarity)]
-
-        def are_contained(first: np.ndarray, second: np.ndarray, num_shared: np.ndarray) -> np.ndarray:
-            return num_shared >= share * np.minimum(first, second)
-
-        return self._confirm(pairs[:, np.lexsort((pairs[1], pairs[0]))], are_contained)
+        return np.concatenate(proposed, axis=1)
 
     def _side(self, rows: np.ndarray, name: str, exploded: str, *columns: str) -> DataFrame:
         """Return a frame of some rows: their numbers, a value of a list a row, and other columns."""
