@@ -24,7 +24,6 @@ def freeze(
     seed: int,
     *,
     task: str = "classification",
-    quarantined: Mapping[str, pa.Table] | None = None,
     ledger: Ledger = EMPTY,
 ) -> Frozen:
     """Deduplicate and split the valid examples of all batches.
@@ -36,7 +35,6 @@ def freeze(
         settings: shares, caps and floors.
         seed: key of every hash.
         task: name of the task.
-        quarantined: quarantined rows of each batch, with `id`, `source` and `delivered_ns`.
         ledger: what earlier snapshots held out.
 
     Raises:
@@ -49,6 +47,5 @@ def freeze(
             files=deliveries.get(name, {}),
             sketches=sketches.build(table, seed),
             texts=table["text"].take,
-            quarantined=(quarantined or {}).get(name),
         )
     return freeze_batches(found, settings, seed, task=TASKS.get(task), ledger=ledger)

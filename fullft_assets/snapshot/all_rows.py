@@ -29,12 +29,11 @@ class BatchRows:
     Attributes:
         rows: valid examples with COLUMNS, without their texts.
         files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the
-            rows of older ones, but for those that are quarantined in it.
-        sketches: of the rows' texts (`near_text.pairs.sketch`), and the `place` of each row in [0, 1): the
-            keyed hash of its group, or of its text where it has none.
+            rows of older ones.
+        sketches: of the rows' texts (`near_text.pairs.sketch`), the `place` of each row in [0, 1) (the keyed
+            hash of its group, or of its text where it has none), and whether it `overlaps` an external
+            evaluation set: then it does not train.
         texts: reads the texts at positions, in that order.
-        quarantined: `id`, `source` and `delivered_ns` of the quarantined rows.
-        overlaps: bool [n], rows that overlap an external evaluation set; they do not train.
         untrained: positions of conversations without a trained token.
     """
 
@@ -42,8 +41,6 @@ class BatchRows:
     files: Mapping[str, int]
     sketches: pa.Table
     texts: Callable[[np.ndarray], pa.Array | pa.ChunkedArray]
-    quarantined: pa.Table | None = None
-    overlaps: np.ndarray | None = None
     untrained: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
@@ -58,8 +55,6 @@ class Rows(IdentityRows):
         tier: int64 [n], number (of SPLITS) of the split of each row's group: what its place gives, until
             groups are moved.
         split: int64 [n], number (of SPLITS) of the row's split, or -1 for what is excluded.
-        kept_older: bool [n], rows of older deliveries of a file that count because they are quarantined in
-            each newer one.
         dropped: excluded rows by reason.
         dropped_rows: the first few of them, by reason.
     """
@@ -70,7 +65,6 @@ class Rows(IdentityRows):
     place: np.ndarray
     tier: np.ndarray
     split: np.ndarray
-    kept_older: np.ndarray
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_rows: dict[str, list[int]] = field(default_factory=dict)
 
@@ -126,7 +120,6 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
         place=place,
         tier=tier,
         split=tier.copy(),
-        kept_older=np.zeros(len(table), bool),
     )
 
 

@@ -1,19 +1,17 @@
 """The batches that a snapshot is taken over: which they are, and what the split needs of each."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import ChunksMetadata, Expected, rows_without_trained_tokens
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
-from fullft_assets.examples import QUARANTINED, ExamplesMetadata
 from fullft_assets.examples import VERSION as EXAMPLES_VERSION
+from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.examples import key_settings as example_settings
 from fullft_assets.examples.identity import COLUMNS
 from fullft_assets.settings.use_case import UseCase
@@ -25,9 +23,6 @@ from fullft_assets.store.checks import CheckSpec
 
 ARCHIVED_FILES_COUNT = CheckSpec(
     "archived_files_count", "Files that were taken away since their delivery count as they were read."
-)
-FILES_HAVE_ONE_SOURCE = CheckSpec(
-    "files_have_one_source", "No file has the path of another source's file, whose rows it would supersede."
 )
 
 
@@ -111,33 +106,6 @@ def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifes
     )
 
 
-def source_check(usable: Mapping[str, Manifest]) -> CheckOutcome:
-    """Return whether each file was delivered from one source: a file is known by its path below it, and a
-    namesake supersedes its rows.
-    """
-    sources: dict[str, set[str]] = {}
-    for metadata in map(ExamplesMetadata.of, usable.values()):
-        for path in metadata.files:
-            sources.setdefault(path, set()).add(metadata.uri)
-    namesakes = {path: sorted(uris) for path, uris in sources.items() if len(uris) > 1}
-    description = ""
-    if namesakes:
-        path, uris = min(namesakes.items())
-        description = (
-            f"{len(namesakes):,} files were delivered from several sources, such as {alias(path)} from"
-            f" {' and '.join(uris)}; only the newest delivery of a path counts: if these are different files,"
-            " rename those of one source and deliver them again; if documents.path has moved, nothing is"
-            " wrong"
-        )
-    return CheckOutcome(
-        name=FILES_HAVE_ONE_SOURCE.name,
-        passed=not namesakes,
-        severity="warn",
-        description=description,
-        metadata={"num_files_of_several_sources": len(namesakes)},
-    )
-
-
 def read_batches(
     store: Store,
     use_case: UseCase,
@@ -150,31 +118,21 @@ def read_batches(
     """
 
     @cache
-    def screen() -> screening.Screen:
-        assert evaluation is not None, "only texts of external sets are looked up"
-        return screening.Screen(evaluation.texts)
+    def screen() -> screening.Screen | None:
+        return None if evaluation is None else screening.Screen(evaluation.texts)
 
     batches = {}
     for name, manifest in usable.items():
-        made = sketches.ensure(store, use_case.name, manifest, use_case.settings.seed)
+        index = sketches.ensure(store, use_case.name, manifest, use_case.settings.seed, evaluation, screen)
         path = store.folder(manifest) / "examples.parquet"
-        quarantined = pq.read_table(path.with_name(QUARANTINED), columns=["id", "source", "delivered_ns"])
-        batch = BatchRows(
+        untrained = np.zeros(0, np.int64)
+        if ChunksMetadata.of(chunks[name]).num_rows_without_trained_tokens:
+            untrained = rows_without_trained_tokens(store.folder(chunks[name]))
+        batches[name] = BatchRows(
             rows=pq.read_table(path, columns=list(COLUMNS)),
             files=ExamplesMetadata.of(manifest).files,
-            sketches=sketches.read(store.folder(made)),
+            sketches=sketches.read(store.folder(index)),
             texts=partial(read_rows, path, "text"),
-            quarantined=quarantined,
+            untrained=untrained,
         )
-        if evaluation is not None:
-            screened = sketches.ensure_screened(store, use_case.name, manifest, evaluation, screen)
-            overlaps = np.load(store.folder(screened) / "overlaps.npy", allow_pickle=False)
-            batch = replace(batch, overlaps=overlaps)
-        if ChunksMetadata.of(chunks[name]).num_rows_without_trained_tokens:
-            # Conversations without a trained token count as quarantined: no older version is superseded.
-            untrained = rows_without_trained_tokens(store.folder(chunks[name]))
-            rows = batch.rows.take(pa.array(untrained)).select(quarantined.column_names)
-            rows = pa.concat_tables([quarantined, rows], promote_options="permissive")
-            batch = replace(batch, untrained=untrained, quarantined=rows)
-        batches[name] = batch
     return batches

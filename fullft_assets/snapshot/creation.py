@@ -19,9 +19,9 @@ from fullft_assets.documents import names
 from fullft_assets.examples.agreement import metadata_of
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot import checks, data_facts, data_report, general, packing, replay, screening
+from fullft_assets.snapshot import checks, data_report, general, packing, replay, screening
 from fullft_assets.snapshot.all_rows import BatchRows
-from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches
+from fullft_assets.snapshot.batches import archive_check, read_batches, usable_batches
 from fullft_assets.snapshot.frozen_batches import content_of, find_rows, pin
 from fullft_assets.snapshot.general_sampling import pin_files
 from fullft_assets.snapshot.ledger import FILE, LedgerHistory, read_history
@@ -34,7 +34,7 @@ from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome
 from fullft_assets.store.hashing import artifact_key
 from fullft_assets.task import task_of
 
-VERSION = "14"
+VERSION = "15"
 _STAGE = "training_snapshot"
 
 
@@ -179,10 +179,8 @@ class _Creation:
             *of_rows,
             frozen.order,
             archive_check(self.examples, self.usable),
-            source_check(self.usable),
         ]
         if plan is not None:
-            outcomes.append(checks.full_check(plan))
             metadata = metadata.model_copy(
                 update={
                     "num_packed_rows": plan.num_rows,
@@ -191,10 +189,6 @@ class _Creation:
                     "packing_cuts_to_fill": _cuts_to_fill(settings),
                 }
             )
-        if replayed is not None:
-            outcomes.append(checks.control_check(ReplayMetadata.of(replayed)))
-        if self.evaluation is not None:
-            outcomes.append(checks.screen_check(self.evaluation))
         report = self._report_on_data(frozen, metadata, num_tokens, batches, outcomes)
         (draft.path / "report.md").write_text(report, encoding="utf-8")
         (draft.path / "report.html").write_text(data_report.to_page(report), encoding="utf-8")
@@ -240,7 +234,7 @@ class _Creation:
         settings = self.use_case.settings
         folders = {name: self.store.folder(manifest) for name, manifest in self.usable.items()}
         outcomes = [*outcomes, checks.verdict_check(metadata, settings)]
-        facts = data_facts.gather(self.examples, self.chunks, folders, frozen, batches, outcomes)
+        facts = data_report.gather(self.examples, self.chunks, folders, frozen, batches, outcomes)
         # Only of the first snapshot: it takes seconds, and the fields stay.
         if not self.history.newest and (suggestion := self.suggest_group()) is not None:
             facts.to_do.append(("group", suggestion))

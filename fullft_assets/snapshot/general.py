@@ -19,7 +19,7 @@ from fullft_assets.snapshot.general_sampling import draw_tokens, made_with, pin_
 from fullft_assets.snapshot.metadata import GeneralMetadata
 from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
 
-VERSION = "3"
+VERSION = "4"
 STAGE = "general_documents"
 _SETTING = "snapshot.general"
 

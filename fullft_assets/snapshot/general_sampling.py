@@ -42,7 +42,6 @@ class Drawn:
         num_candidates: usable documents that were looked at.
         num_unusable: reason -> rows.
         num_passed_over: documents that a screen kept out, by screen.
-        num_with_control_tokens: documents that spell out a special token of the model.
     """
 
     examples: pa.Table
@@ -51,7 +50,6 @@ class Drawn:
     num_candidates: int
     num_unusable: Counter[str]
     num_passed_over: list[int]
-    num_with_control_tokens: int
 
     def write(self, draft: Draft, made_with: dict[str, Any]) -> dict[str, Any]:
         """Write both tables as an artifact, and return their metadata.
@@ -68,11 +66,7 @@ class Drawn:
         draft.identity = Identity(
             files=[], values={"documents": documents, "num_tokens": self.num_tokens, **made_with}
         )
-        counts = {
-            "num_rows": len(self.examples),
-            "num_tokens": self.num_tokens,
-            "num_with_control_tokens": self.num_with_control_tokens,
-        }
+        counts = {"num_rows": len(self.examples), "num_tokens": self.num_tokens}
         return {**counts, "num_unusable": self.num_unusable}
 
 
@@ -126,7 +120,7 @@ def draw_tokens(
         unusable: Counter[str] = Counter()
         tables = _usable(use_case, path, unusable, left_out, setting, tombstones)
         candidates, is_all = _first_candidates(tables, most)
-        drawn = _take_tokens(use_case, candidates, +unusable, num_needed, screens)
+        drawn = _take_tokens(use_case, candidates, unusable, num_needed, screens)
         if drawn.num_tokens >= num_needed or is_all:
             return drawn
         most *= _MORE
@@ -217,15 +211,18 @@ def _take_tokens(
         if missing <= 0:
             break
         block = table.slice(start, _BLOCK_ROWS)
+        # The model would read them as ends and marks that the text does not have.
+        has_control = np.array(list(map(tokenizations.holds_control_token, block["text"].to_pylist())))
         masks = [screen.overlapping(block["text"]) for screen in screens]
-        clean = np.flatnonzero(~np.logical_or.reduce([np.zeros(len(block), bool), *masks]))
+        clean = np.flatnonzero(~np.logical_or.reduce([has_control, *masks]))
         fit, windows, is_enough = _first_tokens(tokenizations.chunk(block.take(clean)), missing)
         # What follows the last one was never drawn.
         looked_at = clean[fit[-1]] + 1 if is_enough else len(block)
         num_passed_over = [
             count + int(mask[:looked_at].sum()) for count, mask in zip(num_passed_over, masks, strict=True)
         ]
-        unusable += Counter({"no trained token": int((clean < looked_at).sum()) - len(fit)})
+        unusable["special tokens of the model"] += int(has_control[:looked_at].sum())
+        unusable["no trained token"] += int((clean < looked_at).sum()) - len(fit)
         examples.append(block.take(clean[fit]))
         chunks.append(windows)
         missing -= int(_num_tokens(windows).sum())
@@ -235,9 +232,8 @@ def _take_tokens(
         pa.concat_tables(chunks),
         num_needed - missing,
         len(table),
-        unusable,
+        +unusable,
         num_passed_over,
-        sum(map(tokenizations.holds_control_token, drawn["text"].to_pylist())),
     )
 
 

@@ -18,7 +18,7 @@ from fullft_assets.snapshot.metadata import ReplayMetadata
 from fullft_assets.snapshot.screening import Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
 
-VERSION = "6"
+VERSION = "7"
 STAGE = "replay_documents"
 _SETTING = "snapshot.replay"
 

@@ -27,7 +27,6 @@ from fullft_assets.snapshot.near_text.words import SIXTHS, WORD, hash_runs, hash
 from fullft_assets.store import digest
 from fullft_assets.task import CONVERSATIONS, PLAIN_TEXT
 
-VERSION = "4"
 #: Consecutive words shared with an external evaluation set that count as overlap.
 SCREEN_WORDS = 13
 #: Texts looked up at once: their words' hashes take about 10 MB.
@@ -45,7 +44,7 @@ class EvaluationTexts:
     Attributes:
         texts: distinct texts of all sets, sorted.
         num_texts: how many each path of `snapshot.screen` holds.
-        digest: of the texts; what a cached verdict is keyed with.
+        digest: of the texts; it is in the keys of what is screened.
     """
 
     texts: list[str]
@@ -203,13 +202,6 @@ def _fill(table: pa.Table, again: pa.Table) -> pa.Table:
 
 def _places(table: pa.Table) -> list[tuple[str, int]]:
     return list(zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True))
-
-
-def num_too_short(texts: Sequence[str]) -> int:
-    """Return how many texts have fewer words than a run: within a longer text they are not found, only copies
-    of them are.
-    """
-    return len(texts) - len(np.unique(_runs(_as_arrow(texts), SCREEN_WORDS)[1]))
 
 
 class Screen:

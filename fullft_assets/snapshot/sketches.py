@@ -15,22 +15,24 @@ import pyarrow.parquet as pq
 
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.snapshot.frozen_batches import content_of
-from fullft_assets.snapshot.metadata import NearDuplicateIndexMetadata, ScreenedMetadata
+from fullft_assets.snapshot.metadata import NearDuplicateIndexMetadata
 from fullft_assets.snapshot.near_text.pairs import sketch
-from fullft_assets.snapshot.screening import VERSION as SCREENING_VERSION
 from fullft_assets.snapshot.screening import EvaluationTexts, Screen
 from fullft_assets.store import Draft, Manifest, Outcome, Store
 from fullft_assets.store.hashing import unit_hash
 
-VERSION = "5"
+VERSION = "6"
 STAGE = "near_duplicate_index"
-SCREENED = "screened_examples"
 _FILE = "sketches.arrow"
 
 
-def build(rows: pa.Table, seed: int) -> pa.Table:
-    """Return the sketches of rows with `text`, `text_hash` and `group`, and their `place` in the split."""
-    return sketch(rows["text"]).append_column("place", pa.array(_places(rows, seed)))
+def build(rows: pa.Table, seed: int, screen: Screen | None = None) -> pa.Table:
+    """Return the sketches of rows with `text`, `text_hash` and `group`, their `place` in the split, and
+    whether each `overlaps` a screen's texts.
+    """
+    overlaps = np.zeros(len(rows), bool) if screen is None else screen.overlapping(rows["text"])
+    table = sketch(rows["text"]).append_column("place", pa.array(_places(rows, seed)))
+    return table.append_column("overlaps", pa.array(overlaps))
 
 
 def _places(rows: pa.Table, seed: int) -> np.ndarray:
@@ -42,25 +44,40 @@ def _places(rows: pa.Table, seed: int) -> np.ndarray:
     return of_group[encoded.indices.to_numpy()] if len(of_group) else of_group
 
 
-def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
-    """Return the sketches of a batch's examples, made if there are none yet."""
+def ensure(
+    store: Store,
+    case: str,
+    examples: Manifest,
+    seed: int,
+    evaluation: EvaluationTexts | None,
+    screen: Callable[[], Screen | None],
+) -> Manifest:
+    """Return the sketches of a batch's examples, made if there are none yet.
+
+    Args:
+        store, case, examples, seed: the batch, and the key of the split's hashes.
+        evaluation: texts of the external evaluation sets, that the rows are screened for.
+        screen: makes the look-up of these; only called where the batch has no sketches yet.
+    """
 
     def write(draft: Draft) -> Outcome:
         rows = pq.read_table(
             store.folder(examples) / "examples.parquet", columns=["text", "text_hash", "group"]
         )
         # Without compression it is mapped, not read.
-        feather.write_feather(build(rows, seed), str(draft.path / _FILE), compression="uncompressed")
+        table = build(rows, seed, screen())
+        feather.write_feather(table, str(draft.path / _FILE), compression="uncompressed")
         batch = ExamplesMetadata.of(examples).batch
         return NearDuplicateIndexMetadata(batch=batch, num_rows=len(rows)).as_dict(), []
 
+    screened = {} if evaluation is None else {"evaluation_texts": evaluation.digest}
     return store.ensure(
         case,
         STAGE,
         write,
         version=VERSION,
         settings={},
-        inputs={"labeled_examples": content_of(examples)},
+        inputs={"labeled_examples": content_of(examples), **screened},
         seed=seed,
     )
 
@@ -68,42 +85,3 @@ def ensure(store: Store, case: str, examples: Manifest, seed: int) -> Manifest:
 def read(folder: Path) -> pa.Table:
     """Map the sketches in a folder; they take memory as they are read, until they are let go."""
     return feather.read_table(str(folder / _FILE), memory_map=True)
-
-
-def ensure_screened(
-    store: Store,
-    case: str,
-    examples: Manifest,
-    evaluation: EvaluationTexts,
-    screen: Callable[[], Screen],
-) -> Manifest:
-    """Return which of a batch's examples overlap the external evaluation sets, found out if it is not known
-    yet.
-
-    Args:
-        store, case, examples: the batch.
-        evaluation: the sets' texts.
-        screen: makes the look-up; only called where the batch was not screened yet.
-    """
-
-    def write(draft: Draft) -> Outcome:
-        texts = pq.read_table(store.folder(examples) / "examples.parquet", columns=["text"])["text"]
-        overlaps = screen().overlapping(texts)
-        np.save(draft.path / "overlaps.npy", overlaps, allow_pickle=False)
-        batch = ExamplesMetadata.of(examples).batch
-        return (
-            ScreenedMetadata(
-                batch=batch, num_rows=len(overlaps), num_overlapping=int(overlaps.sum())
-            ).as_dict(),
-            [],
-        )
-
-    return store.ensure(
-        case,
-        SCREENED,
-        write,
-        version=SCREENING_VERSION,
-        settings={},
-        inputs={"labeled_examples": content_of(examples), "evaluation_texts": evaluation.digest},
-        seed=0,
-    )
