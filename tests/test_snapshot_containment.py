@@ -95,19 +95,6 @@ def test_a_quote_with_an_edit_is_found(num_edits: int, least: float) -> None:
     assert len(containing(reference, changed) & expected) >= least * len(expected)
 
 
-def test_what_many_texts_have_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    clause, *others = passages()[:40]
-    replies = [f"{text} {clause}" for text in others]
-    assert containing([clause], replies) == set(range(len(replies)))
-    monkeypatch.setattr(near_texts, "MAX_ROWS", 20)
-    assert containing([clause], replies) == set()
-
-
-def test_nothing_contains_nothing() -> None:
-    assert containing(["a short text"], ["and a short text in another one"]) == set()
-    assert containing([], ["a text"]) == set()
-
-
 def frozen() -> Frozen:
     reference, candidates = mails()
     texts = [*reference, *candidates]

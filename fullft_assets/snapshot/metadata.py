@@ -62,7 +62,7 @@ class SnapshotMetadata(Metadata):
         label_statistics, rare_labels: see `labels`.
         left_out: valid rows that are excluded, by reason.
         num_labels_set_aside, labels_set_aside, labels_untested, num_labels_without_validation_row: see
-        `set_aside`; lists are cut.
+        `labels.SetAside`; lists are cut.
         num_groups_moved: groups that are not in the split that their hash gives (see `group_splits`).
         kappa, kappa_method, kappa_per_label, num_items_annotated_twice: see `examples.ExamplesMetadata`; over
         all batches.
