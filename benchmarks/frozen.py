@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from fullft_assets.examples.identity import COLUMNS
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import Frozen, sketches
+from fullft_assets.snapshot import Frozen
 from fullft_assets.snapshot.all_rows import BatchRows
+from fullft_assets.snapshot.batches import build_sketches
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.split import freeze_batches
 from fullft_assets.task import TASKS
@@ -45,7 +46,7 @@ def freeze(
         found[name] = BatchRows(
             rows=table.select([column for column in COLUMNS if column in table.column_names]),
             files=deliveries.get(name, {}),
-            sketches=sketches.build(table, seed),
+            sketches=build_sketches(table, seed),
             texts=table["text"].take,
         )
     return freeze_batches(found, settings, seed, task=TASKS.get(task), ledger=ledger)

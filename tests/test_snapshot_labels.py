@@ -271,8 +271,8 @@ class TestRefusals:
     def test_no_two_labels_are_left(self) -> None:
         rows = rows_of_groups({"g1": ("a", 30), "g2": ("b", 3), "g3": ("c", 1)})
         assert self.message(rows).startswith(
-            "snapshot: 1 of 3 labels are left, with 30 rows: 2 have fewer than snapshot.min_rows_per_label (5)"
-            " rows, and 0 no row that may train ("
+            "snapshot: 1 of 3 labels are left, with 30 rows: 2 have fewer than snapshot.min_rows_per_label"
+            " (5) rows, and 0 no row that may train ("
         )
 
     def test_one_label(self) -> None:

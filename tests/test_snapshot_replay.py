@@ -17,7 +17,7 @@ from fullft_assets import chunks, documents, erasure, examples, snapshot
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.chunks import load_tokenization
 from fullft_assets.errors import DataError, SettingsError, StoreError
-from fullft_assets.snapshot import general_sampling
+from fullft_assets.snapshot import replay
 from fullft_assets.snapshot.replay import draw, num_replay_tokens
 from fullft_assets.snapshot.screening import read_external
 from fullft_assets.store import Manifest, Store
@@ -166,9 +166,9 @@ class TestDraw:
     ) -> None:
         first = case.draw()
         reads = []
-        monkeypatch.setattr(general_sampling, "_CHARACTERS_A_TOKEN", 1)
+        monkeypatch.setattr(replay, "_CHARACTERS_A_TOKEN", 1)
         monkeypatch.setattr(
-            general_sampling, "read_external", lambda *given: reads.append(given) or read_external(*given)
+            replay, "read_external", lambda *given: reads.append(given) or read_external(*given)
         )
         case.configure(documents={"max_batch_files": 1})
         for number, text in enumerate(case.texts(first)):

@@ -2,10 +2,10 @@
 
 `creation` creates a snapshot and `loading` reads it again. `batches` are what it is taken over; `split`
 decides over `all_rows`, with what `deliveries` supersede and which `labels` there are; `near_text` joins
-what `sketches` keeps of each batch to find texts that are nearly equal. `screening` keeps evaluation texts
-out, `replay` and the `general` set draw general documents (`general_sampling`), and `packing` shapes what
-trains. A snapshot holds no text: `locations` says where its rows are in its batches, `frozen_batches` whether
-these still hold what it froze. `checks` and `metadata` are what its manifest contains.
+the sketches of each batch to find texts that are nearly equal. `screening` keeps evaluation texts out,
+`replay` draws general documents, those of the `general` set too, and `packing` shapes what trains. A snapshot
+holds no text: `locations` says where its rows are in its batches, `frozen_batches` whether these still hold
+what it froze. `checks` and `metadata` are what its manifest contains.
 """
 
 from fullft_assets.snapshot.all_rows import SplitName

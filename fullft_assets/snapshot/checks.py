@@ -13,7 +13,6 @@ from fullft_assets.snapshot.labels import LABELS_ARE_COMMON, LABELS_ARE_SPLIT
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.split import (
     SPLITS_ARE_DISJOINT,
-    TRAINING_ROWS_ARE_PLENTY,
     TRAINING_ROWS_SUFFICE,
     Frozen,
 )
@@ -24,7 +23,6 @@ from fullft_assets.task import task_of
 CHECKS = (
     SPLITS_ARE_DISJOINT,
     TRAINING_ROWS_SUFFICE,
-    TRAINING_ROWS_ARE_PLENTY,
     IDS_NAME_ONE_DOCUMENT,
     LATER_ROWS_ARE_NEWER,
     ARCHIVED_FILES_COUNT,

@@ -23,12 +23,12 @@ from fullft_assets.snapshot import checks, data_report, general, packing, replay
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.batches import archive_check, read_batches, usable_batches
 from fullft_assets.snapshot.frozen_batches import content_of, find_rows, pin
-from fullft_assets.snapshot.general_sampling import pin_files
 from fullft_assets.snapshot.ledger import FILE, LedgerHistory, read_history
 from fullft_assets.snapshot.locations import in_order, read_rows, to_lists, window_lengths
 from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.snapshot.near_text.engine import use_engine
 from fullft_assets.snapshot.packing import Packing
+from fullft_assets.snapshot.replay import pin_files
 from fullft_assets.snapshot.split import Frozen, freeze_batches
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store
 from fullft_assets.store.hashing import artifact_key

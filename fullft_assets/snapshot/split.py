@@ -57,11 +57,6 @@ SPLITS_ARE_DISJOINT = CheckSpec(
 TRAINING_ROWS_SUFFICE = CheckSpec(
     "training_rows_suffice", "There are enough training rows to go on.", blocking=True
 )
-TRAINING_ROWS_ARE_PLENTY = CheckSpec(
-    "training_rows_are_plenty", "There are as many training rows as full fine-tuning wants."
-)
-#: With fewer training rows a check warns: full fine-tuning usually needs tens of thousands.
-RECOMMENDED_TRAIN_ROWS = 10_000
 #: A split, and those whose rows must not be near to it: first the one that goes before all.
 _SIDES = ((TEST, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,)))
 
@@ -392,7 +387,6 @@ def _checks(rows: Rows, settings: SnapshotSettings) -> list[CheckOutcome]:
         shared += sum(int((first & second).sum()) for first, second in combinations(present, 2))
     num_train = int((rows.split == TRAIN).sum())
     enough = num_train >= settings.min_train_rows
-    plenty = num_train >= RECOMMENDED_TRAIN_ROWS
     return [
         CheckOutcome(
             name=SPLITS_ARE_DISJOINT.name,
@@ -416,20 +410,6 @@ def _checks(rows: Rows, settings: SnapshotSettings) -> list[CheckOutcome]:
                 else (
                     f"{num_train:,} training rows, fewer than snapshot.min_train_rows"
                     f" ({settings.min_train_rows:,}); deliver more"
-                )
-            ),
-            metadata={"num_train_rows": num_train},
-        ),
-        CheckOutcome(
-            name=TRAINING_ROWS_ARE_PLENTY.name,
-            passed=plenty,
-            severity="warn",
-            description=(
-                ""
-                if plenty
-                else (
-                    f"{num_train:,} training rows; full fine-tuning wants {RECOMMENDED_TRAIN_ROWS:,}"
-                    " and more, or it overfits"
                 )
             ),
             metadata={"num_train_rows": num_train},

@@ -50,8 +50,8 @@ def use_engine(settings: DataEngineSettings) -> None:
             daft.set_runner_ray()
         except Exception as error:
             raise SettingsError(
-                "compute.data: this process has compared rows without the cluster before; take the snapshot in"
-                " a process of its own"
+                "compute.data: this process has compared rows without the cluster before; take the snapshot"
+                " in a process of its own"
             ) from error
     _require_equal_versions()
 
@@ -93,8 +93,8 @@ def _require_equal_versions() -> None:
             answer = _reason(error)
         if answer != versions():
             raise SettingsError(
-                f"compute.data: {node['NodeManagerAddress']} of the Ray cluster has {answer}, and this machine"
-                f" {versions()}; install the same versions on both"
+                f"compute.data: {node['NodeManagerAddress']} of the Ray cluster has {answer}, and this"
+                f" machine {versions()}; install the same versions on both"
             )
 
 
