@@ -332,18 +332,6 @@ class TestTasks:
         assert found.metadata["label_counts"] == {"train": {}, "validation": {}, "test": {}}
         assert "label" not in found.index.column_names
 
-    def test_a_row_counts_for_each_of_its_labels(self, real: list[dict[str, Any]]) -> None:
-        rows = [
-            {**row, "labels": sorted({row["label"], "even" if n % 2 else "odd"})}
-            for n, row in enumerate(real)
-        ]
-        found = freeze_rows(rows, task="multi_label")
-        assert found.labels == sorted({"even", "odd"} | {row["label"] for row in real})
-        counts = Counter((row["split"], label) for row in rows_of(found) for label in row["labels"])
-        assert {
-            (split, label): n for split, c in found.metadata["label_counts"].items() for label, n in c.items()
-        } == counts
-
     @pytest.mark.parametrize("column", ["labels", "spans"])
     def test_equal_texts_with_other_targets_conflict(self, real: list[dict[str, Any]], column: str) -> None:
         targets = {
@@ -438,19 +426,6 @@ class TestWhatIsToldOfDeliveries:
             for check in (together, apart):
                 assert (check.passed, check.metadata) == (passed, {"num_reused_ids": count})
                 assert check.description.startswith(f"{count} of 230 ids name different texts in two files")
-
-    def test_corrections_of_a_few_texts_and_of_many_labels_are_no_matter(self) -> None:
-        texts = [{**row, "text": f"{row['text']} amended"} for row in self.rows(0, 9)]
-        labels = [{**row, "label": "ab"[n % 3 == 0]} for n, row in enumerate(self.rows(20, 120))]
-        assert self.check(freeze_rows(self.rows(0, 120), [*texts, *labels]), "ids_name_one_document").passed
-        # In its own file a document may change as it likes.
-        again = [
-            {**row, "text": f"{row['text']} amended", "source": "a.jsonl", "delivered_ns": 2}
-            for row in self.rows(0, 120)
-        ]
-        frozen = freeze_rows(self.rows(0, 120, source="a.jsonl"), again)
-        assert frozen.metadata["left_out"]["superseded by a newer delivery of their file"] == 120
-        assert self.check(frozen, "ids_name_one_document").passed
 
     def test_a_correction_with_an_older_time_is_counted(self) -> None:
         kept = self.rows(0, 120, delivered_ns=1_700_000_000 * 10**9)

@@ -244,31 +244,6 @@ class TestAnyCut:
         assert found.agreement == alone.agreement
 
 
-class TestOnceHeldOut:
-    @pytest.mark.slow
-    @settings(max_examples=10, deadline=None, derandomize=True)
-    @given(data=st.data())
-    def test_never_trains_whatever_arrives_later(self, data: st.DataObject) -> None:
-        """Batches arrive one by one: no id and no text ever moves from test to validation or train, nor from
-        validation to train.
-        """
-        once: dict[str, dict[str, int]] = {"id": {}, "text_hash": {}}
-        batches, ledger = [base()], EMPTY
-        for cut in (
-            [],
-            data.draw(cuts(data.draw(deliveries())[NUM_FILES:])),
-            data.draw(cuts(data.draw(deliveries())[NUM_FILES:])),
-        ):
-            batches += cut
-            frozen = snapshot_of(batches, ledger)
-            ledger = frozen.ledger
-            for row in frozen.index.to_pylist():
-                for name, known in once.items():
-                    place = ORDER[row["split"]]
-                    assert place <= known.setdefault(row[name], place), f"{name} trains and was held out"
-                    known[row[name]] = place
-
-
 class TestNearRows:
     def test_few_texts_read_at_a_time_give_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
         batches: list[Batch] = [base(), (near_copies(), quotes())]

@@ -11,12 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks.frozen import freeze
 from fullft_assets.demos import licences
-from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import Frozen
 from fullft_assets.snapshot.near_text import pairs as near_texts
-from fullft_assets.store.hashing import text_hash
 
 SHARE, SEED, NUM_MAILS = 0.95, 17, 150
 
@@ -93,47 +89,3 @@ def test_a_quote_with_an_edit_is_found(num_edits: int, least: float) -> None:
     expected = {n for n, text in enumerate(changed) if share_of(reference[n], text) >= SHARE}
     assert len(expected) > 50
     assert len(containing(reference, changed) & expected) >= least * len(expected)
-
-
-def frozen() -> Frozen:
-    reference, candidates = mails()
-    texts = [*reference, *candidates]
-    numbers = pa.array(range(len(texts)))
-    groups = [f"group {n}" for n in range(len(texts))]
-    columns = {
-        "id": pa.array(map(str, range(len(texts)))),
-        "group": pa.array(groups),
-        "text": pa.array(texts),
-    }
-    columns |= {
-        "text_hash": pa.array(map(text_hash, texts)),
-        "source": pa.array(["a"] * len(texts)),
-        "row": numbers,
-    }
-    columns |= {"delivered_ns": numbers, "annotator": pa.nulls(len(texts), pa.string())}
-    settings = SnapshotSettings(min_train_rows=1)
-    return freeze({"b": pa.table(columns)}, {"b": {"a": 1}}, settings, SEED, task="language_modeling")
-
-
-def test_no_training_row_of_a_snapshot_contains_a_held_out_one_or_is_inside_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(near_texts, "MAX_ROWS", 10_000)
-    with_it = frozen()
-    monkeypatch.setattr(SnapshotSettings, "contained_share", 2.0)  # no share is above 1
-    without = frozen()
-    texts = [text for part in mails() for text in part]
-    counted = {
-        reason: count for reason, count in with_it.metadata["left_out"].items() if "that contain" in reason
-    }
-    assert counted["train rows that contain a test row or are inside one"] > 20 and not any(
-        "that contain" in reason for reason in without.metadata["left_out"]
-    )
-    assert len(without.index) - len(with_it.index) == sum(counted.values())
-    of_split = {
-        split: [texts[int(row["id"])] for row in with_it.index.to_pylist() if row["split"] == split]
-        for split in ("test", "train")
-    }
-    assert not [
-        text for first in of_split["test"] for text in of_split["train"] if share_of(first, text) >= SHARE
-    ]

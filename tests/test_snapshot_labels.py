@@ -125,21 +125,6 @@ class TestSides:
             third: "validation",
         }
 
-    def test_spans_count_by_their_types(self) -> None:
-        def marked(rows: list[dict[str, Any]], label: str) -> list[dict[str, Any]]:
-            return [{**row, "spans": [{"start": 0, "end": 2, "label": label}]} for row in rows]
-
-        rare = marked(
-            rows_of_groups(dict.fromkeys(groups_hashed_to("train", 3), ("", 5)), start=1_000), "RARE"
-        )
-        frozen = take(
-            [*marked(rows_of_groups({f"c{n}": ("", 1) for n in range(100)}), "COMMON"), *rare],
-            task="token_classification",
-        )
-        assert {
-            row["split"] for row in frozen.index.to_pylist() if row["spans"][0]["label"] == "RARE"
-        } == set(SPLITS)
-
 
 class TestGrowth:
     @pytest.fixture(scope="class")

@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullft_assets import chunks, documents, erasure, examples, snapshot
-from fullft_assets.checking.validation import load_use_case
+from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.chunks import load_tokenization
-from fullft_assets.errors import DataError, SettingsError, StoreError
+from fullft_assets.errors import DataError
 from fullft_assets.snapshot import replay
 from fullft_assets.snapshot.replay import draw, num_replay_tokens
 from fullft_assets.snapshot.screening import read_external
 from fullft_assets.store import Manifest, Store
-from fullft_assets.store.hashing import text_hash
 from tests import project as projects
 from tests import smollm2
 
@@ -133,17 +130,6 @@ class TestDraw:
         assert made.metadata["share"] == pytest.approx(share, abs=0.005)
         assert made.metadata["num_rows"] == len(case.texts(made)) > 1
 
-    def test_rows_are_documents_and_what_the_stages_would_make_of_them(self, case: Case) -> None:
-        made = case.draw()
-        tokenization = load_tokenization(case.project.use_case())
-        rows = list(zip(case.read(made, "examples"), case.read(made, "chunks"), strict=True))
-        for row, chunked in rows[:-1]:
-            assert chunked["windows"] == tokenization.windows([row["text"]])[0]
-        last, chunked = rows[-1]
-        whole = tokenization.windows([last["text"]])[0]
-        assert chunked["windows"] == whole[: len(chunked["windows"])]
-        assert {row["text_hash"] for row, _ in rows} == {text_hash(row["text"]) for row, _ in rows}
-
     def test_files_their_names_and_order_do_not_matter(self, case: Case, general: list[str]) -> None:
         first = case.draw()
         texts = random.Random(3).sample([*general, *general[:20]], len(general) + 20)
@@ -235,21 +221,6 @@ class TestOneLine:
         assert "\n" not in str(raised.value)
         assert not list((case.project.root / "store").rglob("manifest.json"))
         return str(raised.value)
-
-    def test_missing_folder(self, tmp_path: Path, model: Path) -> None:
-        case = Case(tmp_path, model)
-        with pytest.raises(
-            SettingsError,
-            match=r"defs.yaml:\d+: snapshot.replay.path: general not found; relative paths start at",
-        ):
-            load_use_case(case.project.yaml_path, with_data=True)
-        case.give([{"text": "a"}])
-        use_case = case.project.use_case()
-        shutil.rmtree(case.folder)
-        with pytest.raises(
-            DataError, match=f"^snapshot.replay: general not found; relative paths start at {tmp_path}$"
-        ):
-            draw(case.store, use_case, 20_000, [], [])
 
     def test_nothing_usable(self, tmp_path: Path, model: Path) -> None:
         case = Case(tmp_path, model)
@@ -366,21 +337,3 @@ class TestSnapshot:
         for text in [*snapshot.load_split(case.store, manifest, "train").texts, *replayed]:
             assert not any(question in text for question in evaluated if len(question.split()) >= 22)
         assert drawn.metadata["num_near_held_out"] > 10 and drawn.metadata["num_screened"] > 5
-
-    def test_after_an_erasure_the_rows_are_packed_anew(
-        self, taken: tuple[Case, Manifest], tmp_path: Path
-    ) -> None:
-        case, manifest = taken
-        shutil.copytree(case.store.url, tmp_path / "store")
-        store = Store(str(tmp_path / "store"))
-        train = snapshot.load_split(store, manifest, "train")
-        replayed = snapshot.load_training(store, manifest).windows[sum(map(len, train.windows)) :]
-        erasure.erase(store, case.project.name, [train.ids[3]])
-        training = snapshot.load_training(store, store.load(manifest.ref))
-        assert (
-            training.windows
-            == [window for n, cut in enumerate(train.windows) if n != 3 for window in cut] + replayed
-        )
-        assert training.packing.num_tokens == sum(map(len, training.windows))
-        with pytest.raises(StoreError):
-            snapshot.load_training(store, manifest)

@@ -67,25 +67,6 @@ class TestRuns:
         found = Screen(evaluation_texts, num_words=num_words).shares_a_run(candidates)
         assert found.tolist() == slow_overlaps(candidates, evaluation_texts, num_words)
 
-    @pytest.mark.parametrize("num_words", [5, 13, 50])
-    def test_real_texts(self, texts, num_words):
-        evaluation_texts, candidates = texts[:300], texts[300:1_500]
-        found = Screen(evaluation_texts, num_words=num_words).shares_a_run(candidates)
-        assert found.tolist() == slow_overlaps(candidates, evaluation_texts, num_words)
-        assert 20 < found.sum() < len(candidates) - 20
-
-    def test_a_run_in_the_middle_is_found_whatever_its_case_and_punctuation(self):
-        question = "In which year did the city council of Vienna first allow trams on the ring road, and why?"
-        screen = Screen([question])
-        inside = (
-            "Some notes. IN WHICH YEAR did the city council, of Vienna; first allow 'trams' on the ring."
-            " Other notes follow here."
-        )
-        one_short = (
-            "Some notes. In which year did the city council of Vienna first allow cars on the ring road."
-        )
-        assert screen.overlapping([inside, one_short, "Something else."]).tolist() == [True, False, False]
-
     def test_blocks_are_as_one(self, texts, monkeypatch):
         screen = Screen(texts[:200])
         whole = screen.shares_a_run(texts[200:900])

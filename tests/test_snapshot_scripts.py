@@ -5,14 +5,13 @@ letters, on real texts.
 import unicodedata
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from benchmarks.frozen import freeze
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.near_text.pairs import near_duplicates
-from fullft_assets.snapshot.near_text.words import SIXTHS, hash_words, split_words
+from fullft_assets.snapshot.near_text.words import split_words
 from fullft_assets.snapshot.screening import Screen
 from fullft_assets.store.hashing import text_hash
 from tests.text_in_other_scripts import texts
@@ -140,12 +139,3 @@ class TestWords:
     )
     def test_of_any_script(self, text: str, words: list[str]) -> None:
         assert words_of(text) == words
-
-    def test_are_hashed_alike_alone_and_in_any_block(self) -> None:
-        chosen = ["plain words only", "学习 and ไทย words", "", "emoji 😀 here", "がぎ"]
-        whole = hash_words(pa.array(chosen))
-        alone = [hash_words(pa.array([text])) for text in chosen]
-        assert whole.counts.tolist() == [len(words_of(text)) for text in chosen]
-        assert np.array_equal(whole.hashes, np.concatenate([words.hashes for words in alone]))
-        assert np.array_equal(whole.kinds, np.concatenate([words.kinds for words in alone]))
-        assert SIXTHS[whole.kinds].tolist() == [6, 6, 6, 3, 3, 6, 2, 2, 2, 6, 6, 6, 2, 2]

@@ -9,7 +9,6 @@ import pytest
 
 from fullft_assets import snapshot
 from fullft_assets.documents.aliases import alias
-from fullft_assets.errors import DataError
 from tests import prepared, smollm2
 from tests import project as projects
 
@@ -58,17 +57,3 @@ def test_such_a_row_is_set_aside_alone_and_named(tmp_path: Path, model: Path) ->
     report = (taken.store.folder(taken.snapshot) / "report.md").read_text()
     assert f"- 1 {REASON}: delivery-1.jsonl:7" in report
     assert "- **rows_have_trained_tokens**: batch " in report
-
-
-def test_where_most_rows_are_so_the_snapshot_names_the_check_and_not_the_quarantine(
-    tmp_path: Path, model: Path
-) -> None:
-    rows = [conversation(number, cut_before_the_answer=number > 15) for number in range(40)]
-    with pytest.raises(DataError) as raised:
-        prepared.take(project(tmp_path, model, rows))
-    assert str(raised.value).startswith("snapshot: red checks hold back the only batch ")
-    assert (
-        f" (rows_have_trained_tokens): 24 of 40 rows have no trained token: {alias('delivery-1.jsonl')}:17, "
-        in str(raised.value)
-    )
-    assert "quarantined" not in str(raised.value)
