@@ -96,7 +96,7 @@ def test_a_batch_interrupted_between_examples_and_chunks_is_due(data: Data):
     assert [name for _, name in data.due()] == [batch]
     with pytest.raises(
         DataError,
-        match=f"batch {batch}: its examples were not tokenised, or others than today's; launch letters_ingest",
+        match=f"batch {batch}: its examples were not tokenised, or others than today's",
     ):
         snapshot.take(data.store, data.use_case, {batch: valid}, {})
 
