@@ -171,7 +171,15 @@ class _Creation:
             **metadata_of(frozen.agreement),
             batches_left_out=sorted(set(self.examples) - set(self.usable)),
             parts={name: pin(self.usable[name], self.chunks[name]) for name in sorted(self.usable)},
-            **_drawn_metadata(measured, replayed),
+            general=measured and measured.ref,
+            num_general_tokens=measured and GeneralMetadata.of(measured).num_tokens,
+            replay=replayed and replayed.ref,
+            num_replay_rows=replayed and ReplayMetadata.of(replayed).num_rows,
+            num_replay_tokens=replayed and ReplayMetadata.of(replayed).num_tokens,
+            num_packed_rows=plan and plan.num_rows,
+            packing_fill=plan and plan.fill,
+            packing_capacity=plan and plan.capacity,
+            packing_cuts_to_fill=plan and _cuts_to_fill(settings),
             **data_report.length_metadata(num_tokens, settings.chunks.max_tokens),
             num_evaluation_texts=None if self.evaluation is None else self.evaluation.num_texts,
         )
@@ -180,15 +188,6 @@ class _Creation:
             frozen.order,
             archive_check(self.examples, self.usable),
         ]
-        if plan is not None:
-            metadata = metadata.model_copy(
-                update={
-                    "num_packed_rows": plan.num_rows,
-                    "packing_fill": plan.fill,
-                    "packing_capacity": plan.capacity,
-                    "packing_cuts_to_fill": _cuts_to_fill(settings),
-                }
-            )
         report = self._report_on_data(frozen, metadata, num_tokens, batches, outcomes)
         (draft.path / "report.md").write_text(report, encoding="utf-8")
         (draft.path / "report.html").write_text(data_report.to_page(report), encoding="utf-8")
@@ -277,20 +276,6 @@ def _lengths(places: pa.Table, files: Mapping[str, Path]) -> np.ndarray:
     """Return the number of tokens in each window of some rows, from the files with the chunks of batches."""
     lengths = in_order(places, lambda batch, rows: window_lengths(read_rows(files[batch], "windows", rows)))
     return np.array(list(chain.from_iterable(lengths)), np.int64)
-
-
-def _drawn_metadata(measured: Manifest | None, replayed: Manifest | None) -> dict[str, Any]:
-    metadata = {}
-    if measured is not None:
-        metadata = {"general": measured.ref, "num_general_tokens": GeneralMetadata.of(measured).num_tokens}
-    if replayed is not None:
-        drawn = ReplayMetadata.of(replayed)
-        metadata |= {
-            "replay": replayed.ref,
-            "num_replay_rows": drawn.num_rows,
-            "num_replay_tokens": drawn.num_tokens,
-        }
-    return metadata
 
 
 def _cuts_to_fill(settings: UseCaseSettings) -> bool:
