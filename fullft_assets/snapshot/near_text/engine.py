@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import socket
@@ -65,7 +66,7 @@ def _connect(address: str) -> None:
         # Ray alone would wait for half a minute.
         socket.create_connection((place.hostname, place.port), _CONNECT_SECONDS).close()
         environment = {"env_vars": _ENVIRONMENT}
-        ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+        ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
 
     try:
         _repeated(connect)
