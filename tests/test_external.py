@@ -75,13 +75,6 @@ class TestLabels:
         assert "vendor" in found.baselines and found.gains["macro_f1"]["vendor"].high < 0
         assert not report.check("beats_baselines").passed
 
-    def test_the_report_shows_scores_without_rows_aside(self, lab, report) -> None:
-        text = (lab.store.folder(report) / "report.md").read_text()
-        [vendor] = [line for line in text.splitlines() if line.startswith("| vendor |")]
-        assert vendor.startswith("| vendor | 0.")
-        assert "| other rag | 0.910 |" in text
-        assert not any(name.startswith("other_rag") for name in report.metadata)
-
     def test_a_missing_row_is_an_error_before_anything_is_trained(self, lab, answers) -> None:
         write(lab.root / "short.jsonl", dict(list(answers.items())[2:]))
         kept = external.keep(

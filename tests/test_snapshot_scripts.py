@@ -113,15 +113,6 @@ class TestScreening:
         ).tolist() == [True, False]
         assert not screen.overlapping(others).any()
 
-    def test_a_run_of_several_scripts_is_found(self) -> None:
-        question = (
-            "请解释 gradient accumulation 在 PyTorch 中的作用，并说明它与 batch size 的关系以及适用的场景"
-        )
-        screen = Screen([question])
-        assert screen.shares_a_run(
-            [f"Q: {question}?", "请解释 gradient accumulation 在 TensorFlow 中的作用"]
-        ).tolist() == [True, False]
-
 
 class TestWords:
     @pytest.mark.parametrize(
