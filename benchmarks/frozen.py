@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from fullft_assets.examples.identity import COLUMNS
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import Frozen, sketches
+from fullft_assets.snapshot import Frozen
 from fullft_assets.snapshot.all_rows import BatchRows
+from fullft_assets.snapshot.batches import build_sketches
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.split import freeze_batches
 from fullft_assets.task import TASKS
@@ -24,7 +25,6 @@ def freeze(
     seed: int,
     *,
     task: str = "classification",
-    quarantined: Mapping[str, pa.Table] | None = None,
     ledger: Ledger = EMPTY,
 ) -> Frozen:
     """Deduplicate and split the valid examples of all batches.
@@ -36,7 +36,6 @@ def freeze(
         settings: shares, caps and floors.
         seed: key of every hash.
         task: name of the task.
-        quarantined: quarantined rows of each batch, with `id`, `source` and `delivered_ns`.
         ledger: what earlier snapshots held out.
 
     Raises:
@@ -44,13 +43,10 @@ def freeze(
     """
     found = {}
     for name, table in batches.items():
-        index = sketches.build(table, seed)
         found[name] = BatchRows(
             rows=table.select([column for column in COLUMNS if column in table.column_names]),
             files=deliveries.get(name, {}),
-            places=index.places,
-            index=lambda made=index: made,
+            sketches=build_sketches(table, seed),
             texts=table["text"].take,
-            quarantined=(quarantined or {}).get(name),
         )
     return freeze_batches(found, settings, seed, task=TASKS.get(task), ledger=ledger)

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import public_sets, split
 from fullft_assets.evaluation.leakage import LabelledTexts, find_leakage
-from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
+from fullft_assets.snapshot.near_text.pairs import near_duplicates
 
 ROWS, STAMP = 3_000, " [zqx 17]"
 Row = Mapping[str, str]
@@ -62,7 +62,7 @@ def sides(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     groups, rng = sorted({row["group"] for row in rows}), np.random.default_rng(0)
     held_out = {group for group in groups if rng.random() < 0.25}
     test, train = ([row for row in rows if (row["group"] in held_out) == side] for side in (True, False))
-    near = near_duplicates([row["text"] for row in test], [row["text"] for row in train], 0.8, 0)
+    near = near_duplicates([row["text"] for row in test], [row["text"] for row in train])
     return [row for place, row in enumerate(train) if place not in near], test
 
 

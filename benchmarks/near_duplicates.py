@@ -63,9 +63,9 @@ def texts() -> tuple[list[str], list[str]]:
 
 def with_ours(reference: list[str], candidates: list[str]) -> set[int]:
     """Return the positions of the candidates near to a reference text."""
-    from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
+    from fullft_assets.snapshot.near_text.pairs import near_duplicates
 
-    return set(near_duplicates(reference, candidates, SIMILARITY, seed=17))
+    return set(near_duplicates(reference, candidates, SIMILARITY))
 
 
 def with_datasketch(reference: list[str], candidates: list[str]) -> set[int]:

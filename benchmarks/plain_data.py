@@ -14,7 +14,7 @@ import pandas as pd
 from rensa import RMinHash, RMinHashLSH  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module
 
 from fullft_assets.settings import SnapshotSettings, UseCaseSettings
-from fullft_assets.snapshot.near_text.minhash import SIMILARITY
+from fullft_assets.snapshot.near_text.pairs import SIMILARITY
 
 WORD = re.compile(r"\w+")
 

@@ -13,6 +13,7 @@ _MODULES = {
     "kreuzberg": ("kreuzberg",),
     "kubernetes": ("kubernetes",),
     "office": ("docx", "openpyxl", "striprtf"),
+    "ray": ("ray",),
     "ui": ("dagster_webserver",),
 }
 EXTRAS = {module: extra for extra, modules in _MODULES.items() for module in modules}

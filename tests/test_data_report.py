@@ -8,8 +8,15 @@ import pytest
 
 from fullft_assets.checking.sample import suggested_group
 from fullft_assets.snapshot import SnapshotMetadata
-from fullft_assets.snapshot.data_facts import DataFacts, ExcludedRows
-from fullft_assets.snapshot.data_report import Example, length_metadata, render, target_of, to_page
+from fullft_assets.snapshot.data_report import (
+    DataFacts,
+    Example,
+    ExcludedRows,
+    length_metadata,
+    render,
+    target_of,
+    to_page,
+)
 from tests import prepared
 from tests import project as projects
 
@@ -33,7 +40,6 @@ def metadata(**changes: Any) -> SnapshotMetadata:
             "num_batches",
             "num_validation_rows",
             "num_test_groups",
-            "num_older_rows_kept",
             "num_rows_over_max_tokens",
         ),
         0,

@@ -3,7 +3,6 @@ where rows are missing.
 """
 
 import json
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,19 +13,17 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import f1_score
 
-from fullft_assets import resources
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.evaluation import external, read_evaluation
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import EvaluationSettings, UseCaseSettings
-from fullft_assets.snapshot import Split, label_names, load_split
-from fullft_assets.store import Manifest, Store
+from fullft_assets.snapshot import Split
+from fullft_assets.store import Manifest
 from fullft_assets.tasks.token_classification.recipe import normal
 from tests import labelled_reports
 from tests import project as projects
 from tests import test_evaluation_workload as classification
-from tests.prepared import write_tiny_model
 
 QUIET = Progress(silent=True)
 
@@ -78,21 +75,6 @@ class TestLabels:
         assert "vendor" in found.baselines and found.gains["macro_f1"]["vendor"].high < 0
         assert not report.check("beats_baselines").passed
 
-    def test_labels_have_no_probabilities(self, lab, report) -> None:
-        found = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
-        assert "tfidf" in found.scores["brier"] and "vendor" not in found.scores["brier"]
-        assert (
-            "vendor.probability"
-            not in pq.read_table(lab.store.folder(report) / "predictions.parquet").column_names
-        )
-
-    def test_the_report_shows_scores_without_rows_aside(self, lab, report) -> None:
-        text = (lab.store.folder(report) / "report.md").read_text()
-        [vendor] = [line for line in text.splitlines() if line.startswith("| vendor |")]
-        assert vendor.startswith("| vendor | 0.")
-        assert "| other rag | 0.910 |" in text
-        assert not any(name.startswith("other_rag") for name in report.metadata)
-
     def test_a_missing_row_is_an_error_before_anything_is_trained(self, lab, answers) -> None:
         write(lab.root / "short.jsonl", dict(list(answers.items())[2:]))
         kept = external.keep(
@@ -121,16 +103,6 @@ class TestLabels:
         other = external.keep(lab.store, "mail", settings, lab.root)[external.PREDICTIONS]
         assert first.ref == again.ref != other.ref
         assert first.content_digest != other.content_digest
-
-    def test_a_label_that_the_snapshot_lacks_is_an_error(self, lab) -> None:
-        with pytest.raises(
-            DataError,
-            match=(
-                r"external: vendor: 2 rows have a label that the snapshot lacks, the first is 'fax'; map"
-                r" it to"
-            ),
-        ):
-            external.positions("vendor", [["fax"], [lab.labels[0]], ["fax"]], lab.labels)
 
 
 def test_several_labels_and_spans_are_judged(tmp_path: Path) -> None:
@@ -250,43 +222,3 @@ def test_a_plan_does_not_depend_on_what_was_brought() -> None:
     )
     assert planning_key(SimpleNamespace(settings=other), snapshot, "revision") not in keys
     assert "external" not in settings.model_dump()["evaluation"]
-
-
-@pytest.mark.long
-def test_the_whole_graph_with_lora_and_a_vendor(tmp_path: Path) -> None:
-    project = projects.create(tmp_path, rows=400)
-    write_tiny_model(project.root / "model")
-    planning = {"min_predicted_gain": -1.0, "baselines": ["majority", "tfidf", "lora"], "hourly_usd": 3.6}
-    project.configure(base_model="model", planning=planning)
-    done = project.fullft("ingest", project.name, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-    store = Store(str(project.home / "store"))
-    snapshot = resources.latest(store, project.name, "training_snapshot")
-    assert snapshot is not None
-    test, names = load_split(store, snapshot, "test"), label_names(snapshot)
-    answers = {id_: names[label] for id_, label in zip(test.ids, test.labels, strict=True)}
-    write(project.root / "vendor.jsonl", dict(list(answers.items())[1:]))
-    brought = {"external": {"vendor": "vendor.jsonl"}}
-    project.configure(base_model="model", planning=planning, evaluation=brought)
-    refused = project.fullft("run", project.name, timeout=600)
-    assert refused.returncode != 0
-    assert (
-        f"evaluation.external: vendor: 1 of {len(test)} test rows have no prediction"
-        in refused.stdout + refused.stderr
-    )
-    assert resources.latest(store, project.name, "feasibility_plan") is None
-
-    write(project.root / "vendor.jsonl", answers)
-    done = project.fullft("run", project.name, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = resources.latest(store, project.name, "evaluation_report")
-    assert report is not None and report.metadata["scores"]["vendor"]["accuracy"] == 1.0
-    assert re.search(r"baseline +0\.\d+ \[0\.\d+, \d\.\d+\] lora; \d+\.\d s, 0\.\d\d USD", done.stdout)
-    assert "beats_baselines is yellow" in done.stdout
-
-    [gone, *_] = test.ids
-    (tmp_path / "ids.txt").write_text(f"{gone}\n")
-    erased = project.fullft("erase", project.name, str(tmp_path / "ids.txt"), "--reason", "asked for")
-    assert erased.returncode == 0, erased.stdout + erased.stderr
-    assert store.artifacts(project.name, external.PREDICTIONS) == []

@@ -14,7 +14,7 @@ from fullft_assets.errors import DataError
 from fullft_assets.resources import latest_by_partition, open_store
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import batches
-from fullft_assets.store import CheckOutcome, Manifest
+from fullft_assets.store import Manifest
 from tests import project as projects
 
 
@@ -94,7 +94,7 @@ def test_a_batch_interrupted_between_examples_and_chunks_is_due(data: Data):
     assert [name for _, name in data.due()] == [batch]
     with pytest.raises(
         DataError,
-        match=f"batch {batch}: examples are there, but they were never tokenised; launch letters_ingest",
+        match=f"batch {batch}: its examples were not tokenised, or others than today's",
     ):
         snapshot.take(data.store, data.use_case, {batch: valid}, {})
 
@@ -142,35 +142,6 @@ def test_a_file_delivered_again_without_a_row_withdraws_its_rows(
     )
     assert taken.metadata["batches_left_out"] == []
     assert taken_sources(data, taken) == {"delivery-1.jsonl", "delivery-3.jsonl"}
-
-
-def test_a_file_of_another_folder_that_supersedes_its_namesake_is_reported(tmp_path: Path) -> None:
-    data = Data(projects.create(tmp_path))
-    data.project.deliver("delivery-2.jsonl", projects.licence_rows(50, skip=1_000))
-    made = {name: data.ingest(name) for _, name in data.due()}
-
-    def take() -> CheckOutcome:
-        made.update({name: data.ingest(name) for _, name in data.due()})
-        taken = snapshot.take(
-            data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1))
-        )
-        return taken.check("files_have_one_source")
-
-    assert take().passed
-    other = data.project.root / "data" / "others"
-    projects.write_rows(other / "delivery-2.jsonl", projects.licence_rows(30, skip=1_100))
-    projects.write_rows(other / "delivery-3.jsonl", projects.licence_rows(30, skip=1_200))
-    # All is read anew, what lay in the old folder as it was read.
-    data.project.configure(
-        documents={"path": "data/others", "encoding": "utf-8"}, examples={"max_quarantined_share": 0.7}
-    )
-    check = take()
-    assert (check.passed, check.severity, check.metadata) == (
-        False,
-        "warn",
-        {"num_files_of_several_sources": 1},
-    )
-    assert f"{alias('delivery-2.jsonl')} from {data.project.documents} and {other};" in check.description
 
 
 def taken_sources(data: Data, taken: Manifest) -> set[str]:

@@ -489,7 +489,6 @@ def snapshot_of(store: Store, learned: Manifest) -> Manifest:
     numbers += (
         "num_labels_without_validation_row",
         "num_groups_moved",
-        "num_older_rows_kept",
         "num_rows_over_max_tokens",
     )
     lists = (

@@ -1,21 +1,14 @@
-"""Near-duplicates against slow references: every pair compared, the estimate of pairs whose similarity is
-known.
-"""
+"""Near-duplicates against slow references: every pair compared, pairs whose similarity is known."""
 
-import importlib
+import math
 import re
-from dataclasses import replace
+import subprocess
+import sys
 
-import numpy as np
 import pytest
 
 from fullft_assets.demos import licences
-from fullft_assets.snapshot.near_text import minhash
-from fullft_assets.snapshot.near_text.minhash import SIMILARITY
-from fullft_assets.snapshot.near_text.shingles import HASH_BITS, ShingleSets
-
-# The package has a function of that name.
-near_duplicates = importlib.import_module("fullft_assets.snapshot.near_text.near_duplicates")
+from fullft_assets.snapshot.near_text.pairs import SIMILARITY, near_duplicates
 
 
 def shingles(text: str) -> set[str]:
@@ -33,9 +26,7 @@ def test_found_are_those_that_comparing_every_pair_finds() -> None:
         i: [k for k in reference if len(sets[i] & sets[k]) >= SIMILARITY * len(sets[i] | sets[k])]
         for i in candidates
     }
-    found = near_duplicates.near_duplicates(
-        [texts[i] for i in reference], [texts[i] for i in candidates], SIMILARITY, 17
-    )
+    found = near_duplicates([texts[i] for i in reference], [texts[i] for i in candidates], SIMILARITY)
     near = [n for n, i in enumerate(candidates) if alike[i]]
     assert len(near) >= 20
     assert all(4 * partner in alike[candidates[n]] for n, partner in found.items())
@@ -43,46 +34,45 @@ def test_found_are_those_that_comparing_every_pair_finds() -> None:
     assert len(found) >= 0.98 * len(near)
 
 
-def test_a_bucket_of_thousands_of_texts_is_settled_whatever_is_looked_at_first() -> None:
-    """Each candidate is in a bucket with many texts that share half of its shingles, and with one that it is
-    near to.
+def test_texts_that_differ_in_case_and_punctuation_are_found_in_a_bucket_of_thousands() -> None:
+    """Each candidate is in the buckets of many texts that share most of its words, and equal to one."""
+    words = [f"word{n}" for n in range(100)]
+    reference = [" ".join([*words[:60], *(f"{n}k{k}" for k in range(20)), *words[80:]]) for n in range(1_000)]
+    candidates = [text.upper().replace("WORD5 ", "WORD5, ") for text in reference[::50]]
+    found = near_duplicates(reference, candidates)
+    assert found == {n: 50 * n for n in range(len(candidates))}
+
+
+@pytest.mark.parametrize("similarity", [0.8, 0.85])
+def test_texts_of_that_similarity_are_found(similarity: float) -> None:
+    """Of 400 pairs that share so many of their 900 shingles at least 99% are found, and none that share
+    less.
     """
-    rng = np.random.default_rng(0)
-    template, *others = (rng.integers(0, 1 << HASH_BITS, 100, dtype=np.uint64) for _ in range(301))
-    alike = [np.concatenate([template[:60], each[:40]]) for each in others]
-    candidates = [np.concatenate([each[:95], template[95:]]) for each in alike[:150]]
-    sets = [np.sort(each) for each in (*alike, *candidates)]
-    shingles = ShingleSets.of(np.concatenate(sets), np.full(len(sets), 100))
-    rows = np.arange(len(sets))
-    sketches = replace(minhash.sketch_sets(shingles), bands=np.zeros((21, len(sets)), np.uint64))
-    near, partners = near_duplicates.find_near(sketches, rows[:300], rows[300:], shingles.select)
-    assert dict(zip(near.tolist(), partners.tolist(), strict=True)) == {300 + n: n for n in range(150)}
+    size = 900
+    num_shared = math.ceil(2 * similarity * size / (1 + similarity))
+    pairs = [text_pair(n, size, num_shared) for n in range(400)]
+    found = near_duplicates(*map(list, zip(*pairs, strict=True)), similarity)
+    assert all(candidate == partner for candidate, partner in found.items())
+    assert len(found) >= 0.99 * len(pairs)
+    less = [text_pair(n, size, num_shared - 10) for n in range(20)]
+    assert near_duplicates(*map(list, zip(*less, strict=True)), similarity) == {}
 
 
-@pytest.mark.parametrize("size", [9, 45, 90, 450, 2_250])
-def test_estimate_of_pairs_at_the_threshold_is_not_far(size: int) -> None:
-    """Sets of `size` that share 8 of 9: a similarity of 0.8 exactly."""
-    first, second = pairs(size, shared=size * 8 // 9)
-    equal = (first.signatures == second.signatures).mean(axis=1)
-    assert equal.mean() == pytest.approx(0.8, abs=0.02)
-    assert not are_far(first, second).any()
-
-
-def test_most_pairs_far_below_the_threshold_are_dropped() -> None:
-    first, second = pairs(450, shared=300)
-    assert are_far(first, second).mean() > 0.99
-
-
-def are_far(first: minhash.Sketches, second: minhash.Sketches) -> np.ndarray:
-    rows = np.arange(len(first.sizes))
-    both = minhash.concatenate([first, second])
-    return near_duplicates.are_far(both, SIMILARITY, rows, rows + len(first.sizes))
-
-
-def pairs(size: int, shared: int, count: int = 2_000) -> tuple[minhash.Sketches, minhash.Sketches]:
-    rng = np.random.default_rng(size)
-    drawn = rng.integers(0, 1 << HASH_BITS, (count, 2 * size - shared), dtype=np.uint64)
-    return tuple(
-        minhash.sketch_sets(ShingleSets.of(np.sort(values, axis=1).ravel(), np.full(count, size)))
-        for values in (drawn[:, :size], drawn[:, size - shared :])
+def text_pair(number: int, size: int, num_shared: int) -> tuple[str, str]:
+    """Return two texts of `size` shingles that share so many of them."""
+    first = [f"{number}n{n}" for n in range(size + 2)]
+    return " ".join(first), " ".join(
+        [*first[: num_shared + 2], *(f"{number}x{n}" for n in range(size - num_shared))]
     )
+
+
+def test_the_engine_sends_nothing_and_is_not_loaded_with_the_module() -> None:
+    program = (
+        "import sys\n"
+        "from fullft_assets.snapshot.near_text.pairs import load_engine\n"
+        "assert 'daft' not in sys.modules\n"
+        "load_engine()\n"
+        "from daft import scarf_telemetry\n"
+        "assert scarf_telemetry.opted_out()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

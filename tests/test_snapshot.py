@@ -2,12 +2,9 @@
 trained on.
 """
 
-import importlib.util
-import random
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,19 +13,18 @@ import pytest
 from scipy.sparse import csr_array
 
 from benchmarks.frozen import freeze
-from fullft_assets import snapshot
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import SnapshotSettings, UseCaseSettings
-from fullft_assets.snapshot import Frozen, deliveries, labels, sketches, split, verdict_check
-from fullft_assets.snapshot.all_rows import BatchRows, collect
+from fullft_assets.snapshot import Frozen, deliveries, labels, split, verdict_check
+from fullft_assets.snapshot.all_rows import BatchRows
+from fullft_assets.snapshot.batches import build_sketches
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
-from fullft_assets.snapshot.near_text.minhash import SIMILARITY
+from fullft_assets.snapshot.near_text.pairs import SIMILARITY
 from fullft_assets.snapshot.split import freeze_batches
 from fullft_assets.store import CheckOutcome
-from fullft_assets.store.hashing import text_hash, unit_hash
+from fullft_assets.store.hashing import text_hash
 from fullft_assets.task import TASKS
-from tests import prepared
 from tests import project as projects
 from tests.test_data_report import metadata as snapshot_metadata
 
@@ -137,14 +133,7 @@ CLASSIFICATION = TASKS.get("classification")
 
 
 def batch_rows(rows: pa.Table) -> BatchRows:
-    index = sketches.build(rows, 1)
-    return BatchRows(
-        rows.drop_columns(["text"]),
-        {},
-        index.places,
-        lambda: index,
-        rows["text"].take,
-    )
+    return BatchRows(rows.drop_columns(["text"]), {}, build_sketches(rows, 1), rows["text"].take)
 
 
 @pytest.fixture(scope="module")
@@ -175,15 +164,6 @@ class TestNoLeak:
             "nothing to withhold proves nothing"
         )
 
-    def test_without_groups_as_well(self, real: list[dict[str, Any]]) -> None:
-        found = freeze_rows([{**row, "group": None} for row in real])
-        text = {text_hash(row["text"]): row["text"] for row in real}
-        texts = {
-            split: [text[h] for h, s in split_by_text(found).items() if s == split]
-            for split in ("train", "validation", "test")
-        }
-        assert similar_pairs(texts["test"] + texts["validation"], texts["train"], SIMILARITY) == []
-
     def test_every_row_is_kept_or_counted(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
         assert len(rows_of(frozen)) + left_out(frozen) == len(real)
         counts = Counter(row["split"] for row in rows_of(frozen))
@@ -204,40 +184,8 @@ class TestNoLeak:
 
 
 class TestOrderAndGrowth:
-    @pytest.mark.heavy
-    @pytest.mark.parametrize("num_batches", [1, 5])
-    def test_order_of_arrival_does_not_matter(
-        self, real: list[dict[str, Any]], frozen: Frozen, num_batches: int
-    ) -> None:
-        # The same texts under other ids and groups too: which of them is kept must not depend on the order.
-        again = [
-            {**row, "id": f"{row['id']}-again", "group": f"other {n % 7}"} for n, row in enumerate(real[:200])
-        ]
-        first = split_by_text(freeze_rows(real, again))
-        for seed in range(3):
-            rows = random.Random(seed).sample([*real, *again], len(real) + len(again))
-            assert split_by_text(freeze_rows(*[rows[n::num_batches] for n in range(num_batches)])) == first
-
-    def test_more_data_never_moves_a_held_out_group_into_training(self, real: list[dict[str, Any]]) -> None:
-        known: dict[str, str] = {}
-        ledger = EMPTY
-        for size in (600, 900, 1_200, 1_500):
-            found = freeze_rows(real[:size], ledger=ledger)
-            ledger = found.ledger
-            for row in rows_of(found):
-                assert known.setdefault(row["group"], row["split"]) == row["split"]
-
     def test_another_seed_is_another_split(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
         assert split_by_text(freeze_rows(real, seed=2)) != split_by_text(frozen)
-
-    def test_unit_hash_is_uniform_and_keyed(self) -> None:
-        assert unit_hash(1, "split", TESTS) < SETTINGS.test_share < 0.5 < unit_hash(1, "split", TRAINS)
-        places = np.array([snapshot.unit_hash(1, "split", str(n)) for n in range(4_000)])
-        assert np.histogram(places, bins=10, range=(0, 1))[0].min() > 320
-        assert (
-            abs(np.corrcoef(places, [snapshot.unit_hash(2, "split", str(n)) for n in range(4_000)])[0, 1])
-            < 0.06
-        )
 
 
 class TestCaps:
@@ -268,43 +216,6 @@ class TestCaps:
             checks["training_rows_suffice"].description
             == "99 training rows, fewer than snapshot.min_train_rows (100); deliver more"
         )
-        assert (checks["training_rows_are_plenty"].passed, checks["training_rows_are_plenty"].severity) == (
-            False,
-            "warn",
-        )
-
-    @pytest.mark.parametrize(("num_rows", "is_plenty"), [(9_999, False), (10_000, True)])
-    def test_fewer_training_rows_than_full_fine_tuning_wants_are_reported(
-        self, num_rows: int, is_plenty: bool
-    ) -> None:
-        names = [str(number) for number in range(num_rows)]
-        rows = pa.table(
-            {
-                "id": names,
-                "text_hash": names,
-                "source": names,
-                "row": range(num_rows),
-                "delivered_ns": range(num_rows),
-            }
-        )
-        rows = rows.append_column("group", pa.nulls(num_rows, pa.string()))
-        batch = BatchRows(rows, {}, np.ones(num_rows), index=lambda: None, texts=lambda _: None)
-        settings = SnapshotSettings()
-        assert split.RECOMMENDED_TRAIN_ROWS == 10_000
-        check = next(
-            c
-            for c in split._checks(collect({"00001-x": batch}, settings), settings)
-            if c.name == "training_rows_are_plenty"
-        )
-        assert (check.passed, check.severity, check.metadata) == (
-            is_plenty,
-            "warn",
-            {"num_train_rows": num_rows},
-        )
-        said = (
-            "" if is_plenty else "9,999 training rows; full fine-tuning wants 10,000 and more, or it overfits"
-        )
-        assert check.description == said
 
 
 class TestBatches:
@@ -330,13 +241,6 @@ class TestBatches:
         labels = {row["id"]: row["label"] for row in rows_of(found)}
         assert sum(row["id"] in labels for row in corrected) > 20
         assert all(labels[row["id"]] == row["label"] for row in corrected if row["id"] in labels)
-
-    def test_equal_texts_of_other_batches_are_kept_once(
-        self, real: list[dict[str, Any]], frozen: Frozen
-    ) -> None:
-        found = freeze_rows(real, [{**row, "id": f"{row['id']}-z"} for row in real[:50]])
-        assert found.metadata["left_out"]["duplicate text"] == 50
-        assert split_by_text(found) == split_by_text(frozen)
 
     def test_a_later_copy_moves_a_text_to_test_and_never_away_from_it(
         self, real: list[dict[str, Any]], frozen: Frozen
@@ -370,7 +274,9 @@ class TestBatches:
         self, real: list[dict[str, Any]], frozen: Frozen
     ) -> None:
         overlaps = np.arange(len(real)) % 10 == 0
-        batch = replace(batch_rows(table(real)), overlaps=overlaps)
+        batch = batch_rows(table(real))
+        place = batch.sketches.schema.get_field_index("overlaps")
+        batch = replace(batch, sketches=batch.sketches.set_column(place, "overlaps", pa.array(overlaps)))
         found = freeze_batches({"a": batch}, SETTINGS, 1, task=CLASSIFICATION)
         marked = {text_hash(row["text"]) for row in real[::10]}
         before, after = split_by_text(frozen), split_by_text(found)
@@ -426,26 +332,6 @@ class TestTasks:
         assert found.metadata["label_counts"] == {"train": {}, "validation": {}, "test": {}}
         assert "label" not in found.index.column_names
 
-    def test_a_row_counts_for_each_of_its_labels(self, real: list[dict[str, Any]]) -> None:
-        rows = [
-            {**row, "labels": sorted({row["label"], "even" if n % 2 else "odd"})}
-            for n, row in enumerate(real)
-        ]
-        found = freeze_rows(rows, task="multi_label")
-        assert found.labels == sorted({"even", "odd"} | {row["label"] for row in real})
-        counts = Counter((row["split"], label) for row in rows_of(found) for label in row["labels"])
-        assert {
-            (split, label): n for split, c in found.metadata["label_counts"].items() for label, n in c.items()
-        } == counts
-
-    def test_labels_of_spans_are_counted_by_row(self, real: list[dict[str, Any]]) -> None:
-        spans = [{"start": 0, "end": 2, "label": "A"}, {"start": 3, "end": 4, "label": "A"}]
-        rows = [{**row, "spans": spans if n % 3 else []} for n, row in enumerate(real)]
-        found = freeze_rows(rows, task="token_classification")
-        assert found.labels == ["A"]
-        counts = Counter(row["split"] for row in rows_of(found) if row["spans"])
-        assert {split: c["A"] for split, c in found.metadata["label_counts"].items()} == counts
-
     @pytest.mark.parametrize("column", ["labels", "spans"])
     def test_equal_texts_with_other_targets_conflict(self, real: list[dict[str, Any]], column: str) -> None:
         targets = {
@@ -480,13 +366,6 @@ class TestRareLabels:
         assert {label for label, k in k_eff.items() if k < 20} == set(rare)
         assert check.metadata["least_k_eff"] == min(k_eff.values())
 
-    def test_common_labels_pass(self, real: list[dict[str, Any]]) -> None:
-        common = [row for row in real if row["label"] in ("notice", "reference")]
-        check = next(
-            check for check in freeze_rows(common, test_share=0.4).checks if check.name == "labels_are_common"
-        )
-        assert check.passed and check.description == ""
-
 
 class TestOneLine:
     def message(self, *batches: list[dict[str, Any]], **changes: Any) -> str:
@@ -494,12 +373,6 @@ class TestOneLine:
             freeze_rows(*batches, **changes)
         assert "\n" not in str(raised.value)
         return str(raised.value)
-
-    def test_one_label_only(self, real: list[dict[str, Any]]) -> None:
-        rows = [row for row in real if row["label"] == "notice"]
-        assert self.message(rows).startswith(
-            f"snapshot: only one label (`notice`) in {len(rows):,} rows; a classifier needs two: "
-        )
 
     def test_no_rows(self) -> None:
         assert (
@@ -540,24 +413,6 @@ class TestWhatIsToldOfDeliveries:
     def check(frozen: Frozen, name: str) -> CheckOutcome:
         return next(check for check in (*frozen.checks, frozen.order) if check.name == name)
 
-    def test_ids_that_start_again_in_each_file_are_named(self) -> None:
-        first, second = (
-            self.rows(0, 120),
-            [{**row, "id": f"d{n}"} for n, row in enumerate(self.rows(120, 240))],
-        )
-        for frozen in (
-            freeze_rows(first, second, min_rows_per_label=1),
-            freeze_rows(second, first, min_rows_per_label=1),
-        ):
-            check = self.check(frozen, "ids_name_one_document")
-            assert (check.passed, check.severity, check.metadata["num_reused_ids"]) == (
-                False,
-                "warn",
-                len({row["id"] for row in second}),
-            )
-            assert f"such as {alias('1.jsonl')}:1 and {alias('2.jsonl')}:1, " in check.description
-            assert "documents.id" in check.description
-
     def test_whether_ids_name_one_document_does_not_depend_on_the_batches(self) -> None:
         first = self.rows(0, 230, source="a.jsonl")
         for count, passed in ((1, True), (12, False)):
@@ -571,19 +426,6 @@ class TestWhatIsToldOfDeliveries:
             for check in (together, apart):
                 assert (check.passed, check.metadata) == (passed, {"num_reused_ids": count})
                 assert check.description.startswith(f"{count} of 230 ids name different texts in two files")
-
-    def test_corrections_of_a_few_texts_and_of_many_labels_are_no_matter(self) -> None:
-        texts = [{**row, "text": f"{row['text']} amended"} for row in self.rows(0, 9)]
-        labels = [{**row, "label": "ab"[n % 3 == 0]} for n, row in enumerate(self.rows(20, 120))]
-        assert self.check(freeze_rows(self.rows(0, 120), [*texts, *labels]), "ids_name_one_document").passed
-        # In its own file a document may change as it likes.
-        again = [
-            {**row, "text": f"{row['text']} amended", "source": "a.jsonl", "delivered_ns": 2}
-            for row in self.rows(0, 120)
-        ]
-        frozen = freeze_rows(self.rows(0, 120, source="a.jsonl"), again)
-        assert frozen.metadata["left_out"]["superseded by a newer delivery of their file"] == 120
-        assert self.check(frozen, "ids_name_one_document").passed
 
     def test_a_correction_with_an_older_time_is_counted(self) -> None:
         kept = self.rows(0, 120, delivered_ns=1_700_000_000 * 10**9)
@@ -610,70 +452,3 @@ class TestWhatIsToldOfDeliveries:
             f"such as {alias('a.jsonl')} (2020-09-13 12:26:40) to {alias('a.jsonl')} of an earlier batch"
             " (2023-11-14 22:13:20)" in check.description
         )
-
-
-def long_texts() -> list[dict[str, Any]]:
-    """The whole texts of 2,300 licences as rows; a few have tens of thousands of words."""
-    folder = Path(importlib.util.find_spec("licensedcode").submodule_search_locations[0], "data", "licenses")
-    texts = {
-        path.stem: path.read_text(encoding="utf-8").split("\n---\n", 1)[-1].strip()
-        for path in sorted(folder.glob("*.LICENSE"))
-    }
-    return [
-        {"id": f"{key}.LICENSE", "text": text, "kind": "text", "expression": key}
-        for key, text in texts.items()
-        if text
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.long
-class TestAllLicences:
-    """Every licence rule and every whole licence text, 35 thousand rows, through every data stage in several
-    batches.
-    """
-
-    @pytest.fixture(scope="class")
-    def everything(self, tmp_path_factory: pytest.TempPathFactory) -> prepared.Prepared:
-        root = tmp_path_factory.mktemp("all")
-        sections = {
-            "documents": {"max_batch_files": 2},
-            "snapshot": {},
-            "chunks": {"max_tokens": 256, "max_windows": None, "stride": 32},
-        }
-        rows = [*projects.licence_rows(100_000), *long_texts()]
-        project = projects.create(root, rows=0, **sections)
-        (project.documents / "delivery-1.jsonl").unlink()
-        for number in range(6):
-            project.deliver(f"delivery-{number}.jsonl", rows[number::6])
-        return prepared.take(project)
-
-    def test_every_row_is_accounted_for(self, everything: prepared.Prepared) -> None:
-        parts = [
-            everything.store.load(part["examples"]) for part in everything.snapshot.metadata["parts"].values()
-        ]
-        assert len(parts) == 3
-        assert sum(part.metadata["num_rows"] for part in parts) > 35_000
-        index = snapshot.read_index(everything.store, everything.snapshot)
-        assert sum(part.metadata["num_valid"] for part in parts) == len(index) + sum(
-            everything.snapshot.metadata["left_out"].values()
-        )
-        assert everything.snapshot.metadata["text_tokens"]["longest"] > 15_000
-        red = {check.name: check.severity for check in everything.snapshot.checks if not check.passed}
-        assert red.items() <= {"texts_are_unique": "warn", "equal_texts_have_equal_labels": "warn"}.items(), (
-            "licences repeat each other"
-        )
-
-    @pytest.mark.long
-    def test_a_random_row_split_leaks_near_duplicates_where_this_one_has_none(
-        self, everything: prepared.Prepared
-    ) -> None:
-        texts = {name: everything.split(name).texts for name in ("train", "validation", "test")}
-        # Every pair, by brute force: nothing that the sketches could have missed.
-        assert similar_pairs(texts["test"], texts["train"] + texts["validation"], SIMILARITY) == []
-        assert similar_pairs(texts["validation"], texts["train"], SIMILARITY) == []
-        rows = [row["text"] for row in [*projects.licence_rows(100_000), *long_texts()]]
-        random.Random(0).shuffle(rows)
-        held_out, rest = rows[: len(texts["test"])], rows[len(texts["test"]) :]
-        leaked = {reference for _, reference in similar_pairs(held_out, rest, SIMILARITY)}
-        assert len(leaked) > 0.1 * len(held_out)

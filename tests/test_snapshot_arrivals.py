@@ -7,7 +7,6 @@ rules of each batch, as they would in a run. Each batch keeps all its valid rows
 all.
 """
 
-import importlib
 import json
 import subprocess
 import sys
@@ -23,7 +22,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score
 
 from benchmarks.frozen import freeze
 from fullft_assets import examples
@@ -31,17 +29,15 @@ from fullft_assets.documents.reading import schema
 from fullft_assets.errors import GateError
 from fullft_assets.examples import Examined
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings
-from fullft_assets.snapshot import Frozen, near_rows
+from fullft_assets.snapshot import Frozen
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
-from fullft_assets.snapshot.near_text import containment
-from fullft_assets.snapshot.near_text.minhash import SIMILARITY
+from fullft_assets.snapshot.near_text import pairs as near_texts
+from fullft_assets.snapshot.near_text.pairs import SIMILARITY
 from fullft_assets.store.hashing import text_hash, unit_hash
 from tests import prepared
 from tests import project as projects
 from tests.test_snapshot import similar_pairs
 
-# The package has a function of that name.
-near_duplicates = importlib.import_module("fullft_assets.snapshot.near_text.near_duplicates")
 SEED = 1
 SETTINGS = SnapshotSettings(
     min_train_rows=20,
@@ -89,9 +85,8 @@ def examined(batch: Batch) -> Examined:
 def snapshot_of(batches: list[Batch], ledger: Ledger = EMPTY) -> Frozen:
     found = {f"{n:05}": examined(batch) for n, batch in enumerate(batches)}
     files = {f"{n:05}": {file.path: file.delivered_ns for file in batch} for n, batch in enumerate(batches)}
-    quarantined = {name: batch.quarantined for name, batch in found.items()}
     valid = {name: batch.valid for name, batch in found.items()}
-    return freeze(valid, files, SETTINGS, SEED, quarantined=quarantined, ledger=ledger)
+    return freeze(valid, files, SETTINGS, SEED, ledger=ledger)
 
 
 def texts_of(batches: list[Batch], frozen: Frozen) -> list[str]:
@@ -249,58 +244,19 @@ class TestAnyCut:
         assert found.agreement == alone.agreement
 
 
-class TestOnceHeldOut:
-    @pytest.mark.slow
-    @settings(max_examples=10, deadline=None, derandomize=True)
-    @given(data=st.data())
-    def test_never_trains_whatever_arrives_later(self, data: st.DataObject) -> None:
-        """Batches arrive one by one: no id and no text ever moves from test to validation or train, nor from
-        validation to train.
-        """
-        once: dict[str, dict[str, int]] = {"id": {}, "text_hash": {}}
-        batches, ledger = [base()], EMPTY
-        for cut in (
-            [],
-            data.draw(cuts(data.draw(deliveries())[NUM_FILES:])),
-            data.draw(cuts(data.draw(deliveries())[NUM_FILES:])),
-        ):
-            batches += cut
-            frozen = snapshot_of(batches, ledger)
-            ledger = frozen.ledger
-            for row in frozen.index.to_pylist():
-                for name, known in once.items():
-                    place = ORDER[row["split"]]
-                    assert place <= known.setdefault(row[name], place), f"{name} trains and was held out"
-                    known[row[name]] = place
-
-
 class TestNearRows:
     def test_few_texts_read_at_a_time_give_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
         batches: list[Batch] = [base(), (near_copies(), quotes())]
         whole = snapshot_of(batches)
         assert whole.metadata["left_out"]["train rows near a test row"] >= 3
         assert whole.metadata["left_out"]["train rows that contain a test row or are inside one"] >= 3
-        monkeypatch.setattr(near_rows, "_READ_AT_ONCE", 3)
-        monkeypatch.setattr(near_duplicates, "_BLOCK_PAIRS", 2)
+        monkeypatch.setattr(near_texts, "_READ_SHINGLES", 100)
+        monkeypatch.setattr(near_texts, "_JOINED_ROWS", 50)
         few = snapshot_of(batches)
         assert few.index.equals(whole.index) and few.metadata == whole.metadata
 
-    def test_a_row_trains_when_the_last_test_row_that_it_is_near_to_is_withdrawn(self) -> None:
-        text = next(row[1] for file in base() for row in file.rows if row[1] and len(row[1]) > 600)
-        held_out = tuple(
-            File(f"held-out-{n}.jsonl", 1, ((f"t{n}", f"{text} and {n}", "notice", TESTS),)) for n in range(2)
-        )
-        trains = File("trains.jsonl", 1, (("c", f"{text} or so", "notice", TRAINS),))
-        batches: list[Batch] = [(*base(), *held_out, trains)]
-        trained = []
-        for gone in (None, *held_out):
-            batches += [(File(gone.path, 5, ()),)] if gone else []
-            trained.append("c" in snapshot_of(batches).index["id"].to_pylist())
-        # The text itself is in the base as well: its row is held out under no seed of these tests.
-        assert trained == [False, False, True]
-
     def test_a_text_inside_many_others_is_not_looked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(containment, "MAX_ROWS", 3)
+        monkeypatch.setattr(near_texts, "MAX_ROWS", 3)
         text, *around = sorted(others()[20:40], key=len)[:9:2]
         quoting = [(f"r{n}", f"{before} {text}", "notice", TRAINS) for n, before in enumerate(around)]
         first = File("first.jsonl", 1, (("quoted", text, "notice", TESTS), quoting[0]))
@@ -355,30 +311,6 @@ class TestAnnotators:
             }
             assert labels == ({voted} if voted else set()), "a tie contradicts a copy as well"
             assert all(each.index.equals(found[0].index) for each in found)
-
-    def test_their_agreement_is_that_of_all_batches_however_they_are_cut(self) -> None:
-        said = {
-            "u": ("notice", "notice"),
-            "v": ("notice", "reference"),
-            "w": ("reference", "reference"),
-            "x": ("reference", "reference"),
-        }
-        files = tuple(
-            File(
-                f"{who}.jsonl",
-                5,
-                tuple((id_, f"{id_} {self.TEXT}", labels[n], "g", who) for id_, labels in said.items()),
-            )
-            for n, who in enumerate(("ann", "bob"))
-        )
-        apart, together = (
-            snapshot_of([base(), *cut]).agreement for cut in (((files[1],), (files[0],)), (files,))
-        )
-        assert apart == together
-        assert (apart.method, apart.num_items, apart.num_annotators) == ("cohen", 4, 2)
-        assert apart.kappa == pytest.approx(cohen_kappa_score(*zip(*said.values(), strict=True)))
-        assert apart.label_kappas == pytest.approx(dict.fromkeys(("notice", "reference"), apart.kappa))
-        assert snapshot_of([base()]).agreement is None
 
     def test_it_is_in_the_metadata_and_is_judged_by_a_check(self, tmp_path: Path) -> None:
         prepared.write_tiny_model(tmp_path / "model")
@@ -464,24 +396,6 @@ class TestRowsOfOneBatch:
             assert left_out["held out before: an older delivery of their id or text was"] == 1
         assert self.rows((two,))[0]["x"]["split"] == "train"
 
-    def test_a_copy_counts_when_its_original_is_rewritten(self) -> None:
-        both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "notice", "g"))),)
-        assert {"x", "y"} & self.rows(both)[0].keys() == {"x"}
-        rewritten = (
-            File("b.jsonl", 6, (("x", f"{self.TEXT} but more, and about other things", "notice", "g"),)),
-        )
-        found, _ = self.rows(both, rewritten)
-        assert found["y"]["text"] == self.TEXT
-        assert found["x"]["text"] != self.TEXT
-
-    def test_a_contradiction_whose_other_side_is_rewritten_counts(self) -> None:
-        both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "reference", "g"))),)
-        rewritten = (
-            File("b.jsonl", 6, (("y", "something else that no one has said before", "reference", "g"),)),
-        )
-        found, _ = self.rows(both, rewritten)
-        assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
-
     def test_an_older_version_of_another_file_counts_when_the_newer_one_is_withdrawn(self) -> None:
         versions = (
             File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"),)),
@@ -491,82 +405,13 @@ class TestRowsOfOneBatch:
         found, _ = self.rows(versions, withdrawn)
         assert found["x"]["text"] == self.TEXT
 
-
-class TestBrokenInARedelivery:
-    """A file delivered again supersedes its older rows, but for those that are broken in it."""
-
-    GONE = "superseded by a newer delivery of their file"
-
-    def snapshot(self, *files: File) -> tuple[set[str], Frozen]:
-        """Freeze deliveries in batches of their own; the same in one batch, and the other way round, where no
-        file comes twice.
-        """
-        frozen = snapshot_of([(file,) for file in (*base(), *files)])
-        turned = snapshot_of([(file,) for file in (*base(), *files)][::-1])
-        assert frozen.index.equals(turned.index)
-        assert frozen.metadata["num_older_rows_kept"] == turned.metadata["num_older_rows_kept"]
-        return set(frozen.index["id"].to_pylist()), frozen
-
-    def again(
-        self, delivered: int, *, without: int | None = None, broken: int | None = None, nameless: bool = False
-    ) -> File:
+    def test_a_row_that_breaks_in_a_new_delivery_of_its_file_is_out_until_it_is_repaired(self) -> None:
         first = base()[0]
-        rows = [
-            (*row[:2], "no known label" if n == broken else row[2], row[3])
-            for n, row in enumerate(first.rows)
-        ]
-        if nameless:
-            rows[broken] = (f"{first.path}:{broken + 1}", *rows[broken][1:])
-        return File(first.path, delivered, tuple(row for n, row in enumerate(rows) if n != without))
-
-    def test_the_older_good_row_counts(self) -> None:
-        whole, _ = self.snapshot()
-        ids = [row[0] for row in base()[0].rows]
-        found, frozen = self.snapshot(self.again(5, broken=3, without=7))
-        assert (whole - found, found - whole) == ({ids[7]}, set())
-        assert frozen.metadata["num_older_rows_kept"] == 1
-        # Once it is fixed, the newest counts again.
-        _, frozen = self.snapshot(self.again(5, broken=3), self.again(6))
-        assert frozen.metadata["num_older_rows_kept"] == 0
-
-    def test_a_row_counts_as_long_as_it_is_broken_and_goes_once_it_is_absent(self) -> None:
-        ids = [row[0] for row in base()[0].rows]
-        assert ids[3] in self.snapshot(self.again(5, broken=3), self.again(6, broken=3))[0]
-        assert ids[3] not in self.snapshot(self.again(5, without=3), self.again(6, broken=3))[0]
-        assert ids[3] not in self.snapshot(self.again(5, broken=3), self.again(6, without=3))[0]
-
-    def test_a_line_that_cannot_be_named_counts_for_the_row_at_its_number(self) -> None:
-        ids = [row[0] for row in base()[0].rows]
-        found, frozen = self.snapshot(self.again(5, broken=3, nameless=True))
-        assert ids[3] in found and frozen.metadata["num_older_rows_kept"] == 1
-
-    def test_a_row_whose_text_has_moved_within_its_file_does_not_stand_against_it(self) -> None:
-        """Without ids, row 2 broken after a line was put in before it is another document: its old text is
-        row 3 now, relabelled.
-        """
-        texts = [
-            f"{word} words that no licence says, and nobody else either"
-            for word in ("first", "second", "third", "fourth")
-        ]
-
-        def file(delivered: int, *rows: tuple[str, str]) -> File:
-            return File(
-                "n.jsonl",
-                delivered,
-                tuple((f"n.jsonl:{n}", text, label, None) for n, (text, label) in enumerate(rows, start=1)),
-            )
-
-        old = file(5, (texts[0], "notice"), (texts[1], "notice"))
-        new = file(
-            6,
-            (texts[2], "notice"),
-            (texts[3], "no known label"),
-            (texts[0], "notice"),
-            (texts[1], "reference"),
-        )
-        found, frozen = self.snapshot(old, new)
-        assert {f"n.jsonl:{n}" for n in (1, 3, 4)} <= found and "n.jsonl:2" not in found
-        assert frozen.metadata["num_older_rows_kept"] == 0
+        id_, text, _, group = first.rows[3]
+        broken = File(first.path, 5, (*first.rows[:3], (id_, text, "no known label", group), *first.rows[4:]))
+        assert id_ in self.rows()[0]
+        assert id_ not in self.rows((broken,))[0]
+        assert id_ in self.rows((broken,), (File(first.path, 6, first.rows),))[0]
 
 
 class TestKilled:

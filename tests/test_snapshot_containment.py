@@ -11,15 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks.frozen import freeze
 from fullft_assets.demos import licences
-from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot import Frozen
-from fullft_assets.snapshot.near_text import containment
-from fullft_assets.snapshot.near_text.containment import Texts, candidate_pairs, find_contained
-from fullft_assets.snapshot.near_text.minhash import NUM_HASHES, Sketches, sketch_sets
-from fullft_assets.snapshot.near_text.shingles import ShingleSets, sets_and_minimizers
-from fullft_assets.store.hashing import text_hash
+from fullft_assets.snapshot.near_text import pairs as near_texts
 
 SHARE, SEED, NUM_MAILS = 0.95, 17, 150
 
@@ -67,14 +60,13 @@ def share_of(first: str, second: str) -> float:
 def containing(reference: list[str], candidates: list[str]) -> set[int]:
     texts = pa.array([*reference, *candidates])
     rows = np.arange(len(texts))
-    sets, minimizers = sets_and_minimizers(texts, SEED)
-    known = Texts(minimizers, sketch_sets(sets), containment.common(minimizers, rows))
-    near = find_contained(known, rows[: len(reference)], rows[len(reference) :], SHARE, sets.select)
-    return {int(row) - len(reference) for row in near}
+    compared = near_texts.Texts([near_texts.sketch(texts)], texts.take)
+    near = compared.find_contained(rows[: len(reference)], rows[len(reference) :], SHARE)
+    return {row - len(reference) for row in near}
 
 
 def test_found_are_those_that_comparing_every_pair_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containment, "MAX_ROWS", 10_000)  # the texts of licences have standard clauses
+    monkeypatch.setattr(near_texts, "MAX_ROWS", 10_000)  # the texts of licences have standard clauses
     reference, candidates = mails()
     expected = {
         n for n, text in enumerate(candidates) if any(share_of(first, text) >= SHARE for first in reference)
@@ -97,79 +89,3 @@ def test_a_quote_with_an_edit_is_found(num_edits: int, least: float) -> None:
     expected = {n for n, text in enumerate(changed) if share_of(reference[n], text) >= SHARE}
     assert len(expected) > 50
     assert len(containing(reference, changed) & expected) >= least * len(expected)
-
-
-def test_what_many_texts_have_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    clause, *others = passages()[:40]
-    replies = [f"{text} {clause}" for text in others]
-    assert containing([clause], replies) == set(range(len(replies)))
-    monkeypatch.setattr(containment, "MAX_ROWS", 20)
-    assert containing([clause], replies) == set()
-
-
-def test_nothing_contains_nothing() -> None:
-    assert containing(["a short text"], ["and a short text in another one"]) == set()
-    assert containing([], ["a text"]) == set()
-
-
-def test_two_texts_of_one_size_are_a_pair_from_either_side() -> None:
-    """The one has 4 minimizers, 3 of which are among the 12 of the other: enough for the first, too few for
-    the second.
-    """
-    minimizers = ShingleSets.of(
-        np.array([1, 2, 3, 40, *range(1, 4), *range(50, 59)], np.uint32), np.array([4, 12])
-    )
-    sketches = Sketches(
-        np.zeros((1, 2), np.uint64),
-        np.array([20, 20]),
-        np.zeros((2, NUM_HASHES), np.uint8),
-        np.arange(2, dtype=np.uint64),
-    )
-    for first, second in ([0], [1]), ([1], [0]):
-        known = Texts(minimizers, sketches, np.zeros(0, np.uint32))
-        pairs = candidate_pairs(known, np.array(first), np.array(second), SHARE)
-        assert [side.tolist() for side in pairs] == [second, first]
-
-
-def frozen() -> Frozen:
-    reference, candidates = mails()
-    texts = [*reference, *candidates]
-    numbers = pa.array(range(len(texts)))
-    groups = [f"group {n}" for n in range(len(texts))]
-    columns = {
-        "id": pa.array(map(str, range(len(texts)))),
-        "group": pa.array(groups),
-        "text": pa.array(texts),
-    }
-    columns |= {
-        "text_hash": pa.array(map(text_hash, texts)),
-        "source": pa.array(["a"] * len(texts)),
-        "row": numbers,
-    }
-    columns |= {"delivered_ns": numbers, "annotator": pa.nulls(len(texts), pa.string())}
-    settings = SnapshotSettings(min_train_rows=1)
-    return freeze({"b": pa.table(columns)}, {"b": {"a": 1}}, settings, SEED, task="language_modeling")
-
-
-def test_no_training_row_of_a_snapshot_contains_a_held_out_one_or_is_inside_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(containment, "MAX_ROWS", 10_000)
-    with_it = frozen()
-    monkeypatch.setattr(SnapshotSettings, "contained_share", 2.0)  # no share is above 1
-    without = frozen()
-    texts = [text for part in mails() for text in part]
-    counted = {
-        reason: count for reason, count in with_it.metadata["left_out"].items() if "that contain" in reason
-    }
-    assert counted["train rows that contain a test row or are inside one"] > 20 and not any(
-        "that contain" in reason for reason in without.metadata["left_out"]
-    )
-    assert len(without.index) - len(with_it.index) == sum(counted.values())
-    of_split = {
-        split: [texts[int(row["id"])] for row in with_it.index.to_pylist() if row["split"] == split]
-        for split in ("test", "train")
-    }
-    assert not [
-        text for first in of_split["test"] for text in of_split["train"] if share_of(first, text) >= SHARE
-    ]

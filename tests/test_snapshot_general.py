@@ -11,7 +11,7 @@ import pytest
 from fullft_assets import snapshot
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.chunks import Tokenization, chunk
-from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import embed
 from fullft_assets.snapshot import general, replay
@@ -53,7 +53,7 @@ def test_what_is_measured_on_is_never_replayed(case: Prepared) -> None:
     measured, trained = general.load(case.store, case.snapshot), replayed(case, case.snapshot)
     assert len(measured.texts) > 10 and len(trained) > 5
     assert not set(measured.texts) & set(trained)
-    assert not Screen(measured.texts, 17).is_near(trained).any()
+    assert not Screen(measured.texts).is_near(trained).any()
     num_tokens = sum(len(window) for document in measured.windows for window in document)
     assert 3_000 <= num_tokens < 3_000 + 64 and num_tokens == case.snapshot.metadata["num_general_tokens"]
 
@@ -100,16 +100,6 @@ def test_rows_of_the_task_are_not_measured_on(tmp_path: Path) -> None:
     measured = set(general.load(case.store, case.snapshot).texts)
     of_task = {text for name in ("train", "validation", "test") for text in case.split(name).texts}
     assert len(of_task) > 40 and measured == set(texts) and not measured & of_task
-
-
-def test_an_encoder_reads_it_as_it_reads_its_task(tmp_path: Path) -> None:
-    write_general(tmp_path / "general", 8)
-    case = prepare(tmp_path, tiny=True, rows=400, snapshot={"general": {"path": "general"}})
-    found = general.load(case.store, case.snapshot)
-    train = case.split("train")
-    begin, end = train.windows[0][0][0], train.windows[0][-1][-1]
-    assert len(found.texts) == 8 and found.marks is None
-    assert {(window[0], window[-1]) for document in found.windows for window in document} == {(begin, end)}
 
 
 KNOWN = ["copyleft", "notice", "permissive"]
@@ -180,12 +170,3 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, options: dict[str, Any], lin
     project = projects.create(tmp_path, rows=0, **options)
     with pytest.raises(SettingsError, match=line):
         load_use_case(project.yaml_path, with_data=True)
-
-
-def test_a_folder_of_the_tasks_own_rows_is_one_line(tmp_path: Path) -> None:
-    texts = write_general(tmp_path / "general", 8)
-    case = prepare(tmp_path, tiny=True, rows=400, snapshot={"general": {"path": "general"}})
-    with pytest.raises(
-        DataError, match="^snapshot.general: general holds no usable document; give each row a field `text`"
-    ):
-        general.draw(case.store, case.use_case, [text_hash(text) for text in texts])

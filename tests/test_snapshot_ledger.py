@@ -133,14 +133,6 @@ def test_what_a_lost_ledger_held_out_never_trains(growing: Growing, lost: str) -
     assert growing.take().metadata["num_groups_moved"] == 2
 
 
-def test_a_killed_snapshot_leaves_nothing_behind(growing: Growing) -> None:
-    taken = growing.take()
-    half = Path(growing.store.url, taken.ref).with_name("99999999999999999999-killed")
-    shutil.copytree(Path(growing.store.url, taken.ref), half)
-    (half / "manifest.json").unlink()
-    assert read_history(growing.store, CASE, SEED).newest == [taken]
-
-
 def test_another_seed_neither_reads_it_nor_is_read(growing: Growing) -> None:
     first = growing.take()
     growing.project.configure(**SECTIONS, seed=SEED + 1)

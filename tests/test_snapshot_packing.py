@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import packing as benchmark
-from fullft_assets.base_model import resolve_base_model
-from fullft_assets.snapshot import checks, packing
-from tests import project as projects
+from fullft_assets.snapshot import packing
 
 pytestmark = pytest.mark.quick
 
@@ -77,17 +75,6 @@ def test_equal_seed_gives_the_same_plan_and_another_seed_another_order():
     assert first.num_rows == other.num_rows
 
 
-def test_order_of_rows_says_nothing_of_their_lengths():
-    lengths = benchmark.lengths(20_000)
-    plan = packing.plan(lengths, 2_048, seed=3)
-    longest = np.maximum.reduceat(plan.length, plan.row_offsets[:-1])
-    place = np.arange(plan.num_rows)
-    assert abs(np.corrcoef(place, longest)[0, 1]) < 0.05
-    # Nor do rows hold neighbours only: equally long texts are dealt at random.
-    distance = np.abs(np.diff(plan.source))[np.diff(np.repeat(place, np.diff(plan.row_offsets))) == 0]
-    assert np.median(distance) > len(lengths) / 10
-
-
 @pytest.mark.parametrize("capacity", [512, 2_048, 32_768])
 @pytest.mark.parametrize("median", [40, 300, 1_500])
 def test_lognormal_lengths_fill_the_rows(capacity, median):
@@ -95,12 +82,6 @@ def test_lognormal_lengths_fill_the_rows(capacity, median):
     plan = packing.plan(lengths, capacity, seed=1)
     # 101 rows, one of them open, cannot be that full.
     assert plan.fill >= 0.995 or plan.num_rows == -(-lengths.sum() // capacity) < 200
-
-
-def test_few_texts_take_a_row_more_than_their_tokens_need():
-    for seed in range(20):
-        lengths = np.maximum(1, np.random.default_rng(seed).lognormal(np.log(60), 1.0, 100)).astype(int)
-        assert packing.plan(lengths, 1_024, seed=1).num_rows <= -(-lengths.sum() // 1_024) + 1
 
 
 @settings(max_examples=200, deadline=None)
@@ -131,49 +112,3 @@ def test_table_holds_the_plan():
     for name in ("source", "start", "length", "row_offsets"):
         assert np.array_equal(getattr(plan, name), getattr(again, name))
     assert again.fill == plan.fill
-
-
-def test_nothing_makes_no_row():
-    for lengths in (np.array([], int), np.array([], float), np.zeros(4, int)):
-        plan = packing.plan(lengths, 8, seed=1)
-        assert (plan.num_rows, plan.num_tokens, plan.fill) == (0, 0, 1.0)
-        assert packing.Packing.from_table(plan.to_table(), 8).num_rows == 0
-
-
-def test_the_plain_loop_of_the_benchmark_packs_as_well():
-    lengths = benchmark.lengths(2_000)
-    assert benchmark.with_ours(lengths) == benchmark.with_loop(lengths)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "is_full"),
-    [
-        ([50] * 100, True),
-        ([35] * 100, False),  # two a row, where the tokens need 35 rows
-        ([60] * 100, True),  # each in a row of its own, whatever is done
-        ([60, 40] * 100 + [5], True),
-        ([70], True),
-        ([], True),
-    ],
-)
-def test_rows_are_full_unless_few_rows_or_long_texts_prevent_it(lengths: list[int], is_full: bool):
-    plan = packing.plan(np.array(lengths, int), 100, seed=1)
-    check = checks.full_check(plan)
-    assert (check.passed, check.severity) == (is_full, "warn")
-    assert is_full or check.description.startswith(
-        "packed rows are 70.0% full: 50 of 100 tokens where 35 would hold them; "
-    )
-
-
-@pytest.mark.heavy
-def test_real_texts_fill_the_rows():
-    from fullft_assets.chunks import Tokenization
-    from fullft_assets.settings import ChunksSettings
-
-    tokenization = Tokenization.load(resolve_base_model(projects.QUICK["base_model"], None), ChunksSettings())
-    lengths = np.array(
-        [len(ids) for ids in tokenization.encode([row["text"] for row in projects.licence_rows(4_000)])]
-    )
-    plan = packing.plan(lengths, 512, seed=17)
-    assert plan.fill >= 0.995
-    assert plan.num_tokens == lengths.sum()

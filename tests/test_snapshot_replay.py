@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullft_assets import chunks, documents, erasure, examples, snapshot
-from fullft_assets.checking.validation import load_use_case
+from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.chunks import load_tokenization
-from fullft_assets.errors import DataError, SettingsError, StoreError
-from fullft_assets.snapshot import general_sampling
+from fullft_assets.errors import DataError
+from fullft_assets.snapshot import replay
 from fullft_assets.snapshot.replay import draw, num_replay_tokens
 from fullft_assets.snapshot.screening import read_external
 from fullft_assets.store import Manifest, Store
-from fullft_assets.store.hashing import text_hash
 from tests import project as projects
 from tests import smollm2
 
@@ -133,17 +130,6 @@ class TestDraw:
         assert made.metadata["share"] == pytest.approx(share, abs=0.005)
         assert made.metadata["num_rows"] == len(case.texts(made)) > 1
 
-    def test_rows_are_documents_and_what_the_stages_would_make_of_them(self, case: Case) -> None:
-        made = case.draw()
-        tokenization = load_tokenization(case.project.use_case())
-        rows = list(zip(case.read(made, "examples"), case.read(made, "chunks"), strict=True))
-        for row, chunked in rows[:-1]:
-            assert chunked["windows"] == tokenization.windows([row["text"]])[0]
-        last, chunked = rows[-1]
-        whole = tokenization.windows([last["text"]])[0]
-        assert chunked["windows"] == whole[: len(chunked["windows"])]
-        assert {row["text_hash"] for row, _ in rows} == {text_hash(row["text"]) for row, _ in rows}
-
     def test_files_their_names_and_order_do_not_matter(self, case: Case, general: list[str]) -> None:
         first = case.draw()
         texts = random.Random(3).sample([*general, *general[:20]], len(general) + 20)
@@ -154,13 +140,6 @@ class TestDraw:
         assert again.ref != first.ref
         assert again.content_digest == first.content_digest
 
-    def test_what_was_drawn_is_found_not_drawn_again(
-        self, case: Case, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        first = case.draw()
-        monkeypatch.setattr(general_sampling, "read_external", None)
-        assert case.draw().ref == first.ref
-
     def test_larger_share_takes_the_same_documents_and_more(self, case: Case) -> None:
         case.configure(share=0.1)
         few = case.texts(case.draw())
@@ -168,19 +147,14 @@ class TestDraw:
         many = case.texts(case.draw())
         assert many[: len(few)] == few and len(many) > 2 * len(few)
 
-    def test_seed_decides(self, case: Case) -> None:
-        first = case.texts(case.draw())
-        case.configure(seed=5)
-        assert case.texts(case.draw())[:5] != first[:5]
-
     def test_documents_that_are_not_kept_at_hand_are_read_again(
         self, case: Case, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = case.draw()
         reads = []
-        monkeypatch.setattr(general_sampling, "_CHARACTERS_A_TOKEN", 1)
+        monkeypatch.setattr(replay, "_CHARACTERS_A_TOKEN", 1)
         monkeypatch.setattr(
-            general_sampling, "read_external", lambda *given: reads.append(given) or read_external(*given)
+            replay, "read_external", lambda *given: reads.append(given) or read_external(*given)
         )
         case.configure(documents={"max_batch_files": 1})
         for number, text in enumerate(case.texts(first)):
@@ -188,11 +162,6 @@ class TestDraw:
         again = case.draw()
         assert len(reads) == 2 and again.ref != first.ref
         assert case.texts(again) == case.texts(first)
-
-    def test_nothing_is_drawn_for_nothing(self, case: Case) -> None:
-        made = case.draw(0)
-        assert (made.metadata["num_rows"], made.metadata["num_tokens"]) == (0, 0)
-        assert case.read(made, "chunks") == []
 
 
 class TestNoLeak:
@@ -209,12 +178,6 @@ class TestNoLeak:
         assert made.metadata["num_near_held_out"] >= 2
         assert made.metadata["num_screened"] >= 1
         assert made.metadata["num_tokens"] >= num_replay_tokens(20_000, SHARE)
-
-    def test_what_is_passed_over_is_not_missed(self, case: Case, general: list[str]) -> None:
-        with pytest.raises(
-            DataError, match=r"overlap held-out rows.* fewer than snapshot\.replay\.share \(0\.2\) needs"
-        ):
-            case.draw(held_out=general[3:])
 
 
 class TestConversations:
@@ -250,19 +213,6 @@ class TestConversations:
             ]
             assert {mark for marks in chunked["marks"] for mark in marks} == {1}
 
-    def test_conversation_without_an_answer_is_counted(self, tmp_path: Path, model: Path) -> None:
-        case = Case(tmp_path, model, task="sft")
-        case.give(
-            [
-                *conversations(200),
-                *({"messages": [{"role": "user", "content": f"Is {n} alone?"}]} for n in range(30)),
-                {"note": "x"},
-            ]
-        )
-        made = case.draw(10_000)
-        assert made.metadata["num_unusable"]["malformed row"] == 1
-        assert 0 < made.metadata["num_unusable"]["no trained token"] <= 30
-
 
 class TestOneLine:
     def message(self, case: Case, **arguments: Any) -> str:
@@ -271,25 +221,6 @@ class TestOneLine:
         assert "\n" not in str(raised.value)
         assert not list((case.project.root / "store").rglob("manifest.json"))
         return str(raised.value)
-
-    def test_missing_folder(self, tmp_path: Path, model: Path) -> None:
-        case = Case(tmp_path, model)
-        with pytest.raises(
-            SettingsError,
-            match=r"defs.yaml:\d+: snapshot.replay.path: general not found; relative paths start at",
-        ):
-            load_use_case(case.project.yaml_path, with_data=True)
-        case.give([{"text": "a"}])
-        use_case = case.project.use_case()
-        shutil.rmtree(case.folder)
-        with pytest.raises(
-            DataError, match=f"^snapshot.replay: general not found; relative paths start at {tmp_path}$"
-        ):
-            draw(case.store, use_case, 20_000, [], [])
-
-    def test_unreadable_file(self, case: Case) -> None:
-        (case.folder / "broken.parquet").write_bytes(b"PAR1 and no more")
-        assert "general/broken.parquet: cannot be read (" in self.message(case)
 
     def test_nothing_usable(self, tmp_path: Path, model: Path) -> None:
         case = Case(tmp_path, model)
@@ -372,22 +303,9 @@ class TestSnapshot:
             seen[source][start : start + length] += 1
         assert all((counts == 1).all() for counts in seen)
         assert plan.capacity == 384 and plan.num_rows <= -(-plan.num_tokens // 384) + 1
-        assert manifest.check("rows_are_full").passed
         # General documents are spread over the rows of training, not kept for the end.
         rows = np.repeat(np.arange(plan.num_rows), np.diff(plan.row_offsets))[plan.source >= len(own)]
         assert 0.4 < rows.mean() / plan.num_rows < 0.6
-
-    def test_control_tokens_in_replayed_texts_are_reported(self, taken: tuple[Case, Manifest]) -> None:
-        case, manifest = taken
-        replayed = case.texts(case.store.load(manifest.metadata["replay"]))
-        num_forged = sum("<|im_end|>" in text for text in replayed)
-        check = manifest.check("replay_holds_no_control_tokens")
-        assert 0 < num_forged < len(replayed)
-        assert (check.passed, check.severity, check.metadata) == (
-            False,
-            "warn",
-            {"num_with_control_tokens": num_forged},
-        )
 
     def test_marks_are_those_of_the_answers_and_of_all_that_is_replayed(
         self, taken: tuple[Case, Manifest]
@@ -409,6 +327,7 @@ class TestSnapshot:
         drawn = case.store.load(manifest.metadata["replay"])
         replayed = set(case.texts(drawn))
         assert general[7][:700] not in replayed
+        assert not any("<|im_end|>" in text for text in replayed), "the model would read it as an end"
         for split in ("validation", "test"):
             assert not replayed & set(snapshot.load_split(case.store, manifest, split).texts)
         evaluated = {
@@ -418,33 +337,3 @@ class TestSnapshot:
         for text in [*snapshot.load_split(case.store, manifest, "train").texts, *replayed]:
             assert not any(question in text for question in evaluated if len(question.split()) >= 22)
         assert drawn.metadata["num_near_held_out"] > 10 and drawn.metadata["num_screened"] > 5
-
-    def test_batches_and_their_order_do_not_matter(
-        self, taken: tuple[Case, Manifest], tmp_path: Path, model: Path, general: list[str]
-    ) -> None:
-        case, manifest = taken
-        other = self.sft(tmp_path, model, general, max_batch_files=1)
-        for name in ("evaluation.jsonl", "general/copied.jsonl"):
-            (tmp_path / name).write_bytes((case.project.root / name).read_bytes())
-        rows = random.Random(3).sample(conversations(300), 300)
-        again = self.take(other, [rows[:200], rows[200:]])
-        assert len(again.metadata["parts"]) > len(manifest.metadata["parts"])
-        assert again.content_digest == manifest.content_digest
-
-    def test_after_an_erasure_the_rows_are_packed_anew(
-        self, taken: tuple[Case, Manifest], tmp_path: Path
-    ) -> None:
-        case, manifest = taken
-        shutil.copytree(case.store.url, tmp_path / "store")
-        store = Store(str(tmp_path / "store"))
-        train = snapshot.load_split(store, manifest, "train")
-        replayed = snapshot.load_training(store, manifest).windows[sum(map(len, train.windows)) :]
-        erasure.erase(store, case.project.name, [train.ids[3]])
-        training = snapshot.load_training(store, store.load(manifest.ref))
-        assert (
-            training.windows
-            == [window for n, cut in enumerate(train.windows) if n != 3 for window in cut] + replayed
-        )
-        assert training.packing.num_tokens == sum(map(len, training.windows))
-        with pytest.raises(StoreError):
-            snapshot.load_training(store, manifest)

@@ -16,7 +16,7 @@ from fullft_assets import documents
 from fullft_assets.component import FullFineTune
 from fullft_assets.demos import licences
 from fullft_assets.monitoring import SUMS, Sums, representation
-from fullft_assets.monitoring.representation import Composition, compare, difference, of_tables
+from fullft_assets.monitoring.representation import Composition, compare, of_tables
 from fullft_assets.resources import ManifestIOManager, latest, open_store, set_latest
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
@@ -59,12 +59,6 @@ class TestComposition:
         assert found.domains == Counter(rules["domain"].to_pylist())
         assert found.num_rows == len(rules)
 
-    def test_related_documents_are_worth_fewer(self, rules):
-        found = of_tables([rules])
-        sizes = np.array(list(Counter(rules["group"].to_pylist()).values()))
-        assert found.num_independent == pytest.approx(len(rules) ** 2 / (sizes**2).sum())
-        assert of_tables([rules.drop_columns(["group"])]).num_independent == len(rules)
-
     def test_malformed_rows_do_not_count(self, rules):
         broken = pa.table(
             {"text": [None, "a", "b"], "label": ["x", "y", "y"], "problem": [None, None, "not JSON"]}
@@ -87,13 +81,6 @@ class TestComposition:
 
 
 class TestCompare:
-    def test_same_shares_pass_and_say_so(self):
-        outcome = compare(counted({"notice": 6_000, "tag": 4_000}), counted({"notice": 610, "tag": 390}))
-        assert outcome.passed
-        assert outcome.severity == "warn"
-        assert outcome.name == "training_data_represents_production"
-        assert outcome.metadata["label_difference"] == pytest.approx(0.01)
-
     def test_shifted_shares_warn_and_name_the_labels_that_differ_most(self):
         training = {"notice": 8_000, "text": 1_000, "tag": 500, "reference": 500}
         outcome = compare(
@@ -123,11 +110,6 @@ class TestCompare:
         )
         assert sentence not in f"{outcome.description} {outcome.metadata}"
 
-    def test_nothing_in_a_name_acts_on_a_browser(self):
-        picture = "![t](http://host/x.png)"
-        outcome = compare(counted({"a": 500, "b": 500}), counted({picture: 1_000}))
-        assert not outcome.passed and picture not in outcome.description
-
     def test_below_100_documents_it_reports_insufficient_data(self):
         for few, many in ((99, 500), (500, 99)):
             outcome = compare(counted({"a": few}), counted({"b": many}))
@@ -150,14 +132,6 @@ class TestChance:
         training = counted(draw(shares, 20_000, 1))
         alarms = sum(not compare(training, counted(draw(shares, 100, seed))).passed for seed in range(100))
         assert alarms == 0
-
-    def test_expected_distance_is_that_of_equal_distributions(self):
-        shares = np.random.default_rng(3).dirichlet(np.ones(30))
-        pairs = [(draw(shares, 4_000, seed), draw(shares, 150, 1_000 + seed)) for seed in range(200)]
-        found = [difference(a, b, 4_000, 150) for a, b in pairs]
-        assert np.mean([one.distance for one in found]) == pytest.approx(
-            np.mean([one.by_chance for one in found]), rel=0.1
-        )
 
     def test_bursts_of_related_documents_leave_more_to_chance(self):
         training, labels = counted({"a": 5_000, "b": 5_000}), {"a": 80, "b": 40}
@@ -284,27 +258,6 @@ class TestInDagster:
         (window,) = live.ingest("window", "production_documents")
         return window
 
-    def test_snapshot_before_any_production_document(self, live):
-        found = live.evaluation()
-        assert found.passed and not found.blocking
-        assert found.description == "no production documents yet"
-        assert found.metadata["production"].value == "no production documents yet"
-
-    def test_production_with_other_labels_warns(self, live):
-        rows = [{**row, "id": f"p{n}"} for n, row in enumerate(projects.licence_rows(300, skip=500))]
-        self.watch(live, "w1.jsonl", rows)
-        live.run()
-        assert live.evaluation().passed
-        assert live.evaluation().metadata["num_production_rows"].value == 300
-        self.watch(live, "w2.jsonl", [{**row, "kind": "tag", "id": f"{row['id']}-2"} for row in rows])
-        live.run()
-        found = live.evaluation()
-        assert not found.passed and found.severity == dg.AssetCheckSeverity.WARN
-        assert "`tag`" in found.description and "label and deliver more documents" in found.description
-        assert found.metadata["num_windows"].value == 2
-        # The snapshot itself is as good as it was: the check only warns.
-        live.run("training_snapshot")
-
     def test_the_snapshot_of_its_run_is_judged_whatever_another_run_makes_meanwhile(self, live, monkeypatch):
         rows = [{**row, "id": f"p{n}"} for n, row in enumerate(projects.licence_rows(300, skip=500))]
         self.watch(live, "w1.jsonl", rows)
@@ -328,15 +281,6 @@ class TestInDagster:
             == made.asset_materialization.metadata["artifact"].value
             != newest.ref
         )
-
-    def test_the_newest_windows_count(self, live, monkeypatch):
-        monkeypatch.setattr(representation, "ENOUGH_ROWS", 200)
-        rows = [{**row, "id": f"p{n}"} for n, row in enumerate(projects.licence_rows(300, skip=500))]
-        self.watch(live, "w1.jsonl", [{**row, "kind": "tag"} for row in rows])
-        self.watch(live, "w2.jsonl", [{**row, "id": f"{row['id']}-2"} for row in rows])
-        live.run()
-        assert live.evaluation().passed
-        assert live.evaluation().metadata["num_production_rows"].value == 300
 
     def test_predictions_of_the_model_in_production_are_used_as_labels(self, live):
         rows = [
@@ -377,42 +321,3 @@ class TestInDagster:
                 settings={}, inputs={"finetuned_checkpoint": model.content_digest}, metadata={}
             )
         set_latest(live.store, CASE, "drift_report", made, window)
-
-    def test_check_is_in_the_jobs_that_make_either_side_new(self, project):
-        defs = FullFineTune(project.use_case()).build_defs()
-        jobs = {
-            name: defs.resolve_job_def(f"{CASE}_{name}")
-            for name in ("ingest", "model", "evaluate", "monitor")
-        }
-        having = {
-            name
-            for name, job in jobs.items()
-            if any(node.name.endswith(representation.CHECK.name) for node in job.nodes)
-        }
-        assert having == {"model", "evaluate", "monitor"}
-
-    def test_without_monitoring_there_is_no_check(self, tmp_path):
-        project = projects.create(tmp_path, CASE, rows=0)
-        assert not FullFineTune(project.use_case()).build_defs().asset_checks
-
-
-@pytest.mark.long
-def test_a_window_that_the_model_has_read_is_compared(tmp_path: Path):
-    """`fullft run` on unlabelled production documents: the monitor job looks at the check again, with the
-    model's predictions.
-    """
-    project = projects.create(tmp_path, CASE, rows=600)
-    # So small a pilot predicts no gain, which would stop the model job.
-    project.configure(monitoring={"path": f"data/{CASE}/production"}, planning={"min_predicted_gain": -1})
-    rows = [
-        {"id": f"p{n}", "text": row["text"]} for n, row in enumerate(projects.licence_rows(300, skip=700))
-    ]
-    projects.write_rows(project.production / "w1.jsonl", rows)
-    done = project.fullft("run", CASE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    with dg.DagsterInstance.from_config(str(project.home)) as instance:
-        history = instance.event_log_storage.get_asset_check_execution_history(KEY, limit=10)
-        newest, first = (record.event.dagster_event.event_specific_data for record in history)
-    assert first.description == "no production documents yet"
-    assert "predicted label shares are" in newest.description
-    assert newest.metadata["num_windows"].value == 1

@@ -2,7 +2,6 @@
 format.
 """
 
-import gzip
 import json
 import re
 from collections.abc import Iterator
@@ -10,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullft_assets import snapshot
 from fullft_assets.errors import DataError
-from fullft_assets.snapshot import screening, sketches
+from fullft_assets.snapshot import screening
 from fullft_assets.snapshot.screening import Screen, read_evaluation_texts
 from fullft_assets.store import Manifest
 from tests import prepared
@@ -69,40 +67,12 @@ class TestRuns:
         found = Screen(evaluation_texts, num_words=num_words).shares_a_run(candidates)
         assert found.tolist() == slow_overlaps(candidates, evaluation_texts, num_words)
 
-    @pytest.mark.parametrize("num_words", [5, 13, 50])
-    def test_real_texts(self, texts, num_words):
-        evaluation_texts, candidates = texts[:300], texts[300:1_500]
-        found = Screen(evaluation_texts, num_words=num_words).shares_a_run(candidates)
-        assert found.tolist() == slow_overlaps(candidates, evaluation_texts, num_words)
-        assert 20 < found.sum() < len(candidates) - 20
-
-    def test_a_run_in_the_middle_is_found_whatever_its_case_and_punctuation(self):
-        question = "In which year did the city council of Vienna first allow trams on the ring road, and why?"
-        screen = Screen([question])
-        inside = (
-            "Some notes. IN WHICH YEAR did the city council, of Vienna; first allow 'trams' on the ring."
-            " Other notes follow here."
-        )
-        one_short = (
-            "Some notes. In which year did the city council of Vienna first allow cars on the ring road."
-        )
-        assert screen.overlapping([inside, one_short, "Something else."]).tolist() == [True, False, False]
-
-    def test_runs_do_not_reach_over_two_texts(self):
-        screen = Screen(["one two three", "four five six"], num_words=5)
-        assert not screen.shares_a_run(["one two three four five six"]).any()
-
     def test_blocks_are_as_one(self, texts, monkeypatch):
         screen = Screen(texts[:200])
         whole = screen.shares_a_run(texts[200:900])
         monkeypatch.setattr(screening, "_BLOCK_ROWS", 17)
         column = pa.chunked_array([texts[200:300], texts[300:900]])
         assert np.array_equal(screen.shares_a_run(column), whole)
-
-    def test_nothing_overlaps_nothing(self):
-        assert Screen([]).overlapping(["a text"]).tolist() == [False]
-        assert Screen(["a text"]).overlapping([]).tolist() == []
-        assert Screen(["", "!"], num_words=5).shares_a_run(["", "a b c d e f"]).tolist() == [False, False]
 
 
 class TestNearDuplicates:
@@ -112,22 +82,11 @@ class TestNearDuplicates:
 
     def test_runs_and_near_duplicates_together(self, texts):
         evaluation_texts, candidates = texts[:300], texts[300:1_500]
-        screen = Screen(evaluation_texts, seed=3)
+        screen = Screen(evaluation_texts)
         found = screen.overlapping(candidates)
         runs, near = screen.shares_a_run(candidates), screen.is_near(candidates)
         assert np.array_equal(found, runs | near)
         assert (near & ~runs).any() and (runs & ~near).any()
-
-    def test_reference_finds_its_own_texts(self, texts):
-        reference = Screen(texts[:100], seed=3)
-        assert reference.is_near(texts[:100]).all()
-        assert not reference.is_near(["no licence says anything like these words at all"]).any()
-
-
-def test_texts_shorter_than_a_run_are_counted():
-    words = "one two three four five six seven eight nine ten eleven twelve thirteen"
-    assert screening.num_too_short(["one two three", words, "", f"{words} and no more"]) == 2
-    assert screening.num_too_short([]) == 0
 
 
 class TestSnapshot:
@@ -156,26 +115,10 @@ class TestSnapshot:
         batch = labeled.metadata["batch"]
         return snapshot.take(case.store, case.project.use_case(), {batch: labeled}, {batch: tokenized})
 
-    def test_evaluation_texts_shorter_than_a_run_are_reported_and_not_found(
-        self, case: prepared.Prepared, passage: str
-    ):
-        taken = self.take(case, passage)
-        assert snapshot.load_split(case.store, taken, "train").ids == case.split("train").ids
-        check = taken.check("evaluation_texts_can_be_found")
-        assert (check.passed, check.severity, check.metadata) == (
-            False,
-            "warn",
-            {"num_evaluation_texts": 2, "num_too_short": 1},
-        )
-        assert check.description.startswith("1 of 2 evaluation texts have fewer than 13 words: ")
-
     def test_a_shorter_run_finds_them(
         self, case: prepared.Prepared, passage: str, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(screening.Screen.__init__, "__kwdefaults__", {"num_words": self.NUM_WORDS})
-        monkeypatch.setattr(screening, "SCREEN_WORDS", self.NUM_WORDS)
-        monkeypatch.setattr(sketches, "SCREENING_VERSION", "shorter")
-        monkeypatch.setattr("fullft_assets.snapshot.creation.VERSION", "shorter")
         taken = self.take(case, passage)
         before = case.split("train")
         overlaps = slow_overlaps(before.texts, [passage], self.NUM_WORDS)
@@ -185,8 +128,6 @@ class TestSnapshot:
         assert taken.metadata["left_out"]["train rows that overlap an external evaluation set"] >= sum(
             overlaps
         )
-        check = taken.check("evaluation_texts_can_be_found")
-        assert (check.passed, check.description, check.metadata["num_too_short"]) == (True, "", 0)
 
 
 class TestEvaluationSets:
@@ -236,22 +177,6 @@ class TestEvaluationSets:
         ]
         projects.write_rows(project.root / "one.jsonl", rows)
         assert self.read(project, "one.jsonl").texts == ["Who signs a deed?", "a text"]
-
-    def test_tables_packed_files_and_exports(self, project):
-        folder = project.root / "benchmarks"
-        pq.write_table(pa.table({"text": ["from parquet"]}), folder / "table.parquet")
-        with gzip.open(folder / "packed.jsonl.gz", "wt") as file:
-            file.write(json.dumps({"text": "from gzip"}) + "\n")
-        task = {"id": 1, "data": {"text": "from Label Studio"}, "annotations": []}
-        (folder / "export.json").write_text(json.dumps([task]))
-        (folder / "note.md").write_text("from Markdown\n")
-        found = self.read(project, "benchmarks")
-        assert [text.strip() for text in found.texts] == [
-            "from Label Studio",
-            "from Markdown",
-            "from gzip",
-            "from parquet",
-        ]
 
     def test_digest_follows_the_content(self, project):
         path = project.root / "one.jsonl"

@@ -2,16 +2,13 @@
 are so.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets import snapshot
 from fullft_assets.documents.aliases import alias
-from fullft_assets.errors import DataError
-from fullft_assets.store import Store
 from tests import prepared, smollm2
 from tests import project as projects
 
@@ -60,37 +57,3 @@ def test_such_a_row_is_set_aside_alone_and_named(tmp_path: Path, model: Path) ->
     report = (taken.store.folder(taken.snapshot) / "report.md").read_text()
     assert f"- 1 {REASON}: delivery-1.jsonl:7" in report
     assert "- **rows_have_trained_tokens**: batch " in report
-
-
-def test_a_new_delivery_of_such_a_row_does_not_replace_a_good_one(tmp_path: Path, model: Path) -> None:
-    made = project(tmp_path, model, [conversation(number) for number in range(40)])
-    use_case, store = made.use_case(), Store(str(tmp_path / "store"))
-    labeled, tokenized = {}, {}
-    for broken in (None, 6):
-        path = made.deliver(
-            "delivery-1.jsonl", [conversation(n, cut_before_the_answer=n == broken) for n in range(40)]
-        )
-        os.utime(path, ns=(0, 10**18 * (1 if broken is None else 2)))
-        (batch,) = documents.cut_batches(store, use_case.name, made.documents, use_case.settings.documents)
-        labeled[batch.name], _ = examples.validate(
-            store, use_case, documents.keep(store, use_case, batch.name)
-        )
-        tokenized[batch.name] = chunks.tokenize(store, use_case, labeled[batch.name])
-    taken = snapshot.take(store, use_case, labeled, tokenized)
-    found = snapshot.SnapshotMetadata.of(taken)
-    assert (found.left_out[REASON], found.num_older_rows_kept) == (1, 1)
-    assert "c6" in snapshot.read_index(store, taken)["id"].to_pylist()
-
-
-def test_where_most_rows_are_so_the_snapshot_names_the_check_and_not_the_quarantine(
-    tmp_path: Path, model: Path
-) -> None:
-    rows = [conversation(number, cut_before_the_answer=number > 15) for number in range(40)]
-    with pytest.raises(DataError) as raised:
-        prepared.take(project(tmp_path, model, rows))
-    assert str(raised.value).startswith("snapshot: red checks hold back the only batch ")
-    assert (
-        f" (rows_have_trained_tokens): 24 of 40 rows have no trained token: {alias('delivery-1.jsonl')}:17, "
-        in str(raised.value)
-    )
-    assert "quarantined" not in str(raised.value)

@@ -575,8 +575,10 @@ def _launcher_problems(settings: UseCaseSettings) -> Iterator[Problem]:
         value = getattr(getattr(settings, section), key)
         if value is not None and (problem := problem_without("boto3")):
             yield (section, key), problem
+    if settings.compute.data.engine == "ray" and (problem := problem_without("ray")):
+        yield ("compute", "data", "engine"), problem
     sections: dict[Key, LauncherSettings | None] = {("launcher",): settings.launcher}
-    sections |= {("compute", name): settings.compute.of(name) for name in type(settings.compute).model_fields}
+    sections |= {("compute", name): settings.compute.of(name) for name in settings.compute.WORKLOADS}
     for section, launcher in sections.items():
         if launcher is None:
             continue

@@ -47,7 +47,6 @@ def _rewrite_drawn(
         "num_tokens": num_tokens,
         "num_erased": (before.num_erased or 0) + num_gone,
         # Which of them were is no longer known.
-        "num_with_control_tokens": min(before.num_with_control_tokens, len(documents)),
     }
     if isinstance(before, ReplayMetadata):
         num_all_tokens = num_tokens + manifest.inputs["num_task_tokens"]

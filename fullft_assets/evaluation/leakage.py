@@ -17,7 +17,7 @@ from fullft_assets.evaluation.intervals import Record, effective_number
 from fullft_assets.evaluation.metrics.base import MIN_LABEL_GROUPS
 from fullft_assets.evaluation.resampling import number_groups
 from fullft_assets.evaluation.rows import one_of_each_group_first
-from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
+from fullft_assets.snapshot.near_text.pairs import near_duplicates
 
 #: F1 of a rule that is enough alone.
 ENOUGH = 0.98
@@ -134,7 +134,7 @@ def find_leakage(train: LabelledTexts, test: LabelledTexts, names: Sequence[str]
         )
         if marker.f1 >= ENOUGH and marker.effective_groups >= MIN_LABEL_GROUPS:
             markers.append(marker)
-    repeated = _repeats(train.texts, test.texts, seed)
+    repeated = _repeats(train.texts, test.texts)
     share = float(np.average(repeated, weights=test.weights))
     return Leakage(
         num_labels=len(labels), markers=markers, num_repeated=int(repeated.sum()), share_repeated=share
@@ -165,10 +165,10 @@ def pieces(text: str) -> set[str]:
     return parts
 
 
-def _repeats(train: Sequence[str], test: Sequence[str], seed: int) -> np.ndarray:
+def _repeats(train: Sequence[str], test: Sequence[str]) -> np.ndarray:
     train_words, test_words = (
         [" ".join(_WORD.findall(text.casefold())) for text in texts] for texts in (train, test)
     )
     is_near = np.zeros(len(test), bool)
-    is_near[list(near_duplicates(train_words, test_words, REPEATED, seed))] = True
+    is_near[list(near_duplicates(train_words, test_words, REPEATED))] = True
     return is_near & np.array([len(set(text.split())) >= _MIN_WORDS for text in test_words])

@@ -331,7 +331,7 @@ def _strays(store: Store, case: str, section: LauncherSettings) -> Iterator[tupl
 def sections(settings: UseCaseSettings) -> list[LauncherSettings]:
     """Return where workloads of a use case run, each place once."""
     found: list[LauncherSettings] = []
-    for workload in ("training", *ComputeSettings.model_fields):
+    for workload in ("training", *ComputeSettings.WORKLOADS):
         if (section := settings.launcher_of(workload)) not in found:
             found.append(section)
     return found

@@ -98,29 +98,29 @@ def independent_rows(
     if limit is not None:
         chosen = chosen[: _CANDIDATES * limit]
     alone = [index for index in chosen if not groups[index]]
-    clusters = _clusters([texts[index][:_MAX_CHARACTERS] for index in alone], seed)
+    clusters = _clusters([texts[index][:_MAX_CHARACTERS] for index in alone])
     _, firsts = np.unique(clusters, return_index=True)
     left_out = set(alone) - {alone[number] for number in firsts}
     return np.array(sorted([index for index in chosen if index not in left_out][:limit]), dtype=np.int64)
 
 
-def _clusters(texts: Sequence[str], seed: int) -> np.ndarray:
+def _clusters(texts: Sequence[str]) -> np.ndarray:
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
-    from fullft_assets.snapshot.near_text.shingles import shingle_sets
+    from fullft_assets.snapshot.near_text.words import shingle_sets
 
     if not texts:
         return np.zeros(0, np.int64)
-    sets = shingle_sets(pa.array([text.casefold() for text in texts], pa.string()), seed)
-    names, columns = np.unique(sets.values, return_inverse=True)
+    values, sizes = shingle_sets(pa.array([text.casefold() for text in texts], pa.string()))
+    names, columns = np.unique(values, return_inverse=True)
     table = csr_array(
-        (np.ones(len(columns), np.float32), columns, np.append(0, np.cumsum(sets.sizes))),
+        (np.ones(len(columns), np.float32), columns, np.append(0, np.cumsum(sizes))),
         shape=(len(texts), len(names)),
     )
     shared = (table @ table.T).tocoo()
     first, second = shared.coords
-    together = sets.sizes[first] + sets.sizes[second] - shared.data
+    together = sizes[first] + sizes[second] - shared.data
     near = shared.data >= SIMILARITY * together
     links = csr_array((np.ones(int(near.sum()), bool), (first[near], second[near])), shape=shared.shape)
     return connected_components(links, directed=False)[1]

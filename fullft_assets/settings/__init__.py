@@ -17,6 +17,7 @@ from fullft_assets.settings.launcher import (
     ClusterLauncherSettings,
     ComputeSettings,
     ContainerLauncherSettings,
+    DataEngineSettings,
     EcsLauncherSettings,
     KubernetesLauncherSettings,
     LauncherSettings,

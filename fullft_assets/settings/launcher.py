@@ -5,7 +5,7 @@ A key that several kinds have is in a class that these kinds share.
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     ConfigDict,
@@ -15,6 +15,7 @@ from pydantic import (
     SerializationInfo,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
@@ -661,6 +662,29 @@ class ByKind:
 Elsewhere = Annotated[LauncherSettings | None, ByKind()]
 
 
+class DataEngineSettings(Settings):
+    """Where the rows of all batches are compared for a snapshot; all else stays in the run."""
+
+    engine: Literal["native", "ray"] = Field(
+        default="native",
+        description=(
+            "`native`: in the run's process; `ray`: on a Ray cluster that exists, with the extra `ray`. The"
+            " snapshot is the same."
+        ),
+    )
+    address: str | None = Field(
+        default=None,
+        pattern=r"^ray://\S+:\d+$",
+        description="The cluster's address for clients, such as `ray://head.internal:10001`; `ray` needs it.",
+    )
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> Self:
+        if (self.engine == "ray") != (self.address is not None):
+            raise ValueError("engine: ray and address: ray://HOST:PORT belong together")
+        return self
+
+
 class ComputeSettings(Settings):
     """Workloads that run elsewhere than `launcher` says, which is where training runs: each of `ingestion`
     (documents, examples and chunks of a batch: one process, which reads documents.path itself; default: in
@@ -671,6 +695,7 @@ class ComputeSettings(Settings):
     If a section is of the same kind as `launcher`, it needs only the keys that differ.
     """
 
+    WORKLOADS: ClassVar[tuple[str, ...]] = ("ingestion", "planning", "evaluation", "monitoring")
     REMOVED: ClassVar[Mapping[str, str]] = {
         "prediction": "production documents are predicted where `monitoring` says",
     }
@@ -691,7 +716,9 @@ class ComputeSettings(Settings):
         default=None,
         description="Where production documents are predicted, and drift is tested: one process.",
     )
+    data: DataEngineSettings = DataEngineSettings()
 
     def of(self, workload: str) -> LauncherSettings | None:
         """Return the section of a workload; None where it runs where training does."""
-        return getattr(self, "monitoring" if workload == "prediction" else workload, None)
+        section = "monitoring" if workload == "prediction" else workload
+        return getattr(self, section) if section in self.WORKLOADS else None

@@ -45,7 +45,7 @@ class SnapshotSettings(Settings):
         "contained_share": "texts that share 95% of their shingles are one",
         "near_duplicate_similarity": "the default of 0.8 holds",
         "screen_words": "the default of 13 holds",
-        "recommended_train_rows": "the default of 10,000 holds",
+        "recommended_train_rows": "the pilot says whether more rows help",
         "rare_labels": "rare labels are set aside; set `min_rows_per_label: 1` to keep them",
         "max_share_difference": "the default of 0.2 holds",
     }

@@ -92,7 +92,9 @@ class UseCaseSettings(Settings):
             "compute": {
                 name: (
                     {**base, **section}
-                    if isinstance(section, Mapping) and section.get("kind", kind) == kind
+                    if name in ComputeSettings.WORKLOADS
+                    and isinstance(section, Mapping)
+                    and section.get("kind", kind) == kind
                     else section
                 )
                 for name, section in data["compute"].items()

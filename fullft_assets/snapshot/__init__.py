@@ -1,11 +1,11 @@
 """snapshot: exactly which rows train, validate and test: deduplicated, split without leaks, frozen.
 
 `creation` creates a snapshot and `loading` reads it again. `batches` are what it is taken over; `split`
-decides over `all_rows`, with what `deliveries` supersede and which `labels` there are; `near_duplicates`
-finds texts that are nearly equal, by what `sketches` keeps of each batch. `screening` keeps evaluation texts
-out, `replay` and the `general` set draw general documents (`general_sampling`), and `packing` shapes what
-trains. A snapshot holds no text: `locations` says where its rows are in its batches, `frozen_batches` whether
-these still hold what it froze. `checks` and `metadata` are what its manifest contains.
+decides over `all_rows`, with what `deliveries` supersede and which `labels` there are; `near_text` joins
+the sketches of each batch to find texts that are nearly equal. `screening` keeps evaluation texts out,
+`replay` draws general documents, those of the `general` set too, and `packing` shapes what trains. A snapshot
+holds no text: `locations` says where its rows are in its batches, `frozen_batches` whether these still hold
+what it froze. `checks` and `metadata` are what its manifest contains.
 """
 
 from fullft_assets.snapshot.all_rows import SplitName
@@ -22,6 +22,6 @@ from fullft_assets.snapshot.loading import (
 )
 from fullft_assets.snapshot.locations import read_index
 from fullft_assets.snapshot.metadata import SnapshotMetadata
-from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
+from fullft_assets.snapshot.near_text.pairs import near_duplicates
 from fullft_assets.snapshot.split import Frozen
 from fullft_assets.store.hashing import unit_hash

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 
 from fullft_assets.examples.identity import COLUMNS, IdentityRows, codes
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.sketches import BatchIndex
 
 #: In the order of precedence: a row of a lower place never moves behind a later one.
 SPLITS = ("test", "validation", "train")
@@ -30,22 +29,18 @@ class BatchRows:
     Attributes:
         rows: valid examples with COLUMNS, without their texts.
         files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the
-            rows of older ones, but for those that are quarantined in it.
-        places: float64 [n] in [0, 1), keyed hash of each row's group, or of its text where it has none.
-        index: reads the sketches and minimizers of the rows' texts.
+            rows of older ones.
+        sketches: of the rows' texts (`near_text.pairs.sketch`), the `place` of each row in [0, 1) (the keyed
+            hash of its group, or of its text where it has none), and whether it `overlaps` an external
+            evaluation set: then it does not train.
         texts: reads the texts at positions, in that order.
-        quarantined: `id`, `source` and `delivered_ns` of the quarantined rows.
-        overlaps: bool [n], rows that overlap an external evaluation set; they do not train.
         untrained: positions of conversations without a trained token.
     """
 
     rows: pa.Table
     files: Mapping[str, int]
-    places: np.ndarray
-    index: Callable[[], BatchIndex]
+    sketches: pa.Table
     texts: Callable[[np.ndarray], pa.Array | pa.ChunkedArray]
-    quarantined: pa.Table | None = None
-    overlaps: np.ndarray | None = None
     untrained: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
@@ -56,12 +51,10 @@ class Rows(IdentityRows):
     Attributes:
         group: int64 [n], code of each row's group, or of its text where it has none.
         batch, position: int64 [n], number of each row's batch and the row's position in it.
-        place: float64 [n], see `BatchRows.places`.
+        place: float64 [n], see `BatchRows.sketches`.
         tier: int64 [n], number (of SPLITS) of the split of each row's group: what its place gives, until
             groups are moved.
         split: int64 [n], number (of SPLITS) of the row's split, or -1 for what is excluded.
-        kept_older: bool [n], rows of older deliveries of a file that count because they are quarantined in
-            each newer one.
         dropped: excluded rows by reason.
         dropped_rows: the first few of them, by reason.
     """
@@ -72,7 +65,6 @@ class Rows(IdentityRows):
     place: np.ndarray
     tier: np.ndarray
     split: np.ndarray
-    kept_older: np.ndarray
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_rows: dict[str, list[int]] = field(default_factory=dict)
 
@@ -118,7 +110,7 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
     tables = [batch.rows for batch in ordered if len(batch.rows)]
     table = pa.concat_tables(tables, promote_options="permissive") if tables else none
     sizes = [len(batch.rows) for batch in ordered]
-    place = np.concatenate([np.zeros(0), *(batch.places for batch in ordered)])
+    place = np.concatenate([np.zeros(0), *(batch.sketches["place"].to_numpy() for batch in ordered)])
     tier = hashed_split(place, settings)
     return Rows(
         **vars(IdentityRows.of(table)),
@@ -128,7 +120,6 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
         place=place,
         tier=tier,
         split=tier.copy(),
-        kept_older=np.zeros(len(table), bool),
     )
 
 
@@ -136,3 +127,17 @@ def hashed_split(place: np.ndarray, settings: SnapshotSettings) -> np.ndarray:
     """Return the number (of SPLITS) of the split that each place gives: int64 [n]."""
     held_out = settings.test_share + settings.validation_share
     return np.where(place < settings.test_share, TEST, np.where(place < held_out, VALIDATION, TRAIN))
+
+
+def distinct(values: np.ndarray) -> np.ndarray:
+    """Return the distinct integers in ascending order, by sorting: `np.unique` hashes, which takes fifty
+    times as long for a million.
+    """
+    ordered = np.sort(values)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
+
+
+def expand(start: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Return the concatenation of the ranges [start, start + count)."""
+    ends = np.cumsum(count)
+    return np.repeat(start - ends + count, count) + np.arange(ends[-1] if len(ends) else 0)

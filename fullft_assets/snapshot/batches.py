@@ -1,33 +1,40 @@
 """The batches that a snapshot is taken over: which they are, and what the split needs of each."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import ChunksMetadata, Expected, rows_without_trained_tokens
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError
-from fullft_assets.examples import QUARANTINED, ExamplesMetadata
 from fullft_assets.examples import VERSION as EXAMPLES_VERSION
+from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.examples import key_settings as example_settings
 from fullft_assets.examples.identity import COLUMNS
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot import screening, sketches
 from fullft_assets.snapshot.all_rows import BatchRows
+from fullft_assets.snapshot.frozen_batches import content_of
 from fullft_assets.snapshot.locations import read_rows
-from fullft_assets.store import CheckOutcome, Manifest, Store
+from fullft_assets.snapshot.metadata import NearDuplicateIndexMetadata
+from fullft_assets.snapshot.near_text.pairs import sketch
+from fullft_assets.snapshot.screening import EvaluationTexts, Screen
+from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 from fullft_assets.store.checks import CheckSpec
+from fullft_assets.store.hashing import unit_hash
+
+#: Of the sketches of a batch.
+VERSION = "6"
+_STAGE = "near_duplicate_index"
+_FILE = "sketches.arrow"
 
 ARCHIVED_FILES_COUNT = CheckSpec(
     "archived_files_count", "Files that were taken away since their delivery count as they were read."
-)
-FILES_HAVE_ONE_SOURCE = CheckSpec(
-    "files_have_one_source", "No file has the path of another source's file, whose rows it would supersede."
 )
 
 
@@ -42,10 +49,8 @@ def usable_batches(
     usable = {name: manifest for name, manifest in examples.items() if not manifest.red_gates}
     fix = f"launch {use_case.name}_ingest for it (the new-documents sensor does)"
     for name, manifest in usable.items():
-        if name not in chunks:
-            raise DataError(f"batch {name}: examples are there, but they were never tokenised; {fix}")
-        if chunks[name].inputs["labeled_examples"] != manifest.content_digest:
-            raise DataError(f"batch {name}: tokenized_chunks were made from older examples; {fix}")
+        if name not in chunks or chunks[name].inputs["labeled_examples"] != manifest.content_digest:
+            raise DataError(f"batch {name}: its examples were not tokenised, or others than today's; {fix}")
         for part, version, settings in (
             (manifest, EXAMPLES_VERSION, example_settings(use_case.settings)),
             (chunks[name], CHUNKS_VERSION, expected.settings),
@@ -111,72 +116,90 @@ def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifes
     )
 
 
-def source_check(usable: Mapping[str, Manifest]) -> CheckOutcome:
-    """Return whether each file was delivered from one source: a file is known by its path below it, and a
-    namesake supersedes its rows.
-    """
-    sources: dict[str, set[str]] = {}
-    for metadata in map(ExamplesMetadata.of, usable.values()):
-        for path in metadata.files:
-            sources.setdefault(path, set()).add(metadata.uri)
-    namesakes = {path: sorted(uris) for path, uris in sources.items() if len(uris) > 1}
-    description = ""
-    if namesakes:
-        path, uris = min(namesakes.items())
-        description = (
-            f"{len(namesakes):,} files were delivered from several sources, such as {alias(path)} from"
-            f" {' and '.join(uris)}; only the newest delivery of a path counts: if these are different files,"
-            " rename those of one source and deliver them again; if documents.path has moved, nothing is"
-            " wrong"
-        )
-    return CheckOutcome(
-        name=FILES_HAVE_ONE_SOURCE.name,
-        passed=not namesakes,
-        severity="warn",
-        description=description,
-        metadata={"num_files_of_several_sources": len(namesakes)},
-    )
-
-
 def read_batches(
     store: Store,
     use_case: UseCase,
     usable: Mapping[str, Manifest],
     chunks: Mapping[str, Manifest],
-    evaluation: screening.EvaluationTexts | None,
+    evaluation: EvaluationTexts | None,
 ) -> dict[str, BatchRows]:
     """Return what the split needs of each usable batch; its sketches are made where they are not there
     yet.
     """
 
     @cache
-    def screen() -> screening.Screen:
-        assert evaluation is not None, "only texts of external sets are looked up"
-        return screening.Screen(evaluation.texts)
+    def screen() -> Screen | None:
+        return None if evaluation is None else Screen(evaluation.texts)
 
     batches = {}
     for name, manifest in usable.items():
-        made = sketches.ensure(store, use_case.name, manifest, use_case.settings.seed)
-        index = partial(sketches.read_index, store.folder(made))
+        index = _ensure_sketches(store, use_case.name, manifest, use_case.settings.seed, evaluation, screen)
         path = store.folder(manifest) / "examples.parquet"
-        quarantined = pq.read_table(path.with_name(QUARANTINED), columns=["id", "source", "delivered_ns"])
-        batch = BatchRows(
+        untrained = np.zeros(0, np.int64)
+        if ChunksMetadata.of(chunks[name]).num_rows_without_trained_tokens:
+            untrained = rows_without_trained_tokens(store.folder(chunks[name]))
+        batches[name] = BatchRows(
             rows=pq.read_table(path, columns=list(COLUMNS)),
             files=ExamplesMetadata.of(manifest).files,
-            places=np.array(index().places),
-            index=index,
+            # Mapped: they take memory as they are read, until they are let go.
+            sketches=feather.read_table(str(store.folder(index) / _FILE), memory_map=True),
             texts=partial(read_rows, path, "text"),
-            quarantined=quarantined,
+            untrained=untrained,
         )
-        if evaluation is not None:
-            screened = sketches.ensure_screened(store, use_case.name, manifest, evaluation, screen)
-            overlaps = np.load(store.folder(screened) / "overlaps.npy", allow_pickle=False)
-            batch = replace(batch, overlaps=overlaps)
-        if ChunksMetadata.of(chunks[name]).num_rows_without_trained_tokens:
-            # Conversations without a trained token count as quarantined: no older version is superseded.
-            untrained = rows_without_trained_tokens(store.folder(chunks[name]))
-            rows = batch.rows.take(pa.array(untrained)).select(quarantined.column_names)
-            rows = pa.concat_tables([quarantined, rows], promote_options="permissive")
-            batch = replace(batch, untrained=untrained, quarantined=rows)
-        batches[name] = batch
     return batches
+
+
+def build_sketches(rows: pa.Table, seed: int, screen: Screen | None = None) -> pa.Table:
+    """Return the sketches of rows with `text`, `text_hash` and `group`, their `place` in the split, and
+    whether each `overlaps` a screen's texts.
+    """
+    overlaps = np.zeros(len(rows), bool) if screen is None else screen.overlapping(rows["text"])
+    table = sketch(rows["text"]).append_column("place", pa.array(_places(rows, seed)))
+    return table.append_column("overlaps", pa.array(overlaps))
+
+
+def _places(rows: pa.Table, seed: int) -> np.ndarray:
+    """Return each row's place in the split: the keyed hash of its group, or of its text where it has none."""
+    encoded = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
+    of_group = np.array(
+        [unit_hash(seed, "split", group) for group in encoded.dictionary.to_pylist()], np.float64
+    )
+    return of_group[encoded.indices.to_numpy()] if len(of_group) else of_group
+
+
+def _ensure_sketches(
+    store: Store,
+    case: str,
+    examples: Manifest,
+    seed: int,
+    evaluation: EvaluationTexts | None,
+    screen: Callable[[], Screen | None],
+) -> Manifest:
+    """Return the sketches of a batch's examples, made if there are none yet.
+
+    Args:
+        store, case, examples, seed: the batch, and the key of the split's hashes.
+        evaluation: texts of the external evaluation sets, that the rows are screened for.
+        screen: makes the look-up of these; only called where the batch has no sketches yet.
+    """
+
+    def write(draft: Draft) -> Outcome:
+        rows = pq.read_table(
+            store.folder(examples) / "examples.parquet", columns=["text", "text_hash", "group"]
+        )
+        # Without compression it is mapped, not read.
+        table = build_sketches(rows, seed, screen())
+        feather.write_feather(table, str(draft.path / _FILE), compression="uncompressed")
+        batch = ExamplesMetadata.of(examples).batch
+        return NearDuplicateIndexMetadata(batch=batch, num_rows=len(rows)).as_dict(), []
+
+    screened = {} if evaluation is None else {"evaluation_texts": evaluation.digest}
+    return store.ensure(
+        case,
+        _STAGE,
+        write,
+        version=VERSION,
+        settings={},
+        inputs={"labeled_examples": content_of(examples), **screened},
+        seed=seed,
+    )

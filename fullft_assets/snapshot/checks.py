@@ -7,16 +7,12 @@ from fullft_assets.examples.labels import variants
 from fullft_assets.examples.outcomes import agreement_outcome
 from fullft_assets.examples.rules import snapshot_rules
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
-from fullft_assets.snapshot.batches import ARCHIVED_FILES_COUNT, FILES_HAVE_ONE_SOURCE
+from fullft_assets.snapshot.batches import ARCHIVED_FILES_COUNT
 from fullft_assets.snapshot.deliveries import IDS_NAME_ONE_DOCUMENT, LATER_ROWS_ARE_NEWER
-from fullft_assets.snapshot.labels import LABELS_ARE_COMMON
-from fullft_assets.snapshot.metadata import ReplayMetadata, SnapshotMetadata
-from fullft_assets.snapshot.packing import Packing
-from fullft_assets.snapshot.screening import SCREEN_WORDS, EvaluationTexts, num_too_short
-from fullft_assets.snapshot.set_aside import LABELS_ARE_SPLIT
+from fullft_assets.snapshot.labels import LABELS_ARE_COMMON, LABELS_ARE_SPLIT
+from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.split import (
     SPLITS_ARE_DISJOINT,
-    TRAINING_ROWS_ARE_PLENTY,
     TRAINING_ROWS_SUFFICE,
     Frozen,
 )
@@ -27,25 +23,13 @@ from fullft_assets.task import task_of
 CHECKS = (
     SPLITS_ARE_DISJOINT,
     TRAINING_ROWS_SUFFICE,
-    TRAINING_ROWS_ARE_PLENTY,
     IDS_NAME_ONE_DOCUMENT,
     LATER_ROWS_ARE_NEWER,
     ARCHIVED_FILES_COUNT,
-    FILES_HAVE_ONE_SOURCE,
 )
 #: Not of the artifact, whose key does not have the settings of the release.
 VERDICT_IS_POSSIBLE = CheckSpec(
     "verdict_is_possible", "There are as many test groups as a verdict needs at least."
-)
-_SCREEN = CheckSpec(
-    "evaluation_texts_can_be_found", "Texts of snapshot.screen are long enough to be found within others."
-)
-_FULL = CheckSpec(
-    "rows_are_full",
-    "Packed rows are at least 99.5% full, or as few as the tokens and the long texts need, or two more.",
-)
-_CONTROL = CheckSpec(
-    "replay_holds_no_control_tokens", "No replayed document holds the model's special tokens."
 )
 #: Rules on row identity, over all batches; their severity is that of examples.severities.
 _IDENTITY = {
@@ -75,7 +59,7 @@ _MANY_COPIES = 0.1
 
 def checks_of(settings: UseCaseSettings) -> tuple[CheckSpec, ...]:
     """Return the checks that a use case's snapshot has."""
-    chosen, rules = settings.snapshot, snapshot_rules(settings.examples)
+    rules = snapshot_rules(settings.examples)
     return (
         *CHECKS,
         *((LABELS_ARE_COMMON, LABELS_ARE_SPLIT) if task_of(settings.examples).has_labels else ()),
@@ -83,9 +67,6 @@ def checks_of(settings: UseCaseSettings) -> tuple[CheckSpec, ...]:
             CheckSpec(name, f"{_IDENTITY[name]} Over all batches.", blocking=rule.severity == "error")
             for name, rule in rules.items()
         ),
-        *([_SCREEN] if chosen.screen else []),
-        *([_FULL] if task_of(settings.examples).is_generative else []),
-        *([_CONTROL] if chosen.replay is not None else []),
     )
 
 
@@ -135,46 +116,6 @@ def _spelling_outcome(labels: list[str], severity: Literal["error", "warn"]) -> 
     )
 
 
-def full_check(plan: Packing) -> CheckOutcome:
-    """Return whether training computes little else than tokens."""
-    return CheckOutcome(
-        name=_FULL.name,
-        passed=plan.is_full,
-        severity="warn",
-        description=(
-            ""
-            if plan.is_full
-            else (
-                f"packed rows are {plan.fill:.1%} full: {plan.num_rows:,} of {plan.capacity:,} tokens where"
-                f" {plan.num_rows_needed:,} would hold them; the texts' lengths do not add up to"
-                " chunks.max_tokens: try another, such as a multiple of the commonest length"
-            )
-        ),
-        metadata={
-            "packing_fill": plan.fill,
-            "num_packed_rows": plan.num_rows,
-            "num_rows_needed": plan.num_rows_needed,
-        },
-    )
-
-
-def control_check(replayed: ReplayMetadata) -> CheckOutcome:
-    """Return whether replayed documents are read as text alone."""
-    count = replayed.num_with_control_tokens
-    return CheckOutcome(
-        name=_CONTROL.name,
-        passed=not count,
-        severity="warn",
-        description=(
-            f"{count:,} of {replayed.num_rows:,} replayed documents hold special tokens of the model, which"
-            " it learns as ends and marks that the text does not have; remove them from snapshot.replay.path"
-            if count
-            else ""
-        ),
-        metadata={"num_with_control_tokens": count},
-    )
-
-
 def verdict_check(taken: SnapshotMetadata, settings: UseCaseSettings) -> CheckOutcome:
     """Return whether the test groups, of equal weight at best, are as many as a verdict needs; what else
     would do where they are not.
@@ -199,24 +140,4 @@ def verdict_check(taken: SnapshotMetadata, settings: UseCaseSettings) -> CheckOu
             )
         ),
         metadata={"num_test_groups": num_groups},
-    )
-
-
-def screen_check(evaluation: EvaluationTexts) -> CheckOutcome:
-    """Return whether the evaluation texts are long enough to be found within others."""
-    num_short = num_too_short(evaluation.texts)
-    return CheckOutcome(
-        name=_SCREEN.name,
-        passed=not num_short,
-        severity="warn",
-        description=(
-            ""
-            if not num_short
-            else (
-                f"{num_short:,} of {len(evaluation.texts):,} evaluation texts have fewer than"
-                f" {SCREEN_WORDS} words: training rows that hold one among other words are not found, only"
-                " near-copies of it are"
-            )
-        ),
-        metadata={"num_evaluation_texts": len(evaluation.texts), "num_too_short": num_short},
     )

@@ -19,21 +19,22 @@ from fullft_assets.documents import names
 from fullft_assets.examples.agreement import metadata_of
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot import checks, data_facts, data_report, general, packing, replay, screening
+from fullft_assets.snapshot import checks, data_report, general, packing, replay, screening
 from fullft_assets.snapshot.all_rows import BatchRows
-from fullft_assets.snapshot.batches import archive_check, read_batches, source_check, usable_batches
+from fullft_assets.snapshot.batches import archive_check, read_batches, usable_batches
 from fullft_assets.snapshot.frozen_batches import content_of, find_rows, pin
-from fullft_assets.snapshot.general_sampling import pin_files
 from fullft_assets.snapshot.ledger import FILE, LedgerHistory, read_history
 from fullft_assets.snapshot.locations import in_order, read_rows, to_lists, window_lengths
 from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, SnapshotMetadata
+from fullft_assets.snapshot.near_text.engine import use_engine
 from fullft_assets.snapshot.packing import Packing
+from fullft_assets.snapshot.replay import pin_files
 from fullft_assets.snapshot.split import Frozen, freeze_batches
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store
 from fullft_assets.store.hashing import artifact_key
 from fullft_assets.task import task_of
 
-VERSION = "13"
+VERSION = "15"
 _STAGE = "training_snapshot"
 
 
@@ -124,6 +125,7 @@ class _Creation:
     def write(self, draft: Draft) -> Outcome:
         """Write the snapshot's tables and the data report."""
         settings = self.use_case.settings
+        use_engine(settings.compute.data)
         batches = read_batches(self.store, self.use_case, self.usable, self.chunks, self.evaluation)
         frozen = freeze_batches(
             batches,
@@ -169,7 +171,15 @@ class _Creation:
             **metadata_of(frozen.agreement),
             batches_left_out=sorted(set(self.examples) - set(self.usable)),
             parts={name: pin(self.usable[name], self.chunks[name]) for name in sorted(self.usable)},
-            **_drawn_metadata(measured, replayed),
+            general=measured and measured.ref,
+            num_general_tokens=measured and GeneralMetadata.of(measured).num_tokens,
+            replay=replayed and replayed.ref,
+            num_replay_rows=replayed and ReplayMetadata.of(replayed).num_rows,
+            num_replay_tokens=replayed and ReplayMetadata.of(replayed).num_tokens,
+            num_packed_rows=plan and plan.num_rows,
+            packing_fill=plan and plan.fill,
+            packing_capacity=plan and plan.capacity,
+            packing_cuts_to_fill=plan and _cuts_to_fill(settings),
             **data_report.length_metadata(num_tokens, settings.chunks.max_tokens),
             num_evaluation_texts=None if self.evaluation is None else self.evaluation.num_texts,
         )
@@ -177,22 +187,7 @@ class _Creation:
             *of_rows,
             frozen.order,
             archive_check(self.examples, self.usable),
-            source_check(self.usable),
         ]
-        if plan is not None:
-            outcomes.append(checks.full_check(plan))
-            metadata = metadata.model_copy(
-                update={
-                    "num_packed_rows": plan.num_rows,
-                    "packing_fill": plan.fill,
-                    "packing_capacity": plan.capacity,
-                    "packing_cuts_to_fill": _cuts_to_fill(settings),
-                }
-            )
-        if replayed is not None:
-            outcomes.append(checks.control_check(ReplayMetadata.of(replayed)))
-        if self.evaluation is not None:
-            outcomes.append(checks.screen_check(self.evaluation))
         report = self._report_on_data(frozen, metadata, num_tokens, batches, outcomes)
         (draft.path / "report.md").write_text(report, encoding="utf-8")
         (draft.path / "report.html").write_text(data_report.to_page(report), encoding="utf-8")
@@ -238,7 +233,7 @@ class _Creation:
         settings = self.use_case.settings
         folders = {name: self.store.folder(manifest) for name, manifest in self.usable.items()}
         outcomes = [*outcomes, checks.verdict_check(metadata, settings)]
-        facts = data_facts.gather(self.examples, self.chunks, folders, frozen, batches, outcomes)
+        facts = data_report.gather(self.examples, self.chunks, folders, frozen, batches, outcomes)
         # Only of the first snapshot: it takes seconds, and the fields stay.
         if not self.history.newest and (suggestion := self.suggest_group()) is not None:
             facts.to_do.append(("group", suggestion))
@@ -281,20 +276,6 @@ def _lengths(places: pa.Table, files: Mapping[str, Path]) -> np.ndarray:
     """Return the number of tokens in each window of some rows, from the files with the chunks of batches."""
     lengths = in_order(places, lambda batch, rows: window_lengths(read_rows(files[batch], "windows", rows)))
     return np.array(list(chain.from_iterable(lengths)), np.int64)
-
-
-def _drawn_metadata(measured: Manifest | None, replayed: Manifest | None) -> dict[str, Any]:
-    metadata = {}
-    if measured is not None:
-        metadata = {"general": measured.ref, "num_general_tokens": GeneralMetadata.of(measured).num_tokens}
-    if replayed is not None:
-        drawn = ReplayMetadata.of(replayed)
-        metadata |= {
-            "replay": replayed.ref,
-            "num_replay_rows": drawn.num_rows,
-            "num_replay_tokens": drawn.num_tokens,
-        }
-    return metadata
 
 
 def _cuts_to_fill(settings: UseCaseSettings) -> bool:

@@ -1,20 +1,30 @@
-"""What a person should know of the data before training: sizes, balance, lengths, excluded rows, one row as
-the model reads it.
+"""What a person should know of the data before training: sizes, balance, lengths, excluded rows and the first
+of their places, groups, what to do, one row as the model reads it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from fullft_assets.examples.labels import variants
+from fullft_assets.documents.aliases import restore
+from fullft_assets.examples import QUARANTINED, ExamplesMetadata
+from fullft_assets.examples.labels import NOT_NAMED, variants
 from fullft_assets.markdown import escape_name, fenced, to_html
-from fullft_assets.snapshot.data_facts import DataFacts, ExcludedRows
+from fullft_assets.snapshot.all_rows import MOST_NAMED, BatchRows
+from fullft_assets.snapshot.batches import red_gates
 from fullft_assets.snapshot.metadata import SnapshotMetadata
+from fullft_assets.snapshot.split import Frozen
+from fullft_assets.store import CheckOutcome, Manifest
 
+_LARGEST_GROUPS = 10
 _BAR = 40
 _STYLE = (
     "body{max-width:60em;margin:2em auto;padding:0 1em;font:15px/1.5 system-ui,sans-serif;color:#1f2937}"
@@ -26,8 +36,47 @@ _STYLE = (
     "@media(max-width:600px){th,td{padding:.3em;font-size:12px}td:first-child{min-width:4em}"
     "pre{padding:.5em;font-size:10px}}"
 )
-_SPLITS = ("train", "validation", "test")
-_REASONS = {"few_rows": "fewer than snapshot.min_rows_per_label", "no_training_row": "no row that may train"}
+
+
+@dataclass(frozen=True)
+class ExcludedRows:
+    """Rows that were set aside for one reason, and the first of them as file:row."""
+
+    reason: str
+    num_rows: int
+    places: list[str]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the report says beside the snapshot's own counts.
+
+    Attributes:
+        num_rows, num_valid: rows that were read in the batches of the snapshot, and those that the rules let
+        pass.
+        quarantined: rows that a rule set aside; a row may have several reasons.
+        left_out: valid rows that the snapshot leaves out.
+        num_groups: groups of the snapshot, rows without one not counted.
+        num_ungrouped: its rows without a group.
+        largest_groups: name, split and rows of the groups with the most rows.
+        held_back: names of the red checks of each batch that is excluded.
+        to_do: (name of a check that is not green, what to do).
+    """
+
+    num_rows: int = 0
+    num_valid: int = 0
+    quarantined: list[ExcludedRows] = field(default_factory=list)
+    left_out: list[ExcludedRows] = field(default_factory=list)
+    num_groups: int = 0
+    num_ungrouped: int = 0
+    largest_groups: list[tuple[str, str, int]] = field(default_factory=list)
+    held_back: dict[str, list[str]] = field(default_factory=dict)
+    to_do: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def num_excluded(self) -> int:
+        """How many valid rows the snapshot leaves out."""
+        return sum(each.num_rows for each in self.left_out)
 
 
 @dataclass(frozen=True)
@@ -86,52 +135,34 @@ def render(
         case: the use case.
         source: where its documents are delivered.
     """
-    written_at = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    lines = [
-        f"# Data report of {case}",
-        "",
-        f"{written_at}, of the documents in {escape_name(source)}",
-        "",
-        *_sizes(metadata),
-    ]
-    lines += [*_to_do(metadata, facts), *_set_aside(facts), *_labels(metadata)]
-    lines += [
-        *_groups(facts),
-        "",
-        "## Length in tokens",
-        "",
-        "```",
-        *_histogram(num_tokens),
-        "```",
-        "",
-    ]
-    over = int((np.asarray(num_tokens) > max_tokens).sum())
-    fate = (
-        "is read in overlapping windows, nothing is cut"
-        if max_windows is None
-        else f"is cut after {max_windows} window(s)"
+    import jinja2
+
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
-    lines.append(
-        f"{over:,} of {len(num_tokens):,} texts are longer than chunks.max_tokens ({max_tokens}); such a text"
-        f" {fate}."
+    environment.filters |= {"name": escape_name, "number": "{:,}".format, "fenced": fenced}
+    template = environment.from_string(Path(__file__).with_name("data_report.md.j2").read_text("utf-8"))
+    statistics = defaultdict(lambda: None, {(s.label, s.split): s for s in metadata.label_statistics})
+    return template.render(
+        metadata=metadata,
+        facts=facts,
+        example=example,
+        case=case,
+        source=source,
+        written_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
+        num_rows={
+            "train": metadata.num_train_rows,
+            "validation": metadata.num_validation_rows,
+            "test": metadata.num_test_rows,
+        },
+        spellings_of_a_label=variants(metadata.labels),
+        statistics=statistics,
+        histogram=_histogram(num_tokens),
+        num_over=int((np.asarray(num_tokens) > max_tokens).sum()),
+        num_texts=len(num_tokens),
+        max_tokens=max_tokens,
+        max_windows=max_windows,
     )
-    if metadata.num_packed_rows is not None:
-        lines += [
-            "",
-            f"Packed for training: {metadata.num_packed_rows:,} rows, {metadata.packing_fill:.2%} full.",
-        ]
-    if example is not None:
-        lines += [
-            "",
-            "## One training row",
-            "",
-            f"what is trained: **{escape_name(example.target)}**",
-            "",
-            fenced(example.text[:500]),
-            "",
-        ]
-        lines += ["as the model reads it:", "", fenced(" ".join(example.tokens[:120])), ""]
-    return "\n".join(lines)
 
 
 def to_page(report: str) -> str:
@@ -144,146 +175,6 @@ def to_page(report: str) -> str:
     return f'<!doctype html>\n<html lang="en">{head}<style>{_STYLE}</style>\n{to_html(report, {})}</html>\n'
 
 
-def _to_do(metadata: SnapshotMetadata, facts: DataFacts) -> list[str]:
-    lines = [f"- **{name}**: {escape_name(what)}" for name, what in facts.to_do]
-    for spellings in variants(metadata.labels):
-        named = ", ".join(map(escape_name, spellings))
-        lines.append(
-            f"- labels that differ in spelling alone: {named}; list one spelling in examples.labels, or fix"
-            " the source"
-        )
-    lines += [
-        f"- batch {escape_name(name)} is excluded, because these checks are red: {', '.join(red)}; its run"
-        " names the rows and the fix"
-        for name, red in facts.held_back.items()
-    ]
-    return ["", "## What to do", "", *(lines or ["Nothing: every check is green."])]
-
-
-def _set_aside(facts: DataFacts) -> list[str]:
-    num_kept = facts.num_valid - sum(each.num_rows for each in facts.left_out)
-    lines = []
-    if facts.num_rows:
-        lines += [
-            "",
-            "## Rows",
-            "",
-            "| read | quarantined | excluded by the snapshot | kept |",
-            "|---|---|---|---|",
-        ]
-        lines += [
-            f"| {facts.num_rows:,} | {facts.num_rows - facts.num_valid:,} | {facts.num_valid - num_kept:,} |"
-            f" {num_kept:,} |"
-        ]
-        lines += ["", "## Quarantined", "", *_reasons(facts.quarantined)]
-    return [*lines, "", "## Excluded rows", "", *_reasons(facts.left_out)]
-
-
-def _reasons(excluded: Sequence[ExcludedRows]) -> list[str]:
-    shown = []
-    for each in excluded:
-        places = ", ".join(escape_name(place) for place in each.places)
-        more = ", ..." if each.num_rows > len(each.places) else ""
-        shown.append(f"- {each.num_rows:,} {escape_name(each.reason)}{f': {places}{more}' if places else ''}")
-    return shown or ["- nothing"]
-
-
-def _groups(facts: DataFacts) -> list[str]:
-    if not facts.num_groups:
-        return []
-    lines = [
-        "",
-        "## Groups",
-        "",
-        f"{facts.num_groups:,} groups; {facts.num_ungrouped:,} rows without one. The largest:",
-        "",
-    ]
-    lines += ["| group | split | rows |", "|---|---|---|"]
-    return [
-        *lines,
-        *(
-            f"| {escape_name(name)} | {split} | {num_rows:,} |"
-            for name, split, num_rows in facts.largest_groups
-        ),
-    ]
-
-
-def _num_rows(metadata: SnapshotMetadata) -> dict[str, int]:
-    return {
-        "train": metadata.num_train_rows,
-        "validation": metadata.num_validation_rows,
-        "test": metadata.num_test_rows,
-    }
-
-
-def _sizes(metadata: SnapshotMetadata) -> list[str]:
-    rows = " | ".join(f"{count:,}" for count in _num_rows(metadata).values())
-    return [f"| | {' | '.join(_SPLITS)} |", "|---" * (len(_SPLITS) + 1) + "|", f"| rows | {rows} |"]
-
-
-def _labels(metadata: SnapshotMetadata) -> list[str]:
-    if not metadata.labels:
-        return []
-    lines = [
-        "",
-        "## Labels",
-        "",
-        (
-            "rows, share of the split's rows; groups; k_eff = the number of equal groups with as much"
-            " information"
-        ),
-        "",
-    ]
-    lines += ["| label | " + " | ".join(_SPLITS) + " |", "|---" * (len(_SPLITS) + 1) + "|"]
-    statistics = {(s.label, s.split): s for s in metadata.label_statistics}
-    for label in metadata.labels:
-        cells = []
-        for split, num_rows in _num_rows(metadata).items():
-            cell = statistics.get((label, split))
-            cells.append(
-                "0"
-                if cell is None
-                else (
-                    f"{cell.rows:,} ({cell.rows / max(1, num_rows):.0%}); {cell.groups:,} groups; k_eff"
-                    f" {cell.k_eff:,.1f}"
-                )
-            )
-        lines.append(f"| {escape_name(label)} | {' | '.join(cells)} |")
-    if metadata.rare_labels:
-        lines += [
-            "",
-            f"Too few test groups for a reliable score: {escape_name(', '.join(metadata.rare_labels))}.",
-        ]
-    if metadata.labels_untested:
-        lines += [
-            "",
-            (
-                "Trained but not tested, because there is no other group:"
-                f" {escape_name(', '.join(metadata.labels_untested))}."
-            ),
-        ]
-    if metadata.labels_set_aside:
-        lines += [
-            "",
-            f"{metadata.num_labels_set_aside:,} labels are set aside:",
-            "",
-        ]
-        lines += [
-            f"- {escape_name(set_aside.label)}: {set_aside.rows:,} rows, {set_aside.groups:,} groups;"
-            f" {_REASONS[set_aside.reason]}"
-            for set_aside in metadata.labels_set_aside
-        ]
-    if metadata.num_groups_moved:
-        lines += [
-            "",
-            (
-                f"{metadata.num_groups_moved:,} groups are not where their hash puts them, so that each label"
-                " is in each split."
-            ),
-        ]
-    return lines
-
-
 def _histogram(num_tokens: Sequence[int] | np.ndarray) -> list[str]:
     lengths = np.maximum(np.asarray(num_tokens), 1)
     edges = 2 ** np.arange(0, int(np.ceil(np.log2(lengths.max() + 1))) + 1)
@@ -294,3 +185,92 @@ def _histogram(num_tokens: Sequence[int] | np.ndarray) -> list[str]:
         for low, count in zip(edges, counts, strict=True)
         if count
     ]
+
+
+def gather(
+    examples: Mapping[str, Manifest],
+    chunks: Mapping[str, Manifest],
+    folders: Mapping[str, Path],
+    frozen: Frozen,
+    batches: Mapping[str, BatchRows],
+    checks: Iterable[CheckOutcome],
+) -> DataFacts:
+    """Return the facts.
+
+    Args:
+        examples: `labeled_examples` of all batches, by name.
+        chunks: `tokenized_chunks` of those that have them.
+        folders: those of the batches that the snapshot is taken over.
+        frozen: the snapshot's rows.
+        batches: as they were read for it.
+        checks: of the snapshot.
+    """
+
+    used = [ExamplesMetadata.of(examples[name]) for name in folders]
+    # The index has the text's hash for the group of a row without one.
+    index = frozen.index.filter(pc.not_equal(frozen.index["group"], frozen.index["text_hash"]))
+    groups = index.group_by(["group", "split"]).aggregate([([], "count_all")])
+    # There may be millions of groups: only the largest become objects.
+    largest = groups.take(
+        pc.sort_indices(groups, [("count_all", "descending"), ("group", "ascending")])[:_LARGEST_GROUPS]
+    )
+    return DataFacts(
+        num_rows=sum(about.num_rows for about in used),
+        num_valid=sum(about.num_valid for about in used),
+        quarantined=_quarantined(folders.values()),
+        left_out=[
+            ExcludedRows(reason, count, frozen.places_left_out.get(reason, []))
+            for reason, count in sorted(frozen.metadata["left_out"].items(), key=lambda item: -item[1])
+        ],
+        num_groups=len(groups),
+        num_ungrouped=len(frozen.index) - len(index),
+        largest_groups=[(row["group"], row["split"], row["count_all"]) for row in largest.to_pylist()],
+        held_back={
+            name: [gate.name for gate in red] for name, red in sorted(red_gates(examples, chunks).items())
+        },
+        to_do=[
+            (check.name, _with_names(check.description, batches))
+            for check in _with_those_of_batches(
+                checks, {name: [*examples[name].checks, *chunks[name].checks] for name in sorted(folders)}
+            )
+            if check.description
+        ],
+    )
+
+
+def _with_names(description: str, batches: Mapping[str, BatchRows]) -> str:
+    """Return what a check says as the page may say it, which stays in the store: files have their names, and
+    the page lists the labels.
+    """
+    named = restore(description, lambda: [path for batch in batches.values() for path in batch.files])
+    return named.replace(NOT_NAMED, "see Labels below")
+
+
+def _with_those_of_batches(
+    checks: Iterable[CheckOutcome], of_batches: Mapping[str, list[CheckOutcome]]
+) -> list[CheckOutcome]:
+    """Return the checks that are not green: the snapshot's, then of each of the batches' the first."""
+    red = [check for check in checks if not check.passed]
+    known = {check.name for check in red}
+    for name, outcomes in of_batches.items():
+        for check in outcomes:
+            if not check.passed and check.name not in known:
+                known.add(check.name)
+                red.append(check.model_copy(update={"description": f"batch {name}: {check.description}"}))
+    return red
+
+
+def _quarantined(folders: Iterable[Path]) -> list[ExcludedRows]:
+
+    counts: Counter[str] = Counter()
+    places: dict[str, list[str]] = {}
+    for folder in folders:
+        table = pq.read_table(folder / QUARANTINED, columns=["source", "row", "reasons"])
+        for source, row, reasons in zip(
+            *(table[name].to_pylist() for name in table.column_names), strict=True
+        ):
+            for reason in reasons.split("; "):
+                counts[reason] += 1
+                if len(named := places.setdefault(reason, [])) < MOST_NAMED:
+                    named.append(f"{source}:{row}")
+    return [ExcludedRows(reason, count, places[reason]) for reason, count in counts.most_common()]

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from fullft_assets.documents.aliases import alias
 from fullft_assets.examples.identity import Versions, Votes, codes, superseded, twice_in_a_file
@@ -56,13 +54,11 @@ class Superseded:
 def drop_superseded(
     rows: Rows, batches: Mapping[str, BatchRows], target: Target | None, id_field: str
 ) -> Superseded:
-    """Leave out rows of older deliveries of a file, but for those quarantined in each newer one; older rows
-    of an id; outvoted answers. `id_field`: what ids were read from, for a message.
+    """Leave out rows of older deliveries of a file, older rows of an id, and outvoted answers. `id_field`:
+    what ids were read from, for a message.
     """
     newest, newest_batch = _newest_deliveries(rows, batches)
     is_old = rows.delivered < newest
-    rows.kept_older = _kept_older(rows, batches, np.flatnonzero(is_old))
-    is_old &= ~rows.kept_older
     late_by_file = np.flatnonzero(is_old & (rows.batch > newest_batch))
     rows.drop(is_old, "superseded by a newer delivery of their file")
     versions = Versions.of(rows, rows.kept)
@@ -87,48 +83,6 @@ def _newest_deliveries(rows: Rows, batches: Mapping[str, BatchRows]) -> tuple[np
     of_source = np.array([newest.get(source, (0, 0)) for source in sources.to_pylist()], np.int64)
     time, batch = of_source.reshape(-1, 2)[code].T
     return time, batch
-
-
-def _kept_older(rows: Rows, batches: Mapping[str, BatchRows], old: np.ndarray) -> np.ndarray:
-    """Return, of rows whose file was delivered again, those that are quarantined in each newer delivery: mask
-    over all rows.
-
-    A quarantined row is the row with its id; one that cannot be named (a line cut off, a file without ids) is
-    the row at its number. Numbers shift: a row whose text is elsewhere in a newer delivery has moved there,
-    and is superseded.
-    """
-    import pandas as pd
-
-    is_kept = np.zeros(len(rows), bool)
-    deliveries: dict[str, set[int]] = {}
-    quarantined: dict[tuple[str, int], set[str]] = {}
-    for batch in batches.values():
-        for path, delivered in batch.files.items():
-            deliveries.setdefault(path, set()).add(delivered)
-        for row in batch.quarantined.to_pylist() if batch.quarantined is not None else ():
-            quarantined.setdefault((row["source"], row["delivered_ns"]), set()).add(row["id"])
-    if not quarantined or not len(old):
-        return is_kept
-    source = rows.table["source"].take(pa.array(old))
-    names = pa.table(
-        {
-            "id": rows.table["id"].take(pa.array(old)),
-            "place": pc.binary_join_element_wise(source, pa.array(rows.row[old]).cast(pa.string()), ":"),
-            "source": source,
-        }
-    )
-    ids = pa.array(sorted(set().union(*quarantined.values())), pa.string())
-    maybe = pc.or_(pc.is_in(names["id"], ids), pc.is_in(names["place"], ids))
-    texts = pd.DataFrame({"source": codes(rows.table["source"])[0], "text": rows.text, "at": rows.delivered})
-    last_seen = texts.groupby(["source", "text"])["at"].transform("max").to_numpy()
-    for row, called in zip(old[maybe.to_numpy()].tolist(), names.filter(maybe).to_pylist(), strict=True):
-        delivered = rows.delivered[row]
-        newer = [at for at in deliveries[called["source"]] if at > delivered]
-        ids_of_newer = [quarantined.get((called["source"], at), set()) for at in newer]
-        is_kept[row] = last_seen[row] <= delivered and all(
-            called["id"] in ids or called["place"] in ids for ids in ids_of_newer
-        )
-    return is_kept
 
 
 def _repeated_ids(rows: Rows, is_superseded: np.ndarray, id_field: str) -> str | None:

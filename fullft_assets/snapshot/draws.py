@@ -3,7 +3,7 @@
 import numpy as np
 
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows
+from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows, distinct
 from fullft_assets.snapshot.labels import Labels
 from fullft_assets.store.hashing import unit_hash
 
@@ -16,9 +16,7 @@ _GROUP_POWER = 0.25
 
 
 def cap_held_out(rows: Rows, labels: Labels, settings: SnapshotSettings, seed: int) -> None:
-    """Keep at most so many held-out rows of a group, drawn by hash; a label that would lose its last row of a
-    split goes first.
-    """
+    """Keep at most so many held-out rows of a group, drawn by hash; one row of each label goes first."""
     held_out = np.flatnonzero((rows.split == TEST) | (rows.split == VALIDATION))
     most = settings.max_heldout_rows_per_group
     large = held_out[np.bincount(rows.group[held_out], minlength=1)[rows.group[held_out]] > most]
@@ -26,32 +24,12 @@ def cap_held_out(rows: Rows, labels: Labels, settings: SnapshotSettings, seed: i
         return
     draw = np.full(len(rows), np.inf)
     draw[large] = _draw(rows, large, seed, "cap")
-    over = _over_cap(rows.group, large, draw, most)
-    is_first = _last_of_labels(rows, labels, over, draw)
-    if is_first.any():
-        over = _over_cap(rows.group, large, np.where(is_first, draw - 1, draw), most)
+    # Of each label the row of the lowest draw goes first, so that none loses a split.
+    for split in (TEST, VALIDATION):
+        draw[_first_of_labels(labels, rows.split == split, draw, floor=1)] -= 1
+    order = large[np.lexsort((draw[large], rows.group[large]))]
+    over = order[_number_within(rows.group[order]) >= most]
     rows.drop(over, "held-out rows over the cap of their group")
-
-
-def _over_cap(group: np.ndarray, large: np.ndarray, draw: np.ndarray, most: int) -> np.ndarray:
-    """Return the rows (mask) of large groups that come after the first `most` of their group."""
-    order = large[np.lexsort((draw[large], group[large]))]
-    over = np.zeros(len(group), bool)
-    over[order[_number_within(group[order]) >= most]] = True
-    return over
-
-
-def _last_of_labels(rows: Rows, labels: Labels, over: np.ndarray, draw: np.ndarray) -> np.ndarray:
-    """Return the rows (mask) to keep so that no label loses a split: of each that would, the row of the
-    lowest draw.
-    """
-    is_last = np.zeros(len(rows), bool)
-    cell = labels.code * len(SPLITS) + rows.split[labels.row]
-    lost = np.setdiff1d(cell[over[labels.row]], cell[~over[labels.row]])
-    for each in lost.tolist():
-        of_cell = labels.row[cell == each]
-        is_last[of_cell[np.argmin(draw[of_cell])]] = True
-    return is_last
 
 
 def subsample(rows: Rows, labels: Labels, split: int, most: int | None, seed: int) -> None:
@@ -67,20 +45,20 @@ def subsample(rows: Rows, labels: Labels, split: int, most: int | None, seed: in
         draw[chosen] = (
             -np.log(1 - draw[chosen]) * np.bincount(rows.group[chosen])[rows.group[chosen]] ** _GROUP_POWER
         )
-    is_first = _first_of_labels(labels, rows.split == split, draw, most)
+    num_labels = max(1, len(distinct(labels.of(rows.split == split).code)))
+    floor = max(1, min(_FLOOR_ROWS, int(most * _FLOOR_SHARE / num_labels)))
+    is_first = _first_of_labels(labels, rows.split == split, draw, floor)
     over = np.zeros(len(rows), bool)
     over[chosen[np.lexsort((draw[chosen], ~is_first[chosen]))[most:]]] = True
     rows.drop(over, f"{SPLITS[split]} rows over snapshot.max_{SPLITS[split]}_rows")
 
 
-def _first_of_labels(labels: Labels, chosen: np.ndarray, draw: np.ndarray, most: int) -> np.ndarray:
-    """Return the rows (mask) of the lowest draw of each label among the chosen ones (mask)."""
-    is_first, pairs = np.zeros(len(draw), bool), labels.of(chosen)
-    num_labels = len(np.unique(pairs.code))
-    if num_labels:
-        floor = max(1, min(_FLOOR_ROWS, int(most * _FLOOR_SHARE / num_labels)))
-        order = np.lexsort((draw[pairs.row], pairs.code))
-        is_first[pairs.row[order][_number_within(pairs.code[order]) < floor]] = True
+def _first_of_labels(labels: Labels, chosen: np.ndarray, draw: np.ndarray, floor: int) -> np.ndarray:
+    """Return the rows (mask) of the `floor` lowest draws of each label among the chosen ones (mask)."""
+    pairs = labels.of(chosen)
+    order = np.lexsort((draw[pairs.row], pairs.code))
+    is_first = np.zeros(len(draw), bool)
+    is_first[pairs.row[order][_number_within(pairs.code[order]) < floor]] = True
     return is_first
 
 

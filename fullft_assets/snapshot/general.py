@@ -15,11 +15,11 @@ from fullft_assets.documents.erasure import read_tombstones
 from fullft_assets.errors import DataError
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.frozen_batches import drawn_folder, steady
-from fullft_assets.snapshot.general_sampling import draw_tokens, made_with, pin_files
 from fullft_assets.snapshot.metadata import GeneralMetadata
+from fullft_assets.snapshot.replay import draw_tokens, made_with, pin_files
 from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
 
-VERSION = "2"
+VERSION = "4"
 STAGE = "general_documents"
 _SETTING = "snapshot.general"
 

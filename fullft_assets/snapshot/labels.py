@@ -1,22 +1,30 @@
-"""The labels of a snapshot's rows: which there are, and whether each has enough rows and groups."""
+"""The labels of a snapshot's rows: which there are, whether each has enough rows and groups, and which a
+snapshot does without, since they have too few rows or none that may train.
+
+Where a row has one label, or spans of several, its rows go with a label that is set aside. Where a row may
+have several labels, it stays and only loses that one: each label is a question of its own, and this one is no
+longer asked.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fullft_assets.errors import DataError
+from fullft_assets.escaping import quoted
 from fullft_assets.examples.identity import codes
-from fullft_assets.examples.labels import named
+from fullft_assets.examples.labels import may_be_named, named
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION
+from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows, distinct
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
-from fullft_assets.task import Target
+from fullft_assets.task import Target, Task
 
 LABELS_ARE_COMMON = CheckSpec(
     "labels_are_common", "Each label has enough independent groups in the test split."
@@ -24,6 +32,12 @@ LABELS_ARE_COMMON = CheckSpec(
 #: A label with a smaller effective number of groups in the test split has no reliable score.
 COMMON_GROUPS = 20
 _SHOWN_LABELS = 5
+LABELS_ARE_SPLIT = CheckSpec(
+    "labels_are_split", "Each label is in the training and in the test split, and none is set aside."
+)
+#: Labels that the metadata names at most, those with most rows first.
+_MAX_NAMED = 100
+_DROPPED = "rows of labels that are set aside"
 
 
 @dataclass(frozen=True)
@@ -143,3 +157,173 @@ def name_labels(about: Mapping[str, str], all_labels: Collection[str]) -> str:
     return named(
         [(label, f"({said})") for label, said in list(about.items())[:_SHOWN_LABELS]], len(about), all_labels
     )
+
+
+@dataclass
+class SetAside:
+    """Labels that are set aside, by code.
+
+    Attributes:
+        rows, groups: how many each had.
+        reasons: why, see `metadata.LabelSetAside`.
+        untested: names of the labels that train and have no test row, with their training groups.
+        num_unvalidated: labels that train and have no validation row.
+    """
+
+    rows: dict[int, int] = field(default_factory=dict)
+    groups: dict[int, int] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    untested: dict[str, int] = field(default_factory=dict)
+    num_unvalidated: int = 0
+
+    def take_rare(self, rows: Rows, labels: Labels, settings: SnapshotSettings, task: Task) -> Labels:
+        """Set aside the labels with fewer texts than `min_rows_per_label`; return the other labels."""
+        labels = labels.of(rows.kept)
+        while True:
+            counts = _num_distinct(labels, rows.text)
+            rare = np.flatnonzero((counts > 0) & (counts < settings.min_rows_per_label))
+            if not len(rare):
+                return labels
+            labels = self._take(rows, labels, rare, "few_rows", task)
+
+    def take_untrainable(self, rows: Rows, labels: Labels, known: Labels, task: Task) -> Labels:
+        """Set aside the labels without a training row, note those without a test row; return the labels that
+        are left.
+
+        Args:
+            rows: as they are split.
+            labels: of the rows that are still in.
+            known: of the rows before any were excluded for the sake of the split: what each label had.
+            task: of the use case.
+        """
+        while True:
+            cells = np.unique(labels.code * len(SPLITS) + rows.split[labels.row])
+            has = np.zeros((len(labels.names), len(SPLITS)), bool)
+            has.flat[cells] = True
+            present = np.zeros(len(labels.names), bool)
+            present[known.without(np.array(list(self.reasons), np.int64)).code] = True
+            untrained = np.flatnonzero(present & ~has[:, TRAIN])
+            if not len(untrained):
+                break
+            self._take(rows, known, untrained, "no_training_row", task)
+            labels = labels.of(rows.kept).without(untrained)
+        num_groups = _num_distinct(known, rows.group)
+        self.untested = {
+            labels.names[n]: int(num_groups[n]) for n in np.flatnonzero(present & ~has[:, TEST]).tolist()
+        }
+        self.num_unvalidated = int((present & ~has[:, VALIDATION]).sum())
+        return labels
+
+    def _take(self, rows: Rows, labels: Labels, codes: np.ndarray, reason: str, task: Task) -> Labels:
+        chosen = np.isin(labels.code, codes)
+        row = labels.row[chosen]
+        num_rows = np.bincount(labels.code, minlength=len(labels.names))
+        num_groups = _num_distinct(labels, rows.group)
+        for code in codes.tolist():
+            self.rows[code] = int(num_rows[code])
+            self.groups[code] = int(num_groups[code])
+            self.reasons[code] = reason
+        if task.target != "labels":
+            rows.drop(row, _DROPPED)
+        return labels.without(codes).of(rows.kept)
+
+    def require_some_left(
+        self, rows: Rows, labels: Labels, settings: SnapshotSettings, seed: int, at_least: int
+    ) -> None:
+        """Check that there are labels to learn.
+
+        Raises:
+            DataError: too few are left.
+        """
+        left = np.unique(labels.of(rows.kept).code)
+        if not labels.names or len(left) >= at_least:
+            return
+        num_rows = int(rows.kept.sum())
+        if not self.reasons:
+            only = (
+                f"one label ({quoted(labels.names[left[0]])})" if may_be_named(labels.names) else "one label"
+            )
+            raise DataError(
+                f"snapshot: only {only} in {num_rows:,} rows; a classifier needs two: deliver rows of another"
+                " label, or check that examples.label names the right field"
+            )
+        num_rare = list(self.reasons.values()).count("few_rows")
+        raise DataError(
+            f"snapshot: {len(left):,} of {len(left) + len(self.reasons):,} labels are left, with {num_rows:,}"
+            f" rows: {num_rare:,} have fewer than snapshot.min_rows_per_label ({settings.min_rows_per_label})"
+            f" rows, and {len(self.reasons) - num_rare:,} no row that may train"
+            f" ({shown_split(rows.split[rows.kept], settings, seed)}); the task needs at least {at_least}:"
+            " deliver more rows of them, check that examples.label names the right field, or lower"
+            " snapshot.min_rows_per_label or snapshot.test_share"
+        )
+
+    def metadata(self, labels: Labels) -> dict[str, Any]:
+        """Return what the snapshot's metadata says of these labels."""
+        order = sorted(self.reasons, key=lambda code: (-self.rows[code], labels.names[code]))
+        return {
+            "num_labels_set_aside": len(order),
+            "labels_set_aside": [
+                {
+                    "label": labels.names[code],
+                    "rows": self.rows[code],
+                    "groups": self.groups[code],
+                    "reason": self.reasons[code],
+                }
+                for code in order[:_MAX_NAMED]
+            ],
+            "labels_untested": list(self.untested)[:_MAX_NAMED],
+            "num_labels_without_validation_row": self.num_unvalidated,
+        }
+
+    def check(self, labels: Labels, settings: SnapshotSettings) -> CheckOutcome:
+        """Return whether each label is in the training and the test split; the description says what
+        to do.
+        """
+        parts = []
+        whys = {
+            "few_rows": (
+                f"have fewer than snapshot.min_rows_per_label ({settings.min_rows_per_label}) rows:"
+                " deliver more of them"
+            ),
+            "no_training_row": (
+                "have no row that may train, since their groups were held out before or are near to"
+                " held-out rows: deliver rows of new groups"
+            ),
+        }
+        for reason, why in whys.items():
+            codes = sorted(code for code in self.reasons if self.reasons[code] == reason)
+            codes.sort(key=lambda code: -self.rows[code])
+            if codes:
+                about = {
+                    labels.names[n]: f"{_count(self.rows[n], 'row')}, {_count(self.groups[n], 'group')}"
+                    for n in codes
+                }
+                parts.append(
+                    f"{_count(len(codes), 'label')} set aside that {why}, or leave them out of"
+                    f" examples.labels: {name_labels(about, labels.names)}"
+                )
+        if self.untested:
+            named = name_labels(
+                {name: _count(number, "group") for name, number in self.untested.items()}, labels.names
+            )
+            parts.append(
+                f"{_count(len(self.untested), 'label')} trained but not tested: deliver rows of further"
+                f" groups with them: {named}"
+            )
+        return CheckOutcome(
+            name=LABELS_ARE_SPLIT.name,
+            passed=not parts,
+            severity="warn",
+            description="; ".join(parts),
+            metadata={"num_labels_set_aside": len(self.reasons), "num_labels_untested": len(self.untested)},
+        )
+
+
+def _num_distinct(labels: Labels, values: np.ndarray) -> np.ndarray:
+    """Return how many different values [n rows] the rows of each label have: int64 [labels]."""
+    most = int(values.max(initial=0)) + 1
+    return np.bincount(distinct(labels.code * most + values[labels.row]) // most, minlength=len(labels.names))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"

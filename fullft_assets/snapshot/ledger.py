@@ -36,7 +36,7 @@ class Ledger:
     """The split of each group that is held out, or trains against its hash.
 
     Attributes:
-        places: float64 [m], sorted, each once: see `sketches.places`.
+        places: float64 [m], sorted, each once: see `BatchRows.sketches`.
         splits: int8 [m], numbers of SPLITS.
     """
 

@@ -1,6 +1,4 @@
-"""Metadata of a snapshot, and of what is made for it: near-duplicate indexes, screened batches, general
-documents.
-"""
+"""Metadata of a snapshot, and of what is made for it: near-duplicate indexes and general documents."""
 
 from typing import Annotated, Literal
 
@@ -64,10 +62,8 @@ class SnapshotMetadata(Metadata):
         label_statistics, rare_labels: see `labels`.
         left_out: valid rows that are excluded, by reason.
         num_labels_set_aside, labels_set_aside, labels_untested, num_labels_without_validation_row: see
-        `set_aside`; lists are cut.
+        `labels.SetAside`; lists are cut.
         num_groups_moved: groups that are not in the split that their hash gives (see `group_splits`).
-        num_older_rows_kept: rows of older deliveries of a file that count because they are quarantined in
-            each newer one.
         kappa, kappa_method, kappa_per_label, num_items_annotated_twice: see `examples.ExamplesMetadata`; over
         all batches.
         batches_left_out: batches that a red check holds back.
@@ -97,7 +93,6 @@ class SnapshotMetadata(Metadata):
     labels_untested: Annotated[list[str], Private.LABELS]
     num_labels_without_validation_row: int
     num_groups_moved: int
-    num_older_rows_kept: int
     kappa: float | None = None
     kappa_method: Literal["cohen", "fleiss"] | None = None
     kappa_per_label: Annotated[dict[str, float] | None, Private.LABELS] = None
@@ -126,19 +121,10 @@ class SnapshotMetadata(Metadata):
 
 
 class NearDuplicateIndexMetadata(Metadata):
-    """Metadata of `near_duplicate_index`: the batch, its rows, the bands of each row's sketch."""
+    """Metadata of `near_duplicate_index`: the batch and its rows."""
 
     batch: str
     num_rows: int
-    num_bands: int
-
-
-class ScreenedMetadata(Metadata):
-    """Metadata of `screened_examples`: the batch, its rows, those that overlap an external evaluation set."""
-
-    batch: str
-    num_rows: int
-    num_overlapping: int
 
 
 class GeneralMetadata(Metadata):
@@ -146,7 +132,6 @@ class GeneralMetadata(Metadata):
 
     Attributes:
         num_rows, num_tokens: of the documents that were drawn.
-        num_with_control_tokens: documents that spell out a special token of the model.
         num_unusable: rows that could not be drawn, by reason.
         num_files: files that were drawn from.
         num_erased: documents that erasures removed.
@@ -154,7 +139,6 @@ class GeneralMetadata(Metadata):
 
     num_rows: int
     num_tokens: int
-    num_with_control_tokens: int
     num_unusable: dict[str, int]
     num_files: int
     num_erased: int | None = None

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-#: Share of the rows' room that holds tokens where rows count as full.
-FULL = 0.995
-
 
 @dataclass(frozen=True)
 class Packing:
@@ -50,20 +47,6 @@ class Packing:
     def fill(self) -> float:
         """Share of the rows' room that holds tokens; 1 where there is no row."""
         return self.num_tokens / (self.num_rows * self.capacity) if self.num_rows else 1.0
-
-    @property
-    def num_rows_needed(self) -> int:
-        """Return the fewest rows that the tokens need, or that pieces of more than half a row do, each in a
-        row of its own.
-        """
-        return max(-(-self.num_tokens // self.capacity), int((2 * self.length > self.capacity).sum()))
-
-    @property
-    def is_full(self) -> bool:
-        """Whether rows are at least 99.5% full, or as many as are needed and two: few rows, and long pieces
-        that are alone in a row, leave room.
-        """
-        return self.fill >= FULL or self.num_rows <= self.num_rows_needed + 2
 
     def row(self, number: int) -> slice:
         """Return where the pieces of a row are."""

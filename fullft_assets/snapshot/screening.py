@@ -22,19 +22,15 @@ from fullft_assets.documents.sources import Source, SourceFile, open_source
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot.near_text.minhash import concatenate, sketch
-from fullft_assets.snapshot.near_text.near_duplicates import find_near, positions
-from fullft_assets.snapshot.near_text.shingles import distinct, shingle_sets
-from fullft_assets.snapshot.near_text.words import SIXTHS, WORD, hash_words
+from fullft_assets.snapshot.near_text.pairs import Texts, sketch
+from fullft_assets.snapshot.near_text.words import SIXTHS, WORD, hash_runs, hash_words
 from fullft_assets.store import digest
 from fullft_assets.task import CONVERSATIONS, PLAIN_TEXT
 
-VERSION = "3"
 #: Consecutive words shared with an external evaluation set that count as overlap.
 SCREEN_WORDS = 13
 #: Texts looked up at once: their words' hashes take about 10 MB.
 _BLOCK_ROWS = 10_000
-_FACTOR = 0x9E3779B97F4A7C15
 
 
 #: How documents are read: formats and fields, and what a row has to hold.
@@ -48,7 +44,7 @@ class EvaluationTexts:
     Attributes:
         texts: distinct texts of all sets, sorted.
         num_texts: how many each path of `snapshot.screen` holds.
-        digest: of the texts; what a cached verdict is keyed with.
+        digest: of the texts; it is in the keys of what is screened.
     """
 
     texts: list[str]
@@ -208,30 +204,21 @@ def _places(table: pa.Table) -> list[tuple[str, int]]:
     return list(zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True))
 
 
-def num_too_short(texts: Sequence[str]) -> int:
-    """Return how many texts have fewer words than a run: within a longer text they are not found, only copies
-    of them are.
-    """
-    return len(texts) - len(distinct(_runs(_as_arrow(texts), SCREEN_WORDS)[1]))
-
-
 class Screen:
     """Texts that others must not overlap, ready to look texts up in: build it once, ask it batch by batch.
 
     Args:
         texts: such as those of evaluation sets; nothing overlaps none.
-        seed: of the sketches.
         num_words: words in a row that count as overlap. None: only near-duplicates overlap.
     """
 
-    def __init__(self, texts: Sequence[str], seed: int = 0, *, num_words: int | None = SCREEN_WORDS):
+    def __init__(self, texts: Sequence[str], *, num_words: int | None = SCREEN_WORDS):
         self._texts = _as_arrow(texts)
-        self._seed = seed
         self._num_words = num_words
         self._hashes = (
-            np.zeros(0, np.uint64) if num_words is None else distinct(_runs(self._texts, num_words)[0])
+            np.zeros(0, np.uint64) if num_words is None else np.unique(_runs(self._texts, num_words)[0])
         )
-        self._sketches = sketch(self._texts, seed)
+        self._sketches = sketch(self._texts)
 
     def overlapping(self, texts: pa.ChunkedArray | Sequence[str]) -> np.ndarray:
         """Return for each text whether it shares a run of words with one of these, or is a near-duplicate of
@@ -252,51 +239,25 @@ class Screen:
             return shares
         for start in range(0, len(column), _BLOCK_ROWS):
             hashes, text = _runs(column.slice(start, _BLOCK_ROWS), self._num_words)
-            shares[start + text[positions(self._hashes, hashes)[0]]] = True
+            shares[start + text[np.isin(hashes, self._hashes)]] = True
         return shares
 
     def is_near(self, texts: pa.ChunkedArray | Sequence[str]) -> np.ndarray:
         """Return for each text whether it is a near-duplicate of one of these."""
 
         column = _as_arrow(texts)
-        is_near = np.zeros(len(column), bool)
-        if not len(self._texts):
-            return is_near
         pooled = pa.chunked_array([*self._texts.chunks, *column.chunks], pa.string())
-        rows = np.arange(len(pooled))
-        near, _ = find_near(
-            concatenate([self._sketches, sketch(column, self._seed)]),
-            rows[: len(self._texts)],
-            rows[len(self._texts) :],
-            lambda chosen: shingle_sets(pooled.take(pa.array(chosen)), self._seed),
-        )
-        is_near[near - len(self._texts)] = True
-        return is_near
+        reference, candidates = np.split(np.arange(len(pooled)), [len(self._texts)])
+        near = Texts([self._sketches, sketch(column)], pooled.take).find_near(reference, candidates)
+        return np.isin(candidates, list(near))
 
 
 def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hash of every run of `num_words` words (uint64 [runs]), and the text that each is in (int64
-    [runs]).
-
-    The hash of the words w[i], w[i + 1], ... of a run is the sum of w[i + k] * F^k modulo 2^64: a difference
-    of two prefix sums over all words, divided by F^i.
-    """
+    """Return the hash of every run as long as `num_words` words, and the text that each is in."""
     words = hash_words(texts)
-    ends, numbers = np.cumsum(words.counts), np.arange(len(words.hashes))
-    text = np.repeat(np.arange(len(words.counts)), words.counts)
     length = np.concatenate([[0], np.cumsum(SIXTHS[words.kinds])])
     # A run that ends with its text has that end, one that would be longer the next number after all words.
-    stop = np.searchsorted(length, length[:-1] + num_words * SIXTHS[WORD])
-    start = numbers[stop <= ends[text]]
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words.hashes * _powers(_FACTOR, len(numbers)))])
-    inverses = _powers(pow(_FACTOR, -1, 2**64), len(numbers))
-    return (sums[stop[start]] - sums[start]) * inverses[start], text[start]
-
-
-def _powers(factor: int, count: int) -> np.ndarray:
-    factors = np.full(count, factor, np.uint64)
-    factors[:1] = 1
-    return np.multiply.accumulate(factors)
+    return hash_runs(words, np.searchsorted(length, length[:-1] + num_words * SIXTHS[WORD]))
 
 
 def _as_arrow(texts: pa.ChunkedArray | Sequence[str]) -> pa.ChunkedArray:

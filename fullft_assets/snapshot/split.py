@@ -10,7 +10,7 @@ It is decided over all valid rows ever delivered (`all_rows`), so that it does n
 batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -23,12 +23,22 @@ from fullft_assets.errors import DataError
 from fullft_assets.examples.agreement import Agreement, of_votes
 from fullft_assets.examples.identity import contradicting, ranks, repeated, several
 from fullft_assets.settings import SnapshotSettings
-from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, BatchRows, Rows, collect
+from fullft_assets.snapshot.all_rows import (
+    SPLITS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    BatchRows,
+    Rows,
+    collect,
+    distinct,
+)
 from fullft_assets.snapshot.deliveries import Superseded, drop_superseded
 from fullft_assets.snapshot.draws import cap_held_out, subsample
 from fullft_assets.snapshot.group_splits import GroupSplits
 from fullft_assets.snapshot.labels import (
     Labels,
+    SetAside,
     label_statistics,
     labels_are_common,
     labels_of,
@@ -36,9 +46,7 @@ from fullft_assets.snapshot.labels import (
     shown_split,
 )
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
-from fullft_assets.snapshot.near_rows import drop_near_and_contained
-from fullft_assets.snapshot.near_text.shingles import distinct
-from fullft_assets.snapshot.set_aside import SetAside
+from fullft_assets.snapshot.near_text.pairs import Texts
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target, Task
@@ -49,14 +57,8 @@ SPLITS_ARE_DISJOINT = CheckSpec(
 TRAINING_ROWS_SUFFICE = CheckSpec(
     "training_rows_suffice", "There are enough training rows to go on.", blocking=True
 )
-TRAINING_ROWS_ARE_PLENTY = CheckSpec(
-    "training_rows_are_plenty", "There are as many training rows as full fine-tuning wants."
-)
-#: With fewer training rows a check warns: full fine-tuning usually needs tens of thousands.
-RECOMMENDED_TRAIN_ROWS = 10_000
-#: How often near-duplicates are looked for, where leaving them out costs a label a side: once but for rare
-#: cases.
-_MOST_ATTEMPTS = 3
+#: A split, and those whose rows must not be near to it: first the one that goes before all.
+_SIDES = ((TEST, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,)))
 
 
 @dataclass(frozen=True)
@@ -199,34 +201,21 @@ def _split(
 ) -> int:
     """Give the rows the splits of their groups, without what leaks from one to another.
 
-    Where what is excluded costs a label a side, further groups are moved, and what leaks is determined again.
-
     Returns:
         How many copies were excluded.
     """
-    is_in, dropped = rows.kept, rows.dropped.copy()
+    is_in = rows.kept
     labels = labels.of(is_in)
     groups.serve(_with_every_side(rows, labels, groups), rows.group)
-    overlaps = np.concatenate(
-        [
-            batch.overlaps if batch.overlaps is not None else np.zeros(len(batch.rows), bool)
-            for _, batch in sorted(batches.items())
-        ]
-    )
-    num_copies = 0
-    for attempt in range(_MOST_ATTEMPTS):
-        rows.tier, rows.dropped = groups.split[rows.group], dropped.copy()
-        rows.split = np.where(is_in, rows.tier, -1)
-        num_copies = _drop_copies(rows)
-        _drop_once_held_out(rows)
-        rows.drop(overlaps & (rows.split == TRAIN), "train rows that overlap an external evaluation set")
-        # Before the cap, since which rows of a group it keeps changes as the group grows: what is near to any
-        # of them never trains.
-        drop_near_and_contained(rows, batches, settings, seed)
-        if attempt == _MOST_ATTEMPTS - 1 or not groups.serve(
-            _with_every_side(rows, labels.of(rows.kept), groups), rows.group
-        ):
-            break
+    overlaps = np.concatenate([batch.sketches["overlaps"].to_numpy() for _, batch in sorted(batches.items())])
+    rows.tier = groups.split[rows.group]
+    rows.split = np.where(is_in, rows.tier, -1)
+    num_copies = _drop_copies(rows)
+    _drop_once_held_out(rows)
+    rows.drop(overlaps & (rows.split == TRAIN), "train rows that overlap an external evaluation set")
+    # Before the cap, since which rows of a group it keeps changes as the group grows: what is near to any of
+    # them never trains.
+    _drop_near_and_contained(rows, batches, settings)
     return num_copies
 
 
@@ -268,6 +257,58 @@ def _drop_once_held_out(rows: Rows) -> None:
         np.minimum.at(least, code, rows.tier)
         first = np.minimum(first, least[code])
     rows.drop(first < rows.split, "held out before: an older delivery of their id or text was")
+
+
+def _drop_near_and_contained(
+    rows: Rows, batches: Mapping[str, BatchRows], settings: SnapshotSettings
+) -> None:
+    """Leave out rows that are near to a row of a split that goes before theirs, contain its text, or are
+    inside it.
+
+    Args:
+        rows: the rows of all batches.
+        batches: where their sketches and texts are.
+        settings: from which share on one text is inside another.
+    """
+    texts = Texts(
+        [batches[name].sketches for name in sorted(batches)],
+        lambda chosen: _read_texts(rows, batches, chosen),
+    )
+    _drop_alike(rows, texts.find_near, "{} rows near a {} row")
+    _drop_alike(
+        rows,
+        lambda reference, candidates: texts.find_contained(reference, candidates, settings.contained_share),
+        "{} rows that contain a {} row or are inside one",
+    )
+
+
+def _drop_alike(rows: Rows, search: Callable[[np.ndarray, np.ndarray], dict[int, int]], reason: str) -> None:
+    """Leave out what a search finds.
+
+    Args:
+        rows: all rows.
+        search: returns, of reference rows and candidates, the candidates that must not stay.
+        reason: why, given the row's split and the one that goes before it.
+    """
+    for guarded, others in _SIDES:
+        reference = np.flatnonzero(rows.split == guarded)
+        candidates = np.flatnonzero(np.isin(rows.split, others))
+        is_out = np.zeros(len(rows), bool)
+        is_out[list(search(reference, candidates))] = True
+        for other in others:
+            rows.drop(is_out & (rows.split == other), reason.format(SPLITS[other], SPLITS[guarded]))
+
+
+def _read_texts(rows: Rows, batches: Mapping[str, BatchRows], chosen: np.ndarray) -> pa.ChunkedArray:
+    """Return the texts of some rows (ascending)."""
+    names = sorted(batches)
+    edges = np.searchsorted(rows.batch[chosen], np.arange(len(names) + 1)).tolist()
+    chunks: list[pa.Array] = []
+    for name, first, last in zip(names, edges, edges[1:], strict=False):
+        if first < last:
+            texts = batches[name].texts(rows.position[chosen[first:last]])
+            chunks += texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
+    return pa.chunked_array(chunks, pa.string())
 
 
 def _require_splits(rows: Rows, num_groups: int, settings: SnapshotSettings, seed: int) -> None:
@@ -333,7 +374,6 @@ def _metadata(
         "label_statistics": statistics,
         "rare_labels": [s["label"] for s in rare_labels(statistics)],
         "left_out": {reason: count for reason, count in rows.dropped.items() if count},
-        "num_older_rows_kept": int((rows.kept & rows.kept_older).sum()),
     }
 
 
@@ -347,7 +387,6 @@ def _checks(rows: Rows, settings: SnapshotSettings) -> list[CheckOutcome]:
         shared += sum(int((first & second).sum()) for first, second in combinations(present, 2))
     num_train = int((rows.split == TRAIN).sum())
     enough = num_train >= settings.min_train_rows
-    plenty = num_train >= RECOMMENDED_TRAIN_ROWS
     return [
         CheckOutcome(
             name=SPLITS_ARE_DISJOINT.name,
@@ -371,20 +410,6 @@ def _checks(rows: Rows, settings: SnapshotSettings) -> list[CheckOutcome]:
                 else (
                     f"{num_train:,} training rows, fewer than snapshot.min_train_rows"
                     f" ({settings.min_train_rows:,}); deliver more"
-                )
-            ),
-            metadata={"num_train_rows": num_train},
-        ),
-        CheckOutcome(
-            name=TRAINING_ROWS_ARE_PLENTY.name,
-            passed=plenty,
-            severity="warn",
-            description=(
-                ""
-                if plenty
-                else (
-                    f"{num_train:,} training rows; full fine-tuning wants {RECOMMENDED_TRAIN_ROWS:,}"
-                    " and more, or it overfits"
                 )
             ),
             metadata={"num_train_rows": num_train},

@@ -18,7 +18,7 @@ import torch
 from fullft_assets.models import documents
 from fullft_assets.models.token_loss import IGNORED, PREDICTED, predicted_positions
 from fullft_assets.snapshot import Training
-from fullft_assets.snapshot.near_text.shingles import expand
+from fullft_assets.snapshot.all_rows import expand
 
 #: Tensors, and numbers that are no part of a model's arithmetic.
 Batch = dict[str, Any]

@@ -40,8 +40,7 @@ from fullft_assets.planning.worth import Worth, asked, judge_worth
 from fullft_assets.release import candidates, champion_rule, choice_sentence, recipe_digest
 from fullft_assets.snapshot import Split, load_split
 from fullft_assets.snapshot.metadata import SnapshotMetadata
-from fullft_assets.snapshot.near_text.minhash import SIMILARITY
-from fullft_assets.snapshot.near_text.near_duplicates import near_duplicates
+from fullft_assets.snapshot.near_text.pairs import near_duplicates
 from fullft_assets.store import Manifest, Store
 from fullft_assets.store.hashing import digest
 from fullft_assets.task import BASELINES, task_of
@@ -264,7 +263,7 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     seen: set[int] = set()
     for snapshot in trained_on.values():
         train = load_split(store, snapshot, "train", windows=False)
-        seen.update(near_duplicates(train.texts, test.texts, SIMILARITY, job.settings.seed))
+        seen.update(near_duplicates(train.texts, test.texts))
     if len(seen) == len(test):
         raise DataError(
             "evaluation: every test row was learned from by a model that is evaluated; deliver new labelled"

@@ -1,1 +1,1 @@
-"""Texts that are near each other: words, shingles, MinHash, and the search for pairs."""
+"""Texts that are near each other: their words, their sketches, and the joins that find pairs."""

@@ -1,0 +1,129 @@
+"""The dataframe engine that compares the rows of all batches: in this process, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from types import ModuleType
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from fullft_assets.errors import SettingsError, WorkloadError
+from fullft_assets.extras import require
+from fullft_assets.settings import DataEngineSettings
+
+#: Nothing is sent to the makers of the engine, and nothing is drawn: here and on the machines of a cluster.
+_ENVIRONMENT = {"DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+_CONNECT_SECONDS = 10
+#: How often a cluster is asked: a machine that is lost takes parts of the tables with it.
+_ATTEMPTS = 3
+
+T = TypeVar("T")
+
+
+def load_engine() -> ModuleType:
+    """Return the module `daft`, without its telemetry and progress bars."""
+    os.environ.update(_ENVIRONMENT)
+    import daft
+
+    return daft
+
+
+def use_engine(settings: DataEngineSettings) -> None:
+    """Compare rows where the settings say; a process keeps the place of its first comparison.
+
+    Raises:
+        SettingsError: the cluster cannot be used, a machine of it has other versions than this process, or
+            this process compared rows without the cluster before.
+    """
+    if settings.engine == "native":
+        return
+    require("ray", "compute.data.engine")
+    daft = load_engine()
+    if daft.get_or_infer_runner_type() == "native":
+        _connect(settings.address or "")
+        try:
+            daft.set_runner_ray()
+        except Exception as error:
+            raise SettingsError(
+                "compute.data: this process has compared rows without the cluster before; take the snapshot"
+                " in a process of its own"
+            ) from error
+    _require_equal_versions()
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    place = urlsplit(address)
+
+    def connect() -> None:
+        # Ray alone would wait for half a minute.
+        socket.create_connection((place.hostname, place.port), _CONNECT_SECONDS).close()
+        environment = {"env_vars": _ENVIRONMENT}
+        ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
+
+    try:
+        _repeated(connect)
+    except Exception as error:
+        raise SettingsError(f"compute.data.address: {address} cannot be used: {_reason(error)}") from error
+
+
+def _require_equal_versions() -> None:
+    """Refuse machines that may compute tables in another way than this one."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # Pickled with its code: the cluster does not have this package.
+    def versions() -> dict[str, str]:
+        packages = {name: version(name) for name in ("ray", "daft", "pyarrow")}
+        return {"Python": platform.python_version(), **packages}
+
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        try:
+            answer = ray.get(ray.remote(versions).options(num_cpus=0, scheduling_strategy=there).remote())
+        except Exception as error:
+            answer = _reason(error)
+        if answer != versions():
+            raise SettingsError(
+                f"compute.data: {node['NodeManagerAddress']} of the Ray cluster has {answer}, and this"
+                f" machine {versions()}; install the same versions on both"
+            )
+
+
+def searched(search: Callable[[], T]) -> T:
+    """Return what a search with the engine gives; on a cluster it is made again where a machine was lost.
+
+    Raises:
+        WorkloadError: the cluster failed each time.
+    """
+    if load_engine().get_or_infer_runner_type() == "native":
+        return search()
+    try:
+        return _repeated(search)
+    except Exception as error:
+        raise WorkloadError(
+            f"compute.data: the Ray cluster failed {_ATTEMPTS} times: {_reason(error)}; look at its machines"
+            " and run this again",
+            "infrastructure",
+        ) from error
+
+
+def _repeated(act: Callable[[], T]) -> T:
+    for _ in range(1, _ATTEMPTS):
+        with suppress(Exception):
+            return act()
+    return act()
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
