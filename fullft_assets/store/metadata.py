@@ -18,7 +18,7 @@ from fullft_assets.errors import StoreError
 from fullft_assets.store.manifest import Manifest
 
 #: Keys that manifests of earlier stores may have, and that nothing is read from.
-_UNREAD = ("replaces", "withdrawn", "erased_from", "optimistic")
+_UNREAD = ("replaces", "withdrawn", "erased_from", "optimistic", "kappa_method", "erased_up_to")
 
 
 class Private(Enum):
