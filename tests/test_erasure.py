@@ -100,22 +100,3 @@ def test_the_name_of_a_group_without_rows_is_nowhere(project: Project, store: St
     assert not [
         path for path in pages for mark in (*forms, f">{gone}<") if mark in path.read_text(encoding="utf-8")
     ]
-
-
-def test_the_command(project: Project, tmp_path: Path):
-    listed = tmp_path / "list.txt"
-    listed.write_text("nobody-knows-this-id\n")
-    done = project.fullft("erase", CASE, str(listed), "--reason", "asked for")
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[0] == "0 documents erased, 1 ids or groups listed"
-    assert (
-        done.stderr.strip()
-        == f"{listed}:1: `nobody-knows-this-id`: no document has this id; fix the line and erase again"
-    )
-    missing = project.fullft("erase", CASE, str(tmp_path / "none.txt"))
-    assert missing.returncode == 1
-    assert (
-        missing.stderr.strip()
-        == f"{tmp_path / 'none.txt'}: cannot be read (No such file or directory); give a text file with one"
-        " document id a line"
-    )

@@ -194,7 +194,9 @@ class TestProblems:
             labels=["a", "b"],
             languages=["en"],
             pii="flag",
-            severities=dict.fromkeys(set(RULES) - {"assistant_turns_are_present"}, "error"),
+            severities=dict.fromkeys(
+                set(RULES) - {"assistant_turns_are_present", "annotators_agree"}, "error"
+            ),
             expectations=[
                 {
                     "name": BETWEEN,

@@ -55,19 +55,6 @@ def create(
     return project
 
 
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tuple[projects.Project, str]:
-    """The multi-label project after `fullft run`, and what that printed."""
-    rows = licence_labels.labelled_rows(260, known=set(LABELS))
-    rows += [
-        {**rows[0], "id": "odd", "text": "A text of a label that nobody knows.", "labels": ["poem", "notice"]}
-    ]
-    project = create(tmp_path_factory.mktemp("labelled"), MULTI_LABEL, rows)
-    done = project.fullft("run", CASE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return project, done.stdout
-
-
 def assert_whole(project: projects.Project, printed: str, metric: str, kind: str) -> Store:
     """What holds of any task: every asset materialised with metadata, promoted, summarised, and no text in
     the event log.
@@ -109,24 +96,6 @@ def assert_whole(project: projects.Project, printed: str, metric: str, kind: str
     )
     assert len(excerpts) > 15 and [excerpt for excerpt in excerpts if excerpt in logged] == []
     return store
-
-
-@pytest.mark.long
-def test_texts_with_several_labels_become_a_promoted_model(labelled: tuple[projects.Project, str]) -> None:
-    project, printed = labelled
-    store = assert_whole(project, printed, "macro_f1", "multi_label")
-    assert re.search(r"rows in +261 in 1 batches: 260 valid, 1 quarantined", printed)
-    metrics = latest(store, CASE, "evaluation_report").metadata
-    for system in ("label_shares", "tfidf", "frozen_probe"):
-        assert {"macro_f1", "micro_f1", "subset_accuracy"} <= set(metrics["scores"][system])
-    checkpoint = latest(store, CASE, "finetuned_checkpoint")
-    assert list(checkpoint.metadata["label_thresholds"]) == LABELS
-    card = (store.folder(latest(store, CASE, "champion_model")) / "README.md").read_text()
-    assert (
-        "| label | threshold | precision | recall | F1 | given | test rows |" in card
-        and "subset accuracy" in card
-    )
-    assert re.search(r"\| copyleft \| 0\.\d{3} \| ", card)
 
 
 @pytest.fixture(scope="module")

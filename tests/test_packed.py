@@ -31,7 +31,7 @@ from fullft_assets.snapshot import Split, Training, packing
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.training import feed
 from fullft_assets.training import loop as training_loop
-from fullft_assets.training.feed import Feed, Pieces, planned_batches, planned_rows, sums_between
+from fullft_assets.training.feed import Feed, Pieces, planned_rows, sums_between
 from fullft_assets.training.finetuning import Fit, fine_tune
 from tests.optimizer_steps import Stopping, gradients, keeping
 from tests.test_isolation import SMALL, build
@@ -226,26 +226,6 @@ def test_rows_come_in_the_plans_order_then_shuffled(rows: int, epochs: float, se
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
         assert len(set(part.tolist())) == len(part)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, CAPACITY), min_size=1, max_size=200),
-    rows=st.integers(1, 8),
-    epochs=st.floats(0.1, 3),
-    seed=st.integers(0, 99),
-)
-def test_padded_batches_are_full_and_of_similar_length(
-    lengths: list[int], rows: int, epochs: float, seed: int
-) -> None:
-    sizes = np.array(lengths)
-    batches = planned_batches(sizes, CAPACITY, rows, epochs, seed)
-    taken = np.bincount(np.concatenate(batches), minlength=len(sizes))
-    assert taken.sum() == max(1, round(epochs * len(sizes))) and taken.max() - taken.min() <= 1
-    for batch in batches:
-        room = rows * (CAPACITY // sizes[batch].max())
-        assert len(batch) == room or (batch is batches[-1] and len(batch) < room)
-        assert (np.diff(sizes[batch]) <= 0).all()
 
 
 @pytest.mark.parametrize("marked", [False, True], ids=["language_modeling", "sft"])

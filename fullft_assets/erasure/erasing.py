@@ -118,6 +118,8 @@ def _write_tables(
 ) -> Mapping[str, Any]:
     for name, table in tables.items():
         (write_examples if name == EXAMPLES_FILE else pq.write_table)(table, folder / name)
+    # Words of the documents, which an earlier version kept beside their chunks.
+    (folder / "words.parquet").unlink(missing_ok=True)
     return metadata
 
 
@@ -200,26 +202,19 @@ def _drop_from_drift_reports(store: Store, case: str, erased: ErasedDocuments, r
     metadata = {manifest.ref: DriftMetadata.of(manifest) for manifest in reports}
     touched = {key_ref(ref) for ref, about in metadata.items() if key_ref(about.documents) in erased.windows}
 
-    def empty_far(folder: Path) -> Mapping[str, Any]:
+    def forget_documents(has_documents: bool, folder: Path) -> Mapping[str, Any]:
         (folder / EXPLANATION).unlink(missing_ok=True)
-        if (folder / FAR).is_file():
+        if has_documents and (folder / FAR).is_file():
             write_far(folder / FAR, [])
-        return {}
-
-    def drop_explanation(folder: Path) -> Mapping[str, Any]:
-        (folder / EXPLANATION).unlink()
         return {}
 
     for manifest in reports:
         about = metadata[manifest.ref]
         compared = {key_ref(ref) for ref in (*about.reference, *about.kept_reference)}
-        if key_ref(manifest.ref) in touched:
-            store.rewrite(manifest, empty_far)
-        elif EXPLANATION in manifest.files and not touched.isdisjoint(compared):
-            store.rewrite(manifest, drop_explanation)
-        else:
-            continue
-        report.rewritten[DRIFT_REPORT] += 1
+        is_touched = key_ref(manifest.ref) in touched
+        if is_touched or (EXPLANATION in manifest.files and not touched.isdisjoint(compared)):
+            store.rewrite(manifest, partial(forget_documents, is_touched))
+            report.rewritten[DRIFT_REPORT] += 1
 
 
 #: Every stage whose attempts may hold documents, their names or what was made of them.

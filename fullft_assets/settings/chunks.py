@@ -14,7 +14,7 @@ class ChunksSettings(Settings):
     REMOVED: ClassVar[Mapping[str, str]] = {
         "boundaries": "windows share `stride` tokens, so that no sentence is without its context",
         "terms": "the tokenizer audit mines its terms from the corpus",
-        "general_words": "name the languages of the texts in `examples.languages`, or list your own `terms`",
+        "general_words": "name the languages of the texts in `examples.languages`",
         "max_term_pieces": "the audit warns above 3 tokens a domain term",
         "max_unknown_share": "the audit warns above 0.1% unknown tokens",
         "max_byte_fallback_share": "the audit warns above 1% single bytes",
