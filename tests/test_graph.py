@@ -341,10 +341,3 @@ def test_what_is_below_a_checkpoint_that_did_not_learn_refuses(graph):
         assert graph.refusal(asset).startswith(
             f"{asset} refused: finetuned_checkpoint.loss_is_falling is red: training loss "
         )
-
-
-def test_an_asset_without_its_inputs_says_which(tmp_path, environment):
-    project = projects.create(tmp_path, CASE, rows=20)
-    with dg.DagsterInstance.from_config(str(project.home)) as instance:
-        line = Graph(project, instance).refusal(*PLANNING)
-    assert line == "letters/training_snapshot was never materialised; materialise it first"
