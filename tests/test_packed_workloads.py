@@ -122,10 +122,7 @@ class TestRefusals:
             (
                 {},
                 {"added_tokens": []},
-                (
-                    "made with another tokenizer than base_model's with chunks.added_tokens; tokenise the"
-                    " batches again"
-                ),
+                "made with another tokenizer than base_model's with chunks.added_tokens; `fullft run",
             ),
             (
                 {"max_position_embeddings": 16},
