@@ -223,7 +223,7 @@ class _Bench:
         from fullft_assets.settings import ChunksSettings
 
         self.folder = folder
-        chosen = ChunksSettings(max_tokens=CAPACITY, stride=0, boundaries="any")
+        chosen = ChunksSettings(max_tokens=CAPACITY, stride=0)
         self.tokenization = Tokenization.load(folder, chosen, "language_modeling")
 
     def documents(self, texts: Sequence[str]) -> list[list[list[int]]]:

@@ -63,7 +63,6 @@ class CleanUp:
         pointers: of where trainings began.
         folders: checkpoints of trainings that ended or were given up, with their bytes: here, and (by name)
             in a store on S3.
-        copies: on this machine, of artifacts that go or have gone.
         seen: champion and history that this was decided by.
         before: time before which what nothing needs goes, in seconds since the epoch.
     """
@@ -73,7 +72,6 @@ class CleanUp:
     pointers: list[str] = field(default_factory=list)
     folders: dict[Path, int] = field(default_factory=dict)
     stored_folders: dict[str, int] = field(default_factory=dict)
-    copies: dict[Path, int] = field(default_factory=dict)
     seen: release.ReleaseState | None = field(default=None, compare=False)
     before: float = field(default=0.0, compare=False)
 
@@ -84,7 +82,6 @@ class CleanUp:
         for ref, size in self.artifacts.items():
             sizes[ref.split("/")[1]].append(size)
         sizes["checkpoints of unfinished trainings"] = [*self.folders.values(), *self.stored_folders.values()]
-        sizes["copies on this machine"] = [*self.copies.values()]
         rows = sorted(
             ((sum(group), len(group), kind) for kind, group in sizes.items() if group), reverse=True
         )
@@ -130,12 +127,6 @@ def plan(store: Store, use_case: UseCase) -> CleanUp:
         and past.champion.checkpoint in clean_up.artifacts
     ]
     clean_up.pointers = _starting_points(store, case, clean_up.artifacts)
-    copied = [] if store.is_local else sorted((store.cache_folder / case).glob(f"*/*/*/{MANIFEST}"))
-    # Those with a dot are being fetched.
-    for copy in [path.parent for path in copied if not path.parent.name.startswith(".")]:
-        ref = str(copy.relative_to(store.cache_folder))
-        if ref in clean_up.artifacts or store.read_bytes(f"{ref}/{MANIFEST}") is None:
-            clean_up.copies[copy] = _size(copy)
     return clean_up
 
 
@@ -169,6 +160,8 @@ def clean(store: Store, use_case: UseCase, *, require_idle: Callable[[], None] =
         for ref in clean_up.artifacts:
             look_again()
             store.remove_files(store.load(ref), _KEPT)
+            if not store.is_local:
+                shutil.rmtree(store.cache_folder / ref, ignore_errors=True)
         for stage in _REMOVABLE:
             for ref in store.unfinished(case, stage):
                 store.discard(ref)
@@ -184,8 +177,6 @@ def clean(store: Store, use_case: UseCase, *, require_idle: Callable[[], None] =
                 store, name, partial(_is_stored_given_up, store, case, name, clean_up.before)
             ):
                 del clean_up.stored_folders[name]
-        for copy in clean_up.copies:
-            shutil.rmtree(copy, ignore_errors=True)
     return clean_up
 
 

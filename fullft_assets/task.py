@@ -74,13 +74,6 @@ class Task(ABC):
         return self.target is not None
 
     @property
-    def compares_rows_of_an_id(self) -> bool:
-        """Annotators' answers that are rows of one id are compared over all batches; spans are compared
-        within a batch alone.
-        """
-        return self.target in ("label", "labels")
-
-    @property
     def pipeline_tag(self) -> str | None:
         """What the Hugging Face hub calls this kind of task; None: it has no name for it."""
         if self.target is None:

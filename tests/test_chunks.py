@@ -1,6 +1,5 @@
 """chunks: every token is in a window, windows end where the text does, what is cut off is counted exactly."""
 
-import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from fullft_assets import chunks
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, tokenizing, windows
-from fullft_assets.chunks.windows import Ends, Room
+from fullft_assets.chunks.windows import Room
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Store
@@ -43,59 +42,33 @@ def smol(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return smollm2.write_tokenizer(tmp_path_factory.mktemp("smollm2"))
 
 
+@pytest.fixture(scope="module")
+def minilm() -> Tokenization:
+    return load()
+
+
 def table(texts: list[str]) -> pa.Table:
     return pa.table({"id": [str(i) for i in range(len(texts))], "text": texts})
 
 
 rooms = st.builds(
-    lambda size, stride, most, boundaries: Room(size, min(stride, size // 2), most, boundaries),
+    lambda size, stride, most: Room(size, min(stride, size // 2), most),
     st.integers(3, 70),
     st.integers(0, 35),
     st.none() | st.integers(1, 6),
-    st.sampled_from(["any", "sentence", "paragraph"]),
 )
-positions = st.lists(st.integers(0, 420), max_size=60).map(lambda found: sorted(set(found)))
+
+
+def slow_cut(length: int, room: Room) -> list[tuple[int, int]]:
+    """Return the windows of one text, one after the other."""
+    cut = [(0, min(length, room.size))]
+    while cut[-1][1] < length and len(cut) != room.most:
+        begin = cut[-1][1] - room.stride
+        cut.append((begin, min(length, begin + room.size)))
+    return cut
 
 
 class TestCutting:
-    @hypothesis_settings(deadline=None, max_examples=500)
-    @given(length=st.integers(0, 400), room=rooms, sentences=positions, paragraphs=positions)
-    @pytest.mark.heavy
-    def test_windows_cover_every_token_and_share_the_stride(
-        self, length: int, room: Room, sentences: list[int], paragraphs: list[int]
-    ) -> None:
-        ends = (
-            Ends((), ())
-            if room.boundaries == "any"
-            else Ends(sentences, paragraphs if room.boundaries == "paragraph" else ())
-        )
-        found = windows.cut_one(length, room, ends)
-        assert found[0][0] == 0
-        assert all(end - begin <= room.size for begin, end in found)
-        assert room.most is None or len(found) <= room.most
-        if room.most is None or len(found) < room.most:
-            assert found[-1][1] == length
-        for (begin, end), (following, until) in itertools.pairwise(found):
-            assert following == end - room.stride
-            assert until > end, "a window that brings nothing new"
-            assert end - begin >= room.size - room.size // 4
-
-    @pytest.mark.heavy
-    @hypothesis_settings(deadline=None, max_examples=300)
-    @given(length=st.integers(0, 400), room=rooms, sentences=positions, paragraphs=positions)
-    def test_an_end_is_the_last_paragraph_else_sentence_in_reach_else_the_full_window(
-        self, length: int, room: Room, sentences: list[int], paragraphs: list[int]
-    ) -> None:
-        for begin, end in windows.cut_one(length, room, Ends(sentences, paragraphs)):
-            full = begin + room.size
-            if full >= length:
-                assert end == length
-                continue
-            reach = range(full - room.given_up, full + 1)
-            assert end == max(
-                set(reach) & set(paragraphs), default=max(set(reach) & set(sentences), default=full)
-            )
-
     @hypothesis_settings(deadline=None, max_examples=60)
     @given(data=st.data())
     def test_flat_windows_of_many_texts_are_those_of_each_alone(self, data: st.DataObject) -> None:
@@ -108,98 +81,23 @@ class TestCutting:
             windows.bounds(np.array(lengths, np.int64)),
             None,
         )
-        cuts = windows.cut(encoded, [""] * len(ids), room)
-        expected = [
-            [[*prefix, *row[a:b], *suffix] for a, b in windows.cut_one(len(row), room, Ends((), ()))]
-            for row in ids
-        ]
+        cuts = windows.cut(encoded, room)
+        expected = [[[*prefix, *row[a:b], *suffix] for a, b in slow_cut(len(row), room)] for row in ids]
         gathered = windows.gather(encoded.ids, cuts, prefix, suffix)
         assert windows.to_lists(*gathered, cuts) == expected
         assert windows.to_arrow(*gathered, cuts).to_pylist() == expected
 
 
-class TestBoundaries:
-    @pytest.mark.parametrize(
-        ("text", "sentences", "paragraphs"),
-        [
-            ("One two. Three four.", ["Three"], []),
-            ('See e.g. the text. Then?! "Quoted." More', ["Then", "Quoted", "More"], []),
-            ("Title\n\nFirst line\nsecond line\n  \n\nLast", ["First", "second", "Last"], ["First", "Last"]),
-            ("これは一つ。次です", ["次"], []),
-            ("version 1.2.3 of 4.5", [], []),
-        ],
-    )
-    def test_sentences_and_paragraphs_begin_where_a_reader_sees_it(
-        self, text: str, sentences: list[str], paragraphs: list[str]
-    ) -> None:
-        # One token a character, so that a token's number is a character's place.
-        found = windows.find_ends(text, np.arange(1, len(text) + 1), "paragraph")
-
-        def words(places: Any) -> list[str]:
-            return [
-                text[place:].lstrip('"').split()[0].strip('.?!"') for place in places if place < len(text)
-            ]
-
-        assert [
-            word[: len(wanted)] for word, wanted in zip(words(found.sentences), sentences, strict=True)
-        ] == sentences
-        assert words(found.paragraphs) == paragraphs
-
-    @pytest.mark.heavy
-    @pytest.mark.parametrize("boundaries", ["sentence", "paragraph"])
-    @pytest.mark.parametrize("model", ["minilm", "smollm2"])
-    def test_windows_of_real_texts_end_with_a_sentence_wherever_one_is_in_reach(
-        self, texts: list[str], smol: Path, model: str, boundaries: Any
-    ) -> None:
-        tokenization = load(
-            MODEL if model == "minilm" else smol, max_tokens=48, stride=8, boundaries=boundaries
-        )
-        size = tokenization.room.size
-        ended = 0
-        for text in sorted(texts, key=len)[-25:]:
-            encoding = tokenization.tokenizer.encode(text, add_special_tokens=False)
-
-            def begins(token: int, mark: str, text: str = text, offsets: Any = encoding.offsets) -> bool:
-                # Characters of white space before the token's first visible one.
-                visible = offsets[token][1] - len(text[offsets[token][0] : offsets[token][1]].lstrip())
-                if not text[offsets[token][0] : offsets[token][1]].strip():
-                    return False
-                before = text[:visible]
-                space = before[len(before.rstrip()) :]
-                if mark == "paragraph":
-                    return space.count("\n") > 1
-                said = before.rstrip().rstrip("\"'”’»)]")
-                return "\n" in space or (
-                    bool(space) and said.endswith((".", "!", "?", "…")) and not ("a" <= text[visible] <= "z")
-                )
-
-            begin = 0
-            for window in tokenization.windows([text])[0][:-1]:
-                end = begin + len(window) - len(tokenization.prefix) - len(tokenization.suffix)
-                reach = range(begin + size - size // 4, begin + size + 1)
-                wanted = (
-                    "paragraph"
-                    if boundaries == "paragraph" and any(begins(t, "paragraph") for t in reach)
-                    else "sentence"
-                )
-                if any(begins(token, wanted) for token in reach):
-                    assert begins(end, wanted), "a better end was in reach"
-                    assert not any(begins(token, wanted) for token in reach if token > end)
-                    ended += 1
-                begin = end - 8
-        assert ended > 50
-
-
 class TestTokenization:
     @hypothesis_settings(deadline=None, max_examples=40)
     @given(data=st.data())
-    def test_windows_of_real_texts_hold_every_token(self, data: st.DataObject, texts: list[str]) -> None:
+    def test_windows_of_real_texts_hold_every_token(
+        self, data: st.DataObject, texts: list[str], minilm: Tokenization
+    ) -> None:
         max_tokens = data.draw(st.integers(8, 200))
         stride = data.draw(st.integers(0, max_tokens // 2 - 1))
-        boundaries = data.draw(st.sampled_from(["any", "sentence", "paragraph"]))
         chosen = data.draw(st.lists(st.sampled_from(texts), min_size=1, max_size=5))
-        settings = ChunksSettings(max_tokens=max_tokens, stride=stride, boundaries=boundaries)
-        tokenization = replace(_loaded(), settings=settings)
+        tokenization = replace(minilm, settings=ChunksSettings(max_tokens=max_tokens, stride=stride))
         found, lengths = tokenization.windows_with_lengths(chosen)
         encoded = tokenization.encode(chosen)
         assert lengths == [len(ids) for ids in encoded]
@@ -216,7 +114,7 @@ class TestTokenization:
         from transformers import AutoTokenizer
 
         reference = AutoTokenizer.from_pretrained(MODEL)
-        tokenization = load(max_tokens=256, stride=0, max_windows=1, boundaries="any")
+        tokenization = load(max_tokens=256, stride=0, max_windows=1)
         assert [windows[0] for windows in tokenization.windows(texts)] == reference(
             texts, truncation=True, max_length=256
         )["input_ids"]
@@ -259,15 +157,6 @@ class TestTokenization:
         assert (changed.prefix, changed.suffix) == (load().prefix, load().suffix)
 
 
-_cache: list[Tokenization] = []
-
-
-def _loaded() -> Tokenization:
-    if not _cache:
-        _cache.append(load(max_tokens=32, stride=4))
-    return _cache[0]
-
-
 class TestLanguageModeling:
     @pytest.mark.heavy
     def test_a_text_ends_with_one_end_token_in_its_last_window(self, smol: Path, texts: list[str]) -> None:
@@ -281,14 +170,6 @@ class TestLanguageModeling:
             # No token is in two windows: all are trained, and it would count twice.
             assert [i for window in cut for i in window] == [*ids, end]
             assert all(len(window) <= room for window in cut)
-
-    @pytest.mark.heavy
-    def test_a_text_that_just_fills_a_window_keeps_its_end_token(self, smol: Path) -> None:
-        tokenization = load(smol, "language_modeling", max_tokens=16, stride=2)
-        text = " the" * 16
-        assert len(tokenization.encode([text])[0]) == 16
-        first, second = tokenization.windows([text])[0]
-        assert len(first) == 16 and second == [tokenization.end_id]
 
     @pytest.mark.heavy
     def test_special_tokens_of_the_tokenizer_are_not_doubled(self, smol: Path, tmp_path: Path) -> None:
@@ -321,27 +202,25 @@ class TestLanguageModeling:
 
 class TestChunk:
     @pytest.mark.heavy
-    @pytest.mark.parametrize("boundaries", ["any", "paragraph"])
-    def test_counts_are_those_of_a_brute_force_count(self, texts: list[str], boundaries: Any) -> None:
-        tokenization = load(max_tokens=32, stride=4, max_windows=2, boundaries=boundaries)
+    def test_counts_are_those_of_a_brute_force_count(self, texts: list[str]) -> None:
+        tokenization = load(max_tokens=32, stride=4, max_windows=2)
         found = chunks.chunk(table(texts), tokenization)
         encoded = [tokenization.tokenizer.encode(text, add_special_tokens=False) for text in texts]
         cut = found.table["windows"].to_pylist()
         assert cut == tokenization.windows(texts)
         read = [len(row[0]) - 2 + sum(len(window) - 2 - 4 for window in row[1:]) for row in cut]
         lost = [len(e.ids) - count for e, count in zip(encoded, read, strict=True)]
-        assert found.metadata["num_tokens"] == sum(len(e.ids) for e in encoded)
-        assert found.metadata["num_tokens_cut_off"] == sum(lost)
-        assert found.metadata["num_rows_cut"] == sum(count > 0 for count in lost) > 0
-        assert found.metadata["num_rows_of_several_windows"] == sum(len(e.ids) > 30 for e in encoded) > 0
-        assert found.metadata["num_unknown_tokens"] == sum(e.tokens.count("[UNK]") for e in encoded)
-        assert found.metadata["longest_text_tokens"] == max(len(e.ids) for e in encoded)
-        assert found.metadata["num_windows"] == sum(map(len, cut))
+        assert found.counts["num_tokens"] == sum(len(e.ids) for e in encoded)
+        assert found.counts["num_tokens_cut_off"] == sum(lost)
+        assert found.counts["num_rows_cut"] == sum(count > 0 for count in lost) > 0
+        assert found.counts["num_rows_of_several_windows"] == sum(len(e.ids) > 30 for e in encoded) > 0
+        assert found.counts["longest_text_tokens"] == max(len(e.ids) for e in encoded)
+        assert found.counts["num_windows"] == sum(map(len, cut))
         assert found.table.schema == chunks.schema()
         assert found.table["id"].to_pylist() == table(texts)["id"].to_pylist()
         assert found.table["num_tokens"].to_pylist() == [len(e.ids) for e in encoded]
         assert found.table["marks"].null_count == len(texts)
-        check = chunks.checks(chunks.Totals(found.metadata, []), "classification", 0.5)[0]
+        check = chunks.checks(found.counts, [], "classification", 0.5)[0]
         assert (check.name, check.passed) == ("texts_are_kept_whole", False)
         assert f"{sum(lost):,} tokens are not read" in check.description
 
@@ -359,20 +238,10 @@ class TestChunk:
         pq.write_table(rows, tmp_path / "examples.parquet")
         monkeypatch.setattr(tokenizing, "ROWS_AT_A_TIME", 50)
         with store.create("c", "s", "k", version="1", seed=1) as draft:
-            totals = tokenizing._write(tmp_path / "examples.parquet", draft, tokenization, "classification")
+            counts, _ = tokenizing._write(
+                tmp_path / "examples.parquet", draft, tokenization, "classification"
+            )
             written = pq.read_table(draft.path / chunks.CHUNKS)
         whole = chunks.chunk(rows, tokenization)
         assert written.equals(whole.table)
-        assert {name: totals.metadata[name] for name in chunks.COUNTS} == whole.metadata
-
-    def test_an_empty_batch_gives_empty_tables(self, tmp_path: Path) -> None:
-        empty = pa.table(
-            {name: pa.array([], pa.string()) for name in ("id", "text", "source", "text_hash")}
-            | {"row": pa.array([], pa.int64())}
-        )
-        pq.write_table(empty, tmp_path / "examples.parquet")
-        with Store(str(tmp_path / "store")).create("c", "s", "k", version="1", seed=1) as draft:
-            totals = tokenizing._write(tmp_path / "examples.parquet", draft, load(), "classification")
-            assert pq.read_table(draft.path / chunks.CHUNKS).schema == chunks.schema()
-            assert len(pq.read_table(draft.path / chunks.WORDS)) == 0
-        assert set(totals.metadata.values()) == {0}
+        assert counts == whole.counts

@@ -128,23 +128,6 @@ class TestEmbeddings:
             ids = load(base, *TERMS).windows(TEXTS[2:3])[0][0]
             assert torch.isfinite(model(input_ids=torch.tensor([ids]))[0]).all()
 
-    def test_a_head_with_a_bias(self, tmp_path: Path) -> None:
-        from transformers import BertForMaskedLM
-
-        prepared.write_tiny_model(tmp_path)
-        model = BertForMaskedLM.from_pretrained(tmp_path)
-        with torch.no_grad():
-            model.get_output_embeddings().bias.copy_(torch.arange(30_522.0))
-        initialise_added(model, tmp_path, TERMS[:1])
-        ((number, ids),) = former_pieces(tmp_path, TERMS[:1]).items()
-        assert model.get_output_embeddings().bias[number].item() == pytest.approx(np.mean(ids))
-
-    def test_a_term_that_the_vocabulary_has_changes_nothing(self, base: Path) -> None:
-        for before, model in self.models(base):
-            initialise_added(model, base, ["permission"] if model.config.model_type == "bert" else ["and"])
-            for old, new in zip(tables(before), tables(model), strict=True):
-                assert torch.equal(old, new)
-
 
 def pieces(base: Path, term: str) -> list[list[int]]:
     tokenizer = load(base).tokenizer

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from fullft_assets import chunks
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import ChatTemplate, Tokenization
-from fullft_assets.chunks.chat import CHATML
 from fullft_assets.documents.aliases import alias
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import ChunksSettings
@@ -183,52 +182,6 @@ class TestConversations:
         whole = reference.apply_chat_template(self.MESSAGES, tokenize=False)
         assert self.trained(smol, self.MESSAGES, train_on="everything") == whole
 
-    def test_the_padding_token_that_ends_turns_is_trained_where_the_assistant_ends_and_nowhere_else(
-        self, tokenization: Tokenization, reference: Any
-    ) -> None:
-        assert reference.pad_token_id == reference.eos_token_id
-        found = chunks.chunk(conversations([self.MESSAGES]), tokenization, "sft").table
-        [[ids]], [[marks]] = found["windows"].to_pylist(), found["marks"].to_pylist()
-        ends = [mark for i, mark in zip(ids, marks, strict=True) if i == reference.pad_token_id]
-        assert ends == [0, 0, 1, 0, 1], "system, user, assistant, user, assistant"
-
-    def test_a_template_that_writes_the_first_token_gets_no_second_one(
-        self, smol: Path, tmp_path: Path
-    ) -> None:
-        from transformers import AutoTokenizer
-
-        with_template(smol, tmp_path, "{{ bos_token }}" + CHATML)
-        config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-        (tmp_path / "tokenizer_config.json").write_text(
-            json.dumps({**config, "bos_token": {"__type": "AddedToken", "content": "<|endoftext|>"}})
-        )
-        content = json.loads((tmp_path / "tokenizer.json").read_text())
-        first = [
-            {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-        ]
-        content["post_processor"] = {
-            "type": "TemplateProcessing",
-            "single": first,
-            "pair": first,
-            "special_tokens": {
-                "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
-            },
-        }
-        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-        assert AutoTokenizer.from_pretrained(tmp_path)("a")["input_ids"][0] == 0, (
-            "this tokenizer adds one by itself"
-        )
-        cut = (
-            chunks.chunk(conversations([self.MESSAGES]), load(tmp_path, max_tokens=4_096), "sft")
-            .table["windows"]
-            .to_pylist()[0][0]
-        )
-        assert cut[0] == 0 and cut.count(0) == 1
-        assert cut == AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
-            self.MESSAGES, return_dict=False
-        )
-
     def test_a_template_that_rewrites_earlier_turns(self, smol: Path, tmp_path: Path) -> None:
         messages = [
             said("user", "One?"),
@@ -267,7 +220,7 @@ class TestConversations:
         found = chunks.chunk(conversations(rows), load(smol, max_tokens=64, stride=4, max_windows=1), "sft")
         check = next(
             c
-            for c in chunks.checks(chunks.Totals(found.metadata, found.unfit), "sft", 0.25)
+            for c in chunks.checks(found.counts, found.unfit, "sft", 0.25)
             if c.name == "rows_have_trained_tokens"
         )
         assert (check.passed, check.severity) == (False, "error")
@@ -275,11 +228,9 @@ class TestConversations:
             f"2 of 4 rows have no trained token: {alias('chats.jsonl')}:2, {alias('chats.jsonl')}:3; the"
             " batch is held back. Give them"
         )
-        assert found.metadata["num_trained_tokens"] == 2 * 6
+        assert found.counts["num_trained_tokens"] == 2 * 6
         fine = chunks.chunk(conversations(rows[:1]), load(smol, max_tokens=64), "sft")
-        assert all(
-            check.passed for check in chunks.checks(chunks.Totals(fine.metadata, fine.unfit), "sft", 0.5)
-        )
+        assert all(check.passed for check in chunks.checks(fine.counts, fine.unfit, "sft", 0.5))
 
     def test_a_conversation_that_the_template_refuses_is_named_with_why(
         self, smol: Path, tmp_path: Path
@@ -306,7 +257,7 @@ class TestConversations:
         found = chunks.chunk(rows, Tokenization.load(folder, ChunksSettings(max_tokens=64), task), task)
         check = next(
             c
-            for c in chunks.checks(chunks.Totals(found.metadata, []), task, 0.5)
+            for c in chunks.checks(found.counts, [], task, 0.5)
             if c.name == "contents_hold_no_control_tokens"
         )
         assert (check.passed, check.severity, check.metadata) == (
@@ -486,7 +437,7 @@ class TestSpans:
             expected = slow_span_marks(text, offsets, row)
             assert marks == [0] * around[0] + expected + [0] * around[1]
             lost += sum(k + 1 not in expected for k in range(len(row)))
-        assert found.metadata["num_spans_without_tokens"] == lost
+        assert found.counts["num_spans_without_tokens"] == lost
 
     def test_a_span_over_a_window_goes_on_as_a_later_token(self) -> None:
         tokenization = Tokenization.load(
@@ -500,12 +451,3 @@ class TestSpans:
         [cut], [marks] = found["windows"].to_pylist(), found["marks"].to_pylist()
         assert [len(window) for window in cut] == [len(window) for window in marks] == [8, 8, 6]
         assert marks == [[0, 2, 0, 1, -1, -1, -1, 0], [0, -1, -1, -1, -1, -1, 0, 0], [0, -1, 0, 0, 0, 0]]
-
-    def test_spans_without_a_token_warn(self) -> None:
-        tokenization = Tokenization.load(MINILM, ChunksSettings(), "token_classification")
-        found = chunks.chunk(
-            self.examples(["a  b c"], [[(1, 3), (0, 4), (3, 4)]]), tokenization, "token_classification"
-        )
-        check = chunks.checks(chunks.Totals(found.metadata, []), "token_classification", 0.5)[1]
-        assert (check.name, check.passed, check.severity) == ("spans_have_tokens", False, "warn")
-        assert check.description.startswith("2 labelled spans have no token")

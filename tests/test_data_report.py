@@ -3,20 +3,10 @@
 import re
 from typing import Any
 
-import numpy as np
 import pytest
 
-from fullft_assets.checking.sample import suggested_group
 from fullft_assets.snapshot import SnapshotMetadata
-from fullft_assets.snapshot.data_report import (
-    DataFacts,
-    Example,
-    ExcludedRows,
-    length_metadata,
-    render,
-    target_of,
-    to_page,
-)
+from fullft_assets.snapshot.data_report import DataFacts, Example, ExcludedRows, render, to_page
 from tests import prepared
 from tests import project as projects
 
@@ -79,16 +69,6 @@ def test_sizes_balance_and_excluded_rows() -> None:
     )
 
 
-def test_lengths_are_shown_by_powers_of_two() -> None:
-    histogram = [line.split() for line in lines(metadata(), [0, 1, 2, 3, 3, 64]) if line.endswith("#")]
-    assert [(low, high, count) for low, _, high, count, _ in histogram] == [
-        ("1", "1", "2"),
-        ("2", "3", "3"),
-        ("64", "127", "1"),
-    ]
-    assert len(histogram[1][-1]) == 40, "the longest bar is the most frequent length"
-
-
 def test_a_task_without_labels_shows_how_its_rows_are_packed() -> None:
     found = metadata(
         labels=[],
@@ -107,29 +87,6 @@ def test_a_task_without_labels_shows_how_its_rows_are_packed() -> None:
     assert "what is trained: **the text itself**" in report
     assert "some text" in report
     assert any(line.endswith("such a text is cut after 2 window(s).") for line in report)
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ({"label": "flu"}, "flu"),
-        ({"labels": ["a", "b"]}, "a, b"),
-        ({"labels": []}, "no label"),
-        ({"spans": [{"start": 2, "end": 5, "label": "DRUG"}]}, "DRUG [2:5]"),
-        ({"spans": None}, "no span"),
-        ({"split": "train"}, "the text itself"),
-    ],
-)
-def test_what_is_trained_is_said_in_words(row: dict[str, Any], said: str) -> None:
-    assert target_of(row) == said
-
-
-def test_quantiles_and_long_texts() -> None:
-    found = length_metadata(np.arange(1, 101), 90)
-    assert found == {
-        "text_tokens": {"p10": 10, "p50": 50, "p90": 90, "p99": 99, "longest": 100},
-        "num_rows_over_max_tokens": 10,
-    }
 
 
 HOSTILE = (
@@ -238,33 +195,6 @@ def test_rows_that_are_set_aside_are_counted_by_reason_with_their_places(tmp_pat
     )
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and "http" not in page.partition("One training row")[0]
-
-
-@pytest.mark.heavy
-def test_the_first_report_suggests_a_field_where_no_group_is_set(tmp_path) -> None:
-    prepared.write_tiny_model(tmp_path / "model")
-    project = projects.create(tmp_path, base_model="model", examples={"group": None})
-    project.deliver(
-        "delivery-1.jsonl", sorted(projects.licence_rows(3_000), key=lambda row: row["expression"])[:900]
-    )
-    reports = []
-    for _ in range(2):
-        taken = prepared.take(project, suggest_group=lambda: suggested_group(project.use_case()))
-        reports.append((taken.store.folder(taken.snapshot) / "report.md").read_text(encoding="utf-8"))
-        project.deliver("train.jsonl", projects.licence_rows(200))
-        project.deliver("test.jsonl", projects.licence_rows(300)[200:])
-    to_do = [report.partition("## What to do")[2].partition("##")[0] for report in reports]
-    (said,) = [
-        line
-        for line in to_do[0].splitlines()
-        if line.startswith("- **group**: none is set, and rows of equal ")
-    ]
-    assert said.endswith(" set examples.group: expression")
-    assert "**group**" not in to_do[1], "the second is quick"
-    assert ["**splits**: the delivery has splits of its own, train (1 file, " in text for text in to_do] == [
-        False,
-        True,
-    ]
 
 
 def test_labels_without_rows_on_a_side_are_named() -> None:

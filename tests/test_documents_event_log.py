@@ -137,7 +137,6 @@ def test_no_word_that_is_delivered_leaves_the_store(
     (project.documents / f"{WORD}.pdf").write_bytes(formats.written_pdf(formats.shown("A page"), b""))
     (project.documents / f"{WORD}.txt").symlink_to(project.root / "pyproject.toml")
     (project.documents / f"letter.{WORD}").write_text(WORD)
-    monkeypatch.setattr("fullft_assets.examples.outcomes.MIN_LABEL_SHARE", 0.6)
     monkeypatch.setattr(ExamplesSettings, "max_ungrouped_share", 1.0)
     project.configure(
         examples={"labels": None, "group": "patient", "domain": "ward", "pii": "flag", "languages": ["en"]},
@@ -163,9 +162,6 @@ def test_no_word_that_is_delivered_leaves_the_store(
     assert WORD in json.dumps(examples.metadata), "the store has the labels"
     check = raw.check("files_are_readable")
     assert check.metadata["num_unreadable"] == 7 and check.description.count(": ") >= 5
-    assert "labels (not named, as there are more than 100 or" in (
-        examples.check("labels_are_balanced").description
-    )
     assert "2 file(s) are left in place because their endings are not read: 1 .doc, 1 without" in events[-1]
     assert "1 entries of the folder are skipped: 1 (a link that leaves the folder" in events[-1]
     assert any(f"{alias(f'{WORD}.pdf')}: 1 page(s) without text" in event for event in events)
@@ -312,7 +308,6 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(
     project: projects.Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = "![t](http://host/x.png)\u202e<b>`|"
-    monkeypatch.setattr("fullft_assets.examples.outcomes.MIN_LABEL_SHARE", 0.6)
     monkeypatch.setattr(
         "fullft_assets.assets.model.suggested_group", lambda _: f"set examples.group: {picture}"
     )
@@ -341,9 +336,3 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(
     assert f"| {shown} | " in counts
     assert f"| {shown} | " in report
     assert f"- **group**: set examples.group: {shown}" in report
-    assert (
-        r"`\u0021\u005bt\u005d(http://host/x.png)\u202e\u003cb>\u0060\u007c` 50.00%"
-        in latest_by_partition(store, "letters", "labeled_examples")[batch]
-        .check("labels_are_balanced")
-        .description
-    )

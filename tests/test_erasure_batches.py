@@ -17,6 +17,7 @@ import pytest
 from fullft_assets import chunks, cli, documents, erasure, examples, snapshot
 from fullft_assets.cli import commands
 from fullft_assets.erasure import erasing
+from fullft_assets.erasure.reports import ATTEMPTS, TRACEBACKS
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.snapshot import frozen_batches
 from fullft_assets.store import MANIFEST, Manifest, Store, disk
@@ -91,17 +92,18 @@ class Batches:
 
     def traces(self, *values: str) -> list[str]:
         """Return the files of the store that contain a value, or are named after it."""
-        found = []
-        for path in Path(self.store.url).rglob("*"):
-            if path.is_file():
-                content = (
-                    str(pq.read_table(path).to_pylist())
-                    if path.suffix == ".parquet"
-                    else path.read_text(errors="replace")
-                )
-                if any(value in content or value in path.name for value in values):
-                    found.append(str(path.relative_to(self.store.url)))
-        return found
+        return traces(Path(self.store.url), *values)
+
+
+def traces(root: Path, *values: str) -> list[str]:
+    """Return the files below a folder that contain a value, or are named after it."""
+    files = []
+    for path in (path for path in root.rglob("*") if path.is_file()):
+        is_table = path.suffix == ".parquet"
+        content = str(pq.read_table(path).to_pylist()) if is_table else path.read_text(errors="replace")
+        if any(value in content or value in path.name for value in values):
+            files.append(str(path.relative_to(root)))
+    return files
 
 
 def rows(count: int, skip: int = 0) -> list[dict]:
@@ -208,19 +210,6 @@ class TestRowsWithEqualTexts:
         again = batches.texts(batches.take())
         assert copy in again and stayed not in again
         assert again[copy][0] == delivered[10]["text"]
-
-    def test_rows_with_equal_texts_and_other_spans_keep_their_own_marks(self, tmp_path: Path):
-        settings = {**PLAIN["examples"], "task": "token_classification", "label": "spans"}
-        batches = Batches(tmp_path, examples=settings)
-        delivered = [
-            {**row, "spans": [{"start": 0, "end": 3 + n % 2, "label": "ab"[n % 2]}]}
-            for n, row in enumerate(rows(60))
-        ]
-        batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
-        taken = batches.take()
-        before = batches.texts(taken)
-        erasure.erase(batches.store, CASE, ["d2", "d30"])
-        assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in ("d2", "d30")}
 
 
 def test_rows_that_no_snapshot_takes_are_gone_as_well(tmp_path: Path):
@@ -404,6 +393,13 @@ class TestMadeUpIds:
 
 
 class TestWhatKilledRunsLeft:
+    def test_tracebacks_which_may_quote_a_document_are_gone(self, tmp_path: Path):
+        store = Store(str(tmp_path))
+        for case in (CASE, "mails"):
+            store.keep_traceback(case, ValueError("what a letter says"))
+        assert erasure.erase(store, CASE, ["letter-1"]).deleted[TRACEBACKS] == 1
+        assert [path.parts[-3] for path in tmp_path.rglob("*.txt")] == ["mails"]
+
     def test_attempts_without_a_manifest_are_removed_and_those_being_written_are_not(
         self, copied: tuple[Batches, str, str]
     ):
@@ -417,11 +413,7 @@ class TestWhatKilledRunsLeft:
             report = erasure.erase(batches.store, CASE, ["d2"])
             assert draft.path.is_dir()
         assert not left.exists()
-        assert (report.num_discarded, report.num_in_flight) == (1, 1)
-        assert (
-            "left alone   1 unfinished attempts; once the runs have ended, erase the same list again"
-            in report.lines()
-        )
+        assert (report.deleted[ATTEMPTS], report.num_in_flight) == (1, 1)
 
     def test_a_table_that_cannot_be_read_does_not_hold_the_erasure_up(self, copied: tuple[Batches, str, str]):
         batches, *_ = copied
@@ -430,7 +422,7 @@ class TestWhatKilledRunsLeft:
         )
         (batches.store.folder(valid) / "quarantined_rows.parquet").unlink()
         report = erasure.erase(batches.store, CASE, ["d2"])
-        assert (report.num_found, report.num_discarded) == (1, 1)
+        assert (report.num_found, report.deleted[ATTEMPTS]) == (1, 1)
         assert not Path(batches.store.url, valid.ref).exists()
 
 

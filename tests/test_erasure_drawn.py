@@ -11,6 +11,7 @@ import pytest
 
 from fullft_assets import erasure, release, snapshot
 from fullft_assets.erasure import erasing
+from fullft_assets.erasure.reports import TRAININGS
 from fullft_assets.errors import DataError, GateError, Interrupted, StoreError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.release import starting_point
@@ -20,6 +21,7 @@ from fullft_assets.training.finetuning import exclusive
 from fullft_assets.workloads import training
 from tests import project as projects
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
+from tests.test_erasure_batches import PowerCut, power_cut, traces
 
 BOTH = {"general": {"path": "general", "max_tokens": 2_000}, "replay": {"path": "general", "share": 0.2}}
 
@@ -65,20 +67,6 @@ def again(case: Prepared) -> Manifest:
     return snapshot.take(case.store, case.use_case, labeled, tokenized)
 
 
-def traces(store: Store, *values: str) -> list[str]:
-    """Return the files of the store that contain a value."""
-    found = []
-    for path in (path for path in Path(store.url).rglob("*") if path.is_file()):
-        content = (
-            str(pq.read_table(path).to_pylist())
-            if path.suffix == ".parquet"
-            else path.read_text(errors="replace")
-        )
-        if any(value in content for value in values):
-            found.append(str(path.relative_to(store.url)))
-    return found
-
-
 class Stopping(Progress):
     """Asks training to stop, once it has begun."""
 
@@ -116,11 +104,11 @@ def test_nothing_of_it_is_left(case: Prepared, kind: str) -> None:
     gone = named(case, kind)
     before = {name: drawn(case, name) for name in ("general", "replay")}
     marks = (gone["text"][:80], repr(gone["text"])[1:80], gone["id"], gone["text_hash"])
-    assert traces(case.store, *marks), "it was there"
+    assert traces(Path(case.store.url), *marks), "it was there"
     report = erasure.erase(case.store, case.use_case.name, [gone["id"]])
     assert (report.num_found, report.missing) == (1, [])
     assert report.rewritten == {f"{kind}_documents": 1, "training_snapshot": 1}
-    assert traces(case.store, *marks) == []
+    assert traces(Path(case.store.url), *marks) == []
     for name, rows in before.items():
         assert drawn(case, name) == [row for row in rows if row["id"] != gone["id"]], name
 
@@ -178,41 +166,36 @@ def test_it_is_not_drawn_again(case: Prepared, kind: str) -> None:
     assert case.store.load(taken.metadata[kind]).metadata["num_unusable"]["erased"] == 2
 
 
-@pytest.mark.parametrize("step", ["drop_from_snapshots", "drop_made_of_snapshots", "record"])
 @pytest.mark.parametrize("kind", ["general", "replay"])
 def test_readers_refuse_until_one_that_was_cut_short_is_finished(
-    case: Prepared, kind: str, step: str, monkeypatch: pytest.MonkeyPatch
+    case: Prepared, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def power_cut(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     read: Callable[..., Any] = {"general": general.load, "replay": loading.load_training}[kind]
     gone = named(case, kind)
     file = next(row for row in drawn(case, kind) if row["id"].startswith("patient-"))["source"]
     with monkeypatch.context() as patched:
-        patched.setattr(erasure.ErasureReport if step == "record" else erasing, step, power_cut)
-        with pytest.raises(KeyboardInterrupt):
+        patched.setattr(erasing, "drop_from_snapshots", power_cut)
+        with pytest.raises(PowerCut):
             erasure.erase(case.store, case.use_case.name, [gone["id"], file])
-    if step == "drop_from_snapshots":
-        with pytest.raises(
-            StoreError,
-            match=f"the {kind} set was rewritten after this snapshot froze it.*with its list again",
-        ):
-            read(case.store, case.store.load(case.snapshot.ref))
+    with pytest.raises(
+        StoreError, match=f"the {kind} set was rewritten after this snapshot froze it.*with its list again"
+    ):
+        read(case.store, case.store.load(case.snapshot.ref))
     report = erasure.erase(case.store, case.use_case.name, [gone["id"], file])
-    assert report.missing == [] and traces(case.store, gone["id"], file) == []
+    assert report.missing == [] and traces(Path(case.store.url), gone["id"], file) == []
     taken = case.store.load(case.snapshot.ref)
     assert read(case.store, taken) and [each["lost_from"] for each in taken.metadata["erasures"]] == [[kind]]
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_too(case: Prepared) -> None:
+def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_is_not(
+    case: Prepared,
+) -> None:
     checkpoint = train(case)
-    measured = erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]])
-    assert (measured.trained_on, measured.measured_on) == ([], [checkpoint.ref])
+    assert erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]]).trained_on == []
     assert go_on_from(case, checkpoint) == checkpoint
     report = erasure.erase(case.store, case.use_case.name, [named(case, "replay")["id"]])
-    assert (report.trained_on, report.measured_on) == ([checkpoint.ref], [])
+    assert report.trained_on == report.champions == [checkpoint.ref]
     assert f"learned from {checkpoint.ref} (champion)" in report.lines()
     with pytest.raises(GateError, match="learned from documents that were erased since"):
         go_on_from(case, checkpoint)
@@ -220,13 +203,14 @@ def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_
     job = replace(case, snapshot=case.store.load(case.snapshot.ref)).job("finetuned_checkpoint", "next")
     job.model_copy(update={"inputs": {**job.inputs, "champion": checkpoint.ref}}).write(case.store)
     folder = case.store.work_folder(case.use_case.name, "finetuned_checkpoint", "next")
-    assert erasure.erase(case.store, case.use_case.name, []).num_unfinished == 1 and not folder.exists()
+    assert erasure.erase(case.store, case.use_case.name, []).deleted[TRAININGS] == 1
+    assert not folder.exists()
     # One that is trained on what is left has not.
-    since = train(replace(case, snapshot=case.store.load(case.snapshot.ref)), "since")
+    train(replace(case, snapshot=case.store.load(case.snapshot.ref)), "since")
     assert erasure.erase(case.store, case.use_case.name, []).trained_on == [checkpoint.ref]
     # Nor where something else is erased later, which it was only measured on.
     later = erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]])
-    assert (later.trained_on, later.measured_on) == ([checkpoint.ref], [since.ref])
+    assert later.trained_on == [checkpoint.ref]
 
 
 def go_on_from(case: Prepared, checkpoint: Manifest) -> Manifest | None:
@@ -256,9 +240,7 @@ def test_the_general_set_teaches_where_it_says_which_weights_matter(
     case = prepare(tmp_path, tiny=True, rows=400, snapshot={"general": {"path": "general"}})
     checkpoint = train(case, ewc=ewc)
     report = erasure.erase(case.store, case.use_case.name, [drawn(case, "general")[0]["id"]])
-    assert (report.trained_on, report.measured_on) == (
-        ([checkpoint.ref], []) if learned else ([], [checkpoint.ref])
-    )
+    assert report.trained_on == ([checkpoint.ref] if learned else [])
 
 
 def test_when_all_of_the_general_set_is_erased_one_line_says_so(case: Prepared) -> None:
@@ -278,24 +260,13 @@ def test_unfinished_training_that_learned_from_it_is_removed(case: Prepared) -> 
     with exclusive(held):
         report = erasure.erase(case.store, case.use_case.name, [named(case, "replay")["id"]])
     assert (first.exists(), held.exists()) == (False, True)
-    assert (report.num_unfinished, report.num_in_flight) == (1, 1)
-    assert "deleted      1 unfinished trainings that had learned from them" in report.lines()
-    assert (
-        erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]]).num_unfinished == 1
-        and not held.exists()
-    )
+    assert (report.deleted[TRAININGS], report.num_in_flight) == (1, 1)
+    report = erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]])
+    assert report.deleted[TRAININGS] == 1 and not held.exists()
     # What began after the erasure stays.
     since = case.store.work_folder(case.use_case.name, "finetuned_checkpoint", "k3")
     replace(case, snapshot=case.store.load(case.snapshot.ref)).job("finetuned_checkpoint", "k3").write(
         case.store
     )
     report = erasure.erase(case.store, case.use_case.name, [])
-    assert since.exists() and report.num_unfinished == 0
-
-
-def test_when_all_that_is_replayed_is_erased_the_task_is_trained_alone(case: Prepared) -> None:
-    erasure.erase(case.store, case.use_case.name, [row["id"] for row in drawn(case, "replay")])
-    left = snapshot.load_training(case.store, case.store.load(case.snapshot.ref))
-    assert len(left.windows) == left.num_task_windows and left.packing.num_tokens == sum(
-        map(len, left.windows)
-    )
+    assert since.exists() and not report.deleted[TRAININGS]

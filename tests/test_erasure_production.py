@@ -16,7 +16,7 @@ from fullft_assets.store import MANIFEST, Manifest
 from fullft_assets.workloads import monitoring, training
 from tests import project as projects
 from tests.prepared import Prepared, prepare
-from tests.test_erasure_drawn import traces
+from tests.test_erasure_batches import traces
 
 QUIET = Progress(silent=True)
 #: A word of each of these persons that is in all of their documents and nowhere else.
@@ -48,8 +48,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     rows = [*projects.licence_rows(NUM_ROWS), *of_persons()]
     case = prepare(root, tiny=True, delivered=rows, monitoring={"path": "data/letters/production"})
     store, name = case.store, case.use_case.name
-    batch = only(case, "tokenized_chunks").metadata["batch"]
-    chunks.audit_tokenizer(store, case.use_case, {batch: only(case, "tokenized_chunks")})
+    batch = only(case, "labeled_examples").metadata["batch"]
+    chunks.audit_tokenizer(store, case.use_case, {batch: only(case, "labeled_examples")})
     training.work(case.job("finetuned_checkpoint"), store, QUIET)
     seen = [
         {"id": f"{person}-seen", "text": f"a note about {word}", "expression": person}
@@ -101,9 +101,9 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
         "drift_report",
     )
     before = {stage: only(case, stage).metadata for stage in stages}
-    seen_by = {path.split("/")[1] for path in traces(case.store, WORDS[person])}
+    seen_by = {path.split("/")[1] for path in traces(Path(case.store.url), WORDS[person])}
     # The scale has embeddings of single rows, and their words as hashes.
-    assert {*stages, "tokenizer_audit", "tokenized_chunks"} <= seen_by
+    assert {*stages, "tokenizer_audit"} <= seen_by
     scale = only(case, "drift_scale")
     assert scale.metadata["num_held_out"] > 0
     # That of an earlier champion, whose snapshot a clean-up has removed.
@@ -115,7 +115,7 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
         )
         draft.commit(settings={}, inputs=dict.fromkeys(scale.inputs, "removed"), metadata=scale.metadata)
     report = erasure.erase(case.store, case.use_case.name, [person], by="group")
-    assert traces(case.store, WORDS[person], person) == []
+    assert traces(Path(case.store.url), WORDS[person], person) == []
     assert (report.num_found, report.missing) == (NUM_VALID + 2, [])
     assert report.rewritten == dict.fromkeys((*stages, "tokenized_chunks", "training_snapshot"), 1) | {
         "drift_scale": 2
@@ -123,7 +123,7 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
     scales = case.store.artifacts(case.use_case.name, "drift_scale")
     assert [made.metadata["num_held_out"] for made in scales] == [0, 0]
     case.store.delete(next(made for made in scales if made.key == "earlier"))
-    assert report.deleted == {"near_duplicate_index": 1, "tokenizer_audit": 1}
+    assert +report.deleted == {"near_duplicate_index": 1, "tokenizer_audit": 1}
 
     after = {stage: only(case, stage).metadata for stage in stages}
     raw, valid, quarantined = (
@@ -157,4 +157,4 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
     scale = only(case, "drift_scale")
     assert scale.metadata["num_held_out"] == len(Scale.load(case.store.folder(scale) / SCALE).held_out) == 0
     again = erasure.erase(case.store, case.use_case.name, [person], by="group")
-    assert (again.rewritten, again.deleted, again.num_before) == ({}, {}, 1)
+    assert (+again.rewritten, +again.deleted, again.num_before) == ({}, {}, 1)

@@ -7,29 +7,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import erasure, snapshot
 from fullft_assets.erasure import checkpoints
-from fullft_assets.erasure.reports import GONE
+from fullft_assets.erasure.reports import TRAININGS
 from fullft_assets.store import Store, checkpoints_ref
 from tests.s3_server import S3Server
-from tests.test_erasure_batches import CASE, Batches, PowerCut, killed_at, rows
-
-
-def traces(root: Path, *values: str) -> list[str]:
-    """Return the files below a folder that contain a value, or are named after it."""
-    found = []
-    for path in (path for path in root.rglob("*") if path.is_file()):
-        content = (
-            str(pq.read_table(path).to_pylist())
-            if path.suffix == ".parquet"
-            else path.read_text(errors="replace")
-        )
-        if any(value in content or value in str(path) for value in values):
-            found.append(str(path.relative_to(root)))
-    return found
+from tests.test_erasure_batches import CASE, Batches, rows, traces
 
 
 @pytest.fixture
@@ -96,68 +81,7 @@ def test_unfinished_trainings_lose_their_checkpoints_in_the_bucket(
         (folder / "00000002-ab" / "model.safetensors").write_text("what it has learned of him")
     with store.alone(checkpoints_ref(CASE, "finetuned_checkpoint", "alive")):
         report = erasure.erase(store, CASE, ["d2"])
-    assert (report.num_unfinished, report.num_in_flight) == (1, 1)
+    assert (report.deleted[TRAININGS], report.num_in_flight) == (1, 1)
     assert [key for key, folder in kept.items() if traces(folder, "him")] == ["alive"]
-    assert erasure.erase(store, CASE, ["d3"]).num_unfinished == 1 and not traces(
-        places["bucket"], "learned of him"
-    )
-
-
-class TestStore:
-    @pytest.fixture
-    def store(self, places: dict[str, Path]) -> Store:
-        return Store(f"s3://{places['bucket'].name}/some/prefix")
-
-    def make(self, store: Store, files: dict[str, str]):
-        with store.create("mail", "raw_documents", "k", version="1", seed=1) as draft:
-            for name, text in files.items():
-                (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
-                (draft.path / name).write_text(text)
-            return draft.commit(settings={}, inputs={}, metadata={"note": "by him"})
-
-    @pytest.mark.parametrize(
-        "files", [{"a.txt": "of him", "deep/b.txt": "of him"}, {}], ids=["files", "none"]
-    )
-    def test_what_is_deleted_is_gone_with_its_copy(
-        self, store: Store, places: dict[str, Path], files: dict[str, str]
-    ) -> None:
-        made = self.make(store, files)
-        store.folder(made)
-        assert traces(places["copies"], "by him")
-        store.delete(made)
-        left = [path.name for place in places.values() for path in place.rglob("*") if path.is_file()]
-        assert left == ["store.json"]  # the store's id, which names nobody
-        assert store.find("mail", "raw_documents", "k") is None
-
-    def test_a_removal_cut_short_leaves_no_copy_that_nobody_knows_of(
-        self, store: Store, places: dict[str, Path]
-    ) -> None:
-        made = self.make(store, {"a.txt": "of him"})
-        store.folder(made)
-        with killed_at(store, 2) as steps, pytest.raises(PowerCut):
-            store.delete(made)
-        assert steps == ["remove", "remove_folder"]
-        assert traces(places["copies"], "him") == []
-        assert store.unfinished("mail", "raw_documents") == [made.ref], (
-            "a sweep finds what is left in the bucket"
-        )
-
-    def test_what_is_rewritten_leaves_nothing_of_what_it_was(
-        self, store: Store, places: dict[str, Path]
-    ) -> None:
-        made = self.make(store, {"a.txt": "of him", "deep/b.txt": "of others"})
-        store.folder(made)
-
-        def edit(folder: Path) -> dict[str, str]:
-            (folder / "a.txt").write_text(GONE)
-            return {"note": GONE}
-
-        again = store.rewrite(made, edit)
-        assert [
-            path for place in places.values() for path in traces(place, "of him", "by him", made.attempt)
-        ] == []
-        assert store.load(made.ref) == again and again.content_digest == made.content_digest
-        assert {name: (store.folder(again) / name).read_text() for name in again.files} == {
-            "a.txt": GONE,
-            "deep/b.txt": "of others",
-        }
+    assert erasure.erase(store, CASE, ["d3"]).deleted[TRAININGS] == 1
+    assert not traces(places["bucket"], "learned of him")

@@ -1,15 +1,12 @@
 """examples: rows in = valid + quarantined, for every task; the rules count what plain Python counts."""
 
-import json
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,17 +14,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fullft_assets import chunks, documents, examples
-from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.reading import schema
 from fullft_assets.errors import GateError
-from fullft_assets.examples import identity
-from fullft_assets.examples.rules import GATE_OF_GROUPS, GATES, IDENTITY_RULES, REASONS, ROLES, WARNINGS
+from fullft_assets.examples.rules import GATE_OF_GROUPS, GATES, REASONS, ROLES
 from fullft_assets.settings import RULES, ExamplesSettings
 from fullft_assets.store import CheckOutcome, Store
 from fullft_assets.store.hashing import text_hash
-from fullft_assets.task import task_of
 from tests import project as projects
-from tests.licence_delivery import EXAMPLES, Delivery
 
 pytestmark = pytest.mark.quick
 
@@ -61,16 +54,6 @@ SETTINGS = {
 
 def table(rows: Iterable[Row]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=schema())
-
-
-def target_of(row: Row, settings: ExamplesSettings) -> Any:
-    if settings.task == "token_classification":
-        return tuple(sorted((s["start"], s["end"], s["label"]) for s in row["spans"]))
-    if settings.task == "multi_label":
-        return frozenset(row["labels"])
-    if settings.task == "classification":
-        return row["label"]
-    return ""
 
 
 def broken_rules(row: Row, settings: ExamplesSettings) -> set[str]:
@@ -118,77 +101,17 @@ def broken_rules(row: Row, settings: ExamplesSettings) -> set[str]:
     return {rule for rule, breaks in broken.items() if breaks}
 
 
-def content_of(row: Row) -> str:
-    turns = row["messages"]
-    return row["text"] if turns is None else json.dumps([(t["role"], t["content"]) for t in turns])
-
-
 class Expected:
-    """What becomes of each row, and what the valid ones are to each other, decided one by one in plain
-    Python.
-    """
+    """What becomes of each row, decided one by one in plain Python."""
 
     def __init__(self, rows: list[Row], settings: ExamplesSettings):
         self.rows, self.settings = rows, settings
         self.broken = {n: rules for n, row in enumerate(rows) if (rules := broken_rules(row, settings))}
-        self.superseded: set[int] = set()
-        self.in_file: set[int] = set()
-        self.merged: set[int] = set()
-        self.tied: set[int] = set()
-        self.conflicting: set[int] = set()
-        self.repeated: set[int] = set()
-        ids = defaultdict(list)
-        for n in self.valid:
-            ids[rows[n]["id"]].append(n)
-        for same in ids.values():
-            self._one_row_an_id(same)
-        self._equal_texts([n for n in self.valid if n not in self.superseded | self.merged])
-
-    def _rank(self, n: int) -> tuple[int, str, int]:
-        row = self.rows[n]
-        return row["delivered_ns"], row["source"], row["row"]
-
-    def _one_row_an_id(self, same: list[int]) -> None:
-        newest = max(same, key=self._rank)
-        votes: dict[str, int] = {}
-        if self.rows[newest]["annotator"] is not None:
-            for n in sorted(same, key=self._rank):
-                if self.rows[n]["annotator"] is not None and content_of(self.rows[n]) == content_of(
-                    self.rows[newest]
-                ):
-                    votes[self.rows[n]["annotator"]] = n
-        stays = set(votes.values()) if len(votes) > 1 else {newest}
-        self.superseded |= set(same) - stays
-        self.in_file |= {
-            n for n in set(same) - stays if self.rows[n]["source"] == self.rows[newest]["source"]
-        }
-        counts = Counter(target_of(self.rows[n], self.settings) for n in stays)
-        leading = [target for target, count in counts.items() if count == max(counts.values())]
-        if len(leading) > 1:
-            self.tied |= stays
-        else:
-            elected = max(
-                (n for n in stays if target_of(self.rows[n], self.settings) == leading[0]), key=self._rank
-            )
-            self.merged |= stays - {elected}
-
-    def _equal_texts(self, left: list[int]) -> None:
-        texts = defaultdict(list)
-        for n in left:
-            texts[content_of(self.rows[n])].append(n)
-        for same in texts.values():
-            if len({target_of(self.rows[n], self.settings) for n in same}) > 1 or self.tied & set(same):
-                self.conflicting |= set(same) - self.tied
-                continue
-            self.repeated |= set(same) - {min(same)}
 
     @property
     def counts(self) -> dict[str, int]:
         """Rows that break each rule, by rule."""
         found = Counter(rule for rules in self.broken.values() for rule in rules)
-        found["ids_are_unique"] = len(self.in_file)
-        found["texts_are_unique"] = len(self.repeated)
-        found["equal_texts_have_equal_labels"] = len(self.conflicting | self.tied)
         return found
 
     @cached_property
@@ -206,35 +129,8 @@ def places(found: pa.Table) -> list[tuple[str, int]]:
     return [(row["source"], row["row"]) for row in found.select(["source", "row"]).to_pylist()]
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What rows are to each other: masks, and the votes."""
-
-    superseded: np.ndarray
-    twice_in_a_file: np.ndarray
-    contradicting: np.ndarray
-    repeated: np.ndarray
-    votes: identity.Votes
-
-
-def within(valid: pa.Table, target: str | None) -> Seen:
-    rows = identity.IdentityRows.of(valid.select(identity.COLUMNS))
-    is_current, in_file = np.ones(len(rows), bool), np.zeros(len(rows), bool)
-    versions = identity.Versions.of(rows, is_current)
-    votes = identity.Votes.of(rows, versions, target)
-    superseded = identity.superseded(rows, versions, votes)
-    in_file[identity.twice_in_a_file(versions, superseded)] = True
-    is_current &= ~superseded
-    is_current[votes.outvoted] = False
-    contradicting = identity.contradicting(rows, is_current, votes.tied, target)
-    repeated = identity.repeated(rows, is_current & ~contradicting)
-    return Seen(superseded, in_file, contradicting, repeated, votes)
-
-
-def check_against_plain_python(
-    rows: list[Row], settings: ExamplesSettings, examined: examples.Examined | None = None
-) -> examples.Examined:
-    examined = examined or examples.examine(table(rows), settings, "00001-test")
+def check_against_plain_python(rows: list[Row], settings: ExamplesSettings) -> examples.Examined:
+    examined = examples.examine(table(rows), settings, "00001-test")
     expected = Expected(rows, settings)
     checks = {check.name: check for check in examined.checks}
     for rule in REASONS:
@@ -244,14 +140,7 @@ def check_against_plain_python(
                 "num_failed": expected.counts.get(rule, 0),
             }, rule
             assert checks[rule].passed == (not expected.counts.get(rule)), rule
-    assert {rule for rule in expected.counts if expected.counts[rule]} <= {*checks, *IDENTITY_RULES}
-    seen = within(examined.valid, task_of(settings).target)
-    counted = dict(
-        zip(IDENTITY_RULES, (seen.twice_in_a_file, seen.repeated, seen.contradicting), strict=True)
-    )
-    assert {rule: int(mask.sum()) for rule, mask in counted.items()} == {
-        rule: expected.counts[rule] for rule in IDENTITY_RULES
-    }
+    assert {rule for rule in expected.counts if expected.counts[rule]} <= {*checks}
     named = {(rows[n]["source"], rows[n]["row"]): reasons for n, reasons in expected.reasons.items()}
     found = examined.quarantined.select(["source", "row", "reasons"]).to_pylist()
     assert {(row["source"], row["row"]): row["reasons"].split("; ") for row in found} == named
@@ -371,27 +260,6 @@ class TestUnknownLabels:
 
 
 class TestRowChecks:
-    def test_a_red_one_names_the_first_places_and_the_fix(self) -> None:
-        check = check_of(sound_rows(*[{}] * 4, *[{"text": ""}] * 7), "texts_are_present")
-        assert check.severity == "warn"
-        assert (
-            check.description
-            == f"7 of 11 rows quarantined (empty text): {alias('a.csv')}:6, {alias('a.csv')}:7,"
-            f" {alias('a.csv')}:8, {alias('a.csv')}:9, {alias('a.csv')}:10 and 2 more; fix them in the"
-            " source and deliver the file again"
-        )
-
-    @pytest.mark.parametrize(
-        "broken",
-        [{"problem": "not JSON"}, {"label": None}, {"label": "poem"}],
-        ids=lambda broken: next(iter(broken)),
-    )
-    def test_a_broken_newest_delivery_does_not_shadow_the_good_one(self, broken: Row) -> None:
-        rows = sound_rows({"id": "x"}, {"id": "x", "delivered_ns": 2, "source": "b.csv", **broken})
-        examined = check_against_plain_python(rows, PLAIN)
-        assert places(examined.valid) == [("a.csv", 2)]
-        assert places(examined.quarantined) == [("b.csv", 3)]
-
     def test_masked_personal_data_is_counted_and_gone(self) -> None:
         masking = PLAIN.model_copy(update={"pii": "mask"})
         rows = sound_rows({"text": "write to jo@example.org"}, {})
@@ -403,26 +271,6 @@ class TestRowChecks:
 
 
 class TestBatchChecks:
-    def balance(self, *labels: str, **changes: Any) -> CheckOutcome:
-        rows = sound_rows(*[{"label": label} for label in labels])
-        return check_of(rows, "labels_are_balanced", ExamplesSettings(label="kind", **changes))
-
-    def test_a_rare_label_is_named_with_its_share(self) -> None:
-        check = self.balance(*["text"] * 199, "notice")
-        assert (check.passed, check.severity) == (False, "warn")
-        assert check.metadata == {"num_labels": 2, "num_rare_labels": 1, "smallest_share": 0.005}
-        assert check.description == "rarer than 1%: `notice` 0.50%; deliver more of them"
-
-    def test_spans_count_one_by_one(self) -> None:
-        spans = [{"start": 0, "end": 4, "label": "NAME"}] * 199 + [{"start": 5, "end": 6, "label": "PLACE"}]
-        rows = sound_rows(*[{"spans": spans}] * 100, label=None)
-        check = check_of(
-            rows,
-            "labels_are_balanced",
-            ExamplesSettings(task="token_classification", label="s"),
-        )
-        assert (check.passed, check.metadata["smallest_share"]) == (False, 0.005)
-
     def test_too_large_a_share_of_quarantined_rows_blocks_the_batch(self) -> None:
         def gate(num_bad: int) -> CheckOutcome:
             return check_of(
@@ -447,16 +295,6 @@ class TestSeverities:
         assert self.checks(labels_are_known="error")["labels_are_known"].severity == "error"
         assert "labels_are_known" not in self.checks(labels_are_known="off")
 
-    def test_what_only_the_snapshot_decides_is_no_check_of_a_batch(self) -> None:
-        names = {"texts_are_unique", "equal_texts_have_equal_labels", "ids_are_unique", "annotators_agree"}
-        rows = sound_rows({"text": "same"}, {"text": "same"}, {"text": "same", "label": "notice"})
-        for severities in ({}, dict.fromkeys(names - {"annotators_agree"}, "error")):
-            examined = examples.examine(
-                table(rows), ExamplesSettings(label="kind", severities=severities), "b"
-            )
-            assert len(examined.valid) == 3
-            assert names.isdisjoint(check.name for check in examined.checks)
-
 
 def test_the_documentation_names_every_rule() -> None:
     section = (
@@ -471,42 +309,7 @@ def test_the_documentation_names_every_rule() -> None:
         if line.startswith("| `")
         for name in re.findall(r"`(\w+)`", line.split("|")[1])
     ]
-    assert sorted(named) == sorted([*RULES, *GATES, *GATE_OF_GROUPS, *WARNINGS])
-
-
-class TestTheKnownReason:
-    """A red check says what is wrong with the rows, and names the key where the settings are likelier wrong
-    than each row.
-    """
-
-    def problems(self, *problems: str | None) -> list[Row]:
-        return sound_rows(
-            *({"problem": problem} | ({"text": None} if problem else {}) for problem in problems)
-        )
-
-    def test_the_commonest_problem_is_quoted_without_its_places(self) -> None:
-        rows = self.problems(
-            None, "no field `text`", *(f"not JSON: Extra data: line 1 column {n} (char {n})" for n in (3, 7))
-        )
-        check = check_of(rows, "rows_are_well_formed")
-        assert (
-            check.description == "3 of 4 rows quarantined (malformed row, most often: not JSON: Extra data):"
-            f" {alias('a.csv')}:3, {alias('a.csv')}:4, {alias('a.csv')}:5; fix them in the source and"
-            " deliver the file again"
-        )
-        gate = check_of(rows, "quarantined_share_is_bounded")
-        assert (
-            "3 of 4 rows quarantined, most often: malformed row (not JSON: Extra data); fix the source"
-            in gate.description
-        )
-
-    def test_where_no_row_is_valid_another_field_may_be_the_right_one(self) -> None:
-        """`fullft check` lists the fields that rows have."""
-        for rows in (self.problems(*["no field `body`"] * 3), sound_rows(*[{"label": None}] * 3)):
-            gate = check_of(rows, "quarantined_share_is_bounded")
-            assert "; name another field (`fullft check` lists the fields" in gate.description
-        gate = check_of(self.problems(None, *["no field `body`"] * 3), "quarantined_share_is_bounded")
-        assert "name another field" not in gate.description
+    assert sorted(named) == sorted([*RULES, *GATES, *GATE_OF_GROUPS])
 
 
 class TestBatchWithoutAValidRow:
@@ -565,60 +368,3 @@ def test_validated_twice_is_found_and_a_lost_quarantine_is_made_again(project: p
     assert quarantined.content_digest == first[1].content_digest
     assert quarantined.metadata["reasons"] == {"no label": 1}
     assert quarantined.metadata["uri"] == str(project.documents)
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("task", SETTINGS)
-@pytest.mark.parametrize("rows", [[], [{}, {"label": "text", "labels": ["text"]}]], ids=["empty", "rows"])
-def test_all_tasks_have_one_schema(task: str, rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "This one."}]
-    found = examples.examine(
-        table(sound_rows(*({"messages": turns, "spans": [], "group": "g"} | row for row in rows))),
-        SETTINGS[task],
-        "b",
-    )
-    examples.write_examples(found.valid, tmp_path / "examples.parquet")
-    stored = pq.read_schema(tmp_path / "examples.parquet")
-    expected = [field for field in schema() if field.name != "problem"]
-    assert [(field.name, field.type) for field in stored] == [
-        *((field.name, field.type) for field in expected),
-        ("text_hash", pa.string()),
-    ]
-
-
-@pytest.mark.heavy
-class TestRealDelivery:
-    def test_each_count_equals_an_independent_one(self, licence_delivery: Delivery) -> None:
-        rows = licence_delivery.raw.to_pylist()
-        assert len(rows) == 30_692
-        examined = check_against_plain_python(rows, EXAMPLES, licence_delivery.examined)
-        failed = {check.name: check.metadata.get("num_failed") for check in examined.checks}
-        dirt = ("rows_are_well_formed", "texts_are_present", "labels_are_present", "labels_are_known")
-        assert all(failed[rule] for rule in dirt), "the delivery is not dirty enough to prove anything"
-        quarantined = {*places(examined.quarantined)}
-        counts = Counter(row["label"] for row in rows if (row["source"], row["row"]) not in quarantined)
-        assert examined.label_counts == counts
-        (balance,) = (check for check in examined.checks if check.name == "labels_are_balanced")
-        assert balance.metadata["smallest_share"] == pytest.approx(min(counts.values()) / counts.total())
-
-    def test_each_quarantined_row_is_on_the_line_that_it_names(self, licence_delivery: Delivery) -> None:
-        folder = licence_delivery.folder / "documents"
-        lines = {
-            path.name: path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-            for path in folder.iterdir()
-        }
-        examined = licence_delivery.examined
-        assert len(examined.valid) + len(examined.quarantined) == sum(map(len, lines.values()))
-        for row in examined.quarantined.to_pylist():
-            line = lines[row["source"]][row["row"] - 1]
-            if row["reasons"].startswith("malformed row"):
-                assert line == '{"id": "cut-off", "source": "Licensed under th'
-                continue
-            record = json.loads(line)
-            assert (record["id"], record["source"]) == (row["id"], row["text"])
-            for reason, suffix in (
-                ("empty text", "-empty"),
-                ("unknown label", "-odd"),
-                ("no label", "-bare"),
-            ):
-                assert (reason in row["reasons"]) == record["id"].endswith(suffix), row

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import documents, examples
-from fullft_assets.component import FullFineTune
 from fullft_assets.documents.aliases import alias
 from fullft_assets.personal_data import search
 from fullft_assets.resources import open_store
@@ -75,7 +74,7 @@ def deliver(project: projects.Project) -> None:
 
 
 RULES = {
-    "severities": {"labels_are_known": "error", "labels_are_balanced": "off", "annotators_agree": "error"},
+    "severities": {"labels_are_known": "error", "encodings_are_intact": "off", "annotators_agree": "error"},
     "pii": "mask",
     "expectations": [
         {
@@ -92,14 +91,12 @@ def test_each_rule_is_a_check_with_its_counts_and_severity(runs: Runs) -> None:
     runs.project.configure(examples=RULES)
     result = runs.run("raw_documents", "labeled_examples", "quarantined_examples")
     checks = checks_of(result)
-    assert "labels_are_balanced" not in checks
+    assert "encodings_are_intact" not in checks
     assert counts(checks["labels_are_known"]) == {"num_rows": 67, "num_failed": 1}
     assert counts(checks["labels_are_present"]) == {"num_rows": 67, "num_failed": 1}
     assert counts(checks["personal_data_is_absent"]) == {"num_rows": 67, "num_failed": 0, "num_masked": 1}
     assert counts(checks["own_1_column_values_to_be_between"]) == {"num_rows": 67, "num_failed": 0}
-    assert counts(checks["annotators_agree"]) == {
-        "num_items": 2, "num_annotators": 2, "observed_agreement": 1, "lowest_label_kappa": 1, "kappa": 1
-    }  # fmt: skip
+    assert counts(checks["annotators_agree"]) == {"num_items": 2, "kappa": 1}
     assert counts(checks["rows_are_accounted_for"]) == {"num_rows": 67, "num_valid": 65, "num_quarantined": 2}
     errors = {name for name, check in checks.items() if check.severity == dg.AssetCheckSeverity.ERROR}
     gates = {
@@ -121,24 +118,9 @@ def test_each_rule_is_a_check_with_its_counts_and_severity(runs: Runs) -> None:
     ]
     assert made.metadata["num_items_annotated_twice"].value == 2
     assert made.metadata["kappa_per_label"].value.splitlines()[2:] == ["| 1 | tag |", "| 1 | text |"]
-
-
-def test_each_check_says_in_the_graph_what_is_true_when_it_is_green(runs: Runs) -> None:
-    runs.project.configure(examples=RULES)
-    graph = FullFineTune(runs.project.use_case()).build_defs().resolve_asset_graph()
-    said = {
-        key.name: graph.get(key).description
-        for key in graph.asset_check_keys
-        if key.asset_key.path[-1] == "labeled_examples"
-    }
-    assert said["labels_are_known"] == "No row is quarantined for: unknown label."
-    assert (
-        said["personal_data_is_absent"]
-        == "No row is found for: personal data. Names, addresses and places are not looked for."
-    )
-    assert said["annotators_agree"] == "Kappa is at least 0.6."
-    own = "Nothing breaks expectation 1 (column_values_to_be_between on num_words)."
-    assert said["own_1_column_values_to_be_between"] == own
+    events = "\n".join(repr(record) for record in runs.instance.all_logs(result.run_id))
+    assert "labels_are_known" in events
+    assert SECRET not in events and "jo@example.org" not in events
 
 
 @pytest.mark.parametrize(("severity", "goes_on"), [("warn", True), ("error", False)])
@@ -150,29 +132,6 @@ def test_a_red_rule_holds_the_batch_back_only_as_an_error(runs: Runs, severity: 
     assert {"labeled_examples", "quarantined_examples"} <= written, "what was found is kept either way"
     assert ("tokenized_chunks" in written) == together.success == goes_on
     assert runs.run("tokenized_chunks").success == goes_on, "alone it is no way round the rule"
-
-
-def test_no_text_of_a_document_reaches_the_event_log(runs: Runs) -> None:
-    deliver(runs.project)
-    runs.project.configure(examples=RULES)
-    result = runs.run("raw_documents", "labeled_examples", "quarantined_examples")
-    events = "\n".join(repr(record) for record in runs.instance.all_logs(result.run_id))
-    assert "labels_are_known" in events
-    assert SECRET not in events and "jo@example.org" not in events
-
-
-def test_an_expectation_that_cannot_be_computed_fails_with_one_line(runs: Runs) -> None:
-    own = {"name": "expect_column_mean_to_be_between", "arguments": {"column": "label", "min_value": 1}}
-    runs.project.configure(examples={"expectations": [own]})
-    result = runs.run("raw_documents", "labeled_examples", "quarantined_examples")
-    [failed] = [event for event in result.all_events if event.is_step_failure]
-    line = failed.event_specific_data.user_failure_data.description
-    assert (
-        line.startswith(
-            "examples.expectations.0: expect_column_mean_to_be_between cannot be computed on the profile;"
-        )
-        and "\n" not in line
-    )
 
 
 @pytest.mark.parametrize("mask_raw", [True, False])

@@ -2,32 +2,49 @@
 quarantine.
 """
 
-import os
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets import examples
+from fullft_assets.examples import identity
 from fullft_assets.settings import ExamplesSettings
-from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
-from tests import project as projects
-from tests.test_examples import PLAIN, Seen, check_against_plain_python, sound_rows, table, within
+from tests.test_examples import PLAIN, sound_rows, table
 
 pytestmark = pytest.mark.quick
 
 LATER: dict[str, Any] = {"source": "b.csv", "delivered_ns": 2}
 
 
-def seen(rows: list[dict[str, Any]], settings: ExamplesSettings = PLAIN) -> Seen:
-    """Return what rows are to each other, after a check that their batch counts the same and keeps
-    them all.
-    """
-    examined = check_against_plain_python(rows, settings)
-    assert len(examined.valid) == len(rows)
-    return within(examined.valid, task_of(settings).target)
+@dataclass(frozen=True)
+class Seen:
+    """What rows are to each other: masks, and the votes."""
+
+    superseded: np.ndarray
+    twice_in_a_file: list[int]
+    contradicting: np.ndarray
+    repeated: np.ndarray
+    votes: identity.Votes
+
+
+def seen(given: list[dict[str, Any]], settings: ExamplesSettings = PLAIN) -> Seen:
+    valid = examples.examine(table(given), settings, "b").valid
+    assert len(valid) == len(given), "a batch sets none aside"
+    rows = identity.IdentityRows.of(valid.select(identity.COLUMNS))
+    target = task_of(settings).target
+    is_current = np.ones(len(rows), bool)
+    versions = identity.Versions.of(rows, is_current)
+    votes = identity.Votes.of(rows, versions, target)
+    superseded = identity.superseded(rows, versions, votes)
+    in_file = identity.twice_in_a_file(versions, superseded).tolist()
+    is_current &= ~superseded
+    is_current[votes.outvoted] = False
+    contradicting = identity.contradicting(rows, is_current, votes.tied, target)
+    repeated = identity.repeated(rows, is_current & ~contradicting)
+    return Seen(superseded, in_file, contradicting, repeated, votes)
 
 
 def rows_of(mask: np.ndarray) -> list[int]:
@@ -46,7 +63,7 @@ class TestOneRowAnId:
 
     def test_twice_in_one_file_is_reported_and_the_last_counts(self) -> None:
         rows = sound_rows({"id": "x"}, {"id": "x"}, {"id": "y"}, {"id": "y", **LATER})
-        assert rows_of(seen(rows).twice_in_a_file) == [0]
+        assert seen(rows).twice_in_a_file == [0]
         assert rows_of(seen(rows).superseded) == [0, 2]
 
     def test_what_is_superseded_repeats_and_contradicts_nothing(self) -> None:
@@ -88,7 +105,7 @@ class TestAnnotators:
         found = seen(rows)
         assert (rows_of(found.superseded), sorted(found.votes.outvoted.tolist())) == ([0], [1, 2])
         agreement = examples.examine(table(rows), PLAIN, "b").agreement
-        assert agreement is not None and agreement.num_annotators == 3
+        assert agreement is not None and agreement.num_items == 1
 
     def test_votes_on_an_older_text_do_not_count(self) -> None:
         old = [{"id": "x", "text": "before", "label": "notice", "annotator": who} for who in ("a", "b")]
@@ -126,88 +143,3 @@ class TestEqualTexts:
             sound_rows({"text": "same", "labels": ["a", "b"]}, {"text": "same", "labels": ["b", "a"]}), chosen
         )
         assert (rows_of(found.contradicting), rows_of(found.repeated)) == ([], [1])
-
-
-class Stages:
-    """The data stages of a small project, one batch a delivery."""
-
-    def __init__(self, project: projects.Project):
-        self.project, self.store = project, Store(str(project.home / "store"))
-        self.use_case = project.use_case()
-        self.labeled: dict[str, Manifest] = {}
-        self.tokenized: dict[str, Manifest] = {}
-
-    def deliver(self, file: str, rows: list[dict[str, Any]], second: int) -> tuple[Any, Any]:
-        """Deliver a file, take its batch through the stages and return (valid, quarantined) rows."""
-        path = self.project.deliver(file, rows)
-        os.utime(path, (1_700_000_000 + second, 1_700_000_000 + second))
-        [batch] = documents.cut_batches(
-            self.store, "letters", self.project.documents, self.use_case.settings.documents
-        )
-        raw = documents.keep(self.store, self.use_case, batch.name)
-        valid, quarantined = examples.validate(self.store, self.use_case, raw)
-        self.labeled[batch.name], self.tokenized[batch.name] = (
-            valid,
-            chunks.tokenize(self.store, self.use_case, valid),
-        )
-        read = [
-            pq.read_table(self.store.folder(m) / f)
-            for m, f in ((valid, "examples.parquet"), (quarantined, "quarantined.parquet"))
-        ]
-        return read[0], read[1]
-
-    def snapshot_labels(self) -> dict[str, str]:
-        """Return the label of each id in a snapshot over everything delivered."""
-        taken = snapshot.take(self.store, self.use_case, self.labeled, self.tokenized)
-        index = pq.read_table(self.store.folder(taken) / "index.parquet")
-        return dict(zip(index["id"].to_pylist(), index["label"].to_pylist(), strict=True))
-
-
-@pytest.fixture
-def stages(project: projects.Project) -> Stages:
-    every_row = {
-        "max_heldout_rows_per_group": 1_000,
-        "min_rows_per_label": 1,
-    }
-    project.configure(snapshot=every_row)
-    return Stages(project)
-
-
-class TestFixedDelivery:
-    @pytest.mark.parametrize("file", ["delivery-1.jsonl", "fixed.jsonl"], ids=["same-file", "other-file"])
-    @pytest.mark.heavy
-    def test_a_fixed_row_leaves_quarantine(self, stages: Stages, file: str) -> None:
-        rows = projects.licence_rows(400)
-        sick = [{**rows[0], "kind": "poem"}, {**rows[1], "text": ""}, *rows[2:]]
-        valid, quarantined = stages.deliver("delivery-1.jsonl", sick, 0)
-        assert quarantined.select(["id", "source", "row", "reasons"]).to_pylist() == [
-            {"id": rows[0]["id"], "source": "delivery-1.jsonl", "row": 1, "reasons": "unknown label"},
-            {"id": rows[1]["id"], "source": "delivery-1.jsonl", "row": 2, "reasons": "empty text"},
-        ]
-        before = stages.snapshot_labels()
-        assert not before.keys() & {rows[0]["id"], rows[1]["id"]}
-        fixed = rows if file == "delivery-1.jsonl" else rows[:2]
-        valid, quarantined = stages.deliver(file, fixed, 10)
-        assert len(quarantined) == 0
-        assert {rows[0]["id"], rows[1]["id"]} <= set(valid["id"].to_pylist())
-        after = stages.snapshot_labels()
-        assert after == before | {row["id"]: row["kind"] for row in rows[:2]}
-
-    @pytest.mark.heavy
-    @pytest.mark.parametrize("annotators", [None, ("ann", "bob")], ids=["two-ids", "two-annotators"])
-    def test_a_settled_contradiction_is_used_again(
-        self, stages: Stages, annotators: tuple[str, str] | None
-    ) -> None:
-        rows = projects.licence_rows(400)
-        one, other = ({**rows[0], "kind": kind} for kind in ("notice", "text"))
-        if annotators is None:
-            other = {**other, "id": "another id"}
-        else:
-            one, other = {**one, "annotator": annotators[0]}, {**other, "annotator": annotators[1]}
-        valid, quarantined = stages.deliver("delivery-1.jsonl", [one, other, *rows[1:]], 0)
-        assert (len(valid), len(quarantined)) == (len(rows) + 1, 0)
-        before = stages.snapshot_labels()
-        assert rows[0]["id"] not in before
-        settled = {**other, "kind": "notice"} if annotators is None else {**one, "annotator": "referee"}
-        stages.deliver("settled.jsonl", [settled], 10)
-        assert stages.snapshot_labels() == before | {settled["id"]: "notice"}

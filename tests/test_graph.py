@@ -18,7 +18,7 @@ from fullft_assets import release
 from fullft_assets.component import FullFineTune
 from fullft_assets.planning import refusal
 from fullft_assets.release.model_card import loading_lines
-from fullft_assets.resources import latest, latest_by_partition, open_store
+from fullft_assets.resources import latest, open_store
 from fullft_assets.store import Manifest, Store
 from tests import plans
 from tests import project as projects
@@ -187,14 +187,6 @@ def test_no_document_is_in_the_event_log_or_the_run_log(finished):
     assert [excerpt for excerpt in excerpts if excerpt in logged] == []
 
 
-def test_rows_in_are_valid_or_quarantined(finished):
-    store = Store(str(finished.home / "store"))
-    (batch,) = latest_by_partition(store, CASE, "labeled_examples").values()
-    assert (
-        batch.metadata["num_rows"] == 400 == batch.metadata["num_valid"] + batch.metadata["num_quarantined"]
-    )
-
-
 def test_a_weak_model_is_not_promoted_and_the_run_succeeds(first):
     finished, printed = first
     assert release.read_champion(Store(str(finished.home / "store")), CASE) is None
@@ -280,24 +272,6 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     assert "is the first champion" in refused.stderr
 
 
-def test_a_batch_without_a_valid_row_is_refused_below_and_holds_no_other_up(graph):
-    graph.project.deliver("bad.jsonl", [{"id": f"b{i}", "text": "", "kind": "notice"} for i in range(9)])
-    batch = deliver(graph)
-    result = graph.materialize(*INGEST, batch=batch)
-    assert not result.success, "the blocking check stops its own run"
-    made = [event.asset_key.path[-1] for event in result.get_asset_materialization_events()]
-    assert made == ["raw_documents", "labeled_examples", "quarantined_examples"]
-    assert (
-        latest_by_partition(graph.store, CASE, "quarantined_examples")[batch].metadata["num_quarantined"] == 9
-    )
-    assert graph.refusal("tokenized_chunks", batch=batch).startswith(
-        "tokenized_chunks refused: labeled_examples.quarantined_share_is_bounded is red: "
-    )
-    before = graph.latest("training_snapshot").ref
-    assert graph.materialize("training_snapshot").success
-    assert graph.latest("training_snapshot").ref == before
-
-
 def test_everything_below_a_snapshot_with_too_few_rows_refuses(graph):
     graph.project.configure(snapshot={"min_train_rows": 5_000})
     graph.materialize("training_snapshot")
@@ -367,22 +341,3 @@ def test_what_is_below_a_checkpoint_that_did_not_learn_refuses(graph):
         assert graph.refusal(asset).startswith(
             f"{asset} refused: finetuned_checkpoint.loss_is_falling is red: training loss "
         )
-
-
-def test_an_asset_without_its_inputs_says_which(tmp_path, environment):
-    project = projects.create(tmp_path, CASE, rows=20)
-    with dg.DagsterInstance.from_config(str(project.home)) as instance:
-        line = Graph(project, instance).refusal(*PLANNING)
-    assert line == "letters/training_snapshot was never materialised; materialise it first"
-
-
-def deliver(graph: Graph) -> str:
-    """Evaluate the sensor, do what it asks for, and return the new batch."""
-    defs = FullFineTune(graph.project.use_case()).build_defs()
-    sensor = defs.resolve_sensor_def("letters_new_documents")
-    with dg.build_sensor_context(instance=graph.instance, resources=defs.resources) as context:
-        result = sensor(context)
-    for request in result.dynamic_partitions_requests:
-        graph.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
-    (request,) = result.run_requests
-    return request.partition_key

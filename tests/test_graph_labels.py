@@ -19,7 +19,7 @@ from fullft_assets.resources import latest
 from fullft_assets.store import Store
 from tests import licence_labels, own_code, prepared
 from tests import project as projects
-from tests.test_graph import ASSETS, CASE, Graph, events, without_manifest
+from tests.test_graph import ASSETS, CASE, events, without_manifest
 from tests.test_graph import environment as environment
 
 LABELS = ["copyleft", "notice", "permissive", "reference"]
@@ -53,19 +53,6 @@ def create(
     (own_code.write if sections.get("trust_remote_code") else prepared.write_tiny_model)(root / "model")
     project.deliver("delivery-1.jsonl", rows)
     return project
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tuple[projects.Project, str]:
-    """The multi-label project after `fullft run`, and what that printed."""
-    rows = licence_labels.labelled_rows(260, known=set(LABELS))
-    rows += [
-        {**rows[0], "id": "odd", "text": "A text of a label that nobody knows.", "labels": ["poem", "notice"]}
-    ]
-    project = create(tmp_path_factory.mktemp("labelled"), MULTI_LABEL, rows)
-    done = project.fullft("run", CASE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return project, done.stdout
 
 
 def assert_whole(project: projects.Project, printed: str, metric: str, kind: str) -> Store:
@@ -109,62 +96,6 @@ def assert_whole(project: projects.Project, printed: str, metric: str, kind: str
     )
     assert len(excerpts) > 15 and [excerpt for excerpt in excerpts if excerpt in logged] == []
     return store
-
-
-@pytest.mark.long
-def test_texts_with_several_labels_become_a_promoted_model(labelled: tuple[projects.Project, str]) -> None:
-    project, printed = labelled
-    store = assert_whole(project, printed, "macro_f1", "multi_label")
-    assert re.search(r"rows in +261 in 1 batches: 260 valid, 1 quarantined", printed)
-    metrics = latest(store, CASE, "evaluation_report").metadata
-    for system in ("label_shares", "tfidf", "frozen_probe"):
-        assert {"macro_f1", "micro_f1", "subset_accuracy"} <= set(metrics["scores"][system])
-    checkpoint = latest(store, CASE, "finetuned_checkpoint")
-    assert list(checkpoint.metadata["label_thresholds"]) == LABELS
-    card = (store.folder(latest(store, CASE, "champion_model")) / "README.md").read_text()
-    assert (
-        "| label | threshold | precision | recall | F1 | given | test rows |" in card
-        and "subset accuracy" in card
-    )
-    assert re.search(r"\| copyleft \| 0\.\d{3} \| ", card)
-    rows = pq.read_table(store.folder(latest(store, CASE, "evaluation_report")) / "predictions.parquet")
-    systems = ("label_shares", "tfidf", "frozen_probe")
-    copies = [
-        f"{what}.{name}"
-        for what in ("predicted", "changed")
-        for name in ("typos", "upper_case", "lower_case", "first_half")
-    ]
-    assert rows.column_names == [
-        "id",
-        "labels",
-        "group",
-        "predicted",
-        *(f"{name}.predicted" for name in systems),
-        *copies,
-    ]
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("name", "examples", "metric"), [("labelled", MULTI_LABEL, "macro_f1"), ("spanned", SPANS, "micro_f1")]
-)
-def test_a_second_candidate_is_judged_against_the_champion(
-    request: pytest.FixtureRequest, tmp_path: Path, name: str, examples: dict[str, Any], metric: str
-) -> None:
-    shutil.copytree(request.getfixturevalue(name)[0].root, tmp_path / "copy")
-    copy = projects.Project(tmp_path / "copy", CASE)
-    sections = SPAN_SECTIONS if examples is SPANS else {}
-    copy.configure(
-        **{**OPEN, "examples": examples, **sections, "training": {"epochs": 1, "learning_rate": 2e-3}}
-    )
-    with dg.DagsterInstance.from_config(str(copy.home)) as instance:
-        graph = Graph(copy, instance)
-        graph.approve()
-        assert graph.materialize("finetuned_checkpoint", "evaluation_report", "champion_model").success
-        metrics = graph.latest("evaluation_report").metadata
-    of_champion = metrics["scores"]["champion"][metric]
-    assert of_champion > 0
-    assert metrics["gain_over_champion"] == pytest.approx(metrics[metric] - of_champion)
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,8 @@ no text in the event log.
 """
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import dagster as dg
 import pytest
 
 from fullft_assets import release
@@ -15,7 +12,7 @@ from fullft_assets.resources import latest
 from fullft_assets.store import Store
 from tests import prepared, small_language_model, smollm2
 from tests import project as projects
-from tests.test_graph import ASSETS, CASE, Graph, champion, events, without_manifest
+from tests.test_graph import CASE
 from tests.test_graph import environment as environment
 
 pytestmark = pytest.mark.slow
@@ -66,15 +63,6 @@ def finished(first: tuple[projects.Project, str]) -> projects.Project:
     return first[0]
 
 
-@pytest.fixture
-def graph(finished: projects.Project, tmp_path: Path) -> Iterator[Graph]:
-    """A copy of the finished project, its instance included, to change at will."""
-    shutil.copytree(finished.root, tmp_path / "copy")
-    copy = projects.Project(tmp_path / "copy", CASE)
-    with dg.DagsterInstance.from_config(str(copy.home)) as instance:
-        yield Graph(copy, instance)
-
-
 def test_documents_become_a_promoted_language_model(first: tuple[projects.Project, str]) -> None:
     finished, printed = first
     store = Store(str(finished.home / "store"))
@@ -99,20 +87,6 @@ def test_documents_become_a_promoted_language_model(first: tuple[projects.Projec
         assert re.search(pattern, printed), (pattern, printed)
 
 
-def test_every_asset_shows_metadata_and_the_systems_side_by_side(finished: projects.Project) -> None:
-    with dg.DagsterInstance.from_config(str(finished.home)) as instance:
-        # Another test runs the project a second time, which finds the same artifacts.
-        for asset in ASSETS:
-            event, *_ = events(instance, asset)
-            assert {"path", "made_in_seconds"} <= set(event.metadata), asset
-        event, *_ = events(instance, "evaluation_report")
-    lines = event.metadata["systems"].value.splitlines()
-    assert lines[0] == "| system | token_probability | perplexity | bits_per_byte | token_accuracy |"
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| finetuned", "| base_model"]
-    assert event.metadata["report"].value.count("data:image/png;base64,") >= 3
-    assert not without_manifest(finished)
-
-
 def test_no_document_and_nothing_written_is_in_the_event_log_or_the_run_log(
     finished: projects.Project,
 ) -> None:
@@ -131,25 +105,6 @@ def test_no_document_and_nothing_written_is_in_the_event_log_or_the_run_log(
         r'<tr data-document="[^"]+">(?:<td[^>]*>[^<]*</td>){3}<td[^>]*>([^<]{20,})</td>', page
     )
     assert not [text for text in written if text in logged]
-
-
-@pytest.mark.long
-def test_a_worse_candidate_leaves_the_champion(graph: Graph) -> None:
-    old = champion(graph)
-    configure(graph.project, training={"learning_rate": 0.004})
-    graph.approve()
-    result = graph.materialize("finetuned_checkpoint", "evaluation_report", "champion_model")
-    assert result.success
-    (check,) = [e for e in result.get_asset_check_evaluations() if e.check_name == "beats_champion"]
-    assert not check.passed
-    assert champion(graph) == old != graph.latest("finetuned_checkpoint").ref
-    metrics = graph.latest("evaluation_report").metadata
-    assert (
-        metrics["scores"]["champion"]["perplexity"]
-        < metrics["perplexity"]
-        < metrics["scores"]["base_model"]["perplexity"]
-    )
-    assert metrics["verdict"].startswith("Not promoted")
 
 
 @pytest.mark.long

@@ -8,7 +8,7 @@ import pytest
 
 from fullft_assets.base_model import read_header, resolve_base_model
 from fullft_assets.errors import SettingsError
-from tests.prepared import prepare, write_tiny_model
+from tests.prepared import write_tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -40,14 +40,6 @@ def test_pinned_model_is_found_where_the_hubs_own_library_finds_it(snapshot: Pat
     assert read_header(snapshot).model_type == "bert"
 
 
-def test_whole_data_stages_run_on_it(snapshot: Path, tmp_path: Path) -> None:
-    case = prepare(tmp_path / "project", base_model=f"acme/tiny-bert@{COMMIT}")
-    assert (
-        case.base_model == snapshot
-        and case.recipe.load(case.use_case.settings.training).config.hidden_size == 8
-    )
-
-
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
@@ -75,16 +67,3 @@ def test_what_is_not_pinned_or_not_there_is_one_line(
     with pytest.raises(SettingsError, match=message) as error:
         resolve_base_model(reference, tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_folder_of_the_project_comes_first_and_a_near_one_is_named(snapshot: Path, tmp_path: Path) -> None:
-    (tmp_path / "models" / "mine").mkdir(parents=True)
-    assert resolve_base_model("models/mine", tmp_path) == tmp_path / "models" / "mine"
-    with pytest.raises(SettingsError, match="folder not found: models/mien; did you mean `models/mine`"):
-        resolve_base_model("models/mien", tmp_path)
-
-
-def test_pickled_weights_of_the_hub_are_refused(snapshot: Path) -> None:
-    (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
-    with pytest.raises(SettingsError, match=r"only pickled weights \(pytorch_model.bin\), refused"):
-        read_header(snapshot)

@@ -31,20 +31,6 @@ def test_swapped_labels_are_found() -> None:
     )
 
 
-@pytest.mark.heavy
-def test_without_cleanlab_the_report_says_that_nobody_looked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert label_errors.likely_label_errors(["a"], np.array([0]), np.eye(4)[:1], NAMES) is None
-    monkeypatch.undo()
-    report.write(tmp_path, full_report(evaluation_of(LABELS), label_errors=None))
-    assert (
-        "they were not searched for errors, as cleanlab is not installed"
-        in (tmp_path / "report.md").read_text()
-    )
-
-
 def test_the_worst_errors_are_the_wrong_rows_of_the_highest_loss() -> None:
     probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.05, 0.95], [0.8, 0.2]])
     found = label_errors.worst_errors(["a", "b", "c", "d"], np.array([1, 1, 1, 1]), probabilities, NAMES[:2])

@@ -11,7 +11,6 @@ from tests import licence_labels
 from tests.prepared import Prepared, prepare
 
 SNAPSHOT = {"min_train_rows": 20, "test_share": 0.2, "validation_share": 0.2}
-KNOWN = ["copyleft", "copyleft_limited", "notice", "permissive", "reference", "tag"]
 
 
 def learned(prepared: Prepared, folder: Path) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
@@ -59,24 +58,3 @@ def test_spans(tmp_path: Path) -> None:
         > baselines["no_spans"]["micro_f1"]
         == 0.0
     )
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_several_labels(tmp_path: Path) -> None:
-    rows = [row for row in licence_labels.labelled_rows(20_000, known=set(KNOWN)) if len(row["text"]) < 70][
-        :2_400
-    ]
-    options = {
-        "examples": {"label": "labels", "labels": KNOWN, "task": "multi_label", "group": "expression"},
-        "snapshot": {**SNAPSHOT, "validation_share": 0.15},
-        "chunks": {"max_tokens": 24, "max_windows": 1, "stride": 4},
-        "training": {"epochs": 3, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 5e-4},
-    }
-    prepared = prepare(tmp_path, delivered=rows, **options)
-    found, baselines = learned(prepared, tmp_path)
-    # The names of licences stand in the texts: words alone tell much.
-    assert found["macro_f1"] > 0.015 + baselines["tfidf"]["macro_f1"]
-    assert found["macro_f1"] > 0.05 + baselines["frozen_probe"]["macro_f1"]
-    assert baselines["frozen_probe"]["macro_f1"] > 0.1 + baselines["label_shares"]["macro_f1"]
-    assert found["micro_f1"] > 0.015 + max(scores["micro_f1"] for scores in baselines.values())

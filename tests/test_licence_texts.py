@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from fullft_assets import demos
 from fullft_assets.checking.project import DEFS
@@ -17,10 +16,7 @@ from fullft_assets.cli.run import _broken_use_cases
 from fullft_assets.component import FullFineTune
 from fullft_assets.demos import licences, smollm, standard_library
 from fullft_assets.errors import SettingsError
-from fullft_assets.resources import latest
-from fullft_assets.store import Store
 from tests import machine
-from tests import project as projects
 
 YAML = DEFS / "licence_texts" / "defs.yaml"
 
@@ -54,15 +50,6 @@ def test_the_delivery_holds_every_full_text_and_general_text_beside(tmp_path: Pa
     )
     assert general["argparse"].startswith("Command-line parsing library")
     assert "import" not in general["argparse"].splitlines()[0]
-
-
-def test_an_existing_delivery_is_left_alone_and_a_smaller_one_is_its_beginning(tmp_path: Path) -> None:
-    few = standard_library.write_licence_texts(tmp_path / "a", max_texts=10)
-    assert standard_library.write_licence_texts(tmp_path / "a") == few and len(rows(few / "documents")) == 10
-    assert [row["id"] for row in rows(few / "documents")] == [
-        row["id"] for row, _ in zip(standard_library.licence_texts(), range(10), strict=False)
-    ]
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -112,57 +99,3 @@ def test_its_yaml_says_what_is_missing_and_the_command_that_writes_it(
     assert len(lines) == 3 and all(
         line.endswith("; `fullft prepare licence_texts` writes the demo's") for line in lines
     )
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
-    """The shipped YAML with fewer and shorter rows, and the real SmolLM2: from documents to a verdict that
-    follows from the metrics.
-    """
-    project = projects.create(tmp_path, "texts", rows=0)
-    model = smollm.write(tmp_path / "data" / "models" / "smollm2-135m")
-    standard_library.write_licence_texts(tmp_path / "data" / "licence_texts", max_texts=400)
-    source = yaml.safe_load(YAML.read_text())
-    attributes = source["attributes"]
-    attributes["documents"]["settle_seconds"] = 0
-    attributes["chunks"]["max_tokens"] = 64
-    attributes["snapshot"] |= {
-        "test_share": 0.15,
-        "max_train_rows": 48,
-        "max_validation_rows": 6,
-        "min_train_rows": 20,
-    }
-    attributes["training"] |= {"batch_size": 4}
-    # A seventh of so few texts are fewer groups than a decision needs by default.
-    attributes["release"] = {**attributes.get("release", {}), "min_effective_groups": 2}
-    project.yaml_path.parent.mkdir(parents=True, exist_ok=True)
-    project.yaml_path.write_text(yaml.safe_dump(source))
-    done = project.fullft("run", "texts", timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    store = Store(str(project.home / "store"))
-    report = latest(store, "texts", "evaluation_report")
-    metrics = report.metadata
-    assert 1 < metrics["perplexity"] < 60 and 1 < metrics["scores"]["base_model"]["perplexity"] < 60, (
-        "a real model of English"
-    )
-    assert metrics["perplexity"] < metrics["scores"]["base_model"]["perplexity"]
-    assert metrics["promote"] == (metrics["gain_over_best_baseline_low"] > 0)
-    assert ("It is the champion now." in done.stdout) == metrics["promote"]
-    checkpoint = latest(store, "texts", "finetuned_checkpoint")
-    assert (
-        checkpoint.metadata["num_trained_parameters"] == 134_515_008 == checkpoint.metadata["num_parameters"]
-    )
-    assert latest(store, "texts", "training_snapshot").metadata["num_replay_tokens"] > 0
-    assert model.is_dir()
-    page = (store.folder(report) / "report.html").read_text()
-    assert "What it writes" in page
-    second = project.fullft("run", "texts", timeout=300)
-    assert second.returncode == 0 and "nothing new" in second.stdout
-    if metrics["promote"]:
-        written = project.fullft(
-            "predict", "texts", "Permission is hereby granted, free of", "--max-new-tokens", "4"
-        )
-        assert written.stdout.startswith("Permission is hereby granted, free of charge"), (
-            written.stdout + written.stderr
-        )

@@ -1,7 +1,5 @@
 """Training from the champion: its weights, the refusals, and a complete lineage."""
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,13 +12,11 @@ from fullft_assets.checkpoint import lineage
 from fullft_assets.errors import GateError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.release import Champion, starting_point
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import Manifest
 from fullft_assets.workloads import evaluation, training
 from tests import project as projects
 from tests import small_language_model
-from tests.checkpoint_metadata import checkpoint_metadata
-from tests.prepared import Prepared, prepare, prepare_language_model, write_tiny_model
-from tests.test_resume import Run, assert_same_as
+from tests.prepared import Prepared, prepare, prepare_language_model
 
 STAGE = "finetuned_checkpoint"
 #: Steps that change next to nothing.
@@ -116,27 +112,6 @@ class TestTraining:
         assert [name for name, _ in rows] == ["Trained from", "Training 1", "Training 2"]
         assert rows[1][1] == f"{champion.ref} on {encoder.snapshot.ref}"
         assert lineage.snapshots_learned_from(third) == [encoder.snapshot.ref]
-
-    @pytest.mark.slow
-    @pytest.mark.long
-    def test_a_killed_one_resumes_to_the_same_weights(self, encoder: Prepared, champion: Manifest) -> None:
-        runs = [Run(encoder, f"{kind}-continued") for kind in ("straight", "killed")]
-        jobs = [encoder.job(STAGE, run.key) for run in runs]
-        uris = [
-            job.model_copy(update={"inputs": {**job.inputs, "champion": champion.ref}}).write(encoder.store)
-            for job in jobs
-        ]
-        command = [sys.executable, "-m", "tests.killed_trainings", *uris, "4", "11"]
-        done = subprocess.run(
-            command,
-            env={**encoder.project.env(), "PYTHONPATH": "."},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        assert_same_as(*runs)
-        assert runs[1].manifest().metadata["trained_from"] == champion.ref
 
 
 class TestStartingPoint:
@@ -274,47 +249,3 @@ class TestWhatItLearned:
         # What was trained on what is left is clean.
         finder.crown(case, train(case, "anew", on=today))
         assert finder.find(case, "anew", on=today).key == "anew"
-
-
-@pytest.mark.long
-def test_through_the_graph_each_model_is_trained_from_the_champion_as_its_card_shows(tmp_path: Path) -> None:
-    write_tiny_model(tmp_path / "model")
-    # Anything is promoted: what a release asks for is not what is tested.
-    gates = {"min_gain_over_baselines": -1, "min_gain_over_champion": -1}
-    sections = {
-        "training": {"retrain_from": "champion"},
-        "release": gates,
-        "planning": {"min_predicted_gain": -1},
-    }
-    project = projects.create(tmp_path, base_model="model", rows=400, **sections)
-    assert project.fullft("run", project.name, timeout=600).returncode == 0
-    store = Store(str(project.home / "store"))
-    first = store.load(release.read_champion(store, project.name).checkpoint)
-    assert first.metadata["trained_from"] == "the base model: there was no fine-tuned champion"
-    project.deliver("delivery-2.jsonl", projects.licence_rows(100, skip=400))
-    assert project.fullft("run", project.name, timeout=600).returncode == 0
-    second = store.load(release.read_champion(store, project.name).checkpoint)
-    assert second.metadata["trained_from"] == first.ref
-    # The same run again finds what it made, though the champion is another one now.
-    assert project.fullft("run", project.name, timeout=600).returncode == 0
-    assert len(list(store.artifacts(project.name, STAGE))) == 2
-    [card] = [
-        m for m in store.artifacts(project.name, "champion_model") if m.metadata["checkpoint"] == second.ref
-    ]
-    text = (store.folder(card) / "README.md").read_text()
-    assert (
-        f"| Trained from | {first.ref} |" in text
-        and f"| Training 1 | {first.ref} on {first.metadata['snapshot']} |" in text
-    )
-
-
-@pytest.mark.parametrize(
-    ("is_packed", "text"),
-    [(True, "several documents each: they do not move"), (False, "one document each: they do")],
-)
-def test_card_and_report_show_whether_documents_shared_rows(is_packed: bool, text: str) -> None:
-    made = Manifest.model_construct(
-        metadata=checkpoint_metadata(is_packed=is_packed, isolation=text.split(": ")[1])
-    )
-    assert ("Rows", text) in lineage.rows(made)
-    assert "Rows" not in dict(lineage.rows(Manifest.model_construct(metadata=checkpoint_metadata())))

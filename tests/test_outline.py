@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks import low_memory
-from fullft_assets.models import layers, loading, token_loss
+from fullft_assets.models import layers, token_loss
 from fullft_assets.planning.metadata import StepMemory
-from fullft_assets.planning.plan import peak_on_cpu, peak_on_gpu
+from fullft_assets.planning.plan import peak_on_cpu
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training.measuring import Outline, autocast
 from tests.prepared import Prepared, prepare
@@ -154,31 +154,3 @@ def test_a_cpu_process_takes_about_what_was_counted(
     step = outline.memory(settings, "bf16" if weights == "bf16" else "fp32", is_gpu=False)
     peak = measured["libraries"] + measured["bytes"]
     assert 0.9 <= peak_on_cpu(step, measured["libraries"]) / peak <= 1.25
-
-
-def test_models_have_weights_again_afterwards(tmp_path: Path) -> None:
-    prepared = prepare(tmp_path, tiny=True)
-    with loading.without_weights():
-        assert loading.is_outline(prepared.recipe.load(TrainingSettings()))
-    assert not loading.is_outline(prepared.recipe.load(TrainingSettings()))
-
-
-def test_a_process_needs_more_than_its_tensors() -> None:
-    step = StepMemory(
-        weights=400,
-        buffers=0,
-        gradients=400,
-        moments=800,
-        copies=0,
-        activations=1_000,
-        peak=2_300,
-    )
-    gib = 2**30
-    scaled = StepMemory(**{name: value * gib // 100 for name, value in step.model_dump().items()})
-    assert peak_on_cpu(scaled, libraries=gib) > gib + scaled.state + scaled.activations
-    alone, copied, shared = (
-        peak_on_gpu(scaled),
-        peak_on_gpu(scaled, 4),
-        peak_on_gpu(scaled, 4, is_sharded=True),
-    )
-    assert scaled.peak < alone == shared < copied

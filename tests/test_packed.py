@@ -2,12 +2,8 @@
 resumes exactly.
 """
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import (
-    AutoModelForCausalLM,
     Gemma2Config,
     Gemma3Config,
     Lfm2Config,
@@ -36,7 +31,7 @@ from fullft_assets.snapshot import Split, Training, packing
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.training import feed
 from fullft_assets.training import loop as training_loop
-from fullft_assets.training.feed import Feed, Pieces, planned_batches, planned_rows, sums_between
+from fullft_assets.training.feed import Feed, Pieces, planned_rows, sums_between
 from fullft_assets.training.finetuning import Fit, fine_tune
 from tests.optimizer_steps import Stopping, gradients, keeping
 from tests.test_isolation import SMALL, build
@@ -231,49 +226,6 @@ def test_rows_come_in_the_plans_order_then_shuffled(rows: int, epochs: float, se
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
         assert len(set(part.tolist())) == len(part)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, CAPACITY), min_size=1, max_size=200),
-    rows=st.integers(1, 8),
-    epochs=st.floats(0.1, 3),
-    seed=st.integers(0, 99),
-)
-def test_padded_batches_are_full_and_of_similar_length(
-    lengths: list[int], rows: int, epochs: float, seed: int
-) -> None:
-    sizes = np.array(lengths)
-    batches = planned_batches(sizes, CAPACITY, rows, epochs, seed)
-    taken = np.bincount(np.concatenate(batches), minlength=len(sizes))
-    assert taken.sum() == max(1, round(epochs * len(sizes))) and taken.max() - taken.min() <= 1
-    for batch in batches:
-        room = rows * (CAPACITY // sizes[batch].max())
-        assert len(batch) == room or (batch is batches[-1] and len(batch) < room)
-        assert (np.diff(sizes[batch]) <= 0).all()
-
-
-def test_order_does_not_depend_on_the_rows_of_a_pass() -> None:
-    """A run that goes on with smaller passes, because memory ran out, must find its place."""
-    pieces = Pieces(training(60))
-    for small, large in ((1, 4), (2, 4)):
-        for plan in (feed.packed, lambda p, n, *rest: feed.padded(p, n, 4, *rest)):
-            assert documents_in(plan(pieces, small, 2.0, 3, 0)) == documents_in(
-                plan(pieces, large, 2.0, 3, 0)
-            )
-
-
-def test_padded_batch_of_short_pieces_takes_as_many_passes_as_any() -> None:
-    lengths = [3] * 64 + [CAPACITY] * 8
-    data = Training(
-        [[5] * length for length in lengths], None, packing.plan(np.array(lengths), CAPACITY, seed=0)
-    )
-    planned = feed.padded(Pieces(data), 2, 8, 1, 3, 0)
-    # Eight rows have room for 64 pieces of 3 tokens, or for 8 of all of a row.
-    assert [tuple(batch["input_ids"].shape) for batch in planned.batches()] in (
-        [(16, 3)] * 4 + [(2, CAPACITY)] * 4,
-        [(2, CAPACITY)] * 4 + [(16, 3)] * 4,
-    )
 
 
 @pytest.mark.parametrize("marked", [False, True], ids=["language_modeling", "sft"])
@@ -524,60 +476,6 @@ def test_roll_back_reads_on_from_its_checkpoint(
     assert passes == straight[:10] + straight[4:]
 
 
-def test_pull_to_the_start_holds_the_head_too(tmp_path: Path) -> None:
-    """It is pretrained, unlike that of a classifier."""
-    start = build(LLAMA).state_dict()["lm_head.weight"]
-    far, near = (
-        fit(
-            LLAMA, training(), SETTINGS.model_copy(update={"epochs": 3, "l2_sp": pull}), tmp_path / str(pull)
-        ).model
-        for pull in (0.0, 10.0)
-    )
-    moved = [float((model.lm_head.weight.detach() - start).square().sum()) for model in (far, near)]
-    assert moved[1] < 0.5 * moved[0]
-
-
-_RANK = """
-import json, os, sys, torch
-from pathlib import Path
-from tests.test_packed import LLAMA, LFM2, SETTINGS, fit, training
-
-folder, name, ranks = Path(sys.argv[1]), sys.argv[2], int(os.environ.get("WORLD_SIZE", "1"))
-done = fit(LLAMA if name == "llama" else LFM2, training(marked=True), SETTINGS, folder / str(ranks), num_processes=ranks, resumable=True)
-assert done.about["is_packed"] is (name == "llama") and done.num_steps > 1
-if os.environ.get("RANK", "0") == "0":
-    done.model.save_pretrained(folder / str(ranks) / "model")
-    (folder / f"{ranks}.json").write_text(json.dumps([(line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]))
-"""
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["llama", "lfm2"])
-def test_two_processes_train_as_one(tmp_path: Path, name: str) -> None:
-    """The gradients' norm tells a factor that Adam would hide in the weights. What they write loads in one
-    process.
-    """
-    (tmp_path / "rank.py").write_text(_RANK)
-    root = Path(__file__).parent.parent
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
-        subprocess.run(
-            [sys.executable, *launch, str(tmp_path / "rank.py"), str(tmp_path), name],
-            env=env,
-            cwd=root,
-            check=True,
-        )
-    one, two = (np.array(json.loads((tmp_path / f"{ranks}.json").read_text())) for ranks in (1, 2))
-    assert one.shape == two.shape and np.allclose(one, two, rtol=1e-3)
-    loaded, trained = (
-        AutoModelForCausalLM.from_pretrained(tmp_path / "2" / name).state_dict()
-        for name in (f"checkpoint-{len(two)}", "model")
-    )
-    assert set(loaded) == set(trained) and all(
-        torch.equal(loaded[name], value) for name, value in trained.items()
-    )
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -610,15 +508,6 @@ def test_what_cannot_be_trained_is_refused(change: dict, error: type[Exception],
     )
     made = recipe(LLAMA, Training(change["windows"], change["marks"], plan))
     with pytest.raises(error, match=message):
-        made.prepare(build(LLAMA), SETTINGS, 1)
-
-
-def test_validation_rows_without_a_trained_token_are_refused() -> None:
-    made = replace(
-        recipe(LLAMA, training()),
-        validation=recipe(LLAMA, Training([[5, 6]], [[1, 0]], training().packing)).validation,
-    )
-    with pytest.raises(DataError, match="the snapshot's validation rows have no trained token"):
         made.prepare(build(LLAMA), SETTINGS, 1)
 
 

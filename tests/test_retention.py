@@ -2,7 +2,6 @@
 works; on a disk and on a real S3 server.
 """
 
-import os
 import shutil
 import time
 import uuid
@@ -18,13 +17,10 @@ from fullft_assets import chunks, release, retention, snapshot
 from fullft_assets.automation import idle_from_now, require_idle
 from fullft_assets.checkpoint.metadata import PastTraining
 from fullft_assets.cli import commands
-from fullft_assets.erasure import checkpoints
 from fullft_assets.errors import StoreError
-from fullft_assets.jobs import Job
-from fullft_assets.launchers import records
 from fullft_assets.resources import set_latest
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.store import Manifest, Store, checkpoints_ref
+from fullft_assets.store import Manifest, Store
 from tests import test_evaluation_workload as classification
 from tests.s3_server import S3Server
 
@@ -98,17 +94,6 @@ class Kept(classification.Lab):
         }
         return release.Champion(**refs, score=0.5, promoted_at=time.time(), run_id="run")
 
-    def job_on(self, taken: Manifest) -> Job:
-        return Job(
-            case=CASE,
-            stage="finetuned_checkpoint",
-            key="running",
-            project_root=str(self.root),
-            store_url=self.store.url,
-            settings=self.use_case.settings,
-            inputs={"training_snapshot": taken.ref},
-        )
-
     @property
     def whole(self) -> set[str]:
         """Refs of the artifacts that have all their files."""
@@ -147,6 +132,7 @@ def lab(made: Kept, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[
 @pytest.mark.parametrize("lab", ["disk", "bucket"], indirect=True)
 def test_weights_and_tables_go_that_are_older_than_the_kept_champions(lab: Kept) -> None:
     before = lab.whole
+    copies = {name: lab.store.folder(lab.checkpoints[name]) for name in ("second", "fourth")}
     refs = {ref for stage in lab.store.names(CASE) for ref in lab.store.refs(CASE, stage)}
     found = retention.plan(lab.store, lab.use_case)
     assert set(found.artifacts) == lab.expected
@@ -159,6 +145,7 @@ def test_weights_and_tables_go_that_are_older_than_the_kept_champions(lab: Kept)
     )
     ledger = f"{lab.snapshots['second'].ref}/ledger.parquet"
     assert lab.store.read_bytes(ledger) is not None, "so does what was held out"
+    assert [(folder / "model" / "config.json").is_file() for folder in copies.values()] == [False, True]
     assert retention.plan(lab.store, lab.use_case) == retention.CleanUp()
 
 
@@ -177,99 +164,6 @@ def test_afterwards_champions_can_be_compared_with_and_returned_to(lab: Kept) ->
         assert champion.checkpoint == lab.checkpoints[name].ref
         assert (lab.store.folder(lab.store.load(champion.checkpoint)) / "model/config.json").is_file()
         assert len(snapshot.load_split(lab.store, lab.store.load(champion.snapshot), "train"))
-
-
-def test_inputs_of_a_job_that_runs_stay(lab: Kept) -> None:
-    job = lab.job_on(lab.snapshots["loser"])
-    launch = records.Launch(
-        case=CASE,
-        stage=job.stage,
-        key=job.key,
-        workload="training",
-        launcher={},
-        place="here",
-        run_id="r",
-        job=job.arguments(lab.store),
-        submitted_at=time.time(),
-    )
-    records.claim(lab.store, launch, lambda _: True)
-    assert lab.snapshots["loser"].ref not in retention.plan(lab.store, lab.use_case).artifacts
-    records.end(lab.store, launch, "failed", "planted", "data")
-    assert lab.snapshots["loser"].ref in retention.plan(lab.store, lab.use_case).artifacts
-
-
-def test_one_that_is_cut_short_is_finished_by_the_next(lab: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    class PowerCut(BaseException): ...
-
-    before = lab.whole
-    remove, removals = lab.store.remove, iter(range(4))
-
-    def dies(name: str) -> None:
-        remove(name)
-        if next(removals, None) is None:
-            raise PowerCut
-
-    with monkeypatch.context() as patch:
-        patch.setattr(lab.store, "remove", dies)
-        with pytest.raises(PowerCut):
-            retention.clean(lab.store, lab.use_case)
-    assert lab.whole < before and before - lab.whole < lab.expected
-    retention.clean(lab.store, lab.use_case)
-    assert lab.whole == before - lab.expected
-
-
-def test_a_manifest_that_cannot_be_read_stops_it(lab: Kept) -> None:
-    lab.store.write_bytes(f"{lab.snapshot.ref}/manifest.json", b"{")
-    before = lab.whole
-    with pytest.raises(StoreError, match="unreadable"):
-        retention.clean(lab.store, lab.use_case)
-    assert lab.whole == before
-
-
-def test_a_training_that_began_with_a_removed_checkpoint_may_begin_anew(lab: Kept) -> None:
-    for name in ("second", "fourth"):
-        lab.store.write_pointer(f"{CASE}/starting_points/{name}", {"checkpoint": lab.checkpoints[name].ref})
-    retention.clean(lab.store, lab.use_case)
-    assert lab.store.list_pointers(f"{CASE}/starting_points") == ["fourth"]
-
-
-def test_checkpoints_of_trainings_that_ended_or_were_given_up_go(
-    lab: Kept, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for key in ("fourth", "given-up", "young"):
-        folder = lab.store.work_folder(CASE, "finetuned_checkpoint", key)
-        (folder / "weights").write_text("x" * 1000)
-        old = time.time() if key == "young" else 1.0
-        for path in (folder / "weights", folder):
-            os.utime(path, (old, old))
-        if not lab.store.is_local and key == "fourth":
-            lab.store.write_bytes(f"checkpoints/{CASE}/finetuned_checkpoint/{key}/weights", b"x" * 1000)
-    found = retention.clean(lab.store, lab.use_case)
-    assert [(folder.name, size) for folder, size in found.folders.items()] == [
-        ("fourth", 1000),
-        ("given-up", 1000),
-    ]
-    assert [folder.name for folder in lab.store.work_folders(CASE, "finetuned_checkpoint")] == ["young"]
-    assert list(found.stored_folders.values()) == ([] if lab.store.is_local else [1000])
-    assert lab.store.names(f"checkpoints/{CASE}/finetuned_checkpoint") == []
-
-
-@pytest.mark.parametrize("lab", ["bucket"], indirect=True)
-def test_checkpoints_in_a_bucket_that_a_machine_trains_with_stay(
-    lab: Kept, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoints, "_PATIENCE_SECONDS", 1.0)
-    ref = checkpoints_ref(CASE, "finetuned_checkpoint", "alive")
-    lab.store.write_bytes(f"{ref}/weights", b"x")
-    with lab.store.alone(ref):
-        assert retention.clean(lab.store, lab.use_case).stored_folders == {}
-    assert lab.store.read_bytes(f"{ref}/weights") == b"x"
-
-
-def test_copies_of_what_goes_are_removed_from_this_machine(lab: Kept) -> None:
-    copies = {name: lab.store.folder(lab.checkpoints[name]) for name in ("second", "fourth")}
-    retention.clean(lab.store, lab.use_case)
-    assert [(folder / "model" / "config.json").is_file() for folder in copies.values()] == [False, True]
 
 
 def test_the_command_lists_and_removes_only_with_yes(

@@ -3,6 +3,7 @@ real ones.
 """
 
 import os
+import shutil
 import threading
 import time
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from fullft_assets import erasure, release, retention
 from fullft_assets.erasure import checkpoints
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs import Job
+from fullft_assets.launchers import records
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.retraining import RetentionSettings
 from fullft_assets.store import Manifest, Store
+from tests.test_erasure_batches import PowerCut, killed_at
 
 pytestmark = pytest.mark.quick
 
@@ -209,23 +212,55 @@ def test_what_an_unfinished_training_began_with_stays_as_long_as_its_checkpoints
     assert {"superseded", "start"} & lab.keys == (set() if is_old else {"superseded", "start"})
 
 
-def test_an_erasure_takes_a_training_on_a_snapshot_that_is_gone_for_one_that_learned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inputs_of_a_job_that_runs_stay(lab: Lab) -> None:
+    taken = lab.make("training_snapshot", "superseded")
+    for number in (5, 6):
+        lab.promote(number)
+    shutil.rmtree(lab.unfinished("running", training_snapshot=taken))
+    about = {"case": CASE, "stage": CHECKPOINT, "key": "running"}
+    launch = records.Launch(
+        **about, workload="training", launcher={}, place="here", run_id="r", job=[], submitted_at=time.time()
+    )
+    records.claim(lab.store, launch, lambda _: True)
+    assert taken.ref not in retention.plan(lab.store, lab.use_case).artifacts
+    records.end(lab.store, launch, "failed", "planted", "data")
+    assert taken.ref in retention.plan(lab.store, lab.use_case).artifacts
+
+
+def test_one_that_is_cut_short_is_finished_by_the_next(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = lab.keys
+    with killed_at(lab.store, 4), pytest.raises(PowerCut):
+        retention.clean(lab.store, lab.use_case)
+    assert named(0, 3, 4) | {"e1", "e2"} < lab.keys < before
+    retention.clean(lab.store, lab.use_case)
+    assert lab.keys == named(0, 3, 4) | {"e1", "e2"}
+
+
+def test_a_manifest_that_cannot_be_read_stops_it(lab: Lab) -> None:
+    lab.store.write_bytes(f"{lab.champions[3].snapshot}/manifest.json", b"{")
+    before = lab.keys
+    with pytest.raises(StoreError, match="unreadable"):
+        retention.clean(lab.store, lab.use_case)
+    assert lab.keys == before
+
+
+def test_a_training_that_began_with_a_removed_checkpoint_may_begin_anew(lab: Lab) -> None:
+    for number in (2, 4):
+        pointer = {"checkpoint": lab.champions[number].checkpoint}
+        lab.store.write_pointer(f"{CASE}/starting_points/{number}", pointer)
+    retention.clean(lab.store, lab.use_case)
+    assert lab.store.list_pointers(f"{CASE}/starting_points") == ["4"]
+
+
+def test_an_erasure_takes_a_training_on_a_snapshot_that_is_gone_for_one_that_learned(tmp_path: Path) -> None:
     """One on a snapshot that never lost a row stays."""
     lab = Lab(Store(str(tmp_path / "store")))
     taken = lab.make("training_snapshot", "taken")
     folder = lab.unfinished("stopped", training_snapshot=taken)
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            checkpoints,
-            "SnapshotMetadata",
-            SimpleNamespace(of=lambda _: SimpleNamespace(erased_up_to=None)),
-        )
-        assert checkpoints.drop_unfinished(lab.store, CASE, []) == (0, 0) and folder.exists()
+    assert checkpoints.drop_unfinished(lab.store, CASE, []) == (0, 0) and folder.exists()
+    assert checkpoints.drop_unfinished(lab.store, CASE, [taken.ref]) == (0, 0)
     lab.store.delete(taken)
-    assert erasure.erase(lab.store, CASE, []).num_unfinished == 1
-    assert not folder.exists()
+    assert checkpoints.drop_unfinished(lab.store, CASE, []) == (1, 0) and not folder.exists()
 
 
 def test_checkpoints_in_the_store_stay_while_a_training_that_holds_no_lease_is_on_record(
@@ -235,7 +270,6 @@ def test_checkpoints_in_the_store_stay_while_a_training_that_holds_no_lease_is_o
     store.write_bytes(name, b"weights")
     store.write_pointer(f"launches/{CASE}/{CHECKPOINT}/k1", {"ended_at": None})
     monkeypatch.setattr(Store, "stored_work", lambda *_: ["k1"])  # as on S3
-    monkeypatch.setattr(checkpoints, "_learned", lambda *_: True)
     assert checkpoints.drop_unfinished(store, CASE, []) == (0, 1) and store.read_bytes(name) == b"weights"
     store.write_pointer(f"launches/{CASE}/{CHECKPOINT}/k1", {"ended_at": 1.0})
     assert checkpoints.drop_unfinished(store, CASE, []) == (1, 0) and store.read_bytes(name) is None

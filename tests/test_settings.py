@@ -147,17 +147,10 @@ def test_settings_are_frozen() -> None:
 
 def test_language_modeling_reads_each_token_once_by_default() -> None:
     least = {**LEAST, "examples": {"task": "language_modeling"}}
-    assert (
-        UseCaseSettings.model_validate(LEAST).chunks.stride,
-        UseCaseSettings.model_validate(LEAST).chunks.boundaries,
-    ) == (
-        32,
-        "sentence",
-    )
-    chunks = UseCaseSettings.model_validate(least).chunks
-    assert (chunks.stride, chunks.boundaries) == (0, "any")
-    chosen = UseCaseSettings.model_validate({**least, "chunks": {"boundaries": "paragraph"}})
-    assert (chosen.chunks.stride, chosen.chunks.boundaries) == (0, "paragraph")
+    assert UseCaseSettings.model_validate(LEAST).chunks.stride == 32
+    assert UseCaseSettings.model_validate(least).chunks.stride == 0
+    chosen = UseCaseSettings.model_validate({**least, "chunks": {"stride": 8}})
+    assert chosen.chunks.stride == 8
     assert UseCaseSettings.model_validate(chosen.model_dump()).model_dump() == chosen.model_dump()
 
 

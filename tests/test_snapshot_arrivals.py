@@ -339,7 +339,7 @@ class TestAnnotators:
         )
         check = taken.check("annotators_agree")
         assert (check.passed, check.severity, check.metadata["num_items"]) == (False, "warn", 3)
-        assert "Cohen's kappa 0.00 of 2 annotators on 3 texts is below 0.6" in check.description
+        assert "Fleiss' kappa 0.00 on 3 texts is below 0.6" in check.description
         ties = taken.check("equal_texts_have_equal_labels")
         assert (ties.passed, ties.severity, ties.metadata) == (False, "warn", {"num_failed": 4})
 

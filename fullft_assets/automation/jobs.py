@@ -31,7 +31,6 @@ from fullft_assets.artifacts import (
     TRAINING_SNAPSHOT,
 )
 from fullft_assets.assets.graph import CaseGraph
-from fullft_assets.assets.ingestion import retokenize
 from fullft_assets.assets.model import observation, shown
 from fullft_assets.assets.production import check_key
 from fullft_assets.automation.orphans import build_orphans_job
@@ -104,7 +103,6 @@ class Act(Enum):
     unfreeze = "unfreeze"
     promote = "promote"
     rollback = "rollback"
-    retokenize = "retokenize"
     clean = "clean"
 
 
@@ -116,8 +114,7 @@ class ByHand(dg.Config):
         description=(
             "freeze: keep the champion, whatever the gates say. unfreeze: let the gates decide again."
             " promote: make an evaluated checkpoint the champion. rollback: bring the previous champion back."
-            " retokenize: tokenise every batch that needs it, after a change of tokenizer or windows. clean:"
-            " remove from the store what nothing in use was made from, by the settings of `retention`."
+            " clean: remove from the store what nothing in use was made from, by the settings of `retention`."
         ),
     )
     reason: str = Field(
@@ -133,9 +130,7 @@ class ByHand(dg.Config):
 
 
 def _build_job_by_hand(graph: CaseGraph) -> dg.JobDefinition:
-    description = (
-        "By hand: freeze, unfreeze, promote, rollback, retokenize or clean, as `act` in the config says."
-    )
+    description = "By hand: freeze, unfreeze, promote, rollback or clean, as `act` in the config says."
 
     @dg.op(
         name=f"{graph.name}__by_hand",
@@ -145,9 +140,7 @@ def _build_job_by_hand(graph: CaseGraph) -> dg.JobDefinition:
     )
     def by_hand(context: dg.OpExecutionContext, config: ByHand):
         store = graph.store(context)
-        if config.act is Act.retokenize:
-            yield from retokenize(graph, context)
-        elif config.act is Act.clean:
+        if config.act is Act.clean:
             with one_line_errors(store, graph.name):
                 is_idle = idle_from_now(graph.name, context.instance, but=context.run_id)
                 removal = retention.clean(store, graph.use_case, require_idle=is_idle)

@@ -107,16 +107,10 @@ def suggest_path(path: str, root: Path) -> str:
     near.
     """
     absolute = locate(path, root)
-    nearest = Path(absolute.anchor)
-    for part in absolute.parts[1:]:
-        if not (nearest / part).exists():
-            siblings = (
-                [p.name for p in nearest.iterdir() if not p.name.startswith(".")] if nearest.is_dir() else []
-            )
-            near = difflib.get_close_matches(part, siblings, n=1, cutoff=0.6)
-            if not near:
-                return ""
-            part = near[0]
-        nearest /= part
+    siblings = [each.name for each in absolute.parent.iterdir()] if absolute.parent.is_dir() else []
+    near = difflib.get_close_matches(absolute.name, siblings, n=1, cutoff=0.6)
+    if not near:
+        return ""
+    nearest = absolute.parent / near[0]
     shown = nearest.relative_to(root) if nearest.is_relative_to(root) else nearest
     return f"; did you mean `{shown}`?"

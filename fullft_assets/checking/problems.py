@@ -20,6 +20,7 @@ from fullft_assets.documents.formats import FORMATS, is_readable, known_endings,
 from fullft_assets.documents.formats.encodings import is_encoding
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.examples.expectations import argument_problems as expectation_argument_problems
 from fullft_assets.examples.expectations import problems as expectation_problems
 from fullft_assets.extras import problem_without
 from fullft_assets.jobs.launchers import LAUNCHERS, launcher_problems
@@ -150,9 +151,10 @@ def validate(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 
 
 def data_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    """Yield what is wrong with the data that the settings name: folders and files that are missing, empty or
-    not readable.
+    """Yield what is wrong with the data that the settings name, folders and files that are missing, empty or
+    not readable; and with the arguments of expectations, which takes longer than to load definitions.
     """
+    yield from expectation_argument_problems(settings.examples)
     documents, production = settings.documents.path, settings.monitoring.path
     problem = _place_problem(documents, root)
     if problem is None and not is_bucket(documents):

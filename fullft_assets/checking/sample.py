@@ -18,7 +18,7 @@ from fullft_assets.documents.formats import name_of_format
 from fullft_assets.documents.formats.rows import has_field
 from fullft_assets.escaping import quoted, visible
 from fullft_assets.examples.labels import named
-from fullft_assets.examples.outcomes import MEANT_WITHOUT, MOST_WITHOUT
+from fullft_assets.examples.outcomes import MOST_WITHOUT, OPTIONAL_COLUMNS
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.task import task_of
@@ -105,7 +105,7 @@ def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, s
     if column == "group":
         most = settings.examples.max_ungrouped_share
         return most, f"{most:.0%} of them", "; deliver them with a group"
-    if column in MEANT_WITHOUT or column in _LOGGED.values():
+    if column in OPTIONAL_COLUMNS or column in _LOGGED.values():
         return (
             MOST_WITHOUT,
             f"{MOST_WITHOUT:.0%} of them",

@@ -90,20 +90,13 @@ def trainings(checkpoint: Manifest) -> list[PastTraining]:
     return [*metadata.lineage, own]
 
 
-def erased_since(snapshot: Manifest, training: PastTraining) -> list[str]:
-    """Return what lost documents to an erasure since a training read its snapshot: splits, `replay`,
-    `general`.
-    """
-    if snapshot.content_digest == training.snapshot_digest:
-        return []
-    losses = SnapshotMetadata.of(snapshot).erasures or []
-    read = next((n for n, each in enumerate(losses) if each.snapshot_digest == training.snapshot_digest), 0)
-    return sorted({part for each in losses[read:] for part in each.lost_from})
-
-
 def learned_what_was_erased(store: Store, snapshot: Manifest, training: PastTraining) -> bool:
     """Return whether a training learned from a document that was erased from its snapshot since."""
-    lost = erased_since(snapshot, training)
+    if snapshot.content_digest == training.snapshot_digest:
+        return False
+    losses = SnapshotMetadata.of(snapshot).erasures or []
+    read = next((n for n, each in enumerate(losses) if each.snapshot_digest == training.snapshot_digest), 0)
+    lost = {part for each in losses[read:] for part in each.lost_from}
     if "train" in lost or "replay" in lost:
         return True
     if "general" not in lost or SnapshotMetadata.of(snapshot).replay is not None:

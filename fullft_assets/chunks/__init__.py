@@ -4,22 +4,24 @@ tokenizer treats the domain.
 
 from fullft_assets.chunks.audit import CHECKS as AUDIT_CHECKS
 from fullft_assets.chunks.audit import VERSION as AUDIT_VERSION
-from fullft_assets.chunks.audit import Audit, AuditMetadata, ChunksMetadata
+from fullft_assets.chunks.audit import Audit, AuditMetadata, audit_tokenizer
 from fullft_assets.chunks.chat import ChatTemplate
-from fullft_assets.chunks.tokenization import Tokenization, former_pieces, save_tokenizer, tokenizer_digest
+from fullft_assets.chunks.tokenization import (
+    Tokenization,
+    former_pieces,
+    load_tokenization,
+    save_tokenizer,
+    tokenizer_digest,
+)
 from fullft_assets.chunks.tokenizing import (
     CHUNKS,
-    COUNTS,
     VERSION,
-    WORDS,
+    ChunksMetadata,
     Expected,
-    Totals,
-    audit_tokenizer,
     check_specs,
     checks,
     chunk,
     key_settings,
-    load_tokenization,
     rows_without_trained_tokens,
     schema,
     tokenize,

@@ -5,54 +5,35 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel
+import pyarrow.parquet as pq
 
-from fullft_assets.chunks.tokenization import add_terms, pieces
-from fullft_assets.examples.texts import UNKNOWN, language_of
-from fullft_assets.store import CheckOutcome
+from fullft_assets.artifacts import EXAMPLES_FILE, TOKENIZER_AUDIT
+from fullft_assets.chunks import windows
+from fullft_assets.chunks.tokenization import (
+    Tokenization,
+    add_terms,
+    load_tokenization,
+    pieces,
+    tokenizer_digest_of,
+)
+from fullft_assets.errors import DataError
+from fullft_assets.examples.texts import language_of
+from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.store.metadata import Metadata
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from fullft_assets.chunks.tokenization import Tokenization
-
-
-class ChunkCounts(BaseModel):
-    """What is counted of a batch's rows."""
-
-    num_rows: int
-    num_tokens: int
-    num_windows: int
-    num_unknown_tokens: int
-    num_byte_tokens: int
-    num_rows_of_several_windows: int
-    num_rows_cut: int
-    num_tokens_cut_off: int
-    num_trained_tokens: int
-    num_rows_without_trained_tokens: int
-    num_rows_with_control_tokens: int
-    num_spans_without_tokens: int
-    longest_text_tokens: int
-
-
-class ChunksMetadata(ChunkCounts, Metadata):
-    """Metadata of `tokenized_chunks`."""
-
-    batch: str
-    num_sampled_texts: int
-    num_sampled_words: int
-    num_sampled_tokens: int
-    num_erased: int | None = None
+    from fullft_assets.settings.use_case import UseCase
 
 
 class AuditMetadata(Metadata):
@@ -67,64 +48,19 @@ class AuditMetadata(Metadata):
     num_proposed_tokens: int
     #: Share of all tokens that the proposed ones would save.
     proposal_saves_share: float
-    #: What mined terms are rarer in. Mined words are the documents' own: they stay in the artifact's files.
-    general_words: str | None = None
-    #: The listed terms that cost most. None: terms were mined.
-    worst_terms: list[dict[str, Any]] | None = None
-
-
-def general_words_key(languages: Sequence[str]) -> dict[str, Any]:
-    """Return what the comparison with general language depends on, beside the words."""
-    return {"languages": list(languages), "pyspellchecker": version("pyspellchecker")}
-
-
-def _per_million(
-    words: Sequence[str], commonest: Sequence[str], languages: Sequence[str] = ()
-) -> tuple[str, list[float] | None]:
-    """Return what the words are compared with, in words, and how often each occurs in a million words of
-    general language.
-
-    Args:
-        words: in lower case. One that no list knows has 0.
-        commonest: the corpus's commonest words, which identify its language.
-        languages: that the texts may be in (ISO 639-1). Default: the identified one.
-
-    Returns:
-        The name, and the frequencies; of several languages the highest. None: there is no list, only the
-        vocabulary is compared with.
-    """
-    from spellchecker import SpellChecker
-
-    identified = ""
-    if not languages:
-        language = language_of(" ".join(commonest))
-        if language == UNKNOWN:
-            return "the vocabulary alone: the language was not identified", None
-        languages = [language]
-        identified = " (identified)"
-    listed = [language for language in languages if language in SpellChecker.languages()]
-    missing = ", ".join(language for language in languages if language not in listed)
-    if not listed:
-        return f"the vocabulary alone: no list for {missing}{identified}", None
-    name = f"the general words of {', '.join(listed)}{identified}"
-    frequencies = [0.0] * len(words)
-    for language in listed:
-        # Up to 100 MB, of one language at a time.
-        usage = SpellChecker(language=language).word_usage_frequency
-        frequencies = [max(most, 1e6 * usage(word)) for most, word in zip(frequencies, words, strict=True)]
-    return f"{name}; no list for {missing}" if missing else name, frequencies
+    #: What terms are rarer in. The terms are the documents' own: they stay in the artifact's files.
+    general_words: str
 
 
 #: Of `tokenizer_audit`; chunks have one of their own.
-VERSION = "6"
+VERSION = "7"
 TERMS_ARE_WHOLE = CheckSpec("domain_terms_are_kept_whole", "Domain terms are split into few pieces.")
 #: A tokenizer has either a token for what it does not know, or one for each byte.
 CHARACTERS_ARE_KNOWN = CheckSpec("characters_are_known", "The tokenizer knows the domain's characters.")
 CHECKS = (TERMS_ARE_WHOLE, CHARACTERS_ARE_KNOWN)
-#: Texts of a batch whose words are counted; drawn by the texts' hashes.
+#: Batches that are looked at, spread over all of them; and texts of each, drawn by their hashes.
+SAMPLED_BATCHES = 20
 SAMPLED_TEXTS = 2_000
-#: Words kept of each batch, the commonest.
-KEPT_WORDS = 10_000
 #: The audit warns above these: mean number of tokens of a domain term, and shares of all tokens that are
 #: unknown, or single bytes of a character.
 MAX_TERM_PIECES = 3.0
@@ -146,68 +82,6 @@ PROPOSED_TOKENS = 100
 _WORD = re.compile(r"[^\W\d_][\w'-]*")
 
 
-@dataclass
-class WordCounts:
-    """Words of a sample of a batch's texts, as the tokenizer distinguishes them (`folds_case`)."""
-
-    folds_case: bool
-    num_texts: int = 0
-    num_words: int = 0
-    num_tokens: int = 0
-    documents: Counter[str] = field(default_factory=Counter)
-    occurrences: Counter[str] = field(default_factory=Counter)
-
-    def count(self, texts: Sequence[str], num_tokens: int) -> None:
-        """Count texts that are `num_tokens` long in all."""
-        for text in texts:
-            words = _WORD.findall(text.lower() if self.folds_case else text)
-            self.num_words += len(words)
-            self.occurrences.update(words)
-            self.documents.update(set(words))
-        self.num_texts += len(texts)
-        self.num_tokens += num_tokens
-
-    def table(self) -> pa.Table:
-        """Return the commonest words: `word`, `num_documents`, `num_occurrences`, by falling number of
-        documents.
-        """
-
-        # Sets iterate in another order in each process: ties are broken by the word, or equal data had
-        # unequal digests.
-        words = sorted(self.documents, key=lambda word: (-self.documents[word], word))[:KEPT_WORDS]
-        return pa.table(
-            {
-                "word": pa.array(words, pa.string()),
-                "num_documents": pa.array([self.documents[word] for word in words], pa.int32()),
-                "num_occurrences": pa.array([self.occurrences[word] for word in words], pa.int32()),
-            }
-        )
-
-    def metadata(self) -> dict[str, int]:
-        """Return the sample's sizes."""
-        return {
-            "num_sampled_texts": self.num_texts,
-            "num_sampled_words": self.num_words,
-            "num_sampled_tokens": self.num_tokens,
-        }
-
-
-def folds_case(tokenizer: Tokenizer) -> bool:
-    """Return whether upper and lower case are one to a tokenizer."""
-    return tokenizer.normalizer is not None and "a" in tokenizer.normalizer.normalize_str("A")
-
-
-def draw_sample(text_hashes: pa.Array | pa.ChunkedArray, most: int = SAMPLED_TEXTS) -> np.ndarray:
-    """Return which rows are sampled, bool [rows]: the rows with the smallest hashes, in any order of the
-    rows.
-    """
-
-    chosen = np.zeros(len(text_hashes), bool)
-    order = pc.call_function("sort_indices", [text_hashes], pc.SortOptions(sort_keys=[("", "ascending")]))
-    chosen[order.to_numpy(zero_copy_only=False)[:most]] = True
-    return chosen
-
-
 @dataclass(frozen=True)
 class Audit:
     """How the tokenizer treats the domain's language."""
@@ -222,157 +96,191 @@ class Audit:
         return f"chunks:\n  added_tokens: {json.dumps(self.proposal, ensure_ascii=False)}\n"
 
 
-def judge(
-    counts: Iterable[Mapping[str, Any]],
-    words: Iterable[pa.Table],
-    tokenization: Tokenization,
-    languages: Sequence[str] = (),
-) -> Audit:
-    """Audit the tokenizer on all batches.
+def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manifest]) -> Manifest:
+    """Audit the tokenizer and write the terms, costliest first, and a proposal of tokens to add.
 
     Args:
-        counts: `Chunked.metadata` of each batch.
-        words: `WordCounts.table` of each batch, in the same order.
-        tokenization: the tokenizer and the thresholds.
-        languages: that the texts may be in; mined terms are rarer in them in general. Default: the language
-            that the words are in.
+        store, use_case: where.
+        batches: `labeled_examples` by batch name.
+
+    Raises:
+        DataError: no batch has valid examples yet.
+    """
+    usable = [batches[name] for name in sorted(batches) if not batches[name].red_gates]
+    if not usable:
+        raise DataError(f"{use_case.name}: no batch is ingested yet; run {use_case.name}_ingest first")
+    sampled = usable[:: -(-len(usable) // SAMPLED_BATCHES)]
+    settings = use_case.settings
+    languages = settings.examples.languages or []
+
+    def write(draft: Draft) -> Outcome:
+        texts = [text for batch in sampled for text in sample_texts(store.folder(batch) / EXAMPLES_FILE)]
+        audit = judge(texts, load_tokenization(use_case), languages)
+        terms = json.dumps(audit.terms, indent=1, ensure_ascii=False)
+        (draft.path / "terms.json").write_text(terms, encoding="utf-8")
+        (draft.path / "proposal.yaml").write_text(audit.proposal_yaml(), encoding="utf-8")
+        return audit.metadata.as_dict(), audit.checks
+
+    return store.ensure(
+        use_case.name,
+        TOKENIZER_AUDIT,
+        write,
+        version=VERSION,
+        settings={"languages": list(languages), "pyspellchecker": version("pyspellchecker")},
+        inputs={
+            "tokenizer": tokenizer_digest_of(use_case),
+            "examples": sorted(batch.content_digest for batch in sampled),
+        },
+        seed=settings.seed,
+    )
+
+
+def sample_texts(file: Path, most: int = SAMPLED_TEXTS) -> list[str]:
+    """Return the texts with the smallest hashes of a batch's examples, whatever the order of the rows."""
+    table = pq.read_table(file, columns=["text", "text_hash"])
+    return table["text"].take(pc.sort_indices(table["text_hash"])[:most]).to_pylist()
+
+
+@dataclass
+class Words:
+    """The words of some texts: in how many texts each occurs, and how often in all."""
+
+    num_texts: int
+    documents: Counter[str] = field(default_factory=Counter)
+    occurrences: Counter[str] = field(default_factory=Counter)
+
+
+def count_words(texts: Sequence[str], tokenizer: Tokenizer) -> Words:
+    """Count the words of texts, as the tokenizer distinguishes them: by case or not."""
+    folds_case = tokenizer.normalizer is not None and "a" in tokenizer.normalizer.normalize_str("A")
+    words = Words(len(texts))
+    for text in texts:
+        words_of_text = _WORD.findall(text.lower() if folds_case else text)
+        words.occurrences.update(words_of_text)
+        words.documents.update(set(words_of_text))
+    return words
+
+
+def judge(texts: Sequence[str], tokenization: Tokenization, languages: Sequence[str] = ()) -> Audit:
+    """Audit the tokenizer on texts.
+
+    Args:
+        texts: a sample of the documents.
+        tokenization: the tokenizer.
+        languages: that the texts may be in (ISO 639-1); mined terms are rarer in them in general. Default:
+            the language that the words are in.
 
     Returns:
-        The terms (mined ones, see docs/decisions/0005), those that cost most
-        first; fertility (tokens a word), shares of unknown and byte tokens; the checks on the thresholds; and
-        a proposal.
+        The terms (mined ones, see docs/decisions/0005), those that cost most first; fertility (tokens a
+        word), shares of unknown and byte tokens; the checks on the thresholds; and a proposal.
     """
-    totals, word_counts = _add_up(counts, words)
-    terms, against = _mine(word_counts, totals, tokenization.tokenizer, languages)
-    _estimate_savings(terms, tokenization, totals["num_word_tokens"])
-    terms.sort(
-        key=lambda term: (
-            -term["num_tokens_saved"],
-            -term["num_pieces"],
-            -term["num_documents"],
-            term["term"],
-        )
-    )
-    proposal = [term["term"] for term in terms if term["num_tokens_saved"] > 0][:PROPOSED_TOKENS]
-    saved = sum(term["num_tokens_saved"] for term in terms[: len(proposal)]) / max(
-        1.0, totals["num_word_tokens"]
-    )
-    weight = sum(max(1.0, term["num_documents"]) for term in terms)
-    mean_pieces = (
-        sum(max(1.0, term["num_documents"]) * term["num_pieces"] for term in terms) / weight if terms else 0.0
-    )
+    ids = windows.encode(tokenization.tokenizer, texts).ids
+    words = count_words(texts, tokenization.tokenizer)
+    terms, against = _mine(words, tokenization.tokenizer, languages)
+    _estimate_savings(terms, tokenization.tokenizer)
+    # A tie is broken by the term: equal data has equal digests in every process.
+    terms.sort(key=lambda term: (-term["num_tokens_saved"], -term["num_documents"], term["term"]))
+    proposed = [term for term in terms if term["num_tokens_saved"] > 0][:PROPOSED_TOKENS]
+    weights = [term["num_documents"] for term in terms]
+    num_pieces = [term["num_pieces"] for term in terms]
     metadata = AuditMetadata(
-        fertility=totals["num_word_tokens"] / max(1.0, totals["num_words"]),
-        unknown_share=totals["num_unknown_tokens"] / max(1, totals["num_tokens"]),
-        byte_fallback_share=totals["num_byte_tokens"] / max(1, totals["num_tokens"]),
-        mean_term_pieces=mean_pieces,
+        fertility=len(ids) / max(1, words.occurrences.total()),
+        unknown_share=float((ids == tokenization.unknown_id).sum() / max(1, len(ids))),
+        byte_fallback_share=float(tokenization.byte_tokens[ids].sum() / max(1, len(ids))),
+        mean_term_pieces=float(np.average(num_pieces, weights=weights)) if terms else 0.0,
         num_terms=len(terms),
-        num_proposed_tokens=len(proposal),
-        proposal_saves_share=saved,
+        num_proposed_tokens=len(proposed),
+        proposal_saves_share=sum(term["num_tokens_saved"] for term in proposed) / max(1, len(ids)),
         general_words=against,
     )
-    # Mined words are the documents' own: they stay in the artifact's files, out of metadata and descriptions.
-    basis = f"; mined against {against}; terms.json has the terms"
-    return Audit(terms, metadata, _checks(metadata, basis), proposal)
+    return Audit(terms, metadata, _checks(metadata), [term["term"] for term in proposed])
 
 
-def _add_up(
-    counts: Iterable[Mapping[str, Any]], words: Iterable[pa.Table]
-) -> tuple[Counter[str], dict[str, tuple[float, float]]]:
-    totals: Counter[str] = Counter()
-    documents: Counter[str] = Counter()
-    occurrences: Counter[str] = Counter()
-    for batch, table in zip(counts, words, strict=True):
-        scale = batch["num_rows"] / max(1, batch["num_sampled_texts"])
-        totals.update({name: batch[name] for name in ("num_tokens", "num_unknown_tokens", "num_byte_tokens")})
-        totals["num_texts"] += batch["num_rows"]
-        totals["num_words"] += scale * batch["num_sampled_words"]
-        totals["num_word_tokens"] += scale * batch["num_sampled_tokens"]
-        columns = [table[name].to_pylist() for name in ("word", "num_documents", "num_occurrences")]
-        for word, in_documents, times in zip(*columns, strict=True):
-            documents[word] += scale * in_documents
-            occurrences[word] += scale * times
-    return totals, {word: (documents[word], occurrences[word]) for word in documents}
-
-
-def _mine(
-    word_counts: Mapping[str, tuple[float, float]],
-    totals: Mapping[str, float],
-    tokenizer: Tokenizer,
-    languages: Sequence[str],
-) -> tuple[list[dict[str, Any]], str]:
+def _mine(words: Words, tokenizer: Tokenizer, languages: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
     """Return the words that the tokenizer splits and that are markedly commoner here than in general
     language; and what that is.
 
     Keyness is the ratio of the frequencies in a million words, smoothed by a constant added to both:
     Kilgarriff, "Simple maths for keywords", Corpus Linguistics 2009.
     """
-    floor = max(MIN_TERM_DOCUMENTS, MIN_TERM_SHARE * totals["num_texts"])
+    least = max(MIN_TERM_DOCUMENTS, MIN_TERM_SHARE * words.num_texts)
     # Compounds with a hyphen are split at it by most tokenizers; their parts are counted where they occur
     # alone.
-    words = [
+    common = [
         word
-        for word, (documents, _) in word_counts.items()
-        if documents >= floor and len(word) >= MIN_TERM_LETTERS and word.isalnum()
+        for word, count in sorted(words.documents.items())
+        if count >= least and len(word) >= MIN_TERM_LETTERS and word.isalnum()
     ]
     # What the vocabulary holds as a word of its own costs nothing, also in capitals.
-    plain = pieces(tokenizer, [word.lower() for word in words])
-    split_words = {
+    lowered = pieces(tokenizer, [word.lower() for word in common])
+    ids_of = {
         word: ids
-        for word, ids, low in zip(words, pieces(tokenizer, words), plain, strict=True)
-        if min(len(ids), len(low)) > 1
+        for word, ids, ids_lowered in zip(common, pieces(tokenizer, common), lowered, strict=True)
+        if min(len(ids), len(ids_lowered)) > 1
     }
     # Lists of general words know no case.
-    here: dict[str, float] = {}
-    for word, (_, occurrences) in word_counts.items():
-        here[word.lower()] = here.get(word.lower(), 0.0) + occurrences
+    here = Counter[str]()
+    for word, count in words.occurrences.items():
+        here[word.lower()] += count
+    against, general = _per_million([word.lower() for word in ids_of], here, languages)
+    terms = []
+    for number, (word, ids) in enumerate(ids_of.items()):
+        term: dict[str, Any] = {
+            "term": word,
+            "num_documents": words.documents[word],
+            "num_occurrences": words.occurrences[word],
+            "num_pieces": len(ids),
+            "pieces": " ".join(tokenizer.id_to_token(part) or "" for part in ids),
+        }
+        if general is not None:
+            in_a_million = 1e6 * here[word.lower()] / here.total()
+            keyness = (in_a_million + SMOOTHING_PER_MILLION) / (general[number] + SMOOTHING_PER_MILLION)
+            if keyness < MIN_KEYNESS:
+                continue
+            term["keyness"] = round(keyness, 1)
+        terms.append(term)
+    terms.sort(key=lambda term: (-term["num_documents"] * (term["num_pieces"] - 1), term["term"]))
+    return terms[:MINED_TERMS], against
+
+
+def _per_million(
+    words: Sequence[str], here: Mapping[str, int], languages: Sequence[str]
+) -> tuple[str, list[float] | None]:
+    """Return what the words are compared with, in words, and how often each occurs in a million words of
+    general language: of several languages the highest. None: there is no list, only the vocabulary is
+    compared with.
+    """
+    from spellchecker import SpellChecker
+
     commonest = sorted(here, key=lambda word: (-here[word], word))[:COMMONEST_WORDS]
-    against, frequencies = _per_million([word.lower() for word in split_words], commonest, languages)
-    keyness: dict[str, dict[str, float]] = {word: {} for word in split_words}
-    if frequencies is not None:
-        smooth = SMOOTHING_PER_MILLION
-        for word, frequency in zip(split_words, frequencies, strict=True):
-            times = (1e6 * here[word.lower()] / totals["num_words"] + smooth) / (frequency + smooth)
-            keyness[word]["keyness"] = round(times, 1)
-            if times < MIN_KEYNESS:
-                del keyness[word]
-    terms = sorted(keyness, key=lambda word: (-word_counts[word][0] * (len(split_words[word]) - 1), word))[
-        :MINED_TERMS
-    ]
-    return [
-        _row(word, word_counts[word], split_words[word], tokenizer) | keyness[word] for word in terms
-    ], against
+    languages = languages or [language_of(" ".join(commonest))]
+    listed = [language for language in languages if language in SpellChecker.languages()]
+    if not listed:
+        return f"the vocabulary alone: no list for {', '.join(languages)}", None
+    frequencies = [0.0] * len(words)
+    for language in listed:
+        # Up to 100 MB, of one language at a time.
+        usage = SpellChecker(language=language).word_usage_frequency
+        frequencies = [max(most, 1e6 * usage(word)) for most, word in zip(frequencies, words, strict=True)]
+    return f"the general words of {', '.join(listed)}", frequencies
 
 
-def _row(term: str, count: tuple[float, float], ids: list[int], tokenizer: Tokenizer) -> dict[str, Any]:
-    return {
-        "term": term,
-        "num_documents": round(count[0]),
-        "num_occurrences": round(count[1]),
-        "num_pieces": len(ids),
-        "pieces": " ".join(tokenizer.id_to_token(number) or "" for number in ids),
-    }
-
-
-def _estimate_savings(terms: list[dict[str, Any]], tokenization: Tokenization, num_tokens: float) -> None:
+def _estimate_savings(terms: list[dict[str, Any]], tokenizer: Tokenizer) -> None:
     from tokenizers import Tokenizer
 
-    if not terms:
-        return
     # A byte-level vocabulary keeps the space before an added token as a token: the term alone would promise
     # too much.
     sentences = [f"of {term['term']} and" for term in terms]
-    extended = Tokenizer.from_str(tokenization.tokenizer.to_str())
+    extended = Tokenizer.from_str(tokenizer.to_str())
     add_terms(extended, [term["term"] for term in terms])
     before, after = (
-        t.encode_batch_fast(sentences, add_special_tokens=False) for t in (tokenization.tokenizer, extended)
+        each.encode_batch_fast(sentences, add_special_tokens=False) for each in (tokenizer, extended)
     )
-    for term, old, new in zip(terms, before, after, strict=True):
-        term["num_tokens_saved"] = max(0, len(old) - len(new)) * term["num_occurrences"]
-        term["share_of_tokens_saved"] = term["num_tokens_saved"] / max(1.0, num_tokens)
+    for term, split, whole in zip(terms, before, after, strict=True):
+        term["num_tokens_saved"] = max(0, len(split) - len(whole)) * term["num_occurrences"]
 
 
-def _checks(metadata: AuditMetadata, worst: str) -> list[CheckOutcome]:
+def _checks(metadata: AuditMetadata) -> list[CheckOutcome]:
     proposal = ""
     if metadata.num_proposed_tokens:
         proposal = (
@@ -385,13 +293,10 @@ def _checks(metadata: AuditMetadata, worst: str) -> list[CheckOutcome]:
             passed=metadata.mean_term_pieces <= MAX_TERM_PIECES,
             severity="warn",
             description=(
-                f"{metadata.mean_term_pieces:.2f} pieces a domain term (warns above"
-                f" {MAX_TERM_PIECES}){worst if metadata.num_terms else ''}{proposal}"
+                f"{metadata.mean_term_pieces:.2f} pieces a domain term (warns above {MAX_TERM_PIECES}); mined"
+                f" against {metadata.general_words}; terms.json has the terms{proposal}"
             ),
-            metadata={
-                "mean_term_pieces": metadata.mean_term_pieces,
-                "proposal_saves_share": metadata.proposal_saves_share,
-            },
+            metadata=metadata.model_dump(include={"mean_term_pieces", "proposal_saves_share"}),
         ),
         CheckOutcome(
             name=CHARACTERS_ARE_KNOWN.name,
@@ -403,9 +308,6 @@ def _checks(metadata: AuditMetadata, worst: str) -> list[CheckOutcome]:
                 f" {MAX_UNKNOWN_SHARE:.4%}), {metadata.byte_fallback_share:.4%} are single bytes of a"
                 f" character (warns above {MAX_BYTE_SHARE:.4%})"
             ),
-            metadata={
-                "unknown_share": metadata.unknown_share,
-                "byte_fallback_share": metadata.byte_fallback_share,
-            },
+            metadata=metadata.model_dump(include={"unknown_share", "byte_fallback_share"}),
         ),
     ]

@@ -5,13 +5,11 @@ everything that shapes the three stages, so an edit of the YAML, another tokeniz
 code makes every batch due again; what did not change is found in the store.
 """
 
-from collections.abc import Mapping
-
 from fullft_assets import chunks, documents, examples
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.personal_data.entities import pipeline_key
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.store import Manifest, Store, artifact_key, digest
+from fullft_assets.store import Store, artifact_key, digest
 from fullft_assets.store.metadata import Metadata
 
 #: What a workload that does all three stages of a batch leaves, as a sign that it has ended well.
@@ -53,37 +51,3 @@ def mark_done(store: Store, use_case: UseCase, batch: str) -> None:
 def done(store: Store, use_case: UseCase) -> set[str]:
     """Return the batches that need no run."""
     return set(store.list_pointers(f"{use_case.name}/ingested/{version(use_case)}"))
-
-
-def needing_tokens(
-    use_case: UseCase,
-    raw: Mapping[str, Manifest],
-    labeled: Mapping[str, Manifest],
-    tokenized: Mapping[str, Manifest],
-) -> list[str]:
-    """Return the batches that only need to be tokenised again: read and validated with the settings of today,
-    not held back.
-
-    Args:
-        use_case: the settings.
-        raw: newest `raw_documents` by batch name.
-        labeled: newest `labeled_examples` by batch name.
-        tokenized: newest `tokenized_chunks` by batch name.
-    """
-    made_by = examples.VERSION, examples.key_settings(use_case.settings)
-    expected = chunks.Expected.of(use_case)
-    batches = []
-    for batch, valid in sorted(labeled.items()):
-        is_current = (valid.version, valid.settings) == made_by and batch in raw
-        is_current = is_current and _is_read(use_case, raw[batch], valid)
-        if is_current and not valid.red_gates and not expected.matches(tokenized.get(batch), valid):
-            batches.append(batch)
-    return batches
-
-
-def _is_read(use_case: UseCase, raw: Manifest, valid: Manifest) -> bool:
-    return (
-        (raw.version, raw.settings) == (documents.VERSION, documents.key_settings(use_case))
-        and valid.inputs.get("raw_documents") == raw.content_digest
-        and pipeline_key(use_case).items() <= valid.inputs.items()
-    )

@@ -10,13 +10,13 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fullft_assets.base_model import ModelFolder
+from fullft_assets.base_model import ModelFolder, resolve_base_model
 from fullft_assets.chunks import windows
 from fullft_assets.chunks.chat import ChatTemplate, read_special_tokens, read_template
 from fullft_assets.chunks.windows import Cuts, Encoded, Room
@@ -27,6 +27,8 @@ from fullft_assets.task import TASKS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from fullft_assets.settings.use_case import UseCase
 
 #: What a transformers folder has of a tokenizer, beside weights and configuration.
 TOKENIZER_FILES = (
@@ -125,9 +127,6 @@ def former_pieces(model_folder: ModelFolder, added_tokens: Sequence[str]) -> dic
     return pieces_by_token
 
 
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-
-
 @dataclass(frozen=True)
 class Tokenization:
     """A tokenizer with the use case's window settings.
@@ -205,7 +204,7 @@ class Tokenization:
         """The size of a window without special tokens."""
         settings = self.settings
         size = settings.max_tokens - len(self.prefix) - len(self.suffix)
-        return Room(size, settings.stride, settings.max_windows, settings.boundaries)
+        return Room(size, settings.stride, settings.max_windows)
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
@@ -223,18 +222,10 @@ class Tokenization:
     @cached_property
     def byte_tokens(self) -> np.ndarray:
         """For each id whether its token is only a part of a character: bool [vocabulary]."""
-        vocabulary = self.tokenizer.get_vocab()
-        is_byte = np.zeros(max(vocabulary.values()) + 1, bool)
-        added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
-        # Byte-level vocabularies write each byte as a printable character.
-        byte_level = "ByteLevel" in str(self.tokenizer.pre_tokenizer) or "ByteLevel" in str(
-            self.tokenizer.decoder
-        )
-        for token, number in vocabulary.items():
-            is_byte[number] = token not in added and (
-                _is_part(token) if byte_level else _BYTE_TOKEN.fullmatch(token) is not None
-            )
-        return is_byte
+        size = max(self.tokenizer.get_vocab().values()) + 1
+        # What is no whole character cannot be decoded by itself.
+        alone = self.tokenizer.decode_batch([[number] for number in range(size)])
+        return np.array(["\ufffd" in text for text in alone])
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return each text's token ids, without special tokens."""
@@ -243,12 +234,10 @@ class Tokenization:
 
     def read(self, texts: Sequence[str], *, spans: bool = False) -> tuple[Encoded, Cuts]:
         """Tokenise texts and cut them into windows, flat; `spans`: with the characters of every token."""
-        room = self.room
-        # The ends of sentences are found by the characters of the tokens.
-        encoded = windows.encode(self.tokenizer, texts, spans=spans or room.given_up > 0)
+        encoded = windows.encode(self.tokenizer, texts, spans=spans)
         if self.end_id is not None:
             encoded = _append(encoded, self.end_id)
-        return encoded, windows.cut(encoded, texts, room)
+        return encoded, windows.cut(encoded, self.room)
 
     def windows(self, texts: Sequence[str]) -> list[list[list[int]]]:
         """Return each text's windows of token ids, with special tokens, as in a batch's `chunks.parquet`."""
@@ -261,6 +250,29 @@ class Tokenization:
             *windows.gather(encoded.ids, cuts, self.prefix, self.suffix), cuts
         )
         return windows_of_texts, encoded.lengths().tolist()
+
+
+def load_tokenization(use_case: UseCase) -> Tokenization:
+    """Return the base model's tokenizer with the use case's settings; a process that needs it again and again
+    reads it once.
+    """
+    settings = use_case.settings
+    folder = resolve_base_model(settings.base_model, use_case.project_root)
+    chunks = settings.chunks.model_dump_json()
+    return _load(folder, chunks, settings.examples.task, tokenizer_digest_of(use_case))
+
+
+@lru_cache(maxsize=4)
+def _load(folder: Path, chunks: str, task: str, made_of: str) -> Tokenization:
+    # The digest is there to notice a tokenizer whose files have changed.
+    return Tokenization.load(folder, ChunksSettings.model_validate_json(chunks), task)
+
+
+def tokenizer_digest_of(use_case: UseCase) -> str:
+    """Return the `tokenizer_digest` of a use case's base model and settings."""
+    settings = use_case.settings
+    folder = resolve_base_model(settings.base_model, use_case.project_root)
+    return tokenizer_digest(folder, settings.chunks, settings.examples.task)
 
 
 def tokenizer_digest(model_folder: ModelFolder, settings: ChunksSettings, task: str) -> str:
@@ -315,26 +327,3 @@ def _end_id(model_folder: ModelFolder, tokenizer: Tokenizer) -> int:
             " marks where a plain text ends; name it there"
         )
     return number
-
-
-def _is_part(token: str) -> bool:
-    try:
-        bytes(_BYTES[character] for character in token).decode()
-    except UnicodeDecodeError:
-        return True
-    except KeyError:  # no byte-level token
-        return False
-    return False
-
-
-def _byte_characters() -> dict[str, int]:
-    # The byte-level alphabet of GPT-2: printable bytes are written as themselves, the others as characters
-    # from 256 on.
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + number): byte for number, byte in enumerate(others)
-    }
-
-
-_BYTES = _byte_characters()

@@ -1,7 +1,5 @@
 """Windows: a long text's tokens cut into overlapping pieces.
 
-A window ends, where it can, with a paragraph or a sentence.
-
 Everything is flat: the tokens of many texts follow each other in one array, `bounds` gives where each
 text begins. A list of lists of 100,000 texts would take ten times the memory and most of the time. Masks say
 which tokens are trained (conversations), and which belong to a labelled span.
@@ -9,8 +7,6 @@ which tokens are trained (conversations), and which belong to a labelled span.
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,10 +22,6 @@ if TYPE_CHECKING:
 #: a token.
 SLICE_TEXTS = 4_096
 SLICE_CHARACTERS = 1_000_000
-_PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
-#: A line's end; or a full stop, question or exclamation mark with closing marks behind it, and no lower-case
-#: letter after (an abbreviation). Full-width marks need no space.
-_SENTENCE = re.compile(r"\n\s*|[.!?…][\"'”’»)\]]*\s+(?![a-z])|[。！？][\"'”’»)\]」』]*\s*")
 
 
 @dataclass(frozen=True)
@@ -67,19 +59,13 @@ class Cuts:
 
 @dataclass(frozen=True)
 class Room:
-    """The size of a window without special tokens, in tokens; and how its end is chosen."""
+    """The size of a window without special tokens, the tokens that two of them share, and how many a text may
+    have.
+    """
 
     size: int
     stride: int
     most: int | None
-    boundaries: str
-
-    @property
-    def given_up(self) -> int:
-        """Most tokens by which a window is shortened to end well: a quarter, and at most half of its new
-        tokens.
-        """
-        return 0 if self.boundaries == "any" else min(self.size // 4, (self.size - self.stride) // 2)
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], *, spans: bool = False) -> Encoded:
@@ -126,80 +112,21 @@ def bounds(counts: np.ndarray) -> np.ndarray:
     return edges
 
 
-def cut(encoded: Encoded, texts: Sequence[str], room: Room) -> Cuts:
+def cut(encoded: Encoded, room: Room) -> Cuts:
     """Cut every text's tokens into windows of at most `room.size` tokens.
 
     Neighbours share `room.stride` tokens. Every token is in a window unless `room.most` limits the windows.
     """
     lengths = encoded.lengths()
-    long = np.flatnonzero(lengths > room.size)
-    pieces = {}
-    for row in long.tolist():
-        ends = Ends((), ())
-        if room.given_up and encoded.spans is not None:
-            ends = find_ends(
-                texts[row], encoded.spans[encoded.bounds[row] : encoded.bounds[row + 1], 1], room.boundaries
-            )
-        pieces[row] = cut_one(int(lengths[row]), room, ends)
-    counts = np.ones(len(lengths), np.int64)
-    counts[long] = [len(pieces[row]) for row in long]
+    step = room.size - room.stride
+    counts = 1 + np.maximum(0, -(-(lengths - room.size) // step))
+    counts = counts if room.most is None else np.minimum(counts, room.most)
     of_texts = bounds(counts)
-    first, last = np.repeat(encoded.bounds[:-1], counts), np.repeat(encoded.bounds[1:], counts)
-    for row in long:
-        place = slice(of_texts[row], of_texts[row + 1])
-        first[place] = encoded.bounds[row] + [begin for begin, _ in pieces[row]]
-        last[place] = encoded.bounds[row] + [end for _, end in pieces[row]]
+    # Of each window its number within its text.
+    number = np.arange(of_texts[-1]) - np.repeat(of_texts[:-1], counts)
+    first = np.repeat(encoded.bounds[:-1], counts) + number * step
+    last = np.minimum(first + room.size, np.repeat(encoded.bounds[1:], counts))
     return Cuts(first, last, of_texts)
-
-
-@dataclass(frozen=True)
-class Ends:
-    """Token positions that a window had better end before: of new sentences, and of new paragraphs
-    (preferred); sorted.
-    """
-
-    sentences: Sequence[int]
-    paragraphs: Sequence[int]
-
-
-def find_ends(text: str, last_characters: np.ndarray, boundaries: str) -> Ends:
-    """Find the tokens that a sentence or a paragraph begins with.
-
-    Args:
-        text: the text.
-        last_characters: for each token, the character behind its last one.
-        boundaries: `sentence` takes the nearest of either kind, `paragraph` prefers a paragraph's end.
-    """
-    # Normalizers that reorder marks give ends that step back by a character.
-    steady = np.maximum.accumulate(last_characters)
-
-    def tokens(pattern: re.Pattern[str]) -> list[int]:
-        return np.unique(
-            np.searchsorted(steady, [match.end() for match in pattern.finditer(text)], side="right")
-        ).tolist()
-
-    return Ends(tokens(_SENTENCE), tokens(_PARAGRAPH) if boundaries == "paragraph" else ())
-
-
-def cut_one(length: int, room: Room, ends: Ends) -> list[tuple[int, int]]:
-    """Return the windows (first token, last token exclusive) of a text of `length` tokens."""
-    windows = []
-    begin = 0
-    while True:
-        full = begin + room.size
-        end = length if full >= length else _best_end(full, room.given_up, ends)
-        windows.append((begin, end))
-        if end == length or len(windows) == room.most:
-            return windows
-        begin = end - room.stride
-
-
-def _best_end(full: int, given_up: int, ends: Ends) -> int:
-    for candidates in (ends.paragraphs, ends.sentences):
-        place = bisect_right(candidates, full)
-        if place and candidates[place - 1] >= full - given_up:
-            return candidates[place - 1]
-    return full
 
 
 def gather(

@@ -38,9 +38,7 @@ def _hmac(key: str, value: str) -> str:
     return hmac.digest(key.encode(), value.encode("utf-8", "surrogatepass"), "sha256").hex()
 
 
-def write_tombstones(
-    store: Store, case: str, digests: Iterable[str], *, by: By, reason: str = "", found: bool = False
-) -> None:
+def write_tombstones(store: Store, case: str, digests: Iterable[str], *, by: By, reason: str = "") -> None:
     """Record digests of ids, groups or rows as erased; one that is recorded already keeps its date and
     reason.
 
@@ -49,25 +47,15 @@ def write_tombstones(
         digests: see `erased_digest` and `row_digests`.
         by: what was asked for.
         reason: kept with them.
-        found: the store had such a document; distinguishes it later from an id that was never known.
     """
-    known_digests = read_tombstones(store, case)
-    for name in digests:
-        pointer = f"{case}/erased/{name}"
-        if name not in known_digests:
-            store.write_pointer(pointer, {"at": time.time(), "by": by, "reason": reason, "found": found})
-        elif found and not was_found(store, case, name):
-            store.write_pointer(pointer, {**(store.read_pointer(pointer) or {}), "found": True})
+    entry = {"at": time.time(), "by": by, "reason": reason}
+    for name in sorted(set(digests) - read_tombstones(store, case)):
+        store.write_pointer(f"{case}/erased/{name}", entry)
 
 
 def read_tombstones(store: Store, case: str) -> frozenset[str]:
     """Return the digests of the ids, groups and rows that were erased from a case."""
     return frozenset(store.list_pointers(f"{case}/erased"))
-
-
-def was_found(store: Store, case: str, name: str) -> bool:
-    """Return whether the store held a document with this tombstone when it was erased."""
-    return bool((store.read_pointer(f"{case}/erased/{name}") or {}).get("found"))
 
 
 def has_made_up_id(table: pa.Table) -> np.ndarray:

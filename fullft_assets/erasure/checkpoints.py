@@ -1,4 +1,4 @@
-"""Which checkpoints learned from erased documents, or were measured on them; unfinished ones are removed.
+"""Which checkpoints learned from erased documents; unfinished ones are removed.
 
 The weights of unfinished trainings learned too, and after an erasure nobody asks for their keys again.
 """
@@ -6,46 +6,37 @@ The weights of unfinished trainings learned too, and after an erasure nobody ask
 import fcntl
 import shutil
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 from fullft_assets import release
 from fullft_assets.artifacts import FINETUNED_CHECKPOINT, MODELS, TRAINING_SNAPSHOT
-from fullft_assets.checkpoint.lineage import erased_since, learned_what_was_erased, trainings
+from fullft_assets.checkpoint.lineage import learned_what_was_erased, trainings
 from fullft_assets.erasure.erased_documents import key_ref
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs import Job, is_running, read_jobs
-from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Store, checkpoints_ref
 
 
-def name_checkpoints(store: Store, case: str) -> tuple[list[str], list[str], list[str]]:
-    """Name every checkpoint whose snapshot held an erased document, whichever erasure took it out: those that
-    were trained on it, those that were only measured on it, and those of the first that are or were champion.
+def name_checkpoints(store: Store, case: str) -> tuple[list[str], list[str]]:
+    """Name every checkpoint that learned from an erased document, whichever erasure took it out; and those of
+    them that are or were champion.
     """
-    snapshots = {
-        key_ref(snapshot.ref): snapshot
-        for snapshot in store.artifacts(case, TRAINING_SNAPSHOT)
-        if SnapshotMetadata.of(snapshot).erasures
-    }
-    trained_on, measured_on = [], []
-    for checkpoint in (each for stage in MODELS for each in store.artifacts(case, stage)):
-        on_erased = [
-            (snapshots[key_ref(training.snapshot)], training)
+    snapshots = {key_ref(snapshot.ref): snapshot for snapshot in store.artifacts(case, TRAINING_SNAPSHOT)}
+    trained_on = [
+        checkpoint.ref
+        for stage in MODELS
+        for checkpoint in store.artifacts(case, stage)
+        if any(
+            learned_what_was_erased(store, snapshots[key_ref(training.snapshot)], training)
             for training in trainings(checkpoint)
             if key_ref(training.snapshot) in snapshots
-        ]
-        # Of those before, one that it went on from learned; what they were measured on left nothing in it.
-        if any(learned_what_was_erased(store, snapshot, training) for snapshot, training in on_erased):
-            trained_on.append(checkpoint.ref)
-        elif any(
-            training.checkpoint == checkpoint.ref and erased_since(snapshot, training)
-            for snapshot, training in on_erased
-        ):
-            measured_on.append(checkpoint.ref)
+        )
+    ]
     current = release.read_champion(store, case)
     champions = {retired.champion.checkpoint for retired in release.read_history(store, case)}
     champions |= {current.checkpoint} if current else set()
-    return trained_on, measured_on, [ref for ref in trained_on if ref in champions]
+    return trained_on, [ref for ref in trained_on if ref in champions]
 
 
 #: A machine that is gone is known by then.
@@ -62,32 +53,28 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
     Returns:
         How many were removed, and how many are being trained and were left alone.
     """
-    snapshots = store.artifacts(case, TRAINING_SNAPSHOT)
-    # The newest attempt at a snapshot has the last attempt that held erased rows; "" where it lost none.
-    lost_attempts = {snapshot.key: SnapshotMetadata.of(snapshot).erased_up_to or "" for snapshot in snapshots}
+    # An erasure rewrites a snapshot: a training on another attempt than today's learned from what is gone.
+    current = {snapshot.ref for snapshot in store.artifacts(case, TRAINING_SNAPSHOT)}
     folders = {folder.name: folder for folder in store.work_folders(case, FINETUNED_CHECKPOINT)}
     stored = store.stored_work(case, FINETUNED_CHECKPOINT)
-    learned = [
-        key
-        for key in sorted({*folders, *stored})
-        if _learned(_jobs(store, case, key), lost_attempts, trained_on)
-    ]
-    removed = [
-        all(
-            [
-                key not in folders or remove_unless_held(folders[key], lambda: True),
-                # Without a network it can hold no lease.
-                key not in stored
-                or remove_stored_unless_held(
-                    store,
-                    checkpoints_ref(case, FINETUNED_CHECKPOINT, key),
-                    lambda key=key: not is_running(store, case, FINETUNED_CHECKPOINT, key),
-                ),
-            ]
-        )
-        for key in learned
-    ]
-    return sum(removed), len(removed) - sum(removed)
+    num_removed = num_left = 0
+    for key in sorted({*folders, *stored}):
+        jobs = _jobs(store, case, key)
+        # What one without a job learned from, nobody knows.
+        if jobs and all(
+            job.inputs[TRAINING_SNAPSHOT] in current and job.inputs.get("champion") not in trained_on
+            for job in jobs
+        ):
+            continue
+        is_gone = key not in folders or remove_unless_held(folders[key], lambda: True)
+        if key in stored:
+            name = checkpoints_ref(case, FINETUNED_CHECKPOINT, key)
+            # Without a network it can hold no lease.
+            is_idle = partial(lambda key: not is_running(store, case, FINETUNED_CHECKPOINT, key), key)
+            is_gone = remove_stored_unless_held(store, name, is_idle) and is_gone
+        num_removed += is_gone
+        num_left += not is_gone
+    return num_removed, num_left
 
 
 def _jobs(store: Store, case: str, key: str) -> list[Job]:
@@ -95,21 +82,6 @@ def _jobs(store: Store, case: str, key: str) -> list[Job]:
         return read_jobs(store, case, FINETUNED_CHECKPOINT, key)
     except StoreError:
         return []
-
-
-def _learned(jobs: list[Job], lost_attempts: dict[str, str], trained_on: Collection[str]) -> bool:
-    if not jobs:  # nobody knows what it learned from
-        return any(lost_attempts.values())
-    for job in jobs:
-        *_, key, attempt = job.inputs[TRAINING_SNAPSHOT].split("/")
-        # Attempts are named by their time. What a snapshot that is gone held, nobody knows.
-        if (
-            key not in lost_attempts
-            or attempt <= lost_attempts[key]
-            or job.inputs.get("champion") in trained_on
-        ):
-            return True
-    return False
 
 
 def remove_unless_held(folder: Path, goes: Callable[[], bool]) -> bool:

@@ -27,7 +27,6 @@ from fullft_assets.documents.erasure import (
     is_erased,
     read_tombstones,
     row_digests,
-    was_found,
     write_tombstones,
 )
 from fullft_assets.documents.formats import is_whole_file
@@ -64,8 +63,7 @@ class ErasedDocuments:
         texts: as reports may show them.
         paths: names of files all of whose documents were erased.
         artifacts: content digests of the tables that hold one.
-        places: file and row of each in a production window, by the window's `Manifest.ref` without the
-            attempt.
+        windows: production windows that hold one, by `Manifest.ref` without the attempt.
     """
 
     case: str
@@ -74,7 +72,7 @@ class ErasedDocuments:
     texts: set[str] = field(default_factory=set)
     paths: set[str] = field(default_factory=set)
     artifacts: set[str] = field(default_factory=set)
-    places: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
+    windows: set[str] = field(default_factory=set)
 
     def rows(self, table: pa.Table) -> np.ndarray:
         """Return which rows [n] of a table of documents have a tombstone."""
@@ -96,8 +94,7 @@ class ErasedDocuments:
         self.ids.update(documents["id"].to_pylist())
         self.texts.update(text for text in documents["text"].to_pylist() if text)
         if manifest.stage == PRODUCTION_DOCUMENTS:
-            places = zip(documents["source"].to_pylist(), documents["row"].to_pylist(), strict=True)
-            self.places.setdefault(key_ref(manifest.ref), set()).update(places)
+            self.windows.add(key_ref(manifest.ref))
 
 
 def whole_artifacts(store: Store, case: str, stage: str) -> Iterator[tuple[Manifest, Path]]:
@@ -184,27 +181,15 @@ class _ListedDocuments:
 
     Attributes:
         values: ids (or groups) that documents of the store have.
-        ids: own ids of the documents of these groups.
-        rows: digests of documents with a made-up id.
-        before: listed, and no longer in the store: an earlier erasure took them.
+        digests: of these, and of their documents.
+        before: listed, and no longer in the store: an earlier list had them.
         missing: listed, and never in the store as far as it is known.
     """
 
     values: set[str] = field(default_factory=set)
-    ids: set[str] = field(default_factory=set)
-    rows: set[str] = field(default_factory=set)
+    digests: set[str] = field(default_factory=set)
     before: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-
-    def record(self, store: Store, case: str, by: By, reason: str) -> None:
-        digests = (
-            {erased_digest(case, value, by) for value in self.values}
-            | {erased_digest(case, id_) for id_ in self.ids}
-            | self.rows
-        )
-        write_tombstones(store, case, sorted(digests), by=by, reason=reason, found=True)
-        unknown = {erased_digest(case, form, by) for line in self.missing for form in _forms(line, by)}
-        write_tombstones(store, case, sorted(unknown), by=by, reason=reason)
 
 
 def search(store: Store, case: str, listed: Iterable[str], by: By) -> _ListedDocuments:
@@ -220,34 +205,36 @@ def search(store: Store, case: str, listed: Iterable[str], by: By) -> _ListedDoc
     for table in tables if by == "id" else ():
         for source, id_ in zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True):
             ids.setdefault(source, set()).add(id_)
+    tombstones = read_tombstones(store, case)
     documents = _ListedDocuments()
     for line in lines:
         forms = _forms(line, by)
         # A file that was read by its content, whatever its ending, may have several rows.
         of_files = [f"{form}:1" for form in forms if ids.get(form) == {f"{form}:1"}]
         value = next((form for form in [*forms, *of_files] if form in values), None)
+        erased_forms = [*forms, *(f"{form}:1" for form in forms if by == "id")]
         if value is not None:
             documents.values.add(value)
+            documents.digests.add(erased_digest(case, value, by))
+        elif any(erased_digest(case, form, by) in tombstones for form in erased_forms):
+            documents.before.append(line)
         else:
-            (documents.before if _was_erased(store, case, line, by) else documents.missing).append(line)
+            documents.missing.append(line)
+            documents.digests.update(erased_digest(case, form, by) for form in forms)
     for table in tables:
         table = table.filter(pc.is_in(table[by], pa.array(sorted(documents.values), pa.string())))
         made_up = has_made_up_id(table)
         if by == "group":
             # The group keeps out the others: their ids would keep out the document that is there next.
-            documents.ids.update(table["id"].filter(pa.array(~made_up)).to_pylist())
+            ids_of_group = table["id"].filter(pa.array(~made_up)).to_pylist()
+            documents.digests.update(erased_digest(case, id_) for id_ in ids_of_group)
         else:
-            documents.rows.update(row_digests(case, table.filter(pa.array(made_up))))
+            documents.digests.update(row_digests(case, table.filter(pa.array(made_up))))
     return documents
 
 
 def _forms(line: str, by: By) -> list[str]:
     return [group_key(line)] if by == "group" else list(dict.fromkeys((line, line.strip())))
-
-
-def _was_erased(store: Store, case: str, line: str, by: By) -> bool:
-    forms = [form for form in _forms(line, by) for form in ((form, f"{form}:1") if by == "id" else (form,))]
-    return any(was_found(store, case, erased_digest(case, form, by)) for form in forms)
 
 
 def _hits(store: Store, case: str, forms: set[str], by: By) -> Iterator[pa.Table]:

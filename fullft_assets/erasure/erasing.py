@@ -5,7 +5,8 @@ it is made again when needed; else it is written without them.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,8 @@ from fullft_assets.artifacts import (
     TOKENIZER_AUDIT,
     TRAINING_SNAPSHOT,
 )
-from fullft_assets.chunks import WORDS
 from fullft_assets.documents.batches import forget
-from fullft_assets.documents.erasure import By
+from fullft_assets.documents.erasure import By, write_tombstones
 from fullft_assets.erasure import snapshots
 from fullft_assets.erasure.checkpoints import drop_unfinished, name_checkpoints
 from fullft_assets.erasure.erased_documents import (
@@ -44,7 +44,13 @@ from fullft_assets.erasure.erased_documents import (
     search,
     whole_artifacts,
 )
-from fullft_assets.erasure.reports import ErasureReport, drop_from_reports, scrub
+from fullft_assets.erasure.reports import (
+    ATTEMPTS,
+    TRACEBACKS,
+    TRAININGS,
+    ErasureReport,
+    drop_from_reports,
+)
 from fullft_assets.erasure.snapshots import drop_from_snapshots
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import external
@@ -54,14 +60,12 @@ from fullft_assets.monitoring import (
     FAR,
     SCALE,
     DriftMetadata,
-    FarDocument,
     Scale,
     ScaleMetadata,
-    read_far,
     write_far,
 )
 from fullft_assets.settings import ExamplesSettings
-from fullft_assets.store import CheckOutcome, Manifest, Store
+from fullft_assets.store import Manifest, Store
 
 #: The tables of each stage, the first one being the stage's own.
 FILES = {
@@ -86,39 +90,37 @@ def _drop_rows(store: Store, case: str, stage: str, erased: ErasedDocuments, rep
             hit = [np.array([id_ in ids for id_ in before["chunks.parquet"]["id"].to_pylist()], bool)]
         else:
             hit = [erased.rows(table) for table in before.values()]
-        said = {
-            "metadata": manifest.metadata,
-            "inputs": manifest.inputs,
-            "checks": [check.model_dump() for check in manifest.checks],
-        }
-        scrubbed = scrub(said, erased.paths)
-        if not any(rows.any() for rows in hit) and scrubbed == said:
+        metadata = _without_paths(manifest.metadata, erased.paths)
+        inputs = _without_paths(manifest.inputs, erased.paths)
+        if not any(rows.any() for rows in hit) and (metadata, inputs) == (manifest.metadata, manifest.inputs):
             continue
-        tables = {
-            name: table.filter(pa.array(~rows))
-            for (name, table), rows in zip(before.items(), hit, strict=True)
-        }
-        num_erased = int(hit[0].sum())
-
-        def edit(
-            path: Path,
-            tables: Mapping[str, pa.Table] = tables,
-            metadata: Mapping[str, Any] = scrubbed["metadata"],
-            num_erased: int = num_erased,
-            manifest: Manifest = manifest,
-        ) -> Mapping[str, Any]:
-            for name, table in tables.items():
-                (write_examples if name == EXAMPLES_FILE else pq.write_table)(table, path / name)
-            if (path / WORDS).is_file() and num_erased:
-                # Counts of the batch's words, the erased documents' among them; an audit goes on without this
-                # batch.
-                pq.write_table(pq.read_table(path / WORDS).slice(0, 0), path / WORDS)
-            counts = {"num_erased": (metadata.get("num_erased") or 0) + num_erased}
-            return {**metadata, **counts, **_counts(manifest, list(tables.values()))}
-
-        checks = [CheckOutcome.model_validate(check) for check in scrubbed["checks"]]
-        store.rewrite(manifest, edit, scrubbed["inputs"], checks)
+        pairs = zip(before.items(), hit, strict=True)
+        tables = {name: table.filter(pa.array(~rows)) for (name, table), rows in pairs}
+        metadata["num_erased"] = (metadata.get("num_erased") or 0) + int(hit[0].sum())
+        metadata |= _counts(manifest, list(tables.values()))
+        store.rewrite(manifest, partial(_write_tables, tables, metadata), inputs)
         report.rewritten[stage] += 1
+
+
+def _without_paths(value: Any, paths: Collection[str]) -> Any:
+    """Return a JSON value without these paths, whether they are items or keys."""
+    if isinstance(value, Mapping):
+        return {name: _without_paths(inner, paths) for name, inner in value.items() if name not in paths}
+    if isinstance(value, list):
+        return [
+            _without_paths(each, paths) for each in value if not isinstance(each, str) or each not in paths
+        ]
+    return value
+
+
+def _write_tables(
+    tables: Mapping[str, pa.Table], metadata: Mapping[str, Any], folder: Path
+) -> Mapping[str, Any]:
+    for name, table in tables.items():
+        (write_examples if name == EXAMPLES_FILE else pq.write_table)(table, folder / name)
+    # Words of the documents, which an earlier version kept beside their chunks.
+    (folder / "words.parquet").unlink(missing_ok=True)
+    return metadata
 
 
 def _ids_of_examples(store: Store, case: str, erased: ErasedDocuments) -> dict[str, set[str]]:
@@ -190,33 +192,29 @@ def _delete(store: Store, manifest: Manifest, report: ErasureReport) -> None:
 
 
 def _drop_from_drift_reports(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
-    """Take erased documents out of the lists of drift reports, and delete explanations that have their words.
+    """Empty the lists of far documents of drift reports whose window held an erased one, and delete
+    explanations that have their words.
 
     An explanation has words of its own window and of the windows that it was compared with. Sums are means of
     many documents, and stay.
     """
     reports = store.artifacts(case, DRIFT_REPORT)
     metadata = {manifest.ref: DriftMetadata.of(manifest) for manifest in reports}
-    touched = {
-        key_ref(ref) for ref, of_report in metadata.items() if key_ref(of_report.documents) in erased.places
-    }
+    touched = {key_ref(ref) for ref, about in metadata.items() if key_ref(about.documents) in erased.windows}
+
+    def forget_documents(has_documents: bool, folder: Path) -> Mapping[str, Any]:
+        (folder / EXPLANATION).unlink(missing_ok=True)
+        if has_documents and (folder / FAR).is_file():
+            write_far(folder / FAR, [])
+        return {}
+
     for manifest in reports:
-        compared = [manifest.ref, *metadata[manifest.ref].reference, *metadata[manifest.ref].kept_reference]
-        is_explained = EXPLANATION in manifest.files and not touched.isdisjoint(map(key_ref, compared))
-        places = erased.places.get(key_ref(metadata[manifest.ref].documents), set())
-        far = read_far(store.folder(manifest) / FAR) if FAR in manifest.files else []
-        far_left = [document for document in far if (document.source, document.row) not in places]
-        if not is_explained and far == far_left:
-            continue
-
-        def edit(folder: Path, far_left: list[FarDocument] = far_left) -> Mapping[str, Any]:
-            (folder / EXPLANATION).unlink(missing_ok=True)
-            if (folder / FAR).is_file():
-                write_far(folder / FAR, far_left)
-            return {}
-
-        store.rewrite(manifest, edit)
-        report.rewritten[DRIFT_REPORT] += 1
+        about = metadata[manifest.ref]
+        compared = {key_ref(ref) for ref in (*about.reference, *about.kept_reference)}
+        is_touched = key_ref(manifest.ref) in touched
+        if is_touched or (EXPLANATION in manifest.files and not touched.isdisjoint(compared)):
+            store.rewrite(manifest, partial(forget_documents, is_touched))
+            report.rewritten[DRIFT_REPORT] += 1
 
 
 #: Every stage whose attempts may hold documents, their names or what was made of them.
@@ -253,7 +251,7 @@ def _erase(store: Store, case: str, listed: list[str], by: By, reason: str) -> E
     report = ErasureReport(num_listed=len(listed))
     _sweep(store, case, report)
     sought = search(store, case, listed, by)
-    sought.record(store, case, by, reason)
+    write_tombstones(store, case, sought.digests, by=by, reason=reason)
     report.missing = sought.missing
     report.num_before = len(sought.before)
     erased = gather(store, case, reason)
@@ -275,10 +273,9 @@ def _erase(store: Store, case: str, listed: list[str], by: By, reason: str) -> E
     drop_made_of_snapshots(store, case, report)
     for stage in (PRODUCTION_DOCUMENTS, RAW_DOCUMENTS):
         _drop_rows(store, case, stage, erased, report)
-    report.trained_on, report.measured_on, report.champions = name_checkpoints(store, case)
-    report.num_unfinished, num_training = drop_unfinished(store, case, report.trained_on)
+    report.trained_on, report.champions = name_checkpoints(store, case)
+    report.deleted[TRAININGS], num_training = drop_unfinished(store, case, report.trained_on)
     report.num_in_flight += num_training
-    report.record(store, case, reason)
     return report
 
 
@@ -288,11 +285,11 @@ def _sweep(store: Store, case: str, report: ErasureReport) -> None:
 
     None of it exists for anybody else, and what made it can be run again; but it contains documents.
     """
-    report.num_tracebacks = store.delete_tracebacks(case)
+    report.deleted[TRACEBACKS] = store.delete_tracebacks(case)
     for stage in HOLDING:
         for ref in store.unfinished(case, stage):
             if store.discard(ref):
-                report.num_discarded += 1
+                report.deleted[ATTEMPTS] += 1
             else:
                 report.num_in_flight += 1
     for stage in (*FILES, *GENERAL):
@@ -303,4 +300,4 @@ def _sweep(store: Store, case: str, report: ErasureReport) -> None:
                 # A clean-up leaves manifests alone.
                 if len(store.sizes(manifest.ref)) > 1:
                     store.delete(manifest)
-                    report.num_discarded += 1
+                    report.deleted[ATTEMPTS] += 1

@@ -1,8 +1,7 @@
-"""Takes erased documents out of evaluation reports and manifests, and reports what an erasure did."""
+"""Takes erased documents out of evaluation reports, and reports what an erasure did."""
 
 import json
 import re
-import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -24,24 +23,9 @@ from fullft_assets.tasks.language.assessment import ANSWERS
 GONE = "[erased]"
 
 
-def scrub(value: Any, paths: Collection[str]) -> Any:
-    """Return a JSON value without these paths: keys go with their values, mentions within texts are
-    replaced.
-    """
-    if not paths:
-        return value
-    longest_first = "|".join(re.escape(path) for path in sorted(paths, key=len, reverse=True))
-    # As places are written: behind white space, a slash or a quotation mark, before `:row`, white space or a
-    # stop.
-    return _scrub(value, set(paths), re.compile(rf"(?<![^\s/`'\"(,;])(?:{longest_first})(?![^\s:`'\"),;])"))
-
-
-def _scrub(value: Any, paths: set[str], mention: re.Pattern[str]) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _scrub(inner, paths, mention) for key, inner in value.items() if key not in paths}
-    if isinstance(value, list | tuple):
-        return [_scrub(inner, paths, mention) for inner in value]
-    return mention.sub(GONE, value) if isinstance(value, str) else value
+ATTEMPTS = "unfinished attempts"
+TRACEBACKS = "tracebacks, which may quote them"
+TRAININGS = "unfinished trainings that had learned from them"
 
 
 @dataclass
@@ -51,12 +35,10 @@ class ErasureReport:
     Attributes:
         num_found: erased documents that some artifact held.
         missing: listed, and no document of the store has it, nor had one that was erased.
-        deleted: artifacts that were deleted and are made again when needed, by stage.
-        num_discarded: attempts that a killed process had left, or that were broken, and that were removed.
-        num_tracebacks: of errors that nobody foresaw, all of the use case's, that were removed.
+        deleted: artifacts that are made again when needed, by stage; ATTEMPTS that killed processes had left
+            or that were broken; all TRACEBACKS; and TRAININGS that had learned and were not finished.
         num_in_flight: attempts without a manifest that somebody may be writing, and trainings under way that
             learned: left alone.
-        num_unfinished: unfinished trainings that had learned from an erased document, and were removed.
         trained_on: checkpoints that had learned from an erased document.
         champions: those of `trained_on` that are or were champion.
     """
@@ -67,17 +49,12 @@ class ErasureReport:
     num_before: int = 0
     rewritten: Counter[str] = field(default_factory=Counter)
     deleted: Counter[str] = field(default_factory=Counter)
-    num_discarded: int = 0
-    num_tracebacks: int = 0
     num_in_flight: int = 0
-    num_unfinished: int = 0
     trained_on: list[str] = field(default_factory=list)
-    measured_on: list[str] = field(default_factory=list)
     champions: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Return the report in words, without a single id."""
-        of_killed_runs = "attempts that killed runs had left"
         lines = [
             (1, f"{self.num_found:,} documents erased, {self.num_listed:,} ids or groups listed"),
             (self.num_before, f"erased before {self.num_before:,} of those listed"),
@@ -87,19 +64,7 @@ class ErasureReport:
                 " come)",
             ),
             *((1, f"rewritten    {count:,} {stage}") for stage, count in sorted(self.rewritten.items())),
-            *(
-                (1, f"deleted      {count:,} {stage} (made again when needed)")
-                for stage, count in sorted(self.deleted.items())
-            ),
-            (self.num_discarded, f"deleted      {self.num_discarded:,} {of_killed_runs}"),
-            (
-                self.num_tracebacks,
-                f"deleted      {self.num_tracebacks:,} tracebacks, which may quote them",
-            ),
-            (
-                self.num_unfinished,
-                f"deleted      {self.num_unfinished:,} unfinished trainings that had learned from them",
-            ),
+            *((count, f"deleted      {count:,} {what}") for what, count in sorted(self.deleted.items())),
             (
                 self.num_in_flight,
                 f"left alone   {self.num_in_flight:,} unfinished attempts; once the runs have ended, erase"
@@ -109,7 +74,6 @@ class ErasureReport:
                 (1, f"learned from {ref}{' (champion)' if ref in self.champions else ''}")
                 for ref in self.trained_on
             ),
-            *((1, f"measured on  {ref}") for ref in self.measured_on),
             (
                 len(self.trained_on),
                 "weights cannot be rewritten: train again without these documents, release, then delete the"
@@ -118,21 +82,8 @@ class ErasureReport:
         ]
         return [line for number, line in lines if number]
 
-    def record(self, store: Store, case: str, reason: str) -> None:
-        """Keep the report in the store, with the number of the listed documents that are missing instead of
-        their ids.
-        """
-        counts = {
-            name: value for name, value in vars(self).items() if name not in ("missing", "num_in_flight")
-        }
-        now = time.time()
-        entry = {**counts, "at": now, "reason": reason, "num_missing": len(self.missing)}
-        store.write_pointer(f"{case}/erasures/{int(now * 1000):014d}", entry)
-
 
 _TABLES = ("predictions.parquet", "validation.parquet")
-#: Of earlier stores: copies of `LABEL_ERRORS`, which go with the first erased document.
-_TABLES_FOR_ANNOTATORS = ("label_errors.csv", "label_errors.tsv")
 #: A row of a page's table that is about one document or group.
 _ABOUT = re.compile(r'<tr data-(document|group)="(.*?)">.*?</tr>', re.DOTALL)
 
@@ -183,8 +134,6 @@ def _drop_from_report(
         for name, rows in lists_left.items():
             if rows != lists[name]:
                 write_list(path / name, rows)
-        for name in _TABLES_FOR_ANNOTATORS:
-            (path / name).unlink(missing_ok=True)
         for name, text in texts.items():
             # What a model wrote after the beginning of a document goes with it, and the name of a group with
             # the last of its rows.

@@ -89,10 +89,6 @@ def _changed_drawn(store: Store, snapshot: Manifest) -> dict[str, Manifest]:
     }
 
 
-#: Files that a snapshot of an earlier store may have: hashes of texts, which nobody reads.
-_HASHES = "near_duplicates.npz"
-
-
 def drop_from_snapshots(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
     """Rewrite the snapshots that have rows of erased documents, or general documents that are gone."""
     # With the names of files that this erasure recorded.
@@ -134,8 +130,6 @@ def _rewrite(
         **{f"num_{split}_rows": counts[split] for split in ("train", "validation", "test")},
         "erasures": [*(before.erasures or []), loss],
     }
-    if lost_from:
-        changes["erased_up_to"] = manifest.attempt
     if "general" in changed:
         changes["num_general_tokens"] = GeneralMetadata.of(changed["general"]).num_tokens
     if "replay" in changed:
@@ -145,7 +139,6 @@ def _rewrite(
     def edit(path: Path) -> Mapping[str, Any]:
         for name in ("index.parquet", "places.parquet"):
             pq.write_table(pq.read_table(path / name).filter(~hit), path / name)
-        (path / _HASHES).unlink(missing_ok=True)
         if (path / "packing.parquet").is_file() and lost_from:
             # Its positions are those of all training windows, so it is planned anew. Where a table of the
             # windows is gone, nobody can read them.

@@ -17,10 +17,9 @@ from fullft_assets.task import task_of
 
 #: A key below a use case's attributes, and one line that says what is wrong with it and how to fix it.
 Problem = tuple[tuple[str | int, ...], str]
-#: What each expectation of Great Expectations that runs on a profile judges (`column_map`: each value of a
-#: column), its arguments, and those without a default. Importing the library takes seconds; a use case is
-#: checked without it.
-EXPECTATIONS: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+#: The expectations of Great Expectations that run on a profile, and whether each judges every row's value by
+#: itself. Importing the library takes seconds; definitions are loaded without it.
+EXPECTATIONS: dict[str, bool] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 #: Where a name in camel case gets an underscore in snake case.
 _BEFORE_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _COLUMN_ARGUMENTS = ("column", "column_A", "column_B")
@@ -37,15 +36,35 @@ _OF_OTHER_ROWS = (
 
 def problems(settings: ExamplesSettings) -> list[Problem]:
     """Return the problems of the severities, languages and expectations, found without Great Expectations."""
-    all_problems = [*_severity_problems(settings), *_language_problems(settings)]
+    own = [
+        (("examples", "expectations", number, *key), message)
+        for number, expectation in enumerate(settings.expectations)
+        for key, message in _expectation_problems(expectation, settings)
+    ]
+    return [*_severity_problems(settings), *_language_problems(settings), *own]
+
+
+def argument_problems(settings: ExamplesSettings) -> Iterator[Problem]:
+    """Yield what Great Expectations says against the arguments; importing it takes seconds."""
+    if not settings.expectations:
+        return
+    from pydantic.v1 import ValidationError
+
     for number, expectation in enumerate(settings.expectations):
-        problems_of_one = list(_expectation_problems(expectation, settings)) or list(
-            _range_problems(expectation)
-        )
-        all_problems += [
-            (("examples", "expectations", number, *key), message) for key, message in problems_of_one
-        ]
-    return all_problems
+        try:
+            _build(expectation)
+        except (ValidationError, ValueError, TypeError) as error:
+            first = {"loc": (), "msg": str(error).splitlines()[0]}
+            first = error.errors()[0] if isinstance(error, ValidationError) else first
+            at = [part for part in first["loc"] if part != "__root__"]
+            key = ("examples", "expectations", number, "arguments", *at)
+            yield key, f"{expectation.name}: {first['msg']}; fix the value"
+
+
+def _build(expectation: Expectation) -> Any:
+    from great_expectations.expectations.registry import get_expectation_impl
+
+    return get_expectation_impl(expectation.name)(**expectation.arguments)
 
 
 def build(settings: ExamplesSettings) -> dict[str, Any]:
@@ -54,25 +73,10 @@ def build(settings: ExamplesSettings) -> dict[str, Any]:
     Raises:
         SettingsError: an argument has a value that the expectation does not take.
     """
-    from great_expectations.expectations.registry import get_expectation_impl
-    from pydantic.v1 import ValidationError
-
-    suite = {}
-    for number, expectation in enumerate(settings.expectations, start=1):
-        try:
-            suite[check_name(number, expectation)] = get_expectation_impl(expectation.name)(
-                **expectation.arguments
-            )
-        except (ValidationError, ValueError, TypeError) as error:
-            first = (
-                error.errors()[0]
-                if isinstance(error, ValidationError)
-                else {"loc": (), "msg": str(error).splitlines()[0]}
-            )
-            at = [str(part) for part in first["loc"] if part != "__root__"]
-            key = ".".join(["examples", "expectations", str(number - 1), "arguments", *at])
-            raise SettingsError(f"{key}: {expectation.name}: {first['msg']}; fix the value") from error
-    return suite
+    for key, message in argument_problems(settings):
+        raise SettingsError(f"{'.'.join(map(str, key))}: {message}")
+    numbered = enumerate(settings.expectations, start=1)
+    return {check_name(number, expectation): _build(expectation) for number, expectation in numbered}
 
 
 def _severity_problems(settings: ExamplesSettings) -> Iterator[Problem]:
@@ -113,47 +117,24 @@ def _expectation_problems(expectation: Expectation, settings: ExamplesSettings) 
             ),
         )
         return
-    specification = EXPECTATIONS[expectation.name]
-    if expectation.severity == "quarantine" and specification["judges"] != "column_map":
-        yield (
-            ("severity",),
-            (
-                f"`quarantine` needs an expectation on each row's value; {expectation.name} judges more at"
-                " once: use warn or error"
-            ),
-        )
-    elif expectation.severity == "quarantine" and expectation.name in _OF_OTHER_ROWS:
-        yield (
-            ("severity",),
-            (
-                f"`quarantine` would set a row aside for the rows that share its batch; {expectation.name}"
-                " compares them: use warn or error"
-            ),
-        )
-    for argument in specification["required"]:
-        if argument not in expectation.arguments:
-            yield ("arguments",), f"{expectation.name} needs `{argument}`"
-    for argument, value in expectation.arguments.items():
-        if argument not in specification["arguments"]:
+    if expectation.severity == "quarantine":
+        if not EXPECTATIONS[expectation.name]:
             yield (
-                ("arguments", argument),
-                f"{expectation.name} takes no `{argument}`{_near(argument, specification['arguments'])}",
+                ("severity",),
+                f"`quarantine` needs an expectation on each row's value; {expectation.name} judges more at"
+                " once: use warn or error",
             )
-        elif argument in _COLUMN_ARGUMENTS:
-            yield from (((("arguments", argument)), message) for message in _column_problems(value, settings))
-        elif argument in _COLUMNS_ARGUMENTS and isinstance(value, list):
-            for at, column in enumerate(value):
-                yield from (
-                    ((("arguments", argument, at)), message) for message in _column_problems(column, settings)
-                )
-
-
-def _range_problems(expectation: Expectation) -> Iterator[Problem]:
-    if (
-        expectation.name.endswith("_between")
-        and not {"min_value", "max_value"} & expectation.arguments.keys()
-    ):
-        yield ("arguments",), f"{expectation.name} needs `min_value` or `max_value`"
+        elif expectation.name in _OF_OTHER_ROWS:
+            yield (
+                ("severity",),
+                f"`quarantine` would set a row aside for the rows that share its batch; {expectation.name}"
+                " compares them: use warn or error",
+            )
+    for argument, value in expectation.arguments.items():
+        columns = [value] if argument in _COLUMN_ARGUMENTS else []
+        columns = value if argument in _COLUMNS_ARGUMENTS and isinstance(value, list) else columns
+        for column in columns:
+            yield from ((("arguments", argument), message) for message in _column_problems(column, settings))
 
 
 def _column_problems(column: Any, settings: ExamplesSettings) -> Iterator[str]:

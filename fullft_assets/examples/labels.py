@@ -5,7 +5,8 @@ labels (by a wrong `examples.label`, or because answers are texts) has many valu
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import pyarrow as pa
 
@@ -69,42 +70,23 @@ def as_listed(documents: pa.Table, settings: ExamplesSettings) -> pa.Table:
     target = task_of(settings).target
     if target is None or not spelling_of or len(spelling_of) < len(settings.labels or []):
         return documents
-    targets = documents[target].combine_chunks()
-    if target == "label":
-        column, annotations = _listed(targets, spelling_of), documents["annotations"].combine_chunks()
-        if annotations.null_count < len(annotations):
-            documents = _with(documents, "annotations", _with_labels(annotations, spelling_of))
-    elif target == "labels":
-        rows = [
-            row and sorted({spelling_of.get(str(label).casefold(), str(label)) for label in row})
-            for row in targets.to_pylist()
-        ]
-        column = pa.array(rows, targets.type)
-    else:
-        column = _with_labels(targets, spelling_of)
-    return _with(documents, target, column)
 
+    def listed(value: Any) -> Any:
+        match value:
+            case str():
+                return spelling_of.get(value.casefold(), value)
+            case {"label": label}:
+                return {**value, "label": listed(label)}
+            case [str(), *_]:
+                return sorted({listed(label) for label in value})
+            case list():
+                return [listed(each) for each in value]
+        return value
 
-def _listed(labels: pa.Array, spelling_of: Mapping[str, str]) -> pa.Array:
-
-    encoded = labels.dictionary_encode()
-    names = [spelling_of.get(label.casefold(), label) for label in encoded.dictionary.to_pylist()]
-    return pa.array(names, labels.type).take(encoded.indices)
-
-
-def _with_labels(rows: pa.Array, spelling_of: Mapping[str, str]) -> pa.Array:
-
-    listed = [
-        None
-        if row is None
-        else [
-            {**each, "label": spelling_of.get((each["label"] or "").casefold(), each["label"])}
-            for each in row
-        ]
-        for row in rows.to_pylist()
-    ]
-    return pa.array(listed, rows.type)
-
-
-def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
-    return table.set_column(table.column_names.index(name), table.schema.field(name), column)
+    for name in (target, "annotations"):
+        column = documents[name]
+        values = pa.array([listed(value) for value in column.to_pylist()], column.type)
+        documents = documents.set_column(
+            documents.column_names.index(name), documents.schema.field(name), values
+        )
+    return documents

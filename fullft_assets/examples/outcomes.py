@@ -8,7 +8,7 @@ itself, unnoticed.
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.erasure import has_made_up_id
 from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.labels import may_be_named, named
-from fullft_assets.examples.rules import MIN_KAPPA, MIN_LABEL_SHARE, REASONS, ROWS_FOR_BALANCE, Finding, Rule
+from fullft_assets.examples.rules import MIN_KAPPA, REASONS, Finding, Rule
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.task import task_of
@@ -91,65 +91,30 @@ def places(rows: Sequence[int], table: pa.Table) -> str:
     return ", ".join(shown) + more
 
 
-def balance_outcome(
-    rule: Rule, label_counts: Mapping[str, int], num_valid: int, settings: ExamplesSettings
-) -> CheckOutcome:
-    """Return whether each label, known or found, has its least share of the valid rows (of the spans); of few
-    rows none is judged.
-    """
-    counts = {**dict.fromkeys(settings.labels or [], 0), **label_counts}
-    total = max(sum(counts.values()) if task_of(settings).target == "spans" else num_valid, 1)
-    least = MIN_LABEL_SHARE if num_valid >= ROWS_FOR_BALANCE else 0
-    rare = sorted((label for label, count in counts.items() if count / total < least), key=counts.__getitem__)
-    shown = [(label, f"{counts[label] / total:.2%}") for label in rare[:_SHOWN]]
-    return CheckOutcome(
-        name="labels_are_balanced",
-        passed=not rare,
-        severity=rule.severity,
-        description=(
-            f"rarer than {MIN_LABEL_SHARE:.0%}: {named(shown, len(rare), list(counts))}; deliver more of them"
-            if rare
-            else ""
-        ),
-        metadata={
-            "num_labels": len(counts),
-            "num_rare_labels": len(rare),
-            **({"smallest_share": min(counts.values()) / total} if counts else {}),
-        },
-    )
-
-
 def agreement_outcome(rule: Rule, agreement: Agreement | None) -> CheckOutcome:
     """Return whether annotators agree beyond chance; where nobody labelled the same text there is nothing to
     judge.
     """
     kappa = None if agreement is None else agreement.kappa
     description = ""
-    metadata: dict[str, int | float] = {"num_items": 0}
     if agreement is None:
         description = "no text was labelled by two annotators"
-    else:
+    elif kappa is None:
+        description = "all annotations are one label: kappa is not defined"
+    elif kappa < MIN_KAPPA:
         kappas = sorted((k, label) for label, k in agreement.label_kappas.items() if k is not None)
-        metadata = {"num_items": agreement.num_items, "num_annotators": agreement.num_annotators}
-        metadata |= {"observed_agreement": agreement.observed}
-        metadata |= {"lowest_label_kappa": kappas[0][0]} if kappas else {}
-        metadata |= {"kappa": kappa} if kappa is not None else {}
-        if kappa is None:
-            description = "all annotations are one label: kappa is not defined"
-        elif kappa < MIN_KAPPA:
-            method = {"cohen": "Cohen's", "fleiss": "Fleiss'"}[agreement.method]
-            worst = [(label, f"{k:.2f}") for k, label in kappas[:3]]
-            description = (
-                f"{method} kappa {kappa:.2f} of {agreement.num_annotators} annotators on"
-                f" {agreement.num_items:,} texts is below {MIN_KAPPA:g}, least on"
-                f" {named(worst, len(worst), agreement.label_kappas)}; sharpen the guideline for these labels"
-            )
+        worst = [(label, f"{k:.2f}") for k, label in kappas[:3]]
+        description = (
+            f"Fleiss' kappa {kappa:.2f} on {agreement.num_items:,} texts is below {MIN_KAPPA:g}, least on"
+            f" {named(worst, len(worst), agreement.label_kappas)}; sharpen the guideline for these labels"
+        )
+    metadata: dict[str, int | float] = {"num_items": 0 if agreement is None else agreement.num_items}
     return CheckOutcome(
         name="annotators_agree",
         passed=kappa is None or kappa >= MIN_KAPPA,
         severity=rule.severity,
         description=description,
-        metadata=metadata,
+        metadata=metadata | ({} if kappa is None else {"kappa": kappa}),
     )
 
 
@@ -204,19 +169,14 @@ def gate_outcomes(
 
 #: A named field of ids, domains or slices that a larger share of rows lacks is taken for a wrong name.
 MOST_WITHOUT = 0.9
-#: What a row is without an id, a domain or a value to slice by.
-MEANT_WITHOUT = {
-    "id": "each is called by its file and row, so a corrected delivery of it is another document",
-    "domain": "no slice of the evaluation has them",
-    "slice_by": "no slice of this field has them",
-}
+OPTIONAL_COLUMNS = ("id", "domain", "slice_by")
 
 
 def field_outcomes(
     documents: pa.Table, valid: pa.Table, settings: ExamplesSettings, id_field: str
 ) -> list[CheckOutcome]:
-    """Return whether the fields that are named for ids, groups, domains and slices have values, in all rows,
-    and whether enough have a group.
+    """Return whether the fields that are named for ids, groups, domains and slices have values, and whether
+    enough rows have a group.
 
     Args:
         documents: the rows of a batch that are not malformed, the quarantined ones too.
@@ -224,35 +184,26 @@ def field_outcomes(
         settings: they name the fields.
         id_field: `documents.id`; its default need not exist.
     """
-    named = {"documents.id": None if id_field == DocumentsSettings.model_fields["id"].default else id_field}
-    named |= {
+    fields = {
+        "documents.id": None if id_field == DocumentsSettings.model_fields["id"].default else id_field,
         "examples.group": settings.group,
         "examples.domain": settings.domain,
         "examples.slice_by": settings.slice_by,
     }
     absent: list[str] = []
-    incomplete: list[str] = []
     num_without = {}
-    for key, field in named.items():
+    for key, field in fields.items():
         if field is None:
             continue
         column = key.partition(".")[2]
         is_missing = has_made_up_id(documents) if column == "id" else _is_null(documents, column)
-        rows = np.flatnonzero(is_missing).tolist()
-        num_without[f"num_without_{column}"] = len(rows)
-        share = len(rows) / max(1, len(documents))
+        num_without[f"num_without_{column}"] = int(is_missing.sum())
+        share = is_missing.sum() / max(1, len(documents))
         # How many rows may have no group is a setting, which another gate is about.
-        if share > MOST_WITHOUT if column in MEANT_WITHOUT else share == 1:
-            number = len(documents) - len(rows)
-            counted = f"{number:,} of the" if number else "none of the"
+        if share > MOST_WITHOUT if column in OPTIONAL_COLUMNS else share == 1:
             absent.append(
-                f"{key} names `{field}`, in which {counted} {len(documents):,} rows"
-                f" ha{'ve' if number > 1 else 's'} a value"
-            )
-        if rows and column in MEANT_WITHOUT:
-            incomplete.append(
-                f"{len(rows):,} of {len(documents):,} rows have no `{field}` ({places(rows, documents)}):"
-                f" {MEANT_WITHOUT[column]}"
+                f"{key} names `{field}`, in which {int((~is_missing).sum()):,} of the {len(documents):,} rows"
+                " have a value"
             )
     values = CheckOutcome(
         name="named_fields_have_values",
@@ -260,15 +211,7 @@ def field_outcomes(
         description=f"{' and '.join(absent)}; {_LOOK}: name one of them, or remove the key" if absent else "",
         metadata=num_without,
     )
-    completeness = CheckOutcome(
-        name="named_fields_are_complete",
-        passed=not incomplete,
-        severity="warn",
-        description=f"{'; '.join(incomplete)}. {_LOOK}" if incomplete else "",
-        metadata={"num_incomplete_fields": len(incomplete)},
-    )
-    groups = [] if settings.group is None else [_groups_outcome(valid, settings)]
-    return [values, *groups, completeness]
+    return [values, *([] if settings.group is None else [_groups_outcome(valid, settings)])]
 
 
 def _groups_outcome(valid: pa.Table, settings: ExamplesSettings) -> CheckOutcome:

@@ -58,13 +58,9 @@ REASONS = {
 }
 #: What is true of a batch when a rule on the batch as one is green.
 BATCH_TRUTHS = {
-    "labels_are_balanced": "each label has at least 1% of the rows",
     "labels_have_one_spelling": "no two labels differ only in case, or in what separates their words",
     "annotators_agree": "kappa is at least 0.6",
 }
-#: Least share of a label, of the valid rows of a batch with enough of them.
-MIN_LABEL_SHARE = 0.01
-ROWS_FOR_BALANCE = 100
 #: Least kappa of annotators: above it agreement counts as substantial (Landis and Koch 1977).
 MIN_KAPPA = 0.6
 #: Gates that are always there and always block.
@@ -75,12 +71,6 @@ GATES = {
         "each field that documents.id, examples.group, examples.domain or examples.slice_by names has a value"
         " in more than a few rows"
     ),
-}
-#: What is always looked at, and never blocks.
-WARNINGS = {
-    "named_fields_are_complete": (
-        "each row has a value in the fields that documents.id, examples.domain and examples.slice_by name"
-    )
 }
 #: Another one, of use cases with groups.
 GATE_OF_GROUPS = {"groups_are_given": "at most 5% of the valid rows have no group"}
@@ -145,13 +135,12 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
             is_own=True,
         )
     gates = GATES | (GATE_OF_GROUPS if settings.group is not None else {})
-    warnings = {name: Rule(truth, "warn", "batch") for name, truth in WARNINGS.items()}
-    return {**rules, **{name: Rule(truth, "error", "batch") for name, truth in gates.items()}, **warnings}
+    return rules | {name: Rule(truth, "error", "batch") for name, truth in gates.items()}
 
 
 def snapshot_rules(settings: ExamplesSettings) -> dict[str, Rule]:
     """Return the rules that are judged over all batches, with the severities that the YAML gives them."""
-    over_all = [*_SNAPSHOT_RULES, *(["annotators_agree"] if task_of(settings).compares_rows_of_an_id else [])]
+    over_all = (*_SNAPSHOT_RULES, "annotators_agree")
     rules = {}
     for name in applicable(settings):
         severity = _severity(name, settings)
@@ -201,9 +190,8 @@ def applicable(settings: ExamplesSettings) -> list[str]:
         "spans_are_in_range": task.target == "spans",
         "assistant_turns_are_present": task.has_messages,
         "equal_texts_have_equal_labels": labelled,
-        "labels_are_balanced": labelled,
         "labels_have_one_spelling": labelled,
-        "annotators_agree": labelled,
+        "annotators_agree": task.target == "label",
     }
     return [rule for rule in RULES if conditions.get(rule, True)]
 
@@ -227,6 +215,7 @@ def profile(
         {
             "well_formed": np.asarray(table["problem"].is_null()),
             "num_characters": np.asarray(pc.if_else(blank, None, lengths).cast(pa.float64())),
+            "num_words": np.asarray(pc.fill_null(pc.count_substring_regex(text, r"\S+"), 0)),
             "label": pd.Series(table["label"].to_numpy(), dtype=object),
             "confidence": np.asarray(table["confidence"]),
             "human_annotated": pd.Series(table["human_annotated"].to_numpy(), dtype=object),
@@ -235,26 +224,11 @@ def profile(
             "damage_share": texts.damage_shares(text),
         }
     )
-    named = {
-        word
-        for expectation in settings.expectations
-        for value in expectation.arguments.values()
-        for word in _words(value)
-    }
-    if "num_words" in named:
-        frame["num_words"] = np.asarray(pc.fill_null(pc.count_substring_regex(text, r"\S+"), 0))
     if settings.languages is not None:
         frame["language"] = texts.identify_languages(text)
     if num_personal_data is not None:
         frame["num_personal_data"] = num_personal_data
     return frame.assign(**_label_columns(table, lengths, settings), **_turn_columns(table, settings))
-
-
-def _words(value: Any) -> list[str]:
-    # A column may be named in a list, or within a row condition.
-    if isinstance(value, list | tuple):
-        return [word for item in value for word in _words(item)]
-    return value.replace('"', " ").replace("(", " ").split() if isinstance(value, str) else []
 
 
 def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSettings) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +34,6 @@ from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.labels import as_listed
 from fullft_assets.examples.outcomes import (
     agreement_outcome,
-    balance_outcome,
     field_outcomes,
     gate_outcomes,
     problem_counts,
@@ -52,7 +51,6 @@ from fullft_assets.examples.rules import (
 from fullft_assets.personal_data.entities import pipeline_key
 from fullft_assets.personal_data.search import (
     PersonalDataSearch,
-    count,
     counts_of,
     kinds_named,
     mask_documents,
@@ -82,8 +80,8 @@ class ExamplesMetadata(Metadata):
         num_masked: rows in which personal data was masked.
         encodings: files by encoding, the most frequent first; a file without text counts for UTF-8.
         label_counts: valid rows (for spans: the spans) by label, the most frequent first.
-        kappa: agreement of the annotators (None where chance alone gives full agreement), by `kappa_method`,
-            also of each label.
+        kappa: agreement of the annotators (None where chance alone gives full agreement), also of each
+            label.
         num_items_annotated_twice: texts that the agreement is measured on.
         num_erased: rows that erasures removed.
     """
@@ -99,7 +97,6 @@ class ExamplesMetadata(Metadata):
     encodings: dict[str, int] = {}
     label_counts: Annotated[dict[str, int], Private.LABELS]
     kappa: float | None = None
-    kappa_method: Literal["cohen", "fleiss"] | None = None
     kappa_per_label: Annotated[dict[str, float] | None, Private.LABELS] = None
     num_items_annotated_twice: int | None = None
     num_erased: int | None = None
@@ -124,7 +121,7 @@ class QuarantineMetadata(Metadata):
     num_erased: int | None = None
 
 
-VERSION = "12"
+VERSION = "13"
 #: Rows of a row group of `examples.parquet`: some megabytes of text.
 _ROW_GROUP = 1 << 14
 #: What is kept of the quarantined rows beside the valid ones: a newer delivery of a file does not supersede a
@@ -276,14 +273,12 @@ def examine(
     # Filtered, for what is taken by position is copied whole first.
     valid = table.filter(pa.array(is_valid)).drop_columns(["problem"])
     quarantined = _with_reasons(table, reasons)
-    agreed = agreement.of_batch(valid, settings) if task_of(settings).has_labels else None
+    agreed = agreement.of_batch(valid) if task_of(settings).target == "label" else None
     label_counts = count_labels(valid, settings)
     checks = [row_outcome(name, rules[name], finding, table) for name, finding in findings.items()]
     for check in checks:
         if check.name == "personal_data_is_absent" and settings.pii == "mask":
             check.metadata["num_masked"] = num_masked
-    if (rule := rules.get("labels_are_balanced")) is not None:
-        checks.append(balance_outcome(rule, label_counts, len(valid), settings))
     if (rule := rules.get("annotators_agree")) is not None:
         checks.append(agreement_outcome(rule, agreed))
     checks += gate_outcomes(
@@ -296,32 +291,15 @@ def examine(
 def _masked(
     documents: pa.Table, settings: ExamplesSettings, search: PersonalDataSearch, num_masked_before: int | None
 ) -> tuple[pa.Table, np.ndarray | None, int]:
-
     if settings.pii == "off":
         return documents, None, 0
+    none_left = np.zeros(len(documents), np.int32)
     if settings.pii == "mask" and num_masked_before is not None:
-        rows = np.flatnonzero(pc.fill_null(pc.match_substring(documents["text"], "["), False))
-        return documents, _left_over(documents, rows, search), num_masked_before
+        return documents, none_left, num_masked_before
     pieces_by_row = search.find_all(documents["text"])
-    if settings.pii != "mask":
-        return documents, counts_of(pieces_by_row, len(documents)), 0
-    documents = mask_documents(documents, pieces_by_row)
-    return (
-        documents,
-        _left_over(documents, np.array(sorted(pieces_by_row), np.int64), search),
-        len(pieces_by_row),
-    )
-
-
-def _left_over(documents: pa.Table, rows: np.ndarray, search: PersonalDataSearch) -> np.ndarray:
-    """Return the pieces that patterns find in masked texts: what a placeholder leaves over may look like
-    another piece.
-
-    A model is not asked again: it may take a placeholder for a name.
-    """
-    counts = np.zeros(len(documents), np.int32)
-    counts[rows] = count(documents["text"].take(rows), search.kinds)
-    return counts
+    if settings.pii == "mask":
+        return mask_documents(documents, pieces_by_row), none_left, len(pieces_by_row)
+    return documents, counts_of(pieces_by_row, len(documents)), 0
 
 
 def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]:

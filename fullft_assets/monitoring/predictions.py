@@ -75,7 +75,7 @@ class Document:
 def predictions_key(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that determine what a model predicts of a document."""
     return {
-        "chunks": settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows", "boundaries"}),
+        "chunks": settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"}),
         "max_new_tokens": settings.monitoring.max_new_tokens,
     }
 

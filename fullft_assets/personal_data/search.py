@@ -32,11 +32,6 @@ def kinds_named(names: Collection[str]) -> tuple[Kind, ...]:
     return tuple(kind for kind in KINDS if kind.name in names)
 
 
-def count(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind] = KINDS) -> np.ndarray:
-    """Return how many pieces of personal data (of some kinds) each text holds; 0 for null."""
-    return counts_of(find_all(texts, kinds), len(texts))
-
-
 def counts_of(pieces_by_row: Mapping[int, Sequence[Found]], num_rows: int) -> np.ndarray:
     """Return how many pieces of personal data each of the rows holds."""
     counts = np.zeros(num_rows, np.int32)

@@ -12,8 +12,9 @@ class ChunksSettings(Settings):
     """How a text becomes the windows that the model reads."""
 
     REMOVED: ClassVar[Mapping[str, str]] = {
+        "boundaries": "windows share `stride` tokens, so that no sentence is without its context",
         "terms": "the tokenizer audit mines its terms from the corpus",
-        "general_words": "name the languages of the texts in `examples.languages`, or list your own `terms`",
+        "general_words": "name the languages of the texts in `examples.languages`",
         "max_term_pieces": "the audit warns above 3 tokens a domain term",
         "max_unknown_share": "the audit warns above 0.1% unknown tokens",
         "max_byte_fallback_share": "the audit warns above 1% single bytes",
@@ -39,13 +40,6 @@ class ChunksSettings(Settings):
         ge=1,
         description=(
             "Maximum number of windows of one text; tokens that are cut off are counted. Default: no limit."
-        ),
-    )
-    boundaries: Literal["any", "sentence", "paragraph"] = Field(
-        default="sentence",
-        description=(
-            "Where a window of a long text should end if possible: it is shortened by at most a quarter for"
-            " that. Default for language_modeling: any, so that rows are full."
         ),
     )
     train_on: Literal["assistant", "last_turn", "everything"] = Field(

@@ -52,7 +52,6 @@ RULES = (
     "ids_are_unique",
     "texts_are_unique",
     "equal_texts_have_equal_labels",
-    "labels_are_balanced",
     "labels_have_one_spelling",
     "annotators_agree",
 )
@@ -112,7 +111,7 @@ class ExamplesSettings(Settings):
         "min_batch_rows": (
             "add to `expectations`: {name: expect_table_row_count_to_be_between, arguments: {min_value: 100}}"
         ),
-        "min_label_share": "the check `labels_are_balanced` warns of a label with less than 1% of the rows",
+        "min_label_share": "the snapshot's check `labels_are_common` names rare labels",
         "min_agreement": "the check `annotators_agree` is red below a kappa of 0.6",
     }
 

@@ -63,7 +63,7 @@ def usable_batches(
     if others:
         raise DataError(
             f"{len(others):,} of {len(usable):,} batches were tokenised with another tokenizer than"
-            f" base_model's with chunks.added_tokens; launch {use_case.name}_by_hand with act: retokenize"
+            f" base_model's with chunks.added_tokens; `fullft run {use_case.name}` tokenises them again"
         )
     usable = {name: manifest for name, manifest in usable.items() if not chunks[name].red_gates}
     if examples and not usable:

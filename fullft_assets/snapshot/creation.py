@@ -279,8 +279,8 @@ def _lengths(places: pa.Table, files: Mapping[str, Path]) -> np.ndarray:
 
 
 def _cuts_to_fill(settings: UseCaseSettings) -> bool:
-    # Where windows end anywhere, one cut more costs nothing; an answer must not be parted from its question.
-    return task_of(settings.examples).ends_texts and settings.chunks.boundaries == "any"
+    # In plain text one cut more costs nothing; an answer must not be parted from its question.
+    return task_of(settings.examples).ends_texts
 
 
 def pack_again(store: Store, snapshot: Manifest, index: pa.Table) -> Packing:

@@ -64,7 +64,7 @@ class SnapshotMetadata(Metadata):
         num_labels_set_aside, labels_set_aside, labels_untested, num_labels_without_validation_row: see
         `labels.SetAside`; lists are cut.
         num_groups_moved: groups that are not in the split that their hash gives (see `group_splits`).
-        kappa, kappa_method, kappa_per_label, num_items_annotated_twice: see `examples.ExamplesMetadata`; over
+        kappa, kappa_per_label, num_items_annotated_twice: see `examples.ExamplesMetadata`; over
         all batches.
         batches_left_out: batches that a red check holds back.
         parts: the batches, by name.
@@ -75,7 +75,6 @@ class SnapshotMetadata(Metadata):
         packed training rows (see `packing`).
         num_evaluation_texts: texts of each path of `snapshot.screen`.
         erasures: each erasure that rewrote it.
-        erased_up_to: the last attempt that an erasure took documents from.
     """
 
     labels: Annotated[list[str], Private.LABELS]
@@ -94,7 +93,6 @@ class SnapshotMetadata(Metadata):
     num_labels_without_validation_row: int
     num_groups_moved: int
     kappa: float | None = None
-    kappa_method: Literal["cohen", "fleiss"] | None = None
     kappa_per_label: Annotated[dict[str, float] | None, Private.LABELS] = None
     num_items_annotated_twice: int | None = None
     batches_left_out: list[str]
@@ -112,7 +110,6 @@ class SnapshotMetadata(Metadata):
     num_replay_tokens: int | None = None
     num_evaluation_texts: dict[str, int] | None = None
     erasures: list[Erasure] | None = None
-    erased_up_to: str | None = None
 
     def drawn(self) -> dict[str, str]:
         """Return the refs of what was drawn for the snapshot: `general`, `replay`."""

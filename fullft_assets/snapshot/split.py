@@ -168,7 +168,7 @@ def _freeze(
         **aside.metadata(names),
         "num_groups_moved": groups.num_moved(counted),
     }
-    agreement = of_votes(rows, old.votes, task.target) if task.compares_rows_of_an_id else None
+    agreement = of_votes(rows, old.votes) if task.target == "label" else None
     num_breaking = {
         "ids_are_unique": old.num_twice_in_a_file,
         "texts_are_unique": num_copies,

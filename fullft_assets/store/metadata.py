@@ -22,7 +22,9 @@ _UNREAD = (
     "replaces",
     "withdrawn",
     "erased_from",
+    "erased_up_to",
     "optimistic",
+    "kappa_method",
     "num_older_rows_kept",
     "num_with_control_tokens",
 )

@@ -73,7 +73,7 @@ class LanguageModeling(NextToken):
 
     name = "language_modeling"
     ends_texts = True
-    chunk_defaults = {"stride": 0, "boundaries": "any"}
+    chunk_defaults = {"stride": 0}
 
     def _write(self, writer: Any, text: str) -> str:
         return text + writer.write(text)
