@@ -13,7 +13,7 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import state_bytes
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.optimizers import OPTIMIZERS
-from fullft_assets.training.finetuning import fine_tune, require
+from fullft_assets.training.finetuning import fine_tune
 from fullft_assets.training.measuring import Outline
 from tests import project as projects
 from tests.optimizer_steps import Stopping
@@ -25,7 +25,7 @@ from tests.prepared import Prepared, prepare
 def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     points = {"fullft_assets.optimizers": {"momentum": "their_optimizers:MOMENTUM"}}
     site = tmp_path / "site"
-    install(site, "their-optimizers", {"their_optimizers.py": OPTIMIZER, "their_kernels.py": ""}, points)
+    install(site, "their-optimizers", {"their_optimizers.py": OPTIMIZER}, points)
     monkeypatch.syspath_prepend(str(site))
     look_again()
     yield
@@ -81,11 +81,3 @@ def test_it_trains_and_resumes_to_the_same_losses(
     losses = [[line["loss"] for line in fit.history if "loss" in line] for fit in (straight, resumed)]
     assert losses[0] == losses[1] and min(losses[0]) < losses[0][0]
     assert resumed.resumed_from_step == 2
-
-
-def test_a_package_that_it_needs_is_asked_for(tmp_path: Path, other_package: None) -> None:
-    require(settings(), 1)
-    (tmp_path / "site" / "their_kernels.py").unlink()
-    message = "training.optimizer: momentum needs their_kernels; pip install their-kernels"
-    with pytest.raises(SettingsError, match=message):
-        require(settings(), 1)

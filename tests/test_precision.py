@@ -8,7 +8,7 @@ import torch
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training.loop import groups_of_weights, place
+from fullft_assets.training.loop import place
 from tests.test_isolation import build
 from tests.test_packed import LLAMA
 
@@ -52,8 +52,3 @@ def test_gradient_checkpointing_computes_each_layer_twice_in_a_pass() -> None:
         passing = place(model, TrainingSettings(precision="fp32", gradient_checkpointing=is_on), 1)
         passing(input_ids=torch.ones((1, 4), dtype=torch.long)).logits.sum().backward()
     assert counts == {False: 1, True: 2}
-
-
-def test_the_optimizer_steps_in_one_kernel() -> None:
-    groups = groups_of_weights(build(LLAMA), TrainingSettings())
-    assert TrainingSettings().chosen_optimizer.build(groups, "fp32", 1.0, 0).defaults["fused"] is True

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from fullft_assets.jobs.launch import EXIT_FIXABLE
 from fullft_assets.store import Manifest
 from fullft_assets.training.checkpoints import SEAL, STEP_LOG, latest_checkpoint
+from fullft_assets.training.finetuning import exclusive
 from tests import metadata_server
 from tests.forked_training import ForkedTraining
 from tests.prepared import Prepared, command, prepare, write_tiny_model
@@ -177,37 +178,17 @@ def test_killed_at_seeded_moments_it_resumes_to_the_same_weights(prepared: Prepa
     assert run.manifest().metadata["training_seconds"] > run.log()[-2]["seconds"] - run.log()[0]["seconds"]
 
 
-TWO = {"processes": 2, "micro_batch_size": 2}
-
-
 @pytest.mark.parametrize(
     ("name", "kills", "changes", "spoiled"),
     [
-        pytest.param(
-            "layers",
-            12,
-            {"l2_sp": 0.05, "freeze_layers": 1, "micro_batch_size": 4},
-            0,
-            marks=pytest.mark.long,
-        ),
         pytest.param("plain", 20, {}, 0, marks=[pytest.mark.slow, pytest.mark.long]),
-        pytest.param(
-            "low memory",
-            20,
-            {"optimizer": "adamw_in_backward", "weights": "bf16", "precision": "auto"},
-            0,
-            marks=[pytest.mark.slow, pytest.mark.long],
-        ),
         pytest.param("rolled back", 8, {"keep_best": True}, 15, marks=pytest.mark.slow),
         pytest.param(
-            "two whole",
+            "two in parts",
             7,
-            {**TWO, "weights": "bf16", "precision": "auto"},
+            {"processes": 2, "micro_batch_size": 2, "sharding": "fsdp2"},
             0,
             marks=[pytest.mark.slow, pytest.mark.long],
-        ),
-        pytest.param(
-            "two in parts", 7, {**TWO, "sharding": "fsdp2"}, 0, marks=[pytest.mark.slow, pytest.mark.long]
         ),
     ],
 )
@@ -292,23 +273,15 @@ def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_continue(
     assert_same_as(straight, run)
 
 
-def test_second_process_at_the_same_work_is_refused(prepared: Prepared, straight: Run) -> None:
+def test_second_process_at_the_same_work_is_refused(prepared: Prepared) -> None:
     run = Run(prepared, "twice")
-    first = run.start()
-    wait_for(lambda: run.step() >= 1)
-    first.send_signal(signal.SIGSTOP)
-    try:
+    with exclusive(run.folder):
         second = run.start()
         _, errors = second.communicate(timeout=SECONDS)
-        assert second.returncode == EXIT_FIXABLE
-        assert errors.strip().splitlines() == [
-            f"{run.folder}: another process works in this folder; wait for it or stop it"
-        ]
-    finally:
-        first.send_signal(signal.SIGCONT)
-    _, errors = first.communicate(timeout=SECONDS)
-    assert first.returncode == 0, errors
-    assert_same_as(straight, run)
+    assert second.returncode == EXIT_FIXABLE
+    assert errors.strip().splitlines() == [
+        f"{run.folder}: another process works in this folder; wait for it or stop it"
+    ]
 
 
 @pytest.mark.numeric
