@@ -286,3 +286,113 @@ def test_processes_that_will_share_the_model_share_it_in_plan_and_pilot(tmp_path
     # The other process left nothing.
     for stage in ("feasibility_plan", "cheaper_baselines", "pilot_run"):
         assert len(list(Path(case.store.url, job.case, stage, job.key).iterdir())) == 1
+
+
+def played(module: str, folder: Path) -> dict[str, Any]:
+    """What each process of each scene of a module returned; None of one that failed or waited for ever."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", f"tests.{module}", str(folder)]
+    done = subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    print(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two processes share a model from loading to export."""
+    return played("shared_models", tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two ranks must agree on, where one of them is behind or finds something else."""
+    return played("two_ranks", tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["language_model", "classifier"])
+def test_processes_load_their_parts_of_the_same_weights(shared: dict[str, Any], name: str) -> None:
+    [whole], parts = shared[name]["whole"], shared[name]["shared"]
+    for each in parts:
+        assert each["digests"] == whole["digests"]
+        assert each["part"] <= 1.05 * whole["part"] / 2 + 64, "buffers are whole in each"
+
+
+@pytest.mark.slow
+def test_they_write_their_parts_while_training_goes_on(shared: dict[str, Any]) -> None:
+    found = shared["checkpoints"]
+    planned = [pair for pair in found["straight"]["published"] if pair[0] % 2 == 0]
+    assert planned and all(step < taken for step, taken in planned[:-1])
+    assert [name for name in found["files"] if name.endswith(".safetensors")] == [
+        "part-00000.safetensors",
+        "part-00001.safetensors",
+    ]
+
+
+@pytest.mark.slow
+def test_as_many_go_on_with_equal_bits_and_more_take_the_same_steps(shared: dict[str, Any]) -> None:
+    found = shared["checkpoints"]
+    straight = found["straight"]
+    assert "stopped at step 5 of " in found["stopped"]["stopped"]
+    for name, step in (("again", 5), ("damaged", 4)):
+        assert found[name]["from"] == step
+        assert (found[name]["log"], found[name]["weights"]) == (straight["log"], straight["weights"])
+    assert "part-00001.safetensors is damaged; continuing from the checkpoint before" in str(
+        found["damaged"]["said"]
+    )
+    assert found["more"]["from"] == 5
+    torch.testing.assert_close(
+        torch.tensor(found["more"]["log"]), torch.tensor(straight["log"]), rtol=1e-3, atol=0
+    )
+
+
+@pytest.mark.slow
+def test_they_score_the_base_model_together(shared: dict[str, Any]) -> None:
+    [whole], parts = shared["base_model"]["whole"], shared["base_model"]["shared"]
+    assert all(each == pytest.approx(whole, rel=1e-5) for each in parts)
+
+
+@pytest.mark.slow
+def test_ranks_roll_back_to_the_same_checkpoint_whenever_the_history_is_written(behind: dict) -> None:
+    for found in behind["roll_back"]:
+        assert (
+            found["segments"] == [0, 2] and found["incidents"] == [["roll_back", 5, 2]] and found["steps"] > 5
+        )
+
+
+@pytest.mark.slow
+def test_a_stop_that_one_rank_hears_ends_the_scoring_of_all_and_a_checkpoint_is_written(behind: dict) -> None:
+    for found in behind["stop_while_scoring"]:
+        assert found["said"].startswith("stopped at step 2 of ") and found["left"] == ["checkpoint-2"]
+        assert found["from"] == 2 and found["steps"][0] == 2 and len(found["steps"]) == 2
+    first, second = behind["stop_while_scoring"]
+    assert (first["scored"], second["scored"]) == (["begun", *["begun", "done"] * 2], [])
+
+
+@pytest.mark.slow
+def test_the_first_rank_alone_scores_and_loads_the_best_checkpoint(behind: dict) -> None:
+    """It alone has the trained model; another one's host may not have that checkpoint, or the folder may be
+    gone by then.
+    """
+    scores = {"best": 1, "scores": [2.0] * 5}
+    assert behind["keep_best"] == [{**scores, "loaded": ["checkpoint-1"]}, {**scores, "loaded": []}]
+
+
+@pytest.mark.slow
+def test_ranks_that_see_different_checkpoints_do_not_wait_for_each_other(behind: dict) -> None:
+    for said in behind["own_disks"]:
+        assert (
+            "do not see the same checkpoints (not all of them that of step 1, which the first one sees); put"
+            " the store on a disk" in said
+        )
+
+
+@pytest.mark.slow
+def test_the_first_rank_interpolates_alone_and_all_know_what_was_chosen(behind: dict) -> None:
+    first, second = behind["wise_ft"]
+    assert (first["alone"], second["alone"]) == (["score", "load", "score", "score"], [])
+    assert (first["alpha"], first["scores"]) == (second["alpha"], second["scores"])
+    assert (
+        first["said"] == second["said"] == "stopped on request; run the same command to start this part again"
+    )

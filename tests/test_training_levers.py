@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fullft_assets.errors import DivergenceError, SettingsError
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models import precision, token_loss
+from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import IGNORED, TokenLoss
 from fullft_assets.settings import DistillationSettings, TrainingSettings
@@ -95,13 +95,7 @@ class TestDistilledTokenLoss:
         return [student, regularization.frozen(teacher, torch.device("cpu"))]
 
     @pytest.mark.parametrize("marks_replay", [True, False])
-    @pytest.mark.parametrize("is_fused", [True, False])
-    def test_value_and_gradients(
-        self, models, marks_replay: bool, is_fused: bool, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(
-            token_loss, "_CHUNK_ELEMENTS", {"cpu": 2 * 7 * 512}
-        )  # several chunks of 7 tokens, the last one shorter
+    def test_value_and_gradients(self, models, marks_replay: bool) -> None:
         student, teacher = models
         generator = torch.Generator().manual_seed(2)
         ids = torch.randint(1, 512, (3, 20), generator=generator)
@@ -110,8 +104,6 @@ class TestDistilledTokenLoss:
         replayed[0, 8:] = replayed[2, :5] = True
         inputs = {"input_ids": ids, "position_ids": torch.arange(20).expand(3, 20)}
         hard = TokenLoss(student, {name: value[:1] for name, value in inputs.items()})
-        assert hard.is_fused
-        hard.is_fused = is_fused
         loss = DistilledTokenLoss(hard, teacher, 0.3)
         student.zero_grad()
         marks = {"is_replayed": replayed} if marks_replay else {}

@@ -356,7 +356,6 @@ class TrainingSegment:
         return is_last or self.stopped
 
     def _read_steps(self, most_unread: int) -> None:
-        """Record and check all steps but the last ones."""
         while len(self._unread_steps) > most_unread:
             line = self._unread_steps.popleft().read()
             is_fp16 = precision.of(self.settings) == "fp16"

@@ -282,7 +282,6 @@ class Outline:
 
     @cached_property
     def _outlined(self) -> tuple[PretrainedConfig, int]:
-        """The model's text configuration and its number of weights."""
         with loading.without_weights():
             model = self._recipe.load(self._settings)
         return model.config.get_text_config(), model.num_parameters()

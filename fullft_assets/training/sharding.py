@@ -28,7 +28,6 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from fullft_assets.errors import FullftError
 from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.models import layers, loading, precision
 from fullft_assets.models.inference import device, is_sharded, reshard
@@ -52,20 +51,9 @@ def load(recipe: Recipe, settings: TrainingSettings, num_processes: int) -> PreT
     is_shared = settings.sharding != "none" and num_processes > 1
     if is_shared:
         ranks.connect()
-    problem: FullftError | None = None
-    model: PreTrainedModel | None = None
-    try:
-        with loading.without_weights() if is_shared and not is_first_rank() else nullcontext():
-            model = recipe.load(settings)
-            layers.freeze(model, settings)
-    except FullftError as error:
-        problem = error
-    if is_shared:
-        # The others would wait for weights that never come.
-        problem = ranks.from_first(problem) or problem
-    if problem is not None:
-        raise problem
-    assert model is not None, "it was loaded, or there is a problem"
+    with loading.without_weights() if is_shared and not is_first_rank() else nullcontext():
+        model = recipe.load(settings)
+        layers.freeze(model, settings)
     if is_shared:
         shard(model, settings, fill)
     return model

@@ -308,7 +308,7 @@ class StoredCheckpoints:
         self._store.remove_folder(self._root)
 
     def _remove_all_but(self, names: set[str]) -> None:
-        """Remove all other folders, also those of uploads that were killed."""
+        # Also the folders of uploads that were killed.
         for folder in self._store.names(self._root):
             if folder not in (*names, HISTORY_FILE):
                 self._lease.require()
