@@ -386,13 +386,3 @@ def test_ranks_that_see_different_checkpoints_do_not_wait_for_each_other(behind:
             "do not see the same checkpoints (not all of them that of step 1, which the first one sees); put"
             " the store on a disk" in said
         )
-
-
-@pytest.mark.slow
-def test_the_first_rank_interpolates_alone_and_all_know_what_was_chosen(behind: dict) -> None:
-    first, second = behind["wise_ft"]
-    assert (first["alone"], second["alone"]) == (["score", "load", "score", "score"], [])
-    assert (first["alpha"], first["scores"]) == (second["alpha"], second["scores"])
-    assert (
-        first["said"] == second["said"] == "stopped on request; run the same command to start this part again"
-    )

@@ -5,7 +5,6 @@ server, and once as the command that a person runs.
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from fullft_assets.training.checkpoints import SEAL, STEP_LOG, latest_checkpoint
 from fullft_assets.training.finetuning import exclusive
 from tests import metadata_server
 from tests.forked_training import ForkedTraining
-from tests.prepared import Prepared, command, prepare, write_tiny_model
+from tests.prepared import Prepared, command, prepare
 
 EVERY = 3
 SECONDS = 180.0
@@ -282,32 +281,3 @@ def test_second_process_at_the_same_work_is_refused(prepared: Prepared) -> None:
     assert errors.strip().splitlines() == [
         f"{run.folder}: another process works in this folder; wait for it or stop it"
     ]
-
-
-@pytest.mark.numeric
-@pytest.mark.slow
-def test_two_processes_train_together_and_resume(tmp_path: Path) -> None:
-    # Two processes would draw other dropout than one.
-    write_tiny_model(tmp_path / "model")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0}))
-    prepared = prepare(tmp_path, base_model="model", training=TRAINING)
-    straight = Run(prepared, "straight")
-    straight.finish()
-    run = Run(prepared, "two", processes=2, training={"micro_batch_size": 4}, launcher={"processes": 2})
-    process = run.start()
-    wait_for(lambda: run.step() >= 6 or process.poll() is not None)
-    process.send_signal(signal.SIGTERM)  # torchrun passes it on to both ranks
-    _, errors = process.communicate(timeout=SECONDS)
-    checkpoint = latest_checkpoint(run.folder)
-    assert checkpoint is not None, errors
-    assert len(torch.load(checkpoint / "random_states.pt", weights_only=True)) == 2
-    assert f"resuming at step {checkpoint.name.split('-')[1]} " in run.finish()
-    manifest = run.manifest()
-    assert manifest.metadata["num_steps"] == straight.manifest().metadata["num_steps"]
-    steps = [line["step"] for line in run.log() if "loss" in line]
-    assert steps == sorted(set(steps))
-    # The same batches, each rank half of them: the loss is the whole batch's mean, as with one process.
-    first, alone = run.log()[0], straight.log()[0]
-    assert first["loss"] == pytest.approx(alone["loss"], rel=0.02)
-    shutil.rmtree(run.folder, ignore_errors=True)

@@ -180,17 +180,3 @@ def kill_and_compare(case: Prepared, name: str, kills: int, changes: dict[str, A
         ]
         assert of_both[0] == of_both[1]
     return killed.manifest()
-
-
-@pytest.mark.slow
-class TestKilled:
-    def test_budget_and_score_before_training_survive(self, encoder: Prepared) -> None:
-        rises = [
-            line["general_rise"]
-            for line in log_of(encoder, train(encoder, "for the budget", epochs=2))
-            if "general_rise" in line
-        ]
-        made = kill_and_compare(
-            encoder, "budget", 6, {"epochs": 2.0, "max_general_rise": (rises[1] + rises[2]) / 2}
-        )
-        assert made.metadata["incidents"] and made.metadata["model_of_step"] < made.metadata["num_steps"]

@@ -166,44 +166,6 @@ def stop_while_scoring(folder: Path, rank: int) -> Any:
     return {"scored": scored, "said": said, "left": left, "from": done.resumed_from_step, "steps": steps}
 
 
-def wise_ft(folder: Path, rank: int) -> Any:
-    """Counts what is scored and loaded after training; then again, where the second rank alone is asked to
-    stop meanwhile.
-    """
-    seen: list[str] = []
-    progress, score, load = Progress(silent=True), Built.score, Built.load_original
-
-    def score_counted(self: Built, model: Any, listener: Any) -> dict[str, float]:
-        seen.append("score")
-        return score(self, model, listener)
-
-    def load_counted(self: Built, chosen: Any) -> Any:
-        seen.append("load")
-        return load(self, chosen)
-
-    def stop(*arguments: Any) -> None:
-        progress.stop_requested = rank == 1
-        free(*arguments)
-
-    Built.score, Built.load_original = score_counted, load_counted
-    settings = SETTINGS.model_copy(update={"wise_ft": [0.5, 1.0]})
-    done = fit(LLAMA, training(60, marked=True), settings, folder, num_processes=2, resumable=True)
-    alone, free = list(seen), finetuning.free_memory
-    finetuning.free_memory = stop
-    try:
-        fit(
-            LLAMA,
-            training(60, marked=True),
-            settings,
-            folder,
-            progress=progress,
-            num_processes=2,
-            resumable=True,
-        )
-    except Interrupted as error:
-        return {"alone": alone, "alpha": done.interpolated.alpha, "scores": done.scores, "said": str(error)}
-
-
 def own_disks(folder: Path, rank: int) -> Any:
     """A training is stopped and goes on where the second rank has a disk of its own, without the
     checkpoint.
@@ -226,7 +188,6 @@ SCENES: dict[str, Callable[[Path, int], Any]] = {
         keep_best,
         own_disks,
         stop_while_scoring,
-        wise_ft,
     )
 }
 

@@ -234,11 +234,6 @@ def digest_of_all(checkpoint: Path) -> str:
     return _digest(checkpoint / _DIGESTS)
 
 
-def discard(checkpoint: Path) -> None:
-    """Mark a checkpoint as not complete, so that training never continues from it."""
-    (checkpoint / SEAL).unlink()
-
-
 def _digest(path: Path, listener: Listener | None = None) -> str:
     """Return a digest that shows damage. It need not resist forgery, so it is a fast one."""
     digest = xxh3_128()

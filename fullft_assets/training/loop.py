@@ -364,7 +364,6 @@ class Loop:
         return Step.of(self.step, rate, ranks.total(loss) / self._num_processes, norm)
 
     def _make_pass(self, batch: Batch, num_labels: torch.Tensor, factor: int) -> torch.Tensor:
-        """Make a forward and backward pass; return its share of the step's loss."""
         inputs = {name: to_device(value) for name, value in batch.items()}
         labels = inputs.pop("labels")
         with self._stepping.updating() if self._stepping is not None else nullcontext():

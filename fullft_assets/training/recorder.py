@@ -31,7 +31,7 @@ Ending = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 #: Beside the step log: the id of the MLflow run, which a resumed training continues.
 MLFLOW_RUN = "mlflow_run"
 _FLUSH_SECONDS = 10.0
-#: Metrics sent at once; MLflow takes 1,000 a call.
+#: Metrics after which they are sent, with those of one more line; MLflow takes 1,000 a call.
 _MAX_METRICS = 900
 
 
@@ -109,8 +109,13 @@ class _MLflow:
             self._client.set_tag(
                 self._run_id, f"event.{line['event']}.{line['step']}", str(line.get("reason", ""))[:500]
             )
+            return
         now = int(time.time() * 1000)
-        self._held += [self._metric(name, value, now, line["step"]) for name, value in scalars(line).items()]
+        self._held += [
+            self._metric(name, float(value), now, line["step"])
+            for name, value in line.items()
+            if name not in ("step", "seconds") and isinstance(value, int | float)
+        ]
         if len(self._held) > _MAX_METRICS or time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
             self._flush()
 
@@ -120,23 +125,9 @@ class _MLflow:
             self._client.set_terminated(self._run_id, ending)
 
     def _flush(self) -> None:
-        while self._held:
-            self._client.log_batch(self._run_id, metrics=self._held[:_MAX_METRICS])
-            del self._held[:_MAX_METRICS]
+        self._client.log_batch(self._run_id, metrics=self._held)
+        self._held = []
         self._flushed_at = time.monotonic()
-
-
-def scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line of the step log by the names that dashboards group them by; none of an
-    event.
-    """
-    numbers = {}
-    for name, value in line.items() if "event" not in line else ():
-        if name in ("step", "seconds") or isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        group, _, metric = name.partition("_")
-        numbers[f"{group}/{metric}" if group in ("validation", "general") else f"train/{name}"] = float(value)
-    return numbers
 
 
 #: Of a configuration: how many experts a layer routes tokens to; and the names of their weights.

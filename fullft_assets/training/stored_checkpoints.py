@@ -46,7 +46,6 @@ from fullft_assets.training.checkpoints import (
     complete,
     complete_checkpoints,
     digest_of_all,
-    discard,
     first_damaged,
     identity_of,
     kept_steps,
@@ -522,7 +521,7 @@ def _choose(
             restore_beside(path, folder)
             return _name_of(path)
         if is_here or stored is None:
-            discard(path)
+            (path / SEAL).unlink()  # training never continues from it
         else:
             stored.skip(newest.name)
         progress.say(f"{place}/{damaged} is damaged; continuing from the checkpoint before, if there is one")
