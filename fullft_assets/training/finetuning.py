@@ -54,7 +54,6 @@ from fullft_assets.training.checkpoints import (
     StepLog,
     changed_versions,
     checkpoint_of,
-    retain,
     room_needed,
     step_of,
 )
@@ -271,15 +270,9 @@ class TrainingSegment:
             self.shared.progress.say(f"warning: {reason} from those of a training that was not resumed")
 
     def _train(self) -> None:
-        # Before the first rank removes a checkpoint: another may still look for the one that it continues
-        # from.
-        ranks.wait()
-        # Before the first save, which may need the room: what a killed run left, and checkpoints that are no
-        # longer kept.
+        # Before the first save, which may need the room: what a killed run left.
         if self.shared.resumable and is_first_local_rank():
             shutil.rmtree(self.shared.folder / UNFINISHED, ignore_errors=True)
-        if self.shared.resumable and is_first_rank():
-            self._delete_old_checkpoints()
         self.validator.score_before(self.model)
         self.recorder.start()
         is_at_end = self.first_step >= (self.history.end_step or self.num_steps)
@@ -403,15 +396,6 @@ class TrainingSegment:
         if not inference.is_sharded(self.model):
             self.saver.finish()
         self.recorder.meter.start()
-
-    def _delete_old_checkpoints(self) -> None:
-        stored = self.shared.stored
-        retain(
-            self.shared.folder,
-            self.history,
-            best=self.validator.best_step(),
-            spared=None if stored is None else stored.uploading,
-        )
 
     def _finish(self) -> Fit:
         seconds, num_steps = self.recorder.seconds, self.step
