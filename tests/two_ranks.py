@@ -25,6 +25,7 @@ from fullft_assets.training import finetuning
 from fullft_assets.training.checkpoints import Incident, RunHistory
 from fullft_assets.training.finetuning import TrainingSegment
 from fullft_assets.training.watching import Validator
+from tests.optimizer_steps import Stopping
 from tests.test_packed import LLAMA, SETTINGS, Built, fit, training
 
 #: A scene takes two or three of them.
@@ -170,10 +171,9 @@ def own_disks(folder: Path, rank: int) -> Any:
     """A training is stopped and goes on where the second rank has a disk of its own, without the
     checkpoint.
     """
-    stopping, data = Progress(silent=True), training(60, marked=True)
-    stopping.stop_requested = True
+    data = training(60, marked=True)
     with suppress(Interrupted):
-        fit(LLAMA, data, SETTINGS, folder, progress=stopping, num_processes=2, resumable=True)
+        fit(LLAMA, data, SETTINGS, folder, progress=Stopping(1), num_processes=2, resumable=True)
     own = folder if rank == 0 else folder.with_name("own")
     try:
         fit(LLAMA, data, SETTINGS, own, num_processes=2, resumable=True)

@@ -146,11 +146,11 @@ def _timed_pass(
     inputs = {name: to_device(value) for name, value in prepared.feed.batch(number).items()}
     labels = inputs.pop("labels")
     started = _now()
-    in_backward = isinstance(optimizer, LowMemoryOptimizer) and optimizer.in_backward
-    with optimizer.updating() if in_backward else nullcontext():
+    stepping = optimizer if isinstance(optimizer, LowMemoryOptimizer) and optimizer.in_backward else None
+    with stepping.updating() if stepping is not None else nullcontext():
         (prepared.total_loss(model, inputs, labels) / labels.numel()).backward()
     passed = _now()
-    if in_backward:
+    if stepping is not None:
         return passed - started, 0.0
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

@@ -50,14 +50,17 @@ class Recipe(Protocol):
     @property
     def num_rows(self) -> int:
         """Training rows as the pilot counts them; the first ones are a random draw."""
+        ...
 
     def first(self, num_rows: int) -> Recipe:
         """Return the same recipe with only the first training rows."""
+        ...
 
     def with_model(self, base_model: ModelFolder, start: ModelFolder | None = None) -> Recipe:
         """Return the same recipe for another base model with the same tokenizer; it begins with the weights
         of `start`, if that is given.
         """
+        ...
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         """Return the model as it is before training, on the CPU, in the number format of `settings.weights`.
@@ -65,11 +68,13 @@ class Recipe(Protocol):
         It is the base model, or the fine-tuned one that training starts from; what is new in it is drawn from
         torch's generator.
         """
+        ...
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
         """Return the base model in the same way, as the reference for regularization and distillation; its
         new head has no meaning.
         """
+        ...
 
     def fit_head(
         self,
@@ -89,6 +94,7 @@ class Recipe(Protocol):
             model: as `load` returned it; it is moved to its device, its mode is restored.
             most_rows: that the fit reads, with some of each label; None: all.
         """
+        ...
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
         """Plan the items that a loaded model reads, and its loss.
@@ -99,6 +105,7 @@ class Recipe(Protocol):
         Raises:
             DataError, SettingsError: the model cannot be trained on these rows.
         """
+        ...
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """Return `loss` and each metric of the task on the validation rows; nan where the model's outputs are
@@ -107,11 +114,13 @@ class Recipe(Protocol):
         Args:
             model: not wrapped; its mode is restored.
         """
+        ...
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """Return a model's score on the general set: one of `checkpoint.GENERAL_MEASURES` by its name;
         nothing without a general set.
         """
+        ...
 
     def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
         """Write what a trained model needs beside its weights into its configuration, and return that for the
@@ -120,6 +129,7 @@ class Recipe(Protocol):
         Args:
             model: with its final weights; its mode is restored.
         """
+        ...
 
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
         """Yield the log-likelihood of each general or replayed text, at most `MAX_IMPORTANCE_TEXTS`; EWC
@@ -128,11 +138,13 @@ class Recipe(Protocol):
         Args:
             model: the base model, on its device, not in training.
         """
+        ...
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> Any:
         """Return what a model that `load` returned predicts of rows, in the form of a baseline's
         `predict`.
         """
+        ...
 
     def score_baselines(
         self, names: Sequence[str], folder: Path, context: Any
@@ -143,3 +155,4 @@ class Recipe(Protocol):
             folder: where what each has learned is saved.
             context: a `tasks.baseline.BaselineContext`; the recipe adds itself, and what only it knows.
         """
+        ...
