@@ -50,8 +50,8 @@ from benchmarks.engine_families import FAMILIES
 from fullft_assets.errors import FullftError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import documents, token_loss
+from fullft_assets.models.documents import probe
 from fullft_assets.models.inference import load_causal
-from fullft_assets.models.isolation import probe
 from fullft_assets.models.token_loss import PREDICTED, TokenLoss
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training, packing
@@ -551,7 +551,7 @@ def rank(name: str, processes: int) -> Rank:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from fullft_assets.training import sharding
-    from fullft_assets.training.loop import place, shard
+    from fullft_assets.training.loop import place
     from fullft_assets.training.measuring import Tracker
 
     tokens = 2_048
@@ -575,7 +575,7 @@ def rank(name: str, processes: int) -> Rank:
             weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
             # As a process that is not the first one, which alone has weights.
             with mock.patch.dict(os.environ, RANK="1"), Tracker() as loading:
-                shard(model, settings, sharding.fill)
+                sharding.shard(model, settings, sharding.fill)
             inputs, labels = _inputs(1, tokens)
             # What it returns has no values to compare.
             with mock.patch.object(TokenLoss, "_returns_logits_of_head", return_value=True):

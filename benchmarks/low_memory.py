@@ -34,11 +34,8 @@ REPOSITORY = Path(__file__).parent.parent
 #: (optimizer, weights): the others are compared with the first one.
 RUNGS = (
     ("adamw", "fp32"),
-    ("adamw_8bit", "fp32"),
-    ("adamw_in_backward", "fp32"),
     ("adafactor", "fp32"),
     ("adamw", "bf16"),
-    ("adamw_in_backward", "bf16"),
     ("adafactor_in_backward", "fp32"),
     ("adafactor_in_backward", "bf16"),
 )

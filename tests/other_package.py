@@ -16,12 +16,10 @@ from fullft_assets.settings.optimizers import Optimizer, bytes_per_weight
 class Momentum(Optimizer):
     """Gradient descent with momentum."""
 
-    package = ("their_kernels", "pip install their-kernels")
-
     def state_bytes(self, weights):
         return bytes_per_weight(weights)
 
-    def build(self, groups, weights, max_norm, seed):
+    def build(self, groups, weights, seed):
         import torch
 
         return torch.optim.SGD(groups, momentum=0.9)

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from fullft_assets.workloads.training import work
 from tests import two_ranks
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare
-from tests.test_packed import KEEP_BEST, LLAMA, OVERFITTING, SETTINGS, fit, training
+from tests.test_packed import LLAMA, SETTINGS, fit, training
 from tests.two_ranks import play
 
 CASE, STAGE = "mail", "finetuned_checkpoint"
@@ -81,8 +80,6 @@ class Scene:
         *,
         chosen: TrainingSettings = SHORT,
         is_stored: bool = True,
-        before: Callable[[Any], None] = lambda stored: None,
-        **options: Any,
     ) -> dict[str, Any]:
         """Train in a process of each machine until the end or a stop; return what the first one found."""
 
@@ -90,22 +87,21 @@ class Scene:
             machines[rank].mkdir(exist_ok=True)
             os.environ["FULLFT_CACHE"] = str(machines[rank])
             progress = Noting(stop_after)
-            given: dict[str, Any] = {"data": training(60, marked=True), "chosen": chosen, **options}
             run = partial(
                 fit,
                 LLAMA,
+                data=training(60, marked=True),
+                chosen=chosen,
                 folder=machines[rank],
                 progress=progress,
                 num_processes=len(machines),
                 resumable=True,
-                **given,
             )
             try:
                 if is_stored:
                     with stored_checkpoints(
                         Store(f"s3://{self.bucket.name}/some/prefix"), CASE, STAGE, "k", progress
                     ) as stored:
-                        before(stored)
                         _wait_for_each_upload(stored)
                         done = run(stored=stored)
                 else:
@@ -115,15 +111,12 @@ class Scene:
             if rank == 0:
                 torch.save(done.model.state_dict(), machines[0] / "weights.pt")
             log = [(line["step"], line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]
-            incidents = [(incident.kind, incident.step, incident.to_step) for incident in done.incidents]
-            found = {
+            return {
                 "from": done.resumed_from_step,
                 "log": log,
-                "step": done.step,
                 "said": progress.said,
-                "incidents": incidents,
+                "weights": str(machines[0] / "weights.pt"),
             }
-            return found | {"weights": str(machines[0] / "weights.pt")}
 
         self._count += 1
         found = play(self.folder / f"run-{self._count}", scene, len(machines), is_one_host=False)
@@ -183,123 +176,6 @@ def parts(scene: Scene) -> dict[str, Any]:
     return {"stored": stored, "files": files, "done": done, "straight": straight}
 
 
-def roll_back(scene: Scene) -> dict[str, Any]:
-    """Two hosts with disks of their own roll back from step 5 to the checkpoint that the first one wrote
-    after step 2.
-    """
-
-    def host(folder: Path, rank: int) -> Any:
-        os.environ["FULLFT_CACHE"] = str(scene.folder / f"cache{rank}")
-        own = folder.with_name(f"disk{rank}")
-        own.mkdir()
-        with stored_checkpoints(
-            Store(f"s3://{scene.bucket.name}/some/prefix"), CASE, STAGE, "k", Progress(silent=True)
-        ) as stored:
-            two_ranks.fit = lambda config, data, settings, _, **options: fit(
-                config, data, settings, own, stored=stored, **options
-            )
-            return two_ranks.roll_back(folder, rank)
-
-    return {"hosts": play(scene.folder / "run", host, is_one_host=False)}
-
-
-def damaged(scene: Scene) -> dict[str, Any]:
-    """The newest checkpoint in the bucket has lost the end of a file, the one before a bit; another machine
-    continues.
-    """
-    scene.train(scene.machines(1), 5)
-    cut, flipped = scene.stored()[:0:-1][:2]
-    with (cut / "model.safetensors").open("r+b") as file:
-        file.truncate(100)
-    content = bytearray((flipped / "optimizer.pt").read_bytes())
-    content[len(content) // 2] ^= 1
-    (flipped / "optimizer.pt").write_bytes(content)
-    return {
-        "damaged": [cut.name, flipped.name],
-        "done": scene.train(scene.machines(1)),
-        "straight": scene.train(scene.machines(1), is_stored=False),
-    }
-
-
-def keep_best(scene: Scene) -> dict[str, Any]:
-    """The best weights were written on a machine that is gone."""
-    options = {**OVERFITTING, "chosen": KEEP_BEST, "evaluate_at": None}
-    straight = scene.train(scene.machines(1), is_stored=False, **options)
-    scene.train(scene.machines(1), straight["step"] + 4, **options)
-    return {"straight": straight, "done": scene.train(scene.machines(1), **options)}
-
-
-def failed_upload(scene: Scene) -> dict[str, Any]:
-    """The bucket fails while the first checkpoint is uploaded."""
-    uploads = []
-
-    def fail_once(stored: StoredCheckpoints) -> None:
-        upload = stored._store.upload
-
-        def failing(folder: Path, ref: str, names: list[str]) -> None:
-            uploads.append(folder.name)
-            upload(folder, ref, names[: len(names) // 2] if len(uploads) == 1 else names)
-            if len(uploads) == 1:
-                raise OSError("the bucket is on fire")
-
-        stored._store.upload = failing
-
-    stopped = scene.train(scene.machines(1), 5, before=fail_once)
-    root = scene.stored()[0].parent
-    return {
-        "said": stopped["said"],
-        "stored": [int(path.name.split("-")[0]) for path in scene.stored()],
-        "all": len(list(root.glob("0*"))),
-    }
-
-
-def fenced(scene: Scene) -> dict[str, Any]:
-    """A machine stands still when its first checkpoint is uploaded, loses its training to another one, and
-    wakes up.
-    """
-
-    def stand_still(stored: StoredCheckpoints) -> None:
-        upload = stored._upload
-
-        def last(path: Path) -> None:
-            upload(path)
-            os.kill(os.getpid(), signal.SIGSTOP)
-            time.sleep(3)  # it notices when it renews
-
-        stored._upload = last
-
-    outcome, [stale] = scene.folder / "stale.json", scene.machines(1)
-    child = os.fork()
-    if child == 0:
-        pointers._RENEW_SECONDS, pointers._VALID_SECONDS = 0.5, 10.0
-        outcome.write_text(json.dumps(scene.train([stale], before=stand_still)))
-        os._exit(0)
-    while not scene.stored():
-        time.sleep(0.05)
-    pointers._DEAD_SECONDS = 12.0
-    after = scene.train(scene.machines(1), 5)
-    pointers._DEAD_SECONDS = 2.0
-    left = [path.name for path in scene.stored()]
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal() and _is_stopped_child(process, child):
-            os.kill(int(process.name), signal.SIGCONT)
-    os.waitpid(child, 0)
-    return {
-        "stale": json.loads(outcome.read_text()),
-        "after": after,
-        "left": left,
-        "now": [path.name for path in scene.stored()],
-    }
-
-
-def _is_stopped_child(process: Path, parent: int) -> bool:
-    try:
-        state, of = (process / "stat").read_text().rpartition(")")[2].split()[:2]
-    except OSError:  # it has ended
-        return False
-    return state == "T" and int(of) == parent
-
-
 def killed(scene: Scene) -> dict[str, Any]:
     """The workload is killed after its second upload, its disk is lost, and another machine runs the same
     job.
@@ -329,15 +205,16 @@ def killed(scene: Scene) -> dict[str, Any]:
 def _work(scene: Scene, case: Prepared, url: str, machine: Path, kill_after: int = 0) -> Any:
     def train(_: Path, rank: int) -> Any:
         os.environ["FULLFT_CACHE"] = str(machine)
-        uploads, upload = [], StoredCheckpoints._upload
+        uploads: set[Path] = set()
+        upload = StoredCheckpoints.upload
 
         def counted(stored: StoredCheckpoints, path: Path) -> None:
             upload(stored, path)
-            uploads.append(path)
+            uploads.add(path)
             if len(uploads) == kill_after:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        StoredCheckpoints._upload = counted
+        StoredCheckpoints.upload = counted
         job, store = case.job(STAGE, "k").model_copy(update={"store_url": url}), Store(url)
         work(job, store, Progress(silent=True))
         made = store.find(job.case, job.stage, job.key)
@@ -358,12 +235,8 @@ def _work(scene: Scene, case: Prepared, url: str, machine: Path, kill_after: int
 
 
 SCENES: dict[str, Callable[[Scene], Any]] = {
-    **{
-        scene.__name__: scene
-        for scene in (own_disks, parts, roll_back, damaged, keep_best, failed_upload, fenced, killed)
-    },
+    **{scene.__name__: scene for scene in (own_disks, parts, killed)},
     "two_to_one": lambda scene: other_number(scene, 2, 1),
-    "one_to_two": lambda scene: other_number(scene, 1, 2),
 }
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ from fullft_assets.models import inference
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.tasks.prompting import BaseModel
-from fullft_assets.training import saving
+from fullft_assets.training import stored_checkpoints
 from fullft_assets.training.checkpoints import step_of
 from fullft_assets.training.finetuning import TrainingSegment, fine_tune
 from fullft_assets.training.loop import Loop
-from fullft_assets.training.parts import Part
 from fullft_assets.training.recipe import Recipe
+from fullft_assets.training.sharding import Part
 from tests.prepared import write_tiny_model
 from tests.scattered_trainings import Noting
 from tests.test_isolation import SMALL
@@ -157,7 +157,7 @@ def train(
         progress = Noting(stop_after)
         published: list[list[int]] = []
         loops: list[Loop] = []
-        write, publish = Part.write, saving.publish_everywhere
+        write, publish = Part.write, stored_checkpoints.publish_everywhere
 
         def write_late(part: Part, to: Path) -> list[str]:
             # The last one has no step after it.
@@ -173,7 +173,7 @@ def train(
             published.append([step_of(aside), loops[0].step])
             publish(aside, *arguments, **options)
 
-        saving.publish_everywhere = publish_noted
+        stored_checkpoints.publish_everywhere = publish_noted
         if is_slow:
             Part.write = write_late
         options: dict[str, Any] = {"num_processes": count, "resumable": True, "watch": look}

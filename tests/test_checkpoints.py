@@ -189,33 +189,6 @@ def test_the_best_weights_are_not_taken_from_a_damaged_checkpoint(tmp_path: Path
         )
 
 
-def test_checkpoints_that_cannot_be_loaded_are_passed_over_though_their_digests_are_right(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, work, said = training(80, marked=True), tmp_path / "work", []
-    chosen = SETTINGS.model_copy(update={"checkpoint_every_steps": 1})
-    monkeypatch.setattr(Stopping, "say", lambda self, line: said.append(line))
-    names = ("optimizer.pt", "scheduler.pt", "random_states.pt", "model.safetensors")
-    for name in names:
-        with pytest.raises(Interrupted):
-            fit(LLAMA, data, chosen, work, resumable=True, progress=Stopping(3))
-        newest = all_checkpoints(work)[-1]
-        aside = tmp_path / newest.name
-        newest.rename(aside)
-        (aside / name).write_bytes(b"{}")
-        for written in (SEAL, "digests.json"):
-            (aside / written).unlink()
-        publish(aside, newest, num_incidents=0, is_planned=True)
-        with pytest.raises(Interrupted):
-            fit(LLAMA, data, chosen, work, resumable=True, progress=Stopping(1))
-        assert f"{newest.name}/{name} is damaged; continuing from the checkpoint before" in "\n".join(said)
-    done = fit(LLAMA, data, chosen, work, resumable=True)
-    whole = fit(LLAMA, data, chosen, tmp_path / "whole")
-    assert all(
-        torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items()
-    )
-
-
 def test_a_resume_under_other_versions_warns_in_the_step_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

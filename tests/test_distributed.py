@@ -24,11 +24,11 @@ from fullft_assets.models.inference import load_classifier
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.tasks.classification.recipe import score
-from fullft_assets.training import loop
+from fullft_assets.training import loop, ranks, sharding
 from fullft_assets.training.finetuning import require
 from fullft_assets.workloads import planning
 from tests import machine
-from tests.prepared import command, prepare, write_general, write_tiny_model
+from tests.prepared import command, prepare
 from tests.test_isolation import build
 from tests.test_packed import LLAMA, SETTINGS
 
@@ -123,47 +123,6 @@ def test_parts_on_two_processes_train_as_one_and_load_anywhere(alone: dict, tmp_
 
 
 @pytest.mark.slow
-def test_two_hosts_find_each_other_and_train_as_one(alone: dict, tmp_path: Path) -> None:
-    (tmp_path / "rank.py").write_text(_RANK)
-    with machine.two_hosts() as hosts:
-        processes = []
-        for number, (before, address, wire) in enumerate(hosts):
-            torchrun = [
-                *TORCHRUN,
-                "--nnodes",
-                "2",
-                "--nproc_per_node",
-                "1",
-                "--rdzv_backend",
-                "c10d",
-                "--rdzv_id",
-                "two",
-            ]
-            torchrun += [
-                "--rdzv_endpoint",
-                f"{hosts[0][1]}:29500",
-                "--rdzv_conf",
-                f"is_host={1 - number}",
-                "--local_addr",
-                address,
-            ]
-            env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": wire}
-            command = [*before, *torchrun, str(tmp_path / "rank.py"), str(tmp_path), "fsdp2"]
-            processes.append(
-                subprocess.Popen(
-                    command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-                )
-            )
-        try:
-            said = [process.communicate(timeout=150)[0] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert_close(json.loads((tmp_path / "done.json").read_text()), alone)
-
-
-@pytest.mark.slow
 def test_a_classifier_is_sharded_and_written_complete(tmp_path: Path) -> None:
     """BERT, whose embeddings are a unit by its own account, through the workload and in bf16."""
     case = prepare(tmp_path, tiny=True)
@@ -207,45 +166,10 @@ def test_units_of_a_model_leave_its_embeddings_out() -> None:
     bert = BertForSequenceClassification(
         BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2)
     )
-    assert (loop._classes_of_units(bert), loop._classes_of_units(build(LLAMA))) == (
+    assert (sharding._classes_of_units(bert), sharding._classes_of_units(build(LLAMA))) == (
         ["BertLayer"],
         ["LlamaDecoderLayer"],
     )
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_an_encoder_in_parts_learns_and_is_scored_as_in_one_process(tmp_path: Path) -> None:
-    write_tiny_model(tmp_path / "model")
-    config = tmp_path / "model" / "config.json"
-    # Each process would draw its own.
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_dropout_prob": 0.0}))
-    write_general(tmp_path / "general", 10)
-    # In the last step the processes have not equally many passes, and one is short.
-    snapshot = {"general": {"path": "general", "max_tokens": 500}, "max_train_rows": 241}
-    case = prepare(tmp_path, base_model="model", snapshot=snapshot)
-    made = {}
-    for kind, processes in (("none", 1), ("fsdp2", 2)):
-        changes = {
-            "training": {"sharding": kind, "micro_batch_size": 4, "precision": "fp32"},
-            "launcher": {"processes": processes},
-        }
-        job = case.job("finetuned_checkpoint", kind, **changes)
-        line = command("training", job.write(case.store), processes)
-        done = subprocess.run(
-            line, env=case.project.env(), capture_output=True, text=True, timeout=150, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3_000:]
-        manifest = case.store.find(job.case, job.stage, job.key)
-        lines = (case.store.folder(manifest) / "logs" / "metrics.jsonl").read_text().splitlines()
-        steps = [found for found in map(json.loads, lines) if "loss" in found]
-        made[kind] = {
-            "log": [(found["loss"], found["grad_norm"]) for found in steps],
-            "metadata": manifest.metadata,
-        }
-    assert_close(made["fsdp2"], made["none"])
-    for name in ("validation_loss", "general_distance"):
-        assert made["fsdp2"]["metadata"][name] == pytest.approx(made["none"]["metadata"][name], rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +217,7 @@ def test_the_hosts_memory_is_summed_by_gloo_beside_a_card(
     monkeypatch.setattr(
         torch.distributed, "init_process_group", lambda backend, timeout: backends.append(backend)
     )
-    loop.connect_processes()
+    ranks.connect()
     assert backends == ["cpu:gloo,cuda:nccl" if has_card else "cpu:gloo"]
 
 
@@ -362,3 +286,103 @@ def test_processes_that_will_share_the_model_share_it_in_plan_and_pilot(tmp_path
     # The other process left nothing.
     for stage in ("feasibility_plan", "cheaper_baselines", "pilot_run"):
         assert len(list(Path(case.store.url, job.case, stage, job.key).iterdir())) == 1
+
+
+def played(module: str, folder: Path) -> dict[str, Any]:
+    """What each process of each scene of a module returned; None of one that failed or waited for ever."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", f"tests.{module}", str(folder)]
+    done = subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    print(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two processes share a model from loading to export."""
+    return played("shared_models", tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two ranks must agree on, where one of them is behind or finds something else."""
+    return played("two_ranks", tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["language_model", "classifier"])
+def test_processes_load_their_parts_of_the_same_weights(shared: dict[str, Any], name: str) -> None:
+    [whole], parts = shared[name]["whole"], shared[name]["shared"]
+    for each in parts:
+        assert each["digests"] == whole["digests"]
+        assert each["part"] <= 1.05 * whole["part"] / 2 + 64, "buffers are whole in each"
+
+
+@pytest.mark.slow
+def test_they_write_their_parts_while_training_goes_on(shared: dict[str, Any]) -> None:
+    found = shared["checkpoints"]
+    planned = [pair for pair in found["straight"]["published"] if pair[0] % 2 == 0]
+    assert planned and all(step < taken for step, taken in planned[:-1])
+    assert [name for name in found["files"] if name.endswith(".safetensors")] == [
+        "part-00000.safetensors",
+        "part-00001.safetensors",
+    ]
+
+
+@pytest.mark.slow
+def test_as_many_go_on_with_equal_bits_and_more_take_the_same_steps(shared: dict[str, Any]) -> None:
+    found = shared["checkpoints"]
+    straight = found["straight"]
+    assert "stopped at step 5 of " in found["stopped"]["stopped"]
+    for name, step in (("again", 5), ("damaged", 4)):
+        assert found[name]["from"] == step
+        assert (found[name]["log"], found[name]["weights"]) == (straight["log"], straight["weights"])
+    assert "part-00001.safetensors is damaged; continuing from the checkpoint before" in str(
+        found["damaged"]["said"]
+    )
+    assert found["more"]["from"] == 5
+    torch.testing.assert_close(
+        torch.tensor(found["more"]["log"]), torch.tensor(straight["log"]), rtol=1e-3, atol=0
+    )
+
+
+@pytest.mark.slow
+def test_they_score_the_base_model_together(shared: dict[str, Any]) -> None:
+    [whole], parts = shared["base_model"]["whole"], shared["base_model"]["shared"]
+    assert all(each == pytest.approx(whole, rel=1e-5) for each in parts)
+
+
+@pytest.mark.slow
+def test_ranks_roll_back_to_the_same_checkpoint_whenever_the_history_is_written(behind: dict) -> None:
+    for found in behind["roll_back"]:
+        assert (
+            found["segments"] == [0, 2] and found["incidents"] == [["roll_back", 5, 2]] and found["steps"] > 5
+        )
+
+
+@pytest.mark.slow
+def test_a_stop_that_one_rank_hears_ends_the_scoring_of_all_and_a_checkpoint_is_written(behind: dict) -> None:
+    for found in behind["stop_while_scoring"]:
+        assert found["said"].startswith("stopped at step 2 of ") and found["left"] == ["checkpoint-2"]
+        assert found["from"] == 2 and found["steps"][0] == 2 and len(found["steps"]) == 2
+    first, second = behind["stop_while_scoring"]
+    assert (first["scored"], second["scored"]) == (["begun", *["begun", "done"] * 2], [])
+
+
+@pytest.mark.slow
+def test_the_first_rank_alone_scores_and_loads_the_best_checkpoint(behind: dict) -> None:
+    """It alone has the trained model; another one's host may not have that checkpoint, or the folder may be
+    gone by then.
+    """
+    scores = {"best": 1, "scores": [2.0] * 5}
+    assert behind["keep_best"] == [{**scores, "loaded": ["checkpoint-1"]}, {**scores, "loaded": []}]
+
+
+@pytest.mark.slow
+def test_ranks_that_see_different_checkpoints_do_not_wait_for_each_other(behind: dict) -> None:
+    for said in behind["own_disks"]:
+        assert (
+            "do not see the same checkpoints (not all of them that of step 1, which the first one sees); put"
+            " the store on a disk" in said
+        )

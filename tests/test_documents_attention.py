@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import Gemma2Config, Llama4TextConfig, MistralConfig, PreTrainedConfig
 
 from fullft_assets.models import documents
-from fullft_assets.models.isolation import probe
+from fullft_assets.models.documents import probe
 from fullft_assets.models.token_loss import TokenLoss
 from fullft_assets.training import feed
 from fullft_assets.training.feed import Pieces

@@ -18,7 +18,6 @@ from fullft_assets.jobs.launch import ERROR_FILE, RUN_ID, WorkloadFailure
 from fullft_assets.jobs.leases import NUM_GPUS, THREADS, VISIBLE, leased, shared_gpus
 from fullft_assets.launchers.machine import Machine
 from fullft_assets.launchers.supervisor import Options
-from fullft_assets.models.hardware import num_gpus
 
 #: A supervisor and a Python have so long to start on a slow machine that does other work.
 SECONDS = 60.0
@@ -98,41 +97,6 @@ def test_what_the_environment_hides_is_not_used(
     if visible is not None:
         monkeypatch.setenv(VISIBLE, visible)
     assert shared_gpus() == expected
-
-
-def test_without_a_gpu_the_environment_stays_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with leased(2, always) as variables:
-        assert variables == {}
-
-
-@pytest.mark.parametrize(
-    ("limit", "threads", "expected"),
-    [
-        ("max 100000\n", None, {}),
-        ("100000 100000\n", None, {THREADS: "1"}),
-        ("100000 100000\n", "2", {}),
-        ("9000000 100000\n", None, {}),
-    ],
-)
-def test_one_process_has_a_thread_for_each_core_of_its_container(
-    limit: str,
-    threads: str | None,
-    expected: dict[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (tmp_path / "cpu.max").write_text(limit)
-    monkeypatch.setattr(leases, "_CPU_MAX", tmp_path / "cpu.max")
-    monkeypatch.setattr(leases, "shared_gpus", lambda: [])
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    monkeypatch.delenv(THREADS)
-    if threads is not None:
-        monkeypatch.setenv(THREADS, threads)
-    with leased(1, always) as variables:
-        assert variables == expected
 
 
 @pytest.mark.parametrize("code", [6, 9, 12, 255])
@@ -219,11 +183,6 @@ class TestSupervised:
             jobs.stop("waiting2", 30)
             assert time.monotonic() - began < 10
             assert jobs.poll("waiting1").state == "pending"
-
-
-def test_a_plan_counts_the_gpus_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(NUM_GPUS, "3")
-    assert num_gpus() == 3
 
 
 def test_a_run_on_a_gpu_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from fullft_assets.demos import licences
 from fullft_assets.errors import SettingsError
 from fullft_assets.models import inference, loading, precision
 from fullft_assets.models.inference import (
-    collate,
     embed,
     load_classifier,
     load_for_training,
@@ -98,18 +97,6 @@ def test_bf16_answers_stay_near(model, windows, monkeypatch) -> None:
     assert not np.array_equal(found[0], found[1])
 
 
-def test_mode_is_restored_and_gradients_still_flow(model, windows) -> None:
-    model.train()
-    predict_with(model, windows[:2])
-    assert model.training
-    model(**collate(windows[0], 0), labels=torch.zeros(len(windows[0]), dtype=torch.long)).loss.backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    model.zero_grad()
-    model.eval()
-    predict_with(model, windows[:2])
-    assert not model.training
-
-
 @pytest.mark.parametrize("pad", [None, 99])
 def test_a_decoder_without_a_padding_token_pads_with_the_end_token(
     fp32, tmp_path: Path, pad: int | None
@@ -134,10 +121,6 @@ def test_a_decoder_without_a_padding_token_pads_with_the_end_token(
     assert decoder.config.pad_token_id == (98 if pad is None else pad)
     windows = [[[5, 6, 7, 8, 9]], [[7]], [[3, 98, 4], [98, 2]]]
     torch.testing.assert_close(predict_with(decoder, windows).probabilities, slowly(decoder, windows)[0])
-
-
-def test_attention_has_no_dropout(base_model: Path) -> None:
-    assert load_for_training(base_model, LABELS).config.attention_probs_dropout_prob == 0.0
 
 
 def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from fullft_assets.checkpoint import key_settings
 from fullft_assets.errors import SettingsError
-from fullft_assets.settings import TrainingSettings, UseCaseSettings
+from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import kernels
 from fullft_assets.training.recipe import Prepared
 from tests import machine
 from tests.test_isolation import build
-from tests.test_packed import LLAMA, SETTINGS, fit, training
+from tests.test_packed import LLAMA
 
 HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
 #: CI installs it after the other tests, and runs these then.
@@ -68,13 +67,6 @@ about = kernels.apply(model, prepared, SETTINGS).about
 moved = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(look(), before)]
 print(json.dumps({"moved": max(moved), "kernels": about["kernels"], "packed": about["is_packed"], "names": [m._get_name() for m in model.modules()]}))
 """
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPU may have the kernels")
-def test_on_a_cpu_the_kernels_are_torchs_and_the_checkpoint_says_so(tmp_path: Path) -> None:
-    for chosen, reason in (("auto", "liger-kernel needs a GPU"), ("off", "training.liger is off")):
-        done = fit(LLAMA, training(8), SETTINGS.model_copy(update={"liger": chosen}), tmp_path / chosen)
-        assert done.about["kernels"] == f"torch ({reason})"
 
 
 @pytest.mark.parametrize(
@@ -205,32 +197,3 @@ def test_packed_rows_keep_their_logits_and_gradients() -> None:
         and found["moved"] < 1e-4
     )
     assert re.fullmatch(r"liger-kernel [\d.]+: rms_norm, rope, swiglu", found["kernels"])
-
-
-def test_the_setting_is_part_of_the_key() -> None:
-    data = {"base_model": "m", "documents": {"path": "d"}, "examples": {"label": "l"}}
-    of = {
-        name: key_settings(UseCaseSettings.model_validate({**data, "training": chosen}))
-        for name, chosen in (("default", {}), ("auto", {"liger": "auto"}), ("off", {"liger": False}))
-    }
-    assert of["default"] == of["auto"] != of["off"]
-
-
-def test_kernels_that_compute_something_else_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Injected: a release that doubles what a model says."""
-    monkeypatch.setattr(kernels, "why_not", lambda *_: "")
-    monkeypatch.setattr(kernels, "switches", lambda name: {"swiglu": True})
-    monkeypatch.setattr(kernels.importlib.metadata, "version", lambda name: "9.9")
-    monkeypatch.setattr(
-        kernels, "apply_liger_kernel", lambda model, chosen: model.get_output_embeddings().weight.data.mul_(2)
-    )
-    with pytest.raises(
-        SettingsError,
-        match=(
-            r"^training\.liger: liger-kernel 9\.9 moves the outputs of llama by 1\.0e\+00 of the largest; set"
-            r" off$"
-        ),
-    ):
-        fit(LLAMA, training(8), SETTINGS, tmp_path)

@@ -103,22 +103,6 @@ def test_a_use_case_that_is_wrong_is_an_asset_with_a_failing_check_and_the_other
     } == {"letters"}
 
 
-def test_what_lies_beside_a_wrong_yaml_or_in_a_folder_of_the_same_name_is_loaded(project):
-    write(project, "team_a", "")
-    (project.root / "my_project" / "defs" / "team_a" / "defs.yaml").unlink()
-    write(project, "team_a/memos", with_key(project.yaml_path.read_text(), "\tname: x"))
-    write(project, "team_b", "")
-    (project.root / "my_project" / "defs" / "team_b" / "defs.yaml").unlink()
-    for folder, asset in (("team_a/memos", "beside"), ("team_b/memos", "of_the_same_name")):
-        path = project.root / "my_project" / "defs" / folder / "assets.py"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"import dagster as dg\n\n\n@dg.asset\ndef {asset}() -> None: ...\n")
-    loaded = load(project)
-    assert lines_of_wrong_cases(loaded).keys() == {"memos"}
-    keys = {spec.key.to_user_string() for spec in loaded.resolve_all_asset_specs()}
-    assert {"beside", "of_the_same_name", "letters/champion_model", "team_a/memos/defs_yaml"} <= keys
-
-
 def test_a_template_that_cannot_be_resolved_takes_no_other_use_case_down(project):
     text = project.yaml_path.read_text() + POST_PROCESSING.replace("eager()", "nope()").replace(
         "letters/", "contracts/"

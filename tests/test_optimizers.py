@@ -3,7 +3,6 @@ guards, refusals.
 """
 
 import math
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,22 +13,22 @@ from transformers.optimization import Adafactor
 
 from benchmarks import low_memory
 from fullft_assets import planning
-from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
+from fullft_assets.errors import Interrupted
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
-from fullft_assets.training import finetuning, loop
+from fullft_assets.training import loop
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.optimizers import adafactor, adamw
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer, Update
 from tests.optimizer_steps import Stopping
-from tests.prepared import Prepared, command, prepare
+from tests.prepared import Prepared, prepare
 from tests.test_isolation import LEAKING, build
 from tests.test_planning import MEASURED
 
 pytestmark = pytest.mark.numeric
 
-RATE, DECAY, NORM = 1e-3, 0.1, 0.05
+RATE, DECAY = 1e-3, 0.1
 
 
 def network() -> nn.Module:
@@ -47,9 +46,7 @@ def groups(model: nn.Module) -> list[dict]:
     ]
 
 
-def trained(
-    make: Callable[[nn.Module], torch.optim.Optimizer], clip: Callable | None = None, steps: int = 12
-) -> torch.Tensor:
+def trained(make: Callable[[nn.Module], torch.optim.Optimizer], steps: int = 12) -> torch.Tensor:
     """Return the weights after some steps of a network of two layers."""
     model = network()
     optimizer = make(model)
@@ -58,16 +55,11 @@ def trained(
         rows = torch.randn(32, 30, generator=generator)
         loss = (model(rows) - rows[:, :1]).square().mean()
         if isinstance(optimizer, LowMemoryOptimizer) and optimizer.in_backward:
-            if optimizer.measures_first:
-                with optimizer.measuring():
-                    loss.backward(retain_graph=True)
             with optimizer.updating():
                 loss.backward()
             assert all(weight.grad is None for weight in model.parameters())
         else:
             loss.backward()
-            if clip is not None:
-                clip(model.parameters())
         optimizer.step()
         optimizer.zero_grad()
     return torch.cat([weight.detach().flatten() for weight in model.parameters()])
@@ -87,16 +79,6 @@ class TestArithmetic:
             trained(lambda model: LowMemoryOptimizer(groups(model), adamw.step)), known, rtol=0, atol=1e-6
         )
 
-    def test_adamw_in_the_backward_pass_clips_the_norm_of_the_whole_step(self):
-        known = trained(
-            lambda model: torch.optim.AdamW(groups(model)),
-            lambda weights: nn.utils.clip_grad_norm_(weights, NORM),
-        )
-        found = trained(
-            lambda model: LowMemoryOptimizer(groups(model), adamw.step, in_backward=True, max_norm=NORM)
-        )
-        assert torch.allclose(found, known, rtol=0, atol=1e-6)
-
     @pytest.mark.parametrize("in_backward", [False, True])
     def test_adafactor_is_transformers(self, in_backward):
         known = trained(lambda model: Adafactor(groups(model), scale_parameter=False, relative_step=False))
@@ -106,17 +88,6 @@ class TestArithmetic:
             rtol=0,
             atol=1e-6,
         )
-
-    def test_norm_is_known_after_one_pass_too(self):
-        model = network()
-        optimizer = LowMemoryOptimizer(groups(model), descend, in_backward=True)
-        loss = model(torch.ones(2, 30)).square().sum()
-        expected = nn.utils.get_total_norm(
-            torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
-        )
-        with optimizer.updating():
-            loss.backward()
-        assert float(optimizer.norm) == pytest.approx(float(expected), rel=1e-5)
 
 
 class TestRounding:
@@ -183,16 +154,10 @@ def train(case: Prepared, folder: Path, chosen: TrainingSettings, **options: obj
     )
 
 
-#: CI runs these tests apart: the others start faster without the package.
-EIGHT_BIT = "pip install 'fullft-assets[low-memory]'"
-
 RUNGS = [
-    ("adamw_8bit", "fp32"),
     ("adafactor", "fp32"),
     ("adafactor", "bf16"),
     ("adamw", "bf16"),
-    ("adamw_in_backward", "fp32"),
-    ("adamw_in_backward", "bf16"),
     ("adafactor_in_backward", "fp32"),
     ("adafactor_in_backward", "bf16"),
 ]
@@ -200,10 +165,9 @@ RUNGS = [
 
 class TestEngine:
     def test_steps_in_the_backward_pass_are_those_after_it(self, tiny, tmp_path):
-        """Dropout is on: both passes of a step must draw the same numbers."""
         one, other = (
-            train(tiny, tmp_path / name, quick(name, epochs=0.5, max_grad_norm=0.05))
-            for name in ("adamw", "adamw_in_backward")
+            train(tiny, tmp_path / name, quick(name, epochs=0.5, max_grad_norm=1e9))
+            for name in ("adafactor", "adafactor_in_backward")
         )
         for found, known in zip(other.history, one.history, strict=True):
             for name in ("loss", "grad_norm", "learning_rate", "validation_loss"):
@@ -215,8 +179,6 @@ class TestEngine:
 
     @pytest.mark.parametrize(("name", "weights"), RUNGS)
     def test_stopped_and_resumed_it_ends_with_the_same_bits(self, tiny, tmp_path, name, weights):
-        if name == "adamw_8bit":
-            pytest.importorskip("bitsandbytes", reason=EIGHT_BIT)
         chosen = quick(name, weights=weights, epochs=0.15, freeze_layers=1)
         with pytest.raises(Interrupted):
             train(tiny, tmp_path / "a", chosen, progress=Stopping(1))
@@ -233,55 +195,6 @@ class TestEngine:
             if "loss" in line
         )
 
-    def test_poisoned_step_in_the_backward_pass_is_rolled_back(self, tiny, tmp_path, monkeypatch):
-        """The weights have the nan by then: only a checkpoint brings them back."""
-        loads = []
-        load = type(tiny.recipe).load
-
-        def load_poisoned(recipe, settings):
-            model = load(recipe, settings)
-            loads.append(settings.learning_rate)
-            if len(loads) == 1:
-                passes = []
-                model.register_forward_hook(
-                    lambda module, given, output: (
-                        passes.append(module.training) or _spoil(module, output, sum(passes))
-                    )
-                )
-            return model
-
-        monkeypatch.setattr(type(tiny.recipe), "load", load_poisoned)
-        fit = train(tiny, tmp_path, quick("adafactor_in_backward", epochs=0.4, checkpoint_every_steps=2))
-        (incident,) = fit.incidents
-        assert (incident.kind, incident.rule, incident.step, incident.to_step) == (
-            "roll_back",
-            "non_finite",
-            6,
-            4,
-        )
-        assert all(torch.isfinite(weight).all() for weight in fit.model.parameters())
-
-    def test_lack_of_memory_is_one_line(self, tiny, tmp_path, monkeypatch):
-        def no_room(*arguments: object) -> None:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-        monkeypatch.setattr(loop.Loop, "_make_pass", no_room)
-        with pytest.raises(
-            OutOfMemory,
-            match=(
-                r"with 8 rows a pass, and adafactor_in_backward cannot accumulate smaller ones; lower"
-                r" training\.batch_size"
-            ),
-        ):
-            train(tiny, tmp_path, quick("adafactor_in_backward"))
-
-    def test_missing_package_is_one_line(self, monkeypatch):
-        monkeypatch.setattr(finetuning.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(
-            SettingsError, match="adamw_8bit needs bitsandbytes; pip install bitsandbytes, or use adafactor"
-        ):
-            finetuning.require(quick("adamw_8bit"), 1)
-
 
 def test_biases_norms_and_state_spaces_do_not_decay() -> None:
     model = build(LEAKING["mamba"])
@@ -294,38 +207,21 @@ def test_biases_norms_and_state_spaces_do_not_decay() -> None:
     assert kinds == {"A_log", "D", "conv1d.bias", "dt_proj.bias"}
 
 
-def _spoil(model: nn.Module, output: object, number: int) -> None:
-    if model.training and number >= 6:
-        output.logits = output.logits * math.nan
-
-
-class TestPlan:
-    def test_smaller_passes_are_not_proposed_for_steps_in_the_backward_pass(self):
-        training = TrainingSettings(optimizer="adafactor_in_backward", micro_batch_size=32)
-        _, (fits, _) = planning.plan_checks(MEASURED, PlanningSettings(max_memory_gib=1), training)
-        assert "lower training.batch_size and micro_batch_size" in fits.description
-
-    def test_frozen_weights_have_neither_gradients_nor_moments(self):
-        frozen = MEASURED.model_copy(update={"num_trained_parameters": 2_000_000})
-        plan, _ = planning.plan_checks(frozen, PlanningSettings())
-        assert plan.state_memory_gib == (22_000_000 * 4 + 2_000_000 * 12) / 2**30
-
-
 @pytest.mark.parametrize(
     ("training", "key", "message"),
     [
         (
-            {"optimizer": "adamw_in_backward"},
+            {"optimizer": "adafactor_in_backward"},
             "micro_batch_size",
             (
-                "adamw_in_backward steps in the backward pass and cannot accumulate: set all 32 rows of"
+                "adafactor_in_backward steps in the backward pass and cannot accumulate: set all 32 rows of"
                 " batch_size"
             ),
         ),
         (
-            {"optimizer": "adamw_in_backward", "micro_batch_size": 32, "ewc": 0.1},
+            {"optimizer": "adafactor_in_backward", "micro_batch_size": 32, "ewc": 0.1},
             "ewc",
-            "keeps a copy of the weights, the memory that adamw_in_backward is there to save",
+            "keeps a copy of the weights, the memory that adafactor_in_backward is there to save",
         ),
         (
             {"optimizer": "adafactor_in_backward", "micro_batch_size": 32, "precision": "fp16"},
@@ -333,11 +229,6 @@ class TestPlan:
             "before fp16's scaling is undone",
         ),
         ({"weights": "bf16", "precision": "fp32"}, "precision", "fp32 contradicts weights: bf16"),
-        (
-            {"weights": "bf16", "optimizer": "adamw_8bit"},
-            "weights",
-            "bf16 loses small updates with adamw_8bit",
-        ),
     ],
 )
 def test_settings_that_contradict_a_rung_are_one_line(training, key, message) -> None:
@@ -348,52 +239,10 @@ def test_settings_that_contradict_a_rung_are_one_line(training, key, message) ->
     assert where == ("training", key) and message in problem
 
 
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.parametrize(("name", "weights"), [("adafactor_in_backward", "bf16")])
-def test_plan_predicts_the_peak_of_a_rung(tmp_path: Path, name: str, weights: str) -> None:
-    """Both are processes of their own that train the real MiniLM; the plan has the libraries of scikit-learn
-    beside it.
-    """
-    case = prepare(tmp_path)
-    chosen = {
-        "optimizer": name,
-        "weights": weights,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "precision": "auto",
-        "epochs": 0.3,
-    }
-    found = {}
-    for workload, stage in (("planning", "feasibility_plan"), ("training", "finetuned_checkpoint")):
-        job = case.job("pilot_run" if workload == "planning" else stage, training=chosen)
-        subprocess.run(
-            command(workload, job.write(case.store)), env=case.project.env(), check=True, timeout=300
-        )
-        found[workload] = case.store.find(job.case, stage, job.key).metadata["peak_memory_gib"]
-    assert found["planning"] == pytest.approx(found["training"], rel=0.15)
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_chunks_of_logits_and_checkpointing_each_take_less_memory_for_the_same_losses(tmp_path: Path) -> None:
-    row = low_memory.measure_activations(tmp_path)
-    assert row.met, row.notes
-    whole, chunked, checkpointed = row.details["ways"].values()
-    for one in (chunked, checkpointed):
-        assert one["losses"] == pytest.approx(whole["losses"], rel=1e-4)
-    assert checkpointed["bytes"] < 0.8 * chunked["bytes"] and chunked["bytes"] < 0.8 * whole["bytes"], (
-        row.notes
-    )
-
-
 #: Most bytes of each rung, as a share of AdamW's peak in fp32, which comes first.
 MOST_BYTES = {
     ("adamw", "fp32"): 1.0,
     low_memory.LOWEST: low_memory.GOAL,
-    ("adamw_8bit", "fp32"): 0.8,
-    ("adamw_in_backward", "bf16"): 0.56,
-    ("adamw_in_backward", "fp32"): 0.9,
     ("adafactor", "fp32"): 0.7,
     ("adamw", "bf16"): 0.65,
     ("adafactor_in_backward", "fp32"): 0.45,
@@ -403,7 +252,6 @@ MOST_BYTES = {
 @pytest.mark.slow
 @pytest.mark.long
 def test_low_memory_mode_takes_less_than_a_third_and_learns(tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes", reason=EIGHT_BIT)
     assert {*low_memory.RUNGS} == {*MOST_BYTES}
     row = low_memory.measure_low_memory(tmp_path, list(MOST_BYTES))
     assert row.met, row.notes
@@ -414,14 +262,7 @@ def test_low_memory_mode_takes_less_than_a_third_and_learns(tmp_path: Path) -> N
     ), row.notes
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_processes_that_share_a_model_take_less_memory_each(tmp_path: Path) -> None:
-    """The last rung, with offload, too: each of two processes has half of the model, in whichever memory."""
-    row = low_memory.measure_sharing(tmp_path)
-    parts, offloaded, whole = (row.details[kind] for kind in ("fsdp2", "fsdp2_offload", "ddp"))
-    assert row.met, row.notes
-    assert offloaded["bytes"] <= low_memory.GOAL_OF_SHARING * whole["bytes"], row.notes
-    assert parts["losses"] == offloaded["losses"] == pytest.approx(whole["losses"], rel=1e-3)
-    for shared in (parts, offloaded):
-        assert shared["bytes_in_steps"] < 0.8 * whole["bytes_in_steps"], row.notes
+def test_frozen_weights_have_neither_gradients_nor_moments():
+    frozen = MEASURED.model_copy(update={"num_trained_parameters": 2_000_000})
+    plan, _ = planning.plan_checks(frozen, PlanningSettings())
+    assert plan.state_memory_gib == (22_000_000 * 4 + 2_000_000 * 12) / 2**30

@@ -124,8 +124,7 @@ class TestPlanChecks:
         ("optimizer", "weights", "bytes_a_weight"),
         [
             ("adamw", "fp32", 12),
-            ("adamw_8bit", "fp32", 6),
-            ("adamw_in_backward", "bf16", 6),
+            ("adamw", "bf16", 6),
             ("adafactor_in_backward", "bf16", 2),
         ],
     )

@@ -63,7 +63,7 @@ def use_case(planning: dict[str, Any] | None = None, **training: Any) -> UseCase
 def count(training: TrainingSettings, precision: str, is_gpu: bool, processes: int) -> StepMemory:
     """A model of a billion weights with a GiB of activations for each row of a pass."""
     width, share = (4 if training.weights == "fp32" else 2), (1 if training.sharding == "none" else processes)
-    moments = {"adamw": 2 * width, "adamw_in_backward": 2 * width}.get(training.optimizer, 0)
+    moments = 2 * width if training.optimizer == "adamw" else 0
     gradients = 0 if training.steps_in_backward else width
     activations = training.micro_batch_size * GIB // (8 if training.gradient_checkpointing else 1)
     parts = {

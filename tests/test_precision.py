@@ -1,16 +1,28 @@
-"""What a pass of training computes in, and how often."""
+"""What a pass of training computes in, and how often; compiled, and on an accelerator of another kind than
+CUDA.
+"""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig
 
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training.loop import groups_of_weights, place
-from tests.test_isolation import build
-from tests.test_packed import LLAMA
+from fullft_assets.training.loop import place
+from tests.machine import lacks
+from tests.test_distributed import ROOT
+from tests.test_isolation import SMALL, build
+from tests.test_packed import LLAMA, SETTINGS, fit, training
 
 pytestmark = pytest.mark.numeric
 
@@ -54,6 +66,68 @@ def test_gradient_checkpointing_computes_each_layer_twice_in_a_pass() -> None:
     assert counts == {False: 1, True: 2}
 
 
-def test_the_optimizer_steps_in_one_kernel() -> None:
-    groups = groups_of_weights(build(LLAMA), TrainingSettings())
-    assert TrainingSettings().chosen_optimizer.build(groups, "fp32", 1.0, 0).defaults["fused"] is True
+_ON_ANOTHER_DEVICE = """
+import json, sys
+from pathlib import Path
+from fullft_assets.errors import Interrupted
+from tests.test_packed import LLAMA, SETTINGS, Stopping, fit, training
+
+chosen = SETTINGS.model_copy(update={"epochs": 2, "checkpoint_every_steps": 3, "max_grad_norm": 1.0})
+
+def run(name, **options):
+    folder = Path(sys.argv[1]) / name
+    done = fit(LLAMA, training(40), chosen, folder, resumable=True, evaluate_at=None, **options)
+    keys = ("step", "loss", "grad_norm", "validation_loss")
+    history = [[line.get(key) for key in keys] for line in done.history]
+    return next(done.model.parameters()).device.type, history
+
+results = [run("host")]
+from tests import remote_device
+results.append(run("remote"))
+try:
+    run("stopped", progress=Stopping(7))
+except Interrupted as error:
+    results.append(str(error).partition(";")[0])
+results.append(run("stopped"))
+print(json.dumps(results))
+"""
+
+
+def test_training_scoring_and_resume_on_another_kind_of_device(tmp_path: Path) -> None:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _ON_ANOTHER_DEVICE, str(tmp_path)]
+    done = subprocess.run(
+        command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
+    (host, expected), (remote, found), stop, (_, resumed) = json.loads(done.stdout.splitlines()[-1])
+    assert (host, remote) == ("cpu", "lazy") and stop == "stopped at step 8 of 10"
+    assert [
+        [each if each is None else pytest.approx(each, rel=1e-5) for each in line] for line in expected
+    ] == found
+    assert resumed == found, "the same bits"
+
+
+#: One layer: most of the time goes to the C++ compiler.
+ONE_LAYER = LlamaConfig(**SMALL | {"num_hidden_layers": 1}, pad_token_id=0)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_compiled_model_trains_to_the_same_losses(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        lacks("apt-get install g++ python3-dev")
+    logs, names = [], []
+    for compiles in (False, True):
+        done = fit(
+            ONE_LAYER,
+            training(marked=True),
+            SETTINGS.model_copy(update={"compile": compiles}),
+            tmp_path / str(compiles),
+        )
+        logs.append([(line["loss"], line["grad_norm"]) for line in done.history if "loss" in line])
+        (layer,) = done.model.base_model.layers
+        assert (layer._compiled_call_impl is not None) is compiles
+        done.model.save_pretrained(tmp_path / f"{compiles}-model")
+        names.append(set(load_file(tmp_path / f"{compiles}-model" / "model.safetensors")))
+    assert np.allclose(logs[0], logs[1], rtol=1e-4) and names[0] == names[1]

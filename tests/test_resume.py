@@ -5,7 +5,6 @@ server, and once as the command that a person runs.
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +20,10 @@ from safetensors.torch import load_file
 from fullft_assets.jobs.launch import EXIT_FIXABLE
 from fullft_assets.store import Manifest
 from fullft_assets.training.checkpoints import SEAL, STEP_LOG, latest_checkpoint
+from fullft_assets.training.finetuning import exclusive
 from tests import metadata_server
 from tests.forked_training import ForkedTraining
-from tests.prepared import Prepared, command, prepare, write_tiny_model
+from tests.prepared import Prepared, command, prepare
 
 EVERY = 3
 SECONDS = 180.0
@@ -177,37 +177,17 @@ def test_killed_at_seeded_moments_it_resumes_to_the_same_weights(prepared: Prepa
     assert run.manifest().metadata["training_seconds"] > run.log()[-2]["seconds"] - run.log()[0]["seconds"]
 
 
-TWO = {"processes": 2, "micro_batch_size": 2}
-
-
 @pytest.mark.parametrize(
     ("name", "kills", "changes", "spoiled"),
     [
-        pytest.param(
-            "layers",
-            12,
-            {"l2_sp": 0.05, "freeze_layers": 1, "micro_batch_size": 4},
-            0,
-            marks=pytest.mark.long,
-        ),
         pytest.param("plain", 20, {}, 0, marks=[pytest.mark.slow, pytest.mark.long]),
-        pytest.param(
-            "low memory",
-            20,
-            {"optimizer": "adamw_in_backward", "weights": "bf16", "precision": "auto"},
-            0,
-            marks=[pytest.mark.slow, pytest.mark.long],
-        ),
         pytest.param("rolled back", 8, {"keep_best": True}, 15, marks=pytest.mark.slow),
         pytest.param(
-            "two whole",
+            "two in parts",
             7,
-            {**TWO, "weights": "bf16", "precision": "auto"},
+            {"processes": 2, "micro_batch_size": 2, "sharding": "fsdp2"},
             0,
             marks=[pytest.mark.slow, pytest.mark.long],
-        ),
-        pytest.param(
-            "two in parts", 7, {**TWO, "sharding": "fsdp2"}, 0, marks=[pytest.mark.slow, pytest.mark.long]
         ),
     ],
 )
@@ -292,49 +272,12 @@ def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_continue(
     assert_same_as(straight, run)
 
 
-def test_second_process_at_the_same_work_is_refused(prepared: Prepared, straight: Run) -> None:
+def test_second_process_at_the_same_work_is_refused(prepared: Prepared) -> None:
     run = Run(prepared, "twice")
-    first = run.start()
-    wait_for(lambda: run.step() >= 1)
-    first.send_signal(signal.SIGSTOP)
-    try:
+    with exclusive(run.folder):
         second = run.start()
         _, errors = second.communicate(timeout=SECONDS)
-        assert second.returncode == EXIT_FIXABLE
-        assert errors.strip().splitlines() == [
-            f"{run.folder}: another process works in this folder; wait for it or stop it"
-        ]
-    finally:
-        first.send_signal(signal.SIGCONT)
-    _, errors = first.communicate(timeout=SECONDS)
-    assert first.returncode == 0, errors
-    assert_same_as(straight, run)
-
-
-@pytest.mark.numeric
-@pytest.mark.slow
-def test_two_processes_train_together_and_resume(tmp_path: Path) -> None:
-    # Two processes would draw other dropout than one.
-    write_tiny_model(tmp_path / "model")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0}))
-    prepared = prepare(tmp_path, base_model="model", training=TRAINING)
-    straight = Run(prepared, "straight")
-    straight.finish()
-    run = Run(prepared, "two", processes=2, training={"micro_batch_size": 4}, launcher={"processes": 2})
-    process = run.start()
-    wait_for(lambda: run.step() >= 6 or process.poll() is not None)
-    process.send_signal(signal.SIGTERM)  # torchrun passes it on to both ranks
-    _, errors = process.communicate(timeout=SECONDS)
-    checkpoint = latest_checkpoint(run.folder)
-    assert checkpoint is not None, errors
-    assert len(torch.load(checkpoint / "random_states.pt", weights_only=True)) == 2
-    assert f"resuming at step {checkpoint.name.split('-')[1]} " in run.finish()
-    manifest = run.manifest()
-    assert manifest.metadata["num_steps"] == straight.manifest().metadata["num_steps"]
-    steps = [line["step"] for line in run.log() if "loss" in line]
-    assert steps == sorted(set(steps))
-    # The same batches, each rank half of them: the loss is the whole batch's mean, as with one process.
-    first, alone = run.log()[0], straight.log()[0]
-    assert first["loss"] == pytest.approx(alone["loss"], rel=0.02)
-    shutil.rmtree(run.folder, ignore_errors=True)
+    assert second.returncode == EXIT_FIXABLE
+    assert errors.strip().splitlines() == [
+        f"{run.folder}: another process works in this folder; wait for it or stop it"
+    ]

@@ -13,15 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import botocore.exceptions
-import dagster as dg
 import pytest
 import torch
 
 from fullft_assets import errors
-from fullft_assets.errors import DiskError, Interrupted, OutOfMemory, WorkloadError, classify
+from fullft_assets.errors import DiskError, Interrupted, OutOfMemory, classify
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, WorkloadFailure
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.resources import one_line_errors
 from fullft_assets.store import Store
 from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.training import guards
@@ -133,18 +131,6 @@ class TestOutOfMemory:
         at_once = tiny.recipe.score(fit.model, QUIET)["loss"]
         assert fit.scores["validation_loss"] == pytest.approx(at_once, rel=1e-4), "of the same weights"
 
-    def test_a_row_that_does_not_fit_while_it_is_scored_is_one_line(self, tiny, tmp_path, monkeypatch):
-        limit_memory(monkeypatch, rows=0, scoring=True)
-        with pytest.raises(
-            OutOfMemory,
-            match=(
-                r"^memory ran out while scoring \(a single window of [\d,]+ tokens in a pass\), not while"
-                r" training; lower"
-            ),
-        ):
-            train(tiny, tmp_path)
-        assert RunHistory(tmp_path).incidents == []
-
     def test_other_memory_that_scoring_takes_is_reported_as_such(self, tiny, tmp_path, monkeypatch):
         def no_room(*arguments: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -207,23 +193,6 @@ class TestStopAtABadMoment:
             for name, value in straight.model.state_dict().items()
         )
 
-    def test_also_while_they_are_scored_for_the_last_time(self, tiny, tmp_path, monkeypatch):
-        progress = Progress(silent=True)
-        calls, score = [], classification.score
-
-        def stopped_score(model: object, split: object, between_batches: object) -> object:
-            calls.append(1)
-            progress.stop_requested = len(calls) == 2
-            return score(model, split, between_batches)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(classification, "score", stopped_score)
-            with pytest.raises(Interrupted, match="stopped at step 31 of 31"):
-                train(tiny, tmp_path, progress)
-        fit = train(tiny, tmp_path)
-        assert (fit.resumed_from_step, fit.num_steps, fit.history[-1]["step"]) == (31, 31, 31)
-        assert "validation_loss" in fit.history[-1]
-
 
 class TestClasses:
     @pytest.mark.parametrize(
@@ -266,30 +235,6 @@ class TestClasses:
     def test_each_failure_has_its_class(self, error, failure):
         assert classify(error) == failure
 
-    def test_the_class_is_in_the_message_and_the_metadata_of_the_failure_in_dagster(self, tmp_path):
-        store = Store(str(tmp_path))
-        with pytest.raises(dg.Failure) as failure, one_line_errors(store, "letters"):
-            raise WorkloadError("training stopped at step 9 by its guard non_finite: loss nan", "divergence")
-        assert (
-            failure.value.description
-            == "training stopped at step 9 by its guard non_finite: loss nan [divergence]"
-        )
-        assert failure.value.metadata["failure"].value == "divergence"
-        with pytest.raises(dg.Failure) as failure, one_line_errors(store, "letters"):
-            raise errors.DataError("a.csv:3: no label")
-        assert failure.value.description == "a.csv:3: no label"
-        assert failure.value.metadata["failure"].value == "data"
-
-    def test_the_first_ranks_reason_counts(self, tmp_path):
-        first, second = (
-            WorkloadFailure("loss nan", "divergence"),
-            WorkloadFailure("connection closed by peer", "unknown"),
-        )
-        assert first.write(tmp_path / "error")
-        assert not second.write(tmp_path / "error")
-        assert WorkloadFailure.read(tmp_path / "error") == first
-        assert WorkloadFailure.read(tmp_path / "none") is None
-
 
 class TestRecord:
     """A workload that fails leaves its class and its reason in the store."""
@@ -306,12 +251,11 @@ class TestRecord:
         return code, json.loads(record.read_text())
 
     def test_a_guard_that_stops(self, tiny, capsys, monkeypatch):
-        monkeypatch.setattr(guards, "_DEAD_NORM", 1e9)
-        monkeypatch.setattr(guards, "_DEAD_STEPS", 8)
-        code, record = self.run(tiny, "diverged")
+        monkeypatch.setattr(guards.NoProgress, "look", lambda self, metrics: guards.Symptom(1, "flat"))
+        code, record = self.run(tiny, "diverged", guards={"no_progress": "stop"})
         assert code == EXIT_FIXABLE
         assert record["failure"] == "divergence"
-        assert "by its guard dead_gradient: gradient norm" in record["reason"]
+        assert "by its guard no_progress: flat" in record["reason"]
         assert capsys.readouterr().err == record["reason"] + "\n"
 
     def test_an_error_that_nobody_foresaw(self, tiny, monkeypatch, capsys):

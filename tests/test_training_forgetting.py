@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from fullft_assets.workloads import training
 from tests import small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 from tests.project import licence_rows
-from tests.test_report import LABELS, evaluation_of, full_report
 from tests.test_resume import Run, assert_same_as
 
 STAGE = "finetuned_checkpoint"
@@ -182,31 +180,3 @@ def kill_and_compare(case: Prepared, name: str, kills: int, changes: dict[str, A
         ]
         assert of_both[0] == of_both[1]
     return killed.manifest()
-
-
-@pytest.mark.slow
-class TestKilled:
-    def test_budget_and_score_before_training_survive(self, encoder: Prepared) -> None:
-        rises = [
-            line["general_rise"]
-            for line in log_of(encoder, train(encoder, "for the budget", epochs=2))
-            if "general_rise" in line
-        ]
-        made = kill_and_compare(
-            encoder, "budget", 6, {"epochs": 2.0, "max_general_rise": (rises[1] + rises[2]) / 2}
-        )
-        assert made.metadata["incidents"] and made.metadata["model_of_step"] < made.metadata["num_steps"]
-
-
-def test_report_shows_it(tmp_path: Path) -> None:
-    log = [
-        {"step": 0, "general_loss": 2.0},
-        {"step": 4, "loss": 1.0, "validation_loss": 1.0, "general_loss": 2.5, "general_rise": 0.5},
-    ]
-    shown = full_report(
-        evaluation_of(LABELS), training_log=log, forgetting=[("rise", "+0.5000; no budget was set")]
-    )
-    assert "general" in report.write(tmp_path, shown)
-    for name in ("report.md", "report.html"):
-        page = (tmp_path / name).read_text()
-        assert "What it forgot" in page and "+0.5000; no budget was set" in page

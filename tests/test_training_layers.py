@@ -108,8 +108,3 @@ class TestPull:
             anchor.pull(model)
             torch.testing.assert_close(weight.grad, torch.full_like(weight, expected))
         torch.testing.assert_close(model.classifier.weight.grad, torch.ones_like(model.classifier.weight))
-
-    def test_frozen_weights_are_not_held_twice(self, tiny):
-        model = load_for_training(tiny.base_model, tiny.labels)
-        layers.freeze(model, quick(freeze_layers=1))
-        assert not [name for name in Anchor(model, 0.1, has_new_head=True)._start if "embeddings" in name]

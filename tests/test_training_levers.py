@@ -2,8 +2,6 @@
 between. Each does what it says.
 """
 
-import gc
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch.nn import functional
 
 from fullft_assets.errors import DivergenceError, SettingsError
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models import precision, token_loss
+from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import IGNORED, TokenLoss
 from fullft_assets.settings import DistillationSettings, TrainingSettings
@@ -28,7 +26,6 @@ from tests import project as projects
 from tests import small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 from tests.project import licence_rows
-from tests.test_resume import Run
 from tests.test_training_forgetting import kill_and_compare
 
 pytestmark = pytest.mark.numeric
@@ -98,13 +95,7 @@ class TestDistilledTokenLoss:
         return [student, regularization.frozen(teacher, torch.device("cpu"))]
 
     @pytest.mark.parametrize("marks_replay", [True, False])
-    @pytest.mark.parametrize("is_fused", [True, False])
-    def test_value_and_gradients(
-        self, models, marks_replay: bool, is_fused: bool, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(
-            token_loss, "_CHUNK_ELEMENTS", {"cpu": 2 * 7 * 512}
-        )  # several chunks of 7 tokens, the last one shorter
+    def test_value_and_gradients(self, models, marks_replay: bool) -> None:
         student, teacher = models
         generator = torch.Generator().manual_seed(2)
         ids = torch.randint(1, 512, (3, 20), generator=generator)
@@ -113,8 +104,6 @@ class TestDistilledTokenLoss:
         replayed[0, 8:] = replayed[2, :5] = True
         inputs = {"input_ids": ids, "position_ids": torch.arange(20).expand(3, 20)}
         hard = TokenLoss(student, {name: value[:1] for name, value in inputs.items()})
-        assert hard.is_fused
-        hard.is_fused = is_fused
         loss = DistilledTokenLoss(hard, teacher, 0.3)
         student.zero_grad()
         marks = {"is_replayed": replayed} if marks_replay else {}
@@ -247,58 +236,6 @@ class TestWeightsInBetween:
         ):
             train(encoder, "none", wise_ft=[1.0], max_general_rise=1e-9)
 
-    @pytest.mark.parametrize("optimizer", ["adamw", "adafactor_in_backward"])
-    def test_what_only_steps_need_is_freed_before(
-        self, encoder: Prepared, tmp_path: Path, optimizer: str
-    ) -> None:
-        held: list[tuple[int, int]] = []
-        seen: list[tuple[torch.optim.Optimizer, int]] = []
-
-        class Watched(type(encoder.recipe)):
-            def load_original(self, settings: TrainingSettings) -> Any:
-                if seen:  # the anchors' own come before training
-                    gc.collect()
-                    held.append(
-                        (
-                            len(seen[-1][0].state),
-                            sum(isinstance(found, regularization.Anchor) for found in gc.get_objects()),
-                        )
-                    )
-                return super().load_original(settings)
-
-        recipe = Watched(
-            **{field.name: getattr(encoder.recipe, field.name) for field in fields(encoder.recipe)}
-        )
-        changes = {"optimizer": optimizer, "epochs": 1.0}
-        # The one holds anchors; the other steps in the backward pass, without any.
-        changes |= (
-            {"l2_sp": 0.01}
-            if optimizer == "adamw"
-            else {"micro_batch_size": encoder.use_case.settings.training.batch_size}
-        )
-        settings = encoder.use_case.settings.training.model_dump() | changes
-        found = fine_tune(
-            recipe,
-            TrainingSettings.model_validate(settings | {"wise_ft": [1.0]}),
-            17,
-            tmp_path,
-            QUIET,
-            resumable=False,
-            watch=lambda moment, loop: seen.append((loop.optimizer, len(loop.optimizer.state))),
-        )
-        assert seen[-1][1] > 10 and held == [(0, 0)]
-        plain = fit(encoder, tmp_path, **changes).model.state_dict()
-        assert all(torch.equal(value, plain[name]) for name, value in found.model.state_dict().items())
-
-    def test_the_check_on_overfitting_judges_the_saved_model(self, encoder: Prepared) -> None:
-        made = train(encoder, "judged", wise_ft=[0.25], epochs=2.0)
-        (chosen,) = made.metadata["wise_ft_scores"]
-        assert (
-            made.check("is_not_overfitted").metadata["validation_loss"]
-            == chosen["validation_loss"]
-            == made.metadata["validation_loss"]
-        )
-
     def test_a_language_models_tied_head_is_interpolated_as_well(
         self, language: Prepared, tmp_path: Path
     ) -> None:
@@ -367,27 +304,7 @@ ALL = {
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["language", "encoder"])
-def test_all_together_survive_kills(name: str, request: pytest.FixtureRequest) -> None:
-    case = request.getfixturevalue(name)
-    changes = dict(TrainingSettings.model_validate(case.use_case.settings.training.model_dump() | ALL))
-    made = kill_and_compare(case, f"levers-{name}", 4, changes)
+def test_all_together_survive_kills(language: Prepared) -> None:
+    changes = dict(TrainingSettings.model_validate(language.use_case.settings.training.model_dump() | ALL))
+    made = kill_and_compare(language, "levers", 4, changes)
     assert made.metadata["wise_ft_alpha"] in (0.5, 1.0) and np.isfinite(made.metadata["general_rise"])
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_with_all_of_them(language: Prepared) -> None:
-    changes = dict(
-        TrainingSettings.model_validate(
-            language.use_case.settings.training.model_dump() | ALL | {"epochs": 1.0}
-        )
-    )
-    one = Run(language, "one", training=changes)
-    two = Run(language, "two", processes=2, training=changes, launcher={"processes": 2})
-    for run in (one, two):
-        run.finish()
-    losses = [[line["loss"] for line in run.log() if "loss" in line] for run in (one, two)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    alone, together = one.manifest().metadata, two.manifest().metadata
-    assert together["wise_ft_alpha"] == alone["wise_ft_alpha"]
-    assert together["general_rise"] == pytest.approx(alone["general_rise"], abs=1e-2)

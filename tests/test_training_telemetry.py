@@ -1,17 +1,13 @@
-"""What is seen of a training run: the step log, TensorBoard's event files, an MLflow store, sparse progress
-with the time left.
-"""
+"""What is seen of a training run: the step log, an MLflow store, sparse progress with the time left."""
 
 import gc
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fullft_assets.assets.model import _curves
 from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.hardware import peak_flops
@@ -19,9 +15,8 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import finetuning, recorder
 from fullft_assets.training.checkpoints import STEP_LOG, RunHistory, StepLog
 from fullft_assets.training.finetuning import Fit, fine_tune
-from fullft_assets.training.recorder import Meter, ModelShape, StepRecorder, Trackers, scalars, step_flops
+from fullft_assets.training.recorder import Meter, ModelShape, StepRecorder, Tracker, step_flops
 from fullft_assets.training.watching import GuardActions, RolledBack
-from fullft_assets.workloads.training import work
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare, quick
 from tests.test_isolation import APART, build
@@ -45,23 +40,12 @@ def stop_and_resume(case: Prepared, folder: Path, after: int, **changes: object)
     return train(case, folder, **changes)
 
 
-def event_values(folder: Path) -> dict[str, dict[int, float]]:
-    """Return the scalars of event files by tag and step, as TensorBoard reads them."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return {
-        tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]
-    }
-
-
 def _recorder(folder: Path) -> StepRecorder:
     """The recorder of a run of nine steps, without the run."""
     quiet = Progress(silent=True)
     return StepRecorder(
         StepLog(folder / STEP_LOG, 0),
-        Trackers([], folder, 0, {}, quiet),
+        Tracker([], folder, {}, quiet),
         Meter(np.full(9, 8), np.full(9, 8.0), None),
         quiet,
     )
@@ -110,47 +94,6 @@ class TestStepLog:
             with pytest.raises(RolledBack):
                 guards.check(line)
 
-    def test_track_changes_neither_weights_nor_log(self, tiny, tmp_path):
-        one, other = train(tiny, tmp_path / "a", track=[]), train(tiny, tmp_path / "b", track=["tensorboard"])
-        assert all(
-            (value == other.model.state_dict()[name]).all() for name, value in one.model.state_dict().items()
-        )
-        assert not (tmp_path / "a" / "tensorboard").exists()
-
-
-class TestTensorBoard:
-    def test_event_files_hold_the_step_log_once_after_a_resume(self, tiny, tmp_path):
-        fit = stop_and_resume(tiny, tmp_path, 7)
-        found = event_values(tmp_path / "tensorboard")
-        logged = {line["step"]: line["loss"] for line in fit.history if "loss" in line}
-        assert set(found) == {
-            *(
-                "train/loss",
-                "train/grad_norm",
-                "train/learning_rate",
-                "train/tokens_per_second",
-                "train/memory_gib",
-            ),
-            *("validation/loss", "validation/accuracy", "validation/macro_f1"),
-        }
-        assert found["train/loss"] == pytest.approx(logged, rel=1e-6)
-
-    def test_they_lie_beside_the_trained_model(self, tiny):
-        job = tiny.job(
-            "finetuned_checkpoint", "events", training={"epochs": 0.5, "batch_size": 8, "micro_batch_size": 8}
-        )
-        work(job, tiny.store, Progress(silent=True))
-        manifest = tiny.store.find(job.case, job.stage, job.key)
-        folder = tiny.store.folder(manifest)
-        assert event_values(folder / "logs" / "tensorboard")["train/loss"]
-        pictures = _curves(tiny.store, manifest)
-        assert "data:image/svg+xml;base64," in pictures["loss_curve"].value
-        assert manifest.metadata["incidents"] == []
-        assert (manifest.metadata["model_of_step"], manifest.metadata["num_warnings"]) == (
-            manifest.metadata["num_steps"],
-            0,
-        )
-
 
 class TestMLflow:
     @pytest.fixture
@@ -169,17 +112,9 @@ class TestMLflow:
         assert run.info.run_name == "finetuned_checkpoint/k1"
         assert run.info.status == "FINISHED"
         assert run.data.params["learning_rate"] == "0.003"
-        history = {
-            metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "train/loss")
-        }
+        history = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "loss")}
         assert history == {line["step"]: line["loss"] for line in fit.history if "loss" in line}
-        assert client.get_metric_history(run.info.run_id, "validation/macro_f1")
-
-    def test_a_stopped_run_is_marked_as_such(self, client, tiny, tmp_path):
-        with pytest.raises(Interrupted):
-            train(tiny, tmp_path / "w", Stopping(3), track=["mlflow"])
-        [run] = client.search_runs(["0"])
-        assert run.info.status == "KILLED"
+        assert client.get_metric_history(run.info.run_id, "validation_macro_f1")
 
     def test_a_server_that_fails_does_not_end_the_training(self, tiny, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://svc:PLANTED@127.0.0.1:9")
@@ -196,28 +131,6 @@ class TestMLflow:
             SettingsError, match=r"training\.track: mlflow is not installed; `pip install mlflow-skinny`"
         ):
             train(tiny, tmp_path, track=["mlflow"])
-        said: list[str] = []
-        Trackers(["tensorboard"], tmp_path, 0, {}, type("P", (), {"say": staticmethod(said.append)})())
-        assert said == [
-            "tensorboard is not installed: no event files beside metrics.jsonl (extra `tracking`)"
-        ]
-
-
-class TestProgress:
-    def test_dagster_hears_of_the_steps_sparsely_with_the_time_left(self, tiny, tmp_path, monkeypatch):
-        now = [0.0]
-        monkeypatch.setattr("fullft_assets.jobs.progress.time.monotonic", lambda: now[0])
-        lines: list[str] = []
-        progress = Progress(lines.append, silent=False)
-        for step in range(1, 2_001):
-            now[0] += 1.0
-            progress.step(step, 2_000, loss=0.5, learning_rate=1e-4, tokens_per_second=512.0, memory_gib=1.5)
-        assert (
-            lines[1]
-            == "step 11/2,000 (1%), loss 0.5, learning_rate 0.0001, tokens_per_second 512, memory_gib 1.5,"
-            " ETA 33 min 9 s"
-        )
-        assert len(lines) < 200
 
 
 class TestMeter:
@@ -276,28 +189,3 @@ class TestMeter:
     )
     def test_the_peak_is_known_by_the_name_of_the_card(self, card, precision, peak):
         assert peak_flops(card, precision) == peak
-
-    def test_events_and_times_are_no_scalars(self):
-        line = {
-            "step": 3,
-            "seconds": 2.0,
-            "loss": 1,
-            "mfu": 0.4,
-            "note": "x",
-            "validation_loss": 2.0,
-            "general_loss": 3.0,
-        }
-        assert scalars(line) == {
-            "train/loss": 1.0,
-            "train/mfu": 0.4,
-            "validation/loss": 2.0,
-            "general/loss": 3.0,
-        }
-        assert math.isnan(scalars({"step": 1, "loss": math.nan})["train/loss"])
-
-
-def test_the_pilot_leaves_nothing_beside_its_log(tiny, tmp_path):
-    chosen = quick(epochs=0.3, track=["tensorboard"])
-    fine_tune(tiny.recipe, chosen, 17, tmp_path, Progress(silent=True), resumable=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-    shutil.rmtree(tmp_path)

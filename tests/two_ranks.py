@@ -20,18 +20,13 @@ from typing import Any
 import torch
 
 from fullft_assets.errors import Interrupted, StoreError
-from fullft_assets.jobs import read_job
-from fullft_assets.jobs.launch import ERROR_FILE
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.models import inference
-from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.training import finetuning
 from fullft_assets.training.checkpoints import Incident, RunHistory
 from fullft_assets.training.finetuning import TrainingSegment
-from fullft_assets.workloads import entry
-from fullft_assets.workloads.training import work as train_job
-from tests.prepared import prepare
-from tests.test_packed import CAPACITY, LLAMA, SETTINGS, Built, fit, training
+from fullft_assets.training.watching import Validator
+from tests.optimizer_steps import Stopping
+from tests.test_packed import LLAMA, SETTINGS, Built, fit, training
 
 #: A scene takes two or three of them.
 SECONDS = 60
@@ -124,78 +119,41 @@ def roll_back(folder: Path, rank: int) -> Any:
     }
 
 
-def own_scores(folder: Path, rank: int) -> Any:
-    """The second rank scores each look better than the one before, the first one all alike."""
-    looks = []
-
-    def score(self: Built, model: Any, listener: Any) -> dict[str, float]:
-        looks.append(1)
-        return {"loss": 2.0 - rank * 0.1 * len(looks)}
-
-    Built.score = score
-    settings = SETTINGS.model_copy(update={"keep_best": True})
-    done = fit(
-        LLAMA,
-        training(60, marked=True),
-        settings,
-        folder,
-        num_processes=2,
-        resumable=True,
-        evaluate_at=range(1, 5),
-    )
-    return {
-        "best": done.step,
-        "scores": [line["validation_loss"] for line in done.history if "validation_loss" in line],
-    }
-
-
 def keep_best(folder: Path, rank: int) -> Any:
-    """Which rank loads the best checkpoint."""
+    """Which rank scores, and which one loads the best checkpoint: the first one scores all weights alike."""
     load, loaded = finetuning.load_weights, []
 
     def load_seen(*arguments: Any) -> None:
         load(*arguments)
         loaded.append(arguments[1].name)
 
-    finetuning.load_weights = load_seen
-    return {**own_scores(folder, rank), "loaded": loaded}
+    def score(self: Built, model: Any, listener: Any) -> dict[str, float]:
+        assert rank == 0
+        return {"loss": 2.0}
+
+    finetuning.load_weights, Built.score = load_seen, score
+    settings = SETTINGS.model_copy(update={"keep_best": True})
+    options = {"num_processes": 2, "resumable": True, "evaluate_at": range(1, 5)}
+    done = fit(LLAMA, training(60, marked=True), settings, folder, **options)
+    scores = [line["validation_loss"] for line in done.history if "validation_loss" in line]
+    return {"best": done.step, "scores": scores, "loaded": loaded}
 
 
 def stop_while_scoring(folder: Path, rank: int) -> Any:
-    """The second rank alone is asked to stop, in a pass of the scoring after step 2, before which it had to
-    halve its batches.
-    """
-    inference.BATCH_TOKENS["cpu"] = 2 * CAPACITY
-    progress, passes, score, load = Progress(silent=True), [], Built.score, Built.load
-    scored_in: list[int] = []
-    is_scoring = False
+    """The second rank alone is asked to stop, while the first one scores the weights after step 2."""
+    progress, scored, validate, score = Progress(silent=True), [], Validator.validate, Built.score
 
-    def score_counted(self: Built, model: Any, listener: Any) -> dict[str, float]:
-        nonlocal is_scoring
-        passes.append(0)
-        is_scoring = True
-        try:
-            found = score(self, model, listener)
-        finally:
-            is_scoring = False
-        scored_in.append(passes[-1])
+    def validate_stopped(self: Validator, step: int, model: Any) -> Any:
+        progress.stop_requested = rank == 1
+        return validate(self, step, model)
+
+    def score_noted(self: Built, model: Any, listener: Any) -> dict[str, float]:
+        scored.append("begun")
+        found = score(self, model, listener)
+        scored.append("done")
         return found
 
-    def look(module: Any, inputs: Any) -> None:
-        # A training that begins probes its model, too.
-        if module.training or not is_scoring:
-            return
-        passes[-1] += 1
-        if rank == 1 and passes == [1]:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        progress.stop_requested = progress.stop_requested or (rank == 1 and passes == [6])
-
-    def load_watched(self: Built, chosen: Any) -> Any:
-        model = load(self, chosen)
-        model.register_forward_pre_hook(look)
-        return model
-
-    Built.score, Built.load = score_counted, load_watched
+    Validator.validate, Built.score = validate_stopped, score_noted
     options = {"num_processes": 2, "resumable": True, "evaluate_at": (2,)}
     data = training(60, marked=True)
     try:
@@ -205,63 +163,17 @@ def stop_while_scoring(folder: Path, rank: int) -> Any:
         said = str(error)
     left = sorted(path.name for path in folder.glob("checkpoint-*"))
     done = fit(LLAMA, data, SETTINGS, folder, **options)
-    scored = [line["step"] for line in done.history if "validation_loss" in line]
-    return {
-        "passes": passes,
-        "scored_in": scored_in,
-        "said": said,
-        "left": left,
-        "from": done.resumed_from_step,
-        "scored": scored,
-    }
-
-
-def wise_ft(folder: Path, rank: int) -> Any:
-    """Counts what is scored and loaded after training; then again, where the second rank alone is asked to
-    stop meanwhile.
-    """
-    seen: list[str] = []
-    progress, score, load = Progress(silent=True), Built.score, Built.load_original
-
-    def score_counted(self: Built, model: Any, listener: Any) -> dict[str, float]:
-        seen.append("score")
-        return score(self, model, listener)
-
-    def load_counted(self: Built, chosen: Any) -> Any:
-        seen.append("load")
-        return load(self, chosen)
-
-    def stop(*arguments: Any) -> None:
-        progress.stop_requested = rank == 1
-        free(*arguments)
-
-    Built.score, Built.load_original = score_counted, load_counted
-    settings = SETTINGS.model_copy(update={"wise_ft": [0.5, 1.0]})
-    done = fit(LLAMA, training(60, marked=True), settings, folder, num_processes=2, resumable=True)
-    alone, free = list(seen), finetuning.free_memory
-    finetuning.free_memory = stop
-    try:
-        fit(
-            LLAMA,
-            training(60, marked=True),
-            settings,
-            folder,
-            progress=progress,
-            num_processes=2,
-            resumable=True,
-        )
-    except Interrupted as error:
-        return {"alone": alone, "alpha": done.interpolated.alpha, "scores": done.scores, "said": str(error)}
+    steps = [line["step"] for line in done.history if "validation_loss" in line]
+    return {"scored": scored, "said": said, "left": left, "from": done.resumed_from_step, "steps": steps}
 
 
 def own_disks(folder: Path, rank: int) -> Any:
     """A training is stopped and goes on where the second rank has a disk of its own, without the
     checkpoint.
     """
-    stopping, data = Progress(silent=True), training(60, marked=True)
-    stopping.stop_requested = True
+    data = training(60, marked=True)
     with suppress(Interrupted):
-        fit(LLAMA, data, SETTINGS, folder, progress=stopping, num_processes=2, resumable=True)
+        fit(LLAMA, data, SETTINGS, folder, progress=Stopping(1), num_processes=2, resumable=True)
     own = folder if rank == 0 else folder.with_name("own")
     try:
         fit(LLAMA, data, SETTINGS, own, num_processes=2, resumable=True)
@@ -269,71 +181,13 @@ def own_disks(folder: Path, rank: int) -> Any:
         return str(error)
 
 
-def out_of_memory(folder: Path, rank: int) -> Any:
-    """The workload on two ranks: from the seventh step on the second one has no room for more than two rows a
-    pass.
-    """
-    root, uri = folder.parent / "case", folder.parent / "uri"
-    if rank == 0:
-        case = prepare(
-            root, tiny=True, training={"micro_batch_size": 4, "checkpoint_every_steps": 4, "track": []}
-        )
-        aside = uri.with_suffix(".partial")
-        aside.write_text(case.job("finetuned_checkpoint", launcher={"processes": 2}).write(case.store))
-        aside.replace(uri)
-    _wait_for(uri)
-    return _work_in_little_memory(uri.read_text(), rank)
-
-
-def out_of_memory_again(folder: Path, rank: int) -> Any:
-    """The same command, after `out_of_memory`."""
-    return _work_in_little_memory((folder.parent.parent / "out_of_memory" / "uri").read_text(), rank)
-
-
-def _work_in_little_memory(uri: str, rank: int) -> Any:
-    load, passes = classification.load_for_training, []
-
-    def look(module: Any, inputs: Any, named: dict[str, Any]) -> None:
-        if module.training:
-            passes.append(len(named["input_ids"]))
-            if rank == 1 and len(passes) > 6 and passes[-1] > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    def load_limited(*arguments: Any, **options: Any) -> Any:
-        model = load(*arguments, **options)
-        model.register_forward_pre_hook(look, with_kwargs=True)
-        return model
-
-    classification.load_for_training = load_limited
-    os.environ.pop(ERROR_FILE, None)  # as when started by hand: the ranks share the store alone
-    status = entry.run_job(train_job, uri, Progress(silent=True))
-    job = read_job(uri)
-    store = job.open_store()
-    made = store.find(job.case, job.stage, job.key)
-    failures = Path(store.url, "failures", job.case, job.stage, f"{job.key}.json")
-    return {
-        "status": status,
-        "passes": passes,
-        "failure": json.loads(failures.read_text()) if rank == 0 and failures.is_file() else None,
-        "metadata": (
-            {name: made.metadata[name] for name in ("incidents", "micro_batch_size", "resumed_from_step")}
-            if made
-            else None
-        ),
-    }
-
-
 SCENES: dict[str, Callable[[Path, int], Any]] = {
     scene.__name__: scene
     for scene in (
         roll_back,
-        own_scores,
         keep_best,
         own_disks,
         stop_while_scoring,
-        wise_ft,
-        out_of_memory,
-        out_of_memory_again,
     )
 }
 

@@ -360,22 +360,15 @@ def in_batches(
             one.
         model: that is scored. Batches of a sharded one are not halved: its processes wait for each other
             within a pass.
-        progress: reports how many windows are done; asked whether to stop after each batch of the size before
-            any halving.
+        progress: reports how many windows are done; asked whether to stop after each batch.
 
     Raises:
         OutOfMemory: a single window does not fit.
         Interrupted: a stop was requested.
     """
-    batch_tokens = BATCH_TOKENS["cpu" if device().type == "cpu" else "gpu"]
-    done, max_tokens = 0, batch_tokens
-
-    def end_of(start: int, tokens: int) -> int:
-        return min(len(lengths), start + max(1, tokens // lengths[start]))
-
-    asked_at = end_of(0, max_tokens) if lengths else 0
+    done, max_tokens = 0, BATCH_TOKENS["cpu" if device().type == "cpu" else "gpu"]
     while done < len(lengths):
-        end = end_of(done, max_tokens)
+        end = min(len(lengths), done + max(1, max_tokens // lengths[done]))
         results: list[_Found] = []
         try:
             results.append(forward(done, end))
@@ -392,15 +385,9 @@ def in_batches(
             continue
         yield results.pop()
         done = end
-        if progress is None:
-            continue
-        # All ranks ask equally often, whichever of them halves its batches.
-        while asked_at <= done:
+        if progress is not None:
             progress.raise_if_stopped()
-            if asked_at == len(lengths):
-                break
-            asked_at = end_of(asked_at, batch_tokens)
-        progress.step(done, len(lengths))
+            progress.step(done, len(lengths))
 
 
 @contextmanager

@@ -103,7 +103,9 @@ class TokenLoss:
             states = hidden.flatten(0, 1).index_select(0, positions)
             return LinearCrossEntropy.apply(states, head.weight, head.bias, targets)
 
-        return loss_in_head(head, loss_of, model, inputs)
+        # A copy: FSDP warns about views, whose hooks an operation in place would lose.
+        with replaced_forward(head, lambda hidden: loss_of(hidden).reshape(1, 1, 1).clone()):
+            return model(**inputs, use_cache=False).logits.sum()
 
     @torch.no_grad()
     def _returns_logits_of_head(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
@@ -154,20 +156,6 @@ def replaced_forward(head: nn.Module, compute: Callable[[torch.Tensor], torch.Te
         del head.forward
 
 
-def loss_in_head(
-    head: nn.Module,
-    loss_of: Callable[[torch.Tensor], torch.Tensor],
-    model: nn.Module,
-    inputs: Mapping[str, Any],
-) -> torch.Tensor:
-    """Return the scalar that a forward pass returns in place of its logits: `loss_of` the head's input [rows,
-    tokens, hidden].
-    """
-    # A copy: FSDP warns about views, whose hooks an operation in place would lose.
-    with replaced_forward(head, lambda hidden: loss_of(hidden).reshape(1, 1, 1).clone()):
-        return model(**inputs, use_cache=False).logits.sum()
-
-
 def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return functional.cross_entropy(logits.float(), targets, reduction="none"), logits.argmax(-1) == targets
 
@@ -186,33 +174,26 @@ def output_head(model: PreTrainedModel) -> nn.Linear:
     return cast(nn.Linear, head)
 
 
-class LossOfHead(torch.autograd.Function):
-    """A summed loss of the logits `hidden @ weight.T + bias`; the forward pass computes its gradients, a
-    chunk of tokens at a time.
+class LinearCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of the logits `hidden @ weight.T + bias`; the forward pass computes its gradients,
+    a chunk of tokens at a time.
     """
 
     @staticmethod
-    def summed(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        loss_of_chunk: Callable[[slice, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-        num_heads: int = 1,
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
     ) -> torch.Tensor:
-        """Return the sum, a scalar in fp32, which `forward` returns.
+        """Return a scalar in fp32.
 
         Args:
-            ctx: takes what backward needs; the first three arguments of `forward` are the next three here.
+            ctx: takes what backward needs.
             hidden: [tokens, hidden].
             weight: [vocabulary, hidden].
             bias: [vocabulary] or None.
-            loss_of_chunk: (a chunk of the tokens, their logits) -> their summed loss and its gradient
-                [tokens, vocabulary] by the logits, both in fp32.
-            num_heads: heads whose logits of a token exist at the same time.
+            targets: [tokens] token ids.
         """
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        dtype = dtype_of_logits(weight)
+        dtype = _dtype_of_logits(weight)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
@@ -220,10 +201,10 @@ class LossOfHead(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             states, matrix = hidden.to(dtype), weight.to(dtype)
             offset = None if bias is None else bias.to(dtype)
-            size = _tokens_of_chunk(weight, num_heads)
+            size = _tokens_of_chunk(weight)
             for start in range(0, len(hidden), size):
                 chunk = slice(start, start + size)
-                loss, slope = loss_of_chunk(chunk, functional.linear(states[chunk], matrix, offset))
+                loss, slope = _cross_entropy(functional.linear(states[chunk], matrix, offset), targets[chunk])
                 total += loss
                 if grad_bias is not None:
                     grad_bias += slope.sum(0)
@@ -254,40 +235,23 @@ class LossOfHead(torch.autograd.Function):
         )
 
 
-class LinearCrossEntropy(LossOfHead):
-    """Summed cross-entropy of the logits `hidden @ weight.T + bias`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
-    ) -> torch.Tensor:
-        """Return a scalar in fp32; arguments as for `summed`, and `targets`, [tokens] token ids."""
-        return LossOfHead.summed(
-            ctx, hidden, weight, bias, lambda chunk, logits: cross_entropy(logits, targets[chunk])
-        )
-
-
-def _tokens_of_chunk(weight: torch.Tensor, num_heads: int = 1) -> int:
+def _tokens_of_chunk(weight: torch.Tensor) -> int:
     kind = PLANNED_DEVICE.get() or weight.device.type
-    elements = _CHUNK_ELEMENTS["cpu" if kind == "cpu" else "gpu"]
-    return max(1, elements // (num_heads * len(weight)))
+    return max(1, _CHUNK_ELEMENTS["cpu" if kind == "cpu" else "gpu"] // len(weight))
 
 
-def dtype_of_logits(weight: torch.Tensor) -> torch.dtype:
+def _dtype_of_logits(weight: torch.Tensor) -> torch.dtype:
     """Return the dtype that a head computes in: autocast's, else that of its weight."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the summed cross-entropy and its gradient by the logits, both in fp32.
 
     Args:
         logits: [tokens, vocabulary].
         targets: [tokens] token ids.
-        shares: [tokens] weight of each token; None: 1.
     """
     answers = targets[:, None]
     scores = torch.log_softmax(logits, -1, dtype=torch.float32)
@@ -295,9 +259,6 @@ def cross_entropy(
     # In place: a second table of that size would double the memory.
     slope = scores.exp_()
     slope.scatter_add_(1, answers, torch.full_like(answers, -1, dtype=torch.float32))
-    if shares is not None:
-        losses *= shares[:, None]
-        slope *= shares[:, None]
     return -losses.sum(), slope
 
 

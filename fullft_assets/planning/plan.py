@@ -23,10 +23,8 @@ FITS_IN_MEMORY = CheckSpec(
 #: Rungs of the memory ladder, as (optimizer, weights), from the most memory to the least.
 MEMORY_LADDER: tuple[tuple[str, Weights], ...] = (
     ("adamw", "fp32"),
-    ("adamw_in_backward", "fp32"),
     ("adafactor", "fp32"),
     ("adamw", "bf16"),
-    ("adamw_in_backward", "bf16"),
     ("adafactor_in_backward", "fp32"),
     ("adafactor_in_backward", "bf16"),
 )

@@ -403,7 +403,7 @@ def training_hours(
     if reached is None:
         return None
     flops = work.flops * work.num_padded_tokens / max(1, work.num_tokens)
-    flops *= (_RECOMPUTED if setup.gradient_checkpointing else 1) * (2 if setup.clips_in_two_passes else 1)
+    flops *= _RECOMPUTED if setup.gradient_checkpointing else 1
     slow, fast = reached
     return flops / fast / 3600, flops / slow / 3600
 

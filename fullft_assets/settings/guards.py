@@ -45,12 +45,6 @@ class RollsBack(GuardSettings):
     action: GuardAction = "roll_back"
 
 
-class Stops(GuardSettings):
-    """The settings of a guard that stops the run by default."""
-
-    action: GuardAction = "stop"
-
-
 #: In the order in which they look at a step; of several findings with the same action the first one counts.
 GUARDS: Registry[Any] = Registry(
     "guard",
@@ -58,15 +52,15 @@ GUARDS: Registry[Any] = Registry(
     {
         "non_finite": "fullft_assets.training.guards:NonFinite",
         "loss_spike": "fullft_assets.training.guards:LossSpike",
-        "dead_gradient": "fullft_assets.training.guards:DeadGradient",
         "no_progress": "fullft_assets.training.guards:NoProgress",
         "overfitting": "fullft_assets.training.guards:Overfitting",
     },
 )
 #: Keys of `training.guards` in earlier releases, with what to do instead; manifests may have recorded them.
 _REMOVED = {
+    "dead_gradient": "`no_progress` warns of a loss that stays, and the check loss_is_falling stops the model",
     "exploding_gradient": "gradients are clipped; `loss_spike` and `non_finite` guard what follows",
-    "idle": "rows are read ahead from memory, so that an accelerator does not wait for them",
+    "idle": "rows are read from memory, so that an accelerator does not wait for them",
     "more": "name the guard beside the others",
     "rate_factor": "each roll-back halves the learning rate",
     "max_roll_backs": "the second roll-back of a run is its last",

@@ -26,32 +26,26 @@ class Optimizer:
 
     Attributes:
         steps_in_backward: whether each weight is updated, and its gradient freed, as soon as the gradient is
-            there. `build` must then return a `training.optimizers.low_memory.LowMemoryOptimizer`.
-        bounds_its_updates: whether a step in the backward pass needs no clipping by the gradients' norm.
+            there. `build` must then return a `training.optimizers.low_memory.LowMemoryOptimizer`, which
+            bounds its updates itself: their gradients are not clipped.
         takes_bf16: whether small updates of weights in bf16 survive, such as by stochastic rounding.
         takes_shards: whether each process may hold a part of each weight (`training.sharding`).
-        package: Python package that has to be installed for it, and the command that does so.
     """
 
     steps_in_backward: bool = False
-    bounds_its_updates: ClassVar[bool] = False
     takes_bf16: ClassVar[bool] = False
     takes_shards: bool = False
-    package: ClassVar[tuple[str, str] | None] = None
 
     def state_bytes(self, weights: Weights) -> int:
         """Return the bytes that it keeps from step to step for each trained weight; none by default."""
         return 0
 
-    def build(
-        self, groups: list[dict[str, Any]], weights: Weights, max_norm: float, seed: int
-    ) -> torch.optim.Optimizer:
+    def build(self, groups: list[dict[str, Any]], weights: Weights, seed: int) -> torch.optim.Optimizer:
         """Return the optimizer of a training.
 
         Args:
             groups: weights that are trained as `params`, with their `lr` and `weight_decay`.
             weights: format of the weights.
-            max_norm: that gradients are clipped to; it is needed in the backward pass alone.
             seed: of everything that it draws.
         """
         raise NotImplementedError
@@ -63,9 +57,7 @@ OPTIMIZERS: Registry[Optimizer] = Registry(
     "fullft_assets.optimizers",
     {
         "adamw": "fullft_assets.training.optimizers.adamw:ADAMW",
-        "adamw_8bit": "fullft_assets.training.optimizers.adamw_8bit:ADAMW_8BIT",
         "adafactor": "fullft_assets.training.optimizers.adafactor:ADAFACTOR",
-        "adamw_in_backward": "fullft_assets.training.optimizers.adamw:ADAMW_IN_BACKWARD",
         "adafactor_in_backward": "fullft_assets.training.optimizers.adafactor:ADAFACTOR_IN_BACKWARD",
     },
 )

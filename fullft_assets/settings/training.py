@@ -87,9 +87,8 @@ class TrainingSettings(Settings):
     optimizer: Annotated[str, OneOf("optimizer", lambda: OPTIMIZERS.names)] = Field(
         default="adamw",
         description=(
-            "`adamw`; with less memory `adamw_8bit` (needs bitsandbytes), `adafactor`, `adamw_in_backward`"
-            " and `adafactor_in_backward`, which update weights in the backward pass, without gradient"
-            " accumulation; or one of another package."
+            "`adamw`; with less memory `adafactor`, and `adafactor_in_backward`, which updates weights in the"
+            " backward pass, without gradient accumulation; or one of another package."
         ),
     )
     weights: Weights = Field(
@@ -211,16 +210,14 @@ class TrainingSettings(Settings):
         description=(
             "What to do when a rule that watches the run fires, by the rule's name: `off`, `warn`,"
             " `roll_back` (to the last good checkpoint, with half the rate, twice a run at most) or `stop`"
-            " (the run fails; overfitting: it ends there). Defaults: non_finite and loss_spike roll_back,"
-            " dead_gradient stops, the others warn. A rule of another package may have"
-            " settings of its own beside its `action`."
+            " (the run fails; overfitting: it ends there). Defaults: non_finite and loss_spike roll_back, the"
+            " others warn. A rule of another package may have settings of its own beside its `action`."
         ),
     )
-    track: list[Literal["tensorboard", "mlflow"]] = Field(
-        default=["tensorboard"],
+    track: list[Literal["mlflow"]] = Field(
+        default_factory=list,
         description=(
-            "Where step metrics go in addition to metrics.jsonl: `tensorboard` event files, `mlflow` (server"
-            " from MLFLOW_TRACKING_URI)."
+            "Where step metrics go in addition to metrics.jsonl: `mlflow` (server from MLFLOW_TRACKING_URI)."
         ),
     )
     retry_epoch: int = Field(
@@ -234,6 +231,13 @@ class TrainingSettings(Settings):
     def _default_micro_batch_fits(cls, data: Any) -> Any:
         return with_fitting_default(data, "micro_batch_size", 16, other="batch_size")
 
+    @field_validator("track", mode="before")
+    @classmethod
+    def _refuse_tensorboard(cls, track: Any) -> Any:
+        if isinstance(track, list) and "tensorboard" in track:
+            raise ValueError("tensorboard was removed; metrics.jsonl has every step, and mlflow shows them")
+        return track
+
     @property
     def num_epochs(self) -> float:
         """Passes over the training rows: those asked for, or `EPOCHS`."""
@@ -241,9 +245,14 @@ class TrainingSettings(Settings):
 
     @field_validator("optimizer", mode="before")
     @classmethod
-    def _refuse_lomo(cls, name: Any) -> Any:
-        if name == "lomo":
-            raise ValueError("lomo was removed; set adafactor_in_backward, which takes little more memory")
+    def _refuse_removed(cls, name: Any) -> Any:
+        instead = {
+            "adamw_8bit": "adafactor, which takes less memory",
+            "adamw_in_backward": "adafactor, or adafactor_in_backward for less memory",
+            "lomo": "adafactor_in_backward, which takes little more memory",
+        }
+        if name in instead:
+            raise ValueError(f"{name} was removed; set {instead[name]}")
         return name
 
     @property
@@ -255,8 +264,3 @@ class TrainingSettings(Settings):
     def steps_in_backward(self) -> bool:
         """Whether each weight is updated as soon as its gradient is there."""
         return self.chosen_optimizer.steps_in_backward
-
-    @property
-    def clips_in_two_passes(self) -> bool:
-        """Whether the gradients' norm takes a pass of its own, as the step has none to wait for."""
-        return self.steps_in_backward and not self.chosen_optimizer.bounds_its_updates

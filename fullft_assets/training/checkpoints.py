@@ -166,26 +166,11 @@ def written_file(path: Path) -> WrittenFile:
     return _digest(path), path.stat().st_size
 
 
-def seal(folder: Path, elsewhere: Mapping[str, WrittenFile] = MappingProxyType({})) -> None:
-    """Sync a checkpoint's files and write the list of them that marks it as complete.
-
-    Args:
-        elsewhere: by their names; those that are not in the folder are on another host.
-    """
-    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-    for name in files:
-        sync(folder / name)
-    files = {name: num_bytes for name, (_, num_bytes) in elsewhere.items()} | files
-    (folder / SEAL).write_text(json.dumps(files))
-    sync(folder / SEAL)
-    for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
-        sync(inner)
-
-
 def complete(
     aside: Path, written: Mapping[str, WrittenFile], *, num_incidents: int, is_planned: bool
 ) -> None:
-    """Seal a checkpoint that was written aside, with its origin and the digests of its files.
+    """Seal a checkpoint that was written aside, with its origin and the digests of its files: the list of its
+    files, which are synced, marks it as complete.
 
     Args:
         written: what is known of its files, which need not be on this host.
@@ -197,7 +182,14 @@ def complete(
     digests = {name: digest for name, (digest, _) in written.items()}
     digests |= {name: _digest(aside / name) for name in names if name not in written}
     (aside / _DIGESTS).write_text(json.dumps(dict(sorted(digests.items()))))
-    seal(aside, written)
+    files = {str(path.relative_to(aside)): path for path in sorted(aside.rglob("*")) if path.is_file()}
+    for path in files.values():
+        sync(path)
+    sizes = {name: num_bytes for name, (_, num_bytes) in written.items()}
+    sizes |= {name: path.stat().st_size for name, path in files.items()}
+    (aside / SEAL).write_text(json.dumps(sizes))
+    for path in (aside / SEAL, *(inner for inner in aside.rglob("*") if inner.is_dir()), aside):
+        sync(path)
 
 
 def publish(
@@ -240,11 +232,6 @@ def identity_of(checkpoint: Path) -> str | None:
 def digest_of_all(checkpoint: Path) -> str:
     """Return a digest of a sealed checkpoint's content, wherever its files are."""
     return _digest(checkpoint / _DIGESTS)
-
-
-def discard(checkpoint: Path) -> None:
-    """Mark a checkpoint as not complete, so that training never continues from it."""
-    (checkpoint / SEAL).unlink()
 
 
 def _digest(path: Path, listener: Listener | None = None) -> str:

@@ -11,12 +11,11 @@ where it was.
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import math
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,6 @@ from fullft_assets.training.checkpoints import (
     StepLog,
     changed_versions,
     checkpoint_of,
-    retain,
     room_needed,
     step_of,
 )
@@ -65,7 +63,6 @@ from fullft_assets.training.loop import (
     Step,
     Watch,
     accumulation_steps,
-    connect_processes,
     load_weights,
 )
 from fullft_assets.training.recipe import Recipe
@@ -74,13 +71,13 @@ from fullft_assets.training.recorder import (
     Meter,
     ModelShape,
     StepRecorder,
-    Trackers,
+    Tracker,
     require_trackers,
     step_flops,
 )
 from fullft_assets.training.regularization import Interpolated, interpolate
-from fullft_assets.training.saving import Saver
 from fullft_assets.training.stored_checkpoints import (
+    Saver,
     StoredCheckpoints,
     checkpoint_of_step,
     newest_checkpoint,
@@ -208,16 +205,9 @@ class TrainingSegment:
 
     def _fit_head(self) -> None:
         """Begin with a head that fits the base model's representations; the first process fits it for all."""
-        recipe, model, progress = self.shared.recipe, self.model, self.shared.progress
-
-        def fit(listener: Listener) -> inference.HeadWeights | None:
-            return recipe.fit_head(model, self.settings, listener)
-
-        # Processes that share a model make its passes together.
-        weights = (
-            ranks.from_first(fit(ranks.StopListener(progress)))
-            if inference.is_sharded(model)
-            else ranks.run_on_first(fit, progress)
+        recipe, model = self.shared.recipe, self.model
+        weights = ranks.make_passes(
+            model, lambda listener: recipe.fit_head(model, self.settings, listener), self.shared.progress
         )
         if weights is not None:
             inference.set_head_weights(model, weights)
@@ -248,9 +238,7 @@ class TrainingSegment:
         flops = step_flops(feed.lengths, feed.num_predicted, documents_of_steps, ModelShape.of(self.model))
         peak = peak_flops(gpu_name() or "", precision.of(self.settings))
         meter = Meter(self.tokens, flops, None if peak is None else peak * run.num_processes)
-        return StepRecorder(
-            log, Trackers(track, run.folder, self.first_step, params, run.progress), meter, run.progress
-        )
+        return StepRecorder(log, Tracker(track, run.folder, params, run.progress), meter, run.progress)
 
     def run(self) -> Fit:
         """Train to the end; see `fine_tune`."""
@@ -271,7 +259,7 @@ class TrainingSegment:
             ending = "KILLED"
             raise
         finally:
-            self.recorder.trackers.close(ending)
+            self.recorder.tracker.close(ending)
         return fit
 
     def _warn_of_other_versions(self, checkpoint: Path) -> None:
@@ -282,15 +270,9 @@ class TrainingSegment:
             self.shared.progress.say(f"warning: {reason} from those of a training that was not resumed")
 
     def _train(self) -> None:
-        # Before the first rank removes a checkpoint: another may still look for the one that it continues
-        # from.
-        ranks.wait()
-        # Before the first save, which may need the room: what a killed run left, and checkpoints that are no
-        # longer kept.
+        # Before the first save, which may need the room: what a killed run left.
         if self.shared.resumable and is_first_local_rank():
             shutil.rmtree(self.shared.folder / UNFINISHED, ignore_errors=True)
-        if self.shared.resumable and is_first_rank():
-            self._delete_old_checkpoints()
         self.validator.score_before(self.model)
         self.recorder.start()
         is_at_end = self.first_step >= (self.history.end_step or self.num_steps)
@@ -367,7 +349,6 @@ class TrainingSegment:
         return is_last or self.stopped
 
     def _read_steps(self, most_unread: int) -> None:
-        """Record and check all steps but the last ones."""
         while len(self._unread_steps) > most_unread:
             line = self._unread_steps.popleft().read()
             is_fp16 = precision.of(self.settings) == "fp16"
@@ -415,11 +396,6 @@ class TrainingSegment:
         if not inference.is_sharded(self.model):
             self.saver.finish()
         self.recorder.meter.start()
-
-    def _delete_old_checkpoints(self) -> None:
-        stored = self.shared.stored
-        with stored.spared() if stored is not None else nullcontext() as spared:
-            retain(self.shared.folder, self.history, best=self.validator.best_step(), spared=spared)
 
     def _finish(self) -> Fit:
         seconds, num_steps = self.recorder.seconds, self.step
@@ -597,7 +573,7 @@ def fine_tune(
         Interrupted: a stop was requested; if resumable, a checkpoint was written.
     """
     require(settings if resumable else settings.model_copy(update={"track": []}), num_processes)
-    connect_processes()
+    ranks.connect()
     history = RunHistory(
         work_folder,
         is_writer=is_first_rank(),
@@ -628,7 +604,7 @@ def require(settings: TrainingSettings, num_processes: int) -> None:
 
     Raises:
         SettingsError: the first problem: the batch cannot be divided, the hardware lacks the precision, two
-            settings contradict each other, a package is missing, or a guard is not registered.
+            settings contradict each other, MLflow is missing, or a guard is not registered.
     """
     accumulation_steps(settings, num_processes)
     # `auto` is fp16 on older GPUs, which only this machine knows.
@@ -636,11 +612,6 @@ def require(settings: TrainingSettings, num_processes: int) -> None:
         checked = settings.model_copy(update={"precision": precision.of(settings)}) if is_here else settings
         for key, message in contradictions(checked, num_processes):
             raise SettingsError(f"{'.'.join(key)}: {message}")
-    package = settings.chosen_optimizer.package
-    if package is not None and importlib.util.find_spec(package[0]) is None:
-        raise SettingsError(
-            f"training.optimizer: {settings.optimizer} needs {package[0]}; {package[1]}, or use adafactor"
-        )
     require_trackers(settings.track)
     guard_settings(settings.guards)
 

@@ -20,7 +20,6 @@ from fullft_assets.settings.guards import (
     Guards,
     GuardSettings,
     RollsBack,
-    Stops,
     guard_settings,
 )
 
@@ -31,9 +30,6 @@ _MIN_HISTORY = 20
 #: single one is only a hard batch.
 _SPIKE_DEVIATIONS = 8.0
 _SPIKE_STEPS = 3
-#: A smaller gradient norm is dead, after as many steps in a row.
-_DEAD_NORM = 1e-7
-_DEAD_STEPS = 20
 #: Share of the steps after which the loss must have fallen; fewer steps than these are too few to judge.
 _PROGRESS_SHARE = 0.5
 _PROGRESS_STEPS = 100
@@ -43,8 +39,6 @@ _OVERFITTED_LOOKS = 2
 #: A robust deviation counts as at least this share of the first steps' loss: near zero every hard row is many
 #: deviations away.
 _MIN_DEVIATION = 0.05
-#: Below this share of the first steps' loss there is nothing left to learn: gradients may vanish.
-_LEARNED_SHARE = 0.01
 #: Actions; of several findings at a step the strongest one counts.
 _STRENGTH = ("off", "warn", "roll_back", "stop")
 
@@ -242,30 +236,6 @@ class LossSpike:
         median = statistics.median(self._recent)
         deviation = 1.4826 * statistics.median(abs(value - median) for value in self._recent)
         return median + _SPIKE_DEVIATIONS * max(deviation, _MIN_DEVIATION * statistics.fmean(self._first))
-
-
-class DeadGradient:
-    """Gradient norms of about zero while the loss is not."""
-
-    settings_class = Stops
-    fix = "lower training.learning_rate (weights that grew too large no longer learn) or unfreeze layers"
-
-    def __init__(self, settings: GuardSettings, run: PlannedRun):
-        self._first: float | None = None
-        self._streak = Streak(_DEAD_STEPS)
-
-    def look(self, metrics: StepMetrics) -> Symptom | None:
-        if metrics.loss is None or metrics.grad_norm is None:
-            return None
-        self._first = metrics.loss if self._first is None else self._first
-        is_dead = metrics.grad_norm < _DEAD_NORM and metrics.loss > _LEARNED_SHARE * self._first
-        since = self._streak.add(metrics.step, is_dead)
-        if since is None:
-            return None
-        return Symptom(
-            since,
-            f"gradient norm {metrics.grad_norm:.2g} since step {since:,} at a loss of {metrics.loss:.4g}",
-        )
 
 
 class NoProgress:

@@ -6,17 +6,12 @@ Several processes have a copy of the model each (DDP), or a part of its weights,
 
 from __future__ import annotations
 
-import os
 import random
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass
 from functools import partial, wraps
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,7 +20,6 @@ import torch
 from accelerate.utils import convert_to_fp32
 from safetensors.torch import load_model, save_file
 from torch import nn
-from torch.distributed import fsdp
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -43,9 +37,9 @@ from fullft_assets.training import ranks
 from fullft_assets.training.checkpoints import step_of
 from fullft_assets.training.feed import Batch
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
-from fullft_assets.training.parts import Part, Parts, weights_of
 from fullft_assets.training.recipe import Prepared
 from fullft_assets.training.regularization import Anchor
+from fullft_assets.training.sharding import Part, Parts, shard, weights_of
 
 #: Files of a checkpoint: the complete weights and the optimizer's state, a sharded one has `parts` in their
 #: place; how often the rate was changed; the loss scale of fp16; each process's generators, by rank.
@@ -53,8 +47,6 @@ WEIGHTS = "model.safetensors"
 _OPTIMIZER = "optimizer.pt"
 _SCHEDULE, _SCALE = "scheduler.pt", "scaler.pt"
 RANDOM_STATES = "random_states.pt"
-#: How long a process waits for the others.
-_PATIENCE = timedelta(minutes=30)
 #: Share of the learning rate at which a schedule with a floor ends, and of the steps in which a constant rate
 #: decays.
 _FLOOR = 0.1
@@ -72,18 +64,6 @@ def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
             f" ({rows_a_pass})"
         )
     return settings.batch_size // rows_a_pass
-
-
-def connect_processes() -> None:
-    """Connect the processes of a training, if there are several."""
-    if "RANK" not in os.environ or torch.distributed.is_initialized():
-        return
-    backends = {"cpu": "gloo"}
-    # Requests to stop, and the norm of gradients in the host's memory, are summed there, which a GPU's
-    # backend cannot do.
-    backends[device().type] = torch.distributed.get_default_backend_for_device(device())
-    named = ",".join(f"{kind}:{backend}" for kind, backend in backends.items())
-    torch.distributed.init_process_group(named, timeout=_PATIENCE)
 
 
 def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int) -> nn.Module:
@@ -106,60 +86,6 @@ def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int
         device_ids=[torch.accelerator.current_device_index()] if torch.accelerator.is_available() else None,
         find_unused_parameters=not settings.gradient_checkpointing,
     )
-
-
-def shard(
-    model: PreTrainedModel,
-    settings: TrainingSettings,
-    fill: Callable[[nn.Module], None] = lambda unit: None,
-) -> None:
-    """Leave each process its part of a model (FSDP2).
-
-    Args:
-        fill: called with each unit right before it is divided, the model itself last.
-    """
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision.of(settings)]
-    # Sums over processes, and what the model returns, such as a summed loss, would lose digits.
-    policy = fsdp.MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    options: dict[str, Any] = {"mp_policy": policy}
-    if settings.sharding == "fsdp2_offload":
-        # Pinned memory is for copies to a card.
-        options["offload_policy"] = fsdp.CPUOffloadPolicy(pin_memory=torch.accelerator.is_available())
-    for module in units(model):
-        fill(module)
-        fsdp.fully_shard(module, **options)
-    fill(model)
-    options["mp_policy"] = replace(policy, output_dtype=torch.float32)
-    fsdp.fully_shard(model, **options)
-
-
-def units(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the modules that are gathered as one unit, inner ones first; what is in none is the model's
-    own.
-    """
-    names = _classes_of_units(model)
-    modules = [module for module in reversed(list(model.modules())) if type(module).__name__ in names]
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    is_tied = head is not None and head.weight is embeddings.weight
-    return modules if is_tied else [*modules, embeddings]
-
-
-def _classes_of_units(model: PreTrainedModel) -> list[str]:
-    """Return the classes whose modules are gathered as one unit.
-
-    A model names them itself; BERT also names the module around its word embeddings, which are a unit of
-    their own, or belong to the model's unit where they are the output head, too.
-    """
-    embeddings, named = model.get_input_embeddings(), set(model._no_split_modules or ())
-    around = {
-        type(module).__name__
-        for module in model.modules()
-        if any(inner is embeddings for inner in module.modules())
-    }
-    if names := sorted({type(module).__name__ for module in model.modules()} & named - around):
-        return names
-    layers = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
-    return sorted({type(layer).__name__ for layer in layers})
 
 
 def _compute_in(model: PreTrainedModel, chosen: precision.Precision) -> None:
@@ -205,37 +131,14 @@ def share_of_rate(
     return schedule.lr_lambdas[0]
 
 
-def ahead(collate: Callable[[int], Batch], numbers: Iterable[int], depth: int) -> Iterator[Batch]:
-    """Yield the batch of each of these passes; a thread collates the next ones meanwhile.
-
-    It uses a thread and not a process: a thread shares the arrays and ends with this process, whatever ends
-    it. It draws no random number.
-
-    Args:
-        depth: passes collated ahead; a step asks for all of its passes at once.
-    """
-    thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-    waiting: deque[Future[Batch]] = deque()
-
-    def collated(number: int) -> Batch:
-        batch = collate(number)
-        # Copies from pinned memory do not block.
-        if device().type == "cpu":
-            return batch
-        return {
-            name: value.pin_memory() if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
-        }
-
-    try:
-        for number in numbers:
-            waiting.append(thread.submit(collated, number))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        thread.shutdown(wait=False, cancel_futures=True)
+def _pinned(batch: Batch) -> Batch:
+    """Return a batch whose copies to an accelerator do not block."""
+    if device().type == "cpu":
+        return batch
+    return {
+        name: value.pin_memory() if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
 
 
 def random_states() -> dict[str, Any]:
@@ -359,7 +262,7 @@ class Loop:
         self._watch = watch
         self._wrapped: Any = place(model, settings, num_processes)
         self.optimizer = settings.chosen_optimizer.build(
-            groups_of_weights(model, settings), settings.weights, settings.max_grad_norm, seed
+            groups_of_weights(model, settings), settings.weights, seed
         )
         #: The optimizer, if it updates weights in the backward pass.
         self._stepping = cast(LowMemoryOptimizer, self.optimizer) if settings.steps_in_backward else None
@@ -421,11 +324,14 @@ class Loop:
         first = self.step * num_passes * count + ranks.number()
         numbers = range(first, -(-feed.num_passes // count) * count, count)
         last = feed.num_passes - 1
-        batches = ahead(lambda number: feed.batch(min(number, last)), numbers, num_passes)
-        # Processes make equally many passes: one for which there is none repeats the last, for nothing.
-        passes = zip(batches, (number <= last for number in numbers), strict=True)
-        while passes_of_step := list(islice(passes, num_passes)):
-            yield self._take_step(passes_of_step)
+        for start in range(0, len(numbers), num_passes):
+            # Processes make equally many passes: one for which there is none repeats the last, for nothing.
+            yield self._take_step(
+                [
+                    (_pinned(feed.batch(min(number, last))), number <= last)
+                    for number in numbers[start : start + num_passes]
+                ]
+            )
 
     def _take_step(self, passes: Sequence[tuple[Batch, bool]]) -> Step:
         """Take a step over passes; of each, whether it counts."""
@@ -458,27 +364,12 @@ class Loop:
         return Step.of(self.step, rate, ranks.total(loss) / self._num_processes, norm)
 
     def _make_pass(self, batch: Batch, num_labels: torch.Tensor, factor: int) -> torch.Tensor:
-        """Make a forward and backward pass, which an optimizer in the backward pass may need twice; return
-        its share of the step's loss.
-        """
         inputs = {name: to_device(value) for name, value in batch.items()}
         labels = inputs.pop("labels")
-
-        def compute() -> torch.Tensor:
+        with self._stepping.updating() if self._stepping is not None else nullcontext():
             loss = self._prepared.total_loss(self._wrapped, inputs, labels) / num_labels * factor
             self._scaler.scale(loss).backward()
-            return loss.detach()
-
-        if self._stepping is None:
-            return compute()
-        if self._stepping.measures_first:
-            # The same pass twice: dropout has to draw the same numbers.
-            state = random_states()
-            with self._stepping.measuring():
-                compute()
-            restore_random_states(state)
-        with self._stepping.updating():
-            return compute()
+        return loss.detach()
 
     def _clip(self) -> torch.Tensor:
         """Clip the gradients to the norm of the settings; return their norm before that."""

@@ -41,7 +41,7 @@ from fullft_assets.models.hardware import (
     peak_flops,
     peak_memory_bytes,
 )
-from fullft_assets.models.inference import move, to_device
+from fullft_assets.models.inference import to_device
 from fullft_assets.models.token_loss import PLANNED_DEVICE
 from fullft_assets.planning import Measured
 from fullft_assets.planning.metadata import StepMemory, Work
@@ -55,10 +55,11 @@ from fullft_assets.planning.targets import (
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.settings.optimizers import bytes_per_weight
 from fullft_assets.training import kernels, ranks, regularization, sharding
-from fullft_assets.training.loop import accumulation_steps, connect_processes, place, units
+from fullft_assets.training.loop import accumulation_steps, place
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 from fullft_assets.training.recipe import Prepared, Recipe
 from fullft_assets.training.recorder import ModelShape, step_flops
+from fullft_assets.training.sharding import units
 
 #: Passes that are timed, spread over the sizes that occur.
 _TIMED_PASSES = 6
@@ -89,19 +90,15 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
     # Held for their memory alone: copies of the pretrained weights.
     anchors = regularization.anchors(recipe, settings, seed)
     if processes > 1:
-        connect_processes()
-        place(model, settings, processes)
-    else:
-        move(model)
-        if settings.gradient_checkpointing:
-            model.activation_checkpointing_enable()
+        ranks.connect()
+    alone = {} if processes > 1 else {"sharding": "none"}
+    place(model, settings.model_copy(update=alone), processes)
     if settings.compile:
         layers.compile_layers(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [{"params": trained, "lr": 0.0, "weight_decay": 0.0}]
-    optimizer = settings.chosen_optimizer.build(groups, settings.weights, settings.max_grad_norm, seed)
-    chosen = precision.of(settings)
-    seconds_of_passes, seconds_of_a_step = _time_passes(model, optimizer, prepared, chosen)
+    optimizer = settings.chosen_optimizer.build(groups, settings.weights, seed)
+    seconds_of_passes, seconds_of_a_step = _time_passes(model, optimizer, prepared)
     del anchors
     num_steps = -(-feed.num_passes // accumulation_steps(settings, 1))
     # Processes on GPUs of their own share the passes; on a CPU they share its cores, as they did here if the
@@ -118,14 +115,14 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
         peak_memory_bytes=int(_MEMORY_MARGIN * max(ranks.of_all(peak_memory_bytes()))),
         available_memory_bytes=_available_memory_bytes(processes, use_case.launcher.processes),
         device=gpu_name() or f"CPU {platform.machine()}",
-        precision=chosen,
+        precision=precision.of(settings),
         num_processes=processes,
     )
     return measured, prepared.about
 
 
 def _time_passes(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, prepared: Prepared, chosen: precision.Precision
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, prepared: Prepared
 ) -> tuple[float, float]:
     """Return the seconds of all passes of the feed, interpolated linearly between the sizes that are timed,
     and those of an optimizer step.
@@ -136,38 +133,25 @@ def _time_passes(
     picks = by_size[
         np.linspace(0, feed.num_passes - 1, min(_TIMED_PASSES, feed.num_passes)).round().astype(int)
     ]
-    _timed_pass(model, optimizer, prepared, int(picks[0]), chosen)
-    timed = np.array([_timed_pass(model, optimizer, prepared, int(pick), chosen) for pick in picks])
+    _timed_pass(model, optimizer, prepared, int(picks[0]))
+    timed = np.array([_timed_pass(model, optimizer, prepared, int(pick)) for pick in picks])
     sizes, which = np.unique(feed.sizes[picks], return_inverse=True)
     seconds = np.bincount(which, timed[:, 0]) / np.bincount(which)
     return float(np.interp(feed.sizes, sizes, seconds).sum()), float(np.median(timed[:, 1]))
 
 
 def _timed_pass(
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    prepared: Prepared,
-    number: int,
-    chosen: precision.Precision,
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, prepared: Prepared, number: int
 ) -> tuple[float, float]:
     inputs = {name: to_device(value) for name, value in prepared.feed.batch(number).items()}
     labels = inputs.pop("labels")
     started = _now()
-
-    def make_pass() -> None:
-        with precision.autocast(chosen):
-            loss = prepared.total_loss(model, inputs, labels) / labels.numel()
-        loss.backward()
-
-    if isinstance(optimizer, LowMemoryOptimizer) and optimizer.in_backward:
-        if optimizer.measures_first:
-            with optimizer.measuring():
-                make_pass()
-        with optimizer.updating():
-            make_pass()
-        return _now() - started, 0.0
-    make_pass()
+    stepping = optimizer if isinstance(optimizer, LowMemoryOptimizer) and optimizer.in_backward else None
+    with stepping.updating() if stepping is not None else nullcontext():
+        (prepared.total_loss(model, inputs, labels) / labels.numel()).backward()
     passed = _now()
+    if stepping is not None:
+        return passed - started, 0.0
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
@@ -298,7 +282,6 @@ class Outline:
 
     @cached_property
     def _outlined(self) -> tuple[PretrainedConfig, int]:
-        """The model's text configuration and its number of weights."""
         with loading.without_weights():
             model = self._recipe.load(self._settings)
         return model.config.get_text_config(), model.num_parameters()

@@ -4,21 +4,39 @@ all know it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import nn
 
 from fullft_assets.errors import Interrupted, StoreError
 from fullft_assets.jobs.progress import Listener, Progress
 from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank
+from fullft_assets.models.inference import device, is_sharded
 
 _Value = TypeVar("_Value")
 #: How often processes synchronize that wait for another one's thread.
 _LOOK_SECONDS = 0.1
+#: How long a process waits for the others.
+_PATIENCE = timedelta(minutes=30)
+
+
+def connect() -> None:
+    """Connect the processes of a training, if there are several."""
+    if "RANK" not in os.environ or torch.distributed.is_initialized():
+        return
+    backends = {"cpu": "gloo"}
+    # Requests to stop, and the norm of gradients in the host's memory, are summed there, which a GPU's
+    # backend cannot do.
+    backends[device().type] = torch.distributed.get_default_backend_for_device(device())
+    named = ",".join(f"{kind}:{backend}" for kind, backend in backends.items())
+    torch.distributed.init_process_group(named, timeout=_PATIENCE)
 
 
 def _are_connected() -> bool:
@@ -116,7 +134,7 @@ def run_on_first(work: Callable[[Listener], _Value], progress: Progress) -> _Val
     """
     result: list[_Value] = []
     if is_first_rank():
-        result.append(work(_FirstRankListener(progress)))
+        result.append(work(StopListener(progress)))
     while not _is_done(progress, is_done=bool(result)):
         pass
     # Each process but the first one sends a None, which nobody reads.
@@ -130,33 +148,26 @@ def _is_done(progress: Progress, *, is_done: bool) -> bool:
     return any_done
 
 
-class StopListener:
-    """The listener of scoring in the middle of training: it passes on a request to stop, and not the
-    scoring's own steps.
-
-    Args:
-        progress: has the request to stop. All processes end the scoring at the same batch if one of them was
-            asked.
+def make_passes(model: nn.Module, work: Callable[[Listener], _Value], progress: Progress) -> _Value:
+    """Run work that makes passes of a model without training it, and return its result in all processes,
+    which must all call this: those that share the model make the passes together, else the first one does.
     """
-
-    def __init__(self, progress: Progress):
-        self._progress = progress
-
-    def raise_if_stopped(self) -> None:
-        """End the scoring if one process was asked to stop."""
-        if any_rank(self._progress.stop_requested):
-            raise Interrupted("stopped on request while scoring")
-
-    def step(self, done: int, total: int) -> None:
-        """Do nothing."""
+    if is_sharded(model):
+        return from_first(work(StopListener(progress)))
+    return run_on_first(work, progress)
 
 
 @dataclass(frozen=True)
-class _FirstRankListener:
+class StopListener:
+    """Passes on a request to stop to the work of all processes, or of the first one, and not the work's own
+    steps.
+    """
+
     progress: Progress
 
     def raise_if_stopped(self) -> None:
+        """End the work if one process was asked to stop."""
         _is_done(self.progress, is_done=False)
 
     def step(self, done: int, total: int) -> None:
-        self.progress.step(done, total)
+        """Do nothing."""

@@ -1,5 +1,5 @@
-"""Records a training segment as it goes: each line to the step log and to the trackers, each step to the
-progress, with the rates of the last steps.
+"""Records a training segment as it goes: each line to the step log and to MLflow, each step to the progress,
+with the rates of the last steps.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,17 +28,15 @@ from fullft_assets.training.feed import sums_between
 
 #: How the work of this process ended, as a status of MLflow; RUNNING: another segment follows.
 Ending = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-#: Folder of TensorBoard's event files, beside the step log.
-EVENT_FILES = "tensorboard"
 #: Beside the step log: the id of the MLflow run, which a resumed training continues.
 MLFLOW_RUN = "mlflow_run"
 _FLUSH_SECONDS = 10.0
-#: Metrics sent at once; MLflow takes 1,000 a call.
+#: Metrics after which they are sent, with those of one more line; MLflow takes 1,000 a call.
 _MAX_METRICS = 900
 
 
 def require_trackers(track: Sequence[str]) -> None:
-    """Refuse MLflow where it is not installed; TensorBoard is optional."""
+    """Refuse MLflow where it is not installed."""
     if "mlflow" in track and importlib.util.find_spec("mlflow") is None:
         raise SettingsError(
             "training.track: mlflow is not installed; `pip install mlflow-skinny` (or the extra `tracking`),"
@@ -45,67 +44,35 @@ def require_trackers(track: Sequence[str]) -> None:
         )
 
 
-class Trackers:
-    """All trackers that the settings name. One that fails is dropped with a line in the log: it does not end
-    a run of hours.
+class Tracker:
+    """The MLflow run, if the settings name it. If its server fails, it is given up with a line in the log: it
+    does not end a run of hours.
     """
 
-    def __init__(
-        self,
-        track: Sequence[str],
-        folder: Path,
-        resumed_from: int,
-        params: Mapping[str, Any],
-        progress: Progress,
-    ):
+    def __init__(self, track: Sequence[str], folder: Path, params: Mapping[str, Any], progress: Progress):
         self._progress = progress
-        self._open: dict[str, _TensorBoard | _MLflow] = {}
-        if "tensorboard" in track:
-            if importlib.util.find_spec("tensorboard") is None:
-                progress.say(
-                    "tensorboard is not installed: no event files beside metrics.jsonl (extra `tracking`)"
-                )
-            else:
-                self._open["tensorboard"] = _TensorBoard(folder / EVENT_FILES, resumed_from)
+        self._run: _MLflow | None = None
         if "mlflow" in track:
-            self._guarded("mlflow", lambda: self._open.update(mlflow=_MLflow(folder, params)))
+            self._guarded(lambda: setattr(self, "_run", _MLflow(folder, params)))
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Copy a line of the step log to every tracker."""
-        for name, tracker in list(self._open.items()):
-            self._guarded(name, lambda tracker=tracker: tracker.log(line))
+        """Copy a line of the step log."""
+        if self._run is not None:
+            self._guarded(partial(self._run.log, line))
 
     def close(self, ending: Ending) -> None:
         """Send what is still held, and the status of the run."""
-        for name, tracker in list(self._open.items()):
-            self._guarded(name, lambda tracker=tracker: tracker.close(ending))
+        if self._run is not None:
+            self._guarded(partial(self._run.close, ending))
 
-    def _guarded(self, name: str, call: Callable[[], None]) -> None:
+    def _guarded(self, call: Callable[[], None]) -> None:
         try:
             call()
         except Exception as error:
-            self._open.pop(name, None)
+            self._run = None
             # Before it is cut: half an address is none.
             reason = without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__
-            self._progress.say(f"{name}: tracking failed ({reason}); training continues without it")
-
-
-class _TensorBoard:
-    """Event files; steps after the checkpoint that training resumes from are marked as superseded."""
-
-    def __init__(self, folder: Path, resumed_from: int):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=resumed_from + 1 if resumed_from else None)
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        if "event" in line:
-            self._writer.add_text(f"event/{line['event']}", str(line.get("reason", "")), line["step"])
-        for name, value in scalars(line).items():
-            self._writer.add_scalar(name, value, line["step"])
-
-    def close(self, ending: Ending) -> None:
-        self._writer.close()
+            self._progress.say(f"mlflow: tracking failed ({reason}); training continues without it")
 
 
 class _MLflow:
@@ -142,8 +109,13 @@ class _MLflow:
             self._client.set_tag(
                 self._run_id, f"event.{line['event']}.{line['step']}", str(line.get("reason", ""))[:500]
             )
+            return
         now = int(time.time() * 1000)
-        self._held += [self._metric(name, value, now, line["step"]) for name, value in scalars(line).items()]
+        self._held += [
+            self._metric(name, float(value), now, line["step"])
+            for name, value in line.items()
+            if name not in ("step", "seconds") and isinstance(value, int | float)
+        ]
         if len(self._held) > _MAX_METRICS or time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
             self._flush()
 
@@ -153,23 +125,9 @@ class _MLflow:
             self._client.set_terminated(self._run_id, ending)
 
     def _flush(self) -> None:
-        while self._held:
-            self._client.log_batch(self._run_id, metrics=self._held[:_MAX_METRICS])
-            del self._held[:_MAX_METRICS]
+        self._client.log_batch(self._run_id, metrics=self._held)
+        self._held = []
         self._flushed_at = time.monotonic()
-
-
-def scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line of the step log by the names that dashboards group them by; none of an
-    event.
-    """
-    numbers = {}
-    for name, value in line.items() if "event" not in line else ():
-        if name in ("step", "seconds") or isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        group, _, metric = name.partition("_")
-        numbers[f"{group}/{metric}" if group in ("validation", "general") else f"train/{name}"] = float(value)
-    return numbers
 
 
 #: Of a configuration: how many experts a layer routes tokens to; and the names of their weights.
@@ -297,9 +255,9 @@ _SHOWN = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gib
 class StepRecorder:
     """Writes down the metrics of each step, of each validation and of each event."""
 
-    def __init__(self, log: StepLog, trackers: Trackers, meter: Meter, progress: Progress):
+    def __init__(self, log: StepLog, tracker: Tracker, meter: Meter, progress: Progress):
         self.log = log
-        self.trackers = trackers
+        self.tracker = tracker
         self.meter = meter
         self.progress = progress
         self._started = time.monotonic()
@@ -317,7 +275,7 @@ class StepRecorder:
     def record(self, line: dict[str, Any]) -> None:
         """Write one line, which has a `step`."""
         self.log.append(line)
-        self.trackers.log(line)
+        self.tracker.log(line)
 
     def record_step(self, step: Mapping[str, Any], num_steps: int, *, is_fp16: bool) -> dict[str, Any]:
         """Write the line of an optimizer step and report it; return the line.

@@ -22,17 +22,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.models import documents, layers
 from fullft_assets.models.inference import move, to_device
 from fullft_assets.models.loading import pool
-from fullft_assets.models.token_loss import (
-    IGNORED,
-    LossOfHead,
-    TokenLoss,
-    cross_entropy,
-    dtype_of_logits,
-    loss_in_head,
-    output_head,
-    predictions,
-    replaced_forward,
-)
+from fullft_assets.models.token_loss import IGNORED, TokenLoss, predictions
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training.feed import IS_REPLAYED
 from fullft_assets.training.recipe import Recipe
@@ -211,7 +201,7 @@ class DistilledTokenLoss:
     """The summed loss of a pass: of each distilled token (1 - weight) times its cross-entropy + weight times
     KL(base model || model); of each other trained token its cross-entropy. Divided by the number of trained
     tokens it is a mean. Distilled are the replayed tokens where a batch has a mask of them, else all trained
-    ones.
+    ones. The logits of a pass exist at once, the base model's beside the model's own.
     """
 
     def __init__(self, hard: TokenLoss, teacher: PreTrainedModel, weight: float):
@@ -239,132 +229,20 @@ class DistilledTokenLoss:
         if documents.takes_bounds(self._teacher) and "position_ids" in teacher_inputs:
             told = documents.bounds(teacher_inputs["position_ids"].numpy(force=True))
             teacher_inputs |= {name: to_device(value) for name, value in told.items()}
-        compute = self._fused if self._hard.is_fused else self._plain
-        student = (student_inputs, positions, targets, is_distilled)
-        return compute(model, *student, teacher_inputs, numbers * width + distilled % width)
-
-    def _fused(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        positions: torch.Tensor,
-        targets: torch.Tensor,
-        is_distilled: torch.Tensor,
-        teacher_inputs: Mapping[str, Any],
-        teacher_positions: torch.Tensor,
-    ) -> torch.Tensor:
-        head = self._hard.head
-        teacher_head = output_head(self._teacher)
-        teacher_hidden = self._hidden_of_teacher(teacher_inputs, teacher_positions)
-        teacher = TeacherTargets(
-            is_distilled,
-            teacher_hidden,
-            teacher_head.weight,
-            teacher_head.bias,
-            self._weight,
-        )
-
-        def loss_of(hidden: torch.Tensor) -> torch.Tensor:
-            states = hidden.flatten(0, 1).index_select(0, positions)
-            return DistilledCrossEntropy.apply(states, head.weight, head.bias, targets, teacher)
-
-        return loss_in_head(head, loss_of, model, inputs)
-
-    @torch.no_grad()
-    def _hidden_of_teacher(self, inputs: Mapping[str, Any], positions: torch.Tensor) -> torch.Tensor:
-        """Return the input of the teacher's head, [distilled tokens, hidden]."""
-        hidden_states: list[torch.Tensor] = []
-
-        def keep_hidden(hidden: torch.Tensor) -> torch.Tensor:
-            hidden_states.append(hidden.flatten(0, 1).index_select(0, positions))
-            return hidden.new_zeros((1, 1, 1))
-
-        with replaced_forward(output_head(self._teacher), keep_hidden):
-            self._teacher(**inputs, use_cache=False)
-        return hidden_states[0]
-
-    def _plain(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        positions: torch.Tensor,
-        targets: torch.Tensor,
-        is_distilled: torch.Tensor,
-        teacher_inputs: Mapping[str, Any],
-        teacher_positions: torch.Tensor,
-    ) -> torch.Tensor:
         with torch.no_grad():
             teacher_logits = self._teacher(**teacher_inputs, use_cache=False).logits.flatten(0, 1)
+            teacher_positions = numbers * width + distilled % width
             teacher_logits = teacher_logits.index_select(0, teacher_positions).float()
-        logits = model(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, positions).float()
-        hard = functional.cross_entropy(logits, targets, reduction="none") * torch.where(
-            is_distilled, 1 - self._weight, 1.0
+        logits = model(**student_inputs, use_cache=False).logits.flatten(0, 1)
+        logits = logits.index_select(0, positions).float()
+        hard = functional.cross_entropy(logits, targets, reduction="none")
+        distance = functional.kl_div(
+            torch.log_softmax(logits[is_distilled], -1),
+            torch.log_softmax(teacher_logits, -1),
+            reduction="sum",
+            log_target=True,
         )
-        distance, _ = divergence(logits[is_distilled], teacher_logits)
-        return hard.sum() + self._weight * distance
-
-
-@dataclass(frozen=True)
-class TeacherTargets:
-    """The base model's outputs for those of n trained tokens that are distilled.
-
-    Attributes:
-        is_distilled: [tokens] bool.
-        hidden: [distilled tokens, hidden] its hidden states.
-        weight, bias: its head.
-        share: of the base model in the loss of a distilled token.
-    """
-
-    is_distilled: torch.Tensor
-    hidden: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    share: float
-
-
-class DistilledCrossEntropy(LossOfHead):
-    """The loss of `DistilledTokenLoss` of the logits `hidden @ weight.T + bias`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        targets: torch.Tensor,
-        teacher: TeacherTargets,
-    ) -> torch.Tensor:
-        """Return a scalar in fp32; arguments as for `summed`, `targets`, [tokens] token ids, and
-        `teacher`.
-        """
-        dtype = dtype_of_logits(weight)
-        matrix, offset = teacher.weight.to(dtype), None if teacher.bias is None else teacher.bias.to(dtype)
-        number = teacher.is_distilled.cumsum(0) - 1
-
-        def look(chunk: slice, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits, distilled = logits.float(), teacher.is_distilled[chunk]
-            loss, slope = cross_entropy(
-                logits, targets[chunk], torch.where(distilled, 1 - teacher.share, 1.0)
-            )
-            if distilled.any():
-                teacher_logits = functional.linear(
-                    teacher.hidden[number[chunk][distilled]].to(dtype), matrix, offset
-                )
-                distance, pull = divergence(logits[distilled], teacher_logits.float())
-                loss += teacher.share * distance
-                slope[distilled] += teacher.share * pull
-            return loss, slope
-
-        return LossOfHead.summed(ctx, hidden, weight, bias, look, num_heads=2)
-
-
-def divergence(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return KL(targets || logits), summed over the tokens, and its slope by the logits; all are [tokens,
-    vocabulary] in fp32.
-    """
-    student, teacher = (torch.log_softmax(values, -1) for values in (logits, targets))
-    distance = functional.kl_div(student, teacher, reduction="sum", log_target=True)
-    return distance, student.exp() - teacher.exp()
+        return (hard * torch.where(is_distilled, 1 - self._weight, 1.0)).sum() + self._weight * distance
 
 
 def pooled(output: Any, mask: torch.Tensor) -> torch.Tensor:

@@ -3,28 +3,42 @@ them only to write the trained model.
 
 The first process reads the weights into its host's memory, the others know their shapes alone. One unit after
 the other, such as a layer, is sent to all processes, which divide it (FSDP2) before the next one comes.
+
+In a checkpoint each process writes its part of every tensor, and any number of processes reads them. torch's
+own distributed checkpoints have a pickled index, which would run the code of whoever can write into the
+store; a part is a safetensors file, and its header says which rows of each tensor it has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
+from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from fullft_assets.errors import FullftError
 from fullft_assets.jobs.ranks import is_first_rank
-from fullft_assets.models import layers, loading
+from fullft_assets.models import layers, loading, precision
 from fullft_assets.models.inference import device, is_sharded, reshard
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import ranks
-from fullft_assets.training.loop import connect_processes, shard
-from fullft_assets.training.parts import weights_of
 from fullft_assets.training.recipe import Recipe
+
+#: In a part's header: the first row of each tensor that is divided; others are complete in each part.
+_FIRST_ROWS = "first_rows"
+#: Beginning of the names of weights; before the name of a moment is its own.
+_WEIGHTS = "weights/"
 
 
 def load(recipe: Recipe, settings: TrainingSettings, num_processes: int) -> PreTrainedModel:
@@ -36,24 +50,67 @@ def load(recipe: Recipe, settings: TrainingSettings, num_processes: int) -> PreT
     """
     is_shared = settings.sharding != "none" and num_processes > 1
     if is_shared:
-        connect_processes()
-    problem: FullftError | None = None
-    model: PreTrainedModel | None = None
-    try:
-        with loading.without_weights() if is_shared and not is_first_rank() else nullcontext():
-            model = recipe.load(settings)
-            layers.freeze(model, settings)
-    except FullftError as error:
-        problem = error
-    if is_shared:
-        # The others would wait for weights that never come.
-        problem = ranks.from_first(problem) or problem
-    if problem is not None:
-        raise problem
-    assert model is not None, "it was loaded, or there is a problem"
+        ranks.connect()
+    with loading.without_weights() if is_shared and not is_first_rank() else nullcontext():
+        model = recipe.load(settings)
+        layers.freeze(model, settings)
     if is_shared:
         shard(model, settings, fill)
     return model
+
+
+def shard(
+    model: PreTrainedModel,
+    settings: TrainingSettings,
+    fill: Callable[[nn.Module], None] = lambda unit: None,
+) -> None:
+    """Leave each process its part of a model (FSDP2).
+
+    Args:
+        fill: called with each unit right before it is divided, the model itself last.
+    """
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision.of(settings)]
+    # Sums over processes, and what the model returns, such as a summed loss, would lose digits.
+    policy = fsdp.MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    options: dict[str, Any] = {"mp_policy": policy}
+    if settings.sharding == "fsdp2_offload":
+        # Pinned memory is for copies to a card.
+        options["offload_policy"] = fsdp.CPUOffloadPolicy(pin_memory=torch.accelerator.is_available())
+    for module in units(model):
+        fill(module)
+        fsdp.fully_shard(module, **options)
+    fill(model)
+    options["mp_policy"] = replace(policy, output_dtype=torch.float32)
+    fsdp.fully_shard(model, **options)
+
+
+def units(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the modules that are gathered as one unit, inner ones first; what is in none is the model's
+    own.
+    """
+    names = _classes_of_units(model)
+    modules = [module for module in reversed(list(model.modules())) if type(module).__name__ in names]
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    is_tied = head is not None and head.weight is embeddings.weight
+    return modules if is_tied else [*modules, embeddings]
+
+
+def _classes_of_units(model: PreTrainedModel) -> list[str]:
+    """Return the classes whose modules are gathered as one unit.
+
+    A model names them itself; BERT also names the module around its word embeddings, which are a unit of
+    their own, or belong to the model's unit where they are the output head, too.
+    """
+    embeddings, named = model.get_input_embeddings(), set(model._no_split_modules or ())
+    around = {
+        type(module).__name__
+        for module in model.modules()
+        if any(inner is embeddings for inner in module.modules())
+    }
+    if names := sorted({type(module).__name__ for module in model.modules()} & named - around):
+        return names
+    layers = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
+    return sorted({type(layer).__name__ for layer in layers})
 
 
 def fill(unit: nn.Module) -> None:
@@ -99,3 +156,96 @@ def complete_model(model: PreTrainedModel, make: Callable[[], PreTrainedModel]) 
         if is_first_rank():
             targets[name].copy_(whole)
     return gathered
+
+
+class Part:
+    """What this process holds of a model and an optimizer, copied to the host's memory: training goes on
+    while it is written.
+
+    Args:
+        rank: of this process.
+    """
+
+    def __init__(self, model: PreTrainedModel, optimizer: Optimizer, rank: int):
+        self._name = f"part-{rank:05d}.safetensors"
+        self._first_rows: dict[str, int] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in _tensors(model, optimizer):
+            part = tensor
+            if isinstance(tensor, DTensor):
+                part = tensor.to_local()
+                self._first_rows[name] = _first_row(tensor)
+            self._tensors[name] = part.detach().to("cpu", copy=True).contiguous()
+
+    def write(self, folder: Path) -> list[str]:
+        """Write it into a folder and free it; return the name of its file."""
+        save_file(self._tensors, folder / self._name, {_FIRST_ROWS: json.dumps(self._first_rows)})
+        self._tensors = {}
+        return [self._name]
+
+
+class Parts:
+    """The parts in a folder, however many processes wrote them; what this process needs of them is read."""
+
+    def __init__(self, folder: Path):
+        self._files = [safe_open(path, "pt") for path in sorted(folder.glob("part-*.safetensors"))]
+        self._first_rows = [json.loads(file.metadata()[_FIRST_ROWS]) for file in self._files]
+
+    def load_weights(self, model: PreTrainedModel) -> None:
+        """Read the weights of a model, whose parts are resharded."""
+        for name, tensor in weights_of(model):
+            self._read(f"{_WEIGHTS}{name}", tensor)
+
+    def load_moments(self, model: PreTrainedModel, optimizer: Optimizer) -> None:
+        """Read the state of an optimizer."""
+        weights, moments = dict(model.named_parameters()), {}
+        for key in self._files[0].keys():  # noqa: SIM118  # a file, not a mapping
+            moment, _, name = key.partition("/")
+            if f"{moment}/" == _WEIGHTS:
+                continue
+            is_divided = any(key in first_rows for first_rows in self._first_rows)
+            tensor = (
+                torch.zeros_like(weights[name].detach()) if is_divided else self._files[0].get_tensor(key)
+            )
+            if is_divided:
+                self._read(key, tensor)
+            moments.setdefault(name, {})[moment] = tensor
+        names = {id(weight): name for name, weight in weights.items()}
+        state = optimizer.state_dict()
+        in_order = [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
+        state["state"] = {number: moments[name] for number, name in enumerate(in_order) if name in moments}
+        optimizer.load_state_dict(state)
+
+    @torch.no_grad()
+    def _read(self, name: str, tensor: torch.Tensor) -> None:
+        if not isinstance(tensor, DTensor):
+            tensor.copy_(self._files[0].get_tensor(name))
+            return
+        part, start = tensor.to_local(), _first_row(tensor)
+        for file, first_rows in zip(self._files, self._first_rows, strict=True):
+            rows, first = file.get_slice(name), first_rows[name]
+            low = max(start, first)
+            high = min(start + len(part), first + rows.get_shape()[0])
+            if low < high:
+                part[low - start : high - start].copy_(rows[low - first : high - first])
+
+
+def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights and buffers that are saved; tied ones once."""
+    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
+    for name, tensor in model.state_dict().items():
+        if name not in tied:
+            yield name, tensor
+
+
+def _tensors(model: PreTrainedModel, optimizer: Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in weights_of(model):
+        yield f"{_WEIGHTS}{name}", tensor
+    for name, weight in model.named_parameters():
+        for moment, tensor in optimizer.state.get(weight, {}).items():
+            yield f"{moment}/{name}", tensor
+
+
+def _first_row(tensor: DTensor) -> int:
+    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return offsets[0]

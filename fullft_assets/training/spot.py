@@ -32,37 +32,31 @@ POLL_SECONDS = 5.0
 _NO_ANSWER = (OSError, HTTPException, ValueError)
 
 
-class AwsNotices:
-    """Notices of EC2's instance metadata service, version 2: each request carries a token of the session.
+def look(endpoint: str) -> str | None:
+    """Return the notice of EC2's instance metadata service, such as `{"action": "terminate", "time":
+    "2026-11-25T18:02:00Z"}`, or None; by version 2, where each request carries a token of the session.
 
     https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+
+    Raises:
+        OSError, HTTPException, ValueError: the service does not answer, or does not follow this protocol.
     """
+    # The address is on the machine itself: no proxy reaches it.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-    def __init__(self) -> None:
-        self.endpoint = (os.environ.get(ENDPOINT) or _DEFAULT_ENDPOINT).rstrip("/") + "/"
-        # The address is on the machine itself: no proxy reaches it.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def look(self) -> str | None:
-        """Return the notice as the service gives it, such as `{"action": "terminate", "time":
-        "2026-11-25T18:02:00Z"}`, or None.
-
-        Raises:
-            OSError, HTTPException, ValueError: the service does not answer, or does not follow this protocol.
-        """
-        ttl = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
-        token = self._request("latest/api/token", ttl, method="PUT")
-        try:
-            return " ".join(self._request(_NOTICE, {"X-aws-ec2-metadata-token": token}).split())
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return None
-            raise
-
-    def _request(self, path: str, headers: dict[str, str], method: str = "GET") -> str:
-        request = urllib.request.Request(self.endpoint + path, headers=headers, method=method)
-        with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
+    def ask(path: str, headers: dict[str, str], method: str = "GET") -> str:
+        request = urllib.request.Request(endpoint + path, headers=headers, method=method)
+        with opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
             return answer.read().decode()
+
+    ttl = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
+    token = ask("latest/api/token", ttl, method="PUT")
+    try:
+        return " ".join(ask(_NOTICE, {"X-aws-ec2-metadata-token": token}).split())
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise
 
 
 @contextmanager
@@ -76,15 +70,18 @@ def stop_on_notice(settings: LauncherSettings, progress: Progress) -> Iterator[N
     if settings.spot_notice == "none" or not is_first_local_rank():
         yield
         return
-    notices, done = AwsNotices(), threading.Event()
+    endpoint = (os.environ.get(ENDPOINT) or _DEFAULT_ENDPOINT).rstrip("/") + "/"
+    done = threading.Event()
     try:
-        first = notices.look()
+        first = look(endpoint)
     except _NO_ANSWER as error:
         raise SettingsError(
-            f"launcher.spot_notice: aws, but no instance metadata at {notices.endpoint} ({error}); set it to"
+            f"launcher.spot_notice: aws, but no instance metadata at {endpoint} ({error}); set it to"
             " none outside of EC2; in a container on an EC2 instance, raise the metadata's hop limit to 2"
         ) from error
-    watcher = threading.Thread(target=_watch, args=(notices, first, progress, done), name="spot", daemon=True)
+    watcher = threading.Thread(
+        target=_watch, args=(endpoint, first, progress, done), name="spot", daemon=True
+    )
     watcher.start()
     try:
         yield
@@ -93,11 +90,11 @@ def stop_on_notice(settings: LauncherSettings, progress: Progress) -> Iterator[N
         watcher.join()
 
 
-def _watch(notices: AwsNotices, notice: str | None, progress: Progress, done: threading.Event) -> None:
+def _watch(endpoint: str, notice: str | None, progress: Progress, done: threading.Event) -> None:
     has_failed = False
     while notice is None and not done.wait(POLL_SECONDS):
         try:
-            notice = notices.look()
+            notice = look(endpoint)
             has_failed = False
         except _NO_ANSWER as error:
             # Training need not end for this: SIGTERM still comes, but later.

@@ -1,6 +1,7 @@
-"""The checkpoints of one training in the bucket of its store, where every machine finds them.
+"""Checkpoints on their way from the processes of a training to where it would continue from, and those in the
+bucket of its store, where every machine finds them.
 
-Each is in a folder of its own, named by its step and its content; its seal, the list of its files with their
+There each is in a folder of its own, named by its step and its content; its seal, the list of its files with their
 sizes, is uploaded last and removed first. So a machine that was taken for dead and is not (a lease passed to
 its successor) can never overwrite a file of another one. That it neither adds nor removes a checkpoint is
 what the lease is for, which is checked right before each seal is written or removed: for 20 s after its last
@@ -14,22 +15,20 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-
-import torch
-from safetensors import safe_open
+from typing import Any
 
 from fullft_assets.errors import StoreError, without_secrets
 from fullft_assets.jobs.progress import Listener, Progress
-from fullft_assets.jobs.ranks import is_first_rank
+from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.store import Store, checkpoints_ref
 from fullft_assets.store.disk import one_at_a_time
 from fullft_assets.store.manifest import is_inside
@@ -44,21 +43,23 @@ from fullft_assets.training.checkpoints import (
     RunHistory,
     WrittenFile,
     checkpoint_of,
+    complete,
     complete_checkpoints,
-    discard,
+    digest_of_all,
     first_damaged,
     identity_of,
-    is_complete,
     kept_steps,
     publish,
     retain,
+    room_needed,
     step_of,
+    written_file,
 )
-from fullft_assets.training.recorder import EVENT_FILES, MLFLOW_RUN
+from fullft_assets.training.recorder import MLFLOW_RUN
 
 #: Inside a checkpoint: copies of what is beside the checkpoints and led to it.
 _BESIDE = "beside"
-_COPIED = (EVENT_FILES, MLFLOW_RUN, STEP_LOG)
+_COPIED = (MLFLOW_RUN, STEP_LOG)
 #: Another training of the same artifact that is alive is not waited for; one that is gone is known by then.
 _PATIENCE_SECONDS = 60.0
 #: Before what failed is tried again at the end: a stop leaves 30 s by default.
@@ -67,6 +68,15 @@ _PAUSES = (1.0, 2.0, 4.0)
 
 #: Of processes that write nothing.
 _NO_LEASE = Lease()
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """Checkpoints that are to be uploaded, and what those that are kept follow from."""
+
+    checkpoints: list[Path]
+    history: RunHistory
+    best: int | None
 
 
 class StoredCheckpoints:
@@ -83,11 +93,11 @@ class StoredCheckpoints:
         self._root = checkpoints_ref(case, stage, key)
         self._progress = progress
         self._lease = lease
-        self._lock, self._thread = threading.Lock(), ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._last: Future[bool] | None = None
-        self._offer: tuple[RunHistory, int | None] | None = None
-        self._offered: list[Path] = []
-        self._uploading: Path | None = None
+        self._offer: _Offer | None = None
+        #: Is being uploaded, and must not be deleted.
+        self.uploading: Path | None = None
         self._listed: list[Checkpoint] | None = None
 
     def complete(self, history: RunHistory) -> list[Checkpoint]:
@@ -199,29 +209,30 @@ class StoredCheckpoints:
                 f"{self._store.url}: another machine has taken over this training; this one stops, and leaves"
                 " its checkpoints alone"
             )
-        with self._lock:
-            self._offered = list(checkpoints)
-        self._offer = history, best
-        self._last = self._thread.submit(self._upload_offered, *self._offer)
+        self._offer = _Offer(list(checkpoints), history, best)
+        self._last = self._thread.submit(self._upload_offered, self._offer)
 
-    def _upload_offered(self, history: RunHistory, best: int | None) -> bool:
+    def _upload_offered(self, offer: _Offer) -> bool:
         """Return whether all of it was done; a checkpoint that cannot be copied holds no other one up."""
-        failed: set[Path] = set()
-        try:
-            while (path := self._take_offer(failed)) is not None:
-                try:
-                    self._upload(path)
-                except Exception as error:
-                    failed.add(path)
+        has_failed = False
+        for path in offer.checkpoints:
+            self.uploading = path
+            if offer is not self._offer:
+                break
+            try:
+                self.upload(path)
+            except Exception as error:
+                # Training may have deleted one that has waited for long.
+                if path.exists():
+                    has_failed = True
                     self._say_failed(f"{path.name} could not be copied to", error)
-            self._retain(history, best)
-            return not failed
+        self.uploading = None
+        try:
+            self._retain(offer.history, offer.best)
         except Exception as error:
             self._say_failed("the checkpoints could not be updated in", error)
             return False
-        finally:
-            with self._lock:
-                self._uploading = None
+        return not has_failed
 
     def _retain(self, history: RunHistory, best: int | None) -> None:
         complete = self.complete(history)
@@ -233,21 +244,12 @@ class StoredCheckpoints:
         reason = without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__
         self._progress.say(f"warning: {step} {self._store.url} ({reason}); this is tried again")
 
-    def _take_offer(self, failed: Collection[Path]) -> Path | None:
-        # Those that a roll-back has undone meanwhile are among them: they are not uploaded again.
-        done = {checkpoint.name for checkpoint in self._sealed()}
-        with self._lock:
-            # Training may have deleted one that has waited for long.
-            waiting = (
-                path
-                for path in self._offered
-                if path not in failed and is_complete(path) and _name_of(path) not in done
-            )
-            self._uploading = next(waiting, None)
-            return self._uploading
-
-    def _upload(self, path: Path) -> None:
+    def upload(self, path: Path) -> None:
+        """Upload a checkpoint, unless it is there."""
         name, seal = _name_of(path), (path / SEAL).read_bytes()
+        # Those that a roll-back has undone meanwhile are among them: they are not uploaded again.
+        if name in {checkpoint.name for checkpoint in self._sealed()}:
+            return
         self._lease.require()
         self.upload_files(path, name, list(json.loads(seal)))
         if not _has_name(path, name):
@@ -271,41 +273,21 @@ class StoredCheckpoints:
         origin = json.loads((path / ORIGIN).read_text())
         self._sealed().append(Checkpoint(name, step_of(path), origin["num_incidents"], origin["is_planned"]))
 
-    def upload(self, path: Path) -> None:
-        """Upload a checkpoint now."""
-        self._thread.submit(self._upload, path).result()
-
-    @contextmanager
-    def spared(self) -> Iterator[Path | None]:
-        """Give the checkpoint that is being uploaded, which must not be deleted; no other upload begins
-        within the block.
-        """
-        with self._lock:
-            yield self._uploading
-
     def finish(self) -> None:
         """Wait until what was offered is uploaded; what failed is tried a few times more, for a process that
         ends makes no other offer.
         """
-        if self._last is None or self._offer is None:
+        if self._last is None:
             return
         for pause in _PAUSES:
-            if self._last.result() or self._lease.is_lost:
+            if self._last.result() or self._lease.is_lost or self._offer is None:
                 return
             time.sleep(pause)
-            self._last = self._thread.submit(self._upload_offered, *self._offer)
+            self._last = self._thread.submit(self._upload_offered, self._offer)
         if not self._last.result():
-            newest = max(
-                (
-                    checkpoint.step
-                    for checkpoint in self._listed or []
-                    if self._offer[0].includes(checkpoint.step, checkpoint.num_incidents)
-                ),
-                default=0,
-            )
             self._progress.say(
-                f"warning: the newest checkpoint in {self._store.url} is that of step {newest:,}; another"
-                " machine continues there"
+                f"warning: the newest checkpoint is not in {self._store.url}; another machine continues from"
+                " an earlier one"
             )
 
     def skip(self, name: str) -> None:
@@ -318,15 +300,14 @@ class StoredCheckpoints:
 
     def remove_all(self) -> None:
         """Remove all checkpoints and what is kept beside them: the training's artifact is in the store."""
-        with self._lock:
-            self._offered = []
+        self._offer = None
         self.finish()
         self._lease.require()
         self._remove_all_but(set())
         self._store.remove_folder(self._root)
 
     def _remove_all_but(self, names: set[str]) -> None:
-        """Remove all other folders, also those of uploads that were killed."""
+        # Also the folders of uploads that were killed.
         for folder in self._store.names(self._root):
             if folder not in (*names, HISTORY_FILE):
                 self._lease.require()
@@ -392,8 +373,7 @@ def publish_everywhere(
     if stored is not None:
         stored.copy_beside(folder, written)
     publish(written, target, files, num_incidents=len(history.incidents), is_planned=is_planned)
-    with stored.spared() if stored is not None else nullcontext() as spared:
-        retain(folder, history, best=best, spared=spared)
+    retain(folder, history, best=best, spared=None if stored is None else stored.uploading)
     if stored is not None:
         # The best one first: who finds the newest one there finds all that it needs.
         complete = complete_checkpoints(folder, history)
@@ -428,17 +408,12 @@ def restore_beside(checkpoint: Path, folder: Path) -> None:
     if _lines(beside / STEP_LOG) <= _lines(folder / STEP_LOG):
         return
     for name in _COPIED:  # the log last: a kill before that repeats all of it
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
-        else:
-            (folder / name).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
         _copy(beside / name, folder / name)
 
 
 def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target)
-    elif source.exists():
+    if source.exists():
         shutil.copy(source, target)
 
 
@@ -465,36 +440,27 @@ def newest_checkpoint(
     if chosen is None:
         return None
     path = checkpoint_of(folder, _step_of(chosen))
-    problems: list[str] = []
+    if stored is not None and sum(ranks.of_all(is_first_local_rank())) > 1:
+        # The other hosts fetch it from there.
+        ranks.run_on_first(lambda listener: ranks.attended(partial(stored.upload, path), listener), progress)
+    problems: list[str | None] = []
 
     def verify() -> None:
-        if is_first_rank():  # it has verified its own
-            return
-        if stored is not None:
-            problems.extend(filter(None, [stored.fetch(chosen, folder)]))
-        elif first_damaged(path):
-            problems.append(path.name)
+        if not is_first_rank():  # it has verified its own
+            problems.append(first_damaged(path) if stored is None else stored.fetch(chosen, folder))
 
-    for has_failed in (False, True):
-        if has_failed and stored is not None:
-            # It is not in the store, or may be damaged there: the first process uploads its own.
-            stored.skip(chosen)
-            ranks.run_on_first(
-                lambda listener: ranks.attended(partial(stored.upload, path), listener), progress
-            )
-        problems.clear()
-        ranks.run_on_each_host(verify, progress)
-        if not ranks.any_rank(bool(problems) or not _has_name(path, chosen)):
-            return path
-        if stored is None:
-            raise StoreError(
-                f"{folder}: the hosts of this training do not see the same checkpoints (not all of them that"
-                f" of step {step_of(path):,}, which the first one sees); put the store on a disk that all of"
-                " them see, or on S3"
-            )
+    ranks.run_on_each_host(verify, progress)
+    if not ranks.any_rank(any(problems) or not _has_name(path, chosen)):
+        return path
+    if stored is None:
+        raise StoreError(
+            f"{folder}: the hosts of this training do not see the same checkpoints (not all of them that of"
+            f" step {step_of(path):,}, which the first one sees); put the store on a disk that all of them"
+            " see, or on S3"
+        )
     raise StoreError(
-        f"{path}: a host of this training read it damaged, also after it was uploaded again; check the"
-        " hosts' disks, and run the same command again"
+        f"{stored.place(chosen)}: a host of this training read it damaged; check the hosts' disks, and remove it"
+        " there if it stays so"
     )
 
 
@@ -510,7 +476,7 @@ def checkpoint_of_step(
     path = checkpoint_of(folder, step)
     problem = f"{path} is missing"
     if any(checkpoint.step == step for checkpoint in complete_checkpoints(folder, history)):
-        if (damaged := first_damaged(path, listener) or _unloadable(path)) is None:
+        if (damaged := first_damaged(path, listener)) is None:
             return path
         problem = f"{path / damaged} is damaged"
     if stored is None:
@@ -545,37 +511,134 @@ def _choose(
         newest = here[0] if is_here else there[0]
         path = checkpoint_of(folder, newest.step)
         if is_here or stored is None:
-            damaged = first_damaged(path, listener) or _unloadable(path)
+            damaged = first_damaged(path, listener)
             place = str(path)
         else:
             damaged = ranks.attended(partial(stored.fetch, newest.name, folder), listener)
             place = stored.place(newest.name)
-            if damaged is None and (damaged := _unloadable(path)) is not None:
-                discard(path)
         if damaged is None:
             # It may have been copied here for another process, or a kill came between it and its log.
             restore_beside(path, folder)
             return _name_of(path)
         if is_here or stored is None:
-            discard(path)
+            (path / SEAL).unlink()  # training never continues from it
         else:
             stored.skip(newest.name)
         progress.say(f"{place}/{damaged} is damaged; continuing from the checkpoint before, if there is one")
 
 
-def _unloadable(checkpoint: Path) -> str | None:
-    """Return the name of the first file of a checkpoint that cannot be loaded, or None: its digests may be
-    right, as they protect from damage alone. No tensor is read.
+#: What a thread of each process does next; it is sent the results of all of them.
+_Stages = Generator[Callable[[], Any], list[Any], None]
+
+
+class Saver:
+    """Saves one checkpoint after the other, in a thread of each process; all processes call the same methods.
+
+    On a disk that all hosts see the first process moves a checkpoint to its place when all have written their
+    files. Hosts with disks of their own upload them, and the checkpoint is in the store alone.
+
+    Attributes:
+        saved_step: of the last checkpoint that is complete; None: there is none yet.
     """
-    for path in sorted(checkpoint.iterdir()):
+
+    def __init__(self, history: RunHistory, stored: StoredCheckpoints | None):
+        self.saved_step: int | None = None
+        self._history = history
+        self._stored = stored
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="saving")
+        self._work: Future[Any] | None = None
+        self._stages: _Stages | None = None
+
+    def begin(
+        self, aside: Path, write: Callable[[], list[str]], *, best: int | None, is_planned: bool
+    ) -> None:
+        """Begin to save a checkpoint; the one before must be finished.
+
+        Args:
+            aside: a folder of its own inside the work folder, to which all but its weights and moments are
+                written.
+            write: see `Loop.save`.
+            best: step of the checkpoint with the lowest validation loss.
+            is_planned: whether every run over the same rows writes it.
+        """
+        self._stages = self._save(aside, write, best, is_planned)
+        self._work = self._thread.submit(next(self._stages))
+
+    def look(self) -> None:
+        """Go on with the checkpoint that is being saved, if all processes are done with their part."""
+        if self._work is not None and not ranks.any_rank(not self._work.done()):
+            self._go_on()
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that is being saved is complete."""
+        while self._work is not None:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        assert self._work is not None and self._stages is not None
+        error, work, self._work = self._work.exception(), self._work, None
+        if ranks.any_rank(error is not None):
+            self._stages.close()
+            raise error or StoreError(
+                "another process of this training could not write its part of a checkpoint; its output says"
+                " why"
+            )
         try:
-            if path.suffix in (".pt", ".bin"):
-                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            elif path.suffix == ".safetensors":
-                with safe_open(path, "pt"):
-                    pass
-        except (OSError, MemoryError):
-            raise  # of the machine, not of the file
-        except Exception:  # both libraries have errors of their own for what they cannot read
-            return path.name
-    return None
+            self._work = self._thread.submit(self._stages.send(ranks.of_all(work.result())))
+        except StopIteration:
+            return
+
+    def _save(
+        self, aside: Path, write: Callable[[], list[str]], best: int | None, is_planned: bool
+    ) -> _Stages:
+        step, folder = step_of(aside), aside.parent.parent
+        try:
+            of_processes: list[dict[str, WrittenFile]] = yield partial(_written, aside, write)
+            files = {name: file for each in of_processes for name, file in each.items()}
+            with room_needed(folder, f"the checkpoint of step {step:,}"):
+                if ranks.from_first(all((aside / name).is_file() for name in files)):
+                    if is_first_rank():
+                        publish_everywhere(
+                            aside, self._history, best, self._stored, files, is_planned=is_planned
+                        )
+                    ranks.wait()
+                else:
+                    yield from self._upload(aside, files, of_processes[ranks.number()], best, is_planned)
+        finally:
+            # Frees the room that an incomplete checkpoint took.
+            if is_first_local_rank():
+                shutil.rmtree(aside.parent, ignore_errors=True)
+        self.saved_step = step
+
+    def _upload(
+        self,
+        aside: Path,
+        files: dict[str, WrittenFile],
+        own_files: dict[str, WrittenFile],
+        best: int | None,
+        is_planned: bool,
+    ) -> _Stages:
+        stored = self._stored
+        if stored is None:
+            raise StoreError(
+                f"{aside.parent.parent}: the hosts of this training have disks of their own, and each has a"
+                " part of its checkpoints; put the store on a disk that all of them see, or on S3"
+            )
+        name, names = "", list(own_files)
+        if is_first_rank():
+            stored.copy_beside(aside.parent.parent, aside)
+            complete(aside, files, num_incidents=len(self._history.incidents), is_planned=is_planned)
+            name = stored_name(step_of(aside), digest_of_all(aside))
+            others = {str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file()}
+            names = sorted(others - (files.keys() - own_files.keys()) - {SEAL})
+        name = ranks.from_first(name)
+        yield partial(stored.upload_files, aside, name, names)
+        if is_first_rank():
+            stored.add(aside, name, self._history, best)
+        ranks.wait()
+
+
+def _written(aside: Path, write: Callable[[], list[str]]) -> dict[str, WrittenFile]:
+    folder = aside.parent.parent
+    with room_needed(folder, f"the checkpoint of step {step_of(aside):,}"):
+        return {name: written_file(aside / name) for name in write()}

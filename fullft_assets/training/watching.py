@@ -54,8 +54,9 @@ class Validator:
         if score_before(recorder.log.lines) is not None:
             return
         with scoring():
-            scores = self._recipe.score_general(model, ranks.StopListener(recorder.progress))
-        scores = ranks.from_first(scores)
+            scores = ranks.make_passes(
+                model, lambda listener: self._recipe.score_general(model, listener), recorder.progress
+            )
         if not all(map(math.isfinite, scores.values())):
             raise DivergenceError(
                 "snapshot.general: the outputs of the weights that training begins with are not finite on it"
@@ -79,10 +80,9 @@ class Validator:
     def validate(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
         """Score the weights after a step; return the recorded line."""
         with scoring():
-            scores = self.score(model, ranks.StopListener(self._recorder.progress))
-        # Ranks that score in batches of their own may differ in the last bit, and a rank that decided alone
-        # would save alone.
-        scores = ranks.from_first(scores)
+            scores = ranks.make_passes(
+                model, lambda listener: self.score(model, listener), self._recorder.progress
+            )
         line = {"step": step, **scores}
         self._recorder.record(line)
         shown = {name.removeprefix("validation_"): value for name, value in scores.items()}

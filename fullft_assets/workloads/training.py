@@ -27,7 +27,6 @@ from fullft_assets.tasks.context import open_recipe
 from fullft_assets.training import spot
 from fullft_assets.training.checkpoints import STEP_LOG, library_versions, room_needed
 from fullft_assets.training.finetuning import Fit, exclusive, fine_tune
-from fullft_assets.training.recorder import EVENT_FILES
 from fullft_assets.training.stored_checkpoints import stored_checkpoints
 from fullft_assets.workloads.entry import run_workload
 
@@ -104,8 +103,6 @@ def _write(
         copy_code(base_model, draft.path / "model")
         (draft.path / "logs").mkdir()
         shutil.copy(folder / STEP_LOG, draft.path / checkpoint_key.STEP_LOG)
-        if (folder / EVENT_FILES).is_dir():
-            shutil.copytree(folder / EVENT_FILES, draft.path / "logs" / EVENT_FILES)
         return draft.commit(
             settings=checkpoint_key.key_settings(settings),
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},

@@ -2,7 +2,7 @@
 
 A row has several documents, each of which attends to itself alone (`models.documents`), without an attention
 mask and without a cache. The loss of an optimizer step is the mean over its trained tokens, however many
-rows, passes and processes they are in. A model that does not keep documents apart (`isolation`) gets each on
+rows, passes and processes they are in. A model that does not keep documents apart (`documents.probe`) gets each on
 a row of its own instead, beside others of its length.
 """
 
@@ -20,9 +20,8 @@ from transformers import PreTrainedModel
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.jobs.progress import Listener
-from fullft_assets.models import documents, isolation, precision
+from fullft_assets.models import documents, precision
 from fullft_assets.models.inference import device, load_causal, move
-from fullft_assets.models.isolation import Isolation
 from fullft_assets.models.token_loss import TokenLoss, TokenScores, plain, score_documents
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training
@@ -94,8 +93,8 @@ class NextTokenRecipe:
         """
         self._check(model)
         move(model)
-        isolation.attend_apart(model, self._pieces.plan.capacity, seed=seed)
-        isolated = isolation.probe(model, self._pieces.plan.capacity, seed=seed)
+        documents.attend_apart_where_equal(model, self._pieces.plan.capacity, seed=seed)
+        isolated = documents.probe(model, self._pieces.plan.capacity, seed=seed)
         num_task = self.training.num_task_windows
         has_replay = num_task is not None and num_task < len(self.training.windows)
         teaches_replay = settings.distillation is not None and has_replay
@@ -229,7 +228,7 @@ def _metrics(scores: TokenScores) -> dict[str, float]:
 def _feed(
     model: PreTrainedModel,
     pieces: Pieces,
-    isolated: Isolation,
+    isolated: documents.Isolation,
     settings: TrainingSettings,
     seed: int,
     *,

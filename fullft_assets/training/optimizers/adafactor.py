@@ -21,15 +21,12 @@ _LARGEST_UPDATE = 1.0
 class Adafactor(Optimizer):
     """Keeps the second moment of each row and each column of a matrix, next to nothing beside the weights."""
 
-    bounds_its_updates = True
     takes_bf16 = True
 
     def __init__(self, *, steps_in_backward: bool):
         self.steps_in_backward = steps_in_backward
 
-    def build(
-        self, groups: list[dict[str, Any]], weights: Weights, max_norm: float, seed: int
-    ) -> torch.optim.Optimizer:
+    def build(self, groups: list[dict[str, Any]], weights: Weights, seed: int) -> torch.optim.Optimizer:
         """Return the optimizer; its gradients need no clipping."""
         from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 

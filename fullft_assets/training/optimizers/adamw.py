@@ -1,5 +1,5 @@
 """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101): torch's own in fp32, else one that rounds
-stochastically or steps in the backward pass.
+stochastically.
 """
 
 from __future__ import annotations
@@ -21,25 +21,18 @@ class AdamW(Optimizer):
     """Keeps two moments of each weight, in the weight's format."""
 
     takes_bf16 = True
-
-    def __init__(self, *, steps_in_backward: bool):
-        self.steps_in_backward = steps_in_backward
-        self.takes_shards = not steps_in_backward
+    takes_shards = True
 
     def state_bytes(self, weights: Weights) -> int:
         """Return the bytes of both moments."""
         return 2 * bytes_per_weight(weights)
 
-    def build(
-        self, groups: list[dict[str, Any]], weights: Weights, max_norm: float, seed: int
-    ) -> torch.optim.Optimizer:
-        """Return torch's optimizer for weights in fp32 that step after the backward pass, else our own."""
+    def build(self, groups: list[dict[str, Any]], weights: Weights, seed: int) -> torch.optim.Optimizer:
+        """Return torch's optimizer for weights in fp32, else our own."""
         import torch
 
         from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 
-        if self.steps_in_backward:
-            return LowMemoryOptimizer(groups, step, seed=seed, in_backward=True, max_norm=max_norm)
         if weights == "bf16":
             return LowMemoryOptimizer(groups, step, seed=seed)
         return torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
@@ -70,5 +63,4 @@ def step(update: Update) -> None:
         update.write(square, v, None if bits is None else bits >> 16)
 
 
-ADAMW = AdamW(steps_in_backward=False)
-ADAMW_IN_BACKWARD = AdamW(steps_in_backward=True)
+ADAMW = AdamW()

@@ -3,8 +3,8 @@ or after it.
 
 In the backward pass it updates each weight as soon as its gradient is there, and frees the gradient: the
 gradients of a complete model never exist (Lv et al. 2023, arXiv 2306.09782, do so with plain gradient
-descent). Therefore gradients cannot be accumulated over passes, and their norm is known only afterwards:
-clipping by norm takes a pass of its own before (section 3.2.2 of the paper).
+descent). Therefore gradients cannot be accumulated over passes, and their norm is known only afterwards: a
+rule has to bound its updates itself.
 
 Weights in bf16 are rounded stochastically as they are written. With rounding to the nearest value, an update
 of less than 1/512 of its weight would be lost (Zamirai et al. 2020, arXiv 2010.06192).
@@ -87,8 +87,6 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
 
     Args:
         in_backward: update in the backward pass; each pass then needs the context `updating`.
-        max_norm: clip the gradients of a step to this norm, which an earlier pass measures; only in the
-            backward pass.
     """
 
     def __init__(
@@ -98,53 +96,38 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
         *,
         seed: int = 0,
         in_backward: bool = False,
-        max_norm: float | None = None,
     ):
         super().__init__(groups, {"num_steps": 0})
         self._rule = rule
         self._seed = seed
         self.in_backward = in_backward
-        self._max_norm = max_norm
         #: By weight: the number of its group and its own. (A loaded state replaces the groups themselves.)
         self._places: dict[torch.Tensor, tuple[int, int]] = {}
         for number, group in enumerate(self.param_groups):
             for weight in group["params"]:
                 self._places[weight] = (number, len(self._places))
-        self._on_gradient: Callable[[torch.Tensor, torch.Tensor], None] | None = None
-        self._seen: set[torch.Tensor] = set()
+        #: Weights that this backward pass has updated; None outside of one.
+        self._updated: set[torch.Tensor] | None = None
         self._squares: list[torch.Tensor] = []
-        self._factor: torch.Tensor | None = None
         if in_backward:
             for weight in self._places:
                 weight.register_post_accumulate_grad_hook(self._gradient_arrived)
 
     @property
-    def measures_first(self) -> bool:
-        """Whether each step needs a pass of its own to measure the gradients' norm."""
-        return self.in_backward and self._max_norm is not None
-
-    @property
     def norm(self) -> torch.Tensor:
-        """The norm of the last pass's gradients, before clipping."""
+        """The norm of the last pass's gradients."""
         return torch.stack(self._squares).sum().sqrt() if self._squares else torch.zeros(())
-
-    @contextmanager
-    def measuring(self) -> Iterator[None]:
-        """Context of a backward pass that only measures the gradients' norm."""
-        with self._handling(self._measure):
-            yield
-        assert self._max_norm is not None
-        # The same formula as torch's clip_grad_norm_.
-        self._factor = (self._max_norm / (self.norm + 1e-6)).clamp(max=1.0)
 
     @contextmanager
     def updating(self) -> Iterator[None]:
         """Context of the backward pass that updates the weights."""
         for group in self.param_groups:
             group["num_steps"] += 1
-        with self._handling(self._measure_and_update):
+        self._squares, self._updated = [], set()
+        try:
             yield
-        self._factor = None
+        finally:
+            self._updated = None
 
     @torch.no_grad()
     # No closures.
@@ -171,33 +154,15 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
                 name: value.detach().clone().to(weight.device) for name, value in state.items()
             }
 
-    @contextmanager
-    def _handling(self, on_gradient: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
-        self._squares = []
-        self._on_gradient = on_gradient
-        self._seen = set()
-        try:
-            yield
-        finally:
-            self._on_gradient = None
-
+    @torch.no_grad()
     def _gradient_arrived(self, weight: torch.Tensor) -> None:
-        assert self._on_gradient is not None, "a backward pass outside of a step"
-        assert weight not in self._seen, "its gradient came in two parts"
+        assert self._updated is not None, "a backward pass outside of a step"
+        assert weight not in self._updated, "its gradient came in two parts"
         assert weight.grad is not None, "torch calls the hook with the gradient in place"
-        self._seen.add(weight)
-        with torch.no_grad():
-            self._on_gradient(weight, weight.grad)
+        self._updated.add(weight)
+        self._squares.append(torch.linalg.vector_norm(weight.grad, dtype=torch.float32).square())
+        self._update(weight, weight.grad)
         weight.grad = None
-
-    def _measure(self, weight: torch.Tensor, gradient: torch.Tensor) -> None:
-        self._squares.append(torch.linalg.vector_norm(gradient, dtype=torch.float32).square())
-
-    def _measure_and_update(self, weight: torch.Tensor, gradient: torch.Tensor) -> None:
-        self._measure(weight, gradient)
-        if self._factor is not None:
-            gradient.mul_(self._factor.to(gradient.dtype))
-        self._update(weight, gradient)
 
     def _update(self, weight: torch.Tensor, gradient: torch.Tensor) -> None:
         group_number, number = self._places[weight]
