@@ -1,10 +1,9 @@
 """An API server and nodes that really run the pods of Jobs, as processes of this machine; what our launcher
 needs of Kubernetes.
 
-Manifests are validated against the API's own schemas, strictly, and by rules that the schemas do not have. An
-account may do what a Role of RBAC allows. A container's image, DNS names, ports and the termination message
-are what each pod has of its own in a cluster; here the arguments get other ones. All else runs as it is
-written.
+Manifests are validated against the API's own schemas, strictly. An account may do what a Role of RBAC allows.
+A container's image, DNS names, ports and the termination message are what each pod has of its own in a
+cluster; here the arguments get other ones. All else runs as it is written.
 """
 
 from __future__ import annotations
@@ -40,11 +39,9 @@ IMAGE = "registry.example.com/fullft@sha256:" + "0" * 64
 _POD = "KUBERNETES_DOUBLE_POD"
 _PATHS = [
     (re.compile(rf"/apis/batch/v1/namespaces/{NAMESPACE}/(jobs)(?:/([^/]+))?$"), "batch"),
-    (re.compile(rf"/api/v1/namespaces/{NAMESPACE}/(services|events)(?:/([^/]+))?$"), ""),
+    (re.compile(rf"/api/v1/namespaces/{NAMESPACE}/(services)(?:/([^/]+))?$"), ""),
     (re.compile(rf"/api/v1/namespaces/{NAMESPACE}/(pods)(?:/([^/]+))?(?:/(log))?$"), ""),
 ]
-_LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$")
-_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 
 
 class Refused(Exception):
@@ -241,8 +238,6 @@ class Cluster:
         #: Whether there is a node for a pod.
         self.has_room = True
         self.is_queueing = False
-        #: What the cluster says when it refuses to make pods.
-        self.refusal = ""
         #: How far the clock of the API server is ahead of ours and of the nodes', in seconds.
         self.clock_seconds = 0.0
         self.faults: list[Fault] = []
@@ -346,30 +341,16 @@ class Cluster:
         return {
             ("jobs", "create"): lambda _, query, body: self._create(query, body),
             ("jobs", "get"): lambda name, *_: (200, self._job(name).body),
-            ("jobs", "list"): lambda _, query, __: (
-                200,
-                {"items": _chosen([job.body for job in self.jobs.values()], query)},
-            ),
             ("jobs", "delete"): lambda name, _, body: self._delete(name, body),
             ("pods", "list"): lambda _, query, __: (
                 200,
                 {"items": _chosen([pod.json() for job in self.jobs.values() for pod in job.pods], query)},
             ),
             ("pods/log", "get"): lambda name, query, _: (200, self._log(name, query)),
-            ("events", "list"): lambda _, query, __: (200, {"items": self._events(query)}),
             ("services", "get"): lambda name, *_: (
                 (200, self.services[name]) if name in self.services else _absent("services", name)
             ),
         }
-
-    def _events(self, query: dict[str, str]) -> list[dict[str, Any]]:
-        uids = {f"involvedObject.uid={job.body['metadata']['uid']}" for job in self.jobs.values()}
-        refused = {
-            "reason": "FailedCreate",
-            "message": f"Error creating: {self.refusal}",
-            "lastTimestamp": _stamp(),
-        }
-        return [refused] if self.refusal and query["fieldSelector"] in uids else []
 
     def _create(self, query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
         name = body["metadata"]["name"]
@@ -463,11 +444,7 @@ class Cluster:
         if len([pod for pod in job.pods if pod.status["phase"] == "Succeeded"]) == spec.get("completions", 1):
             status["conditions"] = [{"type": "Complete", "status": "True"}]
             return
-        missing = (
-            set()
-            if self.refusal
-            else set(range(spec.get("completions", 1))) - {pod.index for pod in job.pods}
-        )
+        missing = set(range(spec.get("completions", 1))) - {pod.index for pod in job.pods}
         job.pods += [Pod(job.body, index, self.folder / "pods") for index in sorted(missing)]
         for pod in job.pods:
             if pod.status["phase"] == "Pending":
@@ -562,43 +539,6 @@ def _validate(body: dict[str, Any]) -> None:
         raise Refused(
             400, f"strict decoding error: {'.'.join(map(str, error.path))}: {error.message[:200]}"
         ) from None
-    spec, pod = body["spec"], body["spec"]["template"]["spec"]
-    labels = [*body["metadata"]["labels"].items(), *spec["template"]["metadata"]["labels"].items()]
-    wrong = [
-        (_DNS_LABEL.match(body["metadata"]["name"]) is None, "metadata.name: must be a DNS label"),
-        (
-            any(_LABEL.match(value) is None for _, value in labels),
-            "metadata.labels: must be 63 characters or less, alphanumeric at its ends",
-        ),
-        (
-            pod["restartPolicy"] not in ("Never", "OnFailure"),
-            "spec.template.spec.restartPolicy: must be Never or OnFailure",
-        ),
-        (
-            "podFailurePolicy" in spec and pod["restartPolicy"] != "Never",
-            "spec.podFailurePolicy: needs restartPolicy Never",
-        ),
-        (
-            len({each["name"] for each in pod["containers"][0]["env"]}) < len(pod["containers"][0]["env"]),
-            "env: names twice",
-        ),
-        (
-            not all(_DNS_LABEL.match(each["name"]) for each in pod["volumes"]),
-            "spec.template.spec.volumes: names must be DNS labels",
-        ),
-        (
-            {each["name"] for each in pod["volumes"]}
-            != {each["name"] for each in pod["containers"][0]["volumeMounts"]},
-            "volumeMounts: not found",
-        ),
-        (
-            not all(each["mountPath"].startswith("/") for each in pod["containers"][0]["volumeMounts"]),
-            "mountPath: must be absolute",
-        ),
-    ]
-    for is_wrong, message in wrong:
-        if is_wrong:
-            raise Refused(422, f'Job.batch "{body["metadata"]["name"]}" is invalid: {message}')
 
 
 def _failing(pod: Pod) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """The launcher `sagemaker` against a double that runs the containers, with a store on a real S3 server."""
 
+import importlib.metadata
 import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from probe_workloads.definitions import probe_job
 
 from fullft_assets.errors import StoreError, WorkloadError
 from fullft_assets.jobs import Job
-from fullft_assets.launchers import Launcher, LaunchSpec, Status, sagemaker
+from fullft_assets.launchers import Launcher, LaunchSpec, Status, sagemaker, sagemaker_container
 from fullft_assets.launchers.local import LocalLauncher
+from fullft_assets.launchers.machine import OUT_OF_MEMORY
 from fullft_assets.launchers.records import Launch
 from fullft_assets.launchers.sagemaker import SageMakerLauncher
 from fullft_assets.launchers.supervisor import is_alive
@@ -26,9 +27,6 @@ from tests import s3_server as s3_servers
 from tests.aws_double import IMAGE, ROLE
 from tests.launch_scenes import (
     NAME,
-    AnotherProcess,
-    Place,
-    refuses_other_clocks,
     run_probe,
     serving,
     trained_in_bucket,
@@ -122,22 +120,6 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
     )
 
 
-@pytest.mark.fault("clock skew of hours", "sagemaker")
-def test_a_clock_that_aws_refuses_is_one_line_and_the_job_is_found_once_it_is_set(service, url):
-    refuses_other_clocks(service, launcher(), spec(url, "writes"))
-
-
-@pytest.mark.slow
-@pytest.mark.fault("the backend throttles, fails or does not answer", "sagemaker")
-@pytest.mark.fault("the answer to a submission is lost", "sagemaker")
-def test_throttling_errors_and_a_lost_answer_start_one_job(service, url):
-    service.throttled.update(CreateTrainingJob=1, DescribeTrainingJob=2, GetLogEvents=1)
-    service.broken.update(DescribeTrainingJob=1, DescribeLogStreams=1)
-    service.lost.update(CreateTrainingJob=1)
-    failure, _ = run(launcher(), "writes", url)
-    assert failure is None and len(service.jobs) == 1 and service.calls["CreateTrainingJob"] >= 3
-
-
 @pytest.mark.slow
 @pytest.mark.fault("spot capacity is taken away", "sagemaker")
 def test_a_spot_job_that_lost_its_instances_for_good_is_launched_again(service, url):
@@ -187,9 +169,7 @@ def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url)
     processes = [
         psutil.Process(int((service.folder / f"{name}0.pid").read_text())) for name in ("workload", "helper")
     ]
-    assert (sage.names(NAME), sage.names("fullft-other")) == ([NAME], [])
     sage.stop(NAME)
-    assert sage.names(NAME) == []
     assert (service.folder / "checkpoint0").read_text() == "complete" and not any(map(is_alive, processes))
     assert (
         sage.poll(NAME).reason == "was stopped in SageMaker by somebody; run the same command again to resume"
@@ -207,18 +187,11 @@ def test_a_job_is_stopped_when_its_time_is_up(service, url):
 
 
 @pytest.mark.fault("two runs launch the same", "sagemaker")
-def test_a_name_that_exists_is_attached_to_unless_its_job_has_ended(service, url):
+def test_a_name_that_exists_is_attached_to(service, url):
     sage = launcher()
     sage.submit(spec(url, "writes"))
     sage.submit(spec(url, "writes", run_id="r2"))
     assert len(service.jobs) == 1
-    wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
-    sage.submit(spec(url, "writes"))
-    with pytest.raises(
-        WorkloadError,
-        match="is the name of a job that has ended, of which the store knows nothing; launch again",
-    ):
-        sage.submit(spec(url, "writes", run_id="r2"))
 
 
 def test_what_is_asked_for_is_what_the_yaml_says(service, url, monkeypatch):
@@ -316,9 +289,7 @@ class TestNetworkIsolation:
 
     @pytest.mark.parametrize("is_stopped", [False, True], ids=["poll", "stop"])
     @pytest.mark.parametrize("state", ["Completed", "Failed", "Stopped"])
-    def test_what_it_left_is_moved_or_removed_at_its_end_and_a_mere_look_changes_nothing(
-        self, tmp_path, monkeypatch, state, is_stopped
-    ):
+    def test_what_it_left_is_moved_or_removed_at_its_end(self, tmp_path, monkeypatch, state, is_stopped):
         job, store = probe_job(tmp_path, "reads")
         asked = {"job": json.dumps(job.arguments(store))}
         ended = {
@@ -332,7 +303,6 @@ class TestNetworkIsolation:
         left, place = "sagemaker/j/output/model/probe/reads/k1/a/answer.txt", "probe/reads/k1/a/answer.txt"
         store.write_bytes(left, b"42")
         (tmp_path / "store" / place).parent.mkdir(parents=True)  # as no folder of a bucket has to be made
-        assert sage.look("j").is_over and store.read_bytes(left) == b"42"
         sage.stop("j") if is_stopped else sage.poll("j")
         assert store.read_bytes(left) is None and (store.read_bytes(place) == b"42") == (state == "Completed")
         asked["job"] = json.dumps([*job.arguments(store)[:3], "0" * 64])
@@ -392,14 +362,6 @@ class TestRefused:
             and status.failure == "settings"
         )
 
-    def test_an_image_whose_torch_sees_no_gpu_of_the_instance(self, service, url):
-        sage = launcher(instance_type="ml.g5.xlarge", environment={"CUDA_VISIBLE_DEVICES": ""})
-        status = ended(sage, spec(url, "writes"))
-        assert status.reason.startswith(
-            "torch in the image sees 0 GPUs, and 1 were to be used here; build the image with a torch for"
-        )
-        assert status.failure == "settings"
-
     def test_a_workload_that_was_killed(self, service, url):
         status = ended(launcher(), spec(url, "is_killed"))
         assert (status.reason, status.failure) == (
@@ -408,17 +370,48 @@ class TestRefused:
         )
 
 
-@pytest.mark.long
-def test_of_two_instances_the_reason_of_the_one_that_failed_first_is_reported(service, url):
-    sage = launcher(processes=2, **two_hosts(service))
-    job = replace(spec(url, "refuses_on_rank_1"), module="probe_workloads.training", processes=2)
-    status = ended(sage, job)
-    assert (status.reason, status.failure) == (
-        "documents/a.csv:3: no field `label`; name it in examples.label",
-        "data",
+@pytest.mark.parametrize(
+    ("recorded", "at", "failure"),
+    [
+        (None, 0, "out_of_memory"),
+        ("infrastructure", 11, "out_of_memory"),
+        ("unknown", 11, "out_of_memory"),
+        ("data", 11, "data"),
+        ("data", 9, "out_of_memory"),
+    ],
+)
+def test_memory_that_ran_out_on_a_host_is_the_cause_of_what_other_hosts_lost(
+    tmp_path: Path, recorded, at, failure
+):
+    job, store = probe_job(tmp_path, "trains")
+    name = "failures/probe/trains/k1.json"
+    if recorded is not None:
+        store.write_json(name, {"failure": recorded, "reason": "lost a rank", "at": at})
+    own = OUT_OF_MEMORY
+    here = sagemaker_container._recorded(job.arguments(store), 10, own) or own
+    peer = sagemaker_container._recorded(
+        job.arguments(store), 10, Status("failed", "lost a rank", "infrastructure", is_own_line=True)
     )
-    first = next(lines for stream, lines in service.streams.items() if "/algo-1-" in stream)
-    assert any("stopped at step 7 of 9" in line for _, line in first), "the other one had a reason of its own"
+    assert peer is not None and here.failure == peer.failure == failure
+    assert (store.read_json(name) or {})["failure"] == failure
+    assert failure == "data" or peer.reason.startswith("the workload was killed: memory ran out")
+
+
+def test_why_it_failed_fits_into_what_sagemaker_keeps_with_its_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = {"version": importlib.metadata.version("fullft-assets"), "gpus": "0"}
+    (tmp_path / "input/config").mkdir(parents=True)
+    (tmp_path / "input/config/hyperparameters.json").write_text(json.dumps(asked))
+    (tmp_path / "input/config/resourceconfig.json").write_text(
+        json.dumps({"hosts": ["algo-1"], "current_host": "algo-1"})
+    )
+    monkeypatch.setenv("FULLFT_OPT_ML", str(tmp_path))
+    ended = Status("failed", "Größe " * 300, "data", is_own_line=True)
+    monkeypatch.setattr(sagemaker_container, "_run", lambda *_: (3, ended))
+    assert sagemaker_container.main() == 3
+    kept = (tmp_path / "output/failure").read_bytes()[:1024].decode()
+    assert kept.startswith("Größe Größe ") and kept.endswith(" [data]")
 
 
 @pytest.mark.parametrize(
@@ -461,22 +454,6 @@ def test_a_job_that_somebody_stops_is_lost_to_spot_only_while_it_waits_for_insta
         {"TrainingJobStatus": "Stopped", "SecondaryStatus": "Stopped", "SecondaryStatusTransitions": changes}
     )
     assert status.failure == failure
-
-
-@pytest.fixture
-def place(service: SageMaker, url: str) -> Place:
-    def num_running() -> int:
-        return sum(job.status not in ("Completed", "Failed", "Stopped") for job in service.jobs.values())
-
-    return Place(launcher().settings, service.folder, lambda: len(service.jobs), num_running, url)
-
-
-@pytest.mark.long
-@pytest.mark.fault("the run's process is killed", "sagemaker")
-@pytest.mark.fault("a run is cancelled", "sagemaker")
-@pytest.mark.fault("nobody follows a job any more", "sagemaker")
-class TestAnotherProcess(AnotherProcess):
-    """SageMaker goes on without it."""
 
 
 class TestTraining:
@@ -531,22 +508,3 @@ class TestTraining:
         there = train(sage, "there", **two)
         assert sorted(stream.split("/")[1][:7] for stream in service.streams) == ["algo-1-", "algo-2-"]
         assert there == train(LocalLauncher(LauncherSettings(processes=2)), "here", **two)
-
-    @pytest.mark.long
-    @pytest.mark.fault("spot capacity is taken away", "sagemaker")
-    def test_after_a_spot_interruption_the_second_attempt_resumes_to_the_same_weights(
-        self, train, prepared, service, tmp_path, capfd
-    ):
-        def interrupt() -> None:
-            wait_for(lambda: any((tmp_path / "their_cache").rglob("checkpoint-*")), "a checkpoint is written")
-            service.interrupt(next(iter(service.jobs)))
-
-        threading.Thread(target=interrupt, daemon=True).start()
-        cache = {"FULLFT_CACHE": str(tmp_path / "their_cache")}
-        longer = {"training": {"epochs": 3}}
-        there = train(
-            launcher(folder=str(prepared.project.root), spot=True, environment=cache), "there", **longer
-        )
-        assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
-        assert "resuming at step " in capfd.readouterr().out
-        assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)

@@ -15,26 +15,22 @@ import psutil
 import pytest
 from probe_workloads.definitions import defs, probe_job
 
-from fullft_assets.assets import model as model_assets
-from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking import problems
-from fullft_assets.errors import Interrupted, SettingsError, WorkloadError
+from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.jobs import launchers as registered
 from fullft_assets.jobs.launch import WorkloadFailure
-from fullft_assets.jobs.launchers import LAUNCHERS, open_recorded
+from fullft_assets.jobs.launchers import LAUNCHERS, open_launcher, open_recorded
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.launchers import Logs, local, machine
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.machine import Machine, ended_status
-from fullft_assets.launchers.supervisor import PID, Options, is_alive
+from fullft_assets.launchers.supervisor import PID, Options, is_alive, num_killed_for_memory
 from fullft_assets.registry import Registry
-from fullft_assets.resources import latest, set_latest
 from fullft_assets.settings import LauncherSettings
 from tests import other_package
 from tests import project as projects
 from tests.launch_scenes import process, wait_for
-from tests.prepared import prepare
 
 TESTS = Path(__file__).parent
 SECONDS = 60.0
@@ -148,13 +144,6 @@ class TestUnderDagster:
             in message
         )
 
-    def test_killed_workload_names_the_signal(self, instance, monkeypatch):
-        message = self._failure(self._materialize(instance, monkeypatch, "is_killed"), "infrastructure")
-        assert (
-            message
-            == "workload probe was killed by SIGKILL (out of memory?); see the step's stderr [infrastructure]"
-        )
-
     @pytest.mark.fault("memory runs out", "local")
     def test_workload_that_ran_out_of_memory_says_what_to_do(self, instance, monkeypatch, tmp_path):
         (tmp_path / "count").write_text("oom_kill 0\n")
@@ -207,11 +196,7 @@ class TestRunThatEnds:
 
     @pytest.mark.parametrize(
         ("executor", "number", "ranks"),
-        [
-            ("in_process", signal.SIGTERM, 1),
-            ("multiprocess", signal.SIGINT, 1),
-            ("in_process", signal.SIGINT, 2),
-        ],
+        [("multiprocess", signal.SIGTERM, 1), ("in_process", signal.SIGINT, 2)],
     )
     @pytest.mark.fault("a run is cancelled", "local")
     def test_cancelled_run_writes_its_checkpoints_and_leaves_no_process(
@@ -228,11 +213,6 @@ class TestRunThatEnds:
         assert {path.name for path in folder.glob("checkpoint*")} == {f"checkpoint{n}" for n in range(ranks)}
         assert instance.get_runs()[0].status == dg.DagsterRunStatus.CANCELED
 
-    def test_killed_step_process_leaves_no_workload(self, start, folder):
-        _, processes = start("multiprocess")
-        processes[0].kill()
-        _all_gone(processes)
-
     def test_workload_that_ignores_a_cancel_is_killed_after_the_grace_time(self, start, monkeypatch, folder):
         monkeypatch.setenv("PROBE_GRACE", "2")
         run, processes = start("in_process", "ignores")
@@ -243,31 +223,21 @@ class TestRunThatEnds:
         assert not (folder / "checkpoint0").exists()
         run.wait(SECONDS)
 
+    @pytest.mark.parametrize("killed", ["run", "supervisor"])
     @pytest.mark.fault("the machine or node is lost", "local")
-    def test_killed_supervisor_fails_the_run_and_leaves_no_process(self, start, folder):
-        run, processes = start("in_process", "ignores")
-        processes[1].kill()
-        assert run.wait(SECONDS) != 0
-        _all_gone(processes)
-        output = (folder / "output").read_text()
-        assert (
-            "workload probe lost its supervisor to SIGKILL (out of memory?); see the step's stderr"
-            " [infrastructure]" in output
-        )
-
-    @pytest.mark.parametrize("killed", ["run", "supervisor", "both"])
     @pytest.mark.fault("nobody follows a job any more", "local")
     def test_ranks_under_torchrun_die_with_what_is_killed(self, start, monkeypatch, folder, killed):
         monkeypatch.setenv("PROBE_PROCESSES", "2")
         run, (step, supervisor, *ranks) = start("in_process", "works" if killed == "run" else "ignores")
         ranks += [process(folder, "workload1"), process(folder, "helper1")]
-        if killed != "supervisor":
-            run.kill()
-        if killed != "run":
-            supervisor.kill()
+        {"run": run, "supervisor": supervisor}[killed].kill()
         _all_gone([supervisor, *ranks])
         num_checkpoints = len(list(folder.glob("checkpoint*")))
         assert num_checkpoints == (2 if killed == "run" else 0)
+        if killed == "supervisor":
+            assert run.wait(SECONDS) != 0
+            output = (folder / "output").read_text()
+            assert "lost its supervisor (killed, out of memory, or the machine went down)" in output, output
 
 
 class TestSupervisor:
@@ -325,6 +295,60 @@ class TestSupervisor:
         supervisor.kill()
         supervisor.wait()
         _all_gone([workload])
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "expected"),
+    [
+        ("/system.slice/a.service", {"sys/system.slice/a.service/memory.events": 2}, 2),
+        ("/kubepods/pod1/c1", {"sys/memory.events": 2}, 2),
+        ("/user.slice/a.scope", {}, 9),
+    ],
+    ids=["service", "container", "nothing"],
+)
+def test_the_count_is_that_of_the_closest_control_group(tmp_path: Path, group, files, expected):
+    for name, count in {"proc/vmstat": 9, **files}.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"under_oom 0\noom_kill {count}\n")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"0::{group}\n")
+    assert num_killed_for_memory(tmp_path / "proc", tmp_path / "sys") == expected
+
+
+#: A wait for GPUs and a command, in each of which the kernel kills a process or does not.
+SUPERVISED = """
+import sys
+from contextlib import contextmanager
+from fullft_assets.launchers import supervisor
+
+@contextmanager
+def leased(*_, **__):
+    open(sys.argv[1], "w").write(f"oom_kill {sys.argv[3]}\\n")
+    yield {}
+
+supervisor.leased = leased
+command = ["sh", "-c", f"echo oom_kill {sys.argv[4]} > {sys.argv[1]}; exit 1"]
+raise SystemExit(supervisor.supervise(supervisor.Options(folder=sys.argv[2]), command))
+"""
+
+
+@pytest.mark.parametrize(
+    ("during_wait", "during_work", "failure"), [(2, 2, "unknown"), (1, 2, "out_of_memory")]
+)
+def test_what_is_killed_during_the_wait_for_gpus_is_not_the_command(
+    tmp_path: Path, during_wait: int, during_work: int, failure: str
+):
+    count = tmp_path / "count"
+    count.write_text("oom_kill 1\n")
+    arguments = [count, tmp_path, during_wait, during_work]
+    subprocess.run(
+        [sys.executable, "-c", SUPERVISED, *map(str, arguments)],
+        env={**os.environ, "FULLFT_OOM_COUNT": str(count)},
+        check=False,
+        timeout=60,
+    )
+    assert ended_status(tmp_path).failure == failure
 
 
 class TestMachine:
@@ -443,19 +467,8 @@ def _arguments(folder: Path, workload: str, sharding: str, processes: int) -> li
     )
 
 
-def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local.tempfile, "gettempdir", lambda: str(tmp_path))
-    (tmp_path / f"fullft-{os.getuid()}").symlink_to(tmp_path)
-    with pytest.raises(
-        WorkloadError, match="belongs to somebody else; remove it, or set TMPDIR to another folder"
-    ):
-        LocalLauncher(LauncherSettings())
-
-
 THEIR_LAUNCHER = """
-import os, subprocess, sys
-from pathlib import Path
-from fullft_assets.launchers import Launcher, Logs, Status
+from fullft_assets.launchers import Launcher
 from fullft_assets.settings import LauncherSettings
 
 class ClusterSettings(LauncherSettings):
@@ -464,22 +477,7 @@ class ClusterSettings(LauncherSettings):
 class ClusterLauncher(Launcher):
     settings_class = ClusterSettings
     place = "their cluster"
-    jobs = {}
-
-    def submit(self, spec):
-        done = subprocess.run([sys.executable, *spec.arguments], env={**os.environ, **spec.environment}, capture_output=True, text=True)
-        self.jobs[spec.name] = done
-        said = f"{spec.module.rpartition('.')[2]} in {self.settings.queue} within {self.settings.grace_seconds:g} s"
-        Path(__file__).with_name("launched").write_text(said)
-
-    def poll(self, name, wait_seconds=0.0):
-        return Status("succeeded" if self.jobs[name].returncode == 0 else "failed", self.jobs[name].stderr)
-
-    def logs(self, name, cursor):
-        return Logs("end", "" if cursor else self.jobs[name].stdout)
-
-    def stop(self, name):
-        del self.jobs[name]
+    submit = poll = logs = stop = None
 """
 
 
@@ -497,29 +495,14 @@ class TestRegistration:
             monkeypatch.setattr(module, "LAUNCHERS", registry)
         return folder
 
-    @pytest.mark.slow
-    def test_a_use_case_runs_on_the_launcher_of_another_package(self, package, tmp_path):
-        prepared = prepare(
-            tmp_path,
-            tiny=True,
-            planning={"min_predicted_gain": -1},
-            launcher={"kind": "cluster", "queue": "a100", "grace_seconds": 7},
+    def test_the_use_case_gets_it_with_its_own_settings(self, package, tmp_path):
+        section = {"kind": "cluster", "queue": "a100", "grace_seconds": 7}
+        chosen = open_launcher(projects.create(tmp_path, launcher=section).use_case().settings.launcher)
+        assert (chosen.place, chosen.settings.queue, chosen.settings.grace_seconds) == (
+            "their cluster",
+            "a100",
+            7,
         )
-        graph = CaseGraph(prepared.use_case)
-        set_latest(prepared.store, graph.name, "training_snapshot", prepared.snapshot)
-        with dg.DagsterInstance.from_config(str(prepared.project.home)) as instance:
-            done = dg.materialize(
-                [dg.AssetSpec(graph.key("training_snapshot")), *model_assets._build_planning(graph)],
-                resources=graph.resources(),
-                instance=instance,
-            )
-        assert done.success
-        assert (package / "launched").read_text() == "planning in a100 within 7 s"
-        pilot = latest(prepared.store, graph.name, "pilot_run")
-        assert [
-            m.metadata["predicted"].value
-            for m in done.asset_materializations_for_node("letters__planning")[2:]
-        ] == [pytest.approx(pilot.metadata["predicted"], rel=1e-4)]
 
     @pytest.mark.parametrize(
         ("section", "line"),
@@ -564,12 +547,6 @@ class TestByHand:
         lines = [line.split("] ")[1] for line in done.stdout.splitlines()]
         assert lines == ["reading the rows", "step 1/1,000 (0%), loss 0.25"]
         assert store.find("probe", "writes", "k1").metadata == {"rank": None}
-
-    def test_error_that_the_user_can_fix_is_one_line_and_exit_code_3(self, folder):
-        job, store = probe_job(folder, "refuses")
-        done = self._run(job.write(store))
-        assert (done.returncode, done.stderr.count("\n")) == (3, 1)
-        assert done.stderr.startswith("documents/a.csv:3: no field `label`")
 
     def test_missing_job_file_is_one_line(self, folder):
         done = self._run(str(folder / "none.json"))

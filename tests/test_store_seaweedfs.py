@@ -1,5 +1,5 @@
-"""The store and the deliveries in buckets of the S3 server that compose.yaml ships, and of Ceph: conditional
-writes, pages of listings, versions.
+"""The store and the deliveries in buckets of the S3 server that compose.yaml ships: conditional writes, pages
+of listings, versions.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,13 @@ import pytest
 
 from fullft_assets import documents
 from fullft_assets.documents import sources
-from fullft_assets.errors import StoreError
 from fullft_assets.store import Store
 from tests import project as projects
-from tests import radosgw, seaweedfs
+from tests import seaweedfs
 from tests.s3_server import S3Server
 from tests.test_store import count_in_two_processes, data_stages
+
+pytestmark = pytest.mark.slow
 
 #: An upload of so much has several parts.
 NUM_BYTES = 120_000_000
@@ -29,30 +30,17 @@ def client() -> Any:
     return boto3.Session().client("s3")
 
 
-CEPH = pytest.param(
-    radosgw.serve,
-    marks=[
-        pytest.mark.long,
-        pytest.mark.skipif(
-            not radosgw.is_installed(), reason="needs Debian's ceph-mon, ceph-osd, ceph-common and radosgw"
-        ),
-    ],
-    id="ceph",
-)
-SEAWEEDFS = pytest.param(seaweedfs.serve, marks=pytest.mark.slow, id="seaweedfs")
-
-
-@pytest.fixture(scope="module", params=[SEAWEEDFS, CEPH])
-def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A server of S3 that heeds the conditions of writes."""
-    with request.param(tmp_path_factory.mktemp("s3")) as server:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """The server by the command of compose.yaml."""
+    with seaweedfs.serve(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
 @pytest.fixture
-def bucket(gateway: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A new bucket of the gateway, at which this process's environment points."""
-    for name, value in {**gateway.env, "FULLFT_CACHE": str(tmp_path / "cache")}.items():
+def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A new bucket of the server, at which this process's environment points."""
+    for name, value in {**server.env, "FULLFT_CACHE": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
     name = f"b{abs(hash(tmp_path))}"
     client().create_bucket(Bucket=name)
@@ -60,14 +48,13 @@ def bucket(gateway: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_the_server_of_the_compose_file_is_healthy_and_admits_nobody_without_a_key(
-    gateway: S3Server, bucket: str, request: pytest.FixtureRequest
+    server: S3Server, bucket: str
 ) -> None:
-    if "seaweedfs" in request.node.name:
-        address = seaweedfs.service()["healthcheck"]["test"][-1]
-        with urlopen(address.replace("http://127.0.0.1:8333", gateway.endpoint)) as answer:
-            assert answer.status == 200
+    address = seaweedfs.service()["healthcheck"]["test"][-1]
+    with urlopen(address.replace("http://127.0.0.1:8333", server.endpoint)) as answer:
+        assert answer.status == 200
     with pytest.raises(HTTPError) as refused:
-        urlopen(f"{gateway.endpoint}/{bucket}")
+        urlopen(f"{server.endpoint}/{bucket}")
     assert refused.value.code == 403
 
 
@@ -127,16 +114,9 @@ def test_a_listing_of_several_pages_has_each_file_once(bucket: str, project: pro
     assert [file.path for file in found] == names
 
 
-def test_where_a_bucket_keeps_versions_pointers_change_or_one_line_says_why_not(
-    bucket: str, request: pytest.FixtureRequest
-) -> None:
+def test_pointers_change_where_the_bucket_keeps_versions(bucket: str) -> None:
     store = Store(f"s3://{bucket}/store")
-    store.change_pointer("champion", lambda _: {"n": 1})
     client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    if "ceph" in request.node.name:
-        # This gateway refuses each condition then.
-        with pytest.raises(StoreError, match="if the bucket keeps or kept versions"):
-            store.change_pointer("champion", lambda _: {"n": 2})
-        client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
-    store.change_pointer("champion", lambda _: {"n": 3})
-    assert store.read_pointer("champion") == {"n": 3}
+    store.change_pointer("champion", lambda _: {"n": 1})
+    store.change_pointer("champion", lambda _: {"n": 2})
+    assert store.read_pointer("champion") == {"n": 2}
