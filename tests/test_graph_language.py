@@ -107,7 +107,7 @@ def test_every_asset_shows_metadata_and_the_systems_side_by_side(finished: proje
             assert {"path", "made_in_seconds"} <= set(event.metadata), asset
         event, *_ = events(instance, "evaluation_report")
     lines = event.metadata["systems"].value.splitlines()
-    assert lines[0] == "| system | token_probability | perplexity | bits_per_byte | token_accuracy |"
+    assert lines[0] == "| system | token_probability | perplexity | token_accuracy |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| finetuned", "| base_model"]
     assert event.metadata["report"].value.count("data:image/png;base64,") >= 3
     assert not without_manifest(finished)
