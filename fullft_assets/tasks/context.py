@@ -493,8 +493,8 @@ def shared_labels(model_labels: Sequence[str], labels: Sequence[str]) -> list[st
 
 def pick_answers(
     test: Split,
-    truth: Sequence[Any],
-    answers: Mapping[str, Sequence[Any]],
+    truth: Sequence[Any] | np.ndarray,
+    answers: Mapping[str, Sequence[Any] | np.ndarray],
     evaluation: Evaluation,
     seed: int,
     say: Callable[[int, Any], str],

@@ -472,7 +472,7 @@ class TokenClassificationRecipe(Encoder):
         ]
 
 
-def _padded(tags: list[list[int]]) -> torch.Tensor:
+def _padded(tags: Sequence[Sequence[int]]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(window) for window in tags], batch_first=True, padding_value=IGNORED
     )
