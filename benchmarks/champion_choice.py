@@ -118,7 +118,7 @@ def chosen(
         store_baseline=lambda job, store, snapshot, baselines, name, progress: SimpleNamespace(ref=name),
         CheckpointMetadata=SimpleNamespace(of=lambda manifest: about),
         BaselinesMetadata=SimpleNamespace(of=lambda manifest: manifest),
-        _judge=lambda context, test, leakage: judged(context.inputs["finetuned_checkpoint"].ref, context),
+        _judge=lambda context, test: judged(context.inputs["finetuned_checkpoint"].ref, context),
         _chosen=lambda judged, finetuned, num_left_out: (judged.evaluation.candidate, None),
     ):
         finetuned = judged(FINETUNED, context)

@@ -16,16 +16,19 @@ import argparse
 import json
 import random
 import sys
+import tempfile
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import public_sets
 from benchmarks.split import SETS
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
 from fullft_assets.evaluation.base import assumed_seed_noise
@@ -410,11 +413,14 @@ def train(name: str, num_test_rows: int, num_runs: int = NUM_RUNS, is_grouped: b
 
 
 def _read(name: str) -> Sequence[Mapping[str, str]]:
-    if name == DIAGNOSES:
-        from benchmarks.leakage import diagnoses
-
-        return diagnoses()
-    return SETS[name]()
+    if name != DIAGNOSES:
+        return SETS[name]()
+    # Descriptions of ICD-10's codes; a code with its subcodes is a group.
+    with tempfile.TemporaryDirectory() as folder:
+        public_sets.diagnoses(Path(folder))
+        lines = (Path(folder) / "codes.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = map(json.loads, lines)
+    return [{"text": row["text"], "label": row["chapter"], "group": row["id"].split(".")[0]} for row in rows]
 
 
 def changed(

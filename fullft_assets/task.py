@@ -160,16 +160,10 @@ METRICS: Registry[Any] = Registry(
         "token_probability": "fullft_assets.evaluation.metrics.texts:TOKEN_PROBABILITY",
         "token_accuracy": "fullft_assets.evaluation.metrics.texts:TOKEN_ACCURACY",
         "perplexity": "fullft_assets.evaluation.metrics.texts:PERPLEXITY",
-        "bits_per_byte": "fullft_assets.evaluation.metrics.texts:BITS_PER_BYTE",
         "exact_match": "fullft_assets.evaluation.metrics.texts:EXACT_MATCH",
         "rouge_l": "fullft_assets.evaluation.metrics.texts:ROUGE_L",
         "chrf": "fullft_assets.evaluation.metrics.texts:CHRF",
-        "bleu": "fullft_assets.evaluation.metrics.texts:BLEU",
-        "matthews_corrcoef": "fullft_assets.evaluation.metrics.labels:MATTHEWS_CORRCOEF",
-        "weighted_f1": "fullft_assets.evaluation.metrics.labels:WEIGHTED_F1",
         "auroc": "fullft_assets.evaluation.metrics.labels:AUROC",
-        "brier": "fullft_assets.evaluation.metrics.labels:BRIER",
-        "log_loss": "fullft_assets.evaluation.metrics.labels:LOG_LOSS",
     },
 )
 #: Implementations of `evaluation.gates.Gate`, in the order of the report.
@@ -203,9 +197,7 @@ BASELINES: Registry[Any] = Registry(
         "zero_shot": "fullft_assets.tasks.prompting:ZeroShot",
         "few_shot": "fullft_assets.tasks.prompting:FewShot",
         "bedrock": "fullft_assets.tasks.classification.bedrock:Bedrock",
-        "few_shot_conversations": "fullft_assets.tasks.prompting:FewShotConversations",
         "lora": "fullft_assets.tasks.trained:Lora",
-        "smaller_model": "fullft_assets.tasks.trained:SmallerModel",
     },
 )
 

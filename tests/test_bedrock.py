@@ -102,14 +102,6 @@ def test_an_answer_that_is_no_label_counts_as_the_commonest(
     )
 
 
-def test_texts_are_cut(prepared: Prepared, server: BedrockServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bedrock, "_MAX_CHARACTERS", 5)
-    Bedrock.fit(prepared.split("train"), context(prepared)).predict(prepared.split("test"))
-    assert {len(request["messages"][-1]["content"][0]["text"]) for request in server.requests} <= set(
-        range(1, 8)
-    )
-
-
 def test_a_refusal_names_no_text(prepared: Prepared, server: BedrockServer) -> None:
     asking = context(prepared, model="another.model")
     with pytest.raises(
@@ -120,12 +112,6 @@ def test_a_refusal_names_no_text(prepared: Prepared, server: BedrockServer) -> N
         ),
     ):
         Bedrock.fit(prepared.split("train"), asking).predict(prepared.split("test"))
-
-
-def test_the_region_of_an_arn_is_asked(server: BedrockServer) -> None:
-    named = BedrockSettings(model="arn:aws:bedrock:us-west-2::foundation-model/vendor.model-1:0")
-    regions = [bedrock._client(asked).meta.region_name for asked in (named, BedrockSettings(**MODEL))]
-    assert regions == ["us-west-2", "eu-central-1"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""The benchmark of forgetting: which recipe its row shows, and when its goal is met; one small run of it."""
+"""The benchmark of forgetting: which recipe its row shows, and when its goal is met."""
 
 import math
-from pathlib import Path
 
 import pytest
 
@@ -30,24 +29,3 @@ def test_one_seed_that_forgets_more_or_learns_less_is_enough_to_miss_it() -> Non
     ).met
     row = forgetting.row_of([run(replay=(0.1, 1.0)), run(replay=(0.1, 0.94))], {"old": 3.0, "new": 5.0})
     assert not row.met and math.isinf(row.ratio) and not row.details["keeps_enough"]
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "_OLD_CHARACTERS": 100_000,
-        "_NUM_NEW": 10,
-        "_NUM_NEW_HELD_OUT": 4,
-        "_NUM_OLD_HELD_OUT": 4,
-    }.items():
-        monkeypatch.setattr(forgetting, name, value)
-    before = forgetting.pretrain(tmp_path)
-    assert forgetting.new_texts(1)[1] == forgetting.new_texts(2)[1] and not set(
-        forgetting.new_texts(1)[0]
-    ) & set(forgetting.new_texts(1)[1])
-    found = forgetting.fine_tune_by_each(tmp_path, 1)
-    assert list(found) == list(forgetting.WAYS)
-    assert all(way["gain"] > 0 for way in found.values())
-    row = forgetting.row_of([found], before)
-    assert len(row.notes) == 1 + len(found)

@@ -1,13 +1,7 @@
-"""The simulated years: killed ticks and runs lose and double nothing, and the platform finds and learns a new
-domain of real texts.
-"""
-
-import json
-from pathlib import Path
+"""The simulated years: killed ticks and runs lose and double nothing."""
 
 import pytest
 
-from benchmarks import simulate
 from benchmarks.killed_years import killed_years
 from fullft_assets.automation.decision import DecisionLedger
 
@@ -21,19 +15,3 @@ def test_killed_ticks_and_runs_lose_and_double_no_retrain() -> None:
 def test_doubled_retrains_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DecisionLedger, "is_of_another", lambda *_: False)
     assert sum(year.doubled for year in killed_years(3, days=60)) > 0
-
-
-@pytest.mark.long
-def test_a_new_domain_is_found_and_learned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(simulate, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(simulate, "NUM_KILLED", 1)
-    simulate.main(["--only", "new domain 30%"])
-    found = json.loads((tmp_path / "build" / "simulate.json").read_text())["0"]["new domain 30%"]
-    wrong = {name: policy["wrong"] for name, policy in found["policies"].items()}
-    assert wrong["ours"] < 0.8 * wrong["never"]
-    assert 1 <= found["policies"]["ours"]["retrains"] <= 12
-    printed = capsys.readouterr().out
-    assert "| new domain 30%: points below retraining every 4 windows | <= 1.0 |" in printed
-    assert "| retrains lost or doubled in 90 days with killed ticks and runs | 0 | 0 of " in printed

@@ -3,11 +3,9 @@ tokenizers, who got worse.
 """
 
 import math
-import re
 
 import numpy as np
 import pytest
-from scipy.stats import t as student
 
 from fullft_assets import release
 from fullft_assets.errors import DataError, SettingsError
@@ -48,59 +46,7 @@ def assessed(systems: dict[str, DocumentScores], groups: list[str], **changed) -
         "task": "language_modeling",
         **changed,
     }
-    return language.assess(systems, [f"d{n}" for n in range(len(groups))], groups, Comparison(**options))
-
-
-@pytest.mark.parametrize("metric", ["token_probability", "token_accuracy", "perplexity"])
-def test_intervals_equal_a_slow_reference(metric: str) -> None:
-    systems, groups = drawn(champion=0.05)
-    found = assessed(systems, groups, settings=EvaluationSettings(), seed=11, resamples=150)
-
-    # A group counts as one, and a document at most as many tokens as nine in ten have.
-    tokens = systems[FINETUNED].num_tokens
-    cap = round(np.quantile(tokens, 0.9))
-    weights = np.minimum(tokens, cap) / tokens / np.array([groups.count(group) for group in groups])
-
-    def score(rows: np.ndarray, name: str) -> float:
-        counted = sum(weights[row] * systems[name].num_tokens[row] for row in rows)
-        if metric == "token_accuracy":
-            return sum(weights[row] * systems[name].num_right[row] for row in rows) / counted
-        mean = sum(weights[row] * systems[name].loss[row] for row in rows) / counted
-        return math.exp(mean if metric == "perplexity" else -mean)
-
-    names = np.unique(groups)
-    rows_of = [np.flatnonzero(np.array(groups) == name) for name in names]
-    picks = np.random.default_rng(11).integers(0, len(names), (150, len(names)))
-    draws = {
-        name: np.array([score(np.concatenate([rows_of[g] for g in pick]), name) for pick in picks])
-        for name in systems
-    }
-    everything, k = np.arange(len(groups)), len(names)
-    masses = np.array([(weights * tokens)[rows].sum() for rows in rows_of])
-    effective = masses.sum() ** 2 / (masses**2).sum()
-    assert (found.token_cap, found.effective_groups) == (cap, pytest.approx(effective))
-    for name in systems:
-        estimate = score(everything, name)
-        without = np.array([score(np.setdiff1d(everything, rows), name) for rows in rows_of])
-        squares, fourth = (((without - without.mean()) ** power).sum() for power in (2, 4))
-        error = math.hypot(
-            max(draws[name].std(ddof=1), math.sqrt((k - 1) / k * squares)), draws[name].mean() - estimate
-        )
-        reach = student.ppf(0.975, min(effective - 1, 2 * squares**2 / (fourth - squares**2 / k))) * error
-        if metric == "perplexity":
-            ends = [1 + (estimate - 1) * math.exp(side * reach / (estimate - 1)) for side in (-1, 1)]
-        else:
-            logit = math.log(estimate / (1 - estimate))
-            ends = [1 / (1 + math.exp(-logit - side * reach / estimate / (1 - estimate))) for side in (-1, 1)]
-        interval = found.columns[metric][name]
-        assert (interval.estimate, interval.low, interval.high) == pytest.approx((estimate, *ends))
-    for name in (BASE_MODEL, CHAMPION):
-        gain, reach = (
-            found.gains[metric][name],
-            student.ppf(0.975, effective - 1) * (draws[FINETUNED] - draws[name]).std(ddof=1),
-        )
-        assert gain.estimate == pytest.approx(score(everything, FINETUNED) - score(everything, name))
-        assert (gain.low, gain.high) == pytest.approx((gain.estimate - reach, gain.estimate + reach))
+    return language.assess(systems, groups, Comparison(**options))
 
 
 def test_tokens_count_not_documents() -> None:
@@ -132,36 +78,8 @@ def test_who_got_better_and_who_worse() -> None:
     tokens = np.array([10, 10, 10, 100, 20])
     base = DocumentScores(tokens, tokens * 2.0, tokens)
     tuned = DocumentScores(tokens, tokens * np.array([1.0, 2.0, 2.5, 4.0, 1.9]), tokens)
-    found = language.changes(tuned, base, list("abcde"), ["g"] * 5)
+    found = language.changes(tuned, base)
     assert (found.num_better, found.num_equal, found.num_worse, found.share_better) == (2, 1, 2, 0.4)
-    assert [(c.id, c.num_tokens, c.loss, c.base_loss) for c in found.largest_regressions] == [
-        ("d", 100, 4.0, 2.0),
-        ("c", 10, 2.5, 2.0),
-    ]
-
-
-def test_weakest_groups() -> None:
-    tokens = np.array([60, 60, 300, 99, 10, 20])
-    tuned = DocumentScores(tokens, tokens * np.array([3.0, 1.0, 2.5, 9.0, 1.0, 1.0]), tokens)
-    base = DocumentScores(tokens, tokens * 4.0, tokens)
-    groups = ["a", "a", "b", "few", "c", "c"]
-    found = language.weakest_groups(tuned, base, groups)
-    assert [(g.group, g.num_rows, g.num_tokens) for g in found] == [("b", 1, 300), ("a", 2, 120)]
-    assert found[0].perplexity == pytest.approx(math.exp(2.5)) and found[1].perplexity == pytest.approx(
-        math.exp(2.0)
-    )
-    assert found[0].base_perplexity == pytest.approx(math.exp(4))
-
-
-def test_limits_that_go_into_the_card_name_no_group() -> None:
-    systems, groups = drawn()
-    found = assessed(systems, groups)
-    weakest = found.weakest_groups[0]
-    assert (
-        f"weakest on one with perplexity {weakest.perplexity:.2f} ({weakest.num_tokens:,} tokens of"
-        in found.limits[0]
-    )
-    assert not {*re.findall(r"\w+", " ".join(found.limits))} & {*groups}
 
 
 def test_another_tokenizer_that_is_as_sure_of_the_text_scores_the_same() -> None:
@@ -221,7 +139,6 @@ def test_documents_without_a_token_are_left_out_and_counted() -> None:
     ("change", "message"),
     [
         ({"loss": np.array([1.0, np.nan, 1.0])}, "finetuned: the loss of row 1 is not finite"),
-        ({"loss": np.array([1.0, 2.0])}, r"finetuned: loss has shape \(2,\) for 3 rows"),
         ({"num_tokens": np.array([3, 3, 4])}, "base_model: other numbers of tokens than finetuned's"),
     ],
 )
@@ -231,14 +148,3 @@ def test_bad_scores_are_named(change: dict, message: str) -> None:
         assessed(
             {FINETUNED: DocumentScores(**good | change), BASE_MODEL: DocumentScores(**good)}, ["a", "b", "c"]
         )
-
-
-def test_a_hopeless_model_has_scores_too() -> None:
-    tokens = np.array([10, 10])
-    good, hopeless = (
-        DocumentScores(tokens, tokens * 1.0, tokens),
-        DocumentScores(tokens, tokens * 1e4, tokens),
-    )
-    found = assessed({FINETUNED: hopeless, BASE_MODEL: good}, ["a", "b"])
-    assert found.score.estimate == 0.0 and math.isfinite(found.perplexity[FINETUNED].high)
-    assert not found.justification.justified

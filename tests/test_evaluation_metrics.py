@@ -12,10 +12,7 @@ from scipy import stats
 from scipy.special import expit, logit
 from sklearn.metrics import (
     accuracy_score,
-    brier_score_loss,
     f1_score,
-    log_loss,
-    matthews_corrcoef,
     roc_auc_score,
 )
 
@@ -54,20 +51,12 @@ def test_metrics_of_labels(seed: int) -> None:
     predicted, measurable = found.predicted.argmax(1), np.flatnonzero(found.measurable)
     options = {"sample_weight": found.weights}
     occurring = [label for label in measurable if (found.truth == label).any()]
-    for name, labels, average in (
-        ("weighted_f1", measurable, "weighted"),
-        ("macro_f1", occurring, "macro"),
-    ):
-        expected = (
-            f1_score(found.truth, predicted, labels=labels, average=average, zero_division=0, **options)
-            if len(labels)
-            else 0.0
-        )
-        assert METRICS.get(name).compute(found) == pytest.approx(expected)
+    expected = 0.0
+    if occurring:
+        expected = f1_score(found.truth, predicted, labels=occurring, average="macro", **options)
+    assert METRICS.get("macro_f1").compute(found) == pytest.approx(expected)
     expected = accuracy_score(found.truth, predicted, **options)
     assert METRICS.get("accuracy").compute(found) == pytest.approx(expected)
-    expected = matthews_corrcoef(found.truth, predicted, **options)
-    assert METRICS.get("matthews_corrcoef").compute(found) == pytest.approx(expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,58 +72,20 @@ def test_auroc(seed: int) -> None:
     assert METRICS.get("auroc").compute(found) == pytest.approx(np.mean(areas) if areas else 0.5)
 
 
-def test_ties_count_half() -> None:
-    labels = np.array([0, 0, 1, 1])
-    same = assessment.predictions_of(labels, np.full((4, 2), 0.5), ["a", "b"])
-    assert METRICS.get("auroc").compute(same) == 0.5
-    one_tie = np.array([0.9, 0.5, 0.5, 0.1])
-    # Three of four pairs are in order, and one ties.
-    assert (
-        METRICS.get("auroc").compute(
-            assessment.predictions_of(labels, np.stack([one_tie, 1 - one_tie], 1), ["a", "b"])
-        )
-        == 3.5 / 4
-    )
-
-
-@settings(max_examples=60, deadline=None)
-@given(seeds)
-def test_brier_and_log_loss(seed: int) -> None:
-    found = drawn(seed)
-    options = {"sample_weight": found.weights, "labels": range(NUM_LABELS)}
-    assert METRICS.get("log_loss").compute(found) == pytest.approx(
-        log_loss(found.truth, found.predicted, **options)
-    )
-    expected = brier_score_loss(found.truth, found.predicted, scale_by_half=False, **options)
-    assert METRICS.get("brier").compute(found) == pytest.approx(expected)
-
-
-def test_a_label_that_was_ruled_out_costs_as_much_as_in_scikit_learn() -> None:
-    labels, probabilities = np.array([0, 1]), np.array([[0.0, 1.0], [0.0, 1.0]])
-    found = METRICS.get("log_loss").compute(assessment.predictions_of(labels, probabilities, ["a", "b"]))
-    assert found == pytest.approx(log_loss(labels, probabilities))
-    # In single precision a sum may be above 1, and so the distance above its bound.
-    above = assessment.predictions_of(np.array([0]), np.array([[0.0, 1.0000002]]), ["a", "b"])
-    assert METRICS.get("brier").require_in_bounds(METRICS.get("brier").compute(above)) == 2.0
-
-
-def test_each_has_an_interval_and_only_rows_with_probabilities_are_measured() -> None:
+def test_a_metric_of_probabilities_has_an_interval_and_measures_nothing_without_them() -> None:
     rng = np.random.default_rng(2)
     labels = np.arange(60) % 3
     sure, unsure = (0.2 + share * np.eye(3)[labels] + 0.1 * rng.random((60, 3)) for share in (1.0, 0.05))
     systems = {
         name: each / each.sum(1, keepdims=True) for name, each in ((FINETUNED, sure), ("tfidf", unsure))
     }
-    names = ["weighted_f1", "auroc", "brier", "log_loss"]
-    comparison = Comparison(EvaluationSettings(metrics=names), "macro_f1", 1, "classification")
+    comparison = Comparison(EvaluationSettings(metrics=["auroc"]), "macro_f1", 1, "classification")
     found = assessment.assess(labels, systems, [f"g{row // 2}" for row in range(60)], list("abc"), comparison)
-    for name in names:
-        for score in found.columns[name].values():
-            assert score.low <= score.estimate <= score.high
-        is_lower = found.columns[name][FINETUNED].estimate < found.columns[name]["tfidf"].estimate
-        assert is_lower is not METRICS.get(name).higher_is_better
+    for score in found.columns["auroc"].values():
+        assert score.low <= score.estimate <= score.high
+    assert found.columns["auroc"][FINETUNED].estimate > found.columns["auroc"]["tfidf"].estimate
     without = replace(assessment.predictions_of(labels, np.eye(3)[labels], list("abc")), predicted=None)
-    assert [METRICS.get(name).measures(without) for name in names] == [True, False, False, False]
+    assert not METRICS.get("auroc").measures(without)
 
 
 def test_intervals_are_t_intervals_of_a_bootstrap_over_groups() -> None:
@@ -172,3 +123,9 @@ def test_at_a_bound_the_interval_is_the_exact_binomial_one(share: float, num_rig
     found = bounded_interval(share, 0.0, 19, 0.95, (0.0, 1.0))
     expected = stats.binomtest(num_right, 20).proportion_ci(0.95, method="exact")
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_a_score_without_an_upper_bound_has_an_interval_on_a_log_scale() -> None:
+    found = bounded_interval(3.0, 0.5, 19, 0.95, (1.0, None))
+    expected = 1 + np.exp(stats.t.interval(0.95, 19, np.log(3.0 - 1.0), 0.5 / 2.0))
+    assert (found.low, found.high) == pytest.approx(tuple(expected))

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
 
 from fullft_assets import release, report
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
@@ -71,22 +70,6 @@ def test_a_slice_is_scored_on_its_rows_and_a_label_by_its_f1_over_all() -> None:
         assert each.effective_groups == pytest.approx(each.num_groups)
         assert each.score.low < each.score.estimate < each.score.high
         assert each.gain.estimate == pytest.approx(each.score.estimate - each.rival.estimate)
-
-
-def test_a_label_s_f1_equals_scikit_learn_s() -> None:
-    rng = np.random.default_rng(1)
-    truth, ours, theirs = rng.integers(0, 3, (3, 300))
-    comparison = Comparison(
-        EvaluationSettings(), "accuracy", 1, "classification", slicing={"label": [None] * 300}
-    )
-    systems = {FINETUNED: np.eye(3)[ours], "tfidf": np.eye(3)[theirs]}
-    found = assessment.assess(truth, systems, [str(row) for row in range(300)], LABELS, comparison).slices
-    assert found is not None and found.rival == "tfidf"
-    scores = {LABELS.index(each.name): (each.score.estimate, each.rival.estimate) for each in found.found}
-    for label, pair in scores.items():
-        assert pair == pytest.approx(
-            [f1_score(truth, predicted, labels=[label], average="macro") for predicted in (ours, theirs)]
-        )
 
 
 def test_a_good_model_passes() -> None:

@@ -59,8 +59,8 @@ class TestLabels:
     def report(self, lab: classification.Lab, answers: dict[str, str]) -> Manifest:
         # A file may have more rows than are tested.
         write(lab.root / "vendor.jsonl", {**answers, "another row": "memo"})
-        systems = {"vendor": "vendor.jsonl", "other_rag": 0.91}
-        settings = with_external(lab.use_case.settings, systems, metrics=["brier"])
+        systems = {"vendor": "vendor.jsonl"}
+        settings = with_external(lab.use_case.settings, systems, metrics=["auroc"])
         brought = external.keep(lab.store, "mail", settings, lab.root)
         candidate = lab.checkpoint("candidate", classification.small_model(lab.labels, [0, 1, 2]))
         return lab.evaluate(candidate, "with_vendor", settings=settings, brought=brought)
@@ -179,9 +179,9 @@ def test_a_span_outside_of_its_text_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ([{"name": "a", "score": 0.5}], "give each entry as NAME: FILE or NAME: SCORE"),
-        ({"a": 1.5}, "less than or equal to 1"),
-        ({"A b": 0.5}, "pattern"),
+        ([{"name": "a", "file": "a.jsonl"}], "give each entry as NAME: FILE"),
+        ({"a": 0.5}, "valid string"),
+        ({"A b": "a.jsonl"}, "pattern"),
     ],
 )
 def test_systems_that_cannot_be_named_or_scored_are_refused(given: Any, problem: str) -> None:
@@ -190,7 +190,7 @@ def test_systems_that_cannot_be_named_or_scored_are_refused(given: Any, problem:
 
 
 def test_the_check_of_a_yaml_names_what_cannot_be_judged(tmp_path: Path) -> None:
-    brought = {"tfidf": 0.5, "champion": 0.5, "gone": "gone.jsonl"}
+    brought = {"tfidf": "a.jsonl", "champion": "a.jsonl", "gone": "gone.jsonl"}
     project = projects.create(tmp_path, evaluation={"external": brought})
     with pytest.raises(SettingsError) as caught:
         load_use_case(project.yaml_path, with_data=True)
@@ -214,7 +214,7 @@ def test_a_plan_does_not_depend_on_what_was_brought() -> None:
     settings = UseCaseSettings(base_model="model", documents={"path": "data"}, examples={"label": "kind"})
     snapshot: Any = SimpleNamespace(content_digest="abc")
     keys = set()
-    for each in (settings, with_external(settings, {"vendor": 0.5})):
+    for each in (settings, with_external(settings, {"vendor": "vendor.jsonl"})):
         keys.add(planning_key(SimpleNamespace(settings=each), snapshot, "revision"))
     assert len(keys) == 1
     other = settings.model_copy(

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from fullft_assets.errors import DivergenceError, StoreError
@@ -16,7 +15,7 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import BaselineContext, load_all
 from fullft_assets.tasks.context import WithoutTraining
-from fullft_assets.tasks.trained import Lora, adapt, lora_settings
+from fullft_assets.tasks.trained import Lora
 from tests import licence_labels
 from tests.prepared import Prepared, prepare, prepare_language_model
 
@@ -88,10 +87,8 @@ def test_it_is_scored_and_predicts_the_same_when_loaded(task: str, tmp_path: Pat
         np.testing.assert_array_equal(mine.loss, theirs.loss)
         mean = mine.loss.sum() / mine.num_tokens.sum()
         assert np.exp(-mean) == pytest.approx(scores["token_probability"], rel=1e-6)
-    elif task == "token_classification":
-        assert mine == theirs and recipe._scores(mine) == scores
     else:
-        np.testing.assert_array_equal(mine, theirs)
+        assert all(np.array_equal(one, other) for one, other in zip(mine, theirs, strict=True))
         assert recipe._score_predicted("again", mine, tmp_path) == pytest.approx(scores)
 
 
@@ -128,19 +125,6 @@ class TestTraining:
         assert sum(weight.numel() for weight in fitted.weights.values()) < 0.1 * original.num_parameters()
         assert all(weight.abs().sum() > 0 for name, weight in fitted.weights.items() if "lora_B" in name), (
             "each adapter has learned"
-        )
-
-    def test_the_untrained_model_is_the_base_model(self, prepared: Prepared) -> None:
-        settings, rows = (
-            lora_settings(prepared.use_case.settings),
-            prepared.split("test").select(range(20)),
-        )
-        recipe = prepared.recipe
-        torch.manual_seed(3)
-        original = recipe.predict(recipe.load_original(settings), rows, QUIET)
-        torch.manual_seed(3)
-        np.testing.assert_allclose(
-            recipe.predict(adapt(recipe, settings, 4), rows, QUIET), original, atol=1e-6
         )
 
     def test_weights_of_another_model_are_refused(

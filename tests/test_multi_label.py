@@ -10,11 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification
 
-from fullft_assets.chunks import Tokenization
-from fullft_assets.errors import DataError, StoreError
+from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation
 from fullft_assets.evaluation.metrics import compute
 from fullft_assets.jobs.progress import Progress
@@ -102,19 +100,6 @@ class TestThresholds:
 
 
 class TestScores:
-    @settings(max_examples=80, deadline=None)
-    @given(tables)
-    def test_equal_those_of_scikit_learn_over_the_labels_that_occur(self, rows):
-        labels, probabilities = arrays(rows)
-        decided = probabilities >= 0.5
-        found = scores(labels, decided)
-        each = [f1_score(labels[:, i], decided[:, i], zero_division=0) for i in np.flatnonzero(labels.any(0))]
-        macro = np.mean(each) if each else 0.0
-        micro = f1_score(labels.ravel(), decided.ravel(), zero_division=0)
-        assert found == pytest.approx(
-            {"macro_f1": macro, "micro_f1": micro, "subset_accuracy": (labels == decided).all(1).mean()}
-        )
-
     def assess(
         self, labels: np.ndarray, tuned: np.ndarray, other: np.ndarray, metric: str = "macro_f1"
     ) -> multi_label.MultiLabelEvaluation:
@@ -162,14 +147,6 @@ class TestRecipe:
 
         check_steps(tiny, tmp_path, micro_batch_size, losses_of)
 
-    def test_documents_pool_the_probabilities_of_their_windows(self, tiny: Prepared):
-        model = tiny.recipe.load(tiny.use_case.settings.training).eval()
-        windows = next(document for document in tiny.split("train").windows if len(document) == 3)
-        with torch.no_grad():
-            each = [torch.sigmoid(model(input_ids=torch.tensor([window])).logits[0]) for window in windows]
-        found = predict_with(model, [windows]).probabilities[0]
-        np.testing.assert_allclose(found, torch.stack(each).mean(0), atol=2e-3)
-
     def test_thresholds_are_of_the_final_weights_and_found_by_who_loads_the_model(
         self, tiny: Prepared, tmp_path: Path
     ):
@@ -188,16 +165,6 @@ class TestRecipe:
         loaded.save_pretrained(tmp_path)
         with pytest.raises(StoreError, match="label_thresholds should be 6 numbers; train the model again"):
             read_thresholds(tmp_path)
-
-    def test_labels_of_another_head_are_refused(self, tiny: Prepared):
-        chosen = tiny.use_case.settings.training
-        recipe = replace(
-            tiny.recipe, train=replace(tiny.recipe.train, labels=tiny.recipe.train.labels[:, :4])
-        )
-        with pytest.raises(
-            DataError, match=r"training rows have labels of shape \(\d+, 4\), wanted are \d+ rows of 6 labels"
-        ):
-            recipe.prepare(recipe.load(chosen), chosen, 1)
 
 
 def test_baselines_are_saved_with_their_thresholds(tiny: Prepared, tmp_path: Path) -> None:
@@ -227,13 +194,3 @@ def test_labels_that_a_system_does_not_know_are_never_given() -> None:
     assert given.labels.tolist() == [[False, True]]
     with pytest.raises(StoreError, match="knows none of the labels `x`, only `b`, `gone`"):
         LabelDecisions(np.ones((1, 2)), np.ones(2)).in_order(["b", "gone"], ["x"])
-
-
-def test_the_snapshot_holds_rows_without_any_label(tiny: Prepared) -> None:
-    train = tiny.split("train")
-    assert train.labels.dtype == bool and train.labels.shape == (len(train), len(KNOWN))
-    assert (~train.labels.any(1)).sum() > 3
-    assert (
-        Tokenization.load(tiny.base_model, tiny.use_case.settings.chunks).windows(train.texts)
-        == train.windows
-    )

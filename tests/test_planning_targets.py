@@ -237,7 +237,6 @@ def test_baselines_that_are_trainings_are_charged_as_such() -> None:
 
     probe = of()
     assert of(baselines=["majority", "tfidf", "lora"]) == pytest.approx(probe + 1.26)
-    assert of(baselines=["tfidf", "smaller_model"], smaller_model="small") == pytest.approx(probe + 1)
 
 
 def test_the_cheapest_that_fits_and_ends_in_time_is_recommended_with_its_yaml() -> None:

@@ -16,15 +16,13 @@ from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.tasks import prompting
 from fullft_assets.tasks.baseline import load_all
 from fullft_assets.tasks.prompting import (
-    BaseModel,
     FewShot,
-    FewShotConversations,
     PromptWriter,
     ZeroShot,
 )
 from tests import project as projects
 from tests import small_language_model
-from tests.prepared import Prepared, prepare, prepare_language_model
+from tests.prepared import Prepared, prepare
 
 PLANNING = {
     "baselines": ["majority", "zero_shot", "few_shot"],
@@ -36,14 +34,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("prompted")
     small_language_model.write(root / "model", [row["text"] for row in projects.licence_rows(100)])
     return prepare(root, rows=160, base_model="model", planning=PLANNING)
-
-
-@pytest.fixture(scope="module")
-def conversations(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    planning = {
-        "baselines": ["base_model", "few_shot_conversations"],
-    }
-    return prepare_language_model(tmp_path_factory.mktemp("conversations"), "sft", rows=60, planning=planning)
 
 
 def test_labels_are_scored_by_the_mean_log_probability_of_their_names(prepared: Prepared) -> None:
@@ -139,26 +129,6 @@ def test_a_prompt_beyond_the_models_positions_is_refused(
         match=r"planning.baselines: the longest prompt .* base_model reads 512; lower chunks.max_tokens",
     ):
         FewShot.fit(prepared.split("train"), context).predict(prepared.split("test"))
-
-
-def test_conversations_are_scored_on_their_own_tokens_alone(conversations: Prepared, tmp_path: Path) -> None:
-    context, rows = conversations.baseline_context, conversations.split("test")
-    names = conversations.use_case.settings.baselines
-    scores = dict(conversations.recipe.score_baselines(names, tmp_path, context))
-    assert set(scores) == set(names)
-    few, plain = (
-        load_all([name], tmp_path, context)[name].predict(rows)
-        for name in ("few_shot_conversations", "base_model")
-    )
-    np.testing.assert_array_equal(few.num_tokens, plain.num_tokens)
-    assert np.abs(few.loss - plain.loss).max() > 1e-4
-    assert set(json.loads((tmp_path / "few_shot_conversations.json").read_text())) == {"ids"}
-
-
-def test_without_examples_a_conversation_is_scored_as_by_the_base_model(conversations: Prepared) -> None:
-    context, rows = conversations.baseline_context, conversations.split("test")
-    nothing = FewShotConversations(conversations.split("train").select([]), context).predict(rows)
-    np.testing.assert_allclose(nothing.loss, BaseModel(context).predict(rows).loss, rtol=1e-5)
 
 
 def test_an_encoder_cannot_be_prompted(tmp_path: Path) -> None:

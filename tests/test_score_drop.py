@@ -1,6 +1,5 @@
 """score_drop: what the newest test rows say of a champion, though most of them are those of its release."""
 
-import numpy as np
 import pytest
 
 from fullft_assets.evaluation.drop import Drop, Released, num_errors_below, score_drop
@@ -48,18 +47,3 @@ def test_an_accuracy_on_other_documents_is_below_by_its_own_error_and_that_of_th
 def test_the_error_is_that_of_an_interval_of_any_confidence() -> None:
     assert RELEASED.error == pytest.approx(0.025 / 1.96, rel=1e-3)
     assert RELEASED._replace(confidence=0.8).error == pytest.approx(0.025 / 1.2816, rel=1e-3)
-
-
-def test_unchanged_documents_are_rarely_below() -> None:
-    """Both the release and the labelled documents are samples of one population: 1.64 errors are exceeded in
-    about 5% of cases.
-    """
-    rng = np.random.default_rng(1)
-    released = rng.binomial(400, 0.85, 4_000) / 400
-    low = released - 1.96 * np.sqrt(released * (1 - released) / 400)
-    right = rng.binomial(100, 0.85, 4_000)
-    errors = [
-        num_errors_below(Released(*each, 400), int(num), 100)
-        for *each, num in zip(released, low, right, strict=True)
-    ]
-    assert 0.03 < np.mean(np.array(errors) >= 1.64) < 0.065

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import matthews_corrcoef
+from sklearn.metrics import roc_auc_score
 
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import SettingsError
@@ -16,11 +16,9 @@ from fullft_assets.evaluation.metrics import Metric, Predictions
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import EvaluationSettings, ExamplesSettings
 from fullft_assets.task import BASELINES, METRICS, TASKS
-from fullft_assets.tasks.baseline import load_all
 from fullft_assets.tasks.classification import assessment
 from tests import project as projects
 from tests.other_package import install_shown
-from tests.prepared import prepare
 
 QUIET = Progress(silent=True)
 
@@ -75,9 +73,9 @@ def evaluated(*metrics: str, n: int = 240) -> assessment.ClassificationEvaluatio
     )
     weights = [1 / min(groups.count(group), 10) for group in groups]
     for name, each in given.items():
-        if "matthews_corrcoef" in metrics:
-            assert found.scores["matthews_corrcoef"][name].estimate == pytest.approx(
-                matthews_corrcoef(labels, each, sample_weight=weights)
+        if "auroc" in metrics:
+            assert found.scores["auroc"][name].estimate == pytest.approx(
+                np.mean([roc_auc_score(labels == k, each == k, sample_weight=weights) for k in range(3)])
             )
         if "worst_recall" in metrics:
             worst = min((each == labels)[labels == label].mean() for label in range(3))
@@ -86,18 +84,13 @@ def evaluated(*metrics: str, n: int = 240) -> assessment.ClassificationEvaluatio
 
 
 def test_a_registered_metric_is_shown_with_its_interval_and_is_off_by_default() -> None:
-    assert "matthews_corrcoef" not in evaluated().columns
-    found = evaluated("matthews_corrcoef")
-    assert list(found.columns) == ["macro_f1", "accuracy", "matthews_corrcoef"]
-    score = found.columns["matthews_corrcoef"][FINETUNED]
+    assert "auroc" not in evaluated().columns
+    found = evaluated("auroc")
+    assert list(found.columns) == ["macro_f1", "accuracy", "auroc"]
+    score = found.columns["auroc"][FINETUNED]
     assert score.low < score.estimate < score.high
-    assert found.headline["matthews_corrcoef_low"] == score.low
+    assert found.headline["auroc_low"] == score.low
     assert found.scores["macro_f1"] == evaluated().scores["macro_f1"]
-
-
-def test_a_metric_of_one_label_is_zero() -> None:
-    everything = assessment.predictions_of(np.zeros(4, int), np.eye(2)[np.zeros(4, int)], ["a", "b"])
-    assert METRICS.get("matthews_corrcoef").compute(everything) == 0
 
 
 def test_another_packages_metric_is_computed_with_its_interval(other_package: None) -> None:
@@ -138,22 +131,10 @@ def test_a_metric_out_of_its_bounds_is_an_error() -> None:
         METRICS.get("accuracy").require_in_bounds(1.5)
 
 
-def test_another_packages_baseline_is_fitted_scored_and_loaded(other_package: None, tmp_path: Path) -> None:
-    prepared = prepare(tmp_path / "project", tiny=True, planning={"baselines": ["majority", "first_letter"]})
-    names, recipe = prepared.use_case.settings.baselines, prepared.recipe
-    (tmp_path / "fitted").mkdir()
-    scores = dict(recipe.score_baselines(names, tmp_path / "fitted", prepared.baseline_context))
-    assert list(scores) == ["majority", "first_letter"]
-    loaded = load_all(names, tmp_path / "fitted", prepared.baseline_context)
-    predicted = loaded["first_letter"].predict(recipe.validation).argmax(1)
-    assert scores["first_letter"]["accuracy"] == pytest.approx((predicted == recipe.validation.labels).mean())
-    assert title("first_letter") == "first letter of the text"
-
-
 def test_another_packages_task_takes_what_it_names_and_what_is_for_the_task_that_it_extends(
     other_package: None, tmp_path: Path
 ) -> None:
-    sections = {"examples": {"task": "urgency"}, "evaluation": {"metrics": ["weighted_f1"]}}
+    sections = {"examples": {"task": "urgency"}, "evaluation": {"metrics": ["auroc"]}}
     project = projects.create(tmp_path / "a", **sections)
     assert load_use_case(project.yaml_path).settings.baselines == ("majority", "first_letter")
     load_use_case(

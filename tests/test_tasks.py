@@ -17,7 +17,6 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.settings import GeneralSettings, ReplaySettings, TrainingSettings
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe, MultiLabelRecipe
 from fullft_assets.tasks.context import open_recipe
-from fullft_assets.tasks.encoder import Encoder
 from fullft_assets.tasks.token_classification.recipe import TokenClassificationRecipe
 from fullft_assets.training import regularization
 from fullft_assets.training.finetuning import fine_tune
@@ -33,14 +32,6 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare_language_model(tmp_path_factory.mktemp("language"))
-
-
-def test_an_encoder_without_loading_and_scoring_cannot_be_made() -> None:
-    class Headless(Encoder):
-        pass
-
-    with pytest.raises(TypeError, match="abstract methods '?_load'?, '?_score_predicted"):
-        Headless()
 
 
 @pytest.mark.parametrize("name", ["encoder", "language"])

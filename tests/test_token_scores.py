@@ -112,12 +112,6 @@ def test_an_encoder_decoder_is_one_line(load: Any, kind: type, tmp_path: Path) -
         load(tmp_path)
 
 
-def test_pooled_scores() -> None:
-    found = TokenScores(np.array([3, 1]), np.array([1.0, 3.0]), np.array([2, 0]))
-    assert (found.mean_loss(), found.token_accuracy()) == (1.0, 0.5)
-    assert found.token_probability() == pytest.approx(1 / math.e)
-
-
 def test_outputs_that_are_not_finite_are_no_scores() -> None:
     model = build(APART["llama"])
     with torch.no_grad():

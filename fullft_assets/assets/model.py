@@ -27,7 +27,7 @@ from fullft_assets.artifacts import (
     TRAINING_SNAPSHOT,
 )
 from fullft_assets.assets.graph import CaseGraph, markdown_table, sentences, sparkline
-from fullft_assets.base_model import find_base_model, read_header, resolve_base_model
+from fullft_assets.base_model import find_base_model, read_header
 from fullft_assets.checking.sample import suggested_group
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import GateError
@@ -40,7 +40,6 @@ from fullft_assets.planning import refusal, worth
 from fullft_assets.release import starting_point
 from fullft_assets.resources import latest, one_line_errors, place_in, report_link
 from fullft_assets.store import Manifest, Store, artifact_key, digest
-from fullft_assets.task import task_of
 
 
 def _build_snapshot(graph: CaseGraph) -> list[dg.AssetsDefinition]:
@@ -219,10 +218,6 @@ def planning_key(graph: CaseGraph, snapshot: Manifest, revision: str) -> str:
         "base_model": revision,
         "hardware": local_hardware() if launcher.kind == "local" else launcher.target,
     }
-    if graph.settings.planning.smaller_model is not None:
-        inputs["smaller_model"] = read_header(
-            resolve_base_model(graph.settings.planning.smaller_model, graph.use_case.project_root)
-        ).revision
     return artifact_key("planning", planning.VERSION, settings, inputs, graph.settings.seed)
 
 
@@ -343,8 +338,7 @@ _PICTURE = re.compile(r"!\[(?P<title>[^\]]*)\]\((?P<path>pictures/[^)]+)\)")
 
 
 def _build_evaluation(graph: CaseGraph) -> list[dg.AssetsDefinition]:
-    has_row_labels = task_of(graph.settings.examples).target in ("label", "labels")
-    specs = check_specs(graph.settings, has_row_labels=has_row_labels)
+    specs = check_specs(graph.settings)
     # What a gain is worth is judged here, though its settings are those of the plan.
     asked = worth.asked(graph.settings)
     worth_version = f"-{digest(asked)[:8]}" if asked else ""

@@ -3,7 +3,6 @@ a key below `attributes`, and one line with the fix.
 """
 
 import encodings.aliases
-import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from croniter import croniter
 from pydantic import ValidationError
 
 from fullft_assets.alerts import channel_problems
-from fullft_assets.base_model import BaseModelHeader, own_code, read_header, resolve_base_model, suggest_path
+from fullft_assets.base_model import own_code, read_header, resolve_base_model, suggest_path
 from fullft_assets.checking.yaml_source import Key, did_you_mean
 from fullft_assets.documents.aliases import shown_path
 from fullft_assets.documents.formats import FORMATS, is_readable, known_endings, reads_any_ending
@@ -145,7 +144,7 @@ def validate(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
         yield from _log_problems(settings, settings.monitoring.log)
     yield from _example_problems(settings, root)
     yield from _training_problems(settings)
-    yield from _evaluation_problems(settings, root)
+    yield from _evaluation_problems(settings)
     yield from _launcher_problems(settings)
     yield from _schedule_problems(settings)
 
@@ -175,7 +174,7 @@ def data_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     if task_of(settings.examples).target is None:
         return
     for name, answer in settings.evaluation.external.items():
-        if isinstance(answer, str) and not (root / answer).is_file():
+        if not (root / answer).is_file():
             key = ("evaluation", "external", name)
             yield key, f"there is no file {root / answer}; write it, or remove the entry"
 
@@ -290,7 +289,6 @@ def _model_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
             f"{max_tokens} is more than the {header.max_positions} tokens that the base model reads; give at"
             " most that",
         )
-    yield from _smaller_model_problems(settings, header, root)
     for number, name in enumerate(settings.planning.baselines or []):
         if not header.may_predict_tokens and BASELINES.get(name).needs_causal_model:
             yield (
@@ -298,39 +296,6 @@ def _model_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
                 f"{name} prompts a language model, and base_model is a {header.architectures[0]}; remove"
                 " it, or use a causal model",
             )
-
-
-def _smaller_model_problems(
-    settings: UseCaseSettings, header: BaseModelHeader, root: Path
-) -> Iterator[Problem]:
-    reference, names = settings.planning.smaller_model, settings.baselines
-    key = ("planning", "smaller_model")
-    yield from _of_rules(
-        (
-            reference is None and "smaller_model" in names,
-            ("planning", "baselines"),
-            "names smaller_model, and planning.smaller_model does not say which; give one, or remove it",
-        ),
-        (
-            reference is not None and "smaller_model" not in names,
-            key,
-            f"planning.baselines does not name smaller_model; set it to [{', '.join(names)}, smaller_model],"
-            " or remove this",
-        ),
-    )
-    if reference is None:
-        return
-    try:
-        smaller = read_header(resolve_base_model(reference, root))
-    except SettingsError as error:
-        yield key, str(error)
-        return
-    if smaller.num_parameters >= header.num_parameters:
-        yield (
-            key,
-            f"it has {smaller.num_parameters:,} weights, base_model {header.num_parameters:,}; give a"
-            " smaller one",
-        )
 
 
 def _documents_beside(settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
@@ -478,7 +443,7 @@ def _training_problems(settings: UseCaseSettings) -> Iterator[Problem]:
         yield ("training", "guards", name), message
 
 
-def _evaluation_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
+def _evaluation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
     metric, task, planning = settings.primary_metric, task_of(settings.examples), settings.planning
     yield from _of_rules(
         (
@@ -514,7 +479,6 @@ def _evaluation_problems(settings: UseCaseSettings, root: Path) -> Iterator[Prob
                 f" {settings.training.sharding} distributes; remove one of the two",
             )
     yield from _external_problems(settings, task)
-    yield from _lm_eval_problems(settings, task, root)
     for name, options in settings.release.gates.items():
         gate = GATES.get(name)
         if gate.tasks and not task.takes(name, gate.tasks):
@@ -528,7 +492,7 @@ def _evaluation_problems(settings: UseCaseSettings, root: Path) -> Iterator[Prob
 
 
 def _external_problems(settings: UseCaseSettings, task: Task) -> Iterator[Problem]:
-    for name, answer in settings.evaluation.external.items():
+    for name in settings.evaluation.external:
         key = ("evaluation", "external", name)
         yield from _of_rules(
             (
@@ -537,36 +501,12 @@ def _external_problems(settings: UseCaseSettings, task: Task) -> Iterator[Proble
                 f"{name} is a system of the report already; give another name",
             ),
             (
-                isinstance(answer, str) and task.target is None,
+                task.target is None,
                 key,
-                f"the task {task.name} is scored by token losses, which a file of answers does not have; give"
-                " the score instead",
+                f"the task {task.name} is scored by token losses, which a file of answers does not have;"
+                " remove the entry",
             ),
         )
-
-
-def _lm_eval_problems(settings: UseCaseSettings, task: Task, root: Path) -> Iterator[Problem]:
-    lm_eval, key = settings.evaluation.lm_eval, ("evaluation", "lm_eval")
-    if lm_eval is None:
-        return
-    is_local = settings.launcher_of("evaluation").kind == "local"
-    yield from _of_rules(
-        (
-            not task.is_generative,
-            key,
-            f"is for language models, and the task {task.name} makes none; remove it",
-        ),
-        (
-            is_local and importlib.util.find_spec("lm_eval") is None,
-            key,
-            "lm-eval is not installed; pip install 'fullft-assets[lm-eval]'",
-        ),
-        (
-            not (root / lm_eval.folder).is_dir(),
-            (*key, "folder"),
-            f"there is no folder {root / lm_eval.folder}; name the one with the tasks' YAML files",
-        ),
-    )
 
 
 def _launcher_problems(settings: UseCaseSettings) -> Iterator[Problem]:

@@ -1,6 +1,5 @@
 """Takes erased documents out of evaluation reports, and reports what an erasure did."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fullft_assets.artifacts import EVALUATION_FILE, EVALUATION_REPORT
+from fullft_assets.artifacts import EVALUATION_REPORT
 from fullft_assets.erasure.erased_documents import ErasedDocuments, whole_artifacts
 from fullft_assets.report import LABEL_ERRORS, read_list, shorten, write_list
 from fullft_assets.store import Manifest, Store
@@ -84,8 +83,8 @@ class ErasureReport:
 
 
 _TABLES = ("predictions.parquet", "validation.parquet")
-#: A row of a page's table that is about one document or group.
-_ABOUT = re.compile(r'<tr data-(document|group)="(.*?)">.*?</tr>', re.DOTALL)
+#: A row of a page's table that is about one document.
+_ABOUT = re.compile(r'<tr data-document="(.*?)">.*?</tr>', re.DOTALL)
 
 
 def drop_from_reports(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
@@ -119,24 +118,18 @@ def _drop_from_report(
     shows_text = any(excerpt in text for text in texts.values() for excerpt in excerpts)
     if not ids_gone and not shows_text:
         return False
-    predictions = tables_left["predictions.parquet"]
-    groups_gone = {*tables["predictions.parquet"]["group"].to_pylist()} - {*predictions["group"].to_pylist()}
-    gone_values = {"document": ids_gone, "group": groups_gone}
 
     def without_gone(row: re.Match[str]) -> str:
-        kind, value = row.groups()
-        return f"<tr><td>{GONE}</td></tr>" if unescape(value) in gone_values[kind] else row[0]
+        return f"<tr><td>{GONE}</td></tr>" if unescape(row[1]) in ids_gone else row[0]
 
     def edit(path: Path) -> Mapping[str, Any]:
         for name, table in tables_left.items():
             pq.write_table(table, path / name)
-        _drop_from_measurements(path / EVALUATION_FILE, predictions)
         for name, rows in lists_left.items():
             if rows != lists[name]:
                 write_list(path / name, rows)
         for name, text in texts.items():
-            # What a model wrote after the beginning of a document goes with it, and the name of a group with
-            # the last of its rows.
+            # What a model wrote after the beginning of a document goes with it.
             text = _ABOUT.sub(without_gone, text)
             for excerpt in excerpts:
                 text = text.replace(excerpt, GONE)
@@ -145,14 +138,3 @@ def _drop_from_report(
 
     store.rewrite(manifest, edit)
     return True
-
-
-def _drop_from_measurements(path: Path, predictions: pa.Table) -> None:
-    measured = json.loads(path.read_text(encoding="utf-8"))
-    ids = {*predictions["id"].to_pylist()}
-    groups = {*predictions["group"].to_pylist()}
-    measured["weakest_groups"] = [row for row in measured["weakest_groups"] if row["group"] in groups]
-    if "changes" in measured:
-        regressions = measured["changes"]["largest_regressions"]
-        measured["changes"]["largest_regressions"] = [row for row in regressions if row["id"] in ids]
-    path.write_text(json.dumps(measured, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -18,14 +18,8 @@ from fullft_assets.checkpoint.metadata import CheckpointMetadata, PastTraining
 from fullft_assets.escaping import quoted
 from fullft_assets.evaluation.comparison import Comparison, Justification, Slices
 from fullft_assets.evaluation.intervals import Gain, Interval, Record
-from fullft_assets.evaluation.leakage import Leakage
 from fullft_assets.evaluation.metrics.base import Predictions
-from fullft_assets.evaluation.rows import (
-    GroupScore,
-    LabelScore,
-    label_scores,
-    weakest_groups,
-)
+from fullft_assets.evaluation.rows import LabelScore, label_scores
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.store import Manifest
 from fullft_assets.task import TASKS
@@ -33,7 +27,7 @@ from fullft_assets.task import TASKS
 #: The budget of a loss that nobody has set a budget for: the perplexity of general text may double.
 #: docs/decisions/0024 says why.
 DEFAULT_RISE = math.log(2)
-VERSION = "17"
+VERSION = "18"
 #: A variance from fewer trainings than this is too unsure to claim anything about a recipe.
 MIN_RUNS = 9
 #: Trainings that what is assumed of seeds counts as: less is known than `MIN_RUNS` tell.
@@ -124,7 +118,6 @@ class Evaluation(Record, ABC):
         calibration_error: None: not measured for this task.
         forgetting: None: no general text was given.
         slices: None: none was asked for, or the metric cannot measure them.
-        leakage: what gives labels away; None: rows have no labels of their own.
     """
 
     task: str
@@ -150,7 +143,6 @@ class Evaluation(Record, ABC):
     calibration_error: float | None = None
     forgetting: Forgetting | None = None
     slices: Slices | None = None
-    leakage: Leakage | None = None
 
     @property
     @abstractmethod
@@ -236,7 +228,6 @@ class LabelEvaluation(Evaluation):
 
     labels: list[str]
     per_label: list[LabelScore]
-    weakest_groups: list[GroupScore]
 
     @property
     def unmeasured(self) -> list[str]:
@@ -264,7 +255,6 @@ def label_fields(
     return shared | {
         "labels": list(names),
         "per_label": label_scores(right, true, predicted, names, thresholds),
-        "weakest_groups": weakest_groups(np.asarray(tuned.is_right), groups),
     }
 
 

@@ -22,8 +22,6 @@ from fullft_assets.task import METRICS, TASKS
 LABEL = "label"
 #: The slice of all labels that too few groups have to be measured one by one.
 RARE_LABELS = "rare labels together"
-#: Rows of the test set that the champion was judged on; the rest came since.
-OLD_TEST = "champion's test rows"
 #: A slice of fewer groups of equal weight is counted and not measured: its interval would not hold, and it
 #: could be a person.
 MIN_GROUPS = 5

@@ -1,6 +1,5 @@
-"""What the user brings to an evaluation: predictions of another system (a vendor, a RAG), modules of the
-library `evaluate` as metrics, and tasks of the lm-evaluation-harness (lm-eval). The store keeps copies,
-which a remote process reads.
+"""What the user brings to an evaluation: predictions of another system (a vendor, a RAG), and modules of the
+library `evaluate` as metrics. The store keeps copies, which a remote process reads.
 
 A file of predictions has one JSON object a line: the row's `id` and what the system answered under the name
 of the task's target (`label`, `labels` or `spans`). A module is code that runs in the evaluation, so
@@ -12,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,6 @@ from fullft_assets.task import task_of
 #: Stages of the copies, and the names of their artifacts among the inputs of an evaluation.
 PREDICTIONS = "external_predictions"
 MODULES = "evaluate_modules"
-HARNESS_TASKS = "lm_eval_tasks"
-#: Folder of the last of them with the files.
-FOLDER = "tasks"
 VERSION = "1"
 _WANTED = {
     "label": '{"id": "...", "label": "..."}',
@@ -51,20 +47,18 @@ def keep(store: Store, case: str, settings: UseCaseSettings, root: Path) -> dict
     """Copy what the section `evaluation` names into the store, and return the copies by stage.
 
     Raises:
-        DataError: a file, module or folder is missing, a line cannot be read, or a digest is another one than
-            the YAML's.
+        DataError: a file or a module is missing, a line cannot be read, or a digest is another one than the
+            YAML's.
     """
     copies = (
         _keep_predictions(store, case, settings, root),
         _keep_modules(store, case, settings, root),
-        _keep_harness_tasks(store, case, settings, root),
     )
     return {copy.stage: copy for copy in copies if copy is not None}
 
 
 def _keep_predictions(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Manifest | None:
-    answers = settings.evaluation.external
-    files = {name: root / answer for name, answer in answers.items() if isinstance(answer, str)}
+    files = {name: root / answer for name, answer in settings.evaluation.external.items()}
     if not files:
         return None
     target = task_of(settings.examples).target
@@ -111,8 +105,17 @@ def _keep_modules(store: Store, case: str, settings: UseCaseSettings, root: Path
                 f" the evaluation, so read {next(iter(scripts.values())).parent} and set it in the YAML"
             )
         files |= {f"{module.name}/{name}": path for name, path in scripts.items()}
+    if not files:
+        return None
+
+    def write(draft: Draft) -> tuple[dict[str, int], list[CheckOutcome]]:
+        for name, path in files.items():
+            (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, draft.path / name)
+        return {"num_files": len(files)}, []
+
     inputs = {module.name: module.digest for module in settings.evaluation.named_modules}
-    return _copy(store, case, MODULES, files, inputs) if files else None
+    return store.ensure(case, MODULES, write, version=VERSION, settings={}, inputs=inputs, seed=0)
 
 
 def _scripts(module: Module, root: Path) -> dict[str, Path]:
@@ -138,39 +141,6 @@ def _scripts(module: Module, root: Path) -> dict[str, Path]:
             " downloaded"
         )
     return scripts
-
-
-def _keep_harness_tasks(store: Store, case: str, settings: UseCaseSettings, root: Path) -> Manifest | None:
-    asked = settings.evaluation.lm_eval
-    if asked is None:
-        return None
-    folder = root / asked.folder
-    if not folder.is_dir():
-        raise DataError(
-            f"evaluation.lm_eval.folder: there is no folder {folder}; name the one with the tasks' YAML files"
-        )
-    files = {f"{FOLDER}/{path.relative_to(folder).as_posix()}": path for path in _visible_files(folder)}
-    digests = {name.removeprefix(f"{FOLDER}/"): file_digest(path) for name, path in files.items()}
-    return _copy(store, case, HARNESS_TASKS, files, {"files": digest(digests)})
-
-
-def _visible_files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in parts):
-            yield path
-
-
-def _copy(
-    store: Store, case: str, stage: str, files: Mapping[str, Path], inputs: Mapping[str, str]
-) -> Manifest:
-    def write(draft: Draft) -> tuple[dict[str, int], list[CheckOutcome]]:
-        for name, path in files.items():
-            (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, draft.path / name)
-        return {"num_files": len(files)}, []
-
-    return store.ensure(case, stage, write, version=VERSION, settings={}, inputs=inputs, seed=0)
 
 
 def require_complete(store: Store, copies: Manifest, snapshot: Manifest) -> None:

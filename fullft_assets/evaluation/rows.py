@@ -1,4 +1,4 @@
-"""Tables of the test rows: the score of each label, and the groups with the most errors."""
+"""The table of the labels' scores on the test rows, and an order of rows by group."""
 
 from __future__ import annotations
 
@@ -67,14 +67,6 @@ def weakest_label(scores: Sequence[LabelScore], unit: str) -> list[str]:
     return sentences
 
 
-class GroupScore(Record):
-    """Errors on the test rows of one group."""
-
-    group: str
-    num_rows: int
-    num_errors: int
-
-
 def one_of_each_group_first(groups: Sequence[str], seed: int) -> list[int]:
     """Return the rows [n] in an order drawn by the seed: one of each group, then a second one, and so on.
     Rows of one group are alike.
@@ -86,20 +78,3 @@ def one_of_each_group_first(groups: Sequence[str], seed: int) -> list[int]:
         turn[row] = seen[groups[row]]
         seen[groups[row]] += 1
     return sorted(order, key=turn.__getitem__)
-
-
-def weakest_groups(
-    right: np.ndarray, groups: Sequence[str], *, most: int = 5, min_rows: int = 3
-) -> list[GroupScore]:
-    """The groups of at least `min_rows` rows with the largest share of errors, worst first; `right` is bool
-    [n].
-    """
-    rights: dict[str, list[bool]] = defaultdict(list)
-    for group, row_is_right in zip(groups, right.tolist(), strict=True):
-        rights[group].append(row_is_right)
-    scores = [
-        GroupScore(group=group, num_rows=len(is_right), num_errors=len(is_right) - sum(is_right))
-        for group, is_right in rights.items()
-        if len(is_right) >= min_rows and not all(is_right)
-    ]
-    return sorted(scores, key=lambda s: (-s.num_errors / s.num_rows, -s.num_errors, s.group))[:most]

@@ -19,7 +19,6 @@ from fullft_assets.evaluation.gates import (
     GateContext,
     GateResult,
 )
-from fullft_assets.evaluation.leakage import Leakage
 from fullft_assets.planning.worth import Worth
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome
@@ -38,12 +37,6 @@ HEADLINES: dict[Answer, str] = {
     "inconclusive": "INCONCLUSIVE",
     "insufficient_data": "INSUFFICIENT DATA",
 }
-
-#: No gate: it says that scores may be too good, of every system alike.
-LEAKAGE = CheckSpec(
-    "labels_are_not_given_away",
-    "No word alone gives a label away, and few test rows repeat training rows.",
-)
 
 
 class ReleaseVerdict(BaseModel):
@@ -135,11 +128,6 @@ def verdict(
     )
 
 
-def write_verdict(folder: Path, decision: ReleaseVerdict) -> None:
-    """Write the verdict into the folder of an `evaluation_report`."""
-    (folder / DECISION).write_text(decision.model_dump_json(indent=1), encoding="utf-8")
-
-
 def read_verdict(folder: Path) -> ReleaseVerdict:
     """Return the verdict from the folder of an `evaluation_report`."""
     return ReleaseVerdict.model_validate_json((folder / DECISION).read_bytes())
@@ -154,19 +142,12 @@ def _answer(reasons: list[GateResult]) -> Answer:
     return "inconclusive" if all(reason.is_undecided for reason in failing) else "keep"
 
 
-def check_specs(settings: UseCaseSettings, *, has_row_labels: bool = True) -> tuple[CheckSpec, ...]:
-    """Return the checks under these settings.
-
-    Args:
-        has_row_labels: whether each row has labels of its own, so that a word may give one away.
-    """
-    gates = [gate.spec for gate in GATES.all().values() if gate.has_check(settings)]
-    return (*gates, LEAKAGE) if has_row_labels else tuple(gates)
+def check_specs(settings: UseCaseSettings) -> tuple[CheckSpec, ...]:
+    """Return the checks under these settings."""
+    return tuple(gate.spec for gate in GATES.all().values() if gate.has_check(settings))
 
 
-def check_outcomes(
-    evaluation: Evaluation, decision: ReleaseVerdict, worth: Worth, settings: UseCaseSettings
-) -> list[CheckOutcome]:
+def check_outcomes(decision: ReleaseVerdict, worth: Worth, settings: UseCaseSettings) -> list[CheckOutcome]:
     """Return the outcomes of the checks under these settings; a red one is a warning, since keeping the
     champion is a normal outcome.
     """
@@ -176,24 +157,11 @@ def check_outcomes(
         for reason in decision.reasons
         if reason.gate in names
     ]
-    if evaluation.leakage is not None:
-        checks.append(_leakage(evaluation.leakage))
     if worth.is_asked:
         costs = {"cost_usd": worth.cost_usd, "break_even": worth.break_even or 0.0}
         name = FULL_FINETUNING_IS_JUSTIFIED.name
         checks.append(_warning(name, worth.answer == "yes", worth.sentence, costs))
     return checks
-
-
-def _leakage(leakage: Leakage) -> CheckOutcome:
-    """Names neither words nor labels: descriptions are kept in an event log."""
-    text = (
-        f"one word gives away {len(leakage.markers) or 'none'} of {leakage.num_labels} labels with"
-        f" enough test groups; {leakage.share_repeated:.1%} of the test groups repeat training rows"
-    )
-    numbers = {"num_markers": len(leakage.markers), "share_repeated": leakage.share_repeated}
-    description = f"{text}; the report names them" if leakage.is_found else text
-    return _warning(LEAKAGE.name, not leakage.is_found, description, numbers)
 
 
 def _warning(name: str, passed: bool, description: str, numbers: dict[str, int | float]) -> CheckOutcome:

@@ -5,7 +5,6 @@ its pictures.
 from fullft_assets.report.rendering import (
     LABEL_ERRORS,
     AnsweredRow,
-    Continuation,
     DoubtfulRow,
     EvaluationReport,
     SystemCost,
@@ -17,7 +16,6 @@ from fullft_assets.report.rendering import (
     promise_rows,
     read_list,
     render,
-    score_rows,
     shorten,
     system_costs,
     with_outcome,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.evaluation import Evaluation, title
-from fullft_assets.evaluation.rows import LabelScore
 from fullft_assets.task import TASKS
 
 if TYPE_CHECKING:
@@ -111,24 +110,6 @@ def _scores(evaluation: Evaluation) -> Figure:
     axes.grid(axis="x", color=GRID)
     axes.set_axisbelow(True)
     name_axes(axes, f"{title(evaluation.primary_metric)} with {evaluation.confidence:.0%} interval", "")
-    return figure
-
-
-def label_scores(scores: Sequence[LabelScore]) -> Figure | None:
-    """Return F1, precision and recall of the weakest labels; None where the test rows have no label."""
-    measured = [score for score in scores if score.support]
-    shown = sorted(measured, key=lambda score: score.f1)[:MAX_LABELS][::-1]
-    if not shown:
-        return None
-    figure, axes = new_axes(6.4, 0.9 + 0.3 * len(shown))
-    rows = range(len(shown))
-    axes.barh(rows, [score.f1 for score in shown], color=GRID, edgecolor="white", height=0.8, label="F1")
-    for name, color in (("precision", ACCENT), ("recall", SECOND)):
-        axes.plot([getattr(score, name) for score in shown], rows, "o", color=color, markersize=5, label=name)
-    axes.set_yticks(rows, [shorten_name(score.label) for score in shown])
-    axes.set_xlim(0, 1.02)
-    axes.legend(frameon=False, fontsize=8.5, loc="best")
-    name_axes(axes, "on the test rows", "")
     return figure
 
 

@@ -194,27 +194,14 @@ def _missing_groups(evaluation: Evaluation, settings: ReleaseSettings) -> str:
 
 @dataclass(frozen=True)
 class AnsweredRow:
-    """One test row with the answers of the best baseline and of the fine-tuned model; `id` where these quote
-    its text.
-    """
-
-    text: str
-    label: str
-    baseline: str
-    finetuned: str
-    id: str = ""
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """How a test document goes on after its beginning: really, by the base model, and by the
-    fine-tuned one.
+    """One test row, or its beginning, with its label, or how it goes on, and the answers of the best baseline, or
+    of the base model, and of the fine-tuned model.
     """
 
     id: str
-    prompt: str
-    real: str
-    base: str
+    text: str
+    label: str
+    baseline: str
     finetuned: str
 
 
@@ -226,7 +213,6 @@ class EvaluationReport:
     metric.
 
     Attributes:
-        external_scores: (name, value) of systems that came with a score alone.
         not_asked: names of baselines that the task offers and `planning.baselines` does not name.
         worth: whether the gain over the best baseline is worth its cost.
         costs: what each system took to make, and takes to predict; one that is not named is not known.
@@ -241,7 +227,7 @@ class EvaluationReport:
     evaluation: Evaluation
     verdict: ReleaseVerdict
     base_model: str
-    answers: Sequence[AnsweredRow | Continuation] = ()
+    answers: Sequence[AnsweredRow] = ()
     training_log: Sequence[Mapping[str, Any]] = ()
     learning_curve: Sequence[Mapping[str, Any]] = ()
     data: Sequence[tuple[str, str]] = ()
@@ -249,7 +235,6 @@ class EvaluationReport:
     cost: Sequence[tuple[str, str]] = ()
     forgetting: Sequence[tuple[str, str]] = ()
     promise: Sequence[tuple[str, str]] = ()
-    external_scores: Sequence[tuple[str, str]] = ()
     not_asked: Sequence[str] = ()
     worth: Sequence[tuple[str, str]] = ()
     costs: Mapping[str, SystemCost] = field(default_factory=dict)
@@ -392,15 +377,6 @@ def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
         ("useful tokens a second", f"{metadata.tokens_per_second:,.0f}"),
         ("peak memory", f"{metadata.peak_memory_gib:.2f} GiB"),
         ("precision", metadata.precision),
-    ]
-
-
-def score_rows(settings: UseCaseSettings) -> list[tuple[str, str]]:
-    """Return the systems that came with a score alone, as (name, value) rows."""
-    return [
-        (title(name), f"{score:.3f}")
-        for name, score in settings.evaluation.external.items()
-        if not isinstance(score, str)
     ]
 
 

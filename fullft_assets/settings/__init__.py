@@ -8,7 +8,7 @@ from fullft_assets.settings.alerts import AlertsSettings
 from fullft_assets.settings.base import Settings
 from fullft_assets.settings.chunks import ChunksSettings
 from fullft_assets.settings.documents import DocumentsSettings
-from fullft_assets.settings.evaluation import MODELS, EvaluationSettings, LmEvalSettings
+from fullft_assets.settings.evaluation import MODELS, EvaluationSettings
 from fullft_assets.settings.examples import RULES, ExamplesSettings, Expectation
 from fullft_assets.settings.guards import GuardSettings
 from fullft_assets.settings.launcher import (

@@ -12,23 +12,6 @@ MODELS = ("finetuned", "champion", "first_champion")
 MetricName = Annotated[str, OneOf("metric", lambda: METRICS.names)]
 
 
-class LmEvalSettings(Settings):
-    """Tasks of the lm-evaluation-harness in YAML files of the user's own, which the fine-tuned model, the
-    champion and the base model take.
-    """
-
-    REMOVED = {"limit": "bring a task with fewer rows"}
-
-    folder: str = Field(
-        min_length=1,
-        description=(
-            "Folder with the tasks' YAML files and what they read, relative to the project; files that a YAML"
-            " names are relative to it. Code in it (`!function`) is run."
-        ),
-    )
-    tasks: list[str] = Field(min_length=1, description="Names of the tasks, as `task:` in their YAML files.")
-
-
 class Module(NamedTuple):
     """A module of the library `evaluate`: its folder or its name, and the digest of its Python files."""
 
@@ -51,6 +34,7 @@ class EvaluationSettings(Settings):
         "robustness_rows": "perturbed copies are not scored any more",
         "answer_tokens": "a model may write 256 tokens for an answer",
         "slices": "all kinds of slices but `annotator` are scored",
+        "lm_eval": "run lm-eval on the champion's folder, which transformers loads",
     }
 
     primary_metric: MetricName | None = Field(
@@ -89,22 +73,13 @@ class EvaluationSettings(Settings):
             " the base model write, to be compared with the held-out one. 0: none."
         ),
     )
-    external: dict[
-        Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], str | Annotated[float, Field(ge=0, le=1)]
-    ] = Field(
+    external: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], str] = Field(
         default_factory=dict,
         description=(
             "Systems that are not made here, such as a vendor's, to compare the model with: by name a file,"
             " relative to the project, of JSON lines with `id` and `label`, `labels` or `spans` (with"
             " `start`, `end`, `label`) of every test row, which is scored as the baselines are and must be"
-            " beaten; or the score in the primary metric, which is shown alone."
-        ),
-    )
-    lm_eval: LmEvalSettings | None = Field(
-        default=None,
-        description=(
-            "For sft and language_modeling: tasks of the lm-evaluation-harness, shown beside the scores; no"
-            " gate reads them. Needs the extra `lm-eval`."
+            " beaten."
         ),
     )
 
@@ -125,6 +100,6 @@ class EvaluationSettings(Settings):
     @classmethod
     def _is_a_mapping(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, list):
-            form = "NAME: FILE or NAME: SCORE" if info.field_name == "external" else "MODULE: DIGEST"
+            form = "NAME: FILE" if info.field_name == "external" else "MODULE: DIGEST"
             raise ValueError(f"is a list; give each entry as {form}")
         return value

@@ -72,6 +72,7 @@ class PlanningSettings(Settings):
         "pilot_unknown": "a training is refused only where the pilot predicts too little gain",
         "prompting": "a few-shot prompt shows 8 training rows and 1,024 tokens at most",
         "retrains_a_year": "set `retraining.max_age_days`",
+        "smaller_model": "make a use case of its own with that base_model, and compare the two reports",
     }
 
     max_hours: Float = Field(
@@ -151,13 +152,6 @@ class PlanningSettings(Settings):
         description=(
             "Registered baselines that the model must beat. Default: the task's own, listed in its"
             " documentation."
-        ),
-    )
-    smaller_model: str | None = Field(
-        default=None,
-        description=(
-            "A smaller model with the tokenizer of base_model, referred to like it. The baseline"
-            " `smaller_model` trains all of its weights with the same recipe."
         ),
     )
     bedrock: BedrockSettings | None = Field(

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,7 +31,7 @@ from fullft_assets.evaluation import (
     external,
     title,
 )
-from fullft_assets.evaluation.comparison import LABEL, OLD_TEST
+from fullft_assets.evaluation.comparison import LABEL
 from fullft_assets.evaluation.metrics.base import Metric
 from fullft_assets.evaluation.resampling import RESAMPLES
 from fullft_assets.examples.labels import named
@@ -40,7 +40,7 @@ from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.release import BASELINE_VERSION, stored_baseline_settings
-from fullft_assets.report import AnsweredRow, Continuation, DoubtfulRow
+from fullft_assets.report import AnsweredRow, DoubtfulRow, shorten
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import (
     SnapshotMetadata,
@@ -51,7 +51,6 @@ from fullft_assets.snapshot import (
     load_split,
     load_training,
     load_values,
-    read_index,
 )
 from fullft_assets.snapshot.general import General
 from fullft_assets.snapshot.packing import Packing
@@ -287,11 +286,8 @@ def _require_its_tokenizer(store: Store, snapshot: Manifest, base_model: ModelFo
         )
 
 
-def slices_of(
-    store: Store, inputs: Mapping[str, Manifest], settings: UseCaseSettings, test: Split
-) -> Slicing:
+def slices_of(store: Store, snapshot: Manifest, settings: UseCaseSettings, test: Split) -> Slicing:
     """Return the slice of each test row by the kind of slice; None: the row is in no slice of this kind."""
-    snapshot = inputs[TRAINING_SNAPSHOT]
     slicing: Slicing = {}
     for kind in ("source", "domain", "slice_by"):
         by_id = load_values(store, snapshot, "test", kind)
@@ -306,11 +302,6 @@ def slices_of(
     slicing["language"] = [language_of(text) for text in test.texts]
     if task_of(settings.examples).has_labels:
         slicing[LABEL] = [None] * len(test)
-    old = _judged_the_champion(store, inputs)
-    if old is not None:
-        slicing[OLD_TEST] = [
-            "rows that it was judged on" if id_ in old else "rows that came since" for id_ in test.ids
-        ]
     return {
         kind: values
         for kind, values in slicing.items()
@@ -327,26 +318,6 @@ def _lengths(texts: list[str]) -> list[str | None]:
         for number in set(part.tolist())
     }
     return [names[number] for number in part.tolist()]
-
-
-def _judged_the_champion(store: Store, inputs: Mapping[str, Manifest]) -> set[str] | None:
-    """Return the ids of the test rows of the champion's snapshot; None where there is no champion, or it has
-    the same snapshot.
-    """
-    if CHAMPION not in inputs:
-        return None
-    ref = CheckpointMetadata.of(inputs[CHAMPION]).snapshot
-    if ref == inputs[TRAINING_SNAPSHOT].ref:
-        return None
-    try:
-        index = read_index(store, store.load(ref))
-    except StoreError:  # deleted by the user: its rows are not known
-        return None
-    return {
-        id_
-        for id_, split in zip(index["id"].to_pylist(), index["split"].to_pylist(), strict=True)
-        if split == "test"
-    }
 
 
 @dataclass(frozen=True)
@@ -367,7 +338,7 @@ class EvaluationResult:
     evaluation: Evaluation
     headline: Mapping[str, Any]
     rows: pa.Table
-    examples: Sequence[AnsweredRow | Continuation]
+    examples: Sequence[AnsweredRow]
     worst: Sequence[DoubtfulRow] = ()
     label_errors: Sequence[DoubtfulRow] | None = ()
     written: Sequence[Mapping[str, str]] = ()
@@ -426,23 +397,20 @@ class EvaluationContext:
             by_baseline: takes a baseline's name, and the baseline.
             by_external: takes the name of an external system, and its answer for each test row.
         """
-        systems: dict[str, Callable[[], Output]] = {}
-        for name, baseline in self._load_baselines(test).items():
-            systems[name] = lambda name=name, baseline=baseline: by_baseline(name, baseline)
-        # A baseline that is judged is scored as it is stored.
-        systems = {self.candidate: lambda: by_checkpoint(FINETUNED_CHECKPOINT)} | {
-            name: predict for name, predict in systems.items() if name != self.candidate
+        systems: dict[str, Callable[[], Output]] = {
+            self.candidate: partial(by_checkpoint, FINETUNED_CHECKPOINT)
         }
+        for name, baseline in self._load_baselines(test).items():
+            # A baseline that is judged is scored as it is stored.
+            systems.setdefault(name, partial(by_baseline, name, baseline))
         for name, answers in self.external_answers(test).items():
             if by_external is None:
                 raise SettingsError(
                     f"evaluation.external: the task {self.job.settings.examples.task} takes no file of"
-                    f" answers; give {name} a score"
+                    f" answers; remove {name}"
                 )
-            systems[name] = lambda name=name, answers=answers: by_external(name, answers)
-        for name in (CHAMPION, ANCHOR):
-            if name in self.inputs:
-                systems[name] = lambda name=name: by_checkpoint(name)
+            systems[name] = partial(by_external, name, answers)
+        systems |= {name: partial(by_checkpoint, name) for name in (CHAMPION, ANCHOR) if name in self.inputs}
         for name, predict in systems.items():
             if name in self.outputs:
                 continue
@@ -468,7 +436,7 @@ class EvaluationContext:
         """Return how the systems are compared, and report that they are now."""
         settings = self.job.settings
         self.progress.say(f"{RESAMPLES:,} resamples over the groups of {len(test):,} test rows ...")
-        slices = slices_of(self.store, self.inputs, settings, test)
+        slices = slices_of(self.store, self.inputs[TRAINING_SNAPSHOT], settings, test)
         return Comparison.of(settings, slices, self.modules, self.candidate)
 
     @cached_property
@@ -522,9 +490,26 @@ def shared_labels(model_labels: Sequence[str], labels: Sequence[str]) -> list[st
     return shared
 
 
-def pick_rows(agrees: np.ndarray, seed: int) -> list[int]:
+def pick_answers(
+    test: Split,
+    truth: Sequence[Any] | np.ndarray,
+    answers: Mapping[str, Sequence[Any] | np.ndarray],
+    evaluation: Evaluation,
+    seed: int,
+    say: Callable[[int, Any], str],
+) -> list[AnsweredRow]:
     """Draw test rows to show at random, first among those on which the fine-tuned model and the best baseline
-    disagree; bool [n].
+    disagree.
+
+    Args:
+        answers: system -> what it answered for each row, in the form of the truth.
+        say: returns an answer for a row in words.
     """
-    order = np.random.default_rng(seed).permutation(len(agrees))
-    return order[np.argsort(agrees[order], kind="stable")][:NUM_ANSWERS].tolist()
+    names = evaluation.justification.best_baseline, evaluation.candidate
+    baseline, tuned = ([say(row, each) for row, each in enumerate(answers[name])] for name in names)
+    order = np.random.default_rng(seed).permutation(len(test))
+    agrees = np.array([tuned[row] == baseline[row] for row in order.tolist()])
+    return [
+        AnsweredRow(test.ids[row], shorten(test.texts[row]), say(row, truth[row]), baseline[row], tuned[row])
+        for row in order[np.argsort(agrees, kind="stable")][:NUM_ANSWERS].tolist()
+    ]

@@ -1,6 +1,5 @@
-"""Baselines that ask the base model as it is, a causal one: without a prompt, which label follows a text, and
-with training conversations before what it reads. Which training rows are shown is saved by their ids
-alone.
+"""Baselines that ask the base model as it is, a causal one: without a prompt, and which label follows a text.
+Which training rows are shown is saved by their ids alone.
 
 To classify, each label is scored by the mean log-probability of its tokens behind the prompt, so that long
 names are not at a disadvantage (the normalisation of Brown et al. 2020, arXiv:2005.14165, section 2.4).
@@ -12,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.jobs.ranks import num_ranks
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.baseline import Baseline, BaselineContext, UntrainedBaseline, export_model
+from fullft_assets.tasks.baseline import BaselineContext, UntrainedBaseline, export_model
 from fullft_assets.tasks.language.assessment import DocumentScores
 
 #: Training rows that a few-shot prompt shows, and tokens of them together, at most; half of the positions of
@@ -59,40 +58,38 @@ def draw(labels: Sequence[int] | np.ndarray, count: int, seed: int) -> list[int]
     return generator.permutation(drawn[np.argsort(turn, kind="stable")][:count]).tolist()
 
 
-def save_examples(path: Path, ids: Sequence[str], **more: Sequence[Any]) -> None:
+def save_examples(path: Path, ids: Sequence[str], labels: Sequence[int]) -> None:
     """Write which rows are shown, without their texts, which an erasure could not remove here."""
-    path.write_text(json.dumps({"ids": list(ids), **more}), encoding="utf-8")
+    path.write_text(json.dumps({"ids": list(ids), "labels": list(labels)}), encoding="utf-8")
 
 
-def load_examples(path: Path, context: BaselineContext) -> tuple[Split, dict[str, list[Any]]]:
-    """Return the rows that are shown and what was saved beside them; a newer snapshot may lack some.
+def load_examples(path: Path, context: BaselineContext) -> tuple[Split, list[int]]:
+    """Return the rows that are shown and the label of each; a newer snapshot may lack some.
 
     Raises:
         DataError: it has none of them.
     """
     saved, rows = json.loads(path.read_text(encoding="utf-8")), context.train_rows()
     place = {id_: number for number, id_ in enumerate(rows.ids)}
-    places = [number for number, id_ in enumerate(saved["ids"]) if id_ in place]
-    if not places:
+    shown = [
+        (place[id_], label) for id_, label in zip(saved["ids"], saved["labels"], strict=True) if id_ in place
+    ]
+    if not shown:
         raise DataError(
             f"{path.name}: none of its {len(saved['ids'])} example rows trains any more; materialise"
             " cheaper_baselines again"
         )
-    return rows.select([place[saved["ids"][number]] for number in places]), {
-        name: [values[number] for number in places] for name, values in saved.items()
-    }
+    return rows.select([number for number, _ in shown]), [label for _, label in shown]
 
 
-class _Prompted(Baseline):
-    """The base model with a prompt; how that begins is up to the subclass."""
+class ZeroShot(UntrainedBaseline):
+    """The base model with a prompt: the instruction alone."""
 
+    name, title = "zero_shot", "base model, zero-shot prompt"
     tasks = ("classification",)
     needs_causal_model = True
     needs_whole_model = True
     serving_rank = 3
-
-    def __init__(self, context: BaselineContext):
-        self.context = context
 
     def export(self, folder: Path, context: BaselineContext) -> None:
         from fullft_assets.models.inference import load_causal
@@ -116,13 +113,7 @@ class _Prompted(Baseline):
         return []
 
 
-class ZeroShot(_Prompted, UntrainedBaseline):
-    """The instruction alone."""
-
-    name, title = "zero_shot", "base model, zero-shot prompt"
-
-
-class FewShot(_Prompted):
+class FewShot(ZeroShot):
     """The instruction and training rows, drawn by the seed, each label as often as another.
 
     Args:
@@ -152,12 +143,11 @@ class FewShot(_Prompted):
         ]
 
     def save(self, folder: Path) -> None:
-        save_examples(folder / "few_shot.json", self.shown.ids, labels=self.labels)
+        save_examples(folder / "few_shot.json", self.shown.ids, self.labels)
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Self:
-        shown, saved = load_examples(folder / "few_shot.json", context)
-        return cls(shown, saved["labels"], context)
+        return cls(*load_examples(folder / "few_shot.json", context), context)
 
 
 class PromptWriter:
@@ -206,60 +196,6 @@ class BaseModel(UntrainedBaseline):
 
     def predict(self, rows: Split) -> DocumentScores:
         return _score(self.context, rows.windows, rows.marks)
-
-
-class FewShotConversations(Baseline):
-    """The base model with training conversations before each window, drawn by the seed, at most as many
-    tokens as the settings allow.
-
-    Args:
-        shown: the rows; of each its first window with something to learn is shown.
-    """
-
-    name = "few_shot_conversations"
-    title = "base model, few-shot prompt"
-    tasks = ("sft",)
-    needs_causal_model = True
-    needs_whole_model = True
-
-    def __init__(self, shown: Split, context: BaselineContext):
-        self.shown, self.context = shown, context
-
-    @classmethod
-    def fit(cls, train: Any, context: BaselineContext) -> Self:
-        rows, settings = context.train_rows(), context.settings
-        chosen = []
-        room = most = max_tokens(context)
-        for row in draw([0] * len(rows), len(rows), settings.seed):
-            window = _example(rows, row)
-            if 0 < len(window) <= room and len(chosen) < NUM_EXAMPLES:
-                chosen.append(row)
-                room -= len(window)
-        if not chosen:
-            raise SettingsError(
-                f"planning.baselines: no training conversation has at most {most:,} tokens, so"
-                f" {cls.name} has nothing to show; remove it"
-            )
-        return cls(rows.select(chosen), context)
-
-    def predict(self, rows: Split) -> DocumentScores:
-        before = [token for row in range(len(self.shown)) for token in _example(self.shown, row)]
-        windows = [[before + window for window in document] for document in rows.windows]
-        # The first token of a window has nothing before it for the other systems, so it counts for none.
-        marks = [[[0] * len(before) + [0] + mark[1:] for mark in document] for document in rows.marks or []]
-        return _score(self.context, windows, marks)
-
-    def save(self, folder: Path) -> None:
-        save_examples(folder / f"{self.name}.json", self.shown.ids)
-
-    @classmethod
-    def load(cls, folder: Path, context: BaselineContext) -> Self:
-        return cls(load_examples(folder / f"{cls.name}.json", context)[0], context)
-
-
-def _example(rows: Split, row: int) -> list[int]:
-    pairs = zip(rows.windows[row], (rows.marks or [])[row], strict=True)
-    return next((window for window, mark in pairs if 1 in mark), [])
 
 
 def _score(

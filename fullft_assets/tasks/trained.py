@@ -1,21 +1,16 @@
-"""Baselines that train a model with the task's own recipe, rows, order and schedule: adapters, or a smaller
-model.
+"""The baseline LoRA, trained with the task's own recipe, rows, order and schedule.
 
-LoRA: the base model stays as it is, and each linear layer learns an update of low rank (Hu et al. 2021,
+The base model stays as it is, and each linear layer learns an update of low rank (Hu et al. 2021,
 arXiv:2106.09685), at a rate of its own. What is new in the model (its head, a pooler) and what is above the
 layers is trained whole, as full fine-tuning trains it.
 """
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from fullft_assets.base_model import ModelFolder, resolve_base_model, with_rights
-from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DivergenceError, SettingsError, StoreError
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, BaselineContext, export_model
@@ -37,41 +32,9 @@ _TIMES_THE_RATE = 10
 #: What an epoch takes against one of full fine-tuning, as measured for docs/decisions/0023.
 _TIMES_THE_TIME = 1.26
 _FILE = "lora.safetensors"
-#: Training texts whose tokens the two tokenizers must agree on, beside the vocabulary.
-_COMPARED_TEXTS = 200
 
 
-class _Trained(Baseline):
-    tasks = ("classification", "multi_label", "token_classification", "sft", "language_modeling")
-    needs_whole_model = True
-
-    @classmethod
-    def _fine_tune(
-        cls, recipe: Any, training: TrainingSettings, context: BaselineContext, advice: str
-    ) -> Any:
-        """Return the trained model.
-
-        Raises:
-            DivergenceError: it diverged; the message ends with the advice.
-        """
-        from fullft_assets.training.finetuning import fine_tune
-
-        with tempfile.TemporaryDirectory(prefix=f"fullft-{cls.name}-") as folder:
-            try:
-                return fine_tune(
-                    recipe,
-                    training,
-                    context.settings.seed,
-                    Path(folder),
-                    context.progress,
-                    evaluate_at=[],
-                    resumable=False,
-                ).model
-            except DivergenceError as error:
-                raise DivergenceError(f"baseline {cls.name}: {error}{advice} planning.baselines") from error
-
-
-class Lora(_Trained):
+class Lora(Baseline):
     """The base model with trained adapters; what is saved are the trained weights alone.
 
     Args:
@@ -79,6 +42,8 @@ class Lora(_Trained):
     """
 
     name, title = "lora", "LoRA"
+    tasks = ("classification", "multi_label", "token_classification", "sft", "language_modeling")
+    needs_whole_model = True
     serving_rank = 2
 
     def __init__(self, rank: int, weights: dict[str, torch.Tensor], context: BaselineContext):
@@ -93,15 +58,25 @@ class Lora(_Trained):
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
         from fullft_assets.models.hardware import free_memory
+        from fullft_assets.training.finetuning import fine_tune
 
-        settings = context.settings
-        adapted = _AdaptedRecipe(context.open_recipe(), RANK)
-        advice = "; lower training.learning_rate, or remove lora from"
-        model = cls._fine_tune(adapted, lora_settings(settings), context, advice)
+        adapted: Any = _AdaptedRecipe(context.open_recipe(), RANK)
+        training = lora_settings(context.settings)
+        options = {"evaluate_at": [], "resumable": False}
+        with tempfile.TemporaryDirectory(prefix="fullft-lora-") as folder:
+            work = Path(folder)
+            try:
+                fit = fine_tune(adapted, training, context.settings.seed, work, context.progress, **options)
+            except DivergenceError as error:
+                raise DivergenceError(
+                    f"baseline lora: {error}; lower training.learning_rate, or remove lora from"
+                    " planning.baselines"
+                ) from error
+        model = fit.model
         trained = {
             name: weight.detach().cpu() for name, weight in model.named_parameters() if weight.requires_grad
         }
-        del model
+        del fit, model
         free_memory()
         return cls(RANK, trained, context)
 
@@ -220,102 +195,3 @@ def _load_trained(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> N
             " cheaper_baselines again"
         )
     model.load_state_dict(weights, strict=False)
-
-
-class SmallerModel(_Trained):
-    """A smaller model of the same family, all of whose weights are trained; what is saved is its folder.
-
-    Args:
-        folder: of the fine-tuned model.
-    """
-
-    name, title = "smaller_model", "smaller model, fully fine-tuned"
-    serving_rank = 1
-
-    def __init__(
-        self,
-        folder: Path,
-        context: BaselineContext,
-        temporary: tempfile.TemporaryDirectory[str] | None = None,
-    ):
-        self.folder = folder
-        self.context = context
-        self._temporary = temporary
-
-    @classmethod
-    def trainings(cls, settings: UseCaseSettings) -> float:
-        # An upper bound: how many weights it has is not read here.
-        return 1.0
-
-    @classmethod
-    def fit(cls, train: Any, context: BaselineContext) -> Self:
-        from fullft_assets.models.hardware import free_memory
-
-        settings = context.settings
-        assert settings.planning.smaller_model is not None, "the check of the YAML asks for it"
-        base = with_rights(
-            resolve_base_model(settings.planning.smaller_model, context.project_root), settings
-        )
-        _require_same_tokenizer(base, context)
-        recipe = context.open_recipe().with_model(base)
-        model = cls._fine_tune(
-            recipe, smaller_model_settings(settings), context, "; or remove smaller_model from"
-        )
-        temporary = tempfile.TemporaryDirectory(prefix="fullft-smaller-")
-        target = Path(temporary.name) / "model"
-        export_model(model, target, replace(context, base_model=base))
-        del model
-        free_memory()
-        return cls(target, context, temporary)
-
-    def predict(self, rows: Split) -> Any:
-        from fullft_assets.models import precision
-
-        settings = self.context.settings
-        folder = with_rights(self.folder, settings)
-        recipe = self.context.open_recipe().with_model(folder, start=folder)
-        model = recipe.load(smaller_model_settings(settings))
-        # As all baselines are scored, whatever training computes in.
-        precision.set_scoring(model, None)
-        return recipe.predict(model, rows, self.context.progress)
-
-    def save(self, folder: Path) -> None:
-        shutil.copytree(self.folder, folder / self.name)
-
-    def export(self, folder: Path, context: BaselineContext) -> None:
-        shutil.copytree(self.folder, folder)
-
-    @classmethod
-    def load(cls, folder: Path, context: BaselineContext) -> Self:
-        return cls(folder / cls.name, context)
-
-
-def smaller_model_settings(settings: UseCaseSettings) -> TrainingSettings:
-    """Return how the model is trained: as the large one, without what needs checkpoints or a choice between
-    weights.
-    """
-    return settings.training.model_copy(
-        update={"max_general_rise": None, "wise_ft": [], "keep_best": False, "track": []}
-    )
-
-
-def _require_same_tokenizer(folder: ModelFolder, context: BaselineContext) -> None:
-    chunks, task = context.settings.chunks, context.settings.examples.task
-    base, smaller = (Tokenization.load(each, chunks, task) for each in (context.base_model, folder))
-    texts = context.train_rows().texts[:_COMPARED_TEXTS]
-    special = [
-        (each.prefix, each.suffix, each.end_id, each.tokenizer.get_vocab()) for each in (base, smaller)
-    ]
-    if (
-        special[0] != special[1]
-        or base.encode(texts) != smaller.encode(texts)
-        or _template(base) != _template(smaller)
-    ):
-        raise SettingsError(
-            "planning.smaller_model: its tokenizer is not that of base_model, which made the snapshot's"
-            " windows; give a model of the same family"
-        )
-
-
-def _template(tokenization: Tokenization) -> str | None:
-    return None if tokenization.chat is None else tokenization.chat.source

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from fullft_assets import evaluation as evaluation_version
@@ -30,9 +29,8 @@ from fullft_assets.evaluation import (
 )
 from fullft_assets.evaluation.base import assumed_seed_noise, forgetting_of, seed_noise
 from fullft_assets.evaluation.gates import BEATS_CHAMPION, worse_slices
-from fullft_assets.evaluation.leakage import LabelledTexts, Leakage, find_leakage
 from fullft_assets.evaluation.metadata import EvaluationMetadata
-from fullft_assets.evaluation.verdict import ReleaseVerdict, check_outcomes, verdict, write_verdict
+from fullft_assets.evaluation.verdict import DECISION, ReleaseVerdict, check_outcomes, verdict
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata
@@ -78,16 +76,16 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             " near-duplicates, in an older snapshot"
         )
     context = EvaluationContext(job, store, inputs, progress)
-    judged = _judge(context, test, _leakage(context, test))
+    judged = _judge(context, test)
     _write(judged, job.key, num_left_out, *_choose(judged, test, num_left_out))
 
 
-def _judge(context: EvaluationContext, test: Split, leakage: Leakage | None) -> Judged:
+def _judge(context: EvaluationContext, test: Split) -> Judged:
     job, inputs = context.job, context.inputs
     result = task_of(job.settings.examples).evaluate(context, test)
     candidate = inputs["finetuned_checkpoint"]
     forgetting = forgetting_of(candidate)
-    evaluation = result.evaluation.model_copy(update={"forgetting": forgetting, "leakage": leakage})
+    evaluation = result.evaluation.model_copy(update={"forgetting": forgetting})
     num_train_rows = SnapshotMetadata.of(inputs["training_snapshot"]).num_train_rows
     noise = seed_noise(_seed_runs(context.store, inputs)) or assumed_seed_noise(evaluation, num_train_rows)
     worth, look = _worth(job, inputs, evaluation), 1 + len(_refs(inputs, LOOK))
@@ -125,9 +123,7 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
                 continue  # it stays, unless another one is better
             outputs = {each: output for each, output in context.outputs.items() if each != name}
             changed = {**inputs, "finetuned_checkpoint": model}
-            judged = _judge(
-                replace(context, inputs=changed, outputs=outputs), test, finetuned.evaluation.leakage
-            )
+            judged = _judge(replace(context, inputs=changed, outputs=outputs), test)
             judged = replace(judged, costs=finetuned.costs)
         if any(
             reason.gate == BEATS_CHAMPION.name and not reason.passed for reason in judged.decision.reasons
@@ -170,7 +166,7 @@ def _write(
     ) as draft:
         pq.write_table(result.rows, draft.path / "predictions.parquet")
         (draft.path / "evaluation.json").write_text(evaluation.model_dump_json(indent=1), encoding="utf-8")
-        write_verdict(draft.path, decision)
+        (draft.path / DECISION).write_text(decision.model_dump_json(indent=1), encoding="utf-8")
         report.write(draft.path, _shown(judged, decision, key))
         if result.written:
             report.write_list(draft.path / ANSWERS, result.written)
@@ -186,7 +182,7 @@ def _write(
             | {"worth": asked(job.settings)},
             inputs={name: manifest.content_digest for name, manifest in inputs.items()},
             metadata=_metadata(judged, decision, num_left_out, ships).as_dict(),
-            checks=check_outcomes(evaluation, decision, judged.worth, job.settings),
+            checks=check_outcomes(decision, judged.worth, job.settings),
         )
 
 
@@ -208,7 +204,6 @@ def _shown(judged: Judged, decision: ReleaseVerdict, key: str) -> report.Evaluat
         cost=report.cost_rows(checkpoint) if is_finetuned else (),
         forgetting=report.forgetting_rows(found.forgetting),
         promise=report.promise_rows(inputs["pilot_run"], found) if is_finetuned else (),
-        external_scores=report.score_rows(job.settings),
         not_asked=_not_asked(context, found),
         worth=[("worth its cost", judged.worth.sentence)],
         costs=judged.costs,
@@ -218,24 +213,6 @@ def _shown(judged: Judged, decision: ReleaseVerdict, key: str) -> report.Evaluat
         min_slice_groups=job.settings.release.min_effective_groups,
         next_action=report.next_action(job.case, decision, found, job.settings.release),
     )
-
-
-def _leakage(context: EvaluationContext, test: Split) -> Leakage | None:
-    """Return what gives labels away; None where rows have none of their own."""
-    settings = context.job.settings
-    if task_of(settings.examples).target not in ("label", "labels"):
-        return None
-    context.progress.say("searching for what gives labels away ...")
-    train, names = (
-        load_split(context.store, context.inputs["training_snapshot"], "train", windows=False),
-        context.labels,
-    )
-
-    def labelled(rows: Split) -> LabelledTexts:
-        labels = rows.labels if rows.labels.ndim == 2 else np.eye(len(names), dtype=bool)[rows.labels]
-        return LabelledTexts(rows.texts, labels, rows.groups)
-
-    return find_leakage(labelled(train), labelled(test), names, settings.seed)
 
 
 def _not_asked(context: EvaluationContext, found: Evaluation) -> list[str]:

@@ -35,7 +35,6 @@ class Predictions:
         num_tokens: tokens of each row that were predicted: int [n].
         num_right_tokens: how many of them the system predicted right: int [n].
         loss: summed cross-entropy of each row's tokens in nats: float [n].
-        num_bytes: UTF-8 bytes of these tokens' text: int [n].
         weights: how much each row counts: float [n]. None: all the same.
         measurable: the labels that enough groups have, bool [labels]; metrics that average over labels leave
             the others out. None: all.
@@ -51,7 +50,6 @@ class Predictions:
     num_tokens: np.ndarray | None = None
     num_right_tokens: np.ndarray | None = None
     loss: np.ndarray | None = None
-    num_bytes: np.ndarray | None = None
     weights: np.ndarray | None = None
     measurable: np.ndarray | None = None
 

@@ -16,44 +16,26 @@ from fullft_assets.evaluation.metrics.base import Metric, Predictions, SummedMet
 _LABELLED = ("classification", "multi_label", "token_classification")
 #: True positives, support and predicted counts.
 _COUNTS = ("found", "true", "given")
-#: A probability of 0 counts as this one, as in scikit-learn: one row must not make the mean infinite.
-_SMALLEST = float(np.finfo(np.float64).eps)
 
 
-class _MeanF1(SummedMetric):
+class MacroF1(SummedMetric):
+    """Unweighted mean of the F1 of each measurable label that occurs in the truth."""
+
+    name, title = "macro_f1", "macro-F1"
     tasks = _LABELLED
     summed = _COUNTS
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        tables = super().count(predictions)
-        return (
-            tables
-            if predictions.measurable is None
-            else tuple(table[:, predictions.measurable] for table in tables)
-        )
+        tables, measurable = super().count(predictions), predictions.measurable
+        return tables if measurable is None else tuple(table[:, measurable] for table in tables)
 
     def count_all_labels(self, predictions: Predictions) -> tuple[np.ndarray, ...] | None:
         return None if predictions.measurable is None else super().count(predictions)
 
-
-class MacroF1(_MeanF1):
-    """Unweighted mean of the F1 of each measurable label that occurs in the truth."""
-
-    name, title = "macro_f1", "macro-F1"
-
     def score(self, *sums: np.ndarray) -> np.ndarray:
         right, true, predicted = sums
-        return ratio(_f1(right, true, predicted).sum(axis=1), (true > 0).sum(axis=1))
-
-
-class WeightedF1(_MeanF1):
-    """Mean of the F1 of each measurable label, weighted by how often it occurs in the truth."""
-
-    name, title = "weighted_f1", "weighted F1"
-
-    def score(self, *sums: np.ndarray) -> np.ndarray:
-        right, true, predicted = sums
-        return ratio((_f1(right, true, predicted) * true).sum(axis=1), true.sum(axis=1))
+        occurs = true > 0
+        return ratio((ratio(2 * right, true + predicted) * occurs).sum(axis=1), occurs.sum(axis=1))
 
 
 class MicroF1(SummedMetric):
@@ -119,32 +101,8 @@ class SubsetAccuracy(Accuracy):
     tasks = ("multi_label",)
 
 
-class MatthewsCorrelation(SummedMetric):
-    """Correlation of true and predicted label, 0 at chance; 0 as well where all rows have, or are given, one
-    label.
-
-    Of several labels: Gorodkin 2004, Comparing two K-category assignments by a K-category correlation
-    coefficient.
-    """
-
-    name = "matthews_corrcoef"
-    title = "Matthews correlation"
-    tasks = ("classification",)
-    bounds = (-1.0, 1.0)
-    summed = _COUNTS
-
-    def score(self, *sums: np.ndarray) -> np.ndarray:
-        right, true, predicted = sums
-        rows = true.sum(1)
-        covariance = right.sum(1) * rows - (true * predicted).sum(1)
-        spread = (rows**2 - (true**2).sum(1)) * (rows**2 - (predicted**2).sum(1))
-        return np.divide(covariance, np.sqrt(spread), out=np.zeros(len(rows)), where=spread > 0)
-
-
 MACRO_F1 = MacroF1()
-WEIGHTED_F1 = WeightedF1()
 MICRO_F1 = MicroF1()
-MATTHEWS_CORRCOEF = MatthewsCorrelation()
 ACCURACY, SUBSET_ACCURACY = Accuracy(), SubsetAccuracy()
 
 
@@ -160,70 +118,16 @@ class Auroc(Metric):
     tasks = ("classification",)
 
     def measures(self, predictions: Predictions) -> bool:
-        return _has_probabilities(predictions)
+        predicted: Any = predictions.predicted
+        return isinstance(predicted, np.ndarray) and predicted.ndim == 2 and predicted.dtype != bool
 
     def compute(self, predictions: Predictions) -> float:
         probabilities, weights = np.asarray(predictions.predicted), predictions.row_weights
-        labels = (
-            range(probabilities.shape[1])
-            if predictions.measurable is None
-            else np.flatnonzero(predictions.measurable)
-        )
+        every = np.ones(probabilities.shape[1], bool)
+        labels = np.flatnonzero(every if predictions.measurable is None else predictions.measurable)
         areas = [_area(predictions.truth == label, probabilities[:, label], weights) for label in labels]
         known = [area for area in areas if area is not None]
         return float(np.mean(known)) if known else 0.5
-
-
-class _ProbabilityMean(SummedMetric):
-    tasks = ("classification",)
-    higher_is_better = False
-
-    def measures(self, predictions: Predictions) -> bool:
-        return _has_probabilities(predictions)
-
-
-class Brier(_ProbabilityMean):
-    """Mean squared distance of the probabilities from 1 for the true label and 0 for the others, 0 to 2
-    (Brier 1950).
-    """
-
-    name, title = "brier", "Brier score"
-    bounds = (0.0, 2.0)
-
-    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        probabilities = _shares(predictions)
-        truth = np.eye(probabilities.shape[1])[predictions.truth]
-        return ((probabilities - truth) ** 2).sum(1), np.ones(len(truth))
-
-
-class LogLoss(_ProbabilityMean):
-    """Mean negative logarithm of the probability that the true label was given, in nats."""
-
-    name, title = "log_loss", "log loss"
-    bounds = (0.0, None)
-
-    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        of_true_label = _shares(predictions)[np.arange(len(predictions.truth)), predictions.truth]
-        return -np.log(np.maximum(of_true_label, _SMALLEST)), np.ones(len(of_true_label))
-
-
-def _f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    return np.divide(2 * right, true + predicted, out=np.zeros_like(true, dtype=np.float64), where=true > 0)
-
-
-def _has_probabilities(predictions: Predictions) -> bool:
-    predicted: Any = predictions.predicted
-    return (
-        predictions.truth is not None
-        and isinstance(predicted, np.ndarray)
-        and predicted.ndim == 2
-        and predicted.dtype != bool
-    )
-
-
-def _shares(predictions: Predictions) -> np.ndarray:
-    probabilities = np.asarray(predictions.predicted, np.float64)
-    return probabilities / probabilities.sum(1, keepdims=True)
 
 
 def _area(is_true: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float | None:
@@ -240,5 +144,3 @@ def _area(is_true: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float
 
 
 AUROC = Auroc()
-BRIER = Brier()
-LOG_LOSS = LogLoss()

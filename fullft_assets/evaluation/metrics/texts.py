@@ -1,27 +1,20 @@
 """Metrics of tokens (how probable they were to a language model, and how many were predicted right), and of
-the texts that a model writes: `truth` and `predicted` are lists of texts then.
-
-Exact match, ROUGE-L and chrF are means over the texts; BLEU is a function of n-gram counts summed over all of
-them, as its authors define it.
+the texts that a model writes: `truth` and `predicted` are lists of texts then, scores means over them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from fullft_assets.evaluation.metrics.base import Predictions, SummedMetric, ratio
+from fullft_assets.evaluation.metrics.base import Predictions, SummedMetric
 from fullft_assets.snapshot.near_text.words import hash_words
 
 _GENERATIVE = ("sft", "language_modeling")
 #: Larger mean losses are as bad, and the variance of their exponential would not be a number.
 _MAX_LOSS = 70.0
-_MAX_ORDER = 4
-#: Sums of weights without a group leave rounding, not 0.
-_ROUNDING = 1e-9
 
 
 class _TokenMetric(SummedMetric):
@@ -57,21 +50,6 @@ class Perplexity(_TokenMetric):
         return perplexity(*sums)
 
 
-class BitsPerByte(_TokenMetric):
-    """Loss in bits for each byte of the text, whichever tokens it is cut into; lower is better."""
-
-    name = "bits_per_byte"
-    title = "bits per byte"
-    tasks = _GENERATIVE
-    higher_is_better = False
-    bounds = (0.0, None)
-    summed = ("loss", "num_bytes")
-
-    def score(self, *sums: np.ndarray) -> np.ndarray:
-        loss, num_bytes = sums
-        return ratio(loss / math.log(2), num_bytes)
-
-
 class TokenAccuracy(_TokenMetric):
     """Share of tokens that were predicted right; a model with another tokenizer than the test set's
     has none.
@@ -79,7 +57,7 @@ class TokenAccuracy(_TokenMetric):
 
     name = "token_accuracy"
     title = "token accuracy"
-    tasks = ("token_classification", *_GENERATIVE)
+    tasks = _GENERATIVE
     summed = ("num_right_tokens", "num_tokens")
 
 
@@ -90,7 +68,6 @@ def perplexity(loss: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 TOKEN_PROBABILITY = TokenProbability()
 PERPLEXITY = Perplexity()
-BITS_PER_BYTE = BitsPerByte()
 TOKEN_ACCURACY = TokenAccuracy()
 
 
@@ -144,40 +121,6 @@ class ChrF(_TextMetric):
         return _each(lambda true, written: metric.sentence_score(written, [true]).score / 100, predictions)
 
 
-class Bleu(_TextMetric):
-    """BLEU of n-grams of 1 to 4 words, with sacrebleu's words and smoothing (Papineni et al. 2002; Post 2018,
-    arXiv:1804.08771).
-    """
-
-    name, title = "bleu", "BLEU"
-
-    def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        from sacrebleu.metrics.bleu import BLEU
-
-        # Smoothing is of the sums, not of each text.
-        metric = BLEU(smooth_method="none", effective_order=True)
-        texts = zip(predictions.truth, predictions.predicted, strict=True)
-        scores = [metric.sentence_score(written, [true]) for true, written in texts]
-        return (
-            np.array([each.counts for each in scores]),
-            np.array([each.totals for each in scores]),
-            np.array([each.sys_len for each in scores]),
-            np.array([each.ref_len for each in scores]),
-        )
-
-    def score(self, *sums: np.ndarray) -> np.ndarray:
-        matching, written, num_written, num_true = sums
-        # A length without a match counts as half a match, the next such length as a quarter (sacrebleu's
-        # `exp`).
-        none = matching <= _ROUNDING
-        smoothed = np.where(none, 0.5 ** np.cumsum(none, axis=1), matching)
-        precision = ratio(smoothed, written)
-        is_zero = none.all(1) | (written <= _ROUNDING).any(1)
-        mean = np.exp(np.log(np.where(precision > 0, precision, 1.0)).sum(1) / _MAX_ORDER)
-        brevity = np.exp(np.minimum(0.0, 1 - ratio(num_true, num_written)))
-        return np.where(is_zero, 0.0, np.minimum(mean * brevity, 1.0))
-
-
 def common_subsequence(one: Sequence[int], other: Sequence[int]) -> int:
     """Return the length of the longest common subsequence, 64 words at a time (Hyyrö 2004, Bit-parallel
     LCS-length computation revisited).
@@ -210,4 +153,3 @@ def _words(texts: Sequence[str]) -> list[list[int]]:
 EXACT_MATCH = ExactMatch()
 ROUGE_L = RougeL()
 CHRF = ChrF()
-BLEU = Bleu()

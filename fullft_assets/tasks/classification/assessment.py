@@ -21,7 +21,7 @@ from fullft_assets.evaluation.rows import weakest_label
 from fullft_assets.report import DoubtfulRow
 
 #: Bins of the reliability diagram.
-NUM_BINS = 10
+_NUM_BINS = 10
 #: Errors that the report names.
 MOST_SHOWN = 20
 #: Threshold of a label that no validation row has, or all have.
@@ -72,18 +72,16 @@ class MultiLabelEvaluation(LabelEvaluation):
         return [*weakest_label(self.per_label, "test rows"), shares]
 
 
-def reliability(
-    labels: np.ndarray, probabilities: np.ndarray, num_bins: int = NUM_BINS
-) -> list[ReliabilityBin]:
+def reliability(labels: np.ndarray, probabilities: np.ndarray) -> list[ReliabilityBin]:
     """Confidence against accuracy in equal-width bins of the highest probability; empty bins are excluded."""
     probabilities = require_probabilities(probabilities, labels)
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    bins = np.clip(np.ceil(confidence * _NUM_BINS).astype(int) - 1, 0, _NUM_BINS - 1)
     return [
         ReliabilityBin(
-            low=b / num_bins,
-            high=(b + 1) / num_bins,
+            low=b / _NUM_BINS,
+            high=(b + 1) / _NUM_BINS,
             num_rows=int((bins == b).sum()),
             confidence=float(confidence[bins == b].mean()),
             accuracy=float(right[bins == b].mean()),
@@ -92,13 +90,10 @@ def reliability(
     ]
 
 
-def expected_calibration_error(
-    labels: np.ndarray, probabilities: np.ndarray, num_bins: int = NUM_BINS
-) -> float:
-    """Mean distance between confidence and accuracy over the bins, weighted by rows (Guo et al. 2017,
-    eq. 3).
+def expected_calibration_error(bins: Sequence[ReliabilityBin]) -> float:
+    """Return the mean distance between confidence and accuracy over the bins, weighted by rows (Guo et al.
+    2017, eq. 3).
     """
-    bins = reliability(labels, probabilities, num_bins)
     return sum(b.num_rows * abs(b.accuracy - b.confidence) for b in bins) / sum(b.num_rows for b in bins)
 
 
@@ -156,11 +151,12 @@ def assess(
     }
     predictions |= {name: replace(predictions[name], predicted=None) for name in labels_alone}
     tuned = np.asarray(probabilities[comparison.candidate])
+    bins = reliability(labels, tuned)
     confusion = confusion_matrix(labels, tuned.argmax(axis=1), labels=range(len(label_names)))
     return ClassificationEvaluation(
         **label_fields(predictions, groups, label_names, comparison),
-        calibration_error=expected_calibration_error(labels, tuned),
-        reliability=reliability(labels, tuned),
+        calibration_error=expected_calibration_error(bins),
+        reliability=bins,
         confusion=confusion.tolist(),
     )
 
@@ -265,10 +261,6 @@ def assess_decisions(
     Raises:
         ValueError: input is empty, misaligned or not finite; the message names what.
     """
-    if np.asarray(labels).shape[1:] != (len(label_names),) or len(thresholds) != len(label_names):
-        raise ValueError(
-            f"labels: {len(label_names)} names and {len(thresholds)} thresholds for shape {np.shape(labels)}"
-        )
     predictions = {
         name: decisions_of(labels, decided, label_names, name) for name, decided in decisions.items()
     }

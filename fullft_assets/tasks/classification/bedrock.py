@@ -107,14 +107,13 @@ class Bedrock(Baseline):
         return np.eye(len(context.labels))[[self.fallback if label is None else label for label in answered]]
 
     def save(self, folder: Path) -> None:
-        prompting.save_examples(folder / "bedrock.json", self.shown.ids, labels=self.labels)
+        prompting.save_examples(folder / "bedrock.json", self.shown.ids, self.labels)
         np.savez(folder / "bedrock.npz", fallback=self.fallback)
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Self:
         fallback = int(np.load(folder / "bedrock.npz")["fallback"])
-        shown, saved = prompting.load_examples(folder / "bedrock.json", context)
-        return cls(shown, saved["labels"], fallback, context)
+        return cls(*prompting.load_examples(folder / "bedrock.json", context), fallback, context)
 
 
 def read_label(answer: str, labels: Sequence[str]) -> int | None:

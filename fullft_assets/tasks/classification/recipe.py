@@ -19,7 +19,6 @@ import torch
 from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
-from fullft_assets.errors import DataError
 from fullft_assets.evaluation.metrics import compute
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import precision
@@ -241,12 +240,6 @@ class MultiLabelRecipe(ClassificationRecipe):
     problem_type = MULTI_LABEL
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
-        for name, split in (("training", self.train), ("validation", self.validation)):
-            if split.labels.shape != (len(split), model.config.num_labels):
-                raise DataError(
-                    f"the snapshot's {name} rows have labels of shape {split.labels.shape}, wanted are"
-                    f" {len(split)} rows of {model.config.num_labels} labels; take the snapshot again"
-                )
         feed = window_feed(*labelled_windows(self.train), model, settings, seed, _to_tensor)
         return self._prepared(model, feed, _loss_of_decisions, settings)
 

@@ -9,7 +9,6 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from fullft_assets import report
 from fullft_assets.artifacts import CHEAPER_BASELINES, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
 from fullft_assets.checkpoint.lineage import snapshots_learned_from
 from fullft_assets.chunks import Tokenization
@@ -18,17 +17,17 @@ from fullft_assets.evaluation import external
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import loading
 from fullft_assets.models.inference import predict
+from fullft_assets.report import DoubtfulRow
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import Split, load_split
 from fullft_assets.tasks.baseline import THRESHOLDS, Baseline, OpenedModel, StoredBaseline
 from fullft_assets.tasks.classification import assessment
-from fullft_assets.tasks.classification.assessment import ClassificationEvaluation, MultiLabelEvaluation
 from fullft_assets.tasks.classification.recipe import thresholds_file
 from fullft_assets.tasks.context import (
     EvaluationContext,
     EvaluationResult,
     column_of,
-    pick_rows,
+    pick_answers,
     shared_labels,
 )
 
@@ -42,34 +41,32 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         test.labels, probabilities, test.groups, labels, context.comparison(test), labels_alone=labels_alone
     )
     tuned = probabilities[context.candidate]
-    ids = test.ids
-    truth = test.labels
-    answers = tuned
-    validation = _on_validation(context, labels)
-    if validation is not None:
-        rows, of_rows = validation
-        ids = [*ids, *rows.ids]
-        truth = np.concatenate([truth, rows.labels])
-        answers = np.concatenate([answers, of_rows])
+    answers = {name: each.argmax(axis=1) for name, each in probabilities.items()}
     return EvaluationResult(
         evaluation,
         {**evaluation.headline, "calibration_error": evaluation.calibration_error},
         _rows(test, probabilities, labels, labels_alone, context.candidate),
-        _pick_answers(test, probabilities, evaluation, context.job.settings.seed),
+        pick_answers(
+            test, test.labels, answers, evaluation, context.job.settings.seed, lambda _, label: labels[label]
+        ),
         assessment.worst_errors(test.ids, test.labels, tuned, labels),
-        assessment.likely_label_errors(ids, truth, answers, labels),
+        _likely_label_errors(context, test, tuned, labels),
     )
 
 
-def _on_validation(context: EvaluationContext, labels: list[str]) -> tuple[Split, np.ndarray] | None:
-    snapshot, candidate = context.inputs[TRAINING_SNAPSHOT], context.inputs[FINETUNED_CHECKPOINT]
-    if snapshots_learned_from(candidate) != [snapshot.ref]:
-        return None
-    rows = load_split(context.store, snapshot, "validation")
-    if not len(rows):
-        return None
-    context.progress.say(f"{len(rows):,} validation rows, for likely label errors ...")
-    return rows, _classified(context, FINETUNED_CHECKPOINT, rows.texts, labels)
+def _likely_label_errors(
+    context: EvaluationContext, test: Split, tuned: np.ndarray, labels: list[str]
+) -> list[DoubtfulRow] | None:
+    """Search the test rows and, unless the candidate learned from them, the validation rows."""
+    snapshot = context.inputs[TRAINING_SNAPSHOT]
+    ids, truth, answers = test.ids, test.labels, tuned
+    validation = load_split(context.store, snapshot, "validation")
+    if len(validation) and snapshots_learned_from(context.inputs[FINETUNED_CHECKPOINT]) == [snapshot.ref]:
+        ids = [*ids, *validation.ids]
+        truth = np.concatenate([truth, validation.labels])
+        of_validation = _classified(context, FINETUNED_CHECKPOINT, validation.texts, labels)
+        answers = np.concatenate([answers, of_validation])
+    return assessment.likely_label_errors(ids, truth, answers, labels)
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
@@ -141,22 +138,6 @@ def _placed(values: np.ndarray, model_labels: list[str], labels: list[str], fill
     return placed
 
 
-def _pick_answers(
-    test: Split, probabilities: Mapping[str, np.ndarray], evaluation: ClassificationEvaluation, seed: int
-) -> list[report.AnsweredRow]:
-    tuned, baseline = (
-        probabilities[name].argmax(1)
-        for name in (evaluation.candidate, evaluation.justification.best_baseline)
-    )
-    return [
-        report.AnsweredRow(
-            report.shorten(test.texts[i]),
-            *(evaluation.labels[each[i]] for each in (test.labels, baseline, tuned)),
-        )
-        for i in pick_rows(tuned == baseline, seed)
-    ]
-
-
 def _rows(
     test: Split,
     probabilities: Mapping[str, np.ndarray],
@@ -216,7 +197,14 @@ def evaluate_decisions(context: EvaluationContext, test: Split) -> EvaluationRes
         "labels_a_row": evaluation.labels_a_row,
         "labels_without_test_rows": evaluation.unmeasured,
     }
-    answers = _pick_decisions(test, decisions, evaluation, context.job.settings.seed)
+    answers = pick_answers(
+        test,
+        test.labels,
+        decisions,
+        evaluation,
+        context.job.settings.seed,
+        lambda _, given: ", ".join(_named(given, names)) or "none",
+    )
     return EvaluationResult(evaluation, headline, _decision_rows(test, decisions, names), answers)
 
 
@@ -258,22 +246,6 @@ def read_thresholds(model: OpenedModel) -> np.ndarray:
             " model again"
         )
     return np.array(thresholds, np.float64)
-
-
-def _pick_decisions(
-    test: Split, decisions: Mapping[str, np.ndarray], evaluation: MultiLabelEvaluation, seed: int
-) -> list[report.AnsweredRow]:
-    tuned, baseline = decisions[evaluation.candidate], decisions[evaluation.justification.best_baseline]
-    return [
-        report.AnsweredRow(
-            report.shorten(test.texts[i]),
-            *(
-                ", ".join(_named(each[i], evaluation.labels)) or "none"
-                for each in (test.labels, baseline, tuned)
-            ),
-        )
-        for i in pick_rows((tuned == baseline).all(axis=1), seed)
-    ]
 
 
 def _named(row: np.ndarray, names: list[str]) -> list[str]:

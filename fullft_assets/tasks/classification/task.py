@@ -50,7 +50,7 @@ class Classification(_Labels):
     shown_metrics = metrics
     slice_metric = "accuracy"
     baselines = ("majority", "tfidf", "frozen_probe")
-    more_baselines = ("lora", "smaller_model", "few_shot", "zero_shot")
+    more_baselines = ("lora", "few_shot", "zero_shot")
     detects_drift = True
     templates = _TEMPLATES / "classification"
     recipe = f"{_HERE}.recipe:ClassificationRecipe"
@@ -86,17 +86,12 @@ class MultiLabel(_Labels):
     shown_metrics = metrics
     slice_metric = "subset_accuracy"
     baselines = ("label_shares", "tfidf", "frozen_probe")
-    more_baselines = ("lora", "smaller_model")
+    more_baselines = ("lora",)
     no_label_weights = "the thresholds of several labels are chosen on the validation rows"
     templates = _TEMPLATES / "multi_label"
     recipe = f"{_HERE}.recipe:MultiLabelRecipe"
     scoring = f"{_HERE}.scoring:evaluate_decisions"
     evaluation = f"{_HERE}.assessment:MultiLabelEvaluation"
-
-    def draw(self, evaluation: Any) -> Mapping[str, Any]:
-        from fullft_assets.report import pictures
-
-        return {"label_scores": pictures.label_scores(evaluation.per_label)}
 
     def predict(
         self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str], max_new_tokens: int

@@ -7,7 +7,7 @@ sums: a mean of documents' own means would weigh a short document like a long on
 
 Models with different tokenizers read the same text as different tokens, and their means cannot be compared.
 What such a model lost on a document is therefore spread over the tokens that the test set's tokenizer cuts of
-it (`in_tokens_of`): equal nats on an equal text count equally, as in bits per byte. Which token it ranked
+it (`in_tokens_of`): equal nats on an equal text count equally. Which token it ranked
 first has no counterpart, so it has no token accuracy.
 """
 
@@ -15,27 +15,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.evaluation.base import Evaluation
-from fullft_assets.evaluation.comparison import MAX_GROUP_WEIGHT, Comparison, Justification
-from fullft_assets.evaluation.intervals import Gain, Interval, Record, bounded_interval
+from fullft_assets.evaluation.comparison import MAX_GROUP_WEIGHT, Comparison
+from fullft_assets.evaluation.intervals import Gain, Interval, Record
 from fullft_assets.evaluation.metrics.base import Metric, Predictions
-from fullft_assets.evaluation.metrics.texts import perplexity as perplexity_of
 from fullft_assets.evaluation.resampling import measure, number_groups
 from fullft_assets.evaluation.titles import BASE_MODEL, FINETUNED, title
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.task import METRICS, task_of
 
-#: Perplexity over fewer tokens says little about a group.
-MIN_GROUP_TOKENS = 100
 #: In the folder of an evaluation: what each system wrote for each prompt, by the row's id.
 ANSWERS = "answers.jsonl"
-#: task -> metric -> a value for each of the task's rows.
-RowScores = Mapping[str, Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -78,49 +73,12 @@ class AnswerScores(Record):
     gains: dict[str, dict[str, Gain]]
 
 
-class TaskScores(Record):
-    """What each system scored on one metric of a task; each row counts once, and the gains are paired.
-
-    Attributes:
-        gains: fine-tuned minus each other system.
-    """
-
-    task: str
-    metric: str
-    num_rows: int
-    scores: dict[str, Interval]
-    gains: dict[str, Gain]
-
-
-class GroupPerplexity(Record):
-    """How one group of related test documents fared."""
-
-    group: str
-    num_rows: int
-    num_tokens: int
-    perplexity: float
-    base_perplexity: float
-
-
-class Change(Record):
-    """One test document; losses in nats a token."""
-
-    id: str
-    group: str
-    num_tokens: int
-    loss: float
-    base_loss: float
-
-
 class Changes(Record):
-    """Test documents by whether fine-tuning lowered their mean loss, and those that it raised most, worst
-    first.
-    """
+    """Numbers of test documents whose mean loss fine-tuning lowered, raised, and left as it was."""
 
     num_better: int
     num_worse: int
     num_equal: int
-    largest_regressions: list[Change]
 
     @property
     def share_better(self) -> float:
@@ -134,16 +92,13 @@ class LanguageEvaluation(Evaluation):
         num_rows_without_tokens: test documents that have none; they are excluded.
         rescaled: systems with another tokenizer than the test set's.
         answers: None: nothing was written, or for too few groups.
-        other_tasks: scores on the tasks of `evaluation.lm_eval`.
     """
 
     num_test_tokens: int
     num_rows_without_tokens: int
     rescaled: list[str]
     changes: Changes
-    weakest_groups: list[GroupPerplexity]
     answers: AnswerScores | None = None
-    other_tasks: list[TaskScores] = []
 
     @property
     def perplexity(self) -> dict[str, Interval]:
@@ -151,21 +106,11 @@ class LanguageEvaluation(Evaluation):
 
     @property
     def limits(self) -> list[str]:
-        sentences = []
-        if self.weakest_groups:
-            weakest = self.weakest_groups[0]
-            sentences.append(
-                # Unnamed: a card goes where the model goes, and a group may be a person.
-                f"Of its groups it is weakest on one with perplexity {weakest.perplexity:.2f}"
-                f" ({weakest.num_tokens:,} tokens of {weakest.num_rows:,} test rows); the evaluation's"
-                " report.html names it."
-            )
-        sentences.append(
+        return [
             f"It predicts {self.changes.num_worse:,} of {self.num_test_rows:,} test rows worse than the base"
-            " model does."
-        )
-        sentences.append("What it predicts well need not be true: facts in what it writes were not checked.")
-        return sentences
+            " model does.",
+            "What it predicts well need not be true: facts in what it writes were not checked.",
+        ]
 
 
 def in_tokens_of(
@@ -190,33 +135,29 @@ def in_tokens_of(
 
 def assess(
     scores: Mapping[str, DocumentScores],
-    ids: Sequence[str],
     groups: Sequence[str],
     comparison: Comparison,
-    num_bytes: np.ndarray | None = None,
     answers: AnswerScores | None = None,
-    other_tasks: Sequence[TaskScores] = (),
 ) -> LanguageEvaluation:
     """Measure everything of an evaluation.
 
     Args:
         scores: of `finetuned`, `base_model` and, if there is one, `champion`, over the same tokens of the
             same n documents.
-        num_bytes: UTF-8 bytes of these tokens' text, int [n]; None: bits per byte are not measured.
 
     Raises:
         DataError: no document has a token to predict.
         SettingsError: token accuracy is to decide between models with different tokenizers.
         ValueError: scores are misaligned or not finite; the message names whose.
     """
-    scored = _scored_by_all(scores, len(ids))
+    scored = _scored_by_all(scores)
     if not scored.any():
         raise DataError(
             "evaluation: no test row has a trained token to predict; look at chunks.train_on and at the"
             " assistant turns"
         )
     selected = {name: each.select(scored) for name, each in scores.items()}
-    ids, groups = _pick(ids, scored), _pick(groups, scored)
+    groups = [groups[row] for row in np.flatnonzero(scored).tolist()]
     rescaled = [name for name, each in selected.items() if each.num_right is None]
     if comparison.metric == "token_accuracy" and rescaled:
         raise SettingsError(
@@ -225,87 +166,29 @@ def assess(
             " equal text"
         )
     tuned, base = selected[comparison.candidate], selected[BASE_MODEL]
-    num_bytes = None if num_bytes is None else num_bytes[scored]
-    predictions = {
-        name: replace(predictions_of(each), num_bytes=num_bytes) for name, each in selected.items()
-    }
-    shared = comparison.take(scored).run(predictions, groups, len(ids))
-    shared["justification"] = _with_perplexity(
-        shared["justification"], shared["scores"]["perplexity"], comparison.candidate
+    predictions = {name: predictions_of(each) for name, each in selected.items()}
+    shared = comparison.take(scored).run(predictions, groups, len(groups))
+    justified, perplexity = shared["justification"], shared["scores"]["perplexity"]
+    finetuned, baseline = (
+        perplexity[name].estimate for name in (comparison.candidate, justified.best_baseline)
     )
+    sentence = f"{justified.sentence} Perplexity is {finetuned:.2f} against {baseline:.2f}."
+    shared["justification"] = justified.model_copy(update={"sentence": sentence})
     return LanguageEvaluation(
         **shared,
         num_test_tokens=int(tuned.num_tokens.sum()),
         num_rows_without_tokens=int((~scored).sum()),
         rescaled=rescaled,
-        changes=changes(tuned, base, ids, groups),
-        weakest_groups=weakest_groups(tuned, base, groups),
+        changes=changes(tuned, base),
         answers=answers,
-        other_tasks=list(other_tasks),
     )
 
 
-def _with_perplexity(
-    justified: Justification, perplexity: Mapping[str, Interval], candidate: str
-) -> Justification:
-    finetuned, baseline = perplexity[candidate].estimate, perplexity[justified.best_baseline].estimate
-    return justified.model_copy(
-        update={"sentence": f"{justified.sentence} Perplexity is {finetuned:.2f} against {baseline:.2f}."}
-    )
-
-
-def changes(
-    tuned: DocumentScores, base: DocumentScores, ids: Sequence[str], groups: Sequence[str], *, most: int = 5
-) -> Changes:
-    """Compare the mean loss of each document [n] before and after, and name those that got worse by most."""
-    change = (tuned.loss - base.loss) / tuned.num_tokens
-    worst = sorted(np.flatnonzero(change > 0).tolist(), key=lambda row: (-change[row], ids[row]))[:most]
-    return Changes(
-        num_better=int((change < 0).sum()),
-        num_worse=int((change > 0).sum()),
-        num_equal=int((change == 0).sum()),
-        largest_regressions=[
-            Change(
-                id=ids[row],
-                group=groups[row],
-                num_tokens=int(tuned.num_tokens[row]),
-                loss=float(tuned.loss[row] / tuned.num_tokens[row]),
-                base_loss=float(base.loss[row] / base.num_tokens[row]),
-            )
-            for row in worst
-        ],
-    )
-
-
-def weakest_groups(
-    tuned: DocumentScores,
-    base: DocumentScores,
-    groups: Sequence[str],
-    *,
-    most: int = 5,
-    min_tokens: int = MIN_GROUP_TOKENS,
-) -> list[GroupPerplexity]:
-    """The groups of at least `min_tokens` tokens with the highest perplexity of the fine-tuned model, worst
-    first.
-    """
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
-    tokens, loss, base_loss, rows = (
-        np.bincount(index, weights=values, minlength=len(names))
-        for values in (tuned.num_tokens, tuned.loss, base.loss, np.ones(len(index)))
-    )
-    order = sorted(
-        np.flatnonzero(tokens >= min_tokens).tolist(), key=lambda n: (-loss[n] / tokens[n], names[n])
-    )
-    return [
-        GroupPerplexity(
-            group=str(names[n]),
-            num_rows=int(rows[n]),
-            num_tokens=int(tokens[n]),
-            perplexity=_perplexity_of(loss[n], tokens[n]),
-            base_perplexity=_perplexity_of(base_loss[n], tokens[n]),
-        )
-        for n in order[:most]
-    ]
+def changes(tuned: DocumentScores, base: DocumentScores) -> Changes:
+    """Compare the mean loss of each document [n] before and after."""
+    change = tuned.loss - base.loss
+    counts = {"num_better": change < 0, "num_worse": change > 0, "num_equal": change == 0}
+    return Changes(**{name: int(rows.sum()) for name, rows in counts.items()})
 
 
 def predictions_of(scores: DocumentScores) -> Predictions:
@@ -315,12 +198,8 @@ def predictions_of(scores: DocumentScores) -> Predictions:
     )
 
 
-def _scored_by_all(scores: Mapping[str, DocumentScores], num_rows: int) -> np.ndarray:
+def _scored_by_all(scores: Mapping[str, DocumentScores]) -> np.ndarray:
     for name, each in scores.items():
-        for what in ("num_tokens", "loss", "num_right"):
-            values = getattr(each, what)
-            if values is not None and values.shape != (num_rows,):
-                raise ValueError(f"{name}: {what} has shape {values.shape} for {num_rows} rows")
         wrong = ~np.isfinite(each.loss)
         if wrong.any():
             raise ValueError(
@@ -338,10 +217,6 @@ def _scored_by_all(scores: Mapping[str, DocumentScores], num_rows: int) -> np.nd
 
 def _pick(values: Sequence[str], mask: np.ndarray) -> list[str]:
     return [values[row] for row in np.flatnonzero(mask).tolist()]
-
-
-def _perplexity_of(loss: float, tokens: float) -> float:
-    return float(perplexity_of(np.asarray(loss), np.asarray(tokens)))
 
 
 def measure_answers(
@@ -392,61 +267,3 @@ def measure_answers(
         scores={name: each.scores for name, each in measured.items()},
         gains={name: each.gains for name, each in measured.items()},
     )
-
-
-def task_scores(
-    row_scores: Mapping[str, RowScores], confidence: float, candidate: str = FINETUNED
-) -> list[TaskScores]:
-    """Return every score of each task with its interval.
-
-    Args:
-        row_scores: of the candidate and the other systems.
-    """
-    return [
-        _scores(
-            task,
-            metric,
-            {name: each[task][metric] for name, each in row_scores.items()},
-            confidence,
-            candidate,
-        )
-        for task, metrics in row_scores[candidate].items()
-        for metric in metrics
-        # Each system's numbers decide whether a score is a mean over rows, and one row gives no interval.
-        if all(metric in each[task] and len(each[task][metric]) > 1 for each in row_scores.values())
-    ]
-
-
-def _scores(
-    task: str, metric: str, values: Mapping[str, np.ndarray], confidence: float, candidate: str
-) -> TaskScores:
-    ours = values[candidate]
-    freedom, is_share = (
-        max(len(ours) - 1, 1),
-        all(((each >= 0) & (each <= 1)).all() for each in values.values()),
-    )
-    bounds = (0.0, 1.0) if is_share else (None, None)
-    return TaskScores(
-        task=task,
-        metric=metric,
-        num_rows=len(ours),
-        scores={
-            name: bounded_interval(float(each.mean()), _error(each), freedom, confidence, bounds)
-            for name, each in values.items()
-        },
-        gains={
-            name: Gain.of(
-                float((ours - each).mean()),
-                _error(ours - each),
-                freedom,
-                confidence,
-                (ours - each)[ours != each] / len(ours),
-            )
-            for name, each in values.items()
-            if name != candidate
-        },
-    )
-
-
-def _error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
 from fullft_assets.chunks.chat import Message
 from fullft_assets.errors import DataError
-from fullft_assets.evaluation import BASE_MODEL, CHAMPION, external
+from fullft_assets.evaluation import BASE_MODEL, CHAMPION
 from fullft_assets.evaluation.rows import one_of_each_group_first
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models.inference import device, in_batches, load_causal, move
@@ -36,7 +36,6 @@ from fullft_assets.tasks.language.assessment import (
     AnswerScores,
     DocumentScores,
     LanguageEvaluation,
-    RowScores,
 )
 
 #: Test documents whose beginnings are continued for the report, and by how much.
@@ -155,19 +154,20 @@ class Prompt:
     id: str
     group: str
     given: str | Sequence[Message]
-    shown: str
     real: str
+
+    @property
+    def shown(self) -> str:
+        """What the report shows of it."""
+        return report.shorten(self.given if isinstance(self.given, str) else self.given[-1]["content"])
 
 
 @dataclass(frozen=True)
 class SystemOutput:
-    """What a system scored on the test documents, how it continued the prompts, and what it scored on the
-    tasks of lm-eval.
-    """
+    """What a system scored on the test documents, and how it continued the prompts."""
 
     scores: DocumentScores
     written: list[str]
-    on_tasks: RowScores = field(default_factory=dict)
 
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
@@ -178,18 +178,9 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     answers = scorer.score_answers(
         {name: output.written for name, output in outputs.items() if output.written}
     )
-    num_bytes = bytes_scored(test, scorer.base_tokenization)
-    on_tasks = {name: output.on_tasks for name, output in outputs.items() if output.on_tasks}
-    other_tasks = (
-        assessment.task_scores(on_tasks, context.job.settings.evaluation.confidence, context.candidate)
-        if on_tasks
-        else []
-    )
-    evaluation = assessment.assess(
-        scores, test.ids, test.groups, context.comparison(test), num_bytes, answers, other_tasks
-    )
+    evaluation = assessment.assess(scores, test.groups, context.comparison(test), answers)
     continuations = [
-        report.Continuation(
+        report.AnsweredRow(
             prompt.id, prompt.shown, *(report.shorten(text) for text in (prompt.real, base, tuned))
         )
         for prompt, base, tuned in zip(
@@ -198,7 +189,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     ][:NUM_CONTINUATIONS]
     written = [] if answers is None else scorer.written(outputs)
     return EvaluationResult(
-        evaluation, _headline(evaluation), _rows(test, scores, num_bytes), continuations, written=written
+        evaluation, _headline(evaluation), _rows(test, scores), continuations, written=written
     )
 
 
@@ -207,21 +198,20 @@ class _Scorer:
         self._context, self._test = context, test
         self._settings = context.job.settings
         self._task = self._settings.examples.task
-        self._messages = self._load_messages()
         self._max_new_tokens, self._num_too_long = MAX_NEW_TOKENS, 0
-        asked = self._settings.evaluation.generated_answers
-        if self._messages is None or not asked:
-            self.prompts = pick_prompts(test, self._messages, self._settings.seed)
-            self._answers_count = False
+        self._messages: list[list[Message]] | None = None
+        if task_of(self._settings.examples).has_messages:
+            by_id = load_values(context.store, context.inputs[TRAINING_SNAPSHOT], "test", "messages")
+            self._messages = [cast("list[Message]", by_id[id_]) for id_ in test.ids]
+            self.prompts = self._pick_answered(self._messages, self._settings.evaluation.generated_answers)
         else:
-            self.prompts = self._pick_answered(self._messages, asked)
-            self._answers_count = True
+            self.prompts = _beginnings(test, self._settings.seed)
 
     def score_baseline(self, name: str, baseline: Baseline) -> SystemOutput:
         if name != BASE_MODEL:
             return SystemOutput(baseline.predict(self._test), [])
         folder, added_tokens = self._context.base_model, self._settings.chunks.added_tokens
-        return self._score(folder, added_tokens, self.base_tokenization, self._test, self.prompts, True)
+        return self._score(folder, added_tokens, self.base_tokenization, self._test, self.prompts)
 
     def score_checkpoint(self, name: str) -> SystemOutput:
         """Score a fine-tuned model; one with another tokenizer reads the documents with its own."""
@@ -230,14 +220,15 @@ class _Scorer:
         # A page shows what the candidate writes; champions only write what is scored, and the first one not
         # even that.
         prompts = (
-            self.prompts if name == FINETUNED_CHECKPOINT or (name == CHAMPION and self._answers_count) else []
+            self.prompts
+            if name == FINETUNED_CHECKPOINT or (name == CHAMPION and self._messages is not None)
+            else []
         )
-        takes_tasks = name in (FINETUNED_CHECKPOINT, CHAMPION)
         if self._context.has_tokenizer_of_snapshot(name):
-            return self._score(folder, (), tokenization, self._test, prompts, takes_tasks)
+            return self._score(folder, (), tokenization, self._test, prompts)
         _, base_lengths = self._read(self.base_tokenization)
         documents, lengths = self._read(tokenization)
-        output = self._score(folder, (), tokenization, documents, prompts, takes_tasks)
+        output = self._score(folder, (), tokenization, documents, prompts)
         counted = DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None)
         return replace(
             output,
@@ -251,31 +242,18 @@ class _Scorer:
         tokenization: Tokenization,
         documents: Split,
         prompts: Sequence[Prompt],
-        takes_tasks: bool,
     ) -> SystemOutput:
         progress, model = self._context.progress, load_causal(folder, added_tokens)
         scores = score_documents(model, documents.windows, documents.marks, progress=progress)
         writer = Writer(model, tokenization, self._max_new_tokens)
         written = writer.write_all([prompt.given for prompt in prompts], progress)
-        on_tasks = self._score_tasks(model, folder) if takes_tasks else {}
         del model, writer
         # Two large models at a time may not fit.
         gc.collect()
-        return SystemOutput(
-            DocumentScores(scores.num_tokens, scores.loss, scores.num_right), written, on_tasks
-        )
-
-    def _score_tasks(self, model: PreTrainedModel, folder: ModelFolder) -> RowScores:
-        asked, copies = self._settings.evaluation.lm_eval, self._context.inputs.get(external.HARNESS_TASKS)
-        if asked is None or copies is None:
-            return {}
-        from fullft_assets.tasks.language.harness import score_tasks
-
-        tasks = self._context.store.folder(copies) / external.FOLDER
-        return score_tasks(model, folder, tasks, asked, self._settings.seed, self._context.progress)
+        return SystemOutput(DocumentScores(scores.num_tokens, scores.loss, scores.num_right), written)
 
     def score_answers(self, written: Mapping[str, list[str]]) -> AnswerScores | None:
-        if not self._answers_count:
+        if self._messages is None or not self.prompts:
             return None
         counted = {"num_too_long": self._num_too_long, "max_new_tokens": self._max_new_tokens}
         truth, groups = [prompt.real for prompt in self.prompts], [prompt.group for prompt in self.prompts]
@@ -352,38 +330,17 @@ class _Scorer:
         split = Split(test.ids, test.texts, test.labels, test.groups, table["windows"].to_pylist(), marks)
         return split, _num_scored(split) if marks is not None else table["num_tokens"].to_numpy()
 
-    def _load_messages(self) -> list[list[Message]] | None:
-        if not task_of(self._settings.examples).has_messages:
-            return None
-        by_id = load_values(self._context.store, self._context.inputs[TRAINING_SNAPSHOT], "test", "messages")
-        return [cast("list[Message]", by_id[id_]) for id_ in self._test.ids]
 
-
-def pick_prompts(test: Split, messages: Sequence[Sequence[Message]] | None, seed: int) -> list[Prompt]:
-    """Draw test documents at random that are long enough to be continued, or whose conversation ends with an
-    answer.
-    """
+def _beginnings(test: Split, seed: int) -> list[Prompt]:
+    """Return the beginnings of test documents drawn at random among those that are long enough."""
     prompts: list[Prompt] = []
     for row in np.random.default_rng(seed).permutation(len(test)).tolist():
-        if len(prompts) == NUM_CONTINUATIONS:
-            break
-        about = test.ids[row], test.groups[row]
-        prompt = _answered(*about, messages[row]) if messages is not None else _begun(*about, test.texts[row])
-        if prompt is not None:
-            prompts.append(prompt)
-    return prompts
-
-
-def _begun(id_: str, group: str, text: str) -> Prompt | None:
-    if len(text) < 2 * _PROMPT_CHARACTERS:
-        return None
-    # A tokenizer joins a space to the word behind it.
-    beginning = text[:_PROMPT_CHARACTERS].rsplit(maxsplit=1)[0]
-    return (
-        Prompt(id_, group, beginning, report.shorten(beginning), text[len(beginning) :])
-        if beginning.strip()
-        else None
-    )
+        text = test.texts[row]
+        # A tokenizer joins a space to the word behind it.
+        beginning = text[:_PROMPT_CHARACTERS].rsplit(maxsplit=1)[0] if text.strip() else ""
+        if len(text) >= 2 * _PROMPT_CHARACTERS and beginning.strip():
+            prompts.append(Prompt(test.ids[row], test.groups[row], beginning, text[len(beginning) :]))
+    return prompts[:NUM_CONTINUATIONS]
 
 
 def _answered(id_: str, group: str, messages: Sequence[Message]) -> Prompt | None:
@@ -392,9 +349,7 @@ def _answered(id_: str, group: str, messages: Sequence[Message]) -> Prompt | Non
     )
     if not last:
         return None
-    return Prompt(
-        id_, group, messages[:last], report.shorten(messages[last - 1]["content"]), messages[last]["content"]
-    )
+    return Prompt(id_, group, messages[:last], messages[last]["content"])
 
 
 def _num_scored(documents: Split) -> np.ndarray:
@@ -408,23 +363,6 @@ def _num_scored(documents: Split) -> np.ndarray:
     )
 
 
-def bytes_scored(documents: Split, tokenization: Tokenization) -> np.ndarray:
-    """Return how many UTF-8 bytes of text the tokens of each document have that can be predicted: int64 [n];
-    special tokens have none.
-    """
-    decode = tokenization.tokenizer.decode
-    num_bytes = np.zeros(len(documents), np.int64)
-    for row, windows in enumerate(documents.windows):
-        for number, ids in enumerate(windows):
-            marks = [1] * len(ids) if documents.marks is None else documents.marks[row][number]
-            is_scored = np.array([False, *(mark == 1 for mark in marks[1:]), False])
-            edges = np.flatnonzero(is_scored[1:] != is_scored[:-1]) + 1
-            # With what is before them: a decoder drops the space that begins a text.
-            for first, last in edges.reshape(-1, 2).tolist():
-                num_bytes[row] += len(decode(ids[:last]).encode()) - len(decode(ids[:first]).encode())
-    return num_bytes
-
-
 def _headline(evaluation: LanguageEvaluation) -> dict[str, object]:
     return {
         **evaluation.headline,
@@ -436,12 +374,11 @@ def _headline(evaluation: LanguageEvaluation) -> dict[str, object]:
     }
 
 
-def _rows(test: Split, scores: dict[str, DocumentScores], num_bytes: np.ndarray) -> pa.Table:
+def _rows(test: Split, scores: dict[str, DocumentScores]) -> pa.Table:
     columns = {
         "id": test.ids,
         "group": test.groups,
         "num_tokens": scores[BASE_MODEL].num_tokens,
-        "num_bytes": num_bytes,
     }
     columns |= {f"loss_{name}": each.loss for name, each in scores.items()}
     columns |= {f"num_tokens_{name}": each.num_tokens for name, each in scores.items()}

@@ -18,10 +18,10 @@ class NextToken(Task):
     min_steps = 0
     plain_task = "language_modeling"
     metrics = ("token_probability", "token_accuracy")
-    shown_metrics = ("token_probability", "perplexity", "bits_per_byte", "token_accuracy")
+    shown_metrics = ("token_probability", "perplexity", "token_accuracy")
     slice_metric = "token_probability"
     baselines = ("base_model",)
-    more_baselines = ("lora", "smaller_model")
+    more_baselines = ("lora",)
     required_baseline = "base_model"
     no_label_weights = "its rows have no labels"
     templates = Path(__file__).parent / "templates"
@@ -61,8 +61,7 @@ class Sft(NextToken):
 
     name = "sft"
     has_messages = True
-    answer_metrics = ("exact_match", "rouge_l", "chrf", "bleu")
-    more_baselines = ("lora", "smaller_model", "few_shot_conversations")
+    answer_metrics = ("exact_match", "rouge_l", "chrf")
 
     def _write(self, writer: Any, text: str) -> str:
         return writer.write([{"role": "user", "content": text}])

@@ -1,4 +1,4 @@
-"""The evaluation of labelled spans: F1 of exact spans, accuracy of tokens, and what kind of errors there are.
+"""The evaluation of labelled spans: F1 of exact spans, and what kind of errors there are.
 
 A predicted span is right where a true one has the same first and last character and the same label, as the
 entity-level scores of CoNLL-2003 (Tjong Kim Sang and De Meulder 2003, arXiv cs/0306050) and seqeval count,
@@ -45,7 +45,6 @@ class SpanEvaluation(LabelEvaluation):
 
     num_spans: int
     num_rows_without_spans: int
-    num_tokens: int
     errors: SpanErrors
 
     @property
@@ -66,18 +65,11 @@ def count_spans(
     """Return exactly found, true and predicted spans of each row and label: int [rows, labels] each; a span
     twice counts once.
     """
-    if len(truth) != len(predicted):
-        raise ValueError(f"predictions: {len(predicted)} rows, the truth has {len(truth)}")
     tables = tuple(np.zeros((len(truth), num_labels), np.int64) for _ in range(3))
     for row, (true, spans_found) in enumerate(zip(truth, predicted, strict=True)):
         true, spans_found = set(true), set(spans_found)
         for table, spans in zip(tables, (true & spans_found, true, spans_found), strict=True):
             for _, _, label in spans:
-                if not 0 <= label < num_labels:
-                    raise ValueError(
-                        f"predictions: row {row} has a span with label {label}, allowed are 0 to"
-                        f" {num_labels - 1}"
-                    )
                 table[row, label] += 1
     return tables
 
@@ -131,8 +123,6 @@ def _overlap(one: Span, second: Span) -> bool:
 def assess(
     truth: Sequence[Sequence[Span]],
     predicted: Mapping[str, Sequence[Sequence[Span]]],
-    right_tokens: Mapping[str, np.ndarray],
-    num_tokens: np.ndarray,
     groups: Sequence[str],
     label_names: Sequence[str],
     comparison: Comparison,
@@ -141,19 +131,12 @@ def assess(
 
     Args:
         predicted: those of `finetuned`, each baseline and, if there is one, `champion`.
-        right_tokens: of each of them, how many tokens of each row [n] have the true tag.
-        num_tokens: tokens of each row [n].
 
     Raises:
         ValueError: input is empty or misaligned; the message names what.
     """
     predictions = {
-        name: replace(
-            predictions_of(truth, spans, len(label_names)),
-            labels=label_names,
-            num_tokens=num_tokens,
-            num_right_tokens=right_tokens[name],
-        )
+        name: replace(predictions_of(truth, spans, len(label_names)), labels=label_names)
         for name, spans in predicted.items()
     }
     num_true = np.asarray(predictions[comparison.candidate].true).sum(1)
@@ -161,6 +144,5 @@ def assess(
         **label_fields(predictions, groups, label_names, comparison),
         num_spans=int(num_true.sum()),
         num_rows_without_spans=int((num_true == 0).sum()),
-        num_tokens=int(num_tokens.sum()),
         errors=errors(truth, predicted[comparison.candidate]),
     )

@@ -33,7 +33,7 @@ from fullft_assets import report
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization, windows
 from fullft_assets.chunks.windows import gather, to_lists
-from fullft_assets.errors import DataError, StoreError
+from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import external
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import precision
@@ -55,17 +55,15 @@ from fullft_assets.tasks.context import (
     EvaluationContext,
     EvaluationResult,
     column_of,
-    pick_rows,
+    pick_answers,
     shared_labels,
 )
 from fullft_assets.tasks.encoder import Encoder
 from fullft_assets.tasks.token_classification import assessment
-from fullft_assets.tasks.token_classification.assessment import Span, SpanEvaluation
+from fullft_assets.tasks.token_classification.assessment import Span
 from fullft_assets.training.recipe import MOST_HEAD_ROWS, Prepared
 
 OUTSIDE = 0
-#: Characters of a test row that the report shows.
-_SHOWN_CHARACTERS = 400
 _SHOWN_SPANS = 8
 _SPANS = pa.list_(pa.struct({"start": pa.int64(), "end": pa.int64(), "label": pa.string()}))
 #: Tokens that a new head is fitted on, drawn at random from the training rows.
@@ -92,19 +90,10 @@ def labels_of_tags(names: Sequence[str]) -> list[str]:
 
 
 def tags_of(marks: np.ndarray | Sequence[int], span_labels: Sequence[int]) -> np.ndarray:
-    """Return the tags int64 [tokens] of a row's marks (see `chunks.schema`).
-
-    Raises:
-        DataError: a mark is of a span that the row does not have.
-    """
+    """Return the tags int64 [tokens] of a row's marks (see `chunks.schema`)."""
     marks = np.asarray(marks, np.int64)
-    number = np.abs(marks) - 1
-    if len(number) and number.max() >= len(span_labels):
-        raise DataError(
-            f"a token is marked as one of span {number.max() + 1:,}, its row has {len(span_labels):,};"
-            " tokenise the batches again"
-        )
-    label = np.append(np.asarray(span_labels, np.int64), 0)[number]
+    # A token outside of all spans takes the last one's.
+    label = np.append(np.asarray(span_labels, np.int64), 0)[np.abs(marks) - 1]
     return np.where(marks == 0, OUTSIDE, 1 + 2 * label + (marks < 0))
 
 
@@ -192,10 +181,6 @@ class Frame:
             for window, is_owned in zip(marks, self.owned(marks), strict=True)
         ]
 
-    def tags_of_rows(self, rows: Split) -> list[list[list[int]]]:
-        assert rows.marks is not None and rows.span_labels is not None
-        return [self.tags(marks, labels) for marks, labels in zip(rows.marks, rows.span_labels, strict=True)]
-
 
 @dataclass(frozen=True)
 class Tagged:
@@ -237,15 +222,8 @@ def tag(
         for at, (row, number) in enumerate(items):
             predicted[row][number] = best[at, : len(owned[row][number])][owned[row][number]]
         if truth is not None:
-            labels = [torch.tensor(truth[row][number]) for row, number in items]
-            padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(
-                logits.device
-            )
-            loss += float(
-                torch.nn.functional.cross_entropy(
-                    logits.flatten(0, 1), padded.flatten(), ignore_index=IGNORED, reduction="sum"
-                )
-            )
+            padded = _padded([truth[row][number] for row, number in items]).to(logits.device)
+            loss += float(loss_of_output(output, padded))
             count += int((padded != IGNORED).sum())
     tags = [np.concatenate(document) if document else np.zeros(0, np.int16) for document in predicted]
     return Tagged(tags, loss if is_finite else float("nan"), count)
@@ -304,11 +282,9 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     """Score every system on the test rows."""
     settings, names = context.job.settings, context.labels
     assert test.spans is not None
-    tokenization = Tokenization.load(context.base_model, settings.chunks, settings.examples.task)
     spans = _find_all(context, test, names)
     truth, comparison = normal(test.texts, test.spans), context.comparison(test)
-    right, num_tokens = count_right_tokens(tokenization, test.texts, truth, spans)
-    evaluation = assessment.assess(truth, spans, right, num_tokens, test.groups, names, comparison)
+    evaluation = assessment.assess(truth, spans, test.groups, names, comparison)
     headline = {
         **evaluation.headline,
         "num_test_spans": evaluation.num_spans,
@@ -316,10 +292,10 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         "labels_without_test_spans": evaluation.unmeasured,
         **evaluation.errors.model_dump(),
     }
-    examples = _pick_answers(test, truth, spans, evaluation, settings.seed)
-    return EvaluationResult(
-        evaluation, headline, _rows(test, truth, spans, right, num_tokens, names), examples
+    answers = pick_answers(
+        test, truth, spans, evaluation, settings.seed, lambda row, each: _listed(test.texts[row], each, names)
     )
+    return EvaluationResult(evaluation, headline, _rows(test, truth, spans, names), answers)
 
 
 def _find_all(context: EvaluationContext, test: Split, names: list[str]) -> dict[str, list[list[Span]]]:
@@ -369,61 +345,6 @@ def in_order(
     return [[(start, end, place[label]) for start, end, label in row if label in place] for row in spans]
 
 
-def count_right_tokens(
-    tokenization: Tokenization,
-    texts: Sequence[str],
-    truth: Sequence[Sequence[Span]],
-    predicted: Mapping[str, Sequence[Sequence[Span]]],
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return how many tokens of each text have the true tag under each system's spans, and how many there
-    are: int [n] each.
-    """
-    encoded, _ = tokenization.read(texts, spans=True)
-    rows = np.repeat(np.arange(len(texts)), encoded.lengths())
-
-    def tags(spans_of: Sequence[Sequence[Span]]) -> np.ndarray:
-        marks, _ = windows.locate_spans(
-            encoded, texts, [[(start, end) for start, end, _ in row] for row in spans_of]
-        )
-        edges = zip(encoded.bounds, encoded.bounds[1:], strict=False)
-        each = [
-            tags_of(marks[begin:end], [label for *_, label in row])
-            for (begin, end), row in zip(edges, spans_of, strict=True)
-        ]
-        return np.concatenate(each)
-
-    true = tags(truth)
-    right = {
-        name: np.bincount(rows[tags(spans_of) == true], minlength=len(texts))
-        for name, spans_of in predicted.items()
-    }
-    return right, encoded.lengths()
-
-
-def _pick_answers(
-    test: Split,
-    truth: Sequence[Sequence[Span]],
-    predicted: Mapping[str, Sequence[Sequence[Span]]],
-    evaluation: SpanEvaluation,
-    seed: int,
-) -> list[report.AnsweredRow]:
-    tuned, baseline = predicted[evaluation.candidate], predicted[evaluation.justification.best_baseline]
-    agrees = np.array(
-        [
-            set(of_finetuned) == set(of_baseline)
-            for of_finetuned, of_baseline in zip(tuned, baseline, strict=True)
-        ]
-    )
-    return [
-        report.AnsweredRow(
-            report.shorten(test.texts[i], _SHOWN_CHARACTERS),
-            *(_listed(test.texts[i], each[i], evaluation.labels) for each in (truth, baseline, tuned)),
-            id=test.ids[i],
-        )
-        for i in pick_rows(agrees, seed)
-    ]
-
-
 def _listed(text: str, row: Sequence[Span], names: Sequence[str]) -> str:
     shown = [
         f"{names[label]}: {report.shorten(text[start:end], 60)}" for start, end, label in sorted(set(row))
@@ -436,14 +357,11 @@ def _rows(
     test: Split,
     truth: Sequence[Sequence[Span]],
     spans_of_systems: Mapping[str, Sequence[Sequence[Span]]],
-    right_tokens: Mapping[str, np.ndarray],
-    num_tokens: np.ndarray,
     names: Sequence[str],
 ) -> pa.Table:
     columns = {
         "id": test.ids,
         "num_spans": [len(set(row)) for row in truth],
-        "num_tokens": num_tokens,
         "group": test.groups,
     }
     for name, spans in spans_of_systems.items():
@@ -456,7 +374,6 @@ def _rows(
         columns[column_of(name, "num_right")] = [
             len(set(true) & set(row)) for true, row in zip(truth, spans, strict=True)
         ]
-        columns[column_of(name, "num_right_tokens")] = right_tokens[name]
     return pa.table(columns)
 
 
@@ -525,23 +442,18 @@ class TokenClassificationRecipe(Encoder):
         tagged = tag(model, reading.windows, reading.frame, self._validation_tags, progress=listener)
         if not math.isfinite(tagged.loss):
             return dict.fromkeys(("loss", "micro_f1", "macro_f1"), math.nan)
-        return {"loss": tagged.loss / max(1, tagged.num_tokens), **self._scores(reading.spans(tagged.tags))}
+        scores = self._score_predicted("model", reading.spans(tagged.tags), Path())
+        return {"loss": tagged.loss / max(1, tagged.num_tokens), **scores}
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> list[list[Span]]:
         return find_spans(model, TokenizedTexts.of(self.tokenization, rows.texts), progress=listener)
 
     def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
-        return self._scores(predicted)
+        return assessment.scores(self._truth, predicted, len(self.labels))
 
     @cached_property
     def _reading(self) -> TokenizedTexts:
-        reading = TokenizedTexts.of(self.tokenization, self.validation.texts)
-        if reading.windows != self.validation.windows:
-            raise DataError(
-                "the snapshot's windows are not those that base_model's tokenizer makes of its texts; take"
-                " the snapshot again"
-            )
-        return reading
+        return TokenizedTexts.of(self.tokenization, self.validation.texts)
 
     @cached_property
     def _validation_tags(self) -> list[list[list[int]]]:
@@ -553,13 +465,14 @@ class TokenClassificationRecipe(Encoder):
         return normal(self.validation.texts, self.validation.spans)
 
     def _tags(self, split: Split) -> list[list[list[int]]]:
-        return Frame.of(self.tokenization).tags_of_rows(split)
+        assert split.marks is not None and split.span_labels is not None
+        frame = Frame.of(self.tokenization)
+        return [
+            frame.tags(marks, labels) for marks, labels in zip(split.marks, split.span_labels, strict=True)
+        ]
 
-    def _scores(self, predicted: Sequence[Sequence[Span]]) -> dict[str, float]:
-        return assessment.scores(self._truth, predicted, len(self.labels))
 
-
-def _padded(tags: list[list[int]]) -> torch.Tensor:
+def _padded(tags: Sequence[Sequence[int]]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(window) for window in tags], batch_first=True, padding_value=IGNORED
     )

@@ -12,12 +12,11 @@ class TokenClassification(Task):
 
     name = "token_classification"
     target = "spans"
-    # Not the accuracy of tokens: a model that finds no span is right on all that are outside of any.
     metrics = ("micro_f1", "macro_f1")
-    shown_metrics = ("macro_f1", "micro_f1", "token_accuracy")
+    shown_metrics = ("macro_f1", "micro_f1")
     slice_metric = "micro_f1"
     baselines = ("no_spans", "dictionary", "token_probe")
-    more_baselines = ("lora", "smaller_model")
+    more_baselines = ("lora",)
     no_label_weights = "most tokens have none"
     templates = Path(__file__).parent / "templates"
     scoring = "fullft_assets.tasks.token_classification.recipe:evaluate"
@@ -36,11 +35,6 @@ class TokenClassification(Task):
             data.start,
         )
         return TokenClassificationRecipe(*about, tokenization=data.tokenization)
-
-    def draw(self, evaluation: Any) -> Mapping[str, Any]:
-        from fullft_assets.report import pictures
-
-        return {"label_scores": pictures.label_scores(evaluation.per_label)}
 
     def predict(
         self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str], max_new_tokens: int
