@@ -180,7 +180,6 @@ def data_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 
 def dependency_problems(deps: list[str], name: str) -> Iterator[Problem]:
     """Yield what is wrong with `documents.deps` of the use case of this name."""
-    yield from _listed_twice(("documents", "deps"), deps)
     for number, key in enumerate(deps):
         place = ("documents", "deps", number)
         yield from _of_rules(
@@ -203,12 +202,6 @@ def _refusal(check: Callable[[], object]) -> str | None:
     except SettingsError as error:
         return str(error)
     return None
-
-
-def _listed_twice(key: Key, values: Sequence[object]) -> Iterator[Problem]:
-    for number, value in enumerate(values):
-        if value in values[:number]:
-            yield (*key, number), f"{value} is listed twice; remove one"
 
 
 def _section_problems(settings: UseCaseSettings) -> Iterator[Problem]:
@@ -301,22 +294,10 @@ def _model_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 def _smaller_model_problems(
     settings: UseCaseSettings, header: BaseModelHeader, root: Path
 ) -> Iterator[Problem]:
-    reference, names = settings.planning.smaller_model, settings.baselines
-    key = ("planning", "smaller_model")
-    yield from _of_rules(
-        (
-            reference is None and "smaller_model" in names,
-            ("planning", "baselines"),
-            "names smaller_model, and planning.smaller_model does not say which; give one, or remove it",
-        ),
-        (
-            reference is not None and "smaller_model" not in names,
-            key,
-            f"planning.baselines does not name smaller_model; set it to [{', '.join(names)}, smaller_model],"
-            " or remove this",
-        ),
-    )
+    reference, key = settings.planning.smaller_model, ("planning", "smaller_model")
     if reference is None:
+        if "smaller_model" in settings.baselines:
+            yield ("planning", "baselines"), "names smaller_model; set planning.smaller_model, or remove it"
         return
     try:
         smaller = read_header(resolve_base_model(reference, root))
@@ -431,7 +412,6 @@ def _example_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem
             f"{examples.group} is the label's field too; a split by label cannot be learned from",
         ),
     )
-    yield from _listed_twice(("examples", "labels"), examples.labels or [])
     missing_words = {word.strip().casefold() for word in settings.documents.missing_values}
     for number, label in enumerate(examples.labels or []):
         if label.strip().casefold() in missing_words:
@@ -475,7 +455,6 @@ def _training_problems(settings: UseCaseSettings) -> Iterator[Problem]:
             "is measured on snapshot.general, which is not set; give it a path, or remove this",
         ),
     )
-    yield from _listed_twice(("training", "wise_ft"), training.wise_ft)
     yield from contradictions(training, settings.launcher.processes)
     for name, message in guard_problems(training.guards):
         yield ("training", "guards", name), message
@@ -504,7 +483,6 @@ def _evaluation_problems(settings: UseCaseSettings, root: Path) -> Iterator[Prob
         ("evaluation", "metrics", METRICS, settings.evaluation.metrics),
         ("planning", "baselines", BASELINES, planning.baselines or []),
     ):
-        yield from _listed_twice((section, key), names)
         for number, name in enumerate(names):
             if not task.takes(name, registry.get(name).tasks):
                 tasks = ", ".join(registry.get(name).tasks)

@@ -17,8 +17,6 @@ from pydantic import ValidationError
 from fullft_assets.checking.problems import Problem, data_problems, dependency_problems, validate
 from fullft_assets.checking.project import (
     COMPONENT,
-    DEFS,
-    DEMOS,
     find_project_root,
     fitting_name,
     is_use_case,
@@ -40,15 +38,6 @@ from fullft_assets.settings.use_case import UseCase
 
 #: The keys of any Dagster component file.
 COMPONENT_KEYS = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
-#: Keys whose problem `fullft prepare` ends where the use case is a demo: its documents, and its model, are no
-#: part of the package.
-_DEMO_KEYS: tuple[Key, ...] = (
-    ("base_model",),
-    ("documents", "path"),
-    ("monitoring", "path"),
-    ("snapshot", "replay", "path"),
-    ("snapshot", "general", "path"),
-)
 
 
 def load_use_case(yaml_path: Path, document: int = 0, *, with_data: bool = False) -> UseCase:
@@ -101,9 +90,7 @@ def _checked(
     broken: Collection[Key] = (),
 ) -> UseCase:
     """Return the use case, or raise its problems and further ones but for those of broken keys."""
-    folder = source.path.parent
-    name = settings.name or folder.name
-    is_demo = folder.parent == DEFS and folder.name in DEMOS
+    name = settings.name or source.path.parent.name
     all_problems = [
         *validate(settings, root),
         *dependency_problems(settings.documents.deps, name),
@@ -113,9 +100,8 @@ def _checked(
         fix = f"add `name: {fitting_name(name)}`"
         all_problems.append((("name",), f"the folder's name `{name}` cannot name a use case; {fix}"))
     for key, message in all_problems:
-        hint = f"; `fullft prepare {folder.name}` writes the demo's" if is_demo and key in _DEMO_KEYS else ""
         if not any(covers(each, key) for each in broken):
-            source.add(key, message + hint)
+            source.add(key, message)
     source.raise_problems()
     return UseCase(name, settings, source.path, root, document)
 
