@@ -183,7 +183,7 @@ _PARALLEL_RUNS = 2
 def drive(
     use_case: UseCase,
     do: Callable[["Driver"], bool],
-    sum_up: Callable[[UseCase, Store, dict[str, float], float], list[str]],
+    sum_up: Callable[[UseCase, Store, float], list[str]],
 ) -> int:
     """Do what a command does with a use case on the instance; return the exit status for the shell.
 
@@ -217,10 +217,8 @@ def drive(
                 with driver.stopping():
                     ok = do(driver)
         except LocationError as error:
-            # One broken use case keeps Dagster from loading any: its own lines name what to fix.
-            broken = _broken_use_cases(use_case.yaml_path.parent.parent)
-            raise SettingsError("\n".join(broken) or f"{use_case.project_root}: {error}") from error
-        lines = sum_up(use_case, store, driver.follower.seconds, time.monotonic() - began)
+            raise SettingsError(f"{use_case.project_root}: {error}") from error
+        lines = sum_up(use_case, store, time.monotonic() - began)
     print("\n" + "\n".join(map(with_names, lines)), flush=True)
     if not ok:
         print(
@@ -466,15 +464,3 @@ def _workspace_file(project_root: Path) -> Iterator[Path]:
             location = {"python_file": {"relative_path": str(module), **about}}
         path.write_text(yaml.safe_dump({"load_from": [location]}), encoding="utf-8")
         yield path
-
-
-def _broken_use_cases(defs: Path) -> list[str]:
-    lines = []
-    for place in find_use_cases(defs):
-        if is_dormant(place.path):
-            continue
-        try:
-            load_use_case(*place)
-        except SettingsError as error:
-            lines.append(str(error))
-    return lines

@@ -5,6 +5,7 @@ retraining. The settings go down the memory ladder from those of the YAML.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any, Literal
@@ -413,29 +414,19 @@ def processes_on(gpus: int, batch_size: int) -> int:
     return next(number for number in range(gpus, 0, -1) if batch_size % number == 0)
 
 
-def recommend(
-    plans: Sequence[TargetPlan], settings: UseCaseSettings, waiting_usd: float = WAITING_USD
-) -> TargetPlan | None:
+def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> TargetPlan | None:
     """Return the target with the least price and time, at its slow end, on which a training fits and ends
-    within `planning.max_hours`.
-
-    Args:
-        waiting_usd: what an hour of waiting counts for; 0: the cheapest target is returned, of equal ones the
-            fastest.
+    within `planning.max_hours` and `planning.max_usd`.
     """
-    usable = [plan for plan in plans if plan.fits and plan.usd is not None and plan.hours is not None]
-    usable = [
-        plan for plan in usable if plan.hours is not None and plan.hours[1] <= settings.planning.max_hours
-    ]
-    limit = settings.planning.max_usd
-    usable = [plan for plan in usable if plan.usd is not None and (limit is None or plan.usd[1] <= limit)]
-
-    def weighed(plan: TargetPlan) -> tuple[float, float]:
-        assert plan.usd is not None and plan.hours is not None
-        hours = plan.hours[1] + (_RENTED_HOURS if plan.kind == "table" else 0)
-        return plan.usd[1] + waiting_usd * hours, hours
-
-    return min(usable, key=weighed, default=None)
+    most_usd = math.inf if settings.planning.max_usd is None else settings.planning.max_usd
+    weighed: dict[float, TargetPlan] = {}
+    for plan in plans:
+        if plan.fits and plan.usd is not None and plan.hours is not None:
+            hours, usd = plan.hours[1], plan.usd[1]
+            if hours <= settings.planning.max_hours and usd <= most_usd:
+                waiting = hours + (_RENTED_HOURS if plan.kind == "table" else 0)
+                weighed.setdefault(usd + WAITING_USD * waiting, plan)
+    return weighed[min(weighed)] if weighed else None
 
 
 def yaml_lines(plan: TargetPlan, training: TrainingSettings) -> list[str]:
@@ -455,86 +446,26 @@ def yaml_lines(plan: TargetPlan, training: TrainingSettings) -> list[str]:
 def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
     """Yield a row of text for each target."""
     for plan in plans:
-        machine = plan.name if plan.gpu is None else f"{plan.name} ({plan.gpus} x {plan.gpu})"
-        price = "unknown" if plan.hourly_usd is None else f"{plan.hourly_usd:,.2f}"
-        if plan.fits is None:
-            yield _row(machine, "price only", price=price)
-            continue
-        memory = (
-            ""
-            if plan.peak_gib is None or plan.memory_gib is None
-            else f"{plan.peak_gib:.1f} of {plan.memory_gib:.1f} GiB"
-        )
-        if not plan.fits:
-            yield _row(machine, "no", memory, price=price)
-            continue
-        spot = (
-            ""
-            if plan.usd is None or plan.spot is None
-            else _range(plan.usd[0] * plan.spot[0], plan.usd[1] * plan.spot[1])
-        )
-        yield _row(
-            machine,
-            (
-                "as it is"
-                if not plan.setup
-                else ", ".join(f"{name} {_yaml(value)}" for name, value in plan.setup.items())
-            ),
-            memory,
-            "unknown" if plan.hours is None else duration(*plan.hours),
-            price,
-            "unknown" if plan.usd is None else _range(*plan.usd),
-            spot,
-            "unknown" if plan.year_usd is None else _range(*plan.year_usd),
-        )
-
-
-def rung_table(training: TrainingSettings, count: CountMemory) -> list[dict[str, str]]:
-    """Return a table with the memory of one process on a GPU at each rung of the memory ladder, with the
-    YAML's micro-batch size.
-    """
-    rows = []
-    rungs = [(training.optimizer, training.weights, on) for on in (False, True)]
-    rungs += [(optimizer, weights, True) for optimizer, weights in MEMORY_LADDER[1:]]
-    for optimizer, weights, is_checkpointed in dict.fromkeys(rungs):
-        changes = {"optimizer": optimizer, "weights": weights, "gradient_checkpointing": is_checkpointed}
-        if (setup := training.model_copy(update=changes)).steps_in_backward:
-            setup = setup.model_copy(update={"micro_batch_size": setup.batch_size})
-        step = count(setup, "bf16" if training.precision == "auto" else training.precision, True, 1)
-        parts = {
-            name: getattr(step, name)
-            for name in ("weights", "gradients", "moments", "activations", "buffers", "copies")
+        changes = ", ".join(f"{name} {_yaml(value)}" for name, value in plan.setup.items())
+        unknown = "unknown" if plan.fits else ""
+        yield {
+            "target": plan.name if plan.gpu is None else f"{plan.name} ({plan.gpus} x {plan.gpu})",
+            "fits": {None: "price only", False: "no"}.get(plan.fits, changes or "as it is"),
+            "memory a process": ""
+            if plan.peak_gib is None
+            else f"{plan.peak_gib:.1f} of {plan.memory_gib:.1f} GiB",
+            "training": unknown if plan.hours is None else duration(*plan.hours),
+            "USD an hour": "unknown" if plan.hourly_usd is None else f"{plan.hourly_usd:,.2f}",
+            "first model, USD": unknown if plan.usd is None else _range(*plan.usd),
+            "as spot, USD": _as_spot(plan),
+            "with a year, USD": unknown if plan.year_usd is None else _range(*plan.year_usd),
         }
-        name = (
-            f"{optimizer}, {weights}{', checkpointing' if is_checkpointed else ''}, {setup.micro_batch_size}"
-            " rows"
-        )
-        sizes = {part: f"{size / GIB:.2f}" for part, size in parts.items() if part != "copies" or size}
-        rows.append({"rung": name, **sizes, "peak": f"{peak_on_gpu(step) / GIB:.2f}"})
-    return rows
 
 
-def _row(
-    machine: str,
-    fits: str,
-    memory: str = "",
-    time: str = "",
-    price: str = "",
-    first: str = "",
-    spot: str = "",
-    year: str = "",
-) -> dict:
-    names = (
-        "target",
-        "fits",
-        "memory a process",
-        "training",
-        "USD an hour",
-        "first model, USD",
-        "as spot, USD",
-        "with a year, USD",
-    )
-    return dict(zip(names, (machine, fits, memory, time, price, first, spot, year), strict=True))
+def _as_spot(plan: TargetPlan) -> str:
+    if plan.usd is None or plan.spot is None:
+        return ""
+    return _range(plan.usd[0] * plan.spot[0], plan.usd[1] * plan.spot[1])
 
 
 def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountMemory, precision: str) -> int:
@@ -566,22 +497,19 @@ def _yaml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def plan_lines(
-    plans: Sequence[TargetPlan], settings: UseCaseSettings, name: str, rungs: Sequence[dict[str, str]] = ()
-) -> list[str]:
-    """Return the table of all targets, what its numbers rest on, and the recommendation with its YAML.
-
-    Args:
-        rungs: memory at each rung of the ladder; see `rung_table`.
-    """
-    lines = [f"{name}: plan", *_columns(list(table(plans))), ""]
-    if rungs:
-        lines += [
-            "Memory of one process on a GPU, in GiB, at each rung of the memory ladder",
-            *_columns(rungs),
-            "",
-        ]
-    return [*lines, *notes(plans, settings), "", recommendation(plans, settings), *_indented(plans, settings)]
+def plan_lines(plans: Sequence[TargetPlan], settings: UseCaseSettings, name: str) -> list[str]:
+    """Return the table of all targets, what its numbers rest on, and the recommendation with its YAML."""
+    chosen = recommend(plans, settings)
+    changes = [] if chosen is None else yaml_lines(chosen, settings.training)
+    return [
+        f"{name}: plan",
+        *_columns(list(table(plans))),
+        "",
+        *notes(plans, settings),
+        "",
+        recommendation(plans, settings),
+        *(f"  {line}" for line in changes),
+    ]
 
 
 def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
@@ -591,37 +519,21 @@ def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
 
 
 def recommendation(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> str:
-    """Return the sentence that names the best target by price and time, and the cheapest where that is
-    another one.
-    """
-    chosen, cheapest = recommend(plans, settings), recommend(plans, settings, waiting_usd=0)
+    """Return the sentence that names the best target by price and time."""
+    chosen, planning = recommend(plans, settings), settings.planning
     if chosen is None:
-        limit = (
-            ""
-            if settings.planning.max_usd is None
-            else f" and planning.max_usd ({settings.planning.max_usd:g})"
-        )
+        limit = "" if planning.max_usd is None else f" and planning.max_usd ({planning.max_usd:g})"
         return (
-            f"No target fits within planning.max_hours ({settings.planning.max_hours:g}){limit}: raise a"
+            f"No target fits within planning.max_hours ({planning.max_hours:g}){limit}: raise a"
             " limit, choose a smaller base_model, or lower chunks.max_tokens"
         )
-    assert cheapest is not None
-    how = (
-        "with the YAML as it is"
-        if not yaml_lines(chosen, settings.training)
-        else "with these lines in the YAML:"
-    )
-    why = (
-        f"the best by price and time, an hour of waiting counted as {WAITING_USD:g} USD; the cheapest is"
-        f" {_cost(cheapest)}"
-    )
-    return f"Recommended: {_cost(chosen)}, {why if chosen != cheapest else 'the cheapest that fits'}; {how}"
-
-
-def _cost(plan: TargetPlan) -> str:
-    assert plan.usd is not None and plan.hours is not None
+    assert chosen.usd is not None and chosen.hours is not None, "it was chosen by them"
+    has_changes = bool(yaml_lines(chosen, settings.training))
+    how = "with these lines in the YAML:" if has_changes else "with the YAML as it is"
     return (
-        f"{plan.name} ({duration(*plan.hours)} of training, at most {plan.usd[1]:,.2f} USD for a first model)"
+        f"Recommended: {chosen.name} ({duration(*chosen.hours)} of training, at most"
+        f" {chosen.usd[1]:,.2f} USD for a first model), the best by price and time, an hour of waiting counted"
+        f" as {WAITING_USD:g} USD; {how}"
     )
 
 
@@ -642,8 +554,3 @@ def notes(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
         ),
         f"Instances: {source_of_prices(settings.planning)}.",
     ]
-
-
-def _indented(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
-    chosen = recommend(plans, settings)
-    return [] if chosen is None else [f"  {line}" for line in yaml_lines(chosen, settings.training)]

@@ -50,7 +50,6 @@ from fullft_assets.planning.targets import (
     Target,
     TargetPlan,
     plan_targets,
-    rung_table,
 )
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.settings.optimizers import bytes_per_weight
@@ -642,14 +641,6 @@ class TargetPlanner(Outline):
             self.memory,
             here_precision=precision.of(self._settings),
         )
-
-    def rungs(self) -> list[dict[str, str]]:
-        """Return the memory of a process on a GPU at each rung of the memory ladder, a row of text each.
-
-        Raises:
-            CannotCount: the model cannot be outlined.
-        """
-        return rung_table(self._settings, self.memory)
 
 
 def this_machine(settings: UseCaseSettings, measured_speed: float | None) -> Target:
