@@ -6,7 +6,7 @@ import encodings.aliases
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from croniter import croniter
@@ -30,8 +30,6 @@ from fullft_assets.settings.use_case import locate
 from fullft_assets.task import BASELINES, GATES, METRICS, TASKS, Task, task_of
 
 Problem = tuple[Key, str]
-#: Endings of archives that are not read.
-_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 
 
 def is_cron(cron: str) -> bool:
@@ -99,14 +97,8 @@ def _contents_problem(path: str, root: Path, format_: str | None = None) -> str 
     if source.skipped:
         name, why = min(source.skipped.items())
         return f"no document below {path} can be read; {shown_path(name)}: {why}"
-    hint = _hint(source.others) if source.others and format_ is not None else ""
+    hint = "; if each file is one text, set documents.format to text" if source.others else ""
     return f"no readable document below {path}; known endings: {known_endings()}{hint}"
-
-
-def _hint(paths: Sequence[str]) -> str:
-    if packed := [path for path in paths if path.lower().endswith(_ARCHIVES)]:
-        return f"; unpack {shown_path(min(packed))} and deliver its files"
-    return "; if each file is one text, set documents.format to text"
 
 
 def _external_problem(path: str, root: Path) -> str | None:

@@ -96,7 +96,7 @@ def targets(settings: PlanningSettings) -> list[Target]:
             gpu=one.gpu,
             gpus=one.gpus,
             memory_bytes=int(one.memory_gib * 2**30) - GPU_CONTEXT_BYTES,
-            flops=one.tflops * 1e12 if one.tflops is not None else peak_flops(one.gpu, "bf16"),
+            flops=peak_flops(one.gpu, "bf16"),
             hourly_usd=one.hourly_usd,
             kind="own",
         )
@@ -218,21 +218,6 @@ _DAYS_A_YEAR = 365
 WAITING_USD, _RENTED_HOURS = 1.0, 0.25
 
 
-class Extent(BaseModel):
-    """What a use case computes beside training itself.
-
-    Attributes:
-        num_training_rows: rows of one epoch.
-        num_held_out_rows: validation and test rows.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    work: Work
-    num_training_rows: int
-    num_held_out_rows: int
-
-
 class Shares(BaseModel):
     """Work of each part, in trainings: the training itself is 1."""
 
@@ -263,26 +248,19 @@ class TargetPlan(BaseModel):
         peak_gib: of each process.
         hours: of training, from fast to slow.
         usd: of a first model, from fast to slow; `year_usd`: with a year of retraining.
-        spot: lowest and highest share of the price as a spot instance.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    kind: str
-    gpu: str | None
-    gpus: int
+    target: Target
     processes: int = 1
     fits: bool | None = None
     setup: dict[str, Any] = {}
     peak_gib: float | None = None
     memory_gib: float | None = None
     hours: tuple[float, float] | None = None
-    hourly_usd: float | None = None
     usd: tuple[float, float] | None = None
     year_usd: tuple[float, float] | None = None
-    spot: tuple[float, float] | None = None
-    is_measured: bool = False
 
 
 def shares(settings: UseCaseSettings, num_training_rows: int, num_held_out_rows: int) -> Shares:
@@ -314,7 +292,13 @@ def retrains_a_year(settings: UseCaseSettings) -> float:
 
 
 def plan_targets(
-    settings: UseCaseSettings, here: Target, extent: Extent, count: CountMemory, *, here_precision: str
+    settings: UseCaseSettings,
+    here: Target,
+    work: Work,
+    parts: Shares,
+    count: CountMemory,
+    *,
+    here_precision: str,
 ) -> list[TargetPlan]:
     """Return the plan on each target: this machine first.
 
@@ -322,78 +306,47 @@ def plan_targets(
         here: this machine.
         here_precision: what `training.precision` is on it.
     """
-    parts = shares(settings, extent.num_training_rows, extent.num_held_out_rows)
-    plans = [plan_target(here, settings, extent, parts, count, precision=here_precision)]
+    plans = [_plan_target(here, settings, work, parts, count, here_precision)]
     for target in targets(settings.planning):
         asked = settings.training.precision
         precision = target.precision if asked == "auto" or settings.training.weights == "bf16" else asked
-        plans.append(plan_target(target, settings, extent, parts, count, precision=precision))
+        plans.append(_plan_target(target, settings, work, parts, count, precision))
     return plans
 
 
-def plan_target(
-    target: Target,
-    settings: UseCaseSettings,
-    extent: Extent,
-    parts: Shares,
-    count: CountMemory,
-    *,
-    precision: str,
+def _plan_target(
+    target: Target, settings: UseCaseSettings, work: Work, parts: Shares, count: CountMemory, precision: str
 ) -> TargetPlan:
     """Return the plan on one target, with the first settings down the memory ladder that fit."""
-    about = {
-        "name": target.name,
-        "kind": target.kind,
-        "gpu": target.gpu,
-        "gpus": target.gpus,
-        "hourly_usd": target.hourly_usd,
-    }
     if target.kind == "price_only":
-        return TargetPlan(**about)
-    training = settings.training
-    limit = target.memory_bytes
-    if target.kind == "here" and settings.planning.max_memory_gib is not None:
-        limit = min(limit, int(settings.planning.max_memory_gib * GIB))
-    processes = (
-        settings.launcher.processes
-        if target.kind == "here"
-        else processes_on(target.gpus, training.batch_size)
-    )
-    smallest = chosen = None
-    peak = 0
+        return TargetPlan(target=target)
+    training, limit = settings.training, target.memory_bytes
+    processes = processes_on(target.gpus, training.batch_size)
+    if target.kind == "here":
+        processes = settings.launcher.processes
+        if settings.planning.max_memory_gib is not None:
+            limit = min(limit, int(settings.planning.max_memory_gib * GIB))
+    peaks: list[int] = []
     for setup in setups(training, processes):
-        if (peak := _least(setup, extent.work, processes)) > limit:
-            smallest = peak if smallest is None else min(smallest, peak)
-            continue
-        peak = _peak(target, setup, processes, count, precision)
-        smallest = peak if smallest is None else min(smallest, peak)
-        if peak <= limit:
-            chosen = setup
-            break
-    shown = {
-        "memory_gib": limit / GIB,
-        "processes": processes,
-        "spot": target.spot,
-        "is_measured": target.is_measured,
-    }
-    if chosen is None:
-        return TargetPlan(**about, **shown, fits=False, peak_gib=None if smallest is None else smallest / GIB)
-    hours = training_hours(target, chosen, extent.work, processes)
-    usd = (
-        None
-        if hours is None or target.hourly_usd is None
-        else tuple(each * target.hourly_usd for each in hours)
-    )
-    return TargetPlan(
-        **about,
-        **shown,
-        fits=True,
-        setup=changed(chosen, training),
-        peak_gib=peak / GIB,
-        hours=hours,
-        usd=None if usd is None else (usd[0] * parts.first, usd[1] * parts.first),
-        year_usd=None if usd is None else (usd[0] * parts.year, usd[1] * parts.year),
-    )
+        least = _least(setup, work, processes)
+        peaks.append(least if least > limit else _peak(target, setup, processes, count, precision))
+        if peaks[-1] <= limit:
+            hours = training_hours(target, setup, work, processes)
+            price = None if hours is None else target.hourly_usd
+            fast, slow = hours or (0.0, 0.0)
+            return TargetPlan(
+                target=target,
+                processes=processes,
+                fits=True,
+                setup=changed(setup, training),
+                peak_gib=peaks[-1] / GIB,
+                memory_gib=limit / GIB,
+                hours=hours,
+                usd=None if price is None else (fast * price * parts.first, slow * price * parts.first),
+                year_usd=None if price is None else (fast * price * parts.year, slow * price * parts.year),
+            )
+    smallest = min(peaks) / GIB if peaks else None
+    return TargetPlan(target=target, fits=False, peak_gib=smallest, memory_gib=limit / GIB)
 
 
 def training_hours(
@@ -424,7 +377,7 @@ def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> TargetP
         if plan.fits and plan.usd is not None and plan.hours is not None:
             hours, usd = plan.hours[1], plan.usd[1]
             if hours <= settings.planning.max_hours and usd <= most_usd:
-                waiting = hours + (_RENTED_HOURS if plan.kind == "table" else 0)
+                waiting = hours + (_RENTED_HOURS if plan.target.kind == "table" else 0)
                 weighed.setdefault(usd + WAITING_USD * waiting, plan)
     return weighed[min(weighed)] if weighed else None
 
@@ -438,8 +391,8 @@ def yaml_lines(plan: TargetPlan, training: TrainingSettings) -> list[str]:
         lines += ["training:", *(f"  {name}: {_yaml(value)}" for name, value in plan.setup.items())]
     if plan.processes > 1:
         lines += ["launcher:", f"  processes: {plan.processes}"]
-    if plan.kind != "here" and plan.hourly_usd:
-        lines += ["planning:", f"  hourly_usd: {plan.hourly_usd:g}"]
+    if plan.target.kind != "here" and plan.target.hourly_usd:
+        lines += ["planning:", f"  hourly_usd: {plan.target.hourly_usd:g}"]
     return lines
 
 
@@ -447,15 +400,14 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
     """Yield a row of text for each target."""
     for plan in plans:
         changes = ", ".join(f"{name} {_yaml(value)}" for name, value in plan.setup.items())
-        unknown = "unknown" if plan.fits else ""
+        unknown, target = "unknown" if plan.fits else "", plan.target
+        memory = "" if plan.peak_gib is None else f"{plan.peak_gib:.1f} of {plan.memory_gib:.1f} GiB"
         yield {
-            "target": plan.name if plan.gpu is None else f"{plan.name} ({plan.gpus} x {plan.gpu})",
+            "target": target.name if target.gpu is None else f"{target.name} ({target.gpus} x {target.gpu})",
             "fits": {None: "price only", False: "no"}.get(plan.fits, changes or "as it is"),
-            "memory a process": ""
-            if plan.peak_gib is None
-            else f"{plan.peak_gib:.1f} of {plan.memory_gib:.1f} GiB",
+            "memory a process": memory,
             "training": unknown if plan.hours is None else duration(*plan.hours),
-            "USD an hour": "unknown" if plan.hourly_usd is None else f"{plan.hourly_usd:,.2f}",
+            "USD an hour": "unknown" if target.hourly_usd is None else f"{target.hourly_usd:,.2f}",
             "first model, USD": unknown if plan.usd is None else _range(*plan.usd),
             "as spot, USD": _as_spot(plan),
             "with a year, USD": unknown if plan.year_usd is None else _range(*plan.year_usd),
@@ -463,9 +415,9 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
 
 
 def _as_spot(plan: TargetPlan) -> str:
-    if plan.usd is None or plan.spot is None:
+    if plan.usd is None or plan.target.spot is None:
         return ""
-    return _range(plan.usd[0] * plan.spot[0], plan.usd[1] * plan.spot[1])
+    return _range(plan.usd[0] * plan.target.spot[0], plan.usd[1] * plan.target.spot[1])
 
 
 def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountMemory, precision: str) -> int:
@@ -531,7 +483,7 @@ def recommendation(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> st
     has_changes = bool(yaml_lines(chosen, settings.training))
     how = "with these lines in the YAML:" if has_changes else "with the YAML as it is"
     return (
-        f"Recommended: {chosen.name} ({duration(*chosen.hours)} of training, at most"
+        f"Recommended: {chosen.target.name} ({duration(*chosen.hours)} of training, at most"
         f" {chosen.usd[1]:,.2f} USD for a first model), the best by price and time, an hour of waiting counted"
         f" as {WAITING_USD:g} USD; {how}"
     )
@@ -539,7 +491,7 @@ def recommendation(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> st
 
 def notes(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
     """Return what the numbers rest on, one sentence each."""
-    here = plans[0]
+    here = plans[0].target
     speed = "measured by the last plan" if here.is_measured else "assumed"
     return [
         "Memory is counted tensor by tensor without weights; on GPUs a margin for the allocator is assumed.",
