@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullft_assets.errors import GateError, SettingsError
-from fullft_assets.evaluation.metrics.labels import MACRO_F1
 from fullft_assets.jobs.launch import EXIT_FIXABLE
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.hardware import memory_limit
@@ -25,8 +24,6 @@ from fullft_assets.planning import (
 )
 from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import Manifest
-from fullft_assets.tasks.baseline import load_all
-from fullft_assets.tasks.classification.assessment import predictions_of
 from fullft_assets.workloads import entry
 from tests import project as projects
 from tests.prepared import Prepared, prepare
@@ -284,64 +281,6 @@ def plan(case: Prepared, **sections: object) -> tuple[str, dict[str, Manifest]]:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(tmp_path_factory.mktemp("planning"))
-
-
-@pytest.fixture(scope="module")
-def planned(prepared: Prepared) -> dict[str, Manifest]:
-    # Tiny prices show that time is multiplied by them; the pilot may take as long as the full training.
-    said, found = plan(
-        prepared,
-        planning={"hourly_usd": 3.6, "pilot_share": 1.0},
-        training={"epochs": 2.0},
-        launcher={"grace_seconds": 0.1},
-    )
-    assert "but launcher.grace_seconds kills after 0.1; set " in said
-    assert None not in found.values()
-    return found
-
-
-@pytest.mark.heavy
-@pytest.mark.slow
-@pytest.mark.long
-class TestRealWorkload:
-    def test_plan_is_plausible(self, prepared, planned):
-        plan = planned["feasibility_plan"].metadata
-        train = prepared.split("train")
-        assert plan["num_rows"] == len(train)
-        assert plan["num_steps"] == -(-2 * len(train) // 8)
-        assert plan["num_tokens"] == 2 * sum(len(window) for document in train.windows for window in document)
-        assert 0 <= plan["padding_share"] < 0.3
-        assert plan["num_parameters"] > 22_000_000
-        assert plan["peak_memory_gib"] > plan["state_memory_gib"] == plan["num_parameters"] * 16 / 2**30
-        assert 0 < plan["predicted_seconds"] < 600
-        assert plan["stop_seconds"] > plan["predicted_seconds"] / plan["num_steps"]
-        assert plan["planned_usd"] == pytest.approx(plan["predicted_seconds"] / 1_000)
-        assert all(check.passed for check in planned["feasibility_plan"].checks)
-
-    def test_baselines_are_scored_on_the_validation_rows(self, prepared, planned):
-
-        manifest = planned["cheaper_baselines"]
-        seconds = manifest.metadata["seconds"]
-        assert min(seconds.values()) > 0 and manifest.metadata["usd"] == {
-            name: pytest.approx(s / 1_000) for name, s in seconds.items()
-        }
-        assert (
-            tuple(manifest.metadata["scores"])
-            == prepared.use_case.settings.baselines
-            == ("majority", "tfidf", "frozen_probe")
-        )
-        assert manifest.metadata["best_score"] == max(manifest.metadata["scores"].values())
-        loaded = load_all(
-            manifest.metadata["scores"], prepared.store.folder(manifest), prepared.baseline_context
-        )
-        validation = prepared.split("validation")
-        for name, fitted in loaded.items():
-            predictions = predictions_of(validation.labels, fitted.predict(validation), prepared.labels)
-            assert MACRO_F1.compute(predictions) == pytest.approx(manifest.metadata["scores"][name])
-
-    def test_second_launch_finds_all_three(self, prepared, planned):
-        _, found = plan(prepared, planning={"hourly_usd": 3.6, "pilot_share": 1.0}, training={"epochs": 2.0})
-        assert found == planned
 
 
 @pytest.mark.slow

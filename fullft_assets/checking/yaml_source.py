@@ -204,9 +204,9 @@ def explain(error: Any, key: Key, source: YamlSource) -> str:
     value = given_value(key, source)
     if error["type"] == "string_pattern_mismatch" or takes_several_types(info):
         return f"{value} does not fit; {meaning}"
-    is_choice = error["type"] == "literal_error"
-    hint = did_you_mean(value, typing.get_args(_plain_type(info.annotation))) if is_choice else ""
-    return f"{value}: {message}{hint}"
+    annotation = _item_type(info) if isinstance(key[-1], int) else _plain_type(info.annotation)
+    choices = [choice for choice in typing.get_args(annotation) if isinstance(choice, str)]
+    return f"{value}: {message}{did_you_mean(value, choices)}"
 
 
 def takes_several_types(info: FieldInfo) -> bool:

@@ -369,23 +369,21 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
     """Put all that is delivered into the ledger, which a bounded look of the sensor may not; wait until young
     files are complete.
     """
-    settings = use_case.settings.documents
-    began, waits = time.monotonic(), False
-    while True:
+    settle_seconds, where = (
+        use_case.settings.documents.settle_seconds,
+        documents.source_of(use_case, kind).uri,
+    )
+    look = documents.look(store, use_case, kind, whole=True)
+    if look.num_unsettled and settle_seconds <= _SETTLE_SECONDS:
+        terminal.line(
+            f"{where}: {look.num_unsettled:,} file(s) were just written to; waiting until they are complete"
+        )
+        time.sleep(settle_seconds + POLL_SECONDS)
         look = documents.look(store, use_case, kind, whole=True)
-        where = documents.source_of(use_case, kind).uri
-        num_young = look.num_unsettled
-        if not num_young:
-            break
-        if time.monotonic() - began + settings.settle_seconds > _SETTLE_SECONDS:
-            terminal.line(f"{where}: {num_young:,} file(s) are still being written to; run again for them")
-            break
-        if not waits:
-            terminal.line(
-                f"{where}: {num_young:,} file(s) were just written to; waiting until they are complete"
-            )
-            waits = True
-        time.sleep(min(settings.settle_seconds, POLL_SECONDS))
+    if look.num_unsettled:
+        terminal.line(
+            f"{where}: {look.num_unsettled:,} file(s) are still being written to; run again for them"
+        )
     lines = documents.left_in_place(look.others, named=True)
     # Where nothing was cut, the sensor says it.
     waiting = [look.open_window] if look.cut and look.open_window else []
