@@ -1,4 +1,4 @@
-"""scaffold: `dg scaffold defs fullft_assets.FullFineTune NAME` -> a commented `defs.yaml` that runs as it is."""
+"""`dg scaffold defs fullft_assets.FullFineTune NAME` -> a commented `defs.yaml` that runs as it is."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from fullft_assets.errors import SettingsError
 #: The file, with the name of the use case in it where the folder's is none.
 DEFS_YAML = f"""\
 # One use case: labelled documents in, a fully fine-tuned model out. `fullft check` checks this file. Relative
-# paths start at the folder with pyproject.toml. The keys that most people touch are in docs/usual-settings.md,
-# and all of them in docs/reference/settings.md.
+# paths start at the folder with pyproject.toml. docs/usual-settings.md has the keys that most people touch,
+# docs/reference/settings.md all of them.
 type: {COMPONENT}
 attributes:
 %(name)s  # A folder with a pretrained model, package:NAME/FOLDER, or ORG/NAME@COMMIT in the cache of the hub.

@@ -125,7 +125,7 @@ def test_conversations_in_a_field_that_has_no_known_name_are_an_error_with_the_f
     ] * 3
     with pytest.raises(SettingsError) as raised:
         check_use_case(use_case(tmp_path, rows, task="sft", label=None, group=None))
-    assert "; their fields: turns, topic; set documents.text to the one that has it" in str(raised.value)
+    assert "none of 3 rows read has a `text`; their fields: turns, topic" in str(raised.value)
 
 
 def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) -> None:

@@ -108,8 +108,8 @@ def memory_check(
         state = total_state_bytes(measured.num_parameters, measured.num_trained_parameters, training)
         peak -= state - state // processes
         note = (
-            f" in each process, estimated: one process with the full model was measured, and {processes} share"
-            " its weights, gradients and moments"
+            f" in each process, estimated: one with the full model was measured, and {processes} share its"
+            " weights, gradients and moments"
         )
     if training.wise_ft and measured.device.startswith("CPU"):
         # Interpolation holds three copies of the weights where gradients and moments were.

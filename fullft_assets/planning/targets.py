@@ -484,8 +484,8 @@ def recommendation(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> st
     how = "with these lines in the YAML:" if has_changes else "with the YAML as it is"
     return (
         f"Recommended: {chosen.target.name} ({duration(*chosen.hours)} of training, at most"
-        f" {chosen.usd[1]:,.2f} USD for a first model), the best by price and time, an hour of waiting counted"
-        f" as {WAITING_USD:g} USD; {how}"
+        f" {chosen.usd[1]:,.2f} USD for a first model), the best by price and time, an hour of waiting"
+        f" counted as {WAITING_USD:g} USD; {how}"
     )
 
 

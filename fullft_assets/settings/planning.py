@@ -64,7 +64,7 @@ class PlanningSettings(Settings):
     REMOVED: ClassVar[Mapping[str, str]] = {
         "apply": "copy the lines that `fullft plan` recommends",
         "if_not_justified": (
-            "the check `full_finetuning_is_justified` warns; to refuse, raise `planning.min_predicted_gain` or"
+            "the check `full_finetuning_is_justified` warns; to refuse, raise `min_predicted_gain` or"
             " `release.min_gain_over_baselines`"
         ),
         "lora": "adapters have rank 16 and ten times training.learning_rate",
