@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fullft_assets.checking.project import DEFS, find_defs
-from fullft_assets.cli import main
+from fullft_assets.cli import commands, main
 from tests.project import Project
 
 ROOT = Path(__file__).parents[1]
@@ -44,10 +44,12 @@ def test_a_broken_pyproject_is_one_line(project):
     assert line.startswith(f"{project.root}/pyproject.toml: not TOML (")
 
 
-def test_a_store_that_cannot_be_made_is_one_line(project, monkeypatch, capsys):
-    monkeypatch.setenv("DAGSTER_HOME", str(project.home))
-    project.configure(store="/proc/nowhere")
-    assert main(["report", "letters", "--defs", str(project.yaml_path.parents[1])]) == 1
+def test_what_the_operating_system_refuses_is_one_line(monkeypatch, capsys):
+    def refuse(_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/nowhere")
+
+    monkeypatch.setattr(commands, "_load", refuse)
+    assert main(["report", "letters", "--defs", "."]) == 1
     assert capsys.readouterr().err == "/proc/nowhere: No such file or directory\n"
 
 
