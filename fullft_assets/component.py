@@ -23,7 +23,7 @@ from fullft_assets.checking.project import (
     name_at,
     require_own_name,
 )
-from fullft_assets.checking.validation import check_settings, load_use_case, unreadable
+from fullft_assets.checking.validation import load_use_case, unreadable
 from fullft_assets.demos import is_dormant
 from fullft_assets.errors import SettingsError
 from fullft_assets.scaffold import UseCaseScaffolder
@@ -119,11 +119,8 @@ class FullFineTune(Component):
         """
         folder = Path(context.path)
         path = next((folder / name for name in ("defs.yaml", "defs.yml") if (folder / name).is_file()), None)
-        if path is None:  # a component in Python
-            values = attributes.root if isinstance(attributes, Attributes) else {}
-            return cls(
-                check_settings(UseCaseSettings.model_validate(values), folder, Path(context.project_root))
-            )
+        if path is None:
+            raise SettingsError(f"{folder}: a use case is written in a defs.yaml")
         if is_dormant(path):
             return cls(None)
         number = context.component_path.instance_key

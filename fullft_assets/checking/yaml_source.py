@@ -62,12 +62,11 @@ class YamlSource:
 
     def fail(self, line: int, message: str) -> NoReturn:
         """Stop here: nothing after this can be read."""
-        self.lines[()] = 1
         raise SettingsError(self._located(line, message))
 
     def _located(self, line: int, text: str) -> str:
         path = self.path.relative_to(Path.cwd()) if self.path.is_relative_to(Path.cwd()) else self.path
-        return f"{path}:{line}: {text}" if self.lines else f"{path}: {text}"
+        return f"{path}:{line}: {text}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -119,9 +118,7 @@ def read_sources(yaml_path: Path) -> list[YamlSource]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         source.fail(mark.line + 1 if mark else 1, f"not YAML: {_syntax_message(error)}")
-    except RecursionError:
-        source.fail(1, "not a settings file: an anchor refers to itself")
-    except ValueError as error:  # A value that its own tag forbids, such as `!!int x`.
+    except (RecursionError, ValueError) as error:  # an anchor in itself; a value that its own tag forbids
         source.fail(1, f"not YAML: {error}")
     return sources
 
