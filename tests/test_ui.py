@@ -190,29 +190,6 @@ def test_no_page_of_another_origin_acts(screen: Screen):
     assert screen.answer("POST", "/graphql", json_type, json.dumps({"query": "{ version }"}).encode()) == 200
 
 
-def test_evaluation_is_readable_in_the_page(screen: Screen, made: str):
-    page = screen.open_asset("evaluation_report")
-    verdict = screen.metadata("verdict")
-    expect(verdict).to_contain_text(re.compile("romoted"))
-    screen.shoot("evaluation-report")
-    # A path or digest in the table makes it wider than the page: what matters must be visible nevertheless.
-    text, table = (
-        verdict.locator("code").bounding_box(),
-        page.get_by_text("Definition", exact=True).bounding_box(),
-    )
-    assert text["x"] + text["width"] < table["x"]
-    expect(screen.metadata("systems").get_by_role("cell", name="tfidf", exact=True)).to_be_visible()
-    screen.metadata("report").get_by_text("Show Markdown").click()
-    dialog = page.get_by_role("dialog")
-    expect(dialog.get_by_role("heading", name="Evaluation of letters")).to_be_visible()
-    _expect_pictures(dialog, 4)
-    screen.shoot("evaluation-report-open")
-    page.get_by_role("button", name="Close").click()
-    page.get_by_role("button", name="Plots").click()
-    expect(page.get_by_text("gain_over_best_baseline", exact=True).first).to_be_visible()
-    screen.shoot("evaluation-plots")
-
-
 def test_report_file_opens(screen: Screen, made: str):
     screen.open_asset("evaluation_report")
     with screen.page.expect_popup() as opened:
