@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from fullft_assets.durations import duration
 from fullft_assets.errors import SettingsError
 from fullft_assets.models.hardware import peak_flops
 from fullft_assets.planning.metadata import StepMemory, Work
@@ -406,7 +407,7 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
             "target": target.name if target.gpu is None else f"{target.name} ({target.gpus} x {target.gpu})",
             "fits": {None: "price only", False: "no"}.get(plan.fits, changes or "as it is"),
             "memory a process": memory,
-            "training": unknown if plan.hours is None else duration(*plan.hours),
+            "training": unknown if plan.hours is None else _duration(plan.hours),
             "USD an hour": "unknown" if target.hourly_usd is None else f"{target.hourly_usd:,.2f}",
             "first model, USD": unknown if plan.usd is None else _range(*plan.usd),
             "as spot, USD": _as_spot(plan),
@@ -432,13 +433,9 @@ def _least(setup: TrainingSettings, work: Work, processes: int) -> int:
     return state // processes if setup.sharding != "none" else state
 
 
-def duration(fast: float, slow: float) -> str:
-    """Return a range of hours in words."""
-    unit, name = (1, "h") if slow >= 2 else (60, "min")
-    low, high = fast * unit, slow * unit
-    if high < 1:
-        return "under 1 min"
-    return f"{high:.1f} {name}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f} {name}"
+def _duration(hours: tuple[float, float]) -> str:
+    low, high = (duration(each * 3600) for each in hours)
+    return high if low == high else f"{low} to {high}"
 
 
 def _range(low: float, high: float) -> str:
@@ -483,7 +480,7 @@ def recommendation(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> st
     has_changes = bool(yaml_lines(chosen, settings.training))
     how = "with these lines in the YAML:" if has_changes else "with the YAML as it is"
     return (
-        f"Recommended: {chosen.target.name} ({duration(*chosen.hours)} of training, at most"
+        f"Recommended: {chosen.target.name} ({_duration(chosen.hours)} of training, at most"
         f" {chosen.usd[1]:,.2f} USD for a first model), the best by price and time, an hour of waiting"
         f" counted as {WAITING_USD:g} USD; {how}"
     )
