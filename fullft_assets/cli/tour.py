@@ -226,12 +226,15 @@ class _Services:
         """Return what a function finds at last; raise a FullftError after a time, or if the services end."""
         deadline = time.monotonic() + _STEP_SECONDS
         while not (result := find()):
-            if self._process.poll() is not None:
-                raise FullftError(f"tour: `dagster dev` ended by itself; {self.log} says why")
+            self.require_alive()
             if time.monotonic() > deadline:
                 raise FullftError(f"tour: {problem}")
             time.sleep(_POLL_SECONDS)
         return result
+
+    def require_alive(self) -> None:
+        if self._process.poll() is not None:
+            raise FullftError(f"tour: `dagster dev` ended by itself; {self.log} says why")
 
     def fullft_run(self) -> None:
         command = ["fullft_assets.cli", "run", CASE, "--defs", str(self.project.defs)]
