@@ -42,7 +42,7 @@ attributes:
 ```
 
 These keys are the ones that nearly every use case needs. Every other key has a default.
-`dg scaffold defs fullft_assets.FullFineTune my_case` writes a file with all of them, commented out, and
+`dg scaffold defs fullft_assets.FullFineTune my_case` writes such a file with comments, and
 `fullft check my_case` names the line of a wrong key or value. Relative paths start at the folder with
 `pyproject.toml`.
 """

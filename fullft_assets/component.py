@@ -10,8 +10,7 @@ from typing import Any
 import dagster as dg
 from dagster.components import Component, ComponentLoadContext, ComponentTypeSpec, scaffold_with
 from dagster.components.core import decl
-from dagster.components.core.defs_module import ComponentPostProcessingModel
-from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 
 from fullft_assets import automation
 from fullft_assets.assets import ingestion, model, production, security
@@ -24,8 +23,7 @@ from fullft_assets.checking.project import (
     name_at,
     require_own_name,
 )
-from fullft_assets.checking.validation import check_settings, load_use_case, unreadable
-from fullft_assets.checking.yaml_source import Key, YamlSource, read_sources
+from fullft_assets.checking.validation import load_use_case, unreadable
 from fullft_assets.demos import is_dormant
 from fullft_assets.errors import SettingsError
 from fullft_assets.scaffold import UseCaseScaffolder
@@ -121,11 +119,8 @@ class FullFineTune(Component):
         """
         folder = Path(context.path)
         path = next((folder / name for name in ("defs.yaml", "defs.yml") if (folder / name).is_file()), None)
-        if path is None:  # a component in Python
-            values = attributes.root if isinstance(attributes, Attributes) else {}
-            return cls(
-                check_settings(UseCaseSettings.model_validate(values), folder, Path(context.project_root))
-            )
+        if path is None:
+            raise SettingsError(f"{folder}: a use case is written in a defs.yaml")
         if is_dormant(path):
             return cls(None)
         number = context.component_path.instance_key
@@ -185,8 +180,8 @@ def _load_use_cases(path_within_project: Path) -> dg.Definitions:
         problems: dict[Place, str] = {}
         # To load each use case alone takes longer, so it is tried where the files alone do not explain it.
         for problem_of in (
-            lambda place: unreadable(place.path) or wrong_post_processing(place.path),
-            lambda place: _unloadable(place, places),
+            lambda place: unreadable(place.path),
+            lambda place: unloadable(place, places),
         ):
             checked = {place: problem_of(place) for place in places if place not in problems}
             problems |= {place: problem for place, problem in checked.items() if problem is not None}
@@ -200,14 +195,7 @@ def _load_use_cases(path_within_project: Path) -> dg.Definitions:
         raise
 
 
-def problem_of_post_processing(place: Place) -> str | None:
-    """Return why Dagster cannot apply the section `post_processing` of a use case's file, or None."""
-    if not any("post_processing" in source.value for source in read_sources(place.path)):
-        return None
-    return wrong_post_processing(place.path) or _unloadable(place, find_use_cases(find_defs(place.path)))
-
-
-def _unloadable(place: Place, places: Iterable[Place]) -> str | None:
+def unloadable(place: Place, places: Iterable[Place]) -> str | None:
     """Return why Dagster cannot load a use case without the others, or None."""
     with _without(each for each in places if each.path != place.path):
         try:
@@ -215,39 +203,15 @@ def _unloadable(place: Place, places: Iterable[Place]) -> str | None:
         except Exception as error:
             while isinstance(error.__cause__, Exception):
                 error = error.__cause__
-            # Dagster's message of a template ends with what went wrong.
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            said = lines[-1] if lines else type(error).__name__
+            if isinstance(error, ValidationError):
+                # Of a section that may have one of several forms, the nearest form is meant.
+                problem = max(error.errors(), key=lambda each: len(each["loc"]))
+                said = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            else:
+                # Dagster's message of a template ends with what went wrong.
+                said = str(error).strip().rpartition("\n")[2].strip() or type(error).__name__
             return f"{place.path}: Dagster cannot load it ({said}); look at its templates, {{{{ ... }}}}"
     return None
-
-
-def wrong_post_processing(yaml_path: Path) -> str | None:
-    """Return what Dagster does not take in the section `post_processing` of a YAML file, or None."""
-    schema = TypeAdapter(ComponentPostProcessingModel.model())
-    try:
-        for source in read_sources(yaml_path):
-            try:
-                schema.validate_python(source.value.get("post_processing") or {})
-            except ValidationError as error:
-                located = [(_key_in(source, each["loc"]), each["msg"]) for each in error.errors()]
-                # Of a section that may have one of several forms, the nearest form is meant.
-                depth = max(len(key) for key, _ in located)
-                for key, message in located:
-                    if len(key) == depth:
-                        source.add_at(source.lines[key], key, message)
-            source.raise_problems()
-    except SettingsError as error:
-        return str(error)
-    return None
-
-
-def _key_in(source: YamlSource, location: tuple[str | int, ...]) -> Key:
-    """Return the key of a YAML file that a location of pydantic means, which names forms of sections, too."""
-    key: Key = ("post_processing",)
-    for name in location:
-        key = (*key, name) if (*key, name) in source.lines else key
-    return key
 
 
 @contextmanager

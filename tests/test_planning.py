@@ -1,6 +1,5 @@
 """Planning: gates as pure functions, and the real workload on a small project."""
 
-import json
 import random
 import re
 from pathlib import Path
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullft_assets.errors import GateError, SettingsError
-from fullft_assets.evaluation.metrics.labels import MACRO_F1
 from fullft_assets.jobs.launch import EXIT_FIXABLE
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.hardware import memory_limit
@@ -26,8 +24,6 @@ from fullft_assets.planning import (
 )
 from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.store import Manifest
-from fullft_assets.tasks.baseline import load_all
-from fullft_assets.tasks.classification.assessment import predictions_of
 from fullft_assets.workloads import entry
 from tests import project as projects
 from tests.prepared import Prepared, prepare
@@ -92,12 +88,6 @@ class TestPlanChecks:
             assert not fits.passed
             assert "lower training.micro_batch_size" in fits.description
 
-    def test_a_red_gate_names_settings_that_fit(self):
-        _, (fits, _) = plan_checks(
-            MEASURED, PlanningSettings(max_memory_gib=1), fitting={"micro_batch_size": 2}
-        )
-        assert fits.description.endswith("; these are counted to fit: training.micro_batch_size: 2")
-
     def test_unsharded_processes_hold_buckets_of_gradients(self):
         frozen = MEASURED.model_copy(update={"num_trained_parameters": 20_000_000})
         plan, (fits, _) = plan_checks(frozen, PlanningSettings(), TrainingSettings(), 2)
@@ -143,13 +133,6 @@ class TestPlanChecks:
             stop_note(seconds, 30),
         )
 
-    def test_every_breach_is_named_with_its_fix(self):
-        _, (_, budget) = plan_checks(MEASURED, PlanningSettings(max_hours=1.0, hourly_usd=1.0, max_usd=1.0))
-        assert (
-            "2.00 hours planned, planning.max_hours is 1; 2.00 USD planned, planning.max_usd is 1; lower"
-            in budget.description
-        )
-
 
 class TestPilotRows:
     @settings(max_examples=300, deadline=None)
@@ -163,9 +146,6 @@ class TestPilotRows:
         assert 2 <= len(points) <= 4
         assert points == sorted(set(points))
         assert batch_size <= points[0] and points[-1] == max(2 * batch_size, int(num_rows * share))
-
-    def test_each_has_twice_the_rows_of_the_one_before(self):
-        assert pilot_rows(20_000, 0.25, 32) == [625, 1_250, 2_500, 5_000]
 
     def test_refusal_names_the_key_and_a_value_that_works(self):
         with pytest.raises(SettingsError, match=r"training.batch_size: 50 training rows .* lower it to 6"):
@@ -208,22 +188,12 @@ class TestPredictedScore:
             found = predict_score(learning_curve(*with_failure), 4_800, 1_000)
             assert not found.is_known and found.low - 0.05 < whole.predicted < found.high
 
-    def test_more_validation_rows_narrow_it(self):
-        few, many = (
-            predict_score(learning_curve(0.5, 0.6, 0.65, 0.68), 1_300, count) for count in (50, 5_000)
-        )
-        assert few.high - few.low > 1.2 * (many.high - many.low)
-
     def test_at_the_target_only_chance_is_left(self):
         found = predict_score(learning_curve(0.5, 0.6, 0.65, 0.68), 1_200, 1_000)
         assert (found.predicted, found.high - found.low) == (
             0.68,
             pytest.approx(2 * 1.645 * (0.02**2 + 0.68 * 0.32 / 1_000) ** 0.5),
         )
-
-    def test_one_point_says_little(self):
-        found = predict_score([Point(rows=100, score=0.6)], 800, 1_000)
-        assert found.low < 0.65 and found.high > 0.9
 
 
 @pytest.mark.heavy
@@ -249,14 +219,6 @@ def test_pilot_check_refuses_where_even_the_optimistic_end_is_too_low(
     }[colour]
     assert advice in check.description and ("use the baseline" in check.description) is (colour == "red")
     assert check.metadata["predicted_gain"] == pytest.approx(flat.predicted - baseline)
-
-
-def test_a_pilot_that_predicts_nothing_says_so() -> None:
-    steep = predict_score(learning_curve(0.1, 0.1, 0.3, 0.4), 4_800, 1_000)
-    check = pilot_check(steep, {"tfidf": 0.6}, PlanningSettings())
-    assert not check.passed and check.metadata["predicted_gain"] < 0
-    assert not check.is_red
-    assert "too wide to know" in check.description
 
 
 @pytest.mark.parametrize(
@@ -318,92 +280,6 @@ def plan(case: Prepared, **sections: object) -> tuple[str, dict[str, Manifest]]:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(tmp_path_factory.mktemp("planning"))
-
-
-@pytest.fixture(scope="module")
-def planned(prepared: Prepared) -> dict[str, Manifest]:
-    # Tiny prices show that time is multiplied by them; the pilot may take as long as the full training.
-    said, found = plan(
-        prepared,
-        planning={"hourly_usd": 3.6, "pilot_share": 1.0},
-        training={"epochs": 2.0},
-        launcher={"grace_seconds": 0.1},
-    )
-    assert "but launcher.grace_seconds kills after 0.1; set " in said
-    assert None not in found.values()
-    return found
-
-
-@pytest.mark.heavy
-@pytest.mark.slow
-@pytest.mark.long
-class TestRealWorkload:
-    def test_plan_is_plausible(self, prepared, planned):
-        plan = planned["feasibility_plan"].metadata
-        train = prepared.split("train")
-        assert plan["num_rows"] == len(train)
-        assert plan["num_steps"] == -(-2 * len(train) // 8)
-        assert plan["num_tokens"] == 2 * sum(len(window) for document in train.windows for window in document)
-        assert 0 <= plan["padding_share"] < 0.3
-        assert plan["num_parameters"] > 22_000_000
-        assert plan["peak_memory_gib"] > plan["state_memory_gib"] == plan["num_parameters"] * 16 / 2**30
-        assert 0 < plan["predicted_seconds"] < 600
-        assert plan["stop_seconds"] > plan["predicted_seconds"] / plan["num_steps"]
-        assert plan["planned_usd"] == pytest.approx(plan["predicted_seconds"] / 1_000)
-        assert all(check.passed for check in planned["feasibility_plan"].checks)
-
-    def test_predicted_time_is_of_the_pilots_order(self, prepared, planned):
-        """The pilot reads each row once, so the plan's two epochs are twice its time: a factor of three
-        bounds the noise.
-        """
-        plan, pilot = planned["feasibility_plan"].metadata, planned["pilot_run"].metadata
-        a_token = plan["predicted_seconds"] / plan["num_tokens"]
-        assert a_token < pilot["seconds"] / pilot["num_tokens"] * 3
-
-    def test_baselines_are_scored_on_the_validation_rows(self, prepared, planned):
-
-        manifest = planned["cheaper_baselines"]
-        seconds = manifest.metadata["seconds"]
-        assert min(seconds.values()) > 0 and manifest.metadata["usd"] == {
-            name: pytest.approx(s / 1_000) for name, s in seconds.items()
-        }
-        assert (
-            tuple(manifest.metadata["scores"])
-            == prepared.use_case.settings.baselines
-            == ("majority", "tfidf", "frozen_probe")
-        )
-        assert manifest.metadata["best_score"] == max(manifest.metadata["scores"].values())
-        loaded = load_all(
-            manifest.metadata["scores"], prepared.store.folder(manifest), prepared.baseline_context
-        )
-        validation = prepared.split("validation")
-        for name, fitted in loaded.items():
-            predictions = predictions_of(validation.labels, fitted.predict(validation), prepared.labels)
-            assert MACRO_F1.compute(predictions) == pytest.approx(manifest.metadata["scores"][name])
-
-    def test_pilot_learns_and_predicts(self, planned):
-        pilot = planned["pilot_run"].metadata
-        scores = [point["macro_f1"] for point in pilot["learning_curve"]]
-        assert len(scores) == 4
-        assert scores[-1] > planned["cheaper_baselines"].metadata["scores"]["majority"]
-        # The largest part was all rows: the full training is as good, but for chance.
-        assert pilot["predicted_low"] < max(scores) == pilot["predicted"] < pilot["predicted_high"] <= 1
-        hoped = pilot["predicted_high"] - pilot["best_baseline_score"]
-        assert planned["pilot_run"].check("pilot_predicts_gain").is_red == (hoped < 0)
-
-    def test_pilot_leaves_nothing_in_the_temporary_folder(self, planned, prepared):
-        assert set(planned["pilot_run"].files) == {"pilot.json"}
-        history = json.loads((prepared.store.folder(planned["pilot_run"]) / "pilot.json").read_text())[
-            "history"
-        ]
-        assert list(history) == [
-            str(point["rows"]) for point in planned["pilot_run"].metadata["learning_curve"]
-        ]
-        assert all(of_seed[0]["step"] == 1 for of_part in history.values() for of_seed in of_part)
-
-    def test_second_launch_finds_all_three(self, prepared, planned):
-        _, found = plan(prepared, planning={"hourly_usd": 3.6, "pilot_share": 1.0}, training={"epochs": 2.0})
-        assert found == planned
 
 
 @pytest.mark.slow

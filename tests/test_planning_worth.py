@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from fullft_assets.evaluation.verdict import check_outcomes, check_specs, verdict
-from fullft_assets.planning import Point, pilot_check, predict_score
 from fullft_assets.planning.worth import Worth, asked, judge_worth
-from fullft_assets.settings import PlanningSettings, ReleaseSettings, UseCaseSettings
+from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from tests.test_release import evaluated, gained
 
 pytestmark = pytest.mark.quick
@@ -54,7 +53,7 @@ def test_the_interval_is_weighed_against_the_cost(
 
 def test_without_a_value_it_is_not_asked() -> None:
     found = judged(0.03, 0.05, 0.07)
-    assert not found.is_asked and not found.blocks
+    assert not found.is_asked
     assert found.sentence == "Whether that is worth its cost was not asked: set planning.usd_per_point."
     assert asked(use_case()) == {} != asked(use_case(usd_per_point=5))
 
@@ -64,51 +63,25 @@ def test_nothing_gained_is_not_worth_a_free_training() -> None:
     assert "(planning.hourly_usd is 0)" in judged(0.01, 0.02, 0.03, usd_per_point=100, hourly_usd=0).sentence
 
 
-@pytest.mark.parametrize(
-    ("policy", "usd_per_point", "answer"),
-    [
-        ("warn", 10.0, "promote"),
-        ("block", 10.0, "keep"),
-        ("block", 30.0, "inconclusive"),
-        ("block", 50.0, "promote"),
-    ],
-)
-def test_a_model_that_is_not_worth_it_is_kept_back_only_where_asked(
-    policy: str, usd_per_point: float, answer: str
+@pytest.mark.parametrize(("usd_per_point", "is_worth_it"), [(10.0, False), (30.0, False), (50.0, True)])
+def test_a_model_that_is_not_worth_it_is_promoted_with_a_warning(
+    usd_per_point: float, is_worth_it: bool
 ) -> None:
     evaluation = evaluated(gain=gained(0.05, 0.03, 0.07))
-    worth = judged(0.03, 0.05, 0.07, usd_per_point=usd_per_point, if_not_justified=policy)
-    found = verdict(evaluation, ReleaseSettings(), worth=worth)
-    settings = use_case(usd_per_point=usd_per_point)
-    outcomes = check_outcomes(evaluation, found, worth, settings)
-    assert found.answer == answer
-    assert (worth.sentence.rstrip(".") in found.sentence) == (answer != "promote")
+    worth = judged(0.03, 0.05, 0.07, usd_per_point=usd_per_point)
+    decision = verdict(evaluation, ReleaseSettings())
+    outcomes = check_outcomes(evaluation, decision, worth, use_case(usd_per_point=usd_per_point))
+    assert decision.answer == "promote"
     (outcome,) = [outcome for outcome in outcomes if outcome.name == "full_finetuning_is_justified"]
-    assert (outcome.passed, outcome.severity) == (usd_per_point == 50.0, "warn")
-    names = {spec.name for spec in check_specs(settings, has_row_labels=False)}
-    assert names == {outcome.name for outcome in outcomes}
+    assert (outcome.passed, outcome.severity) == (is_worth_it, "warn")
 
 
 @pytest.mark.parametrize("general", [None, {"path": "g"}])
 def test_a_check_that_cannot_apply_is_not_defined(general: dict[str, str] | None) -> None:
     evaluation, worth = evaluated(), judged(0.03, 0.05, 0.07)
     settings = UseCaseSettings.model_validate({**use_case().model_dump(), "snapshot": {"general": general}})
-    decision = verdict(evaluation, ReleaseSettings(), worth=worth)
+    decision = verdict(evaluation, ReleaseSettings())
     names = {outcome.name for outcome in check_outcomes(evaluation, decision, worth, settings)}
     assert names == {spec.name for spec in check_specs(settings, has_row_labels=False)}
     assert "full_finetuning_is_justified" not in names
     assert ("forgetting_is_within_budget" in names) == (general is not None)
-
-
-@pytest.mark.parametrize(
-    ("policy", "break_even", "passed"), [("block", 0.9, False), ("warn", 0.9, True), ("block", 0.01, True)]
-)
-def test_the_pilot_refuses_what_cannot_pay_even_at_best(policy: str, break_even: float, passed: bool) -> None:
-    prediction = predict_score(
-        [Point(rows=100, score=0.6), Point(rows=200, score=0.7), Point(rows=400, score=0.75)], 800, 500
-    )
-    settings = PlanningSettings.model_validate({"if_not_justified": policy, "usd_per_point": 1.0})
-    check = pilot_check(prediction, {"tfidf": 0.5}, settings, break_even)
-    assert check.passed is passed
-    assert f"the planned cost is worth it from {break_even:+.4f}" in check.description
-    assert ("set planning.if_not_justified: warn" in check.description) is not passed

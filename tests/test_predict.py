@@ -227,7 +227,7 @@ def test_an_empty_text_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("a.txt", b"\xff\xfe\xfa", "not UTF-8; convert it"),
+        ("a.txt", b"\xff\xfe\xfa", "cannot be read .not UTF-8"),
         ("a.csv", b'text\n"open', "cannot be read"),
         ("a.pdf", b"%PDF-1.7", "pdf is not read here; give JSON lines, CSV, or text with one text a line"),
         ("a.json", b"[]", "json is not read here"),

@@ -1,17 +1,14 @@
 """samples: the demo's delivery is real, dirty on purpose, the same each time, and never half there."""
 
-import ast
-import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 
-from fullft_assets.demos import licences, standard_library
+from fullft_assets.demos import licences
 from tests.licence_delivery import Delivery
 
 
@@ -49,19 +46,6 @@ def test_the_whole_delivery_holds_every_rule_once_and_the_dirt_beside(licence_de
     }  # fmt: skip
 
 
-def test_written_again_it_is_the_same_and_an_existing_one_is_left_alone(tmp_path: Path) -> None:
-    first = licences.write(tmp_path / "a", max_rules=500)
-    second = licences.write(tmp_path / "b", max_rules=500)
-    for name in ("documents", "production"):
-        assert lines_of(first, name) == lines_of(second, name)
-        assert [path.name for path in sorted((first / name).iterdir())] == [
-            path.name for path in sorted((second / name).iterdir())
-        ]
-    (first / "documents/delivery-1.manifest").write_text("mine")
-    licences.write(first)
-    assert (first / "documents/delivery-1.manifest").read_text() == "mine"
-
-
 def test_a_killed_writer_leaves_no_delivery(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys, pathlib\nfrom fullft_assets.demos import licences\n"
@@ -79,15 +63,3 @@ def test_a_killed_writer_leaves_no_delivery(tmp_path: Path) -> None:
     assert unseen
     assert len(lines_of(folder, "documents")) > 101
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_a_summary_is_the_first_line_of_the_documentation_before_it() -> None:
-    found = list(islice(standard_library.pairs(), 120))
-    assert len({pair["id"] for pair in found}) == 120
-    written = {inspect.getdoc(each) for each in vars(ast).values()}
-    of_ast = [pair for pair in found if pair["module"] == "ast.py"]
-    assert of_ast
-    for pair in of_ast:
-        instruction, body = pair["prompt"].split("\n\n", 1)
-        assert instruction == standard_library.INSTRUCTION
-        assert f"{pair['completion']}\n\n{body}" in written

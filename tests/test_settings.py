@@ -39,13 +39,6 @@ def problem(**changes: Any) -> tuple[str, str]:
     return ".".join(map(str, error["loc"])), error["msg"]
 
 
-def test_three_keys_make_a_use_case() -> None:
-    settings = UseCaseSettings.model_validate(LEAST)
-    assert (
-        UseCaseSettings.model_validate_json(settings.model_dump_json()).model_dump() == settings.model_dump()
-    )
-
-
 @pytest.mark.parametrize(
     ("task", "asked", "decides"),
     [
@@ -81,56 +74,6 @@ def test_every_field_is_described_and_every_number_is_bounded(name: str, section
             )
 
 
-@pytest.mark.parametrize(
-    ("changes", "place", "message"),
-    [
-        ({"trainng": {}}, "trainng", "unknown key `trainng`; did you mean `training`?"),
-        ({"training": {"epoch": 1}}, "training.epoch", "unknown key `epoch`; did you mean `epochs`?"),
-        (
-            {"documents": {"path": "a", "zzz": 1}},
-            "documents.zzz",
-            "unknown key `zzz`; known keys: path, format, ",
-        ),
-        ({"training": {"epochs": 0}}, "training.epochs", "Input should be greater than 0"),
-        (
-            {"training": {"precision": "fp8"}},
-            "training.precision",
-            "Input should be 'auto', 'fp32', 'bf16' or 'fp16'",
-        ),
-        (
-            {"monitoring": {"min_window_rows": 2_000}},
-            "monitoring.min_window_rows",
-            "Input should be less than or equal to 1000",
-        ),
-        (
-            {"monitoring": {"log": {"prediction": "answer"}}},
-            "monitoring.log",
-            "Value error, give either model or time",
-        ),
-        (
-            {"monitoring": {"log": {"prediction": "a", "model": "m", "time": "t"}}},
-            "monitoring.log",
-            "Value error, give either model or time",
-        ),
-        (
-            {"store": "ftp://bucket/a"},
-            "store",
-            "Value error, must be a folder, or s3://, gs:// or az:// with a bucket and a prefix",
-        ),
-        (
-            {"examples": {"label": "a", "labels": ["one"]}},
-            "examples.labels",
-            "List should have at least 2 items",
-        ),
-        ({"name": "two words"}, "name", "String should match pattern"),
-    ],
-)
-def test_what_is_wrong_is_named_with_its_key(changes: dict[str, Any], place: str, message: str) -> None:
-    found, said = problem(**changes)
-    assert found == place
-    assert said.startswith(message)
-
-
 def test_a_number_that_yaml_reads_as_text_is_a_number() -> None:
     settings = UseCaseSettings.model_validate({**LEAST, "training": {"learning_rate": "1e-4"}})
     assert settings.training.learning_rate == 1e-4
@@ -138,11 +81,6 @@ def test_a_number_that_yaml_reads_as_text_is_a_number() -> None:
         "learning_rate"
     ]["anyOf"]
     assert {branch["type"] for branch in branches} == {"number", "string"}
-
-
-def test_settings_are_frozen() -> None:
-    with pytest.raises(ValidationError, match="frozen"):
-        UseCaseSettings.model_validate(LEAST).training.epochs = 9
 
 
 def test_language_modeling_reads_each_token_once_by_default() -> None:
@@ -206,16 +144,6 @@ def test_few_rows_with_labels_are_read_more_often_by_default(task: str, num_rows
     assert settings.with_epochs(num_rows).training.epochs == epochs
     given = UseCaseSettings.model_validate({**LEAST, "examples": examples, "training": {"epochs": 2}})
     assert given.with_epochs(num_rows) is given
-
-
-def test_a_default_fits_the_key_that_it_depends_on() -> None:
-    """Whoever shortens the windows or the batches does not have to think of a second key."""
-    short = UseCaseSettings.model_validate(
-        {**LEAST, "chunks": {"max_tokens": 48}, "training": {"batch_size": 4}}
-    )
-    assert (short.chunks.stride, short.training.micro_batch_size) == (12, 4)
-    usual = UseCaseSettings.model_validate(LEAST)
-    assert (usual.chunks.stride, usual.training.micro_batch_size) == (32, 16)
 
 
 class _Inner(Settings):

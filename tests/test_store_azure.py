@@ -80,15 +80,9 @@ def test_artifacts_and_pointers_are_whole(container: str, tmp_path: Path) -> Non
     with store.create("mail", "s", "k", version="1", seed=1) as draft:
         (draft.path / "deep").mkdir()
         (draft.path / "deep/weights").write_bytes(weights)
-        (draft.path / "report.html").write_text("<b>good</b>")
         made = draft.commit(settings={}, inputs={}, metadata={})
     assert store.find("mail", "s", "k") == made
     assert (store.folder(made) / "deep/weights").read_bytes() == weights
-    with urllib.request.urlopen(store.signed_link(f"{made.ref}/report.html", 60)) as answer:
-        assert (answer.headers["Content-Type"], answer.read()) == (
-            "text/html; charset=utf-8",
-            b"<b>good</b>",
-        )
     assert count_in_two_processes(container, 30) == 60
     store.delete(made)
     assert store.sizes("mail") == {}

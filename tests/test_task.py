@@ -156,7 +156,6 @@ def test_another_packages_task_takes_what_it_names_and_what_is_for_the_task_that
             {"planning": {"baselines": ["label_shares"]}},
             "label_shares is not for the task classification; it is for multi_label",
         ),
-        ({"planning": {"baselines": ["tfidf", "tfidf"]}}, "tfidf is listed twice"),
         (
             {"evaluation": {"metrics": ["perplexity"]}},
             "perplexity is not for the task classification; it is for sft, language_modeling",

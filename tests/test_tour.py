@@ -90,8 +90,6 @@ def test_tour_takes_every_step_and_leaves_nothing_running(tmp_path: Path) -> Non
         found = re.search(line, output[at:])
         assert found, f"not said, or not in this order: {line}\n{output}"
         at += found.end()
-    clock = [float(seconds) for seconds in re.findall(r"^\[ *([\d.]+) s\]", output, re.MULTILINE)]
-    assert all(later > earlier - 1 for earlier, later in zip(clock, clock[1:], strict=False)), "one clock"
     assert {"drift", "decision_needed"} <= set(re.findall(r"ALERT received: (\w+):", output))
     assert processes_of(folder) == []
     assert not (tmp_path / "of_the_user").exists()

@@ -25,13 +25,6 @@ from tests.ui import Screen, Services, chromium, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-ASSETS = {
-    "raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks", "tokenizer_audit",
-    "training_snapshot",
-    "feasibility_plan", "cheaper_baselines", "pilot_run", "finetuned_checkpoint", "evaluation_report",
-    "champion_model",
-    "production_documents", "batch_predictions", "drift_report", "live_quality", "retraining_decisions",
-}  # fmt: skip
 #: The pilot of such a small project predicts no gain; here it may train nevertheless.
 SECTIONS = {
     "documents": {"path": "data/letters/documents", "max_batch_files": 1},
@@ -173,19 +166,6 @@ def _num_succeeded(screen: Screen, job: str) -> int:
     return sum(run.status == SUCCESS for run in runs)
 
 
-def test_graph_is_one_group_without_a_dialog(screen: Screen):
-    page = screen.open_group()
-    expect(page.get_by_text("training_snapshot").first).to_be_visible()
-    assert page.get_by_role("dialog").count() == 0
-    screen.shoot("graph-empty")
-    screen.open_group("list")
-    expect(page.get_by_role("link", name=re.compile("champion_model")).first).to_be_visible()
-    links = page.locator("a[href*='/assets/letters/']").evaluate_all(
-        "links => links.map(link => link.pathname)"
-    )
-    assert {link.rsplit("/", 1)[1] for link in links} == ASSETS
-
-
 def test_no_page_of_another_origin_acts(screen: Screen):
     """What Dagster's own webserver does for each of these requests, and what programs may go on to do."""
     run = 'mutation { setConcurrencyLimit(concurrencyKey: "forged", limit: 7) }'
@@ -210,29 +190,6 @@ def test_no_page_of_another_origin_acts(screen: Screen):
     assert screen.answer("POST", "/graphql", json_type, json.dumps({"query": "{ version }"}).encode()) == 200
 
 
-def test_evaluation_is_readable_in_the_page(screen: Screen, made: str):
-    page = screen.open_asset("evaluation_report")
-    verdict = screen.metadata("verdict")
-    expect(verdict).to_contain_text(re.compile("romoted"))
-    screen.shoot("evaluation-report")
-    # A path or digest in the table makes it wider than the page: what matters must be visible nevertheless.
-    text, table = (
-        verdict.locator("code").bounding_box(),
-        page.get_by_text("Definition", exact=True).bounding_box(),
-    )
-    assert text["x"] + text["width"] < table["x"]
-    expect(screen.metadata("systems").get_by_role("cell", name="tfidf", exact=True)).to_be_visible()
-    screen.metadata("report").get_by_text("Show Markdown").click()
-    dialog = page.get_by_role("dialog")
-    expect(dialog.get_by_role("heading", name="Evaluation of letters")).to_be_visible()
-    _expect_pictures(dialog, 4)
-    screen.shoot("evaluation-report-open")
-    page.get_by_role("button", name="Close").click()
-    page.get_by_role("button", name="Plots").click()
-    expect(page.get_by_text("gain_over_best_baseline", exact=True).first).to_be_visible()
-    screen.shoot("evaluation-plots")
-
-
 def test_report_file_opens(screen: Screen, made: str):
     screen.open_asset("evaluation_report")
     with screen.page.expect_popup() as opened:
@@ -254,26 +211,6 @@ def _expect_pictures(place, at_least: int) -> None:
     )
     assert len(widths) >= at_least
     assert min(widths) > 200
-
-
-def test_checks_say_what_they_found(screen: Screen, made: str):
-    page = screen.open_asset("evaluation_report", "checks")
-    for check in (
-        "beats_baselines",
-        "beats_champion",
-        "score_is_sufficient",
-        "test_set_is_large_enough",
-    ):
-        expect(page.get_by_text(check, exact=True).first).to_be_visible()
-    page.get_by_text("beats_baselines", exact=True).first.click()
-    expect(page.get_by_text(re.compile("gain over .* is [+-]0"))).to_be_visible()
-    screen.shoot("checks")
-    page = screen.open_asset("labeled_examples", "checks")
-    page.get_by_text("rows_are_accounted_for", exact=True).first.click()
-    # Both batches may have been made at the same time: then Dagster takes neither result for that of the
-    # latest materialization.
-    page.get_by_role("tab", name="Execution history").click()
-    expect(page.get_by_text(re.compile(r"200 in = \d+ valid \+ \d+ quarantined")).first).to_be_visible()
 
 
 @pytest.mark.parametrize(

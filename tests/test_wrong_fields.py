@@ -12,7 +12,6 @@ import pytest
 
 from benchmarks.frozen import freeze
 from fullft_assets import examples
-from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.batches import Batch
 from fullft_assets.documents.formats.labels import group_key
 from fullft_assets.documents.reading import read_documents
@@ -87,18 +86,6 @@ def test_rows_without_their_group_hold_the_batch_back(tmp_path: Path, change: Ca
     assert "groups_are_given" in red(examined)
 
 
-def test_few_rows_without_a_group_are_counted_and_named(tmp_path: Path):
-    delivered = rows()
-    for n in (3, 7):
-        delivered[n]["patient"] = "NULL"
-    examined = read(tmp_path, delivered)
-    assert red(examined) == {}
-    check = next(check for check in examined.checks if check.name == "groups_are_given")
-    assert check.metadata == {"num_without_group": 2, "ungrouped_share": 0.002}
-    assert "2 of 1,000 valid rows have no `patient`, so each is a group of its own" in check.description
-    assert f"{alias('a.jsonl')}:4, {alias('a.jsonl')}:8" in check.description
-
-
 def spaced(row: Row, n: int) -> Row:
     return {**row, "patient": row["patient"] + " \t"[n % 2] if n % 3 else row["patient"]}
 
@@ -157,27 +144,6 @@ def test_a_field_that_no_row_has_holds_the_batch_back(tmp_path: Path, documents:
     assert why.startswith(f"{key}, in which 0 of the 1,000 rows have a value")
 
 
-@pytest.mark.parametrize(
-    ("documents", "chosen", "key"),
-    [
-        ({"id": "note"}, {}, "documents.id names `note`"),
-        ({}, {"domain": "note"}, "examples.domain names `note`"),
-    ],
-)
-def test_a_field_that_few_rows_have_holds_the_batch_back(
-    tmp_path: Path, documents: Row, chosen: Row, key: str
-):
-    delivered = [row | ({"note": f"n{n}"} if n % 20 == 3 else {}) for n, row in enumerate(rows())]
-    why = red(read(tmp_path, delivered, documents, **chosen))["named_fields_have_values"]
-    assert why.startswith(
-        f"{key}, in which 50 of the 1,000 rows have a value; `fullft check` lists the fields"
-    )
-
-
-def test_the_default_id_need_not_exist(tmp_path: Path):
-    assert red(read(tmp_path, rows(), {"id": "id"})) == {}
-
-
 def test_ten_ways_to_write_a_label_are_one(tmp_path: Path):
     missing = ["NULL", "NaN", "n/a", "#N/A", "\\N", "-", "", "nan ", None]
     kinds = [" akut", "AKUT", "akut", "Akut ", *missing, "ruhig"]
@@ -233,3 +199,12 @@ def test_votes_on_one_label_in_two_spellings_agree(tmp_path: Path):
     table = read_documents(source, Batch("b", source.files()), DocumentsSettings(path="data"), settings).table
     [row] = table.to_pylist()
     assert (row["label"], row["confidence"], len(row["annotations"])) == ("akut", 1.0, 2)
+
+
+def test_rows_without_their_id_are_counted(tmp_path: Path):
+    delivered = [row | ({} if n in (3, 7) else {"doc": f"d{n}"}) for n, row in enumerate(rows())]
+    examined = read(tmp_path, delivered, {"id": "doc"})
+    (check,) = [check for check in examined.checks if check.name == "named_fields_are_complete"]
+    assert (
+        not check.passed and check.severity == "warn" and "2 of 1,000 rows have no `doc`" in check.description
+    )

@@ -1,14 +1,12 @@
 """What `fullft check` says of a use case within seconds, before a model is loaded: whether the YAML fits the
-data, and which defaults were chosen.
+data.
 """
 
 from collections.abc import Iterator
 
-from pydantic import BaseModel
-
 from fullft_assets.base_model import BaseModelHeader, find_base_model, read_header
-from fullft_assets.checking.corpus import READ_BYTES, Corpus, look_at_documents, look_at_production
-from fullft_assets.checking.sample import field_problems, label_findings, log_problems
+from fullft_assets.checking.corpus import READ_BYTES, Corpus, look_at_documents
+from fullft_assets.checking.sample import field_problems, label_findings
 from fullft_assets.checking.yaml_source import Key, read_source
 from fullft_assets.documents.delivery import left_in_place, skipped
 from fullft_assets.planning import state_bytes
@@ -30,25 +28,6 @@ def check_use_case(use_case: UseCase) -> str:
     rows = {
         "model": _model_line(settings, model),
         "documents": _documents_line(settings, corpus),
-        "windows": (
-            f"tokens {_chosen(settings, 'chunks', 'max_tokens')},"
-            f" stride {_chosen(settings, 'chunks', 'stride')}"
-        ),
-        "precision": _chosen(settings, "training", "precision"),
-        "batch": (
-            f"rows a step {_chosen(settings, 'training', 'batch_size')}, "
-            f"a forward pass {_chosen(settings, 'training', 'micro_batch_size')}, "
-            f"gradient checkpointing {_chosen(settings, 'training', 'gradient_checkpointing')}"
-        ),
-        "learning": (
-            f"rate {_chosen(settings, 'training', 'learning_rate')}, "
-            f"{_chosen(settings, 'training', 'scheduler')}, epochs {_epochs(settings)}"
-        ),
-        "decides": (
-            f"metric {settings.primary_metric}"
-            f"{' (default)' if settings.evaluation.primary_metric is None else ''},"
-            f" seed {_chosen(settings, 'seed')}"
-        ),
         "memory": _memory_line(settings, model),
         "verdict": (
             f"unknown before ingestion; needs {settings.release.min_effective_groups:g} test groups"
@@ -77,9 +56,8 @@ def check_use_case(use_case: UseCase) -> str:
 
 
 def _refuse(use_case: UseCase, corpus: Corpus) -> None:
-    source, log = None, use_case.settings.monitoring.log
-    logged = () if log is None else log_problems(look_at_production(use_case), use_case.settings, log)
-    for key, message in (*_no_row(corpus), *field_problems(corpus.sample, use_case.settings), *logged):
+    source = None
+    for key, message in (*_no_row(corpus), *field_problems(corpus.sample, use_case.settings)):
         source = source or read_source(use_case.yaml_path, use_case.document)
         source.add(key, message)
     if source is not None:
@@ -122,24 +100,6 @@ def _documents_line(settings: UseCaseSettings, corpus: Corpus) -> str:
     if corpus.num_files_drawn is not None:
         sample += f" of {corpus.num_files_drawn:,} files, drawn from all,"
     return f"{settings.documents.path}: {files}; {sample} was read"
-
-
-def _epochs(settings: UseCaseSettings) -> str:
-    if settings.training.epochs is not None:
-        return _chosen(settings, "training", "epochs")
-    return f"{settings.training.num_epochs:g} or more, by the number of rows (default)"
-
-
-def _chosen(settings: UseCaseSettings, *key: str) -> str:
-    section: BaseModel = settings
-    for name in key[:-1]:
-        section = getattr(section, name)
-    value = getattr(section, key[-1])
-    if isinstance(value, bool):
-        shown = "on" if value else "off"
-    else:
-        shown = f"{value:g}" if isinstance(value, float) else str(value)
-    return shown if key[-1] in section.model_fields_set else f"{shown} (default)"
 
 
 _COUNTS = ("", "k", "M", "B", "T")

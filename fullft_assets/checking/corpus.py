@@ -4,11 +4,10 @@ them.
 
 from __future__ import annotations
 
-import heapq
 import random
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,16 @@ from fullft_assets.documents.formats.delivered import Head
 from fullft_assets.documents.formats.rows import Row
 from fullft_assets.documents.reading import FileReader
 from fullft_assets.documents.sources import Source, SourceFile
-from fullft_assets.settings import LogSettings, UseCaseSettings
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 
 #: Files that are looked at, drawn from all: finding out what is in each takes half a millisecond.
 MOST_FILES = 2_000
-#: Unpacked bytes of files of rows that are read, from the first row of each on.
-READ_BYTES = 50 * 2**20
-#: Rows that are looked at, drawn from those that are read; no more files of other formats are opened for them
-#: after so many bytes.
+#: Unpacked bytes that are read, and the rows that are drawn from them.
+READ_BYTES = 20 * 2**20
 SAMPLE_ROWS = 2_000
-SAMPLE_BYTES = 20 * 2**20
-#: Production files whose rows are looked at.
-_NEWEST_FILES = 100
+#: Rows that are read of a file whose size does not bound them, at least.
+_LEAST_ROWS_A_FILE = 20
 #: So many files of formats that are slow to read are opened, and only up to so many bytes each.
 _MOST_SLOW_FILES, _MOST_SLOW_BYTES = 20, 2**18
 
@@ -61,7 +57,7 @@ class Corpus:
     files: list[SourceFile] = field(default_factory=list)
     #: Reading stopped after `READ_BYTES`.
     is_cut: bool = False
-    #: Files were not opened, since their format is slow to read, or after `SAMPLE_BYTES`.
+    #: Files were not opened, since their format is slow to read, or after `READ_BYTES`.
     has_unopened: bool = False
     #: A file that cannot be read.
     note: str | None = None
@@ -86,7 +82,7 @@ def look_at_documents(use_case: UseCase) -> Corpus:
     source = source_of(use_case)
     files = source.files()
     drawn_files = files if len(files) <= MOST_FILES else sorted(random.Random(0).sample(files, MOST_FILES))
-    look, sample = _look_at(source, drawn_files, settings)
+    look = _look_at(source, drawn_files, settings)
     return Corpus(
         files=files,
         is_cut=look.is_cut,
@@ -95,49 +91,29 @@ def look_at_documents(use_case: UseCase) -> Corpus:
         num_files_drawn=len(drawn_files) if len(drawn_files) < len(files) else None,
         others=source.others,
         skipped=source.skipped,
-        sample=sample,
+        sample=look.sample(),
     )
 
 
-def look_at_production(use_case: UseCase) -> list[Sampled]:
-    """Return a sample of the newest production rows, with what a model answered; none of a bucket, or before
-    production has delivered.
-
-    Only of the newest files: older ones may be from before the log.
-
-    Raises:
-        DataError: a folder cannot be listed.
-    """
-    settings = use_case.settings
-    path = settings.monitoring.path
-    if path is None or "://" in path or not use_case.resolve(path).exists():
-        return []
-    source = source_of(use_case, "window")
-    newest = sorted(source.files(), key=lambda file: file.mtime_ns)[-_NEWEST_FILES:]
-    return _look_at(source, newest, settings, settings.monitoring.log)[1]
-
-
-def _look_at(
-    source: Source, files: list[SourceFile], settings: UseCaseSettings, log: LogSettings | None = None
-) -> tuple[_Look, list[Sampled]]:
-    with FileReader(settings.documents, settings.examples, all_fields=True, log=log) as reader:
-        look = _Look(reader)
+def _look_at(source: Source, files: list[SourceFile], settings: UseCaseSettings) -> _Look:
+    rows_a_file = max(_LEAST_ROWS_A_FILE, SAMPLE_ROWS // max(1, len(files)))
+    with FileReader(settings.documents, settings.examples, all_fields=True) as reader:
+        look = _Look(reader, rows_a_file)
         # From all over the delivery: a folder often has one label.
         for file in random.Random(0).sample(files, len(files)):
             look.add(source, file)
-        return look, look.sample()
+        return look
 
 
-@dataclass(frozen=True, order=True)
-class _Drawn:
-    """A record of the sample; of all records those with the largest `draw` are in it."""
+@dataclass(frozen=True)
+class _Read:
+    """A record that was read, with what it takes to make a row of it."""
 
-    draw: float
     file: str
     number: int
-    record: Record = field(compare=False)
-    meaning: Format = field(compare=False)
-    reading: Reading = field(compare=False)
+    record: Record
+    meaning: Format
+    reading: Reading
 
     def sampled(self) -> Sampled:
         rows = self.meaning.rows([(self.number, self.record)], self.reading)
@@ -148,19 +124,17 @@ class _Drawn:
 
 
 class _Look:
-    """Draws rows: files of rows are read within `READ_BYTES` in all, whole documents within other bounds."""
+    """Reads files of rows from their beginning within `READ_BYTES` in all, of others some rows each."""
 
-    def __init__(self, reader: FileReader) -> None:
+    def __init__(self, reader: FileReader, rows_a_file: int) -> None:
         self.is_cut = False
         self.has_unopened = False
         #: Why files cannot be read, by path.
         self._unreadable: dict[str, str] = {}
-        self._drawn: list[_Drawn] = []
+        self._rows: list[_Read] = []
         self._reader = reader
-        #: Bytes of files of rows that were read, unpacked.
+        self._rows_a_file = rows_a_file
         self._read_bytes = 0
-        #: Bytes of the other files that were opened for the sample, and how many of these are slow to read.
-        self._opened_bytes = 0
         self._num_slow = 0
 
     @property
@@ -172,9 +146,8 @@ class _Look:
         return f"{self._unreadable[min(self._unreadable)]}{more} will be skipped"
 
     def sample(self) -> list[Sampled]:
-        return [
-            drawn.sampled() for drawn in sorted(self._drawn, key=lambda drawn: (drawn.file, drawn.number))
-        ]
+        drawn = random.Random(0).sample(self._rows, min(SAMPLE_ROWS, len(self._rows)))
+        return [row.sampled() for row in sorted(drawn, key=lambda row: (row.file, row.number))]
 
     def add(self, source: Source, file: SourceFile) -> None:
         try:
@@ -186,48 +159,39 @@ class _Look:
 
     def _add(self, path: Path, file: SourceFile) -> None:
         written, _ = self._reader.formats(Delivered(path, file.path))
-        if not written.is_whole_file:
-            head = Head(READ_BYTES - self._read_bytes)
-            if head.max_bytes > 0:
-                self._read(Delivered(path, file.path, head=head))
-            self._read_bytes += head.num_bytes
-            self.is_cut = self.is_cut or head.is_cut or head.max_bytes <= 0
-            return
-        is_slow = written.is_slow
-        if is_slow and not file.bytes:
+        if written.is_slow and not file.bytes:
             raise Unreadable("empty")
-        is_too_slow = is_slow and (file.bytes > _MOST_SLOW_BYTES or self._num_slow == _MOST_SLOW_FILES)
-        if self._opened_bytes >= SAMPLE_BYTES or is_too_slow:
+        is_too_slow = written.is_slow and (
+            file.bytes > _MOST_SLOW_BYTES or self._num_slow == _MOST_SLOW_FILES
+        )
+        if self._read_bytes >= READ_BYTES or is_too_slow:
             self.has_unopened = True
             return
-        self._num_slow += is_slow
-        self._opened_bytes += file.bytes
-        self._read(Delivered(path, file.path))
+        self._num_slow += written.is_slow
+        has_head = not (written.is_whole_file or written.has_row_groups)
+        head = Head(READ_BYTES - self._read_bytes) if has_head else None
+        try:
+            self._rows += self._read(Delivered(path, file.path, head=head))
+        finally:
+            self._read_bytes += file.bytes if head is None else head.num_bytes
+            self.is_cut = self.is_cut or (head is not None and head.is_cut)
 
-    def _read(self, file: Delivered) -> None:
-        """Read a file's rows until its head ends."""
+    def _read(self, file: Delivered) -> list[_Read]:
+        """Return a file's rows up to the end of its head, without a head some rows."""
+        head = file.head
 
-        def take(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> list[_Drawn]:
-            # Seeded anew: a file may be read again in another encoding.
-            draw = random.Random(zlib.crc32(file.name.encode(errors="surrogateescape")))
-            sample = list(self._drawn)
-            number, record = 0, None
+        def take(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> list[_Read]:
+            some = islice(records, self._rows_a_file if head is None else None)
+            rows: list[_Read] = []
             try:
-                for number, record in records:
-                    number_drawn = draw.random()
-                    if len(sample) < SAMPLE_ROWS or number_drawn > sample[0].draw:
-                        heapq.heappush(
-                            sample, _Drawn(number_drawn, file.name, number, record, meaning, reading)
-                        )
-                    if len(sample) > SAMPLE_ROWS:
-                        heapq.heappop(sample)
+                for number, record in some:
+                    rows.append(_Read(file.name, number, record, meaning, reading))
             except Unreadable:
-                if file.head is None or not file.head.is_cut:
+                if head is None or not head.is_cut:
                     raise
-            if file.head is not None and file.head.is_cut and isinstance(record, str):
+            if head is not None and head.is_cut and rows and isinstance(rows[-1].record, str):
                 # The row that reading stops in is cut; nothing else is wrong with it.
-                sample = [each for each in sample if (each.file, each.number) != (file.name, number)]
-                heapq.heapify(sample)
-            return sample
+                rows.pop()
+            return rows
 
-        self._drawn, _ = self._reader.read(file, take)
+        return self._reader.read(file, take)[0]

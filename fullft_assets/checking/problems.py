@@ -5,7 +5,7 @@ a key below `attributes`, and one line with the fix.
 import encodings.aliases
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from croniter import croniter
@@ -30,8 +30,6 @@ from fullft_assets.settings.use_case import locate
 from fullft_assets.task import BASELINES, GATES, METRICS, TASKS, Task, task_of
 
 Problem = tuple[Key, str]
-#: Endings of archives that are not read.
-_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 
 
 def is_cron(cron: str) -> bool:
@@ -99,14 +97,8 @@ def _contents_problem(path: str, root: Path, format_: str | None = None) -> str 
     if source.skipped:
         name, why = min(source.skipped.items())
         return f"no document below {path} can be read; {shown_path(name)}: {why}"
-    hint = _hint(source.others) if source.others and format_ is not None else ""
+    hint = "; if each file is one text, set documents.format to text" if source.others else ""
     return f"no readable document below {path}; known endings: {known_endings()}{hint}"
-
-
-def _hint(paths: Sequence[str]) -> str:
-    if packed := [path for path in paths if path.lower().endswith(_ARCHIVES)]:
-        return f"; unpack {shown_path(min(packed))} and deliver its files"
-    return "; if each file is one text, set documents.format to text"
 
 
 def _external_problem(path: str, root: Path) -> str | None:
@@ -181,7 +173,6 @@ def data_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 
 def dependency_problems(deps: list[str], name: str) -> Iterator[Problem]:
     """Yield what is wrong with `documents.deps` of the use case of this name."""
-    yield from _listed_twice(("documents", "deps"), deps)
     for number, key in enumerate(deps):
         place = ("documents", "deps", number)
         yield from _of_rules(
@@ -204,12 +195,6 @@ def _refusal(check: Callable[[], object]) -> str | None:
     except SettingsError as error:
         return str(error)
     return None
-
-
-def _listed_twice(key: Key, values: Sequence[object]) -> Iterator[Problem]:
-    for number, value in enumerate(values):
-        if value in values[:number]:
-            yield (*key, number), f"{value} is listed twice; remove one"
 
 
 def _section_problems(settings: UseCaseSettings) -> Iterator[Problem]:
@@ -393,7 +378,6 @@ def _example_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem
             f"{examples.group} is the label's field too; a split by label cannot be learned from",
         ),
     )
-    yield from _listed_twice(("examples", "labels"), examples.labels or [])
     missing_words = {word.strip().casefold() for word in settings.documents.missing_values}
     for number, label in enumerate(examples.labels or []):
         if label.strip().casefold() in missing_words:
@@ -437,7 +421,6 @@ def _training_problems(settings: UseCaseSettings) -> Iterator[Problem]:
             "is measured on snapshot.general, which is not set; give it a path, or remove this",
         ),
     )
-    yield from _listed_twice(("training", "wise_ft"), training.wise_ft)
     yield from contradictions(training, settings.launcher.processes)
     for name, message in guard_problems(training.guards):
         yield ("training", "guards", name), message
@@ -466,7 +449,6 @@ def _evaluation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
         ("evaluation", "metrics", METRICS, settings.evaluation.metrics),
         ("planning", "baselines", BASELINES, planning.baselines or []),
     ):
-        yield from _listed_twice((section, key), names)
         for number, name in enumerate(names):
             if not task.takes(name, registry.get(name).tasks):
                 tasks = ", ".join(registry.get(name).tasks)

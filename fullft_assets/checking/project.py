@@ -15,8 +15,6 @@ from fullft_assets.errors import SettingsError
 
 #: The use cases that this repository brings.
 DEFS = Path(__file__).parents[1] / "defs"
-#: Those whose documents `fullft prepare` writes; others may be beside them.
-DEMOS = ("licences", "licence_texts")
 COMPONENT = "fullft_assets.FullFineTune"
 _COMPONENT_TYPES = (COMPONENT, "fullft_assets.component.FullFineTune")
 _TYPE = re.compile(r"^type:\s*[\"']?([\w.]+)", re.MULTILINE)

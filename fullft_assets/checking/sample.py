@@ -18,8 +18,8 @@ from fullft_assets.documents.formats import name_of_format
 from fullft_assets.documents.formats.rows import has_field
 from fullft_assets.escaping import quoted, visible
 from fullft_assets.examples.labels import named
-from fullft_assets.examples.outcomes import MOST_WITHOUT, OPTIONAL_COLUMNS
-from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings, UseCaseSettings
+from fullft_assets.examples.outcomes import MEANT_WITHOUT, MOST_WITHOUT
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.task import task_of
 
@@ -28,10 +28,7 @@ _NESTED = ("data", "meta", "metadata", "fields", "inputs")
 #: Objects within objects whose fields are suggested.
 _MOST_DEPTH = 5
 _SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
-#: Columns of production rows by the keys of `monitoring.log` that name their fields.
-_LOGGED = {"prediction": "predicted", "score": "score", "model": "predicted_by", "time": "predicted_at"}
-#: Characters of a field's name that are shown. A longer one is a text: the first row of a table that has no
-#: header.
+#: Characters of a field's name that are shown: the first row of a table without a header may have texts.
 _SHOWN_CHARACTERS = 60
 _NO_HEADER = (
     "; if the first row is none of names, set documents.header to none, or to the number of the row that is"
@@ -48,75 +45,45 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
         yield from _lacking(_named(settings, rows), rows, settings)
 
 
-def log_problems(
-    sample: list[Sampled], settings: UseCaseSettings, log: LogSettings
-) -> Iterator[tuple[Key, str]]:
-    """Yield the keys of `monitoring.log` whose field nearly all production rows lack, each with one line that
-    says what to do.
-    """
-    rows = [row for row in sample if row.record]
-    named = (
-        (("monitoring", "log", key), column, field)
-        for key, column in _LOGGED.items()
-        if (field := getattr(log, key)) is not None
-    )
-    if rows:
-        yield from _lacking(named, rows, settings)
-
-
 def _lacking(
     named: Iterable[tuple[Key, str, str]], rows: list[Sampled], settings: UseCaseSettings
 ) -> Iterator[tuple[Key, str]]:
     for key, column, field in named:
-        rows_without = [row for row in rows if not _has(row, column)]
-        if len(rows_without) == len(rows):
+        if not any(_has(row, column) for row in rows):
             yield key, _nowhere(field, column, rows)
             continue
         # The rule on groups is about valid rows.
-        counted = (
-            [row for row in rows_without if "problem" not in row.row and _has(row, "text")]
-            if column == "group"
-            else rows_without
-        )
-        most, limit, otherwise = _most_without(column, settings)
-        if len(counted) > most * len(rows):
-            near = _near(field, fields_of([row for row in counted if field not in fields_of([row])]))
-            number = f"{len(counted):,} of {len(rows):,} rows read have no `{field}` ({_places(counted)})"
-            yield key, f"{number}, more than {limit}{near or otherwise}"
+        rows_without = [
+            row for row in rows if not _has(row, column) and (column != "group" or "problem" not in row.row)
+        ]
+        most = _most_without(column, settings)
+        if len(rows_without) > most * len(rows):
+            near = _near(field, fields_of([row for row in rows_without if field not in fields_of([row])]))
+            number = f"{len(rows_without):,} of {len(rows):,} rows read have no `{field}`"
+            otherwise = "; name the field that the others have, or fix them in the source"
+            yield key, f"{number} ({_places(rows_without)}), more than {most:.0%} of them{near or otherwise}"
+
+
+def _most_without(column: str, settings: UseCaseSettings) -> float:
+    """Return the share of rows that may lack a column."""
+    if column == "group":
+        return settings.examples.max_ungrouped_share
+    if column in MEANT_WITHOUT:
+        return MOST_WITHOUT
+    return settings.examples.max_quarantined_share
 
 
 def _unusable(sample: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
     rows = [row for row in sample if not row.record]
     if len(rows) > most * len(sample):
-        problem = rows[0].row.get("problem")
-        hint = _NO_HEADER if _is_of_table(rows[0]) else ""
         counted = f"{len(rows):,} of {len(sample):,} rows read ({_places(rows)})"
-        yield ("documents", "path"), f"{counted}: {problem}{hint}"
+        problem = f"{counted}: {rows[0].row.get('problem')}{_header_hint(rows[0])}"
+        yield ("documents", "path"), problem
 
 
-def _is_of_table(row: Sampled) -> bool:
-    return name_of_format(row.place.rpartition(":")[0]) in ("csv", "xlsx")
-
-
-def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, str]:
-    """Return the share of rows that may lack a column, what it is called, and what to do where no field's
-    name is near.
-    """
-    if column == "group":
-        most = settings.examples.max_ungrouped_share
-        return most, f"{most:.0%} of them", "; deliver them with a group"
-    if column in OPTIONAL_COLUMNS or column in _LOGGED.values():
-        return (
-            MOST_WITHOUT,
-            f"{MOST_WITHOUT:.0%} of them",
-            "; name a field that most rows have, or remove the key",
-        )
-    most = settings.examples.max_quarantined_share
-    return (
-        most,
-        f"examples.max_quarantined_share ({most:g})",
-        "; name the field that the others have, or fix them in the source",
-    )
+def _header_hint(row: Sampled) -> str:
+    is_of_table = name_of_format(row.place.rpartition(":")[0]) in ("csv", "xlsx")
+    return _NO_HEADER if is_of_table else ""
 
 
 def _places(rows: list[Sampled]) -> str:
@@ -193,25 +160,15 @@ def _has(row: Sampled, column: str) -> bool:
 
 
 def _nowhere(field: str, column: str, rows: list[Sampled]) -> str:
-    problem, field_names = rows[0].row.get("problem"), fields_of(rows)
-    if column == "messages" or (
-        column == "text" and problem is not None and has_field(rows[0].record, field)
-    ):
-        hint = (
-            f"{_listed(field_names)}; set documents.text to the one that has it"
-            if column == "messages"
-            else ""
-        )
-        return f"none of {len(rows):,} rows read can be used; the first ({rows[0].place}): {problem}{hint}"
-    if field in field_names or any(has_field(row.record, field) for row in rows):
-        return (
-            f"`{field}` is empty in each of {len(rows):,} rows"
-            f" read{_near(field, [name for name in field_names if name != field])}"
-        )
-    # Of a table with a title above its header the title is the one field, and near nothing.
-    is_title = len(field_names) == 1 and _is_of_table(rows[0])
-    listed = (not is_title and _near(field, field_names)) or _listed(field_names)
-    return f"none of {len(rows):,} rows read has a `{field}`{listed}{_NO_HEADER if is_title else ''}"
+    first, field_names = rows[0], fields_of(rows)
+    if column in ("text", "messages") and "problem" in first.row and has_field(first.record, field):
+        problem = first.row["problem"]
+        return f"none of {len(rows):,} rows read can be used; the first ({first.place}): {problem}"
+    if field in field_names:
+        near = _near(field, [name for name in field_names if name != field])
+        return f"`{field}` is empty in each of {len(rows):,} rows read{near}"
+    listed = _near(field, field_names) or _listed(field_names)
+    return f"none of {len(rows):,} rows read has a `{field}`{listed}{_header_hint(first)}"
 
 
 def _near(field: str, fields: list[str]) -> str:
@@ -228,26 +185,18 @@ def _listed(fields: list[str]) -> str:
         visible(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}...")
         for name in fields[:_SHOWN_FIELDS]
     ]
-    is_text = any(len(name) > _SHOWN_CHARACTERS for name in fields)
-    hint = _NO_HEADER if is_text else ""
-    return f"; their fields: {', '.join(shown)}{more}{hint}"
+    return f"; their fields: {', '.join(shown)}{more}"
 
 
 _SHOWN_LABELS = 8
-#: What a text with several labels has between them, and the share of the labels that must contain it.
-_SEPARATORS = (";", "|", ",", "\t")
-_SEPARATED_SHARE = 0.2
 
 
 def label_findings(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
-    """Yield the labels of a sample of rows, and what may separate several of them: (what it is about, one
-    line).
-    """
+    """Yield the labels of a sample of rows: (what it is about, one line)."""
     if task_of(examples).has_labels and rows:
         counts = Counter(label for row in rows for label in labels_of(row, examples))
         common = ((label, f"{count:,}") for label, count in counts.most_common(_SHOWN_LABELS))
         yield "labels", f"{len(counts):,} in {len(rows):,} rows read: {named(common, len(counts), counts)}"
-        yield from _separators(counts, examples)
 
 
 def labels_of(row: Sampled, examples: ExamplesSettings) -> list[str]:
@@ -256,19 +205,6 @@ def labels_of(row: Sampled, examples: ExamplesSettings) -> list[str]:
     if isinstance(value, str):
         return [value]
     return [each["label"] if isinstance(each, dict) else each for each in value or []]
-
-
-def _separators(counts: Counter[str], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
-    if task_of(examples).target != "labels" or examples.label_separator is not None:
-        return
-    for mark in _SEPARATORS:
-        share = sum(count for label, count in counts.items() if mark in label) / max(1, counts.total())
-        if share >= _SEPARATED_SHARE:
-            yield (
-                "labels",
-                f"{share:.0%} of them contain `{mark}`: if it separates several, set"
-                f" examples.label_separator to '{mark}'",
-            )
 
 
 #: Rows and characters that are compared.

@@ -1,24 +1,18 @@
 """use case: a `defs.yaml` -> checked settings, or one line for each thing that is wrong with it.
 
-A line reads `file:line: key: what is wrong; the fix`. Everything is found in the same check: unknown and
-duplicate keys, types, choices, bounds, and what needs the disk (paths, the model). Only a YAML syntax
-error is reported alone: nothing after it can be read.
+A line reads `file:line: key: what is wrong; the fix`. Unknown and duplicate keys, types, choices and bounds
+are found in one pass; what needs other keys or the disk (paths, the model) in the next one.
 """
 
-import copy
 import re
-from collections.abc import Collection, Iterable
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import ValidationError
 
-from fullft_assets.checking.problems import Problem, data_problems, dependency_problems, validate
+from fullft_assets.checking.problems import data_problems, dependency_problems, validate
 from fullft_assets.checking.project import (
     COMPONENT,
-    DEFS,
-    DEMOS,
     find_project_root,
     fitting_name,
     is_use_case,
@@ -40,15 +34,6 @@ from fullft_assets.settings.use_case import UseCase
 
 #: The keys of any Dagster component file.
 COMPONENT_KEYS = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
-#: Keys whose problem `fullft prepare` ends where the use case is a demo: its documents, and its model, are no
-#: part of the package.
-_DEMO_KEYS: tuple[Key, ...] = (
-    ("base_model",),
-    ("documents", "path"),
-    ("monitoring", "path"),
-    ("snapshot", "replay", "path"),
-    ("snapshot", "general", "path"),
-)
 
 
 def load_use_case(yaml_path: Path, document: int = 0, *, with_data: bool = False) -> UseCase:
@@ -67,82 +52,39 @@ def load_use_case(yaml_path: Path, document: int = 0, *, with_data: bool = False
         check_top_level(source_of_document)
         source_of_document.raise_problems()
     source = read_source(yaml_path, document)
-    settings, broken = parse(source)
-    if settings is None:
-        source.raise_problems()
-    assert settings is not None, "what is wrong was raised"
-    root = find_project_root(source.path)
-    problems = data_problems(settings, root) if with_data else ()
-    return _checked(settings, source, root, document, problems, broken)
-
-
-def check_settings(settings: UseCaseSettings, yaml_path: Path, project_root: Path) -> UseCase:
-    """Check settings that Dagster has already parsed; the YAML is read again for its line numbers.
-
-    Args:
-        settings: the component's attributes.
-        yaml_path: the file that they are in. Without such a file (a component written in Python)
-            the messages carry no line.
-        project_root: where relative paths start.
-
-    Raises:
-        SettingsError: one line a problem, all of them in one message.
-    """
-    source = read_source(yaml_path) if yaml_path.is_file() else YamlSource(yaml_path.resolve())
-    return _checked(settings, source, project_root)
-
-
-def _checked(
-    settings: UseCaseSettings,
-    source: YamlSource,
-    root: Path,
-    document: int = 0,
-    problems: Iterable[Problem] = (),
-    broken: Collection[Key] = (),
-) -> UseCase:
-    """Return the use case, or raise its problems and further ones but for those of broken keys."""
-    folder = source.path.parent
-    name = settings.name or folder.name
-    is_demo = folder.parent == DEFS and folder.name in DEMOS
+    settings = parse(source)
+    root, name = find_project_root(source.path), settings.name or source.path.parent.name
     all_problems = [
         *validate(settings, root),
         *dependency_problems(settings.documents.deps, name),
-        *problems,
+        *(data_problems(settings, root) if with_data else ()),
     ]
     if settings.name is None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         fix = f"add `name: {fitting_name(name)}`"
         all_problems.append((("name",), f"the folder's name `{name}` cannot name a use case; {fix}"))
     for key, message in all_problems:
-        hint = f"; `fullft prepare {folder.name}` writes the demo's" if is_demo and key in _DEMO_KEYS else ""
-        if not any(covers(each, key) for each in broken):
-            source.add(key, message + hint)
+        source.add(key, message)
     source.raise_problems()
     return UseCase(name, settings, source.path, root, document)
 
 
-def parse(source: YamlSource) -> tuple[UseCaseSettings | None, set[Key]]:
-    """Return the settings and the wrong keys, for which the settings have a default or a placeholder.
+def parse(source: YamlSource) -> UseCaseSettings:
+    """Return the settings of a use case.
 
-    What is wrong is taken out and the rest parsed again, so that one mistake never hides another.
+    Raises:
+        SettingsError: one line for each key that is unknown or whose value does not fit.
     """
     check_top_level(source)
     _check_type(source)
     attributes = source.value.get("attributes")
-    data: dict[str, Any] = copy.deepcopy(attributes) if isinstance(attributes, dict) else {}
-    broken: set[Key] = set()
-    while True:
-        try:
-            return UseCaseSettings.model_validate(data), broken
-        except ValidationError as error:
-            before = copy.deepcopy(data)
-            for problem in error.errors(include_url=False):
-                key = _without_types(problem["loc"], attributes, source)
-                if not any(covers(wrong, key) for wrong in broken):
-                    source.add(key, explain(problem, key, source))
-                broken.add(key)
-                _take_out(data, key)
-            if data == before:  # the placeholder of a wrong value does not match a pattern either
-                return None, broken
+    try:
+        return UseCaseSettings.model_validate(attributes if isinstance(attributes, dict) else {})
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            key = _without_types(problem["loc"], attributes, source)
+            source.add(key, explain(problem, key, source))
+    source.raise_problems()
+    raise AssertionError("what is wrong was raised")
 
 
 def _without_types(loc: Key, value: Any, source: YamlSource) -> Key:
@@ -213,22 +155,3 @@ def _check_type(source: YamlSource) -> None:
         problem = str(error)
     if problem is not None:
         source.add_at(source.lines["type",], ("type",), problem)
-
-
-def _take_out(data: dict[str, Any], key: Key) -> None:
-    """Remove a key, or put a placeholder where it is required, so that the rest can be checked; of a list,
-    all of it.
-    """
-    names = [str(name) for name in takewhile(lambda name: isinstance(name, str), key)]
-    *sections, last = names
-    for name in sections:
-        data = data.setdefault(name, {})
-    data.pop(last, None)
-    info = field_of(tuple(names))
-    if info is not None and info.is_required():
-        data[last] = "?" if info.annotation is str else {}
-
-
-def covers(key: Key, other: Key) -> bool:
-    """Return whether a key is another one or a section above it."""
-    return other[: len(key)] == key

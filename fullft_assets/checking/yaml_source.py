@@ -10,16 +10,14 @@ import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import yaml
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from yaml.reader import ReaderError
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import LAUNCHER_SECTIONS, LauncherSettings, UseCaseSettings
-from fullft_assets.settings.base import OneOf
 
 #: The path of a key below `attributes`; items of a list by their number.
 Key = tuple[str | int, ...]
@@ -64,12 +62,11 @@ class YamlSource:
 
     def fail(self, line: int, message: str) -> NoReturn:
         """Stop here: nothing after this can be read."""
-        self.lines[()] = 1
         raise SettingsError(self._located(line, message))
 
     def _located(self, line: int, text: str) -> str:
         path = self.path.relative_to(Path.cwd()) if self.path.is_relative_to(Path.cwd()) else self.path
-        return f"{path}:{line}: {text}" if self.lines else f"{path}: {text}"
+        return f"{path}:{line}: {text}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -121,9 +118,7 @@ def read_sources(yaml_path: Path) -> list[YamlSource]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         source.fail(mark.line + 1 if mark else 1, f"not YAML: {_syntax_message(error)}")
-    except RecursionError:
-        source.fail(1, "not a settings file: an anchor refers to itself")
-    except ValueError as error:  # A value that its own tag forbids, such as `!!int x`.
+    except (RecursionError, ValueError) as error:  # an anchor in itself; a value that its own tag forbids
         source.fail(1, f"not YAML: {error}")
     return sources
 
@@ -193,90 +188,28 @@ def _resolve(text: str, key: Key, source: YamlSource) -> str:
     return _TEMPLATE.sub(replace, text)
 
 
-BOUNDS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "of at least {} items"}
-#: How the patterns of names begin.
-_NAMES = ("^[A-Za-z][", "^[a-z][")
-
-
 def explain(error: Any, key: Key, source: YamlSource) -> str:
-    """Return one line: the value given, the values allowed and the nearest of them."""
-    info = field_of(key, source)
-    if error["type"] in ("extra_forbidden", "unknown_name") or info is None:
-        return str(error["msg"])
-    value = given_value(key, source)
-    if error["type"] == "value_error":
-        name = ".".join(map(str, key))
-        return f"{error['msg'].removeprefix('Value error, ').removeprefix(name).strip()} ({name} is {value})"
+    """Return one line: the value given, and what pydantic or the description of the setting says of it."""
+    info, message = field_of(key, source), str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] in ("extra_forbidden", "unknown_name", "value_error") or info is None:
+        return message
+    meaning = info.description or (_plain_type(info.annotation).__doc__ or "").strip()
     if error["type"] == "missing":
-        return f"missing; {_described(info)}"
+        return f"missing; {meaning}"
     if error["input"] is None:
-        return f"empty; {_described(info) if info.is_required() else 'give a value or remove the line'}"
-    is_of_pattern = error["type"] == "string_pattern_mismatch" and not _pattern(info).startswith(_NAMES)
-    if is_of_pattern or takes_several_types(info):
-        return f"{value} does not fit; {_described(info)}"
+        return "empty; give a value or remove the line"
+    value = given_value(key, source)
+    if error["type"] == "string_pattern_mismatch" or takes_several_types(info):
+        return f"{value} does not fit; {meaning}"
     annotation = _item_type(info) if isinstance(key[-1], int) else _plain_type(info.annotation)
-    is_choice = typing.get_origin(annotation) is Literal
-    hint = did_you_mean(value, typing.get_args(annotation)) if is_choice else ""
-    if annotation is str and error["type"] == "string_type" and not _registered(info):
-        hint = "; put it in quotes"
-    return f"{value} is not {_expected(annotation, info)}{hint}"
+    choices = [choice for choice in typing.get_args(annotation) if isinstance(choice, str)]
+    return f"{value}: {message}{did_you_mean(value, choices)}"
 
 
 def takes_several_types(info: FieldInfo) -> bool:
     """Return whether a setting takes values of several types, beside none."""
     is_union = typing.get_origin(info.annotation) in (typing.Union, types.UnionType)
     return is_union and sum(part is not type(None) for part in typing.get_args(info.annotation)) > 1
-
-
-def allowed_values(info: FieldInfo) -> str:
-    """Return in words what a setting takes: `a number > 0 and <= 1000`, `one of auto, csv`."""
-    return _expected(_plain_type(info.annotation), info)
-
-
-def _described(info: FieldInfo) -> str:
-    if info.description:
-        return info.description
-    section = _plain_type(info.annotation)
-    needed = [
-        name for name, inner in section.model_fields.items() if inner.is_required() or name in section.USUAL
-    ]
-    return f"a section with {', '.join(f'`{name}`' for name in needed)}: {(section.__doc__ or '').strip()}"
-
-
-def _registered(info: FieldInfo) -> list[str]:
-    parts = [info.annotation, *info.metadata]
-    for part in parts:
-        if isinstance(part, OneOf):
-            return part.names()
-        parts += typing.get_args(part)
-    return []
-
-
-def _expected(annotation: Any, info: FieldInfo) -> str:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"a section; its keys: {', '.join(annotation.model_fields)}"
-    if typing.get_origin(annotation) is Literal:
-        return f"one of {', '.join(typing.get_args(annotation))}"
-    if annotation is str and (names := _registered(info)):
-        return f"one of {', '.join(names)}"
-    if annotation is str:
-        return (
-            "a name of letters, digits and _ that starts with a letter"
-            if _pattern(info).startswith(_NAMES)
-            else "text"
-        )
-    nouns = {bool: "true or false", int: "a whole number", float: "a number"}
-    bounds = [
-        words.format(getattr(rule, name))
-        for rule in info.metadata
-        for name, words in BOUNDS.items()
-        if getattr(rule, name, None) is not None
-    ]
-    return " ".join([nouns.get(annotation, "a list"), " and ".join(bounds)]).strip()
-
-
-def _pattern(info: FieldInfo) -> str:
-    return next((rule.pattern for rule in info.metadata if getattr(rule, "pattern", None)), "")
 
 
 def given_value(key: Key, source: YamlSource) -> str:
@@ -328,9 +261,7 @@ def _launcher_fields(key: Key, source: YamlSource | None) -> dict[str, FieldInfo
 def _plain_type(annotation: Any) -> Any:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
-    if typing.get_args(annotation)[:1] in ((str,), (float,)) and typing.get_origin(annotation) is Annotated:
-        return typing.get_args(annotation)[0]
-    return list if typing.get_origin(annotation) is list else annotation
+    return annotation
 
 
 def _item_type(info: FieldInfo) -> Any:

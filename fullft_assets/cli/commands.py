@@ -5,7 +5,6 @@ among them.
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -31,7 +30,6 @@ _SHOWN_LINES = 10
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and do it; an error that the user can fix is printed without a traceback."""
     parser = argparse.ArgumentParser(prog="fullft", description=__doc__)
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (function, help_text, its_arguments) in _COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
@@ -49,16 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nstopped; the same command continues where it stopped", file=sys.stderr)
         return 130
     except FullftError as error:
-        if parsed.traceback:
-            traceback.print_exc()
-        else:
-            print(error, file=sys.stderr)
+        print(error, file=sys.stderr)
         return 1
     except OSError as error:
         # A folder that cannot be made, a disk that is full: the machine's fault, not the code's.
-        if parsed.traceback or error.filename is None:
+        if error.filename is None:
             raise
-        print(f"{error.filename}: {error.strerror}; `fullft --traceback ...` shows where", file=sys.stderr)
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 1
 
 
@@ -154,50 +149,26 @@ def _ingest(parsed: argparse.Namespace) -> int:
 
 
 @_command(
-    "List what runs where, since when, and what it has cost so far.",
-    _flag("--all", "list the newest launch of each artifact, ended ones included"),
-)
-def _jobs(parsed: argparse.Namespace) -> int:
-    from fullft_assets.cli.summary import job_lines
-
-    use_case, store = _open(parsed)
-    lines = list(job_lines(use_case, store, with_ended=parsed.all))
-    nothing = f"{use_case.name}: nothing runs{'' if parsed.all else '; --all lists what has ended'}"
-    print("\n".join(lines or [nothing]))
-    return 0
-
-
-@_command(
     "Print where the evaluation report, or the data report, of the newest run is.",
     _argument(
         "which", nargs="?", choices=["evaluation", "data"], default="evaluation", help="default: evaluation"
     ),
-    _flag("--open", "open it in the browser, too"),
     _argument(
         "--out",
         type=Path,
         metavar="FILE",
         help="write the page to this file; that of an evaluation says how the release ended",
     ),
-    _flag("--link", "print a signed link instead, which opens without an account: for a store on S3"),
-    _argument("--hours", type=_count, default=1, help="with --link: how long it opens (default: 1)"),
 )
 def _report(parsed: argparse.Namespace) -> int:
     from fullft_assets.cli.summary import copy_report, newest_report
 
     use_case, store = _open(parsed)
     artifact = newest_report(use_case, store, parsed.which)
-    if parsed.link:
-        print(store.signed_link(f"{artifact.ref}/{REPORT_PAGE}", parsed.hours * 3600))
-        return 0
     page = store.folder(artifact) / REPORT_PAGE
     if parsed.out is not None:
         page = copy_report(store, artifact, parsed.out)
     print(page)
-    if parsed.open:
-        import webbrowser
-
-        webbrowser.open(page.absolute().as_uri())
     return 0
 
 
@@ -217,9 +188,9 @@ def _check(parsed: argparse.Namespace) -> int:
         require_own_name(use_case.name, place, parsed.defs)
         if "post_processing:" in place.path.read_text(encoding="utf-8"):
             # Imports Dagster.
-            from fullft_assets.component import problem_of_post_processing
+            from fullft_assets.component import unloadable
 
-            if (problem := problem_of_post_processing(place)) is not None:
+            if (problem := unloadable(place, find_use_cases(parsed.defs))) is not None:
                 raise SettingsError(problem)
         print(check_use_case(use_case))
 
@@ -239,8 +210,7 @@ def _check(parsed: argparse.Namespace) -> int:
 
 @_command(
     "Say whether a training fits, how long it takes and what it costs, here and on machines to rent,"
-    " without a GPU.",
-    _flag("--ladder", "show the memory at each rung of the memory ladder, too"),
+    " without a GPU."
 )
 def _plan(parsed: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -248,7 +218,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     # Imports torch.
     from fullft_assets.cli.plan import plan
 
-    print("\n".join(plan(use_case, _store(use_case), with_ladder=parsed.ladder)))
+    print("\n".join(plan(use_case, _store(use_case))))
     return 0
 
 
@@ -261,18 +231,14 @@ def _plan(parsed: argparse.Namespace) -> int:
 )
 def _prepare(parsed: argparse.Namespace) -> int:
     from fullft_assets.checking.project import find_use_cases
-    from fullft_assets.demos import brings_model, prepare
+    from fullft_assets.demos import is_dormant, prepare
 
-    if parsed.use_case is not None:
-        if not prepare(find_use_case(parsed.use_case, parsed.defs).path):
-            print(
-                f"{parsed.use_case} is not a demo, so there is nothing to prepare: its documents are those of"
-                " documents.path"
-            )
-        return 0
-    for path, _ in find_use_cases(parsed.defs):
-        if not brings_model(path):
-            prepare(path)
+    if parsed.use_case is None:
+        paths = [path for path, _ in find_use_cases(parsed.defs) if not is_dormant(path)]
+    else:
+        paths = [find_use_case(parsed.use_case, parsed.defs).path]
+    for path in paths:
+        prepare(path)
     return 0
 
 
@@ -319,26 +285,14 @@ def _store(use_case: UseCase) -> Store:
         return open_store(use_case, instance)
 
 
-@_command(
-    "Print the names of delivered files, which logs and the UI only show as `file-...`.",
-    _argument("alias", nargs="*", help="such as file-1f0c6aa2.jsonl (default: all files)"),
-)
+@_command("Print the names of delivered files, which logs and the UI only show as `file-...`.")
 def _files(parsed: argparse.Namespace) -> int:
     from fullft_assets import documents
 
     use_case, store = _open(parsed)
-    lines = documents.named_files(store, use_case.name)
-    shown = [line for line in lines if not parsed.alias or line[0] in parsed.alias]
-    for alias, batch, path in shown:
+    for alias, batch, path in documents.named_files(store, use_case.name):
         print(f"{alias}  {batch}  {path}")
-    unknown_aliases = sorted({*parsed.alias} - {alias for alias, *_ in shown})
-    for alias in unknown_aliases:
-        print(
-            f"{alias}: no file of {use_case.name} is called so; `fullft files {use_case.name}` lists"
-            " them all",
-            file=sys.stderr,
-        )
-    return 1 if unknown_aliases else 0
+    return 0
 
 
 @_command(

@@ -13,10 +13,6 @@ import dagster as dg
 
 from fullft_assets.launchers.run_workers import settle, waits
 
-#: Environment variable with `Terminal.began` of the command that started this one in the same terminal: both
-#: print by one clock.
-BEGAN = "FULLFT_BEGAN"
-
 
 class Terminal:
     """Prints lines with the elapsed time.
@@ -28,7 +24,7 @@ class Terminal:
 
     def __init__(self, stream: TextIO, worded: Callable[[str], str] = str) -> None:
         self.stream, self.worded = stream, worded
-        self.began = float(os.environ.get(BEGAN, time.monotonic()))
+        self.began = time.monotonic()
 
     def line(self, text: str) -> None:
         """Print one line with the elapsed time."""
@@ -84,9 +80,6 @@ class Follower:
         terminal: prints the lines.
         prefix: beginning of the steps' names that is not printed.
         launch_queued: launches a run that is still in the queue of a daemon that ended.
-
-    Attributes:
-        seconds: time of each step that succeeded, in all runs together.
     """
 
     def __init__(
@@ -100,7 +93,6 @@ class Follower:
         self.terminal = terminal
         self.prefix = prefix
         self.launch_queued = launch_queued
-        self.seconds: dict[str, float] = {}
 
     def follow(self, runs: list[FollowedRun]) -> bool:
         """Print the runs' events to their end; return whether all succeeded."""
@@ -143,9 +135,7 @@ class Follower:
             if "pool" in event.engine_event_data.metadata:  # Dagster waits without a message
                 run.blocked_steps.add(step)
         elif kind == dg.DagsterEventType.STEP_SUCCESS:
-            seconds = timestamp - run.steps[step]
-            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
-            self.terminal.line(f"{run.title}: {step} done in {seconds:.1f} s")
+            self.terminal.line(f"{run.title}: {step} done in {timestamp - run.steps[step]:.1f} s")
         elif kind == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
             check = event.asset_check_evaluation_data
             if not check.passed:

@@ -16,11 +16,8 @@ from fullft_assets.tasks.context import open_recipe
 from fullft_assets.training.measuring import CannotCount, TargetPlanner
 
 
-def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[str]:
+def plan(use_case: UseCase, store: Store) -> list[str]:
     """Return the lines of the plan.
-
-    Args:
-        with_ladder: count every rung of the memory ladder as well, which takes as long again for each.
 
     Raises:
         FullftError: there is no snapshot yet, or the model cannot be counted without weights.
@@ -47,14 +44,14 @@ def plan(use_case: UseCase, store: Store, *, with_ladder: bool = False) -> list[
         open_recipe(job, store, snapshot), settings, metadata.num_validation_rows + metadata.num_test_rows
     )
     try:
-        plans, rungs = planner.plans(_measured_speed(store, name)), planner.rungs() if with_ladder else []
+        plans = planner.plans(_measured_speed(store, name))
     except CannotCount as error:
         raise FullftError(
             f"{name}: {error}; `fullft run {name}` measures the plan on this machine"
         ) from error
     possible = verdict_check(metadata, settings)
     return [
-        *plan_lines(plans, settings, name, rungs),
+        *plan_lines(plans, settings, name),
         *([] if possible.passed else ["", f"No verdict is possible: {possible.description}"]),
     ]
 

@@ -89,10 +89,8 @@ def read_texts(path: Path, settings: UseCaseSettings) -> Iterator[_Row]:
         DataError: the file cannot be read.
     """
     # The file is one like those delivered, whatever format the deliveries are said to have.
-    documents, written_as = (
-        settings.documents.model_copy(update={"format": "auto"}),
-        name_of_format(path.name),
-    )
+    documents = settings.documents.model_copy(update={"format": "auto"})
+    written_as = name_of_format(path.name)
     if written_as not in (None, "text", *_OF_RECORDS):
         raise DataError(
             f"{path}: {written_as} is not read here; give JSON lines, CSV, or text with one text a line"
@@ -100,23 +98,15 @@ def read_texts(path: Path, settings: UseCaseSettings) -> Iterator[_Row]:
     try:
         if written_as in _OF_RECORDS:
             with FileReader(documents, settings.examples, all_fields=True) as reader:
-                numbered, _ = reader.read(
-                    Delivered(path, path.name), lambda records, meaning, reading: list(records)
-                )
+                numbered, _ = reader.read(Delivered(path, path.name), lambda records, *_: list(records))
             rows = [_row(number, record, documents) for number, record in numbered]
         else:
             with Delivered(path, path.name).text() as lines:
-                rows = [
-                    _Row(number, line.rstrip("\r\n"))
-                    for number, line in enumerate(lines, start=1)
-                    if not line.isspace()
-                ]
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8; convert it") from None
-    except Unreadable as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
+                numbered_lines = enumerate(lines, start=1)
+                rows = [_Row(number, line.rstrip("\r\n")) for number, line in numbered_lines if line.strip()]
+    except (UnicodeDecodeError, Unreadable, OSError) as error:
+        why = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise DataError(f"{path}: cannot be read ({why})") from error
     yield from (
         row if row.problem or not _is_empty(row.text) else _Row(row.number, problem=_EMPTY) for row in rows
     )

@@ -183,7 +183,7 @@ _PARALLEL_RUNS = 2
 def drive(
     use_case: UseCase,
     do: Callable[["Driver"], bool],
-    sum_up: Callable[[UseCase, Store, dict[str, float], float], list[str]],
+    sum_up: Callable[[UseCase, Store, float], list[str]],
 ) -> int:
     """Do what a command does with a use case on the instance; return the exit status for the shell.
 
@@ -217,10 +217,8 @@ def drive(
                 with driver.stopping():
                     ok = do(driver)
         except LocationError as error:
-            # One broken use case keeps Dagster from loading any: its own lines name what to fix.
-            broken = _broken_use_cases(use_case.yaml_path.parent.parent)
-            raise SettingsError("\n".join(broken) or f"{use_case.project_root}: {error}") from error
-        lines = sum_up(use_case, store, driver.follower.seconds, time.monotonic() - began)
+            raise SettingsError(f"{use_case.project_root}: {error}") from error
+        lines = sum_up(use_case, store, time.monotonic() - began)
     print("\n" + "\n".join(map(with_names, lines)), flush=True)
     if not ok:
         print(
@@ -371,23 +369,21 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
     """Put all that is delivered into the ledger, which a bounded look of the sensor may not; wait until young
     files are complete.
     """
-    settings = use_case.settings.documents
-    began, waits = time.monotonic(), False
-    while True:
+    settle_seconds, where = (
+        use_case.settings.documents.settle_seconds,
+        documents.source_of(use_case, kind).uri,
+    )
+    look = documents.look(store, use_case, kind, whole=True)
+    if look.num_unsettled and settle_seconds <= _SETTLE_SECONDS:
+        terminal.line(
+            f"{where}: {look.num_unsettled:,} file(s) were just written to; waiting until they are complete"
+        )
+        time.sleep(settle_seconds + POLL_SECONDS)
         look = documents.look(store, use_case, kind, whole=True)
-        where = documents.source_of(use_case, kind).uri
-        num_young = look.num_unsettled
-        if not num_young:
-            break
-        if time.monotonic() - began + settings.settle_seconds > _SETTLE_SECONDS:
-            terminal.line(f"{where}: {num_young:,} file(s) are still being written to; run again for them")
-            break
-        if not waits:
-            terminal.line(
-                f"{where}: {num_young:,} file(s) were just written to; waiting until they are complete"
-            )
-            waits = True
-        time.sleep(min(settings.settle_seconds, POLL_SECONDS))
+    if look.num_unsettled:
+        terminal.line(
+            f"{where}: {look.num_unsettled:,} file(s) are still being written to; run again for them"
+        )
     lines = documents.left_in_place(look.others, named=True)
     # Where nothing was cut, the sensor says it.
     waiting = [look.open_window] if look.cut and look.open_window else []
@@ -465,15 +461,3 @@ def _workspace_file(project_root: Path) -> Iterator[Path]:
             location = {"python_file": {"relative_path": str(module), **about}}
         path.write_text(yaml.safe_dump({"load_from": [location]}), encoding="utf-8")
         yield path
-
-
-def _broken_use_cases(defs: Path) -> list[str]:
-    lines = []
-    for place in find_use_cases(defs):
-        if is_dormant(place.path):
-            continue
-        try:
-            load_use_case(*place)
-        except SettingsError as error:
-            lines.append(str(error))
-    return lines

@@ -2,4 +2,40 @@
 and a real model.
 """
 
-from fullft_assets.demos.preparation import brings_model, is_dormant, prepare
+from pathlib import Path
+
+
+def prepare(yaml_path: Path) -> None:
+    """Write the sample delivery of a shipped use case unless it is there; others bring their own data.
+
+    Raises:
+        SettingsError: a package with the data or the model is not installed.
+    """
+    from fullft_assets.demos import licences, smollm, standard_library
+
+    name, data = _name(yaml_path), _data_folder(yaml_path)
+    if name == "licences":
+        licences.write(data / "licences")
+    elif name == "licence_texts":
+        # First what may be missing.
+        smollm.write(data / "models" / "smollm2-135m")
+        standard_library.write_licence_texts(data / "licence_texts")
+
+
+def is_dormant(yaml_path: Path) -> bool:
+    """Return whether a use case is the demo that waits for `prepare` to write its model: until then it has no
+    part in Dagster.
+    """
+    return _name(yaml_path) == "licence_texts" and not (_data_folder(yaml_path) / "licence_texts").is_dir()
+
+
+def _name(yaml_path: Path) -> str | None:
+    from fullft_assets.checking.project import DEFS
+
+    return yaml_path.parent.name if yaml_path.parent.parent.resolve() == DEFS.resolve() else None
+
+
+def _data_folder(yaml_path: Path) -> Path:
+    from fullft_assets.checking.project import find_project_root
+
+    return find_project_root(yaml_path) / "data"

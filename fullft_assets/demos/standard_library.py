@@ -1,13 +1,9 @@
-"""The samples `licence_texts` and `summaries`: the documentation of Python's standard library (PSF licence).
+"""The sample `licence_texts`, and the documentation of Python's standard library (PSF licence).
 
 `licence_texts` has complete licence texts to continue pre-training a language model with, and general text to
 replay, so that the model keeps its English: the docstrings of the library's modules. The licence texts are
 those rules of the `licensedcode-data` package that are full texts (by the ScanCode project,
 https://github.com/aboutcode-org/scancode-toolkit, CC-BY-4.0); the group is the licence expression.
-
-`summaries` has docstrings without their first line, and that line as their summary. PEP 257 asks for a
-docstring that begins with a summary of one line, a blank line behind it: pairs that people wrote and that
-every Python has. The group is the module.
 """
 
 import ast
@@ -73,34 +69,3 @@ def docstrings(path: Path) -> Iterator[str]:
             text := ast.get_docstring(node)
         ):
             yield text
-
-
-INSTRUCTION = "Summarise this documentation in one line."
-#: Characters: of a shorter text there is nothing to summarise, a longer one would need more memory, and a
-#: longer first line is no summary.
-MIN_TEXT = 150
-MAX_TEXT = 600
-SUMMARY = (20, 100)
-_NOT_DOCUMENTED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
-
-
-def pairs() -> Iterator[dict[str, str]]:
-    """Yield `id`, `prompt`, `completion` and `module` of every docstring that begins with a summary."""
-    library = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(library.rglob("*.py")):
-        module = path.relative_to(library)
-        if _NOT_DOCUMENTED & set(module.parts):
-            continue
-        for number, text in enumerate(docstrings(path)):
-            summary, _, body = text.partition("\n\n")
-            if (
-                "\n" not in summary
-                and SUMMARY[0] <= len(summary) <= SUMMARY[1]
-                and MIN_TEXT <= len(body) <= MAX_TEXT
-            ):
-                yield {
-                    "id": f"{module.as_posix()}#{number}",
-                    "prompt": f"{INSTRUCTION}\n\n{body}",
-                    "completion": summary,
-                    "module": module.as_posix(),
-                }

@@ -17,7 +17,6 @@ from fullft_assets.evaluation.base import Evaluation, SeedNoise
 from fullft_assets.evaluation.comparison import SliceScore
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
-from fullft_assets.planning.worth import Worth
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.base import Float, Settings
 from fullft_assets.store.checks import CheckSpec
@@ -50,7 +49,6 @@ class GateContext:
     Attributes:
         rule: what the candidate must show against the champion.
         seed_noise: None: the comparison with the champion is one of two models, not of their recipes.
-        worth: whether the gain is worth its cost. None: not judged.
         look: which candidate this is that is compared with the champion on these test rows, from 1.
     """
 
@@ -58,7 +56,6 @@ class GateContext:
     settings: ReleaseSettings
     rule: ChampionRule = "superiority"
     seed_noise: SeedNoise | None = None
-    worth: Worth | None = None
     look: int = 1
 
 
@@ -441,9 +438,7 @@ class IsCalibrated(Gate):
 
 
 class FullFinetuningIsJustified(Gate):
-    """It is a check where `planning.usd_per_point` is set, and a gate where `planning.if_not_justified` is
-    block.
-    """
+    """It is no gate: a check where `planning.usd_per_point` is set."""
 
     name = "full_finetuning_is_justified"
     description = "The gain over the best baseline is worth training and a year of retraining."
@@ -458,10 +453,7 @@ class FullFinetuningIsJustified(Gate):
         return settings.planning.usd_per_point is not None
 
     def judge(self, context: GateContext) -> GateResult | None:
-        worth = context.worth
-        if worth is None or not worth.blocks:
-            return None
-        return self.result(False, worth.sentence.rstrip("."), is_undecided=worth.answer == "inconclusive")
+        return None
 
 
 TEST_SET_IS_LARGE_ENOUGH = TestSetIsLargeEnough()

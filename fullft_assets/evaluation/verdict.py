@@ -106,7 +106,6 @@ def verdict(
     settings: ReleaseSettings,
     rule: ChampionRule = "superiority",
     seed_noise: SeedNoise | None = None,
-    worth: Worth | None = None,
     look: int = 1,
 ) -> ReleaseVerdict:
     """Judge a candidate: it is promoted if, and only if, every gate passes.
@@ -114,10 +113,9 @@ def verdict(
     Args:
         rule: what it must show against the champion.
         seed_noise: None: the comparison with the champion is one of two models, not of their recipes.
-        worth: whether the gain is worth its cost; a gate where `planning.if_not_justified` is block.
         look: which candidate this is that is compared with the champion on these test rows, from 1.
     """
-    context = GateContext(evaluation, settings, rule, seed_noise, worth, look)
+    context = GateContext(evaluation, settings, rule, seed_noise, look)
     results = [gate.judge(context) for gate in GATES.all().values() if gate.is_asked_for(settings)]
     reasons = [result for result in results if result is not None]
     return ReleaseVerdict(

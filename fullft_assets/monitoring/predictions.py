@@ -243,7 +243,5 @@ def _check(num_found: int, num_rows: int, left_out: Mapping[str, int]) -> CheckO
     description += f"; of the others {reasons}" if reasons else ""
     passed = num_found >= _LEAST_SHARE * num_rows
     if not passed:
-        description += (
-            ". Only those are used; look at monitoring.log, `fullft check` lists the fields that rows have"
-        )
+        description += ". Only those are used; compare monitoring.log with the fields that rows have"
     return CheckOutcome(name=LOG_CHECK.name, passed=passed, severity="warn", description=description)

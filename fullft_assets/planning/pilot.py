@@ -129,7 +129,6 @@ def pilot_check(
     prediction: PredictedScore,
     baselines: Mapping[str, float],
     settings: PlanningSettings,
-    break_even: float | None = None,
 ) -> CheckOutcome:
     """Return the gate on the predicted gain over the best baseline: red where the 90% interval ends below
     what is asked, yellow where only the prediction is below. Trainings that are no better than the weakest
@@ -137,18 +136,13 @@ def pilot_check(
 
     Args:
         baselines: validation scores by name.
-        break_even: gain that is worth the planned cost; None: it was not asked. It counts where
-            `planning.if_not_justified` is block.
     """
     best, weakest = max(baselines, key=baselines.__getitem__), min(baselines.values())
     baseline_score, last = baselines[best], prediction.points[-1]
     gain, hoped = prediction.predicted - baseline_score, prediction.high - baseline_score
     is_early = last.rows < prediction.target_rows and weakest < baseline_score
     has_taken_off = not is_early or max(point.score for point in prediction.points) > weakest + _MAX_FALL
-    is_unpaid = break_even is not None and hoped <= break_even
-    is_hopeless = has_taken_off and (
-        hoped < settings.min_predicted_gain or (is_unpaid and settings.if_not_justified == "block")
-    )
+    is_hopeless = has_taken_off and hoped < settings.min_predicted_gain
     passed = not is_hopeless and gain >= settings.min_predicted_gain
     description = (
         f"pilot on {last.rows:,} rows scores {last.score:.3f}; at {prediction.target_rows:,} rows"
@@ -157,11 +151,8 @@ def pilot_check(
         f" ({best}) has {baseline_score:.3f}: gain {gain:+.3f}, at best {hoped:+.3f}, required"
         f" {settings.min_predicted_gain:+.3f}"
     )
-    if break_even is not None:
-        description += f"; the planned cost is worth it from {break_even:+.4f}"
     if is_hopeless:
         description += "; use the baseline, deliver more labels, or lower planning.min_predicted_gain"
-        description += ", or set planning.if_not_justified: warn" if is_unpaid else ""
     elif not passed:
         description += (
             "; it is trained, as the interval reaches the required gain; the baseline may stay better:"

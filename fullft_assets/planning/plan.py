@@ -97,30 +97,24 @@ def memory_check(
     if settings.max_memory_gib is not None:
         limit = min(limit, int(settings.max_memory_gib * GIB))
     peak = measured.peak_memory_bytes
-    description = f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB"
+    note = ""
     if processes > 1 and training.sharding == "none":
         # Each process sums its gradients in buckets: a second copy of these (DDP).
-        buckets = bytes_per_weight(training.weights) * measured.num_trained_parameters
-        peak += buckets
-        description = (
-            f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB in each of {processes} processes: measured"
-            f" in one, plus {buckets / GIB:.2f} GiB to sum the gradients"
-        )
+        peak += bytes_per_weight(training.weights) * measured.num_trained_parameters
+        note = f" in each of {processes} processes: measured in one, and what sums the gradients"
     elif processes > 1 and measured.num_processes == 1:
         state = total_state_bytes(measured.num_parameters, measured.num_trained_parameters, training)
-        whole = peak
         peak -= state - state // processes
-        description = (
-            f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB in each process, estimated: one process with"
-            f" the full model was measured at {whole / GIB:.2f} GiB; {processes} share its weights, gradients"
-            " and moments"
+        note = (
+            f" in each process, estimated: one with the full model was measured, and {processes} share its"
+            " weights, gradients and moments"
         )
     if training.wise_ft and measured.device.startswith("CPU"):
         # Interpolation holds three copies of the weights where gradients and moments were.
         state = total_state_bytes(measured.num_parameters, measured.num_trained_parameters, training)
-        copies = 3 * bytes_per_weight(training.weights) * measured.num_parameters
-        peak += max(0, copies - state)
-        description = f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB, with training.wise_ft"
+        peak += max(0, 3 * bytes_per_weight(training.weights) * measured.num_parameters - state)
+        note = ", with training.wise_ft"
+    description = f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB{note}"
     passed = peak <= limit
     if not passed:
         # A step in the backward pass takes the full batch.

@@ -5,6 +5,7 @@ retraining. The settings go down the memory ladder from those of the YAML.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from fullft_assets.durations import duration
 from fullft_assets.errors import SettingsError
 from fullft_assets.models.hardware import peak_flops
 from fullft_assets.planning.metadata import StepMemory, Work
@@ -95,7 +97,7 @@ def targets(settings: PlanningSettings) -> list[Target]:
             gpu=one.gpu,
             gpus=one.gpus,
             memory_bytes=int(one.memory_gib * 2**30) - GPU_CONTEXT_BYTES,
-            flops=one.tflops * 1e12 if one.tflops is not None else peak_flops(one.gpu, "bf16"),
+            flops=peak_flops(one.gpu, "bf16"),
             hourly_usd=one.hourly_usd,
             kind="own",
         )
@@ -217,21 +219,6 @@ _DAYS_A_YEAR = 365
 WAITING_USD, _RENTED_HOURS = 1.0, 0.25
 
 
-class Extent(BaseModel):
-    """What a use case computes beside training itself.
-
-    Attributes:
-        num_training_rows: rows of one epoch.
-        num_held_out_rows: validation and test rows.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    work: Work
-    num_training_rows: int
-    num_held_out_rows: int
-
-
 class Shares(BaseModel):
     """Work of each part, in trainings: the training itself is 1."""
 
@@ -262,26 +249,19 @@ class TargetPlan(BaseModel):
         peak_gib: of each process.
         hours: of training, from fast to slow.
         usd: of a first model, from fast to slow; `year_usd`: with a year of retraining.
-        spot: lowest and highest share of the price as a spot instance.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    kind: str
-    gpu: str | None
-    gpus: int
+    target: Target
     processes: int = 1
     fits: bool | None = None
     setup: dict[str, Any] = {}
     peak_gib: float | None = None
     memory_gib: float | None = None
     hours: tuple[float, float] | None = None
-    hourly_usd: float | None = None
     usd: tuple[float, float] | None = None
     year_usd: tuple[float, float] | None = None
-    spot: tuple[float, float] | None = None
-    is_measured: bool = False
 
 
 def shares(settings: UseCaseSettings, num_training_rows: int, num_held_out_rows: int) -> Shares:
@@ -313,7 +293,13 @@ def retrains_a_year(settings: UseCaseSettings) -> float:
 
 
 def plan_targets(
-    settings: UseCaseSettings, here: Target, extent: Extent, count: CountMemory, *, here_precision: str
+    settings: UseCaseSettings,
+    here: Target,
+    work: Work,
+    parts: Shares,
+    count: CountMemory,
+    *,
+    here_precision: str,
 ) -> list[TargetPlan]:
     """Return the plan on each target: this machine first.
 
@@ -321,78 +307,47 @@ def plan_targets(
         here: this machine.
         here_precision: what `training.precision` is on it.
     """
-    parts = shares(settings, extent.num_training_rows, extent.num_held_out_rows)
-    plans = [plan_target(here, settings, extent, parts, count, precision=here_precision)]
+    plans = [_plan_target(here, settings, work, parts, count, here_precision)]
     for target in targets(settings.planning):
         asked = settings.training.precision
         precision = target.precision if asked == "auto" or settings.training.weights == "bf16" else asked
-        plans.append(plan_target(target, settings, extent, parts, count, precision=precision))
+        plans.append(_plan_target(target, settings, work, parts, count, precision))
     return plans
 
 
-def plan_target(
-    target: Target,
-    settings: UseCaseSettings,
-    extent: Extent,
-    parts: Shares,
-    count: CountMemory,
-    *,
-    precision: str,
+def _plan_target(
+    target: Target, settings: UseCaseSettings, work: Work, parts: Shares, count: CountMemory, precision: str
 ) -> TargetPlan:
     """Return the plan on one target, with the first settings down the memory ladder that fit."""
-    about = {
-        "name": target.name,
-        "kind": target.kind,
-        "gpu": target.gpu,
-        "gpus": target.gpus,
-        "hourly_usd": target.hourly_usd,
-    }
     if target.kind == "price_only":
-        return TargetPlan(**about)
-    training = settings.training
-    limit = target.memory_bytes
-    if target.kind == "here" and settings.planning.max_memory_gib is not None:
-        limit = min(limit, int(settings.planning.max_memory_gib * GIB))
-    processes = (
-        settings.launcher.processes
-        if target.kind == "here"
-        else processes_on(target.gpus, training.batch_size)
-    )
-    smallest = chosen = None
-    peak = 0
+        return TargetPlan(target=target)
+    training, limit = settings.training, target.memory_bytes
+    processes = processes_on(target.gpus, training.batch_size)
+    if target.kind == "here":
+        processes = settings.launcher.processes
+        if settings.planning.max_memory_gib is not None:
+            limit = min(limit, int(settings.planning.max_memory_gib * GIB))
+    peaks: list[int] = []
     for setup in setups(training, processes):
-        if (peak := _least(setup, extent.work, processes)) > limit:
-            smallest = peak if smallest is None else min(smallest, peak)
-            continue
-        peak = _peak(target, setup, processes, count, precision)
-        smallest = peak if smallest is None else min(smallest, peak)
-        if peak <= limit:
-            chosen = setup
-            break
-    shown = {
-        "memory_gib": limit / GIB,
-        "processes": processes,
-        "spot": target.spot,
-        "is_measured": target.is_measured,
-    }
-    if chosen is None:
-        return TargetPlan(**about, **shown, fits=False, peak_gib=None if smallest is None else smallest / GIB)
-    hours = training_hours(target, chosen, extent.work, processes)
-    usd = (
-        None
-        if hours is None or target.hourly_usd is None
-        else tuple(each * target.hourly_usd for each in hours)
-    )
-    return TargetPlan(
-        **about,
-        **shown,
-        fits=True,
-        setup=changed(chosen, training),
-        peak_gib=peak / GIB,
-        hours=hours,
-        usd=None if usd is None else (usd[0] * parts.first, usd[1] * parts.first),
-        year_usd=None if usd is None else (usd[0] * parts.year, usd[1] * parts.year),
-    )
+        least = _least(setup, work, processes)
+        peaks.append(least if least > limit else _peak(target, setup, processes, count, precision))
+        if peaks[-1] <= limit:
+            hours = training_hours(target, setup, work, processes)
+            price = None if hours is None else target.hourly_usd
+            fast, slow = hours or (0.0, 0.0)
+            return TargetPlan(
+                target=target,
+                processes=processes,
+                fits=True,
+                setup=changed(setup, training),
+                peak_gib=peaks[-1] / GIB,
+                memory_gib=limit / GIB,
+                hours=hours,
+                usd=None if price is None else (fast * price * parts.first, slow * price * parts.first),
+                year_usd=None if price is None else (fast * price * parts.year, slow * price * parts.year),
+            )
+    smallest = min(peaks) / GIB if peaks else None
+    return TargetPlan(target=target, fits=False, peak_gib=smallest, memory_gib=limit / GIB)
 
 
 def training_hours(
@@ -413,29 +368,19 @@ def processes_on(gpus: int, batch_size: int) -> int:
     return next(number for number in range(gpus, 0, -1) if batch_size % number == 0)
 
 
-def recommend(
-    plans: Sequence[TargetPlan], settings: UseCaseSettings, waiting_usd: float = WAITING_USD
-) -> TargetPlan | None:
+def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> TargetPlan | None:
     """Return the target with the least price and time, at its slow end, on which a training fits and ends
-    within `planning.max_hours`.
-
-    Args:
-        waiting_usd: what an hour of waiting counts for; 0: the cheapest target is returned, of equal ones the
-            fastest.
+    within `planning.max_hours` and `planning.max_usd`.
     """
-    usable = [plan for plan in plans if plan.fits and plan.usd is not None and plan.hours is not None]
-    usable = [
-        plan for plan in usable if plan.hours is not None and plan.hours[1] <= settings.planning.max_hours
-    ]
-    limit = settings.planning.max_usd
-    usable = [plan for plan in usable if plan.usd is not None and (limit is None or plan.usd[1] <= limit)]
-
-    def weighed(plan: TargetPlan) -> tuple[float, float]:
-        assert plan.usd is not None and plan.hours is not None
-        hours = plan.hours[1] + (_RENTED_HOURS if plan.kind == "table" else 0)
-        return plan.usd[1] + waiting_usd * hours, hours
-
-    return min(usable, key=weighed, default=None)
+    most_usd = math.inf if settings.planning.max_usd is None else settings.planning.max_usd
+    weighed: dict[float, TargetPlan] = {}
+    for plan in plans:
+        if plan.fits and plan.usd is not None and plan.hours is not None:
+            hours, usd = plan.hours[1], plan.usd[1]
+            if hours <= settings.planning.max_hours and usd <= most_usd:
+                waiting = hours + (_RENTED_HOURS if plan.target.kind == "table" else 0)
+                weighed.setdefault(usd + WAITING_USD * waiting, plan)
+    return weighed[min(weighed)] if weighed else None
 
 
 def yaml_lines(plan: TargetPlan, training: TrainingSettings) -> list[str]:
@@ -447,94 +392,33 @@ def yaml_lines(plan: TargetPlan, training: TrainingSettings) -> list[str]:
         lines += ["training:", *(f"  {name}: {_yaml(value)}" for name, value in plan.setup.items())]
     if plan.processes > 1:
         lines += ["launcher:", f"  processes: {plan.processes}"]
-    if plan.kind != "here" and plan.hourly_usd:
-        lines += ["planning:", f"  hourly_usd: {plan.hourly_usd:g}"]
+    if plan.target.kind != "here" and plan.target.hourly_usd:
+        lines += ["planning:", f"  hourly_usd: {plan.target.hourly_usd:g}"]
     return lines
 
 
 def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
     """Yield a row of text for each target."""
     for plan in plans:
-        machine = plan.name if plan.gpu is None else f"{plan.name} ({plan.gpus} x {plan.gpu})"
-        price = "unknown" if plan.hourly_usd is None else f"{plan.hourly_usd:,.2f}"
-        if plan.fits is None:
-            yield _row(machine, "price only", price=price)
-            continue
-        memory = (
-            ""
-            if plan.peak_gib is None or plan.memory_gib is None
-            else f"{plan.peak_gib:.1f} of {plan.memory_gib:.1f} GiB"
-        )
-        if not plan.fits:
-            yield _row(machine, "no", memory, price=price)
-            continue
-        spot = (
-            ""
-            if plan.usd is None or plan.spot is None
-            else _range(plan.usd[0] * plan.spot[0], plan.usd[1] * plan.spot[1])
-        )
-        yield _row(
-            machine,
-            (
-                "as it is"
-                if not plan.setup
-                else ", ".join(f"{name} {_yaml(value)}" for name, value in plan.setup.items())
-            ),
-            memory,
-            "unknown" if plan.hours is None else duration(*plan.hours),
-            price,
-            "unknown" if plan.usd is None else _range(*plan.usd),
-            spot,
-            "unknown" if plan.year_usd is None else _range(*plan.year_usd),
-        )
-
-
-def rung_table(training: TrainingSettings, count: CountMemory) -> list[dict[str, str]]:
-    """Return a table with the memory of one process on a GPU at each rung of the memory ladder, with the
-    YAML's micro-batch size.
-    """
-    rows = []
-    rungs = [(training.optimizer, training.weights, on) for on in (False, True)]
-    rungs += [(optimizer, weights, True) for optimizer, weights in MEMORY_LADDER[1:]]
-    for optimizer, weights, is_checkpointed in dict.fromkeys(rungs):
-        changes = {"optimizer": optimizer, "weights": weights, "gradient_checkpointing": is_checkpointed}
-        if (setup := training.model_copy(update=changes)).steps_in_backward:
-            setup = setup.model_copy(update={"micro_batch_size": setup.batch_size})
-        step = count(setup, "bf16" if training.precision == "auto" else training.precision, True, 1)
-        parts = {
-            name: getattr(step, name)
-            for name in ("weights", "gradients", "moments", "activations", "buffers", "copies")
+        changes = ", ".join(f"{name} {_yaml(value)}" for name, value in plan.setup.items())
+        unknown, target = "unknown" if plan.fits else "", plan.target
+        memory = "" if plan.peak_gib is None else f"{plan.peak_gib:.1f} of {plan.memory_gib:.1f} GiB"
+        yield {
+            "target": target.name if target.gpu is None else f"{target.name} ({target.gpus} x {target.gpu})",
+            "fits": {None: "price only", False: "no"}.get(plan.fits, changes or "as it is"),
+            "memory a process": memory,
+            "training": unknown if plan.hours is None else _duration(plan.hours),
+            "USD an hour": "unknown" if target.hourly_usd is None else f"{target.hourly_usd:,.2f}",
+            "first model, USD": unknown if plan.usd is None else _range(*plan.usd),
+            "as spot, USD": _as_spot(plan),
+            "with a year, USD": unknown if plan.year_usd is None else _range(*plan.year_usd),
         }
-        name = (
-            f"{optimizer}, {weights}{', checkpointing' if is_checkpointed else ''}, {setup.micro_batch_size}"
-            " rows"
-        )
-        sizes = {part: f"{size / GIB:.2f}" for part, size in parts.items() if part != "copies" or size}
-        rows.append({"rung": name, **sizes, "peak": f"{peak_on_gpu(step) / GIB:.2f}"})
-    return rows
 
 
-def _row(
-    machine: str,
-    fits: str,
-    memory: str = "",
-    time: str = "",
-    price: str = "",
-    first: str = "",
-    spot: str = "",
-    year: str = "",
-) -> dict:
-    names = (
-        "target",
-        "fits",
-        "memory a process",
-        "training",
-        "USD an hour",
-        "first model, USD",
-        "as spot, USD",
-        "with a year, USD",
-    )
-    return dict(zip(names, (machine, fits, memory, time, price, first, spot, year), strict=True))
+def _as_spot(plan: TargetPlan) -> str:
+    if plan.usd is None or plan.target.spot is None:
+        return ""
+    return _range(plan.usd[0] * plan.target.spot[0], plan.usd[1] * plan.target.spot[1])
 
 
 def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountMemory, precision: str) -> int:
@@ -549,13 +433,9 @@ def _least(setup: TrainingSettings, work: Work, processes: int) -> int:
     return state // processes if setup.sharding != "none" else state
 
 
-def duration(fast: float, slow: float) -> str:
-    """Return a range of hours in words."""
-    unit, name = (1, "h") if slow >= 2 else (60, "min")
-    low, high = fast * unit, slow * unit
-    if high < 1:
-        return "under 1 min"
-    return f"{high:.1f} {name}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f} {name}"
+def _duration(hours: tuple[float, float]) -> str:
+    low, high = (duration(each * 3600) for each in hours)
+    return high if low == high else f"{low} to {high}"
 
 
 def _range(low: float, high: float) -> str:
@@ -566,22 +446,19 @@ def _yaml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def plan_lines(
-    plans: Sequence[TargetPlan], settings: UseCaseSettings, name: str, rungs: Sequence[dict[str, str]] = ()
-) -> list[str]:
-    """Return the table of all targets, what its numbers rest on, and the recommendation with its YAML.
-
-    Args:
-        rungs: memory at each rung of the ladder; see `rung_table`.
-    """
-    lines = [f"{name}: plan", *_columns(list(table(plans))), ""]
-    if rungs:
-        lines += [
-            "Memory of one process on a GPU, in GiB, at each rung of the memory ladder",
-            *_columns(rungs),
-            "",
-        ]
-    return [*lines, *notes(plans, settings), "", recommendation(plans, settings), *_indented(plans, settings)]
+def plan_lines(plans: Sequence[TargetPlan], settings: UseCaseSettings, name: str) -> list[str]:
+    """Return the table of all targets, what its numbers rest on, and the recommendation with its YAML."""
+    chosen = recommend(plans, settings)
+    changes = [] if chosen is None else yaml_lines(chosen, settings.training)
+    return [
+        f"{name}: plan",
+        *_columns(list(table(plans))),
+        "",
+        *notes(plans, settings),
+        "",
+        recommendation(plans, settings),
+        *(f"  {line}" for line in changes),
+    ]
 
 
 def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
@@ -591,43 +468,27 @@ def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
 
 
 def recommendation(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> str:
-    """Return the sentence that names the best target by price and time, and the cheapest where that is
-    another one.
-    """
-    chosen, cheapest = recommend(plans, settings), recommend(plans, settings, waiting_usd=0)
+    """Return the sentence that names the best target by price and time."""
+    chosen, planning = recommend(plans, settings), settings.planning
     if chosen is None:
-        limit = (
-            ""
-            if settings.planning.max_usd is None
-            else f" and planning.max_usd ({settings.planning.max_usd:g})"
-        )
+        limit = "" if planning.max_usd is None else f" and planning.max_usd ({planning.max_usd:g})"
         return (
-            f"No target fits within planning.max_hours ({settings.planning.max_hours:g}){limit}: raise a"
+            f"No target fits within planning.max_hours ({planning.max_hours:g}){limit}: raise a"
             " limit, choose a smaller base_model, or lower chunks.max_tokens"
         )
-    assert cheapest is not None
-    how = (
-        "with the YAML as it is"
-        if not yaml_lines(chosen, settings.training)
-        else "with these lines in the YAML:"
-    )
-    why = (
-        f"the best by price and time, an hour of waiting counted as {WAITING_USD:g} USD; the cheapest is"
-        f" {_cost(cheapest)}"
-    )
-    return f"Recommended: {_cost(chosen)}, {why if chosen != cheapest else 'the cheapest that fits'}; {how}"
-
-
-def _cost(plan: TargetPlan) -> str:
-    assert plan.usd is not None and plan.hours is not None
+    assert chosen.usd is not None and chosen.hours is not None, "it was chosen by them"
+    has_changes = bool(yaml_lines(chosen, settings.training))
+    how = "with these lines in the YAML:" if has_changes else "with the YAML as it is"
     return (
-        f"{plan.name} ({duration(*plan.hours)} of training, at most {plan.usd[1]:,.2f} USD for a first model)"
+        f"Recommended: {chosen.target.name} ({_duration(chosen.hours)} of training, at most"
+        f" {chosen.usd[1]:,.2f} USD for a first model), the best by price and time, an hour of waiting"
+        f" counted as {WAITING_USD:g} USD; {how}"
     )
 
 
 def notes(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
     """Return what the numbers rest on, one sentence each."""
-    here = plans[0]
+    here = plans[0].target
     speed = "measured by the last plan" if here.is_measured else "assumed"
     return [
         "Memory is counted tensor by tensor without weights; on GPUs a margin for the allocator is assumed.",
@@ -642,8 +503,3 @@ def notes(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
         ),
         f"Instances: {source_of_prices(settings.planning)}.",
     ]
-
-
-def _indented(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
-    chosen = recommend(plans, settings)
-    return [] if chosen is None else [f"  {line}" for line in yaml_lines(chosen, settings.training)]

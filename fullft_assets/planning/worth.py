@@ -24,7 +24,6 @@ class Worth(BaseModel):
             is.
         cost_usd: of training, and of a year of retraining.
         break_even: gain in the metric's units that is worth the cost; None where it was not asked.
-        blocks: whether a model that is not shown to be worth its cost may not be promoted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +32,6 @@ class Worth(BaseModel):
     cost_usd: float
     break_even: float | None
     sentence: str
-    blocks: bool = False
 
     @property
     def is_asked(self) -> bool:
@@ -71,10 +69,7 @@ def judge_worth(low: float, gain: float, high: float, seconds: float, settings: 
         f" USD a point; training and a year of {retrains:.1f} retrainings cost {cost:,.2f} USD{free}; it"
         f" breaks even at {break_even:+.2f} points."
     )
-    blocks = planning.if_not_justified == "block" and answer != "yes"
-    return Worth(
-        answer=answer, cost_usd=cost, break_even=break_even / _POINTS, sentence=sentence, blocks=blocks
-    )
+    return Worth(answer=answer, cost_usd=cost, break_even=break_even / _POINTS, sentence=sentence)
 
 
 def price_of_million(row_seconds: float, hourly_usd: float) -> float | None:
@@ -86,7 +81,5 @@ def asked(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that the answer depends on, for the key of an evaluation."""
     if settings.planning.usd_per_point is None:
         return {}
-    planning = settings.planning.model_dump(
-        include={"usd_per_point", "if_not_justified", "hourly_usd"}, mode="json"
-    )
+    planning = settings.planning.model_dump(include={"usd_per_point", "hourly_usd"}, mode="json")
     return {**planning, "retrains_a_year": retrains_a_year(settings)}

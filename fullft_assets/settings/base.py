@@ -54,9 +54,6 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    #: Keys that most use cases must give although they have a default: messages name them beside the required
-    #: ones.
-    USUAL: ClassVar[tuple[str, ...]] = ()
     #: Keys of earlier releases, with what to do instead: the end of the message that refuses them.
     REMOVED: ClassVar[Mapping[str, str]] = {}
 

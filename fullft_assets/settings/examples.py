@@ -81,7 +81,6 @@ class Expectation(Settings):
 class ExamplesSettings(Settings):
     """What makes a document a valid labelled example."""
 
-    USUAL: ClassVar[tuple[str, ...]] = ("label",)
     REMOVED: ClassVar[Mapping[str, str]] = {
         "max_characters": (
             "add to `expectations`: {name: expect_column_values_to_be_between, arguments: {column:"

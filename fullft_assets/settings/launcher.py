@@ -416,7 +416,7 @@ class AwsLauncherSettings(ContainerLauncherSettings):
         pattern=r"^[a-z0-9-]+\.[a-z0-9-]+$",
         description=(
             "Type of the instances. `sagemaker` needs it, such as `ml.g5.xlarge`; of `ecs` such as"
-            " `g5.xlarge`, if the cluster has several. Its price is that of `fullft jobs`."
+            " `g5.xlarge`, if the cluster has several. The price of a job is that of its instances."
         ),
     )
     subnets: list[str] = Field(

@@ -1,7 +1,7 @@
 """The section `planning`."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -14,18 +14,14 @@ BaselineName = Annotated[str, OneOf("baseline", lambda: BASELINES.names)]
 class TargetSettings(Settings):
     """A machine of the user's own, which the plan compares with the instances of its table."""
 
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "tflops": "name `gpu` as nvidia-smi does: the peaks of known GPUs are in a table",
+    }
+
     name: str = Field(min_length=1, description="Name in the plan's table.")
     gpu: str = Field(min_length=1, description="GPU, as nvidia-smi names it, such as `RTX 4090` or `A100`.")
     gpus: int = Field(default=1, ge=1, le=64, description="Number of these GPUs.")
     memory_gib: Float = Field(gt=0, description="Memory of each GPU in GiB.")
-    tflops: Float | None = Field(
-        default=None,
-        gt=0,
-        description=(
-            "Dense 16-bit peak of one GPU in TFLOP/s. Default: that of the table of GPUs that the project"
-            " knows."
-        ),
-    )
     hourly_usd: Float = Field(default=0.0, ge=0, description="What an hour on it costs in US dollars.")
 
 
@@ -67,6 +63,10 @@ class PlanningSettings(Settings):
 
     REMOVED: ClassVar[Mapping[str, str]] = {
         "apply": "copy the lines that `fullft plan` recommends",
+        "if_not_justified": (
+            "the check `full_finetuning_is_justified` warns; to refuse, raise `min_predicted_gain` or"
+            " `release.min_gain_over_baselines`"
+        ),
         "lora": "adapters have rank 16 and ten times training.learning_rate",
         "pilot_seeds": "raise `pilot_share`, which says more for the same time",
         "pilot_unknown": "a training is refused only where the pilot predicts too little gain",
@@ -137,13 +137,6 @@ class PlanningSettings(Settings):
             "What one point (0.01) of the primary metric over the best baseline is worth in a year, in US"
             " dollars: the gain is then weighed against training and a year of retraining. Default: not"
             " asked."
-        ),
-    )
-    if_not_justified: Literal["warn", "block"] = Field(
-        default="warn",
-        description=(
-            "What happens where a gain is not shown to be worth its cost: a warning, or the champion stays"
-            " (and the pilot refuses where even the upper end of its interval is not worth it)."
         ),
     )
     baselines: list[BaselineName] | None = Field(

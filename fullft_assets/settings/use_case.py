@@ -146,7 +146,7 @@ class UseCaseSettings(Settings):
     @property
     def baselines(self) -> tuple[str, ...]:
         """Names of the baselines: those asked for, or the task's own."""
-        return tuple(self.planning.baselines or task_of(self.examples).baselines)
+        return tuple(dict.fromkeys(self.planning.baselines or task_of(self.examples).baselines))
 
     @model_serializer(mode="wrap")
     def _as_keys_have_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
@@ -133,13 +132,6 @@ class Bucket:
 
         with _as_os_errors(self._url):
             obstore.copy(self._objects, name, target)
-
-    def link(self, name: str, seconds: int) -> str:
-        """Return a link to an object that whoever has it can open for so long."""
-        import obstore
-
-        with _as_os_errors(self._url):
-            return obstore.sign(self._objects, "GET", name, timedelta(seconds=seconds))
 
     def names(self, folder: str) -> list[str]:
         """Return the names of what is directly in a folder."""

@@ -96,12 +96,6 @@ class Files:
         # An object that is there may be this one: the answer was lost, and the request repeated.
         return self.write_if_version(name, data, None) or self.read_bytes(name) == data
 
-    def signed_link(self, name: str, seconds: int) -> str:
-        """Return a link to a file in a bucket that whoever has it can open for so long (of a local store, the
-        file's URI).
-        """
-        return Path(self.url, name).as_uri() if self.is_local else self.bucket.link(name, seconds)
-
     def version_of(self, name: str) -> FileVersion | None:
         """Return the version of a file in a bucket, or None if there is no such file."""
         return self.bucket.version_of(name)

@@ -46,11 +46,10 @@ from fullft_assets.models.token_loss import PLANNED_DEVICE
 from fullft_assets.planning import Measured
 from fullft_assets.planning.metadata import StepMemory, Work
 from fullft_assets.planning.targets import (
-    Extent,
     Target,
     TargetPlan,
     plan_targets,
-    rung_table,
+    shares,
 )
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.settings.optimizers import bytes_per_weight
@@ -613,26 +612,14 @@ class TargetPlanner(Outline):
         Raises:
             CannotCount: the model cannot be outlined.
         """
-        extent = Extent(
-            work=self.work(),
-            num_training_rows=self._recipe.num_rows,
-            num_held_out_rows=self._num_held_out_rows,
-        )
         return plan_targets(
             self._use_case,
             this_machine(self._use_case, measured_speed),
-            extent,
+            self.work(),
+            shares(self._use_case, self._recipe.num_rows, self._num_held_out_rows),
             self.memory,
             here_precision=precision.of(self._settings),
         )
-
-    def rungs(self) -> list[dict[str, str]]:
-        """Return the memory of a process on a GPU at each rung of the memory ladder, a row of text each.
-
-        Raises:
-            CannotCount: the model cannot be outlined.
-        """
-        return rung_table(self._settings, self.memory)
 
 
 def this_machine(settings: UseCaseSettings, measured_speed: float | None) -> Target:

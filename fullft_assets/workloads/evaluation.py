@@ -90,7 +90,7 @@ def _judge(context: EvaluationContext, test: Split) -> Judged:
     noise = seed_noise(_seed_runs(context.store, inputs)) or assumed_seed_noise(evaluation, num_train_rows)
     worth, look = _worth(job, inputs, evaluation), 1 + len(_refs(inputs, LOOK))
     rule = champion_rule(candidate, inputs[CHAMPION]) if CHAMPION in inputs else "superiority"
-    decision = verdict(evaluation, job.settings.release, rule, noise, worth, look)
+    decision = verdict(evaluation, job.settings.release, rule, noise, look)
     context.progress.say(f"{evaluation.justification.sentence} {worth.sentence}")
     context.progress.say(decision.sentence)
     costs = report.system_costs(inputs, job.settings, context.seconds, len(test))

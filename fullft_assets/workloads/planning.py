@@ -25,7 +25,6 @@ from fullft_assets.jobs.ranks import is_first_rank, num_ranks
 from fullft_assets.models.hardware import free_memory, local_hardware
 from fullft_assets.models.inference import claim_device
 from fullft_assets.planning.targets import recommendation, shares, table
-from fullft_assets.planning.worth import judge_worth
 from fullft_assets.release import candidates
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, label_names
@@ -255,7 +254,7 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
     prediction = planning.predict_score(
         points, shared.recipe.num_rows, SnapshotMetadata.of(shared.snapshot).num_validation_rows
     )
-    check = planning.pilot_check(prediction, to_beat.scores, settings.planning, _break_even(shared, seconds))
+    check = planning.pilot_check(prediction, to_beat.scores, settings.planning)
     shared.progress.say(check.description)
     metadata = planning.PilotMetadata(
         learning_curve=[{"rows": p.rows, metric: p.score} for p in points],
@@ -271,13 +270,6 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
     history = {str(count): [fit.history] for count, fit in fits.items()}
     (draft.path / "pilot.json").write_text(json.dumps({**metadata.as_dict(), "history": history}, indent=1))
     return shared.commit(draft, metadata, [check])
-
-
-def _break_even(shared: Planning, pilot_seconds: float) -> float | None:
-    plan = shared.store.find(shared.job.case, "feasibility_plan", shared.job.key)
-    assert plan is not None, "the plan is written before the pilot"
-    seconds = planning.PlanMetadata.of(plan).predicted_seconds + pilot_seconds
-    return judge_worth(0.0, 0.0, 0.0, seconds, shared.job.settings).break_even
 
 
 def _pilot_fits(shared: Planning, best_baseline: float) -> tuple[dict[int, Fit], list[planning.Point]]:
