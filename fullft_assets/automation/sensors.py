@@ -5,7 +5,6 @@ Where a definition is called directly, Dagster passes the resources that it requ
 `**_`.
 """
 
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +17,7 @@ from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.jobs import build_clean_schedule, build_jobs
 from fullft_assets.automation.orphans import build_orphans_schedule
-from fullft_assets.automation.runs import CANCELLED, Due, evaluation_above_budget, find_due, runs_in_flight
+from fullft_assets.automation.runs import CANCELLED, Due, find_due, runs_in_flight
 from fullft_assets.automation.ticks import sensor
 from fullft_assets.chunks import ingestion
 from fullft_assets.resources import latest, one_line_errors
@@ -239,8 +238,6 @@ def build_schedules(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
             return dg.SkipReason(
                 "a run of the model or of its snapshot is in flight; the next evaluation has its rows"
             )
-        if reason := evaluation_above_budget(graph, context.instance, time.time()):
-            return dg.SkipReason(reason)
         return dg.RunRequest()
 
     return [

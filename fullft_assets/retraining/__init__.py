@@ -5,7 +5,6 @@ reads a clock, a store or Dagster, so a year of operation can be simulated in mi
 """
 
 from fullft_assets.retraining.history import (
-    CLOCK_SECONDS,
     DAY_SECONDS,
     HOUR_SECONDS,
     Action,

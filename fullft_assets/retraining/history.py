@@ -98,8 +98,7 @@ class Signals(_Frozen):
     """Everything else that a decision depends on, as of now.
 
     Attributes:
-        now, month_start, month_end: seconds since the epoch; the calendar month of the budget. No month_end:
-        nobody knows.
+        now, month_start: seconds since the epoch; the calendar month of the budget.
         num_examples: rows of the newest snapshot. Only a snapshot knows what of a delivery is new: copies,
             near-duplicates, older versions and rows over a group's cap are not in it.
         num_uncounted: valid examples of batches that it does not have yet.
@@ -119,13 +118,7 @@ class Signals(_Frozen):
         live_drop: its accuracy at release minus that on production documents that were labelled since, where
             it certainly fell; else 0.
         estimated_hours: of the next run, from plan to evaluation.
-        hours_beside: of this month's runs that no attempt is: automatic evaluations, windows of production
-            and snapshots.
         hourly_usd: price of the training machine.
-        usd_per_point: what a point (0.01) of the primary metric is worth in a year; None: nothing is weighed
-            against the cost of a run.
-        predicted_gain: of the primary metric, what a learning curve predicts of the rows that are new; None =
-            unknown.
         scheduled_at: when `retraining.schedule` came due last; None = there is no schedule.
         num_runs_in_flight: queued or started runs that train the model or freeze a snapshot.
         oldest_run: the one of them that was asked for first.
@@ -133,7 +126,6 @@ class Signals(_Frozen):
 
     now: float
     month_start: float
-    month_end: float | None = None
     num_examples: int = Field(ge=0)
     num_uncounted: int = Field(default=0, ge=0)
     data_version: str
@@ -147,10 +139,7 @@ class Signals(_Frozen):
     num_live_labels: int | None = Field(default=None, ge=0)
     live_drop: float = Field(default=0.0, ge=0)
     estimated_hours: float = Field(ge=0)
-    hours_beside: float = Field(default=0.0, ge=0)
     hourly_usd: float = Field(default=0.0, ge=0)
-    usd_per_point: float | None = Field(default=None, gt=0)
-    predicted_gain: float | None = None
     scheduled_at: float | None = None
     num_runs_in_flight: int = Field(default=0, ge=0)
     oldest_run: RunInFlight | None = None
@@ -163,21 +152,17 @@ class Decision(_Frozen):
         evidence: of a retrain, the digest of data and settings; of an alert or a request, the name of its
             incident.
         instruction: what an alert or a request asks of a person.
-        is_about_attempt: whether the run of the last attempt says more about an alert.
         incidents: names of all incidents that are open now.
         count_first: whether the delivered examples that no snapshot has yet could change the decision: a
             snapshot counts them.
-        notes: what was wrong with the records that the decision rests on.
     """
 
     action: Action
     reasons: list[str] = Field(min_length=1)
     evidence: str
     instruction: str = ""
-    is_about_attempt: bool = False
     incidents: list[str] = []
     count_first: bool = False
-    notes: list[str] = []
 
 
 class RecordedDecision(_Frozen):
@@ -191,8 +176,6 @@ class RecordedDecision(_Frozen):
 
 HOUR_SECONDS = 3600.0
 DAY_SECONDS = 24 * HOUR_SECONDS
-#: What is further ahead of `now` than clocks differ is dated in the future.
-CLOCK_SECONDS = 300.0
 #: Windows among which drift is counted.
 NUM_WINDOWS = 3
 #: Standard errors by which new labels show a lower score that confirm a drift: of one that is none, in 5% of
@@ -206,17 +189,9 @@ MAX_RETRIES = 3
 VERDICTS: tuple[Status, ...] = ("ok", "alarm", "confirmed")
 
 
-def past_attempts(state: State, signals: Signals) -> list[Attempt]:
-    """Return the attempts that are not dated in the future, oldest first."""
-    past = [attempt for attempt in state.attempts if attempt.started_at <= signals.now + CLOCK_SECONDS]
-    return sorted(past, key=lambda attempt: attempt.started_at)
-
-
-def if_past(at: float | None, now: float) -> float | None:
-    """Return a time, or None if it is dated in the future: a training under a wrong clock would hide every
-    drift until then.
-    """
-    return None if at is None or at > now + CLOCK_SECONDS else at
+def in_order(state: State) -> list[Attempt]:
+    """Return the attempts, oldest first."""
+    return sorted(state.attempts, key=lambda attempt: attempt.started_at)
 
 
 def date(at: float) -> str:
@@ -232,15 +207,14 @@ def has_same_settings(attempt: Attempt, signals: Signals) -> bool:
     return attempt.settings_version == signals.settings_version
 
 
-def is_settled(attempt: Attempt, state: State, signals: Signals) -> bool:
+def is_settled(attempt: Attempt, state: State) -> bool:
     """Return whether a training ended or a champion was released after an attempt: what it did not come to is
     no longer missing.
 
     What its own run trained before it failed came before its end.
     """
     end = attempt.started_at + attempt.hours * HOUR_SECONDS if attempt.ended_at is None else attempt.ended_at
-    later = [if_past(at, signals.now) for at in (state.trained_at, state.champion_since)]
-    return any(at is not None and at > end for at in later)
+    return any(at is not None and at > end for at in (state.trained_at, state.champion_since))
 
 
 def retrain_evidence(signals: Signals) -> str:
@@ -251,15 +225,10 @@ def retrain_evidence(signals: Signals) -> str:
 
 
 def hours_spent(state: State, signals: Signals) -> float:
-    """Return the hours of this calendar month: of the attempts started in it, and of what else ran by
-    itself.
-    """
-    attempts = sum(
-        attempt.hours
-        for attempt in past_attempts(state, signals)
-        if attempt.started_at >= signals.month_start
+    """Return the hours of the attempts that started in this calendar month."""
+    return sum(
+        (attempt.hours for attempt in state.attempts if attempt.started_at >= signals.month_start), 0.0
     )
-    return attempts + signals.hours_beside
 
 
 def num_unproductive(state: State, signals: Signals, settings: RetrainingSettings) -> int:
@@ -267,20 +236,16 @@ def num_unproductive(state: State, signals: Signals, settings: RetrainingSetting
     nothing.
 
     They are the ones under today's settings since the last promotion, however it came about; while drift
-    lasts, all since the last window
-    without: a champion that does not end it is no cure.
+    lasts, all since the last window without: a champion that does not end it is no cure.
     """
     since = state.champion_since
     if drift_began(state, signals.windows, signals.now, settings) is not None:
-        since = max(
-            (window.at for window in signals.windows if window.status == "ok" and window.at <= signals.now),
-            default=None,
-        )
+        since = max((window.at for window in signals.windows if window.status == "ok"), default=None)
     return sum(
         attempt.outcome not in ("in_flight", "cancelled")
         and has_same_settings(attempt, signals)
         and (since is None or attempt.started_at > since)
-        for attempt in past_attempts(state, signals)
+        for attempt in state.attempts
     )
 
 
@@ -289,14 +254,13 @@ def num_transient(state: State, signals: Signals) -> int:
     somebody trained since.
     """
     number = 0
-    for attempt in reversed(past_attempts(state, signals)):
+    for attempt in reversed(in_order(state)):
         if (
             attempt.outcome != "failed"
             or attempt.failure not in TRANSIENT
             or not has_same_settings(attempt, signals)
+            or is_settled(attempt, state)
         ):
-            break
-        if is_settled(attempt, state, signals):
             break
         number += 1
     return number
@@ -342,7 +306,7 @@ def learned_drift(state: State, signals: Signals) -> LearnedDrift:
     that is not promoted says nothing.
     """
     last, is_confirmed = 0, False
-    for attempt in past_attempts(state, signals):
+    for attempt in in_order(state):
         if not attempt.num_drift_examples or not has_same_settings(attempt, signals):
             continue
         if attempt.num_drift_examples <= last:
@@ -412,11 +376,9 @@ def drift_began(
     began with the first window that was not calm before them, however long ago: of a drift that no label
     confirms, labels are collected for months. A window without a verdict neither counts nor ends a drift.
     """
-    trained, horizon = (
-        if_past(state.trained_at, now) or -float("inf"),
-        now - _HORIZON_DAYS * DAY_SECONDS,
-    )
-    seen = [window for window in windows if window.status in VERDICTS and trained < window.at <= now]
+    trained = state.trained_at or -float("inf")
+    horizon = now - _HORIZON_DAYS * DAY_SECONDS
+    seen = [window for window in windows if window.status in VERDICTS and trained < window.at]
     confirmed = [
         window for window in seen[-NUM_WINDOWS:] if window.status == "confirmed" and window.at > horizon
     ]
@@ -436,7 +398,7 @@ def drift_examples(state: State, signals: Signals, settings: RetrainingSettings)
     A score that fell is a drift that labels found, since the last training.
     """
     new, _ = new_examples(state, signals)
-    last = next(reversed(past_attempts(state, signals)), None)
+    last = next(reversed(in_order(state)), None)
     if drift_began(state, signals.windows, signals.now, settings) is not None:
         # What a failed attempt was to learn of it counts still.
         tried = last.num_drift_examples if last is not None and last.outcome == "failed" else 0
