@@ -281,37 +281,6 @@ def test_a_field_that_is_empty_in_each_row_is_an_error(project):
 
 
 @pytest.mark.heavy
-def test_a_field_of_the_log_that_production_lacks_is_an_error_with_the_near_one(project):
-    production = project / "production"
-    production.mkdir()
-    rows = [
-        {"text": f"The licence number {i}.", "predicted": "notice", "model": "m1" if i else None, "p": 0.5}
-        for i in range(9)
-    ]
-    (production / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    log = "  monitoring:\n    path: production\n    log: {prediction: predicted, score: p, model: model}\n"
-    assert report(project, log).startswith("x: ok")
-    with pytest.raises(
-        SettingsError,
-        match="monitoring.log.prediction: none of 9 rows read has a `prediction`; did you mean `predicted`?",
-    ):
-        report(project, log.replace("prediction: predicted", "prediction: prediction"))
-    (production / "a.jsonl").write_text("".join(json.dumps({**row, "p2": None}) + "\n" for row in rows))
-    with pytest.raises(
-        SettingsError, match="monitoring.log.model: `p2` is empty in each of 9 rows read; did you mean `p`?"
-    ):
-        report(project, log.replace("model: model", "model: p2"))
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    (production / "a.jsonl").unlink()
-    pq.write_table(pa.Table.from_pylist(rows), production / "a.parquet")
-    with pytest.raises(
-        SettingsError, match="monitoring.log.prediction: none of 9 rows read has a `prediction`"
-    ):
-        report(project, log.replace("prediction: predicted", "prediction: prediction"))
-
-
 def test_the_sample_is_drawn_from_all_rows(project, monkeypatch):
     monkeypatch.setattr(corpus, "SAMPLE_ROWS", 40)
     use_case = load_use_case(write(project))
@@ -437,12 +406,3 @@ def test_the_samples_of_exports_are_recognised_by_their_content(project):
 
 def test_only_the_newest_production_is_asked_for_the_fields_of_the_log(project, monkeypatch):
     monkeypatch.setattr(corpus, "_NEWEST_FILES", 2)
-    production = project / "production"
-    production.mkdir()
-    for number in range(6):
-        answer = {"predicted": "notice", "model": "m1"} if number > 3 else {}
-        rows = [{"text": f"The licence number {i}.", **answer} for i in range(9)]
-        (production / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.utime(production / f"{number}.jsonl", (number, number))
-    log = "  monitoring:\n    path: production\n    log: {prediction: predicted, model: model}\n"
-    assert report(project, log).startswith("x: ok")

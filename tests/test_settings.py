@@ -103,16 +103,6 @@ def test_every_field_is_described_and_every_number_is_bounded(name: str, section
             "Input should be less than or equal to 1000",
         ),
         (
-            {"monitoring": {"log": {"prediction": "answer"}}},
-            "monitoring.log",
-            "Value error, give either model or time",
-        ),
-        (
-            {"monitoring": {"log": {"prediction": "a", "model": "m", "time": "t"}}},
-            "monitoring.log",
-            "Value error, give either model or time",
-        ),
-        (
             {"store": "ftp://bucket/a"},
             "store",
             "Value error, must be a folder, or s3://, gs:// or az:// with a bucket and a prefix",

@@ -535,19 +535,6 @@ ONE_MISTAKE = {
             " documents need a folder apart"
         ),
     ),
-    "a log without production documents": (
-        GOOD + "  monitoring:\n    log: {prediction: answer, time: at}\n",
-        "9: monitoring.log: needs monitoring.path, the folder of the rows that have these fields",
-    ),
-    "a log whose prediction is the text": (
-        GOOD + "  monitoring:\n    path: data/production\n    log: {prediction: text, time: at}\n",
-        "10: monitoring.log: names the field of the text; name those of what the model answered",
-    ),
-    "a log for a language model": (
-        GOOD.replace("label: kind", "task: language_modeling")
-        + "  monitoring:\n    path: data/production\n    log: {prediction: a, time: at}\n",
-        "10: monitoring.log: is for the task classification alone, not for language_modeling; remove it",
-    ),
     "evaluation set": (
         GOOD + "  snapshot:\n    screen:\n      - data/licences\n      - data/licences/b.jsonl\n",
         "11: snapshot.screen.1: data/licences/b.jsonl not found; did you mean `data/licences/a.jsonl`?",

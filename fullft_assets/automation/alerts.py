@@ -300,7 +300,7 @@ def _is_without_text(graph: CaseGraph, store: Store, partition: str) -> bool:
     """Return whether no document of a window has a text, where the task has no drift report that says it."""
     manifest = latest(store, graph.name, BATCH_PREDICTIONS, partition)
     predictions = None if manifest is None else PredictionsMetadata.of(manifest)
-    return predictions is not None and not (predictions.num_rows or predictions.left_out)
+    return predictions is not None and not predictions.num_rows
 
 
 def _began(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from fullft_assets.base_model import BaseModelHeader, find_base_model, read_header
-from fullft_assets.checking.corpus import READ_BYTES, Corpus, look_at_documents, look_at_production
-from fullft_assets.checking.sample import field_problems, label_findings, log_problems
+from fullft_assets.checking.corpus import READ_BYTES, Corpus, look_at_documents
+from fullft_assets.checking.sample import field_problems, label_findings
 from fullft_assets.checking.yaml_source import Key, read_source
 from fullft_assets.documents.delivery import kept_out, left_in_place, skipped
 from fullft_assets.planning import state_bytes
@@ -79,9 +79,8 @@ def check_use_case(use_case: UseCase) -> str:
 
 
 def _refuse(use_case: UseCase, corpus: Corpus) -> None:
-    source, log = None, use_case.settings.monitoring.log
-    logged = () if log is None else log_problems(look_at_production(use_case), use_case.settings, log)
-    for key, message in (*_no_row(corpus), *field_problems(corpus.sample, use_case.settings), *logged):
+    source = None
+    for key, message in (*_no_row(corpus), *field_problems(corpus.sample, use_case.settings)):
         source = source or read_source(use_case.yaml_path, use_case.document)
         source.add(key, message)
     if source is not None:

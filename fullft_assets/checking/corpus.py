@@ -18,7 +18,7 @@ from fullft_assets.documents.formats.delivered import Head
 from fullft_assets.documents.formats.rows import Row
 from fullft_assets.documents.reading import FileReader
 from fullft_assets.documents.sources import Source, SourceFile
-from fullft_assets.settings import LogSettings, UseCaseSettings
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 
 #: Files that are looked at, drawn from all: finding out what is in each takes half a millisecond.
@@ -31,8 +31,6 @@ SAMPLE_ROWS = 2_000
 SAMPLE_BYTES = 20 * 2**20
 #: Rows of a file of another format that are read, at least.
 _LEAST_ROWS_A_FILE = 20
-#: Production files whose rows are looked at.
-_NEWEST_FILES = 100
 #: So many files of formats that are slow to read are opened, and only up to so many bytes each.
 _MOST_SLOW_FILES, _MOST_SLOW_BYTES = 20, 2**18
 
@@ -108,30 +106,12 @@ def look_at_documents(use_case: UseCase) -> Corpus:
     )
 
 
-def look_at_production(use_case: UseCase) -> list[Sampled]:
-    """Return a sample of the newest production rows, with what a model answered; none of a bucket, or before
-    production has delivered.
-
-    Only of the newest files: older ones may be from before the log.
-
-    Raises:
-        DataError: a folder cannot be listed.
-    """
-    settings = use_case.settings
-    path = settings.monitoring.path
-    if path is None or "://" in path or not use_case.resolve(path).exists():
-        return []
-    source = source_of(use_case, "window")
-    newest = sorted(source.files(), key=lambda file: file.mtime_ns)[-_NEWEST_FILES:]
-    return _look_at(source, newest, settings, settings.monitoring.log)[1]
-
-
 def _look_at(
-    source: Source, files: list[SourceFile], settings: UseCaseSettings, log: LogSettings | None = None
+    source: Source, files: list[SourceFile], settings: UseCaseSettings
 ) -> tuple[_Look, list[Sampled]]:
     rows_a_file = max(_LEAST_ROWS_A_FILE, SAMPLE_ROWS // max(1, len(files)))
     with FileReader(
-        source, settings.documents, settings.examples, all_fields=True, look_rows=rows_a_file, log=log
+        source, settings.documents, settings.examples, all_fields=True, look_rows=rows_a_file
     ) as reader:
         look = _Look(reader, rows_a_file)
         # From all over the delivery: a folder often has one label.

@@ -19,7 +19,7 @@ from fullft_assets.documents.formats.rows import has_field
 from fullft_assets.escaping import quoted, visible
 from fullft_assets.examples.labels import named
 from fullft_assets.examples.outcomes import MEANT_WITHOUT, MOST_WITHOUT
-from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings, UseCaseSettings
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.task import task_of
 
@@ -28,8 +28,6 @@ _NESTED = ("data", "meta", "metadata", "fields", "inputs")
 #: Objects within objects whose fields are suggested.
 _MOST_DEPTH = 5
 _SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
-#: Columns of production rows by the keys of `monitoring.log` that name their fields.
-_LOGGED = {"prediction": "predicted", "score": "score", "model": "predicted_by", "time": "predicted_at"}
 #: Characters of a field's name that are shown. A longer one is a text: the first row of a table that has no
 #: header.
 _SHOWN_CHARACTERS = 60
@@ -46,22 +44,6 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
     rows = [row for row in sample if row.record]
     if rows:
         yield from _lacking(_named(settings, rows), rows, settings)
-
-
-def log_problems(
-    sample: list[Sampled], settings: UseCaseSettings, log: LogSettings
-) -> Iterator[tuple[Key, str]]:
-    """Yield the keys of `monitoring.log` whose field nearly all production rows lack, each with one line that
-    says what to do.
-    """
-    rows = [row for row in sample if row.record]
-    named = (
-        (("monitoring", "log", key), column, field)
-        for key, column in _LOGGED.items()
-        if (field := getattr(log, key)) is not None
-    )
-    if rows:
-        yield from _lacking(named, rows, settings)
 
 
 def _lacking(
@@ -106,7 +88,7 @@ def _most_without(column: str, settings: UseCaseSettings) -> tuple[float, str, s
     if column == "group":
         most = settings.examples.max_ungrouped_share
         return most, f"{most:.0%} of them", "; deliver them with a group"
-    if column in MEANT_WITHOUT or column in _LOGGED.values():
+    if column in MEANT_WITHOUT:
         return (
             MOST_WITHOUT,
             f"{MOST_WITHOUT:.0%} of them",

@@ -43,7 +43,7 @@ from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT, Row, Wanted
 from fullft_assets.documents.formats.sniffing import format_of_content
 from fullft_assets.documents.sources import S3Prefix, Source, SourceFile
 from fullft_assets.errors import DataError
-from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store.metadata import Metadata, Private
 
 #: `problem` is why a row is malformed; `delivered_ns` is its file's time: of two deliveries the later one is
@@ -68,16 +68,11 @@ COLUMNS = (
     "delivered_ns",
     "problem",
 )
-#: Further columns of a window whose rows have what the model in production answered (`monitoring.log`), as it
-#: was delivered.
-LOGGED = ("predicted", "score", "predicted_by", "predicted_at")
 
 
 @cache
-def schema(*, is_logged: bool = False) -> pa.Schema:
-    """Return the schema of `documents.parquet`; its names are `COLUMNS`, in a window with logged predictions
-    also `LOGGED`.
-    """
+def schema() -> pa.Schema:
+    """Return the schema of `documents.parquet`; its names are `COLUMNS`."""
 
     types = {
         "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
@@ -89,9 +84,7 @@ def schema(*, is_logged: bool = False) -> pa.Schema:
         "row": pa.int64(),
         "delivered_ns": pa.int64(),
     }
-    return pa.schema(
-        [(name, types.get(name, pa.string())) for name in (*COLUMNS, *(LOGGED if is_logged else ()))]
-    )
+    return pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
 
 
 class RawMetadata(Metadata):
@@ -228,7 +221,7 @@ MAX_BATCH_BYTES = 4 * 2**30
 class ReadBatch:
     """What a batch's files contain."""
 
-    #: Of `schema()`, with `LOGGED` where they were asked for.
+    #: Of `schema()`.
     table: pa.Table
     #: Why a file cannot be read, by path.
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -265,7 +258,6 @@ def read_documents(
     examples: ExamplesSettings,
     may_be_empty: bool = False,
     out_of_reach: str | None = None,
-    log: LogSettings | None = None,
 ) -> ReadBatch:
     """Read a batch's files.
 
@@ -276,7 +268,6 @@ def read_documents(
         examples: the task, and the fields of label, group and domain.
         may_be_empty: it is no error if not one file can be read.
         out_of_reach: the URL of the store, below which no reference of a file is followed.
-        log: the fields of what a model answered, where rows have them.
 
     Returns:
         A row for each delivered record, malformed ones included, file by file in the batch's order.
@@ -289,9 +280,9 @@ def read_documents(
     undecided: dict[SourceFile, Scores] = {}
     pages: Counter[str] = Counter()
     room = bound = max(MAX_BATCH_BYTES, 2 * batch.num_bytes)
-    columns = schema(is_logged=log is not None)
+    columns = schema()
     rows = _Rows(columns)
-    with FileReader(source, documents, examples, out_of_reach=out_of_reach, log=log) as reader:
+    with FileReader(source, documents, examples, out_of_reach=out_of_reach) as reader:
 
         def read_file(file: SourceFile, decide: Callable[[Scores], str | None]) -> None:
             nonlocal room
@@ -400,7 +391,6 @@ class FileReader:
         look_rows: a quick look: of a table about so many rows are read, from all over it, and of a reference
             only whether it may be read; its text is empty. Default: everything is read.
         out_of_reach: the URL below which no reference of a file is followed.
-        log: the fields of what a model answered, where rows have them.
     """
 
     def __init__(
@@ -412,11 +402,10 @@ class FileReader:
         all_fields: bool = False,
         look_rows: int | None = None,
         out_of_reach: str | None = None,
-        log: LogSettings | None = None,
     ):
         self._documents = documents
         self._references = References(source, documents, out_of_reach)
-        self._wanted = Wanted.of(documents, examples, log)
+        self._wanted = Wanted.of(documents, examples)
         self._all_fields = all_fields
         self._look_rows = look_rows
         self._stack = ExitStack()
