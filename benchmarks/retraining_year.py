@@ -26,9 +26,7 @@ from fullft_assets.retraining import (
     Window,
     decide,
     drift_began,
-    drift_examples,
     raised_after,
-    score_fell,
 )
 from fullft_assets.settings import RetrainingSettings
 
@@ -209,7 +207,6 @@ class Year:
         return Signals(
             now=now,
             month_start=month,
-            month_end=month + 30 * DAY_SECONDS,
             num_examples=self.rows,
             num_uncounted=self.uncounted,
             data_version=f"{self.rows} rows",
@@ -257,9 +254,6 @@ class Year:
                 "hours": self.world.hours,
                 "num_examples": signals.num_examples,
                 "evidence": decision.evidence,
-                "num_drift_examples": drift_examples(self.state, signals, self.settings),
-                "score_fell": score_fell(signals, self.settings),
-                "is_better": self.world.knows(day) and not self.knows if outcome == "promoted" else None,
                 "outcome": "failed" if failed else "in_flight" if hangs else "succeeded",
                 "failure": outcome if failed else None,
             }

@@ -11,7 +11,6 @@ import pytest
 from fullft_assets.checking import check, corpus
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.documents.formats import columnar
-from fullft_assets.errors import SettingsError
 from tests.test_documents_formats import pack
 
 pytestmark = pytest.mark.quick

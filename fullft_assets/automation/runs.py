@@ -16,7 +16,6 @@ import dagster as dg
 from fullft_assets import documents
 from fullft_assets.artifacts import DRIFT_REPORT, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
 from fullft_assets.assets.graph import CaseGraph
-from fullft_assets.assets.model import IS_BETTER_TAG
 from fullft_assets.chunks import ingestion
 from fullft_assets.errors import TRANSIENT, FailureClass
 from fullft_assets.retraining import DAY_SECONDS, HOUR_SECONDS, Attempt, Outcome, RunInFlight
@@ -32,7 +31,6 @@ _NOT_YET_STARTED = {dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING}
 #: Tags of an automatic retrain: its reasons, and what it was launched for.
 REASONS_TAG, EVIDENCE_TAG = "retraining/reasons", "retraining/evidence"
 NUM_EXAMPLES_TAG, SETTINGS_TAG = "retraining/num_examples", "retraining/settings_version"
-NUM_DRIFT_EXAMPLES_TAG, SCORE_FELL_TAG = "retraining/num_drift_examples", "retraining/score_fell"
 _ROOT_TAG, _RETRY_TAG = "dagster/root_run_id", "dagster/will_retry"
 #: Successful runs that tell how long the next one takes.
 _TYPICAL = 3
@@ -128,9 +126,6 @@ def _attempt(records: list[dg.RunRecord], instance: dg.DagsterInstance, now: flo
         num_examples=int(first.tags.get(NUM_EXAMPLES_TAG, 0)),
         evidence=first.tags[EVIDENCE_TAG],
         settings_version=first.tags.get(SETTINGS_TAG, ""),
-        num_drift_examples=int(first.tags.get(NUM_DRIFT_EXAMPLES_TAG, 0)),
-        score_fell=first.tags.get(SCORE_FELL_TAG) == "True",
-        is_better={"True": True, "False": False}.get(last.tags.get(IS_BETTER_TAG, "")),
         outcome=outcome,
         failure=failure_of(last.run_id, instance) if outcome == "failed" else None,
     )

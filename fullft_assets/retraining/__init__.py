@@ -17,10 +17,8 @@ from fullft_assets.retraining.history import (
     State,
     Window,
     drift_began,
-    drift_examples,
     hours_spent,
     num_unproductive,
     retrain_evidence,
-    score_fell,
 )
 from fullft_assets.retraining.policy import decide, raised_after, run_key

@@ -5,7 +5,7 @@ The values can be kept in a log. Times are in seconds since the epoch.
 """
 
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,10 +35,6 @@ class Attempt(_Frozen):
         num_examples: rows of the snapshot that it was launched for.
         evidence: `Decision.evidence` of the decision that launched it.
         settings_version: `Signals.settings_version` then.
-        num_drift_examples: `drift_examples` then.
-        score_fell: `score_fell` then.
-        is_better: whether its candidate was promoted as better than the champion by more than chance. None:
-            it was not promoted, or nobody knows.
         failure: the class of its failure.
     """
 
@@ -48,9 +44,6 @@ class Attempt(_Frozen):
     num_examples: int = Field(ge=0)
     evidence: str
     settings_version: str = ""
-    num_drift_examples: int = Field(default=0, ge=0)
-    score_fell: bool = False
-    is_better: bool | None = None
     outcome: Outcome = "succeeded"
     failure: FailureClass | None = None
 
@@ -285,38 +278,6 @@ def _is_lower(signals: Signals, settings: RetrainingSettings) -> bool:
     return signals.live_drop >= settings.max_score_drop or is_lower_on_tests(signals, settings)
 
 
-class LearnedDrift(NamedTuple):
-    """The drift that was learned last.
-
-    Attributes:
-        num_examples: labelled examples that it was learned from last; 0: none was learned, or no candidate
-            came of it.
-        is_confirmed: labels confirmed it: the champion's score had fallen, or a candidate was better by more
-            than chance.
-    """
-
-    num_examples: int
-    is_confirmed: bool
-
-
-def learned_drift(state: State, signals: Signals) -> LearnedDrift:
-    """Return the drift that was learned last.
-
-    One that no label confirmed was learned in vain: documents differ, and the model is not wrong. A candidate
-    that is not promoted says nothing.
-    """
-    last, is_confirmed = 0, False
-    for attempt in in_order(state):
-        if not attempt.num_drift_examples or not has_same_settings(attempt, signals):
-            continue
-        if attempt.num_drift_examples <= last:
-            is_confirmed = False
-        is_confirmed = is_confirmed or attempt.score_fell or attempt.is_better is True
-        if attempt.is_better is not None or is_confirmed:
-            last = attempt.num_drift_examples
-    return LearnedDrift(last, is_confirmed)
-
-
 def new_examples(state: State, signals: Signals) -> tuple[int, str]:
     """Return how many rows the snapshot has grown by, and since what: the last training, or an attempt with
     today's settings.
@@ -389,24 +350,3 @@ def drift_began(
         default=trained,
     )
     return min(window.at for window in seen if window.at > calm and window.status != "ok")
-
-
-def drift_examples(state: State, signals: Signals, settings: RetrainingSettings) -> int:
-    """Return how many labelled examples since a drift began a retrain of now would learn from; 0 where no
-    drift is being learned.
-
-    A score that fell is a drift that labels found, since the last training.
-    """
-    new, _ = new_examples(state, signals)
-    last = next(reversed(in_order(state)), None)
-    if drift_began(state, signals.windows, signals.now, settings) is not None:
-        # What a failed attempt was to learn of it counts still.
-        tried = last.num_drift_examples if last is not None and last.outcome == "failed" else 0
-        return min(tried + new, signals.num_labels_since_drift)
-    if _is_lower(signals, settings):
-        return new
-    return (
-        last.num_drift_examples + new
-        if last is not None and 0 < last.num_drift_examples < settings.min_new_examples
-        else 0
-    )
