@@ -11,13 +11,12 @@ from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import records
 from fullft_assets.resources import one_line_errors
-from fullft_assets.store import digest
 
 #: Tag of a run with the number of jobs that it has stopped.
 STOPPED_TAG = "orphans/stopped"
 #: Once an hour: more than an hour is not paid unseen.
 _CRON = "17 * * * *"
-#: So often, and after each end of a job, backends are asked for jobs that no open record names: a run each.
+#: So often backends are asked for jobs that no open record names: a run each.
 _LOOK_HOURS = 6
 #: What could not be ended is tried each hour for so long, then each day.
 _HOURLY_SECONDS = 24 * 3600.0
@@ -86,32 +85,16 @@ def build_orphans_schedule(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
         ),
     )
     def orphans_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
-        now = time.time()
+        now, hour = time.time(), context.scheduled_execution_time.hour
         with graph.open_store(context) as store:
-            due_at = {
-                launch.name_in(store): at
-                for launch, at in records.orphans(store, graph.name, partial(ended_at, context.instance))
-            }
-            ready = {name: at for name, at in due_at.items() if at <= now} | records.due_strays(
-                store, graph.name, now
-            )
-            ends = [launch.ended_at or 0.0 for launch in records.launches(store, graph.name)]
-        hour = context.scheduled_execution_time.hour
-        if not ready and (hour % _LOOK_HOURS == 0 or now - max(ends, default=0.0) < 3600):
-            return dg.RunRequest(tags={"orphans/jobs": "a look at the backends"})
-        if not ready:
-            lines = (
-                f"{name}: its run has ended; it is left alone for {(at - now) / 3600:.2f} h more, or until a"
-                " run attaches"
-                for name, at in due_at.items()
-            )
-            return dg.SkipReason("; ".join(lines) or "a run follows each job")
-        names = list(ready)
-        is_new = now - max(ready.values()) < _HOURLY_SECONDS
-        return dg.RunRequest(
-            run_key=digest([names, now // (3600 if is_new else 24 * 3600)]),
-            tags={"orphans/jobs": ", ".join(names)[:1_000]},
-        )
+            all_orphans = records.orphans(store, graph.name, partial(ended_at, context.instance))
+            due_at = {launch.name_in(store): at for launch, at in all_orphans if at <= now}
+            due_at |= records.due_strays(store, graph.name, now)
+        is_new = now - max(due_at.values(), default=0.0) < _HOURLY_SECONDS
+        if is_new or hour % (24 if due_at else _LOOK_HOURS) == 0:
+            jobs = ", ".join(due_at)[:1_000] or "a look at the backends"
+            return dg.RunRequest(tags={"orphans/jobs": jobs})
+        return dg.SkipReason("a run follows each job, or may attach to it yet")
 
     return [orphans_schedule]
 

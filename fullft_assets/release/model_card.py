@@ -47,7 +47,7 @@ class ChampionMetadata(Metadata):
     model: str
 
 
-VERSION = "6"
+VERSION = "7"
 #: The name under which the Hugging Face hub and its libraries look for a model's card.
 CARD = "README.md"
 #: In a model's folder that sentence-transformers reads, and transformers alone does not.
