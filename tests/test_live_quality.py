@@ -26,6 +26,7 @@ from fullft_assets.monitoring.live import PredictedDocument, log_evidence_below,
 from fullft_assets.monitoring.predictions import PREDICTIONS, write_predictions
 from fullft_assets.monitoring.predictions import Document as Predicted
 from fullft_assets.resources import open_store
+from fullft_assets.retraining.history import score_fell
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store
 from tests import manifests
@@ -438,7 +439,7 @@ class TestLabelAudit:
             with dg.DagsterInstance.ephemeral() as instance:
                 state, signals = gather(graph, instance, seen.store, {}, time.time())
             settings = graph.settings.retraining
-            return retraining.decide(state, signals, settings), retraining.score_fell(signals, settings)
+            return retraining.decide(state, signals, settings), score_fell(signals, settings)
 
         def label(name: str, *, at_random: bool) -> None:
             seen.export(tmp_path / name, at_random=at_random)

@@ -1,5 +1,5 @@
-"""A delivery that was damaged and comes again, repaired or not: it is no second witness of a drift, and
-counts once for live quality.
+"""A delivery that was damaged and comes again: its window is no broken feed, and it counts once for live
+quality.
 """
 
 import gzip
@@ -8,21 +8,19 @@ import os
 from typing import Any
 
 import dagster as dg
-import numpy as np
 import pytest
 
 from fullft_assets import documents, monitoring
 from fullft_assets.errors import DataError
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.monitoring import DriftMetadata, LiveMetadata, Scale
+from fullft_assets.monitoring import DriftMetadata, LiveMetadata
 from fullft_assets.resources import open_store
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import monitoring as workload
 from tests import project as projects
 from tests.manifests import drift
 from tests.test_live_quality import CASE, Live, snapshot_of
-from tests.test_monitoring import NUM_LABELS, WINDOW, draw, windows
 
 GOOD = [{"id": row["id"], "text": row["text"]} for row in projects.licence_rows(40, skip=3_000)]
 BAD = [{**row, "text": row["text"][::-1]} for row in GOOD]
@@ -61,54 +59,6 @@ def feed(project: projects.Project) -> Feed:
 
 def without(rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in names} for row in rows]
-
-
-@pytest.mark.parametrize(
-    ("first", "again", "counts"),
-    [
-        (BAD, GOOD, False),
-        (BAD, BAD, False),
-        (BAD, [*GOOD[:30], *({"id": f"n{n}", "text": f"another text {n}"} for n in range(10))], False),
-        (BAD[:20], [*GOOD[:9], *({"id": f"n{n}", "text": f"another text {n}"} for n in range(11))], True),
-        (without(BAD, "id"), without(BAD, "id"), False),
-        # Without ids, a text that comes again says nothing, nor does a row of the same number.
-        (without(BAD, "id"), [*without(BAD, "id")[1:], {"text": "another text"}], True),
-    ],
-    ids=[
-        "repaired",
-        "as it was",
-        "repaired with new rows",
-        "few rows again",
-        "as it was, without ids",
-        "few new rows, without ids",
-    ],
-)
-def test_an_earlier_window_of_the_same_documents_is_no_witness(
-    feed: Feed, first: list[dict[str, Any]], again: list[dict[str, Any]], counts: bool
-) -> None:
-    earlier = feed.report(feed.keep(feed.write("monday.jsonl", first)))
-    later = feed.keep(feed.write("monday.jsonl", again))
-    assert monitoring.without_redelivered(feed.store, later, [earlier]) == ([earlier] if counts else [])
-
-
-def test_a_bad_delivery_that_comes_twice_does_not_confirm_itself() -> None:
-    rng = np.random.default_rng(8)
-    scale = Scale.fit(draw(np.random.default_rng(0), 600), NUM_LABELS)
-    usual = windows(scale, rng, 14)
-    bad = scale.sums(draw(rng, WINDOW, moved=6.0, share=0.5))
-    judged = [
-        monitoring.judge(
-            bad, *[monitoring.Past(usual[:12], recent)] * 2, monitoring_settings(), ["a", "b", "c"]
-        )
-        for recent in ([*usual[12:], bad], usual[12:])
-    ]
-    assert [verdict.status for verdict in judged] == ["confirmed", "alarm"]
-
-
-def monitoring_settings() -> Any:
-    from fullft_assets.settings import MonitoringSettings
-
-    return MonitoringSettings()
 
 
 def test_a_window_whose_files_were_rewritten_before_it_was_read_is_no_broken_feed(feed: Feed) -> None:

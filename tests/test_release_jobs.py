@@ -12,7 +12,6 @@ import dagster as dg
 import pytest
 
 from fullft_assets import release
-from fullft_assets.assets.model import IS_BETTER_TAG
 from fullft_assets.cli.summary import summary
 from fullft_assets.component import FullFineTune
 from fullft_assets.resources import latest, set_latest
@@ -114,24 +113,6 @@ def test_the_store_is_cleaned_up_by_a_run_that_waits_for_others(released: Releas
     (failed,) = [event for event in refused.all_events if event.is_step_failure]
     assert "(demo_model) is in progress; clean up when it has ended" in str(
         failed.event_specific_data.user_failure_data.description
-    )
-
-
-def test_the_run_says_whether_the_candidate_that_it_promoted_was_better(released: Released) -> None:
-    def said(checkpoint: Manifest, report: Manifest) -> str | None:
-        result = released.materialize(checkpoint, report)
-        run = released.instance.get_run_by_id(result.run_id)
-        assert run is not None
-        return run.tags.get(IS_BETTER_TAG)
-
-    lab, (third, fourth) = released.lab, (released.lab.checkpoint(name) for name in "cd")
-    assert said(released.second, released.green) == "True"
-    small = gained(0.01, -0.01, 0.03)
-    assert said(third, lab.report(third, evaluated(over_champion=small), "rc", "non_inferiority")) == "False"
-    assert released.champion == third.ref
-    assert (
-        said(fourth, lab.report(fourth, evaluated(over_champion=gained(-0.2)), "rd")) is None
-        and released.champion == third.ref
     )
 
 

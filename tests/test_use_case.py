@@ -84,23 +84,6 @@ def test_a_bucket_is_taken_as_it_is_written_without_a_network(project, monkeypat
 
 def test_documents_behind_a_link_are_found(project):
     (project / "data/linked").mkdir()
-    (
-        (
-            GOOD
-            + "  monitoring:\n    path: data/production\n    log: {prediction: a, score: text, time: at}\n",
-            "10: monitoring.log: names the field of the text; name those of what the model answered",
-        ),
-    )
-    (
-        (
-            GOOD
-            + "  monitoring:\n    path: data/production\n    log:\n      prediction: kind\n      time: at\n",
-            (
-                "11: monitoring.log.prediction: kind is examples.label, the true label; give another field,"
-                " or rename the one of the log"
-            ),
-        ),
-    )
     (project / "data/linked/all").symlink_to(project / "data/licences")
     assert load_use_case(write(project, GOOD.replace("data/licences", "data/linked")))
 
