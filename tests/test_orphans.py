@@ -240,24 +240,16 @@ class TestInDagster:
                 )
                 return schedule.evaluate_tick(context)
 
-            assert tick().skip_message == "a run follows each job"
+            assert [hour for hour in range(8) if tick(hour).run_requests] == [0, 6]
             instance.report_run_failed(run)
-            assert tick().skip_message != "a run follows each job"
+            assert tick().skip_message
             monkeypatch.setattr(records, "_ATTACH_SECONDS", 0.0)
             (request,) = tick().run_requests
-            assert (
-                request.tags["orphans/jobs"] == made.name_in(store)
-                and request.run_key == tick().run_requests[0].run_key
-            )
+            assert request.tags["orphans/jobs"] == made.name_in(store)
             job = defs.resolve_job_def("letters_end_orphans")
             done = job.execute_in_process(instance=instance)
             assert not runs(store, made) and recorded(store).state == "stopped"
             assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
-            looks = [hour for hour in range(8) if tick(hour).run_requests]
-            assert looks == list(range(8)), "a job has just ended, which may run on"
-            store.change_pointer(made.record, lambda old: {**old, "ended_at": NOW - 2 * HOUR})
-            assert [hour for hour in range(8) if tick(hour).run_requests] == [0, 6]
-            assert tick().skip_message == "a run follows each job"
             stray = launch(store, key="stray")
             store.delete_pointer(stray.record)
             store.write_pointer("strays/letters", {stray.name_in(store): NOW - HOUR})

@@ -176,28 +176,6 @@ def test_a_change_by_hand_holds_where_the_copy_fails_and_the_asset_copies_later(
         assert pushed["checkpoint"] == released.first.ref
 
 
-def test_the_copy_follows_the_asset_and_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FULLFT_STORE", raising=False)
-    (tmp_path / "dagster").mkdir()
-    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
-        released = Released(tmp_path, instance, push_to="served")
-
-        def copied(run: dg.ExecuteInProcessResult) -> str:
-            assert [
-                entry
-                for entry in instance.all_logs(run.run_id)
-                if entry.user_message.startswith(f"copied to {tmp_path}/served/")
-            ]
-            return json.loads((tmp_path / "served" / "champion.json").read_text())["checkpoint"]
-
-        assert copied(released.materialize(released.second, released.green)) == released.second.ref
-        assert copied(released.run("rollback", reason="worse on Mondays")) == released.first.ref
-        assert (
-            copied(released.run("promote", reason="it was not", checkpoint=released.second.ref))
-            == released.second.ref
-        )
-
-
 def test_frozen_the_asset_succeeds_and_says_why_the_champion_stays(released: Released) -> None:
     frozen = released.run("freeze", reason="audit until May")
     assert f"Frozen by hand ({frozen.run_id}): audit until May" in released.newest("observation")["outcome"]
@@ -215,16 +193,6 @@ def test_frozen_the_asset_succeeds_and_says_why_the_champion_stays(released: Rel
     result = released.materialize(released.second, released.green)
     assert released.champion == released.second.ref
     assert "Promoted: every gate passed." in released.newest("materialization")["outcome"]
-
-
-@pytest.mark.parametrize("act", ["rollback", "freeze", "unfreeze", "promote"])
-def test_no_act_on_the_champion_is_done_without_a_reason(released: Released, act: str) -> None:
-    failed = released.run(
-        act, raise_on_error=False, **({"checkpoint": released.second.ref} if act == "promote" else {})
-    )
-    [failure] = [event for event in failed.all_events if event.event_type_value == "STEP_FAILURE"]
-    assert "reason: give one" in str(failure.step_failure_data.user_failure_data)
-    assert released.champion == released.first.ref
 
 
 def test_the_summary_of_a_run_says_what_the_release_came_to(
