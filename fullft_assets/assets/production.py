@@ -276,9 +276,7 @@ def build_checks(graph: CaseGraph) -> list[dg.AssetChecksDefinition]:
             snapshot = ManifestIOManager(store, context.instance, context.run).load_of_run(
                 graph.key(TRAINING_SNAPSHOT)
             )
-            windows, reports = (
-                latest_by_partition(store, graph.name, name) for name in (PRODUCTION_DOCUMENTS, DRIFT_REPORT)
-            )
+            reports = latest_by_partition(store, graph.name, DRIFT_REPORT)
             champion = release.read_champion(store, graph.name)
             model = (
                 store.load(champion.checkpoint)
@@ -286,7 +284,7 @@ def build_checks(graph: CaseGraph) -> list[dg.AssetChecksDefinition]:
                 else latest(store, graph.name, FINETUNED_CHECKPOINT)
             )
             labels = CheckpointMetadata.of(model).labels if model else []
-            outcome = representation.judge(store, snapshot, windows, reports, model, labels)
+            outcome = representation.judge(store, snapshot, reports, model, labels)
         judged = outcome.model_copy(update={"metadata": {**outcome.metadata, "snapshot": snapshot.ref}})
         return graph.check_result(judged, TRAINING_SNAPSHOT)
 
