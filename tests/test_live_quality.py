@@ -193,7 +193,7 @@ class Live:
         with self.store.create(CASE, "drift_report", window, version="1", seed=1) as draft:
             monitoring.write_far(
                 draft.path / monitoring.FAR,
-                [FarDocument(source=file, row=row, distance=2.0, cluster=0) for row in rows],
+                [FarDocument(source=file, row=row, distance=2.0) for row in rows],
             )
             seen = self.store.read_pointer(f"latest/{CASE}/production_documents/{window}") or {}
             made = draft.commit(

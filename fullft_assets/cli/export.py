@@ -35,7 +35,7 @@ from fullft_assets.store.hashing import unit_hash
 from fullft_assets.task import task_of
 
 #: Columns that each format has; the rest says why a document was chosen, of those that are far.
-_COLUMNS = ("id", "text", "group", "window", "distance", "cluster")
+_COLUMNS = ("id", "text", "group", "window", "distance")
 
 
 def export(
@@ -144,7 +144,6 @@ def _rows(store: Store, window: str, report: Manifest) -> Iterator[dict[str, Any
                 "id": row["id"] or f"{far.source}:{far.row}",
                 "window": window,
                 "distance": round(far.distance, 4),
-                "cluster": far.cluster,
             }
 
 

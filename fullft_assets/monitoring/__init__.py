@@ -6,7 +6,6 @@ from fullft_assets.monitoring.far import (
     MAX_DOCUMENTS,
     FarDocument,
     exported_as_far,
-    order,
     read_far,
     remember_exported,
     write_far,

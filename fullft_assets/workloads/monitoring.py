@@ -143,9 +143,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             features = reader.read([window.texts[index] for index in window.chosen], vocabulary)
             sums = scale.sums(features)
             sums.save(draft.path / monitoring.SUMS)
-            monitoring.write_far(
-                draft.path / monitoring.FAR, _far(scale, features, window, job.settings.seed)
-            )
+            monitoring.write_far(draft.path / monitoring.FAR, _far(scale, features, window))
             verdict = monitoring.judge(
                 sums, _read_sums(store, history.content), _read_sums(store, history.model), settings, labels
             )
@@ -183,26 +181,17 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         )
 
 
-def _far(scale: Scale, features: Features, window: ProductionRows, seed: int) -> list[FarDocument]:
+def _far(scale: Scale, features: Features, window: ProductionRows) -> list[FarDocument]:
     distances = scale.distances(features)
     if distances is None:
         return []
     farthest = np.argsort(-distances, kind="stable")[: monitoring.MAX_DOCUMENTS]
-    farthest = farthest[distances[farthest] > 1]
-    embeddings = features.embeddings[farthest]
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    documents = []
-    for index, cluster in monitoring.order(unit, seed):
-        source, row = window.places[window.chosen[farthest[index]]]
-        documents.append(
-            FarDocument(
-                source=source,
-                row=row,
-                distance=float(distances[farthest[index]]),
-                cluster=cluster,
-            )
-        )
-    return documents
+    places = [window.places[window.chosen[index]] for index in farthest]
+    return [
+        FarDocument(source=source, row=row, distance=float(distances[index]))
+        for index, (source, row) in zip(farthest, places, strict=True)
+        if distances[index] > 1
+    ]
 
 
 def _load_scale(
