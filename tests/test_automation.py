@@ -828,62 +828,15 @@ def runs(instance: dg.DagsterInstance, job: str, *statuses: dg.DagsterRunStatus)
     return list(instance.get_runs(dg.RunsFilter(job_name=job, statuses=list(statuses) or None)))
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
+@pytest.mark.slow
+def test_daemon_ingests_a_delivery_once_and_retrains_once_on_enough_new_data(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
-    every_minute = {"evaluation_schedule": "* * * * *", "min_new_examples": 500}
-    project = projects.create(
-        tmp_path, base_model="model", documents={"poll_seconds": 2}, retraining=every_minute
-    )
-    with closing(Daemon(project)) as daemon:
-        yield daemon
-
-
-@pytest.mark.slow
-def test_daemon_ingests_each_delivery_once_and_schedules_tick(daemon: Daemon) -> None:
-    daemon.turn_on("sensor", "letters_new_documents")
-    daemon.turn_on("schedule", "letters_evaluation_schedule")
-    daemon.turn_on("sensor", "letters_retraining")
-    done = dg.DagsterRunStatus.SUCCESS
-    with dg.DagsterInstance.from_config(str(daemon.project.home)) as instance:
-        store = Store(str(daemon.project.home / "store"))
-        daemon.wait_for(
-            lambda: len(runs(instance, "letters_ingest", done)) == 1, "first delivery is ingested"
-        )
-        late = daemon.project.deliver("a-late.jsonl", projects.licence_rows(60, skip=400))
-        os.utime(late, (1e9, 1e9))
-        daemon.wait_for(lambda: len(runs(instance, "letters_ingest", done)) == 2, "late delivery is ingested")
-        batches = store.list_pointers("latest/letters/tokenized_chunks")
-        assert [batch.files[0].path for batch in documents.list_batches(store, "letters")] == [
-            "delivery-1.jsonl",
-            "a-late.jsonl",
-        ]
-        assert sorted(run.tags["dagster/partition"] for run in runs(instance, "letters_ingest")) == batches
-        daemon.ticks_on(instance, "letters_new_documents", 3)
-        assert len(runs(instance, "letters_ingest")) == 2
-        for name, reason in (
-            ("letters_evaluation_schedule", "no checkpoint yet; run the model job first"),
-            ("letters_retraining", "fewer than min_new_examples = 500"),
-        ):
-            skipped = daemon.wait_for(
-                lambda name=name: [tick for tick in ticks(instance, name) if tick.skip_reason],
-                f"{name} ticks",
-            )
-            assert reason in skipped[0].skip_reason
-        assert runs(instance, "letters_model") == []
-        last = store.list_pointers("letters/retraining_decisions")[-1]
-        assert store.read_pointer(f"letters/retraining_decisions/{last}")["decision"]["action"] == "wait"
-
-
-@pytest.mark.slow
-def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
     quick = {"min_new_examples": 100, "cooldown_hours": 0.0}
-    daemon.close()
-    daemon.project.configure(base_model="model", documents={"poll_seconds": 2}, retraining=quick)
+    project = projects.create(tmp_path, base_model="model", documents={"poll_seconds": 2}, retraining=quick)
     done = dg.DagsterRunStatus.SUCCESS
     with (
-        closing(Daemon(daemon.project)) as daemon,
-        dg.DagsterInstance.from_config(str(daemon.project.home)) as instance,
+        closing(Daemon(project)) as daemon,
+        dg.DagsterInstance.from_config(str(project.home)) as instance,
     ):
         daemon.turn_on("sensor", "letters_new_documents")
         daemon.wait_for(lambda: runs(instance, "letters_ingest", done), "delivery is ingested")
@@ -893,6 +846,7 @@ def test_daemon_retrains_once_on_enough_new_data(daemon: Daemon) -> None:
         daemon.wait_for(lambda: instance.get_run_by_id(run.run_id).is_finished, "model run ends", 400.0)
         daemon.ticks_on(instance, "letters_retraining", 2)
         assert [launched.run_id for launched in runs(instance, "letters_model")] == [run.run_id]
+        assert len(runs(instance, "letters_ingest")) == 1
 
 
 def test_runs_of_windows_go_one_after_the_other(template: Prepared) -> None:
