@@ -238,8 +238,9 @@ class _Plan:
             self.unreadable[file.path] = f"changed since it was cut; {_CHANGED}"
         elif earlier:
             self.taken_away.append(file.path)
-            sections = dict.fromkeys(_OF_EXAMPLES, "examples")
-            keys = ", ".join(f"{sections.get(name, 'documents')}.{name}" for name in earlier[0].wanting)
+            keys = ", ".join(
+                f"{'examples' if name in _OF_EXAMPLES else 'documents'}.{name}" for name in earlier[0].wanting
+            )
             self.unreadable[file.path] = f"taken away since it was read with another {keys}; deliver it again"
         else:
             self.missing.append(file)
