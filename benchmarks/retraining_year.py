@@ -26,6 +26,7 @@ from fullft_assets.retraining import (
     Window,
     decide,
     drift_began,
+    drift_examples,
     raised_after,
 )
 from fullft_assets.settings import RetrainingSettings
@@ -254,6 +255,7 @@ class Year:
                 "hours": self.world.hours,
                 "num_examples": signals.num_examples,
                 "evidence": decision.evidence,
+                "num_drift_examples": drift_examples(self.state, signals, self.settings),
                 "outcome": "failed" if failed else "in_flight" if hangs else "succeeded",
                 "failure": outcome if failed else None,
             }

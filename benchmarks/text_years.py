@@ -38,6 +38,7 @@ from fullft_assets.retraining import (
     Window,
     decide,
     drift_began,
+    drift_examples,
     hours_spent,
 )
 from fullft_assets.retraining.rules import apply_rules
@@ -47,7 +48,7 @@ from fullft_assets.store import Store
 TEST_SHARE = 0.2
 HOURS = 3.0
 #: The rules that a drift has a retrain by.
-_FOR_DRIFT = {"drift"}
+_FOR_DRIFT = {"drift", "more_of_drift"}
 USUAL_ALARM = "every alarm of a usual test"
 #: A retrain costs as much as so many wrong answers.
 EXCHANGE_RATES = (30, 100, 300)
@@ -407,6 +408,7 @@ class OurYear(TextYear):
             hours=hours,
             num_examples=signals.num_examples,
             evidence=decision.evidence,
+            num_drift_examples=drift_examples(self.state, signals, self.settings),
             outcome="failed" if failure else "succeeded",
             failure=failure,
         )

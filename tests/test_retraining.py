@@ -20,6 +20,7 @@ from fullft_assets.retraining import (
     Window,
     decide,
     drift_began,
+    drift_examples,
     raised_after,
     retrain_evidence,
 )
@@ -233,6 +234,23 @@ class TestRules:
         # Where the rows were too few before it, too, more are needed.
         few = _after(3, num_examples=ROWS + 50, **ended).model_copy(update={"raised": told.raised})
         assert _decide(few, new=50, **seen).action == "request_labels"
+
+    @pytest.mark.parametrize(("new", "action"), [(124, "wait"), (125, "retrain")])
+    def test_a_drift_is_learned_again_from_half_as_many_labels_more(self, new: int, action: str) -> None:
+        state = _after(2, num_drift_examples=250).model_copy(update={"champion_since": NOW - 2 * DAY_SECONDS})
+        assert _decide(state, new=new).action == action
+        assert _decide(_after(2), new=new).action == "wait"
+        assert drift_examples(state, _signals(new=new), SETTINGS) == 250 + new
+        shown = {"num_labels_since_drift": 120, **_windows("confirmed", "confirmed")}
+        for num_errors, count in ((0.0, 0), (1.7, 120)):
+            signals = _signals(new=500, num_live_errors=num_errors, **shown)
+            assert drift_examples(RUNNING, signals, SETTINGS) == count
+        for drop, count in (
+            ({"score_drop": 0.03}, 150),
+            ({"live_drop": 0.03}, 150),
+            ({"score_drop": 0.02}, 0),
+        ):
+            assert drift_examples(RUNNING, _signals(new=150, **drop), SETTINGS) == count
 
     def test_windows_a_year_apart_do_not_count_together(self) -> None:
         apart = _windows("confirmed", "confirmed", apart=380 * DAY_SECONDS)
@@ -681,5 +699,5 @@ def test_a_drift_is_asked_for_once_trained_on_once_its_labels_are_there_and_over
     year = Year(world).run(days=100)
     (asked,) = year.days("request_labels")
     assert asked == 61
-    # 100 labels of the new kind: two days after the first.
-    assert [day for day in year.days("retrain") if 60 <= day < 80] == [71]
+    # 100 labels of the new kind: two days after the first. Then half as many more, again and again.
+    assert [day for day in year.days("retrain") if 60 <= day < 80] == [71, 73, 75, 78]

@@ -28,6 +28,7 @@ from fullft_assets.artifacts import (
 from fullft_assets.assets.graph import CaseGraph, plain_metadata
 from fullft_assets.automation.runs import (
     EVIDENCE_TAG,
+    NUM_DRIFT_EXAMPLES_TAG,
     NUM_EXAMPLES_TAG,
     REASONS_TAG,
     REQUEST_TAG,
@@ -221,6 +222,7 @@ def decide_and_record(
             REASONS_TAG: reasons[:250],
             EVIDENCE_TAG: decision.evidence,
             NUM_EXAMPLES_TAG: str(signals.num_examples),
+            NUM_DRIFT_EXAMPLES_TAG: str(retraining.drift_examples(state, signals, graph.settings.retraining)),
             SETTINGS_TAG: signals.settings_version,
         }
         return dg.RunRequest(

@@ -30,6 +30,7 @@ IN_FLIGHT = [
 _NOT_YET_STARTED = {dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING}
 #: Tags of an automatic retrain: its reasons, and what it was launched for.
 REASONS_TAG, EVIDENCE_TAG = "retraining/reasons", "retraining/evidence"
+NUM_DRIFT_EXAMPLES_TAG = "retraining/num_drift_examples"
 NUM_EXAMPLES_TAG, SETTINGS_TAG = "retraining/num_examples", "retraining/settings_version"
 _ROOT_TAG, _RETRY_TAG = "dagster/root_run_id", "dagster/will_retry"
 #: Successful runs that tell how long the next one takes.
@@ -126,6 +127,7 @@ def _attempt(records: list[dg.RunRecord], instance: dg.DagsterInstance, now: flo
         num_examples=int(first.tags.get(NUM_EXAMPLES_TAG, 0)),
         evidence=first.tags[EVIDENCE_TAG],
         settings_version=first.tags.get(SETTINGS_TAG, ""),
+        num_drift_examples=int(first.tags.get(NUM_DRIFT_EXAMPLES_TAG, 0)),
         outcome=outcome,
         failure=failure_of(last.run_id, instance) if outcome == "failed" else None,
     )

@@ -17,6 +17,7 @@ from fullft_assets.retraining.history import (
     State,
     Window,
     drift_began,
+    drift_examples,
     hours_spent,
     num_unproductive,
     retrain_evidence,

@@ -35,6 +35,7 @@ class Attempt(_Frozen):
         num_examples: rows of the snapshot that it was launched for.
         evidence: `Decision.evidence` of the decision that launched it.
         settings_version: `Signals.settings_version` then.
+        num_drift_examples: `drift_examples` then.
         failure: the class of its failure.
     """
 
@@ -44,6 +45,7 @@ class Attempt(_Frozen):
     num_examples: int = Field(ge=0)
     evidence: str
     settings_version: str = ""
+    num_drift_examples: int = Field(default=0, ge=0)
     outcome: Outcome = "succeeded"
     failure: FailureClass | None = None
 
@@ -350,3 +352,23 @@ def drift_began(
         default=trained,
     )
     return min(window.at for window in seen if window.at > calm and window.status != "ok")
+
+
+def drift_examples(state: State, signals: Signals, settings: RetrainingSettings) -> int:
+    """Return how many labelled examples of a drift that labels confirm a retrain of now would learn from; 0
+    where no such drift is being learned.
+
+    A score that fell is a drift that labels found, since the last training.
+    """
+    new, _ = new_examples(state, signals)
+    last = next(reversed(in_order(state)), None)
+    is_drift = drift_began(state, signals.windows, signals.now, settings) is not None
+    if is_drift and score_fell(signals, settings):
+        # What a failed attempt was to learn of it counts still.
+        tried = last.num_drift_examples if last is not None and last.outcome == "failed" else 0
+        return min(tried + new, signals.num_labels_since_drift)
+    if _is_lower(signals, settings):
+        return new
+    if last is not None and 0 < last.num_drift_examples < settings.min_new_examples:
+        return last.num_drift_examples + new
+    return 0

@@ -17,6 +17,7 @@ from fullft_assets.retraining.history import (
     attempt_of_most_rows,
     date,
     drift_began,
+    has_same_settings,
     hours_spent,
     in_order,
     new_examples,
@@ -31,6 +32,8 @@ from fullft_assets.settings import RetrainingSettings
 
 #: Share of the last training's rows by which a snapshot must grow as well.
 _MIN_GROWTH = 0.2
+#: Growth of the labelled examples since a drift began that is worth another retrain.
+_MORE_OF_DRIFT = 0.5
 #: So many times as many labelled examples are needed for a drift that labels do not confirm.
 _NOT_CONFIRMED = 3
 #: Rule, and incident, of a drift whose labels were not drawn at random.
@@ -47,7 +50,7 @@ class Rule(NamedTuple):
         instruction: of a request for labels, which ones.
     """
 
-    name: Literal["new_data", "drift", "random_labels", "score", "age", "schedule", "retry"]
+    name: Literal["new_data", "drift", "random_labels", "more_of_drift", "score", "age", "schedule", "retry"]
     action: Action
     reason: str
     count_first: bool = False
@@ -60,6 +63,7 @@ def apply_rules(state: State, signals: Signals, settings: RetrainingSettings) ->
         *_retry(state, signals),
         _new_data(state, signals, settings),
         _drift(state, signals, settings),
+        *_more_of_drift(state, signals, settings),
         _score(state, signals, settings),
         _age(state, signals, settings),
         *_schedule(state, signals),
@@ -136,6 +140,34 @@ def _not_confirmed(state: State, signals: Signals, reason: str, needed: int) -> 
         "wait",
         f"{reason} {shown}, and do not show that the champion is worse; fewer than {needed:,} are no reason"
         " then",
+    )
+
+
+def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Rule]:
+    """Yield that a drift which labels confirmed is learned again as they grow: the first retrain has few, and
+    makes the drift its reference.
+    """
+    last = next(reversed(in_order(state)), None)
+    if last is None or not last.num_drift_examples or last.outcome != "succeeded":
+        return
+    new, since = new_examples(state, signals)
+    learned = last.num_drift_examples
+    needed = max(round(_MORE_OF_DRIFT * learned), settings.min_new_examples_on_drift)
+    if (
+        not has_same_settings(last, signals)
+        or learned >= settings.min_new_examples
+        or needed > settings.min_new_examples
+    ):
+        return
+    enough, count_first = _reach(state, signals, needed, new)
+    yield Rule(
+        "more_of_drift",
+        "retrain" if enough else "wait",
+        (
+            f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {needed:,}"
+            f" beside the {learned:,} that showed it a drift"
+        ),
+        count_first,
     )
 
 
