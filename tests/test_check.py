@@ -401,7 +401,3 @@ def test_the_samples_of_exports_are_recognised_by_their_content(project):
     text = report(project)
     assert line(text, "documents").endswith(" 4 rows was read")
     assert "note" not in text
-
-
-def test_only_the_newest_production_is_asked_for_the_fields_of_the_log(project, monkeypatch):
-    monkeypatch.setattr(corpus, "_NEWEST_FILES", 2)
