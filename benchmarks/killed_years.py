@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,12 +13,10 @@ import yaml
 
 from benchmarks.retraining_year import World, Year
 from fullft_assets.assets.graph import CaseGraph
-from fullft_assets.automation.decision import name_of, read_ledger, record
+from fullft_assets.automation.decision import read_ledger, record
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.retraining import (
     HOUR_SECONDS,
-    Signals,
-    State,
     decide,
     run_key,
 )
@@ -26,15 +24,14 @@ from fullft_assets.store import Store
 
 
 class FaultyYear(Year):
-    """A year without texts in which two Dagsters that share a store decide at the same moment, and their
-    ticks and the runs are killed at random.
+    """A year without texts in which ticks and runs are killed at random.
 
     Attributes:
         doubled: runs launched while another one was in flight, or for what a successful one had learned from.
         lost: ticks that called for a retrain, without one: Dagster knew the key.
     """
 
-    def __init__(self, seed: int, graph: CaseGraph, instances: Sequence[dg.DagsterInstance], store: Store):
+    def __init__(self, seed: int, graph: CaseGraph, instance: dg.DagsterInstance, store: Store):
         self.rng = np.random.default_rng(seed)
         outcomes = ("infrastructure", "preemption", "promoted", "promoted", "rejected")
         super().__init__(
@@ -46,36 +43,27 @@ class FaultyYear(Year):
             )
         )
         self.case, self.store = graph, store
-        self.instances = instances
-        self.launched, self.learned = set[tuple[int, str]](), set[str]()
+        self.instance = instance
+        self.launched, self.learned = set[str](), set[str]()
         self.ends = 0.0
         self.doubled = self.lost = 0
 
     def _tick(self, day: int, now: float) -> None:
         signals = self.signals(now).model_copy(update={"num_runs_in_flight": int(now < self.ends)})
-        # Both have read what happened before either of them acts.
         state = self.state
-        for number in self.rng.permutation(len(self.instances)).tolist():
-            self._ask(number, now, state, signals)
-
-    def _ask(self, number: int, now: float, state: State, signals: Signals) -> None:
-        """Decide as one of the Dagsters does; with a chance of a half it is killed at one of the points on
-        the way.
-        """
+        # With a chance of a half it is killed at one of the points on the way.
         killed_before = self.rng.choice(["decision", "record", "request", "never", "never", "never"])
-        instance = self.instances[number]
-        ledger, _ = read_ledger(self.store, self.case.name)
-        name = name_of(instance)
-        if killed_before == "decision" or ledger.is_of_another(name, now):
+        ledger = read_ledger(self.store, self.case.name)
+        if killed_before == "decision":
             return
         decision = decide(state, signals, self.settings)
         if decision.count_first:
             self.rows, self.uncounted, self.uncounted_new = self.rows + self.uncounted_new, 0, 0
         if decision.action != "retrain" or killed_before == "record":
             return
-        record(self.case, instance, self.store, ledger, state, signals, decision, by=name)
+        record(self.case, self.instance, self.store, ledger, state, signals, decision)
         # A Dagster launches a key once.
-        key = (number, run_key(state, decision))
+        key = run_key(state, decision)
         self.lost += key in self.launched
         if killed_before == "request" or key in self.launched:
             return
@@ -89,8 +77,8 @@ class FaultyYear(Year):
 
 def killed_years(num_seeds: int, days: int) -> list[FaultyYear]:
     """Return years with killed ticks and runs."""
-    with platform() as (case, instance, new_store), dg.DagsterInstance.ephemeral() as other:
-        years = [FaultyYear(seed, case, (instance, other), new_store()) for seed in range(num_seeds)]
+    with platform() as (case, instance, new_store):
+        years = [FaultyYear(seed, case, instance, new_store()) for seed in range(num_seeds)]
         for year in years:
             year.run(days)
     return years

@@ -28,7 +28,6 @@ from fullft_assets.retraining import (
     drift_began,
     drift_examples,
     raised_after,
-    score_fell,
 )
 from fullft_assets.settings import RetrainingSettings
 
@@ -209,7 +208,6 @@ class Year:
         return Signals(
             now=now,
             month_start=month,
-            month_end=month + 30 * DAY_SECONDS,
             num_examples=self.rows,
             num_uncounted=self.uncounted,
             data_version=f"{self.rows} rows",
@@ -258,8 +256,6 @@ class Year:
                 "num_examples": signals.num_examples,
                 "evidence": decision.evidence,
                 "num_drift_examples": drift_examples(self.state, signals, self.settings),
-                "score_fell": score_fell(signals, self.settings),
-                "is_better": self.world.knows(day) and not self.knows if outcome == "promoted" else None,
                 "outcome": "failed" if failed else "in_flight" if hangs else "succeeded",
                 "failure": outcome if failed else None,
             }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,7 +166,6 @@ class TextWorld:
         damaged: days on which all documents are damaged; silent: on which none comes.
         broken: days on which a training learns wrong labels; outage: on which nothing ticks.
         preempted: share of runs that are preempted.
-        clock: days by which the clock is wrong, by day.
         shift: the day of what happens.
         compared: whether the simple policies live this year, too.
         is_stationary: nothing to learn from: a retrain for drift is false.
@@ -182,7 +181,6 @@ class TextWorld:
     broken: range = range(0)
     outage: range = range(0)
     preempted: float = 0.0
-    clock: dict[int, float] = field(default_factory=dict)
     shift: int = 0
     compared: bool = False
     is_stationary: bool = False
@@ -234,12 +232,6 @@ def text_worlds(shift: int) -> tuple[TextWorld, ...]:
         ),
         replace(
             new_domain,
-            name="new domain, clock wrong on two days",
-            clock={shift - 50: 400.0, shift + 20: -3.0},
-            compared=False,
-        ),
-        replace(
-            new_domain,
             name=EVENTFUL,
             shift=150,
             new_domain=_from(150, 0.3),
@@ -248,7 +240,6 @@ def text_worlds(shift: int) -> tuple[TextWorld, ...]:
             silent=range(120, 127),
             preempted=0.3,
             outage=range(215, 222),
-            clock={235: 400.0, 236: -3.0},
             subpopulation=_from(255, 0.3),
             broken=range(255, 300),
         ),

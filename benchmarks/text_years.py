@@ -13,7 +13,6 @@ import numpy as np
 from benchmarks.drift import Stream
 from benchmarks.retraining_year import DAYS, HOURS_A_TICK, SHOWN_WINDOWS, START
 from benchmarks.text_worlds import (
-    DOCUMENTS_A_DAY,
     FIRST_ROWS,
     LABEL_DAYS,
     NO_LABEL,
@@ -41,7 +40,6 @@ from fullft_assets.retraining import (
     drift_began,
     drift_examples,
     hours_spent,
-    score_fell,
 )
 from fullft_assets.retraining.rules import apply_rules
 from fullft_assets.store import Store
@@ -98,12 +96,10 @@ class TextYear:
         retrains: days of launched trainings, and why; num_trainings: whole trainings that they are worth, as
             a preempted one is a part of one.
         verdicts: of each window, with its day.
-        was_better: whether the last candidate was better than the champion by more than chance.
     """
 
     #: Whether windows are judged.
     is_monitored = False
-    was_better = False
 
     def __init__(self, texts: Texts, world: TextWorld, seed: int, first: np.ndarray, arrivals: list[Arrival]):
         self.texts, self.world, self.arrivals = texts, world, arrivals
@@ -198,7 +194,6 @@ class TextYear:
         self.num_trainings += 1 - done
         candidate = self.train(day)
         gain, error = self.gain(candidate)
-        self.was_better = gain > 1.96 * error
         # Not worse by the least difference that the test rows can show.
         if gain - 1.96 * error <= -(1.96 + 0.84) * error:
             return "rejected"
@@ -285,11 +280,8 @@ class OurYear(TextYear):
         graph: CaseGraph,
         instance: dg.DagsterInstance,
         store: Store,
-        rate: int | None = None,
     ):
         super().__init__(*drawn)
-        # A year has so many wrong answers in a point; a run costs its hours in dollars.
-        self.usd_per_point = None if rate is None else HOURS * DAYS * DOCUMENTS_A_DAY / 100 / rate
         self.case, self.instance, self.store = graph, instance, store
         self.state = State(
             num_trained=FIRST_ROWS, trained_on=f"{FIRST_ROWS} rows", trained_at=START, champion_since=START
@@ -362,8 +354,7 @@ class OurYear(TextYear):
         ).drop
 
     def _tick(self, day: int, now: float) -> None:
-        now += self.world.clock.get(day, 0.0) * DAY_SECONDS
-        ledger, notes = read_ledger(self.store, self.case.name)
+        ledger = read_ledger(self.store, self.case.name)
         state = self.state.model_copy(update={"raised": ledger.raised})
         windows = self.windows[-SHOWN_WINDOWS:]
         began = drift_began(state, windows, now, self.settings)
@@ -387,7 +378,6 @@ class OurYear(TextYear):
             num_live_errors=num_errors_below(self.champion.at_release, sum(answers), len(answers)),
             estimated_hours=HOURS,
             hourly_usd=1.0,
-            usd_per_point=self.usd_per_point,
         )
         decision = decide(state, signals, self.settings)
         record(
@@ -397,8 +387,7 @@ class OurYear(TextYear):
             ledger,
             state,
             signals,
-            decision.model_copy(update={"notes": [*notes, *decision.notes]}),
-            by="simulated",
+            decision,
         )
         self.decisions.append((day, decision))
         if decision.action == "retrain":
@@ -420,8 +409,6 @@ class OurYear(TextYear):
             num_examples=signals.num_examples,
             evidence=decision.evidence,
             num_drift_examples=drift_examples(self.state, signals, self.settings),
-            score_fell=score_fell(signals, self.settings),
-            is_better=self.was_better if outcome == "promoted" else None,
             outcome="failed" if failure else "succeeded",
             failure=failure,
         )
@@ -435,13 +422,6 @@ class OurYear(TextYear):
     def count(self, action: str) -> int:
         """Return how often an action was decided."""
         return sum(decision.action == action for _, decision in self.decisions)
-
-
-def with_rate(rate: int) -> str:
-    """Return the name of our policy where `planning.usd_per_point` makes a retrain as expensive as so many
-    wrong answers.
-    """
-    return f"ours, with a retrain = {rate} wrong answers in its settings"
 
 
 def policies(world: TextWorld) -> dict[str, Callable[..., TextYear]]:
@@ -472,9 +452,5 @@ def live_years(
     """Return the same year under each policy."""
     drawn = (texts, world, seed, *draw_year(texts, world, seed))
     found = {name: make(*drawn).run() for name, make in policies(world).items()}
-    rates = EXCHANGE_RATES if world.compared else ()
-
-    def ours(rate: int | None) -> TextYear:
-        return OurYear(*drawn, graph=graph, instance=instance, store=new_store(), rate=rate).run()
-
-    return {"ours": ours(None), **{with_rate(rate): ours(rate) for rate in rates}, **found}
+    ours = OurYear(*drawn, graph=graph, instance=instance, store=new_store()).run()
+    return {"ours": ours, **found}

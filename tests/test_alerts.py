@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,17 +30,16 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
 from moto.server import ThreadedMotoServer
 
-from fullft_assets import automation, documents, release, retraining, security
+from fullft_assets import automation, documents, release, security
 from fullft_assets.alerts import CHANNELS, Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.graph import CaseGraph
-from fullft_assets.automation.runs import attempts_of, model_runs
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import Status
 from fullft_assets.resources import ARTIFACT, open_store
-from fullft_assets.retraining import Attempt, Decision, RecordedDecision, Signals
+from fullft_assets.retraining import Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
 from fullft_assets.settings.alerts import ChannelSettings
 from fullft_assets.store import CheckOutcome, Manifest, Store
@@ -185,14 +183,6 @@ class TestChannels:
             {"UseCase": "letters", "Event": "run_failed"},
         ]
 
-    def test_prometheus_reads_counters(self, tmp_path: Path) -> None:
-        send({"prometheus": {"path": str(tmp_path / "fullft.prom")}}, alert(1), alert(2), alert(3, "drift"))
-        lines = (tmp_path / "fullft.prom").read_text().splitlines()
-        assert lines[2:] == [
-            'fullft_alerts_total{use_case="letters",event="drift"} 1',
-            'fullft_alerts_total{use_case="letters",event="run_failed"} 2',
-        ]
-
     def test_a_secret_comes_from_secrets_manager(self, aws: None, hook: Hook) -> None:
         boto3.client("secretsmanager").create_secret(Name="hook", SecretString=hook.url)
         send({"webhook": {"url": "secret:hook"}}, alert())
@@ -206,6 +196,7 @@ class TestProblems:
             ({"webhok": {}}, "did you mean webhook?"),
             ({"webhook": {"url": "https://hooks.example.org/token"}}, "alerts.channels.webhook: url"),
             ({"email": {"host": "h"}}, "`email` was removed; use `apprise`"),
+            ({"prometheus": {"path": "a.prom"}}, "`prometheus` was removed; use `webhook`"),
             ({"apprise": {"url": "slack://token"}}, "alerts.channels.apprise: url"),
             ({"webhook": {"url": "env:X", "style": "slack"}}, "`style` was removed; use a channel `apprise`"),
             ({"sns": {"topic": "x"}}, "alerts.channels.sns: topic"),
@@ -222,10 +213,6 @@ class TestProblems:
 
 
 class TestDelivery:
-    @pytest.fixture(autouse=True)
-    def few_an_hour(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("fullft_assets.alerts.sending._MAX_PER_HOUR", 3)
-
     def delivery(self, store: Store, alerts: list[Alert], *, now: float = NOW, **settings: Any) -> Any:
         chosen = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}}, **settings)
         return deliver(store, "letters", alerts, open_channels(chosen), chosen, now)
@@ -239,10 +226,8 @@ class TestDelivery:
     def test_a_channel_that_fails_is_tried_again_and_keeps_no_other_from_its_alerts(
         self, tmp_path: Path, hook: Hook
     ) -> None:
-        store, file = Store(str(tmp_path / "store")), tmp_path / "fullft.prom"
-        settings = AlertsSettings(
-            channels={"webhook": {"url": "env:ALERT_HOOK"}, "prometheus": {"path": str(file)}}
-        )
+        store = Store(str(tmp_path / "store"))
+        settings = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}, "log": {}})
         hook.status = 500
         first = deliver(store, "letters", [alert()], open_channels(settings), settings, NOW)
         assert first.failures == [
@@ -250,46 +235,21 @@ class TestDelivery:
         ]
         hook.status = 200
         second = deliver(store, "letters", [alert()], open_channels(settings), settings, NOW + 60)
-        assert list(second.sent) == ["webhook"] and file.read_text().endswith(" 1\n")
+        assert (list(first.sent), list(second.sent)) == (["log"], ["webhook"])
 
-    def test_a_flood_that_goes_on_is_one_summary_an_hour(self, tmp_path: Path, hook: Hook) -> None:
+    def test_of_a_flood_ten_are_sent_and_one_summary(self, tmp_path: Path, hook: Hook) -> None:
         store = Store(str(tmp_path))
-        for minute in range(62):
-            self.delivery(store, [alert(minute)], now=NOW + 60 * minute)
-        titles = [body["title"] for body in hook.bodies]
-        assert titles == [
-            "run 0 failed",
-            "run 1 failed",
-            "run 2 failed",
-            "1 more alert within an hour: 1 run_failed",
-            "run 60 failed",
-            "run 61 failed",
+        for _ in range(2):
+            self.delivery(store, [alert(number) for number in range(14)])
+        assert [body["title"] for body in hook.bodies] == [
+            *(f"run {number} failed" for number in range(10)),
+            "4 more alerts: 4 run_failed",
         ]
-        self.delivery(store, [], now=NOW + 60 * 63)
-        last = hook.bodies[-1]
-        assert last["title"] == "56 more alerts within an hour: 56 run_failed"
-        assert last["url"] == "http://localhost:3000/runs" and last["action"]
-        self.delivery(store, [alert(minute) for minute in range(62)], now=NOW + 60 * 200)
-        assert len(hook.bodies) == len(titles) + 1
 
-    def test_what_a_wrong_clock_dated_in_the_future_does_not_count_for_ever(
-        self, tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        store, year = Store(str(tmp_path)), 365 * 24 * 3600.0
-        monkeypatch.setattr("fullft_assets.alerts.sending._MAX_PER_HOUR", 1)
-        self.delivery(store, [alert(1), alert(2)], now=NOW + year)
-        self.delivery(store, [alert(1), alert(2), alert(3), alert(4)], now=NOW)
-        titles = [body["title"] for body in hook.bodies]
-        summary = "1 more alert within an hour: 1 run_failed"
-        assert titles == ["run 1 failed", summary, "run 3 failed", summary]
-
-    @pytest.mark.parametrize("text", ['{"channels": {"webh', "[1]", '{"sent": {}}'])
-    def test_a_damaged_ledger_begins_anew_and_that_is_said_once(
-        self, tmp_path: Path, hook: Hook, text: str
-    ) -> None:
+    def test_a_damaged_ledger_begins_anew_and_that_is_said_once(self, tmp_path: Path, hook: Hook) -> None:
         store, file = Store(str(tmp_path)), tmp_path / "pointers/letters/alerts.json"
         self.delivery(store, [alert(1)])
-        file.write_text(text)
+        file.write_text('{"channels": {"webh')
         (note,) = self.delivery(store, []).notes
         assert (
             note
@@ -461,8 +421,8 @@ class TestSensor:
             ("ingest", {"delivery/run_key": "b1-v"}, "infrastructure", True, [6]),
             ("ingest", {"delivery/run_key": "b1-v"}, "infrastructure", False, [1, 2]),
             ("ingest", {"delivery/run_key": "b1-v"}, "data", True, [1, 2]),
-            # Resumed three times (`retraining.max_retries`).
-            ("model", {"retraining/evidence": "e"}, "preemption", True, [4]),
+            # Resumed three times; then the decision says that a person is needed.
+            ("model", {"retraining/evidence": "e"}, "preemption", True, []),
             ("model", {"retraining/evidence": "e"}, "settings", True, [1, 2]),
             # Of no retrain and no delivery, such as an evaluation.
             ("evaluate", {}, "infrastructure", True, [1, 2]),
@@ -486,13 +446,12 @@ class TestSensor:
         launcher = f"{graph.name}_launcher"
         self.state(instance, launcher, status=InstigatorStatus.RUNNING if is_on else InstigatorStatus.STOPPED)
         sent, cursor = [], None
-        for number in range(1, max(sent_of) + 1):
+        for number in range(1, max(sent_of, default=3) + 1):
             by_itself = {"dagster/sensor_name": launcher, "dagster/run_key": f"k{number}", **tags}
             self.run(graph, instance, stage, fails_in_a_way, **by_itself)
             _, cursor = self.tick(graph, instance, cursor)
             sent += [number] * (len(hook.bodies) - len(sent))
         assert sent == sent_of
-        assert {body["event"] for body in hook.bodies} == {"run_failed"}
         # Nobody starts again what a person has launched.
         self.run(
             graph,
@@ -619,15 +578,6 @@ class TestSensor:
         assert second["title"].startswith("what the run monitor of w2 would report is missing: KeyError at ")
         assert "planted-text" not in json.dumps(hook.bodies)
 
-    def test_a_cursor_that_a_wrong_clock_has_left_hides_no_run(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        year = time.time() + 365 * 24 * 3600
-        self.run(graph, instance, "model", fails)
-        _, cursor = self.tick(graph, instance, json.dumps({"runs": year, "decisions": year}))
-        assert len(hook.bodies) == 1 and cursor is not None
-        assert max(json.loads(cursor).values()) <= time.time()
-
     def test_more_runs_than_a_tick_looks_at_end_in_one_moment(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -730,89 +680,25 @@ class TestSensor:
         )
 
     @pytest.mark.parametrize(
-        ("num_failed", "title", "action"),
+        ("signal", "num_errors", "title"),
         [
-            (1, "the attempt of {} failed (data)", "open its run, which says what to fix"),
-            (
-                3,
-                (
-                    "3 attempts in a row gained nothing, so that others come ever more rarely; the attempt of"
-                    " {} failed (data)"
-                ),
-                "open its run, which says what to fix",
-            ),
-            (
-                -3,
-                "3 attempts in a row gained nothing, so that others come ever more rarely",
-                "read their evaluation reports",
-            ),
+            ("live_drop", 0.0, "accuracy is 0.100 lower on labelled production documents than at release"),
+            ("score_drop", 2.5, "score fell by 0.100 on newer rows"),
+            ("score_drop", 2.4, None),
         ],
     )
-    def test_a_decision_about_attempts_has_a_next_action_and_links_to_the_run(
+    def test_a_drop_is_sent_once_however_its_size_changes_unless_it_may_be_chance(
         self,
         graph: CaseGraph,
         instance: dg.DagsterInstance,
         hook: Hook,
-        num_failed: int,
-        title: str,
-        action: str,
+        signal: str,
+        num_errors: float,
+        title: str | None,
     ) -> None:
-        @dg.op
-        def has_bad_data() -> None:
-            raise dg.Failure("planted-text", metadata={"failure": "data"})
-
-        op = has_bad_data if num_failed > 0 else works
-        runs = [
-            self.run(graph, instance, "model", op, **{"retraining/evidence": f"e{number}"})
-            for number in range(abs(num_failed))
-        ]
-        now = time.time()
-        attempts = attempts_of(model_runs(graph, instance, now), instance, now)
-        state, settings = retraining.State(attempts=attempts), graph.settings.retraining
-        self.decide(graph, instance, lambda signals: retraining.decide(state, signals, settings))
-        self.tick(graph, instance)
-        body = next(body for body in hook.bodies if body["event"] == "decision_needed")
-        at = datetime.fromtimestamp(attempts[-1].started_at, UTC)
-        assert (body["title"], body["action"]) == (title.format(f"{at:%Y-%m-%d %H:%M UTC}"), action)
-        assert body["url"].endswith(f"/runs/{runs[-1]}")
-
-    def test_a_tick_reads_only_decisions_that_it_has_not_seen(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        read: list[str] = []
-        read_pointer = Store.read_pointer
-        unseen = Decision(
-            action="alert", reasons=["production is not seen: look at what delivers it"], evidence="e"
-        )
-
-        def counted(store: Store, name: str) -> Any:
-            read.extend([name] if "retraining_decisions" in name else [])
-            return read_pointer(store, name)
-
-        monkeypatch.setattr(Store, "read_pointer", counted)
-        for half_hours in range(12, 2, -1):
-            self.decide(graph, instance, unseen, half_hours * 1800)
-        _, cursor = self.tick(graph, instance)
-        assert len(read) == len(hook.bodies) == 10
-        _, cursor = self.tick(graph, instance, cursor)
-        assert len(read) == 10
-        self.decide(graph, instance, unseen, 1800)
-        hook.status = 500
-        with pytest.raises(dg.Failure):
-            self.tick(graph, instance, cursor)
-        hook.status = 200
-        hook.bodies.clear()
-        _, cursor = self.tick(graph, instance, cursor)
-        assert len(hook.bodies) == 1
-        assert len(read) == 12
-
-    def test_a_lower_accuracy_on_production_is_sent_once_however_its_size_changes(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        self.decide_on_two_drops(graph, instance, "live_drop", num_drop_errors=0.0)
-        (body,) = hook.bodies
-        title = "the champion's accuracy is 0.100 lower on labelled production documents than at release"
-        assert (body["event"], body["title"]) == ("quality_drop", title)
+        self.decide_on_two_drops(graph, instance, signal, num_drop_errors=num_errors)
+        sent = [(body["event"], body["title"]) for body in hook.bodies]
+        assert sent == ([] if title is None else [("quality_drop", f"the champion's {title}")])
 
     @pytest.mark.parametrize(
         ("promoted_ago", "is_in_flight", "num_sent"), [(600, 0, 1), (90, 0, 1), (30, 0, 0), (600, 1, 0)]
@@ -859,55 +745,6 @@ class TestSensor:
             self.decide(graph, instance, decision, age, **measured)
             self.tick(graph, instance)
 
-    def test_a_lower_score_is_sent_once_however_its_size_changes(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        self.decide_on_two_drops(graph, instance, "score_drop", num_drop_errors=2.5)
-        (body,) = hook.bodies
-        assert (body["event"], body["title"]) == (
-            "quality_drop",
-            "the champion's score fell by 0.100 on newer rows",
-        )
-
-    def test_a_lower_score_that_may_be_chance_is_not_sent(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        self.decide_on_two_drops(graph, instance, "score_drop", num_drop_errors=2.4)
-        assert not hook.bodies
-
-    def test_a_month_s_budget_is_sent_once_when_near_and_once_when_reached(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("fullft_assets.automation.runs.hours_beside", lambda *_: 10.0)
-        for spent in (60.0, 75.0, 76.0, 90.0, 91.0):
-            attempt = Attempt(
-                started_at=time.time(), hours=spent, num_examples=1, evidence="e", outcome="succeeded"
-            )
-            monkeypatch.setattr(
-                "fullft_assets.automation.runs.attempts_of", lambda *_, attempt=attempt: [attempt]
-            )
-            self.tick(graph, instance)
-        assert [(body["event"], body["title"]) for body in hook.bodies] == [
-            ("budget", "85% of retraining.max_hours_per_month = 100 are spent"),
-            ("budget", "100% of retraining.max_hours_per_month = 100 are spent"),
-        ]
-
-    def test_a_feed_that_stopped_is_sent_once_and_one_that_never_came_is_not(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        self.tick(graph, instance)
-        instance.report_runless_asset_event(
-            dg.AssetMaterialization(graph.key("raw_documents"), partition="b1")
-        )
-        self.tick(graph, instance)
-        assert hook.bodies == []
-        now = time.time() + 1_001 * 3600
-        monkeypatch.setattr("fullft_assets.automation.alerts.time.time", lambda: now)
-        self.tick(graph, instance)
-        self.tick(graph, instance)
-        (body,) = hook.bodies
-        assert body["event"] == "feed_silent" and body["title"].endswith("for 1000 hours")
-
     def test_a_feed_that_fills_a_window_of_many_rows_is_not_silent(
         self, tmp_path: Path, instance: dg.DagsterInstance, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -949,11 +786,6 @@ class TestSensor:
         self.tick(graph, instance)
         assert len(hook.bodies) == 2
 
-    def test_no_channel_is_no_sensor(self, tmp_path: Path) -> None:
-        assert (
-            automation.build_alert_sensor(CaseGraph(projects.create(tmp_path / "q", rows=5).use_case())) == []
-        )
-
     def test_a_run_of_assets_is_named_by_them(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
@@ -971,25 +803,6 @@ class TestSensor:
         self.tick(graph, instance)
         (body,) = hook.bodies
         assert body["title"] == "the run live_quality failed"
-
-    def test_a_batch_that_a_red_check_of_its_chunks_holds_back_is_sent(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        tokens = self.artifact(graph, instance, "tokenized_chunks", failed_check="rows_are_good")
-
-        @dg.op(name=f"{graph.name}__tokenized_chunks")
-        def tokenizes(context) -> None:
-            about = {"metadata": {ARTIFACT: tokens.ref}, "partition": "b1"}
-            context.log_event(dg.AssetMaterialization(graph.key("tokenized_chunks"), **about))
-            raise dg.Failure("the check is red")
-
-        self.run(graph, instance, "ingest", tokenizes, **{"dagster/partition": "b1"})
-        self.tick(graph, instance)
-        (body,) = hook.bodies
-        assert (body["title"], body["action"]) == (
-            "batch b1 is held back: rows_are_good",
-            "open the checks of tokenized_chunks",
-        )
 
 
 THEIRS = """

@@ -77,7 +77,7 @@ def _explain(folder: Path) -> dict[str, Any]:
     words = shifted_words(
         ["a text"] * 20, [f"a note about {word}" for word in WORDS.values() for _ in range(5)]
     )
-    (folder / EXPLANATION).write_text(render_explanation("What moved", [], words, [("window.jsonl", 151)]))
+    (folder / EXPLANATION).write_text(render_explanation("What moved", [], words))
     return {}
 
 

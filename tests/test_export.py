@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,26 +19,6 @@ from tests import manifests
 from tests import project as projects
 
 CASE = "letters"
-
-
-def test_the_first_ones_are_of_different_clusters_the_largest_first() -> None:
-    rng = np.random.default_rng(1)
-    centres = np.eye(8)[:4]
-    rows = np.concatenate(
-        [
-            centre + rng.normal(0, 0.02, (size, 8))
-            for centre, size in zip(centres, (30, 5, 10, 3), strict=True)
-        ]
-    )
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    of = np.repeat(range(4), (30, 5, 10, 3))
-    found = monitoring.order(rows, 7)
-    assert sorted(index for index, _ in found) == list(range(48))
-    assert {of[index] for index, _ in found[:10]} == {0, 1, 2, 3}
-    assert [cluster for _, cluster in found[:4]] == [0, 1, 2, 3] and of[found[0][0]] == 0
-    assert found == monitoring.order(rows, 7)
-    assert monitoring.order(rows[:1], 7) == [(0, 0)] and monitoring.order(rows[:0], 7) == []
-    assert [cluster for _, cluster in monitoring.order(np.ones((5, 2)) / 2**0.5, 7)] == [0] * 5
 
 
 class Watched:
@@ -59,9 +38,7 @@ class Watched:
         [window] = documents.look(self.store, self.project.use_case(), "window", now=2e9).cut
         seen = documents.keep(self.store, self.project.use_case(), window.name, "window")
         with self.store.create(CASE, "drift_report", window.name, version="1", seed=1) as draft:
-            found = [
-                FarDocument(source=f"{name}.jsonl", row=row, distance=2.0, cluster=row % 2) for row in far
-            ]
+            found = [FarDocument(source=f"{name}.jsonl", row=row, distance=2.0) for row in far]
             monitoring.write_far(draft.path / FAR, found)
             metadata = {**manifests.drift("alarm"), "documents": seen.ref}
             made = draft.commit(
@@ -98,7 +75,6 @@ def test_windows_give_in_turn_and_each_text_comes_once(watched: Watched) -> None
         "expression": "x",
         "window": found[0]["window"],
         "distance": 2.0,
-        "cluster": 1,
     }
     assert [row["key"] for row in lines(watched.export(most=2))] == ["a-3", "b-2"]
     assert [row["key"] for row in lines(watched.export(num_windows=1))] == ["b-2", "b-1"]

@@ -2,8 +2,6 @@
 policy hears of.
 """
 
-import csv
-import io
 import json
 import time
 from pathlib import Path
@@ -20,12 +18,12 @@ from fullft_assets.assets.production import _measure_live_quality
 from fullft_assets.automation.decision import gather
 from fullft_assets.cli.export import export
 from fullft_assets.component import FullFineTune
-from fullft_assets.errors import FullftError
 from fullft_assets.monitoring import AtRelease, FarDocument, LiveMetadata, live
 from fullft_assets.monitoring.live import PredictedDocument, log_evidence_below, lower_bound, upper_bound
 from fullft_assets.monitoring.predictions import PREDICTIONS, write_predictions
 from fullft_assets.monitoring.predictions import Document as Predicted
 from fullft_assets.resources import open_store
+from fullft_assets.retraining.history import score_fell
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store
 from tests import manifests
@@ -195,7 +193,7 @@ class Live:
         with self.store.create(CASE, "drift_report", window, version="1", seed=1) as draft:
             monitoring.write_far(
                 draft.path / monitoring.FAR,
-                [FarDocument(source=file, row=row, distance=2.0, cluster=0) for row in rows],
+                [FarDocument(source=file, row=row, distance=2.0) for row in rows],
             )
             seen = self.store.read_pointer(f"latest/{CASE}/production_documents/{window}") or {}
             made = draft.commit(
@@ -323,7 +321,7 @@ class TestLabelAudit:
         assert seen.export(tmp_path / "far.jsonl", at_random=False) == 12
         assert seen.count().num_labelled == 60
 
-    @pytest.mark.parametrize("chosen", ["jsonl", "csv", "label_studio", "ground_truth"])
+    @pytest.mark.parametrize("chosen", ["label_studio", "ground_truth"])
     def test_what_is_exported_at_random_comes_back_and_counts(
         self, seen: Live, tmp_path: Path, chosen: str
     ) -> None:
@@ -337,12 +335,11 @@ class TestLabelAudit:
         out = tmp_path / "audit"
         assert seen.export(out, most=30, format_name=chosen) == 30
         text = out.read_text(encoding="utf-8")
-        if chosen == "csv":
-            given: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))
-        elif chosen == "label_studio":
-            given = [task["data"] for task in json.loads(text)]
-        else:
-            given = [json.loads(line) for line in text.splitlines()]
+        given: list[dict[str, Any]] = (
+            [task["data"] for task in json.loads(text)]
+            if chosen == "label_studio"
+            else [json.loads(line) for line in text.splitlines()]
+        )
         assert (
             set(given[0]) == {"id", "text", "expression", "window"}
             if chosen != "ground_truth"
@@ -385,36 +382,6 @@ class TestLabelAudit:
             each for each in everything if each in other
         ]
 
-    def test_without_what_it_needs_one_line_says_so(self, seen: Live, tmp_path: Path) -> None:
-        out = tmp_path / "audit.jsonl"
-        seen.see(
-            "w3.jsonl",
-            [{"id": "x", "text": "A text without an id of its own."}],
-            predicted={"x": "text"},
-            fields=("text",),
-        )
-        with pytest.raises(
-            FullftError,
-            match=r"no document of the last 1 windows .* or has no id by which its label would find it",
-        ):
-            seen.export(out, num_windows=1)
-        release.promote(seen.store, CASE, another_champion(seen))
-        with pytest.raises(
-            FullftError, match="no document of the last 3 windows that the champion predicted can be labelled"
-        ):
-            seen.export(out)
-        with pytest.raises(FullftError, match="drawn for live_quality, and there is no champion yet"):
-            export(
-                seen.project.use_case(),
-                Store(str(tmp_path / "other")),
-                out,
-                format_name="jsonl",
-                most=3,
-                num_windows=3,
-                at_random=True,
-            )
-        assert not out.exists()
-
     def test_a_label_of_a_row_without_an_id_is_not_that_of_the_same_row_of_another_file_of_that_name(
         self, seen: Live
     ) -> None:
@@ -438,7 +405,7 @@ class TestLabelAudit:
             with dg.DagsterInstance.ephemeral() as instance:
                 state, signals = gather(graph, instance, seen.store, {}, time.time())
             settings = graph.settings.retraining
-            return retraining.decide(state, signals, settings), retraining.score_fell(signals, settings)
+            return retraining.decide(state, signals, settings), score_fell(signals, settings)
 
         def label(name: str, *, at_random: bool) -> None:
             seen.export(tmp_path / name, at_random=at_random)
@@ -458,16 +425,6 @@ class TestLabelAudit:
         label("random.jsonl", at_random=True)
         confirmed, fell = decide()
         assert fell and confirmed.action == "wait" and confirmed.count_first
-
-
-def another_champion(seen: Live) -> release.Champion:
-    """Return a champion that has predicted nothing yet."""
-    champion = release.read_champion(seen.store, CASE)
-    assert champion is not None
-    with seen.store.create(CASE, "finetuned_checkpoint", "k2", version="1", seed=1) as draft:
-        (draft.path / "other").write_text("weights")
-        made = draft.commit(settings={}, inputs={}, metadata=checkpoint_metadata())
-        return champion.model_copy(update={"checkpoint": made.ref})
 
 
 def snapshot_of(store: Store, learned: Manifest) -> Manifest:

@@ -1,5 +1,5 @@
-"""A delivery that was damaged and comes again, repaired or not: it is no second witness of a drift, and
-counts once for live quality.
+"""A delivery that was damaged and comes again: its window is no broken feed, and it counts once for live
+quality.
 """
 
 import gzip
@@ -59,34 +59,6 @@ def feed(project: projects.Project) -> Feed:
 
 def without(rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in names} for row in rows]
-
-
-@pytest.mark.parametrize(
-    ("first", "again", "counts"),
-    [
-        (BAD, GOOD, False),
-        (BAD, BAD, False),
-        (BAD, [*GOOD[:30], *({"id": f"n{n}", "text": f"another text {n}"} for n in range(10))], False),
-        (BAD[:20], [*GOOD[:9], *({"id": f"n{n}", "text": f"another text {n}"} for n in range(11))], True),
-        (without(BAD, "id"), without(BAD, "id"), False),
-        # Without ids, a text that comes again says nothing, nor does a row of the same number.
-        (without(BAD, "id"), [*without(BAD, "id")[1:], {"text": "another text"}], True),
-    ],
-    ids=[
-        "repaired",
-        "as it was",
-        "repaired with new rows",
-        "few rows again",
-        "as it was, without ids",
-        "few new rows, without ids",
-    ],
-)
-def test_an_earlier_window_of_the_same_documents_is_no_witness(
-    feed: Feed, first: list[dict[str, Any]], again: list[dict[str, Any]], counts: bool
-) -> None:
-    earlier = feed.report(feed.keep(feed.write("monday.jsonl", first)))
-    later = feed.keep(feed.write("monday.jsonl", again))
-    assert monitoring.without_redelivered(feed.store, later, [earlier]) == ([earlier] if counts else [])
 
 
 def test_a_window_whose_files_were_rewritten_before_it_was_read_is_no_broken_feed(feed: Feed) -> None:

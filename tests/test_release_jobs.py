@@ -12,7 +12,6 @@ import dagster as dg
 import pytest
 
 from fullft_assets import release
-from fullft_assets.assets.model import IS_BETTER_TAG
 from fullft_assets.cli.summary import summary
 from fullft_assets.component import FullFineTune
 from fullft_assets.resources import latest, set_latest
@@ -117,24 +116,6 @@ def test_the_store_is_cleaned_up_by_a_run_that_waits_for_others(released: Releas
     )
 
 
-def test_the_run_says_whether_the_candidate_that_it_promoted_was_better(released: Released) -> None:
-    def said(checkpoint: Manifest, report: Manifest) -> str | None:
-        result = released.materialize(checkpoint, report)
-        run = released.instance.get_run_by_id(result.run_id)
-        assert run is not None
-        return run.tags.get(IS_BETTER_TAG)
-
-    lab, (third, fourth) = released.lab, (released.lab.checkpoint(name) for name in "cd")
-    assert said(released.second, released.green) == "True"
-    small = gained(0.01, -0.01, 0.03)
-    assert said(third, lab.report(third, evaluated(over_champion=small), "rc", "non_inferiority")) == "False"
-    assert released.champion == third.ref
-    assert (
-        said(fourth, lab.report(fourth, evaluated(over_champion=gained(-0.2)), "rd")) is None
-        and released.champion == third.ref
-    )
-
-
 def test_rolled_back_by_a_run_with_its_reason(released: Released) -> None:
     released.materialize(released.second, released.green)
     assert released.champion == released.second.ref
@@ -195,28 +176,6 @@ def test_a_change_by_hand_holds_where_the_copy_fails_and_the_asset_copies_later(
         assert pushed["checkpoint"] == released.first.ref
 
 
-def test_the_copy_follows_the_asset_and_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FULLFT_STORE", raising=False)
-    (tmp_path / "dagster").mkdir()
-    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
-        released = Released(tmp_path, instance, push_to="served")
-
-        def copied(run: dg.ExecuteInProcessResult) -> str:
-            assert [
-                entry
-                for entry in instance.all_logs(run.run_id)
-                if entry.user_message.startswith(f"copied to {tmp_path}/served/")
-            ]
-            return json.loads((tmp_path / "served" / "champion.json").read_text())["checkpoint"]
-
-        assert copied(released.materialize(released.second, released.green)) == released.second.ref
-        assert copied(released.run("rollback", reason="worse on Mondays")) == released.first.ref
-        assert (
-            copied(released.run("promote", reason="it was not", checkpoint=released.second.ref))
-            == released.second.ref
-        )
-
-
 def test_frozen_the_asset_succeeds_and_says_why_the_champion_stays(released: Released) -> None:
     frozen = released.run("freeze", reason="audit until May")
     assert f"Frozen by hand ({frozen.run_id}): audit until May" in released.newest("observation")["outcome"]
@@ -234,16 +193,6 @@ def test_frozen_the_asset_succeeds_and_says_why_the_champion_stays(released: Rel
     result = released.materialize(released.second, released.green)
     assert released.champion == released.second.ref
     assert "Promoted: every gate passed." in released.newest("materialization")["outcome"]
-
-
-@pytest.mark.parametrize("act", ["rollback", "freeze", "unfreeze", "promote"])
-def test_no_act_on_the_champion_is_done_without_a_reason(released: Released, act: str) -> None:
-    failed = released.run(
-        act, raise_on_error=False, **({"checkpoint": released.second.ref} if act == "promote" else {})
-    )
-    [failure] = [event for event in failed.all_events if event.event_type_value == "STEP_FAILURE"]
-    assert "reason: give one" in str(failure.step_failure_data.user_failure_data)
-    assert released.champion == released.first.ref
 
 
 def test_the_summary_of_a_run_says_what_the_release_came_to(

@@ -327,24 +327,23 @@ def test_the_login_names_an_approver(platform: Platform) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.slow
-def test_two_hundred_overrules_by_two_people(platform: Platform, keys: dict[str, Path]) -> None:
+def test_overrules_by_two_people_are_each_in_the_chain(platform: Platform, keys: dict[str, Path]) -> None:
     use_case = platform.use_case(approvers=approvers(keys), approvals=2)
     done: list[int] = []
-    for number in range(100):
+    for number in range(5):
         act = Act("promote", f"letters/{number}", "needed")
         for name in ("ann", "ann", "ben"):
             if name == "ann" or number:
                 person = Person("x", key=keys[name])
                 security.overrule(platform.store, use_case, act, person, partial(done.append, number))
     record = security.read_record(platform.store)
-    assert done == list(range(1, 100)) and record.broken is None
+    assert done == list(range(1, 5)) and record.broken is None
     actions = [(entry.action, entry.person) for entry in record.entries]
-    assert actions.count(("promote", "ben")) == 99 and actions.count(("approve promote", "ann")) == 200
+    assert actions.count(("promote", "ben")) == 4 and actions.count(("approve promote", "ann")) == 10
     assert security.audit(platform.root, platform.home, platform.store, [use_case]) == []
-    path = Path(platform.store.url) / "record" / "00000123.json"
+    path = Path(platform.store.url) / "record" / "00000012.json"
     path.write_bytes(path.read_bytes().replace(b"needed", b"neaded"))
-    assert "record/00000123.json" in (security.read_record(platform.store).broken or "")
+    assert "record/00000012.json" in (security.read_record(platform.store).broken or "")
 
 
 def test_a_signature_counts_for_one_entry(platform: Platform, keys: dict[str, Path]) -> None:

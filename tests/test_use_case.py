@@ -231,19 +231,6 @@ ONE_MISTAKE = {
         GOOD + "  monitoring: {path: date/production}\n",
         "8: monitoring.path",
     ),
-    "a log without production documents": (
-        GOOD + "  monitoring:\n    log: {prediction: answer, time: at}\n",
-        "9: monitoring.log",
-    ),
-    "a log whose prediction is the text": (
-        GOOD + "  monitoring:\n    path: data/production\n    log: {prediction: text, time: at}\n",
-        "10: monitoring.log",
-    ),
-    "a log for a language model": (
-        GOOD.replace("label: kind", "task: language_modeling")
-        + "  monitoring:\n    path: data/production\n    log: {prediction: a, time: at}\n",
-        "10: monitoring.log",
-    ),
     "evaluation set": (
         GOOD + "  snapshot:\n    screen:\n      - data/licences\n      - data/licences/b.jsonl\n",
         "11: snapshot.screen.1",

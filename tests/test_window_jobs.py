@@ -1,4 +1,4 @@
-"""Predictions and drift report of a window, by one process, and the windows that it is compared with."""
+"""Drift reports of windows, and the windows that each is compared with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import dagster as dg
@@ -16,18 +15,14 @@ import pytest
 from fullft_assets import documents, monitoring, release
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.assets.production import read_history
-from fullft_assets.component import FullFineTune
-from fullft_assets.errors import DataError
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.launchers.driver import LaunchDriver
-from fullft_assets.monitoring import DriftMetadata, Features, PredictionsMetadata, Scale
-from fullft_assets.resources import latest, open_store
+from fullft_assets.monitoring import DriftMetadata, Features, Scale
+from fullft_assets.resources import open_store
 from fullft_assets.resources.store import set_latest
 from fullft_assets.settings.monitoring import DRIFT_TESTS
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import monitoring as report_workload
-from fullft_assets.workloads import prediction as prediction_workload
 from tests import other_package
 from tests import project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
@@ -37,7 +32,6 @@ from tests.test_monitoring import draw
 pytestmark = pytest.mark.slow
 
 LABELS = ["notice", "reference", "text"]
-WORKLOADS: dict[str, ModuleType] = {"prediction": prediction_workload, "monitoring": report_workload}
 MONITORING = {"path": "data/letters/production", "min_window_rows": 20}
 #: Windows; the second one has too few independent documents, and the last two have other texts than those
 #: before them.
@@ -67,20 +61,6 @@ def load_scale(job: Job, store: Store, inputs: dict[str, Manifest], __: Any) -> 
     return Scale.load(store.folder(made) / monitoring.SCALE, tests), None, made.ref
 
 
-def write_window(job: Job, store: Store, progress: Progress) -> None:
-    """Predict nothing."""
-    inputs = job.load_inputs(store)
-    with store.create(job.case, job.stage, job.key, version=monitoring.PREDICTIONS_VERSION, seed=1) as draft:
-        (draft.path / monitoring.PREDICTIONS).write_text("")
-        metadata = PredictionsMetadata(
-            checkpoint=inputs["finetuned_checkpoint"].ref, num_rows=0, num_without_text=0
-        ).as_dict()
-        digests = {
-            name: inputs[name].content_digest for name in ("production_documents", "finetuned_checkpoint")
-        }
-        draft.commit(settings={}, inputs=digests, metadata=metadata)
-
-
 class Production:
     """Windows of a project with a champion; workloads run in this process."""
 
@@ -90,14 +70,6 @@ class Production:
             monkeypatch.setenv(name, value)
         self.instance = dg.DagsterInstance.from_config(str(self.project.home))
         self.store = open_store(self.project.use_case(), self.instance)
-        defs = dg.Definitions.merge(
-            FullFineTune(self.project.use_case()).build_defs(),
-            dg.Definitions(executor=dg.in_process_executor),
-        )
-        self.job = defs.resolve_implicit_global_asset_job_def()
-        #: The workloads that were launched.
-        self.launched: list[str] = []
-        monkeypatch.setattr(LaunchDriver, "run", lambda _, __, workload, job, ___: self.run(workload, job))
         learned = documents.cut_batches(
             self.store, CASE, self.project.documents, self.project.use_case().settings.documents
         )[0]
@@ -115,7 +87,6 @@ class Production:
             os.utime(path, (1_000 + number, 1_000 + number))
             documents.cut_batches(self.store, CASE, self.project.production, settings, "window")
         self.windows = [window.name for window in documents.list_batches(self.store, CASE, "window")]
-        self.instance.add_dynamic_partitions(f"{CASE}/window", self.windows)
 
     def promote(self, key: str) -> None:
         """Release a checkpoint."""
@@ -137,24 +108,6 @@ class Production:
         )
         release.promote(self.store, CASE, champion)
 
-    def run(self, workload: str, job: Job) -> Manifest:
-        self.launched.append(workload)
-        WORKLOADS[workload].work(job, self.store, Progress(silent=True))
-        made = self.store.find(job.case, job.stage, job.key)
-        assert made is not None
-        return made
-
-    def read(self, window: str) -> bool:
-        """Make the assets of a window; return whether that succeeded."""
-        names = ("production_documents", "batch_predictions", "drift_report")
-        result = self.job.execute_in_process(
-            asset_selection=[dg.AssetKey([CASE, name]) for name in names],
-            partition_key=window,
-            instance=self.instance,
-            raise_on_error=False,
-        )
-        return result.success
-
     def write_report(self, window: str) -> Manifest:
         """Write the drift report of a window as its run does, without Dagster's steps, which take long."""
         graph = CaseGraph(self.project.use_case())
@@ -162,11 +115,15 @@ class Production:
         assert champion is not None
         checkpoint = self.store.load(champion.checkpoint)
         seen = documents.keep(self.store, graph.use_case, window, "window")
-        history = read_history(graph, self.store, window, seen, checkpoint, {})
+        history = read_history(graph, self.store, window, seen, checkpoint)
         inputs = {"production_documents": seen, "finetuned_checkpoint": checkpoint, **history.as_inputs()}
         key = monitoring.report_key(graph.settings, inputs)
         inputs["training_snapshot"] = self._snapshot
-        report = self.run("monitoring", graph.job("drift_report", key, self.store, inputs))
+        report_workload.work(
+            graph.job("drift_report", key, self.store, inputs), self.store, Progress(silent=True)
+        )
+        report = self.store.find(CASE, "drift_report", key)
+        assert report is not None
         set_latest(self.store, CASE, "drift_report", report, window)
         return report
 
@@ -176,17 +133,9 @@ def production(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prod
     monkeypatch.setattr(report_workload, "Reader", Reader)
     monkeypatch.setattr(report_workload, "_load_scale", load_scale)
     monkeypatch.setattr(report_workload, "label_names", lambda _: LABELS)
-    monkeypatch.setattr(prediction_workload, "write_window", write_window)
     found = Production(tmp_path, monkeypatch)
     with found.instance:
         yield found
-
-
-def test_one_process_makes_predictions_and_drift_report_of_a_window(production: Production) -> None:
-    assert production.read(production.windows[0])
-    assert production.launched == ["prediction"]
-    for stage in ("batch_predictions", "drift_report"):
-        assert latest(production.store, CASE, stage, production.windows[0]) is not None
 
 
 def test_the_first_windows_under_the_next_champion_are_compared_with_calm_ones_before(
@@ -209,23 +158,6 @@ def test_the_first_windows_under_the_next_champion_are_compared_with_calm_ones_b
     production.promote("k3")
     begins_anew = DriftMetadata.of(production.write_report(last))
     assert begins_anew.status == "warming_up", "it was released while windows alarmed"
-
-
-def test_a_report_that_fails_beside_the_predictions_fails_in_its_own_step_alone(
-    production: Production, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = production.windows[:2]
-
-    def fail(*_: Any) -> None:
-        raise DataError("it cannot be read")
-
-    with monkeypatch.context() as failing:
-        failing.setattr(report_workload, "work", fail)
-        assert not production.read(first)
-    assert production.launched == ["prediction", "monitoring"]
-    assert latest(production.store, CASE, "batch_predictions", first) is not None
-    assert production.read(second) and production.read(first)
-    assert latest(production.store, CASE, "drift_report", first) is not None
 
 
 def test_a_drift_test_of_another_package_runs_through_the_report_of_a_window(

@@ -4,13 +4,11 @@ import http.client
 import json
 import logging
 import os
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, StringConstraints
@@ -19,7 +17,6 @@ from fullft_assets.alerts.sending import Alert, AlertError
 from fullft_assets.errors import SettingsError
 from fullft_assets.extras import require
 from fullft_assets.settings.alerts import ChannelSettings
-from fullft_assets.store.disk import replace_synced
 
 #: `env:NAME` (a variable of the environment) or `secret:ID` (AWS Secrets Manager).
 SecretReference = Annotated[str, StringConstraints(pattern=r"^(env|secret):\S+$")]
@@ -201,40 +198,3 @@ def _call(service: str, method: str, **arguments: Any) -> None:
         getattr(boto3.client(service), method)(**arguments)
     except (BotoCoreError, ClientError) as error:
         raise AlertError(f"{service} refused {method}: {error}") from error
-
-
-_METRIC = "fullft_alerts_total"
-_LINE = re.compile(rf'^{_METRIC}{{use_case="([^"]*)",event="([^"]*)"}} (\d+)$')
-_HEADER = f"# HELP {_METRIC} Alerts sent.\n# TYPE {_METRIC} counter\n"
-
-
-class PrometheusSettings(ChannelSettings):
-    """The file that is read."""
-
-    path: str = Field(
-        pattern=r"\.prom$",
-        description="File in the collector's folder, such as /var/lib/node_exporter/fullft.prom.",
-    )
-
-
-class Prometheus(_Channel):
-    """Counts each alert in the file."""
-
-    settings_class = PrometheusSettings
-
-    def send(self, alert: Alert) -> None:
-        """Count an alert; the file is replaced at once."""
-        path = Path(self.settings.path)
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            counters = [match.groups() for match in map(_LINE.match, lines) if match]
-            counts = {(use_case, event): int(count) for use_case, event, count in counters}
-            key = (alert.use_case, alert.event)
-            counts[key] = counts.get(key, 0) + 1
-            text = "".join(
-                f'{_METRIC}{{use_case="{case}",event="{event}"}} {count}\n'
-                for (case, event), count in sorted(counts.items())
-            )
-            replace_synced(path, (_HEADER + text).encode())
-        except OSError as error:
-            raise AlertError(f"{path} cannot be written ({error.strerror})") from error

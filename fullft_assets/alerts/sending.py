@@ -8,12 +8,12 @@ Another package registers a class with the protocol `Channel`:
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fullft_assets.errors import FullftError, SettingsError, without_message
 from fullft_assets.registry import Registry
@@ -79,13 +79,15 @@ CHANNELS: Registry[type[Channel]] = Registry(
         "apprise": "fullft_assets.alerts.channels:Apprise",
         "sns": "fullft_assets.alerts.channels:Sns",
         "cloudwatch": "fullft_assets.alerts.channels:CloudWatch",
-        "prometheus": "fullft_assets.alerts.channels:Prometheus",
     },
 )
 
 
 #: Channels of earlier releases, with what to do instead.
-_REMOVED = {"email": "use `apprise` with an address `mailtos://...`"}
+_REMOVED = {
+    "email": "use `apprise` with an address `mailtos://...`",
+    "prometheus": "use `webhook`, or a channel of your own package that counts alerts",
+}
 
 
 def open_channels(settings: AlertsSettings) -> dict[str, Channel]:
@@ -119,11 +121,10 @@ def _open(name: str, section: Mapping[str, Any]) -> Channel:
     return channel(channel.settings_class.model_validate(section))
 
 
-_HOUR_SECONDS = 3600.0
-#: Maximum number of alerts in one hour to each channel.
-_MAX_PER_HOUR = 20
+#: Of more alerts at once a channel gets so many, and a summary of the others.
+_MAX_AT_ONCE = 10
 #: An alert is found again for as long as its run or window is looked at, which is far shorter.
-_REMEMBERED_SECONDS = 90 * 24 * _HOUR_SECONDS
+_REMEMBERED_SECONDS = 90 * 24 * 3600.0
 
 
 @dataclass
@@ -137,34 +138,13 @@ class Delivery:
     notes: list[str] = field(default_factory=list)
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class _Taken(_Value):
-    """What a channel took; times in seconds since the epoch.
-
-    Attributes:
-        alerts: when each was sent or counted, by its key.
-        posts: when the alerts of the last hour were sent.
-        counted: alerts that the next summary counts, by event.
-        summary_at: when the last summary was sent.
-    """
+class _Taken(BaseModel):
+    """When a channel took each alert (seconds since the epoch), by its key."""
 
     alerts: dict[str, float] = {}
-    posts: list[float] = []
-    counted: dict[Event, int] = {}
-    summary_at: float | None = None
-
-    def forget(self, now: float) -> None:
-        """Forget what is old; what a wrong clock has dated in the future must not count until then."""
-        self.alerts = {key: min(at, now) for key, at in self.alerts.items() if now - at < _REMEMBERED_SECONDS}
-        self.posts = [at for at in self.posts if 0 <= now - at < _HOUR_SECONDS]
-        if self.summary_at is not None and not 0 <= now - self.summary_at < _HOUR_SECONDS:
-            self.summary_at = None
 
 
-class _Ledger(_Value):
+class _Ledger(BaseModel):
     channels: dict[str, _Taken] = {}
 
 
@@ -178,9 +158,9 @@ def deliver(
 ) -> Delivery:
     """Send each alert to each channel that does not have it yet.
 
-    Beyond 20 in an hour the rest is counted, and sent as one summary an hour. An alert is remembered
-    as soon as a channel took it, so that a killed delivery repeats at most that one. A channel that fails,
-    however it does, is tried again with the next delivery, and does not keep the others from theirs.
+    Of more than ten at once the others are sent as one summary. An alert is remembered as soon as a channel
+    took it, so that a killed delivery repeats at most that one. A channel that fails, however it does, is
+    tried again with the next delivery, and does not keep the others from theirs.
 
     Args:
         now: seconds since the epoch.
@@ -188,7 +168,7 @@ def deliver(
     name, delivery = f"{use_case}/alerts", Delivery()
     try:
         ledger = _Ledger.model_validate(store.read_pointer(name) or {})
-    except ValueError:  # JSON that is cut off, or has other keys
+    except ValueError:  # JSON that is cut off
         ledger = _Ledger()
         delivery.notes.append(
             f"the ledger {name}.json could not be read and begins anew: what lasts is sent once more"
@@ -196,27 +176,18 @@ def deliver(
         store.write_pointer(name, ledger.model_dump(mode="json"))
     chosen_alerts = {alert.key: alert for alert in alerts if alert.event in settings.events}
     for channel_name, channel in channels.items():
-        ledger_of_channel = ledger.channels.setdefault(channel_name, _Taken())
-        ledger_of_channel.forget(now)
-        due = [alert for key, alert in chosen_alerts.items() if key not in ledger_of_channel.alerts]
-        room = max(0, _MAX_PER_HOUR - len(ledger_of_channel.posts))
+        taken = ledger.channels.setdefault(channel_name, _Taken())
+        taken.alerts = {key: at for key, at in taken.alerts.items() if now - at < _REMEMBERED_SECONDS}
+        due = [alert for key, alert in chosen_alerts.items() if key not in taken.alerts]
+        batches = [[alert] for alert in due[:_MAX_AT_ONCE]]
+        if more := due[_MAX_AT_ONCE:]:
+            batches.append(more)
         try:
-            for alert in due[:room]:
-                _send(channel, alert)
-                ledger_of_channel.alerts[alert.key] = now
-                ledger_of_channel.posts.append(now)
-                delivery.sent.setdefault(channel_name, []).append(alert)
-                store.write_pointer(name, ledger.model_dump(mode="json"))
-            if alerts_over_limit := due[room:]:
-                ledger_of_channel.alerts |= {alert.key: now for alert in alerts_over_limit}
-                ledger_of_channel.counted = dict(
-                    Counter[Event](ledger_of_channel.counted)
-                    + Counter[Event](alert.event for alert in alerts_over_limit)
-                )
-                store.write_pointer(name, ledger.model_dump(mode="json"))
-            if ledger_of_channel.counted and ledger_of_channel.summary_at is None:
-                _send(channel, _summary(use_case, ledger_of_channel.counted, settings, now))
-                ledger_of_channel.counted, ledger_of_channel.summary_at = {}, now
+            for batch in batches:
+                sent = batch[0] if len(batch) == 1 else _summary(use_case, batch, settings, now)
+                _send(channel, sent)
+                taken.alerts |= {alert.key: now for alert in batch}
+                delivery.sent.setdefault(channel_name, []).append(sent)
                 store.write_pointer(name, ledger.model_dump(mode="json"))
         except (AlertError, SettingsError) as error:
             delivery.failures.append(f"alerts.channels.{channel_name}: {error}")
@@ -235,14 +206,14 @@ def _send(channel: Channel, alert: Alert) -> None:
         raise AlertError(f"a fault of the channel: {without_message(error)}") from None
 
 
-def _summary(use_case: str, counted: Mapping[Event, int], settings: AlertsSettings, now: float) -> Alert:
-    listed = ", ".join(f"{count} {event}" for event, count in sorted(counted.items()))
-    number = sum(counted.values())
+def _summary(use_case: str, alerts: Sequence[Alert], settings: AlertsSettings, now: float) -> Alert:
+    counts = Counter[Event](alert.event for alert in alerts)
+    listed = ", ".join(f"{count} {event}" for event, count in sorted(counts.items()))
     return Alert(
-        event=max(counted, key=lambda event: counted[event]),
+        event=max(counts, key=counts.__getitem__),
         use_case=use_case,
         key=f"summary/{now:.0f}",
-        title=f"{number} more alert{'' if number == 1 else 's'} within an hour: {listed}",
+        title=f"{len(alerts)} more alerts: {listed}",
         action="open Dagster's UI; each of them is shown there",
         url=f"{settings.dagster_url.rstrip('/')}/runs",
         at=now,

@@ -432,9 +432,6 @@ def _with_pictures(folder: Path) -> str:
     return _PICTURE.sub(inside, (folder / "report.md").read_text(encoding="utf-8"))
 
 
-#: Tag of a run that promoted its candidate: whether that was better than the champion by more than chance. A
-#: first champion has none.
-IS_BETTER_TAG = "retraining/is_better"
 _RELEASE_INPUTS = (EVALUATION_REPORT, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT)
 
 
@@ -480,10 +477,6 @@ def _build_release(graph: CaseGraph) -> list[dg.AssetsDefinition]:
                 ),
             )
         context.log.info(outcome.sentence)
-        has_replaced = EvaluationMetadata.of(evaluation_report).incumbent is not None
-        if manifest is not None and outcome.champion is not None and has_replaced:
-            tags = {IS_BETTER_TAG: str(outcome.champion.is_better)}
-            context.instance.add_run_tags(context.run_id, tags)
         if manifest is None:
             context.log_event(observation(graph, outcome.sentence, outcome.champion))
         else:

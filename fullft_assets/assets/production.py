@@ -2,7 +2,7 @@
 [window]; with later labels -> live_quality; and the check training_data_represents_production.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 
 import dagster as dg
@@ -20,12 +20,12 @@ from fullft_assets.artifacts import (
 )
 from fullft_assets.assets.graph import CaseGraph, sparkline
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
-from fullft_assets.errors import FullftError, StoreError
+from fullft_assets.errors import StoreError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import History, live, representation
 from fullft_assets.resources import ManifestIOManager, latest, latest_by_partition
 from fullft_assets.snapshot import SnapshotMetadata
-from fullft_assets.store import CheckOutcome, Manifest, Store, digest
+from fullft_assets.store import CheckOutcome, Manifest, Store
 
 
 def read_history(
@@ -34,7 +34,6 @@ def read_history(
     window: str,
     seen: Manifest,
     checkpoint: Manifest,
-    logged: dict[str, Manifest],
 ) -> History:
     """Return the drift reports that a window is compared with.
 
@@ -42,9 +41,8 @@ def read_history(
         window: its key.
         seen: its `production_documents`.
         checkpoint: the model in use.
-        logged: see `logged_predictions`.
     """
-    history = monitoring.read_history(
+    return monitoring.read_history(
         window,
         store.list_pointers(f"latest/{graph.name}/{DRIFT_REPORT}"),
         partial(latest, store, graph.name, DRIFT_REPORT),
@@ -52,9 +50,7 @@ def read_history(
         documents=seen,
         model=checkpoint,
         settings=monitoring.key_settings(graph.settings),
-        is_logged=bool(logged),
     )
-    return history.without(partial(monitoring.without_redelivered, store, seen))
 
 
 def snapshot_of(store: Store, checkpoint: Manifest) -> Manifest:
@@ -66,32 +62,7 @@ def snapshot_of(store: Store, checkpoint: Manifest) -> Manifest:
     return store.load(CheckpointMetadata.of(checkpoint).snapshot)
 
 
-def logged_predictions(graph: CaseGraph, store: Store, seen: Manifest) -> dict[str, Manifest]:
-    """Return what the champion answered as the log of a window has it; nothing without `monitoring.log`, or
-    before the first champion.
-    """
-    log, state = graph.settings.monitoring.log, release.read_state(store, graph.name)
-    if log is None or state is None:
-        return {}
-    champion = store.load(state.checkpoint)
-    labels = CheckpointMetadata.of(champion).labels
-    predictions = monitoring.read_log(
-        store,
-        graph.name,
-        log=log,
-        documents=seen,
-        champion=champion,
-        since=state.in_use_since,
-        labels=labels,
-        seed=graph.settings.seed,
-    )
-    return {BATCH_PREDICTIONS: predictions}
-
-
 def _build_predictions(graph: CaseGraph) -> list[dg.AssetsDefinition]:
-    log = monitoring.log_key(graph.settings)
-    log_version = f"-{digest(log)[:8]}" if log is not None else ""
-
     @dg.asset(
         key=graph.key(PRODUCTION_DOCUMENTS),
         freshness_policy=graph.freshness,
@@ -118,10 +89,9 @@ def _build_predictions(graph: CaseGraph) -> list[dg.AssetsDefinition]:
             "What the champion predicts of each document of one window: a line of JSON each. Without a"
             " champion there is none."
         ),
-        code_version=graph.code_version(monitoring.PREDICTIONS_VERSION + log_version, "chunks"),
+        code_version=graph.code_version(monitoring.PREDICTIONS_VERSION, "chunks"),
         kinds={"pytorch", "json"},
         pool="monitoring",
-        check_specs=graph.checks(BATCH_PREDICTIONS, [] if log is None else [monitoring.LOG_CHECK]),
         output_required=False,
         **graph.shared(launches=True),
     )
@@ -129,7 +99,6 @@ def _build_predictions(graph: CaseGraph) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, production_documents: Manifest
     ) -> Iterator[dg.MaterializeResult]:
         with graph.open_store(context) as store:
-            manifest = logged_predictions(graph, store, production_documents).get(BATCH_PREDICTIONS)
             champion = release.read_champion(store, graph.name)
             if champion is None:
                 context.log.info(
@@ -137,40 +106,15 @@ def _build_predictions(graph: CaseGraph) -> list[dg.AssetsDefinition]:
                     " again when it has one"
                 )
                 return
-            if manifest is None:
-                inputs = {
-                    PRODUCTION_DOCUMENTS: production_documents,
-                    FINETUNED_CHECKPOINT: store.load(champion.checkpoint),
-                }
-                key = monitoring.predictions_artifact_key(graph.settings, inputs)
-                if store.find(graph.name, BATCH_PREDICTIONS, key) is None:
-                    inputs |= _of_the_report(graph, context, inputs)
-                manifest = graph.find_or_launch(context, "prediction", BATCH_PREDICTIONS, key, inputs)
+            inputs = {
+                PRODUCTION_DOCUMENTS: production_documents,
+                FINETUNED_CHECKPOINT: store.load(champion.checkpoint),
+            }
+            key = monitoring.predictions_artifact_key(graph.settings, inputs)
+            manifest = graph.find_or_launch(context, "prediction", BATCH_PREDICTIONS, key, inputs)
         yield graph.result(manifest, BATCH_PREDICTIONS, store)
 
     return [production_documents, batch_predictions]
-
-
-def _of_the_report(
-    graph: CaseGraph, context: dg.AssetExecutionContext, inputs: Mapping[str, Manifest]
-) -> dict[str, Manifest]:
-    """Return what the window's drift report is made from as well: the same process writes it, unless another
-    launcher makes it or nobody asks for it.
-    """
-    store, selection = graph.store(context), context.run.asset_selection
-    is_asked_for = selection is None or graph.key(DRIFT_REPORT) in selection
-    launcher_of = graph.settings.launcher_of
-    if not (graph.is_monitored and is_asked_for and launcher_of("prediction") == launcher_of("monitoring")):
-        return {}
-    checkpoint, documents_of_window = inputs[FINETUNED_CHECKPOINT], inputs[PRODUCTION_DOCUMENTS]
-    try:
-        snapshot = snapshot_of(store, checkpoint)
-        for manifest in (snapshot, checkpoint):
-            manifest.require_green(DRIFT_REPORT)
-        history = read_history(graph, store, context.partition_key, documents_of_window, checkpoint, {})
-    except FullftError:  # the drift report's own step says why
-        return {}
-    return {TRAINING_SNAPSHOT: snapshot, **history.as_inputs()}
 
 
 def something_came(graph: CaseGraph) -> dg.AutomationCondition:
@@ -217,19 +161,14 @@ def _build_monitoring(graph: CaseGraph) -> list[dg.AssetsDefinition]:
         finetuned_checkpoint: Manifest,
     ):
         with graph.open_store(context) as store:
-            champion, logged = (
-                release.read_champion(store, graph.name),
-                logged_predictions(graph, store, production_documents),
-            )
+            champion = release.read_champion(store, graph.name)
             # Production runs the champion; before the first one, the newest model takes its place.
             checkpoint = store.load(champion.checkpoint) if champion else finetuned_checkpoint
-            history = read_history(
-                graph, store, context.partition_key, production_documents, checkpoint, logged
-            )
+            history = read_history(graph, store, context.partition_key, production_documents, checkpoint)
             model = {TRAINING_SNAPSHOT: snapshot_of(store, checkpoint), FINETUNED_CHECKPOINT: checkpoint}
             for manifest in model.values():
                 manifest.require_green(DRIFT_REPORT)
-            inputs = {PRODUCTION_DOCUMENTS: production_documents, **model, **history.as_inputs(), **logged}
+            inputs = {PRODUCTION_DOCUMENTS: production_documents, **model, **history.as_inputs()}
             key = monitoring.report_key(graph.settings, inputs)
             manifest = graph.find_or_launch(context, "monitoring", DRIFT_REPORT, key, inputs)
         metadata = monitoring.DriftMetadata.of(manifest)
@@ -302,7 +241,6 @@ def _measure_live_quality(graph: CaseGraph, store: Store, champion: release.Cham
         release=monitoring.AtRelease(accuracy, low),
         windows=latest_by_partition(store, graph.name, PRODUCTION_DOCUMENTS),
         predictions=latest_by_partition(store, graph.name, BATCH_PREDICTIONS),
-        log=monitoring.log_key(graph.settings),
         examples=usable,
         chosen=monitoring.exported_as_far(store, graph.name),
         # As much as the interval at release may be wrong on its lower side: both together are wrong as seldom
@@ -338,9 +276,7 @@ def build_checks(graph: CaseGraph) -> list[dg.AssetChecksDefinition]:
             snapshot = ManifestIOManager(store, context.instance, context.run).load_of_run(
                 graph.key(TRAINING_SNAPSHOT)
             )
-            windows, reports = (
-                latest_by_partition(store, graph.name, name) for name in (PRODUCTION_DOCUMENTS, DRIFT_REPORT)
-            )
+            reports = latest_by_partition(store, graph.name, DRIFT_REPORT)
             champion = release.read_champion(store, graph.name)
             model = (
                 store.load(champion.checkpoint)
@@ -348,7 +284,7 @@ def build_checks(graph: CaseGraph) -> list[dg.AssetChecksDefinition]:
                 else latest(store, graph.name, FINETUNED_CHECKPOINT)
             )
             labels = CheckpointMetadata.of(model).labels if model else []
-            outcome = representation.judge(store, snapshot, windows, reports, model, labels)
+            outcome = representation.judge(store, snapshot, reports, model, labels)
         judged = outcome.model_copy(update={"metadata": {**outcome.metadata, "snapshot": snapshot.ref}})
         return graph.check_result(judged, TRAINING_SNAPSHOT)
 

@@ -30,32 +30,21 @@ from fullft_assets.artifacts import (
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.decision import ASSET, entries_since, windows_of
 from fullft_assets.automation.orphans import STOPPED_TAG
-from fullft_assets.automation.runs import (
-    EVIDENCE_TAG,
-    attempts_of,
-    is_asked_again,
-    model_runs,
-    month_start,
-    shares_spent,
-)
+from fullft_assets.automation.runs import EVIDENCE_TAG, failure_of, is_asked_again
 from fullft_assets.automation.ticks import sensor
-from fullft_assets.errors import StoreError, without_message
+from fullft_assets.errors import TRANSIENT, StoreError, without_message
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import DriftMetadata, PredictionsMetadata, Status
 from fullft_assets.resources import latest, made_by_run, one_line_errors
-from fullft_assets.retraining import RecordedDecision, Signals, State
-from fullft_assets.retraining.history import MAX_RETRIES, VERDICTS, is_lower_on_tests, num_transient
+from fullft_assets.retraining import RecordedDecision
+from fullft_assets.retraining.history import VERDICTS, is_lower_on_tests
 from fullft_assets.settings.alerts import Event
 from fullft_assets.store import Store
 
 #: How far the first tick looks back: what is older is not worth an alert.
 _LOOK_BACK_SECONDS = 24 * 3600.0
-#: How old a decision may be that is sent: a channel that was down for less than this loses none.
-_DECISION_SECONDS = 7 * 24 * 3600.0
 #: Finished runs that one tick looks at; the next tick goes on.
 _MAX_RUNS = 100
-#: Share of the month's hours from which the budget is near.
-_NEAR_BUDGET = 0.8
 _FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 _PARTITION_TAG = "dagster/partition"
 #: Dagster starts such a run again by itself: it has not failed for good.
@@ -94,10 +83,10 @@ def build_alert_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
     )
     def send_alerts(context: dg.SensorEvaluationContext, **_: Any):
         store, now = graph.store(context), time.time()
-        last_seen = _seen(context.cursor, now)
+        seen = _seen(context.cursor, now)
         with one_line_errors(store, graph.name):
-            runs = finished_runs(graph, context.instance, last_seen.runs)
-            entries = list(entries_since(store, graph.name, last_seen.decisions, now))
+            runs = finished_runs(graph, context.instance, seen.runs)
+            entries = list(entries_since(store, graph.name, seen.decisions))
             delivery = alerts.deliver(
                 store,
                 graph.name,
@@ -111,7 +100,14 @@ def build_alert_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
             if delivery.failures:
                 # The cursor stays, so that the next tick tries again; what was delivered is remembered.
                 raise alerts.AlertError("; ".join(delivery.failures))
-        context.update_cursor(_seen_after(last_seen, runs, entries, now).model_dump_json())
+        if runs:
+            # `finished_runs` looks one second back: more runs than one tick looks at may have finished in one
+            # second, and the next tick goes on.
+            seen.runs = runs[-1].update_timestamp.timestamp() + (1 if len(runs) == _MAX_RUNS else 0)
+        if entries:
+            # The name of a decision is its time in milliseconds.
+            seen.decisions = (int(entries[-1][0]) + 1) / 1000
+        context.update_cursor(seen.model_dump_json())
         sent = {alert.key: alert.title for sent_alerts in delivery.sent.values() for alert in sent_alerts}
         return dg.SkipReason("; ".join([*delivery.notes, *sent.values()]) or "nothing to report")
 
@@ -119,34 +115,11 @@ def build_alert_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
 
 
 def _seen(cursor: str | None, now: float) -> _Seen:
-    """Return until when earlier ticks have seen what happened; a time in the future, which a wrong clock has
-    left, would hide all until then.
-    """
-    first = _Seen(runs=now - _LOOK_BACK_SECONDS, decisions=now - _DECISION_SECONDS)
+    """Return until when earlier ticks have seen what happened."""
     try:
-        last_seen = _Seen.model_validate_json(cursor or "")
+        return _Seen.model_validate_json(cursor or "")
     except ValidationError:
-        return first
-    return _Seen(
-        runs=last_seen.runs if last_seen.runs <= now else first.runs,
-        decisions=max(last_seen.decisions, first.decisions)
-        if last_seen.decisions <= now
-        else first.decisions,
-    )
-
-
-def _seen_after(
-    seen: _Seen, runs: Sequence[dg.RunRecord], entries: Sequence[tuple[str, RecordedDecision]], now: float
-) -> _Seen:
-    runs_until, decisions_until = seen.runs, seen.decisions
-    if runs:
-        # `finished_runs` looks one second back: more runs than one tick looks at may have finished in one
-        # second, and the next tick goes on.
-        runs_until = runs[-1].update_timestamp.timestamp() + (1 if len(runs) == _MAX_RUNS else 0)
-    if entries:
-        # The name of a decision is its time in milliseconds.
-        decisions_until = (int(entries[-1][0]) + 1) / 1000
-    return _Seen(runs=min(runs_until, now), decisions=min(decisions_until, now))
+        return _Seen(runs=now - _LOOK_BACK_SECONDS, decisions=now - _LOOK_BACK_SECONDS)
 
 
 def _alerts_of(
@@ -169,8 +142,7 @@ def _alerts_of(
             )
             for each in runs
         ),
-        ("the retraining decisions", day, "automation", _of_decisions(graph, instance, store, entries, now)),
-        ("the budget", day, "automation", _of_budget(graph, instance, now)),
+        ("the retraining decisions", day, "automation", _of_decisions(graph, store, entries, now)),
         ("the feeds", day, "automation", _of_silence(graph, instance, store, now)),
         ("the sensors", day, "automation", _of_ticks(graph, instance, now)),
     ]
@@ -311,7 +283,10 @@ def _is_tried_again(graph: CaseGraph, instance: dg.DagsterInstance, record: dg.R
     launchers = {run.tags[tag] for tag in _LAUNCHER_TAGS if tag in run.tags}
     if not any(state.name in launchers and _is_on(graph, state) for state in instance.all_instigator_state()):
         return False
-    return _is_resumed(graph, instance, record) if EVIDENCE_TAG in run.tags else is_asked_again(run, instance)
+    if EVIDENCE_TAG in run.tags:
+        # After the last time the decision says that a person is needed.
+        return failure_of(run.run_id, instance) in TRANSIENT
+    return is_asked_again(run, instance)
 
 
 def _is_on(graph: CaseGraph, state: Any) -> bool:
@@ -321,28 +296,11 @@ def _is_on(graph: CaseGraph, state: Any) -> bool:
     return state.status.value == "RUNNING" or (state.is_running and graph.settings.automation.enabled)
 
 
-def _is_resumed(graph: CaseGraph, instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
-    now = record.update_timestamp.timestamp()
-    until = [
-        each for each in model_runs(graph, instance, now) if each.create_timestamp <= record.create_timestamp
-    ]
-    attempts = attempts_of(until, instance, now)
-    signals = Signals(
-        now=now,
-        month_start=now,
-        num_examples=0,
-        data_version="",
-        settings_version=attempts[-1].settings_version,
-        estimated_hours=0,
-    )
-    return 0 < num_transient(State(attempts=attempts), signals) <= MAX_RETRIES
-
-
 def _is_without_text(graph: CaseGraph, store: Store, partition: str) -> bool:
     """Return whether no document of a window has a text, where the task has no drift report that says it."""
     manifest = latest(store, graph.name, BATCH_PREDICTIONS, partition)
     predictions = None if manifest is None else PredictionsMetadata.of(manifest)
-    return predictions is not None and not (predictions.num_rows or predictions.left_out)
+    return predictions is not None and not predictions.num_rows
 
 
 def _began(
@@ -366,7 +324,6 @@ def _began(
 
 def _of_decisions(
     graph: CaseGraph,
-    instance: dg.DagsterInstance,
     store: Store,
     entries: Sequence[tuple[str, RecordedDecision]],
     now: float,
@@ -378,8 +335,7 @@ def _of_decisions(
             # A decision that an earlier release recorded has no instruction.
             action = decision.instruction or f"open the newest materialisation of {ASSET}"
             title = f"labels are asked for: {reason}" if decision.action == "request_labels" else reason
-            last = _last_attempt(graph, instance, entry.time) if decision.is_about_attempt else None
-            page = _asset_page(graph, ASSET) if last is None else _run_page(last)
+            page = _asset_page(graph, ASSET)
             yield _alert(graph, "decision_needed", name, title, action, page, entry.time)
     champion = release.read_champion(store, graph.name)
     # The newest decision may be of the champion before.
@@ -404,32 +360,6 @@ def _of_decisions(
         action = "look at the newest evaluation report; roll back or retrain"
         page = _asset_page(graph, EVALUATION_REPORT)
         yield _alert(graph, "quality_drop", f"score/{since}", title, action, page, now)
-
-
-def _last_attempt(graph: CaseGraph, instance: dg.DagsterInstance, at: float) -> dg.RunRecord | None:
-    earlier_runs = (
-        record for record in model_runs(graph, instance, at) if record.create_timestamp.timestamp() <= at
-    )
-    return max(
-        (record for record in earlier_runs if EVIDENCE_TAG in record.dagster_run.tags),
-        key=lambda record: record.create_timestamp,
-        default=None,
-    )
-
-
-def _of_budget(graph: CaseGraph, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
-    start, settings = month_start(graph, now), graph.settings.retraining
-    for name, share in shares_spent(graph, instance, now).items():
-        if share >= _NEAR_BUDGET:
-            yield _alert(
-                graph,
-                "budget",
-                f"{start:.0f}/{name}/{'reached' if share >= 1 else 'near'}",
-                f"{share:.0%} of retraining.{name} = {getattr(settings, name):g} are spent",
-                f"raise retraining.{name}, or wait for the next month",
-                "automation",
-                now,
-            )
 
 
 def _asset_page(graph: CaseGraph, asset: str) -> str:

@@ -1,14 +1,12 @@
 """The retraining decision: read what happened, decide, record. The policy itself is `retraining.decide`.
 
-The log of decisions, which incidents were raised, and which Dagster decides are kept in the store. What was
-trained is none of it: runs and artifacts say that. So a ledger that is lost or damaged repeats at most an
-alert.
+The log of decisions, and which incidents were raised, are kept in the store. What was trained is none of it:
+runs and artifacts say that. So a ledger that is lost or damaged repeats at most an alert.
 """
 
-import socket
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -25,7 +23,6 @@ from fullft_assets.artifacts import (
     FINETUNED_CHECKPOINT,
     LABELED_EXAMPLES,
     LIVE_QUALITY,
-    PILOT_RUN,
     TRAINING_SNAPSHOT,
 )
 from fullft_assets.assets.graph import CaseGraph, plain_metadata
@@ -35,13 +32,10 @@ from fullft_assets.automation.runs import (
     NUM_EXAMPLES_TAG,
     REASONS_TAG,
     REQUEST_TAG,
-    SCORE_FELL_TAG,
     SETTINGS_TAG,
     ask_again,
     attempts_of,
-    hours_beside,
     model_runs,
-    month_end,
     month_start,
     runs_by_key,
     runs_in_flight,
@@ -55,10 +49,9 @@ from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.markdown import escape_name
 from fullft_assets.monitoring import DriftMetadata, LiveMetadata
-from fullft_assets.planning import PilotMetadata, PlanMetadata, Point, predict_score
+from fullft_assets.planning import PlanMetadata
 from fullft_assets.resources import latest, one_line_errors, summary_by_partition
 from fullft_assets.retraining import (
-    CLOCK_SECONDS,
     Decision,
     RecordedDecision,
     Signals,
@@ -73,9 +66,6 @@ from fullft_assets.store import Manifest, Store, digest
 
 #: The asset whose materialisations are the decisions.
 ASSET = "retraining_decisions"
-#: Of several Dagsters that share a store, another one decides once the decider was silent for so long.
-_SILENT_SECONDS = 600.0
-_NAME_KEY = "fullft_assets/name"
 
 
 class DecisionLedger(BaseModel):
@@ -84,20 +74,12 @@ class DecisionLedger(BaseModel):
     Attributes:
         raised: when each open incident was raised last.
         decision: the newest decision.
-        decider, decided_at: which Dagster made it, and when it last said that it decides.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     raised: dict[str, float] = {}
     decision: Decision | None = None
-    decider: str = ""
-    decided_at: float = 0.0
-
-    def is_of_another(self, name: str, now: float) -> bool:
-        """Return whether another Dagster decides. A time that a wrong clock has dated does not count."""
-        is_young = -CLOCK_SECONDS <= now - self.decided_at < _SILENT_SECONDS
-        return bool(self.decider) and self.decider != name and is_young
 
 
 def decisions_asset(graph: CaseGraph) -> dg.AssetSpec:
@@ -114,15 +96,12 @@ def decisions_asset(graph: CaseGraph) -> dg.AssetSpec:
     )
 
 
-def read_ledger(store: Store, case: str) -> tuple[DecisionLedger, list[str]]:
-    """Return the ledger, and a note if it was damaged and begins anew."""
+def read_ledger(store: Store, case: str) -> DecisionLedger:
+    """Return the ledger; one that is damaged begins anew, and what lasts is raised again."""
     try:
-        return DecisionLedger.model_validate(store.read_pointer(f"{case}/retraining") or {}), []
+        return DecisionLedger.model_validate(store.read_pointer(f"{case}/retraining") or {})
     except ValueError:  # JSON that is cut off, or has other keys
-        note = (
-            f"the ledger {case}/retraining.json could not be read and begins anew: what lasts is raised again"
-        )
-        return DecisionLedger(), [note]
+        return DecisionLedger()
 
 
 def record(
@@ -133,14 +112,8 @@ def record(
     state: State,
     signals: Signals,
     decision: Decision,
-    *,
-    by: str,
 ) -> None:
-    """Remember a decision, in the log and in the UI if it differs from the one before.
-
-    Args:
-        by: the name of the Dagster that decided.
-    """
+    """Remember a decision, in the log and in the UI if it differs from the one before."""
     if ledger.decision != decision:
         entry = RecordedDecision(case=graph.name, time=signals.now, signals=signals, decision=decision)
         store.write_pointer(
@@ -160,45 +133,19 @@ def record(
                     reason="; ".join(decision.reasons),
                 ),
             )
-    decided_at = ledger.decided_at
-    if ledger.decider != by or not 0 <= signals.now - decided_at < _SILENT_SECONDS / 2:
-        decided_at = signals.now
-    raised = raised_after(state, signals, decision)
-    ledger_now = DecisionLedger(raised=raised, decision=decision, decider=by, decided_at=decided_at)
-    if ledger_now != ledger or decision.notes:
+    ledger_now = DecisionLedger(raised=raised_after(state, signals, decision), decision=decision)
+    if ledger_now != ledger:
         store.write_pointer(f"{graph.name}/retraining", ledger_now.model_dump(mode="json"))
 
 
-def entries_since(
-    store: Store, case: str, since: float, now: float
-) -> Iterator[tuple[str, RecordedDecision]]:
-    """Yield the readable decisions of the log between two times (seconds since the epoch) with their names,
-    oldest first.
+def entries_since(store: Store, case: str, since: float) -> Iterator[tuple[str, RecordedDecision]]:
+    """Yield the readable decisions of the log since a time (seconds since the epoch) with their names, oldest
+    first.
     """
     for name in store.list_pointers(f"{case}/{ASSET}"):
-        if (
-            name.isdecimal()
-            and since <= int(name) / 1000 <= now + CLOCK_SECONDS
-            and (entry := _read(store, case, name)) is not None
-        ):
-            yield name, entry
-
-
-def name_of(instance: dg.DagsterInstance) -> str:
-    """Return the name of a Dagster: that of the machine it began on, and what tells it from others. Its
-    storage keeps it.
-    """
-    storage = instance.daemon_cursor_storage
-    if not storage.get_cursor_values({_NAME_KEY}):
-        storage.set_cursor_values({_NAME_KEY: f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"})
-    return storage.get_cursor_values({_NAME_KEY})[_NAME_KEY]
-
-
-def _read(store: Store, case: str, name: str) -> RecordedDecision | None:
-    try:
-        return RecordedDecision.model_validate(store.read_pointer(f"{case}/{ASSET}/{name}"))
-    except ValueError:
-        return None
+        if name.isdecimal() and since <= int(name) / 1000:
+            with suppress(ValueError):
+                yield name, RecordedDecision.model_validate(store.read_pointer(f"{case}/{ASSET}/{name}"))
 
 
 def _shown(graph: CaseGraph, state: State, signals: Signals, decision: Decision) -> dict[str, Any]:
@@ -211,16 +158,13 @@ def _shown(graph: CaseGraph, state: State, signals: Signals, decision: Decision)
         "score_drop": signals.score_drop,
         "estimated_hours": signals.estimated_hours,
         "hours_spent_this_month": spent,
-        "hours_of_evaluations_and_windows": signals.hours_beside,
         "usd_spent_this_month": spent * signals.hourly_usd,
         "num_attempts_in_vain": num_unproductive(state, signals, settings),
     }
     return {
         "action": decision.action,
         **({"next": decision.instruction} if decision.instruction else {}),
-        "reasons": dg.MetadataValue.md(
-            "\n".join(f"- {escape_name(reason)}" for reason in [*decision.reasons, *decision.notes])
-        ),
+        "reasons": dg.MetadataValue.md("\n".join(f"- {escape_name(reason)}" for reason in decision.reasons)),
         **plain_metadata(numbers),
     }
 
@@ -264,30 +208,21 @@ def decide_and_record(
 ) -> dg.RunRequest | dg.SkipReason:
     """Read what happened, decide, record the decision, and return what Dagster has to do.
 
-    Of several Dagsters that share a store one decides: no other one knows its runs, its attempts and what
-    they took. A snapshot is taken where that could change the decision.
+    A snapshot is taken where that could change the decision.
     """
     with one_line_errors(store, graph.name), store.alone(f"{graph.name}/retraining"):
         now = time.time()
-        name = name_of(instance)
-        ledger, notes = read_ledger(store, graph.name)
-        if ledger.is_of_another(name, now):
-            return dg.SkipReason(
-                f"wait: the Dagster {ledger.decider}, which shares this store, decides for {graph.name}; ten"
-                " minutes after its sensor was turned off, this one does"
-            )
+        ledger = read_ledger(store, graph.name)
         state, signals = gather(graph, instance, store, ledger.raised, now)
         decision = retraining.decide(state, signals, graph.settings.retraining)
-        decision = decision.model_copy(update={"notes": [*notes, *decision.notes]})
-        record(graph, instance, store, ledger, state, signals, decision, by=name)
-    reasons = "; ".join(filter(None, [*decision.reasons, decision.instruction, *decision.notes]))
+        record(graph, instance, store, ledger, state, signals, decision)
+    reasons = "; ".join(filter(None, [*decision.reasons, decision.instruction]))
     if decision.action == "retrain":
         tags = {
             REASONS_TAG: reasons[:250],
             EVIDENCE_TAG: decision.evidence,
             NUM_EXAMPLES_TAG: str(signals.num_examples),
             NUM_DRIFT_EXAMPLES_TAG: str(retraining.drift_examples(state, signals, graph.settings.retraining)),
-            SCORE_FELL_TAG: str(retraining.score_fell(signals, graph.settings.retraining)),
             SETTINGS_TAG: signals.settings_version,
         }
         return dg.RunRequest(
@@ -359,13 +294,11 @@ def gather(
         )
         windows = windows_of(store, graph)
         began = retraining.drift_began(state, windows, now, settings.retraining)
-        month = month_start(graph, now)
         fell = _score_drop(store, graph, in_use)
         unfinished = runs_in_flight(graph, instance)
         signals = retraining.Signals(
             now=now,
-            month_start=month,
-            month_end=month_end(graph, now),
+            month_start=month_start(graph, now),
             num_examples=_num_rows(frozen),
             num_uncounted=_num_uncounted(usable, snapshot, frozen),
             data_version=snapshot.content_digest if snapshot else "",
@@ -386,11 +319,8 @@ def gather(
                 [window.key for window in windows if began is None or window.at >= began],
                 usable,
             ),
-            estimated_hours=_estimated_hours(store, graph, records, instance),
-            hours_beside=hours_beside(graph, instance, month, now),
+            estimated_hours=_estimated_hours(store, graph, records),
             hourly_usd=settings.planning.hourly_usd,
-            usd_per_point=settings.planning.usd_per_point,
-            predicted_gain=_predicted_gain(store, graph, frozen, learned),
             scheduled_at=_scheduled_at(graph, now),
             num_runs_in_flight=len(unfinished),
             oldest_run=unfinished[0] if unfinished else None,
@@ -511,30 +441,6 @@ def _live_quality(
     }
 
 
-def _predicted_gain(
-    store: Store, graph: CaseGraph, newest: SnapshotMetadata | None, learned: SnapshotMetadata | None
-) -> float | None:
-    pilot = latest(store, graph.name, PILOT_RUN)
-    if graph.settings.planning.usd_per_point is None or pilot is None or newest is None or learned is None:
-        return None
-    metadata = PilotMetadata.of(pilot)
-    metric = graph.settings.primary_metric
-    if any(metric not in point for point in metadata.learning_curve):  # the YAML names another one since
-        return None
-    points = [Point(rows=int(point["rows"]), score=point[metric]) for point in metadata.learning_curve]
-    targets = (
-        metadata.target_rows,
-        round(metadata.target_rows * _num_rows(newest) / max(1, _num_rows(learned))),
-    )
-    before, after = (predict_score(points, target, learned.num_validation_rows) for target in targets)
-    return max(0.0, after.predicted - before.predicted) if before.is_known and after.is_known else None
-
-
-def _estimated_hours(
-    store: Store, graph: CaseGraph, records: Sequence[dg.RunRecord], instance: dg.DagsterInstance
-) -> float:
+def _estimated_hours(store: Store, graph: CaseGraph, records: Sequence[dg.RunRecord]) -> float:
     plan = latest(store, graph.name, FEASIBILITY_PLAN)
-    succeeded_runs = [
-        record for record in records if record.dagster_run.status == dg.DagsterRunStatus.SUCCESS
-    ]
-    return max(PlanMetadata.of(plan).planned_hours if plan else 0.0, typical_hours(succeeded_runs, instance))
+    return max(PlanMetadata.of(plan).planned_hours if plan else 0.0, typical_hours(records))

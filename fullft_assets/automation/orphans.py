@@ -11,7 +11,6 @@ from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import records
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings.launcher import ComputeSettings
-from fullft_assets.store import digest
 
 #: Tag of a run with the number of jobs that it has stopped.
 STOPPED_TAG = "orphans/stopped"
@@ -81,26 +80,14 @@ def build_orphans_schedule(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
         ),
     )
     def orphans_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
-        now = time.time()
+        now, hour = time.time(), context.scheduled_execution_time.hour
         with graph.open_store(context) as store:
-            due_at = {
-                launch.name_in(store): at
-                for launch, at in records.orphans(store, graph.name, partial(ended_at, context.instance))
-            }
-        ready = {name: at for name, at in due_at.items() if at <= now}
-        if not ready:
-            lines = (
-                f"{name}: its run has ended; it is left alone for {(at - now) / 3600:.2f} h more, or until a"
-                " run attaches"
-                for name, at in due_at.items()
-            )
-            return dg.SkipReason("; ".join(lines) or "a run follows each job")
-        names = list(ready)
-        is_new = now - max(ready.values()) < _HOURLY_SECONDS
-        return dg.RunRequest(
-            run_key=digest([names, now // (3600 if is_new else 24 * 3600)]),
-            tags={"orphans/jobs": ", ".join(names)[:1_000]},
-        )
+            all_orphans = records.orphans(store, graph.name, partial(ended_at, context.instance))
+            due_at = {launch.name_in(store): at for launch, at in all_orphans if at <= now}
+        is_new = now - max(due_at.values(), default=0.0) < _HOURLY_SECONDS
+        if due_at and (is_new or hour == 0):
+            return dg.RunRequest(tags={"orphans/jobs": ", ".join(due_at)[:1_000]})
+        return dg.SkipReason("a run follows each job, or may attach to it yet")
 
     return [orphans_schedule]
 

@@ -16,7 +16,6 @@ import dagster as dg
 from fullft_assets import documents
 from fullft_assets.artifacts import DRIFT_REPORT, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
 from fullft_assets.assets.graph import CaseGraph
-from fullft_assets.assets.model import IS_BETTER_TAG
 from fullft_assets.chunks import ingestion
 from fullft_assets.errors import TRANSIENT, FailureClass
 from fullft_assets.retraining import DAY_SECONDS, HOUR_SECONDS, Attempt, Outcome, RunInFlight
@@ -31,11 +30,9 @@ IN_FLIGHT = [
 _NOT_YET_STARTED = {dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING}
 #: Tags of an automatic retrain: its reasons, and what it was launched for.
 REASONS_TAG, EVIDENCE_TAG = "retraining/reasons", "retraining/evidence"
+NUM_DRIFT_EXAMPLES_TAG = "retraining/num_drift_examples"
 NUM_EXAMPLES_TAG, SETTINGS_TAG = "retraining/num_examples", "retraining/settings_version"
-NUM_DRIFT_EXAMPLES_TAG, SCORE_FELL_TAG = "retraining/num_drift_examples", "retraining/score_fell"
 _ROOT_TAG, _RETRY_TAG = "dagster/root_run_id", "dagster/will_retry"
-#: Tags of runs that Dagster launches; one that a person launches has neither.
-_BY_ITSELF = {"dagster/sensor_name", "dagster/schedule_name"}
 #: Successful runs that tell how long the next one takes.
 _TYPICAL = 3
 #: How long an attempt is remembered.
@@ -106,52 +103,16 @@ def hours(record: dg.RunRecord, now: float) -> float:
     return max(0.0, (record.end_time or now) - record.start_time) / HOUR_SECONDS
 
 
-def typical_hours(records: Sequence[dg.RunRecord], instance: dg.DagsterInstance) -> float:
-    """Return how long the next run takes after some that succeeded, oldest first: as long as the newest, or
-    the median of three if that is less.
+def typical_hours(records: Sequence[dg.RunRecord]) -> float:
+    """Return how long the next run takes after earlier ones, oldest first: as long as the newest that
+    succeeded, or the median of three if that is less. 0 where none has.
 
-    One that took too long, as its host was suspended or a clock was set, holds none of the next ones back; a
-    shorter one counts at once. What a run waited for a slot of a pool is not counted. 0 where no run is
-    known.
+    One that took too long, as its host was suspended, holds none of the next ones back; a shorter one counts
+    at once.
     """
-    last = [_hours_of_steps(record, instance) for record in records[-_TYPICAL:]]
+    succeeded = [record for record in records if record.dagster_run.status == dg.DagsterRunStatus.SUCCESS]
+    last = [hours(record, 0.0) for record in succeeded[-_TYPICAL:]]
     return min(last[-1], median_low(last)) if last else 0.0
-
-
-def _hours_of_steps(record: dg.RunRecord, instance: dg.DagsterInstance) -> float:
-    stats = instance.get_run_step_stats(record.dagster_run.run_id)
-    steps = sorted(
-        (step.start_time, step.end_time)
-        for step in stats
-        if step.start_time is not None and step.end_time is not None
-    )
-    end = seconds = 0.0
-    for begins, ends in steps:
-        seconds += max(0.0, ends - max(begins, end))
-        end = max(end, ends)
-    return seconds / HOUR_SECONDS
-
-
-def hours_beside(graph: CaseGraph, instance: dg.DagsterInstance, since: float, now: float) -> float:
-    """Return the hours of ended runs, failed ones included, that evaluated, read a window of production,
-    measured live quality or counted rows, and that nobody launched.
-
-    Those in progress are not in it: a decision would differ from the one before, and be recorded, at each
-    tick.
-
-    Args:
-        since, now: seconds since the epoch; when the runs were created.
-    """
-    after, ended = datetime.fromtimestamp(since, UTC), list(_OUTCOMES)
-    filters = [
-        dg.RunsFilter(job_name=f"{graph.name}_{job}", statuses=ended, created_after=after)
-        for job in ("evaluate", "monitor", "snapshot")
-    ]
-    # Its runs have no job of the use case: an automation condition asks for them.
-    by_condition = {"dagster/sensor_name": f"{graph.name}_live_quality_when_due"}
-    filters.append(dg.RunsFilter(tags=by_condition, statuses=ended, created_after=after))
-    records = [record for each in filters for record in instance.get_run_records(each)]
-    return sum(hours(record, now) for record in records if _BY_ITSELF & record.dagster_run.tags.keys())
 
 
 def _attempt(records: list[dg.RunRecord], instance: dg.DagsterInstance, now: float) -> Attempt:
@@ -167,8 +128,6 @@ def _attempt(records: list[dg.RunRecord], instance: dg.DagsterInstance, now: flo
         evidence=first.tags[EVIDENCE_TAG],
         settings_version=first.tags.get(SETTINGS_TAG, ""),
         num_drift_examples=int(first.tags.get(NUM_DRIFT_EXAMPLES_TAG, 0)),
-        score_fell=first.tags.get(SCORE_FELL_TAG) == "True",
-        is_better={"True": True, "False": False}.get(last.tags.get(IS_BETTER_TAG, "")),
         outcome=outcome,
         failure=failure_of(last.run_id, instance) if outcome == "failed" else None,
     )
@@ -191,60 +150,8 @@ def failure_of(run_id: str, instance: dg.DagsterInstance) -> FailureClass:
 
 def month_start(graph: CaseGraph, now: float) -> float:
     """Return when the calendar month of the budget began; times in seconds since the epoch."""
-    return _first_day(graph, now).timestamp()
-
-
-def month_end(graph: CaseGraph, now: float) -> float:
-    """Return when the calendar month of the budget ends; times in seconds since the epoch."""
-    first = _first_day(graph, now)
-    return first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1).timestamp()
-
-
-def _first_day(graph: CaseGraph, now: float) -> datetime:
     local = datetime.fromtimestamp(now, ZoneInfo(graph.settings.automation.timezone))
-    return local.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-
-
-def shares_spent(
-    graph: CaseGraph, instance: dg.DagsterInstance, now: float, next_hours: float = 0.0
-) -> dict[str, float]:
-    """Return the share of each limit of the month, by its setting, that automatic runs took, with a next one
-    of so many hours.
-
-    Args:
-        now: seconds since the epoch.
-    """
-    start, settings = month_start(graph, now), graph.settings.retraining
-    attempts = attempts_of(model_runs(graph, instance, now), instance, now)
-    spent = hours_beside(graph, instance, start, now) + sum(
-        attempt.hours for attempt in attempts if start <= attempt.started_at <= now
-    )
-    spent += next_hours
-    shares = {"max_hours_per_month": spent / settings.max_hours_per_month}
-    if settings.max_usd_per_month is not None:
-        shares["max_usd_per_month"] = spent * graph.settings.planning.hourly_usd / settings.max_usd_per_month
-    return shares
-
-
-def evaluation_above_budget(graph: CaseGraph, instance: dg.DagsterInstance, now: float) -> str | None:
-    """Return why the month has no room for one more evaluation, which takes as long as the newest that
-    succeeded; None if it has.
-
-    Args:
-        now: seconds since the epoch.
-    """
-    job = f"{graph.name}_evaluate"
-    after = datetime.fromtimestamp(month_start(graph, now), UTC)
-    succeeded = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS], created_after=after)
-    took = [hours(record, now) for record in instance.get_run_records(succeeded, limit=1)]
-    for name, share in shares_spent(graph, instance, now, sum(took)).items():
-        if share > 1:
-            limit = f"retraining.{name} = {getattr(graph.settings.retraining, name):g}"
-            return (
-                f"with one more evaluation the month has {share:.0%} of {limit}; raise it, launch {job} by"
-                " hand, or wait for the next month"
-            )
-    return None
+    return local.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
 
 
 #: Carries the run key on runs of the daemon and of `fullft run` alike: Dagster's own tag is the daemon's
@@ -281,8 +188,7 @@ class Due:
     done: set[str]
     #: Why a person has to ask for each of these: it was cancelled, or what class of failure it had.
     for_a_person: dict[str, str]
-    #: When the next of the others that are held is asked for, in seconds since the epoch; None where there is
-    #: none.
+    #: When the next of the others that are held is asked for, in seconds since the epoch; None: there is none.
     next_at: float | None
 
 

@@ -5,7 +5,6 @@ Where a definition is called directly, Dagster passes the resources that it requ
 `**_`.
 """
 
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +17,7 @@ from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.decision import decide_and_record
 from fullft_assets.automation.jobs import build_clean_schedule, build_jobs
 from fullft_assets.automation.orphans import build_orphans_schedule
-from fullft_assets.automation.runs import CANCELLED, Due, evaluation_above_budget, find_due, runs_in_flight
+from fullft_assets.automation.runs import Due, find_due, runs_in_flight
 from fullft_assets.automation.ticks import sensor
 from fullft_assets.chunks import ingestion
 from fullft_assets.resources import latest, one_line_errors
@@ -158,27 +157,22 @@ def _newest_materializations(instance: dg.DagsterInstance, keys: Sequence[str]) 
 
 
 def _held(due: Due, kind: documents.Kind, case: str, job: str) -> list[str]:
-    how = f"is not started again by itself; launch {job} for it, or `fullft run {case}`"
-    cancelled = [name for name, why in due.for_a_person.items() if why == CANCELLED]
-    failed = [f"{name} ({why})" for name, why in due.for_a_person.items() if why != CANCELLED]
-    said = []
-    if cancelled:
-        said.append(f"{kind} {_named(cancelled)}: a person cancelled the run, so it {how}")
-    if failed:
-        said.append(f"{kind} {_named(failed)}: the run failed and {how} once what its error names is fixed")
+    lines = []
+    if due.for_a_person:
+        named = [f"{name} ({why})" for name, why in due.for_a_person.items()]
+        more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
+        lines.append(
+            f"{kind} {', '.join(named[:_MOST_NAMED])}{more}: not started again by itself; fix what its run"
+            f" names, then launch {job} for it, or `fullft run {case}`"
+        )
     if due.next_at is not None:
         number = len(due.held) - len(due.for_a_person)
         at = datetime.fromtimestamp(due.next_at, UTC)
-        said.append(
+        lines.append(
             f"{number:,} {kind}(es) whose run failed are asked for again, the first at"
             f" {at:%Y-%m-%d %H:%M} UTC"
         )
-    return said
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
-    return f"{', '.join(names[:_MOST_NAMED])}{more}"
+    return lines
 
 
 def _left_in_place(
@@ -239,8 +233,6 @@ def build_schedules(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
             return dg.SkipReason(
                 "a run of the model or of its snapshot is in flight; the next evaluation has its rows"
             )
-        if reason := evaluation_above_budget(graph, context.instance, time.time()):
-            return dg.SkipReason(reason)
         return dg.RunRequest()
 
     return [

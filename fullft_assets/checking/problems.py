@@ -23,7 +23,7 @@ from fullft_assets.examples.expectations import argument_problems as expectation
 from fullft_assets.examples.expectations import problems as expectation_problems
 from fullft_assets.extras import problem_without
 from fullft_assets.jobs.launchers import LAUNCHERS, launcher_problems
-from fullft_assets.settings import MODELS, LauncherSettings, LogSettings, UseCaseSettings
+from fullft_assets.settings import MODELS, LauncherSettings, UseCaseSettings
 from fullft_assets.settings.contradictions import contradictions
 from fullft_assets.settings.guards import guard_problems
 from fullft_assets.settings.use_case import locate
@@ -132,8 +132,6 @@ def validate(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     yield from _section_problems(settings)
     yield from _model_problems(settings, root)
     yield from _document_problems(settings, root)
-    if settings.monitoring.log is not None:
-        yield from _log_problems(settings, settings.monitoring.log)
     yield from _example_problems(settings, root)
     yield from _training_problems(settings)
     yield from _evaluation_problems(settings)
@@ -318,34 +316,6 @@ def _document_problems(settings: UseCaseSettings, root: Path) -> Iterator[Proble
         near = did_you_mean(encoding.lower().replace("-", "_"), known_names)
         hint = near or "; give one such as cp1252, or leave it out"
         yield ("documents", "encoding"), f"{encoding} is no encoding of text{hint}"
-
-
-def _log_problems(settings: UseCaseSettings, log: LogSettings) -> Iterator[Problem]:
-    key = ("monitoring", "log")
-    return _of_rules(
-        (
-            not task_of(settings.examples).detects_drift,
-            key,
-            f"is for the task classification alone, not for {settings.examples.task}; remove it",
-        ),
-        (
-            (settings.documents.text or "text") in (log.prediction, log.score, log.model, log.time),
-            key,
-            "names the field of the text; name those of what the model answered",
-        ),
-        # Each answer would be its own truth.
-        (
-            log.prediction == settings.examples.label,
-            (*key, "prediction"),
-            f"{log.prediction} is examples.label, the true label; give another field, or rename the one"
-            " of the log",
-        ),
-        (
-            settings.monitoring.path is None,
-            key,
-            "needs monitoring.path, the folder of the rows that have these fields",
-        ),
-    )
 
 
 def _example_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:

@@ -25,7 +25,6 @@ from fullft_assets.monitoring import (
     DriftMetadata,
     exported_as_far,
     live,
-    log_key,
     read_far,
     remember_exported,
 )
@@ -36,7 +35,7 @@ from fullft_assets.store.hashing import unit_hash
 from fullft_assets.task import task_of
 
 #: Columns that each format has; the rest says why a document was chosen, of those that are far.
-_COLUMNS = ("id", "text", "group", "window", "distance", "cluster")
+_COLUMNS = ("id", "text", "group", "window", "distance")
 
 
 def export(
@@ -86,7 +85,7 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
         raise FullftError(f"{name}: a random sample is drawn for live_quality, and {why}")
     windows = latest_by_partition(store, name, PRODUCTION_DOCUMENTS)
     predictions = latest_by_partition(store, name, BATCH_PREDICTIONS)
-    predicted = live.predicted_by(store.load(champion.checkpoint), windows, predictions, log_key(settings))
+    predicted = live.predicted_by(store.load(champion.checkpoint), windows, predictions)
     newest = list(predicted)[-num_windows:]
     far = exported_as_far(store, name)
     labels = live.labels_by_id(store, latest_by_partition(store, name, LABELED_EXAMPLES))
@@ -145,7 +144,6 @@ def _rows(store: Store, window: str, report: Manifest) -> Iterator[dict[str, Any
                 "id": row["id"] or f"{far.source}:{far.row}",
                 "window": window,
                 "distance": round(far.distance, 4),
-                "cluster": far.cluster,
             }
 
 

@@ -168,7 +168,7 @@ class _Tour:
         return ", ".join(DriftMetadata.of(reports[name]).status for name in sorted(reports))
 
     def _decision(self, action: str) -> str | None:
-        entries = (entry.decision for _, entry in entries_since(self.store, CASE, 0.0, time.time()))
+        entries = (entry.decision for _, entry in entries_since(self.store, CASE, 0.0))
         reasons = ("; ".join(decision.reasons) for decision in entries if decision.action == action)
         return next((f"{action}: {each}" for each in reasons), None)
 

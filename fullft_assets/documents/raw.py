@@ -25,7 +25,6 @@ from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
 from fullft_assets.personal_data.entities import pipeline_key
 from fullft_assets.personal_data.search import mask_documents, search_of
-from fullft_assets.settings import LogSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
@@ -64,7 +63,6 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
     settings, batch = use_case.settings, read_batch(store, use_case.name, name, kind)
     source = source_of(use_case, kind)
     pinned = {"version": VERSION, "settings": key_settings(use_case, kind), "seed": settings.seed}
-    log = settings.monitoring.log if kind == "window" else None
     plan = _Plan(
         source,
         batch,
@@ -72,7 +70,6 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
             _Before(manifest, pinned["settings"])
             for manifest in _read_before(store, use_case.name, name, kind)
         ],
-        log,
     )
 
     def write(draft: Draft) -> Outcome:
@@ -196,15 +193,11 @@ class _Plan:
         source: where the files are.
         batch: the files.
         read_before: returns the batch's raw documents as they were read before, the last ones first.
-        log: the fields of what a model answered, where the rows have them.
     """
 
-    def __init__(
-        self, source: Source, batch: Batch, read_before: Callable[[], list[_Before]], log: LogSettings | None
-    ):
+    def __init__(self, source: Source, batch: Batch, read_before: Callable[[], list[_Before]]):
         self.source = source
-        self.log = log
-        self.columns = schema(is_logged=log is not None)
+        self.columns = schema()
         #: Of files that are not, where their rows are taken from, by path.
         self.carried: dict[str, _Before] = {}
         #: Paths that another batch reads as they are by now: nothing is wrong with them.
@@ -237,8 +230,9 @@ class _Plan:
             self.unreadable[file.path] = f"changed since it was cut; {_CHANGED}"
         elif earlier:
             self.taken_away.append(file.path)
-            sections = {**dict.fromkeys(_OF_EXAMPLES, "examples"), "log": "monitoring"}
-            keys = ", ".join(f"{sections.get(name, 'documents')}.{name}" for name in earlier[0].wanting)
+            keys = ", ".join(
+                f"{'examples' if name in _OF_EXAMPLES else 'documents'}.{name}" for name in earlier[0].wanting
+            )
             self.unreadable[file.path] = f"taken away since it was read with another {keys}; deliver it again"
         else:
             self.missing.append(file)
@@ -278,7 +272,6 @@ class _Plan:
                 settings.documents,
                 settings.examples,
                 bool(self.carried or self.taken_away),
-                self.log,
             )
         except DataError:
             # Half a file that was being rewritten may look like anything; what it has become is read by
@@ -307,13 +300,10 @@ def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
         include={"format", "records", "text", "id", "annotator", "encoding", *_OF_FORMATS}
     )
     masked = {"masked": kinds} if (kinds := masked_kinds(use_case)) else {}
-    log = settings.monitoring.log if kind == "window" else None
-    logged = {} if log is None else {"log": log.model_dump()}
     return {
         **chosen_settings,
         **settings.examples.model_dump(include={*_OF_EXAMPLES}),
         **masked,
-        **logged,
     }
 
 

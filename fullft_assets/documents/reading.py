@@ -36,7 +36,7 @@ from fullft_assets.documents.formats.registered import plain_rows
 from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT, Row, Wanted
 from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
-from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store.metadata import Metadata, Private
 
 #: `problem` is why a row is malformed; `delivered_ns` is its file's time: of two deliveries the later one is
@@ -61,16 +61,11 @@ COLUMNS = (
     "delivered_ns",
     "problem",
 )
-#: Further columns of a window whose rows have what the model in production answered (`monitoring.log`), as it
-#: was delivered.
-LOGGED = ("predicted", "score", "predicted_by", "predicted_at")
 
 
 @cache
-def schema(*, is_logged: bool = False) -> pa.Schema:
-    """Return the schema of `documents.parquet`; its names are `COLUMNS`, in a window with logged predictions
-    also `LOGGED`.
-    """
+def schema() -> pa.Schema:
+    """Return the schema of `documents.parquet`; its names are `COLUMNS`."""
 
     types = {
         "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
@@ -82,9 +77,7 @@ def schema(*, is_logged: bool = False) -> pa.Schema:
         "row": pa.int64(),
         "delivered_ns": pa.int64(),
     }
-    return pa.schema(
-        [(name, types.get(name, pa.string())) for name in (*COLUMNS, *(LOGGED if is_logged else ()))]
-    )
+    return pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
 
 
 class RawMetadata(Metadata):
@@ -126,7 +119,7 @@ MAX_BATCH_BYTES = 4 * 2**30
 class ReadBatch:
     """What a batch's files contain."""
 
-    #: Of `schema()`, with `LOGGED` where they were asked for.
+    #: Of `schema()`.
     table: pa.Table
     #: Why a file cannot be read, by path.
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -162,7 +155,6 @@ def read_documents(
     documents: DocumentsSettings,
     examples: ExamplesSettings,
     may_be_empty: bool = False,
-    log: LogSettings | None = None,
 ) -> ReadBatch:
     """Read a batch's files.
 
@@ -172,7 +164,6 @@ def read_documents(
         documents: formats, encoding and field names.
         examples: the task, and the fields of label, group and domain.
         may_be_empty: it is no error if not one file can be read.
-        log: the fields of what a model answered, where rows have them.
 
     Returns:
         A row for each delivered record, malformed ones included, file by file in the batch's order.
@@ -185,9 +176,9 @@ def read_documents(
     undecided: dict[SourceFile, Scores] = {}
     pages: Counter[str] = Counter()
     room = bound = max(MAX_BATCH_BYTES, 2 * batch.num_bytes)
-    columns = schema(is_logged=log is not None)
+    columns = schema()
     rows = _Rows(columns)
-    with FileReader(documents, examples, log=log) as reader:
+    with FileReader(documents, examples) as reader:
 
         def read_file(file: SourceFile, decide: Callable[[Scores], str | None]) -> None:
             nonlocal room
@@ -291,7 +282,6 @@ class FileReader:
         documents: formats, encoding and field names.
         examples: the task, and the fields of label, group and domain.
         all_fields: read all fields of a record, not only those that its row needs.
-        log: the fields of what a model answered, where rows have them.
     """
 
     def __init__(
@@ -300,10 +290,9 @@ class FileReader:
         examples: ExamplesSettings,
         *,
         all_fields: bool = False,
-        log: LogSettings | None = None,
     ):
         self._documents = documents
-        self._wanted = Wanted.of(documents, examples, log)
+        self._wanted = Wanted.of(documents, examples)
         self._all_fields = all_fields
         self._process = ReaderProcess()
 

@@ -6,7 +6,6 @@ from fullft_assets.monitoring.far import (
     MAX_DOCUMENTS,
     FarDocument,
     exported_as_far,
-    order,
     read_far,
     remember_exported,
     write_far,
@@ -15,19 +14,15 @@ from fullft_assets.monitoring.features import Features, Sums, Vocabulary, build_
 from fullft_assets.monitoring.history import SUMS, History, kept_reference, read_history
 from fullft_assets.monitoring.live import LIVE_CHECK, LIVE_VERSION, METRIC, AtRelease, LiveMetadata
 from fullft_assets.monitoring.predictions import (
-    LOG_CHECK,
     PREDICTIONS,
     PREDICTIONS_VERSION,
     PredictionsMetadata,
-    log_key,
     predictions_artifact_key,
     read_labels,
-    read_log,
 )
-from fullft_assets.monitoring.related import independent_rows, is_read_by_another_window, without_redelivered
+from fullft_assets.monitoring.related import independent_rows, is_read_by_another_window
 from fullft_assets.monitoring.rendering import (
     EXPLANATION,
-    farthest,
     render_explanation,
     render_report,
     render_table,

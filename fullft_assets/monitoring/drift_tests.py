@@ -238,16 +238,12 @@ def _shares(windows: Sequence[Sums]) -> np.ndarray:
     return counts / counts.sum()
 
 
-#: What a change of each number is called: if it is larger, if it is smaller, and its unit.
+#: What each number is.
 _WORDS = {
-    "num_tokens": ("texts are longer", "texts are shorter", "tokens"),
-    "fertility": ("words are split into more tokens", "words are split into fewer tokens", "tokens a word"),
-    "unknown_share": (
-        "more words are new to the training texts",
-        "fewer words are new to the training texts",
-        "of the words",
-    ),
-    "entropy": ("the model is less certain", "the model is more certain", "nats of entropy"),
+    "num_tokens": "tokens of a text",
+    "fertility": "tokens of a word",
+    "unknown_share": "share of words that are new to the training texts",
+    "entropy": "uncertainty of the model (nats)",
 }
 
 
@@ -273,12 +269,13 @@ class TextStatistics(DriftTest):
     def in_words(self, reference: Sequence[Sums], current: Sequence[Sums], labels: Sequence[str]) -> str:
         """Return which of the numbers changed by a tenth or more, and from what to what."""
         old, new = (pooled_mean(side, [window.numbers for window in side]) for side in (reference, current))
+        # Of four numbers some always differ a little: a tenth is worth a word.
         changes = [
-            _change(name, a, b) for name, a, b in zip(NUMBERS, old.tolist(), new.tolist(), strict=True)
+            f"{_WORDS[name]}: {before:.3g} -> {now:.3g}"
+            for name, before, now in zip(NUMBERS, old.tolist(), new.tolist(), strict=True)
+            if abs(now - before) >= 0.1 * max(abs(now), abs(before), 1e-12)
         ]
-        return (
-            ", ".join(filter(None, changes)) or "lengths and words of the texts are distributed differently"
-        )
+        return ", ".join(changes) or "lengths and words of the texts are distributed differently"
 
 
 def _mid_ranks(ordered: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -292,15 +289,6 @@ def _mid_ranks(ordered: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     ]
     ranks = np.stack(columns, axis=1)
     return np.concatenate([ranks, np.square(ranks)], axis=1)
-
-
-def _change(name: str, old: float, new: float) -> str:
-    more, less, unit = _WORDS[name]
-    shown = [f"{value:.1%}" if name == "unknown_share" else f"{value:.3g}" for value in (old, new)]
-    # Of four numbers some always differ a little: a tenth is worth a word.
-    if shown[0] == shown[1] or abs(new - old) < 0.1 * max(abs(old), abs(new)):
-        return ""
-    return f"{more if new > old else less}: mean {shown[0]} -> {shown[1]} {unit}"
 
 
 #: File of a `drift_scale`.

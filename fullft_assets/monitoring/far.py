@@ -1,5 +1,5 @@
-"""Documents far from the training data: places of a varied sample of them, never their texts, and which
-documents were exported to be labelled.
+"""Documents far from the training data: places of the farthest ones, never their texts, and which documents
+were exported to be labelled.
 """
 
 import hmac
@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.store import Store
@@ -52,8 +51,8 @@ def exported_as_far(store: Store, case: str) -> dict[str, Collection[str]]:
 
 #: File of a drift report: a line of JSON for each document.
 FAR = "far.jsonl"
-#: Documents of a window that are kept, and clusters that they are drawn from in turn.
-MAX_DOCUMENTS, MAX_CLUSTERS = 100, 10
+#: Documents of a window that are kept.
+MAX_DOCUMENTS = 100
 
 
 class FarDocument(BaseModel):
@@ -62,43 +61,13 @@ class FarDocument(BaseModel):
     Attributes:
         source, row: its file and its row there.
         distance: from its nearest held-out row, in multiples of that of those 95%.
-        cluster: documents of one cluster are alike; the largest is 0.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     source: str
     row: int
     distance: float
-    cluster: int
-
-
-def order(embeddings: np.ndarray, seed: int) -> list[tuple[int, int]]:
-    """Return the index and the cluster of each document, the ones to label first in front: the middle of each
-    cluster in turn.
-
-    Args:
-        embeddings: [n, d] of unit length.
-    """
-    from sklearn.cluster import KMeans
-
-    if not len(embeddings):
-        return []
-    num_clusters = min(MAX_CLUSTERS, len(np.unique(embeddings, axis=0)))
-    fitted = KMeans(num_clusters, random_state=seed)
-    distances = np.asarray(fitted.fit_transform(embeddings))
-    nearest = distances.argmin(axis=1)
-    names, counts = np.unique(nearest, return_counts=True)
-    members = []
-    for number in names[np.argsort(-counts, kind="stable")]:
-        inside = np.flatnonzero(nearest == number)
-        members.append(inside[np.argsort(distances[inside, number], kind="stable")].tolist())
-    return [
-        (inside[turn], number)
-        for turn in range(max(map(len, members)))
-        for number, inside in enumerate(members)
-        if turn < len(inside)
-    ]
 
 
 def write_far(path: Path, documents: Sequence[FarDocument]) -> None:

@@ -5,11 +5,11 @@ there.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fullft_assets.artifacts import BATCH_PREDICTIONS, DRIFT_SCALE, FINETUNED_CHECKPOINT, PRODUCTION_DOCUMENTS
+from fullft_assets.artifacts import DRIFT_SCALE, FINETUNED_CHECKPOINT, PRODUCTION_DOCUMENTS
 from fullft_assets.monitoring.drift_tests import POOLED
 from fullft_assets.monitoring.verdict import (
     ALARMED,
@@ -87,11 +87,6 @@ class History:
         kept_past = None if self.kept is None else self.kept.after(report, status)
         return History(self.model.after(report, status), kept_past, self.scale)
 
-    def without(self, leave_out: Callable[[Sequence[Manifest]], list[Manifest]]) -> History:
-        """Return the history with what a function leaves of the recent windows."""
-        kept_past = None if self.kept is None else self.kept._replace(recent=leave_out(self.kept.recent))
-        return History(self.model._replace(recent=leave_out(self.model.recent)), kept_past, self.scale)
-
 
 def read_history(
     window: str,
@@ -102,7 +97,6 @@ def read_history(
     documents: Manifest,
     model: Manifest,
     settings: Mapping[str, Any],
-    is_logged: bool = False,
 ) -> History:
     """Return the windows that a window is compared with: the first ones under this champion, and the last
     five.
@@ -123,14 +117,11 @@ def read_history(
         documents: of the window.
         model: the checkpoint in use.
         settings: of the report, see `verdict.key_settings`.
-        is_logged: whether predictions of the window come from the user's own log. Before the first champion
-            they do not, and the windows of then are of all documents.
     """
     reported = sorted(reported)
 
     def is_comparable(report: Manifest) -> bool:
-        same_source = (BATCH_PREDICTIONS in report.inputs) == is_logged
-        return report.version == VERSION and report.settings == settings and same_source
+        return report.version == VERSION and report.settings == settings
 
     def is_of_model(report: Manifest) -> bool:
         return report.inputs.get(FINETUNED_CHECKPOINT) == model.content_digest

@@ -145,7 +145,6 @@ def measure(
     release: AtRelease,
     windows: Mapping[str, Manifest],
     predictions: Mapping[str, Manifest],
-    log: Mapping[str, Any] | None,
     examples: Mapping[str, Manifest],
     chosen: Mapping[str, Collection[str]],
     error: float,
@@ -158,13 +157,12 @@ def measure(
         release: what it is compared with.
         windows: `production_documents` by window; names sort by arrival.
         predictions: `batch_predictions` by window.
-        log: see `log_key`; predictions from another source do not count.
         examples: `labeled_examples` by batch, of the batches that the champion has not learned from.
         chosen: by window, digests of the documents that were exported for labelling because they are far from
             the training data (`exported_as_far`): their accuracy is not that of production.
         error: of each of the two bounds.
     """
-    predicted = predicted_by(champion, windows, predictions, log)
+    predicted = predicted_by(champion, windows, predictions)
 
     def write(_: Draft) -> Outcome:
         counts = count(
@@ -190,10 +188,7 @@ def measure(
 
 
 def predicted_by(
-    champion: Manifest,
-    windows: Mapping[str, Manifest],
-    predictions: Mapping[str, Manifest],
-    log: Mapping[str, Any] | None,
+    champion: Manifest, windows: Mapping[str, Manifest], predictions: Mapping[str, Manifest]
 ) -> dict[str, Manifest]:
     """Return those `batch_predictions` that are a champion's own, by window in the order of arrival; for the
     arguments see `measure`.
@@ -202,7 +197,6 @@ def predicted_by(
         name: manifest
         for name, manifest in sorted(predictions.items())
         if name in windows
-        and manifest.settings.get("log") == log
         and manifest.inputs[FINETUNED_CHECKPOINT] == champion.content_digest
         and manifest.inputs[PRODUCTION_DOCUMENTS] == windows[name].content_digest
     }

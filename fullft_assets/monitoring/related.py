@@ -7,37 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from fullft_assets.artifacts import DOCUMENTS_FILE
 from fullft_assets.documents import RawMetadata
 from fullft_assets.documents.erasure import has_made_up_id
-from fullft_assets.monitoring.verdict import DriftMetadata
-from fullft_assets.store import Manifest, Store
-
-#: Share of the larger window's documents that two windows must have in common, by their ids.
-_SAME = 0.5
-
-
-def without_redelivered(store: Store, documents: Manifest, reports: Sequence[Manifest]) -> list[Manifest]:
-    """Return those of earlier drift reports whose window was not delivered again as this one.
-
-    A window and its repetition are no two witnesses of a drift: one that was damaged twice confirmed itself,
-    and one that was repaired stayed in the pool of the windows after it.
-
-    Args:
-        documents: `production_documents` of the window.
-        reports: of earlier windows; few, as the documents of each are read.
-    """
-    ids, texts = _documents_of(store, documents)
-    different = []
-    for report in reports:
-        its_ids, its_texts = _documents_of(store, store.load(DriftMetadata.of(report).documents))
-        # Some texts come again in any feed, so without ids only all of them together tell.
-        is_equal = bool(texts) and texts == its_texts
-        if not is_equal and len(ids & its_ids) <= _SAME * max(len(ids), len(its_ids)):
-            different.append(report)
-    return different
+from fullft_assets.store import Manifest
 
 
 def is_read_by_another_window(documents: Manifest) -> bool:
@@ -56,12 +29,6 @@ def own_ids(table: pa.Table) -> list[str | None]:
         None if made_up else id_
         for id_, made_up in zip(table["id"].to_pylist(), has_made_up_id(table).tolist(), strict=True)
     ]
-
-
-def _documents_of(store: Store, window: Manifest) -> tuple[set[str], list[str]]:
-    """Return the ids that a window's documents have of their own, and their texts."""
-    table = pq.read_table(store.folder(window) / DOCUMENTS_FILE, columns=["id", "source", "row", "text"])
-    return set(filter(None, own_ids(table))), sorted(text for text in table["text"].to_pylist() if text)
 
 
 #: Least Jaccard similarity of word shingles at which two texts without a group are related.

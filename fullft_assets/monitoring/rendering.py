@@ -1,5 +1,4 @@
-"""A drift verdict as Markdown, and why a window alarmed: the words whose share changed most, and the places
-of the documents that moved it most, never their texts.
+"""A drift verdict as Markdown, and why a window alarmed: the words whose share changed most.
 
 The explanation is a file of the drift report and no part of its metadata: words may be names, so they stay
 in the store, where an erasure finds them.
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from fullft_assets.markdown import escape
-from fullft_assets.monitoring.features import Sums, pooled_mean, words_of
+from fullft_assets.monitoring.features import words_of
 from fullft_assets.monitoring.verdict import ALARMED, DriftVerdict
 
 #: Dagster shows Markdown inline only below 1,000 characters.
@@ -51,7 +50,7 @@ def render_report(
             "",
         ]
     if verdict.status in ALARMED:
-        lines += ["`explanation.md` has the words whose share changed most, and places of documents.", ""]
+        lines += ["`explanation.md` has the words whose share changed most.", ""]
     names = list(dict.fromkeys(name for _, numbers in windows for name in numbers))
     if names:
         lines += ["| window | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
@@ -63,7 +62,7 @@ def render_report(
 
 #: File of a drift report.
 EXPLANATION = "explanation.md"
-NUM_WORDS, NUM_PLACES = 15, 10
+NUM_WORDS = 15
 #: A word in fewer documents may be about one person.
 _LEAST_DOCUMENTS = 5
 
@@ -92,31 +91,8 @@ def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[tuple[str, 
     return [(names[number], float(old[number]), float(new[number])) for number in order]
 
 
-def farthest(coordinates: Mapping[str, np.ndarray], references: Mapping[str, Sequence[Sums]]) -> np.ndarray:
-    """Return the indices of the documents that moved the window's mean most away from that of the reference
-    windows.
-
-    Args:
-        coordinates: by drift test, those of the window's documents.
-        references: the reference windows of each drift test that alarmed.
-    """
-    scores = np.zeros(len(next(iter(coordinates.values()))))
-    for name, reference in references.items():
-        moved = coordinates[name] - pooled_mean(reference, [window.means[name] for window in reference])
-        direction = moved.mean(axis=0)
-        scores += moved @ direction / max(float(np.linalg.norm(direction)), 1e-12)
-    return np.argsort(-scores, kind="stable")[:NUM_PLACES]
-
-
-def render_explanation(
-    title: str,
-    moved: Sequence[str],
-    words: Sequence[tuple[str, float, float]],
-    places: Sequence[tuple[str, int]],
-) -> str:
-    """Return the explanation as Markdown, of words as of `shifted_words` and of the file and row of
-    documents.
-    """
+def render_explanation(title: str, moved: Sequence[str], words: Sequence[tuple[str, float, float]]) -> str:
+    """Return the explanation as Markdown, of words as of `shifted_words`."""
     lines = [
         f"# {title}",
         "",
@@ -125,11 +101,5 @@ def render_explanation(
         "| word | documents before | documents now |",
         "|---|---|---|",
         *(f"| {escape(word)} | {before:.1%} | {now:.1%} |" for word, before, now in words),
-        "",
-        "These documents differ most from the reference windows:",
-        "",
-        "| file | row |",
-        "|---|---|",
-        *(f"| {escape(source)} | {row} |" for source, row in places),
     ]
     return "\n".join(lines) + "\n"

@@ -231,23 +231,14 @@ def _is_confirmed(sides: Sequence[_Side], alarms: Sequence[Comparison]) -> bool:
     return False
 
 
-def insufficient(num_rows: int, settings: MonitoringSettings, num_not_answered: int = 0) -> DriftVerdict:
-    """Return the verdict for a window with too few independent documents, or without a single text.
-
-    Args:
-        num_not_answered: documents with a text that do not count, as the log has no prediction of the
-            champion for them.
-    """
-    if num_rows == 0 and not num_not_answered:
+def insufficient(num_rows: int, settings: MonitoringSettings) -> DriftVerdict:
+    """Return the verdict for a window with too few independent documents, or without a single text."""
+    if num_rows == 0:
         return DriftVerdict(status="feed_broken", num_rows=0)
     notes = [
         f"{num_rows:,} independent documents of the {settings.min_window_rows:,} needed"
         " (monitoring.min_window_rows)"
     ]
-    if num_not_answered:
-        notes.append(
-            f"{num_not_answered:,} more have no prediction of the champion in the log (monitoring.log)"
-        )
     return DriftVerdict(status="insufficient_data", num_rows=num_rows, notes=notes)
 
 
@@ -267,8 +258,8 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
     description = verdict.summary
     if verdict.status in ALARMED:
         description += (
-            ". Read some of these documents, explanation.md names places; if more of them are to come, label"
-            " and deliver them"
+            ". Read some of these documents (explanation.md names words, far.jsonl places); if more of them"
+            " are to come, label and deliver them"
         )
     elif verdict.status == "insufficient_data":
         description += ". Deliver more documents in a file, or cut larger windows: monitoring.window"
@@ -284,9 +275,7 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that determine a drift report. Windows read with others are not compared with each
     other.
     """
-    log = settings.monitoring.log
     return {
-        **({} if log is None else {"log": log.model_dump()}),
         "monitoring": {
             "min_window_rows": settings.monitoring.min_window_rows,
             "max_window_rows": MAX_WINDOW_ROWS,
@@ -332,8 +321,6 @@ class DriftMetadata(Metadata):
         scale: `Manifest.ref` of the `drift_scale` that the content is read on; empty where the window was not
             read and is compared with none.
         documents: `Manifest.ref` of the window's production documents.
-        predictions: `Manifest.ref` of the predictions from the log, where only the documents that have one
-            were compared.
         measured: each number by its name: p-values, effects, and the means of what the documents are like;
             see `verdict` and `features.Sums`.
     """
@@ -356,7 +343,6 @@ class DriftMetadata(Metadata):
     kept_recent: list[str] = []
     scale: str = ""
     documents: str
-    predictions: str | None = None
     measured: dict[str, float]
 
 

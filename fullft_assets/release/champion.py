@@ -87,13 +87,6 @@ class ReleaseState(Champion):
         return Champion(**self.model_dump(include=set(Champion.model_fields)))
 
     @property
-    def in_use_since(self) -> float:
-        """When the champion came into use, in seconds since 1970: with its promotion, or with a roll-back to
-        it.
-        """
-        return max(self.promoted_at, *(past.retired_at for past in self.history), 0.0)
-
-    @property
     def anchor(self) -> Champion:
         """What a row of small losses is measured against: the newest champion that was promoted as better or
         by hand, else the first one. Champions that were rolled back do not count.

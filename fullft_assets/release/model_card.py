@@ -47,7 +47,7 @@ class ChampionMetadata(Metadata):
     model: str
 
 
-VERSION = "6"
+VERSION = "7"
 #: The name under which the Hugging Face hub and its libraries look for a model's card.
 CARD = "README.md"
 #: In a model's folder that sentence-transformers reads, and transformers alone does not.
@@ -102,30 +102,14 @@ def card_of(store: Store, case: str, champion: Champion) -> Manifest | None:
     )
 
 
-def trained_weights(training: dict[str, Any], metadata: CheckpointMetadata) -> str:
-    """Return the sentence that says what was trained.
-
-    Args:
-        training: the settings of the training.
-    """
+def trained_weights(metadata: CheckpointMetadata) -> str:
+    """Return the sentence that says what was trained."""
     if metadata.system != FINETUNED:
         return f"It is a baseline, not a full fine-tuning: {title(metadata.system)}."
-    layers = training.get("freeze_layers", 0)
     counts = f"{metadata.num_trained_parameters:,} of {metadata.num_parameters:,} parameters"
-    if layers:
-        lowest = "lowest layer" if layers == 1 else f"lowest {layers} layers"
-        sentence = (
-            f"The embeddings and the {lowest} were frozen; all other weights were fine-tuned ({counts})."
-        )
-    elif training.get("freeze") == "embeddings":
-        sentence = f"The embeddings were frozen; all other weights were fine-tuned ({counts})."
-    else:
-        sentence = f"All weights were fine-tuned ({counts})."
-    return sentence + (
-        " Layers were unfrozen one after the other, the top one first."
-        if training.get("unfreeze_share")
-        else ""
-    )
+    if metadata.num_trained_parameters == metadata.num_parameters:
+        return f"All weights were fine-tuned ({counts})."
+    return f"Some weights were frozen, see `freeze_layers` below; all others were fine-tuned ({counts})."
 
 
 def _base_licence(use_case: UseCase, reference: str) -> str | None:
@@ -187,7 +171,7 @@ def _render_card(
         else f'from fullft_assets import champion\n\nprint(champion("{use_case.name}").predict(["a text"]))',
         lineage=made_by,
         training=training,
-        trained_weights=trained_weights(settings, metadata),
+        trained_weights=trained_weights(metadata),
         data=data,
         base_model=public_name(metadata.base_model),
         licences={

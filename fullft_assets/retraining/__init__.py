@@ -5,7 +5,6 @@ reads a clock, a store or Dagster, so a year of operation can be simulated in mi
 """
 
 from fullft_assets.retraining.history import (
-    CLOCK_SECONDS,
     DAY_SECONDS,
     HOUR_SECONDS,
     Action,
@@ -22,6 +21,5 @@ from fullft_assets.retraining.history import (
     hours_spent,
     num_unproductive,
     retrain_evidence,
-    score_fell,
 )
 from fullft_assets.retraining.policy import decide, raised_after, run_key

@@ -5,7 +5,7 @@ The values can be kept in a log. Times are in seconds since the epoch.
 """
 
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,9 +36,6 @@ class Attempt(_Frozen):
         evidence: `Decision.evidence` of the decision that launched it.
         settings_version: `Signals.settings_version` then.
         num_drift_examples: `drift_examples` then.
-        score_fell: `score_fell` then.
-        is_better: whether its candidate was promoted as better than the champion by more than chance. None:
-            it was not promoted, or nobody knows.
         failure: the class of its failure.
     """
 
@@ -49,8 +46,6 @@ class Attempt(_Frozen):
     evidence: str
     settings_version: str = ""
     num_drift_examples: int = Field(default=0, ge=0)
-    score_fell: bool = False
-    is_better: bool | None = None
     outcome: Outcome = "succeeded"
     failure: FailureClass | None = None
 
@@ -98,8 +93,7 @@ class Signals(_Frozen):
     """Everything else that a decision depends on, as of now.
 
     Attributes:
-        now, month_start, month_end: seconds since the epoch; the calendar month of the budget. No month_end:
-        nobody knows.
+        now, month_start: seconds since the epoch; the calendar month of the budget.
         num_examples: rows of the newest snapshot. Only a snapshot knows what of a delivery is new: copies,
             near-duplicates, older versions and rows over a group's cap are not in it.
         num_uncounted: valid examples of batches that it does not have yet.
@@ -119,13 +113,7 @@ class Signals(_Frozen):
         live_drop: its accuracy at release minus that on production documents that were labelled since, where
             it certainly fell; else 0.
         estimated_hours: of the next run, from plan to evaluation.
-        hours_beside: of this month's runs that no attempt is: automatic evaluations, windows of production
-            and snapshots.
         hourly_usd: price of the training machine.
-        usd_per_point: what a point (0.01) of the primary metric is worth in a year; None: nothing is weighed
-            against the cost of a run.
-        predicted_gain: of the primary metric, what a learning curve predicts of the rows that are new; None =
-            unknown.
         scheduled_at: when `retraining.schedule` came due last; None = there is no schedule.
         num_runs_in_flight: queued or started runs that train the model or freeze a snapshot.
         oldest_run: the one of them that was asked for first.
@@ -133,7 +121,6 @@ class Signals(_Frozen):
 
     now: float
     month_start: float
-    month_end: float | None = None
     num_examples: int = Field(ge=0)
     num_uncounted: int = Field(default=0, ge=0)
     data_version: str
@@ -147,10 +134,7 @@ class Signals(_Frozen):
     num_live_labels: int | None = Field(default=None, ge=0)
     live_drop: float = Field(default=0.0, ge=0)
     estimated_hours: float = Field(ge=0)
-    hours_beside: float = Field(default=0.0, ge=0)
     hourly_usd: float = Field(default=0.0, ge=0)
-    usd_per_point: float | None = Field(default=None, gt=0)
-    predicted_gain: float | None = None
     scheduled_at: float | None = None
     num_runs_in_flight: int = Field(default=0, ge=0)
     oldest_run: RunInFlight | None = None
@@ -163,21 +147,17 @@ class Decision(_Frozen):
         evidence: of a retrain, the digest of data and settings; of an alert or a request, the name of its
             incident.
         instruction: what an alert or a request asks of a person.
-        is_about_attempt: whether the run of the last attempt says more about an alert.
         incidents: names of all incidents that are open now.
         count_first: whether the delivered examples that no snapshot has yet could change the decision: a
             snapshot counts them.
-        notes: what was wrong with the records that the decision rests on.
     """
 
     action: Action
     reasons: list[str] = Field(min_length=1)
     evidence: str
     instruction: str = ""
-    is_about_attempt: bool = False
     incidents: list[str] = []
     count_first: bool = False
-    notes: list[str] = []
 
 
 class RecordedDecision(_Frozen):
@@ -191,8 +171,6 @@ class RecordedDecision(_Frozen):
 
 HOUR_SECONDS = 3600.0
 DAY_SECONDS = 24 * HOUR_SECONDS
-#: What is further ahead of `now` than clocks differ is dated in the future.
-CLOCK_SECONDS = 300.0
 #: Windows among which drift is counted.
 NUM_WINDOWS = 3
 #: Standard errors by which new labels show a lower score that confirm a drift: of one that is none, in 5% of
@@ -206,17 +184,9 @@ MAX_RETRIES = 3
 VERDICTS: tuple[Status, ...] = ("ok", "alarm", "confirmed")
 
 
-def past_attempts(state: State, signals: Signals) -> list[Attempt]:
-    """Return the attempts that are not dated in the future, oldest first."""
-    past = [attempt for attempt in state.attempts if attempt.started_at <= signals.now + CLOCK_SECONDS]
-    return sorted(past, key=lambda attempt: attempt.started_at)
-
-
-def if_past(at: float | None, now: float) -> float | None:
-    """Return a time, or None if it is dated in the future: a training under a wrong clock would hide every
-    drift until then.
-    """
-    return None if at is None or at > now + CLOCK_SECONDS else at
+def in_order(state: State) -> list[Attempt]:
+    """Return the attempts, oldest first."""
+    return sorted(state.attempts, key=lambda attempt: attempt.started_at)
 
 
 def date(at: float) -> str:
@@ -232,15 +202,14 @@ def has_same_settings(attempt: Attempt, signals: Signals) -> bool:
     return attempt.settings_version == signals.settings_version
 
 
-def is_settled(attempt: Attempt, state: State, signals: Signals) -> bool:
+def is_settled(attempt: Attempt, state: State) -> bool:
     """Return whether a training ended or a champion was released after an attempt: what it did not come to is
     no longer missing.
 
     What its own run trained before it failed came before its end.
     """
     end = attempt.started_at + attempt.hours * HOUR_SECONDS if attempt.ended_at is None else attempt.ended_at
-    later = [if_past(at, signals.now) for at in (state.trained_at, state.champion_since)]
-    return any(at is not None and at > end for at in later)
+    return any(at is not None and at > end for at in (state.trained_at, state.champion_since))
 
 
 def retrain_evidence(signals: Signals) -> str:
@@ -251,15 +220,10 @@ def retrain_evidence(signals: Signals) -> str:
 
 
 def hours_spent(state: State, signals: Signals) -> float:
-    """Return the hours of this calendar month: of the attempts started in it, and of what else ran by
-    itself.
-    """
-    attempts = sum(
-        attempt.hours
-        for attempt in past_attempts(state, signals)
-        if attempt.started_at >= signals.month_start
+    """Return the hours of the attempts that started in this calendar month."""
+    return sum(
+        (attempt.hours for attempt in state.attempts if attempt.started_at >= signals.month_start), 0.0
     )
-    return attempts + signals.hours_beside
 
 
 def num_unproductive(state: State, signals: Signals, settings: RetrainingSettings) -> int:
@@ -267,20 +231,16 @@ def num_unproductive(state: State, signals: Signals, settings: RetrainingSetting
     nothing.
 
     They are the ones under today's settings since the last promotion, however it came about; while drift
-    lasts, all since the last window
-    without: a champion that does not end it is no cure.
+    lasts, all since the last window without: a champion that does not end it is no cure.
     """
     since = state.champion_since
     if drift_began(state, signals.windows, signals.now, settings) is not None:
-        since = max(
-            (window.at for window in signals.windows if window.status == "ok" and window.at <= signals.now),
-            default=None,
-        )
+        since = max((window.at for window in signals.windows if window.status == "ok"), default=None)
     return sum(
         attempt.outcome not in ("in_flight", "cancelled")
         and has_same_settings(attempt, signals)
         and (since is None or attempt.started_at > since)
-        for attempt in past_attempts(state, signals)
+        for attempt in state.attempts
     )
 
 
@@ -289,14 +249,13 @@ def num_transient(state: State, signals: Signals) -> int:
     somebody trained since.
     """
     number = 0
-    for attempt in reversed(past_attempts(state, signals)):
+    for attempt in reversed(in_order(state)):
         if (
             attempt.outcome != "failed"
             or attempt.failure not in TRANSIENT
             or not has_same_settings(attempt, signals)
+            or is_settled(attempt, state)
         ):
-            break
-        if is_settled(attempt, state, signals):
             break
         number += 1
     return number
@@ -319,38 +278,6 @@ def is_lower_on_tests(signals: Signals, settings: RetrainingSettings) -> bool:
 
 def _is_lower(signals: Signals, settings: RetrainingSettings) -> bool:
     return signals.live_drop >= settings.max_score_drop or is_lower_on_tests(signals, settings)
-
-
-class LearnedDrift(NamedTuple):
-    """The drift that was learned last.
-
-    Attributes:
-        num_examples: labelled examples that it was learned from last; 0: none was learned, or no candidate
-            came of it.
-        is_confirmed: labels confirmed it: the champion's score had fallen, or a candidate was better by more
-            than chance.
-    """
-
-    num_examples: int
-    is_confirmed: bool
-
-
-def learned_drift(state: State, signals: Signals) -> LearnedDrift:
-    """Return the drift that was learned last.
-
-    One that no label confirmed was learned in vain: documents differ, and the model is not wrong. A candidate
-    that is not promoted says nothing.
-    """
-    last, is_confirmed = 0, False
-    for attempt in past_attempts(state, signals):
-        if not attempt.num_drift_examples or not has_same_settings(attempt, signals):
-            continue
-        if attempt.num_drift_examples <= last:
-            is_confirmed = False
-        is_confirmed = is_confirmed or attempt.score_fell or attempt.is_better is True
-        if attempt.is_better is not None or is_confirmed:
-            last = attempt.num_drift_examples
-    return LearnedDrift(last, is_confirmed)
 
 
 def new_examples(state: State, signals: Signals) -> tuple[int, str]:
@@ -412,11 +339,9 @@ def drift_began(
     began with the first window that was not calm before them, however long ago: of a drift that no label
     confirms, labels are collected for months. A window without a verdict neither counts nor ends a drift.
     """
-    trained, horizon = (
-        if_past(state.trained_at, now) or -float("inf"),
-        now - _HORIZON_DAYS * DAY_SECONDS,
-    )
-    seen = [window for window in windows if window.status in VERDICTS and trained < window.at <= now]
+    trained = state.trained_at or -float("inf")
+    horizon = now - _HORIZON_DAYS * DAY_SECONDS
+    seen = [window for window in windows if window.status in VERDICTS and trained < window.at]
     confirmed = [
         window for window in seen[-NUM_WINDOWS:] if window.status == "confirmed" and window.at > horizon
     ]
@@ -430,21 +355,20 @@ def drift_began(
 
 
 def drift_examples(state: State, signals: Signals, settings: RetrainingSettings) -> int:
-    """Return how many labelled examples since a drift began a retrain of now would learn from; 0 where no
-    drift is being learned.
+    """Return how many labelled examples of a drift that labels confirm a retrain of now would learn from; 0
+    where no such drift is being learned.
 
     A score that fell is a drift that labels found, since the last training.
     """
     new, _ = new_examples(state, signals)
-    last = next(reversed(past_attempts(state, signals)), None)
-    if drift_began(state, signals.windows, signals.now, settings) is not None:
+    last = next(reversed(in_order(state)), None)
+    is_drift = drift_began(state, signals.windows, signals.now, settings) is not None
+    if is_drift and score_fell(signals, settings):
         # What a failed attempt was to learn of it counts still.
         tried = last.num_drift_examples if last is not None and last.outcome == "failed" else 0
         return min(tried + new, signals.num_labels_since_drift)
     if _is_lower(signals, settings):
         return new
-    return (
-        last.num_drift_examples + new
-        if last is not None and 0 < last.num_drift_examples < settings.min_new_examples
-        else 0
-    )
+    if last is not None and 0 < last.num_drift_examples < settings.min_new_examples:
+        return last.num_drift_examples + new
+    return 0

@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple
 from fullft_assets.errors import TRANSIENT
 from fullft_assets.monitoring import MOST_WITHOUT_VERDICT
 from fullft_assets.retraining.history import (
-    CLOCK_SECONDS,
     DAY_SECONDS,
     HOUR_SECONDS,
     MAX_RETRIES,
@@ -17,11 +16,10 @@ from fullft_assets.retraining.history import (
     State,
     date,
     has_same_settings,
-    if_past,
+    in_order,
     is_settled,
     num_transient,
     num_unproductive,
-    past_attempts,
     retrain_evidence,
 )
 from fullft_assets.retraining.rules import RANDOM_LABELS, Obstacle, Rule, apply_rules, find_obstacles
@@ -44,14 +42,12 @@ class Incident(NamedTuple):
     Attributes:
         key: names the reason: an incident is raised once while it lasts.
         action: what the person is asked to do.
-        is_about_attempt: whether the run of the last attempt says more.
     """
 
     key: str
     kind: Literal["alert", "request_labels"]
     reason: str
     action: str
-    is_about_attempt: bool = False
 
 
 def find_incidents(
@@ -86,30 +82,26 @@ def _in_vain(state: State, signals: Signals, settings: RetrainingSettings) -> It
     """Yield that attempts gained nothing, or that the newest one failed and is not repeated by itself: one
     incident at a time.
     """
-    past = past_attempts(state, signals)
-    if not past:
+    if not state.attempts:
         return
-    last = past[-1]
+    last = in_order(state)[-1]
     failed = f"the attempt of {date(last.started_at)} failed ({last.failure or 'unknown'})"
     what_to_fix = "open its run, which says what to fix"
-    is_failed = (
-        last.outcome == "failed" and has_same_settings(last, signals) and not is_settled(last, state, signals)
-    )
+    is_failed = last.outcome == "failed" and has_same_settings(last, signals) and not is_settled(last, state)
     number = num_unproductive(state, signals, settings)
     if number >= _ATTEMPTS_IN_VAIN:
         reason = f"{number} attempts in a row gained nothing, so that others come ever more rarely"
         if is_failed:
-            yield Incident("attempts in vain", "alert", f"{reason}; {failed}", what_to_fix, True)
+            yield Incident("attempts in vain", "alert", f"{reason}; {failed}", what_to_fix)
         else:
-            yield Incident("attempts in vain", "alert", reason, "read their evaluation reports", True)
+            yield Incident("attempts in vain", "alert", reason, "read their evaluation reports")
     elif is_failed and (last.failure not in TRANSIENT or num_transient(state, signals) > MAX_RETRIES):
-        yield Incident(f"failed attempt of {date(last.started_at)}", "alert", failed, what_to_fix, True)
+        yield Incident(f"failed attempt of {date(last.started_at)}", "alert", failed, what_to_fix)
 
 
 def _hangs(signals: Signals) -> Iterator[Incident]:
     run, limit = signals.oldest_run, max(_HANGS_HOURS, _HANGS_TIMES * signals.estimated_hours)
-    since = None if run is None else if_past(run.since, signals.now)
-    if run is None or since is None or signals.now - since <= limit * HOUR_SECONDS:
+    if run is None or signals.now - run.since <= limit * HOUR_SECONDS:
         return
     # A fixed number, so that the reasons of a repeated tick stay the same.
     has_not, what = (
@@ -121,7 +113,7 @@ def _hangs(signals: Signals) -> Iterator[Incident]:
         f"run {run.run_id} in flight",
         "alert",
         (
-            f"the run {run.run_id} of {run.job}, asked for on {date(since)}, has not {has_not} in"
+            f"the run {run.run_id} of {run.job}, asked for on {date(run.since)}, has not {has_not} in"
             f" {limit:,.0f} h and holds retrains back"
         ),
         what,
@@ -156,8 +148,7 @@ def _budget(
     others = [obstacle for obstacle in obstacles if obstacle.name not in ("month", "in flight")]
     month = [obstacle.reason for obstacle in obstacles if obstacle.name == "month"]
     if month and not others and state.frozen is None:
-        until = "the next month" if signals.month_end is None else date(signals.month_end)
-        reason = f"{' and '.join(month)}, so that the retrain that is called for waits until {until}"
+        reason = f"{' and '.join(month)}, so that the retrain that is called for waits for the next month"
         what = "raise that, or launch the model job by hand, which is not booked"
         yield Incident("month's budget", "alert", reason, what)
 
@@ -165,13 +156,10 @@ def _budget(
 def _without_verdict(state: State, signals: Signals) -> Iterator[Incident]:
     if not signals.is_monitored or state.champion_since is None:
         return
-    seen = [window for window in signals.windows if window.at <= signals.now]
     # The first windows under a champion make the reference that the next are compared with.
-    judged = [window.at for window in seen if window.status in (*VERDICTS, "warming_up")]
-    last = max(filter(None, [if_past(state.champion_since, signals.now), *judged]), default=None)
-    if last is None:
-        return  # the release is dated in the future, and no window came before it
-    number = sum(window.at > last for window in seen)
+    judged = [window.at for window in signals.windows if window.status in (*VERDICTS, "warming_up")]
+    last = max([state.champion_since, *judged])
+    number = sum(window.at > last for window in signals.windows)
     if number >= MOST_WITHOUT_VERDICT or signals.now - last > _DAYS_WITHOUT_VERDICT * DAY_SECONDS:
         seen_windows = (
             "no window came"
@@ -192,9 +180,7 @@ def is_due(incident: Incident, state: State, signals: Signals) -> bool:
     if incident.kind == "request_labels" and signals.num_runs_in_flight:
         return False
     at = state.raised.get(incident.key)
-    if at is None or at > signals.now + CLOCK_SECONDS:
-        return True
-    return signals.now - at >= _REMIND_DAYS * DAY_SECONDS
+    return at is None or signals.now - at >= _REMIND_DAYS * DAY_SECONDS
 
 
 def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Decision:
@@ -202,12 +188,11 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
 
     What costs nothing comes first: an alert, or a request for labels where no run is in flight, is raised
     once, and again after 30 days while its reason lasts. A retrain needs a rule that calls for it, rows
-    that no attempt had, and no obstacle (frozen, a run in flight, cooldown or backoff, the month's budget, a
-    gain that is worth less than it costs).
+    that no attempt had, and no obstacle (frozen, a run in flight, cooldown or backoff, the month's budget).
     """
     rules = apply_rules(state, signals, settings)
     calls = [rule for rule in rules if rule.action == "retrain"]
-    obstacles = list(find_obstacles(state, signals, settings, calls)) if calls else []
+    obstacles = list(find_obstacles(state, signals, settings)) if calls else []
     incidents = list(find_incidents(state, signals, settings, rules, obstacles))
     count_first = signals.num_uncounted > 0 and not calls and any(rule.count_first for rule in rules)
 
@@ -217,10 +202,8 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
             reasons=reasons,
             evidence=retrain_evidence(signals) if incident is None else incident.key,
             instruction="" if incident is None else incident.action,
-            is_about_attempt=incident is not None and incident.is_about_attempt,
             incidents=[incident.key for incident in incidents],
             count_first=count_first,
-            notes=list(_notes(state, signals)),
         )
 
     for incident in incidents:
@@ -261,19 +244,3 @@ def raised_after(state: State, signals: Signals, decision: Decision) -> dict[str
     return raised | (
         {decision.evidence: signals.now} if decision.action in ("alert", "request_labels") else {}
     )
-
-
-def _notes(state: State, signals: Signals) -> Iterator[str]:
-    dated = {
-        "attempt(s)": [attempt.started_at for attempt in state.attempts],
-        "training(s) or release(s)": [
-            at for at in (state.trained_at, state.champion_since) if at is not None
-        ],
-        "window(s)": [window.at for window in signals.windows],
-        "incident(s)": list(state.raised.values()),
-    }
-    for what, times in dated.items():
-        future = [at for at in times if at > signals.now + CLOCK_SECONDS]
-        if future:
-            shown = f"{len(future)} {what} dated in the future ({date(min(future))})"
-            yield f"{shown} do not count: look at the clocks"

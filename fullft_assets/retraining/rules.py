@@ -1,6 +1,5 @@
 """The rules that call for a retrain, or say why they do not, and what keeps one from starting now."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -20,13 +19,11 @@ from fullft_assets.retraining.history import (
     drift_began,
     has_same_settings,
     hours_spent,
-    if_past,
-    learned_drift,
+    in_order,
     new_examples,
     num_not_learned,
     num_transient,
     num_unproductive,
-    past_attempts,
     retrain_evidence,
     score_fell,
     what_became_of,
@@ -35,11 +32,8 @@ from fullft_assets.settings import RetrainingSettings
 
 #: Share of the last training's rows by which a snapshot must grow as well.
 _MIN_GROWTH = 0.2
-#: Growth of the labelled examples since a drift began that is worth another retrain, where nobody says what a
-#: point is worth.
+#: Growth of the labelled examples since a drift began that is worth another retrain.
 _MORE_OF_DRIFT = 0.5
-#: Most of it, however much a run costs.
-_MOST_OF_DRIFT = 1_000.0
 #: So many times as many labelled examples are needed for a drift that labels do not confirm.
 _NOT_CONFIRMED = 3
 #: Rule, and incident, of a drift whose labels were not drawn at random.
@@ -79,7 +73,7 @@ def apply_rules(state: State, signals: Signals, settings: RetrainingSettings) ->
 def _retry(state: State, signals: Signals) -> Iterator[Rule]:
     number = num_transient(state, signals)
     if 0 < number <= MAX_RETRIES:
-        last = past_attempts(state, signals)[-1]
+        last = in_order(state)[-1]
         yield Rule(
             "retry",
             "retrain",
@@ -116,11 +110,9 @@ def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
         )
     reason = f"drift is confirmed since the window of {date(began)}"
     delivered, least = signals.num_labels_since_drift, settings.min_new_examples_on_drift
-    if not score_fell(signals, settings):
-        learned = learned_drift(state, signals)
-        needed = _NOT_CONFIRMED * (least if learned.is_confirmed else max(least, learned.num_examples))
-        if least <= delivered < needed:
-            return _not_confirmed(state, signals, f"{reason}, but", needed)
+    needed = _NOT_CONFIRMED * least
+    if least <= delivered < needed and not score_fell(signals, settings):
+        return _not_confirmed(state, signals, f"{reason}, but", needed)
     return _with_labels(state, signals, settings, "drift", reason, delivered)
 
 
@@ -154,23 +146,18 @@ def _not_confirmed(state: State, signals: Signals, reason: str, needed: int) -> 
 def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Rule]:
     """Yield that a drift which labels confirmed is learned again as they grow: the first retrain has few, and
     makes the drift its reference.
-
-    By how much depends on what a run costs.
     """
-    past = past_attempts(state, signals)
-    if (
-        not past
-        or not past[-1].num_drift_examples
-        or past[-1].outcome != "succeeded"
-        or not has_same_settings(past[-1], signals)
-    ):
-        return
-    if not learned_drift(state, signals).is_confirmed:
+    last = next(reversed(in_order(state)), None)
+    if last is None or not last.num_drift_examples or last.outcome != "succeeded":
         return
     new, since = new_examples(state, signals)
-    learned = past[-1].num_drift_examples
-    needed = max(round(_growth_of_drift(signals) * learned), settings.min_new_examples_on_drift)
-    if learned >= settings.min_new_examples or needed > settings.min_new_examples:
+    learned = last.num_drift_examples
+    needed = max(round(_MORE_OF_DRIFT * learned), settings.min_new_examples_on_drift)
+    if (
+        not has_same_settings(last, signals)
+        or learned >= settings.min_new_examples
+        or needed > settings.min_new_examples
+    ):
         return
     enough, count_first = _reach(state, signals, needed, new)
     yield Rule(
@@ -181,20 +168,6 @@ def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings)
             f" beside the {learned:,} that showed it a drift"
         ),
         count_first,
-    )
-
-
-def _growth_of_drift(signals: Signals) -> float:
-    """Return by which share the labelled examples of a drift must grow for another retrain.
-
-    The error that they leave falls about with their root. Between two retrains the old model's stays, so that
-    a growth by the share g costs about g^2 / 4 of the error while they are collected: g = 2 sqrt(cost) is
-    best where that is a point in a year.
-    """
-    if signals.usd_per_point is None:
-        return _MORE_OF_DRIFT
-    return min(
-        2 * math.sqrt(signals.estimated_hours * signals.hourly_usd / signals.usd_per_point), _MOST_OF_DRIFT
     )
 
 
@@ -284,12 +257,7 @@ def _age(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
     if state.champion_since is None:
         return Rule("age", "wait", "there is no champion yet, so it has no age")
     # A training since then that did not beat the champion has used the newer data, too.
-    since = max(
-        filter(None, (if_past(at, signals.now) for at in (state.champion_since, state.trained_at))),
-        default=None,
-    )
-    if since is None:
-        return Rule("age", "wait", "the champion's age is unknown, as nothing about it is dated before now")
+    since = max(state.champion_since, state.trained_at or 0.0)
     reason = (
         f"the champion was trained or challenged on {date(since)} (max_age_days = {settings.max_age_days:g})"
     )
@@ -302,8 +270,7 @@ def _schedule(state: State, signals: Signals) -> Iterator[Rule]:
     due = signals.scheduled_at
     if due is None:
         return
-    tried = [attempt.started_at for attempt in past_attempts(state, signals)]
-    last = max([if_past(state.trained_at, signals.now) or 0.0, *tried])
+    last = max([state.trained_at or 0.0, *(attempt.started_at for attempt in state.attempts)])
     if last >= due:
         yield Rule("schedule", "wait", f"nothing is due by the schedule since {date(due)}")
     else:
@@ -352,23 +319,17 @@ _BACKOFF_HOURS, _MAX_BACKOFF_DAYS = 48.0, 90.0
 class Obstacle(NamedTuple):
     """Something that keeps a retrain from starting now, and why."""
 
-    name: Literal["in flight", "wait", "month", "gain"]
+    name: Literal["in flight", "wait", "month"]
     reason: str
 
 
-def find_obstacles(
-    state: State, signals: Signals, settings: RetrainingSettings, calls: Sequence[Rule]
-) -> Iterator[Obstacle]:
-    """Yield why a retrain may not start now.
-
-    Args:
-        calls: the rules that call for it.
-    """
+def find_obstacles(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Obstacle]:
+    """Yield why a retrain may not start now."""
     if signals.num_runs_in_flight:
         yield Obstacle(
             "in flight", f"{signals.num_runs_in_flight} run(s) of the model or of its snapshot are in flight"
         )
-    past = past_attempts(state, signals)
+    past = in_order(state)
     if past:
         until, why = _next_start(past, state, signals, settings)
         # A fixed time, not "3 h ago": the reasons of a repeated tick stay the same, and are recorded once.
@@ -389,22 +350,6 @@ def find_obstacles(
     if settings.max_usd_per_month is not None and usd + next_usd > settings.max_usd_per_month:
         reason = f"{usd:.2f} USD were spent this month and the next run costs about {next_usd:.2f} USD"
         yield Obstacle("month", f"{reason} (max_usd_per_month = {settings.max_usd_per_month:g})")
-    yield from _costs_more(calls, signals)
-
-
-def _costs_more(calls: Sequence[Rule], signals: Signals) -> Iterator[Obstacle]:
-    drop = max(signals.score_drop or 0.0, signals.live_drop)
-    gains = [{"new_data": signals.predicted_gain, "score": drop}.get(rule.name) for rule in calls]
-    known = [gain for gain in gains if gain is not None]
-    if signals.usd_per_point is None or len(known) < len(gains):
-        return
-    points, cost = 100 * max(0.0, *known), signals.estimated_hours * signals.hourly_usd
-    if (worth := points * signals.usd_per_point) < cost:
-        reason = (
-            f"an expected gain of {points:.1f} points is worth {worth:.2f} USD a year (usd_per_point ="
-            f" {signals.usd_per_point:g})"
-        )
-        yield Obstacle("gain", f"{reason} and the next run costs about {cost:.2f} USD")
 
 
 def _next_start(

@@ -2,6 +2,5 @@
 
 from fullft_assets.security.audit import BY_AUDIT, audit, audit_and_record, reason_to_keep
 from fullft_assets.security.findings import LOGIN_KEY_VARIABLE, Finding
-from fullft_assets.security.overruling import Act, overrule
-from fullft_assets.security.persons import PERSON_TAG, Person
+from fullft_assets.security.overruling import PERSON_TAG, Act, Person, overrule
 from fullft_assets.security.record import Entry, Record, append, read_record

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fullft_assets.security import findings
 from fullft_assets.security.findings import Finding
-from fullft_assets.security.persons import is_signed
+from fullft_assets.security.overruling import is_signed
 from fullft_assets.security.record import Entry, append, read_record
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store, digest

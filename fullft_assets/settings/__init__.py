@@ -26,7 +26,7 @@ from fullft_assets.settings.launcher import (
     SageMakerLauncherSettings,
     SshLauncherSettings,
 )
-from fullft_assets.settings.monitoring import LogSettings, MonitoringSettings, WindowSettings
+from fullft_assets.settings.monitoring import MonitoringSettings, WindowSettings
 from fullft_assets.settings.planning import BedrockSettings, PlanningSettings
 from fullft_assets.settings.release import ReleaseSettings
 from fullft_assets.settings.retraining import AutomationSettings, RetentionSettings, RetrainingSettings

@@ -13,7 +13,6 @@ Event = Literal[
     "gate_closed",
     "drift",
     "quality_drop",
-    "budget",
     "feed_silent",
     "sensor_failing",
     "decision_needed",
@@ -35,23 +34,23 @@ class AlertsSettings(Settings):
 
     REMOVED: ClassVar[Mapping[str, str]] = {
         "dagster_url": "set $FULLFT_DAGSTER_URL, the address of Dagster's UI",
-        "max_per_hour": "beyond 20 alerts an hour a channel gets one summary an hour",
+        "max_per_hour": "of more than ten alerts at once a channel gets ten and a summary",
     }
 
     channels: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description=(
             "Channels by a name of your choice or by their registered name (`log`, `webhook`, `apprise`,"
-            " `sns`, `cloudwatch`, `prometheus`), each with its own settings. Default: none."
+            " `sns`, `cloudwatch`), each with its own settings. Default: none."
         ),
     )
     events: list[Event] = Field(
         default=list(EVENTS),
         description=(
             "Events that are sent: `run_failed` (after its last retry), `gate_closed` (a batch held back, a"
-            " window without texts, a candidate not promoted), `drift`, `quality_drop`, `budget` (80% and"
-            " 100% of the month's hours or dollars), `feed_silent`, `sensor_failing`, `decision_needed`"
-            " (labels are asked for, jobs that no run followed were ended, or a person is needed)."
+            " window without texts, a candidate not promoted), `drift`, `quality_drop`,"
+            " `feed_silent`, `sensor_failing`, `decision_needed` (labels are asked for, jobs that no run"
+            " followed were ended, or a person is needed)."
         ),
     )
     silent_hours: Float | None = Field(

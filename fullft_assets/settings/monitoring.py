@@ -52,47 +52,13 @@ class WindowSettings(Settings):
         return self
 
 
-class LogSettings(Settings):
-    """Which fields of the production rows hold what the model in production answered. Give `prediction`, and
-    either `model` or `time`.
-    """
-
-    prediction: str = Field(description="Field with the predicted label.")
-    score: str | None = Field(
-        default=None,
-        description=(
-            "Field with the predicted label's probability, 0 to 1. Default: accuracy is not estimated."
-        ),
-    )
-    model: str | None = Field(
-        default=None,
-        description=(
-            "Field that names the model. A row is the champion's if the name contains the key of its"
-            " checkpoint, as the names of its folder and of its package do."
-        ),
-    )
-    time: str | None = Field(
-        default=None,
-        description=(
-            "Field with the time of the prediction: ISO 8601 (UTC where it has no time zone), or seconds,"
-            " milli-, micro- or nanoseconds since 1970. A row is the champion's if it was predicted since the"
-            " champion came into use."
-        ),
-    )
-
-    @model_validator(mode="after")
-    def _says_whose_prediction_it_is(self) -> Self:
-        if (self.model is None) == (self.time is None):
-            raise ValueError("give either model or time: one of them says which rows the champion predicted")
-        return self
-
-
 class MonitoringSettings(Settings):
     """How production documents are cut into windows and compared with those of the first windows under the
     champion.
     """
 
     REMOVED: ClassVar[Mapping[str, str]] = {
+        "log": "the champion predicts each production row anew",
         "max_new_tokens": "a language model writes 100 tokens at most for a document",
         "max_window_rows": f"at most {MAX_WINDOW_ROWS:,} documents of a window are compared",
         "reference_windows": "the first 12 windows under a champion are compared with, from the sixth on",
@@ -106,13 +72,6 @@ class MonitoringSettings(Settings):
         description=(
             "Windows are cut by number of rows or by time, from whole files in the order of their arrival."
             " Default: each file is a window."
-        ),
-    )
-    log: LogSettings | None = Field(
-        default=None,
-        description=(
-            "For `classification`: predictions come from your own log, in fields of the production rows."
-            " Default: the champion predicts each row anew."
         ),
     )
     #: Maximum number of tokens that a language model writes for each document of `batch_predictions`.

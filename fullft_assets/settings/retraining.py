@@ -63,9 +63,8 @@ class RetrainingSettings(Settings):
         default=100.0,
         gt=0,
         description=(
-            "Hours of automatic runs in a calendar month above which no retrain and no periodic evaluation is"
-            " started: of the model job from plan to evaluation, of periodic evaluations, of windows of"
-            " production and of snapshots."
+            "Hours of automatic retrains in a calendar month, from plan to evaluation, above which none is"
+            " started."
         ),
     )
     max_usd_per_month: Float | None = Field(

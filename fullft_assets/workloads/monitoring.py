@@ -7,8 +7,7 @@ held-out rows, is an artifact of its own: made once for each checkpoint, and rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,9 +50,7 @@ _SCALE_ROWS = 1_000
 
 @dataclass(frozen=True)
 class ProductionRows:
-    """The readable rows of a window (with a log of predictions those that the champion answered), and the
-    chosen ones, which are independent of each other.
-    """
+    """The readable rows of a window, and the chosen ones, which are independent of each other."""
 
     texts: list[str]
     places: list[tuple[str, int]]
@@ -63,29 +60,17 @@ class ProductionRows:
     num_labelled: int
 
     @classmethod
-    def read(
-        cls, table: pa.Table, seed: int, limit: int, predicted: Mapping[tuple[str, int], str] | None = None
-    ) -> ProductionRows:
-        """Read a `documents.parquet` table; rows without a text are not compared, but counted.
-
-        Args:
-            predicted: answers of the champion in production by their documents' places; only these documents
-                are compared. Default: all.
-        """
-        rows = table.select(["source", "row", "text", "label", "group"]).to_pylist()
-        readable = [row for row in rows if row["text"] and row["text"].strip()]
-        rows = (
-            readable
-            if predicted is None
-            else [row for row in readable if (row["source"], row["row"]) in predicted]
-        )
+    def read(cls, table: pa.Table, seed: int, limit: int) -> ProductionRows:
+        """Read a `documents.parquet` table; rows without a text are not compared, but counted."""
+        delivered = table.select(["source", "row", "text", "label", "group"]).to_pylist()
+        rows = [row for row in delivered if row["text"] and row["text"].strip()]
         texts = [row["text"] for row in rows]
         return cls(
             texts=texts,
             places=[(row["source"], row["row"]) for row in rows],
             chosen=monitoring.independent_rows(texts, [row["group"] for row in rows], seed, limit=limit),
             num_delivered=len(table),
-            num_unreadable=len(table) - len(readable),
+            num_unreadable=len(table) - len(rows),
             num_labelled=sum(row["label"] is not None for row in rows),
         )
 
@@ -133,9 +118,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     inputs = job.load_inputs(store)
     settings, history = job.settings.monitoring, History.of_inputs(inputs)
     table = pq.read_table(store.folder(inputs["production_documents"]) / "documents.parquet")
-    predictions = inputs.get("batch_predictions")
-    predicted = _read_predicted(store, predictions)
-    window = ProductionRows.read(table, job.settings.seed, MAX_WINDOW_ROWS, predicted)
+    window = ProductionRows.read(table, job.settings.seed, MAX_WINDOW_ROWS)
     progress.say(
         f"{window.num_delivered:,} production documents, {len(window.chosen):,} after thinning out related"
         " ones"
@@ -147,8 +130,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         if monitoring.is_read_by_another_window(inputs["production_documents"]):
             verdict = monitoring.read_elsewhere()
         elif len(window.chosen) < settings.min_window_rows:
-            num_not_answered = window.num_delivered - window.num_unreadable - len(window.texts)
-            verdict = monitoring.insufficient(len(window.chosen), settings, num_not_answered)
+            verdict = monitoring.insufficient(len(window.chosen), settings)
         else:
             labels = label_names(inputs["training_snapshot"])
             reader = Reader.open(job, store, inputs["finetuned_checkpoint"], progress)
@@ -159,38 +141,26 @@ def work(job: Job, store: Store, progress: Progress) -> None:
                 scale_ref = history.scale.ref
             progress.raise_if_stopped()
             features = reader.read([window.texts[index] for index in window.chosen], vocabulary)
-            if predicted is not None:
-                answers = [labels.index(predicted[window.places[index]]) for index in window.chosen]
-                features = replace(features, predicted=np.array(answers, np.int64))
             sums = scale.sums(features)
             sums.save(draft.path / monitoring.SUMS)
-            monitoring.write_far(
-                draft.path / monitoring.FAR, _far(scale, features, window, job.settings.seed)
-            )
+            monitoring.write_far(draft.path / monitoring.FAR, _far(scale, features, window))
             verdict = monitoring.judge(
                 sums, _read_sums(store, history.content), _read_sums(store, history.model), settings, labels
             )
             if verdict.alarms:
-                pasts = {
-                    test.name: history.content if test.outlives_champion else history.model
+                pasts = [
+                    history.content if test.outlives_champion else history.model
                     for test in monitoring.open_tests(verdict.moved_tests)
-                }
-                references = {name: _read_sums(store, past).reference for name, past in pasts.items()}
-                far = monitoring.farthest(scale.coordinates(features), references)
-                compared = {report.ref: report for past in pasts.values() for report in past.reference}
+                ]
+                compared = {report.ref: report for past in pasts for report in past.reference}
                 before = (text for report in compared.values() for text in _texts(store, report, job))
                 words = monitoring.shifted_words(before, (window.texts[index] for index in window.chosen))
                 explanation = monitoring.render_explanation(
-                    f"What moved in `{job.case}`",
-                    verdict.moved,
-                    words,
-                    [window.places[window.chosen[index]] for index in far],
+                    f"What moved in `{job.case}`", verdict.moved, words
                 )
                 (draft.path / monitoring.EXPLANATION).write_text(explanation, encoding="utf-8")
         progress.say(f"{verdict.status}: {verdict.summary}")
-        metadata = _metadata(
-            verdict, window, sums, history, scale_ref, inputs["production_documents"], predictions
-        )
+        metadata = _metadata(verdict, window, sums, history, scale_ref, inputs["production_documents"])
         numbers = [
             (DriftMetadata.of(report).window, DriftMetadata.of(report).measured) for report in history.windows
         ]
@@ -211,26 +181,17 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         )
 
 
-def _far(scale: Scale, features: Features, window: ProductionRows, seed: int) -> list[FarDocument]:
+def _far(scale: Scale, features: Features, window: ProductionRows) -> list[FarDocument]:
     distances = scale.distances(features)
     if distances is None:
         return []
     farthest = np.argsort(-distances, kind="stable")[: monitoring.MAX_DOCUMENTS]
-    farthest = farthest[distances[farthest] > 1]
-    embeddings = features.embeddings[farthest]
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    documents = []
-    for index, cluster in monitoring.order(unit, seed):
-        source, row = window.places[window.chosen[farthest[index]]]
-        documents.append(
-            FarDocument(
-                source=source,
-                row=row,
-                distance=float(distances[farthest[index]]),
-                cluster=cluster,
-            )
-        )
-    return documents
+    places = [window.places[window.chosen[index]] for index in farthest]
+    return [
+        FarDocument(source=source, row=row, distance=float(distances[index]))
+        for index, (source, row) in zip(farthest, places, strict=True)
+        if distances[index] > 1
+    ]
 
 
 def _load_scale(
@@ -297,23 +258,12 @@ def _read_sums(store: Store, past: Past[Manifest]) -> Past[Sums]:
     return Past(reference, recent)
 
 
-def _read_predicted(store: Store, predictions: Manifest | None) -> dict[tuple[str, int], str] | None:
-    return (
-        None
-        if predictions is None
-        else monitoring.read_labels(store.folder(predictions) / monitoring.PREDICTIONS)
-    )
-
-
 def _texts(store: Store, report: Manifest, job: Job) -> list[str]:
     import pyarrow.parquet as pq
 
     metadata = DriftMetadata.of(report)
     table = pq.read_table(store.folder(store.load(metadata.documents)) / "documents.parquet")
-    predicted = _read_predicted(
-        store, None if metadata.predictions is None else store.load(metadata.predictions)
-    )
-    window = ProductionRows.read(table, job.settings.seed, MAX_WINDOW_ROWS, predicted)
+    window = ProductionRows.read(table, job.settings.seed, MAX_WINDOW_ROWS)
     return [window.texts[index] for index in window.chosen]
 
 
@@ -324,7 +274,6 @@ def _metadata(
     history: History,
     scale: str,
     documents: Manifest,
-    predictions: Manifest | None,
 ) -> DriftMetadata:
     measured = {f"p_{each.name}": each.p_value for each in verdict.comparisons}
     measured |= {f"effect_{each.name}": each.effect for each in verdict.comparisons}
@@ -349,7 +298,6 @@ def _metadata(
         kept_recent=[] if history.kept is None else [report.ref for report in history.kept.recent],
         scale=scale,
         documents=documents.ref,
-        predictions=None if predictions is None else predictions.ref,
         measured=measured,
     )
 

@@ -1,8 +1,6 @@
 """batch_predictions: production_documents, finetuned_checkpoint -> what the model predicts of each document.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.prediction --job URI`. With a snapshot and
-earlier drift reports among its inputs, it writes the window's `drift_report`, too, which then takes no
-process of its own.
+Run by a launcher or by hand: `python -m fullft_assets.workloads.prediction --job URI`.
 """
 
 from __future__ import annotations
@@ -13,10 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
-from fullft_assets.errors import FullftError, without_message
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.monitoring import report_key
 from fullft_assets.monitoring.predictions import (
     PREDICTIONS,
     PREDICTIONS_VERSION,
@@ -36,23 +32,6 @@ BLOCK_DOCUMENTS = 10_000
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
-    """Write the predictions of one window, and its drift report if the job has what that is made from."""
-    write_window(job, store, progress)
-    if "training_snapshot" not in job.inputs:
-        return
-    from fullft_assets.workloads import monitoring as drift_report
-
-    key = report_key(job.settings, job.load_inputs(store))
-    if store.find(job.case, "drift_report", key) is not None:
-        return
-    try:
-        drift_report.work(job.model_copy(update={"stage": "drift_report", "key": key}), store, progress)
-    except Exception as error:
-        reason = str(error) if isinstance(error, FullftError) else without_message(error)
-        progress.say(f"no drift report yet: {reason}; its own step tries it again")
-
-
-def write_window(job: Job, store: Store, progress: Progress) -> None:
     """Write the predictions of one window."""
     import pyarrow.parquet as pq
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 from fullft_assets.documents.formats import labels
 from fullft_assets.documents.formats.delivered import Record
 from fullft_assets.documents.formats.labels import Malformed, group_key, is_missing
-from fullft_assets.settings import DocumentsSettings, ExamplesSettings, LogSettings
+from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.task import task_of
 
 Message = dict[str, str]
@@ -182,10 +182,8 @@ class Wanted:
     separator: str | None = None
 
     @classmethod
-    def of(
-        cls, documents: DocumentsSettings, examples: ExamplesSettings, log: LogSettings | None = None
-    ) -> Self:
-        """Return what the settings ask for; `log`: of rows that have what a model answered."""
+    def of(cls, documents: DocumentsSettings, examples: ExamplesSettings) -> Self:
+        """Return what the settings ask for."""
         task = task_of(examples)
         names = [
             ("id", documents.id),
@@ -194,13 +192,6 @@ class Wanted:
             ("slice_by", examples.slice_by),
         ]
         names += [("annotator", documents.annotator), ("time", "time")]
-        if log is not None:
-            names += [
-                ("predicted", log.prediction),
-                ("score", log.score),
-                ("predicted_by", log.model),
-                ("predicted_at", log.time),
-            ]
         return cls(
             text=documents.text,
             label=examples.label,
@@ -316,7 +307,7 @@ def _with_path(record: dict[str, Any], field: str | None) -> dict[str, Any]:
 
 
 def add_names(row: Row, record: dict[str, Any], wanted: Wanted) -> None:
-    """Put id, group, domain, slice_by, annotator, time and a logged prediction into a row."""
+    """Put id, group, domain, slice_by, annotator and time into a row."""
     for column, field in wanted.names:
         value = value_of(record, field)
         if value is None or value != value:  # a table with gaps has NaN for None
