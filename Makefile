@@ -73,8 +73,8 @@ ui: home $(VENV)/.ui ## Dagster's UI on the same home, with sensors and schedule
 check: demo ## Validate a use case's YAML in seconds: make check [USE_CASE=licences]
 	@$(BIN)/fullft check $(USE_CASE)
 
-plan: home ## Fit, time and cost of a training, here and on machines to rent, without a GPU: make plan [USE_CASE=licences] [LADDER=1]
-	@$(BIN)/fullft plan $(USE_CASE) $(if $(LADDER),--ladder)
+plan: home ## Fit, time and cost of a training, here and on machines to rent, without a GPU: make plan [USE_CASE=licences]
+	@$(BIN)/fullft plan $(USE_CASE)
 
 lint: install ## Style, types, layers, dependencies, the files of deploy/, and the links of the documentation
 	@$(MAKE) --no-print-directory -j 2 types style docs

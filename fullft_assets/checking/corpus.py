@@ -168,8 +168,7 @@ class _Look:
             self.has_unopened = True
             return
         self._num_slow += written.is_slow
-        has_head = not (written.is_whole_file or written.has_row_groups)
-        head = Head(READ_BYTES - self._read_bytes) if has_head else None
+        head = None if written.is_whole_file else Head(READ_BYTES - self._read_bytes)
         try:
             self._rows += self._read(Delivered(path, file.path, head=head))
         finally:

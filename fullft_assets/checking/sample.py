@@ -18,7 +18,7 @@ from fullft_assets.documents.formats import name_of_format
 from fullft_assets.documents.formats.rows import has_field
 from fullft_assets.escaping import quoted, visible
 from fullft_assets.examples.labels import named
-from fullft_assets.examples.outcomes import MEANT_WITHOUT, MOST_WITHOUT
+from fullft_assets.examples.outcomes import MOST_WITHOUT, OPTIONAL_COLUMNS
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.task import task_of
@@ -68,7 +68,7 @@ def _most_without(column: str, settings: UseCaseSettings) -> float:
     """Return the share of rows that may lack a column."""
     if column == "group":
         return settings.examples.max_ungrouped_share
-    if column in MEANT_WITHOUT:
+    if column in OPTIONAL_COLUMNS:
         return MOST_WITHOUT
     return settings.examples.max_quarantined_share
 
