@@ -51,7 +51,7 @@ def store(project: Project) -> Iterator[Store]:
 def test_a_training_document_is_gone_everywhere_and_the_checkpoint_is_named(store: Store):
     (taken,) = store.artifacts(CASE, "training_snapshot")
     train = snapshot.load_split(store, taken, "train", windows=False)
-    # What another document says as well rightly stays, as that one's; and an id may be another's text or group.
+    # What another document says as well rightly stays; and an id may be the text or the group of another one.
     delivered = projects.licence_rows(400)
     texts = [row["text"] for row in delivered]
     names = {row[column] for row in delivered for column in ("text", "expression")}
