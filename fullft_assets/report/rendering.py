@@ -194,8 +194,8 @@ def _missing_groups(evaluation: Evaluation, settings: ReleaseSettings) -> str:
 
 @dataclass(frozen=True)
 class AnsweredRow:
-    """One test row, or its beginning, with its label, or how it goes on, and the answers of the best baseline, or
-    of the base model, and of the fine-tuned model.
+    """One test row, or its beginning, with its label, or how it goes on, and the answers of the best baseline
+    (of the base model, if it is continued) and of the fine-tuned model.
     """
 
     id: str
