@@ -24,8 +24,6 @@ CLUSTER = "fullft"
 PROVIDER = "gpus"
 SECRET = "arn:aws:secretsmanager:us-east-1:111122223333:secret:tracking"
 _ARN = f"arn:aws:ecs:us-east-1:111122223333:{{}}/{CLUSTER}/{{}}"
-#: A page of ListTasks.
-_PAGE = 2
 
 
 @dataclass
@@ -107,9 +105,6 @@ class Ecs(AwsDouble):
         self.definitions[arn] = {**request, "taskDefinitionArn": arn, "revision": revision}
         return {"taskDefinition": self.definitions[arn]}
 
-    def _DescribeTaskDefinition(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"taskDefinition": self.definitions[request["taskDefinition"]]}
-
     def _RunTask(self, request: dict[str, Any]) -> dict[str, Any]:
         self._require_cluster(request)
         definition, token = self.definitions[request["taskDefinition"]], request["clientToken"]
@@ -155,9 +150,7 @@ class Ecs(AwsDouble):
             for task in self._seen()
             if task.desired_status == desired and family in (None, task.definition["family"])
         ]  # fmt: skip
-        first = int(request.get("nextToken", 0))
-        more = {"nextToken": str(first + _PAGE)} if first + _PAGE < len(found) else {}
-        return {"taskArns": found[first : first + _PAGE], **more}
+        return {"taskArns": found}
 
     def _DescribeTasks(self, request: dict[str, Any]) -> dict[str, Any]:
         self._require_cluster(request)
@@ -180,17 +173,6 @@ class Ecs(AwsDouble):
         task = self.tasks[-1]
         task.end(code, reason)
         assert task.process is not None
-        self._kill(task.process)
-
-    def run_out_of_memory(self) -> None:
-        """Kill the container of the newest task, as the kernel does."""
-        task = self.tasks[-1]
-        assert task.process is not None
-        task.end(
-            "EssentialContainerExited",
-            "Essential container in task exited",
-            "OutOfMemoryError: Container killed due to memory usage",
-        )
         self._kill(task.process)
 
     def _kill(self, process: subprocess.Popen[str]) -> None:

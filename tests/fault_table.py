@@ -20,7 +20,6 @@ FAULTS = {
     "the run's process is killed": "the next run attaches to the job; of `local` nothing runs on",
     "a run is cancelled": "the job writes its checkpoint, and every process of it ends",
     "nobody follows a job any more": "it is ended in time, or its end is recorded",
-    "the record of a job is lost": "the job is found by its name, and ended",
     "the daemon restarts": "runs that are gone are marked, others go on",
     "spot capacity is taken away": "another attempt resumes from the checkpoint",
     "the machine or node is lost": "another attempt resumes from the checkpoint",
@@ -37,7 +36,6 @@ FAULTS = {
 IMPOSSIBLE = {
     ("local", "the backend throttles, fails or does not answer"): "no network between",
     ("local", "the answer to a submission is lost"): "no network between",
-    ("local", "the record of a job is lost"): "its jobs end with their runs",
     ("local", "the image, version or Python is another one"): "the same installation",
 }
 Tests = dict[tuple[str, str], list[str]]

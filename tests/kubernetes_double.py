@@ -40,7 +40,7 @@ IMAGE = "registry.example.com/fullft@sha256:" + "0" * 64
 _POD = "KUBERNETES_DOUBLE_POD"
 _PATHS = [
     (re.compile(rf"/apis/batch/v1/namespaces/{NAMESPACE}/(jobs)(?:/([^/]+))?$"), "batch"),
-    (re.compile(rf"/api/v1/namespaces/{NAMESPACE}/(services|events)(?:/([^/]+))?$"), ""),
+    (re.compile(rf"/api/v1/namespaces/{NAMESPACE}/(services)(?:/([^/]+))?$"), ""),
     (re.compile(rf"/api/v1/namespaces/{NAMESPACE}/(pods)(?:/([^/]+))?(?:/(log))?$"), ""),
 ]
 _LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$")
@@ -241,8 +241,6 @@ class Cluster:
         #: Whether there is a node for a pod.
         self.has_room = True
         self.is_queueing = False
-        #: What the cluster says when it refuses to make pods.
-        self.refusal = ""
         #: How far the clock of the API server is ahead of ours and of the nodes', in seconds.
         self.clock_seconds = 0.0
         self.faults: list[Fault] = []
@@ -346,30 +344,16 @@ class Cluster:
         return {
             ("jobs", "create"): lambda _, query, body: self._create(query, body),
             ("jobs", "get"): lambda name, *_: (200, self._job(name).body),
-            ("jobs", "list"): lambda _, query, __: (
-                200,
-                {"items": _chosen([job.body for job in self.jobs.values()], query)},
-            ),
             ("jobs", "delete"): lambda name, _, body: self._delete(name, body),
             ("pods", "list"): lambda _, query, __: (
                 200,
                 {"items": _chosen([pod.json() for job in self.jobs.values() for pod in job.pods], query)},
             ),
             ("pods/log", "get"): lambda name, query, _: (200, self._log(name, query)),
-            ("events", "list"): lambda _, query, __: (200, {"items": self._events(query)}),
             ("services", "get"): lambda name, *_: (
                 (200, self.services[name]) if name in self.services else _absent("services", name)
             ),
         }
-
-    def _events(self, query: dict[str, str]) -> list[dict[str, Any]]:
-        uids = {f"involvedObject.uid={job.body['metadata']['uid']}" for job in self.jobs.values()}
-        refused = {
-            "reason": "FailedCreate",
-            "message": f"Error creating: {self.refusal}",
-            "lastTimestamp": _stamp(),
-        }
-        return [refused] if self.refusal and query["fieldSelector"] in uids else []
 
     def _create(self, query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
         name = body["metadata"]["name"]
@@ -463,11 +447,7 @@ class Cluster:
         if len([pod for pod in job.pods if pod.status["phase"] == "Succeeded"]) == spec.get("completions", 1):
             status["conditions"] = [{"type": "Complete", "status": "True"}]
             return
-        missing = (
-            set()
-            if self.refusal
-            else set(range(spec.get("completions", 1))) - {pod.index for pod in job.pods}
-        )
+        missing = set(range(spec.get("completions", 1))) - {pod.index for pod in job.pods}
         job.pods += [Pod(job.body, index, self.folder / "pods") for index in sorted(missing)]
         for pod in job.pods:
             if pod.status["phase"] == "Pending":

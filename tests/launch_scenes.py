@@ -20,16 +20,15 @@ import pytest
 from probe_workloads.definitions import probe_job
 
 from fullft_assets.jobs import Job
-from fullft_assets.jobs.launchers import open_recorded
-from fullft_assets.launchers import Launcher, LaunchSpec, Unreachable, aws, driver, records
+from fullft_assets.launchers import Launcher, aws, driver, records
 from fullft_assets.launchers.aws import AwsLauncher
 from fullft_assets.launchers.driver import LaunchDriver
-from fullft_assets.launchers.records import Launch, end_orphans, orphans
+from fullft_assets.launchers.records import Launch
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
-from tests.aws_double import AwsDouble, Double, serve
+from tests.aws_double import Double, serve
 from tests.prepared import Prepared
 from tests.s3_server import S3Server
 
@@ -81,19 +80,6 @@ def run_probe(
         failure.error.message if failure.user_failure_data is None else failure.user_failure_data.description,
         messages,
     )
-
-
-def refuses_other_clocks(service: AwsDouble, launcher: AwsLauncher, asked: LaunchSpec) -> None:
-    """Submit a job, and require that its service is asked again while its clock and ours differ by hours."""
-    launcher.submit(asked)
-    for hours, why in ((2, "Signature expired: "), (-2, "Signature not yet current: ")):
-        service.clock_seconds = hours * 3600
-        with pytest.raises(
-            Unreachable, match=rf"{why}.* \(InvalidSignatureException\); set the clock of this machine$"
-        ):
-            launcher.poll(asked.name)
-    service.clock_seconds = 0
-    assert launcher.poll(asked.name).state != "gone"
 
 
 def recorded(store: Store) -> Launch:
@@ -246,29 +232,3 @@ class AnotherProcess:
         assert (place.folder / "checkpoint0").read_text() == "complete"
         assert not is_alive(workload) and not is_alive(helper)
         assert (recorded(place.store).state, place.num_running()) == ("stopped", 0)
-
-    @pytest.mark.long
-    def test_a_job_that_no_run_follows_any_more_is_found_and_ended_with_its_checkpoint(self, place):
-        section = place.settings.model_dump(mode="json")
-        launcher, (job, store) = open_recorded(section), probe_job(place.folder, "works", place.url)
-        given = {
-            "case": job.case,
-            "stage": job.stage,
-            "key": job.key,
-            "workload": "probe",
-            "job": job.arguments(store),
-            "run_id": "dead",
-        }
-        launch = Launch(**given, launcher=section, place=launcher.place, submitted_at=time.time())
-        records.claim(store, launch, lambda _: False)
-        launcher.submit(
-            LaunchSpec(launch.name_in(store), "probe_workloads.probe", tuple(launch.job), run_id="dead")
-        )
-        workload, helper = process(place.folder, "workload0"), process(place.folder, "helper0")
-        now = time.time()
-        due = [launch for launch, due_at in orphans(store, "probe", lambda _: now - 7200) if due_at < now]
-        ((_, is_stopped),) = end_orphans(store, due)
-        assert is_stopped
-        assert (place.folder / "checkpoint0").read_text() == "complete"
-        assert not is_alive(workload) and not is_alive(helper) and place.num_running() == 0
-        assert recorded(store).state == "stopped"

@@ -149,25 +149,6 @@ class SageMaker(AwsDouble):
         asked = {key: value for key, value in job.request.items() if key != "Tags"}
         return asked | job.described(request["TrainingJobName"]) | {"CreationTime": job.created}
 
-    def _ListTrainingJobs(self, request: dict[str, Any]) -> dict[str, Any]:
-        jobs = {
-            name: job
-            for name, job in self.jobs.items()
-            if request["NameContains"] in name and job.status == request["StatusEquals"]
-        }
-        times = {"CreationTime": 0.0, "LastModifiedTime": 0.0}
-        return {
-            "TrainingJobSummaries": [
-                {
-                    "TrainingJobName": name,
-                    "TrainingJobArn": _arn(name),
-                    "TrainingJobStatus": job.status,
-                    **times,
-                }
-                for name, job in jobs.items()
-            ]
-        }
-
     def _StopTrainingJob(self, request: dict[str, Any]) -> dict[str, Any]:
         job = self._job(request)
         if job.status != "InProgress":

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,35 +26,22 @@ class SshServer:
     Args:
         folder: for keys and configuration.
         environment: variables of each session; such as a cache of its own, as another machine has.
-        addresses: where it listens; for its clients each is a machine.
-        befores: what goes before its command on each host that it runs on.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        environment: Mapping[str, str],
-        addresses: Sequence[str] = ("127.0.0.1",),
-        befores: Sequence[Sequence[str]] = ((),),
-    ):
+    def __init__(self, folder: Path, environment: Mapping[str, str]):
         self.folder = folder
-        self._addresses, self._befores = addresses, befores
         self.port = free_port()
-        self._processes: list[subprocess.Popen] = []
+        self._process: subprocess.Popen | None = None
         if shutil.which("ssh-keygen") is None:
             machine.lacks(_MISSING)
         for name in ("host_key", "user_key", "other_key"):
             _make_key(folder / name)
         shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
         self.known_hosts = folder / "known_hosts"
-        self.known_hosts.write_text(
-            "".join(f"[{each}]:{self.port} {(folder / 'host_key.pub').read_text()}" for each in addresses)
-        )
+        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {(folder / 'host_key.pub').read_text()}")
         variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment}
         (folder / "sshd_config").write_text(
-            # An address that a host does not have is passed over.
-            "".join(f"ListenAddress {each}:{self.port}\n" for each in addresses)
-            + f"HostKey {folder}/host_key\nPidFile none\nAuthorizedKeysFile {folder}/authorized_keys\n"
+            f"ListenAddress 127.0.0.1:{self.port}\nHostKey {folder}/host_key\nPidFile none\nAuthorizedKeysFile {folder}/authorized_keys\n"
             "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nLogLevel ERROR\n"
             f"SetEnv {' '.join(f'{name}={value}' for name, value in variables.items())}\n"
         )
@@ -63,7 +50,7 @@ class SshServer:
         """Return the section `launcher` of a YAML that uses this server."""
         return {
             "kind": "ssh",
-            "host": self._addresses[0] if len(self._addresses) == 1 else list(self._addresses),
+            "host": "127.0.0.1",
             "options": {
                 "Port": self.port,
                 "User": getpass.getuser(),
@@ -82,28 +69,25 @@ class SshServer:
             machine.lacks(_MISSING)
         assert program is not None
         command = [program, "-D", "-e", "-f", str(self.folder / "sshd_config")]
-        self._processes = [subprocess.Popen([*before, *command]) for before in self._befores]
-        if any(self._befores):  # where this process cannot look
-            return
+        self._process = subprocess.Popen(command)
         deadline = time.monotonic() + 60
         while True:
-            with suppress(OSError), socket.create_connection((self._addresses[0], self.port), timeout=1):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return
-            assert time.monotonic() < deadline and self._processes[0].poll() is None, "sshd does not listen"
+            assert time.monotonic() < deadline and self._process.poll() is None, "sshd does not listen"
             time.sleep(0.05)
 
     def cut(self) -> None:
         """End the server and every connection, but no process that a session left running."""
-        for process in self._processes:
-            family = [
-                process.pid,
-                *(p.pid for p in psutil.Process(process.pid).children(recursive=True) if "sshd" in p.name()),
-            ]
-            for pid in family:
-                with suppress(psutil.NoSuchProcess):
-                    psutil.Process(pid).kill()
-            process.wait()
-        self._processes = []
+        if self._process is None:
+            return
+        server = psutil.Process(self._process.pid)
+        for process in (server, *server.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                if "sshd" in process.name():
+                    process.kill()
+        self._process.wait()
+        self._process = None
 
 
 def _make_key(path: Path) -> None:

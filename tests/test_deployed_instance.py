@@ -96,17 +96,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
 
 
-class TestEmbedded:
-    def test_runs_are_in_sqlite_files_of_this_machine(self, tmp_path: Path) -> None:
-        (tmp_path / "dagster.yaml").write_text(EMBEDDED.read_text())
-        with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-            run_id = dg.materialize([noisy], instance=instance).run_id
-        with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-            assert instance.get_run_by_id(run_id) is not None
-            assert instance.event_log_storage.supports_global_concurrency_limits
-        assert (tmp_path / "history/runs.db").is_file()
-
-
 class TestShared:
     def test_it_differs_from_the_embedded_settings_only_in_what_machines_share(self) -> None:
         shared = read_yaml(SHARED)
@@ -118,22 +107,6 @@ class TestShared:
         header = SHARED.read_text().split("telemetry:")[0]
         read = re.findall(r"env: (\w+)", SHARED.read_text())
         assert len(read) == 7 and not [name for name in read if name not in header]
-
-    def test_step_logs_are_written_to_s3_and_read_by_another_machine(
-        self, s3_server: S3Server, tmp_path: Path
-    ) -> None:
-        bucket = s3_server.make_bucket("step-logs")
-        settings = read_yaml(SHARED)
-        del settings["storage"]
-        _, reader = run_on_two_machines(
-            tmp_path, settings, {**s3_server.env, "FULLFT_LOGS_BUCKET": "step-logs"}
-        )
-        assert reader.startswith("S3ComputeLogManager ")
-        assert "a line of a step's stdout" in reader and "a line of its stderr" in reader
-        assert sorted(path.suffix for path in bucket.rglob("compute-logs/**/*.*") if path.stat().st_size) == [
-            ".err",
-            ".out",
-        ]
 
     def test_another_machine_sees_runs_and_logs(
         self, postgres: PostgresServer, s3_server: S3Server, tmp_path: Path

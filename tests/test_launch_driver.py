@@ -144,7 +144,7 @@ def test_preemption_and_lost_machines_are_tried_again_within_a_bound(
     assert line is None or line.startswith(launch.reason)
 
 
-@pytest.mark.parametrize("lost", [{1}, {2}, {3}, {2, 3, 5}])
+@pytest.mark.parametrize("lost", [{1}, {2}, {3}, {4}, {2, 3, 5}])
 @pytest.mark.fault("the backend throttles, fails or does not answer", "ssh", "kubernetes", "ecs", "sagemaker")
 @pytest.mark.fault("the answer to a submission is lost", "ssh", "kubernetes", "ecs", "sagemaker")
 def test_lost_answers_neither_fail_a_run_nor_start_a_second_job(run, store, lost):
@@ -186,27 +186,6 @@ def test_who_only_follows_starts_the_next_attempt_though_the_first_run_never_rec
     monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: True)
     assert run(backend) is None
     assert (recorded(store).attempt, recorded(store).state) == (2, "succeeded")
-
-
-@pytest.mark.fault("the run's process is killed", "ssh", "kubernetes", "ecs", "sagemaker")
-def test_who_attached_takes_the_job_over_once_its_run_is_gone(run, store, abandoned, monkeypatch):
-    """Else it would count as a job that nobody follows, and be ended under a run that waits for it."""
-    monkeypatch.setattr(Backend, "look_seconds", (0.0, 0.0))
-    lives, followed_by = [True], []
-    monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: lives[0])
-    backend = abandoned(Status("running"))
-
-    def logs(name: str, cursor: str) -> Logs:
-        followed_by.append(recorded(store).run_id)
-        lives[0] = False
-        if len(followed_by) == 3:
-            backend.jobs[name] = WRONG
-        return Logs("1")
-
-    monkeypatch.setattr(backend, "logs", logs)
-    assert run(backend) == "a.csv:3: no label [data]"
-    assert followed_by[0] != followed_by[1] == followed_by[2] == recorded(store).run_id
-    assert sorted(backend.jobs) == []
 
 
 def test_a_job_of_an_earlier_run_that_is_gone_is_submitted_again(run, abandoned):
@@ -328,27 +307,6 @@ def test_a_place_that_does_not_answer_yet_is_asked_again(run, store, monkeypatch
     assert run(Backend(store, [DONE])) is None and places == ["the test"]
 
 
-@pytest.mark.parametrize(
-    ("loses_jobs", "line"),
-    [
-        (True, None),
-        (
-            False,
-            "workload training was running, and somebody removed it from the test; see the step's stderr",
-        ),
-    ],
-)
-def test_a_job_that_somebody_removed_while_it_ran_is_not_started_again(
-    run, store, monkeypatch, loses_jobs, line
-):
-    backend = Backend(store, [Status("running"), DONE], max_retries=1)
-    read = backend.logs
-    monkeypatch.setattr(backend, "loses_jobs", loses_jobs)
-    monkeypatch.setattr(backend, "logs", lambda *given: (read(*given), backend.jobs.clear())[0])
-    assert run(backend) == line
-    assert backend.calls.count("submit") == (2 if line is None else 1)
-
-
 def test_a_job_of_another_machine_is_not_said_to_have_ended(run, store, monkeypatch, capfd):
     monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
     elsewhere = Backend(store, [DONE])
@@ -357,10 +315,7 @@ def test_a_job_of_another_machine_is_not_said_to_have_ended(run, store, monkeypa
     stopped = []
     monkeypatch.setattr(LocalLauncher, "stop", lambda self, name: stopped.append(name))
     assert run(Backend(store, [DONE])) is None
-    assert (
-        "at elsewhere is on record as running, and this run's is at the test; it could not be stopped from"
-        " here" in capfd.readouterr().err
-    )
+    assert "at elsewhere cannot be ended: the section on record leads to" in capfd.readouterr().err
     assert stopped == [] and recorded(store).attempt == 2
 
 
@@ -372,12 +327,6 @@ def test_a_refused_submission_is_one_line_and_leaves_no_record_of_a_running_job(
     monkeypatch.setattr(backend, "submit", refuse)
     assert run(backend) == "ssh gpu1: Permission denied [settings]"
     assert (recorded(store).state, backend.calls) == ("failed", [])
-
-
-def test_leftovers_that_cannot_be_removed_do_not_fail_a_finished_run(run, store):
-    backend = Backend(store, [DONE])
-    backend.lost = {4}  # the answer to `stop`
-    assert run(backend) is None and backend.calls[-1] == "stop"
 
 
 def wanted(**changes: Any) -> Launch:
@@ -398,49 +347,40 @@ def wanted(**changes: Any) -> Launch:
 class TestRecords:
     @pytest.mark.fault("two runs launch the same")
     def test_of_two_runs_one_launches_and_the_other_follows(self, store):
-        first, _, is_new = records.claim(store, wanted(), lambda _: True)
+        first, is_new = records.claim(store, wanted(), lambda _: True)
         assert is_new and first.attempt == 1
-        second, replaced, is_new = records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: True)
-        assert (second, replaced, is_new) == (first, None, False)
+        attached = records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: True)
+        assert attached == (first, False)
+        of_another_dagster = records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: None)
+        assert of_another_dagster == (first, False)
 
     def test_who_attaches_to_the_job_of_a_run_that_is_gone_may_cancel_it(self, store):
         records.claim(store, wanted(), lambda _: True)
-        taken, _, is_new = records.claim(
+        taken, is_new = records.claim(
             store, wanted(run_id="r2", submitted_at=2.0), lambda run_id: run_id != "r1"
         )
         assert (taken.run_id, taken.attempt, is_new) == ("r2", 1, False)
 
     def test_an_ended_attempt_is_followed_by_the_next_under_another_name(self, store):
-        first, *_ = records.claim(store, wanted(), lambda _: True)
+        first, _ = records.claim(store, wanted(), lambda _: True)
         records.end(store, first, "failed", "why", "data")
-        second, _, is_new = records.claim(store, wanted(submitted_at=2.0), lambda _: True)
+        second, is_new = records.claim(store, wanted(submitted_at=2.0), lambda _: True)
         assert is_new and second.attempt == 2 and first.name_in(store) != second.name_in(store)
         records.end(store, first, "succeeded", "", "unknown")
         assert records.read(store, second) == second, "the end of an older attempt changes nothing"
 
     def test_another_place_waits_for_a_living_run_and_replaces_a_dead_one(self, store):
-        first, *_ = records.claim(store, wanted(), lambda _: True)
+        records.claim(store, wanted(), lambda _: True)
         with pytest.raises(
             driver.WorkloadError, match="run r1 has s made at a; wait for its end, or cancel it"
         ):
             records.claim(store, wanted(run_id="r2", place="b", submitted_at=2.0), lambda _: True)
-        second, replaced, is_new = records.claim(
-            store, wanted(run_id="r2", place="b", submitted_at=2.0), lambda _: False
-        )
-        assert (second.place, second.attempt, replaced, is_new) == ("b", 2, first, True)
-
-    def test_a_run_that_goes_on_at_another_place_replaces_its_own_job(self, store):
-        first, *_ = records.claim(store, wanted(), lambda _: True)
-        second, replaced, is_new = records.claim(store, wanted(place="b", submitted_at=2.0), lambda _: True)
-        assert (second.place, second.attempt, replaced, is_new) == ("b", 2, first, True)
-
-    def test_the_job_of_an_unknown_run_stays_that_runs(self, store):
-        first, *_ = records.claim(store, wanted(), lambda _: True)
-        assert records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: None) == (
-            first,
-            None,
-            False,
-        )
+        other = wanted(run_id="r2", place="b", submitted_at=2.0)
+        second, is_new = records.claim(store, other, lambda _: False)
+        assert (second.place, second.attempt, is_new) == ("b", 2, True)
+        # A run that goes on in another container is its own successor.
+        third, is_new = records.claim(store, wanted(run_id="r2", submitted_at=3.0), lambda _: True)
+        assert (third.place, third.attempt, is_new) == ("a", 3, True)
 
     def test_names_differ_between_stores_and_fit_every_backend(self, store, tmp_path):
         names = {

@@ -7,42 +7,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fullft_assets import documents, planning
-from fullft_assets.assets.graph import CaseGraph
-from fullft_assets.automation import INGEST
-from fullft_assets.component import FullFineTune
-from fullft_assets.resources import ARTIFACT, latest, made_by_run, manifest_io_manager, open_store
+from fullft_assets.resources import ARTIFACT, made_by_run, manifest_io_manager
 from fullft_assets.resources.io_manager import ref_for_run
-from fullft_assets.store import CheckOutcome, Manifest, Store
-from tests import manifests
-from tests import project as projects
+from fullft_assets.store import Manifest, Store
 
 FIRST, SECOND, THIRD = (dg.AssetKey(["letters", name]) for name in ("first", "second", "third"))
 #: What happens while a run waits before its second step.
 _meanwhile: list[Callable[[], Any]] = []
-
-
-class Workloads:
-    """In place of the launcher: plans as small as can be; a training is noted and refused."""
-
-    def __init__(self) -> None:
-        self.snapshots: list[tuple[str, str]] = []
-        self.meanwhile: Callable[[], Any] = lambda: None
-
-    def run(self, context: dg.AssetExecutionContext, workload: str, job: Any, store: Store) -> None:
-        self.snapshots.append((workload, job.inputs["training_snapshot"]))
-        if workload != "planning":
-            raise dg.Failure("noted")
-        curve = [{"rows": rows, "macro_f1": score} for rows, score in ((100, 0.4), (200, 0.5))]
-        for stage, metadata, checks in (
-            ("feasibility_plan", manifests.plan(), planning.PLAN_CHECKS),
-            ("cheaper_baselines", manifests.baselines(["text"], {"majority": 0.1}), ()),
-            ("pilot_run", manifests.pilot(curve), planning.PILOT_CHECKS),
-        ):
-            green = [CheckOutcome(name=check.name, passed=True) for check in checks]
-            with store.create(job.case, stage, job.key, version="1", seed=1) as draft:
-                draft.commit(settings={}, inputs={}, metadata=metadata, checks=green)
-        self.meanwhile()
 
 
 def chain() -> dg.JobDefinition:
@@ -128,30 +99,6 @@ def test_of_two_runs_each_reads_what_it_made(runs: Chain) -> None:
     assert runs.made(one) != runs.made(other[0])
 
 
-def test_what_a_run_does_not_make_is_what_was_there_when_it_began(runs: Chain) -> None:
-    before = runs.run(FIRST)
-    _meanwhile.append(lambda: runs.run(FIRST))
-    waits = runs.run(SECOND, THIRD)
-    assert runs.read(waits)["first"] == runs.made(before)
-    newest = latest(runs.store, "letters", "first")
-    assert newest is not None and runs.read(runs.run(SECOND, THIRD))["first"] == newest.ref != runs.made(
-        before
-    )
-
-
-def test_what_no_run_made_is_not_taken_for_what_was_there(runs: Chain) -> None:
-    """The webserver and the UI's button report such an event for whoever asks."""
-
-    def report(ref: str) -> None:
-        for _ in range(11):
-            runs.instance.report_runless_asset_event(dg.AssetMaterialization(FIRST, metadata={ARTIFACT: ref}))
-
-    before, other = runs.run(FIRST), runs.run(FIRST)
-    report(str(runs.made(before)))
-    _meanwhile.extend((lambda: runs.run(FIRST), lambda: report("letters/first/forged/1")))
-    assert runs.read(runs.run(SECOND, THIRD))["first"] == runs.made(other)
-
-
 def forging() -> dg.JobDefinition:
     @dg.op
     def other(context: dg.OpExecutionContext) -> None:
@@ -164,25 +111,14 @@ def forging() -> dg.JobDefinition:
     return job
 
 
-def test_what_another_job_says_of_an_asset_is_not_taken_for_what_was_there(runs: Chain) -> None:
-    def forge() -> None:
-        with dg.execute_job(dg.reconstructable(forging), runs.instance) as result:
-            assert result.success and runs.made(result.run_id) is None
-
-    before = runs.run(FIRST)
-    forge()
-    _meanwhile.extend((lambda: runs.run(FIRST), forge))
-    assert runs.read(runs.run(SECOND, THIRD))["first"] == runs.made(before)
-
-
-@pytest.mark.slow
-def test_what_only_the_store_knows_is_read_as_before(runs: Chain) -> None:
-    """Another Dagster, or one whose storage was lost, has made it."""
-    runs.run(FIRST)
-    with runs.store.create("letters", "first", "elsewhere", version="1", seed=1) as draft:
-        made = draft.commit(settings={}, inputs={}, metadata={})
-    runs.store.write_pointer("latest/letters/first/all", {"ref": made.ref})
-    assert runs.read(runs.run(SECOND, THIRD))["first"] == made.ref
+def test_what_another_job_or_nobody_says_of_an_asset_counts_for_nothing(runs: Chain) -> None:
+    """The webserver and the UI's button report such an event for whoever asks."""
+    made = runs.made(runs.run(FIRST))
+    with dg.execute_job(dg.reconstructable(forging), runs.instance) as result:
+        assert result.success and runs.made(result.run_id) is None
+    forged = dg.AssetMaterialization(FIRST, metadata={ARTIFACT: "letters/first/forged/1"})
+    runs.instance.report_runless_asset_event(forged)
+    assert runs.read(runs.run(SECOND, THIRD))["first"] == made
 
 
 @pytest.mark.slow
@@ -200,69 +136,3 @@ def test_a_run_that_goes_on_from_a_failure_reads_what_the_failed_one_made_or_beg
     )
     assert ref_for_run(runs.instance, in_part, SECOND, None) == runs.made(failed, SECOND)
     assert ref_for_run(runs.instance, whole, SECOND, None) is None
-
-
-@pytest.mark.slow
-def test_what_a_failed_run_began_with_is_still_read_by_the_one_that_goes_on(runs: Chain) -> None:
-    before = runs.run(FIRST)
-    failed = runs.run(SECOND, THIRD, tags={"fails": "yes"})
-    runs.run(FIRST)
-    again = runs.run(
-        SECOND, THIRD, reexecution_options=dg.ReexecutionOptions.from_failure(failed, runs.instance)
-    )
-    assert runs.read(again)["first"] == runs.made(before)
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_a_training_reads_the_snapshot_of_its_run_though_an_evaluation_took_another_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run failed after plan and pilot: they `were made for another snapshot`."""
-    monkeypatch.delenv("FULLFT_STORE", raising=False)
-    project = projects.create(tmp_path)
-    workloads = Workloads()
-    graph = CaseGraph(project.use_case())
-    loaded = FullFineTune(graph.use_case).build_defs()
-    definitions = dg.Definitions(
-        assets=loaded.assets,
-        asset_checks=loaded.asset_checks,
-        resources={**(loaded.resources or {}), graph.launcher_key: workloads},
-        executor=dg.in_process_executor,
-    )
-    job = definitions.resolve_implicit_global_asset_job_def()
-    with dg.DagsterInstance.from_config(str(project.home)) as instance:
-        store = open_store(graph.use_case, instance)
-
-        def run(*assets: str, batch: str | None = None, raise_on_error: bool = True) -> Any:
-            keys = [graph.key(asset) for asset in assets]
-            return job.execute_in_process(
-                asset_selection=keys, partition_key=batch, instance=instance, raise_on_error=raise_on_error
-            )
-
-        def ingest(file: str, skip: int) -> None:
-            project.deliver(file, projects.licence_rows(200, skip=skip))
-            batch = documents.cut_batches(store, graph.name, project.documents, graph.settings.documents)[
-                -1
-            ].name
-            instance.add_dynamic_partitions(f"{graph.name}/batch", [batch])
-            run(*INGEST, batch=batch)
-
-        def another_snapshot() -> None:
-            ingest("delivery-2.jsonl", 1_000)
-            run("training_snapshot")
-
-        ingest("delivery-1.jsonl", 0)
-        workloads.meanwhile = another_snapshot
-        result = run(
-            "training_snapshot",
-            "feasibility_plan",
-            "cheaper_baselines",
-            "pilot_run",
-            "finetuned_checkpoint",
-            raise_on_error=False,
-        )
-        mine = made_by_run(instance, result.run_id, graph.key("training_snapshot"))
-        assert workloads.snapshots == [("planning", mine), ("training", mine)]
-        newest = latest(store, graph.name, "training_snapshot")
-        assert newest is not None and newest.ref != mine

@@ -5,7 +5,6 @@ a run has attached to.
 import os
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from fullft_assets.component import FullFineTune
 from fullft_assets.launchers import LaunchSpec, Unreachable, records
 from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.launchers.records import Launch, due_strays, end_orphans, end_strays, orphans
+from fullft_assets.launchers.records import Launch, end_orphans, orphans
 from fullft_assets.resources import open_store
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
@@ -153,54 +152,6 @@ def test_a_backend_that_does_not_answer_leaves_it_on_record_as_running_and_is_as
     assert [launch.ended_at for launch in records.launches(store, "letters")] == [None, None]
 
 
-def strays(store: Store, hours: float) -> list[bool | None]:
-    """Look for strays so many hours from now; return what was done about each."""
-    return [
-        is_stopped for _, is_stopped in end_strays(store, "letters", [LAUNCHER.settings], NOW + hours * HOUR)
-    ]
-
-
-@pytest.mark.parametrize("what", ["over on record", "replaced", "without a record"])
-@pytest.mark.fault("nobody follows a job any more", "ssh", "kubernetes", "ecs", "sagemaker")
-@pytest.mark.fault("the record of a job is lost", "ssh", "kubernetes", "ecs", "sagemaker")
-def test_a_job_that_runs_and_that_no_open_record_names_is_stopped_an_hour_after_it_was_seen(
-    store, launch, what
-):
-    """Its run was killed between the record and the stop, or the store was restored from a backup."""
-    stray, followed = launch(store), launch(store, key="followed")
-    launch(store, case="another")
-    if what == "without a record":
-        store.delete_pointer(stray.record)
-    else:
-        records.end(store, stray, "failed", "was killed by SIGKILL", "infrastructure")
-    if what == "replaced":
-        records.claim(store, stray.model_copy(update={"submitted_at": NOW}), lambda _: False)
-    assert strays(store, 0.0) == [False] and strays(store, 0.9) == [False] and runs(store, stray)
-    assert due_strays(store, "letters", NOW + 0.9 * HOUR) == {}
-    assert due_strays(store, "letters", NOW + 1.1 * HOUR) == {stray.name_in(store): NOW + HOUR}
-    assert strays(store, 1.1) == [True] and not runs(store, stray)
-    assert runs(store, followed) and strays(store, 2.2) == [] == list(due_strays(store, "letters", NOW * 2))
-
-
-def test_a_stray_stays_noted_while_its_backend_does_not_answer(store, launch, monkeypatch):
-    monkeypatch.setattr(LocalLauncher, "stop", not_answering)
-    stray = launch(store)
-    store.delete_pointer(stray.record)
-    assert strays(store, 0.0) == [False] and strays(store, 1.1) == [None]
-    monkeypatch.setattr(LocalLauncher, "names", not_answering)
-    assert strays(store, 2.2) == [None] and list(due_strays(store, "letters", NOW + 2 * HOUR)) == [
-        stray.name_in(store)
-    ]
-    monkeypatch.undo()
-
-
-def test_a_run_that_follows_for_another_one_takes_the_job_over_once_that_is_gone(store, launch):
-    made = launch(store)
-    assert not records.adopt(store, made, "second", lambda _: True)
-    assert records.adopt(store, made, "second", lambda _: False) and recorded(store).run_id == "second"
-    assert not records.adopt(store, made, "third", lambda run_id: run_id != "first")
-
-
 @dg.op
 def nothing_done() -> None:
     pass
@@ -233,11 +184,8 @@ class TestInDagster:
             run = instance.create_run_for_job(nothing)
             made = launch(store, run_id=run.run_id, launcher={"kind": "local", "grace_seconds": 0})
 
-            def tick(hour: int = 5) -> Any:
-                at = datetime(2026, 11, 28, hour, 17, tzinfo=UTC)
-                context = dg.build_schedule_context(
-                    instance=instance, resources=defs.resources, scheduled_execution_time=at
-                )
+            def tick() -> Any:
+                context = dg.build_schedule_context(instance=instance, resources=defs.resources)
                 return schedule.evaluate_tick(context)
 
             assert tick().skip_message == "a run follows each job"
@@ -253,19 +201,7 @@ class TestInDagster:
             done = job.execute_in_process(instance=instance)
             assert not runs(store, made) and recorded(store).state == "stopped"
             assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
-            looks = [hour for hour in range(8) if tick(hour).run_requests]
-            assert looks == list(range(8)), "a job has just ended, which may run on"
-            store.change_pointer(made.record, lambda old: {**old, "ended_at": NOW - 2 * HOUR})
-            assert [hour for hour in range(8) if tick(hour).run_requests] == [0, 6]
             assert tick().skip_message == "a run follows each job"
-            stray = launch(store, key="stray")
-            store.delete_pointer(stray.record)
-            store.write_pointer("strays/letters", {stray.name_in(store): NOW - HOUR})
-            assert tick().run_requests[0].tags["orphans/jobs"] == stray.name_in(store)
-            monkeypatch.setattr(records, "sections", lambda _: [LauncherSettings(grace_seconds=0)])
-            done = job.execute_in_process(instance=instance)
-            assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
-            assert not runs(store, stray)
             launch(
                 store,
                 key="elsewhere",

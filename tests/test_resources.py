@@ -40,15 +40,6 @@ class TestOpenStore:
             project.configure(store="artifacts")
             assert open_store(project.use_case(), instance).url == str(project.root / "artifacts")
 
-    def test_the_standard_aws_variables_name_the_server(
-        self, project: projects.Project, monkeypatch: pytest.MonkeyPatch, s3_env: S3Server
-    ) -> None:
-        folder = s3_env.make_bucket("from-the-environment")
-        monkeypatch.setenv("FULLFT_STORE", "s3://from-the-environment/here")
-        with dg.DagsterInstance.ephemeral() as instance:
-            open_store(project.use_case(), instance).write_pointer("champion", {"ref": "x"})
-        assert (folder / "here/pointers/champion.json").is_file()
-
 
 def test_an_error_that_the_user_can_fix_is_a_failure_of_one_line_that_is_not_retried(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
@@ -78,21 +69,6 @@ def test_of_another_error_the_failure_has_type_and_place_and_the_store_the_messa
     with pytest.raises(dg.Failure, match="as it is"), one_line_errors(store, "letters"):
         raise dg.Failure("as it is")
     assert (store.delete_tracebacks("mails"), store.delete_tracebacks("letters")) == (0, 2)
-
-
-def test_a_store_that_fails_as_well_does_not_replace_the_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError("no")
-
-    store = Store(str(tmp_path))
-    monkeypatch.setattr(store, "write_bytes", refuse)
-    with pytest.raises(dg.Failure) as raised, one_line_errors(store, "letters"):
-        raise KeyError("what a letter says")
-    assert (raised.value.description or "").endswith(
-        f"; its message could not be written to {store.url} (PermissionError)"
-    )
 
 
 class TestSwappedResources:

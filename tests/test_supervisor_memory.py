@@ -2,7 +2,6 @@
 they are.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -10,25 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from fullft_assets.launchers.supervisor import EXIT, num_killed_for_memory, ran_out_of_memory
+from fullft_assets.launchers.machine import ended_status
+from fullft_assets.launchers.supervisor import num_killed_for_memory
 
 
 @pytest.mark.parametrize(
     ("group", "files", "expected"),
     [
-        ("/system.slice/a.service", {"sys/system.slice/a.service/memory.events": 2}, (2, True)),
-        ("/", {"sys/memory.events": 2}, (2, True)),
-        ("/kubepods/pod1/c1", {"sys/memory.events": 2}, (2, True)),
-        ("/user.slice/session-3.scope", {"sys/user.slice/session-3.scope/memory.events": 2}, (2, False)),
-        ("/user.slice/a.scope", {}, (9, False)),
+        ("/system.slice/a.service", {"sys/system.slice/a.service/memory.events": 2}, 2),
+        ("/kubepods/pod1/c1", {"sys/memory.events": 2}, 2),
+        ("/user.slice/a.scope", {}, 9),
     ],
-    ids=[
-        "service",
-        "namespace",
-        "container",
-        "login",
-        "nothing",
-    ],
+    ids=["service", "container", "nothing"],
 )
 def test_the_count_is_that_of_the_closest_control_group(tmp_path: Path, group, files, expected):
     for name, count in {"proc/vmstat": 9, **files}.items():
@@ -40,34 +32,36 @@ def test_the_count_is_that_of_the_closest_control_group(tmp_path: Path, group, f
     assert num_killed_for_memory(tmp_path / "proc", tmp_path / "sys") == expected
 
 
-def test_a_count_that_others_share_needs_a_process_that_was_killed():
-    assert ran_out_of_memory((1, True), (2, True), is_killed=False)
-    assert not ran_out_of_memory((1, False), (2, False), is_killed=False)
-    assert ran_out_of_memory((1, False), (2, False), is_killed=True)
-    assert not ran_out_of_memory((1, False), (1, False), is_killed=True)
-    assert ran_out_of_memory(None, None, is_killed=True) and not ran_out_of_memory(
-        None, None, is_killed=False
-    )
-
-
-@pytest.mark.parametrize("given", ["{}", "None"], ids=["then runs", "stopped while it waits"])
-def test_what_is_killed_during_the_wait_for_gpus_is_not_the_command(tmp_path: Path, given: str):
-    (tmp_path / "count").write_text("oom_kill 1\n")
-    waits = f"""
+#: A wait for GPUs and a command, in each of which the kernel kills a process or does not.
+SUPERVISED = """
+import sys
 from contextlib import contextmanager
 from fullft_assets.launchers import supervisor
+
 @contextmanager
 def leased(*_, **__):
-    open({str(tmp_path / "count")!r}, "w").write("oom_kill 2\\n")
-    yield {given}
+    open(sys.argv[1], "w").write(f"oom_kill {sys.argv[3]}\\n")
+    yield {}
+
 supervisor.leased = leased
-raise SystemExit(supervisor.supervise(supervisor.Options(folder={str(tmp_path)!r}), ["false"]))
+command = ["sh", "-c", f"echo oom_kill {sys.argv[4]} > {sys.argv[1]}; exit 1"]
+raise SystemExit(supervisor.supervise(supervisor.Options(folder=sys.argv[2]), command))
 """
+
+
+@pytest.mark.parametrize(
+    ("during_wait", "during_work", "failure"), [(2, 2, "unknown"), (1, 2, "out_of_memory")]
+)
+def test_what_is_killed_during_the_wait_for_gpus_is_not_the_command(
+    tmp_path: Path, during_wait: int, during_work: int, failure: str
+):
+    count = tmp_path / "count"
+    count.write_text("oom_kill 1\n")
+    arguments = [count, tmp_path, during_wait, during_work]
     subprocess.run(
-        [sys.executable, "-c", waits],
-        env={**os.environ, "FULLFT_OOM_COUNT": str(tmp_path / "count")},
+        [sys.executable, "-c", SUPERVISED, *map(str, arguments)],
+        env={**os.environ, "FULLFT_OOM_COUNT": str(count)},
         check=False,
         timeout=60,
     )
-    ended = json.loads((tmp_path / EXIT).read_text())
-    assert ended["code"] == (1 if given == "{}" else 143) and not ended["is_out_of_memory"]
+    assert ended_status(tmp_path).failure == failure

@@ -1,8 +1,7 @@
-"""The job and the schedule that end jobs which no run follows, and strays: see `launchers.records`."""
+"""The job and the schedule that end jobs which no run follows: see `launchers.records`."""
 
 import time
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import dagster as dg
@@ -11,14 +10,13 @@ from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launchers import records
 from fullft_assets.resources import one_line_errors
+from fullft_assets.settings.launcher import ComputeSettings
 from fullft_assets.store import digest
 
 #: Tag of a run with the number of jobs that it has stopped.
 STOPPED_TAG = "orphans/stopped"
 #: Once an hour: more than an hour is not paid unseen.
 _CRON = "17 * * * *"
-#: So often, and after each end of a job, backends are asked for jobs that no open record names: a run each.
-_LOOK_HOURS = 6
 #: What could not be ended is tried each hour for so long, then each day.
 _HOURLY_SECONDS = 24 * 3600.0
 _DESCRIPTION = (
@@ -44,10 +42,7 @@ def build_orphans_job(graph: CaseGraph) -> list[dg.JobDefinition]:
         with one_line_errors(store, graph.name):
             all_orphans = records.orphans(store, graph.name, partial(ended_at, context.instance))
             due = [launch for launch, due_at in all_orphans if due_at <= now]
-            for line, is_stopped in chain(
-                records.end_orphans(store, due),
-                records.end_strays(store, graph.name, records.sections(graph.settings), now),
-            ):
+            for line, is_stopped in records.end_orphans(store, due):
                 context.log.info(line)
                 num_stopped += bool(is_stopped)
                 failed += [line] if is_stopped is None else []
@@ -92,13 +87,7 @@ def build_orphans_schedule(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
                 launch.name_in(store): at
                 for launch, at in records.orphans(store, graph.name, partial(ended_at, context.instance))
             }
-            ready = {name: at for name, at in due_at.items() if at <= now} | records.due_strays(
-                store, graph.name, now
-            )
-            ends = [launch.ended_at or 0.0 for launch in records.launches(store, graph.name)]
-        hour = context.scheduled_execution_time.hour
-        if not ready and (hour % _LOOK_HOURS == 0 or now - max(ends, default=0.0) < 3600):
-            return dg.RunRequest(tags={"orphans/jobs": "a look at the backends"})
+        ready = {name: at for name, at in due_at.items() if at <= now}
         if not ready:
             lines = (
                 f"{name}: its run has ended; it is left alone for {(at - now) / 3600:.2f} h more, or until a"
@@ -127,4 +116,5 @@ def ended_at(instance: dg.DagsterInstance, run_id: str) -> float | None:
 
 
 def _outlive_runs(graph: CaseGraph) -> bool:
-    return any(section.kind != "local" for section in records.sections(graph.settings))
+    workloads = ("training", *ComputeSettings.model_fields)
+    return any(graph.settings.launcher_of(workload).kind != "local" for workload in workloads)

@@ -112,7 +112,7 @@ def _state(launch: Launch, store: Store) -> str:
         launcher = open_recorded(launch.launcher)
         if launcher.place != launch.place:  # processes of another machine, which only it can see
             return "running (on record)"
-        status = launcher.look(launch.name_in(store))
+        status = launcher.poll(launch.name_in(store))
     except FullftError as error:
         return f"unknown ({error})"
     # Whoever runs the use case again attaches to it, and records its end.

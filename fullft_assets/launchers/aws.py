@@ -199,15 +199,3 @@ class AwsLauncher(Launcher):
             return None
         price = hourly_usd_of(self.settings.instance_type.removeprefix("ml."), planning)
         return None if price is None else price * self.settings.nodes_of(processes)
-
-    def refuse_ended(self, name: str) -> None:
-        """Refuse the name of a job that has ended and that another run submitted: names are used once.
-
-        Raises:
-            WorkloadError: always.
-        """
-        raise WorkloadError(
-            f"{self.title} {self.place}: {name} is the name of a job that has ended, of which the store knows"
-            " nothing; launch again, which takes the next name",
-            "infrastructure",
-        )

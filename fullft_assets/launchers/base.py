@@ -120,8 +120,6 @@ class Launcher(ABC):
     #: Whether a job ends with the processes of the run, so that a run that is ended stops it, whatever ends
     #: it.
     ends_with_run: ClassVar[bool] = False
-    #: Whether a running job can be gone because its machine is; where it cannot, somebody has removed it.
-    loses_jobs: ClassVar[bool] = True
     #: Time between two looks at a job: that of a short one, and that of one which has run for hours. Its end
     #: is noticed at once.
     look_seconds: ClassVar[tuple[float, float]] = (1.0, 30.0)
@@ -144,10 +142,6 @@ class Launcher(ABC):
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         """Return how far a job is; wait for its end for so long at most."""
 
-    def look(self, name: str) -> Status:
-        """Return how far a job is for somebody who only wants to know: nothing is done about its end."""
-        return self.poll(name)
-
     @abstractmethod
     def logs(self, name: str, cursor: str) -> Logs:
         """Return what the job wrote after a cursor; the empty cursor is the beginning."""
@@ -159,13 +153,6 @@ class Launcher(ABC):
 
         A name without a job is no error: the driver makes sure that an earlier attempt is gone.
         """
-
-    def names(self, prefix: str) -> list[str]:
-        """Return the names of the jobs that run, and of others that the backend may have, that begin so.
-
-        None by default: jobs that no launch record names are not found then.
-        """
-        return []
 
     def has_room(self, processes: int) -> bool:
         """Return whether so many processes can compute at once where planning runs."""

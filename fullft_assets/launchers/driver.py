@@ -15,9 +15,8 @@ from typing import TypeVar
 import dagster as dg
 import psutil
 
-from fullft_assets.errors import TRANSIENT, FullftError, WorkloadError
+from fullft_assets.errors import TRANSIENT, WorkloadError
 from fullft_assets.jobs import Job
-from fullft_assets.jobs.launchers import open_recorded
 from fullft_assets.launchers import records
 from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status, Unreachable
 from fullft_assets.launchers.records import Launch
@@ -31,8 +30,6 @@ PATIENCE_SECONDS = 1800.0
 #: A cancelled run asks for the end of its job for so long: Kubernetes kills it soon, and people wait.
 _CANCEL_SECONDS = 120.0
 _PAUSE_SECONDS = 5.0
-#: A run of another Dagster has so long to submit what it has recorded.
-_SUBMIT_SECONDS = 120.0
 #: What a message of Pipes has, in a backend's one stream of output.
 _MESSAGE = '{"__dagster_pipes_version"'
 
@@ -128,12 +125,10 @@ class LaunchDriver:
         submitted it.
         """
         run_id, is_active = context.run.run_id, partial(_is_active, context.instance)
-        launch, replaced, is_new = records.claim(
-            store, self._wanted(context, launcher, workload, job, arguments), is_active
-        )
+        wanted = self._wanted(context, launcher, workload, job, arguments)
+        self._end_elsewhere(context, wanted, store, is_active)
+        launch, is_new = records.claim(store, wanted, is_active)
         name, is_mine = launch.name_in(store), launch.run_id == run_id
-        if replaced is not None:
-            self._end_replaced(context, replaced, launch, store, is_active)
         if not is_new:
             unknown = (
                 ""
@@ -143,14 +138,6 @@ class LaunchDriver:
             context.log.info(
                 f"attaching to {name} at {launch.place}, which run {launch.run_id[:8]} follows{unknown}"
             )
-
-        def adopt() -> None:
-            """Follow the job in the place of its run, once that is gone: else it counts as one that nobody
-            follows.
-            """
-            nonlocal is_mine
-            if not is_mine and is_active(launch.run_id) is False:
-                is_mine = records.adopt(store, launch, run_id, is_active)
 
         messages = _LogMessages()
         with dg.open_pipes_session(
@@ -163,17 +150,15 @@ class LaunchDriver:
             )
             is_submitted = not is_new
             try:
-                if is_new or self._is_lost(
-                    context, launcher, launch, store, lambda: not is_mine and is_active(launch.run_id)
-                ):
-                    if (
-                        launch.attempt > 1
-                    ):  # whoever followed the attempt before may not have been able to end it
+                followed = partial(is_active, launch.run_id) if not is_mine else lambda: False
+                if is_new or self._is_lost(context, launcher, launch, store, followed):
+                    # Whoever followed the attempt before may not have been able to end it.
+                    if launch.attempt > 1:
                         earlier = launch.model_copy(update={"attempt": launch.attempt - 1})
                         self._read(context, partial(launcher.stop, earlier.name_in(store)))
                     self._submit(context, launcher, spec)
                 is_submitted = True
-                status, has_run = self._follow(context, launcher, name, messages, adopt)
+                status = self._follow(context, launcher, name, messages)
             except _CANCELLED:
                 if is_mine and (launcher.ends_with_run or _is_wanted(context)):
                     self._end(context, launcher, launch, store, _CANCEL_SECONDS)
@@ -183,9 +168,7 @@ class LaunchDriver:
                 if not is_submitted and not isinstance(error, Unreachable):
                     records.end(store, launch, "failed", str(error), error.failure)
                 raise  # else, as after any other error, it may run on, and the next run attaches to it
-            status = self._record_end(
-                context, launcher, launch, store, status, has_run=has_run, is_mine=is_mine
-            )
+            status = self._record_end(context, launcher, launch, store, status, is_mine=is_mine)
         return status, is_new
 
     def _wanted(
@@ -219,23 +202,18 @@ class LaunchDriver:
         store: Store,
         status: Status,
         *,
-        has_run: bool,
         is_mine: bool,
     ) -> Status:
         """Record how a job has ended, end what may be left of it, and return that end.
 
         Args:
-            has_run: whether this run has seen it run.
             is_mine: whether this run may end it.
 
         Raises:
             WorkloadError: it failed, may still run, and its backend does not answer.
         """
         if status.state == "gone":
-            is_removed = has_run and not launcher.loses_jobs
-            if is_removed and not _has_ended(store, launch):
-                time.sleep(_PAUSE_SECONDS)  # another run that has ended it is about to record that
-            status = _recorded_end(store, launch, is_removed=is_removed)
+            status = _recorded_end(store, launch) or _lost(launch)
         if status.state == "failed" and not status.is_own_line:
             status = replace(
                 status, reason=f"workload {launch.workload} {status.reason}; see the step's stderr"
@@ -262,26 +240,15 @@ class LaunchDriver:
         launcher: Launcher,
         launch: Launch,
         store: Store,
-        is_active: Callable[[], bool | None],
+        is_followed: Callable[[], bool | None],
     ) -> bool:
         """Return whether a job on record is not at its backend, has not ended, and is not about to be
         submitted by the run that recorded it.
-
-        Args:
-            is_active: whether another run follows it; None if that is unknown here.
         """
-        deadline, is_said = time.monotonic() + _SUBMIT_SECONDS, False
-        while self._read(
-            context, partial(launcher.poll, launch.name_in(store))
-        ).state == "gone" and not _has_ended(store, launch):
-            follows = is_active()
-            if follows is False or (follows is None and time.monotonic() >= deadline):
+        poll = partial(launcher.poll, launch.name_in(store))
+        while self._read(context, poll).state == "gone" and _recorded_end(store, launch) is None:
+            if not is_followed():
                 return True
-            if not is_said:
-                context.log.info(
-                    f"waiting until run {launch.run_id[:8]} starts it at {launch.place}, or ends"
-                )
-            is_said = True
             time.sleep(_PAUSE_SECONDS)
         return False
 
@@ -301,17 +268,10 @@ class LaunchDriver:
         launcher: Launcher,
         name: str,
         messages: _LogMessages,
-        adopt: Callable[[], None],
-    ) -> tuple[Status, bool]:
-        """Hand on a job's output until it is over; return how it ended, and whether it was seen running.
-
-        Args:
-            adopt: called at each look, to take the job over from a run that is gone.
-        """
+    ) -> Status:
+        """Hand on a job's output until it is over, and return how it ended."""
         began = time.monotonic()
-        cursor = ""
-        has_run = False
-        waits_for = ""
+        cursor, waits_for = "", ""
         at_first, at_last = launcher.look_seconds
         while True:
             pause = min(at_last, max(at_first, (time.monotonic() - began) / 60))
@@ -322,12 +282,10 @@ class LaunchDriver:
                 messages.forward(logs)
             cursor = logs.cursor
             if status.is_over:
-                return status, has_run
-            has_run = has_run or status.state == "running"
+                return status
             if status.state == "pending" and status.reason not in ("", waits_for):
                 waits_for = status.reason
                 context.log.info(waits_for)
-            adopt()
 
     def _read(
         self, context: dg.AssetExecutionContext, ask: Callable[[], T], seconds: float | None = None
@@ -372,40 +330,28 @@ class LaunchDriver:
         records.end(store, launch, "stopped", "the run that launched it was cancelled", "preemption")
         return True
 
-    def _end_replaced(
+    def _end_elsewhere(
         self,
         context: dg.AssetExecutionContext,
-        replaced: Launch,
-        launch: Launch,
+        wanted: Launch,
         store: Store,
         is_active: Callable[[str], bool | None],
     ) -> None:
-        """End a job at a place that the YAML names no more, where that can be done from here; else say that
-        it may run on.
+        """End a job at a place that the YAML names no more, where no run follows it and that can be done from
+        here; else say that it may run on.
         """
-        line = (
-            f"{replaced.name_in(store)} at {replaced.place} is on record as running, and this run's is at"
-            f" {launch.place}"
-        )
-        if (
-            replaced.run_id != launch.run_id and is_active(replaced.run_id) is None
-        ):  # a run of another Dagster may follow it
-            context.log.warning(f"{line}; end it there if nobody waits for it")
+        launch = records.read(store, wanted)
+        if launch is None or launch.ended_at is not None or launch.place == wanted.place:
             return
-        launcher = None
-        try:
-            launcher = open_recorded(replaced.launcher)
-            # Processes of another machine, which only it can see.
-            problem = "" if launcher.place == replaced.place else f"that leads to {launcher.place} from here"
-        except FullftError as error:
-            problem = str(error)
-        if launcher is None or problem:
+        followed = launch.run_id != wanted.run_id and is_active(launch.run_id)
+        if followed is None:  # a run of another Dagster may follow it
             context.log.warning(
-                f"{line}; it could not be stopped from here ({problem}); if it still runs, end it there"
+                f"{launch.name_in(store)} at {launch.place} is on record as running; end it there if nobody"
+                " waits for it"
             )
-            return
-        context.log.warning(f"{line}; its run is over, so it is ended")
-        self._end(context, launcher, replaced, store)
+        elif not followed:
+            for line, _ in records.end_orphans(store, [launch]):
+                context.log.warning(line)
 
 
 class _LogMessages(dg.PipesMessageReader):
@@ -482,17 +428,16 @@ def _is_active(instance: dg.DagsterInstance, run_id: str) -> bool | None:
     return None if run is None else not run.is_finished and not is_gone(instance, run)
 
 
-def _has_ended(store: Store, launch: Launch) -> bool:
-    now = records.read(store, launch)
-    return now is not None and (now.attempt != launch.attempt or now.ended_at is not None)
+def _recorded_end(store: Store, launch: Launch) -> Status | None:
+    """Return how an attempt has ended by its record; None where that is open."""
+    recorded = records.read(store, launch)
+    if recorded is None or recorded.attempt != launch.attempt:
+        return _lost(launch)
+    if recorded.ended_at is None:
+        return None
+    state = "succeeded" if recorded.state == "succeeded" else "failed"
+    return Status(state, recorded.reason, recorded.failure, is_own_line=True)
 
 
-def _recorded_end(store: Store, launch: Launch, *, is_removed: bool) -> Status:
-    now = records.read(store, launch)
-    if now is None or now.attempt != launch.attempt or now.ended_at is None:
-        if is_removed:
-            return Status("failed", f"was running, and somebody removed it from {launch.place}", "unknown")
-        return Status("failed", f"is gone from {launch.place}", "infrastructure")
-    return Status(
-        "succeeded" if now.state == "succeeded" else "failed", now.reason, now.failure, is_own_line=True
-    )
+def _lost(launch: Launch) -> Status:
+    return Status("failed", f"is gone from {launch.place}", "infrastructure")

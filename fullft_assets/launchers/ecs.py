@@ -10,6 +10,7 @@ import json
 import math
 import re
 import time
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from itertools import chain
 from typing import Any
@@ -76,20 +77,15 @@ class EcsLauncher(AwsLauncher):
         return f"{name}/{CONTAINER}/"
 
     def submit(self, spec: LaunchSpec) -> None:
-        task = self._task(spec.name)
-        if task is None:
-            definition = task_definition(spec, self.settings, self.region)
-            answer = self.ask("ecs", "register_task_definition", **definition)
-            arn = answer["taskDefinition"]["taskDefinitionArn"]
-            try:
-                answer = self.ask("ecs", "run_task", **self._request(spec, arn))
-            except Exists:  # by another run, whose environment is another one
-                task = self._task(spec.name)
-            else:
-                self._require_room(spec.name, answer)
-            self._started[spec.name] = time.monotonic()
-        if task is not None:
-            self._refuse_ended(spec, task)
+        if self._task(spec.name) is not None:
+            return
+        definition = task_definition(spec, self.settings, self.region)
+        answer = self.ask("ecs", "register_task_definition", **definition)
+        arn = answer["taskDefinition"]["taskDefinitionArn"]
+        with suppress(Exists):  # by another run, whose environment is another one
+            answer = self.ask("ecs", "run_task", **self._request(spec, arn))
+            self._require_room(spec.name, answer)
+        self._started[spec.name] = time.monotonic()
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         time.sleep(wait_seconds)
@@ -124,20 +120,6 @@ class EcsLauncher(AwsLauncher):
                         reason="ended by fullft",
                     )
             time.sleep(aws.STOP_LOOK_SECONDS)
-
-    def names(self, prefix: str) -> list[str]:
-        """Return the names of the tasks of the cluster that run."""
-        names: set[str] = set()
-        page: dict[str, Any] = {}
-        while not page or "nextToken" in page:
-            token = {"nextToken": page["nextToken"]} if page else {}
-            page = self.ask("ecs", "list_tasks", cluster=self.settings.cluster, **token)
-            if page["taskArns"]:
-                answer = self.ask(
-                    "ecs", "describe_tasks", cluster=self.settings.cluster, tasks=page["taskArns"]
-                )
-                names.update(task.get("startedBy", "") for task in answer["tasks"])
-        return sorted(name for name in names if name.startswith(prefix))
 
     def _request(self, spec: LaunchSpec, definition: str) -> dict[str, Any]:
         settings = self.settings
@@ -180,12 +162,6 @@ class EcsLauncher(AwsLauncher):
                 " free, or set launcher."
             )
             raise WorkloadError(f"{line}capacity_provider to one that starts instances", "infrastructure")
-
-    def _refuse_ended(self, spec: LaunchSpec, task: dict[str, Any]) -> None:
-        definition = self.ask("ecs", "describe_task_definition", taskDefinition=task["taskDefinitionArn"])
-        variables = definition["taskDefinition"]["containerDefinitions"][0]["environment"]
-        if task["lastStatus"] == "STOPPED" and {"name": RUN_ID, "value": spec.run_id} not in variables:
-            self.refuse_ended(spec.name)
 
     def _find(self, name: str) -> dict[str, Any] | None:
         for look in range(_GONE_LOOKS):

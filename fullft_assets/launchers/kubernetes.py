@@ -29,9 +29,7 @@ from fullft_assets.launchers.kubernetes_job import (
     index_of,
     is_leaving,
     manifest,
-    refusal_of,
     status_of,
-    waited_seconds,
 )
 from fullft_assets.settings import KubernetesLauncherSettings
 
@@ -44,8 +42,6 @@ _NUM_TRIES, _BACKOFF_SECONDS = 5, 0.5
 _TRANSIENT = (429, 500, 502, 503, 504)
 #: A deleted Job has so long beyond the grace time of its pods.
 _DELETE_SECONDS = 60.0
-#: A Job whose pods can be made has one by then.
-_POD_SECONDS = 60.0
 #: A node's clock may differ from the API server's by so much.
 _CLOCK_SECONDS = 60.0
 #: Most characters of output in one answer.
@@ -57,7 +53,6 @@ class KubernetesLauncher(Launcher):
 
     settings: KubernetesLauncherSettings
     settings_class = KubernetesLauncherSettings
-    loses_jobs = False
 
     @property
     def place(self) -> str:
@@ -127,21 +122,11 @@ class KubernetesLauncher(Launcher):
                 )
             time.sleep(min(1.0, _LOOK_SECONDS))
 
-    def names(self, prefix: str) -> list[str]:
-        answer = (
-            self._ask(self._batch.list_namespaced_job, label_selector="app.kubernetes.io/managed-by=fullft")
-            or {}
-        )
-        names = (job["metadata"]["name"] for job in answer.get("items", ()))
-        return [name for name in names if name.startswith(prefix)]
-
     def _status(self, name: str) -> Status:
         job = self._job(name)
         if job is None:
             return Status("gone")
-        pods = self._pods(name)
-        is_late = not pods and end_of(job) is None and waited_seconds(job, self._now) > _POD_SECONDS
-        return status_of(job, pods, self._now, self.settings, self._refusal(job) if is_late else "")
+        return status_of(job, self._pods(name), self._now, self.settings)
 
     def _job(self, name: str) -> dict[str, Any] | None:
         return self._ask(self._batch.read_namespaced_job, name)
@@ -151,16 +136,6 @@ class KubernetesLauncher(Launcher):
         return sorted(
             answer.get("items", ()), key=lambda pod: (index_of(pod), pod["metadata"]["creationTimestamp"])
         )
-
-    def _refusal(self, job: dict[str, Any]) -> str:
-        answer = (
-            self._ask(
-                self._core.list_namespaced_event,
-                field_selector=f"involvedObject.uid={job['metadata']['uid']}",
-            )
-            or {}
-        )
-        return refusal_of(answer.get("items", ()))
 
     @cached_property
     def _service(self) -> dict[str, Any]:
@@ -279,7 +254,7 @@ class KubernetesLauncher(Launcher):
         return HTTPError, json.JSONDecodeError
 
     @cached_property
-    def _client(self) -> Any:
+    def _apis(self) -> tuple[Any, Any]:
         require("kubernetes", "launcher.kind: kubernetes")
         import kubernetes.client
         import kubernetes.config
@@ -305,21 +280,16 @@ class KubernetesLauncher(Launcher):
             allowed_methods=("GET", "DELETE"),
             raise_on_status=False,
         )
-        return kubernetes.client.ApiClient(configuration)
+        client = kubernetes.client.ApiClient(configuration)
+        return kubernetes.client.BatchV1Api(client), kubernetes.client.CoreV1Api(client)
 
-    @cached_property
+    @property
     def _batch(self) -> Any:
-        client = self._client
-        from kubernetes.client import BatchV1Api
+        return self._apis[0]
 
-        return BatchV1Api(client)
-
-    @cached_property
+    @property
     def _core(self) -> Any:
-        client = self._client
-        from kubernetes.client import CoreV1Api
-
-        return CoreV1Api(client)
+        return self._apis[1]
 
 
 def _said(error: Any) -> str:

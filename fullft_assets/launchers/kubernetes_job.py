@@ -75,15 +75,6 @@ _REFUSED = (
 _ABSENT_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found')
 #: All others are given so long from the pod's arrival at its node.
 _START_SECONDS = 600.0
-#: What is said of a Job whose pods are refused, and the key that may be wrong; a quota, which may be free
-#: later, is none of these.
-_NO_PODS = {
-    re.compile(r'serviceaccount "[^"]*" not found'): "serviceAccountName of launcher.pod",
-    re.compile(r"violates PodSecurity"): "the policy of the namespace",
-    re.compile(
-        r"unable to validate against any security context constraint"
-    ): "securityContext of launcher.pod, or what its serviceAccountName may use",
-}
 _OUT_OF_MEMORY = "OOMKilled"
 
 
@@ -206,13 +197,11 @@ def status_of(
     pods: Sequence[dict[str, Any]],
     now: datetime,
     settings: KubernetesLauncherSettings,
-    refusal: str = "",
 ) -> Status:
     """Return how far a Job is.
 
     Args:
         now: by the cluster's clock.
-        refusal: why the cluster makes no pods for it.
     """
     if (ended := end_of(job)) is not None:
         if ended["type"] == "Failed" and "deletionTimestamp" in job["metadata"]:
@@ -227,38 +216,18 @@ def status_of(
     for pod in pods:
         if (problem := _cannot_go_on(pod, now)) is not None:
             return problem
-    wrong = next((key for sign, key in _NO_PODS.items() if sign.search(refusal)), None)
-    if wrong is not None:
-        return Status("failed", f"no pod can be made: {refusal}; set {wrong}", "settings", is_own_line=True)
     waiting = [pod for pod in pods if pod["status"]["phase"] == "Pending"]
-    if waited_seconds(job, now) > settings.pending_minutes * 60 and (
-        waiting or len(pods) < job["spec"]["completions"]
-    ):
-        why = next((_unscheduled(pod) for pod in waiting), f"no pod was made{refusal and f' ({refusal})'}")
+    began = datetime.fromisoformat(job["status"].get("startTime") or now.isoformat())
+    is_late = (now - began).total_seconds() > settings.pending_minutes * 60
+    if is_late and (waiting or len(pods) < job["spec"]["completions"]):
+        nothing = f"no pod was made; `kubectl describe job -n {settings.namespace}` says why"
+        why = next((_unscheduled(pod) for pod in waiting), nothing)
         return Status(
             "failed",
             f"waited longer than launcher.pending_minutes ({settings.pending_minutes:g}): {why}",
             "infrastructure",
         )
     return Status("running" if len(waiting) < len(pods) else "pending")
-
-
-def waited_seconds(job: dict[str, Any], now: datetime) -> float:
-    """Return how long ago the cluster took up a Job; 0 for one that it has not, or that a queue holds
-    back.
-    """
-    began = job["status"].get("startTime")
-    return 0.0 if began is None else (now - datetime.fromisoformat(began)).total_seconds()
-
-
-def refusal_of(events: Sequence[dict[str, Any]]) -> str:
-    """Return why no pod could be made, by the events of a Job; an empty text if the newest of them does not
-    say so.
-    """
-    newest = max(
-        events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "", default={}
-    )
-    return " ".join(newest["message"].split())[:400] if newest.get("reason") == "FailedCreate" else ""
 
 
 def end_of(job: dict[str, Any]) -> dict[str, Any] | None:

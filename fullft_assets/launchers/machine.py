@@ -26,7 +26,6 @@ from fullft_assets.jobs.launch import ERROR_FILE, LAUNCH_ID, WorkloadFailure
 from fullft_assets.launchers.base import Logs, Status
 from fullft_assets.launchers.supervisor import (
     EXIT,
-    KILL_SECONDS,
     PID,
     WAITING,
     Options,
@@ -44,9 +43,7 @@ _LOOK_SECONDS = 0.05
 #: Most bytes of one stream in one answer.
 _MAX_BYTES = 1_000_000
 _STREAMS = ("stdout", "stderr", "messages")
-#: File of a job with how many machines share it; and that of torchrun itself, by the variable that names it,
-#: with why it failed.
-_HOSTS = "hosts"
+#: File of torchrun itself, by the variable that names it, with why it failed.
 _TORCHRUN = "torchrun"
 _TORCHRUN_ERROR = "TORCHELASTIC_ERROR_FILE"
 _NOT_MET = re.compile(r"\bDist(?:Network|Store)Error\b")
@@ -79,8 +76,8 @@ class Machine:
 
     def __init__(self, root: Path):
         self.root = root
-        #: Supervisors that this process started, which it has to collect.
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        #: Supervisors that this process started, which Python collects once they have ended.
+        self._children: list[subprocess.Popen[bytes]] = []
 
     def start(
         self,
@@ -91,14 +88,12 @@ class Machine:
         grace_seconds: float,
         max_seconds: float | None = None,
         watched: Sequence[int] = (),
-        num_hosts: int = 1,
     ) -> None:
         """Start Python with these arguments under a supervisor, unless a job of this name runs; an ended one
         is replaced.
 
         Args:
             watched: processes that the job must not outlive. Default: none; it outlives this process as well.
-            num_hosts: machines that share the work; whoever asks about the job must know of the others.
         """
         from dagster_pipes import DAGSTER_PIPES_MESSAGES_ENV_VAR, encode_param
 
@@ -110,7 +105,6 @@ class Machine:
             folder.mkdir(mode=0o700)  # only one process can make it
         except FileExistsError:
             return
-        (folder / _HOSTS).write_text(str(num_hosts))
         options = Options(grace_seconds, max_seconds, watched, str(folder))
         variables = {
             **{name: os.environ[name] for name in os.environ if not _OF_CONTROL_PLANE.match(name)},
@@ -126,7 +120,7 @@ class Machine:
         with (folder / "stdout").open("ab") as stdout, (folder / "stderr").open("ab") as stderr:
             # A session of its own: Ctrl-C in a terminal reaches Dagster alone, which cancels in an orderly
             # way.
-            self._children[name] = subprocess.Popen(
+            supervisor = subprocess.Popen(
                 options.command([sys.executable, *arguments]),
                 env=variables,
                 stdin=subprocess.DEVNULL,
@@ -134,6 +128,7 @@ class Machine:
                 stderr=stderr,
                 start_new_session=True,
             )
+        self._children = [child for child in self._children if child.poll() is None] + [supervisor]
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         """Return how far a job is; wait for its end for so long at most."""
@@ -170,37 +165,19 @@ class Machine:
             # Usually nothing is left to kill, unless the supervisor was killed or a second interrupt cut the
             # wait short.
             kill_until_gone(lambda: launched_processes(name))
-            child = self._children.pop(name, None)
-            if child is not None:
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(KILL_SECONDS)
             shutil.rmtree(self.root / name, ignore_errors=True)
-
-    def names(self, prefix: str) -> list[str]:
-        """Return the names of the jobs of this machine that begin so."""
-        return sorted(folder.name for folder in self.root.glob(f"{prefix}*"))
-
-    def num_hosts(self, name: str) -> int | None:
-        """Return how many machines share a job; None where this one has no job of this name."""
-        try:
-            return int((self.root / name / _HOSTS).read_text())
-        except FileNotFoundError:
-            return None
 
     def _status(self, name: str) -> Status:
         folder = self.root / name
         if not folder.is_dir():
             return Status("gone")
-        child = self._children.get(name)
-        killed_by = None if child is None else child.poll()
-        ended = _ended(folder)
-        if ended is None and (killed_by is None if child is not None else self._may_run(folder)):
+        if self._may_run(folder) and _ended(folder) is None:
             if not (folder / PID).exists():
                 return Status("pending")
             with suppress(FileNotFoundError):
                 return Status("pending", (folder / WAITING).read_text())
             return Status("running")
-        return ended_status(folder, killed_by)
+        return ended_status(folder)
 
     def _may_run(self, folder: Path) -> bool:
         if (folder / PID).exists():
@@ -210,10 +187,7 @@ class Machine:
         return False
 
     def _supervisor(self, name: str) -> psutil.Process | None:
-        child = self._children.get(name)
         try:
-            if child is not None:
-                return psutil.Process(child.pid) if child.poll() is None else None
             process = psutil.Process(int((self.root / name / PID).read_text()))
             # A pid is used again, a folder outlives the machine's boot, and a process's start is known by a
             # clock that may be set meanwhile.
@@ -237,12 +211,8 @@ def error_files(folder: Path) -> dict[str, str]:
     return {ERROR_FILE: str(folder / "error"), _TORCHRUN_ERROR: str(folder / _TORCHRUN)}
 
 
-def ended_status(folder: Path, killed_by: int | None = None) -> Status:
-    """Return how the supervised command of a folder ended.
-
-    Args:
-        killed_by: exit code of a supervisor that left none of its command.
-    """
+def ended_status(folder: Path) -> Status:
+    """Return how the supervised command of a folder ended."""
     ended = _ended(folder)
     if ended is not None and ended["code"] == 0:
         return Status("succeeded")
@@ -258,9 +228,8 @@ def ended_status(folder: Path, killed_by: int | None = None) -> Status:
     if failure is not None:
         return Status("failed", failure.line, failure.failure, is_own_line=True)
     if ended is None:
-        why = "(killed, out of memory, or the machine went down)"
-        lost = why if killed_by is None or killed_by >= 0 else f"to {_signal_name(-killed_by)}"
-        return Status("failed", f"lost its supervisor {lost}", "infrastructure")
+        why = "lost its supervisor (killed, out of memory, or the machine went down)"
+        return Status("failed", why, "infrastructure")
     if (torchrun := folder / _TORCHRUN).exists() and _NOT_MET.search(torchrun.read_text()):
         return Status("failed", "could not reach the other hosts of its training", "infrastructure")
     return Status("failed", *ending(ended["code"]))
@@ -292,12 +261,10 @@ def ending(code: int) -> tuple[str, FailureClass]:
     if code <= 128:
         return f"ended with exit code {code}", "unknown"
     # Killed from outside: by the kernel, the machine's owner or a node that went away.
-    return f"was killed by {_signal_name(code - 128)}", "infrastructure"
-
-
-def _signal_name(number: int) -> str:
+    number = code - 128
     name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
-    return name + (" (out of memory?)" if name == "SIGKILL" else "")
+    hint = " (out of memory?)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}", "infrastructure"
 
 
 def main() -> int:

@@ -5,10 +5,6 @@ A job outlives its run where the run was killed, or its machine was lost: the ne
 none does, the job is an orphan, and is stopped an hour later, with a checkpoint as if it were cancelled. What
 may be an orphan is known from the store and from Dagster alone (`orphans`); whether it is one, only its
 backend knows (`end_orphans`), which may be reached from a run alone.
-
-A stray is a job that runs though it is over on record, as its run was killed before it could end the job, or
-though no record names it, as the store was restored from a backup. Only its backend knows it, by its name: it
-is noted when it is seen for the first time, and stopped an hour later (`end_strays`).
 """
 
 import time
@@ -19,10 +15,8 @@ from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.errors import FailureClass, FullftError, WorkloadError
 from fullft_assets.jobs import launch_record
-from fullft_assets.jobs.launchers import open_launcher, open_recorded
-from fullft_assets.launchers.base import Launcher, Status
-from fullft_assets.settings import LauncherSettings, UseCaseSettings
-from fullft_assets.settings.launcher import ComputeSettings
+from fullft_assets.jobs.launchers import open_recorded
+from fullft_assets.launchers.base import Status
 from fullft_assets.store import Store, digest
 
 
@@ -64,8 +58,13 @@ class Launch(BaseModel):
         return launch_record(self.case, self.stage, self.key)
 
     def name_in(self, store: Store) -> str:
-        """Return the job's name: one for each attempt, also where several stores share a backend."""
-        return f"{name_prefix(store, self.case)}{digest([self.stage, self.key])[:10]}-{self.attempt}"
+        """Return the job's name: one for each attempt, also where several stores share a backend.
+
+        The store's URL alone is not enough, as two buckets of one name may be at different endpoints; nor is
+        its own name, which its copies have.
+        """
+        place = digest([store.url, store.store_id, self.case])[:10]
+        return f"fullft-{place}{digest([self.stage, self.key])[:10]}-{self.attempt}"
 
     @property
     def hours(self) -> float:
@@ -86,58 +85,44 @@ class Launch(BaseModel):
         return None if self.hourly_usd is None else (self.hours + self.earlier_hours) * self.hourly_usd
 
 
-def name_prefix(store: Store, case: str) -> str:
-    """Return how the names of a use case's jobs begin, and of no other one's: a job is known by it that no
-    record names.
-
-    The URL alone is not enough, as two buckets of one name may be at different endpoints; nor is the store's
-    own name, which its copies have.
-    """
-    return f"fullft-{digest([store.url, store.store_id, case])[:10]}"
-
-
-def claim(
-    store: Store, request: Launch, is_active: Callable[[str], bool | None]
-) -> tuple[Launch, Launch | None, bool]:
+def claim(store: Store, request: Launch, is_active: Callable[[str], bool | None]) -> tuple[Launch, bool]:
     """Record a launch, or find the one to attach to; of two runs at once, one launches.
 
     Args:
         is_active: whether a run, by its id, may still be following a job; None if that is unknown here.
 
     Returns:
-        The launch; the one that it takes the place of, if that may still run elsewhere; and whether it is
-        new.
+        The launch, and whether it is new.
 
     Raises:
         WorkloadError: another run's job for this key is at another place.
     """
     launch: Launch = request
-    replaced: Launch | None = None
 
     def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
-        nonlocal launch, replaced
-        launch, replaced = request, None
+        nonlocal launch
+        launch = request
         if recorded is None:
             return request.model_dump()
-        old = Launch.model_validate(recorded)
-        if old.ended_at is None and old.place == request.place:
+        current = Launch.model_validate(recorded)
+        if current.ended_at is None and current.place == request.place:
             # A run of another Dagster keeps its job: whoever took it over would stop it when cancelled.
-            is_over = old.run_id != request.run_id and is_active(old.run_id) is False
-            launch = old.model_copy(update={"run_id": request.run_id}) if is_over else old
-            return None if launch == old else launch.model_dump()
+            is_over = current.run_id != request.run_id and is_active(current.run_id) is False
+            launch = current.model_copy(update={"run_id": request.run_id}) if is_over else current
+            return None if launch == current else launch.model_dump()
         # A run that goes on in another container is its own successor.
-        if old.ended_at is None and old.run_id != request.run_id and is_active(old.run_id):
+        if current.ended_at is None and current.run_id != request.run_id and is_active(current.run_id):
             raise WorkloadError(
-                f"run {old.run_id[:8]} has {old.stage} made at {old.place}; wait for its end, or cancel it",
+                f"run {current.run_id[:8]} has {current.stage} made at {current.place}; wait for its end, or"
+                " cancel it",
                 "infrastructure",
             )
-        earlier = 0.0 if old.state == "succeeded" else old.earlier_hours + old.hours
-        launch = request.model_copy(update={"attempt": old.attempt + 1, "earlier_hours": earlier})
-        replaced = old if old.ended_at is None else None
+        earlier = 0.0 if current.state == "succeeded" else current.earlier_hours + current.hours
+        launch = request.model_copy(update={"attempt": current.attempt + 1, "earlier_hours": earlier})
         return launch.model_dump()
 
     store.change_pointer(request.record, change)
-    return launch, replaced, launch.submitted_at == request.submitted_at
+    return launch, launch.submitted_at == request.submitted_at
 
 
 def end(
@@ -166,21 +151,6 @@ def end(
         failure=failure,
         billed_seconds=billed_seconds,
     )
-
-
-def adopt(store: Store, launch: Launch, run_id: str, is_active: Callable[[str], bool | None]) -> bool:
-    """Make a run that has attached to a job the one that follows it, if that one is gone; return whether it
-    is now.
-
-    Args:
-        is_active: see `claim`.
-    """
-
-    def may_follow(recorded: dict[str, Any]) -> bool:
-        follower = recorded["run_id"]
-        return recorded["ended_at"] is None and (follower == run_id or is_active(follower) is False)
-
-    return _update(store, launch, may_follow, run_id=run_id)
 
 
 def reopen(store: Store, launch: Launch) -> None:
@@ -277,64 +247,6 @@ def _end_orphan(store: Store, launch: Launch) -> tuple[str, bool]:
     cost = "" if launch.usd is None else f" and {launch.usd:,.2f} USD"
     spent = f"{launch.hours + launch.earlier_hours:.2f} h{cost}"
     return f"ran without a run and is stopped, after {spent}", True
-
-
-def end_strays(
-    store: Store, case: str, sections: Iterable[LauncherSettings], now: float
-) -> Iterator[tuple[str, bool | None]]:
-    """Stop the strays of a use case that were noted an hour ago, and note the others.
-
-    Yields:
-        A line, and whether the stray is stopped; None where one that is noted may run on, as its backend does
-        not answer.
-    """
-    notes: dict[str, float] = store.read_pointer(f"strays/{case}") or {}
-    current: dict[str, float] = {}
-    for section in sections:
-        try:
-            for launcher, name in _strays(store, case, section):
-                line = f"{case}: {name} at {launcher.place} runs, and no open record names it"
-                current[name] = notes.get(name, now)
-                if is_due := now - current[name] >= _ATTACH_SECONDS:
-                    launcher.stop(name)
-                    del current[name]
-                yield line, is_due
-        except FullftError as error:
-            current = notes | current
-            yield (
-                f"{case}: jobs at {section.kind} that no open record names: {error}",
-                None if notes else False,
-            )
-    if current != notes:
-        store.write_pointer(f"strays/{case}", current)
-
-
-def due_strays(store: Store, case: str, now: float) -> dict[str, float]:
-    """Return the noted strays that are stopped by now, with since when they are due; no backend is asked."""
-    due_at = {
-        name: since + _ATTACH_SECONDS for name, since in (store.read_pointer(f"strays/{case}") or {}).items()
-    }
-    return {name: at for name, at in due_at.items() if at <= now}
-
-
-def _strays(store: Store, case: str, section: LauncherSettings) -> Iterator[tuple[Launcher, str]]:
-    launcher: Launcher = open_launcher(section)
-    names = [] if launcher.ends_with_run else launcher.names(name_prefix(store, case))
-    # Read after it: a job is recorded before it is submitted.
-    open_launches = (launch for launch in launches(store, case) if launch.ended_at is None)
-    open_names = {launch.name_in(store) for launch in open_launches} if names else set()
-    for name in names:
-        if name not in open_names and not launcher.look(name).is_over:
-            yield launcher, name
-
-
-def sections(settings: UseCaseSettings) -> list[LauncherSettings]:
-    """Return where workloads of a use case run, each place once."""
-    found: list[LauncherSettings] = []
-    for workload in ("training", *ComputeSettings.model_fields):
-        if (section := settings.launcher_of(workload)) not in found:
-            found.append(section)
-    return found
 
 
 def _end_of(

@@ -7,7 +7,6 @@ its processes. A run that was launched elsewhere, or where is unknown, is never 
 
 import json
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,8 +34,6 @@ _LOCAL_ADDRESSES = frozenset({"localhost", "127.0.0.1", "::1"})
 #: A process that began this long after a line with its pid was logged is another one; the clock may have been
 #: set meanwhile, but by less.
 _CLOCK_SECONDS = 60.0
-#: A run that ended elsewhere may keep its slots for this long: its last process may be ending.
-_END_SECONDS = 60.0
 
 
 class LocalRunLauncher(dg.DefaultRunLauncher):
@@ -106,19 +103,17 @@ def settle(instance: dg.DagsterInstance) -> list[str]:
     open_runs = [run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=statuses))]
     lines = []
     for run_id in dict.fromkeys([*open_runs, *(slot.run_id for slot in slots)]):
-        record = instance.get_run_record_by_id(run_id)
+        run = instance.get_run_by_id(run_id)
         done = []
-        if record is None:
+        if run is None:
             what = "deleted"
-        elif record.dagster_run.is_finished:
-            if not _is_over(instance, record):
-                continue
-            what = f"{record.dagster_run.job_name}, over: {record.dagster_run.status.value.lower()}"
-        elif is_gone(instance, record.dagster_run):
-            what = f"{record.dagster_run.job_name}, gone: {_death(instance, run_id)}"
-            done.append(_mark(instance, record.dagster_run))
-        else:
+        elif not is_gone(instance, run):
             continue
+        elif run.is_finished:
+            what = f"{run.job_name}, over: {run.status.value.lower()}"
+        else:
+            what = f"{run.job_name}, gone: {_death(instance, run_id)}"
+            done.append(_mark(instance, run))
         slots_of_run = [slot for slot in slots if slot.run_id == run_id]
         if slots_of_run:
             instance.event_log_storage.free_concurrency_slots_for_run(run_id)
@@ -156,15 +151,6 @@ def _holder(instance: dg.DagsterInstance, slot: Slot) -> str:
     if run is not None and _is_here(run):
         return f"{holder}: wait, or end it in the UI (Runs, Terminate)"
     return f"{holder}, on another machine: if it is gone, free its slot in the UI (Deployment, Concurrency)"
-
-
-def _is_over(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
-    """Return whether no process works for a finished run any more; elsewhere that is assumed after a while,
-    as Dagster does.
-    """
-    if _is_here(record.dagster_run):
-        return is_gone(instance, record.dagster_run)
-    return time.time() - (record.end_time or record.update_timestamp.timestamp()) > _END_SECONDS
 
 
 def _mark(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:

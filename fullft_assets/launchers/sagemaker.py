@@ -13,6 +13,7 @@ import math
 import os
 import re
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from fullft_assets.errors import FailureClass, WorkloadError
@@ -78,14 +79,8 @@ class SageMakerLauncher(AwsLauncher):
         return f"{name}/algo-1-"
 
     def submit(self, spec: LaunchSpec) -> None:
-        request = self._request(spec)
-        try:
-            self.ask("sagemaker", "create_training_job", **request)
-        except Exists:
-            job = self._describe(spec.name) or {}
-            run_id = job.get("HyperParameters", {}).get("run_id")
-            if job and _status(job).is_over and run_id != spec.run_id:
-                self.refuse_ended(spec.name)
+        with suppress(Exists):
+            self.ask("sagemaker", "create_training_job", **self._request(spec))
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         time.sleep(wait_seconds)
@@ -97,10 +92,6 @@ class SageMakerLauncher(AwsLauncher):
         if status.is_over and "TrainingStartTime" in job:
             self._ended.add(name)
         return status
-
-    def look(self, name: str) -> Status:
-        job = self._describe(name)
-        return Status("gone") if job is None else _status(job)
 
     def _settle(self, job: dict[str, Any], status: Status) -> None:
         """Move what an isolated container wrote to its place in the store once it has succeeded, and remove
@@ -141,22 +132,11 @@ class SageMakerLauncher(AwsLauncher):
                 try:
                     self.ask("sagemaker", "stop_training_job", TrainingJobName=name)
                 except WorkloadError:  # a job that has ended meanwhile is refused
-                    if not self.look(name).is_over:
+                    if (job := self._describe(name)) is not None and not _status(job).is_over:
                         raise
             time.sleep(aws.STOP_LOOK_SECONDS)
         if job is not None:
             self._settle(job, _status(job))
-
-    def names(self, prefix: str) -> list[str]:
-        """Return the names of the jobs that run, of a hundred at most."""
-        page = self.ask(
-            "sagemaker",
-            "list_training_jobs",
-            NameContains=prefix,
-            StatusEquals="InProgress",
-            MaxResults=100,
-        )
-        return [job["TrainingJobName"] for job in page["TrainingJobSummaries"]]
 
     def has_room(self, processes: int) -> bool:
         return self.settings.nodes == 1

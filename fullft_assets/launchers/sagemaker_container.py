@@ -91,8 +91,6 @@ def _isolated(root: Path, parameters: dict[str, str]) -> Iterator[dict[str, str]
             links[-1].parent.mkdir(parents=True, exist_ok=True)
             links[-1].symlink_to(path)
     os.environ[STORE] = str(store)
-    # As of copies from a bucket, which these are.
-    os.environ.setdefault("FULLFT_INTEGRITY", "sha256")
     job[place] = str(channels / JOB_CHANNEL / name)
     try:
         yield {**parameters, "job": json.dumps(job)}

@@ -112,38 +112,19 @@ def supervise(options: Options, command: list[str]) -> int:
     return code
 
 
-def num_killed_for_memory(
-    proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")
-) -> tuple[int, bool] | None:
-    """Return how many processes the kernel has killed as memory ran out, and whether none but this command's
-    count; None if it does not say.
+def num_killed_for_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return how many processes the kernel has killed as memory ran out, in the closest control group that
+    counts them; None if it does not say.
     """
     own_group = proc / "self/cgroup"
     group = own_group.read_text().strip().rpartition(":")[2] if own_group.exists() else "/"
-    # All that somebody runs in one login shares a group. A container may see its own group as the root, and
-    # know it by its name on the host.
-    is_own = not group.rpartition("/")[2].startswith("session-")
-    files = [(Path(f"{groups}{group}/memory.events"), is_own), (groups / "memory.events", True)]
-    if OOM_COUNT in os.environ:
-        files.insert(0, (Path(os.environ[OOM_COUNT]), True))
-    for path, is_own in [*files, (proc / "vmstat", False)]:
+    # A container may see its own group as the root, and know it by its name on the host.
+    places = [Path(f"{groups}{group}/memory.events"), groups / "memory.events", proc / "vmstat"]
+    for path in [Path(os.environ[OOM_COUNT])] if OOM_COUNT in os.environ else places:
         with suppress(OSError):
             if (count := re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)) is not None:
-                return int(count[1]), is_own
+                return int(count[1])
     return None
-
-
-def ran_out_of_memory(before: tuple[int, bool] | None, now: tuple[int, bool] | None, is_killed: bool) -> bool:
-    """Return whether memory ran out for a command that failed.
-
-    Args:
-        before: what `num_killed_for_memory` returned before its start.
-        now: what it returns after its end.
-        is_killed: whether a process of the command was seen to be killed.
-    """
-    if before is None or now is None:  # a signal that nobody sent is most likely the kernel's own
-        return is_killed
-    return now[0] > before[0] and (now[1] or is_killed)
 
 
 def _write(path: Path, text: str) -> None:
@@ -163,12 +144,8 @@ class Supervisor:
         self.stop_requested = False
         #: Whether the command was stopped because its time was up.
         self.is_late = False
-        #: Whether it asked the command to stop, and so may have killed it.
-        self.has_stopped_it = False
         #: Whether the kernel killed a process of the command as memory ran out.
         self.is_out_of_memory = False
-        self._is_sweeping = False
-        self._has_seen_kill = False
         self._wakeup, wakeup_writer = os.pipe()
         for end in (self._wakeup, wakeup_writer):
             os.set_blocking(end, False)
@@ -206,26 +183,25 @@ class Supervisor:
         self._command = subprocess.Popen(
             command, env={**os.environ, **variables}, start_new_session=True, preexec_fn=die_with_parent
         )
+        has_stopped_it = False
         try:
             limit = time.monotonic() + self.max_seconds
             self._wait(lambda: is_wanted() and time.monotonic() < limit)
             if self._command.returncode is None:
                 self.is_late = not self.stop_requested and time.monotonic() >= limit
-                self.has_stopped_it = True
+                has_stopped_it = True
                 self._terminate()
                 deadline = time.monotonic() + self.grace_seconds
                 self._wait(lambda: time.monotonic() < deadline)
         finally:
-            self._is_sweeping = True
             kill_until_gone(self._left)
         code = -signal.SIGKILL if self._command.returncode is None else self._command.returncode
         code = 128 - code if code < 0 else code
-        is_killed = self._has_seen_kill or code == 128 + signal.SIGKILL
-        self.is_out_of_memory = (
-            code != 0
-            and not self.has_stopped_it
-            and ran_out_of_memory(before, num_killed_for_memory(), is_killed)
-        )
+        if code != 0 and not has_stopped_it:
+            now = num_killed_for_memory()
+            # A signal that nobody sent is most likely the kernel's own.
+            is_unknown = before is None or now is None
+            self.is_out_of_memory = code == 128 + signal.SIGKILL if is_unknown else now > before
         return code
 
     def _request_stop(self, *_) -> None:
@@ -261,9 +237,6 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            self._has_seen_kill = self._has_seen_kill or (
-                not self._is_sweeping and os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-            )
             if pid == self._command.pid:
                 self._command.returncode = os.waitstatus_to_exitcode(status)
 

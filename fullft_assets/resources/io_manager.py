@@ -3,12 +3,11 @@ errors as Dagster shows them: in one line, without what a document says.
 
 A step may wait for hours behind a training while another run makes the same assets, so the newest artifact
 need not be the one that the steps before were given. A run works with the artifact that it made, or else with
-the one that was the newest when it began. Dagster's events say which run made which; nothing else is kept.
+the newest. Dagster's events say which run made which; nothing else is kept.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import dagster as dg
 
@@ -54,8 +53,6 @@ def one_line_errors(store: Store, case: str) -> Iterator[None]:
 
 #: Metadata of each materialisation: `Manifest.ref` of the artifact.
 ARTIFACT = "artifact"
-#: Materialisations that are asked for at once.
-_PAGE = 10
 #: Dagster executes again what failed of the parent run: only then the steps are a part of its own.
 _IN_PART_TAG = "dagster/is_asset_resume_retry"
 
@@ -66,21 +63,13 @@ def ref_for_run(
     """Return the artifact of an asset (partition) that every step of a run reads, by its reference; None: the
     newest one.
 
-    A run that executes a part of another one again goes on with what that one made and began with.
+    A run that executes a part of another one again goes on with what that one made.
     """
-    runs = [run]
-    while _is_part(runs[-1]) and (parent := instance.get_run_by_id(runs[-1].parent_run_id or "")) is not None:
-        runs.append(parent)
-    for each in runs:
-        if (ref := made_by_run(instance, each.run_id, key, partition)) is not None:
-            return ref
-    record = instance.get_run_record_by_id(runs[-1].run_id)
-    began = None if record is None else record.start_time
-    # The store is asked first: it also knows what another instance made, and is there if the events are lost.
-    if began is None or _newest(instance, key, partition, after_timestamp=began) is None:
-        return None
-    before = _newest(instance, key, partition, before_timestamp=began)
-    return None if before is None else _ref_in(before)
+    ref = made_by_run(instance, run.run_id, key, partition)
+    if ref is not None or not _is_part(run):
+        return ref
+    parent = instance.get_run_by_id(run.parent_run_id or "")
+    return None if parent is None else ref_for_run(instance, parent, key, partition)
 
 
 def made_by_run(
@@ -90,15 +79,12 @@ def made_by_run(
     records = instance.get_records_for_run(
         run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION, ascending=False
     ).records
-    events = (record.event_log_entry.asset_materialization for record in records if _is_own(record, key))
-    return next(
-        (
-            _ref_in(event)
-            for event in events
-            if event and (event.asset_key, event.partition) == (key, partition)
-        ),
-        None,
-    )
+    for record in records:
+        event = record.event_log_entry.asset_materialization
+        if event and (event.asset_key, event.partition) == (key, partition) and _is_own(record, key):
+            ref = event.metadata.get(ARTIFACT)
+            return None if ref is None else str(ref.value)
+    return None
 
 
 def _is_own(record: dg.EventLogRecord, key: dg.AssetKey) -> bool:
@@ -114,29 +100,6 @@ def _is_part(run: dg.DagsterRun) -> bool:
     )
 
 
-def _newest(
-    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None, **times: Any
-) -> dg.AssetMaterialization | None:
-    """Return the newest materialisation that a step of the asset's use case made, or None."""
-    filter_of_asset = dg.AssetRecordsFilter(
-        key, asset_partitions=None if partition is None else [partition], **times
-    )
-    cursor = None
-    while True:
-        page = instance.fetch_materializations(filter_of_asset, limit=_PAGE, cursor=cursor)
-        for record in page.records:
-            if _is_own(record, key):
-                return record.asset_materialization
-        if not page.has_more:
-            return None
-        cursor = page.cursor
-
-
-def _ref_in(event: dg.AssetMaterialization) -> str | None:
-    ref = event.metadata.get(ARTIFACT)
-    return None if ref is None else str(ref.value)
-
-
 def manifest_io_manager(case: str, store_key: str) -> dg.IOManagerDefinition:
     """Return the IO manager of a use case's artifacts, in the store that is injected under this key."""
 
@@ -150,7 +113,7 @@ def manifest_io_manager(case: str, store_key: str) -> dg.IOManagerDefinition:
 
 
 class ManifestIOManager(dg.IOManager):
-    """Hands a consumer the manifest of its input: see `of_run`. Of all partitions together, it is the newest
+    """Hands a consumer the manifest of its input: see `ref_for_run`. Of all partitions together, it is the newest
     of each.
 
     Args:

@@ -104,9 +104,6 @@ _Folder = Annotated[
 ]
 
 
-_Host = Annotated[str, Field(pattern=r"^[^-\s]\S*$")]
-
-
 class LauncherSettings(Settings):
     """Where heavy work runs. These keys are those of every kind; a kind may have more of its own."""
 
@@ -193,21 +190,16 @@ class SshLauncherSettings(RemoteLauncherSettings):
         "port": "set options: {Port: ...}",
         "key_file": "set options: {IdentityFile: ...}",
         "known_hosts": "set options: {UserKnownHostsFile: ...}",
-        "more_hosts": "set host: [FIRST, OTHERS...]",
         **dict.fromkeys(
-            ("rendezvous", "rendezvous_address", "rendezvous_port"),
-            "set environment: {MASTER_ADDR: ADDRESS, MASTER_PORT: '29500'}",
+            ("more_hosts", "rendezvous", "rendezvous_address", "rendezvous_port"),
+            "one machine runs a training: for several set kind: kubernetes or sagemaker, or start it by hand",
         ),
     }
 
     kind: str = Field(default="ssh", description="Workloads run on another machine.")
-    host: _Host | Annotated[list[_Host], Field(min_length=1, max_length=64)] = Field(
-        description=(
-            "Name or address of the machine, or a `Host` of your `~/.ssh/config`. A list: machines that share"
-            " a training, of which each starts as many of launcher.processes as the others; other workloads"
-            " run on the first one alone. They meet at the name of the first one and port 29500, or where"
-            " MASTER_ADDR and MASTER_PORT in `environment` say."
-        ),
+    host: str = Field(
+        pattern=r"^[^-\s]\S*$",
+        description="Name or address of the machine, or a `Host` of your `~/.ssh/config`.",
     )
     options: dict[Literal["User", "Port", "ProxyJump", "IdentityFile", "UserKnownHostsFile"], str | int] = (
         Field(
@@ -224,32 +216,12 @@ class SshLauncherSettings(RemoteLauncherSettings):
     @property
     def target(self) -> dict[str, Any]:
         """The machine that plans run on; how it is reached from here is no part of a plan."""
-        return {"kind": self.kind, "host": self.hosts[0]}
+        return {"kind": self.kind, "host": self.host}
 
     @property
     def pool(self) -> str:
         """One pool for each machine."""
-        return f"ssh/{self.hosts[0]}"
-
-    @property
-    def hosts(self) -> list[str]:
-        """The machines; the first one runs what is not shared."""
-        return [self.host] if isinstance(self.host, str) else self.host
-
-    @field_validator("host")
-    @classmethod
-    def _share_processes(cls, host: str | list[str], info: ValidationInfo) -> str | list[str]:
-        if isinstance(host, str):
-            return host
-        processes = info.data.get("processes", 1)
-        if len(set(host)) < len(host):
-            raise ValueError("names a machine twice")
-        if processes % len(host):
-            raise ValueError(
-                f"launcher.processes ({processes}) must be a multiple of the {len(host)} machines, as each"
-                " starts as many"
-            )
-        return host
+        return f"ssh/{self.host}"
 
 
 class ContainerLauncherSettings(RemoteLauncherSettings):

@@ -1,6 +1,5 @@
 """Artifacts: written as drafts; found by key, read, copied to this machine, listed and removed."""
 
-import os
 import shutil
 import tempfile
 import time
@@ -9,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.errors import SettingsError, StoreError
+from fullft_assets.errors import StoreError
 from fullft_assets.store.disk import remove_unlocked, sync
 from fullft_assets.store.files import Files
 from fullft_assets.store.hashing import file_digest
@@ -18,8 +17,6 @@ from fullft_assets.store.manifest import MANIFEST, CheckOutcome, FileEntry, Iden
 #: An attempt on S3 without a manifest counts as abandoned when nothing was written to it for so long: an
 #: object can be seen only once it is whole, and a large one may take hours.
 ABANDONED_SECONDS = 6 * 3600.0
-#: Files whose digests this process has checked, and what they looked like.
-_checked: dict[Path, tuple[object, ...]] = {}
 
 
 class Artifacts(Files):
@@ -77,31 +74,14 @@ class Artifacts(Files):
 
     def _local_folder(self, manifest: Manifest) -> Path:
         folder = Path(self.url, manifest.ref)
-        for name, entry in manifest.files.items():
-            if not (folder / name).is_file() or (folder / name).stat().st_size != entry.bytes:
-                raise StoreError(f"{folder / name}: missing or cut short; materialise {manifest.stage} again")
-        if not self._is_intact(folder, manifest):
-            raise StoreError(
-                f"{folder}: a file differs from its digest; delete the folder and materialise"
-                f" {manifest.stage} again"
-            )
+        if (name := _damaged(folder, manifest)) is not None:
+            raise StoreError(f"{folder / name}: missing or cut short; materialise {manifest.stage} again")
         return folder
-
-    def _is_intact(self, folder: Path, manifest: Manifest) -> bool:
-        """Return whether all files have their digests, where $FULLFT_INTEGRITY asks for that: by default of a
-        bucket's copies.
-        """
-        chosen_check = os.environ.get("FULLFT_INTEGRITY") or ("size" if self.is_local else "sha256")
-        if chosen_check not in ("size", "sha256"):
-            raise SettingsError(f"FULLFT_INTEGRITY: {chosen_check} is not one of size, sha256")
-        return chosen_check == "size" or all(
-            _has_digest(folder / name, entry) for name, entry in manifest.files.items()
-        )
 
     def _fetched_folder(self, manifest: Manifest) -> Path:
         folder = self.cache_folder / manifest.ref
         if (folder / MANIFEST).is_file():
-            if self._is_intact(folder, manifest):
+            if _damaged(folder, manifest) is None:
                 return folder
             shutil.rmtree(folder)
         self.make_folder(folder.parent)
@@ -214,19 +194,11 @@ def _finished(names: Iterable[str]) -> list[str]:
     return [name.removesuffix(f"/{MANIFEST}") for name in manifests]
 
 
-def _has_digest(path: Path, entry: FileEntry) -> bool:
-    """Return whether a file has its digest; it is read again where it was touched since this process
-    did so.
-    """
-    if not path.is_file():
-        return False
-    state = path.stat()
-    signature = (entry.sha256, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-    if _checked.get(path) != signature:
-        if file_digest(path) != entry.sha256:
-            return False
-        _checked[path] = signature
-    return True
+def _damaged(folder: Path, manifest: Manifest) -> str | None:
+    for name, entry in manifest.files.items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != entry.bytes:
+            return name
+    return None
 
 
 def _age(manifest: Manifest) -> tuple[float, str]:
