@@ -1,14 +1,13 @@
-"""Runs a project's data stages again and again, killed at some moment each time, until one run comes through.
+"""Runs a project's data stages again and again, killed at a random moment each time, until one run comes
+through.
 
 `python -m tests.killed_stages DEFS_YAML FOLDER SEED...`: runs them once undisturbed in a store of its own,
-then in one store a seed, where each of PLACES has one kill. Prints the content digests of each stage's
-artifacts, and of each kill its moment and of how many.
+then in one store a seed. Prints the content digests of each stage's artifacts, and of each seed how many runs
+were killed.
 
-A moment is a call that opens or renames a file of an artifact (or of a pointer) that is not whole yet, from
-its folder to its manifest's place, counted by an audit hook; one is drawn of all that the undisturbed run has
-in the place. The kills come in the order of that run: so what a kill is meant for is still to be written when
-its turn comes. The kill is SIGKILL, with nothing cleaned up. Modules are loaded once and each run is a fork,
-so that a run costs what its work costs.
+A moment is a call that opens or renames a file of the store, drawn of as many as the undisturbed run has. The
+kill is SIGKILL, with nothing cleaned up. Modules are loaded once and each run is a fork, so that a run costs
+what its work costs.
 """
 
 import json
@@ -16,9 +15,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import great_expectations.expectations.core
 import pyarrow.dataset
@@ -36,21 +33,8 @@ STAGES = (
     "near_duplicate_index",
     "training_snapshot",
 )
-PLACES = ("pointers", *STAGES)
 #: What the stages import at their first use takes two seconds, which each fork would spend anew.
 LOADED = (great_expectations.expectations.core, pyarrow.dataset, tokenizers)
-
-
-class Kill(NamedTuple):
-    """A kill at the n-th touch of what is being written (`stage/key`, or a pointer): touch `number` of
-    `total` in its place.
-    """
-
-    written: str
-    touch: int
-    place: str
-    number: int
-    total: int
 
 
 def run(yaml: Path, url: str) -> None:
@@ -66,74 +50,28 @@ def run(yaml: Path, url: str) -> None:
     snapshot.take(store, use_case, valid, tokenized)
 
 
-def watch(url: str, touch: Callable[[str], None]) -> None:
-    """Before each call that opens or renames a file of an artifact or a pointer that is not whole yet, call
-    `touch` with its name.
+def is_killed(yaml: Path, url: str, touch: float, count: Path) -> bool:
+    """Run the stages in a process that dies at its n-th touch of the store, and return whether it did; else
+    the file has how many touches there were.
     """
-    whole: set[str] = set()
-
-    def hook(event: str, arguments: tuple) -> None:
-        if event not in ("open", "os.rename") or not (path := str(arguments[0])).startswith(f"{url}/"):
-            return
-        *folders, file = path.removeprefix(f"{url}/").split("/")
-        # Manifests and pointers are written aside and renamed.
-        name, _, is_aside = file.partition(".json.")
-        if folders[:1] == ["pointers"]:
-            written = "/".join([*folders, name]) if is_aside else ""
-        else:
-            written = "/".join([*folders, file][1:3]) if folders[1:2] and folders[1] in STAGES else ""
-        if written and written not in whole:
-            touch(written)
-        if is_aside and event == "os.rename":
-            whole.add(written)
-
-    sys.addaudithook(hook)
-
-
-def forked(do: Callable[[], None]) -> int:
-    """Do something in a process of its own and return its exit code, negative where a signal ended it."""
     child = os.fork()
     if child == 0:
-        do()
+        num_touches = 0
+
+        def hook(event: str, arguments: tuple) -> None:
+            nonlocal num_touches
+            if event in ("open", "os.rename") and str(arguments[0]).startswith(f"{url}/"):
+                num_touches += 1
+                if num_touches >= touch:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        run(yaml, url)
+        count.write_text(str(num_touches))
         os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def traced(yaml: Path, url: str, path: Path) -> None:
-    """Run the stages and write what was touched to a file."""
-    touched: list[str] = []
-    watch(url, touched.append)
-    run(yaml, url)
-    path.write_text(json.dumps(touched))
-
-
-def killed(yaml: Path, url: str, kill: Kill) -> None:
-    """Run the stages and die on the way."""
-    left = kill.touch
-
-    def touch(written: str) -> None:
-        nonlocal left
-        left -= written == kill.written
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    watch(url, touch)
-    run(yaml, url)
-
-
-def draw(touched: list[str], seed: int) -> list[Kill]:
-    """Draw one moment of each place, in the order of the run in which all this was touched."""
-    chance, found = random.Random(seed), []
-    for place in PLACES:
-        here = [at for at, written in enumerate(touched) if written.split("/")[0] == place]
-        at = chance.choice(here)
-        found.append(
-            (
-                at,
-                Kill(touched[at], touched[: at + 1].count(touched[at]), place, here.index(at) + 1, len(here)),
-            )
-        )
-    return [kill for _, kill in sorted(found)]
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL), code
+    return code != 0
 
 
 def digests(yaml: Path, url: str) -> dict[str, list[str]]:
@@ -145,18 +83,16 @@ def digests(yaml: Path, url: str) -> dict[str, list[str]]:
 
 
 def main(yaml: Path, folder: Path, seeds: list[int]) -> None:
-    trace, whole = folder / "touched.json", str(folder / "whole")
-    assert forked(lambda: traced(yaml, whole, trace)) == 0
-    touched = json.loads(trace.read_text())
-    found = []
+    whole, count = str(folder / "whole"), folder / "count"
+    is_killed(yaml, whole, float("inf"), count)
+    num_touches = int(count.read_text())
+    killed = []
     for seed in seeds:
-        url, kills = str(folder / str(seed)), draw(touched, seed)
-        for kill in kills:
-            assert forked(lambda url=url, kill=kill: killed(yaml, url, kill)) == -signal.SIGKILL, kill
-        assert forked(lambda url=url: run(yaml, url)) == 0
-        moments = {kill.place: [kill.number, kill.total] for kill in kills}
-        found.append({"moments": moments, "digests": digests(yaml, url)})
-    print(json.dumps({"whole": digests(yaml, whole), "killed": found}))
+        url, chance, num_kills = str(folder / str(seed)), random.Random(seed), 0
+        while is_killed(yaml, url, chance.randint(1, num_touches), count):
+            num_kills += 1
+        killed.append({"num_kills": num_kills, "digests": digests(yaml, url)})
+    print(json.dumps({"whole": digests(yaml, whole), "killed": killed}))
 
 
 if __name__ == "__main__":

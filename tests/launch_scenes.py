@@ -4,29 +4,22 @@ cancelled.
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psutil
 import pytest
-from probe_workloads.definitions import probe_job
 
 from fullft_assets.jobs import Job
 from fullft_assets.launchers import Launcher, aws, driver, records
 from fullft_assets.launchers.aws import AwsLauncher
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.launchers.records import Launch
-from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.resources import one_line_errors
-from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
 from tests.aws_double import Double, serve
 from tests.prepared import Prepared
@@ -135,100 +128,3 @@ def serving(
         for name, value in service.env.items():
             monkeypatch.setenv(name, value)
         yield service
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a launcher's jobs run.
-
-    Attributes:
-        folder: where the probe leaves its files.
-        url: of the store; None: below the folder.
-        num_jobs: how many jobs were started there.
-        num_running: how many of them run.
-    """
-
-    settings: LauncherSettings
-    folder: Path
-    num_jobs: Callable[[], int]
-    num_running: Callable[[], int]
-    url: str | None = None
-
-    @property
-    def store(self) -> Store:
-        return probe_job(self.folder, "", self.url)[1]
-
-
-class AnotherProcess:
-    """The control plane is a process of its own, which is killed or cancelled. The module of a subclass has a
-    fixture `place`.
-    """
-
-    @pytest.fixture
-    def start(
-        self, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> Iterator[Callable[[str], subprocess.Popen[Any]]]:
-        home = tmp_path / "home"
-        home.mkdir()
-        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-        for name, value in {
-            "DAGSTER_HOME": str(home),
-            "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
-            "PROBE_FOLDER": str(place.folder),
-            "PROBE_LAUNCHER": place.settings.model_dump_json(),
-            **({} if place.url is None else {"PROBE_STORE": place.url}),
-        }.items():
-            monkeypatch.setenv(name, value)
-        runs: list[subprocess.Popen[Any]] = []
-
-        def start(stage: str) -> subprocess.Popen[Any]:
-            monkeypatch.setenv("PROBE_STAGE", stage)
-            command = [
-                sys.executable,
-                "-m",
-                "dagster",
-                "job",
-                "execute",
-                "-m",
-                "probe_workloads.definitions",
-                "-j",
-                "in_process",
-            ]
-            # As a run launcher of ours tags it: so a later run knows that this one is gone.
-            command += ["--tags", f'{{"worker/host": "{os.uname().nodename}"}}']
-            with (tmp_path / "output").open("ab") as output:
-                runs.append(subprocess.Popen(command, stdout=output, stderr=output))
-            return runs[-1]
-
-        yield start
-        for run in runs:
-            run.kill()
-            run.wait()
-
-    def test_killed_control_plane_leaves_the_job_and_the_next_run_attaches(self, start, place, tmp_path):
-        first = start("waits")
-        workload = process(place.folder, "workload0")
-        first.kill()
-        first.wait()
-        second = start("waits")
-        wait_for(
-            lambda: "attaching to fullft-" in (tmp_path / "output").read_text(), "the second run attaches"
-        )
-        assert is_alive(workload)
-        (place.folder / "go").touch()
-        assert second.wait(SECONDS) == 0, (tmp_path / "output").read_text()
-        assert (place.folder / "starts").read_text() == "started\n"
-        assert (recorded(place.store).state, recorded(place.store).attempt, place.num_jobs()) == (
-            "succeeded",
-            1,
-            1,
-        )
-
-    def test_cancelled_run_stops_the_job_there_with_its_checkpoint_and_every_process(self, start, place):
-        first = start("works")
-        workload, helper = process(place.folder, "workload0"), process(place.folder, "helper0")
-        first.send_signal(signal.SIGINT)
-        assert first.wait(SECONDS) != 0
-        assert (place.folder / "checkpoint0").read_text() == "complete"
-        assert not is_alive(workload) and not is_alive(helper)
-        assert (recorded(place.store).state, place.num_running()) == ("stopped", 0)

@@ -12,9 +12,9 @@ import pytest
 from probe_workloads.definitions import probe_job
 
 from fullft_assets.launchers import Launcher, LaunchSpec, Logs, Status, Unreachable, driver, records
-from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.records import Launch
-from fullft_assets.settings import LauncherSettings
+from fullft_assets.launchers.ssh import SshLauncher
+from fullft_assets.settings import LauncherSettings, SshLauncherSettings
 from fullft_assets.store import Store
 from tests.launch_scenes import recorded, run_probe
 
@@ -155,6 +155,7 @@ def test_lost_answers_neither_fail_a_run_nor_start_a_second_job(run, store, lost
     assert backend.calls.count("submit") == 1 and recorded(store).attempt == 1
 
 
+@pytest.mark.fault("the run's process is killed", "ssh", "kubernetes", "ecs", "sagemaker")
 def test_a_run_attaches_to_the_job_that_an_earlier_one_left(run, store, abandoned):
     backend, first = abandoned(DONE), recorded(store)
     assert (first.state, sorted(backend.jobs)) == ("running", [first.name_in(store)])
@@ -311,9 +312,10 @@ def test_a_job_of_another_machine_is_not_said_to_have_ended(run, store, monkeypa
     monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
     elsewhere = Backend(store, [DONE])
     elsewhere.place, elsewhere.lost = "elsewhere", {2}
+    elsewhere.settings = SshLauncherSettings(host="gpu1")
     run(elsewhere)
     stopped = []
-    monkeypatch.setattr(LocalLauncher, "stop", lambda self, name: stopped.append(name))
+    monkeypatch.setattr(SshLauncher, "stop", lambda self, name: stopped.append(name))
     assert run(Backend(store, [DONE])) is None
     assert "at elsewhere cannot be ended: the section on record leads to" in capfd.readouterr().err
     assert stopped == [] and recorded(store).attempt == 2

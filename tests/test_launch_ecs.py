@@ -24,8 +24,6 @@ from tests.aws_double import IMAGE, ROLE
 from tests.ecs_double import CLUSTER, PROVIDER, SECRET, Ecs
 from tests.launch_scenes import (
     NAME,
-    AnotherProcess,
-    Place,
     process,
     recorded,
     run_probe,
@@ -315,7 +313,7 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
 )
 @pytest.mark.fault("clock skew of hours", "ecs", "sagemaker")
 def test_an_answer_is_asked_for_again_or_is_one_line(code, status, said, failure):
-    chosen = launcher()
+    chosen = launcher(region="us-east-1")
     error = ClientError(
         {"Error": {"Code": code, "Message": said}, "ResponseMetadata": {"HTTPStatusCode": status}}, "StopTask"
     )
@@ -460,18 +458,3 @@ class TestStatus:
         assert chosen._task(NAME) == tasks[1]
         del tasks[1]
         assert chosen._task(NAME) == tasks[1]
-
-
-@pytest.fixture
-def place(service: Ecs, url: str) -> Place:
-    def num_running() -> int:
-        return sum(task.last_status != "STOPPED" for task in service.tasks)
-
-    return Place(launcher().settings, service.folder, lambda: len(service.tasks), num_running, url)
-
-
-@pytest.mark.long
-@pytest.mark.fault("the run's process is killed", "ecs")
-@pytest.mark.fault("a run is cancelled", "ecs")
-class TestAnotherProcess(AnotherProcess):
-    """ECS goes on without it."""

@@ -4,7 +4,6 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ from tests import s3_server as s3_servers
 from tests.aws_double import IMAGE, ROLE
 from tests.launch_scenes import (
     NAME,
-    AnotherProcess,
-    Place,
     run_probe,
     serving,
     trained_in_bucket,
@@ -119,17 +116,6 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
         == "AlgorithmError: documents/a.csv:3: no field `label`; name it in examples.label [data], exit"
         " code: 3"
     )
-
-
-@pytest.mark.slow
-@pytest.mark.fault("the backend throttles, fails or does not answer", "sagemaker")
-@pytest.mark.fault("the answer to a submission is lost", "sagemaker")
-def test_throttling_errors_and_a_lost_answer_start_one_job(service, url):
-    service.throttled.update(CreateTrainingJob=1, DescribeTrainingJob=2, GetLogEvents=1)
-    service.broken.update(DescribeTrainingJob=1, DescribeLogStreams=1)
-    service.lost.update(CreateTrainingJob=1)
-    failure, _ = run(launcher(), "writes", url)
-    assert failure is None and len(service.jobs) == 1 and service.calls["CreateTrainingJob"] >= 3
 
 
 @pytest.mark.slow
@@ -382,19 +368,6 @@ class TestRefused:
         )
 
 
-@pytest.mark.long
-def test_of_two_instances_the_reason_of_the_one_that_failed_first_is_reported(service, url):
-    sage = launcher(processes=2, **two_hosts(service))
-    job = replace(spec(url, "refuses_on_rank_1"), module="probe_workloads.training", processes=2)
-    status = ended(sage, job)
-    assert (status.reason, status.failure) == (
-        "documents/a.csv:3: no field `label`; name it in examples.label",
-        "data",
-    )
-    first = next(lines for stream, lines in service.streams.items() if "/algo-1-" in stream)
-    assert any("stopped at step 7 of 9" in line for _, line in first), "the other one had a reason of its own"
-
-
 @pytest.mark.parametrize(
     ("reason", "line", "failure"),
     [
@@ -435,21 +408,6 @@ def test_a_job_that_somebody_stops_is_lost_to_spot_only_while_it_waits_for_insta
         {"TrainingJobStatus": "Stopped", "SecondaryStatus": "Stopped", "SecondaryStatusTransitions": changes}
     )
     assert status.failure == failure
-
-
-@pytest.fixture
-def place(service: SageMaker, url: str) -> Place:
-    def num_running() -> int:
-        return sum(job.status not in ("Completed", "Failed", "Stopped") for job in service.jobs.values())
-
-    return Place(launcher().settings, service.folder, lambda: len(service.jobs), num_running, url)
-
-
-@pytest.mark.long
-@pytest.mark.fault("the run's process is killed", "sagemaker")
-@pytest.mark.fault("a run is cancelled", "sagemaker")
-class TestAnotherProcess(AnotherProcess):
-    """SageMaker goes on without it."""
 
 
 class TestTraining:

@@ -15,13 +15,11 @@ import psutil
 import pytest
 from probe_workloads.definitions import defs, probe_job
 
-from fullft_assets.assets import model as model_assets
-from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking import problems
-from fullft_assets.errors import Interrupted, SettingsError, WorkloadError
+from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.jobs import launchers as registered
 from fullft_assets.jobs.launch import WorkloadFailure
-from fullft_assets.jobs.launchers import LAUNCHERS, open_recorded
+from fullft_assets.jobs.launchers import LAUNCHERS, open_launcher, open_recorded
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.launchers import Logs, local, machine
 from fullft_assets.launchers.driver import LaunchDriver
@@ -29,12 +27,10 @@ from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.machine import Machine, ended_status
 from fullft_assets.launchers.supervisor import PID, Options, is_alive
 from fullft_assets.registry import Registry
-from fullft_assets.resources import latest, set_latest
 from fullft_assets.settings import LauncherSettings
 from tests import other_package
 from tests import project as projects
 from tests.launch_scenes import process, wait_for
-from tests.prepared import prepare
 
 TESTS = Path(__file__).parent
 SECONDS = 60.0
@@ -419,19 +415,8 @@ def _arguments(folder: Path, workload: str, sharding: str, processes: int) -> li
     )
 
 
-def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local.tempfile, "gettempdir", lambda: str(tmp_path))
-    (tmp_path / f"fullft-{os.getuid()}").symlink_to(tmp_path)
-    with pytest.raises(
-        WorkloadError, match="belongs to somebody else; remove it, or set TMPDIR to another folder"
-    ):
-        LocalLauncher(LauncherSettings())
-
-
 THEIR_LAUNCHER = """
-import os, subprocess, sys
-from pathlib import Path
-from fullft_assets.launchers import Launcher, Logs, Status
+from fullft_assets.launchers import Launcher
 from fullft_assets.settings import LauncherSettings
 
 class ClusterSettings(LauncherSettings):
@@ -440,22 +425,7 @@ class ClusterSettings(LauncherSettings):
 class ClusterLauncher(Launcher):
     settings_class = ClusterSettings
     place = "their cluster"
-    jobs = {}
-
-    def submit(self, spec):
-        done = subprocess.run([sys.executable, *spec.arguments], env={**os.environ, **spec.environment}, capture_output=True, text=True)
-        self.jobs[spec.name] = done
-        said = f"{spec.module.rpartition('.')[2]} in {self.settings.queue} within {self.settings.grace_seconds:g} s"
-        Path(__file__).with_name("launched").write_text(said)
-
-    def poll(self, name, wait_seconds=0.0):
-        return Status("succeeded" if self.jobs[name].returncode == 0 else "failed", self.jobs[name].stderr)
-
-    def logs(self, name, cursor):
-        return Logs("end", "" if cursor else self.jobs[name].stdout)
-
-    def stop(self, name):
-        del self.jobs[name]
+    submit = poll = logs = stop = None
 """
 
 
@@ -473,29 +443,14 @@ class TestRegistration:
             monkeypatch.setattr(module, "LAUNCHERS", registry)
         return folder
 
-    @pytest.mark.slow
-    def test_a_use_case_runs_on_the_launcher_of_another_package(self, package, tmp_path):
-        prepared = prepare(
-            tmp_path,
-            tiny=True,
-            planning={"min_predicted_gain": -1},
-            launcher={"kind": "cluster", "queue": "a100", "grace_seconds": 7},
+    def test_the_use_case_gets_it_with_its_own_settings(self, package, tmp_path):
+        section = {"kind": "cluster", "queue": "a100", "grace_seconds": 7}
+        chosen = open_launcher(projects.create(tmp_path, launcher=section).use_case().settings.launcher)
+        assert (chosen.place, chosen.settings.queue, chosen.settings.grace_seconds) == (
+            "their cluster",
+            "a100",
+            7,
         )
-        graph = CaseGraph(prepared.use_case)
-        set_latest(prepared.store, graph.name, "training_snapshot", prepared.snapshot)
-        with dg.DagsterInstance.from_config(str(prepared.project.home)) as instance:
-            done = dg.materialize(
-                [dg.AssetSpec(graph.key("training_snapshot")), *model_assets._build_planning(graph)],
-                resources=graph.resources(),
-                instance=instance,
-            )
-        assert done.success
-        assert (package / "launched").read_text() == "planning in a100 within 7 s"
-        pilot = latest(prepared.store, graph.name, "pilot_run")
-        assert [
-            m.metadata["predicted"].value
-            for m in done.asset_materializations_for_node("letters__planning")[2:]
-        ] == [pytest.approx(pilot.metadata["predicted"], rel=1e-4)]
 
     @pytest.mark.parametrize(
         ("section", "line"),

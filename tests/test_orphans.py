@@ -32,7 +32,6 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     """
     # As of a launcher whose jobs outlive their runs.
     monkeypatch.setattr(LocalLauncher, "ends_with_run", False)
-    monkeypatch.setattr(LocalLauncher, "names", lambda self, prefix: self._machine.names(prefix))
     (tmp_path / "idle.py").write_text("import time; time.sleep(300)")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), str(tmp_path)]))
     started = []
@@ -118,7 +117,7 @@ def test_where_the_clock_of_a_run_was_ahead_its_job_is_left_so_much_longer_and_n
     assert suspected(store, 0.9, NOW) == [] and suspected(store, 1.1, NOW) == [made]
     assert records.end(store, made, "stopped", "", "preemption")
     again = made.model_copy(update={"submitted_at": time.time(), "run_id": "second"})
-    following, _, is_new = records.claim(store, again, lambda _: False)
+    following, is_new = records.claim(store, again, lambda _: False)
     assert (following.attempt, following.earlier_hours, is_new) == (2, 0.0, True)
 
 

@@ -2,7 +2,6 @@
 prints for which.
 """
 
-import io
 import json
 import logging
 import os
@@ -38,8 +37,6 @@ STARTED, FAILURE, SUCCESS = (
     dg.DagsterRunStatus.FAILURE,
     dg.DagsterRunStatus.SUCCESS,
 )
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -112,18 +109,15 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.1)
 
 
-def kill(first: subprocess.Popen, *, spare: bool) -> None:
-    """SIGKILL a driver, its code server and its run's worker at once; `spare`: not the workload and its
+def kill(first: subprocess.Popen) -> None:
+    """SIGKILL a driver, its code server and its run's worker at once, but not the workload and its
     supervisor.
     """
-    family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
-    for process in family:
+    for process in (psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
-            if not (spare and re.search(r"supervisor|probe_workloads\.probe", " ".join(process.cmdline()))):
+            if not re.search(r"supervisor|probe_workloads\.probe", " ".join(process.cmdline())):
                 process.kill()
     first.wait()
-    if not spare:
-        wait_for(lambda: not any(map(is_alive, family)), "the end of all")
 
 
 def num_queued(instance: dg.DagsterInstance) -> int:
@@ -134,31 +128,7 @@ def messages(instance: dg.DagsterInstance, run: dg.DagsterRun, event: dg.Dagster
     return [entry.message for entry in instance.all_logs(run.run_id, of_type=event)]
 
 
-@pytest.mark.fault("the daemon restarts")
-def test_a_killed_run_is_marked_by_the_daemon_and_the_next_run_gets_its_slot(folder, instance, monkeypatch):
-    kill_when_at_work(folder, start(folder, "first"), spare=False)
-    (record,) = instance.get_run_records()
-    assert (record.dagster_run.status, num_queued(instance)) == (STARTED, 1)
-    monitor_started_run(instance, None, record, logging.getLogger("daemon"))
-    failed = instance.get_run_by_id(record.dagster_run.run_id)
-    assert failed.status == FAILURE
-    (message,) = messages(instance, failed, dg.DagsterEventType.RUN_FAILURE)
-    assert re.search(
-        r"its process \d+ ended without a message \(killed, out of memory, or the machine went down\)"
-        r" \[infrastructure\]",
-        message,
-    )
-    monkeypatch.setenv("PROBE_STAGE", "writes")
-    terminal = io.StringIO()
-    assert drive(folder, terminal), terminal.getvalue()
-    first = terminal.getvalue().splitlines()[0].split("] ", 1)[1]
-    assert (
-        first
-        == f"run {failed.run_id[:8]} (probe_model, over: failure); freed its slot for held of the pool `gpu`"
-    )
-    assert num_queued(instance) == 0
-
-
+@pytest.mark.slow
 @pytest.mark.fault("the daemon restarts")
 def test_who_waits_for_a_living_run_prints_it_and_continues_when_that_dies(folder, instance, monkeypatch):
     first = start(folder, "first")
@@ -170,7 +140,7 @@ def test_who_waits_for_a_living_run_prints_it_and_continues_when_that_dies(folde
         lambda: "waits for a slot" in (folder / "second").read_text(),
         "the line that names what is waited for",
     )
-    kill(first, spare=True)
+    kill(first)
     assert second.wait(SECONDS) == 0
     lines = re.findall(r"^\[ *[\d.]+ s\] (.+)$", (folder / "second").read_text(), re.MULTILINE)
     (waits,) = [line for line in lines if " waits for " in line]
@@ -192,6 +162,7 @@ def test_who_waits_for_a_living_run_prints_it_and_continues_when_that_dies(folde
     assert num_queued(instance) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_signal_to_the_command_alone_ends_its_run_and_what_that_launched(folder, instance, number):
     first = start(folder, "first")
@@ -203,11 +174,6 @@ def test_a_signal_to_the_command_alone_ends_its_run_and_what_that_launched(folde
     assert run.status == dg.DagsterRunStatus.CANCELED and not is_alive(workload)
     assert (folder / "checkpoint0").is_file(), "the workload had its time for a checkpoint"
     assert num_queued(instance) == 0
-
-
-def kill_when_at_work(folder: Path, first: subprocess.Popen, *, spare: bool) -> None:
-    wait_for((folder / "workload0.pid").exists, "the first run at work")
-    kill(first, spare=spare)
 
 
 class TestRecords:
@@ -226,6 +192,24 @@ class TestRecords:
         instance.report_engine_event("Started process for run", run, EngineEventData.in_process(pid))
         instance.event_log_storage.claim_concurrency_slot("gpu", run.run_id, "letters__finetuned_checkpoint")
         return run
+
+    @pytest.mark.fault("the daemon restarts")
+    def test_a_killed_run_is_marked_by_the_daemon_and_the_next_look_frees_its_slot(self, instance, dead):
+        run = self.hold(instance, dead, **run_workers.host_tag(instance))
+        (record,) = instance.get_run_records()
+        monitor_started_run(instance, None, record, logging.getLogger("daemon"))
+        assert instance.get_run_by_id(run.run_id).status == FAILURE
+        (message,) = messages(instance, run, dg.DagsterEventType.RUN_FAILURE)
+        assert re.search(
+            r"its process \d+ ended without a message \(killed, out of memory, or the machine went down\)"
+            r" \[infrastructure\]",
+            message,
+        )
+        assert run_workers.settle(instance) == [
+            f"run {run.run_id[:8]} (letters_model, over: failure); freed its slot for"
+            " letters/finetuned_checkpoint of the pool `gpu`"
+        ]
+        assert num_queued(instance) == 0
 
     def test_a_run_that_was_to_be_canceled_is(self, instance, dead):
         run = self.hold(instance, dead, dg.DagsterRunStatus.CANCELING, **run_workers.host_tag(instance))

@@ -271,7 +271,8 @@ class LaunchDriver:
     ) -> Status:
         """Hand on a job's output until it is over, and return how it ended."""
         began = time.monotonic()
-        cursor, waits_for = "", ""
+        cursor = ""
+        said: set[str] = {""}
         at_first, at_last = launcher.look_seconds
         while True:
             pause = min(at_last, max(at_first, (time.monotonic() - began) / 60))
@@ -283,9 +284,9 @@ class LaunchDriver:
             cursor = logs.cursor
             if status.is_over:
                 return status
-            if status.state == "pending" and status.reason not in ("", waits_for):
-                waits_for = status.reason
-                context.log.info(waits_for)
+            if status.state == "pending" and status.reason not in said:
+                said.add(status.reason)
+                context.log.info(status.reason)
 
     def _read(
         self, context: dg.AssetExecutionContext, ask: Callable[[], T], seconds: float | None = None

@@ -50,7 +50,7 @@ _PREEMPTED = frozenset(
     }
 )
 #: Reasons for which a container waits, and the key that may be wrong. A registry that is busy, or a node that
-#: is new, has them for a while.
+#: is new, has them for a while: only some of them, and what is said to be absent, end the wait at once.
 _CANNOT_START = {
     "ErrImagePull": "launcher.image or imagePullSecrets of launcher.pod",
     "ImagePullBackOff": "launcher.image or imagePullSecrets of launcher.pod",
@@ -64,17 +64,11 @@ _CANNOT_START = {
 _NEVER_STARTS = frozenset({"ErrImageNeverPull", "InvalidImageName"})
 #: What is said of an image or a Secret that is not there, and of one that may not be read.
 _ABSENT = ("not found", "manifest unknown")
-_REFUSED = (
-    "unauthorized",
-    "denied",
-    "forbidden",
-    "authorization failed",
-    "couldn't find key",
-    "no basic auth credentials",
+_REFUSED = re.compile(
+    r"unauthorized|denied|forbidden|authorization failed|couldn't find key|no basic auth"
+    r"|persistentvolumeclaim .* not found",
+    re.IGNORECASE,
 )
-_ABSENT_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found')
-#: All others are given so long from the pod's arrival at its node.
-_START_SECONDS = 600.0
 _OUT_OF_MEMORY = "OOMKilled"
 
 
@@ -206,28 +200,21 @@ def status_of(
     if (ended := end_of(job)) is not None:
         if ended["type"] == "Failed" and "deletionTimestamp" in job["metadata"]:
             return Status("running")  # somebody deletes it, which is why it failed; it is gone soon
-        return (
-            Status("succeeded")
-            if ended["type"] == "Complete"
-            else _failure(ended, pods, job["spec"]["completions"])
-        )
+        return Status("succeeded") if ended["type"] == "Complete" else _failure(ended, pods)
     if job["spec"].get("suspend"):  # a queue of the cluster has not admitted it, or has taken its nodes back
         return Status("pending")
     for pod in pods:
         if (problem := _cannot_go_on(pod, now)) is not None:
             return problem
     waiting = [pod for pod in pods if pod["status"]["phase"] == "Pending"]
+    nothing = f"no pod was made; `kubectl describe job -n {settings.namespace}` says why"
+    why = next((_waits_for(pod) for pod in waiting), nothing)
     began = datetime.fromisoformat(job["status"].get("startTime") or now.isoformat())
     is_late = (now - began).total_seconds() > settings.pending_minutes * 60
     if is_late and (waiting or len(pods) < job["spec"]["completions"]):
-        nothing = f"no pod was made; `kubectl describe job -n {settings.namespace}` says why"
-        why = next((_unscheduled(pod) for pod in waiting), nothing)
-        return Status(
-            "failed",
-            f"waited longer than launcher.pending_minutes ({settings.pending_minutes:g}): {why}",
-            "infrastructure",
-        )
-    return Status("running" if len(waiting) < len(pods) else "pending")
+        line = f"waited longer than launcher.pending_minutes ({settings.pending_minutes:g}): {why}"
+        return Status("failed", line, "settings" if _REFUSED.search(why) else "infrastructure")
+    return Status("running") if len(waiting) < len(pods) else Status("pending", why if waiting else "")
 
 
 def end_of(job: dict[str, Any]) -> dict[str, Any] | None:
@@ -241,12 +228,15 @@ def end_of(job: dict[str, Any]) -> dict[str, Any] | None:
 
 def _cannot_go_on(pod: dict[str, Any], now: datetime) -> Status | None:
     for state in _states(pod):
-        if (problem := _cannot_start(state.get("waiting", {}), _seconds_at_node(pod, now))) is not None:
-            return problem
-    if (lacks := _ABSENT_CLAIM.search(_unscheduled(pod))) is not None:
-        return Status(
-            "failed", f"the pod cannot start: {lacks[0]}; set launcher.claims", "settings", is_own_line=True
+        waiting = state.get("waiting", {})
+        reason = waiting.get("reason", "")
+        # A runtime that cannot make a container says `not found` of things of its own.
+        is_absent = reason != "CreateContainerError" and any(
+            sign in waiting.get("message", "") for sign in _ABSENT
         )
+        if reason in _NEVER_STARTS or (reason in _CANNOT_START and is_absent):
+            line = f"the pod cannot start: {_waits_for(pod)}; set {_CANNOT_START[reason]}"
+            return Status("failed", line, "settings", is_own_line=True)
     until = pod["metadata"].get("deletionTimestamp")
     if until is not None and (now - datetime.fromisoformat(until)).total_seconds() > _LOST_SECONDS:
         return Status(
@@ -255,31 +245,7 @@ def _cannot_go_on(pod: dict[str, Any], now: datetime) -> Status | None:
     return None
 
 
-def _cannot_start(waiting: dict[str, Any], seconds: float) -> Status | None:
-    reason, said = waiting.get("reason", ""), " ".join(waiting.get("message", "").split())
-    if reason not in _CANNOT_START:
-        return None
-    # A runtime that cannot make a container says `not found` of things of its own.
-    is_sure = reason in _NEVER_STARTS or (
-        reason != "CreateContainerError" and any(sign in said for sign in _ABSENT)
-    )
-    if not is_sure and seconds < _START_SECONDS:
-        return None
-    line = f"the pod cannot start: {reason}: {said[-300:]}"
-    if is_sure or any(sign in said.lower() for sign in _REFUSED):
-        return Status("failed", f"{line}; set {_CANNOT_START[reason]}", "settings", is_own_line=True)
-    return Status("failed", line, "infrastructure", is_own_line=True)
-
-
-def _seconds_at_node(pod: dict[str, Any], now: datetime) -> float:
-    conditions = pod["status"].get("conditions", ())
-    since = next(
-        (each for each in conditions if each["type"] == "PodScheduled" and each["status"] == "True"), {}
-    ).get("lastTransitionTime")
-    return 0.0 if since is None else (now - datetime.fromisoformat(since)).total_seconds()
-
-
-def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]], completions: int) -> Status:
+def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Status:
     ends = sorted(
         (
             end
@@ -308,11 +274,6 @@ def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]], completi
     )
     if not ended:
         return Status("failed", lost, "infrastructure")
-    if ended[0].failure == "unknown" and not ended[0].is_own_line and len(ended) < completions:
-        # Of a pod whose node is gone there is no end; the ranks of another one abort for it, without a word.
-        return Status(
-            "failed", f"{ended[0].reason}, and another pod is gone without an end", "infrastructure"
-        )
     return ended[0]
 
 
@@ -359,14 +320,16 @@ def _states(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
     return (container.get("state", {}) for container in pod["status"].get("containerStatuses", ()))
 
 
-def _unscheduled(pod: dict[str, Any]) -> str:
+def _waits_for(pod: dict[str, Any]) -> str:
     conditions = pod["status"].get("conditions", ())
-    said = next(
-        (
-            each.get("message", "")
-            for each in conditions
-            if each["type"] == "PodScheduled" and each["status"] == "False"
-        ),
-        "",
-    )
-    return " ".join(said.split())[:300] or "its image was not there"
+    said = [
+        each.get("message", "")
+        for each in conditions
+        if each["type"] == "PodScheduled" and each["status"] == "False"
+    ]
+    said += [
+        f"{waiting['reason']}: {waiting.get('message', '')}"
+        for state in _states(pod)
+        if (waiting := state.get("waiting", {})).get("reason") in _CANNOT_START
+    ]
+    return " ".join(" ".join(said).split())[-300:] or "its image was not there"

@@ -1,14 +1,10 @@
 """The launcher `local`: supervised processes of this machine, which end with the run that launched them."""
 
-import os
 import socket
-import tempfile
-from pathlib import Path
 
-from fullft_assets.errors import WorkloadError
 from fullft_assets.jobs.launch import RUN_ID
 from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status
-from fullft_assets.launchers.machine import Machine
+from fullft_assets.launchers.machine import this_machine
 from fullft_assets.models.hardware import local_hardware
 from fullft_assets.settings import LauncherSettings
 
@@ -21,7 +17,7 @@ class LocalLauncher(Launcher):
 
     def __init__(self, settings: LauncherSettings):
         super().__init__(settings)
-        self._machine = Machine(_folder())
+        self._machine = this_machine()
 
     @property
     def place(self) -> str:
@@ -52,13 +48,3 @@ class LocalLauncher(Launcher):
         """
         gpus = local_hardware()["gpus"]
         return not gpus or len(gpus) >= processes
-
-
-def _folder() -> Path:
-    folder = Path(tempfile.gettempdir(), f"fullft-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise WorkloadError(
-            f"{folder} belongs to somebody else; remove it, or set TMPDIR to another folder", "settings"
-        )
-    return folder

@@ -196,6 +196,12 @@ class Machine:
             return None
 
 
+def this_machine() -> Machine:
+    """Return the jobs of this machine and this user."""
+    cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
+    return Machine(cache / "launches")
+
+
 def patient_torchrun(grace_seconds: float) -> dict[str, str]:
     """Return the variable that has torchrun wait for a checkpoint: it kills its ranks after 30 s by default,
     whatever our grace time is.
@@ -270,9 +276,7 @@ def ending(code: int) -> tuple[str, FailureClass]:
 def main() -> int:
     """Answer the request on stdin; see the top of this file."""
     request = json.load(sys.stdin)
-    cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
-    machine = Machine(cache / "launches")
-    answer = getattr(machine, request.pop("do"))(**request)
+    answer = getattr(this_machine(), request.pop("do"))(**request)
     print(json.dumps({"answer": asdict(answer) if isinstance(answer, Status | Logs) else answer}))
     return 0
 
