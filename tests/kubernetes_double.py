@@ -1,10 +1,9 @@
 """An API server and nodes that really run the pods of Jobs, as processes of this machine; what our launcher
 needs of Kubernetes.
 
-Manifests are validated against the API's own schemas, strictly, and by rules that the schemas do not have. An
-account may do what a Role of RBAC allows. A container's image, DNS names, ports and the termination message
-are what each pod has of its own in a cluster; here the arguments get other ones. All else runs as it is
-written.
+Manifests are validated against the API's own schemas, strictly. An account may do what a Role of RBAC allows.
+A container's image, DNS names, ports and the termination message are what each pod has of its own in a
+cluster; here the arguments get other ones. All else runs as it is written.
 """
 
 from __future__ import annotations
@@ -43,8 +42,6 @@ _PATHS = [
     (re.compile(rf"/api/v1/namespaces/{NAMESPACE}/(services)(?:/([^/]+))?$"), ""),
     (re.compile(rf"/api/v1/namespaces/{NAMESPACE}/(pods)(?:/([^/]+))?(?:/(log))?$"), ""),
 ]
-_LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$")
-_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 
 
 class Refused(Exception):
@@ -542,43 +539,6 @@ def _validate(body: dict[str, Any]) -> None:
         raise Refused(
             400, f"strict decoding error: {'.'.join(map(str, error.path))}: {error.message[:200]}"
         ) from None
-    spec, pod = body["spec"], body["spec"]["template"]["spec"]
-    labels = [*body["metadata"]["labels"].items(), *spec["template"]["metadata"]["labels"].items()]
-    wrong = [
-        (_DNS_LABEL.match(body["metadata"]["name"]) is None, "metadata.name: must be a DNS label"),
-        (
-            any(_LABEL.match(value) is None for _, value in labels),
-            "metadata.labels: must be 63 characters or less, alphanumeric at its ends",
-        ),
-        (
-            pod["restartPolicy"] not in ("Never", "OnFailure"),
-            "spec.template.spec.restartPolicy: must be Never or OnFailure",
-        ),
-        (
-            "podFailurePolicy" in spec and pod["restartPolicy"] != "Never",
-            "spec.podFailurePolicy: needs restartPolicy Never",
-        ),
-        (
-            len({each["name"] for each in pod["containers"][0]["env"]}) < len(pod["containers"][0]["env"]),
-            "env: names twice",
-        ),
-        (
-            not all(_DNS_LABEL.match(each["name"]) for each in pod["volumes"]),
-            "spec.template.spec.volumes: names must be DNS labels",
-        ),
-        (
-            {each["name"] for each in pod["volumes"]}
-            != {each["name"] for each in pod["containers"][0]["volumeMounts"]},
-            "volumeMounts: not found",
-        ),
-        (
-            not all(each["mountPath"].startswith("/") for each in pod["containers"][0]["volumeMounts"]),
-            "mountPath: must be absolute",
-        ),
-    ]
-    for is_wrong, message in wrong:
-        if is_wrong:
-            raise Refused(422, f'Job.batch "{body["metadata"]["name"]}" is invalid: {message}')
 
 
 def _failing(pod: Pod) -> dict[str, str]:

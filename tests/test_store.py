@@ -1,6 +1,5 @@
 """store: an incomplete artifact does not exist, in a local folder and on a real S3 server."""
 
-import hashlib
 import http.server
 import json
 import os
@@ -741,11 +740,7 @@ class TestS3:
         uri = job.write(place.store)
         assert uri == f"{place.store.url}/jobs/letters/s/k/{job.sha256}.json"
         assert job.arguments(place.store) == ["--job", uri, "--sha256", job.sha256]
-        assert (
-            hashlib.sha256((place.disk / f"jobs/letters/s/k/{job.sha256}.json").read_bytes()).hexdigest()
-            == job.sha256
-        )
-        assert read_job(uri, job.sha256).model_dump() == read_job(uri).model_dump() == job.model_dump()
+        assert read_job(uri, job.sha256).model_dump() == job.model_dump()
         other = job.model_copy(update={"inputs": {}})
         other.write(place.store)
         assert {each.sha256 for each in read_jobs(place.store, "letters", "s", "k")} == {
@@ -755,10 +750,6 @@ class TestS3:
         (place.disk / f"jobs/letters/s/k/{job.sha256}.json").write_bytes(b"{}")
         with pytest.raises(StoreError, match=r"\.json: was changed after it was written"):
             read_jobs(place.store, "letters", "s", "k")
-        job.write(place.store)
-        assert read_job(uri).open_store().read_pointer("none") is None
-        with pytest.raises(StoreError, match=r"other\.json: not a job file"):
-            read_job(f"{place.store.url}/other.json")
 
 
 @pytest.mark.heavy
