@@ -199,9 +199,10 @@ class Supervisor:
         code = 128 - code if code < 0 else code
         if code != 0 and not has_stopped_it:
             now = num_killed_for_memory()
-            # A signal that nobody sent is most likely the kernel's own.
-            is_unknown = before is None or now is None
-            self.is_out_of_memory = code == 128 + signal.SIGKILL if is_unknown else now > before
+            if before is None or now is None:  # a signal that nobody sent is most likely the kernel's own
+                self.is_out_of_memory = code == 128 + signal.SIGKILL
+            else:
+                self.is_out_of_memory = now > before
         return code
 
     def _request_stop(self, *_) -> None:
