@@ -192,7 +192,7 @@ class Machine:
             # A pid is used again, a folder outlives the machine's boot, and a process's start is known by a
             # clock that may be set meanwhile.
             return process if process.environ().get(LAUNCH_ID) == name and is_alive(process) else None
-        except (FileNotFoundError, psutil.NoSuchProcess, psutil.AccessDenied):
+        except (OSError, psutil.Error):  # a process that is ending may have no environment any more
             return None
 
 
