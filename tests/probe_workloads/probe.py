@@ -62,16 +62,6 @@ def refuses(job: Job, store: Store, progress: Progress) -> None:
     raise DataError("documents/a.csv:3: no field `label`;\nname it in examples.label")
 
 
-def refuses_on_rank_1(job: Job, store: Store, progress: Progress) -> None:
-    """End on rank 1 for a reason that the user can fix; the others end when they are stopped."""
-    if os.environ.get("RANK") == "1":
-        raise DataError("documents/a.csv:3: no field `label`;\nname it in examples.label")
-    deadline = time.monotonic() + 120
-    while not progress.stop_requested and time.monotonic() < deadline:
-        time.sleep(0.05)
-    raise Interrupted("stopped at step 7 of 9; run the same command to resume there")
-
-
 def crashes(job: Job, store: Store, progress: Progress) -> None:
     """End for a reason that nobody foresaw."""
     raise RuntimeError("the roof is on fire\nsecond line")
