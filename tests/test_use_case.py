@@ -304,21 +304,13 @@ ONE_MISTAKE = {
     ),
     "machine without a name": (
         GOOD + "  launcher:\n    kind: ssh\n",
-        (
-            "8: launcher.host: missing; Name or address of the machine, or a `Host` of your `~/.ssh/config`."
-            " A list: machines that share a training, of which each starts as many of launcher.processes as"
-            " the others; other workloads run on the first one alone. They meet at the name of the first one"
-            " and port 29500, or where MASTER_ADDR and MASTER_PORT in `environment` say."
-        ),
+        "8: launcher.host: missing; Name or address of the machine, or a `Host` of your `~/.ssh/config`.",
     ),
     "machine that is an option of ssh": (
         GOOD + "  launcher:\n    kind: ssh\n    host: -x\n",
         (
             "10: launcher.host: -x does not fit; Name or address of the machine, or a `Host` of your"
-            " `~/.ssh/config`. A list: machines that share a training, of which each starts as many of"
-            " launcher.processes as the others; other workloads run on the first one alone. They meet at the"
-            " name of the first one and port 29500, or where MASTER_ADDR and MASTER_PORT in `environment`"
-            " say."
+            " `~/.ssh/config`."
         ),
     ),
     "header that is no row": (

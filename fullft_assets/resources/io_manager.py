@@ -113,8 +113,8 @@ def manifest_io_manager(case: str, store_key: str) -> dg.IOManagerDefinition:
 
 
 class ManifestIOManager(dg.IOManager):
-    """Hands a consumer the manifest of its input: see `ref_for_run`. Of all partitions together, it is the newest
-    of each.
+    """Hands a consumer the manifest of its input: see `ref_for_run`. Of all partitions together, it is the
+    newest of each.
 
     Args:
         store: has the artifacts and the pointers to the newest ones.
