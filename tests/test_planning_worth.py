@@ -70,7 +70,7 @@ def test_a_model_that_is_not_worth_it_is_promoted_with_a_warning(
     evaluation = evaluated(gain=gained(0.05, 0.03, 0.07))
     worth = judged(0.03, 0.05, 0.07, usd_per_point=usd_per_point)
     decision = verdict(evaluation, ReleaseSettings())
-    outcomes = check_outcomes(evaluation, decision, worth, use_case(usd_per_point=usd_per_point))
+    outcomes = check_outcomes(decision, worth, use_case(usd_per_point=usd_per_point))
     assert decision.answer == "promote"
     (outcome,) = [outcome for outcome in outcomes if outcome.name == "full_finetuning_is_justified"]
     assert (outcome.passed, outcome.severity) == (is_worth_it, "warn")
@@ -81,7 +81,7 @@ def test_a_check_that_cannot_apply_is_not_defined(general: dict[str, str] | None
     evaluation, worth = evaluated(), judged(0.03, 0.05, 0.07)
     settings = UseCaseSettings.model_validate({**use_case().model_dump(), "snapshot": {"general": general}})
     decision = verdict(evaluation, ReleaseSettings())
-    names = {outcome.name for outcome in check_outcomes(evaluation, decision, worth, settings)}
-    assert names == {spec.name for spec in check_specs(settings, has_row_labels=False)}
+    names = {outcome.name for outcome in check_outcomes(decision, worth, settings)}
+    assert names == {spec.name for spec in check_specs(settings)}
     assert "full_finetuning_is_justified" not in names
     assert ("forgetting_is_within_budget" in names) == (general is not None)

@@ -199,12 +199,3 @@ def test_votes_on_one_label_in_two_spellings_agree(tmp_path: Path):
     table = read_documents(source, Batch("b", source.files()), DocumentsSettings(path="data"), settings).table
     [row] = table.to_pylist()
     assert (row["label"], row["confidence"], len(row["annotations"])) == ("akut", 1.0, 2)
-
-
-def test_rows_without_their_id_are_counted(tmp_path: Path):
-    delivered = [row | ({} if n in (3, 7) else {"doc": f"d{n}"}) for n, row in enumerate(rows())]
-    examined = read(tmp_path, delivered, {"id": "doc"})
-    (check,) = [check for check in examined.checks if check.name == "named_fields_are_complete"]
-    assert (
-        not check.passed and check.severity == "warn" and "2 of 1,000 rows have no `doc`" in check.description
-    )

@@ -188,7 +188,7 @@ class Due:
     done: set[str]
     #: Why a person has to ask for each of these: it was cancelled, or what class of failure it had.
     for_a_person: dict[str, str]
-    #: When the next of the others that are held is asked for, in seconds since the epoch; None: there is none.
+    #: When the next of the others that are held is asked for, in seconds since the epoch; None: of none.
     next_at: float | None
 
 

@@ -101,7 +101,10 @@ def compare(training: Mapping[str, int], production: Mapping[str, int]) -> Check
             ]
         passed, description = apart.distance - apart.by_chance <= MAX_DIFFERENCE, _in_words(apart)
     if not passed:
-        description += f"; warns above {MAX_DIFFERENCE:g} beyond chance; label and deliver more documents like production's"
+        description += (
+            f"; warns above {MAX_DIFFERENCE:g} beyond chance; label and deliver more documents like"
+            " production's"
+        )
     return CheckOutcome(
         name=CHECK.name, passed=passed, severity="warn", description=description, metadata=metadata
     )

@@ -76,7 +76,7 @@ class DocumentsSettings(Settings):
         "xml": "set `documents.records` to the name of the element that is one document",
         "time": "the time of an annotation is in the field `time`",
         "reference_buckets": (
-            "nothing that a document names is fetched; deliver a manifest with its texts in the field `source`"
+            "nothing that a document names is fetched; deliver a manifest with texts in the field `source`"
         ),
         "queue": "the prefix is listed, 10,000 objects a look; set `poll_seconds` for more looks",
         "max_runs_per_tick": "a tick launches up to 50 ingest runs, later ticks the rest",

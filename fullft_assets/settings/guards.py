@@ -58,7 +58,7 @@ GUARDS: Registry[Any] = Registry(
 )
 #: Keys of `training.guards` in earlier releases, with what to do instead; manifests may have recorded them.
 _REMOVED = {
-    "dead_gradient": "`no_progress` warns of a loss that stays, and the check loss_is_falling stops the model",
+    "dead_gradient": "`no_progress` warns of a loss that stays, and loss_is_falling stops the model",
     "exploding_gradient": "gradients are clipped; `loss_spike` and `non_finite` guard what follows",
     "idle": "rows are read from memory, so that an accelerator does not wait for them",
     "more": "name the guard beside the others",

@@ -282,7 +282,7 @@ def _require_its_tokenizer(store: Store, snapshot: Manifest, base_model: ModelFo
     ):
         raise DataError(
             "the snapshot's windows were made with another tokenizer than base_model's with"
-            f" chunks.added_tokens; `fullft run {job.case}` tokenises the batches and takes the snapshot again"
+            f" chunks.added_tokens; `fullft run {job.case}` tokenises the batches and takes the snapshot anew"
         )
 
 

@@ -1,13 +1,13 @@
 """Checkpoints on their way from the processes of a training to where it would continue from, and those in the
 bucket of its store, where every machine finds them.
 
-There each is in a folder of its own, named by its step and its content; its seal, the list of its files with their
-sizes, is uploaded last and removed first. So a machine that was taken for dead and is not (a lease passed to
-its successor) can never overwrite a file of another one. That it neither adds nor removes a checkpoint is
-what the lease is for, which is checked right before each seal is written or removed: for 20 s after its last
-renewal, while a successor waits for 40 s. What this does not protect against is a single request that is
-under way for longer than the 20 s between; it could leave one more checkpoint of this training there, which
-is complete, or gone.
+There each is in a folder of its own, named by its step and its content; its seal, the list of its files
+with their sizes, is uploaded last and removed first. So a machine that was taken for dead and is not (a
+lease passed to its successor) can never overwrite a file of another one. That it neither adds nor removes a
+checkpoint is what the lease is for, which is checked right before each seal is written or removed: for 20 s
+after its last renewal, while a successor waits for 40 s. What this does not protect against is a single
+request that is under way for longer than the 20 s between; it could leave one more checkpoint of this
+training there, which is complete, or gone.
 """
 
 from __future__ import annotations
@@ -459,8 +459,8 @@ def newest_checkpoint(
             " see, or on S3"
         )
     raise StoreError(
-        f"{stored.place(chosen)}: a host of this training read it damaged; check the hosts' disks, and remove it"
-        " there if it stays so"
+        f"{stored.place(chosen)}: a host of this training read it damaged; check the hosts' disks, and remove"
+        " it there if it stays so"
     )
 
 

@@ -6,8 +6,8 @@ lists, so the file does not contain them. (ECMA-376, part 1, WordprocessingML)
 
 PDF: the text layer.
 
-Kreuzberg: presentations, OpenDocument, EPUB, messages of Outlook, old files of Office. It has no ending of its own:
-`documents.format: kreuzberg` has every file read by it.
+Kreuzberg: presentations, OpenDocument, EPUB, messages of Outlook, old files of Office. It has no ending of
+its own: `documents.format: kreuzberg` has every file read by it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A row has several documents, each of which attends to itself alone (`models.documents`), without an attention
 mask and without a cache. The loss of an optimizer step is the mean over its trained tokens, however many
-rows, passes and processes they are in. A model that does not keep documents apart (`documents.probe`) gets each on
-a row of its own instead, beside others of its length.
+rows, passes and processes they are in. A model that does not keep documents apart (`documents.probe`) gets
+each on a row of its own instead, beside others of its length.
 """
 
 from __future__ import annotations
