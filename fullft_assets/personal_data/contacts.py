@@ -381,8 +381,8 @@ _CALL_STEMS = (
 )
 _NAMED_TELEPHONE = named_by(
     r"(?:telephone|telefon|telefax|telefoon|t[ée]l[ée]phone|tel[ée]fono|telefone|phone|tel|t[ée]l|fax"
-    r"|mobile|mobil|mobiel|m[óo]vil|cell|cellulare|celular|kom[óo]rka|portable|handy|whatsapp|call|ring|text"
-    r"|sms|llama|llame|rufen|appelez|chiama|bel"
+    r"|mobile|mobil|mobiel|m[óo]vil|cell|cellulare|celular|kom[óo]rka|portable|handy|whatsapp|call|ring"
+    r"|text|sms|llama|llame|rufen|appelez|chiama|bel"
     r"|zadzwo[ńn])\b[.]?"
     r"(?: (?:me|us|him|her|sie|mich|lo|al|moi|nous|mi|mij|under|unter|at|on|au|op|pod|no|to|the|my|new|line"
     r"|office)\b){0,3}+",
