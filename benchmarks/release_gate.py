@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import public_sets
 from benchmarks.split import SETS
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
 from fullft_assets.evaluation.base import assumed_seed_noise
@@ -416,6 +415,9 @@ def _read(name: str) -> Sequence[Mapping[str, str]]:
     if name != DIAGNOSES:
         return SETS[name]()
     # Descriptions of ICD-10's codes; a code with its subcodes is a group.
+    # It loads Dagster.
+    from benchmarks import public_sets
+
     with tempfile.TemporaryDirectory() as folder:
         public_sets.diagnoses(Path(folder))
         lines = (Path(folder) / "codes.jsonl").read_text(encoding="utf-8").splitlines()
