@@ -650,8 +650,12 @@ class TestRetrainingSensor:
         released = bench.artifact("evaluation_report", "e0", **manifests.evaluation())
         for checkpoint in (first, second):
             bench.champion(checkpoint.ref, evaluation=released.ref)
-        measured = {"macro_f1": 0.1, f"{CHAMPION}_macro_f1": 0.7}
-        about = manifests.evaluation(checkpoint=candidate.ref, incumbent=second.ref, measured=measured)
+        about = manifests.evaluation(
+            checkpoint=candidate.ref,
+            incumbent=second.ref,
+            measured={"macro_f1": 0.1},
+            scores={CHAMPION: {"macro_f1": 0.7}},
+        )
         bench.point("evaluation_report", bench.artifact("evaluation_report", "e1", **about))
 
         def drop() -> float | None:

@@ -66,9 +66,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     )
 
 
-def fit(case: Prepared, folder: Path, **changes: Any) -> Fit:
+def fit(case: Prepared, folder: Path, seed: int = 17, **changes: Any) -> Fit:
     chosen = TrainingSettings.model_validate(case.use_case.settings.training.model_dump() | changes)
-    return fine_tune(case.recipe, chosen, 17, folder, QUIET, resumable=False)
+    return fine_tune(case.recipe, chosen, seed, folder, QUIET, resumable=False)
 
 
 def train(case: Prepared, key: str, **changes: Any) -> Manifest:
@@ -139,8 +139,11 @@ class TestDistillation:
         assert 0.25 < share < 0.4
 
     def test_holds_an_encoders_representations(self, encoder: Prepared, tmp_path: Path) -> None:
-        plain, held = fit(encoder, tmp_path), fit(encoder, tmp_path, distillation={"weight": 0.95})
-        assert 0 < rise(held) < 0.5 * rise(plain)
+        plain, held = (
+            sum(rise(fit(encoder, tmp_path, seed, **lever)) for seed in (17, 18, 19))
+            for lever in ({}, {"distillation": {"weight": 0.95}})
+        )
+        assert 0 < held < 0.5 * plain
 
     def test_does_not_depend_on_the_size_of_a_pass(self, language: Prepared, tmp_path: Path) -> None:
         losses = []
@@ -281,8 +284,7 @@ def test_scores_are_computed_in_the_precision_of_the_training(
             {"distillation": {"weight": 1}},
             "training.distillation.weight: 1 leaves nothing to learn of the task itself",
         ),
-        ({"wise_ft": [0.5, 0.5]}, "training.wise_ft.1: 0.5 is listed twice; remove one"),
-        ({"wise_ft": [0]}, "training.wise_ft.0: 0 is not"),
+        ({"wise_ft": [0]}, "training.wise_ft.0: 0: Input should be greater than 0"),
     ],
 )
 def test_what_contradicts_itself_is_one_line(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
