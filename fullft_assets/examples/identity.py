@@ -237,7 +237,7 @@ def repeated(rows: IdentityRows, is_compared: np.ndarray, *keys: np.ndarray) -> 
     """Return the kept rows with an equal text before them: mask [n].
 
     Args:
-        rows, kept: the rows, and which of them (mask) to compare.
+        rows, is_compared: the rows, and which of them (mask) to compare.
         keys: [n] each, the order of the rows, the first key first; rows with equal keys keep their own order.
     """
     is_repeated = np.zeros(len(rows), bool)

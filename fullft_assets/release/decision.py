@@ -56,8 +56,8 @@ _NOT_OF_A_RECIPE = ("retry_epoch", "retrain_from")
 
 #: Of what a `baseline_model` is written from.
 BASELINE_VERSION = "1"
-#: A prediction costs a pass of the base model: more than TF-IDF (0) and a smaller model (1), and less than a
-#: prompt (3), which is a longer pass for each label, and a service (4).
+#: A prediction costs a pass of the base model: more than TF-IDF (0), and less than a prompt (3), which is a
+#: longer pass for each label, and a service (4).
 _RANK_OF_FINETUNED = 2
 
 

@@ -25,7 +25,7 @@ class Module(NamedTuple):
 
 
 class EvaluationSettings(Settings):
-    """Which metric decides, and how its confidence intervals are computed."""
+    """Which metric decides, and what else is scored and compared."""
 
     REMOVED = {
         "confidence": "intervals are of 95%",

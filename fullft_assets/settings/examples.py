@@ -156,8 +156,8 @@ class ExamplesSettings(Settings):
     domain: str | None = Field(
         default=None,
         description=(
-            "Field with a row's domain (department, kind of document); its shares are compared with those of"
-            " production."
+            "Field with a row's domain (department, kind of document), by which the evaluation cuts the test"
+            " rows into slices."
         ),
     )
     labels: list[str] | None = Field(
