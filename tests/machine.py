@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +23,17 @@ def set_card(monkeypatch: pytest.MonkeyPatch, has_card: bool = True) -> None:
     card = torch.device("cuda") if has_card else None
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_card)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: card)
+
+
+@contextmanager
+def limited_files(num_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond a size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def lacks(reason: str) -> NoReturn:

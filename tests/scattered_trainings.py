@@ -141,16 +141,6 @@ def _wait_for_each_upload(stored: StoredCheckpoints) -> None:
     stored.offer = offer_and_wait
 
 
-def other_number(scene: Scene, first: int, then: int) -> dict[str, Any]:
-    """One number of machines trains until a stop, another one to the end."""
-    stopped = scene.train(scene.machines(first), 3)
-    stored = [path.name.split("-")[0] for path in scene.stored()]
-    done = scene.train(scene.machines(then))
-    # Where all train on one disk, to the end with the first number.
-    straight = scene.train(scene.machines(1) * first, is_stored=False)
-    return {"stopped": stopped["error"], "stored": stored, "done": done, "straight": straight}
-
-
 def own_disks(scene: Scene) -> dict[str, Any]:
     """Two hosts stop; the bucket is emptied, and the second one gets a new disk: only the first one has the
     checkpoint.
@@ -234,10 +224,7 @@ def _work(scene: Scene, case: Prepared, url: str, machine: Path, kill_after: int
     return play(scene.folder / f"run-{scene._count}", train, 1)[0]
 
 
-SCENES: dict[str, Callable[[Scene], Any]] = {
-    **{scene.__name__: scene for scene in (own_disks, parts, killed)},
-    "two_to_one": lambda scene: other_number(scene, 2, 1),
-}
+SCENES: dict[str, Callable[[Scene], Any]] = {scene.__name__: scene for scene in (own_disks, parts, killed)}
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

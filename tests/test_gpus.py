@@ -154,21 +154,6 @@ class TestSupervised:
             time.sleep(0.02)
         return status.reason
 
-    def test_the_second_run_waits_until_the_first_is_dead(self, jobs: Machine) -> None:
-        self._start(jobs, "firstrun", "import time; print('computes', flush=True); time.sleep(300)")
-        self._until(jobs, "firstrun", "running", "computes\n")
-        self._start(jobs, "another", "print('computes', flush=True)", max_seconds=5)
-        supervisor = jobs._supervisor("firstrun")
-        assert supervisor is not None
-        line = self._until(jobs, "another", "pending")
-        assert line.startswith(
-            "waiting until 1 of 1 GPUs are free; held by run firstrun of /home/a/.home (`kill"
-            f" {supervisor.pid}` ends it; a training keeps its checkpoint): wait, "
-        )
-        supervisor.kill()
-        self._until(jobs, "another", "succeeded")
-        assert jobs.logs("another", "").stdout == f"{line}\ncomputes\n"
-
     def test_its_wait_is_no_time_of_work_and_can_be_cancelled(
         self, jobs: Machine, monkeypatch: pytest.MonkeyPatch
     ) -> None:

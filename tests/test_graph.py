@@ -319,18 +319,6 @@ def test_a_plan_for_other_settings_or_another_snapshot_is_refused(graph):
     )
 
 
-def test_a_report_on_another_checkpoint_promotes_nothing(graph):
-    graph.project.configure(release={"min_gain_over_baselines": -1}, training={"epochs": 0.2})
-    graph.approve()
-    assert graph.materialize("finetuned_checkpoint").success
-    assert (
-        graph.refusal("champion_model")
-        == "champion_model refused: evaluation_report judged another finetuned_checkpoint; materialise"
-        " evaluation_report again"
-    )
-    assert champion(graph) is None
-
-
 def test_what_is_below_a_checkpoint_that_did_not_learn_refuses(graph):
     graph.project.configure(
         training={"epochs": 0.2, "learning_rate": 0.5, "warmup_share": 0, "max_grad_norm": 1e6}

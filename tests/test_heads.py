@@ -79,27 +79,14 @@ def began(case: Prepared, base_model: Path | None = None) -> Any:
     return recipe, model
 
 
-def test_a_training_begins_with_the_probe(case: Prepared, tmp_path: Path) -> None:
-    context = case.baseline_context
-    (_, scores), *_ = case.recipe.score_baselines(["frozen_probe"], tmp_path, context)
-    settings = case.use_case.settings.training.model_copy(
-        update={"learning_rate": 1e-12, "epochs": 1.0, "track": [], "precision": "fp32"}
-    )
-    fit = fine_tune(case.recipe, settings, 3, tmp_path, QUIET, resumable=False, evaluate_at=[])
-    assert fit.scores["validation_macro_f1"] == pytest.approx(scores["macro_f1"], abs=0.02)
-    assert scores["macro_f1"] > 0.3
-
-
-@pytest.mark.parametrize("task", ["labelled", "spanned"])
-def test_a_training_of_another_task_begins_with_its_probe(
-    task: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    other = request.getfixturevalue(task)
-    settings = other.use_case.settings.training.model_copy(
+@pytest.mark.parametrize("task", ["case", "labelled", "spanned"])
+def test_a_training_begins_with_its_probe(task: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    prepared = request.getfixturevalue(task)
+    settings = prepared.use_case.settings.training.model_copy(
         update={"learning_rate": 1e-12, "epochs": 0.2, "track": [], "precision": "fp32"}
     )
-    fit = fine_tune(other.recipe, settings, 3, tmp_path, QUIET, resumable=False, evaluate_at=[])
-    expected = other.recipe.fit_head(other.recipe.load(settings), settings, QUIET)
+    fit = fine_tune(prepared.recipe, settings, 3, tmp_path, QUIET, resumable=False, evaluate_at=[])
+    expected = prepared.recipe.fit_head(prepared.recipe.load(settings), settings, QUIET)
     head = inference.output_layer(fit.model)
     np.testing.assert_allclose(head.weight.detach().numpy(), expected.coefficients, atol=1e-6)
     assert np.abs(expected.coefficients).max() > 0.1

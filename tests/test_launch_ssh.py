@@ -1,13 +1,10 @@
 """The launcher `ssh` against a real sshd: followed, cut off, attached to again, cancelled, refused."""
 
 import os
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -18,7 +15,7 @@ from fullft_assets.launchers import LaunchSpec, Unreachable, driver, records
 from fullft_assets.launchers.ssh import SshLauncher, _quoted
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.settings import SshLauncherSettings
-from tests.launch_scenes import NAME, SECONDS, TESTS, process, recorded, run_probe, wait_for
+from tests.launch_scenes import NAME, SECONDS, process, run_probe
 from tests.ssh_server import SshServer
 
 
@@ -142,70 +139,15 @@ def test_a_python_that_fails_once_and_answers_that_cannot_be_read_are_asked_for_
     )
 
 
-@pytest.mark.slow
-class TestAnotherProcess:
-    """The control plane is a process of its own, which is killed or cancelled; the machine goes on."""
-
-    @pytest.fixture
-    def start(
-        self, server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> Iterator[Callable[[str], subprocess.Popen[Any]]]:
-        home = tmp_path / "home"
-        home.mkdir()
-        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-        for name, value in {
-            "DAGSTER_HOME": str(home),
-            "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
-            "PROBE_FOLDER": str(tmp_path),
-            "PROBE_LAUNCHER": launcher(server, grace_seconds=20).settings.model_dump_json(),
-        }.items():
-            monkeypatch.setenv(name, value)
-        runs: list[subprocess.Popen[Any]] = []
-
-        def start(stage: str) -> subprocess.Popen[Any]:
-            monkeypatch.setenv("PROBE_STAGE", stage)
-            command = ["dagster", "job", "execute", "-m", "probe_workloads.definitions", "-j", "in_process"]
-            # As a run launcher of ours tags it: so a later run knows that this one is gone.
-            command += ["--tags", f'{{"worker/host": "{os.uname().nodename}"}}']
-            with (tmp_path / "output").open("ab") as output:
-                runs.append(subprocess.Popen([sys.executable, "-m", *command], stdout=output, stderr=output))
-            return runs[-1]
-
-        yield start
-        for run in runs:
-            run.kill()
-            run.wait()
-
-    @pytest.mark.fault("the run's process is killed", "ssh")
-    def test_killed_control_plane_leaves_the_job_and_the_next_run_attaches(self, start, tmp_path):
-        first = start("waits")
-        workload = process(tmp_path, "workload0")
-        first.kill()
-        first.wait()
-        second = start("waits")
-        wait_for(
-            lambda: "attaching to fullft-" in (tmp_path / "output").read_text(), "the second run attaches"
-        )
-        assert is_alive(workload)
-        (tmp_path / "go").touch()
-        assert second.wait(SECONDS) == 0, (tmp_path / "output").read_text()
-        assert (tmp_path / "starts").read_text() == "started\n"
-        launch = recorded(probe_job(tmp_path, "")[1])
-        assert (launch.state, launch.attempt) == ("succeeded", 1)
-
-    @pytest.mark.fault("a run is cancelled", "ssh")
-    def test_cancelled_run_stops_the_job_there_with_its_checkpoint_and_every_process(
-        self, start, server, tmp_path
-    ):
-        first = start("works")
-        workload, helper = process(tmp_path, "workload0"), process(tmp_path, "helper0")
-        first.send_signal(signal.SIGINT)
-        assert first.wait(SECONDS) != 0
-        assert (tmp_path / "checkpoint0").read_text() == "complete"
-        assert not is_alive(workload) and not is_alive(helper)
-        store = probe_job(tmp_path, "")[1]
-        launch = recorded(store)
-        assert (launch.state, launcher(server).poll(launch.name_in(store)).state) == ("stopped", "gone")
+@pytest.mark.fault("a run is cancelled", "ssh")
+def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(server, tmp_path):
+    ssh = launcher(server, grace_seconds=20)
+    ssh.submit(spec(tmp_path, "works"))
+    processes = [process(tmp_path, name) for name in ("workload0", "helper0")]
+    # As another run does that attaches to it.
+    launcher(server).stop(NAME)
+    assert (tmp_path / "checkpoint0").read_text() == "complete"
+    assert not any(map(is_alive, processes)) and ssh.poll(NAME).state == "gone"
 
 
 class TestRefused:

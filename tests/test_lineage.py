@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fullft_assets import chunks, documents, erasure, examples, release, snapshot
+from fullft_assets import erasure, release, snapshot
 from fullft_assets.checkpoint import lineage
 from fullft_assets.errors import GateError
 from fullft_assets.jobs.progress import Progress
@@ -204,33 +204,6 @@ class TestWhatItLearned:
             inputs = {"training_snapshot": other, "finetuned_checkpoint": made}
             judged = evaluation.unseen(encoder.job("evaluation_report"), encoder.store, inputs, test)
             assert set(judged.texts) & seen == expected
-
-    def test_a_training_from_the_champion_learns_from_the_old_rows_again(self, tmp_path: Path) -> None:
-        case = prepare(tmp_path, tiny=True, training={"precision": "fp32"})
-        first = train(case, "first")
-        case.project.deliver("delivery-2.jsonl", projects.licence_rows(100, skip=400))
-        parts = case.snapshot.metadata["parts"]
-        labeled, tokenized = (
-            {name: case.store.load(part[kind]) for name, part in parts.items()}
-            for kind in ("examples", "chunks")
-        )
-        for batch in documents.cut_batches(
-            case.store, case.use_case.name, case.project.documents, case.use_case.settings.documents
-        ):
-            labeled[batch.name], _ = examples.validate(
-                case.store, case.use_case, documents.keep(case.store, case.use_case, batch.name)
-            )
-            tokenized[batch.name] = chunks.tokenize(case.store, case.use_case, labeled[batch.name])
-        second = train(case, "second", first, on=snapshot.take(case.store, case.use_case, labeled, tokenized))
-        before, now = (
-            snapshot.load_split(case.store, case.store.load(made.metadata["snapshot"]), "train")
-            for made in (first, second)
-        )
-        assert set(before.ids) < set(now.ids) and set(before.texts) < set(now.texts)
-        assert (
-            second.metadata["trained_from"] == first.ref
-            and second.metadata["num_tokens"] > first.metadata["num_tokens"]
-        )
 
     def test_a_model_with_erased_documents_of_an_earlier_training_is_named_and_not_trained_further(
         self, tmp_path: Path

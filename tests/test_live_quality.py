@@ -22,7 +22,6 @@ from fullft_assets.monitoring import AtRelease, FarDocument, LiveMetadata, live
 from fullft_assets.monitoring.live import PredictedDocument, log_evidence_below, lower_bound, upper_bound
 from fullft_assets.monitoring.predictions import PREDICTIONS, write_predictions
 from fullft_assets.monitoring.predictions import Document as Predicted
-from fullft_assets.resources import open_store
 from fullft_assets.retraining.history import score_fell
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store
@@ -228,61 +227,31 @@ class Live:
         self.point("labeled_examples", batch.name, labelled)
         return labelled
 
-    def measure(self, instance: dg.DagsterInstance) -> tuple[Manifest, bool]:
-        """Materialize the asset; return its artifact and whether its check is green."""
-        defs = dg.Definitions.merge(
-            FullFineTune(self.project.use_case()).build_defs(),
-            dg.Definitions(executor=dg.in_process_executor),
-        )
-        job = defs.resolve_implicit_global_asset_job_def()
-        result = job.execute_in_process(
-            asset_selection=[dg.AssetKey([CASE, "live_quality"])], instance=instance
-        )
-        [checked] = result.get_asset_check_evaluations()
-        assert checked.check_name == monitoring.LIVE_CHECK.name
-        pointer = self.store.read_pointer(f"latest/{CASE}/live_quality/all")
-        assert result.success and pointer is not None
-        return self.store.load(pointer["ref"]), checked.passed
 
-
-@pytest.mark.slow
-def test_labels_of_later_deliveries_score_the_champion_on_production(
-    project: projects.Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in project.env().items():
-        monkeypatch.setenv(name, value)
-    with dg.DagsterInstance.from_config(str(project.home)) as instance:
-        project.configure(monitoring={"path": "data/letters/production"})
-        seen = Live(project, open_store(project.use_case(), instance))
-        # What the champion has learned from, which production sees again.
-        rows = [{**row, "expression": row["id"]} for row in projects.licence_rows(180, skip=2_000)]
-        known = seen.label("learned.jsonl", rows[:30])
-        seen.promote(snapshot_of(seen.store, known))
-        wrong = {row["id"]: next(kind for kind in ("notice", "text") if kind != row["kind"]) for row in rows}
-        for number in range(3):
-            part = rows[60 * number : 60 * (number + 1)]
-            seen.see(
-                f"w{number}.jsonl",
-                part,
-                predicted={
-                    row["id"]: row["kind"] if index % 2 else wrong[row["id"]]
-                    for index, row in enumerate(part)
-                },
-            )
-        made, is_green = seen.measure(instance)
-        found = LiveMetadata.of(made)
-        assert is_green and (found.num_windows, found.num_labelled, found.accuracy) == (3, 0, None)
-        # The newer window is labelled before the older one; what was learned from never counts.
-        seen.label("late-1.jsonl", rows[120:126])
-        few, is_green = seen.measure(instance)
-        assert is_green and LiveMetadata.of(few).num_labelled == 6
-        seen.label("late-2.jsonl", rows[30:120])
-        made, is_green = seen.measure(instance)
-        found = LiveMetadata.of(made)
-        assert not is_green
-        assert found.num_labelled - 96 in range(-6, 1), "of equal texts one counts"
-        assert found.drop == pytest.approx(0.9 - found.num_right / found.num_labelled)
-        assert seen.measure(instance)[0] == made, "the same again is found"
+def test_labels_of_later_deliveries_score_the_champion_on_production(project: projects.Project) -> None:
+    seen = Live(project, Store(str(project.home / "store")))
+    # What the champion has learned from, which production sees again.
+    rows = [{**row, "expression": row["id"]} for row in projects.licence_rows(180, skip=2_000)]
+    seen.promote(snapshot_of(seen.store, seen.label("learned.jsonl", rows[:30])))
+    wrong = {row["id"]: next(kind for kind in ("notice", "text") if kind != row["kind"]) for row in rows}
+    for number in range(3):
+        part = rows[60 * number : 60 * (number + 1)]
+        predicted = {
+            row["id"]: row["kind"] if index % 2 else wrong[row["id"]] for index, row in enumerate(part)
+        }
+        seen.see(f"w{number}.jsonl", part, predicted=predicted)
+    unlabelled = seen.count()
+    assert live.check(unlabelled).passed
+    assert (unlabelled.num_windows, unlabelled.num_labelled, unlabelled.accuracy) == (3, 0, None)
+    # The newer window is labelled before the older one; what was learned from never counts.
+    seen.label("late-1.jsonl", rows[120:126])
+    few = seen.count()
+    assert live.check(few).passed and few.num_labelled == 6
+    seen.label("late-2.jsonl", rows[30:120])
+    many = seen.count()
+    assert not live.check(many).passed
+    assert many.num_labelled - 96 in range(-6, 1), "of equal texts one counts"
+    assert many.drop == pytest.approx(0.9 - many.num_right / many.num_labelled)
 
 
 class TestLabelAudit:

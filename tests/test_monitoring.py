@@ -339,13 +339,6 @@ class TestHistory:
         assert self.names(self.read("03", made)) == (["02"], [])
         assert self.names(self.read("02", made)) == ([], [])
 
-    def test_another_champion_begins_anew(self) -> None:
-        made = {"01": self.report("01", NOTHING, "ok")}
-        made["02"] = self.report("02", NOTHING, "ok", inputs={"finetuned_checkpoint": "another"})
-        assert self.names(self.read("03", made)) == ([], [])
-        made["03"] = self.report("03", NOTHING, "ok")
-        assert self.names(self.read("04", made)) == (["03"], [])
-
     def test_the_content_of_calm_windows_stays_the_reference_under_the_next_champions(self) -> None:
         made: dict[str, Manifest] = {}
         second, third = (

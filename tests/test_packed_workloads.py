@@ -2,10 +2,6 @@
 launched again.
 """
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,6 @@ from fullft_assets.store import Manifest
 from fullft_assets.workloads import entry, planning, training
 from tests import smollm2
 from tests.prepared import Prepared, prepare_language_model
-from tests.test_resume import Run, assert_same_as
 
 STAGE = "finetuned_checkpoint"
 QUICK: dict[str, Any] = {
@@ -75,27 +70,6 @@ def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         path.name for path in (folder / "model").iterdir()
     }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["sft"], indirect=True)
-def test_killed_also_inside_saves_it_ends_with_the_same_weights(case: Prepared) -> None:
-    changes = {"micro_batch_size": 4, "epochs": 0.7}
-    straight, killed = (Run(case, name, training=changes) for name in ("straight", "killed"))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_trainings", straight.command[-1], killed.command[-1], "3", "11"],
-        env={**case.project.env(), "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    moments = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(moments) == 3
-    assert any(moment["checkpoints"] for moment in moments), (
-        "no process continued from a checkpoint of another"
-    )
-    assert_same_as(straight, killed)
 
 
 def write_model(folder: Path, **config: int) -> None:

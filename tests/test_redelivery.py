@@ -7,15 +7,13 @@ import json
 import os
 from typing import Any
 
-import dagster as dg
 import pytest
 
 from fullft_assets import documents, monitoring
 from fullft_assets.errors import DataError
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.monitoring import DriftMetadata, LiveMetadata
-from fullft_assets.resources import open_store
+from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import monitoring as workload
 from tests import project as projects
@@ -87,19 +85,14 @@ def test_a_window_whose_files_were_rewritten_before_it_was_read_is_no_broken_fee
     assert made.checks[0].passed and "delivered again" in made.checks[0].description
 
 
-def test_live_quality_counts_a_document_as_it_was_delivered_last(
-    project: projects.Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in project.env().items():
-        monkeypatch.setenv(name, value)
-    with dg.DagsterInstance.from_config(str(project.home)) as instance:
-        seen = Live(project, open_store(project.use_case(), instance))
-        rows = [{**row, "expression": row["id"]} for row in projects.licence_rows(30, skip=2_000)]
-        seen.promote(snapshot_of(seen.store, seen.label("learned.jsonl", rows[:5])))
-        damaged = [{**row, "text": row["text"][::-1]} for row in rows[5:]]
-        seen.see("w0.jsonl", damaged, predicted=dict.fromkeys((row["id"] for row in rows), "no such label"))
-        seen.see("w1.jsonl", rows[5:], predicted={row["id"]: row["kind"] for row in rows})
-        seen.label("late.jsonl", rows[5:])
-        found = LiveMetadata.of(seen.measure(instance)[0])
-        assert found.num_windows == 2
-        assert 0 < found.num_right == found.num_labelled <= 25
+def test_live_quality_counts_a_document_as_it_was_delivered_last(project: projects.Project) -> None:
+    seen = Live(project, Store(str(project.home / "store")))
+    rows = [{**row, "expression": row["id"]} for row in projects.licence_rows(30, skip=2_000)]
+    seen.promote(snapshot_of(seen.store, seen.label("learned.jsonl", rows[:5])))
+    damaged = [{**row, "text": row["text"][::-1]} for row in rows[5:]]
+    seen.see("w0.jsonl", damaged, predicted=dict.fromkeys((row["id"] for row in rows), "no such label"))
+    seen.see("w1.jsonl", rows[5:], predicted={row["id"]: row["kind"] for row in rows})
+    seen.label("late.jsonl", rows[5:])
+    counted = seen.count()
+    assert counted.num_windows == 2
+    assert 0 < counted.num_right == counted.num_labelled <= 25

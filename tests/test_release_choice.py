@@ -286,7 +286,7 @@ def test_a_champion_that_is_a_baseline_stays_until_something_is_better(lab: Lab)
 
 
 @pytest.mark.slow
-def test_what_is_not_trained_ends_with_a_champion_and_a_later_model_has_to_beat_it(tmp_path: Path) -> None:
+def test_what_is_not_trained_ends_with_a_champion(tmp_path: Path) -> None:
     """Real licence texts through the whole graph: the pilot refuses, and TF-IDF or the probe is in use."""
     project = projects.create(
         tmp_path,
@@ -315,13 +315,3 @@ def test_what_is_not_trained_ends_with_a_champion_and_a_later_model_has_to_beat_
     again = project.fullft("run", project.name)
     assert again.returncode == 0 and release.read_champion(store, project.name) == champion, again.stdout
     assert len(store.refs(project.name, "evaluation_report")) == 1
-
-    project.configure(
-        release={"candidates": "any"},
-        planning={"min_predicted_gain": -1},
-        training={"learning_rate": "1e-6"},
-    )
-    trained = project.fullft("run", project.name)
-    assert trained.returncode == 0, trained.stdout + trained.stderr
-    assert store.refs(project.name, "finetuned_checkpoint")
-    assert release.read_champion(store, project.name) == champion, "it is not better"

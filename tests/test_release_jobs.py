@@ -176,25 +176,6 @@ def test_a_change_by_hand_holds_where_the_copy_fails_and_the_asset_copies_later(
         assert pushed["checkpoint"] == released.first.ref
 
 
-def test_frozen_the_asset_succeeds_and_says_why_the_champion_stays(released: Released) -> None:
-    frozen = released.run("freeze", reason="audit until May")
-    assert f"Frozen by hand ({frozen.run_id}): audit until May" in released.newest("observation")["outcome"]
-    result = released.materialize(released.second, released.green)
-    assert result.success and not result.get_asset_materialization_events()
-    assert released.champion == released.first.ref
-    said = released.newest("observation")
-    assert (
-        "since the champion is frozen" in said["outcome"]
-        and "audit until May" in said["outcome"]
-        and "act: unfreeze" in said["outcome"]
-    )
-    assert said["champion"] == released.first.ref
-    assert released.run("unfreeze", reason="audit done").success
-    result = released.materialize(released.second, released.green)
-    assert released.champion == released.second.ref
-    assert "Promoted: every gate passed." in released.newest("materialization")["outcome"]
-
-
 def test_the_summary_of_a_run_says_what_the_release_came_to(
     released: Released, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +185,8 @@ def test_the_summary_of_a_run_says_what_the_release_came_to(
         return {line[2:17].strip(): line[17:] for line in summary(released.lab.use_case, released.store, 1.0)}
 
     released.run("freeze", reason="audit until May")
-    released.materialize(released.second, released.green)
+    kept = released.materialize(released.second, released.green)
+    assert not kept.get_asset_materialization_events() and released.champion == released.first.ref
     assert lines()["verdict"].startswith(
         "Not promoted though every gate passed, since the champion is frozen."
     )
@@ -212,6 +194,9 @@ def test_the_summary_of_a_run_says_what_the_release_came_to(
     said = lines()["verdict"]
     assert said.startswith(f"Promoted by hand ({promoted.run_id}): needed")
     assert said.endswith("It is the champion now.")
+    assert released.run("unfreeze", reason="audit done").success
+    state = release.read_state(released.store, "demo")
+    assert state is not None and state.frozen is None
 
 
 def test_an_error_of_the_audit_keeps_the_champion_until_it_is_fixed(

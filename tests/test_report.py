@@ -176,16 +176,6 @@ def test_html_says_what_it_should_and_escapes_the_texts(tmp_path):
 
 
 @pytest.mark.heavy
-def test_gates_that_say_no_come_first(tmp_path):
-    found = evaluation_of(LABELS)
-    gates = release.verdict(found, ReleaseSettings(min_score=1.0, min_effective_groups=2))
-    report.write(tmp_path, full_report(found, verdict=gates))
-    table = (tmp_path / "report.md").read_text().split("## The gates")[1].split("##")[0]
-    answers = [line.split(" | ")[1] for line in table.splitlines() if line.startswith("| ")][1:]
-    assert answers[0] == "✗ no" and len(answers) > 4 and set(answers[1:]) == {"✓ yes"}
-
-
-@pytest.mark.heavy
 def test_each_system_is_shown_with_its_time_and_price(tmp_path):
     found = evaluation_of(LABELS)
     costs = {

@@ -13,7 +13,6 @@ from fullft_assets.retraining import (
     DAY_SECONDS,
     Attempt,
     Decision,
-    RecordedDecision,
     RunInFlight,
     Signals,
     State,
@@ -621,15 +620,6 @@ class TestPeople:
         for shown in ({**drifted, **lower}, lower, drifted):
             assert _decide(state, **shown).action == "wait"
 
-    def test_two_requests_for_labels_have_both_reasons_and_one_instruction(self) -> None:
-        asked = _decide(**_windows("confirmed", "confirmed"), score_drop=0.1)
-        drift, score = asked.reasons[0].split("; ")
-        assert asked.action == "request_labels"
-        assert drift.startswith("drift is confirmed") and score.startswith(
-            "the champion's score fell by 0.100"
-        )
-        assert asked.instruction == "label production documents that `fullft export CASE FILE --random` draws"
-
 
 class TestTotality:
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -660,14 +650,6 @@ class TestTotality:
             estimated_hours=hours,
         )
         assert decision.reasons
-
-    def test_a_recorded_decision_survives_json_and_replays(self) -> None:
-        signals = _signals(new=1_200, **_windows("confirmed", "ok"))
-        record = RecordedDecision(
-            case="licences", time=NOW, signals=signals, decision=decide(RUNNING, signals, SETTINGS)
-        )
-        read = RecordedDecision.model_validate_json(record.model_dump_json())
-        assert read == record and decide(RUNNING, read.signals, SETTINGS) == read.decision
 
 
 #: Worlds whose retrains each learn from as many new rows as were asked for.

@@ -320,12 +320,6 @@ def test_nobody_else_may_overrule(platform: Platform, keys: dict[str, Path], per
     assert security.overrule(platform.store, use_case, Act("freeze", "", "r"), person, list) is None
 
 
-def test_the_login_names_an_approver(platform: Platform) -> None:
-    use_case = platform.use_case(approvers={"ann": "proxy"})
-    act = Act("unfreeze", "x", "r")
-    assert security.overrule(platform.store, use_case, act, Person("ann", "proxy"), list) is None
-
-
 @pytest.mark.heavy
 def test_overrules_by_two_people_are_each_in_the_chain(platform: Platform, keys: dict[str, Path]) -> None:
     use_case = platform.use_case(approvers=approvers(keys), approvals=2)

@@ -387,15 +387,6 @@ class TestRowsOfOneBatch:
         assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
         assert "y" not in found
 
-    def test_an_older_version_that_was_held_out_keeps_the_newer_one_from_training(self) -> None:
-        one = File("a.jsonl", 5, (("x", self.TEXT, "notice", TESTS),))
-        two = File("b.jsonl", 6, (("x", f"{self.TEXT} but more, and about other things", "notice", TRAINS),))
-        for batches in (((one, two),), ((one,), (two,))):
-            found, left_out = self.rows(*batches)
-            assert "x" not in found
-            assert left_out["held out before: an older delivery of their id or text was"] == 1
-        assert self.rows((two,))[0]["x"]["split"] == "train"
-
     def test_an_older_version_of_another_file_counts_when_the_newer_one_is_withdrawn(self) -> None:
         versions = (
             File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"),)),

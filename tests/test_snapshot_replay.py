@@ -164,22 +164,6 @@ class TestDraw:
         assert case.texts(again) == case.texts(first)
 
 
-class TestNoLeak:
-    def test_neither_held_out_nor_screened_text_is_drawn(self, case: Case, general: list[str]) -> None:
-        first = case.texts(case.draw())
-        held_out = first[1]
-        near = first[3].replace("import", "export", 1)
-        words = first[5].split()[20:60]
-        passage = f"What does this do? {' '.join(words)} Explain."
-        made = case.draw(held_out=[held_out, near], screened=[passage])
-        texts = case.texts(made)
-        assert not {first[1], first[3], first[5]} & set(texts)
-        assert texts[0] == first[0] and texts[1] == first[2]
-        assert made.metadata["num_near_held_out"] >= 2
-        assert made.metadata["num_screened"] >= 1
-        assert made.metadata["num_tokens"] >= num_replay_tokens(20_000, SHARE)
-
-
 class TestConversations:
     def test_conversations_and_texts_together(self, tmp_path: Path, model: Path, general: list[str]) -> None:
         case = Case(tmp_path, model, task="sft")

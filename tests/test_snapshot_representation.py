@@ -11,7 +11,7 @@ from fullft_assets import documents
 from fullft_assets.component import FullFineTune
 from fullft_assets.monitoring import SUMS, Sums, representation
 from fullft_assets.monitoring.representation import compare, difference
-from fullft_assets.resources import ManifestIOManager, latest, open_store, set_latest
+from fullft_assets.resources import latest, open_store, set_latest
 from fullft_assets.store import Manifest
 from tests import project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
@@ -159,26 +159,6 @@ def test_what_the_model_in_production_predicts_is_compared(live, monkeypatch):
     live.train("k2")
     live.run()
     assert "insufficient data: 0" in live.evaluation().description
-
-
-def test_the_snapshot_of_its_run_is_judged_whatever_another_run_makes_meanwhile(live, monkeypatch):
-    newest = latest(live.store, CASE, "training_snapshot")
-    save = ManifestIOManager.handle_output
-
-    def overtaken(self: ManifestIOManager, context: dg.OutputContext, obj: Manifest) -> None:
-        """Point at an artifact, and at once another run makes its own the newest."""
-        save(self, context, obj)
-        set_latest(live.store, CASE, "training_snapshot", newest)
-
-    live.project.configure(
-        seed=5, monitoring={"path": f"data/{CASE}/production"}, documents={"settle_seconds": 0}
-    )
-    monkeypatch.setattr(ManifestIOManager, "handle_output", overtaken)
-    live.run("training_snapshot")
-    (record,) = live.instance.fetch_materializations(KEY.asset_key, limit=1).records
-    assert latest(live.store, CASE, "training_snapshot") == newest
-    artifact = record.asset_materialization.metadata["artifact"].value
-    assert live.evaluation().metadata["snapshot"].value == artifact != newest.ref
 
 
 def test_check_is_in_the_jobs_that_make_either_side_new(tmp_path):

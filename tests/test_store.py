@@ -1,10 +1,8 @@
 """store: an incomplete artifact does not exist, in a local folder and on a real S3 server."""
 
-import http.server
 import json
 import os
 import queue
-import resource
 import shutil
 import signal
 import subprocess
@@ -43,6 +41,7 @@ from fullft_assets.store import (
 from fullft_assets.store.buckets import FileVersion
 from fullft_assets.store.metadata import Metadata
 from tests import project as projects
+from tests.machine import limited_files
 from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.quick
@@ -681,17 +680,6 @@ class TestS3:
         )
         assert [path for path in place.disk.rglob("*") if path.is_file()] == [place.disk / "a"]
 
-    def test_a_server_that_can_is_asked_without_a_write(
-        self, bucket: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        client, name = boto3.client("s3"), bucket.split("/")[2]
-        client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
-        for _ in range(2):
-            monkeypatch.setattr(pointers, "_heeding", set())
-            Store(bucket).require_conditions()
-            (version,) = client.list_object_versions(Bucket=name)["Versions"]
-            assert version["Key"] == "some/prefix/pointers/store.json"
-
     @pytest.mark.heavy
     def test_fetched_once_and_kept(self, place: Place, s3_env: S3Server) -> None:
         made = place.make({"a.txt": "alpha", "deep/b.txt": "beta"})
@@ -754,60 +742,33 @@ class TestS3:
 
 @pytest.mark.heavy
 def test_every_write_asks_for_encryption_with_the_given_key(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fullft_assets.resources.store import open_url
 
-    seen: list[dict[str, str]] = []
-
-    class Recorder(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # answers `Expect: 100-continue`
-
-        def do_PUT(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            seen.append({name.lower(): value for name, value in self.headers.items()})
-            self.send_response(200)
-            self.send_header("ETag", '"0"')
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-        monkeypatch.setenv("FULLFT_KMS_KEY", "alias/models")
-        monkeypatch.setattr(
-            Store, "require_conditions", lambda _: None
-        )  # this server writes whatever it is asked
-        store = open_url("s3://bucket")
-        store.write_pointer("champion", {})
-        with store.create("mail", "s", "k", version="1", seed=1) as draft:
-            (draft.path / "weights").write_text("w")
-            draft.commit(settings={}, inputs={}, metadata={})
-        server.shutdown()
-    assert len(seen) == 3
-    for headers in seen:
-        assert headers["x-amz-server-side-encryption"] == "aws:kms"
-        assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "alias/models"
-        assert headers["x-amz-server-side-encryption-bucket-key-enabled"] == "true"
+    monkeypatch.setenv("FULLFT_KMS_KEY", "alias/models")
+    store = open_url(bucket)
+    store.write_pointer("champion", {})
+    with store.create("mail", "s", "k", version="1", seed=1) as draft:
+        (draft.path / "weights").write_text("w")
+        draft.commit(settings={}, inputs={}, metadata={})
+    client, name = boto3.client("s3"), bucket.split("/")[2]
+    objects = client.list_objects_v2(Bucket=name)["Contents"]
+    assert {Path(each["Key"]).name for each in objects} >= {"champion.json", "weights", "manifest.json"}
+    for each in objects:
+        head = client.head_object(Bucket=name, Key=each["Key"])
+        assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "alias/models")
+        assert head["BucketKeyEnabled"]
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
-    try:
-        with (
-            pytest.raises(DiskError) as raised,
-            store.create("letters", "raw_documents", "k1", version="1", seed=0) as draft,
-        ):
-            (draft.path / "data").write_bytes(bytes(2_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        limited_files(1_000),
+        pytest.raises(DiskError) as raised,
+        store.create("letters", "raw_documents", "k1", version="1", seed=0) as draft,
+    ):
+        (draft.path / "data").write_bytes(bytes(2_000))
     assert str(raised.value).startswith(
         f"{tmp_path}: no room for letters/raw_documents ([Errno 27] File too large); free space or raise the"
         " quota"
@@ -822,13 +783,9 @@ def test_no_room_for_a_pointer_or_a_job_file_is_one_line(
 ) -> None:
     store = Store(str(tmp_path))
     store.write_json(name, {"is": "kept"})
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
-    try:
-        with pytest.raises(DiskError, match=rf"^{tmp_path}: no room for {name} \(File too large\)"):
-            store.write_json(name, {"is": "x" * 2_000})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = rf"^{tmp_path}: no room for {name} \(File too large\)"
+    with limited_files(1_000), pytest.raises(DiskError, match=message):
+        store.write_json(name, {"is": "x" * 2_000})
     assert store.read_json(name) == {"is": "kept"}
     assert [path.name for path in (tmp_path / name).parent.iterdir()] == [Path(name).name]
 
@@ -855,27 +812,3 @@ def test_a_server_that_compares_etags_without_their_quotes_is_understood(
     monkeypatch.setattr(Store, "bucket", bucket)
     assert store.write_if_version("n", b"2", FileVersion('"1"', None)) and conditions == ['"1"', "1"]
     assert not store.write_if_version("n", b"2", FileVersion('"0"', None)), "somebody changed it"
-
-
-@pytest.mark.heavy
-def test_the_data_stages_give_the_same_on_s3_as_on_a_local_folder(
-    project: projects.Project, s3_env: S3Server
-) -> None:
-    project.configure(documents={"max_batch_files": 1})
-    project.deliver("delivery-2.jsonl", projects.licence_rows(100, skip=400))
-    s3_env.make_bucket("data-stages")
-    local, local_train = data_stages(Store(str(project.home / "store")), project)
-    remote, remote_train = data_stages(Store("s3://data-stages/a/b"), project)
-    assert remote.content_digest == local.content_digest
-    assert remote.key == local.key
-    assert {name: value for name, value in remote.metadata.items() if name != "parts"} == {
-        name: value for name, value in local.metadata.items() if name != "parts"
-    }
-    assert len(local.metadata["parts"]) == 2 and len(local_train) > 50
-    for field in ("ids", "texts", "groups", "windows"):
-        assert getattr(remote_train, field) == getattr(local_train, field)
-    assert remote_train.labels.tolist() == local_train.labels.tolist()
-    # The ledger is in the bucket; nothing of it is on this machine.
-    assert json.loads(
-        next((s3_env.root / "data-stages/a/b/pointers/letters/batch").glob("00001-*.json")).read_text()
-    )["files"]

@@ -36,7 +36,7 @@ from fullft_assets.training.stored_checkpoints import (
 from tests.s3_server import S3Server
 
 ROOT = Path(__file__).parent.parent
-SCENES = ("killed", "own_disks", "parts", "two_to_one")
+SCENES = ("killed", "own_disks", "parts")
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +59,6 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
         set(found) == set(expected)
         and [name for name in expected if not torch.equal(found[name], expected[name])] == []
     )
-
-
-def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """The same steps over the same rows: only the order in which numbers are added up differs."""
-    assert (
-        [step for step, *_ in one["log"]]
-        == [step for step, *_ in other["log"]]
-        == list(range(1, len(one["log"]) + 1))
-    )
-    torch.testing.assert_close(torch.tensor(one["log"]), torch.tensor(other["log"]), rtol=1e-3, atol=0)
-    expected, found = torch.load(other["weights"]), torch.load(one["weights"])
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -103,15 +90,6 @@ def test_hosts_upload_their_parts_and_other_hosts_go_on_with_equal_bits(played: 
     assert found["files"] == ["part-00000.safetensors", "part-00001.safetensors"]
     assert found["done"]["from"] == 3
     assert_same(found["done"], found["straight"])
-
-
-@pytest.mark.slow
-def test_another_number_of_processes_takes_the_same_steps(played: dict) -> None:
-    found = played["two_to_one"]
-    assert found["stopped"].startswith("stopped at step 3 of ")
-    assert found["stored"] == ["00000002", "00000003"]
-    assert found["done"]["from"] == 3
-    assert_close(found["done"], found["straight"])
 
 
 def test_a_seal_that_names_a_file_elsewhere_writes_none(s3_env: S3Server, tmp_path: Path) -> None:

@@ -6,10 +6,7 @@ import errno
 import gc
 import http.client
 import json
-import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import botocore.exceptions
@@ -27,6 +24,7 @@ from fullft_assets.training.checkpoints import RunHistory, latest_checkpoint
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.workloads import entry
 from fullft_assets.workloads import training as training_workload
+from tests.machine import limited_files
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare, quick
 
@@ -90,16 +88,6 @@ class TestOutOfMemory:
             for name, value in straight.model.state_dict().items()
         )
 
-    def test_what_was_trained_before_is_kept(self, tiny, tmp_path, monkeypatch):
-        limit_memory(monkeypatch, rows=4, after_passes=10)
-        fit = train(tiny, tmp_path)
-        [incident] = fit.incidents
-        assert (incident.step, incident.to_step, incident.micro_batch_size) == (11, 8, 4)
-        assert [line["step"] for line in fit.history if "loss" in line] == list(range(1, fit.num_steps + 1))
-        assert "memory ran out with 8 rows a pass" in [
-            line["reason"] for line in fit.history if line.get("event") == "out_of_memory"
-        ]
-
     def test_the_size_that_fits_is_remembered(self, tiny, tmp_path, monkeypatch):
         limit_memory(monkeypatch, rows=4)
         with pytest.raises(Interrupted):
@@ -141,17 +129,6 @@ class TestOutOfMemory:
         ):
             train(tiny, tmp_path)
         assert RunHistory(tmp_path).incidents == []
-
-
-@contextmanager
-def limited_files(num_bytes: int) -> Iterator[None]:
-    """Let no file grow beyond a size."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class TestFullDisk:

@@ -194,26 +194,6 @@ def test_each_rule_is_followed_by_the_action_that_the_yaml_gives_it(
 
 
 class TestRunHistory:
-    def test_it_is_remembered_in_the_folder(self, tmp_path):
-        history = RunHistory(tmp_path)
-        history.add(Incident("roll_back", 20, 6, "loss nan", 3.5, rule="non_finite", learning_rate=1e-4))
-        history.add(Incident("out_of_memory", 9, 6, "memory ran out", 4.5, micro_batch_size=4))
-        again = RunHistory(tmp_path)
-        assert again.incidents == history.incidents
-        assert (again.learning_rate, again.micro_batch_size, again.num_roll_backs, again.end_step) == (
-            1e-4,
-            4,
-            1,
-            None,
-        )
-
-    def test_checkpoints_that_a_roll_back_left_behind_are_undone(self, tmp_path):
-        history = RunHistory(tmp_path)
-        history.add(Incident("roll_back", 20, 6, "loss nan", 3.5))
-        assert history.includes(6, 0)
-        assert not history.includes(9, 0)
-        assert history.includes(9, 1)
-
     def test_only_the_first_rank_writes_what_happens_to_all(self, tmp_path):
         of_another = RunHistory(tmp_path, is_writer=False)
         of_another.add(Incident("roll_back", 20, 6, "loss nan", 3.5))

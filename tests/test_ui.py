@@ -6,20 +6,16 @@ The tests build on each other, in the order of this file, on one project.
 import json
 import re
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from urllib.parse import urlencode
 
 import dagster as dg
-import psutil
 import pytest
 from playwright.sync_api import expect
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
-from fullft_assets.launchers.supervisor import is_alive
-from fullft_assets.resources import open_store
-from tests import plans
 from tests import project as projects
 from tests.ui import Screen, Services, chromium, wait_for
 
@@ -36,64 +32,6 @@ SUCCESS, CANCELED, FAILURE = (
     dg.DagsterRunStatus.CANCELED,
     dg.DagsterRunStatus.FAILURE,
 )
-
-
-#: Longer than any test waits; no checkpoint but the one that a stopped training writes.
-ENDLESS = {"epochs": 1_000, "checkpoint_every_steps": 1_000_000}
-
-
-def _expect_gone(screen: Screen, family: list[psutil.Process]) -> None:
-    """Wait for the end of a run's processes, then look for strangers: a process that forked meanwhile, in a
-    session of its own.
-    """
-    wait_for("the end of the run's processes", lambda: not any(map(is_alive, family)), 180)
-    assert screen.services.processes("fullft_assets.workloads") == []
-
-
-def _is_supervisor(process: psutil.Process) -> bool:
-    return "fullft_assets.launchers.supervisor" in process.cmdline()
-
-
-def _command(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline())
-    return ""
-
-
-def _train(screen: Screen) -> tuple[str, psutil.Process, list[psutil.Process]]:
-    """Launch the training from its asset's page and wait for its first steps; return run, worker and all its
-    processes.
-    """
-    screen.open_asset("finetuned_checkpoint")
-    run_id = screen.materialize()
-
-    def training() -> tuple[psutil.Process, list[psutil.Process]] | None:
-        messages = screen.messages(run_id)
-        # A run that follows a killed one first prints what the job of that one said.
-        earlier = [
-            number
-            for number, message in enumerate(messages)
-            if "the attempt of an earlier run has ended" in message
-        ]
-        if not any(
-            re.search(r"step [\d,]+/[\d,]+ ", message)
-            for message in messages[earlier[-1] if earlier else 0 :]
-        ):
-            return None
-        started = next(
-            filter(
-                None, (re.match(r"Started process for run \(pid: (\d+)\)", message) for message in messages)
-            )
-        )
-        worker = psutil.Process(int(started.group(1)))
-        family = [worker, *worker.children(recursive=True)]
-        return (
-            (worker, family)
-            if any("fullft_assets.workloads.training" in _command(process) for process in family)
-            else None
-        )
-
-    return run_id, *wait_for("the first training steps", training, 600)
 
 
 @pytest.fixture(scope="module")
@@ -211,32 +149,3 @@ def _expect_pictures(place, at_least: int) -> None:
     )
     assert len(widths) >= at_least
     assert min(widths) > 200
-
-
-@pytest.mark.parametrize(
-    "executor", [pytest.param("in_process_executor", marks=pytest.mark.long), "multiprocess_executor"]
-)
-def test_no_orphan_of_a_cancelled_or_killed_run(screen: Screen, made: str, executor: str):
-    """A YAML edit and a reload in the UI make a training that nobody would wait for."""
-    project = screen.services.project
-    definitions = project.root / "my_project" / "definitions.py"
-    definitions.write_text(re.sub(r"dg\.\w+_executor", f"dg.{executor}", definitions.read_text()))
-    project.configure(**SECTIONS, training=ENDLESS)
-    plans.approve(open_store(project.use_case(), screen.instance), project.use_case())
-    screen.reload_definitions()
-
-    run_id, worker, family = _train(screen)
-    assert (executor == "in_process_executor") == any(
-        _is_supervisor(process) for process in worker.children()
-    )
-    page = screen.open(f"runs/{run_id}")
-    page.get_by_role("button", name="Terminate").first.click()
-    page.get_by_role("dialog").get_by_role("button", name=re.compile("Terminate")).click()
-    assert screen.finished(run_id, 60) == CANCELED
-    _expect_gone(screen, family)
-    screen.shoot(f"cancelled-{executor}")
-
-    run_id, worker, family = _train(screen)
-    worker.kill()
-    _expect_gone(screen, family)
-    assert screen.finished(run_id, 60) == FAILURE

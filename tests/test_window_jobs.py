@@ -20,10 +20,8 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.monitoring import DriftMetadata, Features, Scale
 from fullft_assets.resources import open_store
 from fullft_assets.resources.store import set_latest
-from fullft_assets.settings.monitoring import DRIFT_TESTS
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import monitoring as report_workload
-from tests import other_package
 from tests import project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.test_live_quality import CASE, snapshot_of
@@ -158,30 +156,3 @@ def test_the_first_windows_under_the_next_champion_are_compared_with_calm_ones_b
     production.promote("k3")
     begins_anew = DriftMetadata.of(production.write_report(last))
     assert begins_anew.status == "warming_up", "it was released while windows alarmed"
-
-
-def test_a_drift_test_of_another_package_runs_through_the_report_of_a_window(
-    production: Production, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other_package.install(
-        tmp_path,
-        "their-drift",
-        {"their_drift.py": other_package.DRIFT_TEST},
-        {"fullft_assets.drift_tests": {"longer": "their_drift:Longer"}},
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    vars(DRIFT_TESTS).pop("_theirs", None)
-    try:
-        names = ["embeddings", "longer"]
-        production.project.configure(monitoring={**MONITORING, "drift_tests": names})
-        reports = [production.write_report(window) for window in production.windows[:8]]
-        first, last = (DriftMetadata.of(reports[number]) for number in (0, -1))
-        sums = monitoring.Sums.load(production.store.folder(reports[-1]) / monitoring.SUMS)
-        page = (production.store.folder(reports[-1]) / "report.md").read_text()
-    finally:
-        vars(DRIFT_TESTS).pop("_theirs", None)
-        DRIFT_TESTS._loaded.pop("longer", None)
-    assert first.status == "warming_up" and last.status == "alarm"
-    assert {name for name in last.measured if name.startswith("p_")} == {"p_embeddings", "p_longer"}
-    assert last.measured["p_longer"] == 0.001 and sums.means["longer"].shape == (1,)
-    assert "texts are longer than the held-out rows" in last.summary and "| longer | 1 | **0.001** |" in page

@@ -160,9 +160,6 @@ class Screen:
     def open_job(self, job: str) -> Page:
         return self.open(f"locations/{_REPOSITORY}/jobs/{self.case}_{job}")
 
-    def open_group(self, view: str = "lineage") -> Page:
-        return self.open(f"locations/{_REPOSITORY}/asset-groups/{self.case}/{view}")
-
     def open_sensor(self, sensor: str) -> Page:
         return self.open(f"locations/{_REPOSITORY}/sensors/{self.case}_{sensor}")
 
@@ -191,12 +188,6 @@ class Screen:
         )
         return new[0].run_id
 
-    def reload_definitions(self) -> None:
-        """Press the button that loads the code location anew, and wait until it has."""
-        self.open_group()
-        with self.page.expect_response(_is_reload, timeout=60_000):
-            self.page.get_by_role("button", name="Reload definitions").click()
-
     def status(self, run_id: str) -> dg.DagsterRunStatus:
         return self.instance.get_run_by_id(run_id).status
 
@@ -204,16 +195,6 @@ class Screen:
         """Wait for the end of a run and return its status."""
         wait_for(f"the end of run {run_id}", lambda: self.instance.get_run_by_id(run_id).is_finished, seconds)
         return self.status(run_id)
-
-    def messages(self, run_id: str) -> list[str]:
-        """Return what a run has logged so far."""
-        return [
-            record.event_log_entry.message for record in self.instance.get_records_for_run(run_id).records
-        ]
-
-
-def _is_reload(response) -> bool:
-    return "graphql" in response.url and "reloadWorkspace" in (response.request.post_data or "")
 
 
 @contextmanager
