@@ -20,7 +20,7 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.monitoring import DriftMetadata, Features, Scale
 from fullft_assets.resources import open_store
 from fullft_assets.resources.store import set_latest
-from fullft_assets.settings.monitoring import DRIFT_TESTS
+from fullft_assets.settings.production import DRIFT_TESTS
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import monitoring as report_workload
 from tests import other_package
