@@ -17,9 +17,8 @@ from fullft_assets.erasure.erased_documents import GENERAL, ErasedDocuments, who
 from fullft_assets.erasure.reports import ErasureReport
 from fullft_assets.errors import StoreError
 from fullft_assets.snapshot import data_report, pack_again, read_index
-from fullft_assets.snapshot.frozen_batches import DRAWN, drawn_digest
+from fullft_assets.snapshot.frozen_batches import DRAWN, drawn_digest, window_lengths
 from fullft_assets.snapshot.ledger import load_if_there
-from fullft_assets.snapshot.locations import window_lengths
 from fullft_assets.snapshot.metadata import Erasure, GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.store import Identity, Manifest, Store
 

@@ -22,9 +22,16 @@ from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import checks, data_report, general, packing, replay, screening
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.batches import archive_check, read_batches, usable_batches
-from fullft_assets.snapshot.frozen_batches import content_of, find_rows, pin
+from fullft_assets.snapshot.frozen_batches import (
+    content_of,
+    find_rows,
+    in_order,
+    pin,
+    read_rows,
+    to_lists,
+    window_lengths,
+)
 from fullft_assets.snapshot.ledger import FILE, LedgerHistory, read_history
-from fullft_assets.snapshot.locations import in_order, read_rows, to_lists, window_lengths
 from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.snapshot.near_text.engine import use_engine
 from fullft_assets.snapshot.packing import Packing

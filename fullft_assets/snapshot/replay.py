@@ -26,7 +26,7 @@ from fullft_assets.documents.erasure import is_erased, read_tombstones
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ReplaySettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot.locations import to_lists, window_lengths
+from fullft_assets.snapshot.frozen_batches import to_lists, window_lengths
 from fullft_assets.snapshot.metadata import ReplayMetadata
 from fullft_assets.snapshot.screening import Screen, Way, locate, read_external
 from fullft_assets.store import Draft, Identity, Manifest, Outcome, Store, digest
