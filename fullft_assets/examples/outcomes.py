@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.erasure import has_made_up_id
+from fullft_assets.documents.names import alias
 from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.labels import may_be_named, named
 from fullft_assets.examples.rules import MIN_KAPPA, REASONS, Finding, Rule
@@ -85,7 +85,7 @@ def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
 
 
 def places(rows: Sequence[int], table: pa.Table) -> str:
-    """Return the first five rows as file:row (see `documents.aliases`), and how many more there are."""
+    """Return the first five rows as file:row (see `documents.names`), and how many more there are."""
     shown = [f"{alias(table['source'][row].as_py())}:{table['row'][row].as_py()}" for row in rows[:_SHOWN]]
     more = f" and {len(rows) - len(shown):,} more" if len(rows) > len(shown) else ""
     return ", ".join(shown) + more

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import ChunksMetadata, Expected, rows_without_trained_tokens
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.examples import VERSION as EXAMPLES_VERSION
 from fullft_assets.examples import ExamplesMetadata
