@@ -7,7 +7,7 @@ Each field carries a description, a bound and the default that a practitioner wo
 from fullft_assets.settings.alerts import AlertsSettings
 from fullft_assets.settings.base import Settings
 from fullft_assets.settings.documents import DocumentsSettings
-from fullft_assets.settings.evaluation import MODELS, EvaluationSettings
+from fullft_assets.settings.evaluation import MODELS, BedrockSettings, EvaluationSettings, PlanningSettings
 from fullft_assets.settings.examples import RULES, ExamplesSettings, Expectation
 from fullft_assets.settings.guards import GuardSettings
 from fullft_assets.settings.launcher import (
@@ -25,7 +25,6 @@ from fullft_assets.settings.launcher import (
     SageMakerLauncherSettings,
     SshLauncherSettings,
 )
-from fullft_assets.settings.planning import BedrockSettings, PlanningSettings
 from fullft_assets.settings.production import (
     AutomationSettings,
     MonitoringSettings,

@@ -11,10 +11,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from fullft_assets.settings.alerts import AlertsSettings
 from fullft_assets.settings.base import Settings
 from fullft_assets.settings.documents import DocumentsSettings
-from fullft_assets.settings.evaluation import EvaluationSettings
+from fullft_assets.settings.evaluation import EvaluationSettings, PlanningSettings
 from fullft_assets.settings.examples import ExamplesSettings
 from fullft_assets.settings.launcher import ByKind, ComputeSettings, LauncherSettings
-from fullft_assets.settings.planning import PlanningSettings
 from fullft_assets.settings.production import (
     AutomationSettings,
     MonitoringSettings,
