@@ -196,7 +196,7 @@ def field_outcomes(
         if field is None:
             continue
         column = key.partition(".")[2]
-        is_missing = has_made_up_id(documents) if column == "id" else _is_null(documents, column)
+        is_missing = has_made_up_id(documents) if column == "id" else np.asarray(documents[column].is_null())
         num_without[f"num_without_{column}"] = int(is_missing.sum())
         share = is_missing.sum() / max(1, len(documents))
         # How many rows may have no group is a setting, which another gate is about.
@@ -215,7 +215,7 @@ def field_outcomes(
 
 
 def _groups_outcome(valid: pa.Table, settings: ExamplesSettings) -> CheckOutcome:
-    missing_rows = np.flatnonzero(_is_null(valid, "group"))
+    missing_rows = np.flatnonzero(np.asarray(valid["group"].is_null()))
     share = len(missing_rows) / max(1, len(valid))
     passed = share <= settings.max_ungrouped_share
     description = ""
@@ -232,7 +232,3 @@ def _groups_outcome(valid: pa.Table, settings: ExamplesSettings) -> CheckOutcome
         description=description,
         metadata={"num_without_group": len(missing_rows), "ungrouped_share": round(share, 6)},
     )
-
-
-def _is_null(documents: pa.Table, column: str) -> np.ndarray:
-    return np.asarray(documents[column].is_null())

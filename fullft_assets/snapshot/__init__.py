@@ -3,7 +3,7 @@
 `creation` creates a snapshot and `loading` reads it again. `batches` are what it is taken over; `split`
 decides over `all_rows`, with what `deliveries` supersede and which `labels` there are; `near_text` joins
 the sketches of each batch to find texts that are nearly equal. `screening` keeps evaluation texts out,
-`replay` draws general documents, those of the `general` set too, and `packing` shapes what trains. A snapshot
+`general` draws general documents, and `packing` shapes what trains. A snapshot
 holds no text: `frozen_batches` says where its rows are in its batches, and whether these still hold what it
 froze. `checks` and `metadata` are what its manifest contains.
 """
