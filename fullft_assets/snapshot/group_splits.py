@@ -7,8 +7,8 @@ goes from test to validation; that is what the `ledger` remembers. A label that 
 for it that fits best by the hash and that no other label needs where it is, so the moves are a function of
 the groups and the ledger: the order of rows and batches does not matter.
 
-Where a group, or a split, has more rows than its maximum, some are drawn by keyed hashes, and so that no label
-is lost.
+Where a group, or a split, has more rows than its maximum, some are drawn by keyed hashes, and so that no
+label is lost.
 """
 
 from __future__ import annotations
