@@ -465,8 +465,8 @@ def draw_general(store: Store, use_case: UseCase, task_hashes: Collection[str]) 
                 f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3)
             )
             raise DataError(
-                f"snapshot.general: {general.path} holds no usable document{f' ({detail})' if detail else ''}; give"
-                " each row a field `text` (for sft: or messages), and texts that are no rows of the task"
+                f"snapshot.general: {general.path} holds no usable document{f' ({detail})' if detail else ''};"
+                " give each row a field `text` (for sft: or messages), and texts that are no rows of the task"
             )
         return GeneralMetadata(**drawn.write(draft, making), num_files=len(files)).as_dict(), []
 
@@ -507,8 +507,8 @@ def load(store: Store, snapshot: Manifest) -> General | None:
         examples, chunks = (pq.read_table(folder / f"{name}.parquet") for name in ("examples", "chunks"))
     if not len(examples):
         raise DataError(
-            "snapshot.general: all documents of the snapshot's general set were erased; add others, and take the"
-            " snapshot again"
+            "snapshot.general: all documents of the snapshot's general set were erased; add others, and take"
+            " the snapshot again"
         )
     marks = None if chunks["marks"].null_count else chunks["marks"].to_pylist()
     return General(examples["text"].to_pylist(), chunks["windows"].to_pylist(), marks)
