@@ -465,8 +465,8 @@ def draw_general(store: Store, use_case: UseCase, task_hashes: Collection[str]) 
                 f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3)
             )
             raise DataError(
-                f"snapshot.general: {general.path} holds no usable document{f' ({detail})' if detail else ''};"
-                " give each row a field `text` (for sft: or messages), and texts that are no rows of the task"
+                f"snapshot.general: {general.path} holds no usable document"
+                f"{f' ({detail})' if detail else ''}; give each row a field `text` (for sft: or messages), and texts that are no rows of the task"
             )
         return GeneralMetadata(**drawn.write(draft, making), num_files=len(files)).as_dict(), []
 
