@@ -466,7 +466,8 @@ def draw_general(store: Store, use_case: UseCase, task_hashes: Collection[str]) 
             )
             raise DataError(
                 f"snapshot.general: {general.path} holds no usable document"
-                f"{f' ({detail})' if detail else ''}; give each row a field `text` (for sft: or messages), and texts that are no rows of the task"
+                f"{f' ({detail})' if detail else ''}; give each row a field `text` (for sft: or"
+                " messages), and texts that are no rows of the task"
             )
         return GeneralMetadata(**drawn.write(draft, making), num_files=len(files)).as_dict(), []
 
