@@ -199,12 +199,12 @@ def _smollm2(count: int) -> tuple[Any, list[list[list[int]]]]:
 
     from fullft_assets.base_model import resolve_base_model
     from fullft_assets.chunks import Tokenization
-    from fullft_assets.demos import smollm, standard_library
+    from fullft_assets.demos import standard_library
     from fullft_assets.models.inference import load_causal
     from fullft_assets.settings import ChunksSettings
 
     with tempfile.TemporaryDirectory() as folder:
-        base = resolve_base_model(str(smollm.write(Path(folder) / "smollm2")), Path(folder))
+        base = resolve_base_model(str(standard_library.write_model(Path(folder) / "smollm2")), Path(folder))
         tokenization = Tokenization.load(
             base, ChunksSettings(max_tokens=128, stride=0, max_windows=1), "language_modeling"
         )

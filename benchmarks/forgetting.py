@@ -244,8 +244,7 @@ class _Bench:
         import numpy as np
 
         from fullft_assets.snapshot import Split, Training, packing
-        from fullft_assets.snapshot.general import General
-        from fullft_assets.snapshot.replay import num_replay_tokens
+        from fullft_assets.snapshot.general import General, num_replay_tokens
         from fullft_assets.tasks.language.recipe import NextTokenRecipe
 
         windows = [window for document in self.documents(task) for window in document]

@@ -186,9 +186,11 @@ def write_model(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from fullft_assets.demos import smollm
+    from fullft_assets.demos import standard_library
 
-    tokenizer = AutoTokenizer.from_pretrained(smollm.write(folder.with_name("smollm2-135m-instruct")))
+    tokenizer = AutoTokenizer.from_pretrained(
+        standard_library.write_model(folder.with_name("smollm2-135m-instruct"))
+    )
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

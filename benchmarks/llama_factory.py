@@ -85,10 +85,10 @@ def measure_llama_factory(
         rounds: turns of each side.
         threads: of each side. Default: one a core.
     """
-    from fullft_assets.demos import smollm
+    from fullft_assets.demos import standard_library
     from fullft_assets.models import precision
 
-    smollm.write(model)
+    standard_library.write_model(model)
     threads = threads or os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
         file = Path(folder, "documents.json")

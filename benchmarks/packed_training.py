@@ -37,9 +37,9 @@ def measure_packed_training(
         rounds: turns of each side.
         threads: of each side. Default: one a core.
     """
-    from fullft_assets.demos import smollm
+    from fullft_assets.demos import standard_library
 
-    smollm.write(model)
+    standard_library.write_model(model)
     threads = threads or os.cpu_count() or 1
     found = {name: take_turns(name, model, logs, rounds, threads) for name in SIDES if name != "ours"}
     row_by_row, same_loss = (

@@ -34,7 +34,7 @@ from xml.etree import ElementTree
 import yaml
 
 from benchmarks.demo import REPOSITORY
-from fullft_assets.demos import smollm
+from fullft_assets.demos import standard_library
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples.validation import ExamplesMetadata
 from fullft_assets.resources import latest, latest_by_partition
@@ -358,7 +358,7 @@ def create(
         name: {**chosen.sections.get(name, {}), **more.get(name, {})} for name in {**chosen.sections, **more}
     }
     if model is None and SETS[name].sections["examples"].get("task") == "sft":
-        model = smollm.write(REPOSITORY / "build" / "public-sets" / "smollm2")
+        model = standard_library.write_model(REPOSITORY / "build" / "public-sets" / "smollm2")
     attributes = {
         "base_model": MODEL if model is None else str(model),
         "documents": {"path": f"data/{name}"},

@@ -243,7 +243,9 @@ def _unfinished(store: Store, case: str, clean_up: CleanUp) -> set[str]:
     unfinished: set[str] = set()
     for folder in store.work_folders(case, FINETUNED_CHECKPOINT):
         if _is_folder_given_up(store, case, folder, clean_up.before):
-            clean_up.folders[folder] = _size(folder)
+            clean_up.folders[folder] = sum(
+                path.stat().st_size for path in folder.rglob("*") if path.is_file()
+            )
         else:
             unfinished.add(folder.name)
     for key in store.stored_work(case, FINETUNED_CHECKPOINT):
@@ -278,7 +280,3 @@ def _starting_points(store: Store, case: str, removed: Iterable[str]) -> list[st
     names = [f"{case}/starting_points/{name}" for name in store.list_pointers(f"{case}/starting_points")]
     pointers = zip(names, store.each(store.read_pointer, names), strict=True)
     return [name for name, pointer in pointers if pointer is not None and pointer["checkpoint"] in removed]
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

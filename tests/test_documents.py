@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fullft_assets import documents
 from fullft_assets.documents import Batch, SourceFile, batches
 from fullft_assets.documents import raw as raw_documents
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store import Store

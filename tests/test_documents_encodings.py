@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fullft_assets.documents import raw
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.documents.reading import ReadBatch
 from fullft_assets.documents.sources import Folder
 from tests.test_documents_formats import read_batch

@@ -13,7 +13,7 @@ import pytest
 
 from fullft_assets import automation, documents
 from fullft_assets.assets.graph import CaseGraph
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.settings import ExamplesSettings

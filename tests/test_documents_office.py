@@ -20,9 +20,9 @@ from docx.oxml import parse_xml
 from docx.oxml.ns import nsdecls
 
 from fullft_assets import documents
-from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.formats import delivered
 from fullft_assets.documents.formats.mail import without_quoted
+from fullft_assets.documents.names import alias
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store import Store

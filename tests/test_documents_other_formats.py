@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fullft_assets.documents import formats
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from tests import other_package
 
 #: Two formats, as a package would bring them: messages in one file, and a document that a parser reads.

@@ -10,7 +10,7 @@ import pytest
 
 from fullft_assets import documents
 from fullft_assets.documents import S3Prefix, delivery
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.store import Store
 from tests import project as projects

@@ -17,7 +17,7 @@ import pytest
 from fullft_assets import chunks, cli, documents, erasure, examples, snapshot
 from fullft_assets.cli import commands
 from fullft_assets.erasure import erasing
-from fullft_assets.erasure.reports import ATTEMPTS, TRACEBACKS
+from fullft_assets.erasure.rewriting import ATTEMPTS, TRACEBACKS
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.snapshot import frozen_batches
 from fullft_assets.store import MANIFEST, Manifest, Store, disk

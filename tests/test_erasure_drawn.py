@@ -11,7 +11,7 @@ import pytest
 
 from fullft_assets import erasure, release, snapshot
 from fullft_assets.erasure import erasing
-from fullft_assets.erasure.reports import TRAININGS
+from fullft_assets.erasure.rewriting import TRAININGS
 from fullft_assets.errors import DataError, GateError, Interrupted, StoreError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.release import starting_point

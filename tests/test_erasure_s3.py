@@ -11,7 +11,7 @@ import pytest
 
 from fullft_assets import erasure, snapshot
 from fullft_assets.erasure import checkpoints
-from fullft_assets.erasure.reports import TRAININGS
+from fullft_assets.erasure.rewriting import TRAININGS
 from fullft_assets.store import Store, checkpoints_ref
 from tests.s3_server import S3Server
 from tests.test_erasure_batches import CASE, Batches, rows, traces

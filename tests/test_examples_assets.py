@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import documents, examples
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.personal_data import search
 from fullft_assets.resources import open_store
 from fullft_assets.store import Store

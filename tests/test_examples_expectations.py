@@ -11,7 +11,7 @@ import pytest
 
 from fullft_assets import examples
 from fullft_assets.checking.validation import load_use_case
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples.expectations import EXPECTATIONS, argument_problems
 from fullft_assets.settings import RULES, ExamplesSettings

@@ -9,7 +9,7 @@ import pytest
 from fullft_assets import automation, chunks, documents, examples, snapshot
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.chunks import ingestion
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.resources import latest_by_partition, open_store
 from fullft_assets.settings.use_case import UseCase

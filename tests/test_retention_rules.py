@@ -19,7 +19,7 @@ from fullft_assets.errors import StoreError
 from fullft_assets.jobs import Job
 from fullft_assets.launchers import records
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.settings.retraining import RetentionSettings
+from fullft_assets.settings.production import RetentionSettings
 from fullft_assets.store import Manifest, Store
 from tests.test_erasure_batches import PowerCut, killed_at
 

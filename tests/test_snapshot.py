@@ -13,7 +13,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from benchmarks.frozen import freeze
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import SnapshotSettings, UseCaseSettings
 from fullft_assets.snapshot import Frozen, deliveries, labels, split, verdict_check

@@ -14,7 +14,7 @@ from fullft_assets.chunks import Tokenization, chunk
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import embed
-from fullft_assets.snapshot import general, replay
+from fullft_assets.snapshot import general
 from fullft_assets.snapshot.screening import Screen
 from fullft_assets.store import Manifest
 from fullft_assets.store.hashing import text_hash
@@ -75,11 +75,11 @@ def test_a_near_duplicate_of_it_is_not_replayed_either(case: Prepared, tmp_path:
         case.use_case.yaml_path,
         case.use_case.project_root,
     )
-    made = replay.draw(case.store, use_case, 4_000, [], [], measured)
+    made = general.draw_replay(case.store, use_case, 4_000, [], [], measured)
     drawn = set(general.texts_by_hash(case.store, made).values())
     assert drawn and not drawn & set(copies)
     assert made.metadata["num_near_general"] > 0
-    open_to_all = replay.draw(case.store, use_case, 4_000, [])
+    open_to_all = general.draw_replay(case.store, use_case, 4_000, [])
     assert set(general.texts_by_hash(case.store, open_to_all).values()) & set(copies)
 
 

@@ -282,9 +282,9 @@ class TestRefusals:
         rows = rows_of_groups({f"g{n}": ("ab"[n % 2], 1) for n in range(300)})
         message = self.message([{**row, "id": f"i{n % num_ids}"} for n, row in enumerate(rows)])
         assert message.endswith(
-            f"The reason may be the ids: {300 - num_ids} of 300 rows have the `id` of a newer row, up to"
-            f" {300 // num_ids} rows share one, and of each only the newest row counts; name a field with"
-            " unique ids in documents.id, or one that no row has (rows are then named file:row)"
+            f"The reason may be the ids: {300 - num_ids} of 300 rows have the `id` of a newer row, and of"
+            " each only the newest row counts; name a field with unique ids in documents.id, or one that no row"
+            " has (rows are then named file:row)"
         )
         mostly_unique = [{**row, "id": f"i{n % 160}"} for n, row in enumerate(rows)]
         assert "the ids" not in self.message(mostly_unique, min_rows_per_label=200)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.chunks import load_tokenization
 from fullft_assets.errors import DataError
-from fullft_assets.snapshot import packing, replay
-from fullft_assets.snapshot.replay import draw, num_replay_tokens
+from fullft_assets.snapshot import general as drawing
+from fullft_assets.snapshot import packing
+from fullft_assets.snapshot.general import draw_replay, num_replay_tokens
 from fullft_assets.snapshot.screening import read_external
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
@@ -94,7 +95,9 @@ class Case:
         held_out: list[str] | None = None,
         screened: list[str] | None = None,
     ) -> Manifest:
-        return draw(self.store, self.project.use_case(), num_task_tokens, held_out or [], screened or [])
+        return draw_replay(
+            self.store, self.project.use_case(), num_task_tokens, held_out or [], screened or []
+        )
 
     def read(self, manifest: Manifest, name: str) -> list[dict[str, Any]]:
         return pq.read_table(self.store.folder(manifest) / f"{name}.parquet").to_pylist()
@@ -152,9 +155,9 @@ class TestDraw:
     ) -> None:
         first = case.draw()
         reads = []
-        monkeypatch.setattr(replay, "_CHARACTERS_A_TOKEN", 1)
+        monkeypatch.setattr(drawing, "_CHARACTERS_A_TOKEN", 1)
         monkeypatch.setattr(
-            replay, "read_external", lambda *given: reads.append(given) or read_external(*given)
+            drawing, "read_external", lambda *given: reads.append(given) or read_external(*given)
         )
         case.configure(documents={"max_batch_files": 1})
         for number, text in enumerate(case.texts(first)):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fullft_assets import snapshot
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from tests import prepared, smollm2
 from tests import project as projects
 

@@ -14,20 +14,19 @@ from pydantic import ValidationError
 from fullft_assets.alerts import channel_problems
 from fullft_assets.base_model import own_code, read_header, resolve_base_model, suggest_path
 from fullft_assets.checking.yaml_source import Key, did_you_mean
-from fullft_assets.documents.aliases import shown_path
 from fullft_assets.documents.formats import FORMATS, is_readable, known_endings, reads_any_ending
 from fullft_assets.documents.formats.encodings import is_encoding
+from fullft_assets.documents.names import shown_path
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.examples.expectations import argument_problems as expectation_argument_problems
 from fullft_assets.examples.expectations import problems as expectation_problems
 from fullft_assets.extras import problem_without
 from fullft_assets.jobs.launchers import LAUNCHERS, launcher_problems
-from fullft_assets.settings import MODELS, LauncherSettings, UseCaseSettings
-from fullft_assets.settings.contradictions import contradictions
+from fullft_assets.settings import MODELS, LauncherSettings, UseCaseSettings, contradictions
 from fullft_assets.settings.guards import guard_problems
 from fullft_assets.settings.use_case import locate
-from fullft_assets.task import BASELINES, GATES, METRICS, TASKS, Task, task_of
+from fullft_assets.task import BASELINES, GATES, METRICS, TASKS, task_of
 
 Problem = tuple[Key, str]
 
@@ -430,7 +429,21 @@ def _evaluation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
                 f"{name} works on the whole model in one process, which sharding:"
                 f" {settings.training.sharding} distributes; remove one of the two",
             )
-    yield from _external_problems(settings, task)
+    for name in settings.evaluation.external:
+        entry = ("evaluation", "external", name)
+        yield from _of_rules(
+            (
+                name in BASELINES or name in MODELS,
+                entry,
+                f"{name} is a system of the report already; give another name",
+            ),
+            (
+                task.target is None,
+                entry,
+                f"the task {task.name} is scored by token losses, which a file of answers does not have;"
+                " remove the entry",
+            ),
+        )
     for name, options in settings.release.gates.items():
         gate = GATES.get(name)
         if gate.tasks and not task.takes(name, gate.tasks):
@@ -441,24 +454,6 @@ def _evaluation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
             # A mistyped option is missing, too; that it is unknown comes last and says more.
             last = error.errors()[-1]
             yield ("release", "gates", name, *last["loc"]), last["msg"]
-
-
-def _external_problems(settings: UseCaseSettings, task: Task) -> Iterator[Problem]:
-    for name in settings.evaluation.external:
-        key = ("evaluation", "external", name)
-        yield from _of_rules(
-            (
-                name in BASELINES or name in MODELS,
-                key,
-                f"{name} is a system of the report already; give another name",
-            ),
-            (
-                task.target is None,
-                key,
-                f"the task {task.name} is scored by token losses, which a file of answers does not have;"
-                " remove the entry",
-            ),
-        )
 
 
 def _launcher_problems(settings: UseCaseSettings) -> Iterator[Problem]:

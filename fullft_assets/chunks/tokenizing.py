@@ -18,7 +18,7 @@ from fullft_assets.chunks import windows
 from fullft_assets.chunks.chat import Rendered
 from fullft_assets.chunks.tokenization import Tokenization, load_tokenization, tokenizer_digest_of
 from fullft_assets.chunks.windows import Cuts, Encoded
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.examples.validation import ExamplesMetadata
 from fullft_assets.settings import UseCaseSettings

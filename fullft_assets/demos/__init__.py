@@ -11,14 +11,14 @@ def prepare(yaml_path: Path) -> None:
     Raises:
         SettingsError: a package with the data or the model is not installed.
     """
-    from fullft_assets.demos import licences, smollm, standard_library
+    from fullft_assets.demos import licences, standard_library
 
     name, data = _name(yaml_path), _data_folder(yaml_path)
     if name == "licences":
         licences.write(data / "licences")
     elif name == "licence_texts":
         # First what may be missing.
-        smollm.write(data / "models" / "smollm2-135m")
+        standard_library.write_model(data / "models" / "smollm2-135m")
         standard_library.write_licence_texts(data / "licence_texts")
 
 

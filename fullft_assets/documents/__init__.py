@@ -1,6 +1,5 @@
 """documents: delivered files -> batches -> raw documents, unchanged and traceable to file and row."""
 
-from fullft_assets.documents.aliases import restore
 from fullft_assets.documents.batches import (
     MAX_CUTS,
     MAX_RUNS_A_TICK,
@@ -23,6 +22,7 @@ from fullft_assets.documents.delivery import (
     source_of,
 )
 from fullft_assets.documents.erasure import erased_digest
+from fullft_assets.documents.names import restore
 from fullft_assets.documents.raw import (
     CHECKS,
     VERSION,

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from fullft_assets.documents.aliases import alias, shown_path
+from fullft_assets.documents.names import alias, shown_path
 from fullft_assets.documents.sources import Folder, Source, SourceFile
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings
@@ -60,7 +60,7 @@ def list_batches(store: Store, case: str, kind: Kind = "batch") -> list[Batch]:
 
 
 def named_files(store: Store, case: str) -> list[tuple[str, str, str]]:
-    """Return what each delivered file is called outside of the store (see `aliases`), its batch or window,
+    """Return what each delivered file is called outside of the store (see `names`), its batch or window,
     and its path.
     """
     kinds: tuple[Kind, Kind] = ("batch", "window")
@@ -158,7 +158,7 @@ def record(
             asked for. Default: batches bounded by bytes and count.
     """
     if group is None:
-        files, group = list(files), lambda new_files: _bounded(new_files, settings)
+        files, group = list(files), lambda new_files: bounded(new_files, settings)
         if not num_new(store, case, files, kind):
             return []
     with store.alone(f"{case}/{kind}") as lease:
@@ -255,7 +255,8 @@ def file_of(line: str) -> SourceFile:
 _memory: dict[tuple[str, str, str, str], Batch] = {}
 
 
-def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[list[SourceFile]]:
+def bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[list[SourceFile]]:
+    """Yield files in groups that keep the bounds of a batch."""
     group: list[SourceFile] = []
     size = 0
     for file in files:

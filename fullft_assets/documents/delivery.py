@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fullft_assets.documents import batches
-from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind, list_batches
 from fullft_assets.documents.formats import COMPRESSIONS, ending_of, reads_any_ending
+from fullft_assets.documents.names import alias, shown_path
 from fullft_assets.documents.sources import Folder, S3Prefix, Source, SourceFile, open_source
 from fullft_assets.documents.windows import WindowCutter, open_since
 from fullft_assets.settings import DocumentsSettings

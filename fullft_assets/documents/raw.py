@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fullft_assets.artifacts import DOCUMENTS_FILE, PRODUCTION_DOCUMENTS, RAW_DOCUMENTS
-from fullft_assets.documents.aliases import alias, shown_path
 from fullft_assets.documents.batches import Batch, Kind, read_batch
 from fullft_assets.documents.delivery import source_of
 from fullft_assets.documents.erasure import without_erased
 from fullft_assets.documents.formats import FORMATS, encodings, name_of_format
+from fullft_assets.documents.names import alias, shown_path
 from fullft_assets.documents.reading import RawMetadata, ReadBatch, read_documents, schema
 from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError

@@ -17,7 +17,6 @@ from typing import Annotated, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.batches import Batch
 from fullft_assets.documents.formats import (
     FORMATS,
@@ -34,6 +33,7 @@ from fullft_assets.documents.formats.bounded import ReaderProcess
 from fullft_assets.documents.formats.encodings import Scores
 from fullft_assets.documents.formats.registered import plain_rows
 from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT, Row, Wanted
+from fullft_assets.documents.names import alias
 from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings

@@ -16,9 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from fullft_assets.aws import as_os_errors, s3_client
-from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.formats import is_readable
-from fullft_assets.documents.names import is_about
+from fullft_assets.documents.names import alias, is_about
 from fullft_assets.errors import DataError
 from fullft_assets.settings.use_case import locate
 

@@ -18,4 +18,4 @@ to go, so that the next erasure with the same list finds all that is left.
 
 from fullft_assets.erasure.erased_documents import read_list
 from fullft_assets.erasure.erasing import erase
-from fullft_assets.erasure.reports import ErasureReport
+from fullft_assets.erasure.rewriting import ErasureReport

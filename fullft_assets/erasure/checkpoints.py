@@ -6,6 +6,7 @@ The weights of unfinished trainings learned too, and after an erasure nobody ask
 import fcntl
 import shutil
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
     stored = store.stored_work(case, FINETUNED_CHECKPOINT)
     num_removed = num_left = 0
     for key in sorted({*folders, *stored}):
-        jobs = _jobs(store, case, key)
+        jobs: list[Job] = []
+        with suppress(StoreError):
+            jobs = read_jobs(store, case, FINETUNED_CHECKPOINT, key)
         # What one without a job learned from, nobody knows.
         if jobs and all(
             job.inputs[TRAINING_SNAPSHOT] in current and job.inputs.get("champion") not in trained_on
@@ -75,13 +78,6 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
         num_removed += is_gone
         num_left += not is_gone
     return num_removed, num_left
-
-
-def _jobs(store: Store, case: str, key: str) -> list[Job]:
-    try:
-        return read_jobs(store, case, FINETUNED_CHECKPOINT, key)
-    except StoreError:
-        return []
 
 
 def remove_unless_held(folder: Path, goes: Callable[[], bool]) -> bool:

@@ -119,7 +119,7 @@ def gather(store: Store, case: str, reason: str) -> ErasedDocuments:
     sources: set[str] = set()
     sources_kept: set[str] = set()
     sources_named: set[str] = set()
-    general: list[pa.Table] = []
+    general_sources: set[str] = set()
     for stage, file in DOCUMENTS.items():
         for manifest, folder in whole_artifacts(store, case, stage):
             table = pq.read_table(folder / file)
@@ -129,7 +129,7 @@ def gather(store: Store, case: str, reason: str) -> ErasedDocuments:
             if stage in GENERAL:
                 # Their files are elsewhere, though under the same names, and not all that these hold was
                 # drawn.
-                general.append(documents)
+                general_sources.update(documents["source"].to_pylist())
                 continue
             # Of all deliveries: a file's name is needed as long as rows of any delivery of it are there.
             sources.update(documents["source"].to_pylist())
@@ -137,7 +137,6 @@ def gather(store: Store, case: str, reason: str) -> ErasedDocuments:
             if stage in _NAMES_FILES:
                 sources_named.update(_NAMES_FILES[stage].of(manifest).files)
     # A snapshot's inputs name general files that were one document.
-    general_sources = {source for table in general for source in table["source"].to_pylist()}
     digests = [erased_digest(case, path, "general file") for path in general_sources if is_whole_file(path)]
     digests += [erased_digest(case, path, "file") for path in sources - sources_kept]
     write_tombstones(store, case, sorted(digests), by="id", reason=reason)

@@ -34,7 +34,6 @@ from fullft_assets.artifacts import (
 )
 from fullft_assets.documents.batches import forget
 from fullft_assets.documents.erasure import By, write_tombstones
-from fullft_assets.erasure import snapshots
 from fullft_assets.erasure.checkpoints import drop_unfinished, name_checkpoints
 from fullft_assets.erasure.erased_documents import (
     GENERAL,
@@ -44,14 +43,15 @@ from fullft_assets.erasure.erased_documents import (
     search,
     whole_artifacts,
 )
-from fullft_assets.erasure.reports import (
+from fullft_assets.erasure.rewriting import (
     ATTEMPTS,
     TRACEBACKS,
     TRAININGS,
     ErasureReport,
+    drop_drawn_rows,
     drop_from_reports,
+    drop_from_snapshots,
 )
-from fullft_assets.erasure.snapshots import drop_from_snapshots
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import external
 from fullft_assets.examples import QUARANTINED, count_labels, count_reasons, write_examples
@@ -268,7 +268,7 @@ def _erase(store: Store, case: str, listed: list[str], by: By, reason: str) -> E
     for stage in (TOKENIZED_CHUNKS, LABELED_EXAMPLES, QUARANTINED_EXAMPLES):
         _drop_rows(store, case, stage, erased, report)
     for stage in GENERAL:
-        snapshots.drop_drawn_rows(store, case, stage, erased, report)
+        drop_drawn_rows(store, case, stage, erased, report)
     drop_from_snapshots(store, case, erased, report)
     drop_made_of_snapshots(store, case, report)
     for stage in (PRODUCTION_DOCUMENTS, RAW_DOCUMENTS):

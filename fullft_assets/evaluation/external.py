@@ -20,7 +20,7 @@ from fullft_assets.evaluation.metrics.base import Metric, Predictions
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.evaluation import Module
 from fullft_assets.snapshot import Split
-from fullft_assets.snapshot.locations import read_index
+from fullft_assets.snapshot.frozen_batches import read_index
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
 from fullft_assets.store.hashing import digest, file_digest
 from fullft_assets.store.metadata import Metadata

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from fullft_assets.documents.aliases import alias
 from fullft_assets.documents.erasure import has_made_up_id
+from fullft_assets.documents.names import alias
 from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.labels import may_be_named, named
 from fullft_assets.examples.rules import MIN_KAPPA, REASONS, Finding, Rule
@@ -85,7 +85,7 @@ def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
 
 
 def places(rows: Sequence[int], table: pa.Table) -> str:
-    """Return the first five rows as file:row (see `documents.aliases`), and how many more there are."""
+    """Return the first five rows as file:row (see `documents.names`), and how many more there are."""
     shown = [f"{alias(table['source'][row].as_py())}:{table['row'][row].as_py()}" for row in rows[:_SHOWN]]
     more = f" and {len(rows) - len(shown):,} more" if len(rows) > len(shown) else ""
     return ", ".join(shown) + more
@@ -196,7 +196,7 @@ def field_outcomes(
         if field is None:
             continue
         column = key.partition(".")[2]
-        is_missing = has_made_up_id(documents) if column == "id" else _is_null(documents, column)
+        is_missing = has_made_up_id(documents) if column == "id" else np.asarray(documents[column].is_null())
         num_without[f"num_without_{column}"] = int(is_missing.sum())
         share = is_missing.sum() / max(1, len(documents))
         # How many rows may have no group is a setting, which another gate is about.
@@ -215,7 +215,7 @@ def field_outcomes(
 
 
 def _groups_outcome(valid: pa.Table, settings: ExamplesSettings) -> CheckOutcome:
-    missing_rows = np.flatnonzero(_is_null(valid, "group"))
+    missing_rows = np.flatnonzero(np.asarray(valid["group"].is_null()))
     share = len(missing_rows) / max(1, len(valid))
     passed = share <= settings.max_ungrouped_share
     description = ""
@@ -232,7 +232,3 @@ def _groups_outcome(valid: pa.Table, settings: ExamplesSettings) -> CheckOutcome
         description=description,
         metadata={"num_without_group": len(missing_rows), "ungrouped_share": round(share, 6)},
     )
-
-
-def _is_null(documents: pa.Table, column: str) -> np.ndarray:
-    return np.asarray(documents[column].is_null())

@@ -20,7 +20,7 @@ import numpy as np
 from fullft_assets.errors import StoreError
 from fullft_assets.examples.labels import named
 from fullft_assets.monitoring.features import NUMBERS, Features, Sums, pooled_mean, save_arrays
-from fullft_assets.settings.monitoring import DRIFT_TESTS, OUR_DRIFT_TESTS
+from fullft_assets.settings.production import DRIFT_TESTS, OUR_DRIFT_TESTS
 
 #: Degrees of freedom of the variance between windows, as a share of what independent coordinates would give:
 #: measured, not derived.

@@ -11,7 +11,7 @@ from fullft_assets.artifacts import DRIFT_REPORT, TRAINING_SNAPSHOT
 from fullft_assets.monitoring.drift_tests import POOLED, DriftTest, open_tests
 from fullft_assets.monitoring.features import Sums
 from fullft_assets.settings import MonitoringSettings, UseCaseSettings
-from fullft_assets.settings.monitoring import MAX_WINDOW_ROWS, OUR_DRIFT_TESTS
+from fullft_assets.settings.production import MAX_WINDOW_ROWS, OUR_DRIFT_TESTS
 from fullft_assets.store import CheckOutcome, Manifest, artifact_key
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.store.metadata import Metadata

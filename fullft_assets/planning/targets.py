@@ -27,8 +27,7 @@ from fullft_assets.planning.plan import (
     state_bytes,
     total_state_bytes,
 )
-from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings
-from fullft_assets.settings.contradictions import contradictions
+from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings, contradictions
 from fullft_assets.task import BASELINES
 
 _TABLE = "instances.yaml"

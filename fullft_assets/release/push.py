@@ -22,7 +22,7 @@ from fullft_assets.store.files import Files
 from fullft_assets.store.hashing import digest
 
 if TYPE_CHECKING:
-    from fullft_assets.settings.release import ModelPackageSettings
+    from fullft_assets.settings.production import ModelPackageSettings
     from fullft_assets.settings.use_case import UseCase
     from fullft_assets.store import Manifest, Store
 

@@ -10,16 +10,18 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from fullft_assets.settings.alerts import AlertsSettings
 from fullft_assets.settings.base import Settings
-from fullft_assets.settings.chunks import ChunksSettings
 from fullft_assets.settings.documents import DocumentsSettings
-from fullft_assets.settings.evaluation import EvaluationSettings
+from fullft_assets.settings.evaluation import EvaluationSettings, PlanningSettings
 from fullft_assets.settings.examples import ExamplesSettings
 from fullft_assets.settings.launcher import ByKind, ComputeSettings, LauncherSettings
-from fullft_assets.settings.monitoring import MonitoringSettings
-from fullft_assets.settings.planning import PlanningSettings
-from fullft_assets.settings.release import ReleaseSettings
-from fullft_assets.settings.retraining import AutomationSettings, RetentionSettings, RetrainingSettings
-from fullft_assets.settings.snapshot import SnapshotSettings
+from fullft_assets.settings.production import (
+    AutomationSettings,
+    MonitoringSettings,
+    ReleaseSettings,
+    RetentionSettings,
+    RetrainingSettings,
+)
+from fullft_assets.settings.snapshot import ChunksSettings, SnapshotSettings
 from fullft_assets.settings.training import EPOCHS, MOST_EPOCHS, TrainingSettings
 from fullft_assets.store.buckets import SCHEMES
 from fullft_assets.task import TASKS, task_of

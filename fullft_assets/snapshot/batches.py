@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import ChunksMetadata, Expected, rows_without_trained_tokens
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.examples import VERSION as EXAMPLES_VERSION
 from fullft_assets.examples import ExamplesMetadata
@@ -19,8 +19,7 @@ from fullft_assets.examples import key_settings as example_settings
 from fullft_assets.examples.identity import COLUMNS
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.all_rows import BatchRows
-from fullft_assets.snapshot.frozen_batches import content_of
-from fullft_assets.snapshot.locations import read_rows
+from fullft_assets.snapshot.frozen_batches import content_of, read_rows
 from fullft_assets.snapshot.metadata import NearDuplicateIndexMetadata
 from fullft_assets.snapshot.near_text.pairs import sketch
 from fullft_assets.snapshot.screening import EvaluationTexts, Screen

@@ -19,16 +19,23 @@ from fullft_assets.documents import names
 from fullft_assets.examples.agreement import metadata_of
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot import checks, data_report, general, packing, replay, screening
+from fullft_assets.snapshot import checks, data_report, general, packing, screening
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.batches import archive_check, read_batches, usable_batches
-from fullft_assets.snapshot.frozen_batches import content_of, find_rows, pin
+from fullft_assets.snapshot.frozen_batches import (
+    content_of,
+    find_rows,
+    in_order,
+    pin,
+    read_rows,
+    to_lists,
+    window_lengths,
+)
+from fullft_assets.snapshot.general import pin_files
 from fullft_assets.snapshot.ledger import FILE, LedgerHistory, read_history
-from fullft_assets.snapshot.locations import in_order, read_rows, to_lists, window_lengths
 from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.snapshot.near_text.engine import use_engine
 from fullft_assets.snapshot.packing import Packing
-from fullft_assets.snapshot.replay import pin_files
 from fullft_assets.snapshot.split import Frozen, freeze_batches
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store
 from fullft_assets.store.hashing import artifact_key
@@ -136,11 +143,13 @@ class _Creation:
             id_field=settings.documents.id,
         )
         frozen.ledger.write(draft.path / FILE, self.history.keys)
-        _write_table(frozen.index, draft.path / "index.parquet")
-        _write_table(frozen.places.drop_columns(["position"]), draft.path / "places.parquet")
+        pq.write_table(frozen.index, draft.path / "index.parquet", compression="zstd")
+        pq.write_table(
+            frozen.places.drop_columns(["position"]), draft.path / "places.parquet", compression="zstd"
+        )
         measured: Manifest | None = None
         if settings.snapshot.general is not None:
-            measured = general.draw(self.store, self.use_case, frozen.index["text_hash"].to_pylist())
+            measured = general.draw_general(self.store, self.use_case, frozen.index["text_hash"].to_pylist())
         plan: Packing | None = None
         replayed: Manifest | None = None
         files = ["index.parquet"]
@@ -153,7 +162,7 @@ class _Creation:
             values["general"] = measured.content_digest
         if task_of(settings.examples).is_generative:
             plan, replayed = self._pack(frozen, batches, measured)
-            _write_table(plan.to_table(), draft.path / "packing.parquet")
+            pq.write_table(plan.to_table(), draft.path / "packing.parquet", compression="zstd")
             files.append("packing.parquet")
             values |= {"capacity": plan.capacity, "replay": replayed and replayed.content_digest}
         of_rows = [*frozen.checks, *checks.identity_outcomes(frozen, settings.examples)]
@@ -210,7 +219,7 @@ class _Creation:
             held_out = _texts(frozen.places.filter(pc.invert(is_trained)), batches)
             screened = self.evaluation.texts if self.evaluation else ()
             kept_out = {} if measured is None else general.texts_by_hash(self.store, measured)
-            replayed = replay.draw(
+            replayed = general.draw_replay(
                 self.store, self.use_case, int(lengths.sum()), held_out, screened, kept_out
             )
             lengths = np.concatenate([lengths, _replayed_lengths(self.store, replayed)])
@@ -310,8 +319,3 @@ def _replayed_lengths(store: Store, replayed: Manifest) -> np.ndarray:
 
     windows = pq.read_table(store.folder(replayed) / "chunks.parquet", columns=["windows"])["windows"]
     return np.array(list(chain.from_iterable(window_lengths(windows))), np.int64)
-
-
-def _write_table(table: pa.Table, path: Path) -> None:
-
-    pq.write_table(table, path, compression="zstd")

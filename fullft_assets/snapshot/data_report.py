@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fullft_assets.documents.aliases import restore
+from fullft_assets.documents.names import restore
 from fullft_assets.examples import QUARANTINED, ExamplesMetadata
 from fullft_assets.examples.labels import NOT_NAMED, variants
 from fullft_assets.markdown import escape_name, fenced, to_html

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.examples.identity import Versions, Votes, codes, superseded, twice_in_a_file
 from fullft_assets.snapshot.all_rows import BatchRows, Rows
 from fullft_assets.store import CheckOutcome
@@ -22,13 +22,13 @@ IDS_NAME_ONE_DOCUMENT = CheckSpec(
 LATER_ROWS_ARE_NEWER = CheckSpec(
     "later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files."
 )
+#: Why older rows of an id are left out.
+SUPERSEDED = "superseded by a newer delivery of their id"
 #: Ids that name two texts in two files are corrections of documents up to this share of all; a few of them up
 #: to the second one.
 _REUSED_SHARE = 0.01
 _FEW_REUSED = 10
 _FEW_REUSED_SHARE = 0.1
-#: The share of the rows that corrections of documents hardly exceed.
-_REPEATED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,6 @@ class Superseded:
         order: whether what came later counts; depends on the order of the batches.
         reused: whether ids name documents.
         num_twice_in_a_file: superseded rows whose newest version is in the same file.
-        repeated_ids: what is wrong with the ids, and what to do, where most rows have that of a newer row.
         votes: of several annotators; rows of a tie are still in, since they contradict others with their
             text.
     """
@@ -47,16 +46,11 @@ class Superseded:
     order: CheckOutcome
     reused: CheckOutcome
     num_twice_in_a_file: int
-    repeated_ids: str | None
     votes: Votes
 
 
-def drop_superseded(
-    rows: Rows, batches: Mapping[str, BatchRows], target: Target | None, id_field: str
-) -> Superseded:
-    """Leave out rows of older deliveries of a file, older rows of an id, and outvoted answers. `id_field`:
-    what ids were read from, for a message.
-    """
+def drop_superseded(rows: Rows, batches: Mapping[str, BatchRows], target: Target | None) -> Superseded:
+    """Leave out rows of older deliveries of a file, older rows of an id, and outvoted answers."""
     newest, newest_batch = _newest_deliveries(rows, batches)
     is_old = rows.delivered < newest
     late_by_file = np.flatnonzero(is_old & (rows.batch > newest_batch))
@@ -64,12 +58,11 @@ def drop_superseded(
     versions = Versions.of(rows, rows.kept)
     votes = Votes.of(rows, versions, target)
     is_superseded = superseded(rows, versions, votes)
-    repeated_ids = _repeated_ids(rows, is_superseded, id_field)
     order = _order_check(rows, late_by_file, newest, versions, is_superseded)
     reused = _reused_check(rows, versions)
-    rows.drop(is_superseded, "superseded by a newer delivery of their id")
+    rows.drop(is_superseded, SUPERSEDED)
     rows.drop(votes.outvoted, "merged with the other annotations of their id")
-    return Superseded(order, reused, len(twice_in_a_file(versions, is_superseded)), repeated_ids, votes)
+    return Superseded(order, reused, len(twice_in_a_file(versions, is_superseded)), votes)
 
 
 def _newest_deliveries(rows: Rows, batches: Mapping[str, BatchRows]) -> tuple[np.ndarray, np.ndarray]:
@@ -83,18 +76,6 @@ def _newest_deliveries(rows: Rows, batches: Mapping[str, BatchRows]) -> tuple[np
     of_source = np.array([newest.get(source, (0, 0)) for source in sources.to_pylist()], np.int64)
     time, batch = of_source.reshape(-1, 2)[code].T
     return time, batch
-
-
-def _repeated_ids(rows: Rows, is_superseded: np.ndarray, id_field: str) -> str | None:
-    num_rows, num_older = int(np.count_nonzero(rows.kept)), int(np.count_nonzero(is_superseded))
-    if num_older <= _REPEATED_SHARE * num_rows:
-        return None
-    most_sharing = np.bincount(rows.id[rows.kept])[rows.id[is_superseded]].max()
-    return (
-        f"{num_older:,} of {num_rows:,} rows have the `{id_field}` of a newer row, up to"
-        f" {most_sharing:,} rows share one, and of each only the newest row counts; name a field"
-        " with unique ids in documents.id, or one that no row has (rows are then named file:row)"
-    )
 
 
 def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:

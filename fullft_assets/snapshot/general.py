@@ -1,27 +1,419 @@
-"""General set: general documents that never train, on which is measured what a model forgets.
+"""General documents, drawn for a snapshot: those that are replayed in training, so that the model keeps what
+it knew, and the general set, which never trains and on which is measured what the model forgets.
 
-They are drawn as replay's are, by a keyed hash of their contents, and frozen with the snapshot: two trainings
-on it are measured on the same text. Replay passes them and their near-duplicates over, and a text that is a
-row of the task is none of them.
+Which documents is a keyed hash of their contents: the choice depends neither on the order of the files nor on
+what else is there, and more tokens take the same documents and more. A document that overlaps a held-out row,
+or an external evaluation set, is passed over as a training row would be. Both are frozen with the snapshot:
+two trainings are measured on the same text. Replay passes over the general set and its near-duplicates, and a
+text that is a row of the task is not in the general set.
 """
 
-from collections.abc import Collection
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import GENERAL_DOCUMENTS, REPLAY_DOCUMENTS
+from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
-from fullft_assets.documents.erasure import read_tombstones
+from fullft_assets.chunks import Tokenization, chunk, tokenizer_digest
+from fullft_assets.chunks import key_settings as chunk_settings
+from fullft_assets.chunks import schema as chunk_schema
+from fullft_assets.documents.erasure import is_erased, read_tombstones
 from fullft_assets.errors import DataError
+from fullft_assets.settings import DocumentsSettings, ReplaySettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot.frozen_batches import drawn_folder, steady
-from fullft_assets.snapshot.metadata import GeneralMetadata
-from fullft_assets.snapshot.replay import draw_tokens, made_with, pin_files
-from fullft_assets.store import Draft, Manifest, Outcome, Store, digest
+from fullft_assets.snapshot.frozen_batches import drawn_folder, steady, to_lists, window_lengths
+from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata
+from fullft_assets.snapshot.screening import Screen, Way, locate, read_external
+from fullft_assets.store import Draft, Identity, Manifest, Outcome, Store, digest
+from fullft_assets.store.hashing import messages_hash, text_hash, unit_hash
+from fullft_assets.task import CONVERSATIONS, PLAIN_TEXT, task_of
 
-VERSION = "4"
-STAGE = "general_documents"
-_SETTING = "snapshot.general"
+_REPLAY_VERSION = "7"
+_GENERAL_VERSION = "4"
+#: Characters of candidates kept for each token that is wanted: twice what usual texts have. Where they do not
+#: suffice, more are read.
+_CHARACTERS_A_TOKEN = 8
+_MORE = 8
+#: Documents that are looked at together.
+_BLOCK_ROWS = 1_024
+
+
+@dataclass
+class Drawn:
+    """Documents in the order of the draw, with the columns of a batch's artifacts.
+
+    Attributes:
+        num_candidates: usable documents that were looked at.
+        num_unusable: reason -> rows.
+        num_passed_over: documents that a screen kept out, by screen.
+    """
+
+    examples: pa.Table
+    chunks: pa.Table
+    num_tokens: int
+    num_candidates: int
+    num_unusable: Counter[str]
+    num_passed_over: list[int]
+
+    def write(self, draft: Draft, made_with: dict[str, Any]) -> dict[str, Any]:
+        """Write both tables as an artifact, and return their metadata.
+
+        Args:
+            draft: of the artifact.
+            made_with: see `made_with`.
+        """
+
+        pq.write_table(self.examples, draft.path / "examples.parquet", compression="zstd")
+        pq.write_table(self.chunks, draft.path / "chunks.parquet", compression="zstd")
+        # Not of the files: they hold from where, and when, documents were delivered.
+        documents = self.examples["text_hash"].to_pylist()
+        draft.identity = Identity(
+            files=[], values={"documents": documents, "num_tokens": self.num_tokens, **made_with}
+        )
+        counts = {"num_rows": len(self.examples), "num_tokens": self.num_tokens}
+        return {**counts, "num_unusable": self.num_unusable}
+
+
+def made_with(use_case: UseCase) -> dict[str, Any]:
+    """Return what windows of general documents are made with: the settings `chunks`, and the digest of the
+    `tokenizer`.
+    """
+    settings = use_case.settings
+    base_model = resolve_base_model(settings.base_model, use_case.project_root)
+    return {
+        "chunks": chunk_settings(settings),
+        "tokenizer": tokenizer_digest(base_model, settings.chunks, settings.examples.task),
+    }
+
+
+def pin_files(path: str, use_case: UseCase, setting: str) -> dict[str, str]:
+    """Return the digest of each file of a path: what pins its documents, without reading their rows.
+
+    Raises:
+        DataError: the path is not there, or holds no file that can be read; `setting` is named.
+    """
+    source, files = locate(path, use_case, setting)
+    return {file.path: source.digest(file) for file in files}
+
+
+def draw_tokens(
+    use_case: UseCase,
+    path: str,
+    num_needed: int,
+    setting: str,
+    left_out: Collection[str] = (),
+    screens: Sequence[Screen] = (),
+    tombstones: Collection[str] = (),
+) -> Drawn:
+    """Draw documents until they have the tokens that are needed, or there are no others.
+
+    Args:
+        use_case: where relative paths start; the task, the tokenizer and the seed.
+        path: of the documents.
+        num_needed: tokens.
+        setting: named in messages.
+        left_out: content hashes of documents that are none of them.
+        screens: what else keeps documents out.
+        tombstones: of erased documents, which are none of them either (see `documents.erasure`).
+
+    Raises:
+        DataError: the path is not there, or a file of it cannot be read.
+    """
+    most = num_needed * _CHARACTERS_A_TOKEN
+    while True:
+        unusable: Counter[str] = Counter()
+        tables = _usable(use_case, path, unusable, left_out, setting, tombstones)
+        candidates, is_all = _first_candidates(tables, most)
+        drawn = _take_tokens(use_case, candidates, unusable, num_needed, screens)
+        if drawn.num_tokens >= num_needed or is_all:
+            return drawn
+        most *= _MORE
+
+
+def _first_candidates(tables: Iterator[pa.Table], most: int) -> tuple[pa.Table, bool]:
+    """Return the documents that come first in the draw, in its order, each content once, of at least `most`
+    characters together, and whether there are no others; at most some times as many are held.
+    """
+    candidates: list[pa.Table] = []
+    num_characters = 0
+    last = 1.0
+    is_all = True
+    for table in tables:
+        early = table.filter(np.asarray(table["place"]) <= last)
+        is_all &= len(early) == len(table)
+        candidates.append(early)
+        num_characters += _num_characters(early).sum()
+        if num_characters > 2 * most:
+            ordered = _in_order(candidates)
+            first = ordered.slice(0, int(np.searchsorted(np.cumsum(_num_characters(ordered)), most)) + 1)
+            is_all &= len(first) == sum(map(len, candidates))
+            candidates = [first]
+            num_characters = _num_characters(first).sum()
+            last = first["place"][-1].as_py()
+    return _in_order(candidates), is_all
+
+
+def _usable(
+    use_case: UseCase,
+    path: str,
+    unusable: Counter[str],
+    left_out: Collection[str],
+    setting: str,
+    tombstones: Collection[str],
+) -> Iterator[pa.Table]:
+    """Yield tables of documents with `text_hash` and their `place` in the draw; others are counted."""
+
+    seed, plain = use_case.settings.seed, DocumentsSettings.model_validate({"path": path})
+    has_messages = task_of(use_case.settings.examples).has_messages
+    ways: list[Way] = [*([(plain, CONVERSATIONS)] if has_messages else []), (plain, PLAIN_TEXT)]
+    for _, table in read_external(path, use_case, ways, setting):
+        has_text = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(table["text"]), ""), False)
+        is_malformed = table["problem"].is_valid()
+        unusable["malformed row"] += pc.sum(is_malformed).as_py() or 0
+        unusable["empty text"] += pc.sum(pc.invert(pc.or_(has_text, is_malformed))).as_py() or 0
+        table = table.filter(pc.and_not(has_text, is_malformed)).drop_columns(["problem"])
+        hashes = [
+            text_hash(text)
+            if turns is None
+            else messages_hash([(turn["role"], turn["content"]) for turn in turns])
+            for text, turns in zip(table["text"].to_pylist(), table["messages"].to_pylist(), strict=True)
+        ]
+        places = [unit_hash(seed, "replay", hash_) for hash_ in hashes]
+        table = table.append_column("text_hash", pa.array(hashes, pa.string())).append_column(
+            "place", pa.array(places, pa.float64())
+        )
+        is_out = is_erased(use_case.name, table, tombstones)
+        unusable["erased"] += int(is_out.sum())
+        if left_out:
+            is_out |= np.array([hash_ in left_out for hash_ in hashes], bool)
+        yield table.filter(pa.array(~is_out)) if is_out.any() else table
+
+
+def _num_characters(table: pa.Table) -> np.ndarray:
+
+    return pc.utf8_length(table["text"]).to_numpy().astype(np.int64)
+
+
+def _in_order(tables: list[pa.Table]) -> pa.Table:
+
+    table = pa.concat_tables(tables)
+    table = table.sort_by([(name, "ascending") for name in ("place", "text_hash", "source", "row")])
+    hashes = np.array([None, *table["text_hash"].to_pylist()], object)
+    return table.filter(pa.array(hashes[1:] != hashes[:-1], pa.bool_()))
+
+
+def _take_tokens(
+    use_case: UseCase, table: pa.Table, unusable: Counter[str], num_needed: int, screens: Sequence[Screen]
+) -> Drawn:
+    """Tokenise candidates one block after the other, until they have the tokens that are needed."""
+
+    tokenizations = _Tokenizations(use_case)
+    num_passed_over = [0 for _ in screens]
+    examples, chunks = [table.slice(0, 0)], [chunk_schema().empty_table()]
+    missing = num_needed
+    for start in range(0, len(table), _BLOCK_ROWS):
+        if missing <= 0:
+            break
+        block = table.slice(start, _BLOCK_ROWS)
+        # The model would read them as ends and marks that the text does not have.
+        has_control = np.array(list(map(tokenizations.holds_control_token, block["text"].to_pylist())))
+        masks = [screen.overlapping(block["text"]) for screen in screens]
+        clean = np.flatnonzero(~np.logical_or.reduce([has_control, *masks]))
+        fit, windows, is_enough = _first_tokens(tokenizations.chunk(block.take(clean)), missing)
+        # What follows the last one was never drawn.
+        looked_at = clean[fit[-1]] + 1 if is_enough else len(block)
+        num_passed_over = [
+            count + int(mask[:looked_at].sum()) for count, mask in zip(num_passed_over, masks, strict=True)
+        ]
+        unusable["special tokens of the model"] += int(has_control[:looked_at].sum())
+        unusable["no trained token"] += int((clean < looked_at).sum()) - len(fit)
+        examples.append(block.take(clean[fit]))
+        chunks.append(windows)
+        missing -= int(_num_tokens(windows).sum())
+    drawn = pa.concat_tables(examples).drop_columns(["place"])
+    return Drawn(
+        drawn,
+        pa.concat_tables(chunks),
+        num_needed - missing,
+        len(table),
+        +unusable,
+        num_passed_over,
+    )
+
+
+def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table, bool]:
+    """Return the first rows with a token to learn from, with their windows, that have the missing tokens, and
+    whether they do. Of the last row the windows are left out whose tokens are not needed.
+    """
+
+    num_trained = _num_tokens(chunks)
+    # Without marks every token is trained.
+    if not chunks["marks"].null_count:
+        num_trained = np.array([sum(map(sum, row)) for row in to_lists(chunks["marks"])], np.int64)
+    fit = np.flatnonzero(num_trained > 0)
+    tokens = np.cumsum(_num_tokens(chunks)[fit])
+    last = int(np.searchsorted(tokens, missing))
+    if last == len(fit):
+        return fit, chunks.take(fit), False
+    fit = fit[: last + 1]
+    row = chunks.slice(fit[-1], 1).to_pylist()[0]
+    num_spare = int(tokens[last]) - missing
+    while len(row["windows"]) > 1 and len(row["windows"][-1]) <= num_spare:
+        num_spare -= len(row["windows"].pop())
+    row["marks"] = row["marks"] and row["marks"][: len(row["windows"])]
+    return fit, pa.concat_tables([chunks.take(fit[:-1]), pa.Table.from_pylist([row], chunks.schema)]), True
+
+
+def _num_tokens(chunks: pa.Table) -> np.ndarray:
+    return np.array([sum(lengths) for lengths in window_lengths(chunks["windows"])], np.int64)
+
+
+class _Tokenizations:
+    """How documents become windows: conversations through the model's chat template; a plain text is trained
+    whole.
+    """
+
+    def __init__(self, use_case: UseCase):
+        settings = use_case.settings
+        model = resolve_base_model(settings.base_model, use_case.project_root)
+        self._task = settings.examples.task
+        self._plain_task = task_of(settings.examples).plain_task
+        self._plain = Tokenization.load(model, settings.chunks, self._plain_task)
+        self._conversations = None
+        if task_of(settings.examples).has_messages:
+            self._conversations = Tokenization.load(model, settings.chunks, self._task)
+
+    def holds_control_token(self, text: str) -> bool:
+        """Return whether a document spells out a special token, which the model reads as that token."""
+        return (self._conversations or self._plain).holds_control_token(text)
+
+    def chunk(self, documents: pa.Table) -> pa.Table:
+        """Return the windows of documents, as a batch's `chunks.parquet` has them."""
+
+        if self._conversations is None:
+            return chunk(documents, self._plain, self._plain_task).table
+        is_plain = np.asarray(documents["messages"].is_null())
+        plain = chunk(documents.filter(is_plain), self._plain, self._plain_task).table
+        marks = [[[1] * len(window) for window in row] for row in plain["windows"].to_pylist()]
+        kind = plain.schema.field("marks")
+        plain = plain.set_column(plain.schema.get_field_index("marks"), kind, pa.array(marks, kind.type))
+        conversations = chunk(documents.filter(~is_plain), self._conversations, self._task).table
+        back = np.argsort(np.argsort(~is_plain, kind="stable"), kind="stable")
+        return pa.concat_tables([plain, conversations]).take(back)
+
+
+def draw_replay(
+    store: Store,
+    use_case: UseCase,
+    num_task_tokens: int,
+    held_out: Sequence[str],
+    screened: Sequence[str] = (),
+    measured: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Choose the general documents that train beside the task's, and write them as an artifact of their own.
+
+    Its `examples.parquet` and `chunks.parquet` have the columns of a batch's artifacts, row by row in the
+    order of the draw. Of the last document only the windows that are needed are kept, so that the share is
+    met to within a window.
+
+    Args:
+        store: where the artifact is found or written.
+        use_case: settings; `snapshot.replay` must be set.
+        num_task_tokens: tokens of the training rows as they are packed (lengths of all windows, special
+            tokens included).
+        held_out: texts of the validation and test rows.
+        screened: texts of external evaluation sets.
+        measured: texts by content hash that forgetting is measured on (`general`): neither they nor their
+            near-duplicates train.
+
+    Raises:
+        DataError: the path is not there, a file of it cannot be read, it holds nothing usable, or there is
+            too little of it; the message contains how many tokens are missing.
+    """
+    replay, seed = use_case.settings.snapshot.replay, use_case.settings.seed
+    assert replay is not None, "there is nothing to draw from"
+    num_needed = num_replay_tokens(num_task_tokens, replay.share)
+    files, making = pin_files(replay.path, use_case, "snapshot.replay"), made_with(use_case)
+    measured = measured or {}
+
+    def write(draft: Draft) -> Outcome:
+        tombstones = read_tombstones(store, use_case.name)
+        screens = [
+            Screen(held_out),
+            Screen(screened),
+            # Both may have a run of words, such as a licence's.
+            Screen(list(measured.values()), num_words=None),
+        ]
+        drawn = draw_tokens(
+            use_case, replay.path, num_needed, "snapshot.replay", measured, screens, tombstones
+        )
+        if drawn.num_tokens < num_needed:
+            raise _too_little(replay, num_needed, drawn)
+        share = drawn.num_tokens / (drawn.num_tokens + num_task_tokens) if drawn.num_tokens else 0.0
+        passed_over = dict(
+            zip(("num_near_held_out", "num_screened", "num_near_general"), drawn.num_passed_over, strict=True)
+        )
+        return (
+            ReplayMetadata(
+                **drawn.write(draft, making), share=share, num_files=len(files), **passed_over
+            ).as_dict(),
+            [],
+        )
+
+    inputs = {
+        "files": digest(files),
+        "tokenizer": making["tokenizer"],
+        "num_tokens": num_needed,
+        "num_task_tokens": num_task_tokens,
+        "held_out": digest(sorted(held_out)),
+        "screened": digest(sorted(screened)),
+    }
+    if measured:
+        inputs["measured"] = digest(sorted(measured))
+    return store.ensure(
+        use_case.name,
+        REPLAY_DOCUMENTS,
+        write,
+        version=f"{_REPLAY_VERSION}-{CHUNKS_VERSION}",
+        settings={"chunks": making["chunks"]},
+        inputs=inputs,
+        seed=seed,
+    )
+
+
+def num_replay_tokens(num_task_tokens: int, share: float) -> int:
+    """Return how many tokens of general data make up the share of all: replay / (replay + task) >= share."""
+    return math.ceil(num_task_tokens * share / (1 - share))
+
+
+def _too_little(replay: ReplaySettings, num_needed: int, drawn: Drawn) -> DataError:
+    why = [f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3)]
+    why += [
+        f"{count:,} overlap {what}"
+        for what, count in zip(
+            ("held-out rows", "snapshot.screen", "snapshot.general"), drawn.num_passed_over, strict=True
+        )
+        if count
+    ]
+    detail = f" ({'; '.join(why)})" if why else ""
+    if not drawn.num_candidates:
+        return DataError(
+            f"snapshot.replay: {replay.path} holds no usable document{detail}; give each row a field `text`"
+            " (for sft: or messages)"
+        )
+    return DataError(
+        f"snapshot.replay: {replay.path} holds {drawn.num_tokens:,} usable tokens{detail},"
+        f" {num_needed - drawn.num_tokens:,} fewer than snapshot.replay.share ({replay.share:g}) needs; add"
+        " documents, or lower the share"
+    )
 
 
 @dataclass(frozen=True)
@@ -39,7 +431,7 @@ class General:
     marks: list[list[list[int]]] | None = None
 
 
-def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manifest:
+def draw_general(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manifest:
     """Choose the general documents that forgetting is measured on, and write them as an artifact of their
     own.
 
@@ -56,7 +448,7 @@ def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manif
     """
     settings, general = use_case.settings, use_case.settings.snapshot.general
     assert general is not None, "there is nothing to draw from"
-    files, making = pin_files(general.path, use_case, _SETTING), made_with(use_case)
+    files, making = pin_files(general.path, use_case, "snapshot.general"), made_with(use_case)
 
     def write(draft: Draft) -> Outcome:
         tombstones = read_tombstones(store, use_case.name)
@@ -64,7 +456,7 @@ def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manif
             use_case,
             general.path,
             general.max_tokens,
-            _SETTING,
+            "snapshot.general",
             frozenset(task_hashes),
             tombstones=tombstones,
         )
@@ -73,16 +465,17 @@ def draw(store: Store, use_case: UseCase, task_hashes: Collection[str]) -> Manif
                 f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3)
             )
             raise DataError(
-                f"{_SETTING}: {general.path} holds no usable document{f' ({detail})' if detail else ''}; give"
-                " each row a field `text` (for sft: or messages), and texts that are no rows of the task"
+                f"snapshot.general: {general.path} holds no usable document"
+                f"{f' ({detail})' if detail else ''}; give each row a field `text` (for sft: or"
+                " messages), and texts that are no rows of the task"
             )
         return GeneralMetadata(**drawn.write(draft, making), num_files=len(files)).as_dict(), []
 
     return store.ensure(
         use_case.name,
-        STAGE,
+        GENERAL_DOCUMENTS,
         write,
-        version=f"{VERSION}-{CHUNKS_VERSION}",
+        version=f"{_GENERAL_VERSION}-{CHUNKS_VERSION}",
         settings={"chunks": making["chunks"], "max_tokens": general.max_tokens},
         inputs={
             "files": digest(files),
@@ -115,8 +508,8 @@ def load(store: Store, snapshot: Manifest) -> General | None:
         examples, chunks = (pq.read_table(folder / f"{name}.parquet") for name in ("examples", "chunks"))
     if not len(examples):
         raise DataError(
-            f"{_SETTING}: all documents of the snapshot's general set were erased; add others, and take the"
-            " snapshot again"
+            "snapshot.general: all documents of the snapshot's general set were erased; add others, and take"
+            " the snapshot again"
         )
     marks = None if chunks["marks"].null_count else chunks["marks"].to_pylist()
     return General(examples["text"].to_pylist(), chunks["windows"].to_pylist(), marks)

@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fullft_assets.snapshot.all_rows import SplitName
-from fullft_assets.snapshot.frozen_batches import drawn_folder, find_rows, steady
-from fullft_assets.snapshot.locations import read_index, to_lists
+from fullft_assets.snapshot.frozen_batches import drawn_folder, find_rows, read_index, steady, to_lists
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.store import Manifest, Store

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fullft_assets.documents.batches import Batch
+from fullft_assets.documents.batches import Batch, bounded
 from fullft_assets.documents.formats import is_readable, known_endings
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.documents.sources import Source, SourceFile, open_source
@@ -148,7 +148,7 @@ def read_external(
         DataError: see `locate`; or a file cannot be read.
     """
     source, files = locate(path, use_case, setting)
-    for group in _bounded(files, use_case.settings.documents):
+    for group in bounded(files, use_case.settings.documents):
         with source.fetched(group):
             table = _read_group(source, group, ways[0], use_case, setting)
             for way in ways[1:]:
@@ -156,20 +156,6 @@ def read_external(
                     break
                 table = _fill(table, _read_group(source, group, way, use_case, setting))
         yield source.uri, table
-
-
-def _bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[list[SourceFile]]:
-    group: list[SourceFile] = []
-    for file in files:
-        if group and (
-            len(group) >= settings.max_batch_files
-            or sum(f.bytes for f in group) + file.bytes > settings.max_batch_bytes
-        ):
-            yield group
-            group = []
-        group.append(file)
-    if group:
-        yield group
 
 
 def _read_group(

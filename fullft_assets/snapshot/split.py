@@ -33,9 +33,8 @@ from fullft_assets.snapshot.all_rows import (
     collect,
     distinct,
 )
-from fullft_assets.snapshot.deliveries import Superseded, drop_superseded
-from fullft_assets.snapshot.draws import cap_held_out, subsample
-from fullft_assets.snapshot.group_splits import GroupSplits
+from fullft_assets.snapshot.deliveries import SUPERSEDED, Superseded, drop_superseded
+from fullft_assets.snapshot.group_splits import GroupSplits, cap_held_out, subsample
 from fullft_assets.snapshot.labels import (
     Labels,
     SetAside,
@@ -57,6 +56,8 @@ SPLITS_ARE_DISJOINT = CheckSpec(
 TRAINING_ROWS_SUFFICE = CheckSpec(
     "training_rows_suffice", "There are enough training rows to go on.", blocking=True
 )
+#: The share of the rows that corrections of documents hardly exceed.
+_REPEATED_SHARE = 0.5
 #: A split, and those whose rows must not be near to it: first the one that goes before all.
 _SIDES = ((TEST, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,)))
 
@@ -121,13 +122,18 @@ def freeze_batches(
     for number, name in enumerate(sorted(batches)):
         untrained = np.flatnonzero(rows.batch == number)[batches[name].untrained]
         rows.drop(untrained, "conversations without a trained token")
-    old = drop_superseded(rows, batches, task.target, id_field)
+    old = drop_superseded(rows, batches, task.target)
     try:
         return _freeze(rows, old, batches, settings, seed, task, ledger)
     except DataError as error:
-        if old.repeated_ids is None:
+        num_superseded = rows.dropped[SUPERSEDED]
+        if num_superseded <= _REPEATED_SHARE * len(rows):
             raise
-        raise DataError(f"{error}. The reason may be the ids: {old.repeated_ids}") from error
+        raise DataError(
+            f"{error}. The reason may be the ids: {num_superseded:,} of {len(rows):,} rows have the"
+            f" `{id_field}` of a newer row, and of each only the newest row counts; name a field with unique"
+            " ids in documents.id, or one that no row has (rows are then named file:row)"
+        ) from error
 
 
 def _freeze(

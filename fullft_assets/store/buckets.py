@@ -1,6 +1,5 @@
 """A prefix of a bucket of S3, Google Cloud Storage or Azure."""
 
-import mimetypes
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -176,10 +175,8 @@ class Bucket:
     def _put(self, name: str, content: bytes | Path, **options: Any) -> None:
         import obstore
 
-        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-        kind += "; charset=utf-8" if kind.startswith("text/") else ""
         with _as_os_errors(self._url):
-            obstore.put(self._objects, name, content, attributes={"Content-Type": kind}, **options)
+            obstore.put(self._objects, name, content, **options)
 
 
 @lru_cache(maxsize=32)

@@ -14,7 +14,7 @@ from fullft_assets.errors import DiskError, is_disk_full, without_message, witho
 from fullft_assets.store.artifacts import Artifacts, Draft
 from fullft_assets.store.disk import locked
 from fullft_assets.store.hashing import artifact_key
-from fullft_assets.store.manifest import MANIFEST, CheckOutcome, Identity, Manifest, Outcome
+from fullft_assets.store.manifest import MANIFEST, Identity, Manifest, Outcome
 from fullft_assets.store.pointers import Lease, Pointers
 
 
@@ -123,7 +123,6 @@ class Store(Artifacts, Pointers):
         manifest: Manifest,
         edit: Callable[[Path], Mapping[str, Any]],
         inputs: Mapping[str, Any] | None = None,
-        checks: list[CheckOutcome] | None = None,
         identity: Identity | None = None,
     ) -> Manifest:
         """Replace an artifact by an edited copy under the same key; a reference to the old attempt finds the
@@ -135,7 +134,7 @@ class Store(Artifacts, Pointers):
         Args:
             manifest: of the artifact.
             edit: changes the copied files below a folder and returns the metadata that changed with them.
-            inputs, checks, identity: of the copy. Default: those of the artifact.
+            inputs, identity: of the copy. Default: those of the artifact.
         """
         with self.create(
             manifest.case, manifest.stage, manifest.key, version=manifest.version, seed=manifest.seed
@@ -150,7 +149,7 @@ class Store(Artifacts, Pointers):
                 settings=manifest.settings,
                 inputs=manifest.inputs if inputs is None else inputs,
                 metadata=metadata,
-                checks=manifest.checks if checks is None else checks,
+                checks=manifest.checks,
             )
         self.delete(manifest)
         return committed

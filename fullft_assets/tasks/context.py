@@ -20,7 +20,7 @@ from fullft_assets.checkpoint import CHECKS
 from fullft_assets.checkpoint.lineage import tokenizer_of
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.chunks import Tokenization, tokenizer_digest
-from fullft_assets.documents.aliases import alias
+from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError, SettingsError, StoreError
 from fullft_assets.evaluation import (
     ANCHOR,

@@ -42,8 +42,7 @@ from fullft_assets.models.hardware import (
     peak_memory_bytes,
 )
 from fullft_assets.models.inference import move, scoring
-from fullft_assets.settings import TrainingSettings
-from fullft_assets.settings.contradictions import contradictions
+from fullft_assets.settings import TrainingSettings, contradictions
 from fullft_assets.settings.guards import guard_settings
 from fullft_assets.training import kernels, ranks, regularization, sharding
 from fullft_assets.training import loop as training_loop

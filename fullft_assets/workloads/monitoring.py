@@ -32,7 +32,7 @@ from fullft_assets.monitoring import (
     Vocabulary,
 )
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.settings.monitoring import MAX_WINDOW_ROWS
+from fullft_assets.settings.production import MAX_WINDOW_ROWS
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.tasks.baseline import OpenedModel, open_model
