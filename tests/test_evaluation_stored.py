@@ -20,7 +20,6 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from fullft_assets import erasure
 from fullft_assets.evaluation import Evaluation, read_evaluation
 from fullft_assets.evaluation.comparison import MAX_GROUP_WEIGHT
-from fullft_assets.report import read_list
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.language import scoring
@@ -215,19 +214,3 @@ def test_an_erased_document_is_in_no_report_and_in_no_list_beside_it(copied: tup
     for name, each in before.items():
         assert ids(name) == [id_ for id_ in each if id_ not in erased]
     assert shown() == on_page - {*erased}
-
-
-@pytest.mark.parametrize("copied", ["classified"], indirect=True)
-def test_a_table_for_annotators_of_an_earlier_store_goes_with_an_erased_document(
-    copied: tuple[Store, Manifest],
-) -> None:
-    store, report = copied
-    folder = store.folder(report)
-    rows = read_list(folder / "label_errors.jsonl")
-    table = (folder / "label_errors.jsonl").rename(folder / "label_errors.csv")
-    files = {**report.files, table.name: report.files["label_errors.jsonl"]}
-    del files["label_errors.jsonl"]
-    report = report.model_copy(update={"files": files})
-    Path(store.url, report.ref, "manifest.json").write_text(report.model_dump_json())
-    erasure.erase(store, report.case, [rows[0]["id"]])
-    assert table.name not in store.load(report.ref).files
