@@ -12,6 +12,7 @@ import pytest
 
 from fullft_assets import documents, erasure, monitoring
 from fullft_assets.cli.export import export
+from fullft_assets.errors import FullftError
 from fullft_assets.monitoring import FAR, FarDocument
 from fullft_assets.store import Store
 from tests import manifests
@@ -134,3 +135,8 @@ def test_what_was_erased_is_neither_exported_nor_named(watched: Watched) -> None
         for each in monitoring.read_far(watched.store.folder(report) / FAR)
     ]
     assert sorted(places) == [("b.jsonl", 1), ("b.jsonl", 2)]
+
+
+def test_without_such_documents_one_line_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FullftError, match="no document of the last 3 windows is far from the training data"):
+        Watched(tmp_path).export()
