@@ -6,7 +6,6 @@ no times, exit codes and instances that join later. Here the one instance is thi
 this environment.
 """
 
-import json
 import os
 import re
 import signal
@@ -89,17 +88,8 @@ class Ecs(AwsDouble):
         self.unseen_seconds = 0.0
 
     def _RegisterTaskDefinition(self, request: dict[str, Any]) -> dict[str, Any]:
-        (container,) = request["containerDefinitions"]
         if re.fullmatch(r"[A-Za-z0-9_-]{1,255}", request["family"]) is None:
             raise Refused("ClientException", "Family contains invalid characters.")
-        if not {"memory", "memoryReservation"} & container.keys():
-            raise Refused(
-                "ClientException",
-                "Invalid setting for container. At least one of 'memory' or 'memoryReservation' must be"
-                " specified.",
-            )
-        if len(json.dumps(request)) > 65_536:
-            raise Refused("ClientException", "The task definition is too large.")
         revision = 1 + sum(each["family"] == request["family"] for each in self.definitions.values())
         arn = f"arn:aws:ecs:us-east-1:111122223333:task-definition/{request['family']}:{revision}"
         self.definitions[arn] = {**request, "taskDefinitionArn": arn, "revision": revision}
@@ -124,8 +114,6 @@ class Ecs(AwsDouble):
             raise Refused(
                 "InvalidParameterException", "Specify either a launch type or a capacity provider strategy."
             )
-        if any(each["capacityProvider"] != PROVIDER for each in request.get("capacityProviderStrategy", ())):
-            raise Refused("InvalidParameterException", "The specified capacity provider was not found.")
         if (definition["networkMode"] == "awsvpc") != ("networkConfiguration" in request):
             raise Refused(
                 "InvalidParameterException",
@@ -173,10 +161,7 @@ class Ecs(AwsDouble):
         task = self.tasks[-1]
         task.end(code, reason)
         assert task.process is not None
-        self._kill(task.process)
-
-    def _kill(self, process: subprocess.Popen[str]) -> None:
-        os.killpg(process.pid, signal.SIGKILL)  # the supervisor's command dies with it
+        os.killpg(task.process.pid, signal.SIGKILL)  # the supervisor's command dies with it
 
     def _seen(self) -> list[Task]:
         return [task for task in self.tasks if time.time() - task.created >= self.unseen_seconds]

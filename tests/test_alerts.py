@@ -2,10 +2,8 @@
 
 import json
 import os
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from dagster_shared.error import SerializableErrorInfo
 from moto.server import ThreadedMotoServer
 
 from fullft_assets import automation, documents, release, security
-from fullft_assets.alerts import CHANNELS, Alert, AlertError, deliver, open_channels
+from fullft_assets.alerts import Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
@@ -43,13 +41,14 @@ from fullft_assets.retraining import Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
 from fullft_assets.settings.alerts import ChannelSettings
 from fullft_assets.store import CheckOutcome, Manifest, Store
-from tests import manifests, other_package
+from tests import manifests
 from tests import project as projects
+from tests.serving import serving
 
 NOW = 1_800_000_000.0
 
 
-def alert(number: int = 1, event: Any = "run_failed", at: float = NOW) -> Alert:
+def alert(number: int = 1, event: Any = "run_failed") -> Alert:
     return Alert(
         event,
         "letters",
@@ -57,7 +56,7 @@ def alert(number: int = 1, event: Any = "run_failed", at: float = NOW) -> Alert:
         f"run {number} failed",
         "open the run",
         f"http://localhost:3000/runs/{number}",
-        at,
+        NOW,
     )
 
 
@@ -84,22 +83,14 @@ class Hook:
 
         self.server = HTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/planted-token"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
     made = Hook()
     monkeypatch.setenv("ALERT_HOOK", made.url)
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    with serving(made.server):
+        yield made
 
 
 @pytest.fixture
@@ -213,9 +204,9 @@ class TestProblems:
 
 
 class TestDelivery:
-    def delivery(self, store: Store, alerts: list[Alert], *, now: float = NOW, **settings: Any) -> Any:
+    def delivery(self, store: Store, alerts: list[Alert], **settings: Any) -> Any:
         chosen = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}}, **settings)
-        return deliver(store, "letters", alerts, open_channels(chosen), chosen, now)
+        return deliver(store, "letters", alerts, open_channels(chosen), chosen, NOW)
 
     def test_each_is_sent_once(self, tmp_path: Path, hook: Hook) -> None:
         store = Store(str(tmp_path))
@@ -345,7 +336,7 @@ class TestSensor:
         self,
         graph: CaseGraph,
         instance: dg.DagsterInstance,
-        decision: Decision | Callable[[Signals], Decision],
+        decision: Decision,
         age: float = 0.0,
         **measured: Any,
     ) -> None:
@@ -358,7 +349,7 @@ class TestSensor:
             case=graph.name,
             time=now - age,
             signals=signals,
-            decision=decision(signals) if callable(decision) else decision,
+            decision=decision,
         )
         open_store(graph.use_case, instance).write_pointer(
             f"{graph.name}/retraining_decisions/{int(entry.time * 1000):014d}", entry.model_dump(mode="json")
@@ -400,6 +391,16 @@ class TestSensor:
             tags={"use_case": graph.name, **tags}
         )
         return job.execute_in_process(instance=instance, raise_on_error=False).run_id
+
+    def materializes(self, graph: CaseGraph, manifest: Manifest, partition: str | None = None) -> Any:
+        """Return the step of an asset that made this artifact."""
+
+        @dg.op(name=f"{graph.name}__{manifest.stage}")
+        def step(context) -> None:
+            about = {"metadata": {ARTIFACT: manifest.ref}, "partition": partition}
+            context.log_event(dg.AssetMaterialization(graph.key(manifest.stage), **about))
+
+        return step
 
     def test_a_failed_run_is_sent_once_with_its_link(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
@@ -534,12 +535,9 @@ class TestSensor:
             monitoring={"path": str(project.production)},
         )
         several = CaseGraph(project.use_case())
-        store = open_store(several.use_case, instance)
         for name, rows in {"w0": 0, "w1": 3}.items():
             metadata = {"checkpoint": "c", "num_rows": rows, "num_without_text": 3 - rows}
-            with store.create(graph.name, "batch_predictions", name, version="1", seed=17) as draft:
-                made = draft.commit(settings={}, inputs={}, metadata=metadata)
-            store.write_pointer(f"latest/{graph.name}/batch_predictions/{name}", {"ref": made.ref})
+            self.artifact(several, instance, "batch_predictions", name, key=name, metadata=metadata)
             self.run(several, instance, "monitor", **{"dagster/partition": name})
             self.tick(several, instance)
         assert [(body["event"], body["key"]) for body in hook.bodies] == [
@@ -552,12 +550,7 @@ class TestSensor:
         store = open_store(graph.use_case, instance)
         manifest = self.artifact(graph, instance, "labeled_examples")
         Path(store.url, manifest.ref, "manifest.json").write_text('{"case": "planted-text')
-
-        @dg.op(name=f"{graph.name}__labeled_examples")
-        def validates(context) -> None:
-            about = {"metadata": {ARTIFACT: manifest.ref}, "partition": "b1"}
-            context.log_event(dg.AssetMaterialization(graph.key("labeled_examples"), **about))
-
+        validates = self.materializes(graph, manifest, partition="b1")
         damaged = self.run(graph, instance, "ingest", validates, **{"dagster/partition": "b1"})
         store.write_pointer(f"latest/{graph.name}/drift_report/w2", {"planted-text": ""})
         self.run(graph, instance, "monitor", **{"dagster/partition": "w2"})
@@ -605,14 +598,7 @@ class TestSensor:
             )
             for key in ("mine", "of the daily evaluation")
         )
-
-        @dg.op(name=f"{graph.name}__evaluation_report")
-        def evaluates(context) -> None:
-            context.log_event(
-                dg.AssetMaterialization(graph.key("evaluation_report"), metadata={ARTIFACT: evaluation.ref})
-            )
-
-        self.run(graph, instance, "model", evaluates)
+        self.run(graph, instance, "model", self.materializes(graph, evaluation))
         self.run(graph, instance, "model")
         self.tick(graph, instance)
         (body,) = hook.bodies
@@ -625,19 +611,11 @@ class TestSensor:
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
         store = open_store(graph.use_case, instance)
-        with store.create(graph.name, "evaluation_report", "k", version="1", seed=17) as draft:
-            report = draft.commit(settings={}, inputs={}, metadata=manifests.evaluation())
+        report = self.artifact(graph, instance, "evaluation_report", metadata=manifests.evaluation())
         key = EvaluationMetadata.of(report).checkpoint.split("/")[2]
         sentence = f"Not promoted though every gate passed: {security.BY_AUDIT} 1 errors (secret_in_file)."
         store.write_pointer(f"{graph.name}/decisions/{key}", {"outcome": "kept", "sentence": sentence})
-
-        @dg.op(name=f"{graph.name}__evaluation_report")
-        def evaluates(context) -> None:
-            context.log_event(
-                dg.AssetMaterialization(graph.key("evaluation_report"), metadata={ARTIFACT: report.ref})
-            )
-
-        self.run(graph, instance, "model", evaluates)
+        self.run(graph, instance, "model", self.materializes(graph, report))
         self.tick(graph, instance)
         (body,) = hook.bodies
         assert (body["event"], body["title"], body["action"]) == (
@@ -785,59 +763,3 @@ class TestSensor:
         hook.status = 200
         self.tick(graph, instance)
         assert len(hook.bodies) == 2
-
-    def test_a_run_of_assets_is_named_by_them(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        @dg.asset(key=graph.key("live_quality"))
-        def live_quality() -> None:
-            raise dg.Failure("planted-text")
-
-        job = dg.Definitions(
-            assets=[live_quality], executor=dg.in_process_executor
-        ).resolve_implicit_global_asset_job_def()
-        chosen = [graph.key("live_quality")]
-        job.execute_in_process(
-            instance=instance, asset_selection=chosen, raise_on_error=False, tags={"use_case": graph.name}
-        )
-        self.tick(graph, instance)
-        (body,) = hook.bodies
-        assert body["title"] == "the run live_quality failed"
-
-
-THEIRS = """
-from pydantic import Field
-from fullft_assets.settings.alerts import ChannelSettings
-
-
-class PagerSettings(ChannelSettings):
-    file: str = Field(description="Where pages go.")
-
-
-class Pager:
-    settings_class = PagerSettings
-
-    def __init__(self, settings):
-        self.settings = settings
-
-    def send(self, alert):
-        with open(self.settings.file, "a") as pages:
-            pages.write(alert.key + "\\n")
-"""
-
-
-def test_another_package_registers_a_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other_package.install(
-        tmp_path,
-        "their-pager",
-        {"their_pager.py": THEIRS},
-        {"fullft_assets.alerts": {"pager": "their_pager:Pager"}},
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    vars(CHANNELS).pop("_theirs", None)
-    try:
-        send({"pager": {"file": str(tmp_path / "pages")}}, alert(7))
-    finally:
-        vars(CHANNELS).pop("_theirs", None)
-        CHANNELS._loaded.pop("pager", None)
-    assert (tmp_path / "pages").read_text() == "run_failed/7\n"

@@ -1,7 +1,6 @@
 """What `fullft check` says of a sample of the rows: labels, fields that rows lack, and unusable rows."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,6 @@ def use_case(
 def lines(folder: Path, rows: list[dict[str, Any]], **chosen: Any) -> dict[str, str]:
     report = check_use_case(use_case(folder, rows, **chosen)).splitlines()
     return {name: text for name, _, text in (line.strip().partition(" ") for line in report)}
-
-
-def test_labels_are_counted(tmp_path: Path) -> None:
-    rows = projects.licence_rows(300)
-    kind, number = Counter(row["kind"] for row in rows).most_common(1)[0]
-    assert lines(tmp_path, rows)["labels"].strip().startswith(f"4 in 300 rows read: `{kind}` {number:,}")
 
 
 def test_a_text_that_is_taken_for_a_label_is_not_printed(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,8 +14,7 @@ from hypothesis import strategies as st
 
 from fullft_assets import chunks
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.chunks import Tokenization, tokenizing, windows
-from fullft_assets.chunks.windows import Room
+from fullft_assets.chunks import Tokenization, tokenizing
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Store
@@ -49,43 +47,6 @@ def minilm() -> Tokenization:
 
 def table(texts: list[str]) -> pa.Table:
     return pa.table({"id": [str(i) for i in range(len(texts))], "text": texts})
-
-
-rooms = st.builds(
-    lambda size, stride, most: Room(size, min(stride, size // 2), most),
-    st.integers(3, 70),
-    st.integers(0, 35),
-    st.none() | st.integers(1, 6),
-)
-
-
-def slow_cut(length: int, room: Room) -> list[tuple[int, int]]:
-    """Return the windows of one text, one after the other."""
-    cut = [(0, min(length, room.size))]
-    while cut[-1][1] < length and len(cut) != room.most:
-        begin = cut[-1][1] - room.stride
-        cut.append((begin, min(length, begin + room.size)))
-    return cut
-
-
-class TestCutting:
-    @hypothesis_settings(deadline=None, max_examples=60)
-    @given(data=st.data())
-    def test_flat_windows_of_many_texts_are_those_of_each_alone(self, data: st.DataObject) -> None:
-        lengths = data.draw(st.lists(st.integers(0, 60), max_size=12))
-        room = data.draw(rooms)
-        prefix, suffix = data.draw(st.sampled_from([([], []), ([101], [102]), ([1, 2], []), ([], [3, 4])]))
-        ids = [list(range(1_000 * row, 1_000 * row + length)) for row, length in enumerate(lengths)]
-        encoded = windows.Encoded(
-            np.array([i for row in ids for i in row], np.int32),
-            windows.bounds(np.array(lengths, np.int64)),
-            None,
-        )
-        cuts = windows.cut(encoded, room)
-        expected = [[[*prefix, *row[a:b], *suffix] for a, b in slow_cut(len(row), room)] for row in ids]
-        gathered = windows.gather(encoded.ids, cuts, prefix, suffix)
-        assert windows.to_lists(*gathered, cuts) == expected
-        assert windows.to_arrow(*gathered, cuts).to_pylist() == expected
 
 
 class TestTokenization:

@@ -3,7 +3,6 @@ saves what it promises.
 """
 
 import hashlib
-import importlib.util
 import json
 import re
 from collections import Counter
@@ -162,23 +161,6 @@ def mined(found: chunks.Audit) -> set[str]:
     return {term["term"] for term in found.terms}
 
 
-def german_licences() -> list[str]:
-    """Return the paragraphs of the licences that were written in German."""
-    spec = importlib.util.find_spec("licensedcode")
-    texts = [
-        path.read_text(encoding="utf-8")
-        for path in sorted(Path(spec.submodule_search_locations[0], "data", "licenses").glob("*.LICENSE"))
-    ]
-    bodies = [
-        text.partition("\n---\n")[2] for text in texts if "\nlanguage: de\n" in text.partition("\n---\n")[0]
-    ]
-    return list(
-        dict.fromkeys(
-            part.strip() for body in bodies for part in re.split(r"\n\s*\n", body) if len(part) > 40
-        )
-    )
-
-
 #: A language without a list of words: terms are compared with the tokenizer's vocabulary alone.
 NO_LIST = ("pl",)
 
@@ -210,18 +192,6 @@ class TestGeneralWords:
         assert len(mined(english)) == len(mined(alone)) == 200
         assert mined(audited(texts, languages=("en",))) == mined(english)
         assert [term for term in alone.terms if "keyness" in term] == []
-
-    def test_german_is_compared_with_german(self) -> None:
-        texts = german_licences()
-        assert len(texts) > 200
-        # To an English vocabulary every German word is in pieces.
-        function_words = {"nicht", "dieser", "durch", "werden", "können", "zwischen"}
-        terms = {"lizenzgeber", "schutzgegenstand", "vervielfältigen", "haftungsausschluss"}
-        german = audited(texts)
-        assert german.metadata.general_words == "the general words of de"
-        assert terms <= mined(german) and not function_words & mined(german)
-        for languages in (NO_LIST, ("en",)):
-            assert terms | function_words <= mined(audited(texts, languages=languages))
 
 
 def test_the_artifact_is_found_again_until_the_data_the_tokenizer_or_the_languages_change(

@@ -61,6 +61,11 @@ def tokenization(smol: Path) -> Tokenization:
     return load(smol, max_tokens=4_096)
 
 
+@pytest.fixture(scope="module")
+def marked(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenization:
+    return load(with_template(smol, tmp_path_factory.mktemp("marked"), MARKED), max_tokens=4_096)
+
+
 def load(folder: Path, **changes: Any) -> Tokenization:
     return Tokenization.load(folder, ChunksSettings(**changes), "sft")
 
@@ -137,12 +142,10 @@ class TestConversations:
     def test_marks_of_a_template_with_generation_blocks_are_those_of_transformers(
         self,
         rows: list[list[dict[str, str]]],
-        smol: Path,
+        marked: Tokenization,
         reference: Any,
-        tmp_path_factory: pytest.TempPathFactory,
     ) -> None:
-        tokenization = self.marked(smol, tmp_path_factory)
-        found = chunks.chunk(conversations(rows), tokenization, "sft").table
+        found = chunks.chunk(conversations(rows), marked, "sft").table
         for row, cut, marks in zip(
             rows, found["windows"].to_pylist(), found["marks"].to_pylist(), strict=True
         ):
@@ -152,13 +155,6 @@ class TestConversations:
             assert cut == [expected["input_ids"]]
             assert marks == [expected["assistant_masks"]]
             assert sum(marks[0]) > 0
-
-    _marked: list[Tokenization] = []
-
-    def marked(self, smol: Path, factory: pytest.TempPathFactory) -> Tokenization:
-        if not self._marked:
-            self._marked.append(load(with_template(smol, factory.mktemp("marked"), MARKED), max_tokens=4_096))
-        return self._marked[0]
 
     def trained(self, folder: Path, messages: list[dict[str, str]], **changes: Any) -> str:
         tokenization = load(folder, **{"max_tokens": 4_096, **changes})

@@ -1,6 +1,5 @@
 """The data report: what a person should know of the data before training, for every task."""
 
-import re
 from typing import Any
 
 import pytest
@@ -119,43 +118,6 @@ def test_what_users_wrote_is_shown_as_it_is(name: str) -> None:
         assert tag not in page
     assert page.count("<h2>") == 8 and page.count("<pre>") == 3
     assert page.count("<td") == 4 + 4 + 2 * 4 + 3, "a | ends no cell"
-
-
-@pytest.mark.heavy
-@pytest.mark.browser
-def test_on_a_telephone_no_number_and_no_head_of_a_column_is_broken(tmp_path) -> None:
-    from tests.ui import BROKEN, SCREENSHOTS, chromium
-
-    facts = DataFacts(
-        num_rows=46_882,
-        num_valid=46_834,
-        num_groups=9_120,
-        largest_groups=[("g" * 60, "validation", 38_015)],
-    )
-    found = metadata(num_train_rows=34_515, num_validation_rows=1_443, num_test_rows=2_057)
-    report = render(
-        found, [3, 900], max_tokens=8, max_windows=None, facts=facts, case="letters", source="data/letters"
-    )
-    (tmp_path / "report.html").write_text(to_page(report))
-    with chromium() as page:
-        page.set_viewport_size({"width": 390, "height": 844})
-        page.goto(f"file://{tmp_path}/report.html")
-        assert page.title() == page.locator("h1").inner_text() == "Data report of letters"
-        assert re.fullmatch(
-            r"\d{4}-\d\d-\d\d \d\d:\d\d UTC, of the documents in data/letters",
-            page.locator("h1 + p").inner_text(),
-        )
-        assert (
-            page.evaluate("window.innerWidth") == 390
-            and page.evaluate("document.documentElement.scrollWidth") <= 390
-        )
-        assert page.evaluate(
-            "[...document.querySelectorAll('table, pre')].every(e => e.scrollWidth <= e.clientWidth)"
-        )
-        assert page.evaluate(BROKEN, "th, td:not(:first-child)") == []
-        assert page.evaluate(BROKEN, "td:first-child") == ["g" * 60]
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=SCREENSHOTS / "data-report-390.png", full_page=True)
 
 
 @pytest.mark.heavy

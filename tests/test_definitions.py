@@ -6,7 +6,6 @@ After a change that is meant, write the snapshot anew: `python -m tests.test_def
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -102,13 +101,9 @@ def test_the_demos_graph_is_the_reviewed_one(demo):
     assert describe(demo) == SNAPSHOT.read_text()
 
 
-def specs(definitions: dg.Definitions) -> Iterator[dg.AssetSpec]:
-    yield from definitions.resolve_all_asset_specs()
-
-
 def code_versions(project: projects.Project) -> dict[str, str]:
     loaded = FullFineTune(load_use_case(project.yaml_path)).build_defs()
-    return {spec.key.path[-1]: spec.code_version for spec in specs(loaded)}
+    return {spec.key.path[-1]: spec.code_version for spec in loaded.resolve_all_asset_specs()}
 
 
 @pytest.mark.parametrize(
@@ -150,28 +145,11 @@ def test_what_is_delivered_is_overdue_when_a_silent_feed_is_reported(project):
         project.configure(monitoring=monitoring, alerts={"silent_hours": hours})
         loaded = FullFineTune(load_use_case(project.yaml_path)).build_defs()
         policies = {
-            spec.key.path[-1]: spec.freshness_policy for spec in specs(loaded) if spec.freshness_policy
+            spec.key.path[-1]: spec.freshness_policy
+            for spec in loaded.resolve_all_asset_specs()
+            if spec.freshness_policy
         }
         assert policies == dict.fromkeys(expected, dg.FreshnessPolicy.time_window(timedelta(hours=24)))
-
-
-def test_ten_use_cases_are_a_group_and_a_few_jobs_each(tmp_path):
-    names = ["letters", *(f"contracts_{number}" for number in range(9))]
-    cases = [projects.create(tmp_path, names[0])]
-    for name in names[1:]:
-        cases.append(projects.Project(tmp_path, name))
-        cases[-1].deliver("a.jsonl", projects.licence_rows(5))
-        cases[-1].configure()
-    merged = dg.Definitions.merge(
-        *[FullFineTune(load_use_case(case.yaml_path)).build_defs() for case in cases]
-    )
-    assert {spec.group_name for spec in specs(merged)} == set(names)
-    assert pools(merged) == {"gpu"}, "they share the GPUs"
-    repository = merged.get_repository_def()
-    jobs = [job.name for job in repository.get_all_jobs() if not job.name.startswith("__")]
-    acts = ("by_hand", "evaluate", "ingest", "model", "snapshot")
-    assert sorted(jobs) == sorted(f"{name}_{act}" for name in names for act in acts)
-    assert len(repository.sensor_defs) + len(repository.schedule_defs) <= 3 * len(names)
 
 
 def test_what_runs_elsewhere_waits_for_no_gpu_of_this_machine(project):

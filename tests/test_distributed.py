@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed import fsdp
-from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
+from transformers import AutoModelForCausalLM
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.jobs.progress import Progress
@@ -23,7 +23,7 @@ from fullft_assets.models import precision
 from fullft_assets.models.inference import load_classifier
 from fullft_assets.settings import UseCaseSettings, contradictions
 from fullft_assets.tasks.classification.recipe import score
-from fullft_assets.training import loop, ranks, sharding
+from fullft_assets.training import loop, ranks
 from fullft_assets.training.finetuning import require
 from fullft_assets.workloads import planning
 from tests import machine
@@ -159,16 +159,6 @@ def test_parts_are_summed_and_returned_in_fp32(
     }
     outputs = {name: policy.output_dtype for name, policy in policies.items()}
     assert outputs == {"LlamaDecoderLayer": None, "Embedding": None, "LlamaForCausalLM": torch.float32}
-
-
-def test_units_of_a_model_leave_its_embeddings_out() -> None:
-    bert = BertForSequenceClassification(
-        BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2)
-    )
-    assert (sharding._classes_of_units(bert), sharding._classes_of_units(build(LLAMA))) == (
-        ["BertLayer"],
-        ["LlamaDecoderLayer"],
-    )
 
 
 @pytest.mark.parametrize(

@@ -147,10 +147,6 @@ class TestBatches:
         (tmp_path / "in" / name).write_bytes(b"x" * size)
         os.utime(tmp_path / "in" / name, (at, at))
 
-    def test_many_small_files_are_one_batch(self) -> None:
-        files = [SourceFile(path=f"{number}.txt", bytes=70, mtime_ns=0) for number in range(20_000)]
-        assert [len(batch) for batch in batches._bounded(files, DEFAULTS)] == [20_000]
-
     def test_cut_by_bytes_and_a_larger_file_is_a_batch_of_its_own(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -2,11 +2,8 @@
 Django's translations.
 """
 
-import csv
 import gettext
 import importlib.util
-import io
-import random
 import re
 from functools import cache
 from pathlib import Path
@@ -111,19 +108,6 @@ def test_two_code_pages_in_one_batch(
     texts |= {f"b{n}.txt": (text, second[1]) for n, text in enumerate(encodable(*second)[:num_second])}
     batch = deliver(tmp_path, texts)
     assert share_right(batch, texts) >= 0.95
-
-
-@pytest.mark.parametrize(
-    ("language", "encoding"),
-    [("pl", "cp1250"), ("hu", "iso8859_2"), ("fr", "iso8859_15"), ("lt", "cp1257"), *OTHERS[:4]],
-)
-def test_a_table_of_sixty_rows(language: str, encoding: str, tmp_path: Path) -> None:
-    texts = random.Random(4).sample(encodable(language, encoding), 60)
-    out = io.StringIO()
-    csv.writer(out).writerows([["text", "kind"], *([text, "x"] for text in texts)])
-    (tmp_path / "a.csv").write_bytes(out.getvalue().encode(encoding))
-    batch = read_batch(tmp_path)
-    assert batch.table["text"].to_pylist() == texts
 
 
 def test_a_rare_encoding_is_named_by_the_check(tmp_path: Path) -> None:

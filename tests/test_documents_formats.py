@@ -50,12 +50,10 @@ def one(
     folder: Path,
     record: Any,
     examples: dict[str, Any] | None = None,
-    *,
-    name: str = "a.jsonl",
     **documents: Any,
 ) -> dict[str, Any]:
     """Return the row that one record is read as."""
-    (folder / name).write_text(json.dumps(record) + "\n")
+    (folder / "a.jsonl").write_text(json.dumps(record) + "\n")
     [row] = read(folder, examples, **documents)
     return row
 
@@ -293,15 +291,6 @@ class TestColumnar:
         table = pa.table({"text": ["a"], "kind": ["x"]}).replace_schema_metadata({"huggingface": said})
         pq.write_table(table, tmp_path / "a.parquet")
         assert [(row["text"], row["label"]) for row in read(tmp_path)] == [("a", "x")]
-
-    def test_damaged_and_cut_files_are_named(self, tmp_path: Path, licences: Rows) -> None:
-        pq.write_table(pa.Table.from_pylist(licences), tmp_path / "whole.parquet")
-        (tmp_path / "cut.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes()[:-100])
-        (tmp_path / "text.parquet").write_text("no parquet")
-        batch = read_batch(tmp_path)
-        assert len(batch.table) == len(licences)
-        reason = "not a complete Parquet file (ArrowInvalid)"
-        assert batch.unreadable == {"cut.parquet": reason, "text.parquet": reason}
 
     def test_times_and_wrong_types(self, tmp_path: Path) -> None:
         from datetime import datetime

@@ -2,7 +2,6 @@
 hang, no silent loss.
 """
 
-import copy
 import csv
 import gzip
 import io
@@ -317,93 +316,3 @@ def assert_nothing_is_lost(seed: Seed, path: Path, rows: list[dict[str, Any]], e
     assert all(
         row["problem"] or row["text"] is not None or form in ("json", "jsonl", "parquet") for row in rows
     )
-
-
-#: Values that fit the JSON but not the place where they stand.
-ODD = [
-    None,
-    True,
-    0,
-    -1,
-    10**25,
-    1.5,
-    float("nan"),
-    "",
-    "s3://",
-    "{",
-    "[]",
-    [],
-    {},
-    [[]],
-    [{}],
-    [None],
-    ["x", "y"],
-    {"a": 1},
-    "2025-13-45T99",
-]
-#: Fields that say what a record is.
-TELLING = [
-    "id",
-    "text",
-    "kind",
-    "entities",
-    "topics",
-    "responses",
-    "annotation",
-    "fields",
-    "source-ref",
-]
-RECORDS = [
-    kind
-    for kind, seed in SEEDS.items()
-    if name_of_format(seed.name) in ("json", "jsonl", "ground_truth") and "in " not in kind
-]
-
-
-def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the path to each value inside a record."""
-    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
-        yield (*path, key)
-        yield from places_in(value[key], (*path, key))
-
-
-def oddly_changed(record: Any, chance: random.Random) -> Any:
-    """Return a record with odd values in some places, in new fields, or in place of none."""
-    record = copy.deepcopy(record)
-    for _ in range(chance.choice((1, 1, 2, 4))):
-        *path, last = chance.choice([*places_in(record)] or [("id",)])
-        inner = record
-        for key in path:
-            inner = inner[key]
-        match chance.randrange(4):
-            case 0 if isinstance(inner, dict):
-                inner.pop(last, None)
-            case 1:
-                record[chance.choice(TELLING)] = copy.deepcopy(chance.choice(ODD))
-            case _:
-                inner[last] = copy.deepcopy(chance.choice(ODD))
-    return record
-
-
-@pytest.mark.parametrize("kind", RECORDS)
-def test_values_of_any_type_in_any_place_give_rows(kind: str, tmp_path: Path) -> None:
-    """Bytes that are damaged seldom leave JSON; here it stays JSON, and the types are wrong."""
-    seed = SEEDS[kind]
-    source, whole = OneFile(tmp_path, seed.name), _unpacked(seed.name, seed.make()).decode()
-    is_array = whole.startswith("[")
-    records = json.loads(whole) if is_array else [json.loads(line) for line in whole.splitlines()]
-    for number in range(60):
-        chance = random.Random(f"values {kind} {number}")
-        changed = [
-            oddly_changed(record, chance) if chance.random() < 0.7 else record for record in records[:6]
-        ]
-        data = (json.dumps(changed) if is_array else formats.as_lines(changed)).encode()
-        batch = source.read(formats.pack(data, codec) if (codec := compression_of(seed.name)) else data, seed)
-        batch.table.validate(full=True)
-        rows = rows_of(batch, seed)
-        assert batch.unreadable == {}
-        assert all(
-            row["problem"] is None or ("\n" not in row["problem"] and len(row["problem"]) < 300)
-            for row in rows
-        )
-        assert [row["row"] for row in rows] == list(range(1, len(changed) + 1))

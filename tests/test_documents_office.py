@@ -22,11 +22,8 @@ from docx.oxml.ns import nsdecls
 from fullft_assets import documents
 from fullft_assets.documents.formats import delivered
 from fullft_assets.documents.formats.mail import without_quoted
-from fullft_assets.documents.names import alias
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
-from fullft_assets.store import Store
-from tests import project as projects
 from tests.test_documents_formats import read, read_batch, shown, written_pdf
 
 pytestmark = pytest.mark.quick
@@ -350,16 +347,6 @@ def test_pages_without_text_are_counted_or_quarantined(tmp_path: Path) -> None:
         "2 of 4 pages have no text (scanned?); recognise the text, such as with ocrmypdf, and deliver again"
     )
     assert batch.table["problem"].to_pylist() == [problem, None]
-
-
-def test_a_check_names_pdfs_with_pages_without_text(tmp_path: Path) -> None:
-    project = projects.create(tmp_path, rows=5)
-    (project.documents / "a.pdf").write_bytes(written_pdf(shown("One"), b""))
-    store = Store(str(project.home / "store"))
-    [batch] = documents.look(store, project.use_case(), now=2e9).cut
-    check = documents.keep(store, project.use_case(), batch.name).check("pages_have_text")
-    assert (check.passed, check.severity, check.metadata["num_pages_without_text"]) == (False, "warn", 1)
-    assert check.description.startswith(f"{project.documents}: {alias('a.pdf')}: 1 page(s) without text")
 
 
 OPEN_DOCUMENT = {

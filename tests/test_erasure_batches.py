@@ -198,19 +198,6 @@ class TestRowsWithEqualTexts:
         assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in ("d2", stayed)}
         assert copy in batches.texts(batches.take())
 
-    def test_a_copy_counts_in_the_next_snapshot_once_the_other_is_erased(self, tmp_path: Path):
-        batches = Batches(tmp_path)
-        delivered = rows(60)
-        batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
-        taken = batches.take()
-        (stayed,) = {"X", "d10"} & batches.texts(taken).keys()
-        (copy,) = {"X", "d10"} - {stayed}
-        erasure.erase(batches.store, CASE, [stayed])
-        assert not {"X", "d10"} & batches.texts(taken).keys(), "the snapshot that was taken only loses rows"
-        again = batches.texts(batches.take())
-        assert copy in again and stayed not in again
-        assert again[copy][0] == delivered[10]["text"]
-
 
 def test_rows_that_no_snapshot_takes_are_gone_as_well(tmp_path: Path):
     """Quarantined ones, those that contradict each other, older versions, in and over batches, and ties."""
@@ -343,19 +330,6 @@ class TestMadeUpIds:
         assert (raw.metadata["num_rows"], raw.metadata["num_erased"]) == (8, 0)
         raw, *_ = batches.deliver("a.csv", self.notes())
         assert (raw.metadata["num_rows"], raw.metadata["num_erased"]) == (8, 1), "its own row stays out"
-
-    @pytest.mark.heavy
-    def test_a_listed_one_stays_out_wherever_in_its_file_it_is(self, tmp_path: Path):
-        batches = Batches(tmp_path)
-        raw, *_ = batches.deliver("a.csv", self.notes())
-        table = pq.read_table(batches.store.folder(raw) / "documents.parquet").to_pylist()
-        listed = [row["id"] for row in table if "number 4" in row["text"]]
-        report = erasure.erase(batches.store, CASE, listed)
-        assert (report.num_found, report.missing) == (1, [])
-        assert not [path for path in batches.traces("note number 4 ") if not path.startswith("pointers")]
-        for left_out, num_rows, num_erased in (((4,), 8, 0), ((2,), 7, 1), ((), 8, 1)):
-            raw, *_ = batches.deliver("a.csv", self.notes(*left_out))
-            assert (raw.metadata["num_rows"], raw.metadata["num_erased"]) == (num_rows, num_erased)
 
     def test_chunks_follow_their_examples(self, tmp_path: Path):
         batches = Batches(tmp_path)

@@ -114,6 +114,8 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
             case.store.folder(scale), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST)
         )
         draft.commit(settings={}, inputs=dict.fromkeys(scale.inputs, "removed"), metadata=scale.metadata)
+    with case.store.create(case.use_case.name, "cheaper_baselines", "k", version="1", seed=17) as draft:
+        draft.commit(settings={}, inputs={"training_snapshot": case.snapshot.content_digest}, metadata={})
     report = erasure.erase(case.store, case.use_case.name, [person], by="group")
     assert traces(Path(case.store.url), WORDS[person], person) == []
     assert (report.num_found, report.missing) == (NUM_VALID + 2, [])
@@ -123,7 +125,10 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
     scales = case.store.artifacts(case.use_case.name, "drift_scale")
     assert [made.metadata["num_held_out"] for made in scales] == [0, 0]
     case.store.delete(next(made for made in scales if made.key == "earlier"))
-    assert +report.deleted == {"near_duplicate_index": 1, "tokenizer_audit": 1}
+    made_of_words = ("cheaper_baselines", "near_duplicate_index", "tokenizer_audit")
+    assert +report.deleted == dict.fromkeys(made_of_words, 1)
+    assert report.trained_on == [only(case, "finetuned_checkpoint").ref]
+    assert not any(person in line for line in report.lines())
 
     after = {stage: only(case, stage).metadata for stage in stages}
     raw, valid, quarantined = (

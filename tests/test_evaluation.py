@@ -1,6 +1,5 @@
 """Statistics of the evaluation of classifiers against scikit-learn, a slow reference and known coverage."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -430,9 +429,3 @@ def test_seed_noise_leaves_out_what_the_rows_explain():
     assert np.mean(found[False]) < 0.1 * 0.03**2 + 0.16 / 300 * 0.25
     assert np.mean(found[True]) == pytest.approx(0.03**2, rel=0.15)
     assert pooled([runs[:8]]) is None and pooled([runs[:1]] * 12) is None
-
-
-def test_an_evaluation_of_an_earlier_release_is_read():
-    current = assessed(0.9, 0.8)
-    removed = {"robustness": {"metric": "accuracy"}, "temperature": 1.2, "weakest_groups": []}
-    assert read_evaluation(json.dumps(json.loads(current.model_dump_json()) | removed)) == current

@@ -292,10 +292,10 @@ def documents_that_are_continued(page: str) -> list[str]:
 
 
 class TestWriter:
-    def writer(self, lab: Lab, checkpoint: Manifest, most: int = 6) -> Writer:
+    def writer(self, lab: Lab, checkpoint: Manifest) -> Writer:
         folder = lab.store.folder(checkpoint) / "model"
         tokenization = Tokenization.load_saved(folder, lab.prepared.use_case.settings.chunks, lab.task)
-        return Writer(load_causal(folder), tokenization, most)
+        return Writer(load_causal(folder), tokenization, 6)
 
     def test_the_likeliest_token_each_time_and_no_more_than_asked(self, lab: Lab, learned: Manifest) -> None:
         writer = self.writer(lab, learned)

@@ -9,19 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from scipy.special import expit, logit
 from sklearn.metrics import (
     accuracy_score,
     f1_score,
     roc_auc_score,
 )
 
-from fullft_assets.evaluation import FINETUNED, Comparison
 from fullft_assets.evaluation.intervals import bounded_interval
 from fullft_assets.evaluation.metrics import Predictions
-from fullft_assets.evaluation.metrics.labels import ACCURACY
-from fullft_assets.evaluation.resampling import measure, number_groups
-from fullft_assets.settings import EvaluationSettings
 from fullft_assets.task import METRICS
 from fullft_assets.tasks.classification import assessment
 
@@ -72,50 +67,10 @@ def test_auroc(seed: int) -> None:
     assert METRICS.get("auroc").compute(found) == pytest.approx(np.mean(areas) if areas else 0.5)
 
 
-def test_a_metric_of_probabilities_has_an_interval_and_measures_nothing_without_them() -> None:
-    rng = np.random.default_rng(2)
+def test_a_metric_of_probabilities_measures_nothing_without_them() -> None:
     labels = np.arange(60) % 3
-    sure, unsure = (0.2 + share * np.eye(3)[labels] + 0.1 * rng.random((60, 3)) for share in (1.0, 0.05))
-    systems = {
-        name: each / each.sum(1, keepdims=True) for name, each in ((FINETUNED, sure), ("tfidf", unsure))
-    }
-    comparison = Comparison(EvaluationSettings(metrics=["auroc"]), "macro_f1", 1, "classification")
-    found = assessment.assess(labels, systems, [f"g{row // 2}" for row in range(60)], list("abc"), comparison)
-    for score in found.columns["auroc"].values():
-        assert score.low <= score.estimate <= score.high
-    assert found.columns["auroc"][FINETUNED].estimate > found.columns["auroc"]["tfidf"].estimate
     without = replace(assessment.predictions_of(labels, np.eye(3)[labels], list("abc")), predicted=None)
     assert not METRICS.get("auroc").measures(without)
-
-
-def test_intervals_are_t_intervals_of_a_bootstrap_over_groups() -> None:
-    """The standard error is that of `scipy.stats.bootstrap` over whole groups, but for the draws."""
-    rng = np.random.default_rng(3)
-    labels, groups = rng.integers(0, 3, 200), np.repeat(np.arange(50), 4)
-    systems = {
-        name: assessment.predictions_of(
-            labels, np.eye(3)[np.where(rng.random(200) < share, labels, 0)], list("abc")
-        )
-        for name, share in ((FINETUNED, 0.8), ("tfidf", 0.4))
-    }
-    index, _ = number_groups([str(group) for group in groups], 200)
-    found = measure(ACCURACY, systems, index, reference=FINETUNED, resamples=2_000, confidence=0.9, seed=1)
-    right = {name: each.is_right.reshape(50, 4).mean(1) for name, each in systems.items()}
-    gain, difference = found.gains["tfidf"], right[FINETUNED] - right["tfidf"]
-    options = {"n_resamples": 2_000, "method": "percentile", "rng": rng}
-    assert gain.estimate == pytest.approx(difference.mean())
-    drawn_error = stats.bootstrap((difference,), np.mean, **options).standard_error
-    assert gain.standard_error == pytest.approx(drawn_error, rel=0.06)
-    assert gain.degrees_of_freedom == pytest.approx(49)
-    expected = stats.t.interval(0.9, gain.degrees_of_freedom, gain.estimate, gain.standard_error)
-    assert (gain.low, gain.high) == pytest.approx(expected)
-    statistic = gain.estimate / gain.standard_error
-    assert gain.p_value_against(0.0) == pytest.approx(2 * stats.t.sf(statistic, gain.degrees_of_freedom))
-    score = found.scores[FINETUNED]
-    error = stats.bootstrap((right[FINETUNED],), np.mean, **options).standard_error
-    spread = error / (score.estimate * (1 - score.estimate))
-    expected = expit(stats.t.interval(0.9, 49, logit(score.estimate), spread))
-    assert (score.low, score.high) == pytest.approx(tuple(expected), abs=0.01)
 
 
 @pytest.mark.parametrize(("share", "num_right"), [(0.0, 0), (1.0, 20)])

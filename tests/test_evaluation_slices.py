@@ -20,11 +20,9 @@ LABELS = ["invoice", "letter", "order"]
 WORD = "zoonomiastic"
 
 
-def evaluated(
-    spoilt: str | None = None, *, champion: bool = True, labels: list[str] = LABELS, n: int = 800
-) -> ClassificationEvaluation:
+def evaluated(spoilt: str | None = None, *, champion: bool = True) -> ClassificationEvaluation:
     """Return an evaluation of rows from four sources, on one of which the candidate guesses."""
-    rng = np.random.default_rng(3)
+    rng, n = np.random.default_rng(3), 800
     truth, source = (
         rng.integers(0, 3, n),
         np.array([f"file-{part}" for part in "abcd"])[rng.integers(0, 4, n)],
@@ -43,7 +41,7 @@ def evaluated(
         "label": [None] * n,
     }
     comparison = Comparison(EvaluationSettings(), "macro_f1", 1, "classification", slicing=slicing)
-    return assessment.assess(truth, probabilities, [str(row) for row in range(n)], labels, comparison)
+    return assessment.assess(truth, probabilities, [str(row) for row in range(n)], LABELS, comparison)
 
 
 def gate_of(found: ClassificationEvaluation, **changed: Any) -> GateResult:

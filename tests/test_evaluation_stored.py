@@ -175,6 +175,7 @@ def test_scores_are_scikit_learn_s_on_the_stored_rows(request: pytest.FixtureReq
         systems = ["finetuned"] if metric in OF_PROBABILITIES else list(found.scores[metric])
         for system in systems:
             interval = found.scores[metric][system]
+            assert interval.low <= interval.estimate <= interval.high
             # Probabilities are stored in single precision.
             assert interval.estimate == pytest.approx(score(system), rel=1e-5, abs=1e-6), (metric, system)
             compared += 1

@@ -234,8 +234,8 @@ def sound_rows(*changes: Row, **same: Any) -> list[Row]:
 PLAIN = ExamplesSettings(label="kind", labels=["notice", "text"])
 
 
-def check_of(rows: list[Row], name: str, settings: ExamplesSettings = PLAIN) -> CheckOutcome:
-    return next(c for c in examples.examine(table(rows), settings, "00001-test").checks if c.name == name)
+def check_of(rows: list[Row], name: str) -> CheckOutcome:
+    return next(c for c in examples.examine(table(rows), PLAIN, "00001-test").checks if c.name == name)
 
 
 class TestUnknownLabels:

@@ -4,7 +4,6 @@ where rows are missing.
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -206,19 +205,3 @@ def test_the_check_of_a_yaml_names_what_cannot_be_judged(tmp_path: Path) -> None
     )
     with pytest.raises(SettingsError, match="the task language_modeling is scored by token losses"):
         project.use_case()
-
-
-def test_a_plan_does_not_depend_on_what_was_brought() -> None:
-    from fullft_assets.assets.model import planning_key
-
-    settings = UseCaseSettings(base_model="model", documents={"path": "data"}, examples={"label": "kind"})
-    snapshot: Any = SimpleNamespace(content_digest="abc")
-    keys = set()
-    for each in (settings, with_external(settings, {"vendor": "vendor.jsonl"})):
-        keys.add(planning_key(SimpleNamespace(settings=each), snapshot, "revision"))
-    assert len(keys) == 1
-    other = settings.model_copy(
-        update={"evaluation": settings.evaluation.model_copy(update={"primary_metric": "accuracy"})}
-    )
-    assert planning_key(SimpleNamespace(settings=other), snapshot, "revision") not in keys
-    assert "external" not in settings.model_dump()["evaluation"]
