@@ -215,10 +215,6 @@ def _scored_by_all(scores: Mapping[str, DocumentScores]) -> np.ndarray:
     return scored
 
 
-def _pick(values: Sequence[str], mask: np.ndarray) -> list[str]:
-    return [values[row] for row in np.flatnonzero(mask).tolist()]
-
-
 def measure_answers(
     truth: Sequence[str],
     written: Mapping[str, Sequence[str]],
