@@ -2,8 +2,6 @@
 and how much the seed alone moves a score.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from abc import ABC, abstractmethod

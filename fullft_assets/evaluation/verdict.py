@@ -3,8 +3,6 @@
 The evaluation workload computes it once and stores it with the report; all others read it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

@@ -2,8 +2,6 @@
 the output layer of a classifier or tagger, with what it reads of the model below.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -228,7 +226,6 @@ def load_causal(
 
 
 def _without_attention_dropout(config: PretrainedConfig) -> dict[str, object]:
-    """Return the options of a configuration that let fused attention kernels run."""
     return {name: 0.0 for name in _ATTENTION_DROPOUT if hasattr(config, name)}
 
 

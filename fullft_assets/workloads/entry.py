@@ -6,8 +6,6 @@ a reason that the user can fix (one line on stderr), 1 for anything else (a trac
 stderr, the whole one in the store).
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import os

@@ -3,8 +3,6 @@ the trained tokens; and what they write. A model continues texts (language_model
 conversations (sft) greedily, so that it always writes the same.
 """
 
-from __future__ import annotations
-
 import gc
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -332,7 +330,6 @@ class _Scorer:
 
 
 def _beginnings(test: Split, seed: int) -> list[Prompt]:
-    """Return the beginnings of test documents drawn at random among those that are long enough."""
     prompts: list[Prompt] = []
     for row in np.random.default_rng(seed).permutation(len(test)).tolist():
         text = test.texts[row]
