@@ -4,7 +4,6 @@ spent.
 
 import json
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -122,22 +121,6 @@ class TestHeadOfTheBaseModel:
             assert self.loaded(kind, encoder.base_model, start=tmp_path).classifier.weight.eq(7).all(), (
                 "the champion's head goes on"
             )
-
-    def test_a_run_says_so(self, encoder: Prepared, tmp_path: Path) -> None:
-        BertForSequenceClassification.from_pretrained(str(encoder.base_model), num_labels=5).save_pretrained(
-            tmp_path / "model"
-        )
-        recipe = replace(encoder.recipe.first(8), base_model=tmp_path / "model")
-        fit = fine_tune(
-            recipe,
-            encoder.use_case.settings.training,
-            17,
-            tmp_path / "work",
-            Progress(silent=True),
-            resumable=False,
-        )
-        assert fit.about["head"] == "begins as the frozen probe; base_model's own, of 5 labels, is not used"
-        assert fit.model.config.num_labels == len(encoder.labels) != 5
 
     def test_weights_that_do_not_go_with_their_configuration_are_refused(
         self, encoder: Prepared, tmp_path: Path
