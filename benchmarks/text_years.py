@@ -41,7 +41,7 @@ from fullft_assets.retraining import (
     drift_examples,
     hours_spent,
 )
-from fullft_assets.retraining.rules import apply_rules
+from fullft_assets.retraining.policy import apply_rules
 from fullft_assets.store import Store
 
 #: Share of groups that test and never train.

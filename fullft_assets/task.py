@@ -178,7 +178,6 @@ GATES: Registry[Any] = Registry(
         "forgetting_is_within_budget": ("fullft_assets.evaluation.gates:FORGETTING_IS_WITHIN_BUDGET"),
         "no_slice_is_worse": "fullft_assets.evaluation.gates:NO_SLICE_IS_WORSE",
         "is_calibrated": "fullft_assets.evaluation.gates:IS_CALIBRATED",
-        "full_finetuning_is_justified": ("fullft_assets.evaluation.gates:FULL_FINETUNING_IS_JUSTIFIED"),
     },
 )
 #: Subclasses of `tasks.baseline.Baseline`.

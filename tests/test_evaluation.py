@@ -10,10 +10,9 @@ from scipy.stats import t as student
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 from fullft_assets.evaluation import FINETUNED, Comparison, Interval, comparison, read_evaluation, resampling
-from fullft_assets.evaluation.base import Run, pooled
+from fullft_assets.evaluation.base import Run, label_scores, pooled
 from fullft_assets.evaluation.intervals import Gain, bounded_interval, effective_number, holm
 from fullft_assets.evaluation.metrics.base import Predictions
-from fullft_assets.evaluation.rows import label_scores
 from fullft_assets.settings import EvaluationSettings
 from fullft_assets.task import METRICS
 from fullft_assets.tasks.classification import assessment as evaluation

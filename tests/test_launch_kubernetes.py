@@ -27,8 +27,7 @@ from fullft_assets.errors import SettingsError, WorkloadError
 from fullft_assets.launchers import Launcher, LaunchSpec, Status, Unreachable, driver, kubernetes, records
 from fullft_assets.launchers.container import MODULE, Options
 from fullft_assets.launchers.driver import LaunchDriver
-from fullft_assets.launchers.kubernetes import KubernetesLauncher
-from fullft_assets.launchers.kubernetes_job import manifest, status_of
+from fullft_assets.launchers.kubernetes import KubernetesLauncher, manifest, status_of
 from fullft_assets.launchers.local import LocalLauncher
 from fullft_assets.launchers.supervisor import is_alive
 from fullft_assets.settings import KubernetesLauncherSettings, LauncherSettings

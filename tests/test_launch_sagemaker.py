@@ -16,7 +16,6 @@ from fullft_assets.errors import StoreError, WorkloadError
 from fullft_assets.jobs import Job
 from fullft_assets.launchers import Launcher, LaunchSpec, Status, sagemaker, sagemaker_container
 from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.launchers.machine import OUT_OF_MEMORY
 from fullft_assets.launchers.records import Launch
 from fullft_assets.launchers.sagemaker import SageMakerLauncher
 from fullft_assets.launchers.supervisor import is_alive
@@ -368,33 +367,6 @@ class TestRefused:
             "the workload was killed by SIGKILL (out of memory?)",
             "infrastructure",
         )
-
-
-@pytest.mark.parametrize(
-    ("recorded", "at", "failure"),
-    [
-        (None, 0, "out_of_memory"),
-        ("infrastructure", 11, "out_of_memory"),
-        ("unknown", 11, "out_of_memory"),
-        ("data", 11, "data"),
-        ("data", 9, "out_of_memory"),
-    ],
-)
-def test_memory_that_ran_out_on_a_host_is_the_cause_of_what_other_hosts_lost(
-    tmp_path: Path, recorded, at, failure
-):
-    job, store = probe_job(tmp_path, "trains")
-    name = "failures/probe/trains/k1.json"
-    if recorded is not None:
-        store.write_json(name, {"failure": recorded, "reason": "lost a rank", "at": at})
-    own = OUT_OF_MEMORY
-    here = sagemaker_container._recorded(job.arguments(store), 10, own) or own
-    peer = sagemaker_container._recorded(
-        job.arguments(store), 10, Status("failed", "lost a rank", "infrastructure", is_own_line=True)
-    )
-    assert peer is not None and here.failure == peer.failure == failure
-    assert (store.read_json(name) or {})["failure"] == failure
-    assert failure == "data" or peer.reason.startswith("the workload was killed: memory ran out")
 
 
 def test_why_it_failed_fits_into_what_sagemaker_keeps_with_its_class(

@@ -14,10 +14,9 @@ from fullft_assets import markdown, release
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Evaluation, Interval, Justification
-from fullft_assets.evaluation.base import Forgetting, SeedNoise, assumed_seed_noise, forgetting_of
+from fullft_assets.evaluation.base import Forgetting, LabelScore, SeedNoise, assumed_seed_noise, forgetting_of
 from fullft_assets.evaluation.gates import BEATS_BASELINES, ChampionRule, GateContext
 from fullft_assets.evaluation.intervals import Gain
-from fullft_assets.evaluation.rows import LabelScore
 from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.release import Champion, decision, model_card
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings

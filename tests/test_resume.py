@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fullft_assets.jobs.launch import EXIT_FIXABLE
+from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, WorkloadFailure
 from fullft_assets.store import Manifest
 from fullft_assets.training.checkpoints import SEAL, STEP_LOG, latest_checkpoint
 from fullft_assets.training.finetuning import exclusive
@@ -228,8 +228,9 @@ def test_killed_again_and_again_also_inside_saves_it_ends_with_the_same_weights(
 @pytest.mark.parametrize("by", [pytest.param("sigterm", marks=pytest.mark.slow), "spot_notice"])
 @pytest.mark.fault("spot capacity is taken away", "local", "ssh")
 def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_continue(
-    prepared: Prepared, straight: Run, by: str, monkeypatch
+    prepared: Prepared, straight: Run, by: str, monkeypatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "reason"))
     launcher = {"spot_notice": "aws"} if by == "spot_notice" else {}
     run = Run(
         prepared,
@@ -264,8 +265,7 @@ def test_a_request_to_stop_writes_a_checkpoint_and_says_how_to_continue(
         " resume there"
     )
     assert "Traceback" not in errors
-    record = Path(prepared.store.url, "failures", prepared.use_case.name, STAGE, f"{by}.json")
-    assert json.loads(record.read_text())["failure"] == "preemption"
+    assert WorkloadFailure.read(tmp_path / "reason").failure == "preemption"
     with metadata_server.serve() as metadata:  # of another machine, without a notice
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.endpoint)
         assert f"resuming at step {step} " in run.finish()

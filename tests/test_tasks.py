@@ -4,7 +4,6 @@ spent.
 
 import json
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -113,33 +112,15 @@ class TestHeadOfTheBaseModel:
         torch.nn.init.constant_(before.classifier.bias, 7.0)
         before.save_pretrained(tmp_path)
         found = self.loaded(kind, tmp_path)
-        assert found.left_out_head == f"of {num_old} labels"
         assert found.classifier.weight.shape[0] == num_outputs
         assert 0.01 < found.classifier.weight.std() < 0.04, "as transformers draws it"
         assert found.classifier.bias.eq(0).all()
         for name, weight in before.bert.encoder.state_dict().items():
             assert torch.equal(weight, found.bert.encoder.state_dict()[name]), name
-        assert self.loaded(kind, encoder.base_model).left_out_head == ""
         if old == "as many":
             assert self.loaded(kind, encoder.base_model, start=tmp_path).classifier.weight.eq(7).all(), (
                 "the champion's head goes on"
             )
-
-    def test_a_run_says_so(self, encoder: Prepared, tmp_path: Path) -> None:
-        BertForSequenceClassification.from_pretrained(str(encoder.base_model), num_labels=5).save_pretrained(
-            tmp_path / "model"
-        )
-        recipe = replace(encoder.recipe.first(8), base_model=tmp_path / "model")
-        fit = fine_tune(
-            recipe,
-            encoder.use_case.settings.training,
-            17,
-            tmp_path / "work",
-            Progress(silent=True),
-            resumable=False,
-        )
-        assert fit.about["head"] == "begins as the frozen probe; base_model's own, of 5 labels, is not used"
-        assert fit.model.config.num_labels == len(encoder.labels) != 5
 
     def test_weights_that_do_not_go_with_their_configuration_are_refused(
         self, encoder: Prepared, tmp_path: Path

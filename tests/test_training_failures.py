@@ -5,8 +5,6 @@ failure under its class.
 import errno
 import gc
 import http.client
-import json
-import time
 from pathlib import Path
 
 import botocore.exceptions
@@ -17,7 +15,6 @@ from fullft_assets import errors
 from fullft_assets.errors import DiskError, Interrupted, OutOfMemory, classify
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, WorkloadFailure
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.store import Store
 from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.training import guards
 from fullft_assets.training.checkpoints import RunHistory, latest_checkpoint
@@ -213,77 +210,43 @@ class TestClasses:
         assert classify(error) == failure
 
 
-class TestRecord:
-    """A workload that fails leaves its class and its reason in the store."""
+class TestReport:
+    """A workload that fails tells its launcher its class and its reason."""
 
-    @pytest.fixture(autouse=True)
-    def _leave_signals_alone(self, monkeypatch):
+    @pytest.fixture
+    def reason(self, monkeypatch, tmp_path) -> Path:
         monkeypatch.setattr(entry, "listen_for_stop", lambda progress: None)
-        monkeypatch.delenv(ERROR_FILE, raising=False)
+        monkeypatch.setenv(ERROR_FILE, str(tmp_path / "reason"))
+        return tmp_path / "reason"
 
-    def run(self, case: Prepared, key: str, **training: object) -> tuple[int, dict]:
+    def run(self, case: Prepared, reason: Path, key: str, **training: object) -> tuple[int, WorkloadFailure]:
         job = case.job(STAGE, key, training=dict(quick(**OFTEN | training)))
         code = entry.run_job(training_workload.work, job.write(case.store), QUIET)
-        record = Path(case.store.url, "failures", case.use_case.name, STAGE, f"{key}.json")
-        return code, json.loads(record.read_text())
+        return code, WorkloadFailure.read(reason)
 
-    def test_a_guard_that_stops(self, tiny, capsys, monkeypatch):
+    def test_a_guard_that_stops(self, tiny, capsys, monkeypatch, reason):
         monkeypatch.setattr(guards.NoProgress, "look", lambda self, metrics: guards.Symptom(1, "flat"))
-        code, record = self.run(tiny, "diverged", guards={"no_progress": "stop"})
+        code, reported = self.run(tiny, reason, "diverged", guards={"no_progress": "stop"})
         assert code == EXIT_FIXABLE
-        assert record["failure"] == "divergence"
-        assert "by its guard no_progress: flat" in record["reason"]
-        assert capsys.readouterr().err == record["reason"] + "\n"
+        assert reported.failure == "divergence"
+        assert "by its guard no_progress: flat" in reported.line
+        assert capsys.readouterr().err == reported.line + "\n"
 
-    def test_an_error_that_nobody_foresaw(self, tiny, monkeypatch, capsys):
+    def test_an_error_that_nobody_foresaw(self, tiny, monkeypatch, capsys, reason):
         def fail(rows: object, pad_id: int) -> None:
             raise ConnectionResetError("gone")
 
         monkeypatch.setattr(classification, "collate", fail)
-        code, record = self.run(tiny, "crashed")
+        code, reported = self.run(tiny, reason, "crashed")
         assert code == 1
-        assert record["failure"] == "infrastructure"
-        assert " failed: ConnectionResetError at fullft_assets/" in record["reason"]
-        assert "ConnectionResetError: gone" in Path(record["reason"].rpartition(" is in ")[2]).read_text()
+        assert reported.failure == "infrastructure"
+        assert " failed: ConnectionResetError at fullft_assets/" in reported.line
+        assert "ConnectionResetError: gone" in Path(reported.line.rpartition(" is in ")[2]).read_text()
         printed = capsys.readouterr().err
         assert "Traceback" in printed and "ConnectionResetError: gone" not in printed
 
-    @pytest.mark.parametrize(
-        ("several", "seconds_before", "counts"),
-        [(True, -5.0, "out_of_memory"), (True, 5.0, "unknown"), (False, -5.0, "unknown")],
-    )
-    def test_of_ranks_without_a_launcher_the_first_reason_of_this_attempt_counts(
-        self, tiny, monkeypatch, several, seconds_before, counts
-    ):
-        """A record of before this process began is of an earlier attempt."""
-        monkeypatch.setenv("WORLD_SIZE", "2" if several else "1")
-        name = f"failures/{tiny.use_case.name}/{STAGE}/ranks.json"
-        tiny.store.write_json(
-            name, {"failure": "out_of_memory", "reason": "no room", "at": time.time() - seconds_before}
-        )
-        job = tiny.job(STAGE, "ranks")
-        assert entry.run_job(lambda *_: 1 / 0, job.write(tiny.store), QUIET) == 1
-        assert tiny.store.read_json(name)["failure"] == counts
-
-    def test_of_ranks_of_a_launcher_the_first_reason_counts(self, tiny, monkeypatch, tmp_path, capsys):
-        monkeypatch.setenv(ERROR_FILE, str(tmp_path / "reason"))
+    def test_of_ranks_of_a_launcher_the_first_reason_counts(self, tiny, reason):
         uri = tiny.job(STAGE, "launched").write(tiny.store)
         for exception in (torch.OutOfMemoryError("CUDA out of memory"), ConnectionResetError("gone")):
             entry.run_job(lambda *_, exception=exception: (_ for _ in ()).throw(exception), uri, QUIET)
-        assert WorkloadFailure.read(tmp_path / "reason").failure == "out_of_memory"
-        assert (
-            tiny.store.read_json(f"failures/{tiny.use_case.name}/{STAGE}/launched.json")["failure"]
-            == "out_of_memory"
-        )
-
-    def test_a_store_that_fails_does_not_replace_the_reason(self, tiny, monkeypatch, capsys):
-        def refuse(*_: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(Store, "write_json", refuse)
-        entry.report_failure(
-            WorkloadFailure("loss nan", "divergence"), tiny.job(STAGE, "unrecorded"), time.time()
-        )
-        first, second = capsys.readouterr().err.splitlines()
-        assert first == "loss nan"
-        assert second.startswith(f"the failure could not be recorded in {tiny.store.url}: OSError: ")
+        assert WorkloadFailure.read(reason).failure == "out_of_memory"

@@ -115,7 +115,6 @@ def build_alert_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
 
 
 def _seen(cursor: str | None, now: float) -> _Seen:
-    """Return until when earlier ticks have seen what happened."""
     try:
         return _Seen.model_validate_json(cursor or "")
     except ValidationError:

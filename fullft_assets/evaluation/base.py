@@ -2,8 +2,6 @@
 and how much the seed alone moves a score.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from abc import ABC, abstractmethod
@@ -18,8 +16,7 @@ from fullft_assets.checkpoint.metadata import CheckpointMetadata, PastTraining
 from fullft_assets.escaping import quoted
 from fullft_assets.evaluation.comparison import Comparison, Justification, Slices
 from fullft_assets.evaluation.intervals import Gain, Interval, Record
-from fullft_assets.evaluation.metrics.base import Predictions
-from fullft_assets.evaluation.rows import LabelScore, label_scores
+from fullft_assets.evaluation.metrics.base import Predictions, ratio
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
 from fullft_assets.store import Manifest
 from fullft_assets.task import TASKS
@@ -219,6 +216,18 @@ class Evaluation(Record, ABC):
         return sentences
 
 
+class LabelScore(Record):
+    """One row of the per-label table; `threshold` as it was chosen on the validation rows, if it was."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    threshold: float | None = None
+    num_predicted: int | None = None
+
+
 class LabelEvaluation(Evaluation):
     """What an evaluation of labels has, of rows or of spans.
 
@@ -233,6 +242,50 @@ class LabelEvaluation(Evaluation):
     def unmeasured(self) -> list[str]:
         """The labels that the test rows lack."""
         return [score.label for score in self.per_label if not score.support]
+
+
+def label_scores(
+    right: np.ndarray,
+    true: np.ndarray,
+    predicted: np.ndarray,
+    names: Sequence[str],
+    thresholds: np.ndarray | None = None,
+) -> list[LabelScore]:
+    """Return the per-label table from counts [labels], in label order; a ratio without a denominator is 0."""
+    precision = ratio(right, predicted)
+    recall = ratio(right, true)
+    f1 = ratio(2 * right, true + predicted)
+    return [
+        LabelScore(
+            label=name,
+            precision=float(precision[i]),
+            recall=float(recall[i]),
+            f1=float(f1[i]),
+            support=int(true[i]),
+            threshold=None if thresholds is None else float(thresholds[i]),
+            num_predicted=int(predicted[i]),
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+def weakest_label(scores: Sequence[LabelScore], unit: str) -> list[str]:
+    """Return sentences on the weakest label, and on those that the test set lacks.
+
+    Args:
+        unit: what is counted, such as `test rows`.
+    """
+    measured = [score for score in scores if score.support]
+    sentences = []
+    if measured:
+        weakest = min(measured, key=lambda score: score.f1)
+        sentences.append(
+            f"It is weakest on `{weakest.label}` (F1 {weakest.f1:.3f} on {weakest.support:,} {unit})."
+        )
+    missing = [f"`{score.label}`" for score in scores if not score.support]
+    if missing:
+        sentences.append(f"The test set has no {', '.join(missing)}: quality there is unknown.")
+    return sentences
 
 
 def label_fields(

@@ -1,7 +1,5 @@
 """How far a champion scores below its release once there are newer rows with labels."""
 
-from __future__ import annotations
-
 from statistics import NormalDist
 from typing import NamedTuple
 

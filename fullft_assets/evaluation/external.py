@@ -6,8 +6,6 @@ of the task's target (`label`, `labels` or `spans`). A module is code that runs 
 `evaluation.modules` names the digest of what was read.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -2,8 +2,6 @@
 packages.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -92,10 +90,8 @@ class Gate(ABC):
         return self.is_asked_for(settings.release)
 
     @abstractmethod
-    def judge(self, context: GateContext) -> GateResult | None:
-        """Return whether the candidate passes and why, from the context alone. None: there is nothing to
-        judge.
-        """
+    def judge(self, context: GateContext) -> GateResult:
+        """Return whether the candidate passes and why, from the context alone."""
 
     def result(
         self,
@@ -437,27 +433,7 @@ class IsCalibrated(Gate):
         return self.result(passed, f"{text} (release.gates)", {"calibration_error": error})
 
 
-class FullFinetuningIsJustified(Gate):
-    """It is no gate: a check where `planning.usd_per_point` is set."""
-
-    name = "full_finetuning_is_justified"
-    description = "The gain over the best baseline is worth training and a year of retraining."
-    advice = (
-        "use the best baseline, or retrain less often (retraining.max_age_days) on a cheaper machine"
-        " (`fullft plan`)"
-    )
-
-    is_always = True
-
-    def has_check(self, settings: UseCaseSettings) -> bool:
-        return settings.planning.usd_per_point is not None
-
-    def judge(self, context: GateContext) -> GateResult | None:
-        return None
-
-
 TEST_SET_IS_LARGE_ENOUGH = TestSetIsLargeEnough()
 SCORE_IS_SUFFICIENT = ScoreIsSufficient()
 FORGETTING_IS_WITHIN_BUDGET = ForgettingIsWithinBudget()
 IS_CALIBRATED = IsCalibrated()
-FULL_FINETUNING_IS_JUSTIFIED = FullFinetuningIsJustified()

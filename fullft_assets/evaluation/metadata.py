@@ -1,7 +1,5 @@
 """Metadata of the evaluation report."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fullft_assets.evaluation.titles import FINETUNED

@@ -1,7 +1,5 @@
 """The systems that an evaluation compares beside the baselines, and what people call systems and metrics."""
 
-from __future__ import annotations
-
 from fullft_assets.settings import MODELS
 from fullft_assets.task import BASELINES, METRICS
 

@@ -3,8 +3,6 @@
 The evaluation workload computes it once and stores it with the report; all others read it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 from fullft_assets.evaluation.base import Evaluation, SeedNoise
 from fullft_assets.evaluation.gates import (
     BEATS_CHAMPION,
-    FULL_FINETUNING_IS_JUSTIFIED,
     TEST_SET_IS_LARGE_ENOUGH,
     ChampionRule,
     GateContext,
@@ -25,6 +22,11 @@ from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import GATES
 
+#: Where `planning.usd_per_point` is set. It refuses nothing, so it is no gate.
+_JUSTIFIED = CheckSpec(
+    "full_finetuning_is_justified",
+    "The gain over the best baseline is worth training and a year of retraining.",
+)
 #: File of an `evaluation_report` with its verdict.
 DECISION = "decision.json"
 
@@ -116,8 +118,7 @@ def verdict(
         look: which candidate this is that is compared with the champion on these test rows, from 1.
     """
     context = GateContext(evaluation, settings, rule, seed_noise, look)
-    results = [gate.judge(context) for gate in GATES.all().values() if gate.is_asked_for(settings)]
-    reasons = [result for result in results if result is not None]
+    reasons = [gate.judge(context) for gate in GATES.all().values() if gate.is_asked_for(settings)]
     return ReleaseVerdict(
         answer=_answer(reasons),
         has_champion=evaluation.has_champion,
@@ -142,14 +143,15 @@ def _answer(reasons: list[GateResult]) -> Answer:
 
 def check_specs(settings: UseCaseSettings) -> tuple[CheckSpec, ...]:
     """Return the checks under these settings."""
-    return tuple(gate.spec for gate in GATES.all().values() if gate.has_check(settings))
+    specs = [gate.spec for gate in GATES.all().values() if gate.has_check(settings)]
+    return (*specs, *([_JUSTIFIED] if settings.planning.usd_per_point is not None else []))
 
 
 def check_outcomes(decision: ReleaseVerdict, worth: Worth, settings: UseCaseSettings) -> list[CheckOutcome]:
     """Return the outcomes of the checks under these settings; a red one is a warning, since keeping the
     champion is a normal outcome.
     """
-    names = {spec.name for spec in check_specs(settings)} - {FULL_FINETUNING_IS_JUSTIFIED.name}
+    names = {spec.name for spec in check_specs(settings)}
     checks = [
         _warning(reason.gate, reason.passed, reason.text, reason.numbers)
         for reason in decision.reasons
@@ -157,8 +159,7 @@ def check_outcomes(decision: ReleaseVerdict, worth: Worth, settings: UseCaseSett
     ]
     if worth.is_asked:
         costs = {"cost_usd": worth.cost_usd, "break_even": worth.break_even or 0.0}
-        name = FULL_FINETUNING_IS_JUSTIFIED.name
-        checks.append(_warning(name, worth.answer == "yes", worth.sentence, costs))
+        checks.append(_warning(_JUSTIFIED.name, worth.answer == "yes", worth.sentence, costs))
     return checks
 
 

@@ -430,7 +430,6 @@ def _is_active(instance: dg.DagsterInstance, run_id: str) -> bool | None:
 
 
 def _recorded_end(store: Store, launch: Launch) -> Status | None:
-    """Return how an attempt has ended by its record; None where that is open."""
     recorded = records.read(store, launch)
     if recorded is None or recorded.attempt != launch.attempt:
         return _lost(launch)

@@ -203,7 +203,6 @@ class EcsLauncher(AwsLauncher):
         return (self._now - task["createdAt"]).total_seconds() if "createdAt" in task else 0.0
 
     def _is_known_to_all(self, name: str) -> bool:
-        """Return whether a task that this process started would be listed by now."""
         return time.monotonic() - self._started.get(name, -math.inf) >= _VISIBLE_SECONDS
 
     def _last_words(self, name: str) -> Status | None:

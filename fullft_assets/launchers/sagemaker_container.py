@@ -13,13 +13,11 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.errors import without_secrets
 from fullft_assets.jobs.launch import EXIT_FIXABLE, LAUNCH_ID, RUN_ID, STORE
 from fullft_assets.jobs.ranks import torchrun_of_hosts
 from fullft_assets.launchers import LaunchSpec, Status
@@ -100,17 +98,13 @@ def _isolated(root: Path, parameters: dict[str, str]) -> Iterator[dict[str, str]
 
 
 def _run(parameters: dict[str, str], hosts: list[str], host: int) -> tuple[int, Status]:
-    began_at = time.time()
     job = json.loads(parameters["job"])
     names = sorted(name for name in parameters if name.startswith(VARIABLES.format("")))
     os.environ.update(json.loads("".join(parameters[name] for name in names)))
     os.environ[LAUNCH_ID] = f"{os.environ.get('TRAINING_JOB_NAME', 'fullft')}/{hosts[host]}"
     os.environ[RUN_ID] = parameters["run_id"]
     arguments = _arguments(parameters, job, hosts, host)
-    code, status = run_supervised(arguments, float(parameters["grace_seconds"]))
-    # Of several hosts, why the first one failed.
-    first = _recorded(job, began_at, status) if code != 0 and len(hosts) > 1 else None
-    return code, first or status
+    return run_supervised(arguments, float(parameters["grace_seconds"]))
 
 
 def _hosts(resources: dict[str, Any]) -> tuple[list[str], int]:
@@ -134,38 +128,6 @@ def _arguments(parameters: dict[str, str], job: list[str], hosts: list[str], hos
         module,
         *job,
     ]
-
-
-def _recorded(job: list[str], began_at: float, status: Status) -> Status | None:
-    """Return the failure of this attempt that a rank of any host recorded in the store first; None where this
-    host's own one is the cause.
-
-    A rank that was killed when memory ran out records nothing, and the ranks of other hosts record only that
-    they lost it: this host knows better.
-    """
-    from fullft_assets.jobs import read_job
-
-    try:
-        job_file = read_job(job[job.index("--job") + 1])
-        store, name = job_file.open_store(), f"failures/{job_file.case}/{job_file.stage}/{job_file.key}.json"
-        record = store.read_json(name)
-        if record is not None and record["at"] < began_at:
-            record = None
-        if status.failure == "out_of_memory" and (
-            record is None or record["failure"] in ("infrastructure", "unknown")
-        ):
-            store.write_json(name, {"failure": status.failure, "reason": _line(status), "at": time.time()})
-            return None
-    except (
-        Exception
-    ) as error:  # the store itself may be what failed; its own error must not replace this host's reason
-        print(
-            without_secrets(f"the first host's failure cannot be read: {error}"), file=sys.stderr, flush=True
-        )
-        return None
-    if record is None:
-        return None
-    return Status("failed", record["reason"], record["failure"], is_own_line=True)
 
 
 if __name__ == "__main__":

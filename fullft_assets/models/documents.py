@@ -12,8 +12,6 @@ document change, and one is part of a document as long as a row, its logits and 
 they must be the same as those of the document alone in a row.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -2,8 +2,6 @@
 loads no torch.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import os

@@ -2,8 +2,6 @@
 the output layer of a classifier or tagger, with what it reads of the model below.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,8 +40,6 @@ MULTI_LABEL = "multi_label_classification"
 #: Attribute of weights that were read; transformers does not initialise them.
 _INITIALIZED_MARK = "_is_hf_initialized"
 _NO_CLASSIFIER = "labels in transformers, nor in its own code"
-#: Names of output layers that a folder may bring for other labels.
-_HEADS = ("classifier.", "score.")
 require_names(initialization, in_source=(_INITIALIZED_MARK,))
 #: Names of the dropout of attention weights in configurations (BERT; Llama, Qwen, GPT-NeoX; GPT-2).
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
@@ -139,7 +135,6 @@ def load_for_training(
     """Load a pretrained model with a new head for these labels and embeddings for added tokens, on the CPU.
 
     A head in the folder is not used, even if it has as many labels: its outputs may stand for other labels.
-    The model's attribute `left_out_head` describes it, and is empty where there was none.
 
     Args:
         keeps_head: the folder's head is for these labels.
@@ -177,10 +172,6 @@ def load_for_training(
     )
     if brought:
         _draw_anew(model, head)
-    other = any(name.startswith(_HEADS) for name in loading_info.get("unexpected_keys", ())) or (
-        not keeps_head and loading.has_pooled_classifier(folder)
-    )
-    model.left_out_head = f"of {config.num_labels} labels" if brought or other else ""
     initialise_added(model, folder, added_tokens)
     return model
 
@@ -235,7 +226,6 @@ def load_causal(
 
 
 def _without_attention_dropout(config: PretrainedConfig) -> dict[str, object]:
-    """Return the options of a configuration that let fused attention kernels run."""
     return {name: 0.0 for name in _ATTENTION_DROPOUT if hasattr(config, name)}
 
 

@@ -1,7 +1,5 @@
 """Which weights of a model are trained: parameters by depth, and freezing."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

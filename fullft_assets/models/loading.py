@@ -7,8 +7,6 @@ never trained to use. A folder of sentence-transformers says how its model pools
 nothing is pooled by the mean of its tokens.
 """
 
-from __future__ import annotations
-
 import atexit
 import json
 import os

@@ -1,7 +1,5 @@
 """The number format to compute in, by the settings and the hardware."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, cast
 

@@ -8,8 +8,6 @@ are computed for the trained tokens alone, in chunks, with their gradients at on
 replaced in this way is tested, not assumed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

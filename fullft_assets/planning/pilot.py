@@ -1,7 +1,5 @@
 """The pilot: small trainings whose learning curve predicts the score of the full one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

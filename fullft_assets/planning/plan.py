@@ -3,8 +3,6 @@ and how long it takes to stop. Memory is that of a training step whose tensors w
 CPU.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -3,8 +3,6 @@ GPU instances): does it fit and with which settings, how long does it take, what
 retraining. The settings go down the memory ladder from those of the YAML.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
@@ -317,7 +315,6 @@ def plan_targets(
 def _plan_target(
     target: Target, settings: UseCaseSettings, work: Work, parts: Shares, count: CountMemory, precision: str
 ) -> TargetPlan:
-    """Return the plan on one target, with the first settings down the memory ladder that fit."""
     if target.kind == "price_only":
         return TargetPlan(target=target)
     training, limit = settings.training, target.memory_bytes

@@ -2,8 +2,6 @@
 and a year of retraining.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -70,11 +68,6 @@ def judge_worth(low: float, gain: float, high: float, seconds: float, settings: 
         f" breaks even at {break_even:+.2f} points."
     )
     return Worth(answer=answer, cost_usd=cost, break_even=break_even / _POINTS, sentence=sentence)
-
-
-def price_of_million(row_seconds: float, hourly_usd: float) -> float | None:
-    """Return what a million predictions cost in US dollars; None where no price of the machine is given."""
-    return row_seconds * 1e6 / 3600 * hourly_usd or None
 
 
 def asked(settings: UseCaseSettings) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The starting point of a training: the weights of the base model or of the champion."""
 
-from __future__ import annotations
-
 from fullft_assets.artifacts import BASELINE_MODEL
 from fullft_assets.checkpoint.lineage import learned_what_was_erased, tokenizer_of, trainings
 from fullft_assets.checkpoint.metadata import CheckpointMetadata, PastTraining

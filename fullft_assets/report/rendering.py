@@ -27,7 +27,6 @@ from fullft_assets.evaluation.comparison import SliceScore
 from fullft_assets.evaluation.verdict import ReleaseVerdict
 from fullft_assets.markdown import about_row, escape, to_html
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata
-from fullft_assets.planning.worth import price_of_million
 from fullft_assets.report import pictures
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata
@@ -157,7 +156,8 @@ def system_costs(
             costs[name] = SystemCost(metadata.training_seconds, metadata.training_usd or None, forgot=rise)
     for name, cost in costs.items():
         row_seconds = seconds[name] / num_rows if name in seconds else None
-        usd = None if row_seconds is None else price_of_million(row_seconds, hourly)
+        # No price of the machine is no price of 0.
+        usd = None if row_seconds is None else row_seconds * 1e6 / 3600 * hourly or None
         costs[name] = replace(cost, row_seconds=row_seconds, usd_a_million=cost.usd_a_million or usd)
     return costs
 

@@ -1,29 +1,388 @@
-"""When to train again, when a person is needed, and when to wait."""
+"""When to train again, when a person is needed, and when to wait: the rules that call for a retrain, what keeps
+one from starting now, what a person has to do, and the decision.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from fullft_assets.errors import TRANSIENT
+from fullft_assets.evaluation.drop import LEAST_ROWS
 from fullft_assets.monitoring import MOST_WITHOUT_VERDICT
 from fullft_assets.retraining.history import (
+    CERTAIN,
     DAY_SECONDS,
     HOUR_SECONDS,
     MAX_RETRIES,
+    NUM_WINDOWS,
     VERDICTS,
     Action,
+    Attempt,
     Decision,
     Signals,
     State,
+    attempt_of_most_rows,
     date,
+    drift_began,
     has_same_settings,
+    hours_spent,
     in_order,
     is_settled,
+    new_examples,
+    num_not_learned,
     num_transient,
     num_unproductive,
     retrain_evidence,
+    score_fell,
+    what_became_of,
 )
-from fullft_assets.retraining.rules import RANDOM_LABELS, Obstacle, Rule, apply_rules, find_obstacles
 from fullft_assets.settings import RetrainingSettings
+
+#: Share of the last training's rows by which a snapshot must grow as well.
+_MIN_GROWTH = 0.2
+#: Growth of the labelled examples since a drift began that is worth another retrain.
+_MORE_OF_DRIFT = 0.5
+#: So many times as many labelled examples are needed for a drift that labels do not confirm.
+_NOT_CONFIRMED = 3
+#: Rule, and incident, of a drift whose labels were not drawn at random.
+RANDOM_LABELS = "random_labels"
+#: Those far from the training data do not say how often the champion is right.
+_LABEL_AT_RANDOM = "label production documents that `fullft export CASE FILE --random` draws"
+
+
+class Rule(NamedTuple):
+    """Result of one rule: what it calls for and why.
+
+    Attributes:
+        count_first: whether examples that no snapshot has yet could change the result.
+        instruction: of a request for labels, which ones.
+    """
+
+    name: Literal["new_data", "drift", "random_labels", "more_of_drift", "score", "age", "schedule", "retry"]
+    action: Action
+    reason: str
+    count_first: bool = False
+    instruction: str = ""
+
+
+def apply_rules(state: State, signals: Signals, settings: RetrainingSettings) -> list[Rule]:
+    """Return the result of every rule."""
+    return [
+        *_retry(state, signals),
+        _new_data(state, signals, settings),
+        _drift(state, signals, settings),
+        *_more_of_drift(state, signals, settings),
+        _score(state, signals, settings),
+        _age(state, signals, settings),
+        *_schedule(state, signals),
+    ]
+
+
+def _retry(state: State, signals: Signals) -> Iterator[Rule]:
+    number = num_transient(state, signals)
+    if 0 < number <= MAX_RETRIES:
+        last = in_order(state)[-1]
+        yield Rule(
+            "retry",
+            "retrain",
+            (
+                f"the attempt of {date(last.started_at)} failed by {last.failure}, so that it is resumed"
+                f" ({number} of {MAX_RETRIES})"
+            ),
+        )
+
+
+def _new_data(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
+    new, since = new_examples(state, signals)
+    share = _MIN_GROWTH * state.num_trained
+    needed = max(settings.min_new_examples, round(share))
+    enough, count_first = _reach(state, signals, needed, new)
+    name = (
+        f"min_new_examples = {needed:,}"
+        if share <= needed and needed == settings.min_new_examples
+        else f"{needed:,} (a growth by {_MIN_GROWTH:.0%})"
+    )
+    reason = f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {name}"
+    if count_first:
+        reason += f"; a snapshot has yet to tell how many of {signals.num_uncounted:,} delivered ones are new"
+    return Rule("new_data", "retrain" if enough else "wait", reason, count_first)
+
+
+def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
+    began = drift_began(state, signals.windows, signals.now, settings)
+    if began is None:
+        return Rule(
+            "drift",
+            "wait",
+            f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows",
+        )
+    reason = f"drift is confirmed since the window of {date(began)}"
+    delivered, least = signals.num_labels_since_drift, settings.min_new_examples_on_drift
+    needed = _NOT_CONFIRMED * least
+    if least <= delivered < needed and not score_fell(signals, settings):
+        return _not_confirmed(state, signals, f"{reason}, but", needed)
+    return _with_labels(state, signals, settings, "drift", reason, delivered)
+
+
+def _not_confirmed(state: State, signals: Signals, reason: str, needed: int) -> Rule:
+    delivered, evaluated = signals.num_labels_since_drift, signals.num_live_labels
+    if evaluated is None:
+        # What was asked for stays open until they are.
+        action = "request_labels" if RANDOM_LABELS in state.raised else "wait"
+        return Rule(
+            RANDOM_LABELS,
+            action,
+            f"{reason} live_quality has not evaluated the {delivered:,} labelled examples yet",
+            instruction=_LABEL_AT_RANDOM,
+        )
+    shown = f"{evaluated:,} of {delivered:,} labelled examples are of its windows and were not chosen as far"
+    if evaluated < LEAST_ROWS:
+        return Rule(
+            RANDOM_LABELS,
+            "request_labels",
+            f"{reason} only {shown}, too few to tell whether the champion is worse",
+            instruction=_LABEL_AT_RANDOM,
+        )
+    return Rule(
+        "drift",
+        "wait",
+        f"{reason} {shown}, and do not show that the champion is worse; fewer than {needed:,} are no reason"
+        " then",
+    )
+
+
+def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Rule]:
+    """Yield that a drift which labels confirmed is learned again as they grow: the first retrain has few, and
+    makes the drift its reference.
+    """
+    last = next(reversed(in_order(state)), None)
+    if last is None or not last.num_drift_examples or last.outcome != "succeeded":
+        return
+    new, since = new_examples(state, signals)
+    learned = last.num_drift_examples
+    needed = max(round(_MORE_OF_DRIFT * learned), settings.min_new_examples_on_drift)
+    if (
+        not has_same_settings(last, signals)
+        or learned >= settings.min_new_examples
+        or needed > settings.min_new_examples
+    ):
+        return
+    enough, count_first = _reach(state, signals, needed, new)
+    yield Rule(
+        "more_of_drift",
+        "retrain" if enough else "wait",
+        (
+            f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {needed:,}"
+            f" beside the {learned:,} that showed it a drift"
+        ),
+        count_first,
+    )
+
+
+def _score(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
+    limit = f"max_score_drop = {settings.max_score_drop:g}"
+    if signals.live_drop >= settings.max_score_drop:
+        reason = (
+            f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than"
+            f" at release ({limit})"
+        )
+        return _with_labels(state, signals, settings, "score", reason, None)
+    if signals.score_drop is None:
+        return Rule("score", "wait", "the champion's score on newer rows is unknown")
+    if signals.score_drop < settings.max_score_drop:
+        return Rule(
+            "score",
+            "wait",
+            f"the champion's score changed by {0 - signals.score_drop:+.3f} on newer rows, within {limit}",
+        )
+    if signals.num_drop_errors < CERTAIN:
+        errors = f"{signals.num_drop_errors:.1f}" if signals.num_drop_errors > 0 else "an unknown number of"
+        shown = (
+            f"fell by {signals.score_drop:.3f} on newer rows, which may be chance ({errors} standard errors"
+        )
+        return Rule("score", "wait", f"the champion's score {shown} of {CERTAIN:g})")
+    reason = f"the champion's score fell by {signals.score_drop:.3f} on newer rows ({limit})"
+    if signals.num_live_errors < 0:
+        return Rule(
+            "score",
+            "wait",
+            f"{reason}, but it is right about labelled production documents as often as at release",
+        )
+    return _with_labels(state, signals, settings, "score", reason, None)
+
+
+def _with_labels(
+    state: State,
+    signals: Signals,
+    settings: RetrainingSettings,
+    name: Literal["drift", "score"],
+    reason: str,
+    delivered: int | None,
+) -> Rule:
+    """Return a retrain if there are labels to learn from, else a request for them.
+
+    Args:
+        delivered: labelled examples that count at most. None: all.
+    """
+    new, _ = new_examples(state, signals)
+    needed = max(settings.min_new_examples_on_drift, 1)
+    available = new if delivered is None else min(new, delivered)
+    enough, count_first = _reach(state, signals, needed, available)
+    if delivered is not None:
+        count_first = count_first and delivered >= needed
+    if enough:
+        return Rule(
+            name, "retrain", f"{reason}, and {available:,} new labelled examples are there to learn from"
+        )
+    if any(attempt.outcome == "in_flight" for attempt in state.attempts):
+        return Rule(name, "wait", f"{reason}; an attempt is in flight")
+    if count_first:
+        return Rule(
+            name,
+            "wait",
+            f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples",
+            True,
+        )
+    # A person who cancelled a retrain, or whose data made it fail, has labelled enough.
+    last, there = attempt_of_most_rows(state, signals), num_not_learned(state, signals)
+    there = there if delivered is None else min(there, delivered)
+    if last is not None and last.outcome in ("failed", "cancelled") and there >= needed:
+        reason = f"{reason}, and {there:,} labelled examples are there to learn from"
+        return Rule(
+            name,
+            "wait",
+            f"{reason}, but the attempt of {date(last.started_at)} that had them {what_became_of(last)}",
+        )
+    return Rule(
+        name,
+        "request_labels",
+        f"{reason}, but only {available:,} of {needed:,} new labelled examples",
+        instruction=_LABEL_AT_RANDOM if name == "drift" else "label more documents like those of today",
+    )
+
+
+def _age(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
+    if state.champion_since is None:
+        return Rule("age", "wait", "there is no champion yet, so it has no age")
+    # A training since then that did not beat the champion has used the newer data, too.
+    since = max(state.champion_since, state.trained_at or 0.0)
+    reason = (
+        f"the champion was trained or challenged on {date(since)} (max_age_days = {settings.max_age_days:g})"
+    )
+    if signals.now - since < settings.max_age_days * DAY_SECONDS:
+        return Rule("age", "wait", reason)
+    return _if_there_is_something_new(state, signals, "age", reason)
+
+
+def _schedule(state: State, signals: Signals) -> Iterator[Rule]:
+    due = signals.scheduled_at
+    if due is None:
+        return
+    last = max([state.trained_at or 0.0, *(attempt.started_at for attempt in state.attempts)])
+    if last >= due:
+        yield Rule("schedule", "wait", f"nothing is due by the schedule since {date(due)}")
+    else:
+        yield _if_there_is_something_new(
+            state, signals, "schedule", f"scheduled retraining is due since {date(due)}"
+        )
+
+
+def _if_there_is_something_new(
+    state: State, signals: Signals, name: Literal["age", "schedule"], reason: str
+) -> Rule:
+    """Return a retrain, or why it waits: rows are not counted, there are no others, or they were tried."""
+    if signals.num_uncounted:
+        return Rule(
+            name,
+            "wait",
+            f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples",
+            True,
+        )
+    tried = [attempt for attempt in state.attempts if attempt.evidence == retrain_evidence(signals)]
+    last = max(tried, key=lambda attempt: attempt.started_at, default=None)
+    is_learned = signals.data_version == state.trained_on or not signals.num_examples
+    if is_learned or (last is not None and last.outcome == "succeeded"):
+        return Rule(name, "wait", f"{reason}, but there is nothing new to learn")
+    if last is not None:
+        what = "is in flight" if last.outcome == "in_flight" else what_became_of(last)
+        return Rule(
+            name,
+            "wait",
+            f"{reason}, but the attempt of {date(last.started_at)} to learn from the rows of today {what}",
+        )
+    return Rule(name, "retrain", reason)
+
+
+def _reach(state: State, signals: Signals, needed: int, available: int) -> tuple[bool, bool]:
+    return available >= needed, available < needed <= available + signals.num_uncounted
+
+
+#: Wait before the first retry; it doubles.
+_RETRY_HOURS = 1.0
+#: Wait after an attempt that gave no champion, or that did not end a drift. It doubles with each further one
+#: in a row, up to the longest.
+_BACKOFF_HOURS, _MAX_BACKOFF_DAYS = 48.0, 90.0
+
+
+class Obstacle(NamedTuple):
+    """Something that keeps a retrain from starting now, and why."""
+
+    name: Literal["in flight", "wait", "month"]
+    reason: str
+
+
+def find_obstacles(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Obstacle]:
+    """Yield why a retrain may not start now."""
+    if signals.num_runs_in_flight:
+        yield Obstacle(
+            "in flight", f"{signals.num_runs_in_flight} run(s) of the model or of its snapshot are in flight"
+        )
+    past = in_order(state)
+    if past:
+        until, why = _next_start(past, state, signals, settings)
+        # A fixed time, not "3 h ago": the reasons of a repeated tick stay the same, and are recorded once.
+        if signals.now < until:
+            reason = (
+                f"the last attempt was on {date(past[-1].started_at)}, and the next may start on"
+                f" {date(until)} ({why})"
+            )
+            yield Obstacle("wait", reason)
+    spent = hours_spent(state, signals)
+    if spent + signals.estimated_hours > settings.max_hours_per_month:
+        reason = (
+            f"{spent:.1f} h were spent this month and the next run takes about"
+            f" {signals.estimated_hours:.1f} h"
+        )
+        yield Obstacle("month", f"{reason} (max_hours_per_month = {settings.max_hours_per_month:g})")
+    usd, next_usd = spent * signals.hourly_usd, signals.estimated_hours * signals.hourly_usd
+    if settings.max_usd_per_month is not None and usd + next_usd > settings.max_usd_per_month:
+        reason = f"{usd:.2f} USD were spent this month and the next run costs about {next_usd:.2f} USD"
+        yield Obstacle("month", f"{reason} (max_usd_per_month = {settings.max_usd_per_month:g})")
+
+
+def _next_start(
+    past: Sequence[Attempt], state: State, signals: Signals, settings: RetrainingSettings
+) -> tuple[float, str]:
+    number = num_transient(state, signals)
+    if 0 < number <= MAX_RETRIES:
+        return past[-1].started_at + _RETRY_HOURS * 2 ** (number - 1) * HOUR_SECONDS, "a retry"
+    cooldown = (
+        past[-1].started_at + settings.cooldown_hours * HOUR_SECONDS,
+        f"cooldown_hours = {settings.cooldown_hours:g}",
+    )
+    number = num_unproductive(state, signals, settings)
+    if not number:
+        return cooldown
+    # 2 ** 60 is beyond any bound.
+    hours = min(_BACKOFF_HOURS * 2.0 ** min(number - 1, 60), _MAX_BACKOFF_DAYS * 24)
+    last = [attempt for attempt in past if attempt.outcome != "cancelled"][-1]
+    return max(
+        cooldown,
+        (
+            last.started_at + hours * HOUR_SECONDS,
+            f"{number} in a row gained nothing",
+        ),
+    )
+
 
 #: A run is in flight for too long after so many times what the next retrain is estimated to take, and at
 #: least so many hours.

@@ -70,8 +70,6 @@ from fullft_assets.training.recipe import Recipe
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from fullft_assets.training.recipe import Recipe
-
 Slicing = dict[str, list[str | None]]
 #: Test rows that the report shows.
 NUM_ANSWERS = 5

@@ -2,8 +2,6 @@
 text.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -130,20 +128,11 @@ class Encoder(ABC):
     def _prepared(
         self, model: PreTrainedModel, feed: Feed, loss_of_output: LossOfOutput, settings: TrainingSettings
     ) -> Prepared:
-        about = (
-            {"head": f"begins as the frozen probe; base_model's own, {model.left_out_head}, is not used"}
-            if model.left_out_head
-            else {}
-        )
         if settings.distillation is None:
-            return Prepared(
-                feed, lambda model, inputs, labels: loss_of_output(model(**inputs), labels), about
-            )
+            return Prepared(feed, lambda model, inputs, labels: loss_of_output(model(**inputs), labels))
         teacher = regularization.frozen(self.load_original(settings), device())
         return Prepared(
-            feed,
-            regularization.distil_representations(loss_of_output, teacher, settings.distillation.weight),
-            about,
+            feed, regularization.distil_representations(loss_of_output, teacher, settings.distillation.weight)
         )
 
     def _embeddings_of_base(self, computed_in: Precision) -> np.ndarray:

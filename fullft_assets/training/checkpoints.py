@@ -2,8 +2,6 @@
 of incidents, with what the next segment of training changes because of each. No torch here.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -8,8 +8,6 @@ that decides the result is planned from the seed: the order of the rows is a lis
 where it was.
 """
 
-from __future__ import annotations
-
 import fcntl
 import math
 import shutil

@@ -4,8 +4,6 @@ available (arXiv:2410.10989).
 Its losses are not used: `token_loss` has one of its own, which knows packed rows.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import inspect

@@ -9,8 +9,6 @@ own distributed checkpoints have a pickled index, which would run the code of wh
 store; a part is a safetensors file, and its header says which rows of each tensor it has.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext

@@ -5,8 +5,6 @@ Where a cluster sends SIGTERM itself (Kubernetes, SageMaker) none of this is nee
 service then, and leaves alone those that were started one by one, as ours are.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import urllib.error

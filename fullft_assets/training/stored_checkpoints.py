@@ -10,8 +10,6 @@ request that is under way for longer than the 20 s between; it could leave one m
 training there, which is complete, or gone.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

@@ -2,8 +2,6 @@
 findings (a warning, a roll-back, the end of training).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any

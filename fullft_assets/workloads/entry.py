@@ -6,29 +6,20 @@ a reason that the user can fix (one line on stderr), 1 for anything else (a trac
 stderr, the whole one in the store).
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fullft_assets.errors import (
-    FullftError,
-    classify,
-    stack_without_messages,
-    without_message,
-    without_secrets,
-)
+from fullft_assets.errors import FullftError, classify, stack_without_messages, without_message
 from fullft_assets.jobs import Job, read_job
 from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, PROJECT_ROOT, STORE, WorkloadFailure
 from fullft_assets.jobs.progress import Progress
-from fullft_assets.jobs.ranks import is_first_rank, num_ranks
+from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.store import Store
 
 
@@ -51,7 +42,7 @@ def run_job(
 ) -> int:
     """Run `work` on the job at a URI, report a failure, and return the exit code."""
     listen_for_stop(progress)
-    job, began_at = None, time.time()
+    job = None
     try:
         job = read_job(uri, sha256)
         if (root := os.environ.get(PROJECT_ROOT)) is not None:
@@ -60,14 +51,14 @@ def run_job(
             job = job.model_copy(update={"store_url": folder, "kms_key": None})
         work(job, job.open_store(), progress)
     except FullftError as error:
-        report_failure(WorkloadFailure(" ".join(str(error).split()), error.failure), job, began_at)
+        report_failure(WorkloadFailure(" ".join(str(error).split()), error.failure))
         return EXIT_FIXABLE
     except Exception as error:
         # Dagster keeps the step's stderr beside its event log: neither gets a message, which may quote a
         # document.
         print(stack_without_messages(error), file=sys.stderr)
         line = f"{Path(sys.argv[0]).stem} failed: {_kept_reason(error, job)}"
-        report_failure(WorkloadFailure(line, classify(error)), job, began_at)
+        report_failure(WorkloadFailure(line, classify(error)))
         return 1
     return 0
 
@@ -93,33 +84,14 @@ def listen_for_stop(progress: Progress) -> None:
     signal.signal(signal.SIGINT, request_stop)
 
 
-def report_failure(failure: WorkloadFailure, job: Job | None, began_at: float) -> None:
-    """Write a failure for the launcher, into the store and on stderr; of several ranks, the first one's.
+def report_failure(failure: WorkloadFailure) -> None:
+    """Write a failure for the launcher and on stderr; of several ranks, the first one's.
 
     A rank that lost another one to its failure fails, too, but later, and does not know the cause.
     """
     path = os.environ.get(ERROR_FILE)
-    if path is not None and not failure.write(Path(path)):
-        return
-    print(failure.line, file=sys.stderr, flush=True)
-    if job is None:
-        return
-    name, record = (
-        f"failures/{job.case}/{job.stage}/{job.key}.json",
-        {"failure": failure.failure, "reason": failure.line, "at": time.time()},
-    )
-    try:
-        store = job.open_store()
-        # Ranks that were started by hand, or on several hosts, share no file of a launcher. All begin
-        # together: a failure since then belongs to this attempt, also if it happened on another host.
-        recorded = store.read_json(name) if num_ranks() > 1 else None
-        if recorded is None or recorded["at"] < began_at:
-            store.write_json(name, record)
-    except (
-        Exception
-    ) as error:  # the store itself may be what failed; its own error must not replace the reason
-        line = f"the failure could not be recorded in {job.store_url}: {type(error).__name__}: {error}"
-        print(without_secrets(line), file=sys.stderr, flush=True)
+    if path is None or failure.write(Path(path)):
+        print(failure.line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 Run by a launcher or by hand: `python -m fullft_assets.workloads.evaluation --job URI`.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ Run by a launcher or by hand: `python -m fullft_assets.workloads.ingestion --job
 stages find what it writes; its own artifact only says which these are.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fullft_assets import chunks, documents, examples

@@ -5,8 +5,6 @@ Run by a launcher or by hand: `python -m fullft_assets.workloads.planning --job 
 `training.sharding` is on.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 import time

@@ -3,8 +3,6 @@
 Run by a launcher or by hand: `python -m fullft_assets.workloads.prediction --job URI`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from statistics import fmean

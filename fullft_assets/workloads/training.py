@@ -4,8 +4,6 @@ Run by a launcher or by hand: `python -m fullft_assets.workloads.training --job 
 after a kill resumes at the last complete checkpoint.
 """
 
-from __future__ import annotations
-
 import shutil
 from contextlib import nullcontext
 from pathlib import Path

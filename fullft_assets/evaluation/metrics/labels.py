@@ -5,8 +5,6 @@ measured, so its absence is no success; what was predicted of it counts against 
 recall of the rows' own labels. A label that occurs and is never predicted has an F1 of 0.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -2,8 +2,6 @@
 the texts that a model writes: `truth` and `predicted` are lists of texts then, scores means over them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -13,11 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fullft_assets.evaluation.base import LabelEvaluation, label_fields
+from fullft_assets.evaluation.base import LabelEvaluation, label_fields, weakest_label
 from fullft_assets.evaluation.comparison import Comparison
 from fullft_assets.evaluation.intervals import Record
 from fullft_assets.evaluation.metrics.base import Predictions
-from fullft_assets.evaluation.rows import weakest_label
 from fullft_assets.report import DoubtfulRow
 
 #: Bins of the reliability diagram.

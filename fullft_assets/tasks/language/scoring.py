@@ -3,9 +3,8 @@ the trained tokens; and what they write. A model continues texts (language_model
 conversations (sft) greedily, so that it always writes the same.
 """
 
-from __future__ import annotations
-
 import gc
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,7 +22,6 @@ from fullft_assets.chunks import Tokenization
 from fullft_assets.chunks.chat import Message
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import BASE_MODEL, CHAMPION
-from fullft_assets.evaluation.rows import one_of_each_group_first
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models.inference import device, in_batches, load_causal, move
 from fullft_assets.models.token_loss import score_documents
@@ -293,7 +291,7 @@ class _Scorer:
         limit = MAX_ANSWER_TOKENS
         tokenizer = self.base_tokenization.tokenizer
         prompts, longest = [], 0
-        for row in one_of_each_group_first(test.groups, self._settings.seed):
+        for row in _one_of_each_group_first(test.groups, self._settings.seed):
             if len(prompts) == most:
                 break
             prompt = _answered(test.ids[row], test.groups[row], messages[row])
@@ -332,7 +330,6 @@ class _Scorer:
 
 
 def _beginnings(test: Split, seed: int) -> list[Prompt]:
-    """Return the beginnings of test documents drawn at random among those that are long enough."""
     prompts: list[Prompt] = []
     for row in np.random.default_rng(seed).permutation(len(test)).tolist():
         text = test.texts[row]
@@ -386,3 +383,16 @@ def _rows(test: Split, scores: dict[str, DocumentScores]) -> pa.Table:
         f"num_right_{name}": each.num_right for name, each in scores.items() if each.num_right is not None
     }
     return pa.table(columns)
+
+
+def _one_of_each_group_first(groups: Sequence[str], seed: int) -> list[int]:
+    """Return the rows [n] in an order drawn by the seed: one of each group, then a second one, and so on.
+    Rows of one group are alike.
+    """
+    order: list[int] = np.random.default_rng(seed).permutation(len(groups)).tolist()
+    seen: dict[str, int] = defaultdict(int)
+    turn = {}
+    for row in order:
+        turn[row] = seen[groups[row]]
+        seen[groups[row]] += 1
+    return sorted(order, key=turn.__getitem__)

@@ -1,7 +1,5 @@
 """The tasks sft and language_modeling."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -12,11 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fullft_assets.evaluation.base import LabelEvaluation, label_fields
+from fullft_assets.evaluation.base import LabelEvaluation, label_fields, weakest_label
 from fullft_assets.evaluation.comparison import Comparison
 from fullft_assets.evaluation.intervals import Record
 from fullft_assets.evaluation.metrics.base import Predictions, compute
-from fullft_assets.evaluation.rows import weakest_label
 
 #: (start, end exclusive, position of the label), in characters.
 Span = tuple[int, int, int]
