@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 TWO_AT_A_TIME := -n 2 --dist loadfile
 # Those that start a process, a daemon or a browser wait as much as they work. The longest slow files go first, so that none is left at the end.
 THREE_AT_A_TIME := -n 3 --dist loadfile --no-loadscope-reorder
-LONGEST := $(patsubst %,tests/test_%.py,readme automation ui graph graph_labels errors resume graph_language evaluation_event_log)
+LONGEST := $(patsubst %,tests/test_%.py,readme automation ui graph graph_labels resume graph_language evaluation_event_log)
 # The quick and the numeric tests are shuffled. Shuffled runs of the others still find a test that rests on another one now and then.
 IN_ORDER := -p no:randomly
 # Only these modules are imported, by each process of its own: to collect all takes half a minute, longer than the quick tests themselves.

@@ -1,5 +1,5 @@
-"""When to train again, when a person is needed, and when to wait: the rules that call for a retrain, what keeps
-one from starting now, what a person has to do, and the decision.
+"""When to train again, when a person is needed, and when to wait: the rules that call for a retrain, what
+keeps one from starting now, what a person has to do, and the decision.
 """
 
 from collections.abc import Iterator, Sequence
