@@ -210,7 +210,8 @@ def unloadable(place: Place, places: Iterable[Place]) -> str | None:
             else:
                 # Dagster's message of a template ends with what went wrong.
                 said = str(error).strip().rpartition("\n")[2].strip() or type(error).__name__
-            return f"{place.path}: Dagster cannot load it ({said}); look at its templates, {{{{ ... }}}}"
+                said += "; look at its templates, {{ ... }}"
+            return f"{place.path}: Dagster cannot load it ({said})"
     return None
 
 

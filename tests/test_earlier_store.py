@@ -12,6 +12,7 @@ import yaml
 
 from fullft_assets import release, snapshot
 from fullft_assets.evaluation.base import read_evaluation
+from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.resources import latest
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
@@ -68,6 +69,7 @@ def test_its_champion_predicts_and_its_held_out_rows_never_train(earlier: projec
     report = store.load(champion.evaluation)
     judged = read_evaluation((store.folder(report) / "evaluation.json").read_bytes())
     assert judged.num_test_groups > 30
+    assert {"tfidf", "majority"} <= set(EvaluationMetadata.of(report).systems)
     before = latest(store, CASE, "training_snapshot")
     assert before is not None and before.ref == champion.snapshot
     once_held_out = held_out(store, before)

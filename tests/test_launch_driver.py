@@ -397,3 +397,23 @@ class TestRecords:
         assert wanted(submitted_at=0.0, ended_at=5400.0, hourly_usd=4.0, earlier_hours=0.5).usd == 8.0
         assert wanted(submitted_at=0.0, ended_at=5400.0, hourly_usd=4.0, billed_seconds=900.0).usd == 1.0
         assert wanted(submitted_at=0.0, ended_at=5400.0).usd is None
+
+
+def test_who_attached_takes_the_job_over_once_its_run_is_gone(run, store, abandoned, monkeypatch):
+    """Else it would count as a job that nobody follows, and be ended under a run that waits for it."""
+    monkeypatch.setattr(Backend, "look_seconds", (0.0, 0.0))
+    lives, followed_by = [True], []
+    monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: lives[0])
+    backend = abandoned(Status("running"))
+
+    def logs(name: str, cursor: str) -> Logs:
+        followed_by.append(recorded(store).run_id)
+        lives[0] = False
+        if len(followed_by) == 3:
+            backend.jobs[name] = WRONG
+        return Logs("1")
+
+    monkeypatch.setattr(backend, "logs", logs)
+    assert run(backend) == "a.csv:3: no label [data]"
+    assert followed_by[0] != followed_by[1] == followed_by[2] == recorded(store).run_id
+    assert sorted(backend.jobs) == []

@@ -455,7 +455,7 @@ class TestFailures:
             decision = _decide(_after(*range(number + 5, 5, -1), **new), new=1_200)
             assert decision.action == ("retrain" if number <= 2 else "alert")
         assert "the attempt of 1972-09-21 00:00 UTC failed (infrastructure)" in decision.reasons[0]
-        assert decision.instruction == "open its run, which says what to fix"
+        assert decision.instruction == "open the newest failed run of the model job, which says what to fix"
 
     @pytest.mark.parametrize("since", ["trained_at", "champion_since"])
     @pytest.mark.parametrize("failure", ["preemption", "data"])

@@ -1,7 +1,7 @@
 """settings: bounds, defaults and cross-checks of a use case, each refused with its fix."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -151,14 +151,24 @@ class _Inner(Settings):
 
 
 class _Outer(Settings):
-    REMOVED = {"width": "set inner.size"}
+    REMOVED = {"width": "set inner.size", "kinds: square": "draw one", "name: a list": "give one name"}
 
     inner: _Inner = _Inner()
+    kinds: list[Literal["round"]] = []
+    name: str = ""
 
 
-def test_a_removed_key_is_refused_with_what_replaces_it() -> None:
-    with pytest.raises(ValidationError, match="`width` was removed; set inner.size"):
-        _Outer.model_validate({"width": 3})
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"width": 3}, "`width` was removed; set inner.size"),
+        ({"kinds": ["round", "square"]}, "`square` was removed; draw one"),
+        ({"name": ["a", "b"]}, "`a list` was removed; give one name"),
+    ],
+)
+def test_what_was_removed_is_refused_with_what_replaces_it(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        _Outer.model_validate(values)
 
 
 def test_a_manifest_with_a_removed_key_is_read() -> None:

@@ -179,6 +179,8 @@ def deliver(
         taken = ledger.channels.setdefault(channel_name, _Taken())
         taken.alerts = {key: at for key, at in taken.alerts.items() if now - at < _REMEMBERED_SECONDS}
         due = [alert for key, alert in chosen_alerts.items() if key not in taken.alerts]
+        # Of many at once those of runs are the ones that a summary can stand for.
+        due.sort(key=lambda alert: alert.event == "run_failed")
         batches = [[alert] for alert in due[:_MAX_AT_ONCE]]
         if more := due[_MAX_AT_ONCE:]:
             batches.append(more)

@@ -162,8 +162,8 @@ def _held(due: Due, kind: documents.Kind, case: str, job: str) -> list[str]:
         named = [f"{name} ({why})" for name, why in due.for_a_person.items()]
         more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
         lines.append(
-            f"{kind} {', '.join(named[:_MOST_NAMED])}{more}: not started again by itself; fix what its run"
-            f" names, then launch {job} for it, or `fullft run {case}`"
+            f"{kind} {', '.join(named[:_MOST_NAMED])}{more}: not started again by itself; once what its"
+            f" run names is fixed, or if it was cancelled, launch {job} for it, or `fullft run {case}`"
         )
     if due.next_at is not None:
         number = len(due.held) - len(due.for_a_person)

@@ -30,6 +30,9 @@ from fullft_assets.task import BASELINES, GATES, METRICS, TASKS, task_of
 
 Problem = tuple[Key, str]
 
+#: Ends of archives, which are not unpacked.
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+
 
 def is_cron(cron: str) -> bool:
     """Return whether a text is a cron of five fields, or `@daily` and the like, that some day fulfils."""
@@ -96,7 +99,9 @@ def _contents_problem(path: str, root: Path, format_: str | None = None) -> str 
     if source.skipped:
         name, why = min(source.skipped.items())
         return f"no document below {path} can be read; {shown_path(name)}: {why}"
-    hint = "; if each file is one text, set documents.format to text" if source.others else ""
+    is_packed = any(name.lower().endswith(_ARCHIVES) for name in source.others)
+    hint = "; if each file is one text, set documents.format to text" if source.others and format_ else ""
+    hint = "; unpack the archives" if is_packed else hint
     return f"no readable document below {path}; known endings: {known_endings()}{hint}"
 
 

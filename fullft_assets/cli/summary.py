@@ -27,6 +27,7 @@ from fullft_assets.monitoring import PREDICTIONS, DriftMetadata, PredictionsMeta
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import SnapshotMetadata, red_gates, verdict_check
+from fullft_assets.snapshot.deliveries import IDS_NAME_ONE_DOCUMENT
 from fullft_assets.store import Manifest, Store
 
 
@@ -135,6 +136,11 @@ def _data(use_case: UseCase, store: Store) -> list[str]:
             f"  split          {metadata.num_train_rows:,} train,"
             f" {metadata.num_validation_rows:,} validation, {metadata.num_test_rows:,} test"
         )
+        lines += [
+            f"  ids            {check.description}"
+            for check in snapshot.checks
+            if check.name == IDS_NAME_ONE_DOCUMENT.name and check.passed and check.description
+        ]
     return lines
 
 

@@ -2,6 +2,7 @@
 were drawn for them; and reports what an erasure did.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -16,7 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fullft_assets.artifacts import EVALUATION_REPORT, EXAMPLES_FILE, REPORT_PAGE, TRAINING_SNAPSHOT
+from fullft_assets.artifacts import (
+    EVALUATION_FILE,
+    EVALUATION_REPORT,
+    EXAMPLES_FILE,
+    REPORT_PAGE,
+    TRAINING_SNAPSHOT,
+)
 from fullft_assets.documents.erasure import erased_digest, read_tombstones
 from fullft_assets.erasure.erased_documents import GENERAL, ErasedDocuments, whole_artifacts
 from fullft_assets.errors import StoreError
@@ -93,8 +100,10 @@ class ErasureReport:
 
 
 _TABLES = ("predictions.parquet", "validation.parquet")
-#: A row of a page's table that is about one document.
-_ABOUT = re.compile(r'<tr data-document="(.*?)">.*?</tr>', re.DOTALL)
+#: A row of a page's table that is about one document, or, in earlier stores, about a group.
+_ABOUT = re.compile(r'<tr data-(document|group)="(.*?)">.*?</tr>', re.DOTALL)
+#: What evaluations of earlier stores name groups and documents in.
+_NAMING = ("weakest_groups", "largest_regressions")
 
 
 def drop_from_reports(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
@@ -130,7 +139,8 @@ def _drop_from_report(
         return False
 
     def without_gone(row: re.Match[str]) -> str:
-        return f"<tr><td>{GONE}</td></tr>" if unescape(row[1]) in ids_gone else row[0]
+        is_gone = row[1] == "group" or unescape(row[2]) in ids_gone
+        return f"<tr><td>{GONE}</td></tr>" if is_gone else row[0]
 
     def edit(path: Path) -> Mapping[str, Any]:
         for name, table in tables_left.items():
@@ -144,6 +154,11 @@ def _drop_from_report(
             for excerpt in excerpts:
                 text = text.replace(excerpt, GONE)
             (path / name).write_text(text, encoding="utf-8")
+        measured = json.loads((path / EVALUATION_FILE).read_text(encoding="utf-8"))
+        for section in (measured, measured.get("changes", {})):
+            for name in _NAMING:
+                section.pop(name, None)
+        (path / EVALUATION_FILE).write_text(json.dumps(measured, indent=1), encoding="utf-8")
         return {}
 
     store.rewrite(manifest, edit)

@@ -139,6 +139,14 @@ class LaunchDriver:
                 f"attaching to {name} at {launch.place}, which run {launch.run_id[:8]} follows{unknown}"
             )
 
+        def adopt() -> None:
+            """Follow the job in the place of its run, once that is gone: else it counts as one that nobody
+            follows.
+            """
+            nonlocal is_mine
+            if not is_mine and is_active(launch.run_id) is False:
+                is_mine = records.adopt(store, launch, run_id, is_active)
+
         messages = _LogMessages()
         with dg.open_pipes_session(
             context=context, context_injector=dg.PipesEnvContextInjector(), message_reader=messages
@@ -158,7 +166,7 @@ class LaunchDriver:
                         self._read(context, partial(launcher.stop, earlier.name_in(store)))
                     self._submit(context, launcher, spec)
                 is_submitted = True
-                status = self._follow(context, launcher, name, messages)
+                status = self._follow(context, launcher, name, messages, adopt)
             except _CANCELLED:
                 if is_mine and (launcher.ends_with_run or _is_wanted(context)):
                     self._end(context, launcher, launch, store, _CANCEL_SECONDS)
@@ -268,8 +276,13 @@ class LaunchDriver:
         launcher: Launcher,
         name: str,
         messages: _LogMessages,
+        adopt: Callable[[], None],
     ) -> Status:
-        """Hand on a job's output until it is over, and return how it ended."""
+        """Hand on a job's output until it is over, and return how it ended.
+
+        Args:
+            adopt: called at each look, to take the job over from a run that is gone.
+        """
         began = time.monotonic()
         cursor = ""
         said: set[str] = {""}
@@ -287,6 +300,7 @@ class LaunchDriver:
             if status.state == "pending" and status.reason not in said:
                 said.add(status.reason)
                 context.log.info(status.reason)
+            adopt()
 
     def _read(
         self, context: dg.AssetExecutionContext, ask: Callable[[], T], seconds: float | None = None

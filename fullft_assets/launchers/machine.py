@@ -49,7 +49,7 @@ _TORCHRUN_ERROR = "TORCHELASTIC_ERROR_FILE"
 _NOT_MET = re.compile(r"\bDist(?:Network|Store)Error\b")
 #: Variables that a workload does not need, Dagster's database and the UI's login among them: code of a model
 #: or of another package may run in it.
-_OF_CONTROL_PLANE = re.compile(r"DAGSTER_(?!HOME$|PIPES_)|PG[A-Z]+$|FULLFT_(LOGIN|UI)_")
+_OF_CONTROL_PLANE = re.compile(r"DAGSTER_(?!HOME$|PIPES_)|PG[A-Z]+$|FULLFT_(LOGIN|UI)_|RAY_AUTH_")
 #: Of a job whose time is up.
 REACHED_LIMIT = Status(
     "failed",

@@ -153,6 +153,21 @@ def end(
     )
 
 
+def adopt(store: Store, launch: Launch, run_id: str, is_active: Callable[[str], bool | None]) -> bool:
+    """Make a run that has attached to a job the one that follows it, if that one is gone; return whether it
+    is now.
+
+    Args:
+        is_active: see `claim`.
+    """
+
+    def may_follow(recorded: dict[str, Any]) -> bool:
+        follower = recorded["run_id"]
+        return recorded["ended_at"] is None and (follower == run_id or is_active(follower) is False)
+
+    return _update(store, launch, may_follow, run_id=run_id)
+
+
 def reopen(store: Store, launch: Launch) -> None:
     """Record that an attempt that was to be over may still run, unless there is a newer one: the next run
     attaches to it.

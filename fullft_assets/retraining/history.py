@@ -21,7 +21,7 @@ Outcome = Literal["in_flight", "succeeded", "failed", "cancelled"]
 class _Frozen(BaseModel):
     """A value: numbers that are not finite are errors, never the reason of an action."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Attempt(_Frozen):

@@ -445,7 +445,7 @@ def _in_vain(state: State, signals: Signals, settings: RetrainingSettings) -> It
         return
     last = in_order(state)[-1]
     failed = f"the attempt of {date(last.started_at)} failed ({last.failure or 'unknown'})"
-    what_to_fix = "open its run, which says what to fix"
+    what_to_fix = "open the newest failed run of the model job, which says what to fix"
     is_failed = last.outcome == "failed" and has_same_settings(last, signals) and not is_settled(last, state)
     number = num_unproductive(state, signals, settings)
     if number >= _ATTEMPTS_IN_VAIN:

@@ -33,6 +33,7 @@ class AlertsSettings(Settings):
     """Who is notified of what happened, and how."""
 
     REMOVED: ClassVar[Mapping[str, str]] = {
+        "events: budget": "`decision_needed` says that the month's budget holds a retrain back",
         "dagster_url": "set $FULLFT_DAGSTER_URL, the address of Dagster's UI",
         "max_per_hour": "of more than ten alerts at once a channel gets ten and a summary",
     }

@@ -54,7 +54,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    #: Keys of earlier releases, with what to do instead: the end of the message that refuses them.
+    #: Keys, and values (`KEY: VALUE`), of earlier releases, with what to do instead: the end of the message
+    #: that refuses them.
     REMOVED: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
@@ -98,6 +99,10 @@ class Settings(BaseModel):
                 message += f"; did you mean `{near[0]}`?"
             else:
                 message += f"; known keys: {', '.join(cls.model_fields)}"
+        value = "a list" if isinstance(error["input"], list) else error["input"]
+        name = f"{error['loc'][0]}: {value}" if error["loc"] else ""
+        if name in cls.REMOVED:
+            message = f"`{value}` was removed; {cls.REMOVED[name]}"
         # Braces in a message are template fields to pydantic: the text is passed as a value.
         custom = PydanticCustomError(cast(LiteralString, error["type"]), "{message}", {"message": message})
         return InitErrorDetails(type=custom, loc=error["loc"], input=error["input"])

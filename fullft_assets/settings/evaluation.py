@@ -161,6 +161,8 @@ class PlanningSettings(Settings):
 
     REMOVED: ClassVar[Mapping[str, str]] = {
         "apply": "copy the lines that `fullft plan` recommends",
+        "baselines: smaller_model": "make a use case of its own with that base_model",
+        "baselines: few_shot_conversations": "remove it; no use case could ship it",
         "if_not_justified": (
             "the check `full_finetuning_is_justified` warns; to refuse, raise `min_predicted_gain` or"
             " `release.min_gain_over_baselines`"

@@ -187,6 +187,7 @@ class SshLauncherSettings(RemoteLauncherSettings):
 
     REMOVED: ClassVar[Mapping[str, str]] = {
         **LauncherSettings.REMOVED,
+        "host: a list": "set kind: kubernetes or sagemaker to train on several machines",
         "user": "set options: {User: ...}",
         "port": "set options: {Port: ...}",
         "key_file": "set options: {IdentityFile: ...}",

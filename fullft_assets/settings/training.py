@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from fullft_assets.settings.base import Float, OneOf, Settings, YamlNumber, YamlOff, with_fitting_default
 from fullft_assets.settings.guards import Guards
@@ -46,6 +46,10 @@ class TrainingSettings(Settings):
 
     REMOVED: ClassVar[Mapping[str, str]] = {
         "attention_dropout": "attention weights are trained without dropout",
+        "optimizer: adamw_8bit": "set adafactor, which takes less memory",
+        "optimizer: adamw_in_backward": "set adafactor, or adafactor_in_backward for less memory",
+        "optimizer: lomo": "set adafactor_in_backward, which takes little more memory",
+        "track: tensorboard": "metrics.jsonl has every step, and mlflow shows them",
         "freeze": "set `freeze_layers`, which freezes the embeddings too",
         "keep_checkpoints": "the two newest checkpoints and the best one are kept",
         "layer_decay": "set `freeze_layers` or `l2_sp`, which change lower layers less",
@@ -231,29 +235,10 @@ class TrainingSettings(Settings):
     def _default_micro_batch_fits(cls, data: Any) -> Any:
         return with_fitting_default(data, "micro_batch_size", 16, other="batch_size")
 
-    @field_validator("track", mode="before")
-    @classmethod
-    def _refuse_tensorboard(cls, track: Any) -> Any:
-        if isinstance(track, list) and "tensorboard" in track:
-            raise ValueError("tensorboard was removed; metrics.jsonl has every step, and mlflow shows them")
-        return track
-
     @property
     def num_epochs(self) -> float:
         """Passes over the training rows: those asked for, or `EPOCHS`."""
         return self.epochs or EPOCHS
-
-    @field_validator("optimizer", mode="before")
-    @classmethod
-    def _refuse_removed(cls, name: Any) -> Any:
-        instead = {
-            "adamw_8bit": "adafactor, which takes less memory",
-            "adamw_in_backward": "adafactor, or adafactor_in_backward for less memory",
-            "lomo": "adafactor_in_backward, which takes little more memory",
-        }
-        if name in instead:
-            raise ValueError(f"{name} was removed; set {instead[name]}")
-        return name
 
     @property
     def chosen_optimizer(self) -> Optimizer:

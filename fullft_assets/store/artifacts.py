@@ -62,7 +62,7 @@ class Artifacts(Files):
         artifact again also repairs those that refer to the broken attempt.
 
         Raises:
-            StoreError: a file is missing, cut short or (remote) differs from its digest.
+            StoreError: a file is missing, cut short or, when it is fetched, differs from its digest.
         """
         try:
             return self._local_folder(manifest) if self.is_local else self._fetched_folder(manifest)

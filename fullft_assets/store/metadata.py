@@ -25,8 +25,11 @@ _UNREAD = (
     "erased_up_to",
     "optimistic",
     "kappa_method",
+    "left_out",
     "num_older_rows_kept",
     "num_with_control_tokens",
+    "num_without_score",
+    "predictions",
 )
 
 
@@ -96,7 +99,11 @@ class Metadata(BaseModel):
         """
         try:
             return cls.model_validate(
-                {name: value for name, value in manifest.metadata.items() if name not in _UNREAD}
+                {
+                    name: value
+                    for name, value in manifest.metadata.items()
+                    if name in cls.model_fields or name not in _UNREAD
+                }
             )
         except ValidationError as error:
             key = ".".join(map(str, error.errors()[0]["loc"]))

@@ -461,7 +461,9 @@ class EvaluationContext:
 
     def _load_baselines(self, test: Split) -> dict[str, Baseline]:
         artifact, snapshot = self.inputs[CHEAPER_BASELINES], self.inputs[TRAINING_SNAPSHOT]
-        names = [name for name in BaselinesMetadata.of(artifact).scores if name not in self.outputs]
+        # An earlier release had others.
+        known_names = [name for name in BaselinesMetadata.of(artifact).scores if name in BASELINES]
+        names = [name for name in known_names if name not in self.outputs]
         context = fitted_context(self.job, self.store, snapshot, self.baseline_labels, test, self.progress)
         return load_all(names, self.store.folder(artifact), context)
 

@@ -51,6 +51,7 @@ from fullft_assets.training.checkpoints import (
     StepLog,
     changed_versions,
     checkpoint_of,
+    retain,
     room_needed,
     step_of,
 )
@@ -267,9 +268,16 @@ class TrainingSegment:
             self.shared.progress.say(f"warning: {reason} from those of a training that was not resumed")
 
     def _train(self) -> None:
-        # Before the first save, which may need the room: what a killed run left.
+        # Before the first rank removes a checkpoint: another may still look for the one that it continues
+        # from.
+        ranks.wait()
+        # Before the first save, which may need the room: what a killed run left, and checkpoints that are no
+        # longer kept.
         if self.shared.resumable and is_first_local_rank():
             shutil.rmtree(self.shared.folder / UNFINISHED, ignore_errors=True)
+        if self.shared.resumable and is_first_rank():
+            spared = None if self.shared.stored is None else self.shared.stored.uploading
+            retain(self.shared.folder, self.history, best=self.validator.best_step(), spared=spared)
         self.validator.score_before(self.model)
         self.recorder.start()
         is_at_end = self.first_step >= (self.history.end_step or self.num_steps)

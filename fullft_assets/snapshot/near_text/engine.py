@@ -89,7 +89,8 @@ def _require_equal_versions() -> None:
             continue
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         try:
-            answer = ray.get(ray.remote(versions).options(num_cpus=0, scheduling_strategy=there).remote())
+            asked = ray.remote(versions).options(num_cpus=0, scheduling_strategy=there).remote()
+            answer = ray.get(asked, timeout=60)
         except Exception as error:
             answer = _reason(error)
         if answer != versions():

@@ -33,7 +33,7 @@ from fullft_assets import report
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization, windows
 from fullft_assets.chunks.windows import gather, to_lists
-from fullft_assets.errors import StoreError
+from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import external
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import precision
@@ -453,7 +453,13 @@ class TokenClassificationRecipe(Encoder):
 
     @cached_property
     def _reading(self) -> TokenizedTexts:
-        return TokenizedTexts.of(self.tokenization, self.validation.texts)
+        reading = TokenizedTexts.of(self.tokenization, self.validation.texts)
+        if reading.windows != self.validation.windows:
+            raise DataError(
+                "the snapshot's windows are not those that base_model's tokenizer makes of its texts today;"
+                " take the snapshot again"
+            )
+        return reading
 
     @cached_property
     def _validation_tags(self) -> list[list[list[int]]]:
