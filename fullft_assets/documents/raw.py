@@ -153,7 +153,7 @@ class _Before:
     @property
     def wanting(self) -> list[str]:
         """The settings that ask for something that these rows do not have."""
-        was = self.manifest.settings
+        was = _under_todays_keys(self.manifest.settings)
         changed = [
             name for name, value in self.settings.items() if was.get(name) != value and name not in _HOW_READ
         ]
@@ -184,6 +184,14 @@ class _Before:
                     table.column_names.index(name), columns.field(name), pa.nulls(len(table), pa.string())
                 )
         return table
+
+
+def _under_todays_keys(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of raw documents that an earlier release read, under the keys of this release."""
+    csv = dict(recorded.get("csv", {}))
+    header = csv.pop("header", None)
+    records = recorded.get("xml", {}).get("record") or recorded.get("records")
+    return {"header": header, **recorded, "csv": csv, "records": records}
 
 
 class _Plan:
