@@ -16,7 +16,6 @@ from fullft_assets.checkpoint.lineage import learned_what_was_erased, trainings
 from fullft_assets.erasure.erased_documents import key_ref
 from fullft_assets.errors import StoreError
 from fullft_assets.jobs import Job, is_running, read_jobs
-from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Store, checkpoints_ref
 
 
@@ -56,9 +55,7 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
         How many were removed, and how many are being trained and were left alone.
     """
     # An erasure rewrites a snapshot: a training on another attempt than today's learned from what is gone.
-    snapshots = store.artifacts(case, TRAINING_SNAPSHOT)
-    current = {snapshot.ref for snapshot in snapshots}
-    has_lost_rows = any(SnapshotMetadata.of(snapshot).erasures for snapshot in snapshots)
+    current = {snapshot.ref for snapshot in store.artifacts(case, TRAINING_SNAPSHOT)}
     folders = {folder.name: folder for folder in store.work_folders(case, FINETUNED_CHECKPOINT)}
     stored = store.stored_work(case, FINETUNED_CHECKPOINT)
     num_removed = num_left = 0
@@ -67,7 +64,7 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
         with suppress(StoreError):
             jobs = read_jobs(store, case, FINETUNED_CHECKPOINT, key)
         # What one without a job learned from, nobody knows.
-        if (jobs or not has_lost_rows) and all(
+        if jobs and all(
             job.inputs[TRAINING_SNAPSHOT] in current and job.inputs.get("champion") not in trained_on
             for job in jobs
         ):
