@@ -1,4 +1,4 @@
-"""names: what the names of delivered files say, and what is written in place of them outside of the store.
+"""What the names of delivered files say, and what is written in place of them outside of the store.
 
 Parts of a delivery may be named as the splits of a data set, such as `train/` and `test/`, or train.csv and
 test.csv. A name alone decides nothing: all files are split anew.

@@ -1,5 +1,5 @@
 """What people do against, or beside, the gates: it is recorded before it is done, and may need one approver,
-or two. Who somebody is shows an SSH signature at a terminal, or the login in front of the UI.
+or two. An SSH signature at a terminal, or the login in front of the UI, shows who somebody is.
 """
 
 import json
