@@ -86,6 +86,7 @@ class Scene:
         def scene(_: Path, rank: int) -> dict[str, Any]:
             machines[rank].mkdir(exist_ok=True)
             os.environ["FULLFT_CACHE"] = str(machines[rank])
+            _wait_for_each_upload()
             progress = Noting(stop_after)
             run = partial(
                 fit,
@@ -102,7 +103,6 @@ class Scene:
                     with stored_checkpoints(
                         Store(f"s3://{self.bucket.name}/some/prefix"), CASE, STAGE, "k", progress
                     ) as stored:
-                        _wait_for_each_upload(stored)
                         done = run(stored=stored)
                 else:
                     done = run()
@@ -130,15 +130,15 @@ class Scene:
         return sorted(path.parent for path in root.glob("*/complete.json"))
 
 
-def _wait_for_each_upload(stored: StoredCheckpoints) -> None:
-    """Have each checkpoint in the bucket before the next step, however fast the steps are."""
-    offer = stored.offer
+def _wait_for_each_upload() -> None:
+    """Have each checkpoint of this process in the bucket before the next step, however fast the steps are."""
+    offer = StoredCheckpoints.offer
 
-    def offer_and_wait(*arguments: Any, **options: Any) -> None:
-        offer(*arguments, **options)
+    def offer_and_wait(stored: StoredCheckpoints, *arguments: Any, **options: Any) -> None:
+        offer(stored, *arguments, **options)
         stored.finish()
 
-    stored.offer = offer_and_wait
+    StoredCheckpoints.offer = offer_and_wait
 
 
 def own_disks(scene: Scene) -> dict[str, Any]:
@@ -195,6 +195,7 @@ def killed(scene: Scene) -> dict[str, Any]:
 def _work(scene: Scene, case: Prepared, url: str, machine: Path, kill_after: int = 0) -> Any:
     def train(_: Path, rank: int) -> Any:
         os.environ["FULLFT_CACHE"] = str(machine)
+        _wait_for_each_upload()
         uploads: set[Path] = set()
         upload = StoredCheckpoints.upload
 
