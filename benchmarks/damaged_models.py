@@ -155,10 +155,10 @@ def general(trials: int) -> Iterator[dict[str, Any]]:
 
     from fullft_assets.models.token_loss import score_documents
 
-    model, windows = _smollm2(trials)
+    model, chunks = _smollm2(trials)
 
     def loss() -> float:
-        found = score_documents(model, windows, None)
+        found = score_documents(model, chunks, None)
         return float(found.loss.sum() / found.num_tokens.sum())
 
     before = loss()
@@ -192,7 +192,7 @@ def general(trials: int) -> Iterator[dict[str, Any]]:
 
 
 def _smollm2(count: int) -> tuple[Any, list[list[list[int]]]]:
-    """Return SmolLM2-135M and the windows, of 128 tokens, of documentation in Python's library."""
+    """Return SmolLM2-135M and the chunks, of 128 tokens, of documentation in Python's library."""
     import tempfile
     from itertools import islice
     from pathlib import Path
@@ -206,10 +206,10 @@ def _smollm2(count: int) -> tuple[Any, list[list[list[int]]]]:
     with tempfile.TemporaryDirectory() as folder:
         base = resolve_base_model(str(standard_library.write_model(Path(folder) / "smollm2")), Path(folder))
         tokenization = Tokenization.load(
-            base, ChunksSettings(max_tokens=128, stride=0, max_windows=1), "language_modeling"
+            base, ChunksSettings(max_tokens=128, stride=0, max_chunks=1), "language_modeling"
         )
         texts = [document["text"] for document in islice(standard_library.general(), min(count, 20))]
-        return load_causal(base), tokenization.windows(texts)
+        return load_causal(base), tokenization.chunks(texts)
 
 
 def main(arguments: Sequence[str]) -> Iterator[str]:

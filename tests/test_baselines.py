@@ -71,7 +71,7 @@ def test_the_regression_is_that_of_the_strength_which_is_best_on_validation_rows
 
 def test_the_probe_reads_the_mean_of_all_tokens(prepared, fitted) -> None:
     validation, weights = prepared.split("validation"), fitted["frozen_probe"].weights
-    scores = embed(prepared.base_model, validation.windows) @ weights.coefficients.T + weights.intercept
+    scores = embed(prepared.base_model, validation.chunks) @ weights.coefficients.T + weights.intercept
     np.testing.assert_allclose(fitted["frozen_probe"].predict(validation), softmax(scores, axis=1), atol=1e-5)
 
 

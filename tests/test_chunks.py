@@ -1,4 +1,4 @@
-"""chunks: every token is in a window, windows end where the text does, what is cut off is counted exactly."""
+"""chunks: every token is in a chunk, chunks end where the text does, what is cut off is counted exactly."""
 
 import json
 from dataclasses import replace
@@ -13,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from fullft_assets import chunks
+from fullft_assets.artifacts import CHUNKS_FILE
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, tokenizing
 from fullft_assets.errors import SettingsError
@@ -52,31 +53,31 @@ def table(texts: list[str]) -> pa.Table:
 class TestTokenization:
     @hypothesis_settings(deadline=None, max_examples=40)
     @given(data=st.data())
-    def test_windows_of_real_texts_hold_every_token(
+    def test_chunks_of_real_texts_hold_every_token(
         self, data: st.DataObject, texts: list[str], minilm: Tokenization
     ) -> None:
         max_tokens = data.draw(st.integers(8, 200))
         stride = data.draw(st.integers(0, max_tokens // 2 - 1))
         chosen = data.draw(st.lists(st.sampled_from(texts), min_size=1, max_size=5))
         tokenization = replace(minilm, settings=ChunksSettings(max_tokens=max_tokens, stride=stride))
-        found, lengths = tokenization.windows_with_lengths(chosen)
+        found, lengths = tokenization.chunks_with_lengths(chosen)
         encoded = tokenization.encode(chosen)
         assert lengths == [len(ids) for ids in encoded]
         for ids, cut in zip(encoded, found, strict=True):
             together = cut[0][1:-1]
-            for window in cut[1:]:
-                assert window[1:-1][:stride] == together[len(together) - stride :]
-                together += window[1 + stride : -1]
+            for chunk in cut[1:]:
+                assert chunk[1:-1][:stride] == together[len(together) - stride :]
+                together += chunk[1 + stride : -1]
             assert together == ids
-            assert all(len(window) <= max_tokens and window[0] == 101 and window[-1] == 102 for window in cut)
+            assert all(len(chunk) <= max_tokens and chunk[0] == 101 and chunk[-1] == 102 for chunk in cut)
 
     @pytest.mark.heavy
     def test_special_tokens_are_those_of_transformers(self, texts: list[str]) -> None:
         from transformers import AutoTokenizer
 
         reference = AutoTokenizer.from_pretrained(MODEL)
-        tokenization = load(max_tokens=256, stride=0, max_windows=1)
-        assert [windows[0] for windows in tokenization.windows(texts)] == reference(
+        tokenization = load(max_tokens=256, stride=0, max_chunks=1)
+        assert [chunks[0] for chunks in tokenization.chunks(texts)] == reference(
             texts, truncation=True, max_length=256
         )["input_ids"]
 
@@ -89,7 +90,7 @@ class TestTokenization:
         with pytest.raises(SettingsError, match=r"tokenizer.json: not a tokenizer \("):
             load(tmp_path)
 
-    def test_windows_without_room_for_text_are_refused(self) -> None:
+    def test_chunks_without_room_for_text_are_refused(self) -> None:
         with pytest.raises(
             SettingsError, match="chunks.max_tokens: 8 leaves no room beside special tokens and stride"
         ):
@@ -114,23 +115,23 @@ class TestTokenization:
         (tmp_path / "tokenizer.json").write_text(json.dumps(content))
         changed = load(tmp_path)
         text = "Permission is hereby granted, free of charge, to any person obtaining a copy"
-        assert changed.windows([text]) == load().windows([text])
+        assert changed.chunks([text]) == load().chunks([text])
         assert (changed.prefix, changed.suffix) == (load().prefix, load().suffix)
 
 
 class TestLanguageModeling:
     @pytest.mark.heavy
-    def test_a_text_ends_with_one_end_token_in_its_last_window(self, smol: Path, texts: list[str]) -> None:
+    def test_a_text_ends_with_one_end_token_in_its_last_chunk(self, smol: Path, texts: list[str]) -> None:
         tokenization = load(smol, "language_modeling", max_tokens=64, stride=8)
         end = tokenization.tokenizer.token_to_id("<|im_end|>")
         room = tokenization.room.size
-        for text, cut in zip(texts, tokenization.windows(texts), strict=True):
+        for text, cut in zip(texts, tokenization.chunks(texts), strict=True):
             ids = tokenization.encode([text])[0]
-            assert [i for window in cut[:1] for i in window] == [*ids, end][: len(cut[0])]
-            assert cut[-1][-1] == end and sum(window.count(end) for window in cut) == 1
-            # No token is in two windows: all are trained, and it would count twice.
-            assert [i for window in cut for i in window] == [*ids, end]
-            assert all(len(window) <= room for window in cut)
+            assert [i for chunk in cut[:1] for i in chunk] == [*ids, end][: len(cut[0])]
+            assert cut[-1][-1] == end and sum(chunk.count(end) for chunk in cut) == 1
+            # No token is in two chunks: all are trained, and it would count twice.
+            assert [i for chunk in cut for i in chunk] == [*ids, end]
+            assert all(len(chunk) <= room for chunk in cut)
 
     @pytest.mark.heavy
     def test_special_tokens_of_the_tokenizer_are_not_doubled(self, smol: Path, tmp_path: Path) -> None:
@@ -152,9 +153,9 @@ class TestLanguageModeling:
         (tmp_path / "tokenizer.json").write_text(json.dumps(content))
         (tmp_path / "tokenizer_config.json").write_text((smol / "tokenizer_config.json").read_text())
         tokenization = load(tmp_path, "language_modeling", max_tokens=16, stride=2)
-        cut = tokenization.windows([" the" * 40])[0]
-        assert len(cut) > 2 and all(window[0] == 0 and window.count(0) == 1 for window in cut)
-        assert [window.count(2) for window in cut] == [0] * (len(cut) - 1) + [1]
+        cut = tokenization.chunks([" the" * 40])[0]
+        assert len(cut) > 2 and all(chunk[0] == 0 and chunk.count(0) == 1 for chunk in cut)
+        assert [chunk.count(2) for chunk in cut] == [0] * (len(cut) - 1) + [1]
 
     def test_a_model_that_names_no_end_token_is_one_line(self) -> None:
         with pytest.raises(SettingsError, match="tokenizer_config.json names no eos_token"):
@@ -164,19 +165,19 @@ class TestLanguageModeling:
 class TestChunk:
     @pytest.mark.heavy
     def test_counts_are_those_of_a_brute_force_count(self, texts: list[str]) -> None:
-        tokenization = load(max_tokens=32, stride=4, max_windows=2)
+        tokenization = load(max_tokens=32, stride=4, max_chunks=2)
         found = chunks.chunk(table(texts), tokenization)
         encoded = [tokenization.tokenizer.encode(text, add_special_tokens=False) for text in texts]
         cut = found.table["windows"].to_pylist()
-        assert cut == tokenization.windows(texts)
-        read = [len(row[0]) - 2 + sum(len(window) - 2 - 4 for window in row[1:]) for row in cut]
+        assert cut == tokenization.chunks(texts)
+        read = [len(row[0]) - 2 + sum(len(chunk) - 2 - 4 for chunk in row[1:]) for row in cut]
         lost = [len(e.ids) - count for e, count in zip(encoded, read, strict=True)]
         assert found.counts["num_tokens"] == sum(len(e.ids) for e in encoded)
         assert found.counts["num_tokens_cut_off"] == sum(lost)
         assert found.counts["num_rows_cut"] == sum(count > 0 for count in lost) > 0
-        assert found.counts["num_rows_of_several_windows"] == sum(len(e.ids) > 30 for e in encoded) > 0
+        assert found.counts["num_rows_of_several_chunks"] == sum(len(e.ids) > 30 for e in encoded) > 0
         assert found.counts["longest_text_tokens"] == max(len(e.ids) for e in encoded)
-        assert found.counts["num_windows"] == sum(map(len, cut))
+        assert found.counts["num_chunks"] == sum(map(len, cut))
         assert found.table.schema == chunks.schema()
         assert found.table["id"].to_pylist() == table(texts)["id"].to_pylist()
         assert found.table["num_tokens"].to_pylist() == [len(e.ids) for e in encoded]
@@ -202,7 +203,7 @@ class TestChunk:
             counts, _ = tokenizing._write(
                 tmp_path / "examples.parquet", draft, tokenization, "classification"
             )
-            written = pq.read_table(draft.path / chunks.CHUNKS)
+            written = pq.read_table(draft.path / CHUNKS_FILE)
         whole = chunks.chunk(rows, tokenization)
         assert written.equals(whole.table)
         assert counts == whole.counts

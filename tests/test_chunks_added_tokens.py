@@ -94,10 +94,10 @@ class TestTokenizer:
         settings = ChunksSettings(max_tokens=64, stride=0, added_tokens=["Permission"])
         saved = Tokenization.load_saved(tmp_path, settings)
         texts = [*TEXTS, *[row["text"] for row in projects.licence_rows(50)]]
-        assert saved.windows(texts) == load(base, *TERMS).windows(texts)
+        assert saved.chunks(texts) == load(base, *TERMS).chunks(texts)
         (tmp_path / "config.json").write_text((base / "config.json").read_text())
         for text in TEXTS:
-            assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == saved.windows([text])[0][0]
+            assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == saved.chunks([text])[0][0]
 
 
 class TestEmbeddings:
@@ -125,7 +125,7 @@ class TestEmbeddings:
             if before.get_output_embeddings() is not None and before.config.tie_word_embeddings:
                 assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
             assert model.config.vocab_size == len(model.get_input_embeddings().weight)
-            ids = load(base, *TERMS).windows(TEXTS[2:3])[0][0]
+            ids = load(base, *TERMS).chunks(TEXTS[2:3])[0][0]
             assert torch.isfinite(model(input_ids=torch.tensor([ids]))[0]).all()
 
 
@@ -185,14 +185,12 @@ class TestWorkloads:
         case, plain, extended = made
         test = case.split("test")
         new = set(former_pieces(case.base_model, self.ADDED))
-        used = {
-            number for document in case.split("train").windows for window in document for number in window
-        }
+        used = {number for document in case.split("train").chunks for chunk in document for number in chunk}
         assert len(new & used) > 1
         folder = case.store.folder(extended["finetuned_checkpoint"]) / "model"
         assert len(load_classifier(folder).get_input_embeddings().weight) == max(new) + 1
         assert (
-            Tokenization.load_saved(folder, case.use_case.settings.chunks).windows(test.texts) == test.windows
+            Tokenization.load_saved(folder, case.use_case.settings.chunks).chunks(test.texts) == test.chunks
         )
         older = case.store.folder(plain["finetuned_checkpoint"]) / "model"
         assert len(load_classifier(older).get_input_embeddings().weight) == min(new)
@@ -206,7 +204,7 @@ class TestWorkloads:
         found = scoring.predict_all(EvaluationContext(job, case.store, inputs, QUIET), test, case.labels)
         for name, checkpoint in (("champion", plain), ("finetuned", extended)):
             folder = case.store.folder(checkpoint["finetuned_checkpoint"]) / "model"
-            windows = Tokenization.load_saved(folder, case.use_case.settings.chunks).windows(test.texts)
-            np.testing.assert_allclose(found[name], predict(folder, windows).probabilities, atol=1e-5)
+            chunks = Tokenization.load_saved(folder, case.use_case.settings.chunks).chunks(test.texts)
+            np.testing.assert_allclose(found[name], predict(folder, chunks).probabilities, atol=1e-5)
         evaluation.work(job, case.store, QUIET)
         assert self.found(case, "evaluation_report", "k").metadata["num_test_rows"] == len(test)

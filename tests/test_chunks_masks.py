@@ -201,10 +201,10 @@ class TestConversations:
             found["marks"].to_pylist(),
             whole["marks"].to_pylist(),
         )
-        assert len(cut) > 20 and [len(window) for window in cut] == [len(window) for window in marks]
-        together = marks[0] + [mark for window in marks[1:] for mark in window[16:]]
+        assert len(cut) > 20 and [len(chunk) for chunk in cut] == [len(chunk) for chunk in marks]
+        together = marks[0] + [mark for chunk in marks[1:] for mark in chunk[16:]]
         assert together == full
-        assert all(not any(window[:16]) for window in marks[1:])
+        assert all(not any(chunk[:16]) for chunk in marks[1:])
 
     def test_rows_without_a_trained_token_are_named(self, smol: Path) -> None:
         rows = [
@@ -213,7 +213,7 @@ class TestConversations:
             [said("user", "a long question " * 20), said("assistant", "Yes.")],
             self.MESSAGES,
         ]
-        found = chunks.chunk(conversations(rows), load(smol, max_tokens=64, stride=4, max_windows=1), "sft")
+        found = chunks.chunk(conversations(rows), load(smol, max_tokens=64, stride=4, max_chunks=1), "sft")
         check = next(
             c
             for c in chunks.checks(found.counts, found.unfit, "sft", 0.25)
@@ -435,7 +435,7 @@ class TestSpans:
             lost += sum(k + 1 not in expected for k in range(len(row)))
         assert found.counts["num_spans_without_tokens"] == lost
 
-    def test_a_span_over_a_window_goes_on_as_a_later_token(self) -> None:
+    def test_a_span_over_a_chunk_goes_on_as_a_later_token(self) -> None:
         tokenization = Tokenization.load(
             MINILM, ChunksSettings(max_tokens=8, stride=2), "token_classification"
         )
@@ -445,5 +445,5 @@ class TestSpans:
             self.examples([text], [[(start, start + 18), (0, 4)]]), tokenization, "token_classification"
         ).table
         [cut], [marks] = found["windows"].to_pylist(), found["marks"].to_pylist()
-        assert [len(window) for window in cut] == [len(window) for window in marks] == [8, 8, 6]
+        assert [len(chunk) for chunk in cut] == [len(chunk) for chunk in marks] == [8, 8, 6]
         assert marks == [[0, 2, 0, 1, -1, -1, -1, 0], [0, -1, -1, -1, -1, -1, 0, 0], [0, -1, 0, 0, 0, 0]]

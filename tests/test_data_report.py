@@ -51,7 +51,7 @@ def metadata(**changes: Any) -> SnapshotMetadata:
 
 def lines(found: SnapshotMetadata, num_tokens: list[int], **options: Any) -> list[str]:
     facts = DataFacts(left_out=[ExcludedRows(reason, count, []) for reason, count in found.left_out.items()])
-    options = {"max_tokens": 8, "max_windows": None, "facts": facts, **options}
+    options = {"max_tokens": 8, "max_chunks": None, "facts": facts, **options}
     return render(found, num_tokens, **options).splitlines()
 
 
@@ -63,7 +63,7 @@ def test_sizes_balance_and_excluded_rows() -> None:
     assert "Too few test groups for a reliable score: cold." in report
     assert "- 1,200 duplicate text" in report
     assert (
-        "2 of 3 texts are longer than chunks.max_tokens (8); such a text is read in overlapping windows,"
+        "2 of 3 texts are longer than chunks.max_tokens (8); such a text is read in overlapping chunks,"
         " nothing is cut." in report
     )
 
@@ -78,14 +78,14 @@ def test_a_task_without_labels_shows_how_its_rows_are_packed() -> None:
         packing_fill=0.9987,
     )
     report = lines(
-        found, [5], max_windows=2, example=Example("some text", "the text itself", ["some", "text"])
+        found, [5], max_chunks=2, example=Example("some text", "the text itself", ["some", "text"])
     )
     assert "## Labels" not in report
     assert "- nothing" in report
     assert "Packed for training: 1,234 rows, 99.87% full." in report
     assert "what is trained: **the text itself**" in report
     assert "some text" in report
-    assert any(line.endswith("such a text is cut after 2 window(s).") for line in report)
+    assert any(line.endswith("such a text is cut after 2 chunk(s).") for line in report)
 
 
 HOSTILE = (
@@ -112,7 +112,7 @@ def test_what_users_wrote_is_shown_as_it_is(name: str) -> None:
         to_do=[("groups_are_given", name)],
     )
     page = to_page(
-        render(found, [3], max_tokens=8, max_windows=None, facts=facts, example=Example(name, name, [name]))
+        render(found, [3], max_tokens=8, max_chunks=None, facts=facts, example=Example(name, name, [name]))
     )
     for tag in ("<script>alert", "<img", "<a ", "<h1>h", "<strong>b"):
         assert tag not in page

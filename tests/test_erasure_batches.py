@@ -73,11 +73,11 @@ class Batches:
         return snapshot.take(self.store, self.project.use_case(), valid, tokens)
 
     def texts(self, taken: Manifest) -> dict[str, tuple[str, Any]]:
-        """Return the text and the windows of each row of a snapshot, as its readers see them."""
+        """Return the text and the chunks of each row of a snapshot, as its readers see them."""
         taken = self.store.load(taken.ref)
         splits = [snapshot.load_split(self.store, taken, name) for name in SPLITS]
         return {
-            id_: (text, cut) for s in splits for id_, text, cut in zip(s.ids, s.texts, s.windows, strict=True)
+            id_: (text, cut) for s in splits for id_, text, cut in zip(s.ids, s.texts, s.chunks, strict=True)
         }
 
     def ids(self, stage: str, file: str) -> set[str]:

@@ -46,7 +46,7 @@ class Lab:
             root,
             task,
             rows=150,
-            chunks={"max_windows": None if task == "sft" else 2},
+            chunks={"max_chunks": None if task == "sft" else 2},
             snapshot={"min_train_rows": 10, "test_share": 0.25},
             release={"min_effective_groups": 5},
         )
@@ -89,7 +89,7 @@ class Lab:
         train = self.prepared.split("train")
         flat = [
             (ids, None if train.marks is None else train.marks[d][w])
-            for d, ws in enumerate(train.windows)
+            for d, ws in enumerate(train.chunks)
             for w, ids in enumerate(ws)
         ]
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.03)
@@ -157,11 +157,11 @@ def report(lab, learned) -> Manifest:
 
 
 def losses_one_by_one(model: Path, lab: Lab) -> list[tuple[float, int]]:
-    """Return summed loss and number of trained tokens of each test document, window by window from the
+    """Return summed loss and number of trained tokens of each test document, chunk by chunk from the
     logits.
     """
     loaded, found = AutoModelForCausalLM.from_pretrained(str(model)), []
-    for number, document in enumerate(lab.test.windows):
+    for number, document in enumerate(lab.test.chunks):
         total, count = 0.0, 0
         for place, ids in enumerate(document):
             marks = [1] * len(ids) if lab.test.marks is None else lab.test.marks[number][place]

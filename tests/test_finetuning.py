@@ -96,8 +96,8 @@ class TestRealModel:
         assert fitted.history[-1]["validation_accuracy"] > share
 
     def test_tokens_are_counted_without_padding(self, prepared, fitted):
-        windows = [window for document in prepared.split("train").windows for window in document]
-        assert fitted.num_tokens == sum(map(len, windows))
+        chunks = [chunk for document in prepared.split("train").chunks for chunk in document]
+        assert fitted.num_tokens == sum(map(len, chunks))
 
 
 class TestBatches:
@@ -130,10 +130,10 @@ class TestBatches:
         with pytest.raises(SettingsError, match=r"processes \(16\)"):
             accumulation_steps(quick(), 2)
 
-    def test_balanced_loss_weighs_labels_inversely_to_their_windows(self, tiny):
+    def test_balanced_loss_weighs_labels_inversely_to_their_chunks(self, tiny):
         split = tiny.split("train").select(range(6))
-        windows = [[[101, 102]] * count for count in (4, 1, 1, 1, 1, 4)]
-        split = replace(split, labels=np.array([0, 1, 1, 2, 2, 2]), windows=windows)
+        chunks = [[[101, 102]] * count for count in (4, 1, 1, 1, 1, 4)]
+        split = replace(split, labels=np.array([0, 1, 1, 2, 2, 2]), chunks=chunks)
         loss = classification._loss_of_output(split, 3)
         weights = 12 / (3 * torch.tensor([4.0, 2.0, 6.0]))
         targets = torch.tensor([0, 1, 2, 2])

@@ -39,7 +39,7 @@ OPEN: dict[str, Any] = {
 SPANS = {"task": "token_classification", "label": "spans", "labels": ["phrase", "url"], "group": "expression"}
 #: Its model brings code of its own: what plans, trains, judges and predicts has to load it.
 SPAN_SECTIONS: dict[str, Any] = {
-    "chunks": {"max_tokens": 32, "max_windows": None, "stride": 8},
+    "chunks": {"max_tokens": 32, "max_chunks": None, "stride": 8},
     "trust_remote_code": True,
 }
 MULTI_LABEL = {"task": "multi_label", "label": "labels", "labels": LABELS, "group": "expression"}

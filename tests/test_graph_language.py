@@ -42,7 +42,7 @@ def configure(project: projects.Project, task: str = "language_modeling", **sect
     project.configure(
         base_model="model",
         examples={"task": task, "label": None, "labels": None},
-        chunks={"max_tokens": 64, "max_windows": None, "stride": 0},
+        chunks={"max_tokens": 64, "max_chunks": None, "stride": 0},
         snapshot={"min_train_rows": 10, "max_train_rows": 60, "max_validation_rows": 10},
         training=training,
         **sections,

@@ -1,4 +1,4 @@
-"""Batched, padded, pooled over windows: the same answers as one document, one window at a time."""
+"""Batched, padded, pooled over chunks: the same answers as one document, one chunk at a time."""
 
 import json
 from contextlib import nullcontext
@@ -40,12 +40,12 @@ def base_model() -> Path:
 
 
 @pytest.fixture(scope="module")
-def windows(base_model: Path) -> list[list[list[int]]]:
-    """Real licence texts of one to several windows, in an order that is neither long to short nor short to
+def chunks(base_model: Path) -> list[list[list[int]]]:
+    """Real licence texts of one to several chunks, in an order that is neither long to short nor short to
     long.
     """
     texts = sorted({rule["text"] for rule in licences.rules()}, key=len)
-    found = Tokenization.load(base_model, ChunksSettings(max_tokens=32, stride=4, max_windows=6)).windows(
+    found = Tokenization.load(base_model, ChunksSettings(max_tokens=32, stride=4, max_chunks=6)).chunks(
         texts[200 :: len(texts) // 20]
     )
     assert {1, 6} <= {len(document) for document in found}
@@ -58,13 +58,13 @@ def model(base_model: Path):
     return load_for_training(base_model, LABELS).eval()
 
 
-def slowly(model, windows: list[list[list[int]]]) -> tuple[np.ndarray, np.ndarray]:
-    """One window at a time, unpadded, in plain loops."""
+def slowly(model, chunks: list[list[list[int]]]) -> tuple[np.ndarray, np.ndarray]:
+    """One chunk at a time, unpadded, in plain loops."""
     probabilities, embeddings = [], []
     with torch.no_grad():
-        for document in windows:
+        for document in chunks:
             outputs = [
-                model(input_ids=torch.tensor([window]), output_hidden_states=True) for window in document
+                model(input_ids=torch.tensor([chunk]), output_hidden_states=True) for chunk in document
             ]
             logits = torch.stack([output.logits[0] for output in outputs]).mean(0)
             probabilities.append(torch.softmax(logits, -1).numpy())
@@ -74,25 +74,25 @@ def slowly(model, windows: list[list[list[int]]]) -> tuple[np.ndarray, np.ndarra
     return np.array(probabilities), np.array(embeddings)
 
 
-@pytest.mark.parametrize("batch_tokens", [2_048, 1])  # 1: one window a batch, and never none
-def test_pooled_batches_equal_the_slow_loop(model, windows, fp32, monkeypatch, batch_tokens: int) -> None:
+@pytest.mark.parametrize("batch_tokens", [2_048, 1])  # 1: one chunk a batch, and never none
+def test_pooled_batches_equal_the_slow_loop(model, chunks, fp32, monkeypatch, batch_tokens: int) -> None:
     monkeypatch.setitem(inference.BATCH_TOKENS, "cpu", batch_tokens)
-    found = predict_with(model, windows)
-    probabilities, embeddings = slowly(model, windows)
+    found = predict_with(model, chunks)
+    probabilities, embeddings = slowly(model, chunks)
     np.testing.assert_allclose(found.probabilities, probabilities, atol=2e-5)
     np.testing.assert_allclose(found.embeddings, embeddings, atol=2e-5)
     np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-6)
 
 
-def test_embeddings_without_a_head_are_the_same(base_model, model, windows, fp32) -> None:
-    np.testing.assert_allclose(embed(base_model, windows), predict_with(model, windows).embeddings, atol=2e-5)
+def test_embeddings_without_a_head_are_the_same(base_model, model, chunks, fp32) -> None:
+    np.testing.assert_allclose(embed(base_model, chunks), predict_with(model, chunks).embeddings, atol=2e-5)
 
 
-def test_bf16_answers_stay_near(model, windows, monkeypatch) -> None:
+def test_bf16_answers_stay_near(model, chunks, monkeypatch) -> None:
     found = []
     for has_bf16 in (True, False):
         monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda has_bf16=has_bf16: has_bf16)
-        found.append(predict_with(model, windows).probabilities)
+        found.append(predict_with(model, chunks).probabilities)
     np.testing.assert_allclose(found[0], found[1], atol=0.01)
     assert not np.array_equal(found[0], found[1])
 
@@ -119,8 +119,8 @@ def test_a_decoder_without_a_padding_token_pads_with_the_end_token(
     GPT2Model(config).save_pretrained(tmp_path)
     decoder = load_for_training(tmp_path, LABELS).eval()
     assert decoder.config.pad_token_id == (98 if pad is None else pad)
-    windows = [[[5, 6, 7, 8, 9]], [[7]], [[3, 98, 4], [98, 2]]]
-    torch.testing.assert_close(predict_with(decoder, windows).probabilities, slowly(decoder, windows)[0])
+    chunks = [[[5, 6, 7, 8, 9]], [[7]], [[3, 98, 4], [98, 2]]]
+    torch.testing.assert_close(predict_with(decoder, chunks).probabilities, slowly(decoder, chunks)[0])
 
 
 def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         tiny=True,
         delivered=rows,
         examples=EXAMPLES,
-        chunks={"max_windows": 3},
+        chunks={"max_chunks": 3},
     )
 
 
@@ -156,7 +156,7 @@ class TestRecipe:
         assert list(thresholds) == KNOWN
         model.save_pretrained(tmp_path)
         expected = multi_label.fit_thresholds(
-            recipe.validation.labels, predict_with(model, recipe.validation.windows).probabilities
+            recipe.validation.labels, predict_with(model, recipe.validation.chunks).probabilities
         )
         np.testing.assert_array_equal(read_thresholds(tmp_path), expected)
         loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)

@@ -75,11 +75,9 @@ def training(
     tokens: tuple[int, int] = (3, 96),
 ) -> Training:
     rng = np.random.default_rng(seed)
-    windows = [rng.integers(*tokens, rng.integers(1, capacity + 1)).tolist() for _ in range(count)]
-    marks = [rng.integers(0, 2, len(window)).tolist() for window in windows] if marked else None
-    return Training(
-        windows, marks, packing.plan(np.array([len(window) for window in windows]), capacity, seed=7)
-    )
+    chunks = [rng.integers(*tokens, rng.integers(1, capacity + 1)).tolist() for _ in range(count)]
+    marks = [rng.integers(0, 2, len(chunk)).tolist() for chunk in chunks] if marked else None
+    return Training(chunks, marks, packing.plan(np.array([len(chunk) for chunk in chunks]), capacity, seed=7))
 
 
 @dataclass(frozen=True)
@@ -96,21 +94,21 @@ class Built(NextTokenRecipe):
 
 
 def documents(data: Training) -> Split:
-    """Each window as a document."""
-    count = len(data.windows)
-    marks = None if data.marks is None else [[window] for window in data.marks]
+    """Each chunk as a document."""
+    count = len(data.chunks)
+    marks = None if data.marks is None else [[chunk] for chunk in data.marks]
     return Split(
         ["a"] * count,
         [""] * count,
         np.zeros(count),
         ["a"] * count,
-        [[window] for window in data.windows],
+        [[chunk] for chunk in data.chunks],
         marks,
     )
 
 
 def recipe(config: PreTrainedConfig, data: Training, validation: Training | None = None) -> Built:
-    """Train on these windows, and score them or those given for validation."""
+    """Train on these chunks, and score them or those given for validation."""
     return Built(Path(), data, documents(validation or data), config=config)
 
 
@@ -133,23 +131,23 @@ KEEP_BEST = SETTINGS.model_copy(update={"epochs": 3, "keep_best": True, "schedul
 
 
 def trained_tokens(data: Training) -> list[tuple[int, int]]:
-    """(window, place) of each token that must be learned once an epoch."""
-    marks = data.marks or [[1] * len(window) for window in data.windows]
-    return [(n, i) for n, of_window in enumerate(marks) for i, mark in enumerate(of_window) if mark and i > 0]
+    """(chunk, place) of each token that must be learned once an epoch."""
+    marks = data.marks or [[1] * len(chunk) for chunk in data.chunks]
+    return [(n, i) for n, of_chunk in enumerate(marks) for i, mark in enumerate(of_chunk) if mark and i > 0]
 
 
 def alone(model: PreTrainedModel, data: Training) -> torch.Tensor:
-    """Gradients of the mean loss with every window in a forward pass of its own, written as plainly as can
+    """Gradients of the mean loss with every chunk in a forward pass of its own, written as plainly as can
     be.
     """
     model.zero_grad()
     wanted = trained_tokens(data)
-    for n, window in enumerate(data.windows):
+    for n, chunk in enumerate(data.chunks):
         places = [i for of, i in wanted if of == n]
         if places:
-            logits = model(input_ids=torch.tensor([window])).logits[0]
+            logits = model(input_ids=torch.tensor([chunk])).logits[0]
             losses = functional.cross_entropy(
-                logits[[i - 1 for i in places]], torch.tensor(window)[places], reduction="sum"
+                logits[[i - 1 for i in places]], torch.tensor(chunk)[places], reduction="sum"
             )
             (losses / len(wanted)).backward()
     found = gradients(model).clone()
@@ -186,13 +184,13 @@ def test_every_token_is_fed_and_trained_once_an_epoch(
     data = training(count, marked=marked, seed=seed)
     feed = FEEDS[name](Pieces(data), epochs)
     found = documents_in(feed)
-    assert sorted(ids for ids, _ in found) == sorted(data.windows * epochs)
+    assert sorted(ids for ids, _ in found) == sorted(data.chunks * epochs)
     trained = sorted((ids, i) for ids, labels in found for i, label in enumerate(labels) if label != IGNORED)
-    assert trained == sorted((data.windows[n], i) for n, i in trained_tokens(data) * epochs)
+    assert trained == sorted((data.chunks[n], i) for n, i in trained_tokens(data) * epochs)
     assert all(
         label in (IGNORED, token) for ids, labels in found for token, label in zip(ids, labels, strict=True)
     )
-    assert feed.lengths.sum() == epochs * sum(map(len, data.windows))
+    assert feed.lengths.sum() == epochs * sum(map(len, data.chunks))
     batches = list(feed.batches())
     assert [batch["input_ids"].numel() for batch in batches if (batch["labels"] != IGNORED).any()] == [
         size for size, batch in zip(feed.sizes, batches, strict=True) if (batch["labels"] != IGNORED).any()
@@ -210,11 +208,11 @@ def test_padding_is_a_document_that_nothing_is_learned_from() -> None:
     assert batch["labels"][short].tolist() == [IGNORED, 10, IGNORED, IGNORED]
 
 
-def test_piece_of_a_cut_window_trains_all_but_its_first_token() -> None:
-    window = list(range(10, 20))
-    data = Training([window], None, packing.plan(np.array([10]), 6, seed=0))
+def test_piece_of_a_cut_chunk_trains_all_but_its_first_token() -> None:
+    chunk = list(range(10, 20))
+    data = Training([chunk], None, packing.plan(np.array([10]), 6, seed=0))
     found = documents_in(feed.packed(Pieces(data), 1, 1, 0, 0))
-    assert sorted(found) == [(window[:6], [IGNORED, *window[1:6]]), (window[6:], [IGNORED, *window[7:]])]
+    assert sorted(found) == [(chunk[:6], [IGNORED, *chunk[1:6]]), (chunk[6:], [IGNORED, *chunk[7:]])]
 
 
 @settings(max_examples=50, deadline=None)
@@ -239,7 +237,7 @@ def test_gradients_are_those_of_documents_alone(tmp_path: Path, marked: bool, mi
     expected = alone(build(LLAMA), data)
     seen: list[torch.Tensor] = []
     done = fit(LLAMA, data, chosen, tmp_path, watch=keeping(seen))
-    assert done.about["is_packed"] and done.num_steps == 1 and done.num_tokens == sum(map(len, data.windows))
+    assert done.about["is_packed"] and done.num_steps == 1 and done.num_tokens == sum(map(len, data.chunks))
     (found,) = seen
     assert (found - expected).norm() / expected.norm() < 1e-5
     assert (found - expected).abs().max() / expected.abs().max() < 1e-5
@@ -252,7 +250,7 @@ def test_model_that_leaks_is_trained_on_padded_rows_and_says_so(tmp_path: Path) 
     settings = SETTINGS.model_copy(update={"batch_size": 40, "micro_batch_size": 4})
     done = fit(LFM2, data, settings, tmp_path, watch=keeping(seen))
     assert done.about["is_packed"] is False and "cannot keep documents apart" in done.about["isolation"]
-    assert done.num_steps == 1 and done.num_tokens == sum(map(len, data.windows))
+    assert done.num_steps == 1 and done.num_tokens == sum(map(len, data.chunks))
     (found,) = seen
     assert (found - expected).norm() / expected.norm() < 1e-5
 
@@ -274,9 +272,9 @@ def test_step_loss_is_the_mean_over_its_trained_tokens(config: PreTrainedConfig,
 
 
 def test_step_of_prompts_alone_is_no_number_problem(tmp_path: Path) -> None:
-    windows = [[5] * CAPACITY for _ in range(8)]
+    chunks = [[5] * CAPACITY for _ in range(8)]
     marks = [[0] * CAPACITY for _ in range(7)] + [[1] * CAPACITY]
-    data = Training(windows, marks, packing.plan(np.full(8, CAPACITY), CAPACITY, seed=0))
+    data = Training(chunks, marks, packing.plan(np.full(8, CAPACITY), CAPACITY, seed=0))
     losses = [line["loss"] for line in fit(LLAMA, data, SETTINGS, tmp_path).history if "loss" in line]
     assert len(losses) == 2 and np.isfinite(losses).all() and min(losses) == 0
 
@@ -504,7 +502,7 @@ def test_roll_back_reads_on_from_its_checkpoint(
 )
 def test_what_cannot_be_trained_is_refused(change: dict, error: type[Exception], message: str) -> None:
     plan = packing.plan(
-        np.array([len(window) for window in change["windows"]], int), change.get("capacity", CAPACITY), seed=0
+        np.array([len(chunk) for chunk in change["windows"]], int), change.get("capacity", CAPACITY), seed=0
     )
     made = recipe(LLAMA, Training(change["windows"], change["marks"], plan))
     with pytest.raises(error, match=message):

@@ -54,7 +54,7 @@ def test_what_is_measured_on_is_never_replayed(case: Prepared) -> None:
     assert len(measured.texts) > 10 and len(trained) > 5
     assert not set(measured.texts) & set(trained)
     assert not Screen(measured.texts).is_near(trained).any()
-    num_tokens = sum(len(window) for document in measured.windows for window in document)
+    num_tokens = sum(len(chunk) for document in measured.chunks for chunk in document)
     assert 3_000 <= num_tokens < 3_000 + 64 and num_tokens == case.snapshot.metadata["num_general_tokens"]
 
 
@@ -127,20 +127,20 @@ def test_several_labels_and_spans_are_measured_on_it(
         snapshot={"general": {"path": "general"}},
         training={"epochs": 1, "learning_rate": 1e-3, "precision": "fp32", "ewc": 0.1},
         # A tokenizer of an encoder names no token that ends a text.
-        chunks={"max_tokens": 32, "max_windows": None, "stride": 4},
+        chunks={"max_tokens": 32, "max_chunks": None, "stride": 4},
     )
     found = general.load(case.store, case.snapshot)
     assert sorted(found.texts) == sorted(texts) and found.marks is None
     plain = Tokenization.load(case.base_model, case.use_case.settings.chunks)
     assert (
-        found.windows
+        found.chunks
         == chunk(pa.table({"id": found.texts, "text": found.texts}), plain).table["windows"].to_pylist()
     )
     training.work(case.job("finetuned_checkpoint", "k"), case.store, Progress(silent=True))
     made = case.store.find(case.use_case.name, "finetuned_checkpoint", "k")
     assert made.metadata["general_before"] == pytest.approx(0, abs=1e-6)
-    tuned = embed(case.store.folder(made) / "model", found.windows)
-    base = embed(case.base_model, found.windows)
+    tuned = embed(case.store.folder(made) / "model", found.chunks)
+    base = embed(case.base_model, found.chunks)
     cosine = (tuned * base).sum(1) / np.linalg.norm(tuned, axis=1) / np.linalg.norm(base, axis=1)
     assert made.metadata["general_distance"] == pytest.approx(1 - cosine.mean(), rel=1e-2, abs=1e-6)
     assert (

@@ -72,7 +72,7 @@ class Case:
         sections = {
             "base_model": str(self.model),
             "examples": {"task": task, "label": None, "labels": None},
-            "chunks": {"max_tokens": 96, "max_windows": None, "stride": 0},
+            "chunks": {"max_tokens": 96, "max_chunks": None, "stride": 0},
             "snapshot": {
                 "replay": {"path": "general", "share": share},
                 "min_train_rows": 20,
@@ -123,10 +123,10 @@ def test_tokens_make_up_the_share_and_no_more(num_task_tokens: int, share: float
 
 class TestDraw:
     @pytest.mark.parametrize("share", [0.05, 0.5])
-    def test_share_is_met_to_within_a_window(self, case: Case, share: float) -> None:
+    def test_share_is_met_to_within_a_chunk(self, case: Case, share: float) -> None:
         case.configure(share=share)
         made = case.draw()
-        lengths = [len(window) for row in case.read(made, "chunks") for window in row["windows"]]
+        lengths = [len(chunk) for row in case.read(made, "chunks") for chunk in row["windows"]]
         assert sum(lengths) == made.metadata["num_tokens"]
         needed = num_replay_tokens(20_000, share)
         assert needed <= sum(lengths) < needed + 96
@@ -195,9 +195,7 @@ class TestConversations:
             ]
             assert tokenization.tokenizer.decode(trained).strip().startswith(row["messages"][1]["content"])
         for _, chunked in written:
-            assert [len(window) for window in chunked["windows"]] == [
-                len(marks) for marks in chunked["marks"]
-            ]
+            assert [len(chunk) for chunk in chunked["windows"]] == [len(marks) for marks in chunked["marks"]]
             assert {mark for marks in chunked["marks"] for mark in marks} == {1}
 
 
@@ -220,7 +218,7 @@ class TestOneLine:
     def test_too_little(self, case: Case, general: list[str]) -> None:
         message = self.message(case, num_task_tokens=10_000_000)
         tokenization = load_tokenization(case.project.use_case())
-        have = sum(len(window) for windows in tokenization.windows(general) for window in windows)
+        have = sum(len(chunk) for chunks in tokenization.chunks(general) for chunk in chunks)
         assert message.startswith(
             f"snapshot.replay: general holds {have:,} usable tokens, {2_500_000 - have:,} fewer than"
         )
@@ -250,7 +248,7 @@ class TestSnapshot:
         case = Case(root, model)
         case.configure(
             task="sft",
-            chunks={"max_tokens": 384, "max_windows": None, "stride": 0},
+            chunks={"max_tokens": 384, "max_chunks": None, "stride": 0},
             documents={"max_batch_files": max_batch_files, "settle_seconds": 0},
             snapshot={"screen": ["evaluation.jsonl"], "test_share": 0.2, "validation_share": 0.15},
         )
@@ -278,20 +276,20 @@ class TestSnapshot:
         case, manifest = taken
         training = snapshot.load_training(case.store, manifest)
         train = snapshot.load_split(case.store, manifest, "train")
-        own = [window for windows in train.windows for window in windows]
-        assert training.windows[: len(own)] == own
-        num_replayed = sum(len(window) for window in training.windows[len(own) :])
+        own = [chunk for chunks in train.chunks for chunk in chunks]
+        assert training.chunks[: len(own)] == own
+        num_replayed = sum(len(chunk) for chunk in training.chunks[len(own) :])
         assert num_replayed == manifest.metadata["num_replay_tokens"]
         needed = num_replay_tokens(sum(map(len, own)), SHARE)
         assert needed <= num_replayed < needed + 384
         plan = training.packing
-        seen = [np.zeros(len(window), int) for window in training.windows]
+        seen = [np.zeros(len(chunk), int) for chunk in training.chunks]
         for source, start, length in zip(plan.source, plan.start, plan.length, strict=True):
             seen[source][start : start + length] += 1
         assert all((counts == 1).all() for counts in seen)
         assert plan.capacity == 384 and plan.num_rows <= -(-plan.num_tokens // 384) + 1
         # General documents are spread over the rows of training, not kept for the end.
-        lengths = np.array([len(window) for window in training.windows])
+        lengths = np.array([len(chunk) for chunk in training.chunks])
         places = []
         for plan in (packing.plan(lengths, 384, seed) for seed in range(20)):
             rows = np.repeat(np.arange(plan.num_rows), np.diff(plan.row_offsets))[plan.source >= len(own)]
@@ -304,9 +302,9 @@ class TestSnapshot:
         case, manifest = taken
         training = snapshot.load_training(case.store, manifest)
         tokenizer = load_tokenization(case.project.use_case()).tokenizer
-        num_own = sum(map(len, snapshot.load_split(case.store, manifest, "train").windows))
-        for window, marks in zip(training.windows[:num_own], training.marks[:num_own], strict=True):
-            text = tokenizer.decode([t for t, mark in zip(window, marks, strict=True) if mark])
+        num_own = sum(map(len, snapshot.load_split(case.store, manifest, "train").chunks))
+        for chunk, marks in zip(training.chunks[:num_own], training.marks[:num_own], strict=True):
+            text = tokenizer.decode([t for t, mark in zip(chunk, marks, strict=True) if mark])
             assert "Which kind of licence clue" not in text
         assert all(set(marks) == {1} for marks in training.marks[num_own:])
 

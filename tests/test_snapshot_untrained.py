@@ -16,7 +16,7 @@ REASON = "conversations without a trained token"
 SECTIONS = {
     "documents": {"max_batch_files": 1},
     "examples": {"task": "sft", "label": None, "labels": None, "group": None},
-    "chunks": {"max_tokens": 64, "max_windows": 1, "stride": 4},
+    "chunks": {"max_tokens": 64, "max_chunks": 1, "stride": 4},
 }
 
 

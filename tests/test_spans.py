@@ -1,4 +1,4 @@
-"""Labelled spans: tags and back, the windows' shares of a text, exact-span scores against plain ones, the
+"""Labelled spans: tags and back, the chunks' shares of a text, exact-span scores against plain ones, the
 recipe, the baselines.
 """
 
@@ -54,13 +54,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         *licence_labels.spanned_rows(260),
         *({**PLAIN, "id": f"plain{n}", "text": f"{n} {PLAIN['text']}"} for n in range(20)),
     ]
-    # Windows so short that many texts have several.
+    # Chunks so short that many texts have several.
     return prepare(
         tmp_path_factory.mktemp("spans"),
         tiny=True,
         delivered=rows,
         examples=EXAMPLES,
-        chunks={"max_tokens": 24, "max_windows": None, "stride": 7},
+        chunks={"max_tokens": 24, "max_chunks": None, "stride": 7},
     )
 
 
@@ -93,7 +93,7 @@ class TestTags:
             ([2, 2, 4, 0], [(0, 5, 0), (6, 8, 1)]),  # an I- without its B- begins one
             ([0, 2, 0, 2], [(3, 5, 0), (9, 11, 0)]),
             ([0, 0, 0, 0], []),
-            ([0, 0], []),  # the rest of the text is in no window
+            ([0, 0], []),  # the rest of the text is in no chunk
         ):
             assert decode(np.array(tags), characters[: len(tags)], text) == expected
 
@@ -121,23 +121,23 @@ class TestTags:
         pairs = [pair for pair in zip(cuts, cuts[1:], strict=False) if data.draw(st.booleans())]
         true = [(edges[a][0], edges[b - 1][1], data.draw(st.integers(0, 2))) for a, b in pairs]
         encoded, cut = tokenization.read([text], spans=True)
-        span_marks, num_without = chunks.windows.locate_spans(
+        span_marks, num_without = chunks.cutting.locate_spans(
             encoded, [text], [[(start, end) for start, end, _ in true]]
         )
         frame, zeros = (
             Frame.of(tokenization),
             ([0] * len(tokenization.prefix), [0] * len(tokenization.suffix)),
         )
-        windows = chunks.windows.to_lists(*chunks.windows.gather(span_marks, cut, *zeros), cut)[0]
-        tags = frame.tags(windows, [label for *_, label in true])
-        once = np.concatenate([np.array(window)[np.array(window) != IGNORED] for window in tags])
+        marks = chunks.cutting.to_lists(*chunks.cutting.gather(span_marks, cut, *zeros), cut)[0]
+        tags = frame.tags(marks, [label for *_, label in true])
+        once = np.concatenate([np.array(chunk)[np.array(chunk) != IGNORED] for chunk in tags])
         assert decode(once, encoded.spans, text) == true
 
 
 class TestOwnership:
     @settings(max_examples=100, deadline=None)
     @given(st.integers(1, 12), st.lists(st.integers(1, 20), min_size=1, max_size=6))
-    def test_each_token_belongs_to_the_window_where_it_is_farthest_from_an_edge(
+    def test_each_token_belongs_to_the_chunk_where_it_is_farthest_from_an_edge(
         self, stride: int, more: list[int]
     ):
         lengths = [stride + length for length in more]
@@ -270,21 +270,21 @@ class TestRecipe:
         feed = recipe.prepare(recipe.load(chosen), chosen, 1).feed
         trained = sum(int((batch["labels"] != IGNORED).sum()) for batch in feed.batches())
         reading = TokenizedTexts.of(recipe.tokenization, recipe.train.texts)
-        assert max(map(len, reading.windows)) >= 3
-        assert reading.windows == recipe.train.windows
+        assert max(map(len, reading.chunks)) >= 3
+        assert reading.chunks == recipe.train.chunks
         assert trained == sum(map(len, reading.characters))
 
     def test_predictions_and_loss_equal_a_slow_loop(self, tiny: Prepared, fp32: None):
         recipe = tiny.recipe
         model = recipe.load(tiny.use_case.settings.training).eval()
         frame, truth = Frame.of(recipe.tokenization), recipe._validation_tags
-        found = tag(model, recipe.validation.windows, frame, truth)
+        found = tag(model, recipe.validation.chunks, frame, truth)
         loss, count = 0.0, 0
-        for windows, tags, mine in zip(recipe.validation.windows, truth, found.tags, strict=True):
+        for document, tags, mine in zip(recipe.validation.chunks, truth, found.tags, strict=True):
             slow = []
-            for window, true in zip(windows, tags, strict=True):
+            for chunk, true in zip(document, tags, strict=True):
                 with torch.no_grad():
-                    logits = model(input_ids=torch.tensor([window])).logits[0]
+                    logits = model(input_ids=torch.tensor([chunk])).logits[0]
                 kept = [at for at, each in enumerate(true) if each != IGNORED]
                 slow += logits[kept].argmax(-1).tolist()
                 loss += sum(-torch.log_softmax(logits[at], 0)[true[at]].item() for at in kept)

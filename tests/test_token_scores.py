@@ -1,4 +1,4 @@
-"""Scores of trained tokens: those that a plain loop finds, one window at a time."""
+"""Scores of trained tokens: those that a plain loop finds, one chunk at a time."""
 
 import math
 from pathlib import Path
@@ -36,31 +36,31 @@ def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def documents(seed: int = 0) -> tuple[list[list[list[int]]], list[list[list[int]]]]:
-    """Return windows and marks of ten documents, some windows of one token, some without a trained one."""
+    """Return chunks and marks of ten documents, some chunks of one token, some without a trained one."""
     rng = np.random.default_rng(seed)
-    windows = [
+    chunks = [
         [rng.integers(3, 96, rng.integers(1, 40)).tolist() for _ in range(rng.integers(1, 3))]
         for _ in range(10)
     ]
     marks = [
-        [(rng.integers(0, 2, len(window)) * rng.integers(0, 2)).tolist() for window in document]
-        for document in windows
+        [(rng.integers(0, 2, len(chunk)) * rng.integers(0, 2)).tolist() for chunk in document]
+        for document in chunks
     ]
-    return windows, marks
+    return chunks, marks
 
 
 @torch.no_grad()
-def slowly(model: PreTrainedModel, windows: list, marks: list | None) -> TokenScores:
-    found = np.zeros((3, len(windows)))
-    for number, document in enumerate(windows):
-        for place, window in enumerate(document):
-            scores = torch.log_softmax(model(input_ids=torch.tensor([window])).logits[0].float(), -1)
-            for i in range(1, len(window)):
+def slowly(model: PreTrainedModel, chunks: list, marks: list | None) -> TokenScores:
+    found = np.zeros((3, len(chunks)))
+    for number, document in enumerate(chunks):
+        for place, chunk in enumerate(document):
+            scores = torch.log_softmax(model(input_ids=torch.tensor([chunk])).logits[0].float(), -1)
+            for i in range(1, len(chunk)):
                 if marks is None or marks[number][place][i]:
                     found[:, number] += (
                         1,
-                        -scores[i - 1, window[i]].item(),
-                        scores[i - 1].argmax() == window[i],
+                        -scores[i - 1, chunk[i]].item(),
+                        scores[i - 1].argmax() == chunk[i],
                     )
     return TokenScores(*found)
 
@@ -75,18 +75,18 @@ MODELS = {
 
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_scores_are_those_of_windows_alone(name: str, marked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_those_of_chunks_alone(name: str, marked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_loss, "_CHUNK_ELEMENTS", {"cpu": 7 * 96})  # several chunks, the last one short
     monkeypatch.setitem(inference.BATCH_TOKENS, "cpu", 100)
     model = build(MODELS[name]).eval()
     # Sharper than random weights are, so that some tokens are ranked first.
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(20)
-    windows, marks = documents()
-    windows[3] = [[7] * 30]
+    chunks, marks = documents()
+    chunks[3] = [[7] * 30]
     marks[3] = [[1] * 30]
-    found = score_documents(model, windows, marks if marked else None)
-    expected = slowly(model, windows, marks if marked else None)
+    found = score_documents(model, chunks, marks if marked else None)
+    expected = slowly(model, chunks, marks if marked else None)
     assert found.num_tokens.tolist() == expected.num_tokens.tolist()
     assert found.num_right.tolist() == expected.num_right.tolist()
     assert found.loss == pytest.approx(expected.loss, rel=1e-4, abs=1e-4)
@@ -130,21 +130,21 @@ def test_outputs_that_are_not_finite_are_no_scores() -> None:
 def test_model_is_left_as_it_was_and_a_stop_ends_it() -> None:
     model = build(APART["gpt2"]).train()
     state = torch.random.get_rng_state()
-    windows, _ = documents()
-    first, again = (score_documents(model, windows, None).loss.tolist() for _ in range(2))
+    chunks, _ = documents()
+    first, again = (score_documents(model, chunks, None).loss.tolist() for _ in range(2))
     assert first == again, "dropout is off meanwhile"
     assert model.training and torch.equal(state, torch.random.get_rng_state())
     stopped = Progress(silent=True)
     stopped.stop_requested = True
     with pytest.raises(Interrupted):
-        score_documents(model, windows, None, progress=stopped)
+        score_documents(model, chunks, None, progress=stopped)
     assert model.training and "forward" not in vars(model.lm_head)
 
 
 def test_documents_are_scored_in_smaller_batches_where_memory_runs_out() -> None:
     model, sizes = build(APART["llama"]), []
-    windows, marks = documents()
-    expected = score_documents(model, windows, marks)
+    chunks, marks = documents()
+    expected = score_documents(model, chunks, marks)
 
     def hook(module: torch.nn.Module, args: object, kwargs: dict) -> None:
         # Beside the tries with single rows, what a batch takes grows with its tokens.
@@ -154,7 +154,7 @@ def test_documents_are_scored_in_smaller_batches_where_memory_runs_out() -> None
 
     model.register_forward_pre_hook(hook, with_kwargs=True)
     most = 80
-    found = score_documents(model, windows, marks)
+    found = score_documents(model, chunks, marks)
     assert max(sizes) > most and len([size for size in sizes if size <= most]) > 3
     assert (
         found.num_tokens.tolist() == expected.num_tokens.tolist()
@@ -163,9 +163,9 @@ def test_documents_are_scored_in_smaller_batches_where_memory_runs_out() -> None
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     most = 2
     with pytest.raises(
-        OutOfMemory, match=r"^memory ran out while scoring \(a single window of \d+ tokens in a pass\)"
+        OutOfMemory, match=r"^memory ran out while scoring \(a single chunk of \d+ tokens in a pass\)"
     ):
-        score_documents(model, windows, marks)
+        score_documents(model, chunks, marks)
     assert "forward" not in vars(model.lm_head)
 
 

@@ -168,10 +168,10 @@ class TestEwc:
             sum(v.numel() for v in found.values()), rel=1e-3
         )
         name, expected = "model.layers.1.mlp.up_proj.weight", 0
-        replayed = recipe.training.windows[recipe.training.num_task_windows :]
-        for window in replayed:
+        replayed = recipe.training.chunks[recipe.training.num_task_chunks :]
+        for chunk in replayed:
             model.zero_grad()
-            ids = torch.tensor([window])
+            ids = torch.tensor([chunk])
             functional.cross_entropy(
                 model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum"
             ).backward()
@@ -290,7 +290,7 @@ def test_scores_are_computed_in_the_precision_of_the_training(
 def test_what_contradicts_itself_is_one_line(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
     examples = {"task": "language_modeling", "label": None, "labels": None}
     project = projects.create(
-        tmp_path, rows=0, training=changes, examples=examples, chunks={"max_windows": None, "stride": 0}
+        tmp_path, rows=0, training=changes, examples=examples, chunks={"max_chunks": None, "stride": 0}
     )
     with pytest.raises(SettingsError, match=line):
         project.use_case()

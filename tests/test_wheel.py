@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 #: As in tests/project.py: seconds for planning, training and evaluation together.
 SMALL = {
-    "chunks": {"max_tokens": 32, "max_windows": 1, "stride": 4},
+    "chunks": {"max_tokens": 32, "max_chunks": 1, "stride": 4},
     "documents": {"max_batch_files": 100},
     "snapshot": {"min_train_rows": 20, "max_train_rows": 100, "max_validation_rows": 60},
     "training": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 2e-4},

@@ -339,7 +339,7 @@ def _example_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem
         (
             bool(settings.chunks.stride and task.ends_texts),
             ("chunks", "stride"),
-            f"is for tasks that pool the windows of a text: {examples.task} would train its tokens twice",
+            f"is for tasks that pool the chunks of a text: {examples.task} would train its tokens twice",
         ),
         (
             examples.label_separator is not None and task.target != "labels",

@@ -1,4 +1,4 @@
-"""chunks: examples -> windows of token ids with their marks, tokenised once; and the audit of how the
+"""chunks: examples -> token ids, cut into chunks, with their marks, tokenised once; and the audit of how the
 tokenizer treats the domain.
 """
 
@@ -14,7 +14,6 @@ from fullft_assets.chunks.tokenization import (
     tokenizer_digest,
 )
 from fullft_assets.chunks.tokenizing import (
-    CHUNKS,
     VERSION,
     ChunksMetadata,
     Expected,

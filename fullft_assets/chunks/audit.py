@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fullft_assets.artifacts import EXAMPLES_FILE, TOKENIZER_AUDIT
-from fullft_assets.chunks import windows
+from fullft_assets.chunks import cutting
 from fullft_assets.chunks.tokenization import (
     Tokenization,
     add_terms,
@@ -174,7 +174,7 @@ def judge(texts: Sequence[str], tokenization: Tokenization, languages: Sequence[
         The terms (mined ones, see docs/decisions/0005), those that cost most first; fertility (tokens a
         word), shares of unknown and byte tokens; the checks on the thresholds; and a proposal.
     """
-    ids = windows.encode(tokenization.tokenizer, texts).ids
+    ids = cutting.encode(tokenization.tokenizer, texts).ids
     words = count_words(texts, tokenization.tokenizer)
     terms, against = _mine(words, tokenization.tokenizer, languages)
     _estimate_savings(terms, tokenization.tokenizer)

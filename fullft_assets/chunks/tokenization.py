@@ -1,4 +1,4 @@
-"""Tokenization: texts and conversations -> windows of token ids, by a model's tokenizer and the settings.
+"""Tokenization: texts and conversations -> chunks of token ids, by a model's tokenizer and the settings.
 
 Domain terms may be added to the tokenizer as tokens of their own.
 """
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets.base_model import ModelFolder, resolve_base_model
-from fullft_assets.chunks import windows
+from fullft_assets.chunks import cutting
 from fullft_assets.chunks.chat import ChatTemplate, read_special_tokens, read_template
-from fullft_assets.chunks.windows import Cuts, Encoded, Room
+from fullft_assets.chunks.cutting import Cuts, Encoded, Room
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import digest
@@ -129,17 +129,17 @@ def former_pieces(model_folder: ModelFolder, added_tokens: Sequence[str]) -> dic
 
 @dataclass(frozen=True)
 class Tokenization:
-    """A tokenizer with the use case's window settings.
+    """A tokenizer with the use case's chunk settings.
 
     Attributes:
         tokenizer: with `chunks.added_tokens`, without truncation and padding.
-        prefix: special tokens before each window.
-        suffix: special tokens behind each window.
+        prefix: special tokens before each chunk.
+        suffix: special tokens behind each chunk.
         unknown_id: id of the unknown token, if there is one.
-        settings: of the windows.
+        settings: of the chunks.
         digest: of the tokenizer, see `tokenizer_digest`.
         end_id: token behind each text (task language_modeling).
-        chat: the model's chat template (task sft); it writes the special tokens, so a window gets none of its
+        chat: the model's chat template (task sft); it writes the special tokens, so a chunk gets none of its
             own.
     """
 
@@ -201,10 +201,10 @@ class Tokenization:
 
     @property
     def room(self) -> Room:
-        """The size of a window without special tokens."""
+        """The size of a chunk without special tokens."""
         settings = self.settings
         size = settings.max_tokens - len(self.prefix) - len(self.suffix)
-        return Room(size, settings.stride, settings.max_windows)
+        return Room(size, settings.stride, settings.max_chunks)
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
@@ -229,27 +229,25 @@ class Tokenization:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return each text's token ids, without special tokens."""
-        encoded = windows.encode(self.tokenizer, texts)
+        encoded = cutting.encode(self.tokenizer, texts)
         return [part.tolist() for part in np.split(encoded.ids, encoded.bounds[1:-1])] if texts else []
 
     def read(self, texts: Sequence[str], *, spans: bool = False) -> tuple[Encoded, Cuts]:
-        """Tokenise texts and cut them into windows, flat; `spans`: with the characters of every token."""
-        encoded = windows.encode(self.tokenizer, texts, spans=spans)
+        """Tokenise texts and cut them into chunks, flat; `spans`: with the characters of every token."""
+        encoded = cutting.encode(self.tokenizer, texts, spans=spans)
         if self.end_id is not None:
             encoded = _append(encoded, self.end_id)
-        return encoded, windows.cut(encoded, self.room)
+        return encoded, cutting.cut(encoded, self.room)
 
-    def windows(self, texts: Sequence[str]) -> list[list[list[int]]]:
-        """Return each text's windows of token ids, with special tokens, as in a batch's `chunks.parquet`."""
-        return self.windows_with_lengths(texts)[0]
+    def chunks(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """Return each text's chunks of token ids, with special tokens, as in a batch's `chunks.parquet`."""
+        return self.chunks_with_lengths(texts)[0]
 
-    def windows_with_lengths(self, texts: Sequence[str]) -> tuple[list[list[list[int]]], list[int]]:
-        """Return each text's windows, and its length in tokens."""
+    def chunks_with_lengths(self, texts: Sequence[str]) -> tuple[list[list[list[int]]], list[int]]:
+        """Return each text's chunks, and its length in tokens."""
         encoded, cuts = self.read(texts)
-        windows_of_texts = windows.to_lists(
-            *windows.gather(encoded.ids, cuts, self.prefix, self.suffix), cuts
-        )
-        return windows_of_texts, encoded.lengths().tolist()
+        chunks_of_texts = cutting.to_lists(*cutting.gather(encoded.ids, cuts, self.prefix, self.suffix), cuts)
+        return chunks_of_texts, encoded.lengths().tolist()
 
 
 def load_tokenization(use_case: UseCase) -> Tokenization:
@@ -313,9 +311,7 @@ def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
             return full[:start], full[start + len(plain) :]
-    raise SettingsError(
-        "tokenizer.json: its post-processor changes the text's own ids; it cannot be windowed"
-    )
+    raise SettingsError("tokenizer.json: its post-processor changes the text's own ids; it cannot be chunked")
 
 
 def _end_id(model_folder: ModelFolder, tokenizer: Tokenizer) -> int:

@@ -1,4 +1,4 @@
-"""The stage of chunks: the valid examples of a batch -> windows of token ids."""
+"""The stage of chunks: the valid examples of a batch -> token ids, cut into chunks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import AliasChoices, Field
 
-from fullft_assets.artifacts import EXAMPLES_FILE, LABELED_EXAMPLES, TOKENIZED_CHUNKS
-from fullft_assets.chunks import windows
+from fullft_assets.artifacts import (
+    CHUNKS_COLUMN,
+    CHUNKS_FILE,
+    EXAMPLES_FILE,
+    LABELED_EXAMPLES,
+    TOKENIZED_CHUNKS,
+)
+from fullft_assets.chunks import cutting
 from fullft_assets.chunks.chat import Rendered
+from fullft_assets.chunks.cutting import Cuts, Encoded
 from fullft_assets.chunks.tokenization import Tokenization, load_tokenization, tokenizer_digest_of
-from fullft_assets.chunks.windows import Cuts, Encoded
 from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.examples.validation import ExamplesMetadata
@@ -37,8 +44,10 @@ class ChunksMetadata(Metadata):
     batch: str
     num_rows: int = 0
     num_tokens: int = 0
-    num_windows: int = 0
-    num_rows_of_several_windows: int = 0
+    num_chunks: int = Field(0, validation_alias=AliasChoices("num_chunks", "num_windows"))
+    num_rows_of_several_chunks: int = Field(
+        0, validation_alias=AliasChoices("num_rows_of_several_chunks", "num_rows_of_several_windows")
+    )
     num_rows_cut: int = 0
     num_tokens_cut_off: int = 0
     num_trained_tokens: int = 0
@@ -50,7 +59,6 @@ class ChunksMetadata(Metadata):
 
 
 VERSION = "6"
-CHUNKS = "chunks.parquet"
 #: Rows that are tokenised and written at a time (a row group of the file).
 ROWS_AT_A_TIME = 4_096
 WHOLE = CheckSpec("texts_are_kept_whole", "No token is cut off a text.")
@@ -70,17 +78,19 @@ _SHOWN = 5
 def schema() -> pa.Schema:
     """Return the columns of `chunks.parquet`.
 
-    `windows` are token ids with special tokens. `marks` are aligned with them: task sft: 1 = trained, 0 = not
-    (tokens repeated from the window before are trained there); token_classification: 0 = outside, k + 1 =
-    first token of the row's span k, -(k + 1) = later token of it; else null.
+    The column of chunks has token ids with special tokens. `marks` are aligned with them: task sft: 1 =
+    trained, 0 = not (tokens repeated from the chunk before are trained there); token_classification: 0 =
+    outside, k + 1 = first token of the row's span k, -(k + 1) = later token of it; else null.
     """
 
     lists = pa.list_(pa.list_(pa.int32()))
-    return pa.schema([("id", pa.string()), ("num_tokens", pa.int32()), ("windows", lists), ("marks", lists)])
+    return pa.schema(
+        [("id", pa.string()), ("num_tokens", pa.int32()), (CHUNKS_COLUMN, lists), ("marks", lists)]
+    )
 
 
 def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
-    """Tokenise a batch once and write its windows.
+    """Tokenise a batch once and write its chunks.
 
     Raises:
         GateError: a check on the batch's examples is red.
@@ -108,7 +118,7 @@ def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
 
 def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that shape the chunks; added tokens are in the tokenizer's digest."""
-    shaping = settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"})
+    shaping = settings.chunks.shaping()
     if task_of(settings.examples).has_messages:
         shaping |= {
             "train_on": settings.chunks.train_on,
@@ -143,7 +153,7 @@ def _write(path: Path, draft: Draft, tokenization: Tokenization, task: str) -> t
     # Ids hardly repeat in a way that a dictionary of a whole page would catch, and building one costs more
     # than it saves.
     with pq.ParquetWriter(
-        draft.path / CHUNKS,
+        draft.path / CHUNKS_FILE,
         schema(),
         compression="zstd",
         use_dictionary=["id"],  # pyright: ignore[reportArgumentType]  # its stubs know no lists of columns
@@ -160,7 +170,7 @@ def _write(path: Path, draft: Draft, tokenization: Tokenization, task: str) -> t
 
 @dataclass(frozen=True)
 class Chunked:
-    """Examples' windows (see `schema`), what was counted on the way (see `ChunksMetadata`), and the places
+    """Examples' chunks (see `schema`), what was counted on the way (see `ChunksMetadata`), and the places
     (file:row) of the first rows without a trained token.
     """
 
@@ -177,7 +187,7 @@ def chunk(
     Args:
         examples: with `id` and `text`; for sft also `messages`, for token_classification `spans`; `source`
             and `row` to name rows by.
-        tokenization: the tokenizer and window settings, loaded for this task.
+        tokenization: the tokenizer and chunk settings, loaded for this task.
         task: what the model learns.
     """
 
@@ -188,8 +198,8 @@ def chunk(
     if TASKS.get(task).has_messages:
         rendered, refused = _render(examples, tokenization)
         encoded, cuts = tokenization.read([conversation.text for conversation in rendered], spans=True)
-        trained = windows.train_spans(encoded, [conversation.trained for conversation in rendered])
-        num_trained = windows.count_trained(trained, encoded, cuts)
+        trained = cutting.train_spans(encoded, [conversation.trained for conversation in rendered])
+        num_trained = cutting.count_trained(trained, encoded, cuts)
         counts["num_trained_tokens"] = int(num_trained.sum())
         untrained = np.flatnonzero(num_trained == 0)
         counts["num_rows_without_trained_tokens"] = len(untrained)
@@ -197,20 +207,20 @@ def chunk(
             f"{alias(examples['source'][row].as_py())}:{examples['row'][row].as_py()}{refused.get(row, '')}"
             for row in untrained[:_SHOWN].tolist()
         ]
-        marks = windows.to_arrow(*windows.train_once(trained, cuts), cuts)
+        marks = cutting.to_arrow(*cutting.train_once(trained, cuts), cuts)
     elif TASKS.get(task).target == "spans":
         encoded, cuts = tokenization.read(texts, spans=True)
         spans = [
             [(span["start"], span["end"]) for span in row or []] for row in examples["spans"].to_pylist()
         ]
-        span_marks, counts["num_spans_without_tokens"] = windows.locate_spans(encoded, texts, spans)
+        span_marks, counts["num_spans_without_tokens"] = cutting.locate_spans(encoded, texts, spans)
         zeros = [0] * len(tokenization.prefix), [0] * len(tokenization.suffix)
-        marks = windows.to_arrow(*windows.gather(span_marks, cuts, *zeros), cuts)
+        marks = cutting.to_arrow(*cutting.gather(span_marks, cuts, *zeros), cuts)
     else:
         encoded, cuts = tokenization.read(texts)
     counts.update(_counts(encoded, cuts))
     counts["num_rows_with_control_tokens"] = sum(map(tokenization.holds_control_token, texts))
-    cut = windows.to_arrow(*windows.gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
+    cut = cutting.to_arrow(*cutting.gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
     columns = [
         pa.array(examples["id"].to_pylist(), pa.string()),
         pa.array(encoded.lengths(), pa.int32()),
@@ -226,8 +236,8 @@ def _counts(encoded: Encoded, cuts: Cuts) -> dict[str, int]:
     return {
         "num_rows": len(lengths),
         "num_tokens": int(lengths.sum()),
-        "num_windows": len(cuts.first),
-        "num_rows_of_several_windows": int((np.diff(cuts.bounds) > 1).sum()),
+        "num_chunks": len(cuts.first),
+        "num_rows_of_several_chunks": int((np.diff(cuts.bounds) > 1).sum()),
         "num_rows_cut": int((cut_off > 0).sum()),
         "num_tokens_cut_off": int(cut_off.sum()),
         "longest_text_tokens": int(lengths.max(initial=0)),
@@ -272,8 +282,8 @@ def checks(
         _warning(
             WHOLE,
             {"num_rows_cut": cut, "num_tokens_cut_off": counts["num_tokens_cut_off"]},
-            f"{cut:,} texts end at chunks.max_windows; {counts['num_tokens_cut_off']:,} tokens are not read; "
-            "raise chunks.max_windows or chunks.max_tokens",
+            f"{cut:,} texts end at chunks.max_chunks; {counts['num_tokens_cut_off']:,} tokens are not read; "
+            "raise chunks.max_chunks or chunks.max_tokens",
         )
     ]
     if kind.has_messages:
@@ -327,7 +337,7 @@ def _has_trained_tokens(
         severity="warn" if is_bounded else "error",
         description=(
             f"{count:,} of {num_rows:,} rows have no trained token: {', '.join(unfit)}{more}; {fate}."
-            " Give them an answer by the assistant, raise chunks.max_windows, or look at chunks.train_on"
+            " Give them an answer by the assistant, raise chunks.max_chunks, or look at chunks.train_on"
             if count
             else ""
         ),
@@ -346,11 +356,11 @@ def rows_without_trained_tokens(folder: Path) -> np.ndarray:
     """
 
     rows, done = [np.zeros(0, np.int64)], 0
-    with pq.ParquetFile(folder / CHUNKS) as file:
+    with pq.ParquetFile(folder / CHUNKS_FILE) as file:
         for batch in file.iter_batches(ROWS_AT_A_TIME, columns=["marks"]):
-            windows = batch["marks"].flatten()
-            of_window = pc.list_parent_indices(windows).filter(pc.equal(windows.flatten(), 1))
-            trained = pc.list_parent_indices(batch["marks"]).take(of_window)
+            chunks = batch["marks"].flatten()
+            of_chunk = pc.list_parent_indices(chunks).filter(pc.equal(chunks.flatten(), 1))
+            trained = pc.list_parent_indices(batch["marks"]).take(of_chunk)
             rows.append(np.setdiff1d(np.arange(len(batch)), trained.to_numpy()) + done)
             done += len(batch)
     return np.concatenate(rows)

@@ -60,7 +60,7 @@ attributes:
     settle_seconds: 0 # short
     attribution: Licence rules by the ScanCode project (github.com/aboutcode-org/scancode-toolkit), CC-BY-4.0
   examples: {{label: kind, group: expression, labels: [{", ".join(licences.KINDS)}]}}
-  chunks: {{max_tokens: 32, max_windows: 1, stride: 4}} # short
+  chunks: {{max_tokens: 32, max_chunks: 1, stride: 4}} # short
   snapshot: {{min_train_rows: 50}} # short
   # short: of so few rows TF-IDF learns as much, so this model has to beat the majority alone, whatever a
   # small pilot predicts

@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fullft_assets.artifacts import (
+    CHUNKS_COLUMN,
+    CHUNKS_FILE,
     EVALUATION_FILE,
     EVALUATION_REPORT,
     EXAMPLES_FILE,
@@ -29,7 +31,7 @@ from fullft_assets.erasure.erased_documents import GENERAL, ErasedDocuments, who
 from fullft_assets.errors import StoreError
 from fullft_assets.report import LABEL_ERRORS, read_list, shorten, write_list
 from fullft_assets.snapshot import data_report, pack_again, read_index
-from fullft_assets.snapshot.frozen_batches import DRAWN, drawn_digest, window_lengths
+from fullft_assets.snapshot.frozen_batches import DRAWN, chunk_lengths, drawn_digest
 from fullft_assets.snapshot.ledger import load_if_there
 from fullft_assets.snapshot.metadata import Erasure, GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.store import Identity, Manifest, Store
@@ -168,21 +170,21 @@ def _drop_from_report(
 def drop_drawn_rows(
     store: Store, case: str, stage: str, erased: ErasedDocuments, report: ErasureReport
 ) -> None:
-    """Rewrite drawn documents and their windows without the erased ones."""
+    """Rewrite drawn documents and their chunks without the erased ones."""
     for manifest, folder in whole_artifacts(store, case, stage):
         documents = pq.read_table(folder / EXAMPLES_FILE)
         hit = erased.rows(documents)
         if hit.any():
-            windows = pq.read_table(folder / "chunks.parquet")
-            _rewrite_drawn(store, manifest, documents.filter(~hit), windows.filter(~hit), int(hit.sum()))
+            chunks = pq.read_table(folder / CHUNKS_FILE)
+            _rewrite_drawn(store, manifest, documents.filter(~hit), chunks.filter(~hit), int(hit.sum()))
             report.rewritten[stage] += 1
 
 
 def _rewrite_drawn(
-    store: Store, manifest: Manifest, documents: pa.Table, windows: pa.Table, num_gone: int
+    store: Store, manifest: Manifest, documents: pa.Table, chunks: pa.Table, num_gone: int
 ) -> None:
     before = (ReplayMetadata if GENERAL[manifest.stage] == "replay" else GeneralMetadata).of(manifest)
-    num_tokens = sum(map(sum, window_lengths(windows["windows"])))
+    num_tokens = sum(map(sum, chunk_lengths(chunks[CHUNKS_COLUMN])))
     changes: dict[str, int | float] = {
         "num_rows": len(documents),
         "num_tokens": num_tokens,
@@ -195,7 +197,7 @@ def _rewrite_drawn(
 
     def edit(path: Path) -> Mapping[str, Any]:
         pq.write_table(documents, path / EXAMPLES_FILE, compression="zstd")
-        pq.write_table(windows, path / "chunks.parquet", compression="zstd")
+        pq.write_table(chunks, path / CHUNKS_FILE, compression="zstd")
         return before.model_copy(update=changes).as_dict()
 
     # The identity names each document by the hash of its text.
@@ -281,8 +283,8 @@ def _rewrite_snapshot(
         for name in ("index.parquet", "places.parquet"):
             pq.write_table(pq.read_table(path / name).filter(~hit), path / name)
         if (path / "packing.parquet").is_file() and lost_from:
-            # Its positions are those of all training windows, so it is planned anew. Where a table of the
-            # windows is gone, nobody can read them.
+            # Its positions are those of all training chunks, so it is planned anew. Where a table of the
+            # chunks is gone, nobody can read them.
             with suppress(StoreError):
                 plan = pack_again(store, manifest, index_left)
                 pq.write_table(plan.to_table(), path / "packing.parquet")

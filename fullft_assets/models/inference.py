@@ -1,4 +1,4 @@
-"""Forward passes: label probabilities and embeddings of windowed documents, pooled to one row a document; and
+"""Forward passes: label probabilities and embeddings of chunked documents, pooled to one row a document; and
 the output layer of a classifier or tagger, with what it reads of the model below.
 """
 
@@ -230,30 +230,30 @@ def _without_attention_dropout(config: PretrainedConfig) -> dict[str, object]:
 
 
 def predict(
-    model_folder: ModelFolder, windows: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
+    model_folder: ModelFolder, chunks: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
 ) -> DocumentOutputs:
-    """Classify documents with a fine-tuned model, each pooled over its windows.
+    """Classify documents with a fine-tuned model, each pooled over its chunks.
 
-    One label a row: the mean of the windows' logits, then a softmax. Several: the mean of the windows'
-    probabilities of each label. A label of a single window still counts then, which a mean of logits would
+    One label a row: the mean of the chunks' logits, then a softmax. Several: the mean of the chunks'
+    probabilities of each label. A label of a single chunk still counts then, which a mean of logits would
     hide.
     """
-    return predict_with(load_classifier(model_folder), windows, progress=progress)
+    return predict_with(load_classifier(model_folder), chunks, progress=progress)
 
 
 def predict_with(
-    model: PreTrainedModel, windows: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
+    model: PreTrainedModel, chunks: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
 ) -> DocumentOutputs:
     """Like `predict`, with a model that is loaded already; its mode is restored."""
     assert model.config.num_labels is not None, "a classifier knows its labels"
-    logits = np.zeros((len(windows), model.config.num_labels), np.float32)
-    embeddings = np.zeros((len(windows), model.config.hidden_size), np.float32)
+    logits = np.zeros((len(chunks), model.config.num_labels), np.float32)
+    embeddings = np.zeros((len(chunks), model.config.hidden_size), np.float32)
     has_several = model.config.problem_type == MULTI_LABEL
-    for rows, output, vectors in _forward(model, windows, progress):
+    for rows, output, vectors in _forward(model, chunks, progress):
         outputs = output.logits.float()
         np.add.at(logits, rows, (outputs.sigmoid() if has_several else outputs).cpu().numpy())
         np.add.at(embeddings, rows, vectors)
-    counts = np.array([len(document) for document in windows], np.float32)[:, None]
+    counts = np.array([len(document) for document in chunks], np.float32)[:, None]
     logits /= counts
     if has_several:
         return DocumentOutputs(logits, embeddings / counts)
@@ -263,7 +263,7 @@ def predict_with(
 
 def embed(
     model_folder: ModelFolder,
-    windows: Sequence[Sequence[Sequence[int]]],
+    chunks: Sequence[Sequence[Sequence[int]]],
     *,
     added_tokens: Sequence[str] = (),
     computed_in: Precision | None = None,
@@ -277,83 +277,83 @@ def embed(
     model = loading.load(AutoModel, model_folder, dtype=torch.float32)
     precision.set_scoring(model, computed_in)
     initialise_added(model, model_folder, added_tokens)
-    return embed_with(model, windows, progress=progress)
+    return embed_with(model, chunks, progress=progress)
 
 
 def embed_with(
-    model: PreTrainedModel, windows: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
+    model: PreTrainedModel, chunks: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
 ) -> np.ndarray:
     """Like `embed`, with a model that is loaded already; its mode is restored."""
-    embeddings = np.zeros((len(windows), model.config.hidden_size), np.float32)
-    for rows, _, vectors in _forward(model, windows, progress):
+    embeddings = np.zeros((len(chunks), model.config.hidden_size), np.float32)
+    for rows, _, vectors in _forward(model, chunks, progress):
         np.add.at(embeddings, rows, vectors)
-    return embeddings / np.array([len(document) for document in windows], np.float32)[:, None]
+    return embeddings / np.array([len(document) for document in chunks], np.float32)[:, None]
 
 
-def collate(windows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Pad windows to the longest: `input_ids` and `attention_mask` [windows, tokens]."""
-    longest = max(map(len, windows))
-    ids = torch.full((len(windows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(windows), longest), dtype=torch.long)
-    for i, window in enumerate(windows):
-        ids[i, : len(window)] = torch.tensor(window)
-        mask[i, : len(window)] = 1
+def collate(chunks: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Pad chunks to the longest: `input_ids` and `attention_mask` [chunks, tokens]."""
+    longest = max(map(len, chunks))
+    ids = torch.full((len(chunks), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(chunks), longest), dtype=torch.long)
+    for i, chunk in enumerate(chunks):
+        ids[i, : len(chunk)] = torch.tensor(chunk)
+        mask[i, : len(chunk)] = 1
     return {"input_ids": ids, "attention_mask": mask}
 
 
 def _forward(
-    model: PreTrainedModel, windows: Sequence[Sequence[Sequence[int]]], progress: Listener | None
+    model: PreTrainedModel, chunks: Sequence[Sequence[Sequence[int]]], progress: Listener | None
 ) -> Iterator:
-    for items, inputs, output in forward_batches(model, windows, progress, output_hidden_states=True):
+    for items, inputs, output in forward_batches(model, chunks, progress, output_hidden_states=True):
         vectors = loading.pool(output.hidden_states[-1].float(), inputs["attention_mask"], "mean")
         yield np.array([row for row, _ in items]), output, vectors.cpu().numpy()
 
 
 def forward_batches(
     model: PreTrainedModel,
-    windows: Sequence[Sequence[Sequence[int]]],
+    chunks: Sequence[Sequence[Sequence[int]]],
     progress: Listener | None,
     **options: object,
 ) -> Iterator[tuple[list[tuple[int, int]], dict[str, torch.Tensor], Any]]:
-    """Yield (document, window) of each window of a pass, its inputs, padded, and the model's output; the mode
+    """Yield (document, chunk) of each chunk of a pass, its inputs, padded, and the model's output; the mode
     is restored.
     """
     was_training = model.training
     model.eval()
     move(model)
     pad_id = model.config.pad_token_id or 0
-    flat = [(row, number) for row, document in enumerate(windows) for number in range(len(document))]
+    flat = [(row, number) for row, document in enumerate(chunks) for number in range(len(document))]
     # Longest first: a batch that does not fit fails at once, and equal lengths waste no padding.
-    flat.sort(key=lambda item: -len(windows[item[0]][item[1]]))
+    flat.sort(key=lambda item: -len(chunks[item[0]][item[1]]))
 
     def forward(start: int, end: int) -> tuple[list[tuple[int, int]], dict[str, torch.Tensor], Any]:
         items = flat[start:end]
         inputs = {
             name: value.to(device())
-            for name, value in collate([windows[i][n] for i, n in items], pad_id).items()
+            for name, value in collate([chunks[i][n] for i, n in items], pad_id).items()
         }
         return items, inputs, model(**inputs, **options)
 
     with torch.no_grad(), precision.autocast(precision.of_scores(model)):
-        yield from in_batches([len(windows[row][number]) for row, number in flat], forward, model, progress)
+        yield from in_batches([len(chunks[row][number]) for row, number in flat], forward, model, progress)
     model.train(was_training)
 
 
 def in_batches(
     lengths: Sequence[int], forward: Callable[[int, int], _Found], model: nn.Module, progress: Listener | None
 ) -> Iterator[_Found]:
-    """Yield the result of each batch of windows that are scored; if memory runs out, batches are halved, down
-    to a single window.
+    """Yield the result of each batch of chunks that are scored; if memory runs out, batches are halved, down
+    to a single chunk.
 
     Args:
-        forward: makes the forward pass of the windows from the first index up to, not including, the second
+        forward: makes the forward pass of the chunks from the first index up to, not including, the second
             one.
         model: that is scored. Batches of a sharded one are not halved: its processes wait for each other
             within a pass.
-        progress: reports how many windows are done; asked whether to stop after each batch.
+        progress: reports how many chunks are done; asked whether to stop after each batch.
 
     Raises:
-        OutOfMemory: a single window does not fit.
+        OutOfMemory: a single chunk does not fit.
         Interrupted: a stop was requested.
     """
     done, max_tokens = 0, BATCH_TOKENS["cpu" if device().type == "cpu" else "gpu"]
@@ -366,7 +366,7 @@ def in_batches(
             if not is_out_of_memory(error):
                 raise
             if end - done == 1 or is_sharded(model):
-                many = "a single window" if end - done == 1 else f"{end - done:,} windows"
+                many = "a single chunk" if end - done == 1 else f"{end - done:,} chunks"
                 raise _scoring_ran_out(f"{many} of {lengths[done]:,} tokens in a pass") from error
         if not results:
             # The exception is gone here, and with it the frames that held the tensors of the failed pass.
@@ -414,8 +414,8 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-#: Windows of documents: the token ids of each.
-Windows = Sequence[Sequence[Sequence[int]]]
+#: Chunks of documents: the token ids of each.
+Chunks = Sequence[Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -467,12 +467,12 @@ def set_head_weights(model: PreTrainedModel, weights: HeadWeights) -> None:
 
 
 def read_by_head(
-    model: PreTrainedModel, windows: Windows, listener: Listener | None
+    model: PreTrainedModel, chunks: Chunks, listener: Listener | None
 ) -> Iterator[tuple[list[tuple[int, int]], torch.Tensor, torch.Tensor]]:
-    """Yield (document, window) of each window of a pass, what the output layer reads, and the attention mask
-    [windows, tokens].
+    """Yield (document, chunk) of each chunk of a pass, what the output layer reads, and the attention mask
+    [chunks, tokens].
 
-    It reads [windows, features] in a classifier, and [windows, tokens, features] in a tagger and in the
+    It reads [chunks, features] in a classifier, and [chunks, tokens, features] in a tagger and in the
     classifier of a decoder.
     """
     inputs_of_layer: list[torch.Tensor] = []
@@ -480,21 +480,21 @@ def read_by_head(
         lambda layer, inputs: inputs_of_layer.append(inputs[0].float())
     )
     try:
-        for items, inputs, _ in forward_batches(model, windows, listener):
+        for items, inputs, _ in forward_batches(model, chunks, listener):
             yield items, inputs_of_layer.pop(), inputs["attention_mask"]
     finally:
         hook.remove()
 
 
 def features_of_documents(
-    model: PreTrainedModel, windows: Windows, listener: Listener | None = None
+    model: PreTrainedModel, chunks: Chunks, listener: Listener | None = None
 ) -> np.ndarray:
     """Return what a classifier's output layer reads of each document [documents, features]: the mean over its
-    windows.
+    chunks.
     """
-    features = np.zeros((len(windows), output_layer(model).in_features), np.float32)
-    for items, states, mask in read_by_head(model, windows, listener):
+    features = np.zeros((len(chunks), output_layer(model).in_features), np.float32)
+    for items, states, mask in read_by_head(model, chunks, listener):
         if states.dim() == 3:  # a decoder's classifier: the last token decides
             states = states[torch.arange(len(states)), mask.sum(1) - 1]
         np.add.at(features, [row for row, _ in items], states.cpu().numpy())
-    return features / np.array([len(document) for document in windows], np.float32)[:, None]
+    return features / np.array([len(document) for document in chunks], np.float32)[:, None]

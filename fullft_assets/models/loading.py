@@ -425,7 +425,7 @@ def save_model(model: PreTrainedModel, folder: Path, max_tokens: int) -> None:
     embeddings are the logits.
 
     Args:
-        max_tokens: longest window, special tokens included.
+        max_tokens: longest chunk, special tokens included.
     """
     if not isinstance(model, PooledClassifier):
         model.save_pretrained(folder, safe_serialization=True)

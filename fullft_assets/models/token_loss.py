@@ -3,7 +3,7 @@ on the validation rows in training, in the pilot and by the baselines, and on th
 
 Of a row's tokens only some are trained: not prompts, not the first one of a document, not padding. The output
 head and the softmax over the vocabulary, which cost a small model a fifth of its time and most of its memory,
-are computed for the trained tokens alone, in chunks, with their gradients at once (as in Hsu et al. 2024,
+are computed for the trained tokens alone, in parts, with their gradients at once (as in Hsu et al. 2024,
 "Liger Kernel", section 3.2), so that logits of a complete batch never exist. Whether a model's head can be
 replaced in this way is tested, not assumed.
 """
@@ -33,7 +33,7 @@ IGNORED = -100
 PREDICTED = "predicted"
 #: Logits that exist at a time: on a GPU as many as make the additions to the head's gradient cheap.
 _CHUNK_ELEMENTS = {"cpu": 2**25, "gpu": 2**28}
-#: The device of a plan for another machine, whose chunks are counted.
+#: The device of a plan for another machine, whose parts are counted.
 PLANNED_DEVICE: ContextVar[str | None] = ContextVar("planned_device", default=None)
 
 
@@ -78,9 +78,9 @@ class TokenLoss:
         heads: list[tuple[torch.Tensor, torch.Tensor]] = []
         head = self.head
 
-        def score_in_chunks(hidden: torch.Tensor) -> torch.Tensor:
+        def score_in_parts(hidden: torch.Tensor) -> torch.Tensor:
             states = hidden[:, :-1][predicted]
-            size = _tokens_of_chunk(head.weight)
+            size = _tokens_of_part(head.weight)
             for start in range(0, len(states), size):
                 logits = functional.linear(states[start : start + size], head.weight, head.bias)
                 heads.append(_token_scores(logits, targets[start : start + size]))
@@ -88,7 +88,7 @@ class TokenLoss:
 
         if not self.is_fused:
             return _token_scores(model(**inputs, use_cache=False).logits[:, :-1][predicted], targets)
-        with replaced_forward(head, score_in_chunks):
+        with replaced_forward(head, score_in_parts):
             model(**inputs, use_cache=False)
         losses, is_first = zip(*heads, strict=True)
         return torch.cat(losses), torch.cat(is_first)
@@ -174,7 +174,7 @@ def output_head(model: PreTrainedModel) -> nn.Linear:
 
 class LinearCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of the logits `hidden @ weight.T + bias`; the forward pass computes its gradients,
-    a chunk of tokens at a time.
+    a part of the tokens at a time.
     """
 
     @staticmethod
@@ -199,18 +199,18 @@ class LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             states, matrix = hidden.to(dtype), weight.to(dtype)
             offset = None if bias is None else bias.to(dtype)
-            size = _tokens_of_chunk(weight)
+            size = _tokens_of_part(weight)
             for start in range(0, len(hidden), size):
-                chunk = slice(start, start + size)
-                loss, slope = _cross_entropy(functional.linear(states[chunk], matrix, offset), targets[chunk])
+                part = slice(start, start + size)
+                loss, slope = _cross_entropy(functional.linear(states[part], matrix, offset), targets[part])
                 total += loss
                 if grad_bias is not None:
                     grad_bias += slope.sum(0)
                 slope = slope.to(dtype)
                 if grad_hidden is not None:
-                    grad_hidden[chunk] = slope @ matrix
+                    grad_hidden[part] = slope @ matrix
                 if grad_weight is not None:
-                    grad_weight += slope.T @ states[chunk]
+                    grad_weight += slope.T @ states[part]
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         return total
@@ -233,7 +233,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _tokens_of_chunk(weight: torch.Tensor) -> int:
+def _tokens_of_part(weight: torch.Tensor) -> int:
     kind = PLANNED_DEVICE.get() or weight.device.type
     return max(1, _CHUNK_ELEMENTS["cpu" if kind == "cpu" else "gpu"] // len(weight))
 
@@ -298,22 +298,22 @@ class TokenScores:
 
 def score_documents(
     model: PreTrainedModel,
-    windows: Sequence[Sequence[Sequence[int]]],
+    chunks: Sequence[Sequence[Sequence[int]]],
     marks: Sequence[Sequence[Sequence[int]]] | None,
     *,
     progress: Listener | None = None,
 ) -> TokenScores:
     """Score a causal language model on documents; the model's mode is restored.
 
-    A token is predicted from those before it in its window, so the first one of a window never is. Each
-    window has a row of its own, longest first, so packing does not matter.
+    A token is predicted from those before it in its chunk, so the first one of a chunk never is. Each
+    chunk has a row of its own, longest first, so packing does not matter.
 
     Args:
-        marks: aligned with the windows, 1 where a token is trained; None: all are.
-        progress: reports how many windows are done; asked between batches whether to stop.
+        marks: aligned with the chunks, 1 where a token is trained; None: all are.
+        progress: reports how many chunks are done; asked between batches whether to stop.
     """
-    num_tokens, loss, num_right = (np.zeros(len(windows), kind) for kind in (np.int64, np.float64, np.int64))
-    rows = _rows(windows, marks)
+    num_tokens, loss, num_right = (np.zeros(len(chunks), kind) for kind in (np.int64, np.float64, np.int64))
+    rows = _rows(chunks, marks)
     was_training = model.training
     model.eval()
     move(model)
@@ -356,15 +356,15 @@ class _Row:
 
 
 def _rows(
-    windows: Sequence[Sequence[Sequence[int]]], marks: Sequence[Sequence[Sequence[int]]] | None
+    chunks: Sequence[Sequence[Sequence[int]]], marks: Sequence[Sequence[Sequence[int]]] | None
 ) -> list[_Row]:
-    """Return the windows that have a token to predict, longest first: a batch that does not fit fails at
+    """Return the chunks that have a token to predict, longest first: a batch that does not fit fails at
     once.
     """
     rows = [
-        _Row(number, window, None if marks is None else marks[number][place])
-        for number, document in enumerate(windows)
-        for place, window in enumerate(document)
+        _Row(number, chunk, None if marks is None else marks[number][place])
+        for number, document in enumerate(chunks)
+        for place, chunk in enumerate(document)
     ]
     rows = [row for row in rows if len(row.ids) > 1 and (row.marks is None or 1 in row.marks[1:])]
     return sorted(rows, key=lambda row: -len(row.ids))

@@ -55,7 +55,7 @@ class Document:
 def predictions_key(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings that determine what a model predicts of a document."""
     return {
-        "chunks": settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"}),
+        "chunks": settings.chunks.shaping(),
         "max_new_tokens": settings.monitoring.max_new_tokens,
     }
 

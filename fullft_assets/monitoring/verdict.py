@@ -283,7 +283,7 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
         },
         **other_tests(settings.monitoring),
         "base_model": settings.base_model,
-        "chunks": settings.chunks.model_dump(include={"max_tokens", "stride", "max_windows"}),
+        "chunks": settings.chunks.shaping(),
         "group": settings.examples.group,
     }
 

@@ -1,7 +1,7 @@
 """The sections `chunks` and `snapshot`."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -9,14 +9,15 @@ from fullft_assets.settings.base import Float, Settings, with_fitting_default
 
 
 class ChunksSettings(Settings):
-    """How a text becomes the windows that the model reads."""
+    """How a text becomes the chunks that the model reads."""
 
     REMOVED: ClassVar[Mapping[str, str]] = {
-        "boundaries": "windows share `stride` tokens, so that no sentence is without its context",
+        "boundaries": "chunks share `stride` tokens, so that no sentence is without its context",
         "terms": "the tokenizer audit mines its terms from the corpus",
         "general_words": "name the languages of the texts in `examples.languages`",
         "max_term_pieces": "the audit warns above 3 tokens a domain term",
         "max_unknown_share": "the audit warns above 0.1% unknown tokens",
+        "max_windows": "use `max_chunks`",
         "max_byte_fallback_share": "the audit warns above 1% single bytes",
     }
 
@@ -24,22 +25,22 @@ class ChunksSettings(Settings):
         default=256,
         ge=8,
         le=1_048_576,
-        description="Longest window in tokens, special tokens included; at most what the model takes.",
+        description="Longest chunk in tokens, special tokens included; at most what the model takes.",
     )
     stride: int = Field(
         default=32,
         ge=0,
         description=(
-            "Tokens that two neighbouring windows of a long text share, so that context is kept. Default: 32,"
+            "Tokens that two neighbouring chunks of a long text share, so that context is kept. Default: 32,"
             " or a quarter of max_tokens where that is less; for language_modeling 0, so that each token is"
             " trained once."
         ),
     )
-    max_windows: int | None = Field(
+    max_chunks: int | None = Field(
         default=None,
         ge=1,
         description=(
-            "Maximum number of windows of one text; tokens that are cut off are counted. Default: no limit."
+            "Maximum number of chunks of one text; tokens that are cut off are counted. Default: no limit."
         ),
     )
     train_on: Literal["assistant", "last_turn", "everything"] = Field(
@@ -54,6 +55,17 @@ class ChunksSettings(Settings):
             "Domain terms that are added to the tokenizer as tokens; the tokenizer audit proposes some."
         ),
     )
+
+    def shaping(self) -> dict[str, Any]:
+        """Return the settings that shape chunks, under the names that manifests have recorded from the
+        beginning.
+        """
+        return {"max_tokens": self.max_tokens, "stride": self.stride, "max_windows": self.max_chunks}
+
+    @classmethod
+    def from_manifest(cls, recorded: Mapping[str, Any]) -> Self:
+        """Return the settings that a manifest recorded."""
+        return super().from_manifest({"max_chunks": recorded.get("max_windows"), **recorded})
 
     @model_validator(mode="before")
     @classmethod

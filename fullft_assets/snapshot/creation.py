@@ -1,4 +1,4 @@
-"""How a snapshot is created: its batches are read, their rows split, windows packed, and all of it frozen
+"""How a snapshot is created: its batches are read, their rows split, chunks packed, and all of it frozen
 under one key.
 """
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Expected, load_tokenization
 from fullft_assets.documents import names
@@ -23,13 +24,13 @@ from fullft_assets.snapshot import checks, data_report, general, packing, screen
 from fullft_assets.snapshot.all_rows import BatchRows
 from fullft_assets.snapshot.batches import archive_check, read_batches, usable_batches
 from fullft_assets.snapshot.frozen_batches import (
+    chunk_lengths,
     content_of,
     find_rows,
     in_order,
     pin,
     read_rows,
     to_lists,
-    window_lengths,
 )
 from fullft_assets.snapshot.general import pin_files
 from fullft_assets.snapshot.ledger import FILE, LedgerHistory, read_history
@@ -55,7 +56,7 @@ def take(
 ) -> Manifest:
     """Freeze the snapshot over every batch that is validated and tokenised.
 
-    Its content digest is that of the rows, their splits and what their windows are made with: it does not
+    Its content digest is that of the rows, their splits and what their chunks are made with: it does not
     depend on the batches.
 
     Args:
@@ -205,7 +206,7 @@ class _Creation:
     def _pack(
         self, frozen: Frozen, batches: Mapping[str, BatchRows], measured: Manifest | None
     ) -> tuple[Packing, Manifest | None]:
-        """Plan the rows of training: windows of the training split in the index's order, then those of the
+        """Plan the rows of training: chunks of the training split in the index's order, then those of the
         replayed documents.
 
         `measured`: the general set, whose texts are not replayed.
@@ -229,7 +230,7 @@ class _Creation:
         return plan, replayed
 
     def _files(self) -> dict[str, Path]:
-        return {name: self.store.folder(self.chunks[name]) / "chunks.parquet" for name in self.usable}
+        return {name: self.store.folder(self.chunks[name]) / CHUNKS_FILE for name in self.usable}
 
     def _report_on_data(
         self,
@@ -254,7 +255,7 @@ class _Creation:
             metadata,
             num_tokens,
             max_tokens=settings.chunks.max_tokens,
-            max_windows=settings.chunks.max_windows,
+            max_chunks=settings.chunks.max_chunks,
             facts=facts,
             example=self._example(frozen, batches),
             case=self.use_case.name,
@@ -268,12 +269,12 @@ class _Creation:
             return None
         place = frozen.places.slice(number, 1)
         file = self._files()[place["batch"][0].as_py()]
-        (windows,) = to_lists(read_rows(file, "windows", place["position"].to_numpy()))
+        (chunks,) = to_lists(read_rows(file, CHUNKS_COLUMN, place["position"].to_numpy()))
         tokenizer = load_tokenization(self.use_case).tokenizer
         return data_report.Example(
             text=_texts(place, batches)[0],
             target=data_report.target_of(frozen.index.slice(number, 1).to_pylist()[0]),
-            tokens=[tokenizer.id_to_token(i) or "" for i in windows[0]],
+            tokens=[tokenizer.id_to_token(i) or "" for i in chunks[0]],
         )
 
 
@@ -282,8 +283,10 @@ def _texts(places: pa.Table, batches: Mapping[str, BatchRows]) -> list[str]:
 
 
 def _lengths(places: pa.Table, files: Mapping[str, Path]) -> np.ndarray:
-    """Return the number of tokens in each window of some rows, from the files with the chunks of batches."""
-    lengths = in_order(places, lambda batch, rows: window_lengths(read_rows(files[batch], "windows", rows)))
+    """Return the number of tokens in each chunk of some rows, from the files with the chunks of batches."""
+    lengths = in_order(
+        places, lambda batch, rows: chunk_lengths(read_rows(files[batch], CHUNKS_COLUMN, rows))
+    )
     return np.array(list(chain.from_iterable(lengths)), np.int64)
 
 
@@ -307,7 +310,7 @@ def pack_again(store: Store, snapshot: Manifest, index: pa.Table) -> Packing:
     metadata = SnapshotMetadata.of(snapshot)
     assert metadata.packing_capacity is not None, "its training rows are packed"
     rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")))
-    lengths = _lengths(rows.places, rows.chunks)
+    lengths = _lengths(rows.places, rows.chunk_files)
     if metadata.replay is not None:
         lengths = np.concatenate([lengths, _replayed_lengths(store, store.load(metadata.replay))])
     return packing.plan(
@@ -317,5 +320,5 @@ def pack_again(store: Store, snapshot: Manifest, index: pa.Table) -> Packing:
 
 def _replayed_lengths(store: Store, replayed: Manifest) -> np.ndarray:
 
-    windows = pq.read_table(store.folder(replayed) / "chunks.parquet", columns=["windows"])["windows"]
-    return np.array(list(chain.from_iterable(window_lengths(windows))), np.int64)
+    chunks = pq.read_table(store.folder(replayed) / CHUNKS_FILE, columns=[CHUNKS_COLUMN])[CHUNKS_COLUMN]
+    return np.array(list(chain.from_iterable(chunk_lengths(chunks))), np.int64)

@@ -81,7 +81,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Example:
-    """One training row: its text, what is trained on it in words, and the tokens of its first window."""
+    """One training row: its text, what is trained on it in words, and the tokens of its first chunk."""
 
     text: str
     target: str
@@ -103,7 +103,7 @@ def target_of(row: Mapping[str, Any]) -> str:
 
 
 def length_metadata(num_tokens: Sequence[int] | np.ndarray, max_tokens: int) -> dict[str, Any]:
-    """Return quantiles of the texts' lengths in tokens and how many texts are longer than a window."""
+    """Return quantiles of the texts' lengths in tokens and how many texts are longer than a chunk."""
     lengths = np.asarray(num_tokens)
     quantiles = {f"p{q}": int(np.percentile(lengths, q)) for q in (10, 50, 90, 99)}
     return {
@@ -117,7 +117,7 @@ def render(
     num_tokens: Sequence[int] | np.ndarray,
     *,
     max_tokens: int,
-    max_windows: int | None,
+    max_chunks: int | None,
     facts: DataFacts,
     example: Example | None = None,
     case: str = "",
@@ -128,8 +128,8 @@ def render(
     Args:
         metadata: of the snapshot.
         num_tokens: length of each kept text.
-        max_tokens: longest window.
-        max_windows: windows kept of a text, or None.
+        max_tokens: longest chunk.
+        max_chunks: chunks kept of a text, or None.
         facts: what is known beside.
         example: one training row.
         case: the use case.
@@ -161,7 +161,7 @@ def render(
         num_over=int((np.asarray(num_tokens) > max_tokens).sum()),
         num_texts=len(num_tokens),
         max_tokens=max_tokens,
-        max_windows=max_windows,
+        max_chunks=max_chunks,
     )
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE
 from fullft_assets.errors import StoreError
 from fullft_assets.snapshot.metadata import FrozenBatch, SnapshotMetadata
 from fullft_assets.store import Manifest, Store
@@ -51,12 +52,12 @@ class FrozenRows:
     Attributes:
         places: where each row is.
         examples: files with the examples of the batches that have a row, by name.
-        chunks: files with their chunks, if they were asked for.
+        chunk_files: files with their chunks, if they were asked for.
     """
 
     places: pa.Table
     examples: dict[str, Path]
-    chunks: dict[str, Path]
+    chunk_files: dict[str, Path]
 
     def values(self, column: str) -> list[Any]:
         """Return a column of the rows' examples, in their order."""
@@ -64,10 +65,10 @@ class FrozenRows:
             self.places, lambda batch, rows: read_rows(self.examples[batch], column, rows).to_pylist()
         )
 
-    def windows(self, column: str = "windows") -> list[list[list[int]]]:
-        """Return the windows of the rows, or their `marks`, in their order."""
+    def chunks(self, column: str = CHUNKS_COLUMN) -> list[list[list[int]]]:
+        """Return the chunks of the rows, or their `marks`, in their order."""
         return in_order(
-            self.places, lambda batch, rows: to_lists(read_rows(self.chunks[batch], column, rows))
+            self.places, lambda batch, rows: to_lists(read_rows(self.chunk_files[batch], column, rows))
         )
 
 
@@ -87,18 +88,18 @@ def find_rows(store: Store, snapshot: Manifest, index: pa.Table, *, with_chunks:
     parts = SnapshotMetadata.of(snapshot).parts
     position = np.full(len(index), -1)
     examples: dict[str, Path] = {}
-    chunks: dict[str, Path] = {}
+    chunk_files: dict[str, Path] = {}
     for batch, numbers in by_batch(index):
         examples[batch] = store.folder(store.load(parts[batch].examples)) / "examples.parquet"
         delivered = pq.read_table(examples[batch], columns=["source", "row"])
         if with_chunks:
-            chunks[batch] = store.folder(store.load(parts[batch].chunks)) / "chunks.parquet"
-            if pq.read_metadata(chunks[batch]).num_rows != len(delivered):
+            chunk_files[batch] = store.folder(store.load(parts[batch].chunks)) / CHUNKS_FILE
+            if pq.read_metadata(chunk_files[batch]).num_rows != len(delivered):
                 raise _rewritten(snapshot, f"batch {batch}")
         position[numbers] = _find(index.take(pa.array(numbers)), delivered)
         if (position[numbers] < 0).any():
             raise _rewritten(snapshot, f"batch {batch}")
-    return FrozenRows(pa.table({"batch": index["batch"], "position": position}), examples, chunks)
+    return FrozenRows(pa.table({"batch": index["batch"], "position": position}), examples, chunk_files)
 
 
 def _find(rows: pa.Table, delivered: pa.Table) -> np.ndarray:
@@ -173,19 +174,19 @@ def in_order(places: pa.Table, read: Callable[[str, np.ndarray], Sequence[T]]) -
     return cast(list[T], values)
 
 
-def to_lists(windows: pa.ChunkedArray) -> list[list[list[int]]]:
-    """Return the windows (or their marks) of each row; none for null. `to_pylist` takes ten times as long."""
+def to_lists(chunks: pa.ChunkedArray) -> list[list[list[int]]]:
+    """Return the chunks (or their marks) of each row; none for null. `to_pylist` takes ten times as long."""
 
-    inner = pc.list_flatten(windows)
+    inner = pc.list_flatten(chunks)
     values = pc.list_flatten(inner).to_numpy().tolist()
-    return _cut(_cut(values, pc.list_value_length(inner)), pc.list_value_length(windows))
+    return _cut(_cut(values, pc.list_value_length(inner)), pc.list_value_length(chunks))
 
 
-def window_lengths(windows: pa.ChunkedArray) -> list[list[int]]:
-    """Return the number of tokens in each window of each row."""
+def chunk_lengths(chunks: pa.ChunkedArray) -> list[list[int]]:
+    """Return the number of tokens in each chunk of each row."""
 
-    lengths = pc.list_value_length(pc.list_flatten(windows)).to_pylist()
-    return _cut(lengths, pc.list_value_length(windows))
+    lengths = pc.list_value_length(pc.list_flatten(chunks)).to_pylist()
+    return _cut(lengths, pc.list_value_length(chunks))
 
 
 def _cut(values: list[T], lengths: pa.ChunkedArray) -> list[list[T]]:

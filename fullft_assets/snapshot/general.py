@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fullft_assets.artifacts import GENERAL_DOCUMENTS, REPLAY_DOCUMENTS
+from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE, GENERAL_DOCUMENTS, REPLAY_DOCUMENTS
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Tokenization, chunk, tokenizer_digest
@@ -29,7 +29,7 @@ from fullft_assets.documents.erasure import is_erased, read_tombstones
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ReplaySettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot.frozen_batches import drawn_folder, steady, to_lists, window_lengths
+from fullft_assets.snapshot.frozen_batches import chunk_lengths, drawn_folder, steady, to_lists
 from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata
 from fullft_assets.snapshot.screening import Screen, Way, locate, read_external
 from fullft_assets.store import Draft, Identity, Manifest, Outcome, Store, digest
@@ -72,7 +72,7 @@ class Drawn:
         """
 
         pq.write_table(self.examples, draft.path / "examples.parquet", compression="zstd")
-        pq.write_table(self.chunks, draft.path / "chunks.parquet", compression="zstd")
+        pq.write_table(self.chunks, draft.path / CHUNKS_FILE, compression="zstd")
         # Not of the files: they hold from where, and when, documents were delivered.
         documents = self.examples["text_hash"].to_pylist()
         draft.identity = Identity(
@@ -83,7 +83,7 @@ class Drawn:
 
 
 def made_with(use_case: UseCase) -> dict[str, Any]:
-    """Return what windows of general documents are made with: the settings `chunks`, and the digest of the
+    """Return what chunks of general documents are made with: the settings `chunks`, and the digest of the
     `tokenizer`.
     """
     settings = use_case.settings
@@ -214,10 +214,10 @@ def _take_tokens(
     use_case: UseCase, table: pa.Table, unusable: Counter[str], num_needed: int, screens: Sequence[Screen]
 ) -> Drawn:
     """Tokenise candidates one block after the other, until they have the tokens that are needed."""
-
     tokenizations = _Tokenizations(use_case)
     num_passed_over = [0 for _ in screens]
-    examples, chunks = [table.slice(0, 0)], [chunk_schema().empty_table()]
+    examples = [table.slice(0, 0)]
+    chunk_tables = [chunk_schema().empty_table()]
     missing = num_needed
     for start in range(0, len(table), _BLOCK_ROWS):
         if missing <= 0:
@@ -227,7 +227,7 @@ def _take_tokens(
         has_control = np.array(list(map(tokenizations.holds_control_token, block["text"].to_pylist())))
         masks = [screen.overlapping(block["text"]) for screen in screens]
         clean = np.flatnonzero(~np.logical_or.reduce([has_control, *masks]))
-        fit, windows, is_enough = _first_tokens(tokenizations.chunk(block.take(clean)), missing)
+        fit, chunks, is_enough = _first_tokens(tokenizations.chunk(block.take(clean)), missing)
         # What follows the last one was never drawn.
         looked_at = clean[fit[-1]] + 1 if is_enough else len(block)
         num_passed_over = [
@@ -236,12 +236,12 @@ def _take_tokens(
         unusable["special tokens of the model"] += int(has_control[:looked_at].sum())
         unusable["no trained token"] += int((clean < looked_at).sum()) - len(fit)
         examples.append(block.take(clean[fit]))
-        chunks.append(windows)
-        missing -= int(_num_tokens(windows).sum())
+        chunk_tables.append(chunks)
+        missing -= int(_num_tokens(chunks).sum())
     drawn = pa.concat_tables(examples).drop_columns(["place"])
     return Drawn(
         drawn,
-        pa.concat_tables(chunks),
+        pa.concat_tables(chunk_tables),
         num_needed - missing,
         len(table),
         +unusable,
@@ -250,8 +250,8 @@ def _take_tokens(
 
 
 def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table, bool]:
-    """Return the first rows with a token to learn from, with their windows, that have the missing tokens, and
-    whether they do. Of the last row the windows are left out whose tokens are not needed.
+    """Return the first rows with a token to learn from, with their chunks, that have the missing tokens, and
+    whether they do. Of the last row the chunks are left out whose tokens are not needed.
     """
 
     num_trained = _num_tokens(chunks)
@@ -266,18 +266,18 @@ def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table,
     fit = fit[: last + 1]
     row = chunks.slice(fit[-1], 1).to_pylist()[0]
     num_spare = int(tokens[last]) - missing
-    while len(row["windows"]) > 1 and len(row["windows"][-1]) <= num_spare:
-        num_spare -= len(row["windows"].pop())
-    row["marks"] = row["marks"] and row["marks"][: len(row["windows"])]
+    while len(row[CHUNKS_COLUMN]) > 1 and len(row[CHUNKS_COLUMN][-1]) <= num_spare:
+        num_spare -= len(row[CHUNKS_COLUMN].pop())
+    row["marks"] = row["marks"] and row["marks"][: len(row[CHUNKS_COLUMN])]
     return fit, pa.concat_tables([chunks.take(fit[:-1]), pa.Table.from_pylist([row], chunks.schema)]), True
 
 
 def _num_tokens(chunks: pa.Table) -> np.ndarray:
-    return np.array([sum(lengths) for lengths in window_lengths(chunks["windows"])], np.int64)
+    return np.array([sum(lengths) for lengths in chunk_lengths(chunks[CHUNKS_COLUMN])], np.int64)
 
 
 class _Tokenizations:
-    """How documents become windows: conversations through the model's chat template; a plain text is trained
+    """How documents become chunks: conversations through the model's chat template; a plain text is trained
     whole.
     """
 
@@ -296,13 +296,13 @@ class _Tokenizations:
         return (self._conversations or self._plain).holds_control_token(text)
 
     def chunk(self, documents: pa.Table) -> pa.Table:
-        """Return the windows of documents, as a batch's `chunks.parquet` has them."""
+        """Return the chunks of documents, as a batch's `chunks.parquet` has them."""
 
         if self._conversations is None:
             return chunk(documents, self._plain, self._plain_task).table
         is_plain = np.asarray(documents["messages"].is_null())
         plain = chunk(documents.filter(is_plain), self._plain, self._plain_task).table
-        marks = [[[1] * len(window) for window in row] for row in plain["windows"].to_pylist()]
+        marks = [[[1] * len(chunk) for chunk in row] for row in plain[CHUNKS_COLUMN].to_pylist()]
         kind = plain.schema.field("marks")
         plain = plain.set_column(plain.schema.get_field_index("marks"), kind, pa.array(marks, kind.type))
         conversations = chunk(documents.filter(~is_plain), self._conversations, self._task).table
@@ -321,13 +321,13 @@ def draw_replay(
     """Choose the general documents that train beside the task's, and write them as an artifact of their own.
 
     Its `examples.parquet` and `chunks.parquet` have the columns of a batch's artifacts, row by row in the
-    order of the draw. Of the last document only the windows that are needed are kept, so that the share is
-    met to within a window.
+    order of the draw. Of the last document only the chunks that are needed are kept, so that the share is
+    met to within a chunk.
 
     Args:
         store: where the artifact is found or written.
         use_case: settings; `snapshot.replay` must be set.
-        num_task_tokens: tokens of the training rows as they are packed (lengths of all windows, special
+        num_task_tokens: tokens of the training rows as they are packed (lengths of all chunks, special
             tokens included).
         held_out: texts of the validation and test rows.
         screened: texts of external evaluation sets.
@@ -422,12 +422,12 @@ class General:
 
     Attributes:
         texts: of each document; of a conversation, as it is rendered for reading.
-        windows: token ids of each document's windows.
-        marks: aligned with the windows, 1 where a token counts; None: all do.
+        chunks: token ids of each document's chunks.
+        marks: aligned with the chunks, 1 where a token counts; None: all do.
     """
 
     texts: list[str]
-    windows: list[list[list[int]]]
+    chunks: list[list[list[int]]]
     marks: list[list[list[int]]] | None = None
 
 
@@ -512,4 +512,4 @@ def load(store: Store, snapshot: Manifest) -> General | None:
             " the snapshot again"
         )
     marks = None if chunks["marks"].null_count else chunks["marks"].to_pylist()
-    return General(examples["text"].to_pylist(), chunks["windows"].to_pylist(), marks)
+    return General(examples["text"].to_pylist(), chunks[CHUNKS_COLUMN].to_pylist(), marks)

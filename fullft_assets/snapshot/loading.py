@@ -1,4 +1,4 @@
-"""A snapshot read again: its splits with texts and windows, its conversations, its packed training rows."""
+"""A snapshot read again: its splits with texts and chunks, its conversations, its packed training rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE
 from fullft_assets.snapshot.all_rows import SplitName
 from fullft_assets.snapshot.frozen_batches import drawn_folder, find_rows, read_index, steady, to_lists
 from fullft_assets.snapshot.metadata import SnapshotMetadata
@@ -26,8 +27,8 @@ class Split:
         ids, texts, groups: one a row.
         labels: what is learned, as positions in the label order: int64 [n] for one label a row; bool [n,
             labels] where a row may have several; all 0 for the tasks without labels.
-        windows: token ids of each row's windows.
-        marks: aligned with the windows for the tasks sft and token_classification (see `chunks.schema`), else
+        chunks: token ids of each row's chunks.
+        marks: aligned with the chunks for the tasks sft and token_classification (see `chunks.schema`), else
             None.
         span_labels: token_classification: the labels of each row's spans, as positions in the label order,
             else None.
@@ -39,7 +40,7 @@ class Split:
     texts: list[str]
     labels: np.ndarray
     groups: list[str]
-    windows: list[list[list[int]]]
+    chunks: list[list[list[int]]]
     marks: list[list[list[int]]] | None = None
     span_labels: list[list[int]] | None = None
     spans: list[list[tuple[int, int, int]]] | None = None
@@ -55,7 +56,7 @@ class Split:
             [self.texts[p] for p in pick],
             self.labels[pick],
             [self.groups[p] for p in pick],
-            [self.windows[p] for p in pick],
+            [self.chunks[p] for p in pick],
             None if self.marks is None else [self.marks[p] for p in pick],
             None if self.span_labels is None else [self.span_labels[p] for p in pick],
             None if self.spans is None else [self.spans[p] for p in pick],
@@ -67,8 +68,8 @@ def label_names(snapshot: Manifest) -> list[str]:
     return SnapshotMetadata.of(snapshot).labels
 
 
-def load_split(store: Store, snapshot: Manifest, name: SplitName, *, windows: bool = True) -> Split:
-    """Read one split's texts and windows from the artifacts that the snapshot froze; without windows each row
+def load_split(store: Store, snapshot: Manifest, name: SplitName, *, chunks: bool = True) -> Split:
+    """Read one split's texts and chunks from the artifacts that the snapshot froze; without chunks each row
     has none.
 
     Raises:
@@ -76,17 +77,17 @@ def load_split(store: Store, snapshot: Manifest, name: SplitName, *, windows: bo
     """
     with steady(snapshot):
         index = _index_of(store, snapshot, name)
-        rows = find_rows(store, snapshot, index, with_chunks=windows)
+        rows = find_rows(store, snapshot, index, with_chunks=chunks)
         texts = rows.values("text")
-        of_windows = rows.windows() if windows else [[] for _ in texts]
-        marks = rows.windows("marks") if windows else []
+        of_chunks = rows.chunks() if chunks else [[] for _ in texts]
+        marks = rows.chunks("marks") if chunks else []
     spans = _spans(index, label_names(snapshot))
     return Split(
         index["id"].to_pylist(),
         texts,
         _label_array(index, label_names(snapshot)),
         index["group"].to_pylist(),
-        of_windows,
+        of_chunks,
         marks if any(marks) else None,
         None if spans is None else [[label for _, _, label in row] for row in spans],
         spans,
@@ -136,17 +137,17 @@ class Training:
     """The packed training rows of the tasks sft and language_modeling.
 
     Attributes:
-        windows: token ids of each window: those of the training rows in the index's order, then the replayed
+        chunks: token ids of each chunk: those of the training rows in the index's order, then the replayed
             documents'.
-        marks: aligned with the windows, 1 where a token is trained; None: all are.
-        packing: the plan; its `source` is a position in `windows`.
-        num_task_windows: the first ones, that are no replayed documents'; None: all.
+        marks: aligned with the chunks, 1 where a token is trained; None: all are.
+        packing: the plan; its `source` is a position in `chunks`.
+        num_task_chunks: the first ones, that are no replayed documents'; None: all.
     """
 
-    windows: list[list[int]]
+    chunks: list[list[int]]
     marks: list[list[int]] | None
     packing: Packing
-    num_task_windows: int | None = None
+    num_task_chunks: int | None = None
 
 
 def load_training(store: Store, snapshot: Manifest) -> Training:
@@ -160,17 +161,17 @@ def load_training(store: Store, snapshot: Manifest) -> Training:
     assert capacity is not None, "its training rows are packed"
     with steady(snapshot):
         rows = find_rows(store, snapshot, _index_of(store, snapshot, "train"))
-        windows = rows.windows()
-        marks = rows.windows("marks")
-        num_task_windows = sum(map(len, windows))
+        chunks = rows.chunks()
+        marks = rows.chunks("marks")
+        num_task_chunks = sum(map(len, chunks))
         if (folder := drawn_folder(store, snapshot, "replay")) is not None:
-            replayed = pq.read_table(folder / "chunks.parquet", columns=["windows", "marks"])
-            windows += to_lists(replayed["windows"])
+            replayed = pq.read_table(folder / CHUNKS_FILE, columns=[CHUNKS_COLUMN, "marks"])
+            chunks += to_lists(replayed[CHUNKS_COLUMN])
             marks += to_lists(replayed["marks"])
         plan = Packing.from_table(pq.read_table(store.folder(snapshot) / "packing.parquet"), capacity)
     return Training(
-        [window for row in windows for window in row],
-        [window for row in marks for window in row] if any(marks) else None,
+        [chunk for row in chunks for chunk in row],
+        [chunk for row in marks for chunk in row] if any(marks) else None,
         plan,
-        num_task_windows,
+        num_task_chunks,
     )

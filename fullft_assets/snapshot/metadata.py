@@ -69,7 +69,7 @@ class SnapshotMetadata(Metadata):
         batches_left_out: batches that a red check holds back.
         parts: the batches, by name.
         text_tokens: quantiles of the texts' lengths in tokens.
-        num_rows_over_max_tokens: rows longer than one window.
+        num_rows_over_max_tokens: rows longer than one chunk.
         general, replay: refs of what was drawn for it. num_general_tokens, num_replay_rows,
         num_replay_tokens: of these. num_packed_rows, packing_fill, packing_capacity, packing_cuts_to_fill: of
         packed training rows (see `packing`).

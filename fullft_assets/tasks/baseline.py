@@ -191,10 +191,8 @@ class StoredBaseline:
     def predict(self, texts: Sequence[str]) -> Any:
         """Return what it predicts of texts, see `Baseline.predict`."""
         names = [str(number) for number in range(len(texts))]
-        windows: list[list[list[int]]] = [[] for _ in texts]
-        return self.baseline.predict(
-            Split(names, list(texts), np.zeros(len(texts), np.int64), names, windows)
-        )
+        chunks: list[list[list[int]]] = [[] for _ in texts]
+        return self.baseline.predict(Split(names, list(texts), np.zeros(len(texts), np.int64), names, chunks))
 
 
 #: An opened model folder: of transformers, or a baseline.
@@ -219,7 +217,7 @@ def open_model(
         about["labels"],
         progress or Progress(silent=True),
         settings,
-        lambda: load_split(store, store.load(snapshot), "train", windows=False),
+        lambda: load_split(store, store.load(snapshot), "train", chunks=False),
     )
     baseline = BASELINES.get(about["baseline"]).load(folder, context)
     return StoredBaseline(baseline, about["labels"], folder)

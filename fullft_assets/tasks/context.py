@@ -279,7 +279,7 @@ def _require_its_tokenizer(store: Store, snapshot: Manifest, base_model: ModelFo
         base_model, job.settings.chunks, job.settings.examples.task
     ):
         raise DataError(
-            "the snapshot's windows were made with another tokenizer than base_model's with"
+            "the snapshot's chunks were made with another tokenizer than base_model's with"
             f" chunks.added_tokens; `fullft run {job.case}` tokenises the batches and takes the snapshot anew"
         )
 
@@ -449,7 +449,7 @@ class EvaluationContext:
         return with_rights(self.store.folder(self.inputs[name]) / "model", self.job.settings)
 
     def has_tokenizer_of_snapshot(self, name: str) -> bool:
-        """Return whether a checkpoint among the inputs has the tokenizer that the snapshot's windows were
+        """Return whether a checkpoint among the inputs has the tokenizer that the snapshot's chunks were
         made with.
 
         Token ids only mean something to the tokenizer that made them.

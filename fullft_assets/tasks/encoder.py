@@ -35,7 +35,7 @@ class Encoder(ABC):
     """The part of a recipe that is the same whatever the head.
 
     Attributes:
-        train: rows to learn from; each window is one training row.
+        train: rows to learn from; each chunk is one training row.
         labels: in the order of the model's outputs; those of spans in the order of their tags.
         start: folder of the fine-tuned model that training begins with; None: the base model.
     """
@@ -89,19 +89,15 @@ class Encoder(ABC):
             return {}
         original = self._embeddings_of_base(precision.of_scores(model))
         return {
-            "general_distance": _distance(
-                embed_with(model, self.general.windows, progress=listener), original
-            )
+            "general_distance": _distance(embed_with(model, self.general.chunks, progress=listener), original)
         }
 
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         pad_id = model.config.pad_token_id or 0
-        windows = [
-            window for document in (self.general.windows if self.general else []) for window in document
-        ]
-        for window in windows[:MAX_IMPORTANCE_TEXTS]:
-            inputs = {name: value.to(device()) for name, value in collate([window], pad_id).items()}
+        chunks = [chunk for document in (self.general.chunks if self.general else []) for chunk in document]
+        for chunk in chunks[:MAX_IMPORTANCE_TEXTS]:
+            inputs = {name: value.to(device()) for name, value in collate([chunk], pad_id).items()}
             representation = regularization.pooled(
                 model(**inputs, output_hidden_states=True), inputs["attention_mask"]
             )[0]
@@ -143,7 +139,7 @@ class Encoder(ABC):
             with torch.random.fork_rng():
                 embeddings = embed(
                     self.base_model,
-                    self.general.windows,
+                    self.general.chunks,
                     added_tokens=self.added_tokens,
                     computed_in=computed_in,
                 )

@@ -104,9 +104,9 @@ class ZeroShot(UntrainedBaseline):
         writer = PromptWriter(context)
         opening, labels = [*writer.instruction, *self._examples(writer)], writer.labels
         prompts = [opening + text for text in writer.ask(rows.texts, context.settings.chunks.max_tokens)]
-        windows = [[prompt + label] for prompt in prompts for label in labels]
+        chunks = [[prompt + label] for prompt in prompts for label in labels]
         marks = [[[0] * len(prompt) + [1] * len(label)] for prompt in prompts for label in labels]
-        of_labels = _score(context, windows, marks)
+        of_labels = _score(context, chunks, marks)
         return softmax((-of_labels.loss / of_labels.num_tokens).reshape(len(rows), len(labels)), axis=1)
 
     def _examples(self, writer: PromptWriter) -> list[int]:
@@ -195,12 +195,12 @@ class BaseModel(UntrainedBaseline):
     shares_model = True
 
     def predict(self, rows: Split) -> DocumentScores:
-        return _score(self.context, rows.windows, rows.marks)
+        return _score(self.context, rows.chunks, rows.marks)
 
 
 def _score(
     context: BaselineContext,
-    windows: Sequence[Sequence[Sequence[int]]],
+    chunks: Sequence[Sequence[Sequence[int]]],
     marks: Sequence[Sequence[Sequence[int]]] | None,
 ) -> DocumentScores:
     from fullft_assets.models.inference import is_sharded, load_causal
@@ -214,12 +214,12 @@ def _score(
         recipe = context.open_recipe().with_model(context.base_model)
         model = sharding.load(recipe, training, num_processes)
     positions = getattr(model.config, "max_position_embeddings", None)
-    longest = max((len(window) for document in windows for window in document), default=0)
+    longest = max((len(chunk) for document in chunks for chunk in document), default=0)
     if isinstance(positions, int) and longest > positions:
         raise SettingsError(
             f"planning.baselines: the longest prompt of the base model has {longest:,} tokens, base_model"
             f" reads {positions:,}; lower chunks.max_tokens, or remove the baseline"
         )
     listener = ranks.StopListener(context.progress) if is_sharded(model) else context.progress
-    scores = score_documents(model, windows, marks, progress=listener)
+    scores = score_documents(model, chunks, marks, progress=listener)
     return DocumentScores(scores.num_tokens, scores.loss, scores.num_right)

@@ -161,8 +161,8 @@ class Pieces:
 
     def __init__(self, training: Training):
         self.plan = training.packing
-        lengths = np.fromiter(map(len, training.windows), np.int64, len(training.windows))
-        self._ids = _join(training.windows)
+        lengths = np.fromiter(map(len, training.chunks), np.int64, len(training.chunks))
+        self._ids = _join(training.chunks)
         marks = None if training.marks is None else _join(training.marks)
         begin = (np.cumsum(lengths) - lengths)[self.plan.source] + self.plan.start
         self._labels = np.where(marks == 1, self._ids, IGNORED) if marks is not None else self._ids.copy()
@@ -170,7 +170,7 @@ class Pieces:
         self._labels[begin] = IGNORED
         self._begin, self._end = begin, begin + self.plan.length
 
-        num_task = training.num_task_windows
+        num_task = training.num_task_chunks
         self._is_replayed = (
             np.zeros(len(begin), bool) if num_task is None else np.asarray(self.plan.source) >= num_task
         )

@@ -17,7 +17,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.training.feed import Feed
 
-#: Windows of general text from which the importance of weights is estimated: an average over some hundred
+#: Chunks of general text from which the importance of weights is estimated: an average over some hundred
 #: changes little with more.
 MAX_IMPORTANCE_TEXTS = 256
 #: Training rows that a new head is fitted on: it only has to begin well.

@@ -237,7 +237,7 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     trained_on.pop(inputs["training_snapshot"].content_digest, None)
     seen: set[int] = set()
     for snapshot in trained_on.values():
-        train = load_split(store, snapshot, "train", windows=False)
+        train = load_split(store, snapshot, "train", chunks=False)
         seen.update(near_duplicates(train.texts, test.texts))
     if len(seen) == len(test):
         raise DataError(

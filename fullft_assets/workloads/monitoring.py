@@ -99,15 +99,15 @@ class Reader:
         )
 
     def read(self, texts: list[str], vocabulary: Vocabulary) -> Features:
-        """Return the features of full texts, each pooled over its windows.
+        """Return the features of full texts, each pooled over its chunks.
 
         Embeddings and tokens are the base model's, which no training moves; only predictions are the
         monitored model's.
         """
         probabilities = classify(self.model, self.settings, texts, self.progress)
         self.progress.raise_if_stopped()
-        windows, counts = self.base_tokenization.windows_with_lengths(texts)
-        embeddings = embed(self.base_model, windows, progress=self.progress)
+        chunks, counts = self.base_tokenization.chunks_with_lengths(texts)
+        embeddings = embed(self.base_model, chunks, progress=self.progress)
         return monitoring.build_features(texts, counts, vocabulary, probabilities, embeddings)
 
 

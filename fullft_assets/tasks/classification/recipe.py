@@ -1,4 +1,4 @@
-"""The recipes of classifiers: a new head on the base model, each window a training row, padded to similar
+"""The recipes of classifiers: a new head on the base model, each chunk a training row, padded to similar
 ones.
 
 With several labels a row each label is a yes or no of its own, decided at a threshold of its own. The loss is
@@ -51,7 +51,7 @@ _ROWS_OF_EACH_LABEL = 10
 
 
 class ClassificationRecipe(Encoder):
-    """Each window of a row learns the row's label."""
+    """Each chunk of a row learns the row's label."""
 
     #: Of the model's configuration.
     problem_type: ClassVar[str | None] = None
@@ -88,7 +88,7 @@ class ClassificationRecipe(Encoder):
             self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS))),
         )
         states, checked = (
-            features_of_documents(model, rows.windows, listener) for rows in (train, validation)
+            features_of_documents(model, rows.chunks, listener) for rows in (train, validation)
         )
         head = fit_on_states(
             states,
@@ -112,7 +112,7 @@ class ClassificationRecipe(Encoder):
         return self.train.select(np.flatnonzero(is_early | (np.arange(len(self.train)) < most_rows)).tolist())
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
-        feed = window_feed(*labelled_windows(self.train), model, settings, seed, torch.tensor)
+        feed = chunk_feed(*labelled_chunks(self.train), model, settings, seed, torch.tensor)
         return self._prepared(
             model,
             feed,
@@ -124,38 +124,38 @@ class ClassificationRecipe(Encoder):
         return score(model, self.validation, listener)
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> np.ndarray:
-        return predict_with(model, rows.windows, progress=listener).probabilities
+        return predict_with(model, rows.chunks, progress=listener).probabilities
 
     def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
         return _scores(self.validation.labels, predicted, name)
 
 
-def labelled_windows(train: Split) -> tuple[list[list[int]], list[Any]]:
-    """Return each window of the rows, and its row's label, or labels, beside it."""
-    windows = [window for document in train.windows for window in document]
+def labelled_chunks(train: Split) -> tuple[list[list[int]], list[Any]]:
+    """Return each chunk of the rows, and its row's label, or labels, beside it."""
+    chunks = [chunk for document in train.chunks for chunk in document]
     labels = [
-        label for label, document in zip(train.labels.tolist(), train.windows, strict=True) for _ in document
+        label for label, document in zip(train.labels.tolist(), train.chunks, strict=True) for _ in document
     ]
-    return windows, labels
+    return chunks, labels
 
 
-def window_feed(
-    windows: Sequence[Sequence[int]],
+def chunk_feed(
+    chunks: Sequence[Sequence[int]],
     labels: Sequence[Any],
     model: PreTrainedModel,
     settings: TrainingSettings,
     seed: int,
     to_tensor: Callable[[list[Any]], torch.Tensor],
 ) -> Feed:
-    """Return a feed of windows, each a training row, padded to similar ones."""
-    lengths = np.array([len(window) for window in windows])
+    """Return a feed of chunks, each a training row, padded to similar ones."""
+    lengths = np.array([len(chunk) for chunk in chunks])
     order = planned_order(lengths.tolist(), settings.num_epochs, settings.batch_size, seed)
     bounds = np.append(np.arange(0, len(order), settings.micro_batch_size), len(order))
     pad_id = model.config.pad_token_id or 0
 
     def batch(number: int) -> dict[str, torch.Tensor]:
         rows = order[bounds[number] : bounds[number + 1]]
-        inputs = collate([windows[row] for row in rows], pad_id)
+        inputs = collate([chunks[row] for row in rows], pad_id)
         return inputs | {"labels": to_tensor([labels[row] for row in rows])}
 
     return Feed(
@@ -207,7 +207,7 @@ def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any,
     weights = None
     if balanced_labels is not None:
         counts = np.bincount(
-            np.repeat(train.labels, [len(document) for document in train.windows]), minlength=balanced_labels
+            np.repeat(train.labels, [len(document) for document in train.chunks]), minlength=balanced_labels
         )
         weights = torch.tensor(
             counts.sum() / (balanced_labels * counts), dtype=torch.float32, device=device()
@@ -223,7 +223,7 @@ def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any,
 
 def score(model: PreTrainedModel, split: Split, listener: Listener | None = None) -> dict[str, float]:
     """Return loss, accuracy and macro-F1 of a model on a split; all are nan if its outputs are not finite."""
-    probabilities = predict_with(model, split.windows, progress=listener).probabilities
+    probabilities = predict_with(model, split.chunks, progress=listener).probabilities
     if not np.isfinite(probabilities).all():
         return dict.fromkeys(("loss", *METRICS), math.nan)
     return {"loss": mean_log_loss(split.labels, probabilities), **_scores(split.labels, probabilities)}
@@ -240,11 +240,11 @@ class MultiLabelRecipe(ClassificationRecipe):
     problem_type = MULTI_LABEL
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
-        feed = window_feed(*labelled_windows(self.train), model, settings, seed, _to_tensor)
+        feed = chunk_feed(*labelled_chunks(self.train), model, settings, seed, _to_tensor)
         return self._prepared(model, feed, _loss_of_decisions, settings)
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        probabilities = predict_with(model, self.validation.windows, progress=listener).probabilities
+        probabilities = predict_with(model, self.validation.chunks, progress=listener).probabilities
         if not np.isfinite(probabilities).all():
             return dict.fromkeys(("loss", *DECISION_METRICS), math.nan)
         return {
@@ -253,7 +253,7 @@ class MultiLabelRecipe(ClassificationRecipe):
         }
 
     def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
-        probabilities = predict_with(model, self.validation.windows, progress=listener).probabilities
+        probabilities = predict_with(model, self.validation.chunks, progress=listener).probabilities
         thresholds = assessment.fit_thresholds(self.validation.labels, probabilities)
         model.config.label_thresholds = thresholds.tolist()
         return {"label_thresholds": dict(zip(self.labels, thresholds.round(4).tolist(), strict=True))}

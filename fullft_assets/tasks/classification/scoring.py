@@ -94,8 +94,8 @@ def classify(
     """Return the probabilities [texts, labels] that a classifier gives its own labels."""
     if isinstance(model, StoredBaseline):
         return model.predict(texts)
-    windows = Tokenization.load_saved(model, settings.chunks).windows(texts)
-    return predict(model, windows, progress=progress).probabilities
+    chunks = Tokenization.load_saved(model, settings.chunks).chunks(texts)
+    return predict(model, chunks, progress=progress).probabilities
 
 
 def _classified(context: EvaluationContext, name: str, texts: Sequence[str], labels: list[str]) -> np.ndarray:

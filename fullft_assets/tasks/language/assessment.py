@@ -209,9 +209,7 @@ def _scored_by_all(scores: Mapping[str, DocumentScores]) -> np.ndarray:
     first, *others = scores
     for name in others:
         if (scores[name].num_tokens != scores[first].num_tokens)[scored].any():
-            raise ValueError(
-                f"{name}: other numbers of tokens than {first}'s; score both on the same windows"
-            )
+            raise ValueError(f"{name}: other numbers of tokens than {first}'s; score both on the same chunks")
     return scored
 
 

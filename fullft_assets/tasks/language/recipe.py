@@ -95,8 +95,8 @@ class NextTokenRecipe:
         move(model)
         documents.attend_apart_where_equal(model, self._pieces.plan.capacity, seed=seed)
         isolated = documents.probe(model, self._pieces.plan.capacity, seed=seed)
-        num_task = self.training.num_task_windows
-        has_replay = num_task is not None and num_task < len(self.training.windows)
+        num_task = self.training.num_task_chunks
+        has_replay = num_task is not None and num_task < len(self.training.chunks)
         teaches_replay = settings.distillation is not None and has_replay
         feed = _feed(
             model,
@@ -117,7 +117,7 @@ class NextTokenRecipe:
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         return _metrics(
-            score_documents(model, self.validation.windows, self.validation.marks, progress=listener)
+            score_documents(model, self.validation.chunks, self.validation.marks, progress=listener)
         )
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
@@ -125,9 +125,7 @@ class NextTokenRecipe:
             return {}
         return {
             "general_loss": (
-                score_documents(
-                    model, self.general.windows, self.general.marks, progress=listener
-                ).mean_loss()
+                score_documents(model, self.general.chunks, self.general.marks, progress=listener).mean_loss()
             )
         }
 
@@ -135,23 +133,23 @@ class NextTokenRecipe:
         return {}
 
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
-        """See `Recipe`: of each replayed window; of the general set's only without any: what forgetting is
+        """See `Recipe`: of each replayed chunk; of the general set's only without any: what forgetting is
         measured on should not steer it.
         """
         replayed = (
-            self.training.windows[self.training.num_task_windows :]
-            if self.training.num_task_windows is not None
+            self.training.chunks[self.training.num_task_chunks :]
+            if self.training.num_task_chunks is not None
             else []
         )
-        windows = replayed or [
-            window for document in (self.general.windows if self.general else []) for window in document
+        chunks = replayed or [
+            chunk for document in (self.general.chunks if self.general else []) for chunk in document
         ]
-        for window in [window for window in windows if len(window) > 1][:MAX_IMPORTANCE_TEXTS]:
-            ids = torch.tensor([window], device=device())
+        for chunk in [chunk for chunk in chunks if len(chunk) > 1][:MAX_IMPORTANCE_TEXTS]:
+            ids = torch.tensor([chunk], device=device())
             yield -plain(model, {"input_ids": ids}, ids)
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> DocumentScores:
-        scores = score_documents(model, rows.windows, rows.marks, progress=listener)
+        scores = score_documents(model, rows.chunks, rows.marks, progress=listener)
         return DocumentScores(scores.num_tokens, scores.loss, scores.num_right)
 
     def score_baselines(
@@ -162,7 +160,7 @@ class NextTokenRecipe:
             if scores.num_right is None:
                 raise DataError(
                     f"baseline {name}: num_right is missing; it has to score the tokens of the validation"
-                    " rows' windows"
+                    " rows' chunks"
                 )
             yield name, _metrics(TokenScores(scores.num_tokens, scores.loss, scores.num_right))
 
@@ -180,10 +178,10 @@ class NextTokenRecipe:
                 "the snapshot has no training row; deliver documents, or lower snapshot.test_share and"
                 " validation_share"
             )
-        marks = [mark for document in validation.marks or [] for window in document for mark in window[1:]]
+        marks = [mark for document in validation.marks or [] for chunk in document for mark in chunk[1:]]
         for name, has_tokens in (
             ("training", pieces.num_predicted.any()),
-            ("validation", any(len(window) > 1 for document in validation.windows for window in document)),
+            ("validation", any(len(chunk) > 1 for document in validation.chunks for chunk in document)),
             ("validation", validation.marks is None or 1 in marks),
         ):
             if not has_tokens:
@@ -195,7 +193,7 @@ class NextTokenRecipe:
         known = embeddings.num_embeddings
         largest = max(
             pieces.largest_id,
-            max(max(window, default=0) for document in validation.windows for window in document),
+            max(max(chunk, default=0) for document in validation.chunks for chunk in document),
         )
         if largest >= known:
             raise DataError(

@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from fullft_assets import chunks, report
-from fullft_assets.artifacts import FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
+from fullft_assets.artifacts import CHUNKS_COLUMN, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
 from fullft_assets.chunks.chat import Message
@@ -242,7 +242,7 @@ class _Scorer:
         prompts: Sequence[Prompt],
     ) -> SystemOutput:
         progress, model = self._context.progress, load_causal(folder, added_tokens)
-        scores = score_documents(model, documents.windows, documents.marks, progress=progress)
+        scores = score_documents(model, documents.chunks, documents.marks, progress=progress)
         writer = Writer(model, tokenization, self._max_new_tokens)
         written = writer.write_all([prompt.given for prompt in prompts], progress)
         del model, writer
@@ -312,7 +312,7 @@ class _Scorer:
         return Tokenization.load(self._context.base_model, self._settings.chunks, self._task)
 
     def _read(self, tokenization: Tokenization) -> tuple[Split, np.ndarray]:
-        """Return the test documents in a tokenizer's windows, and the tokens of each in all [n]."""
+        """Return the test documents in a tokenizer's chunks, and the tokens of each in all [n]."""
         test, count = self._test, len(self._test)
         columns: dict[str, Sequence[object]] = {
             "id": test.ids,
@@ -325,7 +325,7 @@ class _Scorer:
         table = chunks.chunk(pa.table(columns), tokenization, self._task).table
         # Of a conversation only the answers cost anything; the template around them may be another.
         marks = table["marks"].to_pylist() if self._messages is not None else None
-        split = Split(test.ids, test.texts, test.labels, test.groups, table["windows"].to_pylist(), marks)
+        split = Split(test.ids, test.texts, test.labels, test.groups, table[CHUNKS_COLUMN].to_pylist(), marks)
         return split, _num_scored(split) if marks is not None else table["num_tokens"].to_numpy()
 
 
@@ -351,11 +351,9 @@ def _answered(id_: str, group: str, messages: Sequence[Message]) -> Prompt | Non
 
 def _num_scored(documents: Split) -> np.ndarray:
     if documents.marks is None:
-        return np.array(
-            [sum(len(window) - 1 for window in windows) for windows in documents.windows], np.int64
-        )
+        return np.array([sum(len(chunk) - 1 for chunk in chunks) for chunks in documents.chunks], np.int64)
     return np.array(
-        [sum(sum(mark == 1 for mark in marks[1:]) for marks in windows) for windows in documents.marks],
+        [sum(sum(mark == 1 for mark in marks[1:]) for marks in chunks) for chunks in documents.marks],
         np.int64,
     )
 

@@ -3,7 +3,7 @@
 A predicted span is right where a true one has the same first and last character and the same label, as the
 entity-level scores of CoNLL-2003 (Tjong Kim Sang and De Meulder 2003, arXiv cs/0306050) and seqeval count,
 there in words. Spans are compared without the white space at their ends. Micro-F1 counts all labels' spans
-together, macro-F1 is the mean over the labels that the test rows have. A true span that no window holds, or
+together, macro-F1 is the mean over the labels that the test rows have. A true span that no chunk holds, or
 that shares all its tokens with another, still counts: it was not found.
 """
 

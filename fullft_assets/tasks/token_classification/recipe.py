@@ -4,13 +4,13 @@ test rows.
 Each label has two tags, B- for the first token of a span and I- for a later one, and O is for tokens outside
 of all spans (BIO; Ramshaw and Marcus 1995, arXiv cmp-lg/9505040). A span has the tokens of which a character
 is in it; where spans overlap, the one that starts first, then the longer, has the token, and one that is left
-without any is not learned (see `chunks.windows`).
+without any is not learned (see `chunks.cutting`).
 
-Windows of a long text share tokens. Each token belongs to one of them, the one in which it is farthest from
-an edge that another window goes beyond: there it is trained, and there it is predicted, once each.
+Chunks of a long text share tokens. Each token belongs to one of them, the one in which it is farthest from
+an edge that another chunk goes beyond: there it is trained, and there it is predicted, once each.
 
-The loss of an optimizer step is the mean cross-entropy over its tokens, however many windows, passes and
-processes they are in: special tokens, padding, and tokens that belong to another window count for nothing.
+The loss of an optimizer step is the mean cross-entropy over its tokens, however many chunks, passes and
+processes they are in: special tokens, padding, and tokens that belong to another chunk count for nothing.
 Scores on the validation rows are those of exact spans, in characters, as the evaluation counts them.
 """
 
@@ -31,8 +31,8 @@ from transformers import PreTrainedModel
 
 from fullft_assets import report
 from fullft_assets.base_model import ModelFolder
-from fullft_assets.chunks import Tokenization, windows
-from fullft_assets.chunks.windows import gather, to_lists
+from fullft_assets.chunks import Tokenization, cutting
+from fullft_assets.chunks.cutting import gather, to_lists
 from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import external
 from fullft_assets.jobs.progress import Listener
@@ -50,7 +50,7 @@ from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, OpenedModel, StoredBaseline
 from fullft_assets.tasks.classification.baselines import fit_on_states
-from fullft_assets.tasks.classification.recipe import window_feed
+from fullft_assets.tasks.classification.recipe import chunk_feed
 from fullft_assets.tasks.context import (
     EvaluationContext,
     EvaluationResult,
@@ -117,7 +117,7 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
     for begin, until in zip(starts, np.append(starts[1:], len(tags)), strict=True):
         tokens = np.arange(begin, until)
         tokens = tokens[tags[tokens] != OUTSIDE]
-        start, end = windows.strip_span(
+        start, end = cutting.strip_span(
             text, int(characters[tokens, 0].min()), int(characters[tokens, 1].max())
         )
         if start < end:
@@ -128,20 +128,20 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
 def normal(texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[list[Span]]:
     """Return each text's spans without the white space at their ends; a span of nothing else is dropped."""
     stripped = [
-        [(*windows.strip_span(text, start, end), label) for start, end, label in row]
+        [(*cutting.strip_span(text, start, end), label) for start, end, label in row]
         for text, row in zip(texts, spans, strict=True)
     ]
     return [[span for span in row if span[0] < span[1]] for row in stripped]
 
 
 def owned(lengths: Sequence[int], stride: int) -> list[np.ndarray]:
-    """Return for each window of a text which of its tokens belong to it: bool [tokens]."""
+    """Return for each chunk of a text which of its tokens belong to it: bool [tokens]."""
     begins = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64) - stride)])[: len(lengths)]
     total = int(begins[-1] + lengths[-1])
     best, owner = np.full(total, -1), np.zeros(total, np.int64)
     for number, (begin, length) in enumerate(zip(begins.tolist(), lengths, strict=True)):
         place = np.arange(length)
-        # The text's own ends are no edges: there is nothing beyond that another window would see.
+        # The text's own ends are no edges: there is nothing beyond that another chunk would see.
         left_distance = place if number else np.full(length, total)
         right = place[::-1] if number < len(lengths) - 1 else np.full(length, total)
         distance, there = np.minimum(left_distance, right), slice(begin, begin + length)
@@ -155,7 +155,7 @@ def owned(lengths: Sequence[int], stride: int) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Frame:
-    """Numbers of tokens before and behind a window's own ones, and of tokens that two windows share."""
+    """Numbers of tokens before and behind a chunk's own ones, and of tokens that two chunks share."""
 
     prefix: int
     suffix: int
@@ -165,26 +165,26 @@ class Frame:
     def of(cls, tokenization: Tokenization) -> Frame:
         return cls(len(tokenization.prefix), len(tokenization.suffix), tokenization.settings.stride)
 
-    def owned(self, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Return for each window of a document which of its tokens belong to it, special tokens included:
+    def owned(self, chunks: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Return for each chunk of a document which of its tokens belong to it, special tokens included:
         bool [tokens].
         """
-        inner = owned([len(window) - self.prefix - self.suffix for window in windows], self.stride)
+        inner = owned([len(chunk) - self.prefix - self.suffix for chunk in chunks], self.stride)
         return [np.pad(part, (self.prefix, self.suffix)) for part in inner]
 
     def tags(self, marks: Sequence[Sequence[int]], span_labels: Sequence[int]) -> list[list[int]]:
-        """Return the tags of a document's windows, -100 where a token is none of the text or belongs to
-        another window.
+        """Return the tags of a document's chunks, -100 where a token is none of the text or belongs to
+        another chunk.
         """
         return [
-            np.where(is_owned, tags_of(window, span_labels), IGNORED).tolist()
-            for window, is_owned in zip(marks, self.owned(marks), strict=True)
+            np.where(is_owned, tags_of(chunk, span_labels), IGNORED).tolist()
+            for chunk, is_owned in zip(marks, self.owned(marks), strict=True)
         ]
 
 
 @dataclass(frozen=True)
 class Tagged:
-    """Documents with a tag for each token that a window has.
+    """Documents with a tag for each token that a chunk has.
 
     Attributes:
         tags: int16 [tokens] of each document.
@@ -199,23 +199,23 @@ class Tagged:
 
 def tag(
     model: PreTrainedModel,
-    windows: Sequence[Sequence[Sequence[int]]],
+    chunks: Sequence[Sequence[Sequence[int]]],
     frame: Frame,
     truth: Sequence[Sequence[Sequence[int]]] | None = None,
     *,
     progress: Listener | None = None,
 ) -> Tagged:
-    """Predict the tag of each token, once, in the window that it belongs to.
+    """Predict the tag of each token, once, in the chunk that it belongs to.
 
     Args:
-        truth: aligned with the windows, -100 where nothing is to be predicted; for the loss.
+        truth: aligned with the chunks, -100 where nothing is to be predicted; for the loss.
     """
-    owned = [frame.owned(document) for document in windows]
-    predicted = [[np.zeros(0, np.int16)] * len(document) for document in windows]
+    owned = [frame.owned(document) for document in chunks]
+    predicted = [[np.zeros(0, np.int16)] * len(document) for document in chunks]
     loss = 0.0
     count = 0
     is_finite = True
-    for items, _, output in forward_batches(model, windows, progress):
+    for items, _, output in forward_batches(model, chunks, progress):
         logits = output.logits.float()
         is_finite &= bool(torch.isfinite(logits).all())
         best = logits.argmax(-1).cpu().numpy().astype(np.int16)
@@ -238,7 +238,7 @@ class TokenizedTexts:
     """
 
     texts: Sequence[str]
-    windows: list[list[list[int]]]
+    chunks: list[list[list[int]]]
     characters: list[np.ndarray]
     frame: Frame
 
@@ -246,15 +246,15 @@ class TokenizedTexts:
     def of(cls, tokenization: Tokenization, texts: Sequence[str]) -> TokenizedTexts:
         """Read texts with a tokenizer that was loaded for the task token_classification."""
         encoded, cuts = tokenization.read(texts, spans=True)
-        windows = to_lists(*gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
+        chunks = to_lists(*gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
         spans = np.zeros((0, 2), np.int32) if encoded.spans is None else encoded.spans
         characters = [
             spans[begin:end] for begin, end in zip(encoded.bounds, encoded.bounds[1:], strict=False)
         ]
-        return cls(texts, windows, characters, Frame.of(tokenization))
+        return cls(texts, chunks, characters, Frame.of(tokenization))
 
     def spans(self, tags: Sequence[np.ndarray]) -> list[list[Span]]:
-        """Return the spans of the documents' tags; tokens that no window has are outside of all."""
+        """Return the spans of the documents' tags; tokens that no chunk has are outside of all."""
         return [
             decode(row_tags, characters[: len(row_tags)], text)
             for row_tags, characters, text in zip(tags, self.characters, self.texts, strict=True)
@@ -268,7 +268,7 @@ def find_spans(
     progress: Listener | None = None,
 ) -> list[list[Span]]:
     """Return the spans that a model finds in each text; labels are positions in its own order."""
-    return reading.spans(tag(model, reading.windows, reading.frame, progress=progress).tags)
+    return reading.spans(tag(model, reading.chunks, reading.frame, progress=progress).tags)
 
 
 def load_finder(model_folder: ModelFolder) -> tuple[PreTrainedModel, list[str]]:
@@ -379,7 +379,7 @@ def _rows(
 
 @dataclass(frozen=True)
 class TokenClassificationRecipe(Encoder):
-    """Each token of a window that belongs to it learns a tag."""
+    """Each token of a chunk that belongs to it learns a tag."""
 
     tokenization: Tokenization = field(kw_only=True)
 
@@ -418,10 +418,10 @@ class TokenClassificationRecipe(Encoder):
         self, model: PreTrainedModel, rows: Split, listener: Listener
     ) -> tuple[np.ndarray, np.ndarray]:
         tags = self._tags(rows)
-        total = sum(tag != IGNORED for document in tags for window in document for tag in window)
+        total = sum(tag != IGNORED for document in tags for chunk in document for tag in chunk)
         rng = np.random.default_rng(0)
         states, targets = [], []
-        for items, read, _ in read_by_head(model, rows.windows, listener):
+        for items, read, _ in read_by_head(model, rows.chunks, listener):
             numbers = read.cpu().numpy()
             for at, (row, number) in enumerate(items):
                 target = np.array(tags[row][number])
@@ -431,15 +431,15 @@ class TokenClassificationRecipe(Encoder):
         return np.concatenate(states), np.concatenate(targets)
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
-        windows = [window for document in self.train.windows for window in document]
-        tags = [window for document in self._tags(self.train) for window in document]
+        chunks = [chunk for document in self.train.chunks for chunk in document]
+        tags = [chunk for document in self._tags(self.train) for chunk in document]
         return self._prepared(
-            model, window_feed(windows, tags, model, settings, seed, _padded), loss_of_output, settings
+            model, chunk_feed(chunks, tags, model, settings, seed, _padded), loss_of_output, settings
         )
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         reading = self._reading
-        tagged = tag(model, reading.windows, reading.frame, self._validation_tags, progress=listener)
+        tagged = tag(model, reading.chunks, reading.frame, self._validation_tags, progress=listener)
         if not math.isfinite(tagged.loss):
             return dict.fromkeys(("loss", "micro_f1", "macro_f1"), math.nan)
         scores = self._score_predicted("model", reading.spans(tagged.tags), Path())
@@ -454,9 +454,9 @@ class TokenClassificationRecipe(Encoder):
     @cached_property
     def _reading(self) -> TokenizedTexts:
         reading = TokenizedTexts.of(self.tokenization, self.validation.texts)
-        if reading.windows != self.validation.windows:
+        if reading.chunks != self.validation.chunks:
             raise DataError(
-                "the snapshot's windows are not those that base_model's tokenizer makes of its texts today;"
+                "the snapshot's chunks are not those that base_model's tokenizer makes of its texts today;"
                 " take the snapshot again"
             )
         return reading
@@ -480,12 +480,12 @@ class TokenClassificationRecipe(Encoder):
 
 def _padded(tags: Sequence[Sequence[int]]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(window) for window in tags], batch_first=True, padding_value=IGNORED
+        [torch.tensor(chunk) for chunk in tags], batch_first=True, padding_value=IGNORED
     )
 
 
 def loss_of_output(output: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return the summed cross-entropy of a pass; labels are tags [windows, tokens], -100 where nothing is
+    """Return the summed cross-entropy of a pass; labels are tags [chunks, tokens], -100 where nothing is
     learned.
     """
     logits = output.logits.float()

@@ -1,4 +1,4 @@
-"""Windows: a long text's tokens cut into overlapping pieces.
+"""Chunks: a long text's tokens cut into overlapping pieces.
 
 Everything is flat: the tokens of many texts follow each other in one array, `bounds` gives where each
 text begins. A list of lists of 100,000 texts would take ten times the memory and most of the time. Masks say
@@ -43,9 +43,9 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Cuts:
-    """Windows of many texts: `first` and `last` (exclusive) [windows] are positions in the flat tokens.
+    """Chunks of many texts: `first` and `last` (exclusive) [chunks] are positions in the flat tokens.
 
-    Text i's windows are those from `bounds[i]` to `bounds[i + 1]`.
+    Text i's chunks are those from `bounds[i]` to `bounds[i + 1]`.
     """
 
     first: np.ndarray
@@ -53,13 +53,13 @@ class Cuts:
     bounds: np.ndarray
 
     def covered(self) -> np.ndarray:
-        """Return for each text the flat position behind the last token that is in a window."""
+        """Return for each text the flat position behind the last token that is in a chunk."""
         return self.last[self.bounds[1:] - 1]
 
 
 @dataclass(frozen=True)
 class Room:
-    """The size of a window without special tokens, the tokens that two of them share, and how many a text may
+    """The size of a chunk without special tokens, the tokens that two of them share, and how many a text may
     have.
     """
 
@@ -113,16 +113,16 @@ def bounds(counts: np.ndarray) -> np.ndarray:
 
 
 def cut(encoded: Encoded, room: Room) -> Cuts:
-    """Cut every text's tokens into windows of at most `room.size` tokens.
+    """Cut every text's tokens into chunks of at most `room.size` tokens.
 
-    Neighbours share `room.stride` tokens. Every token is in a window unless `room.most` limits the windows.
+    Neighbours share `room.stride` tokens. Every token is in a chunk unless `room.most` limits the chunks.
     """
     lengths = encoded.lengths()
     step = room.size - room.stride
     counts = 1 + np.maximum(0, -(-(lengths - room.size) // step))
     counts = counts if room.most is None else np.minimum(counts, room.most)
     of_texts = bounds(counts)
-    # Of each window its number within its text.
+    # Of each chunk its number within its text.
     number = np.arange(of_texts[-1]) - np.repeat(of_texts[:-1], counts)
     first = np.repeat(encoded.bounds[:-1], counts) + number * step
     last = np.minimum(first + room.size, np.repeat(encoded.bounds[1:], counts))
@@ -132,38 +132,38 @@ def cut(encoded: Encoded, room: Room) -> Cuts:
 def gather(
     values: np.ndarray, cuts: Cuts, prefix: Sequence[int], suffix: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Copy each window's values, with `prefix` and `suffix` around them.
+    """Copy each chunk's values, with `prefix` and `suffix` around them.
 
     Returns:
-        The windows' values, one after the other, and where each window begins (one more than windows).
+        The chunks' values, one after the other, and where each chunk begins (one more than chunks).
     """
     sizes = cuts.last - cuts.first + len(prefix) + len(suffix)
     begins = bounds(sizes)
-    window_values = np.empty(begins[-1], np.int32)
-    inner = np.ones(len(window_values), bool)
+    chunk_values = np.empty(begins[-1], np.int32)
+    inner = np.ones(len(chunk_values), bool)
     for place, value in enumerate(prefix):
-        window_values[begins[:-1] + place], inner[begins[:-1] + place] = value, False
+        chunk_values[begins[:-1] + place], inner[begins[:-1] + place] = value, False
     for place, value in enumerate(reversed(suffix), start=1):
-        window_values[begins[1:] - place], inner[begins[1:] - place] = value, False
+        chunk_values[begins[1:] - place], inner[begins[1:] - place] = value, False
     source = np.arange(begins[-1]) + np.repeat(cuts.first - begins[:-1] - len(prefix), sizes)
-    window_values[inner] = values[source[inner]]
-    return window_values, begins
+    chunk_values[inner] = values[source[inner]]
+    return chunk_values, begins
 
 
 def to_arrow(values: np.ndarray, begins: np.ndarray, cuts: Cuts) -> pa.ListArray:
-    """Return list<list<int32>>: for each text its windows."""
+    """Return list<list<int32>>: for each text its chunks."""
 
-    windows = pa.ListArray.from_arrays(pa.array(begins, pa.int32()), pa.array(values, pa.int32()))
-    return pa.ListArray.from_arrays(pa.array(cuts.bounds, pa.int32()), windows)
+    chunks = pa.ListArray.from_arrays(pa.array(begins, pa.int32()), pa.array(values, pa.int32()))
+    return pa.ListArray.from_arrays(pa.array(cuts.bounds, pa.int32()), chunks)
 
 
 def to_lists(values: np.ndarray, begins: np.ndarray, cuts: Cuts) -> list[list[list[int]]]:
-    """Return for each text its windows, as Python lists."""
+    """Return for each text its chunks, as Python lists."""
     plain = values.tolist()
     edges = begins.tolist()
     texts = cuts.bounds.tolist()
-    windows = [plain[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
-    return [windows[begin:end] for begin, end in zip(texts, texts[1:], strict=False)]
+    chunks = [plain[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    return [chunks[begin:end] for begin, end in zip(texts, texts[1:], strict=False)]
 
 
 #: Character spans of many texts: text i's are `spans[bounds[i]:bounds[i + 1]]`, each (start, end exclusive).
@@ -247,22 +247,22 @@ def train_spans(encoded: Encoded, spans: CharacterSpans) -> np.ndarray:
 
 
 def count_trained(marks: np.ndarray, encoded: Encoded, cuts: Cuts) -> np.ndarray:
-    """Return for each text how many of the tokens that are in a window are trained."""
+    """Return for each text how many of the tokens that are in a chunk are trained."""
     total = np.concatenate([[0], np.cumsum(marks, dtype=np.int64)])
     return total[cuts.covered()] - total[encoded.bounds[:-1]]
 
 
 def train_once(marks: np.ndarray, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
-    """Return the windows' marks (see `windows.gather`); marks of tokens repeated from the window before are
+    """Return the chunks' marks (see `cutting.gather`); marks of tokens repeated from the chunk before are
     0.
 
-    A repeated token is there as context: trained in both windows it would weigh twice.
+    A repeated token is there as context: trained in both chunks it would weigh twice.
     """
-    window_marks, begins = gather(marks, cuts, (), ())
-    # How many of its first tokens are in the window before it of the same text.
+    chunk_marks, begins = gather(marks, cuts, (), ())
+    # How many of its first tokens are in the chunk before it of the same text.
     shared = np.zeros(len(cuts.first), np.int64)
     shared[1:] = cuts.last[:-1] - cuts.first[1:]
     shared[cuts.bounds[:-1]] = 0
-    place = np.arange(len(window_marks)) - np.repeat(begins[:-1], np.diff(begins))
-    window_marks[place < np.repeat(shared, np.diff(begins))] = 0
-    return window_marks, begins
+    place = np.arange(len(chunk_marks)) - np.repeat(begins[:-1], np.diff(begins))
+    chunk_marks[place < np.repeat(shared, np.diff(begins))] = 0
+    return chunk_marks, begins
