@@ -43,4 +43,4 @@ def predict_fn(data: dict[str, Any], model: dict[str, Any]) -> list[list[dict[st
         [{"label": config.id2label[n], "score": score} for n, score in enumerate(row)]
         for row in probabilities.tolist()
     ]
-    return [sorted(row, key=lambda each: -each["score"]) for row in rows]
+    return [sorted(row, key=lambda label: -label["score"]) for row in rows]
