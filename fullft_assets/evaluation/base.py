@@ -276,10 +276,10 @@ def weakest_label(scores: Sequence[LabelScore], unit: str) -> list[str]:
     Args:
         unit: what is counted, such as `test rows`.
     """
-    measured = [score for score in scores if score.support]
+    measured_labels = [score for score in scores if score.support]
     sentences = []
-    if measured:
-        weakest = min(measured, key=lambda score: score.f1)
+    if measured_labels:
+        weakest = min(measured_labels, key=lambda score: score.f1)
         sentences.append(
             f"It is weakest on `{weakest.label}` (F1 {weakest.f1:.3f} on {weakest.support:,} {unit})."
         )
@@ -321,8 +321,8 @@ def read_evaluation(text: str | bytes) -> Evaluation:
 
 
 def _some(names: list[str], most: int = 8) -> str:
-    shown = ", ".join(map(quoted, names[:most]))
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    text = ", ".join(map(quoted, names[:most]))
+    return text if len(names) <= most else f"{text} and {len(names) - most} more"
 
 
 class SeedNoise(Record):
@@ -385,14 +385,14 @@ def pooled(recipes: Iterable[list[Run]]) -> SeedNoise | None:
     other luck: half the squared standard error of their difference is subtracted, or the rows would count
     twice.
     """
-    repeated = [runs for runs in recipes if len(runs) > 1]
-    num_runs = sum(len(runs) for runs in repeated)
+    repeated_recipes = [runs for runs in recipes if len(runs) > 1]
+    num_runs = sum(len(runs) for runs in repeated_recipes)
     if num_runs < MIN_RUNS:
         return None
-    freedom = num_runs - len(repeated)
+    freedom = num_runs - len(repeated_recipes)
     squares = sum(
         (len(runs) - 1) * (float(np.var([run.score for run in runs], ddof=1)) - _row_noise(runs))
-        for runs in repeated
+        for runs in repeated_recipes
     )
     return SeedNoise(variance=max(0.0, squares / freedom), degrees_of_freedom=freedom, num_runs=num_runs)
 
@@ -404,8 +404,8 @@ def _row_noise(runs: list[Run]) -> float:
     influences = np.array([run.influences for run in runs])
     num_groups = influences.shape[1]
     factor = (num_groups - 1) / num_groups
-    squared = [
+    squared_errors = [
         factor * num_groups * float(np.var(influences[i] - influences[j]))
         for i, j in combinations(range(len(runs)), 2)
     ]
-    return float(np.mean(squared)) / 2
+    return float(np.mean(squared_errors)) / 2

@@ -78,22 +78,22 @@ class Slices(Record):
         Args:
             allowed: the smallest gain that is not worse; below 0 where the owner accepts a loss.
         """
-        tested = self.tested(min_groups)
-        corrected = holm(
-            {str(number): score.gain.p_value_against(allowed) for number, score in enumerate(tested)}
+        tested_slices = self.tested(min_groups)
+        p_values = holm(
+            {str(number): score.gain.p_value_against(allowed) for number, score in enumerate(tested_slices)}
         )
-        forgotten = [
+        forgotten_labels = [
             score
             for score in self.found
             if score.kind == LABEL
-            and score not in tested
+            and score not in tested_slices
             and score.score.estimate == 0
             and score.gain.high < allowed
         ]
-        return forgotten + [
+        return forgotten_labels + [
             score
-            for number, score in enumerate(tested)
-            if score.gain.high < allowed and corrected[str(number)] < 1 - confidence
+            for number, score in enumerate(tested_slices)
+            if score.gain.high < allowed and p_values[str(number)] < 1 - confidence
         ]
 
 
@@ -187,10 +187,13 @@ def _measure(
     rival: str,
 ) -> SliceScore:
     # A label's F1 counts rows without the label, too: those that it was predicted of.
-    counted = np.arange(len(index)) if isinstance(metric, LabelF1) else rows
-    groups = np.unique(index[counted], return_inverse=True)[1]
-    measured = measure(
-        metric, {name: system.take(counted) for name, system in pair.items()}, groups, **sampling
+    counted_rows = np.arange(len(index)) if isinstance(metric, LabelF1) else rows
+    groups = np.unique(index[counted_rows], return_inverse=True)[1]
+    scores = measure(
+        metric,
+        {system_name: system.take(counted_rows) for system_name, system in pair.items()},
+        groups,
+        **sampling,
     )
     reference = sampling["reference"]
     return SliceScore(
@@ -198,10 +201,10 @@ def _measure(
         name=name,
         num_rows=len(rows),
         num_groups=len(np.unique(index[rows])),
-        effective_groups=measured.effective_groups,
-        score=measured.scores[reference],
-        rival=measured.scores[rival],
-        gain=measured.gains[rival],
+        effective_groups=scores.effective_groups,
+        score=scores.scores[reference],
+        rival=scores.scores[rival],
+        gain=scores.gains[rival],
     )
 
 
@@ -279,7 +282,7 @@ class Comparison:
             name for name in (*self.settings.metrics, *self.modules) if not self._get(name).of_answers
         ]
         metric_names = list(dict.fromkeys([*TASKS.get(self.task).shown_metrics, *extra_metrics]))
-        predictions, shared = _prepare(predictions, index, num_groups, self.candidate)
+        predictions, fields = _prepare(predictions, index, num_groups, self.candidate)
         scores_by_metric = {
             name: scores
             for name in metric_names
@@ -287,7 +290,7 @@ class Comparison:
         }
         primary = scores_by_metric[self.metric]
         baselines = [name for name in primary.scores if name not in (self.candidate, CHAMPION, ANCHOR)]
-        justified = justification(
+        judgement = justification(
             primary.scores,
             primary.gains,
             baselines,
@@ -296,7 +299,7 @@ class Comparison:
             min_gain=self.min_gain,
             candidate=self.candidate,
         )
-        return shared | {
+        return fields | {
             "task": self.task,
             "candidate": self.candidate,
             "metrics": metric_names,
@@ -310,11 +313,11 @@ class Comparison:
             "groups_digest": digest(sorted(set(groups))),
             "baselines": baselines,
             "has_champion": CHAMPION in primary.scores,
-            "scores": {metric: measured.scores for metric, measured in scores_by_metric.items()},
-            "gains": {metric: measured.gains for metric, measured in scores_by_metric.items()},
-            "justification": justified,
+            "scores": {metric: systems.scores for metric, systems in scores_by_metric.items()},
+            "gains": {metric: systems.gains for metric, systems in scores_by_metric.items()},
+            "justification": judgement,
             "slices": self._slices(
-                predictions, index, CHAMPION if CHAMPION in primary.scores else justified.best_baseline
+                predictions, index, CHAMPION if CHAMPION in primary.scores else judgement.best_baseline
             ),
         }
 
@@ -354,27 +357,27 @@ def _prepare(
     no interval that holds.
     """
     finetuned = predictions[candidate]
-    shared: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     weights = 1.0 / np.minimum(np.bincount(index, minlength=num_groups), MAX_GROUP_WEIGHT)[index]
     if finetuned.loss is not None and finetuned.num_tokens is not None:
         cap = max(1, round(float(np.quantile(finetuned.num_tokens, TOKEN_CAP_QUANTILE))))
         weights = weights * np.minimum(finetuned.num_tokens, cap) / np.maximum(finetuned.num_tokens, 1)
-        shared["token_cap"] = cap
+        fields["token_cap"] = cap
     changes: dict[str, Any] = {"weights": weights}
     if finetuned.true is not None and MICRO_F1.measures(finetuned):
         measurable = measurable_labels(finetuned.true, index, num_groups, weights)
         changes["measurable"] = measurable if measurable.any() else None
         too_rare = ~measurable & (finetuned.true.sum(0) > 0)
         names = finetuned.labels or [str(label) for label in range(len(measurable))]
-        shared["rare_labels"] = [names[label] for label in np.flatnonzero(too_rare).tolist()]
-        shared["measurable_labels"] = int(measurable.sum())
+        fields["rare_labels"] = [names[label] for label in np.flatnonzero(too_rare).tolist()]
+        fields["measurable_labels"] = int(measurable.sum())
         if too_rare.any():
             rare_sums = (
                 np.asarray(table, np.float64)[:, too_rare].sum(0, keepdims=True)
                 for table in MICRO_F1.count(finetuned)
             )
-            shared["rare_micro_f1"] = float(MICRO_F1.score(*rare_sums)[0])
-    return {name: replace(system, **changes) for name, system in predictions.items()}, shared
+            fields["rare_micro_f1"] = float(MICRO_F1.score(*rare_sums)[0])
+    return {name: replace(system, **changes) for name, system in predictions.items()}, fields
 
 
 def measurable_labels(
@@ -412,11 +415,11 @@ def justification(
     best = max(baselines, key=lambda name: scores[name].estimate)
     gain = gains[best]
     # A gate may allow a loss (for size or speed); that does not make a loss worth its price.
-    justified = candidate == FINETUNED and all(gains[name].low > max(min_gain, 0.0) for name in baselines)
+    is_justified = candidate == FINETUNED and all(gains[name].low > max(min_gain, 0.0) for name in baselines)
     threshold = f"the required {min_gain:+.3f}" if min_gain > 0 else "zero"
     if candidate != FINETUNED:
         opening = f"No full fine-tuning is judged here, but the {title(candidate)}"
-    elif justified:
+    elif is_justified:
         opening = "Full fine-tuning was worth it"
     elif gain.high < 0:
         opening = "Full fine-tuning was not worth it, a baseline is better"
@@ -430,4 +433,4 @@ def justification(
         f" of the best {rival} ({title(best)}), a gain of {gain.estimate:+.3f} ({confidence:.0%} interval"
         f" {gain.low:+.3f} to {gain.high:+.3f})."
     )
-    return Justification(best_baseline=best, gain=gain, justified=justified, sentence=sentence)
+    return Justification(best_baseline=best, gain=gain, justified=is_justified, sentence=sentence)

@@ -122,8 +122,8 @@ def _scripts(module: Module, root: Path) -> dict[str, Path]:
     """
     hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     modules = Path(os.environ.get("HF_MODULES_CACHE", hub / "modules"))
-    cached = modules / "evaluate_modules" / "metrics" / f"evaluate-metric--{module.module}"
-    copies = sorted(cached.glob(f"*/{module.name}.py"), key=lambda path: path.stat().st_mtime)
+    cache = modules / "evaluate_modules" / "metrics" / f"evaluate-metric--{module.module}"
+    copies = sorted(cache.glob(f"*/{module.name}.py"), key=lambda path: path.stat().st_mtime)
     own_folder = root / module.module
     folder = copies[-1].parent if copies and not own_folder.is_dir() else own_folder
     scripts = {
@@ -134,7 +134,7 @@ def _scripts(module: Module, root: Path) -> dict[str, Path]:
     if f"{module.name}.py" not in scripts:
         raise DataError(
             f"evaluation.modules: {module.module}: there is neither {own_folder}/{module.name}.py"
-            f" nor a copy in {cached}; name a folder of the project, or a module that `evaluate.load` has"
+            f" nor a copy in {cache}; name a folder of the project, or a module that `evaluate.load` has"
             " downloaded"
         )
     return scripts
@@ -259,9 +259,9 @@ def load_modules(store: Store, copies: Manifest | None, settings: UseCaseSetting
     is_of_answers = task_of(settings.examples).target is None
     metrics: dict[str, Metric] = {}
     for module in settings.evaluation.named_modules:
-        loaded = evaluate.load(str(store.folder(copies) / module.name), keep_in_memory=True)
+        program = evaluate.load(str(store.folder(copies) / module.name), keep_in_memory=True)
         names = {"name": module.name, "title": module.name.replace("_", " "), "of_answers": is_of_answers}
-        metrics[module.name] = type("EvaluateModule", (_ModuleMetric,), names)(loaded)
+        metrics[module.name] = type("EvaluateModule", (_ModuleMetric,), names)(program)
     return metrics
 
 

@@ -212,10 +212,10 @@ class BeatsChampion(Gate):
             f"gain over the {title(name)} is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}),"
             f" {relation(gain, tolerable)}"
         )
-        accepted = min(context.settings.min_gain_over_champion, 0.0)
-        if gain.low > accepted:
-            accepting = f", above {accepted:+.3f} (release.min_gain_over_champion)" if accepted else ""
-            return self.result(True, text + accepting)
+        bar = min(context.settings.min_gain_over_champion, 0.0)
+        if gain.low > bar:
+            source = f", above {bar:+.3f} (release.min_gain_over_champion)" if bar else ""
+            return self.result(True, text + source)
         if gain.high < 0:
             return self.result(False, text)
         passed = gain.excludes_loss(margin, context.evaluation.confidence)
@@ -258,8 +258,8 @@ class NoSliceIsWorse(Gate):
         worse = worse_slices(context.evaluation, context.settings)
         if slices is None or not (slices.tested(min_groups) or worse):
             text = (
-                f"no slice has {min_groups:g} groups of equal weight (release.min_effective_groups), so none was"
-                " tested"
+                f"no slice has {min_groups:g} groups of equal weight (release.min_effective_groups), so none"
+                " was tested"
             )
             return self.result(True, text, numbers)
         text = (
@@ -334,8 +334,8 @@ class TestSetIsLargeEnough(Gate):
         metric = title(evaluation.primary_metric)
         text = (
             f"{metric} is known to ±{evaluation.score.half_width:.3f} on {evaluation.num_test_groups:,} test"
-            f" groups; they tell as much as {evaluation.effective_groups:,.0f} of equal weight, {min_groups:,g}"
-            " are needed (release.min_effective_groups)"
+            f" groups; they tell as much as {evaluation.effective_groups:,.0f} of equal weight,"
+            f" {min_groups:,g} are needed (release.min_effective_groups)"
         )
         if evaluation.measurable_labels == 0:
             passed = False

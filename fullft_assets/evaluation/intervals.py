@@ -258,9 +258,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     test procedure).
     """
     names = sorted(p_values, key=lambda name: p_values[name])
-    scaled = (min(1.0, (len(names) - position) * p_values[name]) for position, name in enumerate(names))
+    scaled_values = (
+        min(1.0, (len(names) - position) * p_values[name]) for position, name in enumerate(names)
+    )
     # A later p-value is never smaller than an earlier one.
-    return dict(zip(names, accumulate(scaled, max), strict=True))
+    return dict(zip(names, accumulate(scaled_values, max), strict=True))
 
 
 def _unseen(confidence: float, num_groups: float) -> float:

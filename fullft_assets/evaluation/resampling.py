@@ -196,27 +196,25 @@ def _from_sums(
         if tables is not None:
             all_labels[name] = tuple(by_group(table, index, num_groups) for table in system.weigh(tables))
     draws: dict[str, list[np.ndarray]] = {name: [] for name in predictions}
-    raised: dict[str, list[np.ndarray]] = {name: [] for name in all_labels}
+    rises_by_choice: dict[str, list[np.ndarray]] = {name: [] for name in all_labels}
     for chunk in weights:
         for name, tables in sums.items():
             draws[name].append(metric.score(*(chunk @ table for table in tables)))
         for name, tables in all_labels.items():
-            raised[name].append(_raised_by_choice(metric, tables, chunk))
+            rises_by_choice[name].append(_rise_by_choice(metric, tables, chunk))
     return {
         name: _Samples(
             float(metric.score(*totals[name])[0]),
             np.concatenate(draws[name]),
             metric.score(*(total - table for total, table in zip(totals[name], tables, strict=True))),
             tables,
-            float(np.concatenate(raised[name]).mean()) if name in raised else None,
+            float(np.concatenate(rises_by_choice[name]).mean()) if name in rises_by_choice else None,
         )
         for name, tables in sums.items()
     }
 
 
-def _raised_by_choice(
-    metric: SummedMetric, tables: tuple[np.ndarray, ...], weights: np.ndarray
-) -> np.ndarray:
+def _rise_by_choice(metric: SummedMetric, tables: tuple[np.ndarray, ...], weights: np.ndarray) -> np.ndarray:
     """Return how much higher than in all groups the labels score that a resample makes measurable
     [resamples].
 

@@ -143,8 +143,8 @@ def promote(
             if state is None
             else [Retired(champion=state.current, rolled_back=False, retired_at=time.time()), *state.history]
         )
-        new = _with(state, champion, _trimmed(past))
-        return new if reason is None else _noted(new, state, "promote", reason, champion.run_id)
+        new_state = _with(state, champion, _trimmed(past))
+        return new_state if reason is None else _noted(new_state, state, "promote", reason, champion.run_id)
 
     _change(store, case, change)
     return is_champion
@@ -301,19 +301,24 @@ def _with(state: ReleaseState | None, champion: Champion, history: list[Retired]
 
 
 def _noted(
-    new: ReleaseState,
-    old: ReleaseState | None,
+    new_state: ReleaseState,
+    old_state: ReleaseState | None,
     action: Action,
     reason: str,
     by: str,
 ) -> ReleaseState:
-    before = None if old is None else old.checkpoint
+    before = None if old_state is None else old_state.checkpoint
     intervention = Intervention(
-        action=action, reason=one_line(reason), by=by, at=time.time(), before=before, after=new.checkpoint
+        action=action,
+        reason=one_line(reason),
+        by=by,
+        at=time.time(),
+        before=before,
+        after=new_state.checkpoint,
     )
-    interventions = [intervention, *new.interventions][:MAX_HISTORY]
-    frozen = intervention if action == "freeze" else new.frozen
-    return new.model_copy(update={"interventions": interventions, "frozen": frozen})
+    interventions = [intervention, *new_state.interventions][:MAX_HISTORY]
+    frozen = intervention if action == "freeze" else new_state.frozen
+    return new_state.model_copy(update={"interventions": interventions, "frozen": frozen})
 
 
 def _trimmed(history: list[Retired]) -> list[Retired]:
@@ -324,7 +329,7 @@ def _trimmed(history: list[Retired]) -> list[Retired]:
 
 def _change(store: Store, case: str, change: Callable[[ReleaseState | None], ReleaseState | None]) -> None:
     def swap(value: dict[str, Any] | None) -> dict[str, Any] | None:
-        new = change(None if value is None else ReleaseState.model_validate(value))
-        return None if new is None else new.model_dump()
+        state = change(None if value is None else ReleaseState.model_validate(value))
+        return None if state is None else state.model_dump()
 
     store.change_pointer(f"{case}/champion", swap)

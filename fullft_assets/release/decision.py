@@ -200,14 +200,14 @@ def publish(
     """
     _require_judged(use_case, report, checkpoint, snapshot)
     metadata = EvaluationMetadata.of(report)
-    judged = [(checkpoint, report)]
+    evaluations = [(checkpoint, report)]
     if metadata.ships is not None:
         report = store.load(metadata.ships)
         checkpoint = store.load(EvaluationMetadata.of(report).checkpoint)
-        judged.append((checkpoint, report))
+        evaluations.append((checkpoint, report))
     verdict = read_verdict(store.folder(report))
     candidate = _candidate(store, report, checkpoint, run_id, verdict.is_better)
-    for judged_checkpoint, judged_report in judged:
+    for judged_checkpoint, judged_report in evaluations:
         _fix_decision(store, judged_checkpoint, judged_report)
 
     def decide(state: ReleaseState | None) -> ReleaseOutcome:
@@ -228,7 +228,7 @@ def publish(
         manifest = card if promote(store, use_case.name, candidate, allowed=allowed) else None
     elif outcome.kind == "already_champion":
         manifest = card_of_champion(store, use_case, checkpoint)
-    for judged_checkpoint, _ in judged:
+    for judged_checkpoint, _ in evaluations:
         _record_outcome(store, judged_checkpoint, outcome, _promoted(verdict))
     return outcome, manifest
 
@@ -366,7 +366,7 @@ def _fix_decision(store: Store, checkpoint: Manifest, report: Manifest) -> None:
 
 
 def _record_outcome(
-    store: Store, checkpoint: Manifest, outcome: ReleaseOutcome, promoted: str = PROMOTED
+    store: Store, checkpoint: Manifest, outcome: ReleaseOutcome, promotion: str = PROMOTED
 ) -> None:
     """Record how the release ended. A repeated run that finds the checkpoint as champion keeps the record of
     its promotion.
@@ -376,7 +376,7 @@ def _record_outcome(
         if record.get("outcome") == "promoted":
             return
         # A run was killed after the promotion.
-        outcome = ReleaseOutcome("promoted", promoted, outcome.champion)
+        outcome = ReleaseOutcome("promoted", promotion, outcome.champion)
     store.write_pointer(
         _decision_pointer(checkpoint), {**record, "outcome": outcome.kind, "sentence": outcome.sentence}
     )
@@ -449,10 +449,10 @@ def candidates(
     if finetuned_score is not None:
         scores[FINETUNED] = finetuned_score
         ranks[FINETUNED] = _RANK_OF_FINETUNED
-    enough = max(scores.values(), default=0.0) - settings.worth
+    near_best = max(scores.values(), default=0.0) - settings.worth
 
     def sort_key(name: str) -> tuple[bool, int | None, float]:
-        is_near = scores[name] >= enough
+        is_near = scores[name] >= near_best
         return not is_near, ranks[name] if is_near else 0, -scores[name]
 
     return sorted(scores, key=sort_key)
@@ -492,6 +492,7 @@ def choice_sentence(evaluation: Evaluation, *, is_rival_good: bool, worth: float
         else "which did not pass its gates"
     )
     return (
-        f"The {title(evaluation.candidate)} becomes champion: {title(metric)} {evaluation.score.estimate:.3f} on"
-        f" the test rows, against {scores[FINETUNED].estimate:.3f} of the {title(FINETUNED)}, {why}; {costs}."
+        f"The {title(evaluation.candidate)} becomes champion: {title(metric)} {evaluation.score.estimate:.3f}"
+        f" on the test rows, against {scores[FINETUNED].estimate:.3f} of the {title(FINETUNED)}, {why};"
+        f" {costs}."
     )

@@ -235,8 +235,8 @@ def front_matter(
         facts["model-index"] = [
             {"name": use_case.name, "results": [_result(use_case.name, task.pipeline_tag, evaluation)]}
         ]
-    stated = {name: value for name, value in facts.items() if value is not None}
-    return yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
+    stated_facts = {name: value for name, value in facts.items() if value is not None}
+    return yaml.safe_dump(stated_facts, sort_keys=False, allow_unicode=True)
 
 
 def public_name(reference: str) -> str:

@@ -55,11 +55,13 @@ def _problem(store: Store, start: Manifest, snapshot: Manifest, revision: str) -
     if metadata.labels != label_names(snapshot):
         champion_labels = set(metadata.labels)
         snapshot_labels = set(label_names(snapshot))
-        gone, new = (
+        missing_names, new_names = (
             named(((label, "") for label in sorted(labels)), len(labels), champion_labels | snapshot_labels)
             for labels in (champion_labels - snapshot_labels, snapshot_labels - champion_labels)
         )
-        return f"has other labels: the snapshot lacks {gone or 'none'} and adds {new or 'none'}"
+        return (
+            f"has other labels: the snapshot lacks {missing_names or 'none'} and adds {new_names or 'none'}"
+        )
     if tokenizer_of(store, store.load(metadata.snapshot)) != tokenizer_of(store, snapshot):
         return "has another tokenizer than the snapshot (chunks.added_tokens)"
     if any(_held_erased(store, training) for training in trainings(start)):

@@ -135,13 +135,13 @@ def system_costs(
         num_rows: test rows.
     """
     baselines = BaselinesMetadata.of(inputs[CHEAPER_BASELINES])
-    num_validated = SnapshotMetadata.of(inputs[TRAINING_SNAPSHOT]).num_validation_rows
+    num_validation_rows = SnapshotMetadata.of(inputs[TRAINING_SNAPSHOT]).num_validation_rows
     costs = {
         name: SystemCost(
             seconds_to_make,
             baselines.usd[name] or None,
             # A service asks for each row; a fit asked it for the validation rows.
-            usd_a_million=baselines.usd[name] / max(1, num_validated) * 1e6
+            usd_a_million=baselines.usd[name] / max(1, num_validation_rows) * 1e6
             if BASELINES.get(name).needs_network
             else None,
             forgot=None if BASELINES.get(name).trainings(settings) else 0.0,
@@ -254,12 +254,12 @@ def write(folder: Path, report: EvaluationReport) -> list[str]:
     picture_names = pictures.draw(
         folder / "pictures", report.evaluation, report.training_log, report.learning_curve
     )
-    embedded = {
+    embedded_pictures = {
         name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode()
         for name in picture_names
     }
     context = {"report": report, "pictures": picture_names}
-    body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded)
+    body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded_pictures)
     tiles = to_html(render("tiles.md.j2", report.evaluation, is_page=True, **context), {})
     page = render(
         "page.html.j2",
