@@ -117,9 +117,9 @@ def evaluate(
     measurable = measurable_labels(true > 0, index, num_groups, weights)
     predictions = {
         name: Predictions(
-            found=true * one_hot[predicted[rows]],
+            true_positives=true * one_hot[predicted[rows]],
             true=true,
-            given=one_hot[predicted[rows]],
+            num_predicted=one_hot[predicted[rows]],
             weights=weights,
             measurable=measurable,
         )
@@ -253,9 +253,11 @@ def _population(
         predicted = np.where(luck < of_labels[labels], labels, other)
         test = TestSet(labels, groups, len(shares))
         right, true, given = test.of_groups(predicted)
-        found[name] = Predictions(found=right, true=true, given=given, is_right=right.sum(1))
+        found[name] = Predictions(true_positives=right, true=true, num_predicted=given, is_right=right.sum(1))
         right, true, given = (table.sum(0, keepdims=True) for table in (right, true, given))
-        totals[name] = Predictions(found=right, true=true, given=given, is_right=right.sum(1) / len(sizes))
+        totals[name] = Predictions(
+            true_positives=right, true=true, num_predicted=given, is_right=right.sum(1) / len(sizes)
+        )
     return _POPULATIONS.setdefault(key, (found, totals))
 
 

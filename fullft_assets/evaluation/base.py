@@ -56,9 +56,8 @@ class Forgetting(Record):
     @property
     def budget(self) -> float | None:
         """The largest rise that is allowed; None: a distance has no natural limit."""
-        if self.training_budget is not None:
-            return self.training_budget
-        return DEFAULT_RISE if self.measure == "loss" else None
+        default_budget = DEFAULT_RISE if self.measure == "loss" else None
+        return default_budget if self.training_budget is None else self.training_budget
 
     @property
     def what(self) -> str:
@@ -71,20 +70,21 @@ class Forgetting(Record):
 
 
 def forgetting_of(checkpoint: Manifest) -> Forgetting | None:
-    """Return what a checkpoint forgot, or None where its own training did not measure it."""
+    """Return what a checkpoint forgot of general text, or None if its own training did not measure it."""
     metadata = CheckpointMetadata.of(checkpoint)
-    trainings, after = [*metadata.lineage, metadata], _after(metadata)
-    if after is None or metadata.general_before is None:
+    general_after = _after(metadata)
+    if general_after is None or metadata.general_before is None:
         return None
+    trainings = [*metadata.lineage, metadata]
     rises = [
-        reached - each.general_before
-        for each in trainings
-        if (reached := _after(each)) is not None and each.general_before is not None
+        after - training.general_before
+        for training in trainings
+        if (after := _after(training)) is not None and training.general_before is not None
     ]
     return Forgetting(
         measure="loss" if metadata.general_loss is not None else "distance",
         before=metadata.general_before,
-        after=after,
+        after=general_after,
         rise=sum(rises),
         num_trainings=len(trainings),
         num_unmeasured=len(trainings) - len(rises),
@@ -93,6 +93,7 @@ def forgetting_of(checkpoint: Manifest) -> Forgetting | None:
 
 
 def _after(training: PastTraining | CheckpointMetadata) -> float | None:
+    """Return the loss on general text after a training, or the distance where there is no loss."""
     return training.general_loss if training.general_loss is not None else training.general_distance
 
 
@@ -275,10 +276,10 @@ def weakest_label(scores: Sequence[LabelScore], unit: str) -> list[str]:
     Args:
         unit: what is counted, such as `test rows`.
     """
-    measured = [score for score in scores if score.support]
+    measured_labels = [score for score in scores if score.support]
     sentences = []
-    if measured:
-        weakest = min(measured, key=lambda score: score.f1)
+    if measured_labels:
+        weakest = min(measured_labels, key=lambda score: score.f1)
         sentences.append(
             f"It is weakest on `{weakest.label}` (F1 {weakest.f1:.3f} on {weakest.support:,} {unit})."
         )
@@ -302,10 +303,12 @@ def label_fields(
             and predicted of each label.
         thresholds: of the fine-tuned model [labels], where it has some.
     """
-    shared = comparison.run(predictions, groups, len(groups))
-    tuned = predictions[comparison.candidate]
-    right, true, predicted = (np.asarray(table).sum(0) for table in (tuned.found, tuned.true, tuned.given))
-    return shared | {
+    candidate = predictions[comparison.candidate]
+    right, true, predicted = (
+        np.asarray(table).sum(0)
+        for table in (candidate.true_positives, candidate.true, candidate.num_predicted)
+    )
+    return comparison.run(predictions, groups, len(groups)) | {
         "labels": list(names),
         "per_label": label_scores(right, true, predicted, names, thresholds),
     }
@@ -318,8 +321,8 @@ def read_evaluation(text: str | bytes) -> Evaluation:
 
 
 def _some(names: list[str], most: int = 8) -> str:
-    shown = ", ".join(map(quoted, names[:most]))
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    text = ", ".join(map(quoted, names[:most]))
+    return text if len(names) <= most else f"{text} and {len(names) - most} more"
 
 
 class SeedNoise(Record):
@@ -351,10 +354,11 @@ def seed_noise(evaluations: Mapping[str, Iterable[Evaluation]]) -> SeedNoise | N
     """
     runs: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for recipe, of_recipe in evaluations.items():
-        for each in of_recipe:
-            if each.influences:
-                run = Run(score=each.score.estimate, influences=each.influences)
-                runs[recipe, each.primary_metric, each.groups_digest].append(run)
+        for evaluation in of_recipe:
+            if evaluation.influences:
+                runs[recipe, evaluation.primary_metric, evaluation.groups_digest].append(
+                    Run(score=evaluation.score.estimate, influences=evaluation.influences)
+                )
     return pooled(runs.values())
 
 
@@ -381,14 +385,14 @@ def pooled(recipes: Iterable[list[Run]]) -> SeedNoise | None:
     other luck: half the squared standard error of their difference is subtracted, or the rows would count
     twice.
     """
-    repeated = [runs for runs in recipes if len(runs) > 1]
-    num_runs = sum(len(runs) for runs in repeated)
+    repeated_recipes = [runs for runs in recipes if len(runs) > 1]
+    num_runs = sum(len(runs) for runs in repeated_recipes)
     if num_runs < MIN_RUNS:
         return None
-    freedom = num_runs - len(repeated)
+    freedom = num_runs - len(repeated_recipes)
     squares = sum(
         (len(runs) - 1) * (float(np.var([run.score for run in runs], ddof=1)) - _row_noise(runs))
-        for runs in repeated
+        for runs in repeated_recipes
     )
     return SeedNoise(variance=max(0.0, squares / freedom), degrees_of_freedom=freedom, num_runs=num_runs)
 
@@ -400,8 +404,8 @@ def _row_noise(runs: list[Run]) -> float:
     influences = np.array([run.influences for run in runs])
     num_groups = influences.shape[1]
     factor = (num_groups - 1) / num_groups
-    squared = [
+    squared_errors = [
         factor * num_groups * float(np.var(influences[i] - influences[j]))
         for i, j in combinations(range(len(runs)), 2)
     ]
-    return float(np.mean(squared)) / 2
+    return float(np.mean(squared_errors)) / 2

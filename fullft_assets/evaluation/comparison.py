@@ -68,30 +68,32 @@ class Slices(Record):
 
     def tested(self, min_groups: float) -> list[SliceScore]:
         """Return the slices with enough groups to decide on."""
-        return [each for each in self.found if each.effective_groups >= min_groups]
+        return [score for score in self.found if score.effective_groups >= min_groups]
 
     def worse(self, min_groups: float, confidence: float, allowed: float = 0.0) -> list[SliceScore]:
-        """Return those on which the model is worse than its rival, by more than chance among all that are
-        tested (Holm); and labels of fewer groups that the rival gives rightly and the model never does.
+        """Return the slices on which the model is worse than its rival by more than chance, corrected for
+        the number of tested slices (Holm). Also return labels with too few groups that the rival predicts
+        rightly and the model never does.
 
         Args:
-            allowed: gain that is not worse yet; below 0 where the owner accepts a loss.
+            allowed: the smallest gain that is not worse; below 0 where the owner accepts a loss.
         """
-        tested = self.tested(min_groups)
-        p_values = {str(number): each.gain.p_value_against(allowed) for number, each in enumerate(tested)}
-        corrected = holm(p_values)
-        forgotten = [
-            each
-            for each in self.found
-            if each.kind == LABEL
-            and each not in tested
-            and each.score.estimate == 0
-            and each.gain.high < allowed
+        tested_slices = self.tested(min_groups)
+        p_values = holm(
+            {str(number): score.gain.p_value_against(allowed) for number, score in enumerate(tested_slices)}
+        )
+        forgotten_labels = [
+            score
+            for score in self.found
+            if score.kind == LABEL
+            and score not in tested_slices
+            and score.score.estimate == 0
+            and score.gain.high < allowed
         ]
-        return forgotten + [
-            each
-            for number, each in enumerate(tested)
-            if each.gain.high < allowed and corrected[str(number)] < 1 - confidence
+        return forgotten_labels + [
+            score
+            for number, score in enumerate(tested_slices)
+            if score.gain.high < allowed and p_values[str(number)] < 1 - confidence
         ]
 
 
@@ -116,24 +118,28 @@ def measure_slices(
             are slices, too.
     """
     pair = {name: predictions[name] for name in (reference, rival)}
-    if not all(metric.measures(each) for each in pair.values()):
+    if not all(metric.measures(system) for system in pair.values()):
         return None
     sampling = {"reference": reference, "resamples": resamples, "confidence": confidence, "seed": seed}
-    scores, num_small = [], {}
+    scores: list[SliceScore] = []
+    num_small: dict[str, int] = {}
     for kind, values in slicing.items():
         slices = _labels(pair[reference]) if kind == LABEL else _rows_by_value(values, metric)
         # One slice of all rows is no slice.
         if kind != LABEL and len(slices) == 1 and len(slices[0][1]) == len(index):
             continue
-        sizes = [_effective(by, pair[reference], index, rows) for _, rows, by in slices]
-        order = sorted(range(len(slices)), key=lambda number: -sizes[number])
-        measurable = [slices[number] for number in order if sizes[number] >= MIN_GROUPS][:_MOST]
+        sizes = [_effective(slice_metric, pair[reference], index, rows) for _, rows, slice_metric in slices]
+        measurable = [
+            slices[number]
+            for number in sorted(range(len(slices)), key=lambda number: -sizes[number])
+            if sizes[number] >= MIN_GROUPS
+        ][:_MOST]
         if len(slices) > len(measurable):
             num_small[kind] = len(slices) - len(measurable)
         rare = [
-            by.labels
-            for size, (_, _, by) in zip(sizes, slices, strict=True)
-            if size < MIN_GROUPS and isinstance(by, LabelF1)
+            slice_metric.labels
+            for size, (_, _, slice_metric) in zip(sizes, slices, strict=True)
+            if size < MIN_GROUPS and isinstance(slice_metric, LabelF1)
         ]
         if rare:
             together = LabelF1(*np.concatenate(rare).tolist())
@@ -141,16 +147,17 @@ def measure_slices(
             if _effective(together, pair[reference], index, rows) >= MIN_GROUPS:
                 measurable.append((RARE_LABELS, rows, together))
         scores += [
-            _measure(kind, name, rows, by, pair, index, sampling, rival) for name, rows, by in measurable
+            _measure(kind, name, rows, slice_metric, pair, index, sampling, rival)
+            for name, rows, slice_metric in measurable
         ]
     return Slices(metric=metric.name, rival=rival, found=scores, num_small=num_small)
 
 
-def _labels(ours: Predictions) -> list[tuple[str, np.ndarray, Metric]]:
-    if ours.true is None or ours.found is None:
+def _labels(predictions: Predictions) -> list[tuple[str, np.ndarray, Metric]]:
+    if predictions.true is None or predictions.true_positives is None:
         return []
-    occurs = np.asarray(ours.true) > 0
-    names = ours.labels or [str(label) for label in range(occurs.shape[1])]
+    occurs = np.asarray(predictions.true) > 0
+    names = predictions.labels or [str(label) for label in range(occurs.shape[1])]
     return [
         (str(names[label]), np.flatnonzero(occurs[:, label]), LabelF1(label))
         for label in np.flatnonzero(occurs.any(0)).tolist()
@@ -163,9 +170,10 @@ def _rows_by_value(values: Sequence[str | None], metric: Metric) -> list[tuple[s
     return [(name, np.flatnonzero(column == name), metric) for name in names]
 
 
-def _effective(metric: Metric, ours: Predictions, index: np.ndarray, rows: np.ndarray) -> float:
-    mass = (metric.mass(ours) * ours.row_weights)[rows]
-    return effective_number(np.bincount(index[rows], weights=mass))
+def _effective(metric: Metric, predictions: Predictions, index: np.ndarray, rows: np.ndarray) -> float:
+    """Return how many groups of equal weight the score of these rows rests on."""
+    mass = metric.mass(predictions) * predictions.row_weights
+    return effective_number(np.bincount(index[rows], weights=mass[rows]))
 
 
 def _measure(
@@ -178,11 +186,14 @@ def _measure(
     sampling: Mapping[str, Any],
     rival: str,
 ) -> SliceScore:
-    # A label's F1 counts what was given to other rows, too.
-    counted = np.arange(len(index)) if isinstance(metric, LabelF1) else rows
-    groups = np.unique(index[counted], return_inverse=True)[1]
-    measured = measure(
-        metric, {system: each.take(counted) for system, each in pair.items()}, groups, **sampling
+    # A label's F1 counts rows without the label, too: those that it was predicted of.
+    counted_rows = np.arange(len(index)) if isinstance(metric, LabelF1) else rows
+    groups = np.unique(index[counted_rows], return_inverse=True)[1]
+    scores = measure(
+        metric,
+        {system_name: system.take(counted_rows) for system_name, system in pair.items()},
+        groups,
+        **sampling,
     )
     reference = sampling["reference"]
     return SliceScore(
@@ -190,10 +201,10 @@ def _measure(
         name=name,
         num_rows=len(rows),
         num_groups=len(np.unique(index[rows])),
-        effective_groups=measured.effective_groups,
-        score=measured.scores[reference],
-        rival=measured.scores[rival],
-        gain=measured.gains[rival],
+        effective_groups=scores.effective_groups,
+        score=scores.scores[reference],
+        rival=scores.scores[rival],
+        gain=scores.gains[rival],
     )
 
 
@@ -235,13 +246,12 @@ class Comparison:
         candidate: str = FINETUNED,
     ) -> Comparison:
         """Return the comparison that the settings ask for."""
-        bar = settings.release.min_gain_over_baselines
         return cls(
             settings.evaluation,
             settings.primary_metric,
             settings.seed,
             settings.examples.task,
-            bar,
+            settings.release.min_gain_over_baselines,
             slicing or {},
             modules=modules or {},
             candidate=candidate,
@@ -268,31 +278,33 @@ class Comparison:
                 the systems.
         """
         index, num_groups = number_groups(groups, num_rows)
-        asked = (name for name in (*self.settings.metrics, *self.modules) if not self._get(name).of_answers)
-        shown = list(dict.fromkeys([*TASKS.get(self.task).shown_metrics, *asked]))
-        predictions, shared = _prepare(predictions, index, num_groups, self.candidate)
+        extra_metrics = [
+            name for name in (*self.settings.metrics, *self.modules) if not self._get(name).of_answers
+        ]
+        metric_names = list(dict.fromkeys([*TASKS.get(self.task).shown_metrics, *extra_metrics]))
+        predictions, fields = _prepare(predictions, index, num_groups, self.candidate)
         scores_by_metric = {
-            name: measured
-            for name in shown
-            if (measured := self._measure(name, predictions, index)) is not None
+            name: scores
+            for name in metric_names
+            if (scores := self._measure(name, predictions, index)) is not None
         }
-        primary, confidence = scores_by_metric[self.metric], self.settings.confidence
+        primary = scores_by_metric[self.metric]
         baselines = [name for name in primary.scores if name not in (self.candidate, CHAMPION, ANCHOR)]
-        justified = justification(
+        judgement = justification(
             primary.scores,
             primary.gains,
             baselines,
             metric=self.metric,
-            confidence=confidence,
+            confidence=self.settings.confidence,
             min_gain=self.min_gain,
             candidate=self.candidate,
         )
-        return shared | {
+        return fields | {
             "task": self.task,
             "candidate": self.candidate,
-            "metrics": shown,
+            "metrics": metric_names,
             "primary_metric": self.metric,
-            "confidence": confidence,
+            "confidence": self.settings.confidence,
             "resamples": self.resamples,
             "num_test_rows": num_rows,
             "num_test_groups": num_groups,
@@ -301,11 +313,11 @@ class Comparison:
             "groups_digest": digest(sorted(set(groups))),
             "baselines": baselines,
             "has_champion": CHAMPION in primary.scores,
-            "scores": {metric: each.scores for metric, each in scores_by_metric.items()},
-            "gains": {metric: each.gains for metric, each in scores_by_metric.items()},
-            "justification": justified,
+            "scores": {metric: systems.scores for metric, systems in scores_by_metric.items()},
+            "gains": {metric: systems.gains for metric, systems in scores_by_metric.items()},
+            "justification": judgement,
             "slices": self._slices(
-                predictions, index, CHAMPION if CHAMPION in primary.scores else justified.best_baseline
+                predictions, index, CHAMPION if CHAMPION in primary.scores else judgement.best_baseline
             ),
         }
 
@@ -316,14 +328,15 @@ class Comparison:
         )
 
     def _measure(
-        self, name: str, predictions: Mapping[str, Predictions], index: np.ndarray
+        self, metric_name: str, predictions: Mapping[str, Predictions], index: np.ndarray
     ) -> SystemScores | None:
-        metric = self._get(name)
-        measured = {system: each for system, each in predictions.items() if metric.measures(each)}
-        if self.candidate not in measured:
+        metric = self._get(metric_name)
+        measurable = {name: system for name, system in predictions.items() if metric.measures(system)}
+        if self.candidate not in measurable:
             return None
-        about = {"reference": self.candidate, "rows_chose_labels": True, **self._sampling}
-        return measure(metric, measured, index, **about)
+        return measure(
+            metric, measurable, index, reference=self.candidate, rows_chose_labels=True, **self._sampling
+        )
 
     def _get(self, name: str) -> Metric:
         return self.modules[name] if name in self.modules else METRICS.get(name)
@@ -343,28 +356,28 @@ def _prepare(
     the same. A document counts at most as many tokens as nine in ten have: the mean of unbounded lengths has
     no interval that holds.
     """
-    finetuned, shared = predictions[candidate], {}
+    finetuned = predictions[candidate]
+    fields: dict[str, Any] = {}
     weights = 1.0 / np.minimum(np.bincount(index, minlength=num_groups), MAX_GROUP_WEIGHT)[index]
     if finetuned.loss is not None and finetuned.num_tokens is not None:
         cap = max(1, round(float(np.quantile(finetuned.num_tokens, TOKEN_CAP_QUANTILE))))
         weights = weights * np.minimum(finetuned.num_tokens, cap) / np.maximum(finetuned.num_tokens, 1)
-        shared["token_cap"] = cap
+        fields["token_cap"] = cap
     changes: dict[str, Any] = {"weights": weights}
-    if finetuned.true is not None and finetuned.found is not None and finetuned.given is not None:
-        changes["measurable"] = measurable = measurable_labels(finetuned.true, index, num_groups, weights)
+    if finetuned.true is not None and MICRO_F1.measures(finetuned):
+        measurable = measurable_labels(finetuned.true, index, num_groups, weights)
+        changes["measurable"] = measurable if measurable.any() else None
         too_rare = ~measurable & (finetuned.true.sum(0) > 0)
-        if not measurable.any():
-            changes["measurable"] = None
         names = finetuned.labels or [str(label) for label in range(len(measurable))]
-        shared["rare_labels"] = [names[label] for label in np.flatnonzero(too_rare).tolist()]
-        shared["measurable_labels"] = int(measurable.sum())
+        fields["rare_labels"] = [names[label] for label in np.flatnonzero(too_rare).tolist()]
+        fields["measurable_labels"] = int(measurable.sum())
         if too_rare.any():
-            tables = (
+            rare_sums = (
                 np.asarray(table, np.float64)[:, too_rare].sum(0, keepdims=True)
-                for table in (finetuned.found, finetuned.true, finetuned.given)
+                for table in MICRO_F1.count(finetuned)
             )
-            shared["rare_micro_f1"] = float(MICRO_F1.score(*tables)[0])
-    return {name: replace(each, **changes) for name, each in predictions.items()}, shared
+            fields["rare_micro_f1"] = float(MICRO_F1.score(*rare_sums)[0])
+    return {name: replace(system, **changes) for name, system in predictions.items()}, fields
 
 
 def measurable_labels(
@@ -402,17 +415,17 @@ def justification(
     best = max(baselines, key=lambda name: scores[name].estimate)
     gain = gains[best]
     # A gate may allow a loss (for size or speed); that does not make a loss worth its price.
-    justified = all(gains[name].low > max(min_gain, 0.0) for name in baselines)
-    asked = f"the required {min_gain:+.3f}" if min_gain > 0 else "zero"
+    is_justified = candidate == FINETUNED and all(gains[name].low > max(min_gain, 0.0) for name in baselines)
+    threshold = f"the required {min_gain:+.3f}" if min_gain > 0 else "zero"
     if candidate != FINETUNED:
-        opening, justified = f"No full fine-tuning is judged here, but the {title(candidate)}", False
-    elif justified:
+        opening = f"No full fine-tuning is judged here, but the {title(candidate)}"
+    elif is_justified:
         opening = "Full fine-tuning was worth it"
     elif gain.high < 0:
         opening = "Full fine-tuning was not worth it, a baseline is better"
     else:
         opening = (
-            f"Full fine-tuning is not shown to be worth it, the interval of its gain is not above {asked}"
+            f"Full fine-tuning is not shown to be worth it, the interval of its gain is not above {threshold}"
         )
     rival = "baseline" if candidate == FINETUNED else "other system"
     sentence = (
@@ -420,4 +433,4 @@ def justification(
         f" of the best {rival} ({title(best)}), a gain of {gain.estimate:+.3f} ({confidence:.0%} interval"
         f" {gain.low:+.3f} to {gain.high:+.3f})."
     )
-    return Justification(best_baseline=best, gain=gain, justified=justified, sentence=sentence)
+    return Justification(best_baseline=best, gain=gain, justified=is_justified, sentence=sentence)

@@ -40,10 +40,10 @@ def score_drop(released: Released, newest: float, num_rows: int) -> Drop:
         newest: score on the test rows of today, old and new.
         num_rows: test rows of today.
     """
-    drop, num_new = released.score - newest, num_rows - released.num_rows
+    num_new = num_rows - released.num_rows
     if num_new < LEAST_ROWS:
-        return Drop(drop, 0.0)
-    drop *= num_rows / num_new
+        return Drop(released.score - newest, 0.0)
+    drop = (released.score - newest) * (num_rows / num_new)
     error = released.error * (1 + released.num_rows / num_new) ** 0.5
     return Drop(drop, drop / error if error else 0.0)
 

@@ -122,11 +122,10 @@ def _scripts(module: Module, root: Path) -> dict[str, Path]:
     """
     hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     modules = Path(os.environ.get("HF_MODULES_CACHE", hub / "modules"))
-    cached = modules / "evaluate_modules" / "metrics" / f"evaluate-metric--{module.module}"
-    copies = sorted(cached.glob(f"*/{module.name}.py"), key=lambda path: path.stat().st_mtime)
-    folder = copies[-1].parent if copies else root / module.module
-    if (root / module.module).is_dir():
-        folder = root / module.module
+    cache = modules / "evaluate_modules" / "metrics" / f"evaluate-metric--{module.module}"
+    copies = sorted(cache.glob(f"*/{module.name}.py"), key=lambda path: path.stat().st_mtime)
+    own_folder = root / module.module
+    folder = copies[-1].parent if copies and not own_folder.is_dir() else own_folder
     scripts = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*.py"))
@@ -134,8 +133,8 @@ def _scripts(module: Module, root: Path) -> dict[str, Path]:
     }
     if f"{module.name}.py" not in scripts:
         raise DataError(
-            f"evaluation.modules: {module.module}: there is neither {root / module.module}/{module.name}.py"
-            f" nor a copy in {cached}; name a folder of the project, or a module that `evaluate.load` has"
+            f"evaluation.modules: {module.module}: there is neither {own_folder}/{module.name}.py"
+            f" nor a copy in {cache}; name a folder of the project, or a module that `evaluate.load` has"
             " downloaded"
         )
     return scripts
@@ -182,15 +181,15 @@ def positions(name: str, names: Sequence[Sequence[str]], labels: Sequence[str]) 
     Raises:
         DataError: a name is no label of the snapshot.
     """
-    place = {label: number for number, label in enumerate(labels)}
-    unknown = [label for row in names for label in row if label not in place]
-    if unknown:
-        num_rows = sum(any(label not in place for label in row) for row in names)
+    position_of = {label: position for position, label in enumerate(labels)}
+    unknown_labels = [label for row in names for label in row if label not in position_of]
+    if unknown_labels:
+        num_rows = sum(any(label not in position_of for label in row) for row in names)
         raise DataError(
             f"evaluation.external: {name}: {num_rows:,} rows have a label that the snapshot lacks, the first"
-            f" is {str(unknown[0])[:80]!a}; map it to one of {', '.join(labels)}"
+            f" is {str(unknown_labels[0])[:80]!a}; map it to one of {', '.join(labels)}"
         )
-    return [[place[label] for label in row] for row in names]
+    return [[position_of[label] for label in row] for row in names]
 
 
 def spans(
@@ -223,16 +222,14 @@ def _read(name: str, path: Path, target: str) -> dict[str, Any]:
             continue
         try:
             row = json.loads(line)
-            id_, answer = str(row["id"]), row[target]
-            is_fine = _FITS[target](answer)
+            id_ = str(row["id"])
+            answer = row[target]
+            if not _FITS[target](answer):
+                raise TypeError(target)
         except (ValueError, KeyError, TypeError):
-            id_ = ""
-            answer = None
-            is_fine = False
-        if not is_fine:
             raise DataError(
                 f"evaluation.external: {name}: {path.name}, line {number}: wanted is {_WANTED[target]}"
-            )
+            ) from None
         if id_ in answer_of:
             raise DataError(
                 f"evaluation.external: {name}: {path.name}, line {number}: {id_!a} has a prediction above"
@@ -262,9 +259,9 @@ def load_modules(store: Store, copies: Manifest | None, settings: UseCaseSetting
     is_of_answers = task_of(settings.examples).target is None
     metrics: dict[str, Metric] = {}
     for module in settings.evaluation.named_modules:
-        loaded = evaluate.load(str(store.folder(copies) / module.name), keep_in_memory=True)
+        program = evaluate.load(str(store.folder(copies) / module.name), keep_in_memory=True)
         names = {"name": module.name, "title": module.name.replace("_", " "), "of_answers": is_of_answers}
-        metrics[module.name] = type("EvaluateModule", (_ModuleMetric,), names)(loaded)
+        metrics[module.name] = type("EvaluateModule", (_ModuleMetric,), names)(program)
     return metrics
 
 
@@ -278,7 +275,7 @@ class _ModuleMetric(Metric):
         self._module = module
 
     def measures(self, predictions: Predictions) -> bool:
-        return predictions.given is not None or self.of_answers
+        return predictions.num_predicted is not None or self.of_answers
 
     def compute(self, predictions: Predictions) -> float:
         # `compute` would write each resample into an Arrow table; `_compute` is what a module defines.
@@ -287,8 +284,8 @@ class _ModuleMetric(Metric):
                 predictions=list(predictions.predicted), references=list(predictions.truth)
             )
         else:
-            assert predictions.given is not None, "only what has labels is measured"
-            labels = predictions.given.argmax(1).tolist()
+            assert predictions.num_predicted is not None, "only what has labels is measured"
+            labels = predictions.num_predicted.argmax(1).tolist()
             scores = self._module._compute(predictions=labels, references=predictions.truth.tolist())
         return self._number(scores)
 

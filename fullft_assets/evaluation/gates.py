@@ -127,9 +127,10 @@ class BeatsBaselines(Gate):
         evaluation = context.evaluation
         if evaluation.candidate != FINETUNED:
             return self.result(True, "asked of the fine-tuned model alone")
-        gains = {name: evaluation.gains[evaluation.primary_metric][name] for name in evaluation.baselines}
-        hardest = min(gains, key=lambda name: gains[name].low)
-        gain, bar = gains[hardest], context.settings.min_gain_over_baselines
+        gains = evaluation.gains[evaluation.primary_metric]
+        hardest = min(evaluation.baselines, key=lambda name: gains[name].low)
+        gain = gains[hardest]
+        bar = context.settings.min_gain_over_baselines
         passed = gain.low > bar
         text = (
             f"gain over {title(hardest)} is {gain.estimate:+.3f}, its interval starts at {gain.low:+.3f}, "
@@ -155,32 +156,33 @@ class BeatsChampion(Gate):
     advice = "keep the champion; change the recipe (training), or train again when there are more documents"
 
     def judge(self, context: GateContext) -> GateResult:
-        evaluation, seed_noise = context.evaluation, context.seed_noise
-        compared = {CHAMPION: evaluation.gain_over_champion, ANCHOR: evaluation.gain_over_anchor}
+        evaluation = context.evaluation
+        seed_noise = context.seed_noise
+        rivals = {CHAMPION: evaluation.gain_over_champion, ANCHOR: evaluation.gain_over_anchor}
         # Each side was trained once, so the variance between seeds counts twice.
         noise = (0.0, 1) if seed_noise is None else (2 * seed_noise.variance, seed_noise.degrees_of_freedom)
         gains = {
             name: gain.with_seed_noise(*noise, evaluation.confidence)
-            for name, gain in compared.items()
+            for name, gain in rivals.items()
             if gain is not None
         }
         if CHAMPION not in gains:
             return self.result(True, "no champion yet")
-        shown = gains[CHAMPION]
+        gain_over_champion = gains[CHAMPION]
         if context.rule == "superiority":
-            shown = shown.at_look(context.look, evaluation.confidence)
-            result = self._is_superior(shown, context)
+            gain_over_champion = gain_over_champion.at_look(context.look, evaluation.confidence)
+            result = self._is_superior(gain_over_champion, context)
         else:
             results = [self._is_not_inferior(name, gain, context) for name, gain in gains.items()]
-            refused = (each for each in results if not each.passed and not each.is_undecided)
-            result = next(refused, None) or min(results, key=lambda each: each.passed)
+            # The worse result of both comparisons: a refusal, else an undecided one.
+            result = min(results, key=lambda result: (result.passed, result.is_undecided))
         num_runs = 0 if seed_noise is None else seed_noise.num_runs
         source = f", the noise of seeds of {num_runs} trainings included" if num_runs else ""
         numbers = {
-            "gain": shown.estimate,
-            "gain_low": shown.low,
-            "gain_high": shown.high,
-            "detectable": shown.detectable,
+            "gain": gain_over_champion.estimate,
+            "gain_low": gain_over_champion.low,
+            "gain_high": gain_over_champion.high,
+            "detectable": gain_over_champion.detectable,
             "look": context.look,
         }
         return result.model_copy(update={"text": result.text + source, "numbers": numbers})
@@ -204,27 +206,27 @@ class BeatsChampion(Gate):
         """Non-inferior at the smallest loss that the test set can show, and at no more than is tolerable. A
         loss that the owner accepts (release.min_gain_over_champion below 0) passes, too.
         """
-        evaluation, tolerable = context.evaluation, context.settings.max_tolerable_loss
+        tolerable = context.settings.max_tolerable_loss
         margin = min(gain.detectable, tolerable)
         text = (
             f"gain over the {title(name)} is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}),"
             f" {relation(gain, tolerable)}"
         )
-        accepted = min(context.settings.min_gain_over_champion, 0.0)
-        if gain.low > accepted:
-            accepting = f", above {accepted:+.3f} (release.min_gain_over_champion)" if accepted else ""
-            return self.result(True, text + accepting)
+        bar = min(context.settings.min_gain_over_champion, 0.0)
+        if gain.low > bar:
+            source = f", above {bar:+.3f} (release.min_gain_over_champion)" if bar else ""
+            return self.result(True, text + source)
         if gain.high < 0:
             return self.result(False, text)
-        passed = gain.excludes_loss(margin, evaluation.confidence)
+        passed = gain.excludes_loss(margin, context.evaluation.confidence)
         text += f": after new data it {'loses less' if passed else 'may lose more'} than {margin:.3f}"
         if margin == gain.detectable:
             text += ", what this test set can show"
         else:
             text += " (release.max_tolerable_loss)"
             if not passed:
-                needed = _needed(gain, tolerable, evaluation.num_test_groups) or "more test groups"
-                text += f"; this test set finds losses from {gain.detectable:.3f}, {needed} would decide"
+                groups = _needed(gain, tolerable, context.evaluation.num_test_groups) or "more test groups"
+                text += f"; this test set finds losses from {gain.detectable:.3f}, {groups} would decide"
         return self.result(passed, text, is_undecided=not passed)
 
 
@@ -244,20 +246,20 @@ class NoSliceIsWorse(Gate):
     )
 
     def judge(self, context: GateContext) -> GateResult:
-        slices, least = context.evaluation.slices, context.settings.min_effective_groups
+        slices = context.evaluation.slices
+        min_groups = context.settings.min_effective_groups
         if context.evaluation.candidate != FINETUNED and not context.evaluation.has_champion:
             return self.result(True, "there is no champion to compare a baseline with")
         numbers = (
-            {"lowest_gain": min(each.gain.estimate for each in slices.found)}
+            {"lowest_gain": min(score.gain.estimate for score in slices.found)}
             if slices is not None and slices.found
             else {}
         )
-        tested = [] if slices is None else slices.tested(least)
         worse = worse_slices(context.evaluation, context.settings)
-        if slices is None or not (tested or worse):
+        if slices is None or not (slices.tested(min_groups) or worse):
             text = (
-                f"no slice has {least:g} groups of equal weight (release.min_effective_groups), so none was"
-                " tested"
+                f"no slice has {min_groups:g} groups of equal weight (release.min_effective_groups), so none"
+                " was tested"
             )
             return self.result(True, text, numbers)
         text = (
@@ -265,9 +267,9 @@ class NoSliceIsWorse(Gate):
             f" than the {title(slices.rival)} by more than chance"
         )
         if worse:
-            kinds = Counter(each.kind for each in worse)
-            listed = ", ".join(f"{count} by {kind}" for kind, count in kinds.items())
-            text += f": {listed}; the report names them"
+            num_by_kind = Counter(score.kind for score in worse)
+            counts = ", ".join(f"{num} by {kind}" for kind, num in num_by_kind.items())
+            text += f": {counts}; the report names them"
         return self.result(not worse, text, numbers)
 
 
@@ -295,8 +297,8 @@ def relation(gain: Gain, margin: float) -> Relation:
 
 def _what_would_decide(gain: Gain, bar: float, num_groups: int) -> str:
     text = f"; this test set finds differences from {gain.detectable:.3f}"
-    needed = _needed(gain, gain.estimate - bar, num_groups)
-    return f"{text}, {needed} would decide on one like this" if needed else text
+    groups = _needed(gain, gain.estimate - bar, num_groups)
+    return f"{text}, {groups} would decide on one like this" if groups else text
 
 
 def _needed(gain: Gain, difference: float, num_groups: int) -> str:
@@ -326,13 +328,14 @@ class TestSetIsLargeEnough(Gate):
     advice = "deliver documents of more groups"
 
     def judge(self, context: GateContext) -> GateResult:
-        evaluation, needed = context.evaluation, context.settings.min_effective_groups
-        passed = evaluation.effective_groups >= needed
+        evaluation = context.evaluation
+        min_groups = context.settings.min_effective_groups
+        passed = evaluation.effective_groups >= min_groups
         metric = title(evaluation.primary_metric)
         text = (
             f"{metric} is known to ±{evaluation.score.half_width:.3f} on {evaluation.num_test_groups:,} test"
-            f" groups; they tell as much as {evaluation.effective_groups:,.0f} of equal weight, {needed:,g}"
-            " are needed (release.min_effective_groups)"
+            f" groups; they tell as much as {evaluation.effective_groups:,.0f} of equal weight,"
+            f" {min_groups:,g} are needed (release.min_effective_groups)"
         )
         if evaluation.measurable_labels == 0:
             passed = False
@@ -358,11 +361,12 @@ class ScoreIsSufficient(Gate):
     advice = "deliver more documents, above all of the weakest labels, or lower release.min_score"
 
     def judge(self, context: GateContext) -> GateResult:
-        metric, least = context.evaluation.primary_metric, context.settings.min_score
+        metric = context.evaluation.primary_metric
         score = context.evaluation.score.estimate
-        passed = score >= least
+        min_score = context.settings.min_score
+        passed = score >= min_score
         text = (
-            f"{title(metric)} {score:.3f} {'reaches' if passed else 'is below'} {least:.3f}"
+            f"{title(metric)} {score:.3f} {'reaches' if passed else 'is below'} {min_score:.3f}"
             " (release.min_score)"
         )
         return self.result(passed, text, {metric: score})
@@ -386,9 +390,9 @@ class ForgettingIsWithinBudget(Gate):
     def judge(self, context: GateContext) -> GateResult:
         forgetting = context.evaluation.forgetting
         if forgetting is None:
-            text = "forgetting was not measured, as there is no general text (snapshot.general)"
-            return self.result(True, text)
-        budget = forgetting.budget
+            return self.result(
+                True, "forgetting was not measured, as there is no general text (snapshot.general)"
+            )
         since = (
             f" over {forgetting.num_trainings} trainings since the base model"
             if forgetting.num_trainings > 1
@@ -398,6 +402,7 @@ class ForgettingIsWithinBudget(Gate):
             since += f", {forgetting.num_unmeasured} of which did not measure it"
         text = f"the {forgetting.what} rose by {forgetting.rise:+.3f}{since}"
         numbers = {"rise": forgetting.rise}
+        budget = forgetting.budget
         if budget is None:
             return self.result(True, f"{text}; no budget is set (training.max_general_rise)", numbers)
         passed = forgetting.rise <= budget
@@ -425,9 +430,10 @@ class IsCalibrated(Gate):
     options = CalibrationOptions
 
     def judge(self, context: GateContext) -> GateResult:
-        error, limit = context.evaluation.calibration_error, self.options_of(context.settings).max_error
+        error = context.evaluation.calibration_error
         if error is None:
             return self.result(False, "calibration error is not measured for this task")
+        limit = self.options_of(context.settings).max_error
         passed = error <= limit
         text = f"calibration error {error:.3f} {'is within' if passed else 'exceeds'} {limit:.3f}"
         return self.result(passed, f"{text} (release.gates)", {"calibration_error": error})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import accumulate
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -253,14 +254,15 @@ def bounded_interval(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return p-values that hold for all of them together (Holm 1979, A simple sequentially rejective multiple
+    """Return the p-values corrected for their number (Holm 1979, A simple sequentially rejective multiple
     test procedure).
     """
-    adjusted, reached = {}, 0.0
-    for position, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        reached = max(reached, min(1.0, (len(p_values) - position) * p_values[name]))
-        adjusted[name] = reached
-    return adjusted
+    names = sorted(p_values, key=lambda name: p_values[name])
+    scaled_values = (
+        min(1.0, (len(names) - position) * p_values[name]) for position, name in enumerate(names)
+    )
+    # A later p-value is never smaller than an earlier one.
+    return dict(zip(names, accumulate(scaled_values, max), strict=True))
 
 
 def _unseen(confidence: float, num_groups: float) -> float:

@@ -14,8 +14,8 @@ class EvaluationMetadata(Metadata):
     Attributes:
         verdict: whether the candidate is promoted, in words.
         justification: whether full fine-tuning was worth it, in words.
-        worth, worth_sentence: whether the gain is worth its cost (yes, no, inconclusive or not_asked), and
-        why.
+        worth: whether the gain is worth its cost: yes, no, inconclusive or not_asked.
+        worth_sentence: why.
         cost_usd: of training and a year of retraining.
         num_test_rows_left_out: test rows that a compared model had learned from.
         answer: promote, keep, inconclusive or insufficient_data.

@@ -122,24 +122,25 @@ def measure(
         samples_of = _from_rows(metric, predictions, index, weights)
     for samples in samples_of.values():
         metric.require_in_bounds(samples.estimate)
-    reference_predictions, left_out = predictions[reference], samples_of[reference].left_out
-    effective = effective_number(
-        by_group(metric.mass(reference_predictions) * reference_predictions.row_weights, index, num_groups)
-    )
+    reference_samples = samples_of[reference]
+    left_out = reference_samples.left_out
+    mass = metric.mass(predictions[reference]) * predictions[reference].row_weights
+    effective = effective_number(by_group(mass, index, num_groups))
     return SystemScores(
         scores={name: _score(metric, samples, effective, confidence) for name, samples in samples_of.items()},
         gains={
-            name: _gain(samples_of[reference], samples_of[name], effective, confidence)
+            name: _gain(reference_samples, samples_of[name], effective, confidence)
             for name in predictions
             if name != reference
         },
         effective_groups=effective,
-        influences=[] if left_out is None else (samples_of[reference].estimate - left_out).tolist(),
+        influences=[] if left_out is None else (reference_samples.estimate - left_out).tolist(),
     )
 
 
 def _score(metric: Metric, samples: _Samples, effective_groups: float, confidence: float) -> Interval:
-    error, freedom = samples.draws.std(ddof=1), effective_groups - 1
+    error = samples.draws.std(ddof=1)
+    freedom = effective_groups - 1
     if samples.left_out is not None:
         num_groups = len(samples.left_out)
         influence = samples.left_out.mean() - samples.left_out
@@ -150,16 +151,19 @@ def _score(metric: Metric, samples: _Samples, effective_groups: float, confidenc
         # Equal influences leave only rounding.
         if spread > 1e-9 * squares**2:
             freedom = min(freedom, 2 * squares**2 / spread)
-    bias, raised = samples.draws.mean() - samples.estimate, 0.0
-    if samples.choice_bias is not None:
-        bias, raised = min(samples.choice_bias, 0.0), max(samples.choice_bias, 0.0)
-    freedom = max(freedom, _MIN_DEGREES_OF_FREEDOM)
+    choice_bias = samples.choice_bias
+    bias = samples.draws.mean() - samples.estimate if choice_bias is None else min(choice_bias, 0.0)
     interval = bounded_interval(
-        samples.estimate, float(np.hypot(error, bias)), freedom, confidence, metric.bounds
+        samples.estimate,
+        float(np.hypot(error, bias)),
+        max(freedom, _MIN_DEGREES_OF_FREEDOM),
+        confidence,
+        metric.bounds,
     )
+    # Labels that the rows chose score too high.
+    low = interval.low - max(choice_bias or 0.0, 0.0)
     lowest = metric.bounds[0]
-    low = interval.low - raised if lowest is None else max(interval.low - raised, lowest)
-    return interval.model_copy(update={"low": low})
+    return interval.model_copy(update={"low": low if lowest is None else max(low, lowest)})
 
 
 def _gain(reference: _Samples, other: _Samples, effective_groups: float, confidence: float) -> Gain:
@@ -188,43 +192,40 @@ def _from_sums(
     totals = {name: tuple(table.sum(0, keepdims=True) for table in tables) for name, tables in sums.items()}
     all_labels = {}
     for name, system in predictions.items():
-        counted = metric.count_all_labels(system) if rows_chose_labels else None
-        if counted is not None:
-            all_labels[name] = tuple(by_group(table, index, num_groups) for table in system.weigh(counted))
+        tables = metric.count_all_labels(system) if rows_chose_labels else None
+        if tables is not None:
+            all_labels[name] = tuple(by_group(table, index, num_groups) for table in system.weigh(tables))
     draws: dict[str, list[np.ndarray]] = {name: [] for name in predictions}
-    raised: dict[str, list[np.ndarray]] = {name: [] for name in all_labels}
+    rises_by_choice: dict[str, list[np.ndarray]] = {name: [] for name in all_labels}
     for chunk in weights:
         for name, tables in sums.items():
             draws[name].append(metric.score(*(chunk @ table for table in tables)))
         for name, tables in all_labels.items():
-            raised[name].append(_raised_by_choice(metric, tables, chunk))
+            rises_by_choice[name].append(_rise_by_choice(metric, tables, chunk))
     return {
         name: _Samples(
             float(metric.score(*totals[name])[0]),
             np.concatenate(draws[name]),
             metric.score(*(total - table for total, table in zip(totals[name], tables, strict=True))),
             tables,
-            float(np.concatenate(raised[name]).mean()) if name in raised else None,
+            float(np.concatenate(rises_by_choice[name]).mean()) if name in rises_by_choice else None,
         )
         for name, tables in sums.items()
     }
 
 
-def _raised_by_choice(
-    metric: SummedMetric, tables: tuple[np.ndarray, ...], weights: np.ndarray
-) -> np.ndarray:
+def _rise_by_choice(metric: SummedMetric, tables: tuple[np.ndarray, ...], weights: np.ndarray) -> np.ndarray:
     """Return how much higher than in all groups the labels score that a resample makes measurable
     [resamples].
 
     Args:
-        tables: `found`, `true` and `given` of each group [groups, labels].
+        tables: `true_positives`, `true` and `num_predicted` of each group [groups, labels].
     """
-    _, true, _ = tables
-    drawn = [weights @ table for table in tables]
-    chosen = is_measurable(drawn[1], weights @ true**2)
+    sums = [weights @ table for table in tables]
+    measurable = is_measurable(sums[1], weights @ tables[1] ** 2)
     # A label that does not occur is left out of the score.
-    return metric.score(*(table * chosen for table in drawn)) - metric.score(
-        *(table.sum(0) * chosen for table in tables)
+    return metric.score(*(table * measurable for table in sums)) - metric.score(
+        *(table.sum(0) * measurable for table in tables)
     )
 
 
@@ -233,8 +234,8 @@ def _from_rows(
 ) -> dict[str, _Samples]:
     draws: dict[str, list[float]] = {name: [] for name in predictions}
     for chunk in weights:
-        for drawn in chunk:
-            rows = np.repeat(np.arange(len(index)), drawn[index].astype(np.int64))
+        for group_weights in chunk:
+            rows = np.repeat(np.arange(len(index)), group_weights[index].astype(np.int64))
             for name, system in predictions.items():
                 draws[name].append(metric.compute(system.take(rows)))
     return {
@@ -247,9 +248,9 @@ def _group_weights(num_groups: int, resamples: int, seed: int) -> Iterator[np.nd
     chunk = max(1, _CHUNK_NUMBERS // num_groups)
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
-        drawn = rng.integers(0, num_groups, (size, num_groups)) + num_groups * np.arange(size)[:, None]
+        draws = rng.integers(0, num_groups, (size, num_groups)) + num_groups * np.arange(size)[:, None]
         yield (
-            np.bincount(drawn.ravel(), minlength=size * num_groups)
+            np.bincount(draws.ravel(), minlength=size * num_groups)
             .reshape(size, num_groups)
             .astype(np.float64)
         )

@@ -131,23 +131,23 @@ def promote(
             promotion.
         reason: of a promotion by hand; None: the gates decided.
     """
-    done = False
+    is_champion = False
 
     def change(state: ReleaseState | None) -> ReleaseState | None:
-        nonlocal done
-        done = allowed(state)
-        if not done or (state is not None and state.checkpoint == champion.checkpoint):
+        nonlocal is_champion
+        is_champion = allowed(state)
+        if not is_champion or (state is not None and state.checkpoint == champion.checkpoint):
             return None
         past = (
             []
             if state is None
             else [Retired(champion=state.current, rolled_back=False, retired_at=time.time()), *state.history]
         )
-        new = _with(state, champion, _trimmed(past))
-        return new if reason is None else _noted(new, state, "promote", reason, champion.run_id)
+        new_state = _with(state, champion, _trimmed(past))
+        return new_state if reason is None else _noted(new_state, state, "promote", reason, champion.run_id)
 
     _change(store, case, change)
-    return done
+    return is_champion
 
 
 def kept_champions(state: ReleaseState | None, number: int) -> list[Champion]:
@@ -159,42 +159,45 @@ def kept_champions(state: ReleaseState | None, number: int) -> list[Champion]:
     """
     if state is None:
         return []
-    past = [each.champion for each in state.history if not each.rolled_back]
+    past = [retired.champion for retired in state.history if not retired.rolled_back]
     champions = [state.current, *past[:number]]
     return champions if state.anchor in champions else [*champions, state.anchor]
 
 
 def drop_from_history(
-    store: Store, case: str, seen: ReleaseState | None, dropped: Collection[Champion]
+    store: Store, case: str, state_before: ReleaseState | None, champions: Collection[Champion]
 ) -> None:
-    """Take past champions whose artifacts are to be removed out of the history that was seen, so that no
-    roll-back returns to one.
+    """Remove past champions from the history, so that no roll-back returns to one: their artifacts are to be
+    deleted.
 
     A second call changes nothing and only checks that the champion and the history are still the same.
+
+    Args:
+        state_before: the state in which these champions were chosen.
 
     Raises:
         StoreError: somebody promoted or rolled back since.
     """
     # A roll-back is remembered, so that the champion that it removed does not come back by itself.
-    left = (
-        [past for past in seen.history if past.rolled_back or past.champion not in dropped]
-        if seen is not None
+    history = (
+        [past for past in state_before.history if past.rolled_back or past.champion not in champions]
+        if state_before is not None
         else []
     )
 
     def change(state: ReleaseState | None) -> ReleaseState | None:
-        if state is None and seen is None:
+        if state is None and state_before is None:
             return None
         if (
             state is None
-            or seen is None
-            or state.current != seen.current
-            or state.history not in (seen.history, left)
+            or state_before is None
+            or state.current != state_before.current
+            or state.history not in (state_before.history, history)
         ):
             raise StoreError(
                 f"{case}: the champion was changed during the clean-up, which ends here; clean up again"
             )
-        return None if state.history == left else state.model_copy(update={"history": left})
+        return None if state.history == history else state.model_copy(update={"history": history})
 
     _change(store, case, change)
 
@@ -213,14 +216,14 @@ def rollback(store: Store, case: str, *, reason: str, by: str, expected: str | N
     def change(state: ReleaseState) -> ReleaseState:
         if expected not in (None, "", state.checkpoint):
             raise GateError(f"{case}: {state.checkpoint} has become champion meanwhile; look, and ask again")
-        past = next((each for each in state.history if not each.rolled_back), None)
+        past = next((retired for retired in state.history if not retired.rolled_back), None)
         if past is None:
             raise GateError(
                 f"{case}: {state.checkpoint} is the first champion; there is none before it to roll back to"
             )
-        taken_out = Retired(champion=state.current, rolled_back=True, retired_at=time.time())
-        history = [each for each in state.history if each is not past]
-        return _with(state, past.champion, [taken_out, *history])
+        newest = Retired(champion=state.current, rolled_back=True, retired_at=time.time())
+        history = [newest, *(retired for retired in state.history if retired is not past)]
+        return _with(state, past.champion, history)
 
     return _intervene(store, case, "rollback", "roll back", reason, by, change).current
 
@@ -280,37 +283,42 @@ def _intervene(
     one_line(reason)
     states: list[ReleaseState] = []
 
-    def noted(state: ReleaseState | None) -> ReleaseState:
+    def change_state(state: ReleaseState | None) -> ReleaseState:
         if state is None:
             raise GateError(f"{case}: no champion was promoted yet, so there is nothing to {to_do}")
         states.append(_noted(change(state), state, action, reason, by))
         return states[-1]
 
-    _change(store, case, noted)
+    _change(store, case, change_state)
     return states[-1]
 
 
 def _with(state: ReleaseState | None, champion: Champion, history: list[Retired]) -> ReleaseState:
-    remembered: dict[str, Any] = (
+    by_hand: dict[str, Any] = (
         {} if state is None else {"interventions": state.interventions, "frozen": state.frozen}
     )
-    return ReleaseState(**champion.model_dump(), history=history, **remembered)
+    return ReleaseState(**champion.model_dump(), history=history, **by_hand)
 
 
 def _noted(
-    new: ReleaseState,
-    old: ReleaseState | None,
+    new_state: ReleaseState,
+    old_state: ReleaseState | None,
     action: Action,
     reason: str,
     by: str,
 ) -> ReleaseState:
-    before = None if old is None else old.checkpoint
+    before = None if old_state is None else old_state.checkpoint
     intervention = Intervention(
-        action=action, reason=one_line(reason), by=by, at=time.time(), before=before, after=new.checkpoint
+        action=action,
+        reason=one_line(reason),
+        by=by,
+        at=time.time(),
+        before=before,
+        after=new_state.checkpoint,
     )
-    interventions = [intervention, *new.interventions][:MAX_HISTORY]
-    frozen = intervention if action == "freeze" else new.frozen
-    return new.model_copy(update={"interventions": interventions, "frozen": frozen})
+    interventions = [intervention, *new_state.interventions][:MAX_HISTORY]
+    frozen = intervention if action == "freeze" else new_state.frozen
+    return new_state.model_copy(update={"interventions": interventions, "frozen": frozen})
 
 
 def _trimmed(history: list[Retired]) -> list[Retired]:
@@ -321,7 +329,7 @@ def _trimmed(history: list[Retired]) -> list[Retired]:
 
 def _change(store: Store, case: str, change: Callable[[ReleaseState | None], ReleaseState | None]) -> None:
     def swap(value: dict[str, Any] | None) -> dict[str, Any] | None:
-        new = change(None if value is None else ReleaseState.model_validate(value))
-        return None if new is None else new.model_dump()
+        state = change(None if value is None else ReleaseState.model_validate(value))
+        return None if state is None else state.model_dump()
 
     store.change_pointer(f"{case}/champion", swap)

@@ -47,14 +47,12 @@ if TYPE_CHECKING:
 
 #: How a release ends that the gates decided: said where the pointer moved, and nowhere else.
 PROMOTED = "Promoted: every gate passed."
-#: Judged trainings that are kept in mind.
+#: The newest judged trainings that the store remembers.
 _MAX_RUNS = 100
 #: Trainings of one recipe may differ in these: the first one changes the seed, the second one the initial
 #: weights.
 _NOT_OF_A_RECIPE = ("retry_epoch", "retrain_from")
-
-
-#: Of what a `baseline_model` is written from.
+#: Version of the code that writes a `baseline_model`.
 BASELINE_VERSION = "1"
 #: A prediction costs a pass of the base model: more than TF-IDF (0), and less than a prompt (3), which is a
 #: longer pass for each label, and a service (4).
@@ -100,24 +98,25 @@ def judged_against(store: Store, case: str, candidate: Manifest, snapshot: Manif
     Args:
         snapshot: whose test rows it is judged on.
     """
-    fixed, state = store.read_pointer(_decision_pointer(candidate)), read_state(store, case)
-    if fixed is not None:
+    record = store.read_pointer(_decision_pointer(candidate))
+    state = read_state(store, case)
+    if record is not None:
         is_newer = snapshot.ref != CheckpointMetadata.of(candidate).snapshot
-        if is_newer and state is not None and fixed.get("ships") == state.checkpoint:
+        if is_newer and state is not None and record.get("ships") == state.checkpoint:
             return JudgedAgainst(state.checkpoint, None)
         return JudgedAgainst(
-            fixed["incumbent"], fixed["anchor"], tuple(fixed["seed_runs"]), tuple(fixed.get("looks", ()))
+            record["incumbent"], record["anchor"], tuple(record["seed_runs"]), tuple(record.get("looks", ()))
         )
     if state is None:
         return JudgedAgainst(None, None)
-    in_use, anchor = store.load(state.checkpoint), state.anchor.checkpoint
+    champion = store.load(state.checkpoint)
+    anchor = state.anchor.checkpoint
     num_groups = SnapshotMetadata.of(snapshot).num_test_groups
     # A champion that is a baseline may be judged again by its own recipe.
-    is_asked = champion_rule(candidate, in_use) == "non_inferiority" or in_use.stage == BASELINE_MODEL
-    needs_anchor = is_asked and anchor not in (state.checkpoint, candidate.ref)
+    is_asked = champion_rule(candidate, champion) == "non_inferiority" or champion.stage == BASELINE_MODEL
     return JudgedAgainst(
         state.checkpoint,
-        anchor if needs_anchor else None,
+        anchor if is_asked and anchor not in (state.checkpoint, candidate.ref) else None,
         tuple(ref for refs in seed_runs(store, case).values() for ref in refs),
         tuple(
             run["evaluation"]
@@ -149,23 +148,26 @@ def consider(
     if not verdict.promote:
         return ReleaseOutcome("kept", verdict.sentence, current)
     if state is not None and state.was_rolled_back(candidate.checkpoint):
-        text = (
+        return ReleaseOutcome(
+            "kept",
             "Not promoted: this checkpoint was champion and was rolled back; deliver new data or raise"
-            " training.retry_epoch."
+            " training.retry_epoch.",
+            current,
         )
-        return ReleaseOutcome("kept", text, current)
     if (None if state is None else state.checkpoint) != incumbent:
-        text = (
+        return ReleaseOutcome(
+            "kept",
             "Not promoted: the champion has changed since this candidate was judged; raise"
-            " training.retry_epoch to train again."
+            " training.retry_epoch to train again.",
+            current,
         )
-        return ReleaseOutcome("kept", text, current)
     if state is not None and state.frozen is not None:
-        text = (
-            f"Not promoted though every gate passed, since the champion is frozen. {state.frozen.sentence}. "
+        return ReleaseOutcome(
+            "kept",
+            f"Not promoted though every gate passed, since the champion is frozen. {state.frozen.sentence}."
+            f" Run the job {case}_by_hand with act: unfreeze, then materialise champion_model again.",
+            current,
         )
-        text += f"Run the job {case}_by_hand with act: unfreeze, then materialise champion_model again."
-        return ReleaseOutcome("kept", text, current)
     return ReleaseOutcome("promoted", _promoted(verdict), candidate)
 
 
@@ -197,36 +199,37 @@ def publish(
             gates.
     """
     _require_judged(use_case, report, checkpoint, snapshot)
-    case, judged, verdict = use_case.name, checkpoint, read_verdict(store.folder(report))
-    incumbent, ships = EvaluationMetadata.of(report).incumbent, EvaluationMetadata.of(report).ships
-    _fix_decision(store, case, judged, report, verdict)
-    if ships is not None:
-        report = store.load(ships)
+    metadata = EvaluationMetadata.of(report)
+    evaluations = [(checkpoint, report)]
+    if metadata.ships is not None:
+        report = store.load(metadata.ships)
         checkpoint = store.load(EvaluationMetadata.of(report).checkpoint)
-        verdict = read_verdict(store.folder(report))
-        _fix_decision(store, case, checkpoint, report, verdict)
-    candidate, promoted = _candidate(store, report, checkpoint, run_id, verdict.is_better), _promoted(verdict)
+        evaluations.append((checkpoint, report))
+    verdict = read_verdict(store.folder(report))
+    candidate = _candidate(store, report, checkpoint, run_id, verdict.is_better)
+    for judged_checkpoint, judged_report in evaluations:
+        _fix_decision(store, judged_checkpoint, judged_report)
 
     def decide(state: ReleaseState | None) -> ReleaseOutcome:
-        return consider(state, case, verdict, candidate, incumbent)
+        return consider(state, use_case.name, verdict, candidate, metadata.incumbent)
 
     def allowed(state: ReleaseState | None) -> bool:
         nonlocal outcome
         outcome = decide(state)
         return outcome.kind != "kept"
 
-    outcome, manifest = decide(read_state(store, case)), None
+    outcome = decide(read_state(store, use_case.name))
+    manifest = None
     if outcome.kind == "promoted" and (reason := reason_to_keep()) is not None:
-        outcome = ReleaseOutcome("kept", reason, read_champion(store, case))
+        outcome = ReleaseOutcome("kept", reason, read_champion(store, use_case.name))
     if outcome.kind == "promoted":
-        manifest = write_card(store, use_case, report, checkpoint, outcome=promoted)
+        card = write_card(store, use_case, report, checkpoint, outcome=outcome.sentence)
         # The pointer moves last: a run killed before it finds the card and moves it then.
-        if not promote(store, case, candidate, allowed=allowed):
-            manifest = None
+        manifest = card if promote(store, use_case.name, candidate, allowed=allowed) else None
     elif outcome.kind == "already_champion":
         manifest = card_of_champion(store, use_case, checkpoint)
-    for decided in {judged.ref: judged, checkpoint.ref: checkpoint}.values():
-        _record_outcome(store, decided, outcome, promoted)
+    for judged_checkpoint, _ in evaluations:
+        _record_outcome(store, judged_checkpoint, outcome, _promoted(verdict))
     return outcome, manifest
 
 
@@ -244,7 +247,8 @@ def promote_by_hand(
             is given.
         StoreError: there is no such artifact.
     """
-    case, reason = use_case.name, one_line(reason)
+    case = use_case.name
+    reason = one_line(reason)
     if not ref.startswith(tuple(f"{case}/{stage}/" for stage in MODELS)):
         raise GateError(
             f"checkpoint: `{ref}` does not begin with {case}/finetuned_checkpoint/; copy it from `checkpoint`"
@@ -252,15 +256,15 @@ def promote_by_hand(
         )
     checkpoint = store.load(ref)
     report = _newest_report_on(store, checkpoint)
-    champion, verdict = _candidate(store, report, checkpoint, by, True), read_verdict(store.folder(report))
     current = read_champion(store, case)
-    if current is not None and current.checkpoint == champion.checkpoint:
+    if current is not None and current.checkpoint == checkpoint.ref:
         raise GateError(f"{case}: {checkpoint.ref} is the champion already")
-    _fix_decision(store, case, checkpoint, report, verdict)
-    sentence = _by_hand(reason, by, verdict)
+    champion = _candidate(store, report, checkpoint, by, True)
+    sentence = _by_hand(reason, by, read_verdict(store.folder(report)))
+    _fix_decision(store, checkpoint, report)
+    outcome = ReleaseOutcome("promoted", sentence, champion)
     manifest = write_card(store, use_case, report, checkpoint, outcome=sentence)
     promote(store, case, champion, reason=reason)
-    outcome = ReleaseOutcome("promoted", sentence, champion)
     _record_outcome(store, checkpoint, outcome)
     return outcome, manifest
 
@@ -307,12 +311,16 @@ def card_of_champion(store: Store, use_case: UseCase, checkpoint: Manifest) -> M
     state = read_state(store, use_case.name)
     assert state is not None, "this checkpoint is the champion"
     report = store.load(state.evaluation)
-    promoted = next(
-        (each for each in state.interventions if each.action == "promote" and each.after == checkpoint.ref),
+    promotion = next(
+        (
+            intervention
+            for intervention in state.interventions
+            if intervention.action == "promote" and intervention.after == checkpoint.ref
+        ),
         None,
     )
     verdict = read_verdict(store.folder(report))
-    outcome = _promoted(verdict) if promoted is None else _by_hand(promoted.reason, promoted.by, verdict)
+    outcome = _promoted(verdict) if promotion is None else _by_hand(promotion.reason, promotion.by, verdict)
     return write_card(store, use_case, report, checkpoint, outcome=outcome)
 
 
@@ -342,44 +350,46 @@ def _newest_report_on(store: Store, checkpoint: Manifest) -> Manifest:
     raise GateError(f"{checkpoint.ref} was never evaluated; materialise evaluation_report of it first")
 
 
-def _fix_decision(
-    store: Store, case: str, checkpoint: Manifest, report: Manifest, verdict: ReleaseVerdict
-) -> None:
+def _fix_decision(store: Store, checkpoint: Manifest, report: Manifest) -> None:
+    """Record what a checkpoint was judged against, unless a run did before."""
     if store.read_pointer(_decision_pointer(checkpoint)) is not None:
         return
-    _record_run(store, case, checkpoint, report)
+    _record_run(store, checkpoint, report)
     metadata = EvaluationMetadata.of(report)
     fields = ("incumbent", "anchor", "seed_runs", "looks")
     against: dict[str, Any] = {name: getattr(metadata, name) for name in fields}
     if metadata.ships is not None:
         against["ships"] = EvaluationMetadata.of(store.load(metadata.ships)).checkpoint
     store.write_pointer(
-        _decision_pointer(checkpoint), {**against, "evaluation": report.ref, "promote": verdict.promote}
+        _decision_pointer(checkpoint), {**against, "evaluation": report.ref, "promote": metadata.promote}
     )
 
 
 def _record_outcome(
-    store: Store, checkpoint: Manifest, outcome: ReleaseOutcome, promoted: str = PROMOTED
+    store: Store, checkpoint: Manifest, outcome: ReleaseOutcome, promotion: str = PROMOTED
 ) -> None:
-    """Record how the release ended; a repeated run that finds the champion leaves how it became that."""
+    """Record how the release ended. A repeated run that finds the checkpoint as champion keeps the record of
+    its promotion.
+    """
     record = store.read_pointer(_decision_pointer(checkpoint)) or {}
-    kind, sentence = outcome.kind, outcome.sentence
-    if kind == "already_champion":
+    if outcome.kind == "already_champion":
         if record.get("outcome") == "promoted":
             return
         # A run was killed after the promotion.
-        kind, sentence = "promoted", promoted
-    store.write_pointer(_decision_pointer(checkpoint), {**record, "outcome": kind, "sentence": sentence})
+        outcome = ReleaseOutcome("promoted", promotion, outcome.champion)
+    store.write_pointer(
+        _decision_pointer(checkpoint), {**record, "outcome": outcome.kind, "sentence": outcome.sentence}
+    )
 
 
 def seed_runs(store: Store, case: str) -> dict[str, list[str]]:
     """Return the reports on trainings that differ in the seed alone (`training.retry_epoch`), by a digest of
     what they share.
     """
-    recorded: dict[str, list[str]] = defaultdict(list)
+    refs_by_recipe: dict[str, list[str]] = defaultdict(list)
     for run in _runs(store, case):
-        recorded[run["recipe"]].append(run["evaluation"])
-    return {recipe: refs for recipe, refs in recorded.items() if len(refs) > 1}
+        refs_by_recipe[run["recipe"]].append(run["evaluation"])
+    return {recipe: refs for recipe, refs in refs_by_recipe.items() if len(refs) > 1}
 
 
 def _runs(store: Store, case: str) -> list[dict[str, Any]]:
@@ -387,7 +397,7 @@ def _runs(store: Store, case: str) -> list[dict[str, Any]]:
     return (store.read_pointer(f"{case}/runs") or {"runs": []})["runs"]
 
 
-def _record_run(store: Store, case: str, checkpoint: Manifest, report: Manifest) -> None:
+def _record_run(store: Store, checkpoint: Manifest, report: Manifest) -> None:
     metadata = EvaluationMetadata.of(report)
     run = {
         "recipe": recipe_digest(checkpoint),
@@ -399,10 +409,10 @@ def _record_run(store: Store, case: str, checkpoint: Manifest, report: Manifest)
     def add(pointer: dict[str, Any] | None) -> dict[str, Any] | None:
         runs = (pointer or {"runs": []})["runs"]
         # A run that was killed here before is on record.
-        is_known = any(each["evaluation"] == report.ref for each in runs)
+        is_known = any(past_run["evaluation"] == report.ref for past_run in runs)
         return None if is_known else {"runs": [run, *runs][:_MAX_RUNS]}
 
-    store.change_pointer(f"{case}/runs", add)
+    store.change_pointer(f"{checkpoint.case}/runs", add)
 
 
 def _recipe(checkpoint: Manifest) -> dict[str, Any]:
@@ -431,18 +441,21 @@ def candidates(
         finetuned_score: of the fine-tuned model; None: there is none.
     """
     ranks = {name: BASELINES.get(name).serving_rank for name in baselines.scores}
-    scores = {name: baselines.scores[name] for name, rank in ranks.items() if rank is not None}
-    if settings.candidates == "finetuned":
-        scores = {}
+    scores = {
+        name: baselines.scores[name]
+        for name, rank in ranks.items()
+        if rank is not None and settings.candidates != "finetuned"
+    }
     if finetuned_score is not None:
-        scores[FINETUNED], ranks[FINETUNED] = finetuned_score, _RANK_OF_FINETUNED
-    enough = max(scores.values(), default=0.0) - settings.worth
+        scores[FINETUNED] = finetuned_score
+        ranks[FINETUNED] = _RANK_OF_FINETUNED
+    near_best = max(scores.values(), default=0.0) - settings.worth
 
-    def place(name: str) -> tuple[bool, int | None, float]:
-        is_near = scores[name] >= enough
+    def sort_key(name: str) -> tuple[bool, int | None, float]:
+        is_near = scores[name] >= near_best
         return not is_near, ranks[name] if is_near else 0, -scores[name]
 
-    return sorted(scores, key=place)
+    return sorted(scores, key=sort_key)
 
 
 def stored_baseline_settings(name: str, settings: UseCaseSettings) -> dict[str, Any]:
@@ -457,21 +470,21 @@ def stored_baseline_key(name: str, inputs: Mapping[str, Manifest], settings: Use
     Args:
         inputs: `training_snapshot` and `cheaper_baselines`.
     """
-    digests = {each: manifest.content_digest for each, manifest in inputs.items()}
+    digests = {role: manifest.content_digest for role, manifest in inputs.items()}
     return artifact_key(
         BASELINE_MODEL, BASELINE_VERSION, stored_baseline_settings(name, settings), digests, settings.seed
     )
 
 
-def choice_sentence(evaluation: Evaluation, *, is_rival_good: bool, worth: float, made: str) -> str:
+def choice_sentence(evaluation: Evaluation, *, is_rival_good: bool, worth: float, costs: str) -> str:
     """Return why a baseline becomes champion.
 
     Args:
         evaluation: of the baseline.
         is_rival_good: the fine-tuned model passed its gates.
-        made: what making both took, in words.
+        costs: what making both took, in words.
     """
-    metric, name = evaluation.primary_metric, evaluation.candidate
+    metric = evaluation.primary_metric
     scores = evaluation.scores[metric]
     why = (
         f"which costs more to serve and was not better by {worth:g} (release.worth) on the validation rows"
@@ -479,6 +492,7 @@ def choice_sentence(evaluation: Evaluation, *, is_rival_good: bool, worth: float
         else "which did not pass its gates"
     )
     return (
-        f"The {title(name)} becomes champion: {title(metric)} {scores[name].estimate:.3f} on the test rows,"
-        f" against {scores[FINETUNED].estimate:.3f} of the {title(FINETUNED)}, {why}; {made}."
+        f"The {title(evaluation.candidate)} becomes champion: {title(metric)} {evaluation.score.estimate:.3f}"
+        f" on the test rows, against {scores[FINETUNED].estimate:.3f} of the {title(FINETUNED)}, {why};"
+        f" {costs}."
     )

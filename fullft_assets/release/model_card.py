@@ -50,7 +50,7 @@ class ChampionMetadata(Metadata):
 VERSION = "7"
 #: The name under which the Hugging Face hub and its libraries look for a model's card.
 CARD = "README.md"
-#: In a model's folder that sentence-transformers reads, and transformers alone does not.
+#: File in the folder of a model that sentence-transformers reads, and transformers alone does not.
 MODULES = "modules.json"
 
 
@@ -63,12 +63,12 @@ def write_card(
     Args:
         outcome: how the release ended, as the pointer has it.
     """
-    folder, settings = store.folder(report), use_case.settings
-    evaluation, decision = read_evaluation((folder / EVALUATION_FILE).read_bytes()), read_verdict(folder)
-    base_licence = _base_licence(use_case, CheckpointMetadata.of(checkpoint).base_model)
+    settings = use_case.settings
+    evaluation = read_evaluation((store.folder(report) / EVALUATION_FILE).read_bytes())
+    decision = read_verdict(store.folder(report))
 
     def write(draft: Draft) -> Outcome:
-        card = _render_card(store, use_case, report, checkpoint, evaluation, decision, outcome, base_licence)
+        card = _render_card(store, use_case, report, checkpoint, evaluation, decision, outcome)
         (draft.path / CARD).write_text(card, encoding="utf-8")
         metadata = ChampionMetadata(
             checkpoint=checkpoint.ref,
@@ -115,7 +115,7 @@ def trained_weights(metadata: CheckpointMetadata) -> str:
 def _base_licence(use_case: UseCase, reference: str) -> str | None:
     try:
         return stated_licence(resolve_base_model(reference, use_case.project_root))
-    except SettingsError:  # it was removed since, and the checkpoint is all that is needed of it
+    except SettingsError:  # the base model was removed since
         return None
 
 
@@ -127,36 +127,43 @@ def _render_card(
     evaluation: Evaluation,
     decision: ReleaseVerdict,
     outcome: str,
-    base_licence: str | None,
 ) -> str:
     from fullft_assets.report import render
 
-    metadata, documents = CheckpointMetadata.of(checkpoint), use_case.settings.documents
+    metadata = CheckpointMetadata.of(checkpoint)
+    documents = use_case.settings.documents
     # The snapshot that the model was trained on; a later evaluation may use another one.
-    learned = store.load(metadata.snapshot)
-    taken = SnapshotMetadata.of(learned)
-    made_by = [
+    snapshot = store.load(metadata.snapshot)
+    counts = SnapshotMetadata.of(snapshot)
+    lineage_rows = [
         ("Checkpoint", checkpoint.ref),
         *lineage.rows(checkpoint),
-        ("Snapshot", learned.ref),
+        ("Snapshot", snapshot.ref),
         ("Evaluation", report.ref),
         ("Base model weights (sha256)", metadata.base_model_weights),
         ("Settings digest", metadata.settings_digest),
         ("Seed", str(checkpoint.seed)),
     ]
-    settings = checkpoint.settings["training"]
-    training = [(name, str(value)) for name, value in settings.items() if value not in (None, [], {})]
-    training += [("optimizer steps", f"{metadata.num_steps:,}"), ("precision used", metadata.precision)]
-    training += [("trained parameters", f"{metadata.num_trained_parameters:,}")]
-    counts = {
-        "train rows": taken.num_train_rows,
-        "validation rows": taken.num_validation_rows,
-        "test rows": taken.num_test_rows,
-    }
-    data = [(name, f"{count:,}") for name, count in counts.items()]
-    data += [("source", public_name(documents.path)), ("batches", f"{len(taken.parts):,}")]
-    files = store.folder(checkpoint) / "model"
-    is_pooled, is_model = (files / MODULES).is_file(), not (files / BASELINE_FILE).is_file()
+    training = [
+        *(
+            (name, str(value))
+            for name, value in checkpoint.settings["training"].items()
+            if value not in (None, [], {})
+        ),
+        ("optimizer steps", f"{metadata.num_steps:,}"),
+        ("precision used", metadata.precision),
+        ("trained parameters", f"{metadata.num_trained_parameters:,}"),
+    ]
+    data = [
+        ("train rows", f"{counts.num_train_rows:,}"),
+        ("validation rows", f"{counts.num_validation_rows:,}"),
+        ("test rows", f"{counts.num_test_rows:,}"),
+        ("source", public_name(documents.path)),
+        ("batches", f"{len(counts.parts):,}"),
+    ]
+    model = store.folder(checkpoint) / "model"
+    is_pooled = (model / MODULES).is_file()
+    is_model = not (model / BASELINE_FILE).is_file()
     card = render(
         "model_card.md.j2",
         evaluation,
@@ -169,14 +176,14 @@ def _render_card(
         loading=loading_lines(evaluation.task, is_pooled=is_pooled)
         if is_model
         else f'from fullft_assets import champion\n\nprint(champion("{use_case.name}").predict(["a text"]))',
-        lineage=made_by,
+        lineage=lineage_rows,
         training=training,
         trained_weights=trained_weights(metadata),
         data=data,
         base_model=public_name(metadata.base_model),
         licences={
             "model": use_case.settings.release.license,
-            "base": base_licence,
+            "base": _base_licence(use_case, metadata.base_model),
             "data": documents.attribution,
         },
         decision=decision,
@@ -228,8 +235,8 @@ def front_matter(
         facts["model-index"] = [
             {"name": use_case.name, "results": [_result(use_case.name, task.pipeline_tag, evaluation)]}
         ]
-    stated = {name: value for name, value in facts.items() if value is not None}
-    return yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
+    stated_facts = {name: value for name, value in facts.items() if value is not None}
+    return yaml.safe_dump(stated_facts, sort_keys=False, allow_unicode=True)
 
 
 def public_name(reference: str) -> str:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 #: Beside the model's files in the bucket: which package they are in; written last.
 _PACKAGE = "package.json"
-_ARCHIVE, _METRICS = "model.tar.gz", "metrics.json"
+_ARCHIVE = "model.tar.gz"
+_METRICS = "metrics.json"
 
 
 def register_champion(store: Store, use_case: UseCase) -> str | None:
@@ -41,18 +42,20 @@ def register_champion(store: Store, use_case: UseCase) -> str | None:
     Raises:
         StoreError: SageMaker refuses.
     """
-    asked, champion = use_case.settings.release.model_package, read_champion(store, use_case.name)
-    if asked is None or champion is None:
+    settings = use_case.settings.release.model_package
+    champion = read_champion(store, use_case.name)
+    if settings is None or champion is None:
         return None
-    target, checkpoint = Files(asked.url), store.load(champion.checkpoint)
+    checkpoint = store.load(champion.checkpoint)
     if f"model/{BASELINE_FILE}" in checkpoint.files:
         return None  # no image of the service serves it
+    target = Files(settings.url)
     name = f"{checkpoint.key}-{checkpoint.attempt}"
-    known = target.read_json(f"{name}/{_PACKAGE}")
-    if known is not None:
-        return known["arn"]
+    package = target.read_json(f"{name}/{_PACKAGE}")
+    if package is not None:
+        return package["arn"]
     _upload(target, name, store.folder(checkpoint) / "model", store.load(champion.evaluation))
-    arn = _create(asked, f"{target.url}/{name}", champion, checkpoint)
+    arn = _create(settings, f"{target.url}/{name}", champion, checkpoint)
     target.write_json(f"{name}/{_PACKAGE}", {"arn": arn, "checkpoint": checkpoint.ref})
     return arn
 
@@ -75,34 +78,33 @@ def _upload(target: Files, name: str, model: Path, report: Manifest) -> None:
         target.upload(Path(folder), name, [_ARCHIVE, _METRICS])
 
 
-def _create(asked: ModelPackageSettings, url: str, champion: Champion, checkpoint: Manifest) -> str:
+def _create(settings: ModelPackageSettings, url: str, champion: Champion, checkpoint: Manifest) -> str:
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
-    about = {
-        "checkpoint": checkpoint.ref,
-        "evaluation": champion.evaluation,
-        "score": f"{champion.score:.6f}",
-    }
     package: dict[str, Any] = {
-        "ModelPackageGroupName": asked.group,
+        "ModelPackageGroupName": settings.group,
         "ModelPackageDescription": f"Champion of {checkpoint.case}: {checkpoint.ref}",
         "ModelApprovalStatus": "PendingManualApproval",
         "InferenceSpecification": {
-            "Containers": [{"Image": asked.image, "ModelDataUrl": f"{url}/{_ARCHIVE}"}],
+            "Containers": [{"Image": settings.image, "ModelDataUrl": f"{url}/{_ARCHIVE}"}],
             "SupportedContentTypes": ["application/json"],
             "SupportedResponseMIMETypes": ["application/json"],
         },
         "ModelMetrics": {
             "ModelQuality": {"Statistics": {"ContentType": "application/json", "S3Uri": f"{url}/{_METRICS}"}}
         },
-        "CustomerMetadataProperties": about,
-        "ClientToken": digest([url, asked.group]),
+        "CustomerMetadataProperties": {
+            "checkpoint": checkpoint.ref,
+            "evaluation": champion.evaluation,
+            "score": f"{champion.score:.6f}",
+        },
+        "ClientToken": digest([url, settings.group]),
     }
     try:
         client = boto3.client("sagemaker")
-        if not _has_group(client, asked.group):
-            client.create_model_package_group(ModelPackageGroupName=asked.group)
+        if not _has_group(client, settings.group):
+            client.create_model_package_group(ModelPackageGroupName=settings.group)
         return client.create_model_package(**package)["ModelPackageArn"]
     except (BotoCoreError, ClientError) as error:
         raise StoreError(f"release.model_package: SageMaker refused: {error}") from error
@@ -111,9 +113,9 @@ def _create(asked: ModelPackageSettings, url: str, champion: Champion, checkpoin
 def _has_group(client: Any, group: str) -> bool:
     pages = client.get_paginator("list_model_package_groups").paginate(NameContains=group)
     return any(
-        each["ModelPackageGroupName"] == group
+        summary["ModelPackageGroupName"] == group
         for page in pages
-        for each in page["ModelPackageGroupSummaryList"]
+        for summary in page["ModelPackageGroupSummaryList"]
     )
 
 
@@ -133,24 +135,25 @@ def push_champion(store: Store, use_case: UseCase) -> str | None:
     Raises:
         StoreError: the champion's checkpoint is gone, or its card and the evaluation that it is written from.
     """
-    asked, champion = use_case.settings.release.push_to, read_champion(store, use_case.name)
-    if asked is None or champion is None:
+    push_to = use_case.settings.release.push_to
+    champion = read_champion(store, use_case.name)
+    if push_to is None or champion is None:
         return None
     # The bucket may be another account's, which the store's key for encryption is nothing to: its own
     # settings hold.
     target = Files(
-        asked if asked.startswith(SCHEMES) else str(use_case.resolve(asked)), own_mode=_READABLE_FOLDER
+        push_to if push_to.startswith(SCHEMES) else str(use_case.resolve(push_to)), own_mode=_READABLE_FOLDER
     )
     checkpoint = store.load(champion.checkpoint)
     card = card_of(store, use_case.name, champion) or card_of_champion(store, use_case, checkpoint)
     name = f"{checkpoint.key}-{checkpoint.attempt}"
     if target.read_bytes(f"{name}/{CARD}") is None:
         model = store.folder(checkpoint) / "model"
-        names = sorted(path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file())
-        copies = [Path(target.url, name, each) for each in names] if target.is_local else []
+        files = sorted(path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file())
+        copies = [Path(target.url, name, file) for file in files] if target.is_local else []
         for copy in copies:
             target.make_folder(copy.parent)
-        target.upload(model, name, names)
+        target.upload(model, name, files)
         for copy in copies:
             copy.chmod(target.file_mode)
     target.write_bytes(f"{name}/{CARD}", (store.folder(card) / CARD).read_bytes())
@@ -161,11 +164,11 @@ def push_champion(store: Store, use_case: UseCase) -> str | None:
 
 
 def hand_over(store: Store, use_case: UseCase) -> Iterator[str]:
-    """Push the champion and register it, where the settings ask for it; yield a sentence on each that was
-    done.
+    """Push the champion and register it, where the settings ask for it; yield a sentence on each step that
+    was done.
     """
-    if (pushed := push_champion(store, use_case)) is not None:
-        yield f"copied to {pushed}"
+    if (url := push_champion(store, use_case)) is not None:
+        yield f"copied to {url}"
     if (arn := register_champion(store, use_case)) is not None:
         yield f"registered as {arn}"
 
@@ -177,13 +180,13 @@ def try_to_hand_over(
     more, or it would be made twice.
     """
     try:
-        for done in hand_over(store, use_case):
-            say(done)
+        for sentence in hand_over(store, use_case):
+            say(sentence)
     except Exception as error:
         problem = str(error) if isinstance(error, FullftError) else store.keep_traceback(use_case.name, error)
-        asked = use_case.settings.release
-        places = [asked.push_to, asked.model_package and asked.model_package.group]
+        release = use_case.settings.release
+        targets = [release.push_to, release.model_package and release.model_package.group]
         warn(
-            f"pushing to {' and '.join(filter(None, places))} failed: {problem}; materialise champion_model"
+            f"pushing to {' and '.join(filter(None, targets))} failed: {problem}; materialise champion_model"
             " to push it"
         )

@@ -33,14 +33,14 @@ def predict_fn(data: dict[str, Any], model: dict[str, Any]) -> list[list[dict[st
     options = {"truncation": True, "max_length": model["size"], "padding": True, "return_tensors": "pt"}
     inputs = model["tokenizer"](texts, **options)
     states = model["encoder"](**inputs).last_hidden_state
-    counted = inputs["attention_mask"][:, :, None].to(states.dtype)
-    pooled = states[:, 0] if model["first"] else (states * counted).sum(1) / counted.sum(1)
-    logits = pooled @ model["weight"].T + model["bias"]
+    is_token = inputs["attention_mask"][:, :, None].to(states.dtype)
+    vectors = states[:, 0] if model["first"] else (states * is_token).sum(1) / is_token.sum(1)
+    logits = vectors @ model["weight"].T + model["bias"]
     config = model["encoder"].config
-    several = config.problem_type == "multi_label_classification"
-    probabilities = logits.sigmoid() if several else logits.softmax(-1)
+    is_multi_label = config.problem_type == "multi_label_classification"
+    probabilities = logits.sigmoid() if is_multi_label else logits.softmax(-1)
     rows = [
         [{"label": config.id2label[n], "score": score} for n, score in enumerate(row)]
         for row in probabilities.tolist()
     ]
-    return [sorted(row, key=lambda each: -each["score"]) for row in rows]
+    return [sorted(row, key=lambda label: -label["score"]) for row in rows]

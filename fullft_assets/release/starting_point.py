@@ -33,15 +33,17 @@ def find(
     if settings.training.retrain_from == "base":
         return None
     pointer = f"{case}/starting_points/{decision}"
-    fixed = store.read_pointer(pointer)
+    record = store.read_pointer(pointer)
     champion = read_champion(store, case)
-    ref = fixed["checkpoint"] if fixed is not None else champion.checkpoint if champion is not None else None
+    ref = (
+        record["checkpoint"] if record is not None else champion.checkpoint if champion is not None else None
+    )
     start = None if ref is None else store.load(ref)
     if start is not None and start.stage == BASELINE_MODEL:
         return None  # no training began there
     if start is not None and (problem := _problem(store, start, snapshot, revision)) is not None:
         raise GateError(f"training.retrain_from: the champion {ref} {problem}; {_FROM_BASE}")
-    if fixed is None:
+    if record is None:
         store.write_pointer(pointer, {"checkpoint": ref})
     return start
 
@@ -51,12 +53,15 @@ def _problem(store: Store, start: Manifest, snapshot: Manifest, revision: str) -
     if metadata.base_model_revision != revision:
         return "has another base_model"
     if metadata.labels != label_names(snapshot):
-        champion_labels, snapshot_labels = set(metadata.labels), set(label_names(snapshot))
-        gone, new = (
-            named(((label, "") for label in sorted(part)), len(part), champion_labels | snapshot_labels)
-            for part in (champion_labels - snapshot_labels, snapshot_labels - champion_labels)
+        champion_labels = set(metadata.labels)
+        snapshot_labels = set(label_names(snapshot))
+        missing_names, new_names = (
+            named(((label, "") for label in sorted(labels)), len(labels), champion_labels | snapshot_labels)
+            for labels in (champion_labels - snapshot_labels, snapshot_labels - champion_labels)
         )
-        return f"has other labels: the snapshot lacks {gone or 'none'} and adds {new or 'none'}"
+        return (
+            f"has other labels: the snapshot lacks {missing_names or 'none'} and adds {new_names or 'none'}"
+        )
     if tokenizer_of(store, store.load(metadata.snapshot)) != tokenizer_of(store, snapshot):
         return "has another tokenizer than the snapshot (chunks.added_tokens)"
     if any(_held_erased(store, training) for training in trainings(start)):

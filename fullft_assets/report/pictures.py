@@ -65,10 +65,10 @@ def draw(
                 "loss",
             ),
         }
-        figures_drawn = {name: figure for name, figure in figures.items() if figure is not None}
-        for name, figure in figures_drawn.items():
+        figures = {name: figure for name, figure in figures.items() if figure is not None}
+        for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", format="png", dpi=110)
-    return list(figures_drawn)
+    return list(figures)
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -103,8 +103,15 @@ def _scores(evaluation: Evaluation) -> Figure:
             [score.low, score.high], [row, row], color=color, linewidth=3, solid_capstyle="round", alpha=0.45
         )
         axes.plot([score.estimate], [row], "o", color=color, markersize=7)
-        place = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
-        axes.annotate(f"{score.estimate:.3f}", (score.estimate, row), fontsize=8.5, color=color, **place)
+        axes.annotate(
+            f"{score.estimate:.3f}",
+            (score.estimate, row),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color=color,
+        )
     axes.set_yticks(range(len(systems)), [title(name) for name in systems])
     axes.set_ylim(-0.6, len(systems) - 0.2)
     axes.grid(axis="x", color=GRID)
@@ -117,10 +124,11 @@ def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
     """Return the confusion matrix of the labels with the most errors; rows are true labels."""
     import numpy as np
 
-    matrix = np.array(counts)
-    errors = matrix.sum(0) + matrix.sum(1) - 2 * np.diag(matrix)
-    shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_LABELS])
-    matrix, names = matrix[np.ix_(shown, shown)], [shorten_name(str(labels[i])) for i in shown.tolist()]
+    all_counts = np.array(counts)
+    errors = all_counts.sum(0) + all_counts.sum(1) - 2 * np.diag(all_counts)
+    worst = np.sort(np.argsort(-errors, kind="stable")[:MAX_LABELS])
+    names = [shorten_name(str(labels[label])) for label in worst.tolist()]
+    matrix = all_counts[np.ix_(worst, worst)]
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     size = max(3.6, min(9.0, 2.2 + 0.42 * len(names)))
     figure, axes = new_axes(size + 0.9, size)
@@ -138,9 +146,9 @@ def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
     bar.outline.set_visible(False)
     bar.set_label("share of the true label's rows", color=INK, fontsize=9)
     name_axes(axes, "predicted label", "true label")
-    if len(shown) < len(labels):
+    if len(names) < len(labels):
         axes.set_title(
-            f"the {len(shown)} of {len(labels)} labels with the most errors",
+            f"the {len(names)} of {len(labels)} labels with the most errors",
             fontsize=9.5,
             color=INK,
         )

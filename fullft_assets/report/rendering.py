@@ -50,14 +50,14 @@ class DoubtfulRow:
 
     Attributes:
         predicted: the likeliest label, with its `probability`.
-        given: the probability of the row's own label.
+        label_probability: the probability of the row's own label.
     """
 
     id: str
     label: str
     predicted: str
     probability: float
-    given: float
+    label_probability: float
 
 
 def write_label_errors(
@@ -134,14 +134,14 @@ def system_costs(
         seconds: that each system took for the test rows.
         num_rows: test rows.
     """
-    baselines, hourly = BaselinesMetadata.of(inputs[CHEAPER_BASELINES]), settings.planning.hourly_usd
-    num_validated = SnapshotMetadata.of(inputs[TRAINING_SNAPSHOT]).num_validation_rows
+    baselines = BaselinesMetadata.of(inputs[CHEAPER_BASELINES])
+    num_validation_rows = SnapshotMetadata.of(inputs[TRAINING_SNAPSHOT]).num_validation_rows
     costs = {
         name: SystemCost(
             seconds_to_make,
             baselines.usd[name] or None,
             # A service asks for each row; a fit asked it for the validation rows.
-            usd_a_million=baselines.usd[name] / max(1, num_validated) * 1e6
+            usd_a_million=baselines.usd[name] / max(1, num_validation_rows) * 1e6
             if BASELINES.get(name).needs_network
             else None,
             forgot=None if BASELINES.get(name).trainings(settings) else 0.0,
@@ -150,14 +150,15 @@ def system_costs(
     }
     for role in (FINETUNED_CHECKPOINT, CHAMPION, ANCHOR):
         if role in inputs:
-            metadata, forgetting = CheckpointMetadata.of(inputs[role]), forgetting_of(inputs[role])
+            metadata = CheckpointMetadata.of(inputs[role])
+            forgetting = forgetting_of(inputs[role])
             rise = None if forgetting is None else forgetting.rise
             name = metadata.system if role == FINETUNED_CHECKPOINT else role
             costs[name] = SystemCost(metadata.training_seconds, metadata.training_usd or None, forgot=rise)
     for name, cost in costs.items():
         row_seconds = seconds[name] / num_rows if name in seconds else None
         # No price of the machine is no price of 0.
-        usd = None if row_seconds is None else row_seconds * 1e6 / 3600 * hourly or None
+        usd = None if row_seconds is None else row_seconds * 1e6 / 3600 * settings.planning.hourly_usd or None
         costs[name] = replace(cost, row_seconds=row_seconds, usd_a_million=cost.usd_a_million or usd)
     return costs
 
@@ -185,11 +186,11 @@ def next_action(case: str, verdict: ReleaseVerdict, evaluation: Evaluation, sett
 
 
 def _missing_groups(evaluation: Evaluation, settings: ReleaseSettings) -> str:
-    effective, needed = evaluation.effective_groups, settings.min_effective_groups
-    if not 0 < effective < needed:
+    if not 0 < evaluation.effective_groups < settings.min_effective_groups:
         return "more groups of each label"
-    more = math.ceil(evaluation.num_test_groups * needed / effective) - evaluation.num_test_groups
-    return f"so many more groups that about {more:,} of them are test groups"
+    num_groups = evaluation.num_test_groups
+    num_needed = math.ceil(num_groups * settings.min_effective_groups / evaluation.effective_groups)
+    return f"so many more groups that about {num_needed - num_groups:,} of them are test groups"
 
 
 @dataclass(frozen=True)
@@ -253,24 +254,20 @@ def write(folder: Path, report: EvaluationReport) -> list[str]:
     picture_names = pictures.draw(
         folder / "pictures", report.evaluation, report.training_log, report.learning_curve
     )
-    embedded = {
+    embedded_pictures = {
         name: base64.b64encode((folder / "pictures" / f"{name}.png").read_bytes()).decode()
         for name in picture_names
     }
     context = {"report": report, "pictures": picture_names}
-    body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded)
-    tiles = [
-        part
-        for part in to_html(render("tiles.md.j2", report.evaluation, is_page=True, **context), {}).split("\n")
-        if part
-    ]
+    body = to_html(render("report.md.j2", report.evaluation, is_page=True, **context), embedded_pictures)
+    tiles = to_html(render("tiles.md.j2", report.evaluation, is_page=True, **context), {})
     page = render(
         "page.html.j2",
         report.evaluation,
         report=report,
         outcome_mark=_OUTCOME,
         sections=re.split(r"(?=<h2>)", body)[1:],
-        tiles=tiles,
+        tiles=[line for line in tiles.split("\n") if line],
     )
     (folder / REPORT_PAGE).write_text(page, encoding="utf-8")
     (folder / "report.md").write_text(
@@ -293,8 +290,8 @@ def render(template: str, evaluation: Evaluation, **context: Any) -> str:
     """Fill a template with an evaluation (`e`); `parts.md.j2` is that of its task. HTML is escaped, a missing
     value is an error.
     """
-    filled = _environment(evaluation.task).get_template(template)
-    return filled.render(title=title, about_row=about_row, e=evaluation, **context)
+    source = _environment(evaluation.task).get_template(template)
+    return source.render(title=title, about_row=about_row, e=evaluation, **context)
 
 
 @cache
@@ -347,21 +344,22 @@ def lineage_rows(
 ) -> list[tuple[str, str]]:
     """Return what made a model and its evaluation, as (name, value) rows."""
     checkpoint = inputs[FINETUNED_CHECKPOINT]
-    rows = [
-        (name.replace("_", " "), manifest.ref)
-        for name, manifest in inputs.items()
-        if not name.startswith((SEED_RUN, LOOK))
-    ]
-    rows.append(("evaluation key", key))
-    rows.append(("base model", settings.base_model))
     metadata = CheckpointMetadata.of(checkpoint)
-    rows.append(("base model revision", metadata.base_model_revision))
-    rows += [(name.lower(), value) for name, value in lineage.rows(checkpoint)]
-    rows.append(("libraries", _listed(metadata.versions)))
-    rows.append(("training settings", _listed(checkpoint.settings.get("training", checkpoint.settings))))
-    rows.append(("training code version", checkpoint.version))
-    rows.append(("seed", str(checkpoint.seed)))
-    return rows
+    return [
+        *(
+            (name.replace("_", " "), manifest.ref)
+            for name, manifest in inputs.items()
+            if not name.startswith((SEED_RUN, LOOK))
+        ),
+        ("evaluation key", key),
+        ("base model", settings.base_model),
+        ("base model revision", metadata.base_model_revision),
+        *((name.lower(), value) for name, value in lineage.rows(checkpoint)),
+        ("libraries", _listed(metadata.versions)),
+        ("training settings", _listed(checkpoint.settings.get("training", checkpoint.settings))),
+        ("training code version", checkpoint.version),
+        ("seed", str(checkpoint.seed)),
+    ]
 
 
 def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
@@ -381,21 +379,22 @@ def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
 
 
 def promise_rows(pilot: Manifest, evaluation: Evaluation) -> list[tuple[str, str]]:
-    """Return what the pilot promised and what came of it, as (name, value) rows; the one is of validation
-    rows, the other of test rows.
+    """Return the score that the pilot predicted for the validation rows, and the score on the test rows, as
+    (name, value) rows.
     """
-    promised, score = PilotMetadata.of(pilot), evaluation.score.estimate
-    place = "within" if promised.predicted_low <= score <= promised.predicted_high else "outside"
+    metadata = PilotMetadata.of(pilot)
+    score = evaluation.score.estimate
+    is_within = metadata.predicted_low <= score <= metadata.predicted_high
     return [
         (
             "promised by the pilot",
             (
-                f"{promised.predicted:.3f}, 90% interval {promised.predicted_low:.3f} to"
-                f" {promised.predicted_high:.3f}"
+                f"{metadata.predicted:.3f}, 90% interval {metadata.predicted_low:.3f} to"
+                f" {metadata.predicted_high:.3f}"
             ),
         ),
-        ("came of it", f"{score:.3f}, {place} the interval"),
-        ("best baseline then", f"{promised.best_baseline_score:.3f} ({title(promised.best_baseline)})"),
+        ("came of it", f"{score:.3f}, {'within' if is_within else 'outside'} the interval"),
+        ("best baseline then", f"{metadata.best_baseline_score:.3f} ({title(metadata.best_baseline)})"),
     ]
 
 
@@ -410,25 +409,23 @@ def forgetting_rows(forgetting: Forgetting | None) -> list[tuple[str, str]]:
         ),
     }
     rows = [
-        (names[forgetting.measure], f"{forgetting.before:.4f} before training, {forgetting.after:.4f} after")
-    ]
-    rows.append(
+        (names[forgetting.measure], f"{forgetting.before:.4f} before training, {forgetting.after:.4f} after"),
         (
             "rise since the base model",
             (
                 f"{forgetting.rise:+.4f} over {forgetting.num_trainings}"
                 f" training{'s' * (forgetting.num_trainings > 1)}"
             ),
-        )
-    )
+        ),
+    ]
     if forgetting.num_unmeasured:
         rows.append(("trainings that did not measure it", str(forgetting.num_unmeasured)))
     return rows
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    shown = {name: f"{v:,}" if type(v) is int else v for name, v in values.items()}
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+    texts = {name: f"{value:,}" if type(value) is int else value for name, value in values.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items())
 
 
 def _interval(value: Interval) -> str:

@@ -142,7 +142,7 @@ def _chosen(judged: Judged, finetuned: Judged, num_left_out: int) -> tuple[str, 
         judged.evaluation,
         is_rival_good=finetuned.decision.promote,
         worth=context.job.settings.release.worth,
-        made=f"making it took {finetuned.costs[name].all}, and that {finetuned.costs[FINETUNED].all}",
+        costs=f"making it took {finetuned.costs[name].all}, and that {finetuned.costs[FINETUNED].all}",
     )
     context.progress.say(sentence)
     key = digest([context.job.key, name])

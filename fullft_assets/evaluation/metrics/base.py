@@ -28,9 +28,9 @@ class Predictions:
             spans of each row (token_classification); None where each next token is the truth.
         predicted: probabilities [n, labels] (classification), labels bool [n, labels] (multi_label), spans of
             each row (token_classification), `DocumentScores` (sft, language_modeling).
-        found: true positives of each row and label [n, labels].
+        true_positives: of each row and label [n, labels].
         true: how often each row has each label [n, labels].
-        given: how often the system gave each row each label [n, labels].
+        num_predicted: how often the system predicted each label for each row [n, labels].
         is_right: whether all of a row is predicted right: bool [n].
         num_tokens: tokens of each row that were predicted: int [n].
         num_right_tokens: how many of them the system predicted right: int [n].
@@ -43,9 +43,9 @@ class Predictions:
     labels: Sequence[str] = ()
     truth: Any = None
     predicted: Any = None
-    found: np.ndarray | None = None
+    true_positives: np.ndarray | None = None
     true: np.ndarray | None = None
-    given: np.ndarray | None = None
+    num_predicted: np.ndarray | None = None
     is_right: np.ndarray | None = None
     num_tokens: np.ndarray | None = None
     num_right_tokens: np.ndarray | None = None
@@ -56,8 +56,8 @@ class Predictions:
     @property
     def num_rows(self) -> int:
         """Number of rows; 0 where there is nothing to count."""
-        counted = (self.is_right, self.found, self.num_tokens, self.loss, self.truth)
-        return next((len(values) for values in counted if values is not None), 0)
+        columns = (self.is_right, self.true_positives, self.num_tokens, self.loss, self.truth)
+        return next((len(column) for column in columns if column is not None), 0)
 
     @property
     def row_weights(self) -> np.ndarray:
@@ -73,12 +73,12 @@ class Predictions:
 
     def take(self, rows: np.ndarray) -> Predictions:
         """Return the predictions of the rows at these positions; a position may occur more than once."""
-        taken = {
+        columns = {
             field.name: _take(getattr(self, field.name), rows)
             for field in fields(self)
             if field.name not in _OF_LABELS
         }
-        return replace(self, **taken)
+        return replace(self, **columns)
 
 
 class Metric(ABC):
@@ -140,8 +140,8 @@ class SummedMetric(Metric):
         return tuple(getattr(predictions, name) for name in self.summed)
 
     def count_all_labels(self, predictions: Predictions) -> tuple[np.ndarray, ...] | None:
-        """Return the tables `found`, `true` and `given` of all labels, of a score that leaves out those not
-        measurable; None of others.
+        """Return the tables `true_positives`, `true` and `num_predicted` of all labels if the score leaves
+        out labels that are not measurable, else None.
         """
         return None
 
@@ -153,8 +153,7 @@ class SummedMetric(Metric):
         """Return the scores [resamples] of the tables summed over the rows of each resample, [resamples] or
         [resamples, k] each. By default: the ratio of two sums.
         """
-        part, total = sums
-        return ratio(part, total)
+        return ratio(*sums)
 
     def compute(self, predictions: Predictions) -> float:
         return float(self.score(*(table.sum(0, keepdims=True) for table in self.weighted(predictions)))[0])
@@ -185,9 +184,9 @@ def by_group(values: np.ndarray, index: np.ndarray, num_groups: int) -> np.ndarr
     """Sum rows [n] or [n, k] over the groups that `index` [n] numbers, as floats for the product with
     weights.
     """
-    summed = np.zeros((num_groups, *values.shape[1:]))
-    np.add.at(summed, index, values)
-    return summed
+    sums = np.zeros((num_groups, *values.shape[1:]))
+    np.add.at(sums, index, values)
+    return sums
 
 
 def ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:

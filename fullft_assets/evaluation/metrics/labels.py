@@ -13,19 +13,20 @@ from fullft_assets.evaluation.metrics.base import Metric, Predictions, SummedMet
 
 _LABELLED = ("classification", "multi_label", "token_classification")
 #: True positives, support and predicted counts.
-_COUNTS = ("found", "true", "given")
+_COUNTS = ("true_positives", "true", "num_predicted")
 
 
 class MacroF1(SummedMetric):
     """Unweighted mean of the F1 of each measurable label that occurs in the truth."""
 
-    name, title = "macro_f1", "macro-F1"
+    name = "macro_f1"
+    title = "macro-F1"
     tasks = _LABELLED
     summed = _COUNTS
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        tables, measurable = super().count(predictions), predictions.measurable
-        return tables if measurable is None else tuple(table[:, measurable] for table in tables)
+        labels = slice(None) if predictions.measurable is None else predictions.measurable
+        return tuple(table[:, labels] for table in super().count(predictions))
 
     def count_all_labels(self, predictions: Predictions) -> tuple[np.ndarray, ...] | None:
         return None if predictions.measurable is None else super().count(predictions)
@@ -101,7 +102,8 @@ class SubsetAccuracy(Accuracy):
 
 MACRO_F1 = MacroF1()
 MICRO_F1 = MicroF1()
-ACCURACY, SUBSET_ACCURACY = Accuracy(), SubsetAccuracy()
+ACCURACY = Accuracy()
+SUBSET_ACCURACY = SubsetAccuracy()
 
 
 class Auroc(Metric):
@@ -120,22 +122,26 @@ class Auroc(Metric):
         return isinstance(predicted, np.ndarray) and predicted.ndim == 2 and predicted.dtype != bool
 
     def compute(self, predictions: Predictions) -> float:
-        probabilities, weights = np.asarray(predictions.predicted), predictions.row_weights
+        probabilities = np.asarray(predictions.predicted)
+        weights = predictions.row_weights
         every = np.ones(probabilities.shape[1], bool)
         labels = np.flatnonzero(every if predictions.measurable is None else predictions.measurable)
-        areas = [_area(predictions.truth == label, probabilities[:, label], weights) for label in labels]
-        known = [area for area in areas if area is not None]
-        return float(np.mean(known)) if known else 0.5
+        areas = [
+            area
+            for label in labels
+            if (area := _area(predictions.truth == label, probabilities[:, label], weights)) is not None
+        ]
+        return float(np.mean(areas)) if areas else 0.5
 
 
 def _area(is_true: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float | None:
-    """Return the weighted share of the pairs of a true row and another [n] that the scores order rightly;
-    None without a pair.
+    """Return the weighted share of the pairs of a true row and another row [n] that the scores order
+    rightly, or None if there is no such pair.
     """
     order = np.argsort(scores)
-    mass, ranked = weights[order], scores[order]
-    starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
-    true, other = (np.add.reduceat(mass * chosen[order], starts) for chosen in (is_true, ~is_true))
+    ranked_scores = scores[order]
+    starts = np.flatnonzero(np.append(True, ranked_scores[1:] != ranked_scores[:-1]))
+    true, other = (np.add.reduceat((weights * rows)[order], starts) for rows in (is_true, ~is_true))
     pairs = true.sum() * other.sum()
     below = other.cumsum() - other
     return float((true * (below + other / 2)).sum() / pairs) if pairs > 0 else None

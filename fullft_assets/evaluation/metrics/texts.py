@@ -81,10 +81,11 @@ class _TextMetric(SummedMetric):
 class ExactMatch(_TextMetric):
     """Share of texts that are the true ones, whatever white space is between their words and around them."""
 
-    name, title = "exact_match", "exact match"
+    name = "exact_match"
+    title = "exact match"
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        return _each(lambda true, written: float(true.split() == written.split()), predictions)
+        return _score_texts(lambda true, text: float(true.split() == text.split()), predictions)
 
 
 class RougeL(_TextMetric):
@@ -94,14 +95,12 @@ class RougeL(_TextMetric):
     Words are of any script, in lower case: the package `rouge-score` drops all but a to z and digits.
     """
 
-    name, title = "rouge_l", "ROUGE-L"
+    name = "rouge_l"
+    title = "ROUGE-L"
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        true, written = _words(predictions.truth), _words(predictions.predicted)
-        f1 = [
-            2 * common_subsequence(true_words, written_words) / max(len(true_words) + len(written_words), 1)
-            for true_words, written_words in zip(true, written, strict=True)
-        ]
+        pairs = zip(_words(predictions.truth), _words(predictions.predicted), strict=True)
+        f1 = [2 * common_subsequence(true, text) / max(len(true) + len(text), 1) for true, text in pairs]
         return np.array(f1), np.ones(len(f1))
 
 
@@ -110,34 +109,35 @@ class ChrF(_TextMetric):
     evaluation), by sacrebleu.
     """
 
-    name, title = "chrf", "chrF"
+    name = "chrf"
+    title = "chrF"
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
         from sacrebleu.metrics.chrf import CHRF
 
         metric = CHRF()
-        return _each(lambda true, written: metric.sentence_score(written, [true]).score / 100, predictions)
+        return _score_texts(lambda true, text: metric.sentence_score(text, [true]).score / 100, predictions)
 
 
 def common_subsequence(one: Sequence[int], other: Sequence[int]) -> int:
     """Return the length of the longest common subsequence, 64 words at a time (Hyyrö 2004, Bit-parallel
     LCS-length computation revisited).
     """
-    places: dict[int, int] = {}
-    for place, word in enumerate(one):
-        places[word] = places.get(word, 0) | 1 << place
+    # The positions of each word as the bits of a number.
+    positions_of: dict[int, int] = {}
+    for position, word in enumerate(one):
+        positions_of[word] = positions_of.get(word, 0) | 1 << position
     all_bits = (1 << len(one)) - 1
     unmatched = all_bits
     for word in other:
-        matched = unmatched & places.get(word, 0)
+        matched = unmatched & positions_of.get(word, 0)
         unmatched = ((unmatched + matched) | (unmatched - matched)) & all_bits
     return len(one) - unmatched.bit_count()
 
 
-def _each(score: Callable[[str, str], float], predictions: Predictions) -> tuple[np.ndarray, ...]:
-    scores = [
-        score(true, written) for true, written in zip(predictions.truth, predictions.predicted, strict=True)
-    ]
+def _score_texts(score: Callable[[str, str], float], predictions: Predictions) -> tuple[np.ndarray, ...]:
+    """Return the score of each text against the true one, and 1 for each: their sums' ratio is the mean."""
+    scores = [score(true, text) for true, text in zip(predictions.truth, predictions.predicted, strict=True)]
     return np.array(scores), np.ones(len(scores))
 
 

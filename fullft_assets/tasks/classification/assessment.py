@@ -114,9 +114,9 @@ def predictions_of(
         label_names,
         labels,
         probabilities,
-        found=true & predicted,
+        true_positives=true & predicted,
         true=true,
-        given=predicted,
+        num_predicted=predicted,
         is_right=labels == answer,
     )
 
@@ -237,7 +237,13 @@ def decisions_of(
     labels, decided = require_aligned(labels, decided, name)
     is_right = (labels == decided).all(axis=1)
     return Predictions(
-        label_names, labels, decided, found=labels & decided, true=labels, given=decided, is_right=is_right
+        label_names,
+        labels,
+        decided,
+        true_positives=labels & decided,
+        true=labels,
+        num_predicted=decided,
+        is_right=is_right,
     )
 
 

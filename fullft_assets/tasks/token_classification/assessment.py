@@ -87,7 +87,12 @@ def predictions_of(
     right, true, num_predicted = count_spans(truth, predicted, num_labels)
     is_right = np.array([set(row) == set(spans) for row, spans in zip(truth, predicted, strict=True)], bool)
     return Predictions(
-        truth=truth, predicted=predicted, found=right, true=true, given=num_predicted, is_right=is_right
+        truth=truth,
+        predicted=predicted,
+        true_positives=right,
+        true=true,
+        num_predicted=num_predicted,
+        is_right=is_right,
     )
 
 
