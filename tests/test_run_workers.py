@@ -88,7 +88,7 @@ def drive(folder: Path, stream: TextIO) -> bool:
             return driver.follower.follow([driver.launch("probe_model", {}, "model")])
 
 
-def start(folder: Path, output: str) -> subprocess.Popen:
+def start(folder: Path, output: str, *, hears_ctrl_c: bool = True) -> subprocess.Popen:
     code = (
         "import sys; from pathlib import Path; from tests.test_run_workers import drive; sys.exit(not"
         " drive(Path(sys.argv[1]), sys.stdout))"
@@ -96,7 +96,7 @@ def start(folder: Path, output: str) -> subprocess.Popen:
     with (folder / output).open("wb") as file:
         command = [sys.executable, "-c", code, str(folder)]
         # The job of a shell in the background begins with Ctrl-C ignored, and so would its children.
-        hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL if hears_ctrl_c else signal.SIG_IGN)
         return subprocess.Popen(
             command, stdout=file, stderr=file, cwd=TESTS.parent, start_new_session=True, preexec_fn=hear
         )
@@ -163,9 +163,14 @@ def test_who_waits_for_a_living_run_prints_it_and_continues_when_that_dies(folde
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
-def test_a_signal_to_the_command_alone_ends_its_run_and_what_that_launched(folder, instance, number):
-    first = start(folder, "first")
+@pytest.mark.parametrize(
+    ("number", "hears_ctrl_c"),
+    [(signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.long)],
+)
+def test_a_signal_to_the_command_alone_ends_its_run_and_what_that_launched(
+    folder, instance, number, hears_ctrl_c
+):
+    first = start(folder, "first", hears_ctrl_c=hears_ctrl_c)
     wait_for((folder / "workload0.pid").exists, "the first run at work")
     workload = psutil.Process(int((folder / "workload0.pid").read_text()))
     first.send_signal(number)
