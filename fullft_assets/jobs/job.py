@@ -43,8 +43,8 @@ class Job(BaseModel):
 
     def write(self, store: Store) -> str:
         """Write the job file into the store, named by its content, and return its URI."""
-        content, name = self._content(), f"{_folder(self.case, self.stage, self.key)}/{self.sha256}.json"
-        store.write_bytes(name, content)
+        name = f"{_folder(self.case, self.stage, self.key)}/{self.sha256}.json"
+        store.write_bytes(name, self._content())
         return f"{store.url}/{name}"
 
     def arguments(self, store: Store) -> list[str]:

@@ -63,8 +63,8 @@ class Launch(BaseModel):
         The store's URL alone is not enough, as two buckets of one name may be at different endpoints; nor is
         its own name, which its copies have.
         """
-        place = digest([store.url, store.store_id, self.case])[:10]
-        return f"fullft-{place}{digest([self.stage, self.key])[:10]}-{self.attempt}"
+        case_digest = digest([store.url, store.store_id, self.case])[:10]
+        return f"fullft-{case_digest}{digest([self.stage, self.key])[:10]}-{self.attempt}"
 
     @property
     def hours(self) -> float:
@@ -236,20 +236,21 @@ def end_orphans(store: Store, due: Iterable[Launch]) -> Iterator[tuple[str, bool
                 raise WorkloadError(silent[launch.place], "infrastructure")
             line, is_stopped = _end_orphan(store, launch)
         except FullftError as error:
-            line, is_stopped = f"cannot be ended: {silent.setdefault(launch.place, str(error))}", None
-        yield f"{about} {line}", is_stopped
+            yield f"{about} cannot be ended: {silent.setdefault(launch.place, str(error))}", None
+        else:
+            yield f"{about} {line}", is_stopped
 
 
 def _end_orphan(store: Store, launch: Launch) -> tuple[str, bool]:
-    launcher, name = open_recorded(launch.launcher), launch.name_in(store)
+    launcher = open_recorded(launch.launcher)
+    name = launch.name_in(store)
     if not launcher.ends_with_run and launcher.place != launch.place:
         raise WorkloadError(f"the section on record leads to {launcher.place} from here", "settings")
     status = Status("gone") if launcher.ends_with_run else launcher.poll(name)
     # Recorded first: a run that begins now launches a new attempt, which ends this one, instead of attaching
     # to what is being ended.
     state, reason, failure = _end_of(status, launch)
-    seconds = status.billed_seconds
-    if not end(store, launch, state, reason, failure, seconds, followed_by=launch.run_id):
+    if not end(store, launch, state, reason, failure, status.billed_seconds, followed_by=launch.run_id):
         return "is left alone: a run has attached to it", False
     try:
         launcher.stop(name)

@@ -119,8 +119,8 @@ def num_killed_for_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/
     own_group = proc / "self/cgroup"
     group = own_group.read_text().strip().rpartition(":")[2] if own_group.exists() else "/"
     # A container may see its own group as the root, and know it by its name on the host.
-    places = [Path(f"{groups}{group}/memory.events"), groups / "memory.events", proc / "vmstat"]
-    for path in [Path(os.environ[OOM_COUNT])] if OOM_COUNT in os.environ else places:
+    paths = [Path(f"{groups}{group}/memory.events"), groups / "memory.events", proc / "vmstat"]
+    for path in [Path(os.environ[OOM_COUNT])] if OOM_COUNT in os.environ else paths:
         with suppress(OSError):
             if (count := re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)) is not None:
                 return int(count[1])
@@ -183,13 +183,13 @@ class Supervisor:
         self._command = subprocess.Popen(
             command, env={**os.environ, **variables}, start_new_session=True, preexec_fn=die_with_parent
         )
-        has_stopped_it = False
+        is_stopped = False
         try:
             limit = time.monotonic() + self.max_seconds
             self._wait(lambda: is_wanted() and time.monotonic() < limit)
             if self._command.returncode is None:
                 self.is_late = not self.stop_requested and time.monotonic() >= limit
-                has_stopped_it = True
+                is_stopped = True
                 self._terminate()
                 deadline = time.monotonic() + self.grace_seconds
                 self._wait(lambda: time.monotonic() < deadline)
@@ -197,7 +197,7 @@ class Supervisor:
             kill_until_gone(self._left)
         code = -signal.SIGKILL if self._command.returncode is None else self._command.returncode
         code = 128 - code if code < 0 else code
-        if code != 0 and not has_stopped_it:
+        if code != 0 and not is_stopped:
             now = num_killed_for_memory()
             if before is None or now is None:  # a signal that nobody sent is most likely the kernel's own
                 self.is_out_of_memory = code == 128 + signal.SIGKILL
