@@ -67,8 +67,8 @@ def data_summary(use_case: UseCase, store: Store, total: float) -> list[str]:
     lines = _data(use_case, store)
     snapshot = latest(store, use_case.name, TRAINING_SNAPSHOT)
     if snapshot is not None:
-        possible = verdict_check(SnapshotMetadata.of(snapshot), use_case.settings)
-        lines += [] if possible.passed else [f"  verdict        impossible: {possible.description}"]
+        check = verdict_check(SnapshotMetadata.of(snapshot), use_case.settings)
+        lines += [] if check.passed else [f"  verdict        impossible: {check.description}"]
     if (suggestion := suggested_group(use_case)) is not None:
         lines.append(f"  group          {visible(suggestion)}")
     lines.append(f"  time           {total:.1f} s")
@@ -90,10 +90,10 @@ def summary(use_case: UseCase, store: Store, total: float) -> list[str]:
         lines.append(f"  verdict        {refused[0].upper()}{refused[1:]}")
     if report is not None:
         lines += _scores(store, use_case, report)
-    for window, predicted in latest_by_partition(store, name, BATCH_PREDICTIONS).items():
-        rows = PredictionsMetadata.of(predicted).num_rows
+    for window, predictions in latest_by_partition(store, name, BATCH_PREDICTIONS).items():
+        rows = PredictionsMetadata.of(predictions).num_rows
         lines.append(
-            f"  predictions    {window}: {rows:,} documents in {store.folder(predicted) / PREDICTIONS}"
+            f"  predictions    {window}: {rows:,} documents in {store.folder(predictions) / PREDICTIONS}"
         )
     for window, drift in latest_by_partition(store, name, DRIFT_REPORT).items():
         verdict = DriftMetadata.of(drift)
@@ -105,12 +105,10 @@ def summary(use_case: UseCase, store: Store, total: float) -> list[str]:
     if champion is not None:
         lines.append(f"  model          {store.folder(store.load(champion.checkpoint)) / 'model'}")
         lines.append(f"  try it         {_command('fullft')} predict {name} 'some text'")
-    has_make = (use_case.project_root / "Makefile").is_file()
-    home = os.environ["DAGSTER_HOME"]
     hint = "" if (problem := problem_without("dagster_webserver")) is None else f" ({problem})"
-    lines.append(
-        "  look at it     " + ("make ui" if has_make else f"DAGSTER_HOME={home} {_command('dg')} dev{hint}")
-    )
+    command = f"DAGSTER_HOME={os.environ['DAGSTER_HOME']} {_command('dg')} dev{hint}"
+    has_make = (use_case.project_root / "Makefile").is_file()
+    lines.append(f"  look at it     {'make ui' if has_make else command}")
     return lines
 
 
@@ -160,7 +158,8 @@ def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
         if evaluated.score(None, "perplexity") is not None
         else (evaluated.primary_metric,)
     )
-    lines, candidate = [], evaluated.candidate.replace(evaluation.FINETUNED, "fine-tuned")
+    lines = []
+    candidate = evaluated.candidate.replace(evaluation.FINETUNED, "fine-tuned")
     for metric in metrics:
         heading = f"test {evaluation.title(metric)}"
         score, low, high = (

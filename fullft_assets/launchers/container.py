@@ -107,8 +107,10 @@ def main() -> int:
 def _run(options: Options, arguments: list[str]) -> tuple[int, Status]:
     index = int(os.environ.get(_INDEX, "0"))
     if options.hosts:
-        torchrun = torchrun_of_hosts(options.hosts, index, options.processes, options.port, options.patience)
-        arguments = [*torchrun, *arguments]
+        arguments = [
+            *torchrun_of_hosts(options.hosts, index, options.processes, options.port, options.patience),
+            *arguments,
+        ]
     os.environ[LAUNCH_ID] = f"{os.environ[LAUNCH_ID]}-{index}"
     return run_supervised(arguments, options.grace, options.seconds)
 

@@ -130,13 +130,12 @@ class LaunchDriver:
         """Submit a job, or attach to one, follow it to its end, and return that and whether this run
         submitted it.
         """
-        run_id = context.run.run_id
         is_active = partial(_is_active, context.instance)
         request = self._request(context, launcher, workload, job, arguments)
         self._end_elsewhere(context, request, store, is_active)
         launch, is_new = records.claim(store, request, is_active)
         name = launch.name_in(store)
-        is_mine = launch.run_id == run_id
+        is_mine = launch.run_id == context.run.run_id
         if not is_new:
             unknown = (
                 ""
@@ -153,14 +152,14 @@ class LaunchDriver:
             """
             nonlocal is_mine
             if not is_mine and is_active(launch.run_id) is False:
-                is_mine = records.adopt(store, launch, run_id, is_active)
+                is_mine = records.adopt(store, launch, context.run.run_id, is_active)
 
         messages = _LogMessages()
         with dg.open_pipes_session(
             context=context, context_injector=dg.PipesEnvContextInjector(), message_reader=messages
         ) as session:
             spec = replace(
-                self.spec(launcher, workload, job, name=name, arguments=arguments, run_id=run_id),
+                self.spec(launcher, workload, job, name=name, arguments=arguments, run_id=context.run.run_id),
                 environment=session.get_bootstrap_env_vars(),
                 watched=tuple(watched_processes(context)),
             )
@@ -236,8 +235,14 @@ class LaunchDriver:
                 status, reason=f"workload {launch.workload} {status.reason}; see the step's stderr"
             )
         # Before the backend forgets it: whoever else follows it reads it here.
-        state = "succeeded" if status.state == "succeeded" else "failed"
-        records.end(store, launch, state, status.reason, status.failure, status.billed_seconds)
+        records.end(
+            store,
+            launch,
+            "succeeded" if status.state == "succeeded" else "failed",
+            status.reason,
+            status.failure,
+            status.billed_seconds,
+        )
         if (
             is_mine
             and not self._end(context, launcher, launch, store, PATIENCE_SECONDS if may_run else 0.0)

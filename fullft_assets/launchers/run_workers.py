@@ -176,13 +176,9 @@ def _is_here(run: dg.DagsterRun) -> bool:
 
 
 def _workers(instance: dg.DagsterInstance, run_id: str) -> list[tuple[int, float]]:
-    workers = []
-    for record in instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records:
-        entry = record.event_log_entry
-        pid = logged_pid(entry)
-        if pid is not None:
-            workers.append((pid, entry.timestamp))
-    return workers
+    events = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    entries = [record.event_log_entry for record in events.records]
+    return [(pid, entry.timestamp) for entry in entries if (pid := logged_pid(entry)) is not None]
 
 
 def logged_pid(entry: dg.EventLogEntry) -> int | None:

@@ -144,15 +144,15 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
 
 def _choice(judged: Judged, finetuned: Judged, num_left_out: int) -> tuple[str, Manifest | None]:
     context = judged.context
-    name = judged.evaluation.candidate
+    costs = finetuned.costs
     sentence = choice_sentence(
         judged.evaluation,
         is_rival_good=finetuned.decision.promote,
         worth=context.job.settings.release.worth,
-        made=f"making it took {finetuned.costs[name].all}, and that {finetuned.costs[FINETUNED].all}",
+        made=f"making it took {costs[judged.evaluation.candidate].all}, and that {costs[FINETUNED].all}",
     )
     context.progress.say(sentence)
-    key = digest([context.job.key, name])
+    key = digest([context.job.key, judged.evaluation.candidate])
     manifest = context.store.find(context.job.case, context.job.stage, key)
     return sentence, manifest or _write(judged, key, num_left_out, sentence)
 

@@ -48,9 +48,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
     def predictions() -> Iterator[dict[str, Any]]:
         task = task_of(job.settings.examples)
+        max_new_tokens = job.settings.monitoring.max_new_tokens
         for first in range(0, len(documents), BLOCK_DOCUMENTS):
             texts = [document.text for document in documents[first : first + BLOCK_DOCUMENTS]]
-            max_new_tokens = job.settings.monitoring.max_new_tokens
             block = task.predict(model, job.settings, labels, texts, max_new_tokens)
             for num_done, prediction in enumerate(block, start=first + 1):
                 progress.raise_if_stopped()
