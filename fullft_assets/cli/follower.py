@@ -99,14 +99,14 @@ class Follower:
         open_runs = list(runs)
         while open_runs:
             time.sleep(POLL_SECONDS)
-            for followed in list(open_runs):
-                self.launch_queued(followed.run_id)
+            for open_run in list(open_runs):
+                self.launch_queued(open_run.run_id)
                 # Read before its events, so that none is missed.
-                run = self.instance.get_run_by_id(followed.run_id)
-                self._show_events(followed)
-                self._look_at_slots(followed)
+                run = self.instance.get_run_by_id(open_run.run_id)
+                self._show_events(open_run)
+                self._look_at_slots(open_run)
                 if run is None or run.is_finished:
-                    open_runs.remove(followed)
+                    open_runs.remove(open_run)
                     ok = ok and run is not None and run.is_success
         return ok
 

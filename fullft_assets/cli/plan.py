@@ -65,7 +65,7 @@ def _measured_speed(store: Store, name: str) -> float | None:
     newest_plan = latest(store, name, FEASIBILITY_PLAN)
     if newest_plan is None:
         return None
-    measured = PlanMetadata.of(newest_plan)
-    if measured.hardware != local_hardware() or not measured.flops:
+    metadata = PlanMetadata.of(newest_plan)
+    if metadata.hardware != local_hardware() or not metadata.flops:
         return None
-    return measured.flops / measured.predicted_seconds
+    return metadata.flops / metadata.predicted_seconds

@@ -325,18 +325,18 @@ class Driver:
         requested: set[str] = set()
         while True:
             tick = self.location.tick(sensor)
-            due = [
+            due_tags = [
                 {tag["key"]: tag["value"] for tag in request["tags"]} for request in tick["runRequests"] or []
             ]
             # What the sensor asks for later, or leaves to a person, a person asks for now.
             graph = CaseGraph(self.use_case)
-            held = [
+            held_tags = [
                 {"dagster/partition": str(request.partition_key), **request.tags}
                 for request in automation.find_due(graph, self.instance, self.store, kind, job).held
             ]
             requests = {
                 tags["dagster/partition"]: tags
-                for tags in [*due, *held]
+                for tags in [*due_tags, *held_tags]
                 if tags["dagster/partition"] not in requested
             }
             plural = "" if len(requests) == 1 else "es" if kind == "batch" else "s"
@@ -354,7 +354,7 @@ class Driver:
             while part := list(islice(remaining, at_once)):
                 runs = [self.launch(job, tags, f"{kind} {name}") for name, tags in part]
                 ok = self.follower.follow(runs) and ok
-            if not requests or len(due) < min(documents.MAX_RUNS_A_TICK, documents.MAX_CUTS):
+            if not requests or len(due_tags) < min(documents.MAX_RUNS_A_TICK, documents.MAX_CUTS):
                 return ok
 
 

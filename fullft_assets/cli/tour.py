@@ -192,11 +192,11 @@ class _Tour:
         report = latest(self.store, CASE, EVALUATION_REPORT)
         if report is None or report.ref == before:
             raise FullftError(f"tour: no candidate was evaluated; {self.services.url}/runs says why")
-        evaluated = EvaluationMetadata.of(report)
+        metadata = EvaluationMetadata.of(report)
         champion = release.read_champion(self.store, CASE)
-        is_champion = champion is not None and champion.checkpoint == evaluated.checkpoint
+        is_champion = champion is not None and champion.checkpoint == metadata.checkpoint
         kind = "a new champion" if is_champion else "a recorded refusal"
-        return f"release: {kind}: {evaluated.verdict}"
+        return f"release: {kind}: {metadata.verdict}"
 
 
 class _Services:
@@ -207,12 +207,12 @@ class _Services:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
-        inherited = {
+        environment = {
             name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "FULLFT_STORE")
         }
-        path = os.pathsep.join([str(project.root), *filter(None, [inherited.get("PYTHONPATH")])])
+        path = os.pathsep.join([str(project.root), *filter(None, [environment.get("PYTHONPATH")])])
         self._env = {
-            **inherited,
+            **environment,
             "DAGSTER_HOME": str(project.home),
             "PYTHONPATH": path,
             "HF_HUB_OFFLINE": "1",

@@ -134,8 +134,8 @@ class TourProject:
 
     def send_labels(self) -> None:
         """Deliver labelled tags, of other licences than in the windows."""
-        began = NUM_DRIFTED * WINDOW_ROWS
-        self._deliver("documents", "labelled-2.jsonl", self._rules[1][began : began + NUM_NEW_LABELLED])
+        first = NUM_DRIFTED * WINDOW_ROWS
+        self._deliver("documents", "labelled-2.jsonl", self._rules[1][first : first + NUM_NEW_LABELLED])
 
     @cached_property
     def _rules(self) -> tuple[list[dict[str, str]], list[dict[str, str]]]:

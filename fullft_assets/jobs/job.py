@@ -103,8 +103,8 @@ def launch_record(case: str, stage: str, key: str) -> str:
 
 def is_running(store: Store, case: str, stage: str, key: str) -> bool:
     """Return whether the newest launch for a key has not ended on record."""
-    recorded = store.read_pointer(launch_record(case, stage, key))
-    return recorded is not None and recorded["ended_at"] is None
+    record = store.read_pointer(launch_record(case, stage, key))
+    return record is not None and record["ended_at"] is None
 
 
 def _folder(case: str, stage: str, key: str) -> str:

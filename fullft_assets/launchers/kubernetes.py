@@ -482,15 +482,15 @@ def status_of(
     for pod in pods:
         if (problem := _cannot_go_on(pod, now)) is not None:
             return problem
-    waiting = [pod for pod in pods if pod["status"]["phase"] == "Pending"]
+    pending = [pod for pod in pods if pod["status"]["phase"] == "Pending"]
     nothing = f"no pod was made; `kubectl describe job -n {settings.namespace}` says why"
-    why = next((_waits_for(pod) for pod in waiting), nothing)
+    why = next((_waits_for(pod) for pod in pending), nothing)
     began = datetime.fromisoformat(job["status"].get("startTime") or now.isoformat())
     is_late = (now - began).total_seconds() > settings.pending_minutes * 60
-    if is_late and (waiting or len(pods) < job["spec"]["completions"]):
+    if is_late and (pending or len(pods) < job["spec"]["completions"]):
         line = f"waited longer than launcher.pending_minutes ({settings.pending_minutes:g}): {why}"
         return Status("failed", line, "settings" if _REFUSED.search(why) else "infrastructure")
-    return Status("running") if len(waiting) < len(pods) else Status("pending", why if waiting else "")
+    return Status("running") if len(pending) < len(pods) else Status("pending", why if pending else "")
 
 
 def end_of(job: dict[str, Any]) -> dict[str, Any] | None:

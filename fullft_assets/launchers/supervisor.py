@@ -169,8 +169,10 @@ class Supervisor:
             if folder is not None:
                 _write(folder / WAITING, line)
 
-        after = command[command.index("--nproc_per_node") + 1 :] if "--nproc_per_node" in command else ["1"]
-        with leased(int(after[0]), is_wanted, say) as variables:
+        num_processes = (
+            int(command[command.index("--nproc_per_node") + 1]) if "--nproc_per_node" in command else 1
+        )
+        with leased(num_processes, is_wanted, say) as variables:
             if variables is None:
                 return 128 + signal.SIGTERM
             if folder is not None:
@@ -179,7 +181,7 @@ class Supervisor:
 
     def _run(self, command: list[str], is_wanted: Callable[[], bool], variables: Mapping[str, str]) -> int:
         # Not before the wait for GPUs, in which others' processes may be killed.
-        before = num_killed_for_memory()
+        num_before = num_killed_for_memory()
         self._command = subprocess.Popen(
             command, env={**os.environ, **variables}, start_new_session=True, preexec_fn=die_with_parent
         )
@@ -198,11 +200,12 @@ class Supervisor:
         code = -signal.SIGKILL if self._command.returncode is None else self._command.returncode
         code = 128 - code if code < 0 else code
         if code != 0 and not is_stopped:
-            now = num_killed_for_memory()
-            if before is None or now is None:  # a signal that nobody sent is most likely the kernel's own
+            num_after = num_killed_for_memory()
+            if num_before is None or num_after is None:
+                # A signal that nobody sent is most likely the kernel's own.
                 self.is_out_of_memory = code == 128 + signal.SIGKILL
             else:
-                self.is_out_of_memory = now > before
+                self.is_out_of_memory = num_after > num_before
         return code
 
     def _request_stop(self, *_) -> None:

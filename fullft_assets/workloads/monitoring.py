@@ -160,8 +160,10 @@ def work(job: Job, store: Store, progress: Progress) -> None:
                     for test in monitoring.open_tests(verdict.moved_tests)
                 ]
                 reports = {report.ref: report for past in pasts for report in past.reference}
-                before = (text for report in reports.values() for text in _texts(store, report, job))
-                words = monitoring.shifted_words(before, (window.texts[index] for index in window.sample))
+                reference_texts = (text for report in reports.values() for text in _texts(store, report, job))
+                words = monitoring.shifted_words(
+                    reference_texts, (window.texts[index] for index in window.sample)
+                )
                 explanation = monitoring.render_explanation(
                     f"What moved in `{job.case}`", verdict.moved, words
                 )
@@ -286,12 +288,12 @@ def _metadata(
     scale: str,
     documents: Manifest,
 ) -> DriftMetadata:
-    measured = {f"p_{comparison.name}": comparison.p_value for comparison in verdict.comparisons}
-    measured |= {f"effect_{comparison.name}": comparison.effect for comparison in verdict.comparisons}
+    numbers = {f"p_{comparison.name}": comparison.p_value for comparison in verdict.comparisons}
+    numbers |= {f"effect_{comparison.name}": comparison.effect for comparison in verdict.comparisons}
     if verdict.homogeneity is not None:
-        measured["p_reference_is_homogeneous"] = verdict.homogeneity
+        numbers["p_reference_is_homogeneous"] = verdict.homogeneity
     if sums is not None:
-        measured |= sums.as_numbers()
+        numbers |= sums.as_numbers()
     return DriftMetadata(
         window=RawMetadata.of(documents).batch,
         status=verdict.status,
@@ -309,7 +311,7 @@ def _metadata(
         kept_recent=[] if history.kept is None else [report.ref for report in history.kept.recent],
         scale=scale,
         documents=documents.ref,
-        measured=measured,
+        measured=numbers,
     )
 
 

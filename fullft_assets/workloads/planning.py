@@ -144,7 +144,7 @@ def _store_best_baseline(job: Job, store: Store, progress: Progress) -> None:
     store_baseline(job, store, inputs["training_snapshot"], baselines, name, progress)
 
 
-def _on_targets(shared: Planning, measured: planning.Measured) -> tuple[dict[str, Any], dict[str, Any]]:
+def _on_targets(shared: Planning, measurement: planning.Measured) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the plan on other machines for the metadata of the plan, calibrated on this one where its speed
     was measured; and the changes of training with which it fits here.
     """
@@ -154,7 +154,7 @@ def _on_targets(shared: Planning, measured: planning.Measured) -> tuple[dict[str
     planner = TargetPlanner(shared.recipe, settings, _num_held_out_rows(shared))
     try:
         flops = planner.work().flops
-        plans = planner.plans(flops / measured.predicted_seconds)
+        plans = planner.plans(flops / measurement.predicted_seconds)
     except CannotCount as error:
         shared.progress.say(f"no plan for other machines: {error}")
         return {}, {}
@@ -171,7 +171,7 @@ def _num_held_out_rows(shared: Planning) -> int:
 
 def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
     try:
-        measured, about = measure(shared.recipe, shared.job.settings, shared.processes)
+        measurement, about = measure(shared.recipe, shared.job.settings, shared.processes)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -188,9 +188,9 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
     free_memory()  # the pilot loads a model of its own
     settings = shared.job.settings
     parts = shares(settings, shared.recipe.num_rows, _num_held_out_rows(shared))
-    on_targets, fitting = _on_targets(shared, measured)
+    on_targets, fitting = _on_targets(shared, measurement)
     plan, checks = planning.plan_checks(
-        measured,
+        measurement,
         settings.planning,
         settings.training,
         settings.launcher.processes,
