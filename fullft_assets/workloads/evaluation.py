@@ -123,12 +123,12 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
             model = store_baseline(context.job, context.store, snapshot, baselines, name, context.progress)
             if CHAMPION in inputs and model.ref == inputs[CHAMPION].ref:
                 continue  # it stays, unless another one is better
-            of_baseline = replace(
+            baseline_context = replace(
                 context,
                 inputs={**inputs, "finetuned_checkpoint": model},
                 outputs={system: output for system, output in context.outputs.items() if system != name},
             )
-            judged = replace(_judge(of_baseline, test), costs=finetuned.costs)
+            judged = replace(_judge(baseline_context, test), costs=finetuned.costs)
         if any(
             reason.gate == BEATS_CHAMPION.name and not reason.passed for reason in judged.decision.reasons
         ):
