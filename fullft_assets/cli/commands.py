@@ -97,30 +97,30 @@ def _count(text: str) -> int:
 def _load(parsed: argparse.Namespace) -> UseCase:
     from fullft_assets.demos import prepare
 
-    place = find_use_case(parsed.use_case, parsed.defs)
-    prepare(place.path)
-    use_case = load_use_case(*place)
+    location = find_use_case(parsed.use_case, parsed.defs)
+    prepare(location.path)
+    use_case = load_use_case(*location)
     _use_home(use_case.project_root)
     return use_case
 
 
 def _use_home(project_root: Path) -> None:
-    if given_home := os.environ.get("DAGSTER_HOME"):
+    if dagster_home := os.environ.get("DAGSTER_HOME"):
         # As Dagster reads it.
-        folder = Path(given_home).expanduser()
+        folder = Path(dagster_home).expanduser()
         if not folder.is_absolute() or not folder.is_dir():
             fix = "make it" if folder.is_absolute() else "give an absolute path"
             raise SettingsError(
-                f"DAGSTER_HOME={given_home} is not a folder that Dagster can use; {fix}, or unset it for"
+                f"DAGSTER_HOME={dagster_home} is not a folder that Dagster can use; {fix}, or unset it for"
                 f" {project_root / '.home'}"
             )
         return
     home = project_root / ".home"
     home.mkdir(exist_ok=True)
     _keep_private(home)
-    settings, link = project_root / "dagster.yaml", home / "dagster.yaml"
-    if settings.is_file() and not link.exists():
-        link.symlink_to(settings)
+    settings = project_root / "dagster.yaml"
+    if settings.is_file() and not (home / "dagster.yaml").exists():
+        (home / "dagster.yaml").symlink_to(settings)
     os.environ["DAGSTER_HOME"] = str(home)
 
 
@@ -165,10 +165,11 @@ def _report(parsed: argparse.Namespace) -> int:
 
     use_case, store = _open(parsed)
     artifact = newest_report(use_case, store, parsed.which)
-    page = store.folder(artifact) / REPORT_PAGE
-    if parsed.out is not None:
-        page = copy_report(store, artifact, parsed.out)
-    print(page)
+    print(
+        store.folder(artifact) / REPORT_PAGE
+        if parsed.out is None
+        else copy_report(store, artifact, parsed.out)
+    )
     return 0
 
 
@@ -182,30 +183,30 @@ def _check(parsed: argparse.Namespace) -> int:
     from fullft_assets.checking.project import find_use_cases, require_own_name
     from fullft_assets.demos import is_dormant, prepare
 
-    def check(place: Place) -> None:
-        prepare(place.path)
-        use_case = load_use_case(*place, with_data=True)
-        require_own_name(use_case.name, place, parsed.defs)
-        if "post_processing:" in place.path.read_text(encoding="utf-8"):
+    def check(location: Place) -> None:
+        prepare(location.path)
+        use_case = load_use_case(*location, with_data=True)
+        require_own_name(use_case.name, location, parsed.defs)
+        if "post_processing:" in location.path.read_text(encoding="utf-8"):
             # Imports Dagster.
             from fullft_assets.component import unloadable
 
-            if (problem := unloadable(place, find_use_cases(parsed.defs))) is not None:
+            if (problem := unloadable(location, find_use_cases(parsed.defs))) is not None:
                 raise SettingsError(problem)
         print(check_use_case(use_case))
 
     if parsed.use_case is not None:
         check(find_use_case(parsed.use_case, parsed.defs))
         return 0
-    wrong: list[str] = []
-    for place in find_use_cases(parsed.defs, wrong):
+    problems: list[str] = []
+    for location in find_use_cases(parsed.defs, problems):
         try:
-            if not is_dormant(place.path):
-                check(place)
+            if not is_dormant(location.path):
+                check(location)
         except FullftError as error:
-            wrong.append(str(error))
-    print("\n".join(wrong), end="\n" if wrong else "", file=sys.stderr)
-    return 1 if wrong else 0
+            problems.append(str(error))
+    print("\n".join(problems), end="\n" if problems else "", file=sys.stderr)
+    return 1 if problems else 0
 
 
 @_command(
@@ -376,7 +377,6 @@ def _rollback(parsed: argparse.Namespace) -> int:
 
     use_case, store = _open(parsed)
     in_use = release.read_champion(store, use_case.name)
-
     about = "" if in_use is None else in_use.checkpoint
 
     def roll_back() -> None:
@@ -446,20 +446,21 @@ def _erase(parsed: argparse.Namespace) -> int:
             f"{use_case.yaml_path}: examples.group is not set, so no document has a group; set it, or"
             " list ids"
         )
-    listed = erasure.read_list(parsed.list)
-    store, reports = _store(use_case), list[erasure.ErasureReport]()
+    line_numbers = erasure.read_list(parsed.list)
+    store = _store(use_case)
+    reports: list[erasure.ErasureReport] = []
 
     def erase() -> None:
-        reports.append(erasure.erase(store, use_case.name, listed, by=parsed.by, reason=parsed.reason))
+        reports.append(erasure.erase(store, use_case.name, line_numbers, by=parsed.by, reason=parsed.reason))
 
-    act = Act("erase", digest([parsed.by, *sorted(listed)]), parsed.reason)
+    act = Act("erase", digest([parsed.by, *sorted(line_numbers)]), parsed.reason)
     _overrule(parsed, use_case, store, act, erase)
     for report in reports:
         print("\n".join(report.lines()))
-        for line in report.missing[:_SHOWN_LINES]:
+        for name in report.missing[:_SHOWN_LINES]:
             print(
-                f"{parsed.list}:{listed[line]}: `{line}`: no document has this {parsed.by}; fix the line and"
-                " erase again",
+                f"{parsed.list}:{line_numbers[name]}: `{name}`: no document has this {parsed.by}; fix the"
+                " line and erase again",
                 file=sys.stderr,
             )
         if len(report.missing) > _SHOWN_LINES:
@@ -499,8 +500,7 @@ def _audit(parsed: argparse.Namespace) -> int:
 
     from fullft_assets.assets.security import audit_all
 
-    root = find_project_root(parsed.defs / "defs.yaml")
-    _use_home(root)
+    _use_home(find_project_root(parsed.defs / "defs.yaml"))
     with dg.DagsterInstance.get() as instance:
         findings, records = audit_all(parsed.defs, instance)
     for finding in findings:

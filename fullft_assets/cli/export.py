@@ -78,9 +78,9 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
     """Return a random sample of what would count for live quality if it had a label, in random order, so that
     any first part is one, too.
     """
-    name, settings = use_case.name, use_case.settings
+    name = use_case.name
     champion = release.read_champion(store, name)
-    if champion is None or not task_of(settings.examples).detects_drift:
+    if champion is None or not task_of(use_case.settings.examples).detects_drift:
         why = "there is no champion yet" if champion is None else "it is measured for classification alone"
         raise FullftError(f"{name}: a random sample is drawn for live_quality, and {why}")
     windows = latest_by_partition(store, name, PRODUCTION_DOCUMENTS)
@@ -104,11 +104,12 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
             " labelled for live_quality: each has a label, was exported as one far from the training data,"
             " or has no id by which its label would find it (documents.id)"
         )
-    drawn_rows = sorted(
-        rows, key=lambda document: unit_hash(settings.seed, "label_audit", document.key.hex())
+    sample = sorted(
+        rows,
+        key=lambda document: unit_hash(use_case.settings.seed, "label_audit", document.key.hex()),
     )[:most]
     texts = {window: _documents(store, windows[window]) for window in newest}
-    return [{**texts[document.window][document.place], "window": document.window} for document in drawn_rows]
+    return [{**texts[document.window][document.place], "window": document.window} for document in sample]
 
 
 def _far(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[dict[str, Any]]:
@@ -119,19 +120,17 @@ def _far(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[d
         for window in names
         if (report := latest(store, name, DRIFT_REPORT, window)) and FAR in report.files
     }
-    rows: list[dict[str, Any]] = []
-    texts: set[str] = set()
+    rows: dict[str, dict[str, Any]] = {}
     in_turn = zip_longest(*(_rows(store, window, report) for window, report in reports.items()))
     for row in filter(None, chain.from_iterable(in_turn)):
-        if row["text"] not in texts and len(rows) < most:
-            texts.add(row["text"])
-            rows.append(row)
+        if len(rows) < most:
+            rows.setdefault(row["text"], row)
     if not rows:
         raise FullftError(
             f"{name}: no document of the last {num_windows} windows is far from the training data; a"
             " drift_report names such documents"
         )
-    return rows
+    return list(rows.values())
 
 
 def _rows(store: Store, window: str, report: Manifest) -> Iterator[dict[str, Any]]:
@@ -167,21 +166,21 @@ def _rendered(rows: list[dict[str, Any]], use_case: UseCase, format_name: str) -
         "group": settings.examples.group or "group",
     }
     columns = [column for column in _COLUMNS if column in rows[0]]
-    named = [
+    records = [
         {names.get(column, column): row[column] for column in columns if row[column] is not None}
         for row in rows
     ]
     if format_name == "label_studio":
-        return json.dumps([{"data": row} for row in named], ensure_ascii=False, indent=1) + "\n"
+        return json.dumps([{"data": row} for row in records], ensure_ascii=False, indent=1) + "\n"
     if format_name == "ground_truth":  # a job's output has all fields of its input
         return "".join(
             json.dumps({"source": row["text"], **fields}, ensure_ascii=False) + "\n"
-            for row, fields in zip(rows, named, strict=True)
+            for row, fields in zip(rows, records, strict=True)
         )
     if format_name == "jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named)
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records)
     table = io.StringIO()
     writer = csv.DictWriter(table, [names.get(column, column) for column in columns])
     writer.writeheader()
-    writer.writerows({name: to_cell(value) for name, value in row.items()} for row in named)
+    writer.writerows({name: to_cell(value) for name, value in row.items()} for row in records)
     return table.getvalue()

@@ -14,27 +14,32 @@ import dagster as dg
 from fullft_assets.launchers.run_workers import settle, waits
 
 
+@dataclass
 class Terminal:
     """Prints lines with the elapsed time.
 
-    Args:
+    Attributes:
         stream: where to.
-        worded: makes of a line what is printed.
+        reword: makes of a line what is printed.
     """
 
-    def __init__(self, stream: TextIO, worded: Callable[[str], str] = str) -> None:
-        self.stream, self.worded = stream, worded
-        self.began = time.monotonic()
+    stream: TextIO
+    reword: Callable[[str], str] = str
+    began: float = field(default_factory=time.monotonic)
 
     def line(self, text: str) -> None:
         """Print one line with the elapsed time."""
-        print(f"[{time.monotonic() - self.began:6.1f} s] {self.worded(text)}", file=self.stream, flush=True)
+        print(f"[{time.monotonic() - self.began:6.1f} s] {self.reword(text)}", file=self.stream, flush=True)
 
 
 @contextmanager
-def own_terminal(log: Path, worded: Callable[[str], str] = str) -> Iterator[Terminal]:
-    """Keep the terminal for our lines, `worded` as it says: what Dagster's processes print of each event goes
-    to a file.
+def own_terminal(log: Path, reword: Callable[[str], str] = str) -> Iterator[Terminal]:
+    """Keep the terminal for this process's own lines: what Dagster's processes print of each event goes to a
+    file.
+
+    Args:
+        log: the file.
+        reword: see `Terminal`.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -43,7 +48,7 @@ def own_terminal(log: Path, worded: Callable[[str], str] = str) -> Iterator[Term
         try:
             for descriptor in saved:
                 os.dup2(file.fileno(), descriptor)
-            yield Terminal(terminal, worded)
+            yield Terminal(terminal, reword)
         finally:
             for descriptor, copy in saved.items():
                 os.dup2(copy, descriptor)
@@ -72,41 +77,36 @@ class FollowedRun:
     waits: list[str] = field(default_factory=list)
 
 
+@dataclass
 class Follower:
     """Prints the events of runs until they end.
 
-    Args:
+    Attributes:
         instance: where the runs are.
         terminal: prints the lines.
         prefix: beginning of the steps' names that is not printed.
         launch_queued: launches a run that is still in the queue of a daemon that ended.
     """
 
-    def __init__(
-        self,
-        instance: dg.DagsterInstance,
-        terminal: Terminal,
-        prefix: str,
-        launch_queued: Callable[[str], None],
-    ):
-        self.instance = instance
-        self.terminal = terminal
-        self.prefix = prefix
-        self.launch_queued = launch_queued
+    instance: dg.DagsterInstance
+    terminal: Terminal
+    prefix: str
+    launch_queued: Callable[[str], None]
 
     def follow(self, runs: list[FollowedRun]) -> bool:
         """Print the runs' events to their end; return whether all succeeded."""
-        ok, open_runs = True, list(runs)
+        ok = True
+        open_runs = list(runs)
         while open_runs:
             time.sleep(POLL_SECONDS)
-            for followed in list(open_runs):
-                self.launch_queued(followed.run_id)
+            for open_run in list(open_runs):
+                self.launch_queued(open_run.run_id)
                 # Read before its events, so that none is missed.
-                run = self.instance.get_run_by_id(followed.run_id)
-                self._show_events(followed)
-                self._look_at_slots(followed)
+                run = self.instance.get_run_by_id(open_run.run_id)
+                self._show_events(open_run)
+                self._look_at_slots(open_run)
                 if run is None or run.is_finished:
-                    open_runs.remove(followed)
+                    open_runs.remove(open_run)
                     ok = ok and run is not None and run.is_success
         return ok
 
@@ -121,10 +121,10 @@ class Follower:
         for record in page.records:
             entry = record.event_log_entry
             step = (entry.step_key or "").removeprefix(f"{self.prefix}__")
-            if entry.dagster_event is None:
-                self._show_message(run, step, entry.user_message)
-            else:
+            if entry.dagster_event is not None:
                 self._show_event(run, step, entry.dagster_event, entry.timestamp)
+            elif entry.user_message and not entry.user_message.startswith(_NOISE):
+                self.terminal.line(f"{run.title}: {step}: {entry.user_message}")
 
     def _show_event(self, run: FollowedRun, step: str, event: dg.DagsterEvent, timestamp: float) -> None:
         kind = event.event_type
@@ -148,10 +148,6 @@ class Follower:
         elif kind == dg.DagsterEventType.RUN_FAILURE and not run.steps:
             self.terminal.line(f"{run.title}: FAILED: {event.message}")
 
-    def _show_message(self, run: FollowedRun, step: str, message: str) -> None:
-        if message and not message.startswith(_NOISE):
-            self.terminal.line(f"{run.title}: {step}: {message}")
-
     def _look_at_slots(self, run: FollowedRun) -> None:
         """Print at once which run a blocked step waits for, and again when that changes; free what a dead run
         holds.
@@ -160,10 +156,11 @@ class Follower:
             return
         run.looked_at = time.monotonic()
         self.settle()
-        before, run.waits = run.waits, waits(self.instance, run.run_id)
-        for line in run.waits:
-            if line not in before:
+        lines = waits(self.instance, run.run_id)
+        for line in lines:
+            if line not in run.waits:
                 self.terminal.line(f"{run.title}: {line}")
+        run.waits = lines
 
 
 def deepest_cause(error: Any) -> str:

@@ -22,7 +22,7 @@ def plan(use_case: UseCase, store: Store) -> list[str]:
     Raises:
         FullftError: there is no snapshot yet, or the model cannot be counted without weights.
     """
-    name, settings = use_case.name, use_case.settings
+    name = use_case.name
     snapshot = latest(store, name, TRAINING_SNAPSHOT)
     if snapshot is None:
         raise FullftError(
@@ -36,12 +36,14 @@ def plan(use_case: UseCase, store: Store) -> list[str]:
         project_root=str(use_case.project_root),
         store_url=store.url,
         kms_key=store.kms_key,
-        settings=settings,
+        settings=use_case.settings,
         inputs={TRAINING_SNAPSHOT: snapshot.ref},
     )
     metadata = SnapshotMetadata.of(snapshot)
     planner = TargetPlanner(
-        open_recipe(job, store, snapshot), settings, metadata.num_validation_rows + metadata.num_test_rows
+        open_recipe(job, store, snapshot),
+        use_case.settings,
+        metadata.num_validation_rows + metadata.num_test_rows,
     )
     try:
         plans = planner.plans(_measured_speed(store, name))
@@ -49,10 +51,10 @@ def plan(use_case: UseCase, store: Store) -> list[str]:
         raise FullftError(
             f"{name}: {error}; `fullft run {name}` measures the plan on this machine"
         ) from error
-    possible = verdict_check(metadata, settings)
+    check = verdict_check(metadata, use_case.settings)
     return [
-        *plan_lines(plans, settings, name),
-        *([] if possible.passed else ["", f"No verdict is possible: {possible.description}"]),
+        *plan_lines(plans, use_case.settings, name),
+        *([] if check.passed else ["", f"No verdict is possible: {check.description}"]),
     ]
 
 
@@ -63,7 +65,7 @@ def _measured_speed(store: Store, name: str) -> float | None:
     newest_plan = latest(store, name, FEASIBILITY_PLAN)
     if newest_plan is None:
         return None
-    measured = PlanMetadata.of(newest_plan)
-    if measured.hardware != local_hardware() or not measured.flops:
+    metadata = PlanMetadata.of(newest_plan)
+    if metadata.hardware != local_hardware() or not metadata.flops:
         return None
-    return measured.flops / measured.predicted_seconds
+    return metadata.flops / metadata.predicted_seconds

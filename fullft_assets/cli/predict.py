@@ -61,7 +61,8 @@ def predict_file(use_case: UseCase, store: Store, path: Path, out: Path | None, 
         FullftError: there is no champion yet, or the file cannot be read or has no text at all.
     """
     rows = list(read_texts(path, use_case.settings))
-    good, bad = [row for row in rows if row.problem is None], [row for row in rows if row.problem is not None]
+    good = [row for row in rows if row.problem is None]
+    bad = [row for row in rows if row.problem is not None]
     for row in bad[:_SHOWN_ROWS]:
         print(f"{path}:{row.number}: {row.problem}", file=sys.stderr)
     if len(bad) > _SHOWN_ROWS:
@@ -71,8 +72,8 @@ def predict_file(use_case: UseCase, store: Store, path: Path, out: Path | None, 
             f"{path}: no row has a text in the field `{_text_field(use_case.settings.documents)}`, so there"
             " is nothing to predict"
         )
-    predicted = _predictions(use_case, store, [row.text for row in good], max_new_tokens)
-    lines = (_line(row, prediction) for row, prediction in zip(good, predicted, strict=True))
+    predictions = _predictions(use_case, store, [row.text for row in good], max_new_tokens)
+    lines = (_line(row, prediction) for row, prediction in zip(good, predictions, strict=True))
     if out is None:
         for line in lines:
             print(line, flush=True)
@@ -90,20 +91,23 @@ def read_texts(path: Path, settings: UseCaseSettings) -> Iterator[_Row]:
     """
     # The file is one like those delivered, whatever format the deliveries are said to have.
     documents = settings.documents.model_copy(update={"format": "auto"})
-    written_as = name_of_format(path.name)
-    if written_as not in (None, "text", *_OF_RECORDS):
+    format_name = name_of_format(path.name)
+    if format_name not in (None, "text", *_OF_RECORDS):
         raise DataError(
-            f"{path}: {written_as} is not read here; give JSON lines, CSV, or text with one text a line"
+            f"{path}: {format_name} is not read here; give JSON lines, CSV, or text with one text a line"
         )
     try:
-        if written_as in _OF_RECORDS:
+        if format_name in _OF_RECORDS:
             with FileReader(documents, settings.examples, all_fields=True) as reader:
-                numbered, _ = reader.read(Delivered(path, path.name), lambda records, *_: list(records))
-            rows = [_row(number, record, documents) for number, record in numbered]
+                records, _ = reader.read(Delivered(path, path.name), lambda records, *_: list(records))
+            rows = [_row(number, record, documents) for number, record in records]
         else:
             with Delivered(path, path.name).text() as lines:
-                numbered_lines = enumerate(lines, start=1)
-                rows = [_Row(number, line.rstrip("\r\n")) for number, line in numbered_lines if line.strip()]
+                rows = [
+                    _Row(number, line.rstrip("\r\n"))
+                    for number, line in enumerate(lines, start=1)
+                    if line.strip()
+                ]
     except (UnicodeDecodeError, Unreadable, OSError) as error:
         why = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
         raise DataError(f"{path}: cannot be read ({why})") from error
@@ -116,7 +120,8 @@ def _row(number: int, record: Record, documents: DocumentsSettings) -> _Row:
     if isinstance(record, str):
         return _Row(number, problem=record)
     field = _text_field(documents)
-    text, document_id = value_of(record, field), value_of(record, documents.id)
+    text = value_of(record, field)
+    document_id = value_of(record, documents.id)
     if not isinstance(text, str):
         return _Row(number, problem=f"no text in the field `{field}` (documents.text)")
     return _Row(number, text, None if document_id is None else str(document_id))

@@ -99,7 +99,8 @@ class CodeLocation:
     """
 
     def __init__(self, instance: dg.DagsterInstance, new_request: Callable[[], Any], job: str):
-        self.instance, self._new_request = instance, new_request
+        self.instance = instance
+        self._new_request = new_request
         self._schema = create_schema()
         self._selector = self._find(job)
 
@@ -197,7 +198,8 @@ def drive(
         dg.DagsterInstance.get() as instance,
         _workspace_file(use_case.project_root) as workspace_file,
     ):
-        log, store = Path(instance.root_directory) / "run.log", open_store(use_case, instance)
+        log = Path(instance.root_directory) / "run.log"
+        store = open_store(use_case, instance)
         if not documents.list_batches(store, use_case.name):
             # Nothing was ever ingested: what keeps it from being ingested now is said before definitions
             # load, which takes seconds.
@@ -257,8 +259,8 @@ class Driver:
         try:
             yield
         except KeyboardInterrupt:
-            launched = self.instance.get_runs(dg.RunsFilter(tags=self.command))
-            open_runs = [run.run_id for run in launched if not run.is_finished]
+            runs = self.instance.get_runs(dg.RunsFilter(tags=self.command))
+            open_runs = [run.run_id for run in runs if not run.is_finished]
             for run_id in open_runs:
                 # A terminal sends Ctrl-C to the run's own process, too; a signal to this process alone does
                 # not reach it.
@@ -319,49 +321,40 @@ class Driver:
         # Before the first model, the sensor does not look at windows either.
         if kind == "batch" or latest(self.store, self.use_case.name, FINETUNED_CHECKPOINT) is not None:
             cut_all(self.use_case, self.store, kind, self.terminal)
-        ok, tried = True, set[str]()
-        most = min(documents.MAX_RUNS_A_TICK, documents.MAX_CUTS)
+        ok = True
+        requested: set[str] = set()
         while True:
             tick = self.location.tick(sensor)
-            tags = [
+            due_tags = [
                 {tag["key"]: tag["value"] for tag in request["tags"]} for request in tick["runRequests"] or []
             ]
             # What the sensor asks for later, or leaves to a person, a person asks for now.
-            held_requests = automation.find_due(
-                CaseGraph(self.use_case), self.instance, self.store, kind, job
-            ).held
-            asked_tags = [
-                *tags,
-                *(
-                    {"dagster/partition": str(request.partition_key), **request.tags}
-                    for request in held_requests
-                ),
+            graph = CaseGraph(self.use_case)
+            held_tags = [
+                {"dagster/partition": str(request.partition_key), **request.tags}
+                for request in automation.find_due(graph, self.instance, self.store, kind, job).held
             ]
             requests = {
-                each["dagster/partition"]: each
-                for each in asked_tags
-                if each["dagster/partition"] not in tried
+                tags["dagster/partition"]: tags
+                for tags in [*due_tags, *held_tags]
+                if tags["dagster/partition"] not in requested
             }
             plural = "" if len(requests) == 1 else "es" if kind == "batch" else "s"
-            if requests or not tried:
+            if requests or not requested:
                 self.terminal.line(
                     f"{sensor}: {len(requests)} new {kind}{plural}"
                     if requests
                     else f"{sensor}: {tick['skipReason']}"
                 )
-            tried |= set(requests)
+            requested |= set(requests)
             # A window's workload takes every core: two at once are several times as slow as one after the
             # other.
             at_once = _PARALLEL_RUNS if kind == "batch" else 1
             remaining = iter(requests.items())
             while part := list(islice(remaining, at_once)):
-                ok = (
-                    self.follower.follow(
-                        [self.launch(job, request, f"{kind} {name}") for name, request in part]
-                    )
-                    and ok
-                )
-            if not requests or len(tags) < most:
+                runs = [self.launch(job, tags, f"{kind} {name}") for name, tags in part]
+                ok = self.follower.follow(runs) and ok
+            if not requests or len(due_tags) < min(documents.MAX_RUNS_A_TICK, documents.MAX_CUTS):
                 return ok
 
 
@@ -369,10 +362,8 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
     """Put all that is delivered into the ledger, which a bounded look of the sensor may not; wait until young
     files are complete.
     """
-    settle_seconds, where = (
-        use_case.settings.documents.settle_seconds,
-        documents.source_of(use_case, kind).uri,
-    )
+    settle_seconds = use_case.settings.documents.settle_seconds
+    where = documents.source_of(use_case, kind).uri
     look = documents.look(store, use_case, kind, whole=True)
     if look.num_unsettled and settle_seconds <= _SETTLE_SECONDS:
         terminal.line(
@@ -384,11 +375,10 @@ def cut_all(use_case: UseCase, store: Store, kind: documents.Kind, terminal: Ter
         terminal.line(
             f"{where}: {look.num_unsettled:,} file(s) are still being written to; run again for them"
         )
-    lines = documents.left_in_place(look.others, named=True)
     # Where nothing was cut, the sensor says it.
     waiting = [look.open_window] if look.cut and look.open_window else []
     for line in (
-        *lines,
+        *documents.left_in_place(look.others, named=True),
         *documents.skipped(look.skipped, named=True),
         *waiting,
     ):
@@ -410,8 +400,7 @@ def interrupted_by_signals() -> Iterator[None]:
             interrupted_at = time.monotonic()
             raise KeyboardInterrupt
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in signals}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         for number, handler in before.items():
             if handler != signal.SIG_IGN:
@@ -441,7 +430,7 @@ def _workspace_file(project_root: Path) -> Iterator[Path]:
     existing = project_root / "workspace.yaml"
     project = read_dg_project(project_root)
     is_broken = project is not None and any(
-        unreadable(place.path) for place in find_use_cases(project.defs) if not is_dormant(place.path)
+        unreadable(path) for path, _ in find_use_cases(project.defs) if not is_dormant(path)
     )
     if existing.is_file() and not is_broken:
         yield existing
@@ -452,12 +441,13 @@ def _workspace_file(project_root: Path) -> Iterator[Path]:
         )
     about = {"working_directory": str(project.source), "location_name": project.root_module}
     with tempfile.TemporaryDirectory(prefix="fullft-") as folder:
-        path, module = Path(folder, "workspace.yaml"), Path(folder, "use_cases.py")
+        workspace_file = Path(folder, "workspace.yaml")
         location: dict[str, Any] = {
             "python_module": {"module_name": f"{project.root_module}.definitions", **about}
         }
         if is_broken:
+            module = Path(folder, "use_cases.py")
             module.write_text(_USE_CASES.format(defs=str(project.defs)), encoding="utf-8")
             location = {"python_file": {"relative_path": str(module), **about}}
-        path.write_text(yaml.safe_dump({"load_from": [location]}), encoding="utf-8")
-        yield path
+        workspace_file.write_text(yaml.safe_dump({"load_from": [location]}), encoding="utf-8")
+        yield workspace_file

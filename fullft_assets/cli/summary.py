@@ -67,8 +67,8 @@ def data_summary(use_case: UseCase, store: Store, total: float) -> list[str]:
     lines = _data(use_case, store)
     snapshot = latest(store, use_case.name, TRAINING_SNAPSHOT)
     if snapshot is not None:
-        possible = verdict_check(SnapshotMetadata.of(snapshot), use_case.settings)
-        lines += [] if possible.passed else [f"  verdict        impossible: {possible.description}"]
+        check = verdict_check(SnapshotMetadata.of(snapshot), use_case.settings)
+        lines += [] if check.passed else [f"  verdict        impossible: {check.description}"]
     if (suggestion := suggested_group(use_case)) is not None:
         lines.append(f"  group          {visible(suggestion)}")
     lines.append(f"  time           {total:.1f} s")
@@ -86,14 +86,14 @@ def summary(use_case: UseCase, store: Store, total: float) -> list[str]:
     lines = _data(use_case, store)
     report = latest(store, name, EVALUATION_REPORT)
     pilot = latest(store, name, PILOT_RUN)
-    if pilot is not None and (refused := planning.refusal(pilot)) is not None:
-        lines.append(f"  verdict        {refused[0].upper()}{refused[1:]}")
+    if pilot is not None and (refusal := planning.refusal(pilot)) is not None:
+        lines.append(f"  verdict        {refusal[0].upper()}{refusal[1:]}")
     if report is not None:
         lines += _scores(store, use_case, report)
-    for window, predicted in latest_by_partition(store, name, BATCH_PREDICTIONS).items():
-        rows = PredictionsMetadata.of(predicted).num_rows
+    for window, predictions in latest_by_partition(store, name, BATCH_PREDICTIONS).items():
+        rows = PredictionsMetadata.of(predictions).num_rows
         lines.append(
-            f"  predictions    {window}: {rows:,} documents in {store.folder(predicted) / PREDICTIONS}"
+            f"  predictions    {window}: {rows:,} documents in {store.folder(predictions) / PREDICTIONS}"
         )
     for window, drift in latest_by_partition(store, name, DRIFT_REPORT).items():
         verdict = DriftMetadata.of(drift)
@@ -105,12 +105,10 @@ def summary(use_case: UseCase, store: Store, total: float) -> list[str]:
     if champion is not None:
         lines.append(f"  model          {store.folder(store.load(champion.checkpoint)) / 'model'}")
         lines.append(f"  try it         {_command('fullft')} predict {name} 'some text'")
-    has_make = (use_case.project_root / "Makefile").is_file()
-    home = os.environ["DAGSTER_HOME"]
     hint = "" if (problem := problem_without("dagster_webserver")) is None else f" ({problem})"
-    lines.append(
-        "  look at it     " + ("make ui" if has_make else f"DAGSTER_HOME={home} {_command('dg')} dev{hint}")
-    )
+    command = f"DAGSTER_HOME={os.environ['DAGSTER_HOME']} {_command('dg')} dev{hint}"
+    has_make = (use_case.project_root / "Makefile").is_file()
+    lines.append(f"  look at it     {'make ui' if has_make else command}")
     return lines
 
 
@@ -151,25 +149,26 @@ def _command(name: str) -> str:
 
 
 def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
-    evaluated = EvaluationMetadata.of(report)
+    metadata = EvaluationMetadata.of(report)
     champion = release.read_champion(store, use_case.name)
-    is_champion = champion is not None and champion.checkpoint == evaluated.checkpoint
+    is_champion = champion is not None and champion.checkpoint == metadata.checkpoint
     # Perplexity is the token probability of a language model in the unit that people know.
     metrics = (
         ("token_probability", "perplexity")
-        if evaluated.score(None, "perplexity") is not None
-        else (evaluated.primary_metric,)
+        if metadata.score(None, "perplexity") is not None
+        else (metadata.primary_metric,)
     )
-    lines, candidate = [], evaluated.candidate.replace(evaluation.FINETUNED, "fine-tuned")
+    lines = []
+    candidate = metadata.candidate.replace(evaluation.FINETUNED, "fine-tuned")
     for metric in metrics:
         heading = f"test {evaluation.title(metric)}"
         score, low, high = (
-            evaluated.score(None, name) for name in (metric, f"{metric}_low", f"{metric}_high")
+            metadata.score(None, name) for name in (metric, f"{metric}_low", f"{metric}_high")
         )
         other_scores = [
             f"{other_score:.3f} {name}"
-            for name in evaluated.systems
-            if (other_score := evaluated.score(name, metric)) is not None
+            for name in metadata.systems
+            if (other_score := metadata.score(name, metric)) is not None
         ]
         lines.append(
             f"  {heading:<14} {score:.3f} [{low:.3f}, {high:.3f}] {candidate}; {', '.join(other_scores)}"
@@ -177,12 +176,12 @@ def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
     return [
         *lines,
         (
-            f"  gain           {evaluated.gain_over_best_baseline:+.3f}"
-            f" [{evaluated.gain_over_best_baseline_low:+.3f}, {evaluated.gain_over_best_baseline_high:+.3f}]"
-            f" over {evaluated.best_baseline}"
+            f"  gain           {metadata.gain_over_best_baseline:+.3f}"
+            f" [{metadata.gain_over_best_baseline_low:+.3f}, {metadata.gain_over_best_baseline_high:+.3f}]"
+            f" over {metadata.best_baseline}"
         ),
-        *([f"  worth it       {evaluated.worth_sentence}"] if evaluated.worth_sentence else []),
+        *([f"  worth it       {metadata.worth_sentence}"] if metadata.worth_sentence else []),
         "  verdict       "
-        f" {release.recorded_outcome(store, use_case.name, evaluated.checkpoint) or evaluated.verdict}"
+        f" {release.recorded_outcome(store, use_case.name, metadata.checkpoint) or metadata.verdict}"
         + (" It is the champion now." if is_champion else ""),
     ]

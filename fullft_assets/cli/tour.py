@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,7 +63,8 @@ def tour(folder: Path) -> int:
     """Give the tour in a folder that is not there yet; return the exit status for the shell. No process is
     left, however it ends.
     """
-    project, terminal = TourProject(folder.resolve()), Terminal(sys.stdout)
+    project = TourProject(folder.resolve())
+    terminal = Terminal(sys.stdout)
     # A closed terminal or a plain `kill` stops the services as Ctrl-C does; a shell's background job begins
     # with Ctrl-C ignored.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -73,26 +75,25 @@ def tour(folder: Path) -> int:
             _alerts_received(terminal) as (webhook, alerts),
             _services(project, {WEBHOOK: webhook}) as services,
         ):
-            _Tour(project, services, alerts, terminal).give()
+            _Tour(project, services, alerts, terminal.line, Store(str(project.home / "store"))).give()
             if sys.stdin.isatty():
                 input("\nThe UI stays open until you press Enter. ")
-        status = 0
+        return 0
     except KeyboardInterrupt:
         print("\nThe tour was stopped.", file=sys.stderr)
-        status = 130
+        return 130
     finally:
         terminal.line(f"No process of the tour is left. To remove it: rm -r {project.root}")
-    return status
 
 
+@dataclass
 class _Tour:
-    def __init__(
-        self, project: TourProject, services: _Services, alerts: list[dict[str, Any]], terminal: Terminal
-    ):
-        self.project, self.services = project, services
-        self.alerts, self.say = alerts, terminal.line
-        self.store = Store(str(project.home / "store"))
-        self.num_steps = 0
+    project: TourProject
+    services: _Services
+    alerts: list[dict[str, Any]]
+    say: Callable[[str], None]
+    store: Store
+    num_steps: int = 0
 
     def give(self) -> None:
         url = self.services.url
@@ -105,9 +106,10 @@ class _Tour:
         )
         self.services.fullft_run()
         self.say(self._release_ended(None))
-        windows = f"{NUM_USUAL} windows of {WINDOW_ROWS} production documents"
         self._step(
-            f"{windows} were read: later ones are compared with them.", f"{url}/assets/{CASE}/drift_report"
+            f"{NUM_USUAL} windows of {WINDOW_ROWS} production documents were read: later ones are compared"
+            " with them.",
+            f"{url}/assets/{CASE}/drift_report",
         )
         self.say(f"their verdicts: {self._verdicts()}")
         first = latest(self.store, CASE, EVALUATION_REPORT)
@@ -168,9 +170,10 @@ class _Tour:
         return ", ".join(DriftMetadata.of(reports[name]).status for name in sorted(reports))
 
     def _decision(self, action: str) -> str | None:
-        entries = (entry.decision for _, entry in entries_since(self.store, CASE, 0.0))
-        reasons = ("; ".join(decision.reasons) for decision in entries if decision.action == action)
-        return next((f"{action}: {each}" for each in reasons), None)
+        for _, entry in entries_since(self.store, CASE, 0.0):
+            if entry.decision.action == action:
+                return f"{action}: {'; '.join(entry.decision.reasons)}"
+        return None
 
     def _launched(self, instance: dg.DagsterInstance) -> dg.DagsterRun | None:
         runs = instance.get_runs(dg.RunsFilter(job_name=_MODEL_JOB))
@@ -189,25 +192,27 @@ class _Tour:
         report = latest(self.store, CASE, EVALUATION_REPORT)
         if report is None or report.ref == before:
             raise FullftError(f"tour: no candidate was evaluated; {self.services.url}/runs says why")
-        evaluated, champion = EvaluationMetadata.of(report), release.read_champion(self.store, CASE)
-        is_champion = champion is not None and champion.checkpoint == evaluated.checkpoint
+        metadata = EvaluationMetadata.of(report)
+        champion = release.read_champion(self.store, CASE)
+        is_champion = champion is not None and champion.checkpoint == metadata.checkpoint
         kind = "a new champion" if is_champion else "a recorded refusal"
-        return f"release: {kind}: {evaluated.verdict}"
+        return f"release: {kind}: {metadata.verdict}"
 
 
 class _Services:
     def __init__(self, project: TourProject, variables: Mapping[str, str]):
-        self.project, self.log = project, project.root / "dagster-dev.log"
+        self.project = project
+        self.log = project.root / "dagster-dev.log"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
-        inherited = {
+        environment = {
             name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "FULLFT_STORE")
         }
-        path = os.pathsep.join([str(project.root), *filter(None, [inherited.get("PYTHONPATH")])])
+        path = os.pathsep.join([str(project.root), *filter(None, [environment.get("PYTHONPATH")])])
         self._env = {
-            **inherited,
+            **environment,
             "DAGSTER_HOME": str(project.home),
             "PYTHONPATH": path,
             "HF_HUB_OFFLINE": "1",
@@ -261,9 +266,8 @@ class _Services:
         """Start a module in a session of its own: Ctrl-C in the terminal reaches the tour alone, which stops
         it.
         """
-        command = [sys.executable, "-m", *command]
         return subprocess.Popen(
-            command,
+            [sys.executable, "-m", *command],
             cwd=self.project.root,
             env=self._env,
             stdin=subprocess.DEVNULL,
@@ -295,12 +299,12 @@ def _alerts_received(terminal: Terminal) -> Iterator[tuple[str, list[dict[str, A
     """Yield the address of a local webhook and the list of what it received so far; each is printed as
     well.
     """
-    received: list[dict[str, Any]] = []
+    alerts: list[dict[str, Any]] = []
 
     class Receiver(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             alert = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            received.append(alert)
+            alerts.append(alert)
             terminal.line(f"ALERT received: {alert['event']}: {alert['title']} | next: {alert['action']}")
             self.send_response(204)
             self.end_headers()
@@ -311,7 +315,7 @@ def _alerts_received(terminal: Terminal) -> Iterator[tuple[str, list[dict[str, A
     server = HTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", received
+        yield f"http://127.0.0.1:{server.server_port}", alerts
     finally:
         server.shutdown()
         server.server_close()

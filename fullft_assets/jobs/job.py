@@ -43,8 +43,8 @@ class Job(BaseModel):
 
     def write(self, store: Store) -> str:
         """Write the job file into the store, named by its content, and return its URI."""
-        content, name = self._content(), f"{_folder(self.case, self.stage, self.key)}/{self.sha256}.json"
-        store.write_bytes(name, content)
+        name = f"{_folder(self.case, self.stage, self.key)}/{self.sha256}.json"
+        store.write_bytes(name, self._content())
         return f"{store.url}/{name}"
 
     def arguments(self, store: Store) -> list[str]:
@@ -103,8 +103,8 @@ def launch_record(case: str, stage: str, key: str) -> str:
 
 def is_running(store: Store, case: str, stage: str, key: str) -> bool:
     """Return whether the newest launch for a key has not ended on record."""
-    recorded = store.read_pointer(launch_record(case, stage, key))
-    return recorded is not None and recorded["ended_at"] is None
+    record = store.read_pointer(launch_record(case, stage, key))
+    return record is not None and record["ended_at"] is None
 
 
 def _folder(case: str, stage: str, key: str) -> str:

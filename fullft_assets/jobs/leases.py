@@ -52,7 +52,8 @@ def leased(
     num_gpus = min(num_processes, len(gpus))
     variables = _threads(num_processes, num_gpus / len(gpus) if gpus else 1.0)
     cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
-    folder, is_said = cache / "gpus", False
+    folder = cache / "gpus"
+    is_logged = False
     with ExitStack() as locks:
         while may_wait():
             names = _take(gpus, num_gpus, folder, locks) if gpus else []
@@ -60,9 +61,9 @@ def leased(
                 visible = {VISIBLE: ",".join(names), NUM_GPUS: str(len(gpus))} if gpus else {}
                 yield visible | variables
                 return
-            if not is_said:
+            if not is_logged:
                 say(_why_not(gpus, num_gpus, folder))
-            is_said = True
+            is_logged = True
             time.sleep(_LOOK_SECONDS)
         yield None
 

@@ -43,7 +43,8 @@ class Progress:
         self._stepped_at = float("-inf")
         #: When a message and a step last reached Dagster's log; each has its own pace.
         self._reported_at = {"say": float("-inf"), "step": float("-inf")}
-        self._total, self._done = 0, 0
+        self._total = 0
+        self._done = 0
         #: When the count began, and how much was done then.
         self._began = (self._started, 0)
 
@@ -61,16 +62,17 @@ class Progress:
         """
         now = time.monotonic()
         if total != self._total or done < self._done:
-            self._total, self._began = total, (now, done)
+            self._total = total
+            self._began = (now, done)
         self._done = done
         if now - self._stepped_at < STEP_SECONDS:
             return
         self._stepped_at = now
-        shown = [f"{name} {_number(value)}" for name, value in numbers.items() if value is not None]
+        parts = [f"{name} {_number(value)}" for name, value in numbers.items() if value is not None]
         began, first = self._began
         if first < done < total:
-            shown.append(f"ETA {duration((now - began) / (done - first) * (total - done))}")
-        self._speak("step", ", ".join([f"step {done:,}/{total:,} ({done / max(total, 1):.0%})", *shown]))
+            parts.append(f"ETA {duration((now - began) / (done - first) * (total - done))}")
+        self._speak("step", ", ".join([f"step {done:,}/{total:,} ({done / max(total, 1):.0%})", *parts]))
 
     def raise_if_stopped(self) -> None:
         """End work that needs no checkpoint, if it was asked to stop."""

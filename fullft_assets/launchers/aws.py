@@ -18,9 +18,10 @@ from fullft_assets.settings import AwsLauncherSettings
 if TYPE_CHECKING:
     from fullft_assets.settings import PlanningSettings
 
-#: Output arrives some seconds after it was written; so often it is looked for after a job's end, with a
-#: pause.
-LATE_LOOKS, LATE_SECONDS = 15, 2.0
+#: Output arrives some seconds after it was written; so often it is looked for after a job's end.
+LATE_LOOKS = 15
+#: Pause between two of these looks.
+LATE_SECONDS = 2.0
 #: Time between two looks at a job that was asked to stop.
 STOP_LOOK_SECONDS = 3.0
 #: Another try of the same request may succeed. botocore itself has tried ten times.
@@ -54,9 +55,8 @@ class AwsLauncher(Launcher):
     #: An `AwsLauncherSettings`, of which each launcher has one of its own.
     settings: Any
     look_seconds = (5.0, 90.0)
-    #: Name of the service, for people and for its client.
+    #: Name of the service for people; in small letters it is that of its client.
     title: ClassVar[str]
-    service: ClassVar[str]
 
     def __init__(self, settings: AwsLauncherSettings):
         super().__init__(settings)
@@ -83,7 +83,8 @@ class AwsLauncher(Launcher):
         """
         state: dict[str, Any] = json.loads(cursor) if cursor else {"tokens": {}, "looks": 0}
         tokens: dict[str, str | None] = state["tokens"]  # None: read to its end
-        text, is_more = "", False
+        text = ""
+        is_more = False
         for stream in self.streams(name):
             if tokens.setdefault(stream, "") is None:
                 continue
@@ -92,7 +93,7 @@ class AwsLauncher(Launcher):
             is_more = is_more or (name in self._ended and token != tokens[stream])
             tokens[stream] = None if any(line.startswith(LAST_LINE) for line in lines) else token
             text += "".join(f"{line}\n" for line in lines if not line.startswith(LAST_LINE))
-        is_complete = bool(tokens) and all(each is None for each in tokens.values())
+        is_complete = bool(tokens) and all(token is None for token in tokens.values())
         if name in self._ended and not is_more and not is_complete and state["looks"] < LATE_LOOKS:
             time.sleep(LATE_SECONDS)
             state["looks"] += 1
@@ -110,16 +111,22 @@ class AwsLauncher(Launcher):
             )
         except Missing:  # the group is made with the account's first job
             return []
-        return sorted(each["logStreamName"] for each in answer["logStreams"])
+        return sorted(stream["logStreamName"] for stream in answer["logStreams"])
 
     def lines(self, stream: str, token: str | None = None) -> tuple[list[str], str]:
         """Return the lines of a stream from a token on (the empty one is its beginning), and the token to
         read on from, which is the same one at its end; without a token the stream's last lines.
         """
-        request: dict[str, Any] = {"logGroupName": self.log_group, "logStreamName": stream}
-        request |= {"nextToken": token} if token else {}
+        position = {"nextToken": token} if token else {}
         try:
-            answer = self.ask("logs", "get_log_events", startFromHead=token is not None, **request)
+            answer = self.ask(
+                "logs",
+                "get_log_events",
+                logGroupName=self.log_group,
+                logStreamName=stream,
+                startFromHead=token is not None,
+                **position,
+            )
         except Missing:  # deleted since it was listed
             return [], token or ""
         return [event["message"].rstrip("\n") for event in answer["events"]], answer["nextForwardToken"]
@@ -149,7 +156,7 @@ class AwsLauncher(Launcher):
         )
         return {
             name: boto3.client(name, region_name=self.region, config=retries)
-            for name in (self.service, "logs")
+            for name in (self.title.lower(), "logs")
         }
 
     def ask(self, service: str, operation: str, **request: Any) -> dict[str, Any]:
@@ -167,21 +174,18 @@ class AwsLauncher(Launcher):
         try:
             return cast(dict[str, Any], getattr(self._clients[service], operation)(**request))
         except aws.ClientError as error:
-            code, said = (
-                error.response["Error"]["Code"],
-                " ".join(error.response["Error"].get("Message", "").split()),
-            )
-            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-            line = f"{about}: {said or code} ({code})"
+            code = error.response["Error"]["Code"]
+            message = " ".join(error.response["Error"].get("Message", "").split())
+            line = f"{about}: {message or code} ({code})"
             # So SageMaker says of an unknown job.
-            is_unknown = code == "ValidationException" and "resource not found" in said.lower()
+            is_unknown = code == "ValidationException" and "resource not found" in message.lower()
             if is_unknown or code in ("ResourceNotFound", "ResourceNotFoundException"):
                 raise Missing(line) from None
-            if code in ("ResourceInUse", "ConflictException") or "already exists" in said:
+            if code in ("ResourceInUse", "ConflictException") or "already exists" in message:
                 raise Exists(line) from None
-            if any(sign in said for sign in _OTHER_TIME):
+            if any(sign in message for sign in _OTHER_TIME):
                 raise Unreachable(f"{line}; set the clock of this machine") from None
-            if code in _BUSY or status >= 500:
+            if code in _BUSY or error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
                 raise Unreachable(line) from None
             raise WorkloadError(line, "infrastructure" if code in _FOR_NOW else "settings") from None
         except (aws.ConnectionError, aws.HTTPClientError, aws.CredentialRetrievalError) as error:

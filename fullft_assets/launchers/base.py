@@ -48,16 +48,8 @@ class LaunchSpec:
     @property
     def arguments(self) -> list[str]:
         """Arguments of Python that run the workload on one machine."""
-        torchrun = []
-        if self.processes > 1:
-            torchrun = [
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc_per_node",
-                str(self.processes),
-            ]
-        return [*torchrun, "-m", self.module, *self.job]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.processes)]
+        return [*(torchrun if self.processes > 1 else ()), "-m", self.module, *self.job]
 
 
 @dataclass(frozen=True)

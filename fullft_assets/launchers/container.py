@@ -90,11 +90,9 @@ def stop_seconds(settings: LauncherSettings) -> int:
 
 def main() -> int:
     """Run the command line above and return the exit code of the workload."""
-    options, arguments = Options(**json.loads(sys.argv[1])), sys.argv[2:]
-    otherwise = "set launcher.gpus to false"
-    code, status = EXIT_FIXABLE, wrong_version(options.version) or missing_gpus(options.gpus, otherwise)
-    if status is None:
-        code, status = _run(options, arguments)
+    options = Options(**json.loads(sys.argv[1]))
+    problem = wrong_version(options.version) or missing_gpus(options.gpus, "set launcher.gpus to false")
+    code, status = _run(options, sys.argv[2:]) if problem is None else (EXIT_FIXABLE, problem)
     short = replace(status, reason=status.reason[:_MAX_CHARACTERS])
     last_words = json.dumps(asdict(short), ensure_ascii=False)
     if code != 0:
@@ -109,8 +107,10 @@ def main() -> int:
 def _run(options: Options, arguments: list[str]) -> tuple[int, Status]:
     index = int(os.environ.get(_INDEX, "0"))
     if options.hosts:
-        torchrun = torchrun_of_hosts(options.hosts, index, options.processes, options.port, options.patience)
-        arguments = [*torchrun, *arguments]
+        arguments = [
+            *torchrun_of_hosts(options.hosts, index, options.processes, options.port, options.patience),
+            *arguments,
+        ]
     os.environ[LAUNCH_ID] = f"{os.environ[LAUNCH_ID]}-{index}"
     return run_supervised(arguments, options.grace, options.seconds)
 

@@ -83,8 +83,11 @@ class LaunchDriver:
                 raise WorkloadError(status.reason, status.failure)
             pause = RETRY_SECONDS * 2**num_retries if is_own else 0.0
             num_retries += is_own
-            retry = f"retry {num_retries} of {launcher.settings.max_retries} in {pause:g} s"
-            what = retry if is_own else "that was the attempt of an earlier run; starting it again"
+            what = (
+                f"retry {num_retries} of {launcher.settings.max_retries} in {pause:g} s"
+                if is_own
+                else "that was the attempt of an earlier run; starting it again"
+            )
             context.log.warning(f"{status.reason} [{status.failure}]; {what}, from its checkpoint")
             time.sleep(pause)
 
@@ -102,15 +105,18 @@ class LaunchDriver:
         not outlive.
         """
         processes = launcher.settings.processes
-        shares_model = (
+        is_shared = workload == "training" or (
             workload == "planning"
             and job.settings.training.sharding != "none"
             and launcher.has_room(processes)
         )
-        if workload != "training" and not shares_model:
-            processes = 1
-        module = f"{self.package}.{workload}"
-        return LaunchSpec(name, module, tuple(arguments), processes, run_id=run_id)
+        return LaunchSpec(
+            name,
+            f"{self.package}.{workload}",
+            tuple(arguments),
+            processes if is_shared else 1,
+            run_id=run_id,
+        )
 
     def _attempt(
         self,
@@ -124,11 +130,12 @@ class LaunchDriver:
         """Submit a job, or attach to one, follow it to its end, and return that and whether this run
         submitted it.
         """
-        run_id, is_active = context.run.run_id, partial(_is_active, context.instance)
-        wanted = self._wanted(context, launcher, workload, job, arguments)
-        self._end_elsewhere(context, wanted, store, is_active)
-        launch, is_new = records.claim(store, wanted, is_active)
-        name, is_mine = launch.name_in(store), launch.run_id == run_id
+        is_active = partial(_is_active, context.instance)
+        request = self._request(context, launcher, workload, job, arguments)
+        self._end_elsewhere(context, request, store, is_active)
+        launch, is_new = records.claim(store, request, is_active)
+        name = launch.name_in(store)
+        is_mine = launch.run_id == context.run.run_id
         if not is_new:
             unknown = (
                 ""
@@ -145,21 +152,21 @@ class LaunchDriver:
             """
             nonlocal is_mine
             if not is_mine and is_active(launch.run_id) is False:
-                is_mine = records.adopt(store, launch, run_id, is_active)
+                is_mine = records.adopt(store, launch, context.run.run_id, is_active)
 
         messages = _LogMessages()
         with dg.open_pipes_session(
             context=context, context_injector=dg.PipesEnvContextInjector(), message_reader=messages
         ) as session:
             spec = replace(
-                self.spec(launcher, workload, job, name=name, arguments=arguments, run_id=run_id),
+                self.spec(launcher, workload, job, name=name, arguments=arguments, run_id=context.run.run_id),
                 environment=session.get_bootstrap_env_vars(),
                 watched=tuple(watched_processes(context)),
             )
             is_submitted = not is_new
             try:
-                followed = partial(is_active, launch.run_id) if not is_mine else lambda: False
-                if is_new or self._is_lost(context, launcher, launch, store, followed):
+                is_followed = partial(is_active, launch.run_id) if not is_mine else lambda: False
+                if is_new or self._is_lost(context, launcher, launch, store, is_followed):
                     # Whoever followed the attempt before may not have been able to end it.
                     if launch.attempt > 1:
                         earlier = launch.model_copy(update={"attempt": launch.attempt - 1})
@@ -179,7 +186,7 @@ class LaunchDriver:
             status = self._record_end(context, launcher, launch, store, status, is_mine=is_mine)
         return status, is_new
 
-    def _wanted(
+    def _request(
         self,
         context: dg.AssetExecutionContext,
         launcher: Launcher,
@@ -187,7 +194,7 @@ class LaunchDriver:
         job: Job,
         arguments: list[str],
     ) -> Launch:
-        planning, processes = job.settings.planning, self.spec(launcher, workload, job).processes
+        planning = job.settings.planning
         usd = planning.hourly_usd if launcher.settings == job.settings.launcher else 0.0
         return Launch(
             case=job.case,
@@ -199,7 +206,7 @@ class LaunchDriver:
             run_id=context.run.run_id,
             job=arguments,
             submitted_at=time.time(),
-            hourly_usd=usd or launcher.hourly_usd(planning, processes),
+            hourly_usd=usd or launcher.hourly_usd(planning, self.spec(launcher, workload, job).processes),
         )
 
     def _record_end(
@@ -222,14 +229,20 @@ class LaunchDriver:
         """
         if status.state == "gone":
             status = _recorded_end(store, launch) or _lost(launch)
-        if status.state == "failed" and not status.is_own_line:
+        may_run = status.state == "failed" and not status.is_own_line
+        if may_run:
             status = replace(
                 status, reason=f"workload {launch.workload} {status.reason}; see the step's stderr"
             )
         # Before the backend forgets it: whoever else follows it reads it here.
-        state = "succeeded" if status.state == "succeeded" else "failed"
-        records.end(store, launch, state, status.reason, status.failure, status.billed_seconds)
-        may_run = status.state == "failed" and not status.is_own_line
+        records.end(
+            store,
+            launch,
+            "succeeded" if status.state == "succeeded" else "failed",
+            status.reason,
+            status.failure,
+            status.billed_seconds,
+        )
         if (
             is_mine
             and not self._end(context, launcher, launch, store, PATIENCE_SECONDS if may_run else 0.0)
@@ -285,7 +298,7 @@ class LaunchDriver:
         """
         began = time.monotonic()
         cursor = ""
-        said: set[str] = {""}
+        reasons: set[str] = {""}
         at_first, at_last = launcher.look_seconds
         while True:
             pause = min(at_last, max(at_first, (time.monotonic() - began) / 60))
@@ -297,8 +310,8 @@ class LaunchDriver:
             cursor = logs.cursor
             if status.is_over:
                 return status
-            if status.state == "pending" and status.reason not in said:
-                said.add(status.reason)
+            if status.state == "pending" and status.reason not in reasons:
+                reasons.add(status.reason)
                 context.log.info(status.reason)
             adopt()
 
@@ -307,16 +320,17 @@ class LaunchDriver:
     ) -> T:
         """Ask a backend, again and again while it does not answer; for `PATIENCE_SECONDS` by default."""
         seconds = PATIENCE_SECONDS if seconds is None else seconds
-        deadline, is_said = time.monotonic() + seconds, False
+        deadline = time.monotonic() + seconds
+        is_logged = False
         while True:
             try:
                 return ask()
             except Unreachable as error:
                 if time.monotonic() >= deadline:
                     raise
-                if not is_said:
+                if not is_logged:
                     context.log.warning(f"{error}; asking again for {seconds / 60:g} minutes")
-                is_said = True
+                is_logged = True
                 time.sleep(_PAUSE_SECONDS)
 
     def _end(
@@ -348,23 +362,23 @@ class LaunchDriver:
     def _end_elsewhere(
         self,
         context: dg.AssetExecutionContext,
-        wanted: Launch,
+        request: Launch,
         store: Store,
         is_active: Callable[[str], bool | None],
     ) -> None:
         """End a job at a place that the YAML names no more, where no run follows it and that can be done from
         here; else say that it may run on.
         """
-        launch = records.read(store, wanted)
-        if launch is None or launch.ended_at is not None or launch.place == wanted.place:
+        launch = records.read(store, request)
+        if launch is None or launch.ended_at is not None or launch.place == request.place:
             return
-        followed = launch.run_id != wanted.run_id and is_active(launch.run_id)
-        if followed is None:  # a run of another Dagster may follow it
+        is_followed = launch.run_id != request.run_id and is_active(launch.run_id)
+        if is_followed is None:  # a run of another Dagster may follow it
             context.log.warning(
                 f"{launch.name_in(store)} at {launch.place} is on record as running; end it there if nobody"
                 " waits for it"
             )
-        elif not followed:
+        elif not is_followed:
             for line, _ in records.end_orphans(store, [launch]):
                 context.log.warning(line)
 
@@ -411,15 +425,15 @@ def watched_processes(context: dg.AssetExecutionContext) -> list[int]:
     events = context.instance.get_records_for_run(
         context.run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT
     )
-    logged = {logged_pid(record.event_log_entry) for record in events.records}
-    return [os.getpid(), *sorted(ancestors & logged)]
+    pids = {logged_pid(record.event_log_entry) for record in events.records}
+    return [os.getpid(), *sorted(ancestors & pids)]
 
 
 def _is_wanted(context: dg.AssetExecutionContext) -> bool:
     """Return whether somebody wants the run to end: asked Dagster for it, or pressed Ctrl-C."""
     run = context.instance.get_run_by_id(context.run.run_id)
-    stopping = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
-    return run is not None and (run.status in stopping or _is_by_hand(run))
+    ending = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    return run is not None and (run.status in ending or _is_by_hand(run))
 
 
 def _is_by_hand(run: dg.DagsterRun) -> bool:
@@ -444,13 +458,13 @@ def _is_active(instance: dg.DagsterInstance, run_id: str) -> bool | None:
 
 
 def _recorded_end(store: Store, launch: Launch) -> Status | None:
-    recorded = records.read(store, launch)
-    if recorded is None or recorded.attempt != launch.attempt:
+    newest = records.read(store, launch)
+    if newest is None or newest.attempt != launch.attempt:
         return _lost(launch)
-    if recorded.ended_at is None:
+    if newest.ended_at is None:
         return None
-    state = "succeeded" if recorded.state == "succeeded" else "failed"
-    return Status(state, recorded.reason, recorded.failure, is_own_line=True)
+    state = "succeeded" if newest.state == "succeeded" else "failed"
+    return Status(state, newest.reason, newest.failure, is_own_line=True)
 
 
 def _lost(launch: Launch) -> Status:

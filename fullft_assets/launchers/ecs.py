@@ -58,7 +58,7 @@ class EcsLauncher(AwsLauncher):
 
     settings: EcsLauncherSettings
     settings_class = EcsLauncherSettings
-    title, service = "ECS", "ecs"
+    title = "ECS"
 
     def __init__(self, settings: EcsLauncherSettings):
         super().__init__(settings)
@@ -83,8 +83,7 @@ class EcsLauncher(AwsLauncher):
         answer = self.ask("ecs", "register_task_definition", **definition)
         arn = answer["taskDefinition"]["taskDefinitionArn"]
         with suppress(Exists):  # by another run, whose environment is another one
-            answer = self.ask("ecs", "run_task", **self._request(spec, arn))
-            self._require_room(spec.name, answer)
+            self._require_room(spec.name, self.ask("ecs", "run_task", **self._request(spec, arn)))
         self._started[spec.name] = time.monotonic()
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
@@ -144,24 +143,26 @@ class EcsLauncher(AwsLauncher):
             expression = f"attribute:ecs.instance-type == {settings.instance_type}"
             request["placementConstraints"] = [{"type": "memberOf", "expression": expression}]
         if settings.subnets:
-            network = {
-                "subnets": settings.subnets,
-                "securityGroups": settings.security_groups,
-                "assignPublicIp": "DISABLED",
+            request["networkConfiguration"] = {
+                "awsvpcConfiguration": {
+                    "subnets": settings.subnets,
+                    "securityGroups": settings.security_groups,
+                    "assignPublicIp": "DISABLED",
+                }
             }
-            request["networkConfiguration"] = {"awsvpcConfiguration": network}
         return request
 
     def _require_room(self, name: str, answer: dict[str, Any]) -> None:
         if not answer["tasks"]:
             why = "; ".join(
-                f"{each.get('reason', '')} {each.get('detail', '')}".strip() for each in answer["failures"]
+                f"{failure.get('reason', '')} {failure.get('detail', '')}".strip()
+                for failure in answer["failures"]
             )
-            line = (
+            raise WorkloadError(
                 f"ECS {self.place}: no instance takes {name} ({why or 'no reason given'}); wait until one is"
-                " free, or set launcher."
+                " free, or set launcher.capacity_provider to one that starts instances",
+                "infrastructure",
             )
-            raise WorkloadError(f"{line}capacity_provider to one that starts instances", "infrastructure")
 
     def _find(self, name: str) -> dict[str, Any] | None:
         for look in range(_GONE_LOOKS):
@@ -186,8 +187,8 @@ class EcsLauncher(AwsLauncher):
         # A task that ends between the two lists is in both.
         cluster = self.settings.cluster
         lists = [
-            self.ask("ecs", "list_tasks", cluster=cluster, family=name, desiredStatus=desired)["taskArns"]
-            for desired in ("RUNNING", "STOPPED")
+            self.ask("ecs", "list_tasks", cluster=cluster, family=name, desiredStatus=status)["taskArns"]
+            for status in ("RUNNING", "STOPPED")
         ]
         arns = list(dict.fromkeys(chain.from_iterable(lists)))
         if not arns:
@@ -219,7 +220,8 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
     """Return the task definition of a workload."""
     variables = {"AWS_DEFAULT_REGION": region, **settings.environment, **spec.environment}
     variables |= {LAUNCH_ID: spec.name, RUN_ID: spec.run_id, PROJECT_ROOT: settings.folder or "."}
-    memory, gpus = round(settings.memory_gb * 1024), spec.processes if settings.gpus else 0
+    memory = round(settings.memory_gb * 1024)
+    gpus = spec.processes if settings.gpus else 0
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": settings.image,
@@ -291,8 +293,8 @@ def _failure(task: dict[str, Any], last_words: Status | None) -> Status:
     container = _container(task)
     code = task.get("stopCode", "")
     why = _line(task.get("stoppedReason", "no reason given"))
-    said = _line(container.get("reason", ""))
-    if said.startswith("OutOfMemory"):
+    reason = _line(container.get("reason", ""))
+    if reason.startswith("OutOfMemory"):
         return Status("failed", "was killed: it took more than launcher.memory_gb; raise it", "out_of_memory")
     if code == "UserInitiated":
         return Status(
@@ -304,20 +306,21 @@ def _failure(task: dict[str, Any], last_words: Status | None) -> Status:
         return last_words
     if code in _PREEMPTED or _LOST_HOST.search(why):
         return Status("failed", f"was preempted: {why}", "preemption")
-    if code == "TaskFailedToStart" or said.startswith("Cannot"):
-        return _not_started(said or why)
+    if code == "TaskFailedToStart" or reason.startswith("Cannot"):
+        return _not_started(reason or why)
     if last_words is not None:
         return last_words
     if "exitCode" not in container:
-        return Status("failed", f"lost its container ({said or why})", "infrastructure")
+        return Status("failed", f"lost its container ({reason or why})", "infrastructure")
     return Status("failed", *ending(container["exitCode"]))
 
 
-def _not_started(said: str) -> Status:
-    keys = next((keys for kind, keys in _KEYS.items() if kind in said), None)
-    if keys is None or not _WRONG.search(said):  # no room, a registry that is busy, an instance that is new
-        return Status("failed", f"the task could not start: {said}", "infrastructure", is_own_line=True)
-    return Status("failed", f"the task could not start: {said}; set {keys}", "settings", is_own_line=True)
+def _not_started(reason: str) -> Status:
+    line = f"the task could not start: {reason}"
+    keys = next((keys for kind, keys in _KEYS.items() if kind in reason), None)
+    if keys is None or not _WRONG.search(reason):  # no room, a registry that is busy, an instance that is new
+        return Status("failed", line, "infrastructure", is_own_line=True)
+    return Status("failed", f"{line}; set {keys}", "settings", is_own_line=True)
 
 
 def _container(task: dict[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,8 @@ _OUT_OF_MEMORY = "OOMKilled"
 _LOOK_SECONDS = 5.0
 #: Time to connect, and to wait for an answer.
 _TIMEOUTS = (15.0, 60.0)
-_NUM_TRIES, _BACKOFF_SECONDS = 5, 0.5
+_NUM_TRIES = 5
+_BACKOFF_SECONDS = 0.5
 #: Answers that say that another try may be answered.
 _TRANSIENT = (429, 500, 502, 503, 504)
 #: A deleted Job has so long beyond the grace time of its pods.
@@ -137,26 +138,25 @@ class KubernetesLauncher(Launcher):
         """Return what the pods of a Job wrote after a cursor: by pod, the time stamp of the last line and how
         many lines with it were read.
         """
-        read: dict[str, list[Any]] = json.loads(cursor or "{}")
+        positions: dict[str, list[Any]] = json.loads(cursor or "{}")
         lines: list[str] = []
         size = 0
-        for pod in self._pods(name):
-            if not has_output(pod):
-                continue
-            pod_name, index = pod["metadata"]["name"], index_of(pod)
-            last = read.setdefault(pod_name, ["", 0])
+        for pod in filter(has_output, self._pods(name)):
+            pod_name = pod["metadata"]["name"]
+            index = index_of(pod)
+            last = positions.setdefault(pod_name, ["", 0])
             try:
                 for stamp, line in self._output(pod_name, *last):
                     last[:] = [stamp, last[1] + 1 if stamp == last[0] else 1]
                     lines.append(line if index == 0 else f"[pod {index}] {line}")
                     size += len(line)
                     if size >= _MAX_CHARACTERS:
-                        return Logs(json.dumps(read), "".join(lines), is_more=True)
+                        return Logs(json.dumps(positions), "".join(lines), is_more=True)
             except Unreachable as error:
                 if not is_leaving(pod):
                     raise
                 lines.append(f"the last output of pod {index} is lost: {error}\n")
-        return Logs(json.dumps(read), "".join(lines))
+        return Logs(json.dumps(positions), "".join(lines))
 
     def stop(self, name: str) -> None:
         """Delete a Job and wait for the end of its pods."""
@@ -193,11 +193,11 @@ class KubernetesLauncher(Launcher):
             or service["spec"].get("clusterIP") != "None"
             or service["spec"].get("selector") != MANAGED_BY
         ):
-            line = (
+            raise WorkloadError(
                 f"{self._namespace}: launcher.kind: kubernetes needs the headless Service `{SERVICE}` of"
-                " deploy/helm/manifests.yaml in this namespace"
+                " deploy/helm/manifests.yaml in this namespace",
+                "settings",
             )
-            raise WorkloadError(line, "settings")
         return service
 
     def _output(self, pod: str, last: str, num_read: int) -> Iterator[tuple[str, str]]:
@@ -237,7 +237,7 @@ class KubernetesLauncher(Launcher):
                 if num_read == 0:
                     before.clear()
             # The node has dropped what was read.
-            yield from (each for each in before if each[0] > last)
+            yield from (line for line in before if line[0] > last)
         except self._lost_answers as error:
             raise self._unreachable(error) from None
         finally:
@@ -278,14 +278,14 @@ class KubernetesLauncher(Launcher):
             status = error.status or 0
             if status in absent:
                 return None
-            line = f"{self._namespace}: {_said(error)}"
+            line = f"{self._namespace}: {_message(error)}"
             if status in _TRANSIENT or status == 0:
                 raise Unreachable(line) from None
-            refused = {
+            fixes = {
                 401: "; set launcher.context, or log in again",
                 403: "; give the account the rights of deploy/helm/manifests.yaml",
             }
-            raise WorkloadError(f"{line}{refused.get(status, '')}", "settings") from None
+            raise WorkloadError(f"{line}{fixes.get(status, '')}", "settings") from None
         except self._lost_answers as error:
             raise self._unreachable(error) from None
         date = response.headers.get("Date")
@@ -340,7 +340,7 @@ class KubernetesLauncher(Launcher):
         return self._apis[1]
 
 
-def _said(error: Any) -> str:
+def _message(error: Any) -> str:
     try:
         line = json.loads(error.body)["message"]
     except (KeyError, TypeError, ValueError):
@@ -393,9 +393,9 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
         {"name": f"claim-{n}", "persistentVolumeClaim": {"claimName": name}}
         for n, name in enumerate(settings.claims)
     ]
-    added: dict[str, Any] = settings.pod.get("spec", {})
+    changes: dict[str, Any] = settings.pod.get("spec", {})
     pod: dict[str, Any] = {
-        **added,
+        **changes,
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": stop_seconds(settings),
         # A workload has no business with the cluster.
@@ -404,7 +404,7 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
         "securityContext": {
             "runAsNonRoot": True,
             **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), _USER),
-            **added.get("securityContext", {}),
+            **changes.get("securityContext", {}),
             # Else each file of a large volume is looked at before the pod starts.
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
@@ -473,31 +473,34 @@ def status_of(
     Args:
         now: by the cluster's clock.
     """
-    if (ended := end_of(job)) is not None:
-        if ended["type"] == "Failed" and "deletionTimestamp" in job["metadata"]:
+    if (end := end_of(job)) is not None:
+        if end["type"] == "Failed" and "deletionTimestamp" in job["metadata"]:
             return Status("running")  # somebody deletes it, which is why it failed; it is gone soon
-        return Status("succeeded") if ended["type"] == "Complete" else _failure(ended, pods)
+        return Status("succeeded") if end["type"] == "Complete" else _failure(end, pods)
     if job["spec"].get("suspend"):  # a queue of the cluster has not admitted it, or has taken its nodes back
         return Status("pending")
     for pod in pods:
         if (problem := _cannot_go_on(pod, now)) is not None:
             return problem
-    waiting = [pod for pod in pods if pod["status"]["phase"] == "Pending"]
+    pending = [pod for pod in pods if pod["status"]["phase"] == "Pending"]
     nothing = f"no pod was made; `kubectl describe job -n {settings.namespace}` says why"
-    why = next((_waits_for(pod) for pod in waiting), nothing)
+    why = next((_waits_for(pod) for pod in pending), nothing)
     began = datetime.fromisoformat(job["status"].get("startTime") or now.isoformat())
     is_late = (now - began).total_seconds() > settings.pending_minutes * 60
-    if is_late and (waiting or len(pods) < job["spec"]["completions"]):
+    if is_late and (pending or len(pods) < job["spec"]["completions"]):
         line = f"waited longer than launcher.pending_minutes ({settings.pending_minutes:g}): {why}"
         return Status("failed", line, "settings" if _REFUSED.search(why) else "infrastructure")
-    return Status("running") if len(waiting) < len(pods) else Status("pending", why if waiting else "")
+    return Status("running") if len(pending) < len(pods) else Status("pending", why if pending else "")
 
 
 def end_of(job: dict[str, Any]) -> dict[str, Any] | None:
     """Return the condition of a Job that has ended; None for another one."""
-    conditions = job["status"].get("conditions", ())
     return next(
-        (each for each in conditions if each["type"] in ("Complete", "Failed") and each["status"] == "True"),
+        (
+            condition
+            for condition in job["status"].get("conditions", ())
+            if condition["type"] in ("Complete", "Failed") and condition["status"] == "True"
+        ),
         None,
     )
 
@@ -531,26 +534,23 @@ def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Statu
         ),
         key=lambda end: end.get("finishedAt") or "",
     )
-    ended = [_ending_of(end) for end in ends]
+    endings = [_ending_of(end) for end in ends]
     disruptions = [why for pod in pods if (why := _disruption(pod))]
     if condition.get("reason") == "PodFailurePolicy" or disruptions:
         why = disruptions[0] if disruptions else condition.get("message", "")
         reason = f"was preempted: {' '.join(why.split())[:300]}"
         return next(
-            (end for end in ended if end.is_own_line and end.failure == "preemption"),
+            (end for end in endings if end.is_own_line and end.failure == "preemption"),
             Status("failed", reason, "preemption"),
         )
     if condition.get("reason") == "DeadlineExceeded":
         return REACHED_LIMIT
     # A host that lost another one fails, too, but later: within a second, what the cluster has stopped is no
     # cause. A host whose memory ran out may end last.
-    ended.sort(key=lambda end: {"out_of_memory": 0, "preemption": 2}.get(end.failure, 1))
-    lost = (
-        f"lost its pods ({condition.get('reason')}: {' '.join(condition.get('message', '').split())[:300]})"
-    )
-    if not ended:
-        return Status("failed", lost, "infrastructure")
-    return ended[0]
+    endings.sort(key=lambda end: {"out_of_memory": 0, "preemption": 2}.get(end.failure, 1))
+    message = " ".join(condition.get("message", "").split())[:300]
+    no_pods = Status("failed", f"lost its pods ({condition.get('reason')}: {message})", "infrastructure")
+    return endings[0] if endings else no_pods
 
 
 def _ending_of(end: dict[str, Any]) -> Status:
@@ -597,15 +597,14 @@ def _states(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _waits_for(pod: dict[str, Any]) -> str:
-    conditions = pod["status"].get("conditions", ())
-    said = [
-        each.get("message", "")
-        for each in conditions
-        if each["type"] == "PodScheduled" and each["status"] == "False"
+    messages = [
+        condition.get("message", "")
+        for condition in pod["status"].get("conditions", ())
+        if condition["type"] == "PodScheduled" and condition["status"] == "False"
     ]
-    said += [
+    messages += [
         f"{waiting['reason']}: {waiting.get('message', '')}"
         for state in _states(pod)
         if (waiting := state.get("waiting", {})).get("reason") in _CANNOT_START
     ]
-    return " ".join(" ".join(said).split())[-300:] or "its image was not there"
+    return " ".join(" ".join(messages).split())[-300:] or "its image was not there"

@@ -113,9 +113,8 @@ class Machine:
             **error_files(folder),
             **patient_torchrun(grace_seconds),
         }
-        if (
-            DAGSTER_PIPES_MESSAGES_ENV_VAR in variables
-        ):  # a file of their own keeps messages whole, whatever else is printed
+        if DAGSTER_PIPES_MESSAGES_ENV_VAR in variables:
+            # A file of their own keeps messages whole, whatever else is printed.
             variables[DAGSTER_PIPES_MESSAGES_ENV_VAR] = encode_param({"path": str(folder / "messages")})
         with (folder / "stdout").open("ab") as stdout, (folder / "stderr").open("ab") as stderr:
             # A session of its own: Ctrl-C in a terminal reaches Dagster alone, which cancels in an orderly
@@ -145,7 +144,8 @@ class Machine:
             else dict.fromkeys(_STREAMS, 0)
         )
         is_over = self._status(name).is_over
-        texts, is_more = {}, False
+        texts = {}
+        is_more = False
         for stream in _STREAMS:
             data, is_full = _read(self.root / name / stream, offsets[stream], whole_lines=not is_over)
             offsets[stream] += len(data)
@@ -171,7 +171,7 @@ class Machine:
         folder = self.root / name
         if not folder.is_dir():
             return Status("gone")
-        if self._may_run(folder) and _ended(folder) is None:
+        if self._may_run(folder) and _end(folder) is None:
             if not (folder / PID).exists():
                 return Status("pending")
             with suppress(FileNotFoundError):
@@ -219,13 +219,13 @@ def error_files(folder: Path) -> dict[str, str]:
 
 def ended_status(folder: Path) -> Status:
     """Return how the supervised command of a folder ended."""
-    ended = _ended(folder)
-    if ended is not None and ended["code"] == 0:
+    end = _end(folder)
+    if end is not None and end["code"] == 0:
         return Status("succeeded")
-    if ended is not None and ended["is_limit"]:
+    if end is not None and end["is_limit"]:
         return REACHED_LIMIT
     failure = WorkloadFailure.read(folder / "error")
-    if ended is not None and ended.get("is_out_of_memory"):
+    if end is not None and end.get("is_out_of_memory"):
         if failure is None:
             return OUT_OF_MEMORY
         if failure.failure in FOR_KILLED:
@@ -233,15 +233,18 @@ def ended_status(folder: Path) -> Status:
             return replace(OUT_OF_MEMORY, reason=reason, is_own_line=True)
     if failure is not None:
         return Status("failed", failure.line, failure.failure, is_own_line=True)
-    if ended is None:
-        why = "lost its supervisor (killed, out of memory, or the machine went down)"
-        return Status("failed", why, "infrastructure")
+    if end is None:
+        return Status(
+            "failed",
+            "lost its supervisor (killed, out of memory, or the machine went down)",
+            "infrastructure",
+        )
     if (torchrun := folder / _TORCHRUN).exists() and _NOT_MET.search(torchrun.read_text()):
         return Status("failed", "could not reach the other hosts of its training", "infrastructure")
-    return Status("failed", *ending(ended["code"]))
+    return Status("failed", *ending(end["code"]))
 
 
-def _ended(folder: Path) -> dict[str, Any] | None:
+def _end(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads((folder / EXIT).read_text())
     except FileNotFoundError:

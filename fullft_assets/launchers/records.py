@@ -63,8 +63,8 @@ class Launch(BaseModel):
         The store's URL alone is not enough, as two buckets of one name may be at different endpoints; nor is
         its own name, which its copies have.
         """
-        place = digest([store.url, store.store_id, self.case])[:10]
-        return f"fullft-{place}{digest([self.stage, self.key])[:10]}-{self.attempt}"
+        case_digest = digest([store.url, store.store_id, self.case])[:10]
+        return f"fullft-{case_digest}{digest([self.stage, self.key])[:10]}-{self.attempt}"
 
     @property
     def hours(self) -> float:
@@ -99,12 +99,12 @@ def claim(store: Store, request: Launch, is_active: Callable[[str], bool | None]
     """
     launch: Launch = request
 
-    def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
+    def change(record: dict[str, Any] | None) -> dict[str, Any] | None:
         nonlocal launch
         launch = request
-        if recorded is None:
+        if record is None:
             return request.model_dump()
-        current = Launch.model_validate(recorded)
+        current = Launch.model_validate(record)
         if current.ended_at is None and current.place == request.place:
             # A run of another Dagster keeps its job: whoever took it over would stop it when cancelled.
             is_over = current.run_id != request.run_id and is_active(current.run_id) is False
@@ -144,7 +144,7 @@ def end(
     return _update(
         store,
         launch,
-        lambda recorded: recorded["ended_at"] is None and followed_by in (None, recorded["run_id"]),
+        lambda record: record["ended_at"] is None and followed_by in (None, record["run_id"]),
         ended_at=time.time(),
         state=state,
         reason=reason,
@@ -161,9 +161,9 @@ def adopt(store: Store, launch: Launch, run_id: str, is_active: Callable[[str], 
         is_active: see `claim`.
     """
 
-    def may_follow(recorded: dict[str, Any]) -> bool:
-        follower = recorded["run_id"]
-        return recorded["ended_at"] is None and (follower == run_id or is_active(follower) is False)
+    def may_follow(record: dict[str, Any]) -> bool:
+        follower = record["run_id"]
+        return record["ended_at"] is None and (follower == run_id or is_active(follower) is False)
 
     return _update(store, launch, may_follow, run_id=run_id)
 
@@ -180,10 +180,10 @@ def _update(
 ) -> bool:
     is_changed = False
 
-    def change(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
+    def change(record: dict[str, Any] | None) -> dict[str, Any] | None:
         nonlocal is_changed
-        is_changed = recorded is not None and recorded["attempt"] == launch.attempt and may_change(recorded)
-        return {**recorded, **values} if recorded is not None and is_changed else None
+        is_changed = record is not None and record["attempt"] == launch.attempt and may_change(record)
+        return {**record, **values} if record is not None and is_changed else None
 
     store.change_pointer(launch.record, change)
     return is_changed
@@ -191,8 +191,8 @@ def _update(
 
 def read(store: Store, launch: Launch) -> Launch | None:
     """Return what is recorded now for the key of a launch."""
-    recorded = store.read_pointer(launch.record)
-    return None if recorded is None else Launch.model_validate(recorded)
+    record = store.read_pointer(launch.record)
+    return None if record is None else Launch.model_validate(record)
 
 
 def launches(store: Store, case: str) -> Iterator[Launch]:
@@ -200,9 +200,9 @@ def launches(store: Store, case: str) -> Iterator[Launch]:
     for stage in sorted(store.names(f"pointers/launches/{case}")):
         folder = f"launches/{case}/{stage}"
         for key in store.list_pointers(folder):
-            recorded = store.read_pointer(f"{folder}/{key}")
-            if recorded is not None:
-                yield Launch.model_validate(recorded)
+            record = store.read_pointer(f"{folder}/{key}")
+            if record is not None:
+                yield Launch.model_validate(record)
 
 
 #: The next run has so long to attach to a job whose run has ended.
@@ -228,28 +228,29 @@ def end_orphans(store: Store, due: Iterable[Launch]) -> Iterator[tuple[str, bool
         A line, and whether a job was stopped; None where it may run on, as its backend does not answer (which
         is asked once).
     """
-    silent: dict[str, str] = {}
+    errors: dict[str, str] = {}
     for launch in due:
         about = f"{launch.case}/{launch.stage}: {launch.name_in(store)} at {launch.place}"
         try:
-            if launch.place in silent:
-                raise WorkloadError(silent[launch.place], "infrastructure")
+            if launch.place in errors:
+                raise WorkloadError(errors[launch.place], "infrastructure")
             line, is_stopped = _end_orphan(store, launch)
         except FullftError as error:
-            line, is_stopped = f"cannot be ended: {silent.setdefault(launch.place, str(error))}", None
-        yield f"{about} {line}", is_stopped
+            yield f"{about} cannot be ended: {errors.setdefault(launch.place, str(error))}", None
+        else:
+            yield f"{about} {line}", is_stopped
 
 
 def _end_orphan(store: Store, launch: Launch) -> tuple[str, bool]:
-    launcher, name = open_recorded(launch.launcher), launch.name_in(store)
+    launcher = open_recorded(launch.launcher)
+    name = launch.name_in(store)
     if not launcher.ends_with_run and launcher.place != launch.place:
         raise WorkloadError(f"the section on record leads to {launcher.place} from here", "settings")
     status = Status("gone") if launcher.ends_with_run else launcher.poll(name)
     # Recorded first: a run that begins now launches a new attempt, which ends this one, instead of attaching
     # to what is being ended.
     state, reason, failure = _end_of(status, launch)
-    seconds = status.billed_seconds
-    if not end(store, launch, state, reason, failure, seconds, followed_by=launch.run_id):
+    if not end(store, launch, state, reason, failure, status.billed_seconds, followed_by=launch.run_id):
         return "is left alone: a run has attached to it", False
     try:
         launcher.stop(name)

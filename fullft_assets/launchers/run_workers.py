@@ -104,7 +104,7 @@ def settle(instance: dg.DagsterInstance) -> list[str]:
     lines = []
     for run_id in dict.fromkeys([*open_runs, *(slot.run_id for slot in slots)]):
         run = instance.get_run_by_id(run_id)
-        done = []
+        actions = []
         if run is None:
             what = "deleted"
         elif not is_gone(instance, run):
@@ -113,17 +113,17 @@ def settle(instance: dg.DagsterInstance) -> list[str]:
             what = f"{run.job_name}, over: {run.status.value.lower()}"
         else:
             what = f"{run.job_name}, gone: {_death(instance, run_id)}"
-            done.append(_mark(instance, run))
+            actions.append(_mark(instance, run))
         slots_of_run = [slot for slot in slots if slot.run_id == run_id]
         if slots_of_run:
             instance.event_log_storage.free_concurrency_slots_for_run(run_id)
-            done += [
+            actions += [
                 f"freed its slot for {slot.step} of the pool `{slot.pool}`"
                 for slot in slots_of_run
                 if slot.since is not None
             ]
-        if done:
-            lines.append(f"run {run_id[:8]} ({what}); " + "; ".join(done))
+        if actions:
+            lines.append(f"run {run_id[:8]} ({what}); " + "; ".join(actions))
     return lines
 
 
@@ -146,8 +146,8 @@ def waits(instance: dg.DagsterInstance, run_id: str) -> list[str]:
 def _holder(instance: dg.DagsterInstance, slot: Slot) -> str:
     run = instance.get_run_by_id(slot.run_id)
     since = slot.since and slot.since.astimezone()
-    place = f"({slot.step}) of {instance.root_directory}"
-    holder = f"run {slot.run_id[:8]} {place} since {since:%Y-%m-%d %H:%M:%S}"
+    step = f"({slot.step}) of {instance.root_directory}"
+    holder = f"run {slot.run_id[:8]} {step} since {since:%Y-%m-%d %H:%M:%S}"
     if run is not None and _is_here(run):
         return f"{holder}: wait, or end it in the UI (Runs, Terminate)"
     return f"{holder}, on another machine: if it is gone, free its slot in the UI (Deployment, Concurrency)"
@@ -176,13 +176,9 @@ def _is_here(run: dg.DagsterRun) -> bool:
 
 
 def _workers(instance: dg.DagsterInstance, run_id: str) -> list[tuple[int, float]]:
-    workers = []
-    for record in instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records:
-        entry = record.event_log_entry
-        pid = logged_pid(entry)
-        if pid is not None:
-            workers.append((pid, entry.timestamp))
-    return workers
+    events = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    entries = [record.event_log_entry for record in events.records]
+    return [(pid, entry.timestamp) for entry in entries if (pid := logged_pid(entry)) is not None]
 
 
 def logged_pid(entry: dg.EventLogEntry) -> int | None:

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 _PART = 2500
 #: Longest time of a job.
 _MAX_SECONDS = 28 * 86_400
-#: Folder of a store with what SageMaker itself writes, and the folder of a job in it that has what its
-#: container left in /opt/ml/model.
-_FOLDER, _SAVED = "sagemaker", "output/model"
+#: Folder of a store with what SageMaker itself writes, with a folder for each job.
+_FOLDER = "sagemaker"
+#: Part of a job's folder with what its container left in /opt/ml/model.
+_MODEL = "output/model"
 #: A stopped container has 120 s; then SageMaker saves its outputs.
 _STOP_SECONDS = 300.0
 #: SageMaker may wait so long for spot instances, beside the time of the job.
@@ -65,7 +66,7 @@ class SageMakerLauncher(AwsLauncher):
 
     settings: SageMakerLauncherSettings
     settings_class = SageMakerLauncherSettings
-    title, service = "SageMaker", "sagemaker"
+    title = "SageMaker"
 
     @property
     def place(self) -> str:
@@ -107,13 +108,13 @@ class SageMakerLauncher(AwsLauncher):
         arguments = json.loads(job["HyperParameters"]["job"])
         folder = f"{_FOLDER}/{job['TrainingJobName']}"
         try:
-            written = read_job(_job_uri(arguments), arguments[arguments.index("--sha256") + 1])
-            store = written.open_store()
+            work = read_job(_job_uri(arguments), arguments[arguments.index("--sha256") + 1])
+            store = work.open_store()
             if status.state != "succeeded":
                 store.remove_folder(folder)
             # Not those of a later attempt, if this one was looked at before.
-            elif store.adopt(f"{folder}/{_SAVED}", written.case):
-                store.remove_folder(_checkpoints(written.case, written.stage, written.key))
+            elif store.adopt(f"{folder}/{_MODEL}", work.case):
+                store.remove_folder(_checkpoints(work.case, work.stage, work.key))
         except OSError as error:
             raise Unreachable(
                 f"SageMaker {self.place}: what {job['TrainingJobName']} wrote cannot be moved: {error}"
@@ -143,7 +144,7 @@ class SageMakerLauncher(AwsLauncher):
 
     def _request(self, spec: LaunchSpec) -> dict[str, Any]:
         settings = self.settings
-        store, place = _place_of(spec)
+        store, job_file = _store_of(spec)
         seconds = math.ceil(min(settings.max_seconds or _MAX_SECONDS, _MAX_SECONDS))
         resources = {
             "InstanceType": settings.instance_type,
@@ -194,7 +195,7 @@ class SageMakerLauncher(AwsLauncher):
         if settings.spot:
             request["StoppingCondition"]["MaxWaitTimeInSeconds"] = seconds + _SPOT_WAIT_HOURS * 3600
         if settings.network_isolation:
-            case, stage, key, _ = place.split("/")
+            case, stage, key, _ = job_file.split("/")
             output["CompressionType"] = "NONE"
             request["EnableNetworkIsolation"] = True
             request["InputDataConfig"] = [
@@ -236,8 +237,9 @@ def _job_uri(job: Sequence[str]) -> str:
     return job[job.index("--job") + 1]
 
 
-def _place_of(spec: LaunchSpec) -> tuple[str, str]:
-    """Return the URI of the store, and the place of the job file among its jobs: case/stage/key/file.
+def _store_of(spec: LaunchSpec) -> tuple[str, str]:
+    """Return the URI of the store, and the path of the job file in the store's folder of jobs:
+    case/stage/key/file.
 
     Raises:
         WorkloadError: SageMaker cannot reach the store.
@@ -249,8 +251,8 @@ def _place_of(spec: LaunchSpec) -> tuple[str, str]:
             " s3://bucket/prefix",
             "settings",
         )
-    store, _, place = uri.rpartition("/jobs/")
-    return store, place
+    store, _, job_file = uri.rpartition("/jobs/")
+    return store, job_file
 
 
 def _channel(name: str, uri: str, mode: str) -> dict[str, Any]:
@@ -263,18 +265,18 @@ def _checkpoints(case: str, stage: str, key: str) -> str:
 
 
 def _status(job: dict[str, Any]) -> Status:
-    state, detail = job["TrainingJobStatus"], job["SecondaryStatus"]
+    state = job["TrainingJobStatus"]
     if state == "InProgress":
-        return Status("pending" if detail in _WAITING else "running")
+        return Status("pending" if job["SecondaryStatus"] in _WAITING else "running")
     if state not in ("Completed", "Failed", "Stopped"):
         return Status("running")
+    billed_seconds = float(job.get("BillableTimeInSeconds", 0))
+    if state == "Completed":
+        return Status("succeeded", billed_seconds=billed_seconds)
     reason, failure, is_own_line = (
         _stopped(job) if state == "Stopped" else _failed(job.get("FailureReason", ""))
     )
-    billed = float(job.get("BillableTimeInSeconds", 0))
-    if state == "Completed":
-        return Status("succeeded", billed_seconds=billed)
-    return Status("failed", reason, failure, is_own_line, billed)
+    return Status("failed", reason, failure, is_own_line, billed_seconds)
 
 
 def _stopped(job: dict[str, Any]) -> tuple[str, FailureClass, bool]:
@@ -283,23 +285,22 @@ def _stopped(job: dict[str, Any]) -> tuple[str, FailureClass, bool]:
         return REACHED_LIMIT.reason, REACHED_LIMIT.failure, False
     if detail == "MaxWaitTimeExceeded":
         return f"waited for spot instances longer than {_SPOT_WAIT_HOURS} hours", "preemption", False
-    changes = [change["Status"] for change in job.get("SecondaryStatusTransitions", [])]
-    if [each for each in changes if each in ("Interrupted", "Training")][-1:] == [
-        "Interrupted"
-    ]:  # otherwise the job runs on instances again
+    states = [change["Status"] for change in job.get("SecondaryStatusTransitions", [])]
+    if [state for state in states if state in ("Interrupted", "Training")][-1:] == ["Interrupted"]:
+        # With another last state, the job had got instances again.
         return "lost its spot instances", "preemption", False
     return _BY_SOMEBODY, "unknown", False
 
 
 def _failed(reason: str) -> tuple[str, FailureClass, bool]:
-    own = _OWN_LINE.match(reason)
-    if own is not None:
-        return " ".join(own[1].split()), cast(FailureClass, own[2]), True
-    said = " ".join(reason.split()).rstrip(".") or "no reason given"
-    kind = said.partition(":")[0]
-    code = _EXIT_CODE.search(said)
+    own_line = _OWN_LINE.match(reason)
+    if own_line is not None:
+        return " ".join(own_line[1].split()), cast(FailureClass, own_line[2]), True
+    line = " ".join(reason.split()).rstrip(".") or "no reason given"
+    kind = line.partition(":")[0]
+    code = _EXIT_CODE.search(line)
     # The first process of a container has nobody above it who would kill it but the kernel.
-    if (code is not None and int(code[1]) == 137) or _MORE_MEMORY.search(said):
+    if (code is not None and int(code[1]) == 137) or _MORE_MEMORY.search(line):
         return (
             (
                 "was killed: memory ran out; set launcher.instance_type to one with more memory, or lower"
@@ -315,7 +316,7 @@ def _failed(reason: str) -> tuple[str, FailureClass, bool]:
     }
     is_killed = code is not None and int(code[1]) > 128  # by the kernel, or with its machine
     return (
-        f"failed in SageMaker ({said})",
+        f"failed in SageMaker ({line})",
         classes.get(kind, "infrastructure" if is_killed else "unknown"),
         False,
     )

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,32 +40,27 @@ _MAX_BYTES = 900  # of 1,024 that a FailureReason has
 def main() -> int:
     """Run this host's share of the workload and return the exit code."""
     root = Path(os.environ.get(ROOT, "/opt/ml"))
-    config, failure = root / "input/config", root / "output/failure"
+    config = root / "input/config"
     parameters = json.loads((config / "hyperparameters.json").read_text())
     hosts, host = _hosts(json.loads((config / "resourceconfig.json").read_text()))
-    code, status = (
-        EXIT_FIXABLE,
-        wrong_version(parameters["version"]) or missing_gpus(int(parameters["gpus"]), _OTHERWISE),
-    )
-    if status is None and (root / "input/data" / STORE_CHANNEL).is_dir():
-        with _isolated(root, parameters) as inside:
-            code, status = _run(inside, hosts, host)
-    elif status is None:
-        code, status = _run(parameters, hosts, host)
+    code = EXIT_FIXABLE
+    status = wrong_version(parameters["version"]) or missing_gpus(int(parameters["gpus"]), _OTHERWISE)
+    if status is None:
+        is_isolated = (root / "input/data" / STORE_CHANNEL).is_dir()
+        with _isolated(root, parameters) if is_isolated else nullcontext(parameters) as local_parameters:
+            code, status = _run(local_parameters, hosts, host)
     if code != 0:
-        line = f"{_line(status).encode()[:_MAX_BYTES].decode(errors='ignore')} [{status.failure}]"
+        reason = status.reason if status.is_own_line else f"the workload {status.reason}"
+        line = f"{reason.encode()[:_MAX_BYTES].decode(errors='ignore')} [{status.failure}]"
         print(line, file=sys.stderr, flush=True)
+        path = root / "output/failure"
         try:
-            failure.parent.mkdir(parents=True, exist_ok=True)
-            failure.write_text(line)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(line)
         except OSError as error:  # an image whose user may not write there
-            print(f"{failure} cannot be written ({error.strerror})", file=sys.stderr, flush=True)
+            print(f"{path} cannot be written ({error.strerror})", file=sys.stderr, flush=True)
     print(f"{LAST_LINE} exit code {code}", flush=True)
     return code
-
-
-def _line(status: Status) -> str:
-    return status.reason if status.is_own_line else f"the workload {status.reason}"
 
 
 @contextmanager
@@ -74,22 +69,25 @@ def _isolated(root: Path, parameters: dict[str, str]) -> Iterator[dict[str, str]
     has written there.
 
     Yields:
-        What was asked for, with the job file that SageMaker has brought.
+        The parameters, with the job file that SageMaker has brought.
     """
     job = json.loads(parameters["job"])
-    place = job.index("--job") + 1
-    case, _, _, name = job[place].rpartition("/jobs/")[2].split("/")
-    store, channels = root / "model", root / "input/data"
-    checkpoints, links = root / Path(CHECKPOINTS).relative_to("/opt/ml"), [store / "work"]
+    position = job.index("--job") + 1
+    case, _, _, name = job[position].rpartition("/jobs/")[2].split("/")
+    store = root / "model"
+    artifacts = root / "input/data" / STORE_CHANNEL
+    checkpoints = root / Path(CHECKPOINTS).relative_to("/opt/ml")
     checkpoints.mkdir(exist_ok=True)
-    links[0].symlink_to(checkpoints, target_is_directory=True)
-    for path in (channels / STORE_CHANNEL).rglob("*"):
-        if path.is_file():
-            links.append(store / case / path.relative_to(channels / STORE_CHANNEL))
-            links[-1].parent.mkdir(parents=True, exist_ok=True)
-            links[-1].symlink_to(path)
+    files = [path for path in artifacts.rglob("*") if path.is_file()]
+    links = {
+        store / "work": checkpoints,
+        **{store / case / path.relative_to(artifacts): path for path in files},
+    }
+    for link, target in links.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
     os.environ[STORE] = str(store)
-    job[place] = str(channels / JOB_CHANNEL / name)
+    job[position] = str(root / "input/data" / JOB_CHANNEL / name)
     try:
         yield {**parameters, "job": json.dumps(job)}
     finally:
@@ -98,13 +96,11 @@ def _isolated(root: Path, parameters: dict[str, str]) -> Iterator[dict[str, str]
 
 
 def _run(parameters: dict[str, str], hosts: list[str], host: int) -> tuple[int, Status]:
-    job = json.loads(parameters["job"])
     names = sorted(name for name in parameters if name.startswith(VARIABLES.format("")))
     os.environ.update(json.loads("".join(parameters[name] for name in names)))
     os.environ[LAUNCH_ID] = f"{os.environ.get('TRAINING_JOB_NAME', 'fullft')}/{hosts[host]}"
     os.environ[RUN_ID] = parameters["run_id"]
-    arguments = _arguments(parameters, job, hosts, host)
-    return run_supervised(arguments, float(parameters["grace_seconds"]))
+    return run_supervised(_arguments(parameters, hosts, host), float(parameters["grace_seconds"]))
 
 
 def _hosts(resources: dict[str, Any]) -> tuple[list[str], int]:
@@ -118,16 +114,13 @@ def _hosts(resources: dict[str, Any]) -> tuple[list[str], int]:
     return hosts, hosts.index(resources["current_host"])
 
 
-def _arguments(parameters: dict[str, str], job: list[str], hosts: list[str], host: int) -> list[str]:
-    module, processes = parameters["module"], int(parameters["processes"])
+def _arguments(parameters: dict[str, str], hosts: list[str], host: int) -> list[str]:
+    job = json.loads(parameters["job"])
+    processes = int(parameters["processes"])
     if len(hosts) == 1:
-        return LaunchSpec("", module, tuple(job), processes).arguments
-    return [
-        *torchrun_of_hosts(hosts, host, processes, int(os.environ.get("MASTER_PORT", "29500"))),
-        "-m",
-        module,
-        *job,
-    ]
+        return LaunchSpec("", parameters["module"], tuple(job), processes).arguments
+    torchrun = torchrun_of_hosts(hosts, host, processes, int(os.environ.get("MASTER_PORT", "29500")))
+    return [*torchrun, "-m", parameters["module"], *job]
 
 
 if __name__ == "__main__":

@@ -93,9 +93,8 @@ class SshLauncher(Launcher):
                 answer.
             WorkloadError: `ssh` refused, or the machine refused to start a job.
         """
-        place = self.place
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 self._command(),
                 input=json.dumps({"do": do, **request}),
                 capture_output=True,
@@ -106,28 +105,30 @@ class SshLauncher(Launcher):
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise Unreachable(f"ssh {place}: no answer within {seconds + _ANSWER_SECONDS:.0f} s") from None
+            raise Unreachable(
+                f"ssh {self.place}: no answer within {seconds + _ANSWER_SECONDS:.0f} s"
+            ) from None
         except FileNotFoundError:
             raise WorkloadError(
                 "launcher.kind: ssh needs the program `ssh`, which is not installed here", "settings"
             ) from None
-        if done.returncode == 0:
+        if process.returncode == 0:
             try:
-                return json.loads(done.stdout.splitlines()[-1])["answer"]
+                return json.loads(process.stdout.splitlines()[-1])["answer"]
             except (IndexError, KeyError, TypeError, ValueError):
-                raise Unreachable(f"ssh {place}: its answer to `{do}` cannot be read") from None
+                raise Unreachable(f"ssh {self.place}: its answer to `{do}` cannot be read") from None
         reason = next(
-            (line for line in reversed(done.stderr.splitlines()) if line.strip()),
-            f"exit code {done.returncode}",
+            (line for line in reversed(process.stderr.splitlines()) if line.strip()),
+            f"exit code {process.returncode}",
         ).strip()
-        if done.returncode == _SSH_ERROR:
+        if process.returncode == _SSH_ERROR:
             for sign, what_to_do in _REFUSED.items():
-                if sign in done.stderr:
-                    raise WorkloadError(f"ssh {place}: {reason.rstrip('.')}; {what_to_do}", "settings")
-            raise Unreachable(f"ssh {place}: {reason}")
+                if sign in process.stderr:
+                    raise WorkloadError(f"ssh {self.place}: {reason.rstrip('.')}; {what_to_do}", "settings")
+            raise Unreachable(f"ssh {self.place}: {reason}")
         line = (
-            f"ssh {place}: {self.settings.python} -m fullft_assets.launchers.machine failed ({reason}); set"
-            " launcher.python and launcher.folder to where fullft_assets is there"
+            f"ssh {self.place}: {self.settings.python} -m fullft_assets.launchers.machine failed ({reason});"
+            " set launcher.python and launcher.folder to where fullft_assets is there"
         )
         if do != "start":  # the machine may be short of memory for a moment, while the job runs on
             raise Unreachable(line)

@@ -119,8 +119,8 @@ def num_killed_for_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/
     own_group = proc / "self/cgroup"
     group = own_group.read_text().strip().rpartition(":")[2] if own_group.exists() else "/"
     # A container may see its own group as the root, and know it by its name on the host.
-    places = [Path(f"{groups}{group}/memory.events"), groups / "memory.events", proc / "vmstat"]
-    for path in [Path(os.environ[OOM_COUNT])] if OOM_COUNT in os.environ else places:
+    paths = [Path(f"{groups}{group}/memory.events"), groups / "memory.events", proc / "vmstat"]
+    for path in [Path(os.environ[OOM_COUNT])] if OOM_COUNT in os.environ else paths:
         with suppress(OSError):
             if (count := re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)) is not None:
                 return int(count[1])
@@ -169,8 +169,10 @@ class Supervisor:
             if folder is not None:
                 _write(folder / WAITING, line)
 
-        after = command[command.index("--nproc_per_node") + 1 :] if "--nproc_per_node" in command else ["1"]
-        with leased(int(after[0]), is_wanted, say) as variables:
+        num_processes = (
+            int(command[command.index("--nproc_per_node") + 1]) if "--nproc_per_node" in command else 1
+        )
+        with leased(num_processes, is_wanted, say) as variables:
             if variables is None:
                 return 128 + signal.SIGTERM
             if folder is not None:
@@ -179,17 +181,17 @@ class Supervisor:
 
     def _run(self, command: list[str], is_wanted: Callable[[], bool], variables: Mapping[str, str]) -> int:
         # Not before the wait for GPUs, in which others' processes may be killed.
-        before = num_killed_for_memory()
+        num_before = num_killed_for_memory()
         self._command = subprocess.Popen(
             command, env={**os.environ, **variables}, start_new_session=True, preexec_fn=die_with_parent
         )
-        has_stopped_it = False
+        is_stopped = False
         try:
             limit = time.monotonic() + self.max_seconds
             self._wait(lambda: is_wanted() and time.monotonic() < limit)
             if self._command.returncode is None:
                 self.is_late = not self.stop_requested and time.monotonic() >= limit
-                has_stopped_it = True
+                is_stopped = True
                 self._terminate()
                 deadline = time.monotonic() + self.grace_seconds
                 self._wait(lambda: time.monotonic() < deadline)
@@ -197,12 +199,13 @@ class Supervisor:
             kill_until_gone(self._left)
         code = -signal.SIGKILL if self._command.returncode is None else self._command.returncode
         code = 128 - code if code < 0 else code
-        if code != 0 and not has_stopped_it:
-            now = num_killed_for_memory()
-            if before is None or now is None:  # a signal that nobody sent is most likely the kernel's own
+        if code != 0 and not is_stopped:
+            num_after = num_killed_for_memory()
+            if num_before is None or num_after is None:
+                # A signal that nobody sent is most likely the kernel's own.
                 self.is_out_of_memory = code == 128 + signal.SIGKILL
             else:
-                self.is_out_of_memory = now > before
+                self.is_out_of_memory = num_after > num_before
         return code
 
     def _request_stop(self, *_) -> None:

@@ -34,6 +34,7 @@ from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth
 from fullft_assets.release import candidates, champion_rule, choice_sentence, recipe_digest
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import Split, load_split
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.near_text.pairs import near_duplicates
@@ -64,34 +65,32 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     report on that as well.
     """
     inputs = job.load_inputs(store)
-    test = load_split(store, inputs["training_snapshot"], "test")
-    delivered = len(test)
-    test = unseen(job, store, inputs, test)
-    num_left_out = delivered - len(test)
+    all_rows = load_split(store, inputs["training_snapshot"], "test")
+    test = unseen(job, store, inputs, all_rows)
+    num_left_out = len(all_rows) - len(test)
     if num_left_out:
         progress.say(
             f"{num_left_out:,} test rows excluded: a model learned from them, or from"
             " near-duplicates, in an older snapshot"
         )
-    context = EvaluationContext(job, store, inputs, progress)
-    judged = _judge(context, test)
+    judged = _judge(EvaluationContext(job, store, inputs, progress), test)
     _write(judged, job.key, num_left_out, *_choose(judged, test, num_left_out))
 
 
 def _judge(context: EvaluationContext, test: Split) -> Judged:
-    job, inputs = context.job, context.inputs
-    result = task_of(job.settings.examples).evaluate(context, test)
+    inputs = context.inputs
+    settings = context.job.settings
+    result = task_of(settings.examples).evaluate(context, test)
     candidate = inputs["finetuned_checkpoint"]
-    forgetting = forgetting_of(candidate)
-    evaluation = result.evaluation.model_copy(update={"forgetting": forgetting})
+    evaluation = result.evaluation.model_copy(update={"forgetting": forgetting_of(candidate)})
     num_train_rows = SnapshotMetadata.of(inputs["training_snapshot"]).num_train_rows
     noise = seed_noise(_seed_runs(context.store, inputs)) or assumed_seed_noise(evaluation, num_train_rows)
-    worth, look = _worth(job, inputs, evaluation), 1 + len(_refs(inputs, LOOK))
+    worth = _worth(settings, inputs, evaluation)
     rule = champion_rule(candidate, inputs[CHAMPION]) if CHAMPION in inputs else "superiority"
-    decision = verdict(evaluation, job.settings.release, rule, noise, look)
+    decision = verdict(evaluation, settings.release, rule, noise, look=1 + len(_refs(inputs, LOOK)))
     context.progress.say(f"{evaluation.justification.sentence} {worth.sentence}")
     context.progress.say(decision.sentence)
-    costs = report.system_costs(inputs, job.settings, context.seconds, len(test))
+    costs = report.system_costs(inputs, settings, context.seconds, len(test))
     return Judged(context, result, evaluation, decision, worth, costs)
 
 
@@ -103,69 +102,77 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
     better than the champion passes no more often than with one comparison (fixed sequence, Maurer et al.
     1995).
     """
-    context, job = finetuned.context, finetuned.context.job
-    inputs, release = context.inputs, job.settings.release
-    snapshot, baselines = inputs["training_snapshot"], inputs["cheaper_baselines"]
+    context = finetuned.context
+    inputs = context.inputs
+    settings = context.job.settings
+    snapshot = inputs["training_snapshot"]
+    baselines = inputs["cheaper_baselines"]
     about = CheckpointMetadata.of(inputs["finetuned_checkpoint"])
-    score = about.facts.get(f"validation_{job.settings.primary_metric}")
-    is_fresh = baselines.inputs.get("training_snapshot") == snapshot.content_digest
-    is_own = about.system == FINETUNED and about.snapshot == snapshot.ref
-    if not (is_own and is_fresh) or score is None or finetuned.decision.answer == "insufficient_data":
+    score = about.facts.get(f"validation_{settings.primary_metric}")
+    is_comparable = (
+        about.system == FINETUNED
+        and about.snapshot == snapshot.ref
+        and baselines.inputs.get("training_snapshot") == snapshot.content_digest
+    )
+    if not is_comparable or score is None or finetuned.decision.answer == "insufficient_data":
         return NOTHING
-    systems = candidates(BaselinesMetadata.of(baselines), release, score)
+    systems = candidates(BaselinesMetadata.of(baselines), settings.release, score)
     for name in systems:
         judged = finetuned
         if name != FINETUNED:
-            model = store_baseline(job, context.store, snapshot, baselines, name, context.progress)
+            model = store_baseline(context.job, context.store, snapshot, baselines, name, context.progress)
             if CHAMPION in inputs and model.ref == inputs[CHAMPION].ref:
                 continue  # it stays, unless another one is better
-            outputs = {each: output for each, output in context.outputs.items() if each != name}
-            changed = {**inputs, "finetuned_checkpoint": model}
-            judged = _judge(replace(context, inputs=changed, outputs=outputs), test)
-            judged = replace(judged, costs=finetuned.costs)
+            baseline_context = replace(
+                context,
+                inputs={**inputs, "finetuned_checkpoint": model},
+                outputs={system: output for system, output in context.outputs.items() if system != name},
+            )
+            judged = replace(_judge(baseline_context, test), costs=finetuned.costs)
         if any(
             reason.gate == BEATS_CHAMPION.name and not reason.passed for reason in judged.decision.reasons
         ):
             break
         gains = judged.evaluation.gains[judged.evaluation.primary_metric]
-        rivals = [each for each in systems if each != FINETUNED or finetuned.decision.promote]
+        rivals = [rival for rival in systems if rival != FINETUNED or finetuned.decision.promote]
         # The validation rows were too few to show that another one is better.
-        is_refuted = any(gains[each].high < -release.worth for each in rivals if each in gains)
+        is_refuted = any(gains[rival].high < -settings.release.worth for rival in rivals if rival in gains)
         if judged.decision.promote and (judged is finetuned or not is_refuted):
-            return NOTHING if judged is finetuned else _chosen(judged, finetuned, num_left_out)
+            return NOTHING if judged is finetuned else _choice(judged, finetuned, num_left_out)
     return NOTHING
 
 
-def _chosen(judged: Judged, finetuned: Judged, num_left_out: int) -> tuple[str, Manifest | None]:
-    context, name = judged.context, judged.evaluation.candidate
+def _choice(judged: Judged, finetuned: Judged, num_left_out: int) -> tuple[str, Manifest | None]:
+    context = judged.context
+    costs = finetuned.costs
     sentence = choice_sentence(
         judged.evaluation,
         is_rival_good=finetuned.decision.promote,
         worth=context.job.settings.release.worth,
-        costs=f"making it took {finetuned.costs[name].all}, and that {finetuned.costs[FINETUNED].all}",
+        costs=f"making it took {costs[judged.evaluation.candidate].all}, and that {costs[FINETUNED].all}",
     )
     context.progress.say(sentence)
-    key = digest([context.job.key, name])
-    written = context.store.find(context.job.case, context.job.stage, key) or _write(
-        judged, key, num_left_out, sentence
-    )
-    return sentence, written
+    key = digest([context.job.key, judged.evaluation.candidate])
+    manifest = context.store.find(context.job.case, context.job.stage, key)
+    return sentence, manifest or _write(judged, key, num_left_out, sentence)
 
 
 def _write(
     judged: Judged, key: str, num_left_out: int, choice: str, ships: Manifest | None = None
 ) -> Manifest:
-    context, result, evaluation = judged.context, judged.result, judged.evaluation
-    job, inputs, decision = context.job, context.inputs, judged.decision
-    answer = decision.answer if ships is None else "baseline"
-    decision = decision.model_copy(update={"answer": answer, "choice": choice})
-    with context.store.create(
+    job = judged.context.job
+    result = judged.result
+    answer = judged.decision.answer if ships is None else "baseline"
+    decision = judged.decision.model_copy(update={"answer": answer, "choice": choice})
+    with judged.context.store.create(
         job.case, job.stage, key, version=evaluation_version.VERSION, seed=job.settings.seed
     ) as draft:
         pq.write_table(result.rows, draft.path / "predictions.parquet")
-        (draft.path / "evaluation.json").write_text(evaluation.model_dump_json(indent=1), encoding="utf-8")
+        (draft.path / "evaluation.json").write_text(
+            judged.evaluation.model_dump_json(indent=1), encoding="utf-8"
+        )
         (draft.path / DECISION).write_text(decision.model_dump_json(indent=1), encoding="utf-8")
-        report.write(draft.path, _shown(judged, decision, key))
+        report.write(draft.path, _report(judged, decision, key))
         if result.written:
             report.write_list(draft.path / ANSWERS, result.written)
         if result.label_errors:
@@ -178,48 +185,47 @@ def _write(
         return draft.commit(
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json")
             | {"worth": asked(job.settings)},
-            inputs={name: manifest.content_digest for name, manifest in inputs.items()},
+            inputs={name: manifest.content_digest for name, manifest in judged.context.inputs.items()},
             metadata=_metadata(judged, decision, num_left_out, ships).as_dict(),
             checks=check_outcomes(decision, judged.worth, job.settings),
         )
 
 
-def _shown(judged: Judged, decision: ReleaseVerdict, key: str) -> report.EvaluationReport:
-    context, result, found = judged.context, judged.result, judged.evaluation
-    job, inputs = context.job, context.inputs
-    checkpoint, snapshot = inputs["finetuned_checkpoint"], inputs["training_snapshot"]
-    is_finetuned = found.candidate == FINETUNED
+def _report(judged: Judged, decision: ReleaseVerdict, key: str) -> report.EvaluationReport:
+    job = judged.context.job
+    inputs = judged.context.inputs
+    evaluation = judged.evaluation
+    is_finetuned = evaluation.candidate == FINETUNED
     return report.EvaluationReport(
         case=job.case,
-        evaluation=found,
+        evaluation=evaluation,
         verdict=decision,
         base_model=job.settings.base_model,
-        answers=result.examples,
-        training_log=read_step_log(context.store.folder(checkpoint)),
+        answers=judged.result.examples,
+        training_log=read_step_log(judged.context.store.folder(inputs["finetuned_checkpoint"])),
         learning_curve=PilotMetadata.of(inputs["pilot_run"]).learning_curve,
-        data=report.data_rows(snapshot),
+        data=report.data_rows(inputs["training_snapshot"]),
         lineage=report.lineage_rows(inputs, job.settings, key),
-        cost=report.cost_rows(checkpoint) if is_finetuned else (),
-        forgetting=report.forgetting_rows(found.forgetting),
-        promise=report.promise_rows(inputs["pilot_run"], found) if is_finetuned else (),
-        not_asked=_not_asked(context, found),
+        cost=report.cost_rows(inputs["finetuned_checkpoint"]) if is_finetuned else (),
+        forgetting=report.forgetting_rows(evaluation.forgetting),
+        promise=report.promise_rows(inputs["pilot_run"], evaluation) if is_finetuned else (),
+        not_asked=_not_asked(judged.context, evaluation),
         worth=[("worth its cost", judged.worth.sentence)],
         costs=judged.costs,
-        worst=result.worst,
-        label_errors=result.label_errors,
-        worse_slices=worse_slices(found, job.settings.release),
+        worst=judged.result.worst,
+        label_errors=judged.result.label_errors,
+        worse_slices=worse_slices(evaluation, job.settings.release),
         min_slice_groups=job.settings.release.min_effective_groups,
-        next_action=report.next_action(job.case, decision, found, job.settings.release),
+        next_action=report.next_action(job.case, decision, evaluation, job.settings.release),
     )
 
 
-def _not_asked(context: EvaluationContext, found: Evaluation) -> list[str]:
+def _not_asked(context: EvaluationContext, evaluation: Evaluation) -> list[str]:
     is_causal = read_header(context.base_model).may_predict_tokens
-    offered = task_of(context.job.settings.examples).more_baselines
     return [
         name
-        for name in offered
-        if name not in found.baselines and (is_causal or not BASELINES.get(name).needs_causal_model)
+        for name in task_of(context.job.settings.examples).more_baselines
+        if name not in evaluation.baselines and (is_causal or not BASELINES.get(name).needs_causal_model)
     ]
 
 
@@ -229,65 +235,60 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     A snapshot keeps its own training rows away from its test rows, but a checkpoint that is older than the
     snapshot (periodic evaluation, a champion) was trained on another one's.
     """
-    evaluated = [inputs[name] for name in ("finetuned_checkpoint", CHAMPION, ANCHOR) if name in inputs]
-    learned_from = dict.fromkeys(
-        ref for checkpoint in evaluated for ref in snapshots_learned_from(checkpoint)
-    )
-    trained_on = {snapshot.content_digest: snapshot for snapshot in map(store.load, learned_from)}
-    trained_on.pop(inputs["training_snapshot"].content_digest, None)
-    seen: set[int] = set()
-    for snapshot in trained_on.values():
+    checkpoints = [inputs[name] for name in ("finetuned_checkpoint", CHAMPION, ANCHOR) if name in inputs]
+    refs = dict.fromkeys(ref for checkpoint in checkpoints for ref in snapshots_learned_from(checkpoint))
+    snapshots = {snapshot.content_digest: snapshot for snapshot in map(store.load, refs)}
+    snapshots.pop(inputs["training_snapshot"].content_digest, None)
+    learned_rows: set[int] = set()
+    for snapshot in snapshots.values():
         train = load_split(store, snapshot, "train", chunks=False)
-        seen.update(near_duplicates(train.texts, test.texts))
-    if len(seen) == len(test):
+        learned_rows.update(near_duplicates(train.texts, test.texts))
+    if len(learned_rows) == len(test):
         raise DataError(
             "evaluation: every test row was learned from by a model that is evaluated; deliver new labelled"
             " documents"
         )
-    return test.select([row for row in range(len(test)) if row not in seen]) if seen else test
+    if not learned_rows:
+        return test
+    return test.select([row for row in range(len(test)) if row not in learned_rows])
 
 
 def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[Evaluation]]:
     """Return the evaluations that tell how much the seed alone changes, by the snapshot and settings that
     their trainings share.
     """
-    found: dict[str, list[Evaluation]] = defaultdict(list)
+    evaluations: dict[str, list[Evaluation]] = defaultdict(list)
     for name, manifest in inputs.items():
         if name.startswith(SEED_RUN):
             recipe = recipe_digest(store.load(EvaluationMetadata.of(manifest).checkpoint))
-            found[recipe].append(read_evaluation((store.folder(manifest) / "evaluation.json").read_bytes()))
-    return found
+            content = (store.folder(manifest) / "evaluation.json").read_bytes()
+            evaluations[recipe].append(read_evaluation(content))
+    return evaluations
 
 
 def _refs(inputs: Mapping[str, Manifest], prefix: str) -> list[str]:
     return [manifest.ref for name, manifest in inputs.items() if name.startswith(prefix)]
 
 
-def _worth(job: Job, inputs: Mapping[str, Manifest], evaluation: Evaluation) -> Worth:
-    gain, seconds = (
-        evaluation.gain_over_best_baseline,
-        CheckpointMetadata.of(inputs["finetuned_checkpoint"]).training_seconds,
-    )
+def _worth(settings: UseCaseSettings, inputs: Mapping[str, Manifest], evaluation: Evaluation) -> Worth:
     if evaluation.candidate != FINETUNED:
-        answer = "no" if asked(job.settings) else "not_asked"
+        answer = "no" if asked(settings) else "not_asked"
         return Worth(answer=answer, cost_usd=0.0, break_even=None, sentence="It was not trained.")
-    seconds += PilotMetadata.of(inputs["pilot_run"]).seconds
-    return judge_worth(gain.low, gain.estimate, gain.high, seconds, job.settings)
+    gain = evaluation.gain_over_best_baseline
+    training_seconds = CheckpointMetadata.of(inputs["finetuned_checkpoint"]).training_seconds
+    seconds = training_seconds + PilotMetadata.of(inputs["pilot_run"]).seconds
+    return judge_worth(gain.low, gain.estimate, gain.high, seconds, settings)
 
 
 def _metadata(
     judged: Judged, decision: ReleaseVerdict, num_left_out: int, ships: Manifest | None
 ) -> EvaluationMetadata:
-    evaluation, inputs, worth = judged.evaluation, judged.context.inputs, judged.worth
+    evaluation = judged.evaluation
+    inputs = judged.context.inputs
+    worth = judged.worth
     candidate = inputs["finetuned_checkpoint"]
-    gain, over_champion = evaluation.gain_over_best_baseline, evaluation.gain_over_champion
-    scores = {
-        name: {
-            metric: values[name].estimate for metric, values in evaluation.columns.items() if name in values
-        }
-        for name in evaluation.scores[evaluation.primary_metric]
-        if name != evaluation.candidate
-    }
+    gain = evaluation.gain_over_best_baseline
+    over_champion = evaluation.gain_over_champion
     return EvaluationMetadata(
         verdict=decision.sentence,
         justification=evaluation.justification.sentence,
@@ -315,7 +316,15 @@ def _metadata(
         anchor=inputs[ANCHOR].ref if ANCHOR in inputs else None,
         seed_runs=_refs(inputs, SEED_RUN),
         looks=_refs(inputs, LOOK),
-        scores=scores,
+        scores={
+            name: {
+                metric: values[name].estimate
+                for metric, values in evaluation.columns.items()
+                if name in values
+            }
+            for name in evaluation.scores[evaluation.primary_metric]
+            if name != evaluation.candidate
+        },
         measured={**judged.result.headline, **CheckpointMetadata.of(candidate).general_scores},
     )
 

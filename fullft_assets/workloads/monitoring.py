@@ -50,11 +50,16 @@ _SCALE_ROWS = 1_000
 
 @dataclass(frozen=True)
 class ProductionRows:
-    """The readable rows of a window, and the chosen ones, which are independent of each other."""
+    """The readable rows of a window.
+
+    Attributes:
+        places: file and row that each text is from.
+        sample: indices of rows that are independent of each other.
+    """
 
     texts: list[str]
     places: list[tuple[str, int]]
-    chosen: np.ndarray
+    sample: np.ndarray
     num_delivered: int
     num_unreadable: int
     num_labelled: int
@@ -62,13 +67,13 @@ class ProductionRows:
     @classmethod
     def read(cls, table: pa.Table, seed: int, limit: int) -> ProductionRows:
         """Read a `documents.parquet` table; rows without a text are not compared, but counted."""
-        delivered = table.select(["source", "row", "text", "label", "group"]).to_pylist()
-        rows = [row for row in delivered if row["text"] and row["text"].strip()]
+        all_rows = table.select(["source", "row", "text", "label", "group"]).to_pylist()
+        rows = [row for row in all_rows if row["text"] and row["text"].strip()]
         texts = [row["text"] for row in rows]
         return cls(
             texts=texts,
             places=[(row["source"], row["row"]) for row in rows],
-            chosen=monitoring.independent_rows(texts, [row["group"] for row in rows], seed, limit=limit),
+            sample=monitoring.independent_rows(texts, [row["group"] for row in rows], seed, limit=limit),
             num_delivered=len(table),
             num_unreadable=len(table) - len(rows),
             num_labelled=sum(row["label"] is not None for row in rows),
@@ -116,21 +121,23 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     import pyarrow.parquet as pq
 
     inputs = job.load_inputs(store)
-    settings, history = job.settings.monitoring, History.of_inputs(inputs)
+    settings = job.settings.monitoring
+    history = History.of_inputs(inputs)
     table = pq.read_table(store.folder(inputs["production_documents"]) / "documents.parquet")
     window = ProductionRows.read(table, job.settings.seed, MAX_WINDOW_ROWS)
     progress.say(
-        f"{window.num_delivered:,} production documents, {len(window.chosen):,} after thinning out related"
+        f"{window.num_delivered:,} production documents, {len(window.sample):,} after thinning out related"
         " ones"
     )
     with store.create(
         job.case, job.stage, job.key, version=monitoring.VERSION, seed=job.settings.seed
     ) as draft:
-        sums, scale_ref = None, "" if history.scale is None else history.scale.ref
+        sums = None
+        scale_ref = "" if history.scale is None else history.scale.ref
         if monitoring.is_read_by_another_window(inputs["production_documents"]):
             verdict = monitoring.read_elsewhere()
-        elif len(window.chosen) < settings.min_window_rows:
-            verdict = monitoring.insufficient(len(window.chosen), settings)
+        elif len(window.sample) < settings.min_window_rows:
+            verdict = monitoring.insufficient(len(window.sample), settings)
         else:
             labels = label_names(inputs["training_snapshot"])
             reader = Reader.open(job, store, inputs["finetuned_checkpoint"], progress)
@@ -140,7 +147,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
                 scale = scale.with_content_of(earlier)
                 scale_ref = history.scale.ref
             progress.raise_if_stopped()
-            features = reader.read([window.texts[index] for index in window.chosen], vocabulary)
+            features = reader.read([window.texts[index] for index in window.sample], vocabulary)
             sums = scale.sums(features)
             sums.save(draft.path / monitoring.SUMS)
             monitoring.write_far(draft.path / monitoring.FAR, _far(scale, features, window))
@@ -152,9 +159,11 @@ def work(job: Job, store: Store, progress: Progress) -> None:
                     history.content if test.outlives_champion else history.model
                     for test in monitoring.open_tests(verdict.moved_tests)
                 ]
-                compared = {report.ref: report for past in pasts for report in past.reference}
-                before = (text for report in compared.values() for text in _texts(store, report, job))
-                words = monitoring.shifted_words(before, (window.texts[index] for index in window.chosen))
+                reports = {report.ref: report for past in pasts for report in past.reference}
+                reference_texts = (text for report in reports.values() for text in _texts(store, report, job))
+                words = monitoring.shifted_words(
+                    reference_texts, (window.texts[index] for index in window.sample)
+                )
                 explanation = monitoring.render_explanation(
                     f"What moved in `{job.case}`", verdict.moved, words
                 )
@@ -186,7 +195,7 @@ def _far(scale: Scale, features: Features, window: ProductionRows) -> list[FarDo
     if distances is None:
         return []
     farthest = np.argsort(-distances, kind="stable")[: monitoring.MAX_DOCUMENTS]
-    places = [window.places[window.chosen[index]] for index in farthest]
+    places = [window.places[window.sample[index]] for index in farthest]
     return [
         FarDocument(source=source, row=row, distance=float(distances[index]))
         for index, (source, row) in zip(farthest, places, strict=True)
@@ -221,10 +230,14 @@ def _load_scale(
             job.case, SCALE_STAGE, key, version=monitoring.VERSION, seed=job.settings.seed
         ) as draft:
             metadata = _write_scale(draft.path, job, store, inputs["training_snapshot"], reader)
-            sources = {
-                name: inputs[name].content_digest for name in ("training_snapshot", "finetuned_checkpoint")
-            }
-            manifest = draft.commit(settings=settings, inputs=sources, metadata=metadata.as_dict())
+            manifest = draft.commit(
+                settings=settings,
+                inputs={
+                    name: inputs[name].content_digest
+                    for name in ("training_snapshot", "finetuned_checkpoint")
+                },
+                metadata=metadata.as_dict(),
+            )
     folder = store.folder(manifest)
     return (
         Scale.load(folder / monitoring.SCALE, job.settings.monitoring.drift_tests),
@@ -241,8 +254,8 @@ def _write_scale(
     splits = [load_split(store, snapshot, name) for name in ("validation", "test")]
     texts = [text for split in splits for text in split.texts]
     groups = [group for split in splits for group in split.groups]
-    chosen = monitoring.independent_rows(texts, groups, job.settings.seed, limit=_SCALE_ROWS)
-    features = reader.read([texts[index] for index in chosen], vocabulary)
+    sample = monitoring.independent_rows(texts, groups, job.settings.seed, limit=_SCALE_ROWS)
+    features = reader.read([texts[index] for index in sample], vocabulary)
     scale = Scale.fit(features, len(label_names(snapshot)), job.settings.monitoring.drift_tests)
     scale.save(folder / monitoring.SCALE)
     np.save(folder / _WORDS, vocabulary.hashes)
@@ -261,10 +274,10 @@ def _read_sums(store: Store, past: Past[Manifest]) -> Past[Sums]:
 def _texts(store: Store, report: Manifest, job: Job) -> list[str]:
     import pyarrow.parquet as pq
 
-    metadata = DriftMetadata.of(report)
-    table = pq.read_table(store.folder(store.load(metadata.documents)) / "documents.parquet")
+    documents = store.load(DriftMetadata.of(report).documents)
+    table = pq.read_table(store.folder(documents) / "documents.parquet")
     window = ProductionRows.read(table, job.settings.seed, MAX_WINDOW_ROWS)
-    return [window.texts[index] for index in window.chosen]
+    return [window.texts[index] for index in window.sample]
 
 
 def _metadata(
@@ -275,12 +288,12 @@ def _metadata(
     scale: str,
     documents: Manifest,
 ) -> DriftMetadata:
-    measured = {f"p_{each.name}": each.p_value for each in verdict.comparisons}
-    measured |= {f"effect_{each.name}": each.effect for each in verdict.comparisons}
+    numbers = {f"p_{comparison.name}": comparison.p_value for comparison in verdict.comparisons}
+    numbers |= {f"effect_{comparison.name}": comparison.effect for comparison in verdict.comparisons}
     if verdict.homogeneity is not None:
-        measured["p_reference_is_homogeneous"] = verdict.homogeneity
+        numbers["p_reference_is_homogeneous"] = verdict.homogeneity
     if sums is not None:
-        measured |= sums.as_numbers()
+        numbers |= sums.as_numbers()
     return DriftMetadata(
         window=RawMetadata.of(documents).batch,
         status=verdict.status,
@@ -289,7 +302,7 @@ def _metadata(
         num_rows=verdict.num_rows,
         num_delivered=window.num_delivered,
         num_unreadable=window.num_unreadable,
-        num_related_left_out=len(window.texts) - len(window.chosen),
+        num_related_left_out=len(window.texts) - len(window.sample),
         num_labelled=window.num_labelled,
         num_reference_windows=verdict.num_reference_windows,
         reference=[report.ref for report in history.model.reference],
@@ -298,7 +311,7 @@ def _metadata(
         kept_recent=[] if history.kept is None else [report.ref for report in history.kept.recent],
         scale=scale,
         documents=documents.ref,
-        measured=measured,
+        measured=numbers,
     )
 
 

@@ -73,10 +73,10 @@ class Planning:
         manifest = self._find(stage)
         if manifest is None and help_first is not None and not is_first_rank():
             help_first()
-        while manifest is None and help_first is not None and not is_first_rank():
-            time.sleep(_POLL_SECONDS)
-            self.progress.raise_if_stopped()
-            manifest = self._find(stage)
+            while manifest is None:
+                time.sleep(_POLL_SECONDS)
+                self.progress.raise_if_stopped()
+                manifest = self._find(stage)
         if manifest is not None:
             return manifest
         self.progress.raise_if_stopped()
@@ -116,7 +116,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     settings = job.settings
     claim_device()
     if job.stage == BASELINE_MODEL:
-        _store_best_baseline(job, store, progress)
+        if is_first_rank():
+            _store_best_baseline(job, store, progress)
         return
     # Checked now: training itself would check only after the pilot.
     require(settings.training, settings.launcher.processes)
@@ -138,14 +139,12 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 def _store_best_baseline(job: Job, store: Store, progress: Progress) -> None:
     """Write the model of the baseline that is judged where the pilot refused the training."""
     inputs = job.load_inputs(store)
-    snapshot, baselines = inputs["training_snapshot"], inputs["cheaper_baselines"]
-    if not is_first_rank():
-        return
+    baselines = inputs["cheaper_baselines"]
     name = candidates(planning.BaselinesMetadata.of(baselines), job.settings.release, None)[0]
-    store_baseline(job, store, snapshot, baselines, name, progress)
+    store_baseline(job, store, inputs["training_snapshot"], baselines, name, progress)
 
 
-def _on_targets(shared: Planning, measured: planning.Measured) -> tuple[dict[str, Any], dict[str, Any]]:
+def _on_targets(shared: Planning, measurement: planning.Measured) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the plan on other machines for the metadata of the plan, calibrated on this one where its speed
     was measured; and the changes of training with which it fits here.
     """
@@ -155,7 +154,7 @@ def _on_targets(shared: Planning, measured: planning.Measured) -> tuple[dict[str
     planner = TargetPlanner(shared.recipe, settings, _num_held_out_rows(shared))
     try:
         flops = planner.work().flops
-        plans = planner.plans(flops / measured.predicted_seconds)
+        plans = planner.plans(flops / measurement.predicted_seconds)
     except CannotCount as error:
         shared.progress.say(f"no plan for other machines: {error}")
         return {}, {}
@@ -166,20 +165,19 @@ def _on_targets(shared: Planning, measured: planning.Measured) -> tuple[dict[str
 
 
 def _num_held_out_rows(shared: Planning) -> int:
-    taken = SnapshotMetadata.of(shared.snapshot)
-    return taken.num_validation_rows + taken.num_test_rows
+    metadata = SnapshotMetadata.of(shared.snapshot)
+    return metadata.num_validation_rows + metadata.num_test_rows
 
 
 def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
     try:
-        measured, about = measure(shared.recipe, shared.job.settings, shared.processes)
+        measurement, about = measure(shared.recipe, shared.job.settings, shared.processes)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        is_alone = shared.job.settings.training.sharding != "none" and shared.processes == 1
         alone = (
             "; this process held the complete model: start planning under torchrun, as the launcher does"
-            if is_alone
+            if shared.job.settings.training.sharding != "none" and shared.processes == 1
             else ""
         )
         raise OutOfMemory(
@@ -190,17 +188,18 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
     free_memory()  # the pilot loads a model of its own
     settings = shared.job.settings
     parts = shares(settings, shared.recipe.num_rows, _num_held_out_rows(shared))
-    on_targets, fitting = _on_targets(shared, measured)
+    on_targets, fitting = _on_targets(shared, measurement)
     plan, checks = planning.plan_checks(
-        measured,
+        measurement,
         settings.planning,
         settings.training,
         settings.launcher.processes,
         trainings=parts.first,
         fitting=fitting,
     )
-    facts = {"hardware": local_hardware(), **on_targets, **about}
-    metadata = planning.PlanMetadata(**{**plan.model_dump(), **facts})
+    metadata = planning.PlanMetadata(
+        **{**plan.model_dump(), "hardware": local_hardware(), **on_targets, **about}
+    )
     (draft.path / "plan.json").write_text(json.dumps(metadata.as_dict(), indent=1))
     for check in checks:
         shared.progress.say(f"{check.name}: {check.description}")
@@ -211,21 +210,26 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
 
 def _write_baselines(shared: Planning, draft: Draft) -> Manifest | None:
     metric = shared.job.settings.primary_metric
-    scores, seconds = {}, {}
+    scores = {}
+    seconds = {}
     started = time.monotonic()
     context = baseline_context(shared.job, shared.store, shared.snapshot, shared.progress)
     # The other processes begin with those that they share.
     names = sorted(shared.job.settings.baselines, key=lambda name: not BASELINES.get(name).shares_model)
     for name, metrics in shared.recipe.score_baselines(names, draft.path, context):
-        scores[name], seconds[name] = metrics[metric], time.monotonic() - started
+        seconds[name] = time.monotonic() - started
+        scores[name] = metrics[metric]
         shared.progress.say(f"{name}: validation {metric} {scores[name]:.4f}")
         started = time.monotonic()
     best = max(scores, key=scores.__getitem__)
-    labels = label_names(shared.snapshot)
-    hourly = shared.job.settings.planning.hourly_usd
-    usd = {name: taken / 3600 * hourly + context.paid.get(name, 0.0) for name, taken in seconds.items()}
+    hourly_usd = shared.job.settings.planning.hourly_usd
     metadata = planning.BaselinesMetadata(
-        labels=labels, scores=scores, seconds=seconds, usd=usd, best=best, best_score=scores[best]
+        labels=label_names(shared.snapshot),
+        scores=scores,
+        seconds=seconds,
+        usd={name: seconds[name] / 3600 * hourly_usd + context.paid.get(name, 0.0) for name in seconds},
+        best=best,
+        best_score=scores[best],
     )
     return shared.commit(draft, metadata, [])
 
@@ -248,7 +252,6 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
     metric = settings.primary_metric
     to_beat = planning.BaselinesMetadata.of(baselines)
     fits, points = _pilot_fits(shared, to_beat.best_score)
-    seconds = sum(fit.seconds for fit in fits.values())
     prediction = planning.predict_score(
         points, shared.recipe.num_rows, SnapshotMetadata.of(shared.snapshot).num_validation_rows
     )
@@ -262,7 +265,7 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
         target_rows=prediction.target_rows,
         best_baseline=to_beat.best,
         best_baseline_score=to_beat.best_score,
-        seconds=seconds,
+        seconds=sum(fit.seconds for fit in fits.values()),
         num_tokens=sum(fit.num_tokens for fit in fits.values()),
     )
     history = {str(count): [fit.history] for count, fit in fits.items()}
@@ -277,9 +280,11 @@ def _pilot_fits(shared: Planning, best_baseline: float) -> tuple[dict[int, Fit],
     Once a second part beats the best baseline by what is asked and by more than chance, the larger ones would
     only cost time.
     """
-    settings, about = shared.job.settings, SnapshotMetadata.of(shared.snapshot)
+    settings = shared.job.settings
+    num_validation_rows = SnapshotMetadata.of(shared.snapshot).num_validation_rows
     counts = _pilot_rows(shared.recipe, settings)
-    fits, points = {}, []
+    fits = {}
+    points = []
     for count in counts:
         try:
             fits[count] = _pilot_fit(shared, count)
@@ -291,7 +296,7 @@ def _pilot_fits(shared: Planning, best_baseline: float) -> tuple[dict[int, Fit],
             continue
         score = fits[count].scores[f"validation_{settings.primary_metric}"]
         points.append(planning.Point(rows=count, score=score))
-        gain = planning.predict_score(points, count, about.num_validation_rows).low - best_baseline
+        gain = planning.predict_score(points, count, num_validation_rows).low - best_baseline
         if len(points) > 1 and gain >= settings.planning.min_predicted_gain:
             break
     return fits, points

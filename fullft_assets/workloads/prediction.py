@@ -46,15 +46,15 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
     probabilities: list[float] = []
 
-    def predicted() -> Iterator[dict[str, Any]]:
-        task, done = task_of(job.settings.examples), 0
-        while texts := [document.text for document in documents[done : done + BLOCK_DOCUMENTS]]:
-            for prediction in task.predict(
-                model, job.settings, labels, texts, job.settings.monitoring.max_new_tokens
-            ):
-                done += 1
+    def predictions() -> Iterator[dict[str, Any]]:
+        task = task_of(job.settings.examples)
+        max_new_tokens = job.settings.monitoring.max_new_tokens
+        for first in range(0, len(documents), BLOCK_DOCUMENTS):
+            texts = [document.text for document in documents[first : first + BLOCK_DOCUMENTS]]
+            block = task.predict(model, job.settings, labels, texts, max_new_tokens)
+            for num_done, prediction in enumerate(block, start=first + 1):
                 progress.raise_if_stopped()
-                progress.step(done, len(documents))
+                progress.step(num_done, len(documents))
                 if "probability" in prediction:
                     probabilities.append(prediction["probability"])
                 yield prediction
@@ -63,7 +63,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         job.case, job.stage, job.key, version=PREDICTIONS_VERSION, seed=job.settings.seed
     ) as draft:
         began = time.perf_counter()
-        write_predictions(draft.path / PREDICTIONS, documents, predicted())
+        write_predictions(draft.path / PREDICTIONS, documents, predictions())
         seconds = time.perf_counter() - began
         draft.commit(
             settings=predictions_key(job.settings),
