@@ -242,7 +242,7 @@ def _measure_live_quality(graph: CaseGraph, store: Store, champion: release.Cham
         windows=latest_by_partition(store, graph.name, PRODUCTION_DOCUMENTS),
         predictions=latest_by_partition(store, graph.name, BATCH_PREDICTIONS),
         examples=usable,
-        chosen=monitoring.exported_as_far(store, graph.name),
+        exported_digests=monitoring.exported_as_far(store, graph.name),
         # As much as the interval at release may be wrong on its lower side: both together are wrong as seldom
         # as its two sides.
         error=(1 - graph.settings.evaluation.confidence) / 2,

@@ -108,7 +108,9 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
         rows, key=lambda document: unit_hash(settings.seed, "label_audit", document.key.hex())
     )[:most]
     texts = {window: _documents(store, windows[window]) for window in newest}
-    return [{**texts[document.window][document.place], "window": document.window} for document in drawn_rows]
+    return [
+        {**texts[document.window][document.location], "window": document.window} for document in drawn_rows
+    ]
 
 
 def _far(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[dict[str, Any]]:

@@ -26,8 +26,8 @@ def own_ids(table: pa.Table) -> list[str | None]:
     `source` and `row`.
     """
     return [
-        None if made_up else id_
-        for id_, made_up in zip(table["id"].to_pylist(), has_made_up_id(table).tolist(), strict=True)
+        None if is_made_up else id_
+        for id_, is_made_up in zip(table["id"].to_pylist(), has_made_up_id(table).tolist(), strict=True)
     ]
 
 
@@ -61,14 +61,14 @@ def independent_rows(
         key = ("group", group) if group else ("text", text)
         if key not in first or ranks[index] < ranks[first[key]]:
             first[key] = index
-    chosen = sorted(first.values(), key=lambda index: (ranks[index], index))
+    candidates = sorted(first.values(), key=lambda index: (ranks[index], index))
     if limit is not None:
-        chosen = chosen[: _CANDIDATES * limit]
-    alone = [index for index in chosen if not groups[index]]
+        candidates = candidates[: _CANDIDATES * limit]
+    alone = [index for index in candidates if not groups[index]]
     clusters = _clusters([texts[index][:_MAX_CHARACTERS] for index in alone])
     _, firsts = np.unique(clusters, return_index=True)
-    left_out = set(alone) - {alone[number] for number in firsts}
-    return np.array(sorted([index for index in chosen if index not in left_out][:limit]), dtype=np.int64)
+    relatives = set(alone) - {alone[number] for number in firsts}
+    return np.array(sorted([index for index in candidates if index not in relatives][:limit]), dtype=np.int64)
 
 
 def _clusters(texts: Sequence[str]) -> np.ndarray:

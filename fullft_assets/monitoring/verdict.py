@@ -108,7 +108,7 @@ class DriftVerdict(BaseModel):
     @property
     def moved_tests(self) -> list[str]:
         """The drift tests that alarmed, in the order of `moved`."""
-        return list(dict.fromkeys(each.test for each in self.comparisons if each.drifted))
+        return list(dict.fromkeys(comparison.test for comparison in self.comparisons if comparison.drifted))
 
     @property
     def summary(self) -> str:
