@@ -95,41 +95,42 @@ def outside_the_store(model: type[Metadata], metadata: Mapping[str, Any]) -> dic
         for label in _labels_in(value)
     }
     is_named = may_be_named(labels)
-    shown: dict[str, Any] = {}
+    public: dict[str, Any] = {}
     for name, value in metadata.items():
         match marks[name]:
             case None:
-                shown[name] = value
+                public[name] = value
             case Private.FILES if value:
-                shown.setdefault(f"num_{name}", len(value))
+                public.setdefault(f"num_{name}", len(value))
             case Private.BY_FILE:
-                shown[name] = dict(Counter(value.values()))
+                public[name] = dict(Counter(value.values()))
             case Private.LABELS if is_named:
-                shown[name] = _with_visible(value)
+                public[name] = _with_visible(value)
     if labels and not is_named:
-        shown["num_labels"] = len(labels)
-    return shown
+        public["num_labels"] = len(labels)
+    return public
 
 
 def _labels_in(value: Any) -> Iterator[str]:
     if isinstance(value, list):
-        yield from (each["label"] if isinstance(each, dict) else each for each in value)
+        yield from (entry["label"] if isinstance(entry, dict) else entry for entry in value)
     elif isinstance(value, dict):
-        for name, each in value.items():
-            yield from each if isinstance(each, dict) else (name,)
+        for name, entry in value.items():
+            yield from entry if isinstance(entry, dict) else (name,)
 
 
 def _with_visible(value: Any) -> Any:
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, list):
-        return [_with_visible(each) for each in value]
+        return [_with_visible(entry) for entry in value]
     if isinstance(value, dict):
-        return {visible(name): _with_visible(each) for name, each in value.items()}
+        return {visible(name): _with_visible(entry) for name, entry in value.items()}
     return value
 
 
-_WIDTH, _HEIGHT = 300, 60
+_WIDTH = 300
+_HEIGHT = 60
 #: Points drawn: about 40 keep the SVG below the 700 bytes that render inline.
 _POINTS = 40
 
@@ -137,13 +138,13 @@ _POINTS = 40
 def sparkline(values: Sequence[float], caption: str) -> dg.MetadataValue:
     """Return Markdown with an inline SVG of a curve, its first and last value in the caption."""
     step = max(1, -(-len(values) // _POINTS))
-    points_shown = [*values[:-1:step], values[-1]]
-    low, high = min(points_shown), max(points_shown)
-    span = (high - low) or 1.0
-    last = max(1, len(points_shown) - 1)
+    drawn_values = [*values[:-1:step], values[-1]]
+    low = min(drawn_values)
+    span = (max(drawn_values) - low) or 1.0
+    last = max(1, len(drawn_values) - 1)
     points = " ".join(
         f"{i * _WIDTH / last:.0f},{_HEIGHT - 4 - (value - low) / span * (_HEIGHT - 8):.0f}"
-        for i, value in enumerate(points_shown)
+        for i, value in enumerate(drawn_values)
     )
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}">'
@@ -360,7 +361,8 @@ class CaseGraph:
         """
         if self.settings.compute.ingestion is not None:
             batch = context.partition_key
-            store, key = self.store(context), ingestion.key(self.use_case, batch)
+            store = self.store(context)
+            key = ingestion.key(self.use_case, batch)
             sign = store.find(self.name, ingestion.STAGE, key)
             # Retention may have removed the artifacts that it names.
             if sign is None or any(
@@ -384,10 +386,10 @@ class CaseGraph:
         and further ones.
         """
         shown = shown or {}
-        visible = outside_the_store(MODELS[asset], manifest.metadata)
+        public = outside_the_store(MODELS[asset], manifest.metadata)
         metadata = {
             **shown,
-            **plain_metadata({name: value for name, value in visible.items() if name not in shown}),
+            **plain_metadata({name: value for name, value in public.items() if name not in shown}),
             "path": place_in(store, manifest.ref),
             ARTIFACT: manifest.ref,
             "made_in_seconds": round(manifest.seconds, 2),
@@ -417,14 +419,14 @@ class CaseGraph:
         self, outcome: CheckOutcome, asset: str, *, blocking: bool
     ) -> dg.AssetCheckEvaluation:
         """Return a check outcome as an event, for what reports it without a run of the asset."""
-        shown = self.check_result(outcome, asset)
+        result = self.check_result(outcome, asset)
         return dg.AssetCheckEvaluation(
             asset_key=self.key(asset),
             check_name=outcome.name,
-            passed=shown.passed,
-            severity=shown.severity,
-            description=shown.description,
-            metadata=shown.metadata,
+            passed=result.passed,
+            severity=result.severity,
+            description=result.description,
+            metadata=result.metadata,
             blocking=blocking,
         )
 

@@ -119,9 +119,9 @@ def record(
         store.write_pointer(
             f"{graph.name}/{ASSET}/{int(signals.now * 1000):014d}", entry.model_dump(mode="json")
         )
-        shown = _shown(graph, state, signals, decision)
+        metadata = _metadata(graph, state, signals, decision)
         instance.report_runless_asset_event(
-            dg.AssetMaterialization(asset_key=graph.key(ASSET), metadata=shown)
+            dg.AssetMaterialization(asset_key=graph.key(ASSET), metadata=metadata)
         )
         if decision.action == "retrain":
             security.append(
@@ -148,18 +148,17 @@ def entries_since(store: Store, case: str, since: float) -> Iterator[tuple[str, 
                 yield name, RecordedDecision.model_validate(store.read_pointer(f"{case}/{ASSET}/{name}"))
 
 
-def _shown(graph: CaseGraph, state: State, signals: Signals, decision: Decision) -> dict[str, Any]:
-    settings = graph.settings.retraining
-    spent = hours_spent(state, signals)
+def _metadata(graph: CaseGraph, state: State, signals: Signals, decision: Decision) -> dict[str, Any]:
+    hours = hours_spent(state, signals)
     numbers = {
         "num_examples": signals.num_examples,
         "num_new_examples": max(0, signals.num_examples - state.num_trained),
         "num_uncounted_examples": signals.num_uncounted,
         "score_drop": signals.score_drop,
         "estimated_hours": signals.estimated_hours,
-        "hours_spent_this_month": spent,
-        "usd_spent_this_month": spent * signals.hourly_usd,
-        "num_attempts_in_vain": num_unproductive(state, signals, settings),
+        "hours_spent_this_month": hours,
+        "usd_spent_this_month": hours * signals.hourly_usd,
+        "num_attempts_in_vain": num_unproductive(state, signals, graph.settings.retraining),
     }
     return {
         "action": decision.action,
@@ -190,9 +189,8 @@ class _Batch(NamedTuple):
 
     @staticmethod
     def derive(examples: Manifest) -> list[Any]:
-        num_valid = ExamplesMetadata.of(examples).num_valid
         return [
-            num_valid,
+            ExamplesMetadata.of(examples).num_valid,
             not examples.red_gates,
             examples.created_at,
             examples.content_digest,
@@ -240,7 +238,8 @@ def _count(
     action: retraining.Action,
     reasons: str,
 ) -> dg.RunRequest | dg.SkipReason:
-    key, job = f"count-{digest([signals.data_version, signals.num_uncounted])}", f"{graph.name}_snapshot"
+    key = f"count-{digest([signals.data_version, signals.num_uncounted])}"
+    job = f"{graph.name}_snapshot"
     run_key = key
     if runs := runs_by_key(instance, [key]).get(key):
         again = ask_again("", key, runs, instance)
@@ -274,8 +273,7 @@ def gather(
     batches = summary_by_partition(
         store, graph.name, LABELED_EXAMPLES, _Batch.derive, version=_SUMMARY_VERSION
     )
-    read = {name: _Batch(*values) for name, values in batches.items()}
-    usable = {name: batch for name, batch in read.items() if batch.is_green}
+    usable_batches = {name: batch for name, values in batches.items() if (batch := _Batch(*values)).is_green}
     checkpoint = latest(store, graph.name, FINETUNED_CHECKPOINT)
     snapshot = latest(store, graph.name, TRAINING_SNAPSHOT)
     frozen = SnapshotMetadata.of(snapshot) if snapshot else None
@@ -294,13 +292,13 @@ def gather(
         )
         windows = windows_of(store, graph)
         began = retraining.drift_began(state, windows, now, settings.retraining)
-        fell = _score_drop(store, graph, in_use)
+        drop = _score_drop(store, graph, in_use)
         unfinished = runs_in_flight(graph, instance)
         signals = retraining.Signals(
             now=now,
             month_start=month_start(graph, now),
             num_examples=_num_rows(frozen),
-            num_uncounted=_num_uncounted(usable, snapshot, frozen),
+            num_uncounted=_num_uncounted(usable_batches, snapshot, frozen),
             data_version=snapshot.content_digest if snapshot else "",
             settings_version=digest(settings.model_dump(include=_MODEL_SECTIONS, mode="json")),
             windows=windows,
@@ -308,16 +306,16 @@ def gather(
             num_labels_since_drift=(
                 0
                 if began is None
-                else sum(batch.num_valid for batch in usable.values() if batch.created_at >= began)
+                else sum(batch.num_valid for batch in usable_batches.values() if batch.created_at >= began)
             ),
-            score_drop=None if fell is None else fell.drop,
-            num_drop_errors=0.0 if fell is None else fell.num_errors,
+            score_drop=None if drop is None else drop.drop,
+            num_drop_errors=0.0 if drop is None else drop.num_errors,
             **_live_quality(
                 store,
                 graph,
                 in_use,
                 [window.key for window in windows if began is None or window.at >= began],
-                usable,
+                usable_batches,
             ),
             estimated_hours=_estimated_hours(store, graph, records),
             hourly_usd=settings.planning.hourly_usd,
@@ -327,10 +325,9 @@ def gather(
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
         raise StoreError(
-            f"{graph.name}: no retraining decision, as {where} is {first['input']} ({first['msg']});"
-            " materialise what it comes from again"
+            f"{graph.name}: no retraining decision, as {'.'.join(map(str, first['loc']))} is"
+            f" {first['input']} ({first['msg']}); materialise what it comes from again"
         ) from None
     return state, signals
 
@@ -395,7 +392,8 @@ def _score_drop(store: Store, graph: CaseGraph, champion: release.Champion | Non
     report = latest(store, graph.name, EVALUATION_REPORT)
     if champion is None or report is None or report.ref == champion.evaluation:
         return None
-    metadata, metric = EvaluationMetadata.of(report), graph.settings.primary_metric
+    metadata = EvaluationMetadata.of(report)
+    metric = graph.settings.primary_metric
     if metadata.checkpoint != champion.checkpoint and metadata.incumbent != champion.checkpoint:
         return None  # a rollback came between: it is of the champion before
     newest = metadata.score(None if metadata.checkpoint == champion.checkpoint else CHAMPION, metric)

@@ -191,7 +191,7 @@ def _change(graph: CaseGraph, store: Store, config: ByHand, run_id: str) -> None
 def _noted(context: dg.OpExecutionContext, graph: CaseGraph, store: Store) -> dg.AssetObservation:
     state = release.read_state(store, graph.name)
     assert state is not None, "something was done to it"
-    intervention = next(each for each in state.interventions if each.by == context.run_id)
+    intervention = next(entry for entry in state.interventions if entry.by == context.run_id)
     context.log.info(f"{intervention.sentence}. Champion: {state.checkpoint}")
     return observation(graph, intervention.sentence, state.current)
 
