@@ -121,9 +121,9 @@ def _open(name: str, section: Mapping[str, Any]) -> Channel:
     return channel(channel.settings_class.model_validate(section))
 
 
-#: Of more alerts at once a channel gets so many, and a summary of the others.
+#: Maximum number of alerts that a channel gets at once; a summary replaces the others.
 _MAX_AT_ONCE = 10
-#: An alert is found again for as long as its run or window is looked at, which is far shorter.
+#: How long an alert is remembered. Its run or window is looked at for a far shorter time.
 _REMEMBERED_SECONDS = 90 * 24 * 3600.0
 
 
@@ -138,14 +138,14 @@ class Delivery:
     notes: list[str] = field(default_factory=list)
 
 
-class _Taken(BaseModel):
+class _ChannelLedger(BaseModel):
     """When a channel took each alert (seconds since the epoch), by its key."""
 
     alerts: dict[str, float] = {}
 
 
 class _Ledger(BaseModel):
-    channels: dict[str, _Taken] = {}
+    channels: dict[str, _ChannelLedger] = {}
 
 
 def deliver(
@@ -158,9 +158,9 @@ def deliver(
 ) -> Delivery:
     """Send each alert to each channel that does not have it yet.
 
-    Of more than ten at once the others are sent as one summary. An alert is remembered as soon as a channel
-    took it, so that a killed delivery repeats at most that one. A channel that fails, however it does, is
-    tried again with the next delivery, and does not keep the others from theirs.
+    If there are more than ten at once, the others are sent as one summary. An alert is remembered as soon as
+    a channel took it, so that a killed delivery repeats at most that one. A channel that fails, however it
+    does, is tried again with the next delivery, and does not keep the others from theirs.
 
     Args:
         now: seconds since the epoch.
@@ -177,10 +177,12 @@ def deliver(
         store.write_pointer(pointer, ledger.model_dump(mode="json"))
     selected_alerts = {alert.key: alert for alert in alerts if alert.event in settings.events}
     for channel_name, channel in channels.items():
-        taken = ledger.channels.setdefault(channel_name, _Taken())
-        taken.alerts = {key: at for key, at in taken.alerts.items() if now - at < _REMEMBERED_SECONDS}
-        due = [alert for key, alert in selected_alerts.items() if key not in taken.alerts]
-        # Of many at once those of runs are the ones that a summary can stand for.
+        channel_ledger = ledger.channels.setdefault(channel_name, _ChannelLedger())
+        channel_ledger.alerts = {
+            key: at for key, at in channel_ledger.alerts.items() if now - at < _REMEMBERED_SECONDS
+        }
+        due = [alert for key, alert in selected_alerts.items() if key not in channel_ledger.alerts]
+        # Failed runs come last, where a summary may replace them.
         due.sort(key=lambda alert: alert.event == "run_failed")
         batches = [[alert] for alert in due[:_MAX_AT_ONCE]]
         if more := due[_MAX_AT_ONCE:]:
@@ -189,7 +191,7 @@ def deliver(
             for batch in batches:
                 alert = batch[0] if len(batch) == 1 else _summary(use_case, batch, settings, now)
                 _send(channel, alert)
-                taken.alerts |= {alert.key: now for alert in batch}
+                channel_ledger.alerts |= {alert.key: now for alert in batch}
                 delivery.sent.setdefault(channel_name, []).append(alert)
                 store.write_pointer(pointer, ledger.model_dump(mode="json"))
         except (AlertError, SettingsError) as error:

@@ -351,10 +351,10 @@ class CaseGraph:
         return manifest
 
     def ingest(self, context: dg.AssetExecutionContext) -> None:
-        """Have the batch's artifacts made where `compute.ingestion` says; nothing where it says nothing.
+        """Have the batch's artifacts made where `compute.ingestion` says; without that setting, do nothing.
 
-        An asset of a data stage then finds them in the store; whatever it does not find, it makes in the run,
-        as it does without.
+        An asset of a data stage then finds them in the store. An artifact that is not there, it makes in the
+        run.
 
         Raises:
             WorkloadError: the workload failed.
@@ -435,28 +435,28 @@ def plain_metadata(values: dict[str, Any]) -> dict[str, Any]:
     """Return metadata that Dagster can plot or show: numbers and text as they are, small structures as
     tables.
     """
-    shown: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     for name, value in values.items():
         if value is None or (isinstance(value, str | dict | list) and not value):
             continue
         if isinstance(value, list) and all(isinstance(row, dict) for row in value):
-            shown[name] = dg.MetadataValue.md(markdown_table(value))
+            metadata[name] = dg.MetadataValue.md(markdown_table(value))
         elif isinstance(value, dict) and all(isinstance(v, int | float | str) for v in value.values()):
             # The numbers first: the UI cuts off the right of a wide table.
-            shown[name] = dg.MetadataValue.md(markdown_table([{name: v, "": k} for k, v in value.items()]))
+            metadata[name] = dg.MetadataValue.md(markdown_table([{name: v, "": k} for k, v in value.items()]))
         elif isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
-            shown[name] = ", ".join(map(str, value[:20])) + (
+            metadata[name] = ", ".join(map(str, value[:20])) + (
                 f" and {len(value) - 20:,} more" if len(value) > 20 else ""
             )
         elif isinstance(value, dict | list):
-            shown[name] = dg.MetadataValue.json(value)
+            metadata[name] = dg.MetadataValue.json(value)
         elif isinstance(value, str) and len(value.split()) > 1 and len(value) > _SENTENCE_CHARACTERS:
-            shown[name] = sentences(value)
+            metadata[name] = sentences(value)
         elif isinstance(value, float):
-            shown[name] = float(f"{value:.5g}") if abs(value) < 10_000 else round(value)
+            metadata[name] = float(f"{value:.5g}") if abs(value) < 10_000 else round(value)
         else:
-            shown[name] = value
-    return shown
+            metadata[name] = value
+    return metadata
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
@@ -465,7 +465,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for number, row in enumerate(rows):
         values = [row.get(column, "") for column in columns]
-        shown = [
+        cells = [
             f"{value:,}"
             if isinstance(value, int)
             else f"{value:.4g}"
@@ -473,7 +473,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             else str(value).replace("\n", " ")
             for value in values
         ]
-        line = f"| {' | '.join(map(escape_name, shown))} |"
+        line = f"| {' | '.join(map(escape_name, cells))} |"
         if sum(map(len, lines)) + len(line) + len(lines) > _INLINE_CHARACTERS - 40:
             lines.append(f"\n{len(rows) - number:,} more rows")
             break

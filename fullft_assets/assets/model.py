@@ -66,13 +66,15 @@ def _build_snapshot(graph: CaseGraph) -> list[dg.AssetsDefinition]:
         tokenized_chunks: dict[str, Manifest],
     ):
         with graph.open_store(context) as store:
-            arriving = _arriving(graph, context.instance, store, labeled_examples, tokenized_chunks)
-            if arriving:
+            arriving_batches = _arriving(graph, context.instance, store, labeled_examples, tokenized_chunks)
+            if arriving_batches:
                 context.log.info(
-                    f"{len(arriving):,} batches that are being ingested wait for the next snapshot:"
-                    f" {', '.join(arriving[:5])}"
+                    f"{len(arriving_batches):,} batches that are being ingested wait for the next snapshot:"
+                    f" {', '.join(arriving_batches[:5])}"
                 )
-            examples = {name: batch for name, batch in labeled_examples.items() if name not in arriving}
+            examples = {
+                name: batch for name, batch in labeled_examples.items() if name not in arriving_batches
+            }
             manifest = snapshot.take(
                 store,
                 graph.use_case,
@@ -109,14 +111,16 @@ def _arriving(
     A snapshot that was taken at such a moment failed, and the run of the model or of the daily evaluation
     with it.
     """
-    waiting = [name for name, manifest in examples.items() if name not in chunks and not manifest.red_gates]
-    if not waiting or len(waiting) == len(examples):
+    waiting_batches = [
+        name for name, manifest in examples.items() if name not in chunks and not manifest.red_gates
+    ]
+    if not waiting_batches or len(waiting_batches) == len(examples):
         return []
-    runs = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": waiting}))
+    runs = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": waiting_batches}))
     in_flight = {run.tags["dagster/partition"] for run in runs if not run.is_finished}
     return [
         name
-        for name in waiting
+        for name in waiting_batches
         if name in in_flight or latest(store, graph.name, TOKENIZED_CHUNKS, name) is not None
     ]
 

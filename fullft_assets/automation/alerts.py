@@ -177,7 +177,7 @@ def finished_runs(graph: CaseGraph, instance: dg.DagsterInstance, since: float) 
 def of_run(
     graph: CaseGraph, instance: dg.DagsterInstance, store: Store, record: dg.RunRecord
 ) -> Iterator[Alert]:
-    """Yield what a finished run has to say: that it failed for good, or the verdict of its stage."""
+    """Yield the alerts of a finished run: that it failed for good, or the verdict of its stage."""
     run = record.dagster_run
     stage = run.job_name.removeprefix(f"{graph.name}_")
 
@@ -212,14 +212,15 @@ def of_run(
                 "open drift_report, which says what changed; label documents that"
                 f" `fullft export {graph.name} FILE --random` draws"
             )
-            began = _began(graph, store, window.created_at, "confirmed", ("ok", "warming_up"))
-            yield alert("drift", f"window {partition} drifted", action, began or partition)
-        began = partition
+            first = _first_window(graph, store, window.created_at, "confirmed", ("ok", "warming_up"))
+            yield alert("drift", f"window {partition} drifted", action, first or partition)
+        first = partition
         if window is not None and status == "feed_broken":
-            began = _began(graph, store, window.created_at, "feed_broken", (*VERDICTS, "warming_up")) or began
+            ends = (*VERDICTS, "warming_up")
+            first = _first_window(graph, store, window.created_at, "feed_broken", ends) or first
         if status == "feed_broken" or (not graph.is_monitored and _is_without_text(graph, store, partition)):
             action = "look at what delivers production documents"
-            yield alert("gate_closed", f"window {partition} has no text", action, f"feed_broken/{began}")
+            yield alert("gate_closed", f"window {partition} has no text", action, f"feed_broken/{first}")
     if stage == "end_orphans" and run.tags.get(STOPPED_TAG, "0") != "0":
         yield alert(
             "decision_needed",
@@ -302,7 +303,7 @@ def _is_without_text(graph: CaseGraph, store: Store, partition: str) -> bool:
     return predictions is not None and not predictions.num_rows
 
 
-def _began(
+def _first_window(
     graph: CaseGraph, store: Store, until: float, status: Status, ends: Sequence[Status]
 ) -> str | None:
     """Return the first window with a status since the last one with a status that ends what it shows.
@@ -310,15 +311,15 @@ def _began(
     Args:
         until: when the verdict of the newest window that counts was made, in seconds since the epoch.
     """
-    began = None
+    first = None
     for window in windows_of(store, graph):
         if window.status in ends:
-            began = None
-        elif window.status == status and began is None:
-            began = window.key
+            first = None
+        elif window.status == status and first is None:
+            first = window.key
         if window.at >= until:
             break
-    return began
+    return first
 
 
 def _of_decisions(

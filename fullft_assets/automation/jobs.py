@@ -84,8 +84,8 @@ def require_idle(
     Raises:
         StoreError: names such a run.
     """
-    ended = [] if since is None else instance.get_runs(dg.RunsFilter(updated_after=since))
-    for run in [*instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT)), *ended]:
+    ended_runs = [] if since is None else instance.get_runs(dg.RunsFilter(updated_after=since))
+    for run in [*instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT)), *ended_runs]:
         is_ours = run.tags.get("use_case") == case or any(
             key.path[0] == case for key in run.asset_selection or ()
         )

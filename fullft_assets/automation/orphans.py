@@ -96,8 +96,8 @@ def build_orphans_schedule(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
 
 
 def ended_at(instance: dg.DagsterInstance, run_id: str) -> float | None:
-    """Return when a run ended, in seconds since the epoch; None of one that goes on, or is not of this
-    Dagster.
+    """Return when a run ended, in seconds since the epoch; None if it goes on, or if this Dagster has no such
+    run.
     """
     record = instance.get_run_record_by_id(run_id)
     if record is None or not record.dagster_run.is_finished:

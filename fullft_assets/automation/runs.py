@@ -159,8 +159,8 @@ def month_start(graph: CaseGraph, now: float) -> float:
     return local.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
 
 
-#: Carries the run key on runs of the daemon and of `fullft run` alike: Dagster's own tag is the daemon's
-#: alone.
+#: Tag with the run key, on runs of the daemon and of `fullft run`: Dagster's own tag is only on those of the
+#: daemon.
 REQUEST_TAG = "delivery/run_key"
 _RUN_KEY_TAG = "dagster/run_key"
 #: Class of a failed run's failure, noted by the tick that looked it up: that reads the run's events.
@@ -216,11 +216,12 @@ def find_due(
 ) -> Due:
     """Return which batches to launch. The ledger in the store is the truth, not the sensor's cursor.
 
-    The next tick launches what a tick that died has cut, and an edit of the YAML makes batches due again. A
-    batch whose run failed comes after all that never had one: under a new run key an hour later, then after
-    two hours and so on, five times, and then once a day where an outage made it fail. What fails again unless
-    something changes is not asked for again, nor is what a person cancelled; `fullft run` tries each of them.
-    One in flight takes no place, so that none of them starves the rest.
+    The next tick launches what a tick that died did not launch, and an edit of the YAML makes batches due
+    again. A batch whose run failed comes after all that never had one: under a new run key an hour later,
+    then after two hours and so on, five times, and then once a day where an outage made it fail. What fails
+    again unless something changes is not asked for again, nor is what a person cancelled; `fullft run` tries
+    each of them. Batches in flight do not count among the runs of a tick, so that they never keep the others
+    waiting.
     """
     if kind == "batch":
         done_names = ingestion.done(store, graph.use_case)
@@ -252,9 +253,9 @@ def find_due(
     )
     requests: list[dg.RunRequest] = []
     retries: list[Again] = []
-    while len(requests) < most and (some_names := list(islice(launchable, _KEYS_PER_QUERY))):
-        runs = runs_by_key(instance, [f"{name}-{version}" for name in some_names])
-        for name in some_names:
+    while len(requests) < most and (next_names := list(islice(launchable, _KEYS_PER_QUERY))):
+        runs = runs_by_key(instance, [f"{name}-{version}" for name in next_names])
+        for name in next_names:
             key = f"{name}-{version}"
             if key not in runs:
                 requests.append(request(name, key))

@@ -368,8 +368,8 @@ class Scale:
         return _nearest(_unit(features.embeddings), self.held_out) / max(float(self.far), 1e-12)
 
     def with_content_of(self, other: Scale) -> Scale:
-        """Return the scale with what the tests that outlive a champion were fitted to in another scale, on
-        which earlier windows were read.
+        """Return the scale with the arrays of another scale, on which earlier windows were read, for the
+        tests that outlive a champion.
         """
         names = [name for test in self.tests if test.outlives_champion for name in test.arrays]
         return replace(self, fitted={**self.fitted, **{name: other.fitted[name] for name in names}})

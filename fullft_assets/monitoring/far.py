@@ -58,7 +58,7 @@ def exported_as_far(store: Store, case: str) -> dict[str, Collection[str]]:
 
 #: File of a drift report: a line of JSON for each document.
 FAR = "far.jsonl"
-#: Documents of a window that are kept.
+#: Maximum number of far documents that a window's report has.
 MAX_DOCUMENTS = 100
 
 

@@ -133,7 +133,7 @@ _MEAN = "mean_"
 
 @dataclass(frozen=True)
 class Sums:
-    """What is kept of a window.
+    """What is stored of a window, for the comparison with later windows.
 
     Attributes:
         num_rows: documents that count, each independent of the others.
@@ -151,7 +151,7 @@ class Sums:
     novel_share: float | None
 
     def as_numbers(self) -> dict[str, float]:
-        """Return what there is to plot over the windows."""
+        """Return the numbers that are plotted over the windows, by name."""
         plotted = {f"{_MEAN}{name}": float(value) for name, value in zip(NUMBERS, self.numbers, strict=True)}
         return plotted | ({} if self.novel_share is None else {"novel_share": self.novel_share})
 

@@ -33,9 +33,9 @@ class History:
     """Drift reports of earlier windows.
 
     Attributes:
-        model: of windows under this champion.
-        kept_past: of windows that the content of the texts is compared with, where those of an earlier
-            champion are among them.
+        model: reports of windows under this champion.
+        kept_past: reports of windows that the content of the texts is compared with, where windows of an
+            earlier champion are among them; else None.
         scale: the `drift_scale` of that champion.
     """
 
@@ -66,7 +66,7 @@ class History:
 
     @classmethod
     def of_inputs(cls, inputs: Mapping[str, Manifest]) -> History:
-        """Return what `as_inputs` named."""
+        """Return the history from a job's inputs, as `as_inputs` names them."""
 
         def past(prefix: str) -> Past[Manifest]:
             reference, recent = (
@@ -79,10 +79,10 @@ class History:
         return cls(past(""), None if scale is None else past(_KEPT), scale)
 
     def after(self, report: Manifest) -> History:
-        """Return what the window after one is compared with.
+        """Return the history that the next window is compared with.
 
         Args:
-            report: of that window, which was compared with this history.
+            report: the drift report of a window that was compared with this history.
         """
         status = DriftMetadata.of(report).status
         kept_past = None if self.kept_past is None else self.kept_past.after(report, status)
@@ -115,9 +115,9 @@ def read_history(
         reported: keys of the windows that have a report.
         find: returns the newest report of a window.
         load: returns an artifact by its reference.
-        documents: of the window.
+        documents: the window's `production_documents`.
         model: the checkpoint in use.
-        settings: of the report, see `verdict.key_settings`.
+        settings: the settings of its report, see `verdict.key_settings`.
     """
     reported = sorted(reported)
 

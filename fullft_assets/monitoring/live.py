@@ -163,28 +163,32 @@ def measure(
         examples: `labeled_examples` by batch, of the batches that the champion has not learned from.
         exported_digests: by window, digests of the documents that were exported for labelling because they
             are far from the training data (`exported_as_far`): their accuracy is not that of production.
-        error: of each of the two bounds.
+        error: probability that each of the two bounds is wrong.
     """
-    predicted = predicted_by(champion, windows, predictions)
+    champion_predictions = predicted_by(champion, windows, predictions)
 
     def write(_: Draft) -> Outcome:
         counts = count(
             labels_by_id(store, examples),
-            predicted_documents(store, case, windows, predicted, exported_digests),
+            predicted_documents(store, case, windows, champion_predictions, exported_digests),
         )
-        metadata = judge(counts, champion.ref, len(predicted), release, error)
+        metadata = judge(counts, champion.ref, len(champion_predictions), release, error)
         return metadata.as_dict(), [check(metadata)]
 
     contents = [
         {name: manifest.content_digest for name, manifest in artifacts.items()}
-        for artifacts in (predicted, examples)
+        for artifacts in (champion_predictions, examples)
     ]
     inputs = {
         FINETUNED_CHECKPOINT: champion.content_digest,
         "predictions": digest(contents[0]),
         LABELED_EXAMPLES: digest(contents[1]),
         "chosen": digest(
-            {name: sorted(digests) for name, digests in exported_digests.items() if name in predicted}
+            {
+                name: sorted(digests)
+                for name, digests in exported_digests.items()
+                if name in champion_predictions
+            }
         ),
     }
     settings = {"release": list(release), "error": error}
@@ -196,7 +200,7 @@ def measure(
 def predicted_by(
     champion: Manifest, windows: Mapping[str, Manifest], predictions: Mapping[str, Manifest]
 ) -> dict[str, Manifest]:
-    """Return those `batch_predictions` that are a champion's own, by window in the order of arrival; for the
+    """Return the `batch_predictions` that a champion made, by window in the order of arrival; for the
     arguments see `measure`.
     """
     return {
@@ -212,11 +216,11 @@ class PredictedDocument(NamedTuple):
     """A production document with its prediction.
 
     Attributes:
-        key: of its group, or of its text; of related documents the first one counts, labelled or not: which
-            one it is must not depend on the labels.
-        id: None where it has none of its own. One that is made up of file and row would be that of another
-            document, too, where a feed uses a file's name again, or labelled documents come in files of that
-            name.
+        key: digest of its group, or of its text if it has no group. Of related documents the first one
+            counts, labelled or not: which one counts must not depend on the labels.
+        id: as it was delivered, or None. An id that is made up from file and row is not used: another
+            document has it, too, where a feed uses a file's name again, or where labelled documents come in
+            files of that name.
         label: as it was delivered with the document, or None.
         is_chosen: it was exported for labelling because it is far from the training data.
         window, location: its window, with file and row there.
@@ -235,36 +239,36 @@ def predicted_documents(
     store: Store,
     case: str,
     windows: Mapping[str, Manifest],
-    predicted: Mapping[str, Manifest],
+    champion_predictions: Mapping[str, Manifest],
     exported_digests: Mapping[str, Collection[str]],
 ) -> Iterator[PredictedDocument]:
-    """Yield the documents with a prediction, oldest first; what was delivered again as it is now: what was
-    repaired is not what was damaged.
+    """Yield the documents with a prediction, oldest first. A document that was delivered again is yielded as
+    it was delivered last: before, it may have been damaged.
 
     Args:
-        predicted: as of `predicted_by`.
+        champion_predictions: what `predicted_by` returns.
         windows, exported_digests: see `measure`.
     """
     last: dict[str, str] = {}
-    for name in predicted:
+    for name in champion_predictions:
         path = store.folder(windows[name]) / DOCUMENTS_FILE
         table = pq.read_table(path, columns=["id", "source", "row"])
         last.update(dict.fromkeys(filter(None, own_ids(table)), name))
-    for name, predictions in predicted.items():
-        far = exported_digests.get(name, ())
+    for name, predictions in champion_predictions.items():
+        far_digests = exported_digests.get(name, ())
         for document in _documents(store, name, windows[name], predictions):
             if document.id is None or last.get(document.id, name) == name:
                 yield document._replace(
-                    is_chosen=bool(far) and location_digest(case, document.location) in far
+                    is_chosen=bool(far_digests) and location_digest(case, document.location) in far_digests
                 )
 
 
 def first_of_each(documents: Iterable[PredictedDocument]) -> Iterator[PredictedDocument]:
     """Yield the first of related documents."""
-    seen: set[bytes] = set()
+    keys: set[bytes] = set()
     for document in documents:
-        if document.key not in seen:
-            seen.add(document.key)
+        if document.key not in keys:
+            keys.add(document.key)
             yield document
 
 
@@ -356,9 +360,9 @@ def _documents(
     table = pq.read_table(
         store.folder(window) / DOCUMENTS_FILE, columns=["source", "row", "id", "text", "label", "group"]
     )
-    predicted = read_labels(store.folder(predictions) / PREDICTIONS)
+    predicted_labels = read_labels(store.folder(predictions) / PREDICTIONS)
     for row, own_id in zip(table.to_pylist(), own_ids(table), strict=True):
-        if (location := (row["source"], row["row"])) in predicted:
+        if (location := (row["source"], row["row"])) in predicted_labels:
             group_or_text = (
                 f"group {row['group']}"
                 if row["group"]
@@ -366,5 +370,5 @@ def _documents(
             )
             key = hashlib.blake2b(group_or_text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
             yield PredictedDocument(
-                key, own_id, predicted[location], row["label"], window=name, location=location
+                key, own_id, predicted_labels[location], row["label"], window=name, location=location
             )

@@ -36,7 +36,7 @@ SIMILARITY = 0.3
 #: Characters of a text that are compared: enough to recognise a relative, and a bound for what long texts
 #: cost.
 _MAX_CHARACTERS = 5_000
-#: Candidates for each row that is wanted: most clusters are small.
+#: Candidates for each requested row: most clusters are small.
 _CANDIDATES = 2
 
 
@@ -46,7 +46,7 @@ def independent_rows(
     """Return the indices, ascending, of one row a group, or of one row a cluster of near-duplicates where
     rows have no group.
 
-    Of a group the row counts that a hash keyed with the seed puts first, so that the choice depends on the
+    The row of a group is the one with the lowest hash of seed and text, so that the choice depends on the
     texts, not on their order. Clusters are single linkage: texts without a group are related if their word
     shingles' Jaccard similarity is at least `SIMILARITY`.
 
@@ -64,10 +64,10 @@ def independent_rows(
     candidates = sorted(first.values(), key=lambda index: (ranks[index], index))
     if limit is not None:
         candidates = candidates[: _CANDIDATES * limit]
-    alone = [index for index in candidates if not groups[index]]
-    clusters = _clusters([texts[index][:_MAX_CHARACTERS] for index in alone])
+    rows_without_group = [index for index in candidates if not groups[index]]
+    clusters = _clusters([texts[index][:_MAX_CHARACTERS] for index in rows_without_group])
     _, firsts = np.unique(clusters, return_index=True)
-    relatives = set(alone) - {alone[number] for number in firsts}
+    relatives = set(rows_without_group) - {rows_without_group[number] for number in firsts}
     return np.array(sorted([index for index in candidates if index not in relatives][:limit]), dtype=np.int64)
 
 
@@ -87,7 +87,9 @@ def _clusters(texts: Sequence[str]) -> np.ndarray:
     )
     shared = (table @ table.T).tocoo()
     first, second = shared.coords
-    together = sizes[first] + sizes[second] - shared.data
-    near = shared.data >= SIMILARITY * together
-    links = csr_array((np.ones(int(near.sum()), bool), (first[near], second[near])), shape=shared.shape)
+    union_sizes = sizes[first] + sizes[second] - shared.data
+    is_near = shared.data >= SIMILARITY * union_sizes
+    links = csr_array(
+        (np.ones(int(is_near.sum()), bool), (first[is_near], second[is_near])), shape=shared.shape
+    )
     return connected_components(links, directed=False)[1]

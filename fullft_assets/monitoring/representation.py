@@ -72,15 +72,15 @@ def judge(
         and SUMS in report.files
         and report.inputs[FINETUNED_CHECKPOINT] == model.content_digest
     )
-    predicted = Counter[str]()
+    label_counts = Counter[str]()
     num_windows = 0
     for report in reports_of_model:
         counts = Sums.load(store.folder(report) / SUMS).counts.tolist()
-        predicted.update(dict(zip(labels, counts, strict=True)))
+        label_counts.update(dict(zip(labels, counts, strict=True)))
         num_windows += 1
-        if predicted.total() >= ENOUGH_ROWS:
+        if label_counts.total() >= ENOUGH_ROWS:
             break
-    outcome = compare(SnapshotMetadata.of(snapshot).label_counts["train"], predicted)
+    outcome = compare(SnapshotMetadata.of(snapshot).label_counts["train"], label_counts)
     return outcome.model_copy(update={"metadata": {**outcome.metadata, "num_windows": num_windows}})
 
 

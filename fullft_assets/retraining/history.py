@@ -1,4 +1,4 @@
-"""What a decision to train again depends on, the decision, and what follows of the attempts, trainings and
+"""What a decision to train again depends on, the decision, and what follows from the attempts, trainings and
 windows so far.
 
 The values can be kept in a log. Times are in seconds since the epoch.
@@ -205,10 +205,10 @@ def has_same_settings(attempt: Attempt, signals: Signals) -> bool:
 
 
 def is_settled(attempt: Attempt, state: State) -> bool:
-    """Return whether a training ended or a champion was released after an attempt: what it did not come to is
-    no longer missing.
+    """Return whether a training ended or a champion was released after the end of an attempt, so that its
+    failure no longer matters.
 
-    What its own run trained before it failed came before its end.
+    What its own run trained before it failed ended earlier, and does not count.
     """
     end = attempt.started_at + attempt.hours * HOUR_SECONDS if attempt.ended_at is None else attempt.ended_at
     return any(at is not None and at > end for at in (state.trained_at, state.champion_since))
@@ -232,8 +232,9 @@ def num_unproductive(state: State, signals: Signals, settings: RetrainingSetting
     """Return how many attempts in a row, the newest last, gained nothing. One that a person cancelled says
     nothing.
 
-    They are the ones under today's settings since the last promotion, however it came about; while drift
-    lasts, all since the last window without: a champion that does not end it is no cure.
+    Attempts under today's settings count that started since the last promotion, by the gates or by hand.
+    While a drift lasts, all of them count since the last window without drift: a champion that does not end a
+    drift is no success.
     """
     since = state.champion_since
     if drift_began(state, signals.windows, signals.now, settings) is not None:
@@ -359,10 +360,10 @@ def drift_began(
 
 
 def drift_examples(state: State, signals: Signals, settings: RetrainingSettings) -> int:
-    """Return how many labelled examples of a drift that labels confirm a retrain of now would learn from; 0
-    where no such drift is being learned.
+    """Return how many labelled examples of a drift a retrain would learn from now; 0 without a drift that
+    labels confirm.
 
-    A score that fell is a drift that labels found, since the last training.
+    A lower score is a drift, too: labels show it, and all new examples since the last training count.
     """
     new, _ = new_examples(state, signals)
     last = next(reversed(in_order(state)), None)

@@ -42,11 +42,11 @@ from fullft_assets.settings import RetrainingSettings
 _MIN_GROWTH = 0.2
 #: Growth of the labelled examples since a drift began that is worth another retrain.
 _MORE_OF_DRIFT = 0.5
-#: So many times as many labelled examples are needed for a drift that labels do not confirm.
+#: A drift that labels do not confirm needs so many times the labelled examples.
 _NOT_CONFIRMED = 3
 #: Rule, and incident, of a drift whose labels were not drawn at random.
 RANDOM_LABELS = "random_labels"
-#: Those far from the training data do not say how often the champion is right.
+#: Documents far from the training data do not show how often the champion is right.
 _LABEL_AT_RANDOM = "label production documents that `fullft export CASE FILE --random` draws"
 
 
@@ -109,14 +109,14 @@ def _new_data(state: State, signals: Signals, settings: RetrainingSettings) -> R
 
 
 def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
-    began = drift_began(state, signals.windows, signals.now, settings)
-    if began is None:
+    drift_start = drift_began(state, signals.windows, signals.now, settings)
+    if drift_start is None:
         return Rule(
             "drift",
             "wait",
             f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows",
         )
-    reason = f"drift is confirmed since the window of {date(began)}"
+    reason = f"drift is confirmed since the window of {date(drift_start)}"
     num_labels = signals.num_labels_since_drift
     needed = _NOT_CONFIRMED * settings.min_new_examples_on_drift
     if settings.min_new_examples_on_drift <= num_labels < needed and not score_fell(signals, settings):
@@ -130,8 +130,8 @@ def _not_confirmed(state: State, signals: Signals, reason: str, needed: int) -> 
         return Rule(
             RANDOM_LABELS,
             "request_labels" if RANDOM_LABELS in state.raised else "wait",
-            f"{reason} live_quality has not evaluated the {signals.num_labels_since_drift:,} labelled examples"
-            " yet",
+            f"{reason} live_quality has not evaluated the {signals.num_labels_since_drift:,} labelled"
+            " examples yet",
             instruction=_LABEL_AT_RANDOM,
         )
     counts = (
@@ -161,11 +161,11 @@ def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings)
     if last is None or not last.num_drift_examples or last.outcome != "succeeded":
         return
     new, since = new_examples(state, signals)
-    learned = last.num_drift_examples
-    needed = max(round(_MORE_OF_DRIFT * learned), settings.min_new_examples_on_drift)
+    num_learned = last.num_drift_examples
+    needed = max(round(_MORE_OF_DRIFT * num_learned), settings.min_new_examples_on_drift)
     if (
         not has_same_settings(last, signals)
-        or learned >= settings.min_new_examples
+        or num_learned >= settings.min_new_examples
         or needed > settings.min_new_examples
     ):
         return
@@ -175,7 +175,7 @@ def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings)
         "retrain" if is_enough else "wait",
         (
             f"{new:,} new examples since {since}, {'enough for' if is_enough else 'fewer than'} {needed:,}"
-            f" beside the {learned:,} that showed it a drift"
+            f" beside the {num_learned:,} that showed it a drift"
         ),
         count_first,
     )
@@ -292,7 +292,9 @@ def _schedule(state: State, signals: Signals) -> Iterator[Rule]:
 def _if_there_is_something_new(
     state: State, signals: Signals, name: Literal["age", "schedule"], reason: str
 ) -> Rule:
-    """Return a retrain, or why it waits: rows are not counted, there are no others, or they were tried."""
+    """Return a retrain, or why it waits: delivered rows are not counted yet, there are no new rows, or an
+    attempt has had them.
+    """
     if signals.num_uncounted:
         return Rule(
             name,
@@ -493,8 +495,8 @@ def _hangs(signals: Signals) -> Iterator[Incident]:
 def _budget(
     state: State, signals: Signals, settings: RetrainingSettings, obstacles: Sequence[Obstacle]
 ) -> Iterator[Incident]:
-    """Yield that the next run is above the whole month's budget, or that nothing but what is left of it keeps
-    a retrain from starting.
+    """Yield that the next run needs more than a whole month's budget, or that only the budget that remains of
+    this month keeps a retrain from starting.
     """
     hours = signals.estimated_hours
     usd = hours * signals.hourly_usd
