@@ -286,8 +286,8 @@ class TestHistory:
             "num_reference_windows": len(history.content.reference),
             "reference": [made.ref for made in history.model.reference],
             "recent": [made.ref for made in history.model.recent],
-            "kept_reference": [made.ref for made in history.kept.reference] if history.kept else [],
-            "kept_recent": [made.ref for made in history.kept.recent] if history.kept else [],
+            "kept_reference": [made.ref for made in history.kept_past.reference] if history.kept_past else [],
+            "kept_recent": [made.ref for made in history.kept_past.recent] if history.kept_past else [],
             "scale": (history.scale or self.scale).ref,
         }
         inputs = {
@@ -364,9 +364,9 @@ class TestHistory:
         def kept(window: str, model: Manifest) -> tuple[list[str], list[str]] | None:
             history = self.read(window, made, model=model)
             assert History.of_inputs(history.as_inputs()) == history
-            return history.kept and (
-                [made.key for made in history.kept.reference],
-                [made.key for made in history.kept.recent],
+            return history.kept_past and (
+                [made.key for made in history.kept_past.reference],
+                [made.key for made in history.kept_past.recent],
             )
 
         go_on(1, 7, self.model)

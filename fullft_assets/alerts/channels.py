@@ -181,12 +181,12 @@ class CloudWatch(_Channel):
 
     def send(self, alert: Alert) -> None:
         """Count an alert."""
-        event, use_case = (
-            {"Name": "Event", "Value": alert.event},
+        dimensions = [
             {"Name": "UseCase", "Value": alert.use_case},
-        )
+            {"Name": "Event", "Value": alert.event},
+        ]
         count = {"MetricName": "Alerts", "Timestamp": datetime.now(UTC), "Value": 1, "Unit": "Count"}
-        data = [{**count, "Dimensions": dimensions} for dimensions in ([use_case, event], [event])]
+        data = [{**count, "Dimensions": dimensions}, {**count, "Dimensions": dimensions[1:]}]
         _call("cloudwatch", "put_metric_data", Namespace=self.settings.namespace, MetricData=data)
 
 

@@ -121,9 +121,9 @@ def _open(name: str, section: Mapping[str, Any]) -> Channel:
     return channel(channel.settings_class.model_validate(section))
 
 
-#: Of more alerts at once a channel gets so many, and a summary of the others.
+#: Maximum number of alerts that a channel gets at once; a summary replaces the others.
 _MAX_AT_ONCE = 10
-#: An alert is found again for as long as its run or window is looked at, which is far shorter.
+#: How long an alert is remembered. Its run or window is looked at for a far shorter time.
 _REMEMBERED_SECONDS = 90 * 24 * 3600.0
 
 
@@ -138,14 +138,14 @@ class Delivery:
     notes: list[str] = field(default_factory=list)
 
 
-class _Taken(BaseModel):
+class _ChannelLedger(BaseModel):
     """When a channel took each alert (seconds since the epoch), by its key."""
 
     alerts: dict[str, float] = {}
 
 
 class _Ledger(BaseModel):
-    channels: dict[str, _Taken] = {}
+    channels: dict[str, _ChannelLedger] = {}
 
 
 def deliver(
@@ -158,39 +158,42 @@ def deliver(
 ) -> Delivery:
     """Send each alert to each channel that does not have it yet.
 
-    Of more than ten at once the others are sent as one summary. An alert is remembered as soon as a channel
-    took it, so that a killed delivery repeats at most that one. A channel that fails, however it does, is
-    tried again with the next delivery, and does not keep the others from theirs.
+    If there are more than ten at once, the others are sent as one summary. An alert is remembered as soon as
+    a channel took it, so that a killed delivery repeats at most that one. A channel that fails, however it
+    does, is tried again with the next delivery, and does not keep the others from theirs.
 
     Args:
         now: seconds since the epoch.
     """
-    name, delivery = f"{use_case}/alerts", Delivery()
+    pointer = f"{use_case}/alerts"
+    delivery = Delivery()
     try:
-        ledger = _Ledger.model_validate(store.read_pointer(name) or {})
+        ledger = _Ledger.model_validate(store.read_pointer(pointer) or {})
     except ValueError:  # JSON that is cut off
         ledger = _Ledger()
         delivery.notes.append(
-            f"the ledger {name}.json could not be read and begins anew: what lasts is sent once more"
+            f"the ledger {pointer}.json could not be read and begins anew: what lasts is sent once more"
         )
-        store.write_pointer(name, ledger.model_dump(mode="json"))
-    chosen_alerts = {alert.key: alert for alert in alerts if alert.event in settings.events}
+        store.write_pointer(pointer, ledger.model_dump(mode="json"))
+    selected_alerts = {alert.key: alert for alert in alerts if alert.event in settings.events}
     for channel_name, channel in channels.items():
-        taken = ledger.channels.setdefault(channel_name, _Taken())
-        taken.alerts = {key: at for key, at in taken.alerts.items() if now - at < _REMEMBERED_SECONDS}
-        due = [alert for key, alert in chosen_alerts.items() if key not in taken.alerts]
-        # Of many at once those of runs are the ones that a summary can stand for.
+        channel_ledger = ledger.channels.setdefault(channel_name, _ChannelLedger())
+        channel_ledger.alerts = {
+            key: at for key, at in channel_ledger.alerts.items() if now - at < _REMEMBERED_SECONDS
+        }
+        due = [alert for key, alert in selected_alerts.items() if key not in channel_ledger.alerts]
+        # Failed runs come last, where a summary may replace them.
         due.sort(key=lambda alert: alert.event == "run_failed")
         batches = [[alert] for alert in due[:_MAX_AT_ONCE]]
         if more := due[_MAX_AT_ONCE:]:
             batches.append(more)
         try:
             for batch in batches:
-                sent = batch[0] if len(batch) == 1 else _summary(use_case, batch, settings, now)
-                _send(channel, sent)
-                taken.alerts |= {alert.key: now for alert in batch}
-                delivery.sent.setdefault(channel_name, []).append(sent)
-                store.write_pointer(name, ledger.model_dump(mode="json"))
+                alert = batch[0] if len(batch) == 1 else _summary(use_case, batch, settings, now)
+                _send(channel, alert)
+                channel_ledger.alerts |= {alert.key: now for alert in batch}
+                delivery.sent.setdefault(channel_name, []).append(alert)
+                store.write_pointer(pointer, ledger.model_dump(mode="json"))
         except (AlertError, SettingsError) as error:
             delivery.failures.append(f"alerts.channels.{channel_name}: {error}")
     return delivery
@@ -210,12 +213,12 @@ def _send(channel: Channel, alert: Alert) -> None:
 
 def _summary(use_case: str, alerts: Sequence[Alert], settings: AlertsSettings, now: float) -> Alert:
     counts = Counter[Event](alert.event for alert in alerts)
-    listed = ", ".join(f"{count} {event}" for event, count in sorted(counts.items()))
+    counts_in_words = ", ".join(f"{count} {event}" for event, count in sorted(counts.items()))
     return Alert(
         event=max(counts, key=counts.__getitem__),
         use_case=use_case,
         key=f"summary/{now:.0f}",
-        title=f"{len(alerts)} more alerts: {listed}",
+        title=f"{len(alerts)} more alerts: {counts_in_words}",
         action="open Dagster's UI; each of them is shown there",
         url=f"{settings.dagster_url.rstrip('/')}/runs",
         at=now,

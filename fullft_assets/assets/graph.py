@@ -95,41 +95,42 @@ def outside_the_store(model: type[Metadata], metadata: Mapping[str, Any]) -> dic
         for label in _labels_in(value)
     }
     is_named = may_be_named(labels)
-    shown: dict[str, Any] = {}
+    public: dict[str, Any] = {}
     for name, value in metadata.items():
         match marks[name]:
             case None:
-                shown[name] = value
+                public[name] = value
             case Private.FILES if value:
-                shown.setdefault(f"num_{name}", len(value))
+                public.setdefault(f"num_{name}", len(value))
             case Private.BY_FILE:
-                shown[name] = dict(Counter(value.values()))
+                public[name] = dict(Counter(value.values()))
             case Private.LABELS if is_named:
-                shown[name] = _with_visible(value)
+                public[name] = _with_visible(value)
     if labels and not is_named:
-        shown["num_labels"] = len(labels)
-    return shown
+        public["num_labels"] = len(labels)
+    return public
 
 
 def _labels_in(value: Any) -> Iterator[str]:
     if isinstance(value, list):
-        yield from (each["label"] if isinstance(each, dict) else each for each in value)
+        yield from (entry["label"] if isinstance(entry, dict) else entry for entry in value)
     elif isinstance(value, dict):
-        for name, each in value.items():
-            yield from each if isinstance(each, dict) else (name,)
+        for name, entry in value.items():
+            yield from entry if isinstance(entry, dict) else (name,)
 
 
 def _with_visible(value: Any) -> Any:
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, list):
-        return [_with_visible(each) for each in value]
+        return [_with_visible(entry) for entry in value]
     if isinstance(value, dict):
-        return {visible(name): _with_visible(each) for name, each in value.items()}
+        return {visible(name): _with_visible(entry) for name, entry in value.items()}
     return value
 
 
-_WIDTH, _HEIGHT = 300, 60
+_WIDTH = 300
+_HEIGHT = 60
 #: Points drawn: about 40 keep the SVG below the 700 bytes that render inline.
 _POINTS = 40
 
@@ -137,13 +138,13 @@ _POINTS = 40
 def sparkline(values: Sequence[float], caption: str) -> dg.MetadataValue:
     """Return Markdown with an inline SVG of a curve, its first and last value in the caption."""
     step = max(1, -(-len(values) // _POINTS))
-    points_shown = [*values[:-1:step], values[-1]]
-    low, high = min(points_shown), max(points_shown)
-    span = (high - low) or 1.0
-    last = max(1, len(points_shown) - 1)
+    drawn_values = [*values[:-1:step], values[-1]]
+    low = min(drawn_values)
+    span = (max(drawn_values) - low) or 1.0
+    last = max(1, len(drawn_values) - 1)
     points = " ".join(
         f"{i * _WIDTH / last:.0f},{_HEIGHT - 4 - (value - low) / span * (_HEIGHT - 8):.0f}"
-        for i, value in enumerate(points_shown)
+        for i, value in enumerate(drawn_values)
     )
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}">'
@@ -350,17 +351,18 @@ class CaseGraph:
         return manifest
 
     def ingest(self, context: dg.AssetExecutionContext) -> None:
-        """Have the batch's artifacts made where `compute.ingestion` says; nothing where it says nothing.
+        """Have the batch's artifacts made where `compute.ingestion` says; without that setting, do nothing.
 
-        An asset of a data stage then finds them in the store; whatever it does not find, it makes in the run,
-        as it does without.
+        An asset of a data stage then finds them in the store. An artifact that is not there, it makes in the
+        run.
 
         Raises:
             WorkloadError: the workload failed.
         """
         if self.settings.compute.ingestion is not None:
             batch = context.partition_key
-            store, key = self.store(context), ingestion.key(self.use_case, batch)
+            store = self.store(context)
+            key = ingestion.key(self.use_case, batch)
             sign = store.find(self.name, ingestion.STAGE, key)
             # Retention may have removed the artifacts that it names.
             if sign is None or any(
@@ -384,10 +386,10 @@ class CaseGraph:
         and further ones.
         """
         shown = shown or {}
-        visible = outside_the_store(MODELS[asset], manifest.metadata)
+        public = outside_the_store(MODELS[asset], manifest.metadata)
         metadata = {
             **shown,
-            **plain_metadata({name: value for name, value in visible.items() if name not in shown}),
+            **plain_metadata({name: value for name, value in public.items() if name not in shown}),
             "path": place_in(store, manifest.ref),
             ARTIFACT: manifest.ref,
             "made_in_seconds": round(manifest.seconds, 2),
@@ -417,14 +419,14 @@ class CaseGraph:
         self, outcome: CheckOutcome, asset: str, *, blocking: bool
     ) -> dg.AssetCheckEvaluation:
         """Return a check outcome as an event, for what reports it without a run of the asset."""
-        shown = self.check_result(outcome, asset)
+        result = self.check_result(outcome, asset)
         return dg.AssetCheckEvaluation(
             asset_key=self.key(asset),
             check_name=outcome.name,
-            passed=shown.passed,
-            severity=shown.severity,
-            description=shown.description,
-            metadata=shown.metadata,
+            passed=result.passed,
+            severity=result.severity,
+            description=result.description,
+            metadata=result.metadata,
             blocking=blocking,
         )
 
@@ -433,28 +435,28 @@ def plain_metadata(values: dict[str, Any]) -> dict[str, Any]:
     """Return metadata that Dagster can plot or show: numbers and text as they are, small structures as
     tables.
     """
-    shown: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     for name, value in values.items():
         if value is None or (isinstance(value, str | dict | list) and not value):
             continue
         if isinstance(value, list) and all(isinstance(row, dict) for row in value):
-            shown[name] = dg.MetadataValue.md(markdown_table(value))
+            metadata[name] = dg.MetadataValue.md(markdown_table(value))
         elif isinstance(value, dict) and all(isinstance(v, int | float | str) for v in value.values()):
             # The numbers first: the UI cuts off the right of a wide table.
-            shown[name] = dg.MetadataValue.md(markdown_table([{name: v, "": k} for k, v in value.items()]))
+            metadata[name] = dg.MetadataValue.md(markdown_table([{name: v, "": k} for k, v in value.items()]))
         elif isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
-            shown[name] = ", ".join(map(str, value[:20])) + (
+            metadata[name] = ", ".join(map(str, value[:20])) + (
                 f" and {len(value) - 20:,} more" if len(value) > 20 else ""
             )
         elif isinstance(value, dict | list):
-            shown[name] = dg.MetadataValue.json(value)
+            metadata[name] = dg.MetadataValue.json(value)
         elif isinstance(value, str) and len(value.split()) > 1 and len(value) > _SENTENCE_CHARACTERS:
-            shown[name] = sentences(value)
+            metadata[name] = sentences(value)
         elif isinstance(value, float):
-            shown[name] = float(f"{value:.5g}") if abs(value) < 10_000 else round(value)
+            metadata[name] = float(f"{value:.5g}") if abs(value) < 10_000 else round(value)
         else:
-            shown[name] = value
-    return shown
+            metadata[name] = value
+    return metadata
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
@@ -463,7 +465,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for number, row in enumerate(rows):
         values = [row.get(column, "") for column in columns]
-        shown = [
+        cells = [
             f"{value:,}"
             if isinstance(value, int)
             else f"{value:.4g}"
@@ -471,7 +473,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             else str(value).replace("\n", " ")
             for value in values
         ]
-        line = f"| {' | '.join(map(escape_name, shown))} |"
+        line = f"| {' | '.join(map(escape_name, cells))} |"
         if sum(map(len, lines)) + len(line) + len(lines) > _INLINE_CHARACTERS - 40:
             lines.append(f"\n{len(rows) - number:,} more rows")
             break

@@ -66,13 +66,15 @@ def _build_snapshot(graph: CaseGraph) -> list[dg.AssetsDefinition]:
         tokenized_chunks: dict[str, Manifest],
     ):
         with graph.open_store(context) as store:
-            arriving = _arriving(graph, context.instance, store, labeled_examples, tokenized_chunks)
-            if arriving:
+            arriving_batches = _arriving(graph, context.instance, store, labeled_examples, tokenized_chunks)
+            if arriving_batches:
                 context.log.info(
-                    f"{len(arriving):,} batches that are being ingested wait for the next snapshot:"
-                    f" {', '.join(arriving[:5])}"
+                    f"{len(arriving_batches):,} batches that are being ingested wait for the next snapshot:"
+                    f" {', '.join(arriving_batches[:5])}"
                 )
-            examples = {name: batch for name, batch in labeled_examples.items() if name not in arriving}
+            examples = {
+                name: batch for name, batch in labeled_examples.items() if name not in arriving_batches
+            }
             manifest = snapshot.take(
                 store,
                 graph.use_case,
@@ -109,21 +111,23 @@ def _arriving(
     A snapshot that was taken at such a moment failed, and the run of the model or of the daily evaluation
     with it.
     """
-    waiting = [name for name, manifest in examples.items() if name not in chunks and not manifest.red_gates]
-    if not waiting or len(waiting) == len(examples):
+    waiting_batches = [
+        name for name, manifest in examples.items() if name not in chunks and not manifest.red_gates
+    ]
+    if not waiting_batches or len(waiting_batches) == len(examples):
         return []
-    runs = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": waiting}))
+    runs = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": waiting_batches}))
     in_flight = {run.tags["dagster/partition"] for run in runs if not run.is_finished}
     return [
         name
-        for name in waiting
+        for name in waiting_batches
         if name in in_flight or latest(store, graph.name, TOKENIZED_CHUNKS, name) is not None
     ]
 
 
 def _labels(metadata: snapshot.SnapshotMetadata) -> list[dict[str, Any]]:
     counts = metadata.label_counts
-    tested = {
+    effective_sizes = {
         statistics.label: statistics.k_eff
         for statistics in metadata.label_statistics
         if statistics.split == "test"
@@ -132,7 +136,7 @@ def _labels(metadata: snapshot.SnapshotMetadata) -> list[dict[str, Any]]:
         {
             "label": label,
             **{split: counts[split].get(label, 0) for split in counts},
-            "test k_eff": tested.get(label, 0),
+            "test k_eff": effective_sizes.get(label, 0),
         }
         for label in metadata.labels
     ]
@@ -156,10 +160,6 @@ def _build_planning(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     version = graph.code_version(
         f"{planning.VERSION}.{graph.settings.primary_metric}", "planning", "training"
     )
-    checks = [
-        *graph.checks(FEASIBILITY_PLAN, planning.PLAN_CHECKS),
-        *graph.checks(PILOT_RUN, planning.PILOT_CHECKS),
-    ]
 
     @dg.multi_asset(
         name=f"{graph.name}__planning",
@@ -175,7 +175,10 @@ def _build_planning(graph: CaseGraph) -> list[dg.AssetsDefinition]:
         },
         ins={TRAINING_SNAPSHOT: dg.AssetIn(graph.key(TRAINING_SNAPSHOT), input_manager_key=graph.io_key)},
         group_name=graph.name,
-        check_specs=checks,
+        check_specs=[
+            *graph.checks(FEASIBILITY_PLAN, planning.PLAN_CHECKS),
+            *graph.checks(PILOT_RUN, planning.PILOT_CHECKS),
+        ],
         pool=graph.settings.launcher_of("planning").pool,
         required_resource_keys=graph.shared(launches=True)["required_resource_keys"],
     )
@@ -185,9 +188,9 @@ def _build_planning(graph: CaseGraph) -> list[dg.AssetsDefinition]:
         with graph.open_store(context) as store:
             training_snapshot.require_green(FEASIBILITY_PLAN)
             # What is missing, or another one, is refused before anything costs time.
-            brought = external.keep(store, graph.name, graph.settings, graph.use_case.project_root)
-            if external.PREDICTIONS in brought:
-                external.require_complete(store, brought[external.PREDICTIONS], training_snapshot)
+            artifacts = external.keep(store, graph.name, graph.settings, graph.use_case.project_root)
+            if external.PREDICTIONS in artifacts:
+                external.require_complete(store, artifacts[external.PREDICTIONS], training_snapshot)
             key = planning_key(graph, training_snapshot, base_model_revision(graph))
             manifests = {name: store.find(graph.name, name, key) for name in _ASSETS}
             if None in manifests.values():
@@ -264,9 +267,10 @@ def _build_training(graph: CaseGraph) -> list[dg.AssetsDefinition]:
                         f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other"
                         f" settings or another machine; materialise {plan.stage} again"
                     )
-            if (refused := refusal(pilot_run)) is not None:
+            reason_to_refuse = refusal(pilot_run)
+            if reason_to_refuse is not None:
                 # An answer, no failure: the best baseline is judged in its place, or nothing is made below.
-                context.log.warning(refused)
+                context.log.warning(reason_to_refuse)
                 baseline = _best_baseline(graph, context, training_snapshot, pilot_run)
                 if baseline is not None:
                     yield graph.result(baseline, FINETUNED_CHECKPOINT, store)
@@ -295,9 +299,9 @@ def _best_baseline(
     store = graph.store(context)
     baselines = store.find(graph.name, CHEAPER_BASELINES, pilot.key)
     assert baselines is not None, "the pilot is written after the baselines"
-    fitted = planning.BaselinesMetadata.of(baselines)
-    names = release.candidates(fitted, graph.settings.release, None)
-    if not names or len(fitted.scores) < 2:
+    metadata = planning.BaselinesMetadata.of(baselines)
+    names = release.candidates(metadata, graph.settings.release, None)
+    if not names or len(metadata.scores) < 2:
         return None
     inputs = {TRAINING_SNAPSHOT: snapshot, CHEAPER_BASELINES: baselines}
     key = release.stored_baseline_key(names[0], inputs, graph.settings)
@@ -338,10 +342,9 @@ _PICTURE = re.compile(r"!\[(?P<title>[^\]]*)\]\((?P<path>pictures/[^)]+)\)")
 
 
 def _build_evaluation(graph: CaseGraph) -> list[dg.AssetsDefinition]:
-    specs = check_specs(graph.settings)
     # What a gain is worth is judged here, though its settings are those of the plan.
-    asked = worth.asked(graph.settings)
-    worth_version = f"-{digest(asked)[:8]}" if asked else ""
+    worth_settings = worth.asked(graph.settings)
+    worth_version = f"-{digest(worth_settings)[:8]}" if worth_settings else ""
 
     @dg.asset(
         key=graph.key(EVALUATION_REPORT),
@@ -353,7 +356,7 @@ def _build_evaluation(graph: CaseGraph) -> list[dg.AssetsDefinition]:
         ),
         code_version=graph.code_version(evaluation.VERSION + worth_version, "evaluation", "release"),
         kinds={"huggingface", "scikitlearn"},
-        check_specs=graph.checks(EVALUATION_REPORT, specs),
+        check_specs=graph.checks(EVALUATION_REPORT, check_specs(graph.settings)),
         pool=graph.settings.launcher_of("evaluation").pool,
         **graph.shared(launches=True),
     )
@@ -400,7 +403,8 @@ def _shown(graph: CaseGraph, store: Store, manifest: Manifest) -> dict[str, Any]
     The event log is for ever and has many readers: where labels may be texts, neither the report nor its
     pictures, which name them, go there.
     """
-    metadata, folder = EvaluationMetadata.of(manifest), store.folder(manifest)
+    metadata = EvaluationMetadata.of(manifest)
+    folder = store.folder(manifest)
     rows = [
         {"system": system or evaluation.FINETUNED}
         | {

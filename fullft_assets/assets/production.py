@@ -32,14 +32,14 @@ def read_history(
     graph: CaseGraph,
     store: Store,
     window: str,
-    seen: Manifest,
+    window_documents: Manifest,
     checkpoint: Manifest,
 ) -> History:
     """Return the drift reports that a window is compared with.
 
     Args:
         window: its key.
-        seen: its `production_documents`.
+        window_documents: its `production_documents`.
         checkpoint: the model in use.
     """
     return monitoring.read_history(
@@ -47,7 +47,7 @@ def read_history(
         store.list_pointers(f"latest/{graph.name}/{DRIFT_REPORT}"),
         partial(latest, store, graph.name, DRIFT_REPORT),
         store.load,
-        documents=seen,
+        documents=window_documents,
         model=checkpoint,
         settings=monitoring.key_settings(graph.settings),
     )
@@ -175,16 +175,13 @@ def _build_monitoring(graph: CaseGraph) -> list[dg.AssetsDefinition]:
         shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(metadata.table)}
         windows = [monitoring.DriftMetadata.of(report) for report in history.windows]
         shares = [
-            each.measured["novel_share"] for each in (*windows, metadata) if "novel_share" in each.measured
+            window.measured["novel_share"]
+            for window in (*windows, metadata)
+            if "novel_share" in window.measured
         ]
         if len(shares) > 1:
             shown["novel_share_curve"] = sparkline(shares, "novel share of the windows that were read")
-        return graph.result(
-            manifest,
-            DRIFT_REPORT,
-            store,
-            shown,
-        )
+        return graph.result(manifest, DRIFT_REPORT, store, shown)
 
     @dg.asset(
         key=graph.key(LIVE_QUALITY),
@@ -206,12 +203,12 @@ def _build_monitoring(graph: CaseGraph) -> list[dg.AssetsDefinition]:
         with graph.open_store(context) as store:
             champion = release.read_champion(store, graph.name)
             if champion is None:
-                none_yet = CheckOutcome(
+                outcome = CheckOutcome(
                     name=monitoring.LIVE_CHECK.name,
                     passed=True,
                     description="no champion yet, so nothing to compare with",
                 )
-                yield graph.check_result(none_yet, LIVE_QUALITY)
+                yield graph.check_result(outcome, LIVE_QUALITY)
                 return
             manifest = _measure_live_quality(graph, store, champion)
         yield graph.result(manifest, LIVE_QUALITY, store)
@@ -227,12 +224,12 @@ def _measure_live_quality(graph: CaseGraph, store: Store, champion: release.Cham
             f"{graph.name}: {champion.evaluation} has no {monitoring.METRIC}; evaluate and promote the model"
             " again"
         )
-    # It has learned from the batches of its snapshot.
-    learned = SnapshotMetadata.of(store.load(champion.snapshot)).parts
-    usable = {
+    # The champion has learned from the batches of its snapshot.
+    learned_batches = SnapshotMetadata.of(store.load(champion.snapshot)).parts
+    examples = {
         name: manifest
         for name, manifest in latest_by_partition(store, graph.name, LABELED_EXAMPLES).items()
-        if name not in learned and not any(check.is_red for check in manifest.checks)
+        if name not in learned_batches and not any(check.is_red for check in manifest.checks)
     }
     return live.measure(
         store,
@@ -241,8 +238,8 @@ def _measure_live_quality(graph: CaseGraph, store: Store, champion: release.Cham
         release=monitoring.AtRelease(accuracy, low),
         windows=latest_by_partition(store, graph.name, PRODUCTION_DOCUMENTS),
         predictions=latest_by_partition(store, graph.name, BATCH_PREDICTIONS),
-        examples=usable,
-        chosen=monitoring.exported_as_far(store, graph.name),
+        examples=examples,
+        exported_digests=monitoring.exported_as_far(store, graph.name),
         # As much as the interval at release may be wrong on its lower side: both together are wrong as seldom
         # as its two sides.
         error=(1 - graph.settings.evaluation.confidence) / 2,
@@ -285,8 +282,8 @@ def build_checks(graph: CaseGraph) -> list[dg.AssetChecksDefinition]:
             )
             labels = CheckpointMetadata.of(model).labels if model else []
             outcome = representation.judge(store, snapshot, reports, model, labels)
-        judged = outcome.model_copy(update={"metadata": {**outcome.metadata, "snapshot": snapshot.ref}})
-        return graph.check_result(judged, TRAINING_SNAPSHOT)
+        metadata = {**outcome.metadata, "snapshot": snapshot.ref}
+        return graph.check_result(outcome.model_copy(update={"metadata": metadata}), TRAINING_SNAPSHOT)
 
     return [training_data_represents_production]
 

@@ -30,10 +30,9 @@ def audit_all(
     home = Path(instance.root_directory)
     standard = default_store(home)
     by_store: dict[str, tuple[Store, list[UseCase]]] = {standard.url: (standard, [])}
-    for place in find_use_cases(defs):
-        if (use_case := _loaded(place)) is not None:
-            store = open_store(use_case, instance)
-            by_store.setdefault(store.url, (store, []))[1].append(use_case)
+    for use_case in filter(None, map(_loaded, find_use_cases(defs))):
+        store = open_store(use_case, instance)
+        by_store.setdefault(store.url, (store, []))[1].append(use_case)
     root = find_project_root(defs / "defs.yaml")
     findings = [
         finding
@@ -44,9 +43,9 @@ def audit_all(
     return sorted(dict.fromkeys(findings), key=lambda finding: finding.severity != "error"), records
 
 
-def _loaded(place: Place) -> UseCase | None:
+def _loaded(source: Place) -> UseCase | None:
     try:
-        return None if is_dormant(place.path) else load_use_case(*place)
+        return None if is_dormant(source.path) else load_use_case(*source)
     except SettingsError:
         return None  # an asset of its own says so
 
@@ -74,7 +73,7 @@ def build(defs: Path) -> dg.Definitions:
         findings, records = audit_all(defs, context.instance)
         if findings:
             context.log.warning(f"{len(findings)} findings; `fullft audit` names the files")
-        rows = [{"id": each.id, "severity": each.severity, "fix": each.fix} for each in findings]
+        rows = [{"id": finding.id, "severity": finding.severity, "fix": finding.fix} for finding in findings]
         num_errors = sum(finding.severity == "error" for finding in findings)
         yield dg.MaterializeResult(
             metadata={

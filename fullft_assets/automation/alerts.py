@@ -30,7 +30,7 @@ from fullft_assets.artifacts import (
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.decision import ASSET, entries_since, windows_of
 from fullft_assets.automation.orphans import STOPPED_TAG
-from fullft_assets.automation.runs import EVIDENCE_TAG, failure_of, is_asked_again
+from fullft_assets.automation.runs import EVIDENCE_TAG, RETRY_TAG, failure_of, is_asked_again
 from fullft_assets.automation.ticks import sensor
 from fullft_assets.errors import TRANSIENT, StoreError, without_message
 from fullft_assets.evaluation.metadata import EvaluationMetadata
@@ -47,8 +47,6 @@ _LOOK_BACK_SECONDS = 24 * 3600.0
 _MAX_RUNS = 100
 _FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 _PARTITION_TAG = "dagster/partition"
-#: Dagster starts such a run again by itself: it has not failed for good.
-_RETRY_TAG = "dagster/will_retry"
 #: Ticks of a sensor or a schedule that fail in a row, by what its name has after the use case's. A schedule's
 #: next one may be a week away.
 _FAILED_TICKS = {
@@ -61,7 +59,9 @@ _FAILED_TICKS = {
 _LAUNCHER_TAGS = ("dagster/sensor_name", "dagster/schedule_name")
 
 
-class _Seen(BaseModel):
+class _Cursor(BaseModel):
+    """Until when runs and decisions were looked at, in seconds since the epoch."""
+
     runs: float
     decisions: float
 
@@ -82,11 +82,15 @@ def build_alert_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
         description=f"Sends {', '.join(settings.events)} to {', '.join(settings.channels)}, each once.",
     )
     def send_alerts(context: dg.SensorEvaluationContext, **_: Any):
-        store, now = graph.store(context), time.time()
-        seen = _seen(context.cursor, now)
+        store = graph.store(context)
+        now = time.time()
+        try:
+            cursor = _Cursor.model_validate_json(context.cursor or "")
+        except ValidationError:
+            cursor = _Cursor(runs=now - _LOOK_BACK_SECONDS, decisions=now - _LOOK_BACK_SECONDS)
         with one_line_errors(store, graph.name):
-            runs = finished_runs(graph, context.instance, seen.runs)
-            entries = list(entries_since(store, graph.name, seen.decisions))
+            runs = finished_runs(graph, context.instance, cursor.runs)
+            entries = list(entries_since(store, graph.name, cursor.decisions))
             delivery = alerts.deliver(
                 store,
                 graph.name,
@@ -103,22 +107,15 @@ def build_alert_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
         if runs:
             # `finished_runs` looks one second back: more runs than one tick looks at may have finished in one
             # second, and the next tick goes on.
-            seen.runs = runs[-1].update_timestamp.timestamp() + (1 if len(runs) == _MAX_RUNS else 0)
+            cursor.runs = runs[-1].update_timestamp.timestamp() + (1 if len(runs) == _MAX_RUNS else 0)
         if entries:
             # The name of a decision is its time in milliseconds.
-            seen.decisions = (int(entries[-1][0]) + 1) / 1000
-        context.update_cursor(seen.model_dump_json())
+            cursor.decisions = (int(entries[-1][0]) + 1) / 1000
+        context.update_cursor(cursor.model_dump_json())
         sent = {alert.key: alert.title for sent_alerts in delivery.sent.values() for alert in sent_alerts}
         return dg.SkipReason("; ".join([*delivery.notes, *sent.values()]) or "nothing to report")
 
     return [send_alerts]
-
-
-def _seen(cursor: str | None, now: float) -> _Seen:
-    try:
-        return _Seen.model_validate_json(cursor or "")
-    except ValidationError:
-        return _Seen(runs=now - _LOOK_BACK_SECONDS, decisions=now - _LOOK_BACK_SECONDS)
 
 
 def _alerts_of(
@@ -134,12 +131,12 @@ def _alerts_of(
     sources = [
         *(
             (
-                _name(graph, each),
-                each.dagster_run.run_id,
-                _run_page(each),
-                of_run(graph, instance, store, each),
+                _name(graph, record),
+                record.dagster_run.run_id,
+                _run_page(record),
+                of_run(graph, instance, store, record),
             )
-            for each in runs
+            for record in runs
         ),
         ("the retraining decisions", day, "automation", _of_decisions(graph, store, entries, now)),
         ("the feeds", day, "automation", _of_silence(graph, instance, store, now)),
@@ -150,8 +147,8 @@ def _alerts_of(
             yield from source
         except Exception as error:
             # Any error: one damaged manifest, or one fault in this code, must not end all alerts.
-            line = str(error) if isinstance(error, StoreError) else without_message(error)
-            title = f"what {what} would report is missing: {line}"
+            message = str(error) if isinstance(error, StoreError) else without_message(error)
+            title = f"what {what} would report is missing: {message}"
             log.warning(title)
             yield _alert(
                 graph,
@@ -180,8 +177,9 @@ def finished_runs(graph: CaseGraph, instance: dg.DagsterInstance, since: float) 
 def of_run(
     graph: CaseGraph, instance: dg.DagsterInstance, store: Store, record: dg.RunRecord
 ) -> Iterator[Alert]:
-    """Yield what a finished run has to say: that it failed for good, or the verdict of its stage."""
-    run, stage = record.dagster_run, record.dagster_run.job_name.removeprefix(f"{graph.name}_")
+    """Yield the alerts of a finished run: that it failed for good, or the verdict of its stage."""
+    run = record.dagster_run
+    stage = run.job_name.removeprefix(f"{graph.name}_")
 
     def alert(event: Event, title: str, action: str, what: str = run.run_id) -> Alert:
         return _alert(
@@ -193,9 +191,9 @@ def of_run(
         # A red check makes its run fail, and the batch is done: no other run follows.
         for asset in (LABELED_EXAMPLES, TOKENIZED_CHUNKS):
             ref = made_by_run(instance, run.run_id, graph.key(asset), partition)
-            closed = [] if ref is None else [gate.name for gate in store.load(ref).red_gates]
-            if closed:
-                title = f"batch {partition} is held back: {', '.join(closed)}"
+            red_gates = [] if ref is None else [gate.name for gate in store.load(ref).red_gates]
+            if red_gates:
+                title = f"batch {partition} is held back: {', '.join(red_gates)}"
                 yield alert("gate_closed", title, f"open the checks of {asset}")
                 return
     if run.status == dg.DagsterRunStatus.FAILURE:
@@ -214,14 +212,15 @@ def of_run(
                 "open drift_report, which says what changed; label documents that"
                 f" `fullft export {graph.name} FILE --random` draws"
             )
-            began = _began(graph, store, window.created_at, "confirmed", ("ok", "warming_up"))
-            yield alert("drift", f"window {partition} drifted", action, began or partition)
-        began = partition
+            first = _first_window(graph, store, window.created_at, "confirmed", ("ok", "warming_up"))
+            yield alert("drift", f"window {partition} drifted", action, first or partition)
+        first = partition
         if window is not None and status == "feed_broken":
-            began = _began(graph, store, window.created_at, "feed_broken", (*VERDICTS, "warming_up")) or began
+            ends = (*VERDICTS, "warming_up")
+            first = _first_window(graph, store, window.created_at, "feed_broken", ends) or first
         if status == "feed_broken" or (not graph.is_monitored and _is_without_text(graph, store, partition)):
             action = "look at what delivers production documents"
-            yield alert("gate_closed", f"window {partition} has no text", action, f"feed_broken/{began}")
+            yield alert("gate_closed", f"window {partition} has no text", action, f"feed_broken/{first}")
     if stage == "end_orphans" and run.tags.get(STOPPED_TAG, "0") != "0":
         yield alert(
             "decision_needed",
@@ -231,26 +230,28 @@ def of_run(
     if stage == "model":
         # Another run may have evaluated since; one that trained nothing has no candidate.
         ref = made_by_run(instance, run.run_id, graph.key(EVALUATION_REPORT))
-        report = None if ref is None else store.load(ref)
-        if report is None:
+        if ref is None:
             return
+        report = store.load(ref)
         champion = release.read_champion(store, graph.name)
-        judged = EvaluationMetadata.of(report)
+        metadata = EvaluationMetadata.of(report)
         is_champion = champion and (
-            champion.checkpoint == judged.checkpoint or champion.evaluation == judged.ships
+            champion.checkpoint == metadata.checkpoint or champion.evaluation == metadata.ships
         )
-        closed = [check.name for check in report.checks if not check.passed]
+        red_checks = [check.name for check in report.checks if not check.passed]
         action = "read the evaluation report"
-        if security.BY_AUDIT in (release.recorded_outcome(store, graph.name, judged.checkpoint) or ""):
-            closed, action = ["security_audit"], "run `fullft audit`"
-        # One whose gates are all open was champion until another one was promoted.
-        if closed and not is_champion:
-            yield alert("gate_closed", f"the candidate was not promoted: {', '.join(closed)}", action)
+        if security.BY_AUDIT in (release.recorded_outcome(store, graph.name, metadata.checkpoint) or ""):
+            red_checks = ["security_audit"]
+            action = "run `fullft audit`"
+        # A candidate without a red check was champion until another one was promoted.
+        if red_checks and not is_champion:
+            yield alert("gate_closed", f"the candidate was not promoted: {', '.join(red_checks)}", action)
 
 
 def _name(graph: CaseGraph, record: dg.RunRecord) -> str:
     run = record.dagster_run
-    partition, name = run.tags.get(_PARTITION_TAG), run.job_name.removeprefix(f"{graph.name}_")
+    partition = run.tags.get(_PARTITION_TAG)
+    name = run.job_name.removeprefix(f"{graph.name}_")
     if name.startswith("__"):  # Dagster's own job of assets chosen by hand, or by an automation condition
         name = ", ".join(sorted(key.path[-1] for key in run.asset_selection or ())) or name
     return f"the run {name}" + (f" of {partition}" if partition else "")
@@ -277,7 +278,7 @@ def _is_tried_again(graph: CaseGraph, instance: dg.DagsterInstance, record: dg.R
     schedule that launched it.
     """
     run = record.dagster_run
-    if run.tags.get(_RETRY_TAG) == "true":
+    if run.tags.get(RETRY_TAG) == "true":
         return True
     launchers = {run.tags[tag] for tag in _LAUNCHER_TAGS if tag in run.tags}
     if not any(state.name in launchers and _is_on(graph, state) for state in instance.all_instigator_state()):
@@ -302,7 +303,7 @@ def _is_without_text(graph: CaseGraph, store: Store, partition: str) -> bool:
     return predictions is not None and not predictions.num_rows
 
 
-def _began(
+def _first_window(
     graph: CaseGraph, store: Store, until: float, status: Status, ends: Sequence[Status]
 ) -> str | None:
     """Return the first window with a status since the last one with a status that ends what it shows.
@@ -310,15 +311,15 @@ def _began(
     Args:
         until: when the verdict of the newest window that counts was made, in seconds since the epoch.
     """
-    began = None
+    first = None
     for window in windows_of(store, graph):
         if window.status in ends:
-            began = None
-        elif window.status == status and began is None:
-            began = window.key
+            first = None
+        elif window.status == status and first is None:
+            first = window.key
         if window.at >= until:
             break
-    return began
+    return first
 
 
 def _of_decisions(
@@ -334,31 +335,39 @@ def _of_decisions(
             # A decision that an earlier release recorded has no instruction.
             action = decision.instruction or f"open the newest materialisation of {ASSET}"
             title = f"labels are asked for: {reason}" if decision.action == "request_labels" else reason
-            page = _asset_page(graph, ASSET)
-            yield _alert(graph, "decision_needed", name, title, action, page, entry.time)
+            yield _alert(graph, "decision_needed", name, title, action, _asset_page(graph, ASSET), entry.time)
     champion = release.read_champion(store, graph.name)
     # The newest decision may be of the champion before.
     if not entries or champion is None or entries[-1][1].time < champion.promoted_at:
         return
-    signals, settings = entries[-1][1].signals, graph.settings.retraining
+    signals = entries[-1][1].signals
+    settings = graph.settings.retraining
     candidate = latest(store, graph.name, FINETUNED_CHECKPOINT) if signals.num_runs_in_flight else None
     if candidate is not None and candidate.created_at > champion.promoted_at:
         return  # a run may release it in a moment
     # The size of a drop changes with each label and each evaluation: one alert for each champion.
     since = f"{champion.promoted_at:.0f}"
     if signals.live_drop >= settings.max_score_drop:
-        title = (
+        yield _alert(
+            graph,
+            "quality_drop",
+            f"live/{since}",
             f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than"
-            " at release"
+            " at release",
+            "look at live_quality; roll back or retrain",
+            _asset_page(graph, LIVE_QUALITY),
+            now,
         )
-        action = "look at live_quality; roll back or retrain"
-        page = _asset_page(graph, LIVE_QUALITY)
-        yield _alert(graph, "quality_drop", f"live/{since}", title, action, page, now)
     if is_lower_on_tests(signals, settings):
-        title = f"the champion's score fell by {signals.score_drop:.3f} on newer rows"
-        action = "look at the newest evaluation report; roll back or retrain"
-        page = _asset_page(graph, EVALUATION_REPORT)
-        yield _alert(graph, "quality_drop", f"score/{since}", title, action, page, now)
+        yield _alert(
+            graph,
+            "quality_drop",
+            f"score/{since}",
+            f"the champion's score fell by {signals.score_drop:.3f} on newer rows",
+            "look at the newest evaluation report; roll back or retrain",
+            _asset_page(graph, EVALUATION_REPORT),
+            now,
+        )
 
 
 def _asset_page(graph: CaseGraph, asset: str) -> str:

@@ -119,9 +119,9 @@ def record(
         store.write_pointer(
             f"{graph.name}/{ASSET}/{int(signals.now * 1000):014d}", entry.model_dump(mode="json")
         )
-        shown = _shown(graph, state, signals, decision)
+        metadata = _metadata(graph, state, signals, decision)
         instance.report_runless_asset_event(
-            dg.AssetMaterialization(asset_key=graph.key(ASSET), metadata=shown)
+            dg.AssetMaterialization(asset_key=graph.key(ASSET), metadata=metadata)
         )
         if decision.action == "retrain":
             security.append(
@@ -148,18 +148,17 @@ def entries_since(store: Store, case: str, since: float) -> Iterator[tuple[str, 
                 yield name, RecordedDecision.model_validate(store.read_pointer(f"{case}/{ASSET}/{name}"))
 
 
-def _shown(graph: CaseGraph, state: State, signals: Signals, decision: Decision) -> dict[str, Any]:
-    settings = graph.settings.retraining
-    spent = hours_spent(state, signals)
+def _metadata(graph: CaseGraph, state: State, signals: Signals, decision: Decision) -> dict[str, Any]:
+    hours = hours_spent(state, signals)
     numbers = {
         "num_examples": signals.num_examples,
         "num_new_examples": max(0, signals.num_examples - state.num_trained),
         "num_uncounted_examples": signals.num_uncounted,
         "score_drop": signals.score_drop,
         "estimated_hours": signals.estimated_hours,
-        "hours_spent_this_month": spent,
-        "usd_spent_this_month": spent * signals.hourly_usd,
-        "num_attempts_in_vain": num_unproductive(state, signals, settings),
+        "hours_spent_this_month": hours,
+        "usd_spent_this_month": hours * signals.hourly_usd,
+        "num_attempts_in_vain": num_unproductive(state, signals, graph.settings.retraining),
     }
     return {
         "action": decision.action,
@@ -190,16 +189,15 @@ class _Batch(NamedTuple):
 
     @staticmethod
     def derive(examples: Manifest) -> list[Any]:
-        num_valid = ExamplesMetadata.of(examples).num_valid
         return [
-            num_valid,
+            ExamplesMetadata.of(examples).num_valid,
             not examples.red_gates,
             examples.created_at,
             examples.content_digest,
         ]
 
 
-#: Of what `_Batch` and `_status_and_time` derive.
+#: Version of what `_Batch` and `_status_and_time` derive from manifests.
 _SUMMARY_VERSION = "2"
 
 
@@ -240,18 +238,19 @@ def _count(
     action: retraining.Action,
     reasons: str,
 ) -> dg.RunRequest | dg.SkipReason:
-    key, job = f"count-{digest([signals.data_version, signals.num_uncounted])}", f"{graph.name}_snapshot"
+    key = f"count-{digest([signals.data_version, signals.num_uncounted])}"
+    job = f"{graph.name}_snapshot"
     run_key = key
     if runs := runs_by_key(instance, [key]).get(key):
         again = ask_again("", key, runs, instance)
         if again.why or again.at > signals.now:
             last = runs[-1].dagster_run
-            ended = (
+            last_run = (
                 f"the run {last.run_id} that was to count them ended on {date(again.last_end)} as"
                 f" {last.status.value}"
             )
             return dg.SkipReason(
-                f"{action}: {reasons}; {ended}: a later tick may ask for it again, or launch {job} by hand"
+                f"{action}: {reasons}; {last_run}: a later tick may ask for it again, or launch {job} by hand"
             )
         run_key = again.run_key
     return dg.RunRequest(run_key=run_key, job_name=job, tags={REASONS_TAG: reasons[:250], REQUEST_TAG: key})
@@ -274,50 +273,51 @@ def gather(
     batches = summary_by_partition(
         store, graph.name, LABELED_EXAMPLES, _Batch.derive, version=_SUMMARY_VERSION
     )
-    read = {name: _Batch(*values) for name, values in batches.items()}
-    usable = {name: batch for name, batch in read.items() if batch.is_green}
+    usable_batches = {name: batch for name, values in batches.items() if (batch := _Batch(*values)).is_green}
     checkpoint = latest(store, graph.name, FINETUNED_CHECKPOINT)
     snapshot = latest(store, graph.name, TRAINING_SNAPSHOT)
-    frozen = SnapshotMetadata.of(snapshot) if snapshot else None
-    trained_on, learned = _trained_on(store, checkpoint, snapshot, frozen)
+    snapshot_metadata = SnapshotMetadata.of(snapshot) if snapshot else None
+    trained_on, trained_metadata = _trained_on(store, checkpoint, snapshot, snapshot_metadata)
     records = model_runs(graph, instance, now)
     in_use = release.read_state(store, graph.name)
     try:
         state = retraining.State(
             attempts=attempts_of(records, instance, now),
             trained_on=trained_on.content_digest if trained_on else None,
-            num_trained=_num_rows(learned),
+            num_trained=_num_rows(trained_metadata),
             trained_at=checkpoint.created_at if checkpoint else None,
             champion_since=in_use.promoted_at if in_use else None,
             frozen=in_use.frozen.sentence if in_use and in_use.frozen else None,
             raised=raised,
         )
         windows = windows_of(store, graph)
-        began = retraining.drift_began(state, windows, now, settings.retraining)
-        fell = _score_drop(store, graph, in_use)
+        drift_start = retraining.drift_began(state, windows, now, settings.retraining)
+        drop = _score_drop(store, graph, in_use)
         unfinished = runs_in_flight(graph, instance)
         signals = retraining.Signals(
             now=now,
             month_start=month_start(graph, now),
-            num_examples=_num_rows(frozen),
-            num_uncounted=_num_uncounted(usable, snapshot, frozen),
+            num_examples=_num_rows(snapshot_metadata),
+            num_uncounted=_num_uncounted(usable_batches, snapshot, snapshot_metadata),
             data_version=snapshot.content_digest if snapshot else "",
             settings_version=digest(settings.model_dump(include=_MODEL_SECTIONS, mode="json")),
             windows=windows,
             is_monitored=graph.is_monitored,
             num_labels_since_drift=(
                 0
-                if began is None
-                else sum(batch.num_valid for batch in usable.values() if batch.created_at >= began)
+                if drift_start is None
+                else sum(
+                    batch.num_valid for batch in usable_batches.values() if batch.created_at >= drift_start
+                )
             ),
-            score_drop=None if fell is None else fell.drop,
-            num_drop_errors=0.0 if fell is None else fell.num_errors,
+            score_drop=None if drop is None else drop.drop,
+            num_drop_errors=0.0 if drop is None else drop.num_errors,
             **_live_quality(
                 store,
                 graph,
                 in_use,
-                [window.key for window in windows if began is None or window.at >= began],
-                usable,
+                [window.key for window in windows if drift_start is None or window.at >= drift_start],
+                usable_batches,
             ),
             estimated_hours=_estimated_hours(store, graph, records),
             hourly_usd=settings.planning.hourly_usd,
@@ -327,10 +327,9 @@ def gather(
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
         raise StoreError(
-            f"{graph.name}: no retraining decision, as {where} is {first['input']} ({first['msg']});"
-            " materialise what it comes from again"
+            f"{graph.name}: no retraining decision, as {'.'.join(map(str, first['loc']))} is"
+            f" {first['input']} ({first['msg']}); materialise what it comes from again"
         ) from None
     return state, signals
 
@@ -344,13 +343,13 @@ def _scheduled_at(graph: CaseGraph, now: float) -> float | None:
 
 
 def _trained_on(
-    store: Store, checkpoint: Manifest | None, snapshot: Manifest | None, frozen: SnapshotMetadata | None
+    store: Store, checkpoint: Manifest | None, snapshot: Manifest | None, metadata: SnapshotMetadata | None
 ) -> tuple[Manifest | None, SnapshotMetadata | None]:
     if checkpoint is None:
         return None, None
     ref = CheckpointMetadata.of(checkpoint).snapshot
     if snapshot is not None and ref == snapshot.ref:
-        return snapshot, frozen
+        return snapshot, metadata
     trained_on = store.load(ref)
     return trained_on, SnapshotMetadata.of(trained_on)
 
@@ -364,18 +363,18 @@ def _num_rows(snapshot: SnapshotMetadata | None) -> int:
 
 
 def _num_uncounted(
-    usable: Mapping[str, _Batch], snapshot: Manifest | None, frozen: SnapshotMetadata | None
+    batches: Mapping[str, _Batch], snapshot: Manifest | None, metadata: SnapshotMetadata | None
 ) -> int:
-    if snapshot is None or frozen is None:
-        return sum(batch.num_valid for batch in usable.values())
-    left_out = set(frozen.batches_left_out)
+    if snapshot is None or metadata is None:
+        return sum(batch.num_valid for batch in batches.values())
+    left_out = set(metadata.batches_left_out)
 
     def is_counted(name: str, batch: _Batch) -> bool:
-        if name in frozen.parts:
-            return frozen.parts[name].examples_digest == batch.digest
+        if name in metadata.parts:
+            return metadata.parts[name].examples_digest == batch.digest
         return name in left_out and batch.created_at < snapshot.created_at
 
-    return sum(batch.num_valid for name, batch in usable.items() if not is_counted(name, batch))
+    return sum(batch.num_valid for name, batch in batches.items() if not is_counted(name, batch))
 
 
 def windows_of(store: Store, graph: CaseGraph) -> list[retraining.Window]:
@@ -395,7 +394,8 @@ def _score_drop(store: Store, graph: CaseGraph, champion: release.Champion | Non
     report = latest(store, graph.name, EVALUATION_REPORT)
     if champion is None or report is None or report.ref == champion.evaluation:
         return None
-    metadata, metric = EvaluationMetadata.of(report), graph.settings.primary_metric
+    metadata = EvaluationMetadata.of(report)
+    metric = graph.settings.primary_metric
     if metadata.checkpoint != champion.checkpoint and metadata.incumbent != champion.checkpoint:
         return None  # a rollback came between: it is of the champion before
     newest = metadata.score(None if metadata.checkpoint == champion.checkpoint else CHAMPION, metric)
@@ -427,7 +427,7 @@ def _live_quality(
     live = None if champion is None or manifest is None else LiveMetadata.of(manifest)
     if manifest is None or live is None or champion is None or live.checkpoint != champion.checkpoint:
         return {}
-    labelled, right = (
+    num_labelled, num_right = (
         sum(live.by_window[window][side] for window in windows if window in live.by_window) for side in (0, 1)
     )
     at_release = Released(
@@ -436,8 +436,8 @@ def _live_quality(
     has_all = all(batch.created_at <= manifest.created_at - manifest.seconds for batch in batches.values())
     return {
         "live_drop": live.drop,
-        "num_live_errors": num_errors_below(at_release, right, labelled),
-        "num_live_labels": labelled if has_all else None,
+        "num_live_errors": num_errors_below(at_release, num_right, num_labelled),
+        "num_live_labels": num_labelled if has_all else None,
     }
 
 

@@ -84,8 +84,8 @@ def require_idle(
     Raises:
         StoreError: names such a run.
     """
-    ended = [] if since is None else instance.get_runs(dg.RunsFilter(updated_after=since))
-    for run in [*instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT)), *ended]:
+    ended_runs = [] if since is None else instance.get_runs(dg.RunsFilter(updated_after=since))
+    for run in [*instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT)), *ended_runs]:
         is_ours = run.tags.get("use_case") == case or any(
             key.path[0] == case for key in run.asset_selection or ()
         )
@@ -191,7 +191,7 @@ def _change(graph: CaseGraph, store: Store, config: ByHand, run_id: str) -> None
 def _noted(context: dg.OpExecutionContext, graph: CaseGraph, store: Store) -> dg.AssetObservation:
     state = release.read_state(store, graph.name)
     assert state is not None, "something was done to it"
-    intervention = next(each for each in state.interventions if each.by == context.run_id)
+    intervention = next(entry for entry in state.interventions if entry.by == context.run_id)
     context.log.info(f"{intervention.sentence}. Champion: {state.checkpoint}")
     return observation(graph, intervention.sentence, state.current)
 

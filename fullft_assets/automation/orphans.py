@@ -36,19 +36,22 @@ def build_orphans_job(graph: CaseGraph) -> list[dg.JobDefinition]:
         required_resource_keys={graph.store_key},
     )
     def end_orphans(context: dg.OpExecutionContext):
-        store, now = graph.store(context), time.time()
-        failed, num_stopped = list[str](), 0
+        store = graph.store(context)
+        now = time.time()
+        num_stopped = 0
+        failures: list[str] = []
         with one_line_errors(store, graph.name):
-            all_orphans = records.orphans(store, graph.name, partial(ended_at, context.instance))
-            due = [launch for launch, due_at in all_orphans if due_at <= now]
-            for line, is_stopped in records.end_orphans(store, due):
+            orphans = records.orphans(store, graph.name, partial(ended_at, context.instance))
+            for line, is_stopped in records.end_orphans(
+                store, [launch for launch, at in orphans if at <= now]
+            ):
                 context.log.info(line)
                 num_stopped += bool(is_stopped)
-                failed += [line] if is_stopped is None else []
+                failures += [line] if is_stopped is None else []
             context.instance.add_run_tags(context.run_id, {STOPPED_TAG: str(num_stopped)})
-            if failed:
+            if failures:
                 raise WorkloadError(
-                    f"{'; '.join(failed)}; end it there if it runs, or run the use case to attach to it",
+                    f"{'; '.join(failures)}; end it there if it runs, or run the use case to attach to it",
                     "infrastructure",
                 )
 
@@ -80,12 +83,12 @@ def build_orphans_schedule(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
         ),
     )
     def orphans_schedule(context: dg.ScheduleEvaluationContext, **_: Any):
-        now, hour = time.time(), context.scheduled_execution_time.hour
+        now = time.time()
         with graph.open_store(context) as store:
-            all_orphans = records.orphans(store, graph.name, partial(ended_at, context.instance))
-            due_at = {launch.name_in(store): at for launch, at in all_orphans if at <= now}
+            orphans = records.orphans(store, graph.name, partial(ended_at, context.instance))
+            due_at = {launch.name_in(store): at for launch, at in orphans if at <= now}
         is_new = now - max(due_at.values(), default=0.0) < _HOURLY_SECONDS
-        if due_at and (is_new or hour == 0):
+        if due_at and (is_new or context.scheduled_execution_time.hour == 0):
             return dg.RunRequest(tags={"orphans/jobs": ", ".join(due_at)[:1_000]})
         return dg.SkipReason("a run follows each job, or may attach to it yet")
 
@@ -93,8 +96,8 @@ def build_orphans_schedule(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
 
 
 def ended_at(instance: dg.DagsterInstance, run_id: str) -> float | None:
-    """Return when a run ended, in seconds since the epoch; None of one that goes on, or is not of this
-    Dagster.
+    """Return when a run ended, in seconds since the epoch; None if it goes on, or if this Dagster has no such
+    run.
     """
     record = instance.get_run_record_by_id(run_id)
     if record is None or not record.dagster_run.is_finished:

@@ -29,10 +29,14 @@ IN_FLIGHT = [
 ]
 _NOT_YET_STARTED = {dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING}
 #: Tags of an automatic retrain: its reasons, and what it was launched for.
-REASONS_TAG, EVIDENCE_TAG = "retraining/reasons", "retraining/evidence"
+REASONS_TAG = "retraining/reasons"
+EVIDENCE_TAG = "retraining/evidence"
 NUM_DRIFT_EXAMPLES_TAG = "retraining/num_drift_examples"
-NUM_EXAMPLES_TAG, SETTINGS_TAG = "retraining/num_examples", "retraining/settings_version"
-_ROOT_TAG, _RETRY_TAG = "dagster/root_run_id", "dagster/will_retry"
+NUM_EXAMPLES_TAG = "retraining/num_examples"
+SETTINGS_TAG = "retraining/settings_version"
+#: Dagster starts a failed run with this tag, set to "true", again by itself: it has not failed for good.
+RETRY_TAG = "dagster/will_retry"
+_ROOT_TAG = "dagster/root_run_id"
 #: Successful runs that tell how long the next one takes.
 _TYPICAL = 3
 #: How long an attempt is remembered.
@@ -116,9 +120,10 @@ def typical_hours(records: Sequence[dg.RunRecord]) -> float:
 
 
 def _attempt(records: list[dg.RunRecord], instance: dg.DagsterInstance, now: float) -> Attempt:
-    first, last = records[0].dagster_run, records[-1].dagster_run
+    first = records[0].dagster_run
+    last = records[-1].dagster_run
     outcome = _OUTCOMES.get(last.status, "in_flight")
-    if outcome == "failed" and last.tags.get(_RETRY_TAG) == "true":
+    if outcome == "failed" and last.tags.get(RETRY_TAG) == "true":
         outcome = "in_flight"
     return Attempt(
         started_at=records[0].create_timestamp.timestamp(),
@@ -144,7 +149,7 @@ def failure_of(run_id: str, instance: dg.DagsterInstance) -> FailureClass:
     data = event.step_failure_data.user_failure_data if event is not None else None
     failure = None if data is None else data.metadata.get("failure")
     return next(
-        (each for each in get_args(FailureClass) if failure is not None and each == failure.value), "unknown"
+        (name for name in get_args(FailureClass) if failure is not None and name == failure.value), "unknown"
     )
 
 
@@ -154,8 +159,8 @@ def month_start(graph: CaseGraph, now: float) -> float:
     return local.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
 
 
-#: Carries the run key on runs of the daemon and of `fullft run` alike: Dagster's own tag is the daemon's
-#: alone.
+#: Tag with the run key, on runs of the daemon and of `fullft run`: Dagster's own tag is only on those of the
+#: daemon.
 REQUEST_TAG = "delivery/run_key"
 _RUN_KEY_TAG = "dagster/run_key"
 #: Class of a failed run's failure, noted by the tick that looked it up: that reads the run's events.
@@ -211,19 +216,23 @@ def find_due(
 ) -> Due:
     """Return which batches to launch. The ledger in the store is the truth, not the sensor's cursor.
 
-    The next tick launches what a tick that died has cut, and an edit of the YAML makes batches due again. A
-    batch whose run failed comes after all that never had one: under a new run key an hour later, then after
-    two hours and so on, five times, and then once a day where an outage made it fail. What fails again unless
-    something changes is not asked for again, nor is what a person cancelled; `fullft run` tries each of them.
-    One in flight takes no place, so that none of them starves the rest.
+    The next tick launches what a tick that died did not launch, and an edit of the YAML makes batches due
+    again. A batch whose run failed comes after all that never had one: under a new run key an hour later,
+    then after two hours and so on, five times, and then once a day where an outage made it fail. What fails
+    again unless something changes is not asked for again, nor is what a person cancelled; `fullft run` tries
+    each of them. Batches in flight do not count among the runs of a tick, so that they never keep the others
+    waiting.
     """
     if kind == "batch":
-        done_names, version = ingestion.done(store, graph.use_case), ingestion.version(graph.use_case)
+        done_names = ingestion.done(store, graph.use_case)
+        version = ingestion.version(graph.use_case)
     else:
-        done_names, version = (
-            set(store.list_pointers(f"latest/{graph.name}/{graph.last_of_window}")),
-            digest(graph.settings.model_dump(mode="json"))[:12],
-        )
+        done_names = set(store.list_pointers(f"latest/{graph.name}/{graph.last_of_window}"))
+        version = digest(graph.settings.model_dump(mode="json"))[:12]
+
+    def request(batch: str, run_key: str) -> dg.RunRequest:
+        return dg.RunRequest(run_key=run_key, partition_key=batch, tags={REQUEST_TAG: f"{batch}-{version}"})
+
     batches = [
         batch for batch in documents.list_batches(store, graph.name, kind) if batch.name not in done_names
     ]
@@ -242,36 +251,31 @@ def find_due(
         if batch.name not in running
         and (documents.is_delivered(source, batch) or documents.was_kept(store, graph.name, batch.name, kind))
     )
-    first: list[dg.RunRequest] = []
-    again: list[Again] = []
-    while len(first) < most and (some := list(islice(launchable, _KEYS_PER_QUERY))):
-        runs = runs_by_key(instance, [f"{name}-{version}" for name in some])
-        for name in some:
+    requests: list[dg.RunRequest] = []
+    retries: list[Again] = []
+    while len(requests) < most and (next_names := list(islice(launchable, _KEYS_PER_QUERY))):
+        runs = runs_by_key(instance, [f"{name}-{version}" for name in next_names])
+        for name in next_names:
             key = f"{name}-{version}"
-            had = runs.get(key)
-            if had is None:
-                first.append(_request(name, key, key))
-            elif is_kept or had[-1].dagster_run.status != dg.DagsterRunStatus.SUCCESS:
-                again.append(ask_again(name, key, had, instance))
+            if key not in runs:
+                requests.append(request(name, key))
+            elif is_kept or runs[key][-1].dagster_run.status != dg.DagsterRunStatus.SUCCESS:
+                retries.append(ask_again(name, key, runs[key], instance))
     now = time.time()
-    requests, held_batches = first, list[Again]()
-    for each in sorted(again):
-        if each.why or each.at > now:
-            held_batches.append(each)
+    held_retries: list[Again] = []
+    for retry in sorted(retries):
+        if retry.why or retry.at > now:
+            held_retries.append(retry)
         else:
-            requests.append(_request(each.batch, f"{each.batch}-{version}", each.run_key))
+            requests.append(request(retry.batch, retry.run_key))
     return Due(
         requests[:most],
-        [_request(each.batch, f"{each.batch}-{version}", each.run_key) for each in held_batches],
+        [request(retry.batch, retry.run_key) for retry in held_retries],
         running,
         done_names,
-        {each.batch: each.why for each in held_batches if each.why},
-        min((each.at for each in held_batches if not each.why), default=None),
+        {retry.batch: retry.why for retry in held_retries if retry.why},
+        min((retry.at for retry in held_retries if not retry.why), default=None),
     )
-
-
-def _request(batch: str, key: str, run_key: str) -> dg.RunRequest:
-    return dg.RunRequest(run_key=run_key, partition_key=batch, tags={REQUEST_TAG: key})
 
 
 def runs_by_key(instance: dg.DagsterInstance, keys: Iterable[str]) -> dict[str, list[dg.RunRecord]]:

@@ -111,7 +111,7 @@ def _delivery_sensor(graph: CaseGraph, kind: documents.Kind) -> dg.SensorDefinit
         # An edit of the YAML makes batches due again.
         version = ingestion.version(graph.use_case)[:8] if deps else ""
         newest = f"{_newest_materializations(context.instance, deps)}/{version}"
-        ingested, shown = (context.cursor or "").rpartition(" ")[::2]
+        ingested, shown_digest = (context.cursor or "").rpartition(" ")[::2]
         if deps and ingested == newest:
             return dg.SkipReason(f"no new materialization of {' or '.join(deps)}, nor an edit of the YAML")
         with one_line_errors(store, graph.name):
@@ -121,15 +121,15 @@ def _delivery_sensor(graph: CaseGraph, kind: documents.Kind) -> dg.SensorDefinit
         known_partitions = set(context.instance.get_dynamic_partitions(partitions_name))
         if lost_partitions := sorted((due.done | due.running) - known_partitions):
             context.instance.add_dynamic_partitions(partitions_name, lost_partitions)
-        cursor, events = _left_in_place(graph, store, shown or None) if kind == "batch" else (None, [])
+        cursor, events = _left_in_place(graph, store, shown_digest or None) if kind == "batch" else (None, [])
         if deps:
             # What a run that fails, a listing or a file that grows needs further ticks for.
             is_over = not (due.requests or due.running or due.next_at or look.num_unsettled or look.goes_on)
             cursor = f"{newest if is_over else ingested} {cursor or ''}"
         held_lines = _held(due, kind, graph.name, job)
         if not due.requests:
-            running = [f"{len(due.running):,} {kind}(es) in flight"] if due.running else []
-            reason = "; ".join([f"nothing new in {path}", *look.notes, *running, *held_lines])
+            runs_line = [f"{len(due.running):,} {kind}(es) in flight"] if due.running else []
+            reason = "; ".join([f"nothing new in {path}", *look.notes, *runs_line, *held_lines])
             return (
                 dg.SensorResult(skip_reason=reason, asset_events=events, cursor=cursor)
                 if events or deps
@@ -159,10 +159,10 @@ def _newest_materializations(instance: dg.DagsterInstance, keys: Sequence[str]) 
 def _held(due: Due, kind: documents.Kind, case: str, job: str) -> list[str]:
     lines = []
     if due.for_a_person:
-        named = [f"{name} ({why})" for name, why in due.for_a_person.items()]
-        more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
+        names = [f"{name} ({why})" for name, why in due.for_a_person.items()]
+        more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
         lines.append(
-            f"{kind} {', '.join(named[:_MOST_NAMED])}{more}: not started again by itself; once what its"
+            f"{kind} {', '.join(names[:_MOST_NAMED])}{more}: not started again by itself; once what its"
             f" run names is fixed, or if it was cancelled, launch {job} for it, or `fullft run {case}`"
         )
     if due.next_at is not None:
@@ -192,11 +192,11 @@ def _left_in_place(
 
 
 def _retraining_sensor(graph: CaseGraph, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
-    launched = {f"{graph.name}_model", f"{graph.name}_snapshot"}
+    launched_jobs = {f"{graph.name}_model", f"{graph.name}_snapshot"}
 
     @sensor(
         name=f"{graph.name}_retraining",
-        jobs=[job for job in jobs if job.name in launched],
+        jobs=[job for job in jobs if job.name in launched_jobs],
         required_resource_keys={graph.store_key},
         minimum_interval_seconds=graph.look_seconds,
         default_status=_status(graph),

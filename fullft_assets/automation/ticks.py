@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-_opened: list[dg.DagsterInstance] = []
+_instances: list[dg.DagsterInstance] = []
 _lock = Lock()
 
 
@@ -22,9 +22,9 @@ class _Sensor(dg.SensorDefinition):
         # release.
         if context.instance_ref is not None and context._instance is None:
             with _lock:
-                if not _opened or _opened[0].get_ref() != context.instance_ref:
-                    _opened[:] = [dg.DagsterInstance.from_ref(context.instance_ref)]
-                context._instance = _opened[0]
+                if not _instances or _instances[0].get_ref() != context.instance_ref:
+                    _instances[:] = [dg.DagsterInstance.from_ref(context.instance_ref)]
+                context._instance = _instances[0]
         return super().evaluate_tick(context)
 
     def with_attributes(self, **changes: Any) -> dg.SensorDefinition:

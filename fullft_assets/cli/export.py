@@ -109,7 +109,7 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
         key=lambda document: unit_hash(use_case.settings.seed, "label_audit", document.key.hex()),
     )[:most]
     texts = {window: _documents(store, windows[window]) for window in newest}
-    return [{**texts[document.window][document.place], "window": document.window} for document in sample]
+    return [{**texts[document.window][document.location], "window": document.window} for document in sample]
 
 
 def _far(use_case: UseCase, store: Store, most: int, num_windows: int) -> list[dict[str, Any]]:

@@ -229,8 +229,8 @@ class PredictedLabels(DriftTest):
         old, new = (_shares(side) for side in (reference, current))
         largest = int(np.argmax(np.abs(new - old)))
         label = labels[largest] if largest < len(labels) else f"label {largest}"
-        shown = named([(label, "")], 1, labels)
-        return f"predicted labels shift, most {shown}: {old[largest]:.1%} -> {new[largest]:.1%}"
+        label_shown = named([(label, "")], 1, labels)
+        return f"predicted labels shift, most {label_shown}: {old[largest]:.1%} -> {new[largest]:.1%}"
 
 
 def _shares(windows: Sequence[Sums]) -> np.ndarray:
@@ -321,15 +321,14 @@ class Scale:
             num_labels: labels that the model predicts.
             tests: names of the drift tests.
         """
-        opened = open_tests(tests)
-        fitted: dict[str, np.ndarray] = {}
-        for test in opened:
-            fitted |= test.fit(held_out, num_labels)
-        # Which label documents have is counted whatever is tested.
-        fitted["num_labels"] = np.array(num_labels)
+        drift_tests = open_tests(tests)
+        arrays: dict[str, np.ndarray] = {}
+        for test in drift_tests:
+            arrays |= test.fit(held_out, num_labels)
+        # Documents are counted by label whatever is tested.
+        arrays["num_labels"] = np.array(num_labels)
         unit = _unit(held_out.embeddings)
-        nearest = _nearest(unit, unit, itself=True)
-        return cls(opened, fitted, unit, np.quantile(nearest, _FAR))
+        return cls(drift_tests, arrays, unit, np.quantile(_nearest(unit, unit, itself=True), _FAR))
 
     def coordinates(self, features: Features) -> dict[str, np.ndarray]:
         """Return the coordinates [n, ...] of documents by drift test.
@@ -341,24 +340,23 @@ class Scale:
 
     def sums(self, features: Features) -> Sums:
         """Return the sums of a window's documents."""
-        coordinates, distances = self.coordinates(features), self.distances(features)
-        # Rounded, and no negative zero: a share of exactly 5% is 0, and was shown as -4e-17.
-        novel = None if distances is None else round(float((distances > 1).mean()) - (1 - _FAR), 9) + 0.0
-        return Sums(
-            num_rows=len(features),
-            means={name: values.mean(axis=0) for name, values in coordinates.items()},
-            numbers=features.numbers.mean(axis=0),
-            counts=np.bincount(features.predicted, minlength=self._num_labels),
-            novel_share=novel,
-        )
-
-    @property
-    def _num_labels(self) -> int:
-        # A scale that an earlier release wrote has a weight for each.
-        return (
+        means = {name: values.mean(axis=0) for name, values in self.coordinates(features).items()}
+        distances = self.distances(features)
+        # A scale that an earlier release wrote has a weight for each label instead of their number.
+        num_labels = (
             int(self.fitted["num_labels"])
             if "num_labels" in self.fitted
             else len(self.fitted["label_weights"])
+        )
+        return Sums(
+            num_rows=len(features),
+            means=means,
+            numbers=features.numbers.mean(axis=0),
+            counts=np.bincount(features.predicted, minlength=num_labels),
+            # Rounded, and no negative zero: a share of exactly 5% is 0, and was shown as -4e-17.
+            novel_share=(
+                None if distances is None else round(float((distances > 1).mean()) - (1 - _FAR), 9) + 0.0
+            ),
         )
 
     def distances(self, features: Features) -> np.ndarray | None:
@@ -370,8 +368,8 @@ class Scale:
         return _nearest(_unit(features.embeddings), self.held_out) / max(float(self.far), 1e-12)
 
     def with_content_of(self, other: Scale) -> Scale:
-        """Return the scale with what the tests that outlive a champion were fitted to in another scale, on
-        which earlier windows were read.
+        """Return the scale with the arrays of another scale, on which earlier windows were read, for the
+        tests that outlive a champion.
         """
         names = [name for test in self.tests if test.outlives_champion for name in test.arrays]
         return replace(self, fitted={**self.fitted, **{name: other.fitted[name] for name in names}})
@@ -394,13 +392,13 @@ class Scale:
         Raises:
             StoreError: an array is missing.
         """
-        opened = open_tests(tests)
+        drift_tests = open_tests(tests)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        for name in ("held_out", "far", *(name for test in opened for name in test.arrays)):
+        for name in ("held_out", "far", *(name for test in drift_tests for name in test.arrays)):
             if name not in arrays:
                 raise StoreError(f"{path}: no array `{name}`; materialise the drift report again")
-        return cls(opened, arrays, arrays.pop("held_out"), arrays.pop("far"))
+        return cls(drift_tests, arrays, arrays.pop("held_out"), arrays.pop("far"))
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""Documents far from the training data: places of the farthest ones, never their texts, and which documents
-were exported to be labelled.
+"""Documents far from the training data: files and rows of the farthest ones, never their texts, and which
+documents were exported to be labelled.
 """
 
 import hmac
@@ -13,24 +13,31 @@ from pydantic import BaseModel, ConfigDict
 from fullft_assets.store import Store
 
 
-def place_digest(case: str, place: tuple[str, int]) -> str:
+def location_digest(case: str, location: tuple[str, int]) -> str:
     """Return the keyed digest of a document's file and row."""
-    source, row = place
+    source, row = location
     return hmac.digest(
         f"{case}/exported".encode(), f"{row} {source}".encode("utf-8", "surrogatepass"), "sha256"
     ).hex()[:16]
 
 
 def remember_exported(
-    store: Store, case: str, window: str, places: Iterable[tuple[str, int]], how: Literal["far", "at_random"]
+    store: Store,
+    case: str,
+    window: str,
+    locations: Iterable[tuple[str, int]],
+    how: Literal["far", "at_random"],
 ) -> None:
     """Record documents of a window that are exported, each as it was chosen first: one drawn at random stays
     a random one.
-    """
-    digests = {place_digest(case, place) for place in places}
 
-    def added(there: dict[str, Any] | None) -> dict[str, Any]:
-        digests_by_way = there or {}
+    Args:
+        locations: file and row of each document.
+    """
+    digests = {location_digest(case, location) for location in locations}
+
+    def added(pointer: dict[str, Any] | None) -> dict[str, Any]:
+        digests_by_way = pointer or {}
         other = "at_random" if how == "far" else "far"
         new = digests - {*digests_by_way.get(other, ())} | {*digests_by_way.get(how, ())}
         return {**digests_by_way, how: sorted(new), "exported_at": datetime.now(UTC).isoformat()}
@@ -51,7 +58,7 @@ def exported_as_far(store: Store, case: str) -> dict[str, Collection[str]]:
 
 #: File of a drift report: a line of JSON for each document.
 FAR = "far.jsonl"
-#: Documents of a window that are kept.
+#: Maximum number of far documents that a window's report has.
 MAX_DOCUMENTS = 100
 
 

@@ -36,10 +36,10 @@ class Features:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            values, num_rows = getattr(self, field.name), len(self.num_tokens)
-            if len(values) != num_rows or values.ndim != (2 if field.name == "embeddings" else 1):
+            values = getattr(self, field.name)
+            if len(values) != len(self) or values.ndim != (2 if field.name == "embeddings" else 1):
                 raise ValueError(
-                    f"features: `{field.name}` has shape {values.shape}, the others {num_rows} rows"
+                    f"features: `{field.name}` has shape {values.shape}, the others {len(self)} rows"
                 )
             if not np.isfinite(values).all():
                 raise ValueError(f"features: `{field.name}` is not finite; the model or a text is broken")
@@ -75,8 +75,9 @@ class Vocabulary:
     """
 
     def __init__(self, hashes: np.ndarray, seed: int):
-        self.hashes, self._seed = hashes, seed
-        self._known = frozenset(hashes.tolist())
+        self.hashes = hashes
+        self._seed = seed
+        self._hash_set = frozenset(hashes.tolist())
 
     @classmethod
     def of(cls, texts: Iterable[str], seed: int) -> Vocabulary:
@@ -85,7 +86,7 @@ class Vocabulary:
         return cls(np.array(sorted(_hashed(word, seed) for word in words), np.uint64), seed)
 
     def __contains__(self, word: str) -> bool:
-        return _hashed(word, self._seed) in self._known
+        return _hashed(word, self._seed) in self._hash_set
 
 
 @lru_cache(maxsize=1 << 18)
@@ -112,14 +113,15 @@ def build_features(
         embeddings: [n, d] pooled last hidden state.
     """
     words = [words_of(text) for text in texts]
-    unknown = [sum(word not in vocabulary for word in row) / max(len(row), 1) for row in words]
     counts = np.asarray(num_tokens, dtype=np.int64).reshape(len(texts))
     probabilities = np.asarray(probabilities, dtype=np.float64)
     return Features(
         num_tokens=counts,
         fertility=counts
         / np.array([max(len(row), 1) for row in words], dtype=np.float64).reshape(len(texts)),
-        unknown_share=np.array(unknown, dtype=np.float64),
+        unknown_share=np.array(
+            [sum(word not in vocabulary for word in row) / max(len(row), 1) for row in words], np.float64
+        ),
         entropy=-np.sum(probabilities * np.log(np.maximum(probabilities, 1e-12)), axis=1),
         predicted=probabilities.argmax(axis=1).astype(np.int64),
         embeddings=np.asarray(embeddings, dtype=np.float32),
@@ -131,7 +133,7 @@ _MEAN = "mean_"
 
 @dataclass(frozen=True)
 class Sums:
-    """What is kept of a window.
+    """What is stored of a window, for the comparison with later windows.
 
     Attributes:
         num_rows: documents that count, each independent of the others.
@@ -149,7 +151,7 @@ class Sums:
     novel_share: float | None
 
     def as_numbers(self) -> dict[str, float]:
-        """Return what there is to plot over the windows."""
+        """Return the numbers that are plotted over the windows, by name."""
         plotted = {f"{_MEAN}{name}": float(value) for name, value in zip(NUMBERS, self.numbers, strict=True)}
         return plotted | ({} if self.novel_share is None else {"novel_share": self.novel_share})
 

@@ -24,11 +24,8 @@ from fullft_assets.store import Manifest
 T = TypeVar("T")
 #: File of a drift report with the window's sums; a report without it was not read by the model.
 SUMS = "sums.npz"
-#: Names of a job's inputs. Those of a reference that outlives its champion come with the scale that it was
-#: read on.
-_REFERENCE, _RECENT = "reference", "recent"
-_KEPT_REFERENCE, _KEPT_RECENT = "kept_reference", "kept_recent"
-_SCALE = DRIFT_SCALE
+#: Prefix of a job's inputs that are the reports of `History.kept_past`.
+_KEPT = "kept_"
 
 
 @dataclass(frozen=True)
@@ -36,20 +33,20 @@ class History:
     """Drift reports of earlier windows.
 
     Attributes:
-        model: of windows under this champion.
-        kept: of windows that the content of the texts is compared with, where those of an earlier champion
-            are among them.
+        model: reports of windows under this champion.
+        kept_past: reports of windows that the content of the texts is compared with, where windows of an
+            earlier champion are among them; else None.
         scale: the `drift_scale` of that champion.
     """
 
     model: Past[Manifest]
-    kept: Past[Manifest] | None = None
+    kept_past: Past[Manifest] | None = None
     scale: Manifest | None = None
 
     @property
     def content(self) -> Past[Manifest]:
         """What the content of the texts is compared with."""
-        return self.model if self.kept is None else self.kept
+        return self.model if self.kept_past is None else self.kept_past
 
     @property
     def windows(self) -> list[Manifest]:
@@ -58,33 +55,37 @@ class History:
 
     def as_inputs(self) -> dict[str, Manifest]:
         """Return the artifacts by the names that they have among a job's inputs."""
-        named = [(_REFERENCE, self.model.reference), (_RECENT, self.model.recent)]
-        if self.kept is not None:
-            named += [(_KEPT_REFERENCE, self.kept.reference), (_KEPT_RECENT, self.kept.recent)]
-        reports = {
-            f"{kind}_{number:02d}": report for kind, reports in named for number, report in enumerate(reports)
+        pasts = {"": self.model} | ({} if self.kept_past is None else {_KEPT: self.kept_past})
+        inputs = {
+            f"{prefix}{side}_{number:02d}": report
+            for prefix, past in pasts.items()
+            for side, reports in past._asdict().items()
+            for number, report in enumerate(reports)
         }
-        return reports | ({} if self.scale is None else {_SCALE: self.scale})
+        return inputs | ({} if self.scale is None else {DRIFT_SCALE: self.scale})
 
     @classmethod
     def of_inputs(cls, inputs: Mapping[str, Manifest]) -> History:
-        """Return what `as_inputs` named."""
+        """Return the history from a job's inputs, as `as_inputs` names them."""
 
-        def named(kind: str) -> list[Manifest]:
-            return [inputs[name] for name in sorted(inputs) if name.startswith(f"{kind}_")]
+        def past(prefix: str) -> Past[Manifest]:
+            reference, recent = (
+                [inputs[name] for name in sorted(inputs) if name.startswith(f"{prefix}{side}_")]
+                for side in Past._fields
+            )
+            return Past(reference, recent)
 
-        scale = inputs.get(_SCALE)
-        kept_past = None if scale is None else Past(named(_KEPT_REFERENCE), named(_KEPT_RECENT))
-        return cls(Past(named(_REFERENCE), named(_RECENT)), kept_past, scale)
+        scale = inputs.get(DRIFT_SCALE)
+        return cls(past(""), None if scale is None else past(_KEPT), scale)
 
     def after(self, report: Manifest) -> History:
-        """Return what the window after one is compared with.
+        """Return the history that the next window is compared with.
 
         Args:
-            report: of that window, which was compared with this history.
+            report: the drift report of a window that was compared with this history.
         """
         status = DriftMetadata.of(report).status
-        kept_past = None if self.kept is None else self.kept.after(report, status)
+        kept_past = None if self.kept_past is None else self.kept_past.after(report, status)
         return History(self.model.after(report, status), kept_past, self.scale)
 
 
@@ -114,9 +115,9 @@ def read_history(
         reported: keys of the windows that have a report.
         find: returns the newest report of a window.
         load: returns an artifact by its reference.
-        documents: of the window.
+        documents: the window's `production_documents`.
         model: the checkpoint in use.
-        settings: of the report, see `verdict.key_settings`.
+        settings: the settings of its report, see `verdict.key_settings`.
     """
     reported = sorted(reported)
 
@@ -144,14 +145,14 @@ def read_history(
             if SUMS in report.files:
                 yield report, DriftMetadata.of(report)
 
-    own = find(window) if window in reported else None
+    own_report = find(window) if window in reported else None
     if (
-        own is not None
-        and is_comparable(own)
-        and is_of_model(own)
-        and own.inputs.get(PRODUCTION_DOCUMENTS) == documents.content_digest
+        own_report is not None
+        and is_comparable(own_report)
+        and is_of_model(own_report)
+        and own_report.inputs.get(PRODUCTION_DOCUMENTS) == documents.content_digest
     ):
-        return compared_with(own)
+        return compared_with(own_report)
     newest = next(earlier(), None)
     if newest is None:
         return History(Past([], []))
@@ -161,7 +162,7 @@ def read_history(
     # From the first window on that the newest one was compared with: all since then were read on one scale.
     before = compared_with(report).content.reference
     first = DriftMetadata.of(before[0]).window if before else newest_metadata.window
-    since = itertools.takewhile(lambda each: each[1].window >= first, earlier())
+    since = itertools.takewhile(lambda entry: entry[1].window >= first, earlier())
     kept_windows = kept_reference(((report, metadata.status) for report, metadata in since))
     if not kept_windows:
         return History(Past([], []))
@@ -180,10 +181,11 @@ def kept_reference(earlier: Iterable[tuple[T, str]]) -> list[T]:
     Args:
         earlier: windows that were read on one scale, with their verdicts, the last one first.
     """
-    kept_windows, verdicts = list[T](), list[str]()
+    kept_windows: list[T] = []
+    num_verdicts = 0
     for window, status in earlier:
-        if len(verdicts) < POOLED and status not in WITHOUT_VERDICT:
-            verdicts.append(status)
+        if num_verdicts < POOLED and status not in WITHOUT_VERDICT:
+            num_verdicts += 1
             if status in ALARMED:
                 return []
         if status not in ALARMED:

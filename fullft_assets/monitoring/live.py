@@ -21,7 +21,7 @@ from fullft_assets.artifacts import (
     LIVE_QUALITY,
     PRODUCTION_DOCUMENTS,
 )
-from fullft_assets.monitoring.far import place_digest
+from fullft_assets.monitoring.far import location_digest
 from fullft_assets.monitoring.predictions import PREDICTIONS, read_labels
 from fullft_assets.monitoring.related import own_ids
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
@@ -44,14 +44,16 @@ def log_evidence_below(num_right: Any, num: Any, share: Any) -> Any:
     from scipy.special import betainc, betaln, xlog1py, xlogy
 
     share = np.asarray(share, np.float64)
-    right, wrong = np.asarray(num_right, np.float64), np.asarray(num, np.float64) - num_right
-    a, b = _WEIGHT * share, _WEIGHT * (1 - share)
+    right = np.asarray(num_right, np.float64)
+    wrong = np.asarray(num, np.float64) - num_right
+    alpha = _WEIGHT * share
+    beta = _WEIGHT * (1 - share)
     with np.errstate(divide="ignore"):
         mixed = (
-            betaln(a + right, b + wrong)
-            - betaln(a, b)
-            + np.log(betainc(a + right, b + wrong, share))
-            - np.log(betainc(a, b, share))
+            betaln(alpha + right, beta + wrong)
+            - betaln(alpha, beta)
+            + np.log(betainc(alpha + right, beta + wrong, share))
+            - np.log(betainc(alpha, beta, share))
         )
     return mixed - xlogy(right, share) - xlog1py(wrong, -share)
 
@@ -64,7 +66,8 @@ def upper_bound(num_right: int, num: int, error: float) -> float:
 
     if not 0 <= num_right <= num:
         raise ValueError(f"{num_right} of {num} is no share")
-    limit, highest = -np.log(error), 1 - 1e-9
+    limit = -np.log(error)
+    highest = 1 - 1e-9
     lowest = max(num_right / num if num else 0.0, 1e-9)
     if lowest >= highest or log_evidence_below(num_right, num, highest) < limit:
         return 1.0
@@ -146,7 +149,7 @@ def measure(
     windows: Mapping[str, Manifest],
     predictions: Mapping[str, Manifest],
     examples: Mapping[str, Manifest],
-    chosen: Mapping[str, Collection[str]],
+    exported_digests: Mapping[str, Collection[str]],
     error: float,
     seed: int,
 ) -> Manifest:
@@ -158,29 +161,36 @@ def measure(
         windows: `production_documents` by window; names sort by arrival.
         predictions: `batch_predictions` by window.
         examples: `labeled_examples` by batch, of the batches that the champion has not learned from.
-        chosen: by window, digests of the documents that were exported for labelling because they are far from
-            the training data (`exported_as_far`): their accuracy is not that of production.
-        error: of each of the two bounds.
+        exported_digests: by window, digests of the documents that were exported for labelling because they
+            are far from the training data (`exported_as_far`): their accuracy is not that of production.
+        error: probability that each of the two bounds is wrong.
     """
-    predicted = predicted_by(champion, windows, predictions)
+    champion_predictions = predicted_by(champion, windows, predictions)
 
     def write(_: Draft) -> Outcome:
         counts = count(
-            labels_by_id(store, examples), predicted_documents(store, case, windows, predicted, chosen)
+            labels_by_id(store, examples),
+            predicted_documents(store, case, windows, champion_predictions, exported_digests),
         )
-        metadata = judge(counts, champion.ref, len(predicted), release, error)
+        metadata = judge(counts, champion.ref, len(champion_predictions), release, error)
         return metadata.as_dict(), [check(metadata)]
 
     contents = [
         {name: manifest.content_digest for name, manifest in artifacts.items()}
-        for artifacts in (predicted, examples)
+        for artifacts in (champion_predictions, examples)
     ]
     inputs = {
         FINETUNED_CHECKPOINT: champion.content_digest,
         "predictions": digest(contents[0]),
         LABELED_EXAMPLES: digest(contents[1]),
+        "chosen": digest(
+            {
+                name: sorted(digests)
+                for name, digests in exported_digests.items()
+                if name in champion_predictions
+            }
+        ),
     }
-    inputs["chosen"] = digest({name: sorted(places) for name, places in chosen.items() if name in predicted})
     settings = {"release": list(release), "error": error}
     return store.ensure(
         case, LIVE_QUALITY, write, version=LIVE_VERSION, settings=settings, inputs=inputs, seed=seed
@@ -190,7 +200,7 @@ def measure(
 def predicted_by(
     champion: Manifest, windows: Mapping[str, Manifest], predictions: Mapping[str, Manifest]
 ) -> dict[str, Manifest]:
-    """Return those `batch_predictions` that are a champion's own, by window in the order of arrival; for the
+    """Return the `batch_predictions` that a champion made, by window in the order of arrival; for the
     arguments see `measure`.
     """
     return {
@@ -206,14 +216,14 @@ class PredictedDocument(NamedTuple):
     """A production document with its prediction.
 
     Attributes:
-        key: of its group, or of its text; of related documents the first one counts, labelled or not: which
-            one it is must not depend on the labels.
-        id: None where it has none of its own. One that is made up of file and row would be that of another
-            document, too, where a feed uses a file's name again, or labelled documents come in files of that
-            name.
+        key: digest of its group, or of its text if it has no group. Of related documents the first one
+            counts, labelled or not: which one counts must not depend on the labels.
+        id: as it was delivered, or None. An id that is made up from file and row is not used: another
+            document has it, too, where a feed uses a file's name again, or where labelled documents come in
+            files of that name.
         label: as it was delivered with the document, or None.
         is_chosen: it was exported for labelling because it is far from the training data.
-        window, place: its window, with file and row there.
+        window, location: its window, with file and row there.
     """
 
     key: bytes
@@ -222,41 +232,43 @@ class PredictedDocument(NamedTuple):
     label: str | None
     is_chosen: bool = False
     window: str = ""
-    place: tuple[str, int] = ("", 0)
+    location: tuple[str, int] = ("", 0)
 
 
 def predicted_documents(
     store: Store,
     case: str,
     windows: Mapping[str, Manifest],
-    predicted: Mapping[str, Manifest],
-    chosen: Mapping[str, Collection[str]],
+    champion_predictions: Mapping[str, Manifest],
+    exported_digests: Mapping[str, Collection[str]],
 ) -> Iterator[PredictedDocument]:
-    """Yield the documents with a prediction, oldest first; what was delivered again as it is now: what was
-    repaired is not what was damaged.
+    """Yield the documents with a prediction, oldest first. A document that was delivered again is yielded as
+    it was delivered last: before, it may have been damaged.
 
     Args:
-        predicted: as of `predicted_by`.
-        windows, chosen: see `measure`.
+        champion_predictions: what `predicted_by` returns.
+        windows, exported_digests: see `measure`.
     """
     last: dict[str, str] = {}
-    for name in predicted:
+    for name in champion_predictions:
         path = store.folder(windows[name]) / DOCUMENTS_FILE
         table = pq.read_table(path, columns=["id", "source", "row"])
         last.update(dict.fromkeys(filter(None, own_ids(table)), name))
-    for name, predictions in predicted.items():
-        far = chosen.get(name, ())
+    for name, predictions in champion_predictions.items():
+        far_digests = exported_digests.get(name, ())
         for document in _documents(store, name, windows[name], predictions):
             if document.id is None or last.get(document.id, name) == name:
-                yield document._replace(is_chosen=bool(far) and place_digest(case, document.place) in far)
+                yield document._replace(
+                    is_chosen=bool(far_digests) and location_digest(case, document.location) in far_digests
+                )
 
 
 def first_of_each(documents: Iterable[PredictedDocument]) -> Iterator[PredictedDocument]:
     """Yield the first of related documents."""
-    seen: set[bytes] = set()
+    keys: set[bytes] = set()
     for document in documents:
-        if document.key not in seen:
-            seen.add(document.key)
+        if document.key not in keys:
+            keys.add(document.key)
             yield document
 
 
@@ -268,29 +280,31 @@ def count(labels: Mapping[str, str | None], documents: Iterator[PredictedDocumen
             contradict each other.
         documents: in the order of arrival.
     """
-    seen: set[bytes] = set()
-    num_labelled = num_right = 0
+    outcomes: dict[bytes, bool | None] = {}
     by_window: dict[str, tuple[int, int]] = {}
     for window, of_window in itertools.groupby(documents, key=lambda document: document.window):
-        first = list(first_of_each(of_window))
-        labelled = right = 0
-        for document in first:
-            known = document.id is not None and document.id in labels
-            label = labels[document.id] if known and document.id is not None else document.label
-            if label is not None and not document.is_chosen:
-                labelled, right = labelled + 1, right + (label == document.predicted)
-                if document.key not in seen:
-                    num_labelled, num_right = num_labelled + 1, num_right + (label == document.predicted)
-        seen.update(document.key for document in first)
-        by_window[window] = (labelled, right)
-    return Counts(len(seen), num_labelled, num_right, dict(list(by_window.items())[-_NUM_WINDOWS:]))
+        window_outcomes = {document.key: _is_right(document, labels) for document in first_of_each(of_window)}
+        by_window[window] = _num_labelled_and_right(window_outcomes.values())
+        for key, is_right in window_outcomes.items():
+            outcomes.setdefault(key, is_right)
+    newest = dict(list(by_window.items())[-_NUM_WINDOWS:])
+    return Counts(len(outcomes), *_num_labelled_and_right(outcomes.values()), newest)
+
+
+def _is_right(document: PredictedDocument, labels: Mapping[str, str | None]) -> bool | None:
+    """Return whether a document was predicted right; None if it has no label that counts."""
+    label = document.label if document.id is None else labels.get(document.id, document.label)
+    return None if label is None or document.is_chosen else label == document.predicted
+
+
+def _num_labelled_and_right(outcomes: Collection[bool | None]) -> tuple[int, int]:
+    return sum(is_right is not None for is_right in outcomes), sum(is_right is True for is_right in outcomes)
 
 
 def labels_by_id(store: Store, examples: Mapping[str, Manifest]) -> dict[str, str | None]:
     """Return the label of each id, of the newest batch that has it; None where rows of that batch contradict
     each other.
     """
-
     labels: dict[str, str | None] = {}
     for _, batch in sorted(examples.items()):
         table = pq.read_table(store.folder(batch) / EXAMPLES_FILE, columns=["id", "label"])
@@ -309,7 +323,6 @@ def judge(
     """
     accuracy = counts.num_right / counts.num_labelled if counts.num_labelled else None
     high = upper_bound(counts.num_right, counts.num_labelled, error)
-    fell = accuracy is not None and high < release.low
     return LiveMetadata(
         checkpoint=checkpoint,
         num_windows=num_windows,
@@ -319,7 +332,7 @@ def judge(
         accuracy_high=high,
         release_accuracy=release.accuracy,
         release_accuracy_low=release.low,
-        drop=release.accuracy - accuracy if fell and accuracy is not None else 0.0,
+        drop=release.accuracy - accuracy if accuracy is not None and high < release.low else 0.0,
     )
 
 
@@ -344,17 +357,18 @@ def check(metadata: LiveMetadata) -> CheckOutcome:
 def _documents(
     store: Store, name: str, window: Manifest, predictions: Manifest
 ) -> Iterator[PredictedDocument]:
-
     table = pq.read_table(
         store.folder(window) / DOCUMENTS_FILE, columns=["source", "row", "id", "text", "label", "group"]
     )
-    predicted = read_labels(store.folder(predictions) / PREDICTIONS)
+    predicted_labels = read_labels(store.folder(predictions) / PREDICTIONS)
     for row, own_id in zip(table.to_pylist(), own_ids(table), strict=True):
-        if (place := (row["source"], row["row"])) in predicted:
-            named = (
+        if (location := (row["source"], row["row"])) in predicted_labels:
+            group_or_text = (
                 f"group {row['group']}"
                 if row["group"]
                 else f"text {' '.join(row['text'].split()).casefold()}"
             )
-            key = hashlib.blake2b(named.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-            yield PredictedDocument(key, own_id, predicted[place], row["label"], window=name, place=place)
+            key = hashlib.blake2b(group_or_text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            yield PredictedDocument(
+                key, own_id, predicted_labels[location], row["label"], window=name, location=location
+            )

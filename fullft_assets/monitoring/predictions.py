@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.artifacts import (
-    BATCH_PREDICTIONS,
-)
+from fullft_assets.artifacts import BATCH_PREDICTIONS
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Manifest, artifact_key
 from fullft_assets.store.metadata import Metadata
@@ -78,9 +76,9 @@ def write_predictions(
 ) -> None:
     """Write a line for each document; both must have equal lengths."""
     with path.open("w", encoding="utf-8") as file:
-        for document, predicted in zip(documents, predictions, strict=True):
+        for document, prediction in zip(documents, predictions, strict=True):
             about = {"source": document.source, "row": document.row, "id": document.id}
-            file.write(json.dumps(about | dict(predicted), ensure_ascii=False) + "\n")
+            file.write(json.dumps(about | dict(prediction), ensure_ascii=False) + "\n")
 
 
 def read_labels(path: Path) -> dict[tuple[str, int], str]:

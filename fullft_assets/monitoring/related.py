@@ -26,8 +26,8 @@ def own_ids(table: pa.Table) -> list[str | None]:
     `source` and `row`.
     """
     return [
-        None if made_up else id_
-        for id_, made_up in zip(table["id"].to_pylist(), has_made_up_id(table).tolist(), strict=True)
+        None if is_made_up else id_
+        for id_, is_made_up in zip(table["id"].to_pylist(), has_made_up_id(table).tolist(), strict=True)
     ]
 
 
@@ -36,7 +36,7 @@ SIMILARITY = 0.3
 #: Characters of a text that are compared: enough to recognise a relative, and a bound for what long texts
 #: cost.
 _MAX_CHARACTERS = 5_000
-#: Candidates for each row that is wanted: most clusters are small.
+#: Candidates for each requested row: most clusters are small.
 _CANDIDATES = 2
 
 
@@ -46,7 +46,7 @@ def independent_rows(
     """Return the indices, ascending, of one row a group, or of one row a cluster of near-duplicates where
     rows have no group.
 
-    Of a group the row counts that a hash keyed with the seed puts first, so that the choice depends on the
+    The row of a group is the one with the lowest hash of seed and text, so that the choice depends on the
     texts, not on their order. Clusters are single linkage: texts without a group are related if their word
     shingles' Jaccard similarity is at least `SIMILARITY`.
 
@@ -61,14 +61,14 @@ def independent_rows(
         key = ("group", group) if group else ("text", text)
         if key not in first or ranks[index] < ranks[first[key]]:
             first[key] = index
-    chosen = sorted(first.values(), key=lambda index: (ranks[index], index))
+    candidates = sorted(first.values(), key=lambda index: (ranks[index], index))
     if limit is not None:
-        chosen = chosen[: _CANDIDATES * limit]
-    alone = [index for index in chosen if not groups[index]]
-    clusters = _clusters([texts[index][:_MAX_CHARACTERS] for index in alone])
+        candidates = candidates[: _CANDIDATES * limit]
+    rows_without_group = [index for index in candidates if not groups[index]]
+    clusters = _clusters([texts[index][:_MAX_CHARACTERS] for index in rows_without_group])
     _, firsts = np.unique(clusters, return_index=True)
-    left_out = set(alone) - {alone[number] for number in firsts}
-    return np.array(sorted([index for index in chosen if index not in left_out][:limit]), dtype=np.int64)
+    relatives = set(rows_without_group) - {rows_without_group[number] for number in firsts}
+    return np.array(sorted([index for index in candidates if index not in relatives][:limit]), dtype=np.int64)
 
 
 def _clusters(texts: Sequence[str]) -> np.ndarray:
@@ -87,7 +87,9 @@ def _clusters(texts: Sequence[str]) -> np.ndarray:
     )
     shared = (table @ table.T).tocoo()
     first, second = shared.coords
-    together = sizes[first] + sizes[second] - shared.data
-    near = shared.data >= SIMILARITY * together
-    links = csr_array((np.ones(int(near.sum()), bool), (first[near], second[near])), shape=shared.shape)
+    union_sizes = sizes[first] + sizes[second] - shared.data
+    is_near = shared.data >= SIMILARITY * union_sizes
+    links = csr_array(
+        (np.ones(int(is_near.sum()), bool), (first[is_near], second[is_near])), shape=shared.shape
+    )
     return connected_components(links, directed=False)[1]

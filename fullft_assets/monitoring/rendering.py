@@ -24,9 +24,12 @@ def render_table(verdict: DriftVerdict) -> str:
     if not verdict.comparisons:
         return verdict.summary
     lines = ["| test | windows | p-value | effect |", "|---|---|---|---|"]
-    for each in verdict.comparisons:
-        p_value = f"**{each.p_value:.2g}**" if each.drifted else f"{each.p_value:.2g}"
-        lines.append(f"| {each.test} | {each.num_windows} | {p_value} | {each.effect:.3f} |")
+    for comparison in verdict.comparisons:
+        emphasis = "**" if comparison.drifted else ""
+        lines.append(
+            f"| {comparison.test} | {comparison.num_windows} | {emphasis}{comparison.p_value:.2g}{emphasis}"
+            f" | {comparison.effect:.3f} |"
+        )
     return "\n".join(lines)[:MAX_TABLE_CHARACTERS]
 
 
@@ -71,14 +74,16 @@ def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[tuple[str, 
     """Return the words whose share of documents changed most, by the z-score of two proportions: each with
     the share of documents that have it in the reference windows and in this one.
     """
-    counts, sizes = [], []
+    counts: list[Counter[str]] = []
+    sizes: list[int] = []
     for texts in (before, now):
-        size, counter = 0, Counter[str]()
+        counter = Counter[str]()
+        num_texts = 0
         for text in texts:
-            size += 1
+            num_texts += 1
             counter.update({word for word in words_of(text) if not word.isdigit()})
         counts.append(counter)
-        sizes.append(max(size, 1))
+        sizes.append(max(num_texts, 1))
     names = [word for word, count in sorted((counts[0] + counts[1]).items()) if count >= _LEAST_DOCUMENTS]
     old, new = (
         np.array([count[word] for word in names]) / size for count, size in zip(counts, sizes, strict=True)

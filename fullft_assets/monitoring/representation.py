@@ -64,18 +64,23 @@ def judge(
         model: the checkpoint in production; predictions of other checkpoints do not count.
         labels: in the order of its outputs.
     """
-    predicted, num_windows = Counter[str](), 0
-    for name in sorted(reports, reverse=True) if model is not None else ():
-        # A window with insufficient data was not read by the model.
-        is_read = SUMS in reports[name].files
-        if model is None or not is_read or reports[name].inputs[FINETUNED_CHECKPOINT] != model.content_digest:
-            continue
-        counts = Sums.load(store.folder(reports[name]) / SUMS).counts.tolist()
-        predicted.update(dict(zip(labels, counts, strict=True)))
+    # A window with insufficient data was not read by the model, and has no sums.
+    reports_of_model = (
+        report
+        for _, report in sorted(reports.items(), reverse=True)
+        if model is not None
+        and SUMS in report.files
+        and report.inputs[FINETUNED_CHECKPOINT] == model.content_digest
+    )
+    label_counts = Counter[str]()
+    num_windows = 0
+    for report in reports_of_model:
+        counts = Sums.load(store.folder(report) / SUMS).counts.tolist()
+        label_counts.update(dict(zip(labels, counts, strict=True)))
         num_windows += 1
-        if predicted.total() >= ENOUGH_ROWS:
+        if label_counts.total() >= ENOUGH_ROWS:
             break
-    outcome = compare(SnapshotMetadata.of(snapshot).label_counts["train"], predicted)
+    outcome = compare(SnapshotMetadata.of(snapshot).label_counts["train"], label_counts)
     return outcome.model_copy(update={"metadata": {**outcome.metadata, "num_windows": num_windows}})
 
 
@@ -87,19 +92,24 @@ def compare(training: Mapping[str, int], production: Mapping[str, int]) -> Check
     """
     sizes = {"training": sum(training.values()), "production": sum(production.values())}
     metadata: dict[str, Any] = {f"num_{side}_rows": count for side, count in sizes.items()}
-    passed, description = True, ""
     if min(sizes.values()) < MIN_ROWS:
         side = min(sizes, key=sizes.__getitem__)
-        description = f"insufficient data: {sizes[side]:,} {side} documents of the {MIN_ROWS} needed"
-    else:
-        apart = difference(training, production)
-        metadata |= {"label_difference": apart.distance, "label_difference_by_chance": apart.by_chance}
-        if may_be_named(apart.shares):
-            metadata["label_shares"] = [
-                {"label": visible(name), "training": before, "production": now}
-                for name, (before, now) in list(apart.shares.items())[:20]
-            ]
-        passed, description = apart.distance - apart.by_chance <= MAX_DIFFERENCE, _in_words(apart)
+        return CheckOutcome(
+            name=CHECK.name,
+            passed=True,
+            severity="warn",
+            description=f"insufficient data: {sizes[side]:,} {side} documents of the {MIN_ROWS} needed",
+            metadata=metadata,
+        )
+    apart = difference(training, production)
+    metadata |= {"label_difference": apart.distance, "label_difference_by_chance": apart.by_chance}
+    if may_be_named(apart.shares):
+        metadata["label_shares"] = [
+            {"label": visible(name), "training": before, "production": now}
+            for name, (before, now) in list(apart.shares.items())[:20]
+        ]
+    passed = apart.distance - apart.by_chance <= MAX_DIFFERENCE
+    description = _in_words(apart)
     if not passed:
         description += (
             f"; warns above {MAX_DIFFERENCE:g} beyond chance; label and deliver more documents like"
@@ -135,9 +145,9 @@ def _in_words(difference: Difference) -> str:
     )
     if not may_be_named(difference.shares):
         return f"{apart}; the labels are {NOT_NAMED}"
-    named = [
+    changes = [
         f"{quoted(name)} {in_training:.1%} in training, {in_production:.1%} in production"
         for name, (in_training, in_production) in list(difference.shares.items())[:_NUM_NAMED]
         if in_training != in_production
     ]
-    return f"{apart}: {'; '.join(named)}" if named else apart
+    return f"{apart}: {'; '.join(changes)}" if changes else apart

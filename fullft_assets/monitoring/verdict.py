@@ -22,17 +22,18 @@ WINDOW_MATCHES_REFERENCE = CheckSpec(
 )
 CHECKS = (WINDOW_MATCHES_REFERENCE,)
 
-#: `warming_up`: this window is one of the first, which later ones are compared with. `alarm`: it, or the last
-#: three windows pooled, differ from them. `confirmed`: so did windows shortly before, which are not among
-#: those. `feed_broken`: no document of the window has a text.
+#: `warming_up`: this window is one of the first, which later windows are compared with. `alarm`: this window,
+#: or the last three windows together, differ from the first ones. `confirmed`: earlier windows, which are not
+#: among those, differ, too. `feed_broken`: no document of the window has a text.
 Status = Literal["warming_up", "ok", "alarm", "confirmed", "insufficient_data", "feed_broken"]
-#: A window of these differs from the reference.
+#: Statuses of a window that differs from the reference.
 ALARMED: tuple[Status, ...] = ("alarm", "confirmed")
-#: Nothing follows from a window of these: one says little, and many in a row that production is not seen.
+#: Statuses without a verdict: one such window says little; many in a row mean that production is not seen.
 WITHOUT_VERDICT: tuple[Status, ...] = ("insufficient_data", "feed_broken")
-#: With so many of them in a row, production is not seen, and a person is alerted.
+#: After so many windows without a verdict in a row, a person is alerted.
 MOST_WITHOUT_VERDICT = 10
-#: Windows before the current one that a verdict looks at: three pooled ones can confirm three.
+#: Windows before the current one that a verdict looks at: the three windows before the last three can confirm
+#: that the last three together differ.
 NUM_RECENT = 2 * POOLED - 1
 #: Windows, the first ones under a champion, that later windows are compared with.
 REFERENCE_WINDOWS = 12
@@ -108,7 +109,7 @@ class DriftVerdict(BaseModel):
     @property
     def moved_tests(self) -> list[str]:
         """The drift tests that alarmed, in the order of `moved`."""
-        return list(dict.fromkeys(each.test for each in self.comparisons if each.drifted))
+        return list(dict.fromkeys(comparison.test for comparison in self.comparisons if comparison.drifted))
 
     @property
     def summary(self) -> str:
@@ -138,11 +139,11 @@ def judge(
     """Compare a window, and the last three pooled, with the reference windows.
 
     Args:
-        content: what the content of the texts is compared with; longer than `model`, or the same.
-        model: what the rest is compared with: windows under this champion.
+        content: windows that the content of the texts is compared with: those of `model`, or more.
+        model: windows under this champion, which everything else is compared with.
         labels: in the order of the model's outputs.
     """
-    judged = DriftVerdict(
+    verdict = DriftVerdict(
         status="warming_up",
         num_rows=current.num_rows,
         num_reference_windows=len(content.reference),
@@ -156,7 +157,7 @@ def judge(
         if len(past.reference) >= LEAST_WINDOWS
     ]
     if not sides:
-        return judged
+        return verdict
     comparisons = [comparison for side in sides for comparison in side.compare(side.windows)]
     alarms = [comparison for comparison in comparisons if comparison.drifted]
     homogeneity = _homogeneity(tests, content.reference)
@@ -175,7 +176,7 @@ def judge(
         ],
         "notes": list(_notes(content, model, homogeneity)),
     }
-    return judged.model_copy(update=update)
+    return verdict.model_copy(update=update)
 
 
 class _Side(NamedTuple):
@@ -219,8 +220,8 @@ def _notes(content: Past[Sums], model: Past[Sums], homogeneity: float | None) ->
 
 
 def _is_confirmed(sides: Sequence[_Side], alarms: Sequence[Comparison]) -> bool:
-    """Return whether windows alarm that end before those which alarm now: one bad delivery is in three pooled
-    windows, but confirms nothing.
+    """Return whether earlier windows alarm, without any of the windows that alarm now: one bad delivery is in
+    three pooled windows, but confirms nothing.
     """
     least = min(alarm.num_windows for alarm in alarms)
     for side in sides:
@@ -316,8 +317,9 @@ class DriftMetadata(Metadata):
         num_related_left_out: documents of groups, or clusters of near-duplicates, that another document
             represents.
         reference, recent: `Manifest.ref` of the drift reports of the windows that this one was compared with
-        and pooled with. kept_reference, kept_recent: the same for the content of the texts, where it is
-        compared with windows of an earlier champion.
+            and pooled with.
+        kept_reference, kept_recent: the same for the content of the texts, where it is compared with windows
+            of an earlier champion.
         scale: `Manifest.ref` of the `drift_scale` that the content is read on; empty where the window was not
             read and is compared with none.
         documents: `Manifest.ref` of the window's production documents.

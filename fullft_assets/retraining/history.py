@@ -1,4 +1,4 @@
-"""What a decision to train again depends on, the decision, and what follows of the attempts, trainings and
+"""What a decision to train again depends on, the decision, and what follows from the attempts, trainings and
 windows so far.
 
 The values can be kept in a log. Times are in seconds since the epoch.
@@ -174,8 +174,10 @@ DAY_SECONDS = 24 * HOUR_SECONDS
 #: Windows among which drift is counted.
 NUM_WINDOWS = 3
 #: Standard errors by which new labels show a lower score that confirm a drift: of one that is none, in 5% of
-#: cases. A lower score alone must be more certain, since somebody looks every day.
-_BELIEVED, CERTAIN = 1.64, 2.5
+#: cases.
+_BELIEVED = 1.64
+#: A lower score alone must be more certain, since somebody looks every day.
+CERTAIN = 2.5
 #: A window that is older no longer counts as evidence of drift.
 _HORIZON_DAYS = 30.0
 #: Attempts in a row that are repeated after a failure that may be gone.
@@ -203,10 +205,10 @@ def has_same_settings(attempt: Attempt, signals: Signals) -> bool:
 
 
 def is_settled(attempt: Attempt, state: State) -> bool:
-    """Return whether a training ended or a champion was released after an attempt: what it did not come to is
-    no longer missing.
+    """Return whether a training ended or a champion was released after the end of an attempt, so that its
+    failure no longer matters.
 
-    What its own run trained before it failed came before its end.
+    What its own run trained before it failed ended earlier, and does not count.
     """
     end = attempt.started_at + attempt.hours * HOUR_SECONDS if attempt.ended_at is None else attempt.ended_at
     return any(at is not None and at > end for at in (state.trained_at, state.champion_since))
@@ -230,8 +232,9 @@ def num_unproductive(state: State, signals: Signals, settings: RetrainingSetting
     """Return how many attempts in a row, the newest last, gained nothing. One that a person cancelled says
     nothing.
 
-    They are the ones under today's settings since the last promotion, however it came about; while drift
-    lasts, all since the last window without: a champion that does not end it is no cure.
+    Attempts under today's settings count that started since the last promotion, by the gates or by hand.
+    While a drift lasts, all of them count since the last window without drift: a champion that does not end a
+    drift is no success.
     """
     since = state.champion_since
     if drift_began(state, signals.windows, signals.now, settings) is not None:
@@ -297,24 +300,24 @@ def attempt_of_most_rows(state: State, signals: Signals) -> Attempt | None:
     """Return the attempt with today's settings that had the most rows, the newest of several, if those are
     more than the last training's.
     """
-    more = [
+    larger_attempts = (
         attempt
         for attempt in state.attempts
         if has_same_settings(attempt, signals) and attempt.num_examples > state.num_trained
-    ]
-    return max(more, key=lambda attempt: (attempt.num_examples, attempt.started_at), default=None)
+    )
+    return max(larger_attempts, key=lambda attempt: (attempt.num_examples, attempt.started_at), default=None)
 
 
 def num_not_learned(state: State, signals: Signals) -> int:
     """Return how many rows of the snapshot came since the last training, and since the last attempt with
     today's settings that succeeded.
     """
-    done = [
+    num_learned = [
         attempt.num_examples
         for attempt in state.attempts
         if has_same_settings(attempt, signals) and attempt.outcome == "succeeded"
     ]
-    return max(0, signals.num_examples - max([state.num_trained, *done]))
+    return max(0, signals.num_examples - max([state.num_trained, *num_learned]))
 
 
 def what_became_of(attempt: Attempt) -> str:
@@ -339,34 +342,36 @@ def drift_began(
     began with the first window that was not calm before them, however long ago: of a drift that no label
     confirms, labels are collected for months. A window without a verdict neither counts nor ends a drift.
     """
-    trained = state.trained_at or -float("inf")
+    trained_at = state.trained_at or -float("inf")
     horizon = now - _HORIZON_DAYS * DAY_SECONDS
-    seen = [window for window in windows if window.status in VERDICTS and trained < window.at]
-    confirmed = [
-        window for window in seen[-NUM_WINDOWS:] if window.status == "confirmed" and window.at > horizon
+    verdicts = [window for window in windows if window.status in VERDICTS and trained_at < window.at]
+    drift_times = [
+        window.at
+        for window in verdicts[-NUM_WINDOWS:]
+        if window.status == "confirmed" and window.at > horizon
     ]
-    if len(confirmed) < settings.drift_windows:
+    if len(drift_times) < settings.drift_windows:
         return None
-    calm = max(
-        (window.at for window in seen if window.status == "ok" and window.at < confirmed[0].at),
-        default=trained,
+    last_calm = max(
+        (window.at for window in verdicts if window.status == "ok" and window.at < drift_times[0]),
+        default=trained_at,
     )
-    return min(window.at for window in seen if window.at > calm and window.status != "ok")
+    return min(window.at for window in verdicts if window.at > last_calm and window.status != "ok")
 
 
 def drift_examples(state: State, signals: Signals, settings: RetrainingSettings) -> int:
-    """Return how many labelled examples of a drift that labels confirm a retrain of now would learn from; 0
-    where no such drift is being learned.
+    """Return how many labelled examples of a drift a retrain would learn from now; 0 without a drift that
+    labels confirm.
 
-    A score that fell is a drift that labels found, since the last training.
+    A lower score is a drift, too: labels show it, and all new examples since the last training count.
     """
     new, _ = new_examples(state, signals)
     last = next(reversed(in_order(state)), None)
     is_drift = drift_began(state, signals.windows, signals.now, settings) is not None
     if is_drift and score_fell(signals, settings):
         # What a failed attempt was to learn of it counts still.
-        tried = last.num_drift_examples if last is not None and last.outcome == "failed" else 0
-        return min(tried + new, signals.num_labels_since_drift)
+        num_tried = last.num_drift_examples if last is not None and last.outcome == "failed" else 0
+        return min(num_tried + new, signals.num_labels_since_drift)
     if _is_lower(signals, settings):
         return new
     if last is not None and 0 < last.num_drift_examples < settings.min_new_examples:

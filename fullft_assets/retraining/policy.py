@@ -2,6 +2,7 @@
 keeps one from starting now, what a person has to do, and the decision.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -41,11 +42,11 @@ from fullft_assets.settings import RetrainingSettings
 _MIN_GROWTH = 0.2
 #: Growth of the labelled examples since a drift began that is worth another retrain.
 _MORE_OF_DRIFT = 0.5
-#: So many times as many labelled examples are needed for a drift that labels do not confirm.
+#: A drift that labels do not confirm needs so many times the labelled examples.
 _NOT_CONFIRMED = 3
 #: Rule, and incident, of a drift whose labels were not drawn at random.
 RANDOM_LABELS = "random_labels"
-#: Those far from the training data do not say how often the champion is right.
+#: Documents far from the training data do not show how often the champion is right.
 _LABEL_AT_RANDOM = "label production documents that `fullft export CASE FILE --random` draws"
 
 
@@ -95,57 +96,59 @@ def _new_data(state: State, signals: Signals, settings: RetrainingSettings) -> R
     new, since = new_examples(state, signals)
     share = _MIN_GROWTH * state.num_trained
     needed = max(settings.min_new_examples, round(share))
-    enough, count_first = _reach(state, signals, needed, new)
+    is_enough, count_first = _reach(signals, needed, new)
     name = (
         f"min_new_examples = {needed:,}"
         if share <= needed and needed == settings.min_new_examples
         else f"{needed:,} (a growth by {_MIN_GROWTH:.0%})"
     )
-    reason = f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {name}"
+    reason = f"{new:,} new examples since {since}, {'enough for' if is_enough else 'fewer than'} {name}"
     if count_first:
         reason += f"; a snapshot has yet to tell how many of {signals.num_uncounted:,} delivered ones are new"
-    return Rule("new_data", "retrain" if enough else "wait", reason, count_first)
+    return Rule("new_data", "retrain" if is_enough else "wait", reason, count_first)
 
 
 def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
-    began = drift_began(state, signals.windows, signals.now, settings)
-    if began is None:
+    drift_start = drift_began(state, signals.windows, signals.now, settings)
+    if drift_start is None:
         return Rule(
             "drift",
             "wait",
             f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows",
         )
-    reason = f"drift is confirmed since the window of {date(began)}"
-    delivered, least = signals.num_labels_since_drift, settings.min_new_examples_on_drift
-    needed = _NOT_CONFIRMED * least
-    if least <= delivered < needed and not score_fell(signals, settings):
+    reason = f"drift is confirmed since the window of {date(drift_start)}"
+    num_labels = signals.num_labels_since_drift
+    needed = _NOT_CONFIRMED * settings.min_new_examples_on_drift
+    if settings.min_new_examples_on_drift <= num_labels < needed and not score_fell(signals, settings):
         return _not_confirmed(state, signals, f"{reason}, but", needed)
-    return _with_labels(state, signals, settings, "drift", reason, delivered)
+    return _with_labels(state, signals, settings, "drift", reason, num_labels)
 
 
 def _not_confirmed(state: State, signals: Signals, reason: str, needed: int) -> Rule:
-    delivered, evaluated = signals.num_labels_since_drift, signals.num_live_labels
-    if evaluated is None:
-        # What was asked for stays open until they are.
-        action = "request_labels" if RANDOM_LABELS in state.raised else "wait"
+    if signals.num_live_labels is None:
+        # A request for labels stays open until the labels are evaluated.
         return Rule(
             RANDOM_LABELS,
-            action,
-            f"{reason} live_quality has not evaluated the {delivered:,} labelled examples yet",
+            "request_labels" if RANDOM_LABELS in state.raised else "wait",
+            f"{reason} live_quality has not evaluated the {signals.num_labels_since_drift:,} labelled"
+            " examples yet",
             instruction=_LABEL_AT_RANDOM,
         )
-    shown = f"{evaluated:,} of {delivered:,} labelled examples are of its windows and were not chosen as far"
-    if evaluated < LEAST_ROWS:
+    counts = (
+        f"{signals.num_live_labels:,} of {signals.num_labels_since_drift:,} labelled examples are of its"
+        " windows and were not chosen as far"
+    )
+    if signals.num_live_labels < LEAST_ROWS:
         return Rule(
             RANDOM_LABELS,
             "request_labels",
-            f"{reason} only {shown}, too few to tell whether the champion is worse",
+            f"{reason} only {counts}, too few to tell whether the champion is worse",
             instruction=_LABEL_AT_RANDOM,
         )
     return Rule(
         "drift",
         "wait",
-        f"{reason} {shown}, and do not show that the champion is worse; fewer than {needed:,} are no reason"
+        f"{reason} {counts}, and do not show that the champion is worse; fewer than {needed:,} are no reason"
         " then",
     )
 
@@ -158,21 +161,21 @@ def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings)
     if last is None or not last.num_drift_examples or last.outcome != "succeeded":
         return
     new, since = new_examples(state, signals)
-    learned = last.num_drift_examples
-    needed = max(round(_MORE_OF_DRIFT * learned), settings.min_new_examples_on_drift)
+    num_learned = last.num_drift_examples
+    needed = max(round(_MORE_OF_DRIFT * num_learned), settings.min_new_examples_on_drift)
     if (
         not has_same_settings(last, signals)
-        or learned >= settings.min_new_examples
+        or num_learned >= settings.min_new_examples
         or needed > settings.min_new_examples
     ):
         return
-    enough, count_first = _reach(state, signals, needed, new)
+    is_enough, count_first = _reach(signals, needed, new)
     yield Rule(
         "more_of_drift",
-        "retrain" if enough else "wait",
+        "retrain" if is_enough else "wait",
         (
-            f"{new:,} new examples since {since}, {'enough for' if enough else 'fewer than'} {needed:,}"
-            f" beside the {learned:,} that showed it a drift"
+            f"{new:,} new examples since {since}, {'enough for' if is_enough else 'fewer than'} {needed:,}"
+            f" beside the {num_learned:,} that showed it a drift"
         ),
         count_first,
     )
@@ -185,7 +188,7 @@ def _score(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
             f"the champion's accuracy is {signals.live_drop:.3f} lower on labelled production documents than"
             f" at release ({limit})"
         )
-        return _with_labels(state, signals, settings, "score", reason, None)
+        return _with_labels(state, signals, settings, "score", reason)
     if signals.score_drop is None:
         return Rule("score", "wait", "the champion's score on newer rows is unknown")
     if signals.score_drop < settings.max_score_drop:
@@ -196,10 +199,12 @@ def _score(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
         )
     if signals.num_drop_errors < CERTAIN:
         errors = f"{signals.num_drop_errors:.1f}" if signals.num_drop_errors > 0 else "an unknown number of"
-        shown = (
-            f"fell by {signals.score_drop:.3f} on newer rows, which may be chance ({errors} standard errors"
+        return Rule(
+            "score",
+            "wait",
+            f"the champion's score fell by {signals.score_drop:.3f} on newer rows, which may be chance"
+            f" ({errors} standard errors of {CERTAIN:g})",
         )
-        return Rule("score", "wait", f"the champion's score {shown} of {CERTAIN:g})")
     reason = f"the champion's score fell by {signals.score_drop:.3f} on newer rows ({limit})"
     if signals.num_live_errors < 0:
         return Rule(
@@ -207,7 +212,7 @@ def _score(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
             "wait",
             f"{reason}, but it is right about labelled production documents as often as at release",
         )
-    return _with_labels(state, signals, settings, "score", reason, None)
+    return _with_labels(state, signals, settings, "score", reason)
 
 
 def _with_labels(
@@ -216,26 +221,24 @@ def _with_labels(
     settings: RetrainingSettings,
     name: Literal["drift", "score"],
     reason: str,
-    delivered: int | None,
+    most: float = math.inf,
 ) -> Rule:
     """Return a retrain if there are labels to learn from, else a request for them.
 
     Args:
-        delivered: labelled examples that count at most. None: all.
+        most: labelled examples that count at most.
     """
     new, _ = new_examples(state, signals)
     needed = max(settings.min_new_examples_on_drift, 1)
-    available = new if delivered is None else min(new, delivered)
-    enough, count_first = _reach(state, signals, needed, available)
-    if delivered is not None:
-        count_first = count_first and delivered >= needed
-    if enough:
+    available = min(new, most)
+    is_enough, count_first = _reach(signals, needed, available)
+    if is_enough:
         return Rule(
             name, "retrain", f"{reason}, and {available:,} new labelled examples are there to learn from"
         )
     if any(attempt.outcome == "in_flight" for attempt in state.attempts):
         return Rule(name, "wait", f"{reason}; an attempt is in flight")
-    if count_first:
+    if count_first and most >= needed:
         return Rule(
             name,
             "wait",
@@ -243,14 +246,14 @@ def _with_labels(
             True,
         )
     # A person who cancelled a retrain, or whose data made it fail, has labelled enough.
-    last, there = attempt_of_most_rows(state, signals), num_not_learned(state, signals)
-    there = there if delivered is None else min(there, delivered)
-    if last is not None and last.outcome in ("failed", "cancelled") and there >= needed:
-        reason = f"{reason}, and {there:,} labelled examples are there to learn from"
+    last = attempt_of_most_rows(state, signals)
+    num_labels = min(num_not_learned(state, signals), most)
+    if last is not None and last.outcome in ("failed", "cancelled") and num_labels >= needed:
         return Rule(
             name,
             "wait",
-            f"{reason}, but the attempt of {date(last.started_at)} that had them {what_became_of(last)}",
+            f"{reason}, and {num_labels:,} labelled examples are there to learn from, but the attempt of"
+            f" {date(last.started_at)} that had them {what_became_of(last)}",
         )
     return Rule(
         name,
@@ -289,7 +292,9 @@ def _schedule(state: State, signals: Signals) -> Iterator[Rule]:
 def _if_there_is_something_new(
     state: State, signals: Signals, name: Literal["age", "schedule"], reason: str
 ) -> Rule:
-    """Return a retrain, or why it waits: rows are not counted, there are no others, or they were tried."""
+    """Return a retrain, or why it waits: delivered rows are not counted yet, there are no new rows, or an
+    attempt has had them.
+    """
     if signals.num_uncounted:
         return Rule(
             name,
@@ -297,8 +302,8 @@ def _if_there_is_something_new(
             f"{reason}; a snapshot has yet to count {signals.num_uncounted:,} delivered examples",
             True,
         )
-    tried = [attempt for attempt in state.attempts if attempt.evidence == retrain_evidence(signals)]
-    last = max(tried, key=lambda attempt: attempt.started_at, default=None)
+    attempts = [attempt for attempt in state.attempts if attempt.evidence == retrain_evidence(signals)]
+    last = max(attempts, key=lambda attempt: attempt.started_at, default=None)
     is_learned = signals.data_version == state.trained_on or not signals.num_examples
     if is_learned or (last is not None and last.outcome == "succeeded"):
         return Rule(name, "wait", f"{reason}, but there is nothing new to learn")
@@ -312,7 +317,10 @@ def _if_there_is_something_new(
     return Rule(name, "retrain", reason)
 
 
-def _reach(state: State, signals: Signals, needed: int, available: int) -> tuple[bool, bool]:
+def _reach(signals: Signals, needed: int, available: float) -> tuple[bool, bool]:
+    """Return whether the available examples are enough, and whether the delivered ones that no snapshot has
+    yet could make them enough.
+    """
     return available >= needed, available < needed <= available + signals.num_uncounted
 
 
@@ -320,7 +328,8 @@ def _reach(state: State, signals: Signals, needed: int, available: int) -> tuple
 _RETRY_HOURS = 1.0
 #: Wait after an attempt that gave no champion, or that did not end a drift. It doubles with each further one
 #: in a row, up to the longest.
-_BACKOFF_HOURS, _MAX_BACKOFF_DAYS = 48.0, 90.0
+_BACKOFF_HOURS = 48.0
+_MAX_BACKOFF_DAYS = 90.0
 
 
 class Obstacle(NamedTuple):
@@ -341,22 +350,26 @@ def find_obstacles(state: State, signals: Signals, settings: RetrainingSettings)
         until, why = _next_start(past, state, signals, settings)
         # A fixed time, not "3 h ago": the reasons of a repeated tick stay the same, and are recorded once.
         if signals.now < until:
-            reason = (
+            yield Obstacle(
+                "wait",
                 f"the last attempt was on {date(past[-1].started_at)}, and the next may start on"
-                f" {date(until)} ({why})"
+                f" {date(until)} ({why})",
             )
-            yield Obstacle("wait", reason)
-    spent = hours_spent(state, signals)
-    if spent + signals.estimated_hours > settings.max_hours_per_month:
-        reason = (
-            f"{spent:.1f} h were spent this month and the next run takes about"
-            f" {signals.estimated_hours:.1f} h"
+    hours = hours_spent(state, signals)
+    if hours + signals.estimated_hours > settings.max_hours_per_month:
+        yield Obstacle(
+            "month",
+            f"{hours:.1f} h were spent this month and the next run takes about"
+            f" {signals.estimated_hours:.1f} h (max_hours_per_month = {settings.max_hours_per_month:g})",
         )
-        yield Obstacle("month", f"{reason} (max_hours_per_month = {settings.max_hours_per_month:g})")
-    usd, next_usd = spent * signals.hourly_usd, signals.estimated_hours * signals.hourly_usd
+    usd = hours * signals.hourly_usd
+    next_usd = signals.estimated_hours * signals.hourly_usd
     if settings.max_usd_per_month is not None and usd + next_usd > settings.max_usd_per_month:
-        reason = f"{usd:.2f} USD were spent this month and the next run costs about {next_usd:.2f} USD"
-        yield Obstacle("month", f"{reason} (max_usd_per_month = {settings.max_usd_per_month:g})")
+        yield Obstacle(
+            "month",
+            f"{usd:.2f} USD were spent this month and the next run costs about {next_usd:.2f} USD"
+            f" (max_usd_per_month = {settings.max_usd_per_month:g})",
+        )
 
 
 def _next_start(
@@ -386,7 +399,8 @@ def _next_start(
 
 #: A run is in flight for too long after so many times what the next retrain is estimated to take, and at
 #: least so many hours.
-_HANGS_TIMES, _HANGS_HOURS = 3.0, 24.0
+_HANGS_TIMES = 3.0
+_HANGS_HOURS = 24.0
 #: Attempts in a row that gained nothing after which a person is alerted.
 _ATTEMPTS_IN_VAIN = 3
 #: Days without a verdict on a window after which a person is alerted.
@@ -431,10 +445,13 @@ def find_incidents(
     requests = [rule for rule in rules if rule.action == "request_labels"]
     if requests:
         is_random = any(rule.name == RANDOM_LABELS for rule in requests)
-        reason = "; ".join(rule.reason for rule in requests)
-        # The first one is the drift's: a random sample of production has documents like those of today.
-        action = requests[0].instruction
-        yield Incident(RANDOM_LABELS if is_random else "labels", "request_labels", reason, action)
+        yield Incident(
+            RANDOM_LABELS if is_random else "labels",
+            "request_labels",
+            "; ".join(rule.reason for rule in requests),
+            # The first one is the drift's: a random sample of production has documents like those of today.
+            requests[0].instruction,
+        )
 
 
 def _in_vain(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Incident]:
@@ -444,80 +461,81 @@ def _in_vain(state: State, signals: Signals, settings: RetrainingSettings) -> It
     if not state.attempts:
         return
     last = in_order(state)[-1]
-    failed = f"the attempt of {date(last.started_at)} failed ({last.failure or 'unknown'})"
+    failure = f"the attempt of {date(last.started_at)} failed ({last.failure or 'unknown'})"
     what_to_fix = "open the newest failed run of the model job, which says what to fix"
     is_failed = last.outcome == "failed" and has_same_settings(last, signals) and not is_settled(last, state)
     number = num_unproductive(state, signals, settings)
     if number >= _ATTEMPTS_IN_VAIN:
         reason = f"{number} attempts in a row gained nothing, so that others come ever more rarely"
         if is_failed:
-            yield Incident("attempts in vain", "alert", f"{reason}; {failed}", what_to_fix)
+            yield Incident("attempts in vain", "alert", f"{reason}; {failure}", what_to_fix)
         else:
             yield Incident("attempts in vain", "alert", reason, "read their evaluation reports")
     elif is_failed and (last.failure not in TRANSIENT or num_transient(state, signals) > MAX_RETRIES):
-        yield Incident(f"failed attempt of {date(last.started_at)}", "alert", failed, what_to_fix)
+        yield Incident(f"failed attempt of {date(last.started_at)}", "alert", failure, what_to_fix)
 
 
 def _hangs(signals: Signals) -> Iterator[Incident]:
-    run, limit = signals.oldest_run, max(_HANGS_HOURS, _HANGS_TIMES * signals.estimated_hours)
+    run = signals.oldest_run
+    limit = max(_HANGS_HOURS, _HANGS_TIMES * signals.estimated_hours)
     if run is None or signals.now - run.since <= limit * HOUR_SECONDS:
         return
     # A fixed number, so that the reasons of a repeated tick stay the same.
-    has_not, what = (
-        ("ended", "open it, and terminate it if it hangs")
-        if run.has_started
-        else ("begun", "look at Dagster's daemon and queue")
-    )
     yield Incident(
         f"run {run.run_id} in flight",
         "alert",
         (
-            f"the run {run.run_id} of {run.job}, asked for on {date(run.since)}, has not {has_not} in"
-            f" {limit:,.0f} h and holds retrains back"
+            f"the run {run.run_id} of {run.job}, asked for on {date(run.since)}, has not"
+            f" {'ended' if run.has_started else 'begun'} in {limit:,.0f} h and holds retrains back"
         ),
-        what,
+        "open it, and terminate it if it hangs" if run.has_started else "look at Dagster's daemon and queue",
     )
 
 
 def _budget(
     state: State, signals: Signals, settings: RetrainingSettings, obstacles: Sequence[Obstacle]
 ) -> Iterator[Incident]:
-    """Yield that the next run is above the whole month's budget, or that nothing but what is left of it keeps
-    a retrain from starting.
+    """Yield that the next run needs more than a whole month's budget, or that only the budget that remains of
+    this month keeps a retrain from starting.
     """
-    hours, usd = signals.estimated_hours, signals.estimated_hours * signals.hourly_usd
-    above = []
+    hours = signals.estimated_hours
+    usd = hours * signals.hourly_usd
+    excesses = []
     if hours > settings.max_hours_per_month:
-        above.append(
+        excesses.append(
             f"takes about {hours:.1f} h, more than max_hours_per_month = {settings.max_hours_per_month:g}"
         )
     if settings.max_usd_per_month is not None and usd > settings.max_usd_per_month:
-        above.append(
+        excesses.append(
             f"costs about {usd:.2f} USD, more than max_usd_per_month = {settings.max_usd_per_month:g}"
         )
-    if above:
-        reason = f"the next run {' and '.join(above)}"
-        what = (
-            "raise that, make the training shorter, or launch the model job by hand if the estimate is wrong"
+    if excesses:
+        yield Incident(
+            "budget",
+            "alert",
+            f"the next run {' and '.join(excesses)}",
+            "raise that, make the training shorter, or launch the model job by hand if the estimate is wrong",
         )
-        yield Incident("budget", "alert", reason, what)
         return
     # A run in flight is no other reason: the evaluations of each day would end the incident, and raise it
     # again.
-    others = [obstacle for obstacle in obstacles if obstacle.name not in ("month", "in flight")]
-    month = [obstacle.reason for obstacle in obstacles if obstacle.name == "month"]
-    if month and not others and state.frozen is None:
-        reason = f"{' and '.join(month)}, so that the retrain that is called for waits for the next month"
-        what = "raise that, or launch the model job by hand, which is not booked"
-        yield Incident("month's budget", "alert", reason, what)
+    is_waiting = any(obstacle.name == "wait" for obstacle in obstacles)
+    reasons = [obstacle.reason for obstacle in obstacles if obstacle.name == "month"]
+    if reasons and not is_waiting and state.frozen is None:
+        yield Incident(
+            "month's budget",
+            "alert",
+            f"{' and '.join(reasons)}, so that the retrain that is called for waits for the next month",
+            "raise that, or launch the model job by hand, which is not booked",
+        )
 
 
 def _without_verdict(state: State, signals: Signals) -> Iterator[Incident]:
     if not signals.is_monitored or state.champion_since is None:
         return
     # The first windows under a champion make the reference that the next are compared with.
-    judged = [window.at for window in signals.windows if window.status in (*VERDICTS, "warming_up")]
-    last = max([state.champion_since, *judged])
+    verdict_times = [window.at for window in signals.windows if window.status in (*VERDICTS, "warming_up")]
+    last = max([state.champion_since, *verdict_times])
     number = sum(window.at > last for window in signals.windows)
     if number >= MOST_WITHOUT_VERDICT or signals.now - last > _DAYS_WITHOUT_VERDICT * DAY_SECONDS:
         seen_windows = (
@@ -570,14 +588,14 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
             return decided(incident.kind, [incident.reason], incident)
     reasons = [rule.reason for rule in calls or rules]
     for incident in incidents:
-        asked = (
+        step = (
             "labels were asked for"
             if incident.kind == "request_labels"
             else f"a person was alerted, as {incident.reason},"
         )
         at = state.raised.get(incident.key)
         reasons.append(
-            f"{asked} on {date(at)}"
+            f"{step} on {date(at)}"
             if at is not None
             else "labels are asked for once the run that is in flight has ended"
         )

@@ -307,8 +307,10 @@ def _metadata(
         num_reference_windows=verdict.num_reference_windows,
         reference=[report.ref for report in history.model.reference],
         recent=[report.ref for report in history.model.recent],
-        kept_reference=[] if history.kept is None else [report.ref for report in history.kept.reference],
-        kept_recent=[] if history.kept is None else [report.ref for report in history.kept.recent],
+        kept_reference=[]
+        if history.kept_past is None
+        else [report.ref for report in history.kept_past.reference],
+        kept_recent=[] if history.kept_past is None else [report.ref for report in history.kept_past.recent],
         scale=scale,
         documents=documents.ref,
         measured=numbers,
