@@ -80,9 +80,9 @@ def own_code(folder: Path) -> list[Path]:
         SettingsError: `config.json` names classes that are not in them, as those of another repository, which
             no commit pins.
     """
-    named = read_config(folder).get("auto_map") or {}
-    files = sorted(folder.rglob("*.py")) if named else []
-    for kind, reference in named.items():
+    classes = read_config(folder).get("auto_map") or {}
+    files = sorted(folder.rglob("*.py")) if classes else []
+    for kind, reference in classes.items():
         # Tokenizers are read from tokenizer.json, and never run.
         if kind != "AutoConfig" and not kind.startswith("AutoModel"):
             continue
@@ -94,13 +94,13 @@ def own_code(folder: Path) -> list[Path]:
             )
         file = re.fullmatch(r"((?:\w+/)*\w+)\.\w+", str(reference), re.ASCII)
         if file is None or not (folder / f"{file[1]}.py").is_file():
-            missing = (
+            problem = (
                 f"{reference} is no class in a Python file of the folder"
                 if file is None
                 else f"{file[1]}.py is not in the folder"
             )
             raise SettingsError(
-                f"{folder}/config.json: {kind}: {missing}; fetch the model's Python files too (*.py)"
+                f"{folder}/config.json: {kind}: {problem}; fetch the model's Python files too (*.py)"
             )
     return files
 
@@ -111,9 +111,9 @@ def copy_code(model: ModelFolder, target: Path) -> None:
     """
     if isinstance(model, TrustedFolder):
         for file in own_code(model.path):
-            place = target / file.relative_to(model.path)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, place)
+            copy = target / file.relative_to(model.path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 WEIGHTS = "model.safetensors"

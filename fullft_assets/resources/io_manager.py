@@ -35,13 +35,11 @@ def one_line_errors(store: Store, case: str) -> Iterator[None]:
     try:
         yield
     except FullftError as error:
-        shown = (
-            f"{error} [{error.failure}]"
-            if isinstance(error, WorkloadError) and error.failure != "unknown"
-            else str(error)
-        )
+        is_classified = isinstance(error, WorkloadError) and error.failure != "unknown"
         raise dg.Failure(
-            description=shown, metadata={"failure": error.failure}, allow_retries=False
+            description=f"{error} [{error.failure}]" if is_classified else str(error),
+            metadata={"failure": error.failure},
+            allow_retries=False,
         ) from None
     except (dg.Failure, dg.RetryRequested, dg.DagsterError):
         raise
@@ -125,7 +123,8 @@ class ManifestIOManager(dg.IOManager):
         self, store: Store, instance: dg.DagsterInstance | None = None, run: dg.DagsterRun | None = None
     ):
         self.store = store
-        self.instance, self.run = instance, run
+        self.instance = instance
+        self.run = run
 
     def handle_output(self, context: dg.OutputContext, obj: Manifest) -> None:
         """Point the asset (partition) at its newest artifact."""
