@@ -1,4 +1,4 @@
-"""What `fullft check` says of a use case within seconds, before it loads a model: does the YAML fit the data?"""
+"""What `fullft check` says within seconds, before a model is loaded: does the YAML fit the data?"""
 
 from collections.abc import Iterator
 

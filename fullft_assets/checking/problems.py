@@ -67,7 +67,7 @@ def _address_problem(path: str) -> str | None:
     return None
 
 
-def _place_problem(path: str, root: Path) -> str | None:
+def _folder_problem(path: str, root: Path) -> str | None:
     if "://" in path or path.startswith("s3:"):
         return _address_problem(path)
     folder = locate(path, root)
@@ -117,7 +117,7 @@ def _external_problem(path: str, root: Path) -> str | None:
         )
     if "://" not in path and not path.startswith("s3:") and not target.exists():
         return f"{path} not found{suggest_path(path, root) or f'; relative paths start at {root}'}"
-    return _place_problem(path, root) or (None if is_bucket(path) else _contents_problem(path, root))
+    return _folder_problem(path, root) or (None if is_bucket(path) else _contents_problem(path, root))
 
 
 def overlap(path: str, other: str, root: Path) -> bool:
@@ -148,7 +148,7 @@ def data_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     """
     yield from expectation_argument_problems(settings.examples)
     documents = settings.documents
-    problem = _place_problem(documents.path, root)
+    problem = _folder_problem(documents.path, root)
     if problem is None and not is_bucket(documents.path):
         problem = _contents_problem(documents.path, root, documents.format)
     if problem is not None:
@@ -158,7 +158,7 @@ def data_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
         folder = locate(production, root).resolve()
         # The folder itself may still be missing: production has not delivered yet.
         if folder.is_file():
-            yield ("monitoring", "path"), str(_place_problem(production, root))
+            yield ("monitoring", "path"), str(_folder_problem(production, root))
         elif not folder.parent.is_dir():
             near = suggest_path(str(Path(production).parent), root) or ", in which this folder could be made"
             yield ("monitoring", "path"), f"folder not found: {Path(production).parent}{near}"
@@ -206,34 +206,36 @@ def _section_problems(settings: UseCaseSettings) -> Iterator[Problem]:
     ingestion = settings.compute.ingestion or LauncherSettings()
     launchers = {name: settings.launcher_of(name) for name in ("planning", "training", "evaluation")}
     launchers["ingestion"] = ingestion
-    isolated = {name for name, section in launchers.items() if getattr(section, "network_isolation", False)}
+    isolated_workloads = {
+        name for name, section in launchers.items() if getattr(section, "network_isolation", False)
+    }
     # Of those whose workloads ask for baselines.
-    judging = sorted(isolated & {"planning", "evaluation"})
+    judging_workloads = sorted(isolated_workloads & {"planning", "evaluation"})
     services = [
         name for name in settings.baselines if name in BASELINES and BASELINES.get(name).needs_network
     ]
     window_rows = None if monitoring.window is None else monitoring.window.rows
     return _of_rules(
         (
-            "ingestion" in isolated,
+            "ingestion" in isolated_workloads,
             ("compute", "ingestion"),
             "cannot have network_isolation: true, since its jobs read documents; set it to false there",
         ),
         (
-            bool(services and judging),
+            bool(services and judging_workloads),
             ("planning", "baselines"),
             f"names {', '.join(services)}, which asks a service, and a container with network_isolation: true"
             " reaches none; remove it, or set network_isolation to false in"
-            f" {' and '.join(f'compute.{name}' for name in judging)}",
+            f" {' and '.join(f'compute.{name}' for name in judging_workloads)}",
         ),
         (
-            "training" in isolated and "mlflow" in training.track,
+            "training" in isolated_workloads and "mlflow" in training.track,
             ("training", "track"),
             "names mlflow, whose server a container with launcher.network_isolation does not reach;"
             " remove it",
         ),
         (
-            "ingestion" not in isolated
+            "ingestion" not in isolated_workloads
             and ingestion.kind in ("sagemaker", "ecs")
             and not settings.documents.path.startswith("s3://"),
             ("compute", "ingestion"),
@@ -414,7 +416,8 @@ def _evaluation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
         (
             settings.primary_metric not in task.metrics,
             ("evaluation", "primary_metric"),
-            f"{settings.primary_metric} does not decide for the task {task.name}; give {' or '.join(task.metrics)}",
+            f"{settings.primary_metric} does not decide for the task {task.name}; give"
+            f" {' or '.join(task.metrics)}",
         ),
         (
             "bedrock" in settings.baselines and settings.planning.bedrock is None,

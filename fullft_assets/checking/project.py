@@ -155,8 +155,8 @@ def _use_cases(defs_folder: Path) -> tuple[Mapping[str, list[Place]], list[str]]
 
 @lru_cache(maxsize=1)
 def _read_use_cases(files: tuple[tuple[Path, int, int], ...]) -> tuple[Mapping[str, list[Place]], list[str]]:
-    """Read YAML files as `_use_cases` returns them. The last result is cached, since loading definitions calls
-    this once for each use case.
+    """Read YAML files as `_use_cases` returns them. The last result is cached, since loading definitions
+    calls this once for each use case.
 
     Args:
         files: path, time and size of each.
@@ -193,8 +193,8 @@ def _documents_in(yaml_path: Path) -> list[tuple[str, str]]:
 
 
 def name_at(location: Place) -> str:
-    """Return a name for the use case at a location, even if the YAML cannot be parsed. The name is valid for a
-    group of Dagster.
+    """Return a name for the use case at a location, even if the YAML cannot be parsed. It is a valid name of
+    a group of Dagster.
     """
     return fitting_name(_documents_in(location.path)[location.document][1])
 

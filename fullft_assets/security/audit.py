@@ -60,10 +60,13 @@ def _of_record(store: Store, use_cases: Iterable[UseCase]) -> Iterable[Finding]:
         # The key of somebody who approves no longer is not known.
         if entry.identity == "ssh" and entry.person in approvers.get(entry.case, {}):
             if entry.signature in signatures or not is_signed(entry, approvers[entry.case]):
-                evidence = (
-                    f"{store.url}: entry {entry.number}: the signature of {entry.person} is of something else"
+                yield Finding(
+                    "signature_wrong",
+                    "error",
+                    f"{store.url}: entry {entry.number}: the signature of {entry.person} is of something"
+                    " else",
+                    fix,
                 )
-                yield Finding("signature_wrong", "error", evidence, fix)
             signatures.add(entry.signature)
 
 

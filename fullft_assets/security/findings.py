@@ -111,8 +111,12 @@ def of_modes(home: Path, store: Store) -> Iterator[Finding]:
             f"chmod {'o-rwx' if mode & 0o020 else 700} {home}",
         )
     if store.is_local and (mode := _mode(Path(store.url))) & 0o007:
-        evidence = f"{store.url} has the rights {mode:o}: every user may reach documents and weights"
-        yield Finding("store_open", "error", evidence, f"chmod o-rwx {store.url}")
+        yield Finding(
+            "store_open",
+            "error",
+            f"{store.url} has the rights {mode:o}: every user may reach documents and weights",
+            f"chmod o-rwx {store.url}",
+        )
 
 
 def _mode(folder: Path) -> int:
@@ -209,8 +213,8 @@ def of_web_servers(home: Path) -> Iterator[Finding]:
 
 
 def of_model(use_case: UseCase, licences: list[str] | None) -> Iterator[Finding]:
-    """Yield code and pickles in the folder of a use case's base model, and its licence where it is not a
-    listed one.
+    """Yield the code and the pickles in the folder of a use case's base model, and its licence unless that is
+    a listed one.
     """
     try:
         folder = Path(find_base_model(use_case.settings, use_case.project_root))
@@ -218,18 +222,25 @@ def of_model(use_case: UseCase, licences: list[str] | None) -> Iterator[Finding]
         return  # `fullft check` says so
     code = sorted(path.name for path in folder.rglob("*.py"))
     if code:
-        evidence = f"{use_case.name}: {folder} has Python files: {', '.join(code[:3])}"
-        fix = "remove them; where trust_remote_code lets them run, read them before each change"
-        yield Finding("model_code", "warning", evidence, fix)
-    pickled = sorted(path.name for pattern in PICKLED for path in folder.rglob(pattern))
-    if pickled:
-        evidence = f"{use_case.name}: {folder} has pickled files: {', '.join(pickled[:3])}"
-        yield Finding("model_pickle", "warning", evidence, "remove them; safetensors run no code")
+        yield Finding(
+            "model_code",
+            "warning",
+            f"{use_case.name}: {folder} has Python files: {', '.join(code[:3])}",
+            "remove them; where trust_remote_code lets them run, read them before each change",
+        )
+    pickles = sorted(path.name for pattern in PICKLED for path in folder.rglob(pattern))
+    if pickles:
+        yield Finding(
+            "model_pickle",
+            "warning",
+            f"{use_case.name}: {folder} has pickled files: {', '.join(pickles[:3])}",
+            "remove them; safetensors run no code",
+        )
     yield from _of_licence(f"{use_case.name}: base model {use_case.settings.base_model}", folder, licences)
 
 
 def of_data(use_case: UseCase, licences: list[str] | None) -> Iterator[Finding]:
-    """Yield the licence that a folder of documents or general text states, where it is not a listed one."""
+    """Yield the licence that a folder of documents or general text states, unless it is a listed one."""
     snapshot = use_case.settings.snapshot
     paths = [
         use_case.settings.documents.path,
@@ -268,11 +279,11 @@ def read_licences(home: Path) -> list[str] | None:
     return [line for line in lines if line]
 
 
-def _of_licence(what: str, folder: Path, licences: list[str] | None) -> Iterator[Finding]:
+def _of_licence(subject: str, folder: Path, licences: list[str] | None) -> Iterator[Finding]:
     licence = stated_licence(folder)
     if licence is None:
         yield Finding(
-            "licence_missing", "warning", f"{what} states no licence", "ask its owner, and write a README"
+            "licence_missing", "warning", f"{subject} states no licence", "ask its owner, and write a README"
         )
         return
     name = licence.lower().rpartition(": ")[2]
@@ -280,7 +291,7 @@ def _of_licence(what: str, folder: Path, licences: list[str] | None) -> Iterator
         yield Finding(
             "licence_unlisted",
             "warning" if licences is None else "error",
-            f"{what} has the licence `{licence}`",
+            f"{subject} has the licence `{licence}`",
             "read it; list it in security/licences.txt of Dagster's home, or use another",
         )
 
@@ -298,7 +309,7 @@ def of_packages(home: Path) -> Iterator[Finding]:
     if not path.is_file():
         yield Finding("osv_missing", "warning", f"{path} is missing, so no package was compared", _OSV)
         return
-    installed = _installed_versions()
+    versions = _installed_versions()
     newest = ""
     advisories: dict[str, dict[str, Mapping[str, Any]]] = {}
     try:
@@ -310,7 +321,7 @@ def of_packages(home: Path) -> Iterator[Finding]:
                     continue
                 for affected in advisory.get("affected", ()):
                     package = _normalised(affected.get("package", {}).get("name", ""))
-                    if package in installed and _is_affected(affected, installed[package]):
+                    if package in versions and _is_affected(affected, versions[package]):
                         # Several databases describe one vulnerability; GitHub's says how grave it is.
                         name, *_ = sorted([*advisory.get("aliases", ()), advisory["id"]])
                         by_name = advisories.setdefault(package, {})
@@ -331,7 +342,7 @@ def of_packages(home: Path) -> Iterator[Finding]:
         yield Finding(
             "package_vulnerable",
             "error" if is_grave else "warning",
-            f"{package} {installed[package]}: {', '.join(sorted(by_name))}",
+            f"{package} {versions[package]}: {', '.join(sorted(by_name))}",
             f"install a release that fixes it ({', '.join(sorted(fixes)) or 'none yet'})",
         )
 
@@ -376,21 +387,18 @@ def _is_grave(advisory: Mapping[str, Any]) -> bool:
     return advisory.get("database_specific", {}).get("severity") in ("HIGH", "CRITICAL")
 
 
-def _is_affected(affected: Mapping[str, Any], installed: str) -> bool:
+def _is_affected(affected: Mapping[str, Any], version: str) -> bool:
     """Return whether a version is in one of the ranges of OSV's schema, or in its list."""
     from packaging.version import InvalidVersion, Version
 
-    is_affected = installed in affected.get("versions", ())
+    is_affected = version in affected.get("versions", ())
     with suppress(InvalidVersion):
         for version_range in affected.get("ranges", ()):
             if version_range.get("type") != "ECOSYSTEM":  # of Git, whose versions are commits
                 continue
             is_in = False
             for kind, bound in (item for event in version_range["events"] for item in event.items()):
-                is_over = Version(installed) >= Version(bound) and (kind, bound) != (
-                    "last_affected",
-                    installed,
-                )
+                is_over = Version(version) >= Version(bound) and (kind, bound) != ("last_affected", version)
                 is_in = is_in or is_over if kind == "introduced" else is_in and not is_over
             is_affected = is_affected or is_in
     return is_affected
@@ -407,13 +415,17 @@ _PINNED = re.compile(r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==([^\s;]+)", re.MULT
 
 
 def of_lock(root: Path) -> Iterator[Finding]:
-    """Yield where the installed packages are not those of the project's lock file, or there is none."""
+    """Yield that installed packages differ from the project's lock file, or that there is no lock file."""
     locks = [
         root / name for name in ("uv.lock.txt", "uv.lock", "requirements.txt") if (root / name).is_file()
     ]
     if not locks:
-        evidence = f"{root} has no uv.lock and no requirements.txt with versions"
-        yield Finding("lock_missing", "warning", evidence, "`uv lock` writes one")
+        yield Finding(
+            "lock_missing",
+            "warning",
+            f"{root} has no uv.lock and no requirements.txt with versions",
+            "`uv lock` writes one",
+        )
         return
     text = locks[0].read_text(encoding="utf-8", errors="replace")
     if locks[0].name == "uv.lock":
@@ -427,17 +439,21 @@ def of_lock(root: Path) -> Iterator[Finding]:
         pins = {package["name"]: package.get("version", "") for package in packages}
     else:
         pins = {_normalised(name): version for name, version in _PINNED.findall(text)}
-    installed = _installed_versions()
-    differing = sorted(
-        f"{name} {installed[name]} instead of {pin}"
+    versions = _installed_versions()
+    differences = sorted(
+        f"{name} {versions[name]} instead of {pin}"
         for name, pin in pins.items()
         # torch for CPUs is the same release under a local version.
-        if pin and name in installed and installed[name].partition("+")[0] != pin.partition("+")[0]
+        if pin and name in versions and versions[name].partition("+")[0] != pin.partition("+")[0]
     )
-    if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        evidence = f"{locks[0]}: {', '.join(differing[:3])}{more}"
-        yield Finding("lock_differs", "warning", evidence, "install what the lock says, or lock again")
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        yield Finding(
+            "lock_differs",
+            "warning",
+            f"{locks[0]}: {', '.join(differences[:3])}{more}",
+            "install what the lock says, or lock again",
+        )
 
 
 _IMAGE = re.compile(r"^\s*(?:image:|FROM)\s+[\"']?([\w.-]+[/:][\w./:@-]+)", re.MULTILINE)
@@ -454,5 +470,9 @@ def of_images(root: Path) -> Iterator[Finding]:
             name for name in _IMAGE.findall(text) if "@sha256:" not in name and not name.endswith(":local")
         }
         if images:
-            fix = "write IMAGE@sha256:..., as `docker buildx imagetools inspect IMAGE` prints it"
-            yield Finding("image_by_tag", "warning", f"{path}: {', '.join(sorted(images))}", fix)
+            yield Finding(
+                "image_by_tag",
+                "warning",
+                f"{path}: {', '.join(sorted(images))}",
+                "write IMAGE@sha256:..., as `docker buildx imagetools inspect IMAGE` prints it",
+            )
