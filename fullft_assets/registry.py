@@ -24,27 +24,27 @@ class Registry(Generic[T]):
 
     Args:
         kind: one of them, as messages call it, such as `format`.
-        ours: `module:attribute` by name.
+        references: `module:attribute` by name.
     """
 
-    def __init__(self, kind: str, group: str, ours: Mapping[str, str]):
+    def __init__(self, kind: str, group: str, references: Mapping[str, str]):
         self.kind = kind
         self.group = group
-        self._ours = dict(ours)
+        self._references = dict(references)
         self._loaded: dict[str, T] = {}
 
     @property
     def ours(self) -> list[str]:
         """The names that this package registers."""
-        return list(self._ours)
+        return list(self._references)
 
     @property
     def names(self) -> list[str]:
         """All registered names: ours first, then those of other packages in alphabetical order."""
-        return [*self._ours, *sorted(self._theirs)]
+        return [*self._references, *sorted(self._entry_points)]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._ours or name in self._theirs
+        return name in self._references or name in self._entry_points
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -64,10 +64,10 @@ class Registry(Generic[T]):
         return {name: self.get(name) for name in self.names}
 
     @cached_property
-    def _theirs(self) -> dict[str, EntryPoint]:
+    def _entry_points(self) -> dict[str, EntryPoint]:
         points: dict[str, EntryPoint] = {}
         for point in entry_points(group=self.group):
-            if point.name in self._ours or point.name in points:
+            if point.name in self._references or point.name in points:
                 raise SettingsError(
                     f"{self.kind} {point.name} of {_package(point)}: the name is taken; register it under"
                     " another one"
@@ -76,13 +76,13 @@ class Registry(Generic[T]):
         return points
 
     def _load(self, name: str) -> Any:
-        if name in self._ours:
-            return load_attribute(self._ours[name])
-        if name not in self._theirs:
+        if name in self._references:
+            return load_attribute(self._references[name])
+        if name not in self._entry_points:
             near = difflib.get_close_matches(name, self.names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise SettingsError(f"unknown {self.kind} {name}: use one of {', '.join(self.names)}{hint}")
-        point = self._theirs[name]
+        point = self._entry_points[name]
         try:
             return point.load()
         except Exception as error:
@@ -92,9 +92,9 @@ class Registry(Generic[T]):
             ) from error
 
 
-def load_attribute(place: str) -> Any:
+def load_attribute(reference: str) -> Any:
     """Return what `module:attribute` names."""
-    module, _, attribute = place.partition(":")
+    module, _, attribute = reference.partition(":")
     return getattr(import_module(module), attribute)
 
 

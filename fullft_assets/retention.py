@@ -113,11 +113,11 @@ def plan(store: Store, use_case: UseCase) -> CleanUp:
     unfinished = _unfinished(store, case, clean_up)
     roots = [ref for champion in champions for ref in (champion.checkpoint, champion.snapshot)]
     roots += [*_latest(store, case), *_of_jobs(store, case, unfinished)]
-    needed = _with_sources(store, roots)
+    needed_keys = _with_sources(store, roots)
     clean_up.artifacts = {
         ref: sizes[ref]
         for ref, manifest in manifests.items()
-        if manifest.created_at < before and key_ref(ref) not in needed
+        if manifest.created_at < before and key_ref(ref) not in needed_keys
     }
     clean_up.champions = [
         past.champion
@@ -185,10 +185,10 @@ def _sizes(store: Store, case: str, stage: str) -> dict[str, int]:
     without such a file are not among them.
     """
     sizes: dict[str, int] = defaultdict(int)
-    finished = set(store.refs(case, stage))
+    finished_refs = set(store.refs(case, stage))
     for name, size in store.sizes(f"{case}/{stage}").items():
         ref = "/".join(name.split("/")[:4])
-        if ref in finished and name.removeprefix(f"{ref}/") not in (MANIFEST, *_KEPT):
+        if ref in finished_refs and name.removeprefix(f"{ref}/") not in (MANIFEST, *_KEPT):
             sizes[ref] += size
     return sizes
 
@@ -210,10 +210,10 @@ def _with_sources(store: Store, refs: Iterable[str]) -> set[str]:
             BASELINE_MODEL,
             TRAINING_SNAPSHOT,
         ):
-            named = [manifest.metadata.get(name) for name in ("snapshot", "general", "replay")]
-            named += [part["chunks"] for part in manifest.metadata.get("parts", {}).values()]
-            named += [training["snapshot"] for training in manifest.metadata.get("lineage", [])]
-            refs_left += [each for each in named if each]
+            sources = [manifest.metadata.get(name) for name in ("snapshot", "general", "replay")]
+            sources += [part["chunks"] for part in manifest.metadata.get("parts", {}).values()]
+            sources += [training["snapshot"] for training in manifest.metadata.get("lineage", [])]
+            refs_left += [source for source in sources if source]
     return needed
 
 
@@ -233,8 +233,9 @@ def _of_jobs(store: Store, case: str, unfinished: Iterable[str]) -> Iterator[str
     """Yield the refs of the inputs of jobs that have not ended on record, and of unfinished trainings: what
     one of these began with tells an erasure whether it learned from erased documents.
     """
-    running = [(launch.stage, launch.key) for launch in launches(store, case) if launch.ended_at is None]
-    for stage, key in [*running, *((FINETUNED_CHECKPOINT, key) for key in unfinished)]:
+    jobs = [(launch.stage, launch.key) for launch in launches(store, case) if launch.ended_at is None]
+    jobs += [(FINETUNED_CHECKPOINT, key) for key in unfinished]
+    for stage, key in jobs:
         for job in read_jobs(store, case, stage, key):
             yield from job.inputs.values()
 
@@ -259,8 +260,8 @@ def _unfinished(store: Store, case: str, clean_up: CleanUp) -> set[str]:
 
 def _is_folder_given_up(store: Store, case: str, folder: Path, before: float) -> bool:
     # Every look at a folder touches its lock.
-    written = [path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"]
-    return _is_given_up(store, case, folder.name, max(written, default=folder.stat().st_mtime) < before)
+    times = [path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"]
+    return _is_given_up(store, case, folder.name, max(times, default=folder.stat().st_mtime) < before)
 
 
 def _is_stored_given_up(store: Store, case: str, name: str, before: float) -> bool:
@@ -276,7 +277,9 @@ def _is_given_up(store: Store, case: str, key: str, is_old: bool) -> bool:
     )
 
 
-def _starting_points(store: Store, case: str, removed: Iterable[str]) -> list[str]:
+def _starting_points(store: Store, case: str, removed_refs: Iterable[str]) -> list[str]:
     names = [f"{case}/starting_points/{name}" for name in store.list_pointers(f"{case}/starting_points")]
     pointers = zip(names, store.each(store.read_pointer, names), strict=True)
-    return [name for name, pointer in pointers if pointer is not None and pointer["checkpoint"] in removed]
+    return [
+        name for name, pointer in pointers if pointer is not None and pointer["checkpoint"] in removed_refs
+    ]
