@@ -163,7 +163,7 @@ class FullFineTune(Component):
         )
 
     def resources(self, graph: CaseGraph) -> Mapping[str, Any]:
-        """Return what the use case's definitions are given; a subclass puts others in the place of some."""
+        """Return the resources of the use case's definitions. A subclass may replace some."""
         return graph.resources()
 
 

@@ -180,8 +180,8 @@ def without_message(error: BaseException) -> str:
 
 
 def stack_without_messages(error: BaseException) -> str:
-    """Return the traceback of an error and of those that it came of, as Python prints it, but for the
-    messages and the values in them.
+    """Return the traceback of an error and of its causes as Python prints it, but without messages, which may
+    contain values.
     """
     parts = [
         "".join(

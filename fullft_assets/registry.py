@@ -30,21 +30,21 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, group: str, references: Mapping[str, str]):
         self.kind = kind
         self.group = group
-        self._references = dict(references)
+        self._ours = dict(references)
         self._loaded: dict[str, T] = {}
 
     @property
     def ours(self) -> list[str]:
         """The names that this package registers."""
-        return list(self._references)
+        return list(self._ours)
 
     @property
     def names(self) -> list[str]:
         """All registered names: ours first, then those of other packages in alphabetical order."""
-        return [*self._references, *sorted(self._entry_points)]
+        return [*self._ours, *sorted(self._theirs)]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._references or name in self._entry_points
+        return name in self._ours or name in self._theirs
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -64,10 +64,10 @@ class Registry(Generic[T]):
         return {name: self.get(name) for name in self.names}
 
     @cached_property
-    def _entry_points(self) -> dict[str, EntryPoint]:
+    def _theirs(self) -> dict[str, EntryPoint]:
         points: dict[str, EntryPoint] = {}
         for point in entry_points(group=self.group):
-            if point.name in self._references or point.name in points:
+            if point.name in self._ours or point.name in points:
                 raise SettingsError(
                     f"{self.kind} {point.name} of {_package(point)}: the name is taken; register it under"
                     " another one"
@@ -76,13 +76,13 @@ class Registry(Generic[T]):
         return points
 
     def _load(self, name: str) -> Any:
-        if name in self._references:
-            return load_attribute(self._references[name])
-        if name not in self._entry_points:
+        if name in self._ours:
+            return load_attribute(self._ours[name])
+        if name not in self._theirs:
             near = difflib.get_close_matches(name, self.names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise SettingsError(f"unknown {self.kind} {name}: use one of {', '.join(self.names)}{hint}")
-        point = self._entry_points[name]
+        point = self._theirs[name]
         try:
             return point.load()
         except Exception as error:

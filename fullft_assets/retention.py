@@ -49,7 +49,7 @@ _REMOVABLE = (
     NEAR_DUPLICATE_INDEX,
     TOKENIZED_CHUNKS,
 )
-#: Files of theirs that stay.
+#: Files of these artifacts that stay.
 _KEPT = (LEDGER,)
 
 
@@ -110,9 +110,9 @@ def plan(store: Store, use_case: UseCase) -> CleanUp:
     clean_up = CleanUp(seen=state, before=before)
     sizes = {ref: size for stage in _REMOVABLE for ref, size in _sizes(store, case, stage).items()}
     manifests = dict(zip(sizes, store.each(store.load, sizes), strict=True))
-    unfinished = _unfinished(store, case, clean_up)
+    unfinished_keys = _unfinished(store, case, clean_up)
     roots = [ref for champion in champions for ref in (champion.checkpoint, champion.snapshot)]
-    roots += [*_latest(store, case), *_of_jobs(store, case, unfinished)]
+    roots += [*_latest(store, case), *_of_jobs(store, case, unfinished_keys)]
     needed_keys = _with_sources(store, roots)
     clean_up.artifacts = {
         ref: sizes[ref]
@@ -197,13 +197,13 @@ def _with_sources(store: Store, refs: Iterable[str]) -> set[str]:
     """Return the keys of artifacts and of what is read with them: of a checkpoint the snapshots that it and
     those before it learned from, of a snapshot the chunks of its batches and what was drawn for it.
     """
-    needed: set[str] = set()
+    needed_keys: set[str] = set()
     refs_left = list(refs)
     while refs_left:
         ref = refs_left.pop()
-        if key_ref(ref) in needed:
+        if key_ref(ref) in needed_keys:
             continue
-        needed.add(key_ref(ref))
+        needed_keys.add(key_ref(ref))
         manifest = load_if_there(store, ref)
         if manifest is not None and manifest.stage in (
             FINETUNED_CHECKPOINT,
@@ -214,7 +214,7 @@ def _with_sources(store: Store, refs: Iterable[str]) -> set[str]:
             sources += [part["chunks"] for part in manifest.metadata.get("parts", {}).values()]
             sources += [training["snapshot"] for training in manifest.metadata.get("lineage", [])]
             refs_left += [source for source in sources if source]
-    return needed
+    return needed_keys
 
 
 def _latest(store: Store, case: str) -> Iterator[str]:
@@ -229,33 +229,33 @@ def _latest(store: Store, case: str) -> Iterator[str]:
             yield pointer["ref"]
 
 
-def _of_jobs(store: Store, case: str, unfinished: Iterable[str]) -> Iterator[str]:
+def _of_jobs(store: Store, case: str, unfinished_keys: Iterable[str]) -> Iterator[str]:
     """Yield the refs of the inputs of jobs that have not ended on record, and of unfinished trainings: what
     one of these began with tells an erasure whether it learned from erased documents.
     """
     jobs = [(launch.stage, launch.key) for launch in launches(store, case) if launch.ended_at is None]
-    jobs += [(FINETUNED_CHECKPOINT, key) for key in unfinished]
+    jobs += [(FINETUNED_CHECKPOINT, key) for key in unfinished_keys]
     for stage, key in jobs:
         for job in read_jobs(store, case, stage, key):
             yield from job.inputs.values()
 
 
 def _unfinished(store: Store, case: str, clean_up: CleanUp) -> set[str]:
-    unfinished: set[str] = set()
+    unfinished_keys: set[str] = set()
     for folder in store.work_folders(case, FINETUNED_CHECKPOINT):
         if _is_folder_given_up(store, case, folder, clean_up.before):
             clean_up.folders[folder] = sum(
                 path.stat().st_size for path in folder.rglob("*") if path.is_file()
             )
         else:
-            unfinished.add(folder.name)
+            unfinished_keys.add(folder.name)
     for key in store.stored_work(case, FINETUNED_CHECKPOINT):
         name = checkpoints_ref(case, FINETUNED_CHECKPOINT, key)
         if _is_stored_given_up(store, case, name, clean_up.before):
             clean_up.stored_folders[name] = sum(store.sizes(name).values())
         else:
-            unfinished.add(key)
-    return unfinished
+            unfinished_keys.add(key)
+    return unfinished_keys
 
 
 def _is_folder_given_up(store: Store, case: str, folder: Path, before: float) -> bool:

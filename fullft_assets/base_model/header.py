@@ -259,10 +259,10 @@ def weights_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
         return _shards(folder)
-    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
-    if pickled:
+    pickles = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickles:
         raise SettingsError(
-            f"{folder}: only pickled weights ({pickled[0]}), refused because a pickle can run code; save the"
+            f"{folder}: only pickled weights ({pickles[0]}), refused because a pickle can run code; save the"
             " model as safetensors"
         )
     raise SettingsError(f"{folder}: no {WEIGHTS} and no {INDEX}")

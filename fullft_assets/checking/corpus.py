@@ -1,6 +1,4 @@
-"""The delivered documents as far as a quick look goes: a sample of their rows, read as ingestion reads
-them.
-"""
+"""A quick look at the delivered documents: a sample of their rows, read as ingestion reads them."""
 
 from __future__ import annotations
 
@@ -24,9 +22,9 @@ MOST_FILES = 2_000
 #: Unpacked bytes that are read, and the rows that are drawn from them.
 READ_BYTES = 20 * 2**20
 SAMPLE_ROWS = 2_000
-#: Rows that are read of a file whose size does not bound them, at least.
+#: Minimum number of rows that are read from a file whose format needs the whole file.
 _LEAST_ROWS_A_FILE = 20
-#: So many files of formats that are slow to read are opened, and only up to so many bytes each.
+#: Maximum number of files that are opened in formats that are slow to read, and the maximum size of each.
 _MOST_SLOW_FILES = 20
 _MOST_SLOW_BYTES = 2**18
 
@@ -36,11 +34,11 @@ class Sampled:
     """A row of the sample.
 
     Attributes:
-        record: its fields as they were delivered; empty where the row is none.
-        row: what ingestion makes of it.
-        location: its file and its number there.
-        text_field: the field that the text was looked for in.
-        is_plain: its label is a field of the record, as in no export.
+        record: the fields as they were delivered; empty if the row has no fields.
+        row: the row as ingestion reads it.
+        location: its file and its number in the file.
+        text_field: the field in which the text was looked for.
+        is_plain: whether the label is a field of the record; in an export of a labelling tool it is not.
     """
 
     record: dict[str, Any]
@@ -52,7 +50,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The delivered documents, as far as a quick look goes."""
+    """What a quick look at the delivered documents says."""
 
     files: list[SourceFile] = field(default_factory=list)
     #: Reading stopped after `READ_BYTES`.
@@ -122,7 +120,9 @@ class _Read:
 
 
 class _Look:
-    """Reads files of rows from their beginning within `READ_BYTES` in all, of others some rows each."""
+    """Reads rows from the beginning of files, at most `READ_BYTES` in all. From a file whose format needs the
+    whole file, it reads some rows.
+    """
 
     def __init__(self, reader: FileReader, rows_a_file: int) -> None:
         self.is_cut = False
@@ -174,7 +174,7 @@ class _Look:
             self.is_cut = self.is_cut or (head is not None and head.is_cut)
 
     def _read(self, file: Delivered) -> list[_Read]:
-        """Return a file's rows up to the end of its head, without a head some rows."""
+        """Return the rows in the head of a file, or the first rows of a file without a head."""
         head = file.head
 
         def take(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> list[_Read]:

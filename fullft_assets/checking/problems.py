@@ -35,7 +35,7 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"
 
 
 def is_cron(cron: str) -> bool:
-    """Return whether a text is a cron of five fields, or `@daily` and the like, that some day fulfils."""
+    """Return whether a text is a cron with five fields, or one such as `@daily`, that is due on some day."""
     return (cron.startswith("@") or len(cron.split()) == 5) and croniter.is_valid(cron, strict=True)
 
 

@@ -37,7 +37,7 @@ _NO_HEADER = (
 
 
 def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
-    """Yield the keys whose field too few rows have for a batch to go on, each with one line that says what to
+    """Yield each key whose field is missing in too many rows of the sample, with one line that says what to
     do.
     """
     yield from _unusable(sample, settings.examples.max_quarantined_share)
@@ -96,8 +96,8 @@ def _locations(rows: list[Sampled]) -> str:
 
 
 def fields_of(sample: list[Sampled]) -> list[str]:
-    """Return the names of the fields that rows have, those of nested objects and of the controls of an export
-    too, as they come.
+    """Return the names of the fields of rows, in order of appearance, with those of nested objects and of the
+    controls of an export.
     """
     names: dict[str, None] = {}
     for row in sample:
@@ -116,8 +116,8 @@ def flat(row: Sampled) -> dict[str, Any]:
         return dict(_paths(row.record)) | row.record
     fields = dict(row.record)
     for name in _NESTED:
-        nested = row.record.get(name)
-        fields |= nested if isinstance(nested, dict) else {}
+        value = row.record.get(name)
+        fields |= value if isinstance(value, dict) else {}
     return fields
 
 
@@ -342,12 +342,12 @@ def _candidate(name: str, codes: np.ndarray, label: np.ndarray, neighbour: np.nd
     """Return the field as a candidate, or None where its values share no more text than chance explains."""
     cell = np.where(codes < 0, -1, codes * (int(label.max()) + 1) + label)
     sizes = np.bincount(cell[cell >= 0], minlength=1)
-    paired = (cell >= 0) & (sizes[np.maximum(cell, 0)] > 1)
-    if not paired.any():
+    has_pair = (cell >= 0) & (sizes[np.maximum(cell, 0)] > 1)
+    if not has_pair.any():
         return None
-    agreement = float((codes[neighbour[paired]] == codes[paired]).mean())
-    chances = (sizes[cell[paired]] - 1) / (np.bincount(label)[label[paired]] - 1)
+    agreement = float((codes[neighbour[has_pair]] == codes[has_pair]).mean())
+    chances = (sizes[cell[has_pair]] - 1) / (np.bincount(label)[label[has_pair]] - 1)
     chance = float(chances.mean())
-    deviation = float(np.sqrt((chances * (1 - chances)).sum())) / int(paired.sum())
+    deviation = float(np.sqrt((chances * (1 - chances)).sum())) / int(has_pair.sum())
     is_likely = agreement - chance >= max(_LEAST_EXCESS, _LEAST_DEVIATIONS * deviation)
     return Candidate(name, agreement, chance) if is_likely else None

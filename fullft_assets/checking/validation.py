@@ -102,7 +102,7 @@ def _without_types(loc: Key, value: Any, source: YamlSource) -> Key:
 
 
 def check_top_level(source: YamlSource) -> None:
-    """Note what is wrong outside of `attributes`, in any component.
+    """Add the problems outside of `attributes` to the source of any component.
 
     Raises:
         SettingsError: the document is no component.

@@ -51,17 +51,17 @@ class YamlSource:
 
     def add_at(self, line: int, key: Key, message: str) -> None:
         """Add a problem at a line."""
-        dotted = ".".join(map(str, key))
-        self.problems.append((line, f"{dotted}: {message}" if dotted else message))
+        name = ".".join(map(str, key))
+        self.problems.append((line, f"{name}: {message}" if name else message))
 
     def raise_problems(self) -> None:
-        """Raise what was added, one line a problem in the file's order; nothing was added: return."""
+        """Raise the problems, one line each in the order of the file. Return if there is none."""
         if self.problems:
             problems = sorted(self.problems, key=lambda problem: problem[0])
             raise SettingsError("\n".join(dict.fromkeys(self._located(*problem) for problem in problems)))
 
     def fail(self, line: int, message: str) -> NoReturn:
-        """Stop here: nothing after this can be read."""
+        """Raise a problem after which nothing can be read."""
         raise SettingsError(self._located(line, message))
 
     def _located(self, line: int, text: str) -> str:
@@ -249,7 +249,9 @@ def field_of(key: Key, source: YamlSource | None = None) -> FieldInfo | None:
 
 
 def _launcher_fields(key: Key, source: YamlSource | None) -> dict[str, FieldInfo]:
-    """Return the keys of launchers of all kinds; those of the section's own kind count."""
+    """Return the fields of the launchers of all kinds by key. Where several kinds have a key, it is the field
+    of the section's kind.
+    """
     raw = {} if source is None else source.raw
     kind = raw.get(("attributes", *key[:-1], "kind")) or raw.get(("attributes", "launcher", "kind"))
     sections = [

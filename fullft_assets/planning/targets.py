@@ -160,13 +160,13 @@ def setups(training: TrainingSettings, processes: int) -> Iterator[TrainingSetti
     processes; then the lower rungs of optimizer and weights. Those that contradict other settings are
     excluded.
     """
-    seen = set()
+    keys = set()
     for changes in _changes(training, processes):
         setup = training.model_copy(update=changes)
         if setup.batch_size % (setup.micro_batch_size * processes) or any(contradictions(setup, processes)):
             continue
-        if (key := setup.model_dump_json()) not in seen:
-            seen.add(key)
+        if (key := setup.model_dump_json()) not in keys:
+            keys.add(key)
             yield setup
 
 

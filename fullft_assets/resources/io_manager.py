@@ -86,8 +86,8 @@ def made_by_run(
 
 
 def _is_own(record: dg.EventLogRecord, key: dg.AssetKey) -> bool:
-    """Return whether a step of the asset's use case wrote an event: whoever reaches the UI can report one
-    without a run, and a job of another use case, or of somebody's own, any of any asset.
+    """Return whether a step of the asset's use case wrote an event. A user of the UI can report such an event
+    without a run, and any other job can write one.
     """
     return (record.event_log_entry.step_key or "").startswith(f"{key.path[0]}__")
 

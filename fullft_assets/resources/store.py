@@ -1,9 +1,9 @@
 """The store of a use case as a Dagster resource, the pointers to its newest artifacts, and summaries of them.
 
-A summary is what is known of the newest artifact of each partition, without reading every one again. One
-listing of the pointers says which of them changed; of the others, the summary in the store has what was
-derived. A summary is no record: one that is lost, damaged, or of another version is made again from the
-artifacts. An artifact that is gone still counts while its pointer stays.
+A summary has the values that were derived from the newest artifact of each partition, so that not every
+artifact is read again. One listing of the pointers says which of them changed; only their artifacts are read.
+A summary that is lost, damaged, or of another version is made again from the artifacts. An artifact that is
+gone still counts while its pointer stays.
 """
 
 import os

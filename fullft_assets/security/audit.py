@@ -41,8 +41,8 @@ def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) ->
         *findings.of_images(root),
         *_of_record(store, use_cases),
     ]
-    accepted = findings.read_accepted(home)
-    all_findings = [finding.accepted_by(accepted) for finding in all_findings]
+    lines = findings.read_accepted(home)
+    all_findings = [finding.accepted_by(lines) for finding in all_findings]
     return sorted(all_findings, key=lambda finding: finding.severity != "error")
 
 

@@ -64,8 +64,8 @@ class Record(NamedTuple):
 
 
 def append(store: Store, entry: Entry) -> Entry:
-    """Add an entry, and return it with its place in the chain. Of two processes that do so at once, one comes
-    after the other.
+    """Add an entry, and return it with its number and the digest of the entry before. Several processes may
+    add entries at the same time.
     """
     store.require_conditions()
     try:
