@@ -58,13 +58,13 @@ class CleanUp:
     """What a clean-up removes.
 
     Attributes:
-        artifacts: those whose files go, with the bytes of these.
-        champions: past ones that leave the history, as their weights go.
-        pointers: of where trainings began.
-        folders: checkpoints of trainings that ended or were given up, with their bytes: here, and (by name)
-            in a store on S3.
-        seen: champion and history that this was decided by.
-        before: time before which what nothing needs goes, in seconds since the epoch.
+        artifacts: artifacts whose files go, with the bytes of these files.
+        champions: past champions that leave the history, as their weights go.
+        pointers: pointers to the checkpoints that trainings began with.
+        folders: checkpoints of trainings that ended or were given up, with their bytes, on this machine.
+        stored_folders: the same in a store on S3, by name.
+        seen: the champion and the history that the clean-up was planned with.
+        before: what nothing needs goes if it is older than this time, in seconds since the epoch.
     """
 
     artifacts: dict[str, int] = field(default_factory=dict)
@@ -194,8 +194,8 @@ def _sizes(store: Store, case: str, stage: str) -> dict[str, int]:
 
 
 def _with_sources(store: Store, refs: Iterable[str]) -> set[str]:
-    """Return the keys of artifacts and of what is read with them: of a checkpoint the snapshots that it and
-    those before it learned from, of a snapshot the chunks of its batches and what was drawn for it.
+    """Return the keys of artifacts and of their sources: for a checkpoint, the snapshots that it and its
+    predecessors learned from; for a snapshot, the chunks of its batches and its general and replay documents.
     """
     needed_keys: set[str] = set()
     refs_left = list(refs)
@@ -230,8 +230,8 @@ def _latest(store: Store, case: str) -> Iterator[str]:
 
 
 def _of_jobs(store: Store, case: str, unfinished_keys: Iterable[str]) -> Iterator[str]:
-    """Yield the refs of the inputs of jobs that have not ended on record, and of unfinished trainings: what
-    one of these began with tells an erasure whether it learned from erased documents.
+    """Yield the refs of the inputs of jobs that are on record as running, and of unfinished trainings. An
+    erasure needs the inputs of a training to know whether it learned from erased documents.
     """
     jobs = [(launch.stage, launch.key) for launch in launches(store, case) if launch.ended_at is None]
     jobs += [(FINETUNED_CHECKPOINT, key) for key in unfinished_keys]

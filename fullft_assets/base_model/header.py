@@ -73,8 +73,8 @@ def with_rights(folder: Path, settings: UseCaseSettings) -> ModelFolder:
 
 
 def own_code(folder: Path) -> list[Path]:
-    """Return the Python files in a model's folder, sorted: what may run where its code is trusted; none if
-    transformers has its architecture.
+    """Return the Python files in a model's folder, sorted, or nothing if `config.json` names no code. They may
+    run if the model's code is trusted.
 
     Raises:
         SettingsError: `config.json` names classes that are not in them, as those of another repository, which
@@ -106,8 +106,8 @@ def own_code(folder: Path) -> list[Path]:
 
 
 def copy_code(model: ModelFolder, target: Path) -> None:
-    """Copy the code of a model, where it may run, into the folder of a model that was made of it, which
-    cannot be loaded without.
+    """Copy the code of a trusted model into the folder of a model that was trained from it, which cannot be
+    loaded without the code. Other models have no code to copy.
     """
     if isinstance(model, TrustedFolder):
         for file in own_code(model.path):

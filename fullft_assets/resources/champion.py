@@ -1,5 +1,5 @@
-"""The champion for code of one's own: from its store alone, without the YAML and without an instance of
-Dagster. Predicting imports torch.
+"""The champion for use in other code: it is read from its store alone, without the YAML and without an
+instance of Dagster. Predicting imports torch.
 """
 
 import os

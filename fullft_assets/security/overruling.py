@@ -17,7 +17,7 @@ from fullft_assets.store import Store
 
 #: What a signature is for: one that was made for another program does not count.
 _NAMESPACE = "fullft"
-#: A `release.approvers` who has this instead of a key is known by the login in front of the UI.
+#: In `release.approvers` in place of a key: the login in front of the UI shows who the approver is.
 BY_PROXY = "proxy"
 #: Tag of a run with who launched it, which the web server alone writes: see `cli.webserver`.
 PERSON_TAG = "fullft/person"
@@ -30,8 +30,8 @@ class Person(NamedTuple):
     """Who asks for something, and how that is known.
 
     Attributes:
-        name: an account's name, or an address; with a key, the approver's whose key it is.
-        key: file of a private SSH key, or of a public one whose private one an agent has.
+        name: an account's name, or an address; with a key, the name of the approver who has the key.
+        key: file of a private SSH key, or of a public SSH key whose private key an SSH agent has.
         run: Dagster's run, where one does what the person asks for.
     """
 
@@ -49,7 +49,7 @@ def statement(entry: Entry) -> bytes:
 
 
 def sign(entry: Entry, key: Path, approvers: Mapping[str, str]) -> Entry:
-    """Return an entry with the signature of a key, and with the approver whose it is.
+    """Return an entry with the signature of a key, and with the name of the approver who has the key.
 
     Raises:
         SettingsError: the key cannot sign, or is no approver's.
@@ -192,7 +192,7 @@ def _approved(entry: Entry, person: Person, approvers: dict[str, str]) -> Entry:
 
 
 def _approvals(store: Store, request: Entry, approvers: dict[str, str]) -> set[str]:
-    """Return who approved the same since it was done last, within the time that an approval waits."""
+    """Return the approvers who asked for the same action since it was done last, in the last 7 days."""
     names = set[str]()
     for entry in read_record(store).entries:
         if (entry.case, entry.about) != (request.case, request.about):

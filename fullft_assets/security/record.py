@@ -56,7 +56,7 @@ class Entry(BaseModel):
 
 
 class Record(NamedTuple):
-    """The entries of a store, the first one first; `broken` says where the chain breaks, None: nowhere."""
+    """The entries of a store, the oldest first. `broken` says where the chain breaks, or is None."""
 
     entries: list[Entry]
     broken: str | None
