@@ -73,8 +73,8 @@ def with_rights(folder: Path, settings: UseCaseSettings) -> ModelFolder:
 
 
 def own_code(folder: Path) -> list[Path]:
-    """Return the Python files in a model's folder, sorted, or nothing if `config.json` names no code. They may
-    run if the model's code is trusted.
+    """Return the Python files in a model's folder, sorted, or nothing if `config.json` names no code. They
+    may run if the model's code is trusted.
 
     Raises:
         SettingsError: `config.json` names classes that are not in them, as those of another repository, which

@@ -24,9 +24,9 @@ def one_line_errors(store: Store, case: str) -> Iterator[None]:
     """Turn an error into a failure that shows one line; one that the user can fix is not retried.
 
     The failure's metadata contains the kind of failure; for launched work it follows the line, too. The line
-    of an unexpected error has its type, where it was raised, and the file in the store with the traceback. Its
-    message is left out, since it may quote a document and Dagster would keep it for ever. For the same reason
-    no failure has a cause.
+    of an unexpected error has its type, where it was raised, and the file in the store with the traceback.
+    Its message is left out, since it may quote a document and Dagster would keep it for ever. For the same
+    reason no failure has a cause.
 
     Args:
         store: where such a file is written.
