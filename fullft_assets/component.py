@@ -36,20 +36,24 @@ YAML_CHECK = "defs_yaml_is_right"
 _FINDS_YAML = "find_defs_or_component_yaml"
 
 
-def build_wrong(place: Place, defs_folder: Path, problem: str) -> dg.Definitions:
+def build_wrong(location: Place, defs_folder: Path, problem: str) -> dg.Definitions:
     """Return an asset for a use case whose YAML is wrong, its check, and the sensor that reports the check.
 
     Args:
-        place: where the use case is written.
+        location: where the use case is written.
         defs_folder: the folder with all use cases.
         problem: one line for each mistake.
     """
     # Not by the name of the use case: that may be wrong as well, and the same as another one's.
-    folders = [fitting_name(folder) for folder in place.path.parent.relative_to(defs_folder).parts]
-    parts = [*folders, "defs_yaml" + (f"_{place.document + 1}" if place.document else "")]
+    parts = [fitting_name(folder) for folder in location.path.parent.relative_to(defs_folder).parts]
+    parts.append("defs_yaml" + (f"_{location.document + 1}" if location.document else ""))
     key = dg.AssetKey(parts)
-    shown = f"Not loaded, because its YAML is wrong:\n\n{problem}"
-    asset = dg.AssetSpec(key, group_name=name_at(place), kinds={"yaml"}, description=shown)
+    asset = dg.AssetSpec(
+        key,
+        group_name=name_at(location),
+        kinds={"yaml"},
+        description=f"Not loaded, because its YAML is wrong:\n\n{problem}",
+    )
 
     @dg.asset_check(asset=key, name=YAML_CHECK, description="The YAML of the use case has no mistake.")
     def is_right() -> dg.AssetCheckResult:
@@ -63,7 +67,7 @@ def build_wrong(place: Place, defs_folder: Path, problem: str) -> dg.Definitions
         description="Reports what is wrong with the YAML of the use case.",
     )
     def report(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        failed = dg.AssetCheckEvaluation(
+        evaluation = dg.AssetCheckEvaluation(
             asset_key=key,
             check_name=YAML_CHECK,
             passed=False,
@@ -73,7 +77,7 @@ def build_wrong(place: Place, defs_folder: Path, problem: str) -> dg.Definitions
         )
         is_reported = context.cursor == digest(problem)
         return dg.SensorResult(
-            skip_reason=problem, asset_events=[] if is_reported else [failed], cursor=digest(problem)
+            skip_reason=problem, asset_events=[] if is_reported else [evaluation], cursor=digest(problem)
         )
 
     return dg.Definitions(assets=[asset], asset_checks=[is_right], sensors=[report])
@@ -124,14 +128,14 @@ class FullFineTune(Component):
         if is_dormant(path):
             return cls(None)
         number = context.component_path.instance_key
-        place = Place(path, number if isinstance(number, int) else 0)
+        location = Place(path, number if isinstance(number, int) else 0)
         try:
-            use_case = load_use_case(*place)
-            require_own_name(use_case.name, place, context.defs_module_path)
+            use_case = load_use_case(*location)
+            require_own_name(use_case.name, location, context.defs_module_path)
         except SettingsError as error:
             # Raised, it would keep every other use case from loading.
             dg.get_dagster_logger("fullft_assets").error(str(error))
-            return cls(None, build_wrong(place, context.defs_module_path, str(error)))
+            return cls(None, build_wrong(location, context.defs_module_path, str(error)))
         return cls(use_case)
 
     def build_defs(self, context: ComponentLoadContext | None = None) -> dg.Definitions:
@@ -159,7 +163,7 @@ class FullFineTune(Component):
         )
 
     def resources(self, graph: CaseGraph) -> Mapping[str, Any]:
-        """Return what the use case's definitions are given; a subclass puts others in the place of some."""
+        """Return the resources of the use case's definitions. A subclass may replace some."""
         return graph.resources()
 
 
@@ -167,8 +171,9 @@ def load_use_cases(path_within_project: Path) -> dg.Definitions:
     """Return what `dg.load_from_defs_folder` does. A use case whose file Dagster cannot read is an asset with
     a failing check. The asset `security_audit` is added.
     """
-    loaded = _load_use_cases(path_within_project)
-    return dg.Definitions.merge(loaded, security.build(find_defs(path_within_project)))
+    return dg.Definitions.merge(
+        _load_use_cases(path_within_project), security.build(find_defs(path_within_project))
+    )
 
 
 def _load_use_cases(path_within_project: Path) -> dg.Definitions:
@@ -176,50 +181,52 @@ def _load_use_cases(path_within_project: Path) -> dg.Definitions:
         return dg.load_from_defs_folder(path_within_project=path_within_project)
     except Exception:
         folder = find_defs(path_within_project)
-        places = find_use_cases(folder)
+        locations = find_use_cases(folder)
         problems: dict[Place, str] = {}
         # To load each use case alone takes longer, so it is tried where the files alone do not explain it.
         for problem_of in (
-            lambda place: unreadable(place.path),
-            lambda place: unloadable(place, places),
+            lambda location: unreadable(location.path),
+            lambda location: unloadable(location, locations),
         ):
-            checked = {place: problem_of(place) for place in places if place not in problems}
-            problems |= {place: problem for place, problem in checked.items() if problem is not None}
+            results = {location: problem_of(location) for location in locations if location not in problems}
+            problems |= {location: problem for location, problem in results.items() if problem is not None}
             try:
                 with _without(problems):
-                    loaded = dg.load_from_defs_folder(path_within_project=path_within_project)
+                    definitions = dg.load_from_defs_folder(path_within_project=path_within_project)
             except Exception:
                 continue  # another use case is wrong, too; where nothing explains it, the first error stands
-            wrong = [build_wrong(place, folder, problem) for place, problem in problems.items()]
-            return dg.Definitions.merge(loaded, *wrong)
+            return dg.Definitions.merge(
+                definitions,
+                *(build_wrong(location, folder, problem) for location, problem in problems.items()),
+            )
         raise
 
 
-def unloadable(place: Place, places: Iterable[Place]) -> str | None:
+def unloadable(location: Place, locations: Iterable[Place]) -> str | None:
     """Return why Dagster cannot load a use case without the others, or None."""
-    with _without(each for each in places if each.path != place.path):
+    with _without(other for other in locations if other.path != location.path):
         try:
-            dg.load_from_defs_folder(path_within_project=place.path)
+            dg.load_from_defs_folder(path_within_project=location.path)
         except Exception as error:
             while isinstance(error.__cause__, Exception):
                 error = error.__cause__
             if isinstance(error, ValidationError):
                 # Of a section that may have one of several forms, the nearest form is meant.
-                problem = max(error.errors(), key=lambda each: len(each["loc"]))
-                said = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+                problem = max(error.errors(), key=lambda problem: len(problem["loc"]))
+                message = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
             else:
                 # Dagster's message of a template ends with what went wrong.
-                said = str(error).strip().rpartition("\n")[2].strip() or type(error).__name__
-                said += "; look at its templates, {{ ... }}"
-            return f"{place.path}: Dagster cannot load it ({said})"
+                message = str(error).strip().rpartition("\n")[2].strip() or type(error).__name__
+                message += "; look at its templates, {{ ... }}"
+            return f"{location.path}: Dagster cannot load it ({message})"
     return None
 
 
 @contextmanager
-def _without(places: Iterable[Place]) -> Iterator[None]:
-    """Have Dagster see no YAML at some places; what lies beside it is still loaded."""
+def _without(locations: Iterable[Place]) -> Iterator[None]:
+    """Have Dagster see no YAML at some locations. The other files in the same folders are still loaded."""
     find = vars(decl)[_FINDS_YAML]
-    folders = {place.path.parent.resolve() for place in places}
+    folders = {location.path.parent.resolve() for location in locations}
 
     def find_others(path: Path) -> Path | None:
         return None if path.resolve() in folders else find(path)

@@ -17,8 +17,13 @@ TRANSIENT: frozenset[FailureClass] = frozenset({"preemption", "infrastructure"})
 #: torch's errors of a rank that does not reach another one, by name: this module does not import torch.
 _LOST_RANK = {"DistBackendError", "DistNetworkError", "DistStoreError"}
 #: Errors of botocore and http.client whose answer never came or was cut off.
-_CUT_ANSWER = {"HTTPClientError", "ConnectionError", "FlexibleChecksumError", "IncompleteReadError"}
-_CUT_ANSWER.add("IncompleteRead")
+_CUT_ANSWER = {
+    "HTTPClientError",
+    "ConnectionError",
+    "FlexibleChecksumError",
+    "IncompleteReadError",
+    "IncompleteRead",
+}
 #: Errors of the operating system that mean: no room for this file (disk full, quota, size limit).
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -49,7 +54,9 @@ class FullftError(Exception):
     failure: FailureClass = "unknown"
 
     def __init__(self, *arguments: object):
-        super().__init__(*(without_secrets(each) if isinstance(each, str) else each for each in arguments))
+        super().__init__(
+            *(without_secrets(argument) if isinstance(argument, str) else argument for argument in arguments)
+        )
 
 
 class SettingsError(FullftError):
@@ -116,14 +123,18 @@ def classify(error: BaseException) -> FailureClass:
         return "out_of_memory"
     if isinstance(error, KeyboardInterrupt):
         return "preemption"
-    if is_cut_answer(error) or _LOST_RANK & {each.__name__ for each in type(error).__mro__}:
+    if is_cut_answer(error) or _LOST_RANK & _class_names(error):
         return "infrastructure"
     return "infrastructure" if isinstance(error, OSError) or is_disk_full(error) else "unknown"
 
 
 def is_cut_answer(error: BaseException) -> bool:
     """Return whether a server's answer never came, was cut off or differs from its checksum."""
-    return bool(_CUT_ANSWER & {each.__name__ for each in type(error).__mro__})
+    return bool(_CUT_ANSWER & _class_names(error))
+
+
+def _class_names(error: BaseException) -> set[str]:
+    return {base.__name__ for base in type(error).__mro__}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -156,33 +167,31 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def without_message(error: BaseException) -> str:
-    """Return an error's type and the place in this package where it came up, and its message only where that
-    cannot quote a document.
+    """Return an error's type and the line of this package where it was raised, and its message only where
+    that cannot quote a document.
     """
+    message = _harmless_message(error)
+    words = [type(error).__name__, *([f"({message})"] if message else [])]
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
-    places = [
-        f"{_shown(Path(frame.filename))}:{frame.lineno} ({frame.name})" for frame in (ours or frames)[-1:]
-    ]
-    said = _harmless_message(error)
-    return " ".join(
-        [type(error).__name__, *([f"({said})"] if said else []), *(f"at {place}" for place in places)]
-    )
+    package_frames = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
+    for frame in (package_frames or frames)[-1:]:
+        words.append(f"at {_short_path(Path(frame.filename))}:{frame.lineno} ({frame.name})")
+    return " ".join(words)
 
 
 def stack_without_messages(error: BaseException) -> str:
-    """Return the traceback of an error and of those that it came of, as Python prints it, but for the
-    messages and the values in them.
+    """Return the traceback of an error and of its causes as Python prints it, but without messages, which may
+    contain values.
     """
     parts = [
         "".join(
             [
                 "Traceback (most recent call last):\n",
-                *traceback.format_tb(each.__traceback__),
-                f"{type(each).__name__}\n",
+                *traceback.format_tb(cause.__traceback__),
+                f"{type(cause).__name__}\n",
             ]
         )
-        for each in _chain(error)
+        for cause in _chain(error)
     ]
     return "\nand so\n\n".join(reversed(parts))
 
@@ -203,5 +212,5 @@ def _harmless_message(error: BaseException) -> str:
     return without_secrets(" ".join(str(error).split()))[:200] if is_out_of_memory(error) else ""
 
 
-def _shown(path: Path) -> str:
+def _short_path(path: Path) -> str:
     return str(path.relative_to(_PACKAGE.parent)) if path.is_relative_to(_PACKAGE) else path.name

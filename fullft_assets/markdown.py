@@ -68,7 +68,8 @@ def to_html(markdown: str, pictures: Mapping[str, str]) -> str:
     rules: dict[str, Any] = renderer.renderer.rules  # pyright: ignore[reportAttributeAccessIssue]
     # Escaped as Jinja escapes, which an erasure looks for.
     rules["text"] = lambda tokens, index, options, env: str(escape_html(tokens[index].content))
-    rules["image"], rules["tr_open"] = image, open_row
+    rules["image"] = image
+    rules["tr_open"] = open_row
     return _BETWEEN_CELLS.sub("", renderer.render(markdown))
 
 
@@ -76,12 +77,15 @@ def _read_marks(state: Any) -> None:
     """Write attributes into the tokens: what a table row is about, a cell's column and whether it says yes or
     no; unwrap pictures from paragraphs.
     """
-    row, heads, column = None, [], 0
+    row = None
+    heads = []
+    column = 0
     for before, token, after in zip(state.tokens, state.tokens[1:], state.tokens[2:], strict=False):
         if before.type == "thead_open":
             heads = []
         if before.type == "tr_open":
-            row, column = before, 0
+            row = before
+            column = 0
         if token.type != "inline":
             continue
         if before.type == "paragraph_open" and re.fullmatch(
@@ -96,7 +100,8 @@ def _read_marks(state: Any) -> None:
                 before.attrSet("data-column", heads[column])
             column += 1
             if row is not None and (match := _ROW_MARK.match(token.content)):
-                row.meta["about"], token.content = (match[1], match[2]), token.content[match.end() :]
+                row.meta["about"] = (match[1], match[2])
+                token.content = token.content[match.end() :]
             kind = {"✓": "yes", "✗": "no"}.get(token.content[:1])
             if kind is not None:
                 before.attrSet("class", kind)

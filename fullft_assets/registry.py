@@ -24,13 +24,13 @@ class Registry(Generic[T]):
 
     Args:
         kind: one of them, as messages call it, such as `format`.
-        ours: `module:attribute` by name.
+        references: `module:attribute` by name.
     """
 
-    def __init__(self, kind: str, group: str, ours: Mapping[str, str]):
+    def __init__(self, kind: str, group: str, references: Mapping[str, str]):
         self.kind = kind
         self.group = group
-        self._ours = dict(ours)
+        self._ours = dict(references)
         self._loaded: dict[str, T] = {}
 
     @property
@@ -92,9 +92,9 @@ class Registry(Generic[T]):
             ) from error
 
 
-def load_attribute(place: str) -> Any:
+def load_attribute(reference: str) -> Any:
     """Return what `module:attribute` names."""
-    module, _, attribute = place.partition(":")
+    module, _, attribute = reference.partition(":")
     return getattr(import_module(module), attribute)
 
 

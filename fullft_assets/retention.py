@@ -49,7 +49,7 @@ _REMOVABLE = (
     NEAR_DUPLICATE_INDEX,
     TOKENIZED_CHUNKS,
 )
-#: Files of theirs that stay.
+#: Files of these artifacts that stay.
 _KEPT = (LEDGER,)
 
 
@@ -58,13 +58,13 @@ class CleanUp:
     """What a clean-up removes.
 
     Attributes:
-        artifacts: those whose files go, with the bytes of these.
-        champions: past ones that leave the history, as their weights go.
-        pointers: of where trainings began.
-        folders: checkpoints of trainings that ended or were given up, with their bytes: here, and (by name)
-            in a store on S3.
-        seen: champion and history that this was decided by.
-        before: time before which what nothing needs goes, in seconds since the epoch.
+        artifacts: artifacts whose files go, with the bytes of these files.
+        champions: past champions that leave the history, as their weights go.
+        pointers: pointers to the checkpoints that trainings began with.
+        folders: checkpoints of trainings that ended or were given up, with their bytes, on this machine.
+        stored_folders: the same in a store on S3, by name.
+        seen: the champion and the history that the clean-up was planned with.
+        before: what nothing needs goes if it is older than this time, in seconds since the epoch.
     """
 
     artifacts: dict[str, int] = field(default_factory=dict)
@@ -110,14 +110,14 @@ def plan(store: Store, use_case: UseCase) -> CleanUp:
     clean_up = CleanUp(seen=state, before=before)
     sizes = {ref: size for stage in _REMOVABLE for ref, size in _sizes(store, case, stage).items()}
     manifests = dict(zip(sizes, store.each(store.load, sizes), strict=True))
-    unfinished = _unfinished(store, case, clean_up)
+    unfinished_keys = _unfinished(store, case, clean_up)
     roots = [ref for champion in champions for ref in (champion.checkpoint, champion.snapshot)]
-    roots += [*_latest(store, case), *_of_jobs(store, case, unfinished)]
-    needed = _with_sources(store, roots)
+    roots += [*_latest(store, case), *_of_jobs(store, case, unfinished_keys)]
+    needed_keys = _with_sources(store, roots)
     clean_up.artifacts = {
         ref: sizes[ref]
         for ref, manifest in manifests.items()
-        if manifest.created_at < before and key_ref(ref) not in needed
+        if manifest.created_at < before and key_ref(ref) not in needed_keys
     }
     clean_up.champions = [
         past.champion
@@ -185,36 +185,36 @@ def _sizes(store: Store, case: str, stage: str) -> dict[str, int]:
     without such a file are not among them.
     """
     sizes: dict[str, int] = defaultdict(int)
-    finished = set(store.refs(case, stage))
+    finished_refs = set(store.refs(case, stage))
     for name, size in store.sizes(f"{case}/{stage}").items():
         ref = "/".join(name.split("/")[:4])
-        if ref in finished and name.removeprefix(f"{ref}/") not in (MANIFEST, *_KEPT):
+        if ref in finished_refs and name.removeprefix(f"{ref}/") not in (MANIFEST, *_KEPT):
             sizes[ref] += size
     return sizes
 
 
 def _with_sources(store: Store, refs: Iterable[str]) -> set[str]:
-    """Return the keys of artifacts and of what is read with them: of a checkpoint the snapshots that it and
-    those before it learned from, of a snapshot the chunks of its batches and what was drawn for it.
+    """Return the keys of artifacts and of their sources: for a checkpoint, the snapshots that it and its
+    predecessors learned from; for a snapshot, the chunks of its batches and its general and replay documents.
     """
-    needed: set[str] = set()
+    needed_keys: set[str] = set()
     refs_left = list(refs)
     while refs_left:
         ref = refs_left.pop()
-        if key_ref(ref) in needed:
+        if key_ref(ref) in needed_keys:
             continue
-        needed.add(key_ref(ref))
+        needed_keys.add(key_ref(ref))
         manifest = load_if_there(store, ref)
         if manifest is not None and manifest.stage in (
             FINETUNED_CHECKPOINT,
             BASELINE_MODEL,
             TRAINING_SNAPSHOT,
         ):
-            named = [manifest.metadata.get(name) for name in ("snapshot", "general", "replay")]
-            named += [part["chunks"] for part in manifest.metadata.get("parts", {}).values()]
-            named += [training["snapshot"] for training in manifest.metadata.get("lineage", [])]
-            refs_left += [each for each in named if each]
-    return needed
+            sources = [manifest.metadata.get(name) for name in ("snapshot", "general", "replay")]
+            sources += [part["chunks"] for part in manifest.metadata.get("parts", {}).values()]
+            sources += [training["snapshot"] for training in manifest.metadata.get("lineage", [])]
+            refs_left += [source for source in sources if source]
+    return needed_keys
 
 
 def _latest(store: Store, case: str) -> Iterator[str]:
@@ -229,38 +229,39 @@ def _latest(store: Store, case: str) -> Iterator[str]:
             yield pointer["ref"]
 
 
-def _of_jobs(store: Store, case: str, unfinished: Iterable[str]) -> Iterator[str]:
-    """Yield the refs of the inputs of jobs that have not ended on record, and of unfinished trainings: what
-    one of these began with tells an erasure whether it learned from erased documents.
+def _of_jobs(store: Store, case: str, unfinished_keys: Iterable[str]) -> Iterator[str]:
+    """Yield the refs of the inputs of jobs that are on record as running, and of unfinished trainings. An
+    erasure needs the inputs of a training to know whether it learned from erased documents.
     """
-    running = [(launch.stage, launch.key) for launch in launches(store, case) if launch.ended_at is None]
-    for stage, key in [*running, *((FINETUNED_CHECKPOINT, key) for key in unfinished)]:
+    jobs = [(launch.stage, launch.key) for launch in launches(store, case) if launch.ended_at is None]
+    jobs += [(FINETUNED_CHECKPOINT, key) for key in unfinished_keys]
+    for stage, key in jobs:
         for job in read_jobs(store, case, stage, key):
             yield from job.inputs.values()
 
 
 def _unfinished(store: Store, case: str, clean_up: CleanUp) -> set[str]:
-    unfinished: set[str] = set()
+    unfinished_keys: set[str] = set()
     for folder in store.work_folders(case, FINETUNED_CHECKPOINT):
         if _is_folder_given_up(store, case, folder, clean_up.before):
             clean_up.folders[folder] = sum(
                 path.stat().st_size for path in folder.rglob("*") if path.is_file()
             )
         else:
-            unfinished.add(folder.name)
+            unfinished_keys.add(folder.name)
     for key in store.stored_work(case, FINETUNED_CHECKPOINT):
         name = checkpoints_ref(case, FINETUNED_CHECKPOINT, key)
         if _is_stored_given_up(store, case, name, clean_up.before):
             clean_up.stored_folders[name] = sum(store.sizes(name).values())
         else:
-            unfinished.add(key)
-    return unfinished
+            unfinished_keys.add(key)
+    return unfinished_keys
 
 
 def _is_folder_given_up(store: Store, case: str, folder: Path, before: float) -> bool:
     # Every look at a folder touches its lock.
-    written = [path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"]
-    return _is_given_up(store, case, folder.name, max(written, default=folder.stat().st_mtime) < before)
+    times = [path.stat().st_mtime for path in folder.rglob("*") if path.name != ".lock"]
+    return _is_given_up(store, case, folder.name, max(times, default=folder.stat().st_mtime) < before)
 
 
 def _is_stored_given_up(store: Store, case: str, name: str, before: float) -> bool:
@@ -276,7 +277,9 @@ def _is_given_up(store: Store, case: str, key: str, is_old: bool) -> bool:
     )
 
 
-def _starting_points(store: Store, case: str, removed: Iterable[str]) -> list[str]:
+def _starting_points(store: Store, case: str, removed_refs: Iterable[str]) -> list[str]:
     names = [f"{case}/starting_points/{name}" for name in store.list_pointers(f"{case}/starting_points")]
     pointers = zip(names, store.each(store.read_pointer, names), strict=True)
-    return [name for name, pointer in pointers if pointer is not None and pointer["checkpoint"] in removed]
+    return [
+        name for name, pointer in pointers if pointer is not None and pointer["checkpoint"] in removed_refs
+    ]

@@ -89,9 +89,8 @@ class UseCaseScaffolder(Scaffolder):
         if request.scaffold_format != "yaml" or request.append:
             raise SettingsError(f"{request.target_path}: a use case is one YAML file in a folder of its own")
         yaml_path = request.target_path / "defs.yaml"
-        name = fitting_name(request.target_path.name)
         yaml_path.write_text(render_defs_yaml(request.target_path.name), encoding="utf-8")
-        _write_sample(find_project_root(yaml_path) / "data" / name)
+        _write_sample(find_project_root(yaml_path) / "data" / fitting_name(request.target_path.name))
 
 
 def render_defs_yaml(folder: str) -> str:

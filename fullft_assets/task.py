@@ -89,14 +89,14 @@ class Task(ABC):
             part: name of the metric or baseline.
             tasks: names of the tasks that it is for.
         """
-        named = (
+        names = (
             *self.metrics,
             *self.shown_metrics,
             *self.answer_metrics,
             *self.baselines,
             *self.more_baselines,
         )
-        return part in named or any(vars(each).get("name") in tasks for each in type(self).__mro__)
+        return part in names or any(vars(base).get("name") in tasks for base in type(self).__mro__)
 
     # What follows runs in processes that were launched. Its types are in layers above this one, and are named
     # in words.
@@ -147,7 +147,8 @@ TASKS: Registry[Task] = Registry(
     },
 )
 #: The tasks that documents from elsewhere, such as general text or evaluation sets, are read as.
-CONVERSATIONS, PLAIN_TEXT = "sft", "language_modeling"
+CONVERSATIONS = "sft"
+PLAIN_TEXT = "language_modeling"
 #: Implementations of `evaluation.metrics.Metric`.
 METRICS: Registry[Any] = Registry(
     "metric",

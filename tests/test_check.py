@@ -150,8 +150,8 @@ def test_the_sample_is_drawn_from_all_rows(project, monkeypatch):
     monkeypatch.setattr(corpus, "SAMPLE_ROWS", 40)
     use_case = load_use_case(write(project))
     first, again = (corpus.look_at_documents(use_case).sample for _ in range(2))
-    numbers = [int(found.place.partition(":")[2]) for found in first]
-    assert (len(numbers), [found.place for found in again]) == (40, [found.place for found in first])
+    numbers = [int(found.location.partition(":")[2]) for found in first]
+    assert (len(numbers), [found.location for found in again]) == (40, [found.location for found in first])
     assert sum(numbers) / 40 == pytest.approx(100, abs=25) and max(numbers) > 150
 
 

@@ -73,16 +73,16 @@ def with_rights(folder: Path, settings: UseCaseSettings) -> ModelFolder:
 
 
 def own_code(folder: Path) -> list[Path]:
-    """Return the Python files in a model's folder, sorted: what may run where its code is trusted; none if
-    transformers has its architecture.
+    """Return the Python files in a model's folder, sorted, or nothing if `config.json` names no code. They
+    may run if the model's code is trusted.
 
     Raises:
         SettingsError: `config.json` names classes that are not in them, as those of another repository, which
             no commit pins.
     """
-    named = read_config(folder).get("auto_map") or {}
-    files = sorted(folder.rglob("*.py")) if named else []
-    for kind, reference in named.items():
+    classes = read_config(folder).get("auto_map") or {}
+    files = sorted(folder.rglob("*.py")) if classes else []
+    for kind, reference in classes.items():
         # Tokenizers are read from tokenizer.json, and never run.
         if kind != "AutoConfig" and not kind.startswith("AutoModel"):
             continue
@@ -94,26 +94,26 @@ def own_code(folder: Path) -> list[Path]:
             )
         file = re.fullmatch(r"((?:\w+/)*\w+)\.\w+", str(reference), re.ASCII)
         if file is None or not (folder / f"{file[1]}.py").is_file():
-            missing = (
+            problem = (
                 f"{reference} is no class in a Python file of the folder"
                 if file is None
                 else f"{file[1]}.py is not in the folder"
             )
             raise SettingsError(
-                f"{folder}/config.json: {kind}: {missing}; fetch the model's Python files too (*.py)"
+                f"{folder}/config.json: {kind}: {problem}; fetch the model's Python files too (*.py)"
             )
     return files
 
 
 def copy_code(model: ModelFolder, target: Path) -> None:
-    """Copy the code of a model, where it may run, into the folder of a model that was made of it, which
-    cannot be loaded without.
+    """Copy the code of a trusted model into the folder of a model that was trained from it, which cannot be
+    loaded without the code. Other models have no code to copy.
     """
     if isinstance(model, TrustedFolder):
         for file in own_code(model.path):
-            place = target / file.relative_to(model.path)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, place)
+            copy = target / file.relative_to(model.path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 WEIGHTS = "model.safetensors"
@@ -259,10 +259,10 @@ def weights_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
         return _shards(folder)
-    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
-    if pickled:
+    pickles = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickles:
         raise SettingsError(
-            f"{folder}: only pickled weights ({pickled[0]}), refused because a pickle can run code; save the"
+            f"{folder}: only pickled weights ({pickles[0]}), refused because a pickle can run code; save the"
             " model as safetensors"
         )
     raise SettingsError(f"{folder}: no {WEIGHTS} and no {INDEX}")

@@ -19,14 +19,14 @@ def stated_licence(folder: Path) -> str | None:
     readme = folder / "README.md"
     if readme.is_file():
         front_matter = _front_matter(_beginning(readme))
-        named = front_matter.get("license_name") or front_matter.get("license")
-        if named:
+        name = front_matter.get("license_name") or front_matter.get("license")
+        if name:
             link = front_matter.get("license_link")
-            return f"{named} ({link})" if link else str(named)
+            return f"{name} ({link})" if link else str(name)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_file() and _LICENCE_FILE.fullmatch(path.name):
-            first = next((line.strip() for line in _beginning(path).splitlines() if line.strip()), "")
-            return f"see its file {path.name}" + (f": {first[:120]}" if first else "")
+            line = next((line.strip() for line in _beginning(path).splitlines() if line.strip()), "")
+            return f"see its file {path.name}" + (f": {line[:120]}" if line else "")
     return None
 
 

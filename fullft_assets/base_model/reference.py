@@ -49,15 +49,12 @@ def resolve_base_model(reference: str, project_root: Path) -> Path:
     folder = locate(reference, project_root)
     if folder.is_dir():
         return folder
-    named = _HUB_ID.fullmatch(reference)
-    if named is not None and named["revision"] is not None:
-        return _resolve_in_hub_cache(named["org"], named["name"], named["revision"])
-    pinned = f"{reference if named else 'ORG/NAME'}@COMMIT, the 40 digits of a commit"
-    hint = suggest_path(reference, project_root)
-    hint = (
-        hint
-        or "; no model is downloaded: give a local folder, package:NAME/FOLDER, or pin a model of the hub:"
-        f" {pinned}"
+    hub_id = _HUB_ID.fullmatch(reference)
+    if hub_id is not None and hub_id["revision"] is not None:
+        return _resolve_in_hub_cache(hub_id["org"], hub_id["name"], hub_id["revision"])
+    hint = suggest_path(reference, project_root) or (
+        "; no model is downloaded: give a local folder, package:NAME/FOLDER, or pin a model of the hub:"
+        f" {reference if hub_id else 'ORG/NAME'}@COMMIT, the 40 digits of a commit"
     )
     raise SettingsError(f"folder not found: {reference}{hint}")
 
@@ -68,11 +65,10 @@ def _resolve_in_hub_cache(org: str, name: str, revision: str) -> Path:
             f"{org}/{name}@{revision} is not pinned (`{revision}` can move); write {org}/{name}@COMMIT with"
             " the 40 digits of a commit"
         )
-    cache = hub_cache()
-    folder = cache / f"models--{org}--{name}" / "snapshots" / revision
+    folder = hub_cache() / f"models--{org}--{name}" / "snapshots" / revision
     if not folder.is_dir():
         raise SettingsError(
-            f"{org}/{name}@{revision} is not in the hub's cache ({cache}); `hf download {org}/{name}"
+            f"{org}/{name}@{revision} is not in the hub's cache ({hub_cache()}); `hf download {org}/{name}"
             f" --revision {revision} --include '*.json' '*.txt' '*.safetensors'` fetches it"
         )
     return folder
@@ -107,10 +103,9 @@ def suggest_path(path: str, root: Path) -> str:
     near.
     """
     absolute = locate(path, root)
-    siblings = [each.name for each in absolute.parent.iterdir()] if absolute.parent.is_dir() else []
+    siblings = [sibling.name for sibling in absolute.parent.iterdir()] if absolute.parent.is_dir() else []
     near = difflib.get_close_matches(absolute.name, siblings, n=1, cutoff=0.6)
     if not near:
         return ""
     nearest = absolute.parent / near[0]
-    shown = nearest.relative_to(root) if nearest.is_relative_to(root) else nearest
-    return f"; did you mean `{shown}`?"
+    return f"; did you mean `{nearest.relative_to(root) if nearest.is_relative_to(root) else nearest}`?"

@@ -1,6 +1,4 @@
-"""What `fullft check` says of a use case within seconds, before a model is loaded: whether the YAML fits the
-data.
-"""
+"""What `fullft check` says within seconds, before a model is loaded: does the YAML fit the data?"""
 
 from collections.abc import Iterator
 
@@ -16,7 +14,7 @@ from fullft_assets.task import TASKS, task_of
 
 
 def check_use_case(use_case: UseCase) -> str:
-    """Return the lines that a person wants to see before the first ingestion.
+    """Return the lines that `fullft check` prints about a use case.
 
     Raises:
         SettingsError: there is no row, or the rows do not have a field that the settings name.
@@ -35,8 +33,8 @@ def check_use_case(use_case: UseCase) -> str:
         ),
     }
     if settings.monitoring.path is not None and not task_of(settings.examples).detects_drift:
-        watched = ", ".join(name for name, task in TASKS.all().items() if task.detects_drift)
-        rows["monitoring"] = f"predictions only: drift is watched for the task {watched} alone"
+        names = ", ".join(name for name, task in TASKS.all().items() if task.detects_drift)
+        rows["monitoring"] = f"predictions only: drift is watched for the task {names} alone"
     if corpus.others:
         (rows["not read"],) = left_in_place(corpus.others, named=True)
     if corpus.skipped:
@@ -95,11 +93,13 @@ def _documents_line(settings: UseCaseSettings, corpus: Corpus) -> str:
     if settings.documents.path.startswith("s3://"):
         return f"{settings.documents.path}: a bucket is read by the first run"
     num_bytes = sum(file.bytes for file in corpus.files)
-    files = f"{len(corpus.files):,} file{'s' if len(corpus.files) != 1 else ''}, {_size(num_bytes)}"
-    sample = f"a sample of {len(corpus.sample):,} rows"
-    if corpus.num_files_drawn is not None:
-        sample += f" of {corpus.num_files_drawn:,} files, drawn from all,"
-    return f"{settings.documents.path}: {files}; {sample} was read"
+    sample_source = (
+        f" of {corpus.num_files_drawn:,} files, drawn from all," if corpus.num_files_drawn is not None else ""
+    )
+    return (
+        f"{settings.documents.path}: {len(corpus.files):,} file{'s' if len(corpus.files) != 1 else ''},"
+        f" {_size(num_bytes)}; a sample of {len(corpus.sample):,} rows{sample_source} was read"
+    )
 
 
 _COUNTS = ("", "k", "M", "B", "T")

@@ -1,6 +1,4 @@
-"""The delivered documents as far as a quick look goes: a sample of their rows, read as ingestion reads
-them.
-"""
+"""A quick look at the delivered documents: a sample of their rows, read as ingestion reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +15,6 @@ from fullft_assets.documents.formats.delivered import Head
 from fullft_assets.documents.formats.rows import Row
 from fullft_assets.documents.reading import FileReader
 from fullft_assets.documents.sources import Source, SourceFile
-from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 
 #: Files that are looked at, drawn from all: finding out what is in each takes half a millisecond.
@@ -25,10 +22,11 @@ MOST_FILES = 2_000
 #: Unpacked bytes that are read, and the rows that are drawn from them.
 READ_BYTES = 20 * 2**20
 SAMPLE_ROWS = 2_000
-#: Rows that are read of a file whose size does not bound them, at least.
+#: Minimum number of rows that are read from a file whose format needs the whole file.
 _LEAST_ROWS_A_FILE = 20
-#: So many files of formats that are slow to read are opened, and only up to so many bytes each.
-_MOST_SLOW_FILES, _MOST_SLOW_BYTES = 20, 2**18
+#: Maximum number of files that are opened in formats that are slow to read, and the maximum size of each.
+_MOST_SLOW_FILES = 20
+_MOST_SLOW_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -36,23 +34,23 @@ class Sampled:
     """A row of the sample.
 
     Attributes:
-        record: its fields as they were delivered; empty where the row is none.
-        row: what ingestion makes of it.
-        place: its file and its number there.
-        text_field: the field that the text was looked for in.
-        is_plain: its label is a field of the record, as in no export.
+        record: the fields as they were delivered; empty if the row has no fields.
+        row: the row as ingestion reads it.
+        location: its file and its number in the file.
+        text_field: the field in which the text was looked for.
+        is_plain: whether the label is a field of the record; in an export of a labelling tool it is not.
     """
 
     record: dict[str, Any]
     row: Row
-    place: str
+    location: str
     text_field: str
     is_plain: bool
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The delivered documents, as far as a quick look goes."""
+    """What a quick look at the delivered documents says."""
 
     files: list[SourceFile] = field(default_factory=list)
     #: Reading stopped after `READ_BYTES`.
@@ -82,7 +80,12 @@ def look_at_documents(use_case: UseCase) -> Corpus:
     source = source_of(use_case)
     files = source.files()
     drawn_files = files if len(files) <= MOST_FILES else sorted(random.Random(0).sample(files, MOST_FILES))
-    look = _look_at(source, drawn_files, settings)
+    rows_a_file = max(_LEAST_ROWS_A_FILE, SAMPLE_ROWS // max(1, len(drawn_files)))
+    with FileReader(settings.documents, settings.examples, all_fields=True) as reader:
+        look = _Look(reader, rows_a_file)
+        # From all over the delivery: a folder often has one label.
+        for file in random.Random(0).sample(drawn_files, len(drawn_files)):
+            look.add(source, file)
     return Corpus(
         files=files,
         is_cut=look.is_cut,
@@ -93,16 +96,6 @@ def look_at_documents(use_case: UseCase) -> Corpus:
         skipped=source.skipped,
         sample=look.sample(),
     )
-
-
-def _look_at(source: Source, files: list[SourceFile], settings: UseCaseSettings) -> _Look:
-    rows_a_file = max(_LEAST_ROWS_A_FILE, SAMPLE_ROWS // max(1, len(files)))
-    with FileReader(settings.documents, settings.examples, all_fields=True) as reader:
-        look = _Look(reader, rows_a_file)
-        # From all over the delivery: a folder often has one label.
-        for file in random.Random(0).sample(files, len(files)):
-            look.add(source, file)
-        return look
 
 
 @dataclass(frozen=True)
@@ -117,14 +110,19 @@ class _Read:
 
     def sampled(self) -> Sampled:
         rows = self.meaning.rows([(self.number, self.record)], self.reading)
-        row = next((row for _, row in rows), {})
-        record = self.record if isinstance(self.record, dict) else {}
-        text_field = self.reading.wanted.text or self.meaning.text
-        return Sampled(record, row, f"{self.file}:{self.number}", text_field, not self.meaning.written_as)
+        return Sampled(
+            record=self.record if isinstance(self.record, dict) else {},
+            row=next((row for _, row in rows), {}),
+            location=f"{self.file}:{self.number}",
+            text_field=self.reading.wanted.text or self.meaning.text,
+            is_plain=not self.meaning.written_as,
+        )
 
 
 class _Look:
-    """Reads files of rows from their beginning within `READ_BYTES` in all, of others some rows each."""
+    """Reads rows from the beginning of files, at most `READ_BYTES` in all. From a file whose format needs the
+    whole file, it reads some rows.
+    """
 
     def __init__(self, reader: FileReader, rows_a_file: int) -> None:
         self.is_cut = False
@@ -146,8 +144,8 @@ class _Look:
         return f"{self._unreadable[min(self._unreadable)]}{more} will be skipped"
 
     def sample(self) -> list[Sampled]:
-        drawn = random.Random(0).sample(self._rows, min(SAMPLE_ROWS, len(self._rows)))
-        return [row.sampled() for row in sorted(drawn, key=lambda row: (row.file, row.number))]
+        rows = random.Random(0).sample(self._rows, min(SAMPLE_ROWS, len(self._rows)))
+        return [row.sampled() for row in sorted(rows, key=lambda row: (row.file, row.number))]
 
     def add(self, source: Source, file: SourceFile) -> None:
         try:
@@ -158,17 +156,17 @@ class _Look:
             self._unreadable[file.path] = f"{source.uri}/{file.path}: cannot be read ({why})"
 
     def _add(self, path: Path, file: SourceFile) -> None:
-        written, _ = self._reader.formats(Delivered(path, file.path))
-        if written.is_slow and not file.bytes:
+        file_format, _ = self._reader.formats(Delivered(path, file.path))
+        if file_format.is_slow and not file.bytes:
             raise Unreadable("empty")
-        is_too_slow = written.is_slow and (
+        is_too_slow = file_format.is_slow and (
             file.bytes > _MOST_SLOW_BYTES or self._num_slow == _MOST_SLOW_FILES
         )
         if self._read_bytes >= READ_BYTES or is_too_slow:
             self.has_unopened = True
             return
-        self._num_slow += written.is_slow
-        head = None if written.is_whole_file else Head(READ_BYTES - self._read_bytes)
+        self._num_slow += file_format.is_slow
+        head = None if file_format.is_whole_file else Head(READ_BYTES - self._read_bytes)
         try:
             self._rows += self._read(Delivered(path, file.path, head=head))
         finally:
@@ -176,14 +174,13 @@ class _Look:
             self.is_cut = self.is_cut or (head is not None and head.is_cut)
 
     def _read(self, file: Delivered) -> list[_Read]:
-        """Return a file's rows up to the end of its head, without a head some rows."""
+        """Return the rows in the head of a file, or the first rows of a file without a head."""
         head = file.head
 
         def take(records: Iterator[tuple[int, Record]], meaning: Format, reading: Reading) -> list[_Read]:
-            some = islice(records, self._rows_a_file if head is None else None)
             rows: list[_Read] = []
             try:
-                for number, record in some:
+                for number, record in islice(records, self._rows_a_file if head is None else None):
                     rows.append(_Read(file.name, number, record, meaning, reading))
             except Unreadable:
                 if head is None or not head.is_cut:

@@ -35,9 +35,8 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"
 
 
 def is_cron(cron: str) -> bool:
-    """Return whether a text is a cron of five fields, or `@daily` and the like, that some day fulfils."""
-    has_five = cron.startswith("@") or len(cron.split()) == 5
-    return has_five and croniter.is_valid(cron, strict=True)
+    """Return whether a text is a cron with five fields, or one such as `@daily`, that is due on some day."""
+    return (cron.startswith("@") or len(cron.split()) == 5) and croniter.is_valid(cron, strict=True)
 
 
 def is_bucket(path: str) -> bool:
@@ -68,10 +67,10 @@ def _address_problem(path: str) -> str | None:
     return None
 
 
-def _place_problem(path: str, root: Path) -> str | None:
-    problem, folder = _address_problem(path), locate(path, root)
-    if problem is not None or is_bucket(path):
-        return problem
+def _folder_problem(path: str, root: Path) -> str | None:
+    if "://" in path or path.startswith("s3:"):
+        return _address_problem(path)
+    folder = locate(path, root)
     if not folder.exists():
         hint = suggest_path(path, root) or f"; relative paths start at {root}"
         return f"folder not found: {path}{hint}"
@@ -109,24 +108,24 @@ def _external_problem(path: str, root: Path) -> str | None:
     """Return what is wrong with a file or folder of documents that are no delivery, or None; a bucket is
     asked when it is read.
     """
-    place = locate(path, root)
-    if place.is_file():
+    target = locate(path, root)
+    if target.is_file():
         return (
             None
-            if is_readable(place.name)
+            if is_readable(target.name)
             else f"{path} has an ending that is not read; known endings: {known_endings()}"
         )
-    if "://" not in path and not path.startswith("s3:") and not place.exists():
+    if "://" not in path and not path.startswith("s3:") and not target.exists():
         return f"{path} not found{suggest_path(path, root) or f'; relative paths start at {root}'}"
-    return _place_problem(path, root) or (None if is_bucket(path) else _contents_problem(path, root))
+    return _folder_problem(path, root) or (None if is_bucket(path) else _contents_problem(path, root))
 
 
 def overlap(path: str, other: str, root: Path) -> bool:
-    """Return whether one of two places contains the other."""
-    one, two = (
-        PurePosixPath(place) if is_bucket(place) else locate(place, root).resolve() for place in (path, other)
+    """Return whether one of two folders or buckets contains the other."""
+    first, second = (
+        PurePosixPath(name) if is_bucket(name) else locate(name, root).resolve() for name in (path, other)
     )
-    return one.is_relative_to(two) or two.is_relative_to(one)
+    return first.is_relative_to(second) or second.is_relative_to(first)
 
 
 def validate(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
@@ -148,17 +147,18 @@ def data_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     not readable; and with the arguments of expectations, which takes longer than to load definitions.
     """
     yield from expectation_argument_problems(settings.examples)
-    documents, production = settings.documents.path, settings.monitoring.path
-    problem = _place_problem(documents, root)
-    if problem is None and not is_bucket(documents):
-        problem = _contents_problem(documents, root, settings.documents.format)
+    documents = settings.documents
+    problem = _folder_problem(documents.path, root)
+    if problem is None and not is_bucket(documents.path):
+        problem = _contents_problem(documents.path, root, documents.format)
     if problem is not None:
         yield ("documents", "path"), problem
+    production = settings.monitoring.path
     if production is not None and "://" not in production:
         folder = locate(production, root).resolve()
         # The folder itself may still be missing: production has not delivered yet.
         if folder.is_file():
-            yield ("monitoring", "path"), str(_place_problem(production, root))
+            yield ("monitoring", "path"), str(_folder_problem(production, root))
         elif not folder.parent.is_dir():
             near = suggest_path(str(Path(production).parent), root) or ", in which this folder could be made"
             yield ("monitoring", "path"), f"folder not found: {Path(production).parent}{near}"
@@ -176,12 +176,12 @@ def data_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 def dependency_problems(deps: list[str], name: str) -> Iterator[Problem]:
     """Yield what is wrong with `documents.deps` of the use case of this name."""
     for number, key in enumerate(deps):
-        place = ("documents", "deps", number)
+        entry = ("documents", "deps", number)
         yield from _of_rules(
-            (not all(key.split("/")), place, f"`{key}` is no key of an asset, such as `team/exports`"),
+            (not all(key.split("/")), entry, f"`{key}` is no key of an asset, such as `team/exports`"),
             (
                 key.split("/")[0] == name,
-                place,
+                entry,
                 f"{key} is an asset of this use case itself; name what writes the folder",
             ),
         )
@@ -200,47 +200,52 @@ def _refusal(check: Callable[[], object]) -> str | None:
 
 
 def _section_problems(settings: UseCaseSettings) -> Iterator[Problem]:
-    snapshot, chunks = settings.snapshot, settings.chunks
-    training, monitoring = settings.training, settings.monitoring
-    ingestion, window = settings.compute.ingestion or LauncherSettings(), monitoring.window
-    places = {name: settings.launcher_of(name) for name in ("planning", "training", "evaluation")}
-    places["ingestion"] = ingestion
-    isolated = {name for name, place in places.items() if getattr(place, "network_isolation", False)}
+    chunks = settings.chunks
+    training = settings.training
+    monitoring = settings.monitoring
+    ingestion = settings.compute.ingestion or LauncherSettings()
+    launchers = {name: settings.launcher_of(name) for name in ("planning", "training", "evaluation")}
+    launchers["ingestion"] = ingestion
+    isolated_workloads = {
+        name for name, section in launchers.items() if getattr(section, "network_isolation", False)
+    }
     # Of those whose workloads ask for baselines.
-    judging = sorted(isolated & {"planning", "evaluation"})
-    asked = [name for name in settings.baselines if name in BASELINES and BASELINES.get(name).needs_network]
-    window_rows = monitoring.min_window_rows if window is None or window.rows is None else window.rows
+    judging_workloads = sorted(isolated_workloads & {"planning", "evaluation"})
+    services = [
+        name for name in settings.baselines if name in BASELINES and BASELINES.get(name).needs_network
+    ]
+    window_rows = None if monitoring.window is None else monitoring.window.rows
     return _of_rules(
         (
-            "ingestion" in isolated,
+            "ingestion" in isolated_workloads,
             ("compute", "ingestion"),
             "cannot have network_isolation: true, since its jobs read documents; set it to false there",
         ),
         (
-            bool(asked and judging),
+            bool(services and judging_workloads),
             ("planning", "baselines"),
-            f"names {', '.join(asked)}, which asks a service, and a container with network_isolation: true"
+            f"names {', '.join(services)}, which asks a service, and a container with network_isolation: true"
             " reaches none; remove it, or set network_isolation to false in"
-            f" {' and '.join(f'compute.{name}' for name in judging)}",
+            f" {' and '.join(f'compute.{name}' for name in judging_workloads)}",
         ),
         (
-            "training" in isolated and "mlflow" in settings.training.track,
+            "training" in isolated_workloads and "mlflow" in training.track,
             ("training", "track"),
             "names mlflow, whose server a container with launcher.network_isolation does not reach;"
             " remove it",
         ),
         (
-            "ingestion" not in isolated
+            "ingestion" not in isolated_workloads
             and ingestion.kind in ("sagemaker", "ecs")
             and not settings.documents.path.startswith("s3://"),
             ("compute", "ingestion"),
             f"needs documents on s3://, which the containers of {ingestion.kind} read themselves",
         ),
         (
-            snapshot.test_share + snapshot.validation_share >= 0.9,
+            settings.snapshot.test_share + settings.snapshot.validation_share >= 0.9,
             ("snapshot", "test_share"),
-            f"with snapshot.validation_share ({snapshot.validation_share:g}) it leaves less than 10% to train"
-            " on",
+            f"with snapshot.validation_share ({settings.snapshot.validation_share:g}) it leaves less than 10%"
+            " to train on",
         ),
         (
             chunks.stride >= chunks.max_tokens // 2,
@@ -253,7 +258,7 @@ def _section_problems(settings: UseCaseSettings) -> Iterator[Problem]:
             f"{training.micro_batch_size} is larger than training.batch_size ({training.batch_size})",
         ),
         (
-            window_rows < monitoring.min_window_rows,
+            window_rows is not None and window_rows < monitoring.min_window_rows,
             ("monitoring", "min_window_rows"),
             f"{monitoring.min_window_rows} is larger than a window of {window_rows} rows, so that none would"
             " be compared",
@@ -294,16 +299,17 @@ def _documents_beside(settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
 
 
 def _document_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    documents, production = settings.documents, settings.monitoring.path
-    places: dict[Key, str] = {("documents", "path"): documents.path, **dict(_documents_beside(settings))}
+    documents = settings.documents
+    production = settings.monitoring.path
+    paths: dict[Key, str] = {("documents", "path"): documents.path, **dict(_documents_beside(settings))}
     if production is not None:
-        places["monitoring", "path"] = production
-    problems = {key: _address_problem(path) for key, path in places.items()}
+        paths["monitoring", "path"] = production
+    problems = {key: _address_problem(path) for key, path in paths.items()}
     yield from ((key, problem) for key, problem in problems.items() if problem is not None)
     if documents.format != "auto" and documents.format not in FORMATS:
         names = ["auto", *FORMATS]
-        near = did_you_mean(documents.format, names)
-        yield ("documents", "format"), f"{documents.format} is not one of {', '.join(names)}{near}"
+        hint = did_you_mean(documents.format, names)
+        yield ("documents", "format"), f"{documents.format} is not one of {', '.join(names)}{hint}"
     yield from _of_rules(
         (
             production is not None
@@ -316,16 +322,17 @@ def _document_problems(settings: UseCaseSettings, root: Path) -> Iterator[Proble
     )
     encoding = documents.encoding
     if encoding is not None and not is_encoding(encoding):
-        known_names = sorted(filter(is_encoding, set(encodings.aliases.aliases.values())))
-        near = did_you_mean(encoding.lower().replace("-", "_"), known_names)
-        hint = near or "; give one such as cp1252, or leave it out"
+        names = sorted(filter(is_encoding, set(encodings.aliases.aliases.values())))
+        hint = did_you_mean(encoding.lower().replace("-", "_"), names)
+        hint = hint or "; give one such as cp1252, or leave it out"
         yield ("documents", "encoding"), f"{encoding} is no encoding of text{hint}"
 
 
 def _example_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    examples, task = settings.examples, task_of(settings.examples)
+    examples = settings.examples
+    task = task_of(examples)
     if settings.snapshot.replay is not None and not task.is_generative:
-        generative = " and ".join(name for name, each in TASKS.all().items() if each.is_generative)
+        generative = " and ".join(name for name, other in TASKS.all().items() if other.is_generative)
         yield (
             ("snapshot", "replay"),
             f"is for the tasks {generative}: {examples.task} has no loss on general text",
@@ -368,7 +375,9 @@ def _example_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem
 
 
 def _training_problems(settings: UseCaseSettings) -> Iterator[Problem]:
-    training, snapshot, task = settings.training, settings.snapshot, task_of(settings.examples)
+    training = settings.training
+    snapshot = settings.snapshot
+    task = task_of(settings.examples)
     general = "snapshot.replay or snapshot.general" if task.is_generative else "snapshot.general"
     yield from _of_rules(
         (
@@ -401,15 +410,17 @@ def _training_problems(settings: UseCaseSettings) -> Iterator[Problem]:
 
 
 def _evaluation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
-    metric, task, planning = settings.primary_metric, task_of(settings.examples), settings.planning
+    task = task_of(settings.examples)
+    baselines = settings.planning.baselines or []
     yield from _of_rules(
         (
-            metric not in task.metrics,
+            settings.primary_metric not in task.metrics,
             ("evaluation", "primary_metric"),
-            f"{metric} does not decide for the task {task.name}; give {' or '.join(task.metrics)}",
+            f"{settings.primary_metric} does not decide for the task {task.name}; give"
+            f" {' or '.join(task.metrics)}",
         ),
         (
-            "bedrock" in settings.baselines and planning.bedrock is None,
+            "bedrock" in settings.baselines and settings.planning.bedrock is None,
             ("planning", "baselines"),
             "names bedrock, and planning.bedrock does not say which model; give it one, or remove bedrock",
         ),
@@ -421,13 +432,13 @@ def _evaluation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
     )
     for section, key, registry, names in (
         ("evaluation", "metrics", METRICS, settings.evaluation.metrics),
-        ("planning", "baselines", BASELINES, planning.baselines or []),
+        ("planning", "baselines", BASELINES, baselines),
     ):
         for number, name in enumerate(names):
             if not task.takes(name, registry.get(name).tasks):
                 tasks = ", ".join(registry.get(name).tasks)
                 yield (section, key, number), f"{name} is not for the task {task.name}; it is for {tasks}"
-    for number, name in enumerate(planning.baselines or []):
+    for number, name in enumerate(baselines):
         if settings.training.sharding != "none" and BASELINES.get(name).needs_whole_model:
             yield (
                 ("planning", "baselines", number),
@@ -489,6 +500,6 @@ def _schedule_problems(settings: UseCaseSettings) -> Iterator[Problem]:
         ("retraining", "evaluation_schedule"): settings.retraining.evaluation_schedule,
         ("retention", "schedule"): settings.retention.schedule,
     }
-    for place, cron in crons.items():
+    for key, cron in crons.items():
         if cron is not None and not is_cron(cron):
-            yield place, f"{cron} is not a cron such as `0 3 * * 0`: minute hour day month weekday"
+            yield key, f"{cron} is not a cron such as `0 3 * * 0`: minute hour day month weekday"

@@ -83,10 +83,10 @@ def find_use_cases(defs_folder: Path = DEFS, not_imported: list[str] | None = No
         defs_folder: the folder.
         not_imported: a line is added to it for each component whose type cannot be imported.
     """
-    places_of, lines = _use_cases(defs_folder)
+    locations_of, lines = _use_cases(defs_folder)
     if not_imported is not None:
         not_imported += lines
-    return sorted(place for places in places_of.values() for place in places)
+    return sorted(location for locations in locations_of.values() for location in locations)
 
 
 def find_use_case(name: str, defs_folder: Path = DEFS) -> Place:
@@ -96,28 +96,26 @@ def find_use_case(name: str, defs_folder: Path = DEFS) -> Place:
         SettingsError: there is no such use case; the message names the near and the known ones. Or there are
             two.
     """
-    places_of, not_imported = _use_cases(defs_folder)
-    if name not in places_of:
-        near = did_you_mean(name, places_of)
-        listed = ", ".join(sorted(places_of)) or f"none in {defs_folder}"
-        raise SettingsError(
-            "\n".join([f"no use case `{name}`{near}{'' if near else ';'} known: {listed}", *not_imported])
-        )
-    require_own_name(name, places_of[name][0], defs_folder)
-    return places_of[name][0]
+    locations_of, not_imported = _use_cases(defs_folder)
+    if name not in locations_of:
+        hint = did_you_mean(name, locations_of) or ";"
+        names = ", ".join(sorted(locations_of)) or f"none in {defs_folder}"
+        raise SettingsError("\n".join([f"no use case `{name}`{hint} known: {names}", *not_imported]))
+    require_own_name(name, locations_of[name][0], defs_folder)
+    return locations_of[name][0]
 
 
-def require_own_name(name: str, place: Place, defs_folder: Path) -> None:
+def require_own_name(name: str, location: Place, defs_folder: Path) -> None:
     """Raise SettingsError where another use case below the folder has the name: its assets and its artifacts
     would be the same.
     """
-    for place_of_name in _use_cases(defs_folder)[0].get(name, []):
-        if place_of_name != place:
-            source = read_source(*place)
+    for other in _use_cases(defs_folder)[0].get(name, []):
+        if other != location:
+            source = read_source(*location)
             source.add(
                 ("name",),
-                f"the use case in {place_of_name.path}, document {place_of_name.document + 1}, is named"
-                f" {name}, too; give one another `name`",
+                f"the use case in {other.path}, document {other.document + 1}, is named {name}, too; give one"
+                " another `name`",
             )
             source.raise_problems()
 
@@ -157,28 +155,28 @@ def _use_cases(defs_folder: Path) -> tuple[Mapping[str, list[Place]], list[str]]
 
 @lru_cache(maxsize=1)
 def _read_use_cases(files: tuple[tuple[Path, int, int], ...]) -> tuple[Mapping[str, list[Place]], list[str]]:
-    """Read YAML files as `_use_cases` returns them. Loading definitions asks once for each use case, so the
-    last answer is kept.
+    """Read YAML files as `_use_cases` returns them. The last result is cached, since loading definitions
+    calls this once for each use case.
 
     Args:
         files: path, time and size of each.
     """
-    places_of: dict[str, list[Place]] = {}
+    locations_of: dict[str, list[Place]] = {}
     not_imported = []
     for path, _, _ in files:
         for number, (component_type, name) in enumerate(_documents_in(path)):
             try:
                 # Whatever begins so is meant to be one.
                 if component_type.startswith("fullft_assets") or is_use_case(component_type, path):
-                    places_of.setdefault(name, []).append(Place(path, number))
+                    locations_of.setdefault(name, []).append(Place(path, number))
             except SettingsError as error:
                 not_imported.append(f"{path}: type: {error}")
-    return places_of, not_imported
+    return locations_of, not_imported
 
 
 def _documents_in(yaml_path: Path) -> list[tuple[str, str]]:
-    """Return type and name of each component in a file; of a file that cannot be parsed the type of the first
-    one.
+    """Return the type and the name of each component in a file. For a file that cannot be parsed, return the
+    first type and the folder's name.
     """
     types = _TYPE.findall(yaml_path.read_text(encoding="utf-8-sig", errors="replace"))
     folder = yaml_path.parent.name
@@ -187,19 +185,18 @@ def _documents_in(yaml_path: Path) -> list[tuple[str, str]]:
     except SettingsError:
         return [(types[0], folder)]  # loading it reports what is wrong; until then its folder names it
     types_and_names = []
-    for value in values:
-        document = value if isinstance(value, dict) else {}
+    for document in (value if isinstance(value, dict) else {} for value in values):
         attributes = document.get("attributes")
         name = attributes.get("name") if isinstance(attributes, dict) else None
         types_and_names.append((str(document.get("type", "")), name if isinstance(name, str) else folder))
     return types_and_names
 
 
-def name_at(place: Place) -> str:
-    """Return a name for the use case in a place, even if the YAML cannot be parsed: a group of Dagster may be
-    called so.
+def name_at(location: Place) -> str:
+    """Return a name for the use case at a location, even if the YAML cannot be parsed. It is a valid name of
+    a group of Dagster.
     """
-    return fitting_name(_documents_in(place.path)[place.document][1])
+    return fitting_name(_documents_in(location.path)[location.document][1])
 
 
 def fitting_name(folder: str) -> str:

@@ -27,7 +27,8 @@ from fullft_assets.task import task_of
 _NESTED = ("data", "meta", "metadata", "fields", "inputs")
 #: Objects within objects whose fields are suggested.
 _MOST_DEPTH = 5
-_SHOWN_FIELDS, _SHOWN_PLACES = 20, 3
+_SHOWN_FIELDS = 20
+_SHOWN_LOCATIONS = 3
 #: Characters of a field's name that are shown: the first row of a table without a header may have texts.
 _SHOWN_CHARACTERS = 60
 _NO_HEADER = (
@@ -36,19 +37,19 @@ _NO_HEADER = (
 
 
 def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
-    """Yield the keys whose field too few rows have for a batch to go on, each with one line that says what to
+    """Yield each key whose field is missing in too many rows of the sample, with one line that says what to
     do.
     """
     yield from _unusable(sample, settings.examples.max_quarantined_share)
     rows = [row for row in sample if row.record]
     if rows:
-        yield from _lacking(_named(settings, rows), rows, settings)
+        yield from _lacking(_field_settings(settings, rows), rows, settings)
 
 
 def _lacking(
-    named: Iterable[tuple[Key, str, str]], rows: list[Sampled], settings: UseCaseSettings
+    field_settings: Iterable[tuple[Key, str, str]], rows: list[Sampled], settings: UseCaseSettings
 ) -> Iterator[tuple[Key, str]]:
-    for key, column, field in named:
+    for key, column, field in field_settings:
         if not any(_has(row, column) for row in rows):
             yield key, _nowhere(field, column, rows)
             continue
@@ -56,15 +57,18 @@ def _lacking(
         rows_without = [
             row for row in rows if not _has(row, column) and (column != "group" or "problem" not in row.row)
         ]
-        most = _most_without(column, settings)
-        if len(rows_without) > most * len(rows):
-            near = _near(field, fields_of([row for row in rows_without if field not in fields_of([row])]))
-            number = f"{len(rows_without):,} of {len(rows):,} rows read have no `{field}`"
-            otherwise = "; name the field that the others have, or fix them in the source"
-            yield key, f"{number} ({_places(rows_without)}), more than {most:.0%} of them{near or otherwise}"
+        max_share = _max_share_without(column, settings)
+        if len(rows_without) > max_share * len(rows):
+            hint = _near(field, fields_of([row for row in rows_without if field not in fields_of([row])]))
+            hint = hint or "; name the field that the others have, or fix them in the source"
+            yield (
+                key,
+                f"{len(rows_without):,} of {len(rows):,} rows read have no `{field}`"
+                f" ({_locations(rows_without)}), more than {max_share:.0%} of them{hint}",
+            )
 
 
-def _most_without(column: str, settings: UseCaseSettings) -> float:
+def _max_share_without(column: str, settings: UseCaseSettings) -> float:
     """Return the share of rows that may lack a column."""
     if column == "group":
         return settings.examples.max_ungrouped_share
@@ -73,26 +77,27 @@ def _most_without(column: str, settings: UseCaseSettings) -> float:
     return settings.examples.max_quarantined_share
 
 
-def _unusable(sample: list[Sampled], most: float) -> Iterator[tuple[Key, str]]:
+def _unusable(sample: list[Sampled], max_share: float) -> Iterator[tuple[Key, str]]:
     rows = [row for row in sample if not row.record]
-    if len(rows) > most * len(sample):
-        counted = f"{len(rows):,} of {len(sample):,} rows read ({_places(rows)})"
-        problem = f"{counted}: {rows[0].row.get('problem')}{_header_hint(rows[0])}"
-        yield ("documents", "path"), problem
+    if len(rows) > max_share * len(sample):
+        yield (
+            ("documents", "path"),
+            f"{len(rows):,} of {len(sample):,} rows read ({_locations(rows)}):"
+            f" {rows[0].row.get('problem')}{_header_hint(rows[0])}",
+        )
 
 
 def _header_hint(row: Sampled) -> str:
-    is_of_table = name_of_format(row.place.rpartition(":")[0]) in ("csv", "xlsx")
-    return _NO_HEADER if is_of_table else ""
+    return _NO_HEADER if name_of_format(row.location.rpartition(":")[0]) in ("csv", "xlsx") else ""
 
 
-def _places(rows: list[Sampled]) -> str:
-    return ", ".join(one.place for one in rows[:_SHOWN_PLACES])
+def _locations(rows: list[Sampled]) -> str:
+    return ", ".join(row.location for row in rows[:_SHOWN_LOCATIONS])
 
 
 def fields_of(sample: list[Sampled]) -> list[str]:
-    """Return the names of the fields that rows have, those of nested objects and of the controls of an export
-    too, as they come.
+    """Return the names of the fields of rows, in order of appearance, with those of nested objects and of the
+    controls of an export.
     """
     names: dict[str, None] = {}
     for row in sample:
@@ -111,8 +116,8 @@ def flat(row: Sampled) -> dict[str, Any]:
         return dict(_paths(row.record)) | row.record
     fields = dict(row.record)
     for name in _NESTED:
-        nested = row.record.get(name)
-        fields |= nested if isinstance(nested, dict) else {}
+        value = row.record.get(name)
+        fields |= value if isinstance(value, dict) else {}
     return fields
 
 
@@ -132,10 +137,10 @@ def _controls(record: dict[str, Any]) -> Iterator[str]:
                 yield region["from_name"]
 
 
-def _named(settings: UseCaseSettings, rows: list[Sampled]) -> Iterator[tuple[Key, str, str]]:
+def _field_settings(settings: UseCaseSettings, rows: list[Sampled]) -> Iterator[tuple[Key, str, str]]:
     documents = settings.documents
     examples = settings.examples
-    task = task_of(settings.examples)
+    task = task_of(examples)
     yield ("documents", "text"), "messages" if task.has_messages else "text", rows[0].text_field
     if documents.id != DocumentsSettings.model_fields["id"].default:
         yield ("documents", "id"), "id", documents.id
@@ -160,15 +165,18 @@ def _has(row: Sampled, column: str) -> bool:
 
 
 def _nowhere(field: str, column: str, rows: list[Sampled]) -> str:
-    first, field_names = rows[0], fields_of(rows)
+    first = rows[0]
     if column in ("text", "messages") and "problem" in first.row and has_field(first.record, field):
-        problem = first.row["problem"]
-        return f"none of {len(rows):,} rows read can be used; the first ({first.place}): {problem}"
-    if field in field_names:
-        near = _near(field, [name for name in field_names if name != field])
-        return f"`{field}` is empty in each of {len(rows):,} rows read{near}"
-    listed = _near(field, field_names) or _listed(field_names)
-    return f"none of {len(rows):,} rows read has a `{field}`{listed}{_header_hint(first)}"
+        return (
+            f"none of {len(rows):,} rows read can be used; the first ({first.location}):"
+            f" {first.row['problem']}"
+        )
+    names = fields_of(rows)
+    if field in names:
+        hint = _near(field, [name for name in names if name != field])
+        return f"`{field}` is empty in each of {len(rows):,} rows read{hint}"
+    hint = _near(field, names) or _listed(names)
+    return f"none of {len(rows):,} rows read has a `{field}`{hint}{_header_hint(first)}"
 
 
 def _near(field: str, fields: list[str]) -> str:
@@ -181,11 +189,11 @@ def _near(field: str, fields: list[str]) -> str:
 
 def _listed(fields: list[str]) -> str:
     more = f" and {len(fields) - _SHOWN_FIELDS:,} more" if len(fields) > _SHOWN_FIELDS else ""
-    shown = [
+    names = [
         visible(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}...")
         for name in fields[:_SHOWN_FIELDS]
     ]
-    return f"; their fields: {', '.join(shown)}{more}"
+    return f"; their fields: {', '.join(names)}{more}"
 
 
 _SHOWN_LABELS = 8
@@ -204,7 +212,7 @@ def labels_of(row: Sampled, examples: ExamplesSettings) -> list[str]:
     value = row.row.get(task_of(examples).target or "label")
     if isinstance(value, str):
         return [value]
-    return [each["label"] if isinstance(each, dict) else each for each in value or []]
+    return [label["label"] if isinstance(label, dict) else label for label in value or []]
 
 
 #: Rows and characters that are compared.
@@ -245,12 +253,13 @@ def suggested_group(use_case: UseCase) -> str | None:
     """Return the line that suggests a field for `examples.group`, from a sample of the delivered rows; None
     where a group is set, or where no field looks like one.
     """
-    examples, path = use_case.settings.examples, use_case.settings.documents.path
+    examples = use_case.settings.examples
+    path = use_case.settings.documents.path
     if examples.group is not None or is_bucket(path) or not use_case.resolve(path).is_dir():
         return None
     rows = [row for row in look_at_documents(use_case).sample if row.row.get("text") and row.record]
-    used = {examples.label, examples.domain, "text", "messages", "annotations"}
-    records = [_names(row, used | {row.text_field}) for row in rows]
+    other_fields = {examples.label, examples.domain, "text", "messages", "annotations"}
+    records = [_short_values(row, other_fields | {row.text_field}) for row in rows]
     names = dict.fromkeys(name for record in records for name in record)
     fields = {name: [record.get(name) for record in records] for name in names}
     labels = ["|".join(labels_of(row, examples)) for row in rows]
@@ -276,31 +285,28 @@ def candidates(
         fields: the values of each row, by field; None: it has none.
     """
     # The snapshot keeps one of equal texts.
-    first = {text: row for row, text in reversed(list(enumerate(texts)))}
-    rows = sorted(first.values())[:_MOST_ROWS]
-    fitting = {
+    first_rows = {text: row for row, text in reversed(list(enumerate(texts)))}
+    rows = sorted(first_rows.values())[:_MOST_ROWS]
+    codes_of = {
         name: codes
         for name, values in fields.items()
         if (codes := _codes([values[row] for row in rows])) is not None
     }
-    if not fitting:
+    if not codes_of:
         return []
     label = np.unique(np.array([labels[row] for row in rows], dtype=str), return_inverse=True)[1]
     neighbour = _nearest([texts[row] for row in rows], label)
-    suggestions = []
-    for name, codes in fitting.items():
-        candidate = _candidate(name, codes, label, neighbour)
-        if candidate is not None:
-            suggestions.append(candidate)
-    return sorted(suggestions, key=lambda candidate: candidate.chance - candidate.agreement)
+    results = [_candidate(name, codes, label, neighbour) for name, codes in codes_of.items()]
+    likely = [candidate for candidate in results if candidate is not None]
+    return sorted(likely, key=lambda candidate: candidate.chance - candidate.agreement)
 
 
-def _names(row: Sampled, left_out: set[str | None]) -> dict[str, str]:
+def _short_values(row: Sampled, other_fields: set[str | None]) -> dict[str, str]:
     return {
         name: str(value)
         for name, value in flat(row).items()
         if 0 < len(name) <= _SHOWN_CHARACTERS
-        and name not in left_out
+        and name not in other_fields
         and type(value) in (str, int)
         and 0 < len(str(value)) <= 200
     }
@@ -309,11 +315,11 @@ def _names(row: Sampled, left_out: set[str | None]) -> dict[str, str]:
 def _codes(values: Sequence[str | None]) -> np.ndarray | None:
     """Return the values as codes, -1 for none; None where they are too few, or too rarely repeated."""
     counts = Counter(value for value in values if value is not None)
-    repeated = sum(count for count in counts.values() if count > 1)
-    if len(counts) < _LEAST_VALUES or repeated < _LEAST_REPEATED * len(values):
+    num_repeated = sum(count for count in counts.values() if count > 1)
+    if len(counts) < _LEAST_VALUES or num_repeated < _LEAST_REPEATED * len(values):
         return None
-    number = {value: code for code, value in enumerate(counts)}
-    return np.array([-1 if value is None else number[value] for value in values])
+    codes = {value: code for code, value in enumerate(counts)}
+    return np.array([-1 if value is None else codes[value] for value in values])
 
 
 def _nearest(texts: Sequence[str], label: np.ndarray) -> np.ndarray:
@@ -323,8 +329,8 @@ def _nearest(texts: Sequence[str], label: np.ndarray) -> np.ndarray:
     vectorizer = TfidfVectorizer(token_pattern=_WORD, sublinear_tf=True)
     weights = vectorizer.fit_transform([text[:_MOST_CHARACTERS] for text in texts])
     nearest = np.full(len(texts), -1)
-    for each in np.unique(label):
-        rows = np.flatnonzero(label == each)
+    for code in np.unique(label):
+        rows = np.flatnonzero(label == code)
         if len(rows) > 1:
             similarity = (weights[rows] @ weights[rows].T).toarray()
             np.fill_diagonal(similarity, -1)
@@ -336,12 +342,12 @@ def _candidate(name: str, codes: np.ndarray, label: np.ndarray, neighbour: np.nd
     """Return the field as a candidate, or None where its values share no more text than chance explains."""
     cell = np.where(codes < 0, -1, codes * (int(label.max()) + 1) + label)
     sizes = np.bincount(cell[cell >= 0], minlength=1)
-    paired = (cell >= 0) & (sizes[np.maximum(cell, 0)] > 1)
-    if not paired.any():
+    has_pair = (cell >= 0) & (sizes[np.maximum(cell, 0)] > 1)
+    if not has_pair.any():
         return None
-    agreement = float((codes[neighbour[paired]] == codes[paired]).mean())
-    chances = (sizes[cell[paired]] - 1) / (np.bincount(label)[label[paired]] - 1)
+    agreement = float((codes[neighbour[has_pair]] == codes[has_pair]).mean())
+    chances = (sizes[cell[has_pair]] - 1) / (np.bincount(label)[label[has_pair]] - 1)
     chance = float(chances.mean())
-    deviation = float(np.sqrt((chances * (1 - chances)).sum())) / int(paired.sum())
+    deviation = float(np.sqrt((chances * (1 - chances)).sum())) / int(has_pair.sum())
     is_likely = agreement - chance >= max(_LEAST_EXCESS, _LEAST_DEVIATIONS * deviation)
     return Candidate(name, agreement, chance) if is_likely else None

@@ -53,15 +53,16 @@ def load_use_case(yaml_path: Path, document: int = 0, *, with_data: bool = False
         source_of_document.raise_problems()
     source = read_source(yaml_path, document)
     settings = parse(source)
-    root, name = find_project_root(source.path), settings.name or source.path.parent.name
+    root = find_project_root(source.path)
+    name = settings.name or source.path.parent.name
     all_problems = [
         *validate(settings, root),
         *dependency_problems(settings.documents.deps, name),
         *(data_problems(settings, root) if with_data else ()),
     ]
     if settings.name is None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        fix = f"add `name: {fitting_name(name)}`"
-        all_problems.append((("name",), f"the folder's name `{name}` cannot name a use case; {fix}"))
+        message = f"the folder's name `{name}` cannot name a use case; add `name: {fitting_name(name)}`"
+        all_problems.append((("name",), message))
     for key, message in all_problems:
         source.add(key, message)
     source.raise_problems()
@@ -101,7 +102,7 @@ def _without_types(loc: Key, value: Any, source: YamlSource) -> Key:
 
 
 def check_top_level(source: YamlSource) -> None:
-    """Note what is wrong outside of `attributes`, in any component.
+    """Add the problems outside of `attributes` to the source of any component.
 
     Raises:
         SettingsError: the document is no component.
@@ -146,12 +147,9 @@ def unreadable(yaml_path: Path) -> str | None:
 def _check_type(source: YamlSource) -> None:
     component_type = str(source.value.get("type", COMPONENT))
     try:
-        problem = (
-            None
-            if is_use_case(component_type, source.path)
-            else f"{component_type} is not {COMPONENT}, nor a subclass of it"
-        )
+        if is_use_case(component_type, source.path):
+            return
+        problem = f"{component_type} is not {COMPONENT}, nor a subclass of it"
     except SettingsError as error:
         problem = str(error)
-    if problem is not None:
-        source.add_at(source.lines["type",], ("type",), problem)
+    source.add_at(source.lines["type",], ("type",), problem)

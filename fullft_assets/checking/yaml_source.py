@@ -51,17 +51,17 @@ class YamlSource:
 
     def add_at(self, line: int, key: Key, message: str) -> None:
         """Add a problem at a line."""
-        dotted = ".".join(map(str, key))
-        self.problems.append((line, f"{dotted}: {message}" if dotted else message))
+        name = ".".join(map(str, key))
+        self.problems.append((line, f"{name}: {message}" if name else message))
 
     def raise_problems(self) -> None:
-        """Raise what was added, one line a problem in the file's order; nothing was added: return."""
+        """Raise the problems, one line each in the order of the file. Return if there is none."""
         if self.problems:
-            ordered = sorted(self.problems, key=lambda problem: problem[0])
-            raise SettingsError("\n".join(dict.fromkeys(self._located(line, text) for line, text in ordered)))
+            problems = sorted(self.problems, key=lambda problem: problem[0])
+            raise SettingsError("\n".join(dict.fromkeys(self._located(*problem) for problem in problems)))
 
     def fail(self, line: int, message: str) -> NoReturn:
-        """Stop here: nothing after this can be read."""
+        """Raise a problem after which nothing can be read."""
         raise SettingsError(self._located(line, message))
 
     def _located(self, line: int, text: str) -> str:
@@ -139,7 +139,8 @@ def _construct(loader: _Loader, node: yaml.Node, key: Key, source: YamlSource) -
     if isinstance(node, yaml.MappingNode) and node.tag == MAPPING:
         line_of: dict[str, int] = {}
         for name, _ in node.value:
-            text, line = str(name.value), name.start_mark.line + 1
+            text = str(name.value)
+            line = name.start_mark.line + 1
             if text in line_of and text != "<<":
                 inner = key[1:] if key[:1] == ("attributes",) else key
                 source.add_at(line, (*inner, text), f"given twice, first in line {line_of[text]}; remove one")
@@ -190,7 +191,8 @@ def _resolve(text: str, key: Key, source: YamlSource) -> str:
 
 def explain(error: Any, key: Key, source: YamlSource) -> str:
     """Return one line: the value given, and what pydantic or the description of the setting says of it."""
-    info, message = field_of(key, source), str(error["msg"]).removeprefix("Value error, ")
+    info = field_of(key, source)
+    message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] in ("extra_forbidden", "unknown_name", "value_error") or info is None:
         return message
     meaning = info.description or (_plain_type(info.annotation).__doc__ or "").strip()
@@ -237,9 +239,8 @@ def field_of(key: Key, source: YamlSource | None = None) -> FieldInfo | None:
         if isinstance(name, int):
             model = _item_type(info) if info is not None else None
             continue
-        fields = getattr(model, "model_fields", {})
-        if model is LauncherSettings:
-            fields = _launcher_fields(key, source)
+        is_launcher = model is LauncherSettings
+        fields = _launcher_fields(key, source) if is_launcher else getattr(model, "model_fields", {})
         if name not in fields:
             return None
         info = fields[name]
@@ -248,7 +249,9 @@ def field_of(key: Key, source: YamlSource | None = None) -> FieldInfo | None:
 
 
 def _launcher_fields(key: Key, source: YamlSource | None) -> dict[str, FieldInfo]:
-    """Return the keys of launchers of all kinds; those of the section's own kind count."""
+    """Return the fields of the launchers of all kinds by key. Where several kinds have a key, it is the field
+    of the section's kind.
+    """
     raw = {} if source is None else source.raw
     kind = raw.get(("attributes", *key[:-1], "kind")) or raw.get(("attributes", "launcher", "kind"))
     sections = [
@@ -260,7 +263,7 @@ def _launcher_fields(key: Key, source: YamlSource | None) -> dict[str, FieldInfo
 
 def _plain_type(annotation: Any) -> Any:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
+        return next(part for part in typing.get_args(annotation) if part is not type(None))
     return annotation
 
 

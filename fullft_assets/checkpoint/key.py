@@ -76,24 +76,24 @@ def checks(history: list[dict[str, Any]], scores: Mapping[str, float]) -> list[C
         scores: metrics of the saved model, `validation_loss` among them; its weights may be those of no step.
     """
     losses = [line["loss"] for line in history if "loss" in line]
-    validated = [line["validation_loss"] for line in history if "validation_loss" in line]
-    ended = scores["validation_loss"]
-    best = min([ended, *validated])
+    validation_losses = [line["validation_loss"] for line in history if "validation_loss" in line]
+    final_loss = scores["validation_loss"]
+    best = min([final_loss, *validation_losses])
     return [
-        _falling(losses, [*validated, ended]),
+        _falling(losses, [*validation_losses, final_loss]),
         CheckOutcome(
             name=IS_NOT_OVERFITTED.name,
-            passed=ended <= best * 1.1,
+            passed=final_loss <= best * 1.1,
             severity="warn",
-            description=f"validation loss {ended:.3f}, best {best:.3f}"
-            + ("" if ended <= best * 1.1 else "; lower training.epochs, or set training.keep_best"),
-            metadata={"validation_loss": ended, "best_validation_loss": best},
+            description=f"validation loss {final_loss:.3f}, best {best:.3f}"
+            + ("" if final_loss <= best * 1.1 else "; lower training.epochs, or set training.keep_best"),
+            metadata={"validation_loss": final_loss, "best_validation_loss": best},
         ),
     ]
 
 
-def _falling(losses: Sequence[float], validated: Sequence[float]) -> CheckOutcome:
-    """Judge whether a model has learned.
+def _falling(losses: Sequence[float], validation: Sequence[float]) -> CheckOutcome:
+    """Return the check whether a model has learned.
 
     The training loss is of other rows at each step, the validation loss of the same ones: where the noise of
     the first hides whether it fell, the second decides, and without two values of it the check is yellow. A
@@ -101,7 +101,8 @@ def _falling(losses: Sequence[float], validated: Sequence[float]) -> CheckOutcom
     """
     # Thirds: each line is the mean of a few batches, too few steps to judge the model by one line.
     third = max(1, len(losses) // 3)
-    first, last = fmean(losses[:third]), fmean(losses[-third:])
+    first = fmean(losses[:third])
+    last = fmean(losses[-third:])
     fell = last < first
     # Of the last third: a loss that rises or falls fast at first spreads without noise.
     noise = (
@@ -113,15 +114,15 @@ def _falling(losses: Sequence[float], validated: Sequence[float]) -> CheckOutcom
     description = f"training loss {first:.3f} in the first third, {last:.3f} in the last"
     if is_unclear and not fell:
         description += ", within its noise"
-        if len(validated) > 1:
-            fell = validated[-1] < validated[0]
-            description += f"; validation loss {validated[0]:.3f} at first, {validated[-1]:.3f} at the end"
+        if len(validation) > 1:
+            fell = validation[-1] < validation[0]
+            description += f"; validation loss {validation[0]:.3f} at first, {validation[-1]:.3f} at the end"
     if not fell:
         description += "; raise training.learning_rate or training.epochs, or look at the labels"
     return CheckOutcome(
         name=LOSS_IS_FALLING.name,
         passed=fell,
-        severity="warn" if is_unclear and len(validated) < 2 and math.isfinite(validated[-1]) else "error",
+        severity="warn" if is_unclear and len(validation) < 2 and math.isfinite(validation[-1]) else "error",
         description=description,
         metadata={"first_loss": first, "last_loss": last},
     )

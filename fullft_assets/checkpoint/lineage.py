@@ -44,42 +44,35 @@ def rows(checkpoint: Manifest) -> list[tuple[str, str]]:
     metadata = CheckpointMetadata.of(checkpoint)
     facts = [("Trained from", metadata.trained_from)]
     if "isolation" in metadata.facts:
-        facts.append(
-            (
-                "Rows",
-                (
-                    f"{'several documents' if metadata.facts['is_packed'] else 'one document'} each:"
-                    f" {metadata.facts['isolation']}"
-                ),
-            )
-        )
+        documents = "several documents" if metadata.facts["is_packed"] else "one document"
+        facts.append(("Rows", f"{documents} each: {metadata.facts['isolation']}"))
     return [
         *facts,
-        *((f"Training {number}", _training(each)) for number, each in enumerate(metadata.lineage, start=1)),
+        *((f"Training {number}", _training(past)) for number, past in enumerate(metadata.lineage, start=1)),
     ]
 
 
 def tokenizer_of(store: Store, snapshot: Manifest) -> str:
     """Return the digest of the tokenizer that made all windows of a snapshot."""
-    frozen = next(iter(SnapshotMetadata.of(snapshot).parts.values()))
-    return store.load(frozen.chunks).inputs["tokenizer"]
+    part = next(iter(SnapshotMetadata.of(snapshot).parts.values()))
+    return store.load(part.chunks).inputs["tokenizer"]
 
 
-def _training(each: PastTraining) -> str:
-    text = f"{each.checkpoint} on {each.snapshot}"
+def _training(training: PastTraining) -> str:
+    text = f"{training.checkpoint} on {training.snapshot}"
     for value, what in (
-        (each.general_loss, "loss on general text"),
-        (each.general_distance, "distance on general text"),
+        (training.general_loss, "loss on general text"),
+        (training.general_distance, "distance on general text"),
     ):
-        if value is not None and each.general_before is not None:
-            text += f", {what} {each.general_before:.4f} to {value:.4f}"
+        if value is not None and training.general_before is not None:
+            text += f", {what} {training.general_before:.4f} to {value:.4f}"
     return text
 
 
 def trainings(checkpoint: Manifest) -> list[PastTraining]:
     """Return a checkpoint's trainings, its own last."""
     metadata = CheckpointMetadata.of(checkpoint)
-    own = PastTraining(
+    last = PastTraining(
         checkpoint=checkpoint.ref,
         snapshot=metadata.snapshot,
         snapshot_digest=checkpoint.inputs["training_snapshot"],
@@ -87,19 +80,27 @@ def trainings(checkpoint: Manifest) -> list[PastTraining]:
         general_loss=metadata.general_loss,
         general_distance=metadata.general_distance,
     )
-    return [*metadata.lineage, own]
+    return [*metadata.lineage, last]
 
 
 def learned_what_was_erased(store: Store, snapshot: Manifest, training: PastTraining) -> bool:
     """Return whether a training learned from a document that was erased from its snapshot since."""
     if snapshot.content_digest == training.snapshot_digest:
         return False
-    losses = SnapshotMetadata.of(snapshot).erasures or []
-    read = next((n for n, each in enumerate(losses) if each.snapshot_digest == training.snapshot_digest), 0)
-    lost = {part for each in losses[read:] for part in each.lost_from}
-    if "train" in lost or "replay" in lost:
+    metadata = SnapshotMetadata.of(snapshot)
+    erasures = metadata.erasures or []
+    start = next(
+        (
+            number
+            for number, erasure in enumerate(erasures)
+            if erasure.snapshot_digest == training.snapshot_digest
+        ),
+        0,
+    )
+    parts = {part for erasure in erasures[start:] for part in erasure.lost_from}
+    if "train" in parts or "replay" in parts:
         return True
-    if "general" not in lost or SnapshotMetadata.of(snapshot).replay is not None:
+    if "general" not in parts or metadata.replay is not None:
         return False
     # The general set is only measured on, except by EWC without replay, which estimates the importance of
     # weights on it.

@@ -101,9 +101,11 @@ def predict_score(points: Sequence[Point], target_rows: int, num_validation_rows
         points: scores in [0, 1], by growing numbers of rows.
         num_validation_rows: that each point was scored on.
     """
-    reached = np.fmax.accumulate([point.score for point in points])
-    # Of a score that is not a number neither.
-    curve = [point for point, most in zip(points, reached, strict=True) if point.score >= most - _MAX_FALL]
+    best_scores = np.fmax.accumulate([point.score for point in points])
+    # A score that is not a number is on no curve.
+    curve = [
+        point for point, best in zip(points, best_scores, strict=True) if point.score >= best - _MAX_FALL
+    ]
     rows = np.array([point.rows for point in curve], np.float64)
     scores = np.maximum.accumulate([point.score for point in curve])
     target = max(float(target_rows), rows[-1])
@@ -112,12 +114,13 @@ def predict_score(points: Sequence[Point], target_rows: int, num_validation_rows
     chance = _REACH * math.sqrt(max(last * (1 - last), 0.0025) / max(1, num_validation_rows) + _STRAYING**2)
     gains = np.diff(scores) / np.diff(np.log2(rows))
     doublings = math.log2(target / rows[-1])
-    expected, most = 0.0, min(doublings, 1.0)
+    gain = 0.0
+    max_gain = min(doublings, 1.0)
     if len(gains):
-        expected = gains[-2:].mean() * _SHRINKING * (1 - _SHRINKING**doublings) / (1 - _SHRINKING)
-        is_open = len(curve) < len(points) or (len(gains) > 1 and gains[-1] > gains[-2])
-        most = min(doublings, 1.0) if is_open else gains[-2:].max() * doublings
-    low, predicted, high = np.clip([last - chance, last + expected, last + most + chance], 0, 1).tolist()
+        gain = gains[-2:].mean() * _SHRINKING * (1 - _SHRINKING**doublings) / (1 - _SHRINKING)
+        if len(curve) == len(points) and (len(gains) == 1 or gains[-1] <= gains[-2]):
+            max_gain = gains[-2:].max() * doublings
+    low, predicted, high = np.clip([last - chance, last + gain, last + max_gain + chance], 0, 1).tolist()
     return PredictedScore(
         points=list(points), target_rows=int(target), predicted=predicted, low=low, high=high
     )
@@ -135,18 +138,21 @@ def pilot_check(
     Args:
         baselines: validation scores by name.
     """
-    best, weakest = max(baselines, key=baselines.__getitem__), min(baselines.values())
-    baseline_score, last = baselines[best], prediction.points[-1]
-    gain, hoped = prediction.predicted - baseline_score, prediction.high - baseline_score
+    best = max(baselines, key=baselines.__getitem__)
+    baseline_score = baselines[best]
+    weakest = min(baselines.values())
+    last = prediction.points[-1]
+    gain = prediction.predicted - baseline_score
+    max_gain = prediction.high - baseline_score
     is_early = last.rows < prediction.target_rows and weakest < baseline_score
     has_taken_off = not is_early or max(point.score for point in prediction.points) > weakest + _MAX_FALL
-    is_hopeless = has_taken_off and hoped < settings.min_predicted_gain
+    is_hopeless = has_taken_off and max_gain < settings.min_predicted_gain
     passed = not is_hopeless and gain >= settings.min_predicted_gain
     description = (
         f"pilot on {last.rows:,} rows scores {last.score:.3f}; at {prediction.target_rows:,} rows"
         f" {prediction.predicted:.3f} is predicted ({prediction.low:.3f} to"
         f" {prediction.high:.3f}{'' if prediction.is_known else ', too wide to know'}); the best baseline"
-        f" ({best}) has {baseline_score:.3f}: gain {gain:+.3f}, at best {hoped:+.3f}, required"
+        f" ({best}) has {baseline_score:.3f}: gain {gain:+.3f}, at best {max_gain:+.3f}, required"
         f" {settings.min_predicted_gain:+.3f}"
     )
     if is_hopeless:
@@ -161,5 +167,5 @@ def pilot_check(
         passed=passed,
         severity="error" if is_hopeless else "warn",
         description=description,
-        metadata={"predicted_score": prediction.predicted, "predicted_gain": gain, "hoped_gain": hoped},
+        metadata={"predicted_score": prediction.predicted, "predicted_gain": gain, "hoped_gain": max_gain},
     )

@@ -29,10 +29,12 @@ MEMORY_LADDER: tuple[tuple[str, Weights], ...] = (
 GIB = 2**30
 #: A CPU's allocator keeps pieces of freed memory that later tensors do not fit into, and matrix
 #: multiplications have work space of their own.
-_CPU_MARGIN, _CPU_FIXED = 1.05, 100 * 2**20
+_CPU_MARGIN = 1.05
+_CPU_FIXED = 100 * 2**20
 #: A GPU's allocator rounds and splits blocks, cuBLAS has workspaces. An assumption: no GPU was at hand to
 #: measure it.
-_GPU_MARGIN, _GPU_FIXED = 1.06, 200 * 2**20
+_GPU_MARGIN = 1.06
+_GPU_FIXED = 200 * 2**20
 #: Memory of a card that the driver's context and the communication of several cards take.
 GPU_CONTEXT_BYTES = 2**30
 
@@ -56,10 +58,8 @@ def peak_on_gpu(step: StepMemory, processes: int = 1, *, is_sharded: bool = Fals
             these (DDP).
         is_sharded: whether the processes share the model, as they did where the step was counted (FSDP2).
     """
-    peak = step.peak
-    if processes > 1 and not is_sharded:
-        peak += step.gradients
-    return int(_GPU_MARGIN * peak + _GPU_FIXED)
+    buckets = step.gradients if processes > 1 and not is_sharded else 0
+    return int(_GPU_MARGIN * (step.peak + buckets) + _GPU_FIXED)
 
 
 def state_bytes(optimizer: str, weights: Weights = "fp32") -> int:
@@ -68,9 +68,9 @@ def state_bytes(optimizer: str, weights: Weights = "fp32") -> int:
     Small parts are not counted: the largest single gradient of a step in the backward pass, and Adafactor's
     row and column means.
     """
-    chosen = OPTIMIZERS.get(optimizer)
-    gradient = 0 if chosen.steps_in_backward else bytes_per_weight(weights)
-    return bytes_per_weight(weights) + gradient + chosen.state_bytes(weights)
+    implementation = OPTIMIZERS.get(optimizer)
+    gradient = 0 if implementation.steps_in_backward else bytes_per_weight(weights)
+    return bytes_per_weight(weights) + gradient + implementation.state_bytes(weights)
 
 
 def total_state_bytes(num_parameters: int, num_trained: int, training: TrainingSettings) -> int:
@@ -94,6 +94,7 @@ def memory_check(
     limit = measured.available_memory_bytes
     if settings.max_memory_gib is not None:
         limit = min(limit, int(settings.max_memory_gib * GIB))
+    state = total_state_bytes(measured.num_parameters, measured.num_trained_parameters, training)
     peak = measured.peak_memory_bytes
     note = ""
     if processes > 1 and training.sharding == "none":
@@ -101,7 +102,6 @@ def memory_check(
         peak += bytes_per_weight(training.weights) * measured.num_trained_parameters
         note = f" in each of {processes} processes: measured in one, and what sums the gradients"
     elif processes > 1 and measured.num_processes == 1:
-        state = total_state_bytes(measured.num_parameters, measured.num_trained_parameters, training)
         peak -= state - state // processes
         note = (
             f" in each process, estimated: one with the full model was measured, and {processes} share its"
@@ -109,7 +109,6 @@ def memory_check(
         )
     if training.wise_ft and measured.device.startswith("CPU"):
         # Interpolation holds three copies of the weights where gradients and moments were.
-        state = total_state_bytes(measured.num_parameters, measured.num_trained_parameters, training)
         peak += max(0, 3 * bytes_per_weight(training.weights) * measured.num_parameters - state)
         note = ", with training.wise_ft"
     description = f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB{note}"
@@ -147,12 +146,13 @@ def budget_check(hours: float, settings: PlanningSettings, trainings: float = 1.
         breaches.append(f"{hours:.2f} hours planned, planning.max_hours is {settings.max_hours:g}")
     if settings.max_usd is not None and usd > settings.max_usd:
         breaches.append(f"{usd:.2f} USD planned{parts}, planning.max_usd is {settings.max_usd:g}")
-    fix = "; lower training.epochs or snapshot.max_train_rows, or raise the limit"
     return CheckOutcome(
         name=WITHIN_BUDGET.name,
         passed=not breaches,
         description=(
-            ("; ".join(breaches) + fix) if breaches else f"{hours * 60:.1f} minutes, {usd:.2f} USD{parts}"
+            f"{'; '.join(breaches)}; lower training.epochs or snapshot.max_train_rows, or raise the limit"
+            if breaches
+            else f"{hours * 60:.1f} minutes, {usd:.2f} USD{parts}"
         ),
         metadata={"planned_hours": hours, "planned_usd": usd},
     )
@@ -162,10 +162,10 @@ def stop_seconds(measured: Measured, training: TrainingSettings) -> float:
     """Return the seconds from a request to stop to the checkpoint: the current step, and saving weights and
     moments to a slow disk.
     """
-    moments = training.chosen_optimizer.state_bytes(training.weights)
     weights = bytes_per_weight(training.weights) * measured.num_parameters
-    saved = weights + moments * measured.num_trained_parameters
-    return measured.predicted_seconds / max(1, measured.num_steps) + saved / _SAVED_BYTES_PER_SECOND
+    moments = training.chosen_optimizer.state_bytes(training.weights) * measured.num_trained_parameters
+    step_seconds = measured.predicted_seconds / max(1, measured.num_steps)
+    return step_seconds + (weights + moments) / _SAVED_BYTES_PER_SECOND
 
 
 def stop_note(seconds: float, grace_seconds: float) -> str:

@@ -90,17 +90,17 @@ def targets(settings: PlanningSettings) -> list[Target]:
     table = _read()
     own_machines = [
         Target(
-            name=one.name,
-            gpu=one.gpu,
-            gpus=one.gpus,
-            memory_bytes=int(one.memory_gib * 2**30) - GPU_CONTEXT_BYTES,
-            flops=peak_flops(one.gpu, "bf16"),
-            hourly_usd=one.hourly_usd,
+            name=machine.name,
+            gpu=machine.gpu,
+            gpus=machine.gpus,
+            memory_bytes=int(machine.memory_gib * 2**30) - GPU_CONTEXT_BYTES,
+            flops=peak_flops(machine.gpu, "bf16"),
+            hourly_usd=machine.hourly_usd,
             kind="own",
         )
-        for one in settings.targets
+        for machine in settings.targets
     ]
-    rented = [
+    instances = [
         Target(
             name=row["name"],
             gpu=row["gpu"],
@@ -112,7 +112,7 @@ def targets(settings: PlanningSettings) -> list[Target]:
         )
         for row in table["instances"]
     ]
-    others = [
+    price_only = [
         Target(
             name=row["name"],
             gpu=row["chip"],
@@ -122,14 +122,14 @@ def targets(settings: PlanningSettings) -> list[Target]:
         )
         for row in table["price_only"]
     ]
-    return [*own_machines, *rented, *others]
+    return [*own_machines, *instances, *price_only]
 
 
 def hourly_usd_of(instance_type: str, settings: PlanningSettings) -> float | None:
     """Return the price on demand of an hour of one of EC2's instances, also one without a GPU; None where it
     is not known.
     """
-    price = next((one.hourly_usd for one in targets(settings) if one.name == instance_type), None)
+    price = next((machine.hourly_usd for machine in targets(settings) if machine.name == instance_type), None)
     cpus = {row["name"]: row["hourly_usd"] * settings.price_factor for row in _read()["cpus"]}
     return cpus.get(instance_type) if price is None else price
 
@@ -160,13 +160,13 @@ def setups(training: TrainingSettings, processes: int) -> Iterator[TrainingSetti
     processes; then the lower rungs of optimizer and weights. Those that contradict other settings are
     excluded.
     """
-    seen = set()
+    keys = set()
     for changes in _changes(training, processes):
         setup = training.model_copy(update=changes)
         if setup.batch_size % (setup.micro_batch_size * processes) or any(contradictions(setup, processes)):
             continue
-        if (key := setup.model_dump_json()) not in seen:
-            seen.add(key)
+        if (key := setup.model_dump_json()) not in keys:
+            keys.add(key)
             yield setup
 
 
@@ -207,13 +207,15 @@ def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, A
 #: (settings, precision, whether on a GPU, processes) -> what one process holds.
 CountMemory = Callable[[TrainingSettings, str, bool, int], StepMemory]
 #: A forward pass is a third of a forward and backward pass; recomputed activations add another third.
-_FORWARD, _RECOMPUTED = 1 / 3, 4 / 3
+_FORWARD = 1 / 3
+_RECOMPUTED = 4 / 3
 #: Systems that an evaluation runs on its rows: the candidate, the base model or a probe on it, the champion.
 _EVALUATED_SYSTEMS = 3
 _DAYS_A_YEAR = 365
-#: What an hour of waiting counts for beside the price, and the hours until a rented machine is installed.
-#: Assumptions.
-WAITING_USD, _RENTED_HOURS = 1.0, 0.25
+#: What an hour of waiting counts for beside the price, an assumption.
+WAITING_USD = 1.0
+#: Hours until a rented machine is installed, an assumption.
+_RENTED_HOURS = 0.25
 
 
 class Shares(BaseModel):
@@ -304,10 +306,11 @@ def plan_targets(
         here: this machine.
         here_precision: what `training.precision` is on it.
     """
+    training = settings.training
+    is_auto = training.precision == "auto" or training.weights == "bf16"
     plans = [_plan_target(here, settings, work, parts, count, here_precision)]
     for target in targets(settings.planning):
-        asked = settings.training.precision
-        precision = target.precision if asked == "auto" or settings.training.weights == "bf16" else asked
+        precision = target.precision if is_auto else training.precision
         plans.append(_plan_target(target, settings, work, parts, count, precision))
     return plans
 
@@ -317,7 +320,8 @@ def _plan_target(
 ) -> TargetPlan:
     if target.kind == "price_only":
         return TargetPlan(target=target)
-    training, limit = settings.training, target.memory_bytes
+    training = settings.training
+    limit = target.memory_bytes
     processes = processes_on(target.gpus, training.batch_size)
     if target.kind == "here":
         processes = settings.launcher.processes
@@ -325,8 +329,9 @@ def _plan_target(
             limit = min(limit, int(settings.planning.max_memory_gib * GIB))
     peaks: list[int] = []
     for setup in setups(training, processes):
-        least = _least(setup, work, processes)
-        peaks.append(least if least > limit else _peak(target, setup, processes, count, precision))
+        state = total_state_bytes(work.num_parameters, work.num_trained_parameters, setup)
+        min_bytes = state // processes if setup.sharding != "none" else state
+        peaks.append(min_bytes if min_bytes > limit else _peak(target, setup, processes, count, precision))
         if peaks[-1] <= limit:
             hours = training_hours(target, setup, work, processes)
             price = None if hours is None else target.hourly_usd
@@ -342,20 +347,21 @@ def _plan_target(
                 usd=None if price is None else (fast * price * parts.first, slow * price * parts.first),
                 year_usd=None if price is None else (fast * price * parts.year, slow * price * parts.year),
             )
-    smallest = min(peaks) / GIB if peaks else None
-    return TargetPlan(target=target, fits=False, peak_gib=smallest, memory_gib=limit / GIB)
+    return TargetPlan(
+        target=target, fits=False, peak_gib=min(peaks) / GIB if peaks else None, memory_gib=limit / GIB
+    )
 
 
 def training_hours(
     target: Target, setup: TrainingSettings, work: Work, processes: int
 ) -> tuple[float, float] | None:
     """Return the hours of a training, fast and slow; None where nothing is known of the target's speed."""
-    reached = target.reached(work.num_parameters, processes)
-    if reached is None:
+    speed = target.reached(work.num_parameters, processes)
+    if speed is None:
         return None
     flops = work.flops * work.num_padded_tokens / max(1, work.num_tokens)
     flops *= _RECOMPUTED if setup.gradient_checkpointing else 1
-    slow, fast = reached
+    slow, fast = speed
     return flops / fast / 3600, flops / slow / 3600
 
 
@@ -368,15 +374,16 @@ def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> TargetP
     """Return the target with the least price and time, at its slow end, on which a training fits and ends
     within `planning.max_hours` and `planning.max_usd`.
     """
-    most_usd = math.inf if settings.planning.max_usd is None else settings.planning.max_usd
-    weighed: dict[float, TargetPlan] = {}
+    max_usd = math.inf if settings.planning.max_usd is None else settings.planning.max_usd
+    by_cost: dict[float, TargetPlan] = {}
     for plan in plans:
         if plan.fits and plan.usd is not None and plan.hours is not None:
-            hours, usd = plan.hours[1], plan.usd[1]
-            if hours <= settings.planning.max_hours and usd <= most_usd:
-                waiting = hours + (_RENTED_HOURS if plan.target.kind == "table" else 0)
-                weighed.setdefault(usd + WAITING_USD * waiting, plan)
-    return weighed[min(weighed)] if weighed else None
+            hours = plan.hours[1]
+            usd = plan.usd[1]
+            if hours <= settings.planning.max_hours and usd <= max_usd:
+                waiting_hours = hours + (_RENTED_HOURS if plan.target.kind == "table" else 0)
+                by_cost.setdefault(usd + WAITING_USD * waiting_hours, plan)
+    return by_cost[min(by_cost)] if by_cost else None
 
 
 def yaml_lines(plan: TargetPlan, training: TrainingSettings) -> list[str]:
@@ -397,12 +404,14 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
     """Yield a row of text for each target."""
     for plan in plans:
         changes = ", ".join(f"{name} {_yaml(value)}" for name, value in plan.setup.items())
-        unknown, target = "unknown" if plan.fits else "", plan.target
-        memory = "" if plan.peak_gib is None else f"{plan.peak_gib:.1f} of {plan.memory_gib:.1f} GiB"
+        unknown = "unknown" if plan.fits else ""
+        target = plan.target
         yield {
             "target": target.name if target.gpu is None else f"{target.name} ({target.gpus} x {target.gpu})",
             "fits": {None: "price only", False: "no"}.get(plan.fits, changes or "as it is"),
-            "memory a process": memory,
+            "memory a process": (
+                "" if plan.peak_gib is None else f"{plan.peak_gib:.1f} of {plan.memory_gib:.1f} GiB"
+            ),
             "training": unknown if plan.hours is None else _duration(plan.hours),
             "USD an hour": "unknown" if target.hourly_usd is None else f"{target.hourly_usd:,.2f}",
             "first model, USD": unknown if plan.usd is None else _range(*plan.usd),
@@ -424,13 +433,8 @@ def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountM
     return processes * peak_on_cpu(step, target.libraries_bytes)
 
 
-def _least(setup: TrainingSettings, work: Work, processes: int) -> int:
-    state = total_state_bytes(work.num_parameters, work.num_trained_parameters, setup)
-    return state // processes if setup.sharding != "none" else state
-
-
 def _duration(hours: tuple[float, float]) -> str:
-    low, high = (duration(each * 3600) for each in hours)
+    low, high = (duration(end * 3600) for end in hours)
     return high if low == high else f"{low} to {high}"
 
 
@@ -444,8 +448,8 @@ def _yaml(value: Any) -> str:
 
 def plan_lines(plans: Sequence[TargetPlan], settings: UseCaseSettings, name: str) -> list[str]:
     """Return the table of all targets, what its numbers rest on, and the recommendation with its YAML."""
-    chosen = recommend(plans, settings)
-    changes = [] if chosen is None else yaml_lines(chosen, settings.training)
+    best = recommend(plans, settings)
+    changes = [] if best is None else yaml_lines(best, settings.training)
     return [
         f"{name}: plan",
         *_columns(list(table(plans))),
@@ -459,33 +463,35 @@ def plan_lines(plans: Sequence[TargetPlan], settings: UseCaseSettings, name: str
 
 def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
-    shown = [dict(zip(widths, widths, strict=True)), *rows]
-    return ["  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip() for row in shown]
+    table_rows = [dict(zip(widths, widths, strict=True)), *rows]
+    return [
+        "  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip() for row in table_rows
+    ]
 
 
 def recommendation(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> str:
     """Return the sentence that names the best target by price and time."""
-    chosen, planning = recommend(plans, settings), settings.planning
-    if chosen is None:
+    planning = settings.planning
+    best = recommend(plans, settings)
+    if best is None:
         limit = "" if planning.max_usd is None else f" and planning.max_usd ({planning.max_usd:g})"
         return (
             f"No target fits within planning.max_hours ({planning.max_hours:g}){limit}: raise a"
             " limit, choose a smaller base_model, or lower chunks.max_tokens"
         )
-    assert chosen.usd is not None and chosen.hours is not None, "it was chosen by them"
-    has_changes = bool(yaml_lines(chosen, settings.training))
+    assert best.usd is not None and best.hours is not None, "it was chosen by them"
+    has_changes = bool(yaml_lines(best, settings.training))
     how = "with these lines in the YAML:" if has_changes else "with the YAML as it is"
     return (
-        f"Recommended: {chosen.target.name} ({_duration(chosen.hours)} of training, at most"
-        f" {chosen.usd[1]:,.2f} USD for a first model), the best by price and time, an hour of waiting"
+        f"Recommended: {best.target.name} ({_duration(best.hours)} of training, at most"
+        f" {best.usd[1]:,.2f} USD for a first model), the best by price and time, an hour of waiting"
         f" counted as {WAITING_USD:g} USD; {how}"
     )
 
 
 def notes(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
     """Return what the numbers rest on, one sentence each."""
-    here = plans[0].target
-    speed = "measured by the last plan" if here.is_measured else "assumed"
+    speed = "measured by the last plan" if plans[0].target.is_measured else "assumed"
     return [
         "Memory is counted tensor by tensor without weights; on GPUs a margin for the allocator is assumed.",
         (

@@ -44,9 +44,9 @@ def judge_worth(low: float, gain: float, high: float, seconds: float, settings: 
         low, gain, high: of the primary metric, with the ends of its interval.
         seconds: of a pilot and a training; each retraining takes as long again.
     """
-    planning, retrains = settings.planning, retrains_a_year(settings)
-    once = seconds / 3600 * planning.hourly_usd
-    cost = once * (1 + retrains)
+    planning = settings.planning
+    retrains = retrains_a_year(settings)
+    cost = seconds / 3600 * planning.hourly_usd * (1 + retrains)
     if planning.usd_per_point is None:
         return Worth(answer="not_asked", cost_usd=cost, break_even=None, sentence=f"{NOT_ASKED}.")
     lowest, worth, highest = (end * _POINTS * planning.usd_per_point for end in (low, gain, high))

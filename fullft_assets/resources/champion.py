@@ -1,5 +1,5 @@
-"""The champion for code of one's own: from its store alone, without the YAML and without an instance of
-Dagster. Predicting imports torch.
+"""The champion for use in other code: it is read from its store alone, without the YAML and without an
+instance of Dagster. Predicting imports torch.
 """
 
 import os
@@ -69,13 +69,14 @@ def champion(case: str, store: str | None = None, *, trust_remote_code: bool = F
         SettingsError: it is not known where the store is.
         FullftError: there is no champion yet.
     """
-    url, home = store or os.environ.get("FULLFT_STORE"), os.environ.get("DAGSTER_HOME")
+    url = store or os.environ.get("FULLFT_STORE")
+    home = os.environ.get("DAGSTER_HOME")
     if url is None and home is None:
         raise SettingsError(
             f"champion of {case}: where is its store? Give store=..., or set FULLFT_STORE or DAGSTER_HOME"
         )
-    opened = open_url(url or str(Path(home or "", "store")))
-    return load_champion(opened, case, trust_remote_code=trust_remote_code)
+    url = url or str(Path(home or "", "store"))
+    return load_champion(open_url(url), case, trust_remote_code=trust_remote_code)
 
 
 def load_champion(
@@ -112,12 +113,12 @@ def load_champion(
 def _settings(store: Store, snapshot: Manifest, facts: dict[str, Any]) -> UseCaseSettings:
     part = next(iter(SnapshotMetadata.of(snapshot).parts.values()))
     tokenization = store.load(part.chunks).settings
-    labelled = {"label": "label"} if TASKS.get(tokenization["task"]).has_labels else {}
+    label_settings = {"label": "label"} if TASKS.get(tokenization["task"]).has_labels else {}
     return UseCaseSettings.model_validate(
         {
             **facts,
             "documents": {"path": "."},
-            "examples": {"task": tokenization["task"], **labelled},
+            "examples": {"task": tokenization["task"], **label_settings},
             "chunks": ChunksSettings.from_manifest(tokenization).model_dump(),
         }
     )

@@ -23,9 +23,9 @@ from fullft_assets.store import Manifest, Store
 def one_line_errors(store: Store, case: str) -> Iterator[None]:
     """Turn an error into a failure that shows one line; one that the user can fix is not retried.
 
-    The failure's metadata contains the kind of failure; for launched work it follows the line, too. Of an
-    error that nobody foresaw the line has type and place, and names the file in the store that has the rest:
-    Dagster would keep its message for ever, and those of its causes, which may quote a document. For the same
+    The failure's metadata contains the kind of failure; for launched work it follows the line, too. The line
+    of an unexpected error has its type, where it was raised, and the file in the store with the traceback.
+    Its message is left out, since it may quote a document and Dagster would keep it for ever. For the same
     reason no failure has a cause.
 
     Args:
@@ -35,13 +35,11 @@ def one_line_errors(store: Store, case: str) -> Iterator[None]:
     try:
         yield
     except FullftError as error:
-        shown = (
-            f"{error} [{error.failure}]"
-            if isinstance(error, WorkloadError) and error.failure != "unknown"
-            else str(error)
-        )
+        is_classified = isinstance(error, WorkloadError) and error.failure != "unknown"
         raise dg.Failure(
-            description=shown, metadata={"failure": error.failure}, allow_retries=False
+            description=f"{error} [{error.failure}]" if is_classified else str(error),
+            metadata={"failure": error.failure},
+            allow_retries=False,
         ) from None
     except (dg.Failure, dg.RetryRequested, dg.DagsterError):
         raise
@@ -88,8 +86,8 @@ def made_by_run(
 
 
 def _is_own(record: dg.EventLogRecord, key: dg.AssetKey) -> bool:
-    """Return whether a step of the asset's use case wrote an event: whoever reaches the UI can report one
-    without a run, and a job of another use case, or of somebody's own, any of any asset.
+    """Return whether a step of the asset's use case wrote an event. A user of the UI can report such an event
+    without a run, and any other job can write one.
     """
     return (record.event_log_entry.step_key or "").startswith(f"{key.path[0]}__")
 
@@ -125,7 +123,8 @@ class ManifestIOManager(dg.IOManager):
         self, store: Store, instance: dg.DagsterInstance | None = None, run: dg.DagsterRun | None = None
     ):
         self.store = store
-        self.instance, self.run = instance, run
+        self.instance = instance
+        self.run = run
 
     def handle_output(self, context: dg.OutputContext, obj: Manifest) -> None:
         """Point the asset (partition) at its newest artifact."""

@@ -1,9 +1,9 @@
 """The store of a use case as a Dagster resource, the pointers to its newest artifacts, and summaries of them.
 
-A summary is what is known of the newest artifact of each partition, without reading every one again. One
-listing of the pointers says which of them changed; of the others, the summary in the store has what was
-derived. A summary is no record: one that is lost, damaged, or of another version is made again from the
-artifacts. An artifact that is gone still counts while its pointer stays.
+A summary has the values that were derived from the newest artifact of each partition, so that not every
+artifact is read again. One listing of the pointers says which of them changed; only their artifacts are read.
+A summary that is lost, damaged, or of another version is made again from the artifacts. An artifact that is
+gone still counts while its pointer stays.
 """
 
 import os
@@ -123,9 +123,9 @@ def summary_by_partition(
     versions = {
         name.removesuffix(".json"): pointers[name] for name in sorted(pointers) if name.endswith(".json")
     }
-    known_entries = {} if made_after is None else _read(store, file, [version, made_after])
-    entries = {name: entry for name, entry in known_entries.items() if versions.get(name) == entry[0]}
-    changed = [name for name in versions if name not in entries]
+    entries = {} if made_after is None else _read(store, file, [version, made_after])
+    entries = {name: entry for name, entry in entries.items() if versions.get(name) == entry[0]}
+    changed_names = [name for name in versions if name not in entries]
 
     def read(name: str) -> tuple[Any] | None:
         # The pointer may be newer than the listing: then the next listing has another version, and it is read
@@ -134,8 +134,8 @@ def summary_by_partition(
         return None if manifest is None else (derive(manifest),)
 
     # Written as soon as it is known: a tick that ends early has not read in vain.
-    for start in range(0, len(changed), _AT_ONCE):
-        names = changed[start : start + _AT_ONCE]
+    for start in range(0, len(changed_names), _AT_ONCE):
+        names = changed_names[start : start + _AT_ONCE]
         values = zip(names, store.each(read, names), strict=True)
         entries |= {name: [versions[name], *value] for name, value in values if value is not None}
         if made_after is not None:

@@ -33,17 +33,17 @@ def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) ->
         *findings.of_modes(home, store),
         *findings.of_secrets(root, home, store, use_cases),
         *findings.of_web_servers(home),
-        *(each for use_case in use_cases for each in findings.of_model(use_case, licences)),
-        *(each for use_case in use_cases for each in findings.of_data(use_case, licences)),
+        *(finding for use_case in use_cases for finding in findings.of_model(use_case, licences)),
+        *(finding for use_case in use_cases for finding in findings.of_data(use_case, licences)),
         *findings.of_packages(home),
         *findings.of_account(home),
         *findings.of_lock(root),
         *findings.of_images(root),
         *_of_record(store, use_cases),
     ]
-    accepted = findings.read_accepted(home)
-    judged = [finding.accepted_by(accepted) for finding in all_findings]
-    return sorted(judged, key=lambda finding: finding.severity != "error")
+    lines = findings.read_accepted(home)
+    all_findings = [finding.accepted_by(lines) for finding in all_findings]
+    return sorted(all_findings, key=lambda finding: finding.severity != "error")
 
 
 def _of_record(store: Store, use_cases: Iterable[UseCase]) -> Iterable[Finding]:
@@ -60,18 +60,21 @@ def _of_record(store: Store, use_cases: Iterable[UseCase]) -> Iterable[Finding]:
         # The key of somebody who approves no longer is not known.
         if entry.identity == "ssh" and entry.person in approvers.get(entry.case, {}):
             if entry.signature in signatures or not is_signed(entry, approvers[entry.case]):
-                evidence = (
-                    f"{store.url}: entry {entry.number}: the signature of {entry.person} is of something else"
+                yield Finding(
+                    "signature_wrong",
+                    "error",
+                    f"{store.url}: entry {entry.number}: the signature of {entry.person} is of something"
+                    " else",
+                    fix,
                 )
-                yield Finding("signature_wrong", "error", evidence, fix)
             signatures.add(entry.signature)
 
 
 def audit_and_record(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> list[Finding]:
     """Return what `audit` does; findings that have changed since are recorded."""
     all_findings = audit(root, home, store, use_cases)
-    named = sorted({finding.id if finding.id in _MOVING else finding.evidence for finding in all_findings})
-    newest = {"digest": digest(named), "findings": [finding._asdict() for finding in all_findings]}
+    names = sorted({finding.id if finding.id in _MOVING else finding.evidence for finding in all_findings})
+    newest = {"digest": digest(names), "findings": [finding._asdict() for finding in all_findings]}
     pointer = f"{_NEWEST}_{digest(sorted(use_case.name for use_case in use_cases))[:8]}"
     before = store.read_pointer(pointer)
     if before is None or before["digest"] != newest["digest"]:
@@ -82,15 +85,15 @@ def audit_and_record(root: Path, home: Path, store: Store, use_cases: Sequence[U
 
 
 def reason_to_keep(use_case: UseCase, home: Path, store: Store) -> str | None:
-    """Return why no candidate of a use case may become champion now: the errors of an audit; None: there is
-    none.
+    """Return why no candidate of a use case may become champion now: the errors of an audit. Return None if
+    it has no error.
     """
     all_findings = audit_and_record(use_case.project_root, home, store, [use_case])
-    errors = [finding for finding in all_findings if finding.severity == "error"]
+    errors = [finding.id for finding in all_findings if finding.severity == "error"]
     if not errors:
         return None
     return (
         f"Not promoted though every gate passed: {BY_AUDIT} {len(errors)} errors"
-        f" ({', '.join(sorted({error.id for error in errors}))}). `fullft audit` says what to fix; then"
-        " materialise champion_model again."
+        f" ({', '.join(sorted(set(errors)))}). `fullft audit` says what to fix; then materialise"
+        " champion_model again."
     )

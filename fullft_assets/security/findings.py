@@ -102,14 +102,21 @@ _SECRET_FIX = (
 
 def of_modes(home: Path, store: Store) -> Iterator[Finding]:
     """Yield who else may read or change Dagster's home and a local store."""
-    # One that its group may write to was opened for it.
+    # A home that its group may write to was opened for the group.
     if (mode := _mode(home)) & (0o007 if mode & 0o020 else 0o077):
-        severity = "error" if mode & 0o002 else "warning"
-        evidence = f"{home} has the rights {mode:o}: others may {'change' if mode & 0o002 else 'read'} it"
-        yield Finding("home_open", severity, evidence, f"chmod {'o-rwx' if mode & 0o020 else 700} {home}")
+        yield Finding(
+            "home_open",
+            "error" if mode & 0o002 else "warning",
+            f"{home} has the rights {mode:o}: others may {'change' if mode & 0o002 else 'read'} it",
+            f"chmod {'o-rwx' if mode & 0o020 else 700} {home}",
+        )
     if store.is_local and (mode := _mode(Path(store.url))) & 0o007:
-        evidence = f"{store.url} has the rights {mode:o}: every user may reach documents and weights"
-        yield Finding("store_open", "error", evidence, f"chmod o-rwx {store.url}")
+        yield Finding(
+            "store_open",
+            "error",
+            f"{store.url} has the rights {mode:o}: every user may reach documents and weights",
+            f"chmod o-rwx {store.url}",
+        )
 
 
 def _mode(folder: Path) -> int:
@@ -196,18 +203,18 @@ def of_web_servers(home: Path) -> Iterator[Finding]:
                 continue
             for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in ("0.0.0.0", "::"):
-                    evidence = (
-                        f"process {process.pid} answers on port {connection.laddr.port} of every interface"
+                    yield Finding(
+                        "ui_open",
+                        # The network of a container reaches no further than it is published.
+                        "warning" if Path("/.dockerenv").exists() else "error",
+                        f"process {process.pid} answers on port {connection.laddr.port} of every interface",
+                        f"bind it to 127.0.0.1, or put a login before it ({LOGIN_KEY_VARIABLE})",
                     )
-                    fix = f"bind it to 127.0.0.1, or put a login before it ({LOGIN_KEY_VARIABLE})"
-                    # The network of a container reaches no further than it is published.
-                    severity = "warning" if Path("/.dockerenv").exists() else "error"
-                    yield Finding("ui_open", severity, evidence, fix)
 
 
 def of_model(use_case: UseCase, licences: list[str] | None) -> Iterator[Finding]:
-    """Yield code and pickles in the folder of a use case's base model, and its licence where it is not a
-    listed one.
+    """Yield the code and the pickles in the folder of a use case's base model, and its licence unless that is
+    a listed one.
     """
     try:
         folder = Path(find_base_model(use_case.settings, use_case.project_root))
@@ -215,22 +222,29 @@ def of_model(use_case: UseCase, licences: list[str] | None) -> Iterator[Finding]
         return  # `fullft check` says so
     code = sorted(path.name for path in folder.rglob("*.py"))
     if code:
-        evidence = f"{use_case.name}: {folder} has Python files: {', '.join(code[:3])}"
-        fix = "remove them; where trust_remote_code lets them run, read them before each change"
-        yield Finding("model_code", "warning", evidence, fix)
-    pickled = sorted(path.name for pattern in PICKLED for path in folder.rglob(pattern))
-    if pickled:
-        evidence = f"{use_case.name}: {folder} has pickled files: {', '.join(pickled[:3])}"
-        yield Finding("model_pickle", "warning", evidence, "remove them; safetensors run no code")
+        yield Finding(
+            "model_code",
+            "warning",
+            f"{use_case.name}: {folder} has Python files: {', '.join(code[:3])}",
+            "remove them; where trust_remote_code lets them run, read them before each change",
+        )
+    pickles = sorted(path.name for pattern in PICKLED for path in folder.rglob(pattern))
+    if pickles:
+        yield Finding(
+            "model_pickle",
+            "warning",
+            f"{use_case.name}: {folder} has pickled files: {', '.join(pickles[:3])}",
+            "remove them; safetensors run no code",
+        )
     yield from _of_licence(f"{use_case.name}: base model {use_case.settings.base_model}", folder, licences)
 
 
 def of_data(use_case: UseCase, licences: list[str] | None) -> Iterator[Finding]:
-    """Yield the licence that a folder of documents or general text states, where it is not a listed one."""
+    """Yield the licence that a folder of documents or general text states, unless it is a listed one."""
     snapshot = use_case.settings.snapshot
     paths = [
         use_case.settings.documents.path,
-        *(each.path for each in (snapshot.replay, snapshot.general) if each),
+        *(section.path for section in (snapshot.replay, snapshot.general) if section),
     ]
     for path in paths:
         if "://" not in str(path):
@@ -265,19 +279,19 @@ def read_licences(home: Path) -> list[str] | None:
     return [line for line in lines if line]
 
 
-def _of_licence(what: str, folder: Path, licences: list[str] | None) -> Iterator[Finding]:
+def _of_licence(subject: str, folder: Path, licences: list[str] | None) -> Iterator[Finding]:
     licence = stated_licence(folder)
     if licence is None:
         yield Finding(
-            "licence_missing", "warning", f"{what} states no licence", "ask its owner, and write a README"
+            "licence_missing", "warning", f"{subject} states no licence", "ask its owner, and write a README"
         )
         return
-    stated = licence.lower().rpartition(": ")[2]
-    if not any(fnmatchcase(stated, pattern) for pattern in (_LICENCES if licences is None else licences)):
+    name = licence.lower().rpartition(": ")[2]
+    if not any(fnmatchcase(name, pattern) for pattern in (_LICENCES if licences is None else licences)):
         yield Finding(
             "licence_unlisted",
             "warning" if licences is None else "error",
-            f"{what} has the licence `{licence}`",
+            f"{subject} has the licence `{licence}`",
             "read it; list it in security/licences.txt of Dagster's home, or use another",
         )
 
@@ -295,8 +309,9 @@ def of_packages(home: Path) -> Iterator[Finding]:
     if not path.is_file():
         yield Finding("osv_missing", "warning", f"{path} is missing, so no package was compared", _OSV)
         return
-    installed = {_normalised(each.name): each.version for each in metadata.distributions() if each.name}
-    newest, advisories = "", dict[str, dict[str, Mapping[str, Any]]]()
+    versions = _installed_versions()
+    newest = ""
+    advisories: dict[str, dict[str, Mapping[str, Any]]] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for file in archive.namelist():
@@ -306,7 +321,7 @@ def of_packages(home: Path) -> Iterator[Finding]:
                     continue
                 for affected in advisory.get("affected", ()):
                     package = _normalised(affected.get("package", {}).get("name", ""))
-                    if package in installed and _is_affected(affected, installed[package]):
+                    if package in versions and _is_affected(affected, versions[package]):
                         # Several databases describe one vulnerability; GitHub's says how grave it is.
                         name, *_ = sorted([*advisory.get("aliases", ()), advisory["id"]])
                         by_name = advisories.setdefault(package, {})
@@ -321,10 +336,15 @@ def of_packages(home: Path) -> Iterator[Finding]:
     for package, by_name in sorted(advisories.items()):
         fixes = {fix for advisory in by_name.values() for fix in _fixed_versions(advisory, package)}
         # What nobody has fixed closes no gate: there is nothing to do.
-        is_grave = any(_is_grave(each) and [*_fixed_versions(each, package)] for each in by_name.values())
-        evidence = f"{package} {installed[package]}: {', '.join(sorted(by_name))}"
-        fix = f"install a release that fixes it ({', '.join(sorted(fixes)) or 'none yet'})"
-        yield Finding("package_vulnerable", "error" if is_grave else "warning", evidence, fix)
+        is_grave = any(
+            _is_grave(advisory) and [*_fixed_versions(advisory, package)] for advisory in by_name.values()
+        )
+        yield Finding(
+            "package_vulnerable",
+            "error" if is_grave else "warning",
+            f"{package} {versions[package]}: {', '.join(sorted(by_name))}",
+            f"install a release that fixes it ({', '.join(sorted(fixes)) or 'none yet'})",
+        )
 
 
 def of_account(home: Path) -> Iterator[Finding]:
@@ -339,17 +359,24 @@ def of_account(home: Path) -> Iterator[Finding]:
         results = json.loads(path.read_bytes())
         for result in results:
             if result["status_code"] == "FAIL":
-                severity = "error" if result["severity"] in ("High", "Critical") else "warning"
-                what = ", ".join(resource["uid"] for resource in result["resources"])
-                evidence = f"{what}: {result['status_detail']}"
+                resources = ", ".join(resource["uid"] for resource in result["resources"])
                 yield Finding(
-                    result["metadata"]["event_code"], severity, evidence, result["remediation"]["desc"]
+                    result["metadata"]["event_code"],
+                    "error" if result["severity"] in ("High", "Critical") else "warning",
+                    f"{resources}: {result['status_detail']}",
+                    result["remediation"]["desc"],
                 )
         newest = max((result["time"] for result in results), default=0)
         if time.time() - newest > _OLD_DAYS * 86_400:
             yield Finding("prowler_old", "warning", f"{path} is over {_OLD_DAYS} days old", fix)
     except (ValueError, KeyError, TypeError) as error:
         yield Finding("prowler_old", "warning", f"{path} cannot be read ({type(error).__name__})", fix)
+
+
+def _installed_versions() -> dict[str, str]:
+    return {
+        _normalised(package.name): package.version for package in metadata.distributions() if package.name
+    }
 
 
 def _normalised(name: str) -> str:
@@ -360,21 +387,18 @@ def _is_grave(advisory: Mapping[str, Any]) -> bool:
     return advisory.get("database_specific", {}).get("severity") in ("HIGH", "CRITICAL")
 
 
-def _is_affected(affected: Mapping[str, Any], installed: str) -> bool:
+def _is_affected(affected: Mapping[str, Any], version: str) -> bool:
     """Return whether a version is in one of the ranges of OSV's schema, or in its list."""
     from packaging.version import InvalidVersion, Version
 
-    is_affected = installed in affected.get("versions", ())
+    is_affected = version in affected.get("versions", ())
     with suppress(InvalidVersion):
-        for each in affected.get("ranges", ()):
-            if each.get("type") != "ECOSYSTEM":  # of Git, whose versions are commits
+        for version_range in affected.get("ranges", ()):
+            if version_range.get("type") != "ECOSYSTEM":  # of Git, whose versions are commits
                 continue
             is_in = False
-            for kind, bound in (item for event in each["events"] for item in event.items()):
-                is_over = Version(installed) >= Version(bound) and (kind, bound) != (
-                    "last_affected",
-                    installed,
-                )
+            for kind, bound in (item for event in version_range["events"] for item in event.items()):
+                is_over = Version(version) >= Version(bound) and (kind, bound) != ("last_affected", version)
                 is_in = is_in or is_over if kind == "introduced" else is_in and not is_over
             is_affected = is_affected or is_in
     return is_affected
@@ -383,21 +407,25 @@ def _is_affected(affected: Mapping[str, Any], installed: str) -> bool:
 def _fixed_versions(advisory: Mapping[str, Any], package: str) -> Iterator[str]:
     for affected in advisory.get("affected", ()):
         if _normalised(affected.get("package", {}).get("name", "")) == package:
-            for each in affected.get("ranges", ()):
-                yield from (event["fixed"] for event in each.get("events", ()) if "fixed" in event)
+            for version_range in affected.get("ranges", ()):
+                yield from (event["fixed"] for event in version_range.get("events", ()) if "fixed" in event)
 
 
 _PINNED = re.compile(r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==([^\s;]+)", re.MULTILINE)
 
 
 def of_lock(root: Path) -> Iterator[Finding]:
-    """Yield where the installed packages are not those of the project's lock file, or there is none."""
+    """Yield that installed packages differ from the project's lock file, or that there is no lock file."""
     locks = [
         root / name for name in ("uv.lock.txt", "uv.lock", "requirements.txt") if (root / name).is_file()
     ]
     if not locks:
-        evidence = f"{root} has no uv.lock and no requirements.txt with versions"
-        yield Finding("lock_missing", "warning", evidence, "`uv lock` writes one")
+        yield Finding(
+            "lock_missing",
+            "warning",
+            f"{root} has no uv.lock and no requirements.txt with versions",
+            "`uv lock` writes one",
+        )
         return
     text = locks[0].read_text(encoding="utf-8", errors="replace")
     if locks[0].name == "uv.lock":
@@ -408,20 +436,24 @@ def of_lock(root: Path) -> Iterator[Finding]:
                 "lock_missing", "warning", f"{locks[0]} cannot be read", "`uv lock` writes it again"
             )
             return
-        pins = {each["name"]: each.get("version", "") for each in packages}
+        pins = {package["name"]: package.get("version", "") for package in packages}
     else:
         pins = {_normalised(name): version for name, version in _PINNED.findall(text)}
-    installed = {_normalised(each.name): each.version for each in metadata.distributions() if each.name}
-    differing = sorted(
-        f"{name} {installed[name]} instead of {pin}"
+    versions = _installed_versions()
+    differences = sorted(
+        f"{name} {versions[name]} instead of {pin}"
         for name, pin in pins.items()
         # torch for CPUs is the same release under a local version.
-        if pin and name in installed and installed[name].partition("+")[0] != pin.partition("+")[0]
+        if pin and name in versions and versions[name].partition("+")[0] != pin.partition("+")[0]
     )
-    if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        evidence = f"{locks[0]}: {', '.join(differing[:3])}{more}"
-        yield Finding("lock_differs", "warning", evidence, "install what the lock says, or lock again")
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        yield Finding(
+            "lock_differs",
+            "warning",
+            f"{locks[0]}: {', '.join(differences[:3])}{more}",
+            "install what the lock says, or lock again",
+        )
 
 
 _IMAGE = re.compile(r"^\s*(?:image:|FROM)\s+[\"']?([\w.-]+[/:][\w./:@-]+)", re.MULTILINE)
@@ -433,9 +465,14 @@ def of_images(root: Path) -> Iterator[Finding]:
         if not re.fullmatch(r"(?i)(docker-)?compose.*\.ya?ml|dockerfile(\.\w+)?", path.name):
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
-        images = {name for name in _IMAGE.findall(text) if "@sha256:" not in name}
-        # Built here, it is in no registry.
-        images = {name for name in images if not name.endswith(":local")}
+        # An image that is built here is in no registry.
+        images = {
+            name for name in _IMAGE.findall(text) if "@sha256:" not in name and not name.endswith(":local")
+        }
         if images:
-            fix = "write IMAGE@sha256:..., as `docker buildx imagetools inspect IMAGE` prints it"
-            yield Finding("image_by_tag", "warning", f"{path}: {', '.join(sorted(images))}", fix)
+            yield Finding(
+                "image_by_tag",
+                "warning",
+                f"{path}: {', '.join(sorted(images))}",
+                "write IMAGE@sha256:..., as `docker buildx imagetools inspect IMAGE` prints it",
+            )

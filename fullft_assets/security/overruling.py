@@ -17,7 +17,7 @@ from fullft_assets.store import Store
 
 #: What a signature is for: one that was made for another program does not count.
 _NAMESPACE = "fullft"
-#: A `release.approvers` who has this instead of a key is known by the login in front of the UI.
+#: In `release.approvers` in place of a key: the login in front of the UI shows who the approver is.
 BY_PROXY = "proxy"
 #: Tag of a run with who launched it, which the web server alone writes: see `cli.webserver`.
 PERSON_TAG = "fullft/person"
@@ -30,8 +30,8 @@ class Person(NamedTuple):
     """Who asks for something, and how that is known.
 
     Attributes:
-        name: an account's name, or an address; with a key, the approver's whose key it is.
-        key: file of a private SSH key, or of a public one whose private one an agent has.
+        name: an account's name, or an address; with a key, the name of the approver who has the key.
+        key: file of a private SSH key, or of a public SSH key whose private key an SSH agent has.
         run: Dagster's run, where one does what the person asks for.
     """
 
@@ -43,23 +43,23 @@ class Person(NamedTuple):
 
 def statement(entry: Entry) -> bytes:
     """Return what a person signs: what is asked for, of what, why and when."""
-    signed = entry.model_dump(include={"case", "about", "reason", "at"})
-    signed["action"] = entry.action.removeprefix(APPROVE)
-    return json.dumps(signed, sort_keys=True).encode()
+    fields = entry.model_dump(include={"case", "about", "reason", "at"})
+    fields["action"] = entry.action.removeprefix(APPROVE)
+    return json.dumps(fields, sort_keys=True).encode()
 
 
 def sign(entry: Entry, key: Path, approvers: Mapping[str, str]) -> Entry:
-    """Return an entry with the signature of a key, and with the approver whose it is.
+    """Return an entry with the signature of a key, and with the name of the approver who has the key.
 
     Raises:
         SettingsError: the key cannot sign, or is no approver's.
     """
     command = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", _NAMESPACE]
-    done = _run(command, statement(entry))
-    if done.returncode:
-        said = " ".join(done.stderr.decode(errors="replace").split())
-        raise SettingsError(f"{key}: cannot sign ({said}); give an SSH key of yours")
-    signature = done.stdout.decode()
+    result = _run(command, statement(entry))
+    if result.returncode:
+        message = " ".join(result.stderr.decode(errors="replace").split())
+        raise SettingsError(f"{key}: cannot sign ({message}); give an SSH key of yours")
+    signature = result.stdout.decode()
     person = person_of_signature(statement(entry), signature, approvers)
     if person is None:
         raise SettingsError(
@@ -76,15 +76,16 @@ def is_signed(entry: Entry, approvers: Mapping[str, str]) -> bool:
 def person_of_signature(content: bytes, signature: str, approvers: Mapping[str, str]) -> str | None:
     """Return the approver who signed this content, or None."""
     with tempfile.TemporaryDirectory() as folder:
-        signers, signed = Path(folder, "signers"), Path(folder, "signature")
-        signers.write_text(
+        signers_file = Path(folder, "signers")
+        signers_file.write_text(
             "".join(
                 f'{name} namespaces="{_NAMESPACE}" {key}\n'
                 for name, key in approvers.items()
                 if key != BY_PROXY
             )
         )
-        signed.write_text(signature)
+        signature_file = Path(folder, "signature")
+        signature_file.write_text(signature)
         command = [
             "ssh-keygen",
             "-Y",
@@ -92,9 +93,9 @@ def person_of_signature(content: bytes, signature: str, approvers: Mapping[str, 
             "-n",
             _NAMESPACE,
             "-f",
-            str(signers),
+            str(signers_file),
             "-s",
-            str(signed),
+            str(signature_file),
             "-I",
         ]
         persons = (name for name in approvers if _run([*command, name], content).returncode == 0)
@@ -146,8 +147,10 @@ def overrule(
         about=act.about,
         reason=" ".join(act.reason.split()),
         at=time.time(),
+        person=person.name,
+        identity=person.identity,
+        run=person.run,
     )
-    entry = entry.model_copy(update={"person": person.name, "identity": person.identity, "run": person.run})
     release = use_case.settings.release
     if release.approvers and act.action not in _FOR_ALL:
         entry = _approved(entry, person, release.approvers)
@@ -162,14 +165,16 @@ def overrule(
     try:
         do()
     except BaseException as error:  # a cancelled run, too
-        undone = Entry(
-            action=f"undone {act.action}",
-            case=use_case.name,
-            about=act.about,
-            reason=str(error) or type(error).__name__,
-            run=person.run,
+        append(
+            store,
+            Entry(
+                action=f"undone {act.action}",
+                case=use_case.name,
+                about=act.about,
+                reason=str(error) or type(error).__name__,
+                run=person.run,
+            ),
         )
-        append(store, undone)
         raise
     return None
 
@@ -186,17 +191,17 @@ def _approved(entry: Entry, person: Person, approvers: dict[str, str]) -> Entry:
     )
 
 
-def _approvals(store: Store, asked: Entry, approvers: dict[str, str]) -> set[str]:
-    """Return who approved the same since it was done last, within the time that an approval waits."""
+def _approvals(store: Store, request: Entry, approvers: dict[str, str]) -> set[str]:
+    """Return the approvers who asked for the same action since it was done last, in the last 7 days."""
     names = set[str]()
     for entry in read_record(store).entries:
-        if (entry.case, entry.about) != (asked.case, asked.about):
+        if (entry.case, entry.about) != (request.case, request.about):
             continue
-        if entry.action == asked.action:
+        if entry.action == request.action:
             names.clear()
         elif (
-            entry.action == f"{APPROVE}{asked.action}"
-            and asked.at - entry.at < _WAIT_SECONDS
+            entry.action == f"{APPROVE}{request.action}"
+            and request.at - entry.at < _WAIT_SECONDS
             and (
                 is_signed(entry, approvers)
                 if entry.identity == "ssh"

@@ -56,7 +56,7 @@ class Entry(BaseModel):
 
 
 class Record(NamedTuple):
-    """The entries of a store, the first one first; `broken` says where the chain breaks, None: nowhere."""
+    """The entries of a store, the oldest first. `broken` says where the chain breaks, or is None."""
 
     entries: list[Entry]
     broken: str | None
@@ -64,8 +64,8 @@ class Record(NamedTuple):
 
 
 def append(store: Store, entry: Entry) -> Entry:
-    """Add an entry, and return it with its place in the chain. Of two processes that do so at once, one comes
-    after the other.
+    """Add an entry, and return it with its number and the digest of the entry before. Several processes may
+    add entries at the same time.
     """
     store.require_conditions()
     try:
@@ -73,7 +73,8 @@ def append(store: Store, entry: Entry) -> Entry:
     except DamagedError:  # the entries themselves lead to the end
         store.delete_pointer(_HEAD)
         head = {"number": 0, "digest": None}
-    number, before = head["number"], head["digest"]
+    number = head["number"]
+    before = head["digest"]
     entry = entry.model_copy(update={"at": entry.at or time.time(), "token": secrets.token_hex(8)})
     while True:
         number += 1
@@ -90,10 +91,12 @@ def append(store: Store, entry: Entry) -> Entry:
 def read_record(store: Store) -> Record:
     """Read the whole record, and check its chain up to the first break."""
     files = [f"{FOLDER}/{name}" for name in store.names(FOLDER) if name.endswith(".json")]
+    head = None
+    damage = None
     try:
-        head, damage = store.read_pointer(_HEAD), None
+        head = store.read_pointer(_HEAD)
     except DamagedError as error:
-        head, damage = None, str(error)
+        damage = str(error)
     entries: list[Entry] = []
     digest = None
     for file, data in zip(files, store.each(store.read_bytes, files), strict=True):
@@ -105,8 +108,8 @@ def read_record(store: Store) -> Record:
         except ValidationError:
             return Record(entries, f"{file} was changed: it is no entry any more", digest)
         if entry.before != digest or entry.number != number:
-            changed = _file(number - 1) if entry.number == number > 1 else file
-            return Record(entries, f"{changed} was changed after {file} was written", digest)
+            changed_file = _file(number - 1) if entry.number == number > 1 else file
+            return Record(entries, f"{changed_file} was changed after {file} was written", digest)
         entries.append(entry)
         digest = _digest(data or b"")
     if head is not None and head["number"] > len(entries):

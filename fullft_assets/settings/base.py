@@ -65,16 +65,12 @@ class Settings(BaseModel):
         Raises:
             ValidationError: a recorded value is not one that this release takes.
         """
-        known_values = {}
-        for name, value in recorded.items():
-            field = cls.model_fields.get(name)
-            if field is None:
-                continue
-            section = _section_of(field.annotation)
-            known_values[name] = (
-                section.from_manifest(value).model_dump() if section and isinstance(value, Mapping) else value
-            )
-        return cls.model_validate(known_values)
+        values = {name: value for name, value in recorded.items() if name in cls.model_fields}
+        for name, value in values.items():
+            section = _section_of(cls.model_fields[name].annotation)
+            if section is not None and isinstance(value, Mapping):
+                values[name] = section.from_manifest(value).model_dump()
+        return cls.model_validate(values)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -121,7 +117,8 @@ class OneOf:
     """
 
     def __init__(self, kind: str, names: Callable[[], list[str]]):
-        self.kind, self.names = kind, names
+        self.kind = kind
+        self.names = names
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))

@@ -393,16 +393,16 @@ class KubernetesLauncherSettings(ClusterLauncherSettings):
     @field_validator("pod")
     @classmethod
     def _leaves_the_workload_alone(cls, pod: dict[str, Any]) -> dict[str, Any]:
-        for place, allowed in _POD_KEYS.items():
+        for path, allowed_keys in _POD_KEYS.items():
             section: Any = pod
-            for name in place:
+            for name in path:
                 section = section.get(name, {})
             if not isinstance(section, dict):
-                raise ValueError(f"{'.'.join(place)} is not a section with keys")
-            for name in section.keys() - allowed:
+                raise ValueError(f"{'.'.join(path)} is not a section with keys")
+            for name in section.keys() - allowed_keys:
                 raise ValueError(
-                    f"{'.'.join((*place, name))} is not for a YAML to set, as image, command and mounts are"
-                    f" the launcher's; allowed here: {', '.join(sorted(allowed))}"
+                    f"{'.'.join((*path, name))} is not for a YAML to set, as image, command and mounts are"
+                    f" the launcher's; allowed here: {', '.join(sorted(allowed_keys))}"
                 )
         return pod
 

@@ -11,8 +11,10 @@ from fullft_assets.settings.optimizers import OPTIMIZERS, Optimizer, Weights
 
 #: Settings of training that work on whole weights, or on a whole second model: not with `sharding`.
 OF_WHOLE_WEIGHTS = ("l2_sp", "ewc", "wise_ft", "distillation")
-#: Passes over the training rows by default, and at most where so few would be too few steps.
-EPOCHS, MOST_EPOCHS = 3.0, 20.0
+#: Passes over the training rows by default.
+EPOCHS = 3.0
+#: Maximum number of passes over few training rows, whose default number of passes has too few steps.
+MOST_EPOCHS = 20.0
 
 
 _Alpha = Annotated[float, YamlNumber(), Field(gt=0, le=1)]
@@ -259,11 +261,12 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
     """Yield each contradiction of the optimizer, the number format of the weights and their sharding with
     other settings.
     """
-    sharding, optimizer = training.sharding, training.optimizer
-    is_sharded, is_bf16 = sharding != "none", training.weights == "bf16"
+    sharding = training.sharding
+    is_sharded = sharding != "none"
+    is_bf16 = training.weights == "bf16"
     takes_shards = training.weights == "fp32" and training.chosen_optimizer.takes_shards
     steps_in_backward = training.steps_in_backward
-    in_backward = f"{optimizer} steps in the backward pass"
+    in_backward = f"{training.optimizer} steps in the backward pass"
     rules: list[tuple[bool, tuple[str, str], str]] = [
         (
             is_sharded and processes == 1,
@@ -302,7 +305,8 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
         (
             is_bf16 and not training.chosen_optimizer.takes_bf16,
             ("training", "weights"),
-            f"bf16 loses small updates with {optimizer}, which does not round stochastically; use adafactor",
+            f"bf16 loses small updates with {training.optimizer}, which does not round stochastically; use"
+            " adafactor",
         ),
         (
             steps_in_backward and training.micro_batch_size != training.batch_size,
@@ -324,8 +328,8 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
             (
                 steps_in_backward and bool(getattr(training, key)),
                 ("training", key),
-                f"keeps a copy of the weights, the memory that {optimizer} is there to save; remove one of"
-                " the two",
+                f"keeps a copy of the weights, the memory that {training.optimizer} is there to save; remove"
+                " one of the two",
             )
             for key in ("l2_sp", "ewc")
         ),

@@ -108,7 +108,8 @@ class UseCaseSettings(Settings):
     def _defaults_of_the_task(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        examples, chunks = data.get("examples"), data.get("chunks", {})
+        examples = data.get("examples")
+        chunks = data.get("chunks", {})
         task = examples.get("task") if isinstance(examples, Mapping) else getattr(examples, "task", None)
         defaults = TASKS.get(task).chunk_defaults if isinstance(task, str) and task in TASKS else {}
         if not defaults or not isinstance(chunks, Mapping):
@@ -137,8 +138,8 @@ class UseCaseSettings(Settings):
         training = self.training
         if training.epochs is not None:
             return self
-        needed = math.ceil(task_of(self.examples).min_steps * training.batch_size / max(1, num_rows))
-        epochs = min(max(EPOCHS, float(needed)), MOST_EPOCHS)
+        min_epochs = math.ceil(task_of(self.examples).min_steps * training.batch_size / max(1, num_rows))
+        epochs = min(max(EPOCHS, float(min_epochs)), MOST_EPOCHS)
         return self.model_copy(update={"training": training.model_copy(update={"epochs": epochs})})
 
     def launcher_of(self, workload: str) -> LauncherSettings:
@@ -185,10 +186,9 @@ class UseCase:
 
 
 def locate(path: str, root: Path) -> Path:
-    """Return the place of a path of a YAML: below the project's root unless it is absolute or begins at
-    somebody's home.
+    """Return a path of a YAML below the project's root, unless it is absolute or begins at a user's home.
 
-    The home of nobody (`~data/x`) is a name like any other, and not found as such.
+    Where there is no such user, `~data/x` is a name like any other.
     """
     try:
         return root / Path(path).expanduser()
