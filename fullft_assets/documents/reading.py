@@ -32,7 +32,7 @@ from fullft_assets.documents.formats import (
 from fullft_assets.documents.formats.bounded import ReaderProcess
 from fullft_assets.documents.formats.encodings import Scores
 from fullft_assets.documents.formats.registered import plain_rows
-from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT, Row, Wanted
+from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT, Row, RowSettings
 from fullft_assets.documents.names import alias
 from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
@@ -292,7 +292,7 @@ class FileReader:
         all_fields: bool = False,
     ):
         self._documents = documents
-        self._wanted = Wanted.of(documents, examples)
+        self._row_settings = RowSettings.of(documents, examples)
         self._all_fields = all_fields
         self._process = ReaderProcess()
 
@@ -340,8 +340,8 @@ class FileReader:
         if written.max_bytes is not None and file.path.stat().st_size > written.max_bytes:
             raise Unreadable(f"larger than {written.max_bytes // 2**20:,} MiB; split it")
         reading = Reading(
-            wanted=self._wanted,
-            fields=self._wanted.fields if meaning.rows is plain_rows and not self._all_fields else None,
+            row_settings=self._row_settings,
+            fields=self._row_settings.fields if meaning.rows is plain_rows and not self._all_fields else None,
             documents=self._documents,
         )
 
@@ -374,7 +374,7 @@ class FileReader:
             fitting = (
                 each
                 for each in FORMATS.all().values()
-                if each.looks_like is not None and each.looks_like(first, self._wanted)
+                if each.looks_like is not None and each.looks_like(first, self._row_settings)
             )
             meaning = next(fitting, otherwise)
         return chain(seen, records), meaning
