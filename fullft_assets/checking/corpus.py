@@ -119,7 +119,7 @@ class _Read:
         rows = self.meaning.rows([(self.number, self.record)], self.reading)
         row = next((row for _, row in rows), {})
         record = self.record if isinstance(self.record, dict) else {}
-        text_field = self.reading.wanted.text or self.meaning.text
+        text_field = self.reading.row_settings.text or self.meaning.text
         return Sampled(record, row, f"{self.file}:{self.number}", text_field, not self.meaning.written_as)
 
 

@@ -70,10 +70,10 @@ class Metadata(BaseModel):
     def _collect_rest(cls, values: Any) -> Any:
         if cls.rest is None or not isinstance(values, dict) or cls.rest in values:
             return values
-        known_values = {name: value for name, value in values.items() if name in cls.model_fields}
+        field_values = {name: value for name, value in values.items() if name in cls.model_fields}
         return {
-            **known_values,
-            cls.rest: {name: value for name, value in values.items() if name not in known_values},
+            **field_values,
+            cls.rest: {name: value for name, value in values.items() if name not in field_values},
         }
 
     @model_serializer(mode="wrap")
@@ -87,8 +87,8 @@ class Metadata(BaseModel):
         """Return how the item of this name and value is marked, or None."""
         is_in_rest = name not in cls.model_fields and cls.rest is not None and isinstance(value, dict)
         field = cls.model_fields.get(str(cls.rest) if is_in_rest else name)
-        marks = [] if field is None else [mark for mark in field.metadata if isinstance(mark, Private)]
-        return marks[0] if marks else None
+        marks = [] if field is None else field.metadata
+        return next((mark for mark in marks if isinstance(mark, Private)), None)
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:

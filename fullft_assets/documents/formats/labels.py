@@ -200,11 +200,13 @@ def _in_characters(
 
 
 def _first_wrong(spans: list[Span], quotes: list[tuple[int, str | None]], text: str) -> int | None:
-    for span, (number, quote) in zip(spans, quotes, strict=True):
-        # Spaces are compared as one.
-        if quote is not None and text[span["start"] : span["end"]].split() != quote.split():
-            return number
-    return None
+    # Spaces are compared as one.
+    numbers = (
+        number
+        for span, (number, quote) in zip(spans, quotes, strict=True)
+        if quote is not None and text[span["start"] : span["end"]].split() != quote.split()
+    )
+    return next(numbers, None)
 
 
 def _spans_by_label(value: Any, subject: str) -> list[Span]:
