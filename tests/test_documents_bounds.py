@@ -202,7 +202,7 @@ def test_a_look_that_stops_early_leaves_the_process_ready(tmp_path: Path) -> Non
     table = pa.table({"text": [f"row {n}" for n in range(50_000)]})
     pq.write_table(table, tmp_path / "a.parquet")
     (tmp_path / "b.html").write_bytes(PAGE)
-    reading = Reading(wanted=None, fields=None, documents=None)
+    reading = Reading(row_settings=None, fields=None, documents=None)
     process = bounded.ReaderProcess()
 
     def records(format_: str, name: str) -> Iterator[tuple[int, Record]]:

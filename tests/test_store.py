@@ -591,7 +591,7 @@ class Renamed(Metadata):
 
 
 class Scored(Metadata):
-    rest = "scores"
+    spread_field = "scores"
     num_rows: int
     scores: dict[str, float] = {}
 

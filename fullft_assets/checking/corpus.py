@@ -114,7 +114,7 @@ class _Read:
             record=self.record if isinstance(self.record, dict) else {},
             row=next((row for _, row in rows), {}),
             location=f"{self.file}:{self.number}",
-            text_field=self.reading.wanted.text or self.meaning.text,
+            text_field=self.reading.row_settings.text or self.meaning.text,
             is_plain=not self.meaning.written_as,
         )
 

@@ -57,7 +57,7 @@ class CheckpointMetadata(Metadata):
 
     # A loss that is not finite stays one.
     model_config = ConfigDict(ser_json_inf_nan="constants")
-    rest = "facts"
+    spread_field = "facts"
 
     system: str = FINETUNED
     base_model: str

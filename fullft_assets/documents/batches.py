@@ -6,7 +6,6 @@ either recorded a batch or not.
 """
 
 import hashlib
-import hmac
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from fullft_assets.documents.erasure import erased_digest
 from fullft_assets.documents.names import alias, shown_path
 from fullft_assets.documents.sources import Folder, Source, SourceFile
 from fullft_assets.errors import DataError
@@ -122,12 +122,10 @@ def settled(
     if now is None or not source.may_be_growing:
         return files, []
     # A time in the future (another machine's clock, a restored file) must not block a file for ever.
-    now_ns, least_ns = int(now * 10**9), int(settings.settle_seconds * 10**9)
+    now_ns = int(now * 10**9)
+    least_ns = int(settings.settle_seconds * 10**9)
     young = [file for file in files if abs(now_ns - file.mtime_ns) < least_ns]
-    if not young:
-        return files, []
-    waiting = set(young)
-    return [file for file in files if file not in waiting], young
+    return [file for file in files if abs(now_ns - file.mtime_ns) >= least_ns], young
 
 
 def num_new(store: Store, case: str, files: Sequence[SourceFile], kind: Kind = "batch") -> int:
@@ -158,29 +156,34 @@ def record(
             asked for. Default: batches bounded by bytes and count.
     """
     if group is None:
-        files, group = list(files), lambda new_files: bounded(new_files, settings)
+        files = list(files)
         if not num_new(store, case, files, kind):
             return []
     with store.alone(f"{case}/{kind}") as lease:
         batches = list_batches(store, case, kind)
         new_files = _new_files(case, files, batches)
         number = max((_number(batch) for batch in batches), default=0)
-        cut = []
-        for together in islice(group(new_files), MAX_CUTS):
+        groups = bounded(new_files, settings) if group is None else group(new_files)
+        new_batches: list[Batch] = []
+        for batch_files in islice(groups, MAX_CUTS):
             # The number keeps the order of delivery, the digest distinguishes batches of different stores.
-            lines = [line_of(file) for file in together]
+            lines = [line_of(file) for file in batch_files]
             content = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
-            batch = Batch(f"{number + len(cut) + 1:05d}-{content[:8]}", together, uri=uri)
+            batch = Batch(f"{number + len(new_batches) + 1:05d}-{content[:8]}", batch_files, uri=uri)
             lease.require()
             store.write_pointer(f"{case}/{kind}/{batch.name}", _recorded(batch, lines))
-            cut.append(batch)
-    return cut
+            new_batches.append(batch)
+    return new_batches
 
 
 def _new_files(case: str, files: Iterable[SourceFile], batches: list[Batch]) -> list[SourceFile]:
-    recorded = {file for batch in batches for file in batch.files}
-    erased = frozenset().union(*(batch.erased for batch in batches))
-    return [file for file in files if file not in recorded and not (erased and _digest(case, file) in erased)]
+    recorded_files = {file for batch in batches for file in batch.files}
+    digests = frozenset().union(*(batch.erased for batch in batches))
+    return [
+        file
+        for file in files
+        if file not in recorded_files and not (digests and _digest(case, file) in digests)
+    ]
 
 
 def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch") -> int:
@@ -202,12 +205,12 @@ def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch"
                     batch.erased | {_digest(case, file) for file in forgotten_files},
                     batch.uri,
                 )
-                before = store.read_pointer(f"{case}/{kind}/{batch.name}") or {}
-                recorded = _recorded(changed_batch, [line_of(file) for file in remaining_files])
+                pointer = store.read_pointer(f"{case}/{kind}/{batch.name}") or {}
+                new_pointer = _recorded(changed_batch, [line_of(file) for file in remaining_files])
                 lease.require()
                 store.write_pointer(
                     f"{case}/{kind}/{batch.name}",
-                    {**recorded, "cut_at": before.get("cut_at", recorded["cut_at"])},
+                    {**new_pointer, "cut_at": pointer.get("cut_at", new_pointer["cut_at"])},
                 )
                 _memory.pop((store.url, case, kind, batch.name), None)
                 num_changed += 1
@@ -215,9 +218,7 @@ def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch"
 
 
 def _digest(case: str, file: SourceFile) -> str:
-    return hmac.digest(
-        f"{case}/file".encode(), line_of(file).encode("utf-8", "surrogatepass"), "sha256"
-    ).hex()
+    return erased_digest(case, line_of(file), "file")
 
 
 def _number(batch: Batch) -> int:
@@ -262,7 +263,8 @@ def bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[li
     for file in files:
         if group and (len(group) >= settings.max_batch_files or size + file.bytes > settings.max_batch_bytes):
             yield group
-            group, size = [], 0
+            group = []
+            size = 0
         group.append(file)
         size += file.bytes
     if group:
@@ -277,8 +279,8 @@ def is_delivered(where: Source | Path, batch: Batch) -> bool:
     if not batch.files:
         return False
     # Nearly always the first file is still there; only otherwise are the others looked up, many at a time.
-    first, *others = batch.files
+    first, *other_files = batch.files
     if source.status(first.path) == first:
         return True
-    current = source.statuses(file.path for file in others)
-    return any(current[file.path] == file for file in others)
+    current = source.statuses(file.path for file in other_files)
+    return any(current[file.path] == file for file in other_files)

@@ -75,21 +75,21 @@ def look(
         DataError: the source cannot be read.
     """
     now = time.time() if now is None else now
-    case, bounds = use_case.name, use_case.settings.documents
+    bounds = use_case.settings.documents
     source = source_of(use_case, kind)
     window = use_case.settings.monitoring.window if kind == "window" else None
     if window is not None:
         cutter = WindowCutter(store, use_case, window, source, bounds, now=now, whole=whole)
-        cut_look = _look(store, case, source, bounds, kind, cutter.record, now, whole=whole)
+        cut_look = _look(store, use_case.name, source, bounds, kind, cutter.record, now, whole=whole)
         notes = [*cut_look.notes, *filter(None, [cutter.progress])]
         return replace(cut_look, notes=notes, open_window=cutter.progress)
     if kind == "window":
         bounds = bounds.model_copy(update={"max_batch_files": 1})
 
     def record(files: Sequence[SourceFile]) -> list[Batch]:
-        return batches.record(store, case, files, bounds, kind, uri=source.uri)
+        return batches.record(store, use_case.name, files, bounds, kind, uri=source.uri)
 
-    return _look(store, case, source, bounds, kind, record, now, whole=whole)
+    return _look(store, use_case.name, source, bounds, kind, record, now, whole=whole)
 
 
 def last_arrival(store: Store, case: str, kind: Kind, now: float) -> float:
@@ -120,7 +120,7 @@ def _look(
     whole: bool,
 ) -> Look:
     after = ""
-    waiting = 0
+    num_waiting = 0
     notes: list[str] = []
     if isinstance(source, S3Prefix) and not whole:
         new_batches, after = _list_on(store, case, source, kind, record)
@@ -139,41 +139,41 @@ def _look(
             _count_endings(source.others),
             len(settled) + len(unsettled),
         )
-        waiting = batches.num_new(store, case, unsettled, kind)
-        if waiting:
+        num_waiting = batches.num_new(store, case, unsettled, kind)
+        if num_waiting:
             notes = [
-                f"{waiting:,} file(s) written to within the last {bounds.settle_seconds:g} s wait for the"
+                f"{num_waiting:,} file(s) written to within the last {bounds.settle_seconds:g} s wait for the"
                 " next look"
             ]
         elif not (settled or unsettled):
             notes = ["there is no document that can be read"]
     notes += left_in_place(source.others, named=False)
     notes += skipped(source.skipped, named=False)
-    return Look(new_batches, waiting, notes, source.others, source.skipped, goes_on=bool(after))
+    return Look(new_batches, num_waiting, notes, source.others, source.skipped, goes_on=bool(after))
 
 
-def left_in_place(others: Sequence[str], *, named: bool) -> list[str]:
+def left_in_place(paths: Sequence[str], *, named: bool) -> list[str]:
     """Return one line that counts files by their endings, which are not read; none where there is none.
 
     Args:
-        others: paths.
+        paths: of the files.
         named: name the first files of each ending: on a terminal, not where lines are kept.
     """
-    if not others:
+    if not paths:
         return []
     paths_by_ending: dict[str, list[str]] = {}
-    for path in sorted(map(shown_path, others)):
+    for path in sorted(map(shown_path, paths)):
         paths_by_ending.setdefault(_ending(path), []).append(path)
-    most = sorted(paths_by_ending.items(), key=lambda item: (-len(item[1]), item[0]))
-    shown = [
-        f"{len(paths):,} {ending}"
-        + (f" ({', '.join(paths[:2])}{', ...' if len(paths) > 2 else ''})" if named else "")
-        for ending, paths in most[:5]
+    ranking = sorted(paths_by_ending.items(), key=lambda item: (-len(item[1]), item[0]))
+    endings = [
+        f"{len(names):,} {ending}"
+        + (f" ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})" if named else "")
+        for ending, names in ranking[:5]
     ]
-    more = f" and {len(most) - 5:,} more endings" if len(most) > 5 else ""
+    more = f" and {len(ranking) - 5:,} more endings" if len(ranking) > 5 else ""
     return [
-        f"{len(others):,} file(s) are left in place because their endings are not read:"
-        f" {', '.join(shown)}{more}"
+        f"{len(paths):,} file(s) are left in place because their endings are not read:"
+        f" {', '.join(endings)}{more}"
     ]
 
 
@@ -186,12 +186,12 @@ def skipped(why: Mapping[str, str], *, named: bool) -> list[str]:
     """
     if not why:
         return []
-    shown = [f"{shown_path(path)} ({reason})" for path, reason in sorted(why.items())[:5]]
+    entries = [f"{shown_path(path)} ({reason})" for path, reason in sorted(why.items())[:5]]
     more = f" and {len(why) - 5:,} more" if len(why) > 5 else ""
-    counted = [f"{number:,} ({reason})" for reason, number in Counter(why.values()).most_common()]
+    reasons = [f"{number:,} ({reason})" for reason, number in Counter(why.values()).most_common()]
     return [
         f"{len(why):,} entries of the folder are skipped:"
-        f" {'; '.join(shown) + more if named else '; '.join(counted)}"
+        f" {'; '.join(entries) + more if named else '; '.join(reasons)}"
     ]
 
 
@@ -254,21 +254,22 @@ def check_leftovers(store: Store, case: str) -> CheckOutcome:
     """
     last_look = store.read_pointer(f"{case}/left/batch") or {"by_ending": {}, "num_read": 0}
     counts: dict[str, int] = last_look["by_ending"]
-    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = dict(most[:_SHOWN_ENDINGS])
-    if len(most) > _SHOWN_ENDINGS:
-        shown["other endings"] = sum(number for _, number in most[_SHOWN_ENDINGS:])
-    num_left, num_read = sum(counts.values()), last_look["num_read"]
-    named = ", ".join(f"{number:,} {ending}" for ending, number in list(shown.items())[:5])
+    ranking = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    counts_by_ending = dict(ranking[:_SHOWN_ENDINGS])
+    if len(ranking) > _SHOWN_ENDINGS:
+        counts_by_ending["other endings"] = sum(number for _, number in ranking[_SHOWN_ENDINGS:])
+    num_left = sum(counts.values())
+    num_read = last_look["num_read"]
+    endings = ", ".join(f"{number:,} {ending}" for ending, number in list(counts_by_ending.items())[:5])
     return CheckOutcome(
         name=FILES_ARE_READ.name,
         passed=not num_left,
         # Files that were read once may have been removed since, and their batches go on.
         severity="error" if num_left and not num_read and not list_batches(store, case) else "warn",
         description=(
-            f"{num_left:,} of {num_left + num_read:,} files are not read: {named}; convert or remove them"
+            f"{num_left:,} of {num_left + num_read:,} files are not read: {endings}; convert or remove them"
             if num_left
             else ""
         ),
-        metadata={"num_read": num_read, "num_not_read": num_left, "not_read_by_ending": shown},
+        metadata={"num_read": num_read, "num_not_read": num_left, "not_read_by_ending": counts_by_ending},
     )

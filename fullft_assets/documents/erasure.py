@@ -112,15 +112,15 @@ def is_erased(case: str, table: pa.Table, tombstones: Collection[str]) -> np.nda
     if not tombstones:
         return erased_rows
     made_up = has_made_up_id(table)
-    named: dict[By, np.ndarray] = {"id": ~made_up, "group": np.ones(len(table), bool)}
-    for by, rows in named.items():
+    rows_by_column: dict[By, np.ndarray] = {"id": ~made_up, "group": np.ones(len(table), bool)}
+    for by, rows in rows_by_column.items():
         if by in table.column_names:
             distinct = [
                 value for value in table[by].filter(pa.array(rows)).unique().to_pylist() if value is not None
             ]
-            erased = [value for value in distinct if erased_digest(case, value, by) in tombstones]
+            erased_values = [value for value in distinct if erased_digest(case, value, by) in tombstones]
             is_named = pc.call_function(
-                "is_in", [table[by]], pc.SetLookupOptions(pa.array(erased, pa.string()))
+                "is_in", [table[by]], pc.SetLookupOptions(pa.array(erased_values, pa.string()))
             )
             erased_rows |= rows & is_named.to_numpy().astype(bool)
     if made_up.any() and any(name.startswith(_ROW) for name in tombstones):
@@ -132,6 +132,5 @@ def is_erased(case: str, table: pa.Table, tombstones: Collection[str]) -> np.nda
 
 def without_erased(table: pa.Table, store: Store, case: str) -> tuple[pa.Table, int]:
     """Return a table of documents without its erased rows, and the number of erased rows."""
-
-    erased = is_erased(case, table, read_tombstones(store, case))
-    return (table.filter(pa.array(~erased)) if erased.any() else table), int(erased.sum())
+    erased_rows = is_erased(case, table, read_tombstones(store, case))
+    return (table.filter(pa.array(~erased_rows)) if erased_rows.any() else table), int(erased_rows.sum())

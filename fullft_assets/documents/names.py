@@ -29,8 +29,8 @@ def shown_path(path: str) -> str:
 def alias(path: str) -> str:
     """Return what is written for a file outside of the store, such as `file-1f0c6aa2.jsonl`."""
     path = shown_path(path)
-    packed = next((ending for ending in COMPRESSIONS if path.lower().endswith(ending)), "")
-    ending = f"{ending_of(path)}{packed}" if name_of_format(path) else ""
+    compression = next((ending for ending in COMPRESSIONS if path.lower().endswith(ending)), "")
+    ending = f"{ending_of(path)}{compression}" if name_of_format(path) else ""
     return f"file-{hashlib.sha256(path.encode()).hexdigest()[:_DIGITS]}{ending}"
 
 
@@ -39,8 +39,7 @@ def restore(text: str, paths: Callable[[], Iterable[str]]) -> str:
     if not _ALIAS.search(text):
         return text
     for path in paths():
-        if (called := alias(path)) in text:
-            text = text.replace(called, shown_path(path))
+        text = text.replace(alias(path), shown_path(path))
     return text
 
 
@@ -83,15 +82,18 @@ def splits_of(paths: Iterable[str]) -> dict[str, str]:
     """Return the split of each path that is in one, `train`, `validation` or `test`; empty unless there is
     `train` and another one beside it.
     """
-    places: dict[tuple[str, str], dict[str, str]] = {}
+    splits_by_series: dict[tuple[str, str], dict[str, str]] = {}
     for path in paths:
-        for place, kind in _named(path):
-            places.setdefault(place, {})[path] = kind
-    whole = [splits for splits in places.values() if {"train"} < set(splits.values())]
-    return max(whole, key=len, default={})
+        for series, kind in _series_of(path):
+            splits_by_series.setdefault(series, {})[path] = kind
+    complete = [splits for splits in splits_by_series.values() if {"train"} < set(splits.values())]
+    return max(complete, key=len, default={})
 
 
-def _named(path: str) -> Iterator[tuple[tuple[str, str], str]]:
+def _series_of(path: str) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield each part of a path that names a split: its series (the folder, and what is before the split in
+    the name), and the split.
+    """
     end = 0
     for part in path.split("/"):
         if (match := _NAME.fullmatch(part)) is not None:
@@ -107,16 +109,17 @@ def mixed_splits(splits: Mapping[str, str], paths_of_rows: Iterable[str], group:
         paths_of_rows: the file of each row that the snapshot keeps.
         group: `examples.group`.
     """
-    files, rows = Counter(splits.values()), Counter(splits.get(path) for path in paths_of_rows)
-    counted = ", ".join(
-        f"{kind} ({_count(files[kind], 'file')}, {_count(rows[kind], 'row')})"
+    num_files = Counter(splits.values())
+    num_rows = Counter(splits.get(path) for path in paths_of_rows)
+    counts = ", ".join(
+        f"{kind} ({_count(num_files[kind], 'file')}, {_count(num_rows[kind], 'row')})"
         for kind in _KINDS
-        if files[kind]
+        if num_files[kind]
     )
     by = f"by `{group}`" if group else "by row"
     return (
-        f"the delivery has splits of its own, {counted}, of {rows.total():,} rows kept: they are mixed, and"
-        f" all rows are split anew {by}; to keep one out, move its files out of the folder, or name the"
+        f"the delivery has splits of its own, {counts}, of {num_rows.total():,} rows kept: they are mixed,"
+        f" and all rows are split anew {by}; to keep one out, move its files out of the folder, or name the"
         " folder of the others in documents.path"
     )
 

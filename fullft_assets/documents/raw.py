@@ -60,20 +60,19 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
     Raises:
         DataError: no such batch was cut; or not one of its files can be read, and none ever was.
     """
-    settings, batch = use_case.settings, read_batch(store, use_case.name, name, kind)
+    batch = read_batch(store, use_case.name, name, kind)
     source = source_of(use_case, kind)
-    pinned = {"version": VERSION, "settings": key_settings(use_case, kind), "seed": settings.seed}
+    pinned = {"version": VERSION, "settings": key_settings(use_case, kind), "seed": use_case.settings.seed}
     plan = _Plan(
         source,
         batch,
         lambda: [
-            _Before(manifest, pinned["settings"])
+            _EarlierReading(manifest, pinned["settings"])
             for manifest in _read_before(store, use_case.name, name, kind)
         ],
     )
 
     def write(draft: Draft) -> Outcome:
-
         read = plan.read(store, use_case)
         table, num_erased = without_erased(read.table, store, use_case.name)
         table, num_masked = _masked(table, use_case)
@@ -103,17 +102,19 @@ def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Ma
         ]
         return metadata.as_dict(), [*checks, _encodings_check(source, read)] if kind == "batch" else checks
 
-    inputs = {"batch": name, "files": plan.digests(), **_format_versions(batch, settings.documents.format)}
+    inputs = {
+        "batch": name,
+        "files": plan.digests(),
+        **_format_versions(batch, use_case.settings.documents.format),
+    }
     manifest = store.ensure(use_case.name, _stage(kind), write, inputs=inputs, **pinned)
     _remember(store, manifest, name)
     return manifest
 
 
-def _format_versions(batch: Batch, chosen_format: str) -> dict[str, Any]:
+def _format_versions(batch: Batch, format_: str) -> dict[str, Any]:
     # Those of our formats are part of this stage's `VERSION`.
-    names = (
-        {chosen_format} if chosen_format != "auto" else {name_of_format(file.path) for file in batch.files}
-    )
+    names = {format_} if format_ != "auto" else {name_of_format(file.path) for file in batch.files}
     versions = {name: FORMATS.get(name).version for name in sorted(filter(None, names))}
     registered_versions = {name: version for name, version in versions.items() if version}
     return {"formats": registered_versions} if registered_versions else {}
@@ -124,8 +125,8 @@ def _stage(kind: Kind) -> str:
 
 
 def _remember(store: Store, manifest: Manifest, name: str) -> None:
-    def add(recorded: dict[str, Any] | None) -> dict[str, Any] | None:
-        keys = (recorded or {"keys": []})["keys"]
+    def add(pointer: dict[str, Any] | None) -> dict[str, Any] | None:
+        keys = (pointer or {"keys": []})["keys"]
         if manifest.key in keys[:1]:
             return None
         return {"keys": [manifest.key, *(key for key in keys if key != manifest.key)][:_MOST_REMEMBERED]}
@@ -141,7 +142,7 @@ def _read_before(store: Store, case: str, name: str, kind: Kind) -> list[Manifes
 
 
 @dataclass(frozen=True)
-class _Before:
+class _EarlierReading:
     manifest: Manifest
     settings: Mapping[str, Any]
 
@@ -186,12 +187,12 @@ class _Before:
         return table
 
 
-def _under_todays_keys(recorded: Mapping[str, Any]) -> dict[str, Any]:
+def _under_todays_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of raw documents that an earlier release read, under the keys of this release."""
-    csv = dict(recorded.get("csv", {}))
+    csv = dict(settings.get("csv", {}))
     header = csv.pop("header", None)
-    records = recorded.get("xml", {}).get("record") or recorded.get("records")
-    return {"header": header, **recorded, "csv": csv, "records": records}
+    records = settings.get("xml", {}).get("record") or settings.get("records")
+    return {"header": header, **settings, "csv": csv, "records": records}
 
 
 class _Plan:
@@ -203,11 +204,11 @@ class _Plan:
         read_before: returns the batch's raw documents as they were read before, the last ones first.
     """
 
-    def __init__(self, source: Source, batch: Batch, read_before: Callable[[], list[_Before]]):
+    def __init__(self, source: Source, batch: Batch, read_before: Callable[[], list[_EarlierReading]]):
         self.source = source
         self.columns = schema()
         #: Of files that are not, where their rows are taken from, by path.
-        self.carried: dict[str, _Before] = {}
+        self.carried: dict[str, _EarlierReading] = {}
         #: Paths that another batch reads as they are by now: nothing is wrong with them.
         self.changed: set[str] = set()
         #: Paths that were read once, but not with what is asked for today, and are no longer there.
@@ -224,22 +225,23 @@ class _Plan:
         #: Files that are there as they were cut.
         self.as_cut = [file for file in files if current[file.path] == file]
         other_files = [file for file in files if current[file.path] != file]
-        before = read_before() if other_files else []
+        all_readings = read_before() if other_files else []
         for file in other_files:
-            earlier = [each for each in before if file.path in each.files]
-            self._place(file, earlier, is_there=current[file.path] is not None)
+            readings = [reading for reading in all_readings if file.path in reading.files]
+            self._decide(file, readings, is_there=current[file.path] is not None)
 
-    def _place(self, file: SourceFile, earlier: list[_Before], *, is_there: bool) -> None:
-        fitting = next((each for each in earlier if not each.wanting), None)
-        if fitting is not None:
-            self.carried[file.path] = fitting
+    def _decide(self, file: SourceFile, readings: list[_EarlierReading], *, is_there: bool) -> None:
+        complete = next((reading for reading in readings if not reading.wanting), None)
+        if complete is not None:
+            self.carried[file.path] = complete
         elif is_there:
             self.changed.add(file.path)
             self.unreadable[file.path] = f"changed since it was cut; {_CHANGED}"
-        elif earlier:
+        elif readings:
             self.taken_away.append(file.path)
             keys = ", ".join(
-                f"{'examples' if name in _OF_EXAMPLES else 'documents'}.{name}" for name in earlier[0].wanting
+                f"{'examples' if name in _OF_EXAMPLES else 'documents'}.{name}"
+                for name in readings[0].wanting
             )
             self.unreadable[file.path] = f"taken away since it was read with another {keys}; deliver it again"
         else:
@@ -248,7 +250,7 @@ class _Plan:
     def digests(self) -> dict[str, str]:
         """Return what pins the content of each file: an input of the artifact's key."""
         digests = {file.path: self.source.digest(file) for file in self.as_cut}
-        digests |= {path: before.pin(path) for path, before in self.carried.items()}
+        digests |= {path: reading.pin(path) for path, reading in self.carried.items()}
         return digests | {file.path: "missing" for file in self.missing} | self.unreadable
 
     def read(self, store: Store, use_case: UseCase) -> ReadBatch:
@@ -258,18 +260,16 @@ class _Plan:
         Raises:
             DataError: not one of the files can be read.
         """
-
-        read, parts = ReadBatch(self.columns.empty_table()), []
+        read = ReadBatch(self.columns.empty_table())
         files = self.as_cut + self.missing
         if files:
             with self.source.fetched(files):
                 read = self._read_files(files, use_case)
-        for ref in dict.fromkeys(before.manifest.ref for before in self.carried.values()):
-            paths = [path for path, before in self.carried.items() if before.manifest.ref == ref]
-            parts.append(self.carried[paths[0]].rows(store, paths, self.columns))
-        return replace(
-            read, table=pa.concat_tables([read.table, *parts]), unreadable=self.unreadable | read.unreadable
-        )
+        tables = [read.table]
+        for ref in dict.fromkeys(reading.manifest.ref for reading in self.carried.values()):
+            paths = [path for path, reading in self.carried.items() if reading.manifest.ref == ref]
+            tables.append(self.carried[paths[0]].rows(store, paths, self.columns))
+        return replace(read, table=pa.concat_tables(tables), unreadable=self.unreadable | read.unreadable)
 
     def _read_files(self, files: list[SourceFile], use_case: UseCase) -> ReadBatch:
         settings = use_case.settings
@@ -304,12 +304,12 @@ class _Plan:
 def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     """Return the settings that shape the raw documents, or a window's production documents."""
     settings = use_case.settings
-    chosen_settings = settings.documents.model_dump(
+    documents = settings.documents.model_dump(
         include={"format", "records", "text", "id", "annotator", "encoding", *_OF_FORMATS}
     )
     masked = {"masked": kinds} if (kinds := masked_kinds(use_case)) else {}
     return {
-        **chosen_settings,
+        **documents,
         **settings.examples.model_dump(include={*_OF_EXAMPLES}),
         **masked,
     }
@@ -339,22 +339,22 @@ def was_kept(store: Store, case: str, name: str, kind: Kind = "batch") -> bool:
     return store.read_pointer(f"latest/{case}/{_stage(kind)}/{name}") is not None
 
 
-def _first(places: list[str]) -> str:
-    more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
-    return "; ".join(places[:5]) + more
+def _first(lines: list[str]) -> str:
+    more = f" and {len(lines) - 5:,} more" if len(lines) > 5 else ""
+    return "; ".join(lines[:5]) + more
 
 
 def _readable_check(
     source: Source, batch: Batch, unreadable: dict[str, str], changed: set[str]
 ) -> CheckOutcome:
     wrong = [path for path in unreadable if path not in changed]
-    named = [*wrong, *(path for path in unreadable if path in changed)]
-    places = _first([f"{alias(path)}: {unreadable[path]}" for path in named])
+    paths = [*wrong, *(path for path in unreadable if path in changed)]
+    reasons = _first([f"{alias(path)}: {unreadable[path]}" for path in paths])
     return CheckOutcome(
         name=READABLE.name,
         passed=not wrong,
         severity="warn",
-        description=(f"{source.uri}: {places}{'; fix and deliver again' if wrong else ''}" if named else ""),
+        description=(f"{source.uri}: {reasons}{'; fix and deliver again' if wrong else ''}" if paths else ""),
         metadata={"num_files": len(batch.files), "num_unreadable": len(wrong), "num_changed": len(changed)},
     )
 
@@ -372,13 +372,13 @@ def _encodings_check(source: Source, read: ReadBatch) -> CheckOutcome:
         name: [path for path, encoding in rare.items() if encoding == name]
         for name in sorted(set(rare.values()))
     }
-    counted = "; ".join(f"{len(paths):,} in {name} ({alias(paths[0])})" for name, paths in by_name.items())
+    counts = "; ".join(f"{len(paths):,} in {name} ({alias(paths[0])})" for name, paths in by_name.items())
     return CheckOutcome(
         name=ENCODINGS_AGREE.name,
         passed=not rare,
         severity="warn",
         description=(
-            f"detected in few files: {counted}; look at these rows, and set documents.encoding where it is"
+            f"detected in few files: {counts}; look at these rows, and set documents.encoding where it is"
             " wrong"
             if rare
             else ""
@@ -388,12 +388,12 @@ def _encodings_check(source: Source, read: ReadBatch) -> CheckOutcome:
 
 
 def _pages_check(source: Source, pages: dict[str, int]) -> CheckOutcome:
-    places = _first([f"{alias(path)}: {number:,} page(s)" for path, number in pages.items()])
+    counts = _first([f"{alias(path)}: {number:,} page(s)" for path, number in pages.items()])
     what = "perhaps scanned; recognise the text, such as with ocrmypdf"
     return CheckOutcome(
         name=PAGES_HAVE_TEXT.name,
         passed=not pages,
         severity="warn",
-        description=f"{source.uri}: {places} without text, {what}" if pages else "",
+        description=f"{source.uri}: {counts} without text, {what}" if pages else "",
         metadata={"num_files_with_such_pages": len(pages), "num_pages_without_text": sum(pages.values())},
     )

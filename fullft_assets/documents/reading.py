@@ -7,7 +7,7 @@ read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
@@ -32,7 +32,7 @@ from fullft_assets.documents.formats import (
 from fullft_assets.documents.formats.bounded import ReaderProcess
 from fullft_assets.documents.formats.encodings import Scores
 from fullft_assets.documents.formats.registered import plain_rows
-from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT, Row, Wanted
+from fullft_assets.documents.formats.rows import PAGES_WITHOUT_TEXT, Row, RowSettings
 from fullft_assets.documents.names import alias
 from fullft_assets.documents.sources import Source, SourceFile
 from fullft_assets.errors import DataError
@@ -244,19 +244,17 @@ class _Rows:
         self._pending += batches
         if len(self._pending) >= _JOINED_BATCHES:
             self._join()
-        return sum(each.nbytes for each in batches)
+        return sum(batch.nbytes for batch in batches)
 
     def _join(self) -> None:
-
         self._joined.append(pa.Table.from_batches(self._pending, schema=self._columns).combine_chunks())
         self._pending = []
 
-    def table(self, paths: Iterable[str]) -> pa.Table:
+    def table(self, paths: Collection[str]) -> pa.Table:
         """Return the rows of all files, file by file in the order of these paths."""
-
         self._join()
-        table, paths = pa.concat_tables(self._joined), list(paths)
-        if paths == list(self._places):
+        table = pa.concat_tables(self._joined)
+        if list(paths) == list(self._places):
             return table
         return pa.concat_tables(
             [self._columns.empty_table(), *(table.slice(*self._places[path]) for path in paths)]
@@ -292,7 +290,7 @@ class FileReader:
         all_fields: bool = False,
     ):
         self._documents = documents
-        self._wanted = Wanted.of(documents, examples)
+        self._row_settings = RowSettings.of(documents, examples)
         self._all_fields = all_fields
         self._process = ReaderProcess()
 
@@ -311,12 +309,12 @@ class FileReader:
             Unreadable: no format has the file's ending.
         """
         by_ending = name_of_format(file.name)
-        chosen = by_ending if self._documents.format == "auto" else self._documents.format
-        if chosen is None:
+        name = by_ending if self._documents.format == "auto" else self._documents.format
+        if name is None:
             raise Unreadable(
                 f"no format has its ending {ending_of(file.name)}; install the package that registers it"
             )
-        meaning = FORMATS.get(chosen)
+        meaning = FORMATS.get(name)
         if meaning.records is not None:
             return meaning, meaning
         return FORMATS.get(by_ending if by_ending in meaning.written_as else meaning.written_as[0]), meaning
@@ -336,52 +334,46 @@ class FileReader:
         """
         # A folder, a dangling link or a missing right is reported alike for all formats.
         with file.path.open("rb"):
-            written, meaning = self.formats(file)
-        if written.max_bytes is not None and file.path.stat().st_size > written.max_bytes:
-            raise Unreadable(f"larger than {written.max_bytes // 2**20:,} MiB; split it")
+            syntax, meaning = self.formats(file)
+        if syntax.max_bytes is not None and file.path.stat().st_size > syntax.max_bytes:
+            raise Unreadable(f"larger than {syntax.max_bytes // 2**20:,} MiB; split it")
         reading = Reading(
-            wanted=self._wanted,
-            fields=self._wanted.fields if meaning.rows is plain_rows and not self._all_fields else None,
+            row_settings=self._row_settings,
+            fields=self._row_settings.fields if meaning.rows is plain_rows and not self._all_fields else None,
             documents=self._documents,
         )
 
         def read(file: Delivered) -> T:
-            assert written.records is not None, "an export names formats that have records"
+            assert syntax.records is not None, "an export names formats that have records"
             records = (
-                written.records(file, reading)
-                if written.is_streamed
-                else self._process.records(written.records, file, reading)
+                syntax.records(file, reading)
+                if syntax.is_streamed
+                else self._process.records(syntax.records, file, reading)
             )
             if meaning.is_recognised_by_content:
                 return take(*self._told_by_content(records, meaning), reading)
             return take(records, meaning, reading)
 
-        if not written.is_text:
+        if not syntax.is_text:
             return read(file), None
-        return encodings.read_text(file, self._documents.encoding, written.declared_encoding, read, decide)
+        return encodings.read_text(file, self._documents.encoding, syntax.declared_encoding, read, decide)
 
     def _told_by_content(
-        self, records: Iterator[tuple[int, Record]], otherwise: Format
+        self, records: Iterator[tuple[int, Record]], default: Format
     ) -> tuple[Iterator[tuple[int, Record]], Format]:
-        seen = []
-        for numbered in records:
-            seen.append(numbered)
-            if not isinstance(numbered[1], str):
+        first_records: list[tuple[int, Record]] = []
+        for number, record in records:
+            first_records.append((number, record))
+            if isinstance(record, dict):
+                for format_ in FORMATS.all().values():
+                    if format_.looks_like is not None and format_.looks_like(record, self._row_settings):
+                        return chain(first_records, records), format_
                 break
-        first = seen[-1][1] if seen else None
-        meaning = otherwise
-        if isinstance(first, dict):
-            fitting = (
-                each
-                for each in FORMATS.all().values()
-                if each.looks_like is not None and each.looks_like(first, self._wanted)
-            )
-            meaning = next(fitting, otherwise)
-        return chain(seen, records), meaning
+        return chain(first_records, records), default
 
 
 def _collect(
-    numbered: Iterable[tuple[int, Row]],
+    rows: Iterable[tuple[int, Row]],
     file: SourceFile,
     columns: pa.Schema,
     pages: Counter[str],
@@ -389,9 +381,9 @@ def _collect(
     bound: int,
 ) -> list[pa.RecordBatch]:
     batches: list[pa.RecordBatch] = []
-    for pending in _parts(numbered):
-        pages[file.path] += sum(row.get(PAGES_WITHOUT_TEXT, 0) for _, row in pending)
-        batches.append(_batch(pending, file, columns))
+    for part in _parts(rows):
+        pages[file.path] += sum(row.get(PAGES_WITHOUT_TEXT, 0) for _, row in part)
+        batches.append(_batch(part, file, columns))
         room -= batches[-1].nbytes
         if room < 0:
             raise Unreadable(
@@ -401,35 +393,36 @@ def _collect(
     return batches
 
 
-def _parts(numbered: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
-    pending, characters = [], 0
-    for number, row in numbered:
-        pending.append((number, row))
+def _parts(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
+    part: list[tuple[int, Row]] = []
+    characters = 0
+    for number, row in rows:
+        part.append((number, row))
         characters += len(row.get("text") or "")
-        if len(pending) >= _PENDING_ROWS or characters >= _PENDING_CHARACTERS:
-            yield pending
-            pending, characters = [], 0
-    if pending:
-        yield pending
+        if len(part) >= _PENDING_ROWS or characters >= _PENDING_CHARACTERS:
+            yield part
+            part = []
+            characters = 0
+    if part:
+        yield part
 
 
-def _batch(numbered: list[tuple[int, Row]], file: SourceFile, columns: pa.Schema) -> pa.RecordBatch:
-
-    number_of_rows = len(numbered)
+def _batch(rows: list[tuple[int, Row]], file: SourceFile, columns: pa.Schema) -> pa.RecordBatch:
+    number_of_rows = len(rows)
     columns_by_name = {
-        "id": pa.array([row.get("id") or f"{file.path}:{number}" for number, row in numbered], pa.string()),
+        "id": pa.array([row.get("id") or f"{file.path}:{number}" for number, row in rows], pa.string()),
         "source": pa.repeat(file.path, number_of_rows),
-        "row": pa.array([number for number, _ in numbered], pa.int64()),
+        "row": pa.array([number for number, _ in rows], pa.int64()),
         "delivered_ns": pa.repeat(pa.scalar(file.mtime_ns, pa.int64()), number_of_rows),
     }
     # Most columns are null in most files; a look at each row's keys is cheaper than at each column's values.
-    used: set[str] = set().union(*(row for _, row in numbered))
+    row_keys: set[str] = set().union(*(row for _, row in rows))
     for name in columns.names:
         if name not in columns_by_name:
             type_ = columns.field(name).type
             columns_by_name[name] = (
-                pa.array([row.get(name) for _, row in numbered], type_)
-                if name in used
+                pa.array([row.get(name) for _, row in rows], type_)
+                if name in row_keys
                 else pa.nulls(number_of_rows, type_)
             )
     return pa.RecordBatch.from_arrays([columns_by_name[name] for name in columns.names], schema=columns)

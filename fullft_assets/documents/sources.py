@@ -249,7 +249,7 @@ class S3Prefix:
         self._bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._any_ending = any_ending
-        self._places: dict[str, Path | OSError] = {}
+        self._copies: dict[str, Path | OSError] = {}
         self.others: list[str] = []
         self.skipped: dict[str, str] = {}
 
@@ -338,10 +338,10 @@ class S3Prefix:
     def local(self, path: str) -> Iterator[Path]:
         """Return the fetched object; one that was not fetched yet comes into a temporary file."""
         with tempfile.TemporaryDirectory(prefix="fullft-") as folder:
-            place = self._places.get(path) or self._fetch(path, Path(folder))
-            if isinstance(place, OSError):
-                raise place
-            yield place
+            copy = self._copies.get(path) or self._fetch(path, Path(folder))
+            if isinstance(copy, OSError):
+                raise copy
+            yield copy
 
     @contextmanager
     def fetched(self, files: Sequence[SourceFile]) -> Iterator[None]:
@@ -353,22 +353,22 @@ class S3Prefix:
         """
         with tempfile.TemporaryDirectory(prefix="fullft-") as folder:
             with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
-                fetched = pool.map(
+                copies = pool.map(
                     lambda n: self._fetch(files[n].path, Path(folder, str(n))), range(len(files))
                 )
-                self._places = dict(zip((file.path for file in files), fetched, strict=True))
+                self._copies = dict(zip((file.path for file in files), copies, strict=True))
             try:
                 yield
             finally:
-                self._places = {}
+                self._copies = {}
 
     def _fetch(self, path: str, folder: Path) -> Path | OSError:
         folder.mkdir(exist_ok=True)
         # The key may be longer than a local name; its end has the format's ending.
-        place = folder / PurePosixPath(path).name[-100:]
+        copy = folder / PurePosixPath(path).name[-100:]
         with self._one_line_errors():
             try:
-                self._ask("download_file", Key=self._prefix + path, Filename=str(place))
+                self._ask("download_file", Key=self._prefix + path, Filename=str(copy))
             except FileNotFoundError:
                 return FileNotFoundError(errno.ENOENT, "no such object")
             except PermissionError as error:
@@ -380,7 +380,7 @@ class S3Prefix:
                     f"{self.uri}: {alias(path)} may not be read ({error}); let the role use the key that"
                     " encrypts it"
                 ) from error
-        return place
+        return copy
 
     def _ask(self, request: str, **arguments: str) -> Any:
         with as_os_errors():

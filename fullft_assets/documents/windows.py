@@ -26,7 +26,7 @@ _COLUMNS = "rows arrived_ns mtime_ns bytes etag path"
 _NOT_COUNTED = "-"
 
 
-class _Waiting(NamedTuple):
+class _Arrival(NamedTuple):
     arrived_ns: int
     #: None: not counted, as the window ends by time.
     rows: int | None
@@ -69,7 +69,7 @@ class WindowCutter:
         self._bytes_left = None if whole else COUNTED_BYTES
         self._pointer = _pointer_of(use_case.name)
         #: Files of the next window, in the order of arrival.
-        self._open: dict[SourceFile, _Waiting] = {}
+        self._open: dict[SourceFile, _Arrival] = {}
         #: Of these files, as far as they were looked at.
         self._num_rows = 0
         self._num_bytes = 0
@@ -90,7 +90,7 @@ class WindowCutter:
     def progress(self) -> str:
         """What the next window has so far, in words; empty where no file waits for its end by time."""
         if self._window.rows is not None:
-            num_rows = sum(waiting.rows or 0 for waiting in self._open.values())
+            num_rows = sum(arrival.rows or 0 for arrival in self._open.values())
             return f"{num_rows:,} of {self._window.rows:,} rows of the next window"
         if not self._open:
             return ""
@@ -105,50 +105,49 @@ class WindowCutter:
         yield from self._open
         yield from files
 
-    def _group(self, new: list[SourceFile]) -> Iterator[list[SourceFile]]:
+    def _group(self, files: list[SourceFile]) -> Iterator[list[SourceFile]]:
         """Yield the files of each window that ends, then remember the rest.
 
         Where a look records no more windows, the rest is not remembered, and the next look finds it as new.
         """
         before = self._open
         self._open = {}
-        documents, examples = self._use_case.settings.documents, self._use_case.settings.examples
-        with FileReader(documents, examples) as reader:
-            for file, waiting in self._in_order(before, new).items():
-                if self._window.rows is not None and waiting.rows is None:
+        with FileReader(self._use_case.settings.documents, self._use_case.settings.examples) as reader:
+            for file, arrival in self._in_order(before, files).items():
+                if self._window.rows is not None and arrival.rows is None:
                     if self._bytes_left is not None and self._bytes_left <= 0:
                         break
-                    waiting = waiting._replace(rows=self._count(reader, file))
-                    if waiting.rows is None:
+                    arrival = arrival._replace(rows=self._count(reader, file))
+                    if arrival.rows is None:
                         # A feed that delivers what nobody can read would never complete a window.
                         yield [file]
                         continue
-                if self._ends_before(file, waiting):
+                if self._ends_before(file, arrival):
                     yield self._completed()
-                self._open[file] = waiting
+                self._open[file] = arrival
                 self._num_bytes += file.bytes
-                self._num_rows += waiting.rows or 0
+                self._num_rows += arrival.rows or 0
                 if self._window.rows is not None and self._num_rows >= self._window.rows:
                     yield self._completed()
         if self._open != before:
-            lines = [waiting.line(file) for file, waiting in self._open.items()]
+            lines = [arrival.line(file) for file, arrival in self._open.items()]
             self._store.write_pointer(self._pointer, {"columns": _COLUMNS, "files": lines})
 
     def _in_order(
-        self, before: dict[SourceFile, _Waiting], new: list[SourceFile]
-    ) -> dict[SourceFile, _Waiting]:
-        arrived = {
-            file: _Waiting(min(file.mtime_ns, self._now_ns), None) for file in new if file not in before
+        self, before: dict[SourceFile, _Arrival], files: list[SourceFile]
+    ) -> dict[SourceFile, _Arrival]:
+        arrivals = {
+            file: _Arrival(min(file.mtime_ns, self._now_ns), None) for file in files if file not in before
         }
-        order = sorted(arrived, key=lambda file: (arrived[file].arrived_ns, file.mtime_ns, file.path))
-        rewritten = {file.path for file in arrived}
-        known_files = set(new)
-        still = {
-            file: waiting
-            for file, waiting in before.items()
-            if file in known_files and file.path not in rewritten
+        order = sorted(arrivals, key=lambda file: (arrivals[file].arrived_ns, file.mtime_ns, file.path))
+        paths_of_arrivals = {file.path for file in arrivals}
+        current_files = set(files)
+        open_files = {
+            file: arrival
+            for file, arrival in before.items()
+            if file in current_files and file.path not in paths_of_arrivals
         }
-        return still | {file: arrived[file] for file in order}
+        return open_files | {file: arrivals[file] for file in order}
 
     def _completed(self) -> list[SourceFile]:
         files = list(self._open)
@@ -157,13 +156,13 @@ class WindowCutter:
         self._num_bytes = 0
         return files
 
-    def _ends_before(self, file: SourceFile, about: _Waiting) -> bool:
+    def _ends_before(self, file: SourceFile, arrival: _Arrival) -> bool:
         first = next(iter(self._open.values()), None)
         if first is None:
             return False
         if (
             self._window.hours is not None
-            and about.arrived_ns - first.arrived_ns >= self._window.hours * 3600 * 10**9
+            and arrival.arrived_ns - first.arrived_ns >= self._window.hours * 3600 * 10**9
         ):
             return True
         return (
@@ -193,17 +192,16 @@ def open_since(store: Store, case: str) -> list[float]:
     """Return when the files arrived that the next window of a use case has so far, in seconds since the
     epoch.
     """
-    return [about.arrived_ns / 10**9 for about in _read(store, _pointer_of(case)).values()]
+    return [arrival.arrived_ns / 10**9 for arrival in _read(store, _pointer_of(case)).values()]
 
 
 def _pointer_of(case: str) -> str:
     return f"{case}/open_window"
 
 
-def _read(store: Store, pointer: str) -> dict[SourceFile, _Waiting]:
-    recorded = store.read_pointer(pointer) or {"files": []}
-    waiting = {}
-    for line in recorded["files"]:
+def _read(store: Store, pointer: str) -> dict[SourceFile, _Arrival]:
+    arrivals = {}
+    for line in (store.read_pointer(pointer) or {"files": []})["files"]:
         rows, arrived_ns, file_line = line.split(" ", 2)
-        waiting[file_of(file_line)] = _Waiting(int(arrived_ns), None if rows == _NOT_COUNTED else int(rows))
-    return waiting
+        arrivals[file_of(file_line)] = _Arrival(int(arrived_ns), None if rows == _NOT_COUNTED else int(rows))
+    return arrivals

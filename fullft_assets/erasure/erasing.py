@@ -84,21 +84,21 @@ def _drop_rows(store: Store, case: str, stage: str, erased: ErasedDocuments, rep
     """
     of_examples = _ids_of_examples(store, case, erased) if stage == TOKENIZED_CHUNKS else {}
     for manifest, folder in whole_artifacts(store, case, stage):
-        before = {name: pq.read_table(folder / name) for name in FILES[stage]}
+        tables = {name: pq.read_table(folder / name) for name in FILES[stage]}
         if stage == TOKENIZED_CHUNKS:
             ids = of_examples.get(manifest.inputs[LABELED_EXAMPLES], erased.ids)
-            hit = [np.array([id_ in ids for id_ in before["chunks.parquet"]["id"].to_pylist()], bool)]
+            hit = [np.array([id_ in ids for id_ in tables["chunks.parquet"]["id"].to_pylist()], bool)]
         else:
-            hit = [erased.rows(table) for table in before.values()]
+            hit = [erased.rows(table) for table in tables.values()]
         metadata = _without_paths(manifest.metadata, erased.paths)
         inputs = _without_paths(manifest.inputs, erased.paths)
         if not any(rows.any() for rows in hit) and (metadata, inputs) == (manifest.metadata, manifest.inputs):
             continue
-        pairs = zip(before.items(), hit, strict=True)
-        tables = {name: table.filter(pa.array(~rows)) for (name, table), rows in pairs}
+        pairs = zip(tables.items(), hit, strict=True)
+        tables_left = {name: table.filter(pa.array(~rows)) for (name, table), rows in pairs}
         metadata["num_erased"] = (metadata.get("num_erased") or 0) + int(hit[0].sum())
-        metadata |= _counts(manifest, list(tables.values()))
-        store.rewrite(manifest, partial(_write_tables, tables, metadata), inputs)
+        metadata |= _counts(manifest, list(tables_left.values()))
+        store.rewrite(manifest, partial(_write_tables, tables_left, metadata), inputs)
         report.rewritten[stage] += 1
 
 
@@ -108,7 +108,7 @@ def _without_paths(value: Any, paths: Collection[str]) -> Any:
         return {name: _without_paths(inner, paths) for name, inner in value.items() if name not in paths}
     if isinstance(value, list):
         return [
-            _without_paths(each, paths) for each in value if not isinstance(each, str) or each not in paths
+            _without_paths(item, paths) for item in value if not isinstance(item, str) or item not in paths
         ]
     return value
 
@@ -200,7 +200,9 @@ def _drop_from_drift_reports(store: Store, case: str, erased: ErasedDocuments, r
     """
     reports = store.artifacts(case, DRIFT_REPORT)
     metadata = {manifest.ref: DriftMetadata.of(manifest) for manifest in reports}
-    touched = {key_ref(ref) for ref, about in metadata.items() if key_ref(about.documents) in erased.windows}
+    touched_refs = {
+        key_ref(ref) for ref, drift in metadata.items() if key_ref(drift.documents) in erased.windows
+    }
 
     def forget_documents(has_documents: bool, folder: Path) -> Mapping[str, Any]:
         (folder / EXPLANATION).unlink(missing_ok=True)
@@ -209,10 +211,10 @@ def _drop_from_drift_reports(store: Store, case: str, erased: ErasedDocuments, r
         return {}
 
     for manifest in reports:
-        about = metadata[manifest.ref]
-        compared = {key_ref(ref) for ref in (*about.reference, *about.kept_reference)}
-        is_touched = key_ref(manifest.ref) in touched
-        if is_touched or (EXPLANATION in manifest.files and not touched.isdisjoint(compared)):
+        drift = metadata[manifest.ref]
+        reference_refs = {key_ref(ref) for ref in (*drift.reference, *drift.kept_reference)}
+        is_touched = key_ref(manifest.ref) in touched_refs
+        if is_touched or (EXPLANATION in manifest.files and not touched_refs.isdisjoint(reference_refs)):
             store.rewrite(manifest, partial(forget_documents, is_touched))
             report.rewritten[DRIFT_REPORT] += 1
 
@@ -250,10 +252,10 @@ def erase(
 def _erase(store: Store, case: str, listed: list[str], by: By, reason: str) -> ErasureReport:
     report = ErasureReport(num_listed=len(listed))
     _sweep(store, case, report)
-    sought = search(store, case, listed, by)
-    write_tombstones(store, case, sought.digests, by=by, reason=reason)
-    report.missing = sought.missing
-    report.num_before = len(sought.before)
+    documents = search(store, case, listed, by)
+    write_tombstones(store, case, documents.digests, by=by, reason=reason)
+    report.missing = documents.missing
+    report.num_before = len(documents.before)
     erased = gather(store, case, reason)
     report.num_found = len(erased.ids)
     forget(store, case, erased.paths, "batch")

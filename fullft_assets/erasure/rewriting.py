@@ -156,11 +156,11 @@ def _drop_from_report(
             for excerpt in excerpts:
                 text = text.replace(excerpt, GONE)
             (path / name).write_text(text, encoding="utf-8")
-        measured = json.loads((path / EVALUATION_FILE).read_text(encoding="utf-8"))
-        for section in (measured, measured.get("changes", {})):
+        evaluation = json.loads((path / EVALUATION_FILE).read_text(encoding="utf-8"))
+        for section in (evaluation, evaluation.get("changes", {})):
             for name in _NAMING:
                 section.pop(name, None)
-        (path / EVALUATION_FILE).write_text(json.dumps(measured, indent=1), encoding="utf-8")
+        (path / EVALUATION_FILE).write_text(json.dumps(evaluation, indent=1), encoding="utf-8")
         return {}
 
     store.rewrite(manifest, edit)
@@ -290,15 +290,15 @@ def _rewrite_snapshot(
                 pq.write_table(plan.to_table(), path / "packing.parquet")
                 changes.update(num_packed_rows=plan.num_rows, packing_fill=plan.fill)
         # It names places of rows that are in no split, too.
-        withdrawn = (
+        notice = (
             f"# Data report of {manifest.case}\n\nWithdrawn: documents that it was made of were erased.\n"
         )
-        (path / "report.md").write_text(withdrawn, encoding="utf-8")
-        (path / REPORT_PAGE).write_text(data_report.to_page(withdrawn), encoding="utf-8")
+        (path / "report.md").write_text(notice, encoding="utf-8")
+        (path / REPORT_PAGE).write_text(data_report.to_page(notice), encoding="utf-8")
         return before.model_copy(update=changes).as_dict()
 
     identity = manifest.identity
     if identity is not None:
-        digests = {kind: drawn.content_digest for kind, drawn in changed.items()}
+        digests = {kind: artifact.content_digest for kind, artifact in changed.items()}
         identity = identity.model_copy(update={"values": {**identity.values, **digests}})
     store.rewrite(manifest, edit, inputs, identity=identity)

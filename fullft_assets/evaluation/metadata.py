@@ -30,7 +30,7 @@ class EvaluationMetadata(Metadata):
         measured: METRIC, METRIC_low and METRIC_high of the candidate, and what the task adds.
     """
 
-    rest = "measured"
+    spread_field = "measured"
     verdict: str
     justification: str
     answer: str

@@ -327,7 +327,7 @@ class DriftMetadata(Metadata):
             see `verdict` and `features.Sums`.
     """
 
-    rest: ClassVar[str | None] = "measured"
+    spread_field: ClassVar[str | None] = "measured"
 
     window: str
     status: Status

@@ -337,13 +337,13 @@ def _is_valid(number: str, region: str | None = None, *, mobile: bool = False) -
     import phonenumbers
 
     try:
-        parsed = phonenumbers.parse(number, region)
+        phone_number = phonenumbers.parse(number, region)
     except phonenumbers.NumberParseException:
         return False
-    if not phonenumbers.is_valid_number(parsed):
+    if not phonenumbers.is_valid_number(phone_number):
         return False
     kinds = (phonenumbers.PhoneNumberType.MOBILE, phonenumbers.PhoneNumberType.FIXED_LINE_OR_MOBILE)
-    return not mobile or phonenumbers.number_type(parsed) in kinds
+    return not mobile or phonenumbers.number_type(phone_number) in kinds
 
 
 _LOCAL_PART = re.compile(r"[\w%+][\w.+%'-]*\Z")

@@ -100,9 +100,9 @@ def _pipeline_of(use_case: UseCase) -> _Pipeline | None:
         raise SettingsError(f"examples.pii_model: {error}") from None
 
 
-def _folder(named: str, root: Path) -> Path:
-    candidates = [locate(named, root)]
-    spec = importlib.util.find_spec(named) if named.isidentifier() else None
+def _folder(name: str, root: Path) -> Path:
+    candidates = [locate(name, root)]
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is not None and spec.submodule_search_locations:
         package = Path(next(iter(spec.submodule_search_locations)))
         candidates += [path.parent for path in sorted(package.glob("*/config.cfg"))]
@@ -110,9 +110,9 @@ def _folder(named: str, root: Path) -> Path:
         if (folder / "meta.json").is_file() and (folder / "config.cfg").is_file():
             return folder
     if candidates[0].is_dir():
-        raise SettingsError(f"no spaCy pipeline is in {named} (meta.json, config.cfg)")
+        raise SettingsError(f"no spaCy pipeline is in {name} (meta.json, config.cfg)")
     raise SettingsError(
-        f"no installed spaCy pipeline and no folder has the name {named}{suggest_path(named, root)}"
+        f"no installed spaCy pipeline and no folder has the name {name}{suggest_path(name, root)}"
     )
 
 
@@ -139,12 +139,16 @@ class EntityModel:
         """Return what is found in each text; pieces of one text do not overlap."""
         pieces: list[list[Found]] = [[] for _ in texts]
         parts = [(row, start, end) for row, text in enumerate(texts) for start, end in _windows(text)]
-        parsed = self._pipeline.pipe((texts[row][start:end] for row, start, end in parts), batch_size=_BATCH)
-        for (row, start, _), document in zip(parts, parsed, strict=True):
+        documents = self._pipeline.pipe(
+            (texts[row][start:end] for row, start, end in parts), batch_size=_BATCH
+        )
+        for (row, start, _), document in zip(parts, documents, strict=True):
             for entity in document.ents:
                 if (kind := self._kinds.get(entity.label_)) is not None:
-                    place = start + entity.start_char, start + entity.end_char
-                    pieces[row].append(Found(*place, f"[{kind.upper()}]", kind))
+                    piece = Found(
+                        start + entity.start_char, start + entity.end_char, f"[{kind.upper()}]", kind
+                    )
+                    pieces[row].append(piece)
         return pieces
 
 

@@ -41,8 +41,8 @@ _ITALIAN_ODD = dict(
 
 def is_luhn(number: str) -> bool:
     """Return whether a card's check digit is right (ISO/IEC 7812-1)."""
-    doubled = [int(c) * (2 if at % 2 else 1) for at, c in enumerate(reversed(number))]
-    return sum(digit - 9 if digit > 9 else digit for digit in doubled) % 10 == 0
+    digits = [int(c) * (2 if at % 2 else 1) for at, c in enumerate(reversed(number))]
+    return sum(digit - 9 if digit > 9 else digit for digit in digits) % 10 == 0
 
 
 def is_iban(number: str) -> bool:

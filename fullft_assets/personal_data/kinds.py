@@ -64,7 +64,8 @@ class Kind:
     check: Callable[[re.Match[str]], Span | None]
 
 
-_NO_DIGITS, _SEPARATORS = re.compile("[^0-9]+"), re.compile(r"[\W_]+")
+_NO_DIGITS = re.compile("[^0-9]+")
+_SEPARATORS = re.compile(r"[\W_]+")
 
 
 def digits_of(text: str) -> str:
@@ -99,10 +100,10 @@ def checked(
     """
 
     def check(match: re.Match[str]) -> Span | None:
-        tested = (match.lastindex or 0) if group is None else group
-        is_right = test(bare(match[tested]))
-        is_other = not is_named and is_another_number(match, match.start(tested))
-        return match.span(tested) if is_right and not is_other else None
+        number = (match.lastindex or 0) if group is None else group
+        is_right = test(bare(match[number]))
+        is_other = not is_named and is_another_number(match, match.start(number))
+        return match.span(number) if is_right and not is_other else None
 
     return check
 
@@ -119,7 +120,8 @@ def named_by(
         accept: whether what is found may be such a number.
         prefix: pattern of what belongs to the number in front of the match.
     """
-    stem_list, words = stems.split(), re.compile(rf"\b{cue}{JOIN}\Z", re.I)
+    stem_list = stems.split()
+    words = re.compile(rf"\b{cue}{JOIN}\Z", re.I)
     front = re.compile(rf"{prefix}\Z", re.I)
 
     @lru_cache(maxsize=1)
@@ -133,8 +135,8 @@ def named_by(
             return None
         group = match.lastindex or 0
         start, end = match.span(group)
-        if prefix and (before := front.search(match.string, max(0, start - 12), start)):
-            start = before.start()
+        if prefix and (prefix_match := front.search(match.string, max(0, start - 12), start)):
+            start = prefix_match.start()
         window = match.string[max(0, start - _CUE_WINDOW) : start].lower()
         # No generator: most numbers get this far and no further.
         for stem in stem_list:

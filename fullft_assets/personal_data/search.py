@@ -35,8 +35,8 @@ def kinds_named(names: Collection[str]) -> tuple[Kind, ...]:
 def counts_of(pieces_by_row: Mapping[int, Sequence[Found]], num_rows: int) -> np.ndarray:
     """Return how many pieces of personal data each of the rows holds."""
     counts = np.zeros(num_rows, np.int32)
-    for row, each in pieces_by_row.items():
-        counts[row] = len(each)
+    for row, pieces in pieces_by_row.items():
+        counts[row] = len(pieces)
     return counts
 
 
@@ -67,15 +67,16 @@ def find(text: str, kinds: Sequence[Kind] = KINDS) -> list[Found]:
             if span is not None and is_taken.find(1, *span) < 0:
                 is_taken[span[0] : span[1]] = b"\1" * (span[1] - span[0])
                 all_pieces.append(Found(*span, kind.placeholder, kind.name))
-    return sorted(all_pieces, key=lambda one: one.start)
+    return sorted(all_pieces, key=lambda piece: piece.start)
 
 
 def mask(text: str, pieces: Sequence[Found]) -> str:
     """Return the text with each piece of personal data replaced by its placeholder."""
-    parts, position = [], 0
-    for one in pieces:
-        parts += [text[position : one.start], one.placeholder]
-        position = one.end
+    parts: list[str] = []
+    position = 0
+    for piece in pieces:
+        parts += [text[position : piece.start], piece.placeholder]
+        position = piece.end
     return "".join([*parts, text[position:]])
 
 
@@ -89,13 +90,13 @@ def shift(start: int, end: int, pieces: Sequence[Found]) -> Span:
 
 
 def _shifted(position: int, pieces: Sequence[Found], *, is_end: bool) -> int:
-    moved = 0
-    for one in pieces:
-        if position >= one.end:
-            moved += len(one.placeholder) - (one.end - one.start)
-        elif position > one.start:
-            return one.start + moved + (len(one.placeholder) if is_end else 0)
-    return position + moved
+    offset = 0
+    for piece in pieces:
+        if position >= piece.end:
+            offset += len(piece.placeholder) - (piece.end - piece.start)
+        elif position > piece.start:
+            return piece.start + offset + (len(piece.placeholder) if is_end else 0)
+    return position + offset
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class PersonalDataSearch:
             for row, entities in zip(rows, self.model.find_all([strings[row] for row in rows]), strict=True):
                 if entities:
                     pieces_by_row[row] = _joined(strings[row], pieces_by_row.get(row, []), entities)
-        return {row: each for row, each in pieces_by_row.items() if each}
+        return {row: pieces for row, pieces in pieces_by_row.items() if pieces}
 
 
 def search_of(use_case: UseCase) -> PersonalDataSearch:
@@ -127,16 +128,17 @@ def search_of(use_case: UseCase) -> PersonalDataSearch:
 
 
 def _joined(text: str, pieces: Sequence[Found], entities: Sequence[Found]) -> list[Found]:
-    free, parts = bytearray(b"\1" * len(text)), [*pieces]
-    for one in pieces:
-        free[one.start : one.end] = b"\0" * (one.end - one.start)
-    for one in entities:
-        for run in re.finditer(b"\1+", free[one.start : one.end]):
-            part = text[one.start + run.start() : one.start + run.end()]
-            start = one.start + run.start() + len(part) - len(part.lstrip())
+    is_free = bytearray(b"\1" * len(text))
+    all_pieces = [*pieces]
+    for piece in pieces:
+        is_free[piece.start : piece.end] = b"\0" * (piece.end - piece.start)
+    for entity in entities:
+        for run in re.finditer(b"\1+", is_free[entity.start : entity.end]):
+            part = text[entity.start + run.start() : entity.start + run.end()]
+            start = entity.start + run.start() + len(part) - len(part.lstrip())
             if any(map(str.isalnum, part)):
-                parts.append(replace(one, start=start, end=start + len(part.strip())))
-    return sorted(parts, key=lambda one: one.start)
+                all_pieces.append(replace(entity, start=start, end=start + len(part.strip())))
+    return sorted(all_pieces, key=lambda piece: piece.start)
 
 
 _COLUMNS = ("text", "messages", "spans", "annotations")
@@ -154,12 +156,12 @@ def mask_documents(table: pa.Table, pieces_by_row: Mapping[int, Sequence[Found]]
     rows = np.array(sorted(pieces_by_row), np.int64)
     if not len(rows):
         return table
-    masked = [
+    masked_rows = [
         _mask_row(row, pieces_by_row[number])
         for number, row in zip(rows.tolist(), table.select(_COLUMNS).take(rows).to_pylist(), strict=True)
     ]
     for name in _COLUMNS:
-        table = _with_values(table, name, rows, [row[name] for row in masked])
+        table = _with_values(table, name, rows, [row[name] for row in masked_rows])
     return table
 
 
@@ -181,18 +183,19 @@ def _mask_row(row: dict[str, Any], pieces: Sequence[Found]) -> dict[str, Any]:
 
 
 def _mask_turns(turns: Sequence[dict[str, Any]], pieces: Sequence[Found]) -> list[dict[str, Any]]:
-    masked, start = [], 0
+    masked_turns: list[dict[str, Any]] = []
+    start = 0
     for turn in turns:
         content = turn["content"]
         end = start + len(content or "")
         inside = [
-            replace(one, start=max(one.start, start) - start, end=min(one.end, end) - start)
-            for one in pieces
-            if one.start < end and start < one.end
+            replace(piece, start=max(piece.start, start) - start, end=min(piece.end, end) - start)
+            for piece in pieces
+            if piece.start < end and start < piece.end
         ]
-        masked.append({**turn, "content": content and mask(content, inside)})
+        masked_turns.append({**turn, "content": content and mask(content, inside)})
         start = end + len(_BETWEEN_TURNS)
-    return masked
+    return masked_turns
 
 
 def _shifted_span(span: dict[str, Any], pieces: Sequence[Found]) -> dict[str, Any]:
@@ -203,9 +206,8 @@ def _shifted_span(span: dict[str, Any], pieces: Sequence[Found]) -> dict[str, An
 
 
 def _with_values(table: pa.Table, name: str, rows: np.ndarray, values: list[Any]) -> pa.Table:
-
     column = table[name]
     order = np.arange(len(table))
     order[rows] = len(table) + np.arange(len(rows))
-    replaced = pa.chunked_array([*column.chunks, pa.array(values, column.type)]).take(pa.array(order))
-    return table.set_column(table.schema.get_field_index(name), name, replaced)
+    new_column = pa.chunked_array([*column.chunks, pa.array(values, column.type)]).take(pa.array(order))
+    return table.set_column(table.schema.get_field_index(name), name, new_column)

@@ -44,9 +44,9 @@ class Artifacts(Files):
         """
         data = self.read_bytes(f"{ref}/{MANIFEST}")
         if data is None:
-            again = self.find(*ref.split("/")[:3]) if ref.count("/") == 3 else None
-            if again is not None:
-                return again
+            other_attempt = self.find(*ref.split("/")[:3]) if ref.count("/") == 3 else None
+            if other_attempt is not None:
+                return other_attempt
             raise StoreError(f"{self.url}/{ref}: no such artifact; materialise its asset again")
         try:
             return Manifest.model_validate_json(data)
@@ -67,10 +67,10 @@ class Artifacts(Files):
         try:
             return self._local_folder(manifest) if self.is_local else self._fetched_folder(manifest)
         except StoreError:
-            again = self.find(manifest.case, manifest.stage, manifest.key)
-            if again is None or again.ref == manifest.ref or again.content_digest != manifest.content_digest:
+            other = self.find(manifest.case, manifest.stage, manifest.key)
+            if other is None or other.ref == manifest.ref or other.content_digest != manifest.content_digest:
                 raise
-            return self.folder(again)
+            return self.folder(other)
 
     def _local_folder(self, manifest: Manifest) -> Path:
         folder = Path(self.url, manifest.ref)
@@ -117,13 +117,13 @@ class Artifacts(Files):
         Raises:
             StoreError: a file has a name that leads elsewhere.
         """
-        places = {name: name.removeprefix(f"{folder}/") for name in self.sizes(folder)}
-        for name, place in sorted(places.items(), key=lambda each: each[1].endswith(f"/{MANIFEST}")):
-            if not is_inside(place) or not place.startswith((f"{case}/", f"failures/{case}/")):
+        targets = {name: name.removeprefix(f"{folder}/") for name in self.sizes(folder)}
+        for name, target in sorted(targets.items(), key=lambda item: item[1].endswith(f"/{MANIFEST}")):
+            if not is_inside(target) or not target.startswith((f"{case}/", f"failures/{case}/")):
                 raise StoreError(f"{self.url}/{name}: is no file of the use case {case}; delete it")
-            self._place.copy(name, place)
+            self._storage.copy(name, target)
         self.remove_folder(folder)
-        return bool(places)
+        return bool(targets)
 
     def artifacts(self, case: str, stage: str) -> list[Manifest]:
         """Return every readable attempt at every artifact of a stage, oldest first."""
@@ -195,10 +195,12 @@ def _finished(names: Iterable[str]) -> list[str]:
 
 
 def _damaged(folder: Path, manifest: Manifest) -> str | None:
-    for name, entry in manifest.files.items():
-        if not (folder / name).is_file() or (folder / name).stat().st_size != entry.bytes:
-            return name
-    return None
+    names = (
+        name
+        for name, entry in manifest.files.items()
+        if not (folder / name).is_file() or (folder / name).stat().st_size != entry.bytes
+    )
+    return next(names, None)
 
 
 def _age(manifest: Manifest) -> tuple[float, str]:
@@ -248,11 +250,10 @@ class Draft:
     ) -> Manifest:
         """Make the artifact exist: sync its files, then write the manifest."""
         names = sorted(str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file())
-        files = {}
-        for name in names:
-            files[name] = FileEntry(
-                bytes=(self.path / name).stat().st_size, sha256=file_digest(self.path / name)
-            )
+        files = {
+            name: FileEntry(bytes=(self.path / name).stat().st_size, sha256=file_digest(self.path / name))
+            for name in names
+        }
         # All files, and their names in all folders, are on the disk before the manifest is, with the store's
         # rights: whatever wrote them used the process's.
         for path in self.path.rglob("*"):

@@ -16,8 +16,10 @@ A = TypeVar("A")
 SCHEMES = ("s3://", "gs://", "az://")
 #: A request ends after so long without a byte; a whole answer may take hours.
 _TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "12h"}
-#: Parts of an upload: S3 takes at most 10,000 of them.
-_PART_BYTES, _MOST_PARTS = 16 * 2**20, 9_000
+#: Least bytes of a part of an upload.
+_PART_BYTES = 16 * 2**20
+#: Parts of an upload, at most: S3 takes 10,000.
+_MOST_PARTS = 9_000
 #: Seconds before each further try of a request whose answer was cut or lost.
 _PAUSES = (0.2, 1.0, 3.0)
 #: Variables that decide which account and server a bucket is reached with.
@@ -101,10 +103,10 @@ class Bucket:
 
         try:
             with _as_os_errors(self._url):
-                about = obstore.head(self._objects, name)
+                info = obstore.head(self._objects, name)
         except FileNotFoundError:
             return None
-        return FileVersion(about["e_tag"], about["version"])
+        return FileVersion(info["e_tag"], info["version"])
 
     def upload(self, path: Path, name: str) -> None:
         """Copy a file of this machine to an object."""
@@ -135,7 +137,7 @@ class Bucket:
     def names(self, folder: str) -> list[str]:
         """Return the names of what is directly in a folder."""
         children = self._children(folder)
-        paths = [*children["common_prefixes"], *(about["path"] for about in children["objects"])]
+        paths = [*children["common_prefixes"], *(info["path"] for info in children["objects"])]
         return sorted(PurePosixPath(path).name for path in paths)
 
     def entries(self, folder: str, *, is_deep: bool = True) -> Iterator[Entry]:
@@ -149,9 +151,9 @@ class Bucket:
                 obstore.list(self._objects, prefix=folder) if is_deep else [self._children(folder)["objects"]]
             )
             for page in pages:
-                for about in page:
-                    name = about["path"].removeprefix(f"{folder}/")
-                    yield Entry(name, about["size"], about["last_modified"].timestamp(), about["e_tag"] or "")
+                for info in page:
+                    name = info["path"].removeprefix(f"{folder}/")
+                    yield Entry(name, info["size"], info["last_modified"].timestamp(), info["e_tag"] or "")
 
     def _children(self, folder: str) -> Any:
         import obstore

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from fullft_assets.store.manifest import MANIFEST
 
 #: Rights of what the store makes: documents and weights are for the user who runs it.
-PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+PRIVATE_FOLDER = 0o700
+PRIVATE_FILE = 0o600
 #: A folder younger than this may not be locked by its writer yet.
 _LOCK_SECONDS = 1.0
 
@@ -31,12 +32,12 @@ def make_folder(folder: Path, mode: int = PRIVATE_FOLDER) -> None:
     """Make a folder, and those above it that are missing, with these rights; their names are on the disk when
     this returns.
     """
-    for each in (*reversed(folder.parents), folder):
-        if not each.is_dir():
+    for path in (*reversed(folder.parents), folder):
+        if not path.is_dir():
             with suppress(FileExistsError):  # another process was faster
-                each.mkdir(mode)
-                each.chmod(mode)  # whatever the umask
-                sync(each.parent)
+                path.mkdir(mode)
+                path.chmod(mode)  # whatever the umask
+                sync(path.parent)
 
 
 def replace_synced(path: Path, content: str | bytes, mode: int = PRIVATE_FILE) -> None:

@@ -37,13 +37,13 @@ class Files:
         self.url = str(Path(url).absolute()) if self.is_local else url.rstrip("/")
         self.kms_key = kms_key
         self._folder = Folder(Path(self.url), own_mode)
-        self._place = self._folder if self.is_local else Bucket(self.url, kms_key)
+        self._storage = self._folder if self.is_local else Bucket(self.url, kms_key)
 
     @property
     def bucket(self) -> Bucket:
         """The bucket of a store that is in one."""
-        assert isinstance(self._place, Bucket), "a local store has no bucket"
-        return self._place
+        assert isinstance(self._storage, Bucket), "a local store has no bucket"
+        return self._storage
 
     @property
     def folder_mode(self) -> int:
@@ -69,7 +69,7 @@ class Files:
     def read_bytes(self, name: str) -> bytes | None:
         """Return a file's content, or None if there is no such file."""
         try:
-            return self._place.read(name)
+            return self._storage.read(name)
         except FileNotFoundError:
             return None
 
@@ -80,7 +80,7 @@ class Files:
             DiskError: there is no room for it.
         """
         try:
-            self._place.write(name, data)
+            self._storage.write(name, data)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -138,7 +138,7 @@ class Files:
     def upload(self, folder: Path, ref: str, names: list[str]) -> None:
         """Copy files of a folder of this machine below `ref`."""
         for name in names:
-            self._place.upload(folder / name, f"{ref}/{name}")
+            self._storage.upload(folder / name, f"{ref}/{name}")
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file of a bucket to this machine.
@@ -151,19 +151,19 @@ class Files:
 
     def remove(self, name: str) -> None:
         """Remove a file; nothing where there is none."""
-        self._place.remove([name])
+        self._storage.remove([name])
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder with all that is in it; nothing where there is none."""
-        self._place.remove_folder(name)
+        self._storage.remove_folder(name)
 
     def names(self, folder: str) -> list[str]:
         """Return the names of what is directly in a folder, sorted."""
-        return self._place.names(folder)
+        return self._storage.names(folder)
 
     def versions(self, folder: str) -> dict[str, str]:
         """Return the files directly in a folder, each with what changes when it is replaced."""
-        return {entry.name: entry.version for entry in self._place.entries(folder, is_deep=False)}
+        return {entry.name: entry.version for entry in self._storage.entries(folder, is_deep=False)}
 
     def each(self, do: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
         """Yield what `do` returns for each item; where that means requests to a bucket, several are made at a
@@ -179,8 +179,8 @@ class Files:
         """Return when a file below a folder was written last, in seconds since the epoch; 0 where there is
         none.
         """
-        return max((entry.modified_at for entry in self._place.entries(folder)), default=0.0)
+        return max((entry.modified_at for entry in self._storage.entries(folder)), default=0.0)
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the bytes of each file below a folder, by its name within the store."""
-        return {f"{folder}/{entry.name}": entry.bytes for entry in self._place.entries(folder)}
+        return {f"{folder}/{entry.name}": entry.bytes for entry in self._storage.entries(folder)}

@@ -43,8 +43,8 @@ class Private(Enum):
         FILES: names of files; their number is shown.
         BY_FILE: a value of each file, by its name; how many files have each value is shown.
         LABELS: labels, or something by label; shown where labels are short and few
-            (`examples.labels.may_be_named`), else their number. Of `Metadata.rest`, each item that is a
-            dictionary is by label.
+            (`examples.labels.may_be_named`), else their number. Of `Metadata.spread_field`, each item that is
+            a dictionary is by label.
         COUNTED: names of which another field has the number; nothing is shown.
     """
 
@@ -58,37 +58,37 @@ class Metadata(BaseModel):
     """Base of each stage's metadata; a key that is missing or unknown is an error.
 
     Attributes:
-        rest: name of a field, a dictionary whose items are keys of the manifest's metadata like the others,
-            so that the UI plots each number.
+        spread_field: name of a dictionary field whose items are keys of the manifest's metadata, as the other
+            fields are, so that the UI plots each number. None: there is no such field.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    rest: ClassVar[str | None] = None
+    spread_field: ClassVar[str | None] = None
 
     @model_validator(mode="before")
     @classmethod
-    def _collect_rest(cls, values: Any) -> Any:
-        if cls.rest is None or not isinstance(values, dict) or cls.rest in values:
+    def _collect_items(cls, values: Any) -> Any:
+        if cls.spread_field is None or not isinstance(values, dict) or cls.spread_field in values:
             return values
-        known_values = {name: value for name, value in values.items() if name in cls.model_fields}
+        field_values = {name: value for name, value in values.items() if name in cls.model_fields}
         return {
-            **known_values,
-            cls.rest: {name: value for name, value in values.items() if name not in known_values},
+            **field_values,
+            cls.spread_field: {name: value for name, value in values.items() if name not in field_values},
         }
 
     @model_serializer(mode="wrap")
-    def _spread_rest(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _spread_items(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values = handler(self)
-        rest_values = {} if self.rest is None else values.pop(self.rest)
-        return {**values, **rest_values}
+        items = {} if self.spread_field is None else values.pop(self.spread_field)
+        return {**values, **items}
 
     @classmethod
     def private(cls, name: str, value: Any) -> Private | None:
         """Return how the item of this name and value is marked, or None."""
-        is_in_rest = name not in cls.model_fields and cls.rest is not None and isinstance(value, dict)
-        field = cls.model_fields.get(str(cls.rest) if is_in_rest else name)
-        marks = [] if field is None else [mark for mark in field.metadata if isinstance(mark, Private)]
-        return marks[0] if marks else None
+        is_spread = name not in cls.model_fields and cls.spread_field is not None and isinstance(value, dict)
+        field = cls.model_fields.get(str(cls.spread_field) if is_spread else name)
+        marks = [] if field is None else field.metadata
+        return next((mark for mark in marks if isinstance(mark, Private)), None)
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:

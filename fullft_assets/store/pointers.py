@@ -70,17 +70,17 @@ class Pointers(Files):
         Raises:
             SettingsError: two processes would undo each other's changes there.
         """
-        place = (self.url, os.environ.get("AWS_ENDPOINT_URL"))
-        if self.is_local or place in _heeding:
+        address = (self.url, os.environ.get("AWS_ENDPOINT_URL"))
+        if self.is_local or address in _heeding:
             return
         file = "pointers/store.json"
         is_new = self.read_bytes(file) is None
         num_created = sum(self._create_at_once(file)) if is_new else 0
         # Written again by a server that should have refused, it has the same content as before.
-        known_content = self.read_bytes(file) or b""
+        content = self.read_bytes(file) or b""
         # Some servers look first, and write then.
         if num_created > 1 or any(
-            self.bucket.write_where(file, known_content, version) for version in (None, _NO_VERSION)
+            self.bucket.write_where(file, content, version) for version in (None, _NO_VERSION)
         ):
             if is_new:
                 self.remove(file)
@@ -88,7 +88,7 @@ class Pointers(Files):
                 f"{self.url}: its server ignores If-Match and If-None-Match, so two processes would undo each"
                 " other's changes; use a server that heeds them: docs/deployment.md names some"
             )
-        _heeding.add(place)
+        _heeding.add(address)
 
     def _create_at_once(self, file: str) -> list[bool]:
         def create(_: int) -> bool:
@@ -111,9 +111,9 @@ class Pointers(Files):
 
     def change_pointer(
         self, name: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]
-    ) -> None:
+    ) -> bool:
         """Replace the JSON object under `pointers/<name>.json` by what `change` makes of it; of two changes
-        at once none is lost.
+        at once none is lost. Return whether it was changed.
 
         In a local store changes wait for each other; in a bucket one that another has overtaken is made again
         of what is there then (compare-and-swap by ETag).
@@ -133,25 +133,26 @@ class Pointers(Files):
                 new_value = change(self.read_pointer(name))
                 if new_value is not None:
                     self.write_pointer(name, new_value)
-        else:
-            self._swap(f"pointers/{name}.json", change)
+            return new_value is not None
+        return self._swap(f"pointers/{name}.json", change)
 
-    def _swap(self, file: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]) -> None:
+    def _swap(self, file: str, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]) -> bool:
         self.require_conditions()
-        tried: bytes | None = None
+        new_content: bytes | None = None
         versions = set()
         for _ in range(_MAX_TRIES):
             # The version is read first: content that is newer than it fails the comparison.
-            version, content = self.version_of(file), self.read_bytes(file)
+            version = self.version_of(file)
+            content = self.read_bytes(file)
             versions.add(version)
-            if tried is not None and content == tried:
-                return  # written, but the answer was lost and the request repeated
+            if new_content is not None and content == new_content:
+                return True  # written, but the answer was lost and the request repeated
             new_value = change(None if content is None else self.parsed(file, content))
             if new_value is None:
-                return
-            tried = json.dumps(new_value, indent=1, sort_keys=True).encode()
-            if self.write_if_version(file, tried, version):
-                return
+                return False
+            new_content = json.dumps(new_value, indent=1, sort_keys=True).encode()
+            if self.write_if_version(file, new_content, version):
+                return True
         if len(versions) == 1:
             # Seen of Ceph 18 where a bucket keeps versions, and of SeaweedFS 4.44 where it kept them once.
             raise StoreError(
@@ -215,7 +216,7 @@ class _BucketLease(Lease):
 
     def require(self) -> None:
         # A process that was stopped, or was cut off from the bucket, may have been taken for dead.
-        if _now() - self._renewed_at > _VALID_SECONDS:
+        if self.is_lost or _now() - self._renewed_at > _VALID_SECONDS:
             raise StoreError(
                 f"pointers/{self._name}.json: another process may have taken this work over; run the same"
                 " command again"
@@ -232,7 +233,8 @@ class _BucketLease(Lease):
                 has_said = True
                 logging.getLogger("fullft_assets").warning(self._why_not(lease))
             if lease != last_seen:
-                last_seen, since = lease, now
+                last_seen = lease
+                since = now
             # Clocks of machines differ: what counts is how long this process saw no sign of life.
             if lease is None or lease["by"] is None or now - since > _DEAD_SECONDS:
                 if self._replace(lease, self._by):
@@ -253,7 +255,7 @@ class _BucketLease(Lease):
             try:
                 lease = self._pointers.read_pointer(self._name)
                 if lease is None or lease["by"] != self._by or not self._replace(lease, self._by):
-                    self.is_lost, self._renewed_at = True, float("-inf")
+                    self.is_lost = True
                     return
             except Exception:  # the bucket may answer again before the lease ends; `require` sees if not
                 continue
@@ -264,16 +266,13 @@ class _BucketLease(Lease):
             self._replace(lease, None)
 
     def _replace(self, lease: dict[str, Any] | None, by: str | None) -> bool:
-        asked_at, is_written = _now(), False
-
-        def change(current: dict[str, Any] | None) -> dict[str, Any] | None:
-            nonlocal is_written
-            is_written = current == lease
-            return {"by": by, "who": _WHO, "sign": uuid.uuid4().hex} if is_written else None
-
-        self._pointers.change_pointer(self._name, change)
+        started_at = _now()
+        is_written = self._pointers.change_pointer(
+            self._name,
+            lambda current: {"by": by, "who": _WHO, "sign": uuid.uuid4().hex} if current == lease else None,
+        )
         if is_written:
-            self._renewed_at = asked_at
+            self._renewed_at = started_at
         return is_written
 
 

@@ -87,9 +87,9 @@ class Store(Artifacts, Pointers):
             return artifact
         with self.create(case, stage, key, version=version, seed=seed) as draft:
             metadata, checks = write(draft)
-            committed = draft.commit(settings=settings, inputs=inputs, metadata=metadata, checks=checks)
+            manifest = draft.commit(settings=settings, inputs=inputs, metadata=metadata, checks=checks)
         # Another process may have committed meanwhile: all go on with the same attempt.
-        return self.find(case, stage, key) or committed
+        return self.find(case, stage, key) or manifest
 
     def alone_with_artifacts(self, case: str) -> AbstractContextManager[Lease]:
         """Wait until no other process rewrites or removes artifacts of a use case, as an erasure and a
@@ -145,14 +145,14 @@ class Store(Artifacts, Pointers):
             draft.identity = identity or manifest.identity
             draft.kept_digest = manifest.content_digest if draft.identity is None else None
             metadata = {**manifest.metadata, **edit(draft.path)}
-            committed = draft.commit(
+            copy = draft.commit(
                 settings=manifest.settings,
                 inputs=manifest.inputs if inputs is None else inputs,
                 metadata=metadata,
                 checks=manifest.checks,
             )
         self.delete(manifest)
-        return committed
+        return copy
 
     def work_folder(self, case: str, stage: str, key: str) -> Path:
         """Return the local folder of unfinished work on an artifact; a later attempt finds it."""

@@ -24,33 +24,33 @@ from fullft_assets.documents.formats.labels import Answer, Malformed
 from fullft_assets.documents.formats.registered import Format, Reading
 from fullft_assets.documents.formats.rows import (
     Row,
-    Wanted,
+    RowSettings,
     add_annotation,
     add_names,
     add_problem,
     add_target,
     content_of,
     row_with_answers,
+    rows,
 )
 
 #: Keys of a region's value, by kind of control, for a classification.
 _CHOICES = ("choices", "labels", "rating", "number", "text")
 
 
-def _is_task(record: dict[str, Any], wanted: Wanted) -> bool:
+def _is_task(record: dict[str, Any], settings: RowSettings) -> bool:
     return isinstance(record.get("data"), dict) and any(
         isinstance(record.get(name), list) for name in ("annotations", "predictions")
     )
 
 
 def _label_studio_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
-    for number, record in records:
-        if isinstance(record, str):
-            yield number, {"problem": record}
-        else:
-            fields = {**_object_of(record, "meta"), "id": record.get("id"), **_object_of(record, "data")}
-            answers = partial(_task_answers, record, reading.wanted)
-            yield number, row_with_answers(fields, reading.wanted, answers)
+    return rows(records, partial(_task_row, settings=reading.row_settings))
+
+
+def _task_row(task: dict[str, Any], settings: RowSettings) -> Row:
+    fields = {**_object_of(task, "meta"), "id": task.get("id"), **_object_of(task, "data")}
+    return row_with_answers(fields, settings, partial(_task_answers, task, settings))
 
 
 def _object_of(record: dict[str, Any], name: str) -> dict[str, Any]:
@@ -58,34 +58,33 @@ def _object_of(record: dict[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _task_answers(task: dict[str, Any], wanted: Wanted) -> list[Answer]:
-    annotations = task.get("annotations")
-    annotations = [] if annotations is None else annotations
-    if not isinstance(annotations, list) or not all(isinstance(each, dict) for each in annotations):
+def _task_answers(task: dict[str, Any], settings: RowSettings) -> list[Answer]:
+    annotations = [] if task.get("annotations") is None else task["annotations"]
+    if not isinstance(annotations, list) or not all(isinstance(item, dict) for item in annotations):
         raise Malformed("field `annotations` is not a list of annotations")
-    finished_annotations = [each for each in annotations if not each.get("was_cancelled")]
-    agreed = [each for each in finished_annotations if each.get("ground_truth")]
-    return [_answer(each, wanted) for each in (agreed if len(agreed) == 1 else finished_annotations)]
+    finished = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
+    truths = [annotation for annotation in finished if annotation.get("ground_truth")]
+    return [_answer(annotation, settings) for annotation in (truths if len(truths) == 1 else finished)]
 
 
-def _answer(annotation: dict[str, Any], wanted: Wanted) -> Answer:
+def _answer(annotation: dict[str, Any], settings: RowSettings) -> Answer:
     result = annotation.get("result") or []
     if not isinstance(result, list) or not all(isinstance(region, dict) for region in result):
         raise Malformed("field `annotations` has a result that is not a list of regions")
-    values = [region.get("value") for region in result if region.get("from_name") == wanted.label]
+    values = [region.get("value") for region in result if region.get("from_name") == settings.label]
     if not all(isinstance(value, dict) for value in values):
-        raise Malformed(f"field `{wanted.label}` has a region without a value")
+        raise Malformed(f"field `{settings.label}` has a region without a value")
     time = annotation.get("updated_at") or annotation.get("created_at")
     return Answer(
         _person(annotation.get("completed_by")),
-        _value(values, wanted),
+        _value(values, settings),
         time if isinstance(time, str) else None,
     )
 
 
-def _value(values: list[dict[str, Any]], wanted: Wanted) -> Any:
+def _value(values: list[dict[str, Any]], settings: RowSettings) -> Any:
     """Return an annotator's answer. An empty answer means no labels and no spans; it is not a label."""
-    if wanted.target == "spans":
+    if settings.target == "spans":
         # In HTML, start and end are paths, and the offsets in the text have a key of their own.
         return [
             {**value, **value["globalOffsets"]} if isinstance(value.get("globalOffsets"), dict) else value
@@ -95,9 +94,9 @@ def _value(values: list[dict[str, Any]], wanted: Wanted) -> Any:
     for value in values:
         region_value = next((value[name] for name in _CHOICES if name in value), value.get("taxonomy"))
         choices += [
-            _joined(each) for each in (region_value if isinstance(region_value, list) else [region_value])
+            _joined(choice) for choice in (region_value if isinstance(region_value, list) else [region_value])
         ]
-    if wanted.target == "labels":
+    if settings.target == "labels":
         return choices
     return choices[0] if len(choices) == 1 else choices or None
 
@@ -119,18 +118,17 @@ LABEL_STUDIO = Format(rows=_label_studio_rows, written_as=("json", "jsonl", "par
 _UNFINISHED = ("discarded", "draft", "pending")
 
 
-def _is_argilla_record(record: dict[str, Any], wanted: Wanted) -> bool:
+def _is_argilla_record(record: dict[str, Any], settings: RowSettings) -> bool:
     return isinstance(record.get("fields"), dict) and ("responses" in record or "suggestions" in record)
 
 
 def _argilla_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
-    wanted = reading.wanted
-    for number, record in records:
-        if isinstance(record, str):
-            yield number, {"problem": record}
-        else:
-            answers = partial(_argilla_answers, record, wanted.label or "")
-            yield number, row_with_answers(_fields(record), wanted, answers)
+    return rows(records, partial(_argilla_row, settings=reading.row_settings))
+
+
+def _argilla_row(record: dict[str, Any], settings: RowSettings) -> Row:
+    answers = partial(_argilla_answers, record, settings.label or "")
+    return row_with_answers(_fields(record), settings, answers)
 
 
 def _fields(record: dict[str, Any]) -> dict[str, Any]:
@@ -146,13 +144,13 @@ def _argilla_answers(record: dict[str, Any], question: str) -> list[Answer]:
     responses = record.get("responses") or {}
     if not isinstance(responses, dict):
         raise Malformed("field `responses` is no object with the responses by question")
-    values = responses.get(question) or []
-    if not isinstance(values, list) or not all(isinstance(each, dict) for each in values):
+    answers = responses.get(question) or []
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
         raise Malformed(f"the responses to `{question}` are not a list of objects")
     return [
-        Answer(_person(each.get("user_id")), each.get("value"), _person(each.get("updated_at")))
-        for each in values
-        if _is_submitted(each)
+        Answer(_person(answer.get("user_id")), answer.get("value"), _person(answer.get("updated_at")))
+        for answer in answers
+        if _is_submitted(answer)
     ]
 
 
@@ -164,30 +162,28 @@ def _is_submitted(response: dict[str, Any]) -> bool:
 ARGILLA = Format(rows=_argilla_rows, written_as=("json", "jsonl", "parquet"), looks_like=_is_argilla_record)
 
 
-def _is_manifest(record: dict[str, Any], wanted: Wanted) -> bool:
-    return "source" in record and f"{wanted.label}-metadata" in record
+def _is_manifest(record: dict[str, Any], settings: RowSettings) -> bool:
+    return "source" in record and f"{settings.label}-metadata" in record
 
 
 def _manifest_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
-    for number, record in records:
-        is_row = not isinstance(record, str)
-        yield number, _manifest_row(record, reading.wanted) if is_row else {"problem": record}
+    return rows(records, partial(_manifest_row, settings=reading.row_settings))
 
 
-def _manifest_row(record: dict[str, Any], wanted: Wanted) -> Row:
-    row = content_of(record, wanted, wanted.text or "source")
-    add_names(row, record, wanted)
-    if wanted.label is None or wanted.label not in record:
+def _manifest_row(record: dict[str, Any], settings: RowSettings) -> Row:
+    row = content_of(record, settings, settings.text or "source")
+    add_names(row, record, settings)
+    if settings.label is None or settings.label not in record:
         add_annotation(row, record.get("confidence"), record.get("human-annotated"))
         return row
-    about = _object_of(record, f"{wanted.label}-metadata")
-    value = record[wanted.label]
-    add_target(row, _READERS[wanted.target](value, about), wanted)
-    add_annotation(row, _confidence(value, about, wanted.target), about.get("human-annotated"))
+    about = _object_of(record, f"{settings.label}-metadata")
+    value = record[settings.label]
+    add_target(row, _READERS[settings.target](value, about), settings)
+    add_annotation(row, _confidence(value, about, settings.target), about.get("human-annotated"))
     if "time" not in row and isinstance(about.get("creation-date"), str):
         row["time"] = about["creation-date"]
-    if wanted.target == "spans" and value is not None and "spans" not in row and "problem" not in row:
-        add_problem(row, f"field `{wanted.label}` has no `annotations.entities`")
+    if settings.target == "spans" and value is not None and "spans" not in row and "problem" not in row:
+        add_problem(row, f"field `{settings.label}` has no `annotations.entities`")
     return row
 
 
@@ -199,15 +195,13 @@ def _labels(value: Any, about: dict[str, Any]) -> Any:
 
 
 def _confidence(value: Any, about: dict[str, Any], target: str) -> Any:
-    if target == "label":
-        return about.get("confidence")
     if target == "labels" and isinstance(about.get("confidence-map"), dict) and isinstance(value, list):
-        each = [about["confidence-map"].get(str(index)) for index in value]
+        confidences = [about["confidence-map"].get(str(index)) for index in value]
     elif target == "spans" and isinstance(about.get("entities"), list):
-        each = [entity.get("confidence") for entity in about["entities"] if isinstance(entity, dict)]
+        confidences = [entity.get("confidence") for entity in about["entities"] if isinstance(entity, dict)]
     else:
         return about.get("confidence")
-    numbers = [number for number in each if isinstance(number, int | float)]
+    numbers = [number for number in confidences if isinstance(number, int | float)]
     return min(numbers) if numbers else None
 
 

@@ -15,8 +15,10 @@ from typing import Any, ClassVar
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unpacked, Unreadable
 from fullft_assets.documents.formats.registered import Reading
 
-#: Longest time for one record (of a PDF, for one page), and for all of a file.
-STEP_SECONDS, FILE_SECONDS = 20.0, 600.0
+#: Longest time for one record (of a PDF, for one page).
+STEP_SECONDS = 20.0
+#: Longest time for all of a file.
+FILE_SECONDS = 600.0
 MAX_MEMORY_BYTES = 4 * 2**30
 #: A process that reads files, and the connection to it.
 _Process = tuple[subprocess.Popen[bytes], Connection]
@@ -59,7 +61,8 @@ class ReaderProcess:
         if self._is_busy:
             self._stop()  # whoever asked last did not want all of it, and has not said so yet
         process, connection = current = self._process or _idle_process() or _started()
-        self._process, self._is_busy = current, True
+        self._process = current
+        self._is_busy = True
         try:
             # A format of another package may have come since the process was started.
             connection.send([path or os.getcwd() for path in sys.path])
@@ -82,7 +85,8 @@ class ReaderProcess:
             connection.close()
             process.kill()
             process.wait()
-        self._process, self._is_busy = None, False
+        self._process = None
+        self._is_busy = False
 
 
 # A process that was forked off has no use of its parent's connections.
@@ -101,13 +105,13 @@ def _started() -> _Process:
     # By its path: what it needs of the package, the request imports. It ends with this process, as the
     # connection does.
     worker = Path(__file__).with_name("bounded_worker.py")
-    ours, of_worker = Pipe()
+    connection, of_worker = Pipe()
     with of_worker:
         number = of_worker.fileno()
         command = [sys.executable, "-P", str(worker), str(number)]
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, pass_fds=[number])
-    return process, ours
+    return process, connection
 
 
 def _answer(process: subprocess.Popen[bytes], connection: Connection, unpacked: Unpacked) -> Any:

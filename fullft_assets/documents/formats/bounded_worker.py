@@ -36,7 +36,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (max_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
         answer: Any
         try:
-            for message in _together(records(file, replace(reading, advance=alarm.restart)), alarm):
+            for message in _messages(records(file, replace(reading, advance=alarm.restart)), alarm):
                 connection.send(message)
             answer = file.head
         except Exception as error:  # a parser of damaged files raises whatever it stumbles over
@@ -69,20 +69,21 @@ def _request(connection: Connection) -> Any:
         return None
 
 
-def _together(records: Iterator[Any], alarm: _Alarm) -> Iterator[list[Any]]:
-    together: list[Any] = []
+def _messages(records: Iterator[Any], alarm: _Alarm) -> Iterator[list[Any]]:
+    message: list[Any] = []
     characters = 0
-    for numbered in records:
+    for number, record in records:
         alarm.restart()
-        together.append(numbered)
-        if isinstance(numbered[1], dict):
-            values = numbered[1].values()
+        message.append((number, record))
+        if isinstance(record, dict):
+            values = record.values()
             characters += sum(len(value) for value in values if isinstance(value, str | bytes | list))
-        if len(together) >= _MESSAGE_RECORDS or characters >= _MESSAGE_CHARACTERS:
-            yield together
-            together, characters = [], 0
-    if together:
-        yield together
+        if len(message) >= _MESSAGE_RECORDS or characters >= _MESSAGE_CHARACTERS:
+            yield message
+            message = []
+            characters = 0
+    if message:
+        yield message
 
 
 def _shown(error: Exception, file: str, max_bytes: int) -> Exception:

@@ -46,7 +46,7 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
             for name, feature in features.items()
         }
         return {
-            name: [str(each) for each in value["names"]]
+            name: [str(class_name) for class_name in value["names"]]
             for name, value in values.items()
             if value.get("_type") == "ClassLabel"
         }
@@ -58,7 +58,7 @@ def _named(value: Any, names: list[str] | None) -> Any:
     if names is None:
         return value
     if isinstance(value, list):
-        return [_named(each, names) for each in value]
+        return [_named(number, names) for number in value]
     if type(value) is not int:
         return value
     # -1 is what `datasets` writes for "no label".

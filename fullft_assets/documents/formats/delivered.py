@@ -74,7 +74,8 @@ class Unpacked:
 
 class _Counted(io.RawIOBase):
     def __init__(self, stream: Any, unpacked: Unpacked):
-        self._stream, self._unpacked = stream, unpacked
+        self._stream = stream
+        self._unpacked = unpacked
 
     def readable(self) -> bool:
         return True
@@ -105,7 +106,8 @@ class _HeadReader(io.RawIOBase):
     def __init__(self, file: BinaryIO, head: Head):
         self._file = file
         self._head = head
-        head.num_bytes, head.is_cut = 0, False
+        head.num_bytes = 0
+        head.is_cut = False
 
     def readable(self) -> bool:
         return True
@@ -165,8 +167,8 @@ class Delivered:
             raise Unreadable(f"not a {self.compression} archive: empty")
         try:
             with (
-                pa.OSFile(str(self.path)) as packed,
-                pa.CompressedInputStream(packed, self.compression) as stream,
+                pa.OSFile(str(self.path)) as archive,
+                pa.CompressedInputStream(archive, self.compression) as stream,
                 io.BufferedReader(_Counted(stream, Unpacked(self.path.stat().st_size)), 2**20) as file,
             ):
                 yield self._first_bytes(file)
@@ -199,10 +201,10 @@ class Delivered:
             Unreadable: it unpacks to more characters than `max_bytes`.
         """
         with self.text(newline="") as text:
-            whole = text.read(max_bytes + 1)
-        if len(whole) > max_bytes:
+            content = text.read(max_bytes + 1)
+        if len(content) > max_bytes:
             raise Unreadable(f"unpacks to more than {max_bytes // 2**20:,} MiB; split it")
-        return whole
+        return content
 
     def data(self) -> bytes:
         """Return all bytes, unpacked."""

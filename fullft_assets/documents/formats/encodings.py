@@ -57,13 +57,13 @@ def _scores_of(sample: bytes) -> Scores:
     guesses = chardet.detect_all(
         sample, ignore_threshold=True, include_encodings=CANDIDATES, compat_names=False
     )
-    confidences = {_candidate(each["encoding"] or ""): each["confidence"] for each in guesses}
-    decoded = {name: text for name in CANDIDATES if (text := _text_in(sample, name)) is not None}
-    scores = {name: _LEAST_SCORE + confidences.get(name, 0.0) for name in decoded}
+    confidences = {_candidate(guess["encoding"] or ""): guess["confidence"] for guess in guesses}
+    texts = {name: text for name in CANDIDATES if (text := _text_in(sample, name)) is not None}
+    scores = {name: _LEAST_SCORE + confidences.get(name, 0.0) for name in texts}
     # The others are out of question, however their characters are placed.
     least = _EXAMINED_SHARE * max(scores.values(), default=0.0)
     return {
-        name: score * (_plausibility(decoded[name]) if score >= least else 1.0)
+        name: score * (_plausibility(texts[name]) if score >= least else 1.0)
         for name, score in scores.items()
     }
 
@@ -88,7 +88,9 @@ def choose(files: Sequence[Scores]) -> list[str | None]:
 @cache
 def _candidate(name: str) -> str | None:
     try:
-        return {codecs.lookup(each).name: each for each in CANDIDATES}.get(codecs.lookup(name).name)
+        return {codecs.lookup(candidate).name: candidate for candidate in CANDIDATES}.get(
+            codecs.lookup(name).name
+        )
     except LookupError:
         return None
 
@@ -234,19 +236,19 @@ def read_text(
     """
     with file.binary() as data:
         head = data.read(_HEAD_BYTES)
-    known_encoding = of_mark(head) or encoding_of_settings
+    certain_encoding = of_mark(head) or encoding_of_settings
     for encoding in (
-        (known_encoding,)
-        if known_encoding
+        (certain_encoding,)
+        if certain_encoding
         else _candidates(file, declared_by(head) if declared_by is not None else None, decide)
     ):
-        decoded = replace(file, encoding=encoding)
+        file_in_encoding = replace(file, encoding=encoding)
         try:
-            is_ascii = _refuse_binary_file(decoded) and not known_encoding
-            return read(decoded), ASCII if is_ascii else encoding
+            is_ascii = _refuse_binary_file(file_in_encoding) and not certain_encoding
+            return read(file_in_encoding), ASCII if is_ascii else encoding
         except UnicodeError:
             continue
-    raise Unreadable(_complaint(file, known_encoding or "utf-8-sig"))
+    raise Unreadable(_complaint(file, certain_encoding or "utf-8-sig"))
 
 
 def _candidates(

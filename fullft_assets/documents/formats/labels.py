@@ -116,7 +116,7 @@ def name_of(value: Any, field: str) -> str:
         return str(int(value))
     if isinstance(value, date):  # a datetime is one too
         return value.isoformat()
-    if isinstance(value, bool | int | Decimal) or (isinstance(value, float) and math.isfinite(value)):
+    if isinstance(value, int | Decimal) or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
     raise Malformed(f"field `{field}` is {_shape(value)} where a name or a number is expected")
 
@@ -135,7 +135,7 @@ def _names_of(value: Any, field: str, missing: Collection[str], separator: str |
             value = value.split(separator)
     if not isinstance(value, list):
         return [name_of(value, field).strip()]
-    names = {name_of(each, field).strip() for each in value if each is not None}
+    names = {name_of(name, field).strip() for name in value if name is not None}
     return sorted(name for name in names if not is_missing(name, missing))
 
 
@@ -165,11 +165,11 @@ def _spans_of(value: Any, field: str, text: str | None) -> list[Span]:
         raise Malformed(f"field `{field}` is {_shape(value)} where a list of spans is expected")
     spans: list[Span] = []
     quotes: list[tuple[int, str | None]] = []
-    for number, each in enumerate(value, start=1):
-        names = _span_of(each, f"span {number} of field `{field}`")
-        quote = each.get("text") if isinstance(each, dict) else None
-        spans += names
-        quotes += [(number, quote if isinstance(quote, str) else None)] * len(names)
+    for number, exported_span in enumerate(value, start=1):
+        spans_by_label = _spans_by_label(exported_span, f"span {number} of field `{field}`")
+        quote = exported_span.get("text") if isinstance(exported_span, dict) else None
+        spans += spans_by_label
+        quotes += [(number, quote if isinstance(quote, str) else None)] * len(spans_by_label)
     if text is not None:
         spans = _in_characters(spans, quotes, text, field)
     return sorted(spans, key=lambda span: (span["start"], span["end"], span["label"]))
@@ -183,8 +183,8 @@ def _in_characters(
     JavaScript counts UTF-16 code units, two for an emoji. Where the offsets of a row fit its quoted texts
     only in that reading, all of its offsets are converted.
     """
-    wrong = _first_wrong(spans, quotes, text)
-    if wrong is None:
+    number = _first_wrong(spans, quotes, text)
+    if number is None:
         return spans
     units = text.encode("utf-16-le", "surrogatepass")
     converted_spans = [
@@ -194,20 +194,22 @@ def _in_characters(
     ]
     if text.isascii() or _first_wrong(converted_spans, quotes, text) is not None:
         raise Malformed(
-            f"span {wrong} of field `{field}` was exported with another text than the one at its offsets"
+            f"span {number} of field `{field}` was exported with another text than the one at its offsets"
         )
     return converted_spans
 
 
 def _first_wrong(spans: list[Span], quotes: list[tuple[int, str | None]], text: str) -> int | None:
-    for span, (number, quote) in zip(spans, quotes, strict=True):
-        # Spaces are compared as one.
-        if quote is not None and text[span["start"] : span["end"]].split() != quote.split():
-            return number
-    return None
+    # Spaces are compared as one.
+    numbers = (
+        number
+        for span, (number, quote) in zip(spans, quotes, strict=True)
+        if quote is not None and text[span["start"] : span["end"]].split() != quote.split()
+    )
+    return next(numbers, None)
 
 
-def _span_of(value: Any, place: str) -> list[Span]:
+def _spans_by_label(value: Any, subject: str) -> list[Span]:
     if isinstance(value, dict):
         start, end = (
             next((value[name] for name in names if name in value), None) for names in (_STARTS, _ENDS)
@@ -216,14 +218,14 @@ def _span_of(value: Any, place: str) -> list[Span]:
     elif isinstance(value, list | tuple) and len(value) == 3:
         start, end, labels = value
     else:
-        raise Malformed(f"{place} is neither an object nor [start, end, label]")
+        raise Malformed(f"{subject} is neither an object nor [start, end, label]")
     for name, offset in (("start", start), ("end", end)):
         if type(offset) is not int or not -(2**31) <= offset < 2**31:
-            raise Malformed(f"{place} has no whole number as its {name}")
+            raise Malformed(f"{subject} has no whole number as its {name}")
     labels = labels if isinstance(labels, list) else [labels]
     names = [label.strip() for label in labels if isinstance(label, str)]
     if not names or len(names) < len(labels) or not all(names):
-        raise Malformed(f"{place} has no label")
+        raise Malformed(f"{subject} has no label")
     return [{"start": start, "end": end, "label": name} for name in names]
 
 

@@ -56,14 +56,16 @@ def messages(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     Raises:
         Unreadable: it does not begin like one.
     """
+    number = 0
     lines: list[bytes] = []
-    number, is_after_blank = 0, True
+    is_after_blank = True
     with file.binary() as data:
         for line in data:
             if is_after_blank and line.startswith(b"From "):
                 if number:
                     yield number, _in_mbox(file, reading, number, lines)
-                lines, number = [], number + 1
+                number += 1
+                lines = []
             elif not number and line.strip():
                 raise Unreadable("not an mbox file: its first line does not begin with `From `")
             else:
@@ -90,15 +92,14 @@ def _record(file: Delivered, reading: Reading, data: bytes) -> Record:
         if any(type(defect).__name__ in _CUT_OFF for part in message.walk() for defect in part.defects):
             raise Unreadable("not a complete message (cut off)")
         encoding = reading.documents.encoding
-        body = _body(message, encoding)
-        about = {name: _header(message, header, encoding) for name, header in _ABOUT.items()}
+        body = _body(message, encoding).replace("\r\n", "\n")
+        headers = {name: _header(message, header, encoding) for name, header in _ABOUT.items()}
         attachments = sum(1 for _ in message.iter_attachments()) if message.is_multipart() else 0
-    body = body.replace("\r\n", "\n")
     if reading.documents.mail.quoted == "drop":
         body = without_quoted(body)
     body = body.strip()
-    text = "\n\n".join(filter(None, (about["subject"], body)))
-    return {**file.document(text), **about, "num_attachments": attachments, "body": body}
+    text = "\n\n".join(filter(None, (headers["subject"], body)))
+    return {**file.document(text), **headers, "num_attachments": attachments, "body": body}
 
 
 _ABOUT = {"subject": "Subject", "from": "From", "to": "To", "date": "Date", "message_id": "Message-ID"}

@@ -87,7 +87,7 @@ def html_text(page: str) -> str:
         Unreadable: no HTML parser makes sense of it.
     """
     pieces: list[str] = []
-    breaks, in_space = 0, True
+    breaks = 0
     for piece in _pieces(page):
         if isinstance(piece, int):
             breaks = breaks + 1 if piece == 0 else max(breaks, piece)
@@ -95,15 +95,15 @@ def html_text(page: str) -> str:
         text, is_preformatted = piece
         if not is_preformatted:
             text = _HTML_SPACE.sub(" ", text)
-            if (breaks or in_space) and text.startswith(" "):
-                text = text[1:]
+            if breaks or not pieces or pieces[-1].endswith((" ", "\n")):
+                text = text.removeprefix(" ")
         if not text:
             continue
         if breaks and pieces:
             pieces[-1] = pieces[-1].rstrip(" ")
             pieces.append("\n" * min(breaks, 2))
         pieces.append(text)
-        breaks, in_space = 0, text.endswith((" ", "\n"))
+        breaks = 0
     return "".join(pieces).strip()
 
 
@@ -180,7 +180,8 @@ _LINE_ENDS = {"lb", "break", "br", "eol"}
 _SPACE = re.compile(r"[ \t\r\n]+")
 _ATTRIBUTE = re.compile(r"(?:^|/)@([^/@\[\]]+)$")
 #: Marks of an end of a line and of a cell: characters that XML cannot contain.
-_BLOCK, _CELL = "\0", "\1"
+_BLOCK = "\0"
+_CELL = "\1"
 _CELL_EDGE = re.compile(r" ?\x01 ?")
 
 
@@ -203,18 +204,14 @@ def _xml_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Recor
                 load_dtd=False,
                 remove_pis=True,
             )
-            name = None
-            depth = 0
+            name = reading.documents.records
             inside = 0
             for event, element in parser:
                 local = etree.QName(element).localname
                 if event == "start":
-                    if depth == 0:
-                        name = reading.documents.records or local
+                    name = name or local
                     inside += local == name
-                    depth += 1
                     continue
-                depth -= 1
                 inside -= local == name
                 if local == name and not inside:
                     number += 1
@@ -237,7 +234,7 @@ def _forget(element: Any) -> None:
 def _record(file: Delivered, element: Any, reading: Reading) -> Record:
     try:
         record = file.document(_xml_text(element))
-        for field in reading.wanted.fields - {"text"}:
+        for field in reading.row_settings.fields - {"text"}:
             if (value := _value(element, field)) is not None:
                 record[field] = value
     except KeyError:
@@ -250,7 +247,7 @@ def _value(element: Any, path: str) -> str | None:
     if attribute is not None:
         path = path[: attribute.start()]
     elements = _elements(element, path) if path else [element]
-    texts = [_xml_text(each) if attribute is None else each.get(attribute[1]) for each in elements]
+    texts = [_xml_text(node) if attribute is None else node.get(attribute[1]) for node in elements]
     return "\n\n".join(text for text in texts if text) or None
 
 

@@ -5,11 +5,11 @@ A format has its endings, its limits, and how its files become records and rows.
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from fullft_assets.documents.formats.delivered import Delivered, Record, compression_of, ending_of
-from fullft_assets.documents.formats.rows import Row, Wanted, rows
+from fullft_assets.documents.formats.rows import Row, RowSettings, row_of, rows
 from fullft_assets.errors import SettingsError
 from fullft_assets.registry import Registry
 from fullft_assets.settings import DocumentsSettings
@@ -24,7 +24,7 @@ class Reading:
     """What a format may use beside the file that it reads."""
 
     #: The fields that the settings name, and what the task needs of them.
-    wanted: Wanted
+    row_settings: RowSettings
     #: Fields that may be read of a record, for a format that can leave the others out. None: all.
     fields: Collection[str] | None
     #: The settings of the formats, and the encoding of text.
@@ -35,7 +35,7 @@ class Reading:
 
 def plain_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
     """Yield (row number, row) of records whose fields are plain."""
-    return rows(records, reading.wanted)
+    return rows(records, partial(row_of, settings=reading.row_settings))
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Format:
     #: Names of the formats that an export comes in, by the file's ending; the first one for any other ending.
     written_as: tuple[str, ...] = ()
     #: Returns whether a record looks like one of this format, which distinguishes the formats of .json files.
-    looks_like: Callable[[dict[str, Any], Wanted], bool] | None = None
+    looks_like: Callable[[dict[str, Any], RowSettings], bool] | None = None
     #: The first record of a file decides what its records mean: see `looks_like`.
     is_recognised_by_content: bool = False
     #: The field that contains the text where `documents.text` names none.

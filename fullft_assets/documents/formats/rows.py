@@ -76,13 +76,13 @@ def messages_of(record: dict[str, Any], field: str | None) -> list[Message]:
     answer = next((name for name in _ANSWERS[question] if record.get(name) is not None), None)
     if answer is None:
         raise Malformed(f"no field {' or '.join(f'`{name}`' for name in _ANSWERS[question])}")
-    asked = _turns(record[question], question, "user")
+    turns = _turns(record[question], question, "user")
     for name in _SUBJECTS if question != "prompt" else ():
         # A list of passages, as retrieval exports have it, is no part of the question.
         is_list = name == "context" and isinstance(record.get(name), list)
         if record.get(name) not in (None, "") and not is_list:
-            asked[-1]["content"] += f"\n\n{_turn_text(record[name], f'field `{name}`')}"
-    return _with_system(record, [*_history(record), *asked, *_turns(record[answer], answer, "assistant")])
+            turns[-1]["content"] += f"\n\n{_turn_text(record[name], f'field `{name}`')}"
+    return _with_system(record, [*_history(record), *turns, *_turns(record[answer], answer, "assistant")])
 
 
 def _with_system(record: dict[str, Any], messages: list[Message]) -> list[Message]:
@@ -99,11 +99,11 @@ def _history(record: dict[str, Any]) -> list[Message]:
     ):
         raise Malformed("field `history` is not a list of [question, answer]")
     turns = []
-    for number, (asked, answered) in enumerate(history, start=1):
-        place = f"turn {number} of field `history`"
+    for number, (question, answer) in enumerate(history, start=1):
+        subject = f"turn {number} of field `history`"
         turns += [
-            {"role": "user", "content": _turn_text(asked, place)},
-            {"role": "assistant", "content": _turn_text(answered, place)},
+            {"role": "user", "content": _turn_text(question, subject)},
+            {"role": "assistant", "content": _turn_text(answer, subject)},
         ]
     return turns
 
@@ -116,9 +116,9 @@ def _turns(value: Any, field: str, role: str | None = None) -> list[Message]:
     return [_turn(turn, f"turn {number} of field `{field}`") for number, turn in enumerate(value, start=1)]
 
 
-def _turn(turn: Any, place: str) -> Message:
+def _turn(turn: Any, subject: str) -> Message:
     if not isinstance(turn, dict):
-        raise Malformed(f"{place} is not an object")
+        raise Malformed(f"{subject} is not an object")
     name = turn.get("role", turn.get("from"))
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
     untrained = next((key for key in _UNTRAINED if not _is_empty(turn.get(key))), None)
@@ -127,24 +127,24 @@ def _turn(turn: Any, place: str) -> Message:
     ):  # some formats write a tool call as a turn of its own role
         untrained = name
     if untrained is not None:
-        raise Malformed(f"{place} has {_UNTRAINED[untrained]} (`{untrained}`), which cannot be trained yet")
+        raise Malformed(f"{subject} has {_UNTRAINED[untrained]} (`{untrained}`), which cannot be trained yet")
     if role is None:
-        raise Malformed(f"{place} has no known role")
+        raise Malformed(f"{subject} has no known role")
     content = turn["content"] if "content" in turn else turn.get("value")
-    return {"role": role, "content": "" if content is None else _turn_text(content, place)}
+    return {"role": role, "content": "" if content is None else _turn_text(content, subject)}
 
 
 def _is_empty(value: Any) -> bool:
     return value is None or value in ("", "[]", [], {})  # a weight of 0 is not empty
 
 
-def _turn_text(content: Any, place: str) -> str:
+def _turn_text(content: Any, subject: str) -> str:
     if isinstance(content, list) and all(
         isinstance(part, dict) and part.get("type") == "text" for part in content
     ):
         content = "".join(part["text"] if isinstance(part.get("text"), str) else "" for part in content)
     if not isinstance(content, str):
-        raise Malformed(f"{place} is not text")
+        raise Malformed(f"{subject} is not text")
     return content
 
 
@@ -167,8 +167,8 @@ _TRUTHS = {
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which fields of a record are read, and what the task needs of them."""
+class RowSettings:
+    """Which fields of a record make its row, and what the task needs of them."""
 
     text: str | None
     label: str | None
@@ -250,18 +250,20 @@ def has_field(record: dict[str, Any], field: str) -> bool:
     return _look_up(record, field) is not _MISSING
 
 
-def rows(records: Iterable[tuple[int, Record]], wanted: Wanted) -> Iterator[tuple[int, Row]]:
+def rows(
+    records: Iterable[tuple[int, Record]], make_row: Callable[[dict[str, Any]], Row]
+) -> Iterator[tuple[int, Row]]:
     """Yield (row number, row) of each record."""
     for number, record in records:
-        yield number, {"problem": record} if isinstance(record, str) else row_of(record, wanted)
+        yield number, {"problem": record} if isinstance(record, str) else make_row(record)
 
 
-def row_of(record: dict[str, Any], wanted: Wanted) -> Row:
+def row_of(record: dict[str, Any], settings: RowSettings) -> Row:
     """Return the row of a record whose fields are plain."""
-    row = content_of(record, wanted, wanted.text or "text")
-    add_names(row, record, wanted)
-    if wanted.label is not None:
-        add_target(row, value_of(record, wanted.label), wanted)
+    row = content_of(record, settings, settings.text or "text")
+    add_names(row, record, settings)
+    if settings.label is not None:
+        add_target(row, value_of(record, settings.label), settings)
     if PAGES_WITHOUT_TEXT in record:
         row[PAGES_WITHOUT_TEXT] = record[PAGES_WITHOUT_TEXT]
     human = record.get("human_annotated", record.get("human-annotated"))
@@ -270,25 +272,25 @@ def row_of(record: dict[str, Any], wanted: Wanted) -> Row:
 
 
 def row_with_answers(
-    fields: dict[str, Any], wanted: Wanted, answers: Callable[[], list[labels.Answer]]
+    fields: dict[str, Any], settings: RowSettings, answers: Callable[[], list[labels.Answer]]
 ) -> Row:
     """Return the row of a record of an annotation tool: its plain fields, and the label that its annotators
     gave.
     """
-    row = row_of(fields, replace(wanted, label=None))
-    if wanted.label is not None:
+    row = row_of(fields, replace(settings, label=None))
+    if settings.label is not None:
         try:
-            labels.add_answers(row, answers(), wanted.label, wanted.target, wanted.missing)
+            labels.add_answers(row, answers(), settings.label, settings.target, settings.missing)
         except Malformed as error:
             add_problem(row, str(error))
     return row
 
 
-def content_of(record: dict[str, Any], wanted: Wanted, field: str) -> Row:
+def content_of(record: dict[str, Any], settings: RowSettings, field: str) -> Row:
     """Return a row with the text (of a conversation, the messages) of a record."""
-    if wanted.has_messages:
+    if settings.has_messages:
         try:
-            messages = messages_of(_with_path(record, wanted.text), wanted.text)
+            messages = messages_of(_with_path(record, settings.text), settings.text)
         except Malformed as error:
             return {"problem": str(error)}
         return {"messages": messages, "text": "\n\n".join(message["content"] for message in messages)}
@@ -306,9 +308,9 @@ def _with_path(record: dict[str, Any], field: str | None) -> dict[str, Any]:
     return {**record, field: value_of(record, field)}
 
 
-def add_names(row: Row, record: dict[str, Any], wanted: Wanted) -> None:
+def add_names(row: Row, record: dict[str, Any], settings: RowSettings) -> None:
     """Put id, group, domain, slice_by, annotator and time into a row."""
-    for column, field in wanted.names:
+    for column, field in settings.names:
         value = value_of(record, field)
         if value is None or value != value:  # a table with gaps has NaN for None
             continue
@@ -318,22 +320,27 @@ def add_names(row: Row, record: dict[str, Any], wanted: Wanted) -> None:
             add_problem(row, str(error))
             continue
         if column in _SHARED:
-            name = "" if is_missing(stripped := name.strip(), wanted.missing) else stripped
+            name = "" if is_missing(stripped := name.strip(), settings.missing) else stripped
         if name:
             row[column] = group_key(name) if column == "group" else name
 
 
-def add_target(row: Row, value: Any, wanted: Wanted) -> None:
+def add_target(row: Row, value: Any, settings: RowSettings) -> None:
     """Put the label, the labels or the spans into a row."""
     try:
         target = labels.target_of(
-            value, wanted.label or "", wanted.target, wanted.missing, row.get("text"), wanted.separator
+            value,
+            settings.label or "",
+            settings.target,
+            settings.missing,
+            row.get("text"),
+            settings.separator,
         )
     except Malformed as error:
         add_problem(row, str(error))
         return
     if target is not None:
-        row[wanted.target] = target
+        row[settings.target] = target
 
 
 def add_annotation(row: Row, confidence: Any, human: Any) -> None:

@@ -11,7 +11,7 @@ number whose format pads it. Dates are ISO. (ECMA-376, part 1, SpreadsheetML)
 import csv
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from datetime import date, datetime
 from itertools import chain, islice
@@ -55,8 +55,8 @@ def _below_header(rows: Iterator[Numbered], header: HeaderRow) -> tuple[list[str
         if isinstance(header, int) and number > header:
             break
         names = [name or "" for name in fields]
-        named = [name for name in names if name]  # columns without a name are a spreadsheet's margin
-        if len(set(named)) != len(named):
+        columns = [name for name in names if name]  # one without a name is a spreadsheet's margin
+        if len(set(columns)) != len(columns):
             raise Unreadable(TWICE)
         return names, rows
     if isinstance(header, int):
@@ -71,7 +71,8 @@ _IN_QUOTES = re.compile(r'"(?:[^"]|"")*"')
 _TRIED_LINES = 50
 #: A field in quotes has rows in it, as its quote was not closed, if it has so many whole lines, and this
 #: share of them has as many delimiters as a row.
-_LEAST_LINES, _ROWS_SHARE = 3, 0.8
+_LEAST_LINES = 3
+_ROWS_SHARE = 0.8
 _SWALLOWED = "a quoted field has rows in it: close its quote, or set documents.csv.quoting to none"
 
 
@@ -118,17 +119,15 @@ def _csv_rows(lines: Iterator[str], delimiter: str, quoting: str) -> Iterator[tu
 
 
 def _lines_and_delimiter(
-    lines: Iterable[str], name: str, documents: DocumentsSettings
+    lines: Iterator[str], name: str, documents: DocumentsSettings
 ) -> tuple[Iterator[str], str]:
-    remaining = iter(lines)
-    delimiter = documents.csv.delimiter
-    if delimiter is not None:
-        return remaining, delimiter
+    if documents.csv.delimiter is not None:
+        return lines, documents.csv.delimiter
     above = documents.header - 1 if isinstance(documents.header, int) else 0
-    first_lines = list(islice(remaining, above + _TRIED_LINES))
-    tried = [line for line in first_lines[above:] if not line.isspace()]
+    first_lines = list(islice(lines, above + _TRIED_LINES))
+    trial_lines = [line for line in first_lines[above:] if not line.isspace()]
     usual = "\t" if ending_of(name) == ".tsv" else ","
-    return chain(first_lines, remaining), _delimiter(tried, usual, documents.csv.quoting)
+    return chain(first_lines, lines), _delimiter(trial_lines, usual, documents.csv.quoting)
 
 
 def _delimiter(lines: Sequence[str], usual: str, quoting: str) -> str:
@@ -186,9 +185,9 @@ def _xlsx_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Reco
         if not header or (first and (header != first or reading.documents.header == "none")):
             continue
         first = header
-        before = last
+        num_before = last
         for number, fields in below:
-            last = before + number
+            last = num_before + number
             if any(fields):
                 yield last, _sheet_record(header, fields, title)
     if not first:
