@@ -203,6 +203,7 @@ def _fit_each(model: Any, features: Any, labels: np.ndarray) -> tuple[np.ndarray
     return coefficients, intercept
 
 
+@dataclass(frozen=True)
 class Majority(Baseline):
     """Always the commonest training label."""
 
@@ -210,8 +211,7 @@ class Majority(Baseline):
     title = "majority label"
     tasks = ("classification",)
 
-    def __init__(self, shares: np.ndarray):
-        self.shares = shares
+    shares: np.ndarray
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
@@ -242,6 +242,7 @@ class LabelShares(Majority):
         return cls(train.labels.mean(0))
 
 
+@dataclass(frozen=True)
 class Tfidf(Baseline):
     """TF-IDF of words, word pairs and parts of words with a logistic regression: minutes of work, no GPU."""
 
@@ -250,8 +251,8 @@ class Tfidf(Baseline):
     serving_rank = 0
     tasks = ("classification", "multi_label")
 
-    def __init__(self, vectorizers: Sequence[TfidfVectorizer], head: LogisticHead):
-        self.vectorizers, self.head = vectorizers, head
+    vectorizers: Sequence[TfidfVectorizer]
+    head: LogisticHead
 
     @staticmethod
     def _vectorizers(
@@ -283,7 +284,9 @@ class Tfidf(Baseline):
         return self.head.probabilities(_stacked(self.vectorizers, rows.texts))
 
     def save(self, folder: Path) -> None:
-        vocabularies = [{term: int(i) for term, i in each.vocabulary_.items()} for each in self.vectorizers]
+        vocabularies = [
+            {term: int(i) for term, i in vectorizer.vocabulary_.items()} for vectorizer in self.vectorizers
+        ]
         (folder / "tfidf.json").write_text(json.dumps(vocabularies, ensure_ascii=False), encoding="utf-8")
         words, parts = self.vectorizers
         self.head.save(folder / "tfidf.npz", words_idf=words.idf_, parts_idf=parts.idf_)
@@ -305,6 +308,7 @@ def _stacked(vectorizers: Sequence[TfidfVectorizer], texts: Sequence[str]) -> An
     return hstack([vectorizer.transform(texts) for vectorizer in vectorizers]).tocsr()
 
 
+@dataclass(frozen=True)
 class FrozenProbe(Baseline):
     """The base model as it was, with a logistic regression as its head: what full fine-tuning begins with."""
 
@@ -313,8 +317,8 @@ class FrozenProbe(Baseline):
     tasks = ("classification", "multi_label")
     serving_rank = 2
 
-    def __init__(self, weights: HeadWeights, context: BaselineContext):
-        self.weights, self.context = weights, context
+    weights: HeadWeights
+    context: BaselineContext
 
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:

@@ -83,18 +83,13 @@ class ClassificationRecipe(Encoder):
     ) -> HeadWeights | None:
         if self.start is not None:
             return None
-        train, validation = (
-            self._some_of_each_label(most_rows),
-            self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS))),
-        )
-        states, checked = (
-            features_of_documents(model, rows.chunks, listener) for rows in (train, validation)
-        )
+        train = self._some_of_each_label(most_rows)
+        validation = self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
         head = fit_on_states(
-            states,
+            features_of_documents(model, train.chunks, listener),
             train.labels,
             len(self.labels),
-            (checked, validation.labels),
+            (features_of_documents(model, validation.chunks, listener), validation.labels),
             intercept=has_intercept(model),
             balanced=settings.balance_labels,
         )
@@ -112,10 +107,9 @@ class ClassificationRecipe(Encoder):
         return self.train.select(np.flatnonzero(is_early | (np.arange(len(self.train)) < most_rows)).tolist())
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
-        feed = chunk_feed(*labelled_chunks(self.train), model, settings, seed, torch.tensor)
         return self._prepared(
             model,
-            feed,
+            chunk_feed(*labelled_chunks(self.train), model, settings, seed, torch.tensor),
             _loss_of_output(self.train, len(self.labels) if settings.balance_labels else None),
             settings,
         )
@@ -240,8 +234,12 @@ class MultiLabelRecipe(ClassificationRecipe):
     problem_type = MULTI_LABEL
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
-        feed = chunk_feed(*labelled_chunks(self.train), model, settings, seed, _to_tensor)
-        return self._prepared(model, feed, _loss_of_decisions, settings)
+        return self._prepared(
+            model,
+            chunk_feed(*labelled_chunks(self.train), model, settings, seed, _to_tensor),
+            _loss_of_decisions,
+            settings,
+        )
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         probabilities = predict_with(model, self.validation.chunks, progress=listener).probabilities

@@ -41,7 +41,9 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         test.labels, probabilities, test.groups, labels, context.comparison(test), labels_alone=labels_alone
     )
     tuned = probabilities[context.candidate]
-    answers = {name: each.argmax(axis=1) for name, each in probabilities.items()}
+    answers = {
+        name: system_probabilities.argmax(axis=1) for name, system_probabilities in probabilities.items()
+    }
     return EvaluationResult(
         evaluation,
         {**evaluation.headline, "calibration_error": evaluation.calibration_error},
@@ -59,14 +61,16 @@ def _likely_label_errors(
 ) -> list[DoubtfulRow] | None:
     """Search the test rows and, unless the candidate learned from them, the validation rows."""
     snapshot = context.inputs[TRAINING_SNAPSHOT]
-    ids, truth, answers = test.ids, test.labels, tuned
     validation = load_split(context.store, snapshot, "validation")
-    if len(validation) and snapshots_learned_from(context.inputs[FINETUNED_CHECKPOINT]) == [snapshot.ref]:
-        ids = [*ids, *validation.ids]
-        truth = np.concatenate([truth, validation.labels])
-        of_validation = _classified(context, FINETUNED_CHECKPOINT, validation.texts, labels)
-        answers = np.concatenate([answers, of_validation])
-    return assessment.likely_label_errors(ids, truth, answers, labels)
+    if not len(validation) or snapshots_learned_from(context.inputs[FINETUNED_CHECKPOINT]) != [snapshot.ref]:
+        return assessment.likely_label_errors(test.ids, test.labels, tuned, labels)
+    of_validation = _classified(context, FINETUNED_CHECKPOINT, validation.texts, labels)
+    return assessment.likely_label_errors(
+        [*test.ids, *validation.ids],
+        np.concatenate([test.labels, validation.labels]),
+        np.concatenate([tuned, of_validation]),
+        labels,
+    )
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
@@ -150,10 +154,10 @@ def _rows(
         "label": [labels[i] for i in test.labels],
         "group": test.groups,
     }
-    for name, each in probabilities.items():
-        columns[column_of(name, "predicted")] = [labels[i] for i in each.argmax(axis=1)]
+    for name, system_probabilities in probabilities.items():
+        columns[column_of(name, "predicted")] = [labels[i] for i in system_probabilities.argmax(axis=1)]
         if name not in labels_alone:
-            columns[column_of(name, "probability")] = each.max(axis=1).astype(np.float32)
+            columns[column_of(name, "probability")] = system_probabilities.max(axis=1).astype(np.float32)
     # Likely label errors rest on all of the candidate's.
     tuned = np.ascontiguousarray(probabilities[candidate])
     columns["probabilities"] = pa.FixedSizeListArray.from_arrays(pa.array(tuned.ravel()), len(labels))
@@ -186,9 +190,9 @@ class LabelDecisions:
 def evaluate_decisions(context: EvaluationContext, test: Split) -> EvaluationResult:
     """Score every system on the test rows, of which each may have several labels."""
     names = context.labels
-    of_systems = _decide_all(context, test, names)
-    decisions = {name: each.labels for name, each in of_systems.items()}
-    thresholds = of_systems[context.candidate].thresholds
+    systems = _decide_all(context, test, names)
+    decisions = {name: label_decisions.labels for name, label_decisions in systems.items()}
+    thresholds = systems[context.candidate].thresholds
     evaluation = assessment.assess_decisions(
         test.labels, decisions, test.groups, names, thresholds, context.comparison(test)
     )
@@ -203,7 +207,7 @@ def evaluate_decisions(context: EvaluationContext, test: Split) -> EvaluationRes
         decisions,
         evaluation,
         context.job.settings.seed,
-        lambda _, given: ", ".join(_named(given, names)) or "none",
+        lambda _, row: ", ".join(_named(row, names)) or "none",
     )
     return EvaluationResult(evaluation, headline, _decision_rows(test, decisions, names), answers)
 

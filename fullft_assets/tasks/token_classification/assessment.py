@@ -65,9 +65,8 @@ def count_spans(
     twice counts once.
     """
     tables = tuple(np.zeros((len(truth), num_labels), np.int64) for _ in range(3))
-    for row, (true, spans_found) in enumerate(zip(truth, predicted, strict=True)):
-        true, spans_found = set(true), set(spans_found)
-        for table, spans in zip(tables, (true & spans_found, true, spans_found), strict=True):
+    for row, (true, answer) in enumerate(zip(map(set, truth), map(set, predicted), strict=True)):
+        for table, spans in zip(tables, (true & answer, true, answer), strict=True):
             for _, _, label in spans:
                 table[row, label] += 1
     return tables

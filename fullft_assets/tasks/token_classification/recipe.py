@@ -72,7 +72,7 @@ _MOST_TOKENS = 30_000
 
 def tag_names(labels: Sequence[str]) -> list[str]:
     """Return the tags of labels, in the order of the head's outputs: O, then B- and I- of each label."""
-    return ["O", *(f"{place}-{label}" for label in labels for place in "BI")]
+    return ["O", *(f"{prefix}-{label}" for label in labels for prefix in "BI")]
 
 
 def labels_of_tags(names: Sequence[str]) -> list[str]:
@@ -110,9 +110,9 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
     inside = np.flatnonzero(tags != OUTSIDE)
     if not len(inside):
         return []
-    label, is_first = (tags - 1) // 2, tags % 2 == 1
+    label = (tags - 1) // 2
     before = np.concatenate([[-1], np.where(tags != OUTSIDE, label, -1)[:-1]])
-    starts = inside[is_first[inside] | (before[inside] != label[inside])]
+    starts = inside[(tags[inside] % 2 == 1) | (before[inside] != label[inside])]
     decoded = []
     for begin, until in zip(starts, np.append(starts[1:], len(tags)), strict=True):
         tokens = np.arange(begin, until)
@@ -138,15 +138,18 @@ def owned(lengths: Sequence[int], stride: int) -> list[np.ndarray]:
     """Return for each chunk of a text which of its tokens belong to it: bool [tokens]."""
     begins = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64) - stride)])[: len(lengths)]
     total = int(begins[-1] + lengths[-1])
-    best, owner = np.full(total, -1), np.zeros(total, np.int64)
+    best = np.full(total, -1)
+    owner = np.zeros(total, np.int64)
     for number, (begin, length) in enumerate(zip(begins.tolist(), lengths, strict=True)):
-        place = np.arange(length)
+        index = np.arange(length)
         # The text's own ends are no edges: there is nothing beyond that another chunk would see.
-        left_distance = place if number else np.full(length, total)
-        right = place[::-1] if number < len(lengths) - 1 else np.full(length, total)
-        distance, there = np.minimum(left_distance, right), slice(begin, begin + length)
-        is_better = distance > best[there]
-        best[there][is_better], owner[there][is_better] = distance[is_better], number
+        distance = np.minimum(
+            index if number else total,
+            index[::-1] if number < len(lengths) - 1 else total,
+        )
+        tokens = slice(begin, begin + length)
+        owner[tokens] = np.where(distance > best[tokens], number, owner[tokens])
+        best[tokens] = np.maximum(distance, best[tokens])
     return [
         owner[begin : begin + length] == number
         for number, (begin, length) in enumerate(zip(begins.tolist(), lengths, strict=True))
@@ -280,11 +283,11 @@ def load_finder(model_folder: ModelFolder) -> tuple[PreTrainedModel, list[str]]:
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     """Score every system on the test rows."""
-    settings, names = context.job.settings, context.labels
+    names = context.labels
     assert test.spans is not None
     spans = _find_all(context, test, names)
-    truth, comparison = normal(test.texts, test.spans), context.comparison(test)
-    evaluation = assessment.assess(truth, spans, test.groups, names, comparison)
+    truth = normal(test.texts, test.spans)
+    evaluation = assessment.assess(truth, spans, test.groups, names, context.comparison(test))
     headline = {
         **evaluation.headline,
         "num_test_spans": evaluation.num_spans,
@@ -293,7 +296,12 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         **evaluation.errors.model_dump(),
     }
     answers = pick_answers(
-        test, truth, spans, evaluation, settings.seed, lambda row, each: _listed(test.texts[row], each, names)
+        test,
+        truth,
+        spans,
+        evaluation,
+        context.job.settings.seed,
+        lambda row, answer: _listed(test.texts[row], answer, names),
     )
     return EvaluationResult(evaluation, headline, _rows(test, truth, spans, names), answers)
 
@@ -341,8 +349,10 @@ def in_order(
         model_labels: the system's labels, in the order of its positions.
     """
     shared = shared_labels(model_labels, labels)
-    place = {number: labels.index(label) for number, label in enumerate(model_labels) if label in shared}
-    return [[(start, end, place[label]) for start, end, label in row if label in place] for row in spans]
+    positions = {number: labels.index(label) for number, label in enumerate(model_labels) if label in shared}
+    return [
+        [(start, end, positions[label]) for start, end, label in row if label in positions] for row in spans
+    ]
 
 
 def _listed(text: str, row: Sequence[Span], names: Sequence[str]) -> str:
@@ -391,9 +401,14 @@ class TokenClassificationRecipe(Encoder):
         *,
         keeps_head: bool = False,
     ) -> PreTrainedModel:
-        dtype = precision.of_weights(settings)
-        options = {"load": load_tagger, "keeps_head": keeps_head, "dtype": dtype}
-        return load_for_training(folder, tag_names(self.labels), added_tokens, **options)
+        return load_for_training(
+            folder,
+            tag_names(self.labels),
+            added_tokens,
+            load=load_tagger,
+            keeps_head=keeps_head,
+            dtype=precision.of_weights(settings),
+        )
 
     def fit_head(
         self,
@@ -420,7 +435,8 @@ class TokenClassificationRecipe(Encoder):
         tags = self._tags(rows)
         total = sum(tag != IGNORED for document in tags for chunk in document for tag in chunk)
         rng = np.random.default_rng(0)
-        states, targets = [], []
+        states = []
+        targets = []
         for items, read, _ in read_by_head(model, rows.chunks, listener):
             numbers = read.cpu().numpy()
             for at, (row, number) in enumerate(items):
@@ -442,8 +458,10 @@ class TokenClassificationRecipe(Encoder):
         tagged = tag(model, reading.chunks, reading.frame, self._validation_tags, progress=listener)
         if not math.isfinite(tagged.loss):
             return dict.fromkeys(("loss", "micro_f1", "macro_f1"), math.nan)
-        scores = self._score_predicted("model", reading.spans(tagged.tags), Path())
-        return {"loss": tagged.loss / max(1, tagged.num_tokens), **scores}
+        return {
+            "loss": tagged.loss / max(1, tagged.num_tokens),
+            **self._score_predicted("model", reading.spans(tagged.tags), Path()),
+        }
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> list[list[Span]]:
         return find_spans(model, TokenizedTexts.of(self.tokenization, rows.texts), progress=listener)
