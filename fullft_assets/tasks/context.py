@@ -157,13 +157,13 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
     _require_its_tokenizer(store, snapshot, base_model, job)
     _require_general_text(snapshot, job)
     settings = job.settings
-    begin = None if start is None else with_rights(store.folder(start) / "model", settings)
+    start_folder = None if start is None else with_rights(store.folder(start) / "model", settings)
     data = TrainingData(
         base_model,
         load_split(store, snapshot, "validation"),
         settings.chunks.added_tokens,
         general.load(store, snapshot),
-        begin,
+        start_folder,
         store,
         snapshot,
         settings,

@@ -50,14 +50,14 @@ def draw(labels: Sequence[int] | np.ndarray, count: int, seed: int) -> list[int]
         labels: of each row [n].
     """
     generator = np.random.default_rng(seed)
-    drawn = generator.permutation(len(labels))
-    of_label = np.asarray(labels)[drawn]
-    # How many rows of its label were drawn before a row: the first of each label come first, then the second
-    # ones.
-    turn = np.zeros(len(drawn), np.int64)
-    for label in np.unique(of_label):
-        turn[of_label == label] = np.arange((of_label == label).sum())
-    return generator.permutation(drawn[np.argsort(turn, kind="stable")][:count]).tolist()
+    order = generator.permutation(len(labels))
+    ordered_labels = np.asarray(labels)[order]
+    # How many rows of the same label come before a row: the first rows of all labels are taken, then the
+    # second ones.
+    turn = np.zeros(len(order), np.int64)
+    for label in np.unique(ordered_labels):
+        turn[ordered_labels == label] = np.arange((ordered_labels == label).sum())
+    return generator.permutation(order[np.argsort(turn, kind="stable")][:count]).tolist()
 
 
 def save_examples(path: Path, ids: Sequence[str], labels: Sequence[int]) -> None:
@@ -71,17 +71,17 @@ def load_examples(path: Path, context: BaselineContext) -> tuple[Split, list[int
     Raises:
         DataError: it has none of them.
     """
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
     rows = context.train_rows()
     row_of_id = {id_: row for row, id_ in enumerate(rows.ids)}
     examples = [
         (row_of_id[id_], label)
-        for id_, label in zip(saved["ids"], saved["labels"], strict=True)
+        for id_, label in zip(content["ids"], content["labels"], strict=True)
         if id_ in row_of_id
     ]
     if not examples:
         raise DataError(
-            f"{path.name}: none of its {len(saved['ids'])} example rows trains any more; materialise"
+            f"{path.name}: none of its {len(content['ids'])} example rows trains any more; materialise"
             " cheaper_baselines again"
         )
     return rows.select([row for row, _ in examples]), [label for _, label in examples]

@@ -62,12 +62,12 @@ class Lora(Baseline):
         from fullft_assets.models.hardware import free_memory
         from fullft_assets.training.finetuning import fine_tune
 
-        adapted: Any = _AdaptedRecipe(context.open_recipe(), RANK)
+        recipe: Any = _AdaptedRecipe(context.open_recipe(), RANK)
         training = lora_settings(context.settings)
         with tempfile.TemporaryDirectory(prefix="fullft-lora-") as folder:
             try:
                 fit = fine_tune(
-                    adapted,
+                    recipe,
                     training,
                     context.settings.seed,
                     Path(folder),
@@ -196,10 +196,10 @@ class _AdaptedRecipe:
 
 
 def _load_trained(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if trained != set(weights):
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if names != set(weights):
         raise StoreError(
-            f"{_FILE}: {min(trained ^ set(weights))} is not a trained weight of both the file and base_model; materialise"
-            " cheaper_baselines again"
+            f"{_FILE}: {min(names ^ set(weights))} is not a trained weight of both the file and base_model;"
+            " materialise cheaper_baselines again"
         )
     model.load_state_dict(weights, strict=False)

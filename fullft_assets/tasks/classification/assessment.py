@@ -229,13 +229,18 @@ def require_aligned(labels: np.ndarray, answers: np.ndarray, name: str = "predic
 
 
 def decisions_of(
-    labels: np.ndarray, decided: np.ndarray, label_names: Sequence[str] = (), name: str = "predictions"
+    labels: np.ndarray, decisions: np.ndarray, label_names: Sequence[str] = (), name: str = "predictions"
 ) -> Predictions:
     """Return what metrics take of labels given, bool [n, k], to rows with true labels, bool [n, k]."""
-    decided = require_aligned(labels, decided, name)
-    is_right = (labels == decided).all(axis=1)
+    decisions = require_aligned(labels, decisions, name)
     return Predictions(
-        label_names, labels, decided, found=labels & decided, true=labels, given=decided, is_right=is_right
+        label_names,
+        labels,
+        decisions,
+        found=labels & decisions,
+        true=labels,
+        given=decisions,
+        is_right=(labels == decisions).all(axis=1),
     )
 
 
@@ -259,7 +264,8 @@ def assess_decisions(
         ValueError: input is empty, misaligned or not finite; the message names what.
     """
     predictions = {
-        name: decisions_of(labels, decided, label_names, name) for name, decided in decisions.items()
+        name: decisions_of(labels, system_decisions, label_names, name)
+        for name, system_decisions in decisions.items()
     }
     return MultiLabelEvaluation(
         **label_fields(predictions, groups, label_names, comparison, thresholds),

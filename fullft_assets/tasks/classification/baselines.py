@@ -70,12 +70,14 @@ class LogisticHead:
             validation: features and labels of rows to choose on.
             options: of `fit`.
         """
-        some = slice(0, _MOST_ROWS_TO_CHOOSE)
-        checked, truth = validation
+        sample = slice(0, _MOST_ROWS_TO_CHOOSE)
+        validation_features, truth = validation
         losses = [
             mean_log_loss(
                 truth,
-                cls.fit(features[some], labels[some], num_labels, C=C, **options).probabilities(checked),
+                cls.fit(features[sample], labels[sample], num_labels, C=C, **options).probabilities(
+                    validation_features
+                ),
             )
             for C in strengths
         ]
@@ -151,10 +153,15 @@ def fit_on_states(
     def standardized(states: np.ndarray) -> np.ndarray:
         return np.where(varies | (not intercept), (states - mean) / scale, 0.0)
 
-    checked, truth = validation
-    options = {"intercept": intercept, "balanced": balanced}
+    validation_features, truth = validation
     head = LogisticHead.fit_best(
-        standardized(features), labels, num_labels, PROBE_C, (standardized(checked), truth), **options
+        standardized(features),
+        labels,
+        num_labels,
+        PROBE_C,
+        (standardized(validation_features), truth),
+        intercept=intercept,
+        balanced=balanced,
     )
     coefficients = np.where(varies | (not intercept), head.coefficients / scale, 0.0)
     return LogisticHead(coefficients, head.intercept - coefficients @ mean, head.is_exclusive)
@@ -273,11 +280,15 @@ class Tfidf(Baseline):
         for vectorizer in vectorizers:
             vectorizer.fit(train.texts)
         validation: Split = cast(Any, context.open_recipe()).validation
-        features, checked = (_stacked(vectorizers, rows.texts) for rows in (train, validation))
-        labels = len(context.labels)
         return cls(
             vectorizers,
-            LogisticHead.fit_best(features, train.labels, labels, TFIDF_C, (checked, validation.labels)),
+            LogisticHead.fit_best(
+                _stacked(vectorizers, train.texts),
+                train.labels,
+                len(context.labels),
+                TFIDF_C,
+                (_stacked(vectorizers, validation.texts), validation.labels),
+            ),
         )
 
     def predict(self, rows: Split) -> np.ndarray:

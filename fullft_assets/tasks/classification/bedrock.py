@@ -65,17 +65,19 @@ class Bedrock(Baseline):
             "Answer with the label of the text and nothing else. The labels are:"
             f" {', '.join(context.labels)}."
         )
-        before = [
+        examples = [
             _message(role, text)
-            for example, label in zip(self.shown.texts, self.labels, strict=True)
+            for example_text, label in zip(self.shown.texts, self.labels, strict=True)
             for role, text in (
-                ("user", example[:_MAX_CHARACTERS]),
+                ("user", example_text[:_MAX_CHARACTERS]),
                 ("assistant", context.labels[label]),
             )
         ]
 
         def ask(text: str) -> tuple[str, float]:
-            answer = _converse(client, settings, system, [*before, _message("user", text[:_MAX_CHARACTERS])])
+            answer = _converse(
+                client, settings, system, [*examples, _message("user", text[:_MAX_CHARACTERS])]
+            )
             usd = (
                 answer["usage"]["inputTokens"] * settings.usd_per_1k_tokens[0]
                 + answer["usage"]["outputTokens"] * settings.usd_per_1k_tokens[1]
@@ -96,14 +98,14 @@ class Bedrock(Baseline):
                 pool.shutdown(cancel_futures=True)
                 raise
         context.paid[self.name] = context.paid.get(self.name, 0.0) + sum(usd for _, usd in answers)
-        answered = [read_label(text, context.labels) for text, _ in answers]
-        num_none = answered.count(None)
+        labels = [read_label(text, context.labels) for text, _ in answers]
+        num_none = labels.count(None)
         if num_none:
             context.progress.say(
                 f"bedrock: {num_none:,} of {len(rows):,} answers name no label and count as"
                 f" {context.labels[self.fallback]}"
             )
-        return np.eye(len(context.labels))[[self.fallback if label is None else label for label in answered]]
+        return np.eye(len(context.labels))[[self.fallback if label is None else label for label in labels]]
 
     def save(self, folder: Path) -> None:
         prompting.save_examples(folder / "bedrock.json", self.shown.ids, self.labels)
@@ -173,8 +175,8 @@ def _converse(
     except ClientError as error:
         # The service's message may quote the request, and so a text; its code does not.
         raise SettingsError(
-            f"planning.bedrock: {settings.model} refused with {error.response['Error']['Code']}; look at model,"
-            " region and rights"
+            f"planning.bedrock: {settings.model} refused with {error.response['Error']['Code']}; look at"
+            " model, region and rights"
         ) from None
     except BotoCoreError as error:
         raise SettingsError(f"planning.bedrock: {_one_line(error)}") from None

@@ -172,21 +172,21 @@ def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int)
     rng = np.random.default_rng(seed)
     sizes = np.asarray(lengths)
     total = max(1, round(epochs * len(lengths)))
-    carried = np.empty(0, np.int64)
-    planned: list[np.ndarray] = []
+    remainder = np.empty(0, np.int64)
+    full_batches: list[np.ndarray] = []
     count = 0
-    while (num_missing := total - count - len(carried)) > 0:
-        pool = np.concatenate([carried, rng.permutation(len(lengths))[:num_missing]])
+    while (num_missing := total - count - len(remainder)) > 0:
+        pool = np.concatenate([remainder, rng.permutation(len(lengths))[:num_missing]])
         batches = []
         for start in range(0, len(pool), batch_size * _POOL_BATCHES):
             part = pool[start : start + batch_size * _POOL_BATCHES]
             part = part[np.argsort(-sizes[part], kind="stable")]
             batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
         full = [batch for batch in batches if len(batch) == batch_size]
-        carried = np.concatenate([b for b in batches if len(b) < batch_size] or [np.empty(0, np.int64)])
-        planned += [full[i] for i in rng.permutation(len(full))]
-        count = sum(map(len, planned))
-    return np.concatenate([*planned, carried])
+        remainder = np.concatenate([b for b in batches if len(b) < batch_size] or [np.empty(0, np.int64)])
+        full_batches += [full[i] for i in rng.permutation(len(full))]
+        count = sum(map(len, full_batches))
+    return np.concatenate([*full_batches, remainder])
 
 
 def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any, torch.Tensor], torch.Tensor]:
@@ -279,5 +279,5 @@ def _loss_of_decisions(output: Any, labels: torch.Tensor) -> torch.Tensor:
 
 def scores_at_best(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Return the metrics at thresholds that are chosen on the same rows."""
-    decided = probabilities >= assessment.fit_thresholds(labels, probabilities)
-    return compute(DECISION_METRICS, assessment.decisions_of(labels, decided))
+    decisions = probabilities >= assessment.fit_thresholds(labels, probabilities)
+    return compute(DECISION_METRICS, assessment.decisions_of(labels, decisions))

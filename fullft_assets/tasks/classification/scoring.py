@@ -117,29 +117,29 @@ def model_labels(model: OpenedModel) -> list[str]:
 
 
 def map_labels(probabilities: np.ndarray, model_labels: list[str], labels: list[str]) -> np.ndarray:
-    """Bring probabilities [n, their labels] into our label order [n, ours], as shares of the labels that both
-    know.
+    """Return probabilities [n, model_labels] in the order of `labels`, as shares of the labels that are in
+    both.
 
     A label that the model does not know has probability 0.
     """
     if model_labels == labels:
         return probabilities
-    mapped = _placed(probabilities, model_labels, labels, 0.0)
+    shares = _placed(probabilities, model_labels, labels, 0.0)
     # A model that is sure of a label that left the list has next to nothing left to share: no information.
-    known_share = mapped.sum(axis=1, keepdims=True)
+    total = shares.sum(axis=1, keepdims=True)
     is_shared = np.isin(labels, model_labels)
-    return np.where(
-        known_share > 0, mapped / np.where(known_share > 0, known_share, 1), is_shared / is_shared.sum()
-    )
+    return np.where(total > 0, shares / np.where(total > 0, total, 1), is_shared / is_shared.sum())
 
 
 def _placed(values: np.ndarray, model_labels: list[str], labels: list[str], fill: float) -> np.ndarray:
-    """Bring values [..., their labels] into our label order [..., ours]; `fill` where they lack the label."""
+    """Return the values [..., model_labels] in the order of `labels`; `fill` for a label that the model does
+    not know.
+    """
     shared = shared_labels(model_labels, labels)
-    placed = np.full((*values.shape[:-1], len(labels)), fill)
+    table = np.full((*values.shape[:-1], len(labels)), fill)
     source = [model_labels.index(label) for label in shared]
-    placed[..., [labels.index(label) for label in shared]] = values[..., source]
-    return placed
+    table[..., [labels.index(label) for label in shared]] = values[..., source]
+    return table
 
 
 def _rows(
@@ -178,8 +178,8 @@ class LabelDecisions:
         return self.probabilities >= self.thresholds
 
     def in_order(self, model_labels: list[str], labels: list[str]) -> Self:
-        """Return the decisions in our label order instead of theirs; a label that the system does not know is
-        never predicted.
+        """Return the decisions in the order of `labels` instead of the system's own; a label that the system
+        does not know is never predicted.
         """
         return type(self)(
             _placed(self.probabilities, model_labels, labels, 0.0),
@@ -225,10 +225,10 @@ def _decide_all(context: EvaluationContext, test: Split, names: list[str]) -> di
         return LabelDecisions(baseline.predict(test), thresholds).in_order(context.baseline_labels, names)
 
     def by_external(name: str, answers: list[list[str]]) -> LabelDecisions:
-        decided = np.zeros((len(test), len(names)))
+        decisions = np.zeros((len(test), len(names)))
         for row, labels in enumerate(external.positions(name, answers, names)):
-            decided[row, labels] = 1
-        return LabelDecisions(decided, np.full(len(names), 0.5))
+            decisions[row, labels] = 1
+        return LabelDecisions(decisions, np.full(len(names), 0.5))
 
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
 
@@ -263,6 +263,6 @@ def _decision_rows(test: Split, decisions: Mapping[str, np.ndarray], names: list
         "labels": pa.array([_named(row, names) for row in test.labels], lists),
         "group": test.groups,
     }
-    for name, decided in decisions.items():
-        columns[column_of(name, "predicted")] = pa.array([_named(row, names) for row in decided], lists)
+    for name, rows in decisions.items():
+        columns[column_of(name, "predicted")] = pa.array([_named(row, names) for row in rows], lists)
     return pa.table(columns)

@@ -78,10 +78,10 @@ class Writer:
             texts = self._continue([prompt_ids[number] for number in numbers])
             return list(zip(numbers, texts, strict=True))
 
-        text_of = dict(
+        text_by_number = dict(
             pair for batch in in_batches(lengths, forward, self._model, progress) for pair in batch
         )
-        return [text_of[number] for number in range(len(prompt_ids))]
+        return [text_by_number[number] for number in range(len(prompt_ids))]
 
     def _continue(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         longest = max(map(len, prompts))
@@ -306,14 +306,16 @@ class _Scorer:
         for row in _one_of_each_group_first(test.groups, self._settings.seed):
             if len(prompts) == most:
                 break
-            prompt = _answered(test.ids[row], test.groups[row], messages[row])
-            if prompt is None:
+            conversation = messages[row]
+            last = max((i for i, turn in enumerate(conversation) if turn["role"] == "assistant"), default=0)
+            if not last:
                 continue
-            length = len(self.base_tokenization.tokenizer.encode(prompt.real, add_special_tokens=False).ids)
+            answer = conversation[last]["content"]
+            length = len(self.base_tokenization.tokenizer.encode(answer, add_special_tokens=False).ids)
             if length > MAX_ANSWER_TOKENS:
                 self._num_too_long += 1
             else:
-                prompts.append(prompt)
+                prompts.append(Prompt(test.ids[row], test.groups[row], conversation[:last], answer))
                 longest = max(longest, length)
         # Who writes twice as much as the longest answer is wrong already.
         self._max_new_tokens = max(1, min(MAX_ANSWER_TOKENS, 2 * longest))
@@ -350,15 +352,6 @@ def _beginnings(test: Split, seed: int) -> list[Prompt]:
         if len(text) >= 2 * _PROMPT_CHARACTERS and beginning.strip():
             prompts.append(Prompt(test.ids[row], test.groups[row], beginning, text[len(beginning) :]))
     return prompts[:NUM_CONTINUATIONS]
-
-
-def _answered(id_: str, group: str, messages: Sequence[Message]) -> Prompt | None:
-    last = max(
-        (number for number, message in enumerate(messages) if message["role"] == "assistant"), default=0
-    )
-    if not last:
-        return None
-    return Prompt(id_, group, messages[:last], messages[last]["content"])
 
 
 def _num_scored(documents: Split) -> np.ndarray:

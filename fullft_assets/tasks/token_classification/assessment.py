@@ -114,8 +114,8 @@ def errors(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]])
     )
 
 
-def _overlap(one: Span, second: Span) -> bool:
-    return one[0] < second[1] and second[0] < one[1]
+def _overlap(first: Span, second: Span) -> bool:
+    return first[0] < second[1] and second[0] < first[1]
 
 
 def assess(

@@ -113,7 +113,7 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
     label = (tags - 1) // 2
     before = np.concatenate([[-1], np.where(tags != OUTSIDE, label, -1)[:-1]])
     starts = inside[(tags[inside] % 2 == 1) | (before[inside] != label[inside])]
-    decoded = []
+    spans = []
     for begin, until in zip(starts, np.append(starts[1:], len(tags)), strict=True):
         tokens = np.arange(begin, until)
         tokens = tokens[tags[tokens] != OUTSIDE]
@@ -121,17 +121,17 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
             text, int(characters[tokens, 0].min()), int(characters[tokens, 1].max())
         )
         if start < end:
-            decoded.append((start, end, int(label[begin])))
-    return decoded
+            spans.append((start, end, int(label[begin])))
+    return spans
 
 
 def normal(texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[list[Span]]:
     """Return each text's spans without the white space at their ends; a span of nothing else is dropped."""
-    stripped = [
+    stripped_rows = [
         [(*cutting.strip_span(text, start, end), label) for start, end, label in row]
         for text, row in zip(texts, spans, strict=True)
     ]
-    return [[span for span in row if span[0] < span[1]] for row in stripped]
+    return [[span for span in row if span[0] < span[1]] for row in stripped_rows]
 
 
 def owned(lengths: Sequence[int], stride: int) -> list[np.ndarray]:
@@ -213,7 +213,7 @@ def tag(
     Args:
         truth: aligned with the chunks, -100 where nothing is to be predicted; for the loss.
     """
-    owned = [frame.owned(document) for document in chunks]
+    masks = [frame.owned(document) for document in chunks]
     predicted = [[np.zeros(0, np.int16)] * len(document) for document in chunks]
     loss = 0.0
     count = 0
@@ -223,11 +223,12 @@ def tag(
         is_finite &= bool(torch.isfinite(logits).all())
         best = logits.argmax(-1).cpu().numpy().astype(np.int16)
         for at, (row, number) in enumerate(items):
-            predicted[row][number] = best[at, : len(owned[row][number])][owned[row][number]]
+            mask = masks[row][number]
+            predicted[row][number] = best[at, : len(mask)][mask]
         if truth is not None:
-            padded = _padded([truth[row][number] for row, number in items]).to(logits.device)
-            loss += float(loss_of_output(output, padded))
-            count += int((padded != IGNORED).sum())
+            targets = _padded([truth[row][number] for row, number in items]).to(logits.device)
+            loss += float(loss_of_output(output, targets))
+            count += int((targets != IGNORED).sum())
     tags = [np.concatenate(document) if document else np.zeros(0, np.int16) for document in predicted]
     return Tagged(tags, loss if is_finite else float("nan"), count)
 
@@ -248,11 +249,11 @@ class TokenizedTexts:
     @classmethod
     def of(cls, tokenization: Tokenization, texts: Sequence[str]) -> TokenizedTexts:
         """Read texts with a tokenizer that was loaded for the task token_classification."""
-        encoded, cuts = tokenization.read(texts, spans=True)
-        chunks = to_lists(*gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
-        spans = np.zeros((0, 2), np.int32) if encoded.spans is None else encoded.spans
+        encoding, cuts = tokenization.read(texts, spans=True)
+        chunks = to_lists(*gather(encoding.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
+        spans = np.zeros((0, 2), np.int32) if encoding.spans is None else encoding.spans
         characters = [
-            spans[begin:end] for begin, end in zip(encoded.bounds, encoded.bounds[1:], strict=False)
+            spans[begin:end] for begin, end in zip(encoding.bounds, encoding.bounds[1:], strict=False)
         ]
         return cls(texts, chunks, characters, Frame.of(tokenization))
 
@@ -356,11 +357,11 @@ def in_order(
 
 
 def _listed(text: str, row: Sequence[Span], names: Sequence[str]) -> str:
-    shown = [
+    phrases = [
         f"{names[label]}: {report.shorten(text[start:end], 60)}" for start, end, label in sorted(set(row))
     ]
-    more = f"; and {len(shown) - _SHOWN_SPANS} more" if len(shown) > _SHOWN_SPANS else ""
-    return "; ".join(shown[:_SHOWN_SPANS]) + more if shown else "none"
+    ending = f"; and {len(phrases) - _SHOWN_SPANS} more" if len(phrases) > _SHOWN_SPANS else ""
+    return "; ".join(phrases[:_SHOWN_SPANS]) + ending if phrases else "none"
 
 
 def _rows(
@@ -423,9 +424,12 @@ class TokenClassificationRecipe(Encoder):
         train = self.train if most_rows is None else self.train.select(range(min(len(self.train), most_rows)))
         validation = self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
         states, tags = self._states_of_tokens(model, train, listener)
-        checked = self._states_of_tokens(model, validation, listener)
         head = fit_on_states(
-            states, tags, len(tag_names(self.labels)), checked, intercept=has_intercept(model)
+            states,
+            tags,
+            len(tag_names(self.labels)),
+            self._states_of_tokens(model, validation, listener),
+            intercept=has_intercept(model),
         )
         return HeadWeights(head.coefficients, head.intercept)
 
