@@ -1,6 +1,4 @@
-"""What a use case trains, its task's recipe on its snapshot; what the evaluation's process gives to a task,
-and what it takes back.
-"""
+"""The recipe of a use case's task on its snapshot; and what the evaluation gives to a task and gets back."""
 
 from __future__ import annotations
 
@@ -121,7 +119,7 @@ class WithoutTraining(TrainingData):
     """What a recipe is made of that trains nothing: it loads models and has them predict.
 
     Attributes:
-        known_labels: of these models; the snapshot may be newer and have others.
+        known_labels: the labels of these models; the snapshot may be newer and have others.
     """
 
     known_labels: Sequence[str] = ()
@@ -356,8 +354,9 @@ class EvaluationContext:
     Attributes:
         inputs: artifacts by asset name; `champion` is the checkpoint to beat, if there is one, and
             `first_champion` where that is another.
-        outputs: what systems predicted of the test rows, by name; one that is there is not asked again.
-        seconds: that each took.
+        outputs: what systems predicted of the test rows, by name; a system that is in it does not predict
+            again.
+        seconds: the seconds that each system took.
     """
 
     job: Job
@@ -438,7 +437,7 @@ class EvaluationContext:
         }
 
     def comparison(self, test: Split) -> Comparison:
-        """Return how the systems are compared, and report that they are now."""
+        """Return how the systems are compared, and report that the comparison begins."""
         settings = self.job.settings
         self.progress.say(f"{RESAMPLES:,} resamples over the groups of {len(test):,} test rows ...")
         slices = slices_of(self.store, self.inputs[TRAINING_SNAPSHOT], settings, test)
@@ -487,7 +486,7 @@ def column_of(system: str, what: str) -> str:
 
 
 def shared_labels(model_labels: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """Return which of our labels a system knows, in our order."""
+    """Return which of the labels a system knows, in their order."""
     shared = [label for label in labels if label in model_labels]
     if not shared:
         new_names, model_names = (

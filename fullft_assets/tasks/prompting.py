@@ -1,5 +1,5 @@
-"""Baselines that ask the base model as it is, a causal one: without a prompt, and which label follows a text.
-Which training rows are shown is saved by their ids alone.
+"""Baselines that score with the base model as it is, a causal one: rows without a prompt, and the labels that
+may follow a text behind a prompt. The training rows in a prompt are saved by their ids alone.
 
 To classify, each label is scored by the mean log-probability of its tokens behind the prompt, so that long
 names are not at a disadvantage (the normalisation of Brown et al. 2020, arXiv:2005.14165, section 2.4).
@@ -66,10 +66,10 @@ def save_examples(path: Path, ids: Sequence[str], labels: Sequence[int]) -> None
 
 
 def load_examples(path: Path, context: BaselineContext) -> tuple[Split, list[int]]:
-    """Return the rows that are shown and the label of each; a newer snapshot may lack some.
+    """Return the rows that are shown and the label of each, without those that the snapshot lacks.
 
     Raises:
-        DataError: it has none of them.
+        DataError: the snapshot has none of them.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = context.train_rows()

@@ -1,8 +1,8 @@
 """The baseline `bedrock`: a model of Amazon Bedrock names each text's label through the Converse API.
 
 It is the one baseline that sends texts of rows to a service: those that are scored, and those of the
-examples. Its answers are not kept, so an evaluation asks again, and pays again. An
-answer that names no label counts as the commonest training label.
+examples. Its answers are not stored, so an evaluation asks again, and pays again. An answer that names no
+label counts as the commonest training label.
 """
 
 import re
@@ -118,8 +118,8 @@ class Bedrock(Baseline):
 
 
 def read_label(answer: str, labels: Sequence[str]) -> int | None:
-    """Return the position of the label that an answer is, but for case and the marks around it; None: it is
-    none.
+    """Return the position of the label that an answer names; case and the marks around it do not count.
+    None: it names no label.
     """
     positions = {_AROUND.sub("", label).casefold(): number for number, label in enumerate(labels)}
     return positions.get(_AROUND.sub("", answer).casefold())

@@ -74,7 +74,7 @@ def _likely_label_errors(
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
-    """Return the label probabilities [rows, labels] of each system; an external one gives its labels the
+    """Return the label probabilities [rows, labels] of each system; the answer of an external system has the
     probability 1.
     """
 

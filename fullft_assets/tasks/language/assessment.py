@@ -6,9 +6,9 @@ perplexity its inverse. Intervals resample whole groups, and a resample's metric
 sums: a mean of documents' own means would weigh a short document like a long one.
 
 Models with different tokenizers read the same text as different tokens, and their means cannot be compared.
-What such a model lost on a document is therefore spread over the tokens that the test set's tokenizer cuts of
-it (`in_tokens_of`): equal nats on an equal text count equally. Which token it ranked
-first has no counterpart, so it has no token accuracy.
+The loss of such a model on a document is therefore spread over the tokens that the test set's tokenizer makes
+of it (`in_tokens_of`): equal nats on an equal text count equally. Which token the model ranked first has no
+counterpart, so it has no token accuracy.
 """
 
 from __future__ import annotations
@@ -116,14 +116,14 @@ class LanguageEvaluation(Evaluation):
 def in_tokens_of(
     scores: DocumentScores, lengths: np.ndarray, target: DocumentScores, target_lengths: np.ndarray
 ) -> DocumentScores:
-    """Spread what a model lost on each document over the tokens that another tokenizer cuts of the same text.
+    """Spread a model's loss on each document over the tokens that another tokenizer makes of the same text.
 
-    Each document's mean loss a token, times the tokens it would have read in all of it, is what the text
-    cost; that is shared out over our tokens.
+    The loss of the whole text is the document's mean loss a token, times the model's tokens of the whole
+    text. It is divided evenly among the tokens of the test set's tokenizer.
 
     Args:
         scores: in the model's own tokens.
-        lengths: int [n], tokens of the full documents in its tokenizer.
+        lengths: int [n], tokens of the full documents in the model's tokenizer.
         target: in the test set's tokens; only its `num_tokens` count.
         target_lengths: int [n], tokens of the full documents in the test set's tokenizer.
     """
