@@ -94,12 +94,12 @@ def test_a_training_begins_with_its_probe(task: str, tmp_path: Path, request: py
 
 def test_every_architecture_begins_with_a_head_that_has_learned(case: Prepared, architecture: Path) -> None:
     recipe, model = began(case, architecture)
-    states = inference.features_of_documents(model, recipe.train.windows)
+    states = inference.features_of_documents(model, recipe.train.chunks)
     weights = recipe.fit_head(model, case.use_case.settings.training, QUIET)
     has_intercept = inference.has_intercept(model)
     assert has_intercept == (architecture.name != "llama")
     scores = states @ weights.coefficients.T + (weights.intercept if has_intercept else 0)
-    found = predict_with(model, recipe.train.windows).probabilities
+    found = predict_with(model, recipe.train.chunks).probabilities
     np.testing.assert_allclose(found, softmax(scores, axis=1), atol=1e-4)
     majority = np.bincount(recipe.train.labels).max() / len(recipe.train)
     assert (found.argmax(1) == recipe.train.labels).mean() > majority
@@ -107,7 +107,7 @@ def test_every_architecture_begins_with_a_head_that_has_learned(case: Prepared, 
 
 def test_a_saved_classifier_answers_the_same(case: Prepared, architecture: Path, tmp_path: Path) -> None:
     recipe, model = began(case, architecture)
-    windows = recipe.validation.windows[:20]
+    windows = recipe.validation.chunks[:20]
     loading.save_model(model, tmp_path / "saved", 64)
     expected = predict_with(model, windows).probabilities
     np.testing.assert_allclose(predict(tmp_path / "saved", windows).probabilities, expected, atol=1e-6)
@@ -129,7 +129,7 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
     save_tokenizer(case.base_model, [], tmp_path)
     texts = [
         text
-        for text, windows in zip(recipe.validation.texts, recipe.validation.windows, strict=True)
+        for text, windows in zip(recipe.validation.texts, recipe.validation.chunks, strict=True)
         if len(windows) == 1
     ][:5]
     code = (
@@ -143,7 +143,7 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     chosen = recipe.validation.select([recipe.validation.texts.index(text) for text in texts])
-    expected = predict_with(model, chosen.windows).probabilities
+    expected = predict_with(model, chosen.chunks).probabilities
     np.testing.assert_allclose(softmax(json.loads(done.stdout.splitlines()[-1]), axis=1), expected, atol=1e-4)
     for answer, probabilities in zip(
         served.predict_fn({"inputs": texts}, served.model_fn(str(tmp_path))), expected, strict=True

@@ -42,8 +42,8 @@ class BaselineContext:
     Attributes:
         project_root: where relative references in the settings start.
         settings: of the use case, for baselines that train or that have settings of their own.
-        paid: US dollars that services asked for, by baseline, beside the machine's time; a baseline adds to
-            it.
+        paid: US dollars that services charged, by baseline, beside the machine's time; a baseline adds its
+            own.
         train_rows: reads the snapshot's training rows, in the evaluation as well, for baselines that show
             some of them to a model.
         open_recipe: returns the task's recipe, to load a model and to have it predict. In an evaluation it
@@ -71,8 +71,8 @@ class Baseline(ABC):
             shares one that is too large.
         shares_model: processes that share the model with `training.sharding` predict together.
         needs_network: it asks a service, so not in a container without a network.
-        serving_rank: its place by the cost of a prediction; see `release.decision`. None: it cannot become
-            champion.
+        serving_rank: its rank by the cost of a prediction, the cheapest first; see `release.decision`. None:
+            it cannot become champion.
     """
 
     name: ClassVar[str]
@@ -86,7 +86,7 @@ class Baseline(ABC):
 
     @classmethod
     def trainings(cls, settings: UseCaseSettings) -> float:
-        """Return about how many full trainings it takes to fit, which the plan charges before anything is
+        """Return how many full trainings it takes to fit, roughly; the plan charges them before anything is
         fitted.
         """
         return 0.0
@@ -105,9 +105,8 @@ class Baseline(ABC):
         Returns:
             classification: label probabilities [rows, labels]; multi_label: each label's own probability
                 [rows, labels];
-            token_classification: a list of spans (start, end, label number) for each row; sft and
-                language_modeling: the rows'
-            `DocumentScores`.
+            token_classification: a list of spans (start, end, label number) for each row;
+            sft and language_modeling: the `DocumentScores` of the rows.
         """
 
     @abstractmethod
@@ -181,7 +180,7 @@ class StoredBaseline:
 
     Attributes:
         labels: in the order of what it predicts.
-        folder: that it was read from.
+        folder: the folder that it was read from.
     """
 
     baseline: Baseline
@@ -205,7 +204,7 @@ def open_model(
     """Return the model of a `finetuned_checkpoint` or a `baseline_model`: a folder of transformers with its
     rights, or a baseline.
 
-    A prompt's examples are read from the snapshot: one that was erased is shown no more.
+    The examples of a prompt are read from the snapshot, so a row that was erased is no longer shown.
     """
     folder = store.folder(checkpoint) / "model"
     if not (folder / BASELINE_FILE).is_file():

@@ -1,6 +1,4 @@
-"""What a use case trains, its task's recipe on its snapshot; what the evaluation's process gives to a task,
-and what it takes back.
-"""
+"""The recipe of a use case's task on its snapshot; and what the evaluation gives to a task and gets back."""
 
 from __future__ import annotations
 
@@ -121,7 +119,7 @@ class WithoutTraining(TrainingData):
     """What a recipe is made of that trains nothing: it loads models and has them predict.
 
     Attributes:
-        known_labels: of these models; the snapshot may be newer and have others.
+        known_labels: the labels of these models; the snapshot may be newer and have others.
     """
 
     known_labels: Sequence[str] = ()
@@ -157,10 +155,16 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
     _require_its_tokenizer(store, snapshot, base_model, job)
     _require_general_text(snapshot, job)
     settings = job.settings
-    begin = None if start is None else with_rights(store.folder(start) / "model", settings)
-    validation, measured = load_split(store, snapshot, "validation"), general.load(store, snapshot)
+    start_folder = None if start is None else with_rights(store.folder(start) / "model", settings)
     data = TrainingData(
-        base_model, validation, settings.chunks.added_tokens, measured, begin, store, snapshot, settings
+        base_model,
+        load_split(store, snapshot, "validation"),
+        settings.chunks.added_tokens,
+        general.load(store, snapshot),
+        start_folder,
+        store,
+        snapshot,
+        settings,
     )
     return task_of(settings.examples).open_recipe(data)
 
@@ -192,13 +196,13 @@ def fitted_context(
     Args:
         labels: of the baselines.
     """
-    context, settings = baseline_context(job, store, snapshot, progress), job.settings
+    context = baseline_context(job, store, snapshot, progress)
 
     def open_recipe() -> Recipe:
         data = WithoutTraining(
-            context.base_model, rows, context.added_tokens, None, None, store, snapshot, settings, labels
+            context.base_model, rows, context.added_tokens, None, None, store, snapshot, job.settings, labels
         )
-        return task_of(settings.examples).open_recipe(data)
+        return task_of(job.settings.examples).open_recipe(data)
 
     return replace(context, labels=labels, open_recipe=open_recipe)
 
@@ -211,14 +215,15 @@ def store_baseline(
     Args:
         baselines: the `cheaper_baselines` that it is one of.
     """
-    settings, fitted = job.settings, BaselinesMetadata.of(baselines)
+    settings = job.settings
+    baselines_metadata = BaselinesMetadata.of(baselines)
     header = read_header(find_base_model(settings, Path(job.project_root)))
     source = store.folder(baselines)
 
     def write(draft: Draft) -> Outcome:
         progress.say(f"storing {name} ...")
         rows = load_split(store, snapshot, "validation")
-        context = fitted_context(job, store, snapshot, fitted.labels, rows, progress)
+        context = fitted_context(job, store, snapshot, baselines_metadata.labels, rows, progress)
         BASELINES.get(name).load(source, context).export(draft.path / "model", context)
         if (thresholds := source / f"{name}_{THRESHOLDS}").is_file():
             shutil.copy(thresholds, draft.path / "model" / THRESHOLDS)
@@ -228,23 +233,23 @@ def store_baseline(
             base_model_revision=header.revision,
             base_model_weights=weights_digest(header.folder),
             snapshot=snapshot.ref,
-            labels=fitted.labels,
+            labels=baselines_metadata.labels,
             trained_from="the base model",
             num_parameters=0,
             num_trained_parameters=0,
             num_steps=0,
             model_of_step=0,
             num_tokens=0,
-            training_seconds=fitted.seconds[name],
+            training_seconds=baselines_metadata.seconds[name],
             tokens_per_second=0.0,
-            training_usd=fitted.usd[name],
+            training_usd=baselines_metadata.usd[name],
             resumed_from_step=0,
             peak_memory_gib=0.0,
             micro_batch_size=0,
             incidents=[],
             num_warnings=0,
             precision="fp32",
-            facts={f"validation_{settings.primary_metric}": fitted.scores[name]},
+            facts={f"validation_{settings.primary_metric}": baselines_metadata.scores[name]},
             settings_digest=digest(settings.model_dump(mode="json")),
         )
         checks = [CheckOutcome(name=check.name, passed=True, description="not trained") for check in CHECKS]
@@ -265,9 +270,9 @@ def store_baseline(
 
 
 def _require_general_text(snapshot: Manifest, job: Job) -> None:
-    chosen, drawn = job.settings.snapshot, SnapshotMetadata.of(snapshot).drawn()
-    for name, wanted in (("general", chosen.general), ("replay", chosen.replay)):
-        if wanted is not None and name not in drawn:
+    settings = job.settings.snapshot
+    for name, section in (("general", settings.general), ("replay", settings.replay)):
+        if section is not None and name not in SnapshotMetadata.of(snapshot).drawn():
             raise DataError(
                 f"the snapshot was taken without snapshot.{name}, which the YAML names now; take the snapshot"
                 " again"
@@ -349,8 +354,9 @@ class EvaluationContext:
     Attributes:
         inputs: artifacts by asset name; `champion` is the checkpoint to beat, if there is one, and
             `first_champion` where that is another.
-        outputs: what systems predicted of the test rows, by name; one that is there is not asked again.
-        seconds: that each took.
+        outputs: what systems predicted of the test rows, by name; a system that is in it does not predict
+            again.
+        seconds: the seconds that each system took.
     """
 
     job: Job
@@ -424,14 +430,14 @@ class EvaluationContext:
         if external.PREDICTIONS not in self.inputs:
             return {}
         copies = self.inputs[external.PREDICTIONS]
-        folder, target = self.store.folder(copies), copies.settings["target"]
+        folder = self.store.folder(copies)
         return {
-            name: external.answers(folder, name, target, test.ids)
+            name: external.answers(folder, name, copies.settings["target"], test.ids)
             for name in external.ExternalMetadata.of(copies).num_rows
         }
 
     def comparison(self, test: Split) -> Comparison:
-        """Return how the systems are compared, and report that they are now."""
+        """Return how the systems are compared, and report that the comparison begins."""
         settings = self.job.settings
         self.progress.say(f"{RESAMPLES:,} resamples over the groups of {len(test):,} test rows ...")
         slices = slices_of(self.store, self.inputs[TRAINING_SNAPSHOT], settings, test)
@@ -460,10 +466,14 @@ class EvaluationContext:
         )
 
     def _load_baselines(self, test: Split) -> dict[str, Baseline]:
-        artifact, snapshot = self.inputs[CHEAPER_BASELINES], self.inputs[TRAINING_SNAPSHOT]
-        # An earlier release had others.
-        known_names = [name for name in BaselinesMetadata.of(artifact).scores if name in BASELINES]
-        names = [name for name in known_names if name not in self.outputs]
+        artifact = self.inputs[CHEAPER_BASELINES]
+        # An earlier release had baselines that are not registered any more.
+        names = [
+            name
+            for name in BaselinesMetadata.of(artifact).scores
+            if name in BASELINES and name not in self.outputs
+        ]
+        snapshot = self.inputs[TRAINING_SNAPSHOT]
         context = fitted_context(self.job, self.store, snapshot, self.baseline_labels, test, self.progress)
         return load_all(names, self.store.folder(artifact), context)
 
@@ -476,16 +486,16 @@ def column_of(system: str, what: str) -> str:
 
 
 def shared_labels(model_labels: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """Return which of our labels a system knows, in our order."""
+    """Return which of the labels a system knows, in their order."""
     shared = [label for label in labels if label in model_labels]
     if not shared:
-        wanted, known = (
+        new_names, model_names = (
             named(((label, "") for label in part), len(part), {*labels, *model_labels})
             for part in (labels, model_labels)
         )
         raise StoreError(
-            f"the model knows none of the labels {wanted}, only {known}; give the new labels a use case of"
-            " their own"
+            f"the model knows none of the labels {new_names}, only {model_names}; give the new labels a use"
+            " case of their own"
         )
     return shared
 
@@ -506,7 +516,7 @@ def pick_answers(
         say: returns an answer for a row in words.
     """
     names = evaluation.justification.best_baseline, evaluation.candidate
-    baseline, tuned = ([say(row, each) for row, each in enumerate(answers[name])] for name in names)
+    baseline, tuned = ([say(row, answer) for row, answer in enumerate(answers[name])] for name in names)
     order = np.random.default_rng(seed).permutation(len(test))
     agrees = np.array([tuned[row] == baseline[row] for row in order.tolist()])
     return [

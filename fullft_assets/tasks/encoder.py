@@ -4,8 +4,7 @@ text.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -48,6 +47,9 @@ class Encoder(ABC):
     general: General | None = None
     start: ModelFolder | None = None
     has_new_head: ClassVar[bool] = True
+    _embeddings: dict[Precision, np.ndarray] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def num_rows(self) -> int:
@@ -133,25 +135,21 @@ class Encoder(ABC):
 
     def _embeddings_of_base(self, computed_in: Precision) -> np.ndarray:
         assert self.general is not None
-        if computed_in not in self._found_embeddings:
+        if computed_in not in self._embeddings:
             # Loading draws weights that are not used (a pooler's); training must not depend on when this is
             # done.
             with torch.random.fork_rng():
-                embeddings = embed(
+                self._embeddings[computed_in] = embed(
                     self.base_model,
                     self.general.chunks,
                     added_tokens=self.added_tokens,
                     computed_in=computed_in,
                 )
-            self._found_embeddings[computed_in] = embeddings
-        return self._found_embeddings[computed_in]
-
-    @cached_property
-    def _found_embeddings(self) -> dict[Precision, np.ndarray]:
-        return {}
+        return self._embeddings[computed_in]
 
 
 def _distance(embeddings: np.ndarray, original: np.ndarray) -> float:
-    embeddings, original = embeddings.astype(np.float64), original.astype(np.float64)
+    embeddings = embeddings.astype(np.float64)
+    original = original.astype(np.float64)
     lengths = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(original, axis=1)
     return float(1 - ((embeddings * original).sum(1) / np.maximum(lengths, 1e-12)).mean())

@@ -1,5 +1,5 @@
-"""Baselines that ask the base model as it is, a causal one: without a prompt, and which label follows a text.
-Which training rows are shown is saved by their ids alone.
+"""Baselines that score with the base model as it is, a causal one: rows without a prompt, and the labels that
+may follow a text behind a prompt. The training rows in a prompt are saved by their ids alone.
 
 To classify, each label is scored by the mean log-probability of its tokens behind the prompt, so that long
 names are not at a disadvantage (the normalisation of Brown et al. 2020, arXiv:2005.14165, section 2.4).
@@ -27,8 +27,10 @@ from fullft_assets.tasks.language.assessment import DocumentScores
 #: a model that has fewer.
 NUM_EXAMPLES = 8
 _MAX_TOKENS = 1_024
-#: What precedes a text, and a label, in a prompt.
-_TEXT, _LABEL = "\n\nText: ", "\nLabel:"
+#: What precedes a text in a prompt.
+_TEXT = "\n\nText: "
+#: What precedes a label.
+_LABEL = "\nLabel:"
 
 
 def max_tokens(context: BaselineContext) -> int:
@@ -48,14 +50,14 @@ def draw(labels: Sequence[int] | np.ndarray, count: int, seed: int) -> list[int]
         labels: of each row [n].
     """
     generator = np.random.default_rng(seed)
-    drawn = generator.permutation(len(labels))
-    of_label = np.asarray(labels)[drawn]
-    # How many rows of its label were drawn before a row: the first of each label come first, then the second
-    # ones.
-    turn = np.zeros(len(drawn), np.int64)
-    for label in np.unique(of_label):
-        turn[of_label == label] = np.arange((of_label == label).sum())
-    return generator.permutation(drawn[np.argsort(turn, kind="stable")][:count]).tolist()
+    order = generator.permutation(len(labels))
+    ordered_labels = np.asarray(labels)[order]
+    # How many rows of the same label come before a row: the first rows of all labels are taken, then the
+    # second ones.
+    turn = np.zeros(len(order), np.int64)
+    for label in np.unique(ordered_labels):
+        turn[ordered_labels == label] = np.arange((ordered_labels == label).sum())
+    return generator.permutation(order[np.argsort(turn, kind="stable")][:count]).tolist()
 
 
 def save_examples(path: Path, ids: Sequence[str], labels: Sequence[int]) -> None:
@@ -64,28 +66,32 @@ def save_examples(path: Path, ids: Sequence[str], labels: Sequence[int]) -> None
 
 
 def load_examples(path: Path, context: BaselineContext) -> tuple[Split, list[int]]:
-    """Return the rows that are shown and the label of each; a newer snapshot may lack some.
+    """Return the rows that are shown and the label of each, without those that the snapshot lacks.
 
     Raises:
-        DataError: it has none of them.
+        DataError: the snapshot has none of them.
     """
-    saved, rows = json.loads(path.read_text(encoding="utf-8")), context.train_rows()
-    place = {id_: number for number, id_ in enumerate(rows.ids)}
-    shown = [
-        (place[id_], label) for id_, label in zip(saved["ids"], saved["labels"], strict=True) if id_ in place
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows = context.train_rows()
+    row_of_id = {id_: row for row, id_ in enumerate(rows.ids)}
+    examples = [
+        (row_of_id[id_], label)
+        for id_, label in zip(content["ids"], content["labels"], strict=True)
+        if id_ in row_of_id
     ]
-    if not shown:
+    if not examples:
         raise DataError(
-            f"{path.name}: none of its {len(saved['ids'])} example rows trains any more; materialise"
+            f"{path.name}: none of its {len(content['ids'])} example rows trains any more; materialise"
             " cheaper_baselines again"
         )
-    return rows.select([number for number, _ in shown]), [label for _, label in shown]
+    return rows.select([row for row, _ in examples]), [label for _, label in examples]
 
 
 class ZeroShot(UntrainedBaseline):
     """The base model with a prompt: the instruction alone."""
 
-    name, title = "zero_shot", "base model, zero-shot prompt"
+    name = "zero_shot"
+    title = "base model, zero-shot prompt"
     tasks = ("classification",)
     needs_causal_model = True
     needs_whole_model = True
@@ -102,12 +108,12 @@ class ZeroShot(UntrainedBaseline):
 
         context = self.context
         writer = PromptWriter(context)
-        opening, labels = [*writer.instruction, *self._examples(writer)], writer.labels
+        opening = [*writer.instruction, *self._examples(writer)]
         prompts = [opening + text for text in writer.ask(rows.texts, context.settings.chunks.max_tokens)]
-        chunks = [[prompt + label] for prompt in prompts for label in labels]
-        marks = [[[0] * len(prompt) + [1] * len(label)] for prompt in prompts for label in labels]
-        of_labels = _score(context, chunks, marks)
-        return softmax((-of_labels.loss / of_labels.num_tokens).reshape(len(rows), len(labels)), axis=1)
+        chunks = [[prompt + label] for prompt in prompts for label in writer.labels]
+        marks = [[[0] * len(prompt) + [1] * len(label)] for prompt in prompts for label in writer.labels]
+        scores = _score(context, chunks, marks)
+        return softmax((-scores.loss / scores.num_tokens).reshape(len(rows), len(writer.labels)), axis=1)
 
     def _examples(self, writer: PromptWriter) -> list[int]:
         return []
@@ -121,11 +127,13 @@ class FewShot(ZeroShot):
         labels: of each, as positions in the label order of the baselines.
     """
 
-    name, title = "few_shot", "base model, few-shot prompt"
+    name = "few_shot"
+    title = "base model, few-shot prompt"
 
     def __init__(self, shown: Split, labels: Sequence[int], context: BaselineContext):
         super().__init__(context)
-        self.shown, self.labels = shown, labels
+        self.shown = shown
+        self.labels = labels
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
@@ -135,11 +143,11 @@ class FewShot(ZeroShot):
 
     def _examples(self, writer: PromptWriter) -> list[int]:
         room = max_tokens(self.context) // len(self.shown) - writer.num_tokens_around
-        asked = writer.ask(self.shown.texts, max(1, room))
+        questions = writer.ask(self.shown.texts, max(1, room))
         return [
             token
-            for text, label in zip(asked, self.labels, strict=True)
-            for token in text + writer.labels[label]
+            for question, label in zip(questions, self.labels, strict=True)
+            for token in question + writer.labels[label]
         ]
 
     def save(self, folder: Path) -> None:
@@ -167,8 +175,7 @@ class PromptWriter:
         self._before_text = self._encode(_TEXT)
         self._before_label = self._encode(_LABEL)
         self.labels = [self._name(name) for name in context.labels]
-        longest = max(map(len, self.labels))
-        self.num_tokens_around = len(self._before_text) + len(self._before_label) + longest
+        self.num_tokens_around = len(self._before_text) + len(self._before_label) + max(map(len, self.labels))
 
     def ask(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Return each text, cut to the maximum number of tokens, with the words that ask for its label."""
@@ -179,8 +186,9 @@ class PromptWriter:
 
     def _name(self, label: str) -> list[int]:
         # Some tokenizers write the space before a word in its first token.
-        ids, start = self._encode(f"{_LABEL} {label}"), self._before_label
-        return ids[len(start) :] if ids[: len(start)] == start else self._encode(f" {label}")
+        ids = self._encode(f"{_LABEL} {label}")
+        length = len(self._before_label)
+        return ids[length:] if ids[:length] == self._before_label else self._encode(f" {label}")
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenization.encode([text])[0]
@@ -207,12 +215,12 @@ def _score(
     from fullft_assets.models.token_loss import score_documents
     from fullft_assets.training import ranks, sharding
 
-    training, num_processes = context.settings.training, num_ranks()
-    if training.sharding == "none" or num_processes == 1:
+    training = context.settings.training
+    if training.sharding == "none" or num_ranks() == 1:
         model = load_causal(context.base_model, context.added_tokens)
     else:
         recipe = context.open_recipe().with_model(context.base_model)
-        model = sharding.load(recipe, training, num_processes)
+        model = sharding.load(recipe, training, num_ranks())
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = max((len(chunk) for document in chunks for chunk in document), default=0)
     if isinstance(positions, int) and longest > positions:

@@ -8,6 +8,7 @@ layers is trained whole, as full fine-tuning trains it.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,22 +35,23 @@ _TIMES_THE_TIME = 1.26
 _FILE = "lora.safetensors"
 
 
+@dataclass(frozen=True)
 class Lora(Baseline):
     """The base model with trained adapters; what is saved are the trained weights alone.
 
-    Args:
+    Attributes:
         weights: the trained ones by their names in the model.
     """
 
-    name, title = "lora", "LoRA"
+    name = "lora"
+    title = "LoRA"
     tasks = ("classification", "multi_label", "token_classification", "sft", "language_modeling")
     needs_whole_model = True
     serving_rank = 2
 
-    def __init__(self, rank: int, weights: dict[str, torch.Tensor], context: BaselineContext):
-        self.rank = rank
-        self.weights = weights
-        self.context = context
+    rank: int
+    weights: dict[str, torch.Tensor]
+    context: BaselineContext
 
     @classmethod
     def trainings(cls, settings: UseCaseSettings) -> float:
@@ -60,25 +62,31 @@ class Lora(Baseline):
         from fullft_assets.models.hardware import free_memory
         from fullft_assets.training.finetuning import fine_tune
 
-        adapted: Any = _AdaptedRecipe(context.open_recipe(), RANK)
+        recipe: Any = _AdaptedRecipe(context.open_recipe(), RANK)
         training = lora_settings(context.settings)
-        options = {"evaluate_at": [], "resumable": False}
         with tempfile.TemporaryDirectory(prefix="fullft-lora-") as folder:
-            work = Path(folder)
             try:
-                fit = fine_tune(adapted, training, context.settings.seed, work, context.progress, **options)
+                fit = fine_tune(
+                    recipe,
+                    training,
+                    context.settings.seed,
+                    Path(folder),
+                    context.progress,
+                    evaluate_at=[],
+                    resumable=False,
+                )
             except DivergenceError as error:
                 raise DivergenceError(
                     f"baseline lora: {error}; lower training.learning_rate, or remove lora from"
                     " planning.baselines"
                 ) from error
         model = fit.model
-        trained = {
+        weights = {
             name: weight.detach().cpu() for name, weight in model.named_parameters() if weight.requires_grad
         }
         del fit, model
         free_memory()
-        return cls(RANK, trained, context)
+        return cls(RANK, weights, context)
 
     def predict(self, rows: Split) -> Any:
         return self.context.open_recipe().predict(self._model(), rows, self.context.progress)
@@ -172,9 +180,10 @@ def adapt(recipe: Recipe, settings: TrainingSettings, rank: int) -> PreTrainedMo
     return model
 
 
+@dataclass(frozen=True)
 class _AdaptedRecipe:
-    def __init__(self, recipe: Recipe, rank: int):
-        self._recipe, self._rank = recipe, rank
+    _recipe: Recipe
+    _rank: int
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._recipe, name)
@@ -187,11 +196,10 @@ class _AdaptedRecipe:
 
 
 def _load_trained(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
-    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if wanted != set(weights):
-        odd = sorted(wanted ^ set(weights))[0]
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if names != set(weights):
         raise StoreError(
-            f"{_FILE}: {odd} is not a trained weight of both the file and base_model; materialise"
-            " cheaper_baselines again"
+            f"{_FILE}: {min(names ^ set(weights))} is not a trained weight of both the file and base_model;"
+            " materialise cheaper_baselines again"
         )
     model.load_state_dict(weights, strict=False)

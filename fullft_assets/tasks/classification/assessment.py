@@ -104,12 +104,12 @@ def predictions_of(
     Raises:
         ValueError: shapes differ, or a row is no distribution over the labels; the message names what.
     """
-    labels, probabilities = np.asarray(labels), require_probabilities(probabilities, labels, name)
+    probabilities = require_probabilities(probabilities, labels, name)
     if probabilities.shape[1] != len(label_names):
         raise ValueError(f"{name}: {probabilities.shape[1]} columns for {len(label_names)} labels")
-    one_hot = np.eye(len(label_names), dtype=bool)
     answer = probabilities.argmax(axis=1)
-    true, predicted = one_hot[labels], one_hot[answer]
+    true = np.eye(len(label_names), dtype=bool)[labels]
+    predicted = np.eye(len(label_names), dtype=bool)[answer]
     return Predictions(
         label_names,
         labels,
@@ -146,17 +146,17 @@ def assess(
     from sklearn.metrics import confusion_matrix
 
     predictions = {
-        name: predictions_of(labels, each, label_names, name) for name, each in probabilities.items()
+        name: predictions_of(labels, system_probabilities, label_names, name)
+        for name, system_probabilities in probabilities.items()
     }
     predictions |= {name: replace(predictions[name], predicted=None) for name in labels_alone}
     tuned = np.asarray(probabilities[comparison.candidate])
     bins = reliability(labels, tuned)
-    confusion = confusion_matrix(labels, tuned.argmax(axis=1), labels=range(len(label_names)))
     return ClassificationEvaluation(
         **label_fields(predictions, groups, label_names, comparison),
         calibration_error=expected_calibration_error(bins),
         reliability=bins,
-        confusion=confusion.tolist(),
+        confusion=confusion_matrix(labels, tuned.argmax(axis=1), labels=range(len(label_names))).tolist(),
     )
 
 
@@ -188,7 +188,7 @@ def fit_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         labels: bool [n, k].
         probabilities: float [n, k].
     """
-    labels, probabilities = require_aligned(labels, probabilities)
+    probabilities = require_aligned(labels, probabilities)
     return np.array([_threshold(labels[:, i], probabilities[:, i]) for i in range(labels.shape[1])])
 
 
@@ -197,27 +197,25 @@ def _threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     if num_true in (0, len(labels)):
         return DEFAULT_THRESHOLD
     order = np.argsort(-probabilities, kind="stable")
-    ranked, num_right = probabilities[order], np.cumsum(labels[order])
+    ranked = probabilities[order]
+    num_right = np.cumsum(labels[order])
     # Rows with one probability are all given the label, or none is.
     is_last = np.append(ranked[1:] < ranked[:-1], True)
     num_given = np.flatnonzero(is_last) + 1
     f1 = 2 * num_right[num_given - 1] / (num_true + num_given)
-    below = np.append(ranked, 0.0)[num_given]
-    cuts = (ranked[num_given - 1] + below) / 2
+    cuts = (ranked[num_given - 1] + np.append(ranked, 0.0)[num_given]) / 2
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
     return float(cuts[best[np.argmin(np.abs(cuts[best] - DEFAULT_THRESHOLD))]])
 
 
-def require_aligned(
-    labels: np.ndarray, answers: np.ndarray, name: str = "predictions"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as arrays [n, k].
+def require_aligned(labels: np.ndarray, answers: np.ndarray, name: str = "predictions") -> np.ndarray:
+    """Return the answers as an array [n, k] that fits the labels [n, k].
 
     Raises:
         ValueError: the labels are no table of truth values, something is empty or not finite, or the shapes
             differ.
     """
-    labels, answers = np.asarray(labels), np.asarray(answers)
+    answers = np.asarray(answers)
     if labels.ndim != 2 or not labels.size or labels.dtype != bool:
         raise ValueError(f"labels: expected truth values [rows, labels], got {labels.dtype} {labels.shape}")
     if answers.shape != labels.shape:
@@ -227,23 +225,22 @@ def require_aligned(
         )
     if not np.isfinite(answers).all():
         raise ValueError(f"{name}: row {int((~np.isfinite(answers)).any(axis=1).argmax())} is not finite")
-    return labels, answers
+    return answers
 
 
 def decisions_of(
-    labels: np.ndarray, decided: np.ndarray, label_names: Sequence[str] = (), name: str = "predictions"
+    labels: np.ndarray, decisions: np.ndarray, label_names: Sequence[str] = (), name: str = "predictions"
 ) -> Predictions:
     """Return what metrics take of labels given, bool [n, k], to rows with true labels, bool [n, k]."""
-    labels, decided = require_aligned(labels, decided, name)
-    is_right = (labels == decided).all(axis=1)
+    decisions = require_aligned(labels, decisions, name)
     return Predictions(
         label_names,
         labels,
-        decided,
-        true_positives=labels & decided,
+        decisions,
+        true_positives=labels & decisions,
         true=labels,
-        num_predicted=decided,
-        is_right=is_right,
+        num_predicted=decisions,
+        is_right=(labels == decisions).all(axis=1),
     )
 
 
@@ -267,7 +264,8 @@ def assess_decisions(
         ValueError: input is empty, misaligned or not finite; the message names what.
     """
     predictions = {
-        name: decisions_of(labels, decided, label_names, name) for name, decided in decisions.items()
+        name: decisions_of(labels, system_decisions, label_names, name)
+        for name, system_decisions in decisions.items()
     }
     return MultiLabelEvaluation(
         **label_fields(predictions, groups, label_names, comparison, thresholds),
@@ -311,6 +309,8 @@ def worst_errors(
 def _doubtful(
     row: int, ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
 ) -> DoubtfulRow:
-    best, own_label = int(probabilities[row].argmax()), int(labels[row])
-    probability, of_label = float(probabilities[row, best]), float(probabilities[row, own_label])
-    return DoubtfulRow(ids[row], names[own_label], names[best], probability, of_label)
+    label = int(labels[row])
+    best = int(probabilities[row].argmax())
+    return DoubtfulRow(
+        ids[row], names[label], names[best], float(probabilities[row, best]), float(probabilities[row, label])
+    )

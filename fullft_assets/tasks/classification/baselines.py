@@ -70,12 +70,14 @@ class LogisticHead:
             validation: features and labels of rows to choose on.
             options: of `fit`.
         """
-        some = slice(0, _MOST_ROWS_TO_CHOOSE)
-        checked, truth = validation
+        sample = slice(0, _MOST_ROWS_TO_CHOOSE)
+        validation_features, truth = validation
         losses = [
             mean_log_loss(
                 truth,
-                cls.fit(features[some], labels[some], num_labels, C=C, **options).probabilities(checked),
+                cls.fit(features[sample], labels[sample], num_labels, C=C, **options).probabilities(
+                    validation_features
+                ),
             )
             for C in strengths
         ]
@@ -151,10 +153,15 @@ def fit_on_states(
     def standardized(states: np.ndarray) -> np.ndarray:
         return np.where(varies | (not intercept), (states - mean) / scale, 0.0)
 
-    checked, truth = validation
-    options = {"intercept": intercept, "balanced": balanced}
+    validation_features, truth = validation
     head = LogisticHead.fit_best(
-        standardized(features), labels, num_labels, PROBE_C, (standardized(checked), truth), **options
+        standardized(features),
+        labels,
+        num_labels,
+        PROBE_C,
+        (standardized(validation_features), truth),
+        intercept=intercept,
+        balanced=balanced,
     )
     coefficients = np.where(varies | (not intercept), head.coefficients / scale, 0.0)
     return LogisticHead(coefficients, head.intercept - coefficients @ mean, head.is_exclusive)
@@ -203,6 +210,7 @@ def _fit_each(model: Any, features: Any, labels: np.ndarray) -> tuple[np.ndarray
     return coefficients, intercept
 
 
+@dataclass(frozen=True)
 class Majority(Baseline):
     """Always the commonest training label."""
 
@@ -210,8 +218,7 @@ class Majority(Baseline):
     title = "majority label"
     tasks = ("classification",)
 
-    def __init__(self, shares: np.ndarray):
-        self.shares = shares
+    shares: np.ndarray
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
@@ -242,6 +249,7 @@ class LabelShares(Majority):
         return cls(train.labels.mean(0))
 
 
+@dataclass(frozen=True)
 class Tfidf(Baseline):
     """TF-IDF of words, word pairs and parts of words with a logistic regression: minutes of work, no GPU."""
 
@@ -250,8 +258,8 @@ class Tfidf(Baseline):
     serving_rank = 0
     tasks = ("classification", "multi_label")
 
-    def __init__(self, vectorizers: Sequence[TfidfVectorizer], head: LogisticHead):
-        self.vectorizers, self.head = vectorizers, head
+    vectorizers: Sequence[TfidfVectorizer]
+    head: LogisticHead
 
     @staticmethod
     def _vectorizers(
@@ -272,18 +280,24 @@ class Tfidf(Baseline):
         for vectorizer in vectorizers:
             vectorizer.fit(train.texts)
         validation: Split = cast(Any, context.open_recipe()).validation
-        features, checked = (_stacked(vectorizers, rows.texts) for rows in (train, validation))
-        labels = len(context.labels)
         return cls(
             vectorizers,
-            LogisticHead.fit_best(features, train.labels, labels, TFIDF_C, (checked, validation.labels)),
+            LogisticHead.fit_best(
+                _stacked(vectorizers, train.texts),
+                train.labels,
+                len(context.labels),
+                TFIDF_C,
+                (_stacked(vectorizers, validation.texts), validation.labels),
+            ),
         )
 
     def predict(self, rows: Split) -> np.ndarray:
         return self.head.probabilities(_stacked(self.vectorizers, rows.texts))
 
     def save(self, folder: Path) -> None:
-        vocabularies = [{term: int(i) for term, i in each.vocabulary_.items()} for each in self.vectorizers]
+        vocabularies = [
+            {term: int(i) for term, i in vectorizer.vocabulary_.items()} for vectorizer in self.vectorizers
+        ]
         (folder / "tfidf.json").write_text(json.dumps(vocabularies, ensure_ascii=False), encoding="utf-8")
         words, parts = self.vectorizers
         self.head.save(folder / "tfidf.npz", words_idf=words.idf_, parts_idf=parts.idf_)
@@ -305,6 +319,7 @@ def _stacked(vectorizers: Sequence[TfidfVectorizer], texts: Sequence[str]) -> An
     return hstack([vectorizer.transform(texts) for vectorizer in vectorizers]).tocsr()
 
 
+@dataclass(frozen=True)
 class FrozenProbe(Baseline):
     """The base model as it was, with a logistic regression as its head: what full fine-tuning begins with."""
 
@@ -313,8 +328,8 @@ class FrozenProbe(Baseline):
     tasks = ("classification", "multi_label")
     serving_rank = 2
 
-    def __init__(self, weights: HeadWeights, context: BaselineContext):
-        self.weights, self.context = weights, context
+    weights: HeadWeights
+    context: BaselineContext
 
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:

@@ -1,13 +1,14 @@
 """The baseline `bedrock`: a model of Amazon Bedrock names each text's label through the Converse API.
 
 It is the one baseline that sends texts of rows to a service: those that are scored, and those of the
-examples. Its answers are not kept, so an evaluation asks again, and pays again. An
-answer that names no label counts as the commonest training label.
+examples. Its answers are not stored, so an evaluation asks again, and pays again. An answer that names no
+label counts as the commonest training label.
 """
 
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,10 +31,11 @@ _PARALLEL_REQUESTS = 4
 _AROUND = re.compile(r"^[\W_]+|[\W_]+$")
 
 
+@dataclass(frozen=True)
 class Bedrock(Baseline):
     """A prompted model of a service, with the task's labels in its system prompt.
 
-    Args:
+    Attributes:
         shown: training rows that each request has as examples.
         labels: of each, as positions in the label order.
         fallback: position of the commonest training label.
@@ -45,11 +47,10 @@ class Bedrock(Baseline):
     needs_network = True
     serving_rank = 4
 
-    def __init__(self, shown: Split, labels: Sequence[int], fallback: int, context: BaselineContext):
-        self.shown = shown
-        self.labels = labels
-        self.fallback = fallback
-        self.context = context
+    shown: Split
+    labels: Sequence[int]
+    fallback: int
+    context: BaselineContext
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
@@ -57,29 +58,29 @@ class Bedrock(Baseline):
         return cls(shown, shown.labels.tolist(), int(np.bincount(train.labels).argmax()), context)
 
     def predict(self, rows: Split) -> np.ndarray:
-        context, asked = self.context, _asked(self.context)
-        client, system = (
-            _client(asked),
-            (
-                "Answer with the label of the text and nothing else. The labels are:"
-                f" {', '.join(context.labels)}."
-            ),
+        context = self.context
+        settings = _settings_of(context)
+        client = _client(settings)
+        system = (
+            "Answer with the label of the text and nothing else. The labels are:"
+            f" {', '.join(context.labels)}."
         )
-        before = [
+        examples = [
             _message(role, text)
-            for example, label in zip(self.shown.texts, self.labels, strict=True)
+            for example_text, label in zip(self.shown.texts, self.labels, strict=True)
             for role, text in (
-                ("user", example[:_MAX_CHARACTERS]),
+                ("user", example_text[:_MAX_CHARACTERS]),
                 ("assistant", context.labels[label]),
             )
         ]
 
         def ask(text: str) -> tuple[str, float]:
-            answer = _converse(client, asked, system, [*before, _message("user", text[:_MAX_CHARACTERS])])
-            used = answer["usage"]
+            answer = _converse(
+                client, settings, system, [*examples, _message("user", text[:_MAX_CHARACTERS])]
+            )
             usd = (
-                used["inputTokens"] * asked.usd_per_1k_tokens[0]
-                + used["outputTokens"] * asked.usd_per_1k_tokens[1]
+                answer["usage"]["inputTokens"] * settings.usd_per_1k_tokens[0]
+                + answer["usage"]["outputTokens"] * settings.usd_per_1k_tokens[1]
             )
             return (
                 "".join(part.get("text", "") for part in answer["output"]["message"]["content"]),
@@ -97,14 +98,14 @@ class Bedrock(Baseline):
                 pool.shutdown(cancel_futures=True)
                 raise
         context.paid[self.name] = context.paid.get(self.name, 0.0) + sum(usd for _, usd in answers)
-        answered = [read_label(text, context.labels) for text, _ in answers]
-        num_none = answered.count(None)
+        labels = [read_label(text, context.labels) for text, _ in answers]
+        num_none = labels.count(None)
         if num_none:
             context.progress.say(
                 f"bedrock: {num_none:,} of {len(rows):,} answers name no label and count as"
                 f" {context.labels[self.fallback]}"
             )
-        return np.eye(len(context.labels))[[self.fallback if label is None else label for label in answered]]
+        return np.eye(len(context.labels))[[self.fallback if label is None else label for label in labels]]
 
     def save(self, folder: Path) -> None:
         prompting.save_examples(folder / "bedrock.json", self.shown.ids, self.labels)
@@ -117,22 +118,21 @@ class Bedrock(Baseline):
 
 
 def read_label(answer: str, labels: Sequence[str]) -> int | None:
-    """Return the position of the label that an answer is, but for case and the marks around it; None: it is
-    none.
+    """Return the position of the label that an answer names; case and the marks around it do not count.
+    None: it names no label.
     """
-    said = _AROUND.sub("", answer).casefold()
-    known_labels = {_AROUND.sub("", label).casefold(): number for number, label in enumerate(labels)}
-    return known_labels.get(said)
+    positions = {_AROUND.sub("", label).casefold(): number for number, label in enumerate(labels)}
+    return positions.get(_AROUND.sub("", answer).casefold())
 
 
-def _asked(context: BaselineContext) -> BedrockSettings:
-    asked = context.settings.planning.bedrock
-    if asked is None:
+def _settings_of(context: BaselineContext) -> BedrockSettings:
+    settings = context.settings.planning.bedrock
+    if settings is None:
         raise SettingsError(
             "planning.bedrock: planning.baselines names bedrock, so it has to say which model; give model, or"
             " remove bedrock"
         )
-    return asked
+    return settings
 
 
 def _message(role: str, text: str) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _message(role: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": [{"text": text if text.strip() else "(empty)"}]}
 
 
-def _client(asked: BedrockSettings) -> Any:
+def _client(settings: BedrockSettings) -> Any:
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
@@ -149,23 +149,25 @@ def _client(asked: BedrockSettings) -> Any:
         retries={"max_attempts": _ATTEMPTS, "mode": "adaptive"}, max_pool_connections=_PARALLEL_REQUESTS
     )
     try:
-        arn = re.match(r"arn:[\w-]+:bedrock:([\w-]+):", asked.model)
-        region = arn and arn[1]
+        arn = re.match(r"arn:[\w-]+:bedrock:([\w-]+):", settings.model)
         return boto3.client(
-            "bedrock-runtime", region_name=region, endpoint_url=asked.endpoint_url, config=retries
+            "bedrock-runtime",
+            region_name=arn and arn[1],
+            endpoint_url=settings.endpoint_url,
+            config=retries,
         )
     except BotoCoreError as error:
         raise SettingsError(f"planning.bedrock: {_one_line(error)}") from error
 
 
 def _converse(
-    client: Any, asked: BedrockSettings, system: str, messages: list[dict[str, Any]]
+    client: Any, settings: BedrockSettings, system: str, messages: list[dict[str, Any]]
 ) -> dict[str, Any]:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         return client.converse(
-            modelId=asked.model,
+            modelId=settings.model,
             system=[{"text": system}],
             messages=messages,
             inferenceConfig={"maxTokens": _MAX_ANSWER_TOKENS, "temperature": 0.0},
@@ -173,8 +175,8 @@ def _converse(
     except ClientError as error:
         # The service's message may quote the request, and so a text; its code does not.
         raise SettingsError(
-            f"planning.bedrock: {asked.model} refused with {error.response['Error']['Code']}; look at model,"
-            " region and rights"
+            f"planning.bedrock: {settings.model} refused with {error.response['Error']['Code']}; look at"
+            " model, region and rights"
         ) from None
     except BotoCoreError as error:
         raise SettingsError(f"planning.bedrock: {_one_line(error)}") from None

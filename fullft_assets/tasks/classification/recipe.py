@@ -83,18 +83,13 @@ class ClassificationRecipe(Encoder):
     ) -> HeadWeights | None:
         if self.start is not None:
             return None
-        train, validation = (
-            self._some_of_each_label(most_rows),
-            self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS))),
-        )
-        states, checked = (
-            features_of_documents(model, rows.chunks, listener) for rows in (train, validation)
-        )
+        train = self._some_of_each_label(most_rows)
+        validation = self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
         head = fit_on_states(
-            states,
+            features_of_documents(model, train.chunks, listener),
             train.labels,
             len(self.labels),
-            (checked, validation.labels),
+            (features_of_documents(model, validation.chunks, listener), validation.labels),
             intercept=has_intercept(model),
             balanced=settings.balance_labels,
         )
@@ -112,10 +107,9 @@ class ClassificationRecipe(Encoder):
         return self.train.select(np.flatnonzero(is_early | (np.arange(len(self.train)) < most_rows)).tolist())
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
-        feed = chunk_feed(*labelled_chunks(self.train), model, settings, seed, torch.tensor)
         return self._prepared(
             model,
-            feed,
+            chunk_feed(*labelled_chunks(self.train), model, settings, seed, torch.tensor),
             _loss_of_output(self.train, len(self.labels) if settings.balance_labels else None),
             settings,
         )
@@ -178,21 +172,21 @@ def planned_order(lengths: list[int], epochs: float, batch_size: int, seed: int)
     rng = np.random.default_rng(seed)
     sizes = np.asarray(lengths)
     total = max(1, round(epochs * len(lengths)))
-    carried = np.empty(0, np.int64)
-    planned: list[np.ndarray] = []
+    remainder = np.empty(0, np.int64)
+    full_batches: list[np.ndarray] = []
     count = 0
-    while (num_missing := total - count - len(carried)) > 0:
-        pool = np.concatenate([carried, rng.permutation(len(lengths))[:num_missing]])
+    while (num_missing := total - count - len(remainder)) > 0:
+        pool = np.concatenate([remainder, rng.permutation(len(lengths))[:num_missing]])
         batches = []
         for start in range(0, len(pool), batch_size * _POOL_BATCHES):
             part = pool[start : start + batch_size * _POOL_BATCHES]
             part = part[np.argsort(-sizes[part], kind="stable")]
             batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
         full = [batch for batch in batches if len(batch) == batch_size]
-        carried = np.concatenate([b for b in batches if len(b) < batch_size] or [np.empty(0, np.int64)])
-        planned += [full[i] for i in rng.permutation(len(full))]
-        count = sum(map(len, planned))
-    return np.concatenate([*planned, carried])
+        remainder = np.concatenate([b for b in batches if len(b) < batch_size] or [np.empty(0, np.int64)])
+        full_batches += [full[i] for i in rng.permutation(len(full))]
+        count = sum(map(len, full_batches))
+    return np.concatenate([*full_batches, remainder])
 
 
 def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any, torch.Tensor], torch.Tensor]:
@@ -240,8 +234,12 @@ class MultiLabelRecipe(ClassificationRecipe):
     problem_type = MULTI_LABEL
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
-        feed = chunk_feed(*labelled_chunks(self.train), model, settings, seed, _to_tensor)
-        return self._prepared(model, feed, _loss_of_decisions, settings)
+        return self._prepared(
+            model,
+            chunk_feed(*labelled_chunks(self.train), model, settings, seed, _to_tensor),
+            _loss_of_decisions,
+            settings,
+        )
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         probabilities = predict_with(model, self.validation.chunks, progress=listener).probabilities
@@ -281,5 +279,5 @@ def _loss_of_decisions(output: Any, labels: torch.Tensor) -> torch.Tensor:
 
 def scores_at_best(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Return the metrics at thresholds that are chosen on the same rows."""
-    decided = probabilities >= assessment.fit_thresholds(labels, probabilities)
-    return compute(DECISION_METRICS, assessment.decisions_of(labels, decided))
+    decisions = probabilities >= assessment.fit_thresholds(labels, probabilities)
+    return compute(DECISION_METRICS, assessment.decisions_of(labels, decisions))

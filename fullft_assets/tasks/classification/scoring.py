@@ -41,7 +41,9 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         test.labels, probabilities, test.groups, labels, context.comparison(test), labels_alone=labels_alone
     )
     tuned = probabilities[context.candidate]
-    answers = {name: each.argmax(axis=1) for name, each in probabilities.items()}
+    answers = {
+        name: system_probabilities.argmax(axis=1) for name, system_probabilities in probabilities.items()
+    }
     return EvaluationResult(
         evaluation,
         {**evaluation.headline, "calibration_error": evaluation.calibration_error},
@@ -59,18 +61,20 @@ def _likely_label_errors(
 ) -> list[DoubtfulRow] | None:
     """Search the test rows and, unless the candidate learned from them, the validation rows."""
     snapshot = context.inputs[TRAINING_SNAPSHOT]
-    ids, truth, answers = test.ids, test.labels, tuned
     validation = load_split(context.store, snapshot, "validation")
-    if len(validation) and snapshots_learned_from(context.inputs[FINETUNED_CHECKPOINT]) == [snapshot.ref]:
-        ids = [*ids, *validation.ids]
-        truth = np.concatenate([truth, validation.labels])
-        of_validation = _classified(context, FINETUNED_CHECKPOINT, validation.texts, labels)
-        answers = np.concatenate([answers, of_validation])
-    return assessment.likely_label_errors(ids, truth, answers, labels)
+    if not len(validation) or snapshots_learned_from(context.inputs[FINETUNED_CHECKPOINT]) != [snapshot.ref]:
+        return assessment.likely_label_errors(test.ids, test.labels, tuned, labels)
+    of_validation = _classified(context, FINETUNED_CHECKPOINT, validation.texts, labels)
+    return assessment.likely_label_errors(
+        [*test.ids, *validation.ids],
+        np.concatenate([test.labels, validation.labels]),
+        np.concatenate([tuned, of_validation]),
+        labels,
+    )
 
 
 def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> dict[str, np.ndarray]:
-    """Return the label probabilities [rows, labels] of each system; an external one gives its labels the
+    """Return the label probabilities [rows, labels] of each system; the answer of an external system has the
     probability 1.
     """
 
@@ -113,29 +117,29 @@ def model_labels(model: OpenedModel) -> list[str]:
 
 
 def map_labels(probabilities: np.ndarray, model_labels: list[str], labels: list[str]) -> np.ndarray:
-    """Bring probabilities [n, their labels] into our label order [n, ours], as shares of the labels that both
-    know.
+    """Return probabilities [n, model_labels] in the order of `labels`, as shares of the labels that are in
+    both.
 
     A label that the model does not know has probability 0.
     """
     if model_labels == labels:
         return probabilities
-    mapped = _placed(probabilities, model_labels, labels, 0.0)
+    shares = _placed(probabilities, model_labels, labels, 0.0)
     # A model that is sure of a label that left the list has next to nothing left to share: no information.
-    known_share = mapped.sum(axis=1, keepdims=True)
+    total = shares.sum(axis=1, keepdims=True)
     is_shared = np.isin(labels, model_labels)
-    return np.where(
-        known_share > 0, mapped / np.where(known_share > 0, known_share, 1), is_shared / is_shared.sum()
-    )
+    return np.where(total > 0, shares / np.where(total > 0, total, 1), is_shared / is_shared.sum())
 
 
 def _placed(values: np.ndarray, model_labels: list[str], labels: list[str], fill: float) -> np.ndarray:
-    """Bring values [..., their labels] into our label order [..., ours]; `fill` where they lack the label."""
+    """Return the values [..., model_labels] in the order of `labels`; `fill` for a label that the model does
+    not know.
+    """
     shared = shared_labels(model_labels, labels)
-    placed = np.full((*values.shape[:-1], len(labels)), fill)
+    table = np.full((*values.shape[:-1], len(labels)), fill)
     source = [model_labels.index(label) for label in shared]
-    placed[..., [labels.index(label) for label in shared]] = values[..., source]
-    return placed
+    table[..., [labels.index(label) for label in shared]] = values[..., source]
+    return table
 
 
 def _rows(
@@ -150,10 +154,10 @@ def _rows(
         "label": [labels[i] for i in test.labels],
         "group": test.groups,
     }
-    for name, each in probabilities.items():
-        columns[column_of(name, "predicted")] = [labels[i] for i in each.argmax(axis=1)]
+    for name, system_probabilities in probabilities.items():
+        columns[column_of(name, "predicted")] = [labels[i] for i in system_probabilities.argmax(axis=1)]
         if name not in labels_alone:
-            columns[column_of(name, "probability")] = each.max(axis=1).astype(np.float32)
+            columns[column_of(name, "probability")] = system_probabilities.max(axis=1).astype(np.float32)
     # Likely label errors rest on all of the candidate's.
     tuned = np.ascontiguousarray(probabilities[candidate])
     columns["probabilities"] = pa.FixedSizeListArray.from_arrays(pa.array(tuned.ravel()), len(labels))
@@ -174,8 +178,8 @@ class LabelDecisions:
         return self.probabilities >= self.thresholds
 
     def in_order(self, model_labels: list[str], labels: list[str]) -> Self:
-        """Return the decisions in our label order instead of theirs; a label that the system does not know is
-        never predicted.
+        """Return the decisions in the order of `labels` instead of the system's own; a label that the system
+        does not know is never predicted.
         """
         return type(self)(
             _placed(self.probabilities, model_labels, labels, 0.0),
@@ -186,9 +190,9 @@ class LabelDecisions:
 def evaluate_decisions(context: EvaluationContext, test: Split) -> EvaluationResult:
     """Score every system on the test rows, of which each may have several labels."""
     names = context.labels
-    of_systems = _decide_all(context, test, names)
-    decisions = {name: each.labels for name, each in of_systems.items()}
-    thresholds = of_systems[context.candidate].thresholds
+    systems = _decide_all(context, test, names)
+    decisions = {name: label_decisions.labels for name, label_decisions in systems.items()}
+    thresholds = systems[context.candidate].thresholds
     evaluation = assessment.assess_decisions(
         test.labels, decisions, test.groups, names, thresholds, context.comparison(test)
     )
@@ -203,7 +207,7 @@ def evaluate_decisions(context: EvaluationContext, test: Split) -> EvaluationRes
         decisions,
         evaluation,
         context.job.settings.seed,
-        lambda _, given: ", ".join(_named(given, names)) or "none",
+        lambda _, row: ", ".join(_named(row, names)) or "none",
     )
     return EvaluationResult(evaluation, headline, _decision_rows(test, decisions, names), answers)
 
@@ -221,10 +225,10 @@ def _decide_all(context: EvaluationContext, test: Split, names: list[str]) -> di
         return LabelDecisions(baseline.predict(test), thresholds).in_order(context.baseline_labels, names)
 
     def by_external(name: str, answers: list[list[str]]) -> LabelDecisions:
-        decided = np.zeros((len(test), len(names)))
+        decisions = np.zeros((len(test), len(names)))
         for row, labels in enumerate(external.positions(name, answers, names)):
-            decided[row, labels] = 1
-        return LabelDecisions(decided, np.full(len(names), 0.5))
+            decisions[row, labels] = 1
+        return LabelDecisions(decisions, np.full(len(names), 0.5))
 
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
 
@@ -259,6 +263,6 @@ def _decision_rows(test: Split, decisions: Mapping[str, np.ndarray], names: list
         "labels": pa.array([_named(row, names) for row in test.labels], lists),
         "group": test.groups,
     }
-    for name, decided in decisions.items():
-        columns[column_of(name, "predicted")] = pa.array([_named(row, names) for row in decided], lists)
+    for name, rows in decisions.items():
+        columns[column_of(name, "predicted")] = pa.array([_named(row, names) for row in rows], lists)
     return pa.table(columns)

@@ -6,9 +6,9 @@ perplexity its inverse. Intervals resample whole groups, and a resample's metric
 sums: a mean of documents' own means would weigh a short document like a long one.
 
 Models with different tokenizers read the same text as different tokens, and their means cannot be compared.
-What such a model lost on a document is therefore spread over the tokens that the test set's tokenizer cuts of
-it (`in_tokens_of`): equal nats on an equal text count equally. Which token it ranked
-first has no counterpart, so it has no token accuracy.
+The loss of such a model on a document is therefore spread over the tokens that the test set's tokenizer makes
+of it (`in_tokens_of`): equal nats on an equal text count equally. Which token the model ranked first has no
+counterpart, so it has no token accuracy.
 """
 
 from __future__ import annotations
@@ -116,21 +116,21 @@ class LanguageEvaluation(Evaluation):
 def in_tokens_of(
     scores: DocumentScores, lengths: np.ndarray, target: DocumentScores, target_lengths: np.ndarray
 ) -> DocumentScores:
-    """Spread what a model lost on each document over the tokens that another tokenizer cuts of the same text.
+    """Spread a model's loss on each document over the tokens that another tokenizer makes of the same text.
 
-    Each document's mean loss a token, times the tokens it would have read in all of it, is what the text
-    cost; that is shared out over our tokens.
+    The loss of the whole text is the document's mean loss a token, times the model's tokens of the whole
+    text. It is divided evenly among the tokens of the test set's tokenizer.
 
     Args:
         scores: in the model's own tokens.
-        lengths: int [n], tokens of the full documents in its tokenizer.
+        lengths: int [n], tokens of the full documents in the model's tokenizer.
         target: in the test set's tokens; only its `num_tokens` count.
         target_lengths: int [n], tokens of the full documents in the test set's tokenizer.
     """
-    known = (scores.num_tokens > 0) & (target_lengths > 0)
-    mean = np.divide(scores.loss, scores.num_tokens, out=np.zeros(len(known)), where=known)
-    cost = np.divide(mean * lengths, target_lengths, out=np.zeros(len(known)), where=known)
-    return DocumentScores(np.where(known, target.num_tokens, 0), cost * target.num_tokens, None)
+    has_tokens = (scores.num_tokens > 0) & (target_lengths > 0)
+    mean = np.divide(scores.loss, scores.num_tokens, out=np.zeros(len(has_tokens)), where=has_tokens)
+    cost = np.divide(mean * lengths, target_lengths, out=np.zeros(len(has_tokens)), where=has_tokens)
+    return DocumentScores(np.where(has_tokens, target.num_tokens, 0), cost * target.num_tokens, None)
 
 
 def assess(
@@ -150,36 +150,37 @@ def assess(
         SettingsError: token accuracy is to decide between models with different tokenizers.
         ValueError: scores are misaligned or not finite; the message names whose.
     """
-    scored = _scored_by_all(scores)
-    if not scored.any():
+    is_scored = _scored_by_all(scores)
+    if not is_scored.any():
         raise DataError(
             "evaluation: no test row has a trained token to predict; look at chunks.train_on and at the"
             " assistant turns"
         )
-    selected = {name: each.select(scored) for name, each in scores.items()}
-    groups = [groups[row] for row in np.flatnonzero(scored).tolist()]
-    rescaled = [name for name, each in selected.items() if each.num_right is None]
+    selected = {name: system_scores.select(is_scored) for name, system_scores in scores.items()}
+    groups = [groups[row] for row in np.flatnonzero(is_scored).tolist()]
+    rescaled = [name for name, system_scores in selected.items() if system_scores.num_right is None]
     if comparison.metric == "token_accuracy" and rescaled:
         raise SettingsError(
             "evaluation.primary_metric: token_accuracy counts tokens, and the tokenizer of the"
             f" {title(rescaled[0])} cuts others than the test set's; give token_probability, which compares"
             " equal text"
         )
-    tuned, base = selected[comparison.candidate], selected[BASE_MODEL]
-    predictions = {name: predictions_of(each) for name, each in selected.items()}
-    shared = comparison.take(scored).run(predictions, groups, len(groups))
-    justified, perplexity = shared["justification"], shared["scores"]["perplexity"]
+    tuned = selected[comparison.candidate]
+    predictions = {name: predictions_of(system_scores) for name, system_scores in selected.items()}
+    shared = comparison.take(is_scored).run(predictions, groups, len(groups))
+    justification = shared["justification"]
     finetuned, baseline = (
-        perplexity[name].estimate for name in (comparison.candidate, justified.best_baseline)
+        shared["scores"]["perplexity"][name].estimate
+        for name in (comparison.candidate, justification.best_baseline)
     )
-    sentence = f"{justified.sentence} Perplexity is {finetuned:.2f} against {baseline:.2f}."
-    shared["justification"] = justified.model_copy(update={"sentence": sentence})
+    sentence = f"{justification.sentence} Perplexity is {finetuned:.2f} against {baseline:.2f}."
+    shared["justification"] = justification.model_copy(update={"sentence": sentence})
     return LanguageEvaluation(
         **shared,
         num_test_tokens=int(tuned.num_tokens.sum()),
-        num_rows_without_tokens=int((~scored).sum()),
+        num_rows_without_tokens=int((~is_scored).sum()),
         rescaled=rescaled,
-        changes=changes(tuned, base),
+        changes=changes(tuned, selected[BASE_MODEL]),
         answers=answers,
     )
 
@@ -199,18 +200,18 @@ def predictions_of(scores: DocumentScores) -> Predictions:
 
 
 def _scored_by_all(scores: Mapping[str, DocumentScores]) -> np.ndarray:
-    for name, each in scores.items():
-        wrong = ~np.isfinite(each.loss)
+    for name, system_scores in scores.items():
+        wrong = ~np.isfinite(system_scores.loss)
         if wrong.any():
             raise ValueError(
                 f"{name}: the loss of row {int(wrong.argmax())} is not finite ({int(wrong.sum())} such rows)"
             )
-    scored = np.logical_and.reduce([each.num_tokens > 0 for each in scores.values()])
-    first, *others = scores
-    for name in others:
-        if (scores[name].num_tokens != scores[first].num_tokens)[scored].any():
+    is_scored = np.logical_and.reduce([system_scores.num_tokens > 0 for system_scores in scores.values()])
+    first = next(iter(scores))
+    for name in scores:
+        if (scores[name].num_tokens != scores[first].num_tokens)[is_scored].any():
             raise ValueError(f"{name}: other numbers of tokens than {first}'s; score both on the same chunks")
-    return scored
+    return is_scored
 
 
 def measure_answers(
@@ -242,12 +243,16 @@ def measure_answers(
         )
         for name, texts in written.items()
     }
-    asked = settings.evaluation
-    names = [*task_of(settings.examples).answer_metrics, *asked.metrics]
+    names = [*task_of(settings.examples).answer_metrics, *settings.evaluation.metrics]
     metrics = {name: METRICS.get(name) for name in names} | dict(modules or {})
-    measured = {
+    measurements = {
         name: measure(
-            metric, predictions, index, reference=candidate, confidence=asked.confidence, seed=settings.seed
+            metric,
+            predictions,
+            index,
+            reference=candidate,
+            confidence=settings.evaluation.confidence,
+            seed=settings.seed,
         )
         for name, metric in metrics.items()
         if metric.of_answers
@@ -255,9 +260,9 @@ def measure_answers(
     return AnswerScores(
         num_answers=len(truth),
         num_groups=num_groups,
-        effective_groups=next(iter(measured.values())).effective_groups,
+        effective_groups=next(iter(measurements.values())).effective_groups,
         num_too_long=num_too_long,
         max_new_tokens=max_new_tokens,
-        scores={name: each.scores for name, each in measured.items()},
-        gains={name: each.gains for name, each in measured.items()},
+        scores={name: measurement.scores for name, measurement in measurements.items()},
+        gains={name: measurement.gains for name, measurement in measurements.items()},
     )

@@ -45,15 +45,15 @@ MAX_ANSWER_TOKENS = 256
 _PROMPT_CHARACTERS = 160
 
 
+@dataclass(frozen=True)
 class Writer:
     """A causal language model that writes with its tokenizer; it is moved to the accelerator, if there is
     one.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenization: Tokenization, max_new_tokens: int):
-        self._model, self._tokenization = model, tokenization
-        self._max_new_tokens = max_new_tokens
-        self._end_ids = _end_ids(model, tokenization)
+    _model: PreTrainedModel
+    _tokenization: Tokenization
+    _max_new_tokens: int
 
     def write(self, prompt: str | Sequence[Message]) -> str:
         """Return what follows a text, or the answer to a conversation; without special tokens.
@@ -68,23 +68,27 @@ class Writer:
     def write_all(
         self, prompts: Sequence[str | Sequence[Message]], progress: Listener | None = None
     ) -> list[str]:
-        read = [self._read(prompt) for prompt in prompts]
+        prompt_ids = [self._read(prompt) for prompt in prompts]
         # Longest first: a batch that does not fit fails at once.
-        order = sorted(range(len(read)), key=lambda number: -len(read[number]))
-        lengths = [len(read[number]) + self._max_new_tokens for number in order]
+        order = sorted(range(len(prompt_ids)), key=lambda number: -len(prompt_ids[number]))
+        lengths = [len(prompt_ids[number]) + self._max_new_tokens for number in order]
 
         def forward(start: int, end: int) -> list[tuple[int, str]]:
-            batch_rows = order[start:end]
-            return list(zip(batch_rows, self._continue([read[number] for number in batch_rows]), strict=True))
+            numbers = order[start:end]
+            texts = self._continue([prompt_ids[number] for number in numbers])
+            return list(zip(numbers, texts, strict=True))
 
-        written = dict(
+        text_by_number = dict(
             pair for batch in in_batches(lengths, forward, self._model, progress) for pair in batch
         )
-        return [written[number] for number in range(len(read))]
+        return [text_by_number[number] for number in range(len(prompt_ids))]
 
     def _continue(self, prompts: Sequence[Sequence[int]]) -> list[str]:
-        longest, end = max(map(len, prompts)), self._end_ids[0]
-        inputs = torch.tensor([[end] * (longest - len(ids)) + list(ids) for ids in prompts], device=device())
+        longest = max(map(len, prompts))
+        pad_id = self._end_ids[0]
+        inputs = torch.tensor(
+            [[pad_id] * (longest - len(ids)) + list(ids) for ids in prompts], device=device()
+        )
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device())
         # Not the model folder's own settings: they may sample, and then no two answers are alike.
         config = GenerationConfig(
@@ -93,7 +97,7 @@ class Writer:
             num_beams=1,
             use_cache=True,
             eos_token_id=self._end_ids,
-            pad_token_id=self._end_ids[0],
+            pad_token_id=pad_id,
         )
         was_training = self._model.training
         self._model.eval()
@@ -101,27 +105,25 @@ class Writer:
         try:
             # In the weights' own format: one token at a time, casting them costs more than it saves.
             with torch.inference_mode():
-                generate: Any = self._model.generate
-                generated = generate(inputs, attention_mask=mask, generation_config=config)
+                rows = cast(Any, self._model).generate(inputs, attention_mask=mask, generation_config=config)
         finally:
             self._model.train(was_training)
         return [
             self._tokenization.tokenizer.decode(self._until_end(row), skip_special_tokens=True)
-            for row in generated[:, longest:].tolist()
+            for row in rows[:, longest:].tolist()
         ]
 
     def _until_end(self, ids: list[int]) -> list[int]:
-        ends = [place for place, token in enumerate(ids) if token in self._end_ids]
+        ends = [position for position, token in enumerate(ids) if token in self._end_ids]
         return ids[: ends[0] + 1] if ends else ids
 
     def _read(self, prompt: str | Sequence[Message]) -> list[int]:
         tokenization = self._tokenization
-        if isinstance(prompt, str):
-            text, prefix = prompt, tokenization.prefix
-        else:
+        prefix = tokenization.prefix if isinstance(prompt, str) else []
+        if not isinstance(prompt, str):
             assert tokenization.chat is not None, "loaded for the task sft"
-            text, prefix = tokenization.chat.render(prompt, add_generation_prompt=True), []
-        ids = tokenization.tokenizer.encode(text, add_special_tokens=False).ids
+            prompt = tokenization.chat.render(prompt, add_generation_prompt=True)
+        ids = tokenization.tokenizer.encode(prompt, add_special_tokens=False).ids
         if not ids and not prefix:
             raise DataError("nothing to continue: the text is empty; give its beginning")
         longest = getattr(self._model.config, "max_position_embeddings", None)
@@ -129,20 +131,21 @@ class Writer:
             ids = ids[-max(1, longest - self._max_new_tokens - len(prefix)) :]
         return [*prefix, *ids]
 
-
-def _end_ids(model: PreTrainedModel, tokenization: Tokenization) -> list[int]:
-    """Return the tokens that end what is written: the model's own, the text's end, and those that may end a
-    turn.
-    """
-    named = [
-        model.config.eos_token_id,
-        getattr(model.generation_config, "eos_token_id", None),
-        tokenization.end_id,
-    ]
-    if tokenization.chat is not None:
-        named += [tokenization.tokenizer.token_to_id(token) for token in tokenization.chat.ends]
-    flat = [number for name in named for number in (name if isinstance(name, list) else [name])]
-    return list(dict.fromkeys(number for number in flat if number is not None)) or [0]
+    @cached_property
+    def _end_ids(self) -> list[int]:
+        """The tokens that end what is written: the model's own, the text's end, and those that may end a
+        turn.
+        """
+        candidates = [
+            self._model.config.eos_token_id,
+            getattr(self._model.generation_config, "eos_token_id", None),
+            self._tokenization.end_id,
+        ]
+        if self._tokenization.chat is not None:
+            tokens = self._tokenization.chat.ends
+            candidates += [self._tokenization.tokenizer.token_to_id(token) for token in tokens]
+        flat = [id_ for entry in candidates for id_ in (entry if isinstance(entry, list) else [entry])]
+        return list(dict.fromkeys(id_ for id_ in flat if id_ is not None)) or [0]
 
 
 @dataclass(frozen=True)
@@ -151,13 +154,15 @@ class Prompt:
 
     id: str
     group: str
-    given: str | Sequence[Message]
+    beginning: str | Sequence[Message]
     real: str
 
     @property
     def shown(self) -> str:
         """What the report shows of it."""
-        return report.shorten(self.given if isinstance(self.given, str) else self.given[-1]["content"])
+        return report.shorten(
+            self.beginning if isinstance(self.beginning, str) else self.beginning[-1]["content"]
+        )
 
 
 @dataclass(frozen=True)
@@ -173,9 +178,8 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     scorer = _Scorer(context, test)
     outputs = context.predict_with_all(test, scorer.score_checkpoint, scorer.score_baseline)
     scores = {name: output.scores for name, output in outputs.items()}
-    answers = scorer.score_answers(
-        {name: output.written for name, output in outputs.items() if output.written}
-    )
+    texts = {name: output.written for name, output in outputs.items() if output.written}
+    answers = scorer.score_answers(texts)
     evaluation = assessment.assess(scores, test.groups, context.comparison(test), answers)
     continuations = [
         report.AnsweredRow(
@@ -185,18 +189,23 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
             scorer.prompts, outputs[BASE_MODEL].written, outputs[context.candidate].written, strict=True
         )
     ][:NUM_CONTINUATIONS]
-    written = [] if answers is None else scorer.written(outputs)
     return EvaluationResult(
-        evaluation, _headline(evaluation), _rows(test, scores), continuations, written=written
+        evaluation,
+        _headline(evaluation),
+        _rows(test, scores),
+        continuations,
+        written=[] if answers is None else scorer.rows_of(texts),
     )
 
 
 class _Scorer:
     def __init__(self, context: EvaluationContext, test: Split):
-        self._context, self._test = context, test
+        self._context = context
+        self._test = test
         self._settings = context.job.settings
         self._task = self._settings.examples.task
-        self._max_new_tokens, self._num_too_long = MAX_NEW_TOKENS, 0
+        self._max_new_tokens = MAX_NEW_TOKENS
+        self._num_too_long = 0
         self._messages: list[list[Message]] | None = None
         if task_of(self._settings.examples).has_messages:
             by_id = load_values(context.store, context.inputs[TRAINING_SNAPSHOT], "test", "messages")
@@ -208,8 +217,13 @@ class _Scorer:
     def score_baseline(self, name: str, baseline: Baseline) -> SystemOutput:
         if name != BASE_MODEL:
             return SystemOutput(baseline.predict(self._test), [])
-        folder, added_tokens = self._context.base_model, self._settings.chunks.added_tokens
-        return self._score(folder, added_tokens, self.base_tokenization, self._test, self.prompts)
+        return self._score(
+            self._context.base_model,
+            self._settings.chunks.added_tokens,
+            self.base_tokenization,
+            self._test,
+            self.prompts,
+        )
 
     def score_checkpoint(self, name: str) -> SystemOutput:
         """Score a fine-tuned model; one with another tokenizer reads the documents with its own."""
@@ -227,10 +241,10 @@ class _Scorer:
         _, base_lengths = self._read(self.base_tokenization)
         documents, lengths = self._read(tokenization)
         output = self._score(folder, (), tokenization, documents, prompts)
-        counted = DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None)
+        target = DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None)
         return replace(
             output,
-            scores=assessment.in_tokens_of(output.scores, lengths, counted, base_lengths),
+            scores=assessment.in_tokens_of(output.scores, lengths, target, base_lengths),
         )
 
     def _score(
@@ -241,29 +255,28 @@ class _Scorer:
         documents: Split,
         prompts: Sequence[Prompt],
     ) -> SystemOutput:
-        progress, model = self._context.progress, load_causal(folder, added_tokens)
+        progress = self._context.progress
+        model = load_causal(folder, added_tokens)
         scores = score_documents(model, documents.chunks, documents.marks, progress=progress)
         writer = Writer(model, tokenization, self._max_new_tokens)
-        written = writer.write_all([prompt.given for prompt in prompts], progress)
+        texts = writer.write_all([prompt.beginning for prompt in prompts], progress)
         del model, writer
         # Two large models at a time may not fit.
         gc.collect()
-        return SystemOutput(DocumentScores(scores.num_tokens, scores.loss, scores.num_right), written)
+        return SystemOutput(DocumentScores(scores.num_tokens, scores.loss, scores.num_right), texts)
 
-    def score_answers(self, written: Mapping[str, list[str]]) -> AnswerScores | None:
+    def score_answers(self, texts: Mapping[str, list[str]]) -> AnswerScores | None:
         if self._messages is None or not self.prompts:
             return None
-        counted = {"num_too_long": self._num_too_long, "max_new_tokens": self._max_new_tokens}
-        truth, groups = [prompt.real for prompt in self.prompts], [prompt.group for prompt in self.prompts]
-        modules = self._context.modules
         scores = assessment.measure_answers(
-            truth,
-            written,
-            groups,
+            [prompt.real for prompt in self.prompts],
+            texts,
+            [prompt.group for prompt in self.prompts],
             self._settings,
-            modules=modules,
+            num_too_long=self._num_too_long,
+            max_new_tokens=self._max_new_tokens,
+            modules=self._context.modules,
             candidate=self._context.candidate,
-            **counted,
         )
         if scores is None:
             self._context.progress.say(
@@ -272,13 +285,13 @@ class _Scorer:
             )
         return scores
 
-    def written(self, outputs: Mapping[str, SystemOutput]) -> list[dict[str, str]]:
-        columns = {name: output.written for name, output in outputs.items() if output.written}
+    def rows_of(self, texts: Mapping[str, list[str]]) -> list[dict[str, str]]:
+        """Return a row for each prompt: its test row's id and group, and the text of each system."""
         return [
             {
                 "id": prompt.id,
                 "group": prompt.group,
-                **{name: texts[number] for name, texts in columns.items()},
+                **{name: texts_of_system[number] for name, texts_of_system in texts.items()},
             }
             for number, prompt in enumerate(self.prompts)
         ]
@@ -288,23 +301,24 @@ class _Scorer:
         written by the longest of them.
         """
         test = self._test
-        limit = MAX_ANSWER_TOKENS
-        tokenizer = self.base_tokenization.tokenizer
-        prompts, longest = [], 0
+        prompts = []
+        longest = 0
         for row in _one_of_each_group_first(test.groups, self._settings.seed):
             if len(prompts) == most:
                 break
-            prompt = _answered(test.ids[row], test.groups[row], messages[row])
-            if prompt is None:
+            conversation = messages[row]
+            last = max((i for i, turn in enumerate(conversation) if turn["role"] == "assistant"), default=0)
+            if not last:
                 continue
-            length = len(tokenizer.encode(prompt.real, add_special_tokens=False).ids)
-            if length > limit:
+            answer = conversation[last]["content"]
+            length = len(self.base_tokenization.tokenizer.encode(answer, add_special_tokens=False).ids)
+            if length > MAX_ANSWER_TOKENS:
                 self._num_too_long += 1
-                continue
-            prompts.append(prompt)
-            longest = max(longest, length)
+            else:
+                prompts.append(Prompt(test.ids[row], test.groups[row], conversation[:last], answer))
+                longest = max(longest, length)
         # Who writes twice as much as the longest answer is wrong already.
-        self._max_new_tokens = max(1, min(limit, 2 * longest))
+        self._max_new_tokens = max(1, min(MAX_ANSWER_TOKENS, 2 * longest))
         return prompts
 
     @cached_property
@@ -313,12 +327,12 @@ class _Scorer:
 
     def _read(self, tokenization: Tokenization) -> tuple[Split, np.ndarray]:
         """Return the test documents in a tokenizer's chunks, and the tokens of each in all [n]."""
-        test, count = self._test, len(self._test)
+        test = self._test
         columns: dict[str, Sequence[object]] = {
             "id": test.ids,
             "text": test.texts,
             "source": test.ids,
-            "row": list(range(count)),
+            "row": list(range(len(test))),
         }
         if self._messages is not None:
             columns["messages"] = self._messages
@@ -338,15 +352,6 @@ def _beginnings(test: Split, seed: int) -> list[Prompt]:
         if len(text) >= 2 * _PROMPT_CHARACTERS and beginning.strip():
             prompts.append(Prompt(test.ids[row], test.groups[row], beginning, text[len(beginning) :]))
     return prompts[:NUM_CONTINUATIONS]
-
-
-def _answered(id_: str, group: str, messages: Sequence[Message]) -> Prompt | None:
-    last = max(
-        (number for number, message in enumerate(messages) if message["role"] == "assistant"), default=0
-    )
-    if not last:
-        return None
-    return Prompt(id_, group, messages[:last], messages[last]["content"])
 
 
 def _num_scored(documents: Split) -> np.ndarray:
@@ -375,10 +380,12 @@ def _rows(test: Split, scores: dict[str, DocumentScores]) -> pa.Table:
         "group": test.groups,
         "num_tokens": scores[BASE_MODEL].num_tokens,
     }
-    columns |= {f"loss_{name}": each.loss for name, each in scores.items()}
-    columns |= {f"num_tokens_{name}": each.num_tokens for name, each in scores.items()}
+    columns |= {f"loss_{name}": system_scores.loss for name, system_scores in scores.items()}
+    columns |= {f"num_tokens_{name}": system_scores.num_tokens for name, system_scores in scores.items()}
     columns |= {
-        f"num_right_{name}": each.num_right for name, each in scores.items() if each.num_right is not None
+        f"num_right_{name}": system_scores.num_right
+        for name, system_scores in scores.items()
+        if system_scores.num_right is not None
     }
     return pa.table(columns)
 
@@ -388,9 +395,9 @@ def _one_of_each_group_first(groups: Sequence[str], seed: int) -> list[int]:
     Rows of one group are alike.
     """
     order: list[int] = np.random.default_rng(seed).permutation(len(groups)).tolist()
-    seen: dict[str, int] = defaultdict(int)
+    counts: dict[str, int] = defaultdict(int)
     turn = {}
     for row in order:
-        turn[row] = seen[groups[row]]
-        seen[groups[row]] += 1
+        turn[row] = counts[groups[row]]
+        counts[groups[row]] += 1
     return sorted(order, key=turn.__getitem__)

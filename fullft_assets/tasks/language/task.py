@@ -76,4 +76,5 @@ class LanguageModeling(NextToken):
         return text + writer.write(text)
 
 
-SFT, LANGUAGE_MODELING = Sft(), LanguageModeling()
+SFT = Sft()
+LANGUAGE_MODELING = LanguageModeling()

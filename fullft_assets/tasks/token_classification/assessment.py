@@ -65,9 +65,8 @@ def count_spans(
     twice counts once.
     """
     tables = tuple(np.zeros((len(truth), num_labels), np.int64) for _ in range(3))
-    for row, (true, spans_found) in enumerate(zip(truth, predicted, strict=True)):
-        true, spans_found = set(true), set(spans_found)
-        for table, spans in zip(tables, (true & spans_found, true, spans_found), strict=True):
+    for row, (true, answer) in enumerate(zip(map(set, truth), map(set, predicted), strict=True)):
+        for table, spans in zip(tables, (true & answer, true, answer), strict=True):
             for _, _, label in spans:
                 table[row, label] += 1
     return tables
@@ -120,8 +119,8 @@ def errors(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]])
     )
 
 
-def _overlap(one: Span, second: Span) -> bool:
-    return one[0] < second[1] and second[0] < one[1]
+def _overlap(first: Span, second: Span) -> bool:
+    return first[0] < second[1] and second[0] < first[1]
 
 
 def assess(

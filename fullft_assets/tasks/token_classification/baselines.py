@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -33,6 +34,7 @@ class NoSpans(UntrainedBaseline):
         return [[] for _ in rows.texts]
 
 
+@dataclass(frozen=True)
 class Dictionary(Baseline):
     """Looks the phrases of training spans up, the longest first; case and the space between words do not
     count.
@@ -41,7 +43,7 @@ class Dictionary(Baseline):
     Phrases are kept by their digests: an erasure cannot rewrite what was learned, so no text of a document
     may be in it.
 
-    Args:
+    Attributes:
         phrases: digest of a phrase -> its label.
         lengths: digest of a first word -> the lengths in words of the phrases that begin with it, the longest
             first.
@@ -52,8 +54,8 @@ class Dictionary(Baseline):
     serving_rank = 0
     tasks = ("token_classification",)
 
-    def __init__(self, phrases: dict[str, int], lengths: dict[str, list[int]]):
-        self.phrases, self.lengths = phrases, lengths
+    phrases: dict[str, int]
+    lengths: dict[str, list[int]]
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
@@ -73,12 +75,12 @@ class Dictionary(Baseline):
         labels = {
             phrase: min(counts, key=lambda label: (-counts[label], label)) for phrase, counts in votes.items()
         }
-        every = cls._of(labels)
+        all_phrases = cls._of(labels)
         places = Counter[str]()
         right = Counter[str]()
         for text, row in zip(texts, spans, strict=True):
             true = set(row)
-            for phrase, span in every._places(text):
+            for phrase, span in all_phrases._places(text):
                 places[phrase] += 1
                 right[phrase] += span in true
         return cls._of(

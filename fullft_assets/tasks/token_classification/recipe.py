@@ -72,7 +72,7 @@ _MOST_TOKENS = 30_000
 
 def tag_names(labels: Sequence[str]) -> list[str]:
     """Return the tags of labels, in the order of the head's outputs: O, then B- and I- of each label."""
-    return ["O", *(f"{place}-{label}" for label in labels for place in "BI")]
+    return ["O", *(f"{prefix}-{label}" for label in labels for prefix in "BI")]
 
 
 def labels_of_tags(names: Sequence[str]) -> list[str]:
@@ -110,10 +110,10 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
     inside = np.flatnonzero(tags != OUTSIDE)
     if not len(inside):
         return []
-    label, is_first = (tags - 1) // 2, tags % 2 == 1
+    label = (tags - 1) // 2
     before = np.concatenate([[-1], np.where(tags != OUTSIDE, label, -1)[:-1]])
-    starts = inside[is_first[inside] | (before[inside] != label[inside])]
-    decoded = []
+    starts = inside[(tags[inside] % 2 == 1) | (before[inside] != label[inside])]
+    spans = []
     for begin, until in zip(starts, np.append(starts[1:], len(tags)), strict=True):
         tokens = np.arange(begin, until)
         tokens = tokens[tags[tokens] != OUTSIDE]
@@ -121,32 +121,35 @@ def decode(tags: np.ndarray, characters: np.ndarray, text: str) -> list[Span]:
             text, int(characters[tokens, 0].min()), int(characters[tokens, 1].max())
         )
         if start < end:
-            decoded.append((start, end, int(label[begin])))
-    return decoded
+            spans.append((start, end, int(label[begin])))
+    return spans
 
 
 def normal(texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[list[Span]]:
     """Return each text's spans without the white space at their ends; a span of nothing else is dropped."""
-    stripped = [
+    stripped_rows = [
         [(*cutting.strip_span(text, start, end), label) for start, end, label in row]
         for text, row in zip(texts, spans, strict=True)
     ]
-    return [[span for span in row if span[0] < span[1]] for row in stripped]
+    return [[span for span in row if span[0] < span[1]] for row in stripped_rows]
 
 
 def owned(lengths: Sequence[int], stride: int) -> list[np.ndarray]:
     """Return for each chunk of a text which of its tokens belong to it: bool [tokens]."""
     begins = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64) - stride)])[: len(lengths)]
     total = int(begins[-1] + lengths[-1])
-    best, owner = np.full(total, -1), np.zeros(total, np.int64)
+    best = np.full(total, -1)
+    owner = np.zeros(total, np.int64)
     for number, (begin, length) in enumerate(zip(begins.tolist(), lengths, strict=True)):
-        place = np.arange(length)
+        index = np.arange(length)
         # The text's own ends are no edges: there is nothing beyond that another chunk would see.
-        left_distance = place if number else np.full(length, total)
-        right = place[::-1] if number < len(lengths) - 1 else np.full(length, total)
-        distance, there = np.minimum(left_distance, right), slice(begin, begin + length)
-        is_better = distance > best[there]
-        best[there][is_better], owner[there][is_better] = distance[is_better], number
+        distance = np.minimum(
+            index if number else total,
+            index[::-1] if number < len(lengths) - 1 else total,
+        )
+        tokens = slice(begin, begin + length)
+        owner[tokens] = np.where(distance > best[tokens], number, owner[tokens])
+        best[tokens] = np.maximum(distance, best[tokens])
     return [
         owner[begin : begin + length] == number
         for number, (begin, length) in enumerate(zip(begins.tolist(), lengths, strict=True))
@@ -210,7 +213,7 @@ def tag(
     Args:
         truth: aligned with the chunks, -100 where nothing is to be predicted; for the loss.
     """
-    owned = [frame.owned(document) for document in chunks]
+    masks = [frame.owned(document) for document in chunks]
     predicted = [[np.zeros(0, np.int16)] * len(document) for document in chunks]
     loss = 0.0
     count = 0
@@ -220,11 +223,12 @@ def tag(
         is_finite &= bool(torch.isfinite(logits).all())
         best = logits.argmax(-1).cpu().numpy().astype(np.int16)
         for at, (row, number) in enumerate(items):
-            predicted[row][number] = best[at, : len(owned[row][number])][owned[row][number]]
+            mask = masks[row][number]
+            predicted[row][number] = best[at, : len(mask)][mask]
         if truth is not None:
-            padded = _padded([truth[row][number] for row, number in items]).to(logits.device)
-            loss += float(loss_of_output(output, padded))
-            count += int((padded != IGNORED).sum())
+            targets = _padded([truth[row][number] for row, number in items]).to(logits.device)
+            loss += float(loss_of_output(output, targets))
+            count += int((targets != IGNORED).sum())
     tags = [np.concatenate(document) if document else np.zeros(0, np.int16) for document in predicted]
     return Tagged(tags, loss if is_finite else float("nan"), count)
 
@@ -245,11 +249,11 @@ class TokenizedTexts:
     @classmethod
     def of(cls, tokenization: Tokenization, texts: Sequence[str]) -> TokenizedTexts:
         """Read texts with a tokenizer that was loaded for the task token_classification."""
-        encoded, cuts = tokenization.read(texts, spans=True)
-        chunks = to_lists(*gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
-        spans = np.zeros((0, 2), np.int32) if encoded.spans is None else encoded.spans
+        encoding, cuts = tokenization.read(texts, spans=True)
+        chunks = to_lists(*gather(encoding.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
+        spans = np.zeros((0, 2), np.int32) if encoding.spans is None else encoding.spans
         characters = [
-            spans[begin:end] for begin, end in zip(encoded.bounds, encoded.bounds[1:], strict=False)
+            spans[begin:end] for begin, end in zip(encoding.bounds, encoding.bounds[1:], strict=False)
         ]
         return cls(texts, chunks, characters, Frame.of(tokenization))
 
@@ -280,11 +284,11 @@ def load_finder(model_folder: ModelFolder) -> tuple[PreTrainedModel, list[str]]:
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     """Score every system on the test rows."""
-    settings, names = context.job.settings, context.labels
+    names = context.labels
     assert test.spans is not None
     spans = _find_all(context, test, names)
-    truth, comparison = normal(test.texts, test.spans), context.comparison(test)
-    evaluation = assessment.assess(truth, spans, test.groups, names, comparison)
+    truth = normal(test.texts, test.spans)
+    evaluation = assessment.assess(truth, spans, test.groups, names, context.comparison(test))
     headline = {
         **evaluation.headline,
         "num_test_spans": evaluation.num_spans,
@@ -293,7 +297,12 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         **evaluation.errors.model_dump(),
     }
     answers = pick_answers(
-        test, truth, spans, evaluation, settings.seed, lambda row, each: _listed(test.texts[row], each, names)
+        test,
+        truth,
+        spans,
+        evaluation,
+        context.job.settings.seed,
+        lambda row, answer: _listed(test.texts[row], answer, names),
     )
     return EvaluationResult(evaluation, headline, _rows(test, truth, spans, names), answers)
 
@@ -341,16 +350,18 @@ def in_order(
         model_labels: the system's labels, in the order of its positions.
     """
     shared = shared_labels(model_labels, labels)
-    place = {number: labels.index(label) for number, label in enumerate(model_labels) if label in shared}
-    return [[(start, end, place[label]) for start, end, label in row if label in place] for row in spans]
+    positions = {number: labels.index(label) for number, label in enumerate(model_labels) if label in shared}
+    return [
+        [(start, end, positions[label]) for start, end, label in row if label in positions] for row in spans
+    ]
 
 
 def _listed(text: str, row: Sequence[Span], names: Sequence[str]) -> str:
-    shown = [
+    phrases = [
         f"{names[label]}: {report.shorten(text[start:end], 60)}" for start, end, label in sorted(set(row))
     ]
-    more = f"; and {len(shown) - _SHOWN_SPANS} more" if len(shown) > _SHOWN_SPANS else ""
-    return "; ".join(shown[:_SHOWN_SPANS]) + more if shown else "none"
+    ending = f"; and {len(phrases) - _SHOWN_SPANS} more" if len(phrases) > _SHOWN_SPANS else ""
+    return "; ".join(phrases[:_SHOWN_SPANS]) + ending if phrases else "none"
 
 
 def _rows(
@@ -391,9 +402,14 @@ class TokenClassificationRecipe(Encoder):
         *,
         keeps_head: bool = False,
     ) -> PreTrainedModel:
-        dtype = precision.of_weights(settings)
-        options = {"load": load_tagger, "keeps_head": keeps_head, "dtype": dtype}
-        return load_for_training(folder, tag_names(self.labels), added_tokens, **options)
+        return load_for_training(
+            folder,
+            tag_names(self.labels),
+            added_tokens,
+            load=load_tagger,
+            keeps_head=keeps_head,
+            dtype=precision.of_weights(settings),
+        )
 
     def fit_head(
         self,
@@ -408,9 +424,12 @@ class TokenClassificationRecipe(Encoder):
         train = self.train if most_rows is None else self.train.select(range(min(len(self.train), most_rows)))
         validation = self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
         states, tags = self._states_of_tokens(model, train, listener)
-        checked = self._states_of_tokens(model, validation, listener)
         head = fit_on_states(
-            states, tags, len(tag_names(self.labels)), checked, intercept=has_intercept(model)
+            states,
+            tags,
+            len(tag_names(self.labels)),
+            self._states_of_tokens(model, validation, listener),
+            intercept=has_intercept(model),
         )
         return HeadWeights(head.coefficients, head.intercept)
 
@@ -420,7 +439,8 @@ class TokenClassificationRecipe(Encoder):
         tags = self._tags(rows)
         total = sum(tag != IGNORED for document in tags for chunk in document for tag in chunk)
         rng = np.random.default_rng(0)
-        states, targets = [], []
+        states = []
+        targets = []
         for items, read, _ in read_by_head(model, rows.chunks, listener):
             numbers = read.cpu().numpy()
             for at, (row, number) in enumerate(items):
@@ -442,8 +462,10 @@ class TokenClassificationRecipe(Encoder):
         tagged = tag(model, reading.chunks, reading.frame, self._validation_tags, progress=listener)
         if not math.isfinite(tagged.loss):
             return dict.fromkeys(("loss", "micro_f1", "macro_f1"), math.nan)
-        scores = self._score_predicted("model", reading.spans(tagged.tags), Path())
-        return {"loss": tagged.loss / max(1, tagged.num_tokens), **scores}
+        return {
+            "loss": tagged.loss / max(1, tagged.num_tokens),
+            **self._score_predicted("model", reading.spans(tagged.tags), Path()),
+        }
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> list[list[Span]]:
         return find_spans(model, TokenizedTexts.of(self.tokenization, rows.texts), progress=listener)

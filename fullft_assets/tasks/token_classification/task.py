@@ -25,7 +25,7 @@ class TokenClassification(Task):
     def open_recipe(self, data: Any) -> Any:
         from fullft_assets.tasks.token_classification.recipe import TokenClassificationRecipe
 
-        about = (
+        return TokenClassificationRecipe(
             data.base_model,
             data.train,
             data.validation,
@@ -33,16 +33,16 @@ class TokenClassification(Task):
             data.added_tokens,
             data.general,
             data.start,
+            tokenization=data.tokenization,
         )
-        return TokenClassificationRecipe(*about, tokenization=data.tokenization)
 
     def predict(
         self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str], max_new_tokens: int
     ) -> Iterator[dict[str, Any]]:
         from fullft_assets.tasks.token_classification.recipe import find
 
-        found_spans, names = find(model, settings, texts)
-        for text, spans in zip(texts, found_spans, strict=True):
+        spans_of_texts, names = find(model, settings, texts)
+        for text, spans in zip(texts, spans_of_texts, strict=True):
             yield {
                 "spans": [
                     {"start": int(s), "end": int(e), "label": names[label], "text": text[s:e]}
