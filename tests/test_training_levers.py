@@ -168,7 +168,7 @@ class TestEwc:
             sum(v.numel() for v in found.values()), rel=1e-3
         )
         name, expected = "model.layers.1.mlp.up_proj.weight", 0
-        replayed = recipe.training.chunks[recipe.training.num_task_chunks :]
+        replayed = recipe.training.chunks[recipe.training.num_task_chunks :].to_pylist()
         for chunk in replayed:
             model.zero_grad()
             ids = torch.tensor([chunk])

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -95,8 +96,7 @@ class NextTokenRecipe:
         move(model)
         documents.attend_apart_where_equal(model, self._pieces.plan.capacity, seed=seed)
         isolated = documents.probe(model, self._pieces.plan.capacity, seed=seed)
-        num_task = self.training.num_task_chunks
-        has_replay = num_task is not None and num_task < len(self.training.chunks)
+        has_replay = self.training.num_task_chunks < len(self.training.chunks)
         teaches_replay = settings.distillation is not None and has_replay
         feed = _feed(
             model,
@@ -136,16 +136,12 @@ class NextTokenRecipe:
         """See `Recipe`: of each replayed chunk; of the general set's only without any: what forgetting is
         measured on should not steer it.
         """
-        replayed = (
-            self.training.chunks[self.training.num_task_chunks :]
-            if self.training.num_task_chunks is not None
-            else []
-        )
+        replayed = self.training.chunks[self.training.num_task_chunks :]
         chunks = replayed or [
             chunk for document in (self.general.chunks if self.general else []) for chunk in document
         ]
-        for chunk in [chunk for chunk in chunks if len(chunk) > 1][:MAX_IMPORTANCE_TEXTS]:
-            ids = torch.tensor([chunk], device=device())
+        for chunk in islice((chunk for chunk in chunks if len(chunk) > 1), MAX_IMPORTANCE_TEXTS):
+            ids = torch.tensor([chunk if isinstance(chunk, list) else chunk.as_py()], device=device())
             yield -plain(model, {"input_ids": ids}, ids)
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> DocumentScores:
