@@ -87,19 +87,20 @@ def test_a_training_begins_with_its_probe(task: str, tmp_path: Path, request: py
     )
     fit = fine_tune(prepared.recipe, settings, 3, tmp_path, QUIET, resumable=False, evaluate_at=[])
     expected = prepared.recipe.fit_head(prepared.recipe.load(settings), settings, QUIET)
-    head = inference.output_layer(fit.model)
-    np.testing.assert_allclose(head.weight.detach().numpy(), expected.coefficients, atol=1e-6)
+    np.testing.assert_allclose(
+        inference.output_layer(fit.model).weight.detach().numpy(), expected.coefficients, atol=1e-6
+    )
     assert np.abs(expected.coefficients).max() > 0.1
 
 
 def test_every_architecture_begins_with_a_head_that_has_learned(case: Prepared, architecture: Path) -> None:
     recipe, model = began(case, architecture)
-    states = inference.features_of_documents(model, recipe.train.windows)
+    states = inference.features_of_documents(model, recipe.train.chunks)
     weights = recipe.fit_head(model, case.use_case.settings.training, QUIET)
     has_intercept = inference.has_intercept(model)
     assert has_intercept == (architecture.name != "llama")
     scores = states @ weights.coefficients.T + (weights.intercept if has_intercept else 0)
-    found = predict_with(model, recipe.train.windows).probabilities
+    found = predict_with(model, recipe.train.chunks).probabilities
     np.testing.assert_allclose(found, softmax(scores, axis=1), atol=1e-4)
     majority = np.bincount(recipe.train.labels).max() / len(recipe.train)
     assert (found.argmax(1) == recipe.train.labels).mean() > majority
@@ -107,7 +108,7 @@ def test_every_architecture_begins_with_a_head_that_has_learned(case: Prepared, 
 
 def test_a_saved_classifier_answers_the_same(case: Prepared, architecture: Path, tmp_path: Path) -> None:
     recipe, model = began(case, architecture)
-    windows = recipe.validation.windows[:20]
+    windows = recipe.validation.chunks[:20]
     loading.save_model(model, tmp_path / "saved", 64)
     expected = predict_with(model, windows).probabilities
     np.testing.assert_allclose(predict(tmp_path / "saved", windows).probabilities, expected, atol=1e-6)
@@ -129,7 +130,7 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
     save_tokenizer(case.base_model, [], tmp_path)
     texts = [
         text
-        for text, windows in zip(recipe.validation.texts, recipe.validation.windows, strict=True)
+        for text, windows in zip(recipe.validation.texts, recipe.validation.chunks, strict=True)
         if len(windows) == 1
     ][:5]
     code = (
@@ -143,7 +144,7 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     chosen = recipe.validation.select([recipe.validation.texts.index(text) for text in texts])
-    expected = predict_with(model, chosen.windows).probabilities
+    expected = predict_with(model, chosen.chunks).probabilities
     np.testing.assert_allclose(softmax(json.loads(done.stdout.splitlines()[-1]), axis=1), expected, atol=1e-4)
     for answer, probabilities in zip(
         served.predict_fn({"inputs": texts}, served.model_fn(str(tmp_path))), expected, strict=True
@@ -171,14 +172,12 @@ def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_p
 def test_a_head_of_other_labels_is_not_used(case: Prepared, tmp_path: Path) -> None:
     _, model = began(case)
     loading.save_model(model, tmp_path, 64)
-    other = load_for_training(tmp_path, ["a", "b", "c"], load=load_new_classifier)
-    assert other.config.num_labels == 3
+    assert load_for_training(tmp_path, ["a", "b", "c"], load=load_new_classifier).config.num_labels == 3
 
 
 def test_each_label_has_rows_in_the_fit(case: Prepared) -> None:
     rare = len(case.recipe.train) - 1
     labels = np.zeros(len(case.recipe.train), np.int64)
     labels[rare] = 1
-    recipe = replace(case.recipe, train=replace(case.recipe.train, labels=labels))
-    chosen = recipe._some_of_each_label(50)
+    chosen = replace(case.recipe, train=replace(case.recipe.train, labels=labels))._some_of_each_label(50)
     assert len(chosen) == 51 and set(chosen.labels.tolist()) == {0, 1}

@@ -58,13 +58,13 @@ def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(
     assert not {"validation_accuracy", "validation_macro_f1"} & set(found)
     folder, validation = case.store.folder(made), case.split("validation")
     assert load_causal(folder / "model").get_input_embeddings().num_embeddings == 49_153
-    again = score_documents(load_causal(folder / "model"), validation.windows, validation.marks)
+    again = score_documents(load_causal(folder / "model"), validation.chunks, validation.marks)
     assert found["validation_loss"] == pytest.approx(again.mean_loss(), rel=1e-5)
     assert found["validation_token_probability"] == pytest.approx(again.token_probability(), rel=1e-4)
     assert found["validation_token_accuracy"] == pytest.approx(again.token_accuracy())
     assert made.check("loss_is_falling").passed
     # Conversations are scored by their answers alone.
-    assert again.num_tokens.sum() < sum(len(w) for d in validation.windows for w in d) * (
+    assert again.num_tokens.sum() < sum(len(w) for d in validation.chunks for w in d) * (
         1 if validation.marks is None else 0.5
     )
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {

@@ -84,7 +84,7 @@ class TestScores:
             precision.score_alike(load_causal(folder), language.use_case.settings.training)
             for folder in folders
         ]
-        before, after = (score_documents(model, measured.windows, None).mean_loss() for model in models)
+        before, after = (score_documents(model, measured.chunks, None).mean_loss() for model in models)
         found, lines = made.metadata, log_of(language, made)
         assert found["general_before"] == pytest.approx(before, rel=1e-5) and found[
             "general_loss"
@@ -101,11 +101,11 @@ class TestScores:
     def test_of_an_encoder_are_how_far_its_representations_moved(self, encoder: Prepared) -> None:
         made = train(encoder, "scored")
         measured = general.load(encoder.store, encoder.snapshot)
-        base = embed(encoder.base_model, measured.windows, computed_in="fp32")
+        base = embed(encoder.base_model, measured.chunks, computed_in="fp32")
         model = precision.score_alike(
             load_classifier(encoder.store.folder(made) / "model"), encoder.use_case.settings.training
         )
-        tuned = predict_with(model, measured.windows).embeddings
+        tuned = predict_with(model, measured.chunks).embeddings
         cosine = (base * tuned).sum(1) / np.linalg.norm(base, axis=1) / np.linalg.norm(tuned, axis=1)
         assert made.metadata["general_before"] == pytest.approx(0, abs=1e-6)
         assert (
