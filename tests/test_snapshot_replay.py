@@ -239,8 +239,9 @@ class TestSnapshot:
         labeled, tokenized = {}, {}
         source = documents.source_of(use_case)
         for batch in documents.cut_batches(case.store, use_case.name, source, use_case.settings.documents):
-            raw = documents.keep(case.store, use_case, batch.name)
-            labeled[batch.name], _ = examples.validate(case.store, use_case, raw)
+            labeled[batch.name], _ = examples.validate(
+                case.store, use_case, documents.keep(case.store, use_case, batch.name)
+            )
             tokenized[batch.name] = chunks.tokenize(case.store, use_case, labeled[batch.name])
         return labeled, tokenized
 

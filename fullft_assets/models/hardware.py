@@ -49,10 +49,9 @@ def peak_flops(device: str, precision: str) -> float | None:
     Args:
         precision: fp32, bf16 or fp16.
     """
-    for name, half, single in _PEAKS:
-        if name in device:
-            return single if precision == "fp32" else half
-    return None
+    return next(
+        (single if precision == "fp32" else half for name, half, single in _PEAKS if name in device), None
+    )
 
 
 @cache

@@ -109,10 +109,8 @@ def packed(
     least_tokens = plan.capacity if fills_rows else 0
 
     def batch(number: int) -> Batch:
-        rows = order[starts[number] : starts[number + 1]]
-        return collate_packed(
-            [_packed_row(pieces, row) for row in rows], pad_id, least_tokens, with_replayed=with_replayed
-        )
+        rows = [_row(pieces, plan.row(row)) for row in order[starts[number] : starts[number + 1]]]
+        return collate_packed(rows, pad_id, least_tokens, with_replayed=with_replayed)
 
     return Feed(
         batch=batch,
@@ -148,7 +146,9 @@ def padded(
     numbers = np.concatenate(passes)
     return Feed(
         batch=lambda number: collate_padded(
-            _padded_pass(pieces, passes[number]), pad_id, with_replayed=with_replayed
+            [_row(pieces, slice(piece, piece + 1)) for piece in passes[number]],
+            pad_id,
+            with_replayed=with_replayed,
         ),
         num_rows=rows_a_batch * len(batches),
         lengths=length[numbers],
@@ -213,23 +213,15 @@ def _column(lists: pa.ChunkedArray | list[list[int]]) -> pa.ChunkedArray:
     return pa.chunked_array([lists], pa.list_(pa.int32())) if isinstance(lists, list) else lists
 
 
-def _packed_row(pieces: Pieces, row: int) -> dict[str, np.ndarray]:
-    """Return `ids`, `labels`, `positions` and `replayed` of a packed row [t]."""
-    chosen = pieces.plan.row(row)
-    numbers = range(chosen.start, chosen.stop)
+def _row(pieces: Pieces, part: slice) -> dict[str, np.ndarray]:
+    """Return `ids`, `labels`, `positions` and `replayed` [t] of a row with these pieces of the plan."""
+    numbers = range(part.start, part.stop)
     return {
-        "replayed": np.concatenate([pieces.replayed(number) for number in numbers]),
         "ids": np.concatenate([pieces.ids(number) for number in numbers]),
         "labels": np.concatenate([pieces.labels(number) for number in numbers]),
-        "positions": np.concatenate([np.arange(length) for length in pieces.plan.length[chosen]]),
+        "positions": np.concatenate([np.arange(length) for length in pieces.plan.length[part]]),
+        "replayed": np.concatenate([pieces.replayed(number) for number in numbers]),
     }
-
-
-def _padded_pass(pieces: Pieces, numbers: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """Return `ids`, `labels` and `replayed` of each piece of a pass, on a padded row of its own."""
-    return [
-        {"ids": pieces.ids(n), "labels": pieces.labels(n), "replayed": pieces.replayed(n)} for n in numbers
-    ]
 
 
 def collate_packed(
