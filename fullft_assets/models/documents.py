@@ -389,12 +389,12 @@ def _outputs(
     """
     ids = torch.stack([torch.cat(list(row)) for row in rows]).to(model.device)
     positions = torch.stack([torch.cat([torch.arange(len(document)) for document in row]) for row in rows])
-    told = bounds(positions.numpy()) if takes_bounds(model) else {}
+    bounds_of_rows = bounds(positions.numpy()) if takes_bounds(model) else {}
     size = len(rows[0][0])
     positions[:, -size:] += shift
     inputs = {
         name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-        for name, value in {"position_ids": positions, **told}.items()
+        for name, value in {"position_ids": positions, **bounds_of_rows}.items()
     }
     logits = model(input_ids=ids, use_cache=False, **inputs).logits[0, start : start + size].float()
     loss = functional.cross_entropy(logits[:-1], ids[0, start + 1 : start + size])

@@ -100,8 +100,8 @@ def gpu_name() -> str | None:
     import torch
 
     kind = torch.accelerator.current_accelerator(check_available=True)
-    named = of_accelerator("get_device_name")
-    return named() if named is not None else None if kind is None else kind.type
+    get_name = of_accelerator("get_device_name")
+    return get_name() if get_name is not None else None if kind is None else kind.type
 
 
 def peak_memory_bytes() -> int:

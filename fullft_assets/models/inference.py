@@ -182,10 +182,10 @@ def load_for_training(
             f"base_model: {folder}: {misfits[0]} does not have the shape of its config.json; copy the model"
             " again"
         )
-    brought = {name for name in model.state_dict() if name.startswith(head)} - set(
+    head_weights = {name for name in model.state_dict() if name.startswith(head)} - set(
         loading_info["missing_keys"]
     )
-    if brought:
+    if head_weights:
         _draw_anew(model, head)
     initialise_added(model, folder, added_tokens)
     return model

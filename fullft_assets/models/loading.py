@@ -314,9 +314,9 @@ def pooling_of(folder: ModelFolder, config: PretrainedConfig) -> Pooling | None:
     path = folder.path if isinstance(folder, TrustedFolder) else Path(folder)
     if own_code(path):
         return None
-    stated = _stated_pooling(path)
-    if stated is not None and type(config) in MODEL_MAPPING:
-        return stated
+    pooling = _stated_pooling(path)
+    if pooling is not None and type(config) in MODEL_MAPPING:
+        return pooling
     is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
     return "mean" if is_encoder else None
 

@@ -356,7 +356,7 @@ def _rows(
 
 def _labels(batch: Sequence[_Row], ids: torch.Tensor) -> torch.Tensor:
     """Return [rows, tokens]: the token's id where it is trained, else IGNORED."""
-    trained = torch.zeros(ids.shape, dtype=torch.bool)
+    is_trained = torch.zeros(ids.shape, dtype=torch.bool)
     for number, row in enumerate(batch):
-        trained[number, : len(row.ids)] = True if row.marks is None else torch.tensor(row.marks) == 1
-    return torch.where(trained.to(ids.device), ids, IGNORED)
+        is_trained[number, : len(row.ids)] = True if row.marks is None else torch.tensor(row.marks) == 1
+    return torch.where(is_trained.to(ids.device), ids, IGNORED)

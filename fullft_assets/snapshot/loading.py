@@ -232,8 +232,8 @@ def _write(path: Path, rows: FrozenRows, replayed: Path | None, kind: pa.DataTyp
         (rows.chunk_files[batch], positions[numbers], numbers) for batch, numbers in by_batch(rows.places)
     ]
     if replayed is not None:
-        every = np.arange(pq.read_metadata(replayed / CHUNKS_FILE).num_rows)
-        files.append((replayed / CHUNKS_FILE, every, len(positions) + every))
+        all_rows = np.arange(pq.read_metadata(replayed / CHUNKS_FILE).num_rows)
+        files.append((replayed / CHUNKS_FILE, all_rows, len(positions) + all_rows))
     schema = pa.schema([("ids", pa.list_(kind)), ("marks", pa.list_(pa.bool_())), ("row", pa.int32())])
     with pa.OSFile(str(path), "wb") as output, pa.ipc.new_stream(output, schema) as writer:
         for file, file_rows, index_rows in files:

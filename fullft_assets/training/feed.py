@@ -300,14 +300,14 @@ def planned_batches(
     """
     generator = np.random.default_rng(seed)
     total = max(1, round(epochs * len(lengths)))
-    drawn = np.concatenate([generator.permutation(len(lengths)) for _ in range(-(-total // len(lengths)))])[
+    order = np.concatenate([generator.permutation(len(lengths)) for _ in range(-(-total // len(lengths)))])[
         :total
     ]
     pool_size = _POOL_BATCHES * rows_a_batch * max(1, capacity // int(lengths.mean()))
-    planned: list[np.ndarray] = []
-    carried = drawn[:0]
+    batches_in_order: list[np.ndarray] = []
+    remainder = order[:0]
     for start in range(0, total, pool_size):
-        pool = np.concatenate([carried, drawn[start : start + pool_size]])
+        pool = np.concatenate([remainder, order[start : start + pool_size]])
         pool = pool[np.argsort(-lengths[pool], kind="stable")]
         batches = []
         while len(pool):
@@ -316,6 +316,6 @@ def planned_batches(
                 break
             batches.append(pool[:size])
             pool = pool[size:]
-        carried = pool
-        planned += [batches[number] for number in generator.permutation(len(batches))]
-    return [*planned, carried] if len(carried) else planned
+        remainder = pool
+        batches_in_order += [batches[number] for number in generator.permutation(len(batches))]
+    return [*batches_in_order, remainder] if len(remainder) else batches_in_order

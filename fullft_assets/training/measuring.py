@@ -130,10 +130,10 @@ def _time_passes(
         np.linspace(0, feed.num_passes - 1, min(_TIMED_PASSES, feed.num_passes)).round().astype(int)
     ]
     _timed_pass(model, optimizer, prepared, int(picks[0]))
-    timed = np.array([_timed_pass(model, optimizer, prepared, int(pick)) for pick in picks])
+    seconds_of_picks = np.array([_timed_pass(model, optimizer, prepared, int(pick)) for pick in picks])
     sizes, which = np.unique(feed.sizes[picks], return_inverse=True)
-    seconds = np.bincount(which, timed[:, 0]) / np.bincount(which)
-    return float(np.interp(feed.sizes, sizes, seconds).sum()), float(np.median(timed[:, 1]))
+    seconds = np.bincount(which, seconds_of_picks[:, 0]) / np.bincount(which)
+    return float(np.interp(feed.sizes, sizes, seconds).sum()), float(np.median(seconds_of_picks[:, 1]))
 
 
 def _timed_pass(
@@ -141,17 +141,17 @@ def _timed_pass(
 ) -> tuple[float, float]:
     inputs = {name: to_device(value) for name, value in prepared.feed.batch(number).items()}
     labels = inputs.pop("labels")
-    started = _now()
+    start = _now()
     stepping = optimizer if isinstance(optimizer, LowMemoryOptimizer) and optimizer.in_backward else None
     with stepping.updating() if stepping is not None else nullcontext():
         (prepared.total_loss(model, inputs, labels) / labels.numel()).backward()
-    passed = _now()
+    end_of_pass = _now()
     if stepping is not None:
-        return passed - started, 0.0
+        return end_of_pass - start, 0.0
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return passed - started, _now() - passed
+    return end_of_pass - start, _now() - end_of_pass
 
 
 def _now() -> float:
@@ -634,10 +634,10 @@ def this_machine(settings: UseCaseSettings, measured_speed: float | None) -> Tar
         flops = peak_flops(gpu, "bf16")
         return Target(name="this machine", gpu=gpu, gpus=num_gpus(), flops=flops, speed=speed, **common)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    assumed = cores * _CPU_CORE_FLOPS
+    core_flops = cores * _CPU_CORE_FLOPS
     return Target(
         name=f"this machine ({os.cpu_count()} CPUs)",
         libraries_bytes=psutil.Process().memory_info().rss,
-        speed=speed or (_CPU_SPREAD[0] * assumed, _CPU_SPREAD[1] * assumed),
+        speed=speed or (_CPU_SPREAD[0] * core_flops, _CPU_SPREAD[1] * core_flops),
         **common,
     )

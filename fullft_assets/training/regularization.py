@@ -63,13 +63,17 @@ def fisher(recipe: Recipe, model: PreTrainedModel, seed: int) -> Mapping[str, to
         SettingsError: there is no text.
     """
     move(model)
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    sums = {name: torch.zeros_like(parameter) for name, parameter in trained}
+    parameters = [
+        (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+    ]
+    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters}
     count = 0
     with evaluating(model):
         for value in recipe.log_likelihoods(model, seed):
-            gradients = torch.autograd.grad(value, [parameter for _, parameter in trained], allow_unused=True)
-            for (name, _), gradient in zip(trained, gradients, strict=True):
+            gradients = torch.autograd.grad(
+                value, [parameter for _, parameter in parameters], allow_unused=True
+            )
+            for (name, _), gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:  # a new head is not part of it
                     sums[name].add_(gradient.detach().square())
             count += 1
@@ -165,24 +169,24 @@ def interpolate(
     head = layers.head_prefixes(original) if has_new_head else ()
     start = {name: value for name, value in original.named_parameters() if not name.startswith(head)}
     mixed = {name: value for name, value in model.named_parameters() if name in start}
-    tuned = {name: value.detach().to("cpu", copy=True) for name, value in mixed.items()}
+    tuned_weights = {name: value.detach().to("cpu", copy=True) for name, value in mixed.items()}
 
     def put(alpha: float) -> None:
         for name, value in mixed.items():
             # Not lerp: at 1 the result must be the fine-tuned weight to the last bit.
-            weight = tuned[name].to(value.device)
+            weight = tuned_weights[name].to(value.device)
             value.copy_(weight if alpha == 1 else start[name].to(value.device) * (1 - alpha) + weight * alpha)
 
     scores = []
     for alpha in alphas:
         put(alpha)
         scores.append({"alpha": alpha, **score()})
-    within = [line for line in scores if math.isfinite(line["validation_loss"]) and not is_spent(line)]
-    if not within:
+    candidates = [line for line in scores if math.isfinite(line["validation_loss"]) and not is_spent(line)]
+    if not candidates:
         put(1)
         return None
     # Of equal losses the larger share of the fine-tuned weights.
-    best_alpha = min(within, key=lambda line: (line["validation_loss"], -line["alpha"]))["alpha"]
+    best_alpha = min(candidates, key=lambda line: (line["validation_loss"], -line["alpha"]))["alpha"]
     put(best_alpha)
     return Interpolated(best_alpha, scores)
 

@@ -102,12 +102,12 @@ def _classes_of_units(model: PreTrainedModel) -> list[str]:
     their own, or belong to the model's unit where they are the output head, too.
     """
     embeddings = model.get_input_embeddings()
-    around = {
+    classes_around = {
         type(module).__name__
         for module in model.modules()
         if any(inner is embeddings for inner in module.modules())
     }
-    classes = {type(module).__name__ for module in model.modules()} - around
+    classes = {type(module).__name__ for module in model.modules()} - classes_around
     if names := sorted(classes & set(model._no_split_modules or ())):
         return names
     layers = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
@@ -116,15 +116,15 @@ def _classes_of_units(model: PreTrainedModel) -> list[str]:
 
 def fill(unit: nn.Module) -> None:
     """Give the tensors of a unit the first process's values, on this process's device; tied ones stay so."""
-    filled: dict[int, torch.Tensor] = {}
+    values: dict[int, torch.Tensor] = {}
     for module in unit.modules():
         tables: list[dict[str, Any]] = [module._parameters, module._buffers]
         for tensors in tables:
             for name, tensor in tensors.items():
                 if tensor is not None and not isinstance(tensor, DTensor):
-                    if id(tensor) not in filled:
-                        filled[id(tensor)] = _from_first(tensor)
-                    tensors[name] = filled[id(tensor)]
+                    if id(tensor) not in values:
+                        values[id(tensor)] = _from_first(tensor)
+                    tensors[name] = values[id(tensor)]
 
 
 def _from_first(tensor: torch.Tensor) -> torch.Tensor:
@@ -147,15 +147,15 @@ def complete_model(model: PreTrainedModel, make: Callable[[], PreTrainedModel]) 
     if not is_sharded(model):
         return model
     reshard(model)
-    gathered = make() if is_first_rank() else model
-    targets = dict(weights_of(gathered))
+    whole_model = make() if is_first_rank() else model
+    targets = dict(weights_of(whole_model))
     for name, weight in weights_of(model):
         whole: Any = weight.to(device())
         if isinstance(weight, DTensor):
             whole = whole.full_tensor()
         if is_first_rank():
             targets[name].copy_(whole)
-    return gathered
+    return whole_model
 
 
 class Part:

@@ -374,8 +374,8 @@ def publish_everywhere(
     if stored is not None:
         # The best one first: who finds the newest one there finds all that it needs.
         complete = complete_checkpoints(folder, history)
-        offered = [folder / checkpoint.name for checkpoint in complete if checkpoint.step == best]
-        stored.offer([*offered, target], history, best=best)
+        best_checkpoints = [folder / checkpoint.name for checkpoint in complete if checkpoint.step == best]
+        stored.offer([*best_checkpoints, target], history, best=best)
 
 
 def stored_name(step: int, identity: str | None) -> str:
