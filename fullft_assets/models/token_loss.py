@@ -109,8 +109,7 @@ class TokenLoss:
 
     @torch.no_grad()
     def _returns_logits_of_head(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
-        of_head: list[torch.Tensor] = []
-
+        of_head: list[Any] = []
         hook = self.head.register_forward_hook(lambda module, args, logits: of_head.append(logits))
         try:
             logits = model(**inputs, use_cache=False).logits
