@@ -90,7 +90,6 @@ def test_a_token_takes_few_bytes_of_the_disk_and_hardly_any_of_a_process(case: P
     assert held + file.stat().st_size <= 5 * pieces.plan.num_tokens
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("largest", "kind"), [(65_535, pa.uint16()), (65_536, pa.int32())])
 def test_ids_are_of_the_smallest_type_that_holds_them(
     tmp_path: Path, largest: int, kind: pa.DataType
