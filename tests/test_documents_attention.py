@@ -67,8 +67,11 @@ def test_kernels_for_any_length_are_given_the_bounds(window: int | None, monkeyp
             gap = place[:, None] - place
             mask = (gap >= 0) & ((gap <= window_size[0]) | (window_size[0] < 0))
             parts = [each[begin:end].transpose(0, 1) for each in (query, key, value)]
-            attended = functional.scaled_dot_product_attention(*parts, mask, scale=scale, enable_gqa=True)
-            results.append(attended.transpose(0, 1))
+            results.append(
+                functional.scaled_dot_product_attention(*parts, mask, scale=scale, enable_gqa=True).transpose(
+                    0, 1
+                )
+            )
         return torch.cat(results)
 
     monkeypatch.setattr(documents, "varlen_attn", varlen_attn)
@@ -77,8 +80,7 @@ def test_kernels_for_any_length_are_given_the_bounds(window: int | None, monkeyp
     query, key, value = states(4), states(2), states(1).expand(-1, 2, -1, -1)
     found = documents._by_kernel(query, key, value, begins, window, 0.3)
     mask = documents._mask(begins, numbers, window, None)
-    expected = documents._dense(query, key, value, mask, 0.3, 0.0, None, None)
-    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(found, documents._dense(query, key, value, mask, 0.3, 0.0, None, None), atol=1e-6)
 
 
 @pytest.mark.parametrize(("window", "chunk"), [(None, None), (4, None), (None, 3)])

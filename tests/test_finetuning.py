@@ -80,8 +80,7 @@ class TestRealModel:
         after = fitted.model.bert.state_dict()
         names = {name.removeprefix("bert."): name for name in before}
         assert set(after) <= set(names)
-        unchanged = [name for name in after if torch.equal(after[name], before[names[name]])]
-        assert unchanged == []
+        assert [name for name in after if torch.equal(after[name], before[names[name]])] == []
         assert all(parameter.requires_grad for parameter in fitted.model.parameters())
 
     def test_loss_falls_and_beats_the_commonest_label(self, prepared, fitted):
@@ -96,8 +95,9 @@ class TestRealModel:
         assert fitted.history[-1]["validation_accuracy"] > share
 
     def test_tokens_are_counted_without_padding(self, prepared, fitted):
-        chunks = [chunk for document in prepared.split("train").chunks for chunk in document]
-        assert fitted.num_tokens == sum(map(len, chunks))
+        assert fitted.num_tokens == sum(
+            map(len, [chunk for document in prepared.split("train").chunks for chunk in document])
+        )
 
 
 class TestBatches:
@@ -141,8 +141,7 @@ class TestBatches:
         expected = (
             torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights[targets]
         ).sum()
-        outputs = type("Outputs", (), {"logits": logits})
-        torch.testing.assert_close(loss(outputs, targets), expected)
+        torch.testing.assert_close(loss(type("Outputs", (), {"logits": logits}), targets), expected)
 
 
 class TestDivergence:

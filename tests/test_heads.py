@@ -87,8 +87,9 @@ def test_a_training_begins_with_its_probe(task: str, tmp_path: Path, request: py
     )
     fit = fine_tune(prepared.recipe, settings, 3, tmp_path, QUIET, resumable=False, evaluate_at=[])
     expected = prepared.recipe.fit_head(prepared.recipe.load(settings), settings, QUIET)
-    head = inference.output_layer(fit.model)
-    np.testing.assert_allclose(head.weight.detach().numpy(), expected.coefficients, atol=1e-6)
+    np.testing.assert_allclose(
+        inference.output_layer(fit.model).weight.detach().numpy(), expected.coefficients, atol=1e-6
+    )
     assert np.abs(expected.coefficients).max() > 0.1
 
 
@@ -171,14 +172,12 @@ def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_p
 def test_a_head_of_other_labels_is_not_used(case: Prepared, tmp_path: Path) -> None:
     _, model = began(case)
     loading.save_model(model, tmp_path, 64)
-    other = load_for_training(tmp_path, ["a", "b", "c"], load=load_new_classifier)
-    assert other.config.num_labels == 3
+    assert load_for_training(tmp_path, ["a", "b", "c"], load=load_new_classifier).config.num_labels == 3
 
 
 def test_each_label_has_rows_in_the_fit(case: Prepared) -> None:
     rare = len(case.recipe.train) - 1
     labels = np.zeros(len(case.recipe.train), np.int64)
     labels[rare] = 1
-    recipe = replace(case.recipe, train=replace(case.recipe.train, labels=labels))
-    chosen = recipe._some_of_each_label(50)
+    chosen = replace(case.recipe, train=replace(case.recipe.train, labels=labels))._some_of_each_label(50)
     assert len(chosen) == 51 and set(chosen.labels.tolist()) == {0, 1}

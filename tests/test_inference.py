@@ -66,8 +66,9 @@ def slowly(model, chunks: list[list[list[int]]]) -> tuple[np.ndarray, np.ndarray
             outputs = [
                 model(input_ids=torch.tensor([chunk]), output_hidden_states=True) for chunk in document
             ]
-            logits = torch.stack([output.logits[0] for output in outputs]).mean(0)
-            probabilities.append(torch.softmax(logits, -1).numpy())
+            probabilities.append(
+                torch.softmax(torch.stack([output.logits[0] for output in outputs]).mean(0), -1).numpy()
+            )
             embeddings.append(
                 torch.stack([output.hidden_states[-1][0].mean(0) for output in outputs]).mean(0).numpy()
             )

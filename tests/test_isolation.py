@@ -177,8 +177,7 @@ def test_gradients_are_probed_beside_logits() -> None:
 
 
 def test_probe_leaves_the_model_as_it_was() -> None:
-    config = AutoConfig.for_model("llama", **SMALL, attention_dropout=0.5)
-    model = build(config).train()
+    model = build(AutoConfig.for_model("llama", **SMALL, attention_dropout=0.5)).train()
     model.model.embed_tokens.weight.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.random.get_rng_state()

@@ -112,8 +112,7 @@ class TestScores:
         )
 
     def test_a_label_without_a_test_row_is_reported_and_no_success(self):
-        rng = np.random.default_rng(0)
-        labels = rng.random((60, 3)) < 0.5
+        labels = np.random.default_rng(0).random((60, 3)) < 0.5
         labels[:, 2] = False
         invented = labels.copy()
         invented[:10, 2] = True
@@ -152,8 +151,7 @@ class TestRecipe:
     ):
         recipe = tiny.recipe
         model = recipe.load(tiny.use_case.settings.training)
-        thresholds = recipe.finish(model, QUIET)["label_thresholds"]
-        assert list(thresholds) == KNOWN
+        assert list(recipe.finish(model, QUIET)["label_thresholds"]) == KNOWN
         model.save_pretrained(tmp_path)
         expected = multi_label.fit_thresholds(
             recipe.validation.labels, predict_with(model, recipe.validation.chunks).probabilities

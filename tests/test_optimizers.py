@@ -106,8 +106,7 @@ class TestRounding:
             moved.append(1 - float(weight.detach().float().mean()))
         assert moved[0] == pytest.approx(50e-4, rel=0.01)
         assert moved[1] == pytest.approx(moved[0], rel=0.1)
-        nearest = torch.ones((), dtype=torch.bfloat16) - 1e-4
-        assert float(nearest) == 1.0
+        assert float(torch.ones((), dtype=torch.bfloat16) - 1e-4) == 1.0
 
     def test_noise_depends_on_seed_step_and_weight_alone(self):
         def step(seed: int) -> torch.Tensor:
@@ -262,6 +261,7 @@ def test_low_memory_mode_takes_less_than_a_third_and_learns(tmp_path: Path) -> N
 
 
 def test_frozen_weights_have_neither_gradients_nor_moments():
-    frozen = MEASURED.model_copy(update={"num_trained_parameters": 2_000_000})
-    plan, _ = planning.plan_checks(frozen, PlanningSettings())
+    plan, _ = planning.plan_checks(
+        MEASURED.model_copy(update={"num_trained_parameters": 2_000_000}), PlanningSettings()
+    )
     assert plan.state_memory_gib == (22_000_000 * 4 + 2_000_000 * 12) / 2**30

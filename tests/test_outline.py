@@ -58,8 +58,10 @@ def test_passing_tensors_grow_with_the_pass_and_shrink_with_checkpointing_and_bf
     # Logits of one chunk: the logits, their log-softmax, and its gradient on the way.
     assert full.activations >= 2 * 4 * SIZE.capacity * SIZE.vocabulary * 4 * 0.9
     assert memory(llama, gradient_checkpointing=True).activations < 0.8 * full.activations
-    settings = TrainingSettings(batch_size=4, micro_batch_size=4)
-    assert llama.memory(settings, "bf16", is_gpu=False).activations < full.activations
+    assert (
+        llama.memory(TrainingSettings(batch_size=4, micro_batch_size=4), "bf16", is_gpu=False).activations
+        < full.activations
+    )
 
 
 def test_accumulating_passes_find_the_gradients_of_the_earlier_ones(llama: Outline) -> None:
@@ -87,8 +89,9 @@ def test_a_deep_model_follows_from_few_of_its_layers(
     settings = TrainingSettings.model_validate({"batch_size": 4, "micro_batch_size": 4, **changes})
 
     def counted() -> StepMemory:
-        outline = Outline(low_memory.recipe(tmp_path, deep), settings, seed=1)
-        return outline.memory(settings, "bf16", is_gpu=True, processes=2)
+        return Outline(low_memory.recipe(tmp_path, deep), settings, seed=1).memory(
+            settings, "bf16", is_gpu=True, processes=2
+        )
 
     followed = counted()
     monkeypatch.setattr(layers, "few", lambda config: None)
@@ -113,7 +116,7 @@ def test_an_encoder_with_padding_and_dropout_is_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("is_gpu", "tokens"), [(False, 2**15), (True, 2**18)])
 def test_chunks_of_the_loss_are_those_of_the_device(is_gpu: bool, tokens: int) -> None:
     with autocast("fp32", is_gpu=is_gpu):
-        assert token_loss._tokens_of_chunk(torch.empty((2**10, 1))) == tokens
+        assert token_loss._tokens_of_part(torch.empty((2**10, 1))) == tokens
 
 
 @pytest.mark.parametrize(("is_gpu", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])

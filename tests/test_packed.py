@@ -210,8 +210,9 @@ def test_padding_is_a_document_that_nothing_is_learned_from() -> None:
 
 def test_piece_of_a_cut_chunk_trains_all_but_its_first_token() -> None:
     chunk = list(range(10, 20))
-    data = Training([chunk], None, packing.plan(np.array([10]), 6, seed=0))
-    found = documents_in(feed.packed(Pieces(data), 1, 1, 0, 0))
+    found = documents_in(
+        feed.packed(Pieces(Training([chunk], None, packing.plan(np.array([10]), 6, seed=0))), 1, 1, 0, 0)
+    )
     assert sorted(found) == [(chunk[:6], [IGNORED, *chunk[1:6]]), (chunk[6:], [IGNORED, *chunk[7:]])]
 
 
@@ -231,8 +232,7 @@ def test_rows_come_in_the_plans_order_then_shuffled(rows: int, epochs: float, se
 def test_gradients_are_those_of_documents_alone(tmp_path: Path, marked: bool, micro_batch_size: int) -> None:
     """One optimizer step over everything: whatever the passes, the mean over all trained tokens."""
     data = training(marked=marked)
-    num_rows = data.packing.num_rows
-    batch_size = -(-num_rows // 4) * 4
+    batch_size = -(-data.packing.num_rows // 4) * 4
     chosen = SETTINGS.model_copy(update={"batch_size": batch_size, "micro_batch_size": micro_batch_size})
     expected = alone(build(LLAMA), data)
     seen: list[torch.Tensor] = []
@@ -247,8 +247,13 @@ def test_model_that_leaks_is_trained_on_padded_rows_and_says_so(tmp_path: Path) 
     data = training(marked=True)
     expected = alone(build(LFM2), data)
     seen: list[torch.Tensor] = []
-    settings = SETTINGS.model_copy(update={"batch_size": 40, "micro_batch_size": 4})
-    done = fit(LFM2, data, settings, tmp_path, watch=keeping(seen))
+    done = fit(
+        LFM2,
+        data,
+        SETTINGS.model_copy(update={"batch_size": 40, "micro_batch_size": 4}),
+        tmp_path,
+        watch=keeping(seen),
+    )
     assert done.about["is_packed"] is False and "cannot keep documents apart" in done.about["isolation"]
     assert done.num_steps == 1 and done.num_tokens == sum(map(len, data.chunks))
     (found,) = seen

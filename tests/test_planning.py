@@ -55,8 +55,9 @@ class TestPlanChecks:
         assert plan.padding_share == pytest.approx(0.0625)
 
     def test_the_price_has_pilot_baselines_and_evaluation_in_it(self):
-        limits = PlanningSettings(hourly_usd=3.0, max_usd=6.0, max_hours=2.0)
-        plan, (_, budget) = plan_checks(MEASURED, limits, trainings=1.5)
+        plan, (_, budget) = plan_checks(
+            MEASURED, PlanningSettings(hourly_usd=3.0, max_usd=6.0, max_hours=2.0), trainings=1.5
+        )
         assert (
             not budget.passed
             and "9.00 USD planned with pilot, baselines and evaluation, planning.max_usd is 6"
@@ -103,8 +104,9 @@ class TestPlanChecks:
     def test_copies_that_interpolation_holds_count(self, optimizer, device, more):
         """Three of the weights, where gradients and moments were: more than they only on a low rung."""
         measured = MEASURED.model_copy(update={"device": device})
-        chosen = TrainingSettings(optimizer=optimizer, wise_ft=[0.5, 1])
-        plan, _ = plan_checks(measured, PlanningSettings(), chosen)
+        plan, _ = plan_checks(
+            measured, PlanningSettings(), TrainingSettings(optimizer=optimizer, wise_ft=[0.5, 1])
+        )
         assert plan.peak_memory_gib * 2**30 == pytest.approx(3 * 2**30 + more * 22_000_000)
 
     @pytest.mark.parametrize(

@@ -73,8 +73,7 @@ def count(training: TrainingSettings, precision: str, is_gpu: bool, processes: i
 
 
 def plans(settings: UseCaseSettings) -> dict[str, TargetPlan]:
-    parts = shares(settings, *ROWS)
-    found = plan_targets(settings, HERE, WORK, parts, count, here_precision="fp32")
+    found = plan_targets(settings, HERE, WORK, shares(settings, *ROWS), count, here_precision="fp32")
     return {plan.target.name: plan for plan in found}
 
 
@@ -103,8 +102,7 @@ def test_instances_without_a_gpu_have_a_price_and_are_no_target() -> None:
 
 def test_own_machines_come_first_and_take_the_peak_of_the_known_gpus() -> None:
     own = {"name": "lab", "gpu": "RTX 4090", "gpus": 2, "memory_gib": 24, "hourly_usd": 0.3}
-    settings = PlanningSettings.model_validate({"targets": [own], "price_factor": 1.25})
-    first, second, *_ = targets(settings)
+    first, second, *_ = targets(PlanningSettings.model_validate({"targets": [own], "price_factor": 1.25}))
     assert (first.name, first.flops, first.hourly_usd) == ("lab", peak_flops("RTX 4090", "bf16"), 0.3)
     assert second.hourly_usd == pytest.approx(1.25 * 1.006)
     with pytest.raises(ValidationError, match="memory_gb"):
@@ -132,8 +130,9 @@ def test_time_counts_beside_the_price(hours: tuple[float, float], recommended: s
     """
     here = TargetPlan(target=HERE, fits=True, hours=hours, usd=(0.0, 0.0))
     gpu = Target(name="g6.xlarge", gpu="L4", hourly_usd=0.8)
-    rented = TargetPlan(target=gpu, fits=True, hours=(0.03, 0.2), usd=(0.04, 0.27))
-    chosen = recommend([here, rented], use_case())
+    chosen = recommend(
+        [here, TargetPlan(target=gpu, fits=True, hours=(0.03, 0.2), usd=(0.04, 0.27))], use_case()
+    )
     assert chosen is not None and chosen.target.name == recommended
 
 
@@ -217,8 +216,7 @@ def test_baselines_that_are_trainings_are_charged_as_such() -> None:
     def of(**more: Any) -> float:
         return shares(use_case(more, epochs=2), *ROWS).baselines
 
-    probe = of()
-    assert of(baselines=["majority", "tfidf", "lora"]) == pytest.approx(probe + 1.26)
+    assert of(baselines=["majority", "tfidf", "lora"]) == pytest.approx(of() + 1.26)
 
 
 def test_the_cheapest_that_fits_and_ends_in_time_is_recommended_with_its_yaml() -> None:
@@ -233,8 +231,7 @@ def test_the_cheapest_that_fits_and_ends_in_time_is_recommended_with_its_yaml() 
         if plan.usd and plan.hours and plan.target.kind == "table"
     }
     assert chosen.target.name == min(usd, key=usd.__getitem__)
-    lines = yaml_lines(chosen, settings.training)
-    assert f"  hourly_usd: {chosen.target.hourly_usd:g}" in lines
+    assert f"  hourly_usd: {chosen.target.hourly_usd:g}" in yaml_lines(chosen, settings.training)
     assert recommendation(found, settings).startswith(f"Recommended: {chosen.target.name} (")
     none = use_case({"max_hours": 0.001})
     assert recommendation(list(plans(none).values()), none).startswith(

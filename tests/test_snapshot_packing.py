@@ -94,8 +94,7 @@ def test_cut_to_fill_takes_as_few_rows_as_the_tokens_need(lengths, capacity, see
         assert length > 0
         seen[source][start : start + length] += 1
     assert all((counts == 1).all() for counts in seen)
-    used = [plan.length[plan.row(n)].sum() for n in range(plan.num_rows)]
-    assert max(used, default=0) <= capacity
+    assert max([plan.length[plan.row(n)].sum() for n in range(plan.num_rows)], default=0) <= capacity
 
 
 def test_cut_to_fill_cuts_few_texts():

@@ -199,8 +199,13 @@ class TestScores:
             found = []
             for sentence in sentences:
                 tags = np.array([pair[which] for pair in sentence], int)
-                characters = np.stack([np.arange(len(tags)), np.arange(len(tags)) + 1], axis=1)
-                found.append(decode(tags, characters, "x" * len(tags)))
+                found.append(
+                    decode(
+                        tags,
+                        np.stack([np.arange(len(tags)), np.arange(len(tags)) + 1], axis=1),
+                        "x" * len(tags),
+                    )
+                )
             return found
 
         truth, found = (
@@ -292,8 +297,7 @@ class TestRecipe:
             assert np.array(slow).tolist() == mine.tolist()
         assert found.num_tokens == count
         assert found.loss == pytest.approx(loss, rel=1e-5)
-        scored = recipe.score(model, QUIET)
-        assert scored["loss"] == pytest.approx(loss / count, rel=1e-5)
+        assert recipe.score(model, QUIET)["loss"] == pytest.approx(loss / count, rel=1e-5)
 
     def test_weights_that_are_not_finite_have_no_score(self, tiny: Prepared):
         model = tiny.recipe.load(tiny.use_case.settings.training)
@@ -348,8 +352,7 @@ def test_a_probe_never_gives_a_tag_that_it_has_not_seen(present: list[int]) -> N
 
 
 def test_labels_of_another_order_are_brought_into_ours() -> None:
-    found = in_order([[(0, 1, 0), (2, 3, 1)]], ["gone", "b"], ["a", "b"])
-    assert found == [[(2, 3, 1)]]
+    assert in_order([[(0, 1, 0), (2, 3, 1)]], ["gone", "b"], ["a", "b"]) == [[(2, 3, 1)]]
     with pytest.raises(StoreError, match="knows none of the labels `a`, `b`, only `x`"):
         in_order([[]], ["x"], ["a", "b"])
 

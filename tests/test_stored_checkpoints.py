@@ -237,16 +237,18 @@ def test_weights_that_a_roll_back_on_another_machine_undid_are_never_the_best(
     one.train((8, 0.7), resumed_from=6)
     assert uploads == ["one8"] and not (one.folder / "checkpoint-4").exists()
     publish(one._aside(4, "undone"), one.folder / "checkpoint-4", num_incidents=0, is_planned=True)
-    chosen = checkpoint_of_step(4, one.folder, one.history, one.stored, one.progress)
-    assert (chosen / "weights").read_text() == "other4"
+    assert (
+        checkpoint_of_step(4, one.folder, one.history, one.stored, one.progress) / "weights"
+    ).read_text() == "other4"
 
 
 def test_a_damaged_best_checkpoint_is_fetched_from_the_store(machines: tuple[Machine, Machine]) -> None:
     one, _ = machines
     one.train((2, 0.5), (4, 0.6))
     (one.folder / "checkpoint-2" / "weights").write_text("xxxx")
-    chosen = checkpoint_of_step(2, one.folder, one.history, one.stored, one.progress)
-    assert (chosen / "weights").read_text() == "one2"
+    assert (
+        checkpoint_of_step(2, one.folder, one.history, one.stored, one.progress) / "weights"
+    ).read_text() == "one2"
     with pytest.raises(StoreError, match="checkpoint-3 is missing"):
         checkpoint_of_step(3, one.folder, one.history, one.stored, one.progress)
 

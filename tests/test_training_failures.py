@@ -221,8 +221,9 @@ class TestReport:
 
     def run(self, case: Prepared, reason: Path, key: str, **training: object) -> tuple[int, WorkloadFailure]:
         job = case.job(STAGE, key, training=dict(quick(**OFTEN | training)))
-        code = entry.run_job(training_workload.work, job.write(case.store), QUIET)
-        return code, WorkloadFailure.read(reason)
+        return entry.run_job(training_workload.work, job.write(case.store), QUIET), WorkloadFailure.read(
+            reason
+        )
 
     def test_a_guard_that_stops(self, tiny, capsys, monkeypatch, reason):
         monkeypatch.setattr(guards.NoProgress, "look", lambda self, metrics: guards.Symptom(1, "flat"))

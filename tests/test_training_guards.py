@@ -210,8 +210,7 @@ def run(
     evaluate_at: tuple[int, ...] | None = None,
     **changes: object,
 ) -> Fit:
-    options = {"track": [], "checkpoint_every_steps": 4, "guards": guards or {}}
-    chosen = quick(**options | changes)
+    chosen = quick(**{"track": [], "checkpoint_every_steps": 4, "guards": guards or {}} | changes)
     return fine_tune(case.recipe, chosen, 17, folder, QUIET, evaluate_at=evaluate_at)
 
 

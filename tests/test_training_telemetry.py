@@ -30,8 +30,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 def train(case: Prepared, folder: Path, progress: Progress | None = None, **changes: object) -> Fit:
-    chosen = quick(**changes)
-    return fine_tune(case.recipe, chosen, 17, folder, progress or Progress(silent=True))
+    return fine_tune(case.recipe, quick(**changes), 17, folder, progress or Progress(silent=True))
 
 
 def stop_and_resume(case: Prepared, folder: Path, after: int, **changes: object) -> Fit:
@@ -119,8 +118,7 @@ class TestMLflow:
     def test_a_server_that_fails_does_not_end_the_training(self, tiny, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://svc:PLANTED@127.0.0.1:9")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        fit = train(tiny, tmp_path, Progress(), track=["mlflow"], epochs=0.2)
-        assert fit.num_steps > 0
+        assert train(tiny, tmp_path, Progress(), track=["mlflow"], epochs=0.2).num_steps > 0
         printed = capsys.readouterr()
         assert "mlflow: tracking failed (" in printed.out
         assert "PLANTED" not in printed.out + printed.err

@@ -63,8 +63,7 @@ def play(
                 )
             status = 1
             try:
-                found = scene(folder / "work", rank)
-                (folder / f"{rank}.json").write_text(json.dumps([found]))
+                (folder / f"{rank}.json").write_text(json.dumps([scene(folder / "work", rank)]))
                 status = 0
             except BaseException:
                 traceback.print_exc()

@@ -5,6 +5,7 @@ it is made again when needed; else it is written without them.
 """
 
 import json
+import shutil
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,7 @@ from fullft_assets.monitoring import (
     write_far,
 )
 from fullft_assets.settings import ExamplesSettings
+from fullft_assets.snapshot import table_folder
 from fullft_assets.store import Manifest, Store
 
 #: The tables of each stage, the first one being the stage's own.
@@ -272,6 +274,7 @@ def _erase(store: Store, case: str, listed: list[str], by: By, reason: str) -> E
     for stage in GENERAL:
         drop_drawn_rows(store, case, stage, erased, report)
     drop_from_snapshots(store, case, erased, report)
+    shutil.rmtree(table_folder(store, case), ignore_errors=True)
     drop_made_of_snapshots(store, case, report)
     for stage in (PRODUCTION_DOCUMENTS, RAW_DOCUMENTS):
         _drop_rows(store, case, stage, erased, report)

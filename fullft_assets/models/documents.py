@@ -34,7 +34,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.models import loading
 from fullft_assets.models import precision as precisions
 from fullft_assets.models.hardware import has_flash_attention
-from fullft_assets.models.inference import is_sharded
+from fullft_assets.models.inference import evaluating, is_sharded
 from fullft_assets.models.loading import input_embeddings, require_names
 from fullft_assets.models.precision import Precision
 
@@ -65,7 +65,7 @@ def attend_apart(model: PreTrainedModel) -> None:
     `bounds`, stays as it is.
     """
     parameters = inspect.signature(model.forward).parameters.values()
-    has_keywords = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    has_keywords = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
     if has_keywords and model._can_set_attn_implementation():
         model.set_attn_implementation(NAME)
 
@@ -130,8 +130,8 @@ def attend(
         mask = _mask(cu_seq_lens_q, seq_idx, sliding_window, chunk)
         return _dense(query, key, value, mask, scaling, dropout, softcap, s_aux), None
     if torch.is_autocast_enabled("cuda"):  # rotated in fp32, queries and keys are no longer in its precision
-        chosen = torch.get_autocast_dtype("cuda")
-        query, key, value = query.to(chosen), key.to(chosen), value.to(chosen)
+        dtype = torch.get_autocast_dtype("cuda")
+        query, key, value = (states.to(dtype) for states in (query, key, value))
     is_half = query.dtype != torch.float32 and has_flash_attention()
     has_kernel = size == value.shape[-1] and size <= _LARGEST_HEAD and size % _HEAD_MULTIPLE == 0
     if is_plain and is_half and has_kernel:
@@ -165,8 +165,8 @@ def _by_kernel(
     window: int | None,
     scaling: float | None,
 ) -> torch.Tensor:
-    rows, tokens = query.shape[0], query.shape[2]
-    flat = [each.transpose(1, 2).flatten(0, 1) for each in (query, key, value)]
+    rows, _, tokens, _ = query.shape
+    flat = [states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)]
     result = varlen_attn(
         *flat,
         cu_seq_q=begins,
@@ -208,8 +208,9 @@ def _mask(begins: torch.Tensor, numbers: torch.Tensor, window: int | None, chunk
 @lru_cache(_KEPT_MASKS)
 def _block_mask(begins: torch.Tensor, numbers: torch.Tensor, window: int | None, chunk: int | None) -> Any:
     rows, tokens = numbers.shape
-    allowed = _allowed(begins, numbers, window, chunk)
-    return create_block_mask(allowed, rows, None, tokens, tokens, device=str(numbers.device))
+    return create_block_mask(
+        _allowed(begins, numbers, window, chunk), rows, None, tokens, tokens, device=str(numbers.device)
+    )
 
 
 def _dense(
@@ -223,7 +224,9 @@ def _dense(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     num_groups = query.shape[1] // key.shape[1]
-    key, value = (each.repeat_interleave(num_groups, 1) if num_groups > 1 else each for each in (key, value))
+    key, value = (
+        states.repeat_interleave(num_groups, 1) if num_groups > 1 else states for states in (key, value)
+    )
     if softcap is None and sinks is None:
         result = functional.scaled_dot_product_attention(
             query, key, value, mask, dropout_p=dropout, scale=scaling
@@ -304,13 +307,12 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     with_other_end = watched.clone()
     with_other_end[-1] = (watched[-1] + 1) % vocabulary
     # Parts of a model are gathered in the precision that they are trained in.
-    is_half = is_sharded(model) and precisions.of_scores(model) != "fp32"
-    is_half = is_half or next(model.parameters()).dtype == torch.bfloat16
+    is_half = next(model.parameters()).dtype == torch.bfloat16 or (
+        is_sharded(model) and precisions.of_scores(model) != "fp32"
+    )
     precision: Precision = "bf16" if is_half else "fp32"
-    is_training = model.training
-    model.eval()
     try:
-        with precisions.autocast(precision):
+        with evaluating(model), precisions.autocast(precision):
             alone = _outputs(model, [[watched]], 0)
             ahead = change([alone[0][:-1]], [_outputs(model, [[with_other_end]], 0)[0][:-1]])
             first, second = (
@@ -319,15 +321,14 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     except ValueError as error:  # of transformers, where a layer has no kernel for packed rows here
         reason = " ".join(str(error).split())
         return Isolation(False, None, None, None, f"{name} cannot keep documents apart here: {reason}")
-    finally:
-        model.train(is_training)
     # Not so of a NaN, which says nothing of that.
     if ahead > _ALLOWED_CHANGE[precision]:
         raise SettingsError(
             f"base_model: {name} sees the tokens that it is to predict (a later token moves the logits of"
             f" earlier ones by {ahead:.1e}); give a causal language model such as Llama"
         )
-    logits, gradients = change(first[:1], second[:1]), change(first[1:], second[1:])
+    logits = change(first[:1], second[:1])
+    gradients = change(first[1:], second[1:])
     from_alone = max(change(first[:1], alone[:1]), change(first[1:], alone[1:]))
     # Written so that a NaN fails.
     is_isolated = (
@@ -352,7 +353,7 @@ def attend_apart_where_equal(model: PreTrainedModel, capacity: int, *, seed: int
         capacity: tokens in a row.
     """
     config = model.config.get_text_config()
-    own = config._attn_implementation or "eager"
+    before = config._attn_implementation or "eager"
     attend_apart(model)
     if loading.is_outline(model) or not takes_bounds(model):
         return
@@ -361,24 +362,20 @@ def attend_apart_where_equal(model: PreTrainedModel, capacity: int, *, seed: int
     longest = getattr(config, "max_position_embeddings", None) or capacity
     size = min(capacity, longest, reach + _DOCUMENT_TOKENS)
     vocabulary = input_embeddings(model).num_embeddings
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(min(10, vocabulary // 2), vocabulary, (1, size), generator=generator)
+    ids = torch.randint(
+        min(10, vocabulary // 2), vocabulary, (1, size), generator=torch.Generator().manual_seed(seed)
+    )
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     is_half = next(model.parameters()).dtype == torch.bfloat16 or precisions.of_scores(model) != "fp32"
     precision: Precision = "bf16" if is_half else "fp32"
-    is_training = model.training
-    model.eval()
     logits = []
-    try:
-        for attention in (own, NAME):
+    with evaluating(model), torch.no_grad(), precisions.autocast(precision):
+        for attention in (before, NAME):
             model.set_attn_implementation(attention)
-            with torch.no_grad(), precisions.autocast(precision):
-                logits.append(model(input_ids=ids.to(model.device), use_cache=False, **last).logits[0, -1:])
-    finally:
-        model.train(is_training)
+            logits.append(model(input_ids=ids.to(model.device), use_cache=False, **last).logits[0, -1:])
     change = _change([logits[0].float()], [logits[1].float()], is_shared=is_sharded(model))
     if not change <= _ALLOWED_DIFFERENCE[precision]:
-        model.set_attn_implementation(own)
+        model.set_attn_implementation(before)
 
 
 def _outputs(
@@ -392,12 +389,12 @@ def _outputs(
     """
     ids = torch.stack([torch.cat(list(row)) for row in rows]).to(model.device)
     positions = torch.stack([torch.cat([torch.arange(len(document)) for document in row]) for row in rows])
-    told = bounds(positions.numpy()) if takes_bounds(model) else {}
+    bounds_of_rows = bounds(positions.numpy()) if takes_bounds(model) else {}
     size = len(rows[0][0])
     positions[:, -size:] += shift
     inputs = {
         name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-        for name, value in {"position_ids": positions, **told}.items()
+        for name, value in {"position_ids": positions, **bounds_of_rows}.items()
     }
     logits = model(input_ids=ids, use_cache=False, **inputs).logits[0, start : start + size].float()
     loss = functional.cross_entropy(logits[:-1], ids[0, start + 1 : start + size])
@@ -418,7 +415,8 @@ def _gradients(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torc
     def take(number: int, weight: torch.Tensor) -> None:
         assert weight.grad is not None, "torch calls the hook with the gradient in place"
         part = weight.grad.to_local() if isinstance(weight.grad, DTensor) else weight.grad
-        gradient, weight.grad = part.flatten(), None
+        gradient = part.flatten()
+        weight.grad = None
         elements[number] = gradient[:: max(1, -(-len(gradient) // _COMPARED_ELEMENTS))].float().clone()
 
     for weight in weights:
@@ -440,8 +438,7 @@ def _change(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], *, is
     """Return the largest change relative to the largest value, of all parts if processes have a part each."""
     # A process may have no part of a small weight.
     pairs = [(a, b) for a, b in zip(after, before, strict=True) if b.numel()]
-    moved, largest = (max((a - b).abs().max() for a, b in pairs), max(b.abs().max() for _, b in pairs))
-    sizes = torch.stack([moved, largest])
+    sizes = torch.stack([max((a - b).abs().max() for a, b in pairs), max(b.abs().max() for _, b in pairs)])
     if is_shared:
         torch.distributed.all_reduce(sizes.nan_to_num_(torch.inf), torch.distributed.ReduceOp.MAX)
     return sizes[0].item() / max(sizes[1].item(), 1e-30)

@@ -49,10 +49,9 @@ def peak_flops(device: str, precision: str) -> float | None:
     Args:
         precision: fp32, bf16 or fp16.
     """
-    for name, half, single in _PEAKS:
-        if name in device:
-            return single if precision == "fp32" else half
-    return None
+    return next(
+        (single if precision == "fp32" else half for name, half, single in _PEAKS if name in device), None
+    )
 
 
 @cache
@@ -101,8 +100,8 @@ def gpu_name() -> str | None:
     import torch
 
     kind = torch.accelerator.current_accelerator(check_available=True)
-    named = of_accelerator("get_device_name")
-    return named() if named is not None else None if kind is None else kind.type
+    get_name = of_accelerator("get_device_name")
+    return get_name() if get_name is not None else None if kind is None else kind.type
 
 
 def peak_memory_bytes() -> int:

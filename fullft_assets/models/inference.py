@@ -31,7 +31,7 @@ from fullft_assets.models.hardware import free_memory
 from fullft_assets.models.loading import initialise_added, require_names
 from fullft_assets.models.precision import Precision
 
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 #: Padded tokens in one forward pass: a GPU needs many, a CPU as many as stay in its caches.
 BATCH_TOKENS = {"gpu": 32_768, "cpu": 2_048}
 
@@ -83,6 +83,17 @@ def move(model: nn.Module, to: torch.device | None = None) -> None:
     nn.Module.to(model, device() if to is None else to)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Context in which a model is not in training; its mode is restored."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def load_classifier(folder: ModelFolder, **options: Any) -> Any:
     """Load a sequence classifier: one whose head reads pooled hidden states, or the architecture's own."""
     if not loading.has_pooled_classifier(folder):
@@ -109,8 +120,12 @@ def load_new_classifier(folder: ModelFolder, **options: Any) -> Any:
 
 def load_tagger(folder: ModelFolder, **options: Any) -> Any:
     """Load a token classifier."""
-    missing = "tokens in transformers; give an encoder such as BERT"
-    return _load_with_head(AutoModelForTokenClassification, folder, missing, options)
+    return _load_with_head(
+        AutoModelForTokenClassification,
+        folder,
+        "tokens in transformers; give an encoder such as BERT",
+        options,
+    )
 
 
 def _load_with_head(kind: type, folder: ModelFolder, missing: str, options: dict[str, Any]) -> Any:
@@ -167,10 +182,10 @@ def load_for_training(
             f"base_model: {folder}: {misfits[0]} does not have the shape of its config.json; copy the model"
             " again"
         )
-    brought = {name for name in model.state_dict() if name.startswith(head)} - set(
+    head_weights = {name for name in model.state_dict() if name.startswith(head)} - set(
         loading_info["missing_keys"]
     )
-    if brought:
+    if head_weights:
         _draw_anew(model, head)
     initialise_added(model, folder, added_tokens)
     return model
@@ -318,8 +333,6 @@ def forward_batches(
     """Yield (document, chunk) of each chunk of a pass, its inputs, padded, and the model's output; the mode
     is restored.
     """
-    was_training = model.training
-    model.eval()
     move(model)
     pad_id = model.config.pad_token_id or 0
     flat = [(row, number) for row, document in enumerate(chunks) for number in range(len(document))]
@@ -334,14 +347,16 @@ def forward_batches(
         }
         return items, inputs, model(**inputs, **options)
 
-    with torch.no_grad(), precision.autocast(precision.of_scores(model)):
+    with evaluating(model), torch.no_grad(), precision.autocast(precision.of_scores(model)):
         yield from in_batches([len(chunks[row][number]) for row, number in flat], forward, model, progress)
-    model.train(was_training)
 
 
 def in_batches(
-    lengths: Sequence[int], forward: Callable[[int, int], _Found], model: nn.Module, progress: Listener | None
-) -> Iterator[_Found]:
+    lengths: Sequence[int],
+    forward: Callable[[int, int], _Result],
+    model: nn.Module,
+    progress: Listener | None,
+) -> Iterator[_Result]:
     """Yield the result of each batch of chunks that are scored; if memory runs out, batches are halved, down
     to a single chunk.
 
@@ -356,10 +371,11 @@ def in_batches(
         OutOfMemory: a single chunk does not fit.
         Interrupted: a stop was requested.
     """
-    done, max_tokens = 0, BATCH_TOKENS["cpu" if device().type == "cpu" else "gpu"]
+    done = 0
+    max_tokens = BATCH_TOKENS["cpu" if device().type == "cpu" else "gpu"]
     while done < len(lengths):
         end = min(len(lengths), done + max(1, max_tokens // lengths[done]))
-        results: list[_Found] = []
+        results: list[_Result] = []
         try:
             results.append(forward(done, end))
         except Exception as error:
@@ -457,13 +473,12 @@ def set_head_weights(model: PreTrainedModel, weights: HeadWeights) -> None:
     reshard(model)
     layer = output_layer(model)
     for weight, numbers in ((layer.weight, weights.coefficients), (layer.bias, weights.intercept)):
-        if weight is None:
-            continue
-        values = torch.from_numpy(numbers).to(weight.device, weight.dtype)
-        if isinstance(weight, DTensor):
-            values = distribute_tensor(values, weight.device_mesh, weight.placements)
-        with torch.no_grad():
-            weight.copy_(values)
+        if weight is not None:
+            values = torch.from_numpy(numbers).to(weight.device, weight.dtype)
+            if isinstance(weight, DTensor):
+                values = distribute_tensor(values, weight.device_mesh, weight.placements)
+            with torch.no_grad():
+                weight.copy_(values)
 
 
 def read_by_head(

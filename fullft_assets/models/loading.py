@@ -186,10 +186,12 @@ def _config(
     folder: ModelFolder, is_trusted: bool, options: dict[str, Any]
 ) -> tuple[PretrainedConfig, dict[str, Any]]:
     pooling = options.pop("pooling", None)
-    loaded: Any = AutoConfig.from_pretrained(
-        str(folder), trust_remote_code=is_trusted, return_unused_kwargs=True, **options
+    config, other_options = cast(
+        Any,
+        AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=is_trusted, return_unused_kwargs=True, **options
+        ),
     )
-    config, other_options = loaded
     if pooling is not None:
         # Not an option of every configuration.
         setattr(config, POOLING, pooling)
@@ -260,14 +262,14 @@ def initialise_added(model: PreTrainedModel, base_model: ModelFolder, added_toke
     former = former_pieces(base_model, added_tokens) if added_tokens else {}
     if not former:
         return
-    known = input_embeddings(model).weight.shape[0]
-    if (largest := max(piece for pieces in former.values() for piece in pieces)) >= known:
+    num_tokens = input_embeddings(model).num_embeddings
+    if (largest := max(piece for pieces in former.values() for piece in pieces)) >= num_tokens:
         raise SettingsError(
-            f"base_model: its tokenizer has token {largest:,}, its weights have {known:,} tokens; use a"
+            f"base_model: its tokenizer has token {largest:,}, its weights have {num_tokens:,} tokens; use a"
             " folder where both belong together"
         )
     size = max(former) + 1
-    if size > known:
+    if size > num_tokens:
         # `mean_resizing` would draw the new rows from the covariance of the old ones, for minutes in a large
         # model.
         model.resize_token_embeddings(size, mean_resizing=False)
@@ -297,7 +299,8 @@ def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
 Pooling = Literal["mean", "cls"]
 #: File of a sentence-transformers folder with its parts in their order.
 _MODULES = "modules.json"
-_POOLING, _DENSE = "1_Pooling", "2_Dense"
+_POOLING = "1_Pooling"
+_DENSE = "2_Dense"
 _WEIGHTS = "model.safetensors"
 
 
@@ -311,9 +314,9 @@ def pooling_of(folder: ModelFolder, config: PretrainedConfig) -> Pooling | None:
     path = folder.path if isinstance(folder, TrustedFolder) else Path(folder)
     if own_code(path):
         return None
-    stated = _stated_pooling(path)
-    if stated is not None and type(config) in MODEL_MAPPING:
-        return stated
+    pooling = _stated_pooling(path)
+    if pooling is not None and type(config) in MODEL_MAPPING:
+        return pooling
     is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
     return "mean" if is_encoder else None
 
@@ -382,20 +385,19 @@ def pooled_class(config_class: type[PretrainedConfig]) -> type[PooledClassifier]
     encoder: Any = MODEL_MAPPING[config_class]
     # What transformers has to know of an architecture (its layers, attention, first weights) is in the class
     # that all of its models share.
-    shared = next(each for each in encoder.__mro__[1:] if issubclass(each, PreTrainedModel))
-    name = f"Pooled{encoder.__name__}"
+    shared = next(base for base in encoder.__mro__[1:] if issubclass(base, PreTrainedModel))
+    members = {"encoder_class": encoder, "__module__": __name__}
     return cast(
-        type[PooledClassifier],
-        type(name, (PooledClassifier, shared), {"encoder_class": encoder, "__module__": __name__}),
+        type[PooledClassifier], type(f"Pooled{encoder.__name__}", (PooledClassifier, shared), members)
     )
 
 
 @cache
 def saved_class(config_class: type[PretrainedConfig]) -> type[PooledClassifier]:
     """Return the class that loads what `save_model` wrote: the head, in a file of its own, is not missed."""
-    ignored = {"_keys_to_ignore_on_load_missing": [r"classifier\.(weight|bias)"]}
     whole = pooled_class(config_class)
-    return cast(type[PooledClassifier], type(whole.__name__, (whole,), {**ignored, "__module__": __name__}))
+    members = {"_keys_to_ignore_on_load_missing": [r"classifier\.(weight|bias)"], "__module__": __name__}
+    return cast(type[PooledClassifier], type(whole.__name__, (whole,), members))
 
 
 def has_pooled_classifier(folder: ModelFolder) -> bool:
@@ -430,8 +432,7 @@ def save_model(model: PreTrainedModel, folder: Path, max_tokens: int) -> None:
     if not isinstance(model, PooledClassifier):
         model.save_pretrained(folder, safe_serialization=True)
         return
-    encoder: Any = model.base_model
-    encoder.save_pretrained(folder, safe_serialization=True)
+    cast(PreTrainedModel, model.base_model).save_pretrained(folder, safe_serialization=True)
     config = model.config
     pooling: Pooling = getattr(config, POOLING)
     parts = {"": "Transformer", _POOLING: "Pooling", _DENSE: "Dense"}
@@ -441,11 +442,22 @@ def save_model(model: PreTrainedModel, folder: Path, max_tokens: int) -> None:
     ]
     _write_json(folder / _MODULES, modules)
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
-    modes = {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
-    _write_json(folder / _POOLING / "config.json", {"word_embedding_dimension": config.hidden_size, **modes})
-    dense = {"in_features": config.hidden_size, "out_features": config.num_labels, "bias": True}
     _write_json(
-        folder / _DENSE / "config.json", {**dense, "activation_function": "torch.nn.modules.linear.Identity"}
+        folder / _POOLING / "config.json",
+        {
+            "word_embedding_dimension": config.hidden_size,
+            "pooling_mode_cls_token": pooling == "cls",
+            "pooling_mode_mean_tokens": pooling == "mean",
+        },
+    )
+    _write_json(
+        folder / _DENSE / "config.json",
+        {
+            "in_features": config.hidden_size,
+            "out_features": config.num_labels,
+            "bias": True,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
     )
     head = {
         f"linear.{name}": weight.detach().cpu().contiguous()

@@ -50,8 +50,8 @@ def of_scored_weights() -> torch.dtype:
     """Return the number format of the weights of a language model that is scored or writes, and is not
     trained: the one that a GPU computes them in, as autocast would keep a second copy of all of them.
     """
-    halves = torch.accelerator.is_available() and resolve("auto") == "bf16"
-    return torch.bfloat16 if halves else torch.float32
+    takes_bf16 = torch.accelerator.is_available() and resolve("auto") == "bf16"
+    return torch.bfloat16 if takes_bf16 else torch.float32
 
 
 def score_alike(model: PreTrainedModel, settings: TrainingSettings) -> PreTrainedModel:

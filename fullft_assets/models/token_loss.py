@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import documents, precision
-from fullft_assets.models.inference import collate, device, in_batches, move
+from fullft_assets.models.inference import collate, device, evaluating, in_batches, move
 from fullft_assets.models.loading import is_outline
 
 #: Label of a token that is not trained.
@@ -51,7 +51,9 @@ class TokenLoss:
     """
 
     def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Any]):
-        self.head = output_head(model)
+        head = model.get_output_embeddings()
+        assert head is not None, f"{type(model).__name__} has no output head"
+        self.head = cast(nn.Linear, head)
         # FSDP2 makes a subclass of its class.
         is_plain = type(self.head).forward is nn.Linear.forward and "forward" not in vars(self.head)
         self.is_fused = is_plain and self._returns_logits_of_head(model, inputs)
@@ -107,12 +109,8 @@ class TokenLoss:
 
     @torch.no_grad()
     def _returns_logits_of_head(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
-        of_head: list[torch.Tensor] = []
-
-        def keep(module: nn.Module, inputs: Any, logits: torch.Tensor) -> None:
-            of_head.append(logits)
-
-        hook = self.head.register_forward_hook(keep)
+        of_head: list[Any] = []
+        hook = self.head.register_forward_hook(lambda module, args, logits: of_head.append(logits))
         try:
             logits = model(**inputs, use_cache=False).logits
         finally:
@@ -165,13 +163,6 @@ def plain(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> 
     return functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
-def output_head(model: PreTrainedModel) -> nn.Linear:
-    """Return the output head of a language model."""
-    head = model.get_output_embeddings()
-    assert head is not None, f"{type(model).__name__} has no output head"
-    return cast(nn.Linear, head)
-
-
 class LinearCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of the logits `hidden @ weight.T + bias`; the forward pass computes its gradients,
     a part of the tokens at a time.
@@ -191,13 +182,16 @@ class LinearCrossEntropy(torch.autograd.Function):
             targets: [tokens] token ids.
         """
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        dtype = _dtype_of_logits(weight)
+        kind = weight.device.type
+        # A head computes in autocast's format, else in that of its weight.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         with torch.autocast(hidden.device.type, enabled=False):
-            states, matrix = hidden.to(dtype), weight.to(dtype)
+            states = hidden.to(dtype)
+            matrix = weight.to(dtype)
             offset = None if bias is None else bias.to(dtype)
             size = _tokens_of_part(weight)
             for start in range(0, len(hidden), size):
@@ -236,12 +230,6 @@ class LinearCrossEntropy(torch.autograd.Function):
 def _tokens_of_part(weight: torch.Tensor) -> int:
     kind = PLANNED_DEVICE.get() or weight.device.type
     return max(1, _CHUNK_ELEMENTS["cpu" if kind == "cpu" else "gpu"] // len(weight))
-
-
-def _dtype_of_logits(weight: torch.Tensor) -> torch.dtype:
-    """Return the dtype that a head computes in: autocast's, else that of its weight."""
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -314,8 +302,6 @@ def score_documents(
     """
     num_tokens, loss, num_right = (np.zeros(len(chunks), kind) for kind in (np.int64, np.float64, np.int64))
     rows = _rows(chunks, marks)
-    was_training = model.training
-    model.eval()
     move(model)
     token_loss: TokenLoss | None = None
 
@@ -335,16 +321,13 @@ def score_documents(
         )
         return documents, losses.cpu().double().numpy(), is_first.long().cpu().numpy()
 
-    try:
-        with torch.no_grad(), precision.autocast(precision.of_scores(model)):
-            for documents, losses, is_first in in_batches(
-                [len(row.ids) for row in rows], forward, model, progress
-            ):
-                np.add.at(num_tokens, documents, 1)
-                np.add.at(loss, documents, losses)
-                np.add.at(num_right, documents, is_first)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad(), precision.autocast(precision.of_scores(model)):
+        for documents, losses, is_first in in_batches(
+            [len(row.ids) for row in rows], forward, model, progress
+        ):
+            np.add.at(num_tokens, documents, 1)
+            np.add.at(loss, documents, losses)
+            np.add.at(num_right, documents, is_first)
     return TokenScores(num_tokens, np.where(np.isfinite(loss), loss, np.nan), num_right)
 
 
@@ -362,9 +345,9 @@ def _rows(
     once.
     """
     rows = [
-        _Row(number, chunk, None if marks is None else marks[number][place])
+        _Row(number, chunk, None if marks is None else marks[number][position])
         for number, document in enumerate(chunks)
-        for place, chunk in enumerate(document)
+        for position, chunk in enumerate(document)
     ]
     rows = [row for row in rows if len(row.ids) > 1 and (row.marks is None or 1 in row.marks[1:])]
     return sorted(rows, key=lambda row: -len(row.ids))
@@ -372,7 +355,7 @@ def _rows(
 
 def _labels(batch: Sequence[_Row], ids: torch.Tensor) -> torch.Tensor:
     """Return [rows, tokens]: the token's id where it is trained, else IGNORED."""
-    trained = torch.zeros(ids.shape, dtype=torch.bool)
+    is_trained = torch.zeros(ids.shape, dtype=torch.bool)
     for number, row in enumerate(batch):
-        trained[number, : len(row.ids)] = True if row.marks is None else torch.tensor(row.marks) == 1
-    return torch.where(trained.to(ids.device), ids, IGNORED)
+        is_trained[number, : len(row.ids)] = True if row.marks is None else torch.tensor(row.marks) == 1
+    return torch.where(is_trained.to(ids.device), ids, IGNORED)

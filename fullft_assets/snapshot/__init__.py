@@ -20,6 +20,7 @@ from fullft_assets.snapshot.loading import (
     load_split,
     load_training,
     load_values,
+    table_folder,
 )
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.near_text.pairs import near_duplicates

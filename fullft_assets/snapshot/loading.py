@@ -1,9 +1,17 @@
-"""A snapshot read again: its splits with texts and chunks, its conversations, its packed training rows."""
+"""A snapshot read again: its splits with texts and chunks, its conversations, its packed training rows.
+
+Training rows are a table of `datasets`, one row a chunk, that all processes of a machine map from one file:
+they take no memory of a process, and may be larger than memory.
+"""
 
 from __future__ import annotations
 
+import sys
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +21,18 @@ import pyarrow.parquet as pq
 
 from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE
 from fullft_assets.snapshot.all_rows import SplitName
-from fullft_assets.snapshot.frozen_batches import drawn_folder, find_rows, read_index, steady, to_lists
+from fullft_assets.snapshot.frozen_batches import (
+    FrozenRows,
+    by_batch,
+    drawn_folder,
+    find_rows,
+    read_index,
+    steady,
+)
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.packing import Packing
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import Manifest, Store, sync
+from fullft_assets.store.disk import one_at_a_time
 
 
 @dataclass(frozen=True)
@@ -137,17 +153,17 @@ class Training:
     """The packed training rows of the tasks sft and language_modeling.
 
     Attributes:
-        chunks: token ids of each chunk: those of the training rows in the index's order, then the replayed
-            documents'.
-        marks: aligned with the chunks, 1 where a token is trained; None: all are.
+        chunks: token ids of each chunk: those of the training rows, batch by batch, then the replayed
+            documents'; a column that is mapped from a file, or lists.
+        marks: aligned with the chunks, 1 (or true) where a token is trained; None: all are.
         packing: the plan; its `source` is a position in `chunks`.
-        num_task_chunks: the first ones, that are no replayed documents'; None: all.
+        num_task_chunks: the first ones, that are no replayed documents'; by default all.
     """
 
-    chunks: list[list[int]]
-    marks: list[list[int]] | None
+    chunks: pa.ChunkedArray | list[list[int]]
+    marks: pa.ChunkedArray | list[list[int]] | None
     packing: Packing
-    num_task_chunks: int | None = None
+    num_task_chunks: int = sys.maxsize
 
 
 def load_training(store: Store, snapshot: Manifest) -> Training:
@@ -161,17 +177,75 @@ def load_training(store: Store, snapshot: Manifest) -> Training:
     assert capacity is not None, "its training rows are packed"
     with steady(snapshot):
         rows = find_rows(store, snapshot, _index_of(store, snapshot, "train"))
-        chunks = rows.chunks()
-        marks = rows.chunks("marks")
-        num_task_chunks = sum(map(len, chunks))
-        if (folder := drawn_folder(store, snapshot, "replay")) is not None:
-            replayed = pq.read_table(folder / CHUNKS_FILE, columns=[CHUNKS_COLUMN, "marks"])
-            chunks += to_lists(replayed[CHUNKS_COLUMN])
-            marks += to_lists(replayed["marks"])
+        table = _map(store, snapshot, rows, drawn_folder(store, snapshot, "replay"))
         plan = Packing.from_table(pq.read_table(store.folder(snapshot) / "packing.parquet"), capacity)
+    # The plan knows chunks in the order of their rows in the index.
+    index_row = table["row"].to_numpy()
     return Training(
-        [chunk for row in chunks for chunk in row],
-        [chunk for row in marks for chunk in row] if any(marks) else None,
-        plan,
-        num_task_chunks,
+        table["ids"],
+        table["marks"] if table["marks"].null_count < len(table) else None,
+        replace(plan, source=np.argsort(index_row, kind="stable")[plan.source]),
+        int((index_row < len(rows.places)).sum()),
     )
+
+
+def table_folder(store: Store, case: str) -> Path:
+    """Return the folder on this machine with the table of a use case's training rows."""
+    return store.cache_folder / "training_rows" / case
+
+
+def _map(store: Store, snapshot: Manifest, rows: FrozenRows, replayed: Path | None) -> pa.Table:
+    """Return `ids`, `marks` (null: all are trained) and `row` (in the index) of each chunk, mapped from a
+    file that the first process of this machine to ask for it writes.
+    """
+    # It takes a second.
+    from datasets import Dataset
+
+    folder = store.make_folder(table_folder(store, snapshot.case))
+    path = folder / f"{snapshot.content_digest}.arrow"
+    with one_at_a_time(folder / ".lock", store.file_mode):
+        with suppress(OSError, pa.ArrowInvalid):  # not written yet, or cut short
+            return Dataset.from_file(str(path)).data.table
+        for other in folder.glob("*.arrow*"):
+            # Who reads the table of another snapshot has it open.
+            if not other.name.startswith(path.name):
+                other.unlink()
+        # Where the file system has no locks, two processes may write it.
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            try:
+                _write(partial, rows, replayed, pa.uint16())
+            except pa.ArrowInvalid:  # an id is larger
+                _write(partial, rows, replayed, pa.int32())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return Dataset.from_file(str(path)).data.table
+
+
+def _write(path: Path, rows: FrozenRows, replayed: Path | None, kind: pa.DataType) -> None:
+    """Write the chunks of the rows as they are stored, some at a time, with each row's number in the index;
+    replayed documents count on.
+    """
+    positions = rows.places["position"].to_numpy()
+    files = [
+        (rows.chunk_files[batch], positions[numbers], numbers) for batch, numbers in by_batch(rows.places)
+    ]
+    if replayed is not None:
+        all_rows = np.arange(pq.read_metadata(replayed / CHUNKS_FILE).num_rows)
+        files.append((replayed / CHUNKS_FILE, all_rows, len(positions) + all_rows))
+    schema = pa.schema([("ids", pa.list_(kind)), ("marks", pa.list_(pa.bool_())), ("row", pa.int32())])
+    with pa.OSFile(str(path), "wb") as output, pa.ipc.new_stream(output, schema) as writer:
+        for file, file_rows, index_rows in files:
+            table = pq.ParquetFile(file, memory_map=True)
+            index_row = np.full(table.metadata.num_rows, -1)
+            index_row[file_rows] = index_rows
+            for stored in table.iter_batches(512, columns=[CHUNKS_COLUMN, "marks"]):
+                row = index_row[: len(stored)]
+                index_row = index_row[len(stored) :]
+                stored = stored.filter(pa.array(row >= 0))
+                ids = stored[CHUNKS_COLUMN].flatten()
+                marks = stored["marks"].flatten() if stored["marks"].null_count == 0 else pa.nulls(len(ids))
+                row = np.repeat(row[row >= 0], pc.list_value_length(stored[CHUNKS_COLUMN]))
+                writer.write_table(pa.table([ids, marks, row], schema.names).cast(schema))
+    sync(path)

@@ -51,8 +51,8 @@ class Incident:
 
     def line(self) -> dict[str, Any]:
         """Return it as an event of the step log."""
-        known = {name: value for name, value in asdict(self).items() if value is not None}
-        return {"step": self.step, "event": known.pop("kind"), **known}
+        fields = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"step": self.step, "event": fields.pop("kind"), **fields}
 
 
 class RunHistory:
@@ -94,7 +94,7 @@ class RunHistory:
                 self._store(self._text())
 
     def _text(self) -> str:
-        return json.dumps([asdict(known) for known in self.incidents], indent=1)
+        return json.dumps([asdict(incident) for incident in self.incidents], indent=1)
 
     @property
     def num_roll_backs(self) -> int:
@@ -150,8 +150,14 @@ def changed_versions(checkpoint: Path) -> str | None:
     """Return which libraries had another version when a checkpoint was written, in words, or None."""
     before = (_object_in(checkpoint / ORIGIN) or {}).get(VERSIONS, {})
     now = library_versions()
-    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-    return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names) or None
+    return (
+        ", ".join(
+            f"{name} {before.get(name)} -> {now.get(name)}"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        )
+        or None
+    )
 
 
 #: Digest and bytes of a file of a checkpoint, as the process that wrote it knows them.
@@ -214,11 +220,11 @@ def first_damaged(checkpoint: Path, listener: Listener | None = None) -> str | N
 
     All files are read once: 16 bytes a trained weight in fp32.
     """
-    known = _object_in(checkpoint / _DIGESTS)
-    if known is None:
+    digests = _object_in(checkpoint / _DIGESTS)
+    if digests is None:
         return _DIGESTS
     return next(
-        (name for name, digest in known.items() if _digest(checkpoint / name, listener) != digest), None
+        (name for name, digest in digests.items() if _digest(checkpoint / name, listener) != digest), None
     )
 
 
@@ -293,8 +299,8 @@ def last_good(complete: Iterable[Checkpoint], trouble_since: int) -> int:
     )
 
 
-def kept_steps(complete: Sequence[Checkpoint], *, best: int | None) -> set[int | None]:
-    """Return the steps of the checkpoints to keep: the newest planned ones, the best one and the newest of
+def kept_names(complete: Sequence[Checkpoint], *, best: int | None) -> set[str]:
+    """Return the names of the checkpoints to keep: the newest planned ones, the best one and the newest of
     all.
 
     Args:
@@ -302,18 +308,17 @@ def kept_steps(complete: Sequence[Checkpoint], *, best: int | None) -> set[int |
         best: step of the one with the lowest validation loss.
     """
     planned = [checkpoint for checkpoint in complete if checkpoint.is_planned]
-    return {checkpoint.step for checkpoint in [*planned[-NUM_NEWEST:], *complete[-1:]]} | {best}
+    steps = {checkpoint.step for checkpoint in [*planned[-NUM_NEWEST:], *complete[-1:]]} | {best}
+    return {checkpoint.name for checkpoint in complete if checkpoint.step in steps}
 
 
 def retain(folder: Path, history: RunHistory, *, best: int | None, spared: Path | None = None) -> None:
-    """Delete all checkpoints that are no longer kept, see `kept_steps`, and those that a roll-back undid.
+    """Delete all checkpoints that are no longer kept, see `kept_names`, and those that a roll-back undid.
 
     Args:
         spared: is being read.
     """
-    complete = complete_checkpoints(folder, history)
-    steps = kept_steps(complete, best=best)
-    names = {checkpoint.name for checkpoint in complete if checkpoint.step in steps}
+    names = kept_names(complete_checkpoints(folder, history), best=best)
     for path in all_checkpoints(folder):
         if path != spared and path.name not in names:
             shutil.rmtree(path)
@@ -387,7 +392,8 @@ class StepLog:
     def __init__(
         self, path: Path, resumed_from: int, *, is_writer: bool = True, incidents: Sequence[Incident] = ()
     ):
-        self.path, self.is_writer = path, is_writer
+        self.path = path
+        self.is_writer = is_writer
         lines = self.read()
         seconds = [
             *(line.get("seconds", 0.0) for line in lines),
@@ -434,11 +440,11 @@ class StepLog:
     def read(self) -> list[dict[str, Any]]:
         """Return all lines; a last line that a kill cut short is dropped."""
         try:
-            written = self.path.read_text()
+            texts = self.path.read_text().splitlines()
         except FileNotFoundError:  # a new start; or the first rank is done and has removed the folder
             return []
         lines = []
-        for text in written.splitlines():
+        for text in texts:
             try:
                 lines.append(json.loads(text))
             except ValueError:

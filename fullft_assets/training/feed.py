@@ -13,6 +13,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from fullft_assets.models import documents
@@ -107,10 +109,8 @@ def packed(
     least_tokens = plan.capacity if fills_rows else 0
 
     def batch(number: int) -> Batch:
-        rows = order[starts[number] : starts[number + 1]]
-        return collate_packed(
-            [_packed_row(pieces, row) for row in rows], pad_id, least_tokens, with_replayed=with_replayed
-        )
+        rows = [_row(pieces, plan.row(row)) for row in order[starts[number] : starts[number + 1]]]
+        return collate_packed(rows, pad_id, least_tokens, with_replayed=with_replayed)
 
     return Feed(
         batch=batch,
@@ -146,7 +146,9 @@ def padded(
     numbers = np.concatenate(passes)
     return Feed(
         batch=lambda number: collate_padded(
-            _padded_pass(pieces, passes[number]), pad_id, with_replayed=with_replayed
+            [_row(pieces, slice(piece, piece + 1)) for piece in passes[number]],
+            pad_id,
+            with_replayed=with_replayed,
         ),
         num_rows=rows_a_batch * len(batches),
         lengths=length[numbers],
@@ -157,72 +159,69 @@ def padded(
 
 
 class Pieces:
-    """The pieces of a packing plan, each with its token ids and labels."""
+    """The pieces of a packing plan, each with its token ids and labels, read where they are asked for."""
 
     def __init__(self, training: Training):
         self.plan = training.packing
-        lengths = np.fromiter(map(len, training.chunks), np.int64, len(training.chunks))
-        self._ids = _join(training.chunks)
-        marks = None if training.marks is None else _join(training.marks)
-        begin = (np.cumsum(lengths) - lengths)[self.plan.source] + self.plan.start
-        self._labels = np.where(marks == 1, self._ids, IGNORED) if marks is not None else self._ids.copy()
-        # No token of its row predicts the first token of a piece.
-        self._labels[begin] = IGNORED
-        self._begin, self._end = begin, begin + self.plan.length
-
-        num_task = training.num_task_chunks
-        self._is_replayed = (
-            np.zeros(len(begin), bool) if num_task is None else np.asarray(self.plan.source) >= num_task
-        )
+        self._chunks = _column(training.chunks)
+        self._marks = None if training.marks is None else _column(training.marks)
+        self._num_task_chunks = training.num_task_chunks
 
     def __len__(self) -> int:
-        return len(self._begin)
+        return len(self.plan.source)
 
     def replayed(self, number: int) -> np.ndarray:
         """Return [t] bool: whether a piece's tokens belong to a replayed document."""
-        return np.full(self._end[number] - self._begin[number], self._is_replayed[number])
+        return np.full(self.plan.length[number], self.plan.source[number] >= self._num_task_chunks)
+
+    def _read(self, column: pa.ChunkedArray, number: int) -> np.ndarray:
+        start = self.plan.start[number]
+        # A list of an Arrow file is read in place, its bits are unpacked.
+        values = column[int(self.plan.source[number])].values.to_numpy(zero_copy_only=False)
+        return values[start : start + self.plan.length[number]]
 
     def ids(self, number: int) -> np.ndarray:
-        """Return a piece's token ids [t], int32."""
-        return self._ids[self._begin[number] : self._end[number]]
+        """Return a piece's token ids [t]."""
+        return self._read(self._chunks, number)
 
     def labels(self, number: int) -> np.ndarray:
         """Return its labels [t], int32: the token's id where it is trained, else IGNORED."""
-        return self._labels[self._begin[number] : self._end[number]]
+        labels = self.ids(number).astype(np.int32)
+        if self._marks is not None:
+            labels[self._read(self._marks, number) != 1] = IGNORED
+        # No token of its row predicts the first token of a piece.
+        labels[0] = IGNORED
+        return labels
 
     @cached_property
     def num_predicted(self) -> np.ndarray:
         """[pieces] tokens of each that are predicted."""
-        total = np.concatenate([[0], np.cumsum(self._labels != IGNORED)])
-        return total[self._end] - total[self._begin]
+        counts = self.plan.length - 1
+        if self._marks is not None:
+            # In the order of the file, which may be larger than memory.
+            for number in np.argsort(self.plan.source, kind="stable"):
+                counts[number] = np.count_nonzero(self._read(self._marks, number)[1:] == 1)
+        return counts
 
     @property
     def largest_id(self) -> int:
         """Largest token id."""
-        return int(self._ids.max())
+        return pc.max(pc.list_flatten(self._chunks)).as_py()
 
 
-def _join(lists: Sequence[Sequence[int]]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, np.int32), *(np.asarray(values, np.int32) for values in lists)])
+def _column(lists: pa.ChunkedArray | list[list[int]]) -> pa.ChunkedArray:
+    return pa.chunked_array([lists], pa.list_(pa.int32())) if isinstance(lists, list) else lists
 
 
-def _packed_row(pieces: Pieces, row: int) -> dict[str, np.ndarray]:
-    """Return `ids`, `labels`, `positions` and `replayed` of a packed row [t]."""
-    chosen = pieces.plan.row(row)
-    numbers = range(chosen.start, chosen.stop)
+def _row(pieces: Pieces, part: slice) -> dict[str, np.ndarray]:
+    """Return `ids`, `labels`, `positions` and `replayed` [t] of a row with these pieces of the plan."""
+    numbers = range(part.start, part.stop)
     return {
-        "replayed": np.concatenate([pieces.replayed(number) for number in numbers]),
         "ids": np.concatenate([pieces.ids(number) for number in numbers]),
         "labels": np.concatenate([pieces.labels(number) for number in numbers]),
-        "positions": np.concatenate([np.arange(length) for length in pieces.plan.length[chosen]]),
+        "positions": np.concatenate([np.arange(length) for length in pieces.plan.length[part]]),
+        "replayed": np.concatenate([pieces.replayed(number) for number in numbers]),
     }
-
-
-def _padded_pass(pieces: Pieces, numbers: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """Return `ids`, `labels` and `replayed` of each piece of a pass, on a padded row of its own."""
-    return [
-        {"ids": pieces.ids(n), "labels": pieces.labels(n), "replayed": pieces.replayed(n)} for n in numbers
-    ]
 
 
 def collate_packed(
@@ -301,14 +300,14 @@ def planned_batches(
     """
     generator = np.random.default_rng(seed)
     total = max(1, round(epochs * len(lengths)))
-    drawn = np.concatenate([generator.permutation(len(lengths)) for _ in range(-(-total // len(lengths)))])[
+    order = np.concatenate([generator.permutation(len(lengths)) for _ in range(-(-total // len(lengths)))])[
         :total
     ]
     pool_size = _POOL_BATCHES * rows_a_batch * max(1, capacity // int(lengths.mean()))
-    planned: list[np.ndarray] = []
-    carried = drawn[:0]
+    batches_in_order: list[np.ndarray] = []
+    remainder = order[:0]
     for start in range(0, total, pool_size):
-        pool = np.concatenate([carried, drawn[start : start + pool_size]])
+        pool = np.concatenate([remainder, order[start : start + pool_size]])
         pool = pool[np.argsort(-lengths[pool], kind="stable")]
         batches = []
         while len(pool):
@@ -317,6 +316,6 @@ def planned_batches(
                 break
             batches.append(pool[:size])
             pool = pool[size:]
-        carried = pool
-        planned += [batches[number] for number in generator.permutation(len(batches))]
-    return [*planned, carried] if len(carried) else planned
+        remainder = pool
+        batches_in_order += [batches[number] for number in generator.permutation(len(batches))]
+    return [*batches_in_order, remainder] if len(remainder) else batches_in_order

@@ -152,7 +152,8 @@ class TrainingSegment:
     """
 
     def __init__(self, run: TrainingRun):
-        self.shared, self.history = run, run.history
+        self.shared = run
+        self.history = run.history
         changes = {
             "micro_batch_size": run.history.micro_batch_size,
             "learning_rate": run.history.learning_rate,
@@ -203,24 +204,25 @@ class TrainingSegment:
 
     def _fit_head(self) -> None:
         """Begin with a head that fits the base model's representations; the first process fits it for all."""
-        recipe, model = self.shared.recipe, self.model
         weights = ranks.make_passes(
-            model, lambda listener: recipe.fit_head(model, self.settings, listener), self.shared.progress
+            self.model,
+            lambda listener: self.shared.recipe.fit_head(self.model, self.settings, listener),
+            self.shared.progress,
         )
         if weights is not None:
-            inference.set_head_weights(model, weights)
+            inference.set_head_weights(self.model, weights)
         # It is moved to the accelerator by whoever trains it.
-        move(model, torch.device("cpu"))
+        move(self.model, torch.device("cpu"))
 
     def _evaluation_steps(self, num_steps: float) -> set[int]:
         """Return the steps after which validation rows are scored: the same in every segment, whatever its
         micro-batches.
         """
-        asked = self.shared.evaluate_at
-        if asked is None:
+        steps = self.shared.evaluate_at
+        if steps is None:
             half_epoch = max(1, round(num_steps / self.settings.num_epochs / 2))
-            asked = range(half_epoch, self.num_steps - half_epoch // 2, half_epoch)
-        return {*(asked(num_steps) if callable(asked) else asked), self.num_steps}
+            steps = range(half_epoch, self.num_steps - half_epoch // 2, half_epoch)
+        return {*(steps(num_steps) if callable(steps) else steps), self.num_steps}
 
     def _make_recorder(self, documents_of_steps: Any) -> StepRecorder:
         run = self.shared
@@ -231,12 +233,16 @@ class TrainingSegment:
         )
         # Another host may have none, or an old one.
         log.lines, log.seconds_before = ranks.from_first((log.lines, log.seconds_before))
-        track = self.settings.track if is_first and run.resumable else []
-        params = self.settings.model_dump(exclude={"guards", "track"})
+        tracker = Tracker(
+            self.settings.track if is_first and run.resumable else [],
+            run.folder,
+            self.settings.model_dump(exclude={"guards", "track"}),
+            run.progress,
+        )
         flops = step_flops(feed.lengths, feed.num_predicted, documents_of_steps, ModelShape.of(self.model))
         peak = peak_flops(gpu_name() or "", precision.of(self.settings))
         meter = Meter(self.tokens, flops, None if peak is None else peak * run.num_processes)
-        return StepRecorder(log, Tracker(track, run.folder, params, run.progress), meter, run.progress)
+        return StepRecorder(log, tracker, meter, run.progress)
 
     def run(self) -> Fit:
         """Train to the end; see `fine_tune`."""
@@ -283,13 +289,20 @@ class TrainingSegment:
         is_at_end = self.first_step >= (self.history.end_step or self.num_steps)
         if self.checkpoint:
             load_weights(self.model, self.checkpoint)
-            self._catch_up_validation(is_at_end=is_at_end)
+            # A stop may have cut the validation of these weights short.
+            was_scored = any(
+                "validation_loss" in line and line["step"] == self.first_step
+                for line in self.recorder.log.lines
+            )
+            if not was_scored and (is_at_end or self.first_step in self.evaluate_at):
+                self._validate(self.first_step)
         if not is_at_end and not self.stopped:
             self._take_steps()
         if self.stopped:
-            place = f"stopped at step {self.step} of {self.num_steps}"
             again = "resume there" if self.shared.resumable else "start this part again"
-            raise Interrupted(f"{place}; run the same command to {again}")
+            raise Interrupted(
+                f"stopped at step {self.step} of {self.num_steps}; run the same command to {again}"
+            )
 
     def _take_steps(self) -> None:
         run = self.shared
@@ -319,14 +332,6 @@ class TrainingSegment:
     def step(self) -> int:
         """The last step that was taken."""
         return self.first_step if self.loop is None else self.loop.step
-
-    def _catch_up_validation(self, *, is_at_end: bool) -> None:
-        """Validate the weights of the checkpoint if a stop cut that short."""
-        was_scored = any(
-            "validation_loss" in line and line["step"] == self.first_step for line in self.recorder.log.lines
-        )
-        if not was_scored and (is_at_end or self.first_step in self.evaluate_at):
-            self._validate(self.first_step)
 
     def _end_step(self, loop: Loop, step: Step) -> bool:
         """Record and check steps, validate and save where that is planned; return whether the segment ends
@@ -390,11 +395,10 @@ class TrainingSegment:
         Args:
             is_planned: whether every run over the same rows writes it.
         """
-        step, folder = loop.step, self.shared.folder
+        aside = checkpoint_of(self.shared.folder / UNFINISHED, loop.step)
         self.saver.finish()
-        with room_needed(folder, f"the checkpoint of step {step:,}"):
+        with room_needed(self.shared.folder, f"the checkpoint of step {loop.step:,}"):
             self.recorder.log.sync()
-            aside = checkpoint_of(folder / UNFINISHED, step)
             write = loop.save(aside)
         self.saver.begin(aside, write, best=self.validator.best_step(), is_planned=is_planned)
         # A part is a copy of its own: it is written while training goes on.
@@ -403,8 +407,8 @@ class TrainingSegment:
         self.recorder.meter.start()
 
     def _finish(self) -> Fit:
-        seconds, num_steps = self.recorder.seconds, self.step
-        model, step = self._choose_weights(num_steps)
+        seconds = self.recorder.seconds
+        model, step = self._choose_weights(self.step)
         scores = _scores_of(self.recorder.log.lines, step)
         if not math.isfinite(scores["validation_loss"]):
             raise DivergenceError(
@@ -423,8 +427,8 @@ class TrainingSegment:
         return Fit(
             model=model,
             step=step,
-            num_steps=num_steps,
-            num_tokens=int(self.tokens[:num_steps].sum()),
+            num_steps=self.step,
+            num_tokens=int(self.tokens[: self.step].sum()),
             seconds=seconds,
             resumed_from_step=self.first_step,
             peak_memory_bytes=peak_memory_bytes(),
@@ -523,9 +527,17 @@ class TrainingSegment:
             )
         to_step = self.first_step if self.saver.saved_step is None else self.saver.saved_step
         reason = f"memory ran out with {size:,} rows a pass"
-        seconds = round(self.recorder.seconds, 3)
-        incident = Incident("out_of_memory", step + 1, to_step, reason, seconds, micro_batch_size=smaller)
-        self.history.add(incident, is_local=processes > 1)
+        self.history.add(
+            Incident(
+                "out_of_memory",
+                step + 1,
+                to_step,
+                reason,
+                round(self.recorder.seconds, 3),
+                micro_batch_size=smaller,
+            ),
+            is_local=processes > 1,
+        )
         if processes > 1:
             fix = (
                 f"run the same command to continue with {smaller:,}"
@@ -588,20 +600,21 @@ def fine_tune(
     # Hosts may have disks of their own, and the first process may write its file before or after another one
     # reads it.
     history.incidents = ranks.from_first(history.incidents)
-    run = TrainingRun(
-        recipe=recipe,
-        settings=settings,
-        seed=seed,
-        folder=work_folder,
-        progress=progress,
-        num_processes=num_processes,
-        evaluate_at=evaluate_at,
-        resumable=resumable,
-        watch=watch,
-        history=history,
-        stored=stored,
+    return _train_in_segments(
+        TrainingRun(
+            recipe=recipe,
+            settings=settings,
+            seed=seed,
+            folder=work_folder,
+            progress=progress,
+            num_processes=num_processes,
+            evaluate_at=evaluate_at,
+            resumable=resumable,
+            watch=watch,
+            history=history,
+            stored=stored,
+        )
     )
-    return _train_in_segments(run)
 
 
 def require(settings: TrainingSettings, num_processes: int) -> None:

@@ -192,11 +192,9 @@ class Streak:
 
     def add(self, step: int, holds: bool) -> int | None:
         """Return the first step of the streak once it is long enough, and start again; else None."""
-        self._steps = [*self._steps, step] if holds else []
-        if len(self._steps) < self._num_steps:
-            return None
-        first, self._steps = self._steps[0], []
-        return first
+        before = self._steps if len(self._steps) < self._num_steps else []
+        self._steps = [*before, step] if holds else []
+        return self._steps[0] if len(self._steps) == self._num_steps else None
 
 
 class LossSpike:
@@ -257,7 +255,8 @@ class NoProgress:
         if metrics.step < last_step:
             return None
         quarter = max(1, len(self._losses) // 4)
-        first, last = statistics.fmean(self._losses[:quarter]), statistics.fmean(self._losses[-quarter:])
+        first = statistics.fmean(self._losses[:quarter])
+        last = statistics.fmean(self._losses[-quarter:])
         if last < first:
             return None
         return Symptom(
@@ -274,18 +273,17 @@ class Overfitting:
     fix = "lower training.epochs, or set training.keep_best"
 
     def __init__(self, settings: GuardSettings, run: PlannedRun):
-        self._best, self._best_step = math.inf, 0
+        #: The lowest loss, and the step of it.
+        self._best = (math.inf, 0)
         self._streak = Streak(_OVERFITTED_LOOKS)
 
     def look(self, metrics: StepMetrics) -> Symptom | None:
         loss = metrics.validation_loss
         if loss is None:
             return None
-        if loss < self._best:
-            self._best, self._best_step = loss, metrics.step
-        since = self._streak.add(metrics.step, loss > _OVERFITTED_FACTOR * self._best)
+        self._best = min(self._best, (loss, metrics.step))
+        best, best_step = self._best
+        since = self._streak.add(metrics.step, loss > _OVERFITTED_FACTOR * best)
         if since is None:
             return None
-        return Symptom(
-            since, f"validation loss {loss:.4g}, its best was {self._best:.4g} at step {self._best_step:,}"
-        )
+        return Symptom(since, f"validation loss {loss:.4g}, its best was {best:.4g} at step {best_step:,}")

@@ -16,7 +16,7 @@ from transformers.integrations.liger import apply_liger_kernel
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.models import precision
-from fullft_assets.models.inference import device, move
+from fullft_assets.models.inference import device, evaluating, move
 from fullft_assets.models.precision import Precision
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training.feed import first_tokens
@@ -46,11 +46,10 @@ def why_not(model_type: str, settings: TrainingSettings) -> str:
     if settings.sharding != "none":
         return "liger-kernel is not supported with training.sharding"
     try:
-        known_families = _families()
+        return "" if model_type in _families() else f"liger-kernel has no kernels for {model_type}"
     except Exception as error:  # packages that do not fit together raise all kinds; the message has which
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return f"liger-kernel cannot be loaded ({reason}); install another version"
-    return "" if model_type in known_families else f"liger-kernel has no kernels for {model_type}"
 
 
 def _families() -> Mapping[str, Callable[..., None]]:
@@ -74,33 +73,21 @@ def apply(model: PreTrainedModel, prepared: Prepared, settings: TrainingSettings
     reason = "the model computes by its own code" if model.is_remote_code() else why_not(name, settings)
     if reason:
         return replace(prepared, about=prepared.about | {"kernels": f"torch ({reason})"})
-    chosen = switches(name)
+    is_on = switches(name)
     title = f"liger-kernel {importlib.metadata.version('liger-kernel')}"
     move(model)
-    shown = first_tokens(prepared.feed.batch(0), _COMPARED_TOKENS)
-    inputs = {key: value.to(model.device) for key, value in shown.items()}
-    computed = precision.of(settings)
-    with precision.autocast(computed):
-        before = _logits(model, inputs)
-        apply_liger_kernel(model, chosen)
-        after = _logits(model, inputs)
+    batch = first_tokens(prepared.feed.batch(0), _COMPARED_TOKENS)
+    inputs = {key: value.to(model.device) for key, value in batch.items()}
+    number_format = precision.of(settings)
+    with evaluating(model), torch.no_grad(), precision.autocast(number_format):
+        before = model(**inputs).logits.float()
+        apply_liger_kernel(model, is_on)
+        after = model(**inputs).logits.float()
     moved = ((after - before).abs().max() / before.abs().max().clamp(min=1e-30)).item()
     # Written so that a NaN fails.
-    if not moved <= _ALLOWED_DIFFERENCE[computed]:
+    if not moved <= _ALLOWED_DIFFERENCE[number_format]:
         raise SettingsError(
             f"training.liger: {title} moves the outputs of {name} by {moved:.1e} of the largest; set off"
         )
-    return replace(
-        prepared,
-        about=prepared.about
-        | {"kernels": f"{title}: {', '.join(key for key, is_on in chosen.items() if is_on)}"},
-    )
-
-
-@torch.no_grad()
-def _logits(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    was_training = model.training
-    try:
-        return model.eval()(**inputs).logits.float()
-    finally:
-        model.train(was_training)
+    names = ", ".join(name for name in is_on if is_on[name])
+    return replace(prepared, about=prepared.about | {"kernels": f"{title}: {names}"})

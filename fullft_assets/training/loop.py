@@ -45,7 +45,8 @@ from fullft_assets.training.sharding import Part, Parts, shard, weights_of
 #: place; how often the rate was changed; the loss scale of fp16; each process's generators, by rank.
 WEIGHTS = "model.safetensors"
 _OPTIMIZER = "optimizer.pt"
-_SCHEDULE, _SCALE = "scheduler.pt", "scaler.pt"
+_SCHEDULE = "scheduler.pt"
+_SCALE = "scaler.pt"
 RANDOM_STATES = "random_states.pt"
 #: Share of the learning rate at which a schedule with a floor ends, and of the steps in which a constant rate
 #: decays.
@@ -70,15 +71,14 @@ def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int
     """Place a model where it is trained; return what makes its forward passes: the model, or its wrapper."""
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    chosen = precision.of(settings)
     if settings.sharding != "none":
         if not is_sharded(model):
             shard(model, settings)
         reshard(model)
         return model
     move(model)
-    if chosen != "fp32":
-        _compute_in(model, chosen)
+    if precision.of(settings) != "fp32":
+        _compute_in(model, precision.of(settings))
     if num_processes == 1:
         return model
     return DistributedDataParallel(
@@ -88,15 +88,14 @@ def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int
     )
 
 
-def _compute_in(model: PreTrainedModel, chosen: precision.Precision) -> None:
+def _compute_in(model: PreTrainedModel, number_format: precision.Precision) -> None:
     """Have the passes of a model compute in a precision, and return fp32."""
     forward = model.forward
 
     @wraps(forward)
     def computed(*args: Any, **options: Any) -> Any:
-        with precision.autocast(chosen):
-            output = forward(*args, **options)
-        return convert_to_fp32(output)
+        with precision.autocast(number_format):
+            return convert_to_fp32(forward(*args, **options))
 
     model.forward = computed
 
@@ -204,10 +203,9 @@ class Step:
         """Begin to copy loss and norm to the host."""
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         measured = torch.stack([loss, norm.to(loss)]).to("cpu", non_blocking=True)
-        if loss.device.type == "cpu":
-            return cls(number, rate, measured, None)
-        copied = torch.Event(loss.device)
-        copied.record()
+        copied = None if loss.device.type == "cpu" else torch.Event(loss.device)
+        if copied is not None:
+            copied.record()
         return cls(number, rate, measured, copied)
 
     def read(self) -> dict[str, Any]:
@@ -281,8 +279,9 @@ class Loop:
         if is_sharded(self.model):
             Parts(checkpoint).load_moments(self.model, self.optimizer)
         else:
-            state = torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
-            self.optimizer.load_state_dict(state)
+            self.optimizer.load_state_dict(
+                torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
+            )
         self._num_scheduled = torch.load(checkpoint / _SCHEDULE, weights_only=True)["last_epoch"]
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(torch.load(checkpoint / _SCALE, weights_only=True))
@@ -312,14 +311,18 @@ class Loop:
         return partial(self._write_whole, folder) if is_first_rank() else list
 
     def _write_whole(self, folder: Path) -> list[str]:
-        weights = {name: value.contiguous() for name, value in weights_of(self.model)}
-        save_file(weights, folder / WEIGHTS, {"format": "pt"})
+        save_file(
+            {name: value.contiguous() for name, value in weights_of(self.model)},
+            folder / WEIGHTS,
+            {"format": "pt"},
+        )
         torch.save(self.optimizer.state_dict(), folder / _OPTIMIZER)
         return [WEIGHTS, _OPTIMIZER]
 
     def steps(self) -> Iterator[Step]:
         """Take the steps that are missing, and yield each; nothing waits for the device."""
-        feed, count = self._prepared.feed, self._num_processes
+        feed = self._prepared.feed
+        count = self._num_processes
         num_passes = accumulation_steps(self._settings, count)
         first = self.step * num_passes * count + ranks.number()
         numbers = range(first, -(-feed.num_passes // count) * count, count)

@@ -81,29 +81,28 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
     Returns:
         The measurements, and what the recipe reports about the training.
     """
-    settings, seed = use_case.training, use_case.seed
+    settings = use_case.training
     model = sharding.load(recipe, settings, processes)
-    prepared = kernels.apply(model, recipe.prepare(model, settings, seed), settings)
+    prepared = kernels.apply(model, recipe.prepare(model, settings, use_case.seed), settings)
     feed = prepared.feed
     model.train()
     # Held for their memory alone: copies of the pretrained weights.
-    anchors = regularization.anchors(recipe, settings, seed)
+    anchors = regularization.anchors(recipe, settings, use_case.seed)
     if processes > 1:
         ranks.connect()
-    alone = {} if processes > 1 else {"sharding": "none"}
-    place(model, settings.model_copy(update=alone), processes)
+    place(model, settings if processes > 1 else settings.model_copy(update={"sharding": "none"}), processes)
     if settings.compile:
         layers.compile_layers(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [{"params": trained, "lr": 0.0, "weight_decay": 0.0}]
-    optimizer = settings.chosen_optimizer.build(groups, settings.weights, seed)
+    optimizer = settings.chosen_optimizer.build(groups, settings.weights, use_case.seed)
     seconds_of_passes, seconds_of_a_step = _time_passes(model, optimizer, prepared)
     del anchors
     num_steps = -(-feed.num_passes // accumulation_steps(settings, 1))
     # Processes on GPUs of their own share the passes; on a CPU they share its cores, as they did here if the
     # model is sharded.
     sharing = processes if processes > 1 else min(use_case.launcher.processes, max(1, num_gpus()))
-    measured = Measured(
+    return Measured(
         num_parameters=model.num_parameters(),
         num_trained_parameters=model.num_parameters(only_trainable=True),
         num_rows=recipe.num_rows,
@@ -116,8 +115,7 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
         device=gpu_name() or f"CPU {platform.machine()}",
         precision=precision.of(settings),
         num_processes=processes,
-    )
-    return measured, prepared.about
+    ), prepared.about
 
 
 def _time_passes(
@@ -127,16 +125,15 @@ def _time_passes(
     and those of an optimizer step.
     """
     feed = prepared.feed
-    by_size = np.argsort(-feed.sizes, kind="stable")
     # The largest pass first: it decides the memory, and warms everything up.
-    picks = by_size[
+    picks = np.argsort(-feed.sizes, kind="stable")[
         np.linspace(0, feed.num_passes - 1, min(_TIMED_PASSES, feed.num_passes)).round().astype(int)
     ]
     _timed_pass(model, optimizer, prepared, int(picks[0]))
-    timed = np.array([_timed_pass(model, optimizer, prepared, int(pick)) for pick in picks])
+    seconds_of_picks = np.array([_timed_pass(model, optimizer, prepared, int(pick)) for pick in picks])
     sizes, which = np.unique(feed.sizes[picks], return_inverse=True)
-    seconds = np.bincount(which, timed[:, 0]) / np.bincount(which)
-    return float(np.interp(feed.sizes, sizes, seconds).sum()), float(np.median(timed[:, 1]))
+    seconds = np.bincount(which, seconds_of_picks[:, 0]) / np.bincount(which)
+    return float(np.interp(feed.sizes, sizes, seconds).sum()), float(np.median(seconds_of_picks[:, 1]))
 
 
 def _timed_pass(
@@ -144,17 +141,17 @@ def _timed_pass(
 ) -> tuple[float, float]:
     inputs = {name: to_device(value) for name, value in prepared.feed.batch(number).items()}
     labels = inputs.pop("labels")
-    started = _now()
+    start = _now()
     stepping = optimizer if isinstance(optimizer, LowMemoryOptimizer) and optimizer.in_backward else None
     with stepping.updating() if stepping is not None else nullcontext():
         (prepared.total_loss(model, inputs, labels) / labels.numel()).backward()
-    passed = _now()
+    end_of_pass = _now()
     if stepping is not None:
-        return passed - started, 0.0
+        return end_of_pass - start, 0.0
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return passed - started, _now() - passed
+    return end_of_pass - start, _now() - end_of_pass
 
 
 def _now() -> float:
@@ -219,14 +216,14 @@ class Outline:
             layers.freeze(model, self._settings)
             feed = self._recipe.prepare(model, self._settings, self._seed).feed
             shape = ModelShape.of(model)
-        flops = step_flops(feed.lengths, feed.num_predicted, np.array([0, len(feed.lengths)]), shape)
+        bounds = np.array([0, len(feed.lengths)])
         return Work(
             num_parameters=model.num_parameters(),
             num_trained_parameters=model.num_parameters(only_trainable=True),
             num_rows=feed.num_rows,
             num_tokens=int(feed.lengths.sum()),
             num_padded_tokens=int(feed.sizes.sum()),
-            flops=float(flops.sum()),
+            flops=float(step_flops(feed.lengths, feed.num_predicted, bounds, shape).sum()),
         )
 
     def memory(
@@ -341,7 +338,8 @@ def _count(
     pass_settings = settings
     if processes > 1 and precision != "fp32":
         # Parts are in fp32, and gathered in the format that is computed in.
-        pass_settings, precision = settings.model_copy(update={"weights": "bf16"}), "fp32"
+        pass_settings = settings.model_copy(update={"weights": "bf16"})
+        precision = "fp32"
     with loading.without_weights(num_layers) as fake, tracker:
         model = recipe.load(pass_settings)
         layers.freeze(model, pass_settings)
@@ -362,15 +360,14 @@ def _count(
             name: fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
             for name, value in batch.items()
         }
-        labels = inputs["labels"]
+        labels = inputs.pop("labels")
         for weight in trained:
             weight.register_post_accumulate_grad_hook(backward.add)
         tracker.keep_all()
         tracker.start_again()
         for _ in range(1 if settings.steps_in_backward else num_passes):
-            values = {name: value for name, value in inputs.items() if name != "labels"}
             with autocast(precision, is_gpu=is_gpu):
-                loss = prepared.total_loss(model, values, labels) / max(1, labels.numel())
+                loss = prepared.total_loss(model, inputs, labels) / max(1, labels.numel())
             loss.backward()
             del loss
             backward.end()
@@ -384,9 +381,10 @@ def _count(
     state = [weights, buffers, gradients, moments, copies]
     for peak, passing in tracker.stretches:
         # Of a shared model gradients are counted as what passes.
-        is_shared = processes > 1
-        whole_peak = passing + weights + buffers + moments if is_shared else peak + moments
-        state += [whole_peak, passing - gradients if is_shared else passing]
+        if processes > 1:
+            state += [passing + weights + buffers + moments, passing - gradients]
+        else:
+            state += [peak + moments, passing]
     return np.array(state)
 
 
@@ -407,7 +405,7 @@ class _BackwardPass:
         # Weights outside of the other units are in that of the model, the first one.
         modules = [model, *units(model)]
         self._unit_of = {
-            id(each): number for number, unit in enumerate(modules) for each in unit.parameters()
+            id(weight): number for number, unit in enumerate(modules) for weight in unit.parameters()
         }
         self._units: list[list[torch.Tensor]] = [[] for _ in modules]
         for weight in model.parameters():
@@ -636,10 +634,10 @@ def this_machine(settings: UseCaseSettings, measured_speed: float | None) -> Tar
         flops = peak_flops(gpu, "bf16")
         return Target(name="this machine", gpu=gpu, gpus=num_gpus(), flops=flops, speed=speed, **common)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    assumed = cores * _CPU_CORE_FLOPS
+    core_flops = cores * _CPU_CORE_FLOPS
     return Target(
         name=f"this machine ({os.cpu_count()} CPUs)",
         libraries_bytes=psutil.Process().memory_info().rss,
-        speed=speed or (_CPU_SPREAD[0] * assumed, _CPU_SPREAD[1] * assumed),
+        speed=speed or (_CPU_SPREAD[0] * core_flops, _CPU_SPREAD[1] * core_flops),
         **common,
     )

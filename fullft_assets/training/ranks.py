@@ -33,8 +33,9 @@ def connect() -> None:
     # Requests to stop, and the norm of gradients in the host's memory, are summed there, which a GPU's
     # backend cannot do.
     backends[device().type] = torch.distributed.get_default_backend_for_device(device())
-    named = ",".join(f"{kind}:{backend}" for kind, backend in backends.items())
-    torch.distributed.init_process_group(named, timeout=_PATIENCE)
+    torch.distributed.init_process_group(
+        ",".join(f"{kind}:{backend}" for kind, backend in backends.items()), timeout=_PATIENCE
+    )
 
 
 def _are_connected() -> bool:

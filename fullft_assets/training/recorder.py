@@ -159,13 +159,11 @@ class ModelShape:
         """Return the shape of a model whose frozen weights are frozen already."""
         head = model.get_output_embeddings()
         head_weights = [] if head is None else list(head.parameters())
-        embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-        excluded = {
+        excluded = {id(weight) for weight in head_weights} | {
             id(weight)
-            for weight in [
-                *head_weights,
-                *(weight for module in embeddings for weight in module.parameters()),
-            ]
+            for module in model.modules()
+            if isinstance(module, nn.Embedding)
+            for weight in module.parameters()
         }
         config = model.config.get_text_config()
         num_experts = next((getattr(config, name) for name in _NUM_EXPERTS if hasattr(config, name)), None)
@@ -201,9 +199,7 @@ def step_flops(
     flops = (
         sizes * (2 * shape.num_weights + 4 * shape.num_trained)
         + 12 * shape.num_layers * shape.hidden * sizes**2
-    )
-    flops += np.asarray(num_predicted) * float(
-        2 * shape.num_head_weights + 4 * shape.num_trained_head_weights
+        + np.asarray(num_predicted) * float(2 * shape.num_head_weights + 4 * shape.num_trained_head_weights)
     )
     return sums_between(flops, bounds)
 

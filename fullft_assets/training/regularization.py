@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.models import documents, layers
-from fullft_assets.models.inference import move, to_device
+from fullft_assets.models.inference import evaluating, move, to_device
 from fullft_assets.models.loading import pool
 from fullft_assets.models.token_loss import IGNORED, TokenLoss, predictions
 from fullft_assets.settings import TrainingSettings
@@ -62,19 +62,21 @@ def fisher(recipe: Recipe, model: PreTrainedModel, seed: int) -> Mapping[str, to
     Raises:
         SettingsError: there is no text.
     """
-    was_training = model.training
-    model.eval()
     move(model)
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    sums = {name: torch.zeros_like(parameter) for name, parameter in trained}
+    parameters = [
+        (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+    ]
+    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters}
     count = 0
-    for value in recipe.log_likelihoods(model, seed):
-        gradients = torch.autograd.grad(value, [parameter for _, parameter in trained], allow_unused=True)
-        for (name, _), gradient in zip(trained, gradients, strict=True):
-            if gradient is not None:  # a new head is not part of it
-                sums[name].add_(gradient.detach().square())
-        count += 1
-    model.train(was_training)
+    with evaluating(model):
+        for value in recipe.log_likelihoods(model, seed):
+            gradients = torch.autograd.grad(
+                value, [parameter for _, parameter in parameters], allow_unused=True
+            )
+            for (name, _), gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:  # a new head is not part of it
+                    sums[name].add_(gradient.detach().square())
+            count += 1
     if not count:
         raise SettingsError(
             "training.ewc: neither snapshot.replay nor snapshot.general has a text to estimate the importance"
@@ -123,14 +125,13 @@ class Anchor:
     def pull(self, model: nn.Module) -> None:
         """Add the pull to the gradients of a model."""
         for name, parameter in model.named_parameters():
-            if name not in self._start or parameter.grad is None:
-                continue
-            self._start[name] = self._start[name].to(parameter.device)
-            distance = parameter.detach() - self._start[name]
-            if self._importance is not None:
-                self._importance[name] = self._importance[name].to(parameter.device)
-                distance.mul_(self._importance[name])
-            parameter.grad.add_(distance, alpha=self._strength)
+            if name in self._start and parameter.grad is not None:
+                self._start[name] = self._start[name].to(parameter.device)
+                distance = parameter.detach() - self._start[name]
+                if self._importance is not None:
+                    self._importance[name] = self._importance[name].to(parameter.device)
+                    distance.mul_(self._importance[name])
+                parameter.grad.add_(distance, alpha=self._strength)
 
 
 @dataclass(frozen=True)
@@ -168,26 +169,26 @@ def interpolate(
     head = layers.head_prefixes(original) if has_new_head else ()
     start = {name: value for name, value in original.named_parameters() if not name.startswith(head)}
     mixed = {name: value for name, value in model.named_parameters() if name in start}
-    tuned = {name: value.detach().to("cpu", copy=True) for name, value in mixed.items()}
+    tuned_weights = {name: value.detach().to("cpu", copy=True) for name, value in mixed.items()}
 
     def put(alpha: float) -> None:
         for name, value in mixed.items():
             # Not lerp: at 1 the result must be the fine-tuned weight to the last bit.
-            ours = tuned[name].to(value.device)
-            value.copy_(ours if alpha == 1 else start[name].to(value.device) * (1 - alpha) + ours * alpha)
+            weight = tuned_weights[name].to(value.device)
+            value.copy_(weight if alpha == 1 else start[name].to(value.device) * (1 - alpha) + weight * alpha)
 
     scores = []
     for alpha in alphas:
         put(alpha)
         scores.append({"alpha": alpha, **score()})
-    within = [line for line in scores if math.isfinite(line["validation_loss"]) and not is_spent(line)]
-    if not within:
+    candidates = [line for line in scores if math.isfinite(line["validation_loss"]) and not is_spent(line)]
+    if not candidates:
         put(1)
         return None
     # Of equal losses the larger share of the fine-tuned weights.
-    chosen = min(within, key=lambda line: (line["validation_loss"], -line["alpha"]))["alpha"]
-    put(chosen)
-    return Interpolated(chosen, scores)
+    best_alpha = min(candidates, key=lambda line: (line["validation_loss"], -line["alpha"]))["alpha"]
+    put(best_alpha)
+    return Interpolated(best_alpha, scores)
 
 
 def frozen(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -221,18 +222,18 @@ class DistilledTokenLoss:
         )
         if not is_distilled.any():
             return self._hard.total(model, inputs, labels)
-        distilled, width = positions[is_distilled], labels.shape[1]
+        distilled = positions[is_distilled]
+        width = labels.shape[1]
         rows, numbers = torch.unique(distilled // width, return_inverse=True)
         teacher_inputs = {
             name: value[rows] for name, value in student_inputs.items() if name not in documents.BOUNDS
         }
         if documents.takes_bounds(self._teacher) and "position_ids" in teacher_inputs:
-            told = documents.bounds(teacher_inputs["position_ids"].numpy(force=True))
-            teacher_inputs |= {name: to_device(value) for name, value in told.items()}
+            bounds = documents.bounds(teacher_inputs["position_ids"].numpy(force=True))
+            teacher_inputs |= {name: to_device(value) for name, value in bounds.items()}
         with torch.no_grad():
             teacher_logits = self._teacher(**teacher_inputs, use_cache=False).logits.flatten(0, 1)
-            teacher_positions = numbers * width + distilled % width
-            teacher_logits = teacher_logits.index_select(0, teacher_positions).float()
+            teacher_logits = teacher_logits.index_select(0, numbers * width + distilled % width).float()
         logits = model(**student_inputs, use_cache=False).logits.flatten(0, 1)
         logits = logits.index_select(0, positions).float()
         hard = functional.cross_entropy(logits, targets, reduction="none")

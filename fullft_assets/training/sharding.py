@@ -10,6 +10,7 @@ store; a part is a safetensors file, and its header says which rows of each tens
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -88,7 +89,8 @@ def units(model: PreTrainedModel) -> list[nn.Module]:
     """
     names = _classes_of_units(model)
     modules = [module for module in reversed(list(model.modules())) if type(module).__name__ in names]
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings = model.get_input_embeddings()
+    head = model.get_output_embeddings()
     is_tied = head is not None and head.weight is embeddings.weight
     return modules if is_tied else [*modules, embeddings]
 
@@ -99,13 +101,14 @@ def _classes_of_units(model: PreTrainedModel) -> list[str]:
     A model names them itself; BERT also names the module around its word embeddings, which are a unit of
     their own, or belong to the model's unit where they are the output head, too.
     """
-    embeddings, named = model.get_input_embeddings(), set(model._no_split_modules or ())
-    around = {
+    embeddings = model.get_input_embeddings()
+    classes_around = {
         type(module).__name__
         for module in model.modules()
         if any(inner is embeddings for inner in module.modules())
     }
-    if names := sorted({type(module).__name__ for module in model.modules()} & named - around):
+    classes = {type(module).__name__ for module in model.modules()} - classes_around
+    if names := sorted(classes & set(model._no_split_modules or ())):
         return names
     layers = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
     return sorted({type(layer).__name__ for layer in layers})
@@ -113,16 +116,15 @@ def _classes_of_units(model: PreTrainedModel) -> list[str]:
 
 def fill(unit: nn.Module) -> None:
     """Give the tensors of a unit the first process's values, on this process's device; tied ones stay so."""
-    filled: dict[int, torch.Tensor] = {}
+    values: dict[int, torch.Tensor] = {}
     for module in unit.modules():
         tables: list[dict[str, Any]] = [module._parameters, module._buffers]
         for tensors in tables:
             for name, tensor in tensors.items():
-                if tensor is None or isinstance(tensor, DTensor):
-                    continue
-                if id(tensor) not in filled:
-                    filled[id(tensor)] = _from_first(tensor)
-                tensors[name] = filled[id(tensor)]
+                if tensor is not None and not isinstance(tensor, DTensor):
+                    if id(tensor) not in values:
+                        values[id(tensor)] = _from_first(tensor)
+                    tensors[name] = values[id(tensor)]
 
 
 def _from_first(tensor: torch.Tensor) -> torch.Tensor:
@@ -145,15 +147,15 @@ def complete_model(model: PreTrainedModel, make: Callable[[], PreTrainedModel]) 
     if not is_sharded(model):
         return model
     reshard(model)
-    gathered = make() if is_first_rank() else model
-    targets = dict(weights_of(gathered))
+    whole_model = make() if is_first_rank() else model
+    targets = dict(weights_of(whole_model))
     for name, weight in weights_of(model):
         whole: Any = weight.to(device())
         if isinstance(weight, DTensor):
             whole = whole.full_tensor()
         if is_first_rank():
             targets[name].copy_(whole)
-    return gathered
+    return whole_model
 
 
 class Part:
@@ -196,18 +198,16 @@ class Parts:
 
     def load_moments(self, model: PreTrainedModel, optimizer: Optimizer) -> None:
         """Read the state of an optimizer."""
-        weights, moments = dict(model.named_parameters()), {}
-        for key in self._files[0].keys():  # noqa: SIM118  # a file, not a mapping
+        weights = dict(model.named_parameters())
+        moments: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        keys = self._files[0].keys()
+        for key in [key for key in keys if not key.startswith(_WEIGHTS)]:
             moment, _, name = key.partition("/")
-            if f"{moment}/" == _WEIGHTS:
-                continue
-            is_divided = any(key in first_rows for first_rows in self._first_rows)
-            tensor = (
-                torch.zeros_like(weights[name].detach()) if is_divided else self._files[0].get_tensor(key)
-            )
-            if is_divided:
-                self._read(key, tensor)
-            moments.setdefault(name, {})[moment] = tensor
+            if any(key in first_rows for first_rows in self._first_rows):
+                moments[name][moment] = torch.zeros_like(weights[name].detach())
+                self._read(key, moments[name][moment])
+            else:
+                moments[name][moment] = self._files[0].get_tensor(key)
         names = {id(weight): name for name, weight in weights.items()}
         state = optimizer.state_dict()
         in_order = [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
@@ -219,9 +219,11 @@ class Parts:
         if not isinstance(tensor, DTensor):
             tensor.copy_(self._files[0].get_tensor(name))
             return
-        part, start = tensor.to_local(), _first_row(tensor)
+        part = tensor.to_local()
+        start = _first_row(tensor)
         for file, first_rows in zip(self._files, self._first_rows, strict=True):
-            rows, first = file.get_slice(name), first_rows[name]
+            rows = file.get_slice(name)
+            first = first_rows[name]
             low = max(start, first)
             high = min(start + len(part), first + rows.get_shape()[0])
             if low < high:

@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ from fullft_assets.training.checkpoints import (
     digest_of_all,
     first_damaged,
     identity_of,
-    kept_steps,
+    kept_names,
     publish,
     retain,
     room_needed,
@@ -233,9 +233,7 @@ class StoredCheckpoints:
         return not has_failed
 
     def _retain(self, history: RunHistory, best: int | None) -> None:
-        complete = self.complete(history)
-        steps = kept_steps(complete, best=best)
-        self._remove_all_but({checkpoint.name for checkpoint in complete if checkpoint.step in steps})
+        self._remove_all_but(kept_names(self.complete(history), best=best))
 
     def _say_failed(self, step: str, error: Exception) -> None:
         # A bucket may fail in any way; training itself need not end for this.
@@ -244,7 +242,8 @@ class StoredCheckpoints:
 
     def upload(self, path: Path) -> None:
         """Upload a checkpoint, unless it is there."""
-        name, seal = _name_of(path), (path / SEAL).read_bytes()
+        name = _name_of(path)
+        seal = (path / SEAL).read_bytes()
         # Those that a roll-back has undone meanwhile are among them: they are not uploaded again.
         if name in {checkpoint.name for checkpoint in self._sealed()}:
             return
@@ -375,8 +374,8 @@ def publish_everywhere(
     if stored is not None:
         # The best one first: who finds the newest one there finds all that it needs.
         complete = complete_checkpoints(folder, history)
-        offered = [folder / checkpoint.name for checkpoint in complete if checkpoint.step == best]
-        stored.offer([*offered, target], history, best=best)
+        best_checkpoints = [folder / checkpoint.name for checkpoint in complete if checkpoint.step == best]
+        stored.offer([*best_checkpoints, target], history, best=best)
 
 
 def stored_name(step: int, identity: str | None) -> str:
@@ -432,12 +431,10 @@ def newest_checkpoint(
     """
     if not ranks.from_first(is_first_rank() and any(_newest(folder, history, stored))):
         return None
-    chosen = ranks.run_on_first(
-        lambda listener: _choose(folder, history, stored, progress, listener), progress
-    )
-    if chosen is None:
+    name = ranks.run_on_first(lambda listener: _choose(folder, history, stored, progress, listener), progress)
+    if name is None:
         return None
-    path = checkpoint_of(folder, _step_of(chosen))
+    path = checkpoint_of(folder, _step_of(name))
     if stored is not None and sum(ranks.of_all(is_first_local_rank())) > 1:
         # The other hosts fetch it from there.
         ranks.run_on_first(lambda listener: ranks.attended(partial(stored.upload, path), listener), progress)
@@ -445,10 +442,10 @@ def newest_checkpoint(
 
     def verify() -> None:
         if not is_first_rank():  # it has verified its own
-            problems.append(first_damaged(path) if stored is None else stored.fetch(chosen, folder))
+            problems.append(first_damaged(path) if stored is None else stored.fetch(name, folder))
 
     ranks.run_on_each_host(verify, progress)
-    if not ranks.any_rank(any(problems) or not _has_name(path, chosen)):
+    if not ranks.any_rank(any(problems) or not _has_name(path, name)):
         return path
     if stored is None:
         raise StoreError(
@@ -457,7 +454,7 @@ def newest_checkpoint(
             " see, or on S3"
         )
     raise StoreError(
-        f"{stored.place(chosen)}: a host of this training read it damaged; check the hosts' disks, and remove"
+        f"{stored.place(name)}: a host of this training read it damaged; check the hosts' disks, and remove"
         " it there if it stays so"
     )
 
@@ -510,10 +507,10 @@ def _choose(
         path = checkpoint_of(folder, newest.step)
         if is_here or stored is None:
             damaged = first_damaged(path, listener)
-            place = str(path)
+            uri = str(path)
         else:
             damaged = ranks.attended(partial(stored.fetch, newest.name, folder), listener)
-            place = stored.place(newest.name)
+            uri = stored.place(newest.name)
         if damaged is None:
             # It may have been copied here for another process, or a kill came between it and its log.
             restore_beside(path, folder)
@@ -522,7 +519,7 @@ def _choose(
             (path / SEAL).unlink()  # training never continues from it
         else:
             stored.skip(newest.name)
-        progress.say(f"{place}/{damaged} is damaged; continuing from the checkpoint before, if there is one")
+        progress.say(f"{uri}/{damaged} is damaged; continuing from the checkpoint before, if there is one")
 
 
 #: What a thread of each process does next; it is sent the results of all of them.
@@ -574,26 +571,26 @@ class Saver:
 
     def _go_on(self) -> None:
         assert self._work is not None and self._stages is not None
-        error, work, self._work = self._work.exception(), self._work, None
+        work = self._work
+        self._work = None
+        error = work.exception()
         if ranks.any_rank(error is not None):
             self._stages.close()
             raise error or StoreError(
                 "another process of this training could not write its part of a checkpoint; its output says"
                 " why"
             )
-        try:
+        with suppress(StopIteration):
             self._work = self._thread.submit(self._stages.send(ranks.of_all(work.result())))
-        except StopIteration:
-            return
 
     def _save(
         self, aside: Path, write: Callable[[], list[str]], best: int | None, is_planned: bool
     ) -> _Stages:
-        step, folder = step_of(aside), aside.parent.parent
+        step = step_of(aside)
         try:
             of_processes: list[dict[str, WrittenFile]] = yield partial(_written, aside, write)
-            files = {name: file for each in of_processes for name, file in each.items()}
-            with room_needed(folder, f"the checkpoint of step {step:,}"):
+            files = {name: file for files in of_processes for name, file in files.items()}
+            with room_needed(aside.parent.parent, f"the checkpoint of step {step:,}"):
                 if ranks.from_first(all((aside / name).is_file() for name in files)):
                     if is_first_rank():
                         publish_everywhere(
@@ -622,13 +619,14 @@ class Saver:
                 f"{aside.parent.parent}: the hosts of this training have disks of their own, and each has a"
                 " part of its checkpoints; put the store on a disk that all of them see, or on S3"
             )
-        name, names = "", list(own_files)
+        name = ""
+        names = list(own_files)
         if is_first_rank():
             stored.copy_beside(aside.parent.parent, aside)
             complete(aside, files, num_incidents=len(self._history.incidents), is_planned=is_planned)
             name = stored_name(step_of(aside), digest_of_all(aside))
-            others = {str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file()}
-            names = sorted(others - (files.keys() - own_files.keys()) - {SEAL})
+            files_here = {str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file()}
+            names = sorted(files_here - (files.keys() - own_files.keys()) - {SEAL})
         name = ranks.from_first(name)
         yield partial(stored.upload_files, aside, name, names)
         if is_first_rank():
@@ -637,6 +635,5 @@ class Saver:
 
 
 def _written(aside: Path, write: Callable[[], list[str]]) -> dict[str, WrittenFile]:
-    folder = aside.parent.parent
-    with room_needed(folder, f"the checkpoint of step {step_of(aside):,}"):
+    with room_needed(aside.parent.parent, f"the checkpoint of step {step_of(aside):,}"):
         return {name: written_file(aside / name) for name in write()}

@@ -68,8 +68,7 @@ class Validator:
         score there and `general_rise`, the rise over the score before training.
         """
         scores = {f"validation_{name}": value for name, value in self._recipe.score(model, listener).items()}
-        general = self._recipe.score_general(model, listener)
-        for name, value in general.items():
+        for name, value in self._recipe.score_general(model, listener).items():
             before = score_before(self._recorder.log.lines)
             assert before is not None, "the general set is scored before training"
             scores |= {name: value, "general_rise": value - before}
@@ -83,8 +82,8 @@ class Validator:
             )
         line = {"step": step, **scores}
         self._recorder.record(line)
-        shown = {name.removeprefix("validation_"): value for name, value in scores.items()}
-        self._recorder.progress.say(f"step {step}: validation {in_words(shown)}")
+        by_name = {name.removeprefix("validation_"): value for name, value in scores.items()}
+        self._recorder.progress.say(f"step {step}: validation {in_words(by_name)}")
         return line
 
     def is_spent(self, scores: Mapping[str, Any]) -> bool:
@@ -96,8 +95,10 @@ class Validator:
     def spent_budget(self, step: int, scores: Mapping[str, Any]) -> GuardFinding:
         """Return the finding for a spent budget, which ends the run."""
         name = next(name for name in GENERAL_MEASURES if name in scores)
-        rise = f"{scores['general_rise']:.4f} above the one before training"
-        reason = f"{name} {scores[name]:.4f} is {rise}, max_general_rise is {self.max_rise:g}"
+        reason = (
+            f"{name} {scores[name]:.4f} is {scores['general_rise']:.4f} above the one before training,"
+            f" max_general_rise is {self.max_rise:g}"
+        )
         return GuardFinding(RULE, "stop", step, step, reason, _FIX)
 
     def over_budget(self, step: int) -> DivergenceError:
@@ -197,10 +198,10 @@ class GuardActions:
         to_step = ranks.from_first(last_good(checkpoints, finding.since))
         rate = self._settings.learning_rate * RATE_FACTOR
         self._history.add(self._incident("roll_back", finding, to_step, learning_rate=rate))
-        place = f"step {to_step:,}" if to_step else "the base model"
+        start = f"step {to_step:,}" if to_step else "the base model"
         self._say(
             finding.step,
-            f"{finding.rule}: {finding.reason}; rolled back to {place}, learning rate {rate:.3g}",
+            f"{finding.rule}: {finding.reason}; rolled back to {start}, learning rate {rate:.3g}",
         )
         raise RolledBack
 
@@ -216,13 +217,12 @@ class GuardActions:
     def _incident(
         self, kind: IncidentKind, finding: GuardFinding, to_step: int, learning_rate: float | None = None
     ) -> Incident:
-        seconds = round(self._recorder.seconds, 3)
         return Incident(
             kind,
             finding.step,
             to_step,
             finding.reason,
-            seconds,
+            round(self._recorder.seconds, 3),
             rule=finding.rule,
             learning_rate=learning_rate,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import documents, precision
 from fullft_assets.models.inference import device, load_causal, move
+from fullft_assets.models.loading import input_embeddings
 from fullft_assets.models.token_loss import TokenLoss, TokenScores, plain, score_documents
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training
@@ -29,7 +31,7 @@ from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
 from fullft_assets.tasks.language.assessment import DocumentScores
 from fullft_assets.training import feed, regularization
-from fullft_assets.training.feed import Batch, Feed, Pieces, first_tokens
+from fullft_assets.training.feed import Feed, Pieces, first_tokens
 from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared
 from fullft_assets.training.regularization import DistilledTokenLoss
 
@@ -68,8 +70,7 @@ class NextTokenRecipe:
         return self.load_original(settings)
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
-        dtype = precision.of_weights(settings)
-        model = load_causal(self.base_model, self.added_tokens, dtype=dtype)
+        model = load_causal(self.base_model, self.added_tokens, dtype=precision.of_weights(settings))
         return precision.score_alike(model, settings)
 
     def fit_head(
@@ -95,19 +96,20 @@ class NextTokenRecipe:
         move(model)
         documents.attend_apart_where_equal(model, self._pieces.plan.capacity, seed=seed)
         isolated = documents.probe(model, self._pieces.plan.capacity, seed=seed)
-        num_task = self.training.num_task_chunks
-        has_replay = num_task is not None and num_task < len(self.training.chunks)
-        teaches_replay = settings.distillation is not None and has_replay
+        has_replay = self.training.num_task_chunks < len(self.training.chunks)
         feed = _feed(
             model,
             self._pieces,
             isolated,
             settings,
             seed,
-            tells_replayed=teaches_replay,
+            tells_replayed=settings.distillation is not None and has_replay,
         )
         about = {"isolation": isolated.reason, "is_packed": isolated.is_isolated}
-        loss = _token_loss(model, feed.batch(0), settings)
+        batch = first_tokens(feed.batch(0), _SHOWN_TOKENS)
+        inputs = {name: value.to(model.device) for name, value in batch.items()}
+        with precision.autocast(precision.of(settings)), torch.no_grad():
+            loss = TokenLoss(model, inputs)
         if settings.distillation is None:
             return Prepared(feed, loss.total, about)
         teacher = regularization.frozen(self.load_original(settings), device())
@@ -136,16 +138,12 @@ class NextTokenRecipe:
         """See `Recipe`: of each replayed chunk; of the general set's only without any: what forgetting is
         measured on should not steer it.
         """
-        replayed = (
-            self.training.chunks[self.training.num_task_chunks :]
-            if self.training.num_task_chunks is not None
-            else []
-        )
+        replayed = self.training.chunks[self.training.num_task_chunks :]
         chunks = replayed or [
             chunk for document in (self.general.chunks if self.general else []) for chunk in document
         ]
-        for chunk in [chunk for chunk in chunks if len(chunk) > 1][:MAX_IMPORTANCE_TEXTS]:
-            ids = torch.tensor([chunk], device=device())
+        for chunk in islice((chunk for chunk in chunks if len(chunk) > 1), MAX_IMPORTANCE_TEXTS):
+            ids = torch.tensor([chunk if isinstance(chunk, list) else chunk.as_py()], device=device())
             yield -plain(model, {"input_ids": ids}, ids)
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> DocumentScores:
@@ -172,7 +170,8 @@ class NextTokenRecipe:
         return Pieces(self.training)
 
     def _check(self, model: PreTrainedModel) -> None:
-        pieces, validation = self._pieces, self.validation
+        pieces = self._pieces
+        validation = self.validation
         if not len(pieces):
             raise DataError(
                 "the snapshot has no training row; deliver documents, or lower snapshot.test_share and"
@@ -189,21 +188,18 @@ class NextTokenRecipe:
                     f"the snapshot's {name} rows have no trained token; look at chunks.train_on and at the"
                     " assistant turns"
                 )
-        embeddings: Any = model.get_input_embeddings()
-        known = embeddings.num_embeddings
+        num_tokens = input_embeddings(model).num_embeddings
         largest = max(
             pieces.largest_id,
             max(max(chunk, default=0) for document in validation.chunks for chunk in document),
         )
-        if largest >= known:
+        if largest >= num_tokens:
             raise DataError(
-                f"the snapshot has token {largest:,}, the model knows {known:,}: its tokenizer is not"
+                f"the snapshot has token {largest:,}, the model knows {num_tokens:,}: its tokenizer is not"
                 " base_model's; take the snapshot again"
             )
-        longest, positions = (
-            int(pieces.plan.length.max()),
-            getattr(model.config.get_text_config(), "max_position_embeddings", None),
-        )
+        longest = int(pieces.plan.length.max())
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if isinstance(positions, int) and longest > positions:
             raise SettingsError(
                 f"chunks.max_tokens: {longest:,} is more than the {positions:,} positions of base_model"
@@ -232,23 +228,18 @@ def _feed(
     *,
     tells_replayed: bool,
 ) -> Feed:
-    rows_a_pass, epochs = settings.micro_batch_size, settings.num_epochs
-    embeddings: Any = model.get_input_embeddings()
-    known = embeddings.num_embeddings
+    rows_a_pass = settings.micro_batch_size
+    epochs = settings.num_epochs
+    num_tokens = input_embeddings(model).num_embeddings
     config = model.config.get_text_config()
     pad_id = next(
-        i for i in (config.pad_token_id, config.eos_token_id, 0) if isinstance(i, int) and 0 <= i < known
+        number
+        for number in (config.pad_token_id, config.eos_token_id, 0)
+        if isinstance(number, int) and 0 <= number < num_tokens
     )
     if not isolated.is_isolated:
-        rows_a_batch = settings.batch_size
         return feed.padded(
-            pieces, rows_a_pass, rows_a_batch, epochs, seed, pad_id, with_replayed=tells_replayed
+            pieces, rows_a_pass, settings.batch_size, epochs, seed, pad_id, with_replayed=tells_replayed
         )
     options = {"with_replayed": tells_replayed, "fills_rows": settings.compile}
     return feed.packed(pieces, rows_a_pass, epochs, seed, pad_id, **options)
-
-
-def _token_loss(model: PreTrainedModel, batch: Batch, settings: TrainingSettings) -> TokenLoss:
-    shown = {name: value.to(model.device) for name, value in first_tokens(batch, _SHOWN_TOKENS).items()}
-    with precision.autocast(precision.of(settings)), torch.no_grad():
-        return TokenLoss(model, shown)

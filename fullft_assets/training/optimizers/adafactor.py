@@ -53,16 +53,19 @@ def _step_matrix(update: Update, decay: float) -> None:
             row=slopes.new_zeros(len(slopes), dtype=torch.float32),
             column=slopes.new_zeros(slopes.shape[1], dtype=torch.float32),
         )
-    row, column = state["row"], state["column"]
+    row = state["row"]
+    column = state["column"]
     rows_a_chunk = max(1, update.chunk // slopes.shape[1])
-    row_means, column_sums = [], torch.zeros_like(column)
+    row_means = []
+    column_sums = torch.zeros_like(column)
     for slope in slopes.split(rows_a_chunk):
         square = slope.float().square().add_(_TINY)
         row_means.append(square.mean(1))
         column_sums += square.sum(0)
     row.lerp_(torch.cat(row_means), 1 - decay)
     column.lerp_(column_sums / len(slopes), 1 - decay)
-    by_row, by_column = (row / row.mean()).rsqrt(), column.rsqrt()
+    by_row = (row / row.mean()).rsqrt()
+    by_column = column.rsqrt()
     pairs = list(zip(slopes.split(rows_a_chunk), by_row.split(rows_a_chunk), strict=True))
     squares = torch.zeros((), device=weight.device)
     for slope, scale in pairs:

@@ -121,7 +121,8 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
         """Context of the backward pass that updates the weights."""
         for group in self.param_groups:
             group["num_steps"] += 1
-        self._squares, self._updated = [], set()
+        self._squares = []
+        self._updated = set()
         try:
             yield
         finally:
