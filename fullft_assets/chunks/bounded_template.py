@@ -37,7 +37,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def begin(self) -> None:
         """Count passes and time from now."""
-        self._passes, self._began = 0, time.monotonic()
+        self._passes = 0
+        self._began = time.monotonic()
 
     def tick(self) -> None:
         """Count a pass of a loop, or a call of a macro."""

@@ -118,13 +118,12 @@ def former_pieces(model_folder: ModelFolder, added_tokens: Sequence[str]) -> dic
     """
     base = read_tokenizer(model_folder)
     extended = read_tokenizer(model_folder, added_tokens)
-    known = set(base.get_vocab().values())
-    pieces_by_token = {}
-    for term, former in zip(added_tokens, pieces(base, added_tokens), strict=True):
-        new = extended.token_to_id(term)
-        if new not in known:
-            pieces_by_token[new] = former
-    return pieces_by_token
+    base_ids = set(base.get_vocab().values())
+    pieces_by_token = {
+        extended.token_to_id(term): ids
+        for term, ids in zip(added_tokens, pieces(base, added_tokens), strict=True)
+    }
+    return {token: ids for token, ids in pieces_by_token.items() if token not in base_ids}
 
 
 @dataclass(frozen=True)
@@ -169,16 +168,15 @@ class Tokenization:
             settings = settings.model_copy(update={"stride": 0})
         tokenizer = read_tokenizer(model_folder, settings.added_tokens)
         prefix, suffix = _special_ids(tokenizer)
-        end_id, chat = None, None
+        end_id = None
+        chat = None
         if kind.ends_texts:
-            end_id, suffix = _end_id(model_folder, tokenizer), []
+            suffix = []
+            end_id = _end_id(model_folder, tokenizer)
         elif kind.has_messages:
-            special = [
-                token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
-            ]
             prefix = []
             suffix = []
-            chat = ChatTemplate.load(model_folder, special)
+            chat = ChatTemplate.load(model_folder, _special_tokens(tokenizer))
         if len(prefix) + len(suffix) + 1 > settings.max_tokens - settings.stride:
             raise SettingsError(
                 f"chunks.max_tokens: {settings.max_tokens} leaves no room beside special tokens and stride"
@@ -208,12 +206,8 @@ class Tokenization:
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
-        special = [
-            token.content
-            for token in self.tokenizer.get_added_tokens_decoder().values()
-            if token.special and token.content
-        ]
-        return re.compile("|".join(map(re.escape, sorted(special)))) if special else None
+        special = sorted(filter(None, _special_tokens(self.tokenizer)))
+        return re.compile("|".join(map(re.escape, special))) if special else None
 
     def holds_control_token(self, text: str) -> bool:
         """Return whether a text spells out a special token, which the tokenizer reads as that token."""
@@ -303,6 +297,10 @@ def _append(encoded: Encoded, end_id: int) -> Encoded:
         encoded.bounds + np.arange(len(encoded.bounds)),
         spans,
     )
+
+
+def _special_tokens(tokenizer: Tokenizer) -> list[str]:
+    return [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
 
 
 def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
