@@ -62,7 +62,7 @@ def of_batch(table: pa.Table) -> Agreement | None:
     ratings = list(zip(votes.items.tolist(), voters, votes.answers, strict=True))
     for row, answers in enumerate(table["annotations"].to_pylist()):
         if answers and not is_superseded[row]:
-            ratings += [(row, each["annotator"], each["label"]) for each in answers]
+            ratings += [(row, answer["annotator"], answer["label"]) for answer in answers]
     return measure(ratings)
 
 

@@ -36,12 +36,12 @@ _OF_OTHER_ROWS = (
 
 def problems(settings: ExamplesSettings) -> list[Problem]:
     """Return the problems of the severities, languages and expectations, found without Great Expectations."""
-    own = [
+    of_expectations = [
         (("examples", "expectations", number, *key), message)
         for number, expectation in enumerate(settings.expectations)
         for key, message in _expectation_problems(expectation, settings)
     ]
-    return [*_severity_problems(settings), *_language_problems(settings), *own]
+    return [*_severity_problems(settings), *_language_problems(settings), *of_expectations]
 
 
 def argument_problems(settings: ExamplesSettings) -> Iterator[Problem]:
@@ -152,8 +152,8 @@ def _column_problems(column: Any, settings: ExamplesSettings) -> Iterator[str]:
 
 
 def _near(name: str, choices: Iterable[str]) -> str:
-    known = list(choices)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    names = list(choices)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:
         return f"; did you mean `{near[0]}`?"
-    return f"; known: {', '.join(known)}" if len(known) <= 20 else ""
+    return f"; known: {', '.join(names)}" if len(names) <= 20 else ""

@@ -237,6 +237,7 @@ def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSetting
     if target is None:
         return {}
     columns = {}
+    has_label = np.asarray(table[target].is_valid())
     if target == "spans":
         parents, spans = _flat(table["spans"])
         labels = pc.struct_field(spans, "label")
@@ -245,13 +246,11 @@ def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSetting
         columns["num_bad_spans"] = np.bincount(
             parents, (start < 0) | (end <= start) | (end > longest), len(table)
         )
-        has_label = np.asarray(table["spans"].is_valid())
     elif target == "labels":
         parents, labels = _flat(table["labels"])
-        has_label = np.asarray(table["labels"].is_valid())
     else:
         labels = table["label"].combine_chunks()
-        has_label, parents = np.asarray(labels.is_valid()), np.arange(len(table))
+        parents = np.arange(len(table))
     is_named = np.asarray(pc.fill_null(pc.not_equal(labels, ""), False))
     nameless = np.bincount(parents, ~is_named, len(table))
     columns["has_label"] = has_label & (nameless == 0)
