@@ -88,7 +88,6 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
     num_ids = int(np.count_nonzero(np.bincount(rows.id[rows.kept])))
     num_reused = len(np.unique(rows.id[versions.row[differs]]))
     most = _FEW_REUSED_SHARE if num_reused < _FEW_REUSED else _REUSED_SHARE
-    passed = num_reused <= most * num_ids
     description = ""
     if num_reused:  # said from the first one on
         reused = np.flatnonzero(differs)
@@ -106,7 +105,7 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
         )
     return CheckOutcome(
         name=IDS_NAME_ONE_DOCUMENT.name,
-        passed=passed,
+        passed=num_reused <= most * num_ids,
         severity="warn",
         description=description,
         metadata={"num_reused_ids": num_reused},
@@ -137,11 +136,11 @@ def _order_check(
     time = [*rows.delivered[versions.newest[beaten]].tolist(), *newest[by_file].tolist()]
     description = ""
     if late:
-        place, by = (alias(rows.table["source"][row].as_py()) for row in (late[0], winner[0]))
+        late_file, winning_file = (alias(rows.table["source"][row].as_py()) for row in (late[0], winner[0]))
         description = (
             f"{len(late):,} rows of later batches lose to rows whose file has a newer time, such as"
-            f" {place} ({_shown_time(int(rows.delivered[late[0]]))}) to {by} of an earlier batch"
-            f" ({_shown_time(time[0])}): a file's time decides what is newest; if these are corrections, give"
+            f" {late_file} ({_utc(int(rows.delivered[late[0]]))}) to {winning_file} of an earlier batch"
+            f" ({_utc(time[0])}): a file's time decides what is newest; if these are corrections, give"
             " their files a new time (touch)"
         )
     return CheckOutcome(
@@ -153,11 +152,12 @@ def _order_check(
     )
 
 
-def _differ(rows: Rows, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _differ(rows: Rows, losers: np.ndarray, winners: np.ndarray) -> np.ndarray:
     columns = [name for name in ("text_hash", "label", "labels", "spans") if name in rows.table.column_names]
-    pairs = zip(*(rows.table.select(columns).take(each).to_pylist() for each in (one, other)), strict=True)
+    table = rows.table.select(columns)
+    pairs = zip(table.take(losers).to_pylist(), table.take(winners).to_pylist(), strict=True)
     return np.array([first != second for first, second in pairs], bool)
 
 
-def _shown_time(delivered_ns: int) -> str:
-    return datetime.fromtimestamp(int(delivered_ns) / 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
+def _utc(delivered_ns: int) -> str:
+    return datetime.fromtimestamp(delivered_ns / 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")

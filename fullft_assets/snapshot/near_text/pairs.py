@@ -191,8 +191,8 @@ class Texts:
         end = (_largest_distance(similarity) + 1) << _NUMBER_BITS
         parts = []
         for start in range(0, len(candidates), _JOINED_ROWS):
-            some = self._side(candidates[start : start + _JOINED_ROWS], "candidate", "keys", "bits")
-            pairs = some.join(looked_up, on="keys").with_column("pair", order_number)
+            frame = self._side(candidates[start : start + _JOINED_ROWS], "candidate", "keys", "bits")
+            pairs = frame.join(looked_up, on="keys").with_column("pair", order_number)
             nearest_pairs = pairs.where(col("pair") < end).groupby("candidate", col("number") % _SLOTS)
             parts.append(nearest_pairs.agg(col("pair").min()).to_arrow())
         nearest = pa.concat_tables(parts).sort_by([("candidate", "ascending"), ("pair", "ascending")])
@@ -254,9 +254,9 @@ class Texts:
     def _side(self, rows: np.ndarray, name: str, exploded: str, *columns: str) -> DataFrame:
         """Return a frame of some rows: their numbers, a value of a list a row, and other columns."""
         table = pa.concat_tables(self.sketches).select([exploded, *columns])
-        chosen = np.zeros(len(table), bool)
-        chosen[rows] = True
-        side = table.filter(pa.array(chosen)).append_column(name, pa.array(np.flatnonzero(chosen)))
+        mask = np.zeros(len(table), bool)
+        mask[rows] = True
+        side = table.filter(pa.array(mask)).append_column(name, pa.array(np.flatnonzero(mask)))
         return load_engine().from_arrow(side).explode(exploded)
 
     def _column(self, name: str) -> pa.Array:
