@@ -105,8 +105,8 @@ def pieces(tokenizer: Tokenizer, terms: Sequence[str]) -> list[list[int]]:
     are fewer.
     """
     plain = tokenizer.encode_batch_fast(list(terms), add_special_tokens=False)
-    spaced = tokenizer.encode_batch_fast([f" {term}" for term in terms], add_special_tokens=False)
-    return [min(a.ids, b.ids, key=len) for a, b in zip(plain, spaced, strict=True)]
+    after_space = tokenizer.encode_batch_fast([f" {term}" for term in terms], add_special_tokens=False)
+    return [min(a.ids, b.ids, key=len) for a, b in zip(plain, after_space, strict=True)]
 
 
 def former_pieces(model_folder: ModelFolder, added_tokens: Sequence[str]) -> dict[int, list[int]]:
@@ -181,10 +181,10 @@ class Tokenization:
             raise SettingsError(
                 f"chunks.max_tokens: {settings.max_tokens} leaves no room beside special tokens and stride"
             )
-        unknown = getattr(tokenizer.model, "unk_token", None)
-        unknown_id = tokenizer.token_to_id(unknown) if unknown else None
-        made_of = tokenizer_digest(model_folder, settings, task)
-        return cls(tokenizer, prefix, suffix, unknown_id, settings, made_of, end_id, chat)
+        unknown_token = getattr(tokenizer.model, "unk_token", None)
+        unknown_id = tokenizer.token_to_id(unknown_token) if unknown_token else None
+        digest = tokenizer_digest(model_folder, settings, task)
+        return cls(tokenizer, prefix, suffix, unknown_id, settings, digest, end_id, chat)
 
     @classmethod
     def load_saved(
@@ -255,7 +255,7 @@ def load_tokenization(use_case: UseCase) -> Tokenization:
 
 
 @lru_cache(maxsize=4)
-def _load(folder: Path, chunks: str, task: str, made_of: str) -> Tokenization:
+def _load(folder: Path, chunks: str, task: str, digest: str) -> Tokenization:
     # The digest is there to notice a tokenizer whose files have changed.
     return Tokenization.load(folder, ChunksSettings.model_validate_json(chunks), task)
 

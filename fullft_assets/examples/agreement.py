@@ -71,8 +71,8 @@ def of_votes(rows: IdentityRows, votes: Votes) -> Agreement | None:
     if not len(votes.voters):
         return None
     # Sorted: sums of floats must not depend on the order in which batches arrived.
-    who = (rows.table[name].take(votes.voters).to_pylist() for name in ("id", "annotator"))
-    return measure(sorted(zip(*who, votes.answers, strict=True)))
+    columns = (rows.table[name].take(votes.voters).to_pylist() for name in ("id", "annotator"))
+    return measure(sorted(zip(*columns, votes.answers, strict=True)))
 
 
 def measure(ratings: Iterable[Rating]) -> Agreement | None:

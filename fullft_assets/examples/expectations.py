@@ -82,14 +82,14 @@ def build(settings: ExamplesSettings) -> dict[str, Any]:
 
 
 def _severity_problems(settings: ExamplesSettings) -> Iterator[Problem]:
-    used = applicable(settings)
+    rules = applicable(settings)
     for rule, severity in settings.severities.items():
         key = ("examples", "severities", rule)
         if rule not in RULES:
             yield key, f"unknown rule `{rule}`{_near(rule, RULES)}"
         elif severity == "off" and rule in ESSENTIAL:
             yield key, "cannot be off: a row that breaks it cannot be trained on; choose error or warn"
-        elif severity != "off" and rule not in used:
+        elif severity != "off" and rule not in rules:
             yield (
                 key,
                 (

@@ -166,16 +166,16 @@ class Votes:
         answer, names = codes(pa.array(answers))
         pairs, pair, counts = np.unique(id_ * len(names) + answer, return_inverse=True, return_counts=True)
         id_of_pair = pairs // len(names)
-        most = np.zeros(id_.max() + 1, np.int64)
-        np.maximum.at(most, id_of_pair, counts)
-        leads = counts == most[id_of_pair]
-        is_tied = np.bincount(id_of_pair[leads])[id_] > 1
+        max_counts = np.zeros(id_.max() + 1, np.int64)
+        np.maximum.at(max_counts, id_of_pair, counts)
+        is_leading = counts == max_counts[id_of_pair]
+        is_tied = np.bincount(id_of_pair[is_leading])[id_] > 1
         # Of the rows with the majority's answer the newest counts: assigned in their order, the last one
         # stays.
-        elected = np.zeros(len(most), np.int64)
-        of_majority = np.flatnonzero(leads[pair])
-        elected[id_[of_majority]] = of_majority
-        is_outvoted = ~is_tied & (np.arange(len(voters)) != elected[id_])
+        elected_votes = np.zeros(len(max_counts), np.int64)
+        majority_votes = np.flatnonzero(is_leading[pair])
+        elected_votes[id_[majority_votes]] = majority_votes
+        is_outvoted = ~is_tied & (np.arange(len(voters)) != elected_votes[id_])
         return cls(voters, versions.newest[positions], answers, voters[is_outvoted], voters[is_tied])
 
 

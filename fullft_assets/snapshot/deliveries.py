@@ -87,12 +87,12 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
     )
     num_ids = int(np.count_nonzero(np.bincount(rows.id[rows.kept])))
     num_reused = len(np.unique(rows.id[versions.row[differs]]))
-    most = _FEW_REUSED_SHARE if num_reused < _FEW_REUSED else _REUSED_SHARE
+    max_share = _FEW_REUSED_SHARE if num_reused < _FEW_REUSED else _REUSED_SHARE
     description = ""
     if num_reused:  # said from the first one on
-        reused = np.flatnonzero(differs)
+        positions = np.flatnonzero(differs)
         # The first by file and row: which one is named does not depend on the batches.
-        first = reused[np.lexsort((rows.row[versions.row[reused]], versions.source[reused]))[0]]
+        first = positions[np.lexsort((rows.row[versions.row[positions]], versions.source[positions]))[0]]
         places = [
             f"{alias(rows.table['source'][row].as_py())}:{rows.row[row]}"
             for row in (int(versions.row[first]), int(versions.newest[first]))
@@ -105,7 +105,7 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
         )
     return CheckOutcome(
         name=IDS_NAME_ONE_DOCUMENT.name,
-        passed=num_reused <= most * num_ids,
+        passed=num_reused <= max_share * num_ids,
         severity="warn",
         description=description,
         metadata={"num_reused_ids": num_reused},
@@ -124,16 +124,16 @@ def _order_check(
         late_by_file: rows that an older batch's delivery of their file supersedes.
         newest: time of the newest delivery of each row's file.
     """
-    beaten = (rows.batch[versions.row] > rows.batch[versions.newest]) & (
+    is_late = (rows.batch[versions.row] > rows.batch[versions.newest]) & (
         rows.delivered[versions.row] < rows.delivered[versions.newest]
     )
-    beaten &= is_superseded[versions.row]
-    beaten[beaten] = _differ(rows, versions.row[beaten], versions.newest[beaten])
+    is_late &= is_superseded[versions.row]
+    is_late[is_late] = _differ(rows, versions.row[is_late], versions.newest[is_late])
     version = rows.id * (rows.text.max(initial=0) + 1) + rows.text
     by_file = late_by_file[~np.isin(version[late_by_file], version[rows.kept])]
-    late = [*versions.row[beaten].tolist(), *by_file.tolist()]
-    winner = [*versions.newest[beaten].tolist(), *by_file.tolist()]
-    time = [*rows.delivered[versions.newest[beaten]].tolist(), *newest[by_file].tolist()]
+    late = [*versions.row[is_late].tolist(), *by_file.tolist()]
+    winner = [*versions.newest[is_late].tolist(), *by_file.tolist()]
+    time = [*rows.delivered[versions.newest[is_late]].tolist(), *newest[by_file].tolist()]
     description = ""
     if late:
         late_file, winning_file = (alias(rows.table["source"][row].as_py()) for row in (late[0], winner[0]))

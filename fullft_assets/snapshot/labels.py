@@ -318,5 +318,5 @@ def _num_distinct(labels: Labels, values: np.ndarray) -> np.ndarray:
     return np.bincount(distinct(labels.code * most + values[labels.row]) // most, minlength=len(labels.names))
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"

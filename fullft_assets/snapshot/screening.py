@@ -228,8 +228,8 @@ class Screen:
         column = _as_arrow(texts)
         pooled = pa.chunked_array([*self._texts.chunks, *column.chunks], pa.string())
         reference, candidates = np.split(np.arange(len(pooled)), [len(self._texts)])
-        near = Texts([self._sketches, sketch(column)], pooled.take).find_near(reference, candidates)
-        return np.isin(candidates, list(near))
+        partners = Texts([self._sketches, sketch(column)], pooled.take).find_near(reference, candidates)
+        return np.isin(candidates, list(partners))
 
 
 def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> tuple[np.ndarray, np.ndarray]:

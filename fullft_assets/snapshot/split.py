@@ -155,15 +155,15 @@ def _freeze(
         )
     aside = SetAside()
     all_labels = labels_of(rows.table, task.target)
-    frequent = aside.take_rare(rows, all_labels, settings, task)
+    frequent_labels = aside.take_rare(rows, all_labels, settings, task)
     aside.require_some_left(rows, all_labels, settings, seed, task.min_labels)
     groups = GroupSplits.of(rows, ledger, settings)
     group_codes = distinct(rows.group[rows.kept])
-    num_copies = _split(rows, batches, frequent, groups, settings)
-    cap_held_out(rows, frequent.of(rows.kept), settings, seed)
-    subsample(rows, frequent.of(rows.kept), TRAIN, settings.max_train_rows, seed)
-    subsample(rows, frequent.of(rows.kept), VALIDATION, settings.max_validation_rows, seed)
-    labels = aside.take_untrainable(rows, frequent.of(rows.kept), frequent, task)
+    num_copies = _split(rows, batches, frequent_labels, groups, settings)
+    cap_held_out(rows, frequent_labels.of(rows.kept), settings, seed)
+    subsample(rows, frequent_labels.of(rows.kept), TRAIN, settings.max_train_rows, seed)
+    subsample(rows, frequent_labels.of(rows.kept), VALIDATION, settings.max_validation_rows, seed)
+    labels = aside.take_untrainable(rows, frequent_labels.of(rows.kept), frequent_labels, task)
     aside.require_some_left(rows, labels, settings, seed, task.min_labels)
     _require_splits(rows, len(group_codes), settings, seed)
     present = [labels.names[n] for n in np.unique(labels.code).tolist()]
@@ -257,12 +257,12 @@ def _drop_once_held_out(rows: Rows) -> None:
     """Leave out rows of which an older delivery of the id, or a copy of the text, belongs to a split that
     goes before theirs.
     """
-    first = np.full(len(rows), TRAIN)
+    first_split = np.full(len(rows), TRAIN)
     for code in (rows.id, rows.text):
-        least = np.full(code.max() + 1, TRAIN)
-        np.minimum.at(least, code, rows.tier)
-        first = np.minimum(first, least[code])
-    rows.drop(first < rows.split, "held out before: an older delivery of their id or text was")
+        least_split = np.full(code.max() + 1, TRAIN)
+        np.minimum.at(least_split, code, rows.tier)
+        first_split = np.minimum(first_split, least_split[code])
+    rows.drop(first_split < rows.split, "held out before: an older delivery of their id or text was")
 
 
 def _drop_near_and_contained(
