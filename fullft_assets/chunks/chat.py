@@ -122,7 +122,7 @@ class ChatTemplate:
         return "".join(blocks), spans
 
     def render_trained(self, messages: Sequence[Message], train_on: TrainOn) -> Rendered:
-        """Render a conversation and find what of it is trained.
+        """Render a conversation and find the characters that are trained.
 
         What the assistant wrote is what the template puts between `{% generation %}` marks, if it has them.
         Else it is what turn k adds to the conversation before it with the prompt to answer, end-of-turn token

@@ -197,8 +197,8 @@ def _token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, 
 
 
 def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) -> tuple[np.ndarray, int]:
-    """Mark the tokens of labelled spans; of overlapping ones the one that starts first, then the longer, has
-    a token.
+    """Mark the tokens of labelled spans. A token of overlapping spans belongs to the span that starts first,
+    then to the longer span.
 
     Returns:
         Marks [tokens] int32: 0 outside, k + 1 for the first token of its text's span k, -(k + 1) for a later

@@ -136,8 +136,8 @@ class Versions:
 
 @dataclass(frozen=True)
 class Votes:
-    """Answers of several annotators on one document: of an id's votes one row counts and the others are
-    outvoted, or all are tied.
+    """Answers of several annotators on one document. Of the votes on an id one row counts and the other rows
+    are outvoted, or all are tied.
 
     Attributes:
         voters: int64 [v], positions of the rows that vote: of each annotator of an id the last one.
@@ -154,9 +154,7 @@ class Votes:
 
     @classmethod
     def of(cls, rows: IdentityRows, versions: Versions, target: Target | None) -> Votes:
-        """Count the votes of the rows that have the text of their id's newest row and, as it has, an
-        annotator.
-        """
+        """Count the votes. A row votes if it has the text of its id's newest row, and an annotator like it."""
         positions = _voters(rows, versions)
         voters = versions.row[positions]
         if not len(voters):

@@ -1,5 +1,5 @@
-"""What a newer delivery supersedes: the rows of its file, and those with its ids; and whether what came later
-is newer at all.
+"""Which rows a newer delivery supersedes: older rows of its files, and older rows with its ids. And whether
+the rows of later batches are newer by the times of their files.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ IDS_NAME_ONE_DOCUMENT = CheckSpec(
 LATER_ROWS_ARE_NEWER = CheckSpec(
     "later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files."
 )
-#: Why older rows of an id are left out.
+#: Reason for which older rows of an id are excluded.
 SUPERSEDED = "superseded by a newer delivery of their id"
-#: Ids that name two texts in two files are corrections of documents up to this share of all; a few of them up
-#: to the second one.
+#: Up to this share of all ids, ids that name different texts in two files count as corrections of documents.
+#: Where they are few, the second share applies.
 _REUSED_SHARE = 0.01
 _FEW_REUSED = 10
 _FEW_REUSED_SHARE = 0.1
@@ -33,11 +33,11 @@ _FEW_REUSED_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Superseded:
-    """What became of the rows that share a file or an id with newer ones.
+    """What became of the rows that share a file or an id with newer rows.
 
     Attributes:
-        order: whether what came later counts; depends on the order of the batches.
-        reused: whether ids name documents.
+        order: the check LATER_ROWS_ARE_NEWER; it depends on the order of the batches.
+        reused: the check IDS_NAME_ONE_DOCUMENT.
         num_twice_in_a_file: superseded rows whose newest version is in the same file.
         votes: of several annotators; rows of a tie are still in, since they contradict others with their
             text.
@@ -50,7 +50,7 @@ class Superseded:
 
 
 def drop_superseded(rows: Rows, batches: Mapping[str, BatchRows], target: Target | None) -> Superseded:
-    """Leave out rows of older deliveries of a file, older rows of an id, and outvoted answers."""
+    """Exclude rows of older deliveries of a file, older rows of an id, and outvoted answers."""
     newest, newest_batch = _newest_deliveries(rows, batches)
     is_old = rows.delivered < newest
     late_by_file = np.flatnonzero(is_old & (rows.batch > newest_batch))
@@ -66,7 +66,7 @@ def drop_superseded(rows: Rows, batches: Mapping[str, BatchRows], target: Target
 
 
 def _newest_deliveries(rows: Rows, batches: Mapping[str, BatchRows]) -> tuple[np.ndarray, np.ndarray]:
-    """Return time and batch (its number) of the newest delivery of each row's file: int64 [n] each."""
+    """Return the time and the number of the batch of the newest delivery of each row's file: int64 [n]."""
     newest: dict[str, tuple[int, int]] = {}
     for number, name in enumerate(sorted(batches)):
         for path, delivered in batches[name].files.items():
@@ -115,10 +115,10 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
 def _order_check(
     rows: Rows, late_by_file: np.ndarray, newest: np.ndarray, versions: Versions, is_superseded: np.ndarray
 ) -> CheckOutcome:
-    """Return whether what came later counts: a correction whose file has an older time (cp -p, rsync -t,
-    unzip) does not.
+    """Return whether the rows of later batches count: a correction whose file has an older time (cp -p,
+    rsync -t, unzip) does not count.
 
-    Of rows that vote the time does not matter.
+    The time of rows that vote does not matter.
 
     Args:
         late_by_file: rows that an older batch's delivery of their file supersedes.

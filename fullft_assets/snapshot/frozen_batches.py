@@ -38,8 +38,8 @@ def pin(examples: Manifest, chunks: Manifest) -> FrozenBatch:
 
 
 def content_of(part: Manifest) -> str:
-    """Return what names the rows of a batch's artifact: its digest, and how many an erasure took from it,
-    since the digest stays.
+    """Return what identifies the rows of a batch's artifact: its digest and, since an erasure does not change
+    the digest, how many rows erasures took from it.
     """
     num_erased = part.metadata.get("num_erased")
     return f"{part.content_digest}-{num_erased}" if num_erased else part.content_digest
@@ -160,11 +160,11 @@ def by_batch(rows: pa.Table) -> list[tuple[str, np.ndarray]]:
 
 
 def in_order(places: pa.Table, read: Callable[[str, np.ndarray], Sequence[T]]) -> list[T]:
-    """Return what is read of some rows, in their order.
+    """Return the values that are read for some rows, in their order.
 
     Args:
-        places: of the rows.
-        read: returns, of a batch and some positions in it, the value at each.
+        places: where the rows are.
+        read: returns the values at some positions of a batch.
     """
     values: list[T | None] = [None] * len(places)
     positions = places["position"].to_numpy()

@@ -120,9 +120,9 @@ def draw_tokens(
         path: of the documents.
         num_needed: tokens.
         setting: named in messages.
-        left_out: content hashes of documents that are none of them.
-        screens: what else keeps documents out.
-        tombstones: of erased documents, which are none of them either (see `documents.erasure`).
+        left_out: content hashes of documents that are not drawn.
+        screens: a document that overlaps the texts of one of them is not drawn either.
+        tombstones: of erased documents, which are not drawn either (see `documents.erasure`).
 
     Raises:
         DataError: the path is not there, or a file of it cannot be read.
@@ -138,9 +138,9 @@ def draw_tokens(
         most *= _MORE
 
 
-def _first_candidates(tables: Iterator[pa.Table], max_characters: int) -> tuple[pa.Table, bool]:
-    """Return the documents that come first in the draw, in its order, each content once, of at least `most`
-    characters together, and whether there are no others; at most some times as many are held.
+def _first_candidates(tables: Iterator[pa.Table], min_characters: int) -> tuple[pa.Table, bool]:
+    """Return the first documents of the draw in its order, each content once, with at least `min_characters`
+    characters together; and whether there are no other documents. It holds a few times as many characters.
     """
     candidates: list[pa.Table] = []
     num_characters = 0
@@ -151,10 +151,10 @@ def _first_candidates(tables: Iterator[pa.Table], max_characters: int) -> tuple[
         is_all &= len(earlier_documents) == len(table)
         candidates.append(earlier_documents)
         num_characters += _num_characters(earlier_documents).sum()
-        if num_characters > 2 * max_characters:
+        if num_characters > 2 * min_characters:
             documents = _in_order(candidates)
             first_documents = documents.slice(
-                0, int(np.searchsorted(np.cumsum(_num_characters(documents)), max_characters)) + 1
+                0, int(np.searchsorted(np.cumsum(_num_characters(documents)), min_characters)) + 1
             )
             is_all &= len(first_documents) == sum(map(len, candidates))
             candidates = [first_documents]
@@ -171,7 +171,9 @@ def _usable(
     setting: str,
     tombstones: Collection[str],
 ) -> Iterator[pa.Table]:
-    """Yield tables of documents with `text_hash` and their `place` in the draw; others are counted."""
+    """Yield tables of usable documents with `text_hash` and their `place` in the draw, and count the other
+    documents in `unusable`, by reason.
+    """
 
     plain = DocumentsSettings.model_validate({"path": path})
     has_messages = task_of(use_case.settings.examples).has_messages
@@ -252,8 +254,8 @@ def _take_tokens(
 
 
 def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table, bool]:
-    """Return the first rows with a token to learn from, with their chunks, that have the missing tokens, and
-    whether they do. Of the last row the chunks are left out whose tokens are not needed.
+    """Return the first rows with a trained token that have the missing tokens together, their chunks, and
+    whether there are enough tokens. The last row loses the chunks whose tokens are not needed.
     """
 
     num_trained = _num_tokens(chunks)

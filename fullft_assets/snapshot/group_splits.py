@@ -120,13 +120,13 @@ class GroupSplits:
         return int((self.split[groups] != self.hash_split[groups]).sum())
 
     def to_ledger(self, groups: np.ndarray) -> Ledger:
-        """Return what there is to remember of these groups (codes)."""
+        """Return the ledger of these groups (codes): those that are held out, or are by their hash."""
         groups = groups[(self.split[groups] != TRAIN) | (self.hash_split[groups] != TRAIN)]
         return Ledger.of(self.unit_hash[groups], self.split[groups])
 
 
 def cap_held_out(rows: Rows, labels: Labels, settings: SnapshotSettings, seed: int) -> None:
-    """Keep at most so many held-out rows of a group, drawn by hash; one row of each label goes first."""
+    """Exclude held-out rows over the maximum of a group, by their draws; one row of each label goes last."""
     held_out = np.flatnonzero((rows.split == TEST) | (rows.split == VALIDATION))
     max_rows = settings.max_heldout_rows_per_group
     candidates = held_out[np.bincount(rows.group[held_out], minlength=1)[rows.group[held_out]] > max_rows]
@@ -143,8 +143,8 @@ def cap_held_out(rows: Rows, labels: Labels, settings: SnapshotSettings, seed: i
 
 
 def subsample(rows: Rows, labels: Labels, split: int, max_rows: int | None, seed: int) -> None:
-    """Keep at most so many rows of a split: the same number of rows of each label first, then whichever has
-    the lowest hash.
+    """Exclude rows of a split over a maximum. The same number of rows of each label is taken first, then the
+    rows with the lowest draws.
     """
     positions = np.flatnonzero(rows.split == split)
     if max_rows is None or len(positions) <= max_rows:

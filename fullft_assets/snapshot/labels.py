@@ -242,10 +242,10 @@ class SetAside:
         raise DataError(
             f"snapshot: {len(codes):,} of {len(codes) + len(self.reasons):,} labels are left, with"
             f" {num_rows:,} rows: {num_rare:,} have fewer than snapshot.min_rows_per_label"
-            f" ({settings.min_rows_per_label}) rows, and {len(self.reasons) - num_rare:,} no row that may train"
-            f" ({shown_split(rows.split[rows.kept], settings, seed)}); the task needs at least {at_least}:"
-            " deliver more rows of them, check that examples.label names the right field, or lower"
-            " snapshot.min_rows_per_label or snapshot.test_share"
+            f" ({settings.min_rows_per_label}) rows, and {len(self.reasons) - num_rare:,} no row that may"
+            f" train ({shown_split(rows.split[rows.kept], settings, seed)}); the task needs at least"
+            f" {at_least}: deliver more rows of them, check that examples.label names the right field, or"
+            " lower snapshot.min_rows_per_label or snapshot.test_share"
         )
 
     def metadata(self, labels: Labels) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def _split(
     groups: GroupSplits,
     settings: SnapshotSettings,
 ) -> int:
-    """Give the rows the splits of their groups, without what leaks from one to another.
+    """Give the rows the splits of their groups, and exclude the rows that leak from one split to another.
 
     Returns:
         How many copies were excluded.
@@ -226,8 +226,8 @@ def _split(
 
 
 def _with_every_side(rows: Rows, labels: Labels, groups: GroupSplits) -> Labels:
-    """Return the labels of the rows that are in; where a split would be empty, with one more that all of
-    these rows have.
+    """Return the labels of the rows that are in. If a split would be empty, all of these rows get one more
+    label.
     """
     positions = np.flatnonzero(rows.kept)
     if np.bincount(groups.split[rows.group[positions]], minlength=len(SPLITS)).all():
@@ -239,7 +239,7 @@ def _with_every_side(rows: Rows, labels: Labels, groups: GroupSplits) -> Labels:
 
 
 def _drop_copies(rows: Rows) -> int:
-    """Leave out all but one of the rows with one text; return how many.
+    """Exclude all but one of the rows with one text, and return how many are excluded.
 
     The row stays whose group has the first split, among these the smallest hash of the group, and in one
     group the smallest id. So a later copy can move a text from train to test, never from test to train.
@@ -254,8 +254,8 @@ def _drop_copies(rows: Rows) -> int:
 
 
 def _drop_once_held_out(rows: Rows) -> None:
-    """Leave out rows of which an older delivery of the id, or a copy of the text, belongs to a split that
-    goes before theirs.
+    """Exclude rows if an older delivery of their id, or a copy of their text, belongs to a split that goes
+    before theirs.
     """
     first_split = np.full(len(rows), TRAIN)
     for code in (rows.id, rows.text):
@@ -268,7 +268,7 @@ def _drop_once_held_out(rows: Rows) -> None:
 def _drop_near_and_contained(
     rows: Rows, batches: Mapping[str, BatchRows], settings: SnapshotSettings
 ) -> None:
-    """Leave out rows that are near to a row of a split that goes before theirs, contain its text, or are
+    """Exclude rows that are near to a row of a split that goes before theirs, contain its text, or are
     inside it.
 
     Args:
@@ -289,7 +289,7 @@ def _drop_near_and_contained(
 
 
 def _drop_alike(rows: Rows, search: Callable[[np.ndarray, np.ndarray], dict[int, int]], reason: str) -> None:
-    """Leave out what a search finds.
+    """Exclude the rows that a search finds.
 
     Args:
         rows: all rows.
@@ -334,8 +334,8 @@ def _require_splits(rows: Rows, num_groups: int, settings: SnapshotSettings, see
 def _index(
     rows: Rows, names: list[str], target: Target | None, labels: Labels | None
 ) -> tuple[pa.Table, pa.Table]:
-    """Return index and places; `labels` replace those of rows that may have several, where some were set
-    aside.
+    """Return the index and the places. If labels were set aside, `labels` has the other labels of rows that
+    may have several.
     """
 
     numbers = np.flatnonzero(rows.kept)
