@@ -154,7 +154,7 @@ class Votes:
 
     @classmethod
     def of(cls, rows: IdentityRows, versions: Versions, target: Target | None) -> Votes:
-        """Count the votes. A row votes if it has the text of its id's newest row, and an annotator like it."""
+        """Count the votes. A row votes if it and its id's newest row have an annotator and the same text."""
         positions = _voters(rows, versions)
         voters = versions.row[positions]
         if not len(voters):
