@@ -117,13 +117,13 @@ def former_pieces(model_folder: ModelFolder, added_tokens: Sequence[str]) -> dic
     term that the vocabulary has already is no new token.
     """
     base = read_tokenizer(model_folder)
-    extended = read_tokenizer(model_folder, added_tokens)
+    extended = read_tokenizer(model_folder, added_tokens).get_vocab()
     base_ids = set(base.get_vocab().values())
-    pieces_by_token = {
-        extended.token_to_id(term): ids
+    return {
+        extended[term]: ids
         for term, ids in zip(added_tokens, pieces(base, added_tokens), strict=True)
+        if extended[term] not in base_ids
     }
-    return {token: ids for token, ids in pieces_by_token.items() if token not in base_ids}
 
 
 @dataclass(frozen=True)
