@@ -176,11 +176,11 @@ def judge(texts: Sequence[str], tokenization: Tokenization, languages: Sequence[
     """
     ids = cutting.encode(tokenization.tokenizer, texts).ids
     words = count_words(texts, tokenization.tokenizer)
-    terms, against = _mine(words, tokenization.tokenizer, languages)
+    terms, reference = _mine(words, tokenization.tokenizer, languages)
     _estimate_savings(terms, tokenization.tokenizer)
     # A tie is broken by the term: equal data has equal digests in every process.
     terms.sort(key=lambda term: (-term["num_tokens_saved"], -term["num_documents"], term["term"]))
-    proposed = [term for term in terms if term["num_tokens_saved"] > 0][:PROPOSED_TOKENS]
+    proposed_terms = [term for term in terms if term["num_tokens_saved"] > 0][:PROPOSED_TOKENS]
     weights = [term["num_documents"] for term in terms]
     num_pieces = [term["num_pieces"] for term in terms]
     metadata = AuditMetadata(
@@ -189,11 +189,11 @@ def judge(texts: Sequence[str], tokenization: Tokenization, languages: Sequence[
         byte_fallback_share=float(tokenization.byte_tokens[ids].sum() / max(1, len(ids))),
         mean_term_pieces=float(np.average(num_pieces, weights=weights)) if terms else 0.0,
         num_terms=len(terms),
-        num_proposed_tokens=len(proposed),
-        proposal_saves_share=sum(term["num_tokens_saved"] for term in proposed) / max(1, len(ids)),
-        general_words=against,
+        num_proposed_tokens=len(proposed_terms),
+        proposal_saves_share=sum(term["num_tokens_saved"] for term in proposed_terms) / max(1, len(ids)),
+        general_words=reference,
     )
-    return Audit(terms, metadata, _checks(metadata), [term["term"] for term in proposed])
+    return Audit(terms, metadata, _checks(metadata), [term["term"] for term in proposed_terms])
 
 
 def _mine(words: Words, tokenizer: Tokenizer, languages: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
@@ -203,13 +203,13 @@ def _mine(words: Words, tokenizer: Tokenizer, languages: Sequence[str]) -> tuple
     Keyness is the ratio of the frequencies in a million words, smoothed by a constant added to both:
     Kilgarriff, "Simple maths for keywords", Corpus Linguistics 2009.
     """
-    least = max(MIN_TERM_DOCUMENTS, MIN_TERM_SHARE * words.num_texts)
+    min_documents = max(MIN_TERM_DOCUMENTS, MIN_TERM_SHARE * words.num_texts)
     # Compounds with a hyphen are split at it by most tokenizers; their parts are counted where they occur
     # alone.
     common = [
         word
         for word, count in sorted(words.documents.items())
-        if count >= least and len(word) >= MIN_TERM_LETTERS and word.isalnum()
+        if count >= min_documents and len(word) >= MIN_TERM_LETTERS and word.isalnum()
     ]
     # What the vocabulary holds as a word of its own costs nothing, also in capitals.
     lowered = pieces(tokenizer, [word.lower() for word in common])
@@ -219,10 +219,10 @@ def _mine(words: Words, tokenizer: Tokenizer, languages: Sequence[str]) -> tuple
         if min(len(ids), len(ids_lowered)) > 1
     }
     # Lists of general words know no case.
-    here = Counter[str]()
+    counts = Counter[str]()
     for word, count in words.occurrences.items():
-        here[word.lower()] += count
-    against, general = _per_million([word.lower() for word in ids_of], here, languages)
+        counts[word.lower()] += count
+    reference, frequencies = _per_million([word.lower() for word in ids_of], counts, languages)
     terms = []
     for number, (word, ids) in enumerate(ids_of.items()):
         term: dict[str, Any] = {
@@ -232,19 +232,19 @@ def _mine(words: Words, tokenizer: Tokenizer, languages: Sequence[str]) -> tuple
             "num_pieces": len(ids),
             "pieces": " ".join(tokenizer.id_to_token(part) or "" for part in ids),
         }
-        if general is not None:
-            in_a_million = 1e6 * here[word.lower()] / here.total()
-            keyness = (in_a_million + SMOOTHING_PER_MILLION) / (general[number] + SMOOTHING_PER_MILLION)
+        if frequencies is not None:
+            in_a_million = 1e6 * counts[word.lower()] / counts.total()
+            keyness = (in_a_million + SMOOTHING_PER_MILLION) / (frequencies[number] + SMOOTHING_PER_MILLION)
             if keyness < MIN_KEYNESS:
                 continue
             term["keyness"] = round(keyness, 1)
         terms.append(term)
     terms.sort(key=lambda term: (-term["num_documents"] * (term["num_pieces"] - 1), term["term"]))
-    return terms[:MINED_TERMS], against
+    return terms[:MINED_TERMS], reference
 
 
 def _per_million(
-    words: Sequence[str], here: Mapping[str, int], languages: Sequence[str]
+    words: Sequence[str], counts: Mapping[str, int], languages: Sequence[str]
 ) -> tuple[str, list[float] | None]:
     """Return what the words are compared with, in words, and how often each occurs in a million words of
     general language: of several languages the highest. None: there is no list, only the vocabulary is
@@ -252,17 +252,17 @@ def _per_million(
     """
     from spellchecker import SpellChecker
 
-    commonest = sorted(here, key=lambda word: (-here[word], word))[:COMMONEST_WORDS]
+    commonest = sorted(counts, key=lambda word: (-counts[word], word))[:COMMONEST_WORDS]
     languages = languages or [language_of(" ".join(commonest))]
-    listed = [language for language in languages if language in SpellChecker.languages()]
-    if not listed:
+    listed_languages = [language for language in languages if language in SpellChecker.languages()]
+    if not listed_languages:
         return f"the vocabulary alone: no list for {', '.join(languages)}", None
     frequencies = [0.0] * len(words)
-    for language in listed:
+    for language in listed_languages:
         # Up to 100 MB, of one language at a time.
         usage = SpellChecker(language=language).word_usage_frequency
         frequencies = [max(most, 1e6 * usage(word)) for most, word in zip(frequencies, words, strict=True)]
-    return f"the general words of {', '.join(listed)}", frequencies
+    return f"the general words of {', '.join(listed_languages)}", frequencies
 
 
 def _estimate_savings(terms: list[dict[str, Any]], tokenizer: Tokenizer) -> None:
@@ -273,11 +273,9 @@ def _estimate_savings(terms: list[dict[str, Any]], tokenizer: Tokenizer) -> None
     sentences = [f"of {term['term']} and" for term in terms]
     extended = Tokenizer.from_str(tokenizer.to_str())
     add_terms(extended, [term["term"] for term in terms])
-    before, after = (
-        each.encode_batch_fast(sentences, add_special_tokens=False) for each in (tokenizer, extended)
-    )
-    for term, split, whole in zip(terms, before, after, strict=True):
-        term["num_tokens_saved"] = max(0, len(split) - len(whole)) * term["num_occurrences"]
+    num_saved = cutting.encode(tokenizer, sentences).lengths() - cutting.encode(extended, sentences).lengths()
+    for term, number in zip(terms, num_saved.tolist(), strict=True):
+        term["num_tokens_saved"] = max(0, number) * term["num_occurrences"]
 
 
 def _checks(metadata: AuditMetadata) -> list[CheckOutcome]:

@@ -37,7 +37,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def begin(self) -> None:
         """Count passes and time from now."""
-        self._passes, self._began = 0, time.monotonic()
+        self._passes = 0
+        self._began = time.monotonic()
 
     def tick(self) -> None:
         """Count a pass of a loop, or a call of a macro."""
@@ -47,10 +48,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Return what an operator returns, if that is not too long."""
-        sized = [value for value in (left, right) if isinstance(value, str | list | tuple)]
-        if operator == "*" and sized:
-            number = right if sized[0] is left else left
-            _require(not isinstance(number, int) or len(sized[0]) * number <= MOST_CHARACTERS)
+        sequences = [value for value in (left, right) if isinstance(value, str | list | tuple)]
+        if operator == "*" and sequences:
+            number = right if sequences[0] is left else left
+            _require(not isinstance(number, int) or len(sequences[0]) * number <= MOST_CHARACTERS)
         elif operator == "%" and isinstance(left, str):
             _require(not _WIDE.search(left))
             _require_small(*(right if isinstance(right, tuple) else (right,)), is_needed="*" in left)

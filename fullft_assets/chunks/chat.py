@@ -99,8 +99,8 @@ class ChatTemplate:
         from fullft_assets.chunks import bounded_template
 
         blocks: list[str] = []
-        written: list[Span] = []
-        self._compiled.environment.tracked = (blocks, written)
+        spans: list[Span] = []
+        self._compiled.environment.tracked = (blocks, spans)
         variables = {
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
@@ -119,10 +119,10 @@ class ChatTemplate:
                 else type(error).__name__
             )
             raise DataError(f"the chat template refuses the conversation: {why}") from None
-        return "".join(blocks), written
+        return "".join(blocks), spans
 
     def render_trained(self, messages: Sequence[Message], train_on: TrainOn) -> Rendered:
-        """Render a conversation and find what of it is trained.
+        """Render a conversation and find the characters that are trained.
 
         What the assistant wrote is what the template puts between `{% generation %}` marks, if it has them.
         Else it is what turn k adds to the conversation before it with the prompt to answer, end-of-turn token
@@ -131,16 +131,16 @@ class ChatTemplate:
         Raises:
             DataError: the template refuses the conversation.
         """
-        text, written = self._render(messages)
+        text, spans = self._render(messages)
         if train_on == "everything":
             return Rendered(text, [(0, len(text))])
         if not _GENERATION.search(self.source):
             turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-            written = [
+            spans = [
                 self._turn(messages, number, text)
                 for number in (turns[-1:] if train_on == "last_turn" else turns)
             ]
-        return Rendered(text, written[-1:] if train_on == "last_turn" else written)
+        return Rendered(text, spans[-1:] if train_on == "last_turn" else spans)
 
     def _turn(self, messages: Sequence[Message], number: int, text: str) -> Span:
         if number:
@@ -156,8 +156,12 @@ class ChatTemplate:
         """Find a turn in a template that rewrites earlier turns (drops their reasoning, say): its content and
         its end.
         """
-        placed = [*messages[:number], {**messages[number], "content": _PLACEHOLDER}, *messages[number + 1 :]]
-        before, placeholder, after = self.render(placed).partition(_PLACEHOLDER)
+        messages_with_placeholder = [
+            *messages[:number],
+            {**messages[number], "content": _PLACEHOLDER},
+            *messages[number + 1 :],
+        ]
+        before, placeholder, after = self.render(messages_with_placeholder).partition(_PLACEHOLDER)
         if not placeholder or not (
             text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text)
         ):
@@ -247,13 +251,13 @@ def read_template(model_folder: ModelFolder) -> str | None:
 
 def read_special_tokens(model_folder: ModelFolder) -> dict[str, str]:
     """Return the special tokens that a model folder names: `bos_token` and so on."""
-    named = {
+    entries = {
         **_read_json(model_folder / "special_tokens_map.json"),
         **_read_json(model_folder / "tokenizer_config.json"),
     }
     tokens = {}
     for name in _SPECIAL_TOKENS:
-        token = named.get(name)
+        token = entries.get(name)
         token = token.get("content") if isinstance(token, Mapping) else token
         if token:
             tokens[name] = token

@@ -99,7 +99,8 @@ def _slices(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
     for position, text in enumerate(texts):
         if position > begin and (position - begin >= SLICE_TEXTS or size + len(text) > SLICE_CHARACTERS):
             yield begin, position
-            begin, size = position, 0
+            begin = position
+            size = 0
         size += len(text)
     if begin < len(texts):
         yield begin, len(texts)
@@ -141,10 +142,11 @@ def gather(
     begins = bounds(sizes)
     chunk_values = np.empty(begins[-1], np.int32)
     inner = np.ones(len(chunk_values), bool)
-    for place, value in enumerate(prefix):
-        chunk_values[begins[:-1] + place], inner[begins[:-1] + place] = value, False
-    for place, value in enumerate(reversed(suffix), start=1):
-        chunk_values[begins[1:] - place], inner[begins[1:] - place] = value, False
+    prefix_positions = begins[:-1, None] + np.arange(len(prefix))
+    suffix_positions = begins[1:, None] - np.arange(len(suffix), 0, -1)
+    positions = np.hstack([prefix_positions, suffix_positions])
+    chunk_values[positions] = [*prefix, *suffix]
+    inner[positions] = False
     source = np.arange(begins[-1]) + np.repeat(cuts.first - begins[:-1] - len(prefix), sizes)
     chunk_values[inner] = values[source[inner]]
     return chunk_values, begins
@@ -195,8 +197,8 @@ def _token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, 
 
 
 def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) -> tuple[np.ndarray, int]:
-    """Mark the tokens of labelled spans; of overlapping ones the one that starts first, then the longer, has
-    a token.
+    """Mark the tokens of labelled spans. A token of overlapping spans belongs to the span that starts first,
+    then to the longer span.
 
     Returns:
         Marks [tokens] int32: 0 outside, k + 1 for the first token of its text's span k, -(k + 1) for a later
@@ -213,9 +215,8 @@ def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) 
     number = number[order]
     first = first[order]
     last = last[order]
-    taken = np.zeros(len(order), np.int64)
-    taken[1:] = np.maximum.accumulate(last)[:-1]
-    first = np.maximum(first, taken)
+    earlier_ends = np.append(0, np.maximum.accumulate(last))[:-1]
+    first = np.maximum(first, earlier_ends)
     has_tokens = first < last
     number = number[has_tokens] + 1
     first = first[has_tokens]
@@ -263,6 +264,6 @@ def train_once(marks: np.ndarray, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
     shared = np.zeros(len(cuts.first), np.int64)
     shared[1:] = cuts.last[:-1] - cuts.first[1:]
     shared[cuts.bounds[:-1]] = 0
-    place = np.arange(len(chunk_marks)) - np.repeat(begins[:-1], np.diff(begins))
-    chunk_marks[place < np.repeat(shared, np.diff(begins))] = 0
+    position = np.arange(len(chunk_marks)) - np.repeat(begins[:-1], np.diff(begins))
+    chunk_marks[position < np.repeat(shared, np.diff(begins))] = 0
     return chunk_marks, begins

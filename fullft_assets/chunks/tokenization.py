@@ -105,8 +105,8 @@ def pieces(tokenizer: Tokenizer, terms: Sequence[str]) -> list[list[int]]:
     are fewer.
     """
     plain = tokenizer.encode_batch_fast(list(terms), add_special_tokens=False)
-    spaced = tokenizer.encode_batch_fast([f" {term}" for term in terms], add_special_tokens=False)
-    return [min(a.ids, b.ids, key=len) for a, b in zip(plain, spaced, strict=True)]
+    after_space = tokenizer.encode_batch_fast([f" {term}" for term in terms], add_special_tokens=False)
+    return [min(a.ids, b.ids, key=len) for a, b in zip(plain, after_space, strict=True)]
 
 
 def former_pieces(model_folder: ModelFolder, added_tokens: Sequence[str]) -> dict[int, list[int]]:
@@ -117,14 +117,13 @@ def former_pieces(model_folder: ModelFolder, added_tokens: Sequence[str]) -> dic
     term that the vocabulary has already is no new token.
     """
     base = read_tokenizer(model_folder)
-    extended = read_tokenizer(model_folder, added_tokens)
-    known = set(base.get_vocab().values())
-    pieces_by_token = {}
-    for term, former in zip(added_tokens, pieces(base, added_tokens), strict=True):
-        new = extended.token_to_id(term)
-        if new not in known:
-            pieces_by_token[new] = former
-    return pieces_by_token
+    extended = read_tokenizer(model_folder, added_tokens).get_vocab()
+    base_ids = set(base.get_vocab().values())
+    return {
+        extended[term]: ids
+        for term, ids in zip(added_tokens, pieces(base, added_tokens), strict=True)
+        if extended[term] not in base_ids
+    }
 
 
 @dataclass(frozen=True)
@@ -169,24 +168,23 @@ class Tokenization:
             settings = settings.model_copy(update={"stride": 0})
         tokenizer = read_tokenizer(model_folder, settings.added_tokens)
         prefix, suffix = _special_ids(tokenizer)
-        end_id, chat = None, None
+        end_id = None
+        chat = None
         if kind.ends_texts:
-            end_id, suffix = _end_id(model_folder, tokenizer), []
+            suffix = []
+            end_id = _end_id(model_folder, tokenizer)
         elif kind.has_messages:
-            special = [
-                token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
-            ]
             prefix = []
             suffix = []
-            chat = ChatTemplate.load(model_folder, special)
+            chat = ChatTemplate.load(model_folder, _special_tokens(tokenizer))
         if len(prefix) + len(suffix) + 1 > settings.max_tokens - settings.stride:
             raise SettingsError(
                 f"chunks.max_tokens: {settings.max_tokens} leaves no room beside special tokens and stride"
             )
-        unknown = getattr(tokenizer.model, "unk_token", None)
-        unknown_id = tokenizer.token_to_id(unknown) if unknown else None
-        made_of = tokenizer_digest(model_folder, settings, task)
-        return cls(tokenizer, prefix, suffix, unknown_id, settings, made_of, end_id, chat)
+        unknown_token = getattr(tokenizer.model, "unk_token", None)
+        unknown_id = tokenizer.token_to_id(unknown_token) if unknown_token else None
+        digest = tokenizer_digest(model_folder, settings, task)
+        return cls(tokenizer, prefix, suffix, unknown_id, settings, digest, end_id, chat)
 
     @classmethod
     def load_saved(
@@ -208,12 +206,8 @@ class Tokenization:
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
-        special = [
-            token.content
-            for token in self.tokenizer.get_added_tokens_decoder().values()
-            if token.special and token.content
-        ]
-        return re.compile("|".join(map(re.escape, sorted(special)))) if special else None
+        special = sorted(filter(None, _special_tokens(self.tokenizer)))
+        return re.compile("|".join(map(re.escape, special))) if special else None
 
     def holds_control_token(self, text: str) -> bool:
         """Return whether a text spells out a special token, which the tokenizer reads as that token."""
@@ -261,7 +255,7 @@ def load_tokenization(use_case: UseCase) -> Tokenization:
 
 
 @lru_cache(maxsize=4)
-def _load(folder: Path, chunks: str, task: str, made_of: str) -> Tokenization:
+def _load(folder: Path, chunks: str, task: str, digest: str) -> Tokenization:
     # The digest is there to notice a tokenizer whose files have changed.
     return Tokenization.load(folder, ChunksSettings.model_validate_json(chunks), task)
 
@@ -303,6 +297,10 @@ def _append(encoded: Encoded, end_id: int) -> Encoded:
         encoded.bounds + np.arange(len(encoded.bounds)),
         spans,
     )
+
+
+def _special_tokens(tokenizer: Tokenizer) -> list[str]:
+    return [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
 
 
 def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -196,7 +196,7 @@ def chunk(
     counts = Counter[str]()
     unfit: list[str] = []
     if TASKS.get(task).has_messages:
-        rendered, refused = _render(examples, tokenization)
+        rendered, refusals = _render(examples, tokenization)
         encoded, cuts = tokenization.read([conversation.text for conversation in rendered], spans=True)
         trained = cutting.train_spans(encoded, [conversation.trained for conversation in rendered])
         num_trained = cutting.count_trained(trained, encoded, cuts)
@@ -204,7 +204,7 @@ def chunk(
         untrained = np.flatnonzero(num_trained == 0)
         counts["num_rows_without_trained_tokens"] = len(untrained)
         unfit = [
-            f"{alias(examples['source'][row].as_py())}:{examples['row'][row].as_py()}{refused.get(row, '')}"
+            f"{alias(examples['source'][row].as_py())}:{examples['row'][row].as_py()}{refusals.get(row, '')}"
             for row in untrained[:_SHOWN].tolist()
         ]
         marks = cutting.to_arrow(*cutting.train_once(trained, cuts), cuts)
@@ -248,14 +248,15 @@ def _render(
     examples: pa.Table | pa.RecordBatch, tokenization: Tokenization
 ) -> tuple[list[Rendered], dict[int, str]]:
     assert tokenization.chat is not None
-    rendered, refused = [], {}
+    rendered: list[Rendered] = []
+    refusals: dict[int, str] = {}
     for row, messages in enumerate(examples["messages"].to_pylist()):
         try:
             rendered.append(tokenization.chat.render_trained(messages, tokenization.settings.train_on))
         except DataError as error:
             rendered.append(Rendered("", []))
-            refused[row] = f" ({error})"
-    return rendered, refused
+            refusals[row] = f" ({error})"
+    return rendered, refusals
 
 
 def check_specs(task: Task) -> tuple[CheckSpec, ...]:
@@ -289,13 +290,13 @@ def checks(
     if kind.has_messages:
         outcomes.append(_has_trained_tokens(counts, unfit, max_untrained_share))
     if kind.target == "spans":
-        lost = counts["num_spans_without_tokens"]
+        num_spans = counts["num_spans_without_tokens"]
         outcomes.append(
             _warning(
                 SPANS_HAVE_TOKENS,
-                {"num_spans_without_tokens": lost},
-                f"{lost:,} labelled spans have no token of their own (white space, or inside another span);"
-                " they are not learned",
+                {"num_spans_without_tokens": num_spans},
+                f"{num_spans:,} labelled spans have no token of their own (white space, or inside another"
+                " span); they are not learned",
             )
         )
     controls = counts["num_rows_with_control_tokens"]
@@ -355,12 +356,11 @@ def rows_without_trained_tokens(folder: Path) -> np.ndarray:
         folder: of the batch's `tokenized_chunks`.
     """
 
-    rows, done = [np.zeros(0, np.int64)], 0
+    is_untrained = [np.zeros(0, bool)]
     with pq.ParquetFile(folder / CHUNKS_FILE) as file:
         for batch in file.iter_batches(ROWS_AT_A_TIME, columns=["marks"]):
             chunks = batch["marks"].flatten()
             of_chunk = pc.list_parent_indices(chunks).filter(pc.equal(chunks.flatten(), 1))
             trained = pc.list_parent_indices(batch["marks"]).take(of_chunk)
-            rows.append(np.setdiff1d(np.arange(len(batch)), trained.to_numpy()) + done)
-            done += len(batch)
-    return np.concatenate(rows)
+            is_untrained.append(~np.isin(np.arange(len(batch)), trained.to_numpy()))
+    return np.flatnonzero(np.concatenate(is_untrained))

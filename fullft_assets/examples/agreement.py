@@ -62,7 +62,7 @@ def of_batch(table: pa.Table) -> Agreement | None:
     ratings = list(zip(votes.items.tolist(), voters, votes.answers, strict=True))
     for row, answers in enumerate(table["annotations"].to_pylist()):
         if answers and not is_superseded[row]:
-            ratings += [(row, each["annotator"], each["label"]) for each in answers]
+            ratings += [(row, answer["annotator"], answer["label"]) for answer in answers]
     return measure(ratings)
 
 
@@ -71,8 +71,8 @@ def of_votes(rows: IdentityRows, votes: Votes) -> Agreement | None:
     if not len(votes.voters):
         return None
     # Sorted: sums of floats must not depend on the order in which batches arrived.
-    who = (rows.table[name].take(votes.voters).to_pylist() for name in ("id", "annotator"))
-    return measure(sorted(zip(*who, votes.answers, strict=True)))
+    columns = (rows.table[name].take(votes.voters).to_pylist() for name in ("id", "annotator"))
+    return measure(sorted(zip(*columns, votes.answers, strict=True)))
 
 
 def measure(ratings: Iterable[Rating]) -> Agreement | None:

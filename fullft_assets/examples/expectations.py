@@ -36,12 +36,12 @@ _OF_OTHER_ROWS = (
 
 def problems(settings: ExamplesSettings) -> list[Problem]:
     """Return the problems of the severities, languages and expectations, found without Great Expectations."""
-    own = [
+    of_expectations = [
         (("examples", "expectations", number, *key), message)
         for number, expectation in enumerate(settings.expectations)
         for key, message in _expectation_problems(expectation, settings)
     ]
-    return [*_severity_problems(settings), *_language_problems(settings), *own]
+    return [*_severity_problems(settings), *_language_problems(settings), *of_expectations]
 
 
 def argument_problems(settings: ExamplesSettings) -> Iterator[Problem]:
@@ -82,14 +82,14 @@ def build(settings: ExamplesSettings) -> dict[str, Any]:
 
 
 def _severity_problems(settings: ExamplesSettings) -> Iterator[Problem]:
-    used = applicable(settings)
+    rules = applicable(settings)
     for rule, severity in settings.severities.items():
         key = ("examples", "severities", rule)
         if rule not in RULES:
             yield key, f"unknown rule `{rule}`{_near(rule, RULES)}"
         elif severity == "off" and rule in ESSENTIAL:
             yield key, "cannot be off: a row that breaks it cannot be trained on; choose error or warn"
-        elif severity != "off" and rule not in used:
+        elif severity != "off" and rule not in rules:
             yield (
                 key,
                 (
@@ -152,8 +152,8 @@ def _column_problems(column: Any, settings: ExamplesSettings) -> Iterator[str]:
 
 
 def _near(name: str, choices: Iterable[str]) -> str:
-    known = list(choices)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    names = list(choices)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:
         return f"; did you mean `{near[0]}`?"
-    return f"; known: {', '.join(known)}" if len(known) <= 20 else ""
+    return f"; known: {', '.join(names)}" if len(names) <= 20 else ""

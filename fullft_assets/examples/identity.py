@@ -11,6 +11,7 @@ one target one stays.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,13 +75,12 @@ def codes(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
     return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary
 
 
-def ranks(column: pa.ChunkedArray) -> np.ndarray:
-    """Return each value's rank among the column's distinct values, sorted."""
+def ranks(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Return a column's values as int64 ranks among its distinct values, and these values, sorted."""
 
     number, values = codes(column)
-    rank = np.empty(len(values), np.int64)
-    rank[pc.sort_indices(values).to_numpy()] = np.arange(len(values))
-    return rank[number]
+    order = pc.sort_indices(values).to_numpy()
+    return np.argsort(order)[number], values.take(order)
 
 
 def targets(table: pa.Table, target: Target | None) -> list[str]:
@@ -101,7 +101,7 @@ def targets(table: pa.Table, target: Target | None) -> list[str]:
 
 
 def several(code: np.ndarray, is_compared: np.ndarray) -> np.ndarray:
-    """Return the kept rows (mask) whose code other kept rows have too."""
+    """Return the positions of the compared rows (mask) whose code other compared rows have too."""
     rows = np.flatnonzero(is_compared)
     return rows[np.bincount(code[rows], minlength=1)[code[rows]] > 1]
 
@@ -126,20 +126,18 @@ class Versions:
     def of(cls, rows: IdentityRows, is_compared: np.ndarray) -> Versions:
         """Return the versions among the compared rows (mask)."""
         same = several(rows.id, is_compared)
-        if not len(same):
-            return cls(same, same, same, same)
-        source = ranks(rows.table["source"].take(same))
+        source, _ = ranks(rows.table["source"].take(same))
         order = np.lexsort((rows.row[same], source, rows.delivered[same], rows.id[same]))
-        row, source = same[order], source[order]
+        row = same[order]
         last = np.flatnonzero(np.append(rows.id[row[1:]] != rows.id[row[:-1]], True))
-        newest = last[np.searchsorted(last, np.arange(len(row)))]
-        return cls(row, row[newest], source, source[newest])
+        newest = order[last[np.searchsorted(last, np.arange(len(row)))]]
+        return cls(row, same[newest], source[order], source[newest])
 
 
 @dataclass(frozen=True)
 class Votes:
-    """Answers of several annotators on one document: of an id's votes one row counts and the others are
-    outvoted, or all are tied.
+    """Answers of several annotators on one document. Of the votes on an id one row counts and the other rows
+    are outvoted, or all are tied.
 
     Attributes:
         voters: int64 [v], positions of the rows that vote: of each annotator of an id the last one.
@@ -156,52 +154,46 @@ class Votes:
 
     @classmethod
     def of(cls, rows: IdentityRows, versions: Versions, target: Target | None) -> Votes:
-        """Count the votes of the rows that have the text of their id's newest row and, as it has, an
-        annotator.
-        """
-        place = _voters(rows, versions)
-        voters = versions.row[place]
+        """Count the votes. A row votes if it and its id's newest row have an annotator and the same text."""
+        positions = _voters(rows, versions)
+        voters = versions.row[positions]
         if not len(voters):
             return cls(voters, voters, [], voters, voters)
         _, id_ = np.unique(rows.id[voters], return_inverse=True)
         answers = targets(rows.table.take(voters), target)
-        answer, num_answers = _numbered(answers)
-        pairs, pair, counts = np.unique(id_ * num_answers + answer, return_inverse=True, return_counts=True)
-        most = np.zeros(id_.max() + 1, np.int64)
-        np.maximum.at(most, pairs // num_answers, counts)
-        leads = counts == most[pairs // num_answers]
-        is_tied = np.bincount(pairs[leads] // num_answers)[id_] > 1
+        answer, names = codes(pa.array(answers))
+        pairs, pair, counts = np.unique(id_ * len(names) + answer, return_inverse=True, return_counts=True)
+        id_of_pair = pairs // len(names)
+        max_counts = np.zeros(id_.max() + 1, np.int64)
+        np.maximum.at(max_counts, id_of_pair, counts)
+        is_leading = counts == max_counts[id_of_pair]
+        is_tied = np.bincount(id_of_pair[is_leading])[id_] > 1
         # Of the rows with the majority's answer the newest counts: assigned in their order, the last one
         # stays.
-        elected = np.zeros(len(most), np.int64)
-        of_majority = np.flatnonzero(leads[pair])
-        elected[id_[of_majority]] = of_majority
-        is_outvoted = ~is_tied & (np.arange(len(voters)) != elected[id_])
-        return cls(voters, versions.newest[place], answers, voters[is_outvoted], voters[is_tied])
+        elected_votes = np.zeros(len(max_counts), np.int64)
+        majority_votes = np.flatnonzero(is_leading[pair])
+        elected_votes[id_[majority_votes]] = majority_votes
+        is_outvoted = ~is_tied & (np.arange(len(voters)) != elected_votes[id_])
+        return cls(voters, versions.newest[positions], answers, voters[is_outvoted], voters[is_tied])
 
 
 def _voters(rows: IdentityRows, versions: Versions) -> np.ndarray:
-    row, newest = versions.row, versions.newest
+    """Return the positions in `versions` of the rows that vote: of each annotator of an id the last row."""
+    row = versions.row
     if not len(row) or "annotator" not in rows.table.column_names:
         return np.zeros(0, np.int64)
     annotator = rows.table["annotator"].take(row)
-    if annotator.null_count == len(annotator):
-        return np.zeros(0, np.int64)
-    has_value = annotator.is_valid().to_numpy()
     has_annotator = np.zeros(len(rows), bool)
-    has_annotator[row] = has_value
-    number, _ = codes(annotator.fill_null(""))
-    may = np.flatnonzero(has_value & has_annotator[newest] & (rows.text[row] == rows.text[newest]))
+    has_annotator[row] = annotator.is_valid().to_numpy()
+    number, names = codes(annotator.cast(pa.string()).fill_null(""))
+    may = np.flatnonzero(
+        has_annotator[row] & has_annotator[versions.newest] & (rows.text[row] == rows.text[versions.newest])
+    )
     # The last of each pair of id and annotator is the first one from behind.
-    _, from_behind = np.unique((rows.id[row] * (number.max() + 1) + number)[may][::-1], return_index=True)
+    _, from_behind = np.unique((rows.id[row] * len(names) + number)[may][::-1], return_index=True)
     last = np.sort(may[len(may) - 1 - from_behind])
     ids = rows.id[row[last]]
     return last[np.bincount(ids, minlength=1)[ids] > 1]
-
-
-def _numbered(values: list[str]) -> tuple[np.ndarray, int]:
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64), len(numbers)
 
 
 def superseded(rows: IdentityRows, versions: Versions, votes: Votes) -> np.ndarray:
@@ -220,28 +212,33 @@ def twice_in_a_file(versions: Versions, is_superseded: np.ndarray) -> np.ndarray
 def contradicting(
     rows: IdentityRows, is_compared: np.ndarray, tied: np.ndarray, target: Target | None
 ) -> np.ndarray:
-    """Return the kept rows whose text has several targets: mask [n]. Tied annotators contradict every row
+    """Return the compared rows whose text has several targets: mask [n]. Tied annotators contradict every row
     with their text.
     """
     is_undecided = np.zeros(rows.text.max(initial=0) + 1, bool)
     is_undecided[rows.text[tied]] = True
     same = several(rows.text, is_compared & ~is_undecided[rows.text])
     if len(same):
-        answer, _ = _numbered(targets(rows.table.take(same), target))
+        answer, _ = codes(pa.array(targets(rows.table.take(same), target)))
         text_of_pair = np.unique(np.stack([rows.text[same], answer]), axis=1)[0]
         is_undecided |= np.bincount(text_of_pair, minlength=len(is_undecided)) > 1
     return is_compared & is_undecided[rows.text]
 
 
-def repeated(rows: IdentityRows, is_compared: np.ndarray, *keys: np.ndarray) -> np.ndarray:
-    """Return the kept rows with an equal text before them: mask [n].
+def repeated(
+    rows: IdentityRows,
+    is_compared: np.ndarray,
+    keys: Callable[[np.ndarray], Sequence[np.ndarray]] = lambda positions: (),
+) -> np.ndarray:
+    """Return the compared rows that have an equal text before them: mask [n].
 
     Args:
         rows, is_compared: the rows, and which of them (mask) to compare.
-        keys: [n] each, the order of the rows, the first key first; rows with equal keys keep their own order.
+        keys: returns, of positions of rows, the values that they are ordered by, the first key first. Rows
+            with equal keys keep their own order.
     """
     is_repeated = np.zeros(len(rows), bool)
     same = several(rows.text, is_compared)
-    order = same[np.lexsort((*(key[same] for key in reversed(keys)), rows.text[same]))]
+    order = same[np.lexsort((*reversed(keys(same)), rows.text[same]))]
     is_repeated[order[1:][rows.text[order[1:]] == rows.text[order[:-1]]]] = True
     return is_repeated

@@ -32,20 +32,20 @@ def may_be_named(labels: Collection[str]) -> bool:
     )
 
 
-def named(shown: Iterable[tuple[str, str]], num_labels: int, all_labels: Collection[str]) -> str:
+def named(remarks: Iterable[tuple[str, str]], num_labels: int, all_labels: Collection[str]) -> str:
     """Return some labels, each with a remark, as they may be written outside of the store; only their number
     if the labels may not be named.
 
     Args:
-        shown: labels, and what is said about each.
-        num_labels: labels that this is about; those beyond `shown` are counted.
+        remarks: labels, and what is said about each.
+        num_labels: labels that this is about; those beyond `remarks` are counted.
         all_labels: the set that they are from, which decides whether they are named.
     """
     if not may_be_named(all_labels):
         return f"{num_labels:,} label{'s' * (num_labels != 1)} ({NOT_NAMED})"
-    pieces = [f"{quoted(label)} {about}".rstrip() for label, about in shown]
-    more = f" and {num_labels - len(pieces):,} more" if num_labels > len(pieces) else ""
-    return ", ".join(pieces) + more
+    phrases = [f"{quoted(label)} {about}".rstrip() for label, about in remarks]
+    more = f" and {num_labels - len(phrases):,} more" if num_labels > len(phrases) else ""
+    return ", ".join(phrases) + more
 
 
 _BETWEEN_WORDS = re.compile(r"[\s_-]+")
@@ -80,7 +80,7 @@ def as_listed(documents: pa.Table, settings: ExamplesSettings) -> pa.Table:
             case [str(), *_]:
                 return sorted({listed(label) for label in value})
             case list():
-                return [listed(each) for each in value]
+                return [listed(element) for element in value]
         return value
 
     for name in (target, "annotations"):

@@ -86,9 +86,11 @@ def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
 
 def places(rows: Sequence[int], table: pa.Table) -> str:
     """Return the first five rows as file:row (see `documents.names`), and how many more there are."""
-    shown = [f"{alias(table['source'][row].as_py())}:{table['row'][row].as_py()}" for row in rows[:_SHOWN]]
-    more = f" and {len(rows) - len(shown):,} more" if len(rows) > len(shown) else ""
-    return ", ".join(shown) + more
+    locations = [
+        f"{alias(table['source'][row].as_py())}:{table['row'][row].as_py()}" for row in rows[:_SHOWN]
+    ]
+    more = f" and {len(rows) - len(locations):,} more" if len(rows) > len(locations) else ""
+    return ", ".join(locations) + more
 
 
 def agreement_outcome(rule: Rule, agreement: Agreement | None) -> CheckOutcome:
@@ -103,10 +105,10 @@ def agreement_outcome(rule: Rule, agreement: Agreement | None) -> CheckOutcome:
         description = "all annotations are one label: kappa is not defined"
     elif kappa < MIN_KAPPA:
         kappas = sorted((k, label) for label, k in agreement.label_kappas.items() if k is not None)
-        worst = [(label, f"{k:.2f}") for k, label in kappas[:3]]
+        lowest = [(label, f"{k:.2f}") for k, label in kappas[:3]]
         description = (
             f"Fleiss' kappa {kappa:.2f} on {agreement.num_items:,} texts is below {MIN_KAPPA:g}, least on"
-            f" {named(worst, len(worst), agreement.label_kappas)}; sharpen the guideline for these labels"
+            f" {named(lowest, len(lowest), agreement.label_kappas)}; sharpen the guideline for these labels"
         )
     metadata: dict[str, int | float] = {"num_items": 0 if agreement is None else agreement.num_items}
     return CheckOutcome(
@@ -133,21 +135,21 @@ def gate_outcomes(
     held.
     """
     share = len(quarantined) / num_rows if num_rows else 0.0 if any_file_was_read else 1.0
-    bounded = share <= settings.max_quarantined_share and (len(valid) > 0 or not num_rows)
+    is_bounded = share <= settings.max_quarantined_share and (len(valid) > 0 or not num_rows)
     reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; ")).most_common(
         1
     )
     reason = reasons[0][0] if reasons else ""
-    strange = _unknown_labels(quarantined, settings) if reason == REASONS["labels_are_known"] else ""
+    unknown_labels = _unknown_labels(quarantined, settings) if reason == REASONS["labels_are_known"] else ""
     is_malformed = reason == REASONS["rows_are_well_formed"]
-    problem = _commonest_problem(quarantined) if is_malformed else strange
-    why = f", most often: {reason}{f' ({problem})' if problem else ''}" if reason else ""
+    problem = _commonest_problem(quarantined) if is_malformed else unknown_labels
+    details = f", most often: {reason}{f' ({problem})' if problem else ''}" if reason else ""
     finding = (
-        f"{len(quarantined):,} of {num_rows:,} rows quarantined{why}"
+        f"{len(quarantined):,} of {num_rows:,} rows quarantined{details}"
         if num_rows
         else "not one of its files was read"
     )
-    fix = "add them to examples.labels, or " if strange else ""
+    fix = "add them to examples.labels, or " if unknown_labels else ""
     fix += f"name another field ({_LOOK}), or " if num_rows and not len(valid) else ""
     fix += "fix the source and deliver it again"
     fix += ", or raise examples.max_quarantined_share" if len(valid) else ""
@@ -160,8 +162,8 @@ def gate_outcomes(
         ),
         CheckOutcome(
             name="quarantined_share_is_bounded",
-            passed=bounded,
-            description="" if bounded else f"batch {batch_name}: {finding}; {fix}",
+            passed=is_bounded,
+            description="" if is_bounded else f"batch {batch_name}: {finding}; {fix}",
             metadata={"quarantined_share": float(np.round(share, 6))},
         ),
     ]
@@ -190,7 +192,7 @@ def field_outcomes(
         "examples.domain": settings.domain,
         "examples.slice_by": settings.slice_by,
     }
-    absent: list[str] = []
+    gaps: list[str] = []
     num_without = {}
     for key, field in fields.items():
         if field is None:
@@ -201,14 +203,14 @@ def field_outcomes(
         share = is_missing.sum() / max(1, len(documents))
         # How many rows may have no group is a setting, which another gate is about.
         if share > MOST_WITHOUT if column in OPTIONAL_COLUMNS else share == 1:
-            absent.append(
+            gaps.append(
                 f"{key} names `{field}`, in which {int((~is_missing).sum()):,} of the {len(documents):,} rows"
                 " have a value"
             )
     values = CheckOutcome(
         name="named_fields_have_values",
-        passed=not absent,
-        description=f"{' and '.join(absent)}; {_LOOK}: name one of them, or remove the key" if absent else "",
+        passed=not gaps,
+        description=f"{' and '.join(gaps)}; {_LOOK}: name one of them, or remove the key" if gaps else "",
         metadata=num_without,
     )
     return [values, *([] if settings.group is None else [_groups_outcome(valid, settings)])]

@@ -237,6 +237,7 @@ def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSetting
     if target is None:
         return {}
     columns = {}
+    has_label = np.asarray(table[target].is_valid())
     if target == "spans":
         parents, spans = _flat(table["spans"])
         labels = pc.struct_field(spans, "label")
@@ -245,20 +246,18 @@ def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSetting
         columns["num_bad_spans"] = np.bincount(
             parents, (start < 0) | (end <= start) | (end > longest), len(table)
         )
-        has_label = np.asarray(table["spans"].is_valid())
     elif target == "labels":
         parents, labels = _flat(table["labels"])
-        has_label = np.asarray(table["labels"].is_valid())
     else:
         labels = table["label"].combine_chunks()
-        has_label, parents = np.asarray(labels.is_valid()), np.arange(len(table))
+        parents = np.arange(len(table))
     is_named = np.asarray(pc.fill_null(pc.not_equal(labels, ""), False))
     nameless = np.bincount(parents, ~is_named, len(table))
     columns["has_label"] = has_label & (nameless == 0)
     columns["num_labels"] = np.bincount(parents, is_named, len(table)).astype(int)
     if settings.labels is not None:
-        unknown = is_named & ~np.asarray(pc.is_in(labels, pa.array(settings.labels, labels.type)))
-        columns["num_unknown_labels"] = np.bincount(parents, unknown, len(table))
+        is_unknown = is_named & ~np.asarray(pc.is_in(labels, pa.array(settings.labels, labels.type)))
+        columns["num_unknown_labels"] = np.bincount(parents, is_unknown, len(table))
     return columns
 
 
@@ -273,10 +272,10 @@ def _turn_columns(table: pa.Table, settings: ExamplesSettings) -> dict[str, np.n
     is_unknown = ~np.asarray(pc.is_in(role, pa.array(ROLES)))
     is_blank = np.asarray(pc.fill_null(pc.equal(content, ""), True))
     num_assistant = np.bincount(parents, is_assistant, len(table))
-    bad = np.bincount(parents, is_unknown | (is_assistant & is_blank), len(table))
+    num_bad = np.bincount(parents, is_unknown | (is_assistant & is_blank), len(table))
     return {
         "num_turns": np.bincount(parents, minlength=len(table)),
-        "num_bad_turns": bad + (num_assistant == 0),
+        "num_bad_turns": num_bad + (num_assistant == 0),
     }
 
 
@@ -316,8 +315,8 @@ def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
         "spans_are_in_range": lambda: between(column="num_bad_spans", max_value=0),
         "assistant_turns_are_present": lambda: between(column="num_bad_turns", max_value=0),
     }
-    used = rules_for(settings)
-    return {rule: make() for rule, make in makers.items() if rule in used}
+    rules = rules_for(settings)
+    return {rule: make() for rule, make in makers.items() if rule in rules}
 
 
 @dataclass(frozen=True)

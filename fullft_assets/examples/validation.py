@@ -40,7 +40,6 @@ from fullft_assets.examples.outcomes import (
     row_outcome,
 )
 from fullft_assets.examples.rules import (
-    REASONS,
     Finding,
     Rule,
     profile,
@@ -162,7 +161,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     """
 
     settings = use_case.settings
-    read = RawMetadata.of(raw)
+    raw_metadata = RawMetadata.of(raw)
     kinds = masked_kinds(use_case)
 
     @cache
@@ -170,10 +169,12 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         return examine(
             pq.read_table(store.folder(raw) / DOCUMENTS_FILE),
             settings.examples,
-            read.batch,
-            any_file_was_read=bool(read.files),
+            raw_metadata.batch,
+            any_file_was_read=bool(raw_metadata.files),
             id_field=settings.documents.id,
-            num_masked=read.num_masked if kinds is not None and raw.settings.get("masked") == kinds else None,
+            num_masked=raw_metadata.num_masked
+            if kinds is not None and raw.settings.get("masked") == kinds
+            else None,
             search=search_of(use_case),
         )
 
@@ -182,15 +183,15 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         write_examples(examined.valid, draft.path / EXAMPLES_FILE)
         pq.write_table(examined.quarantined.select(_QUARANTINED_COLUMNS), draft.path / QUARANTINED)
         metadata = ExamplesMetadata(
-            batch=read.batch,
-            uri=read.uri,
-            files=read.files,
-            taken_away=read.taken_away,
+            batch=raw_metadata.batch,
+            uri=raw_metadata.uri,
+            files=raw_metadata.files,
+            taken_away=raw_metadata.taken_away,
             num_rows=len(examined.valid) + len(examined.quarantined),
             num_valid=len(examined.valid),
             num_quarantined=len(examined.quarantined),
             num_masked=examined.num_masked,
-            encodings=_encodings(read),
+            encodings=_encodings(raw_metadata),
             label_counts=examined.label_counts,
             **agreement.metadata_of(examined.agreement),
         )
@@ -201,7 +202,10 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         pq.write_table(rows, draft.path / "quarantined.parquet")
         return (
             QuarantineMetadata(
-                batch=read.batch, uri=read.uri, num_quarantined=len(rows), **count_reasons(rows)
+                batch=raw_metadata.batch,
+                uri=raw_metadata.uri,
+                num_quarantined=len(rows),
+                **count_reasons(rows),
             ).as_dict(),
             [],
         )
@@ -221,9 +225,9 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
     return valid, store.ensure(use_case.name, QUARANTINED_EXAMPLES, write_quarantined, **shared)
 
 
-def _encodings(read: RawMetadata) -> dict[str, int]:
-    counts = Counter(read.encodings.values())
-    counts["utf-8"] += len(read.files) - counts.total()
+def _encodings(metadata: RawMetadata) -> dict[str, int]:
+    counts = Counter(metadata.encodings.values())
+    counts["utf-8"] += len(metadata.files) - counts.total()
     return {name: count for name, count in counts.most_common() if count}
 
 
@@ -335,21 +339,14 @@ def _of_well_formed(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) 
 
     The user's own expectations may be about malformed rows, so whether they passed stays.
     """
-    (malformed,) = (
-        findings[name].rows or []
-        for name in findings
-        if rules[name].reason == REASONS["rows_are_well_formed"]
-    )
-    malformed_rows, findings_left = set(malformed), {}
+    malformed = set(findings["rows_are_well_formed"].rows or [])
+    of_well_formed = {}
     for name, finding in findings.items():
-        if finding.rows is None or rules[name].reason == REASONS["rows_are_well_formed"]:
-            findings_left[name] = finding
-            continue
-        rows = [row for row in finding.rows if row not in malformed_rows]
-        findings_left[name] = Finding(
-            finding.passed or not (rows or rules[name].is_own), rows, finding.observed
-        )
-    return findings_left
+        if finding.rows is not None and name != "rows_are_well_formed":
+            rows = [row for row in finding.rows if row not in malformed]
+            finding = Finding(finding.passed or not (rows or rules[name].is_own), rows, finding.observed)
+        of_well_formed[name] = finding
+    return of_well_formed
 
 
 def _reasons(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict[int, list[str]]:
@@ -364,8 +361,8 @@ def _reasons(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict
 def _with_reasons(table: pa.Table, reasons: Mapping[int, list[str]]) -> pa.Table:
 
     rows = sorted(reasons)
-    named = pa.array(["; ".join(reasons[row]) for row in rows], pa.string())
-    return table.take(pa.array(rows, pa.int64())).append_column("reasons", named)
+    column = pa.array(["; ".join(reasons[row]) for row in rows], pa.string())
+    return table.take(pa.array(rows, pa.int64())).append_column("reasons", column)
 
 
 def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fullft_assets.examples.identity import COLUMNS, IdentityRows, codes
+from fullft_assets.examples.identity import IdentityRows, codes
 from fullft_assets.settings import SnapshotSettings
 
-#: In the order of precedence: a row of a lower place never moves behind a later one.
+#: In the order of precedence: a row never moves from one of them to a later one.
 SPLITS = ("test", "validation", "train")
 TEST, VALIDATION, TRAIN = range(3)
 #: Rows of each reason that the data report names.
@@ -30,9 +30,9 @@ class BatchRows:
         rows: valid examples with COLUMNS, without their texts.
         files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the
             rows of older ones.
-        sketches: of the rows' texts (`near_text.pairs.sketch`), the `place` of each row in [0, 1) (the keyed
-            hash of its group, or of its text where it has none), and whether it `overlaps` an external
-            evaluation set: then it does not train.
+        sketches: one row an example: the sketch of its text (`near_text.pairs.sketch`); its `place` in
+            [0, 1), the keyed hash of its group, or of its text where it has no group; and whether it
+            `overlaps` an external evaluation set, so that it does not train.
         texts: reads the texts at positions, in that order.
         untrained: positions of conversations without a trained token.
     """
@@ -51,8 +51,8 @@ class Rows(IdentityRows):
     Attributes:
         group: int64 [n], code of each row's group, or of its text where it has none.
         batch, position: int64 [n], number of each row's batch and the row's position in it.
-        place: float64 [n], see `BatchRows.sketches`.
-        tier: int64 [n], number (of SPLITS) of the split of each row's group: what its place gives, until
+        unit_hash: float64 [n], the column `place` of `BatchRows.sketches`.
+        tier: int64 [n], number (of SPLITS) of the split of each row's group: what its hash gives, until
             groups are moved.
         split: int64 [n], number (of SPLITS) of the row's split, or -1 for what is excluded.
         dropped: excluded rows by reason.
@@ -62,31 +62,29 @@ class Rows(IdentityRows):
     group: np.ndarray
     batch: np.ndarray
     position: np.ndarray
-    place: np.ndarray
+    unit_hash: np.ndarray
     tier: np.ndarray
     split: np.ndarray
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_rows: dict[str, list[int]] = field(default_factory=dict)
 
     def drop(self, rows: np.ndarray, reason: str) -> int:
-        """Leave out rows (a mask, or positions) that are still in; count them and return how many they
-        are.
-        """
-        chosen = np.zeros(len(self), bool)
-        chosen[rows] = True
-        chosen &= self.kept
-        self.split[chosen] = -1
-        num_dropped = int(chosen.sum())
+        """Exclude those of some rows (a mask, or positions) that are still in, and return their number."""
+        mask = np.zeros(len(self), bool)
+        mask[rows] = True
+        mask &= self.kept
+        self.split[mask] = -1
+        num_dropped = int(mask.sum())
         self.dropped[reason] += num_dropped
-        named = self.dropped_rows.setdefault(reason, [])
-        named += np.flatnonzero(chosen)[: MOST_NAMED - len(named)].tolist()
+        first_rows = self.dropped_rows.setdefault(reason, [])
+        first_rows += np.flatnonzero(mask)[: MOST_NAMED - len(first_rows)].tolist()
         return num_dropped
 
     def places_left_out(self) -> dict[str, list[str]]:
         """Return where the first rows that were excluded were delivered, as file:row, by reason."""
-        source, row = self.table["source"], self.table["row"]
+        files = self.table.select(["source", "row"])
         return {
-            reason: [f"{source[number].as_py()}:{row[number].as_py()}" for number in rows]
+            reason: [f"{row['source']}:{row['row']}" for row in files.take(rows).to_pylist()]
             for reason, rows in self.dropped_rows.items()
             if rows
         }
@@ -98,35 +96,29 @@ class Rows(IdentityRows):
 
 
 def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Rows:
-    """Return the rows of all batches, each with the split that its place gives it."""
+    """Return the rows of all batches, at least one, each with the split that its hash gives it."""
 
     ordered = [batches[name] for name in sorted(batches)]
-    none = pa.table(
-        {
-            name: pa.array([], pa.int64() if name in ("row", "delivered_ns") else pa.string())
-            for name in COLUMNS
-        }
-    )
     tables = [batch.rows for batch in ordered if len(batch.rows)]
-    table = pa.concat_tables(tables, promote_options="permissive") if tables else none
+    table = pa.concat_tables(tables, promote_options="permissive")
     sizes = [len(batch.rows) for batch in ordered]
-    place = np.concatenate([np.zeros(0), *(batch.sketches["place"].to_numpy() for batch in ordered)])
-    tier = hashed_split(place, settings)
+    unit_hash = np.concatenate([batch.sketches["place"].to_numpy() for batch in ordered])
+    tier = hashed_split(unit_hash, settings)
     return Rows(
         **vars(IdentityRows.of(table)),
         group=codes(pc.coalesce(table["group"], table["text_hash"]))[0],
         batch=np.repeat(np.arange(len(ordered)), sizes),
-        position=np.concatenate([np.zeros(0, np.int64), *(np.arange(size) for size in sizes)]),
-        place=place,
+        position=np.concatenate([np.arange(size) for size in sizes]),
+        unit_hash=unit_hash,
         tier=tier,
         split=tier.copy(),
     )
 
 
-def hashed_split(place: np.ndarray, settings: SnapshotSettings) -> np.ndarray:
-    """Return the number (of SPLITS) of the split that each place gives: int64 [n]."""
+def hashed_split(unit_hash: np.ndarray, settings: SnapshotSettings) -> np.ndarray:
+    """Return the number (of SPLITS) of the split that each hash gives: int64 [n]."""
     held_out = settings.test_share + settings.validation_share
-    return np.where(place < settings.test_share, TEST, np.where(place < held_out, VALIDATION, TRAIN))
+    return np.where(unit_hash < settings.test_share, TEST, np.where(unit_hash < held_out, VALIDATION, TRAIN))
 
 
 def distinct(values: np.ndarray) -> np.ndarray:

@@ -58,18 +58,18 @@ def usable_batches(
                 raise DataError(
                     f"batch {name}: {part.stage} were made with other settings than today's; {fix}"
                 )
-    others = [name for name in usable if chunks[name].inputs["tokenizer"] != expected.tokenizer]
-    if others:
+    stale_batches = [name for name in usable if chunks[name].inputs["tokenizer"] != expected.tokenizer]
+    if stale_batches:
         raise DataError(
-            f"{len(others):,} of {len(usable):,} batches were tokenised with another tokenizer than"
+            f"{len(stale_batches):,} of {len(usable):,} batches were tokenised with another tokenizer than"
             f" base_model's with chunks.added_tokens; `fullft run {use_case.name}` tokenises them again"
         )
     usable = {name: manifest for name, manifest in usable.items() if not chunks[name].red_gates}
     if examples and not usable:
         name, (gate, *_) = min(red_gates(examples, chunks).items())
-        why = gate.description.removeprefix(f"batch {name}: ")
-        held = "the only batch" if len(examples) == 1 else f"each of {len(examples):,} batches, such as"
-        raise DataError(f"snapshot: red checks hold back {held} {name} ({gate.name}): {why}")
+        reason = gate.description.removeprefix(f"batch {name}: ")
+        extent = "the only batch" if len(examples) == 1 else f"each of {len(examples):,} batches, such as"
+        raise DataError(f"snapshot: red checks hold back {extent} {name} ({gate.name}): {reason}")
     return usable
 
 
@@ -90,28 +90,29 @@ def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifes
     They do as long as the settings ask for nothing that was not read then; a file that was delivered again is
     no loss.
     """
-    delivered = {path for manifest in usable.values() for path in ExamplesMetadata.of(manifest).files}
-    lost = {
-        name: sorted({*(ExamplesMetadata.of(part).taken_away or ())} - delivered)
+    present_files = {path for manifest in usable.values() for path in ExamplesMetadata.of(manifest).files}
+    files = {
+        name: sorted({*(ExamplesMetadata.of(part).taken_away or ())} - present_files)
         for name, part in sorted(examples.items())
     }
-    lost = {name: paths for name, paths in lost.items() if paths}
-    num_files = sum(map(len, lost.values()))
+    files = {name: paths for name, paths in files.items() if paths}
+    num_files = sum(map(len, files.values()))
     description = ""
-    if lost:
-        named, more = list(lost)[:5], f" and {len(lost) - 5:,} more" if len(lost) > 5 else ""
+    if files:
+        names = list(files)
+        more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
         description = (
-            f"{num_files:,} files (such as {alias(lost[named[0]][0])}) of {len(lost):,} batches"
-            f" ({', '.join(named)}{more}) are excluded: they were taken away since they were read with other"
-            " settings; deliver them again, or change the settings back (files_are_readable of raw_documents"
-            " names them)"
+            f"{num_files:,} files (such as {alias(files[names[0]][0])}) of {len(names):,} batches"
+            f" ({', '.join(names[:5])}{more}) are excluded: they were taken away since they were read with"
+            " other settings; deliver them again, or change the settings back (files_are_readable of"
+            " raw_documents names them)"
         )
     return CheckOutcome(
         name=ARCHIVED_FILES_COUNT.name,
-        passed=not lost,
+        passed=not files,
         severity="warn",
         description=description,
-        metadata={"num_files_left_out": num_files, "num_batches": len(lost)},
+        metadata={"num_files_left_out": num_files, "num_batches": len(files)},
     )
 
 
@@ -122,9 +123,7 @@ def read_batches(
     chunks: Mapping[str, Manifest],
     evaluation: EvaluationTexts | None,
 ) -> dict[str, BatchRows]:
-    """Return what the split needs of each usable batch; its sketches are made where they are not there
-    yet.
-    """
+    """Return what the split needs of each usable batch. Sketches that are not in the store yet are made."""
 
     @cache
     def screen() -> Screen | None:
@@ -132,7 +131,9 @@ def read_batches(
 
     batches = {}
     for name, manifest in usable.items():
-        index = _ensure_sketches(store, use_case.name, manifest, use_case.settings.seed, evaluation, screen)
+        sketches = _ensure_sketches(
+            store, use_case.name, manifest, use_case.settings.seed, evaluation, screen
+        )
         path = store.folder(manifest) / "examples.parquet"
         untrained = np.zeros(0, np.int64)
         if ChunksMetadata.of(chunks[name]).num_rows_without_trained_tokens:
@@ -141,7 +142,7 @@ def read_batches(
             rows=pq.read_table(path, columns=list(COLUMNS)),
             files=ExamplesMetadata.of(manifest).files,
             # Mapped: they take memory as they are read, until they are let go.
-            sketches=feather.read_table(str(store.folder(index) / _FILE), memory_map=True),
+            sketches=feather.read_table(str(store.folder(sketches) / _FILE), memory_map=True),
             texts=partial(read_rows, path, "text"),
             untrained=untrained,
         )
@@ -153,17 +154,17 @@ def build_sketches(rows: pa.Table, seed: int, screen: Screen | None = None) -> p
     whether each `overlaps` a screen's texts.
     """
     overlaps = np.zeros(len(rows), bool) if screen is None else screen.overlapping(rows["text"])
-    table = sketch(rows["text"]).append_column("place", pa.array(_places(rows, seed)))
+    table = sketch(rows["text"]).append_column("place", pa.array(_unit_hashes(rows, seed)))
     return table.append_column("overlaps", pa.array(overlaps))
 
 
-def _places(rows: pa.Table, seed: int) -> np.ndarray:
-    """Return each row's place in the split: the keyed hash of its group, or of its text where it has none."""
+def _unit_hashes(rows: pa.Table, seed: int) -> np.ndarray:
+    """Return the keyed hash of each row's group, or of its text if it has no group: float64 [n] in [0, 1)."""
     encoded = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
     of_group = np.array(
         [unit_hash(seed, "split", group) for group in encoded.dictionary.to_pylist()], np.float64
     )
-    return of_group[encoded.indices.to_numpy()] if len(of_group) else of_group
+    return of_group[encoded.indices.to_numpy()]
 
 
 def _ensure_sketches(
@@ -192,13 +193,13 @@ def _ensure_sketches(
         batch = ExamplesMetadata.of(examples).batch
         return NearDuplicateIndexMetadata(batch=batch, num_rows=len(rows)).as_dict(), []
 
-    screened = {} if evaluation is None else {"evaluation_texts": evaluation.digest}
+    screening_input = {} if evaluation is None else {"evaluation_texts": evaluation.digest}
     return store.ensure(
         case,
         _STAGE,
         write,
         version=VERSION,
         settings={},
-        inputs={"labeled_examples": content_of(examples), **screened},
+        inputs={"labeled_examples": content_of(examples), **screening_input},
         seed=seed,
     )

@@ -116,24 +116,25 @@ def _spelling_outcome(labels: list[str], severity: Literal["error", "warn"]) -> 
     )
 
 
-def verdict_check(taken: SnapshotMetadata, settings: UseCaseSettings) -> CheckOutcome:
+def verdict_check(metadata: SnapshotMetadata, settings: UseCaseSettings) -> CheckOutcome:
     """Return whether the test groups, of equal weight at best, are as many as a verdict needs; what else
     would do where they are not.
     """
-    num_groups = taken.num_test_groups
-    needed = settings.release.min_effective_groups
+    num_groups = metadata.num_test_groups
+    num_needed = settings.release.min_effective_groups
     group = settings.examples.group
-    more = math.ceil((needed - num_groups) / settings.snapshot.test_share)
+    more = math.ceil((num_needed - num_groups) / settings.snapshot.test_share)
     finer = "" if group is None else f", name a field with more values than `{group}` in examples.group"
     return CheckOutcome(
         name=VERDICT_IS_POSSIBLE.name,
-        passed=num_groups >= needed,
+        passed=num_groups >= num_needed,
         severity="warn",
         description=(
             ""
-            if num_groups >= needed
+            if num_groups >= num_needed
             else (
-                f"{num_groups:,} test groups, and a verdict needs {needed:g} (release.min_effective_groups),"
+                f"{num_groups:,} test groups, and a verdict needs {num_needed:g}"
+                " (release.min_effective_groups),"
                 f" so that of any training will be insufficient data: deliver about {more:,} more groups, of"
                 f" which {settings.snapshot.test_share:.0%} are tested{finer}, or lower"
                 " release.min_effective_groups"

@@ -71,34 +71,41 @@ def take(
         DataError: see `freeze_batches`; or a batch was not tokenised, or not from today's examples, settings
             and tokenizer.
     """
-    settings, expected = use_case.settings, Expected.of(use_case)
-    usable = usable_batches(use_case, examples, chunks, expected)
-    evaluation = screening.read_evaluation_texts(use_case) if settings.snapshot.screen else None
-    history = read_history(store, use_case.name, settings.seed)
+    settings = use_case.settings
+    expected = Expected.of(use_case)
     creation = _Creation(
-        store, use_case, examples, usable, chunks, expected, evaluation, history, suggest_group
+        store=store,
+        use_case=use_case,
+        examples=examples,
+        usable=usable_batches(use_case, examples, chunks, expected),
+        chunks=chunks,
+        expected=expected,
+        evaluation=screening.read_evaluation_texts(use_case) if settings.snapshot.screen else None,
+        history=read_history(store, use_case.name, settings.seed),
+        suggest_group=suggest_group,
     )
-    made_by = {"version": VERSION, "settings": settings.snapshot.model_dump(), "seed": settings.seed}
+    version_inputs = {"version": VERSION, "settings": settings.snapshot.model_dump(), "seed": settings.seed}
     inputs = creation.inputs()
-    snapshot = _find_newest(store, history, inputs, made_by)
+    snapshot = _find_newest(store, creation.history, inputs, version_inputs)
     if snapshot is not None:
         return snapshot
-    if history.ledger.digest is not None:
-        inputs["ledger"] = history.ledger.digest
-    return store.ensure(use_case.name, _STAGE, creation.write, inputs=inputs, **made_by)
+    ledger_digest = creation.history.ledger.digest
+    if ledger_digest is not None:
+        inputs["ledger"] = ledger_digest
+    return store.ensure(use_case.name, _STAGE, creation.write, inputs=inputs, **version_inputs)
 
 
 def _find_newest(
-    store: Store, history: LedgerHistory, inputs: Mapping[str, Any], made_by: Mapping[str, Any]
+    store: Store, history: LedgerHistory, inputs: Mapping[str, Any], version_inputs: Mapping[str, Any]
 ) -> Manifest | None:
-    """Return the newest snapshot where it is the one to be taken: the ledger that it left itself is no reason
-    to take it again.
+    """Return the newest snapshot if the one to be taken would have the same inputs and settings, or None. The
+    ledger that the newest snapshot itself wrote does not count as another input.
     """
     if len(history.newest) != 1:
         return None
-    newest = history.newest[0]
-    before = {name: value for name, value in newest.inputs.items() if name == "ledger"}
-    if newest.key != artifact_key(_STAGE, inputs={**inputs, **before}, **made_by):
+    (newest,) = history.newest
+    ledger_inputs = {name: value for name, value in newest.inputs.items() if name == "ledger"}
+    if newest.key != artifact_key(_STAGE, inputs={**inputs, **ledger_inputs}, **version_inputs):
         return None
     return store.find(newest.case, newest.stage, newest.key)
 
@@ -117,17 +124,17 @@ class _Creation:
 
     def inputs(self) -> dict[str, Any]:
         """Return what the snapshot is made of, by content."""
-        chosen = self.use_case.settings.snapshot
+        settings = self.use_case.settings.snapshot
         inputs: dict[str, Any] = {
             name: [content_of(self.usable[name]), content_of(self.chunks[name])]
             for name in sorted(self.usable)
         }
         if self.evaluation is not None:
             inputs["evaluation_texts"] = self.evaluation.digest
-        if chosen.replay is not None:
-            inputs["replay"] = pin_files(chosen.replay.path, self.use_case, "snapshot.replay")
-        if chosen.general is not None:
-            inputs["general"] = pin_files(chosen.general.path, self.use_case, "snapshot.general")
+        if settings.replay is not None:
+            inputs["replay"] = pin_files(settings.replay.path, self.use_case, "snapshot.replay")
+        if settings.general is not None:
+            inputs["general"] = pin_files(settings.general.path, self.use_case, "snapshot.general")
         return inputs
 
     def write(self, draft: Draft) -> Outcome:
@@ -148,27 +155,29 @@ class _Creation:
         pq.write_table(
             frozen.places.drop_columns(["position"]), draft.path / "places.parquet", compression="zstd"
         )
-        measured: Manifest | None = None
+        general_set: Manifest | None = None
         if settings.snapshot.general is not None:
-            measured = general.draw_general(self.store, self.use_case, frozen.index["text_hash"].to_pylist())
+            general_set = general.draw_general(
+                self.store, self.use_case, frozen.index["text_hash"].to_pylist()
+            )
         plan: Packing | None = None
-        replayed: Manifest | None = None
+        replay: Manifest | None = None
         files = ["index.parquet"]
         values = {
             "labels": frozen.labels,
             "chunks": [CHUNKS_VERSION, self.expected.settings],
             "tokenizer": self.expected.tokenizer,
         }
-        if measured is not None:
-            values["general"] = measured.content_digest
+        if general_set is not None:
+            values["general"] = general_set.content_digest
         if task_of(settings.examples).is_generative:
-            plan, replayed = self._pack(frozen, batches, measured)
+            plan, replay = self._pack(frozen, batches, general_set)
             pq.write_table(plan.to_table(), draft.path / "packing.parquet", compression="zstd")
             files.append("packing.parquet")
-            values |= {"capacity": plan.capacity, "replay": replayed and replayed.content_digest}
-        of_rows = [*frozen.checks, *checks.identity_outcomes(frozen, settings.examples)]
+            values |= {"capacity": plan.capacity, "replay": replay and replay.content_digest}
+        row_checks = [*frozen.checks, *checks.identity_outcomes(frozen, settings.examples)]
         # Who goes on with another artifact of this content must find the same gates open.
-        values["gates"] = {check.name: check.passed for check in of_rows if check.severity == "error"}
+        values["gates"] = {check.name: check.passed for check in row_checks if check.severity == "error"}
         draft.identity = Identity(files=files, values=values)
         files_of = self._files()
         num_tokens = np.array(
@@ -181,11 +190,11 @@ class _Creation:
             **metadata_of(frozen.agreement),
             batches_left_out=sorted(set(self.examples) - set(self.usable)),
             parts={name: pin(self.usable[name], self.chunks[name]) for name in sorted(self.usable)},
-            general=measured and measured.ref,
-            num_general_tokens=measured and GeneralMetadata.of(measured).num_tokens,
-            replay=replayed and replayed.ref,
-            num_replay_rows=replayed and ReplayMetadata.of(replayed).num_rows,
-            num_replay_tokens=replayed and ReplayMetadata.of(replayed).num_tokens,
+            general=general_set and general_set.ref,
+            num_general_tokens=general_set and GeneralMetadata.of(general_set).num_tokens,
+            replay=replay and replay.ref,
+            num_replay_rows=replay and ReplayMetadata.of(replay).num_rows,
+            num_replay_tokens=replay and ReplayMetadata.of(replay).num_tokens,
             num_packed_rows=plan and plan.num_rows,
             packing_fill=plan and plan.fill,
             packing_capacity=plan and plan.capacity,
@@ -194,7 +203,7 @@ class _Creation:
             num_evaluation_texts=None if self.evaluation is None else self.evaluation.num_texts,
         )
         outcomes = [
-            *of_rows,
+            *row_checks,
             frozen.order,
             archive_check(self.examples, self.usable),
         ]
@@ -204,7 +213,7 @@ class _Creation:
         return metadata.as_dict(), outcomes
 
     def _pack(
-        self, frozen: Frozen, batches: Mapping[str, BatchRows], measured: Manifest | None
+        self, frozen: Frozen, batches: Mapping[str, BatchRows], general_set: Manifest | None
     ) -> tuple[Packing, Manifest | None]:
         """Plan the rows of training: chunks of the training split in the index's order, then those of the
         replayed documents.
@@ -215,19 +224,19 @@ class _Creation:
         settings = self.use_case.settings
         is_trained = pc.equal(frozen.index["split"], "train")
         lengths = _lengths(frozen.places.filter(is_trained), self._files())
-        replayed = None
+        replay = None
         if settings.snapshot.replay is not None:
-            held_out = _texts(frozen.places.filter(pc.invert(is_trained)), batches)
-            screened = self.evaluation.texts if self.evaluation else ()
-            kept_out = {} if measured is None else general.texts_by_hash(self.store, measured)
-            replayed = general.draw_replay(
-                self.store, self.use_case, int(lengths.sum()), held_out, screened, kept_out
+            heldout_texts = _texts(frozen.places.filter(pc.invert(is_trained)), batches)
+            evaluation_texts = self.evaluation.texts if self.evaluation else ()
+            general_texts = {} if general_set is None else general.texts_by_hash(self.store, general_set)
+            replay = general.draw_replay(
+                self.store, self.use_case, int(lengths.sum()), heldout_texts, evaluation_texts, general_texts
             )
-            lengths = np.concatenate([lengths, _replayed_lengths(self.store, replayed)])
+            lengths = np.concatenate([lengths, _replay_lengths(self.store, replay)])
         plan = packing.plan(
             lengths, settings.chunks.max_tokens, settings.seed, cut_to_fill=_cuts_to_fill(settings)
         )
-        return plan, replayed
+        return plan, replay
 
     def _files(self) -> dict[str, Path]:
         return {name: self.store.folder(self.chunks[name]) / CHUNKS_FILE for name in self.usable}
@@ -267,12 +276,12 @@ class _Creation:
         number = frozen.index["split"].index("train").as_py()
         if number < 0:
             return None
-        place = frozen.places.slice(number, 1)
-        file = self._files()[place["batch"][0].as_py()]
-        (chunks,) = to_lists(read_rows(file, CHUNKS_COLUMN, place["position"].to_numpy()))
+        location = frozen.places.slice(number, 1)
+        file = self._files()[location["batch"][0].as_py()]
+        (chunks,) = to_lists(read_rows(file, CHUNKS_COLUMN, location["position"].to_numpy()))
         tokenizer = load_tokenization(self.use_case).tokenizer
         return data_report.Example(
-            text=_texts(place, batches)[0],
+            text=_texts(location, batches)[0],
             target=data_report.target_of(frozen.index.slice(number, 1).to_pylist()[0]),
             tokens=[tokenizer.id_to_token(i) or "" for i in chunks[0]],
         )
@@ -312,13 +321,13 @@ def pack_again(store: Store, snapshot: Manifest, index: pa.Table) -> Packing:
     rows = find_rows(store, snapshot, index.filter(pc.equal(index["split"], "train")))
     lengths = _lengths(rows.places, rows.chunk_files)
     if metadata.replay is not None:
-        lengths = np.concatenate([lengths, _replayed_lengths(store, store.load(metadata.replay))])
+        lengths = np.concatenate([lengths, _replay_lengths(store, store.load(metadata.replay))])
     return packing.plan(
         lengths, metadata.packing_capacity, snapshot.seed, cut_to_fill=bool(metadata.packing_cuts_to_fill)
     )
 
 
-def _replayed_lengths(store: Store, replayed: Manifest) -> np.ndarray:
+def _replay_lengths(store: Store, replay: Manifest) -> np.ndarray:
 
-    chunks = pq.read_table(store.folder(replayed) / CHUNKS_FILE, columns=[CHUNKS_COLUMN])[CHUNKS_COLUMN]
+    chunks = pq.read_table(store.folder(replay) / CHUNKS_FILE, columns=[CHUNKS_COLUMN])[CHUNKS_COLUMN]
     return np.array(list(chain.from_iterable(chunk_lengths(chunks))), np.int64)

@@ -76,7 +76,7 @@ class DataFacts:
     @property
     def num_excluded(self) -> int:
         """How many valid rows the snapshot leaves out."""
-        return sum(each.num_rows for each in self.left_out)
+        return sum(rows.num_rows for rows in self.left_out)
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ def _histogram(num_tokens: Sequence[int] | np.ndarray) -> list[str]:
     lengths = np.maximum(np.asarray(num_tokens), 1)
     edges = 2 ** np.arange(0, int(np.ceil(np.log2(lengths.max() + 1))) + 1)
     counts, _ = np.histogram(lengths, bins=[*edges, edges[-1] * 2])
-    most = counts.max()
+    max_count = counts.max()
     return [
-        f"{low:>7,} - {2 * low - 1:<7,} {count:>7,} {'#' * round(_BAR * count / most)}"
+        f"{low:>7,} - {2 * low - 1:<7,} {count:>7,} {'#' * round(_BAR * count / max_count)}"
         for low, count in zip(edges, counts, strict=True)
         if count
     ]
@@ -206,7 +206,7 @@ def gather(
         checks: of the snapshot.
     """
 
-    used = [ExamplesMetadata.of(examples[name]) for name in folders]
+    batches_metadata = [ExamplesMetadata.of(examples[name]) for name in folders]
     # The index has the text's hash for the group of a row without one.
     index = frozen.index.filter(pc.not_equal(frozen.index["group"], frozen.index["text_hash"]))
     groups = index.group_by(["group", "split"]).aggregate([([], "count_all")])
@@ -215,8 +215,8 @@ def gather(
         pc.sort_indices(groups, [("count_all", "descending"), ("group", "ascending")])[:_LARGEST_GROUPS]
     )
     return DataFacts(
-        num_rows=sum(about.num_rows for about in used),
-        num_valid=sum(about.num_valid for about in used),
+        num_rows=sum(metadata.num_rows for metadata in batches_metadata),
+        num_valid=sum(metadata.num_valid for metadata in batches_metadata),
         quarantined=_quarantined(folders.values()),
         left_out=[
             ExcludedRows(reason, count, frozen.places_left_out.get(reason, []))
@@ -239,25 +239,25 @@ def gather(
 
 
 def _with_names(description: str, batches: Mapping[str, BatchRows]) -> str:
-    """Return what a check says as the page may say it, which stays in the store: files have their names, and
-    the page lists the labels.
+    """Return the description of a check with the names of files in it, which the report may contain since it
+    stays in the store.
     """
-    named = restore(description, lambda: [path for batch in batches.values() for path in batch.files])
-    return named.replace(NOT_NAMED, "see Labels below")
+    return restore(description, lambda: [path for batch in batches.values() for path in batch.files]).replace(
+        NOT_NAMED, "see Labels below"
+    )
 
 
 def _with_those_of_batches(
     checks: Iterable[CheckOutcome], of_batches: Mapping[str, list[CheckOutcome]]
 ) -> list[CheckOutcome]:
-    """Return the checks that are not green: the snapshot's, then of each of the batches' the first."""
-    red = [check for check in checks if not check.passed]
-    known = {check.name for check in red}
+    """Return the checks that are not green, one for each name: the snapshot's, else the first batch's."""
+    red_checks = {check.name: check for check in checks if not check.passed}
     for name, outcomes in of_batches.items():
         for check in outcomes:
-            if not check.passed and check.name not in known:
-                known.add(check.name)
-                red.append(check.model_copy(update={"description": f"batch {name}: {check.description}"}))
-    return red
+            if not check.passed and check.name not in red_checks:
+                description = f"batch {name}: {check.description}"
+                red_checks[check.name] = check.model_copy(update={"description": description})
+    return list(red_checks.values())
 
 
 def _quarantined(folders: Iterable[Path]) -> list[ExcludedRows]:
@@ -271,6 +271,6 @@ def _quarantined(folders: Iterable[Path]) -> list[ExcludedRows]:
         ):
             for reason in reasons.split("; "):
                 counts[reason] += 1
-                if len(named := places.setdefault(reason, [])) < MOST_NAMED:
-                    named.append(f"{source}:{row}")
+                if counts[reason] <= MOST_NAMED:
+                    places.setdefault(reason, []).append(f"{source}:{row}")
     return [ExcludedRows(reason, count, places[reason]) for reason, count in counts.most_common()]

@@ -1,5 +1,5 @@
-"""What a newer delivery supersedes: the rows of its file, and those with its ids; and whether what came later
-is newer at all.
+"""Which rows a newer delivery supersedes: older rows of its files, and older rows with its ids. And whether
+the rows of later batches are newer by the times of their files.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ IDS_NAME_ONE_DOCUMENT = CheckSpec(
 LATER_ROWS_ARE_NEWER = CheckSpec(
     "later_rows_are_newer", "No row of a later batch loses to an older batch's by the times of their files."
 )
-#: Why older rows of an id are left out.
+#: Reason for which older rows of an id are excluded.
 SUPERSEDED = "superseded by a newer delivery of their id"
-#: Ids that name two texts in two files are corrections of documents up to this share of all; a few of them up
-#: to the second one.
+#: Up to this share of all ids, ids that name different texts in two files count as corrections of documents.
+#: Where they are few, the second share applies.
 _REUSED_SHARE = 0.01
 _FEW_REUSED = 10
 _FEW_REUSED_SHARE = 0.1
@@ -33,11 +33,11 @@ _FEW_REUSED_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Superseded:
-    """What became of the rows that share a file or an id with newer ones.
+    """What became of the rows that share a file or an id with newer rows.
 
     Attributes:
-        order: whether what came later counts; depends on the order of the batches.
-        reused: whether ids name documents.
+        order: the check LATER_ROWS_ARE_NEWER; it depends on the order of the batches.
+        reused: the check IDS_NAME_ONE_DOCUMENT.
         num_twice_in_a_file: superseded rows whose newest version is in the same file.
         votes: of several annotators; rows of a tie are still in, since they contradict others with their
             text.
@@ -50,7 +50,7 @@ class Superseded:
 
 
 def drop_superseded(rows: Rows, batches: Mapping[str, BatchRows], target: Target | None) -> Superseded:
-    """Leave out rows of older deliveries of a file, older rows of an id, and outvoted answers."""
+    """Exclude rows of older deliveries of a file, older rows of an id, and outvoted answers."""
     newest, newest_batch = _newest_deliveries(rows, batches)
     is_old = rows.delivered < newest
     late_by_file = np.flatnonzero(is_old & (rows.batch > newest_batch))
@@ -66,7 +66,7 @@ def drop_superseded(rows: Rows, batches: Mapping[str, BatchRows], target: Target
 
 
 def _newest_deliveries(rows: Rows, batches: Mapping[str, BatchRows]) -> tuple[np.ndarray, np.ndarray]:
-    """Return time and batch (its number) of the newest delivery of each row's file: int64 [n] each."""
+    """Return the time and the number of the batch of the newest delivery of each row's file: int64 [n]."""
     newest: dict[str, tuple[int, int]] = {}
     for number, name in enumerate(sorted(batches)):
         for path, delivered in batches[name].files.items():
@@ -87,13 +87,12 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
     )
     num_ids = int(np.count_nonzero(np.bincount(rows.id[rows.kept])))
     num_reused = len(np.unique(rows.id[versions.row[differs]]))
-    most = _FEW_REUSED_SHARE if num_reused < _FEW_REUSED else _REUSED_SHARE
-    passed = num_reused <= most * num_ids
+    max_share = _FEW_REUSED_SHARE if num_reused < _FEW_REUSED else _REUSED_SHARE
     description = ""
     if num_reused:  # said from the first one on
-        reused = np.flatnonzero(differs)
+        positions = np.flatnonzero(differs)
         # The first by file and row: which one is named does not depend on the batches.
-        first = reused[np.lexsort((rows.row[versions.row[reused]], versions.source[reused]))[0]]
+        first = positions[np.lexsort((rows.row[versions.row[positions]], versions.source[positions]))[0]]
         places = [
             f"{alias(rows.table['source'][row].as_py())}:{rows.row[row]}"
             for row in (int(versions.row[first]), int(versions.newest[first]))
@@ -106,7 +105,7 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
         )
     return CheckOutcome(
         name=IDS_NAME_ONE_DOCUMENT.name,
-        passed=passed,
+        passed=num_reused <= max_share * num_ids,
         severity="warn",
         description=description,
         metadata={"num_reused_ids": num_reused},
@@ -116,32 +115,32 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
 def _order_check(
     rows: Rows, late_by_file: np.ndarray, newest: np.ndarray, versions: Versions, is_superseded: np.ndarray
 ) -> CheckOutcome:
-    """Return whether what came later counts: a correction whose file has an older time (cp -p, rsync -t,
-    unzip) does not.
+    """Return whether the rows of later batches count: a correction whose file has an older time (cp -p,
+    rsync -t, unzip) does not count.
 
-    Of rows that vote the time does not matter.
+    The time of rows that vote does not matter.
 
     Args:
         late_by_file: rows that an older batch's delivery of their file supersedes.
         newest: time of the newest delivery of each row's file.
     """
-    beaten = (rows.batch[versions.row] > rows.batch[versions.newest]) & (
+    is_late = (rows.batch[versions.row] > rows.batch[versions.newest]) & (
         rows.delivered[versions.row] < rows.delivered[versions.newest]
     )
-    beaten &= is_superseded[versions.row]
-    beaten[beaten] = _differ(rows, versions.row[beaten], versions.newest[beaten])
+    is_late &= is_superseded[versions.row]
+    is_late[is_late] = _differ(rows, versions.row[is_late], versions.newest[is_late])
     version = rows.id * (rows.text.max(initial=0) + 1) + rows.text
     by_file = late_by_file[~np.isin(version[late_by_file], version[rows.kept])]
-    late = [*versions.row[beaten].tolist(), *by_file.tolist()]
-    winner = [*versions.newest[beaten].tolist(), *by_file.tolist()]
-    time = [*rows.delivered[versions.newest[beaten]].tolist(), *newest[by_file].tolist()]
+    late = [*versions.row[is_late].tolist(), *by_file.tolist()]
+    winner = [*versions.newest[is_late].tolist(), *by_file.tolist()]
+    time = [*rows.delivered[versions.newest[is_late]].tolist(), *newest[by_file].tolist()]
     description = ""
     if late:
-        place, by = (alias(rows.table["source"][row].as_py()) for row in (late[0], winner[0]))
+        late_file, winning_file = (alias(rows.table["source"][row].as_py()) for row in (late[0], winner[0]))
         description = (
             f"{len(late):,} rows of later batches lose to rows whose file has a newer time, such as"
-            f" {place} ({_shown_time(int(rows.delivered[late[0]]))}) to {by} of an earlier batch"
-            f" ({_shown_time(time[0])}): a file's time decides what is newest; if these are corrections, give"
+            f" {late_file} ({_utc(int(rows.delivered[late[0]]))}) to {winning_file} of an earlier batch"
+            f" ({_utc(time[0])}): a file's time decides what is newest; if these are corrections, give"
             " their files a new time (touch)"
         )
     return CheckOutcome(
@@ -153,11 +152,12 @@ def _order_check(
     )
 
 
-def _differ(rows: Rows, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _differ(rows: Rows, losers: np.ndarray, winners: np.ndarray) -> np.ndarray:
     columns = [name for name in ("text_hash", "label", "labels", "spans") if name in rows.table.column_names]
-    pairs = zip(*(rows.table.select(columns).take(each).to_pylist() for each in (one, other)), strict=True)
+    table = rows.table.select(columns)
+    pairs = zip(table.take(losers).to_pylist(), table.take(winners).to_pylist(), strict=True)
     return np.array([first != second for first, second in pairs], bool)
 
 
-def _shown_time(delivered_ns: int) -> str:
-    return datetime.fromtimestamp(int(delivered_ns) / 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
+def _utc(delivered_ns: int) -> str:
+    return datetime.fromtimestamp(delivered_ns / 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -38,8 +38,8 @@ def pin(examples: Manifest, chunks: Manifest) -> FrozenBatch:
 
 
 def content_of(part: Manifest) -> str:
-    """Return what names the rows of a batch's artifact: its digest, and how many an erasure took from it,
-    since the digest stays.
+    """Return what identifies the rows of a batch's artifact: its digest and, since an erasure does not change
+    the digest, how many rows erasures took from it.
     """
     num_erased = part.metadata.get("num_erased")
     return f"{part.content_digest}-{num_erased}" if num_erased else part.content_digest
@@ -96,20 +96,20 @@ def find_rows(store: Store, snapshot: Manifest, index: pa.Table, *, with_chunks:
             chunk_files[batch] = store.folder(store.load(parts[batch].chunks)) / CHUNKS_FILE
             if pq.read_metadata(chunk_files[batch]).num_rows != len(delivered):
                 raise _rewritten(snapshot, f"batch {batch}")
-        position[numbers] = _find(index.take(pa.array(numbers)), delivered)
+        position[numbers] = positions_in(delivered, index.take(pa.array(numbers)))
         if (position[numbers] < 0).any():
             raise _rewritten(snapshot, f"batch {batch}")
     return FrozenRows(pa.table({"batch": index["batch"], "position": position}), examples, chunk_files)
 
 
-def _find(rows: pa.Table, delivered: pa.Table) -> np.ndarray:
-    """Return the position of each row among delivered ones, by file and row; -1 where it is not there."""
+def positions_in(table: pa.Table, rows: pa.Table) -> np.ndarray:
+    """Return the position of each of some rows in a table, by `source` and `row`, or -1: int64 [n]."""
 
     def names(table: pa.Table) -> pa.Array:
         number = table["row"].cast(pa.string())
         return pc.binary_join_element_wise(table["source"], number, ":").combine_chunks()
 
-    return pc.index_in(names(rows), value_set=names(delivered)).fill_null(-1).to_numpy()
+    return pc.index_in(names(rows), value_set=names(table)).fill_null(-1).to_numpy().astype(np.int64)
 
 
 def drawn_digest(snapshot: Manifest, kind: str) -> str | None:
@@ -128,10 +128,10 @@ def drawn_folder(store: Store, snapshot: Manifest, kind: str) -> Path | None:
     ref = SnapshotMetadata.of(snapshot).drawn().get(kind)
     if ref is None:
         return None
-    drawn = store.load(ref)
-    if drawn_digest(snapshot, kind) != drawn.content_digest:
+    documents = store.load(ref)
+    if drawn_digest(snapshot, kind) != documents.content_digest:
         raise _rewritten(snapshot, f"the {kind} set")
-    return store.folder(drawn)
+    return store.folder(documents)
 
 
 @contextmanager
@@ -160,11 +160,11 @@ def by_batch(rows: pa.Table) -> list[tuple[str, np.ndarray]]:
 
 
 def in_order(places: pa.Table, read: Callable[[str, np.ndarray], Sequence[T]]) -> list[T]:
-    """Return what is read of some rows, in their order.
+    """Return the values that are read for some rows, in their order.
 
     Args:
-        places: of the rows.
-        read: returns, of a batch and some positions in it, the value at each.
+        places: where the rows are.
+        read: returns the values at some positions of a batch.
     """
     values: list[T | None] = [None] * len(places)
     positions = places["position"].to_numpy()

@@ -47,7 +47,7 @@ _BLOCK_ROWS = 1_024
 
 
 @dataclass
-class Drawn:
+class Draw:
     """Documents in the order of the draw, with the columns of a batch's artifacts.
 
     Attributes:
@@ -63,12 +63,12 @@ class Drawn:
     num_unusable: Counter[str]
     num_passed_over: list[int]
 
-    def write(self, draft: Draft, made_with: dict[str, Any]) -> dict[str, Any]:
+    def write(self, draft: Draft, chunk_inputs: dict[str, Any]) -> dict[str, Any]:
         """Write both tables as an artifact, and return their metadata.
 
         Args:
-            draft: of the artifact.
-            made_with: see `made_with`.
+            draft: the artifact's draft.
+            chunk_inputs: what `made_with` returns.
         """
 
         pq.write_table(self.examples, draft.path / "examples.parquet", compression="zstd")
@@ -76,7 +76,7 @@ class Drawn:
         # Not of the files: they hold from where, and when, documents were delivered.
         documents = self.examples["text_hash"].to_pylist()
         draft.identity = Identity(
-            files=[], values={"documents": documents, "num_tokens": self.num_tokens, **made_with}
+            files=[], values={"documents": documents, "num_tokens": self.num_tokens, **chunk_inputs}
         )
         counts = {"num_rows": len(self.examples), "num_tokens": self.num_tokens}
         return {**counts, "num_unusable": self.num_unusable}
@@ -112,7 +112,7 @@ def draw_tokens(
     left_out: Collection[str] = (),
     screens: Sequence[Screen] = (),
     tombstones: Collection[str] = (),
-) -> Drawn:
+) -> Draw:
     """Draw documents until they have the tokens that are needed, or there are no others.
 
     Args:
@@ -120,9 +120,9 @@ def draw_tokens(
         path: of the documents.
         num_needed: tokens.
         setting: named in messages.
-        left_out: content hashes of documents that are none of them.
-        screens: what else keeps documents out.
-        tombstones: of erased documents, which are none of them either (see `documents.erasure`).
+        left_out: content hashes of documents that are not drawn.
+        screens: a document that overlaps the texts of one of them is not drawn either.
+        tombstones: of erased documents, which are not drawn either (see `documents.erasure`).
 
     Raises:
         DataError: the path is not there, or a file of it cannot be read.
@@ -132,32 +132,34 @@ def draw_tokens(
         unusable: Counter[str] = Counter()
         tables = _usable(use_case, path, unusable, left_out, setting, tombstones)
         candidates, is_all = _first_candidates(tables, most)
-        drawn = _take_tokens(use_case, candidates, unusable, num_needed, screens)
-        if drawn.num_tokens >= num_needed or is_all:
-            return drawn
+        draw = _take_tokens(use_case, candidates, unusable, num_needed, screens)
+        if draw.num_tokens >= num_needed or is_all:
+            return draw
         most *= _MORE
 
 
-def _first_candidates(tables: Iterator[pa.Table], most: int) -> tuple[pa.Table, bool]:
-    """Return the documents that come first in the draw, in its order, each content once, of at least `most`
-    characters together, and whether there are no others; at most some times as many are held.
+def _first_candidates(tables: Iterator[pa.Table], min_characters: int) -> tuple[pa.Table, bool]:
+    """Return the first documents of the draw in its order, each content once, with at least `min_characters`
+    characters together; and whether there are no other documents. It holds a few times as many characters.
     """
     candidates: list[pa.Table] = []
     num_characters = 0
-    last = 1.0
+    last_place = 1.0
     is_all = True
     for table in tables:
-        early = table.filter(np.asarray(table["place"]) <= last)
-        is_all &= len(early) == len(table)
-        candidates.append(early)
-        num_characters += _num_characters(early).sum()
-        if num_characters > 2 * most:
-            ordered = _in_order(candidates)
-            first = ordered.slice(0, int(np.searchsorted(np.cumsum(_num_characters(ordered)), most)) + 1)
-            is_all &= len(first) == sum(map(len, candidates))
-            candidates = [first]
-            num_characters = _num_characters(first).sum()
-            last = first["place"][-1].as_py()
+        earlier_documents = table.filter(np.asarray(table["place"]) <= last_place)
+        is_all &= len(earlier_documents) == len(table)
+        candidates.append(earlier_documents)
+        num_characters += _num_characters(earlier_documents).sum()
+        if num_characters > 2 * min_characters:
+            documents = _in_order(candidates)
+            first_documents = documents.slice(
+                0, int(np.searchsorted(np.cumsum(_num_characters(documents)), min_characters)) + 1
+            )
+            is_all &= len(first_documents) == sum(map(len, candidates))
+            candidates = [first_documents]
+            num_characters = _num_characters(first_documents).sum()
+            last_place = first_documents["place"][-1].as_py()
     return _in_order(candidates), is_all
 
 
@@ -169,9 +171,11 @@ def _usable(
     setting: str,
     tombstones: Collection[str],
 ) -> Iterator[pa.Table]:
-    """Yield tables of documents with `text_hash` and their `place` in the draw; others are counted."""
+    """Yield tables of usable documents with `text_hash` and their `place` in the draw, and count the other
+    documents in `unusable`, by reason.
+    """
 
-    seed, plain = use_case.settings.seed, DocumentsSettings.model_validate({"path": path})
+    plain = DocumentsSettings.model_validate({"path": path})
     has_messages = task_of(use_case.settings.examples).has_messages
     ways: list[Way] = [*([(plain, CONVERSATIONS)] if has_messages else []), (plain, PLAIN_TEXT)]
     for _, table in read_external(path, use_case, ways, setting):
@@ -186,7 +190,7 @@ def _usable(
             else messages_hash([(turn["role"], turn["content"]) for turn in turns])
             for text, turns in zip(table["text"].to_pylist(), table["messages"].to_pylist(), strict=True)
         ]
-        places = [unit_hash(seed, "replay", hash_) for hash_ in hashes]
+        places = [unit_hash(use_case.settings.seed, "replay", hash_) for hash_ in hashes]
         table = table.append_column("text_hash", pa.array(hashes, pa.string())).append_column(
             "place", pa.array(places, pa.float64())
         )
@@ -212,7 +216,7 @@ def _in_order(tables: list[pa.Table]) -> pa.Table:
 
 def _take_tokens(
     use_case: UseCase, table: pa.Table, unusable: Counter[str], num_needed: int, screens: Sequence[Screen]
-) -> Drawn:
+) -> Draw:
     """Tokenise candidates one block after the other, until they have the tokens that are needed."""
     tokenizations = _Tokenizations(use_case)
     num_passed_over = [0 for _ in screens]
@@ -238,9 +242,9 @@ def _take_tokens(
         examples.append(block.take(clean[fit]))
         chunk_tables.append(chunks)
         missing -= int(_num_tokens(chunks).sum())
-    drawn = pa.concat_tables(examples).drop_columns(["place"])
-    return Drawn(
-        drawn,
+    documents = pa.concat_tables(examples).drop_columns(["place"])
+    return Draw(
+        documents,
         pa.concat_tables(chunk_tables),
         num_needed - missing,
         len(table),
@@ -250,8 +254,8 @@ def _take_tokens(
 
 
 def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table, bool]:
-    """Return the first rows with a token to learn from, with their chunks, that have the missing tokens, and
-    whether they do. Of the last row the chunks are left out whose tokens are not needed.
+    """Return the first rows with a trained token that have the missing tokens together, their chunks, and
+    whether there are enough tokens. The last row loses the chunks whose tokens are not needed.
     """
 
     num_trained = _num_tokens(chunks)
@@ -314,9 +318,9 @@ def draw_replay(
     store: Store,
     use_case: UseCase,
     num_task_tokens: int,
-    held_out: Sequence[str],
-    screened: Sequence[str] = (),
-    measured: Mapping[str, str] | None = None,
+    heldout_texts: Sequence[str],
+    evaluation_texts: Sequence[str] = (),
+    general_texts: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Choose the general documents that train beside the task's, and write them as an artifact of their own.
 
@@ -329,63 +333,68 @@ def draw_replay(
         use_case: settings; `snapshot.replay` must be set.
         num_task_tokens: tokens of the training rows as they are packed (lengths of all chunks, special
             tokens included).
-        held_out: texts of the validation and test rows.
-        screened: texts of external evaluation sets.
-        measured: texts by content hash that forgetting is measured on (`general`): neither they nor their
-            near-duplicates train.
+        heldout_texts: texts of the validation and test rows.
+        evaluation_texts: texts of external evaluation sets.
+        general_texts: texts of the general set by content hash: neither they nor their near-duplicates
+            train.
 
     Raises:
         DataError: the path is not there, a file of it cannot be read, it holds nothing usable, or there is
             too little of it; the message contains how many tokens are missing.
     """
-    replay, seed = use_case.settings.snapshot.replay, use_case.settings.seed
+    replay = use_case.settings.snapshot.replay
     assert replay is not None, "there is nothing to draw from"
     num_needed = num_replay_tokens(num_task_tokens, replay.share)
-    files, making = pin_files(replay.path, use_case, "snapshot.replay"), made_with(use_case)
-    measured = measured or {}
+    files = pin_files(replay.path, use_case, "snapshot.replay")
+    chunk_inputs = made_with(use_case)
+    general_texts = general_texts or {}
 
     def write(draft: Draft) -> Outcome:
-        tombstones = read_tombstones(store, use_case.name)
         screens = [
-            Screen(held_out),
-            Screen(screened),
+            Screen(heldout_texts),
+            Screen(evaluation_texts),
             # Both may have a run of words, such as a licence's.
-            Screen(list(measured.values()), num_words=None),
+            Screen(list(general_texts.values()), num_words=None),
         ]
-        drawn = draw_tokens(
-            use_case, replay.path, num_needed, "snapshot.replay", measured, screens, tombstones
+        draw = draw_tokens(
+            use_case,
+            replay.path,
+            num_needed,
+            "snapshot.replay",
+            general_texts,
+            screens,
+            read_tombstones(store, use_case.name),
         )
-        if drawn.num_tokens < num_needed:
-            raise _too_little(replay, num_needed, drawn)
-        share = drawn.num_tokens / (drawn.num_tokens + num_task_tokens) if drawn.num_tokens else 0.0
-        passed_over = dict(
-            zip(("num_near_held_out", "num_screened", "num_near_general"), drawn.num_passed_over, strict=True)
+        if draw.num_tokens < num_needed:
+            raise _too_little(replay, num_needed, draw)
+        share = draw.num_tokens / (draw.num_tokens + num_task_tokens) if draw.num_tokens else 0.0
+        names = ("num_near_held_out", "num_screened", "num_near_general")
+        metadata = ReplayMetadata(
+            **draw.write(draft, chunk_inputs),
+            share=share,
+            num_files=len(files),
+            **dict(zip(names, draw.num_passed_over, strict=True)),
         )
-        return (
-            ReplayMetadata(
-                **drawn.write(draft, making), share=share, num_files=len(files), **passed_over
-            ).as_dict(),
-            [],
-        )
+        return metadata.as_dict(), []
 
     inputs = {
         "files": digest(files),
-        "tokenizer": making["tokenizer"],
+        "tokenizer": chunk_inputs["tokenizer"],
         "num_tokens": num_needed,
         "num_task_tokens": num_task_tokens,
-        "held_out": digest(sorted(held_out)),
-        "screened": digest(sorted(screened)),
+        "held_out": digest(sorted(heldout_texts)),
+        "screened": digest(sorted(evaluation_texts)),
     }
-    if measured:
-        inputs["measured"] = digest(sorted(measured))
+    if general_texts:
+        inputs["measured"] = digest(sorted(general_texts))
     return store.ensure(
         use_case.name,
         REPLAY_DOCUMENTS,
         write,
         version=f"{_REPLAY_VERSION}-{CHUNKS_VERSION}",
-        settings={"chunks": making["chunks"]},
+        settings={"chunks": chunk_inputs["chunks"]},
         inputs=inputs,
-        seed=seed,
+        seed=use_case.settings.seed,
     )
 
 
@@ -394,24 +403,24 @@ def num_replay_tokens(num_task_tokens: int, share: float) -> int:
     return math.ceil(num_task_tokens * share / (1 - share))
 
 
-def _too_little(replay: ReplaySettings, num_needed: int, drawn: Drawn) -> DataError:
-    why = [f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3)]
+def _too_little(replay: ReplaySettings, num_needed: int, draw: Draw) -> DataError:
+    why = [f"{count:,} rows: {reason}" for reason, count in draw.num_unusable.most_common(3)]
     why += [
         f"{count:,} overlap {what}"
         for what, count in zip(
-            ("held-out rows", "snapshot.screen", "snapshot.general"), drawn.num_passed_over, strict=True
+            ("held-out rows", "snapshot.screen", "snapshot.general"), draw.num_passed_over, strict=True
         )
         if count
     ]
     detail = f" ({'; '.join(why)})" if why else ""
-    if not drawn.num_candidates:
+    if not draw.num_candidates:
         return DataError(
             f"snapshot.replay: {replay.path} holds no usable document{detail}; give each row a field `text`"
             " (for sft: or messages)"
         )
     return DataError(
-        f"snapshot.replay: {replay.path} holds {drawn.num_tokens:,} usable tokens{detail},"
-        f" {num_needed - drawn.num_tokens:,} fewer than snapshot.replay.share ({replay.share:g}) needs; add"
+        f"snapshot.replay: {replay.path} holds {draw.num_tokens:,} usable tokens{detail},"
+        f" {num_needed - draw.num_tokens:,} fewer than snapshot.replay.share ({replay.share:g}) needs; add"
         " documents, or lower the share"
     )
 
@@ -446,43 +455,43 @@ def draw_general(store: Store, use_case: UseCase, task_hashes: Collection[str]) 
     Raises:
         DataError: the path is not there, a file of it cannot be read, or it holds nothing usable.
     """
-    settings, general = use_case.settings, use_case.settings.snapshot.general
+    general = use_case.settings.snapshot.general
     assert general is not None, "there is nothing to draw from"
-    files, making = pin_files(general.path, use_case, "snapshot.general"), made_with(use_case)
+    files = pin_files(general.path, use_case, "snapshot.general")
+    chunk_inputs = made_with(use_case)
 
     def write(draft: Draft) -> Outcome:
-        tombstones = read_tombstones(store, use_case.name)
-        drawn = draw_tokens(
+        draw = draw_tokens(
             use_case,
             general.path,
             general.max_tokens,
             "snapshot.general",
             frozenset(task_hashes),
-            tombstones=tombstones,
+            tombstones=read_tombstones(store, use_case.name),
         )
-        if not drawn.num_tokens:
+        if not draw.num_tokens:
             detail = "; ".join(
-                f"{count:,} rows: {reason}" for reason, count in drawn.num_unusable.most_common(3)
+                f"{count:,} rows: {reason}" for reason, count in draw.num_unusable.most_common(3)
             )
             raise DataError(
                 f"snapshot.general: {general.path} holds no usable document"
                 f"{f' ({detail})' if detail else ''}; give each row a field `text` (for sft: or"
                 " messages), and texts that are no rows of the task"
             )
-        return GeneralMetadata(**drawn.write(draft, making), num_files=len(files)).as_dict(), []
+        return GeneralMetadata(**draw.write(draft, chunk_inputs), num_files=len(files)).as_dict(), []
 
     return store.ensure(
         use_case.name,
         GENERAL_DOCUMENTS,
         write,
         version=f"{_GENERAL_VERSION}-{CHUNKS_VERSION}",
-        settings={"chunks": making["chunks"], "max_tokens": general.max_tokens},
+        settings={"chunks": chunk_inputs["chunks"], "max_tokens": general.max_tokens},
         inputs={
             "files": digest(files),
-            "tokenizer": making["tokenizer"],
+            "tokenizer": chunk_inputs["tokenizer"],
             "task": digest(sorted(set(task_hashes))),
         },
-        seed=settings.seed,
+        seed=use_case.settings.seed,
     )
 
 

@@ -27,7 +27,8 @@ from fullft_assets.store.hashing import unit_hash
 _LEAST_GROUPS = {TRAIN: 1, TEST: 2, VALIDATION: 3}
 #: Rows of each label that are drawn first: so many, and so large a share of the maximum for all labels
 #: together.
-_FLOOR_ROWS, _FLOOR_SHARE = 50, 0.25
+_FLOOR_ROWS = 50
+_FLOOR_SHARE = 0.25
 #: A training row of a group of n rows weighs n to the power of minus this: giant groups have less to say that
 #: is new.
 _GROUP_POWER = 0.25
@@ -38,31 +39,31 @@ class GroupSplits:
     """The splits of the groups, by the code of the group.
 
     Attributes:
-        place: float64 [g], keyed hash of each group.
-        hashed: int64 [g], the split that the hash gives.
-        known: int64 [g], the split that the ledger has, or UNKNOWN.
+        unit_hash: float64 [g], keyed hash of each group.
+        hash_split: int64 [g], the split that the hash gives.
+        ledger_split: int64 [g], the split that the ledger has, or UNKNOWN.
         split: int64 [g], the split that the group has.
     """
 
-    place: np.ndarray
-    hashed: np.ndarray
-    known: np.ndarray
+    unit_hash: np.ndarray
+    hash_split: np.ndarray
+    ledger_split: np.ndarray
     split: np.ndarray
 
     @classmethod
     def of(cls, rows: Rows, ledger: Ledger, settings: SnapshotSettings) -> GroupSplits:
         """Return the splits by hash and ledger, before any label is looked at."""
-        place = np.empty(int(rows.group.max(initial=-1)) + 1)
-        place[rows.group] = rows.place
-        hashed, known = hashed_split(place, settings), ledger.look_up(place)
-        # What is held out stays so where the shares shrink; where they grow, a validation group may go on to
-        # the test.
-        split = np.where(known == UNKNOWN, hashed, np.where(known == TRAIN, TRAIN, np.minimum(known, hashed)))
-        return cls(place, hashed, known, split)
+        hashes = np.empty(int(rows.group.max(initial=-1)) + 1)
+        hashes[rows.group] = rows.unit_hash
+        hash_split = hashed_split(hashes, settings)
+        ledger_split = ledger.look_up(hashes)
+        # Where the shares shrink, what is held out stays held out. Where they grow, a validation group may
+        # go on to the test.
+        split = np.where(ledger_split == TRAIN, TRAIN, np.minimum(ledger_split, hash_split))
+        return cls(hashes, hash_split, ledger_split, np.where(ledger_split == UNKNOWN, hash_split, split))
 
-    def serve(self, labels: Labels, group: np.ndarray) -> int:
-        """Move groups so that each label has the sides that it has groups for, where that can be; return how
-        many were moved.
+    def serve(self, labels: Labels, group: np.ndarray) -> None:
+        """Move groups so that each label is in the splits that it has enough groups for, where possible.
 
         Args:
             labels: of the rows that count.
@@ -80,26 +81,21 @@ class GroupSplits:
         least = np.array([_LEAST_GROUPS[split] for split in range(len(SPLITS))])
         needed = counts.sum(axis=1)[:, None] >= least
         lacking = np.flatnonzero((needed & (counts == 0)).any(axis=1))
-        num_moved = 0
-        # Those with the fewest groups first.
+        # Labels with the fewest groups first.
         for label in lacking[np.argsort(counts[lacking].sum(axis=1), kind="stable")].tolist():
             of_label = slice(*pairs.indptr[label : label + 2])
             for side in (TRAIN, TEST, VALIDATION):
                 if counts[label, side] or not needed[label, side]:
                     continue
                 for candidate in self._candidates(pairs.indices[of_label], pairs.data[of_label], side):
-                    others, here = (
-                        by_group.indices[slice(*by_group.indptr[candidate : candidate + 2])],
-                        self.split[candidate],
-                    )
-                    # Nobody needs it where it is.
-                    if (counts[others, here] > needed[others, here]).all():
-                        counts[others, here] -= 1
-                        counts[others, side] += 1
+                    of_group = by_group.indices[slice(*by_group.indptr[candidate : candidate + 2])]
+                    side_now = self.split[candidate]
+                    # None of the group's labels needs it where it is.
+                    if (counts[of_group, side_now] > needed[of_group, side_now]).all():
+                        counts[of_group, side_now] -= 1
+                        counts[of_group, side] += 1
                         self.split[candidate] = side
-                        num_moved += 1
                         break
-        return num_moved
 
     def _candidates(self, groups: np.ndarray, sizes: np.ndarray, side: int) -> list[int]:
         """Return those of a label's groups that may go to a side, the best one first.
@@ -107,69 +103,67 @@ class GroupSplits:
         Args:
             groups, sizes: the groups, and the label's rows in each.
         """
-        split, place = self.split[groups], self.place[groups]
-        is_new = self.known[groups] == UNKNOWN
+        split = self.split[groups]
+        is_new = self.ledger_split[groups] == UNKNOWN
         if side == TRAIN:
-            may = is_new & (split != TRAIN)
-            return groups[may][np.argsort(-place[may])].tolist()
+            held_out = groups[is_new & (split != TRAIN)]
+            return held_out[np.argsort(-self.unit_hash[held_out])].tolist()
         may = (split == TRAIN) | ((split == VALIDATION) if side == TEST else (is_new & (split == TEST)))
         # A group with most of the label's training rows is not held out if there is another: the cap would
         # throw them away.
         is_large = 2 * sizes > sizes[split == TRAIN].sum()
-        order = np.lexsort((place, is_large, split != TRAIN))
+        order = np.lexsort((self.unit_hash[groups], is_large, split != TRAIN))
         return groups[order][may[order]].tolist()
 
     def num_moved(self, groups: np.ndarray) -> int:
         """Return how many of these groups (codes) are not in the split that their hash gives."""
-        return int((self.split[groups] != self.hashed[groups]).sum())
+        return int((self.split[groups] != self.hash_split[groups]).sum())
 
     def to_ledger(self, groups: np.ndarray) -> Ledger:
-        """Return what there is to remember of these groups (codes)."""
-        counts = groups[(self.split[groups] != TRAIN) | (self.hashed[groups] != TRAIN)]
-        return Ledger.of(self.place[counts], self.split[counts])
+        """Return the ledger of these groups (codes): those that are held out, or are by their hash."""
+        groups = groups[(self.split[groups] != TRAIN) | (self.hash_split[groups] != TRAIN)]
+        return Ledger.of(self.unit_hash[groups], self.split[groups])
 
 
 def cap_held_out(rows: Rows, labels: Labels, settings: SnapshotSettings, seed: int) -> None:
-    """Keep at most so many held-out rows of a group, drawn by hash; one row of each label goes first."""
+    """Exclude held-out rows over the maximum of a group, by their draws; one row of each label goes last."""
     held_out = np.flatnonzero((rows.split == TEST) | (rows.split == VALIDATION))
-    most = settings.max_heldout_rows_per_group
-    large = held_out[np.bincount(rows.group[held_out], minlength=1)[rows.group[held_out]] > most]
-    if not len(large):
+    max_rows = settings.max_heldout_rows_per_group
+    candidates = held_out[np.bincount(rows.group[held_out], minlength=1)[rows.group[held_out]] > max_rows]
+    if not len(candidates):
         return
     draw = np.full(len(rows), np.inf)
-    draw[large] = _draw(rows, large, seed, "cap")
+    draw[candidates] = _draw(rows, candidates, seed, "cap")
     # Of each label the row of the lowest draw goes first, so that none loses a split.
     for split in (TEST, VALIDATION):
         draw[_first_of_labels(labels, rows.split == split, draw, floor=1)] -= 1
-    order = large[np.lexsort((draw[large], rows.group[large]))]
-    over = order[_number_within(rows.group[order]) >= most]
-    rows.drop(over, "held-out rows over the cap of their group")
+    order = candidates[np.lexsort((draw[candidates], rows.group[candidates]))]
+    surplus = order[_number_within(rows.group[order]) >= max_rows]
+    rows.drop(surplus, "held-out rows over the cap of their group")
 
 
-def subsample(rows: Rows, labels: Labels, split: int, most: int | None, seed: int) -> None:
-    """Keep at most so many rows of a split: the same number of rows of each label first, then whichever has
-    the lowest hash.
+def subsample(rows: Rows, labels: Labels, split: int, max_rows: int | None, seed: int) -> None:
+    """Exclude rows of a split over a maximum. The same number of rows of each label is taken first, then the
+    rows with the lowest draws.
     """
-    chosen = np.flatnonzero(rows.split == split)
-    if most is None or len(chosen) <= most:
+    positions = np.flatnonzero(rows.split == split)
+    if max_rows is None or len(positions) <= max_rows:
         return
     draw = np.full(len(rows), np.inf)
-    draw[chosen] = _draw(rows, chosen, seed, "subsample")
+    draw[positions] = _draw(rows, positions, seed, "subsample")
     if split == TRAIN:
-        draw[chosen] = (
-            -np.log(1 - draw[chosen]) * np.bincount(rows.group[chosen])[rows.group[chosen]] ** _GROUP_POWER
-        )
+        group = rows.group[positions]
+        draw[positions] = -np.log(1 - draw[positions]) * np.bincount(group)[group] ** _GROUP_POWER
     num_labels = max(1, len(distinct(labels.of(rows.split == split).code)))
-    floor = max(1, min(_FLOOR_ROWS, int(most * _FLOOR_SHARE / num_labels)))
+    floor = max(1, min(_FLOOR_ROWS, int(max_rows * _FLOOR_SHARE / num_labels)))
     is_first = _first_of_labels(labels, rows.split == split, draw, floor)
-    over = np.zeros(len(rows), bool)
-    over[chosen[np.lexsort((draw[chosen], ~is_first[chosen]))[most:]]] = True
-    rows.drop(over, f"{SPLITS[split]} rows over snapshot.max_{SPLITS[split]}_rows")
+    surplus = positions[np.lexsort((draw[positions], ~is_first[positions]))[max_rows:]]
+    rows.drop(surplus, f"{SPLITS[split]} rows over snapshot.max_{SPLITS[split]}_rows")
 
 
-def _first_of_labels(labels: Labels, chosen: np.ndarray, draw: np.ndarray, floor: int) -> np.ndarray:
-    """Return the rows (mask) of the `floor` lowest draws of each label among the chosen ones (mask)."""
-    pairs = labels.of(chosen)
+def _first_of_labels(labels: Labels, mask: np.ndarray, draw: np.ndarray, floor: int) -> np.ndarray:
+    """Return the rows (mask) with the `floor` lowest draws of each label, of the rows of a mask."""
+    pairs = labels.of(mask)
     order = np.lexsort((draw[pairs.row], pairs.code))
     is_first = np.zeros(len(draw), bool)
     is_first[pairs.row[order][_number_within(pairs.code[order]) < floor]] = True
@@ -182,7 +176,6 @@ def _number_within(sorted_values: np.ndarray) -> np.ndarray:
     return np.arange(len(sorted_values)) - np.repeat(begin, np.diff(np.append(begin, len(sorted_values))))
 
 
-def _draw(rows: Rows, chosen: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    return np.array(
-        [unit_hash(seed, purpose, hash_) for hash_ in rows.table["text_hash"].take(chosen).to_pylist()]
-    )
+def _draw(rows: Rows, positions: np.ndarray, seed: int, purpose: str) -> np.ndarray:
+    hashes = rows.table["text_hash"].take(positions).to_pylist()
+    return np.array([unit_hash(seed, purpose, hash_) for hash_ in hashes])

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from fullft_assets.errors import DataError
 from fullft_assets.escaping import quoted
-from fullft_assets.examples.identity import codes
+from fullft_assets.examples.identity import ranks
 from fullft_assets.examples.labels import may_be_named, named
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows, distinct
@@ -49,14 +49,14 @@ class Labels:
     names: list[str]
 
     def of(self, rows: np.ndarray) -> Labels:
-        """Return the pairs of the rows chosen by a mask."""
-        chosen = rows[self.row]
-        return Labels(self.row[chosen], self.code[chosen], self.names)
+        """Return the pairs of the rows of a mask."""
+        mask = rows[self.row]
+        return Labels(self.row[mask], self.code[mask], self.names)
 
     def without(self, codes: np.ndarray) -> Labels:
         """Return the pairs of the labels that are not among these codes."""
-        chosen = ~np.isin(self.code, codes)
-        return Labels(self.row[chosen], self.code[chosen], self.names)
+        mask = ~np.isin(self.code, codes)
+        return Labels(self.row[mask], self.code[mask], self.names)
 
 
 def labels_of(table: pa.Table, target: Target | None) -> Labels:
@@ -64,20 +64,16 @@ def labels_of(table: pa.Table, target: Target | None) -> Labels:
 
     if target is None:
         return Labels(np.zeros(0, np.int64), np.zeros(0, np.int64), [])
-    has_one = target == "label"
-    if has_one:
-        row, values = np.arange(len(table)), table["label"]
+    if target == "label":
+        row = np.arange(len(table))
+        values = table["label"]
     else:
         lists = table[target].combine_chunks()
-        row, values = pc.list_parent_indices(lists).to_numpy().astype(np.int64), lists.flatten()
-        values = pc.struct_field(values, "label") if target == "spans" else values
-    number, names = codes(values)
-    rank = np.empty(len(names), np.int64)
-    order = pc.sort_indices(names)
-    rank[order.to_numpy()] = np.arange(len(names))
-    pairs = row * max(1, len(names)) + rank[number]
-    pairs = pairs if has_one else np.unique(pairs)
-    return Labels(pairs // max(1, len(names)), pairs % max(1, len(names)), names.take(order).to_pylist())
+        row = pc.list_parent_indices(lists).to_numpy().astype(np.int64)
+        values = pc.struct_field(lists.flatten(), "label") if target == "spans" else lists.flatten()
+    code, names = ranks(values)
+    pairs = distinct(row * max(1, len(names)) + code)
+    return Labels(pairs // max(1, len(names)), pairs % max(1, len(names)), names.to_pylist())
 
 
 def shown_split(split: np.ndarray, settings: SnapshotSettings, seed: int) -> str:
@@ -98,25 +94,22 @@ def label_statistics(labels: Labels, split: np.ndarray, group: np.ndarray) -> li
     k_eff = (sum n_g)^2 / sum n_g^2 over the groups' rows n_g (Kish 1965): 20 groups of one row, or of ten
     each, are 20; one group of 1,000 rows among nine of one is 1.02.
     """
-    where, num_splits = split[labels.row], len(SPLITS)
-    cell = labels.code * num_splits + where
-    num_groups, num_cells = int(group.max(initial=-1)) + 1, len(labels.names) * num_splits
+    cell = labels.code * len(SPLITS) + split[labels.row]
+    num_groups = int(group.max(initial=0)) + 1
     pairs, sizes = np.unique(cell * num_groups + group[labels.row], return_counts=True)
-    cells = pairs // max(1, num_groups)
-    total, squares = (
-        np.bincount(cells, sizes, num_cells),
-        np.bincount(cells, sizes.astype(float) ** 2, num_cells),
-    )
-    groups = np.bincount(cells, minlength=num_cells)
+    cells = pairs // num_groups
+    rows = np.bincount(cells, sizes)
+    squares = np.bincount(cells, sizes.astype(float) ** 2)
+    groups = np.bincount(cells)
     return [
         {
-            "label": labels.names[n // num_splits],
-            "split": SPLITS[n % num_splits],
-            "rows": int(total[n]),
+            "label": labels.names[n // len(SPLITS)],
+            "split": SPLITS[n % len(SPLITS)],
+            "rows": int(rows[n]),
             "groups": int(groups[n]),
-            "k_eff": round(float(total[n] ** 2 / squares[n]), 2),
+            "k_eff": round(float(rows[n] ** 2 / squares[n]), 2),
         }
-        for n in np.flatnonzero(total).tolist()
+        for n in np.flatnonzero(groups).tolist()
     ]
 
 
@@ -129,7 +122,7 @@ def rare_labels(statistics: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def labels_are_common(statistics: list[dict[str, Any]]) -> CheckOutcome:
     """Return whether each label has enough groups in the test split."""
     rare = rare_labels(statistics)
-    named = name_labels(
+    names = name_labels(
         {s["label"]: f"{s['rows']:,} rows, k_eff {s['k_eff']:g}" for s in rare},
         {s["label"] for s in statistics},
     )
@@ -142,7 +135,7 @@ def labels_are_common(statistics: list[dict[str, Any]]) -> CheckOutcome:
             ""
             if not rare
             else (
-                f"too few test groups for a reliable score of {named} (k_eff under {COMMON_GROUPS}); deliver"
+                f"too few test groups for a reliable score of {names} (k_eff under {COMMON_GROUPS}); deliver"
                 " more groups with them"
             )
         ),
@@ -151,11 +144,11 @@ def labels_are_common(statistics: list[dict[str, Any]]) -> CheckOutcome:
 
 
 def name_labels(about: Mapping[str, str], all_labels: Collection[str]) -> str:
-    """Name the first few of some labels, each with what is said about it; labels that may be texts are only
-    counted.
-    """
+    """Return the first few of some labels with a remark on each, or their number if labels may be texts."""
     return named(
-        [(label, f"({said})") for label, said in list(about.items())[:_SHOWN_LABELS]], len(about), all_labels
+        [(label, f"({remark})") for label, remark in list(about.items())[:_SHOWN_LABELS]],
+        len(about),
+        all_labels,
     )
 
 
@@ -186,14 +179,14 @@ class SetAside:
                 return labels
             labels = self._take(rows, labels, rare, "few_rows", task)
 
-    def take_untrainable(self, rows: Rows, labels: Labels, known: Labels, task: Task) -> Labels:
-        """Set aside the labels without a training row, note those without a test row; return the labels that
-        are left.
+    def take_untrainable(self, rows: Rows, labels: Labels, labels_before: Labels, task: Task) -> Labels:
+        """Set aside the labels without a training row, and note those without a test row. Return the other
+        labels.
 
         Args:
             rows: as they are split.
             labels: of the rows that are still in.
-            known: of the rows before any were excluded for the sake of the split: what each label had.
+            labels_before: of these rows and of those that were excluded for the sake of the split.
             task: of the use case.
         """
         while True:
@@ -201,13 +194,13 @@ class SetAside:
             has = np.zeros((len(labels.names), len(SPLITS)), bool)
             has.flat[cells] = True
             present = np.zeros(len(labels.names), bool)
-            present[known.without(np.array(list(self.reasons), np.int64)).code] = True
+            present[labels_before.without(np.array(list(self.reasons), np.int64)).code] = True
             untrained = np.flatnonzero(present & ~has[:, TRAIN])
             if not len(untrained):
                 break
-            self._take(rows, known, untrained, "no_training_row", task)
+            self._take(rows, labels_before, untrained, "no_training_row", task)
             labels = labels.of(rows.kept).without(untrained)
-        num_groups = _num_distinct(known, rows.group)
+        num_groups = _num_distinct(labels_before, rows.group)
         self.untested = {
             labels.names[n]: int(num_groups[n]) for n in np.flatnonzero(present & ~has[:, TEST]).tolist()
         }
@@ -215,8 +208,6 @@ class SetAside:
         return labels
 
     def _take(self, rows: Rows, labels: Labels, codes: np.ndarray, reason: str, task: Task) -> Labels:
-        chosen = np.isin(labels.code, codes)
-        row = labels.row[chosen]
         num_rows = np.bincount(labels.code, minlength=len(labels.names))
         num_groups = _num_distinct(labels, rows.group)
         for code in codes.tolist():
@@ -224,7 +215,7 @@ class SetAside:
             self.groups[code] = int(num_groups[code])
             self.reasons[code] = reason
         if task.target != "labels":
-            rows.drop(row, _DROPPED)
+            rows.drop(labels.row[np.isin(labels.code, codes)], _DROPPED)
         return labels.without(codes).of(rows.kept)
 
     def require_some_left(
@@ -235,13 +226,13 @@ class SetAside:
         Raises:
             DataError: too few are left.
         """
-        left = np.unique(labels.of(rows.kept).code)
-        if not labels.names or len(left) >= at_least:
+        codes = distinct(labels.of(rows.kept).code)
+        if not labels.names or len(codes) >= at_least:
             return
         num_rows = int(rows.kept.sum())
         if not self.reasons:
             only = (
-                f"one label ({quoted(labels.names[left[0]])})" if may_be_named(labels.names) else "one label"
+                f"one label ({quoted(labels.names[codes[0]])})" if may_be_named(labels.names) else "one label"
             )
             raise DataError(
                 f"snapshot: only {only} in {num_rows:,} rows; a classifier needs two: deliver rows of another"
@@ -249,12 +240,12 @@ class SetAside:
             )
         num_rare = list(self.reasons.values()).count("few_rows")
         raise DataError(
-            f"snapshot: {len(left):,} of {len(left) + len(self.reasons):,} labels are left, with {num_rows:,}"
-            f" rows: {num_rare:,} have fewer than snapshot.min_rows_per_label ({settings.min_rows_per_label})"
-            f" rows, and {len(self.reasons) - num_rare:,} no row that may train"
-            f" ({shown_split(rows.split[rows.kept], settings, seed)}); the task needs at least {at_least}:"
-            " deliver more rows of them, check that examples.label names the right field, or lower"
-            " snapshot.min_rows_per_label or snapshot.test_share"
+            f"snapshot: {len(codes):,} of {len(codes) + len(self.reasons):,} labels are left, with"
+            f" {num_rows:,} rows: {num_rare:,} have fewer than snapshot.min_rows_per_label"
+            f" ({settings.min_rows_per_label}) rows, and {len(self.reasons) - num_rare:,} no row that may"
+            f" train ({shown_split(rows.split[rows.kept], settings, seed)}); the task needs at least"
+            f" {at_least}: deliver more rows of them, check that examples.label names the right field, or"
+            " lower snapshot.min_rows_per_label or snapshot.test_share"
         )
 
     def metadata(self, labels: Labels) -> dict[str, Any]:
@@ -291,8 +282,10 @@ class SetAside:
             ),
         }
         for reason, why in whys.items():
-            codes = sorted(code for code in self.reasons if self.reasons[code] == reason)
-            codes.sort(key=lambda code: -self.rows[code])
+            codes = sorted(
+                (code for code in self.reasons if self.reasons[code] == reason),
+                key=lambda code: (-self.rows[code], code),
+            )
             if codes:
                 about = {
                     labels.names[n]: f"{_count(self.rows[n], 'row')}, {_count(self.groups[n], 'group')}"
@@ -303,12 +296,12 @@ class SetAside:
                     f" examples.labels: {name_labels(about, labels.names)}"
                 )
         if self.untested:
-            named = name_labels(
+            names = name_labels(
                 {name: _count(number, "group") for name, number in self.untested.items()}, labels.names
             )
             parts.append(
                 f"{_count(len(self.untested), 'label')} trained but not tested: deliver rows of further"
-                f" groups with them: {named}"
+                f" groups with them: {names}"
             )
         return CheckOutcome(
             name=LABELS_ARE_SPLIT.name,
@@ -325,5 +318,5 @@ def _num_distinct(labels: Labels, values: np.ndarray) -> np.ndarray:
     return np.bincount(distinct(labels.code * most + values[labels.row]) // most, minlength=len(labels.names))
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"

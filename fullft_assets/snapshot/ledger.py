@@ -47,16 +47,16 @@ class Ledger:
     def of(cls, places: np.ndarray, splits: np.ndarray) -> Ledger:
         """Return the ledger of these entries; of several with one place the split that goes first counts."""
         order = np.lexsort((splits, places))
-        places, splits = places[order].astype(np.float64), splits[order].astype(np.int8)
-        first = np.append(True, places[1:] != places[:-1])[: len(places)]
-        return cls(places[first], splits[first])
+        ordered = places[order]
+        first = order[np.append(True, ordered[1:] != ordered[:-1])[: len(order)]]
+        return cls(places[first].astype(np.float64), splits[first].astype(np.int8))
 
     @classmethod
     def join(cls, ledgers: Iterable[Ledger]) -> Ledger:
         """Return all entries of several ledgers: what one of them holds out is held out."""
         parts = [EMPTY, *ledgers]
         return cls.of(
-            np.concatenate([each.places for each in parts]), np.concatenate([each.splits for each in parts])
+            np.concatenate([part.places for part in parts]), np.concatenate([part.splits for part in parts])
         )
 
     def __len__(self) -> int:
@@ -66,8 +66,8 @@ class Ledger:
         """Return the split of each place, or UNKNOWN: int64 [n]."""
         if not len(self):
             return np.full(len(places), UNKNOWN)
-        place = np.minimum(np.searchsorted(self.places, places), len(self) - 1)
-        return np.where(self.places[place] == places, self.splits[place], UNKNOWN).astype(np.int64)
+        entry = np.minimum(np.searchsorted(self.places, places), len(self) - 1)
+        return np.where(self.places[entry] == places, self.splits[entry], UNKNOWN).astype(np.int64)
 
     @property
     def digest(self) -> str | None:

@@ -55,8 +55,8 @@ class Packing:
     def first(self, num_rows: int) -> Packing:
         """Return the first rows alone."""
         offsets = self.row_offsets[: num_rows + 1]
-        held = slice(0, int(offsets[-1]))
-        return Packing(self.source[held], self.start[held], self.length[held], offsets, self.capacity)
+        pieces = slice(0, int(offsets[-1]))
+        return Packing(self.source[pieces], self.start[pieces], self.length[pieces], offsets, self.capacity)
 
     def to_table(self) -> pa.Table:
         """Return one row a piece, in order: `row`, `source`, `start`, `length` (int64, int64, int64,
@@ -127,15 +127,15 @@ def _best_fit(length: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """Return the row of each piece (given longest first) and the number of rows.
 
     All pieces of one length are placed together. Rows with equal room are alike, so they are kept as arrays
-    by their room. A row chosen for a piece is also the fullest for the next one of that length as long as it
-    has room, so each takes as many as fit: exactly what placing one piece after the other gives, in a number
-    of steps that depends on the distinct lengths, not on the pieces (a row's room more than halves at each
-    step).
+    by their room. The fullest row for a piece is also the fullest row for the next piece of that length as
+    long as it has room, so each row takes as many pieces as fit. The result is that of placing one piece
+    after the other, but the number of steps depends on the distinct lengths, not on the pieces (a row's room
+    more than halves at each step).
     """
     rows = np.empty(len(length), np.int64)
     rooms: list[int] = []  # the distinct free rooms, ascending
     by_room: dict[int, list[np.ndarray]] = {}
-    num_rows = placed = 0
+    num_rows = num_placed = 0
 
     def put_back(room: int, open_rows: np.ndarray) -> None:
         if room > 0 and len(open_rows):
@@ -145,29 +145,28 @@ def _best_fit(length: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
             by_room[room].append(open_rows)
 
     for size, end in _runs(length):
-        while placed < end:
-            place = bisect_left(rooms, size)
-            if place == len(rooms):
-                each = capacity // size
-                chosen = np.arange(num_rows, num_rows - (placed - end) // each)
-                num_rows, room = num_rows + len(chosen), capacity
+        while num_placed < end:
+            index = bisect_left(rooms, size)
+            room = rooms[index] if index < len(rooms) else capacity
+            num_per_row = room // size
+            num_needed = -(-(end - num_placed) // num_per_row)
+            if index == len(rooms):
+                row_numbers = np.arange(num_rows, num_rows + num_needed)
+                num_rows += num_needed
             else:
-                room = rooms[place]
-                each = room // size
-                needed = -((placed - end) // each)
                 stack = by_room[room]
-                chosen = stack.pop()
-                if len(chosen) > needed:
-                    stack.append(chosen[needed:])
-                    chosen = chosen[:needed]
+                row_numbers = stack.pop()
+                if len(row_numbers) > num_needed:
+                    stack.append(row_numbers[num_needed:])
+                    row_numbers = row_numbers[:num_needed]
                 if not stack:
-                    del by_room[room], rooms[place]
-            count = min(end - placed, each * len(chosen))
-            rows[placed : placed + count] = np.repeat(chosen, each)[:count]
-            placed += count
-            whole, rest = divmod(count, each)
-            put_back(room - each * size, chosen[:whole])
-            put_back(room - rest * size, chosen[whole:])
+                    del by_room[room], rooms[index]
+            count = min(end - num_placed, num_per_row * len(row_numbers))
+            rows[num_placed : num_placed + count] = np.repeat(row_numbers, num_per_row)[:count]
+            num_placed += count
+            num_full, remainder = divmod(count, num_per_row)
+            put_back(room - num_per_row * size, row_numbers[:num_full])
+            put_back(room - remainder * size, row_numbers[num_full:])
     return rows, num_rows
 
 
@@ -177,24 +176,24 @@ def _fill(
     """Return pieces, their rows and the number of rows, after the emptiest rows have filled up the others,
     the roomiest first.
     """
-    used = np.bincount(rows, length, num_rows).astype(np.int64)
-    num_kept = -(-int(used.sum()) // capacity)
-    fullest = np.argsort(-used, kind="stable")[:num_kept]
+    num_used = np.bincount(rows, length, num_rows).astype(np.int64)
+    num_kept = -(-int(num_used.sum()) // capacity)
+    fullest = np.argsort(-num_used, kind="stable")[:num_kept]
     new_row = np.full(num_rows, -1)
     new_row[fullest] = np.arange(num_kept)
     stays = new_row[rows] >= 0
     # The tokens of the other rows in a line, beside the holes of the others in a line: each is cut where the
     # other ends.
-    moved = np.flatnonzero(~stays)
-    ends = np.cumsum(length[moved])
-    holes = (capacity - used[fullest])[::-1]
+    moved_pieces = np.flatnonzero(~stays)
+    ends = np.cumsum(length[moved_pieces])
+    holes = (capacity - num_used[fullest])[::-1]
     hole_ends = np.cumsum(holes)
-    total = int(ends[-1]) if len(moved) else 0
+    total = int(ends[-1]) if len(moved_pieces) else 0
     cuts = np.unique(np.concatenate([ends, hole_ends[hole_ends < total]]))
     cuts = cuts[cuts > 0]
     begins = np.concatenate([[0], cuts[:-1]]) if len(cuts) else cuts
-    piece = moved[np.searchsorted(ends, begins, "right")]
-    offset = begins - (ends - length[moved])[np.searchsorted(ends, begins, "right")]
+    piece = moved_pieces[np.searchsorted(ends, begins, "right")]
+    offset = begins - (ends - length[moved_pieces])[np.searchsorted(ends, begins, "right")]
     hole = num_kept - 1 - np.searchsorted(hole_ends, begins, "right")
     return (
         np.concatenate([source[stays], source[piece]]),

@@ -22,6 +22,7 @@ from fullft_assets.documents.sources import Source, SourceFile, open_source
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings
 from fullft_assets.settings.use_case import UseCase
+from fullft_assets.snapshot.frozen_batches import positions_in
 from fullft_assets.snapshot.near_text.pairs import Texts, sketch
 from fullft_assets.snapshot.near_text.words import SIXTHS, WORD, hash_runs, hash_words
 from fullft_assets.store import digest
@@ -75,29 +76,29 @@ def read_evaluation_texts(use_case: UseCase) -> EvaluationTexts:
 
 def _read_set(path: str, use_case: UseCase) -> list[str]:
     settings = use_case.settings
-    own = settings.documents.model_copy(update={"path": path, "format": "auto"})
+    documents = settings.documents.model_copy(update={"path": path, "format": "auto"})
     plain = DocumentsSettings.model_validate({"path": path})
     question = DocumentsSettings.model_validate({"path": path, "text": "question"})
     ways: list[Way] = [
-        (own, settings.examples.task),
+        (documents, settings.examples.task),
         (plain, CONVERSATIONS),
         (plain, PLAIN_TEXT),
         (question, PLAIN_TEXT),
     ]
     texts: list[str] = []
-    missing: list[str] = []
+    problems: list[str] = []
     for uri, table in read_external(path, use_case, ways, "snapshot.screen"):
         for source, row, text, problem in zip(
             *(table[name].to_pylist() for name in ("source", "row", "text", "problem")), strict=True
         ):
             if text is None:
-                missing.append(f"{uri}/{source}:{row}: {problem or 'no text'}")
+                problems.append(f"{uri}/{source}:{row}: {problem or 'no text'}")
             else:
                 texts.append(text)
-    if missing:
-        more = f" (and {len(missing) - 1:,} more rows)" if len(missing) > 1 else ""
+    if problems:
+        more = f" (and {len(problems) - 1:,} more rows)" if len(problems) > 1 else ""
         raise DataError(
-            f"{missing[0]}{more}; what cannot be read cannot be screened for: give each row a field `text`"
+            f"{problems[0]}{more}; what cannot be read cannot be screened for: give each row a field `text`"
             " (or `question`, or messages), or take it out of snapshot.screen"
         )
     return texts
@@ -162,32 +163,25 @@ def _read_group(
     source: Source, group: list[SourceFile], way: Way, use_case: UseCase, setting: str
 ) -> pa.Table:
     documents, task = way
-    own = {"task": task, "label": None, "group": None, "domain": None, "slice_by": None}
-    read = read_documents(
+    fields = {"task": task, "label": None, "group": None, "domain": None, "slice_by": None}
+    reading = read_documents(
         source,
         Batch(setting, group),
         documents,
-        use_case.settings.examples.model_copy(update=own),
+        use_case.settings.examples.model_copy(update=fields),
         may_be_empty=True,
     )
-    for name, why in read.unreadable.items():
+    for name, why in reading.unreadable.items():
         raise DataError(f"{source.uri}/{name}: cannot be read ({why}); fix it, or take it out of {setting}")
-    return read.table
+    return reading.table
 
 
-def _fill(table: pa.Table, again: pa.Table) -> pa.Table:
-
-    places = {place: len(table) + number for number, place in enumerate(_places(again))}
-    has_text = table["text"].is_valid().to_pylist()
-    rows = [
-        number if has_text[number] else places.get(place, number)
-        for number, place in enumerate(_places(table))
-    ]
-    return pa.concat_tables([table, again]).take(pa.array(rows, pa.int64()))
-
-
-def _places(table: pa.Table) -> list[tuple[str, int]]:
-    return list(zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True))
+def _fill(table: pa.Table, other: pa.Table) -> pa.Table:
+    """Return a table in which the rows without a text are replaced by the same rows of another table."""
+    position = positions_in(other, table)
+    stays = table["text"].is_valid().to_numpy() | (position < 0)
+    rows = np.where(stays, np.arange(len(table)), len(table) + position)
+    return pa.concat_tables([table, other]).take(rows)
 
 
 class Screen:
@@ -213,8 +207,8 @@ class Screen:
 
         column = _as_arrow(texts)
         overlaps = self.shares_a_run(column)
-        others = np.flatnonzero(~overlaps)
-        overlaps[others] = self.is_near(column.take(pa.array(others)))
+        positions = np.flatnonzero(~overlaps)
+        overlaps[positions] = self.is_near(column.take(pa.array(positions)))
         return overlaps
 
     def shares_a_run(self, texts: pa.ChunkedArray | Sequence[str]) -> np.ndarray:
@@ -234,8 +228,8 @@ class Screen:
         column = _as_arrow(texts)
         pooled = pa.chunked_array([*self._texts.chunks, *column.chunks], pa.string())
         reference, candidates = np.split(np.arange(len(pooled)), [len(self._texts)])
-        near = Texts([self._sketches, sketch(column)], pooled.take).find_near(reference, candidates)
-        return np.isin(candidates, list(near))
+        partners = Texts([self._sketches, sketch(column)], pooled.take).find_near(reference, candidates)
+        return np.isin(candidates, list(partners))
 
 
 def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from fullft_assets.errors import DataError
 from fullft_assets.examples.agreement import Agreement, of_votes
-from fullft_assets.examples.identity import contradicting, ranks, repeated, several
+from fullft_assets.examples.identity import contradicting, ranks, repeated
 from fullft_assets.settings import SnapshotSettings
 from fullft_assets.snapshot.all_rows import (
     SPLITS,
@@ -114,17 +114,17 @@ def freeze_batches(
     Raises:
         DataError: there are no rows, too few labels, or nothing to train or test.
     """
-    rows = collect(batches, settings)
-    if not len(rows):
+    if not any(len(batch.rows) for batch in batches.values()):
         raise DataError(
             "snapshot: no valid examples in any batch; look at quarantined_examples for the reasons"
         )
+    rows = collect(batches, settings)
     for number, name in enumerate(sorted(batches)):
         untrained = np.flatnonzero(rows.batch == number)[batches[name].untrained]
         rows.drop(untrained, "conversations without a trained token")
-    old = drop_superseded(rows, batches, task.target)
+    superseded = drop_superseded(rows, batches, task.target)
     try:
-        return _freeze(rows, old, batches, settings, seed, task, ledger)
+        return _freeze(rows, superseded, batches, settings, seed, task, ledger)
     except DataError as error:
         num_superseded = rows.dropped[SUPERSEDED]
         if num_superseded <= _REPEATED_SHARE * len(rows):
@@ -138,60 +138,61 @@ def freeze_batches(
 
 def _freeze(
     rows: Rows,
-    old: Superseded,
+    superseded: Superseded,
     batches: Mapping[str, BatchRows],
     settings: SnapshotSettings,
     seed: int,
     task: Task,
     ledger: Ledger,
 ) -> Frozen:
-    num_contradicting = rows.drop(old.votes.tied, "annotators of their id disagree without a majority")
-    contradicts = contradicting(rows, rows.kept, old.votes.tied, task.target)
+    num_contradicting = rows.drop(superseded.votes.tied, "annotators of their id disagree without a majority")
+    contradicts = contradicting(rows, rows.kept, superseded.votes.tied, task.target)
     num_contradicting += rows.drop(contradicts, "equal text with another label")
     if not rows.kept.any():
         raise DataError(
             "snapshot: no row is left of all batches: each has a newer delivery, or an equal text with"
             " another label"
         )
-    aside, names = SetAside(), labels_of(rows.table, task.target)
-    known = aside.take_rare(rows, names, settings, task)
-    aside.require_some_left(rows, names, settings, seed, task.min_labels)
+    aside = SetAside()
+    all_labels = labels_of(rows.table, task.target)
+    frequent_labels = aside.take_rare(rows, all_labels, settings, task)
+    aside.require_some_left(rows, all_labels, settings, seed, task.min_labels)
     groups = GroupSplits.of(rows, ledger, settings)
-    counted = distinct(rows.group[rows.kept])
-    num_copies = _split(rows, batches, known, groups, settings, seed)
-    labels = known.of(rows.kept)
-    cap_held_out(rows, labels, settings, seed)
-    subsample(rows, labels.of(rows.kept), TRAIN, settings.max_train_rows, seed)
-    subsample(rows, labels.of(rows.kept), VALIDATION, settings.max_validation_rows, seed)
-    labels = aside.take_untrainable(rows, labels.of(rows.kept), known, task)
+    group_codes = distinct(rows.group[rows.kept])
+    num_copies = _split(rows, batches, frequent_labels, groups, settings)
+    cap_held_out(rows, frequent_labels.of(rows.kept), settings, seed)
+    subsample(rows, frequent_labels.of(rows.kept), TRAIN, settings.max_train_rows, seed)
+    subsample(rows, frequent_labels.of(rows.kept), VALIDATION, settings.max_validation_rows, seed)
+    labels = aside.take_untrainable(rows, frequent_labels.of(rows.kept), frequent_labels, task)
     aside.require_some_left(rows, labels, settings, seed, task.min_labels)
-    _require_splits(rows, len(counted), settings, seed)
+    _require_splits(rows, len(group_codes), settings, seed)
     present = [labels.names[n] for n in np.unique(labels.code).tolist()]
     index, places = _index(rows, sorted(batches), task.target, labels if aside.reasons else None)
     statistics = label_statistics(labels, rows.split, rows.group)
     metadata = {
         **_metadata(rows, present, statistics, len(batches)),
-        **aside.metadata(names),
-        "num_groups_moved": groups.num_moved(counted),
+        **aside.metadata(all_labels),
+        "num_groups_moved": groups.num_moved(group_codes),
     }
-    agreement = of_votes(rows, old.votes) if task.target == "label" else None
+    agreement = of_votes(rows, superseded.votes) if task.target == "label" else None
     num_breaking = {
-        "ids_are_unique": old.num_twice_in_a_file,
+        "ids_are_unique": superseded.num_twice_in_a_file,
         "texts_are_unique": num_copies,
         "equal_texts_have_equal_labels": num_contradicting,
     }
-    of_labels = [labels_are_common(statistics), aside.check(names, settings)] if task.has_labels else []
-    checks = [*_checks(rows, settings), *of_labels, old.reused]
-    remembered = Ledger.join([ledger, groups.to_ledger(counted)])
+    label_checks = (
+        [labels_are_common(statistics), aside.check(all_labels, settings)] if task.has_labels else []
+    )
+    checks = [*_checks(rows, settings), *label_checks, superseded.reused]
     return Frozen(
         index,
         places,
         present,
         metadata,
         checks,
-        old.order,
+        superseded.order,
         num_breaking,
-        remembered,
+        Ledger.join([ledger, groups.to_ledger(group_codes)]),
         agreement,
         rows.places_left_out(),
     )
@@ -203,9 +204,8 @@ def _split(
     labels: Labels,
     groups: GroupSplits,
     settings: SnapshotSettings,
-    seed: int,
 ) -> int:
-    """Give the rows the splits of their groups, without what leaks from one to another.
+    """Give the rows the splits of their groups, and exclude the rows that leak from one split to another.
 
     Returns:
         How many copies were excluded.
@@ -226,49 +226,49 @@ def _split(
 
 
 def _with_every_side(rows: Rows, labels: Labels, groups: GroupSplits) -> Labels:
-    """Return the labels of the rows that are in; where a split would be empty, with one more that all of
-    these rows have.
+    """Return the labels of the rows that are in. If a split would be empty, all of these rows get one more
+    label.
     """
-    every = np.flatnonzero(rows.kept)
-    if np.bincount(groups.split[rows.group[every]], minlength=len(SPLITS)).all():
+    positions = np.flatnonzero(rows.kept)
+    if np.bincount(groups.split[rows.group[positions]], minlength=len(SPLITS)).all():
         return labels
-    code = np.full(len(every), len(labels.names))
+    code = np.full(len(positions), len(labels.names))
     return Labels(
-        np.concatenate([labels.row, every]), np.concatenate([labels.code, code]), [*labels.names, ""]
+        np.concatenate([labels.row, positions]), np.concatenate([labels.code, code]), [*labels.names, ""]
     )
 
 
 def _drop_copies(rows: Rows) -> int:
-    """Leave out all but one of the rows with one text; return how many.
+    """Exclude all but one of the rows with one text, and return how many are excluded.
 
-    The one stays whose group has the first split, and in it the smallest place; of one group the smallest id.
-    So a later copy can move a text from train to test, never from test to train.
+    The row stays whose group has the first split, among these the smallest hash of the group, and in one
+    group the smallest id. So a later copy can move a text from train to test, never from test to train.
     """
 
-    group, id_ = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-    same = several(rows.text, rows.kept)
-    if len(same):
-        chosen = rows.table.select(["id", "group", "text_hash"]).take(same)
-        group[same], id_[same] = ranks(pc.coalesce(chosen["group"], chosen["text_hash"])), ranks(chosen["id"])
-    return rows.drop(repeated(rows, rows.kept, rows.tier, rows.place, group, id_), "duplicate text")
+    def keys(positions: np.ndarray) -> list[np.ndarray]:
+        table = rows.table.select(["id", "group", "text_hash"]).take(positions)
+        group, _ = ranks(pc.coalesce(table["group"], table["text_hash"]))
+        return [rows.tier[positions], rows.unit_hash[positions], group, ranks(table["id"])[0]]
+
+    return rows.drop(repeated(rows, rows.kept, keys), "duplicate text")
 
 
 def _drop_once_held_out(rows: Rows) -> None:
-    """Leave out rows of which an older delivery of the id, or a copy of the text, belongs to a split that
-    goes before theirs.
+    """Exclude rows if an older delivery of their id, or a copy of their text, belongs to a split that goes
+    before theirs.
     """
-    first = np.full(len(rows), TRAIN)
+    first_split = np.full(len(rows), TRAIN)
     for code in (rows.id, rows.text):
-        least = np.full(code.max() + 1, TRAIN)
-        np.minimum.at(least, code, rows.tier)
-        first = np.minimum(first, least[code])
-    rows.drop(first < rows.split, "held out before: an older delivery of their id or text was")
+        least_split = np.full(code.max() + 1, TRAIN)
+        np.minimum.at(least_split, code, rows.tier)
+        first_split = np.minimum(first_split, least_split[code])
+    rows.drop(first_split < rows.split, "held out before: an older delivery of their id or text was")
 
 
 def _drop_near_and_contained(
     rows: Rows, batches: Mapping[str, BatchRows], settings: SnapshotSettings
 ) -> None:
-    """Leave out rows that are near to a row of a split that goes before theirs, contain its text, or are
+    """Exclude rows that are near to a row of a split that goes before theirs, contain its text, or are
     inside it.
 
     Args:
@@ -278,7 +278,7 @@ def _drop_near_and_contained(
     """
     texts = Texts(
         [batches[name].sketches for name in sorted(batches)],
-        lambda chosen: _read_texts(rows, batches, chosen),
+        lambda numbers: _read_texts(rows, batches, numbers),
     )
     _drop_alike(rows, texts.find_near, "{} rows near a {} row")
     _drop_alike(
@@ -289,30 +289,33 @@ def _drop_near_and_contained(
 
 
 def _drop_alike(rows: Rows, search: Callable[[np.ndarray, np.ndarray], dict[int, int]], reason: str) -> None:
-    """Leave out what a search finds.
+    """Exclude the rows that a search finds.
 
     Args:
         rows: all rows.
         search: returns, of reference rows and candidates, the candidates that must not stay.
         reason: why, given the row's split and the one that goes before it.
     """
-    for guarded, others in _SIDES:
-        reference = np.flatnonzero(rows.split == guarded)
-        candidates = np.flatnonzero(np.isin(rows.split, others))
+    for reference_split, candidate_splits in _SIDES:
+        reference = np.flatnonzero(rows.split == reference_split)
+        candidates = np.flatnonzero(np.isin(rows.split, candidate_splits))
         is_out = np.zeros(len(rows), bool)
         is_out[list(search(reference, candidates))] = True
-        for other in others:
-            rows.drop(is_out & (rows.split == other), reason.format(SPLITS[other], SPLITS[guarded]))
+        for candidate_split in candidate_splits:
+            rows.drop(
+                is_out & (rows.split == candidate_split),
+                reason.format(SPLITS[candidate_split], SPLITS[reference_split]),
+            )
 
 
-def _read_texts(rows: Rows, batches: Mapping[str, BatchRows], chosen: np.ndarray) -> pa.ChunkedArray:
+def _read_texts(rows: Rows, batches: Mapping[str, BatchRows], numbers: np.ndarray) -> pa.ChunkedArray:
     """Return the texts of some rows (ascending)."""
     names = sorted(batches)
-    edges = np.searchsorted(rows.batch[chosen], np.arange(len(names) + 1)).tolist()
+    edges = np.searchsorted(rows.batch[numbers], np.arange(len(names) + 1)).tolist()
     chunks: list[pa.Array] = []
     for name, first, last in zip(names, edges, edges[1:], strict=False):
         if first < last:
-            texts = batches[name].texts(rows.position[chosen[first:last]])
+            texts = batches[name].texts(rows.position[numbers[first:last]])
             chunks += texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
     return pa.chunked_array(chunks, pa.string())
 
@@ -331,8 +334,8 @@ def _require_splits(rows: Rows, num_groups: int, settings: SnapshotSettings, see
 def _index(
     rows: Rows, names: list[str], target: Target | None, labels: Labels | None
 ) -> tuple[pa.Table, pa.Table]:
-    """Return index and places; `labels` replace those of rows that may have several, where some were set
-    aside.
+    """Return the index and the places. If labels were set aside, `labels` has the other labels of rows that
+    may have several.
     """
 
     numbers = np.flatnonzero(rows.kept)

@@ -17,7 +17,7 @@ from fullft_assets.errors import SettingsError, WorkloadError
 from fullft_assets.extras import require
 from fullft_assets.settings import DataEngineSettings
 
-#: Nothing is sent to the makers of the engine, and nothing is drawn: here and on the machines of a cluster.
+#: No telemetry and no progress bars, here and on the machines of a cluster.
 _ENVIRONMENT = {"DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 _CONNECT_SECONDS = 10
 #: How often a cluster is asked: a machine that is lost takes parts of the tables with it.
@@ -35,7 +35,8 @@ def load_engine() -> ModuleType:
 
 
 def use_engine(settings: DataEngineSettings) -> None:
-    """Compare rows where the settings say; a process keeps the place of its first comparison.
+    """Compare rows where the settings say: in this process, or on a cluster. A process cannot change from one
+    to the other after its first comparison.
 
     Raises:
         SettingsError: the cluster cannot be used, a machine of it has other versions than this process, or
@@ -60,11 +61,11 @@ def use_engine(settings: DataEngineSettings) -> None:
 def _connect(address: str) -> None:
     import ray
 
-    place = urlsplit(address)
+    host = urlsplit(address)
 
     def connect() -> None:
         # Ray alone would wait for half a minute.
-        socket.create_connection((place.hostname, place.port), _CONNECT_SECONDS).close()
+        socket.create_connection((host.hostname, host.port), _CONNECT_SECONDS).close()
         environment = {"env_vars": _ENVIRONMENT}
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
 
@@ -87,10 +88,10 @@ def _require_equal_versions() -> None:
     for node in ray.nodes():
         if not node["Alive"]:
             continue
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         try:
-            asked = ray.remote(versions).options(num_cpus=0, scheduling_strategy=there).remote()
-            answer = ray.get(asked, timeout=60)
+            task = ray.remote(versions).options(num_cpus=0, scheduling_strategy=strategy)
+            answer = ray.get(task.remote(), timeout=60)
         except Exception as error:
             answer = _reason(error)
         if answer != versions():
@@ -101,7 +102,7 @@ def _require_equal_versions() -> None:
 
 
 def searched(search: Callable[[], T]) -> T:
-    """Return what a search with the engine gives; on a cluster it is made again where a machine was lost.
+    """Return the result of a search with the engine. On a cluster a search that failed is repeated.
 
     Raises:
         WorkloadError: the cluster failed each time.

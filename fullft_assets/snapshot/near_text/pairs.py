@@ -183,16 +183,16 @@ class Texts:
         """Return pairs of rows [2, n] that may be near to each other: candidates (ascending), references."""
         daft = load_engine()
         col = daft.col
-        looked_up = self._side(reference, "reference", "keys", "bits", "number")
-        looked_up = looked_up.with_column_renamed("bits", "reference_bits").collect()
+        lookup = self._side(reference, "reference", "keys", "bits", "number")
+        lookup = lookup.with_column_renamed("bits", "reference_bits").collect()
         distance = daft.functions.hamming_distance(col("bits"), col("reference_bits"))
         # One number orders the pairs by their distance, then by the reference text.
         order_number = distance.cast(daft.DataType.int64()) * (1 << _NUMBER_BITS) + col("number")
         end = (_largest_distance(similarity) + 1) << _NUMBER_BITS
         parts = []
         for start in range(0, len(candidates), _JOINED_ROWS):
-            some = self._side(candidates[start : start + _JOINED_ROWS], "candidate", "keys", "bits")
-            pairs = some.join(looked_up, on="keys").with_column("pair", order_number)
+            frame = self._side(candidates[start : start + _JOINED_ROWS], "candidate", "keys", "bits")
+            pairs = frame.join(lookup, on="keys").with_column("pair", order_number)
             nearest_pairs = pairs.where(col("pair") < end).groupby("candidate", col("number") % _SLOTS)
             parts.append(nearest_pairs.agg(col("pair").min()).to_arrow())
         nearest = pa.concat_tables(parts).sort_by([("candidate", "ascending"), ("pair", "ascending")])
@@ -228,35 +228,35 @@ class Texts:
     def _propose_contained(self, reference: np.ndarray, candidates: np.ndarray, share: float) -> np.ndarray:
         """Return pairs of rows [2, n], candidates and references, that share enough rare anchors."""
         col = load_engine().col
-        looked_up = self._side(reference, "reference", "anchors").where(~col("anchors").is_null()).collect()
-        every = looked_up.select("anchors").concat(
+        lookup = self._side(reference, "reference", "anchors").where(~col("anchors").is_null()).collect()
+        anchors = lookup.select("anchors").concat(
             self._side(candidates, "candidate", "anchors").select("anchors")
         )
-        rare = (
-            every.join(looked_up.select("anchors").distinct(), on="anchors")
+        rare_anchors = (
+            anchors.join(lookup.select("anchors").distinct(), on="anchors")
             .groupby("anchors")
             .agg(col("anchors").count().alias("num_texts"))
             .where(col("num_texts") <= MAX_ROWS)
         )
-        looked_up = looked_up.join(rare.select("anchors"), on="anchors").collect()
-        proposed = [np.zeros((2, 0), np.int64)]
+        lookup = lookup.join(rare_anchors.select("anchors"), on="anchors").collect()
+        pairs = [np.zeros((2, 0), np.int64)]
         for start in range(0, len(candidates), _JOINED_ROWS):
-            some = self._side(candidates[start : start + _JOINED_ROWS], "candidate", "anchors")
+            frame = self._side(candidates[start : start + _JOINED_ROWS], "candidate", "anchors")
             shared = (
-                some.join(looked_up, on="anchors")
+                frame.join(lookup, on="anchors")
                 .groupby("candidate", "reference")
                 .agg(col("anchors").count().alias("num_shared"))
                 .to_arrow()
             )
-            proposed.append(self._with_enough_anchors(shared, share))
-        return np.concatenate(proposed, axis=1)
+            pairs.append(self._with_enough_anchors(shared, share))
+        return np.concatenate(pairs, axis=1)
 
     def _side(self, rows: np.ndarray, name: str, exploded: str, *columns: str) -> DataFrame:
         """Return a frame of some rows: their numbers, a value of a list a row, and other columns."""
         table = pa.concat_tables(self.sketches).select([exploded, *columns])
-        chosen = np.zeros(len(table), bool)
-        chosen[rows] = True
-        side = table.filter(pa.array(chosen)).append_column(name, pa.array(np.flatnonzero(chosen)))
+        mask = np.zeros(len(table), bool)
+        mask[rows] = True
+        side = table.filter(pa.array(mask)).append_column(name, pa.array(np.flatnonzero(mask)))
         return load_engine().from_arrow(side).explode(exploded)
 
     def _column(self, name: str) -> pa.Array:

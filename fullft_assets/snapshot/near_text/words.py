@@ -140,9 +140,9 @@ def shingle_words(texts: pa.Array) -> pa.ListArray:
         ],
         lists.type,
     )
-    place = np.arange(len(lists))
-    place[odd] = len(lists) + np.arange(len(odd))
-    return pa.concat_arrays([lists, odd_lists]).take(place)
+    positions = np.arange(len(lists))
+    positions[odd] = len(lists) + np.arange(len(odd))
+    return pa.concat_arrays([lists, odd_lists]).take(positions)
 
 
 def _with_followers(words: list[str]) -> list[str]:
