@@ -24,7 +24,7 @@ from benchmarks.demo import REPOSITORY
 from benchmarks.killed_years import killed_years, platform
 from benchmarks.retraining_year import DAYS, WORLDS, Year
 from benchmarks.text_worlds import EVENTFUL, Texts, TextWorld, text_worlds
-from benchmarks.text_years import EXCHANGE_RATES, USUAL_ALARM, OurYear, TextYear, live_years
+from benchmarks.text_years import EXCHANGE_RATES, USUAL_ALARM, OurYear, TextYear, live_years, with_rate
 from fullft_assets.monitoring import ALARMED, REFERENCE_WINDOWS
 from fullft_assets.report.pictures import ACCENT, GRID, INK, MUTED, SECOND, name_axes, new_axes
 
@@ -244,8 +244,11 @@ def _comparisons(name: str, seeds: list[dict[str, Any]]) -> Iterator[tuple[str, 
                 policy: count["wrong"] + rate * count["trainings"]
                 for policy, count in seed["policies"].items()
             }
-            ratios.append(costs["ours"] / min(costs[policy] for policy in fixed))
-        what = f"{name}: cost against the best fixed period in hindsight, a retrain = {rate} wrong answers"
+            ratios.append(costs[with_rate(rate)] / min(costs[policy] for policy in fixed))
+        what = (
+            f"{name}: cost against the best fixed period in hindsight, a retrain = {rate} wrong answers, which"
+            " is in its settings"
+        )
         yield (
             what,
             "<= 1.15",

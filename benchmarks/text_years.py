@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.drift import Stream
 from benchmarks.retraining_year import DAYS, HOURS_A_TICK, SHOWN_WINDOWS, START
 from benchmarks.text_worlds import (
+    DOCUMENTS_A_DAY,
     FIRST_ROWS,
     LABEL_DAYS,
     NO_LABEL,
@@ -280,8 +281,11 @@ class OurYear(TextYear):
         graph: CaseGraph,
         instance: dg.DagsterInstance,
         store: Store,
+        rate: int | None = None,
     ):
         super().__init__(*drawn)
+        # A year has so many wrong answers in a point; a run costs its hours in dollars.
+        self.usd_per_point = None if rate is None else HOURS * DAYS * DOCUMENTS_A_DAY / 100 / rate
         self.case, self.instance, self.store = graph, instance, store
         self.state = State(
             num_trained=FIRST_ROWS, trained_on=f"{FIRST_ROWS} rows", trained_at=START, champion_since=START
@@ -378,6 +382,7 @@ class OurYear(TextYear):
             num_live_errors=num_errors_below(self.champion.at_release, sum(answers), len(answers)),
             estimated_hours=HOURS,
             hourly_usd=1.0,
+            usd_per_point=self.usd_per_point,
         )
         decision = decide(state, signals, self.settings)
         record(
@@ -424,6 +429,13 @@ class OurYear(TextYear):
         return sum(decision.action == action for _, decision in self.decisions)
 
 
+def with_rate(rate: int) -> str:
+    """Return the name of our policy where `planning.usd_per_point` makes a retrain as expensive as so many
+    wrong answers.
+    """
+    return f"ours, with a retrain = {rate} wrong answers in its settings"
+
+
 def policies(world: TextWorld) -> dict[str, Callable[..., TextYear]]:
     """Return the simple policies that live a year, by name."""
     if not world.compared:
@@ -452,5 +464,9 @@ def live_years(
     """Return the same year under each policy."""
     drawn = (texts, world, seed, *draw_year(texts, world, seed))
     found = {name: make(*drawn).run() for name, make in policies(world).items()}
-    ours = OurYear(*drawn, graph=graph, instance=instance, store=new_store()).run()
-    return {"ours": ours, **found}
+    rates = EXCHANGE_RATES if world.compared else ()
+
+    def ours(rate: int | None) -> TextYear:
+        return OurYear(*drawn, graph=graph, instance=instance, store=new_store(), rate=rate).run()
+
+    return {"ours": ours(None), **{with_rate(rate): ours(rate) for rate in rates}, **found}

@@ -234,10 +234,21 @@ class TestRules:
         few = _after(3, num_examples=ROWS + 50, **ended).model_copy(update={"raised": told.raised})
         assert _decide(few, new=50, **seen).action == "request_labels"
 
-    @pytest.mark.parametrize(("new", "action"), [(124, "wait"), (125, "retrain")])
-    def test_a_drift_is_learned_again_from_half_as_many_labels_more(self, new: int, action: str) -> None:
+    @pytest.mark.parametrize(
+        ("new", "action", "price"),
+        [
+            (124, "wait", {}),
+            (125, "retrain", {}),
+            # 2 sqrt(3 USD / 12 USD): as many again.
+            (249, "wait", {"hourly_usd": 1.0, "estimated_hours": 3.0, "usd_per_point": 12.0}),
+            (250, "retrain", {"hourly_usd": 1.0, "estimated_hours": 3.0, "usd_per_point": 12.0}),
+        ],
+    )
+    def test_a_drift_is_learned_again_from_half_as_many_labels_more_or_as_the_price_says(
+        self, new: int, action: str, price: dict[str, float]
+    ) -> None:
         state = _after(2, num_drift_examples=250).model_copy(update={"champion_since": NOW - 2 * DAY_SECONDS})
-        assert _decide(state, new=new).action == action
+        assert _decide(state, new=new, **price).action == action
         assert _decide(_after(2), new=new).action == "wait"
         assert drift_examples(state, _signals(new=new), SETTINGS) == 250 + new
         shown = {"num_labels_since_drift": 120, **_windows("confirmed", "confirmed")}

@@ -321,6 +321,7 @@ def gather(
             ),
             estimated_hours=_estimated_hours(store, graph, records),
             hourly_usd=settings.planning.hourly_usd,
+            usd_per_point=settings.planning.usd_per_point,
             scheduled_at=_scheduled_at(graph, now),
             num_runs_in_flight=len(unfinished),
             oldest_run=unfinished[0] if unfinished else None,

@@ -114,6 +114,7 @@ class Signals(_Frozen):
             it certainly fell; else 0.
         estimated_hours: of the next run, from plan to evaluation.
         hourly_usd: price of the training machine.
+        usd_per_point: what a point (0.01) of the primary metric is worth in a year; None = nobody says so.
         scheduled_at: when `retraining.schedule` came due last; None = there is no schedule.
         num_runs_in_flight: queued or started runs that train the model or freeze a snapshot.
         oldest_run: the one of them that was asked for first.
@@ -135,6 +136,7 @@ class Signals(_Frozen):
     live_drop: float = Field(default=0.0, ge=0)
     estimated_hours: float = Field(ge=0)
     hourly_usd: float = Field(default=0.0, ge=0)
+    usd_per_point: float | None = Field(default=None, gt=0)
     scheduled_at: float | None = None
     num_runs_in_flight: int = Field(default=0, ge=0)
     oldest_run: RunInFlight | None = None

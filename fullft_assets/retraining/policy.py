@@ -40,7 +40,8 @@ from fullft_assets.settings import RetrainingSettings
 
 #: Share of the last training's rows by which a snapshot must grow as well.
 _MIN_GROWTH = 0.2
-#: Growth of the labelled examples since a drift began that is worth another retrain.
+#: Growth of the labelled examples since a drift began that is worth another retrain, where nobody says what a
+#: point is worth.
 _MORE_OF_DRIFT = 0.5
 #: A drift that labels do not confirm needs so many times the labelled examples.
 _NOT_CONFIRMED = 3
@@ -155,14 +156,14 @@ def _not_confirmed(state: State, signals: Signals, reason: str, needed: int) -> 
 
 def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Rule]:
     """Yield that a drift which labels confirmed is learned again as they grow: the first retrain has few, and
-    makes the drift its reference.
+    makes the drift its reference. By how much depends on the price of a run.
     """
     last = next(reversed(in_order(state)), None)
     if last is None or not last.num_drift_examples or last.outcome != "succeeded":
         return
     new, since = new_examples(state, signals)
     num_learned = last.num_drift_examples
-    needed = max(round(_MORE_OF_DRIFT * num_learned), settings.min_new_examples_on_drift)
+    needed = max(round(_growth_of_drift(signals) * num_learned), settings.min_new_examples_on_drift)
     if (
         not has_same_settings(last, signals)
         or num_learned >= settings.min_new_examples
@@ -179,6 +180,18 @@ def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings)
         ),
         count_first,
     )
+
+
+def _growth_of_drift(signals: Signals) -> float:
+    """Return the share by which the labelled examples of a drift must grow for another retrain.
+
+    The error of a model falls about with the root of its examples. Between two retrains the old model's error
+    stays, so that a growth by the share g costs about g^2 / 4 of the error while the examples are collected: g
+    = 2 sqrt(price) is best where that error is a point in a year.
+    """
+    if signals.usd_per_point is None:
+        return _MORE_OF_DRIFT
+    return 2 * math.sqrt(signals.estimated_hours * signals.hourly_usd / signals.usd_per_point)
 
 
 def _score(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
