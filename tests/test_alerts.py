@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import boto3
 import dagster as dg
@@ -105,6 +108,8 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "AWS_DEFAULT_REGION": "eu-west-1",
     }.items():
         monkeypatch.setenv(name, value)
+    # The servers of a process share their accounts.
+    urlopen(f"http://{host}:{port}/moto-api/reset", b"").close()
     yield
     server.stop()
 
@@ -401,6 +406,50 @@ class TestSensor:
             context.log_event(dg.AssetMaterialization(graph.key(manifest.stage), **about))
 
         return step
+
+    def test_the_key_figures_of_a_use_case_are_metrics(
+        self, instance: dg.DagsterInstance, tmp_path: Path, aws: None
+    ) -> None:
+        project = projects.create(tmp_path / "kept", rows=5, alerts={"channels": {"cloudwatch": {}}})
+        graph = CaseGraph(project.use_case())
+        for asset, metadata in (
+            ("raw_documents", {}),
+            ("drift_report", {"status": "alarm"}),
+            ("live_quality", {"accuracy": 0.75}),
+            ("retraining_decisions", {"usd_spent_this_month": 12.5}),
+        ):
+            instance.report_runless_asset_event(dg.AssetMaterialization(graph.key(asset), metadata=metadata))
+        champion = release.Champion(
+            checkpoint="c", snapshot="s", evaluation="e", score=0.5, promoted_at=0.0, run_id="r"
+        )
+        release.promote(open_store(graph.use_case, instance), graph.name, champion)
+        self.tick(graph, instance)
+        client = boto3.client("cloudwatch")
+        names = {metric["MetricName"] for metric in client.list_metrics(Namespace="fullft_assets")["Metrics"]}
+        day = timedelta(days=1)
+        figures = {
+            name: client.get_metric_statistics(
+                Namespace="fullft_assets",
+                MetricName=name,
+                Dimensions=[{"Name": "UseCase", "Value": graph.name}],
+                StartTime=datetime.now(UTC) - day,
+                EndTime=datetime.now(UTC) + day,
+                Period=86_400,
+                Statistics=["Maximum"],
+            )["Datapoints"][0]["Maximum"]
+            for name in names
+        }
+        assert 0 <= figures.pop("DataAge") < 0.01
+        assert figures == {
+            "Score": 0.5,
+            "LiveAccuracy": 0.75,
+            "Drift": 1.0,
+            "UsdThisMonth": 12.5,
+            "RunningJobs": 0.0,
+        }
+        # What the dashboard of the template shows.
+        template = (Path(__file__).parents[1] / "deploy" / "aws" / "platform.yaml").read_text()
+        assert {*re.findall(r'MetricName=\\"(\w+)', template)} == {*figures, "DataAge"}
 
     def test_a_failed_run_is_sent_once_with_its_link(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook

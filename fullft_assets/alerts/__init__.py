@@ -6,6 +6,7 @@ from fullft_assets.alerts.sending import (
     AlertError,
     Channel,
     Delivery,
+    Meter,
     channel_problems,
     deliver,
     open_channels,

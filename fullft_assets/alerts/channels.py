@@ -189,6 +189,14 @@ class CloudWatch(_Channel):
         data = [{**count, "Dimensions": dimensions}, {**count, "Dimensions": dimensions[1:]}]
         _call("cloudwatch", "put_metric_data", Namespace=self.settings.namespace, MetricData=data)
 
+    def measure(self, use_case: str, figures: Mapping[str, float]) -> None:
+        """Write each figure as a metric with the dimension UseCase."""
+        dimensions = [{"Name": "UseCase", "Value": use_case}]
+        data = [
+            {"MetricName": name, "Value": value, "Dimensions": dimensions} for name, value in figures.items()
+        ]
+        _call("cloudwatch", "put_metric_data", Namespace=self.settings.namespace, MetricData=data)
+
 
 def _call(service: str, method: str, **arguments: Any) -> None:
     import boto3

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
@@ -67,6 +67,15 @@ class Channel(Protocol):
 
     def send(self, alert: Alert) -> None:
         """Deliver an alert, or raise `AlertError` with one line that has no secret in it."""
+        ...
+
+
+@runtime_checkable
+class Meter(Protocol):
+    """A channel that keeps key figures as well."""
+
+    def measure(self, use_case: str, figures: Mapping[str, float]) -> None:
+        """Keep the figures of a use case by name, or raise `AlertError`."""
         ...
 
 

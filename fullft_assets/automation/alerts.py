@@ -29,6 +29,7 @@ from fullft_assets.artifacts import (
 )
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.decision import ASSET, entries_since, windows_of
+from fullft_assets.automation.key_figures import key_figures
 from fullft_assets.automation.orphans import STOPPED_TAG
 from fullft_assets.automation.runs import EVIDENCE_TAG, RETRY_TAG, failure_of, is_asked_again
 from fullft_assets.automation.ticks import sensor
@@ -91,14 +92,18 @@ def build_alert_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
         with one_line_errors(store, graph.name):
             runs = finished_runs(graph, context.instance, cursor.runs)
             entries = list(entries_since(store, graph.name, cursor.decisions))
+            channels = alerts.open_channels(settings)
             delivery = alerts.deliver(
                 store,
                 graph.name,
                 list(_alerts_of(graph, context.instance, store, context.log, runs, entries, now)),
-                alerts.open_channels(settings),
+                channels,
                 settings,
                 now,
             )
+            for channel in channels.values():
+                if isinstance(channel, alerts.Meter):
+                    channel.measure(graph.name, key_figures(graph, context.instance, store, now))
             for note in delivery.notes:
                 context.log.warning(note)
             if delivery.failures:
