@@ -190,7 +190,7 @@ def test_only_pages_of_reports_are_served_and_nothing_in_them_runs(
 
 KEYS = {"RS256": rsa.generate_private_key(65537, 2048), "ES256": ec.generate_private_key(ec.SECP256R1())}
 PEM = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-CLAIMS = {"email": "ann@example.com", "aud": ["fullft", "x"], "exp": time.time() + 600}
+CLAIMS = {"email": "ann@example.com", "aud": ["fullft", "x"], "exp": time.time() + 86_400}
 
 
 @pytest.fixture(params=list(KEYS))
