@@ -527,7 +527,7 @@ class TestEncodings:
         projects.write_files(
             tmp_path,
             {
-                name: data,
+                name: bytes(data),
                 "good.jsonl": as_lines(lines),
             },
         )
