@@ -21,9 +21,10 @@ import great_expectations.expectations.core
 import pyarrow.dataset
 import tokenizers
 
-from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets import snapshot
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.store import Store
+from tests.prepared import ingest
 
 STAGES = (
     "raw_documents",
@@ -40,14 +41,7 @@ LOADED = (great_expectations.expectations.core, pyarrow.dataset, tokenizers)
 def run(yaml: Path, url: str) -> None:
     """Run the stages over whatever is delivered."""
     use_case, store = load_use_case(yaml), Store(url)
-    source = documents.source_of(use_case)
-    documents.cut_batches(store, use_case.name, source, use_case.settings.documents)
-    valid, tokenized = {}, {}
-    for name in [batch.name for batch in documents.list_batches(store, use_case.name)]:
-        raw = documents.keep(store, use_case, name)
-        valid[name], _ = examples.validate(store, use_case, raw)
-        tokenized[name] = chunks.tokenize(store, use_case, valid[name])
-    snapshot.take(store, use_case, valid, tokenized)
+    snapshot.take(store, use_case, *ingest(store, use_case))
 
 
 def is_killed(yaml: Path, url: str, touch: float, count: Path) -> bool:

@@ -5,15 +5,36 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from fullft_assets.demos import standard_library
 
+ROOT = Path(__file__).parent.parent
 _WIRE = "wire"
+
+
+def printed_by(
+    *arguments: object, env: Mapping[str, str] | None = None, cwd: Path = ROOT, timeout: float = 600
+) -> str:
+    """Run Python with these arguments on one thread, and return what it printed; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {}), "PYTHONPATH": str(ROOT)},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    print(done.stderr)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    return done.stdout
 
 
 def set_card(monkeypatch: pytest.MonkeyPatch, has_card: bool = True) -> None:

@@ -74,6 +74,17 @@ class Prepared:
             inputs={"training_snapshot": self.snapshot.ref},
         )
 
+    def train(self, key: str, **changes: Any) -> Manifest:
+        """Train in this process, with changed settings of the training, and return the checkpoint."""
+        from fullft_assets.jobs.progress import Progress
+        from fullft_assets.workloads import training
+
+        job = self.job("finetuned_checkpoint", key, training=changes)
+        training.work(job, self.store, Progress(silent=True))
+        made = self.store.find(job.case, job.stage, key)
+        assert made is not None
+        return made
+
 
 def quick(**changes: object) -> TrainingSettings:
     """Return the settings of a short training in fp32, with these changes."""
@@ -131,14 +142,14 @@ def prepare_language_model(
     return take(project)
 
 
-def conversations(count: int) -> list[dict[str, Any]]:
-    """Return conversations about real licence texts."""
+def conversations(count: int, *, characters: int | None = 120) -> list[dict[str, Any]]:
+    """Return conversations about real licence texts, or so many characters of each."""
     asked = "Which kind of licence clue is this, and of what?"
     return [
         {
             "id": row["id"],
             "messages": [
-                {"role": "user", "content": f"{asked}\n\n{row['text'][:120]}"},
+                {"role": "user", "content": f"{asked}\n\n{row['text'][:characters]}"},
                 {"role": "assistant", "content": f"It is a {row['kind']} of {row['expression']}."},
             ],
             "expression": row["expression"],
@@ -158,16 +169,33 @@ def write_general(folder: Path, count: int = 60, characters: int = 600) -> list[
     return texts
 
 
-def take(project: projects.Project, **options: Any) -> Prepared:
-    """Run a project's data stages over what is delivered; `options` are those of `snapshot.take`."""
-    use_case = project.use_case()
-    store = Store(str(project.home / "store"))
+def validate(store: Store, use_case: UseCase) -> tuple[Manifest, Manifest, Manifest]:
+    """Read and validate the one batch that is delivered; return its rows, and those valid and quarantined."""
+    source = documents.source_of(use_case)
+    documents.cut_batches(store, use_case.name, source, use_case.settings.documents)
+    [batch] = documents.list_batches(store, use_case.name)
+    raw = documents.keep(store, use_case, batch.name)
+    return raw, *examples.validate(store, use_case, raw)
+
+
+def ingest(store: Store, use_case: UseCase) -> tuple[dict[str, Manifest], dict[str, Manifest]]:
+    """Run the data stages of each batch over what is delivered; return examples and chunks by batch."""
     labeled, tokenized = {}, {}
-    for batch in documents.cut_batches(store, use_case.name, project.documents, use_case.settings.documents):
+    source = documents.source_of(use_case)
+    documents.cut_batches(store, use_case.name, source, use_case.settings.documents)
+    for batch in documents.list_batches(store, use_case.name):
         raw = documents.keep(store, use_case, batch.name)
         labeled[batch.name], _ = examples.validate(store, use_case, raw)
         tokenized[batch.name] = chunks.tokenize(store, use_case, labeled[batch.name])
-    return Prepared(project, use_case, store, snapshot.take(store, use_case, labeled, tokenized, **options))
+    return labeled, tokenized
+
+
+def take(project: projects.Project, *, store: Store | None = None, **options: Any) -> Prepared:
+    """Run a project's data stages over what is delivered; `options` are those of `snapshot.take`."""
+    use_case = project.use_case()
+    store = store or Store(str(project.home / "store"))
+    taken = snapshot.take(store, use_case, *ingest(store, use_case), **options)
+    return Prepared(project, use_case, store, taken)
 
 
 def write_tiny_model(folder: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,6 +115,12 @@ class Project:
             check=False,
         )
 
+    def succeed(self, *arguments: str, timeout: float = 1_200) -> str:
+        """Run the `fullft` command in this project, and return what it printed."""
+        done = self.fullft(*arguments, timeout=timeout)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
     def logged(self) -> str:
         """Return all text of the run log of `fullft run` and in Dagster's event log."""
         found = (self.home / "run.log").read_text(encoding="utf-8")
@@ -136,6 +142,14 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     aside.rename(path)
     return path
+
+
+def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write files by their names, which may have folders."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def licence_rows(count: int, *, skip: int = 0) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from fullft_assets.security import read_record
 from fullft_assets.store import Manifest, Store
 from tests import manifests
 from tests import project as projects
+from tests.asset_runs import run_assets
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import Prepared, prepare, write_tiny_model
 
@@ -452,16 +453,9 @@ class TestDeliverySensor:
         before, arriving = (batch.name for batch in documents.list_batches(bench.store, bench.name))
         bench.store.delete_pointer(f"latest/letters/tokenized_chunks/{arriving}")
         bench.instance.add_dynamic_partitions("letters/batch", [before, arriving])
-        definitions = dg.Definitions.merge(
-            FullFineTune(bench.case.use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
-        )
 
         def take() -> bool:
-            job = definitions.resolve_implicit_global_asset_job_def()
-            keys = [bench.case.key("training_snapshot")]
-            return job.execute_in_process(
-                asset_selection=keys, instance=bench.instance, raise_on_error=False
-            ).success
+            return run_assets(bench.case.use_case, bench.instance, "training_snapshot").success
 
         assert not take()
         bench.add_run("letters_ingest", **{"dagster/partition": arriving})

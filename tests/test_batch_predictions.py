@@ -10,7 +10,6 @@ import dagster as dg
 import pytest
 
 from fullft_assets import documents, erasure, release
-from fullft_assets.component import FullFineTune
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.launchers.driver import LaunchDriver
@@ -20,6 +19,7 @@ from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.classification.task import Classification
 from fullft_assets.workloads import prediction
 from tests import project as projects
+from tests.asset_runs import run_assets
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.test_predict import LABELS, TEXTS, write_model
 
@@ -70,14 +70,10 @@ def materialize(
     store = open_store(use_case, instance)
     documents.cut_batches(store, CASE, project.production, use_case.settings.documents, "window")
     [window] = documents.list_batches(store, CASE, "window")
-    defs = dg.Definitions.merge(
-        FullFineTune(use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
-    )
     instance.add_dynamic_partitions(f"{CASE}/window", [window.name])
-    keys = [dg.AssetKey([CASE, asset]) for asset in assets]
-    return defs.resolve_implicit_global_asset_job_def().execute_in_process(
-        asset_selection=keys, partition_key=window.name, instance=instance
-    )
+    result = run_assets(use_case, instance, *assets, partition=window.name)
+    assert result.success
+    return result
 
 
 def predicted(
@@ -100,7 +96,7 @@ def test_each_document_with_a_text_is_predicted_by_the_champion(
 ) -> None:
     deliver(project, task)
     champion = promote(open_store(project.use_case(), instance), task, "first")
-    assert materialize(project, instance, "production_documents", "batch_predictions").success
+    materialize(project, instance, "production_documents", "batch_predictions")
     made, lines = predicted(project, instance)
     assert [(line["source"], line["row"], line["id"]) for line in lines] == [
         ("w1.jsonl", number, f"d{number - 1}") for number in range(1, 5)
@@ -117,7 +113,7 @@ def test_each_document_with_a_text_is_predicted_by_the_champion(
         and found.characters_per_second > found.rows_per_second
     )
     # The same again is found, not computed.
-    assert materialize(project, instance, "batch_predictions").success
+    materialize(project, instance, "batch_predictions")
     assert predicted(project, instance)[0] == made
 
 
@@ -136,7 +132,7 @@ def test_a_large_window_is_predicted_in_blocks(
         lambda self, *given: (asked.append(len(given[3])), predict(self, *given))[1],
     )
     monkeypatch.setattr(LaunchDriver, "run", lambda _, __, ___, job, store: run_here(job, store))
-    assert materialize(project, instance, "production_documents", "batch_predictions").success
+    materialize(project, instance, "production_documents", "batch_predictions")
     made, lines = predicted(project, instance)
     assert asked == [3, 1] and [line["row"] for line in lines] == [1, 2, 3, 4]
     assert PredictionsMetadata.of(made).num_rows == 4
@@ -156,7 +152,7 @@ def test_without_a_champion_the_window_is_kept_and_nothing_is_predicted(
     deliver(project, "classification")
     result = materialize(project, instance, "production_documents", "batch_predictions")
     made = [event.asset_key for event in result.get_asset_materialization_events()]
-    assert result.success and made == [dg.AssetKey([CASE, "production_documents"])]
+    assert made == [dg.AssetKey([CASE, "production_documents"])]
 
 
 def test_another_champion_predicts_anew_and_an_erasure_takes_predictions_along(
@@ -171,5 +167,5 @@ def test_another_champion_predicts_anew_and_an_erasure_takes_predictions_along(
     assert len(list(store.artifacts(CASE, "batch_predictions"))) == 2
     report = erasure.erase(store, CASE, ["d1"])
     assert report.deleted["batch_predictions"] == 2
-    assert materialize(project, instance, "production_documents", "batch_predictions").success
+    materialize(project, instance, "production_documents", "batch_predictions")
     assert [line["id"] for line in predicted(project, instance)[1]] == ["d0", "d2", "d3"]

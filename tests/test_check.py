@@ -10,6 +10,7 @@ import pytest
 
 from fullft_assets.checking import check, corpus
 from fullft_assets.checking.validation import load_use_case
+from tests import project as projects
 from tests.test_documents_formats import pack
 
 pytestmark = pytest.mark.quick
@@ -87,11 +88,16 @@ def test_rows_of_arrays_tables_archives_and_whole_files_are_read(project):
     data, rows = project / "data", [{"text": f"text {i}", "kind": "notice"} for i in range(7)]
     (data / "a.jsonl").unlink()
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    (data / "b.json").write_text(json.dumps(rows, indent=2))
-    (data / "c.json").write_text(json.dumps(rows[0]))
-    (data / "d.jsonl.gz").write_bytes(pack(lines, "gzip"))
-    (data / "e.csv.zst").write_bytes(pack(b'text,kind\n"two\nlines",notice\n', "zstd"))
-    (data / "m.manifest").write_text('{"source": "a", "kind": 0}\n\n{"source": "b", "kind": 1}\n')
+    projects.write_files(
+        data,
+        {
+            "b.json": json.dumps(rows, indent=2),
+            "c.json": json.dumps(rows[0]),
+            "d.jsonl.gz": pack(lines, "gzip"),
+            "e.csv.zst": pack(b'text,kind\n"two\nlines",notice\n', "zstd"),
+            "m.manifest": '{"source": "a", "kind": 0}\n\n{"source": "b", "kind": 1}\n',
+        },
+    )
     pq.write_table(pa.Table.from_pylist(rows), data / "f.parquet")
     for name in ("i.txt", "j.md", "k.html", "l.pdf"):
         (data / name).write_text("a whole document")
@@ -163,10 +169,11 @@ def test_files_of_one_document_are_drawn_from_all_folders(project, monkeypatch, 
     """
     monkeypatch.setattr(corpus, "SAMPLE_ROWS", 20)
     (project / "data/a.jsonl").unlink()
-    for number in range(90):
-        path = project / "data" / f"kind-{number // 30}" / f"{number}{ending}"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"The licence number {number} permits use.")
+    files = {
+        f"kind-{number // 30}/{number}{ending}": f"The licence number {number} permits use."
+        for number in range(90)
+    }
+    projects.write_files(project / "data", files)
     path = write(project)
     path.write_text(YAML.replace("label: kind", "label: folder"))
     text = check.check_use_case(load_use_case(path))

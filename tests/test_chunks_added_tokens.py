@@ -3,7 +3,6 @@ their former pieces.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, former_pieces, save_tokenizer, tokenizer_digest
 from fullft_assets.errors import SettingsError
@@ -151,19 +149,8 @@ class TestWorkloads:
         case = prepared.prepare(tmp_path_factory.mktemp("plain"), tiny=True)
         plain = self.train(case, "plain")
         case.project.configure(base_model="model", chunks={"added_tokens": self.ADDED})
-        case = replace(case, use_case=case.project.use_case())
-        valid = {
-            batch.name: self.valid(case, batch.name)
-            for batch in documents.list_batches(case.store, "letters")
-        }
-        cut = {name: chunks.tokenize(case.store, case.use_case, examples) for name, examples in valid.items()}
-        case = replace(case, snapshot=snapshot.take(case.store, case.use_case, valid, cut))
+        case = prepared.take(case.project)
         return case, plain, {**self.train(case, "extended"), **self.plan(case)}
-
-    def valid(self, case: prepared.Prepared, batch: str) -> Manifest:
-        return examples.validate(case.store, case.use_case, documents.keep(case.store, case.use_case, batch))[
-            0
-        ]
 
     def train(self, case: prepared.Prepared, key: str) -> dict[str, Manifest]:
         training.work(case.job("finetuned_checkpoint", key), case.store, QUIET)

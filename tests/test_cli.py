@@ -10,7 +10,7 @@ import pytest
 
 from fullft_assets.checking.project import DEFS, find_defs
 from fullft_assets.cli import commands, main
-from tests.project import Project
+from tests.project import Project, write_files
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,28 +74,25 @@ def test_ingest_makes_the_data_report_and_no_model_and_keeps_names_of_files_out_
         1,
         "letters has no data report yet; `fullft ingest letters` writes one\n",
     )
-    (project.documents / "ward 7").mkdir()
-    (project.documents / "ward 7" / "letter of Ann.csv").write_text(
-        'text,kind\n"a quote that nobody closes,notice\n'
-    )
-    done = project.fullft("ingest", "letters")
-    assert done.returncode == 0, done.stdout + done.stderr
+    cut = 'text,kind\n"a quote that nobody closes,notice\n'
+    write_files(project.documents, {"ward 7/letter of Ann.csv": cut})
+    printed = project.succeed("ingest", "letters")
     logged = project.logged()
-    assert "letter of Ann" in done.stdout and "letter of Ann" not in logged, (
+    assert "letter of Ann" in printed and "letter of Ann" not in logged, (
         "the terminal has the name, the event log has not"
     )
     (called,) = set(re.findall(r"file-[0-9a-f]{8}\.csv", logged))
     names = dict(line.split("  ", 1) for line in project.fullft("files", "letters").stdout.splitlines())
     assert len(names) == 2 and names[called].endswith("  ward 7/letter of Ann.csv")
-    lines = done.stdout.splitlines()
+    lines = printed.splitlines()
     page = next(line.split(maxsplit=2)[2] for line in lines if line.startswith("  data report"))
-    assert "snapshot: training_snapshot done in " in done.stdout and "feasibility_plan" not in done.stdout
+    assert "snapshot: training_snapshot done in " in printed and "feasibility_plan" not in printed
     assert next(line for line in lines if line.startswith("  next")).endswith("fullft run letters")
     found = project.fullft("report", "letters", "data")
     assert (found.returncode, found.stdout) == (0, f"{page}\n")
     assert (report := Path(page).read_text(encoding="utf-8")).startswith("<!doctype html>")
     needs = " test groups, and a verdict needs 400 (release.min_effective_groups)"
-    assert "snapshot: check verdict_is_possible is yellow: " in done.stdout and needs in report
+    assert "snapshot: check verdict_is_possible is yellow: " in printed and needs in report
     assert needs in next(line for line in lines if line.startswith("  verdict        impossible: "))
     none = project.fullft("report", "letters")
     assert (none.returncode, none.stderr) == (

@@ -3,9 +3,8 @@ test_packed, test_resume.
 """
 
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,7 @@ from tests.prepared import command, prepare
 from tests.test_isolation import build
 from tests.test_packed import LLAMA, SETTINGS
 
-ROOT = Path(__file__).parent.parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-TWO = ["--standalone", "--nproc_per_node", "2"]
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 #: FOLDER SHARDING: trains a Llama without dropout.
 _RANK = """
@@ -68,20 +65,10 @@ if os.environ.get("RANK", "0") == "0":
 """
 
 
-def launch(folder: Path, sharding: str, torchrun: list[str] | None = None) -> dict:
+def launch(folder: Path, sharding: str, torchrun: Sequence[str] = ()) -> dict:
     folder.mkdir(exist_ok=True)
     (folder / "rank.py").write_text(_RANK)
-    command = [
-        *(TORCHRUN + torchrun if torchrun else [sys.executable]),
-        str(folder / "rank.py"),
-        str(folder),
-        sharding,
-    ]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3_000:]
+    machine.printed_by(*torchrun, folder / "rank.py", folder, sharding, timeout=150)
     return json.loads((folder / "done.json").read_text())
 
 
@@ -279,12 +266,7 @@ def test_processes_that_will_share_the_model_share_it_in_plan_and_pilot(tmp_path
 
 def played(module: str, folder: Path) -> dict[str, Any]:
     """What each process of each scene of a module returned; None of one that failed or waited for ever."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-m", f"tests.{module}", str(folder)]
-    done = subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3_000:]
-    print(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(machine.printed_by("-m", f"tests.{module}", folder).splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

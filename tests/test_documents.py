@@ -47,7 +47,7 @@ class TestScan:
     def test_finds_known_endings_at_any_depth_and_leaves_hidden_and_partial_files_out(
         self, tmp_path: Path
     ) -> None:
-        for name in (
+        names = (
             "b.jsonl",
             "a/c.MANIFEST",
             "a/b/d.csv",
@@ -59,9 +59,8 @@ class TestScan:
             "j.doc",
             "k.jsonl.gz",
             "l.TXT",
-        ):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text("{}")
+        )
+        projects.write_files(tmp_path, dict.fromkeys(names, "{}"))
         assert [file.path for file in documents.Folder(tmp_path).files()] == [
             "a/b/d.csv",
             "a/c.MANIFEST",
@@ -73,9 +72,8 @@ class TestScan:
 
     def test_other_endings_are_left_in_place_and_named(self, tmp_path: Path) -> None:
         names = ["a.doc", "b/c.doc", "b/d.DOC", "notes.pdf.gz", "REMARKS", os.fsdecode(b"caf\xe9.xls")]
-        for name in (*names, "e.jsonl", "_SUCCESS", "f.csv.part"):
-            (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "in" / name).write_text("x")
+        others = ("e.jsonl", "_SUCCESS", "f.csv.part")
+        projects.write_files(tmp_path / "in", dict.fromkeys((*names, *others), "x"))
         source = documents.Folder(tmp_path / "in")
         assert [file.path for file in source.files()] == ["e.jsonl"]
         (line,) = documents.left_in_place(source.others, named=True)
@@ -87,8 +85,7 @@ class TestScan:
 
     def test_linked_folders_are_followed_and_a_circle_ends(self, tmp_path: Path) -> None:
         hidden = tmp_path / "in/.hidden"
-        hidden.mkdir(parents=True)
-        (hidden / "a.jsonl").write_text("{}")
+        projects.write_files(hidden, {"a.jsonl": "{}"})
         (hidden / "back").symlink_to(tmp_path / "in")
         (tmp_path / "in/linked").symlink_to(hidden)
         assert [file.path for file in documents.Folder(tmp_path / "in").files()] == ["linked/a.jsonl"]
@@ -98,9 +95,7 @@ class TestScan:
 
     def test_no_entry_stops_a_look_or_leads_out_of_the_folder(self, tmp_path: Path) -> None:
         folder = tmp_path / "in"
-        (folder / "b").mkdir(parents=True)
-        (folder / "b/a.jsonl").write_text("{}")
-        (tmp_path / "outside.txt").write_text("secret")
+        projects.write_files(tmp_path, {"in/b/a.jsonl": "{}", "outside.txt": "secret"})
         (folder / "inside.jsonl").symlink_to(folder / "b/a.jsonl")
         (folder / "dangling.jsonl").symlink_to("nowhere.jsonl")
         (folder / "link.txt").symlink_to(tmp_path / "outside.txt")
@@ -143,8 +138,7 @@ class TestBatches:
         return [[file.path for file in batch.files] for batch in made]
 
     def put(self, tmp_path: Path, name: str, size: int = 10, at: float = 1_700_000_000) -> None:
-        (tmp_path / "in").mkdir(exist_ok=True)
-        (tmp_path / "in" / name).write_bytes(b"x" * size)
+        projects.write_files(tmp_path / "in", {name: b"x" * size})
         os.utime(tmp_path / "in" / name, (at, at))
 
     def test_cut_by_bytes_and_a_larger_file_is_a_batch_of_its_own(
@@ -305,8 +299,13 @@ class TestCsv:
     def test_two_columns_of_one_name_are_refused_and_columns_without_one_are_not(
         self, tmp_path: Path
     ) -> None:
-        (tmp_path / "a.csv").write_text("text,kind,text\na,x,b\n")
-        (tmp_path / "b.csv").write_text("text,kind,,\na,x,,\n")
+        projects.write_files(
+            tmp_path,
+            {
+                "a.csv": "text,kind,text\na,x,b\n",
+                "b.csv": "text,kind,,\na,x,,\n",
+            },
+        )
         found = documents.read_documents(
             documents.Folder(tmp_path), batch_of(tmp_path), DEFAULTS, ExamplesSettings(label="kind")
         )

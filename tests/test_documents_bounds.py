@@ -19,6 +19,7 @@ import pytest
 from fullft_assets.documents import formats, reading
 from fullft_assets.documents.formats import Delivered, Reading, Record, bounded, delivered
 from fullft_assets.documents.formats.delivered import Unpacked
+from tests import project as projects
 from tests.test_documents_formats import pack, read_batch, shown, written_pdf
 
 pytestmark = pytest.mark.quick
@@ -85,8 +86,13 @@ def test_a_reader_that_misbehaves_ends_alone(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.heavy
 def test_a_file_that_is_slow_in_all_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     let_html_misbehave(monkeypatch, 20.0, 1.0)
-    (tmp_path / "a.html").write_text("sleep")
-    (tmp_path / "b.html").write_text("well")
+    projects.write_files(
+        tmp_path,
+        {
+            "a.html": "sleep",
+            "b.html": "well",
+        },
+    )
     batch = read_batch(tmp_path)
     assert (batch.table["text"].to_pylist(), batch.unreadable) == (
         ["fine"],
@@ -124,9 +130,14 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 )
 @pytest.mark.heavy
 def test_a_bomb_is_cut_and_the_others_are_read(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(BOMBS[name]())
-    (tmp_path / "page.html").write_bytes(PAGE)
-    (tmp_path / "z.pdf").write_bytes(written_pdf(shown("a page")))
+    projects.write_files(
+        tmp_path,
+        {
+            name: BOMBS[name](),
+            "page.html": PAGE,
+            "z.pdf": written_pdf(shown("a page")),
+        },
+    )
     before = time.monotonic()
     batch = read_batch(tmp_path)
     assert time.monotonic() - before < 60
@@ -137,10 +148,15 @@ def test_a_bomb_is_cut_and_the_others_are_read(name: str, tmp_path: Path) -> Non
 
 def test_a_text_a_line_and_a_field_may_be_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivered, "MAX_LINE_CHARACTERS", 1_000)
-    (tmp_path / "a.jsonl").write_text('{"text": "short"}\n{"text": "' + "x" * 1_000 + '"}\n')
-    (tmp_path / "b.csv").write_text("text,kind\n" + "x" * 1_000 + ",y\n")
-    (tmp_path / "c.jsonl").write_text('{"text": "good"}\n')
-    (tmp_path / "d.csv").write_text('text,kind\n"' + "x\n" * 100_000 + '",y\n')
+    projects.write_files(
+        tmp_path,
+        {
+            "a.jsonl": '{"text": "short"}\n{"text": "' + "x" * 1_000 + '"}\n',
+            "b.csv": "text,kind\n" + "x" * 1_000 + ",y\n",
+            "c.jsonl": '{"text": "good"}\n',
+            "d.csv": 'text,kind\n"' + "x\n" * 100_000 + '",y\n',
+        },
+    )
     with (tmp_path / "e.txt").open("wb") as file:
         file.truncate(delivered.MAX_TEXT_BYTES + 1)
     limit = csv.field_size_limit(100_000)
@@ -170,8 +186,13 @@ def test_an_archive_may_unpack_to_so_much(
     row = b'{"text": "one"}\n'
     (tmp_path / name).write_bytes(pack(row * 600, codec))
     assert len(read_batch(tmp_path).table) == 600
-    (tmp_path / "b.jsonl").write_bytes(row)
-    (tmp_path / name).write_bytes(pack(row * 100_000, codec))
+    projects.write_files(
+        tmp_path,
+        {
+            "b.jsonl": row,
+            name: pack(row * 100_000, codec),
+        },
+    )
     batch = read_batch(tmp_path)
     assert (len(batch.table), batch.unreadable) == (1, {name: TIMES_SIZE})
     monkeypatch.setattr(Unpacked, "FREE_BYTES", 64 * MIB)

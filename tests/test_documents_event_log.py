@@ -59,17 +59,23 @@ def deliver(folder: Path) -> None:
     projects.write_rows(folder / "faults.jsonl", faults)
     with (folder / "faults.jsonl").open("a", encoding="utf-8") as file:
         file.write(f'{{"text": "{text}\n"{text}"\n{{"text": "{text}\\x", "kind": "notice"}}\n')
-    (folder / "headless.csv").write_text(f"{text}\n{text}\n")
-    (folder / "bars.csv").write_text(f"text|{WORD}\n{text}|notice\n{text}|notice|{text}\n")
-    (folder / "spread.jsonl").write_text(json.dumps({"text": text, "kind": "notice"}, indent=1))
-    (folder / "quote.csv").write_text(f'text,kind\n"{text},notice\n')
-    (folder / "array.json").write_text(json.dumps([{"text": text}])[:-3])
-    (folder / "bytes.jsonl").write_bytes(
-        f'{{"text": "{text} naïve"}}\n'.encode() + b'{"text": "\xff' + WORD.encode() + b'"}\n'
+    projects.write_files(
+        folder,
+        {
+            "headless.csv": f"{text}\n{text}\n",
+            "bars.csv": f"text|{WORD}\n{text}|notice\n{text}|notice|{text}\n",
+            "spread.jsonl": json.dumps({"text": text, "kind": "notice"}, indent=1),
+            "quote.csv": f'text,kind\n"{text},notice\n',
+            "array.json": json.dumps([{"text": text}])[:-3],
+            "bytes.jsonl": f'{{"text": "{text} naïve"}}\n'.encode()
+            + b'{"text": "\xff'
+            + WORD.encode()
+            + b'"}\n',
+            "page.html": f"<p>{text}<!-- {WORD}",
+            "page.pdf": formats.written_pdf(formats.shown(text)).replace(b"/Kids", b"/Kinds"),
+            "packed.jsonl.gz": formats.pack(f'{{"text": "{text}"}}\n'.encode(), "gzip")[:-4],
+        },
     )
-    (folder / "page.html").write_text(f"<p>{text}<!-- {WORD}")
-    (folder / "page.pdf").write_bytes(formats.written_pdf(formats.shown(text)).replace(b"/Kids", b"/Kinds"))
-    (folder / "packed.jsonl.gz").write_bytes(formats.pack(f'{{"text": "{text}"}}\n'.encode(), "gzip")[:-4])
     broken = pa.StringArray.from_buffers(
         1, *pa.array([f"{text} \xff".encode("latin-1")], pa.binary()).buffers()[1:]
     )
@@ -132,9 +138,14 @@ def test_no_word_that_is_delivered_leaves_the_store(
     (project.documents / "delivery-1.jsonl").unlink()
     deliver(project.documents)
     project.deliver(f"ward {WORD}/letter of {WORD}.jsonl", planted_rows(120))
-    (project.documents / f"{WORD}.csv").write_text(f'text,kind\n"{WORD},notice\n')
-    (project.documents / f"{WORD}.doc").write_text(WORD)
-    (project.documents / f"{WORD}.pdf").write_bytes(formats.written_pdf(formats.shown("A page"), b""))
+    projects.write_files(
+        project.documents,
+        {
+            f"{WORD}.csv": f'text,kind\n"{WORD},notice\n',
+            f"{WORD}.doc": WORD,
+            f"{WORD}.pdf": formats.written_pdf(formats.shown("A page"), b""),
+        },
+    )
     (project.documents / f"{WORD}.txt").symlink_to(project.root / "pyproject.toml")
     (project.documents / f"letter.{WORD}").write_text(WORD)
     monkeypatch.setattr(ExamplesSettings, "max_ungrouped_share", 1.0)

@@ -129,10 +129,15 @@ class TestContainers:
     ) -> None:
         ending = {"gzip": ".gz", "zstd": ".zst"}[codec]
         packed = pack(as_lines(licences).encode(), codec)
-        (tmp_path / "good.jsonl").write_text(as_lines(licences[:2]))
-        (tmp_path / f"cut.jsonl{ending}").write_bytes(packed[:-9])
-        (tmp_path / f"empty.jsonl{ending}").write_bytes(b"")
-        (tmp_path / f"other.jsonl{ending}").write_bytes(as_lines(licences).encode())
+        projects.write_files(
+            tmp_path,
+            {
+                "good.jsonl": as_lines(licences[:2]),
+                f"cut.jsonl{ending}": packed[:-9],
+                f"empty.jsonl{ending}": b"",
+                f"other.jsonl{ending}": as_lines(licences).encode(),
+            },
+        )
         batch = read_batch(tmp_path)
         assert batch.table["id"].to_pylist() == [row["id"] for row in licences[:2]]
         assert (
@@ -147,11 +152,16 @@ class TestContainers:
         assert [(r["row"], r["text"], r["label"]) for r in read(tmp_path)] == [(1, "a", "x")]
 
     def test_a_json_array_names_the_record_and_a_broken_one_counts_for_nothing(self, tmp_path: Path) -> None:
-        (tmp_path / "a.json").write_text('[{"text": "a"}, 7, {"kind": "x"}, {"text": "\\ud83d"}]')
-        (tmp_path / "b.json").write_text('[{"text": "a"},\n {"text": "b", }]')
-        (tmp_path / "c.json").write_text('[{"text": "a"} {"text": "b"}]')
-        (tmp_path / "d.json").write_text('[{"text": "a"}]\n{"text": "b"}')
-        (tmp_path / "e.json").write_text("[]")
+        projects.write_files(
+            tmp_path,
+            {
+                "a.json": '[{"text": "a"}, 7, {"kind": "x"}, {"text": "\\ud83d"}]',
+                "b.json": '[{"text": "a"},\n {"text": "b", }]',
+                "c.json": '[{"text": "a"} {"text": "b"}]',
+                "d.json": '[{"text": "a"}]\n{"text": "b"}',
+                "e.json": "[]",
+            },
+        )
         batch = read_batch(tmp_path)
         assert [(row["row"], row["text"], row["problem"]) for row in batch.table.to_pylist()] == [
             (1, "a", None),
@@ -171,8 +181,13 @@ class TestContainers:
         table: Any = [{"text": "a", "kind": "x"}, 7, {"text": "b ]}", "kind": "y"}]
         for name in reversed(path.split(".")):
             table = {"version": {name: [1, "]"]}, name: table, "total": 3}
-        (tmp_path / "a.json").write_text(json.dumps(table, indent=indent))
-        (tmp_path / "b.json").write_text('[{"text": "c", "kind": "x"}]')
+        projects.write_files(
+            tmp_path,
+            {
+                "a.json": json.dumps(table, indent=indent),
+                "b.json": '[{"text": "c", "kind": "x"}]',
+            },
+        )
         rows = read(tmp_path, records=path)
         assert [(row["row"], row["text"], row["problem"]) for row in rows] == [
             (1, "a", None),
@@ -196,17 +211,25 @@ class TestContainers:
     def test_an_object_without_a_whole_array_counts_for_nothing(
         self, tmp_path: Path, content: str, problem: str
     ) -> None:
-        (tmp_path / "a.json").write_text(content)
-        (tmp_path / "b.jsonl").write_text('{"text": "b", "kind": "x"}\n')
+        projects.write_files(
+            tmp_path,
+            {
+                "a.json": content,
+                "b.jsonl": '{"text": "b", "kind": "x"}\n',
+            },
+        )
         batch = read_batch(tmp_path, records="data")
         assert batch.unreadable["a.json"].startswith(problem) and len(batch.table) == 1
 
     def test_truth_values_and_whole_numbers_are_one_name_in_every_format(self, tmp_path: Path) -> None:
         fields = ("id", "text", "kind", "expression")
-        (tmp_path / "a.csv").write_text("id,text,kind,expression\n1,a,true,7\n")
-        (tmp_path / "b.jsonl").write_text(
-            '{"id": 1, "text": "a", "kind": true, "expression": 7}\n{"id": 1.0, "text": "a", "kind": true,'
-            ' "expression": 7.0}\n'
+        projects.write_files(
+            tmp_path,
+            {
+                "a.csv": "id,text,kind,expression\n1,a,true,7\n",
+                "b.jsonl": '{"id": 1, "text": "a", "kind": true, "expression": 7}\n{"id": 1.0, "text": "a", "kind": true,'
+                ' "expression": 7.0}\n',
+            },
         )
         # A column with a gap is one of floats.
         pq.write_table(
@@ -229,8 +252,13 @@ class TestContainers:
         assert len(rows) == 5
 
     def test_a_table_is_read_by_its_bars_or_its_ending(self, tmp_path: Path) -> None:
-        (tmp_path / "b.csv").write_text("id|text|kind\n1|a, b|x\n")
-        (tmp_path / "c.tsv").write_text('id\ttext, whole\ttext\tkind\n1\t-\t"a, b"\tx\n')
+        projects.write_files(
+            tmp_path,
+            {
+                "b.csv": "id|text|kind\n1|a, b|x\n",
+                "c.tsv": 'id\ttext, whole\ttext\tkind\n1\t-\t"a, b"\tx\n',
+            },
+        )
         rows = read(tmp_path)
         assert [(row["source"], row["row"], row["text"], row["label"], row["problem"]) for row in rows] == [
             (name, 2, "a, b", "x", None) for name in ("b.csv", "c.tsv")
@@ -320,11 +348,11 @@ then &eacute;&#8364;&nbsp;x.</p><ul><li>one</li><li>two</li></ul>line<br>next<pr
 
 class TestWholeFiles:
     def test_text_and_markdown_with_folder_and_file_as_fields(self, tmp_path: Path, licences: Rows) -> None:
-        for number, row in enumerate(licences[:6]):
-            path = tmp_path / "train" / row["kind"] / f"{number}.{'md' if number % 2 else 'txt'}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(row["text"])
-        (tmp_path / "top.txt").write_text("no folder")
+        files = {
+            f"train/{row['kind']}/{number}.{'md' if number % 2 else 'txt'}": row["text"]
+            for number, row in enumerate(licences[:6])
+        }
+        projects.write_files(tmp_path, {**files, "top.txt": "no folder"})
         rows = read(tmp_path, {"label": "folder", "group": "file"})
         assert {(row["text"], row["label"]) for row in rows} == {
             *((row["text"], row["kind"]) for row in licences[:6]),
@@ -411,11 +439,16 @@ class TestPdf:
         writer = pypdf.PdfWriter(clone_from=io.BytesIO(whole))
         writer.encrypt("secret", algorithm="AES-256")
         writer.write(tmp_path / "locked.pdf")
-        (tmp_path / "cut.pdf").write_bytes(whole[:-40])
-        (tmp_path / "none.pdf").write_text("just text")
-        (tmp_path / "empty.pdf").write_bytes(b"")
-        (tmp_path / "scan.pdf").write_bytes(written_pdf(b"0 0 612 792 re f"))
-        (tmp_path / "good.pdf").write_bytes(whole)
+        projects.write_files(
+            tmp_path,
+            {
+                "cut.pdf": whole[:-40],
+                "none.pdf": "just text",
+                "empty.pdf": b"",
+                "scan.pdf": written_pdf(b"0 0 612 792 re f"),
+                "good.pdf": whole,
+            },
+        )
         batch = read_batch(tmp_path)
         assert batch.unreadable == {
             "locked.pdf": "encrypted; deliver it without a password",
@@ -473,9 +506,14 @@ class TestEncodings:
     def test_the_settings_encoding_is_taken_and_a_file_that_it_does_not_fit_is_named(
         self, tmp_path: Path
     ) -> None:
-        (tmp_path / "a.jsonl").write_bytes('{"text": "žluť"}\n'.encode("cp1250"))
-        (tmp_path / "b.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "\x81"}\n')
-        (tmp_path / "c.txt").write_bytes(b"\x81")
+        projects.write_files(
+            tmp_path,
+            {
+                "a.jsonl": '{"text": "žluť"}\n'.encode("cp1250"),
+                "b.jsonl": b'{"text": "fine"}\n{"text": "\x81"}\n',
+                "c.txt": b"\x81",
+            },
+        )
         batch = read_batch(tmp_path, encoding="cp1250")
         assert batch.table["text"].to_pylist() == ["žluť"]
         assert batch.encodings == {"a.jsonl": "cp1250"}
@@ -486,8 +524,13 @@ class TestEncodings:
         lines = [{"text": self.TEXT}] * 5
         data = bytearray(as_lines(lines).encode())
         data[data.rindex("ü".encode())] = 0xFF
-        (tmp_path / name).write_bytes(data)
-        (tmp_path / "good.jsonl").write_text(as_lines(lines))
+        projects.write_files(
+            tmp_path,
+            {
+                name: bytes(data),
+                "good.jsonl": as_lines(lines),
+            },
+        )
         batch = read_batch(tmp_path)
         assert len(batch.table) == 5
         assert set(batch.unreadable) == {name} and batch.unreadable[name].startswith("not UTF-8")
@@ -497,9 +540,14 @@ class TestEncodings:
     def test_binary_data_is_refused(self, tmp_path: Path, name: str) -> None:
         import numpy as np
 
-        (tmp_path / name).write_bytes(np.random.default_rng(5).bytes(5_000))
-        (tmp_path / f"zeros-{name}").write_bytes(b"abc" + bytes(300))
-        (tmp_path / "good.jsonl").write_text('{"text": "good"}\n')
+        projects.write_files(
+            tmp_path,
+            {
+                name: np.random.default_rng(5).bytes(5_000),
+                f"zeros-{name}": b"abc" + bytes(300),
+                "good.jsonl": '{"text": "good"}\n',
+            },
+        )
         batch = read_batch(tmp_path)
         assert batch.table["text"].to_pylist() == ["good"]
         assert set(batch.unreadable) == {name, f"zeros-{name}"}

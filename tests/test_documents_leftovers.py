@@ -48,7 +48,7 @@ def test_it_is_an_error_where_nothing_is_read(tmp_path: Path) -> None:
 
 
 def test_files_about_a_data_set_are_no_documents(tmp_path: Path) -> None:
-    for name in (
+    about = (
         "README.md",
         "LICENSE.txt",
         "dataset_infos.json",
@@ -56,9 +56,8 @@ def test_files_about_a_data_set_are_no_documents(tmp_path: Path) -> None:
         "data/README.md",
         "data/a.jsonl",
         "data/sub/LICENSE.txt",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("{}")
+    )
+    projects.write_files(tmp_path, dict.fromkeys(about, "{}"))
     source = Folder(tmp_path)
     # Below the top such names are often the documents themselves.
     assert [file.path for file in source.files()] == [

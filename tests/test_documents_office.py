@@ -24,6 +24,7 @@ from fullft_assets.documents.formats import delivered
 from fullft_assets.documents.formats.mail import without_quoted
 from fullft_assets.documents.reading import read_documents
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
+from tests import project as projects
 from tests.test_documents_formats import read, read_batch, shown, written_pdf
 
 pytestmark = pytest.mark.quick
@@ -73,8 +74,7 @@ def letter() -> bytes:
 
 
 def test_a_docx_is_its_text_in_reading_order_with_changes_accepted(tmp_path: Path) -> None:
-    (tmp_path / "wards").mkdir()
-    (tmp_path / "wards/a.docx").write_bytes(letter())
+    projects.write_files(tmp_path, {"wards/a.docx": letter()})
     [row] = read(tmp_path, {"label": "folder"})
     assert row["text"] == (
         "Report\nThe patient is well.\nSee\nannex A.\ntest\tvalue\nCRP\t5\nIn a control\nThe end"
@@ -85,9 +85,14 @@ def test_a_docx_is_its_text_in_reading_order_with_changes_accepted(tmp_path: Pat
 def test_a_docx_that_is_damaged_or_encrypted_says_so(tmp_path: Path) -> None:
     (tmp_path / "good.jsonl").write_text('{"text": "good"}\n')
     data = letter()
-    (tmp_path / "cut.docx").write_bytes(data[: len(data) // 2])
-    (tmp_path / "flipped.docx").write_bytes(data[:3000] + bytes([data[3000] ^ 255]) + data[3001:])
-    (tmp_path / "old.docx").write_bytes(delivered.OLE_MAGIC + bytes(1000))
+    projects.write_files(
+        tmp_path,
+        {
+            "cut.docx": data[: len(data) // 2],
+            "flipped.docx": data[:3000] + bytes([data[3000] ^ 255]) + data[3001:],
+            "old.docx": delivered.OLE_MAGIC + bytes(1000),
+        },
+    )
     assert read_batch(tmp_path).unreadable == {
         "cut.docx": "not a complete DOCX (BadZipFile)",
         "flipped.docx": "not a complete DOCX (BadZipFile)",
@@ -239,8 +244,13 @@ def test_messages_that_lie_about_their_encoding_or_end_too_early(tmp_path: Path)
     mixed = message(Subject="x")
     mixed.set_content("text")
     mixed.add_attachment(b"y" * 500, maintype="image", subtype="png")
-    (tmp_path / "b.eml").write_bytes(bytes(mixed)[:-300])
-    (tmp_path / "c.eml").write_bytes(b"just text\n")
+    projects.write_files(
+        tmp_path,
+        {
+            "b.eml": bytes(mixed)[:-300],
+            "c.eml": b"just text\n",
+        },
+    )
     batch = read_batch(tmp_path)
     assert batch.table["text"].to_pylist() == ["café\n\nDéjà vu : où étiez-vous hier soir ?"]
     assert batch.unreadable == {
@@ -268,9 +278,14 @@ def test_rtf_is_its_text(tmp_path: Path) -> None:
         r"{\rtf1\ansi\ansicpg1252{\fonttbl{\f0 Arial;}}{\*\generator Riched20;}\f0 Caf\'e9"
         r" \u-10179?\u-8704?\par {\b Second} \{x\}\par}"
     )
-    (tmp_path / "a.rtf").write_text(source)
-    (tmp_path / "b.rtf").write_text(source[:-1])
-    (tmp_path / "c.rtf").write_text("text")
+    projects.write_files(
+        tmp_path,
+        {
+            "a.rtf": source,
+            "b.rtf": source[:-1],
+            "c.rtf": "text",
+        },
+    )
     batch = read_batch(tmp_path)
     assert batch.table["text"].to_pylist() == ["Café 😀\nSecond {x}"]
     assert batch.unreadable == {
@@ -303,8 +318,13 @@ def test_rtf_is_its_text(tmp_path: Path) -> None:
 def test_xml_is_read_by_paths(
     tmp_path: Path, source: str, settings: dict[str, Any], texts: list[str]
 ) -> None:
-    (tmp_path / "a.xml").write_text(source, encoding="utf-8")
-    (tmp_path / "b.xml.gz").write_bytes(gzip.compress(source.encode()))
+    projects.write_files(
+        tmp_path,
+        {
+            "a.xml": source,
+            "b.xml.gz": gzip.compress(source.encode()),
+        },
+    )
     rows = read(tmp_path, {"label": "kind", "group": "@article-type"}, **settings)
     assert [row["text"] for row in rows] == texts * 2
     if source is JATS and "id" in settings:
@@ -317,10 +337,15 @@ def test_xml_is_read_by_paths(
 
 def test_xml_expands_no_entity_and_says_where_it_is_broken(tmp_path: Path) -> None:
     bomb = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
-    (tmp_path / "bomb.xml").write_text(f'<!DOCTYPE a [<!ENTITY l0 "ha">{bomb}]><a><p>x</p>&l11;</a>')
-    (tmp_path / "file.xml").write_text('<!DOCTYPE a [<!ENTITY f SYSTEM "file:///etc/hostname">]><a>&f;</a>')
-    (tmp_path / "named.xml").write_text('<!DOCTYPE a SYSTEM "a.dtd"><a>Caf&eacute;</a>')
-    (tmp_path / "cut.xml").write_text("<a>\n<p>text</p>\n")
+    projects.write_files(
+        tmp_path,
+        {
+            "bomb.xml": f'<!DOCTYPE a [<!ENTITY l0 "ha">{bomb}]><a><p>x</p>&l11;</a>',
+            "file.xml": '<!DOCTYPE a [<!ENTITY f SYSTEM "file:///etc/hostname">]><a>&f;</a>',
+            "named.xml": '<!DOCTYPE a SYSTEM "a.dtd"><a>Caf&eacute;</a>',
+            "cut.xml": "<a>\n<p>text</p>\n",
+        },
+    )
     batch = read_batch(tmp_path)
     assert batch.unreadable == {
         "cut.xml": "not XML: broken on line 3; the file may be cut off",
@@ -335,8 +360,13 @@ def test_xml_expands_no_entity_and_says_where_it_is_broken(tmp_path: Path) -> No
 
 
 def test_pages_without_text_are_counted_or_quarantined(tmp_path: Path) -> None:
-    (tmp_path / "a.pdf").write_bytes(written_pdf(shown("One"), b"", shown("Three"), b"q 1 0 0 1 0 0 cm Q"))
-    (tmp_path / "b.pdf").write_bytes(written_pdf(shown("One")))
+    projects.write_files(
+        tmp_path,
+        {
+            "a.pdf": written_pdf(shown("One"), b"", shown("Three"), b"q 1 0 0 1 0 0 cm Q"),
+            "b.pdf": written_pdf(shown("One")),
+        },
+    )
     batch = read_batch(tmp_path)
     assert (batch.table["text"].to_pylist(), batch.pages_without_text) == (
         ["One\n\nThree", "One"],

@@ -10,6 +10,7 @@ import pytest
 
 from fullft_assets.documents.names import alias
 from tests import other_package
+from tests import project as projects
 
 #: Two formats, as a package would bring them: messages in one file, and a document that a parser reads.
 MODULE = """
@@ -89,11 +90,16 @@ def run(project: Path) -> subprocess.CompletedProcess[str]:
 
 def test_it_is_found_by_its_endings_read_through_the_stage_and_counted_by_the_check(project: Path) -> None:
     data = project / "data"
-    (data / "a.letters").write_bytes("notice|Gewährleistung\nno mark\ntext|two\n".encode("cp1252"))
-    (data / "b.jsonl").write_text('{"text": "three", "kind": "text"}\n')
-    (data / "notes/c.note").write_bytes(b"NOTEfour")
-    (data / "notes/d.note").write_bytes(b"none")
-    (data / "e.unknown").write_bytes(b"none")
+    projects.write_files(
+        data,
+        {
+            "a.letters": "notice|Gewährleistung\nno mark\ntext|two\n".encode("cp1252"),
+            "b.jsonl": '{"text": "three", "kind": "text"}\n',
+            "notes/c.note": b"NOTEfour",
+            "notes/d.note": b"none",
+            "e.unknown": b"none",
+        },
+    )
     done = run(project)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

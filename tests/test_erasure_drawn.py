@@ -87,18 +87,6 @@ def stopped(case: Prepared, key: str, taken: Manifest) -> Path:
     return folder
 
 
-def train(case: Prepared, key: str = "k", **sections: Any) -> Manifest:
-    """Train one step on the snapshot, and return the checkpoint."""
-    training.work(
-        case.job("finetuned_checkpoint", key, training={"epochs": 1, **sections}),
-        case.store,
-        Progress(silent=True),
-    )
-    made = case.store.find(case.use_case.name, "finetuned_checkpoint", key)
-    assert made is not None
-    return made
-
-
 @pytest.mark.parametrize("kind", ["general", "replay"])
 def test_nothing_of_it_is_left(case: Prepared, kind: str) -> None:
     gone = named(case, kind)
@@ -192,7 +180,7 @@ def test_readers_refuse_until_one_that_was_cut_short_is_finished(
 def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_is_not(
     case: Prepared,
 ) -> None:
-    checkpoint = train(case)
+    checkpoint = case.train("k", epochs=1)
     assert erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]]).trained_on == []
     assert go_on_from(case, checkpoint) == checkpoint
     report = erasure.erase(case.store, case.use_case.name, [named(case, "replay")["id"]])
@@ -207,7 +195,7 @@ def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_
     assert erasure.erase(case.store, case.use_case.name, []).deleted[TRAININGS] == 1
     assert not folder.exists()
     # One that is trained on what is left has not.
-    train(replace(case, snapshot=case.store.load(case.snapshot.ref)), "since")
+    replace(case, snapshot=case.store.load(case.snapshot.ref)).train("since", epochs=1)
     assert erasure.erase(case.store, case.use_case.name, []).trained_on == [checkpoint.ref]
     # Nor where something else is erased later, which it was only measured on.
     later = erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]])
@@ -239,7 +227,7 @@ def test_the_general_set_teaches_where_it_says_which_weights_matter(
 ) -> None:
     write_general(tmp_path / "general", 8)
     case = prepare(tmp_path, tiny=True, rows=400, snapshot={"general": {"path": "general"}})
-    checkpoint = train(case, ewc=ewc)
+    checkpoint = case.train("k", epochs=1, ewc=ewc)
     report = erasure.erase(case.store, case.use_case.name, [drawn(case, "general")[0]["id"]])
     assert report.trained_on == ([checkpoint.ref] if learned else [])
 

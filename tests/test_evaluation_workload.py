@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification
 
-from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets import snapshot
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import read_evaluation
 from fullft_assets.evaluation.verdict import read_verdict
@@ -30,6 +30,7 @@ from fullft_assets.tasks.classification.scoring import map_labels
 from fullft_assets.workloads.evaluation import work
 from tests import manifests
 from tests.checkpoint_metadata import checkpoint_metadata
+from tests.prepared import ingest
 
 WORDS = {
     "invoice": ["amount", "due", "payment", "bank", "total", "tax"],
@@ -124,13 +125,8 @@ class Lab:
         self.use_case = UseCase(
             name="mail", settings=settings, yaml_path=root / "defs.yaml", project_root=root
         )
-        [batch] = documents.cut_batches(self.store, "mail", root / "data", settings.documents)
-        raw = documents.keep(self.store, self.use_case, batch.name)
-        valid, _ = examples.validate(self.store, self.use_case, raw)
-        cut = chunks.tokenize(self.store, self.use_case, valid)
-        self.take = lambda use_case: snapshot.take(
-            self.store, use_case, {batch.name: valid}, {batch.name: cut}
-        )
+        ingested = ingest(self.store, self.use_case)
+        self.take = lambda use_case: snapshot.take(self.store, use_case, *ingested)
         self.snapshot = self.take(self.use_case)
         self.test = load_split(self.store, self.snapshot, "test")
         self.context = BaselineContext(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fullft_assets import chunks, documents, examples
+from fullft_assets import chunks, examples
 from fullft_assets.documents.reading import schema
 from fullft_assets.errors import GateError
 from fullft_assets.examples.rules import GATE_OF_GROUPS, GATES, REASONS, ROLES
@@ -21,6 +21,7 @@ from fullft_assets.settings import RULES, ExamplesSettings
 from fullft_assets.store import CheckOutcome, Store
 from fullft_assets.store.hashing import text_hash
 from tests import project as projects
+from tests.prepared import validate
 
 pytestmark = pytest.mark.quick
 
@@ -202,24 +203,23 @@ def deliveries(draw: Callable[..., Any], task: str) -> list[Row]:
 
 
 @pytest.mark.heavy
-class TestAnyDelivery:
-    @pytest.mark.parametrize("task", SETTINGS)
-    def test_nothing_is_lost_and_each_row_is_where_plain_python_says(self, task: str) -> None:
-        # Rows are few and named, so that a failure is read as it was drawn: shrinking would take minutes.
-        @settings(
-            max_examples=12,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            phases=(Phase.reuse, Phase.generate),
-        )
-        @given(rows=deliveries(task), data=st.data())
-        def check(rows: list[Row], data: st.DataObject) -> None:
-            examined = check_against_plain_python(data.draw(st.permutations(rows)), SETTINGS[task])
-            in_order = Expected(rows, SETTINGS[task])
-            valid = [(rows[n]["source"], rows[n]["row"]) for n in in_order.valid]
-            assert sorted(places(examined.valid)) == sorted(valid), "the order of arrival decides nothing"
+@pytest.mark.parametrize("task", SETTINGS)
+def test_nothing_is_lost_and_each_row_is_where_plain_python_says(task: str) -> None:
+    # Rows are few and named, so that a failure is read as it was drawn: shrinking would take minutes.
+    @settings(
+        max_examples=12,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.reuse, Phase.generate),
+    )
+    @given(rows=deliveries(task), data=st.data())
+    def check(rows: list[Row], data: st.DataObject) -> None:
+        examined = check_against_plain_python(data.draw(st.permutations(rows)), SETTINGS[task])
+        in_order = Expected(rows, SETTINGS[task])
+        valid = [(rows[n]["source"], rows[n]["row"]) for n in in_order.valid]
+        assert sorted(places(examined.valid)) == sorted(valid), "the order of arrival decides nothing"
 
-        check()
+    check()
 
 
 def sound_rows(*changes: Row, **same: Any) -> list[Row]:
@@ -259,27 +259,23 @@ class TestUnknownLabels:
         assert "most often: unknown label; fix the source" in check.description
 
 
-class TestRowChecks:
-    def test_masked_personal_data_is_counted_and_gone(self) -> None:
-        masking = PLAIN.model_copy(update={"pii": "mask"})
-        rows = sound_rows({"text": "write to jo@example.org"}, {})
-        examined = examples.examine(table(rows), masking, "b")
-        check = next(c for c in examined.checks if c.name == "personal_data_is_absent")
-        assert (check.passed, check.metadata) == (True, {"num_rows": 2, "num_failed": 0, "num_masked": 1})
-        assert examined.valid["text"].to_pylist() == ["write to [EMAIL]", "text number 3"]
-        assert examined.valid["text_hash"][0].as_py() == text_hash("write to [EMAIL]")
+def test_masked_personal_data_is_counted_and_gone() -> None:
+    masking = PLAIN.model_copy(update={"pii": "mask"})
+    rows = sound_rows({"text": "write to jo@example.org"}, {})
+    examined = examples.examine(table(rows), masking, "b")
+    check = next(c for c in examined.checks if c.name == "personal_data_is_absent")
+    assert (check.passed, check.metadata) == (True, {"num_rows": 2, "num_failed": 0, "num_masked": 1})
+    assert examined.valid["text"].to_pylist() == ["write to [EMAIL]", "text number 3"]
+    assert examined.valid["text_hash"][0].as_py() == text_hash("write to [EMAIL]")
 
 
-class TestBatchChecks:
-    def test_too_large_a_share_of_quarantined_rows_blocks_the_batch(self) -> None:
-        def gate(num_bad: int) -> CheckOutcome:
-            return check_of(
-                sound_rows(*[{}] * 5, *[{"label": None}] * num_bad), "quarantined_share_is_bounded"
-            )
+def test_too_large_a_share_of_quarantined_rows_blocks_the_batch() -> None:
+    def gate(num_bad: int) -> CheckOutcome:
+        return check_of(sound_rows(*[{}] * 5, *[{"label": None}] * num_bad), "quarantined_share_is_bounded")
 
-        assert gate(5).passed and not gate(6).passed
-        assert gate(6).severity == "error"
-        assert "6 of 11 rows quarantined, most often: no label" in gate(6).description
+    assert gate(5).passed and not gate(6).passed
+    assert gate(6).severity == "error"
+    assert "6 of 11 rows quarantined, most often: no label" in gate(6).description
 
 
 class TestSeverities:
@@ -333,9 +329,7 @@ class TestBatchWithoutAValidRow:
         store, use_case = Store(str(project.home / "store")), project.use_case()
         content = '{"text": ""}\n{"text": "a", "kind": "poem"}\n{half\n'
         (project.documents / "delivery-1.jsonl").write_text(content)
-        [batch] = documents.cut_batches(store, "letters", project.documents, use_case.settings.documents)
-        raw = documents.keep(store, use_case, batch.name)
-        valid, quarantined = examples.validate(store, use_case, raw)
+        _, valid, quarantined = validate(store, use_case)
         assert len(pq.read_table(store.folder(valid) / "examples.parquet")) == 0
         assert pq.read_table(store.folder(quarantined) / "quarantined.parquet")["row"].to_pylist() == [
             1,
@@ -347,7 +341,7 @@ class TestBatchWithoutAValidRow:
             chunks.tokenize(store, use_case, valid)
         assert str(refused.value).startswith(
             "tokenized_chunks refused: labeled_examples.quarantined_share_is_bounded is red: "
-            f"batch {batch.name}: 3 of 3 rows quarantined, most often: empty text; "
+            f"batch {valid.metadata['batch']}: 3 of 3 rows quarantined, most often: empty text; "
         )
         assert not (Path(store.url) / "letters/tokenized_chunks").exists()
 
@@ -357,10 +351,8 @@ def test_validated_twice_is_found_and_a_lost_quarantine_is_made_again(project: p
     project.deliver(
         "delivery-1.jsonl", [*projects.licence_rows(20), {"id": "bare", "text": "a text without a label"}]
     )
-    [batch] = documents.cut_batches(store, "letters", project.documents, use_case.settings.documents)
-    raw = documents.keep(store, use_case, batch.name)
-    first = examples.validate(store, use_case, raw)
-    assert examples.validate(store, use_case, raw) == first
+    raw, *first = validate(store, use_case)
+    assert [*examples.validate(store, use_case, raw)] == first
     (store.folder(first[1]) / "quarantined.parquet").unlink()
     valid, quarantined = examples.validate(store, use_case, raw)
     assert valid == first[0]

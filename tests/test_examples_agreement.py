@@ -54,24 +54,23 @@ def test_without_two_ratings_or_two_labels_there_is_no_kappa(items: list[dict[st
     assert ("nothing" if found is None else found.kappa) == kappa
 
 
-class TestKappa:
-    @settings(max_examples=60, deadline=None)
-    @given(
-        items=st.lists(
-            st.dictionaries(st.sampled_from("abcde"), st.sampled_from(LABELS), min_size=1),
-            min_size=2,
-            max_size=12,
-        )
+@settings(max_examples=60, deadline=None)
+@given(
+    items=st.lists(
+        st.dictionaries(st.sampled_from("abcde"), st.sampled_from(LABELS), min_size=1),
+        min_size=2,
+        max_size=12,
     )
-    def test_kappa_is_that_of_the_definition(self, items: list[dict[str, str]]) -> None:
-        used = [item for item in items if len(item) > 1]
-        assume(len({label for item in used for label in item.values()}) > 1)
-        found = measure(of_items(items))
-        assert found.num_items == len(used)
-        assert found.kappa == pytest.approx(fleiss([list(item.values()) for item in used]))
-        for label in {label for item in used for label in item.values()}:
-            split = [[LABELS[0] if given == label else LABELS[1] for given in item.values()] for item in used]
-            assert found.label_kappas[label] == pytest.approx(fleiss(split))
+)
+def test_kappa_is_that_of_the_definition(items: list[dict[str, str]]) -> None:
+    used = [item for item in items if len(item) > 1]
+    assume(len({label for item in used for label in item.values()}) > 1)
+    found = measure(of_items(items))
+    assert found.num_items == len(used)
+    assert found.kappa == pytest.approx(fleiss([list(item.values()) for item in used]))
+    for label in {label for item in used for label in item.values()}:
+        split = [[LABELS[0] if given == label else LABELS[1] for given in item.values()] for item in used]
+        assert found.label_kappas[label] == pytest.approx(fleiss(split))
 
 
 class TestOfABatch:

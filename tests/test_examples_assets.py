@@ -11,13 +11,14 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import documents, examples
+from fullft_assets import documents
 from fullft_assets.documents.names import alias
 from fullft_assets.personal_data import search
 from fullft_assets.resources import open_store
 from fullft_assets.store import Store
 from tests import project as projects
 from tests.asset_runs import run_assets
+from tests.prepared import validate
 
 SECRET = "the patient of room twelve"
 
@@ -150,11 +151,7 @@ def test_masked_is_what_is_kept_of_raw_rows_too_unless_the_yaml_says_otherwise(
     project.configure(documents={"mask_raw": mask_raw}, examples={"pii": "mask"})
     use_case = project.use_case()
     store = Store(str(project.home / "own-store"))
-    [batch] = documents.cut_batches(
-        store, use_case.name, documents.source_of(use_case), use_case.settings.documents
-    )
-    raw = documents.keep(store, use_case, batch.name)
-    valid, quarantined = examples.validate(store, use_case, raw)
+    raw, valid, _ = validate(store, use_case)
     kept = [
         path
         for path in (project.home / "own-store").rglob("*.parquet")

@@ -93,7 +93,6 @@ def test_each_format_comes_back_as_a_delivery(watched: Watched) -> None:
     ] == "a-3"
     labelled = [{**row, "kind": "notice"} for row in lines(watched.export())]
     watched.project.deliver("labelled.jsonl", labelled)
-    watched.project.configure(monitoring={"path": "data/letters/production"}, documents={"id": "key"})
     batch = documents.look(watched.store, watched.project.use_case(), now=2e9).cut[-1]
     made = documents.keep(watched.store, watched.project.use_case(), batch.name)
     assert documents.RawMetadata.of(made).num_malformed == 0
@@ -115,7 +114,6 @@ def test_a_table_has_no_formulas_and_comes_back_with_its_ids_and_texts(tmp_path:
                 for number, line in enumerate(table.splitlines())
             )
         )
-    watched.project.configure(monitoring={"path": "data/letters/production"}, documents={"id": "key"})
     batch = documents.look(watched.store, watched.project.use_case(), now=2e9).cut[-1]
     made = documents.keep(watched.store, watched.project.use_case(), batch.name)
     read = pq.read_table(

@@ -161,22 +161,21 @@ class TestDivergence:
         assert all(map(math.isnan, scores.values()))
 
 
-class TestCheckpoints:
-    @pytest.mark.parametrize("harm", ["no seal", "cut short", "file missing"])
-    def test_torn_checkpoint_is_skipped(self, tmp_path, harm):
-        for step in (9, 10):  # sorted as text, 9 would be the newest
-            aside = tmp_path / "aside"
-            aside.mkdir()
-            (aside / "model.safetensors").write_bytes(b"weights")
-            publish(aside, tmp_path / f"checkpoint-{step}", num_incidents=0, is_planned=True)
-        assert latest_checkpoint(tmp_path).name == "checkpoint-10"
-        if harm == "no seal":
-            (tmp_path / "checkpoint-10" / checkpoints.SEAL).unlink()
-        elif harm == "cut short":
-            (tmp_path / "checkpoint-10" / "model.safetensors").write_bytes(b"wei")
-        else:
-            (tmp_path / "checkpoint-10" / "model.safetensors").unlink()
-        assert latest_checkpoint(tmp_path).name == "checkpoint-9"
+@pytest.mark.parametrize("harm", ["no seal", "cut short", "file missing"])
+def test_torn_checkpoint_is_skipped(tmp_path, harm):
+    for step in (9, 10):  # sorted as text, 9 would be the newest
+        aside = tmp_path / "aside"
+        aside.mkdir()
+        (aside / "model.safetensors").write_bytes(b"weights")
+        publish(aside, tmp_path / f"checkpoint-{step}", num_incidents=0, is_planned=True)
+    assert latest_checkpoint(tmp_path).name == "checkpoint-10"
+    if harm == "no seal":
+        (tmp_path / "checkpoint-10" / checkpoints.SEAL).unlink()
+    elif harm == "cut short":
+        (tmp_path / "checkpoint-10" / "model.safetensors").write_bytes(b"wei")
+    else:
+        (tmp_path / "checkpoint-10" / "model.safetensors").unlink()
+    assert latest_checkpoint(tmp_path).name == "checkpoint-9"
 
 
 class TestStepLog:

@@ -6,8 +6,6 @@ import base64
 import math
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +13,14 @@ import dagster as dg
 import pytest
 
 from fullft_assets import release
-from fullft_assets.component import FullFineTune
 from fullft_assets.planning import refusal
 from fullft_assets.release.model_card import loading_lines
 from fullft_assets.resources import latest, open_store
 from fullft_assets.store import Manifest, Store
 from tests import plans
 from tests import project as projects
+from tests.asset_runs import run_assets
+from tests.machine import printed_by
 from tests.project import Project
 
 pytestmark = pytest.mark.slow
@@ -57,13 +56,7 @@ class Graph:
 
     def materialize(self, *assets: str, batch: str | None = None) -> dg.ExecuteInProcessResult:
         """Materialise these assets alone, as a click on them in the UI does."""
-        loaded = FullFineTune(self.project.use_case()).build_defs()
-        defs = dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor))
-        job = defs.resolve_implicit_global_asset_job_def()
-        keys = [dg.AssetKey([CASE, asset]) for asset in assets]
-        return job.execute_in_process(
-            asset_selection=keys, partition_key=batch, instance=self.instance, raise_on_error=False
-        )
+        return run_assets(self.project.use_case(), self.instance, *assets, partition=batch)
 
     def approve(self) -> None:
         plans.approve(self.store, self.project.use_case())
@@ -105,9 +98,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tuple[
     """The project after `fullft run`, and what that printed."""
     # A tiny pilot need not promise a gain: what follows is to run.
     made = projects.create(tmp_path_factory.mktemp("graph"), CASE, planning={"min_predicted_gain": -1.0})
-    done = made.fullft("run", CASE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return made, done.stdout
+    return made, made.succeed("run", CASE)
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +161,7 @@ def test_the_model_is_read_by_the_lines_of_its_card(finished):
         " sys.modules)\nprint(logits.shape)"
     )
     folder = f"{trained.metadata['path'].value}/model"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=folder
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "(1, 4)"
+    assert printed_by("-c", code, cwd=Path(folder)).splitlines()[-1] == "(1, 4)"
 
 
 def test_no_document_is_in_the_event_log_or_the_run_log(finished):
@@ -197,15 +184,12 @@ def test_a_weak_model_is_not_promoted_and_the_run_succeeds(first):
 def test_the_second_run_finds_the_work_and_the_recorded_decision(first):
     finished, printed = first
     before = attempts(finished)
-    done = finished.fullft("run", CASE)
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = finished.succeed("run", CASE)
     assert attempts(finished) == before
-    assert "letters_new_documents: nothing new" in done.stdout
+    assert "letters_new_documents: nothing new" in said
     for line in ("split", "test macro-F1", "gain", "verdict", "report"):
         pattern = rf"^  {line} +(.+)$"
-        assert (
-            re.search(pattern, done.stdout, re.MULTILINE)[1] == re.search(pattern, printed, re.MULTILINE)[1]
-        )
+        assert re.search(pattern, said, re.MULTILINE)[1] == re.search(pattern, printed, re.MULTILINE)[1]
     with dg.DagsterInstance.from_config(str(finished.home)) as instance:
         for asset in ("training_snapshot", *PLANNING, "finetuned_checkpoint", "evaluation_report"):
             made = events(instance, asset)
@@ -222,10 +206,9 @@ def test_a_restored_dagster_of_before_the_runs_finds_what_they_made(finished, tm
     )
     copy = Project(tmp_path / "copy", CASE)
     before = attempts(copy)
-    done = copy.fullft("run", CASE)
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = copy.succeed("run", CASE)
     assert attempts(copy) == before, "nothing is trained anew"
-    assert "letters_new_documents: nothing new" in done.stdout
+    assert "letters_new_documents: nothing new" in said
 
 
 def test_promotion_a_worse_candidate_another_one_and_rollback(graph):

@@ -118,9 +118,7 @@ def spanned(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tupl
         },
     ]
     project = create(tmp_path_factory.mktemp("spanned"), SPANS, rows, **SPAN_SECTIONS)
-    done = project.fullft("run", CASE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return project, done.stdout
+    return project, project.succeed("run", CASE)
 
 
 @pytest.mark.slow
@@ -138,11 +136,9 @@ def test_texts_with_spans_become_a_promoted_model(spanned: tuple[projects.Projec
     rows = pq.read_table(store.folder(report) / "predictions.parquet").to_pydict()
     assert sum(rows["num_spans"]) == report.metadata["num_test_spans"]
     assert sum(rows["num_right"]) == report.metadata["num_right"]
-    done = project.fullft(
-        "predict", CASE, "Licensed under the MIT license, see https://spdx.org/licenses/MIT"
-    )
-    assert done.returncode == 0, done.stderr
-    assert all(re.fullmatch(r" *\d+ to \d+ +(phrase|url): .+", line) for line in done.stdout.splitlines())
+    text = "Licensed under the MIT license, see https://spdx.org/licenses/MIT"
+    said = project.succeed("predict", CASE, text)
+    assert all(re.fullmatch(r" *\d+ to \d+ +(phrase|url): .+", line) for line in said.splitlines())
 
 
 @pytest.mark.parametrize("examples", [MULTI_LABEL, SPANS])

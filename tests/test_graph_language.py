@@ -53,9 +53,7 @@ def configure(project: projects.Project, task: str = "language_modeling", **sect
 def first(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tuple[projects.Project, str]:
     """The project after `fullft run`, and what that printed."""
     project = create(tmp_path_factory.mktemp("language"), "language_modeling")
-    done = project.fullft("run", CASE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return project, done.stdout
+    return project, project.succeed("run", CASE)
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +108,6 @@ def test_no_document_and_nothing_written_is_in_the_event_log_or_the_run_log(
 @pytest.mark.long
 def test_conversations_become_a_promoted_assistant(tmp_path: Path, environment: None) -> None:
     project = create(tmp_path, "sft")
-    done = project.fullft("run", CASE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "It is the champion now." in done.stdout
-    answer = project.fullft("predict", CASE, "Which kind of licence clue is this?", "--max-new-tokens", "8")
-    assert answer.returncode == 0 and "<|im_" not in answer.stdout
+    assert "It is the champion now." in project.succeed("run", CASE)
+    asked = ("Which kind of licence clue is this?", "--max-new-tokens", "8")
+    assert "<|im_" not in project.succeed("predict", CASE, *asked)

@@ -58,8 +58,7 @@ def test_all_that_they_add_goes_through_the_graph(tmp_path: Path, monkeypatch: p
 
     projects.write_rows(project.production / "week-1.jsonl", projects.licence_rows(60, skip=400))
 
-    done = project.fullft("run", project.name, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    project.succeed("run", project.name, timeout=600)
 
     store = Store(str(project.home / "store"))
     (raw,) = resources.latest_by_partition(store, project.name, "raw_documents").values()

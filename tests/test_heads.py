@@ -3,8 +3,6 @@ libraries that users have.
 """
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from fullft_assets.models.inference import (
 from fullft_assets.release import served
 from fullft_assets.training.finetuning import fine_tune
 from tests import test_multi_label, test_spans
+from tests.machine import printed_by
 from tests.prepared import Prepared, prepare
 
 pytestmark = pytest.mark.numeric
@@ -139,13 +138,10 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
         "print(json.dumps(model.encode(json.loads(sys.argv[2])).tolist()))\n"
         "assert not any(name.startswith('fullft_assets') for name in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path, json.dumps(texts)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    printed = printed_by("-c", code, tmp_path, json.dumps(texts))
     chosen = recipe.validation.select([recipe.validation.texts.index(text) for text in texts])
     expected = predict_with(model, chosen.chunks).probabilities
-    np.testing.assert_allclose(softmax(json.loads(done.stdout.splitlines()[-1]), axis=1), expected, atol=1e-4)
+    np.testing.assert_allclose(softmax(json.loads(printed.splitlines()[-1]), axis=1), expected, atol=1e-4)
     for answer, probabilities in zip(
         served.predict_fn({"inputs": texts}, served.model_fn(str(tmp_path))), expected, strict=True
     ):

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fullft_assets import chunks, documents, examples
+from fullft_assets import documents
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.jobs import INGEST
 from fullft_assets.chunks import ingestion
@@ -23,6 +23,7 @@ from fullft_assets.launchers.records import launches
 from fullft_assets.resources import open_store
 from fullft_assets.store import Manifest, Store
 from fullft_assets.workloads import ingestion as workload
+from tests import prepared
 from tests import project as projects
 from tests.s3_server import S3Server
 from tests.test_launch_demo import place
@@ -68,9 +69,7 @@ def ingest(project: projects.Project, driver: InThisProcess | None = None) -> tu
 def made_here(project: projects.Project) -> Store:
     """Make the one batch of a project without a workload, in a store of its own, and return that."""
     use_case, store = project.use_case(), Store(str(project.home / "another_store"))
-    (batch,) = documents.cut_batches(store, use_case.name, project.documents, use_case.settings.documents)
-    valid, _ = examples.validate(store, use_case, documents.keep(store, use_case, batch.name))
-    chunks.tokenize(store, use_case, valid)
+    prepared.ingest(store, use_case)
     return store
 
 

@@ -307,12 +307,9 @@ class TestSupervisor:
     ids=["service", "container", "nothing"],
 )
 def test_the_count_is_that_of_the_closest_control_group(tmp_path: Path, group, files, expected):
-    for name, count in {"proc/vmstat": 9, **files}.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"under_oom 0\noom_kill {count}\n")
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text(f"0::{group}\n")
+    counts = {"proc/vmstat": 9, **files}
+    events = {name: f"under_oom 0\noom_kill {count}\n" for name, count in counts.items()}
+    projects.write_files(tmp_path, {**events, "proc/self/cgroup": f"0::{group}\n"})
     assert num_killed_for_memory(tmp_path / "proc", tmp_path / "sys") == expected
 
 
@@ -353,9 +350,7 @@ def test_what_is_killed_during_the_wait_for_gpus_is_not_the_command(
 
 class TestMachine:
     def _ended(self, root: Path, stdout: str) -> Machine:
-        (root / "j").mkdir()
-        (root / "j/stdout").write_bytes(stdout.encode())
-        (root / "j/exit").write_text('{"code": 0, "is_limit": false}')
+        projects.write_files(root / "j", {"stdout": stdout, "exit": '{"code": 0, "is_limit": false}'})
         return Machine(root)
 
     @pytest.mark.parametrize(

@@ -66,8 +66,7 @@ def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
     attributes["release"] = {**attributes.get("release", {}), "min_effective_groups": 2}
     project.yaml_path.parent.mkdir(parents=True, exist_ok=True)
     project.yaml_path.write_text(yaml.safe_dump(source))
-    done = project.fullft("run", "texts", timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed = project.succeed("run", "texts", timeout=900)
     store = Store(str(project.home / "store"))
     report = latest(store, "texts", "evaluation_report")
     metrics = report.metadata
@@ -76,7 +75,7 @@ def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
     )
     assert metrics["perplexity"] < metrics["scores"]["base_model"]["perplexity"]
     assert metrics["promote"] == (metrics["gain_over_best_baseline_low"] > 0)
-    assert ("It is the champion now." in done.stdout) == metrics["promote"]
+    assert ("It is the champion now." in printed) == metrics["promote"]
     checkpoint = latest(store, "texts", "finetuned_checkpoint")
     assert (
         checkpoint.metadata["num_trained_parameters"] == 134_515_008 == checkpoint.metadata["num_parameters"]
@@ -85,8 +84,7 @@ def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
     assert model.is_dir()
     page = (store.folder(report) / "report.html").read_text()
     assert "What it writes" in page
-    second = project.fullft("run", "texts", timeout=300)
-    assert second.returncode == 0 and "nothing new" in second.stdout
+    assert "nothing new" in project.succeed("run", "texts", timeout=300)
     if metrics["promote"]:
         written = project.fullft(
             "predict", "texts", "Permission is hereby granted, free of", "--max-new-tokens", "4"

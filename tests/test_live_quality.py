@@ -27,6 +27,7 @@ from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store
 from tests import manifests
 from tests import project as projects
+from tests.asset_runs import run_assets
 from tests.checkpoint_metadata import checkpoint_metadata
 
 ERROR = 0.025
@@ -443,14 +444,9 @@ def test_without_a_champion_its_run_succeeds_and_its_check_is_green(
     for name, value in project.env().items():
         monkeypatch.setenv(name, value)
     project.configure(monitoring={"path": "data/letters/production"})
-    defs = dg.Definitions.merge(
-        FullFineTune(project.use_case()).build_defs(), dg.Definitions(executor=dg.in_process_executor)
-    )
-    job = defs.resolve_implicit_global_asset_job_def()
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
-        result = job.execute_in_process(
-            asset_selection=[dg.AssetKey([CASE, "live_quality"])], instance=instance
-        )
+        result = run_assets(project.use_case(), instance, "live_quality")
+    assert result.success
     assert [(check.check_name, check.passed) for check in result.get_asset_check_evaluations()] == [
         (monitoring.LIVE_CHECK.name, True)
     ]

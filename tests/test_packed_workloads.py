@@ -14,7 +14,6 @@ from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import score_documents
 from fullft_assets.snapshot import load_training
-from fullft_assets.store import Manifest
 from fullft_assets.workloads import entry, planning, training
 from tests import smollm2
 from tests.prepared import Prepared, prepare_language_model
@@ -40,17 +39,11 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return prepare_language_model(tmp_path_factory.mktemp(request.param), request.param, rows=80, **QUICK)
 
 
-def train(case: Prepared, key: str, **changes: Any) -> Manifest:
-    job = case.job(STAGE, key, training=changes)
-    training.work(job, case.store, Progress(silent=True))
-    return case.store.find(job.case, STAGE, key)
-
-
 def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(
     case: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda: False)
-    made = train(case, "once")
+    made = case.train("once")
     data = load_training(case.store, case.snapshot)
     found = made.metadata
     assert (found["labels"], found["is_packed"], found["num_tokens"]) == ([], True, data.packing.num_tokens)

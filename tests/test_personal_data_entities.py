@@ -6,17 +6,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import project as projects
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import documents, examples
 from fullft_assets.errors import SettingsError
 from fullft_assets.personal_data import entities
 from fullft_assets.personal_data.kinds import Found
 from fullft_assets.personal_data.search import KINDS, PersonalDataSearch
 from fullft_assets.store import Store
+from tests import project as projects
+from tests.prepared import validate
 
 PATTERNS = {"PERSON": "Ann Rossi", "GPE": "Ghent", "DATE": "3 May"}
 SENTENCE = "Ann Rossi moved to Ghent on 3 May."
@@ -160,12 +160,8 @@ def _problem(project: projects.Project) -> str:
 
 
 def _made(project: projects.Project) -> tuple[Store, Any, Any]:
-    use_case = project.use_case()
     store = Store(str(project.home / "own-store"))
-    documents.cut_batches(store, use_case.name, documents.source_of(use_case), use_case.settings.documents)
-    [batch] = documents.list_batches(store, use_case.name)
-    raw = documents.keep(store, use_case, batch.name)
-    valid, _ = examples.validate(store, use_case, raw)
+    raw, valid, _ = validate(store, project.use_case())
     return store, raw, valid
 
 

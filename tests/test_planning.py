@@ -23,6 +23,7 @@ from fullft_assets.planning import (
 )
 from fullft_assets.settings import PlanningSettings, TrainingSettings
 from fullft_assets.workloads import entry
+from tests import project as projects
 from tests.prepared import Prepared, prepare
 
 pytestmark = pytest.mark.quick
@@ -233,10 +234,14 @@ def test_the_memory_of_a_container_is_what_others_leave_of_its_control_groups(
     assert 2**28 < memory_limit(tmp_path) <= psutil.virtual_memory().total
     own = psutil.Process().memory_info().rss
     group = tmp_path / folder
-    group.mkdir(exist_ok=True)
-    (group / limit_name).write_text(f"{own + 2**28}\n")
-    (group / used_name).write_text(f"{own + 2**27 + 2**25}\n")
-    (group / "memory.stat").write_text(f"anon 5\n{cached} {2**25}\n")
+    projects.write_files(
+        group,
+        {
+            limit_name: f"{own + 2**28}\n",
+            used_name: f"{own + 2**27 + 2**25}\n",
+            "memory.stat": f"anon 5\n{cached} {2**25}\n",
+        },
+    )
     assert memory_limit(tmp_path) == pytest.approx(own + 2**28 - 2**27, abs=2**24)
 
 

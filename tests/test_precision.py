@@ -3,10 +3,7 @@ CUDA.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +16,7 @@ from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training.loop import place
-from tests.machine import lacks
-from tests.test_distributed import ROOT
+from tests.machine import lacks, printed_by
 from tests.test_isolation import SMALL, build
 from tests.test_packed import LLAMA, SETTINGS, fit, training
 
@@ -94,13 +90,8 @@ print(json.dumps(results))
 
 
 def test_training_scoring_and_resume_on_another_kind_of_device(tmp_path: Path) -> None:
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", _ON_ANOTHER_DEVICE, str(tmp_path)]
-    done = subprocess.run(
-        command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3_000:]
-    (host, expected), (remote, found), stop, (_, resumed) = json.loads(done.stdout.splitlines()[-1])
+    printed = printed_by("-c", _ON_ANOTHER_DEVICE, tmp_path, timeout=300)
+    (host, expected), (remote, found), stop, (_, resumed) = json.loads(printed.splitlines()[-1])
     assert (host, remote) == ("cpu", "lazy") and stop == "stopped at step 8 of 10"
     assert [
         [each if each is None else pytest.approx(each, rel=1e-5) for each in line] for line in expected

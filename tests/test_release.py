@@ -483,6 +483,19 @@ def lab(store: Store, use_case: UseCase) -> Lab:
     return Lab(store, use_case)
 
 
+@pytest.fixture
+def first(lab: Lab) -> Manifest:
+    """The checkpoint that is champion."""
+    checkpoint = lab.checkpoint("a")
+    lab.publish(lab.report(checkpoint, evaluated(), "ra"), checkpoint)
+    return checkpoint
+
+
+@pytest.fixture
+def second(lab: Lab) -> Manifest:
+    return lab.checkpoint("b")
+
+
 def test_every_baseline_has_to_be_beaten():
     one = evaluated()
     gains = {**one.gains["macro_f1"], "frozen_probe": gained(0.01, -0.01, 0.03)}
@@ -518,10 +531,8 @@ class TestWhatItIsJudgedAgainst:
         ):
             assert release.champion_rule(lab.checkpoint("b", **changed), champion) == rule, changed
 
-    def test_the_anchor_is_asked_for_after_new_data_only(self, lab):
-        first, second = lab.checkpoint("a"), lab.checkpoint("b")
+    def test_the_anchor_is_asked_for_after_new_data_only(self, lab, first, second):
         equal = evaluated(over_champion=gained(0.0, -0.01, 0.01))
-        lab.publish(lab.report(first, evaluated(), "ra"), first)
         lab.publish(lab.report(second, equal, "rb", "non_inferiority"), second)
         retrained = lab.checkpoint("c", snapshot="demo/training_snapshot/t/1")
         found = lab.against(retrained)
@@ -568,9 +579,7 @@ class TestWhatItIsJudgedAgainst:
         assert len(lab.against(alone).seed_runs) == 3
 
 
-def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab):
-    first, second = lab.checkpoint("a"), lab.checkpoint("b")
-    lab.publish(lab.report(first, evaluated(), "ra"), first)
+def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab, first, second):
     report = lab.report(second, evaluated(over_champion=gained(0.02)), "rb")
     lab.publish(report, second)
     release.rollback(lab.store, "demo", reason="worse", by="run")
@@ -645,10 +654,8 @@ class TestWhatIsSaidOfARelease:
         assert len(list((Path(lab.store.url) / "demo/champion_model").glob("*/*"))) == 1
         assert decision_on(lab, first) == ("promoted", "Promoted: every gate passed.")
 
-    def test_what_changes_between_question_and_promotion_counts(self, lab, monkeypatch):
+    def test_what_changes_between_question_and_promotion_counts(self, lab, first, second, monkeypatch):
         """Here the champion is frozen while its successor's card is written."""
-        first, second = lab.checkpoint("a"), lab.checkpoint("b")
-        lab.publish(lab.report(first, evaluated(), "ra"), first)
         report, write = lab.report(second, evaluated(over_champion=gained(0.02)), "rb"), decision.write_card
 
         def write_and_freeze(*given, **more):
@@ -663,9 +670,7 @@ class TestWhatIsSaidOfARelease:
 
 
 class TestByHand:
-    def test_while_frozen_the_champion_stays_and_unfrozen_the_next_run_promotes(self, lab):
-        first, second = lab.checkpoint("a"), lab.checkpoint("b")
-        lab.publish(lab.report(first, evaluated(), "ra"), first)
+    def test_while_frozen_the_champion_stays_and_unfrozen_the_next_run_promotes(self, lab, first, second):
         release.freeze(lab.store, "demo", reason="audit\nuntil May", by="run-1")
         report = lab.report(second, evaluated(over_champion=gained(0.02)), "rb")
         outcome, manifest = lab.publish(report, second)
@@ -717,9 +722,7 @@ class TestByHand:
             with pytest.raises(GateError, match="reason: give one"):
                 action(store, "demo", reason=" \n", by="run")
 
-    def test_a_checkpoint_is_promoted_whatever_its_gates_say_and_its_card_says_so(self, lab):
-        first, second = lab.checkpoint("a"), lab.checkpoint("b")
-        lab.publish(lab.report(first, evaluated(), "ra"), first)
+    def test_a_checkpoint_is_promoted_whatever_its_gates_say_and_its_card_says_so(self, lab, first, second):
         report = lab.report(second, evaluated(over_champion=gained(-0.2, -0.25, -0.15)), "rb")
         assert lab.publish(report, second)[0].kind == "kept"
         outcome, card = release.promote_by_hand(

@@ -296,15 +296,13 @@ def test_what_is_not_trained_ends_with_a_champion(tmp_path: Path) -> None:
     )
     windows = [{"id": row["id"], "text": row["text"]} for row in projects.licence_rows(60, skip=400)]
     projects.write_rows(project.production / "window-1.jsonl", windows)
-    done = project.fullft("run", project.name)
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed = project.succeed("run", project.name)
     store = Store(str(project.home / "store"))
     champion = release.read_champion(store, project.name)
-    assert champion is not None, done.stdout
+    assert champion is not None, printed
     system = CheckpointMetadata.of(store.load(champion.checkpoint)).system
     assert system in ("tfidf", "frozen_probe") and not store.refs(project.name, "finetuned_checkpoint")
-    predicted = project.fullft("predict", project.name, "Licensed under the MIT license")
-    assert predicted.returncode == 0 and "%" in predicted.stdout, predicted.stderr
+    assert "%" in project.succeed("predict", project.name, "Licensed under the MIT license")
     [predictions] = store.artifacts(project.name, "batch_predictions")
     assert predictions.inputs["finetuned_checkpoint"] == store.load(champion.checkpoint).content_digest
     [drift] = store.artifacts(project.name, "drift_report")

@@ -19,18 +19,15 @@ from tests.prepared import write_tiny_model
 from tests.s3_server import S3Server
 
 
-class TestOpenStore:
-    def test_the_yaml_wins_over_the_environment_and_the_home_is_the_default(
-        self, project: projects.Project, monkeypatch: pytest.MonkeyPatch, s3_env: S3Server
-    ) -> None:
-        with dg.DagsterInstance.ephemeral(tempdir=str(project.home)) as instance:
-            assert open_store(project.use_case(), instance).url == str(
-                Path(instance.root_directory) / "store"
-            )
-            monkeypatch.setenv("FULLFT_STORE", "s3://shared/prefix/")
-            assert open_store(project.use_case(), instance).url == "s3://shared/prefix"
-            project.configure(store="artifacts")
-            assert open_store(project.use_case(), instance).url == str(project.root / "artifacts")
+def test_the_yaml_wins_over_the_environment_and_the_home_is_the_default(
+    project: projects.Project, monkeypatch: pytest.MonkeyPatch, s3_env: S3Server
+) -> None:
+    with dg.DagsterInstance.ephemeral(tempdir=str(project.home)) as instance:
+        assert open_store(project.use_case(), instance).url == str(Path(instance.root_directory) / "store")
+        monkeypatch.setenv("FULLFT_STORE", "s3://shared/prefix/")
+        assert open_store(project.use_case(), instance).url == "s3://shared/prefix"
+        project.configure(store="artifacts")
+        assert open_store(project.use_case(), instance).url == str(project.root / "artifacts")
 
 
 def test_an_error_that_the_user_can_fix_is_a_failure_of_one_line_that_is_not_retried(tmp_path: Path) -> None:

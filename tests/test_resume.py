@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +22,7 @@ from fullft_assets.training.checkpoints import SEAL, STEP_LOG, latest_checkpoint
 from fullft_assets.training.finetuning import exclusive
 from tests import metadata_server
 from tests.forked_training import ForkedTraining
+from tests.machine import printed_by
 from tests.prepared import Prepared, command, prepare
 
 EVERY = 3
@@ -200,16 +200,10 @@ def test_killed_again_and_again_also_inside_saves_it_ends_with_the_same_weights(
     straight, killed = (
         Run(prepared, f"{kind} {name}".replace(" ", "-"), **sections) for kind in ("straight", "killed")
     )
-    command = [sys.executable, "-m", "tests.killed_trainings", straight.command[-1], killed.command[-1]]
-    done = subprocess.run(
-        [*command, *map(str, (kills, 11, spoiled, processes))],
-        env={**prepared.project.env(), "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == 0, done.stderr
-    moments = [json.loads(line) for line in done.stdout.splitlines()]
+    how = (straight.command[-1], killed.command[-1], kills, 11, spoiled, processes)
+    environment = prepared.project.env()
+    printed = printed_by("-m", "tests.killed_trainings", *how, env=environment, timeout=SECONDS)
+    moments = [json.loads(line) for line in printed.splitlines()]
     assert len(moments) == kills
     assert sum(moment["saving"] for moment in moments) >= kills // 7 and any(
         moment["checkpoints"] for moment in moments

@@ -21,6 +21,7 @@ from fullft_assets.security import Act, Entry, Person
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
+from tests import project as projects
 from tests.project import Project
 from tests.test_store import bucket as bucket
 
@@ -89,12 +90,10 @@ def platform(tmp_path: Path) -> Platform:
 
 def test_what_is_as_it_should_be_is_no_finding(platform: Platform) -> None:
     (platform.root / "notes.md").write_text("AKIAIOSFODNN7EXAMPLE\n-----BEGIN PRIVATE KEY-----\n...\n")
-    (platform.root / "deliveries").mkdir()
-    for number in range(1_001):
-        (platform.root / "deliveries" / f"{number}.txt").write_text(AWS_KEY)
-    (platform.root / "secrets.env").write_text(f"KEY={AWS_KEY}\n")
-    (platform.root / ".env.local").write_text(f"KEY={AWS_KEY}\n")
-    for name in ("secrets.env", ".env.local"):
+    secret_files = dict.fromkeys(("secrets.env", ".env.local"), f"KEY={AWS_KEY}\n")
+    deliveries = {f"deliveries/{number}.txt": AWS_KEY for number in range(1_001)}
+    projects.write_files(platform.root, deliveries | secret_files)
+    for name in secret_files:
         (platform.root / name).chmod(0o600)
     (platform.root / "env").mkdir()
     (platform.root / "env" / "pyvenv.cfg").touch()
@@ -157,9 +156,14 @@ def test_fourteen_planted_faults_are_found(platform: Platform, open_server: None
     Path(platform.store.url).chmod(0o755)
     platform.yaml.write_text("documents: {path: https://ann:pa55@example.com/x}\n")
     (platform.root / "upload.py").write_text(f"KEY = '{AWS_KEY}'\n")
-    (platform.model / "modeling.py").write_text("")
-    (platform.model / "pytorch_model.bin").write_bytes(b"")
-    (platform.model / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    projects.write_files(
+        platform.model,
+        {
+            "modeling.py": "",
+            "pytorch_model.bin": b"",
+            "README.md": "---\nlicense: cc-by-nc-4.0\n---\n",
+        },
+    )
     (platform.documents / "LICENSE").write_text("All rights reserved\n")
     platform.vulnerability(modified="2020-01-01T00:00:00Z", introduced="0")
     platform.lock("1.2.3")

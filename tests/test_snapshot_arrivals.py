@@ -8,8 +8,6 @@ all.
 """
 
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +34,7 @@ from fullft_assets.snapshot.near_text.pairs import SIMILARITY
 from fullft_assets.store.hashing import text_hash, unit_hash
 from tests import prepared
 from tests import project as projects
+from tests.machine import printed_by
 from tests.test_snapshot import similar_pairs
 
 SEED = 1
@@ -407,24 +406,9 @@ class TestRowsOfOneBatch:
 
 class TestKilled:
     def stages(self, project: projects.Project, folder: Path, *seeds: int) -> dict[str, Any]:
-        command = [
-            sys.executable,
-            "-m",
-            "tests.killed_stages",
-            str(project.yaml_path),
-            str(folder),
-            *map(str, seeds),
-        ]
-        environment = {
-            **project.env(),
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        line = ("-m", "tests.killed_stages", project.yaml_path, folder, *seeds)
+        environment = project.env() | {"TOKENIZERS_PARALLELISM": "false"}
+        return json.loads(printed_by(*line, env=environment, timeout=300))
 
     @pytest.mark.slow
     def test_at_any_moment_and_run_again_gives_the_same_digests(self, tmp_path: Path) -> None:

@@ -12,13 +12,11 @@ from fullft_assets import snapshot
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.chunks import Tokenization, chunk
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import embed
 from fullft_assets.snapshot import general
 from fullft_assets.snapshot.screening import Screen
 from fullft_assets.store import Manifest
 from fullft_assets.store.hashing import text_hash
-from fullft_assets.workloads import training
 from tests import licence_labels
 from tests import project as projects
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
@@ -137,8 +135,7 @@ def test_several_labels_and_spans_are_measured_on_it(
         found.chunks
         == chunk(pa.table({"id": found.texts, "text": found.texts}), plain).table["windows"].to_pylist()
     )
-    training.work(case.job("finetuned_checkpoint", "k"), case.store, Progress(silent=True))
-    made = case.store.find(case.use_case.name, "finetuned_checkpoint", "k")
+    made = case.train("k")
     assert made.metadata["general_before"] == pytest.approx(0, abs=1e-6)
     tuned = embed(case.store.folder(made) / "model", found.chunks)
     base = embed(case.base_model, found.chunks)

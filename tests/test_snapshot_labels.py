@@ -220,30 +220,29 @@ class TestSetAside:
         assert "a text that came" not in description and "1 label (not named" in description
 
 
-class TestCopies:
-    @pytest.mark.parametrize(
-        ("num_copies", "severity", "passed"), [(12, "warn", True), (40, "warn", False), (1, "error", False)]
+@pytest.mark.parametrize(
+    ("num_copies", "severity", "passed"), [(12, "warn", True), (40, "warn", False), (1, "error", False)]
+)
+def test_few_copies_are_counted_and_nothing_is_shown_as_failed(
+    common: list[dict[str, Any]], num_copies: int, severity: str, passed: bool
+) -> None:
+    copies = [{**row, "id": f"copy {n}"} for n, row in enumerate(common[:num_copies])]
+    settings = ExamplesSettings.model_validate(
+        {"label": "kind", "severities": {"texts_are_unique": severity}}
     )
-    def test_few_copies_are_counted_and_nothing_is_shown_as_failed(
-        self, common: list[dict[str, Any]], num_copies: int, severity: str, passed: bool
-    ) -> None:
-        copies = [{**row, "id": f"copy {n}"} for n, row in enumerate(common[:num_copies])]
-        settings = ExamplesSettings.model_validate(
-            {"label": "kind", "severities": {"texts_are_unique": severity}}
-        )
-        found = {check.name: check for check in checks.identity_outcomes(take([*common, *copies]), settings)}
-        assert found.keys() == {
-            "ids_are_unique",
-            "texts_are_unique",
-            "equal_texts_have_equal_labels",
-            "labels_have_one_spelling",
-        }
-        check = found["texts_are_unique"]
-        assert (check.passed, check.severity, check.metadata) == (
-            passed,
-            severity,
-            {"num_failed": num_copies},
-        )
+    found = {check.name: check for check in checks.identity_outcomes(take([*common, *copies]), settings)}
+    assert found.keys() == {
+        "ids_are_unique",
+        "texts_are_unique",
+        "equal_texts_have_equal_labels",
+        "labels_have_one_spelling",
+    }
+    check = found["texts_are_unique"]
+    assert (check.passed, check.severity, check.metadata) == (
+        passed,
+        severity,
+        {"num_failed": num_copies},
+    )
 
 
 class TestRefusals:

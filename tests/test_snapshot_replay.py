@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullft_assets import chunks, documents, examples, snapshot
+from fullft_assets import snapshot
 from fullft_assets.chunks import load_tokenization
 from fullft_assets.errors import DataError
 from fullft_assets.snapshot import general as drawing
@@ -20,8 +20,8 @@ from fullft_assets.snapshot import packing
 from fullft_assets.snapshot.general import draw_replay, num_replay_tokens
 from fullft_assets.snapshot.screening import read_external
 from fullft_assets.store import Manifest, Store
+from tests import prepared, smollm2
 from tests import project as projects
-from tests import smollm2
 
 SHARE = 0.2
 
@@ -32,24 +32,6 @@ def general() -> list[str]:
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     texts = [file.read_text(encoding="utf-8", errors="replace")[:2_000] for file in files]
     return [text for text in dict.fromkeys(texts) if len(text) > 500][:100]
-
-
-def conversations(count: int, skip: int = 0) -> list[dict[str, Any]]:
-    """Conversations about real licence texts."""
-    return [
-        {
-            "id": row["id"],
-            "messages": [
-                {
-                    "role": "user",
-                    "content": f"Which kind of licence clue is this, and of what?\n\n{row['text']}",
-                },
-                {"role": "assistant", "content": f"It is a {row['kind']} of {row['expression']}."},
-            ],
-            "expression": row["expression"],
-        }
-        for row in projects.licence_rows(count, skip=skip)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -167,36 +149,32 @@ class TestDraw:
         assert case.texts(again) == case.texts(first)
 
 
-class TestConversations:
-    def test_conversations_and_texts_together(self, tmp_path: Path, model: Path, general: list[str]) -> None:
-        case = Case(tmp_path, model, task="sft")
-        case.give(
-            [
-                *conversations(60),
-                *({"text": text} for text in general[:40]),
-                {"messages": [{"role": "user", "content": "Alone?"}]},
-            ]
+def test_conversations_and_texts_together(tmp_path: Path, model: Path, general: list[str]) -> None:
+    case = Case(tmp_path, model, task="sft")
+    case.give(
+        [
+            *prepared.conversations(60, characters=None),
+            *({"text": text} for text in general[:40]),
+            {"messages": [{"role": "user", "content": "Alone?"}]},
+        ]
+    )
+    made = case.draw(40_000)
+    rows = list(zip(case.read(made, "examples"), case.read(made, "chunks"), strict=True))
+    said = [(row, chunked) for row, chunked in rows if row["messages"] is not None]
+    written = [(row, chunked) for row, chunked in rows if row["messages"] is None]
+    assert len(said) > 5 and len(written) > 5
+    tokenization = load_tokenization(case.project.use_case())
+    for row, chunked in said[:-1]:
+        assert (
+            sum(chunked["windows"], []) == tokenization.encode([tokenization.chat.render(row["messages"])])[0]
         )
-        made = case.draw(40_000)
-        rows = list(zip(case.read(made, "examples"), case.read(made, "chunks"), strict=True))
-        said = [(row, chunked) for row, chunked in rows if row["messages"] is not None]
-        written = [(row, chunked) for row, chunked in rows if row["messages"] is None]
-        assert len(said) > 5 and len(written) > 5
-        tokenization = load_tokenization(case.project.use_case())
-        for row, chunked in said[:-1]:
-            assert (
-                sum(chunked["windows"], [])
-                == tokenization.encode([tokenization.chat.render(row["messages"])])[0]
-            )
-            trained = [
-                t
-                for t, mark in zip(sum(chunked["windows"], []), sum(chunked["marks"], []), strict=True)
-                if mark
-            ]
-            assert tokenization.tokenizer.decode(trained).strip().startswith(row["messages"][1]["content"])
-        for _, chunked in written:
-            assert [len(chunk) for chunk in chunked["windows"]] == [len(marks) for marks in chunked["marks"]]
-            assert {mark for marks in chunked["marks"] for mark in marks} == {1}
+        trained = [
+            t for t, mark in zip(sum(chunked["windows"], []), sum(chunked["marks"], []), strict=True) if mark
+        ]
+        assert tokenization.tokenizer.decode(trained).strip().startswith(row["messages"][1]["content"])
+    for _, chunked in written:
+        assert [len(chunk) for chunk in chunked["windows"]] == [len(marks) for marks in chunked["marks"]]
+        assert {mark for marks in chunked["marks"] for mark in marks} == {1}
 
 
 class TestOneLine:
@@ -233,17 +211,9 @@ class TestSnapshot:
     def ingest(
         self, case: Case, batches: list[list[dict[str, Any]]]
     ) -> tuple[dict[str, Manifest], dict[str, Manifest]]:
-        use_case = case.project.use_case()
         for number, rows in enumerate(batches):
             case.project.deliver(f"delivery-{number}.jsonl", rows)
-        labeled, tokenized = {}, {}
-        source = documents.source_of(use_case)
-        for batch in documents.cut_batches(case.store, use_case.name, source, use_case.settings.documents):
-            labeled[batch.name], _ = examples.validate(
-                case.store, use_case, documents.keep(case.store, use_case, batch.name)
-            )
-            tokenized[batch.name] = chunks.tokenize(case.store, use_case, labeled[batch.name])
-        return labeled, tokenized
+        return prepared.ingest(case.store, case.project.use_case())
 
     def sft(self, root: Path, model: Path, general: list[str], max_batch_files: int = 100) -> Case:
         case = Case(root, model)
@@ -261,7 +231,7 @@ class TestSnapshot:
         self, tmp_path_factory: pytest.TempPathFactory, model: Path, general: list[str]
     ) -> tuple[Case, Manifest]:
         case = self.sft(tmp_path_factory.mktemp("taken"), model, general)
-        rows = conversations(300)
+        rows = prepared.conversations(300, characters=None)
         questions = [row["messages"][0]["content"] for row in rows[:50]]
         projects.write_rows(
             case.project.root / "evaluation.jsonl", [{"question": q} for q in [*questions, general[7][:700]]]

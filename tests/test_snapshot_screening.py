@@ -144,9 +144,9 @@ class TestEvaluationSets:
     def test_files_and_folders_of_any_format(self, project):
         folder = project.root / "benchmarks"
         projects.write_rows(folder / "plain.jsonl", [{"text": "a plain text"}, {"text": "another"}])
-        (folder / "inner").mkdir()
-        (folder / "inner" / "table.csv").write_text("id,text\n1,from a table\n")
-        (folder / "page.html").write_text("<html><body><p>from a page</p></body></html>")
+        page = "<html><body><p>from a page</p></body></html>"
+        table = "id,text\n1,from a table\n"
+        projects.write_files(folder, {"inner/table.csv": table, "page.html": page})
         projects.write_rows(
             project.root / "one.jsonl",
             [{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "He."}]}],

@@ -20,7 +20,6 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.documents import batches
 from fullft_assets.documents.sources import SourceFile
 from fullft_assets.errors import DiskError, GateError, SettingsError, StoreError
@@ -50,17 +49,6 @@ pytestmark = pytest.mark.quick
 OUTSIDE = ["/etc/a", "../a", "x/../../a", "x//a", "./a", "x/.", "x/", "", "..\\a", "C:\\a", "a\0b"]
 
 
-def data_stages(store: Store, project: projects.Project) -> tuple[Manifest, snapshot.Split]:
-    use_case = project.use_case()
-    valid, tokenized = {}, {}
-    for batch in documents.cut_batches(store, "letters", project.documents, use_case.settings.documents):
-        raw = documents.keep(store, use_case, batch.name)
-        valid[batch.name], _ = examples.validate(store, use_case, raw)
-        tokenized[batch.name] = chunks.tokenize(store, use_case, valid[batch.name])
-    frozen = snapshot.take(store, use_case, valid, tokenized)
-    return frozen, snapshot.load_split(store, frozen, "train")
-
-
 class Place:
     """A store, and the folder of this machine with its files."""
 
@@ -75,9 +63,7 @@ class Place:
         checks: list[CheckOutcome] | None = None,
     ) -> Manifest:
         def write(draft: Draft) -> Outcome:
-            for name, text in files.items():
-                (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
-                (draft.path / name).write_text(text)
+            projects.write_files(draft.path, files)
             return {"num_rows": len(files)}, checks or []
 
         return self.store.ensure(
@@ -134,8 +120,7 @@ class TestArtifacts:
     ) -> None:
         made = place.make({"a.txt": "alpha"})
         left = f"mail/raw_documents/{made.key}/00000000000000000001-deadbeef"
-        (place.disk / left / "deep").mkdir(parents=True)
-        (place.disk / left / "deep" / "b.txt").write_text("beta")
+        projects.write_files(place.disk / left, {"deep/b.txt": "beta"})
         assert place.store.unfinished("mail", "raw_documents") == [left]
         if not place.store.is_local:
             assert not place.store.discard(left), "somebody may be uploading more"
@@ -522,8 +507,7 @@ class TestContentDigest:
 
         def made(x: str, seen: str, values: dict[str, Any], inputs: dict[str, Any]) -> Manifest:
             def write(draft: Draft) -> Outcome:
-                (draft.path / "x").write_text(x)
-                (draft.path / "seen").write_text(seen)
+                projects.write_files(draft.path, {"x": x, "seen": seen})
                 draft.identity = Identity(files=["x"], values=values)
                 return {}, []
 
@@ -561,24 +545,21 @@ class TestContentDigest:
         assert artifact_key("s", "1", {"b": 2, "a": 1}, {"x": "y"}, 1) == artifact_key(*parts[0])
 
 
-class TestGates:
-    def test_only_a_red_error_check_refuses(self, tmp_path: Path) -> None:
-        place = Place(str(tmp_path), tmp_path)
-        warned = place.make(
-            {}, checks=[CheckOutcome(name="w", passed=False, severity="warn")], inputs={"n": 1}
-        )
-        warned.require_green("tokenized_chunks")
-        red = place.make(
-            {},
-            checks=[CheckOutcome(name="rows", passed=False, description="3 rows are lost")],
-            inputs={"n": 2},
-        )
-        with pytest.raises(
-            GateError, match=r"^tokenized_chunks refused: raw_documents\.rows is red: 3 rows are lost$"
-        ):
-            red.require_green("tokenized_chunks")
-        with pytest.raises(StoreError, match="no check `other` in its manifest"):
-            red.check("other")
+def test_only_a_red_error_check_refuses(tmp_path: Path) -> None:
+    place = Place(str(tmp_path), tmp_path)
+    warned = place.make({}, checks=[CheckOutcome(name="w", passed=False, severity="warn")], inputs={"n": 1})
+    warned.require_green("tokenized_chunks")
+    red = place.make(
+        {},
+        checks=[CheckOutcome(name="rows", passed=False, description="3 rows are lost")],
+        inputs={"n": 2},
+    )
+    with pytest.raises(
+        GateError, match=r"^tokenized_chunks refused: raw_documents\.rows is red: 3 rows are lost$"
+    ):
+        red.require_green("tokenized_chunks")
+    with pytest.raises(StoreError, match="no check `other` in its manifest"):
+        red.check("other")
 
 
 class Counted(Metadata):

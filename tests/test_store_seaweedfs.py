@@ -16,8 +16,9 @@ from fullft_assets.documents import sources
 from fullft_assets.store import Store
 from tests import project as projects
 from tests import seaweedfs
+from tests.prepared import take
 from tests.s3_server import S3Server
-from tests.test_store import count_in_two_processes, data_stages
+from tests.test_store import count_in_two_processes
 
 pytestmark = pytest.mark.slow
 
@@ -93,7 +94,8 @@ def test_an_artifact_is_made_found_read_and_removed(
 
 def test_the_data_stages_give_the_same_as_on_a_local_folder(bucket: str, project: projects.Project) -> None:
     local, remote = (
-        data_stages(Store(url), project)[0] for url in (str(project.home / "store"), f"s3://{bucket}/store")
+        take(project, store=Store(url)).snapshot
+        for url in (str(project.home / "store"), f"s3://{bucket}/store")
     )
     assert (remote.content_digest, remote.key) == (local.content_digest, local.key)
 

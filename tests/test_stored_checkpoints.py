@@ -3,9 +3,6 @@ them: `tests.scattered_trainings`.
 """
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,22 +30,17 @@ from fullft_assets.training.stored_checkpoints import (
     newest_checkpoint,
     publish_everywhere,
 )
+from tests.machine import printed_by
 from tests.s3_server import S3Server
 
-ROOT = Path(__file__).parent.parent
 SCENES = ("killed", "own_disks", "parts")
 
 
 @pytest.fixture(scope="module")
 def played(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each scene found."""
-    env = os.environ | s3_server.env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    folder = tmp_path_factory.mktemp("scenes")
-    line = [sys.executable, "-m", "tests.scattered_trainings", str(folder), str(s3_server.root), *SCENES]
-    done = subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=1_200, check=False)
-    assert done.returncode == 0, done.stderr[-3_000:]
-    print(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    line = ("-m", "tests.scattered_trainings", tmp_path_factory.mktemp("scenes"), s3_server.root, *SCENES)
+    return json.loads(printed_by(*line, env=s3_server.env, timeout=1_200).splitlines()[-1])
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:

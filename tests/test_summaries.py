@@ -73,16 +73,16 @@ def test_what_is_known_is_not_read_again_and_what_changed_is(place: Place) -> No
     assert place.summary(version="2") == (changed, sorted(changed))
 
 
-def _cut_off(path: Path) -> None:
-    path.write_text(path.read_text()[:-20])
-
-
-def _of_another_kind(path: Path) -> None:
-    path.write_text('{"entries": [1]}')
-
-
-@pytest.mark.parametrize("damage", [Path.unlink, _cut_off, _of_another_kind])
-def test_one_that_is_lost_or_damaged_is_made_again(place: Place, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        Path.unlink,
+        lambda path: path.write_text(path.read_text()[:-20]),
+        lambda path: path.write_text('{"entries": [1]}'),
+    ],
+    ids=["lost", "cut off", "of another kind"],
+)
+def test_one_that_is_lost_or_damaged_is_made_again(place: Place, damage: Callable[[Path], object]) -> None:
     rows = {f"b{number}": [number] for number in range(3)}
     for name, (number,) in rows.items():
         place.make(name, number)

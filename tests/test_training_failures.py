@@ -128,86 +128,79 @@ class TestOutOfMemory:
         assert RunHistory(tmp_path).incidents == []
 
 
-class TestFullDisk:
-    def test_a_limit_on_the_size_of_files_is_the_same_error(self, tiny, tmp_path):
-        # Weights take 1 MB, the optimizer's state 2: the one fits, the other is cut off.
-        message = (
-            "no room for the checkpoint of step 4 .*; there is no checkpoint; the same command starts again"
-        )
-        with limited_files(1_500_000), pytest.raises(DiskError, match=message):
-            train(tiny, tmp_path)
-        assert latest_checkpoint(tmp_path) is None
-        assert train(tiny, tmp_path).resumed_from_step == 0
+def test_a_limit_on_the_size_of_files_is_the_same_error(tiny, tmp_path):
+    # Weights take 1 MB, the optimizer's state 2: the one fits, the other is cut off.
+    message = "no room for the checkpoint of step 4 .*; there is no checkpoint; the same command starts again"
+    with limited_files(1_500_000), pytest.raises(DiskError, match=message):
+        train(tiny, tmp_path)
+    assert latest_checkpoint(tmp_path) is None
+    assert train(tiny, tmp_path).resumed_from_step == 0
 
 
-class TestStopAtABadMoment:
-    def test_a_stop_while_the_validation_rows_are_scored_loses_nothing(self, tiny, tmp_path, monkeypatch):
-        straight = train(tiny, tmp_path / "straight")
-        scored = [line for line in straight.history if "validation_loss" in line]
-        middle, last = (line["step"] for line in scored)
-        progress = Progress(silent=True)
-        score = classification.score
+def test_a_stop_while_the_validation_rows_are_scored_loses_nothing(tiny, tmp_path, monkeypatch):
+    straight = train(tiny, tmp_path / "straight")
+    scored = [line for line in straight.history if "validation_loss" in line]
+    middle, last = (line["step"] for line in scored)
+    progress = Progress(silent=True)
+    score = classification.score
 
-        def stopped_score(model: object, split: object, between_batches: object) -> object:
-            progress.stop_requested = True
-            return score(model, split, between_batches)
+    def stopped_score(model: object, split: object, between_batches: object) -> object:
+        progress.stop_requested = True
+        return score(model, split, between_batches)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(classification, "score", stopped_score)
-            with pytest.raises(
-                Interrupted, match=f"stopped at step {middle} of {last}; run the same command to resume there"
-            ):
-                train(tiny, tmp_path / "stopped", progress)
-        assert latest_checkpoint(tmp_path / "stopped").name == f"checkpoint-{middle}"
-        resumed = train(tiny, tmp_path / "stopped")
-        assert resumed.resumed_from_step == middle
-        assert [line for line in resumed.history if "validation_loss" in line] == scored
-        assert all(
-            torch.equal(value, resumed.model.state_dict()[name])
-            for name, value in straight.model.state_dict().items()
-        )
-
-
-class TestClasses:
-    @pytest.mark.parametrize(
-        ("error", "failure"),
-        [
-            (errors.DataError("a.csv:3: no label"), "data"),
-            (errors.DivergenceError("loss nan"), "divergence"),
-            (errors.Interrupted("stopped"), "preemption"),
-            (KeyboardInterrupt(), "preemption"),
-            (errors.DiskError("no room"), "infrastructure"),
-            (OSError(errno.ENOSPC, "No space left on device"), "infrastructure"),
-            (ConnectionResetError("peer is gone"), "infrastructure"),
-            (torch.distributed.DistBackendError("NCCL error: remote process exited"), "infrastructure"),
-            (torch.distributed.DistNetworkError("recv: peer is gone"), "infrastructure"),
-            (torch.distributed.DistStoreError("wait timeout"), "infrastructure"),
-            (botocore.exceptions.FlexibleChecksumError(error_msg="cut"), "infrastructure"),
-            (botocore.exceptions.ResponseStreamingError(error="cut"), "infrastructure"),
-            (botocore.exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), "infrastructure"),
-            (botocore.exceptions.EndpointConnectionError(endpoint_url="http://a"), "infrastructure"),
-            (http.client.IncompleteRead(b""), "infrastructure"),
-            (
-                RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
-                "infrastructure",
-            ),
-            (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
-            (
-                RuntimeError(
-                    "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"
-                ),
-                "out_of_memory",
-            ),
-            (MemoryError(), "out_of_memory"),
-            (errors.OutOfMemory("a single row"), "out_of_memory"),
-            (errors.SettingsError("training.batch_size"), "settings"),
-            (errors.GateError("refused"), "gate"),
-            (ValueError("a bug"), "unknown"),
-        ],
-        ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+    with monkeypatch.context() as patch:
+        patch.setattr(classification, "score", stopped_score)
+        with pytest.raises(
+            Interrupted, match=f"stopped at step {middle} of {last}; run the same command to resume there"
+        ):
+            train(tiny, tmp_path / "stopped", progress)
+    assert latest_checkpoint(tmp_path / "stopped").name == f"checkpoint-{middle}"
+    resumed = train(tiny, tmp_path / "stopped")
+    assert resumed.resumed_from_step == middle
+    assert [line for line in resumed.history if "validation_loss" in line] == scored
+    assert all(
+        torch.equal(value, resumed.model.state_dict()[name])
+        for name, value in straight.model.state_dict().items()
     )
-    def test_each_failure_has_its_class(self, error, failure):
-        assert classify(error) == failure
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (errors.DataError("a.csv:3: no label"), "data"),
+        (errors.DivergenceError("loss nan"), "divergence"),
+        (errors.Interrupted("stopped"), "preemption"),
+        (KeyboardInterrupt(), "preemption"),
+        (errors.DiskError("no room"), "infrastructure"),
+        (OSError(errno.ENOSPC, "No space left on device"), "infrastructure"),
+        (ConnectionResetError("peer is gone"), "infrastructure"),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited"), "infrastructure"),
+        (torch.distributed.DistNetworkError("recv: peer is gone"), "infrastructure"),
+        (torch.distributed.DistStoreError("wait timeout"), "infrastructure"),
+        (botocore.exceptions.FlexibleChecksumError(error_msg="cut"), "infrastructure"),
+        (botocore.exceptions.ResponseStreamingError(error="cut"), "infrastructure"),
+        (botocore.exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), "infrastructure"),
+        (botocore.exceptions.EndpointConnectionError(endpoint_url="http://a"), "infrastructure"),
+        (http.client.IncompleteRead(b""), "infrastructure"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+            "infrastructure",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+            "out_of_memory",
+        ),
+        (MemoryError(), "out_of_memory"),
+        (errors.OutOfMemory("a single row"), "out_of_memory"),
+        (errors.SettingsError("training.batch_size"), "settings"),
+        (errors.GateError("refused"), "gate"),
+        (ValueError("a bug"), "unknown"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_each_failure_has_its_class(error, failure):
+    assert classify(error) == failure
 
 
 class TestReport:

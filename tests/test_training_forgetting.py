@@ -3,9 +3,6 @@ kill.
 """
 
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -14,19 +11,17 @@ import pytest
 from fullft_assets import report
 from fullft_assets.errors import DivergenceError
 from fullft_assets.evaluation.base import forgetting_of
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import embed, load_causal, load_classifier, predict_with
 from fullft_assets.models.token_loss import score_documents
 from fullft_assets.snapshot import general
 from fullft_assets.store import Manifest
-from fullft_assets.workloads import training
 from tests import small_language_model
+from tests.machine import printed_by
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 from tests.project import licence_rows
 from tests.test_resume import Run, assert_same_as
 
-STAGE = "finetuned_checkpoint"
 GENERAL = {"general": {"path": "general", "max_tokens": 1_000}, "max_validation_rows": 4}
 QUICK = {
     "epochs": 2,
@@ -61,12 +56,6 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     )
 
 
-def train(case: Prepared, key: str, **changes: Any) -> Manifest:
-    job = case.job(STAGE, key, training=changes)
-    training.work(job, case.store, Progress(silent=True))
-    return case.store.find(job.case, STAGE, key)
-
-
 def log_of(case: Prepared, made: Manifest) -> list[dict[str, Any]]:
     return [
         json.loads(line)
@@ -77,7 +66,7 @@ def log_of(case: Prepared, made: Manifest) -> list[dict[str, Any]]:
 @pytest.mark.slow
 class TestScores:
     def test_of_a_language_model_are_its_loss_on_general_text(self, language: Prepared) -> None:
-        made = train(language, "scored")
+        made = language.train("scored")
         measured = general.load(language.store, language.snapshot)
         folders = language.base_model, language.store.folder(made) / "model"
         models = [
@@ -99,7 +88,7 @@ class TestScores:
         assert rows["rise since the base model"] == f"{after - before:+.4f} over 1 training"
 
     def test_of_an_encoder_are_how_far_its_representations_moved(self, encoder: Prepared) -> None:
-        made = train(encoder, "scored")
+        made = encoder.train("scored")
         measured = general.load(encoder.store, encoder.snapshot)
         base = embed(encoder.base_model, measured.chunks, computed_in="fp32")
         model = precision.score_alike(
@@ -119,7 +108,7 @@ class TestScores:
 @pytest.mark.slow
 class TestBudget:
     def test_spent_it_ends_training_with_the_best_within_it(self, encoder: Prepared) -> None:
-        free = train(encoder, "free", epochs=4)
+        free = encoder.train("free", epochs=4)
         rises = {
             line["step"]: line["general_rise"] for line in log_of(encoder, free) if "general_rise" in line
         }
@@ -132,8 +121,8 @@ class TestBudget:
         )
         budget = (max(rises[step] for step in steps[:over]) + rises[steps[over]]) / 2
         for keep_best in (False, True):
-            made = train(
-                encoder, f"bounded-{keep_best}", epochs=4, max_general_rise=budget, keep_best=keep_best
+            made = encoder.train(
+                f"bounded-{keep_best}", epochs=4, max_general_rise=budget, keep_best=keep_best
             )
             assert made.metadata["num_steps"] == steps[over] < free.metadata["num_steps"]
             chosen = made.metadata["model_of_step"]
@@ -150,28 +139,14 @@ class TestBudget:
             r" snapshot\.replay"
         )
         with pytest.raises(DivergenceError, match=line):
-            train(encoder, "never", max_general_rise=1e-9)
+            encoder.train("never", max_general_rise=1e-9)
 
 
 def kill_and_compare(case: Prepared, name: str, kills: int, changes: dict[str, Any]) -> Manifest:
     """Train straight and killed so often; both must come out the same. Return the manifest."""
     straight, killed = (Run(case, f"{kind}-{name}", training=changes) for kind in ("straight", "killed"))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.killed_trainings",
-            straight.command[-1],
-            killed.command[-1],
-            str(kills),
-            "11",
-        ],
-        env={**case.project.env(), "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    how = (straight.command[-1], killed.command[-1], kills, 11)
+    printed_by("-m", "tests.killed_trainings", *how, env=case.project.env(), timeout=300)
     assert_same_as(straight, killed)
     for part in ("general_", "event", "alpha"):
         of_both = [

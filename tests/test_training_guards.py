@@ -193,13 +193,12 @@ def test_each_rule_is_followed_by_the_action_that_the_yaml_gives_it(
         assert classify(raised.value) == "divergence"
 
 
-class TestRunHistory:
-    def test_only_the_first_rank_writes_what_happens_to_all(self, tmp_path):
-        of_another = RunHistory(tmp_path, is_writer=False)
-        of_another.add(Incident("roll_back", 20, 6, "loss nan", 3.5))
-        assert RunHistory(tmp_path).incidents == []
-        of_another.add(Incident("out_of_memory", 9, 6, "memory ran out", 4.5), is_local=True)
-        assert RunHistory(tmp_path).incidents == of_another.incidents
+def test_only_the_first_rank_writes_what_happens_to_all(tmp_path):
+    of_another = RunHistory(tmp_path, is_writer=False)
+    of_another.add(Incident("roll_back", 20, 6, "loss nan", 3.5))
+    assert RunHistory(tmp_path).incidents == []
+    of_another.add(Incident("out_of_memory", 9, 6, "memory ran out", 4.5), is_local=True)
+    assert RunHistory(tmp_path).incidents == of_another.incidents
 
 
 def run(

@@ -21,7 +21,6 @@ from fullft_assets.store import Manifest
 from fullft_assets.training import regularization
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.regularization import DistilledTokenLoss
-from fullft_assets.workloads import training
 from tests import project as projects
 from tests import small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
@@ -30,7 +29,6 @@ from tests.test_training_forgetting import kill_and_compare
 
 pytestmark = pytest.mark.numeric
 
-STAGE = "finetuned_checkpoint"
 QUIET = Progress(silent=True)
 
 
@@ -73,9 +71,7 @@ def fit(case: Prepared, folder: Path, seed: int = 17, **changes: Any) -> Fit:
 
 def train(case: Prepared, key: str, **changes: Any) -> Manifest:
     merged = TrainingSettings.model_validate(case.use_case.settings.training.model_dump() | changes)
-    job = case.job(STAGE, key, training=dict(merged))
-    training.work(job, case.store, QUIET)
-    return case.store.find(job.case, STAGE, key)
+    return case.train(key, **dict(merged))
 
 
 def rise(found: Fit) -> float:
