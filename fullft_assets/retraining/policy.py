@@ -186,8 +186,8 @@ def _growth_of_drift(signals: Signals) -> float:
     """Return the share by which the labelled examples of a drift must grow for another retrain.
 
     The error of a model falls about with the root of its examples. Between two retrains the old model's error
-    stays, so that a growth by the share g costs about g^2 / 4 of the error while the examples are collected: g
-    = 2 sqrt(price) is best where that error is a point in a year.
+    stays, so that a growth by the share g costs about g^2 / 4 of the error while the examples are collected:
+    g = 2 sqrt(price) is best where that error is a point in a year.
     """
     if signals.usd_per_point is None:
         return _MORE_OF_DRIFT
