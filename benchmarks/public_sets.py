@@ -301,7 +301,13 @@ def expressions(documents: Path) -> None:
 
 
 SETS = {
-    "mails": PublicSet("files of mail in two folders", SPAM, mails, {"examples": {"label": "folder"}}),
+    "mails": PublicSet(
+        "files of mail in two folders",
+        SPAM,
+        mails,
+        # Their names end in .txt.
+        {"documents": {"format": "eml"}, "examples": {"label": "folder"}},
+    ),
     "reviews": PublicSet(
         "Chinese, two labels, no group", CHINESE, reviews, {"examples": {"label": "sentiment"}}
     ),
@@ -361,8 +367,8 @@ def create(
         model = standard_library.write_model(REPOSITORY / "build" / "public-sets" / "smollm2")
     attributes = {
         "base_model": MODEL if model is None else str(model),
-        "documents": {"path": f"data/{name}"},
         **sections,
+        "documents": {"path": f"data/{name}", **sections.get("documents", {})},
     }
     write_project(root, name, attributes)
     chosen.write(root / "data" / name)
