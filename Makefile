@@ -14,6 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 TWO_AT_A_TIME := -n 2 --dist loadfile
 # Those that start a process, a daemon or a browser wait as much as they work. The longest slow files go first, so that none is left at the end.
 THREE_AT_A_TIME := -n 3 --dist loadfile --no-loadscope-reorder
+FOUR_AT_A_TIME := -n 4 --dist loadfile --no-loadscope-reorder
 LONGEST := $(patsubst %,tests/test_%.py,readme automation ui graph graph_labels resume graph_language evaluation_event_log)
 # The quick and the numeric tests are shuffled. Shuffled runs of the others still find a test that rests on another one now and then.
 IN_ORDER := -p no:randomly
@@ -101,7 +102,7 @@ test-fast: install
 test: test-quick test-fast ## Everything but the slow tests
 
 test-slow: install ## The demo, whole graphs, kills, several processes
-	@OMP_NUM_THREADS=1 $(PYTEST) -m "slow and not long" $(IN_ORDER) $(THREE_AT_A_TIME) $(LONGEST) $(filter-out $(LONGEST),$(SLOW))
+	@OMP_NUM_THREADS=1 $(PYTEST) -m "slow and not long" $(IN_ORDER) $(FOUR_AT_A_TIME) $(LONGEST) $(filter-out $(LONGEST),$(SLOW))
 
 test-numeric: install ## The numeric tests again, as on a CPU without AVX-512 and AMX
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(PYTEST) -m "numeric and not slow and not long" $(TWO_AT_A_TIME) $(NUMERIC)
