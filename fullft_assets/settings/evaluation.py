@@ -235,8 +235,8 @@ class PlanningSettings(Settings):
         gt=0,
         description=(
             "What one point (0.01) of the primary metric over the best baseline is worth in a year, in US"
-            " dollars: the gain is then weighed against training and a year of retraining. Default: not"
-            " asked."
+            " dollars: the gain is then weighed against training and a year of retraining, and the more a run"
+            " costs, the more labels a drift needs for another retrain. Default: not asked."
         ),
     )
     baselines: list[BaselineName] | None = Field(
