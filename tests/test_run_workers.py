@@ -181,6 +181,28 @@ def test_a_signal_to_the_command_alone_ends_its_run_and_what_that_launched(
     assert num_queued(instance) == 0
 
 
+@pytest.mark.slow
+def test_a_signal_ends_a_run_that_waits_for_the_slot_of_another(folder, instance, monkeypatch):
+    first = start(folder, "first")
+    wait_for((folder / "workload0.pid").exists, "the first run at work")
+    (holder,) = instance.get_runs()
+    # Its worker and workload go on.
+    first.kill()
+    second = start(folder, "second", hears_ctrl_c=False)
+    wait_for(
+        lambda: "waits for a slot" in (folder / "second").read_text(),
+        "the line that names what is waited for",
+    )
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(SECONDS) not in (0, 1)
+    statuses = {run.run_id: run.status for run in instance.get_runs()}
+    assert statuses.pop(holder.run_id) == STARTED, "it was launched by another command"
+    assert list(statuses.values()) == [dg.DagsterRunStatus.CANCELED]
+    assert [slot.run_id for slot in instance.event_log_storage.get_concurrency_info("gpu").pending_steps] == [
+        holder.run_id
+    ]
+
+
 class TestRecords:
     """Runs as the log has them, of processes that really live or are dead."""
 

@@ -38,7 +38,7 @@ from fullft_assets.cli.follower import (
 )
 from fullft_assets.demos import is_dormant
 from fullft_assets.errors import FullftError, SettingsError, WorkloadError
-from fullft_assets.launchers.run_workers import host_tag
+from fullft_assets.launchers.run_workers import end_waiting, host_tag
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
@@ -274,6 +274,8 @@ class Driver:
                 (run := self.instance.get_run_by_id(run_id)) is not None and not run.is_finished
                 for run_id in open_runs
             ):
+                for run_id in open_runs:
+                    end_waiting(self.instance, run_id)
                 self.follower.settle()
                 time.sleep(POLL_SECONDS)
             raise

@@ -143,6 +143,21 @@ def waits(instance: dg.DagsterInstance, run_id: str) -> list[str]:
     return lines
 
 
+def end_waiting(instance: dg.DagsterInstance, run_id: str) -> None:
+    """End a run that does nothing but wait for a slot: the in-process executor hears no signal meanwhile."""
+    run = instance.get_run_by_id(run_id)
+    steps = instance.get_run_step_stats(run_id)
+    if run is None or not _is_here(run) or not waits(instance, run_id):
+        return
+    if any(step.start_time is not None and step.end_time is None for step in steps):
+        return
+    # First, or the code server would call the end of the process a failure.
+    instance.report_run_canceled(run, "It waited for a slot of a pool.")
+    for pid, logged_at in _workers(instance, run_id):
+        if _is_running(pid, logged_at):
+            psutil.Process(pid).kill()
+
+
 def _holder(instance: dg.DagsterInstance, slot: Slot) -> str:
     run = instance.get_run_by_id(slot.run_id)
     since = slot.since and slot.since.astimezone()
