@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +22,12 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+from fullft_assets import release
 from fullft_assets.documents import batches
 from fullft_assets.documents.sources import SourceFile
 from fullft_assets.errors import DiskError, GateError, SettingsError, StoreError
 from fullft_assets.jobs import Job, read_job, read_jobs
+from fullft_assets.launchers import records
 from fullft_assets.settings import DocumentsSettings
 from fullft_assets.store import (
     CheckOutcome,
@@ -779,6 +783,23 @@ def test_a_damaged_pointer_is_one_line(place: Place, content: bytes) -> None:
         place.store.read_pointer("c/champion")
     with pytest.raises(StoreError, match=line):
         place.store.change_pointer("c/champion", lambda value: value)
+
+
+def test_a_champion_and_a_launch_of_other_keys_are_one_line(place: Place) -> None:
+    place.store.write_pointer("c/champion", {"checkpoint": "c/finetuned_checkpoint/k"})
+    place.store.write_pointer("launches/c/probe/k", {"attempt": "first"})
+    for read in (
+        partial(release.read_champion, place.store, "c"),
+        partial(release.freeze, place.store, "c", reason="r", by="test"),
+        lambda: list(records.launches(place.store, "c")),
+    ):
+        with pytest.raises(StoreError) as refused:
+            read()
+        assert re.match(
+            rf"{place.store.url}/pointers/(c/champion|launches/c/probe/k).json: damaged, \w+: [^\n]+;"
+            " put a copy of it back$",
+            str(refused.value),
+        )
 
 
 def test_a_server_that_compares_etags_without_their_quotes_is_understood(

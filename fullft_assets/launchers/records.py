@@ -104,7 +104,7 @@ def claim(store: Store, request: Launch, is_active: Callable[[str], bool | None]
         launch = request
         if record is None:
             return request.model_dump()
-        current = Launch.model_validate(record)
+        current = store.validated(request.record, record, Launch)
         if current.ended_at is None and current.place == request.place:
             # A run of another Dagster keeps its job: whoever took it over would stop it when cancelled.
             is_over = current.run_id != request.run_id and is_active(current.run_id) is False
@@ -192,7 +192,7 @@ def _update(
 def read(store: Store, launch: Launch) -> Launch | None:
     """Return what is recorded now for the key of a launch."""
     record = store.read_pointer(launch.record)
-    return None if record is None else Launch.model_validate(record)
+    return None if record is None else store.validated(launch.record, record, Launch)
 
 
 def launches(store: Store, case: str) -> Iterator[Launch]:
@@ -202,7 +202,7 @@ def launches(store: Store, case: str) -> Iterator[Launch]:
         for key in store.list_pointers(folder):
             record = store.read_pointer(f"{folder}/{key}")
             if record is not None:
-                yield Launch.model_validate(record)
+                yield store.validated(f"{folder}/{key}", record, Launch)
 
 
 #: The next run has so long to attach to a job whose run has ended.

@@ -100,7 +100,7 @@ class ReleaseState(Champion):
 def read_state(store: Store, case: str) -> ReleaseState | None:
     """Return the champion with its history, or None before the first promotion."""
     value = store.read_pointer(f"{case}/champion")
-    return None if value is None else ReleaseState.model_validate(value)
+    return None if value is None else store.validated(f"{case}/champion", value, ReleaseState)
 
 
 def read_champion(store: Store, case: str) -> Champion | None:
@@ -328,8 +328,10 @@ def _trimmed(history: list[Retired]) -> list[Retired]:
 
 
 def _change(store: Store, case: str, change: Callable[[ReleaseState | None], ReleaseState | None]) -> None:
+    name = f"{case}/champion"
+
     def swap(value: dict[str, Any] | None) -> dict[str, Any] | None:
-        state = change(None if value is None else ReleaseState.model_validate(value))
+        state = change(None if value is None else store.validated(name, value, ReleaseState))
         return None if state is None else state.model_dump()
 
-    store.change_pointer(f"{case}/champion", swap)
+    store.change_pointer(name, swap)

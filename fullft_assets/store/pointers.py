@@ -17,12 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from fullft_assets.errors import SettingsError, StoreError
 from fullft_assets.store.buckets import FileVersion
 from fullft_assets.store.disk import one_at_a_time
-from fullft_assets.store.files import Files
+from fullft_assets.store.files import DamagedError, Files
+
+Model = TypeVar("Model", bound=BaseModel)
 
 #: Each try costs two requests; one of the processes that change a pointer at the same time always gets
 #: through.
@@ -100,6 +104,21 @@ class Pointers(Files):
     def read_pointer(self, name: str) -> dict[str, Any] | None:
         """Return the JSON object under `pointers/<name>.json`, or None."""
         return self.read_json(f"pointers/{name}.json")
+
+    def validated(self, name: str, value: Mapping[str, Any], model_class: type[Model]) -> Model:
+        """Return the content of a pointer as a model.
+
+        Raises:
+            DamagedError: it has other keys, or values of other types.
+        """
+        try:
+            return model_class.model_validate(value)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise DamagedError(
+                f"{self.url}/pointers/{name}.json: damaged, {'.'.join(map(str, problem['loc']))}:"
+                f" {problem['msg']}; put a copy of it back"
+            ) from None
 
     def write_pointer(self, name: str, value: Mapping[str, Any]) -> None:
         """Replace the JSON object under `pointers/<name>.json` in one atomic write."""
