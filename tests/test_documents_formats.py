@@ -160,6 +160,10 @@ class TestContainers:
                 "c.json": '[{"text": "a"} {"text": "b"}]',
                 "d.json": '[{"text": "a"}]\n{"text": "b"}',
                 "e.json": "[]",
+                "f.json": '[{"text": "a"}]   "cut',
+                # The parser's message quotes bytes around the place, here from inside a character on.
+                "g.json": f'[{{"text": "{"é" * 13}secret." 1}}]',
+                "h.json": f'[{{"text": "{"é" * 13}secret" 1}}]',
             },
         )
         batch = read_batch(tmp_path)
@@ -174,6 +178,11 @@ class TestContainers:
             "not JSON: after record 1: parse error: after array element"
         )
         assert batch.unreadable["d.json"] == "not JSON: after record 1: parse error: trailing garbage"
+        assert batch.unreadable["f.json"] == "not JSON: after record 1: text after the end"
+        quoted_inside = {batch.unreadable["g.json"], batch.unreadable["h.json"]}
+        assert quoted_inside == {
+            "not JSON: after record 0: parse error: after key and value, inside map, I expect ',' or '}'"
+        }
 
     @pytest.mark.parametrize("indent", [None, 1])
     @pytest.mark.parametrize("path", ["data", "result.rows"])

@@ -146,10 +146,8 @@ def waits(instance: dg.DagsterInstance, run_id: str) -> list[str]:
 def end_waiting(instance: dg.DagsterInstance, run_id: str) -> None:
     """End a run that does nothing but wait for a slot: the in-process executor hears no signal meanwhile."""
     run = instance.get_run_by_id(run_id)
-    steps = instance.get_run_step_stats(run_id)
-    if run is None or not _is_here(run) or not waits(instance, run_id):
-        return
-    if any(step.start_time is not None and step.end_time is None for step in steps):
+    is_at_work = any(step.start_time and not step.end_time for step in instance.get_run_step_stats(run_id))
+    if run is None or is_at_work or not _is_here(run) or not waits(instance, run_id):
         return
     # First, or the code server would call the end of the process a failure.
     instance.report_run_canceled(run, "It waited for a slot of a pool.")

@@ -92,52 +92,58 @@ def _of_array(file: Delivered, path: str) -> Iterator[tuple[int, Record]]:
     import ijson
 
     number = 0
-    is_there = False
-
-    def events(text: TextIO) -> Iterator[tuple[str, str, Any]]:
-        nonlocal is_there
-        for prefix, event, value in ijson.parse(_Encoded(text), use_float=True, buf_size=_BUFFER_BYTES):
-            is_there = is_there or (prefix == path and event == "start_array")
-            yield prefix, event, value
-
     try:
         with file.text() as text:
-            for number, record in enumerate(ijson.items(events(text), f"{path}.item".lstrip(".")), start=1):
+            encoded = _Encoded(text)
+            records = ijson.items(encoded, f"{path}.item".lstrip("."), use_float=True, buf_size=_BUFFER_BYTES)
+            for number, record in enumerate(records, start=1):
                 yield number, record if isinstance(record, dict) else "not a JSON object"
+            # The parser says nothing of a string that begins after the end, and never ends itself.
+            if encoded.last_character not in "]}":
+                raise ijson.IncompleteJSONError("text after the end")
     except ijson.JSONError as error:
         # Python writes NaN, which JSON does not have.
-        remaining = _array_in(file, path)[number:]
+        remaining = (_array_in(file, path) or [])[number:]
         if not remaining:
-            # What follows the first line quotes the text.
-            message = str(error).splitlines()[0].rstrip(".")
-            raise Unreadable(f"not JSON: after record {number}: {message}") from None
-        is_there = True
-        for record in remaining:
-            number += 1
-            yield number, checked(record, json.dumps(record))
-    if not is_there:
-        raise Unreadable("has no array at documents.records")
+            # What follows the first line quotes the text; cut inside a character, the message is bytes.
+            (message,) = error.args
+            message = str(message, errors="replace") if isinstance(message, bytes) else message
+            raise Unreadable(
+                f"not JSON: after record {number}: {message.splitlines()[0].rstrip('.')}"
+            ) from None
+        for later, record in enumerate(remaining, start=number + 1):
+            yield later, checked(record, json.dumps(record))
+    else:
+        if number == 0 and _array_in(file, path) is None:
+            raise Unreadable("has no array at documents.records")
 
 
-def _array_in(file: Delivered, path: str) -> list[Any]:
+def _array_in(file: Delivered, path: str) -> list[Any] | None:
     try:
         value = json.loads(_read(file))
         for name in filter(None, path.split(".")):
             value = value[name]
-        return value if isinstance(value, list) else []
+        return value if isinstance(value, list) else None
     except (ValueError, TypeError, KeyError, RecursionError):
-        return []
+        return None
 
 
 class _Encoded:
-    """A text, read as UTF-8, as the parser wants it."""
+    """A text, read as UTF-8, as the parser wants it.
+
+    Attributes:
+        last_character: the last one read that is no space.
+    """
 
     def __init__(self, text: TextIO):
         self._text = text
+        self.last_character = ""
 
     def read(self, size: int = -1) -> bytes:
         """Return the next characters, encoded."""
-        return self._text.read(size).encode()
+        characters = self._text.read(size)
+        self.last_character = characters.rstrip()[-1:] or self.last_character
+        return characters.encode()
 
 
 JSON = Format(
