@@ -21,6 +21,8 @@ import botocore.session
 from botocore.model import Shape
 from botocore.validate import ParamValidator
 
+from tests.machine import ARITHMETIC
+
 ROOT = Path(__file__).parents[1]
 ROLE = "arn:aws:iam::111122223333:role/fullft-container"
 IMAGE = f"111122223333.dkr.ecr.us-east-1.amazonaws.com/fullft@sha256:{'0' * 64}"
@@ -190,7 +192,7 @@ def serve(double: type[Double], folder: Path, environment: Mapping[str, str]) ->
         folder,
         {
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-            "OMP_NUM_THREADS": "1",
+            **ARITHMETIC,
             **environment,
         },
     )

@@ -17,6 +17,13 @@ from fullft_assets.demos import standard_library
 
 ROOT = Path(__file__).parent.parent
 _WIRE = "wire"
+#: Variables that choose how this machine computes: what stands for another machine has them too, or its bits
+#: would differ.
+ARITHMETIC = {
+    name: value
+    for name, value in os.environ.items()
+    if name.startswith(("ATEN_", "MKL_", "ONEDNN_", "OPENBLAS_"))
+} | {"OMP_NUM_THREADS": "1"}
 
 
 def printed_by(

@@ -27,6 +27,7 @@ from tests import project as projects
 from tests import test_launch_ecs, test_launch_sagemaker
 from tests.ecs_double import Ecs
 from tests.launch_scenes import serving
+from tests.machine import ARITHMETIC
 from tests.prepared import write_tiny_model
 from tests.s3_server import S3Server
 from tests.sagemaker_double import SageMaker
@@ -49,7 +50,7 @@ def place(kind: str, root: Path, s3: S3Server, patch: pytest.MonkeyPatch) -> Ite
         **s3.env,
         "FULLFT_CACHE": str(root / "their_cache"),
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
+        **ARITHMETIC,
     }
     with ExitStack() as stack:
         if kind == "local":

@@ -207,7 +207,7 @@ class TestRefused:
             "CannotStartContainerError" in (line := self.of(url, python="/nowhere/python"))
             and "; set launcher.python and" in line
         )
-        assert "; set launcher.secrets, launcher.execution_role_arn" in self.of(
+        assert "; set launcher.secrets and launcher.execution_role_arn" in self.of(
             url, secrets={"TRACKING": SECRET}
         )
 

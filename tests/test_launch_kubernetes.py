@@ -35,6 +35,7 @@ from fullft_assets.store import Manifest
 from tests import launch_scenes
 from tests.kubernetes_double import IMAGE, NAMESPACE, Cluster
 from tests.launch_scenes import NAME, SECONDS, TESTS, process, run_probe, wait_for
+from tests.machine import ARITHMETIC
 from tests.prepared import Prepared, prepare
 
 MANIFESTS = TESTS.parent / "deploy/helm/manifests.yaml"
@@ -57,7 +58,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         "PATH": os.environ["PATH"],
         "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
         "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": "1",
+        **ARITHMETIC,
         "HF_HUB_OFFLINE": "1",
         "FULLFT_CACHE": str(tmp_path / "cache"),
         "HOME": str(tmp_path),
