@@ -77,15 +77,17 @@ Batch = tuple[File, ...]
 @cache
 def examined(batch: Batch) -> Examined:
     """Validate a batch; equal batches of several snapshots once."""
-    rows = [row for file in batch for row in file.documents()]
-    return examples.examine(pa.Table.from_pylist(rows, schema=schema()), EXAMPLES, "b")
+    return examples.examine(
+        pa.Table.from_pylist([row for file in batch for row in file.documents()], schema=schema()),
+        EXAMPLES,
+        "b",
+    )
 
 
 def snapshot_of(batches: list[Batch], ledger: Ledger = EMPTY) -> Frozen:
     found = {f"{n:05}": examined(batch) for n, batch in enumerate(batches)}
     files = {f"{n:05}": {file.path: file.delivered_ns for file in batch} for n, batch in enumerate(batches)}
-    valid = {name: batch.valid for name, batch in found.items()}
-    return freeze(valid, files, SETTINGS, SEED, ledger=ledger)
+    return freeze({name: batch.valid for name, batch in found.items()}, files, SETTINGS, SEED, ledger=ledger)
 
 
 def texts_of(batches: list[Batch], frozen: Frozen) -> list[str]:
@@ -235,10 +237,9 @@ class TestAnyCut:
             "num_batches": None,
         }, "what is left out is counted alike"
         assert found.num_breaking == alone.num_breaking
-        num_valid = sum(len(examined(batch).valid) for batch in cut)
-        assert num_valid == len(found.index) + sum(found.metadata["left_out"].values()), (
-            "rows are accounted for"
-        )
+        assert sum(len(examined(batch).valid) for batch in cut) == len(found.index) + sum(
+            found.metadata["left_out"].values()
+        ), "rows are accounted for"
         assert found.checks == alone.checks
         assert found.agreement == alone.agreement
 
@@ -391,8 +392,7 @@ class TestRowsOfOneBatch:
             File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"),)),
             File("b.jsonl", 6, (("x", "a wholly other text", "notice", "g"),)),
         )
-        withdrawn = (File("b.jsonl", 7, ()),)
-        found, _ = self.rows(versions, withdrawn)
+        found, _ = self.rows(versions, (File("b.jsonl", 7, ()),))
         assert found["x"]["text"] == self.TEXT
 
     def test_a_row_that_breaks_in_a_new_delivery_of_its_file_is_out_until_it_is_repaired(self) -> None:

@@ -59,10 +59,11 @@ def share_of(first: str, second: str) -> float:
 
 def containing(reference: list[str], candidates: list[str]) -> set[int]:
     texts = pa.array([*reference, *candidates])
-    rows = np.arange(len(texts))
-    compared = near_texts.Texts([near_texts.sketch(texts)], texts.take)
-    near = compared.find_contained(rows[: len(reference)], rows[len(reference) :], SHARE)
-    return {row - len(reference) for row in near}
+    roles = np.repeat([near_texts.REFERENCE, near_texts.UNLIKE], [len(reference), len(candidates)])
+    found = near_texts.Texts([near_texts.sketch(texts)], texts.take).compare_contained(
+        roles, np.zeros_like(roles), SHARE
+    )
+    return set(np.flatnonzero(found[len(reference) :] == near_texts.ALIKE).tolist())
 
 
 def test_found_are_those_that_comparing_every_pair_finds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,10 +130,14 @@ def test_several_labels_and_spans_are_measured_on_it(
     )
     found = general.load(case.store, case.snapshot)
     assert sorted(found.texts) == sorted(texts) and found.marks is None
-    plain = Tokenization.load(case.base_model, case.use_case.settings.chunks)
     assert (
         found.chunks
-        == chunk(pa.table({"id": found.texts, "text": found.texts}), plain).table["windows"].to_pylist()
+        == chunk(
+            pa.table({"id": found.texts, "text": found.texts}),
+            Tokenization.load(case.base_model, case.use_case.settings.chunks),
+        )
+        .table["windows"]
+        .to_pylist()
     )
     made = case.train("k")
     assert made.metadata["general_before"] == pytest.approx(0, abs=1e-6)

@@ -109,9 +109,12 @@ class TestSides:
         assert frozen.metadata["num_groups_moved"] == 2
         # Checks on labels are neither defined nor made.
         settings = UseCaseSettings.model_validate({**LEAST, "examples": {"task": "language_modeling"}})
-        declared = {spec.name for spec in checks.checks_of(settings)}
         assert not any(
-            name.startswith("labels_") for name in {*declared, *(check.name for check in frozen.checks)}
+            name.startswith("labels_")
+            for name in {
+                *({spec.name for spec in checks.checks_of(settings)}),
+                *(check.name for check in frozen.checks),
+            }
         )
 
     def test_a_group_with_most_of_a_labels_rows_trains(self, common: list[dict[str, Any]]) -> None:
@@ -285,8 +288,9 @@ class TestRefusals:
             " each only the newest row counts; name a field with unique ids in documents.id, or one that no row"
             " has (rows are then named file:row)"
         )
-        mostly_unique = [{**row, "id": f"i{n % 160}"} for n, row in enumerate(rows)]
-        assert "the ids" not in self.message(mostly_unique, min_rows_per_label=200)
+        assert "the ids" not in self.message(
+            [{**row, "id": f"i{n % 160}"} for n, row in enumerate(rows)], min_rows_per_label=200
+        )
 
 
 class TestDraws:

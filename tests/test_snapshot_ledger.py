@@ -94,8 +94,7 @@ def test_two_snapshots_taken_side_by_side_are_both_remembered(growing: Growing) 
     growing.add({first: ("p", 5), second: ("p", 5)})
     one = max(growing.made)
     growing.add({third: ("q", 5), fourth: ("q", 5)})
-    other = max(growing.made)
-    left, right = growing.take_without(other), growing.take_without(one)
+    left, right = growing.take_without(max(growing.made)), growing.take_without(one)
     # As if neither had known of the other.
     for made in (left, right):
         growing.ledger(made).write(Path(growing.store.url, made.ref, FILE), [base.key])
@@ -127,8 +126,7 @@ def test_what_a_lost_ledger_held_out_never_trains(growing: Growing, lost: str) -
             growing.take()
         return
     shutil.rmtree(path)
-    found = read_history(growing.store, CASE, SEED).ledger
-    assert found.digest == expected.digest
+    assert read_history(growing.store, CASE, SEED).ledger.digest == expected.digest
     growing.add({"common 901": ("b", 2)})
     assert growing.take().metadata["num_groups_moved"] == 2
 

@@ -64,21 +64,22 @@ class TestRuns:
     @given(st.lists(few_words, max_size=8), st.lists(few_words, max_size=5), st.integers(1, 9))
     @settings(deadline=None, max_examples=150)
     def test_what_is_found_is_what_word_by_word_finds(self, candidates, evaluation_texts, num_words):
-        found = Screen(evaluation_texts, num_words=num_words).shares_a_run(candidates)
-        assert found.tolist() == slow_overlaps(candidates, evaluation_texts, num_words)
+        assert Screen(evaluation_texts, num_words=num_words).shares_a_run(
+            candidates
+        ).tolist() == slow_overlaps(candidates, evaluation_texts, num_words)
 
     def test_blocks_are_as_one(self, texts, monkeypatch):
         screen = Screen(texts[:200])
         whole = screen.shares_a_run(texts[200:900])
         monkeypatch.setattr(screening, "_BLOCK_ROWS", 17)
-        column = pa.chunked_array([texts[200:300], texts[300:900]])
-        assert np.array_equal(screen.shares_a_run(column), whole)
+        assert np.array_equal(screen.shares_a_run(pa.chunked_array([texts[200:300], texts[300:900]])), whole)
 
 
 class TestNearDuplicates:
     def test_short_text_is_found_as_a_near_duplicate(self):
-        candidates = ["What is a trust deed?", "What is a deed poll?"]
-        assert Screen(["what is a trust deed"]).overlapping(candidates).tolist() == [True, False]
+        assert Screen(["what is a trust deed"]).overlapping(
+            ["What is a trust deed?", "What is a deed poll?"]
+        ).tolist() == [True, False]
 
     def test_runs_and_near_duplicates_together(self, texts):
         evaluation_texts, candidates = texts[:300], texts[300:1_500]

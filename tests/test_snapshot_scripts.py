@@ -99,8 +99,9 @@ class TestScreening:
         evaluation = "".join(letter for letter in first if letter.isalpha() and not letter.isascii())
         passage, short = (evaluation[5 : 5 + length] for length in SCREENED[language])
         screen = Screen([evaluation])
-        within = [f"{others[0]} said {part} and {others[1]}" for part in (passage, short)]
-        assert screen.shares_a_run(within).tolist() == [True, False]
+        assert screen.shares_a_run(
+            [f"{others[0]} said {part} and {others[1]}" for part in (passage, short)]
+        ).tolist() == [True, False]
         assert not screen.overlapping(others).any()
 
     def test_a_run_of_13_words_is_found_in_arabic_without_its_vowel_signs(self) -> None:

@@ -58,8 +58,14 @@ def of_batch(table: pa.Table) -> Agreement | None:
     versions = Versions.of(rows, np.ones(len(rows), bool))
     votes = Votes.of(rows, versions, "label")
     is_superseded = superseded(rows, versions, votes)
-    voters = table["annotator"].take(votes.voters).to_pylist()
-    ratings = list(zip(votes.items.tolist(), voters, votes.answers, strict=True))
+    ratings = list(
+        zip(
+            votes.items.tolist(),
+            table["annotator"].take(votes.voters).to_pylist(),
+            votes.answers,
+            strict=True,
+        )
+    )
     for row, answers in enumerate(table["annotations"].to_pylist()):
         if answers and not is_superseded[row]:
             ratings += [(row, answer["annotator"], answer["label"]) for answer in answers]
@@ -96,8 +102,11 @@ def measure(ratings: Iterable[Rating]) -> Agreement | None:
     # Of one label against the rest, an item disagrees in its pairs of one that gave it and one that did not.
     differ = (2 * counts * (num_ratings - counts) / num_pairs).mean(0)
     kappas = [_beyond_chance(1 - d, p * p + (1 - p) * (1 - p)) for d, p in zip(differ, shares, strict=True)]
-    overall = _beyond_chance(observed, float(shares @ shares))
-    return Agreement(overall, dict(zip(names, kappas, strict=True)), len(rated_twice))
+    return Agreement(
+        _beyond_chance(observed, float(shares @ shares)),
+        dict(zip(names, kappas, strict=True)),
+        len(rated_twice),
+    )
 
 
 def _beyond_chance(observed: float, expected: float) -> float | None:

@@ -85,8 +85,9 @@ def as_listed(documents: pa.Table, settings: ExamplesSettings) -> pa.Table:
 
     for name in (target, "annotations"):
         column = documents[name]
-        values = pa.array([listed(value) for value in column.to_pylist()], column.type)
         documents = documents.set_column(
-            documents.column_names.index(name), documents.schema.field(name), values
+            documents.column_names.index(name),
+            documents.schema.field(name),
+            pa.array([listed(value) for value in column.to_pylist()], column.type),
         )
     return documents

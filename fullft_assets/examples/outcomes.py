@@ -38,9 +38,12 @@ def row_outcome(name: str, rule: Rule, finding: Finding, table: pa.Table) -> Che
         metadata["num_failed"] = len(finding.rows)
     if finding.observed is not None:
         metadata["observed"] = finding.observed
-    description = "" if finding.passed else _why(rule, finding, table)
     return CheckOutcome(
-        name=name, passed=finding.passed, severity=rule.severity, description=description, metadata=metadata
+        name=name,
+        passed=finding.passed,
+        severity=rule.severity,
+        description="" if finding.passed else _why(rule, finding, table),
+        metadata=metadata,
     )
 
 
@@ -141,8 +144,7 @@ def gate_outcomes(
     )
     reason = reasons[0][0] if reasons else ""
     unknown_labels = _unknown_labels(quarantined, settings) if reason == REASONS["labels_are_known"] else ""
-    is_malformed = reason == REASONS["rows_are_well_formed"]
-    problem = _commonest_problem(quarantined) if is_malformed else unknown_labels
+    problem = _commonest_problem(quarantined) if reason == REASONS["rows_are_well_formed"] else unknown_labels
     details = f", most often: {reason}{f' ({problem})' if problem else ''}" if reason else ""
     finding = (
         f"{len(quarantined):,} of {num_rows:,} rows quarantined{details}"

@@ -134,8 +134,10 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
             quarantines,
             is_own=True,
         )
-    gates = GATES | (GATE_OF_GROUPS if settings.group is not None else {})
-    return rules | {name: Rule(truth, "error", "batch") for name, truth in gates.items()}
+    return rules | {
+        name: Rule(truth, "error", "batch")
+        for name, truth in (GATES | (GATE_OF_GROUPS if settings.group is not None else {})).items()
+    }
 
 
 def snapshot_rules(settings: ExamplesSettings) -> dict[str, Rule]:

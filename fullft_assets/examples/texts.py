@@ -59,8 +59,13 @@ LANGUAGES = tuple(_CODES.split())
 def identify_languages(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Return each text's language (ISO 639-1), `UNKNOWN` where it cannot be identified; None for null."""
 
-    prefixes = pc.utf8_slice_codeunits(texts, 0, PREFIX_CHARACTERS).to_pylist()
-    return np.array([None if text is None else language_of(text) for text in prefixes], dtype=object)
+    return np.array(
+        [
+            None if text is None else language_of(text)
+            for text in pc.utf8_slice_codeunits(texts, 0, PREFIX_CHARACTERS).to_pylist()
+        ],
+        dtype=object,
+    )
 
 
 def language_of(text: str) -> str:

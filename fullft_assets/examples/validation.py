@@ -308,10 +308,9 @@ def _masked(
 
 def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]:
     if task_of(settings).has_messages:
-        turns = documents["messages"].to_pylist()
         return [
             None if messages is None else messages_hash([(t["role"], t["content"]) for t in messages])
-            for messages in turns
+            for messages in documents["messages"].to_pylist()
         ]
     return [None if text is None else text_hash(text) for text in documents["text"].to_pylist()]
 
@@ -361,8 +360,9 @@ def _reasons(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict
 def _with_reasons(table: pa.Table, reasons: Mapping[int, list[str]]) -> pa.Table:
 
     rows = sorted(reasons)
-    column = pa.array(["; ".join(reasons[row]) for row in rows], pa.string())
-    return table.take(pa.array(rows, pa.int64())).append_column("reasons", column)
+    return table.take(pa.array(rows, pa.int64())).append_column(
+        "reasons", pa.array(["; ".join(reasons[row]) for row in rows], pa.string())
+    )
 
 
 def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:

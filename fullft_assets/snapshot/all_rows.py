@@ -19,6 +19,8 @@ SPLITS = ("test", "validation", "train")
 TEST, VALIDATION, TRAIN = range(3)
 #: Rows of each reason that the data report names.
 MOST_NAMED = 5
+#: Near-duplicates of test and of validation rows, then texts that contain those or are inside them.
+NUM_COMPARISONS = 4
 SplitName = Literal["train", "validation", "test"]
 
 
@@ -35,6 +37,7 @@ class BatchRows:
             `overlaps` an external evaluation set, so that it does not train.
         texts: reads the texts at positions, in that order.
         untrained: positions of conversations without a trained token.
+        roles: the rows' part of `Rows.roles` in the last snapshot, if that can be used.
     """
 
     rows: pa.Table
@@ -42,6 +45,7 @@ class BatchRows:
     sketches: pa.Table
     texts: Callable[[np.ndarray], pa.Array | pa.ChunkedArray]
     untrained: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    roles: np.ndarray | None = None
 
 
 @dataclass
@@ -55,6 +59,8 @@ class Rows(IdentityRows):
         tier: int64 [n], number (of SPLITS) of the split of each row's group: what its hash gives, until
             groups are moved.
         split: int64 [n], number (of SPLITS) of the row's split, or -1 for what is excluded.
+        roles: int8 [NUM_COMPARISONS, n], what `near_text.pairs` returned of each row in each comparison of
+            the last snapshot, then of this one.
         dropped: excluded rows by reason.
         dropped_rows: the first few of them, by reason.
     """
@@ -65,6 +71,7 @@ class Rows(IdentityRows):
     unit_hash: np.ndarray
     tier: np.ndarray
     split: np.ndarray
+    roles: np.ndarray
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_rows: dict[str, list[int]] = field(default_factory=dict)
 
@@ -99,8 +106,9 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
     """Return the rows of all batches, at least one, each with the split that its hash gives it."""
 
     ordered = [batches[name] for name in sorted(batches)]
-    tables = [batch.rows for batch in ordered if len(batch.rows)]
-    table = pa.concat_tables(tables, promote_options="permissive")
+    table = pa.concat_tables(
+        [batch.rows for batch in ordered if len(batch.rows)], promote_options="permissive"
+    )
     sizes = [len(batch.rows) for batch in ordered]
     unit_hash = np.concatenate([batch.sketches["place"].to_numpy() for batch in ordered])
     tier = hashed_split(unit_hash, settings)
@@ -112,6 +120,13 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
         unit_hash=unit_hash,
         tier=tier,
         split=tier.copy(),
+        roles=np.concatenate(
+            [
+                np.zeros((NUM_COMPARISONS, size), np.int8) if batch.roles is None else batch.roles
+                for batch, size in zip(ordered, sizes, strict=True)
+            ],
+            axis=1,
+        ),
     )
 
 

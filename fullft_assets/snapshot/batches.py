@@ -122,8 +122,11 @@ def read_batches(
     usable: Mapping[str, Manifest],
     chunks: Mapping[str, Manifest],
     evaluation: EvaluationTexts | None,
+    roles: Mapping[str, np.ndarray],
 ) -> dict[str, BatchRows]:
-    """Return what the split needs of each usable batch. Sketches that are not in the store yet are made."""
+    """Return what the split needs of each usable batch, and the roles of its rows in the last snapshot.
+    Sketches that are not in the store yet are made.
+    """
 
     @cache
     def screen() -> Screen | None:
@@ -145,6 +148,7 @@ def read_batches(
             sketches=feather.read_table(str(store.folder(sketches) / _FILE), memory_map=True),
             texts=partial(read_rows, path, "text"),
             untrained=untrained,
+            roles=roles.get(name),
         )
     return batches
 
@@ -154,8 +158,11 @@ def build_sketches(rows: pa.Table, seed: int, screen: Screen | None = None) -> p
     whether each `overlaps` a screen's texts.
     """
     overlaps = np.zeros(len(rows), bool) if screen is None else screen.overlapping(rows["text"])
-    table = sketch(rows["text"]).append_column("place", pa.array(_unit_hashes(rows, seed)))
-    return table.append_column("overlaps", pa.array(overlaps))
+    return (
+        sketch(rows["text"])
+        .append_column("place", pa.array(_unit_hashes(rows, seed)))
+        .append_column("overlaps", pa.array(overlaps))
+    )
 
 
 def _unit_hashes(rows: pa.Table, seed: int) -> np.ndarray:
@@ -190,16 +197,19 @@ def _ensure_sketches(
         # Without compression it is mapped, not read.
         table = build_sketches(rows, seed, screen())
         feather.write_feather(table, str(draft.path / _FILE), compression="uncompressed")
-        batch = ExamplesMetadata.of(examples).batch
-        return NearDuplicateIndexMetadata(batch=batch, num_rows=len(rows)).as_dict(), []
+        return NearDuplicateIndexMetadata(
+            batch=ExamplesMetadata.of(examples).batch, num_rows=len(rows)
+        ).as_dict(), []
 
-    screening_input = {} if evaluation is None else {"evaluation_texts": evaluation.digest}
     return store.ensure(
         case,
         _STAGE,
         write,
         version=VERSION,
         settings={},
-        inputs={"labeled_examples": content_of(examples), **screening_input},
+        inputs={
+            "labeled_examples": content_of(examples),
+            **({} if evaluation is None else {"evaluation_texts": evaluation.digest}),
+        },
         seed=seed,
     )

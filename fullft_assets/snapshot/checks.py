@@ -59,13 +59,12 @@ _MANY_COPIES = 0.1
 
 def checks_of(settings: UseCaseSettings) -> tuple[CheckSpec, ...]:
     """Return the checks that a use case's snapshot has."""
-    rules = snapshot_rules(settings.examples)
     return (
         *CHECKS,
         *((LABELS_ARE_COMMON, LABELS_ARE_SPLIT) if task_of(settings.examples).has_labels else ()),
         *(
             CheckSpec(name, f"{_IDENTITY[name]} Over all batches.", blocking=rule.severity == "error")
-            for name, rule in rules.items()
+            for name, rule in snapshot_rules(settings.examples).items()
         ),
     )
 

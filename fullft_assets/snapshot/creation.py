@@ -22,6 +22,7 @@ from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import checks, data_report, general, packing, screening
 from fullft_assets.snapshot.all_rows import BatchRows
+from fullft_assets.snapshot.batches import VERSION as SKETCHES_VERSION
 from fullft_assets.snapshot.batches import archive_check, read_batches, usable_batches
 from fullft_assets.snapshot.frozen_batches import (
     chunk_lengths,
@@ -33,7 +34,7 @@ from fullft_assets.snapshot.frozen_batches import (
     to_lists,
 )
 from fullft_assets.snapshot.general import pin_files
-from fullft_assets.snapshot.ledger import FILE, LedgerHistory, read_history
+from fullft_assets.snapshot.ledger import FILE, ROLES_FILE, LedgerHistory, read_history, read_roles
 from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.snapshot.near_text.engine import use_engine
 from fullft_assets.snapshot.packing import Packing
@@ -141,7 +142,11 @@ class _Creation:
         """Write the snapshot's tables and the data report."""
         settings = self.use_case.settings
         use_engine(settings.compute.data)
-        batches = read_batches(self.store, self.use_case, self.usable, self.chunks, self.evaluation)
+        # What the roles of a batch's rows depend on.
+        version = f"{VERSION} {SKETCHES_VERSION} {settings.snapshot.contained_share}"
+        keys = {f"{name} {content_of(part)} {version}": name for name, part in sorted(self.usable.items())}
+        roles = read_roles(self.store, self.history.newest, keys)
+        batches = read_batches(self.store, self.use_case, self.usable, self.chunks, self.evaluation, roles)
         frozen = freeze_batches(
             batches,
             settings.snapshot,
@@ -151,6 +156,11 @@ class _Creation:
             id_field=settings.documents.id,
         )
         frozen.ledger.write(draft.path / FILE, self.history.keys)
+        sizes = [len(batches[name].rows) for name in keys.values()]
+        parts: dict[str, Any] = dict(
+            zip(keys, np.split(frozen.roles, np.cumsum(sizes), axis=1), strict=False)
+        )
+        np.savez_compressed(draft.path / ROLES_FILE, **parts)
         pq.write_table(frozen.index, draft.path / "index.parquet", compression="zstd")
         pq.write_table(
             frozen.places.drop_columns(["position"]), draft.path / "places.parquet", compression="zstd"
@@ -258,8 +268,7 @@ class _Creation:
             facts.to_do.append(("group", suggestion))
         if splits := names.splits_of(path for batch in batches.values() for path in batch.files):
             files_of_rows = frozen.places["source"].to_pylist()
-            mixed = names.mixed_splits(splits, files_of_rows, settings.examples.group)
-            facts.to_do.append(("splits", mixed))
+            facts.to_do.append(("splits", names.mixed_splits(splits, files_of_rows, settings.examples.group)))
         return data_report.render(
             metadata,
             num_tokens,
@@ -277,8 +286,11 @@ class _Creation:
         if number < 0:
             return None
         location = frozen.places.slice(number, 1)
-        file = self._files()[location["batch"][0].as_py()]
-        (chunks,) = to_lists(read_rows(file, CHUNKS_COLUMN, location["position"].to_numpy()))
+        (chunks,) = to_lists(
+            read_rows(
+                self._files()[location["batch"][0].as_py()], CHUNKS_COLUMN, location["position"].to_numpy()
+            )
+        )
         tokenizer = load_tokenization(self.use_case).tokenizer
         return data_report.Example(
             text=_texts(location, batches)[0],

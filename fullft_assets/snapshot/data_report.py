@@ -105,9 +105,11 @@ def target_of(row: Mapping[str, Any]) -> str:
 def length_metadata(num_tokens: Sequence[int] | np.ndarray, max_tokens: int) -> dict[str, Any]:
     """Return quantiles of the texts' lengths in tokens and how many texts are longer than a chunk."""
     lengths = np.asarray(num_tokens)
-    quantiles = {f"p{q}": int(np.percentile(lengths, q)) for q in (10, 50, 90, 99)}
     return {
-        "text_tokens": {**quantiles, "longest": int(lengths.max())},
+        "text_tokens": {
+            **{f"p{q}": int(np.percentile(lengths, q)) for q in (10, 50, 90, 99)},
+            "longest": int(lengths.max()),
+        },
         "num_rows_over_max_tokens": int((lengths > max_tokens).sum()),
     }
 
@@ -255,8 +257,9 @@ def _with_those_of_batches(
     for name, outcomes in of_batches.items():
         for check in outcomes:
             if not check.passed and check.name not in red_checks:
-                description = f"batch {name}: {check.description}"
-                red_checks[check.name] = check.model_copy(update={"description": description})
+                red_checks[check.name] = check.model_copy(
+                    update={"description": f"batch {name}: {check.description}"}
+                )
     return list(red_checks.values())
 
 

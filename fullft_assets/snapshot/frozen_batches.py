@@ -106,8 +106,9 @@ def positions_in(table: pa.Table, rows: pa.Table) -> np.ndarray:
     """Return the position of each of some rows in a table, by `source` and `row`, or -1: int64 [n]."""
 
     def names(table: pa.Table) -> pa.Array:
-        number = table["row"].cast(pa.string())
-        return pc.binary_join_element_wise(table["source"], number, ":").combine_chunks()
+        return pc.binary_join_element_wise(
+            table["source"], table["row"].cast(pa.string()), ":"
+        ).combine_chunks()
 
     return pc.index_in(names(rows), value_set=names(table)).fill_null(-1).to_numpy().astype(np.int64)
 
@@ -155,8 +156,13 @@ def by_batch(rows: pa.Table) -> list[tuple[str, np.ndarray]]:
     encoded = rows["batch"].combine_chunks().dictionary_encode()
     batch = encoded.indices.to_numpy()
     order = np.argsort(batch, kind="stable")
-    numbers = np.split(order, np.flatnonzero(np.diff(batch[order])) + 1)
-    return list(zip(encoded.dictionary.to_pylist(), numbers, strict=False))
+    return list(
+        zip(
+            encoded.dictionary.to_pylist(),
+            np.split(order, np.flatnonzero(np.diff(batch[order])) + 1),
+            strict=False,
+        )
+    )
 
 
 def in_order(places: pa.Table, read: Callable[[str, np.ndarray], Sequence[T]]) -> list[T]:
@@ -178,15 +184,16 @@ def to_lists(chunks: pa.ChunkedArray) -> list[list[list[int]]]:
     """Return the chunks (or their marks) of each row; none for null. `to_pylist` takes ten times as long."""
 
     inner = pc.list_flatten(chunks)
-    values = pc.list_flatten(inner).to_numpy().tolist()
-    return _cut(_cut(values, pc.list_value_length(inner)), pc.list_value_length(chunks))
+    return _cut(
+        _cut(pc.list_flatten(inner).to_numpy().tolist(), pc.list_value_length(inner)),
+        pc.list_value_length(chunks),
+    )
 
 
 def chunk_lengths(chunks: pa.ChunkedArray) -> list[list[int]]:
     """Return the number of tokens in each chunk of each row."""
 
-    lengths = pc.list_value_length(pc.list_flatten(chunks)).to_pylist()
-    return _cut(lengths, pc.list_value_length(chunks))
+    return _cut(pc.list_value_length(pc.list_flatten(chunks)).to_pylist(), pc.list_value_length(chunks))
 
 
 def _cut(values: list[T], lengths: pa.ChunkedArray) -> list[list[T]]:
@@ -219,7 +226,10 @@ def read_rows(path: Path, column: str, positions: np.ndarray) -> pa.ChunkedArray
         for n in np.unique(group).tolist():
             of_group = positions[order[group[order] == n]]
             # One column: handing its pages to threads takes longer than decoding them.
-            values = file.read_row_group(n, columns=[column], use_threads=False)[column]
-            parts += values.take(pa.array(of_group - starts[n])).chunks
+            parts += (
+                file.read_row_group(n, columns=[column], use_threads=False)[column]
+                .take(pa.array(of_group - starts[n]))
+                .chunks
+            )
         kind = file.schema_arrow.field(column).type
     return pa.chunked_array(parts, kind).take(pa.array(np.argsort(order)))

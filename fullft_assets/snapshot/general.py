@@ -78,8 +78,11 @@ class Draw:
         draft.identity = Identity(
             files=[], values={"documents": documents, "num_tokens": self.num_tokens, **chunk_inputs}
         )
-        counts = {"num_rows": len(self.examples), "num_tokens": self.num_tokens}
-        return {**counts, "num_unusable": self.num_unusable}
+        return {
+            "num_rows": len(self.examples),
+            "num_tokens": self.num_tokens,
+            "num_unusable": self.num_unusable,
+        }
 
 
 def made_with(use_case: UseCase) -> dict[str, Any]:
@@ -130,8 +133,9 @@ def draw_tokens(
     most = num_needed * _CHARACTERS_A_TOKEN
     while True:
         unusable: Counter[str] = Counter()
-        tables = _usable(use_case, path, unusable, left_out, setting, tombstones)
-        candidates, is_all = _first_candidates(tables, most)
+        candidates, is_all = _first_candidates(
+            _usable(use_case, path, unusable, left_out, setting, tombstones), most
+        )
         draw = _take_tokens(use_case, candidates, unusable, num_needed, screens)
         if draw.num_tokens >= num_needed or is_all:
             return draw
@@ -176,8 +180,10 @@ def _usable(
     """
 
     plain = DocumentsSettings.model_validate({"path": path})
-    has_messages = task_of(use_case.settings.examples).has_messages
-    ways: list[Way] = [*([(plain, CONVERSATIONS)] if has_messages else []), (plain, PLAIN_TEXT)]
+    ways: list[Way] = [
+        *([(plain, CONVERSATIONS)] if task_of(use_case.settings.examples).has_messages else []),
+        (plain, PLAIN_TEXT),
+    ]
     for _, table in read_external(path, use_case, ways, setting):
         has_text = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(table["text"]), ""), False)
         is_malformed = table["problem"].is_valid()
@@ -368,12 +374,17 @@ def draw_replay(
         if draw.num_tokens < num_needed:
             raise _too_little(replay, num_needed, draw)
         share = draw.num_tokens / (draw.num_tokens + num_task_tokens) if draw.num_tokens else 0.0
-        names = ("num_near_held_out", "num_screened", "num_near_general")
         metadata = ReplayMetadata(
             **draw.write(draft, chunk_inputs),
             share=share,
             num_files=len(files),
-            **dict(zip(names, draw.num_passed_over, strict=True)),
+            **dict(
+                zip(
+                    ("num_near_held_out", "num_screened", "num_near_general"),
+                    draw.num_passed_over,
+                    strict=True,
+                )
+            ),
         )
         return metadata.as_dict(), []
 
@@ -520,5 +531,8 @@ def load(store: Store, snapshot: Manifest) -> General | None:
             "snapshot.general: all documents of the snapshot's general set were erased; add others, and take"
             " the snapshot again"
         )
-    marks = None if chunks["marks"].null_count else chunks["marks"].to_pylist()
-    return General(examples["text"].to_pylist(), chunks[CHUNKS_COLUMN].to_pylist(), marks)
+    return General(
+        examples["text"].to_pylist(),
+        chunks[CHUNKS_COLUMN].to_pylist(),
+        None if chunks["marks"].null_count else chunks["marks"].to_pylist(),
+    )

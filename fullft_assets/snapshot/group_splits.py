@@ -72,9 +72,10 @@ class GroupSplits:
         from scipy.sparse import csr_array
 
         ones = np.ones(len(labels.row), np.int64)
-        shape = (len(labels.names), len(self.split))
         # Rows of each label in each group.
-        pairs = csr_array((ones, (labels.code, group[labels.row])), shape=shape)
+        pairs = csr_array(
+            (ones, (labels.code, group[labels.row])), shape=(len(labels.names), len(self.split))
+        )
         by_group = pairs.tocsc()
         # Groups of each label in each split: int64 [labels, splits], and whether there is to be one.
         counts = pairs.astype(bool).astype(np.int64) @ np.eye(len(SPLITS), dtype=np.int64)[self.split]
@@ -138,8 +139,9 @@ def cap_held_out(rows: Rows, labels: Labels, settings: SnapshotSettings, seed: i
     for split in (TEST, VALIDATION):
         draw[_first_of_labels(labels, rows.split == split, draw, floor=1)] -= 1
     order = candidates[np.lexsort((draw[candidates], rows.group[candidates]))]
-    surplus = order[_number_within(rows.group[order]) >= max_rows]
-    rows.drop(surplus, "held-out rows over the cap of their group")
+    rows.drop(
+        order[_number_within(rows.group[order]) >= max_rows], "held-out rows over the cap of their group"
+    )
 
 
 def subsample(rows: Rows, labels: Labels, split: int, max_rows: int | None, seed: int) -> None:
@@ -157,8 +159,10 @@ def subsample(rows: Rows, labels: Labels, split: int, max_rows: int | None, seed
     num_labels = max(1, len(distinct(labels.of(rows.split == split).code)))
     floor = max(1, min(_FLOOR_ROWS, int(max_rows * _FLOOR_SHARE / num_labels)))
     is_first = _first_of_labels(labels, rows.split == split, draw, floor)
-    surplus = positions[np.lexsort((draw[positions], ~is_first[positions]))[max_rows:]]
-    rows.drop(surplus, f"{SPLITS[split]} rows over snapshot.max_{SPLITS[split]}_rows")
+    rows.drop(
+        positions[np.lexsort((draw[positions], ~is_first[positions]))[max_rows:]],
+        f"{SPLITS[split]} rows over snapshot.max_{SPLITS[split]}_rows",
+    )
 
 
 def _first_of_labels(labels: Labels, mask: np.ndarray, draw: np.ndarray, floor: int) -> np.ndarray:

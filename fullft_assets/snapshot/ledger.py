@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +26,8 @@ from fullft_assets.errors import StoreError
 from fullft_assets.store import Manifest, Store
 
 FILE = "ledger.parquet"
+#: What the rows of each batch were in the comparisons of a snapshot. It has no id, hash or text of a row.
+ROLES_FILE = "roles.npz"
 _STAGE = "training_snapshot"
 #: A group that the ledger does not have.
 UNKNOWN = -1
@@ -72,15 +74,21 @@ class Ledger:
     @property
     def digest(self) -> str | None:
         """Digest of the entries; None where there are none."""
-        content = self.places.astype("<f8").tobytes() + self.splits.tobytes()
-        return hashlib.sha256(content).hexdigest()[:20] if len(self) else None
+        return (
+            hashlib.sha256(self.places.astype("<f8").tobytes() + self.splits.tobytes()).hexdigest()[:20]
+            if len(self)
+            else None
+        )
 
     def write(self, path: Path, covered: Iterable[str]) -> None:
         """Write the ledger, and the keys of the snapshots whose entries it contains."""
 
-        table = pa.table({"place": self.places, "split": self.splits})
         pq.write_table(
-            table.replace_schema_metadata({"covered": json.dumps(sorted(covered))}), path, compression="zstd"
+            pa.table({"place": self.places, "split": self.splits}).replace_schema_metadata(
+                {"covered": json.dumps(sorted(covered))}
+            ),
+            path,
+            compression="zstd",
         )
 
 
@@ -123,8 +131,11 @@ def read_history(store: Store, case: str, seed: int) -> LedgerHistory:
         if manifest is not None or key in covered:
             keys.add(key)
     # One that an erasure rewrote is younger than another that knows of it.
-    newest = [manifest for manifest, _ in ledgers if manifest.key not in covered]
-    return LedgerHistory(Ledger.join(ledger for _, ledger in ledgers), newest, keys)
+    return LedgerHistory(
+        Ledger.join(ledger for _, ledger in ledgers),
+        [manifest for manifest, _ in ledgers if manifest.key not in covered],
+        keys,
+    )
 
 
 def read_ledger(store: Store, snapshot: Manifest) -> tuple[Ledger, set[str]]:
@@ -143,6 +154,23 @@ def read_ledger(store: Store, snapshot: Manifest) -> tuple[Ledger, set[str]]:
     table = pq.read_table(BytesIO(content))
     covered = json.loads((table.schema.metadata or {}).get(b"covered", b"[]"))
     return Ledger(table["place"].to_numpy(), table["split"].to_numpy()), set(covered)
+
+
+def read_roles(store: Store, snapshots: Iterable[Manifest], keys: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Return the roles of rows (see `Rows`) by batch, as the first snapshot left them that compared no other
+    batches than these; nothing where there is none, or its file is lost: then all texts are compared.
+
+    Args:
+        store, snapshots: where they are.
+        keys: name of each batch by what the roles of its rows depend on.
+    """
+    for snapshot in snapshots:
+        content = store.read_bytes(f"{snapshot.ref}/{ROLES_FILE}")
+        if content is not None and len(content) == snapshot.files[ROLES_FILE].bytes:
+            parts = np.load(BytesIO(content))
+            if parts.keys() <= keys.keys():
+                return {keys[key]: part for key, part in parts.items()}
+    return {}
 
 
 def load_if_there(store: Store, ref: str) -> Manifest | None:

@@ -113,8 +113,11 @@ class SnapshotMetadata(Metadata):
 
     def drawn(self) -> dict[str, str]:
         """Return the refs of what was drawn for the snapshot: `general`, `replay`."""
-        refs = {"general": self.general, "replay": self.replay}
-        return {kind: ref for kind, ref in refs.items() if ref is not None}
+        return {
+            kind: ref
+            for kind, ref in {"general": self.general, "replay": self.replay}.items()
+            if ref is not None
+        }
 
 
 class NearDuplicateIndexMetadata(Metadata):

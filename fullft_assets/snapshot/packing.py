@@ -63,9 +63,13 @@ class Packing:
         int32).
         """
 
-        rows = np.repeat(np.arange(self.num_rows), np.diff(self.row_offsets))
         return pa.table(
-            {"row": rows, "source": self.source, "start": self.start, "length": self.length.astype(np.int32)}
+            {
+                "row": np.repeat(np.arange(self.num_rows), np.diff(self.row_offsets)),
+                "source": self.source,
+                "start": self.start,
+                "length": self.length.astype(np.int32),
+            }
         )
 
     @classmethod

@@ -78,12 +78,11 @@ def _read_set(path: str, use_case: UseCase) -> list[str]:
     settings = use_case.settings
     documents = settings.documents.model_copy(update={"path": path, "format": "auto"})
     plain = DocumentsSettings.model_validate({"path": path})
-    question = DocumentsSettings.model_validate({"path": path, "text": "question"})
     ways: list[Way] = [
         (documents, settings.examples.task),
         (plain, CONVERSATIONS),
         (plain, PLAIN_TEXT),
-        (question, PLAIN_TEXT),
+        (DocumentsSettings.model_validate({"path": path, "text": "question"}), PLAIN_TEXT),
     ]
     texts: list[str] = []
     problems: list[str] = []
@@ -180,8 +179,9 @@ def _fill(table: pa.Table, other: pa.Table) -> pa.Table:
     """Return a table in which the rows without a text are replaced by the same rows of another table."""
     position = positions_in(other, table)
     stays = table["text"].is_valid().to_numpy() | (position < 0)
-    rows = np.where(stays, np.arange(len(table)), len(table) + position)
-    return pa.concat_tables([table, other]).take(rows)
+    return pa.concat_tables([table, other]).take(
+        np.where(stays, np.arange(len(table)), len(table) + position)
+    )
 
 
 class Screen:

@@ -10,9 +10,10 @@ It is decided over all valid rows ever delivered (`all_rows`), so that it does n
 batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
+from functools import partial
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ from fullft_assets.snapshot.labels import (
     shown_split,
 )
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
-from fullft_assets.snapshot.near_text.pairs import Texts
+from fullft_assets.snapshot.near_text.pairs import ABSENT, ALIKE, REFERENCE, UNLIKE, Texts
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import Target, Task
@@ -78,10 +79,12 @@ class Frozen:
         ledger: what the next snapshot has to remember.
         agreement: how far annotators agree whose answers are rows of one id; None where there are none.
         places_left_out: the first rows that were excluded, as file:row, by reason.
+        roles: see `Rows`.
     """
 
     index: pa.Table
     places: pa.Table
+    roles: np.ndarray
     labels: list[str]
     metadata: dict[str, Any]
     checks: list[CheckOutcome]
@@ -146,8 +149,9 @@ def _freeze(
     ledger: Ledger,
 ) -> Frozen:
     num_contradicting = rows.drop(superseded.votes.tied, "annotators of their id disagree without a majority")
-    contradicts = contradicting(rows, rows.kept, superseded.votes.tied, task.target)
-    num_contradicting += rows.drop(contradicts, "equal text with another label")
+    num_contradicting += rows.drop(
+        contradicting(rows, rows.kept, superseded.votes.tied, task.target), "equal text with another label"
+    )
     if not rows.kept.any():
         raise DataError(
             "snapshot: no row is left of all batches: each has a newer delivery, or an equal text with"
@@ -183,13 +187,13 @@ def _freeze(
     label_checks = (
         [labels_are_common(statistics), aside.check(all_labels, settings)] if task.has_labels else []
     )
-    checks = [*_checks(rows, settings), *label_checks, superseded.reused]
     return Frozen(
         index,
         places,
+        rows.roles,
         present,
         metadata,
-        checks,
+        [*_checks(rows, settings), *label_checks, superseded.reused],
         superseded.order,
         num_breaking,
         Ledger.join([ledger, groups.to_ledger(group_codes)]),
@@ -280,35 +284,27 @@ def _drop_near_and_contained(
         [batches[name].sketches for name in sorted(batches)],
         lambda numbers: _read_texts(rows, batches, numbers),
     )
-    _drop_alike(rows, texts.find_near, "{} rows near a {} row")
-    _drop_alike(
-        rows,
-        lambda reference, candidates: texts.find_contained(reference, candidates, settings.contained_share),
-        "{} rows that contain a {} row or are inside one",
-    )
-
-
-def _drop_alike(rows: Rows, search: Callable[[np.ndarray, np.ndarray], dict[int, int]], reason: str) -> None:
-    """Exclude the rows that a search finds.
-
-    Args:
-        rows: all rows.
-        search: returns, of reference rows and candidates, the candidates that must not stay.
-        reason: why, given the row's split and the one that goes before it.
-    """
-    for reference_split, candidate_splits in _SIDES:
-        reference = np.flatnonzero(rows.split == reference_split)
-        candidates = np.flatnonzero(np.isin(rows.split, candidate_splits))
-        is_out = np.zeros(len(rows), bool)
-        is_out[list(search(reference, candidates))] = True
+    comparisons = [
+        (texts.compare_near, "{} rows near a {} row"),
+        (
+            partial(texts.compare_contained, share=settings.contained_share),
+            "{} rows that contain a {} row or are inside one",
+        ),
+    ]
+    for ((compare, reason), side), last in zip(product(comparisons, _SIDES), rows.roles, strict=True):
+        reference_split, candidate_splits = side
+        roles = np.full(len(rows), ABSENT, np.int8)
+        roles[rows.split == reference_split] = REFERENCE
+        roles[np.isin(rows.split, candidate_splits)] = UNLIKE
+        last[:] = compare(roles, last)
         for candidate_split in candidate_splits:
             rows.drop(
-                is_out & (rows.split == candidate_split),
+                (last == ALIKE) & (rows.split == candidate_split),
                 reason.format(SPLITS[candidate_split], SPLITS[reference_split]),
             )
 
 
-def _read_texts(rows: Rows, batches: Mapping[str, BatchRows], numbers: np.ndarray) -> pa.ChunkedArray:
+def _read_texts(rows: Rows, batches: Mapping[str, BatchRows], numbers: np.ndarray) -> pa.Array:
     """Return the texts of some rows (ascending)."""
     names = sorted(batches)
     edges = np.searchsorted(rows.batch[numbers], np.arange(len(names) + 1)).tolist()
@@ -317,7 +313,7 @@ def _read_texts(rows: Rows, batches: Mapping[str, BatchRows], numbers: np.ndarra
         if first < last:
             texts = batches[name].texts(rows.position[numbers[first:last]])
             chunks += texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
-    return pa.chunked_array(chunks, pa.string())
+    return pa.chunked_array(chunks, pa.string()).combine_chunks()
 
 
 def _require_splits(rows: Rows, num_groups: int, settings: SnapshotSettings, seed: int) -> None:
@@ -340,8 +336,11 @@ def _index(
 
     numbers = np.flatnonzero(rows.kept)
     table = rows.table.take(numbers)
-    split = pa.array(SPLITS).take(pa.array(rows.split[numbers]))
-    columns = {"split": split, "id": table["id"], "text_hash": table["text_hash"]}
+    columns = {
+        "split": pa.array(SPLITS).take(pa.array(rows.split[numbers])),
+        "id": table["id"],
+        "text_hash": table["text_hash"],
+    }
     if target is not None:
         columns[target] = table[target] if labels is None or target != "labels" else _lists(labels, numbers)
     columns["group"] = pc.coalesce(table["group"], table["text_hash"])
@@ -349,9 +348,13 @@ def _index(
     order = pc.sort_indices(
         index, sort_keys=[("split", "ascending"), ("text_hash", "ascending"), ("id", "ascending")]
     )
-    batch = pa.array(names, pa.string()).take(pa.array(rows.batch[numbers]))
     places = pa.table(
-        {"source": table["source"], "row": table["row"], "batch": batch, "position": rows.position[numbers]}
+        {
+            "source": table["source"],
+            "row": table["row"],
+            "batch": pa.array(names, pa.string()).take(pa.array(rows.batch[numbers])),
+            "position": rows.position[numbers],
+        }
     )
     # One chunk a column: how the file is cut into pages must not depend on the batches either.
     return index.take(order).combine_chunks(), places.take(order).combine_chunks()

@@ -66,8 +66,9 @@ def _connect(address: str) -> None:
     def connect() -> None:
         # Ray alone would wait for half a minute.
         socket.create_connection((host.hostname, host.port), _CONNECT_SECONDS).close()
-        environment = {"env_vars": _ENVIRONMENT}
-        ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address, runtime_env={"env_vars": _ENVIRONMENT}, log_to_driver=False, logging_level=logging.ERROR
+        )
 
     try:
         _repeated(connect)
@@ -82,8 +83,10 @@ def _require_equal_versions() -> None:
 
     # Pickled with its code: the cluster does not have this package.
     def versions() -> dict[str, str]:
-        packages = {name: version(name) for name in ("ray", "daft", "pyarrow")}
-        return {"Python": platform.python_version(), **packages}
+        return {
+            "Python": platform.python_version(),
+            **{name: version(name) for name in ("ray", "daft", "pyarrow")},
+        }
 
     for node in ray.nodes():
         if not node["Alive"]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,6 +65,9 @@ _LEAST_ANCHORS = 0.1
 #: Least distinct shingles of a text that is looked for in longer ones: shorter ones are phrases that anybody
 #: may write.
 _LEAST_SIZE = 16
+#: What a row is in a comparison: neither, a reference text, or a candidate that is like none of them, or like
+#: one.
+ABSENT, REFERENCE, UNLIKE, ALIKE = range(4)
 #: Candidates that are joined at once.
 _JOINED_ROWS = 1 << 17
 #: Shingles of the texts that are read at once: about 100 MB of texts. Any texts are in all batches, so that
@@ -73,6 +77,9 @@ _READ_SHINGLES = 1 << 24
 _PAIRS_AT_ONCE = 1 << (64 - HASH_BITS)
 #: A hash function is the product with an odd number, modulo 2^64; shingles are hashes already.
 _FACTORS = np.frombuffer(hashlib.shake_128(b"minhash").digest(8 * NUM_HASHES), "<u8") | np.uint64(1)
+
+#: Bits by which values are looked up at most, in 64 MB.
+_LOOK_UP_BITS = 26
 
 #: Returns the texts of rows (ascending).
 ReadTexts = Callable[[np.ndarray], "pa.Array | pa.ChunkedArray"]
@@ -110,7 +117,6 @@ def _sketch_block(texts: pa.Array, schema: pa.Schema) -> pa.RecordBatch:
     # The upper bits of a minimum are zeros.
     signatures = np.ascontiguousarray((minima.T >> np.uint64(32)).astype(np.uint8))
     bits = np.packbits(signatures & 1, axis=1)
-    key_starts = np.arange(0, keys.size + 1, _NUM_BANDS, dtype=np.int32)
     columns = [
         pa.array(sizes, pa.int32()),
         pa.array((np.add.reduceat(hashes * _FACTORS[0], starts) >> np.uint64(64 - _NUMBER_BITS)), pa.int64()),
@@ -120,7 +126,9 @@ def _sketch_block(texts: pa.Array, schema: pa.Schema) -> pa.RecordBatch:
             )
             for name, values in (("bits", bits), ("signature", signatures))
         ),
-        pa.ListArray.from_arrays(key_starts, keys.T.astype(np.uint32).ravel()),
+        pa.ListArray.from_arrays(
+            np.arange(0, keys.size + 1, _NUM_BANDS, dtype=np.int32), keys.T.astype(np.uint32).ravel()
+        ),
         _anchors(words),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
@@ -173,17 +181,16 @@ class Texts:
             return {}
         proposed = searched(lambda: self._propose_near(reference, candidates, similarity))
         proposed = proposed[:, self._estimates(proposed) >= _least_estimate(similarity)]
-
-        def are_near(first: np.ndarray, second: np.ndarray, num_shared: np.ndarray) -> np.ndarray:
-            return num_shared >= similarity * (first + second - num_shared)
-
-        return self._confirm(proposed, are_near)
+        return self._confirm(
+            proposed, lambda first, second, shared: shared >= similarity * (first + second - shared)
+        )
 
     def _propose_near(self, reference: np.ndarray, candidates: np.ndarray, similarity: float) -> np.ndarray:
         """Return pairs of rows [2, n] that may be near to each other: candidates (ascending), references."""
         daft = load_engine()
         col = daft.col
-        lookup = self._side(reference, "reference", "keys", "bits", "number")
+        keys = self._values("keys", min(reference, candidates, key=len))
+        lookup = self._side(reference, "reference", "keys", keys, "bits", "number")
         lookup = lookup.with_column_renamed("bits", "reference_bits").collect()
         distance = daft.functions.hamming_distance(col("bits"), col("reference_bits"))
         # One number orders the pairs by their distance, then by the reference text.
@@ -191,7 +198,7 @@ class Texts:
         end = (_largest_distance(similarity) + 1) << _NUMBER_BITS
         parts = []
         for start in range(0, len(candidates), _JOINED_ROWS):
-            frame = self._side(candidates[start : start + _JOINED_ROWS], "candidate", "keys", "bits")
+            frame = self._side(candidates[start : start + _JOINED_ROWS], "candidate", "keys", keys, "bits")
             pairs = frame.join(lookup, on="keys").with_column("pair", order_number)
             nearest_pairs = pairs.where(col("pair") < end).groupby("candidate", col("number") % _SLOTS)
             parts.append(nearest_pairs.agg(col("pair").min()).to_arrow())
@@ -199,65 +206,129 @@ class Texts:
         numbers = self._column("number").to_numpy()[reference]
         order = np.argsort(numbers, kind="stable")
         number = nearest["pair"].to_numpy() & ((1 << _NUMBER_BITS) - 1)
-        partners = reference[order[np.searchsorted(numbers[order], number)]]
-        return np.stack([nearest["candidate"].to_numpy(), partners])
+        return np.stack(
+            [nearest["candidate"].to_numpy(), reference[order[np.searchsorted(numbers[order], number)]]]
+        )
 
-    def find_contained(self, reference: np.ndarray, candidates: np.ndarray, share: float) -> dict[int, int]:
-        """Return the candidates that contain a reference text or are inside one, each with one such row.
+    def compare_near(self, roles: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """Return the roles of rows, ALIKE for the candidates that are near to a reference text.
 
         Args:
-            reference, candidates: rows, disjoint.
-            share: least share of the shorter text's shingles that the longer one has.
+            roles: int8 [n], ABSENT, REFERENCE or UNLIKE (a candidate).
+            last: int8 [n], what an earlier comparison of these rows returned, ABSENT for new ones. It saves
+                time and changes nothing.
         """
-        if not len(reference) or not len(candidates):
-            return {}
+        # A reference text that comes or goes changes which are the nearest ones of their residue.
+        changed = np.flatnonzero((roles == REFERENCE) != (last == REFERENCE))
+        compared, candidates = self._settle(roles, last, "keys", self._values("keys", changed))
+        compared[list(self.find_near(np.flatnonzero(roles == REFERENCE), candidates))] = ALIKE
+        return compared
+
+    def compare_contained(self, roles: np.ndarray, last: np.ndarray, share: float) -> np.ndarray:
+        """Return the roles of rows, ALIKE for the candidates that contain a reference text or are inside one.
+
+        Args:
+            roles, last: see `compare_near`.
+            share: least share of the shorter text's shingles that the longer one has, the same for `last`.
+        """
         sizes = self._column("size").to_numpy()
-        reference = reference[sizes[reference] >= _LEAST_SIZE]
-        candidates = candidates[sizes[candidates] >= _LEAST_SIZE]
-        pairs = searched(lambda: self._propose_contained(reference, candidates, share))
+        roles = np.where(sizes >= _LEAST_SIZE, roles, ABSENT)
+        common = self._common_anchors(roles)
+        changed = np.setxor1d(common, self._common_anchors(last))
+        removed = self._values("anchors", np.flatnonzero((last == REFERENCE) & (roles != REFERENCE)))
+        changed = np.append(changed, np.setdiff1d(removed, common))
+        compared, candidates = self._settle(roles, last, "anchors", changed)
+        reference = np.flatnonzero(roles == REFERENCE)
+        added = reference[last[reference] != REFERENCE]
+        settled = np.setdiff1d(np.flatnonzero(compared == UNLIKE), candidates)
+        proposed = [
+            searched(partial(self._propose_contained, *rows, share, common))
+            for rows in ((reference, candidates), (added, settled))
+            if all(map(len, rows))
+        ]
+        pairs = np.concatenate([np.zeros((2, 0), np.int64), *proposed], axis=1)
         # The least similarity of two texts of which the longer one has this share of the shorter one.
         shared_shingles = share * sizes[pairs].min(axis=0)
         similarity = shared_shingles / (sizes[pairs].sum(axis=0) - shared_shingles)
         pairs = pairs[:, self._estimates(pairs) >= _least_estimate(similarity)]
+        contained = self._confirm(
+            pairs[:, np.lexsort((pairs[1], pairs[0]))],
+            lambda first, second, num_shared: num_shared >= share * np.minimum(first, second),
+        )
+        compared[list(contained)] = ALIKE
+        return compared
 
-        def are_contained(first: np.ndarray, second: np.ndarray, num_shared: np.ndarray) -> np.ndarray:
-            return num_shared >= share * np.minimum(first, second)
+    def _settle(
+        self, roles: np.ndarray, last: np.ndarray, name: str, values: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the roles of rows with what was found of them, and the candidates that have to be searched
+        again: the new ones, and those with some values in their lists.
+        """
+        is_settled = (roles == UNLIKE) & (last >= UNLIKE)
+        if is_settled.any():
+            entries, rows = self._entries(name, np.flatnonzero(is_settled), values)
+            is_settled[rows[np.isin(entries, values)]] = False
+        return np.where(is_settled, last, roles), np.flatnonzero((roles == UNLIKE) & ~is_settled)
 
-        return self._confirm(pairs[:, np.lexsort((pairs[1], pairs[0]))], are_contained)
-
-    def _propose_contained(self, reference: np.ndarray, candidates: np.ndarray, share: float) -> np.ndarray:
+    def _propose_contained(
+        self, reference: np.ndarray, candidates: np.ndarray, share: float, common: np.ndarray
+    ) -> np.ndarray:
         """Return pairs of rows [2, n], candidates and references, that share enough rare anchors."""
-        col = load_engine().col
-        lookup = self._side(reference, "reference", "anchors").where(~col("anchors").is_null()).collect()
-        anchors = lookup.select("anchors").concat(
-            self._side(candidates, "candidate", "anchors").select("anchors")
-        )
-        rare_anchors = (
-            anchors.join(lookup.select("anchors").distinct(), on="anchors")
-            .groupby("anchors")
-            .agg(col("anchors").count().alias("num_texts"))
-            .where(col("num_texts") <= MAX_ROWS)
-        )
-        lookup = lookup.join(rare_anchors.select("anchors"), on="anchors").collect()
-        pairs = [np.zeros((2, 0), np.int64)]
+        daft = load_engine()
+        anchors = np.setdiff1d(self._values("anchors", min(reference, candidates, key=len)), common)
+        entries, rows = self._entries("anchors", reference, anchors)
+        is_rare = ~np.isin(entries, common)
+        lookup = daft.from_arrow(pa.table({"anchors": entries[is_rare], "reference": rows[is_rare]}))
+        parts = []
         for start in range(0, len(candidates), _JOINED_ROWS):
-            frame = self._side(candidates[start : start + _JOINED_ROWS], "candidate", "anchors")
+            frame = self._side(candidates[start : start + _JOINED_ROWS], "candidate", "anchors", anchors)
             shared = (
                 frame.join(lookup, on="anchors")
                 .groupby("candidate", "reference")
-                .agg(col("anchors").count().alias("num_shared"))
+                .agg(daft.col("anchors").count().alias("num_shared"))
                 .to_arrow()
             )
-            pairs.append(self._with_enough_anchors(shared, share))
-        return np.concatenate(pairs, axis=1)
+            parts.append(self._with_enough_anchors(shared, share))
+        return np.concatenate(parts, axis=1)
 
-    def _side(self, rows: np.ndarray, name: str, exploded: str, *columns: str) -> DataFrame:
-        """Return a frame of some rows: their numbers, a value of a list a row, and other columns."""
-        table = pa.concat_tables(self.sketches).select([exploded, *columns])
-        mask = np.zeros(len(table), bool)
+    def _side(
+        self, rows: np.ndarray, name: str, exploded: str, values: np.ndarray, *columns: str
+    ) -> DataFrame:
+        """Return a frame of some rows: their numbers, a value of a list a row, and other columns. Most of
+        what is not in `values` is left out.
+        """
+        entries, numbers = self._entries(exploded, rows, values)
+        others = pa.concat_tables(self.sketches).select(columns).take(pa.array(numbers))
+        side = pa.table({exploded: entries, name: numbers, **dict(zip(columns, others, strict=True))})
+        return load_engine().from_arrow(side)
+
+    def _entries(self, name: str, rows: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values in the lists of some rows (ascending), and the row of each. Most of what is not
+        in `values` is left out.
+        """
+        num_bits = min((16 * len(values)).bit_length(), _LOOK_UP_BITS)
+        low_bits = np.uint32((1 << num_bits) - 1)
+        is_value = np.zeros(1 << num_bits, bool)
+        is_value[values & low_bits] = True
+        lists = self._lists(name, rows)
+        entries = lists.flatten().to_numpy()
+        positions = np.flatnonzero(is_value[entries & low_bits])
+        numbers = np.searchsorted(np.cumsum(num_values(lists)), positions, "right")
+        return entries[positions], rows[numbers]
+
+    def _values(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Return the values in the lists of some rows."""
+        return self._lists(name, rows).flatten().to_numpy()
+
+    def _lists(self, name: str, rows: np.ndarray) -> pa.ListArray:
+        mask = np.zeros(sum(map(len, self.sketches)), bool)
         mask[rows] = True
-        side = table.filter(pa.array(mask)).append_column(name, pa.array(np.flatnonzero(mask)))
-        return load_engine().from_arrow(side).explode(exploded)
+        return pa.concat_tables(self.sketches)[name].filter(pa.array(mask)).combine_chunks()
+
+    def _common_anchors(self, roles: np.ndarray) -> np.ndarray:
+        """Return the anchors that more than MAX_ROWS of the compared rows have."""
+        anchors = np.sort(self._values("anchors", np.flatnonzero(roles)))
+        return distinct(anchors[MAX_ROWS:][anchors[MAX_ROWS:] == anchors[:-MAX_ROWS]])
 
     def _column(self, name: str) -> pa.Array:
         return pa.concat_tables(self.sketches)[name].combine_chunks()
@@ -270,8 +341,7 @@ class Texts:
         estimates = np.zeros(pairs.shape[1])
         for start in range(0, len(estimates), _PAIRS_AT_ONCE):
             block = slice(start, start + _PAIRS_AT_ONCE)
-            equal = signatures[pairs[0, block]] == signatures[pairs[1, block]]
-            estimates[block] = equal.mean(axis=1)
+            estimates[block] = (signatures[pairs[0, block]] == signatures[pairs[1, block]]).mean(axis=1)
         return estimates
 
     def _with_enough_anchors(self, shared: pa.Table, share: float) -> np.ndarray:
@@ -291,8 +361,9 @@ class Texts:
             are_alike: see `AreAlike`.
         """
         # The first pair of every candidate before any second one: most need no other.
-        begin = np.searchsorted(pairs[0], pairs[0])
-        pairs = pairs[:, np.argsort(np.arange(pairs.shape[1]) - begin, kind="stable")]
+        pairs = pairs[
+            :, np.argsort(np.arange(pairs.shape[1]) - np.searchsorted(pairs[0], pairs[0]), kind="stable")
+        ]
         partners: dict[int, int] = {}
         num_shingles = self._column("size").to_numpy()
         while pairs.shape[1]:
@@ -334,8 +405,7 @@ def _largest_distance(similarity: float) -> int:
     chance in half of the cases.
     """
     differing = (1 - similarity) / 2
-    deviation = np.sqrt(NUM_HASHES * differing * (1 - differing))
-    return int(NUM_HASHES * differing + _DEVIATIONS * deviation)
+    return int(NUM_HASHES * differing + _DEVIATIONS * np.sqrt(NUM_HASHES * differing * (1 - differing)))
 
 
 def _least_estimate(similarity: float | np.ndarray) -> float | np.ndarray:

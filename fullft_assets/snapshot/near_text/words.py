@@ -62,21 +62,18 @@ class Words:
 
 def hash_words(texts: pa.Array | pa.ChunkedArray) -> Words:
     """Return the words of texts; null counts as empty."""
-    return _concatenate([hash_lists(split_words(block)) for block in blocks(texts)])
-
-
-def _concatenate(parts: list[Words]) -> Words:
     none = Words(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.uint8))
-    columns = zip(*(vars(part).values() for part in [none, *parts]), strict=True)
-    return Words(*map(np.concatenate, columns))
+    parts = [none, *(hash_lists(split_words(block)) for block in blocks(texts))]
+    return Words(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 def hash_lists(lists: pa.ListArray) -> Words:
     """Return lists of words as hashes."""
     encoded = lists.flatten().dictionary_encode()
     number = encoded.indices.to_numpy()
-    words = encoded.dictionary.to_pylist()
-    digests = b"".join([hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words])
+    digests = b"".join(
+        [hashlib.blake2b(word.encode(), digest_size=8).digest() for word in encoded.dictionary.to_pylist()]
+    )
     return Words(np.frombuffer(digests, "<u8")[number], num_values(lists), _kinds(encoded.dictionary)[number])
 
 
@@ -104,8 +101,12 @@ def split_words(texts: pa.Array) -> pa.ListArray:
 
 def _with_spaces_ascii(texts: pa.StringArray) -> pa.StringArray:
     _, offsets, data = texts.buffers()
-    words = pa.py_buffer((data.to_pybytes() if data else b"").translate(_ASCII_WORDS))
-    return pa.StringArray.from_buffers(len(texts), offsets, words, offset=texts.offset)
+    return pa.StringArray.from_buffers(
+        len(texts),
+        offsets,
+        pa.py_buffer((data.to_pybytes() if data else b"").translate(_ASCII_WORDS)),
+        offset=texts.offset,
+    )
 
 
 def _with_spaces(texts: pa.StringArray) -> pa.StringArray:
@@ -128,8 +129,7 @@ def shingle_words(texts: pa.Array) -> pa.ListArray:
     """
     lists = split_words(texts)
     is_wordless = num_values(lists) == 0
-    has_letters = pc.match_substring_regex(pc.fill_null(texts, ""), f"[{_LETTERS}]")
-    is_odd = pc.or_(has_letters, pa.array(is_wordless))
+    is_odd = pc.or_(pc.match_substring_regex(pc.fill_null(texts, ""), f"[{_LETTERS}]"), pa.array(is_wordless))
     if not pc.any(is_odd).as_py():
         return lists
     odd = np.flatnonzero(is_odd.to_numpy(zero_copy_only=False))

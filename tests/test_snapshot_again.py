@@ -1,0 +1,102 @@
+"""Later snapshots compare what is new, and are those that comparing all texts gives."""
+
+import random
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fullft_assets import erasure
+from fullft_assets.snapshot.ledger import ROLES_FILE
+from fullft_assets.snapshot.near_text import pairs as near_texts
+from fullft_assets.snapshot.near_text.pairs import ABSENT, ALIKE, REFERENCE, UNLIKE, Texts, sketch
+from tests.project import licence_rows
+from tests.test_erasure_batches import CASE, Batches
+
+
+@pytest.fixture(autouse=True)
+def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few texts make a clause a standard one, and only the nearest of some near texts are looked at."""
+    monkeypatch.setattr(near_texts, "MAX_ROWS", 12)
+    monkeypatch.setattr(near_texts, "_SLOTS", 2)
+
+
+def drawn_texts(count: int, draw: random.Random) -> list[str]:
+    """Return texts of real words: their own, near-copies and quotes of others, and with some clauses."""
+    vocabulary = sorted({word for row in licence_rows(400) for word in row["text"].lower().split()})
+    clauses = [" ".join(draw.choices(vocabulary, k=25)) for _ in range(6)]
+    texts: list[str] = [*clauses]
+    while len(texts) < count:
+        fresh = " ".join(draw.choices(vocabulary, k=35))
+        words = draw.choice(texts).split()
+        words[draw.randrange(len(words))] = "otherwise"
+        texts.append(
+            draw.choice(
+                [fresh, " ".join(words), f"{fresh} {draw.choice(texts)}", f"{draw.choice(clauses)} {fresh}"]
+            )
+        )
+    return texts
+
+
+@pytest.mark.parametrize("name", ["near", "contained"])
+def test_what_changed_is_compared_as_if_all_were(name: str) -> None:
+    draw = np.random.default_rng(3)
+    texts = pa.array(drawn_texts(300, random.Random(3)))
+    compared = Texts([sketch(texts[:100]), sketch(texts[100:])], texts.take)
+    compare = compared.compare_near if name == "near" else partial(compared.compare_contained, share=0.95)
+    roles = draw.choice([ABSENT, REFERENCE, UNLIKE], len(texts), p=[0.3, 0.25, 0.45]).astype(np.int8)
+    last = np.zeros(len(texts), np.int8)
+    num_changed = 0
+    for _ in range(25):
+        found = compare(roles, last)
+        assert found.tolist() == compare(roles, np.zeros_like(last)).tolist()
+        assert (found == ALIKE).sum() > 10
+        num_changed += int(((found >= UNLIKE) & (last >= UNLIKE) & (found != last)).sum())
+        last = found
+        roles = np.where(draw.random(len(texts)) < 0.04, draw.integers(0, 3, len(texts)), roles).astype(
+            np.int8
+        )
+    assert num_changed > 20
+
+
+def test_the_snapshot_is_that_of_comparing_all_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    find_near = Texts.find_near
+
+    def counted(self: Texts, reference: np.ndarray, candidates: np.ndarray) -> dict[int, int]:
+        searched.append(len(candidates))
+        return find_near(self, reference, candidates)
+
+    monkeypatch.setattr(Texts, "find_near", counted)
+    texts = drawn_texts(300, random.Random(1))
+    rows = [{"id": f"row-{n}-", "text": text, "kind": "ab"[len(text) % 2]} for n, text in enumerate(texts)]
+    batches = Batches(tmp_path)
+
+    def assert_equal(*, reuses: bool) -> None:
+        searched.clear()
+        taken = batches.take()
+        folder = batches.store.folder(taken)
+        shutil.rmtree(folder.parent)
+        for path in folder.parents[1].rglob(ROLES_FILE):
+            path.write_bytes(path.read_bytes()[:-1])
+        again = batches.take()
+        assert (sum(searched[:2]) < 0.6 * sum(searched[2:])) is reuses
+        assert again.content_digest == taken.content_digest
+        assert again.metadata["left_out"] == taken.metadata["left_out"]
+        for name in (" near ", "contain"):
+            assert sum(number for reason, number in taken.metadata["left_out"].items() if name in reason) > 5
+
+    batches.deliver("first.jsonl", rows[:100])
+    batches.deliver("second.jsonl", rows[100:270])
+    assert_equal(reuses=False)
+    batches.deliver("more.jsonl", rows[270:280])
+    assert_equal(reuses=True)
+    batches.deliver("first.jsonl", [*rows[20:100], *({**row, "id": "row-2-"} for row in rows[280:281])])
+    assert_equal(reuses=True)
+    erasure.erase(batches.store, CASE, [row["id"] for row in rows[100:270:9]])
+    assert_equal(reuses=False)
+    del batches.made[min(batches.made)]
+    assert_equal(reuses=False)
