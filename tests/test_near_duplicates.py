@@ -39,8 +39,7 @@ def test_texts_that_differ_in_case_and_punctuation_are_found_in_a_bucket_of_thou
     words = [f"word{n}" for n in range(100)]
     reference = [" ".join([*words[:60], *(f"{n}k{k}" for k in range(20)), *words[80:]]) for n in range(1_000)]
     candidates = [text.upper().replace("WORD5 ", "WORD5, ") for text in reference[::50]]
-    found = near_duplicates(reference, candidates)
-    assert found == {n: 50 * n for n in range(len(candidates))}
+    assert near_duplicates(reference, candidates) == {n: 50 * n for n in range(len(candidates))}
 
 
 @pytest.mark.parametrize("similarity", [0.8, 0.85])

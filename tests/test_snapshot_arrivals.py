@@ -380,8 +380,7 @@ class TestRowsOfOneBatch:
     def test_a_contradiction_that_is_corrected_is_used_again(self) -> None:
         both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "reference", "g"))),)
         assert not {"x", "y"} & self.rows(both)[0].keys()
-        corrected = (File("b.jsonl", 6, (("y", self.TEXT, "notice", "g"),)),)
-        found, _ = self.rows(both, corrected)
+        found, _ = self.rows(both, (File("b.jsonl", 6, (("y", self.TEXT, "notice", "g"),)),))
         # Of the two that agree now the first stays.
         assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
         assert "y" not in found
@@ -391,8 +390,7 @@ class TestRowsOfOneBatch:
             File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"),)),
             File("b.jsonl", 6, (("x", "a wholly other text", "notice", "g"),)),
         )
-        withdrawn = (File("b.jsonl", 7, ()),)
-        found, _ = self.rows(versions, withdrawn)
+        found, _ = self.rows(versions, (File("b.jsonl", 7, ()),))
         assert found["x"]["text"] == self.TEXT
 
     def test_a_row_that_breaks_in_a_new_delivery_of_its_file_is_out_until_it_is_repaired(self) -> None:

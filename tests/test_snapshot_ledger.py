@@ -127,8 +127,7 @@ def test_what_a_lost_ledger_held_out_never_trains(growing: Growing, lost: str) -
             growing.take()
         return
     shutil.rmtree(path)
-    found = read_history(growing.store, CASE, SEED).ledger
-    assert found.digest == expected.digest
+    assert read_history(growing.store, CASE, SEED).ledger.digest == expected.digest
     growing.add({"common 901": ("b", 2)})
     assert growing.take().metadata["num_groups_moved"] == 2
 
@@ -136,8 +135,7 @@ def test_what_a_lost_ledger_held_out_never_trains(growing: Growing, lost: str) -
 def test_another_seed_neither_reads_it_nor_is_read(growing: Growing) -> None:
     first = growing.take()
     growing.project.configure(**SECTIONS, seed=SEED + 1)
-    other = growing.take()
-    assert "ledger" not in other.inputs
+    assert "ledger" not in growing.take().inputs
     assert read_history(growing.store, CASE, SEED).newest == [first]
 
 
