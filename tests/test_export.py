@@ -181,7 +181,7 @@ def test_without_such_documents_one_line_says_so(tmp_path: Path) -> None:
 def of_label_studio(out: Path, task: str) -> list[dict[str, Any]]:
     """Return Label Studio's JSON export of what was imported, answered in the interface of the export."""
     text, control = ElementTree.parse(f"{out}.xml").getroot()
-    assert (text.get("value"), [choice.get("value") for choice in control]) == ("$text", LABELS)
+    assert [text.get("value"), *(choice.get("value") for choice in control)] == ["$text", *LABELS]
     assert control.get("choice") == {"classification": "single", "multi_label": "multiple"}.get(task)
     names = {"from_name": control.get("name"), "to_name": text.get("name"), "type": control.tag.lower()}
     annotation = {"completed_by": 1, "result": [{**names, "value": value} for value in ANSWERS[task][2]]}
@@ -194,8 +194,8 @@ def of_argilla(out: Path, task: str) -> list[dict[str, Any]]:
     """Return Argilla's `Dataset.records.to_json` of what was imported, answered."""
     [question] = json.loads((out / ".argilla" / "settings.json").read_text(encoding="utf-8"))["questions"]
     assert [option["value"] for option in question["settings"]["options"]] == LABELS
-    more = {"suggestions": {}, "vectors": {}, "status": "completed", "_server_id": "0f"}
-    more["responses"] = {question["name"]: [{"value": ANSWERS[task][1], "user_id": "5c"}]}
+    responses = {question["name"]: [{"value": ANSWERS[task][1], "user_id": "5c"}]}
+    more = {"suggestions": {}, "responses": responses, "vectors": {}, "_server_id": "0f"}
     return [{**record, **more} for record in json.loads((out / "records.json").read_text(encoding="utf-8"))]
 
 
@@ -219,8 +219,7 @@ def ground_truth(
 ) -> Iterator[SageMaker]:
     monkeypatch.setenv("DAGSTER_HOME", str(watched.project.home))
     with aws_double.serve(SageMaker, tmp_path / "aws", s3_env.env) as double:
-        for name, value in double.env.items():
-            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", double.env["AWS_ENDPOINT_URL_SAGEMAKER"])
         yield double
 
 
@@ -236,8 +235,7 @@ def test_the_output_of_a_labelling_job_is_the_next_delivery(
     column, answer, _, value, about = ANSWERS[task]
     bucket = s3_env.make_bucket(f"job-{column}")
     watched.configure(task, f"s3://{bucket.name}/labelled")
-    out = f"s3://{bucket.name}/labelled/2026"
-    options = ["--team", TEAM, "--annotators", "3", "--kms-key", "k1"]
+    out, *options = f"s3://{bucket.name}/labelled/2026 --team {TEAM} --annotators 3 --kms-key k1".split()
     assert job(watched, out, *options) == 0 and capsys.readouterr().out.startswith("4 documents of letters")
     [(name, request)] = ground_truth.labelling.items()
     assert (
@@ -246,13 +244,16 @@ def test_the_output_of_a_labelling_job_is_the_next_delivery(
     )
     assert request["StoppingConditions"] == {"MaxHumanLabeledObjectCount": 4}
     assert request["OutputConfig"] == {"S3OutputPath": out, "KmsKeyId": "k1"}
-    names = json.loads((bucket / "labelled" / "2026" / f".{name}" / "labels.json").read_text())["labels"]
-    assert names == [{"label": label} for label in LABELS]
+    assert json.loads((bucket / "labelled" / "2026" / f".{name}" / "labels.json").read_text())["labels"] == [
+        {"label": label} for label in LABELS
+    ]
     assert documents.look(watched.store, watched.project.use_case(), now=2e9).cut == []
     assert job(watched, out, *options) == 1 and "already exists" in capsys.readouterr().err
     ground_truth.label(name, value, about)
-    files = [f"2026/{name}/manifests/output/output.manifest"]
-    assert watched.answers(column) == (dict.fromkeys(IDS, answer), files)
+    assert watched.answers(column) == (
+        dict.fromkeys(IDS, answer),
+        [f"2026/{name}/manifests/output/output.manifest"],
+    )
 
 
 def test_the_public_workforce_has_a_price_and_sees_no_personal_data(
