@@ -224,8 +224,10 @@ def ground_truth(
 
 
 def job(watched: Watched, out: str, *options: str) -> int:
-    defs = ["--defs", str(watched.project.yaml_path.parents[1])]
-    return main(["export", CASE, out, "--format", "ground_truth", "--role", aws_double.ROLE, *options, *defs])
+    return main(
+        ["export", CASE, out, "--format", "ground_truth", "--role", aws_double.ROLE, *options]
+        + ["--defs", str(watched.project.yaml_path.parents[1])]
+    )
 
 
 @pytest.mark.parametrize("task", ANSWERS)
