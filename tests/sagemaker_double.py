@@ -31,6 +31,9 @@ _WITHOUT_NETWORK = (
 )
 
 
+_CONSOLIDATION = "AnnotationConsolidationConfig"
+
+
 @dataclass
 class TrainingJob:
     """A job, and the processes that are its containers."""
@@ -105,13 +108,15 @@ class TrainingJob:
 
 
 class SageMaker(AwsDouble):
-    """The two services."""
+    """The two services, and Ground Truth."""
 
     target, endpoint, model = "SageMaker", "SAGEMAKER", "sagemaker"
 
     def __init__(self, folder: Path, environment: Mapping[str, str]):
         super().__init__(folder, environment)
         self.jobs: dict[str, TrainingJob] = {}
+        #: Requests for labelling jobs, by name.
+        self.labelling: dict[str, dict[str, Any]] = {}
         #: Jobs for which there are no instances.
         self.num_without_capacity = 0
         #: Whether spot instances come back after an interruption, before the job has waited too long.
@@ -159,6 +164,41 @@ class SageMaker(AwsDouble):
         job.enter("Stopping", "Stopping")
         self._end_containers(job, "Stopped")
         return {}
+
+    def _CreateLabelingJob(self, request: dict[str, Any]) -> dict[str, Any]:
+        name, people, inputs = request["LabelingJobName"], request["HumanTaskConfig"], request["InputConfig"]
+        if name in self.labelling:
+            raise Refused("ResourceInUse", "Labeling job names must be unique, and this one already exists")
+        manifest = inputs["DataSource"]["S3DataSource"]["ManifestS3Uri"]
+        uris = [manifest, request["LabelCategoryConfigS3Uri"], *people["UiConfig"].values()]
+        missing = [uri for uri in uris if uri.startswith("s3://") and not _names(uri)]
+        # Which account has the functions in a region is known from the documentation alone.
+        shapes = [self.models["SageMaker"].shape_for(shape) for shape in ("HumanTaskConfig", _CONSOLIDATION)]
+        documented = "".join(member.documentation for shape in shapes for member in shape.members.values())
+        functions = [people["PreHumanTaskLambdaArn"], *people[_CONSOLIDATION].values()]
+        missing += [arn for arn in functions if f"{arn}<" not in documented]
+        for_the_public = {"PublicWorkforceTaskPrice" in people, "DataAttributes" in inputs}
+        if missing or for_the_public != {":workteam/public-crowd/" in people["WorkteamArn"]}:
+            raise Refused("ValidationException", f"missing: {missing}, or not what the workforce takes")
+        self.labelling[name] = request
+        return {"LabelingJobArn": _arn(name)}
+
+    def label(self, name: str, value: Any, about: dict[str, Any]) -> None:
+        """Write what Ground Truth writes where each document of a labelling job has this label and metadata
+        (docs.aws.amazon.com/sagemaker/latest/dg/sms-data-output.html).
+        """
+        label, folder = self.labelling[name]["LabelAttributeName"], self.labelling[name]["OutputConfig"]
+        bucket, key = _bucket(
+            self.labelling[name]["InputConfig"]["DataSource"]["S3DataSource"]["ManifestS3Uri"]
+        )
+        about = {**about, "job-name": f"labeling-job/{name}", "human-annotated": "yes"}
+        lines = bucket.Object(key).get()["Body"].read().splitlines()
+        labelled = [{**json.loads(line), label: value, f"{label}-metadata": about} for line in lines]
+        _, folder = _bucket(f"{folder['S3OutputPath']}/{name}")
+        for path in ("worker-response/iteration-1/0/a", "consolidated-annotation/output/b", "intermediate/c"):
+            bucket.put_object(Key=f"{folder}/annotations/{path}.json", Body=json.dumps(labelled).encode())
+        output = "".join(f"{json.dumps(line)}\n" for line in labelled).encode()
+        bucket.put_object(Key=f"{folder}/manifests/output/output.manifest", Body=output)
 
     def interrupt(self, name: str) -> None:
         """Take the spot instances of a job away."""

@@ -684,8 +684,7 @@ class TestRetrainingSensor:
     def test_a_snapshot_that_a_person_cancelled_is_not_asked_for_again(self, bench, monkeypatch):
         bench.train()
         bench.deliver("delivery-2.jsonl", skip=400, rows=250)
-        request = bench.tick("retraining")
-        bench.run(request, "cancelled")
+        bench.run(bench.tick("retraining"), "cancelled")
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
         assert "as CANCELED: " in bench.tick("retraining").skip_message
 

@@ -104,8 +104,7 @@ def pickled(folder: Path) -> None:
 
 
 def torn(folder: Path) -> None:
-    data = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(data[:-10])
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-10])
 
 
 def pointer(folder: Path) -> None:

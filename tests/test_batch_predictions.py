@@ -165,7 +165,6 @@ def test_another_champion_predicts_anew_and_an_erasure_takes_predictions_along(
     promote(store, "classification", "second")
     materialize(project, instance, "batch_predictions")
     assert len(list(store.artifacts(CASE, "batch_predictions"))) == 2
-    report = erasure.erase(store, CASE, ["d1"])
-    assert report.deleted["batch_predictions"] == 2
+    assert erasure.erase(store, CASE, ["d1"]).deleted["batch_predictions"] == 2
     materialize(project, instance, "production_documents", "batch_predictions")
     assert [line["id"] for line in predicted(project, instance)[1]] == ["d0", "d2", "d3"]

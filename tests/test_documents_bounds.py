@@ -220,8 +220,7 @@ def test_the_archives_of_a_batch_may_unpack_to_so_much_together(
 
 @pytest.mark.heavy
 def test_a_look_that_stops_early_leaves_the_process_ready(tmp_path: Path) -> None:
-    table = pa.table({"text": [f"row {n}" for n in range(50_000)]})
-    pq.write_table(table, tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": [f"row {n}" for n in range(50_000)]}), tmp_path / "a.parquet")
     (tmp_path / "b.html").write_bytes(PAGE)
     reading = Reading(row_settings=None, fields=None, documents=None)
     process = bounded.ReaderProcess()

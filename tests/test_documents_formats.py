@@ -301,8 +301,7 @@ class TestColumnar:
     def test_a_table_of_datasets_gives_class_names_for_numbers(self, tmp_path: Path, licences: Rows) -> None:
         import datasets
 
-        kinds = sorted({row["kind"] for row in licences})
-        names = datasets.ClassLabel(names=kinds)
+        names = datasets.ClassLabel(names=sorted({row["kind"] for row in licences}))
         features = datasets.Features(
             {"text": datasets.Value("string"), "kind": names, "topics": datasets.Sequence(names)}
         )

@@ -275,8 +275,7 @@ def _numbers_in_json(text: str) -> list[int]:
     if not first.lstrip().startswith("["):
         return [1] if _is_record(text) and not _is_record(first) else _numbers_of_lines(text)
     # The parser of arrays takes these for spaces, too.
-    records = json.loads(text.translate(dict.fromkeys(map(ord, "\v\f"), " ")))
-    return list(range(1, len(records) + 1))
+    return list(range(1, len(json.loads(text.translate(dict.fromkeys(map(ord, "\v\f"), " ")))) + 1))
 
 
 def _is_record(text: str) -> bool:

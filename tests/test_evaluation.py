@@ -292,8 +292,7 @@ def test_what_is_detectable_counts_the_groups_that_a_difference_adds() -> None:
     """By hand: with normal quantiles q = 1.960 + .842 = 2.802, so d^2 = 7.849 (.01^2 + .005 d), and .005 is
     (16 + 36) / (4 + 6) thousandths.
     """
-    moved = np.repeat([0.004, -0.006], 3)
-    gain = Gain.of(0.0, 0.01, 1e9, 0.95, moved)
+    gain = Gain.of(0.0, 0.01, 1e9, 0.95, np.repeat([0.004, -0.006], 3))
     assert gain.least_detectable == pytest.approx(7.849 * 0.0052, rel=1e-3)
     assert gain.detectable == pytest.approx((0.040815 + (0.040815**2 + 4 * 7.849e-4) ** 0.5) / 2, rel=1e-3)
     # Not known which groups differ: their spread stays as it is.
@@ -376,8 +375,7 @@ class TestWeights:
     def test_a_group_of_nine_rows_counts_as_one_row_does(self):
         labels = np.array([0, 1] * 20 + [1] * 9)
         predicted = np.where(np.arange(49) < 40, labels, 0)
-        groups = [*(str(n) for n in range(40)), *["large"] * 9]
-        found = self.run(labels, predicted, groups, 2)
+        found = self.run(labels, predicted, [*(str(n) for n in range(40)), *["large"] * 9], 2)
         assert found.scores["accuracy"][FINETUNED].estimate == pytest.approx(40 / 41)
         assert found.effective_groups == pytest.approx(41)
 
@@ -388,8 +386,7 @@ class TestWeights:
 
     def test_a_label_of_few_groups_is_named_and_not_averaged(self):
         labels = np.array([0, 1] * 20 + [2] * 4 + [3] * 5)
-        predicted = np.where(labels == 2, 0, labels)
-        found = self.run(labels, predicted, [str(n) for n in range(49)], 5)
+        found = self.run(labels, np.where(labels == 2, 0, labels), [str(n) for n in range(49)], 5)
         assert (found.rare_labels, found.measurable_labels, found.rare_micro_f1) == (["l2"], 3, 0.0)
         assert found.score.estimate == pytest.approx((2 * 20 / 44 + 1 + 1) / 3)
         assert any(

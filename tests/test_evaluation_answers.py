@@ -59,8 +59,7 @@ def test_scores_are_sacrebleu_s() -> None:
         }
         for metric, value in by_sacrebleu.items():
             assert alone.scores[metric][name].estimate == pytest.approx(value), metric
-    groups = [str(min(row, 20)) for row in range(len(truth))]
-    grouped = measured(truth, written, groups)
+    grouped = measured(truth, written, [str(min(row, 20)) for row in range(len(truth))])
     assert grouped.num_groups == 21 and grouped.effective_groups < 21
     for metric in METRICS:
         assert grouped.scores[metric][FINETUNED].estimate != pytest.approx(
@@ -69,8 +68,7 @@ def test_scores_are_sacrebleu_s() -> None:
         for name in written:
             score = grouped.scores[metric][name]
             assert score.low < score.estimate < score.high or metric == "exact_match"
-        gain = grouped.gains[metric][CHAMPION]
-        assert gain.low > 0, metric
+        assert grouped.gains[metric][CHAMPION].low > 0, metric
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,7 @@ def test_tokens_count_not_documents() -> None:
     # One long document at 1 nat a token, nine short ones at 3: the mean of means would be 2.8, that of all
     # tokens 1.18. The long one counts as the 100 tokens that nine in ten stay within.
     tokens = np.array([910] + [10] * 9)
-    loss = np.where(tokens > 100, 1.0, 3.0) * tokens
-    scores = DocumentScores(tokens, loss, np.zeros(10, int))
+    scores = DocumentScores(tokens, np.where(tokens > 100, 1.0, 3.0) * tokens, np.zeros(10, int))
     found = assessed({FINETUNED: scores, BASE_MODEL: scores}, [f"g{n}" for n in range(10)])
     assert found.score.estimate == pytest.approx(math.exp(-370 / 190))
     assert found.perplexity[FINETUNED].estimate == pytest.approx(math.exp(370 / 190))

@@ -343,8 +343,7 @@ def test_a_champion_with_another_tokenizer_is_compared_by_equal_text(
         for name in ("index.parquet", "places.parquet"):
             shutil.copy(lab.store.folder(lab.snapshot) / name, draft.path)
         taken = draft.commit(settings={}, inputs={}, metadata={**lab.snapshot.metadata, "parts": parts})
-    champion = lab.checkpoint("other", other, taken)
-    context = lab.context(learned, champion)
+    context = lab.context(learned, lab.checkpoint("other", other, taken))
     assert context.has_tokenizer_of_snapshot(
         "finetuned_checkpoint"
     ) and not context.has_tokenizer_of_snapshot("champion")

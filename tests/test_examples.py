@@ -112,8 +112,7 @@ class Expected:
     @property
     def counts(self) -> dict[str, int]:
         """Rows that break each rule, by rule."""
-        found = Counter(rule for rules in self.broken.values() for rule in rules)
-        return found
+        return Counter(rule for rules in self.broken.values() for rule in rules)
 
     @cached_property
     def reasons(self) -> dict[int, list[str]]:

@@ -40,8 +40,7 @@ def fleiss(items: list[list[str]]) -> float:
 def test_who_rates_again_counts_once() -> None:
     items = [1, 1, 1, 2, 2, 3, 3]
     people = ["ann", "bob", "ann", "ann", "bob", "bob", "bob"]
-    labels = ["no", "yes", "yes", "no", "no", "no", "yes"]
-    found = measure(zip(items, people, labels, strict=True))
+    found = measure(zip(items, people, ["no", "yes", "yes", "no", "no", "no", "yes"], strict=True))
     assert (found.kappa, found.num_items) == (1, 2)
 
 

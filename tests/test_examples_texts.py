@@ -209,6 +209,5 @@ class TestDamage:
 )
 def test_the_bounds_decide(row: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ExamplesSettings, "max_characters", 30)
-    chosen = ExamplesSettings(label="kind")
-    examined = examples.examine(table(sound_rows({}, row)), chosen, "b")
+    examined = examples.examine(table(sound_rows({}, row)), ExamplesSettings(label="kind"), "b")
     assert examined.quarantined["reasons"].to_pylist() == [reason]

@@ -52,8 +52,7 @@ class Data:
 
     def ingest(self, batch: str, *, until: str = "chunks"):
         """Do what a run of the ingest job does, as its assets do it."""
-        raw = self.read(batch)
-        valid, _ = examples.validate(self.store, self.use_case, raw)
+        valid, _ = examples.validate(self.store, self.use_case, self.read(batch))
         if until == "examples":
             return valid, None
         cut = chunks.tokenize(self.store, self.use_case, valid)
@@ -227,6 +226,5 @@ class TestArchivedFiles:
         (data.project.documents / "delivery-2.jsonl").unlink()
         projects.write_rows(data.project.documents / "delivery-3.jsonl", projects.licence_rows(5))
         self.change(data, group=None, domain=None, max_quarantined_share=0.9)
-        raw = data.read(second)
-        rows = pq.read_table(data.store.folder(raw) / "documents.parquet")
+        rows = pq.read_table(data.store.folder(data.read(second)) / "documents.parquet")
         assert (len(rows), rows["group"].null_count) == (300, 300)

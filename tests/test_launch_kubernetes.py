@@ -245,8 +245,7 @@ class TestQueue:
 
     def test_pods_without_a_node_are_a_lost_machine_after_the_limit(self, cluster, tmp_path):
         cluster.has_room = False
-        chosen = launcher(pending_minutes=2 / 60, max_retries=0)
-        failure, _ = run(tmp_path, chosen, "writes")
+        failure, _ = run(tmp_path, launcher(pending_minutes=2 / 60, max_retries=0), "writes")
         assert (
             failure == "workload probe waited longer than launcher.pending_minutes (0.0333333): 0/3 nodes are"
             " available: 3 Insufficient nvidia.com/gpu.; see the step's stderr [infrastructure]"

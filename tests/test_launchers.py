@@ -232,8 +232,7 @@ class TestRunThatEnds:
         ranks += [process(folder, "workload1"), process(folder, "helper1")]
         {"run": run, "supervisor": supervisor}[killed].kill()
         _all_gone([supervisor, *ranks])
-        num_checkpoints = len(list(folder.glob("checkpoint*")))
-        assert num_checkpoints == (2 if killed == "run" else 0)
+        assert len(list(folder.glob("checkpoint*"))) == (2 if killed == "run" else 0)
         if killed == "supervisor":
             assert run.wait(SECONDS) != 0
             output = (folder / "output").read_text()

@@ -82,8 +82,7 @@ def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
     )
     assert latest(store, "texts", "training_snapshot").metadata["num_replay_tokens"] > 0
     assert model.is_dir()
-    page = (store.folder(report) / "report.html").read_text()
-    assert "What it writes" in page
+    assert "What it writes" in (store.folder(report) / "report.html").read_text()
     assert "nothing new" in project.succeed("run", "texts", timeout=300)
     if metrics["promote"]:
         written = project.fullft(

@@ -60,8 +60,7 @@ class TestTraining:
     def test_continues_from_the_champions_weights_head_included(
         self, encoder: Prepared, champion: Manifest
     ) -> None:
-        again = train(encoder, "second", champion, **STILL)
-        assert_near(encoder, champion, again)
+        assert_near(encoder, champion, train(encoder, "second", champion, **STILL))
         other = train(encoder, "from base", **STILL)
         name = "encoder.layer.0.output.dense.weight"
         assert not torch.allclose(weights(encoder, champion)[name], weights(encoder, other)[name], atol=1e-4)

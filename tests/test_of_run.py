@@ -125,8 +125,7 @@ def test_what_another_job_or_nobody_says_of_an_asset_counts_for_nothing(runs: Ch
 def test_a_run_that_goes_on_from_a_failure_reads_what_the_failed_one_made_or_began_with(runs: Chain) -> None:
     failed = runs.run(tags={"fails": "yes"})
     runs.run()
-    options = dg.ReexecutionOptions.from_failure(failed, runs.instance)
-    again = runs.run(reexecution_options=options)
+    again = runs.run(reexecution_options=dg.ReexecutionOptions.from_failure(failed, runs.instance))
     assert runs.read(again) == {"first": runs.made(failed), "second": runs.made(failed, SECOND)}
     # The same where Dagster selects the assets that failed.
     tags = {"dagster/is_asset_resume_retry": "true"}

@@ -262,8 +262,7 @@ def test_an_undecided_gain_says_what_would_decide():
 
 
 def test_the_noise_of_seeds_widens_a_claim():
-    over_champion = gained(0.03, 0.005, 0.055)
-    found = evaluated(over_champion=over_champion)
+    found = evaluated(over_champion=gained(0.03, 0.005, 0.055))
     noise = SeedNoise(variance=0.02**2, degrees_of_freedom=11, num_runs=12)
     assert release.verdict(found, ReleaseSettings()).promote
     widened = release.verdict(found, ReleaseSettings(), seed_noise=noise)
@@ -534,8 +533,7 @@ class TestWhatItIsJudgedAgainst:
     def test_the_anchor_is_asked_for_after_new_data_only(self, lab, first, second):
         equal = evaluated(over_champion=gained(0.0, -0.01, 0.01))
         lab.publish(lab.report(second, equal, "rb", "non_inferiority"), second)
-        retrained = lab.checkpoint("c", snapshot="demo/training_snapshot/t/1")
-        found = lab.against(retrained)
+        found = lab.against(lab.checkpoint("c", snapshot="demo/training_snapshot/t/1"))
         assert (found.champion, found.anchor) == (second.ref, first.ref)
         assert lab.against(lab.checkpoint("d")).anchor is None
 
@@ -572,8 +570,7 @@ class TestWhatItIsJudgedAgainst:
         alone = lab.checkpoint("alone", epochs=5)
         assert set(lab.against(alone).seed_runs) == {found.ref for found in reports.values()}
         # A second training of a recipe was judged when only one of it was known.
-        second = lab.store.load(reports[1].metadata["checkpoint"])
-        assert lab.against(second).seed_runs == ()
+        assert lab.against(lab.store.load(reports[1].metadata["checkpoint"])).seed_runs == ()
         another = lab.checkpoint("b", epochs=4)
         lab.publish(lab.report(another, evaluated(over_champion=gained(0.0, -0.01, 0.01)), "rc"), another)
         assert len(lab.against(alone).seed_runs) == 3

@@ -129,8 +129,7 @@ def test_a_baseline_of_each_kind_predicts_as_champion(tmp_path: Path, kind: str)
         crown(prepared, store_baseline(prepared.job("b"), store, prepared.snapshot, tfidf, "tfidf", QUIET))
         assert "baseline.json" in {path.name for path in load_champion(store, case).path.iterdir()}
         release.rollback(store, case, reason="worse", by="test")
-    champion = load_champion(store, case, prepared.use_case.settings)
-    answers = champion.predict(texts)
+    answers = load_champion(store, case, prepared.use_case.settings).predict(texts)
     if prepared.use_case.settings.examples.task == "token_classification":
         spans = [[(span["start"], span["end"], span["label"]) for span in each["spans"]] for each in answers]
         assert spans == [[(s, e, prepared.labels[label]) for s, e, label in row] for row in expected]
@@ -257,8 +256,7 @@ def test_what_the_test_rows_refute_does_not_ship(lab: Lab, monkeypatch: pytest.M
         words = Tfidf.load(lab.store.folder(artifact), lab.context)
         monkeypatch.setattr(lab, "baselines", artifact)
         if shipped is not None:
-            report = judged(lab, key, 0.55)[1]
-            other = lab.store.load(str(EvaluationMetadata.of(report).ships))
+            other = lab.store.load(str(EvaluationMetadata.of(judged(lab, key, 0.55)[1]).ships))
             assert EvaluationMetadata.of(other).candidate == shipped
             continue
         about = checkpoint_metadata(snapshot=lab.snapshot.ref, validation_macro_f1=0.55)

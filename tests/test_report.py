@@ -182,8 +182,7 @@ def test_each_system_is_shown_with_its_time_and_price(tmp_path):
         FINETUNED: report.SystemCost(5_400, 3.5, 0.0123, 8.5, 0.25),
         "tfidf": report.SystemCost(8.2, 0.005),
     }
-    shown = full_report(found, costs=costs, not_asked=["lora", "zero_shot"])
-    report.write(tmp_path, shown)
+    report.write(tmp_path, full_report(found, costs=costs, not_asked=["lora", "zero_shot"]))
     markdown = (tmp_path / "report.md").read_text()
     table = markdown.split("## Is it worth it?")[1].split("##")[0].splitlines()
     rows = {line.split(" | ")[0]: line for line in table if line.startswith("| ")}
@@ -272,8 +271,7 @@ def test_markdown_has_the_metrics_the_pictures_and_no_text_of_a_row(tmp_path):
     )
     # Every table is whole: its rows have as many cells as its head, whatever the labels contain.
     for table in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.M):
-        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
-        assert len(widths) == 1, table
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
 
 
 @pytest.mark.heavy
@@ -343,8 +341,7 @@ def test_what_users_wrote_is_shown_as_it_is(text: str, group: str) -> None:
     page = markdown.to_html(f"| a | b |\n|---|---|\n{row}\n\n- {markdown.escape(text)}\n", {})
     # As an erasure looks for it.
     assert f'<tr data-group="{markupsafe.escape(group)}"><td' in page
-    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
-    assert cells == [str(markupsafe.escape(text)), "end"]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", page) == [str(markupsafe.escape(text)), "end"]
     assert "<" not in markdown.escape(text)
 
 

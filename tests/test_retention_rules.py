@@ -144,8 +144,7 @@ def test_weights_of_champions_before_the_kept_ones_go_and_reports_stay(lab: Lab)
 
 
 def test_the_newest_predictions_go_with_their_champion(lab: Lab) -> None:
-    old = lab.make("batch_predictions", "w1")
-    lab.set_latest(old, "2026-01")
+    lab.set_latest(lab.make("batch_predictions", "w1"), "2026-01")
     for number in (5, 6):
         lab.promote(number)
     lab.set_latest(lab.make("batch_predictions", "w2"), "2026-02")

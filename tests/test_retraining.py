@@ -397,8 +397,7 @@ class TestObstacles:
 
     def test_an_attempt_that_a_person_cancelled_is_none_in_vain(self) -> None:
         state = RUNNING.model_copy(update={"champion_since": NOW - 100 * DAY_SECONDS})
-        cancelled = _after(7, 6, 5, 4, 1.1, state=state, outcome="cancelled")
-        decision = _decide(cancelled, new=1_200)
+        decision = _decide(_after(7, 6, 5, 4, 1.1, state=state, outcome="cancelled"), new=1_200)
         assert (decision.action, decision.incidents) == ("retrain", [])
         assert (
             "cooldown_hours = 24"

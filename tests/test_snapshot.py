@@ -222,8 +222,7 @@ class TestBatches:
         old = [{**row, "source": "a.jsonl"} for row in real[:800]] + [
             {**row, "source": "b.jsonl"} for row in real[800:1_000]
         ]
-        new = [{**row, "source": "a.jsonl"} for row in real[100:800]]
-        found = freeze_rows(old, new)
+        found = freeze_rows(old, [{**row, "source": "a.jsonl"} for row in real[100:800]])
         assert found.metadata["left_out"]["superseded by a newer delivery of their file"] == 800
         assert split_by_text(found) == split_by_text(freeze_rows(real[100:1_000]))
         assert {place["batch"] for place in found.places.to_pylist() if place["source"] == "a.jsonl"} == {
@@ -234,8 +233,7 @@ class TestBatches:
         self, real: list[dict[str, Any]]
     ) -> None:
         corrected = [{**row, "label": "tag" if row["label"] != "tag" else "text"} for row in real[:60]]
-        tables = {"00001-x": table(corrected, 7), "00002-x": table(real, 3)}
-        found = freeze(tables, {}, SETTINGS, 1)
+        found = freeze({"00001-x": table(corrected, 7), "00002-x": table(real, 3)}, {}, SETTINGS, 1)
         assert found.metadata["left_out"]["superseded by a newer delivery of their id"] == 60
         labels = {row["id"]: row["label"] for row in rows_of(found)}
         assert sum(row["id"] in labels for row in corrected) > 20

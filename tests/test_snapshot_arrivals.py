@@ -381,8 +381,7 @@ class TestRowsOfOneBatch:
     def test_a_contradiction_that_is_corrected_is_used_again(self) -> None:
         both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "reference", "g"))),)
         assert not {"x", "y"} & self.rows(both)[0].keys()
-        corrected = (File("b.jsonl", 6, (("y", self.TEXT, "notice", "g"),)),)
-        found, _ = self.rows(both, corrected)
+        found, _ = self.rows(both, (File("b.jsonl", 6, (("y", self.TEXT, "notice", "g"),)),))
         # Of the two that agree now the first stays.
         assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
         assert "y" not in found

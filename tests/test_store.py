@@ -264,8 +264,7 @@ class TestOnDisk:
                 module, "sync", lambda path, sync=disk.sync: synced.append(path) or sync(path)
             )
         root = tmp_path / "new" / "store"
-        made = Place(str(root), root).make({"a.txt": "alpha", "deep/er/b.txt": "beta"})
-        folder = root / made.ref
+        folder = root / Place(str(root), root).make({"a.txt": "alpha", "deep/er/b.txt": "beta"}).ref
         assert synced.pop() == folder, "last the manifest's name"
         named = {
             folder / "deep",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow.store.tracking.file_store import FileStore
+from mlflow.tracking._tracking_service import utils
 
 from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.jobs.progress import Progress
@@ -94,6 +96,9 @@ class TestStepLog:
                 guards.check(line)
 
 
+MANAGED = "arn:aws:sagemaker:eu-west-1:111122223333:mlflow-tracking-server/ours"
+
+
 class TestMLflow:
     @pytest.fixture
     def client(self, tmp_path, monkeypatch):
@@ -123,12 +128,30 @@ class TestMLflow:
         assert "mlflow: tracking failed (" in printed.out
         assert "PLANTED" not in printed.out + printed.err
 
-    def test_what_is_not_installed_is_refused_before_anything_is_loaded(self, tiny, tmp_path, monkeypatch):
-        monkeypatch.setattr(recorder.importlib.util, "find_spec", lambda name: None)
+    @pytest.mark.parametrize(
+        ("module", "package"), [("mlflow", "mlflow-skinny"), ("sagemaker_mlflow", "sagemaker-mlflow")]
+    )
+    def test_what_is_not_installed_is_refused_before_anything_is_loaded(
+        self, tiny, tmp_path, monkeypatch, module, package
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", MANAGED)
+        monkeypatch.setattr(recorder.importlib.util, "find_spec", lambda name: None if name == module else 1)
         with pytest.raises(
-            SettingsError, match=r"training\.track: mlflow is not installed; `pip install mlflow-skinny`"
+            SettingsError, match=rf"track: {module} is not installed; `pip install {package}`"
         ):
             train(tiny, tmp_path, track=["mlflow"])
+
+    def test_the_arn_of_a_managed_server_is_handed_to_its_plugin(self, client, tiny, tmp_path, monkeypatch):
+        """The plugin `sagemaker-mlflow` registers its store for the scheme `arn`."""
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", MANAGED)
+        monkeypatch.setattr(recorder.importlib.util, "find_spec", lambda name: 1)
+        stores = {MANAGED: FileStore(str(tmp_path / "mlruns"))}
+        monkeypatch.setitem(
+            utils._tracking_store_registry._registry, "arn", lambda store_uri, artifact_uri: stores[store_uri]
+        )
+        train(tiny, tmp_path, track=["mlflow"], epochs=0.2)
+        [run] = client.search_runs(["0"])
+        assert client.get_metric_history(run.info.run_id, "loss")
 
 
 class TestMeter:

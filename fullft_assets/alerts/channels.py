@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, StringConstraints
 
 from fullft_assets.alerts.sending import Alert, AlertError
+from fullft_assets.aws import reporting_client
 from fullft_assets.errors import SettingsError
 from fullft_assets.extras import require
 from fullft_assets.settings.alerts import ChannelSettings
@@ -32,16 +33,8 @@ def read_secret(reference: str) -> str:
     if kind == "env":
         value = os.environ.get(name)
     else:
-        require("boto3", reference)
-        import boto3
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            value = boto3.client("secretsmanager").get_secret_value(SecretId=name)["SecretString"]
-        except (BotoCoreError, ClientError) as error:
-            raise SettingsError(
-                f"{reference} cannot be read from AWS Secrets Manager ({type(error).__name__})"
-            ) from error
+        with reporting_client("secretsmanager", reference, SettingsError) as client:
+            value = client.get_secret_value(SecretId=name)["SecretString"]
     if not value:
         raise SettingsError(f"{reference} is not set; set it where the daemon runs")
     return value
@@ -199,10 +192,5 @@ class CloudWatch(_Channel):
 
 
 def _call(service: str, method: str, **arguments: Any) -> None:
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        getattr(boto3.client(service), method)(**arguments)
-    except (BotoCoreError, ClientError) as error:
-        raise AlertError(f"{service} refused {method}: {error}") from error
+    with reporting_client(service, service, AlertError) as client:
+        getattr(client, method)(**arguments)

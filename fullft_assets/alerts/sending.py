@@ -67,7 +67,6 @@ class Channel(Protocol):
 
     def send(self, alert: Alert) -> None:
         """Deliver an alert, or raise `AlertError` with one line that has no secret in it."""
-        ...
 
 
 @runtime_checkable
@@ -76,7 +75,6 @@ class Meter(Protocol):
 
     def measure(self, use_case: str, figures: Mapping[str, float]) -> None:
         """Keep the figures of a use case by name, or raise `AlertError`."""
-        ...
 
 
 CHANNELS: Registry[type[Channel]] = Registry(

@@ -38,15 +38,13 @@ from fullft_assets.chunks import AuditMetadata, ChunksMetadata, ingestion
 from fullft_assets.documents import RawMetadata
 from fullft_assets.escaping import visible
 from fullft_assets.evaluation.metadata import EvaluationMetadata
-from fullft_assets.examples import ExamplesMetadata
+from fullft_assets.examples import ExamplesMetadata, QuarantineMetadata
 from fullft_assets.examples.labels import may_be_named
-from fullft_assets.examples.validation import QuarantineMetadata
 from fullft_assets.jobs import Job
 from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.markdown import escape_name
 from fullft_assets.monitoring import DriftMetadata, LiveMetadata, PredictionsMetadata
-from fullft_assets.planning import PilotMetadata, PlanMetadata
-from fullft_assets.planning.metadata import BaselinesMetadata
+from fullft_assets.planning import BaselinesMetadata, PilotMetadata, PlanMetadata
 from fullft_assets.release.model_card import ChampionMetadata
 from fullft_assets.resources import (
     ARTIFACT,
@@ -137,8 +135,7 @@ _POINTS = 40
 
 def sparkline(values: Sequence[float], caption: str) -> dg.MetadataValue:
     """Return Markdown with an inline SVG of a curve, its first and last value in the caption."""
-    step = max(1, -(-len(values) // _POINTS))
-    drawn_values = [*values[:-1:step], values[-1]]
+    drawn_values = [*values[: -1 : max(1, -(-len(values) // _POINTS))], values[-1]]
     low = min(drawn_values)
     span = (max(drawn_values) - low) or 1.0
     last = max(1, len(drawn_values) - 1)

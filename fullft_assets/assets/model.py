@@ -296,8 +296,7 @@ def _best_baseline(
     """Return the model of the baseline that is to be judged where nothing is trained; None where none may
     become champion, or there is no other system to compare it with.
     """
-    store = graph.store(context)
-    baselines = store.find(graph.name, CHEAPER_BASELINES, pilot.key)
+    baselines = graph.store(context).find(graph.name, CHEAPER_BASELINES, pilot.key)
     assert baselines is not None, "the pilot is written after the baselines"
     metadata = planning.BaselinesMetadata.of(baselines)
     names = release.candidates(metadata, graph.settings.release, None)

@@ -286,19 +286,17 @@ def _is_tried_again(graph: CaseGraph, instance: dg.DagsterInstance, record: dg.R
     if run.tags.get(RETRY_TAG) == "true":
         return True
     launchers = {run.tags[tag] for tag in _LAUNCHER_TAGS if tag in run.tags}
-    if not any(state.name in launchers and _is_on(graph, state) for state in instance.all_instigator_state()):
+    # On by a person, or by `automation.enabled`, which may have been taken back since.
+    if not any(
+        state.name in launchers
+        and (state.status.value == "RUNNING" or (state.is_running and graph.settings.automation.enabled))
+        for state in instance.all_instigator_state()
+    ):
         return False
     if EVIDENCE_TAG in run.tags:
         # After the last time the decision says that a person is needed.
         return failure_of(run.run_id, instance) in TRANSIENT
     return is_asked_again(run, instance)
-
-
-def _is_on(graph: CaseGraph, state: Any) -> bool:
-    """Return whether a sensor or schedule of the loop is on: by a person, or by `automation.enabled`, which
-    may have been taken back since.
-    """
-    return state.status.value == "RUNNING" or (state.is_running and graph.settings.automation.enabled)
 
 
 def _is_without_text(graph: CaseGraph, store: Store, partition: str) -> bool:

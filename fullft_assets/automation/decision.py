@@ -280,6 +280,7 @@ def gather(
     trained_on, trained_metadata = _trained_on(store, checkpoint, snapshot, snapshot_metadata)
     records = model_runs(graph, instance, now)
     in_use = release.read_state(store, graph.name)
+    plan = latest(store, graph.name, FEASIBILITY_PLAN)
     try:
         state = retraining.State(
             attempts=attempts_of(records, instance, now),
@@ -319,7 +320,7 @@ def gather(
                 [window.key for window in windows if drift_start is None or window.at >= drift_start],
                 usable_batches,
             ),
-            estimated_hours=_estimated_hours(store, graph, records),
+            estimated_hours=max(PlanMetadata.of(plan).planned_hours if plan else 0.0, typical_hours(records)),
             hourly_usd=settings.planning.hourly_usd,
             usd_per_point=settings.planning.usd_per_point,
             scheduled_at=_scheduled_at(graph, now),
@@ -440,8 +441,3 @@ def _live_quality(
         "num_live_errors": num_errors_below(at_release, num_right, num_labelled),
         "num_live_labels": num_labelled if has_all else None,
     }
-
-
-def _estimated_hours(store: Store, graph: CaseGraph, records: Sequence[dg.RunRecord]) -> float:
-    plan = latest(store, graph.name, FEASIBILITY_PLAN)
-    return max(PlanMetadata.of(plan).planned_hours if plan else 0.0, typical_hours(records))

@@ -259,7 +259,17 @@ def suggested_group(use_case: UseCase) -> str | None:
         return None
     rows = [row for row in look_at_documents(use_case).sample if row.row.get("text") and row.record]
     other_fields = {examples.label, examples.domain, "text", "messages", "annotations"}
-    records = [_short_values(row, other_fields | {row.text_field}) for row in rows]
+    records = [
+        {
+            name: str(value)
+            for name, value in flat(row).items()
+            if 0 < len(name) <= _SHOWN_CHARACTERS
+            and name not in other_fields | {row.text_field}
+            and type(value) in (str, int)
+            and 0 < len(str(value)) <= 200
+        }
+        for row in rows
+    ]
     names = dict.fromkeys(name for record in records for name in record)
     fields = {name: [record.get(name) for record in records] for name in names}
     labels = ["|".join(labels_of(row, examples)) for row in rows]
@@ -299,17 +309,6 @@ def candidates(
     results = [_candidate(name, codes, label, neighbour) for name, codes in codes_of.items()]
     likely = [candidate for candidate in results if candidate is not None]
     return sorted(likely, key=lambda candidate: candidate.chance - candidate.agreement)
-
-
-def _short_values(row: Sampled, other_fields: set[str | None]) -> dict[str, str]:
-    return {
-        name: str(value)
-        for name, value in flat(row).items()
-        if 0 < len(name) <= _SHOWN_CHARACTERS
-        and name not in other_fields
-        and type(value) in (str, int)
-        and 0 < len(str(value)) <= 200
-    }
 
 
 def _codes(values: Sequence[str | None]) -> np.ndarray | None:

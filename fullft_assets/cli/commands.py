@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from fullft_assets.security import Act, Person, overrule
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store, digest
 
-Command = Callable[[argparse.Namespace], int]
+#: Returns the exit status; None: 0.
+Command = Callable[[argparse.Namespace], int | None]
 #: Names and options of an argument, as `argparse` takes them.
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 #: Function, help text and arguments of each command, by its name.
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed.others = other_arguments
     try:
         parsed.defs = parsed.defs or find_defs(Path.cwd())
-        return parsed.command(parsed)
+        return parsed.command(parsed) or 0
     except KeyboardInterrupt:
         print("\nstopped; the same command continues where it stopped", file=sys.stderr)
         return 130
@@ -117,19 +119,15 @@ def _use_home(project_root: Path) -> None:
         return
     home = project_root / ".home"
     home.mkdir(exist_ok=True)
-    _keep_private(home)
-    settings = project_root / "dagster.yaml"
-    if settings.is_file() and not (home / "dagster.yaml").exists():
-        (home / "dagster.yaml").symlink_to(settings)
-    os.environ["DAGSTER_HOME"] = str(home)
-
-
-def _keep_private(home: Path) -> None:
-    """Keep a project's own home, and what this process writes, from others, unless its group may write."""
+    # A project's own home, and what this process writes, is kept from others, unless its group may write.
     if not home.stat().st_mode & 0o022:
         os.umask(0o077)
         with suppress(OSError):  # somebody else made it, or the file system knows no rights
             home.chmod(0o700)
+    settings = project_root / "dagster.yaml"
+    if settings.is_file() and not (home / "dagster.yaml").exists():
+        (home / "dagster.yaml").symlink_to(settings)
+    os.environ["DAGSTER_HOME"] = str(home)
 
 
 @_command("Ingest what is new, make the model, watch production, and sum up.")
@@ -160,7 +158,7 @@ def _ingest(parsed: argparse.Namespace) -> int:
         help="write the page to this file; that of an evaluation says how the release ended",
     ),
 )
-def _report(parsed: argparse.Namespace) -> int:
+def _report(parsed: argparse.Namespace) -> None:
     from fullft_assets.cli.summary import copy_report, newest_report
 
     use_case, store = _open(parsed)
@@ -170,7 +168,6 @@ def _report(parsed: argparse.Namespace) -> int:
         if parsed.out is None
         else copy_report(store, artifact, parsed.out)
     )
-    return 0
 
 
 @_command(
@@ -213,14 +210,13 @@ def _check(parsed: argparse.Namespace) -> int:
     "Say whether a training fits, how long it takes and what it costs, here and on machines to rent,"
     " without a GPU."
 )
-def _plan(parsed: argparse.Namespace) -> int:
+def _plan(parsed: argparse.Namespace) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     use_case = _load(parsed)
     # Imports torch.
     from fullft_assets.cli.plan import plan
 
     print("\n".join(plan(use_case, _store(use_case))))
-    return 0
 
 
 @_command(
@@ -230,7 +226,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     ),
     of_use_case=False,
 )
-def _prepare(parsed: argparse.Namespace) -> int:
+def _prepare(parsed: argparse.Namespace) -> None:
     from fullft_assets.checking.project import find_use_cases
     from fullft_assets.demos import is_dormant, prepare
 
@@ -240,19 +236,17 @@ def _prepare(parsed: argparse.Namespace) -> int:
         paths = [find_use_case(parsed.use_case, parsed.defs).path]
     for path in paths:
         prepare(path)
-    return 0
 
 
 @_command(
     "Open Dagster's UI with the daemon, for this machine alone; takes the options of `dagster dev`.",
     of_use_case=False,
 )
-def _ui(parsed: argparse.Namespace) -> int:
+def _ui(parsed: argparse.Namespace) -> None:
     from fullft_assets.cli.webserver import develop
 
     _use_home(find_project_root(Path.cwd() / "defs.yaml"))
     develop(parsed.others)
-    return 0
 
 
 @_command(
@@ -287,13 +281,12 @@ def _store(use_case: UseCase) -> Store:
 
 
 @_command("Print the names of delivered files, which logs and the UI only show as `file-...`.")
-def _files(parsed: argparse.Namespace) -> int:
+def _files(parsed: argparse.Namespace) -> None:
     from fullft_assets import documents
 
     use_case, store = _open(parsed)
     for alias, batch, path in documents.named_files(store, use_case.name):
         print(f"{alias}  {batch}  {path}")
-    return 0
 
 
 @_command(
@@ -333,14 +326,15 @@ def _predict(parsed: argparse.Namespace) -> int:
 
 @_command(
     "Write production documents to a file, to be labelled: those far from the training data, or with"
-    " --random a random sample.",
-    _argument("out", type=Path, help="the file"),
+    " --random a random sample. With --team they become a labelling job of Ground Truth.",
+    _argument("out", help="the file; of argilla and of a labelling job (s3://bucket/prefix) the folder"),
     _argument(
         "--format",
-        choices=["jsonl", "label_studio", "ground_truth", "csv"],
+        choices=["jsonl", "label_studio", "argilla", "ground_truth", "csv"],
         default="jsonl",
         help=(
-            "jsonl, label_studio (tasks to import), ground_truth (an input manifest) or csv (default: jsonl)"
+            "jsonl, label_studio (tasks to import, and the labelling interface in OUT.xml), argilla (a folder"
+            " for rg.Dataset.from_disk), ground_truth (an input manifest) or csv (default: jsonl)"
         ),
     ),
     _argument("--documents", type=_count, default=300, help="maximum number of documents (default: 300)"),
@@ -348,11 +342,32 @@ def _predict(parsed: argparse.Namespace) -> int:
         "--windows", type=_count, default=3, help="newest windows that they are taken from (default: 3)"
     ),
     _flag("--random", "a random sample of documents without a label, for live_quality"),
+    _argument("--team", metavar="ARN", help="create a labelling job for this work team"),
+    _argument("--role", metavar="ARN", help="role of the labelling job"),
+    _argument("--kms-key", metavar="ARN", help="key that encrypts the labelling job's input and output"),
+    _argument("--annotators", type=_count, default=1, help="people who label each document (default: 1)"),
+    _argument("--usd", type=float, help="price of an answer, for the public workforce alone"),
 )
-def _export(parsed: argparse.Namespace) -> int:
+def _export(parsed: argparse.Namespace) -> None:
     from fullft_assets.cli.export import export
+    from fullft_assets.cli.ground_truth import check_job, create_job
 
     use_case, store = _open(parsed)
+    job: partial[int] | None = None
+    if parsed.team and parsed.role and parsed.format == "ground_truth":
+        check_job(use_case, parsed.out, parsed.team, parsed.usd)
+        job = partial(
+            create_job,
+            use_case,
+            parsed.out,
+            team=parsed.team,
+            role=parsed.role,
+            kms_key=parsed.kms_key,
+            annotators=parsed.annotators,
+            usd=parsed.usd,
+        )
+    elif parsed.team or parsed.role or parsed.kms_key or parsed.usd or parsed.out.startswith("s3://"):
+        raise FullftError("export: a labelling job takes --format ground_truth, --team and --role")
     count = export(
         use_case,
         store,
@@ -361,9 +376,9 @@ def _export(parsed: argparse.Namespace) -> int:
         most=parsed.documents,
         num_windows=parsed.windows,
         at_random=parsed.random,
+        job=job,
     )
     print(f"{count:,} documents of {use_case.name} in {parsed.out}")
-    return 0
 
 
 @_command(
@@ -371,7 +386,7 @@ def _export(parsed: argparse.Namespace) -> int:
     _argument("--reason", required=True, help="kept with the champion's history"),
     _KEY,
 )
-def _rollback(parsed: argparse.Namespace) -> int:
+def _rollback(parsed: argparse.Namespace) -> None:
     from fullft_assets import release
     from fullft_assets.resources import set_latest
 
@@ -388,7 +403,7 @@ def _rollback(parsed: argparse.Namespace) -> int:
         print(f"champion of {use_case.name} is again {champion.checkpoint} (score {champion.score:.3f})")
         release.try_to_hand_over(store, use_case, print, lambda line: print(line, file=sys.stderr))
 
-    return _overrule(parsed, use_case, store, Act("rollback", about, parsed.reason), roll_back)
+    _overrule(parsed, use_case, store, Act("rollback", about, parsed.reason), roll_back)
 
 
 @_command(
@@ -396,7 +411,7 @@ def _rollback(parsed: argparse.Namespace) -> int:
     " removes it.",
     _flag("--yes", "remove it"),
 )
-def _clean(parsed: argparse.Namespace) -> int:
+def _clean(parsed: argparse.Namespace) -> None:
     import dagster as dg
 
     from fullft_assets import retention
@@ -422,7 +437,6 @@ def _clean(parsed: argparse.Namespace) -> int:
             ]
         )
     )
-    return 0
 
 
 @_command(
@@ -483,12 +497,11 @@ def _person(parsed: argparse.Namespace) -> Person:
 
 def _overrule(
     parsed: argparse.Namespace, use_case: UseCase, store: Store, act: Act, do: Callable[[], None]
-) -> int:
+) -> None:
     """Have done what a person asks for, or print what it waits for."""
     waits = overrule(store, use_case, act, _person(parsed), do)
     if waits is not None:
         print(waits)
-    return 0
 
 
 @_command(

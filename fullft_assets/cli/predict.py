@@ -73,7 +73,13 @@ def predict_file(use_case: UseCase, store: Store, path: Path, out: Path | None, 
             " is nothing to predict"
         )
     predictions = _predictions(use_case, store, [row.text for row in good], max_new_tokens)
-    lines = (_line(row, prediction) for row, prediction in zip(good, predictions, strict=True))
+    lines = (
+        json.dumps(
+            {"row": row.number, **({} if row.id is None else {"id": row.id}), **prediction},
+            ensure_ascii=False,
+        )
+        for row, prediction in zip(good, predictions, strict=True)
+    )
     if out is None:
         for line in lines:
             print(line, flush=True)
@@ -129,11 +135,6 @@ def _row(number: int, record: Record, documents: DocumentsSettings) -> _Row:
 
 def _text_field(documents: DocumentsSettings) -> str:
     return documents.text or "text"
-
-
-def _line(row: _Row, prediction: dict[str, Any]) -> str:
-    about = {"row": row.number} | ({} if row.id is None else {"id": row.id})
-    return json.dumps(about | prediction, ensure_ascii=False)
 
 
 def _is_empty(text: str) -> bool:

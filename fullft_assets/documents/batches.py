@@ -162,7 +162,10 @@ def record(
     with store.alone(f"{case}/{kind}") as lease:
         batches = list_batches(store, case, kind)
         new_files = _new_files(case, files, batches)
-        number = max((_number(batch) for batch in batches), default=0)
+        number = max(
+            (int(digits) for batch in batches if (digits := batch.name.partition("-")[0]).isdecimal()),
+            default=0,
+        )
         groups = bounded(new_files, settings) if group is None else group(new_files)
         new_batches: list[Batch] = []
         for batch_files in islice(groups, MAX_CUTS):
@@ -219,11 +222,6 @@ def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch"
 
 def _digest(case: str, file: SourceFile) -> str:
     return erased_digest(case, line_of(file), "file")
-
-
-def _number(batch: Batch) -> int:
-    number, _, _ = batch.name.partition("-")
-    return int(number) if number.isdecimal() else 0
 
 
 def _recorded(batch: Batch, lines: list[str]) -> dict[str, Any]:

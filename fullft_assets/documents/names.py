@@ -50,17 +50,24 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _ALWAYS = {"dataset_infos.json", "dataset_dict.json"}
+#: What a labelling job of Ground Truth writes beside its output manifest: answers of single workers, and
+#: manifests on the way.
+_OF_A_JOB = re.compile(
+    r"(?:^|/)(?:annotations/(?:consolidated-annotation|intermediate|worker-response)|manifests/intermediate)/"
+)
 
 
 def is_about(path: str) -> bool:
     """Return whether a path, relative to the source, is a file about a data set: its README or LICENSE at the
-    top, or bookkeeping.
+    top, bookkeeping, or what a labelling job writes beside its output.
 
     In a subfolder a README is a document: there are corpora of them, which would be missing without a word.
     One too many shows, as it has no label or an odd text.
     """
     name = PurePosixPath(path).name
-    return name in _ALWAYS or ("/" not in path and _ABOUT.fullmatch(name) is not None)
+    if "/" not in path:
+        return _ABOUT.fullmatch(name) is not None
+    return name in _ALWAYS or _OF_A_JOB.search(path) is not None
 
 
 _KINDS = {

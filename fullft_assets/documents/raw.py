@@ -340,8 +340,7 @@ def was_kept(store: Store, case: str, name: str, kind: Kind = "batch") -> bool:
 
 
 def _first(lines: list[str]) -> str:
-    more = f" and {len(lines) - 5:,} more" if len(lines) > 5 else ""
-    return "; ".join(lines[:5]) + more
+    return "; ".join(lines[:5]) + (f" and {len(lines) - 5:,} more" if len(lines) > 5 else "")
 
 
 def _readable_check(

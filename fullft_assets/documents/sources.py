@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from fullft_assets.aws import as_os_errors, s3_client
+from fullft_assets.aws import as_os_errors, aws_client
 from fullft_assets.documents.formats import is_readable
 from fullft_assets.documents.names import alias, is_about
 from fullft_assets.errors import DataError
@@ -384,7 +384,7 @@ class S3Prefix:
 
     def _ask(self, request: str, **arguments: str) -> Any:
         with as_os_errors():
-            return getattr(s3_client(self.uri), request)(Bucket=self._bucket, **arguments)
+            return getattr(aws_client("s3", self.uri), request)(Bucket=self._bucket, **arguments)
 
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:

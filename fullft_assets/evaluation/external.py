@@ -17,8 +17,7 @@ from fullft_assets.errors import DataError
 from fullft_assets.evaluation.metrics.base import Metric, Predictions
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.evaluation import Module
-from fullft_assets.snapshot import Split
-from fullft_assets.snapshot.frozen_batches import read_index
+from fullft_assets.snapshot import Split, read_index
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
 from fullft_assets.store.hashing import digest, file_digest
 from fullft_assets.store.metadata import Metadata
@@ -239,14 +238,16 @@ def _read(name: str, path: Path, target: str) -> dict[str, Any]:
     return answer_of
 
 
-def _is_span(span: Any) -> bool:
-    return type(span["start"]) is int and type(span["end"]) is int and isinstance(span["label"], str)
-
-
 _FITS = {
     "label": lambda answer: isinstance(answer, str),
     "labels": lambda answer: isinstance(answer, list) and all(isinstance(label, str) for label in answer),
-    "spans": lambda answer: isinstance(answer, list) and all(_is_span(span) for span in answer),
+    "spans": lambda answer: (
+        isinstance(answer, list)
+        and all(
+            type(span["start"]) is int and type(span["end"]) is int and isinstance(span["label"], str)
+            for span in answer
+        )
+    ),
 }
 
 

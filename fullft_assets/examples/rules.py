@@ -254,8 +254,7 @@ def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSetting
         labels = table["label"].combine_chunks()
         parents = np.arange(len(table))
     is_named = np.asarray(pc.fill_null(pc.not_equal(labels, ""), False))
-    nameless = np.bincount(parents, ~is_named, len(table))
-    columns["has_label"] = has_label & (nameless == 0)
+    columns["has_label"] = has_label & (np.bincount(parents, ~is_named, len(table)) == 0)
     columns["num_labels"] = np.bincount(parents, is_named, len(table)).astype(int)
     if settings.labels is not None:
         is_unknown = is_named & ~np.asarray(pc.is_in(labels, pa.array(settings.labels, labels.type)))

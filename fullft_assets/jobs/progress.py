@@ -18,11 +18,9 @@ class Listener(Protocol):
 
     def raise_if_stopped(self) -> None:
         """End the work if it was asked to stop."""
-        ...
 
     def step(self, done: int, total: int) -> None:
         """Report how far the work is."""
-        ...
 
 
 class Progress:
@@ -68,7 +66,11 @@ class Progress:
         if now - self._stepped_at < STEP_SECONDS:
             return
         self._stepped_at = now
-        parts = [f"{name} {_number(value)}" for name, value in numbers.items() if value is not None]
+        parts = [
+            f"{name} {value:,.0f}" if isinstance(value, int) or abs(value) >= 100 else f"{name} {value:.4g}"
+            for name, value in numbers.items()
+            if value is not None
+        ]
         began, first = self._began
         if first < done < total:
             parts.append(f"ETA {duration((now - began) / (done - first) * (total - done))}")
@@ -90,7 +92,3 @@ class Progress:
         if self._report is not None and (always or now - self._reported_at[kind] >= pause):
             self._report(message)
             self._reported_at[kind] = now
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 100 else f"{value:.4g}"

@@ -192,7 +192,11 @@ class Supervisor:
             if self._command.returncode is None:
                 self.is_late = not self.stop_requested and time.monotonic() >= limit
                 is_stopped = True
-                self._terminate()
+                # The command and its orphans, not all descendants: a data-loading worker that dies of SIGTERM
+                # takes its trainer down before the checkpoint. torchrun passes the signal on to its ranks.
+                for child in psutil.Process().children():
+                    with suppress(psutil.NoSuchProcess):
+                        child.terminate()
                 deadline = time.monotonic() + self.grace_seconds
                 self._wait(lambda: time.monotonic() < deadline)
         finally:
@@ -217,16 +221,6 @@ class Supervisor:
                 with suppress(BlockingIOError):
                     os.read(self._wakeup, 4096)
             self._reap()
-
-    def _terminate(self) -> None:
-        """Ask the command, and orphans of it, to stop.
-
-        Not all descendants: a data-loading worker that dies of SIGTERM takes its trainer down before the
-        checkpoint. torchrun passes the signal on to its ranks.
-        """
-        for child in psutil.Process().children():
-            with suppress(psutil.NoSuchProcess):
-                child.terminate()
 
     def _left(self) -> list[psutil.Process]:
         self._reap()

@@ -226,16 +226,12 @@ class PredictedLabels(DriftTest):
 
     def in_words(self, reference: Sequence[Sums], current: Sequence[Sums], labels: Sequence[str]) -> str:
         """Return which label's share changed most."""
-        old, new = (_shares(side) for side in (reference, current))
+        counts = (np.sum([window.counts for window in side], axis=0) for side in (reference, current))
+        old, new = (of_side / of_side.sum() for of_side in counts)
         largest = int(np.argmax(np.abs(new - old)))
         label = labels[largest] if largest < len(labels) else f"label {largest}"
         label_shown = named([(label, "")], 1, labels)
         return f"predicted labels shift, most {label_shown}: {old[largest]:.1%} -> {new[largest]:.1%}"
-
-
-def _shares(windows: Sequence[Sums]) -> np.ndarray:
-    counts = np.sum([window.counts for window in windows], axis=0)
-    return counts / counts.sum()
 
 
 #: What each number is.

@@ -54,8 +54,7 @@ def us_ssn(number: str) -> bool:
     """Return whether the Social Security Administration may have given out this number."""
     area = number[:3]
     middle = number[3:5]
-    serial = number[5:]
-    impossible = area in ("000", "666") or area[0] == "9" or middle == "00" or serial == "0000"
+    impossible = area in ("000", "666") or area[0] == "9" or middle == "00" or number[5:] == "0000"
     return not impossible and number not in _ADVERTISED_SSNS
 
 
@@ -181,14 +180,6 @@ def _has_digits(least: int) -> Callable[[str], bool]:
     return lambda text: len(digits_of(text)) >= least
 
 
-def _has_month(text: str) -> bool:
-    return len(digits_of(text)) >= 4 and not re.fullmatch(r"[0-9]{1,2},? [0-9]{4}", text)
-
-
-def _may_be_vin(number: str) -> bool:
-    return 4 <= len(digits_of(number)) < 17 and len({*number}) > 5 and is_vin(number)
-
-
 def _kind(
     name: str,
     placeholder: str,
@@ -213,7 +204,8 @@ IDENTIFIERS = (
         _DAY,
         named_by(
             _BIRTH, "birth born dob d.o.b geb né nee née naissance nacid nacim nato nata nasci geboorte "
-                    "urodz", _has_month,
+                    "urodz",
+            lambda text: len(digits_of(text)) >= 4 and not re.fullmatch(r"[0-9]{1,2},? [0-9]{4}", text),
             prefix=r"(?<!\w)(?:jan|feb|mar|apr|ma[iy]|jun|jul|aug|sep|oct|nov|dec)[^\W\d_]{0,6}\.? ",
         ),
     ),
@@ -297,6 +289,6 @@ IDENTIFIERS = (
     _kind(
         "vin", "[VIN]", r"\b[A-HJ-NPR-Z0-9]{8}[0-9X][A-HJ-NPR-Z0-9]{8}\b",
         rf"[A-HJ-NPR-Z0-9]{_NOT_IN}[A-HJ-NPR-Z0-9]{{7}}[0-9X][A-HJ-NPR-Z0-9]{{8}}{_END}",
-        checked(_may_be_vin),
+        checked(lambda text: 4 <= len(digits_of(text)) < 17 and len({*text}) > 5 and is_vin(text)),
     ),
 )  # fmt: skip

@@ -133,8 +133,7 @@ def named_by(
         # Once a text, and not at each of its numbers.
         if not may_be_in(match.string):
             return None
-        group = match.lastindex or 0
-        start, end = match.span(group)
+        start, end = match.span(match.lastindex or 0)
         if prefix and (prefix_match := front.search(match.string, max(0, start - 12), start)):
             start = prefix_match.start()
         window = match.string[max(0, start - _CUE_WINDOW) : start].lower()

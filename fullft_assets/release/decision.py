@@ -37,8 +37,7 @@ from fullft_assets.release.champion import (
 from fullft_assets.release.model_card import write_card
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.snapshot.metadata import SnapshotMetadata
-from fullft_assets.store import Manifest, Store, artifact_key
-from fullft_assets.store.hashing import digest
+from fullft_assets.store import Manifest, Store, artifact_key, digest
 from fullft_assets.task import BASELINES
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.artifacts import BASELINE_FILE
+from fullft_assets.aws import reporting_client
 from fullft_assets.errors import FullftError, StoreError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.release.champion import Champion, read_champion
@@ -79,9 +80,6 @@ def _upload(target: Files, name: str, model: Path, report: Manifest) -> None:
 
 
 def _create(settings: ModelPackageSettings, url: str, champion: Champion, checkpoint: Manifest) -> str:
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
     package: dict[str, Any] = {
         "ModelPackageGroupName": settings.group,
         "ModelPackageDescription": f"Champion of {checkpoint.case}: {checkpoint.ref}",
@@ -101,22 +99,15 @@ def _create(settings: ModelPackageSettings, url: str, champion: Champion, checkp
         },
         "ClientToken": digest([url, settings.group]),
     }
-    try:
-        client = boto3.client("sagemaker")
-        if not _has_group(client, settings.group):
+    with reporting_client("sagemaker", "release.model_package: SageMaker refused", StoreError) as client:
+        pages = client.get_paginator("list_model_package_groups").paginate(NameContains=settings.group)
+        if not any(
+            summary["ModelPackageGroupName"] == settings.group
+            for page in pages
+            for summary in page["ModelPackageGroupSummaryList"]
+        ):
             client.create_model_package_group(ModelPackageGroupName=settings.group)
         return client.create_model_package(**package)["ModelPackageArn"]
-    except (BotoCoreError, ClientError) as error:
-        raise StoreError(f"release.model_package: SageMaker refused: {error}") from error
-
-
-def _has_group(client: Any, group: str) -> bool:
-    pages = client.get_paginator("list_model_package_groups").paginate(NameContains=group)
-    return any(
-        summary["ModelPackageGroupName"] == group
-        for page in pages
-        for summary in page["ModelPackageGroupSummaryList"]
-    )
 
 
 #: Beside the models' folders: which of them is the champion's.

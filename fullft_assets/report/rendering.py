@@ -306,7 +306,12 @@ def _environment(task: str) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(interval=_interval, signed=_signed, cell=escape, title_of=title)
+    environment.filters.update(
+        interval=lambda value: f"{value.low:.3f} to {value.high:.3f}",
+        signed=_signed,
+        cell=escape,
+        title_of=title,
+    )
     return environment
 
 
@@ -426,10 +431,6 @@ def forgetting_rows(forgetting: Forgetting | None) -> list[tuple[str, str]]:
 def _listed(values: Mapping[str, Any]) -> str:
     texts = {name: f"{value:,}" if type(value) is int else value for name, value in values.items()}
     return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items())
-
-
-def _interval(value: Interval) -> str:
-    return f"{value.low:.3f} to {value.high:.3f}"
 
 
 def _signed(value: Interval | float, digits: int = 3) -> str:

@@ -64,9 +64,10 @@ def ref_for_run(
     A run that executes a part of another one again goes on with what that one made.
     """
     ref = made_by_run(instance, run.run_id, key, partition)
-    if ref is not None or not _is_part(run):
+    is_part = run.step_keys_to_execute is not None or run.tags.get(_IN_PART_TAG) == "true"
+    if ref is not None or run.parent_run_id is None or not is_part:
         return ref
-    parent = instance.get_run_by_id(run.parent_run_id or "")
+    parent = instance.get_run_by_id(run.parent_run_id)
     return None if parent is None else ref_for_run(instance, parent, key, partition)
 
 
@@ -79,23 +80,13 @@ def made_by_run(
     ).records
     for record in records:
         event = record.event_log_entry.asset_materialization
-        if event and (event.asset_key, event.partition) == (key, partition) and _is_own(record, key):
+        # Of a step of the asset's use case: a user of the UI can report such an event without a run, and any
+        # other job can write one.
+        is_own = (record.event_log_entry.step_key or "").startswith(f"{key.path[0]}__")
+        if event and (event.asset_key, event.partition) == (key, partition) and is_own:
             ref = event.metadata.get(ARTIFACT)
             return None if ref is None else str(ref.value)
     return None
-
-
-def _is_own(record: dg.EventLogRecord, key: dg.AssetKey) -> bool:
-    """Return whether a step of the asset's use case wrote an event. A user of the UI can report such an event
-    without a run, and any other job can write one.
-    """
-    return (record.event_log_entry.step_key or "").startswith(f"{key.path[0]}__")
-
-
-def _is_part(run: dg.DagsterRun) -> bool:
-    return run.parent_run_id is not None and (
-        run.step_keys_to_execute is not None or run.tags.get(_IN_PART_TAG) == "true"
-    )
 
 
 def manifest_io_manager(case: str, store_key: str) -> dg.IOManagerDefinition:

@@ -39,8 +39,7 @@ from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, Sna
 from fullft_assets.snapshot.near_text.engine import use_engine
 from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.split import Frozen, freeze_batches
-from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store
-from fullft_assets.store.hashing import artifact_key
+from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key
 from fullft_assets.task import task_of
 
 VERSION = "15"

@@ -231,21 +231,18 @@ def gather(
             name: [gate.name for gate in red] for name, red in sorted(red_gates(examples, chunks).items())
         },
         to_do=[
-            (check.name, _with_names(check.description, batches))
+            (
+                check.name,
+                # The report may have names of files: it stays in the store.
+                restore(
+                    check.description, lambda: [path for batch in batches.values() for path in batch.files]
+                ).replace(NOT_NAMED, "see Labels below"),
+            )
             for check in _with_those_of_batches(
                 checks, {name: [*examples[name].checks, *chunks[name].checks] for name in sorted(folders)}
             )
             if check.description
         ],
-    )
-
-
-def _with_names(description: str, batches: Mapping[str, BatchRows]) -> str:
-    """Return the description of a check with the names of files in it, which the report may contain since it
-    stays in the store.
-    """
-    return restore(description, lambda: [path for batch in batches.values() for path in batch.files]).replace(
-        NOT_NAMED, "see Labels below"
     )
 
 

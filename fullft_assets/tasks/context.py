@@ -52,8 +52,7 @@ from fullft_assets.snapshot import (
 )
 from fullft_assets.snapshot.general import General
 from fullft_assets.snapshot.packing import Packing
-from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
-from fullft_assets.store.hashing import digest
+from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.task import BASELINES, task_of
 from fullft_assets.tasks.baseline import (
     THRESHOLDS,

@@ -137,8 +137,7 @@ class FewShot(ZeroShot):
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
-        settings = context.settings
-        shown = train.select(draw(train.labels, NUM_EXAMPLES, settings.seed))
+        shown = train.select(draw(train.labels, NUM_EXAMPLES, context.settings.seed))
         return cls(shown, shown.labels.tolist(), context)
 
     def _examples(self, writer: PromptWriter) -> list[int]:

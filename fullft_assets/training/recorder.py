@@ -36,12 +36,20 @@ _MAX_METRICS = 900
 
 
 def require_trackers(track: Sequence[str]) -> None:
-    """Refuse MLflow where it is not installed."""
-    if "mlflow" in track and importlib.util.find_spec("mlflow") is None:
-        raise SettingsError(
-            "training.track: mlflow is not installed; `pip install mlflow-skinny` (or the extra `tracking`),"
-            " or take it out of the list"
-        )
+    """Refuse MLflow where it, or the plugin for a server of SageMaker, is not installed."""
+    is_managed = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("arn:")
+    packages = {
+        "mlflow": "mlflow-skinny` (or the extra `tracking`)",
+        **(
+            {"sagemaker_mlflow": "sagemaker-mlflow` for the ARN in MLFLOW_TRACKING_URI"} if is_managed else {}
+        ),
+    }
+    for module, package in packages.items():
+        if "mlflow" in track and importlib.util.find_spec(module) is None:
+            raise SettingsError(
+                f"training.track: {module} is not installed; `pip install {package}, or take mlflow out of"
+                " the list"
+            )
 
 
 class Tracker:

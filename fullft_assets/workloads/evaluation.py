@@ -35,11 +35,9 @@ from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth
 from fullft_assets.release import candidates, champion_rule, choice_sentence, recipe_digest
 from fullft_assets.settings import UseCaseSettings
-from fullft_assets.snapshot import Split, load_split
-from fullft_assets.snapshot.metadata import SnapshotMetadata
+from fullft_assets.snapshot import SnapshotMetadata, Split, load_split
 from fullft_assets.snapshot.near_text.pairs import near_duplicates
-from fullft_assets.store import Manifest, Store
-from fullft_assets.store.hashing import digest
+from fullft_assets.store import Manifest, Store, digest
 from fullft_assets.task import BASELINES, task_of
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, store_baseline
 from fullft_assets.tasks.language.assessment import ANSWERS

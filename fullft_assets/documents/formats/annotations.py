@@ -38,19 +38,11 @@ from fullft_assets.documents.formats.rows import (
 _CHOICES = ("choices", "labels", "rating", "number", "text")
 
 
-def _is_task(record: dict[str, Any], settings: RowSettings) -> bool:
-    return isinstance(record.get("data"), dict) and any(
-        isinstance(record.get(name), list) for name in ("annotations", "predictions")
-    )
-
-
-def _label_studio_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
-    return rows(records, partial(_task_row, settings=reading.row_settings))
-
-
-def _task_row(task: dict[str, Any], settings: RowSettings) -> Row:
-    fields = {**_object_of(task, "meta"), "id": task.get("id"), **_object_of(task, "data")}
-    return row_with_answers(fields, settings, partial(_task_answers, task, settings))
+def _rows_by(
+    row_of: Callable[[dict[str, Any], RowSettings], Row],
+) -> Callable[[Iterable[tuple[int, Record]], Reading], Iterator[tuple[int, Row]]]:
+    """Return `Format.rows` of a function that returns the row of a record."""
+    return lambda records, reading: rows(records, lambda record: row_of(record, reading.row_settings))
 
 
 def _object_of(record: dict[str, Any], name: str) -> dict[str, Any]:
@@ -112,23 +104,23 @@ def _person(value: Any) -> str | None:
     return str(value) if isinstance(value, int | str) and value != "" else None
 
 
-LABEL_STUDIO = Format(rows=_label_studio_rows, written_as=("json", "jsonl", "parquet"), looks_like=_is_task)
+LABEL_STUDIO = Format(
+    rows=_rows_by(
+        lambda task, settings: row_with_answers(
+            {**_object_of(task, "meta"), "id": task.get("id"), **_object_of(task, "data")},
+            settings,
+            partial(_task_answers, task, settings),
+        )
+    ),
+    written_as=("json", "jsonl", "parquet"),
+    looks_like=lambda record, _: (
+        isinstance(record.get("data"), dict)
+        and any(isinstance(record.get(name), list) for name in ("annotations", "predictions"))
+    ),
+)
 
 
 _UNFINISHED = ("discarded", "draft", "pending")
-
-
-def _is_argilla_record(record: dict[str, Any], settings: RowSettings) -> bool:
-    return isinstance(record.get("fields"), dict) and ("responses" in record or "suggestions" in record)
-
-
-def _argilla_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
-    return rows(records, partial(_argilla_row, settings=reading.row_settings))
-
-
-def _argilla_row(record: dict[str, Any], settings: RowSettings) -> Row:
-    answers = partial(_argilla_answers, record, settings.label or "")
-    return row_with_answers(_fields(record), settings, answers)
 
 
 def _fields(record: dict[str, Any]) -> dict[str, Any]:
@@ -150,24 +142,21 @@ def _argilla_answers(record: dict[str, Any], question: str) -> list[Answer]:
     return [
         Answer(_person(answer.get("user_id")), answer.get("value"), _person(answer.get("updated_at")))
         for answer in answers
-        if _is_submitted(answer)
+        if str(answer.get("status")).lower() not in _UNFINISHED
     ]
 
 
-def _is_submitted(response: dict[str, Any]) -> bool:
-    status = response.get("status")
-    return not (isinstance(status, str) and status.lower() in _UNFINISHED)
-
-
-ARGILLA = Format(rows=_argilla_rows, written_as=("json", "jsonl", "parquet"), looks_like=_is_argilla_record)
-
-
-def _is_manifest(record: dict[str, Any], settings: RowSettings) -> bool:
-    return "source" in record and f"{settings.label}-metadata" in record
-
-
-def _manifest_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
-    return rows(records, partial(_manifest_row, settings=reading.row_settings))
+ARGILLA = Format(
+    rows=_rows_by(
+        lambda record, settings: row_with_answers(
+            _fields(record), settings, partial(_argilla_answers, record, settings.label or "")
+        )
+    ),
+    written_as=("json", "jsonl", "parquet"),
+    looks_like=lambda record, _: (
+        isinstance(record.get("fields"), dict) and ("responses" in record or "suggestions" in record)
+    ),
+)
 
 
 def _manifest_row(record: dict[str, Any], settings: RowSettings) -> Row:
@@ -215,11 +204,11 @@ _READERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
 
 GROUND_TRUTH = Format(
     json_records.line_records,
-    _manifest_rows,
+    _rows_by(_manifest_row),
     endings=(".manifest",),
     is_text=True,
     is_streamed=True,
     may_be_compressed=True,
-    looks_like=_is_manifest,
+    looks_like=lambda record, settings: "source" in record and f"{settings.label}-metadata" in record,
     text="source",
 )

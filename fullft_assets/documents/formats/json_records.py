@@ -20,7 +20,9 @@ def line_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Recor
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield number, f"not JSON: {_reason(error)}"
+                # The parser names a place and never the text.
+                is_deep = isinstance(error, RecursionError)
+                yield number, f"not JSON: {'nested too deeply' if is_deep else str(error).splitlines()[0]}"
             else:
                 yield number, checked(record, line)
 
@@ -32,11 +34,6 @@ def checked(record: Any, text: str) -> Record:
     if ("\\ud" in text or "\\uD" in text) and not _is_unicode(record):
         return HALF_A_PAIR
     return record
-
-
-def _reason(error: Exception) -> str:
-    # The parser names a place and never the text.
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
 
 
 def _is_unicode(record: dict[str, Any]) -> bool:

@@ -267,10 +267,12 @@ def add_answers(
         }
         for number, (answer, target) in enumerate(answers_with_targets, start=1)
     ]
-    adopted = _majority([_parts(target) for _, target in answers_with_targets], field, column)
-    row["confidence"] = sum(_jaccard(_parts(target), adopted) for _, target in answers_with_targets) / len(
-        answers_with_targets
-    )
+    answers_parts = [_parts(target) for _, target in answers_with_targets]
+    adopted = _majority(answers_parts, field, column)
+    # The mean Jaccard similarity of an answer and the adopted one.
+    row["confidence"] = sum(
+        len(parts & adopted) / len(parts | adopted) if parts or adopted else 1.0 for parts in answers_parts
+    ) / len(answers_parts)
     if column == "label":
         [row["label"]] = adopted
     else:
@@ -297,7 +299,3 @@ def _majority(answers: list[frozenset[Any]], field: str, column: str) -> frozens
     if other_votes and other_votes[0][1] == first[1]:
         raise Malformed(f"the annotators of field `{field}` disagree: no label has the most votes")
     return frozenset([first[0]])
-
-
-def _jaccard(a: frozenset[Any], b: frozenset[Any]) -> float:
-    return len(a & b) / len(a | b) if a or b else 1.0

@@ -11,6 +11,7 @@ those on the test rows are not.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -234,10 +235,13 @@ class MultiLabelRecipe(ClassificationRecipe):
     problem_type = MULTI_LABEL
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
+        to_tensor = partial(torch.tensor, dtype=torch.float32)
         return self._prepared(
             model,
-            chunk_feed(*labelled_chunks(self.train), model, settings, seed, _to_tensor),
-            _loss_of_decisions,
+            chunk_feed(*labelled_chunks(self.train), model, settings, seed, to_tensor),
+            lambda output, labels: torch.nn.functional.binary_cross_entropy_with_logits(
+                output.logits.float(), labels, reduction="sum"
+            ),
             settings,
         )
 
@@ -265,16 +269,6 @@ class MultiLabelRecipe(ClassificationRecipe):
 def thresholds_file(baseline: str) -> str:
     """Return the name of the file with a baseline's thresholds, in a `cheaper_baselines` artifact."""
     return f"{baseline}_thresholds.npz"
-
-
-def _to_tensor(labels: list[list[bool]]) -> torch.Tensor:
-    return torch.tensor(labels, dtype=torch.float32)
-
-
-def _loss_of_decisions(output: Any, labels: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.binary_cross_entropy_with_logits(
-        output.logits.float(), labels, reduction="sum"
-    )
 
 
 def scores_at_best(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:

@@ -33,7 +33,6 @@ from fullft_assets.tasks.language import assessment
 from fullft_assets.tasks.language.assessment import (
     AnswerScores,
     DocumentScores,
-    LanguageEvaluation,
 )
 
 #: Test documents whose beginnings are continued for the report, and by how much.
@@ -191,7 +190,14 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     ][:NUM_CONTINUATIONS]
     return EvaluationResult(
         evaluation,
-        _headline(evaluation),
+        {
+            **evaluation.headline,
+            "num_test_tokens": evaluation.num_test_tokens,
+            "num_rows_without_tokens": evaluation.num_rows_without_tokens,
+            "num_rows_better_than_base": evaluation.changes.num_better,
+            "num_rows_worse_than_base": evaluation.changes.num_worse,
+            "share_better_than_base": evaluation.changes.share_better,
+        },
         _rows(test, scores),
         continuations,
         written=[] if answers is None else scorer.rows_of(texts),
@@ -361,17 +367,6 @@ def _num_scored(documents: Split) -> np.ndarray:
         [sum(sum(mark == 1 for mark in marks[1:]) for marks in chunks) for chunks in documents.marks],
         np.int64,
     )
-
-
-def _headline(evaluation: LanguageEvaluation) -> dict[str, object]:
-    return {
-        **evaluation.headline,
-        "num_test_tokens": evaluation.num_test_tokens,
-        "num_rows_without_tokens": evaluation.num_rows_without_tokens,
-        "num_rows_better_than_base": evaluation.changes.num_better,
-        "num_rows_worse_than_base": evaluation.changes.num_worse,
-        "share_better_than_base": evaluation.changes.share_better,
-    }
 
 
 def _rows(test: Split, scores: dict[str, DocumentScores]) -> pa.Table:
