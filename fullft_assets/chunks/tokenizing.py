@@ -58,7 +58,7 @@ class ChunksMetadata(Metadata):
     num_erased: int | None = None
 
 
-VERSION = "6"
+VERSION = "7"
 #: Rows that are tokenised and written at a time (a row group of the file).
 ROWS_AT_A_TIME = 4_096
 WHOLE = CheckSpec("texts_are_kept_whole", "No token is cut off a text.")

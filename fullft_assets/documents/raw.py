@@ -29,7 +29,7 @@ from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
 
-VERSION = "13"
+VERSION = "14"
 READABLE = CheckSpec("files_are_readable", "Every file could be read.")
 PAGES_HAVE_TEXT = CheckSpec("pages_have_text", "Every page of the PDFs has text.")
 ENCODINGS_AGREE = CheckSpec(
@@ -330,7 +330,7 @@ def masked_kinds(use_case: UseCase) -> list[str] | None:
 def _masked(table: pa.Table, use_case: UseCase) -> tuple[pa.Table, int]:
     if masked_kinds(use_case) is None:
         return table, 0
-    pieces_by_row = search_of(use_case).find_all(table["text"])
+    pieces_by_row = search_of(use_case).find_in(table)
     return mask_documents(table, pieces_by_row), len(pieces_by_row)
 
 

@@ -68,7 +68,11 @@ def schema() -> pa.Schema:
     """Return the schema of `documents.parquet`; its names are `COLUMNS`."""
 
     types = {
-        "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+        "messages": pa.list_(
+            pa.struct(
+                [(name, pa.string()) for name in ("role", "content", "extras")] + [("weight", pa.int8())]
+            )
+        ),
         "labels": pa.list_(pa.string()),
         "spans": pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())])),
         "annotations": pa.list_(pa.struct([("annotator", pa.string()), ("label", pa.string())])),

@@ -270,7 +270,11 @@ def _turn_columns(table: pa.Table, settings: ExamplesSettings) -> dict[str, np.n
     content = pc.utf8_trim_whitespace(pc.struct_field(turns, "content"))
     is_assistant = np.asarray(pc.fill_null(pc.equal(role, "assistant"), False))
     is_unknown = ~np.asarray(pc.is_in(role, pa.array(ROLES)))
-    is_blank = np.asarray(pc.fill_null(pc.equal(content, ""), True))
+    # In a JSON text an inner quote has a backslash before it.
+    has_call = pc.match_substring(pc.struct_field(turns, "extras"), '"tool_calls": [')
+    is_blank = np.asarray(pc.fill_null(pc.equal(content, ""), True)) & ~np.asarray(
+        pc.fill_null(has_call, False)
+    )
     num_assistant = np.bincount(parents, is_assistant, len(table))
     num_bad = np.bincount(parents, is_unknown | (is_assistant & is_blank), len(table))
     return {

@@ -27,6 +27,7 @@ from fullft_assets.artifacts import (
     QUARANTINED_EXAMPLES,
     RAW_DOCUMENTS,
 )
+from fullft_assets.conversations import messages_hash
 from fullft_assets.documents import RawMetadata, masked_kinds
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples import agreement, expectations
@@ -57,7 +58,7 @@ from fullft_assets.personal_data.search import (
 )
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
-from fullft_assets.store.hashing import messages_hash, text_hash
+from fullft_assets.store.hashing import text_hash
 from fullft_assets.store.metadata import Metadata, Private
 from fullft_assets.task import task_of
 
@@ -300,7 +301,7 @@ def _masked(
     none_left = np.zeros(len(documents), np.int32)
     if settings.pii == "mask" and num_masked_before is not None:
         return documents, none_left, num_masked_before
-    pieces_by_row = search.find_all(documents["text"])
+    pieces_by_row = search.find_in(documents)
     if settings.pii == "mask":
         return mask_documents(documents, pieces_by_row), none_left, len(pieces_by_row)
     return documents, counts_of(pieces_by_row, len(documents)), 0
@@ -308,10 +309,9 @@ def _masked(
 
 def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]:
     if task_of(settings).has_messages:
-        turns = documents["messages"].to_pylist()
         return [
-            None if messages is None else messages_hash([(t["role"], t["content"]) for t in messages])
-            for messages in turns
+            None if messages is None else messages_hash(messages)
+            for messages in documents["messages"].to_pylist()
         ]
     return [None if text is None else text_hash(text) for text in documents["text"].to_pylist()]
 

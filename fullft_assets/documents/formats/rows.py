@@ -3,7 +3,8 @@
 Chat and instruction data become messages of the roles system, user, assistant and tool. Forms: `messages`
 (OpenAI), `conversations` with from and value (ShareGPT), instruction with output or response and perhaps
 input (Alpaca) or context (Dolly), prompt with completion or response, question with answer or response, as
-texts or as lists of messages.
+texts or as lists of messages. What a turn has beside its text (reasoning, tool calls, the name of a tool that
+answers) becomes its `extras`, see `conversations`.
 """
 
 import math
@@ -11,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from fullft_assets.conversations import encoded, text_of
 from fullft_assets.documents.formats import labels
 from fullft_assets.documents.formats.delivered import Record
 from fullft_assets.documents.formats.labels import Malformed, group_key, is_missing
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.task import task_of
 
-Message = dict[str, str]
+Message = dict[str, Any]
 #: The role by the name that it has somewhere.
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -34,16 +36,11 @@ _ANSWERS = {
 }
 #: What an instruction or a question is about; it follows it.
 _SUBJECTS = ("input", "context")
-#: What cannot be trained yet. Without it another conversation would be trained: an empty answer instead of a
-#: tool call.
 _TOOLS = ("tools", "functions")
-_UNTRAINED = {
-    **dict.fromkeys(("tool_calls", "function_call"), "a tool call"),
-    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning apart from the content"),
-    **dict.fromkeys(
-        ("weight", "train", "training", "trainable", "train_detail", "loss"), "a weight of its own"
-    ),
-}
+#: Also roles, in formats that write a call as a turn.
+_CALLS = ("tool_calls", "tool_call", "function_call")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_WEIGHTS = ("weight", "train", "training", "trainable", "loss", "train_detail")
 #: Every field that may be read of a record.
 _ANSWER_FIELDS = dict.fromkeys(name for names in _ANSWERS.values() for name in names)
 FIELDS = (*_LISTS, *_QUESTIONS, *_SUBJECTS, *_ANSWER_FIELDS, *_TOOLS, "system", "history")
@@ -57,11 +54,27 @@ def messages_of(record: dict[str, Any], field: str | None) -> list[Message]:
         field: the field with the list of messages. Default: whichever form the record has.
 
     Raises:
-        Malformed: it has none of the forms, a turn is not a text, or it has what cannot be trained yet.
+        Malformed: it has none of the forms, a turn is not a text, or its tools, calls and answers do not fit.
     """
-    tools = next((name for name in _TOOLS if not _is_empty(record.get(name))), None)
-    if tools is not None:
-        raise Malformed(f"field `{tools}`: chats with tools cannot be trained yet")
+    messages = _messages(record, field)
+    tools = _tools(record)
+    _require_answered(messages, {tool["function"]["name"] for tool in tools})
+    if tools:
+        messages[0].setdefault("extras", {})["tools"] = tools
+    for number, message in enumerate(messages, start=1):
+        if "extras" in message:
+            try:
+                message["extras"] = encoded(message["extras"])
+                # Half of a surrogate pair has no encoding; extras may be nested too deeply for their texts.
+                text_of([message], has_tools=True).encode()
+            except (TypeError, ValueError, RecursionError):
+                raise Malformed(
+                    f"message {number} has tools or a tool call that are not JSON, or nested too deeply"
+                ) from None
+    return messages
+
+
+def _messages(record: dict[str, Any], field: str | None) -> list[Message]:
     lists = [field] if field is not None else [name for name in _LISTS if record.get(name) is not None]
     if lists:
         if lists[0] not in record:
@@ -120,22 +133,92 @@ def _turn(turn: Any, subject: str) -> Message:
     if not isinstance(turn, dict):
         raise Malformed(f"{subject} is not an object")
     name = turn.get("role", turn.get("from"))
+    content = turn["content"] if "content" in turn else turn.get("value")
+    if name in _CALLS:
+        turn = {"tool_calls": content}
+        name = "assistant"
+        content = None
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
-    untrained = next((key for key in _UNTRAINED if not _is_empty(turn.get(key))), None)
-    if (
-        role is None and isinstance(name, str) and name in _UNTRAINED
-    ):  # some formats write a tool call as a turn of its own role
-        untrained = name
-    if untrained is not None:
-        raise Malformed(f"{subject} has {_UNTRAINED[untrained]} (`{untrained}`), which cannot be trained yet")
     if role is None:
         raise Malformed(f"{subject} has no known role")
-    content = turn["content"] if "content" in turn else turn.get("value")
-    return {"role": role, "content": "" if content is None else _turn_text(content, subject)}
+    message: Message = {"role": role, "content": "" if content is None else _turn_text(content, subject)}
+    calls = _first(turn, _CALLS)
+    reasoning = _first(turn, _REASONING)
+    if role != "assistant" and (calls is not None or reasoning is not None):
+        raise Malformed(f"{subject} has a tool call or reasoning and is not the assistant's")
+    extras = {
+        "reasoning": reasoning if reasoning is None else _turn_text(reasoning, subject),
+        "tool_calls": calls if calls is None else _calls(calls, subject),
+    }
+    if role == "tool":
+        extras = {key: turn.get(key) and str(turn[key]) for key in ("name", "tool_call_id")}
+    if extras := {key: value for key, value in extras.items() if value}:
+        message["extras"] = extras
+    weight = _first(turn, _WEIGHTS)
+    if weight not in (None, 0, 1) or (weight and role != "assistant"):
+        raise Malformed(f"{subject} has a weight other than 0, or 1 for the assistant")
+    if weight is not None:
+        message["weight"] = int(weight)
+    return message
+
+
+def _first(fields: dict[str, Any], names: Iterable[str]) -> Any:
+    return next((fields[name] for name in names if not _is_empty(fields.get(name))), None)
 
 
 def _is_empty(value: Any) -> bool:
     return value is None or value in ("", "[]", [], {})  # a weight of 0 is not empty
+
+
+def _tools(record: dict[str, Any]) -> list[dict[str, Any]]:
+    value = _first(record, _TOOLS)
+    value = labels.parsed(value) if isinstance(value, str) else value
+    functions = [_function(tool) for tool in value] if isinstance(value, list) else [None]
+    if value is not None and None in functions:
+        raise Malformed("the declared tools are not a list of JSON schemas of functions with a name")
+    # The form without `function` around it is an older one.
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in value or []]
+
+
+def _function(value: Any) -> dict[str, Any] | None:
+    function = value.get("function", value) if isinstance(value, dict) else None
+    return function if isinstance(function, dict) and isinstance(function.get("name"), str) else None
+
+
+def _calls(value: Any, subject: str) -> list[dict[str, Any]]:
+    value = labels.parsed(value) if isinstance(value, str) else value
+    calls = []
+    for call in value if isinstance(value, list) else [value]:
+        function = _function(call)
+        if function is None:
+            raise Malformed(f"{subject} has a tool call without the name of a function")
+        arguments = function.get("arguments", function.get("parameters"))
+        arguments = labels.parsed(arguments) if isinstance(arguments, str) else arguments
+        if not isinstance(arguments := arguments or {}, dict):
+            raise Malformed(f"{subject} has a tool call whose arguments are not a JSON object")
+        id_ = {"id": str(call["id"])} if call.get("id") is not None else {}
+        calls.append(
+            {**id_, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+        )
+    return calls
+
+
+def _require_answered(messages: list[Message], tools: set[str]) -> None:
+    """Refuse calls of tools that are not declared, and answers to no call. A conversation may also write its
+    calls as text.
+    """
+    calls_of = [message.get("extras", {}).get("tool_calls", []) for message in messages]
+    has_called = False
+    ids = set()
+    for number, (message, calls) in enumerate(zip(messages, calls_of, strict=True), start=1):
+        if tools and any(call["function"]["name"] not in tools for call in calls):
+            raise Malformed(f"message {number} calls a tool that is not among the declared ones")
+        has_called |= bool(calls)
+        ids |= {call["id"] for call in calls if "id" in call}
+        id_ = message.get("extras", {}).get("tool_call_id")
+        is_answer = id_ in ids if id_ and ids else has_called or not (id_ or any(calls_of))
+        if message["role"] == "tool" and not is_answer:
+            raise Malformed(f"message {number} is the answer of a tool that was not called before it")
 
 
 def _turn_text(content: Any, subject: str) -> str:
@@ -293,7 +376,7 @@ def content_of(record: dict[str, Any], settings: RowSettings, field: str) -> Row
             messages = messages_of(_with_path(record, settings.text), settings.text)
         except Malformed as error:
             return {"problem": str(error)}
-        return {"messages": messages, "text": "\n\n".join(message["content"] for message in messages)}
+        return {"messages": messages, "text": text_of(messages)}
     text = value_of(record, field)
     if isinstance(text, str):
         return {"text": text}

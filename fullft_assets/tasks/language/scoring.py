@@ -19,7 +19,7 @@ from fullft_assets import chunks, report
 from fullft_assets.artifacts import CHUNKS_COLUMN, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
-from fullft_assets.chunks.chat import Message
+from fullft_assets.conversations import Message
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import BASE_MODEL, CHAMPION
 from fullft_assets.jobs.progress import Listener
@@ -307,10 +307,13 @@ class _Scorer:
             if len(prompts) == most:
                 break
             conversation = messages[row]
-            last = max((i for i, turn in enumerate(conversation) if turn["role"] == "assistant"), default=0)
+            learned = [turn["role"] == "assistant" and turn.get("weight") != 0 for turn in conversation]
+            last = max(np.flatnonzero(learned).tolist(), default=0)
             if not last:
                 continue
             answer = conversation[last]["content"]
+            if conversation[last].get("extras"):
+                answer = self._written(conversation[: last + 1])
             length = len(self.base_tokenization.tokenizer.encode(answer, add_special_tokens=False).ids)
             if length > MAX_ANSWER_TOKENS:
                 self._num_too_long += 1
@@ -320,6 +323,17 @@ class _Scorer:
         # Who writes twice as much as the longest answer is wrong already.
         self._max_new_tokens = max(1, min(MAX_ANSWER_TOKENS, 2 * longest))
         return prompts
+
+    def _written(self, conversation: Sequence[Message]) -> str:
+        """Return the last turn as a model writes it: with the template's form of its reasoning and its calls, and
+        without special tokens.
+        """
+        tokenization = self.base_tokenization
+        assert tokenization.chat is not None, "loaded for the task sft"
+        rendered = tokenization.chat.render_trained(conversation, "last_turn")
+        text = "".join(rendered.text[start:end] for start, end in rendered.trained)
+        ids = tokenization.tokenizer.encode(text, add_special_tokens=False).ids
+        return tokenization.tokenizer.decode(ids, skip_special_tokens=True)
 
     @cached_property
     def base_tokenization(self) -> Tokenization:
