@@ -232,9 +232,11 @@ class ChatTemplate:
             start -= len(between) - between.rindex(header) - len(header)
         end = len(text) - len(after)
         ending = _around(self._render(marked.upto(number))[0], number)[1]
-        if after.startswith(ending):
-            return start, end + self._length(ending)
-        return start, end + max((len(token) for token in self.ends if after.startswith(token)), default=0)
+        return (
+            (start, end + self._length(ending))
+            if after.startswith(ending)
+            else (start, end + max((len(token) for token in self.ends if after.startswith(token)), default=0))
+        )
 
 
 @dataclass(frozen=True)
@@ -296,9 +298,11 @@ def _around(text: str, number: int) -> tuple[str, str]:
     first_places = [
         text.index(mark) for mark in set(_MARKS.findall(text)) if mark.startswith(_mark(number, ""))
     ]
-    if not first_places:
-        return text, text
-    return text[: min(first_places)], text[max(first_places) + len(_mark(number, 0)) :]
+    return (
+        (text, text)
+        if not first_places
+        else (text[: min(first_places)], text[max(first_places) + len(_mark(number, 0)) :])
+    )
 
 
 def _compile(source: str) -> Any:
@@ -370,9 +374,11 @@ def read_template(model_folder: ModelFolder) -> str | None:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     templates = _read_json(model_folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(templates, list):
-        return next((entry["template"] for entry in templates if entry["name"] == "default"), None)
-    return templates
+    return (
+        next((entry["template"] for entry in templates if entry["name"] == "default"), None)
+        if isinstance(templates, list)
+        else templates
+    )
 
 
 def read_special_tokens(model_folder: ModelFolder) -> dict[str, str]:

@@ -127,9 +127,11 @@ def _stage(kind: Kind) -> str:
 def _remember(store: Store, manifest: Manifest, name: str) -> None:
     def add(pointer: dict[str, Any] | None) -> dict[str, Any] | None:
         keys = (pointer or {"keys": []})["keys"]
-        if manifest.key in keys[:1]:
-            return None
-        return {"keys": [manifest.key, *(key for key in keys if key != manifest.key)][:_MOST_REMEMBERED]}
+        return (
+            None
+            if manifest.key in keys[:1]
+            else {"keys": [manifest.key, *(key for key in keys if key != manifest.key)][:_MOST_REMEMBERED]}
+        )
 
     if RawMetadata.of(manifest).files:
         store.change_pointer(f"{manifest.case}/read/{manifest.stage}/{name}", add)
@@ -165,9 +167,11 @@ class _EarlierReading:
         read with if they are not today's.
         """
         file_digest: str = self.manifest.inputs["files"][path]
-        if (self.manifest.version, self.manifest.settings) == (VERSION, self.settings):
-            return file_digest
-        return f"{file_digest}, read with {digest([self.manifest.version, self.manifest.settings])[:12]}"
+        return (
+            file_digest
+            if (self.manifest.version, self.manifest.settings) == (VERSION, self.settings)
+            else f"{file_digest}, read with {digest([self.manifest.version, self.manifest.settings])[:12]}"
+        )
 
     def rows(self, store: Store, paths: list[str], columns: pa.Schema) -> pa.Table:
         """Return the rows of some files in these columns; columns that today's settings do not name are
@@ -322,9 +326,11 @@ def masked_kinds(use_case: UseCase) -> list[str] | None:
     None: the rows are kept as delivered.
     """
     examples = use_case.settings.examples
-    if examples.pii != "mask" or not use_case.settings.documents.mask_raw:
-        return None
-    return [*sorted(examples.pii_kinds), *pipeline_key(use_case).values()]
+    return (
+        None
+        if examples.pii != "mask" or not use_case.settings.documents.mask_raw
+        else [*sorted(examples.pii_kinds), *pipeline_key(use_case).values()]
+    )
 
 
 def _masked(table: pa.Table, use_case: UseCase) -> tuple[pa.Table, int]:

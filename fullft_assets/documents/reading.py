@@ -258,10 +258,12 @@ class _Rows:
         """Return the rows of all files, file by file in the order of these paths."""
         self._join()
         table = pa.concat_tables(self._joined)
-        if list(paths) == list(self._places):
-            return table
-        return pa.concat_tables(
-            [self._columns.empty_table(), *(table.slice(*self._places[path]) for path in paths)]
+        return (
+            table
+            if list(paths) == list(self._places)
+            else pa.concat_tables(
+                [self._columns.empty_table(), *(table.slice(*self._places[path]) for path in paths)]
+            )
         )
 
 
@@ -354,13 +356,17 @@ class FileReader:
                 if syntax.is_streamed
                 else self._process.records(syntax.records, file, reading)
             )
-            if meaning.is_recognised_by_content:
-                return take(*self._told_by_content(records, meaning), reading)
-            return take(records, meaning, reading)
+            return (
+                take(*self._told_by_content(records, meaning), reading)
+                if meaning.is_recognised_by_content
+                else take(records, meaning, reading)
+            )
 
-        if not syntax.is_text:
-            return read(file), None
-        return encodings.read_text(file, self._documents.encoding, syntax.declared_encoding, read, decide)
+        return (
+            (read(file), None)
+            if not syntax.is_text
+            else encodings.read_text(file, self._documents.encoding, syntax.declared_encoding, read, decide)
+        )
 
     def _told_by_content(
         self, records: Iterator[tuple[int, Record]], default: Format

@@ -95,9 +95,7 @@ def targets(table: pa.Table, target: Target | None) -> list[str]:
         return [json.dumps(row, ensure_ascii=False) for row in spans]
     if target == "labels":
         return [json.dumps(sorted(set(row or [])), ensure_ascii=False) for row in table["labels"].to_pylist()]
-    if target == "label":
-        return table["label"].to_pylist()
-    return [""] * len(table)
+    return table["label"].to_pylist() if target == "label" else [""] * len(table)
 
 
 def several(code: np.ndarray, is_compared: np.ndarray) -> np.ndarray:

@@ -302,9 +302,11 @@ def _masked(
     if settings.pii == "mask" and num_masked_before is not None:
         return documents, none_left, num_masked_before
     pieces_by_row = search.find_in(documents)
-    if settings.pii == "mask":
-        return mask_documents(documents, pieces_by_row), none_left, len(pieces_by_row)
-    return documents, counts_of(pieces_by_row, len(documents)), 0
+    return (
+        (mask_documents(documents, pieces_by_row), none_left, len(pieces_by_row))
+        if settings.pii == "mask"
+        else (documents, counts_of(pieces_by_row, len(documents)), 0)
+    )
 
 
 def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]:

@@ -225,9 +225,11 @@ _AMOUNT_AFTER = re.compile(rf"[ ]?(?:{_CURRENCY}|%|[0-9])(?!\w)|[ ][0-9]", re.I)
 
 def _check_email(match: re.Match[str]) -> Span | None:
     local = _LOCAL_PART.search(match.string, max(0, match.start() - 64), match.start())
-    if local is None or match[0].rpartition(".")[2].lower() in _FILE_ENDINGS:
-        return None
-    return local.start(), match.end()
+    return (
+        None
+        if local is None or match[0].rpartition(".")[2].lower() in _FILE_ENDINGS
+        else (local.start(), match.end())
+    )
 
 
 def _check_iban(match: re.Match[str]) -> Span | None:
@@ -317,9 +319,7 @@ def _check_telephone(match: re.Match[str]) -> Span | None:
         or not any(_is_valid(match[0], region, mobile=True) for region in REGIONS)
     ):
         return None
-    if form == "mobile" and not _is_grouped_mobile(match):
-        return None
-    return match.span()
+    return None if form == "mobile" and not _is_grouped_mobile(match) else match.span()
 
 
 def _is_grouped_mobile(match: re.Match[str]) -> bool:
@@ -327,9 +327,11 @@ def _is_grouped_mobile(match: re.Match[str]) -> bool:
     is_amount = _AMOUNT_BEFORE.search(match.string, max(0, start - 5), start) or _AMOUNT_AFTER.match(
         match.string, end
     )
-    if is_amount or is_another_number(match, start):
-        return False
-    return any(_is_valid(digits_of(match[0]), region, mobile=True) for region in _GROUPED_REGIONS)
+    return (
+        False
+        if is_amount or is_another_number(match, start)
+        else any(_is_valid(digits_of(match[0]), region, mobile=True) for region in _GROUPED_REGIONS)
+    )
 
 
 @lru_cache(maxsize=4096)

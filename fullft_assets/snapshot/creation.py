@@ -282,7 +282,7 @@ class _Creation:
             return None
         has_messages = task_of(self.use_case.settings.examples).has_messages
         conversations = in_order(frozen.places.take(numbers), self._messages) if has_messages else [[]]
-        number = numbers[np.argmax([any(turn["extras"] for turn in turns) for turns in conversations])]
+        number = numbers[np.argmax([any(turn.get("extras") for turn in turns) for turns in conversations])]
         location = frozen.places.slice(number, 1)
         file = self._files()[location["batch"][0].as_py()]
         chunks, marks = (

@@ -189,9 +189,11 @@ def _manifest_row(record: dict[str, Any], settings: RowSettings) -> Row:
 
 def _labels(value: Any, about: dict[str, Any]) -> Any:
     names = about.get("class-map")
-    if not isinstance(value, list) or not isinstance(names, dict):
-        return value
-    return [names.get(str(index), index) for index in value]
+    return (
+        value
+        if not isinstance(value, list) or not isinstance(names, dict)
+        else [names.get(str(index), index) for index in value]
+    )
 
 
 def _confidence(value: Any, about: dict[str, Any], target: str) -> Any:

@@ -93,9 +93,9 @@ def target_of(
         return None
     if column == "label":
         return name_of(value, field).strip()
-    if column == "labels":
-        return _names_of(value, field, missing, separator)
-    return _spans_of(value, field, text)
+    return (
+        _names_of(value, field, missing, separator) if column == "labels" else _spans_of(value, field, text)
+    )
 
 
 def name_of(value: Any, field: str) -> str:

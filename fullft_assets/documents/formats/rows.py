@@ -100,9 +100,11 @@ def _messages(record: dict[str, Any], field: str | None) -> list[Message]:
 
 def _with_system(record: dict[str, Any], messages: list[Message]) -> list[Message]:
     system = record.get("system")
-    if system in (None, "") or messages[0]["role"] == "system":
-        return messages
-    return [{"role": "system", "content": _turn_text(system, "field `system`")}, *messages]
+    return (
+        messages
+        if system in (None, "") or messages[0]["role"] == "system"
+        else [{"role": "system", "content": _turn_text(system, "field `system`")}, *messages]
+    )
 
 
 def _history(record: dict[str, Any]) -> list[Message]:
@@ -386,9 +388,11 @@ def content_of(record: dict[str, Any], settings: RowSettings, field: str) -> Row
 
 
 def _with_path(record: dict[str, Any], field: str | None) -> dict[str, Any]:
-    if field is None or field in record or not has_field(record, field):
-        return record
-    return {**record, field: value_of(record, field)}
+    return (
+        record
+        if field is None or field in record or not has_field(record, field)
+        else {**record, field: value_of(record, field)}
+    )
 
 
 def add_names(row: Row, record: dict[str, Any], settings: RowSettings) -> None:
