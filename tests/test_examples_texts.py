@@ -108,7 +108,9 @@ class TestMasking:
         row = {"messages": turns, "text": "I am jo@example.org\n\nhello", "label": None}
         examined = examples.examine(table(sound_rows(row)), ExamplesSettings(task="sft", pii="mask"), "b")
         [found] = examined.valid.to_pylist()
-        assert found["messages"] == [{**turns[0], "content": "I am [EMAIL]"}, turns[1]]
+        nothing = {"extras": None, "weight": None}
+        masked_turns = [{**turns[0], "content": "I am [EMAIL]"}, turns[1]]
+        assert found["messages"] == [turn | nothing for turn in masked_turns]
         assert found["text"] == "I am [EMAIL]\n\nhello"
         assert examined.num_masked == 1
 
