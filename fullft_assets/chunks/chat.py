@@ -75,8 +75,7 @@ class ChatTemplate:
             SettingsError: there is no template and the tokenizer lacks ChatML's tokens, or the template is
                 broken.
         """
-        source = read_template(model_folder)
-        if source is None:
+        if (source := read_template(model_folder)) is None:
             if not set(CHATML_TOKENS) <= set(special):
                 raise SettingsError(
                     f"base_model: {model_folder} has no chat template, which conversations need; take the"
@@ -370,8 +369,7 @@ def _compile(source: str) -> Any:
 
 def read_template(model_folder: ModelFolder) -> str | None:
     """Return the source of a model folder's chat template, or None."""
-    file = model_folder / "chat_template.jinja"
-    if file.is_file():
+    if (file := model_folder / "chat_template.jinja").is_file():
         return file.read_text(encoding="utf-8")
     templates = _read_json(model_folder / "tokenizer_config.json").get("chat_template")
     return (

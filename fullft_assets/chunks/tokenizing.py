@@ -262,8 +262,7 @@ def _render(
 def check_specs(task: Task) -> tuple[CheckSpec, ...]:
     """Return the checks on a batch's chunks that the task has."""
     messages = (TRAINED_TOKENS,) if task.has_messages else ()
-    spans = (SPANS_HAVE_TOKENS,) if task.target == "spans" else ()
-    return WHOLE, NO_CONTROL_TOKENS, *messages, *spans
+    return WHOLE, NO_CONTROL_TOKENS, *messages, *((SPANS_HAVE_TOKENS,) if task.target == "spans" else ())
 
 
 def checks(

@@ -78,8 +78,7 @@ def read_batch(store: Store, case: str, name: str, kind: Kind = "batch") -> Batc
     Raises:
         DataError: no such batch was cut.
     """
-    data = store.read_pointer(f"{case}/{kind}/{name}")
-    if data is None:
+    if (data := store.read_pointer(f"{case}/{kind}/{name}")) is None:
         raise DataError(f"{case}: no {kind} `{name}` was cut; let the new-documents sensor cut it")
     files = [file_of(line) for line in data["files"]]
     return Batch(data["name"], files, frozenset(data.get("erased", ())), data["uri"])

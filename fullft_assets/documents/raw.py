@@ -235,8 +235,7 @@ class _Plan:
             self._decide(file, readings, is_there=current[file.path] is not None)
 
     def _decide(self, file: SourceFile, readings: list[_EarlierReading], *, is_there: bool) -> None:
-        complete = next((reading for reading in readings if not reading.wanting), None)
-        if complete is not None:
+        if (complete := next((reading for reading in readings if not reading.wanting), None)) is not None:
             self.carried[file.path] = complete
         elif is_there:
             self.changed.add(file.path)
@@ -265,8 +264,7 @@ class _Plan:
             DataError: not one of the files can be read.
         """
         read = ReadBatch(self.columns.empty_table())
-        files = self.as_cut + self.missing
-        if files:
+        if files := self.as_cut + self.missing:
             with self.source.fetched(files):
                 read = self._read_files(files, use_case)
         tables = [read.table]
@@ -288,8 +286,7 @@ class _Plan:
         except DataError:
             # Half a file that was being rewritten may look like anything; what it has become is read by
             # itself.
-            changed = self._changed()
-            if len(changed) < len(files):
+            if len(changed := self._changed()) < len(files):
                 raise
             return ReadBatch(self.columns.empty_table(), changed)
         return documents_read.without(self._changed())
@@ -346,8 +343,7 @@ def was_kept(store: Store, case: str, name: str, kind: Kind = "batch") -> bool:
 
 
 def _first(lines: list[str]) -> str:
-    more = f" and {len(lines) - 5:,} more" if len(lines) > 5 else ""
-    return "; ".join(lines[:5]) + more
+    return "; ".join(lines[:5]) + (f" and {len(lines) - 5:,} more" if len(lines) > 5 else "")
 
 
 def _readable_check(

@@ -320,8 +320,7 @@ class FileReader:
             raise Unreadable(
                 f"no format has its ending {ending_of(file.name)}; install the package that registers it"
             )
-        meaning = FORMATS.get(name)
-        if meaning.records is not None:
+        if (meaning := FORMATS.get(name)).records is not None:
             return meaning, meaning
         return FORMATS.get(by_ending if by_ending in meaning.written_as else meaning.written_as[0]), meaning
 

@@ -111,8 +111,7 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
     """
     rules = {}
     for name in applicable(settings):
-        severity = _severity(name, settings)
-        if severity == "off" or name in _SNAPSHOT_RULES:
+        if (severity := _severity(name, settings)) == "off" or name in _SNAPSHOT_RULES:
             continue
         is_row = name in REASONS
         quarantines = is_row and not (name == "personal_data_is_absent" and settings.pii != "quarantine")
@@ -233,8 +232,7 @@ def profile(
 
 def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSettings) -> dict[str, np.ndarray]:
 
-    target = task_of(settings).target
-    if target is None:
+    if (target := task_of(settings).target) is None:
         return {}
     columns = {}
     has_label = np.asarray(table[target].is_valid())
@@ -252,8 +250,7 @@ def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSetting
         labels = table["label"].combine_chunks()
         parents = np.arange(len(table))
     is_named = np.asarray(pc.fill_null(pc.not_equal(labels, ""), False))
-    nameless = np.bincount(parents, ~is_named, len(table))
-    columns["has_label"] = has_label & (nameless == 0)
+    columns["has_label"] = has_label & (np.bincount(parents, ~is_named, len(table)) == 0)
     columns["num_labels"] = np.bincount(parents, is_named, len(table)).astype(int)
     if settings.labels is not None:
         is_unknown = is_named & ~np.asarray(pc.is_in(labels, pa.array(settings.labels, labels.type)))
@@ -372,8 +369,7 @@ def _validate(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, dict[s
     for result in results.results:
         rule = result.expectation_config.meta["rule"]
         # A failure is reported flat, or once for each metric that could not be computed.
-        reports = [result.exception_info or {}, *(result.exception_info or {}).values()]
-        for report in reports:
+        for report in [result.exception_info or {}, *(result.exception_info or {}).values()]:
             if isinstance(report, dict) and report.get("raised_exception"):
                 # Its own words may quote values.
                 raise RuntimeError(f"{rule} could not be computed")

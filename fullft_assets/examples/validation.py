@@ -270,8 +270,7 @@ def examine(
         num_masked,
     )
     table = documents.append_column("text_hash", pa.array(_hashes(documents, settings), pa.string()))
-    frame = profile(table, settings, num_personal_data)
-    findings = _of_well_formed(_findings(frame, settings), rules)
+    findings = _of_well_formed(_findings(profile(table, settings, num_personal_data), settings), rules)
     reasons = _reasons(findings, rules)
     is_valid = np.ones(len(table), bool)
     is_valid[list(reasons)] = False
@@ -370,8 +369,7 @@ def _with_reasons(table: pa.Table, reasons: Mapping[int, list[str]]) -> pa.Table
 def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:
     """Return the rows (for spans: the spans) of each label, the most frequent first."""
 
-    target = task_of(settings).target
-    if target is None:
+    if (target := task_of(settings).target) is None:
         return {}
     labels = valid[target] if target == "label" else pc.list_flatten(valid[target])
     labels = pc.struct_field(labels, "label") if target == "spans" else labels

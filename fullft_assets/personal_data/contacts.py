@@ -233,8 +233,7 @@ def _check_email(match: re.Match[str]) -> Span | None:
 
 
 def _check_iban(match: re.Match[str]) -> Span | None:
-    length = IBAN_LENGTHS.get(match[0][:2].upper())
-    if length is None:
+    if (length := IBAN_LENGTHS.get(match[0][:2].upper())) is None:
         return None
     # The pattern may have run into the letters that follow; the country decides where the number ends.
     ends = [at for at, c in enumerate(match[0], start=1) if c.isalnum()]
@@ -299,8 +298,7 @@ def _may_be_called(number: str) -> bool:
 
 
 def _check_called(match: re.Match[str]) -> Span | None:
-    span = _NAMED_TELEPHONE(match)
-    if span is None:
+    if (span := _NAMED_TELEPHONE(match)) is None:
         return None
     return (span[0] + 1, span[1]) if match[0].startswith("(") and ")" not in match[0] else span
 

@@ -47,8 +47,7 @@ def find_all(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind]) -> dict[i
     """
     hinted: dict[int, set[str]] = {}
     for hint in dict.fromkeys(kind.hint for kind in kinds):
-        is_hinted = pc.fill_null(pc.match_substring_regex(texts, hint), False)
-        for row in np.flatnonzero(is_hinted).tolist():
+        for row in np.flatnonzero(pc.fill_null(pc.match_substring_regex(texts, hint), False)).tolist():
             hinted.setdefault(row, set()).add(hint)
     return {
         row: find(texts[row].as_py(), [kind for kind in kinds if kind.hint in hints])
@@ -64,8 +63,7 @@ def find(text: str, kinds: Sequence[Kind] = KINDS) -> list[Found]:
     is_taken = bytearray(len(text))
     for kind in kinds:
         for match in kind.pattern.finditer(text):
-            span = kind.check(match)
-            if span is not None and is_taken.find(1, *span) < 0:
+            if (span := kind.check(match)) is not None and is_taken.find(1, *span) < 0:
                 is_taken[span[0] : span[1]] = b"\1" * (span[1] - span[0])
                 all_pieces.append(Found(*span, kind.placeholder, kind.name))
     return sorted(all_pieces, key=lambda piece: piece.start)
@@ -122,8 +120,7 @@ class PersonalDataSearch:
         """Return the pieces of personal data in each document with `text` and `messages`; of a conversation
         with declared tools they are places in its text with those.
         """
-        messages = documents["messages"]
-        if messages.null_count == len(documents):
+        if (messages := documents["messages"]).null_count == len(documents):
             return self.find_all(documents["text"])
         texts = [
             text if turns is None else text_of(turns, has_tools=True)
@@ -165,8 +162,7 @@ def mask_documents(table: pa.Table, pieces_by_row: Mapping[int, Sequence[Found]]
         table: with `examples.identity.COLUMNS`.
         pieces_by_row: personal data in them by their row, as `PersonalDataSearch.find_in` finds it.
     """
-    rows = np.array(sorted(pieces_by_row), np.int64)
-    if not len(rows):
+    if not len(rows := np.array(sorted(pieces_by_row), np.int64)):
         return table
     masked_rows = [
         _mask_row(row, pieces_by_row[number])

@@ -104,8 +104,7 @@ def _of_array(file: Delivered, path: str) -> Iterator[tuple[int, Record]]:
                 yield number, record if isinstance(record, dict) else "not a JSON object"
     except ijson.JSONError as error:
         # Python writes NaN, which JSON does not have.
-        remaining = _array_in(file, path)[number:]
-        if not remaining:
+        if not (remaining := _array_in(file, path)[number:]):
             # What follows the first line quotes the text.
             message = str(error).splitlines()[0].rstrip(".")
             raise Unreadable(f"not JSON: after record {number}: {message}") from None

@@ -127,8 +127,7 @@ def _shape(value: Any) -> str:
 
 
 def _names_of(value: Any, field: str, missing: Collection[str], separator: str | None) -> list[str]:
-    value = _parsed_list(value)
-    if isinstance(value, str):
+    if isinstance((value := _parsed_list(value)), str):
         if _WRITTEN_LIST.fullmatch(value):
             value = [_unquoted(literal) for literal in re.findall(_QUOTED, value, re.DOTALL)]
         elif separator is not None:
@@ -160,8 +159,7 @@ def _parsed_list(value: Any) -> Any:
 
 
 def _spans_of(value: Any, field: str, text: str | None) -> list[Span]:
-    value = _parsed_list(value)
-    if not isinstance(value, list):
+    if not isinstance((value := _parsed_list(value)), list):
         raise Malformed(f"field `{field}` is {_shape(value)} where a list of spans is expected")
     spans: list[Span] = []
     quotes: list[tuple[int, str | None]] = []
@@ -183,8 +181,7 @@ def _in_characters(
     JavaScript counts UTF-16 code units, two for an emoji. Where the offsets of a row fit its quoted texts
     only in that reading, all of its offsets are converted.
     """
-    number = _first_wrong(spans, quotes, text)
-    if number is None:
+    if (number := _first_wrong(spans, quotes, text)) is None:
         return spans
     units = text.encode("utf-16-le", "surrogatepass")
     converted_spans = [

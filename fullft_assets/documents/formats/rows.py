@@ -79,12 +79,10 @@ def _messages(record: dict[str, Any], field: str | None) -> list[Message]:
     if lists:
         if lists[0] not in record:
             raise Malformed(f"no field `{lists[0]}`")
-        messages = _turns(record[lists[0]], lists[0])
-        if not messages:
+        if not (messages := _turns(record[lists[0]], lists[0])):
             raise Malformed(f"field `{lists[0]}` has no message")
         return _with_system(record, messages)
-    question = next((name for name in _QUESTIONS if record.get(name) is not None), None)
-    if question is None:
+    if (question := next((name for name in _QUESTIONS if record.get(name) is not None), None)) is None:
         raise Malformed("no field `messages`, `conversations`, `instruction`, `prompt` or `question`")
     answer = next((name for name in _ANSWERS[question] if record.get(name) is not None), None)
     if answer is None:
@@ -156,8 +154,7 @@ def _turn(turn: Any, subject: str) -> Message:
         extras = {key: turn.get(key) and str(turn[key]) for key in ("name", "tool_call_id")}
     if extras := {key: value for key, value in extras.items() if value}:
         message["extras"] = extras
-    weight = _first(turn, _WEIGHTS)
-    if weight not in (None, 0, 1) or (weight and role != "assistant"):
+    if (weight := _first(turn, _WEIGHTS)) not in (None, 0, 1) or (weight and role != "assistant"):
         raise Malformed(f"{subject} has a weight other than 0, or 1 for the assistant")
     if weight is not None:
         message["weight"] = int(weight)
@@ -191,8 +188,7 @@ def _calls(value: Any, subject: str) -> list[dict[str, Any]]:
     value = labels.parsed(value) if isinstance(value, str) else value
     calls = []
     for call in value if isinstance(value, list) else [value]:
-        function = _function(call)
-        if function is None:
+        if (function := _function(call)) is None:
             raise Malformed(f"{subject} has a tool call without the name of a function")
         arguments = function.get("arguments", function.get("parameters"))
         arguments = labels.parsed(arguments) if isinstance(arguments, str) else arguments
@@ -379,8 +375,7 @@ def content_of(record: dict[str, Any], settings: RowSettings, field: str) -> Row
         except Malformed as error:
             return {"problem": str(error)}
         return {"messages": messages, "text": text_of(messages)}
-    text = value_of(record, field)
-    if isinstance(text, str):
+    if isinstance((text := value_of(record, field)), str):
         return {"text": text}
     if text is not None:
         return {"problem": f"field `{field}` is not text"}

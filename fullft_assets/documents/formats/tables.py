@@ -237,8 +237,7 @@ def _sheet_rows(sheet: Any) -> Iterator[tuple[int, list[str | None]]]:
 
 
 def _shown(cell: Any) -> str | None:
-    value = cell.value
-    if value is None or value == "" or cell.data_type == "e":
+    if (value := cell.value) is None or value == "" or cell.data_type == "e":
         return None
     if isinstance(value, bool):
         return str(value).lower()

@@ -126,8 +126,7 @@ class Writer:
         ids = tokenization.tokenizer.encode(prompt, add_special_tokens=False).ids
         if not ids and not prefix:
             raise DataError("nothing to continue: the text is empty; give its beginning")
-        longest = getattr(self._model.config, "max_position_embeddings", None)
-        if isinstance(longest, int):
+        if isinstance((longest := getattr(self._model.config, "max_position_embeddings", None)), int):
             ids = ids[-max(1, longest - self._max_new_tokens - len(prefix)) :]
         return [*prefix, *ids]
 
@@ -308,8 +307,7 @@ class _Scorer:
                 break
             conversation = messages[row]
             learned = [turn["role"] == "assistant" and turn.get("weight") != 0 for turn in conversation]
-            last = max(np.flatnonzero(learned).tolist(), default=0)
-            if not last:
+            if not (last := max(np.flatnonzero(learned).tolist(), default=0)):
                 continue
             answer = conversation[last]["content"]
             if conversation[last].get("extras"):
