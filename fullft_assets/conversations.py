@@ -61,10 +61,8 @@ def _changed(value: Any, before: str, change: Callable[[str, str], str], depth: 
         }
     if isinstance(value, list):
         return [_changed(item, before, change, depth + 1) for item in value]
-    if isinstance(value, bool | None):
-        return value
-    text = change(before, str(value))
-    return value if text == str(value) else text
+    is_text = not isinstance(value, bool | None)
+    return text if is_text and (text := change(before, str(value))) != str(value) else value
 
 
 def encoded(extras: Mapping[str, Any]) -> str | None:
@@ -82,12 +80,7 @@ def text_of(messages: Iterable[Message], *, has_tools: bool = False) -> str:
             near-duplicates by them.
     """
     texts: list[str] = []
-
-    def collect(before: str, text: str) -> str:
-        texts.append(before + text)
-        return text
-
-    with_texts(messages, collect, has_tools=has_tools)
+    with_texts(messages, lambda *parts: texts.append("".join(parts)) or parts[1], has_tools=has_tools)
     return "".join(texts).removeprefix("\n\n")
 
 

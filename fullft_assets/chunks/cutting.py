@@ -209,14 +209,10 @@ def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) 
     edges = np.array([edge for row in stripped for edge in row], np.int64).reshape(-1, 2)
     number = np.concatenate([np.arange(len(row)) for row in stripped]) if len(rows) else np.zeros(0, np.int64)
     order = np.lexsort((-edges[:, 1], edges[:, 0], rows))
-    number = number[order]
-    first = first[order]
-    last = last[order]
+    number, first, last = np.stack([number + 1, first, last])[:, order]
     first = np.maximum(first, np.append(0, np.maximum.accumulate(last))[:-1])
     has_tokens = first < last
-    number = number[has_tokens] + 1
-    first = first[has_tokens]
-    last = last[has_tokens]
+    number, first, last = np.stack([number, first, last])[:, has_tokens]
     marks = np.zeros(len(encoded.ids), np.int32)
     sizes = last - first
     inside = np.repeat(first - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())

@@ -38,14 +38,16 @@ from fullft_assets.documents.formats.rows import (
 _CHOICES = ("choices", "labels", "rating", "number", "text")
 
 
+def _rows(
+    records: Iterable[tuple[int, Record]], reading: Reading, make_row: Callable[..., Row]
+) -> Iterator[tuple[int, Row]]:
+    return rows(records, partial(make_row, settings=reading.row_settings))
+
+
 def _is_task(record: dict[str, Any], settings: RowSettings) -> bool:
     return isinstance(record.get("data"), dict) and any(
         isinstance(record.get(name), list) for name in ("annotations", "predictions")
     )
-
-
-def _label_studio_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
-    return rows(records, partial(_task_row, settings=reading.row_settings))
 
 
 def _task_row(task: dict[str, Any], settings: RowSettings) -> Row:
@@ -112,7 +114,9 @@ def _person(value: Any) -> str | None:
     return str(value) if isinstance(value, int | str) and value != "" else None
 
 
-LABEL_STUDIO = Format(rows=_label_studio_rows, written_as=("json", "jsonl", "parquet"), looks_like=_is_task)
+LABEL_STUDIO = Format(
+    rows=partial(_rows, make_row=_task_row), written_as=("json", "jsonl", "parquet"), looks_like=_is_task
+)
 
 
 _UNFINISHED = ("discarded", "draft", "pending")
@@ -120,10 +124,6 @@ _UNFINISHED = ("discarded", "draft", "pending")
 
 def _is_argilla_record(record: dict[str, Any], settings: RowSettings) -> bool:
     return isinstance(record.get("fields"), dict) and ("responses" in record or "suggestions" in record)
-
-
-def _argilla_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
-    return rows(records, partial(_argilla_row, settings=reading.row_settings))
 
 
 def _argilla_row(record: dict[str, Any], settings: RowSettings) -> Row:
@@ -150,24 +150,19 @@ def _argilla_answers(record: dict[str, Any], question: str) -> list[Answer]:
     return [
         Answer(_person(answer.get("user_id")), answer.get("value"), _person(answer.get("updated_at")))
         for answer in answers
-        if _is_submitted(answer)
+        if str(answer.get("status")).lower() not in _UNFINISHED
     ]
 
 
-def _is_submitted(response: dict[str, Any]) -> bool:
-    status = response.get("status")
-    return not (isinstance(status, str) and status.lower() in _UNFINISHED)
-
-
-ARGILLA = Format(rows=_argilla_rows, written_as=("json", "jsonl", "parquet"), looks_like=_is_argilla_record)
+ARGILLA = Format(
+    rows=partial(_rows, make_row=_argilla_row),
+    written_as=("json", "jsonl", "parquet"),
+    looks_like=_is_argilla_record,
+)
 
 
 def _is_manifest(record: dict[str, Any], settings: RowSettings) -> bool:
     return "source" in record and f"{settings.label}-metadata" in record
-
-
-def _manifest_rows(records: Iterable[tuple[int, Record]], reading: Reading) -> Iterator[tuple[int, Row]]:
-    return rows(records, partial(_manifest_row, settings=reading.row_settings))
 
 
 def _manifest_row(record: dict[str, Any], settings: RowSettings) -> Row:
@@ -217,7 +212,7 @@ _READERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
 
 GROUND_TRUTH = Format(
     json_records.line_records,
-    _manifest_rows,
+    partial(_rows, make_row=_manifest_row),
     endings=(".manifest",),
     is_text=True,
     is_streamed=True,

@@ -145,11 +145,11 @@ def _unquoted(literal: str) -> str:
         return literal[1:-1]
 
 
-def parsed(text: str) -> Any:
-    """Return the value of a text that is JSON, else the text itself."""
+def parsed(text: Any) -> Any:
+    """Return the value of a text that is JSON, else what is given itself."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         return text
 
 

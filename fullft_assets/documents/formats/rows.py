@@ -10,6 +10,7 @@ answers) becomes its `extras`, see `conversations`.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Self
 
 from fullft_assets.conversations import encoded, text_of
@@ -61,16 +62,15 @@ def messages_of(record: dict[str, Any], field: str | None) -> list[Message]:
     _require_answered(messages, {tool["function"]["name"] for tool in tools})
     if tools:
         messages[0].setdefault("extras", {})["tools"] = tools
-    for number, message in enumerate(messages, start=1):
-        if "extras" in message:
-            try:
-                message["extras"] = encoded(message["extras"])
-                # Half of a surrogate pair has no encoding; extras may be nested too deeply for their texts.
-                text_of([message], has_tools=True).encode()
-            except (TypeError, ValueError, RecursionError):
-                raise Malformed(
-                    f"message {number} has tools or a tool call that are not JSON, or nested too deeply"
-                ) from None
+    try:
+        messages = [
+            message | {key: encoded(message[key]) for key in message if key == "extras"}
+            for message in messages
+        ]
+        # Half of a surrogate pair has no encoding.
+        text_of(messages, has_tools=True).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise Malformed("its tools or its tool calls are not JSON, or nested too deeply") from None
     return messages
 
 
@@ -132,33 +132,24 @@ def _turns(value: Any, field: str, role: str | None = None) -> list[Message]:
 def _turn(turn: Any, subject: str) -> Message:
     if not isinstance(turn, dict):
         raise Malformed(f"{subject} is not an object")
-    name = turn.get("role", turn.get("from"))
-    content = turn["content"] if "content" in turn else turn.get("value")
-    if name in _CALLS:
-        turn = {"tool_calls": content}
+    if (name := turn.get("role", turn.get("from"))) in _CALLS:
+        turn = {"content": None, "tool_calls": turn.get("content", turn.get("value"))}
         name = "assistant"
-        content = None
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise Malformed(f"{subject} has no known role")
+    content = turn["content"] if "content" in turn else turn.get("value")
     message: Message = {"role": role, "content": "" if content is None else _turn_text(content, subject)}
-    calls = _first(turn, _CALLS)
-    reasoning = _first(turn, _REASONING)
-    if role != "assistant" and (calls is not None or reasoning is not None):
-        raise Malformed(f"{subject} has a tool call or reasoning and is not the assistant's")
     extras = {
-        "reasoning": reasoning if reasoning is None else _turn_text(reasoning, subject),
-        "tool_calls": calls if calls is None else _calls(calls, subject),
+        "reasoning": _turn_text(_first(turn, _REASONING) or "", subject),
+        "tool_calls": _calls(_first(turn, _CALLS) or [], subject),
+        **{key: str(turn.get(key) or "") for key in ("name", "tool_call_id") if role == "tool"},
     }
-    if role == "tool":
-        extras = {key: turn.get(key) and str(turn[key]) for key in ("name", "tool_call_id")}
     if extras := {key: value for key, value in extras.items() if value}:
         message["extras"] = extras
     if (weight := _first(turn, _WEIGHTS)) not in (None, 0, 1) or (weight and role != "assistant"):
         raise Malformed(f"{subject} has a weight other than 0, or 1 for the assistant")
-    if weight is not None:
-        message["weight"] = int(weight)
-    return message
+    return message if weight is None else {**message, "weight": int(weight)}
 
 
 def _first(fields: dict[str, Any], names: Iterable[str]) -> Any:
@@ -170,13 +161,11 @@ def _is_empty(value: Any) -> bool:
 
 
 def _tools(record: dict[str, Any]) -> list[dict[str, Any]]:
-    value = _first(record, _TOOLS)
-    value = labels.parsed(value) if isinstance(value, str) else value
-    functions = [_function(tool) for tool in value] if isinstance(value, list) else [None]
-    if value is not None and None in functions:
+    tools = labels.parsed(_first(record, _TOOLS) or [])
+    if not isinstance(tools, list) or None in map(_function, tools):
         raise Malformed("the declared tools are not a list of JSON schemas of functions with a name")
     # The form without `function` around it is an older one.
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in value or []]
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
 def _function(value: Any) -> dict[str, Any] | None:
@@ -185,16 +174,14 @@ def _function(value: Any) -> dict[str, Any] | None:
 
 
 def _calls(value: Any, subject: str) -> list[dict[str, Any]]:
-    value = labels.parsed(value) if isinstance(value, str) else value
     calls = []
-    for call in value if isinstance(value, list) else [value]:
+    for call in value if isinstance(value := labels.parsed(value), list) else [value]:
         if (function := _function(call)) is None:
             raise Malformed(f"{subject} has a tool call without the name of a function")
-        arguments = function.get("arguments", function.get("parameters"))
-        arguments = labels.parsed(arguments) if isinstance(arguments, str) else arguments
-        if not isinstance(arguments := arguments or {}, dict):
+        arguments = labels.parsed(function.get("arguments", function.get("parameters"))) or {}
+        if not isinstance(arguments, dict):
             raise Malformed(f"{subject} has a tool call whose arguments are not a JSON object")
-        id_ = {"id": str(call["id"])} if call.get("id") is not None else {}
+        id_ = {} if call.get("id") is None else {"id": str(call["id"])}
         calls.append(
             {**id_, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
         )
@@ -202,21 +189,15 @@ def _calls(value: Any, subject: str) -> list[dict[str, Any]]:
 
 
 def _require_answered(messages: list[Message], tools: set[str]) -> None:
-    """Refuse calls of tools that are not declared, and answers to no call. A conversation may also write its
-    calls as text.
-    """
+    # A conversation may also write its calls as text.
     calls_of = [message.get("extras", {}).get("tool_calls", []) for message in messages]
-    has_called = False
-    ids = set()
-    for number, (message, calls) in enumerate(zip(messages, calls_of, strict=True), start=1):
+    for number, (message, calls) in enumerate(zip(messages, calls_of, strict=True)):
         if tools and any(call["function"]["name"] not in tools for call in calls):
-            raise Malformed(f"message {number} calls a tool that is not among the declared ones")
-        has_called |= bool(calls)
-        ids |= {call["id"] for call in calls if "id" in call}
+            raise Malformed(f"message {number + 1} calls a tool that is not among the declared ones")
         id_ = message.get("extras", {}).get("tool_call_id")
-        is_answer = id_ in ids if id_ and ids else has_called or not (id_ or any(calls_of))
-        if message["role"] == "tool" and not is_answer:
-            raise Malformed(f"message {number} is the answer of a tool that was not called before it")
+        is_answer = any(not id_ or call.get("id", id_) == id_ for call in chain(*calls_of[:number]))
+        if message["role"] == "tool" and not is_answer and (id_ or any(calls_of)):
+            raise Malformed(f"message {number + 1} is the answer of a tool that was not called before it")
 
 
 def _turn_text(content: Any, subject: str) -> str:
