@@ -110,8 +110,7 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
     if not usable:
         raise DataError(f"{use_case.name}: no batch is ingested yet; run {use_case.name}_ingest first")
     sampled = usable[:: -(-len(usable) // SAMPLED_BATCHES)]
-    settings = use_case.settings
-    languages = settings.examples.languages or []
+    languages = (settings := use_case.settings).examples.languages or []
 
     def write(draft: Draft) -> Outcome:
         texts = [text for batch in sampled for text in sample_texts(store.folder(batch) / EXAMPLES_FILE)]

@@ -38,15 +38,8 @@ _MARK = "0the0part0stands0here0"
 _MARKS = re.compile(_MARK + "[0-9a-z]{6}[0-9]{6}")
 #: Parts of a message by their numbers; each call has one.
 _PARTS = ("the text of a turn", "reasoning", "a tool call")
-_Written = tuple[str, list[tuple[int, int]]]
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A conversation as text, and the characters (start, end exclusive) that are trained."""
-
-    text: str
-    trained: list[Span]
+#: A conversation as text, and characters (start, end exclusive) of it that an assistant wrote.
+Rendered = tuple[str, list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,7 @@ class ChatTemplate:
         """
         return self._render(_read(messages), add_generation_prompt)[0]
 
-    def _render(self, conversation: _Conversation, add_generation_prompt: bool = False) -> _Written:
+    def _render(self, conversation: _Conversation, add_generation_prompt: bool = False) -> Rendered:
         from fullft_assets.chunks import bounded_template
 
         blocks: list[str] = []
@@ -149,11 +142,12 @@ class ChatTemplate:
                 for span in self._spans(conversation, number, written)
             ]
             ends = [*(start for start, _ in gaps), len(text)]
-            return Rendered(text, list(zip([0, *(end for _, end in gaps)], ends, strict=True)))
-        if train_on == "assistant" and learned == turns and _GENERATION.search(self.source):
-            return Rendered(text, blocks)
-        spans = [span for number in learned for span in self._spans(conversation, number, written)]
-        return Rendered(text, spans)
+            return text, list(zip([0, *(end for _, end in gaps)], ends, strict=True))
+        return (
+            written
+            if train_on == "assistant" and learned == turns and _GENERATION.search(self.source)
+            else (text, [span for number in learned for span in self._spans(conversation, number, written)])
+        )
 
     def _require_shown(self, conversation: _Conversation) -> None:
         """Refuse a conversation of which the template leaves out a tool, or a part of a message that it does not
@@ -173,7 +167,7 @@ class ChatTemplate:
                     f"the chat template does not show {_PARTS[min(int(min(hidden)[-6:]) // 2, 2)]}"
                 )
 
-    def _spans(self, conversation: _Conversation, number: int, written: _Written) -> list[Span]:
+    def _spans(self, conversation: _Conversation, number: int, written: Rendered) -> list[Span]:
         text, blocks = written
         if not _GENERATION.search(self.source):
             return [self._turn(conversation, number, text)]
@@ -387,8 +381,7 @@ def read_special_tokens(model_folder: ModelFolder) -> dict[str, str]:
     }
     tokens = {}
     for name in _SPECIAL_TOKENS:
-        token = entries.get(name)
-        token = token.get("content") if isinstance(token, Mapping) else token
+        token = token.get("content") if isinstance((token := entries.get(name)), Mapping) else token
         if token:
             tokens[name] = token
     return tokens

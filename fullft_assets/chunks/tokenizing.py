@@ -197,8 +197,8 @@ def chunk(
     unfit: list[str] = []
     if TASKS.get(task).has_messages:
         rendered, refusals = _render(examples, tokenization)
-        encoded, cuts = tokenization.read([conversation.text for conversation in rendered], spans=True)
-        trained = cutting.train_spans(encoded, [conversation.trained for conversation in rendered])
+        encoded, cuts = tokenization.read([text for text, _ in rendered], spans=True)
+        trained = cutting.train_spans(encoded, [spans for _, spans in rendered])
         num_trained = cutting.count_trained(trained, encoded, cuts)
         counts["num_trained_tokens"] = int(num_trained.sum())
         untrained = np.flatnonzero(num_trained == 0)
@@ -254,7 +254,7 @@ def _render(
         try:
             rendered.append(tokenization.chat.render_trained(messages, tokenization.settings.train_on))
         except DataError as error:
-            rendered.append(Rendered("", []))
+            rendered.append(("", []))
             refusals[row] = f" ({error})"
     return rendered, refusals
 

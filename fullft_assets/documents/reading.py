@@ -320,9 +320,14 @@ class FileReader:
             raise Unreadable(
                 f"no format has its ending {ending_of(file.name)}; install the package that registers it"
             )
-        if (meaning := FORMATS.get(name)).records is not None:
-            return meaning, meaning
-        return FORMATS.get(by_ending if by_ending in meaning.written_as else meaning.written_as[0]), meaning
+        return (
+            (meaning, meaning)
+            if (meaning := FORMATS.get(name)).records is not None
+            else (
+                FORMATS.get(by_ending if by_ending in meaning.written_as else meaning.written_as[0]),
+                meaning,
+            )
+        )
 
     def read(
         self, file: Delivered, take: Take[T], decide: Callable[[Scores], str | None] = encodings.alone

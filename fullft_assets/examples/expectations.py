@@ -153,6 +153,10 @@ def _column_problems(column: Any, settings: ExamplesSettings) -> Iterator[str]:
 
 def _near(name: str, choices: Iterable[str]) -> str:
     names = list(choices)
-    if near := difflib.get_close_matches(name, names, n=1, cutoff=0.5):
-        return f"; did you mean `{near[0]}`?"
-    return f"; known: {', '.join(names)}" if len(names) <= 20 else ""
+    return (
+        f"; did you mean `{near[0]}`?"
+        if (near := difflib.get_close_matches(name, names, n=1, cutoff=0.5))
+        else f"; known: {', '.join(names)}"
+        if len(names) <= 20
+        else ""
+    )

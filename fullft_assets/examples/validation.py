@@ -309,12 +309,14 @@ def _masked(
 
 
 def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]:
-    if task_of(settings).has_messages:
-        return [
+    return (
+        [
             None if messages is None else messages_hash(messages)
             for messages in documents["messages"].to_pylist()
         ]
-    return [None if text is None else text_hash(text) for text in documents["text"].to_pylist()]
+        if task_of(settings).has_messages
+        else [None if text is None else text_hash(text) for text in documents["text"].to_pylist()]
+    )
 
 
 def _findings(frame: pd.DataFrame, settings: ExamplesSettings) -> dict[str, Finding]:

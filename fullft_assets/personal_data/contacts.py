@@ -273,9 +273,13 @@ def _check_ipv4(match: re.Match[str]) -> Span | None:
     ):
         return None
     address = ipaddress.IPv4Address(match[0])
-    if address.is_loopback or address.is_unspecified or address.is_multicast or address.is_reserved:
-        return None
-    return None if _NUMBERED.search(match.string, max(0, match.start() - 20), match.start()) else match.span()
+    return (
+        None
+        if address.is_loopback or address.is_unspecified or address.is_multicast or address.is_reserved
+        else None
+        if _NUMBERED.search(match.string, max(0, match.start() - 20), match.start())
+        else match.span()
+    )
 
 
 def _check_ipv6(match: re.Match[str]) -> Span | None:
@@ -298,9 +302,13 @@ def _may_be_called(number: str) -> bool:
 
 
 def _check_called(match: re.Match[str]) -> Span | None:
-    if (span := _NAMED_TELEPHONE(match)) is None:
-        return None
-    return (span[0] + 1, span[1]) if match[0].startswith("(") and ")" not in match[0] else span
+    return (
+        None
+        if (span := _NAMED_TELEPHONE(match)) is None
+        else (span[0] + 1, span[1])
+        if match[0].startswith("(") and ")" not in match[0]
+        else span
+    )
 
 
 def _check_telephone(match: re.Match[str]) -> Span | None:

@@ -75,8 +75,7 @@ def pipeline_key(use_case: UseCase) -> dict[str, str]:
     Raises:
         SettingsError: see `find_pipeline`.
     """
-    pipeline = _pipeline_of(use_case)
-    return {} if pipeline is None else {"pii_pipeline": pipeline.digest()}
+    return {} if (pipeline := _pipeline_of(use_case)) is None else {"pii_pipeline": pipeline.digest()}
 
 
 def entity_model(use_case: UseCase) -> EntityModel | None:

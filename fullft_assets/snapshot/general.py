@@ -263,8 +263,7 @@ def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table,
         num_trained = np.array([sum(map(sum, row)) for row in to_lists(chunks["marks"])], np.int64)
     fit = np.flatnonzero(num_trained > 0)
     tokens = np.cumsum(_num_tokens(chunks)[fit])
-    last = int(np.searchsorted(tokens, missing))
-    if last == len(fit):
+    if (last := int(np.searchsorted(tokens, missing))) == len(fit):
         return fit, chunks.take(fit), False
     fit = fit[: last + 1]
     row = chunks.slice(fit[-1], 1).to_pylist()[0]
@@ -510,8 +509,7 @@ def load(store: Store, snapshot: Manifest) -> General | None:
     """
 
     with steady(snapshot):
-        folder = drawn_folder(store, snapshot, "general")
-        if folder is None:
+        if (folder := drawn_folder(store, snapshot, "general")) is None:
             return None
         examples, chunks = (pq.read_table(folder / f"{name}.parquet") for name in ("examples", "chunks"))
     if not len(examples):

@@ -56,8 +56,7 @@ def _task_row(task: dict[str, Any], settings: RowSettings) -> Row:
 
 
 def _object_of(record: dict[str, Any], name: str) -> dict[str, Any]:
-    value = record.get(name)
-    return value if isinstance(value, dict) else {}
+    return value if isinstance((value := record.get(name)), dict) else {}
 
 
 def _task_answers(task: dict[str, Any], settings: RowSettings) -> list[Answer]:
@@ -98,9 +97,7 @@ def _value(values: list[dict[str, Any]], settings: RowSettings) -> Any:
         choices += [
             _joined(choice) for choice in (region_value if isinstance(region_value, list) else [region_value])
         ]
-    if settings.target == "labels":
-        return choices
-    return choices[0] if len(choices) == 1 else choices or None
+    return choices if settings.target == "labels" else choices[0] if len(choices) == 1 else choices or None
 
 
 def _joined(value: Any) -> Any:

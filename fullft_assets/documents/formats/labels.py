@@ -31,8 +31,7 @@ def group_key(name: str) -> str:
     a side of the split; one taken for two would be on both sides.
     """
     folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-    number = _WHOLE_NUMBER.fullmatch(folded)
-    return number[1] if number else folded
+    return number[1] if (number := _WHOLE_NUMBER.fullmatch(folded)) else folded
 
 
 def is_missing(word: str, words: Collection[str]) -> bool:
@@ -87,14 +86,16 @@ def target_of(
     Raises:
         Malformed: it has another shape.
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, str) and is_missing(value.strip(), missing):
-        return None
-    if column == "label":
-        return name_of(value, field).strip()
     return (
-        _names_of(value, field, missing, separator) if column == "labels" else _spans_of(value, field, text)
+        None
+        if value is None or (isinstance(value, float) and math.isnan(value))
+        else None
+        if isinstance(value, str) and is_missing(value.strip(), missing)
+        else name_of(value, field).strip()
+        if column == "label"
+        else _names_of(value, field, missing, separator)
+        if column == "labels"
+        else _spans_of(value, field, text)
     )
 
 
@@ -279,10 +280,12 @@ def add_answers(
 
 
 def _parts(target: Target) -> frozenset[Any]:
-    if isinstance(target, str):
-        return frozenset([target])
-    return frozenset(
-        part if isinstance(part, str) else (part["start"], part["end"], part["label"]) for part in target
+    return (
+        frozenset([target])
+        if isinstance(target, str)
+        else frozenset(
+            part if isinstance(part, str) else (part["start"], part["end"], part["label"]) for part in target
+        )
     )
 
 

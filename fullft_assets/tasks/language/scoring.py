@@ -214,14 +214,16 @@ class _Scorer:
             self.prompts = _beginnings(test, self._settings.seed)
 
     def score_baseline(self, name: str, baseline: Baseline) -> SystemOutput:
-        if name != BASE_MODEL:
-            return SystemOutput(baseline.predict(self._test), [])
-        return self._score(
-            self._context.base_model,
-            self._settings.chunks.added_tokens,
-            self.base_tokenization,
-            self._test,
-            self.prompts,
+        return (
+            SystemOutput(baseline.predict(self._test), [])
+            if name != BASE_MODEL
+            else self._score(
+                self._context.base_model,
+                self._settings.chunks.added_tokens,
+                self.base_tokenization,
+                self._test,
+                self.prompts,
+            )
         )
 
     def score_checkpoint(self, name: str) -> SystemOutput:
@@ -328,9 +330,9 @@ class _Scorer:
         """
         tokenization = self.base_tokenization
         assert tokenization.chat is not None, "loaded for the task sft"
-        rendered = tokenization.chat.render_trained(conversation, "last_turn")
-        text = "".join(rendered.text[start:end] for start, end in rendered.trained)
-        ids = tokenization.tokenizer.encode(text, add_special_tokens=False).ids
+        text, spans = tokenization.chat.render_trained(conversation, "last_turn")
+        written = "".join(text[start:end] for start, end in spans)
+        ids = tokenization.tokenizer.encode(written, add_special_tokens=False).ids
         return tokenization.tokenizer.decode(ids, skip_special_tokens=True)
 
     @cached_property
@@ -367,11 +369,13 @@ def _beginnings(test: Split, seed: int) -> list[Prompt]:
 
 
 def _num_scored(documents: Split) -> np.ndarray:
-    if documents.marks is None:
-        return np.array([sum(len(chunk) - 1 for chunk in chunks) for chunks in documents.chunks], np.int64)
-    return np.array(
-        [sum(sum(mark == 1 for mark in marks[1:]) for marks in chunks) for chunks in documents.marks],
-        np.int64,
+    return (
+        np.array([sum(len(chunk) - 1 for chunk in chunks) for chunks in documents.chunks], np.int64)
+        if documents.marks is None
+        else np.array(
+            [sum(sum(mark == 1 for mark in marks[1:]) for marks in chunks) for chunks in documents.marks],
+            np.int64,
+        )
     )
 
 
