@@ -106,8 +106,7 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
     Raises:
         DataError: no batch has valid examples yet.
     """
-    usable = [batches[name] for name in sorted(batches) if not batches[name].red_gates]
-    if not usable:
+    if not (usable := [batches[name] for name in sorted(batches) if not batches[name].red_gates]):
         raise DataError(f"{use_case.name}: no batch is ingested yet; run {use_case.name}_ingest first")
     sampled = usable[:: -(-len(usable) // SAMPLED_BATCHES)]
     languages = (settings := use_case.settings).examples.languages or []

@@ -86,9 +86,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 def render(template: Template, blocks: list[str], variables: dict[str, Any]) -> None:
     """Add what a template writes to `blocks`, one after the other."""
-    environment = template.environment
-    assert isinstance(environment, BoundedEnvironment)
-    environment.begin()
+    assert isinstance(template.environment, BoundedEnvironment)
+    template.environment.begin()
     length = 0
     for block in template.generate(**variables):
         length += len(block)

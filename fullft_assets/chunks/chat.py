@@ -141,8 +141,10 @@ class ChatTemplate:
                 if number not in learned
                 for span in self._spans(conversation, number, written)
             ]
-            ends = [*(start for start, _ in gaps), len(text)]
-            return text, list(zip([0, *(end for _, end in gaps)], ends, strict=True))
+            return text, [
+                (end, start)
+                for (_, end), (start, _) in zip([(0, 0), *gaps], [*gaps, (len(text), 0)], strict=True)
+            ]
         return (
             written
             if train_on == "assistant" and learned == turns and _GENERATION.search(self.source)
@@ -160,9 +162,12 @@ class ChatTemplate:
         if not shown.issuperset(_MARKS.findall(json.dumps(marked.tools))):
             raise DataError("the chat template does not show the declared tools")
         for number, message in enumerate(marked.messages):
-            has_extras = len(message) > 2 or message["role"] == "tool"
-            hidden = set(_MARKS.findall(json.dumps(message)) if has_extras else ()) - shown
-            if hidden and (hidden := hidden.difference(_MARKS.findall(self._render(marked.upto(number))[0]))):
+            marks = (
+                _MARKS.findall(json.dumps(message)) if len(message) > 2 or message["role"] == "tool" else ()
+            )
+            if (hidden := set(marks) - shown) and (
+                hidden := hidden.difference(_MARKS.findall(self._render(marked.upto(number))[0]))
+            ):
                 raise DataError(
                     f"the chat template does not show {_PARTS[min(int(min(hidden)[-6:]) // 2, 2)]}"
                 )
@@ -183,7 +188,7 @@ class ChatTemplate:
     def _turn(self, conversation: _Conversation, number: int, text: str) -> Span:
         if number:
             before = self._render(conversation.upto(number - 1), True)[0]
-            is_last = number == len(conversation.messages) - 1
+            is_last = number + 1 == len(conversation.messages)
             upto = text if is_last else self._render(conversation.upto(number))[0]
             if len(before) <= len(upto) and text.startswith(before) and text.startswith(upto):
                 return len(before), len(before) + self._length(upto[len(before) :])
@@ -234,8 +239,7 @@ class ChatTemplate:
 
 @dataclass(frozen=True)
 class _Conversation:
-    """A conversation as a template reads it, and the tools that it declares."""
-
+    # As a template reads it.
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
 
@@ -251,7 +255,7 @@ class _Conversation:
 
 
 def _read(messages: Sequence[Message]) -> _Conversation:
-    """Return a conversation as transformers' `apply_chat_template` gives it to a template."""
+    # As transformers' `apply_chat_template` gives it to a template.
     tools = None
     plain_messages = []
     for message in messages:
@@ -266,8 +270,8 @@ def _marked(message: Mapping[str, Any], number: int) -> dict[str, Any]:
     marked = dict(message)
     for key in ("content", *_REASONING):
         if message.get(key):
-            part = 0 if key == "content" else 2
-            marked[key] = f"{_mark(number, part)}{message[key]}{_mark(number, part + 1)}"
+            begin, end = (_mark(number, part) for part in ((0, 1) if key == "content" else (2, 3)))
+            marked[key] = f"{begin}{message[key]}{end}"
     if "tool_calls" in message:
         marked["tool_calls"] = _named(message["tool_calls"], number)
     return marked

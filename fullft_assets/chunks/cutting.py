@@ -141,8 +141,9 @@ def gather(
     begins = bounds(sizes)
     chunk_values = np.empty(begins[-1], np.int32)
     inner = np.ones(len(chunk_values), bool)
-    prefix_positions = begins[:-1, None] + np.arange(len(prefix))
-    positions = np.hstack([prefix_positions, (begins[1:, None] - np.arange(len(suffix), 0, -1))])
+    positions = np.hstack(
+        [begins[:-1, None] + np.arange(len(prefix)), begins[1:, None] - np.arange(len(suffix), 0, -1)]
+    )
     chunk_values[positions] = [*prefix, *suffix]
     inner[positions] = False
     source = np.arange(begins[-1]) + np.repeat(cuts.first - begins[:-1] - len(prefix), sizes)
@@ -234,8 +235,7 @@ def train_spans(encoded: Encoded, spans: CharacterSpans) -> np.ndarray:
     _, first, last = _token_ranges(encoded, spans)
     steps = np.zeros(len(encoded.ids) + 1, np.int64)
     real = first < last
-    np.add.at(steps, first[real], 1)
-    np.add.at(steps, last[real], -1)
+    np.add.at(steps, np.concatenate([first[real], last[real]]), np.repeat([1, -1], real.sum()))
     return (np.cumsum(steps[:-1]) > 0).astype(np.int32)
 
 

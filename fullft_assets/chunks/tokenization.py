@@ -91,8 +91,7 @@ def add_terms(tokenizer: Tokenizer, terms: Sequence[str]) -> None:
         raise SettingsError(f"chunks.added_tokens: `{min(twice)}` is given twice")
     # A normalizer that lower-cases must do so to the term, too. One that writes spaces as a mark would put a
     # mark before the term, which then is not seen as the beginning of a word.
-    normalizer = tokenizer.normalizer
-    normalized = normalizer is not None and normalizer.normalize_str("a a") == "a a"
+    normalized = tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("a a") == "a a"
     tokenizer.add_tokens(
         [AddedToken(term, single_word=True, normalized=normalized, special=False) for term in terms]
     )

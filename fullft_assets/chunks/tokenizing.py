@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,13 +29,11 @@ from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.examples.validation import ExamplesMetadata
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.store.metadata import Metadata
 from fullft_assets.task import TASKS, Task, task_of
-
-if TYPE_CHECKING:
-    from fullft_assets.settings.use_case import UseCase
 
 
 class ChunksMetadata(Metadata):

@@ -195,8 +195,7 @@ def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch"
         return num_changed
     with store.alone(f"{case}/{kind}") as lease:
         for batch in list_batches(store, case, kind):
-            forgotten_files = [file for file in batch.files if file.path in paths]
-            if forgotten_files:
+            if forgotten_files := [file for file in batch.files if file.path in paths]:
                 remaining_files = [file for file in batch.files if file.path not in paths]
                 changed_batch = Batch(
                     batch.name,

@@ -274,13 +274,12 @@ class _Plan:
         return replace(read, table=pa.concat_tables(tables), unreadable=self.unreadable | read.unreadable)
 
     def _read_files(self, files: list[SourceFile], use_case: UseCase) -> ReadBatch:
-        settings = use_case.settings
         try:
             documents_read = read_documents(
                 self.source,
                 Batch("", files),
-                settings.documents,
-                settings.examples,
+                use_case.settings.documents,
+                use_case.settings.examples,
                 bool(self.carried or self.taken_away),
             )
         except DataError:
@@ -304,14 +303,13 @@ class _Plan:
 
 def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     """Return the settings that shape the raw documents, or a window's production documents."""
-    settings = use_case.settings
-    documents = settings.documents.model_dump(
+    documents = use_case.settings.documents.model_dump(
         include={"format", "records", "text", "id", "annotator", "encoding", *_OF_FORMATS}
     )
     masked = {"masked": kinds} if (kinds := masked_kinds(use_case)) else {}
     return {
         **documents,
-        **settings.examples.model_dump(include={*_OF_EXAMPLES}),
+        **use_case.settings.examples.model_dump(include={*_OF_EXAMPLES}),
         **masked,
     }
 

@@ -33,8 +33,7 @@ class _Arrival(NamedTuple):
 
     def line(self, file: SourceFile) -> str:
         """Return the line that records a file, which `_read` reads."""
-        rows = _NOT_COUNTED if self.rows is None else self.rows
-        return f"{rows} {self.arrived_ns} {line_of(file)}"
+        return f"{_NOT_COUNTED if self.rows is None else self.rows} {self.arrived_ns} {line_of(file)}"
 
 
 class WindowCutter:

@@ -102,10 +102,10 @@ def _severity_problems(settings: ExamplesSettings) -> Iterator[Problem]:
 def _language_problems(settings: ExamplesSettings) -> Iterator[Problem]:
     for number, language in enumerate(settings.languages or []):
         if language not in LANGUAGES:
-            near = _near(language, LANGUAGES)
             yield (
                 ("examples", "languages", number),
-                f"`{language}` is no language that can be identified{near}; give its code of ISO 639-1",
+                f"`{language}` is no language that can be identified{_near(language, LANGUAGES)}; give its code"
+                " of ISO 639-1",
             )
 
 

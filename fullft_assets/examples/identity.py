@@ -93,13 +93,9 @@ def targets(table: pa.Table, target: Target | None) -> list[str]:
             for row in table["spans"].to_pylist()
         )
         return [json.dumps(row, ensure_ascii=False) for row in spans]
-    return (
-        [json.dumps(sorted(set(row or [])), ensure_ascii=False) for row in table["labels"].to_pylist()]
-        if target == "labels"
-        else table["label"].to_pylist()
-        if target == "label"
-        else [""] * len(table)
-    )
+    if target == "labels":
+        return [json.dumps(sorted(set(row or [])), ensure_ascii=False) for row in table["labels"].to_pylist()]
+    return table["label"].to_pylist() if target == "label" else [""] * len(table)
 
 
 def several(code: np.ndarray, is_compared: np.ndarray) -> np.ndarray:

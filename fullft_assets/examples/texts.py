@@ -58,20 +58,21 @@ LANGUAGES = tuple(_CODES.split())
 def identify_languages(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Return each text's language (ISO 639-1), `UNKNOWN` where it cannot be identified; None for null."""
 
-    prefixes = pc.utf8_slice_codeunits(texts, 0, PREFIX_CHARACTERS).to_pylist()
-    return np.array([None if text is None else language_of(text) for text in prefixes], dtype=object)
+    return np.array(
+        [
+            None if text is None else language_of(text)
+            for text in pc.utf8_slice_codeunits(texts, 0, PREFIX_CHARACTERS).to_pylist()
+        ],
+        dtype=object,
+    )
 
 
 def language_of(text: str) -> str:
     """Return a text's language (ISO 639-1), `UNKNOWN` where it cannot be identified."""
     prefix = text[:PREFIX_CHARACTERS]
-    return (
-        UNKNOWN
-        if sum(map(str.isalpha, prefix)) < MIN_LETTERS
-        else UNKNOWN
-        if (language := _identifier().classify(prefix)[0]) in _NONE
-        else language
-    )
+    if sum(map(str.isalpha, prefix)) < MIN_LETTERS:
+        return UNKNOWN
+    return UNKNOWN if (language := _identifier().classify(prefix)[0]) in _NONE else language
 
 
 @cache

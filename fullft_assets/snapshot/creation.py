@@ -281,8 +281,15 @@ class _Creation:
         if not len(numbers):
             return None
         has_messages = task_of(self.use_case.settings.examples).has_messages
-        conversations = in_order(frozen.places.take(numbers), self._messages) if has_messages else [[]]
-        number = numbers[np.argmax([any(turn.get("extras") for turn in turns) for turns in conversations])]
+        conversations = in_order(
+            frozen.places.take(numbers),
+            lambda batch, rows: read_rows(
+                self.store.folder(self.usable[batch]) / EXAMPLES_FILE, "messages", rows
+            ).to_pylist(),
+        )
+        number = numbers[
+            np.argmax([any(turn.get("extras") for turn in turns or []) for turns in conversations])
+        ]
         location = frozen.places.slice(number, 1)
         file = self._files()[location["batch"][0].as_py()]
         chunks, marks = (
@@ -296,9 +303,6 @@ class _Creation:
             target=data_report.target_of(frozen.index.slice(number, 1).to_pylist()[0], has_messages),
             tokens=data_report.with_marks(tokens, marks[0]) if has_messages else tokens,
         )
-
-    def _messages(self, batch: str, rows: np.ndarray) -> list[list[dict[str, Any]]]:
-        return read_rows(self.store.folder(self.usable[batch]) / EXAMPLES_FILE, "messages", rows).to_pylist()
 
 
 def _texts(places: pa.Table, batches: Mapping[str, BatchRows]) -> list[str]:

@@ -51,8 +51,11 @@ def _is_task(record: dict[str, Any], settings: RowSettings) -> bool:
 
 
 def _task_row(task: dict[str, Any], settings: RowSettings) -> Row:
-    fields = {**_object_of(task, "meta"), "id": task.get("id"), **_object_of(task, "data")}
-    return row_with_answers(fields, settings, partial(_task_answers, task, settings))
+    return row_with_answers(
+        {**_object_of(task, "meta"), "id": task.get("id"), **_object_of(task, "data")},
+        settings,
+        partial(_task_answers, task, settings),
+    )
 
 
 def _object_of(record: dict[str, Any], name: str) -> dict[str, Any]:
@@ -124,8 +127,9 @@ def _is_argilla_record(record: dict[str, Any], settings: RowSettings) -> bool:
 
 
 def _argilla_row(record: dict[str, Any], settings: RowSettings) -> Row:
-    answers = partial(_argilla_answers, record, settings.label or "")
-    return row_with_answers(_fields(record), settings, answers)
+    return row_with_answers(
+        _fields(record), settings, partial(_argilla_answers, record, settings.label or "")
+    )
 
 
 def _fields(record: dict[str, Any]) -> dict[str, Any]:

@@ -119,17 +119,13 @@ def _kind(character: str) -> str:
     """Return `a` or `A` for a letter of ASCII, `u` or `U` for another Latin one, `x` for one of another
     script, `s` for a sign.
     """
-    return (
-        (" " if not character.isalpha() else "a" if character.islower() else "A")
-        if character.isascii()
-        else (" " if character in _JOINING or character.isspace() else "s")
-        if not character.isalpha()
-        else "x"
-        if not unicodedata.name(character, "").startswith(("LATIN", "MICRO", "FEMININE", "MASCULINE"))
-        else "U"
-        if character.isupper()
-        else "u"
-    )
+    if character.isascii():
+        return " " if not character.isalpha() else "a" if character.islower() else "A"
+    if not character.isalpha():
+        return " " if character in _JOINING or character.isspace() else "s"
+    if not unicodedata.name(character, "").startswith(("LATIN", "MICRO", "FEMININE", "MASCULINE")):
+        return "x"
+    return "U" if character.isupper() else "u"
 
 
 T = TypeVar("T")

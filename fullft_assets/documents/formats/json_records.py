@@ -27,13 +27,9 @@ def line_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Recor
 
 def checked(record: Any, text: str) -> Record:
     """Return a parsed record, or why it is not one: no object, or no Unicode; `text` is its source."""
-    return (
-        "not a JSON object"
-        if not isinstance(record, dict)
-        else HALF_A_PAIR
-        if ("\\ud" in text or "\\uD" in text) and not _is_unicode(record)
-        else record
-    )
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    return HALF_A_PAIR if ("\\ud" in text or "\\uD" in text) and not _is_unicode(record) else record
 
 
 def _reason(error: Exception) -> str:

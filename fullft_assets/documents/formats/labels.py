@@ -86,16 +86,14 @@ def target_of(
     Raises:
         Malformed: it has another shape.
     """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, str) and is_missing(value.strip(), missing):
+        return None
+    if column == "label":
+        return name_of(value, field).strip()
     return (
-        None
-        if value is None or (isinstance(value, float) and math.isnan(value))
-        else None
-        if isinstance(value, str) and is_missing(value.strip(), missing)
-        else name_of(value, field).strip()
-        if column == "label"
-        else _names_of(value, field, missing, separator)
-        if column == "labels"
-        else _spans_of(value, field, text)
+        _names_of(value, field, missing, separator) if column == "labels" else _spans_of(value, field, text)
     )
 
 
@@ -199,12 +197,14 @@ def _in_characters(
 
 def _first_wrong(spans: list[Span], quotes: list[tuple[int, str | None]], text: str) -> int | None:
     # Spaces are compared as one.
-    numbers = (
-        number
-        for span, (number, quote) in zip(spans, quotes, strict=True)
-        if quote is not None and text[span["start"] : span["end"]].split() != quote.split()
+    return next(
+        (
+            number
+            for span, (number, quote) in zip(spans, quotes, strict=True)
+            if quote is not None and text[span["start"] : span["end"]].split() != quote.split()
+        ),
+        None,
     )
-    return next(numbers, None)
 
 
 def _spans_by_label(value: Any, subject: str) -> list[Span]:
@@ -246,12 +246,10 @@ def add_answers(
         (answer, target_of(answer.value, field, column, missing, row.get("text")))
         for answer in latest.values()
     )
-    answers_with_targets = [(answer, target) for answer, target in targets if target is not None]
-    if not answers_with_targets:
+    if not (answers_with_targets := [(answer, target) for answer, target in targets if target is not None]):
         return
     row["human_annotated"] = True
-    times = [answer.time for answer, _ in answers_with_targets if answer.time]
-    if times:
+    if times := [answer.time for answer, _ in answers_with_targets if answer.time]:
         row["time"] = max(times)
     if len(answers_with_targets) == 1:
         answer, row[column] = answers_with_targets[0]

@@ -301,13 +301,9 @@ def _look_up(record: Any, field: str) -> Any:
 
 def value_of(record: dict[str, Any], field: str) -> Any:
     """Return the value of a field, which may be a path such as `payload.body`; None where there is none."""
-    return (
-        record[field]
-        if field in record
-        else None
-        if (value := _look_up(record, field)) is _MISSING
-        else value
-    )
+    if field in record:
+        return record[field]
+    return None if (value := _look_up(record, field)) is _MISSING else value
 
 
 def has_field(record: dict[str, Any], field: str) -> bool:
@@ -359,15 +355,11 @@ def content_of(record: dict[str, Any], settings: RowSettings, field: str) -> Row
         except Malformed as error:
             return {"problem": str(error)}
         return {"messages": messages, "text": text_of(messages)}
-    return (
-        {"text": text}
-        if isinstance((text := value_of(record, field)), str)
-        else {"problem": f"field `{field}` is not text"}
-        if text is not None
-        else {}
-        if has_field(record, field)
-        else {"problem": f"no field `{field}`"}
-    )
+    if isinstance((text := value_of(record, field)), str):
+        return {"text": text}
+    if text is not None:
+        return {"problem": f"field `{field}` is not text"}
+    return {} if has_field(record, field) else {"problem": f"no field `{field}`"}
 
 
 def _with_path(record: dict[str, Any], field: str | None) -> dict[str, Any]:

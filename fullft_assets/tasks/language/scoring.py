@@ -33,7 +33,6 @@ from fullft_assets.tasks.language import assessment
 from fullft_assets.tasks.language.assessment import (
     AnswerScores,
     DocumentScores,
-    LanguageEvaluation,
 )
 
 #: Test documents whose beginnings are continued for the report, and by how much.
@@ -123,8 +122,7 @@ class Writer:
         if not isinstance(prompt, str):
             assert tokenization.chat is not None, "loaded for the task sft"
             prompt = tokenization.chat.render(prompt, add_generation_prompt=True)
-        ids = tokenization.tokenizer.encode(prompt, add_special_tokens=False).ids
-        if not ids and not prefix:
+        if not (ids := tokenization.tokenizer.encode(prompt, add_special_tokens=False).ids) and not prefix:
             raise DataError("nothing to continue: the text is empty; give its beginning")
         if isinstance((longest := getattr(self._model.config, "max_position_embeddings", None)), int):
             ids = ids[-max(1, longest - self._max_new_tokens - len(prefix)) :]
@@ -190,7 +188,14 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     ][:NUM_CONTINUATIONS]
     return EvaluationResult(
         evaluation,
-        _headline(evaluation),
+        {
+            **evaluation.headline,
+            "num_test_tokens": evaluation.num_test_tokens,
+            "num_rows_without_tokens": evaluation.num_rows_without_tokens,
+            "num_rows_better_than_base": evaluation.changes.num_better,
+            "num_rows_worse_than_base": evaluation.changes.num_worse,
+            "share_better_than_base": evaluation.changes.share_better,
+        },
         _rows(test, scores),
         continuations,
         written=[] if answers is None else scorer.rows_of(texts),
@@ -331,8 +336,7 @@ class _Scorer:
         tokenization = self.base_tokenization
         assert tokenization.chat is not None, "loaded for the task sft"
         text, spans = tokenization.chat.render_trained(conversation, "last_turn")
-        written = "".join(text[start:end] for start, end in spans)
-        ids = tokenization.tokenizer.encode(written, add_special_tokens=False).ids
+        [ids] = tokenization.encode(["".join(text[start:end] for start, end in spans)])
         return tokenization.tokenizer.decode(ids, skip_special_tokens=True)
 
     @cached_property
@@ -377,17 +381,6 @@ def _num_scored(documents: Split) -> np.ndarray:
             np.int64,
         )
     )
-
-
-def _headline(evaluation: LanguageEvaluation) -> dict[str, object]:
-    return {
-        **evaluation.headline,
-        "num_test_tokens": evaluation.num_test_tokens,
-        "num_rows_without_tokens": evaluation.num_rows_without_tokens,
-        "num_rows_better_than_base": evaluation.changes.num_better,
-        "num_rows_worse_than_base": evaluation.changes.num_worse,
-        "share_better_than_base": evaluation.changes.share_better,
-    }
 
 
 def _rows(test: Split, scores: dict[str, DocumentScores]) -> pa.Table:
