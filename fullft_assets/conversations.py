@@ -71,8 +71,8 @@ def encoded(extras: Mapping[str, Any]) -> str | None:
 
 
 def text_of(messages: Iterable[Message], *, has_tools: bool = False) -> str:
-    """Return a conversation as text: the content of each message and what else is in it, for readers, searches
-    and comparisons.
+    """Return a conversation as text: the content of each message and what else is in it, for readers,
+    searches and comparisons.
 
     Args:
         messages: of one conversation.

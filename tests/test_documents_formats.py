@@ -1027,10 +1027,7 @@ class TestArgilla:
 
 ASKED, SAID = {"role": "user", "content": "May I?"}, {"role": "assistant", "content": "You may."}
 SYSTEM = {"role": "system", "content": "Be brief."}
-
-
-def plain(messages: Rows) -> Rows:
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+NOTHING_ELSE = {"extras": None, "weight": None}
 
 
 class TestChat:
@@ -1097,7 +1094,7 @@ class TestChat:
         self, tmp_path: Path, record: dict[str, Any], messages: Rows
     ) -> None:
         row = one(tmp_path, record, CHAT)
-        assert plain(row["messages"]) == messages
+        assert [said | NOTHING_ELSE for said in messages] == row["messages"]
         assert row["text"] == "\n\n".join(message["content"] for message in messages)
         assert row["problem"] is None
 
@@ -1140,7 +1137,9 @@ class TestChat:
     def test_messages_in_parquet(self, tmp_path: Path) -> None:
         rows = [{"messages": [ASKED, SAID]}, {"messages": [SYSTEM, ASKED, SAID]}]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-        assert [plain(row["messages"]) for row in read(tmp_path, CHAT)] == [row["messages"] for row in rows]
+        assert [row["messages"] for row in read(tmp_path, CHAT)] == [
+            [said | NOTHING_ELSE for said in row["messages"]] for row in rows
+        ]
 
     def test_language_modeling_needs_text_alone(self, tmp_path: Path) -> None:
         row = one(tmp_path, {"text": "a"}, {"task": "language_modeling", "label": None})

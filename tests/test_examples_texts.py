@@ -100,20 +100,6 @@ class TestPersonalData:
 
 
 class TestMasking:
-    def test_turns_and_their_text_are_masked_alike(self) -> None:
-        turns = [
-            {"role": "user", "content": "I am jo@example.org"},
-            {"role": "assistant", "content": "hello"},
-        ]
-        row = {"messages": turns, "text": "I am jo@example.org\n\nhello", "label": None}
-        examined = examples.examine(table(sound_rows(row)), ExamplesSettings(task="sft", pii="mask"), "b")
-        [found] = examined.valid.to_pylist()
-        nothing = {"extras": None, "weight": None}
-        masked_turns = [{**turns[0], "content": "I am [EMAIL]"}, turns[1]]
-        assert found["messages"] == [turn | nothing for turn in masked_turns]
-        assert found["text"] == "I am [EMAIL]\n\nhello"
-        assert examined.num_masked == 1
-
     @pytest.mark.heavy
     def test_spans_move_with_their_words_in_answers_too(self) -> None:
         text = "jo@example.org met Ann"

@@ -6,9 +6,8 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
-import pyarrow as pa
 import pytest
 import trl
 from tokenizers import Tokenizer
@@ -16,214 +15,201 @@ from transformers import AutoTokenizer
 from transformers.models.llama4 import processing_llama4
 
 from fullft_assets import chunks, examples
-from fullft_assets.chunks import Tokenization
 from fullft_assets.conversations import messages_hash
 from fullft_assets.documents.formats.labels import Malformed
 from fullft_assets.documents.formats.rows import messages_of
-from fullft_assets.documents.reading import schema
-from fullft_assets.settings import ChunksSettings, ExamplesSettings
-from fullft_assets.tasks.language.scoring import _Scorer
-from tests.prepared import take
-from tests.project import create
+from fullft_assets.settings import ExamplesSettings
+from fullft_assets.tasks.language import scoring
+from tests.prepared import prepare
 from tests.smollm2 import write_tiny_model
 from tests.test_chunks import smol as smol
+from tests.test_chunks_masks import load, with_template
 from tests.test_examples import sound_rows, table
 
 pytestmark = pytest.mark.quick
 
 #: Chat templates as the models' makers publish them (trl and transformers, Apache-2.0), read where they are
 #: installed; those with `_training` are trl's, with the marks of `{% generation %}`.
-FOLDER = Path(trl.__file__).parent / "chat_templates"
-NAMES = ("qwen3", "gptoss", "llama3_1", "qwen2_5", "qwen3_training", "gptoss_training", "lfm2")
-TEMPLATES = {name: (FOLDER / f"{name}.jinja").read_text(encoding="utf-8") for name in NAMES}
-TEMPLATES["llama4"] = processing_llama4.chat_template
-#: In the manner of SmolLM3's: tools have another name, calls are written as text, generations are marked.
-TEMPLATES["like smollm3"] = (
-    "<|im_start|>system\n{% if xml_tools %}{% for tool in xml_tools %}{{ tool | string }}{% endfor %}{% endif %}"
-    "<|im_end|>\n{% for message in messages %}{% if message.role == 'assistant' %}{% generation %}"
-    "{{ '<|im_start|>assistant\n' + message.content + '<|im_end|>\n' }}{% endgeneration %}{% else %}"
-    "{{ '<|im_start|>user\n' + message.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-SPECIAL = [
-    "<|start|>",
-    "<|end|>",
-    "<|message|>",
-    "<|channel|>",
-    "<|call|>",
-    "<|return|>",
-    "<|eot|>",
-    "<|header_start|>",
-    "<|header_end|>",
-    "<|python_start|>",
-    "<|python_end|>",
-    "<|eot_id|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-]
-PLACE = {"type": "object", "properties": {"city": {"type": "string", "description": "Where"}}}
+TEMPLATES = {
+    "llama4": processing_llama4.chat_template,
+    # In the manner of SmolLM3's: another name for tools, calls as text, marked generations.
+    "like smollm3": (
+        "<|im_start|>system\n{% if xml_tools %}{% for tool in xml_tools %}{{ tool | string }}{% endfor %}"
+        "{% endif %}<|im_end|>\n{% for message in messages %}{% if message.role == 'assistant' %}{% generation %}"
+        "{{ '<|im_start|>assistant\n' + message.content + '<|im_end|>\n' }}{% endgeneration %}{% else %}"
+        "{{ '<|im_start|>user\n' + message.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "chatml": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+    **{
+        file.stem: file.read_text(encoding="utf-8")
+        for file in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")
+    },
+}
 TOOLS = [
-    {"type": "function", "function": {"name": "weather", "description": "Degrees", "parameters": PLACE}},
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Degrees",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "description": "Where"}},
+            },
+        },
+    },
 ]
+CALLS = {
+    "qwen": '<tool_call>\n{"name": "weather", "arguments": {"city": "%s"}}\n</tool_call><|im_end|>',
+    "gptoss": ' to=functions.weather<|channel|>commentary json<|message|>{"city": "%s"}<|call|>',
+    "llama4": '<|python_start|><|python_end|>{"name": "weather", "parameters": {"city": "%s"}}<|eot|>',
+    "qwen3_5": "<tool_call>\n<function=weather>\n<parameter=city>\n%s\n</parameter>\n</function>\n</tool_call><|im_end|>",
+    "llama3": '{"name": "weather", "parameters": {"city": "%s"}}<|eot_id|>',
+}
 
 
-def call(city: str) -> dict[str, Any]:
-    return {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}],
-    }
-
-
-def answer(role: str, content: str, **more: Any) -> dict[str, Any]:
+def turn(role: str, content: str | None, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
+def call(city: Any) -> dict[str, Any]:
+    return turn(
+        "assistant",
+        "",
+        tool_calls=[{"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}],
+    )
+
+
 CHAT = [
-    answer("system", "Be brief."),
-    answer("user", "Paris?"),
+    turn("system", "Be brief."),
+    turn("user", "Paris?"),
     call("Paris"),
-    answer("tool", "18", name="weather"),
-    answer("assistant", "18 degrees."),
-    answer("user", "Rome?"),
+    turn("tool", "18", name="weather"),
+    turn("assistant", "18 degrees."),
+    turn("user", "Rome?"),
     call("Rome"),
-    answer("tool", "25", name="weather"),
-    answer("assistant", "25 degrees."),
+    turn("tool", "25", name="weather"),
+    turn("assistant", "25 degrees."),
 ]
 #: The same with reasoning, as Qwen3 and as gpt-oss call it.
-THOUGHTS = {2: "I ask.", 4: "It is 18.", 6: "Again.", 8: "It is 25."}
 REASONED = [
-    {**turn, **dict.fromkeys(("reasoning_content", "thinking"), THOUGHTS[number])}
-    if number in THOUGHTS
-    else turn
-    for number, turn in enumerate(CHAT)
+    message
+    | {key: f"Thought {number}." for key in ("reasoning_content", "thinking") if number in (2, 4, 6, 8)}
+    for number, message in enumerate(CHAT)
 ]
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "%s"}}\n</tool_call><|im_end|>'
-TO = ' to=functions.weather<|channel|>commentary json<|message|>{"city": "%s"}<|call|>'
-LLAMA4 = '<|python_start|><|python_end|>{"name": "weather", "parameters": {"city": "%s"}}<|eot|>'
-LLAMA3 = '{"name": "weather", "parameters": {"city": "%s"}}<|eot_id|>'
-END = "<|im_end|>"
 
 
 @pytest.fixture(scope="module")
 def folder(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer")
-    (path / "tokenizer_config.json").write_bytes((smol / "tokenizer_config.json").read_bytes())
-    tokenizer = Tokenizer.from_file(str(smol / "tokenizer.json"))
-    tokenizer.add_special_tokens(SPECIAL)
+    path = with_template(smol, tmp_path_factory.mktemp("tokenizer"), None)
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    sources = "".join(TEMPLATES[name] for name in ("gptoss", "llama4", "llama3_1"))
+    tokenizer.add_special_tokens(re.findall(r"<\|\w+\|>", sources))
     tokenizer.save(str(path / "tokenizer.json"))
     return path
 
 
-def load(folder: Path, template: str, **changes: Any) -> Tokenization:
+def using(folder: Path, template: str, **changes: Any) -> Any:
     (folder / "chat_template.jinja").write_text(TEMPLATES[template], encoding="utf-8")
-    return Tokenization.load(folder, ChunksSettings(max_tokens=4_096, **changes), "sft")
+    return load(folder, max_tokens=4_096, **changes)
 
 
-def rows_of(*records: dict[str, Any]) -> pa.Table:
-    rows = [
-        {"id": str(row), "text": "", "messages": messages_of(record, None), "source": "a.jsonl", "row": row}
-        for row, record in enumerate(records)
-    ]
-    return pa.Table.from_pylist(rows, schema=schema())
+def stored(messages: list[dict[str, Any]], tools: Any = TOOLS) -> list[dict[str, Any]]:
+    return messages_of({"messages": messages, "tools": tools}, None)
 
 
-def trained(tokenization: Tokenization, record: dict[str, Any]) -> str:
+def chunked(tokenization: Any, messages: list[dict[str, Any]]) -> Any:
+    row = {"id": "0", "text": "", "messages": stored(messages), "source": "a.jsonl", "row": 1}
+    return chunks.chunk(table([row]), tokenization, "sft")
+
+
+def trained(tokenization: Any, messages: list[dict[str, Any]]) -> str:
     [[ids]], [[marks]] = (
-        chunks.chunk(rows_of(record), tokenization, "sft").table[name].to_pylist()
-        for name in ("windows", "marks")
+        chunked(tokenization, messages).table[name].to_pylist() for name in ("windows", "marks")
     )
-    learned = [id_ for id_, mark in zip(ids, marks, strict=True) if mark]
-    return tokenization.tokenizer.decode(learned, skip_special_tokens=False)
+    return tokenization.tokenizer.decode(
+        [id_ for id_, mark in zip(ids, marks, strict=True) if mark], skip_special_tokens=False
+    )
 
 
 @pytest.mark.parametrize(
-    ("template", "messages", "turns"),
+    ("template", "calls", "messages", "around"),
     [
         (
             "qwen3",
+            "qwen",
             REASONED,
             [
-                CALL % "Paris",
-                "18 degrees." + END,
-                "<think>\nAgain.\n</think>\n\n" + CALL % "Rome",
-                "<think>\nIt is 25.\n</think>\n\n25 degrees." + END,
+                "%s",
+                "%s<|im_end|>",
+                "<think>\nThought 6.\n</think>\n\n%s",
+                "<think>\nThought 8.\n</think>\n\n%s<|im_end|>",
             ],
         ),
+        ("qwen3", "qwen", CHAT, ["%s", "%s<|im_end|>", "%s", "<think>\n\n</think>\n\n%s<|im_end|>"]),
+        ("qwen2_5", "qwen", CHAT, ["%s", "%s<|im_end|>", "%s", "%s<|im_end|>"]),
         (
-            "qwen3",
+            "qwen3_5_think",
+            "qwen3_5",
             CHAT,
-            [
-                CALL % "Paris",
-                "18 degrees." + END,
-                CALL % "Rome",
-                "<think>\n\n</think>\n\n25 degrees." + END,
-            ],
+            ["%s", "%s<|im_end|>", "\n</think>\n\n%s", "\n</think>\n\n%s<|im_end|>"],
         ),
-        ("qwen2_5", CHAT, [CALL % "Paris", "18 degrees." + END, CALL % "Rome", "25 degrees." + END]),
         (
+            "gptoss",
             "gptoss",
             REASONED,
             [
-                TO % "Paris",
-                "<|channel|>final<|message|>18 degrees.<|end|>",
-                TO % "Rome",
-                "<|channel|>analysis<|message|>It is 25.<|end|><|start|>assistant<|channel|>final<|message|>25"
-                " degrees.<|return|>",
+                "%s",
+                "<|channel|>final<|message|>%s<|end|>",
+                "%s",
+                "<|channel|>analysis<|message|>Thought 8.<|end|><|start|>assistant<|channel|>final<|message|>%s"
+                "<|return|>",
             ],
         ),
-        ("llama4", CHAT, [LLAMA4 % "Paris", "18 degrees.<|eot|>", LLAMA4 % "Rome", "25 degrees.<|eot|>"]),
-        (
-            "llama3_1",
-            CHAT,
-            [LLAMA3 % "Paris", "18 degrees.<|eot_id|>", LLAMA3 % "Rome", "25 degrees.<|eot_id|>"],
-        ),
+        ("llama4", "llama4", CHAT, ["%s", "%s<|eot|>", "%s", "%s<|eot|>"]),
+        ("llama3_1", "llama3", CHAT, ["%s", "%s<|eot_id|>", "%s", "%s<|eot_id|>"]),
     ],
 )
 def test_what_the_assistant_wrote_is_trained_of_what_transformers_renders(
-    folder: Path, template: str, messages: list[dict[str, Any]], turns: list[str]
+    folder: Path, template: str, calls: str, messages: list[dict[str, Any]], around: list[str]
 ) -> None:
-    tokenization = load(folder, template)
-    record = {"messages": messages, "tools": TOOLS}
-    reference = AutoTokenizer.from_pretrained(folder)
-    rendered = [
-        tokenization.chat.render(messages_of(record, None)),
-        reference.apply_chat_template(messages, tools=TOOLS, tokenize=False),
-    ]
-    assert len({re.sub(r"\d{4}-\d\d-\d\d|\d\d \w{3} \d{4}", "today", text) for text in rendered}) == 1
-    assert trained(tokenization, record) == "".join(turns)
-    assert trained(load(folder, template, train_on="last_turn"), record) == turns[-1]
-    unlearned = [{**turn, "weight": 0} if number == 4 else turn for number, turn in enumerate(messages)]
-    without = {**record, "messages": unlearned}
-    assert trained(tokenization, without) == "".join([turns[0], *turns[2:]])
-    whole = trained(load(folder, template, train_on="everything"), without)
-    assert whole.replace(turns[1], "") == whole == rendered[0].replace(turns[1], "", 1)
-
-
-@pytest.mark.parametrize("template", ["qwen3_training", "gptoss_training"])
-def test_marks_are_those_of_the_template_s_generation_blocks(folder: Path, template: str) -> None:
-    tokenization = load(folder, template)
-    record = {"messages": REASONED, "tools": TOOLS}
-    options = {"return_dict": True, "return_assistant_tokens_mask": True}
-    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(REASONED, tools=TOOLS, **options)
-    [[marks]] = chunks.chunk(rows_of(record), tokenization, "sft").table["marks"].to_pylist()
-    assert marks == expected["assistant_masks"] and sum(marks) > 40
-    zero = [{**turn, "weight": 0} if number != 8 else turn for number, turn in enumerate(REASONED)]
-    zero = [turn if turn["role"] == "assistant" else REASONED[number] for number, turn in enumerate(zero)]
-    last = trained(load(folder, template, train_on="last_turn"), record)
-    assert trained(tokenization, {**record, "messages": zero}) == last
-    assert "It is 25." in last and "25 degrees." in last and "Rome" not in last
-
-
-def test_a_template_like_smollm3_s_trains_calls_that_are_written_as_text(folder: Path) -> None:
-    tokenization = load(folder, "like smollm3")
-    turns = [answer("user", "Paris?"), answer("assistant", "<code>weather()</code>"), answer("tool", "18")]
-    turns.append(answer("assistant", "18 degrees.", weight=1))
-    text = trained(tokenization, {"messages": turns, "tools": TOOLS})
-    assert text.split("<|im_start|>assistant\n")[1:] == [f"{turns[at]['content']}{END}\n" for at in (1, 3)]
-    assert "'name': 'weather'" in tokenization.chat.render(
-        messages_of({"messages": turns, "tools": TOOLS}, None)
+    written = [CALLS[calls] % "Paris", "18 degrees.", CALLS[calls] % "Rome", "25 degrees."]
+    turns = [form % text for form, text in zip(around, written, strict=True)]
+    tokenization = using(folder, template)
+    rendered = tokenization.chat.render(stored(messages))
+    reference = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        messages, tools=TOOLS, tokenize=False
     )
+    assert len({re.sub(r"\d{4}-\d\d-\d\d|\d\d \w{3} \d{4}", "", text) for text in (rendered, reference)}) == 1
+    assert trained(tokenization, messages) == "".join(turns)
+    unlearned = [*messages[:4], {**messages[4], "weight": 0}, *messages[5:]]
+    assert trained(tokenization, unlearned) == "".join([turns[0], *turns[2:]])
+    assert trained(using(folder, template, train_on="last_turn"), messages) == turns[-1]
+    everything = using(folder, template, train_on="everything")
+    assert trained(everything, unlearned) == rendered.replace(turns[1], "", 1)
+
+
+@pytest.mark.parametrize("template", ["qwen3_training", "gptoss_training", "like smollm3"])
+def test_marks_are_those_of_the_template_s_generation_blocks(folder: Path, template: str) -> None:
+    tokenization = using(folder, template)
+    as_text = [
+        *CHAT[:2],
+        turn("assistant", "<code>weather()</code>"),
+        turn("tool", "18"),
+        *CHAT[4:6],
+        CHAT[8],
+    ]
+    messages = as_text if template == "like smollm3" else [*REASONED[:-1], CHAT[8]]
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        messages, tools=TOOLS, xml_tools=TOOLS, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert chunked(tokenization, messages).table["marks"].to_pylist() == [[expected["assistant_masks"]]]
+    weights = [
+        message | ({"weight": 0} if message["role"] == "assistant" else {}) for message in messages[:-1]
+    ]
+    last = trained(tokenization, [*weights, messages[-1]])
+    assert last == trained(using(folder, template, train_on="last_turn"), messages)
+    assert "weather" in trained(tokenization, messages).removesuffix(last) and "weather" not in last
 
 
 @pytest.mark.parametrize(
@@ -231,6 +217,7 @@ def test_a_template_like_smollm3_s_trains_calls_that_are_written_as_text(folder:
     [
         ("like smollm3", CHAT, "a tool call"),
         ("lfm2", CHAT, "a tool call"),
+        ("chatml", CHAT[:2] + CHAT[4:5], "the declared tools"),
         ("llama4", REASONED, "reasoning"),
         ("llama3_1", [*CHAT[:2], {**CHAT[2], "content": "I look."}, *CHAT[3:]], "the text of a turn"),
         (
@@ -243,15 +230,11 @@ def test_a_template_like_smollm3_s_trains_calls_that_are_written_as_text(folder:
 def test_a_row_is_refused_if_the_template_leaves_out_a_part(
     folder: Path, template: str, messages: list[dict[str, Any]], hidden: str
 ) -> None:
-    found = chunks.chunk(rows_of({"messages": messages, "tools": TOOLS}), load(folder, template), "sft")
-    assert len(found.unfit) == 1 and found.unfit[0].endswith(f" (the chat template does not show {hidden})")
-    assert found.table["windows"].to_pylist() == [[[]]]
-
-
-def test_chatml_shows_no_tools(smol: Path) -> None:
-    tokenization = Tokenization.load(smol, ChunksSettings(max_tokens=64), "sft")
-    found = chunks.chunk(rows_of({"messages": CHAT[:2] + CHAT[4:5], "tools": TOOLS}), tokenization, "sft")
-    assert found.unfit[0].endswith(" (the chat template does not show the declared tools)")
+    refused = chunked(using(folder, template), messages)
+    assert refused.table["windows"].to_pylist() == [[[]]]
+    assert [unfit.partition(" ")[2] for unfit in refused.unfit] == [
+        f"(the chat template does not show {hidden})"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -271,153 +254,112 @@ def test_chatml_shows_no_tools(smol: Path) -> None:
             "turn 3 of field `messages` has a tool call without the name of a function",
         ),
         (
-            {"messages": [{"role": "function_call", "content": '{"name": "weather", "arguments": "now"}'}]},
+            {"messages": [turn("function_call", '{"name": "weather", "arguments": "now"}')]},
             "turn 1 of field `messages` has a tool call whose arguments are not a JSON object",
         ),
-        (
-            {"messages": [call("a"), answer("tool", "18", tool_call_id="c1"), CHAT[3], call(float("nan"))]},
-            "message 4 has tools or a tool call that are not JSON, or nested too deeply",
-        ),
-        (
-            {"messages": [call("\ud800")]},
-            "message 1 has tools or a tool call that are not JSON, or nested too deeply",
+        *(
+            ({"messages": [call(city)]}, "its tools or its tool calls are not JSON, or nested too deeply")
+            for city in (float("nan"), "\ud800", json.loads("[" * 300 + "]" * 300))
         ),
         (
             {"messages": [CHAT[3], call("Rome")]},
             "message 1 is the answer of a tool that was not called before it",
         ),
         (
-            {"messages": [answer("user", "Hm?", thinking="Hm.")]},
-            "turn 1 of field `messages` has a tool call or reasoning and is not the assistant's",
+            {"messages": [turn("tool", "1"), turn("tool", "2", tool_call_id="x")]},
+            "message 2 is the answer of a tool that was not called before it",
         ),
         (
-            {"messages": [answer("assistant", "a", weight=0.5)]},
+            {"messages": [turn("assistant", "a", weight=0.5)]},
             "turn 1 of field `messages` has a weight other than 0, or 1 for the assistant",
         ),
     ],
 )
 def test_what_does_not_fit_is_named(record: dict[str, Any], problem: str) -> None:
-    with pytest.raises(Malformed) as caught:
+    with pytest.raises(Malformed, match=f"^{problem}$"):
         messages_of({"messages": CHAT, "tools": TOOLS} | record, None)
-    assert str(caught.value) == problem
 
 
-def test_forms_of_tools_calls_and_arguments_are_one() -> None:
+def test_what_tells_conversations_apart_is_what_the_model_reads() -> None:
     function = {"name": "weather", "arguments": '{"city": "Paris"}'}
-    forms = [
-        {"messages": CHAT[:4], "tools": json.dumps(TOOLS)},
-        {
-            "messages": [*CHAT[:2], answer("assistant", None, function_call=function), CHAT[3]],
-            "functions": [TOOLS[0]["function"]],
-        },
-        {
-            "conversations": [
-                *CHAT[:2],
-                {"from": "function_call", "value": json.dumps(function)},
-                {"role": "function", "content": "18", "name": "weather"},
-            ],
-            "tools": TOOLS,
-        },
+    as_turn = {"from": "function_call", "value": json.dumps(function)}
+    equal = [
+        stored(CHAT[:4], json.dumps(TOOLS)),
+        stored([*CHAT[:2], turn("assistant", None, function_call=function), CHAT[3]], [TOOLS[0]["function"]]),
+        stored([*CHAT[:2], as_turn, {**CHAT[3], "role": "function"}]),
+        stored([*CHAT[:2], {**CHAT[2], "weight": 0}, CHAT[3]]),
     ]
-    assert len({messages_hash(messages_of(form, None)) for form in forms}) == 1
-
-
-MAIL = "jo@example.org"
-PERSONAL = {
-    "messages": [
-        answer("user", "Who?"),
-        answer("assistant", "", thinking=f"Ask {MAIL}.", function_call={"name": "find", "arguments": {}}),
-        answer("tool", f'{{"mail": "{MAIL}"}}'),
-        answer("assistant", "Found."),
-    ],
-    "tools": [{"name": "find", "description": f"By {MAIL}"}],
-}
-PERSONAL["messages"][1]["function_call"]["arguments"] = {
-    MAIL: [True, None, {"line": f"a\n{MAIL}"}],
-    "card": 4111111111111111,
-}
-
-
-def test_personal_data_in_every_part_is_found_and_masked() -> None:
-    messages = messages_of(PERSONAL, None)
-    row = {"messages": messages, "text": "Who?", "label": None}
-    settings = ExamplesSettings(task="sft", pii="mask")
-    [found] = examples.examine(table(sound_rows(row)), settings, "b").valid.to_pylist()
-    everything = json.dumps([found["text"], found["messages"]])
-    assert "example.org" not in everything and "4111" not in everything
-    extras = json.loads(found["messages"][1]["extras"])
-    arguments = {"[EMAIL]": [True, None, {"line": "a\n[EMAIL]"}], "card": "[CARD]"}
-    assert extras["tool_calls"][0]["function"] == {"name": "find", "arguments": arguments}
-    assert json.loads(found["messages"][0]["extras"])["tools"][0]["function"]["description"] == "By [EMAIL]"
-    quarantined = examples.examine(
-        table(sound_rows(row)), settings.model_copy(update={"pii": "quarantine"}), "b"
-    )
-    assert quarantined.quarantined["reasons"].to_pylist() == ["personal data"]
-
-
-def test_arguments_answers_and_tools_tell_conversations_apart_and_weights_do_not() -> None:
-    other = json.loads(json.dumps(CHAT))
-    other[6]["tool_calls"][0]["function"]["arguments"]["city"] = "Bonn"
-    weighted = [{**turn, "weight": 0} for turn in CHAT]
-    answered = [*CHAT[:7], {**CHAT[7], "content": "26"}, CHAT[8]]
-    hashes = [
-        messages_hash(messages_of({"messages": messages, "tools": tools}, None))
-        for messages, tools in (
-            (CHAT, TOOLS), (weighted, TOOLS), (other, TOOLS), (answered, TOOLS), (CHAT, None), (REASONED, TOOLS),
-        )
-    ]  # fmt: skip
-    assert hashes[0] == hashes[1] and len(set(hashes)) == 5
-    rows = [{"messages": messages_of({"messages": m}, None), "label": None} for m in (CHAT, CHAT[:-1])]
-    rows += [
-        {"messages": messages_of({"messages": [answer("assistant", "", thinking="a")]}, None), "label": None}
+    assert len(set(map(messages_hash, equal))) == 1
+    other = [
+        stored([*CHAT[:2], call("Rome"), CHAT[3]]),
+        stored([*CHAT[:3], turn("tool", "19", name="weather")]),
+        stored(CHAT[:4], None),
+        stored(REASONED[:4]),
     ]
-    found = examples.examine(table(sound_rows(*rows)), ExamplesSettings(task="sft"), "b")
-    assert found.quarantined["reasons"].to_pylist() == ["no or empty assistant turn, or unknown role"]
+    assert len(set(map(messages_hash, [equal[0], *other]))) == 5
+
+
+@pytest.mark.parametrize("pii", ["mask", "quarantine"])
+def test_personal_data_in_every_part_is_found_and_masked(pii: Any) -> None:
+    mail = "jo@example.org"
+    arguments = {mail: [True, None, {"line": f"a\n{mail}"}], "card": 4111111111111111}
+    messages = [
+        turn("user", f"Am I {mail}?"),
+        turn(
+            "assistant", "", thinking=f"Ask {mail}.", function_call={"name": "find", "arguments": arguments}
+        ),
+        turn("tool", f'{{"mail": "{mail}"}}'),
+        turn("assistant", "Yes."),
+    ]
+    conversations = [
+        stored(messages, [{"name": "find", "description": f"By {mail}"}]),
+        stored([messages[0]], None),
+    ]
+    rows = sound_rows(*({"messages": conversation, "label": None} for conversation in conversations))
+    found = examples.examine(table(rows), ExamplesSettings(task="sft", pii=pii), "b")
+    bad = "no or empty assistant turn, or unknown role"
+    personal = ["personal data", f"personal data; {bad}"] if pii == "quarantine" else [bad]
+    assert found.quarantined["reasons"].to_pylist() == personal
+    for row in found.valid.to_pylist():
+        assert [message["content"] for message in row["messages"]] == [
+            "Am I [EMAIL]?",
+            "",
+            '{"mail": "[EMAIL]"}',
+            "Yes.",
+        ]
+        declared, called = (json.loads(message["extras"]) for message in row["messages"][:2])
+        assert declared["tools"][0]["function"]["description"] == "By [EMAIL]"
+        assert called["reasoning"] == "Ask [EMAIL]." and called["reasoning"] in row["text"]
+        masked = {"[EMAIL]": [True, None, {"line": "a\n[EMAIL]"}], "card": "[CARD]"}
+        assert called["tool_calls"][0]["function"]["arguments"] == masked
 
 
 def test_what_a_model_is_compared_with_has_its_reasoning_and_calls(folder: Path) -> None:
-    scorer = SimpleNamespace(base_tokenization=load(folder, "qwen3"))
-    written = [
-        _Scorer._written(scorer, messages_of({"messages": REASONED[:at], "tools": TOOLS}, None))
-        for at in (3, 5)
-    ]  # pyright: ignore[reportArgumentType]
-    think = "<think>\n{}\n</think>\n\n{}"
-    assert written[0] == think.format("I ask.", CALL % "Paris").removesuffix(END)
-    assert written[1] == think.format("It is 18.", "18 degrees.")
+    scorer = cast(Any, SimpleNamespace(base_tokenization=using(folder, "qwen3")))
+    assert [scoring._Scorer._written(scorer, stored(REASONED[:end])) for end in (3, 5)] == [
+        f"<think>\nThought 2.\n</think>\n\n{CALLS['qwen'] % 'Paris'}".removesuffix("<|im_end|>"),
+        "<think>\nThought 4.\n</think>\n\n18 degrees.",
+    ]
 
 
-def test_the_data_report_shows_a_tool_chat_with_its_trained_tokens(tmp_path: Path, folder: Path) -> None:
+def test_the_data_report_shows_a_tool_chat_with_its_trained_tokens(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text(TEMPLATES["qwen3"], encoding="utf-8")
-    project = create(
+    rows = [{"messages": [turn("user", f"{row}?"), turn("assistant", f"It is {row}.")]} for row in range(60)]
+    rows += [
+        {"messages": [turn("user", f"Town {row}?"), call(f"Town {row}")], "tools": TOOLS} for row in range(9)
+    ]
+    prepared = prepare(
         tmp_path,
         base_model="model",
+        delivered=[row | {"expression": f"g{number}"} for number, row in enumerate(rows)],
         examples={"task": "sft", "label": None, "labels": None},
-        chunks={"max_tokens": 512, "max_chunks": None, "stride": 4},
+        chunks={"max_tokens": 512, "stride": 4},
     )
-    rows = [
-        {
-            "expression": f"g{row}",
-            "messages": [answer("user", f"{row}?"), answer("assistant", f"It is {row}.")],
-        }
-        for row in range(60)
-    ]
-    rows += [
-        {
-            "expression": f"t{row}",
-            "messages": [answer("user", f"Town {row}?"), call(f"Town {row}")],
-            "tools": TOOLS,
-        }
-        for row in range(9)
-    ]
-    project.deliver("delivery-1.jsonl", rows)
-    prepared = take(project)
     report = (prepared.store.folder(prepared.snapshot) / "report.md").read_text(encoding="utf-8")
-    assert "what is trained: **the tokens in ⟦ ⟧**" in report
-    shown = report.split("as the model reads it:")[1].replace("Ġ", " ").replace("Ċ", "\n")
-    [learned] = re.findall("⟦(.*?)⟧", shown.replace(" ", ""), re.DOTALL)
-    assert re.fullmatch(
-        r'<think></think><tool_call>\{"name":"weather",.*\}</tool_call><\|im_end\|>',
-        learned.replace("\n", ""),
+    shown = re.sub(
+        r"[\sĠĊ]", "", report.split("what is trained: **the tokens in ⟦ ⟧**")[1].split("reads it:")[1]
     )
-    assert "<|im_start|>assistant⟦" in re.sub(r"\s", "", shown)
+    assert re.search(
+        r'assistant⟦<think></think><tool_call>\{"name":"weather",.*\}</tool_call><\|im_end\|>⟧', shown
+    )

@@ -152,8 +152,8 @@ class ChatTemplate:
         )
 
     def _require_shown(self, conversation: _Conversation) -> None:
-        """Refuse a conversation of which the template leaves out a tool, or a part of a message that it does not
-        even show where the conversation ends with it (Qwen3 drops the reasoning of earlier turns).
+        """Refuse a conversation of which the template leaves out a tool, or a part of a message that it does
+        not even show where the conversation ends with it (Qwen3 drops the reasoning of earlier turns).
         """
         if not conversation.tools and all(len(message) == 2 for message in conversation.messages):
             return
@@ -200,8 +200,8 @@ class ChatTemplate:
         return len(stripped if stripped.endswith(self.ends) else turn)
 
     def _rewritten_turn(self, conversation: _Conversation, number: int, text: str) -> Span:
-        """Find a turn in a template that rewrites earlier turns (drops their reasoning, say): from the prompt to
-        answer before the turn's first part to the end of the turn behind its last part.
+        """Find a turn in a template that rewrites earlier turns (drops their reasoning, say): from the prompt
+        to answer before the turn's first part to the end of the turn behind its last part.
         """
         marked = conversation.marked([number])
         before, after = (_MARKS.sub("", part) for part in _around(self._render(marked)[0], number))
@@ -216,8 +216,8 @@ class ChatTemplate:
             earlier = conversation.upto(number - 1)
             prompt = self._render(earlier, True)[0].removeprefix(self._render(earlier)[0])
             between = _around(_around(pair, number - 1)[1], number)[0]
-            # A prompt may also open the reasoning, which this turn does not have: as much of it, up to a line or
-            # a special token, as the turn has.
+            # A prompt may also open the reasoning, which this turn does not have: as much of it, up to a line
+            # or a special token, as the turn has.
             header = max(
                 (
                     prompt[:end]

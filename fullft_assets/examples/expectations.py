@@ -104,8 +104,8 @@ def _language_problems(settings: ExamplesSettings) -> Iterator[Problem]:
         if language not in LANGUAGES:
             yield (
                 ("examples", "languages", number),
-                f"`{language}` is no language that can be identified{_near(language, LANGUAGES)}; give its code"
-                " of ISO 639-1",
+                f"`{language}` is no language that can be identified{_near(language, LANGUAGES)}; give its"
+                " code of ISO 639-1",
             )
 
 

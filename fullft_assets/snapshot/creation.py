@@ -274,8 +274,8 @@ class _Creation:
         )
 
     def _example(self, frozen: Frozen, batches: Mapping[str, BatchRows]) -> data_report.Example | None:
-        """Return the first training row in the order of the texts' hashes: any, but always the same. Of the first
-        conversations it is one with reasoning or tools, if there is one.
+        """Return the first training row in the order of the texts' hashes: any, but always the same. Of the
+        first conversations it is one with reasoning or tools, if there is one.
         """
         numbers = pc.indices_nonzero(pc.equal(frozen.index["split"], "train"))[:_EXAMPLES].to_numpy()
         if not len(numbers):

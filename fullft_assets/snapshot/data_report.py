@@ -105,7 +105,7 @@ def target_of(row: Mapping[str, Any], has_messages: bool) -> str:
 
 
 def with_marks(tokens: Sequence[str], marks: Sequence[int]) -> list[str]:
-    """Return the tokens of a chunk with each run of trained ones in ⟦ ⟧, from a little before the first one on.
+    """Return the tokens of a chunk with each run of trained ones in ⟦ ⟧, from a little before the first run.
 
     Args:
         tokens: as text.

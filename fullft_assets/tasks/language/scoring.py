@@ -330,8 +330,8 @@ class _Scorer:
         return prompts
 
     def _written(self, conversation: Sequence[Message]) -> str:
-        """Return the last turn as a model writes it: with the template's form of its reasoning and its calls, and
-        without special tokens.
+        """Return the last turn as a model writes it: with the template's form of its reasoning and its calls,
+        and without special tokens.
         """
         tokenization = self.base_tokenization
         assert tokenization.chat is not None, "loaded for the task sft"
