@@ -26,8 +26,6 @@ from tests.test_chunks import smol as smol
 from tests.test_chunks_masks import load, with_template
 from tests.test_examples import sound_rows, table
 
-pytestmark = pytest.mark.quick
-
 #: Chat templates as the models' makers publish them (trl and transformers, Apache-2.0), read where they are
 #: installed; those with `_training` are trl's, with the marks of `{% generation %}`.
 TEMPLATES = {
@@ -103,8 +101,9 @@ REASONED = [
 def folder(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = with_template(smol, tmp_path_factory.mktemp("tokenizer"), None)
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-    sources = "".join(TEMPLATES[name] for name in ("gptoss", "llama4", "llama3_1"))
-    tokenizer.add_special_tokens(re.findall(r"<\|\w+\|>", sources))
+    tokenizer.add_special_tokens(
+        re.findall(r"<\|\w+\|>", TEMPLATES["gptoss"] + TEMPLATES["llama4"] + TEMPLATES["llama3_1"])
+    )
     tokenizer.save(str(path / "tokenizer.json"))
     return path
 
@@ -119,8 +118,11 @@ def stored(messages: list[dict[str, Any]], tools: Any = TOOLS) -> list[dict[str,
 
 
 def chunked(tokenization: Any, messages: list[dict[str, Any]]) -> Any:
-    row = {"id": "0", "text": "", "messages": stored(messages), "source": "a.jsonl", "row": 1}
-    return chunks.chunk(table([row]), tokenization, "sft")
+    return chunks.chunk(
+        table([{"id": "0", "text": "", "messages": stored(messages), "source": "a.jsonl", "row": 1}]),
+        tokenization,
+        "sft",
+    )
 
 
 def trained(tokenization: Any, messages: list[dict[str, Any]]) -> str:
@@ -173,8 +175,12 @@ def trained(tokenization: Any, messages: list[dict[str, Any]]) -> str:
 def test_what_the_assistant_wrote_is_trained_of_what_transformers_renders(
     folder: Path, template: str, calls: str, messages: list[dict[str, Any]], around: list[str]
 ) -> None:
-    written = [CALLS[calls] % "Paris", "18 degrees.", CALLS[calls] % "Rome", "25 degrees."]
-    turns = [form % text for form, text in zip(around, written, strict=True)]
+    turns = [
+        form % text
+        for form, text in zip(
+            around, (CALLS[calls] % "Paris", "18 degrees.", CALLS[calls] % "Rome", "25 degrees."), strict=True
+        )
+    ]
     tokenization = using(folder, template)
     rendered = tokenization.chat.render(stored(messages))
     reference = AutoTokenizer.from_pretrained(folder).apply_chat_template(
@@ -185,29 +191,28 @@ def test_what_the_assistant_wrote_is_trained_of_what_transformers_renders(
     unlearned = [*messages[:4], {**messages[4], "weight": 0}, *messages[5:]]
     assert trained(tokenization, unlearned) == "".join([turns[0], *turns[2:]])
     assert trained(using(folder, template, train_on="last_turn"), messages) == turns[-1]
-    everything = using(folder, template, train_on="everything")
-    assert trained(everything, unlearned) == rendered.replace(turns[1], "", 1)
+    assert rendered.replace(turns[1], "", 1) == trained(
+        using(folder, template, train_on="everything"), unlearned
+    )
 
 
 @pytest.mark.parametrize("template", ["qwen3_training", "gptoss_training", "like smollm3"])
 def test_marks_are_those_of_the_template_s_generation_blocks(folder: Path, template: str) -> None:
     tokenization = using(folder, template)
-    as_text = [
-        *CHAT[:2],
-        turn("assistant", "<code>weather()</code>"),
-        turn("tool", "18"),
-        *CHAT[4:6],
-        CHAT[8],
-    ]
-    messages = as_text if template == "like smollm3" else [*REASONED[:-1], CHAT[8]]
+    messages = (
+        [*CHAT[:2], turn("assistant", "<code>weather()</code>"), turn("tool", "18"), *CHAT[4:6], CHAT[8]]
+        if template == "like smollm3"
+        else [*REASONED[:-1], CHAT[8]]
+    )
     expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(
         messages, tools=TOOLS, xml_tools=TOOLS, return_dict=True, return_assistant_tokens_mask=True
     )
     assert chunked(tokenization, messages).table["marks"].to_pylist() == [[expected["assistant_masks"]]]
-    weights = [
-        message | ({"weight": 0} if message["role"] == "assistant" else {}) for message in messages[:-1]
-    ]
-    last = trained(tokenization, [*weights, messages[-1]])
+    last = trained(
+        tokenization,
+        [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages[:-1]]
+        + messages[-1:],
+    )
     assert last == trained(using(folder, template, train_on="last_turn"), messages)
     assert "weather" in trained(tokenization, messages).removesuffix(last) and "weather" not in last
 
@@ -231,10 +236,10 @@ def test_a_row_is_refused_if_the_template_leaves_out_a_part(
     folder: Path, template: str, messages: list[dict[str, Any]], hidden: str
 ) -> None:
     refused = chunked(using(folder, template), messages)
-    assert refused.table["windows"].to_pylist() == [[[]]]
-    assert [unfit.partition(" ")[2] for unfit in refused.unfit] == [
-        f"(the chat template does not show {hidden})"
-    ]
+    assert (refused.table["windows"].to_pylist(), refused.unfit[0].partition(" ")[2]) == (
+        [[[]]],
+        f"(the chat template does not show {hidden})",
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,31 +287,42 @@ def test_what_does_not_fit_is_named(record: dict[str, Any], problem: str) -> Non
 
 def test_what_tells_conversations_apart_is_what_the_model_reads() -> None:
     function = {"name": "weather", "arguments": '{"city": "Paris"}'}
-    as_turn = {"from": "function_call", "value": json.dumps(function)}
-    equal = [
-        stored(CHAT[:4], json.dumps(TOOLS)),
-        stored([*CHAT[:2], turn("assistant", None, function_call=function), CHAT[3]], [TOOLS[0]["function"]]),
-        stored([*CHAT[:2], as_turn, {**CHAT[3], "role": "function"}]),
-        stored([*CHAT[:2], {**CHAT[2], "weight": 0}, CHAT[3]]),
+    hashes = [
+        messages_hash(stored(messages, tools))
+        for messages, tools in (
+            (CHAT[:4], json.dumps(TOOLS)),
+            ([*CHAT[:2], turn("assistant", None, function_call=function), CHAT[3]], [TOOLS[0]["function"]]),
+            (
+                [
+                    *CHAT[:2],
+                    {"from": "function_call", "value": json.dumps(function)},
+                    {**CHAT[3], "role": "function"},
+                ],
+                TOOLS,
+            ),
+            ([*CHAT[:2], {**CHAT[2], "weight": 0}, CHAT[3]], TOOLS),
+            ([*CHAT[:2], call("Rome"), CHAT[3]], TOOLS),
+            ([*CHAT[:3], turn("tool", "19", name="weather")], TOOLS),
+            (CHAT[:4], None),
+            (REASONED[:4], TOOLS),
+        )
     ]
-    assert len(set(map(messages_hash, equal))) == 1
-    other = [
-        stored([*CHAT[:2], call("Rome"), CHAT[3]]),
-        stored([*CHAT[:3], turn("tool", "19", name="weather")]),
-        stored(CHAT[:4], None),
-        stored(REASONED[:4]),
-    ]
-    assert len(set(map(messages_hash, [equal[0], *other]))) == 5
+    assert len(set(hashes[:4])) == 1 and len(set(hashes[3:])) == 5
 
 
 @pytest.mark.parametrize("pii", ["mask", "quarantine"])
 def test_personal_data_in_every_part_is_found_and_masked(pii: Any) -> None:
     mail = "jo@example.org"
-    arguments = {mail: [True, None, {"line": f"a\n{mail}"}], "card": 4111111111111111}
     messages = [
         turn("user", f"Am I {mail}?"),
         turn(
-            "assistant", "", thinking=f"Ask {mail}.", function_call={"name": "find", "arguments": arguments}
+            "assistant",
+            "",
+            thinking=f"Ask {mail}.",
+            function_call={
+                "name": "find",
+                "arguments": {mail: [True, None, {"line": f"a\n{mail}"}], "card": 4111111111111111},
+            },
         ),
         turn("tool", f'{{"mail": "{mail}"}}'),
         turn("assistant", "Yes."),
@@ -317,9 +333,9 @@ def test_personal_data_in_every_part_is_found_and_masked(pii: Any) -> None:
     ]
     rows = sound_rows(*({"messages": conversation, "label": None} for conversation in conversations))
     found = examples.examine(table(rows), ExamplesSettings(task="sft", pii=pii), "b")
-    bad = "no or empty assistant turn, or unknown role"
-    personal = ["personal data", f"personal data; {bad}"] if pii == "quarantine" else [bad]
-    assert found.quarantined["reasons"].to_pylist() == personal
+    assert [reasons.split("; ")[0] for reasons in found.quarantined["reasons"].to_pylist()] == (
+        ["personal data"] * 2 if pii == "quarantine" else ["no or empty assistant turn, or unknown role"]
+    )
     for row in found.valid.to_pylist():
         assert [message["content"] for message in row["messages"]] == [
             "Am I [EMAIL]?",
@@ -328,10 +344,16 @@ def test_personal_data_in_every_part_is_found_and_masked(pii: Any) -> None:
             "Yes.",
         ]
         declared, called = (json.loads(message["extras"]) for message in row["messages"][:2])
-        assert declared["tools"][0]["function"]["description"] == "By [EMAIL]"
-        assert called["reasoning"] == "Ask [EMAIL]." and called["reasoning"] in row["text"]
-        masked = {"[EMAIL]": [True, None, {"line": "a\n[EMAIL]"}], "card": "[CARD]"}
-        assert called["tool_calls"][0]["function"]["arguments"] == masked
+        assert (
+            declared["tools"][0]["function"]["description"],
+            called["reasoning"],
+            called["tool_calls"][0]["function"]["arguments"],
+        ) == (
+            "By [EMAIL]",
+            "Ask [EMAIL].",
+            {"[EMAIL]": [True, None, {"line": "a\n[EMAIL]"}], "card": "[CARD]"},
+        )
+        assert "example.org" not in row["text"] and "Ask [EMAIL]." in row["text"]
 
 
 def test_what_a_model_is_compared_with_has_its_reasoning_and_calls(folder: Path) -> None:
@@ -356,10 +378,9 @@ def test_the_data_report_shows_a_tool_chat_with_its_trained_tokens(tmp_path: Pat
         examples={"task": "sft", "label": None, "labels": None},
         chunks={"max_tokens": 512, "stride": 4},
     )
-    report = (prepared.store.folder(prepared.snapshot) / "report.md").read_text(encoding="utf-8")
-    shown = re.sub(
-        r"[\sĠĊ]", "", report.split("what is trained: **the tokens in ⟦ ⟧**")[1].split("reads it:")[1]
-    )
+    page = (prepared.store.folder(prepared.snapshot) / "report.md").read_text(encoding="utf-8")
+    _, shown = page.split("what is trained: **the tokens in ⟦ ⟧**")[1].split("reads it:")
     assert re.search(
-        r'assistant⟦<think></think><tool_call>\{"name":"weather",.*\}</tool_call><\|im_end\|>⟧', shown
+        r'assistant⟦<think></think><tool_call>\{"name":"weather",.*\}</tool_call><\|im_end\|>⟧',
+        re.sub(r"[\sĠĊ]", "", shown),
     )
