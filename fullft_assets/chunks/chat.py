@@ -214,7 +214,7 @@ class ChatTemplate:
         pair = self._render(conversation.marked([number - 1, number]))[0]
         if _mark(number - 1, "") in pair:
             earlier = conversation.upto(number - 1)
-            prompt = self._render(earlier, True)[0].removeprefix(self._render(earlier)[0])
+            prompt = self._render(earlier, True)[0].partition(self._render(earlier)[0] or "\0")[2]
             between = _around(_around(pair, number - 1)[1], number)[0]
             # A prompt may also open the reasoning, which this turn does not have: as much of it, up to a line
             # or a special token, as the turn has.

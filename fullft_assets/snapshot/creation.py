@@ -45,7 +45,7 @@ from fullft_assets.task import task_of
 VERSION = "15"
 _STAGE = "training_snapshot"
 #: Conversations of which the data report shows one.
-_EXAMPLES = 100
+_EXAMPLES = 20
 
 
 def take(
