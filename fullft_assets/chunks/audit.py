@@ -106,12 +106,10 @@ def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manif
     Raises:
         DataError: no batch has valid examples yet.
     """
-    usable = [batches[name] for name in sorted(batches) if not batches[name].red_gates]
-    if not usable:
+    if not (usable := [batches[name] for name in sorted(batches) if not batches[name].red_gates]):
         raise DataError(f"{use_case.name}: no batch is ingested yet; run {use_case.name}_ingest first")
     sampled = usable[:: -(-len(usable) // SAMPLED_BATCHES)]
-    settings = use_case.settings
-    languages = settings.examples.languages or []
+    languages = (settings := use_case.settings).examples.languages or []
 
     def write(draft: Draft) -> Outcome:
         texts = [text for batch in sampled for text in sample_texts(store.folder(batch) / EXAMPLES_FILE)]

@@ -61,8 +61,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Return what a function returns, if that is not too long."""
-        text = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
-        if isinstance(text, str):
+        if isinstance((text := getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)), str):
             _require_narrow(__obj.__name__, text, *args, *kwargs.values())
         return _require_short(super().call(__context, __obj, *args, **kwargs))
 
@@ -87,9 +86,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 def render(template: Template, blocks: list[str], variables: dict[str, Any]) -> None:
     """Add what a template writes to `blocks`, one after the other."""
-    environment = template.environment
-    assert isinstance(environment, BoundedEnvironment)
-    environment.begin()
+    assert isinstance(template.environment, BoundedEnvironment)
+    template.environment.begin()
     length = 0
     for block in template.generate(**variables):
         length += len(block)
@@ -103,8 +101,7 @@ def bounded(filter_: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(filter_)
     def call(*args: Any, **kwargs: Any) -> Any:
         # jinja2 gives some of them its environment first.
-        texts = (position for position, value in enumerate(args) if isinstance(value, str))
-        first = next(texts, 0)
+        first = next((position for position, value in enumerate(args) if isinstance(value, str)), 0)
         _require_narrow(filter_.__name__.removeprefix("do_"), *args[first:], *kwargs.values())
         return _require_short(filter_(*args, **kwargs))
 

@@ -1,5 +1,5 @@
 """Chat: a model's own template turns a conversation into text, and marks the characters that the assistant
-wrote.
+wrote: its reasoning, its tool calls, its answer and the end of its turn.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fullft_assets.base_model import ModelFolder
+from fullft_assets.conversations import Message
 from fullft_assets.errors import DataError, SettingsError
 
 TrainOn = Literal["assistant", "last_turn", "everything"]
-Message = Mapping[str, str]
 Span = tuple[int, int]
 #: For a model without a template of its own, if its tokenizer has the two tokens: ChatML, one turn after the
 #: other.
@@ -31,16 +31,15 @@ CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 TODAY = datetime(2024, 7, 26)
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-#: Placeholder of an answer, to see what the template puts around one.
-_PLACEHOLDER = "0the0answer0stands0here0"
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A conversation as text, and the characters (start, end exclusive) that are trained."""
-
-    text: str
-    trained: list[Span]
+#: What templates call the reasoning of a turn (Qwen3, gpt-oss, LFM2.5).
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+#: Around a part of a message, to see where the template puts it; the numbers of message and part follow.
+_MARK = "0the0part0stands0here0"
+_MARKS = re.compile(_MARK + "[0-9a-z]{6}[0-9]{6}")
+#: Parts of a message by their numbers; each call has one.
+_PARTS = ("the text of a turn", "reasoning", "a tool call")
+#: A conversation as text, and characters (start, end exclusive) of it that an assistant wrote.
+Rendered = tuple[str, list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,7 @@ class ChatTemplate:
             SettingsError: there is no template and the tokenizer lacks ChatML's tokens, or the template is
                 broken.
         """
-        source = read_template(model_folder)
-        if source is None:
+        if (source := read_template(model_folder)) is None:
             if not set(CHATML_TOKENS) <= set(special):
                 raise SettingsError(
                     f"base_model: {model_folder} has no chat template, which conversations need; take the"
@@ -91,20 +89,19 @@ class ChatTemplate:
         Raises:
             DataError: the template refuses the conversation (roles that do not alternate, say).
         """
-        return self._render(messages, add_generation_prompt)[0]
+        return self._render(_read(messages), add_generation_prompt)[0]
 
-    def _render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = False
-    ) -> tuple[str, list[Span]]:
+    def _render(self, conversation: _Conversation, add_generation_prompt: bool = False) -> Rendered:
         from fullft_assets.chunks import bounded_template
 
         blocks: list[str] = []
         spans: list[Span] = []
         self._compiled.environment.tracked = (blocks, spans)
         variables = {
-            "messages": messages,
+            "messages": conversation.messages,
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,
+            "tools": conversation.tools,
+            "xml_tools": conversation.tools,  # what SmolLM3 calls them
             "documents": None,
         }
         try:
@@ -122,57 +119,187 @@ class ChatTemplate:
         return "".join(blocks), spans
 
     def render_trained(self, messages: Sequence[Message], train_on: TrainOn) -> Rendered:
-        """Render a conversation and find the characters that are trained.
+        """Render a conversation and find the characters that are trained; of a turn of weight 0 none is.
 
         What the assistant wrote is what the template puts between `{% generation %}` marks, if it has them.
         Else it is what turn k adds to the conversation before it with the prompt to answer, end-of-turn token
         included; white space behind that token is not the assistant's.
 
         Raises:
-            DataError: the template refuses the conversation.
+            DataError: the template refuses the conversation, or leaves out a part of it.
         """
-        text, spans = self._render(messages)
+        conversation = _read(messages)
+        text, blocks = written = self._render(conversation)
+        self._require_shown(conversation)
+        turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        turns = turns[-1:] if train_on == "last_turn" else turns
+        learned = [number for number in turns if messages[number].get("weight") != 0]
         if train_on == "everything":
-            return Rendered(text, [(0, len(text))])
-        if not _GENERATION.search(self.source):
-            turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-            spans = [
-                self._turn(messages, number, text)
-                for number in (turns[-1:] if train_on == "last_turn" else turns)
+            gaps = [
+                span
+                for number in turns
+                if number not in learned
+                for span in self._spans(conversation, number, written)
             ]
-        return Rendered(text, spans[-1:] if train_on == "last_turn" else spans)
+            return text, [
+                (end, start)
+                for (_, end), (start, _) in zip([(0, 0), *gaps], [*gaps, (len(text), 0)], strict=True)
+            ]
+        return (
+            written
+            if train_on == "assistant" and learned == turns and _GENERATION.search(self.source)
+            else (text, [span for number in learned for span in self._spans(conversation, number, written)])
+        )
 
-    def _turn(self, messages: Sequence[Message], number: int, text: str) -> Span:
-        if number:
-            before = self.render(messages[:number], add_generation_prompt=True)
-            upto = text if number == len(messages) - 1 else self.render(messages[: number + 1])
-            if len(before) <= len(upto) and text.startswith(before) and text.startswith(upto):
-                turn = text[len(before) : len(upto)]
-                stripped = turn.rstrip()
-                return len(before), len(before) + len(stripped if stripped.endswith(self.ends) else turn)
-        return self._answer(messages, number, text)
-
-    def _answer(self, messages: Sequence[Message], number: int, text: str) -> Span:
-        """Find a turn in a template that rewrites earlier turns (drops their reasoning, say): its content and
-        its end.
+    def _require_shown(self, conversation: _Conversation) -> None:
+        """Refuse a conversation of which the template leaves out a tool, or a part of a message that it does
+        not even show where the conversation ends with it (Qwen3 drops the reasoning of earlier turns).
         """
-        messages_with_placeholder = [
-            *messages[:number],
-            {**messages[number], "content": _PLACEHOLDER},
-            *messages[number + 1 :],
+        if not conversation.tools and all(len(message) == 2 for message in conversation.messages):
+            return
+        marked = conversation.marked(range(len(conversation.messages)))
+        shown = set(_MARKS.findall(self._render(marked)[0]))
+        if not shown.issuperset(_MARKS.findall(json.dumps(marked.tools))):
+            raise DataError("the chat template does not show the declared tools")
+        for number, message in enumerate(marked.messages):
+            marks = (
+                _MARKS.findall(json.dumps(message)) if len(message) > 2 or message["role"] == "tool" else ()
+            )
+            if (hidden := set(marks) - shown) and (
+                hidden := hidden.difference(_MARKS.findall(self._render(marked.upto(number))[0]))
+            ):
+                raise DataError(
+                    f"the chat template does not show {_PARTS[min(int(min(hidden)[-6:]) // 2, 2)]}"
+                )
+
+    def _spans(self, conversation: _Conversation, number: int, written: Rendered) -> list[Span]:
+        text, blocks = written
+        if not _GENERATION.search(self.source):
+            return [self._turn(conversation, number, text)]
+        marked_text, marked_blocks = self._render(conversation.marked([number]))
+        if len(marked_blocks) != len(blocks):
+            raise DataError("the chat template rewrites the conversation depending on its content")
+        return [
+            block
+            for block, (start, end) in zip(blocks, marked_blocks, strict=True)
+            if _mark(number, "") in marked_text[start:end]
         ]
-        before, placeholder, after = self.render(messages_with_placeholder).partition(_PLACEHOLDER)
-        if not placeholder or not (
-            text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text)
-        ):
+
+    def _turn(self, conversation: _Conversation, number: int, text: str) -> Span:
+        if number:
+            before = self._render(conversation.upto(number - 1), True)[0]
+            is_last = number + 1 == len(conversation.messages)
+            upto = text if is_last else self._render(conversation.upto(number))[0]
+            if len(before) <= len(upto) and text.startswith(before) and text.startswith(upto):
+                return len(before), len(before) + self._length(upto[len(before) :])
+        return self._rewritten_turn(conversation, number, text)
+
+    def _length(self, turn: str) -> int:
+        # The white space behind the token that ends a turn is not the assistant's.
+        stripped = turn.rstrip()
+        return len(stripped if stripped.endswith(self.ends) else turn)
+
+    def _rewritten_turn(self, conversation: _Conversation, number: int, text: str) -> Span:
+        """Find a turn in a template that rewrites earlier turns (drops their reasoning, say): from the prompt
+        to answer before the turn's first part to the end of the turn behind its last part.
+        """
+        marked = conversation.marked([number])
+        before, after = (_MARKS.sub("", part) for part in _around(self._render(marked)[0], number))
+        if not (text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text)):
             raise DataError(
                 "the chat template rewrites the conversation depending on its content; mark the answers with"
                 " {% generation %} in it"
             )
+        start = len(before)
+        pair = self._render(conversation.marked([number - 1, number]))[0]
+        if _mark(number - 1, "") in pair:
+            earlier = conversation.upto(number - 1)
+            prompt = self._render(earlier, True)[0].partition(self._render(earlier)[0] or "\0")[2]
+            between = _around(_around(pair, number - 1)[1], number)[0]
+            # A prompt may also open the reasoning, which this turn does not have: as much of it, up to a line
+            # or a special token, as the turn has.
+            header = max(
+                (
+                    prompt[:end]
+                    for end in range(len(prompt) + 1)
+                    if end in (0, len(prompt)) or prompt[:end].endswith(("\n", *self.ends))
+                    if prompt[:end] in between
+                ),
+                key=len,
+            )
+            start -= len(between) - between.rindex(header) - len(header)
         end = len(text) - len(after)
-        return len(before), end + max(
-            (len(token) for token in self.ends if after.startswith(token)), default=0
+        ending = _around(self._render(marked.upto(number))[0], number)[1]
+        return (
+            (start, end + self._length(ending))
+            if after.startswith(ending)
+            else (start, end + max((len(token) for token in self.ends if after.startswith(token)), default=0))
         )
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    # As a template reads it.
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+    def upto(self, number: int) -> _Conversation:
+        return _Conversation(self.messages[: number + 1], self.tools)
+
+    def marked(self, numbers: Collection[int]) -> _Conversation:
+        messages = [
+            _marked(message, number) if number in numbers else message
+            for number, message in enumerate(self.messages)
+        ]
+        return _Conversation(messages, self.tools and _named(self.tools, "tools"))
+
+
+def _read(messages: Sequence[Message]) -> _Conversation:
+    # As transformers' `apply_chat_template` gives it to a template.
+    tools = None
+    plain_messages = []
+    for message in messages:
+        extras = json.loads(message.get("extras") or "{}")
+        tools = extras.pop("tools", tools)
+        thoughts = dict.fromkeys(_REASONING, extras.pop("reasoning")) if "reasoning" in extras else {}
+        plain_messages.append({"role": message["role"], "content": message["content"], **thoughts, **extras})
+    return _Conversation(plain_messages, tools)
+
+
+def _marked(message: Mapping[str, Any], number: int) -> dict[str, Any]:
+    marked = dict(message)
+    for key in ("content", *_REASONING):
+        if message.get(key):
+            begin, end = (_mark(number, part) for part in ((0, 1) if key == "content" else (2, 3)))
+            marked[key] = f"{begin}{message[key]}{end}"
+    if "tool_calls" in message:
+        marked["tool_calls"] = _named(message["tool_calls"], number)
+    return marked
+
+
+def _named(functions: list[dict[str, Any]], number: int | str) -> list[dict[str, Any]]:
+    return [
+        {**entry, "function": {**entry["function"], "name": _mark(number, part) + entry["function"]["name"]}}
+        for part, entry in enumerate(functions, start=4)
+    ]
+
+
+def _mark(number: int | str, part: int | str) -> str:
+    return f"{_MARK}{number:0>6}{part:0>6}" if part != "" else f"{_MARK}{number:0>6}"
+
+
+def _around(text: str, number: int) -> tuple[str, str]:
+    """Return what is before the parts of a marked message, and what is behind them. A name may be repeated
+    there: gpt-oss writes it before the tool's answer.
+    """
+    first_places = [
+        text.index(mark) for mark in set(_MARKS.findall(text)) if mark.startswith(_mark(number, ""))
+    ]
+    return (
+        (text, text)
+        if not first_places
+        else (text[: min(first_places)], text[max(first_places) + len(_mark(number, 0)) :])
+    )
 
 
 def _compile(source: str) -> Any:
@@ -240,13 +367,14 @@ def _compile(source: str) -> Any:
 
 def read_template(model_folder: ModelFolder) -> str | None:
     """Return the source of a model folder's chat template, or None."""
-    file = model_folder / "chat_template.jinja"
-    if file.is_file():
+    if (file := model_folder / "chat_template.jinja").is_file():
         return file.read_text(encoding="utf-8")
     templates = _read_json(model_folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(templates, list):
-        return next((entry["template"] for entry in templates if entry["name"] == "default"), None)
-    return templates
+    return (
+        next((entry["template"] for entry in templates if entry["name"] == "default"), None)
+        if isinstance(templates, list)
+        else templates
+    )
 
 
 def read_special_tokens(model_folder: ModelFolder) -> dict[str, str]:
@@ -257,8 +385,7 @@ def read_special_tokens(model_folder: ModelFolder) -> dict[str, str]:
     }
     tokens = {}
     for name in _SPECIAL_TOKENS:
-        token = entries.get(name)
-        token = token.get("content") if isinstance(token, Mapping) else token
+        token = token.get("content") if isinstance((token := entries.get(name)), Mapping) else token
         if token:
             tokens[name] = token
     return tokens

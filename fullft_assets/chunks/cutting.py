@@ -126,8 +126,7 @@ def cut(encoded: Encoded, room: Room) -> Cuts:
     # Of each chunk its number within its text.
     number = np.arange(of_texts[-1]) - np.repeat(of_texts[:-1], counts)
     first = np.repeat(encoded.bounds[:-1], counts) + number * step
-    last = np.minimum(first + room.size, np.repeat(encoded.bounds[1:], counts))
-    return Cuts(first, last, of_texts)
+    return Cuts(first, np.minimum(first + room.size, np.repeat(encoded.bounds[1:], counts)), of_texts)
 
 
 def gather(
@@ -142,9 +141,9 @@ def gather(
     begins = bounds(sizes)
     chunk_values = np.empty(begins[-1], np.int32)
     inner = np.ones(len(chunk_values), bool)
-    prefix_positions = begins[:-1, None] + np.arange(len(prefix))
-    suffix_positions = begins[1:, None] - np.arange(len(suffix), 0, -1)
-    positions = np.hstack([prefix_positions, suffix_positions])
+    positions = np.hstack(
+        [begins[:-1, None] + np.arange(len(prefix)), begins[1:, None] - np.arange(len(suffix), 0, -1)]
+    )
     chunk_values[positions] = [*prefix, *suffix]
     inner[positions] = False
     source = np.arange(begins[-1]) + np.repeat(cuts.first - begins[:-1] - len(prefix), sizes)
@@ -180,8 +179,7 @@ def _token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, 
         token and the one behind its last, as positions in the flat tokens. A span without tokens is empty or
         reversed.
     """
-    counts = np.fromiter(map(len, spans), np.int64, len(spans))
-    rows = np.repeat(np.arange(len(spans)), counts)
+    rows = np.repeat(np.arange(len(spans)), np.fromiter(map(len, spans), np.int64, len(spans)))
     edges = np.array([edge for row in spans for edge in row], np.int64).reshape(-1, 2)
     if encoded.spans is None or not len(rows):
         return rows, np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
@@ -212,15 +210,10 @@ def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) 
     edges = np.array([edge for row in stripped for edge in row], np.int64).reshape(-1, 2)
     number = np.concatenate([np.arange(len(row)) for row in stripped]) if len(rows) else np.zeros(0, np.int64)
     order = np.lexsort((-edges[:, 1], edges[:, 0], rows))
-    number = number[order]
-    first = first[order]
-    last = last[order]
-    earlier_ends = np.append(0, np.maximum.accumulate(last))[:-1]
-    first = np.maximum(first, earlier_ends)
+    number, first, last = np.stack([number + 1, first, last])[:, order]
+    first = np.maximum(first, np.append(0, np.maximum.accumulate(last))[:-1])
     has_tokens = first < last
-    number = number[has_tokens] + 1
-    first = first[has_tokens]
-    last = last[has_tokens]
+    number, first, last = np.stack([number, first, last])[:, has_tokens]
     marks = np.zeros(len(encoded.ids), np.int32)
     sizes = last - first
     inside = np.repeat(first - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
@@ -242,8 +235,7 @@ def train_spans(encoded: Encoded, spans: CharacterSpans) -> np.ndarray:
     _, first, last = _token_ranges(encoded, spans)
     steps = np.zeros(len(encoded.ids) + 1, np.int64)
     real = first < last
-    np.add.at(steps, first[real], 1)
-    np.add.at(steps, last[real], -1)
+    np.add.at(steps, np.concatenate([first[real], last[real]]), np.repeat([1, -1], real.sum()))
     return (np.cumsum(steps[:-1]) > 0).astype(np.int32)
 
 

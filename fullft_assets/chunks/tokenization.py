@@ -58,8 +58,7 @@ def read_tokenizer(model_folder: ModelFolder, added_tokens: Sequence[str] = ()) 
 
 
 def _tokenizer_file(model_folder: ModelFolder) -> Path:
-    path = model_folder / "tokenizer.json"
-    if not path.is_file():
+    if not (path := model_folder / "tokenizer.json").is_file():
         raise SettingsError(f"{path}: not found; base_model needs a fast tokenizer (tokenizer.json)")
     return path
 
@@ -88,13 +87,11 @@ def add_terms(tokenizer: Tokenizer, terms: Sequence[str]) -> None:
             raise SettingsError(
                 f"chunks.added_tokens: {term!r} is blank or has white space around it; give the word itself"
             )
-    twice = {term for term in terms if terms.count(term) > 1}
-    if twice:
+    if twice := {term for term in terms if terms.count(term) > 1}:
         raise SettingsError(f"chunks.added_tokens: `{min(twice)}` is given twice")
     # A normalizer that lower-cases must do so to the term, too. One that writes spaces as a mark would put a
     # mark before the term, which then is not seen as the beginning of a word.
-    normalizer = tokenizer.normalizer
-    normalized = normalizer is not None and normalizer.normalize_str("a a") == "a a"
+    normalized = tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("a a") == "a a"
     tokenizer.add_tokens(
         [AddedToken(term, single_word=True, normalized=normalized, special=False) for term in terms]
     )
@@ -161,8 +158,7 @@ class Tokenization:
             SettingsError: there is no `tokenizer.json`; special tokens leave no room for text; or the task
                 needs an end-of-text token or a chat template that the model lacks.
         """
-        kind = TASKS.get(task)
-        if kind.ends_texts:
+        if (kind := TASKS.get(task)).ends_texts:
             # Also of the plain texts that conversations are mixed with: all their tokens are trained, and a
             # shared one would count twice.
             settings = settings.model_copy(update={"stride": 0})
@@ -287,8 +283,7 @@ def tokenizer_digest(model_folder: ModelFolder, settings: ChunksSettings, task: 
 
 def _append(encoded: Encoded, end_id: int) -> Encoded:
     at = encoded.bounds[1:]
-    spans = encoded.spans
-    if spans is not None:
+    if (spans := encoded.spans) is not None:
         # It covers no character: an empty place behind the text's last.
         ends = np.where(encoded.lengths() > 0, spans[np.maximum(at - 1, 0), 1], 0)
         spans = np.insert(spans, at, np.stack([ends, ends], axis=1), axis=0)

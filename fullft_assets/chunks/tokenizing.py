@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,13 +29,11 @@ from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.examples.validation import ExamplesMetadata
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.store.metadata import Metadata
 from fullft_assets.task import TASKS, Task, task_of
-
-if TYPE_CHECKING:
-    from fullft_assets.settings.use_case import UseCase
 
 
 class ChunksMetadata(Metadata):
@@ -58,7 +56,7 @@ class ChunksMetadata(Metadata):
     num_erased: int | None = None
 
 
-VERSION = "6"
+VERSION = "7"
 #: Rows that are tokenised and written at a time (a row group of the file).
 ROWS_AT_A_TIME = 4_096
 WHOLE = CheckSpec("texts_are_kept_whole", "No token is cut off a text.")
@@ -197,8 +195,8 @@ def chunk(
     unfit: list[str] = []
     if TASKS.get(task).has_messages:
         rendered, refusals = _render(examples, tokenization)
-        encoded, cuts = tokenization.read([conversation.text for conversation in rendered], spans=True)
-        trained = cutting.train_spans(encoded, [conversation.trained for conversation in rendered])
+        encoded, cuts = tokenization.read([text for text, _ in rendered], spans=True)
+        trained = cutting.train_spans(encoded, [spans for _, spans in rendered])
         num_trained = cutting.count_trained(trained, encoded, cuts)
         counts["num_trained_tokens"] = int(num_trained.sum())
         untrained = np.flatnonzero(num_trained == 0)
@@ -254,7 +252,7 @@ def _render(
         try:
             rendered.append(tokenization.chat.render_trained(messages, tokenization.settings.train_on))
         except DataError as error:
-            rendered.append(Rendered("", []))
+            rendered.append(("", []))
             refusals[row] = f" ({error})"
     return rendered, refusals
 
@@ -262,8 +260,7 @@ def _render(
 def check_specs(task: Task) -> tuple[CheckSpec, ...]:
     """Return the checks on a batch's chunks that the task has."""
     messages = (TRAINED_TOKENS,) if task.has_messages else ()
-    spans = (SPANS_HAVE_TOKENS,) if task.target == "spans" else ()
-    return WHOLE, NO_CONTROL_TOKENS, *messages, *spans
+    return WHOLE, NO_CONTROL_TOKENS, *messages, *((SPANS_HAVE_TOKENS,) if task.target == "spans" else ())
 
 
 def checks(

@@ -78,8 +78,7 @@ def read_batch(store: Store, case: str, name: str, kind: Kind = "batch") -> Batc
     Raises:
         DataError: no such batch was cut.
     """
-    data = store.read_pointer(f"{case}/{kind}/{name}")
-    if data is None:
+    if (data := store.read_pointer(f"{case}/{kind}/{name}")) is None:
         raise DataError(f"{case}: no {kind} `{name}` was cut; let the new-documents sensor cut it")
     files = [file_of(line) for line in data["files"]]
     return Batch(data["name"], files, frozenset(data.get("erased", ())), data["uri"])
@@ -199,8 +198,7 @@ def forget(store: Store, case: str, paths: Collection[str], kind: Kind = "batch"
         return num_changed
     with store.alone(f"{case}/{kind}") as lease:
         for batch in list_batches(store, case, kind):
-            forgotten_files = [file for file in batch.files if file.path in paths]
-            if forgotten_files:
+            if forgotten_files := [file for file in batch.files if file.path in paths]:
                 remaining_files = [file for file in batch.files if file.path not in paths]
                 changed_batch = Batch(
                     batch.name,

@@ -139,8 +139,7 @@ def _look(
             _count_endings(source.others),
             len(settled) + len(unsettled),
         )
-        num_waiting = batches.num_new(store, case, unsettled, kind)
-        if num_waiting:
+        if num_waiting := batches.num_new(store, case, unsettled, kind):
             notes = [
                 f"{num_waiting:,} file(s) written to within the last {bounds.settle_seconds:g} s wait for the"
                 " next look"

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fullft_assets.conversations import messages_hash
 from fullft_assets.store import Store
-from fullft_assets.store.hashing import messages_hash, text_hash
+from fullft_assets.store.hashing import text_hash
 
 By = Literal["id", "group"]
 #: What a tombstone can be named by. That of a file (delivered, or one that general documents are drawn from)
@@ -92,11 +93,7 @@ def _contents(table: pa.Table) -> list[str | None]:
     turns: list[list[dict[str, str]] | None]
     turns = table["messages"].to_pylist() if "messages" in table.column_names else [None] * len(texts)
     return [
-        None
-        if text is None
-        else text_hash(text)
-        if messages is None
-        else messages_hash([(turn["role"], turn["content"]) for turn in messages])
+        None if text is None else text_hash(text) if messages is None else messages_hash(messages)
         for text, messages in zip(texts, turns, strict=True)
     ]
 

@@ -29,7 +29,7 @@ from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
 
-VERSION = "13"
+VERSION = "14"
 READABLE = CheckSpec("files_are_readable", "Every file could be read.")
 PAGES_HAVE_TEXT = CheckSpec("pages_have_text", "Every page of the PDFs has text.")
 ENCODINGS_AGREE = CheckSpec(
@@ -127,9 +127,11 @@ def _stage(kind: Kind) -> str:
 def _remember(store: Store, manifest: Manifest, name: str) -> None:
     def add(pointer: dict[str, Any] | None) -> dict[str, Any] | None:
         keys = (pointer or {"keys": []})["keys"]
-        if manifest.key in keys[:1]:
-            return None
-        return {"keys": [manifest.key, *(key for key in keys if key != manifest.key)][:_MOST_REMEMBERED]}
+        return (
+            None
+            if manifest.key in keys[:1]
+            else {"keys": [manifest.key, *(key for key in keys if key != manifest.key)][:_MOST_REMEMBERED]}
+        )
 
     if RawMetadata.of(manifest).files:
         store.change_pointer(f"{manifest.case}/read/{manifest.stage}/{name}", add)
@@ -165,9 +167,11 @@ class _EarlierReading:
         read with if they are not today's.
         """
         file_digest: str = self.manifest.inputs["files"][path]
-        if (self.manifest.version, self.manifest.settings) == (VERSION, self.settings):
-            return file_digest
-        return f"{file_digest}, read with {digest([self.manifest.version, self.manifest.settings])[:12]}"
+        return (
+            file_digest
+            if (self.manifest.version, self.manifest.settings) == (VERSION, self.settings)
+            else f"{file_digest}, read with {digest([self.manifest.version, self.manifest.settings])[:12]}"
+        )
 
     def rows(self, store: Store, paths: list[str], columns: pa.Schema) -> pa.Table:
         """Return the rows of some files in these columns; columns that today's settings do not name are
@@ -231,8 +235,7 @@ class _Plan:
             self._decide(file, readings, is_there=current[file.path] is not None)
 
     def _decide(self, file: SourceFile, readings: list[_EarlierReading], *, is_there: bool) -> None:
-        complete = next((reading for reading in readings if not reading.wanting), None)
-        if complete is not None:
+        if (complete := next((reading for reading in readings if not reading.wanting), None)) is not None:
             self.carried[file.path] = complete
         elif is_there:
             self.changed.add(file.path)
@@ -261,8 +264,7 @@ class _Plan:
             DataError: not one of the files can be read.
         """
         read = ReadBatch(self.columns.empty_table())
-        files = self.as_cut + self.missing
-        if files:
+        if files := self.as_cut + self.missing:
             with self.source.fetched(files):
                 read = self._read_files(files, use_case)
         tables = [read.table]
@@ -272,20 +274,18 @@ class _Plan:
         return replace(read, table=pa.concat_tables(tables), unreadable=self.unreadable | read.unreadable)
 
     def _read_files(self, files: list[SourceFile], use_case: UseCase) -> ReadBatch:
-        settings = use_case.settings
         try:
             documents_read = read_documents(
                 self.source,
                 Batch("", files),
-                settings.documents,
-                settings.examples,
+                use_case.settings.documents,
+                use_case.settings.examples,
                 bool(self.carried or self.taken_away),
             )
         except DataError:
             # Half a file that was being rewritten may look like anything; what it has become is read by
             # itself.
-            changed = self._changed()
-            if len(changed) < len(files):
+            if len(changed := self._changed()) < len(files):
                 raise
             return ReadBatch(self.columns.empty_table(), changed)
         return documents_read.without(self._changed())
@@ -303,14 +303,13 @@ class _Plan:
 
 def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     """Return the settings that shape the raw documents, or a window's production documents."""
-    settings = use_case.settings
-    documents = settings.documents.model_dump(
+    documents = use_case.settings.documents.model_dump(
         include={"format", "records", "text", "id", "annotator", "encoding", *_OF_FORMATS}
     )
     masked = {"masked": kinds} if (kinds := masked_kinds(use_case)) else {}
     return {
         **documents,
-        **settings.examples.model_dump(include={*_OF_EXAMPLES}),
+        **use_case.settings.examples.model_dump(include={*_OF_EXAMPLES}),
         **masked,
     }
 
@@ -322,15 +321,17 @@ def masked_kinds(use_case: UseCase) -> list[str] | None:
     None: the rows are kept as delivered.
     """
     examples = use_case.settings.examples
-    if examples.pii != "mask" or not use_case.settings.documents.mask_raw:
-        return None
-    return [*sorted(examples.pii_kinds), *pipeline_key(use_case).values()]
+    return (
+        None
+        if examples.pii != "mask" or not use_case.settings.documents.mask_raw
+        else [*sorted(examples.pii_kinds), *pipeline_key(use_case).values()]
+    )
 
 
 def _masked(table: pa.Table, use_case: UseCase) -> tuple[pa.Table, int]:
     if masked_kinds(use_case) is None:
         return table, 0
-    pieces_by_row = search_of(use_case).find_all(table["text"])
+    pieces_by_row = search_of(use_case).find_in(table)
     return mask_documents(table, pieces_by_row), len(pieces_by_row)
 
 

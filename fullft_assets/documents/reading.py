@@ -68,7 +68,11 @@ def schema() -> pa.Schema:
     """Return the schema of `documents.parquet`; its names are `COLUMNS`."""
 
     types = {
-        "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+        "messages": pa.list_(
+            pa.struct(
+                [(name, pa.string()) for name in ("role", "content", "extras")] + [("weight", pa.int8())]
+            )
+        ),
         "labels": pa.list_(pa.string()),
         "spans": pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())])),
         "annotations": pa.list_(pa.struct([("annotator", pa.string()), ("label", pa.string())])),
@@ -254,10 +258,12 @@ class _Rows:
         """Return the rows of all files, file by file in the order of these paths."""
         self._join()
         table = pa.concat_tables(self._joined)
-        if list(paths) == list(self._places):
-            return table
-        return pa.concat_tables(
-            [self._columns.empty_table(), *(table.slice(*self._places[path]) for path in paths)]
+        return (
+            table
+            if list(paths) == list(self._places)
+            else pa.concat_tables(
+                [self._columns.empty_table(), *(table.slice(*self._places[path]) for path in paths)]
+            )
         )
 
 
@@ -314,10 +320,14 @@ class FileReader:
             raise Unreadable(
                 f"no format has its ending {ending_of(file.name)}; install the package that registers it"
             )
-        meaning = FORMATS.get(name)
-        if meaning.records is not None:
-            return meaning, meaning
-        return FORMATS.get(by_ending if by_ending in meaning.written_as else meaning.written_as[0]), meaning
+        return (
+            (meaning, meaning)
+            if (meaning := FORMATS.get(name)).records is not None
+            else (
+                FORMATS.get(by_ending if by_ending in meaning.written_as else meaning.written_as[0]),
+                meaning,
+            )
+        )
 
     def read(
         self, file: Delivered, take: Take[T], decide: Callable[[Scores], str | None] = encodings.alone
@@ -350,13 +360,17 @@ class FileReader:
                 if syntax.is_streamed
                 else self._process.records(syntax.records, file, reading)
             )
-            if meaning.is_recognised_by_content:
-                return take(*self._told_by_content(records, meaning), reading)
-            return take(records, meaning, reading)
+            return (
+                take(*self._told_by_content(records, meaning), reading)
+                if meaning.is_recognised_by_content
+                else take(records, meaning, reading)
+            )
 
-        if not syntax.is_text:
-            return read(file), None
-        return encodings.read_text(file, self._documents.encoding, syntax.declared_encoding, read, decide)
+        return (
+            (read(file), None)
+            if not syntax.is_text
+            else encodings.read_text(file, self._documents.encoding, syntax.declared_encoding, read, decide)
+        )
 
     def _told_by_content(
         self, records: Iterator[tuple[int, Record]], default: Format

@@ -53,9 +53,11 @@ def open_source(path: str, project_root: Path, *, any_ending: bool = False) -> S
     needs no
     options: what is encrypted with a KMS key comes decrypted to a role that may use the key.
     """
-    if path.startswith("s3://"):
-        return S3Prefix(path, any_ending=any_ending)
-    return Folder(locate(path, project_root), any_ending=any_ending)
+    return (
+        S3Prefix(path, any_ending=any_ending)
+        if path.startswith("s3://")
+        else Folder(locate(path, project_root), any_ending=any_ending)
+    )
 
 
 class Folder:

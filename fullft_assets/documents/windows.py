@@ -33,8 +33,7 @@ class _Arrival(NamedTuple):
 
     def line(self, file: SourceFile) -> str:
         """Return the line that records a file, which `_read` reads."""
-        rows = _NOT_COUNTED if self.rows is None else self.rows
-        return f"{rows} {self.arrived_ns} {line_of(file)}"
+        return f"{_NOT_COUNTED if self.rows is None else self.rows} {self.arrived_ns} {line_of(file)}"
 
 
 class WindowCutter:
@@ -117,8 +116,7 @@ class WindowCutter:
                 if self._window.rows is not None and arrival.rows is None:
                     if self._bytes_left is not None and self._bytes_left <= 0:
                         break
-                    arrival = arrival._replace(rows=self._count(reader, file))
-                    if arrival.rows is None:
+                    if (arrival := arrival._replace(rows=self._count(reader, file))).rows is None:
                         # A feed that delivers what nobody can read would never complete a window.
                         yield [file]
                         continue
@@ -157,8 +155,7 @@ class WindowCutter:
         return files
 
     def _ends_before(self, file: SourceFile, arrival: _Arrival) -> bool:
-        first = next(iter(self._open.values()), None)
-        if first is None:
+        if (first := next(iter(self._open.values()), None)) is None:
             return False
         if (
             self._window.hours is not None

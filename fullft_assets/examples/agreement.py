@@ -33,15 +33,17 @@ class Agreement:
 
 def metadata_of(agreement: Agreement | None) -> dict[str, Any]:
     """Return the agreement as metadata of an artifact; nothing where no text was labelled twice."""
-    if agreement is None:
-        return {}
-    return {
-        "kappa": agreement.kappa,
-        "kappa_per_label": {
-            label: kappa for label, kappa in agreement.label_kappas.items() if kappa is not None
-        },
-        "num_items_annotated_twice": agreement.num_items,
-    }
+    return (
+        {}
+        if agreement is None
+        else {
+            "kappa": agreement.kappa,
+            "kappa_per_label": {
+                label: kappa for label, kappa in agreement.label_kappas.items() if kappa is not None
+            },
+            "num_items_annotated_twice": agreement.num_items,
+        }
+    )
 
 
 def of_batch(table: pa.Table) -> Agreement | None:

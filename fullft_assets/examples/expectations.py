@@ -102,10 +102,10 @@ def _severity_problems(settings: ExamplesSettings) -> Iterator[Problem]:
 def _language_problems(settings: ExamplesSettings) -> Iterator[Problem]:
     for number, language in enumerate(settings.languages or []):
         if language not in LANGUAGES:
-            near = _near(language, LANGUAGES)
             yield (
                 ("examples", "languages", number),
-                f"`{language}` is no language that can be identified{near}; give its code of ISO 639-1",
+                f"`{language}` is no language that can be identified{_near(language, LANGUAGES)}; give its"
+                " code of ISO 639-1",
             )
 
 
@@ -153,7 +153,10 @@ def _column_problems(column: Any, settings: ExamplesSettings) -> Iterator[str]:
 
 def _near(name: str, choices: Iterable[str]) -> str:
     names = list(choices)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean `{near[0]}`?"
-    return f"; known: {', '.join(names)}" if len(names) <= 20 else ""
+    return (
+        f"; did you mean `{near[0]}`?"
+        if (near := difflib.get_close_matches(name, names, n=1, cutoff=0.5))
+        else f"; known: {', '.join(names)}"
+        if len(names) <= 20
+        else ""
+    )

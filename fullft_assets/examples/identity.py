@@ -95,9 +95,7 @@ def targets(table: pa.Table, target: Target | None) -> list[str]:
         return [json.dumps(row, ensure_ascii=False) for row in spans]
     if target == "labels":
         return [json.dumps(sorted(set(row or [])), ensure_ascii=False) for row in table["labels"].to_pylist()]
-    if target == "label":
-        return table["label"].to_pylist()
-    return [""] * len(table)
+    return table["label"].to_pylist() if target == "label" else [""] * len(table)
 
 
 def several(code: np.ndarray, is_compared: np.ndarray) -> np.ndarray:
@@ -156,8 +154,7 @@ class Votes:
     def of(cls, rows: IdentityRows, versions: Versions, target: Target | None) -> Votes:
         """Count the votes. A row votes if it and its id's newest row have an annotator and the same text."""
         positions = _voters(rows, versions)
-        voters = versions.row[positions]
-        if not len(voters):
+        if not len(voters := versions.row[positions]):
             return cls(voters, voters, [], voters, voters)
         _, id_ = np.unique(rows.id[voters], return_inverse=True)
         answers = targets(rows.table.take(voters), target)
@@ -179,8 +176,7 @@ class Votes:
 
 def _voters(rows: IdentityRows, versions: Versions) -> np.ndarray:
     """Return the positions in `versions` of the rows that vote: of each annotator of an id the last row."""
-    row = versions.row
-    if not len(row) or "annotator" not in rows.table.column_names:
+    if not len(row := versions.row) or "annotator" not in rows.table.column_names:
         return np.zeros(0, np.int64)
     annotator = rows.table["annotator"].take(row)
     has_annotator = np.zeros(len(rows), bool)
@@ -217,8 +213,7 @@ def contradicting(
     """
     is_undecided = np.zeros(rows.text.max(initial=0) + 1, bool)
     is_undecided[rows.text[tied]] = True
-    same = several(rows.text, is_compared & ~is_undecided[rows.text])
-    if len(same):
+    if len(same := several(rows.text, is_compared & ~is_undecided[rows.text])):
         answer, _ = codes(pa.array(targets(rows.table.take(same), target)))
         text_of_pair = np.unique(np.stack([rows.text[same], answer]), axis=1)[0]
         is_undecided |= np.bincount(text_of_pair, minlength=len(is_undecided)) > 1

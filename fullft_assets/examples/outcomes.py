@@ -52,7 +52,9 @@ def _why(rule: Rule, finding: Finding, table: pa.Table) -> str:
         observed = "" if finding.observed is None else f", observed {finding.observed:.6g}"
         return f"the batch {rule.reason}{observed}; look at its rows, or fix the expectation"
     verb = "quarantined" if rule.quarantines else "found"
-    problem = _commonest_problem(table) if rule.reason == REASONS["rows_are_well_formed"] else ""
+    problem = (
+        next(iter(problem_counts(table, 1)), "") if rule.reason == REASONS["rows_are_well_formed"] else ""
+    )
     why = f"{rule.reason}, most often: {problem}" if problem else rule.reason
     return (
         f"{len(finding.rows):,} of {len(table):,} rows {verb} ({why}): {places(finding.rows, table)}; {_FIX}"
@@ -67,10 +69,6 @@ def problem_counts(rows: pa.Table, most: int = 10) -> dict[str, int]:
         _POSITION.sub("", problem) for problem in rows["problem"].to_pylist() if problem is not None
     )
     return dict(counts.most_common(most))
-
-
-def _commonest_problem(rows: pa.Table) -> str:
-    return next(iter(problem_counts(rows, 1)), "")
 
 
 def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
@@ -144,7 +142,8 @@ def gate_outcomes(
     )
     reason = reasons[0][0] if reasons else ""
     unknown_labels = _unknown_labels(quarantined, settings) if reason == REASONS["labels_are_known"] else ""
-    problem = _commonest_problem(quarantined) if reason == REASONS["rows_are_well_formed"] else unknown_labels
+    is_malformed = reason == REASONS["rows_are_well_formed"]
+    problem = next(iter(problem_counts(quarantined, 1)), "") if is_malformed else unknown_labels
     details = f", most often: {reason}{f' ({problem})' if problem else ''}" if reason else ""
     finding = (
         f"{len(quarantined):,} of {num_rows:,} rows quarantined{details}"

@@ -111,8 +111,7 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
     """
     rules = {}
     for name in applicable(settings):
-        severity = _severity(name, settings)
-        if severity == "off" or name in _SNAPSHOT_RULES:
+        if (severity := _severity(name, settings)) == "off" or name in _SNAPSHOT_RULES:
             continue
         is_row = name in REASONS
         quarantines = is_row and not (name == "personal_data_is_absent" and settings.pii != "quarantine")
@@ -235,8 +234,7 @@ def profile(
 
 def _label_columns(table: pa.Table, lengths: pa.Array, settings: ExamplesSettings) -> dict[str, np.ndarray]:
 
-    target = task_of(settings).target
-    if target is None:
+    if (target := task_of(settings).target) is None:
         return {}
     columns = {}
     has_label = np.asarray(table[target].is_valid())
@@ -271,7 +269,11 @@ def _turn_columns(table: pa.Table, settings: ExamplesSettings) -> dict[str, np.n
     content = pc.utf8_trim_whitespace(pc.struct_field(turns, "content"))
     is_assistant = np.asarray(pc.fill_null(pc.equal(role, "assistant"), False))
     is_unknown = ~np.asarray(pc.is_in(role, pa.array(ROLES)))
-    is_blank = np.asarray(pc.fill_null(pc.equal(content, ""), True))
+    # In a JSON text an inner quote has a backslash before it.
+    has_call = pc.match_substring(pc.struct_field(turns, "extras"), '"tool_calls": [')
+    is_blank = np.asarray(pc.fill_null(pc.equal(content, ""), True)) & ~np.asarray(
+        pc.fill_null(has_call, False)
+    )
     num_assistant = np.bincount(parents, is_assistant, len(table))
     num_bad = np.bincount(parents, is_unknown | (is_assistant & is_blank), len(table))
     return {
@@ -369,8 +371,7 @@ def _validate(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, dict[s
     for result in results.results:
         rule = result.expectation_config.meta["rule"]
         # A failure is reported flat, or once for each metric that could not be computed.
-        reports = [result.exception_info or {}, *(result.exception_info or {}).values()]
-        for report in reports:
+        for report in [result.exception_info or {}, *(result.exception_info or {}).values()]:
             if isinstance(report, dict) and report.get("raised_exception"):
                 # Its own words may quote values.
                 raise RuntimeError(f"{rule} could not be computed")

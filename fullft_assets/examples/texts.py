@@ -72,8 +72,7 @@ def language_of(text: str) -> str:
     prefix = text[:PREFIX_CHARACTERS]
     if sum(map(str.isalpha, prefix)) < MIN_LETTERS:
         return UNKNOWN
-    language = _identifier().classify(prefix)[0]
-    return UNKNOWN if language in _NONE else language
+    return UNKNOWN if (language := _identifier().classify(prefix)[0]) in _NONE else language
 
 
 @cache

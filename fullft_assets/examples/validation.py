@@ -27,6 +27,7 @@ from fullft_assets.artifacts import (
     QUARANTINED_EXAMPLES,
     RAW_DOCUMENTS,
 )
+from fullft_assets.conversations import messages_hash
 from fullft_assets.documents import RawMetadata, masked_kinds
 from fullft_assets.errors import SettingsError
 from fullft_assets.examples import agreement, expectations
@@ -57,7 +58,7 @@ from fullft_assets.personal_data.search import (
 )
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store
-from fullft_assets.store.hashing import messages_hash, text_hash
+from fullft_assets.store.hashing import text_hash
 from fullft_assets.store.metadata import Metadata, Private
 from fullft_assets.task import task_of
 
@@ -269,8 +270,7 @@ def examine(
         num_masked,
     )
     table = documents.append_column("text_hash", pa.array(_hashes(documents, settings), pa.string()))
-    frame = profile(table, settings, num_personal_data)
-    findings = _of_well_formed(_findings(frame, settings), rules)
+    findings = _of_well_formed(_findings(profile(table, settings, num_personal_data), settings), rules)
     reasons = _reasons(findings, rules)
     is_valid = np.ones(len(table), bool)
     is_valid[list(reasons)] = False
@@ -300,16 +300,18 @@ def _masked(
     none_left = np.zeros(len(documents), np.int32)
     if settings.pii == "mask" and num_masked_before is not None:
         return documents, none_left, num_masked_before
-    pieces_by_row = search.find_all(documents["text"])
-    if settings.pii == "mask":
-        return mask_documents(documents, pieces_by_row), none_left, len(pieces_by_row)
-    return documents, counts_of(pieces_by_row, len(documents)), 0
+    pieces_by_row = search.find_in(documents)
+    return (
+        (mask_documents(documents, pieces_by_row), none_left, len(pieces_by_row))
+        if settings.pii == "mask"
+        else (documents, counts_of(pieces_by_row, len(documents)), 0)
+    )
 
 
 def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]:
     if task_of(settings).has_messages:
         return [
-            None if messages is None else messages_hash([(t["role"], t["content"]) for t in messages])
+            None if messages is None else messages_hash(messages)
             for messages in documents["messages"].to_pylist()
         ]
     return [None if text is None else text_hash(text) for text in documents["text"].to_pylist()]
@@ -368,8 +370,7 @@ def _with_reasons(table: pa.Table, reasons: Mapping[int, list[str]]) -> pa.Table
 def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:
     """Return the rows (for spans: the spans) of each label, the most frequent first."""
 
-    target = task_of(settings).target
-    if target is None:
+    if (target := task_of(settings).target) is None:
         return {}
     labels = valid[target] if target == "label" else pc.list_flatten(valid[target])
     labels = pc.struct_field(labels, "label") if target == "spans" else labels

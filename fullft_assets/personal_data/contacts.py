@@ -225,14 +225,15 @@ _AMOUNT_AFTER = re.compile(rf"[ ]?(?:{_CURRENCY}|%|[0-9])(?!\w)|[ ][0-9]", re.I)
 
 def _check_email(match: re.Match[str]) -> Span | None:
     local = _LOCAL_PART.search(match.string, max(0, match.start() - 64), match.start())
-    if local is None or match[0].rpartition(".")[2].lower() in _FILE_ENDINGS:
-        return None
-    return local.start(), match.end()
+    return (
+        None
+        if local is None or match[0].rpartition(".")[2].lower() in _FILE_ENDINGS
+        else (local.start(), match.end())
+    )
 
 
 def _check_iban(match: re.Match[str]) -> Span | None:
-    length = IBAN_LENGTHS.get(match[0][:2].upper())
-    if length is None:
+    if (length := IBAN_LENGTHS.get(match[0][:2].upper())) is None:
         return None
     # The pattern may have run into the letters that follow; the country decides where the number ends.
     ends = [at for at, c in enumerate(match[0], start=1) if c.isalnum()]
@@ -272,9 +273,13 @@ def _check_ipv4(match: re.Match[str]) -> Span | None:
     ):
         return None
     address = ipaddress.IPv4Address(match[0])
-    if address.is_loopback or address.is_unspecified or address.is_multicast or address.is_reserved:
-        return None
-    return None if _NUMBERED.search(match.string, max(0, match.start() - 20), match.start()) else match.span()
+    return (
+        None
+        if address.is_loopback or address.is_unspecified or address.is_multicast or address.is_reserved
+        else None
+        if _NUMBERED.search(match.string, max(0, match.start() - 20), match.start())
+        else match.span()
+    )
 
 
 def _check_ipv6(match: re.Match[str]) -> Span | None:
@@ -297,10 +302,13 @@ def _may_be_called(number: str) -> bool:
 
 
 def _check_called(match: re.Match[str]) -> Span | None:
-    span = _NAMED_TELEPHONE(match)
-    if span is None:
-        return None
-    return (span[0] + 1, span[1]) if match[0].startswith("(") and ")" not in match[0] else span
+    return (
+        None
+        if (span := _NAMED_TELEPHONE(match)) is None
+        else (span[0] + 1, span[1])
+        if match[0].startswith("(") and ")" not in match[0]
+        else span
+    )
 
 
 def _check_telephone(match: re.Match[str]) -> Span | None:
@@ -317,9 +325,7 @@ def _check_telephone(match: re.Match[str]) -> Span | None:
         or not any(_is_valid(match[0], region, mobile=True) for region in REGIONS)
     ):
         return None
-    if form == "mobile" and not _is_grouped_mobile(match):
-        return None
-    return match.span()
+    return None if form == "mobile" and not _is_grouped_mobile(match) else match.span()
 
 
 def _is_grouped_mobile(match: re.Match[str]) -> bool:
@@ -327,9 +333,11 @@ def _is_grouped_mobile(match: re.Match[str]) -> bool:
     is_amount = _AMOUNT_BEFORE.search(match.string, max(0, start - 5), start) or _AMOUNT_AFTER.match(
         match.string, end
     )
-    if is_amount or is_another_number(match, start):
-        return False
-    return any(_is_valid(digits_of(match[0]), region, mobile=True) for region in _GROUPED_REGIONS)
+    return (
+        False
+        if is_amount or is_another_number(match, start)
+        else any(_is_valid(digits_of(match[0]), region, mobile=True) for region in _GROUPED_REGIONS)
+    )
 
 
 @lru_cache(maxsize=4096)

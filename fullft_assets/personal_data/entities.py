@@ -75,8 +75,7 @@ def pipeline_key(use_case: UseCase) -> dict[str, str]:
     Raises:
         SettingsError: see `find_pipeline`.
     """
-    pipeline = _pipeline_of(use_case)
-    return {} if pipeline is None else {"pii_pipeline": pipeline.digest()}
+    return {} if (pipeline := _pipeline_of(use_case)) is None else {"pii_pipeline": pipeline.digest()}
 
 
 def entity_model(use_case: UseCase) -> EntityModel | None:
@@ -91,8 +90,7 @@ def entity_model(use_case: UseCase) -> EntityModel | None:
 
 
 def _pipeline_of(use_case: UseCase) -> _Pipeline | None:
-    examples = use_case.settings.examples
-    if examples.pii_model is None or examples.pii == "off":
+    if (examples := use_case.settings.examples).pii_model is None or examples.pii == "off":
         return None
     try:
         return find_pipeline(examples.pii_model, examples.pii_kinds, use_case.project_root)
@@ -155,8 +153,7 @@ class EntityModel:
 def _windows(text: str) -> Iterator[tuple[int, int]]:
     start = 0
     while start < len(text):
-        end = min(len(text), start + _MOST_CHARACTERS)
-        if end < len(text):
+        if (end := min(len(text), start + _MOST_CHARACTERS)) < len(text):
             end = max(text.rfind(separator, start, end) for separator in "\n ") + 1 or end
         yield start, end
         start = end

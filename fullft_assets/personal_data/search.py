@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fullft_assets.conversations import Message, text_of, with_texts
 from fullft_assets.personal_data.contacts import CONTACTS, SECRETS, TELEPHONES
 from fullft_assets.personal_data.entities import EntityModel, entity_model
 from fullft_assets.personal_data.identifiers import IDENTIFIERS
@@ -46,8 +47,7 @@ def find_all(texts: pa.Array | pa.ChunkedArray, kinds: Sequence[Kind]) -> dict[i
     """
     hinted: dict[int, set[str]] = {}
     for hint in dict.fromkeys(kind.hint for kind in kinds):
-        is_hinted = pc.fill_null(pc.match_substring_regex(texts, hint), False)
-        for row in np.flatnonzero(is_hinted).tolist():
+        for row in np.flatnonzero(pc.fill_null(pc.match_substring_regex(texts, hint), False)).tolist():
             hinted.setdefault(row, set()).add(hint)
     return {
         row: find(texts[row].as_py(), [kind for kind in kinds if kind.hint in hints])
@@ -63,8 +63,7 @@ def find(text: str, kinds: Sequence[Kind] = KINDS) -> list[Found]:
     is_taken = bytearray(len(text))
     for kind in kinds:
         for match in kind.pattern.finditer(text):
-            span = kind.check(match)
-            if span is not None and is_taken.find(1, *span) < 0:
+            if (span := kind.check(match)) is not None and is_taken.find(1, *span) < 0:
                 is_taken[span[0] : span[1]] = b"\1" * (span[1] - span[0])
                 all_pieces.append(Found(*span, kind.placeholder, kind.name))
     return sorted(all_pieces, key=lambda piece: piece.start)
@@ -117,6 +116,18 @@ class PersonalDataSearch:
                     pieces_by_row[row] = _joined(strings[row], pieces_by_row.get(row, []), entities)
         return {row: pieces for row, pieces in pieces_by_row.items() if pieces}
 
+    def find_in(self, documents: pa.Table) -> dict[int, list[Found]]:
+        """Return the pieces of personal data in each document with `text` and `messages`; of a conversation
+        with declared tools they are places in its text with those.
+        """
+        if (messages := documents["messages"]).null_count == len(documents):
+            return self.find_all(documents["text"])
+        texts = [
+            text if turns is None else text_of(turns, has_tools=True)
+            for text, turns in zip(documents["text"].to_pylist(), messages.to_pylist(), strict=True)
+        ]
+        return self.find_all(pa.array(texts, pa.string()))
+
 
 def search_of(use_case: UseCase) -> PersonalDataSearch:
     """Return the search for personal data that a use case's settings ask for.
@@ -142,8 +153,6 @@ def _joined(text: str, pieces: Sequence[Found], entities: Sequence[Found]) -> li
 
 
 _COLUMNS = ("text", "messages", "spans", "annotations")
-#: What is between two turns in the text of a conversation.
-_BETWEEN_TURNS = "\n\n"
 
 
 def mask_documents(table: pa.Table, pieces_by_row: Mapping[int, Sequence[Found]]) -> pa.Table:
@@ -151,10 +160,9 @@ def mask_documents(table: pa.Table, pieces_by_row: Mapping[int, Sequence[Found]]
 
     Args:
         table: with `examples.identity.COLUMNS`.
-        pieces_by_row: personal data in the texts by their row, as `PersonalDataSearch.find_all` finds it.
+        pieces_by_row: personal data in them by their row, as `PersonalDataSearch.find_in` finds it.
     """
-    rows = np.array(sorted(pieces_by_row), np.int64)
-    if not len(rows):
+    if not len(rows := np.array(sorted(pieces_by_row), np.int64)):
         return table
     masked_rows = [
         _mask_row(row, pieces_by_row[number])
@@ -167,12 +175,8 @@ def mask_documents(table: pa.Table, pieces_by_row: Mapping[int, Sequence[Found]]
 
 def _mask_row(row: dict[str, Any], pieces: Sequence[Found]) -> dict[str, Any]:
     if row["messages"] is not None:
-        turns = _mask_turns(row["messages"], pieces)
-        return {
-            **row,
-            "messages": turns,
-            "text": _BETWEEN_TURNS.join(turn["content"] or "" for turn in turns),
-        }
+        messages = _mask_messages(row["messages"], pieces)
+        return {**row, "messages": messages, "text": text_of(messages)}
     masked = {**row, "text": mask(row["text"], pieces)}
     if row["spans"] is not None:
         masked["spans"] = [_shifted_span(span, pieces) for span in row["spans"]]
@@ -182,20 +186,21 @@ def _mask_row(row: dict[str, Any], pieces: Sequence[Found]) -> dict[str, Any]:
     return masked
 
 
-def _mask_turns(turns: Sequence[dict[str, Any]], pieces: Sequence[Found]) -> list[dict[str, Any]]:
-    masked_turns: list[dict[str, Any]] = []
-    start = 0
-    for turn in turns:
-        content = turn["content"]
-        end = start + len(content or "")
+def _mask_messages(messages: Sequence[Message], pieces: Sequence[Found]) -> list[dict[str, Any]]:
+    end = -2  # nothing is before the first message
+
+    def masked(before: str, text: str) -> str:
+        nonlocal end
+        start = end + len(before)
+        end = start + len(text)
         inside = [
             replace(piece, start=max(piece.start, start) - start, end=min(piece.end, end) - start)
             for piece in pieces
             if piece.start < end and start < piece.end
         ]
-        masked_turns.append({**turn, "content": content and mask(content, inside)})
-        start = end + len(_BETWEEN_TURNS)
-    return masked_turns
+        return mask(text, inside)
+
+    return with_texts(messages, masked)
 
 
 def _shifted_span(span: dict[str, Any], pieces: Sequence[Found]) -> dict[str, Any]:

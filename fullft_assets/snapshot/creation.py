@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE
+from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE, EXAMPLES_FILE
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Expected, load_tokenization
 from fullft_assets.documents import names
@@ -44,6 +44,8 @@ from fullft_assets.task import task_of
 
 VERSION = "15"
 _STAGE = "training_snapshot"
+#: Conversations of which the data report shows one.
+_EXAMPLES = 20
 
 
 def take(
@@ -280,21 +282,34 @@ class _Creation:
         )
 
     def _example(self, frozen: Frozen, batches: Mapping[str, BatchRows]) -> data_report.Example | None:
-        """Return the first training row in the order of the texts' hashes: any, but always the same."""
-        number = frozen.index["split"].index("train").as_py()
-        if number < 0:
+        """Return the first training row in the order of the texts' hashes: any, but always the same. Of the
+        first conversations it is one with reasoning or tools, if there is one.
+        """
+        numbers = pc.indices_nonzero(pc.equal(frozen.index["split"], "train"))[:_EXAMPLES].to_numpy()
+        if not len(numbers):
             return None
+        has_messages = task_of(self.use_case.settings.examples).has_messages
+        conversations = in_order(
+            frozen.places.take(numbers),
+            lambda batch, rows: read_rows(
+                self.store.folder(self.usable[batch]) / EXAMPLES_FILE, "messages", rows
+            ).to_pylist(),
+        )
+        number = numbers[
+            np.argmax([any(turn.get("extras") for turn in turns or []) for turns in conversations])
+        ]
         location = frozen.places.slice(number, 1)
-        (chunks,) = to_lists(
-            read_rows(
-                self._files()[location["batch"][0].as_py()], CHUNKS_COLUMN, location["position"].to_numpy()
-            )
+        file = self._files()[location["batch"][0].as_py()]
+        chunks, marks = (
+            to_lists(read_rows(file, column, location["position"].to_numpy()))[0]
+            for column in (CHUNKS_COLUMN, "marks")
         )
         tokenizer = load_tokenization(self.use_case).tokenizer
+        tokens = [tokenizer.id_to_token(i) or "" for i in chunks[0]]
         return data_report.Example(
             text=_texts(location, batches)[0],
-            target=data_report.target_of(frozen.index.slice(number, 1).to_pylist()[0]),
-            tokens=[tokenizer.id_to_token(i) or "" for i in chunks[0]],
+            target=data_report.target_of(frozen.index.slice(number, 1).to_pylist()[0], has_messages),
+            tokens=data_report.with_marks(tokens, marks[0]) if has_messages else tokens,
         )
 
 

@@ -26,6 +26,8 @@ from fullft_assets.store import CheckOutcome, Manifest
 
 _LARGEST_GROUPS = 10
 _BAR = 40
+#: Tokens that are shown before the first trained one.
+_TOKENS_BEFORE = 40
 _STYLE = (
     "body{max-width:60em;margin:2em auto;padding:0 1em;font:15px/1.5 system-ui,sans-serif;color:#1f2937}"
     "table{border-collapse:collapse;display:block;overflow-x:auto}th,td{text-align:left;padding:.3em"
@@ -88,8 +90,8 @@ class Example:
     tokens: list[str]
 
 
-def target_of(row: Mapping[str, Any]) -> str:
-    """Say what is trained on a row of the snapshot's index."""
+def target_of(row: Mapping[str, Any], has_messages: bool) -> str:
+    """Say what is trained on a row of the snapshot's index; in a conversation it is in `with_marks`."""
     if "label" in row:
         return row["label"]
     if "labels" in row:
@@ -99,7 +101,21 @@ def target_of(row: Mapping[str, Any]) -> str:
             ", ".join(f"{span['label']} [{span['start']}:{span['end']}]" for span in row["spans"] or [])
             or "no span"
         )
-    return "the text itself"
+    return "the tokens in ⟦ ⟧" if has_messages else "the text itself"
+
+
+def with_marks(tokens: Sequence[str], marks: Sequence[int]) -> list[str]:
+    """Return the tokens of a chunk with each run of trained ones in ⟦ ⟧, from a little before the first run.
+
+    Args:
+        tokens: as text.
+        marks: aligned with them, 1 where one is trained.
+    """
+    marked = [
+        f"{'⟦' if mark > before else ''}{token}{'⟧' if mark > after else ''}"
+        for token, before, mark, after in zip(tokens, [0, *marks], marks, [*marks[1:], 0], strict=False)
+    ]
+    return marked[max(0, [*marks, 1].index(1) - _TOKENS_BEFORE) :]
 
 
 def length_metadata(num_tokens: Sequence[int] | np.ndarray, max_tokens: int) -> dict[str, Any]:

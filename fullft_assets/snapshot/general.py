@@ -25,6 +25,7 @@ from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Tokenization, chunk, tokenizer_digest
 from fullft_assets.chunks import key_settings as chunk_settings
 from fullft_assets.chunks import schema as chunk_schema
+from fullft_assets.conversations import messages_hash
 from fullft_assets.documents.erasure import is_erased, read_tombstones
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ReplaySettings
@@ -33,7 +34,7 @@ from fullft_assets.snapshot.frozen_batches import chunk_lengths, drawn_folder, s
 from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata
 from fullft_assets.snapshot.screening import Screen, Way, locate, read_external
 from fullft_assets.store import Draft, Identity, Manifest, Outcome, Store, digest
-from fullft_assets.store.hashing import messages_hash, text_hash, unit_hash
+from fullft_assets.store.hashing import text_hash, unit_hash
 from fullft_assets.task import CONVERSATIONS, PLAIN_TEXT, task_of
 
 _REPLAY_VERSION = "7"
@@ -191,9 +192,7 @@ def _usable(
         unusable["empty text"] += pc.sum(pc.invert(pc.or_(has_text, is_malformed))).as_py() or 0
         table = table.filter(pc.and_not(has_text, is_malformed)).drop_columns(["problem"])
         hashes = [
-            text_hash(text)
-            if turns is None
-            else messages_hash([(turn["role"], turn["content"]) for turn in turns])
+            text_hash(text) if turns is None else messages_hash(turns)
             for text, turns in zip(table["text"].to_pylist(), table["messages"].to_pylist(), strict=True)
         ]
         places = [unit_hash(use_case.settings.seed, "replay", hash_) for hash_ in hashes]
@@ -270,8 +269,7 @@ def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table,
         num_trained = np.array([sum(map(sum, row)) for row in to_lists(chunks["marks"])], np.int64)
     fit = np.flatnonzero(num_trained > 0)
     tokens = np.cumsum(_num_tokens(chunks)[fit])
-    last = int(np.searchsorted(tokens, missing))
-    if last == len(fit):
+    if (last := int(np.searchsorted(tokens, missing))) == len(fit):
         return fit, chunks.take(fit), False
     fit = fit[: last + 1]
     row = chunks.slice(fit[-1], 1).to_pylist()[0]
@@ -522,8 +520,7 @@ def load(store: Store, snapshot: Manifest) -> General | None:
     """
 
     with steady(snapshot):
-        folder = drawn_folder(store, snapshot, "general")
-        if folder is None:
+        if (folder := drawn_folder(store, snapshot, "general")) is None:
             return None
         examples, chunks = (pq.read_table(folder / f"{name}.parquet") for name in ("examples", "chunks"))
     if not len(examples):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,3 @@ def unit_hash(seed: int, purpose: str, value: str) -> float:
 def text_hash(text: str) -> str:
     """Return 128 bits of the text's BLAKE2b as hex: the identity of a text across batches."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def messages_hash(turns: Sequence[tuple[str | None, str | None]]) -> str:
-    """Return the hash of a conversation from its (role, content) turns."""
-    return text_hash(json.dumps(turns, ensure_ascii=False, separators=(",", ":")))

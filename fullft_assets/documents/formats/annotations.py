@@ -46,8 +46,7 @@ def _rows_by(
 
 
 def _object_of(record: dict[str, Any], name: str) -> dict[str, Any]:
-    value = record.get(name)
-    return value if isinstance(value, dict) else {}
+    return value if isinstance((value := record.get(name)), dict) else {}
 
 
 def _task_answers(task: dict[str, Any], settings: RowSettings) -> list[Answer]:
@@ -88,9 +87,7 @@ def _value(values: list[dict[str, Any]], settings: RowSettings) -> Any:
         choices += [
             _joined(choice) for choice in (region_value if isinstance(region_value, list) else [region_value])
         ]
-    if settings.target == "labels":
-        return choices
-    return choices[0] if len(choices) == 1 else choices or None
+    return choices if settings.target == "labels" else choices[0] if len(choices) == 1 else choices or None
 
 
 def _joined(value: Any) -> Any:
@@ -178,9 +175,11 @@ def _manifest_row(record: dict[str, Any], settings: RowSettings) -> Row:
 
 def _labels(value: Any, about: dict[str, Any]) -> Any:
     names = about.get("class-map")
-    if not isinstance(value, list) or not isinstance(names, dict):
-        return value
-    return [names.get(str(index), index) for index in value]
+    return (
+        value
+        if not isinstance(value, list) or not isinstance(names, dict)
+        else [names.get(str(index), index) for index in value]
+    )
 
 
 def _confidence(value: Any, about: dict[str, Any], target: str) -> Any:

@@ -95,8 +95,7 @@ os.register_at_fork(after_in_child=ReaderProcess._idle.clear)
 
 def _idle_process() -> _Process | None:
     while ReaderProcess._idle:
-        process = ReaderProcess._idle.pop()
-        if process[0].poll() is None:
+        if (process := ReaderProcess._idle.pop())[0].poll() is None:
             return process
     return None
 

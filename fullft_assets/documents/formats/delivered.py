@@ -113,8 +113,7 @@ class _HeadReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        head = self._head
-        if head.num_bytes >= head.max_bytes:
+        if (head := self._head).num_bytes >= head.max_bytes:
             head.is_cut = True
             return 0
         data = self._file.read(len(buffer))
@@ -267,8 +266,7 @@ def archive_of(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
                 f"not {kind}: encrypted with a password, or in the old format of Office; save it as {kind}"
             )
     with parsing(kind), zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if len(members) > MAX_MEMBERS:
+        if len(members := archive.infolist()) > MAX_MEMBERS:
             raise Unreadable(f"has more than {MAX_MEMBERS:,} members")
         # More than a member's header gives is never unpacked.
         if sum(member.file_size for member in members) > MAX_UNPACKED_BYTES:

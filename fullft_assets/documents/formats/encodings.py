@@ -106,8 +106,7 @@ def _text_in(data: bytes, encoding: str) -> str | None:
 
 def _plausibility(text: str) -> float:
     kinds = Counter(kinds_in_order := "".join(map(_kind, text[:_EXAMINED_CHARACTERS])))
-    num_characters = len(kinds_in_order) - kinds[" "] - kinds["a"] - kinds["A"]
-    if not num_characters:
+    if not (num_characters := len(kinds_in_order) - kinds[" "] - kinds["a"] - kinds["A"]):
         return 1.0
     share_in_place = 1 - min(1.0, len(_MISPLACED.findall(kinds_in_order)) / num_characters)
     # A few letters of another script in a Latin text are rather accents in another code page.

@@ -31,9 +31,7 @@ def checked(record: Any, text: str) -> Record:
     """Return a parsed record, or why it is not one: no object, or no Unicode; `text` is its source."""
     if not isinstance(record, dict):
         return "not a JSON object"
-    if ("\\ud" in text or "\\uD" in text) and not _is_unicode(record):
-        return HALF_A_PAIR
-    return record
+    return HALF_A_PAIR if ("\\ud" in text or "\\uD" in text) and not _is_unicode(record) else record
 
 
 def _is_unicode(record: dict[str, Any]) -> bool:

@@ -31,8 +31,7 @@ def group_key(name: str) -> str:
     a side of the split; one taken for two would be on both sides.
     """
     folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-    number = _WHOLE_NUMBER.fullmatch(folded)
-    return number[1] if number else folded
+    return number[1] if (number := _WHOLE_NUMBER.fullmatch(folded)) else folded
 
 
 def is_missing(word: str, words: Collection[str]) -> bool:
@@ -93,9 +92,9 @@ def target_of(
         return None
     if column == "label":
         return name_of(value, field).strip()
-    if column == "labels":
-        return _names_of(value, field, missing, separator)
-    return _spans_of(value, field, text)
+    return (
+        _names_of(value, field, missing, separator) if column == "labels" else _spans_of(value, field, text)
+    )
 
 
 def name_of(value: Any, field: str) -> str:
@@ -127,8 +126,7 @@ def _shape(value: Any) -> str:
 
 
 def _names_of(value: Any, field: str, missing: Collection[str], separator: str | None) -> list[str]:
-    value = _parsed_list(value)
-    if isinstance(value, str):
+    if isinstance((value := _parsed_list(value)), str):
         if _WRITTEN_LIST.fullmatch(value):
             value = [_unquoted(literal) for literal in re.findall(_QUOTED, value, re.DOTALL)]
         elif separator is not None:
@@ -146,11 +144,11 @@ def _unquoted(literal: str) -> str:
         return literal[1:-1]
 
 
-def parsed(text: str) -> Any:
-    """Return the value of a text that is JSON, else the text itself."""
+def parsed(text: Any) -> Any:
+    """Return the value of a text that is JSON, else what is given itself."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         return text
 
 
@@ -160,8 +158,7 @@ def _parsed_list(value: Any) -> Any:
 
 
 def _spans_of(value: Any, field: str, text: str | None) -> list[Span]:
-    value = _parsed_list(value)
-    if not isinstance(value, list):
+    if not isinstance((value := _parsed_list(value)), list):
         raise Malformed(f"field `{field}` is {_shape(value)} where a list of spans is expected")
     spans: list[Span] = []
     quotes: list[tuple[int, str | None]] = []
@@ -183,8 +180,7 @@ def _in_characters(
     JavaScript counts UTF-16 code units, two for an emoji. Where the offsets of a row fit its quoted texts
     only in that reading, all of its offsets are converted.
     """
-    number = _first_wrong(spans, quotes, text)
-    if number is None:
+    if (number := _first_wrong(spans, quotes, text)) is None:
         return spans
     units = text.encode("utf-16-le", "surrogatepass")
     converted_spans = [
@@ -201,12 +197,14 @@ def _in_characters(
 
 def _first_wrong(spans: list[Span], quotes: list[tuple[int, str | None]], text: str) -> int | None:
     # Spaces are compared as one.
-    numbers = (
-        number
-        for span, (number, quote) in zip(spans, quotes, strict=True)
-        if quote is not None and text[span["start"] : span["end"]].split() != quote.split()
+    return next(
+        (
+            number
+            for span, (number, quote) in zip(spans, quotes, strict=True)
+            if quote is not None and text[span["start"] : span["end"]].split() != quote.split()
+        ),
+        None,
     )
-    return next(numbers, None)
 
 
 def _spans_by_label(value: Any, subject: str) -> list[Span]:
@@ -248,12 +246,10 @@ def add_answers(
         (answer, target_of(answer.value, field, column, missing, row.get("text")))
         for answer in latest.values()
     )
-    answers_with_targets = [(answer, target) for answer, target in targets if target is not None]
-    if not answers_with_targets:
+    if not (answers_with_targets := [(answer, target) for answer, target in targets if target is not None]):
         return
     row["human_annotated"] = True
-    times = [answer.time for answer, _ in answers_with_targets if answer.time]
-    if times:
+    if times := [answer.time for answer, _ in answers_with_targets if answer.time]:
         row["time"] = max(times)
     if len(answers_with_targets) == 1:
         answer, row[column] = answers_with_targets[0]
@@ -284,10 +280,12 @@ def add_answers(
 
 
 def _parts(target: Target) -> frozenset[Any]:
-    if isinstance(target, str):
-        return frozenset([target])
-    return frozenset(
-        part if isinstance(part, str) else (part["start"], part["end"], part["label"]) for part in target
+    return (
+        frozenset([target])
+        if isinstance(target, str)
+        else frozenset(
+            part if isinstance(part, str) else (part["start"], part["end"], part["label"]) for part in target
+        )
     )
 
 

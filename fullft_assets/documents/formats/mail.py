@@ -106,11 +106,9 @@ _ABOUT = {"subject": "Subject", "from": "From", "to": "To", "date": "Date", "mes
 
 
 def _body(message: EmailMessage, encoding: str | None) -> str:
-    part = message.get_body(("plain", "html"))
-    if part is None:
+    if (part := message.get_body(("plain", "html"))) is None:
         return ""
-    data = part.get_payload(decode=True)
-    if not isinstance(data, bytes):
+    if not isinstance((data := part.get_payload(decode=True)), bytes):
         raise Unreadable("not a complete message (a part has no content)")
     text = _decoded(data, encoding or part.get_content_charset())
     return html_text(text) if part.get_content_subtype() == "html" else text

@@ -70,8 +70,7 @@ def _html_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Reco
 
 def declared_encoding(head: bytes) -> str | None:
     """Return the encoding that a page's first bytes declare, or None where there is none or it is unknown."""
-    declaration = _CHARSET.search(head)
-    if declaration is None:
+    if (declaration := _CHARSET.search(head)) is None:
         return None
     try:
         name = codecs.lookup(declaration[1].decode("ascii")).name
@@ -119,8 +118,7 @@ def _pieces(page: str) -> Iterator[int | tuple[str, bool]]:
     num_preformatted = 0
     while stack:
         name, children = stack[-1]
-        node = next(children, None)
-        if node is None:
+        if (node := next(children, None)) is None:
             stack.pop()
             num_preformatted -= name in _PREFORMATTED
         elif type(node) in (NavigableString, CData):
@@ -243,8 +241,7 @@ def _record(file: Delivered, element: Any, reading: Reading) -> Record:
 
 
 def _value(element: Any, path: str) -> str | None:
-    attribute = _ATTRIBUTE.search(path)
-    if attribute is not None:
+    if (attribute := _ATTRIBUTE.search(path)) is not None:
         path = path[: attribute.start()]
     elements = _elements(element, path) if path else [element]
     texts = [_xml_text(node) if attribute is None else node.get(attribute[1]) for node in elements]

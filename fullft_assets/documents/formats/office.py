@@ -77,8 +77,7 @@ def _notes(document: Document) -> dict[tuple[str, str], Any]:
 
     elements = {}
     for related in document.part.rels.values():
-        kind = related.reltype.rpartition("/")[2]
-        if kind in _NOTES.values() and not related.is_external:
+        if (kind := related.reltype.rpartition("/")[2]) in _NOTES.values() and not related.is_external:
             root = etree.fromstring(
                 related.target_part.blob, etree.XMLParser(resolve_entities=False, no_network=True)
             )
@@ -156,8 +155,7 @@ def rtf_text(source: str) -> str:
     """
     from striprtf.striprtf import rtf_to_text
 
-    source = source.lstrip()
-    if not source.startswith(RTF_MAGIC):
+    if not (source := source.lstrip()).startswith(RTF_MAGIC):
         raise Unreadable("not RTF")
     if not _PICTURES_IN_BINARY.search(source) and not _is_closed(source):
         raise Unreadable("not a complete RTF file (cut off: a group is not closed)")
@@ -208,8 +206,7 @@ def _pdf_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Recor
         pages = [page.strip() for page in _pages(file.path, reading.advance)]
     num_without_text = pages.count("")
     # A font's table may map a glyph to half of a surrogate pair, which is no character.
-    text = _without_gaps("\n\n".join(pages))
-    if not text:
+    if not (text := _without_gaps("\n\n".join(pages))):
         yield 1, f"no text layer (scanned pages?); {_RECOGNISE}"
     elif num_without_text and reading.documents.pdf.pages_without_text == "quarantine":
         yield 1, f"{num_without_text:,} of {len(pages):,} pages have no text (scanned?); {_RECOGNISE}"
@@ -232,8 +229,7 @@ def _pages(path: Path, advance: Callable[[], None]) -> list[str]:
         if b"%%EOF" not in file.read():
             raise Unreadable("not a complete PDF (cut off: no end mark)")
         file.seek(0)
-        reader = pypdf.PdfReader(file)
-        if reader.is_encrypted and not reader.decrypt(""):
+        if (reader := pypdf.PdfReader(file)).is_encrypted and not reader.decrypt(""):
             raise Unreadable("encrypted; deliver it without a password")
         num_pages = len(reader.pages)
         pages_object = reader.root_object["/Pages"].get_object()

@@ -136,8 +136,7 @@ def name_of_format(name: str) -> str | None:
 
 def format_of(name: str) -> Format | None:
     """Return the format of a file by its ending, or None."""
-    format_name = name_of_format(name)
-    return None if format_name is None else FORMATS.get(format_name)
+    return None if (format_name := name_of_format(name)) is None else FORMATS.get(format_name)
 
 
 def is_readable(name: str) -> bool:
@@ -155,8 +154,7 @@ def reads_any_ending(format_: str) -> bool:
 
 def is_whole_file(name: str) -> bool:
     """Return whether a file of such a name is one document."""
-    format_ = format_of(name)
-    return format_ is not None and format_.is_whole_file
+    return (format_ := format_of(name)) is not None and format_.is_whole_file
 
 
 def known_endings() -> str:

@@ -3,21 +3,24 @@
 Chat and instruction data become messages of the roles system, user, assistant and tool. Forms: `messages`
 (OpenAI), `conversations` with from and value (ShareGPT), instruction with output or response and perhaps
 input (Alpaca) or context (Dolly), prompt with completion or response, question with answer or response, as
-texts or as lists of messages.
+texts or as lists of messages. What a turn has beside its text (reasoning, tool calls, the name of a tool that
+answers) becomes its `extras`, see `conversations`.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Self
 
+from fullft_assets.conversations import encoded, text_of
 from fullft_assets.documents.formats import labels
 from fullft_assets.documents.formats.delivered import Record
 from fullft_assets.documents.formats.labels import Malformed, group_key, is_missing
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.task import task_of
 
-Message = dict[str, str]
+Message = dict[str, Any]
 #: The role by the name that it has somewhere.
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -34,16 +37,11 @@ _ANSWERS = {
 }
 #: What an instruction or a question is about; it follows it.
 _SUBJECTS = ("input", "context")
-#: What cannot be trained yet. Without it another conversation would be trained: an empty answer instead of a
-#: tool call.
 _TOOLS = ("tools", "functions")
-_UNTRAINED = {
-    **dict.fromkeys(("tool_calls", "function_call"), "a tool call"),
-    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning apart from the content"),
-    **dict.fromkeys(
-        ("weight", "train", "training", "trainable", "train_detail", "loss"), "a weight of its own"
-    ),
-}
+#: Also roles, in formats that write a call as a turn.
+_CALLS = ("tool_calls", "tool_call", "function_call")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_WEIGHTS = ("weight", "train", "training", "trainable", "loss", "train_detail")
 #: Every field that may be read of a record.
 _ANSWER_FIELDS = dict.fromkeys(name for names in _ANSWERS.values() for name in names)
 FIELDS = (*_LISTS, *_QUESTIONS, *_SUBJECTS, *_ANSWER_FIELDS, *_TOOLS, "system", "history")
@@ -57,21 +55,34 @@ def messages_of(record: dict[str, Any], field: str | None) -> list[Message]:
         field: the field with the list of messages. Default: whichever form the record has.
 
     Raises:
-        Malformed: it has none of the forms, a turn is not a text, or it has what cannot be trained yet.
+        Malformed: it has none of the forms, a turn is not a text, or its tools, calls and answers do not fit.
     """
-    tools = next((name for name in _TOOLS if not _is_empty(record.get(name))), None)
-    if tools is not None:
-        raise Malformed(f"field `{tools}`: chats with tools cannot be trained yet")
+    messages = _messages(record, field)
+    tools = _tools(record)
+    _require_answered(messages, {tool["function"]["name"] for tool in tools})
+    if tools:
+        messages[0].setdefault("extras", {})["tools"] = tools
+    try:
+        messages = [
+            message | {key: encoded(message[key]) for key in message if key == "extras"}
+            for message in messages
+        ]
+        # Half of a surrogate pair has no encoding.
+        text_of(messages, has_tools=True).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise Malformed("its tools or its tool calls are not JSON, or nested too deeply") from None
+    return messages
+
+
+def _messages(record: dict[str, Any], field: str | None) -> list[Message]:
     lists = [field] if field is not None else [name for name in _LISTS if record.get(name) is not None]
     if lists:
         if lists[0] not in record:
             raise Malformed(f"no field `{lists[0]}`")
-        messages = _turns(record[lists[0]], lists[0])
-        if not messages:
+        if not (messages := _turns(record[lists[0]], lists[0])):
             raise Malformed(f"field `{lists[0]}` has no message")
         return _with_system(record, messages)
-    question = next((name for name in _QUESTIONS if record.get(name) is not None), None)
-    if question is None:
+    if (question := next((name for name in _QUESTIONS if record.get(name) is not None), None)) is None:
         raise Malformed("no field `messages`, `conversations`, `instruction`, `prompt` or `question`")
     answer = next((name for name in _ANSWERS[question] if record.get(name) is not None), None)
     if answer is None:
@@ -87,9 +98,11 @@ def messages_of(record: dict[str, Any], field: str | None) -> list[Message]:
 
 def _with_system(record: dict[str, Any], messages: list[Message]) -> list[Message]:
     system = record.get("system")
-    if system in (None, "") or messages[0]["role"] == "system":
-        return messages
-    return [{"role": "system", "content": _turn_text(system, "field `system`")}, *messages]
+    return (
+        messages
+        if system in (None, "") or messages[0]["role"] == "system"
+        else [{"role": "system", "content": _turn_text(system, "field `system`")}, *messages]
+    )
 
 
 def _history(record: dict[str, Any]) -> list[Message]:
@@ -119,23 +132,72 @@ def _turns(value: Any, field: str, role: str | None = None) -> list[Message]:
 def _turn(turn: Any, subject: str) -> Message:
     if not isinstance(turn, dict):
         raise Malformed(f"{subject} is not an object")
-    name = turn.get("role", turn.get("from"))
+    if (name := turn.get("role", turn.get("from"))) in _CALLS:
+        turn = {"content": None, "tool_calls": turn.get("content", turn.get("value"))}
+        name = "assistant"
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
-    untrained = next((key for key in _UNTRAINED if not _is_empty(turn.get(key))), None)
-    if (
-        role is None and isinstance(name, str) and name in _UNTRAINED
-    ):  # some formats write a tool call as a turn of its own role
-        untrained = name
-    if untrained is not None:
-        raise Malformed(f"{subject} has {_UNTRAINED[untrained]} (`{untrained}`), which cannot be trained yet")
     if role is None:
         raise Malformed(f"{subject} has no known role")
     content = turn["content"] if "content" in turn else turn.get("value")
-    return {"role": role, "content": "" if content is None else _turn_text(content, subject)}
+    message: Message = {"role": role, "content": "" if content is None else _turn_text(content, subject)}
+    extras = {
+        "reasoning": _turn_text(_first(turn, _REASONING) or "", subject),
+        "tool_calls": _calls(_first(turn, _CALLS) or [], subject),
+        **{key: str(turn.get(key) or "") for key in ("name", "tool_call_id") if role == "tool"},
+    }
+    if extras := {key: value for key, value in extras.items() if value}:
+        message["extras"] = extras
+    if (weight := _first(turn, _WEIGHTS)) not in (None, 0, 1) or (weight and role != "assistant"):
+        raise Malformed(f"{subject} has a weight other than 0, or 1 for the assistant")
+    return message if weight is None else {**message, "weight": int(weight)}
+
+
+def _first(fields: dict[str, Any], names: Iterable[str]) -> Any:
+    return next((fields[name] for name in names if not _is_empty(fields.get(name))), None)
 
 
 def _is_empty(value: Any) -> bool:
     return value is None or value in ("", "[]", [], {})  # a weight of 0 is not empty
+
+
+def _tools(record: dict[str, Any]) -> list[dict[str, Any]]:
+    tools = labels.parsed(_first(record, _TOOLS) or [])
+    if not isinstance(tools, list) or None in map(_function, tools):
+        raise Malformed("the declared tools are not a list of JSON schemas of functions with a name")
+    # The form without `function` around it is an older one.
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def _function(value: Any) -> dict[str, Any] | None:
+    function = value.get("function", value) if isinstance(value, dict) else None
+    return function if isinstance(function, dict) and isinstance(function.get("name"), str) else None
+
+
+def _calls(value: Any, subject: str) -> list[dict[str, Any]]:
+    calls = []
+    for call in value if isinstance(value := labels.parsed(value), list) else [value]:
+        if (function := _function(call)) is None:
+            raise Malformed(f"{subject} has a tool call without the name of a function")
+        arguments = labels.parsed(function.get("arguments", function.get("parameters"))) or {}
+        if not isinstance(arguments, dict):
+            raise Malformed(f"{subject} has a tool call whose arguments are not a JSON object")
+        id_ = {} if call.get("id") is None else {"id": str(call["id"])}
+        calls.append(
+            {**id_, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+        )
+    return calls
+
+
+def _require_answered(messages: list[Message], tools: set[str]) -> None:
+    # A conversation may also write its calls as text.
+    calls_of = [message.get("extras", {}).get("tool_calls", []) for message in messages]
+    for number, (message, calls) in enumerate(zip(messages, calls_of, strict=True)):
+        if tools and any(call["function"]["name"] not in tools for call in calls):
+            raise Malformed(f"message {number + 1} calls a tool that is not among the declared ones")
+        id_ = message.get("extras", {}).get("tool_call_id")
+        is_answer = any(not id_ or call.get("id", id_) == id_ for call in chain(*calls_of[:number]))
+        if message["role"] == "tool" and not is_answer and (id_ or any(calls_of)):
+            raise Malformed(f"message {number + 1} is the answer of a tool that was not called before it")
 
 
 def _turn_text(content: Any, subject: str) -> str:
@@ -241,8 +303,7 @@ def value_of(record: dict[str, Any], field: str) -> Any:
     """Return the value of a field, which may be a path such as `payload.body`; None where there is none."""
     if field in record:
         return record[field]
-    value = _look_up(record, field)
-    return None if value is _MISSING else value
+    return None if (value := _look_up(record, field)) is _MISSING else value
 
 
 def has_field(record: dict[str, Any], field: str) -> bool:
@@ -293,9 +354,8 @@ def content_of(record: dict[str, Any], settings: RowSettings, field: str) -> Row
             messages = messages_of(_with_path(record, settings.text), settings.text)
         except Malformed as error:
             return {"problem": str(error)}
-        return {"messages": messages, "text": "\n\n".join(message["content"] for message in messages)}
-    text = value_of(record, field)
-    if isinstance(text, str):
+        return {"messages": messages, "text": text_of(messages)}
+    if isinstance((text := value_of(record, field)), str):
         return {"text": text}
     if text is not None:
         return {"problem": f"field `{field}` is not text"}
@@ -303,9 +363,11 @@ def content_of(record: dict[str, Any], settings: RowSettings, field: str) -> Row
 
 
 def _with_path(record: dict[str, Any], field: str | None) -> dict[str, Any]:
-    if field is None or field in record or not has_field(record, field):
-        return record
-    return {**record, field: value_of(record, field)}
+    return (
+        record
+        if field is None or field in record or not has_field(record, field)
+        else {**record, field: value_of(record, field)}
+    )
 
 
 def add_names(row: Row, record: dict[str, Any], settings: RowSettings) -> None:

@@ -204,8 +204,7 @@ def _sheet_record(header: list[str], fields: Sequence[str | None], title: str) -
 def _sheets(path: Path, reading: Reading) -> Iterator[tuple[str, Iterator[Numbered]]]:
     import openpyxl
 
-    header = reading.documents.header
-    first_row = header if isinstance(header, int) else 1
+    first_row = header if isinstance((header := reading.documents.header), int) else 1
 
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -237,8 +236,7 @@ def _sheet_rows(sheet: Any) -> Iterator[tuple[int, list[str | None]]]:
 
 
 def _shown(cell: Any) -> str | None:
-    value = cell.value
-    if value is None or value == "" or cell.data_type == "e":
+    if (value := cell.value) is None or value == "" or cell.data_type == "e":
         return None
     if isinstance(value, bool):
         return str(value).lower()
@@ -246,15 +244,19 @@ def _shown(cell: Any) -> str | None:
         return _number(value, cell.number_format or "")
     if isinstance(value, datetime) and value.time() == datetime.min.time():
         value = value.date()
-    if isinstance(value, date) or not isinstance(value, str):
-        return value.isoformat() if hasattr(value, "isoformat") else str(value)
-    return _ESCAPED.sub(lambda escape: chr(int(escape[1], 16)), value)
+    return (
+        (value.isoformat() if hasattr(value, "isoformat") else str(value))
+        if isinstance(value, date) or not isinstance(value, str)
+        else _ESCAPED.sub(lambda escape: chr(int(escape[1], 16)), value)
+    )
 
 
 def _number(value: float, shown_as: str) -> str:
-    if value == int(value) and abs(value) < 10**_DIGITS:
-        return f"{int(value):0{len(shown_as)}d}" if _PADDED.fullmatch(shown_as) else str(int(value))
-    return f"{value:.{_DIGITS}g}"
+    return (
+        (f"{int(value):0{len(shown_as)}d}" if _PADDED.fullmatch(shown_as) else str(int(value)))
+        if value == int(value) and abs(value) < 10**_DIGITS
+        else f"{value:.{_DIGITS}g}"
+    )
 
 
 XLSX = Format(_xlsx_records, endings=(".xlsx",), max_bytes=MAX_XLSX_BYTES)

@@ -150,8 +150,7 @@ def assess(
         SettingsError: token accuracy is to decide between models with different tokenizers.
         ValueError: scores are misaligned or not finite; the message names whose.
     """
-    is_scored = _scored_by_all(scores)
-    if not is_scored.any():
+    if not (is_scored := _scored_by_all(scores)).any():
         raise DataError(
             "evaluation: no test row has a trained token to predict; look at chunks.train_on and at the"
             " assistant turns"
@@ -201,8 +200,7 @@ def predictions_of(scores: DocumentScores) -> Predictions:
 
 def _scored_by_all(scores: Mapping[str, DocumentScores]) -> np.ndarray:
     for name, system_scores in scores.items():
-        wrong = ~np.isfinite(system_scores.loss)
-        if wrong.any():
+        if (wrong := ~np.isfinite(system_scores.loss)).any():
             raise ValueError(
                 f"{name}: the loss of row {int(wrong.argmax())} is not finite ({int(wrong.sum())} such rows)"
             )
@@ -232,8 +230,7 @@ def measure_answers(
         written: of the candidate and the other systems, aligned with `truth` [n].
         modules: metrics that are not registered, by name.
     """
-    sizes = Counter(groups)
-    if len(sizes) < 2:
+    if len(sizes := Counter(groups)) < 2:
         return None
     index, num_groups = number_groups(groups, len(truth))
     weights = np.array([1 / min(sizes[group], MAX_GROUP_WEIGHT) for group in groups])

@@ -123,13 +123,17 @@ class NextTokenRecipe:
         )
 
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        if self.general is None:
-            return {}
-        return {
-            "general_loss": (
-                score_documents(model, self.general.chunks, self.general.marks, progress=listener).mean_loss()
-            )
-        }
+        return (
+            {}
+            if self.general is None
+            else {
+                "general_loss": (
+                    score_documents(
+                        model, self.general.chunks, self.general.marks, progress=listener
+                    ).mean_loss()
+                )
+            }
+        )
 
     def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
         return {}

@@ -19,7 +19,7 @@ from fullft_assets import chunks, report
 from fullft_assets.artifacts import CHUNKS_COLUMN, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization
-from fullft_assets.chunks.chat import Message
+from fullft_assets.conversations import Message
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import BASE_MODEL, CHAMPION
 from fullft_assets.jobs.progress import Listener
@@ -122,11 +122,9 @@ class Writer:
         if not isinstance(prompt, str):
             assert tokenization.chat is not None, "loaded for the task sft"
             prompt = tokenization.chat.render(prompt, add_generation_prompt=True)
-        ids = tokenization.tokenizer.encode(prompt, add_special_tokens=False).ids
-        if not ids and not prefix:
+        if not (ids := tokenization.tokenizer.encode(prompt, add_special_tokens=False).ids) and not prefix:
             raise DataError("nothing to continue: the text is empty; give its beginning")
-        longest = getattr(self._model.config, "max_position_embeddings", None)
-        if isinstance(longest, int):
+        if isinstance((longest := getattr(self._model.config, "max_position_embeddings", None)), int):
             ids = ids[-max(1, longest - self._max_new_tokens - len(prefix)) :]
         return [*prefix, *ids]
 
@@ -221,14 +219,16 @@ class _Scorer:
             self.prompts = _beginnings(test, self._settings.seed)
 
     def score_baseline(self, name: str, baseline: Baseline) -> SystemOutput:
-        if name != BASE_MODEL:
-            return SystemOutput(baseline.predict(self._test), [])
-        return self._score(
-            self._context.base_model,
-            self._settings.chunks.added_tokens,
-            self.base_tokenization,
-            self._test,
-            self.prompts,
+        return (
+            SystemOutput(baseline.predict(self._test), [])
+            if name != BASE_MODEL
+            else self._score(
+                self._context.base_model,
+                self._settings.chunks.added_tokens,
+                self.base_tokenization,
+                self._test,
+                self.prompts,
+            )
         )
 
     def score_checkpoint(self, name: str) -> SystemOutput:
@@ -313,10 +313,12 @@ class _Scorer:
             if len(prompts) == most:
                 break
             conversation = messages[row]
-            last = max((i for i, turn in enumerate(conversation) if turn["role"] == "assistant"), default=0)
-            if not last:
+            learned = [turn["role"] == "assistant" and turn.get("weight") != 0 for turn in conversation]
+            if not (last := max(np.flatnonzero(learned).tolist(), default=0)):
                 continue
             answer = conversation[last]["content"]
+            if conversation[last].get("extras"):
+                answer = self._written(conversation[: last + 1])
             length = len(self.base_tokenization.tokenizer.encode(answer, add_special_tokens=False).ids)
             if length > MAX_ANSWER_TOKENS:
                 self._num_too_long += 1
@@ -326,6 +328,16 @@ class _Scorer:
         # Who writes twice as much as the longest answer is wrong already.
         self._max_new_tokens = max(1, min(MAX_ANSWER_TOKENS, 2 * longest))
         return prompts
+
+    def _written(self, conversation: Sequence[Message]) -> str:
+        """Return the last turn as a model writes it: with the template's form of its reasoning and its calls,
+        and without special tokens.
+        """
+        tokenization = self.base_tokenization
+        assert tokenization.chat is not None, "loaded for the task sft"
+        text, spans = tokenization.chat.render_trained(conversation, "last_turn")
+        [ids] = tokenization.encode(["".join(text[start:end] for start, end in spans)])
+        return tokenization.tokenizer.decode(ids, skip_special_tokens=True)
 
     @cached_property
     def base_tokenization(self) -> Tokenization:
@@ -361,11 +373,13 @@ def _beginnings(test: Split, seed: int) -> list[Prompt]:
 
 
 def _num_scored(documents: Split) -> np.ndarray:
-    if documents.marks is None:
-        return np.array([sum(len(chunk) - 1 for chunk in chunks) for chunks in documents.chunks], np.int64)
-    return np.array(
-        [sum(sum(mark == 1 for mark in marks[1:]) for marks in chunks) for chunks in documents.marks],
-        np.int64,
+    return (
+        np.array([sum(len(chunk) - 1 for chunk in chunks) for chunks in documents.chunks], np.int64)
+        if documents.marks is None
+        else np.array(
+            [sum(sum(mark == 1 for mark in marks[1:]) for marks in chunks) for chunks in documents.marks],
+            np.int64,
+        )
     )
 
 
