@@ -3,6 +3,7 @@
 """
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -92,6 +93,13 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if source.is_relative_to(here) and source.is_file():
                 (there / file).parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(source, there / file)
+            # To compile all that a run imports takes longer than the run.
+            compiled = Path(importlib.util.cache_from_source(str(source)))
+            if source.suffix == ".py" and compiled.is_relative_to(here) and compiled.is_file():
+                target = there / compiled.relative_to(here)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if not target.exists():
+                    link_or_copy(compiled, target)
     # Refuses where a requirement of the wheel is not there.
     python = folder / "venv" / "bin" / "python"
     run(
