@@ -15,7 +15,7 @@ TWO_AT_A_TIME := -n 2 --dist loadfile
 # Those that start a process, a daemon or a browser wait as much as they work. The longest slow files go first, so that none is left at the end.
 THREE_AT_A_TIME := -n 3 --dist loadfile --no-loadscope-reorder
 FOUR_AT_A_TIME := -n 4 --dist loadfile --no-loadscope-reorder
-LONGEST := $(patsubst %,tests/test_%.py,readme automation ui graph graph_labels resume graph_language evaluation_event_log)
+LONGEST := $(patsubst %,tests/test_%.py,readme automation ui graph wheel release_choice distributed graph_labels graph_language evaluation_event_log graph_other_package resume earlier_store)
 # The quick and the numeric tests are shuffled. Shuffled runs of the others still find a test that rests on another one now and then.
 IN_ORDER := -p no:randomly
 # Only these modules are imported, by each process of its own: to collect all takes half a minute, longer than the quick tests themselves.

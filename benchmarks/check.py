@@ -10,7 +10,7 @@ from statistics import median
 from benchmarks.table import Goal, Row
 from benchmarks.timing import timed
 
-_REPEATS = 5
+_REPEATS = 3
 
 
 def measure_check(use_case: str, logs: Path) -> Row:

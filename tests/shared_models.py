@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -210,8 +211,60 @@ def checkpoints(folder: Path) -> Any:
     }
 
 
+def train_parts(folder: Path, work: Path, sharding: str, count: int = 2) -> dict[str, Any]:
+    """Train a Llama without dropout in so many processes; return what the first one found."""
+    settings = SHARED.model_copy(
+        update={"sharding": sharding, "epochs": 2, "checkpoint_every_steps": 2, "keep_best": True}
+    )
+
+    def scene(_: Path, rank: int) -> dict[str, Any]:
+        shard = fsdp.fully_shard
+        offloads: set[str] = set()
+        reduced: list[bool] = []
+
+        def fully_shard(*modules: Any, **options: Any) -> Any:
+            offloads.add(type(options.get("offload_policy")).__name__)
+            return shard(*modules, **options)
+
+        def look(moment: str, loop: Loop) -> None:
+            # Of the passes that a step adds up; a model in parts would else hold all of them whole until the
+            # last.
+            if moment == "pass":
+                reduced.append(all(weight.grad is not None for weight in loop.model.parameters()))
+
+        fsdp.fully_shard = fully_shard
+        options: dict[str, Any] = {"num_processes": count, "resumable": True, "watch": look}
+        done = fit(LLAMA, training(marked=True), settings, work, evaluate_at=(), **options)
+        if rank == 0:
+            done.model.save_pretrained(folder / "model")
+        return {
+            "log": [(line["loss"], line["grad_norm"]) for line in done.history if "loss" in line],
+            "step": done.num_steps,
+            "last": str(work / f"checkpoint-{done.num_steps}"),
+            "from": done.resumed_from_step,
+            "reduced": reduced,
+            "offloads": sorted(offloads),
+            "model": str(folder / "model"),
+        }
+
+    return play(folder, scene, count)[0]
+
+
+def parts(folder: Path) -> Any:
+    """One process, two with parts of the model, the same again, and two whose parts are in the host's
+    memory.
+    """
+    folder.mkdir()
+    return {
+        "alone": train_parts(folder / "alone", folder / "of-one", "none", 1),
+        "parts": train_parts(folder / "parts", folder / "of-parts", "fsdp2"),
+        "again": train_parts(folder / "again", folder / "of-parts", "fsdp2"),
+        "offloaded": train_parts(folder / "offloaded", folder / "of-offloaded", "fsdp2_offload"),
+    }
+
+
 SCENES: dict[str, Callable[[Path], Any]] = {
-    scene.__name__: scene for scene in (language_model, classifier, base_model, checkpoints)
+    scene.__name__: scene for scene in (language_model, classifier, base_model, checkpoints, parts)
 }
 
 if __name__ == "__main__":

@@ -798,7 +798,7 @@ def runs(instance: dg.DagsterInstance, job: str, *statuses: dg.DagsterRunStatus)
 def test_daemon_ingests_a_delivery_once_and_retrains_once_on_enough_new_data(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
     quick = {"min_new_examples": 100, "cooldown_hours": 0.0}
-    project = projects.create(tmp_path, base_model="model", documents={"poll_seconds": 2}, retraining=quick)
+    project = projects.create(tmp_path, base_model="model", documents={"poll_seconds": 4}, retraining=quick)
     done = dg.DagsterRunStatus.SUCCESS
     with (
         closing(Daemon(project)) as daemon,

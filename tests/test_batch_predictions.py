@@ -10,16 +10,13 @@ import dagster as dg
 import pytest
 
 from fullft_assets import documents, erasure, release
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
-from fullft_assets.launchers.driver import LaunchDriver
 from fullft_assets.monitoring import PREDICTIONS, PredictionsMetadata
 from fullft_assets.resources import open_store
 from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.classification.task import Classification
 from fullft_assets.workloads import prediction
 from tests import project as projects
-from tests.asset_runs import run_assets
+from tests.asset_runs import run_assets, run_workloads_here
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.test_predict import LABELS, TEXTS, write_model
 
@@ -131,19 +128,11 @@ def test_a_large_window_is_predicted_in_blocks(
         "predict",
         lambda self, *given: (asked.append(len(given[3])), predict(self, *given))[1],
     )
-    monkeypatch.setattr(LaunchDriver, "run", lambda _, __, ___, job, store: run_here(job, store))
+    run_workloads_here(monkeypatch)
     materialize(project, instance, "production_documents", "batch_predictions")
     made, lines = predicted(project, instance)
     assert asked == [3, 1] and [line["row"] for line in lines] == [1, 2, 3, 4]
     assert PredictionsMetadata.of(made).num_rows == 4
-
-
-def run_here(job: Job, store: Store) -> Manifest:
-    """Run the workload of a window in this process."""
-    prediction.work(job, store, Progress(silent=True))
-    made = store.find(job.case, job.stage, job.key)
-    assert made is not None
-    return made
 
 
 def test_without_a_champion_the_window_is_kept_and_nothing_is_predicted(
@@ -156,8 +145,9 @@ def test_without_a_champion_the_window_is_kept_and_nothing_is_predicted(
 
 
 def test_another_champion_predicts_anew_and_an_erasure_takes_predictions_along(
-    project: projects.Project, instance: dg.DagsterInstance
+    project: projects.Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_workloads_here(monkeypatch)
     deliver(project, "classification")
     store = open_store(project.use_case(), instance)
     promote(store, "classification", "first")

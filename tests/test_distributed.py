@@ -4,7 +4,6 @@ test_packed, test_resume.
 
 import json
 import subprocess
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,82 +29,33 @@ from tests.prepared import command, prepare
 from tests.test_isolation import build
 from tests.test_packed import LLAMA, SETTINGS
 
-TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-
-#: FOLDER SHARDING: trains a Llama without dropout.
-_RANK = """
-import functools, json, os, sys
-from pathlib import Path
-from torch.distributed import fsdp
-from tests.test_packed import LLAMA, SETTINGS, fit, training
-
-def look(moment, loop):
-    # Of the passes that a step adds up; a model in parts would else hold all of them whole until the last.
-    if moment == "pass":
-        reduced.append(all(weight.grad is not None for weight in loop.model.parameters()))
-
-shard, offloads = fsdp.fully_shard, set()
-
-@functools.wraps(shard)
-def fully_shard(*modules, **options):
-    offloads.add(type(options.get("offload_policy")).__name__)
-    return shard(*modules, **options)
-
-fsdp.fully_shard = fully_shard
-folder, sharding = Path(sys.argv[1]), sys.argv[2]
-reduced = []
-chosen = SETTINGS.model_copy(update={"sharding": sharding, "micro_batch_size": 1, "epochs": 2, "checkpoint_every_steps": 2, "keep_best": True})
-ranks = int(os.environ.get("WORLD_SIZE", "1"))
-done = fit(LLAMA, training(marked=True), chosen, folder, num_processes=ranks, resumable=True, evaluate_at=(), watch=look)
-if os.environ.get("RANK", "0") == "0":
-    log = [(line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]
-    done.model.save_pretrained(folder / "model")
-    found = {"log": log, "last": done.num_steps, "from": done.resumed_from_step, "reduced": reduced, "offloads": sorted(offloads)}
-    (folder / "done.json").write_text(json.dumps(found))
-"""
-
-
-def launch(folder: Path, sharding: str, torchrun: Sequence[str] = ()) -> dict:
-    folder.mkdir(exist_ok=True)
-    (folder / "rank.py").write_text(_RANK)
-    machine.printed_by(*torchrun, folder / "rank.py", folder, sharding, timeout=150)
-    return json.loads((folder / "done.json").read_text())
-
-
-def assert_close(one: dict, other: dict) -> None:
-    """The gradients' norm tells a factor that Adam would hide in the weights."""
-    torch.testing.assert_close(torch.tensor(one["log"]), torch.tensor(other["log"]), rtol=1e-3, atol=0)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return launch(tmp_path_factory.mktemp("alone"), "none")
-
 
 @pytest.mark.slow
-def test_parts_on_two_processes_train_as_one_and_load_anywhere(alone: dict, tmp_path: Path) -> None:
+def test_parts_on_two_processes_train_as_one_and_load_anywhere(shared: dict[str, Any]) -> None:
     """Killed, they end with the same weights: test_resume."""
-    folder = tmp_path / "parts"
-    made = launch(folder, "fsdp2", torchrun=TWO)
-    assert made["reduced"] and all(made["reduced"])
-    assert_close(made, alone)
+    found = shared["parts"]
+    parts = found["parts"]
+    offloaded = found["offloaded"]
+    assert parts["reduced"] and all(parts["reduced"])
+    # The gradients' norm tells a factor that Adam would hide in the weights.
+    logs = torch.tensor([parts["log"], found["alone"]["log"]])
+    torch.testing.assert_close(logs[0], logs[1], rtol=1e-3, atol=0)
     # On CPUs the host's memory is the one that there is.
-    offloaded = launch(tmp_path / "offloaded", "fsdp2_offload", torchrun=TWO)
-    assert offloaded["offloads"] == ["CPUOffloadPolicy"] != made["offloads"]
-    assert offloaded["log"] == made["log"]
+    assert offloaded["offloads"] == ["CPUOffloadPolicy"] != parts["offloads"]
+    assert offloaded["log"] == parts["log"]
     # Only sharded training writes them: a silent fall-back to whole models would train the same.
-    for each in (folder, tmp_path / "offloaded"):
-        last = each / f"checkpoint-{made['last']}"
-        assert len(list(last.glob("part-*.safetensors"))) == 2 and not (last / "model.safetensors").exists()
-    of_model = load_file(folder / "model" / "model.safetensors")
-    loaded = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
+    for trained in (parts, offloaded):
+        assert sorted(path.name for path in Path(trained["last"]).glob("*.safetensors")) == [
+            "part-00000.safetensors",
+            "part-00001.safetensors",
+        ]
+    of_model = load_file(Path(parts["model"], "model.safetensors"))
+    loaded = AutoModelForCausalLM.from_pretrained(parts["model"]).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in of_model.items())
-    # The same command with its work done finds it: no step is taken, the model is as it was.
-    assert launch(folder, "fsdp2", torchrun=TWO)["from"] == made["last"]
-    assert all(
-        torch.equal(of_model[name], value)
-        for name, value in load_file(folder / "model" / "model.safetensors").items()
-    )
+    # The same again with its work done finds it: no step is taken, the model is as it was.
+    assert found["again"]["from"] == parts["step"] > 0
+    of_again = load_file(Path(found["again"]["model"], "model.safetensors"))
+    assert all(torch.equal(of_model[name], value) for name, value in of_again.items())
 
 
 @pytest.mark.slow

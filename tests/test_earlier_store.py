@@ -16,6 +16,7 @@ from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.resources import latest
 from fullft_assets.store import Manifest, Store
 from tests import project as projects
+from tests.asset_runs import run_jobs
 from tests.prepared import write_tiny_model
 
 CASE = "letters"
@@ -80,8 +81,7 @@ def test_its_champion_predicts_and_its_held_out_rows_never_train(earlier: projec
     assert predicted.stdout.split()[1] in ("notice", "reference", "tag", "text")
 
     earlier.deliver("delivery-2.jsonl", projects.licence_rows(100, skip=400))
-    ingested = earlier.fullft("ingest", CASE)
-    assert ingested.returncode == 0, ingested.stdout + ingested.stderr
+    run_jobs(earlier, "ingest", "snapshot")
     after = latest(store, CASE, "training_snapshot")
     assert after is not None and after.ref != before.ref
     trained = set(snapshot.load_split(store, after, "train", chunks=False).ids)

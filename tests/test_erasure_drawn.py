@@ -180,7 +180,7 @@ def test_readers_refuse_until_one_that_was_cut_short_is_finished(
 def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_is_not(
     case: Prepared,
 ) -> None:
-    checkpoint = case.train("k", epochs=1)
+    checkpoint = case.train("k", epochs=0.1)
     assert erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]]).trained_on == []
     assert go_on_from(case, checkpoint) == checkpoint
     report = erasure.erase(case.store, case.use_case.name, [named(case, "replay")["id"]])
@@ -195,7 +195,7 @@ def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_
     assert erasure.erase(case.store, case.use_case.name, []).deleted[TRAININGS] == 1
     assert not folder.exists()
     # One that is trained on what is left has not.
-    replace(case, snapshot=case.store.load(case.snapshot.ref)).train("since", epochs=1)
+    replace(case, snapshot=case.store.load(case.snapshot.ref)).train("since", epochs=0.1)
     assert erasure.erase(case.store, case.use_case.name, []).trained_on == [checkpoint.ref]
     # Nor where something else is erased later, which it was only measured on.
     later = erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]])

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -19,8 +20,9 @@ from fullft_assets.resources import latest, open_store
 from fullft_assets.store import Manifest, Store
 from tests import plans
 from tests import project as projects
-from tests.asset_runs import run_assets
+from tests.asset_runs import run_assets, run_workloads_here
 from tests.machine import printed_by
+from tests.prepared import write_tiny_model
 from tests.project import Project
 
 pytestmark = pytest.mark.slow
@@ -96,9 +98,19 @@ def environment() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tuple[Project, str]:
     """The project after `fullft run`, and what that printed."""
-    # A tiny pilot need not promise a gain: what follows is to run.
-    made = projects.create(tmp_path_factory.mktemp("graph"), CASE, planning={"min_predicted_gain": -1.0})
+    root = tmp_path_factory.mktemp("graph")
+    made = projects.create(root, CASE)
+    write_tiny_model(root / "model")
+    configure(made)
     return made, made.succeed("run", CASE)
+
+
+def configure(project: Project, **sections: dict[str, Any]) -> None:
+    """Write the YAML with a base model of 1 MB, whose rate is higher; sections replace keys."""
+    training = {"learning_rate": 5e-3, **sections.pop("training", {})}
+    # A tiny pilot need not promise a gain: what follows is to run.
+    planning = {"min_predicted_gain": -1.0, **sections.pop("planning", {})}
+    project.configure(base_model="model", training=training, planning=planning, **sections)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +119,9 @@ def finished(first: tuple[Project, str]) -> Project:
 
 
 @pytest.fixture
-def graph(finished: Project, tmp_path: Path) -> Iterator[Graph]:
+def graph(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Graph]:
     """A copy of the finished project, its instance included, to change at will."""
+    run_workloads_here(monkeypatch)
     shutil.copytree(finished.root, tmp_path / "copy")
     copy = Project(tmp_path / "copy", CASE)
     with dg.DagsterInstance.from_config(str(copy.home)) as instance:
@@ -222,13 +235,13 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
         "letters: no champion was promoted yet, so there is nothing to roll back\n",
     )
 
-    graph.project.configure(release=lenient)
+    configure(graph.project, release=lenient)
     assert graph.materialize(*judge).success
     assert champion(graph) == old.ref
     card = (graph.store.folder(graph.latest("champion_model")) / "README.md").read_text()
     assert old.ref in card and graph.latest("training_snapshot").ref in card
 
-    graph.project.configure(release={"min_gain_over_baselines": -1}, training={"learning_rate": "1e-6"})
+    configure(graph.project, release={"min_gain_over_baselines": -1}, training={"learning_rate": "1e-6"})
     graph.approve()
     result = graph.materialize("finetuned_checkpoint", *judge)
     assert result.success
@@ -240,7 +253,7 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     assert not check.passed
     assert champion(graph) == old.ref
 
-    graph.project.configure(release=lenient, training={"retry_epoch": 1})
+    configure(graph.project, release=lenient, training={"retry_epoch": 1})
     graph.approve()
     assert graph.materialize("finetuned_checkpoint", *judge).success
     new = graph.latest("finetuned_checkpoint")
@@ -256,7 +269,7 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
 
 
 def test_everything_below_a_snapshot_with_too_few_rows_refuses(graph):
-    graph.project.configure(snapshot={"min_train_rows": 5_000})
+    configure(graph.project, snapshot={"min_train_rows": 5_000})
     graph.materialize("training_snapshot")
     consumers = {
         PLANNING: "feasibility_plan",
@@ -272,7 +285,7 @@ def test_everything_below_a_snapshot_with_too_few_rows_refuses(graph):
 
 
 def test_training_refuses_a_plan_over_its_budget(graph):
-    graph.project.configure(planning={"max_hours": 1e-6})
+    configure(graph.project, planning={"max_hours": 1e-6})
     graph.materialize(*PLANNING)
     line = graph.refusal("finetuned_checkpoint")
     assert line.startswith("finetuned_checkpoint refused: feasibility_plan.within_budget is red: ")
@@ -280,7 +293,7 @@ def test_training_refuses_a_plan_over_its_budget(graph):
 
 
 def test_the_pilot_decides_whether_training_starts(graph):
-    graph.project.configure(planning={"min_predicted_gain": 0.9}, training={"epochs": 2})
+    configure(graph.project, planning={"min_predicted_gain": 0.9}, training={"epochs": 2})
     graph.materialize(*PLANNING)
     assert graph.latest("feasibility_plan").check("within_budget").passed
     before = graph.latest("finetuned_checkpoint")
@@ -294,7 +307,7 @@ def test_the_pilot_decides_whether_training_starts(graph):
 
 
 def test_a_plan_for_other_settings_or_another_snapshot_is_refused(graph):
-    graph.project.configure(training={"epochs": 50})
+    configure(graph.project, training={"epochs": 50})
     assert (
         graph.refusal("finetuned_checkpoint")
         == "finetuned_checkpoint refused: feasibility_plan was made for another snapshot, other settings or"
@@ -303,9 +316,8 @@ def test_a_plan_for_other_settings_or_another_snapshot_is_refused(graph):
 
 
 def test_what_is_below_a_checkpoint_that_did_not_learn_refuses(graph):
-    graph.project.configure(
-        training={"epochs": 0.2, "learning_rate": 0.5, "warmup_share": 0, "max_grad_norm": 1e6}
-    )
+    # A rate that changes no weight.
+    configure(graph.project, training={"epochs": 0.2, "learning_rate": "1e-12"})
     graph.approve()
     graph.materialize("finetuned_checkpoint")
     for asset in ("evaluation_report", "champion_model"):

@@ -98,9 +98,8 @@ class TestTraining:
     def prepared(self, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         return prepare(
             tmp_path_factory.mktemp("lora"),
-            rows=600,
+            rows=100,
             planning={"baselines": ["majority", "lora"]},
-            training={"epochs": 3},
         )
 
     @pytest.fixture(scope="class")

@@ -56,9 +56,14 @@ def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     (copy / ".venv").symlink_to(ROOT / ".venv")
     path = copy / "fullft_assets" / "defs" / "licences" / "defs.yaml"
     source = yaml.safe_load(path.read_text())
-    source["attributes"]["chunks"] |= {"max_tokens": 64, "stride": 8}
-    source["attributes"]["snapshot"] |= {"max_train_rows": 600, "max_validation_rows": 200}
-    source["attributes"]["training"] |= {"learning_rate": 3e-4}
+    source["attributes"]["chunks"] |= {"max_tokens": 32, "stride": 4}
+    source["attributes"]["snapshot"] |= {
+        "max_train_rows": 300,
+        "max_validation_rows": 100,
+        "test_share": 0.04,
+        "validation_share": 0.04,
+    }
+    source["attributes"]["training"] |= {"epochs": 1.5, "learning_rate": 3e-4}
     # So small a pilot predicts no gain, which would stop the model job.
     source["attributes"]["planning"] = {"min_predicted_gain": -1}
     path.write_text(yaml.safe_dump(source))

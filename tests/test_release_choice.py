@@ -29,7 +29,7 @@ from fullft_assets.workloads.evaluation import work
 from tests import licence_labels, manifests, small_language_model
 from tests import project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
-from tests.prepared import Prepared, prepare, prepare_language_model
+from tests.prepared import Prepared, prepare, prepare_language_model, write_tiny_model
 from tests.test_evaluation_workload import Lab, small_model
 
 QUIET = Progress(silent=True)
@@ -286,8 +286,10 @@ def test_a_champion_that_is_a_baseline_stays_until_something_is_better(lab: Lab)
 @pytest.mark.slow
 def test_what_is_not_trained_ends_with_a_champion(tmp_path: Path) -> None:
     """Real licence texts through the whole graph: the pilot refuses, and TF-IDF or the probe is in use."""
+    write_tiny_model(tmp_path / "model")
     project = projects.create(
         tmp_path,
+        base_model="model",
         release={"candidates": "any"},
         planning={"min_predicted_gain": 0.9},
         monitoring={"path": "data/letters/production", "min_window_rows": 20},

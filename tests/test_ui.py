@@ -17,12 +17,14 @@ from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
 from tests import project as projects
+from tests.prepared import write_tiny_model
 from tests.ui import Screen, Services, chromium, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 #: The pilot of such a small project predicts no gain; here it may train nevertheless.
 SECTIONS = {
+    "base_model": "model",
     "documents": {"path": "data/letters/documents", "max_batch_files": 1},
     "monitoring": {"path": "data/letters/production"},
     "planning": {"min_predicted_gain": -1.0},
@@ -38,7 +40,9 @@ SUCCESS, CANCELED, FAILURE = (
 def screen(tmp_path_factory) -> Iterator[Screen]:
     """A browser on `dagster dev` over a project with two delivered files, nothing run yet."""
     with chromium() as page:
-        project = projects.create(tmp_path_factory.mktemp("ui"), rows=200, **SECTIONS)
+        root = tmp_path_factory.mktemp("ui")
+        write_tiny_model(root / "model")
+        project = projects.create(root, rows=200, **SECTIONS)
         project.deliver("delivery-2.jsonl", projects.licence_rows(200, skip=200))
         settings = project.home / "dagster.yaml"
         # Dead runs give their pool slots back after seconds, not half minutes.

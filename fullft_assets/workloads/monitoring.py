@@ -36,7 +36,7 @@ from fullft_assets.settings.production import MAX_WINDOW_ROWS
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.tasks.baseline import OpenedModel, open_model
-from fullft_assets.tasks.classification.scoring import classify
+from fullft_assets.tasks.classification.baselines import classify
 from fullft_assets.workloads.entry import run_workload
 
 if TYPE_CHECKING:

@@ -14,14 +14,23 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
+from fullft_assets.chunks import Tokenization
 from fullft_assets.snapshot import Split
-from fullft_assets.tasks.baseline import Baseline, BaselineContext, export_model
+from fullft_assets.tasks.baseline import (
+    Baseline,
+    BaselineContext,
+    OpenedModel,
+    StoredBaseline,
+    export_model,
+)
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from transformers import PreTrainedModel
 
+    from fullft_assets.jobs.progress import Listener
     from fullft_assets.models.inference import HeadWeights
+    from fullft_assets.settings import UseCaseSettings
 
 #: Coefficients of the regression on TF-IDF, all labels together; terms that are rare are left out for it.
 _MOST_WEIGHTS = 8_000_000
@@ -383,3 +392,16 @@ def _with_new_head(context: BaselineContext) -> PreTrainedModel:
         )
     precision.set_scoring(model, None)
     return model
+
+
+def classify(
+    model: OpenedModel, settings: UseCaseSettings, texts: Sequence[str], progress: Listener | None = None
+) -> np.ndarray:
+    """Return the probabilities [texts, labels] that a classifier gives its own labels."""
+    if isinstance(model, StoredBaseline):
+        return model.predict(texts)
+    # Loads torch, without which TF-IDF predicts seconds earlier.
+    from fullft_assets.models.inference import predict
+
+    chunks = Tokenization.load_saved(model, settings.chunks).chunks(texts)
+    return predict(model, chunks, progress=progress).probabilities

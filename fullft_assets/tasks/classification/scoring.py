@@ -11,17 +11,14 @@ import pyarrow as pa
 
 from fullft_assets.artifacts import CHEAPER_BASELINES, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
 from fullft_assets.checkpoint.lineage import snapshots_learned_from
-from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import external
-from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import loading
-from fullft_assets.models.inference import predict
 from fullft_assets.report import DoubtfulRow
-from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import Split, load_split
 from fullft_assets.tasks.baseline import THRESHOLDS, Baseline, OpenedModel, StoredBaseline
 from fullft_assets.tasks.classification import assessment
+from fullft_assets.tasks.classification.baselines import classify
 from fullft_assets.tasks.classification.recipe import thresholds_file
 from fullft_assets.tasks.context import (
     EvaluationContext,
@@ -90,16 +87,6 @@ def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> d
         ]
 
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external=by_external)
-
-
-def classify(
-    model: OpenedModel, settings: UseCaseSettings, texts: Sequence[str], progress: Listener | None = None
-) -> np.ndarray:
-    """Return the probabilities [texts, labels] that a classifier gives its own labels."""
-    if isinstance(model, StoredBaseline):
-        return model.predict(texts)
-    chunks = Tokenization.load_saved(model, settings.chunks).chunks(texts)
-    return predict(model, chunks, progress=progress).probabilities
 
 
 def _classified(context: EvaluationContext, name: str, texts: Sequence[str], labels: list[str]) -> np.ndarray:

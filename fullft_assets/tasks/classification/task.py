@@ -34,7 +34,7 @@ class _Labels(Task):
     def _probabilities(
         self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str]
     ) -> Iterator[dict[str, float]]:
-        from fullft_assets.tasks.classification.scoring import classify
+        from fullft_assets.tasks.classification.baselines import classify
 
         for row in classify(model, settings, texts):
             yield dict(sorted(zip(labels, map(float, row), strict=True), key=lambda pair: -pair[1]))
