@@ -224,9 +224,7 @@ def _latest(store: Store, case: str) -> Iterator[str]:
         if asset != BATCH_PREDICTIONS
         for name in store.list_pointers(f"latest/{case}/{asset}")
     ]
-    for pointer in store.each(store.read_pointer, names):
-        if pointer is not None:
-            yield pointer["ref"]
+    yield from (pointer["ref"] for pointer in store.each(store.read_pointer, names) if pointer is not None)
 
 
 def _of_jobs(store: Store, case: str, unfinished_keys: Iterable[str]) -> Iterator[str]:

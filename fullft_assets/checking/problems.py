@@ -275,24 +275,29 @@ def _model_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     if settings.trust_remote_code and (problem := _refusal(lambda: own_code(header.folder))):
         yield ("trust_remote_code",), problem
     max_tokens = settings.chunks.max_tokens
-    if header.max_positions is not None and max_tokens > header.max_positions:
-        yield (
+    yield from _of_rules(
+        (
+            header.max_positions is not None and max_tokens > header.max_positions,
             ("chunks", "max_tokens"),
             f"{max_tokens} is more than the {header.max_positions} tokens that the base model reads; give at"
             " most that",
-        )
-    for number, name in enumerate(settings.planning.baselines or []):
-        if not header.may_predict_tokens and BASELINES.get(name).needs_causal_model:
-            yield (
+        ),
+        *(
+            (
+                not header.may_predict_tokens and BASELINES.get(name).needs_causal_model,
                 ("planning", "baselines", number),
                 f"{name} prompts a language model, and base_model is a {header.architectures[0]}; remove"
                 " it, or use a causal model",
             )
+            for number, name in enumerate(settings.planning.baselines or [])
+        ),
+    )
 
 
 def _documents_beside(settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
-    for number, path in enumerate(settings.snapshot.screen):
-        yield ("snapshot", "screen", number), path
+    yield from (
+        (("snapshot", "screen", number), path) for number, path in enumerate(settings.snapshot.screen)
+    )
     for name in ("replay", "general"):
         if (section := getattr(settings.snapshot, name)) is not None:
             yield ("snapshot", name, "path"), section.path
@@ -331,13 +336,14 @@ def _document_problems(settings: UseCaseSettings, root: Path) -> Iterator[Proble
 def _example_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     examples = settings.examples
     task = task_of(examples)
-    if settings.snapshot.replay is not None and not task.is_generative:
-        generative = " and ".join(name for name, other in TASKS.all().items() if other.is_generative)
-        yield (
+    generative = " and ".join(name for name, other in TASKS.all().items() if other.is_generative)
+    missing_words = {word.strip().casefold() for word in settings.documents.missing_values}
+    yield from _of_rules(
+        (
+            settings.snapshot.replay is not None and not task.is_generative,
             ("snapshot", "replay"),
             f"is for the tasks {generative}: {examples.task} has no loss on general text",
-        )
-    yield from _of_rules(
+        ),
         (
             examples.label is None and task.has_labels,
             ("examples", "label"),
@@ -358,14 +364,15 @@ def _example_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem
             ("examples", "group"),
             f"{examples.group} is the label's field too; a split by label cannot be learned from",
         ),
-    )
-    missing_words = {word.strip().casefold() for word in settings.documents.missing_values}
-    for number, label in enumerate(examples.labels or []):
-        if label.strip().casefold() in missing_words:
-            yield (
+        *(
+            (
+                label.strip().casefold() in missing_words,
                 ("examples", "labels", number),
                 f"`{label}` means that a row has no label; remove it",
             )
+            for number, label in enumerate(examples.labels or [])
+        ),
+    )
     yield from expectation_problems(examples)
     if (model := examples.pii_model) is not None:
         from fullft_assets.personal_data.entities import find_pipeline
@@ -405,8 +412,7 @@ def _training_problems(settings: UseCaseSettings) -> Iterator[Problem]:
         ),
     )
     yield from contradictions(training, settings.launcher.processes)
-    for name, message in guard_problems(training.guards):
-        yield ("training", "guards", name), message
+    yield from ((("training", "guards", name), message) for name, message in guard_problems(training.guards))
 
 
 def _evaluation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
@@ -429,6 +435,15 @@ def _evaluation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
             ("planning", "baselines"),
             f"needs {task.required_baseline}, which the report compares the model with; add it",
         ),
+        *(
+            (
+                settings.training.sharding != "none" and BASELINES.get(name).needs_whole_model,
+                ("planning", "baselines", number),
+                f"{name} works on the whole model in one process, which sharding:"
+                f" {settings.training.sharding} distributes; remove one of the two",
+            )
+            for number, name in enumerate(baselines)
+        ),
     )
     for section, key, registry, names in (
         ("evaluation", "metrics", METRICS, settings.evaluation.metrics),
@@ -438,13 +453,6 @@ def _evaluation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
             if not task.takes(name, registry.get(name).tasks):
                 tasks = ", ".join(registry.get(name).tasks)
                 yield (section, key, number), f"{name} is not for the task {task.name}; it is for {tasks}"
-    for number, name in enumerate(baselines):
-        if settings.training.sharding != "none" and BASELINES.get(name).needs_whole_model:
-            yield (
-                ("planning", "baselines", number),
-                f"{name} works on the whole model in one process, which sharding:"
-                f" {settings.training.sharding} distributes; remove one of the two",
-            )
     for name in settings.evaluation.external:
         entry = ("evaluation", "external", name)
         yield from _of_rules(
@@ -473,8 +481,9 @@ def _evaluation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
 
 
 def _launcher_problems(settings: UseCaseSettings) -> Iterator[Problem]:
-    for name, message in channel_problems(settings.alerts):
-        yield ("alerts", "channels", name), message
+    yield from (
+        (("alerts", "channels", name), message) for name, message in channel_problems(settings.alerts)
+    )
     # Buckets, launchers and channels say so themselves.
     for section, key in (("planning", "bedrock"), ("release", "model_package")):
         value = getattr(getattr(settings, section), key)
@@ -490,8 +499,7 @@ def _launcher_problems(settings: UseCaseSettings) -> Iterator[Problem]:
         if launcher.kind not in LAUNCHERS:
             near = did_you_mean(launcher.kind, LAUNCHERS)
             yield (*section, "kind"), f"{launcher.kind} is not one of {', '.join(LAUNCHERS)}{near}"
-        for name, message in launcher_problems(launcher):
-            yield (*section, name), message
+        yield from (((*section, name), message) for name, message in launcher_problems(launcher))
 
 
 def _schedule_problems(settings: UseCaseSettings) -> Iterator[Problem]:
@@ -500,6 +508,8 @@ def _schedule_problems(settings: UseCaseSettings) -> Iterator[Problem]:
         ("retraining", "evaluation_schedule"): settings.retraining.evaluation_schedule,
         ("retention", "schedule"): settings.retention.schedule,
     }
-    for key, cron in crons.items():
-        if cron is not None and not is_cron(cron):
-            yield key, f"{cron} is not a cron such as `0 3 * * 0`: minute hour day month weekday"
+    yield from (
+        (key, f"{cron} is not a cron such as `0 3 * * 0`: minute hour day month weekday")
+        for key, cron in crons.items()
+        if cron is not None and not is_cron(cron)
+    )

@@ -185,10 +185,8 @@ def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, A
     sizes = [size for size in range(first, 0, -1) if share % size == 0]
     # Halving is enough: what fits between two of them would save little time.
     sizes = [size for number, size in enumerate(sizes) if number == 0 or size & (size - 1) == 0]
-    for size in sizes:
-        yield {"micro_batch_size": size}
-    for size in sizes:
-        yield {"micro_batch_size": size, "gradient_checkpointing": True}
+    yield from ({"micro_batch_size": size} for size in sizes)
+    yield from ({"micro_batch_size": size, "gradient_checkpointing": True} for size in sizes)
     last = {"micro_batch_size": sizes[-1], "gradient_checkpointing": True}
     if processes > 1:
         yield {**last, "sharding": "fsdp2"}

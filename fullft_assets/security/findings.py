@@ -151,9 +151,11 @@ def of_secrets(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase
 def _data_of(use_case: UseCase) -> Iterator[Path]:
     settings = use_case.settings
     sections = (settings.documents, settings.monitoring, settings.snapshot.replay, settings.snapshot.general)
-    for section in sections:
-        if section is not None and section.path is not None and "://" not in str(section.path):
-            yield use_case.resolve(str(section.path)).resolve()
+    yield from (
+        use_case.resolve(str(section.path)).resolve()
+        for section in sections
+        if section is not None and section.path is not None and "://" not in str(section.path)
+    )
 
 
 def _source(root: Path, data: Collection[Path] = ()) -> Iterator[Path]:

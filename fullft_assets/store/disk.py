@@ -199,8 +199,10 @@ class Folder:
             for child in sorted(children, key=lambda child: child.name):
                 if child.is_dir():
                     if is_deep:
-                        for entry in self.entries(f"{folder}/{child.name}"):
-                            yield entry._replace(name=f"{child.name}/{entry.name}")
+                        yield from (
+                            entry._replace(name=f"{child.name}/{entry.name}")
+                            for entry in self.entries(f"{folder}/{child.name}")
+                        )
                 else:
                     with suppress(FileNotFoundError):  # an unfinished file that was renamed meanwhile
                         state = child.stat()

@@ -233,17 +233,15 @@ class Parts:
 def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the weights and buffers that are saved; tied ones once."""
     tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
-    for name, tensor in model.state_dict().items():
-        if name not in tied:
-            yield name, tensor
+    yield from ((name, tensor) for name, tensor in model.state_dict().items() if name not in tied)
 
 
 def _tensors(model: PreTrainedModel, optimizer: Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in weights_of(model):
-        yield f"{_WEIGHTS}{name}", tensor
+    yield from ((f"{_WEIGHTS}{name}", tensor) for name, tensor in weights_of(model))
     for name, weight in model.named_parameters():
-        for moment, tensor in optimizer.state.get(weight, {}).items():
-            yield f"{moment}/{name}", tensor
+        yield from (
+            (f"{moment}/{name}", tensor) for moment, tensor in optimizer.state.get(weight, {}).items()
+        )
 
 
 def _first_row(tensor: DTensor) -> int:

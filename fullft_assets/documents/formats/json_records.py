@@ -106,8 +106,10 @@ def _of_array(file: Delivered, path: str) -> Iterator[tuple[int, Record]]:
             raise Unreadable(
                 f"not JSON: after record {number}: {message.splitlines()[0].rstrip('.')}"
             ) from None
-        for later, record in enumerate(remaining, start=number + 1):
-            yield later, checked(record, json.dumps(record))
+        yield from (
+            (later, checked(record, json.dumps(record)))
+            for later, record in enumerate(remaining, start=number + 1)
+        )
     else:
         if number == 0 and _array_in(file, path) is None:
             raise Unreadable("has no array at documents.records")

@@ -315,8 +315,10 @@ def rows(
     records: Iterable[tuple[int, Record]], make_row: Callable[[dict[str, Any]], Row]
 ) -> Iterator[tuple[int, Row]]:
     """Yield (row number, row) of each record."""
-    for number, record in records:
-        yield number, {"problem": record} if isinstance(record, str) else make_row(record)
+    yield from (
+        (number, {"problem": record} if isinstance(record, str) else make_row(record))
+        for number, record in records
+    )
 
 
 def row_of(record: dict[str, Any], settings: RowSettings) -> Row:

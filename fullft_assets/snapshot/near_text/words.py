@@ -84,8 +84,10 @@ def blocks(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
         block = np.cumsum(lengths, dtype=np.int64) // _BLOCK_BYTES
         starts = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(chunk)]
         for start, end in zip(starts, starts[1:], strict=False):
-            for first in range(start, end, _BLOCK_TEXTS):
-                yield chunk.slice(first, min(_BLOCK_TEXTS, end - first))
+            yield from (
+                chunk.slice(first, min(_BLOCK_TEXTS, end - first))
+                for first in range(start, end, _BLOCK_TEXTS)
+            )
 
 
 def split_words(texts: pa.Array) -> pa.ListArray:

@@ -73,8 +73,9 @@ class Classification(_Labels):
             yield {"label": label, "probability": probability, "probabilities": ranked}
 
     def show(self, prediction: Mapping[str, Any]) -> Iterator[str]:
-        for label, probability in prediction["probabilities"].items():
-            yield f"{probability:6.1%}  {label}"
+        yield from (
+            f"{probability:6.1%}  {label}" for label, probability in prediction["probabilities"].items()
+        )
 
 
 class MultiLabel(_Labels):

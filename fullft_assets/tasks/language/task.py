@@ -43,8 +43,7 @@ class NextToken(Task):
         writer = Writer(
             load_causal(model), Tokenization.load_saved(model, settings.chunks, self.name), max_new_tokens
         )
-        for text in texts:
-            yield {"text": self._write(writer, text)}
+        yield from ({"text": self._write(writer, text)} for text in texts)
 
     def show(self, prediction: Mapping[str, Any]) -> Iterator[str]:
         yield prediction["text"]

@@ -51,8 +51,10 @@ class TokenClassification(Task):
             }
 
     def show(self, prediction: Mapping[str, Any]) -> Iterator[str]:
-        for span in prediction["spans"]:
-            yield f"{span['start']:>5} to {span['end']:<5} {span['label']}: {span['text']}"
+        yield from (
+            f"{span['start']:>5} to {span['end']:<5} {span['label']}: {span['text']}"
+            for span in prediction["spans"]
+        )
 
 
 TASK = TokenClassification()
