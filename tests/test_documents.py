@@ -33,8 +33,15 @@ def batch_of(folder: Path) -> Batch:
 
 
 def read(
-    folder: Path, *, label: str | None = "kind", group: str | None = "expression", **changes: Any
+    folder: Path,
+    files: dict[str, str],
+    *,
+    label: str | None = "kind",
+    group: str | None = "expression",
+    **changes: Any,
 ) -> list[dict[str, Any]]:
+    """Write files to a folder, and return the rows that they are read as."""
+    projects.write_files(folder, files)
     examples = ExamplesSettings(label=label, group=group)
     found = documents.read_documents(
         documents.Folder(folder), batch_of(folder), DEFAULTS.model_copy(update=changes), examples
@@ -251,8 +258,7 @@ class TestJsonLines:
             "   ",
             '{"text": "b"}',
         ]
-        (tmp_path / "a.jsonl").write_text("\n".join(lines))
-        rows = read(tmp_path)
+        rows = read(tmp_path, files={"a.jsonl": "\n".join(lines)})
         assert [(row["id"], row["row"], row["text"]) for row in rows] == [
             (f"a.jsonl:{n}", n, t)
             for n, t in ((1, "a"), (3, None), (4, None), (5, None), (6, None), (7, None), (9, "b"))
@@ -268,10 +274,12 @@ class TestJsonLines:
         ]
 
     def test_half_a_surrogate_pair_is_a_malformed_row_and_a_whole_pair_is_text(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_text(
-            '{"text": "\\ud83d\\ude00"}\n{"text": "\\uD83D"}\n{"text": "a", "kind": "\\udc00"}\n'
+        rows = read(
+            tmp_path,
+            files={
+                "a.jsonl": '{"text": "\\ud83d\\ude00"}\n{"text": "\\uD83D"}\n{"text": "a", "kind": "\\udc00"}\n'
+            },
         )
-        rows = read(tmp_path)
         assert [row["text"] for row in rows] == ["😀", None, None]
         assert [row["problem"] for row in rows] == [None, *["not Unicode: half of a surrogate pair"] * 2]
 
@@ -280,10 +288,12 @@ class TestCsv:
     def test_quotes_and_line_ends_inside_fields_and_rows_are_named_by_their_first_line(
         self, tmp_path: Path
     ) -> None:
-        (tmp_path / "a.csv").write_text(
-            'text,kind\n"two\nlines",x\n\n"a ""quoted"" word, and a comma",y\nonly one field\nm,n,o\n"z",w\n'
+        rows = read(
+            tmp_path,
+            files={
+                "a.csv": 'text,kind\n"two\nlines",x\n\n"a ""quoted"" word, and a comma",y\nonly one field\nm,n,o\n"z",w\n'
+            },
         )
-        rows = read(tmp_path)
         assert [(row["row"], row["text"], row["label"]) for row in rows] == [
             (2, "two\nlines", "x"),
             (5, 'a "quoted" word, and a comma', "y"),
@@ -313,21 +323,6 @@ class TestCsv:
         assert found.table["text"].to_pylist() == ["a"]
 
 
-def broken_files(folder: Path) -> dict[str, str]:
-    """Write one file of each kind that cannot be read; return the reason by name."""
-    (folder / "quote.csv").write_text('text,kind\na,b\nc,d\n"never closed,e\n')
-    (folder / "gone.manifest").symlink_to(folder / "nowhere")
-    (folder / "cut.parquet").write_bytes(b"PAR1 and no footer")
-    return {
-        "cut.parquet": None,  # in the words of its reader
-        "gone.manifest": "No such file or directory",
-        "quote.csv": (
-            "not CSV: unexpected end of data, in the row that starts on line 4: fix its quotes, or set"
-            " documents.csv.quoting to none"
-        ),
-    }
-
-
 class Kept(Delivered):
     """What a folder has, cut by hand."""
 
@@ -342,14 +337,25 @@ def letters(project: projects.Project) -> Kept:
 
 class TestUnreadableFiles:
     def test_each_is_named_and_the_batch_goes_on_with_the_others(self, letters: Kept) -> None:
-        reasons = broken_files(letters.project.documents)
+        folder = letters.project.documents
+        (folder / "quote.csv").write_text('text,kind\na,b\nc,d\n"never closed,e\n')
+        (folder / "gone.manifest").symlink_to(folder / "nowhere")
+        (folder / "cut.parquet").write_bytes(b"PAR1 and no footer")
+        reasons = {
+            "cut.parquet": "",  # in the words of its reader
+            "gone.manifest": "No such file or directory",
+            "quote.csv": (
+                "not CSV: unexpected end of data, in the row that starts on line 4: fix its quotes, or set"
+                " documents.csv.quoting to none"
+            ),
+        }
         [batch] = letters.cut()
         raw = letters.keep(batch)
         check = raw.check("files_are_readable")
         assert (check.passed, check.severity) == (False, "warn")
         assert check.metadata == {"num_files": 4, "num_unreadable": 3, "num_changed": 0}
         for name, reason in reasons.items():
-            assert f"{alias(name)}: {reason or ''}" in check.description
+            assert f"{alias(name)}: {reason}" in check.description
         assert check.description.endswith("; fix and deliver again")
         assert "\n" not in check.description
         assert list(raw.metadata["files"]) == ["delivery-1.jsonl"]
