@@ -294,28 +294,38 @@ def test_rtf_is_its_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "settings", "texts"),
+    ("source", "settings", "expected"),
     [
         (
             JATS,
             {"id": "front//article-id[@pub-id-type='doi']", "text": "body"},
-            ["Methods\nWe grew it2 again.\na\tb\n1\t2"],
+            [
+                {
+                    "text": "Methods\nWe grew it2 again.\na\tb\n1\t2",
+                    "id": "10.1/x",
+                    "group": "research",
+                }
+            ],
         ),
-        (JATS, {"records": "p"}, ["Growth > 5\xa0%.", "We grew it2 again.", "b"]),
+        (
+            JATS,
+            {"records": "p"},
+            [{"text": "Growth > 5\xa0%."}, {"text": "We grew it2 again."}, {"text": "b"}],
+        ),
         (
             PUBMED,
             {"records": "PubmedArticle", "text": "MedlineCitation/Article", "id": ".//PMID"},
-            ["First.\nTo see.\nSeen.", "Second."],
+            [{"text": "First.\nTo see.\nSeen.", "id": "11"}, {"text": "Second.", "id": "12"}],
         ),
         (
             "<notes><note><b>a</b><kind>x</kind></note></notes>",
             {"text": "b", "records": "note"},
-            ["a"],
+            [{"text": "a", "label": "x"}],
         ),
     ],
 )
 def test_xml_is_read_by_paths(
-    tmp_path: Path, source: str, settings: dict[str, Any], texts: list[str]
+    tmp_path: Path, source: str, settings: dict[str, Any], expected: list[dict[str, str]]
 ) -> None:
     rows = read(
         tmp_path,
@@ -326,13 +336,7 @@ def test_xml_is_read_by_paths(
         },
         **settings,
     )
-    assert [row["text"] for row in rows] == texts * 2
-    if source is JATS and "id" in settings:
-        assert (rows[0]["id"], rows[0]["group"]) == ("10.1/x", "research")
-    if source is PUBMED:
-        assert [row["id"] for row in rows] == ["11", "12"] * 2
-    if "note" in source and "b" in settings.values():
-        assert rows[0]["label"] == "x"
+    assert [{name: row[name] for name in expected[0]} for row in rows] == expected * 2
 
 
 def test_xml_expands_no_entity_and_says_where_it_is_broken(tmp_path: Path) -> None:
