@@ -56,10 +56,6 @@ class TrainingJob:
         self.transitions.append({"Status": secondary, "StartTime": time.time()})
 
     @property
-    def num_instances(self) -> int:
-        return self.request["ResourceConfig"]["InstanceCount"]
-
-    @property
     def channels(self) -> dict[str, str]:
         """Where each channel's files come from, by its name."""
         return {
@@ -250,7 +246,7 @@ class SageMaker(AwsDouble):
             job.enter("Completed", "Completed")
 
     def _run_containers(self, name: str, job: TrainingJob) -> list[int]:
-        hosts = self.host_names(job.num_instances)
+        hosts = self.host_names(job.request["ResourceConfig"]["InstanceCount"])
         job.num_starts += 1
         job.started = job.started or time.time()
         job.enter("Training")

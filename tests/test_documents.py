@@ -19,7 +19,7 @@ from fullft_assets.documents import raw as raw_documents
 from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
-from fullft_assets.store import Store
+from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests.delivered import Delivered, die_at_a_write
 
@@ -329,6 +329,11 @@ class Kept(Delivered):
     def cut(self) -> list[Batch]:
         return documents.cut_batches(self.store, "letters", self.project.documents, DEFAULTS)
 
+    def keep_cut(self) -> Manifest:
+        """Cut one batch and keep its documents."""
+        [batch] = self.cut()
+        return self.keep(batch)
+
 
 @pytest.fixture
 def letters(project: projects.Project) -> Kept:
@@ -349,8 +354,7 @@ class TestUnreadableFiles:
                 " documents.csv.quoting to none"
             ),
         }
-        [batch] = letters.cut()
-        raw = letters.keep(batch)
+        raw = letters.keep_cut()
         check = raw.check("files_are_readable")
         assert (check.passed, check.severity) == (False, "warn")
         assert check.metadata == {"num_files": 4, "num_unreadable": 3, "num_changed": 0}
@@ -374,8 +378,7 @@ class TestUnreadableFiles:
         assert not list((letters.project.home / "store").rglob("*.parquet"))
         # The fixed file is another one to the ledger, and goes through.
         path.write_text("text,kind\na,notice\n")
-        [fixed] = letters.cut()
-        assert letters.keep(fixed).metadata["num_rows"] == 1
+        assert letters.keep_cut().metadata["num_rows"] == 1
         assert not documents.is_delivered(letters.project.documents, batch)
 
     def test_a_name_that_is_no_text_is_left_in_place_and_named(self, letters: Kept) -> None:
@@ -395,7 +398,6 @@ class TestChangedFiles:
         self, letters: Kept, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         projects.write_rows(letters.project.documents / "other.jsonl", projects.licence_rows(5, skip=400))
-        [batch] = letters.cut()
         read = documents.read_documents
 
         def rewritten_meanwhile(*arguments: Any) -> Any:
@@ -404,7 +406,7 @@ class TestChangedFiles:
             return found
 
         monkeypatch.setattr(raw_documents, "read_documents", rewritten_meanwhile)
-        raw = letters.keep(batch)
+        raw = letters.keep_cut()
         assert {row["source"] for row in letters.rows(raw)} == {"delivery-1.jsonl"}
         assert list(raw.metadata["files"]) == ["delivery-1.jsonl"]
         description = raw.check("files_are_readable").description
@@ -413,8 +415,7 @@ class TestChangedFiles:
             in description
         )
         monkeypatch.setattr(raw_documents, "read_documents", read)
-        [newer] = letters.cut()
-        assert [row["row"] for row in letters.rows(letters.keep(newer))] == list(range(1, 8))
+        assert [row["row"] for row in letters.rows(letters.keep_cut())] == list(range(1, 8))
 
     def test_one_rewritten_before_its_run_leaves_an_empty_batch_and_comes_in_the_next(
         self, letters: Kept
@@ -429,8 +430,7 @@ class TestChangedFiles:
             in check.description
         )
         assert check.passed and "fix" not in check.description, "nothing is wrong with a file that grows"
-        [newer] = letters.cut()
-        assert letters.keep(newer).metadata["num_rows"] == 30
+        assert letters.keep_cut().metadata["num_rows"] == 30
 
     def test_rows_read_at_delivery_outlive_their_file(self, letters: Kept) -> None:
         for number in (2, 3):

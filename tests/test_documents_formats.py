@@ -791,12 +791,12 @@ class TestGroundTruth:
         )
 
     def test_nothing_that_a_row_names_is_fetched(self, tmp_path: Path) -> None:
-        (tmp_path / "secret.txt").write_text("outside")
-        folder = tmp_path / "in"
-        folder.mkdir()
         names = ["../secret.txt", "s3://texts/0.txt", "http://127.0.0.1:9/x", "file:///etc/hostname"]
-        self.write(folder, *({"source-ref": name, "kind": "x", "kind-metadata": ABOUT} for name in names))
-        assert [(row["text"], row["problem"]) for row in read(folder)] == [(None, "no field `source`")] * 4
+        lines = as_lines([{"source-ref": name, "kind": "x", "kind-metadata": ABOUT} for name in names])
+        projects.write_files(tmp_path, {"secret.txt": "outside", "in/output.manifest": lines})
+        assert [(row["text"], row["problem"]) for row in read(tmp_path / "in")] == [
+            (None, "no field `source`")
+        ] * 4
 
 
 def annotation(

@@ -82,11 +82,11 @@ def test_a_docx_is_its_text_in_reading_order_with_changes_accepted(tmp_path: Pat
 
 
 def test_a_docx_that_is_damaged_or_encrypted_says_so(tmp_path: Path) -> None:
-    (tmp_path / "good.jsonl").write_text('{"text": "good"}\n')
     data = letter()
     projects.write_files(
         tmp_path,
         {
+            "good.jsonl": '{"text": "good"}\n',
             "cut.docx": data[: len(data) // 2],
             "flipped.docx": data[:3000] + bytes([data[3000] ^ 255]) + data[3001:],
             "old.docx": delivered.OLE_MAGIC + bytes(1000),
@@ -194,11 +194,13 @@ def test_a_message_is_its_subject_and_body(tmp_path: Path) -> None:
     plain.set_content("Hällo,\n\nfine.\n\nOn Monday, B wrote:\n> is it?\n> yes\n", charset="iso-8859-1")
     plain.add_alternative("<p>not this</p>", subtype="html")
     plain.add_attachment(b"%PDF", maintype="application", subtype="pdf", filename="a.pdf")
-    (tmp_path / "a.eml").write_bytes(bytes(plain))
     html = message(Subject="Offer")
     html.set_content("<p>One</p><p>two</p>", subtype="html")
     first, second = read(
-        tmp_path, {"label": "num_attachments", "group": "from"}, files={"b.eml": bytes(html)}, id="message_id"
+        tmp_path,
+        {"label": "num_attachments", "group": "from"},
+        files={"a.eml": bytes(plain), "b.eml": bytes(html)},
+        id="message_id",
     )
     assert first["text"] == "Größe\n\nHällo,\n\nfine.\n\nOn Monday, B wrote:\n> is it?\n> yes"
     assert (first["id"], first["label"], first["group"]) == ("<1@example.org>", "1", "a@example.org")
@@ -240,13 +242,13 @@ def test_messages_that_lie_about_their_encoding_or_end_too_early(tmp_path: Path)
         b"Subject: caf\xe9\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding:"
         b" 8bit\r\n\r\n"
     )
-    (tmp_path / "a.eml").write_bytes(head + "Déjà vu : où étiez-vous hier soir ?".encode("cp1252"))
     mixed = message(Subject="x")
     mixed.set_content("text")
     mixed.add_attachment(b"y" * 500, maintype="image", subtype="png")
     batch = read_batch(
         tmp_path,
         files={
+            "a.eml": head + "Déjà vu : où étiez-vous hier soir ?".encode("cp1252"),
             "b.eml": bytes(mixed)[:-300],
             "c.eml": b"just text\n",
         },

@@ -116,14 +116,10 @@ def rows(count: int, skip: int = 0) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def carried_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Batches, str, str]:
-    return carried(tmp_path_factory.mktemp("carried"))
-
-
-def carried(root: Path) -> tuple[Batches, str, str]:
     """Deliver equal texts as X and Y, then rewrite the one that stayed: the other counts with the old
     text.
     """
-    batches = Batches(root)
+    batches = Batches(tmp_path_factory.mktemp("carried"))
     delivered = rows(60)
     delivered[10] |= {"id": "Y"}
     batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
