@@ -77,11 +77,6 @@ class TrainingJob:
             json.dumps(self.request.get("HyperParameters", {}))
         )
 
-    def fail(self, root: Path, code: int) -> None:
-        """Say why the container of a host failed."""
-        said = root / "output/failure"
-        self.reason = f"AlgorithmError: {said.read_text() if said.exists() else ''}, exit code: {code}"
-
     def described(self, name: str) -> dict[str, Any]:
         """Return what is said of it beside its request."""
         times = {"TrainingStartTime": self.started, "TrainingEndTime": self.ended}
@@ -237,10 +232,10 @@ class SageMaker(AwsDouble):
             job.enter({"Interrupted": "MaxWaitTimeExceeded"}.get(job.wanted, job.wanted), "Stopped")
         elif any(codes):
             first = next(number for number, code in enumerate(codes) if code)
-            job.fail(
-                self._opt_ml(name, job.num_starts, first),
-                codes[first] if codes[first] >= 0 else 128 - codes[first],
-            )
+            code = codes[first] if codes[first] >= 0 else 128 - codes[first]
+            failure = self._opt_ml(name, job.num_starts, first) / "output/failure"
+            said = failure.read_text() if failure.exists() else ""
+            job.reason = f"AlgorithmError: {said}, exit code: {code}"
             job.enter("Failed", "Failed")
         else:
             job.enter("Completed", "Completed")
