@@ -719,24 +719,26 @@ ABOUT = {
 
 
 class TestGroundTruth:
-    def write(self, folder: Path, *lines: dict[str, Any]) -> None:
-        (folder / "output.manifest").write_text(as_lines(list(lines)))
+    def rows(self, folder: Path, lines: Rows, examples: dict[str, Any] | None = None) -> Rows:
+        return read(folder, examples, files={"output.manifest": as_lines(lines)})
 
     def test_metadata_fills_confidence_human_and_time(self, tmp_path: Path) -> None:
-        self.write(
+        rows = self.rows(
             tmp_path,
-            {
-                "source": "a",
-                "kind": 0,
-                "kind-metadata": {**ABOUT, "class-name": "notice", "confidence": 0.75},
-            },
-            {
-                "source": "b",
-                "kind": "1",
-                "kind-metadata": {**ABOUT, "class-name": "text", "human-annotated": "no"},
-            },
+            [
+                {
+                    "source": "a",
+                    "kind": 0,
+                    "kind-metadata": {**ABOUT, "class-name": "notice", "confidence": 0.75},
+                },
+                {
+                    "source": "b",
+                    "kind": "1",
+                    "kind-metadata": {**ABOUT, "class-name": "text", "human-annotated": "no"},
+                },
+            ],
         )
-        assert [(r["label"], r["confidence"], r["human_annotated"], r["time"]) for r in read(tmp_path)] == [
+        assert [(r["label"], r["confidence"], r["human_annotated"], r["time"]) for r in rows] == [
             ("notice", 0.75, True, ABOUT["creation-date"]),
             ("text", None, False, ABOUT["creation-date"]),
         ]
@@ -747,16 +749,19 @@ class TestGroundTruth:
             "class-map": {"0": "patent", "2": "copyleft"},
             "confidence-map": {"0": 0.9, "2": 0.4},
         }
-        self.write(
+        rows = self.rows(
             tmp_path,
-            {"source": "a", "topics": [2, 0], "topics-metadata": about},
-            {
-                "source": "b",
-                "topics": [],
-                "topics-metadata": {**about, "class-map": {}, "confidence-map": {}},
-            },
+            [
+                {"source": "a", "topics": [2, 0], "topics-metadata": about},
+                {
+                    "source": "b",
+                    "topics": [],
+                    "topics-metadata": {**about, "class-map": {}, "confidence-map": {}},
+                },
+            ],
+            MANY,
         )
-        assert [(r["labels"], r["confidence"]) for r in read(tmp_path, MANY)] == [
+        assert [(r["labels"], r["confidence"]) for r in rows] == [
             (["copyleft", "patent"], 0.4),
             ([], None),
         ]
@@ -768,12 +773,14 @@ class TestGroundTruth:
         ]
         value = {"annotations": {"entities": entities, "labels": [{"label": "org", "shortDisplayName": "O"}]}}
         about = {**ABOUT, "entities": [{"confidence": 0.8}, {"confidence": 0.3}]}
-        self.write(
+        rows = self.rows(
             tmp_path,
-            {"source": "now Apache", "entities": value, "entities-metadata": about},
-            {"source": "b", "entities": {"annotations": {}}},
+            [
+                {"source": "now Apache", "entities": value, "entities-metadata": about},
+                {"source": "b", "entities": {"annotations": {}}},
+            ],
+            SPANS,
         )
-        rows = read(tmp_path, SPANS)
         assert rows[0]["spans"] == [
             {"start": 0, "end": 3, "label": "date"},
             {"start": 4, "end": 9, "label": "org"},
