@@ -56,10 +56,6 @@ class TrainingJob:
         self.transitions.append({"Status": secondary, "StartTime": time.time()})
 
     @property
-    def num_instances(self) -> int:
-        return self.request["ResourceConfig"]["InstanceCount"]
-
-    @property
     def channels(self) -> dict[str, str]:
         """Where each channel's files come from, by its name."""
         return {
@@ -80,11 +76,6 @@ class TrainingJob:
         (root / "input/config/hyperparameters.json").write_text(
             json.dumps(self.request.get("HyperParameters", {}))
         )
-
-    def fail(self, root: Path, code: int) -> None:
-        """Say why the container of a host failed."""
-        said = root / "output/failure"
-        self.reason = f"AlgorithmError: {said.read_text() if said.exists() else ''}, exit code: {code}"
 
     def described(self, name: str) -> dict[str, Any]:
         """Return what is said of it beside its request."""
@@ -241,16 +232,16 @@ class SageMaker(AwsDouble):
             job.enter({"Interrupted": "MaxWaitTimeExceeded"}.get(job.wanted, job.wanted), "Stopped")
         elif any(codes):
             first = next(number for number, code in enumerate(codes) if code)
-            job.fail(
-                self._opt_ml(name, job.num_starts, first),
-                codes[first] if codes[first] >= 0 else 128 - codes[first],
-            )
+            code = codes[first] if codes[first] >= 0 else 128 - codes[first]
+            failure = self._opt_ml(name, job.num_starts, first) / "output/failure"
+            said = failure.read_text() if failure.exists() else ""
+            job.reason = f"AlgorithmError: {said}, exit code: {code}"
             job.enter("Failed", "Failed")
         else:
             job.enter("Completed", "Completed")
 
     def _run_containers(self, name: str, job: TrainingJob) -> list[int]:
-        hosts = self.host_names(job.num_instances)
+        hosts = self.host_names(job.request["ResourceConfig"]["InstanceCount"])
         job.num_starts += 1
         job.started = job.started or time.time()
         job.enter("Training")

@@ -96,13 +96,18 @@ def begin(recipe: Recipe, folder: Path, count: int) -> list[dict[str, Any]]:
     return play(folder, scene, count)
 
 
-def language_model(folder: Path) -> Any:
-    """Tied embeddings and added tokens."""
+def llama_recipe(folder: Path, *added_tokens: str, **changes: Any) -> NextTokenRecipe:
+    """Save a Llama with these changes of its configuration to a folder; return a recipe that trains it."""
     write_tiny_model(folder / "model")
-    config = LlamaConfig(**{**SMALL, "vocab_size": 30_522}, tie_word_embeddings=True, pad_token_id=0)
+    config = LlamaConfig(**{**SMALL, "vocab_size": 30_522}, pad_token_id=0, **changes)
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     data = training()
-    recipe = NextTokenRecipe(folder / "model", data, documents(data), added_tokens=("warranty", "licensor"))
+    return NextTokenRecipe(folder / "model", data, documents(data), added_tokens=added_tokens)
+
+
+def language_model(folder: Path) -> Any:
+    """Tied embeddings and added tokens."""
+    recipe = llama_recipe(folder, "warranty", "licensor", tie_word_embeddings=True)
     return {"whole": begin(recipe, folder / "one", 1), "shared": begin(recipe, folder / "two", 2)}
 
 
@@ -118,11 +123,7 @@ def classifier(folder: Path) -> Any:
 
 def base_model(folder: Path) -> Any:
     """The baseline without training, on the validation rows."""
-    write_tiny_model(folder / "model")
-    config = LlamaConfig(**{**SMALL, "vocab_size": 30_522}, pad_token_id=0)
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    data = training()
-    recipe = NextTokenRecipe(folder / "model", data, documents(data))
+    recipe = llama_recipe(folder)
 
     def predict(count: int) -> list[Any]:
         settings = SimpleNamespace(training=SHARED if count > 1 else SETTINGS)

@@ -223,10 +223,6 @@ class TestTemplate:
         (tmp_path / "chat_template.jinja").write_text("three")
         assert load(tmp_path).chat.source == "three"
 
-    def test_a_broken_template_is_one_line(self, smol: Path, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match="base_model: its chat template is broken in line 2"):
-            load(with_template(smol, tmp_path, "a\n{% for message %}"))
-
     @pytest.mark.parametrize(
         ("source", "why"),
         [
@@ -236,20 +232,26 @@ class TestTemplate:
             ("{{ raise_exception('I refuse ' + messages[0].content[:9]) }}", "TemplateError"),
             ("{{ {}[messages[0].content].more }}", "UndefinedError"),
             ("{{ raise_exception('roles\nmust alternate') }}", "roles must alternate"),
+            ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
         ],
     )
-    def test_a_template_that_fails_is_one_line_without_what_was_said(self, source: str, why: str) -> None:
+    def test_a_template_that_fails_or_would_run_code_is_one_line_without_what_was_said(
+        self, source: str, why: str
+    ) -> None:
         with pytest.raises(DataError) as caught:
             ChatTemplate(source, {}, ()).render([said("user", "Anna owes 500 euros")])
         assert str(caught.value) == f"the chat template refuses the conversation: {why}"
 
     @pytest.mark.parametrize(
-        "source", ["{{ " + "(" * 5_000 + "1" + ")" * 5_000 + " }}", "{{ " + "1" * 5_000 + " }}"]
+        ("source", "why"),
+        [
+            ("a\n{% for message %}", "is broken in line 2"),
+            ("{{ " + "(" * 5_000 + "1" + ")" * 5_000 + " }}", r"cannot be compiled \(\w+\)$"),
+            ("{{ " + "1" * 5_000 + " }}", r"cannot be compiled \(\w+\)$"),
+        ],
     )
-    def test_one_that_cannot_be_compiled_is_one_line(self, smol: Path, tmp_path: Path, source: str) -> None:
-        with pytest.raises(
-            SettingsError, match=r"^base_model: its chat template cannot be compiled \(\w+\)$"
-        ):
+    def test_a_broken_template_is_one_line(self, smol: Path, tmp_path: Path, source: str, why: str) -> None:
+        with pytest.raises(SettingsError, match=f"^base_model: its chat template {why}"):
             load(with_template(smol, tmp_path, source))
 
     @pytest.mark.parametrize(
@@ -292,11 +294,7 @@ class TestTemplate:
         text = ChatTemplate(source, {}, ()).render([said("user", " 2000000000a " * 200_000)])
         assert text == "user: " + (" 2000000000b " * 200_000).strip() + "1X  7---2"
 
-    def test_a_template_can_run_no_code_and_sees_no_clock(self) -> None:
-        with pytest.raises(DataError, match="refuses the conversation"):
-            ChatTemplate("{{ messages.__class__.__mro__[1].__subclasses__() }}", {}, ()).render(
-                [said("user", "Hi")]
-            )
+    def test_a_template_sees_no_clock(self) -> None:
         assert ChatTemplate("{{ strftime_now('%d %b %Y') }}", {}, ()).render([]) == "26 Jul 2024"
 
 

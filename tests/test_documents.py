@@ -19,7 +19,7 @@ from fullft_assets.documents import raw as raw_documents
 from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
-from fullft_assets.store import Store
+from fullft_assets.store import Manifest, Store
 from tests import project as projects
 from tests.delivered import Delivered, die_at_a_write
 
@@ -33,8 +33,15 @@ def batch_of(folder: Path) -> Batch:
 
 
 def read(
-    folder: Path, *, label: str | None = "kind", group: str | None = "expression", **changes: Any
+    folder: Path,
+    files: dict[str, str],
+    *,
+    label: str | None = "kind",
+    group: str | None = "expression",
+    **changes: Any,
 ) -> list[dict[str, Any]]:
+    """Write files to a folder, and return the rows that they are read as."""
+    projects.write_files(folder, files)
     examples = ExamplesSettings(label=label, group=group)
     found = documents.read_documents(
         documents.Folder(folder), batch_of(folder), DEFAULTS.model_copy(update=changes), examples
@@ -251,8 +258,7 @@ class TestJsonLines:
             "   ",
             '{"text": "b"}',
         ]
-        (tmp_path / "a.jsonl").write_text("\n".join(lines))
-        rows = read(tmp_path)
+        rows = read(tmp_path, files={"a.jsonl": "\n".join(lines)})
         assert [(row["id"], row["row"], row["text"]) for row in rows] == [
             (f"a.jsonl:{n}", n, t)
             for n, t in ((1, "a"), (3, None), (4, None), (5, None), (6, None), (7, None), (9, "b"))
@@ -268,10 +274,12 @@ class TestJsonLines:
         ]
 
     def test_half_a_surrogate_pair_is_a_malformed_row_and_a_whole_pair_is_text(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_text(
-            '{"text": "\\ud83d\\ude00"}\n{"text": "\\uD83D"}\n{"text": "a", "kind": "\\udc00"}\n'
+        rows = read(
+            tmp_path,
+            files={
+                "a.jsonl": '{"text": "\\ud83d\\ude00"}\n{"text": "\\uD83D"}\n{"text": "a", "kind": "\\udc00"}\n'
+            },
         )
-        rows = read(tmp_path)
         assert [row["text"] for row in rows] == ["😀", None, None]
         assert [row["problem"] for row in rows] == [None, *["not Unicode: half of a surrogate pair"] * 2]
 
@@ -280,10 +288,12 @@ class TestCsv:
     def test_quotes_and_line_ends_inside_fields_and_rows_are_named_by_their_first_line(
         self, tmp_path: Path
     ) -> None:
-        (tmp_path / "a.csv").write_text(
-            'text,kind\n"two\nlines",x\n\n"a ""quoted"" word, and a comma",y\nonly one field\nm,n,o\n"z",w\n'
+        rows = read(
+            tmp_path,
+            files={
+                "a.csv": 'text,kind\n"two\nlines",x\n\n"a ""quoted"" word, and a comma",y\nonly one field\nm,n,o\n"z",w\n'
+            },
         )
-        rows = read(tmp_path)
         assert [(row["row"], row["text"], row["label"]) for row in rows] == [
             (2, "two\nlines", "x"),
             (5, 'a "quoted" word, and a comma', "y"),
@@ -313,26 +323,16 @@ class TestCsv:
         assert found.table["text"].to_pylist() == ["a"]
 
 
-def broken_files(folder: Path) -> dict[str, str]:
-    """Write one file of each kind that cannot be read; return the reason by name."""
-    (folder / "quote.csv").write_text('text,kind\na,b\nc,d\n"never closed,e\n')
-    (folder / "gone.manifest").symlink_to(folder / "nowhere")
-    (folder / "cut.parquet").write_bytes(b"PAR1 and no footer")
-    return {
-        "cut.parquet": None,  # in the words of its reader
-        "gone.manifest": "No such file or directory",
-        "quote.csv": (
-            "not CSV: unexpected end of data, in the row that starts on line 4: fix its quotes, or set"
-            " documents.csv.quoting to none"
-        ),
-    }
-
-
 class Kept(Delivered):
     """What a folder has, cut by hand."""
 
     def cut(self) -> list[Batch]:
         return documents.cut_batches(self.store, "letters", self.project.documents, DEFAULTS)
+
+    def keep_cut(self) -> Manifest:
+        """Cut one batch and keep its documents."""
+        [batch] = self.cut()
+        return self.keep(batch)
 
 
 @pytest.fixture
@@ -342,14 +342,24 @@ def letters(project: projects.Project) -> Kept:
 
 class TestUnreadableFiles:
     def test_each_is_named_and_the_batch_goes_on_with_the_others(self, letters: Kept) -> None:
-        reasons = broken_files(letters.project.documents)
-        [batch] = letters.cut()
-        raw = letters.keep(batch)
+        folder = letters.project.documents
+        (folder / "quote.csv").write_text('text,kind\na,b\nc,d\n"never closed,e\n')
+        (folder / "gone.manifest").symlink_to(folder / "nowhere")
+        (folder / "cut.parquet").write_bytes(b"PAR1 and no footer")
+        reasons = {
+            "cut.parquet": "",  # in the words of its reader
+            "gone.manifest": "No such file or directory",
+            "quote.csv": (
+                "not CSV: unexpected end of data, in the row that starts on line 4: fix its quotes, or set"
+                " documents.csv.quoting to none"
+            ),
+        }
+        raw = letters.keep_cut()
         check = raw.check("files_are_readable")
         assert (check.passed, check.severity) == (False, "warn")
         assert check.metadata == {"num_files": 4, "num_unreadable": 3, "num_changed": 0}
         for name, reason in reasons.items():
-            assert f"{alias(name)}: {reason or ''}" in check.description
+            assert f"{alias(name)}: {reason}" in check.description
         assert check.description.endswith("; fix and deliver again")
         assert "\n" not in check.description
         assert list(raw.metadata["files"]) == ["delivery-1.jsonl"]
@@ -368,8 +378,7 @@ class TestUnreadableFiles:
         assert not list((letters.project.home / "store").rglob("*.parquet"))
         # The fixed file is another one to the ledger, and goes through.
         path.write_text("text,kind\na,notice\n")
-        [fixed] = letters.cut()
-        assert letters.keep(fixed).metadata["num_rows"] == 1
+        assert letters.keep_cut().metadata["num_rows"] == 1
         assert not documents.is_delivered(letters.project.documents, batch)
 
     def test_a_name_that_is_no_text_is_left_in_place_and_named(self, letters: Kept) -> None:
@@ -389,7 +398,6 @@ class TestChangedFiles:
         self, letters: Kept, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         projects.write_rows(letters.project.documents / "other.jsonl", projects.licence_rows(5, skip=400))
-        [batch] = letters.cut()
         read = documents.read_documents
 
         def rewritten_meanwhile(*arguments: Any) -> Any:
@@ -398,7 +406,7 @@ class TestChangedFiles:
             return found
 
         monkeypatch.setattr(raw_documents, "read_documents", rewritten_meanwhile)
-        raw = letters.keep(batch)
+        raw = letters.keep_cut()
         assert {row["source"] for row in letters.rows(raw)} == {"delivery-1.jsonl"}
         assert list(raw.metadata["files"]) == ["delivery-1.jsonl"]
         description = raw.check("files_are_readable").description
@@ -407,8 +415,7 @@ class TestChangedFiles:
             in description
         )
         monkeypatch.setattr(raw_documents, "read_documents", read)
-        [newer] = letters.cut()
-        assert [row["row"] for row in letters.rows(letters.keep(newer))] == list(range(1, 8))
+        assert [row["row"] for row in letters.rows(letters.keep_cut())] == list(range(1, 8))
 
     def test_one_rewritten_before_its_run_leaves_an_empty_batch_and_comes_in_the_next(
         self, letters: Kept
@@ -423,8 +430,7 @@ class TestChangedFiles:
             in check.description
         )
         assert check.passed and "fix" not in check.description, "nothing is wrong with a file that grows"
-        [newer] = letters.cut()
-        assert letters.keep(newer).metadata["num_rows"] == 30
+        assert letters.keep_cut().metadata["num_rows"] == 30
 
     def test_rows_read_at_delivery_outlive_their_file(self, letters: Kept) -> None:
         for number in (2, 3):

@@ -5,7 +5,7 @@ with it.
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,14 @@ SPANS = {"task": "token_classification", "label": "entities"}
 MANY = {"task": "multi_label", "label": "topics"}
 
 
-def read_batch(folder: Path, examples: dict[str, Any] | None = None, **documents: Any) -> ReadBatch:
+def read_batch(
+    folder: Path,
+    examples: dict[str, Any] | None = None,
+    files: Mapping[str, str | bytes] | None = None,
+    **documents: Any,
+) -> ReadBatch:
+    """Read a folder as one batch, once these files are written to it."""
+    projects.write_files(folder, files or {})
     source = Folder(folder)
     settings = ExamplesSettings(**{"label": "kind", "group": "expression", **(examples or {})})
     return read_documents(
@@ -53,8 +60,7 @@ def one(
     **documents: Any,
 ) -> dict[str, Any]:
     """Return the row that one record is read as."""
-    (folder / "a.jsonl").write_text(json.dumps(record) + "\n")
-    [row] = read(folder, examples, **documents)
+    [row] = read(folder, examples, files={"a.jsonl": json.dumps(record) + "\n"}, **documents)
     return row
 
 
@@ -116,8 +122,7 @@ class TestContainers:
     def test_licence_texts_come_back_as_they_were_written(
         self, tmp_path: Path, licences: Rows, name: str
     ) -> None:
-        (tmp_path / name).write_text(WRITERS[name](licences), newline="")
-        rows = read(tmp_path)
+        rows = read(tmp_path, files={name: WRITERS[name](licences)})
         assert [(r["id"], r["text"], r["label"], r["group"], r["problem"]) for r in rows] == [
             (r["id"], r["text"], r["kind"], r["expression"].casefold(), None) for r in licences
         ]
@@ -129,16 +134,15 @@ class TestContainers:
     ) -> None:
         ending = {"gzip": ".gz", "zstd": ".zst"}[codec]
         packed = pack(as_lines(licences).encode(), codec)
-        projects.write_files(
+        batch = read_batch(
             tmp_path,
-            {
+            files={
                 "good.jsonl": as_lines(licences[:2]),
                 f"cut.jsonl{ending}": packed[:-9],
                 f"empty.jsonl{ending}": b"",
                 f"other.jsonl{ending}": as_lines(licences).encode(),
             },
         )
-        batch = read_batch(tmp_path)
         assert batch.table["id"].to_pylist() == [row["id"] for row in licences[:2]]
         assert (
             batch.unreadable[f"cut.jsonl{ending}"]
@@ -148,13 +152,13 @@ class TestContainers:
         assert batch.unreadable[f"other.jsonl{ending}"].startswith(f"not a complete {codec} archive (")
 
     def test_a_json_file_of_one_record_on_many_lines(self, tmp_path: Path) -> None:
-        (tmp_path / "a.json").write_text(json.dumps({"text": "a", "kind": "x"}, indent=2))
-        assert [(r["row"], r["text"], r["label"]) for r in read(tmp_path)] == [(1, "a", "x")]
+        rows = read(tmp_path, files={"a.json": json.dumps({"text": "a", "kind": "x"}, indent=2)})
+        assert [(r["row"], r["text"], r["label"]) for r in rows] == [(1, "a", "x")]
 
     def test_a_json_array_names_the_record_and_a_broken_one_counts_for_nothing(self, tmp_path: Path) -> None:
-        projects.write_files(
+        batch = read_batch(
             tmp_path,
-            {
+            files={
                 "a.json": '[{"text": "a"}, 7, {"kind": "x"}, {"text": "\\ud83d"}]',
                 "b.json": '[{"text": "a"},\n {"text": "b", }]',
                 "c.json": '[{"text": "a"} {"text": "b"}]',
@@ -166,7 +170,6 @@ class TestContainers:
                 "h.json": f'[{{"text": "{"é" * 13}secret" 1}}]',
             },
         )
-        batch = read_batch(tmp_path)
         assert [(row["row"], row["text"], row["problem"]) for row in batch.table.to_pylist()] == [
             (1, "a", None),
             (2, None, "not a JSON object"),
@@ -190,14 +193,14 @@ class TestContainers:
         table: Any = [{"text": "a", "kind": "x"}, 7, {"text": "b ]}", "kind": "y"}]
         for name in reversed(path.split(".")):
             table = {"version": {name: [1, "]"]}, name: table, "total": 3}
-        projects.write_files(
+        rows = read(
             tmp_path,
-            {
+            files={
                 "a.json": json.dumps(table, indent=indent),
                 "b.json": '[{"text": "c", "kind": "x"}]',
             },
+            records=path,
         )
-        rows = read(tmp_path, records=path)
         assert [(row["row"], row["text"], row["problem"]) for row in rows] == [
             (1, "a", None),
             (2, None, "not a JSON object"),
@@ -220,14 +223,14 @@ class TestContainers:
     def test_an_object_without_a_whole_array_counts_for_nothing(
         self, tmp_path: Path, content: str, problem: str
     ) -> None:
-        projects.write_files(
+        batch = read_batch(
             tmp_path,
-            {
+            files={
                 "a.json": content,
                 "b.jsonl": '{"text": "b", "kind": "x"}\n',
             },
+            records="data",
         )
-        batch = read_batch(tmp_path, records="data")
         assert batch.unreadable["a.json"].startswith(problem) and len(batch.table) == 1
 
     def test_truth_values_and_whole_numbers_are_one_name_in_every_format(self, tmp_path: Path) -> None:
@@ -261,29 +264,29 @@ class TestContainers:
         assert len(rows) == 5
 
     def test_a_table_is_read_by_its_bars_or_its_ending(self, tmp_path: Path) -> None:
-        projects.write_files(
+        rows = read(
             tmp_path,
-            {
+            files={
                 "b.csv": "id|text|kind\n1|a, b|x\n",
                 "c.tsv": 'id\ttext, whole\ttext\tkind\n1\t-\t"a, b"\tx\n',
             },
         )
-        rows = read(tmp_path)
         assert [(row["source"], row["row"], row["text"], row["label"], row["problem"]) for row in rows] == [
             (name, 2, "a, b", "x", None) for name in ("b.csv", "c.tsv")
         ]
 
     def test_a_line_nested_without_end_is_a_problem_of_its_own(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + "[" * 100_000 + '\n{"text": "b"}\n')
-        assert [(r["row"], r["text"], r["problem"]) for r in read(tmp_path)] == [
+        lines = '{"text": "a"}\n' + "[" * 100_000 + '\n{"text": "b"}\n'
+        rows = read(tmp_path, files={"a.jsonl": lines})
+        assert [(r["row"], r["text"], r["problem"]) for r in rows] == [
             (1, "a", None),
             (2, None, "not JSON: nested too deeply"),
             (3, "b", None),
         ]
 
     def test_an_explicit_format_is_taken_whatever_the_ending(self, tmp_path: Path) -> None:
-        (tmp_path / "a.txt").write_text('{"text": "a"}\n')
-        assert [row["text"] for row in read(tmp_path, format="jsonl")] == ["a"]
+        [row] = read(tmp_path, files={"a.txt": '{"text": "a"}\n'}, format="jsonl")
+        assert row["text"] == "a"
         assert [row["text"] for row in read(tmp_path)] == ['{"text": "a"}\n']
 
 
@@ -360,8 +363,7 @@ class TestWholeFiles:
             f"train/{row['kind']}/{number}.{'md' if number % 2 else 'txt'}": row["text"]
             for number, row in enumerate(licences[:6])
         }
-        projects.write_files(tmp_path, {**files, "top.txt": "no folder"})
-        rows = read(tmp_path, {"label": "folder", "group": "file"})
+        rows = read(tmp_path, {"label": "folder", "group": "file"}, files={**files, "top.txt": "no folder"})
         assert {(row["text"], row["label"]) for row in rows} == {
             *((row["text"], row["kind"]) for row in licences[:6]),
             ("no folder", None),
@@ -372,8 +374,7 @@ class TestWholeFiles:
         )
 
     def test_html_is_the_text_that_a_reader_sees(self, tmp_path: Path) -> None:
-        (tmp_path / "a.html").write_text(PAGE)
-        [row] = read(tmp_path)
+        [row] = read(tmp_path, files={"a.html": PAGE})
         assert (
             row["text"]
             == "A licence\n\nTerms & conditions\n\nFirst bold, then é€\xa0x.\n\none\ntwo\nline\nnext\n\na "
@@ -381,8 +382,7 @@ class TestWholeFiles:
         )
 
     def test_html_nested_deeper_than_pythons_stack(self, tmp_path: Path) -> None:
-        (tmp_path / "a.html").write_text("<b>" * 20_000 + "deep")
-        assert read(tmp_path)[0]["text"] == "deep"
+        assert read(tmp_path, files={"a.html": "<b>" * 20_000 + "deep"})[0]["text"] == "deep"
 
     @pytest.mark.parametrize(
         ("charset", "encoding"),
@@ -390,12 +390,14 @@ class TestWholeFiles:
     )
     def test_the_charset_that_a_page_declares(self, tmp_path: Path, charset: str, encoding: str) -> None:
         word = {"cp1252": "naïve €", "cp1251": "Лицензия", "cp932": "許諾"}[encoding]
-        (tmp_path / "a.html").write_bytes(
-            f'<meta http-equiv="Content-Type" content="text/html; charset={charset}"><p>{word}'.encode(
-                encoding
-            )
+        batch = read_batch(
+            tmp_path,
+            files={
+                "a.html": f'<meta http-equiv="Content-Type" content="text/html; charset={charset}"><p>{word}'.encode(
+                    encoding
+                )
+            },
         )
-        batch = read_batch(tmp_path)
         assert (batch.table["text"].to_pylist(), batch.encodings) == ([word], {"a.html": encoding})
 
 
@@ -433,10 +435,14 @@ def shown(*lines: str) -> bytes:
 
 class TestPdf:
     def test_the_text_layer_of_all_pages(self, tmp_path: Path) -> None:
-        (tmp_path / "a.pdf").write_bytes(
-            written_pdf(shown("Permission is hereby granted", "free of charge"), shown("caf\xe9"))
+        [row] = read(
+            tmp_path,
+            files={
+                "a.pdf": written_pdf(
+                    shown("Permission is hereby granted", "free of charge"), shown("caf\xe9")
+                )
+            },
         )
-        [row] = read(tmp_path)
         assert row["text"] == "Permission is hereby granted\nfree of charge\n\ncafé"
         assert (row["id"], row["row"], row["problem"]) == ("a.pdf:1", 1, None)
 
@@ -447,9 +453,9 @@ class TestPdf:
         writer = pypdf.PdfWriter(clone_from=io.BytesIO(whole))
         writer.encrypt("secret", algorithm="AES-256")
         writer.write(tmp_path / "locked.pdf")
-        projects.write_files(
+        batch = read_batch(
             tmp_path,
-            {
+            files={
                 "cut.pdf": whole[:-40],
                 "none.pdf": "just text",
                 "empty.pdf": b"",
@@ -457,7 +463,6 @@ class TestPdf:
                 "good.pdf": whole,
             },
         )
-        batch = read_batch(tmp_path)
         assert batch.unreadable == {
             "locked.pdf": "encrypted; deliver it without a password",
             "cut.pdf": "not a complete PDF (cut off: no end mark)",
@@ -483,8 +488,7 @@ class TestEncodings:
         written = {"a.jsonl": as_lines, "a.csv": as_csv, "a.json": json.dumps}.get(
             name, lambda rows: rows[0]["text"]
         )(rows)
-        (tmp_path / name).write_bytes(written.encode(encoding))
-        batch = read_batch(tmp_path)
+        batch = read_batch(tmp_path, files={name: written.encode(encoding)})
         assert batch.table["text"].to_pylist() == [self.TEXT]
         assert batch.encodings == ({} if encoding == "utf-8-sig" else {name: encoding})
 
@@ -506,23 +510,22 @@ class TestEncodings:
         data = {"a.csv": as_csv, "a.txt": lambda rows: rows[1]["text"]}.get(name, as_lines)(rows).encode(
             encoding
         )
-        (tmp_path / name).write_bytes(pack(data, "gzip") if name.endswith(".gz") else data)
-        batch = read_batch(tmp_path)
+        batch = read_batch(tmp_path, files={name: pack(data, "gzip") if name.endswith(".gz") else data})
         assert batch.table["text"].to_pylist()[-1] == text
         assert batch.encodings == {name: encoding}
 
     def test_the_settings_encoding_is_taken_and_a_file_that_it_does_not_fit_is_named(
         self, tmp_path: Path
     ) -> None:
-        projects.write_files(
+        batch = read_batch(
             tmp_path,
-            {
+            files={
                 "a.jsonl": '{"text": "žluť"}\n'.encode("cp1250"),
                 "b.jsonl": b'{"text": "fine"}\n{"text": "\x81"}\n',
                 "c.txt": b"\x81",
             },
+            encoding="cp1250",
         )
-        batch = read_batch(tmp_path, encoding="cp1250")
         assert batch.table["text"].to_pylist() == ["žluť"]
         assert batch.encodings == {"a.jsonl": "cp1250"}
         assert batch.unreadable == {"b.jsonl": "not cp1250 on line 2", "c.txt": "not cp1250 on line 1"}
@@ -532,14 +535,13 @@ class TestEncodings:
         lines = [{"text": self.TEXT}] * 5
         data = bytearray(as_lines(lines).encode())
         data[data.rindex("ü".encode())] = 0xFF
-        projects.write_files(
+        batch = read_batch(
             tmp_path,
-            {
+            files={
                 name: bytes(data),
                 "good.jsonl": as_lines(lines),
             },
         )
-        batch = read_batch(tmp_path)
         assert len(batch.table) == 5
         assert set(batch.unreadable) == {name} and batch.unreadable[name].startswith("not UTF-8")
         assert name != "a.jsonl" or batch.unreadable[name].startswith("not UTF-8 on line 5;")
@@ -548,15 +550,14 @@ class TestEncodings:
     def test_binary_data_is_refused(self, tmp_path: Path, name: str) -> None:
         import numpy as np
 
-        projects.write_files(
+        batch = read_batch(
             tmp_path,
-            {
+            files={
                 name: np.random.default_rng(5).bytes(5_000),
                 f"zeros-{name}": b"abc" + bytes(300),
                 "good.jsonl": '{"text": "good"}\n',
             },
         )
-        batch = read_batch(tmp_path)
         assert batch.table["text"].to_pylist() == ["good"]
         assert set(batch.unreadable) == {name, f"zeros-{name}"}
         assert all(why.startswith("binary data, not text") for why in batch.unreadable.values())
@@ -718,24 +719,26 @@ ABOUT = {
 
 
 class TestGroundTruth:
-    def write(self, folder: Path, *lines: dict[str, Any]) -> None:
-        (folder / "output.manifest").write_text(as_lines(list(lines)))
+    def rows(self, folder: Path, lines: Rows, examples: dict[str, Any] | None = None) -> Rows:
+        return read(folder, examples, files={"output.manifest": as_lines(lines)})
 
     def test_metadata_fills_confidence_human_and_time(self, tmp_path: Path) -> None:
-        self.write(
+        rows = self.rows(
             tmp_path,
-            {
-                "source": "a",
-                "kind": 0,
-                "kind-metadata": {**ABOUT, "class-name": "notice", "confidence": 0.75},
-            },
-            {
-                "source": "b",
-                "kind": "1",
-                "kind-metadata": {**ABOUT, "class-name": "text", "human-annotated": "no"},
-            },
+            [
+                {
+                    "source": "a",
+                    "kind": 0,
+                    "kind-metadata": {**ABOUT, "class-name": "notice", "confidence": 0.75},
+                },
+                {
+                    "source": "b",
+                    "kind": "1",
+                    "kind-metadata": {**ABOUT, "class-name": "text", "human-annotated": "no"},
+                },
+            ],
         )
-        assert [(r["label"], r["confidence"], r["human_annotated"], r["time"]) for r in read(tmp_path)] == [
+        assert [(r["label"], r["confidence"], r["human_annotated"], r["time"]) for r in rows] == [
             ("notice", 0.75, True, ABOUT["creation-date"]),
             ("text", None, False, ABOUT["creation-date"]),
         ]
@@ -746,16 +749,19 @@ class TestGroundTruth:
             "class-map": {"0": "patent", "2": "copyleft"},
             "confidence-map": {"0": 0.9, "2": 0.4},
         }
-        self.write(
+        rows = self.rows(
             tmp_path,
-            {"source": "a", "topics": [2, 0], "topics-metadata": about},
-            {
-                "source": "b",
-                "topics": [],
-                "topics-metadata": {**about, "class-map": {}, "confidence-map": {}},
-            },
+            [
+                {"source": "a", "topics": [2, 0], "topics-metadata": about},
+                {
+                    "source": "b",
+                    "topics": [],
+                    "topics-metadata": {**about, "class-map": {}, "confidence-map": {}},
+                },
+            ],
+            MANY,
         )
-        assert [(r["labels"], r["confidence"]) for r in read(tmp_path, MANY)] == [
+        assert [(r["labels"], r["confidence"]) for r in rows] == [
             (["copyleft", "patent"], 0.4),
             ([], None),
         ]
@@ -767,12 +773,14 @@ class TestGroundTruth:
         ]
         value = {"annotations": {"entities": entities, "labels": [{"label": "org", "shortDisplayName": "O"}]}}
         about = {**ABOUT, "entities": [{"confidence": 0.8}, {"confidence": 0.3}]}
-        self.write(
+        rows = self.rows(
             tmp_path,
-            {"source": "now Apache", "entities": value, "entities-metadata": about},
-            {"source": "b", "entities": {"annotations": {}}},
+            [
+                {"source": "now Apache", "entities": value, "entities-metadata": about},
+                {"source": "b", "entities": {"annotations": {}}},
+            ],
+            SPANS,
         )
-        rows = read(tmp_path, SPANS)
         assert rows[0]["spans"] == [
             {"start": 0, "end": 3, "label": "date"},
             {"start": 4, "end": 9, "label": "org"},
@@ -784,12 +792,12 @@ class TestGroundTruth:
         )
 
     def test_nothing_that_a_row_names_is_fetched(self, tmp_path: Path) -> None:
-        (tmp_path / "secret.txt").write_text("outside")
-        folder = tmp_path / "in"
-        folder.mkdir()
         names = ["../secret.txt", "s3://texts/0.txt", "http://127.0.0.1:9/x", "file:///etc/hostname"]
-        self.write(folder, *({"source-ref": name, "kind": "x", "kind-metadata": ABOUT} for name in names))
-        assert [(row["text"], row["problem"]) for row in read(folder)] == [(None, "no field `source`")] * 4
+        lines = as_lines([{"source-ref": name, "kind": "x", "kind-metadata": ABOUT} for name in names])
+        projects.write_files(tmp_path, {"secret.txt": "outside", "in/output.manifest": lines})
+        assert [(row["text"], row["problem"]) for row in read(tmp_path / "in")] == [
+            (None, "no field `source`")
+        ] * 4
 
 
 def annotation(
@@ -830,8 +838,7 @@ def task(number: int, *annotations: dict[str, Any], **data: Any) -> dict[str, An
 
 class TestLabelStudio:
     def rows(self, folder: Path, tasks: Rows, examples: dict[str, Any] | None = None) -> Rows:
-        (folder / "project-1.json").write_text(json.dumps(tasks))
-        return read(folder, examples)
+        return read(folder, examples, files={"project-1.json": json.dumps(tasks)})
 
     def test_choices_of_one_and_of_several_annotators_without_the_cancelled_ones(
         self, tmp_path: Path
@@ -954,8 +961,7 @@ class TestArgilla:
     def rows(
         self, folder: Path, records: Rows, examples: dict[str, Any] | None = None, **documents: Any
     ) -> Rows:
-        (folder / "records.json").write_text(json.dumps(records))
-        return read(folder, examples, **documents)
+        return read(folder, examples, files={"records.json": json.dumps(records)}, **documents)
 
     def test_records_of_2(self, tmp_path: Path) -> None:
         record = {

@@ -74,8 +74,7 @@ def letter() -> bytes:
 
 
 def test_a_docx_is_its_text_in_reading_order_with_changes_accepted(tmp_path: Path) -> None:
-    projects.write_files(tmp_path, {"wards/a.docx": letter()})
-    [row] = read(tmp_path, {"label": "folder"})
+    [row] = read(tmp_path, {"label": "folder"}, files={"wards/a.docx": letter()})
     assert row["text"] == (
         "Report\nThe patient is well.\nSee\nannex A.\ntest\tvalue\nCRP\t5\nIn a control\nThe end"
     )
@@ -83,11 +82,11 @@ def test_a_docx_is_its_text_in_reading_order_with_changes_accepted(tmp_path: Pat
 
 
 def test_a_docx_that_is_damaged_or_encrypted_says_so(tmp_path: Path) -> None:
-    (tmp_path / "good.jsonl").write_text('{"text": "good"}\n')
     data = letter()
     projects.write_files(
         tmp_path,
         {
+            "good.jsonl": '{"text": "good"}\n',
             "cut.docx": data[: len(data) // 2],
             "flipped.docx": data[:3000] + bytes([data[3000] ^ 255]) + data[3001:],
             "old.docx": delivered.OLE_MAGIC + bytes(1000),
@@ -195,11 +194,14 @@ def test_a_message_is_its_subject_and_body(tmp_path: Path) -> None:
     plain.set_content("Hällo,\n\nfine.\n\nOn Monday, B wrote:\n> is it?\n> yes\n", charset="iso-8859-1")
     plain.add_alternative("<p>not this</p>", subtype="html")
     plain.add_attachment(b"%PDF", maintype="application", subtype="pdf", filename="a.pdf")
-    (tmp_path / "a.eml").write_bytes(bytes(plain))
     html = message(Subject="Offer")
     html.set_content("<p>One</p><p>two</p>", subtype="html")
-    (tmp_path / "b.eml").write_bytes(bytes(html))
-    first, second = read(tmp_path, {"label": "num_attachments", "group": "from"}, id="message_id")
+    first, second = read(
+        tmp_path,
+        {"label": "num_attachments", "group": "from"},
+        files={"a.eml": bytes(plain), "b.eml": bytes(html)},
+        id="message_id",
+    )
     assert first["text"] == "Größe\n\nHällo,\n\nfine.\n\nOn Monday, B wrote:\n> is it?\n> yes"
     assert (first["id"], first["label"], first["group"]) == ("<1@example.org>", "1", "a@example.org")
     assert (second["text"], second["id"], second["label"]) == ("Offer\n\nOne\n\ntwo", "b.eml:1", "0")
@@ -240,18 +242,17 @@ def test_messages_that_lie_about_their_encoding_or_end_too_early(tmp_path: Path)
         b"Subject: caf\xe9\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding:"
         b" 8bit\r\n\r\n"
     )
-    (tmp_path / "a.eml").write_bytes(head + "Déjà vu : où étiez-vous hier soir ?".encode("cp1252"))
     mixed = message(Subject="x")
     mixed.set_content("text")
     mixed.add_attachment(b"y" * 500, maintype="image", subtype="png")
-    projects.write_files(
+    batch = read_batch(
         tmp_path,
-        {
+        files={
+            "a.eml": head + "Déjà vu : où étiez-vous hier soir ?".encode("cp1252"),
             "b.eml": bytes(mixed)[:-300],
             "c.eml": b"just text\n",
         },
     )
-    batch = read_batch(tmp_path)
     assert batch.table["text"].to_pylist() == ["café\n\nDéjà vu : où étiez-vous hier soir ?"]
     assert batch.unreadable == {
         "b.eml": "not a complete message (cut off)",
@@ -266,8 +267,9 @@ def test_a_mailbox_has_one_row_a_message(tmp_path: Path) -> None:
         each.set_content("From here on\nit is quoted\n")
         box.add(mailbox.mboxMessage(each))
     box.flush()
-    (tmp_path / "b.mbox.gz").write_bytes(gzip.compress((tmp_path / "a.mbox").read_bytes()))
-    rows = read(tmp_path, {"label": "subject"})
+    rows = read(
+        tmp_path, {"label": "subject"}, files={"b.mbox.gz": gzip.compress((tmp_path / "a.mbox").read_bytes())}
+    )
     assert [(row["row"], row["label"], row["text"]) for row in rows] == [
         (number + 1, f"No. {number}", f"No. {number}\n\nFrom here on\nit is quoted") for number in range(3)
     ] * 2
@@ -278,15 +280,14 @@ def test_rtf_is_its_text(tmp_path: Path) -> None:
         r"{\rtf1\ansi\ansicpg1252{\fonttbl{\f0 Arial;}}{\*\generator Riched20;}\f0 Caf\'e9"
         r" \u-10179?\u-8704?\par {\b Second} \{x\}\par}"
     )
-    projects.write_files(
+    batch = read_batch(
         tmp_path,
-        {
+        files={
             "a.rtf": source,
             "b.rtf": source[:-1],
             "c.rtf": "text",
         },
     )
-    batch = read_batch(tmp_path)
     assert batch.table["text"].to_pylist() == ["Café 😀\nSecond {x}"]
     assert batch.unreadable == {
         "b.rtf": "not a complete RTF file (cut off: a group is not closed)",
@@ -295,58 +296,62 @@ def test_rtf_is_its_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "settings", "texts"),
+    ("source", "settings", "expected"),
     [
         (
             JATS,
             {"id": "front//article-id[@pub-id-type='doi']", "text": "body"},
-            ["Methods\nWe grew it2 again.\na\tb\n1\t2"],
+            [
+                {
+                    "text": "Methods\nWe grew it2 again.\na\tb\n1\t2",
+                    "id": "10.1/x",
+                    "group": "research",
+                }
+            ],
         ),
-        (JATS, {"records": "p"}, ["Growth > 5\xa0%.", "We grew it2 again.", "b"]),
+        (
+            JATS,
+            {"records": "p"},
+            [{"text": "Growth > 5\xa0%."}, {"text": "We grew it2 again."}, {"text": "b"}],
+        ),
         (
             PUBMED,
             {"records": "PubmedArticle", "text": "MedlineCitation/Article", "id": ".//PMID"},
-            ["First.\nTo see.\nSeen.", "Second."],
+            [{"text": "First.\nTo see.\nSeen.", "id": "11"}, {"text": "Second.", "id": "12"}],
         ),
         (
             "<notes><note><b>a</b><kind>x</kind></note></notes>",
             {"text": "b", "records": "note"},
-            ["a"],
+            [{"text": "a", "label": "x"}],
         ),
     ],
 )
 def test_xml_is_read_by_paths(
-    tmp_path: Path, source: str, settings: dict[str, Any], texts: list[str]
+    tmp_path: Path, source: str, settings: dict[str, Any], expected: list[dict[str, str]]
 ) -> None:
-    projects.write_files(
+    rows = read(
         tmp_path,
-        {
+        {"label": "kind", "group": "@article-type"},
+        files={
             "a.xml": source,
             "b.xml.gz": gzip.compress(source.encode()),
         },
+        **settings,
     )
-    rows = read(tmp_path, {"label": "kind", "group": "@article-type"}, **settings)
-    assert [row["text"] for row in rows] == texts * 2
-    if source is JATS and "id" in settings:
-        assert (rows[0]["id"], rows[0]["group"]) == ("10.1/x", "research")
-    if source is PUBMED:
-        assert [row["id"] for row in rows] == ["11", "12"] * 2
-    if "note" in source and "b" in settings.values():
-        assert rows[0]["label"] == "x"
+    assert [{name: row[name] for name in expected[0]} for row in rows] == expected * 2
 
 
 def test_xml_expands_no_entity_and_says_where_it_is_broken(tmp_path: Path) -> None:
     bomb = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
-    projects.write_files(
+    batch = read_batch(
         tmp_path,
-        {
+        files={
             "bomb.xml": f'<!DOCTYPE a [<!ENTITY l0 "ha">{bomb}]><a><p>x</p>&l11;</a>',
             "file.xml": '<!DOCTYPE a [<!ENTITY f SYSTEM "file:///etc/hostname">]><a>&f;</a>',
             "named.xml": '<!DOCTYPE a SYSTEM "a.dtd"><a>Caf&eacute;</a>',
             "cut.xml": "<a>\n<p>text</p>\n",
         },
     )
-    batch = read_batch(tmp_path)
     assert batch.unreadable == {
         "cut.xml": "not XML: broken on line 3; the file may be cut off",
         "bomb.xml": "not XML: broken on line 1; the file may be cut off",
@@ -360,14 +365,13 @@ def test_xml_expands_no_entity_and_says_where_it_is_broken(tmp_path: Path) -> No
 
 
 def test_pages_without_text_are_counted_or_quarantined(tmp_path: Path) -> None:
-    projects.write_files(
+    batch = read_batch(
         tmp_path,
-        {
+        files={
             "a.pdf": written_pdf(shown("One"), b"", shown("Three"), b"q 1 0 0 1 0 0 cm Q"),
             "b.pdf": written_pdf(shown("One")),
         },
     )
-    batch = read_batch(tmp_path)
     assert (batch.table["text"].to_pylist(), batch.pages_without_text) == (
         ["One\n\nThree", "One"],
         {"a.pdf": 2},

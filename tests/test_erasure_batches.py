@@ -116,14 +116,10 @@ def rows(count: int, skip: int = 0) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def carried_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Batches, str, str]:
-    return carried(tmp_path_factory.mktemp("carried"))
-
-
-def carried(root: Path) -> tuple[Batches, str, str]:
     """Deliver equal texts as X and Y, then rewrite the one that stayed: the other counts with the old
     text.
     """
-    batches = Batches(root)
+    batches = Batches(tmp_path_factory.mktemp("carried"))
     delivered = rows(60)
     delivered[10] |= {"id": "Y"}
     batches.deliver("a.jsonl", [*delivered, {**delivered[10], "id": "X"}])
@@ -140,6 +136,11 @@ def carried(root: Path) -> tuple[Batches, str, str]:
 @pytest.fixture
 def copied(carried_once: tuple[Batches, str, str], tmp_path: Path) -> tuple[Batches, str, str]:
     return again(carried_once[0], tmp_path / "again"), *carried_once[1:]
+
+
+@pytest.fixture
+def batches(copied: tuple[Batches, str, str]) -> Batches:
+    return copied[0]
 
 
 def again(batches: Batches, root: Path) -> Batches:
@@ -234,10 +235,7 @@ def test_rows_that_no_snapshot_takes_are_gone_as_well(tmp_path: Path):
 
 
 class TestCutShort:
-    def test_readers_refuse_a_half_done_erasure(
-        self, copied: tuple[Batches, str, str], monkeypatch: pytest.MonkeyPatch
-    ):
-        batches, *_ = copied
+    def test_readers_refuse_a_half_done_erasure(self, batches: Batches, monkeypatch: pytest.MonkeyPatch):
         taken = batches.take()
         with monkeypatch.context() as patched:
             patched.setattr(erasing, "drop_from_snapshots", power_cut)
@@ -254,9 +252,8 @@ class TestCutShort:
         assert "d2" not in batches.texts(taken)
 
     def test_a_batch_that_is_rewritten_while_it_is_read_is_one_line(
-        self, copied: tuple[Batches, str, str], monkeypatch: pytest.MonkeyPatch
+        self, batches: Batches, monkeypatch: pytest.MonkeyPatch
     ):
-        batches, *_ = copied
         taken = batches.take()
         read = frozen_batches.read_rows
 
@@ -372,10 +369,7 @@ class TestWhatKilledRunsLeft:
         assert erasure.erase(store, CASE, ["letter-1"]).deleted[TRACEBACKS] == 1
         assert [path.parts[-3] for path in tmp_path.rglob("*.txt")] == ["mails"]
 
-    def test_attempts_without_a_manifest_are_removed_and_those_being_written_are_not(
-        self, copied: tuple[Batches, str, str]
-    ):
-        batches, *_ = copied
+    def test_attempts_without_a_manifest_are_removed_and_those_being_written_are_not(self, batches: Batches):
         raw = batches.store.artifacts(CASE, "raw_documents")[0]
         left = Path(batches.store.url, raw.ref).with_name("00000000000000000001-deadbeef")
         shutil.copytree(batches.store.folder(raw), left)
@@ -387,8 +381,7 @@ class TestWhatKilledRunsLeft:
         assert not left.exists()
         assert (report.deleted[ATTEMPTS], report.num_in_flight) == (1, 1)
 
-    def test_a_table_that_cannot_be_read_does_not_hold_the_erasure_up(self, copied: tuple[Batches, str, str]):
-        batches, *_ = copied
+    def test_a_table_that_cannot_be_read_does_not_hold_the_erasure_up(self, batches: Batches):
         valid = next(
             m for m in batches.store.artifacts(CASE, "labeled_examples") if m.metadata["num_rows"] < 20
         )
@@ -412,9 +405,8 @@ class TestTheList:
 
     @pytest.mark.heavy
     def test_lines_that_match_nothing_are_named_and_fail(
-        self, copied: tuple[Batches, str, str], tmp_path: Path, capsys, monkeypatch
+        self, batches: Batches, tmp_path: Path, capsys, monkeypatch
     ):
-        batches, *_ = copied
         monkeypatch.setattr(commands, "_store", lambda _: batches.store)
         (tmp_path / "list.txt").write_text("d2\ntypo-1\n" + "".join(f"typo-{n}\n" for n in range(2, 13)))
         assert batches.fullft("erase", CASE, str(tmp_path / "list.txt")) == 1

@@ -237,25 +237,29 @@ def check_of(rows: list[Row], name: str) -> CheckOutcome:
     return next(c for c in examples.examine(table(rows), PLAIN, "00001-test").checks if c.name == name)
 
 
-class TestUnknownLabels:
-    def test_they_are_named_beside_those_of_the_yaml(self) -> None:
-        check = check_of(
-            sound_rows({}, *[{"label": "tag"}] * 3, *[{"label": "reference"}] * 2),
-            "quarantined_share_is_bounded",
-        )
-        assert (
-            check.description
-            == "batch 00001-test: 5 of 6 rows quarantined, most often: unknown label (`tag` 3, `reference` 2;"
-            " examples.labels has notice, text); add them to examples.labels, or fix the source and"
-            " deliver it again, or raise examples.max_quarantined_share"
-        )
-
-    def test_a_field_of_texts_is_not_quoted(self) -> None:
-        check = check_of(
-            sound_rows({}, *[{"label": "a text that somebody took for a label"}] * 3),
-            "quarantined_share_is_bounded",
-        )
-        assert "most often: unknown label; fix the source" in check.description
+@pytest.mark.parametrize(
+    ("names", "description"),
+    [
+        (
+            [*["tag"] * 3, *["reference"] * 2],
+            "5 of 6 rows quarantined, most often: unknown label (`tag` 3, `reference` 2; examples.labels has"
+            " notice, text); add them to examples.labels, or fix",
+        ),
+        (
+            ["a text that somebody took for a label"] * 3,
+            "3 of 4 rows quarantined, most often: unknown label; fix",
+        ),
+    ],
+    ids=["labels", "texts"],
+)
+def test_unknown_labels_are_named_beside_those_of_the_yaml_and_texts_are_not(
+    names: list[str], description: str
+) -> None:
+    rows = sound_rows({}, *({"label": name} for name in names))
+    assert check_of(rows, "quarantined_share_is_bounded").description == (
+        f"batch 00001-test: {description} the source and deliver it again, or raise"
+        " examples.max_quarantined_share"
+    )
 
 
 def test_masked_personal_data_is_counted_and_gone() -> None:
@@ -277,18 +281,15 @@ def test_too_large_a_share_of_quarantined_rows_blocks_the_batch() -> None:
     assert "6 of 11 rows quarantined, most often: no label" in gate(6).description
 
 
-class TestSeverities:
-    def checks(self, **severities: str) -> dict[str, CheckOutcome]:
-        chosen = ExamplesSettings(label="kind", labels=["notice", "text"], severities=severities)
-        return {
-            c.name: c
-            for c in examples.examine(table(sound_rows({"label": "poem"}, {}, {})), chosen, "b").checks
-        }
-
-    def test_the_yaml_says_how_severe_a_rule_is(self) -> None:
-        assert self.checks()["labels_are_known"].severity == "warn"
-        assert self.checks(labels_are_known="error")["labels_are_known"].severity == "error"
-        assert "labels_are_known" not in self.checks(labels_are_known="off")
+@pytest.mark.parametrize(
+    ("severities", "severity"),
+    [({}, "warn"), ({"labels_are_known": "error"}, "error"), ({"labels_are_known": "off"}, None)],
+)
+def test_the_yaml_says_how_severe_a_rule_is(severities: dict[str, Any], severity: str | None) -> None:
+    chosen = ExamplesSettings(label="kind", labels=["notice", "text"], severities=severities)
+    checks = examples.examine(table(sound_rows({"label": "poem"}, {}, {})), chosen, "b").checks
+    found = {check.name: check.severity for check in checks}
+    assert found.get("labels_are_known") == severity
 
 
 def test_the_documentation_names_every_rule() -> None:

@@ -35,7 +35,7 @@ from fullft_assets.store.hashing import text_hash, unit_hash
 from tests import prepared
 from tests import project as projects
 from tests.machine import printed_by
-from tests.test_snapshot import similar_pairs
+from tests.test_snapshot import TESTS, TRAINS, similar_pairs
 
 SEED = 1
 SETTINGS = SnapshotSettings(
@@ -46,8 +46,8 @@ SETTINGS = SnapshotSettings(
     max_heldout_rows_per_group=3,
 )
 EXAMPLES = ExamplesSettings(label="kind", group="expression", labels=["notice", "reference"])
-#: Groups whose hash under the seed lets them train, and holds them out for the test.
-TRAINS, TESTS = "h1", "h2"
+#: In no licence.
+TEXT = "these few words are about nothing that any licence says"
 NUM_FILES, ROWS_A_FILE = 6, 25
 ORDER = {"test": 0, "validation": 1, "train": 2}
 
@@ -284,8 +284,6 @@ def partitions(files: tuple[File, ...]) -> Iterator[list[Batch]]:
 class TestAnnotators:
     """Several annotators' answers of one id count alike, whichever of them share a batch."""
 
-    TEXT = "these few words are about nothing that any licence says"
-
     @pytest.mark.parametrize(
         ("answers", "voted"),
         [
@@ -300,14 +298,14 @@ class TestAnnotators:
     )
     def test_vote_over_all_batches(self, answers: list[tuple[str | None, str]], voted: str | None) -> None:
         files = tuple(
-            File(f"{n}.jsonl", 5 + n, (("x", self.TEXT, label, "g", who),))
+            File(f"{n}.jsonl", 5 + n, (("x", TEXT, label, "g", who),))
             for n, (who, label) in enumerate(answers)
         )
-        copy = File("copy.jsonl", 5, (("y", self.TEXT, voted or "notice", "z"),))
+        copy = File("copy.jsonl", 5, (("y", TEXT, voted or "notice", "z"),))
         for more in ((), (copy,)):
             found = [snapshot_of([base(), *cut, *((file,) for file in more)]) for cut in partitions(files)]
             labels = {
-                row["label"] for row in found[0].index.to_pylist() if row["text_hash"] == text_hash(self.TEXT)
+                row["label"] for row in found[0].index.to_pylist() if row["text_hash"] == text_hash(TEXT)
             }
             assert labels == ({voted} if voted else set()), "a tie contradicts a copy as well"
             assert all(each.index.equals(found[0].index) for each in found)
@@ -323,7 +321,7 @@ class TestAnnotators:
             rows = [
                 {
                     "id": f"x{i}",
-                    "text": f"{self.TEXT} {i}",
+                    "text": f"{TEXT} {i}",
                     "kind": said[n],
                     "annotator": who,
                     "expression": f"e{i}",
@@ -350,8 +348,7 @@ class TestAnnotators:
         severities = {"equal_texts_have_equal_labels": "error", "texts_are_unique": "off"}
         project = projects.create(tmp_path, rows=400, base_model="model", examples={"severities": severities})
         rows = [
-            {"id": id_, "text": self.TEXT, "kind": kind}
-            for id_, kind in (("x", "notice"), ("y", "reference"))
+            {"id": id_, "text": TEXT, "kind": kind} for id_, kind in (("x", "notice"), ("y", "reference"))
         ]
         for n, row in enumerate(rows):
             project.deliver(f"later-{n}.jsonl", [row])
@@ -366,8 +363,6 @@ class TestAnnotators:
 class TestRowsOfOneBatch:
     """Which rows of a batch count depends on what arrives later in other ones."""
 
-    TEXT = "these few words are about nothing that any licence says"
-
     def rows(self, *batches: Batch) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
         """Return what is kept by id, and what was left out by reason."""
         batches_ = [base(), *batches]
@@ -379,20 +374,20 @@ class TestRowsOfOneBatch:
         return found, frozen.metadata["left_out"]
 
     def test_a_contradiction_that_is_corrected_is_used_again(self) -> None:
-        both = (File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"), ("y", self.TEXT, "reference", "g"))),)
+        both = (File("a.jsonl", 5, (("x", TEXT, "notice", "g"), ("y", TEXT, "reference", "g"))),)
         assert not {"x", "y"} & self.rows(both)[0].keys()
-        found, _ = self.rows(both, (File("b.jsonl", 6, (("y", self.TEXT, "notice", "g"),)),))
+        found, _ = self.rows(both, (File("b.jsonl", 6, (("y", TEXT, "notice", "g"),)),))
         # Of the two that agree now the first stays.
-        assert (found["x"]["text"], found["x"]["label"]) == (self.TEXT, "notice")
+        assert (found["x"]["text"], found["x"]["label"]) == (TEXT, "notice")
         assert "y" not in found
 
     def test_an_older_version_of_another_file_counts_when_the_newer_one_is_withdrawn(self) -> None:
         versions = (
-            File("a.jsonl", 5, (("x", self.TEXT, "notice", "g"),)),
+            File("a.jsonl", 5, (("x", TEXT, "notice", "g"),)),
             File("b.jsonl", 6, (("x", "a wholly other text", "notice", "g"),)),
         )
         found, _ = self.rows(versions, (File("b.jsonl", 7, ()),))
-        assert found["x"]["text"] == self.TEXT
+        assert found["x"]["text"] == TEXT
 
     def test_a_row_that_breaks_in_a_new_delivery_of_its_file_is_out_until_it_is_repaired(self) -> None:
         first = base()[0]

@@ -367,9 +367,9 @@ def test_what_a_model_is_compared_with_has_its_reasoning_and_calls(folder: Path)
 def test_the_data_report_shows_a_tool_chat_with_its_trained_tokens(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text(TEMPLATES["qwen3"], encoding="utf-8")
-    rows = [{"messages": [turn("user", f"{row}?"), turn("assistant", f"It is {row}.")]} for row in range(60)]
-    rows += [
-        {"messages": [turn("user", f"Town {row}?"), call(f"Town {row}")], "tools": TOOLS} for row in range(9)
+    rows = [
+        *({"messages": [turn("user", f"{n}?"), turn("assistant", f"It is {n}.")]} for n in range(60)),
+        *({"messages": [turn("user", f"Town {n}?"), call(f"Town {n}")], "tools": TOOLS} for n in range(9)),
     ]
     prepared = prepare(
         tmp_path,
