@@ -421,9 +421,17 @@ class Lab:
             )
 
     def checkpoint(
-        self, name: str, *, snapshot: str | None = None, base: str = "r1", **training: Any
+        self,
+        name: str,
+        *,
+        snapshot: str | None = None,
+        base: str = "r1",
+        base_model: str = "models/tiny",
+        **training: Any,
     ) -> Manifest:
-        made = checkpoint_metadata(snapshot=snapshot or self.snapshot.ref, base_model_revision=base)
+        made = checkpoint_metadata(
+            snapshot=snapshot or self.snapshot.ref, base_model=base_model, base_model_revision=base
+        )
         return self.artifact(
             "finetuned_checkpoint", name, made, {}, {}, {"training": {"epochs": 3, **training}}
         )
@@ -786,10 +794,7 @@ def test_a_report_on_another_checkpoint_is_refused(lab):
 def test_a_report_by_other_gates_is_refused(lab):
     checkpoint = lab.checkpoint("a")
     report = lab.report(checkpoint, evaluated(score=0.4), "ra")
-    loosened = lab.use_case.settings.release.model_copy(update={"min_score": 0.3})
-    lab.use_case = replace(
-        lab.use_case, settings=lab.use_case.settings.model_copy(update={"release": loosened})
-    )
+    lab.use_case = with_settings(lab.use_case, release={"min_score": 0.3})
     with pytest.raises(
         GateError, match="judged by other settings of release; materialise evaluation_report again"
     ):
@@ -800,8 +805,8 @@ def test_a_report_by_other_gates_is_refused(lab):
 # The card
 
 
-def card_of(lab: Lab, evaluation: Evaluation | None = None, **training: Any) -> str:
-    checkpoint = lab.checkpoint("card", **training)
+def card_of(lab: Lab, evaluation: Evaluation | None = None, **checkpoint_values: Any) -> str:
+    checkpoint = lab.checkpoint("card", **checkpoint_values)
     made = lab.report(checkpoint, evaluation or evaluated(), "r")
     manifest = model_card.write_card(lab.store, lab.use_case, made, checkpoint, outcome=decision.PROMOTED)
     return (lab.store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
@@ -873,17 +878,7 @@ def test_the_front_matter_is_what_the_hub_reads(lab):
 def test_the_base_model_is_named_without_this_machines_paths(lab, reference, front, text):
     found = model_card.front_matter(lab.use_case, reference, evaluated())
     assert yaml.safe_load(found)["base_model"] == front
-    checkpoint = lab.artifact(
-        "finetuned_checkpoint",
-        "c",
-        checkpoint_metadata(snapshot=lab.snapshot.ref, base_model=reference),
-        {},
-        {},
-        {"training": {}},
-    )
-    report = lab.report(checkpoint, evaluated(), "r")
-    manifest = model_card.write_card(lab.store, lab.use_case, report, checkpoint, outcome=decision.PROMOTED)
-    card = (lab.store.folder(manifest) / release.CARD).read_text()
+    card = card_of(lab, base_model=reference)
     assert text in card and "somebody" not in card
 
 
