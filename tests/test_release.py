@@ -98,12 +98,6 @@ def forgot(rise: float, measure: Literal["loss", "distance"] = "loss", **changed
     return Forgetting(measure=measure, **{**values, **changed})
 
 
-def failing(evaluation: Evaluation, **changed: float) -> set[str]:
-    found = release.verdict(evaluation, ReleaseSettings(**changed))
-    assert found.promote is all(reason.passed for reason in found.reasons)
-    return {reason.gate for reason in found.reasons if not reason.passed}
-
-
 @pytest.mark.parametrize(
     ("evaluation", "changed", "expected"),
     [
@@ -147,24 +141,20 @@ def failing(evaluation: Evaluation, **changed: float) -> set[str]:
     ],
 )
 def test_gates(evaluation, changed, expected):
-    assert failing(evaluation, **changed) == expected
+    found = release.verdict(evaluation, ReleaseSettings(**changed))
+    assert {reason.gate for reason in found.reasons if not reason.passed} == expected
+    assert found.promote is (expected == set())
 
 
-def test_forgetting_counts_every_training_since_the_base_model(store):
+def test_forgetting_counts_every_training_since_the_base_model(lab):
     earlier = {"checkpoint": "c", "snapshot": "s", "snapshot_digest": "d"}
     lineage = [{**earlier, "general_before": 3.0, "general_loss": 3.4}, earlier]
     measured = checkpoint_metadata(lineage=lineage, general_before=3.5, general_loss=3.8, general_rise=0.3)
 
-    def checkpoint(name: str, metadata: dict[str, Any]) -> Manifest:
-        with store.create("demo", "finetuned_checkpoint", name, version="1", seed=1) as draft:
-            (draft.path / "content").write_text(name)
-            return draft.commit(
-                settings={"training": {"max_general_rise": 0.5}},
-                inputs={"training_snapshot": "d"},
-                metadata=metadata,
-            )
-
-    found = forgetting_of(checkpoint("a", measured))
+    settings = {"training": {"max_general_rise": 0.5}}
+    found = forgetting_of(
+        lab.artifact("finetuned_checkpoint", "a", measured, {"training_snapshot": "d"}, {}, settings)
+    )
     assert found is not None and found.rise == pytest.approx(0.7)
     assert (found.measure, found.num_trainings, found.num_unmeasured, found.training_budget) == (
         "loss",
@@ -183,7 +173,7 @@ def test_forgetting_counts_every_training_since_the_base_model(store):
         == "the loss on general text (nats a token) rose by +0.700 over 3 trainings since the base model, 1"
         " of which did not measure it, more than the budget of 0.500 (training.max_general_rise)"
     )
-    assert forgetting_of(checkpoint("b", checkpoint_metadata())) is None
+    assert forgetting_of(lab.checkpoint("b")) is None
 
 
 # After new data
@@ -594,12 +584,6 @@ def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab, first, s
     assert release.read_champion(lab.store, "demo").checkpoint == first.ref
 
 
-def says_promoted(path: Path, checkpoint: Manifest) -> bool:
-    """Return whether a file is about this checkpoint alone and says that it was promoted."""
-    text = path.read_text()
-    return checkpoint.ref in text and "Promoted: every gate passed" in text
-
-
 def decision_on(lab: Lab, checkpoint: Manifest) -> tuple[str, str]:
     record = lab.store.read_pointer(f"demo/decisions/{checkpoint.key}")
     assert record is not None
@@ -638,11 +622,8 @@ class TestWhatIsSaidOfARelease:
         assert release.read_champion(lab.store, "demo").checkpoint == second.ref
         # Its gates passed, and nothing of it says that it was promoted.
         assert read_verdict(lab.store.folder(old)).sentence == "Every gate passed."
-        assert [
-            path.name
-            for path in Path(lab.store.url).rglob("*")
-            if path.is_file() and says_promoted(path, first)
-        ] == []
+        texts = [path.read_text() for path in Path(lab.store.url).rglob("*") if path.is_file()]
+        assert [text for text in texts if first.ref in text and "Promoted: every gate passed" in text] == []
 
     @pytest.mark.parametrize(
         ("killed_in", "outcome"), [("promote", "promoted"), ("_record_outcome", "already_champion")]
