@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -94,6 +95,27 @@ def s3_env(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("FULLFT_CACHE", str(tmp_path / "cache"))
     return s3_server
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An AWS account without anything in it, which the environment names."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    # The servers of a process share their accounts.
+    urlopen(f"http://{host}:{port}/moto-api/reset", b"").close()
+    yield
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import boto3
 import dagster as dg
@@ -29,13 +28,11 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
-from moto.server import ThreadedMotoServer
 
 from fullft_assets import automation, documents, release, security
 from fullft_assets.alerts import Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking.validation import load_use_case
-from fullft_assets.component import FullFineTune
 from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import Status
@@ -46,6 +43,7 @@ from fullft_assets.settings.alerts import ChannelSettings
 from fullft_assets.store import CheckOutcome, Manifest, Store
 from tests import manifests
 from tests import project as projects
+from tests.asset_runs import definitions
 from tests.serving import serving
 
 NOW = 1_800_000_000.0
@@ -94,24 +92,6 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
     monkeypatch.setenv("ALERT_HOOK", made.url)
     with serving(made.server):
         yield made
-
-
-@pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "k",
-        "AWS_SECRET_ACCESS_KEY": "s",
-        "AWS_DEFAULT_REGION": "eu-west-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    # The servers of a process share their accounts.
-    urlopen(f"http://{host}:{port}/moto-api/reset", b"").close()
-    yield
-    server.stop()
 
 
 def send(channels: dict[str, dict[str, Any]], *alerts: Alert) -> None:
@@ -374,21 +354,6 @@ class TestSensor:
         instance.add_instigator_state(state)
         return state
 
-    def add_tick(
-        self, instance: dg.DagsterInstance, state: InstigatorState, status: TickStatus, at: float
-    ) -> None:
-        error = SerializableErrorInfo("planted", [], None) if status == TickStatus.FAILURE else None
-        tick = TickData(
-            state.instigator_origin_id,
-            state.name,
-            InstigatorType.SENSOR,
-            status,
-            at,
-            error=error,
-            selector_id=state.selector_id,
-        )
-        instance.create_tick(tick)
-
     def run(
         self, graph: CaseGraph, instance: dg.DagsterInstance, stage: str, op: Any = works, **tags: str
     ) -> str:
@@ -530,10 +495,7 @@ class TestSensor:
             "dagster/run_key": "k",
             "delivery/run_key": "k",
         }
-        defs = dg.Definitions.merge(
-            FullFineTune(graph.use_case).build_defs(), dg.Definitions(executor=dg.in_process_executor)
-        )
-        job = defs.resolve_job_def(f"{graph.name}_ingest")
+        job = definitions(graph.use_case).resolve_job_def(f"{graph.name}_ingest")
         ran = job.execute_in_process(
             instance=instance, partition_key=batch.name, raise_on_error=False, tags=by_itself
         )
@@ -683,7 +645,17 @@ class TestSensor:
         ):
             assert len(hook.bodies) == (number > 5)
             at = time.time() - 1_000 + 60 * number
-            self.add_tick(instance, state, status, at)
+            error = SerializableErrorInfo("planted", [], None) if status == TickStatus.FAILURE else None
+            tick = TickData(
+                state.instigator_origin_id,
+                state.name,
+                InstigatorType.SENSOR,
+                status,
+                at,
+                error=error,
+                selector_id=state.selector_id,
+            )
+            instance.create_tick(tick)
             self.tick(graph, instance)
         (body,) = hook.bodies
         assert (body["event"], body["title"]) == ("sensor_failing", f"letters_{name} fails at each tick")

@@ -58,13 +58,6 @@ class Bench:
             patch.setattr(context.log, "info", self.said.append)
             return definition(context)
 
-    def evaluate(self, graph: CaseGraph) -> Any:
-        """Evaluate the schedule of the daily evaluation."""
-        schedules = automation.build_schedules(graph)
-        schedule = next(each for each in schedules if each.name == "letters_evaluation_schedule")
-        with dg.build_schedule_context(instance=self.instance, resources=graph.resources()) as context:
-            return schedule(context)
-
     def add_run(self, job_name: str, status: dg.DagsterRunStatus = STARTED, **tags: str) -> dg.DagsterRun:
         run = dg.DagsterRun(job_name=job_name, run_id=str(uuid.uuid4()), status=status, tags=tags)
         self.instance.add_run(run)
@@ -641,11 +634,13 @@ class TestRetrainingSensor:
 
     def test_the_evaluation_leaves_the_snapshot_of_a_run_in_flight_alone(self, bench):
         bench.train()
-        assert isinstance(bench.evaluate(bench.case), dg.RunRequest)
-        bench.add_run("letters_model")
-        assert bench.evaluate(bench.case).skip_message.startswith(
-            "a run of the model or of its snapshot is in flight"
-        )
+        schedules = automation.build_schedules(bench.case)
+        schedule = next(each for each in schedules if each.name == "letters_evaluation_schedule")
+        with dg.build_schedule_context(instance=bench.instance, resources=bench.case.resources()) as context:
+            assert isinstance(schedule(context), dg.RunRequest)
+            bench.add_run("letters_model")
+            said = schedule(context).skip_message
+        assert said.startswith("a run of the model or of its snapshot is in flight")
 
     def test_a_number_that_is_not_finite_is_one_line_and_no_action(self, bench):
         bench.champion("c", since=float("nan"))
@@ -746,19 +741,13 @@ class Daemon:
             )
 
     def dagster(self, *arguments: str) -> None:
-        done = subprocess.run(
+        subprocess.run(
             ["dagster", *arguments],
             cwd=self.project.root,
             env=self.project.env(),
-            capture_output=True,
-            text=True,
             timeout=SECONDS,
-            check=False,
+            check=True,
         )
-        assert done.returncode == 0, done.stderr
-
-    def turn_on(self, sensor: str) -> None:
-        self.dagster("sensor", "start", "-w", "workspace.yaml", sensor)
 
     def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
         deadline = time.monotonic() + seconds
@@ -767,11 +756,6 @@ class Daemon:
             assert time.monotonic() < deadline, f"not in time: {what}\n{self.log.read_text()[-3_000:]}"
             time.sleep(0.5)
         return found
-
-    def ticks_on(self, instance: dg.DagsterInstance, name: str, count: int) -> None:
-        """Wait for so many more ticks."""
-        before = len(ticks(instance, name))
-        self.wait_for(lambda: len(ticks(instance, name)) >= before + count, f"{name} ticks on", 200.0)
 
     def close(self) -> None:
         with suppress(ProcessLookupError):
@@ -804,13 +788,16 @@ def test_daemon_ingests_a_delivery_once_and_retrains_once_on_enough_new_data(tmp
         closing(Daemon(project)) as daemon,
         dg.DagsterInstance.from_config(str(project.home)) as instance,
     ):
-        daemon.turn_on("letters_new_documents")
+        daemon.dagster("sensor", "start", "-w", "workspace.yaml", "letters_new_documents")
         daemon.wait_for(lambda: runs(instance, "letters_ingest", done), "delivery is ingested")
-        daemon.turn_on("letters_retraining")
+        daemon.dagster("sensor", "start", "-w", "workspace.yaml", "letters_retraining")
         (run,) = daemon.wait_for(lambda: runs(instance, "letters_model"), "model run is launched")
         assert "enough for min_new_examples = 100" in run.tags["retraining/reasons"]
         daemon.wait_for(lambda: instance.get_run_by_id(run.run_id).is_finished, "model run ends", 400.0)
-        daemon.ticks_on(instance, "letters_retraining", 2)
+        before = len(ticks(instance, "letters_retraining"))
+        daemon.wait_for(
+            lambda: len(ticks(instance, "letters_retraining")) >= before + 2, "two more ticks", 200.0
+        )
         assert [launched.run_id for launched in runs(instance, "letters_model")] == [run.run_id]
         assert len(runs(instance, "letters_ingest")) == 1
 

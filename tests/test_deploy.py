@@ -294,26 +294,12 @@ class TestAws:
         for sid in of_the_record:
             assert statements[sid]["Resource"] == {"!Sub": f"${{Artifacts.Arn}}/store/{FOLDER}/*"}
 
-    def test_a_machine_may_do_nothing_with_everything_but_count_alerts_and_log_in_to_the_registry(
-        self,
-    ) -> None:
-        platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
-        statements = platform["MachinePolicy"]["Properties"]["PolicyDocument"]["Statement"]
-        actions = {
-            s["Sid"]: [s["Action"]] if isinstance(s["Action"], str) else s["Action"] for s in statements
-        }
-        assert [s["Sid"] for s in statements if s["Resource"] == "*"] == ["CountAlerts", "LogInToTheRegistry"]
-        (counts,) = [s for s in statements if s["Sid"] == "CountAlerts"]
-        assert counts["Condition"] == {
+    def test_a_machine_counts_alerts_of_the_channel_and_only_reads_documents(self) -> None:
+        statements = policies("platform")["MachinePolicy"]
+        assert statements["CountAlerts"]["Condition"] == {
             "StringEquals": {"cloudwatch:namespace": CloudWatchSettings().namespace}
         }
-        assert not [action for of_one in actions.values() for action in of_one if "*" in action]
-        assert not [
-            s["Sid"]
-            for s in statements
-            if any(a.startswith(("s3:", "kms:")) for a in actions[s["Sid"]]) and "Condition" not in s
-        ]
-        assert actions["ReadDocuments"] == ["s3:GetObject"]
+        assert statements["ReadDocuments"]["Action"] == ["s3:GetObject"]
 
     def test_what_stops_the_platform_is_an_alarm_on_the_metric_of_the_channel(self) -> None:
         platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
@@ -372,23 +358,36 @@ class TestAws:
         assert condition["StringEquals"].keys() == {"sagemaker:OutputKmsKey"}
         assert condition["NumericLessThanEquals"].keys() == {"sagemaker:MaxRuntimeInSeconds"}
 
-    def test_a_container_may_read_no_document_and_launch_nothing(self) -> None:
-        statements = policies("sagemaker")["JobsPolicy"]
-        assert [sid for sid, s in statements.items() if s["Resource"] == "*"] == [
-            "LookAtTheNetworkAndLogInToTheRegistry"
-        ]
-        assert not [
-            a
-            for s in statements.values()
-            for a in s["Action"]
-            if "*" in a or a.startswith(("sagemaker:", "iam:"))
-        ]
-        assert not [
-            sid
-            for sid, s in statements.items()
-            if any(a.startswith(("s3:", "kms:")) for a in s["Action"]) and "Condition" not in s
-        ]
-        assert "Documents" not in str(statements)
+    @pytest.mark.parametrize(
+        ("service", "policy", "of_everything", "services"),
+        [
+            (
+                "platform",
+                "MachinePolicy",
+                ["CountAlerts", "LogInToTheRegistry"],
+                {"s3", "kms", "secretsmanager", "ecr", "cloudwatch"},
+            ),
+            (
+                "sagemaker",
+                "JobsPolicy",
+                ["LookAtTheNetworkAndLogInToTheRegistry"],
+                {"s3", "kms", "ecr", "logs", "ec2"},
+            ),
+            ("ecs", "TasksPolicy", [], {"s3", "kms"}),
+            ("ecs", "ExecutionPolicy", ["LogInToTheRegistry"], {"ecr", "logs"}),
+            ("ecs", "InstancePolicy", ["FindTheService"], {"ecs"}),
+        ],
+    )
+    def test_a_machine_and_a_container_may_do_no_more_than_they_need_and_launch_nothing(
+        self, service: str, policy: str, of_everything: list[str], services: set[str]
+    ) -> None:
+        statements = policies(service)[policy]
+        assert [sid for sid, s in statements.items() if s["Resource"] == "*"] == of_everything
+        actions = [action for s in statements.values() for action in s["Action"]]
+        assert not [action for action in actions if "*" in action or action == "ecs:RunTask"]
+        assert {action.split(":")[0] for action in actions} == services
+        of_data = [s for s in statements.values() if any(a.startswith(("s3:", "kms:")) for a in s["Action"])]
+        assert all("Condition" in s for s in of_data)
 
     @pytest.mark.parametrize(("service", "policy"), [("sagemaker", "JobsPolicy"), ("ecs", "TasksPolicy")])
     def test_a_container_decides_nothing_and_changes_no_record(self, service: str, policy: str) -> None:
@@ -423,37 +422,14 @@ class TestAws:
         }
         assert all("Documents" in str(s["Resource"]) and "Condition" in s for s in statements.values())
 
-    def test_a_task_runs_in_this_cluster_alone_reads_no_document_and_launches_nothing(
-        self,
-    ) -> None:
-        ecs = policies("ecs")
+    def test_a_task_runs_in_this_cluster_alone(self) -> None:
+        statements = policies("ecs")["LauncherPolicy"]
         for sid in ("StartInThisCluster", "FollowAndStop", "ListTasks"):
-            assert ecs["LauncherPolicy"][sid]["Condition"] == {
-                "ArnEquals": {"ecs:cluster": {"!GetAtt": "Cluster.Arn"}}
-            }
-        assert ecs["LauncherPolicy"]["GiveTheTasksTheirRoles"]["Resource"] == [
+            assert statements[sid]["Condition"] == {"ArnEquals": {"ecs:cluster": {"!GetAtt": "Cluster.Arn"}}}
+        assert statements["GiveTheTasksTheirRoles"]["Resource"] == [
             {"!GetAtt": "TaskRole.Arn"},
             {"!GetAtt": "IngestionRole.Arn"},
             {"!GetAtt": "ExecutionRole.Arn"},
-        ]
-        for name, of_everything in (
-            ("TasksPolicy", []),
-            ("ExecutionPolicy", ["LogInToTheRegistry"]),
-            ("InstancePolicy", ["FindTheService"]),
-        ):
-            assert [sid for sid, s in ecs[name].items() if s["Resource"] == "*"] == of_everything
-            assert not [
-                a
-                for s in ecs[name].values()
-                for a in s["Action"]
-                if "*" in a or a.startswith("iam:") or a == "ecs:RunTask"
-            ]
-        assert not [
-            a
-            for name in ("ExecutionPolicy", "InstancePolicy")
-            for s in ecs[name].values()
-            for a in s["Action"]
-            if a.startswith("s3:")
         ]
 
     def test_the_roles_of_sagemaker_are_given_to_it_alone(self) -> None:

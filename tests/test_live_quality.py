@@ -23,12 +23,12 @@ from fullft_assets.monitoring.live import PredictedDocument, log_evidence_below,
 from fullft_assets.monitoring.predictions import PREDICTIONS, write_predictions
 from fullft_assets.monitoring.predictions import Document as Predicted
 from fullft_assets.retraining.history import score_fell
-from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store
 from tests import manifests
 from tests import project as projects
 from tests.asset_runs import run_assets
 from tests.checkpoint_metadata import checkpoint_metadata
+from tests.test_data_report import metadata as snapshot_metadata
 
 ERROR = 0.025
 CASE = "letters"
@@ -214,12 +214,8 @@ class Live:
         )
 
     def label(self, file: str, rows: list[dict[str, Any]]) -> Manifest:
-        """Deliver labelled rows as a batch of their own."""
+        """Deliver labelled rows as a batch of their own, and read it."""
         self.project.deliver(file, rows)
-        return self.take_labels()
-
-    def take_labels(self) -> Manifest:
-        """Read what was delivered with labels."""
         use_case = self.project.use_case()
         [batch] = documents.look(self.store, use_case, now=time.time() + 60).cut
         labelled, _ = examples.validate(
@@ -405,36 +401,8 @@ def snapshot_of(store: Store, learned: Manifest) -> Manifest:
         "examples_digest": learned.content_digest,
         "chunks_digest": "c",
     }
-    numbers = (
-        "num_batches",
-        "num_train_rows",
-        "num_validation_rows",
-        "num_test_rows",
-        "num_test_groups",
-        "num_labels_set_aside",
-    )
-    numbers += (
-        "num_labels_without_validation_row",
-        "num_groups_moved",
-        "num_rows_over_max_tokens",
-    )
-    lists = (
-        "labels",
-        "label_statistics",
-        "rare_labels",
-        "labels_set_aside",
-        "labels_untested",
-        "batches_left_out",
-    )
-    empty = {
-        **dict.fromkeys(numbers, 0),
-        **{name: [] for name in lists},
-        "label_counts": {},
-        "left_out": {},
-        "text_tokens": {},
-    }
     with store.create(CASE, "training_snapshot", "k1", version="1", seed=1) as draft:
-        metadata = SnapshotMetadata.model_validate({**empty, "parts": {learned.metadata["batch"]: batch}})
+        metadata = snapshot_metadata(parts={learned.metadata["batch"]: batch})
         return draft.commit(settings={}, inputs={}, metadata=metadata.as_dict())
 
 

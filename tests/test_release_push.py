@@ -4,14 +4,11 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 from pydantic import ValidationError
 
 from fullft_assets import release
@@ -20,10 +17,9 @@ from fullft_assets.errors import StoreError
 from fullft_assets.release import push
 from fullft_assets.settings import ReleaseSettings
 from fullft_assets.settings.production import ModelPackageSettings
-from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Files, Manifest
 from tests.s3_server import S3Server
-from tests.test_release import Lab, evaluated
+from tests.test_release import Lab, evaluated, with_settings
 from tests.test_release import lab as lab
 from tests.test_release import store as store
 from tests.test_release import use_case as use_case
@@ -36,12 +32,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
         return "served/models", tmp_path / "served" / "models"
     server: S3Server = request.getfixturevalue("s3_env")
     return "s3://served-models/mail", server.make_bucket("served-models") / "mail"
-
-
-def pushing(use_case: UseCase, to: str) -> UseCase:
-    changed = use_case.settings.release.model_copy(update={"push_to": to})
-    settings = use_case.settings.model_copy(update={"release": changed})
-    return replace(use_case, settings=settings, project_root=use_case.project_root)
 
 
 def promoted(lab: Lab, name: str) -> Manifest:
@@ -60,7 +50,7 @@ def promoted(lab: Lab, name: str) -> Manifest:
 
 def test_each_champion_has_a_folder_and_the_pointer_follows(lab: Lab, place: tuple[str, Path]) -> None:
     url, folder = place
-    case = pushing(lab.use_case, url)
+    case = with_settings(lab.use_case, release={"push_to": url})
     assert release.push_champion(lab.store, case) is None, "there is no champion yet"
     for name in ("first", "second"):
         checkpoint = promoted(lab, name)
@@ -78,7 +68,7 @@ def test_each_champion_has_a_folder_and_the_pointer_follows(lab: Lab, place: tup
 
 
 def test_another_attempt_of_a_key_has_its_own_weights(lab: Lab, tmp_path: Path) -> None:
-    first, case = promoted(lab, "same"), pushing(lab.use_case, "out")
+    first, case = promoted(lab, "same"), with_settings(lab.use_case, release={"push_to": "out"})
     release.push_champion(lab.store, case)
     second = promoted(lab, "same")
     assert (first.key, first.ref) == (
@@ -101,7 +91,7 @@ def test_whoever_may_read_the_folder_may_read_all_of_it(
         out.chmod(given)
     before = os.umask(0o077)
     try:
-        release.push_champion(lab.store, pushing(lab.use_case, "out"))
+        release.push_champion(lab.store, with_settings(lab.use_case, release={"push_to": "out"}))
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (out, *out.rglob("*")) if path.is_dir()} == {folder}
@@ -113,7 +103,7 @@ def test_nothing_is_copied_unasked_and_a_lost_card_is_written_again(lab: Lab, tm
     assert release.push_champion(lab.store, lab.use_case) is None
     for card in lab.store.artifacts("demo", "champion_model"):
         lab.store.delete(card)
-    release.push_champion(lab.store, pushing(lab.use_case, "out"))
+    release.push_champion(lab.store, with_settings(lab.use_case, release={"push_to": "out"}))
     assert next((tmp_path / "out").glob("first-*/README.md")).read_text().startswith("---\n")
 
 
@@ -128,54 +118,35 @@ def test_where_to_push_changes_no_key_and_is_checked() -> None:
 
 
 @pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """SageMaker's registry and a bucket `packages`; yields a client of the registry."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    names = {
-        "AWS_ACCESS_KEY_ID": "k",
-        "AWS_SECRET_ACCESS_KEY": "s",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "FULLFT_CACHE": str(tmp_path / "cache"),
-    }
-    for name, value in {**names, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
-        monkeypatch.setenv(name, value)
+def registry(aws: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A client of SageMaker's registry, beside a bucket `packages`."""
+    monkeypatch.setenv("FULLFT_CACHE", str(tmp_path / "cache"))
     boto3.client("s3").create_bucket(Bucket="packages")
-    yield boto3.client("sagemaker")
-    server.stop()
+    return boto3.client("sagemaker")
 
 
-def registering(use_case: UseCase, url: str = "s3://packages/mail") -> UseCase:
-    package = ModelPackageSettings(
-        group="letters", image="1.dkr.ecr.us-east-1.amazonaws.com/huggingface:2", url=url
-    )
-    changed = use_case.settings.release.model_copy(update={"model_package": package})
-    settings = use_case.settings.model_copy(update={"release": changed})
-    return replace(use_case, settings=settings, project_root=use_case.project_root)
+#: How a champion is registered in the bucket of these tests.
+PACKAGE = {
+    "group": "letters",
+    "image": "1.dkr.ecr.us-east-1.amazonaws.com/huggingface:2",
+    "url": "s3://packages/mail",
+}
 
 
-def test_each_champion_is_one_package_to_be_approved(lab: Lab, aws: Any) -> None:
-    case, bucket = registering(lab.use_case), boto3.client("s3")
+def test_each_champion_is_one_package_to_be_approved(lab: Lab, registry: Any) -> None:
+    case, bucket = with_settings(lab.use_case, release={"model_package": PACKAGE}), boto3.client("s3")
     assert list(release.hand_over(lab.store, case)) == [], "there is no champion yet"
 
     def body(url: str) -> bytes:
         return bucket.get_object(Bucket="packages", Key=url.removeprefix("s3://packages/"))["Body"].read()
 
-    def packages() -> set[str]:
-        return {
-            each["ModelPackageArn"]
-            for each in aws.list_model_packages(ModelPackageGroupName="letters")["ModelPackageSummaryList"]
-        }
-
-    # Servers in one process share what they know.
-    arns, before = [], packages()
+    arns = []
     for name in ("first", "second"):
         checkpoint = promoted(lab, name)
         [said] = release.hand_over(lab.store, case)
         arns.append(said.removeprefix("registered as "))
         assert list(release.hand_over(lab.store, case)) == [said]
-        package = aws.describe_model_package(ModelPackageName=arns[-1])
+        package = registry.describe_model_package(ModelPackageName=arns[-1])
         assert (package["ModelPackageGroupName"], package["ModelApprovalStatus"]) == (
             "letters",
             "PendingManualApproval",
@@ -193,7 +164,8 @@ def test_each_champion_is_one_package_to_be_approved(lab: Lab, aws: Any) -> None
             assert weights is not None and weights.read() == name.encode()
     release.rollback(lab.store, "demo", reason="worse", by="somebody")
     assert release.register_champion(lab.store, case) == arns[0]
-    assert packages() - before == set(arns)
+    registered = registry.list_model_packages(ModelPackageGroupName="letters")["ModelPackageSummaryList"]
+    assert {each["ModelPackageArn"] for each in registered} == set(arns)
 
 
 def test_a_pooled_classifier_takes_along_how_it_is_served(lab: Lab, tmp_path: Path) -> None:
@@ -207,10 +179,10 @@ def test_a_pooled_classifier_takes_along_how_it_is_served(lab: Lab, tmp_path: Pa
 
 
 def test_a_refused_registration_is_one_line_and_nothing_is_recorded(
-    lab: Lab, aws: Any, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, registry: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promoted(lab, "first")
-    case, warnings = registering(lab.use_case), []
+    case, warnings = with_settings(lab.use_case, release={"model_package": PACKAGE}), []
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", "http://127.0.0.1:9")
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -227,7 +199,7 @@ def test_a_refused_registration_is_one_line_and_nothing_is_recorded(
 def test_the_command_that_rolls_back_moves_the_copy(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    case = pushing(lab.use_case, "out")
+    case = with_settings(lab.use_case, release={"push_to": "out"})
     for name in ("first", "second"):
         promoted(lab, name)
         release.push_champion(lab.store, case)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,8 @@ class Platform:
     def lock(self, version: str) -> None:
         (self.root / "uv.lock.txt").write_text(f"pyyaml=={version}\n")
 
-    def vulnerability(self, *, modified: str, introduced: str) -> None:
+    def vulnerability(self, *more: dict[str, Any], modified: str, introduced: str) -> None:
+        """Write a list of one vulnerability; more ranges go before its own."""
         events = [{"introduced": introduced}, {"fixed": "999"}]
         advisory = {
             "id": "GHSA-1",
@@ -61,7 +63,7 @@ class Platform:
             "affected": [
                 {
                     "package": {"ecosystem": "PyPI", "name": "PyYAML"},
-                    "ranges": [{"type": "ECOSYSTEM", "events": events}],
+                    "ranges": [*more, {"type": "ECOSYSTEM", "events": events}],
                 }
             ],
         }
@@ -127,13 +129,8 @@ def test_a_damaged_head_is_a_finding_and_the_next_entry_is_added(platform: Platf
 
 
 def test_a_range_of_commits_hides_no_other_one(platform: Platform) -> None:
-    path = platform.home / "security" / "osv.zip"
-    platform.vulnerability(modified="2999-01-01T00:00:00Z", introduced="0")
-    advisory = json.loads(zipfile.ZipFile(path).read("GHSA-1.json"))
     commits = {"type": "GIT", "events": [{"introduced": "0"}, {"fixed": "4f2c"}]}
-    advisory["affected"][0]["ranges"].insert(0, commits)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("GHSA-1.json", json.dumps(advisory))
+    platform.vulnerability(commits, modified="2999-01-01T00:00:00Z", introduced="0")
     assert [finding.id for finding in platform.findings()] == ["package_vulnerable"]
 
 
@@ -228,16 +225,11 @@ def test_a_list_of_licences_closes_the_release_to_others(platform: Platform) -> 
     assert [entry.action for entry in security.read_record(platform.store).entries] == ["audit"]
 
 
-def test_writers_at_once_lose_no_entry(tmp_path: Path) -> None:
-    append_at_once(Store(str(tmp_path)), 100)
-
-
-@pytest.mark.heavy
-def test_writers_at_once_lose_no_entry_in_a_bucket(bucket: str) -> None:
-    append_at_once(Store(bucket), 20)
-
-
-def append_at_once(store: Store, number: int) -> None:
+@pytest.mark.parametrize(
+    ("place", "number"), [("tmp_path", 100), pytest.param("bucket", 20, marks=pytest.mark.heavy)]
+)
+def test_writers_at_once_lose_no_entry(request: pytest.FixtureRequest, place: str, number: int) -> None:
+    store = Store(str(request.getfixturevalue(place)))
     with ThreadPoolExecutor(4) as pool:
         entries = (Entry(action="freeze", case="c", about=str(n), reason="r") for n in range(number))
         list(pool.map(lambda entry: security.append(store, entry), entries))
@@ -268,6 +260,14 @@ def test_the_first_break_is_named(tmp_path: Path) -> None:
         assert broken() == name
     (tmp_path / "record/00000005.json").write_bytes(contents[names[3]])
     assert broken() == "record/00000005.json"
+
+
+@pytest.fixture
+def usual_mask() -> Iterator[None]:
+    """Whatever a command does with the mask of new files, the next test has its own again."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(scope="module")
@@ -394,6 +394,7 @@ def test_the_asset_and_the_command_say_the_same(project: Project) -> None:
 def test_an_erasure_at_a_terminal_is_signed(
     project: Project,
     keys: dict[str, Path],
+    usual_mask: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -402,29 +403,21 @@ def test_an_erasure_at_a_terminal_is_signed(
     arguments = ["erase", "letters", str(project.root / "list.txt"), "--reason", "asked for", "--defs"]
     arguments.append(str(project.root / "my_project" / "defs"))
     monkeypatch.setenv("DAGSTER_HOME", str(project.home))
-    before = os.umask(0o022)
-    try:
-        codes = [commands.main([*arguments, *more]) for more in ([], ["--key", str(keys["ann"])])]
-        assert codes == [1, 0] and "waits for another approver (ben)" in capsys.readouterr().out
-        assert commands.main([*arguments, "--key", str(keys["ben"])]) == 1  # the id is not there
-    finally:
-        os.umask(before)
+    codes = [commands.main([*arguments, *more]) for more in ([], ["--key", str(keys["ann"])])]
+    assert codes == [1, 0] and "waits for another approver (ben)" in capsys.readouterr().out
+    assert commands.main([*arguments, "--key", str(keys["ben"])]) == 1  # the id is not there
     store = Store(str(project.home / "store"))
     entries = [(entry.action, entry.person, entry.identity) for entry in security.read_record(store).entries]
     assert entries == [("approve erase", "ann", "ssh"), ("erase", "ben", "ssh")]
 
 
 def test_a_home_of_the_projects_own_is_kept_from_others_and_a_named_one_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual_mask: None
 ) -> None:
-    before = os.umask(0o022)
-    try:
-        (tmp_path / "shared").mkdir()
-        for named, rights in ((str(tmp_path / "shared"), 0o755), (None, 0o700)):
-            monkeypatch.delenv("DAGSTER_HOME", raising=False)
-            if named is not None:
-                monkeypatch.setenv("DAGSTER_HOME", named)
-            commands._use_home(tmp_path)
-            assert Path(os.environ["DAGSTER_HOME"]).stat().st_mode & 0o777 == rights
-    finally:
-        os.umask(before)
+    (tmp_path / "shared").mkdir()
+    for named, rights in ((str(tmp_path / "shared"), 0o755), (None, 0o700)):
+        monkeypatch.delenv("DAGSTER_HOME", raising=False)
+        if named is not None:
+            monkeypatch.setenv("DAGSTER_HOME", named)
+        commands._use_home(tmp_path)
+        assert Path(os.environ["DAGSTER_HOME"]).stat().st_mode & 0o777 == rights
