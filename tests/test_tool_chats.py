@@ -33,7 +33,8 @@ TEMPLATES = {
     # In the manner of SmolLM3's: another name for tools, calls as text, marked generations.
     "like smollm3": (
         "<|im_start|>system\n{% if xml_tools %}{% for tool in xml_tools %}{{ tool | string }}{% endfor %}"
-        "{% endif %}<|im_end|>\n{% for message in messages %}{% if message.role == 'assistant' %}{% generation %}"
+        "{% endif %}<|im_end|>\n{% for message in messages %}{% if message.role == 'assistant' %}"
+        "{% generation %}"
         "{{ '<|im_start|>assistant\n' + message.content + '<|im_end|>\n' }}{% endgeneration %}{% else %}"
         "{{ '<|im_start|>user\n' + message.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -61,7 +62,8 @@ CALLS = {
     "qwen": '<tool_call>\n{"name": "weather", "arguments": {"city": "%s"}}\n</tool_call><|im_end|>',
     "gptoss": ' to=functions.weather<|channel|>commentary json<|message|>{"city": "%s"}<|call|>',
     "llama4": '<|python_start|><|python_end|>{"name": "weather", "parameters": {"city": "%s"}}<|eot|>',
-    "qwen3_5": "<tool_call>\n<function=weather>\n<parameter=city>\n%s\n</parameter>\n</function>\n</tool_call><|im_end|>",
+    "qwen3_5": "<tool_call>\n<function=weather>\n<parameter=city>\n%s\n</parameter>\n</function>"
+    "\n</tool_call><|im_end|>",
     "llama3": '{"name": "weather", "parameters": {"city": "%s"}}<|eot_id|>',
 }
 
