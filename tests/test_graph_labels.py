@@ -18,7 +18,7 @@ from fullft_assets.resources import latest
 from fullft_assets.store import Store
 from tests import licence_labels, own_code, prepared
 from tests import project as projects
-from tests.test_graph import ASSETS, CASE, events, without_manifest
+from tests.test_graph import ASSETS, CASE, attempts, events
 from tests.test_graph import environment as environment
 
 LABELS = ["copyleft", "notice", "permissive", "reference"]
@@ -81,7 +81,7 @@ def assert_whole(project: projects.Project, printed: str, metric: str, kind: str
         (event,) = events(instance, "evaluation_report")
     assert event.metadata["systems"].value.splitlines()[0].split(" | ")[1] == "macro_f1"
     assert event.metadata["report"].value.count("data:image/png;base64,") >= 3
-    assert not without_manifest(project)
+    assert all((project.home / path / "manifest.json").is_file() for path in attempts(project))
     folder = store.folder(report)
     assert json.loads((folder / "evaluation.json").read_text())["primary_metric"] == metric
     texts = [
