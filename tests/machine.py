@@ -17,8 +17,8 @@ from fullft_assets.demos import standard_library
 
 ROOT = Path(__file__).parent.parent
 _WIRE = "wire"
-#: Variables that choose how this machine computes: what stands for another machine has them too, or its bits
-#: would differ.
+#: Environment variables that select the numeric kernels of this machine's libraries. A double of another
+#: machine gets them too, so that its results are equal to the bit.
 ARITHMETIC = {
     name: value
     for name, value in os.environ.items()

@@ -275,9 +275,11 @@ def _check_ipv4(match: re.Match[str]) -> Span | None:
     address = ipaddress.IPv4Address(match[0])
     return (
         None
-        if address.is_loopback or address.is_unspecified or address.is_multicast or address.is_reserved
-        else None
-        if _NUMBERED.search(match.string, max(0, match.start() - 20), match.start())
+        if address.is_loopback
+        or address.is_unspecified
+        or address.is_multicast
+        or address.is_reserved
+        or _NUMBERED.search(match.string, max(0, match.start() - 20), match.start())
         else match.span()
     )
 
