@@ -1,191 +1,182 @@
-"""What the pilot promises against what full trainings reach: `python -m benchmarks.pilot`, a line of JSON a
-set.
+"""What the pilot promises against what full trainings reach: `python -m benchmarks.pilot`, a table in Markdown.
 
-A small neural network on TF-IDF is trained on growing parts of public sets, each time with other rows, other
-seeds and other lengths of training, so that some curves take off late. The pilot sees what it would see: four
-points up to a quarter of the rows. Counted are how often its 90% interval covers the score of the full
-training and how wide it is; how often it refuses a training that is better, or worse, than a baseline by so
-much; how often it does so where one part failed; and what share of a training it costs. The set `late` has
-drawn curves whose take-off is behind the pilot's rows.
+`benchmarks/data/pilot_curves.jsonl` has real trainings of MiniLM on public sets: the pilot and the whole
+training, the head as the rows of each fit it, and TF-IDF (a dictionary for spans); `--measure SET ...` adds
+some, minutes of a core each. Counted are how often the 90% interval covers the score of the full training and
+how wide it is; the verdict against the best baseline, and whether it came true; how often a training is
+refused that is better, or worse, than a baseline by so much, also where the pilot failed; and what share of a
+training it costs. The drawn curves take off behind the pilot's rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
-import warnings
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any, cast
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks.split import SETS
 from fullft_assets.planning.pilot import Point, PredictedScore, pilot_check, pilot_rows, predict_score
 from fullft_assets.settings import PlanningSettings
 
-NUM_ROWS, NUM_CURVES, BATCH_SIZE = 4_000, 8, 32
-#: Passes over the rows and learning rate: the second takes off late.
-RECIPES = ((40, 0.005), (6, 0.0015))
-#: Drawn curves, see `late_curve`.
-LATE = "late"
-
-
-@cache
-def _unique_rows(name: str) -> list[dict[str, str]]:
-    return list({row["text"]: row for row in SETS[name]()}.values())
+CURVES = Path(__file__).with_name("data") / "pilot_curves.jsonl"
+SETS = ("sections", "functions", "diagnoses", "tags", "mails")
+BATCH_SIZE, NUM_ROWS, NUM_DRAWN = 32, 1_200, 40
+#: True gains over a baseline, in the metric's units.
+GAINS = (0.02, -0.05, -0.1, -0.2)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The scores of a pilot's parts, and of the training that it predicts.
+    """A pilot and the training that it predicts, scored on validation rows.
 
     Attributes:
-        floor: score of the weakest baseline, which always gives the commonest label.
+        pilot: `rows`, `start` and `score` of its training.
+        start: score of the head that all rows fit.
+        baseline: score of TF-IDF or of a dictionary on all rows.
+        floor: score of the weakest baseline.
     """
 
-    points: list[Point]
+    name: str
+    pilot: dict[str, float]
     num_rows: int
     num_validation_rows: int
+    start: float
+    baseline: float
     outcome: float
-    floor: float
+    floor: float = 0.0
 
     @property
     def prediction(self) -> PredictedScore:
         """What the pilot predicts."""
-        return predict_score(self.points, self.num_rows, self.num_validation_rows)
+        point = Point.model_validate(self.pilot)
+        return predict_score(point, self.start, self.num_rows, self.num_validation_rows)
 
-    def is_refused(self, gain: float) -> bool:
-        """Return whether the training is refused where it is better by `gain` than the best baseline."""
-        baselines = {"majority": self.floor, "best": self.outcome - gain}
-        return pilot_check(self.prediction, baselines, PlanningSettings()).is_red
+    def verdict(self, baseline: float) -> str:
+        """Return go, no-go or open against a baseline that scores so much."""
+        baselines = {"weakest": self.floor, "best": baseline}
+        return str(pilot_check(self.prediction, baselines, PlanningSettings()).metadata["verdict"])
 
-    def cost(self, gain: float) -> float:
-        """Return the share of a training that the parts cost, which end once they are surely better."""
-        rows = 0
-        for number, point in enumerate(self.points, start=1):
-            rows += point.rows
-            so_far = predict_score(self.points[:number], point.rows, self.num_validation_rows)
-            if number > 1 and so_far.low >= self.outcome - gain:
-                break
-        return rows / self.num_rows
+    @property
+    def failed(self) -> Curve:
+        """The curve whose pilot learned nothing and lost its start."""
+        return replace(self, pilot={**self.pilot, "score": self.floor})
 
 
 def late_curve(seed: int) -> Curve:
     """Return a drawn curve that stays at its floor for all of the pilot's rows and then rises."""
     rng = np.random.default_rng([11, seed])
-    middle, steepness, top = rng.uniform(0.3, 0.7) * 3_200, rng.uniform(3, 12), rng.uniform(0.5, 0.9)
-
-    def score(rows: int) -> float:
-        return float(0.05 + (top - 0.05) / (1 + (middle / rows) ** steepness) + rng.normal(0, 0.01))
-
-    points = [Point(rows=rows, score=max(0.0, score(rows))) for rows in pilot_rows(3_200, 0.25, BATCH_SIZE)]
-    return Curve(points, 3_200, 800, score(3_200), 0.05)
+    outcome = rng.uniform(0.5, 0.9)
+    rows = pilot_rows(3_200, PlanningSettings().pilot_share, BATCH_SIZE)
+    pilot = {"rows": rows, "start": 0.1, "score": max(0.0, 0.1 + rng.normal(0, 0.01))}
+    return Curve("drawn, late", pilot, 3_200, 800, 0.1, 0.1, outcome, floor=0.1)
 
 
-def curve(name: str, seed: int) -> Curve:
-    """Return the curve of one pilot."""
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.metrics import f1_score
-    from sklearn.neural_network import MLPClassifier
+def measured_curve(name: str, root: Path, first: int) -> Curve:
+    """Train on a pilot's rows and on all rows, beginning with this one of the set's training rows."""
+    from benchmarks import public_sets, recipes
+    from fullft_assets.tasks.context import baseline_context
+    from fullft_assets.training.finetuning import fine_tune
 
-    unique = _unique_rows(name)
-    rows = random.Random(seed).sample(unique, min(NUM_ROWS, len(unique)))
-    texts, labels = [row["text"] for row in rows], np.array([row["label"] for row in rows])
-    held = len(rows) // 5
-    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2)
-    found = vectorizer.fit(texts[held:]).transform(texts)
-    reduced = TruncatedSVD(100, random_state=seed).fit(found[held:]).transform(found)
-    reduced /= np.linalg.norm(reduced, axis=1, keepdims=True) + 1e-9
-    epochs, rate = RECIPES[seed % len(RECIPES)]
-
-    def score(num_rows: int) -> float:
-        options: dict[str, Any] = {
-            "max_iter": epochs,
-            "batch_size": BATCH_SIZE,
-            "learning_rate_init": rate,
-            "n_iter_no_change": 1_000,
-        }
-        network = MLPClassifier((64,), random_state=seed, **options)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            network.fit(reduced[held : held + num_rows], labels[held : held + num_rows])
-        return float(
-            f1_score(
-                labels[:held], network.predict(reduced[:held]), average="macro", zero_division=cast(Any, 0)
+    cut = {"max_tokens": 48, "max_chunks": 1}
+    rows = {"max_train_rows": 3 * NUM_ROWS, "max_validation_rows": 600}
+    if not (root / ".home").exists():
+        public_sets.measure(name, root, rows=12_000, snapshot=rows, chunks=cut)
+    bench = recipes.Bench(name, root)
+    metric = bench.job.settings.primary_metric
+    positions = range(first, min(first + NUM_ROWS, bench.whole.num_rows))
+    whole = replace(bench.whole, train=bench.whole.train.select(positions))
+    settings = bench.job.settings.with_epochs(whole.num_rows)
+    names = [name for name in settings.baselines if name not in ("majority", "label_shares", "no_spans")]
+    share = settings.planning.pilot_share
+    scores: list[dict[str, Any]] = []
+    for count in (pilot_rows(whole.num_rows, share, BATCH_SIZE), whole.num_rows):
+        recipe = whole.first(count)
+        context = baseline_context(bench.job, bench.store, bench.frozen, bench.progress)
+        with tempfile.TemporaryDirectory() as folder:
+            fitted = dict(recipe.score_baselines(names, Path(folder), context))
+        with tempfile.TemporaryDirectory() as folder:
+            fit = fine_tune(
+                recipe,
+                settings.training,
+                settings.seed,
+                Path(folder),
+                bench.progress,
+                evaluate_at=[],
+                resumable=False,
             )
-        )
-
-    all_rows = len(rows) - held
-    points = [Point(rows=count, score=score(count)) for count in pilot_rows(all_rows, 0.25, BATCH_SIZE)]
-    commonest = np.full(held, max(set(labels.tolist()), key=labels.tolist().count))
-    floor = f1_score(labels[:held], commonest, average="macro", zero_division=cast(Any, 0))
-    return Curve(points, all_rows, held, score(all_rows), float(floor))
-
-
-def _shown(one: Curve) -> str:
-    ends = (one.prediction.low, one.prediction.predicted, one.prediction.high)
-    points = [round(point.score, 3) for point in one.points]
-    return json.dumps(
-        {"points": points, "predicted": [round(value, 3) for value in ends], "outcome": round(one.outcome, 3)}
+        other, start = (fitted[name][metric] for name in names)
+        score = fit.scores[f"validation_{metric}"]
+        scores.append({"rows": count, "start": start, "other": other, "score": score})
+    full = scores[1]
+    pilot = {key: scores[0][key] for key in ("rows", "start", "score")}
+    num_validation_rows = len(bench.whole.validation)
+    return Curve(
+        name, pilot, whole.num_rows, num_validation_rows, full["start"], full["other"], full["score"]
     )
 
 
-def _with_failure(one: Curve, part: int) -> Curve:
-    """Return the curve whose part of this number failed: it scores no better than the floor."""
-    points = list(one.points)
-    points[part] = points[part].model_copy(update={"score": one.floor})
-    return replace(one, points=points)
+def _row(name: str, curves: Sequence[Curve]) -> str:
+    predictions = [curve.prediction for curve in curves]
+    covered = [
+        prediction.low <= curve.outcome <= prediction.high
+        for prediction, curve in zip(predictions, curves, strict=True)
+    ]
+    best = [max(curve.start, curve.baseline) for curve in curves]
+    verdicts = [curve.verdict(score) for curve, score in zip(curves, best, strict=True)]
+    came_true = [
+        (curve.outcome > score) == (verdict == "go")
+        for curve, score, verdict in zip(curves, best, verdicts, strict=True)
+        if verdict != "open"
+    ]
+    counts = " / ".join(str(verdicts.count(verdict)) for verdict in ("go", "open", "no-go"))
+    refused = [
+        np.mean([curve.verdict(curve.outcome - gain) == "no-go" for curve in curves]) for gain in GAINS
+    ]
+    failed = np.mean([curve.failed.verdict(curve.outcome - GAINS[0]) == "no-go" for curve in curves])
+    cost = np.mean([curve.pilot["rows"] / curve.num_rows for curve in curves])
+    cells = [
+        f"{np.mean(covered):.2f}",
+        f"{np.mean([prediction.high - prediction.low for prediction in predictions]):.2f}",
+        counts,
+        f"{sum(came_true)} of {len(came_true)}",
+        *(f"{share:.2f}" for share in [*refused, failed, cost]),
+    ]
+    return f"| {' | '.join([f'{name}, {len(curves)}', *cells])} |"
 
 
 def main(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield a line of JSON a set."""
+    """Yield the lines of the table, or of what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--sets",
-        nargs="*",
-        default=["licence rules by kind", "Debian packages by section", "docstrings by package", LATE],
-        choices=[*SETS, LATE],
+    parser.add_argument("--measure", nargs="*", default=[], choices=SETS, metavar="SET")
+    parser.add_argument("--projects", type=Path, help="folder in which projects are kept between runs")
+    parsed = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as scratch:
+        for first in (0, NUM_ROWS, 2 * NUM_ROWS):
+            for name in parsed.measure:
+                root = (parsed.projects or Path(scratch)) / name
+                root.mkdir(parents=True, exist_ok=True)
+                curve = measured_curve(name, root, first)
+                with CURVES.open("a") as file:
+                    yield json.dumps(asdict(curve))
+                    print(json.dumps(asdict(curve)), file=file)
+    if parsed.measure:
+        return
+    curves = [Curve(**json.loads(line)) for line in CURVES.read_text().splitlines()]
+    yield (
+        "| set, curves | covered | mean width | go / open / no-go | came true | +2 points refused | -5 | -10"
+        " | -20 | +2 refused, pilot failed | cost |"
     )
-    parser.add_argument("--curves", type=int, default=NUM_CURVES)
-    parser.add_argument("--verbose", action="store_true", help="print each curve once it is known")
-    given = parser.parse_args(arguments)
-    for name in given.sets:
-        curves = []
-        for seed in range(given.curves):
-            curves.append(late_curve(seed) if name == LATE else curve(name, seed))
-            if given.verbose:
-                yield _shown(curves[-1])
-        predictions = [one.prediction for one in curves]
-        is_covered = [
-            prediction.low <= one.outcome <= prediction.high
-            for prediction, one in zip(predictions, curves, strict=True)
-        ]
-        yield json.dumps(
-            {
-                "set": name,
-                "curves": len(curves),
-                "covered": float(np.mean(is_covered)),
-                "width": round(float(np.mean([each.high - each.low for each in predictions])), 3),
-                "refused, by true gain": {
-                    gain: float(np.mean([one.is_refused(gain) for one in curves]))
-                    for gain in (0.02, -0.05, -0.1, -0.2, -0.4)
-                },
-                "gain of 2 points refused, by failed part": [
-                    float(np.mean([_with_failure(one, part).is_refused(0.02) for one in curves]))
-                    for part in range(4)
-                ],
-                "cost, by true gain": {
-                    gain: round(float(np.mean([one.cost(gain) for one in curves])), 3)
-                    for gain in (0.02, 0.1, 0.3)
-                },
-            }
-        )
+    yield "|---|--:|--:|---|---|--:|--:|--:|--:|--:|--:|"
+    for name in dict.fromkeys(curve.name for curve in curves):
+        yield _row(name, [curve for curve in curves if curve.name == name])
+    yield _row("all", curves)
+    yield _row("drawn, late", [late_curve(seed) for seed in range(NUM_DRAWN)])
 
 
 if __name__ == "__main__":

@@ -232,11 +232,9 @@ class Baselines:
         }
 
 
-def pilot_points(num_rows: int, settings: UseCaseSettings) -> list[int]:
-    """Return the rows of the pilot's trainings: an eighth, a quarter, a half and the whole of its share."""
-    size = settings.training.batch_size
-    largest = min(num_rows, max(2 * size, int(num_rows * settings.planning.pilot_share)))
-    return sorted({max(size, largest * part // 8) for part in (1, 2, 4, 8)})
+def pilot_rows(num_rows: int, settings: UseCaseSettings) -> int:
+    """Return the rows of the pilot's training."""
+    return max(2 * settings.training.batch_size, int(num_rows * settings.planning.pilot_share))
 
 
 # ------------------------------------------------------------------ evaluation
@@ -502,10 +500,9 @@ def run(
             name: scores_of(validation["label"].to_numpy(), found)
             for name, found in baselines.predict(validation).items()
         }
-        pilot = []
-        for count in pilot_points(len(training), settings):
-            _, small = train(base, training.head(count), validation, settings, scores=1)
-            pilot.append({**small[-1], "rows": count})
+        num_rows = pilot_rows(len(training), settings)
+        _, small = train(base, training.head(num_rows), validation, settings, scores=1)
+        pilot = [{**small[-1], "rows": num_rows}]
     with clock.stage("training"):
         model, log = train(base, training, validation, settings)
         model.save_pretrained(output / "model")

@@ -23,7 +23,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.mark.slow
 def test_the_plan_is_printed_without_weights(prepared: Prepared) -> None:
     with pytest.raises(FullftError, match="has no snapshot yet.*`fullft ingest"):
-        plan(prepared.use_case, prepared.store)
+        plan(replace(prepared.use_case, name="other"), prepared.store)
     set_latest(prepared.store, prepared.use_case.name, "training_snapshot", prepared.snapshot)
     lines = plan(prepared.use_case, prepared.store)
     assert any(line.startswith("this machine") for line in lines)

@@ -200,7 +200,7 @@ def test_hours_and_costs_follow_from_the_work() -> None:
         update={"retraining": RetrainingSettings(max_age_days=365 / 3)}
     )
     parts = shares(settings, *ROWS)
-    assert parts.pilot == pytest.approx(0.5 * 15 / 8, rel=0.001)
+    assert parts.pilot == pytest.approx(0.5, rel=0.001)
     assert parts.year == pytest.approx(4 * parts.first)
     plan = plans(settings)["p5.4xlarge"]
     assert plan.hours is not None and plan.usd is not None and plan.year_usd is not None

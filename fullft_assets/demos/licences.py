@@ -40,6 +40,8 @@ NUM_FILES = 6
 PRODUCTION_PART = 10
 _USUAL_WEEKS = 6
 _SHIFTED_WEEKS = 2
+#: Texts of a licence in a week: more would only be read and predicted, as drift compares one of each.
+_MOST_TEXTS = 2
 
 
 def rules() -> Iterator[dict[str, str]]:
@@ -142,10 +144,9 @@ def _write_production(folder: Path, production: list[dict[str, str]]) -> None:
         shifted[n::_SHIFTED_WEEKS] for n in range(_SHIFTED_WEEKS)
     ]
     for number, part in enumerate(weeks, start=1):
-        rows = [
-            json.dumps(
-                {"id": r["id"], "text": r["text"], "license-expression": r["expression"]}, ensure_ascii=False
-            )
-            for r in part
-        ]
+        texts: dict[str, list[str]] = {}
+        for rule in part:
+            row = {"id": rule["id"], "text": rule["text"], "license-expression": rule["expression"]}
+            texts.setdefault(rule["expression"], []).append(json.dumps(row, ensure_ascii=False))
+        rows = [row for of_licence in texts.values() for row in of_licence[:_MOST_TEXTS]]
         (folder / f"week-{number}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")

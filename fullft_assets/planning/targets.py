@@ -272,7 +272,7 @@ def shares(settings: UseCaseSettings, num_training_rows: int, num_held_out_rows:
     training = settings.training
     rows = max(1, num_training_rows)
     try:
-        pilot = sum(pilot_rows(rows, planning.pilot_share, training.batch_size)) / rows
+        pilot = pilot_rows(rows, planning.pilot_share, training.batch_size) / rows
     except SettingsError:  # the pilot says so itself
         pilot = 0.0
     forward = _FORWARD / training.num_epochs

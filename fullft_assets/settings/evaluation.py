@@ -213,13 +213,7 @@ class PlanningSettings(Settings):
         description="Maximum memory of a training process in GiB. Default: the memory of the device.",
     )
     pilot_share: Float = Field(
-        default=0.25,
-        gt=0,
-        le=1,
-        description=(
-            "Share of the training rows that the pilot's largest training has; the smaller ones have a half,"
-            " a quarter and an eighth of it."
-        ),
+        default=0.1, gt=0, le=1, description="Share of the training rows that the pilot is trained on."
     )
     min_predicted_gain: Float = Field(
         default=0.0,

@@ -70,6 +70,7 @@ class Baseline(ABC):
         needs_whole_model: it works on the complete model in one process, so not where `training.sharding`
             shares one that is too large.
         shares_model: processes that share the model with `training.sharding` predict together.
+        is_start: a training with a new head begins as it.
         needs_network: it asks a service, so not in a container without a network.
         serving_rank: its rank by the cost of a prediction, the cheapest first; see `release.decision`. None:
             it cannot become champion.
@@ -81,6 +82,7 @@ class Baseline(ABC):
     needs_causal_model: ClassVar[bool] = False
     needs_whole_model: ClassVar[bool] = False
     shares_model: ClassVar[bool] = False
+    is_start: ClassVar[bool] = False
     needs_network: ClassVar[bool] = False
     serving_rank: ClassVar[int | None] = None
 

@@ -286,6 +286,8 @@ class TrainingSegment:
             retain(self.shared.folder, self.history, best=self.validator.best_step(), spared=spared)
         self.validator.score_before(self.model)
         self.recorder.start()
+        if 0 in self.evaluate_at and self.checkpoint is None:
+            self._validate(0)
         is_at_end = self.first_step >= (self.history.end_step or self.num_steps)
         if self.checkpoint:
             load_weights(self.model, self.checkpoint)
@@ -572,8 +574,9 @@ def fine_tune(
     Args:
         seed: of what is new in the model, of the order and of dropout.
         work_folder: checkpoints and the step log; training resumes from a valid checkpoint there.
-        evaluate_at: steps after which validation rows are scored, beside the last; or a function that returns
-            them, given the number of steps, of which the last one may be a part. Default: twice an epoch.
+        evaluate_at: steps after which validation rows are scored, beside the last; 0 is before the first. Or
+            a function that returns them, given the number of steps, of which the last one may be a part.
+            Default: twice an epoch.
         resumable: write checkpoints; one takes three times the weights' space.
         watch: called at each `loop.Moment`.
         stored: the checkpoints of this training in its store, where that is not a disk: they go there too,

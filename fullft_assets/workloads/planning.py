@@ -16,7 +16,7 @@ from typing import Any
 from fullft_assets import planning
 from fullft_assets.artifacts import BASELINE_MODEL
 from fullft_assets.checkpoint import plan_settings
-from fullft_assets.errors import DataError, OutOfMemory, is_out_of_memory
+from fullft_assets.errors import OutOfMemory, is_out_of_memory
 from fullft_assets.jobs import Job
 from fullft_assets.jobs.progress import Progress
 from fullft_assets.jobs.ranks import is_first_rank, num_ranks
@@ -243,7 +243,7 @@ def _help_with_baselines(shared: Planning) -> None:
             pass
 
 
-def _pilot_rows(recipe: Recipe, settings: UseCaseSettings) -> list[int]:
+def _pilot_rows(recipe: Recipe, settings: UseCaseSettings) -> int:
     return planning.pilot_rows(recipe.num_rows, settings.planning.pilot_share, settings.training.batch_size)
 
 
@@ -251,59 +251,43 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
     settings = shared.job.settings
     metric = settings.primary_metric
     to_beat = planning.BaselinesMetadata.of(baselines)
-    fits, points = _pilot_fits(shared, to_beat.best_score)
+    fit = _pilot_fit(shared)
+    start = next(line[f"validation_{metric}"] for line in fit.history if f"validation_{metric}" in line)
+    point = planning.Point(
+        rows=_pilot_rows(shared.recipe, settings), start=start, score=fit.scores[f"validation_{metric}"]
+    )
+    # A head that more rows fit begins higher; everything else begins alike.
+    starts = [
+        *(score for name, score in to_beat.scores.items() if BASELINES.get(name).is_start),
+        None if shared.recipe.has_new_head else start,
+    ]
     prediction = planning.predict_score(
-        points, shared.recipe.num_rows, SnapshotMetadata.of(shared.snapshot).num_validation_rows
+        point,
+        starts[0],
+        shared.recipe.num_rows,
+        SnapshotMetadata.of(shared.snapshot).num_validation_rows,
     )
     check = planning.pilot_check(prediction, to_beat.scores, settings.planning)
     shared.progress.say(check.description)
     metadata = planning.PilotMetadata(
-        learning_curve=[{"rows": p.rows, metric: p.score} for p in points],
+        learning_curve=[{"rows": point.rows, "start": start, metric: point.score}],
         predicted=prediction.predicted,
         predicted_low=prediction.low,
         predicted_high=prediction.high,
         target_rows=prediction.target_rows,
         best_baseline=to_beat.best,
         best_baseline_score=to_beat.best_score,
-        seconds=sum(fit.seconds for fit in fits.values()),
-        num_tokens=sum(fit.num_tokens for fit in fits.values()),
+        seconds=fit.seconds,
+        num_tokens=fit.num_tokens,
     )
-    history = {str(count): [fit.history] for count, fit in fits.items()}
-    (draft.path / "pilot.json").write_text(json.dumps({**metadata.as_dict(), "history": history}, indent=1))
+    history = json.dumps({**metadata.as_dict(), "history": fit.history}, indent=1)
+    (draft.path / "pilot.json").write_text(history)
     return shared.commit(draft, metadata, [check])
 
 
-def _pilot_fits(shared: Planning, best_baseline: float) -> tuple[dict[int, Fit], list[planning.Point]]:
-    """Return the pilot's trainings by their number of rows, and their learning curve; parts without anything
-    to learn are excluded.
-
-    Once a second part beats the best baseline by what is asked and by more than chance, the larger ones would
-    only cost time.
-    """
+def _pilot_fit(shared: Planning) -> Fit:
     settings = shared.job.settings
-    num_validation_rows = SnapshotMetadata.of(shared.snapshot).num_validation_rows
-    counts = _pilot_rows(shared.recipe, settings)
-    fits = {}
-    points = []
-    for count in counts:
-        try:
-            fits[count] = _pilot_fit(shared, count)
-        except DataError as error:
-            # A few packed rows of conversations may have no trained token; that all have none is an error.
-            if count == counts[-1]:
-                raise
-            shared.progress.say(f"pilot on {count:,} rows skipped: {error}")
-            continue
-        score = fits[count].scores[f"validation_{settings.primary_metric}"]
-        points.append(planning.Point(rows=count, score=score))
-        gain = planning.predict_score(points, count, num_validation_rows).low - best_baseline
-        if len(points) > 1 and gain >= settings.planning.min_predicted_gain:
-            break
-    return fits, points
-
-
-def _pilot_fit(shared: Planning, num_rows: int) -> Fit:
-    settings = shared.job.settings
+    num_rows = _pilot_rows(shared.recipe, settings)
     # Sharding needs more than one process.
     changes = {"max_general_rise": None, "wise_ft": []} | (
         {"sharding": "none"} if shared.processes == 1 else {}
@@ -317,7 +301,7 @@ def _pilot_fit(shared: Planning, num_rows: int) -> Fit:
             Path(folder),
             shared.progress,
             num_processes=shared.processes,
-            evaluate_at=[],
+            evaluate_at=[0],
             resumable=False,
         )
 

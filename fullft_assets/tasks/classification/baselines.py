@@ -7,6 +7,7 @@ Saved as JSON and npz, never pickled.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,11 +116,14 @@ class LogisticHead:
             C=C, max_iter=1_000, class_weight="balanced" if balanced else None, fit_intercept=intercept
         )
         is_exclusive = labels.ndim == 1
-        fitted = (
-            _fit_softmax(model, features, labels, num_labels)
-            if is_exclusive
-            else _fit_each(model, features, labels)
-        )
+        with warnings.catch_warnings():
+            # Few rows of many labels are no regression.
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+            fitted = (
+                _fit_softmax(model, features, labels, num_labels)
+                if is_exclusive
+                else _fit_each(model, features, labels)
+            )
         # Saved in single precision, and the same after loading.
         return cls(*(values.astype(np.float32) for values in fitted), is_exclusive=is_exclusive)
 
@@ -336,6 +340,7 @@ class FrozenProbe(Baseline):
     title = "frozen base model + trained head"
     tasks = ("classification", "multi_label")
     serving_rank = 2
+    is_start = True
 
     weights: HeadWeights
     context: BaselineContext
