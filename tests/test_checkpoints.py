@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -165,6 +166,35 @@ def test_a_checkpoint_damaged_at_equal_size_is_passed_over(
         torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items()
     )
     assert [line["step"] for line in done.history if "loss" in line] == list(range(1, done.num_steps + 1))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "random_states.pt", "model.safetensors"])
+def test_a_forged_checkpoint_runs_no_code_and_the_one_before_is_used_once_it_is_removed(
+    tmp_path: Path, name: str
+) -> None:
+    data, chosen = training(40, marked=True), SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
+    with pytest.raises(Interrupted):
+        fit(LLAMA, data, chosen, tmp_path / "work", resumable=True, progress=Stopping(4))
+    forged = tmp_path / "work" / "checkpoint-4"
+    (forged / name).write_bytes(pickle.dumps(Forged(tmp_path / "ran")))
+    for seal in (SEAL, checkpoints._DIGESTS):
+        (forged / seal).unlink()
+    publish(forged.rename(tmp_path / "aside"), forged, num_incidents=0, is_planned=True)
+    with pytest.raises(StoreError, match=rf"^{forged}: is whole, but is no checkpoint .* \(\w+\); remove it"):
+        fit(LLAMA, data, chosen, tmp_path / "work", resumable=True)
+    assert not (tmp_path / "ran").exists()
+    shutil.rmtree(forged)
+    assert fit(LLAMA, data, chosen, tmp_path / "work", resumable=True).resumed_from_step == 2
+
+
+class Forged:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
 
 
 def test_the_best_weights_are_not_taken_from_a_damaged_checkpoint(tmp_path: Path) -> None:

@@ -14,9 +14,14 @@ import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
+import botocore.session
+import jmespath
 import pytest
 import yaml
+from botocore import xform_name
+from botocore.validate import ParamValidator
 
+from fullft_assets import artifacts
 from fullft_assets.alerts.channels import CloudWatchSettings
 from fullft_assets.security.record import FOLDER
 from fullft_assets.settings.alerts import Event
@@ -28,6 +33,16 @@ DEPLOY = ROOT / "deploy"
 DOCKERFILE = DEPLOY / "docker/Dockerfile"
 COMPOSE = DEPLOY / "docker/compose.yaml"
 SERVICES = ("migrate", "code", "daemon", "webserver")
+
+
+STAGES = {
+    value
+    for name, value in vars(artifacts).items()
+    if name.isupper() and isinstance(value, str) and not name.endswith(("_FILE", "_PAGE", "_COLUMN"))
+}
+#: What the workloads `planning`, `training`, `evaluation`, `monitoring` and `prediction` write.
+OF_TRAINING = {"feasibility_plan", "cheaper_baselines", "pilot_run", "baseline_model", "finetuned_checkpoint"}
+OF_TRAINING |= {"evaluation_report", "drift_scale", "drift_report", "batch_predictions"}
 
 
 class Tagged(yaml.SafeLoader):
@@ -81,6 +96,7 @@ class TestImage:
         (named,) = re.findall(r'--editable "\.\[(.*)\]"', text)
         assert set(named.split(",")) <= extras.keys() and {"postgres", "kubernetes"} <= set(named.split(","))
         assert not re.findall(r"^(?:ARG|ENV).*(?:PASSWORD|SECRET|TOKEN)", text, re.M | re.I)
+        assert text.count("pip install ") == text.count("--constraint uv.lock.txt") >= 2
 
 
 class TestCompose:
@@ -106,6 +122,8 @@ class TestCompose:
             if re.search("PASSWORD|SECRET", key)
         ]
         assert secret and all(re.fullmatch(r"\$\{\w+:\?.+\}", value) for value in secret)
+        commands = [s.get(key) for s in services.values() for key in ("command", "entrypoint", "healthcheck")]
+        assert not re.search(r"\$\{?\w*(PASSWORD|SECRET|KEY)", str(commands)), "every user may read arguments"
 
     def test_the_daemon_sees_the_processes_of_runs_and_everything_that_serves_is_watched(self) -> None:
         services = read(COMPOSE)["services"]
@@ -391,21 +409,37 @@ class TestAws:
 
     @pytest.mark.parametrize(("service", "policy"), [("sagemaker", "JobsPolicy"), ("ecs", "TasksPolicy")])
     def test_a_container_decides_nothing_and_changes_no_record(self, service: str, policy: str) -> None:
-        statement = policies(service)[policy]["LeaveWhatDecides"]
-        patterns = [resource["!Sub"][0].replace("${Arn}", "a") for resource in statement["Resource"]]
-        names = ["pointers/c/champion.json", "pointers/c/decisions/k.json", "pointers/latest/c/x/all.json"]
-        names += ["pointers/record.json", "record/00000001.json"]
-        for name in names:
-            assert any(fnmatch.fnmatchcase(f"a/store/{name}", pattern) for pattern in patterns), name
-        for name in (
-            "pointers/leases/x.json",
-            "pointers/store.json",
-            "c/training_snapshot/k/1/manifest.json",
-        ):
-            assert not any(fnmatch.fnmatchcase(f"a/store/{name}", pattern) for pattern in patterns), name
-        assert statement["Effect"] == "Deny" and set(statement["Action"]) == {
-            "s3:PutObject",
-            "s3:DeleteObject",
+        denied = policies(service)[policy]["LeaveWhatDecides"]
+        others = policies(service)["TrainingPolicy"]["WriteNothingElse"]
+        for statement in (denied, others):
+            assert statement["Effect"] == "Deny"
+            assert set(statement["Action"]) == {"s3:PutObject", "s3:DeleteObject"}
+
+        def writers(name: str) -> str:
+            def is_of(resources: list[Any]) -> bool:
+                patterns = [resource["!Sub"][0].replace("${Arn}", "a") for resource in resources]
+                return any(fnmatch.fnmatchcase(f"a/store/{name}", pattern) for pattern in patterns)
+
+            if is_of(denied["Resource"]):
+                return "machines"
+            return "training too" if is_of(others["NotResource"]) else "data stages"
+
+        objects = {
+            "machines": ["pointers/c/champion.json", "pointers/c/decisions/k.json"]
+            + ["pointers/latest/c/finetuned_checkpoint/all.json", "pointers/record.json"]
+            + ["pointers/launches/c/finetuned_checkpoint/k.json", "record/00000001.json"],
+            "data stages": [
+                "pointers/c/read/raw_documents/a.json",
+                "pointers/c/runs.json",
+                "jobs/c/s/k/1.json",
+            ]
+            + [f"c/{stage}/k/1/manifest.json" for stage in STAGES - OF_TRAINING],
+            "training too": ["pointers/leases/checkpoints/c/finetuned_checkpoint/k.json"]
+            + ["pointers/store.json", "checkpoints/c/finetuned_checkpoint/k/checkpoint-4/model.safetensors"]
+            + [f"c/{stage}/k/1/manifest.json" for stage in OF_TRAINING],
+        }
+        assert {who: [name for name in names if writers(name) != who] for who, names in objects.items()} == {
+            who: [] for who in objects
         }
 
     @pytest.mark.parametrize("service", ["sagemaker", "ecs"])
@@ -479,6 +513,64 @@ class TestAws:
         assert variables.stat().st_mode & 0o777 == 0o600
         password.write_text("pa%ss$2")
         assert started() == services and started() == []
+
+
+#: What somebody who deploys reads and types.
+PAGES = [ROOT / "docs/deployment.md", *sorted((ROOT / "docs/deployment").glob("*.md"))]
+PAGES += [DEPLOY / "aws/start.sh", DEPLOY / "aws/network.yaml"]
+#: Commands of the AWS CLI's own, which are no operations of a service, and their options.
+OF_CLI = {
+    "deploy": {"stack-name", "template-file", "parameter-overrides", "capabilities"},
+    "get-login-password": set(),
+    "sync": set(),
+}
+COMMANDS = [
+    command.partition(" |")[0]
+    for page in PAGES
+    for command in re.findall(
+        r"(?<![\w./-])aws (?=[a-z0-9-]+ [a-z-])[^`#\n]*",
+        re.sub(r"\\\n|\n +(?=--)", " ", page.read_text()),
+    )
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: "_".join(command.split()[1:3]))
+def test_a_command_of_aws_exists_and_takes_what_it_is_given(command: str) -> None:
+    head, *parts = command.split(" --")
+    _, service, operation, *_ = head.split()
+    options = {name: value.strip(" '\"") for name, _, value in (part.partition(" ") for part in parts)}
+    jmespath.compile(options.pop("query", "@"))
+    assert options.pop("output", "text") == "text"
+    if operation in OF_CLI:
+        assert options.keys() <= OF_CLI[operation]
+    else:
+        model = botocore.session.get_session().get_service_model(service.removesuffix("api"))
+        operations = {xform_name(name, "-"): name for name in model.operation_names}
+        shape = model.operation_model(operations[operation]).input_shape
+        members = {xform_name(name, "-"): member for name, member in shape.members.items()}
+        # The CLI starts one machine unless it is told otherwise.
+        required = {xform_name(name, "-") for name in shape.required_members} - {"min-count", "max-count"}
+        assert required <= options.keys() <= members.keys()
+        for option, value in options.items():
+            if value.startswith("file://"):
+                content = json.loads((ROOT / value.removeprefix("file://")).read_text())
+                assert not ParamValidator().validate(content, members[option]).has_errors()
+            elif members[option].type_name == "structure":
+                assert {part.partition("=")[0] for part in value.split(",")} <= members[option].members.keys()
+    if operation == "deploy":
+        template = read(ROOT / options["template-file"], Tagged)
+        needed = {name for name, each in template["Parameters"].items() if "Default" not in each}
+        assert needed == {word.partition("=")[0] for word in options["parameter-overrides"].split()}
+        types = {each["Type"] for each in template["Resources"].values()}
+        assert ("AWS::IAM::Role" in types) == (options.get("capabilities") == "CAPABILITY_IAM")
+
+
+def test_what_other_commands_name_exists() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    files = {name for name in re.findall(r"\bdeploy/[\w./-]*\w", text) if not name.endswith(".env")}
+    assert len(files) > 10 and [name for name in files if not (ROOT / name).exists()] == []
+    arguments = set(re.findall(r"--build-arg (\w+)=", text))
+    assert arguments and arguments <= {*re.findall(r"^ARG (\w+)", DOCKERFILE.read_text(), re.M)}
 
 
 #: The statements of a template's policies, by the policy's name and their own.

@@ -420,4 +420,7 @@ def test_a_home_of_the_projects_own_is_kept_from_others_and_a_named_one_is_left(
         if named is not None:
             monkeypatch.setenv("DAGSTER_HOME", named)
         commands._use_home(tmp_path)
-        assert Path(os.environ["DAGSTER_HOME"]).stat().st_mode & 0o777 == rights
+        home = Path(os.environ["DAGSTER_HOME"])
+        (home / "run.log").touch()
+        assert home.stat().st_mode & 0o777 == rights
+        assert (home / "run.log").stat().st_mode & 0o777 == (0o644 if named else 0o600)
