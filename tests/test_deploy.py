@@ -155,7 +155,9 @@ class TestHelm:
         assert values["telemetry"] == local["telemetry"] and values["additionalInstanceConfig"] == {
             "nux": local["nux"]
         }
-        assert f"dagsterHome: {read_env('DAGSTER_HOME')}" in (DEPLOY / "helm/values.yaml").read_text()
+        assert re.findall(r"\bDAGSTER_HOME=(\S+)", DOCKERFILE.read_text()) == [
+            values["global"]["dagsterHome"]
+        ]
 
     def test_the_ui_stays_in_the_cluster_and_runs_have_no_right_in_it(self) -> None:
         values = read(DEPLOY / "helm/values.yaml")
@@ -263,54 +265,40 @@ class TestHelm:
         assert documented.count(f"python {program}") == 3 and "\ndagster-webserver" not in documented
 
 
-def read_env(name: str) -> str:
-    (value,) = re.findall(rf"\b{name}=(\S+)", DOCKERFILE.read_text())
-    return value
-
-
 class TestAws:
-    BUCKETS = ("Artifacts", "Logs", "Documents")
-
-    @pytest.fixture(scope="class")
-    def storage(self) -> dict[str, Any]:
-        return read(DEPLOY / "aws/storage.yaml", Tagged)["Resources"]
-
-    @pytest.mark.parametrize("name", BUCKETS)
-    def test_a_bucket_is_private_encrypted_and_forgets_unfinished_uploads(
-        self, storage: dict[str, Any], name: str
-    ) -> None:
+    @pytest.mark.parametrize("name", ["Artifacts", "Logs", "Documents"])
+    def test_a_bucket_is_private_and_takes_tls_and_its_own_key_alone(self, name: str) -> None:
+        storage = read(DEPLOY / "aws/storage.yaml", Tagged)["Resources"]
         bucket = storage[name]["Properties"]
+        by_key = {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": {"!GetAtt": "Key.Arn"}}
         (rule,) = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+        assert rule == {"BucketKeyEnabled": True, "ServerSideEncryptionByDefault": by_key}
+        assert [*bucket["PublicAccessBlockConfiguration"].values()] == [True] * 4
         unfinished = bucket["LifecycleConfiguration"]["Rules"][0]["AbortIncompleteMultipartUpload"]
-        assert (
-            all(bucket["PublicAccessBlockConfiguration"].values())
-            and len(bucket["PublicAccessBlockConfiguration"]) == 4
-        )
-        assert rule["ServerSideEncryptionByDefault"] == {
-            "SSEAlgorithm": "aws:kms",
-            "KMSMasterKeyID": {"!GetAtt": "Key.Arn"},
-        }
-        assert unfinished == {"DaysAfterInitiation": 7}
-        assert storage[name]["DeletionPolicy"] == "Retain"
-
-    @pytest.mark.parametrize("name", BUCKETS)
-    def test_its_policy_denies_what_is_not_tls_or_another_key(
-        self, storage: dict[str, Any], name: str
-    ) -> None:
+        assert (unfinished, storage[name]["DeletionPolicy"]) == ({"DaysAfterInitiation": 7}, "Retain")
         policy = storage[f"{name}Policy"]["Properties"]
-        statements = {s["Sid"]: s for s in policy["PolicyDocument"]["Statement"]}
-        assert policy["Bucket"] == {"!Ref": name}
-        assert {s["Effect"] for s in statements.values()} == {"Deny"}
-        assert statements["TlsOnly"]["Condition"] == {"Bool": {"aws:SecureTransport": False}}
-        assert statements["TlsOnly"]["Resource"] == [
-            {"!GetAtt": f"{name}.Arn"},
-            {"!Sub": f"${{{name}.Arn}}/*"},
-        ]
+        statements = {s.pop("Sid"): s for s in policy["PolicyDocument"]["Statement"]}
+        assert policy["Bucket"] == {"!Ref": name} and {s["Effect"] for s in statements.values()} == {"Deny"}
+        assert statements["TlsOnly"] == {
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": "s3:*",
+            "Resource": [{"!GetAtt": f"{name}.Arn"}, {"!Sub": f"${{{name}.Arn}}/*"}],
+            "Condition": {"Bool": {"aws:SecureTransport": False}},
+        }
+        of_record = {sid: s for sid, s in statements.items() if sid.startswith("Record")}
         of_all = {"TlsOnly", "Tls12", "NoOtherKey", "NoOtherEncryption"}
-        of_the_record = {"RecordIsAddedTo", "RecordStays"} if name == "Artifacts" else set()
-        assert statements.keys() == of_all | of_the_record
-        for sid in of_the_record:
-            assert statements[sid]["Resource"] == {"!Sub": f"${{Artifacts.Arn}}/store/{FOLDER}/*"}
+        assert statements.keys() - of_record.keys() == of_all
+        for_all = {
+            "Effect": "Deny",
+            "Principal": "*",
+            "Resource": {"!Sub": f"${{Artifacts.Arn}}/store/{FOLDER}/*"},
+        }
+        # Added once under a name, and neither written again nor removed.
+        added = {"Action": "s3:PutObject", "Condition": {"Null": {"s3:if-none-match": True}}}
+        stays = {"Action": ["s3:DeleteObject", "s3:DeleteObjectVersion"]}
+        expected = {"RecordIsAddedTo": for_all | added, "RecordStays": for_all | stays}
+        assert of_record == (expected if name == "Artifacts" else {})
 
     def test_a_machine_counts_alerts_of_the_channel_and_only_reads_documents(self) -> None:
         statements = policies("platform")["MachinePolicy"]
@@ -321,26 +309,21 @@ class TestAws:
 
     def test_what_stops_the_platform_is_an_alarm_on_the_metric_of_the_channel(self) -> None:
         platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
-        alarms = [
-            each["Properties"] for each in platform.values() if each["Type"] == "AWS::CloudWatch::Alarm"
-        ]
         own = {
-            each["Dimensions"][0]["Value"]: each
-            for each in alarms
-            if each["Namespace"] == CloudWatchSettings().namespace
+            dimension["Value"]: each["Properties"]
+            for each in platform.values()
+            for dimension in each["Properties"].get("Dimensions", ())
+            if dimension["Name"] == "Event"
         }
         assert own.keys() == set(get_args(Event))
-        for alarm in own.values():
-            assert alarm["AlarmActions"] == [{"!Ref": "AlarmTopic"}]
-            assert (alarm["MetricName"], [each["Name"] for each in alarm["Dimensions"]]) == (
-                "Alerts",
-                ["Event"],
-            )
-            assert (alarm["Statistic"], alarm["Threshold"], alarm["TreatMissingData"]) == (
-                "Sum",
-                1,
-                "notBreaching",
-            )
+        of_all = {"Namespace": CloudWatchSettings().namespace, "MetricName": "Alerts", "Statistic": "Sum"}
+        of_all |= {
+            "Threshold": 1,
+            "TreatMissingData": "notBreaching",
+            "AlarmActions": [{"!Ref": "AlarmTopic"}],
+        }
+        for event, alarm in own.items():
+            assert alarm == alarm | of_all | {"Dimensions": [{"Name": "Event", "Value": event}]}
 
     @pytest.mark.parametrize(
         ("service", "with_them", "of_everything"),
@@ -354,8 +337,10 @@ class TestAws:
         self, service: str, with_them: set[str], of_everything: list[str]
     ) -> None:
         code = "".join((ROOT / f"fullft_assets/launchers/{name}.py").read_text() for name in ("aws", service))
-        requests = re.findall(r'\.ask\(\s*"(\w+)",\s*"(\w+)"', code)
-        asked = {f"{api}:{name.title().replace('_', '')}" for api, name in requests}
+        asked = {
+            f"{api}:{name.title().replace('_', '')}"
+            for api, name in re.findall(r'\.ask\(\s*"(\w+)",\s*"(\w+)"', code)
+        }
         statements = policies(service)["LauncherPolicy"]
         allowed = {action for s in statements.values() for action in s["Action"]}
         assert asked | with_them == allowed and len(asked) >= 5
@@ -365,16 +350,17 @@ class TestAws:
         self,
     ) -> None:
         condition = policies("sagemaker")["LauncherPolicy"]["LaunchInThisNetworkWithTheseKeys"]["Condition"]
-        lists = condition["ForAllValues:StringEquals"]
-        assert (
-            lists.keys()
-            == condition["Null"].keys()
-            == {f"sagemaker:{key}" for key in ("InstanceTypes", "VpcSubnets", "VpcSecurityGroupIds")}
-        )
-        assert not any(condition["Null"].values()), "a list that is not given has to be refused as well"
+        lists = {f"sagemaker:{key}" for key in ("InstanceTypes", "VpcSubnets", "VpcSecurityGroupIds")}
+        # A list that is not given has to be refused as well.
+        assert condition["Null"] == dict.fromkeys(lists, False)
         assert condition["Bool"] == {"sagemaker:InterContainerTrafficEncryption": True}
-        assert condition["StringEquals"].keys() == {"sagemaker:OutputKmsKey"}
-        assert condition["NumericLessThanEquals"].keys() == {"sagemaker:MaxRuntimeInSeconds"}
+        assert {kind: {*keys} for kind, keys in condition.items()} == {
+            "ForAllValues:StringEquals": lists,
+            "Null": lists,
+            "Bool": {"sagemaker:InterContainerTrafficEncryption"},
+            "StringEquals": {"sagemaker:OutputKmsKey"},
+            "NumericLessThanEquals": {"sagemaker:MaxRuntimeInSeconds"},
+        }
 
     @pytest.mark.parametrize(
         ("service", "policy", "of_everything", "services"),
@@ -460,17 +446,19 @@ class TestAws:
         statements = policies("ecs")["LauncherPolicy"]
         for sid in ("StartInThisCluster", "FollowAndStop", "ListTasks"):
             assert statements[sid]["Condition"] == {"ArnEquals": {"ecs:cluster": {"!GetAtt": "Cluster.Arn"}}}
-        assert statements["GiveTheTasksTheirRoles"]["Resource"] == [
-            {"!GetAtt": "TaskRole.Arn"},
-            {"!GetAtt": "IngestionRole.Arn"},
-            {"!GetAtt": "ExecutionRole.Arn"},
-        ]
 
-    def test_the_roles_of_sagemaker_are_given_to_it_alone(self) -> None:
-        assert policies("sagemaker")["LauncherPolicy"]["GiveTheContainersTheirRoles"]["Resource"] == [
-            {"!GetAtt": "ContainerRole.Arn"},
-            {"!GetAtt": "IngestionRole.Arn"},
-        ]
+    @pytest.mark.parametrize(
+        ("service", "statement", "roles"),
+        [
+            ("sagemaker", "GiveTheContainersTheirRoles", ["ContainerRole", "IngestionRole"]),
+            ("ecs", "GiveTheTasksTheirRoles", ["TaskRole", "IngestionRole", "ExecutionRole"]),
+        ],
+    )
+    def test_a_launcher_gives_its_jobs_these_roles_alone(
+        self, service: str, statement: str, roles: list[str]
+    ) -> None:
+        resources = policies(service)["LauncherPolicy"][statement]["Resource"]
+        assert resources == [{"!GetAtt": f"{role}.Arn"} for role in roles]
 
     def test_the_database_is_encrypted_private_and_takes_only_tls(self) -> None:
         platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
@@ -585,10 +573,9 @@ def policies(service: str) -> Policies:
         if each["Type"] in ("AWS::IAM::RolePolicy", "AWS::IAM::ManagedPolicy")
     }
     return {
-        name: {s["Sid"]: {**s, "Action": as_list(s["Action"])} for s in statements}
+        name: {
+            s["Sid"]: {**s, "Action": [s["Action"]] if isinstance(s["Action"], str) else s["Action"]}
+            for s in statements
+        }
         for name, statements in found.items()
     }
-
-
-def as_list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value

@@ -94,7 +94,9 @@ class TestShared:
         shared = read_yaml(SHARED)
         assert shared.pop("storage").keys() == {"postgres"}
         logs = shared.pop("compute_logs")
-        assert logs["class"] == "S3ComputeLogManager" and logs["config"]["local_dir"] == {"env": "FULLFT_CACHE"}
+        assert logs["class"] == "S3ComputeLogManager" and logs["config"]["local_dir"] == {
+            "env": "FULLFT_CACHE"
+        }
         assert shared == read_yaml(EMBEDDED)
 
     def test_another_machine_sees_runs_and_logs(

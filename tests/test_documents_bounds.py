@@ -179,8 +179,7 @@ def test_a_text_a_line_and_a_field_may_be_so_long(tmp_path: Path, monkeypatch: p
         ),
         "e.txt": "larger than 32 MiB; split it",
     }
-    assert limit == 64 * MIB
-    assert batch.table["text"].to_pylist() == ["good"]
+    assert limit == 64 * MIB and batch.table["text"].to_pylist() == ["good"]
 
 
 @pytest.mark.parametrize("codec", ["gzip", "zstd"])
@@ -243,5 +242,4 @@ def test_a_look_that_stops_early_leaves_the_process_ready(tmp_path: Path) -> Non
         _, page = next(pages)
         # The look that stopped ends only now, and not the one after it.
         del rows
-        assert [*pages] == []
-        assert isinstance(page, dict) and page["text"] == "A page that is read."
+        assert [*pages] == [] and isinstance(page, dict) and page["text"] == "A page that is read."

@@ -32,7 +32,9 @@ EXIT_FIXABLE = 3
 #: Variables of Dagster's database and of the UI's login.
 _OF_CONTROL_PLANE = re.compile(r"DAGSTER_(?!HOME$|PIPES_)|PG[A-Z]+$|FULLFT_(LOGIN|UI)_|RAY_AUTH_")
 #: Variables of accounts, passwords and keys.
-_OF_ACCOUNTS = re.compile(r"(AWS|AZURE|GOOGLE|SSH)_|.*(PASSW|SECRET|TOKEN|CREDENTIAL|KEY|_URL)", re.IGNORECASE)
+_OF_ACCOUNTS = re.compile(
+    r"(AWS|AZURE|GOOGLE|SSH)_|.*(PASSW|SECRET|TOKEN|CREDENTIAL|KEY|_URL)", re.IGNORECASE
+)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -62,7 +64,7 @@ class WorkloadFailure:
 
 def environment_for_others(*, with_accounts: bool) -> dict[str, str]:
     """Return the variables of this process for one that may run code of a model or of another package, or
-    reads a delivered file: without those of the control plane, and those of accounts only where it needs them.
+    reads a delivered file: none of the control plane, and none of accounts unless they are asked for.
     """
     return {
         name: value
