@@ -166,15 +166,21 @@ def test_a_checkpoint_damaged_at_equal_size_is_passed_over(
     assert [line["step"] for line in done.history if "loss" in line] == list(range(1, done.num_steps + 1))
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "random_states.pt", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("name", "new_name"),
+    [
+        *((name, name) for name in ("optimizer.pt", "random_states.pt", "model.safetensors")),
+        ("scheduler.pt", "moved.pt"),
+    ],
+)
 def test_a_forged_checkpoint_runs_no_code_and_the_one_before_is_used_once_it_is_removed(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, new_name: str
 ) -> None:
     data, chosen = training(40, marked=True), SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
     with pytest.raises(Interrupted):
         fit(LLAMA, data, chosen, tmp_path / "work", resumable=True, progress=Stopping(4))
     forged = tmp_path / "work" / "checkpoint-4"
-    (forged / name).write_bytes(f"cos\nmkdir\n(V{tmp_path}/ran\ntR.".encode())  # a pickle
+    (forged / name).rename(forged / new_name).write_text(f"cos\nmkdir\n(V{tmp_path}/ran\ntR.")  # a pickle
     for seal in (SEAL, checkpoints._DIGESTS):
         (forged / seal).unlink()
     publish(forged.rename(tmp_path / "aside"), forged, num_incidents=0, is_planned=True)

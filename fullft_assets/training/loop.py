@@ -187,7 +187,7 @@ def _reading(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # what torch and safetensors raise for a forged file is not defined
-        if classify(error) != "unknown":
+        if classify(error) != "unknown" and not isinstance(error, FileNotFoundError):
             raise
         raise StoreError(
             f"{checkpoint}: is whole, but is no checkpoint of this training ({type(error).__name__}); remove"
