@@ -64,8 +64,7 @@ def test_files_and_names_are_on_the_disk_before_what_they_are_needed_for(
     before = events[:published]
     sealed = before.index(("sync", f"{aside}/{SEAL}"))
     assert {("sync", f"{aside}/{file}") for file in files} | {("sync", STEP_LOG)} <= set(before[:sealed])
-    assert ("sync", aside) in before[sealed:]
-    assert events[published + 1] == ("sync", ".")
+    assert ("sync", aside) in before[sealed:] and events[published + 1] == ("sync", ".")
 
 
 def test_a_kill_at_any_moment_of_a_replacement_leaves_a_complete_checkpoint(
@@ -165,6 +164,31 @@ def test_a_checkpoint_damaged_at_equal_size_is_passed_over(
         torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items()
     )
     assert [line["step"] for line in done.history if "loss" in line] == list(range(1, done.num_steps + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "new_name"),
+    [
+        *((name, name) for name in ("optimizer.pt", "random_states.pt", "model.safetensors")),
+        ("scheduler.pt", "moved.pt"),
+    ],
+)
+def test_a_forged_checkpoint_runs_no_code_and_the_one_before_is_used_once_it_is_removed(
+    tmp_path: Path, name: str, new_name: str
+) -> None:
+    data, chosen = training(40, marked=True), SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
+    with pytest.raises(Interrupted):
+        fit(LLAMA, data, chosen, tmp_path / "work", resumable=True, progress=Stopping(4))
+    forged = tmp_path / "work" / "checkpoint-4"
+    (forged / name).rename(forged / new_name).write_text(f"cos\nmkdir\n(V{tmp_path}/ran\ntR.")  # a pickle
+    for seal in (SEAL, checkpoints._DIGESTS):
+        (forged / seal).unlink()
+    publish(forged.rename(tmp_path / "aside"), forged, num_incidents=0, is_planned=True)
+    with pytest.raises(StoreError, match=rf"^{forged}: is whole, but is no checkpoint .* \(\w+\); remove it"):
+        fit(LLAMA, data, chosen, tmp_path / "work", resumable=True)
+    assert not (tmp_path / "ran").exists()
+    shutil.rmtree(forged)
+    assert fit(LLAMA, data, chosen, tmp_path / "work", resumable=True).resumed_from_step == 2
 
 
 def test_the_best_weights_are_not_taken_from_a_damaged_checkpoint(tmp_path: Path) -> None:

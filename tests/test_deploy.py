@@ -14,9 +14,14 @@ import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
+import botocore.session
+import jmespath
 import pytest
 import yaml
+from botocore import xform_name
+from botocore.validate import ParamValidator
 
+from fullft_assets import artifacts
 from fullft_assets.alerts.channels import CloudWatchSettings
 from fullft_assets.security.record import FOLDER
 from fullft_assets.settings.alerts import Event
@@ -28,6 +33,16 @@ DEPLOY = ROOT / "deploy"
 DOCKERFILE = DEPLOY / "docker/Dockerfile"
 COMPOSE = DEPLOY / "docker/compose.yaml"
 SERVICES = ("migrate", "code", "daemon", "webserver")
+
+
+STAGES = {
+    value
+    for name, value in vars(artifacts).items()
+    if name.isupper() and isinstance(value, str) and not name.endswith(("_FILE", "_PAGE", "_COLUMN"))
+}
+#: What the workloads `planning`, `training`, `evaluation`, `monitoring` and `prediction` write.
+OF_TRAINING = {"feasibility_plan", "cheaper_baselines", "pilot_run", "baseline_model", "finetuned_checkpoint"}
+OF_TRAINING |= {"evaluation_report", "drift_scale", "drift_report", "batch_predictions"}
 
 
 class Tagged(yaml.SafeLoader):
@@ -81,6 +96,7 @@ class TestImage:
         (named,) = re.findall(r'--editable "\.\[(.*)\]"', text)
         assert set(named.split(",")) <= extras.keys() and {"postgres", "kubernetes"} <= set(named.split(","))
         assert not re.findall(r"^(?:ARG|ENV).*(?:PASSWORD|SECRET|TOKEN)", text, re.M | re.I)
+        assert text.count("pip install ") == text.count("--constraint uv.lock.txt") >= 2
 
 
 class TestCompose:
@@ -106,6 +122,8 @@ class TestCompose:
             if re.search("PASSWORD|SECRET", key)
         ]
         assert secret and all(re.fullmatch(r"\$\{\w+:\?.+\}", value) for value in secret)
+        commands = [s.get(key) for s in services.values() for key in ("command", "entrypoint", "healthcheck")]
+        assert not re.search(r"\$\{?\w*(PASSWORD|SECRET|KEY)", str(commands)), "every user may read arguments"
 
     def test_the_daemon_sees_the_processes_of_runs_and_everything_that_serves_is_watched(self) -> None:
         services = read(COMPOSE)["services"]
@@ -137,7 +155,9 @@ class TestHelm:
         assert values["telemetry"] == local["telemetry"] and values["additionalInstanceConfig"] == {
             "nux": local["nux"]
         }
-        assert f"dagsterHome: {read_env('DAGSTER_HOME')}" in (DEPLOY / "helm/values.yaml").read_text()
+        assert re.findall(r"\bDAGSTER_HOME=(\S+)", DOCKERFILE.read_text()) == [
+            values["global"]["dagsterHome"]
+        ]
 
     def test_the_ui_stays_in_the_cluster_and_runs_have_no_right_in_it(self) -> None:
         values = read(DEPLOY / "helm/values.yaml")
@@ -245,54 +265,40 @@ class TestHelm:
         assert documented.count(f"python {program}") == 3 and "\ndagster-webserver" not in documented
 
 
-def read_env(name: str) -> str:
-    (value,) = re.findall(rf"\b{name}=(\S+)", DOCKERFILE.read_text())
-    return value
-
-
 class TestAws:
-    BUCKETS = ("Artifacts", "Logs", "Documents")
-
-    @pytest.fixture(scope="class")
-    def storage(self) -> dict[str, Any]:
-        return read(DEPLOY / "aws/storage.yaml", Tagged)["Resources"]
-
-    @pytest.mark.parametrize("name", BUCKETS)
-    def test_a_bucket_is_private_encrypted_and_forgets_unfinished_uploads(
-        self, storage: dict[str, Any], name: str
-    ) -> None:
+    @pytest.mark.parametrize("name", ["Artifacts", "Logs", "Documents"])
+    def test_a_bucket_is_private_and_takes_tls_and_its_own_key_alone(self, name: str) -> None:
+        storage = read(DEPLOY / "aws/storage.yaml", Tagged)["Resources"]
         bucket = storage[name]["Properties"]
+        by_key = {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": {"!GetAtt": "Key.Arn"}}
         (rule,) = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+        assert rule == {"BucketKeyEnabled": True, "ServerSideEncryptionByDefault": by_key}
+        assert [*bucket["PublicAccessBlockConfiguration"].values()] == [True] * 4
         unfinished = bucket["LifecycleConfiguration"]["Rules"][0]["AbortIncompleteMultipartUpload"]
-        assert (
-            all(bucket["PublicAccessBlockConfiguration"].values())
-            and len(bucket["PublicAccessBlockConfiguration"]) == 4
-        )
-        assert rule["ServerSideEncryptionByDefault"] == {
-            "SSEAlgorithm": "aws:kms",
-            "KMSMasterKeyID": {"!GetAtt": "Key.Arn"},
-        }
-        assert unfinished == {"DaysAfterInitiation": 7}
-        assert storage[name]["DeletionPolicy"] == "Retain"
-
-    @pytest.mark.parametrize("name", BUCKETS)
-    def test_its_policy_denies_what_is_not_tls_or_another_key(
-        self, storage: dict[str, Any], name: str
-    ) -> None:
+        assert (unfinished, storage[name]["DeletionPolicy"]) == ({"DaysAfterInitiation": 7}, "Retain")
         policy = storage[f"{name}Policy"]["Properties"]
-        statements = {s["Sid"]: s for s in policy["PolicyDocument"]["Statement"]}
-        assert policy["Bucket"] == {"!Ref": name}
-        assert {s["Effect"] for s in statements.values()} == {"Deny"}
-        assert statements["TlsOnly"]["Condition"] == {"Bool": {"aws:SecureTransport": False}}
-        assert statements["TlsOnly"]["Resource"] == [
-            {"!GetAtt": f"{name}.Arn"},
-            {"!Sub": f"${{{name}.Arn}}/*"},
-        ]
+        statements = {s.pop("Sid"): s for s in policy["PolicyDocument"]["Statement"]}
+        assert policy["Bucket"] == {"!Ref": name} and {s["Effect"] for s in statements.values()} == {"Deny"}
+        assert statements["TlsOnly"] == {
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": "s3:*",
+            "Resource": [{"!GetAtt": f"{name}.Arn"}, {"!Sub": f"${{{name}.Arn}}/*"}],
+            "Condition": {"Bool": {"aws:SecureTransport": False}},
+        }
+        of_record = {sid: s for sid, s in statements.items() if sid.startswith("Record")}
         of_all = {"TlsOnly", "Tls12", "NoOtherKey", "NoOtherEncryption"}
-        of_the_record = {"RecordIsAddedTo", "RecordStays"} if name == "Artifacts" else set()
-        assert statements.keys() == of_all | of_the_record
-        for sid in of_the_record:
-            assert statements[sid]["Resource"] == {"!Sub": f"${{Artifacts.Arn}}/store/{FOLDER}/*"}
+        assert statements.keys() - of_record.keys() == of_all
+        for_all = {
+            "Effect": "Deny",
+            "Principal": "*",
+            "Resource": {"!Sub": f"${{Artifacts.Arn}}/store/{FOLDER}/*"},
+        }
+        # Added once under a name, and neither written again nor removed.
+        added = {"Action": "s3:PutObject", "Condition": {"Null": {"s3:if-none-match": True}}}
+        stays = {"Action": ["s3:DeleteObject", "s3:DeleteObjectVersion"]}
+        expected = {"RecordIsAddedTo": for_all | added, "RecordStays": for_all | stays}
+        assert of_record == (expected if name == "Artifacts" else {})
 
     def test_a_machine_counts_alerts_of_the_channel_and_only_reads_documents(self) -> None:
         statements = policies("platform")["MachinePolicy"]
@@ -303,26 +309,21 @@ class TestAws:
 
     def test_what_stops_the_platform_is_an_alarm_on_the_metric_of_the_channel(self) -> None:
         platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
-        alarms = [
-            each["Properties"] for each in platform.values() if each["Type"] == "AWS::CloudWatch::Alarm"
-        ]
         own = {
-            each["Dimensions"][0]["Value"]: each
-            for each in alarms
-            if each["Namespace"] == CloudWatchSettings().namespace
+            dimension["Value"]: each["Properties"]
+            for each in platform.values()
+            for dimension in each["Properties"].get("Dimensions", ())
+            if dimension["Name"] == "Event"
         }
         assert own.keys() == set(get_args(Event))
-        for alarm in own.values():
-            assert alarm["AlarmActions"] == [{"!Ref": "AlarmTopic"}]
-            assert (alarm["MetricName"], [each["Name"] for each in alarm["Dimensions"]]) == (
-                "Alerts",
-                ["Event"],
-            )
-            assert (alarm["Statistic"], alarm["Threshold"], alarm["TreatMissingData"]) == (
-                "Sum",
-                1,
-                "notBreaching",
-            )
+        of_all = {"Namespace": CloudWatchSettings().namespace, "MetricName": "Alerts", "Statistic": "Sum"}
+        of_all |= {
+            "Threshold": 1,
+            "TreatMissingData": "notBreaching",
+            "AlarmActions": [{"!Ref": "AlarmTopic"}],
+        }
+        for event, alarm in own.items():
+            assert alarm == alarm | of_all | {"Dimensions": [{"Name": "Event", "Value": event}]}
 
     @pytest.mark.parametrize(
         ("service", "with_them", "of_everything"),
@@ -336,8 +337,10 @@ class TestAws:
         self, service: str, with_them: set[str], of_everything: list[str]
     ) -> None:
         code = "".join((ROOT / f"fullft_assets/launchers/{name}.py").read_text() for name in ("aws", service))
-        requests = re.findall(r'\.ask\(\s*"(\w+)",\s*"(\w+)"', code)
-        asked = {f"{api}:{name.title().replace('_', '')}" for api, name in requests}
+        asked = {
+            f"{api}:{name.title().replace('_', '')}"
+            for api, name in re.findall(r'\.ask\(\s*"(\w+)",\s*"(\w+)"', code)
+        }
         statements = policies(service)["LauncherPolicy"]
         allowed = {action for s in statements.values() for action in s["Action"]}
         assert asked | with_them == allowed and len(asked) >= 5
@@ -347,16 +350,17 @@ class TestAws:
         self,
     ) -> None:
         condition = policies("sagemaker")["LauncherPolicy"]["LaunchInThisNetworkWithTheseKeys"]["Condition"]
-        lists = condition["ForAllValues:StringEquals"]
-        assert (
-            lists.keys()
-            == condition["Null"].keys()
-            == {f"sagemaker:{key}" for key in ("InstanceTypes", "VpcSubnets", "VpcSecurityGroupIds")}
-        )
-        assert not any(condition["Null"].values()), "a list that is not given has to be refused as well"
+        lists = {f"sagemaker:{key}" for key in ("InstanceTypes", "VpcSubnets", "VpcSecurityGroupIds")}
+        # A list that is not given has to be refused as well.
+        assert condition["Null"] == dict.fromkeys(lists, False)
         assert condition["Bool"] == {"sagemaker:InterContainerTrafficEncryption": True}
-        assert condition["StringEquals"].keys() == {"sagemaker:OutputKmsKey"}
-        assert condition["NumericLessThanEquals"].keys() == {"sagemaker:MaxRuntimeInSeconds"}
+        assert {kind: {*keys} for kind, keys in condition.items()} == {
+            "ForAllValues:StringEquals": lists,
+            "Null": lists,
+            "Bool": {"sagemaker:InterContainerTrafficEncryption"},
+            "StringEquals": {"sagemaker:OutputKmsKey"},
+            "NumericLessThanEquals": {"sagemaker:MaxRuntimeInSeconds"},
+        }
 
     @pytest.mark.parametrize(
         ("service", "policy", "of_everything", "services"),
@@ -391,21 +395,37 @@ class TestAws:
 
     @pytest.mark.parametrize(("service", "policy"), [("sagemaker", "JobsPolicy"), ("ecs", "TasksPolicy")])
     def test_a_container_decides_nothing_and_changes_no_record(self, service: str, policy: str) -> None:
-        statement = policies(service)[policy]["LeaveWhatDecides"]
-        patterns = [resource["!Sub"][0].replace("${Arn}", "a") for resource in statement["Resource"]]
-        names = ["pointers/c/champion.json", "pointers/c/decisions/k.json", "pointers/latest/c/x/all.json"]
-        names += ["pointers/record.json", "record/00000001.json"]
-        for name in names:
-            assert any(fnmatch.fnmatchcase(f"a/store/{name}", pattern) for pattern in patterns), name
-        for name in (
-            "pointers/leases/x.json",
-            "pointers/store.json",
-            "c/training_snapshot/k/1/manifest.json",
-        ):
-            assert not any(fnmatch.fnmatchcase(f"a/store/{name}", pattern) for pattern in patterns), name
-        assert statement["Effect"] == "Deny" and set(statement["Action"]) == {
-            "s3:PutObject",
-            "s3:DeleteObject",
+        denied = policies(service)[policy]["LeaveWhatDecides"]
+        others = policies(service)["TrainingPolicy"]["WriteNothingElse"]
+        for statement in (denied, others):
+            assert statement["Effect"] == "Deny"
+            assert set(statement["Action"]) == {"s3:PutObject", "s3:DeleteObject"}
+
+        def writers(name: str) -> str:
+            def is_of(resources: list[Any]) -> bool:
+                patterns = [resource["!Sub"][0].replace("${Arn}", "a") for resource in resources]
+                return any(fnmatch.fnmatchcase(f"a/store/{name}", pattern) for pattern in patterns)
+
+            if is_of(denied["Resource"]):
+                return "machines"
+            return "training too" if is_of(others["NotResource"]) else "data stages"
+
+        objects = {
+            "machines": ["pointers/c/champion.json", "pointers/c/decisions/k.json"]
+            + ["pointers/latest/c/finetuned_checkpoint/all.json", "pointers/record.json"]
+            + ["pointers/launches/c/finetuned_checkpoint/k.json", "record/00000001.json"],
+            "data stages": [
+                "pointers/c/read/raw_documents/a.json",
+                "pointers/c/runs.json",
+                "jobs/c/s/k/1.json",
+            ]
+            + [f"c/{stage}/k/1/manifest.json" for stage in STAGES - OF_TRAINING],
+            "training too": ["pointers/leases/checkpoints/c/finetuned_checkpoint/k.json"]
+            + ["pointers/store.json", "checkpoints/c/finetuned_checkpoint/k/checkpoint-4/model.safetensors"]
+            + [f"c/{stage}/k/1/manifest.json" for stage in OF_TRAINING],
+        }
+        assert {who: [name for name in names if writers(name) != who] for who, names in objects.items()} == {
+            who: [] for who in objects
         }
 
     @pytest.mark.parametrize("service", ["sagemaker", "ecs"])
@@ -426,17 +446,19 @@ class TestAws:
         statements = policies("ecs")["LauncherPolicy"]
         for sid in ("StartInThisCluster", "FollowAndStop", "ListTasks"):
             assert statements[sid]["Condition"] == {"ArnEquals": {"ecs:cluster": {"!GetAtt": "Cluster.Arn"}}}
-        assert statements["GiveTheTasksTheirRoles"]["Resource"] == [
-            {"!GetAtt": "TaskRole.Arn"},
-            {"!GetAtt": "IngestionRole.Arn"},
-            {"!GetAtt": "ExecutionRole.Arn"},
-        ]
 
-    def test_the_roles_of_sagemaker_are_given_to_it_alone(self) -> None:
-        assert policies("sagemaker")["LauncherPolicy"]["GiveTheContainersTheirRoles"]["Resource"] == [
-            {"!GetAtt": "ContainerRole.Arn"},
-            {"!GetAtt": "IngestionRole.Arn"},
-        ]
+    @pytest.mark.parametrize(
+        ("service", "statement", "roles"),
+        [
+            ("sagemaker", "GiveTheContainersTheirRoles", ["ContainerRole", "IngestionRole"]),
+            ("ecs", "GiveTheTasksTheirRoles", ["TaskRole", "IngestionRole", "ExecutionRole"]),
+        ],
+    )
+    def test_a_launcher_gives_its_jobs_these_roles_alone(
+        self, service: str, statement: str, roles: list[str]
+    ) -> None:
+        resources = policies(service)["LauncherPolicy"][statement]["Resource"]
+        assert resources == [{"!GetAtt": f"{role}.Arn"} for role in roles]
 
     def test_the_database_is_encrypted_private_and_takes_only_tls(self) -> None:
         platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
@@ -481,6 +503,67 @@ class TestAws:
         assert started() == services and started() == []
 
 
+#: What somebody who deploys reads and types.
+PAGES = [ROOT / "docs/deployment.md", *sorted((ROOT / "docs/deployment").glob("*.md"))]
+PAGES += [DEPLOY / "aws/start.sh", DEPLOY / "aws/network.yaml"]
+#: Commands of the AWS CLI's own, which are no operations of a service, and their options.
+OF_CLI = {
+    "deploy": {"stack-name", "template-file", "parameter-overrides", "capabilities"},
+    "get-login-password": set(),
+    "sync": set(),
+}
+COMMANDS = [
+    command.partition(" |")[0]
+    for page in PAGES
+    for command in re.findall(
+        r"(?<![\w./-])aws (?=[a-z0-9-]+ [a-z-])[^`#\n]*",
+        re.sub(r"\\\n|\n +(?=--)", " ", page.read_text()),
+    )
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: "_".join(command.split()[1:3]))
+def test_a_command_of_aws_exists_and_takes_what_it_is_given(command: str) -> None:
+    head, *parts = command.split(" --")
+    _, service, operation, *_ = head.split()
+    options = {name: value.strip(" '\"") for name, _, value in (part.partition(" ") for part in parts)}
+    jmespath.compile(options.pop("query", "@"))
+    assert options.pop("output", "text") == "text"
+    if operation in OF_CLI:
+        assert options.keys() <= OF_CLI[operation]
+    else:
+        model = botocore.session.get_session().get_service_model(service.removesuffix("api"))
+        operations = {xform_name(name, "-"): name for name in model.operation_names}
+        shape = model.operation_model(operations[operation]).input_shape
+        members = {xform_name(name, "-"): member for name, member in shape.members.items()}
+        # The CLI starts one machine unless it is told otherwise.
+        required = {xform_name(name, "-") for name in shape.required_members} - {"min-count", "max-count"}
+        assert required <= options.keys() <= members.keys()
+        for option, value in options.items():
+            if value.startswith("file://"):
+                content = json.loads((ROOT / value.removeprefix("file://")).read_text())
+                assert not ParamValidator().validate(content, members[option]).has_errors()
+            elif members[option].type_name == "structure":
+                assert {part.partition("=")[0] for part in value.split(",")} <= members[option].members.keys()
+    if operation == "deploy":
+        template = read(ROOT / options["template-file"], Tagged)
+        needed = {name for name, each in template["Parameters"].items() if "Default" not in each}
+        assert needed == {word.partition("=")[0] for word in options["parameter-overrides"].split()}
+        types = {each["Type"] for each in template["Resources"].values()}
+        assert ("AWS::IAM::Role" in types) == (options.get("capabilities") == "CAPABILITY_IAM")
+
+
+def test_what_other_commands_name_exists() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    files = {*re.findall(r"\bdeploy/[\w./-]*\w", text)}
+    assert len(files) > 10 and not [f for f in files if not ((ROOT / f).exists() or f.endswith(".env"))]
+    # The chart of Helm is of the release of Dagster that the image has.
+    assert re.findall(r"--version ([\d.]+)", text) == re.findall(
+        r"^dagster==(\S+)", (ROOT / "uv.lock.txt").read_text(), re.M
+    )
+    assert "--build-arg TORCH_INDEX_URL=" in text and "ARG TORCH_INDEX_URL=" in DOCKERFILE.read_text()
+
+
 #: The statements of a template's policies, by the policy's name and their own.
 Policies = dict[str, dict[str, dict[str, Any]]]
 
@@ -493,10 +576,9 @@ def policies(service: str) -> Policies:
         if each["Type"] in ("AWS::IAM::RolePolicy", "AWS::IAM::ManagedPolicy")
     }
     return {
-        name: {s["Sid"]: {**s, "Action": as_list(s["Action"])} for s in statements}
+        name: {
+            s["Sid"]: {**s, "Action": [s["Action"]] if isinstance(s["Action"], str) else s["Action"]}
+            for s in statements
+        }
         for name, statements in found.items()
     }
-
-
-def as_list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value

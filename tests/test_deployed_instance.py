@@ -93,7 +93,10 @@ class TestShared:
     def test_it_differs_from_the_embedded_settings_only_in_what_machines_share(self) -> None:
         shared = read_yaml(SHARED)
         assert shared.pop("storage").keys() == {"postgres"}
-        assert shared.pop("compute_logs")["class"] == "S3ComputeLogManager"
+        logs = shared.pop("compute_logs")
+        assert logs["class"] == "S3ComputeLogManager" and logs["config"]["local_dir"] == {
+            "env": "FULLFT_CACHE"
+        }
         assert shared == read_yaml(EMBEDDED)
 
     def test_another_machine_sees_runs_and_logs(

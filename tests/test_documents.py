@@ -241,8 +241,7 @@ class TestBatches:
                 DEFAULTS.model_copy(update={"max_batch_files": 2}),
             )
             cut += [file for batch in made for file in batch.files]
-        assert len(cut) == len(set(cut))
-        assert set(cut) == seen
+        assert len(cut) == len(set(cut)) and set(cut) == seen
 
 
 class TestJsonLines:
@@ -360,10 +359,8 @@ class TestUnreadableFiles:
         assert check.metadata == {"num_files": 4, "num_unreadable": 3, "num_changed": 0}
         for name, reason in reasons.items():
             assert f"{alias(name)}: {reason}" in check.description
-        assert check.description.endswith("; fix and deliver again")
-        assert "\n" not in check.description
-        assert list(raw.metadata["files"]) == ["delivery-1.jsonl"]
-        assert raw.metadata["num_rows"] == 400
+        assert check.description.endswith("; fix and deliver again") and "\n" not in check.description
+        assert list(raw.metadata["files"]) == ["delivery-1.jsonl"] and raw.metadata["num_rows"] == 400
         assert {row["source"] for row in letters.rows(raw)} == {"delivery-1.jsonl"}
 
     def test_a_batch_without_a_readable_file_is_one_line_and_leaves_nothing(self, letters: Kept) -> None:
@@ -389,8 +386,7 @@ class TestUnreadableFiles:
             f"{alias(batch.files[0].path)}: its name is not UTF-8; rename it"
             in raw.check("files_are_readable").description
         )
-        assert raw.metadata["num_rows"] == 400
-        assert letters.cut() == []
+        assert raw.metadata["num_rows"] == 400 and letters.cut() == []
 
 
 class TestChangedFiles:

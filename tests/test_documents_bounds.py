@@ -26,6 +26,7 @@ pytestmark = pytest.mark.quick
 
 MIB = 2**20
 TIMES_SIZE = "unpacks to more than 200 times its size; deliver it unpacked"
+PLANTED = ["AWS_SECRET_ACCESS_KEY", "DAGSTER_POSTGRES_PASSWORD", "HF_TOKEN", "MY_OWN", "SLACK_URL"]
 PAGE = b"<html><body><p>A page that is read.</p></body></html>"
 
 
@@ -45,6 +46,8 @@ def misbehaving(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record
                 taken.append(bytes(64 * MIB))
         case "abort":
             os.abort()
+        case "tell":
+            yield 1, {"text": ", ".join(sorted({"PATH", *PLANTED} & {*os.environ}))}
         case "print":
             print("what a parser says on stdout" * 1000, flush=True)
             yield 1, {"text": "printed"}
@@ -69,11 +72,14 @@ def let_html_misbehave(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None
 @pytest.mark.heavy
 def test_a_reader_that_misbehaves_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded, "MAX_MEMORY_BYTES", 2**30)
+    monkeypatch.setattr(bounded.ReaderProcess, "_idle", [])  # those have the variables of another test
+    for name in PLANTED:
+        monkeypatch.setenv(name, "planted")
     let_html_misbehave(monkeypatch, 2.0, 600.0)
-    for word in ("hang", "sleep", "fill", "abort", "print", "raise", "well"):
+    for word in ("hang", "sleep", "fill", "abort", "print", "raise", "tell", "well"):
         (tmp_path / f"{word}.html").write_text(f"{word} ")
     batch = read_batch(tmp_path)
-    texts = ["printed", *(f"slow but going on {number}" for number in (1, 2, 3)), "fine"]
+    texts = ["printed", *(f"slow but going on {number}" for number in (1, 2, 3)), "MY_OWN, PATH", "fine"]
     assert batch.table["text"].to_pylist() == texts
     assert batch.unreadable == {
         "hang.html": "takes longer than 2 s a record or page, or 600 s in all",
@@ -173,8 +179,7 @@ def test_a_text_a_line_and_a_field_may_be_so_long(tmp_path: Path, monkeypatch: p
         ),
         "e.txt": "larger than 32 MiB; split it",
     }
-    assert limit == 64 * MIB
-    assert batch.table["text"].to_pylist() == ["good"]
+    assert limit == 64 * MIB and batch.table["text"].to_pylist() == ["good"]
 
 
 @pytest.mark.parametrize("codec", ["gzip", "zstd"])
@@ -237,5 +242,4 @@ def test_a_look_that_stops_early_leaves_the_process_ready(tmp_path: Path) -> Non
         _, page = next(pages)
         # The look that stopped ends only now, and not the one after it.
         del rows
-        assert [*pages] == []
-        assert isinstance(page, dict) and page["text"] == "A page that is read."
+        assert [*pages] == [] and isinstance(page, dict) and page["text"] == "A page that is read."

@@ -48,8 +48,7 @@ def read_batch(
 
 def read(folder: Path, examples: dict[str, Any] | None = None, **documents: Any) -> Rows:
     batch = read_batch(folder, examples, **documents)
-    assert batch.unreadable == {}
-    assert batch.table.schema == schema()
+    assert batch.unreadable == {} and batch.table.schema == schema()
     return batch.table.to_pylist()
 
 
@@ -286,8 +285,7 @@ class TestContainers:
 
     def test_an_explicit_format_is_taken_whatever_the_ending(self, tmp_path: Path) -> None:
         [row] = read(tmp_path, files={"a.txt": '{"text": "a"}\n'}, format="jsonl")
-        assert row["text"] == "a"
-        assert [row["text"] for row in read(tmp_path)] == ['{"text": "a"}\n']
+        assert row["text"] == "a" and [row["text"] for row in read(tmp_path)] == ['{"text": "a"}\n']
 
 
 class TestColumnar:
@@ -297,8 +295,7 @@ class TestColumnar:
             pa.Table.from_pylist([{"text": "abc", "entities": spans, "topics": ["b", "a", "b"]}]),
             tmp_path / "a.parquet",
         )
-        assert read(tmp_path, SPANS)[0]["spans"] == spans
-        assert read(tmp_path, MANY)[0]["labels"] == ["a", "b"]
+        assert read(tmp_path, SPANS)[0]["spans"] == spans and read(tmp_path, MANY)[0]["labels"] == ["a", "b"]
 
     @pytest.mark.heavy
     def test_a_table_of_datasets_gives_class_names_for_numbers(self, tmp_path: Path, licences: Rows) -> None:
@@ -511,8 +508,7 @@ class TestEncodings:
             encoding
         )
         batch = read_batch(tmp_path, files={name: pack(data, "gzip") if name.endswith(".gz") else data})
-        assert batch.table["text"].to_pylist()[-1] == text
-        assert batch.encodings == {name: encoding}
+        assert batch.table["text"].to_pylist()[-1] == text and batch.encodings == {name: encoding}
 
     def test_the_settings_encoding_is_taken_and_a_file_that_it_does_not_fit_is_named(
         self, tmp_path: Path
@@ -526,8 +522,7 @@ class TestEncodings:
             },
             encoding="cp1250",
         )
-        assert batch.table["text"].to_pylist() == ["žluť"]
-        assert batch.encodings == {"a.jsonl": "cp1250"}
+        assert batch.table["text"].to_pylist() == ["žluť"] and batch.encodings == {"a.jsonl": "cp1250"}
         assert batch.unreadable == {"b.jsonl": "not cp1250 on line 2", "c.txt": "not cp1250 on line 1"}
 
     @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
@@ -668,8 +663,7 @@ class TestPlainRecords:
     def test_spans(self, tmp_path: Path, span: Any) -> None:
         first = {"start": 0, "end": 1, "label": "y"}
         row = one(tmp_path, {"text": "abcd", "entities": [span, first]}, SPANS)
-        assert row["spans"] == [first, {"start": 1, "end": 3, "label": "x"}]
-        assert row["problem"] is None
+        assert row["spans"] == [first, {"start": 1, "end": 3, "label": "x"}] and row["problem"] is None
 
     def test_spans_in_a_csv_file_are_json(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_text(

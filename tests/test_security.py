@@ -37,14 +37,17 @@ class Platform:
 
     def __init__(self, root: Path):
         self.root, self.home = root / "project", root / "home"
-        self.model, self.documents = self.root / "model", self.root / "documents"
-        for folder in (self.model, self.documents, self.home / "security"):
-            folder.mkdir(parents=True)
+        (self.home / "security").mkdir(parents=True)
         self.home.chmod(0o700)
-        (self.model / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-        (self.documents / "LICENSE").write_text("MIT License\n")
         self.yaml = self.root / "defs.yaml"
-        self.yaml.write_text("type: fullft_assets.FullFineTune\n")
+        projects.write_files(
+            self.root,
+            {
+                "model/README.md": "---\nlicense: apache-2.0\n---\n",
+                "documents/LICENSE": "MIT License\n",
+                "defs.yaml": "type: fullft_assets.FullFineTune\n",
+            },
+        )
         self.lock(metadata.version("pyyaml"))
         self.vulnerability(modified="2999-01-01T00:00:00Z", introduced="99")
         self.store = Store(str(self.home / "store"))
@@ -91,21 +94,20 @@ def platform(tmp_path: Path) -> Platform:
 
 
 def test_what_is_as_it_should_be_is_no_finding(platform: Platform) -> None:
-    (platform.root / "notes.md").write_text("AKIAIOSFODNN7EXAMPLE\n-----BEGIN PRIVATE KEY-----\n...\n")
     secret_files = dict.fromkeys(("secrets.env", ".env.local"), f"KEY={AWS_KEY}\n")
     deliveries = {f"deliveries/{number}.txt": AWS_KEY for number in range(1_001)}
-    projects.write_files(platform.root, deliveries | secret_files)
+    others = {
+        "notes.md": "AKIAIOSFODNN7EXAMPLE\n-----BEGIN PRIVATE KEY-----\n...\n",
+        "env/pyvenv.cfg": "",
+        "env/key.txt": AWS_KEY,
+        "documents/key.txt": AWS_KEY,
+        "Dockerfile.bak": b"FROM \xff\xfe",
+        "defs.yaml": "type: fullft_assets.FullFineTune\n# cloned from ssh://git@example.com/x\ndocuments:\n"
+        '  path: "https://{{ env.U }}:{{ env.P }}@example.com/x?token={{ env.TOKEN }}&sort_key=name"\n',
+    }
+    projects.write_files(platform.root, deliveries | secret_files | others)
     for name in secret_files:
         (platform.root / name).chmod(0o600)
-    (platform.root / "env").mkdir()
-    (platform.root / "env" / "pyvenv.cfg").touch()
-    for folder in ("env", "documents"):
-        (platform.root / folder / "key.txt").write_text(AWS_KEY)
-    (platform.root / "Dockerfile.bak").write_bytes(b"FROM \xff\xfe")
-    platform.yaml.write_text(
-        "type: fullft_assets.FullFineTune\n# cloned from ssh://git@example.com/x\ndocuments:\n"
-        '  path: "https://{{ env.U }}:{{ env.P }}@example.com/x?token={{ env.TOKEN }}&sort_key=name"\n'
-    )
     assert platform.findings() == []
 
 
@@ -129,8 +131,11 @@ def test_a_damaged_head_is_a_finding_and_the_next_entry_is_added(platform: Platf
 
 
 def test_a_range_of_commits_hides_no_other_one(platform: Platform) -> None:
-    commits = {"type": "GIT", "events": [{"introduced": "0"}, {"fixed": "4f2c"}]}
-    platform.vulnerability(commits, modified="2999-01-01T00:00:00Z", introduced="0")
+    platform.vulnerability(
+        {"type": "GIT", "events": [{"introduced": "0"}, {"fixed": "4f2c"}]},
+        modified="2999-01-01T00:00:00Z",
+        introduced="0",
+    )
     assert [finding.id for finding in platform.findings()] == ["package_vulnerable"]
 
 
@@ -151,20 +156,20 @@ def open_server(platform: Platform) -> Iterator[None]:
 def test_fourteen_planted_faults_are_found(platform: Platform, open_server: None) -> None:
     platform.home.chmod(0o755)
     Path(platform.store.url).chmod(0o755)
-    platform.yaml.write_text("documents: {path: https://ann:pa55@example.com/x}\n")
-    (platform.root / "upload.py").write_text(f"KEY = '{AWS_KEY}'\n")
     projects.write_files(
-        platform.model,
+        platform.root,
         {
-            "modeling.py": "",
-            "pytorch_model.bin": b"",
-            "README.md": "---\nlicense: cc-by-nc-4.0\n---\n",
+            "defs.yaml": "documents: {path: https://ann:pa55@example.com/x}\n",
+            "upload.py": f"KEY = '{AWS_KEY}'\n",
+            "model/modeling.py": "",
+            "model/pytorch_model.bin": b"",
+            "model/README.md": "---\nlicense: cc-by-nc-4.0\n---\n",
+            "documents/LICENSE": "All rights reserved\n",
+            "compose.yaml": "services: {}\nx:\n  image: postgres:17\n",
         },
     )
-    (platform.documents / "LICENSE").write_text("All rights reserved\n")
     platform.vulnerability(modified="2020-01-01T00:00:00Z", introduced="0")
     platform.lock("1.2.3")
-    (platform.root / "compose.yaml").write_text("services: {}\nx:\n  image: postgres:17\n")
     for about in ("a", "b", "c"):
         security.append(platform.store, Entry(action="promote", case="letters", about=about, reason="r"))
     (Path(platform.store.url) / "record" / "00000002.json").unlink()
@@ -286,11 +291,8 @@ def approvers(keys: dict[str, Path]) -> dict[str, str]:
 
 def test_without_approvers_an_overrule_is_unverified(platform: Platform) -> None:
     done: list[str] = []
-    person = Person("ann", run="r1")
-    act = Act("rollback", "letters/x", "worse\n on Mondays")
-    assert (
-        security.overrule(platform.store, platform.use_case(), act, person, lambda: done.append("x")) is None
-    )
+    asked = (Act("rollback", "letters/x", "worse\n on Mondays"), Person("ann", run="r1"))
+    assert security.overrule(platform.store, platform.use_case(), *asked, lambda: done.append("x")) is None
     (entry,) = security.read_record(platform.store).entries
     assert done == ["x"] and entry.reason == "worse on Mondays"
     assert (entry.action, entry.person, entry.identity, entry.run) == ("rollback", "ann", "unverified", "r1")
@@ -317,9 +319,10 @@ def test_nobody_else_may_overrule(platform: Platform, keys: dict[str, Path], per
     use_case = platform.use_case(approvers=approvers(keys))
     with pytest.raises(GateError, match=r"^letters: rollback is for release.approvers \(ann, ben\)"):
         security.overrule(platform.store, use_case, Act("rollback", "", "r"), person, list)
-    person_with_key = Person("ann", key=keys["eve"])
     with pytest.raises(SettingsError, match="is the key of none of"):
-        security.overrule(platform.store, use_case, Act("rollback", "", "r"), person_with_key, list)
+        security.overrule(
+            platform.store, use_case, Act("rollback", "", "r"), Person("ann", key=keys["eve"]), list
+        )
     assert security.read_record(platform.store).entries == []
     assert security.overrule(platform.store, use_case, Act("freeze", "", "r"), person, list) is None
 
@@ -420,4 +423,7 @@ def test_a_home_of_the_projects_own_is_kept_from_others_and_a_named_one_is_left(
         if named is not None:
             monkeypatch.setenv("DAGSTER_HOME", named)
         commands._use_home(tmp_path)
-        assert Path(os.environ["DAGSTER_HOME"]).stat().st_mode & 0o777 == rights
+        home = Path(os.environ["DAGSTER_HOME"])
+        (home / "run.log").touch()
+        assert home.stat().st_mode & 0o777 == rights
+        assert (home / "run.log").stat().st_mode & 0o777 == (0o644 if named else 0o600)

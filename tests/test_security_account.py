@@ -171,10 +171,12 @@ def test_what_is_wrong_in_an_account_is_found_and_nothing_else(account: Any, tmp
         subprocess.run(pip, check=True)
     home = tmp_path / "home"
     # As docs/security.md has it.
-    line = ["aws", "--checks-file", "deploy/aws/prowler.json", "--output-formats", "json-ocsf"]
-    where = ["--output-directory", str(home / "security"), "--output-filename", "prowler"]
+    line = (
+        "aws --checks-file deploy/aws/prowler.json --output-formats json-ocsf"
+        f" --output-directory {home / 'security'} --output-filename prowler"
+    )
     done = subprocess.run(
-        [environment / "bin" / "prowler", *line, *where, "--region", "eu-central-1"],
+        [environment / "bin" / "prowler", *line.split(), "--region", "eu-central-1"],
         cwd=ROOT,
         env=os.environ,
         capture_output=True,

@@ -127,12 +127,11 @@ class Login:
         for key in self._keys if words else ():
             with suppress(InvalidSignature, ValueError, TypeError, KeyError):
                 header, claims = _verified(words[-1], key)
-                audiences = claims.get("aud")
-                audiences = audiences if isinstance(audiences, list) else [audiences]
                 # A load balancer of AWS signs with a key of its region, for all accounts: what counts is
                 # which one it says it is, in the header that it writes itself.
-                names = [header["signer"]] if "signer" in header else audiences
-                if claims["exp"] > time.time() and self._audience in names:
+                names = header["signer"] if "signer" in header else claims.get("aud")
+                is_meant = self._audience in (names if isinstance(names, list) else [names])
+                if claims["exp"] > time.time() and is_meant:
                     is_verified = str(claims.get("email_verified", True)).lower() != "false"
                     return (claims.get("email") if is_verified else None) or claims["sub"]
         return None
@@ -275,8 +274,9 @@ def main() -> None:
     create = DagsterWebserver.create_asgi_app
     submit = DagsterInstance.submit_run
     key_file = os.environ.get(LOGIN_KEY_VARIABLE)
-    audience = os.environ.get(LOGIN_AUDIENCE_VARIABLE, "")
-    login = Login(Path(key_file).read_text(), audience) if key_file else None
+    login = (
+        Login(Path(key_file).read_text(), os.environ.get(LOGIN_AUDIENCE_VARIABLE, "")) if key_file else None
+    )
     hosts = [name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",") if name.strip()]
 
     # The command calls this method, and has no setting for another application.

@@ -6,6 +6,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from dataclasses import asdict, dataclass
@@ -28,6 +29,12 @@ STORE = "FULLFT_JOB_STORE"
 #: Exit code of a workload that ended for a reason that the user can fix. Anything unforeseen is 1.
 EXIT_FIXABLE = 3
 
+#: Variables of Dagster's database and of the UI's login.
+_OF_CONTROL_PLANE = re.compile(r"DAGSTER_(?!HOME$|PIPES_)|PG[A-Z]+$|FULLFT_(LOGIN|UI)_|RAY_AUTH_")
+#: Variables of accounts, passwords and keys.
+_OF_ACCOUNTS = re.compile(
+    r"(AWS|AZURE|GOOGLE|SSH)_|.*(PASSW|SECRET|TOKEN|CREDENTIAL|KEY|_URL)", re.IGNORECASE
+)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -53,6 +60,17 @@ class WorkloadFailure:
         except FileExistsError:
             return False
         return True
+
+
+def environment_for_others(*, with_accounts: bool) -> dict[str, str]:
+    """Return the variables of this process for one that may run code of a model or of another package, or
+    reads a delivered file: none of the control plane, and none of accounts unless they are asked for.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not _OF_CONTROL_PLANE.match(name) and (with_accounts or not _OF_ACCOUNTS.match(name))
+    }
 
 
 def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:

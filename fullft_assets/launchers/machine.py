@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from fullft_assets.errors import FailureClass
-from fullft_assets.jobs.launch import ERROR_FILE, LAUNCH_ID, WorkloadFailure
+from fullft_assets.jobs.launch import ERROR_FILE, LAUNCH_ID, WorkloadFailure, environment_for_others
 from fullft_assets.launchers.base import Logs, Status
 from fullft_assets.launchers.supervisor import (
     EXIT,
@@ -47,9 +47,6 @@ _STREAMS = ("stdout", "stderr", "messages")
 _TORCHRUN = "torchrun"
 _TORCHRUN_ERROR = "TORCHELASTIC_ERROR_FILE"
 _NOT_MET = re.compile(r"\bDist(?:Network|Store)Error\b")
-#: Variables that a workload does not need, Dagster's database and the UI's login among them: code of a model
-#: or of another package may run in it.
-_OF_CONTROL_PLANE = re.compile(r"DAGSTER_(?!HOME$|PIPES_)|PG[A-Z]+$|FULLFT_(LOGIN|UI)_|RAY_AUTH_")
 #: Of a job whose time is up.
 REACHED_LIMIT = Status(
     "failed",
@@ -107,7 +104,7 @@ class Machine:
             return
         options = Options(grace_seconds, max_seconds, watched, str(folder))
         variables = {
-            **{name: os.environ[name] for name in os.environ if not _OF_CONTROL_PLANE.match(name)},
+            **environment_for_others(with_accounts=True),
             **environment,
             LAUNCH_ID: name,
             **error_files(folder),

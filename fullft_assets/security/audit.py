@@ -42,8 +42,10 @@ def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) ->
         *_of_record(store, use_cases),
     ]
     lines = findings.read_accepted(home)
-    all_findings = [finding.accepted_by(lines) for finding in all_findings]
-    return sorted(all_findings, key=lambda finding: finding.severity != "error")
+    return sorted(
+        (finding.accepted_by(lines) for finding in all_findings),
+        key=lambda finding: finding.severity != "error",
+    )
 
 
 def _of_record(store: Store, use_cases: Iterable[UseCase]) -> Iterable[Finding]:

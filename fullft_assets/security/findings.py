@@ -128,19 +128,19 @@ def of_secrets(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase
     Dagster's home; a file of variables for this user alone may have some. Documents are not looked at.
     """
     of_use_cases = {use_case.yaml_path.resolve() for use_case in use_cases}
-    in_home = (path.resolve() for path in home.glob("*"))
     data = {
         home.resolve(),
         Path(store.url).resolve(),
         *(path for case in use_cases for path in _data_of(case)),
     }
-    for path in sorted({*of_use_cases, *_source(root, data), *in_home}):
+    for path in sorted({*of_use_cases, *_source(root, data), *(path.resolve() for path in home.glob("*"))}):
         if not path.is_file() or (path.suffix not in _TEXT and not path.name.startswith(".env")):
             continue
-        is_private = not stat.S_IMODE(path.stat().st_mode) & 0o077
         is_yaml = path in of_use_cases
         is_variables = path.suffix == ".env" or path.name.startswith(".env")
-        if not (is_variables and is_private) and (secret := _secret_in(path, is_yaml=is_yaml)):
+        if (path.stat().st_mode & 0o077 or not is_variables) and (
+            secret := _secret_in(path, is_yaml=is_yaml)
+        ):
             kind = "secret_in_yaml" if is_yaml else "secret_in_file"
             if is_variables:
                 yield Finding(kind, "warning", secret, f"chmod 600 {path}, and keep it out of Git")
@@ -179,8 +179,8 @@ def _secret_in(path: Path, *, is_yaml: bool) -> str | None:
     for match in _TOKEN.finditer(text):
         line = text[text.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0]
         if not _EXAMPLE.search(line):
-            kind = [*_TOKENS][(match.lastindex or 1) - 1]
-            return f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {kind}"
+            number = text.count("\n", 0, match.start()) + 1
+            return f"{path}:{number}: {[*_TOKENS][(match.lastindex or 1) - 1]}"
     for number, line in enumerate(text.splitlines() if is_yaml else (), start=1):
         if _IN_ADDRESS.search(_TEMPLATE.sub("", line.partition("# ")[0])):
             return f"{path}:{number}: a password or key in an address"
@@ -222,37 +222,33 @@ def of_model(use_case: UseCase, licences: list[str] | None) -> Iterator[Finding]
         folder = Path(find_base_model(use_case.settings, use_case.project_root))
     except FullftError:
         return  # `fullft check` says so
-    code = sorted(path.name for path in folder.rglob("*.py"))
-    if code:
-        yield Finding(
+    for name, kind, patterns, fix in (
+        (
             "model_code",
-            "warning",
-            f"{use_case.name}: {folder} has Python files: {', '.join(code[:3])}",
+            "Python",
+            ("*.py",),
             "remove them; where trust_remote_code lets them run, read them before each change",
-        )
-    pickles = sorted(path.name for pattern in PICKLED for path in folder.rglob(pattern))
-    if pickles:
-        yield Finding(
-            "model_pickle",
-            "warning",
-            f"{use_case.name}: {folder} has pickled files: {', '.join(pickles[:3])}",
-            "remove them; safetensors run no code",
-        )
+        ),
+        ("model_pickle", "pickled", PICKLED, "remove them; safetensors run no code"),
+    ):
+        if files := sorted(path.name for pattern in patterns for path in folder.rglob(pattern)):
+            yield Finding(
+                name,
+                "warning",
+                f"{use_case.name}: {folder} has {kind} files: {', '.join(files[:3])}",
+                fix,
+            )
     yield from _of_licence(f"{use_case.name}: base model {use_case.settings.base_model}", folder, licences)
 
 
 def of_data(use_case: UseCase, licences: list[str] | None) -> Iterator[Finding]:
     """Yield the licence that a folder of documents or general text states, unless it is a listed one."""
     snapshot = use_case.settings.snapshot
-    paths = [
-        use_case.settings.documents.path,
-        *(section.path for section in (snapshot.replay, snapshot.general) if section),
-    ]
-    for path in paths:
-        if "://" not in str(path):
-            folder = use_case.resolve(str(path))
+    for section in (use_case.settings.documents, snapshot.replay, snapshot.general):
+        if section is not None and "://" not in str(section.path):
+            folder = use_case.resolve(str(section.path))
             if stated_licence(folder) is not None:
-                yield from _of_licence(f"{use_case.name}: {path}", folder, licences)
+                yield from _of_licence(f"{use_case.name}: {section.path}", folder, licences)
 
 
 #: Licences that allow to use and change, also for money. A project's own list takes their place.
@@ -277,8 +273,8 @@ def read_licences(home: Path) -> list[str] | None:
     path = home / "security" / "licences.txt"
     if not path.is_file():
         return None
-    lines = (line.partition("#")[0].strip().lower() for line in path.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line]
+    text = re.sub("#.*", "", path.read_text(encoding="utf-8"))
+    return [line for line in map(str.strip, text.lower().splitlines()) if line]
 
 
 def _of_licence(subject: str, folder: Path, licences: list[str] | None) -> Iterator[Finding]:
@@ -466,10 +462,11 @@ def of_images(root: Path) -> Iterator[Finding]:
     for path in sorted(_source(root)):
         if not re.fullmatch(r"(?i)(docker-)?compose.*\.ya?ml|dockerfile(\.\w+)?", path.name):
             continue
-        text = path.read_text(encoding="utf-8", errors="replace")
         # An image that is built here is in no registry.
         images = {
-            name for name in _IMAGE.findall(text) if "@sha256:" not in name and not name.endswith(":local")
+            name
+            for name in _IMAGE.findall(path.read_text(encoding="utf-8", errors="replace"))
+            if "@sha256:" not in name and not name.endswith(":local")
         }
         if images:
             yield Finding(

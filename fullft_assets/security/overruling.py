@@ -98,8 +98,7 @@ def person_of_signature(content: bytes, signature: str, approvers: Mapping[str, 
             str(signature_file),
             "-I",
         ]
-        persons = (name for name in approvers if _run([*command, name], content).returncode == 0)
-        return next(persons, None)
+        return next((name for name in approvers if _run([*command, name], content).returncode == 0), None)
 
 
 def _run(command: list[str], content: bytes) -> subprocess.CompletedProcess[bytes]:

@@ -16,9 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fullft_assets.store import Store
 from fullft_assets.store.files import DamagedError
 
-#: Folder of the entries, which a bucket's policy may keep from being written again.
+#: Folder of the entries, which a bucket's policy may keep from being written again, and name of the pointer.
 FOLDER = "record"
-_HEAD = "record"
 Identity = Literal["ssh", "proxy", "unverified", "platform"]
 
 
@@ -69,9 +68,9 @@ def append(store: Store, entry: Entry) -> Entry:
     """
     store.require_conditions()
     try:
-        head = store.read_pointer(_HEAD) or {"number": 0, "digest": None}
+        head = store.read_pointer(FOLDER) or {"number": 0, "digest": None}
     except DamagedError:  # the entries themselves lead to the end
-        store.delete_pointer(_HEAD)
+        store.delete_pointer(FOLDER)
         head = {"number": 0, "digest": None}
     number = head["number"]
     before = head["digest"]
@@ -84,7 +83,7 @@ def append(store: Store, entry: Entry) -> Entry:
             break
         before = _digest(store.read_bytes(_file(number)) or b"")
     newest = {"number": number, "digest": _digest(data)}
-    store.change_pointer(_HEAD, lambda head: newest if head is None or head["number"] < number else None)
+    store.change_pointer(FOLDER, lambda head: newest if head is None or head["number"] < number else None)
     return entry
 
 
@@ -94,7 +93,7 @@ def read_record(store: Store) -> Record:
     head = None
     damage = None
     try:
-        head = store.read_pointer(_HEAD)
+        head = store.read_pointer(FOLDER)
     except DamagedError as error:
         damage = str(error)
     entries: list[Entry] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel, get_scheduler, set_seed
 
-from fullft_assets.errors import SettingsError
+from fullft_assets.errors import SettingsError, StoreError, classify
 from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.models import precision
 from fullft_assets.models.hardware import of_accelerator
@@ -170,12 +170,29 @@ def restore_random_states(state: Mapping[str, Any]) -> None:
 def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
     """Load a checkpoint's weights into a model, which is not wrapped; all processes that share it must call
     this.
+
+    Raises:
+        StoreError: its files are no weights of this model.
     """
-    if not is_sharded(model):
-        load_model(model, checkpoint / WEIGHTS)
-        return
-    reshard(model)
-    Parts(checkpoint).load_weights(model)
+    with _reading(checkpoint):
+        if is_sharded(model):
+            reshard(model)
+            Parts(checkpoint).load_weights(model)
+        else:
+            load_model(model, checkpoint / WEIGHTS)
+
+
+@contextmanager
+def _reading(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # what torch and safetensors raise for a forged file is not defined
+        if classify(error) != "unknown" and not isinstance(error, FileNotFoundError):
+            raise
+        raise StoreError(
+            f"{checkpoint}: is whole, but is no checkpoint of this training ({type(error).__name__}); remove"
+            " it, from a bucket as well, and run the same command again: it continues from the one before"
+        ) from error
 
 
 def most_unread_steps() -> int:
@@ -273,7 +290,8 @@ class Loop:
         # torch's own loader of data draws its seed here.
         torch.empty((), dtype=torch.int64).random_()
         if checkpoint is not None:
-            self._restore(checkpoint)
+            with _reading(checkpoint):
+                self._restore(checkpoint)
 
     def _restore(self, checkpoint: Path) -> None:
         if is_sharded(self.model):

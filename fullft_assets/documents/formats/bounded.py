@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unpacked, Unreadable
 from fullft_assets.documents.formats.registered import Reading
+from fullft_assets.jobs.launch import environment_for_others
 
 #: Longest time for one record (of a PDF, for one page).
 STEP_SECONDS = 20.0
@@ -109,7 +110,14 @@ def _started() -> _Process:
         number = of_worker.fileno()
         command = [sys.executable, "-P", str(worker), str(number)]
         quiet = subprocess.DEVNULL
-        process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, pass_fds=[number])
+        process = subprocess.Popen(
+            command,
+            env=environment_for_others(with_accounts=False),
+            stdin=quiet,
+            stdout=quiet,
+            stderr=quiet,
+            pass_fds=[number],
+        )
     return process, connection
 
 
