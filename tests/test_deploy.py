@@ -335,7 +335,7 @@ class TestAws:
     def test_who_launches_may_ask_for_what_the_launcher_asks_for_and_no_more(
         self, service: str, with_them: set[str], of_everything: list[str]
     ) -> None:
-        code = "".join((ROOT / f"fullft_assets/launchers/{name}.py").read_text() for name in ("aws", service))
+        code = "".join((ROOT / f"fullft_assets/launch/{name}.py").read_text() for name in ("aws", service))
         requests = re.findall(r'\.ask\(\s*"(\w+)",\s*"(\w+)"', code)
         asked = {f"{api}:{name.title().replace('_', '')}" for api, name in requests}
         statements = policies(service)["LauncherPolicy"]

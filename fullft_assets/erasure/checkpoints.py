@@ -15,7 +15,7 @@ from fullft_assets.artifacts import FINETUNED_CHECKPOINT, MODELS, TRAINING_SNAPS
 from fullft_assets.checkpoint.lineage import learned_what_was_erased, trainings
 from fullft_assets.erasure.erased_documents import key_ref
 from fullft_assets.errors import StoreError
-from fullft_assets.jobs import Job, is_running, read_jobs
+from fullft_assets.job import Job, is_running, read_jobs
 from fullft_assets.store import Store, checkpoints_ref
 
 

@@ -30,8 +30,6 @@ from fullft_assets.errors import (
     StoreError,
     is_out_of_memory,
 )
-from fullft_assets.jobs.progress import Listener, Progress
-from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.models import inference, layers, precision
 from fullft_assets.models.hardware import (
     free_memory,
@@ -40,6 +38,8 @@ from fullft_assets.models.hardware import (
     peak_memory_bytes,
 )
 from fullft_assets.models.inference import move, scoring
+from fullft_assets.progress import Listener, Progress
+from fullft_assets.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.settings import TrainingSettings, contradictions
 from fullft_assets.settings.guards import guard_settings
 from fullft_assets.training import kernels, ranks, regularization, sharding

@@ -95,7 +95,7 @@ class Logs:
 
 
 class Launcher(ABC):
-    """Runs `python -m fullft_assets.workloads.<workload> --job URI --sha256 DIGEST` somewhere: starts it, and
+    """Runs `python -m fullft_assets.launch.workloads.<workload> --job URI --sha256 DIGEST` somewhere: starts it, and
     answers questions about it.
 
     All else is the driver's: records in the store, following, cancelling, retries, the manifest. A launcher
