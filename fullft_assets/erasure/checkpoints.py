@@ -3,12 +3,13 @@
 The weights of unfinished trainings learned too, and after an erasure nobody asks for their keys again.
 """
 
-import fcntl
 import shutil
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from fullft_assets import release
 from fullft_assets.artifacts import FINETUNED_CHECKPOINT, MODELS, TRAINING_SNAPSHOT
@@ -84,13 +85,12 @@ def remove_unless_held(folder: Path, goes: Callable[[], bool]) -> bool:
     """Remove a training's work folder unless a process holds it, or it does not go then; return whether it is
     gone.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        if is_gone := goes():
-            shutil.rmtree(folder)
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            if is_gone := goes():
+                shutil.rmtree(folder)
+    except Timeout:
+        return False
     return is_gone
 
 

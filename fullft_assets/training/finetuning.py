@@ -8,7 +8,6 @@ that decides the result is planned from the seed: the order of the rows is a lis
 where it was.
 """
 
-import fcntl
 import math
 import shutil
 from collections import deque
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
@@ -678,12 +678,11 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     Of several ranks the first one locks it for all.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError(
-                f"{folder}: another process works in this folder; wait for it or stop it"
-            ) from None
+    try:
+        lock = FileLock(folder / ".lock").acquire(blocking=False)
+    except Timeout:
+        raise SettingsError(
+            f"{folder}: another process works in this folder; wait for it or stop it"
+        ) from None
+    with lock:
         yield
