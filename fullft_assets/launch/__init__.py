@@ -1,3 +1,3 @@
-"""Where heavy work runs: one protocol, one module a backend, one driver for all of them."""
+"""Heavy work: the launchers that start it, one module a backend, and the workloads that they start."""
 
 from fullft_assets.launch.base import Launcher, LaunchSpec, Logs, Status, Unreachable
