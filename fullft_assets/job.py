@@ -1,8 +1,8 @@
 """The job file that one entry point and every launcher understand.
 
-`python -m fullft_assets.launch.workloads.<name> --job URI --sha256 DIGEST` reads it, does the work and writes the
-artifact; a person can run the same line by hand. The digest pins the job: whoever may write into the store
-cannot change what runs.
+`python -m fullft_assets.launch.workloads.<name> --job URI --sha256 DIGEST` reads it, does the work and writes
+the artifact; a person can run the same line by hand. The digest pins the job: whoever may write into the
+store cannot change what runs.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Training jobs in processes of their own that need no imports: forks of one server, which has them all.
 
-A fork does what `python -m fullft_assets.launch.workloads.training --job URI` does; it saves the seconds in which a
-new process loads torch.
+A fork does what `python -m fullft_assets.launch.workloads.training --job URI` does; it saves the seconds in
+which a new process loads torch.
 """
 
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Heavy work, one module a process: `python -m fullft_assets.launch.workloads.<name> --job URI --sha256 DIGEST`."""
+"""Heavy work, one module a process: `python -m fullft_assets.launch.workloads.<name> --job URI`."""
 
 import gc
 

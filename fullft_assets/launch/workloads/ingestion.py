@@ -1,8 +1,8 @@
 """ingested_batch: delivered files of a batch -> raw_documents, labeled_examples, quarantined_examples,
 tokenized_chunks.
 
-Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.ingestion --job URI`. The assets of the data
-stages find what it writes; its own artifact only says which these are.
+Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.ingestion --job URI`. The assets of
+the data stages find what it writes; its own artifact only says which these are.
 """
 
 from pathlib import Path

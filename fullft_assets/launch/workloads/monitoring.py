@@ -1,8 +1,9 @@
 """monitoring: production_documents, finetuned_checkpoint, training_snapshot, earlier drift reports ->
 drift_report.
 
-Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.monitoring --job URI`. The scale, fitted on
-held-out rows, is an artifact of its own: made once for each checkpoint, and read for each window after that.
+Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.monitoring --job URI`. The scale,
+fitted on held-out rows, is an artifact of its own: made once for each checkpoint, and read for each window
+after that.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """planning: training_snapshot -> feasibility_plan, cheaper_baselines, pilot_run, in one process, or in
 several that share the model.
 
-Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.planning --job URI`; under torchrun where
-`training.sharding` is on.
+Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.planning --job URI`; under torchrun
+where `training.sharding` is on.
 """
 
 import json
