@@ -169,7 +169,7 @@ class TestRefused:
             (
                 {"python": "/nowhere/python"},
                 (
-                    r"ssh \S+: /nowhere/python -m fullft_assets\.launchers\.machine failed \(.*\); set"
+                    r"ssh \S+: /nowhere/python -m fullft_assets\.launch\.machine failed \(.*\); set"
                     r" launcher\.python "
                 ),
             ),
