@@ -33,8 +33,8 @@ from benchmarks.release_gate import (
 from fullft_assets.evaluation import CHAMPION, FINETUNED
 from fullft_assets.evaluation.base import assumed_seed_noise
 from fullft_assets.evaluation.verdict import verdict
+from fullft_assets.launch.workloads import evaluation as workload
 from fullft_assets.settings import ReleaseSettings
-from fullft_assets.workloads import evaluation as workload
 
 BASELINES = ("tfidf", "frozen_probe")
 #: Title -> the system that is better, and by how much.

@@ -147,7 +147,7 @@ class Demo:
         """Return how long each workload's process takes to start, its imports included; this also warms the
         disk cache for both sides.
         """
-        modules = {workload: f"fullft_assets.workloads.{workload}" for workload in WORKLOADS}
+        modules = {workload: f"fullft_assets.launch.workloads.{workload}" for workload in WORKLOADS}
 
         def load(names: str) -> float:
             command = [sys.executable, "-c", f"import {names}"]

@@ -40,7 +40,7 @@ def measure_drift_report(scratch: Path, logs: Path, num_documents: int = NUM_DOC
     part("prepare", *here, "--part", "prepare")
     uri = (scratch / "job").read_text()
     print("  the report ...", file=sys.stderr, flush=True)
-    ours, ours_cpu = part("report", "-m", "fullft_assets.workloads.monitoring", "--job", uri)
+    ours, ours_cpu = part("report", "-m", "fullft_assets.launch.workloads.monitoring", "--job", uri)
     print("  the bare embedding ...", file=sys.stderr, flush=True)
     theirs, theirs_cpu = part("embed", *here, "--part", "embed")
     report = (logs / "drift-report-report.log").read_text().splitlines()
@@ -54,10 +54,10 @@ def prepare(scratch: Path, num_documents: int) -> None:
     to measure.
     """
     from fullft_assets import chunks, documents, examples, snapshot
-    from fullft_assets.jobs import Job
-    from fullft_assets.jobs.progress import Progress
+    from fullft_assets.job import Job
+    from fullft_assets.launch.workloads import monitoring, training
+    from fullft_assets.progress import Progress
     from fullft_assets.store import Store
-    from fullft_assets.workloads import monitoring, training
 
     _write(scratch / "documents", 0, NUM_TRAINING)
     case, store = use_case(scratch / "documents"), Store(str(scratch / "store"))

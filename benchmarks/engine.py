@@ -48,11 +48,11 @@ from transformers import (
 
 from benchmarks.engine_families import FAMILIES
 from fullft_assets.errors import FullftError
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import documents, token_loss
 from fullft_assets.models.documents import probe
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import PREDICTED, TokenLoss
+from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training, packing
 from fullft_assets.tasks.language.recipe import NextTokenRecipe

@@ -343,7 +343,7 @@ def _with_replayed_for_importance(recipe: Any, documents: list[list[list[int]]])
 
 
 def _fit(recipe: Any, settings: dict[str, Any], seed: int) -> Any:
-    from fullft_assets.jobs.progress import Progress
+    from fullft_assets.progress import Progress
     from fullft_assets.settings import TrainingSettings
     from fullft_assets.training.finetuning import fine_tune
 

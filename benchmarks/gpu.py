@@ -151,7 +151,7 @@ def _apart(first: Path, second: Path) -> tuple[float, float]:
 
 def _train(model: str, folder: str, kill_after: str) -> None:
     """Train a few steps with checkpoints; kill this process after a step, or write the weights to `final`."""
-    from fullft_assets.jobs.progress import Progress
+    from fullft_assets.progress import Progress
     from fullft_assets.settings import TrainingSettings
     from fullft_assets.training.finetuning import fine_tune
 

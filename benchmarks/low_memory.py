@@ -276,7 +276,7 @@ def train(
     """Train as the workload does, without checkpoints; return the loss of each step, and the peak of this
     process by the last one.
     """
-    from fullft_assets.jobs.progress import Progress
+    from fullft_assets.progress import Progress
     from fullft_assets.settings import TrainingSettings
     from fullft_assets.training.finetuning import fine_tune
 

@@ -113,7 +113,7 @@ def _arguments(folder: str, **more: Any) -> dict[str, Any]:
 
 def with_ours(model: Path, folder: str, turns: Turns, scale: StepSize) -> None:
     """Train as the workload does."""
-    from fullft_assets.jobs.progress import Progress
+    from fullft_assets.progress import Progress
     from fullft_assets.settings import TrainingSettings
     from fullft_assets.snapshot import Split
     from fullft_assets.tasks.language.recipe import NextTokenRecipe

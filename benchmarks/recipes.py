@@ -21,8 +21,8 @@ import torch
 from benchmarks import public_sets
 from fullft_assets import snapshot
 from fullft_assets.checking.validation import load_use_case
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.job import Job
+from fullft_assets.progress import Progress
 from fullft_assets.resources import latest
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store

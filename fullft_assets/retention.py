@@ -28,8 +28,8 @@ from fullft_assets.artifacts import (
 )
 from fullft_assets.erasure.checkpoints import remove_stored_unless_held, remove_unless_held
 from fullft_assets.erasure.erased_documents import key_ref
-from fullft_assets.jobs import is_running, read_jobs
-from fullft_assets.launchers.records import launches
+from fullft_assets.job import is_running, read_jobs
+from fullft_assets.launch.records import launches
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.ledger import FILE as LEDGER
 from fullft_assets.snapshot.ledger import load_if_there

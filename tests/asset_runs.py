@@ -13,10 +13,10 @@ import pytest
 from fullft_assets import automation, documents
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.component import FullFineTune
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
-from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.job import Job
+from fullft_assets.progress import Progress
 from fullft_assets.resources import open_store
+from fullft_assets.resources.driver import LaunchDriver
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
 from tests.project import Project
@@ -54,7 +54,7 @@ def run_workloads_here(patch: pytest.MonkeyPatch) -> None:
     """
 
     def run(_: LaunchDriver, __: Any, workload: str, job: Job, store: Store) -> Manifest | None:
-        import_module(f"fullft_assets.workloads.{workload}").work(job, store, Progress(silent=True))
+        import_module(f"fullft_assets.launch.workloads.{workload}").work(job, store, Progress(silent=True))
         return store.find(job.case, job.stage, job.key)
 
     patch.setattr(LaunchDriver, "run", run)

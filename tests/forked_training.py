@@ -1,7 +1,7 @@
 """Training jobs in processes of their own that need no imports: forks of one server, which has them all.
 
-A fork does what `python -m fullft_assets.workloads.training --job URI` does; it saves the seconds in which a
-new process loads torch.
+A fork does what `python -m fullft_assets.launch.workloads.training --job URI` does; it saves the seconds in
+which a new process loads torch.
 """
 
 import multiprocessing
@@ -12,9 +12,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from fullft_assets.launch.entry import run_workload
+from fullft_assets.launch.workloads.training import work
 from fullft_assets.training import spot
-from fullft_assets.workloads.entry import run_workload
-from fullft_assets.workloads.training import work
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload([__name__])
@@ -72,5 +72,5 @@ def _train(uri: str, env: dict[str, str], printed: list[str]) -> None:
         os.close(file)
     # A training of seconds is over before the first look of a real one.
     spot.POLL_SECONDS = 0.05
-    sys.argv = ["fullft_assets.workloads.training", "--job", uri]
+    sys.argv = ["fullft_assets.launch.workloads.training", "--job", uri]
     run_workload(work)

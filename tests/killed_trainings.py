@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from fullft_assets.jobs import read_job
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.job import read_job
+from fullft_assets.launch.workloads.training import work
+from fullft_assets.progress import Progress
 from fullft_assets.training.finetuning import TrainingSegment
-from fullft_assets.workloads.training import work
 
 #: Touches of the work folder before the kill: at least a checkpoint's worth, so that the work goes on.
 TOUCHES = (20, 100)

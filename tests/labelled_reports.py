@@ -6,10 +6,10 @@ from typing import Any
 
 from fullft_assets.chunks import save_tokenizer
 from fullft_assets.evaluation import external
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch.workloads.evaluation import work
+from fullft_assets.progress import Progress
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Manifest, Store
-from fullft_assets.workloads.evaluation import work
 from tests import licence_labels, manifests
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import Prepared, prepare

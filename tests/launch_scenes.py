@@ -14,12 +14,12 @@ import dagster as dg
 import psutil
 import pytest
 
-from fullft_assets.jobs import Job
-from fullft_assets.launchers import Launcher, aws, driver, records
-from fullft_assets.launchers.aws import AwsLauncher
-from fullft_assets.launchers.driver import LaunchDriver
-from fullft_assets.launchers.records import Launch
-from fullft_assets.resources import one_line_errors
+from fullft_assets.job import Job
+from fullft_assets.launch import Launcher, aws, records
+from fullft_assets.launch.aws import AwsLauncher
+from fullft_assets.launch.records import Launch
+from fullft_assets.resources import driver, one_line_errors
+from fullft_assets.resources.driver import LaunchDriver
 from fullft_assets.store import Store
 from tests.aws_double import Double, serve
 from tests.prepared import Prepared

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import inference
+from fullft_assets.progress import Progress
 from fullft_assets.training.finetuning import fine_tune
 from fullft_assets.training.loop import Watch
 from tests.prepared import Prepared

@@ -11,7 +11,7 @@ from typing import Any
 
 from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.jobs import Job
+from fullft_assets.job import Job
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
@@ -51,7 +51,7 @@ class Prepared:
     @property
     def baseline_context(self) -> Any:
         """What the baselines of its recipe may use, silently."""
-        from fullft_assets.jobs.progress import Progress
+        from fullft_assets.progress import Progress
         from fullft_assets.tasks.context import baseline_context
 
         return self.recipe._with_recipe(
@@ -76,8 +76,8 @@ class Prepared:
 
     def train(self, key: str, **changes: Any) -> Manifest:
         """Train in this process, with changed settings of the training, and return the checkpoint."""
-        from fullft_assets.jobs.progress import Progress
-        from fullft_assets.workloads import training
+        from fullft_assets.launch.workloads import training
+        from fullft_assets.progress import Progress
 
         job = self.job("finetuned_checkpoint", key, training=changes)
         training.work(job, self.store, Progress(silent=True))
@@ -227,4 +227,4 @@ def command(workload: str, uri: str, processes: int = 1) -> list[str]:
         if processes > 1
         else []
     )
-    return [sys.executable, *torchrun, "-m", f"fullft_assets.workloads.{workload}", "--job", uri]
+    return [sys.executable, *torchrun, "-m", f"fullft_assets.launch.workloads.{workload}", "--job", uri]

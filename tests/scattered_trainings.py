@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from fullft_assets.errors import FullftError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch.workloads.training import work
+from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.store import Store, pointers
 from fullft_assets.training.stored_checkpoints import StoredCheckpoints, stored_checkpoints
-from fullft_assets.workloads.training import work
 from tests import two_ranks
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare

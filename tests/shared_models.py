@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fullft_assets.errors import Interrupted
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import inference
+from fullft_assets.progress import Progress
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.tasks.prompting import BaseModel

@@ -10,11 +10,11 @@ import dagster as dg
 import pytest
 
 from fullft_assets import documents, erasure, release
+from fullft_assets.launch.workloads import prediction
 from fullft_assets.monitoring import PREDICTIONS, PredictionsMetadata
 from fullft_assets.resources import open_store
 from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.classification.task import Classification
-from fullft_assets.workloads import prediction
 from tests import project as projects
 from tests.asset_runs import run_assets, run_workloads_here
 from tests.checkpoint_metadata import checkpoint_metadata

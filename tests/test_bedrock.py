@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.progress import Progress
 from fullft_assets.settings import BedrockSettings
 from fullft_assets.tasks.baseline import BaselineContext, load_all
 from fullft_assets.tasks.classification import bedrock

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from fullft_assets.errors import Interrupted, StoreError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.progress import Progress
 from fullft_assets.training import checkpoints
 from fullft_assets.training.checkpoints import (
     ORIGIN,

@@ -13,14 +13,14 @@ import torch
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, former_pieces, save_tokenizer, tokenizer_digest
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch.workloads import evaluation, planning, training
 from fullft_assets.models.inference import load_classifier, predict
 from fullft_assets.models.loading import initialise_added
+from fullft_assets.progress import Progress
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification import scoring
 from fullft_assets.tasks.context import EvaluationContext
-from fullft_assets.workloads import evaluation, planning, training
 from tests import prepared, smollm2
 from tests import project as projects
 

@@ -336,11 +336,9 @@ class TestAws:
     def test_who_launches_may_ask_for_what_the_launcher_asks_for_and_no_more(
         self, service: str, with_them: set[str], of_everything: list[str]
     ) -> None:
-        code = "".join((ROOT / f"fullft_assets/launchers/{name}.py").read_text() for name in ("aws", service))
-        asked = {
-            f"{api}:{name.title().replace('_', '')}"
-            for api, name in re.findall(r'\.ask\(\s*"(\w+)",\s*"(\w+)"', code)
-        }
+        code = "".join((ROOT / f"fullft_assets/launch/{name}.py").read_text() for name in ("aws", service))
+        requests = re.findall(r'\.ask\(\s*"(\w+)",\s*"(\w+)"', code)
+        asked = {f"{api}:{name.title().replace('_', '')}" for api, name in requests}
         statements = policies(service)["LauncherPolicy"]
         allowed = {action for s in statements.values() for action in s["Action"]}
         assert asked | with_them == allowed and len(asked) >= 5

@@ -16,14 +16,14 @@ from torch.distributed import fsdp
 from transformers import AutoModelForCausalLM
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch.workloads import planning
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_classifier
+from fullft_assets.progress import Progress
 from fullft_assets.settings import UseCaseSettings, contradictions
 from fullft_assets.tasks.classification.recipe import score
 from fullft_assets.training import loop, ranks
 from fullft_assets.training.finetuning import require
-from fullft_assets.workloads import planning
 from tests import machine
 from tests.prepared import command, prepare
 from tests.test_isolation import build

@@ -51,19 +51,25 @@ def held_out(store: Store, frozen: Manifest) -> set[str]:
     }
 
 
-def test_a_removed_key_is_named_and_the_other_keys_hold(earlier: projects.Project) -> None:
+@pytest.fixture(scope="module")
+def refusal(earlier: projects.Project) -> str:
+    """What `check` says of the YAML as it was; its removed keys are replaced then."""
     checked = earlier.fullft("check", CASE)
-    lines = [line for line in (checked.stdout + checked.stderr).splitlines() if "was removed; " in line]
-    assert len(lines) == len(REMOVED)
     source = yaml.safe_load(earlier.yaml_path.read_text())
     for (section, key), replacement in REMOVED.items():
         value = source["attributes"][section].pop(key)
         if replacement:
             source["attributes"][section][replacement] = value
     earlier.yaml_path.write_text(yaml.safe_dump(source))
+    return checked.stdout + checked.stderr
+
+
+def test_a_removed_key_is_named_and_the_other_keys_hold(earlier: projects.Project, refusal: str) -> None:
+    assert len([line for line in refusal.splitlines() if "was removed; " in line]) == len(REMOVED)
     assert earlier.fullft("check", CASE).returncode == 0
 
 
+@pytest.mark.usefixtures("refusal")
 def test_its_champion_predicts_and_its_held_out_rows_never_train(earlier: projects.Project) -> None:
     store = Store(str(earlier.home / "store"))
     champion = release.read_champion(store, CASE)

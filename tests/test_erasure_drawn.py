@@ -13,12 +13,12 @@ from fullft_assets import erasure, release, snapshot
 from fullft_assets.erasure import erasing
 from fullft_assets.erasure.rewriting import TRAININGS
 from fullft_assets.errors import GateError, Interrupted, StoreError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch.workloads import training
+from fullft_assets.progress import Progress
 from fullft_assets.release import starting_point
 from fullft_assets.snapshot import general, loading
 from fullft_assets.store import Manifest, Store
 from fullft_assets.training.finetuning import exclusive
-from fullft_assets.workloads import training
 from tests import project as projects
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 from tests.test_erasure_batches import PowerCut, power_cut, traces

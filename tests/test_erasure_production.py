@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import chunks, documents, erasure
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch.workloads import monitoring, training
 from fullft_assets.monitoring import EXPLANATION, SCALE, Scale, render_explanation, shifted_words
+from fullft_assets.progress import Progress
 from fullft_assets.store import MANIFEST, Manifest
-from fullft_assets.workloads import monitoring, training
 from tests import project as projects
 from tests.prepared import Prepared, prepare
 from tests.test_erasure_batches import traces

@@ -9,12 +9,11 @@ import pytest
 
 from fullft_assets.cli.commands import main
 from fullft_assets.errors import StoreError, WorkloadError, without_secrets
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.launch import ERROR_FILE
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.job import Job
+from fullft_assets.launch import entry
+from fullft_assets.progress import ERROR_FILE, Progress
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Store
-from fullft_assets.workloads import entry
 from tests.project import Project, licence_rows
 
 LETTERS_YAML = "my_project/defs/letters/defs.yaml"

@@ -18,15 +18,15 @@ from transformers import AutoModelForCausalLM
 from fullft_assets.chunks import Tokenization, save_tokenizer
 from fullft_assets.evaluation import BASE_MODEL, read_evaluation
 from fullft_assets.evaluation.verdict import read_verdict
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch.workloads.evaluation import work
 from fullft_assets.models.inference import load_causal
+from fullft_assets.progress import Progress
 from fullft_assets.snapshot import load_values
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.context import EvaluationContext
 from fullft_assets.tasks.language import scoring
 from fullft_assets.tasks.language.assessment import LanguageEvaluation
 from fullft_assets.tasks.language.scoring import Writer, evaluate
-from fullft_assets.workloads.evaluation import work
 from tests import manifests
 from tests import prepared as preparations
 from tests.checkpoint_metadata import checkpoint_metadata

@@ -17,8 +17,9 @@ from fullft_assets import snapshot
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import read_evaluation
 from fullft_assets.evaluation.verdict import read_verdict
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.job import Job
+from fullft_assets.launch.workloads.evaluation import work
+from fullft_assets.progress import Progress
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import load_split
@@ -27,7 +28,6 @@ from fullft_assets.tasks.baseline import BaselineContext
 from fullft_assets.tasks.classification.baselines import FrozenProbe, Majority, Tfidf
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe
 from fullft_assets.tasks.classification.scoring import map_labels
-from fullft_assets.workloads.evaluation import work
 from tests import manifests
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import ingest

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from fullft_assets import checkpoint as checkpoint_key
 from fullft_assets.errors import DivergenceError, SettingsError
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import load_for_training
+from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.tasks.classification.recipe import planned_order, score

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from fullft_assets.jobs import leases
-from fullft_assets.jobs.launch import ERROR_FILE, RUN_ID, WorkloadFailure
-from fullft_assets.jobs.leases import NUM_GPUS, THREADS, VISIBLE, leased, shared_gpus
-from fullft_assets.launchers.machine import Machine
-from fullft_assets.launchers.supervisor import Options
+from fullft_assets.launch import leases
+from fullft_assets.launch.contract import RUN_ID
+from fullft_assets.launch.leases import THREADS, VISIBLE, leased, shared_gpus
+from fullft_assets.launch.machine import Machine
+from fullft_assets.launch.supervisor import Options
+from fullft_assets.models.hardware import NUM_GPUS
+from fullft_assets.progress import ERROR_FILE, WorkloadFailure
 
 #: A supervisor and a Python have so long to start on a slow machine that does other work.
 SECONDS = 60.0

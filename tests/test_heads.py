@@ -23,7 +23,6 @@ from transformers import (
     RobertaModel,
 )
 
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import inference, loading
 from fullft_assets.models.inference import (
     load_classifier,
@@ -32,6 +31,7 @@ from fullft_assets.models.inference import (
     predict,
     predict_with,
 )
+from fullft_assets.progress import Progress
 from fullft_assets.release import served
 from fullft_assets.training.finetuning import fine_tune
 from tests import test_multi_label, test_spans

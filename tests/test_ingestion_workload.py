@@ -17,12 +17,12 @@ from fullft_assets.automation.jobs import INGEST
 from fullft_assets.chunks import ingestion
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
-from fullft_assets.launchers.records import launches
+from fullft_assets.job import Job
+from fullft_assets.launch.records import launches
+from fullft_assets.launch.workloads import ingestion as workload
+from fullft_assets.progress import Progress
 from fullft_assets.resources import open_store
 from fullft_assets.store import Manifest, Store
-from fullft_assets.workloads import ingestion as workload
 from tests import prepared
 from tests import project as projects
 from tests.s3_server import S3Server

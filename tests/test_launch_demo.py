@@ -18,10 +18,10 @@ import dagster as dg
 import pytest
 
 from fullft_assets.component import FullFineTune
-from fullft_assets.launchers import driver, kubernetes, records
-from fullft_assets.launchers.ecs import EcsLauncher
-from fullft_assets.launchers.sagemaker import SageMakerLauncher
-from fullft_assets.resources import latest, open_store
+from fullft_assets.launch import kubernetes, records
+from fullft_assets.launch.ecs import EcsLauncher
+from fullft_assets.launch.sagemaker import SageMakerLauncher
+from fullft_assets.resources import driver, latest, open_store
 from tests import kubernetes_double as pods
 from tests import project as projects
 from tests import test_launch_ecs, test_launch_sagemaker

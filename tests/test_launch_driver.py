@@ -11,9 +11,10 @@ import dagster as dg
 import pytest
 from probe_workloads.definitions import probe_job
 
-from fullft_assets.launchers import Launcher, LaunchSpec, Logs, Status, Unreachable, driver, records
-from fullft_assets.launchers.records import Launch
-from fullft_assets.launchers.ssh import SshLauncher
+from fullft_assets.launch import Launcher, LaunchSpec, Logs, Status, Unreachable, records
+from fullft_assets.launch.records import Launch
+from fullft_assets.launch.ssh import SshLauncher
+from fullft_assets.resources import driver
 from fullft_assets.settings import LauncherSettings, SshLauncherSettings
 from fullft_assets.store import Store
 from tests.launch_scenes import recorded, run_probe

@@ -15,9 +15,9 @@ from probe_workloads.definitions import probe_job
 from pydantic import ValidationError
 
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers import LaunchSpec, Status, Unreachable, aws
-from fullft_assets.launchers.container import MODULE
-from fullft_assets.launchers.ecs import EcsLauncher, status_of, task_definition
+from fullft_assets.launch import LaunchSpec, Status, Unreachable, aws
+from fullft_assets.launch.container import MODULE
+from fullft_assets.launch.ecs import EcsLauncher, status_of, task_definition
 from fullft_assets.settings import EcsLauncherSettings, PlanningSettings
 from fullft_assets.store import Store
 from tests.aws_double import IMAGE, ROLE

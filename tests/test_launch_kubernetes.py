@@ -24,12 +24,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from fullft_assets.errors import SettingsError, WorkloadError
-from fullft_assets.launchers import Launcher, LaunchSpec, Status, Unreachable, driver, kubernetes, records
-from fullft_assets.launchers.container import MODULE, Options
-from fullft_assets.launchers.driver import LaunchDriver
-from fullft_assets.launchers.kubernetes import KubernetesLauncher, manifest, status_of
-from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.launch import Launcher, LaunchSpec, Status, Unreachable, kubernetes, records
+from fullft_assets.launch.container import MODULE, Options
+from fullft_assets.launch.kubernetes import KubernetesLauncher, manifest, status_of
+from fullft_assets.launch.local import LocalLauncher
+from fullft_assets.launch.supervisor import is_alive
+from fullft_assets.resources import driver
+from fullft_assets.resources.driver import LaunchDriver
 from fullft_assets.settings import KubernetesLauncherSettings, LauncherSettings
 from fullft_assets.store import Manifest
 from tests import launch_scenes

@@ -13,12 +13,12 @@ import pytest
 from probe_workloads.definitions import probe_job
 
 from fullft_assets.errors import StoreError, WorkloadError
-from fullft_assets.jobs import Job
-from fullft_assets.launchers import Launcher, LaunchSpec, Status, sagemaker, sagemaker_container
-from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.launchers.records import Launch
-from fullft_assets.launchers.sagemaker import SageMakerLauncher
-from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.job import Job
+from fullft_assets.launch import Launcher, LaunchSpec, Status, sagemaker, sagemaker_container
+from fullft_assets.launch.local import LocalLauncher
+from fullft_assets.launch.records import Launch
+from fullft_assets.launch.sagemaker import SageMakerLauncher
+from fullft_assets.launch.supervisor import is_alive
 from fullft_assets.settings import LauncherSettings, PlanningSettings, SageMakerLauncherSettings
 from fullft_assets.store import Store
 from tests import launch_scenes

@@ -11,9 +11,10 @@ import pytest
 from probe_workloads.definitions import probe_job
 
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers import LaunchSpec, Unreachable, driver, records
-from fullft_assets.launchers.ssh import SshLauncher, _quoted
-from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.launch import LaunchSpec, Unreachable, records
+from fullft_assets.launch.ssh import SshLauncher, _quoted
+from fullft_assets.launch.supervisor import is_alive
+from fullft_assets.resources import driver
 from fullft_assets.settings import SshLauncherSettings
 from tests.launch_scenes import NAME, SECONDS, process, run_probe
 from tests.ssh_server import SshServer
@@ -135,7 +136,7 @@ def test_a_python_that_fails_once_and_answers_that_cannot_be_read_are_asked_for_
     failure, messages = run(tmp_path, launcher(server, python=str(python)), "writes")
     assert failure is None and len(number.read_text()) > 4
     assert any(
-        f"{python} -m fullft_assets.launchers.machine failed (exit code 1)" in message for message in messages
+        f"{python} -m fullft_assets.launch.machine failed (exit code 1)" in message for message in messages
     )
 
 
@@ -168,7 +169,7 @@ class TestRefused:
             (
                 {"python": "/nowhere/python"},
                 (
-                    r"ssh \S+: /nowhere/python -m fullft_assets\.launchers\.machine failed \(.*\); set"
+                    r"ssh \S+: /nowhere/python -m fullft_assets\.launch\.machine failed \(.*\); set"
                     r" launcher\.python "
                 ),
             ),

@@ -17,17 +17,15 @@ from probe_workloads.definitions import defs, probe_job
 
 from fullft_assets.checking import problems
 from fullft_assets.errors import Interrupted, SettingsError
-from fullft_assets.jobs import launchers as registered
-from fullft_assets.jobs.launch import WorkloadFailure
-from fullft_assets.jobs.launchers import LAUNCHERS, open_launcher, open_recorded
-from fullft_assets.jobs.progress import Progress
-from fullft_assets.launchers import Logs, local, machine
-from fullft_assets.launchers.driver import LaunchDriver
-from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.launchers.machine import Machine, ended_status
-from fullft_assets.launchers.supervisor import PID, Options, is_alive, num_killed_for_memory
+from fullft_assets.launch import Logs, local, machine
+from fullft_assets.launch.local import LocalLauncher
+from fullft_assets.launch.machine import Machine, ended_status
+from fullft_assets.launch.supervisor import PID, Options, is_alive, num_killed_for_memory
+from fullft_assets.progress import Progress, WorkloadFailure
 from fullft_assets.registry import Registry
-from fullft_assets.settings import LauncherSettings
+from fullft_assets.resources.driver import LaunchDriver
+from fullft_assets.settings import LauncherSettings, launcher_kinds
+from fullft_assets.settings.launcher_kinds import LAUNCHERS, open_launcher, open_recorded
 from tests import other_package
 from tests import project as projects
 from tests.launch_scenes import process, wait_for
@@ -67,7 +65,7 @@ def _left_pids(folder: Path) -> list[psutil.Process]:
 
 
 def _supervisor_of(workload: psutil.Process) -> psutil.Process:
-    return next(p for p in workload.parents() if "fullft_assets.launchers.supervisor" in p.cmdline())
+    return next(p for p in workload.parents() if "fullft_assets.launch.supervisor" in p.cmdline())
 
 
 def _all_gone(processes: list[psutil.Process]) -> None:
@@ -118,7 +116,7 @@ class TestUnderDagster:
             message,
         ).groups()
         # The probe is not of our package, whose frame before it is named.
-        assert re.fullmatch(r"fullft_assets/workloads/entry\.py:[0-9]+ \(run_job\)", place)
+        assert re.fullmatch(r"fullft_assets/launch/entry\.py:[0-9]+ \(run_job\)", place)
         assert "RuntimeError: the roof is on fire\nsecond line\n" in Path(file).read_text()
         assert Path(file).is_relative_to(folder / "store/failures/probe/tracebacks")
         output = capfd.readouterr()
@@ -186,7 +184,7 @@ class TestRunThatEnds:
     def test_killed_run_leaves_no_process_but_a_checkpoint(self, start, folder, executor):
         run, processes = start(executor)
         line = processes[1].cmdline()
-        options = json.loads(line[line.index("fullft_assets.launchers.supervisor") + 1])
+        options = json.loads(line[line.index("fullft_assets.launch.supervisor") + 1])
         assert set(options["watch"]) == {processes[0].pid, run.pid}
         arguments = processes[2].cmdline()[-4:]
         assert arguments[0::2] == ["--job", "--sha256"] and Path(arguments[1]).stem == arguments[3]
@@ -283,7 +281,7 @@ class TestSupervisor:
     )
     def test_only_the_driver_needs_dagster_and_nothing_torch_or_a_cluster_s_client(self, module):
         code = (
-            f"import sys, fullft_assets.launchers.{module}; print({{'dagster', 'torch', 'kubernetes'}} &"
+            f"import sys, fullft_assets.launch.{module}; print({{'dagster', 'torch', 'kubernetes'}} &"
             " set(sys.modules))"
         )
         assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
@@ -316,7 +314,7 @@ def test_the_count_is_that_of_the_closest_control_group(tmp_path: Path, group, f
 SUPERVISED = """
 import sys
 from contextlib import contextmanager
-from fullft_assets.launchers import supervisor
+from fullft_assets.launch import supervisor
 
 @contextmanager
 def leased(*_, **__):
@@ -437,7 +435,7 @@ def test_planning_has_ranks_where_they_share_the_model(
 ) -> None:
     arguments = _arguments(tmp_path, workload, sharding, processes)
     assert ("torch.distributed.run" in arguments) is ranks and arguments[-3:] == [
-        f"fullft_assets.workloads.{workload}",
+        f"fullft_assets.launch.workloads.{workload}",
         "--job",
         "uri",
     ]
@@ -462,7 +460,7 @@ def _arguments(folder: Path, workload: str, sharding: str, processes: int) -> li
 
 
 THEIR_LAUNCHER = """
-from fullft_assets.launchers import Launcher
+from fullft_assets.launch import Launcher
 from fullft_assets.settings import LauncherSettings
 
 class ClusterSettings(LauncherSettings):
@@ -485,7 +483,7 @@ class TestRegistration:
         other_package.install(folder, "their-cluster", {"their_cluster.py": THEIR_LAUNCHER}, points)
         monkeypatch.syspath_prepend(str(folder))
         registry = Registry(LAUNCHERS.kind, LAUNCHERS.group, LAUNCHERS._ours)
-        for module in (problems, registered):
+        for module in (problems, launcher_kinds):
             monkeypatch.setattr(module, "LAUNCHERS", registry)
         return folder
 
@@ -575,7 +573,7 @@ class TestByHand:
 
 class TestProgress:
     def test_steps_are_rate_limited_and_end_with_an_eta(self, capsys, monkeypatch):
-        monkeypatch.setattr("fullft_assets.jobs.progress.STEP_SECONDS", 0.2)
+        monkeypatch.setattr("fullft_assets.progress.STEP_SECONDS", 0.2)
         progress = Progress()
         began = time.monotonic()
         for done in range(100, 160):
@@ -589,7 +587,7 @@ class TestProgress:
 
     def test_time_left_counts_from_the_step_that_was_resumed(self, capsys, monkeypatch):
         clock = iter((0.0, 0.0, 0.0, 60.0, 60.0))
-        monkeypatch.setattr("fullft_assets.jobs.progress.time.monotonic", lambda: next(clock))
+        monkeypatch.setattr("fullft_assets.progress.time.monotonic", lambda: next(clock))
         progress = Progress()
         progress.step(900, 1000)
         progress.step(901, 1000)

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from fullft_assets import erasure, release, snapshot
 from fullft_assets.checkpoint import lineage
 from fullft_assets.errors import GateError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch.workloads import evaluation, training
+from fullft_assets.progress import Progress
 from fullft_assets.release import Champion, starting_point
 from fullft_assets.store import Manifest
-from fullft_assets.workloads import evaluation, training
 from tests import project as projects
 from tests import small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model

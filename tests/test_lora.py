@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fullft_assets.errors import DivergenceError, StoreError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.progress import Progress
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import BaselineContext, load_all
 from fullft_assets.tasks.context import WithoutTraining

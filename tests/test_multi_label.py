@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification
 from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation
 from fullft_assets.evaluation.metrics import compute
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.inference import predict_with
+from fullft_assets.progress import Progress
 from fullft_assets.settings import EvaluationSettings
 from fullft_assets.tasks.baseline import load_all
 from fullft_assets.tasks.classification import assessment as multi_label

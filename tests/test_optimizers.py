@@ -14,7 +14,7 @@ from transformers.optimization import Adafactor
 from benchmarks import low_memory
 from fullft_assets import planning
 from fullft_assets.errors import Interrupted
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.progress import Progress
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings, contradictions
 from fullft_assets.training import loop
 from fullft_assets.training.finetuning import Fit, fine_tune

@@ -13,9 +13,9 @@ import dagster as dg
 import pytest
 
 from fullft_assets.component import FullFineTune
-from fullft_assets.launchers import LaunchSpec, Unreachable, records
-from fullft_assets.launchers.local import LocalLauncher
-from fullft_assets.launchers.records import Launch, end_orphans, orphans
+from fullft_assets.launch import LaunchSpec, Unreachable, records
+from fullft_assets.launch.local import LocalLauncher
+from fullft_assets.launch.records import Launch, end_orphans, orphans
 from fullft_assets.resources import open_store
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from fullft_assets.base_model import ModelFolder, TrustedFolder, read_header
 from fullft_assets.checking.problems import validate
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import loading
 from fullft_assets.models.inference import (
     embed,
@@ -24,6 +23,7 @@ from fullft_assets.models.inference import (
     load_new_classifier,
     load_tagger,
 )
+from fullft_assets.progress import Progress
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification.scoring import model_labels
 from fullft_assets.tasks.context import open_recipe

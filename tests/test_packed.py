@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from fullft_assets.errors import DataError, Interrupted, SettingsError
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.token_loss import IGNORED, TokenLoss, plain
+from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training, packing
 from fullft_assets.tasks.language.recipe import NextTokenRecipe

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fullft_assets.jobs.launch import EXIT_FIXABLE
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch import entry
+from fullft_assets.launch.contract import EXIT_FIXABLE
+from fullft_assets.launch.workloads import planning, training
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import score_documents
+from fullft_assets.progress import Progress
 from fullft_assets.snapshot import load_training
-from fullft_assets.workloads import entry, planning, training
 from tests import smollm2
 from tests.prepared import Prepared, prepare_language_model
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.launch import EXIT_FIXABLE
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch import entry
+from fullft_assets.launch.contract import EXIT_FIXABLE
 from fullft_assets.models.hardware import memory_limit
 from fullft_assets.planning import (
     Measured,
@@ -22,8 +22,8 @@ from fullft_assets.planning import (
     predict_score,
     stop_note,
 )
+from fullft_assets.progress import Progress
 from fullft_assets.settings import PlanningSettings, TrainingSettings
-from fullft_assets.workloads import entry
 from tests import project as projects
 from tests.prepared import Prepared, prepare
 
@@ -256,7 +256,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def test_a_batch_that_cannot_be_divided_is_reported_before_anything_is_measured(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from fullft_assets.workloads.planning import work
+    from fullft_assets.launch.workloads.planning import work
 
     monkeypatch.setattr(entry, "listen_for_stop", lambda progress: None)
     job = prepared.job("pilot_run", "refused", training={"micro_batch_size": 3})

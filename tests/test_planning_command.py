@@ -6,12 +6,12 @@ import pytest
 
 from fullft_assets.cli.plan import plan
 from fullft_assets.errors import FullftError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch.workloads import planning as workload
 from fullft_assets.planning import PlanMetadata
 from fullft_assets.planning.plan import peak_on_cpu
+from fullft_assets.progress import Progress
 from fullft_assets.resources import set_latest
 from fullft_assets.training import measuring
-from fullft_assets.workloads import planning as workload
 from tests.prepared import Prepared, prepare
 
 

@@ -8,7 +8,7 @@ from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from fullft_assets.component import FullFineTune
-from fullft_assets.launchers.run_workers import CODE_SERVER_TAG, LocalRunLauncher
+from fullft_assets.resources.run_workers import CODE_SERVER_TAG, LocalRunLauncher
 from tests import project as projects
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from fullft_assets import documents, monitoring
 from fullft_assets.errors import DataError
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.job import Job
+from fullft_assets.launch.workloads import monitoring as workload
 from fullft_assets.monitoring import DriftMetadata
+from fullft_assets.progress import Progress
 from fullft_assets.store import Manifest, Store
-from fullft_assets.workloads import monitoring as workload
 from tests import project as projects
 from tests.manifests import drift
 from tests.test_live_quality import CASE, Live, snapshot_of

@@ -14,9 +14,10 @@ from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.evaluation import read_evaluation, title
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import read_verdict
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch.workloads.evaluation import work
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.planning import BaselinesMetadata
+from fullft_assets.progress import Progress
 from fullft_assets.release import candidates
 from fullft_assets.resources.champion import load_champion
 from fullft_assets.settings import ReleaseSettings
@@ -25,7 +26,6 @@ from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES
 from fullft_assets.tasks.classification.baselines import Tfidf
 from fullft_assets.tasks.context import store_baseline
-from fullft_assets.workloads.evaluation import work
 from tests import licence_labels, manifests, small_language_model
 from tests import project as projects
 from tests.checkpoint_metadata import checkpoint_metadata

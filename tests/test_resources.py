@@ -11,7 +11,7 @@ from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation import INGEST
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import DataError
-from fullft_assets.launchers.local import LocalLauncher
+from fullft_assets.launch.local import LocalLauncher
 from fullft_assets.resources import latest, one_line_errors, open_store
 from fullft_assets.store import Store
 from tests import project as projects

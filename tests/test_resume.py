@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, WorkloadFailure
+from fullft_assets.launch.contract import EXIT_FIXABLE
+from fullft_assets.progress import ERROR_FILE, WorkloadFailure
 from fullft_assets.store import Manifest
 from fullft_assets.training.checkpoints import SEAL, STEP_LOG, latest_checkpoint
 from fullft_assets.training.finetuning import exclusive

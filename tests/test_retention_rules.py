@@ -16,8 +16,8 @@ import pytest
 from fullft_assets import erasure, release, retention
 from fullft_assets.erasure import checkpoints
 from fullft_assets.errors import StoreError
-from fullft_assets.jobs import Job
-from fullft_assets.launchers import records
+from fullft_assets.job import Job
+from fullft_assets.launch import records
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.production import RetentionSettings
 from fullft_assets.store import Manifest, Store

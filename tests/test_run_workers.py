@@ -27,8 +27,8 @@ from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
 from fullft_assets.cli.follower import Terminal
 from fullft_assets.cli.run import Driver, interrupted_by_signals, open_code_location
-from fullft_assets.launchers import run_workers
-from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.launch.supervisor import is_alive
+from fullft_assets.resources import run_workers
 
 TESTS = Path(__file__).parent
 SECONDS = 90.0

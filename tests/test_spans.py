@@ -15,8 +15,8 @@ from fullft_assets import chunks
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.token_loss import IGNORED
+from fullft_assets.progress import Progress
 from fullft_assets.settings import ChunksSettings, EvaluationSettings
 from fullft_assets.tasks.baseline import load_all
 from fullft_assets.tasks.classification.baselines import fit_on_states

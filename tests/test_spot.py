@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.progress import Progress
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.training import spot
 from fullft_assets.training.spot import ENDPOINT, stop_on_notice

@@ -26,8 +26,8 @@ from fullft_assets import release
 from fullft_assets.documents import batches
 from fullft_assets.documents.sources import SourceFile
 from fullft_assets.errors import DiskError, GateError, SettingsError, StoreError
-from fullft_assets.jobs import Job, read_job, read_jobs
-from fullft_assets.launchers import records
+from fullft_assets.job import Job, read_job, read_jobs
+from fullft_assets.launch import records
 from fullft_assets.settings import DocumentsSettings
 from fullft_assets.store import (
     CheckOutcome,

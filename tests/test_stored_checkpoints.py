@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from fullft_assets.errors import StoreError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.progress import Progress
 from fullft_assets.store import Store, checkpoints_ref
 from fullft_assets.store.pointers import Lease
 from fullft_assets.training import stored_checkpoints

@@ -12,14 +12,14 @@ import torch
 from transformers import BertForSequenceClassification, BertForTokenClassification
 
 from fullft_assets.errors import DataError, OutOfMemory, SettingsError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch.workloads.planning import work
+from fullft_assets.progress import Progress
 from fullft_assets.settings import GeneralSettings, ReplaySettings, TrainingSettings
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe, MultiLabelRecipe
 from fullft_assets.tasks.context import open_recipe
 from fullft_assets.tasks.token_classification.recipe import TokenClassificationRecipe
 from fullft_assets.training import regularization
 from fullft_assets.training.finetuning import fine_tune
-from fullft_assets.workloads.planning import work
 from tests.prepared import Prepared, prepare, prepare_language_model
 
 

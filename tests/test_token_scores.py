@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import inference, precision, token_loss
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import TokenLoss, TokenScores, score_documents
+from fullft_assets.progress import Progress
 from tests.test_isolation import APART, LEAKING, SMALL, build
 
 pytestmark = pytest.mark.numeric

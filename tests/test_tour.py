@@ -17,7 +17,7 @@ import pytest
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.demos.tour import CASE, NUM_USUAL, TourProject
 from fullft_assets.errors import SettingsError
-from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.launch.supervisor import is_alive
 
 REPOSITORY = Path(__file__).parents[1]
 #: What the tour says, in this order; times and numbers of rows are left out.

@@ -13,14 +13,14 @@ import torch
 
 from fullft_assets import errors
 from fullft_assets.errors import DiskError, Interrupted, OutOfMemory, classify
-from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, WorkloadFailure
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.launch import entry
+from fullft_assets.launch.contract import EXIT_FIXABLE
+from fullft_assets.launch.workloads import training as training_workload
+from fullft_assets.progress import ERROR_FILE, Progress, WorkloadFailure
 from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.training import guards
 from fullft_assets.training.checkpoints import RunHistory, latest_checkpoint
 from fullft_assets.training.finetuning import Fit, fine_tune
-from fullft_assets.workloads import entry
-from fullft_assets.workloads import training as training_workload
 from tests.machine import limited_files
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare, quick

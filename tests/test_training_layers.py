@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import layers
 from fullft_assets.models.inference import load_for_training
+from fullft_assets.progress import Progress
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.regularization import Anchor
 from tests.prepared import Prepared, prepare, quick

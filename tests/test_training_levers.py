@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from fullft_assets.errors import DivergenceError, SettingsError
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import IGNORED, TokenLoss
+from fullft_assets.progress import Progress
 from fullft_assets.settings import DistillationSettings, TrainingSettings
 from fullft_assets.store import Manifest
 from fullft_assets.training import regularization

@@ -12,8 +12,8 @@ import yaml
 
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import DivergenceError, Interrupted, SettingsError
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.planning import state_bytes
+from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.guards import GUARDS
 from fullft_assets.settings.optimizers import OPTIMIZERS

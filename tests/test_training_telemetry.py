@@ -11,8 +11,8 @@ from mlflow.store.tracking.file_store import FileStore
 from mlflow.tracking._tracking_service import utils
 
 from fullft_assets.errors import Interrupted, SettingsError
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.hardware import peak_flops
+from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import finetuning, recorder
 from fullft_assets.training.checkpoints import STEP_LOG, RunHistory, StepLog

@@ -15,13 +15,13 @@ import pytest
 from fullft_assets import documents, monitoring, release
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.assets.production import read_history
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.job import Job
+from fullft_assets.launch.workloads import monitoring as report_workload
 from fullft_assets.monitoring import DriftMetadata, Features, Scale
+from fullft_assets.progress import Progress
 from fullft_assets.resources import open_store
 from fullft_assets.resources.store import set_latest
 from fullft_assets.store import Manifest, Store
-from fullft_assets.workloads import monitoring as report_workload
 from tests import project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.test_live_quality import CASE, snapshot_of

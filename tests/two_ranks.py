@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from fullft_assets.errors import Interrupted, StoreError
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.progress import Progress
 from fullft_assets.training import finetuning
 from fullft_assets.training.checkpoints import Incident, RunHistory
 from fullft_assets.training.finetuning import TrainingSegment

@@ -17,7 +17,7 @@ import dagster as dg
 import psutil
 from playwright.sync_api import Page, expect, sync_playwright
 
-from fullft_assets.launchers.supervisor import is_alive
+from fullft_assets.launch.supervisor import is_alive
 from tests import machine
 from tests.project import Project
 

@@ -40,8 +40,7 @@ from fullft_assets.escaping import visible
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata, QuarantineMetadata
 from fullft_assets.examples.labels import may_be_named
-from fullft_assets.jobs import Job
-from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.job import Job
 from fullft_assets.markdown import escape_name
 from fullft_assets.monitoring import DriftMetadata, LiveMetadata, PredictionsMetadata
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata, PlanMetadata
@@ -54,6 +53,7 @@ from fullft_assets.resources import (
     place_in,
     store_resource,
 )
+from fullft_assets.resources.driver import LaunchDriver
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import SnapshotMetadata

@@ -1,4 +1,4 @@
-"""The job and the schedule that end jobs which no run follows: see `launchers.records`."""
+"""The job and the schedule that end jobs which no run follows: see `launch.records`."""
 
 import time
 from functools import partial
@@ -8,7 +8,7 @@ import dagster as dg
 
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers import records
+from fullft_assets.launch import records
 from fullft_assets.resources import one_line_errors
 from fullft_assets.settings.launcher import ComputeSettings
 

@@ -22,9 +22,9 @@ from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.examples.expectations import argument_problems as expectation_argument_problems
 from fullft_assets.examples.expectations import problems as expectation_problems
 from fullft_assets.extras import problem_without
-from fullft_assets.jobs.launchers import LAUNCHERS, launcher_problems
 from fullft_assets.settings import MODELS, LauncherSettings, UseCaseSettings, contradictions
 from fullft_assets.settings.guards import guard_problems
+from fullft_assets.settings.launcher_kinds import LAUNCHERS, launcher_problems
 from fullft_assets.settings.use_case import locate
 from fullft_assets.task import BASELINES, GATES, METRICS, TASKS, task_of
 

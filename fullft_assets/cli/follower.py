@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import dagster as dg
 
-from fullft_assets.launchers.run_workers import settle, waits
+from fullft_assets.resources.run_workers import settle, waits
 
 
 @dataclass

@@ -4,7 +4,7 @@ them is rented.
 
 from fullft_assets.artifacts import FEASIBILITY_PLAN, TRAINING_SNAPSHOT
 from fullft_assets.errors import FullftError
-from fullft_assets.jobs import Job
+from fullft_assets.job import Job
 from fullft_assets.models.hardware import local_hardware
 from fullft_assets.planning import PlanMetadata
 from fullft_assets.planning.targets import plan_lines

@@ -38,8 +38,8 @@ from fullft_assets.cli.follower import (
 )
 from fullft_assets.demos import is_dormant
 from fullft_assets.errors import FullftError, SettingsError, WorkloadError
-from fullft_assets.launchers.run_workers import end_waiting, host_tag
 from fullft_assets.resources import latest, latest_by_partition, open_store
+from fullft_assets.resources.run_workers import end_waiting, host_tag
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 

@@ -44,8 +44,8 @@ from fullft_assets.demos.tour import (
 from fullft_assets.errors import FullftError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.extras import require
-from fullft_assets.jobs.launch import adopt_orphans
-from fullft_assets.launchers.supervisor import is_alive, kill_until_gone
+from fullft_assets.launch.contract import adopt_orphans
+from fullft_assets.launch.supervisor import is_alive, kill_until_gone
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.store import Store

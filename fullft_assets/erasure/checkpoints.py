@@ -3,19 +3,20 @@
 The weights of unfinished trainings learned too, and after an erasure nobody asks for their keys again.
 """
 
-import fcntl
 import shutil
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from fullft_assets import release
 from fullft_assets.artifacts import FINETUNED_CHECKPOINT, MODELS, TRAINING_SNAPSHOT
 from fullft_assets.checkpoint.lineage import learned_what_was_erased, trainings
 from fullft_assets.erasure.erased_documents import key_ref
 from fullft_assets.errors import StoreError
-from fullft_assets.jobs import Job, is_running, read_jobs
+from fullft_assets.job import Job, is_running, read_jobs
 from fullft_assets.store import Store, checkpoints_ref
 
 
@@ -84,13 +85,12 @@ def remove_unless_held(folder: Path, goes: Callable[[], bool]) -> bool:
     """Remove a training's work folder unless a process holds it, or it does not go then; return whether it is
     gone.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        if is_gone := goes():
-            shutil.rmtree(folder)
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            if is_gone := goes():
+                shutil.rmtree(folder)
+    except Timeout:
+        return False
     return is_gone
 
 

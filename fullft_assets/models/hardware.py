@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.jobs.leases import NUM_GPUS
-
+#: Environment variable with the number of GPUs that all runs on this machine share.
+NUM_GPUS = "FULLFT_NUM_GPUS"
 #: Dense peak of one card in FLOP/s by part of its name: (bf16 or fp16, fp32). From the makers' data sheets.
 #: The first match counts, so narrower names come first.
 _PEAKS = (
@@ -78,7 +78,7 @@ def local_hardware() -> dict[str, Any]:
 
 def num_gpus() -> int:
     """Return how many GPUs of this machine the runs have, of which this process may see a part (see
-    `jobs.leases`).
+    `launch.leases`).
     """
     import torch
 

@@ -25,11 +25,11 @@ from transformers import (
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
-from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import layers, loading, precision
 from fullft_assets.models.hardware import free_memory
 from fullft_assets.models.loading import initialise_added, require_names
 from fullft_assets.models.precision import Precision
+from fullft_assets.progress import Listener
 
 _Result = TypeVar("_Result")
 #: Padded tokens in one forward pass: a GPU needs many, a CPU as many as stay in its caches.

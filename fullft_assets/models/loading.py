@@ -47,7 +47,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from fullft_assets.base_model import ModelFolder, TrustedFolder, own_code
 from fullft_assets.chunks import former_pieces
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.launch import ERROR_FILE
+from fullft_assets.progress import ERROR_FILE
 
 
 def require_names(

@@ -22,10 +22,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import documents, precision
 from fullft_assets.models.inference import collate, device, evaluating, in_batches, move
 from fullft_assets.models.loading import is_outline
+from fullft_assets.progress import Listener
 
 #: Label of a token that is not trained.
 IGNORED = -100

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 import dagster as dg
 
 from fullft_assets.errors import FullftError, GateError, WorkloadError, classify
-from fullft_assets.jobs.launchers import open_launcher
-from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.resources.driver import LaunchDriver
 from fullft_assets.resources.store import latest, set_latest
 from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings.launcher_kinds import open_launcher
 from fullft_assets.store import Manifest, Store
 
 

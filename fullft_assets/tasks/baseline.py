@@ -15,7 +15,7 @@ from fullft_assets.artifacts import BASELINE_FILE
 from fullft_assets.base_model import ModelFolder, copy_code, with_rights
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.chunks import save_tokenizer
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.progress import Progress
 from fullft_assets.snapshot import Split, load_split
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES

@@ -34,9 +34,9 @@ from fullft_assets.evaluation.metrics.base import Metric
 from fullft_assets.evaluation.resampling import RESAMPLES
 from fullft_assets.examples.labels import named
 from fullft_assets.examples.texts import language_of
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.job import Job
 from fullft_assets.planning import BaselinesMetadata
+from fullft_assets.progress import Progress
 from fullft_assets.release import BASELINE_VERSION, stored_baseline_settings
 from fullft_assets.report import AnsweredRow, DoubtfulRow, shorten
 from fullft_assets.settings import UseCaseSettings

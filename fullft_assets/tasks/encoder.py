@@ -13,10 +13,10 @@ import torch
 from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
-from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import precision
 from fullft_assets.models.inference import collate, device, embed, embed_with
 from fullft_assets.models.precision import Precision
+from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General

@@ -18,7 +18,7 @@ import numpy as np
 from fullft_assets.base_model.header import read_config
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.jobs.ranks import num_ranks
+from fullft_assets.ranks import num_ranks
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import BaselineContext, UntrainedBaseline, export_model
 from fullft_assets.tasks.language.assessment import DocumentScores

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from xxhash import xxh3_128
 
 from fullft_assets.errors import DiskError, is_disk_full
-from fullft_assets.jobs.progress import Listener
+from fullft_assets.progress import Listener
 from fullft_assets.store import sync
 from fullft_assets.store.disk import replace_synced
 

@@ -8,7 +8,6 @@ that decides the result is planned from the seed: the order of the rows is a lis
 where it was.
 """
 
-import fcntl
 import math
 import shutil
 from collections import deque
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
@@ -30,8 +30,6 @@ from fullft_assets.errors import (
     StoreError,
     is_out_of_memory,
 )
-from fullft_assets.jobs.progress import Listener, Progress
-from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.models import inference, layers, precision
 from fullft_assets.models.hardware import (
     free_memory,
@@ -40,6 +38,8 @@ from fullft_assets.models.hardware import (
     peak_memory_bytes,
 )
 from fullft_assets.models.inference import move, scoring
+from fullft_assets.progress import Listener, Progress
+from fullft_assets.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.settings import TrainingSettings, contradictions
 from fullft_assets.settings.guards import guard_settings
 from fullft_assets.training import kernels, ranks, regularization, sharding
@@ -681,12 +681,11 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     Of several ranks the first one locks it for all.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError(
-                f"{folder}: another process works in this folder; wait for it or stop it"
-            ) from None
+    try:
+        lock = FileLock(folder / ".lock").acquire(blocking=False)
+    except Timeout:
+        raise SettingsError(
+            f"{folder}: another process works in this folder; wait for it or stop it"
+        ) from None
+    with lock:
         yield

@@ -27,11 +27,11 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel, get_scheduler, set_seed
 
 from fullft_assets.errors import SettingsError, StoreError, classify
-from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.models import precision
 from fullft_assets.models.hardware import of_accelerator
 from fullft_assets.models.inference import device, is_sharded, move, reshard, to_device
 from fullft_assets.models.token_loss import IGNORED
+from fullft_assets.ranks import is_first_rank
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import ranks
 from fullft_assets.training.checkpoints import step_of

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from fullft_assets.errors import Interrupted, StoreError
-from fullft_assets.jobs.progress import Listener, Progress
-from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.models.inference import device, is_sharded
+from fullft_assets.progress import Listener, Progress
+from fullft_assets.ranks import is_first_local_rank, is_first_rank
 
 _Value = TypeVar("_Value")
 #: How often processes synchronize that wait for another one's thread.

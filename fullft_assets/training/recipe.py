@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
-from fullft_assets.jobs.progress import Listener
 from fullft_assets.models.inference import HeadWeights
+from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.training.feed import Feed

@@ -21,8 +21,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fullft_assets.errors import SettingsError, without_secrets
-from fullft_assets.jobs.progress import Progress
 from fullft_assets.models.hardware import peak_memory_bytes
+from fullft_assets.progress import Progress
 from fullft_assets.training.checkpoints import StepLog
 from fullft_assets.training.feed import sums_between
 

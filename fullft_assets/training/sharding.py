@@ -27,9 +27,9 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.models import layers, loading, precision
 from fullft_assets.models.inference import device, is_sharded, reshard
+from fullft_assets.ranks import is_first_rank
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import ranks
 from fullft_assets.training.recipe import Recipe

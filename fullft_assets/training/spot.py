@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from http.client import HTTPException
 
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs.progress import Progress
-from fullft_assets.jobs.ranks import is_first_local_rank
+from fullft_assets.progress import Progress
+from fullft_assets.ranks import is_first_local_rank
 from fullft_assets.settings import LauncherSettings
 
 #: Names another endpoint of instance metadata, as for botocore.

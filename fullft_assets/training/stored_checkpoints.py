@@ -25,8 +25,8 @@ from types import MappingProxyType
 from typing import Any
 
 from fullft_assets.errors import StoreError, without_secrets
-from fullft_assets.jobs.progress import Listener, Progress
-from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank
+from fullft_assets.progress import Listener, Progress
+from fullft_assets.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.store import Store, checkpoints_ref
 from fullft_assets.store.disk import one_at_a_time
 from fullft_assets.store.manifest import is_inside

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from fullft_assets.checkpoint import GENERAL_MEASURES, score_before
 from fullft_assets.errors import DivergenceError
-from fullft_assets.jobs.progress import Listener
-from fullft_assets.jobs.ranks import is_first_rank
 from fullft_assets.models.inference import scoring
+from fullft_assets.progress import Listener
+from fullft_assets.ranks import is_first_rank
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import ranks
 from fullft_assets.training.checkpoints import (

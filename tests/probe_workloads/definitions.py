@@ -6,12 +6,12 @@ from pathlib import Path
 
 import dagster as dg
 
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.launchers import open_launcher
-from fullft_assets.launchers.driver import LaunchDriver
+from fullft_assets.job import Job
 from fullft_assets.resources import one_line_errors
+from fullft_assets.resources.driver import LaunchDriver
 from fullft_assets.settings import LauncherSettings, UseCaseSettings
 from fullft_assets.settings.launcher import launcher_section
+from fullft_assets.settings.launcher_kinds import open_launcher
 from fullft_assets.store import Store
 
 

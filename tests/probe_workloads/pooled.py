@@ -8,8 +8,8 @@ from pathlib import Path
 import dagster as dg
 from probe_workloads.definitions import probe_job
 
-from fullft_assets.launchers.driver import LaunchDriver
-from fullft_assets.launchers.local import LocalLauncher
+from fullft_assets.launch.local import LocalLauncher
+from fullft_assets.resources.driver import LaunchDriver
 from fullft_assets.settings import LauncherSettings
 
 

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 from fullft_assets.errors import DataError, Interrupted
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.job import Job
+from fullft_assets.launch.entry import run_workload
+from fullft_assets.progress import Progress
 from fullft_assets.store import Store
-from fullft_assets.workloads.entry import run_workload
 
 
 def leave_pid(folder: Path, name: str, pid: int) -> None:

@@ -2,7 +2,7 @@
 
 from probe_workloads.probe import work
 
-from fullft_assets.workloads.entry import run_workload
+from fullft_assets.launch.entry import run_workload
 
 if __name__ == "__main__":
     run_workload(work)

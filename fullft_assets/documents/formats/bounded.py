@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from fullft_assets.documents.formats.delivered import Delivered, Record, Unpacked, Unreadable
 from fullft_assets.documents.formats.registered import Reading
-from fullft_assets.jobs.launch import environment_for_others
+from fullft_assets.security.environment import environment_for_others
 
 #: Longest time for one record (of a PDF, for one page).
 STEP_SECONDS = 20.0

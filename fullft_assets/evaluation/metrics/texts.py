@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from rapidfuzz.distance import LCSseq
 
 from fullft_assets.evaluation.metrics.base import Predictions, SummedMetric
 from fullft_assets.snapshot.near_text.words import hash_words
@@ -100,7 +101,7 @@ class RougeL(_TextMetric):
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
         pairs = zip(_words(predictions.truth), _words(predictions.predicted), strict=True)
-        f1 = [2 * common_subsequence(true, text) / max(len(true) + len(text), 1) for true, text in pairs]
+        f1 = [2 * LCSseq.similarity(true, text) / max(len(true) + len(text), 1) for true, text in pairs]
         return np.array(f1), np.ones(len(f1))
 
 
@@ -117,22 +118,6 @@ class ChrF(_TextMetric):
 
         metric = CHRF()
         return _score_texts(lambda true, text: metric.sentence_score(text, [true]).score / 100, predictions)
-
-
-def common_subsequence(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return the length of the longest common subsequence, 64 words at a time (Hyyrö 2004, Bit-parallel
-    LCS-length computation revisited).
-    """
-    # The positions of each word as the bits of a number.
-    positions_of: dict[int, int] = {}
-    for position, word in enumerate(one):
-        positions_of[word] = positions_of.get(word, 0) | 1 << position
-    all_bits = (1 << len(one)) - 1
-    unmatched = all_bits
-    for word in other:
-        matched = unmatched & positions_of.get(word, 0)
-        unmatched = ((unmatched + matched) | (unmatched - matched)) & all_bits
-    return len(one) - unmatched.bit_count()
 
 
 def _score_texts(score: Callable[[str, str], float], predictions: Predictions) -> tuple[np.ndarray, ...]:

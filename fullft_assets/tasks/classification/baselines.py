@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from transformers import PreTrainedModel
 
-    from fullft_assets.jobs.progress import Listener
     from fullft_assets.models.inference import HeadWeights
+    from fullft_assets.progress import Listener
     from fullft_assets.settings import UseCaseSettings
 
 #: Coefficients of the regression on TF-IDF, all labels together; terms that are rare are left out for it.

@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.evaluation.metrics import compute
-from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import precision
 from fullft_assets.models.inference import (
     MULTI_LABEL,
@@ -35,6 +34,7 @@ from fullft_assets.models.inference import (
     load_new_classifier,
     predict_with,
 )
+from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.classification import assessment

@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import documents, precision
 from fullft_assets.models.inference import device, load_causal, move
 from fullft_assets.models.loading import input_embeddings
 from fullft_assets.models.token_loss import TokenLoss, TokenScores, plain, score_documents
+from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training
 from fullft_assets.snapshot.general import General

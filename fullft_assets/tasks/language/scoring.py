@@ -22,9 +22,9 @@ from fullft_assets.chunks import Tokenization
 from fullft_assets.conversations import Message
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import BASE_MODEL, CHAMPION
-from fullft_assets.jobs.progress import Listener
 from fullft_assets.models.inference import device, in_batches, load_causal, move
 from fullft_assets.models.token_loss import score_documents
+from fullft_assets.progress import Listener
 from fullft_assets.snapshot import Split, load_values
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import Baseline

@@ -35,7 +35,6 @@ from fullft_assets.chunks import Tokenization, cutting
 from fullft_assets.chunks.cutting import gather, to_lists
 from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import external
-from fullft_assets.jobs.progress import Listener
 from fullft_assets.models import precision
 from fullft_assets.models.inference import (
     HeadWeights,
@@ -46,6 +45,7 @@ from fullft_assets.models.inference import (
     read_by_head,
 )
 from fullft_assets.models.token_loss import IGNORED
+from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, OpenedModel, StoredBaseline

@@ -1,6 +1,6 @@
 """batch_predictions: production_documents, finetuned_checkpoint -> what the model predicts of each document.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.prediction --job URI`.
+Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.prediction --job URI`.
 """
 
 import time
@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.job import Job
+from fullft_assets.launch.entry import run_workload
 from fullft_assets.monitoring.predictions import (
     PREDICTIONS,
     PREDICTIONS_VERSION,
@@ -19,10 +19,10 @@ from fullft_assets.monitoring.predictions import (
     predictions_key,
     write_predictions,
 )
+from fullft_assets.progress import Progress
 from fullft_assets.store import Store
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import open_model
-from fullft_assets.workloads.entry import run_workload
 
 #: Documents whose tokens are in memory at the same time: those of licences took 13 times as much as their
 #: texts.

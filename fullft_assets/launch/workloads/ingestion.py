@@ -1,8 +1,8 @@
 """ingested_batch: delivered files of a batch -> raw_documents, labeled_examples, quarantined_examples,
 tokenized_chunks.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.ingestion --job URI`. The assets of the data
-stages find what it writes; its own artifact only says which these are.
+Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.ingestion --job URI`. The assets of
+the data stages find what it writes; its own artifact only says which these are.
 """
 
 from pathlib import Path
@@ -10,11 +10,11 @@ from pathlib import Path
 from fullft_assets import chunks, documents, examples
 from fullft_assets.chunks import ingestion
 from fullft_assets.errors import SettingsError
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.job import Job
+from fullft_assets.launch.entry import run_workload
+from fullft_assets.progress import Progress
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
-from fullft_assets.workloads.entry import run_workload
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:

@@ -16,12 +16,12 @@ from itertools import chain
 from typing import Any
 
 from fullft_assets.errors import WorkloadError
-from fullft_assets.jobs.launch import LAUNCH_ID, PROJECT_ROOT, RUN_ID
-from fullft_assets.launchers import aws
-from fullft_assets.launchers.aws import AwsLauncher, Exists
-from fullft_assets.launchers.base import LaunchSpec, Status, Unreachable
-from fullft_assets.launchers.container import LAST_LINE, command, stop_seconds
-from fullft_assets.launchers.machine import ending
+from fullft_assets.launch import aws
+from fullft_assets.launch.aws import AwsLauncher, Exists
+from fullft_assets.launch.base import LaunchSpec, Status, Unreachable
+from fullft_assets.launch.container import LAST_LINE, command, stop_seconds
+from fullft_assets.launch.contract import LAUNCH_ID, PROJECT_ROOT, RUN_ID
+from fullft_assets.launch.machine import ending
 from fullft_assets.settings import EcsLauncherSettings
 
 CONTAINER = "workload"

@@ -1,7 +1,7 @@
 """Jobs of one machine: each is a supervised process, with a folder that any later process can read.
 
 Used in this process by the launcher `local`. The launcher `ssh` runs this module on the other machine:
-`python -m fullft_assets.launchers.machine` reads one request (a JSON object) from stdin and prints the answer
+`python -m fullft_assets.launch.machine` reads one request (a JSON object) from stdin and prints the answer
 as the last line.
 """
 
@@ -22,9 +22,9 @@ from typing import Any
 import psutil
 
 from fullft_assets.errors import FailureClass
-from fullft_assets.jobs.launch import ERROR_FILE, LAUNCH_ID, WorkloadFailure, environment_for_others
-from fullft_assets.launchers.base import Logs, Status
-from fullft_assets.launchers.supervisor import (
+from fullft_assets.launch.base import Logs, Status
+from fullft_assets.launch.contract import LAUNCH_ID
+from fullft_assets.launch.supervisor import (
     EXIT,
     PID,
     WAITING,
@@ -33,6 +33,8 @@ from fullft_assets.launchers.supervisor import (
     kill_until_gone,
     launched_processes,
 )
+from fullft_assets.progress import ERROR_FILE, WorkloadFailure
+from fullft_assets.security.environment import environment_for_others
 
 #: What the supervisor needs beyond the grace time to notice, kill and collect.
 PATIENCE_SECONDS = 5.0

@@ -1,6 +1,6 @@
 """The first process of a container of a SageMaker job: one for each host of the job.
 
-`python -m fullft_assets.launchers.sagemaker_container` reads what the launcher asked for
+`python -m fullft_assets.launch.sagemaker_container` reads what the launcher asked for
 (hyperparameters.json) and which hosts share the work (resourceconfig.json), supervises the workload, with
 torchrun where several processes share it, and writes why it failed to `output/failure`, which SageMaker shows
 as the job's `FailureReason`. A container without a network works on a store of its own in /opt/ml/model: with
@@ -18,10 +18,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.jobs.launch import EXIT_FIXABLE, LAUNCH_ID, RUN_ID, STORE
-from fullft_assets.jobs.ranks import torchrun_of_hosts
-from fullft_assets.launchers import LaunchSpec, Status
-from fullft_assets.launchers.container import LAST_LINE, missing_gpus, run_supervised, wrong_version
+from fullft_assets.launch import LaunchSpec, Status
+from fullft_assets.launch.container import LAST_LINE, missing_gpus, run_supervised, wrong_version
+from fullft_assets.launch.contract import EXIT_FIXABLE, LAUNCH_ID, RUN_ID, STORE
+from fullft_assets.ranks import torchrun_of_hosts
 
 #: Environment variable with the folder that SageMaker calls /opt/ml, for tests.
 ROOT = "FULLFT_OPT_ML"

@@ -20,10 +20,10 @@ from typing import Any
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.extras import require
-from fullft_assets.jobs.launch import LAUNCH_ID, PROJECT_ROOT, RUN_ID
-from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status, Unreachable
-from fullft_assets.launchers.container import command, stop_seconds
-from fullft_assets.launchers.machine import REACHED_LIMIT, ending
+from fullft_assets.launch.base import Launcher, LaunchSpec, Logs, Status, Unreachable
+from fullft_assets.launch.container import command, stop_seconds
+from fullft_assets.launch.contract import LAUNCH_ID, PROJECT_ROOT, RUN_ID
+from fullft_assets.launch.machine import REACHED_LIMIT, ending
 from fullft_assets.settings import KubernetesLauncherSettings
 
 #: Label of everything that this launcher makes.

@@ -1,6 +1,6 @@
 """training: training_snapshot -> finetuned_checkpoint. Every weight is trained.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.training --job URI`. The same command
+Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.training --job URI`. The same command
 after a kill resumes at the last complete checkpoint.
 """
 
@@ -14,11 +14,12 @@ from fullft_assets.base_model import BaseModelHeader, copy_code, find_base_model
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata, RecordedIncident
 from fullft_assets.chunks import save_tokenizer
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
-from fullft_assets.jobs.ranks import is_first_local_rank, is_first_rank, num_ranks
+from fullft_assets.job import Job
+from fullft_assets.launch.entry import run_workload
 from fullft_assets.models import loading, precision
 from fullft_assets.models.inference import claim_device
+from fullft_assets.progress import Progress
+from fullft_assets.ranks import is_first_local_rank, is_first_rank, num_ranks
 from fullft_assets.snapshot import label_names
 from fullft_assets.store import Manifest, Store, checkpoints_ref, digest
 from fullft_assets.tasks.context import open_recipe
@@ -26,7 +27,6 @@ from fullft_assets.training import spot
 from fullft_assets.training.checkpoints import STEP_LOG, library_versions, room_needed
 from fullft_assets.training.finetuning import Fit, exclusive, fine_tune
 from fullft_assets.training.stored_checkpoints import stored_checkpoints
-from fullft_assets.workloads.entry import run_workload
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.errors import FailureClass, FullftError, WorkloadError
-from fullft_assets.jobs import launch_record
-from fullft_assets.jobs.launchers import open_recorded
-from fullft_assets.launchers.base import Status
+from fullft_assets.job import launch_record
+from fullft_assets.launch.base import Status
+from fullft_assets.settings.launcher_kinds import open_recorded
 from fullft_assets.store import Store, digest
 
 

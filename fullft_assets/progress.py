@@ -1,12 +1,19 @@
-"""What a workload reports while it works, and whether it was asked to stop."""
+"""What a workload reports while it works and when it fails, and whether it was asked to stop."""
 
+from __future__ import annotations
+
+import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Protocol
 
 from fullft_assets.durations import duration
-from fullft_assets.errors import Interrupted, without_secrets
+from fullft_assets.errors import FailureClass, Interrupted, without_secrets
 
+#: Environment variable with the path of the file to which a failing workload writes its `WorkloadFailure`.
+ERROR_FILE = "FULLFT_ERROR_FILE"
 #: At most one progress line in this time.
 STEP_SECONDS = 10.0
 #: Messages that reach Dagster's log at any pace; thousands of them would slow it down.
@@ -92,3 +99,26 @@ class Progress:
         if self._report is not None and (always or now - self._reported_at[kind] >= pause):
             self._report(message)
             self._reported_at[kind] = now
+
+
+@dataclass(frozen=True)
+class WorkloadFailure:
+    """Why a workload failed: one line, and the kind of failure."""
+
+    line: str
+    failure: FailureClass
+
+    @classmethod
+    def read(cls, path: Path) -> WorkloadFailure | None:
+        """Return the failure that a workload wrote, or None if it ended before it could."""
+        text = path.read_text() if path.is_file() else ""
+        return cls(**json.loads(text)) if text else None
+
+    def write(self, path: Path) -> bool:
+        """Write it unless another rank did. Return whether this was the first."""
+        try:
+            with path.open("x") as file:
+                json.dump(asdict(self), file)
+        except FileExistsError:
+            return False
+        return True

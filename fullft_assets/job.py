@@ -1,8 +1,8 @@
 """The job file that one entry point and every launcher understand.
 
-`python -m fullft_assets.workloads.<name> --job URI --sha256 DIGEST` reads it, does the work and writes the
-artifact; a person can run the same line by hand. The digest pins the job: whoever may write into the store
-cannot change what runs.
+`python -m fullft_assets.launch.workloads.<name> --job URI --sha256 DIGEST` reads it, does the work and writes
+the artifact; a person can run the same line by hand. The digest pins the job: whoever may write into the
+store cannot change what runs.
 """
 
 import hashlib
@@ -97,7 +97,7 @@ def read_jobs(store: Store, case: str, stage: str, key: str) -> list[Job]:
 
 
 def launch_record(case: str, stage: str, key: str) -> str:
-    """Return the name of the pointer with the newest launch for a key, see `launchers.records`."""
+    """Return the name of the pointer with the newest launch for a key, see `launch.records`."""
     return f"launches/{case}/{stage}/{key}"
 
 

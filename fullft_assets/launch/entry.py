@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fullft_assets.errors import FullftError, classify, stack_without_messages, without_message
-from fullft_assets.jobs import Job, read_job
-from fullft_assets.jobs.launch import ERROR_FILE, EXIT_FIXABLE, PROJECT_ROOT, STORE, WorkloadFailure
-from fullft_assets.jobs.progress import Progress
-from fullft_assets.jobs.ranks import is_first_rank
+from fullft_assets.job import Job, read_job
+from fullft_assets.launch.contract import EXIT_FIXABLE, PROJECT_ROOT, STORE
+from fullft_assets.progress import ERROR_FILE, Progress, WorkloadFailure
+from fullft_assets.ranks import is_first_rank
 from fullft_assets.store import Store
 
 

@@ -1,6 +1,6 @@
 """Launchers by name: `launcher.kind` of a use case chooses one.
 
-A registered launcher is a class whose instances have the methods of `fullft_assets.launchers.Launcher`; it is
+A registered launcher is a class whose instances have the methods of `fullft_assets.launch.Launcher`; it is
 made from an instance of its `settings_class`. The names are here, below the launchers themselves, because the
 check of a YAML needs no more than them.
 """
@@ -20,11 +20,11 @@ LAUNCHERS: Registry[Any] = Registry(
     "launcher",
     "fullft_assets.launchers",
     {
-        "local": "fullft_assets.launchers.local:LocalLauncher",
-        "ssh": "fullft_assets.launchers.ssh:SshLauncher",
-        "kubernetes": "fullft_assets.launchers.kubernetes:KubernetesLauncher",
-        "sagemaker": "fullft_assets.launchers.sagemaker:SageMakerLauncher",
-        "ecs": "fullft_assets.launchers.ecs:EcsLauncher",
+        "local": "fullft_assets.launch.local:LocalLauncher",
+        "ssh": "fullft_assets.launch.ssh:SshLauncher",
+        "kubernetes": "fullft_assets.launch.kubernetes:KubernetesLauncher",
+        "sagemaker": "fullft_assets.launch.sagemaker:SageMakerLauncher",
+        "ecs": "fullft_assets.launch.ecs:EcsLauncher",
     },
 )
 #: The client's module by kind.

@@ -1,8 +1,9 @@
 """monitoring: production_documents, finetuned_checkpoint, training_snapshot, earlier drift reports ->
 drift_report.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.monitoring --job URI`. The scale, fitted on
-held-out rows, is an artifact of its own: made once for each checkpoint, and read for each window after that.
+Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.monitoring --job URI`. The scale,
+fitted on held-out rows, is an artifact of its own: made once for each checkpoint, and read for each window
+after that.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from fullft_assets import monitoring
 from fullft_assets.base_model import ModelFolder, resolve_base_model, with_rights
 from fullft_assets.chunks import Tokenization
 from fullft_assets.documents import RawMetadata
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.job import Job
+from fullft_assets.launch.entry import run_workload
 from fullft_assets.models.inference import embed
 from fullft_assets.monitoring import (
     DriftMetadata,
@@ -31,13 +32,13 @@ from fullft_assets.monitoring import (
     Sums,
     Vocabulary,
 )
+from fullft_assets.progress import Progress
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.production import MAX_WINDOW_ROWS
 from fullft_assets.snapshot import label_names, load_split
 from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.tasks.baseline import OpenedModel, open_model
 from fullft_assets.tasks.classification.baselines import classify
-from fullft_assets.workloads.entry import run_workload
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,12 +17,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from fullft_assets.errors import FailureClass, WorkloadError
-from fullft_assets.jobs.launch import PROJECT_ROOT
-from fullft_assets.launchers import aws
-from fullft_assets.launchers.aws import AwsLauncher, Exists, Missing
-from fullft_assets.launchers.base import LaunchSpec, Status, Unreachable
-from fullft_assets.launchers.machine import REACHED_LIMIT
-from fullft_assets.launchers.sagemaker_container import CHECKPOINTS, JOB_CHANNEL, STORE_CHANNEL, VARIABLES
+from fullft_assets.launch import aws
+from fullft_assets.launch.aws import AwsLauncher, Exists, Missing
+from fullft_assets.launch.base import LaunchSpec, Status, Unreachable
+from fullft_assets.launch.contract import PROJECT_ROOT
+from fullft_assets.launch.machine import REACHED_LIMIT
+from fullft_assets.launch.sagemaker_container import CHECKPOINTS, JOB_CHANNEL, STORE_CHANNEL, VARIABLES
 from fullft_assets.settings import SageMakerLauncherSettings
 from fullft_assets.store import checkpoints_ref
 
@@ -101,7 +101,7 @@ class SageMakerLauncher(AwsLauncher):
         What one wrote that ended otherwise is removed: nobody reads it, and it may quote documents. Nothing
         where that was done before.
         """
-        from fullft_assets.jobs import read_job
+        from fullft_assets.job import read_job
 
         if not status.is_over or not job.get("EnableNetworkIsolation"):
             return
@@ -165,7 +165,7 @@ class SageMakerLauncher(AwsLauncher):
                 "ContainerEntrypoint": [
                     settings.python,
                     "-m",
-                    "fullft_assets.launchers.sagemaker_container",
+                    "fullft_assets.launch.sagemaker_container",
                 ],
             },
             "HyperParameters": self._parameters(spec),

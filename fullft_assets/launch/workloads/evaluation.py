@@ -1,6 +1,6 @@
 """evaluation: finetuned_checkpoint, cheaper_baselines, pilot_run, training_snapshot -> evaluation_report.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.evaluation --job URI`.
+Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.evaluation --job URI`.
 """
 
 from collections import defaultdict
@@ -29,10 +29,11 @@ from fullft_assets.evaluation.base import assumed_seed_noise, forgetting_of, see
 from fullft_assets.evaluation.gates import BEATS_CHAMPION, worse_slices
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import DECISION, ReleaseVerdict, check_outcomes, verdict
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
+from fullft_assets.job import Job
+from fullft_assets.launch.entry import run_workload
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth
+from fullft_assets.progress import Progress
 from fullft_assets.release import candidates, champion_rule, choice_sentence, recipe_digest
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, Split, load_split
@@ -41,7 +42,6 @@ from fullft_assets.store import Manifest, Store, digest
 from fullft_assets.task import BASELINES, task_of
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, store_baseline
 from fullft_assets.tasks.language.assessment import ANSWERS
-from fullft_assets.workloads.entry import run_workload
 
 NOTHING = ("", None)
 

@@ -1,7 +1,7 @@
 """The launcher `ssh`: supervised processes of another machine, which go on when the connection is lost.
 
 Nothing is copied but the URI of the job file: the store is on S3, or a folder that both machines mount under
-one path. Each question is one `ssh` that runs `fullft_assets.launchers.machine` there, with the request on
+one path. Each question is one `ssh` that runs `fullft_assets.launch.machine` there, with the request on
 stdin, so that nothing is quoted for two shells.
 """
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets.errors import WorkloadError
-from fullft_assets.jobs.launch import PROJECT_ROOT
-from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status, Unreachable
-from fullft_assets.launchers.machine import PATIENCE_SECONDS
-from fullft_assets.launchers.supervisor import KILL_SECONDS
+from fullft_assets.launch.base import Launcher, LaunchSpec, Logs, Status, Unreachable
+from fullft_assets.launch.contract import PROJECT_ROOT
+from fullft_assets.launch.machine import PATIENCE_SECONDS
+from fullft_assets.launch.supervisor import KILL_SECONDS
 from fullft_assets.settings import SshLauncherSettings
 
 #: Exit code of `ssh` for its own errors.
@@ -127,7 +127,7 @@ class SshLauncher(Launcher):
                     raise WorkloadError(f"ssh {self.place}: {reason.rstrip('.')}; {what_to_do}", "settings")
             raise Unreachable(f"ssh {self.place}: {reason}")
         line = (
-            f"ssh {self.place}: {self.settings.python} -m fullft_assets.launchers.machine failed ({reason});"
+            f"ssh {self.place}: {self.settings.python} -m fullft_assets.launch.machine failed ({reason});"
             " set launcher.python and launcher.folder to where fullft_assets is there"
         )
         if do != "start":  # the machine may be short of memory for a moment, while the job runs on
@@ -148,7 +148,7 @@ class SshLauncher(Launcher):
     def _remote(self) -> str:
         python = _quoted(self.settings.python)
         go = "" if self.settings.folder is None else f"cd {_quoted(self.settings.folder)} && "
-        return f"{go}exec {python} -m fullft_assets.launchers.machine"
+        return f"{go}exec {python} -m fullft_assets.launch.machine"
 
 
 def _quoted(path: str) -> str:

@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launchers.base import Launcher, Logs, Unreachable
-from fullft_assets.launchers.container import LAST_LINE
+from fullft_assets.launch.base import Launcher, Logs, Unreachable
+from fullft_assets.launch.container import LAST_LINE
 from fullft_assets.settings import AwsLauncherSettings
 
 if TYPE_CHECKING:

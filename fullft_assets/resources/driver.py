@@ -16,11 +16,11 @@ import dagster as dg
 import psutil
 
 from fullft_assets.errors import TRANSIENT, WorkloadError
-from fullft_assets.jobs import Job
-from fullft_assets.launchers import records
-from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status, Unreachable
-from fullft_assets.launchers.records import Launch
-from fullft_assets.launchers.run_workers import is_gone, logged_pid
+from fullft_assets.job import Job
+from fullft_assets.launch import records
+from fullft_assets.launch.base import Launcher, LaunchSpec, Logs, Status, Unreachable
+from fullft_assets.launch.records import Launch
+from fullft_assets.resources.run_workers import is_gone, logged_pid
 from fullft_assets.store import Manifest, Store
 
 #: Time before the first retry; each further one waits twice as long.
@@ -51,7 +51,9 @@ class LaunchDriver:
         package: where the workloads' modules are.
     """
 
-    def __init__(self, launcher_of: Callable[[str], Launcher], package: str = "fullft_assets.workloads"):
+    def __init__(
+        self, launcher_of: Callable[[str], Launcher], package: str = "fullft_assets.launch.workloads"
+    ):
         self.launcher_of = launcher_of
         self.package = package
 

@@ -2,9 +2,9 @@
 
 import socket
 
-from fullft_assets.jobs.launch import RUN_ID
-from fullft_assets.launchers.base import Launcher, LaunchSpec, Logs, Status
-from fullft_assets.launchers.machine import this_machine
+from fullft_assets.launch.base import Launcher, LaunchSpec, Logs, Status
+from fullft_assets.launch.contract import RUN_ID
+from fullft_assets.launch.machine import this_machine
 from fullft_assets.models.hardware import local_hardware
 from fullft_assets.settings import LauncherSettings
 

@@ -15,15 +15,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fullft_assets.errors import WorkloadError
-from fullft_assets.jobs.launch import LAUNCH_ID, RUN_ID
+from fullft_assets.launch.contract import LAUNCH_ID, RUN_ID
+from fullft_assets.models.hardware import NUM_GPUS
 from fullft_assets.store.disk import make_folder, one_at_a_time
 
 #: Environment variable of OpenMP with the number of threads of each process.
 THREADS = "OMP_NUM_THREADS"
 #: Environment variable of CUDA with the GPUs that a process may use, by index or UUID.
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-#: Environment variable with the number of GPUs that all runs on this machine share.
-NUM_GPUS = "FULLFT_NUM_GPUS"
 #: Exit codes of nvidia-smi where no process can compute on a GPU: none found, no driver, no library of the
 #: driver.
 _NO_GPU = frozenset({6, 9, 12})

@@ -95,8 +95,8 @@ class Logs:
 
 
 class Launcher(ABC):
-    """Runs `python -m fullft_assets.workloads.<workload> --job URI --sha256 DIGEST` somewhere: starts it, and
-    answers questions about it.
+    """Runs `python -m fullft_assets.launch.workloads.<workload> --job URI --sha256 DIGEST` somewhere: starts
+    it, and answers questions about it.
 
     All else is the driver's: records in the store, following, cancelling, retries, the manifest. A launcher
     keeps nothing between two calls that another process could not find out again, so that any run can attach

@@ -1,8 +1,8 @@
 """planning: training_snapshot -> feasibility_plan, cheaper_baselines, pilot_run, in one process, or in
 several that share the model.
 
-Run by a launcher or by hand: `python -m fullft_assets.workloads.planning --job URI`; under torchrun where
-`training.sharding` is on.
+Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.planning --job URI`; under torchrun
+where `training.sharding` is on.
 """
 
 import json
@@ -17,12 +17,13 @@ from fullft_assets import planning
 from fullft_assets.artifacts import BASELINE_MODEL
 from fullft_assets.checkpoint import plan_settings
 from fullft_assets.errors import OutOfMemory, is_out_of_memory
-from fullft_assets.jobs import Job
-from fullft_assets.jobs.progress import Progress
-from fullft_assets.jobs.ranks import is_first_rank, num_ranks
+from fullft_assets.job import Job
+from fullft_assets.launch.entry import run_workload
 from fullft_assets.models.hardware import free_memory, local_hardware
 from fullft_assets.models.inference import claim_device
 from fullft_assets.planning.targets import recommendation, shares, table
+from fullft_assets.progress import Progress
+from fullft_assets.ranks import is_first_rank, num_ranks
 from fullft_assets.release import candidates
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, label_names
@@ -33,7 +34,6 @@ from fullft_assets.tasks.context import baseline_context, open_recipe, store_bas
 from fullft_assets.training.finetuning import Fit, fine_tune, require
 from fullft_assets.training.measuring import CannotCount, TargetPlanner, measure
 from fullft_assets.training.recipe import Recipe
-from fullft_assets.workloads.entry import run_workload
 
 #: Pause of a process that waits for an artifact of the first one.
 _POLL_SECONDS = 1.0

@@ -1,8 +1,8 @@
-"""Heavy work, one module a process: `python -m fullft_assets.workloads.<name> --job URI --sha256 DIGEST`."""
+"""Heavy work, one module a process: `python -m fullft_assets.launch.workloads.<name> --job URI`."""
 
 import gc
 
-from fullft_assets.jobs.launch import die_with_torchrun
+from fullft_assets.launch.contract import die_with_torchrun
 
 # Both here, because the modules below import torch and transformers, which takes seconds: a quarter of them,
 # if Python looks for garbage among the million objects that stay.

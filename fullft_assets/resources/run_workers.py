@@ -19,8 +19,8 @@ import psutil
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
 
 from fullft_assets.errors import FailureClass
-from fullft_assets.jobs.launch import RUN_ID
-from fullft_assets.launchers.supervisor import is_alive, launched_processes
+from fullft_assets.launch.contract import RUN_ID
+from fullft_assets.launch.supervisor import is_alive, launched_processes
 
 #: Tag with the name of the machine that a run was launched on.
 HOST_TAG = "worker/host"

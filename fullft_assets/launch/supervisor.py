@@ -1,6 +1,6 @@
 """Runs one command and leaves none of its processes behind.
 
-`python -m fullft_assets.launchers.supervisor OPTIONS COMMAND...`, with `Options` as JSON.
+`python -m fullft_assets.launch.supervisor OPTIONS COMMAND...`, with `Options` as JSON.
 
 The command is stopped when the supervisor gets SIGTERM or SIGINT, when a watched process dies, even by
 SIGKILL, and when its time is up. It then has the grace time to write its checkpoint. After it, or after the
@@ -26,15 +26,9 @@ from pathlib import Path
 import psutil
 
 from fullft_assets.errors import WorkloadError
-from fullft_assets.jobs.launch import (
-    ERROR_FILE,
-    EXIT_FIXABLE,
-    LAUNCH_ID,
-    WorkloadFailure,
-    adopt_orphans,
-    die_with_parent,
-)
-from fullft_assets.jobs.leases import leased
+from fullft_assets.launch.contract import EXIT_FIXABLE, LAUNCH_ID, adopt_orphans, die_with_parent
+from fullft_assets.launch.leases import leased
+from fullft_assets.progress import ERROR_FILE, WorkloadFailure
 
 #: Time between two looks at the watched processes; the command's own end is noticed at once.
 POLL_SECONDS = 0.5
@@ -71,7 +65,7 @@ class Options:
         return [
             sys.executable,
             "-m",
-            "fullft_assets.launchers.supervisor",
+            "fullft_assets.launch.supervisor",
             json.dumps(asdict(self)),
             *command,
         ]

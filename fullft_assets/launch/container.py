@@ -1,7 +1,7 @@
 """The first process of a container of the launchers `kubernetes` and `ecs`: it supervises the workload and
 leaves how that ended.
 
-`python -m fullft_assets.launchers.container OPTIONS -m MODULE ...`, with `Options` as JSON.
+`python -m fullft_assets.launch.container OPTIONS -m MODULE ...`, with `Options` as JSON.
 
 SIGTERM, which a container gets when it is stopped, evicted or out of time, is passed on to the workload. How
 that ended is written to a file, if one is named, else into the last line of the output. Several pods that
@@ -22,16 +22,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.jobs.launch import EXIT_FIXABLE, LAUNCH_ID
-from fullft_assets.jobs.ranks import torchrun_of_hosts
-from fullft_assets.launchers import Status, supervisor
-from fullft_assets.launchers.machine import PATIENCE_SECONDS, ended_status, error_files, patient_torchrun
-from fullft_assets.launchers.supervisor import KILL_SECONDS
+from fullft_assets.launch import Status, supervisor
+from fullft_assets.launch.contract import EXIT_FIXABLE, LAUNCH_ID
+from fullft_assets.launch.machine import PATIENCE_SECONDS, ended_status, error_files, patient_torchrun
+from fullft_assets.launch.supervisor import KILL_SECONDS
+from fullft_assets.ranks import torchrun_of_hosts
 
 if TYPE_CHECKING:
     from fullft_assets.settings import LauncherSettings
 
-MODULE = "fullft_assets.launchers.container"
+MODULE = "fullft_assets.launch.container"
 #: How the last line of a container's output begins: after it nothing more is to be expected.
 LAST_LINE = "fullft: the container ends with"
 _MAX_CHARACTERS = 900
