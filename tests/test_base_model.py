@@ -55,12 +55,10 @@ def test_minilm_header_equals_the_loaded_model(minilm):
     header = read_header(minilm)
     assert header.num_parameters == model.num_parameters() == 22_713_216
     assert header.num_vocabulary_parameters == model.get_input_embeddings().weight.numel()
-    assert header.dtype == "float32"
-    assert header.model_type == "bert"
+    assert header.dtype == "float32" and header.model_type == "bert"
     assert header.architectures == ("BertModel",)
     assert (header.max_positions, header.hidden_size, header.vocab_size) == (512, 384, 30_522)
-    assert (header.num_layers, header.num_heads) == (6, 12)
-    assert header.weights_bytes == 90_868_376
+    assert (header.num_layers, header.num_heads) == (6, 12) and header.weights_bytes == 90_868_376
 
 
 def test_buffers_are_not_parameters_and_the_most_common_type_wins(tiny):
@@ -176,8 +174,7 @@ def test_a_broken_folder_is_one_line_that_names_it(tiny, breaks, message):
     breaks(tiny)
     with pytest.raises(SettingsError) as caught:
         read_header(tiny)
-    assert str(caught.value).startswith(str(tiny))
-    assert message in str(caught.value)
+    assert str(caught.value).startswith(str(tiny)) and message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

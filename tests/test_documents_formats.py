@@ -48,8 +48,7 @@ def read_batch(
 
 def read(folder: Path, examples: dict[str, Any] | None = None, **documents: Any) -> Rows:
     batch = read_batch(folder, examples, **documents)
-    assert batch.unreadable == {}
-    assert batch.table.schema == schema()
+    assert batch.unreadable == {} and batch.table.schema == schema()
     return batch.table.to_pylist()
 
 
@@ -286,8 +285,7 @@ class TestContainers:
 
     def test_an_explicit_format_is_taken_whatever_the_ending(self, tmp_path: Path) -> None:
         [row] = read(tmp_path, files={"a.txt": '{"text": "a"}\n'}, format="jsonl")
-        assert row["text"] == "a"
-        assert [row["text"] for row in read(tmp_path)] == ['{"text": "a"}\n']
+        assert row["text"] == "a" and [row["text"] for row in read(tmp_path)] == ['{"text": "a"}\n']
 
 
 class TestColumnar:
@@ -511,8 +509,7 @@ class TestEncodings:
             encoding
         )
         batch = read_batch(tmp_path, files={name: pack(data, "gzip") if name.endswith(".gz") else data})
-        assert batch.table["text"].to_pylist()[-1] == text
-        assert batch.encodings == {name: encoding}
+        assert batch.table["text"].to_pylist()[-1] == text and batch.encodings == {name: encoding}
 
     def test_the_settings_encoding_is_taken_and_a_file_that_it_does_not_fit_is_named(
         self, tmp_path: Path

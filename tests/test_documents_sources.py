@@ -50,8 +50,7 @@ class TestS3:
         assert [(file.path, file.bytes, file.mtime_ns) for file in found] == [
             (file.path, file.bytes, file.mtime_ns) for file in local
         ]
-        assert prefix.uri == f"s3://{bucket.name}/mail"
-        assert all(file.etag for file in found)
+        assert prefix.uri == f"s3://{bucket.name}/mail" and all(file.etag for file in found)
         # One object is notified like the listing tells it.
         assert prefix.statuses([file.path for file in found] + ["no.jsonl", "saved"]) == {
             **{file.path: file for file in found},
@@ -67,8 +66,7 @@ class TestS3:
         first = S3Prefix(f"s3://{bucket.name}").files()
         put(bucket, "a.jsonl", '{"text": "b"}\n')
         [second] = S3Prefix(f"s3://{bucket.name}").files()
-        assert [second._replace(etag="")] == [first[0]._replace(etag="")]
-        assert second != first[0]
+        assert [second._replace(etag="")] == [first[0]._replace(etag="")] and second != first[0]
 
     def test_an_empty_prefix_is_empty_and_a_missing_bucket_is_one_line(self, bucket: Path) -> None:
         put(bucket, "other/a.jsonl")
@@ -122,8 +120,7 @@ class TestDocumentsOnS3:
         (tmp_path / "fetched").mkdir()
         [batch] = letters.look().cut
         raw = letters.keep(batch)
-        assert raw.check("files_are_readable").passed
-        assert raw.metadata["uri"] == letters.uri
+        assert raw.check("files_are_readable").passed and raw.metadata["uri"] == letters.uri
         assert list((tmp_path / "fetched").iterdir()) == []
         local = Bucket(letters.project, letters.folder.parent)
         local.project.configure(documents={"path": str(letters.folder)})
@@ -157,8 +154,7 @@ class TestDocumentsOnS3:
             f"{alias('changed.jsonl')}: changed since it was cut; its newer state comes in a batch of its own"
             in description
         )
-        assert letters.cut() == [["changed.jsonl"]]
-        assert letters.cut() == []
+        assert letters.cut() == [["changed.jsonl"]] and letters.cut() == []
 
     def test_a_lost_connection_fails_the_run_with_one_line_and_the_next_run_is_whole(
         self, letters: Bucket, monkeypatch: pytest.MonkeyPatch
@@ -189,8 +185,7 @@ class TestDocumentsOnS3:
         put(letters.folder, "a-late.txt", "x")
         put(letters.folder, "b/00007.txt", "rewritten")
         assert [len(batch) for batch in letters.cut()] == [100]
-        assert letters.cut() == [["a-late.txt", "b/00007.txt"]]
-        assert letters.cut() == []
+        assert letters.cut() == [["a-late.txt", "b/00007.txt"]] and letters.cut() == []
         put(letters.folder, "c.txt", "x")
         found = documents.look(letters.store, letters.project.use_case(), whole=True)
         assert [[file.path for file in batch.files] for batch in found.cut] == [["c.txt"]]

@@ -97,8 +97,7 @@ def test_a_secret_reaches_neither_a_log_nor_a_file(
 
 def assert_one_line(done: subprocess.CompletedProcess[str], line: str) -> None:
     """The command ended with this line alone."""
-    assert done.returncode == 1
-    assert done.stderr == line + "\n"
+    assert done.returncode == 1 and done.stderr == line + "\n"
     assert done.stdout == ""
 
 
@@ -113,8 +112,7 @@ def in_project(
     monkeypatch.setenv("DAGSTER_HOME", str(project.home))
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        status = main([*arguments, "--defs", str(project.root / "my_project" / "defs")])
-        return status, *capsys.readouterr()
+        return main([*arguments, "--defs", str(project.root / "my_project" / "defs")]), *capsys.readouterr()
 
     return run
 

@@ -206,7 +206,6 @@ def test_the_command_that_rolls_back_moves_the_copy(
     monkeypatch.setattr(commands, "_load", lambda parsed: case)
     monkeypatch.setattr(commands, "_store", lambda use_case: lab.store)
     command = ["rollback", "demo", "--reason", "worse", "--defs", "."]
-    assert main(command) == 0
-    assert f"copied to {tmp_path}/out/first-" in capsys.readouterr().out
+    assert main(command) == 0 and f"copied to {tmp_path}/out/first-" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "champion.json").read_text())["model"].startswith("first-")
     assert main(command) == 1 and "first champion" in capsys.readouterr().err

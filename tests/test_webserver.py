@@ -93,8 +93,7 @@ def test_its_own_names_and_addresses_are_answered(host: str) -> None:
     ],
 )
 def test_a_name_that_a_page_had_lead_here_is_refused(host: str) -> None:
-    assert answer("GET", "/", host) == 403
-    assert answer(None, "/graphql", host) == 1008
+    assert answer("GET", "/", host) == 403 and answer(None, "/graphql", host) == 1008
 
 
 def test_programs_need_no_origin() -> None:

@@ -114,7 +114,7 @@ class _Tour:
         self.say(f"their verdicts: {self._verdicts()}")
         first = latest(self.store, CASE, EVALUATION_REPORT)
 
-        self.services.turn_sensors_on()
+        self.services.call("dagster", "sensor", "start", "-w", "workspace.yaml", "--start-all")
         self.project.send_other_documents()
         self._step(
             f"The sensors are on. {NUM_DRIFTED} windows of packages' tags arrive: production changes.",
@@ -126,8 +126,18 @@ class _Tour:
         self._step(
             "The policy decides. There is nothing to learn the change from, so it asks for labels.", decisions
         )
-        decision = self._wait("labels are asked for", lambda: self._decision("request_labels"))
-        self.say(f"decision: {decision}")
+        decision = self._wait(
+            "labels are asked for",
+            lambda: next(
+                (
+                    entry.decision
+                    for _, entry in entries_since(self.store, CASE, 0.0)
+                    if entry.decision.action == "request_labels"
+                ),
+                None,
+            ),
+        )
+        self.say(f"decision: {decision.action}: {'; '.join(decision.reasons)}")
 
         self.project.send_labels()
         self._step(
@@ -136,13 +146,18 @@ class _Tour:
             decisions,
         )
         with dg.DagsterInstance.from_config(str(self.project.home)) as instance:
-            run = self._wait("a training is launched", lambda: self._launched(instance))
+            of_model = dg.RunsFilter(job_name=_MODEL_JOB)
+            run = self._wait(
+                "a training is launched",
+                lambda: next((run for run in instance.get_runs(of_model) if REASONS_TAG in run.tags), None),
+            )
             self.say(f"decision: retrain: {run.tags[REASONS_TAG]}")
             self._step(
                 "The sensor launched a training. It is judged against the champion.",
                 f"{url}/runs/{run.run_id}",
             )
-            self._wait("the training ends", lambda: self._is_finished(instance, run.run_id))
+            one = dg.RunsFilter(run_ids=[run.run_id])
+            self._wait("the training ends", lambda: any(run.is_finished for run in instance.get_runs(one)))
         self.say(self._release_ended(first.ref if first else None))
 
         self._step("Alerts go to a webhook, here a small server in this terminal.", f"{url}/automation")
@@ -168,20 +183,6 @@ class _Tour:
     def _verdicts(self) -> str:
         reports = latest_by_partition(self.store, CASE, DRIFT_REPORT)
         return ", ".join(DriftMetadata.of(reports[name]).status for name in sorted(reports))
-
-    def _decision(self, action: str) -> str | None:
-        for _, entry in entries_since(self.store, CASE, 0.0):
-            if entry.decision.action == action:
-                return f"{action}: {'; '.join(entry.decision.reasons)}"
-        return None
-
-    def _launched(self, instance: dg.DagsterInstance) -> dg.DagsterRun | None:
-        runs = instance.get_runs(dg.RunsFilter(job_name=_MODEL_JOB))
-        return next((run for run in runs if REASONS_TAG in run.tags), None)
-
-    def _is_finished(self, instance: dg.DagsterInstance, run_id: str) -> bool:
-        run = instance.get_run_by_id(run_id)
-        return run is not None and run.is_finished
 
     def _release_ended(self, before: str | None) -> str:
         """Return how the newest candidate's release ended.
@@ -220,7 +221,7 @@ class _Services:
         }
         require("dagster_webserver", "fullft tour")
         # On a fresh home the services race for the schema of the database: one command goes before.
-        self._call("dagster", "instance", "info")
+        self.call("dagster", "instance", "info")
         with self.log.open("wb") as log:
             self._process = self._start(
                 ["fullft_assets.cli", "ui", "-w", "workspace.yaml", "-p", str(self._port)], log
@@ -231,23 +232,17 @@ class _Services:
         """Return what a function finds at last; raise a FullftError after a time, or if the services end."""
         deadline = time.monotonic() + _STEP_SECONDS
         while not (result := find()):
-            self.require_alive()
+            if self._process.poll() is not None:
+                raise FullftError(f"tour: `dagster dev` ended by itself; {self.log} says why")
             if time.monotonic() > deadline:
                 raise FullftError(f"tour: {problem}")
             time.sleep(_POLL_SECONDS)
         return result
 
-    def require_alive(self) -> None:
-        if self._process.poll() is not None:
-            raise FullftError(f"tour: `dagster dev` ended by itself; {self.log} says why")
-
     def fullft_run(self) -> None:
         command = ["fullft_assets.cli", "run", CASE, "--defs", str(self.project.defs)]
         if self._start(command, None).wait():
             raise FullftError(f"tour: `fullft run` failed; its lines above and {self.url}/runs say why")
-
-    def turn_sensors_on(self) -> None:
-        self._call("dagster", "sensor", "start", "-w", "workspace.yaml", "--start-all")
 
     def _answers(self) -> bool:
         with (
@@ -257,7 +252,7 @@ class _Services:
             return answer.status == 200
         return False
 
-    def _call(self, *command: str) -> None:
+    def call(self, *command: str) -> None:
         with self.log.open("ab") as log:
             if self._start(list(command), log).wait():
                 raise FullftError(f"tour: `{' '.join(command)}` failed; {self.log} says why")
