@@ -2,6 +2,7 @@
 is wrong.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -147,6 +148,23 @@ def test_a_secret_of_an_alert_and_the_audit_follow_it(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(SettingsError, match="127.0.0.1:9"):
         read_secret("secret:hook")
+
+
+def test_the_logs_of_steps_stay_where_the_instance_says(
+    letters: projects.Project, wrong: dict[str, str]
+) -> None:
+    manager = {"module": "dagster_aws.s3.compute_log_manager", "class": "S3ComputeLogManager"}
+    (letters.home / "dagster.yaml").write_text(
+        json.dumps({"compute_logs": {**manager, "config": {"bucket": "logs"}}})
+    )
+    resources = {**CaseGraph(letters.use_case()).resources(), "aws": S3Resource(endpoint_url="http://s3:1")}
+    with (
+        dg.DagsterInstance.from_config(str(letters.home)) as instance,
+        dg.build_resources(resources, instance=instance),
+    ):
+        assert os.environ["AWS_ENDPOINT_URL_S3"] == "http://s3:1"
+        session = vars(instance.compute_log_manager)["_s3_session"]
+        assert session.meta.endpoint_url == wrong["AWS_ENDPOINT_URL_S3"]
 
 
 def test_what_it_has_wins_as_a_whole_and_the_rest_stays(wrong: dict[str, str]) -> None:

@@ -240,8 +240,7 @@ class _Services:
         return result
 
     def fullft_run(self) -> None:
-        command = ["fullft_assets.cli", "run", CASE, "--defs", str(self.project.defs)]
-        if self._start(command, None).wait():
+        if self._start(["fullft_assets.cli", "run", CASE, "--defs", str(self.project.defs)], None).wait():
             raise FullftError(f"tour: `fullft run` failed; its lines above and {self.url}/runs say why")
 
     def _answers(self) -> bool:

@@ -37,5 +37,7 @@ class AccountResource(dg.ResourceDefinition):
 def _in_account(
     aws: Any, open_value: Callable[[dg.InitResourceContext], Any], init: dg.InitResourceContext
 ) -> Iterator[Any]:
+    # The logs of steps are where the instance says: its client is made before, from the environment.
+    _ = init.instance and init.instance.compute_log_manager
     with account_of(aws):
         yield open_value(init)
