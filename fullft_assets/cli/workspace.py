@@ -1,4 +1,4 @@
-"""The code location of a project: the workspace.yaml that names it, and the account of AWS that it speaks to."""
+"""The code location of a project: the workspace.yaml that names it, and its account of AWS."""
 
 import tempfile
 from collections.abc import Iterator

@@ -90,8 +90,8 @@ class EcsLauncher(AwsLauncher):
                     for failure in answer["failures"]
                 )
                 raise WorkloadError(
-                    f"ECS {self.place}: no instance takes {spec.name} ({why or 'no reason given'}); wait until"
-                    " one is free, or set launcher.capacity_provider to one that starts instances",
+                    f"ECS {self.place}: no instance takes {spec.name} ({why or 'no reason given'}); wait"
+                    " until one is free, or set launcher.capacity_provider to one that starts instances",
                     "infrastructure",
                 )
         self._started[spec.name] = time.monotonic()

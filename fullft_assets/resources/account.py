@@ -30,7 +30,8 @@ class AccountResource(dg.ResourceDefinition):
         self, resource_defs: Mapping[str, dg.ResourceDefinition]
     ) -> frozenset[str]:
         """Return the key of `aws` where it is one of the definitions."""
-        # A key that is required in any case would have to be in every project's definitions.
+        # A key that is required in any case would have to be in every project's definitions. Dagster asks so
+        # for resources that are nested in others; tests/test_private_dagster.py names the release.
         return frozenset({AWS} & resource_defs.keys())
 
 
