@@ -87,8 +87,8 @@ def _variables_of(resource: Any) -> dict[str, str]:
     ):
         raise SettingsError(
             f"resource aws: give one of dagster_aws, such as S3Resource, not {type(resource).__name__}, with"
-            " use_ssl, verify and use_unsigned_session as they are by default; an endpoint_url may be http://,"
-            " and AWS_CA_BUNDLE names certificates"
+            " use_ssl, verify and use_unsigned_session as they are by default; an endpoint_url may be"
+            " http://, and AWS_CA_BUNDLE names certificates"
         )
     all_endpoints = [_ENDPOINT, *(name for name in os.environ if name.startswith(_ENDPOINT))]
     endpoints = [f"{_ENDPOINT}_S3"] if hasattr(resource, "use_unsigned_session") else all_endpoints

@@ -114,7 +114,7 @@ class _Tour:
         self.say(f"their verdicts: {self._verdicts()}")
         first = latest(self.store, CASE, EVALUATION_REPORT)
 
-        self.services.call("dagster", "sensor", "start", "-w", "workspace.yaml", "--start-all")
+        self.services.turn_sensors_on()
         self.project.send_other_documents()
         self._step(
             f"The sensors are on. {NUM_DRIFTED} windows of packages' tags arrive: production changes.",
@@ -156,8 +156,10 @@ class _Tour:
                 "The sensor launched a training. It is judged against the champion.",
                 f"{url}/runs/{run.run_id}",
             )
-            one = dg.RunsFilter(run_ids=[run.run_id])
-            self._wait("the training ends", lambda: any(run.is_finished for run in instance.get_runs(one)))
+            self._wait(
+                "the training ends",
+                lambda: (now := instance.get_run_by_id(run.run_id)) is not None and now.is_finished,
+            )
         self.say(self._release_ended(first.ref if first else None))
 
         self._step("Alerts go to a webhook, here a small server in this terminal.", f"{url}/automation")
@@ -221,7 +223,7 @@ class _Services:
         }
         require("dagster_webserver", "fullft tour")
         # On a fresh home the services race for the schema of the database: one command goes before.
-        self.call("dagster", "instance", "info")
+        self._call("dagster", "instance", "info")
         with self.log.open("wb") as log:
             self._process = self._start(
                 ["fullft_assets.cli", "ui", "-w", "workspace.yaml", "-p", str(self._port)], log
@@ -232,16 +234,22 @@ class _Services:
         """Return what a function finds at last; raise a FullftError after a time, or if the services end."""
         deadline = time.monotonic() + _STEP_SECONDS
         while not (result := find()):
-            if self._process.poll() is not None:
-                raise FullftError(f"tour: `dagster dev` ended by itself; {self.log} says why")
+            self.require_alive()
             if time.monotonic() > deadline:
                 raise FullftError(f"tour: {problem}")
             time.sleep(_POLL_SECONDS)
         return result
 
+    def require_alive(self) -> None:
+        if self._process.poll() is not None:
+            raise FullftError(f"tour: `dagster dev` ended by itself; {self.log} says why")
+
     def fullft_run(self) -> None:
         if self._start(["fullft_assets.cli", "run", CASE, "--defs", str(self.project.defs)], None).wait():
             raise FullftError(f"tour: `fullft run` failed; its lines above and {self.url}/runs say why")
+
+    def turn_sensors_on(self) -> None:
+        self._call("dagster", "sensor", "start", "-w", "workspace.yaml", "--start-all")
 
     def _answers(self) -> bool:
         with (
@@ -251,7 +259,7 @@ class _Services:
             return answer.status == 200
         return False
 
-    def call(self, *command: str) -> None:
+    def _call(self, *command: str) -> None:
         with self.log.open("ab") as log:
             if self._start(list(command), log).wait():
                 raise FullftError(f"tour: `{' '.join(command)}` failed; {self.log} says why")

@@ -50,10 +50,12 @@ def account_of_project(project_root: Path, use_cases: set[str]) -> Iterator[None
             ]
         except Exception as error:
             raise SettingsError(f"{project_root}: Dagster cannot load the definitions ({error})") from error
-    own = next(
-        (resources for resources in locations if any(f"{name}_store" in resources for name in use_cases)), {}
-    )
-    aws = {AWS: own[AWS]} if AWS in own else {}
+    aws = {
+        key: resources[key]
+        for resources in locations
+        if any(f"{name}_store" in resources for name in use_cases)
+        for key in resources.keys() & {AWS}
+    }
     with dg.build_resources(aws | {"account": AccountResource(lambda _: None, "This process.")}):
         yield
 

@@ -133,7 +133,6 @@ class EcsLauncher(AwsLauncher):
     def _request(self, spec: LaunchSpec, definition: str) -> dict[str, Any]:
         settings = self.settings
         provider = {"capacityProvider": settings.capacity_provider, "weight": 1}
-        type_is = f"attribute:ecs.instance-type == {settings.instance_type}"
         network = {
             "subnets": settings.subnets,
             "securityGroups": settings.security_groups,
@@ -155,7 +154,14 @@ class EcsLauncher(AwsLauncher):
                 else {"capacityProviderStrategy": [provider]}
             ),
             **(
-                {"placementConstraints": [{"type": "memberOf", "expression": type_is}]}
+                {
+                    "placementConstraints": [
+                        {
+                            "type": "memberOf",
+                            "expression": f"attribute:ecs.instance-type == {settings.instance_type}",
+                        }
+                    ]
+                }
                 if settings.instance_type is not None
                 else {}
             ),
