@@ -404,7 +404,7 @@ class TestTheList:
     def test_lines_that_match_nothing_are_named_and_fail(
         self, batches: Batches, tmp_path: Path, capsys, monkeypatch
     ):
-        monkeypatch.setattr(commands, "_store", lambda _: batches.store)
+        monkeypatch.setattr(commands, "_open", lambda parsed: (commands._load(parsed), batches.store))
         (tmp_path / "list.txt").write_text("d2\ntypo-1\n" + "".join(f"typo-{n}\n" for n in range(2, 13)))
         assert batches.fullft("erase", CASE, str(tmp_path / "list.txt")) == 1
         said = capsys.readouterr()
