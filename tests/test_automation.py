@@ -294,8 +294,7 @@ class TestDeliverySensor:
             monkeypatch.setattr(time, "time", lambda now=clock: now + 60)
             (request,) = bench.tick("new_documents").run_requests
             keys.append(request.run_key)
-        assert len(set(keys)) == len(keys)
-        assert request.tags == {"delivery/run_key": keys[0]}
+        assert len(set(keys)) == len(keys) and request.tags == {"delivery/run_key": keys[0]}
         if not is_transient:
             self.fail(bench, request, failure)
             monkeypatch.setattr(time, "time", lambda: clock + 1e7)
@@ -383,8 +382,7 @@ class TestDeliverySensor:
             False,
             dg.AssetCheckSeverity.WARN,
         )
-        assert event.metadata["num_not_read"].value == 1
-        assert first.cursor
+        assert event.metadata["num_not_read"].value == 1 and first.cursor
 
     def test_a_materialisation_of_what_writes_the_folder_starts_the_ingestion(self, bench):
         """Between two materialisations no tick looks; after one, each does until all that was delivered is
@@ -485,8 +483,7 @@ class TestRetrainingSensor:
         """One that died after recording, a preview in the UI, a time-out of gRPC."""
         first, again = bench.tick("retraining"), bench.tick("retraining")
         assert first.job_name == again.job_name == "letters_model"
-        assert first.run_key == again.run_key
-        assert len(bench.decisions()) == 1
+        assert first.run_key == again.run_key and len(bench.decisions()) == 1
 
     def test_one_that_failed_alerts_and_is_not_repeated_on_the_same_rows(self, bench):
         bench.run(bench.tick("retraining"), "failed", "data")

@@ -35,8 +35,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def use_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the commands find this store."""
-    monkeypatch.setattr(commands, "_load", lambda _: SimpleNamespace(name="letters"))
-    monkeypatch.setattr(commands, "_store", lambda _: store)
+    monkeypatch.setattr(commands, "_open", lambda _: (SimpleNamespace(name="letters"), store))
 
 
 def run(*arguments: str) -> int:

@@ -111,8 +111,7 @@ def test_every_guard_has_a_row() -> None:
     rows = re.findall(
         r"^\| `(\w+)` \|.*\| `(\w+)` \|$", (DOCS / "training" / "guards.md").read_text(), re.MULTILINE
     )
-    actions = {name: GUARDS.get(name).settings_class().action for name in GUARDS.ours}
-    assert dict(rows) == actions
+    assert dict(rows) == {name: GUARDS.get(name).settings_class().action for name in GUARDS.ours}
 
 
 def test_the_page_of_settings_is_up_to_date() -> None:

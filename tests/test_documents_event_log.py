@@ -344,6 +344,5 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(
         assert "<img" not in page.read_text() and "<b>`" not in page.read_text()
     counts = str(made.metadata["label_counts"].value)
     shown = r"\!\[t\](http://host/x.png)\\u202e&lt;b>\`\|"
-    assert f"| {shown} | " in counts
-    assert f"| {shown} | " in report
+    assert f"| {shown} | " in counts and f"| {shown} | " in report
     assert f"- **group**: set examples.group: {shown}" in report

@@ -75,8 +75,7 @@ def test_its_champion_predicts_and_its_held_out_rows_never_train(earlier: projec
     champion = release.read_champion(store, CASE)
     assert champion is not None and champion.score == pytest.approx(0.8272, abs=1e-4)
     report = store.load(champion.evaluation)
-    judged = read_evaluation((store.folder(report) / "evaluation.json").read_bytes())
-    assert judged.num_test_groups > 30
+    assert read_evaluation((store.folder(report) / "evaluation.json").read_bytes()).num_test_groups > 30
     assert {"tfidf", "majority"} <= set(EvaluationMetadata.of(report).systems)
     before = latest(store, CASE, "training_snapshot")
     assert before is not None and before.ref == champion.snapshot

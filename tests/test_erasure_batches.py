@@ -280,8 +280,7 @@ class TestCutShort:
         with killed_at(whole.store, 0) as steps:
             erasure.erase(whole.store, CASE, listed)
         expected, num_steps = {id_: row for id_, row in before.items() if id_ not in listed}, len(steps)
-        assert whole.texts(taken) == expected
-        assert num_steps > 25
+        assert whole.texts(taken) == expected and num_steps > 25
         for step in range(1, num_steps + 1):
             batches = again(origin, tmp_path / str(step))
             with killed_at(batches.store, step), pytest.raises(PowerCut):
@@ -357,8 +356,7 @@ class TestMadeUpIds:
         assert (raw.metadata["num_rows"], raw.metadata["num_erased"]) == (0, 1)
         (batches.project.documents / "smith_john.txt").unlink()
         report = erasure.erase(batches.store, CASE, ["smith_john.txt"])
-        assert (report.num_before, report.missing) == (1, [])
-        assert batches.traces("smith_john") == []
+        assert (report.num_before, report.missing) == (1, []) and batches.traces("smith_john") == []
 
 
 class TestWhatKilledRunsLeft:
@@ -378,8 +376,7 @@ class TestWhatKilledRunsLeft:
             (draft.path / "examples.parquet").write_bytes(b"")
             report = erasure.erase(batches.store, CASE, ["d2"])
             assert draft.path.is_dir()
-        assert not left.exists()
-        assert (report.deleted[ATTEMPTS], report.num_in_flight) == (1, 1)
+        assert not left.exists() and (report.deleted[ATTEMPTS], report.num_in_flight) == (1, 1)
 
     def test_a_table_that_cannot_be_read_does_not_hold_the_erasure_up(self, batches: Batches):
         valid = next(
@@ -407,7 +404,7 @@ class TestTheList:
     def test_lines_that_match_nothing_are_named_and_fail(
         self, batches: Batches, tmp_path: Path, capsys, monkeypatch
     ):
-        monkeypatch.setattr(commands, "_store", lambda _: batches.store)
+        monkeypatch.setattr(commands, "_open", lambda parsed: (commands._load(parsed), batches.store))
         (tmp_path / "list.txt").write_text("d2\ntypo-1\n" + "".join(f"typo-{n}\n" for n in range(2, 13)))
         assert batches.fullft("erase", CASE, str(tmp_path / "list.txt")) == 1
         said = capsys.readouterr()

@@ -110,8 +110,7 @@ def in_project(
     monkeypatch.setenv("DAGSTER_HOME", str(project.home))
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        status = main([*arguments, "--defs", str(project.root / "my_project" / "defs")])
-        return status, *capsys.readouterr()
+        return main([*arguments, "--defs", str(project.root / "my_project" / "defs")]), *capsys.readouterr()
 
     return run
 

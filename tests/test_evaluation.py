@@ -261,8 +261,7 @@ def test_assess_agrees_with_itself_and_survives_json():
     assert found.scores["accuracy"]["finetuned"].estimate == pytest.approx(
         np.trace(found.confusion) / 900, abs=0.01
     )
-    assert found.gain_over_champion is None
-    assert found.baselines == ["majority", "tfidf"]
+    assert found.gain_over_champion is None and found.baselines == ["majority", "tfidf"]
     assert read_evaluation(found.model_dump_json()) == found
 
 
@@ -277,15 +276,13 @@ def test_assess_agrees_with_itself_and_survives_json():
 def test_justification_says_which_way_it_went(finetuned, baseline, justified, opening):
     found = assessed(finetuned, baseline).justification
     assert (found.justified, found.best_baseline) == (justified, "tfidf")
-    assert found.sentence.startswith(opening)
-    assert "TF-IDF + logistic regression" in found.sentence
+    assert found.sentence.startswith(opening) and "TF-IDF + logistic regression" in found.sentence
 
 
 @pytest.mark.parametrize(("num_differing", "excludes_zero"), [(5, False), (6, True), (None, True)])
 def test_a_gain_that_few_groups_show_is_none(num_differing, excludes_zero):
     gain = Gain.of(0.05, 0.01, 199, 0.95, None if num_differing is None else np.full(num_differing, 0.01))
-    assert (gain.low > 0) is excludes_zero
-    assert gain.low <= 0.05 - 0.0195
+    assert (gain.low > 0) is excludes_zero and gain.low <= 0.05 - 0.0195
 
 
 def test_what_is_detectable_counts_the_groups_that_a_difference_adds() -> None:

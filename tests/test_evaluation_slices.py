@@ -128,8 +128,7 @@ def test_the_gate_and_the_markdown_name_no_slice_but_labels(tmp_path) -> None:
     page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert f"{WORD} &lt;b&gt;client&lt;/b&gt;" in page and "<b>client" not in page and "✗ worse" in page
     assert WORD not in markdown and "| source 1 | " in markdown and "label letter" in markdown
-    assert WORD not in gate_of(found).text
-    assert "1 by domain have too few groups." in markdown
+    assert WORD not in gate_of(found).text and "1 by domain have too few groups." in markdown
 
 
 def test_a_field_of_any_name_leaves_the_table_whole() -> None:

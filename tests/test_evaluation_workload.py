@@ -251,8 +251,7 @@ def test_rows_that_a_model_learned_from_in_an_older_snapshot_are_excluded(lab, c
     found = lab.evaluate(candidate, "newer", taken=newer)
     rows = pq.read_table(lab.store.folder(found) / "predictions.parquet")["id"].to_pylist()
     left = [id_ for id_, text in zip(test.ids, test.texts, strict=True) if text not in learned]
-    assert rows == left
-    assert found.metadata["num_test_rows_left_out"] == len(test) - len(left)
+    assert rows == left and found.metadata["num_test_rows_left_out"] == len(test) - len(left)
 
 
 def test_predictions_are_stored_and_the_headline_is_in_the_metadata(lab, report):
@@ -268,8 +267,7 @@ def test_predictions_are_stored_and_the_headline_is_in_the_metadata(lab, report)
     columns.append("probabilities")
     assert table.column_names == columns
     rows = table.to_pydict()
-    assert rows["id"] == lab.test.ids
-    assert rows["label"] == [lab.labels[i] for i in lab.test.labels]
+    assert rows["id"] == lab.test.ids and rows["label"] == [lab.labels[i] for i in lab.test.labels]
     found = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
     assert report.metadata["accuracy"] == found.scores["accuracy"]["finetuned"].estimate
     assert report.metadata["macro_f1"] == found.scores["macro_f1"]["finetuned"].estimate
@@ -287,19 +285,15 @@ def test_an_untrained_model_is_not_promoted_and_the_report_says_why(lab, report)
     # The words give the label away to TF-IDF; a model that was never trained guesses.
     assert report.metadata["scores"]["tfidf"]["macro_f1"] > 0.8 > 0.6 > report.metadata["macro_f1"]
     decision = read_verdict(lab.store.folder(report))
-    assert not decision.promote
-    assert not report.check("beats_baselines").passed
-    assert report.metadata["verdict"] == decision.sentence
-    assert not report.metadata["justified"]
+    assert not decision.promote and not report.check("beats_baselines").passed
+    assert report.metadata["verdict"] == decision.sentence and not report.metadata["justified"]
     page = (lab.store.folder(report) / "report.html").read_text()
-    assert "Full fine-tuning was not worth it, a baseline is better" in page
-    assert "1 min 1 s" in page
+    assert "Full fine-tuning was not worth it, a baseline is better" in page and "1 min 1 s" in page
 
 
 def test_texts_are_only_in_the_html(lab, report):
     folder = lab.store.folder(report)
-    shown = [text for text in lab.test.texts if text in (folder / "report.html").read_text()]
-    assert len(shown) >= 5
+    assert len([text for text in lab.test.texts if text in (folder / "report.html").read_text()]) >= 5
     for name in ("report.md", "evaluation.json", "decision.json", "manifest.json"):
         content = (folder / name).read_text()
         assert not any(text in content for text in lab.test.texts), name

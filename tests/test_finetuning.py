@@ -49,8 +49,7 @@ def fitted(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Fit:
 
 
 def train(case: Prepared, folder: Path, chosen: TrainingSettings, **options: object) -> Fit:
-    options = {"seed": 17, "progress": QUIET, **options}
-    return fine_tune(case.recipe, chosen, work_folder=folder, **options)
+    return fine_tune(case.recipe, chosen, work_folder=folder, **{"seed": 17, "progress": QUIET, **options})
 
 
 class TestPlannedOrder:

@@ -253,8 +253,7 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     configure(graph.project, release=lenient, training={"retry_epoch": 1})
     graph.approve()
     assert graph.materialize("finetuned_checkpoint", *judge).success
-    new = graph.latest("finetuned_checkpoint")
-    assert champion(graph) == new.ref != old.ref
+    assert champion(graph) == graph.latest("finetuned_checkpoint").ref != old.ref
 
     back = graph.project.fullft("rollback", CASE, "--reason", "worse")
     assert back.returncode == 0, back.stderr

@@ -177,8 +177,7 @@ def test_how_the_job_of_an_earlier_run_ended_decides_whether_it_is_started_again
     run, abandoned, end, line, num_submitted
 ):
     backend = abandoned(end, DONE)
-    assert run(backend) == line
-    assert backend.calls.count("submit") == num_submitted
+    assert run(backend) == line and backend.calls.count("submit") == num_submitted
 
 
 def test_who_only_follows_starts_the_next_attempt_though_the_first_run_never_records_an_end(
@@ -232,8 +231,7 @@ def test_a_job_that_may_still_run_is_ended_before_the_next_one_starts(run, store
     submit = backend.submit
     monkeypatch.setattr(backend, "submit", lambda spec: (beside.append(sorted(backend.jobs)), submit(spec)))
     backend.lost = lost  # answers to `stop`
-    assert run(backend) is None
-    assert (beside, recorded(store).attempt) == ([[], []], 2)
+    assert run(backend) is None and (beside, recorded(store).attempt) == ([[], []], 2)
 
 
 def test_a_job_that_cannot_be_ended_stays_on_record_for_the_next_run(run, store, monkeypatch):
@@ -255,8 +253,7 @@ def test_a_job_that_cannot_be_ended_stays_on_record_for_the_next_run(run, store,
         1,
     )
     backend.lost = set()
-    assert run(backend) is None
-    assert (recorded(store).attempt, sorted(backend.jobs)) == (2, [])
+    assert run(backend) is None and (recorded(store).attempt, sorted(backend.jobs)) == (2, [])
 
 
 def test_only_a_run_that_dagster_cancels_stops_its_job_where_nobody_can_press_ctrl_c(
@@ -352,10 +349,8 @@ class TestRecords:
     def test_of_two_runs_one_launches_and_the_other_follows(self, store):
         first, is_new = records.claim(store, wanted(), lambda _: True)
         assert is_new and first.attempt == 1
-        attached = records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: True)
-        assert attached == (first, False)
-        of_another_dagster = records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: None)
-        assert of_another_dagster == (first, False)
+        assert records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: True) == (first, False)
+        assert records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: None) == (first, False)
 
     def test_who_attaches_to_the_job_of_a_run_that_is_gone_may_cancel_it(self, store):
         records.claim(store, wanted(), lambda _: True)

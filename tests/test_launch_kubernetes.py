@@ -716,7 +716,6 @@ def test_a_cluster_is_the_same_place_by_every_name_and_another_one_is_not(cluste
     config = yaml.safe_load(cluster.kubeconfig.read_text())
     config["contexts"].append({**config["contexts"][0], "name": "by-another-name"})
     cluster.kubeconfig.write_text(yaml.safe_dump(config))
-    place = launcher().place
-    assert launcher(context="by-another-name").place == place == "fullft@1a2b3c4d"
+    assert launcher(context="by-another-name").place == launcher().place == "fullft@1a2b3c4d"
     cluster.services["fullft-pods"]["metadata"]["uid"] = "5ec0d000"
     assert launcher().place == "fullft@5ec0d000"

@@ -217,8 +217,7 @@ class TestRunThatEnds:
         began = time.monotonic()
         run.send_signal(signal.SIGINT)
         _all_gone(processes[1:])
-        assert 2 <= time.monotonic() - began < 6
-        assert not (folder / "checkpoint0").exists()
+        assert 2 <= time.monotonic() - began < 6 and not (folder / "checkpoint0").exists()
         run.wait(SECONDS)
 
     @pytest.mark.parametrize("killed", ["run", "supervisor"])
@@ -256,16 +255,14 @@ class TestSupervisor:
         supervisor = self._start(folder, "works")
         helper = process(folder, "helper0")
         process(folder, "workload0").terminate()
-        assert supervisor.wait(SECONDS) == 3
-        assert not is_alive(helper)
+        assert supervisor.wait(SECONDS) == 3 and not is_alive(helper)
 
     def test_death_of_a_watched_process_stops_the_command(self, folder):
         watched = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
         supervisor = self._start(folder, "works", watch=watched.pid)
         processes = [process(folder, "workload0"), process(folder, "helper0")]
         watched.kill()  # not waited for: a zombie counts as dead
-        assert supervisor.wait(SECONDS) == 3
-        assert (folder / "checkpoint0").exists()
+        assert supervisor.wait(SECONDS) == 3 and (folder / "checkpoint0").exists()
         assert not any(map(is_alive, processes))
         watched.wait()
 

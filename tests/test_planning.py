@@ -51,10 +51,8 @@ class TestPlanChecks:
 
     def test_plan_within_its_limits_is_green_and_priced(self):
         plan, checks = plan_checks(MEASURED, PlanningSettings(hourly_usd=3.0, max_usd=6.0, max_hours=2.0))
-        assert all(check.passed for check in checks)
-        assert plan.planned_hours == 2.0
-        assert plan.planned_usd == 6.0
-        assert plan.padding_share == pytest.approx(0.0625)
+        assert all(check.passed for check in checks) and plan.planned_hours == 2.0
+        assert plan.planned_usd == 6.0 and plan.padding_share == pytest.approx(0.0625)
 
     def test_the_price_has_pilot_baselines_and_evaluation_in_it(self):
         plan, (_, budget) = plan_checks(
@@ -85,8 +83,7 @@ class TestPlanChecks:
         short = MEASURED.model_copy(update={"available_memory_bytes": 2 * 2**30})
         for limit in (None, 100.0):
             _, (fits, _) = plan_checks(short, PlanningSettings(max_memory_gib=limit))
-            assert not fits.passed
-            assert "lower training.micro_batch_size" in fits.description
+            assert not fits.passed and "lower training.micro_batch_size" in fits.description
 
     def test_unsharded_processes_hold_buckets_of_gradients(self):
         frozen = MEASURED.model_copy(update={"num_trained_parameters": 20_000_000})

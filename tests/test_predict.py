@@ -182,8 +182,7 @@ def test_the_field_is_the_one_of_the_deliveries_and_the_id_comes_with_the_answer
     use_case, store = crowned(tmp_path, text="body", format="parquet")
     path, out = write(tmp_path / "texts"), tmp_path / "answers.jsonl"
     assert [row.text for row in read_texts(path, use_case.settings)] == TEXTS
-    assert predict_file(use_case, store, path, out, 5) == 0
-    assert capsys.readouterr().out == ""
+    assert predict_file(use_case, store, path, out, 5) == 0 and capsys.readouterr().out == ""
     found = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [(each["row"], each["id"]) for each in found] == [(first + n, f"d{n}") for n in range(len(TEXTS))]
     assert not list(tmp_path.glob(".*partial"))

@@ -277,8 +277,7 @@ def test_the_noise_of_seeds_widens_a_claim():
 )
 def test_headline(found, headline):
     verdict = release.verdict(found, ReleaseSettings(min_score=0.5))
-    assert verdict.headline == headline
-    assert verdict.promote is (headline == "PROMOTE")
+    assert verdict.headline == headline and verdict.promote is (headline == "PROMOTE")
 
 
 # The pointer
@@ -505,12 +504,10 @@ def test_the_incumbent_is_fixed_with_the_decision(lab):
     first, second = lab.checkpoint("a"), lab.checkpoint("b")
     assert lab.against(first).champion is None
     lab.publish(lab.report(first, evaluated(), "ra"), first)
-    assert lab.against(first).champion is None
-    assert lab.against(second).champion == first.ref
+    assert lab.against(first).champion is None and lab.against(second).champion == first.ref
     lab.publish(lab.report(second, evaluated(over_champion=gained(0.02)), "rb"), second)
     assert release.read_champion(lab.store, "demo").checkpoint == second.ref
-    assert lab.against(first).champion is None
-    assert lab.against(second).champion == first.ref
+    assert lab.against(first).champion is None and lab.against(second).champion == first.ref
 
 
 class TestWhatItIsJudgedAgainst:
@@ -579,8 +576,7 @@ def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab, first, s
     lab.publish(report, second)
     release.rollback(lab.store, "demo", reason="worse", by="run")
     outcome, _ = lab.publish(report, second)
-    assert outcome.kind == "kept"
-    assert "was rolled back" in outcome.sentence
+    assert outcome.kind == "kept" and "was rolled back" in outcome.sentence
     assert release.read_champion(lab.store, "demo").checkpoint == first.ref
 
 

@@ -203,10 +203,8 @@ def test_the_command_that_rolls_back_moves_the_copy(
     for name in ("first", "second"):
         promoted(lab, name)
         release.push_champion(lab.store, case)
-    monkeypatch.setattr(commands, "_load", lambda parsed: case)
-    monkeypatch.setattr(commands, "_store", lambda use_case: lab.store)
+    monkeypatch.setattr(commands, "_open", lambda _: (case, lab.store))
     command = ["rollback", "demo", "--reason", "worse", "--defs", "."]
-    assert main(command) == 0
-    assert f"copied to {tmp_path}/out/first-" in capsys.readouterr().out
+    assert main(command) == 0 and f"copied to {tmp_path}/out/first-" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "champion.json").read_text())["model"].startswith("first-")
     assert main(command) == 1 and "first champion" in capsys.readouterr().err

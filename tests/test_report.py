@@ -145,8 +145,7 @@ def test_html_is_whole_self_contained_and_shows_real_pictures(tmp_path):
         assert pixels[..., :3].std() > 0.02, f"{name} is blank"
     on_disk = {path.stem: path.read_bytes() for path in (tmp_path / "pictures").glob("*.png")}
     assert set(on_disk) == set(pictures)
-    embedded = {base64.b64decode(image["src"].split(",")[1]) for image in page.images}
-    assert embedded == set(on_disk.values())
+    assert {base64.b64decode(image["src"].split(",")[1]) for image in page.images} == set(on_disk.values())
     assert plt.get_fignums() == [], "pyplot is left alone"
     # Small enough for Dagster's event log.
     assert all(len(data) < 60_000 for data in on_disk.values())
@@ -245,8 +244,7 @@ def test_nothing_overflows_on_a_desk_or_a_telephone(tmp_path, width):
         )
         assert outside == []
         # Beside their numbers, names of gates stay whole.
-        gates_page = page.locator("table:has(td.yes, td.no) tr:not([data-document]) td:first-child")
-        assert gates_page.count() > 3
+        assert page.locator("table:has(td.yes, td.no) tr:not([data-document]) td:first-child").count() > 3
         assert (
             width < 800
             or page.evaluate(BROKEN, "table:has(td.yes, td.no) tr:not([data-document]) td:first-child") == []

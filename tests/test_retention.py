@@ -155,8 +155,7 @@ def test_afterwards_champions_can_be_compared_with_and_returned_to(lab: Kept) ->
     assert lab.take(lab.variant("fourth")).ref == lab.snapshot.ref
     assert lab.store.folder(lab.take(lab.variant("second"))).is_dir(), "what went is made again"
     candidate = lab.checkpoint("new", classification.small_model(lab.labels, [2, 0, 1]))
-    report = lab.evaluate(candidate, "report-new", lab.checkpoints["fourth"])
-    assert "champion" in report.metadata["scores"]
+    assert "champion" in lab.evaluate(candidate, "report-new", lab.checkpoints["fourth"]).metadata["scores"]
     # Back to the one that is kept, then to the first; the one between them is gone, and nothing returns to
     # it.
     for name in ("third", "first"):

@@ -133,8 +133,7 @@ def named(*numbers: int) -> set[str]:
 def test_weights_of_champions_before_the_kept_ones_go_and_reports_stay(lab: Lab) -> None:
     """The present one, the one before and the first stay."""
     found = retention.clean(lab.store, lab.use_case)
-    assert lab.keys == named(0, 3, 4) | {"e1", "e2"}
-    assert lab.history == ["c3", "c0"]
+    assert lab.keys == named(0, 3, 4) | {"e1", "e2"} and lab.history == ["c3", "c0"]
     assert found.lines[:2] == [
         f"no roll-back returns to {lab.champions[number].checkpoint}, which leaves the history"
         for number in (2, 1)

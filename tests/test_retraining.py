@@ -485,8 +485,7 @@ class TestFailures:
         unsettled = "retrain" if failure == "preemption" else "alert"
         assert _decide(failed, new=1_200).action == unsettled
         # What its own run trained before it failed is no training since.
-        before = failed.model_copy(update={since: NOW - DAY_SECONDS})
-        assert _decide(before, new=1_200).action == unsettled
+        assert _decide(failed.model_copy(update={since: NOW - DAY_SECONDS}), new=1_200).action == unsettled
         settled = _decide(failed.model_copy(update={since: NOW - 0.4 * DAY_SECONDS}), new=1_200)
         assert settled.action == "wait" and not settled.incidents
 

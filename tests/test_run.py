@@ -125,8 +125,7 @@ def test_a_run_left_in_the_queue_by_a_daemon_that_ended_is_launched(
     location.launch_queued(queued.run_id)
     assert launched == [], "the daemon may yet take it"
     follower = Follower(instance, Terminal(io.StringIO()), "letters", location.launch_queued)
-    assert follower.follow([FollowedRun(queued.run_id, "quick")])
-    assert launched == [queued.run_id]
+    assert follower.follow([FollowedRun(queued.run_id, "quick")]) and launched == [queued.run_id]
 
 
 def test_all_of_many_files_are_cut(

@@ -230,8 +230,7 @@ class TestAnyCut:
         found = snapshot_of(cut)
         assert [text_hash(text) for text in texts_of(cut, found)] == found.index["text_hash"].to_pylist()
         assert_nothing_leaks(found, texts_of(cut, found))
-        assert found.index.equals(alone.index)
-        assert found.labels == alone.labels
+        assert found.index.equals(alone.index) and found.labels == alone.labels
         assert {**found.metadata, "num_batches": None} == {
             **alone.metadata,
             "num_batches": None,
@@ -240,8 +239,7 @@ class TestAnyCut:
         assert sum(len(examined(batch).valid) for batch in cut) == len(found.index) + sum(
             found.metadata["left_out"].values()
         ), "rows are accounted for"
-        assert found.checks == alone.checks
-        assert found.agreement == alone.agreement
+        assert found.checks == alone.checks and found.agreement == alone.agreement
 
 
 class TestNearRows:
@@ -378,8 +376,7 @@ class TestRowsOfOneBatch:
         assert not {"x", "y"} & self.rows(both)[0].keys()
         found, _ = self.rows(both, (File("b.jsonl", 6, (("y", TEXT, "notice", "g"),)),))
         # Of the two that agree now the first stays.
-        assert (found["x"]["text"], found["x"]["label"]) == (TEXT, "notice")
-        assert "y" not in found
+        assert (found["x"]["text"], found["x"]["label"]) == (TEXT, "notice") and "y" not in found
 
     def test_an_older_version_of_another_file_counts_when_the_newer_one_is_withdrawn(self) -> None:
         versions = (
@@ -393,8 +390,7 @@ class TestRowsOfOneBatch:
         first = base()[0]
         id_, text, _, group = first.rows[3]
         broken = File(first.path, 5, (*first.rows[:3], (id_, text, "no known label", group), *first.rows[4:]))
-        assert id_ in self.rows()[0]
-        assert id_ not in self.rows((broken,))[0]
+        assert id_ in self.rows()[0] and id_ not in self.rows((broken,))[0]
         assert id_ in self.rows((broken,), (File(first.path, 6, first.rows),))[0]
 
 

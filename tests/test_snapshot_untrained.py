@@ -44,8 +44,7 @@ def test_such_a_row_is_set_aside_alone_and_named(tmp_path: Path, model: Path) ->
     rows = [conversation(number, cut_before_the_answer=number == 6) for number in range(40)]
     taken = prepared.take(project(tmp_path, model, rows))
     found = snapshot.SnapshotMetadata.of(taken.snapshot)
-    assert found.batches_left_out == []
-    assert found.left_out[REASON] == 1
+    assert found.batches_left_out == [] and found.left_out[REASON] == 1
     assert found.num_train_rows + found.num_validation_rows + found.num_test_rows == 39
     assert "c6" not in snapshot.read_index(taken.store, taken.snapshot)["id"].to_pylist()
     (batch,) = found.parts.values()

@@ -249,8 +249,7 @@ class TestScores:
         assert [found.scores["micro_f1"][name].estimate for name in ("no_spans", "dictionary")] == [0.0, 0.0]
         assert found.unmeasured == ["c"]
         assert "The test set has no `c`: quality there is unknown." in found.limits
-        assert found.justification.justified
-        assert read_evaluation(found.model_dump_json()) == found
+        assert found.justification.justified and read_evaluation(found.model_dump_json()) == found
 
 
 class TestRecipe:
@@ -275,8 +274,7 @@ class TestRecipe:
         feed = recipe.prepare(recipe.load(chosen), chosen, 1).feed
         trained = sum(int((batch["labels"] != IGNORED).sum()) for batch in feed.batches())
         reading = TokenizedTexts.of(recipe.tokenization, recipe.train.texts)
-        assert max(map(len, reading.chunks)) >= 3
-        assert reading.chunks == recipe.train.chunks
+        assert max(map(len, reading.chunks)) >= 3 and reading.chunks == recipe.train.chunks
         assert trained == sum(map(len, reading.characters))
 
     def test_predictions_and_loss_equal_a_slow_loop(self, tiny: Prepared, fp32: None):
@@ -295,8 +293,7 @@ class TestRecipe:
                 loss += sum(-torch.log_softmax(logits[at], 0)[true[at]].item() for at in kept)
                 count += len(kept)
             assert np.array(slow).tolist() == mine.tolist()
-        assert found.num_tokens == count
-        assert found.loss == pytest.approx(loss, rel=1e-5)
+        assert found.num_tokens == count and found.loss == pytest.approx(loss, rel=1e-5)
         assert recipe.score(model, QUIET)["loss"] == pytest.approx(loss / count, rel=1e-5)
 
     def test_weights_that_are_not_finite_have_no_score(self, tiny: Prepared):

@@ -62,14 +62,12 @@ def test_what_is_known_is_not_read_again_and_what_changed_is(place: Place) -> No
     for number in range(5):
         place.make(f"b{number}", number)
     rows = {f"b{number}": [number] for number in range(5)}
-    assert place.summary() == (rows, list(rows))
-    assert place.summary() == (rows, [])
+    assert place.summary() == (rows, list(rows)) and place.summary() == (rows, [])
     place.make("b1", 10)
     place.make("b5", 5)
     place.make("a0", 7)
     changed = {**rows, "b1": [10], "b5": [5], "a0": [7]}
-    assert place.summary() == (changed, ["a0", "b1", "b5"])
-    assert place.summary() == (changed, [])
+    assert place.summary() == (changed, ["a0", "b1", "b5"]) and place.summary() == (changed, [])
     assert place.summary(version="2") == (changed, sorted(changed))
 
 
@@ -88,8 +86,7 @@ def test_one_that_is_lost_or_damaged_is_made_again(place: Place, damage: Callabl
         place.make(name, number)
     place.summary()
     damage(place.file)
-    assert place.summary() == (rows, ["b0", "b1", "b2"])
-    assert place.summary() == (rows, [])
+    assert place.summary() == (rows, ["b0", "b1", "b2"]) and place.summary() == (rows, [])
 
 
 def test_an_artifact_that_is_rewritten_under_its_pointer_is_read_again(place: Place) -> None:

@@ -91,8 +91,7 @@ def test_tour_takes_every_step_and_leaves_nothing_running(tmp_path: Path) -> Non
         assert found, f"not said, or not in this order: {line}\n{output}"
         at += found.end()
     assert {"drift", "decision_needed"} <= set(re.findall(r"ALERT received: (\w+):", output))
-    assert processes_of(folder) == []
-    assert not (tmp_path / "of_the_user").exists()
+    assert processes_of(folder) == [] and not (tmp_path / "of_the_user").exists()
 
 
 @pytest.mark.long

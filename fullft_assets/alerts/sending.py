@@ -197,25 +197,19 @@ def deliver(
         try:
             for batch in batches:
                 alert = batch[0] if len(batch) == 1 else _summary(use_case, batch, settings, now)
-                _send(channel, alert)
+                try:
+                    channel.send(alert)
+                except (AlertError, SettingsError):
+                    raise
+                except Exception as error:
+                    # Without its message, which may have a secret: the channel did not foresee it.
+                    raise AlertError(f"a fault of the channel: {without_message(error)}") from None
                 channel_ledger.alerts |= {alert.key: now for alert in batch}
                 delivery.sent.setdefault(channel_name, []).append(alert)
                 store.write_pointer(pointer, ledger.model_dump(mode="json"))
         except (AlertError, SettingsError) as error:
             delivery.failures.append(f"alerts.channels.{channel_name}: {error}")
     return delivery
-
-
-def _send(channel: Channel, alert: Alert) -> None:
-    """Send an alert; an error that the channel did not foresee becomes an `AlertError` without its message,
-    which may have a secret.
-    """
-    try:
-        channel.send(alert)
-    except (AlertError, SettingsError):
-        raise
-    except Exception as error:
-        raise AlertError(f"a fault of the channel: {without_message(error)}") from None
 
 
 def _summary(use_case: str, alerts: Sequence[Alert], settings: AlertsSettings, now: float) -> Alert:

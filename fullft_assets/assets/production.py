@@ -290,6 +290,5 @@ def build_checks(graph: CaseGraph) -> list[dg.AssetChecksDefinition]:
 
 def build(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     """Return the assets of a use case whose production delivers documents."""
-    if not graph.has_windows:
-        return []
-    return [*_build_predictions(graph), *(_build_monitoring(graph) if graph.is_monitored else [])]
+    monitoring = _build_monitoring(graph) if graph.is_monitored else []
+    return [*_build_predictions(graph), *monitoring] if graph.has_windows else []

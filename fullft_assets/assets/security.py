@@ -10,12 +10,13 @@ from fullft_assets.checking.project import Place, find_project_root, find_use_ca
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.demos import is_dormant
 from fullft_assets.errors import SettingsError
-from fullft_assets.resources import open_store
+from fullft_assets.resources import AccountResource, open_store
 from fullft_assets.resources.store import default_store
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 
 _KEY = dg.AssetKey("security_audit")
+_ACCOUNT = "security_audit_account"
 _CHECK = "nothing_closes_the_release"
 _CRON = "41 5 * * *"
 _DESCRIPTION = "What the platform is open to: rights, secrets, licences, known vulnerabilities, the record."
@@ -63,6 +64,7 @@ def build(defs: Path) -> dg.Definitions:
         group_name="security",
         kinds={"security"},
         code_version="1",
+        required_resource_keys={_ACCOUNT},
         check_specs=[
             dg.AssetCheckSpec(
                 _CHECK, asset=_KEY, description="No finding of severity error, which keeps every champion."
@@ -93,4 +95,7 @@ def build(defs: Path) -> dg.Definitions:
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description="Audits once a day.",
     )
-    return dg.Definitions(assets=[security_audit], jobs=[job], schedules=[schedule])
+    account = AccountResource(lambda _: None, "The account whose stores are audited.")
+    return dg.Definitions(
+        assets=[security_audit], jobs=[job], schedules=[schedule], resources={_ACCOUNT: account}
+    )

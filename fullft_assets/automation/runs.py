@@ -102,9 +102,8 @@ def hours(record: dg.RunRecord, now: float) -> float:
     """Return how long a run took from its start; until now (seconds since the epoch) if it is not finished, 0
     if it never started.
     """
-    if record.start_time is None:
-        return 0.0
-    return max(0.0, (record.end_time or now) - record.start_time) / HOUR_SECONDS
+    began = record.start_time
+    return 0.0 if began is None else max(0.0, (record.end_time or now) - began) / HOUR_SECONDS
 
 
 def typical_hours(records: Sequence[dg.RunRecord]) -> float:

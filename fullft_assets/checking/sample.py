@@ -72,9 +72,7 @@ def _max_share_without(column: str, settings: UseCaseSettings) -> float:
     """Return the share of rows that may lack a column."""
     if column == "group":
         return settings.examples.max_ungrouped_share
-    if column in OPTIONAL_COLUMNS:
-        return MOST_WITHOUT
-    return settings.examples.max_quarantined_share
+    return MOST_WITHOUT if column in OPTIONAL_COLUMNS else settings.examples.max_quarantined_share
 
 
 def _unusable(sample: list[Sampled], max_share: float) -> Iterator[tuple[Key, str]]:

@@ -6,13 +6,22 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 from fullft_assets.artifacts import CHAMPION_MODEL, REPORT_PAGE
-from fullft_assets.checking.project import Place, find_defs, find_project_root, find_use_case
+from fullft_assets.checking.project import (
+    Place,
+    find_defs,
+    find_project_root,
+    find_use_case,
+    find_use_cases,
+    name_at,
+    read_dg_project,
+)
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.security import Act, Person, overrule
@@ -44,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     parsed.others = other_arguments
     try:
         parsed.defs = parsed.defs or find_defs(Path.cwd())
-        return parsed.command(parsed) or 0
+        with ExitStack() as parsed.account:
+            return parsed.command(parsed) or 0
     except KeyboardInterrupt:
         print("\nstopped; the same command continues where it stopped", file=sys.stderr)
         return 130
@@ -103,7 +113,23 @@ def _load(parsed: argparse.Namespace) -> UseCase:
     prepare(location.path)
     use_case = load_use_case(*location)
     _use_home(use_case.project_root)
+    _follow_aws(parsed, use_case.project_root, {use_case.name: use_case.yaml_path})
     return use_case
+
+
+def _follow_aws(parsed: argparse.Namespace, project_root: Path, yaml_paths: dict[str, Path]) -> None:
+    """Speak to AWS as the project's code location does, which takes seconds to load: only where a bucket is
+    named.
+    """
+    texts = f"{os.environ}{[path.read_bytes() for path in yaml_paths.values()]}"
+    if (
+        "s3://" in texts
+        and util.find_spec("dagster_aws") is not None
+        and ((project_root / "workspace.yaml").is_file() or read_dg_project(project_root))
+    ):
+        from fullft_assets.cli.workspace import account_of_project
+
+        parsed.account.enter_context(account_of_project(project_root, set(yaml_paths)))
 
 
 def _use_home(project_root: Path) -> None:
@@ -212,11 +238,11 @@ def _check(parsed: argparse.Namespace) -> int:
 )
 def _plan(parsed: argparse.Namespace) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    use_case = _load(parsed)
+    use_case, store = _open(parsed)
     # Imports torch.
     from fullft_assets.cli.plan import plan
 
-    print("\n".join(plan(use_case, _store(use_case))))
+    print("\n".join(plan(use_case, store)))
 
 
 @_command(
@@ -227,14 +253,11 @@ def _plan(parsed: argparse.Namespace) -> None:
     of_use_case=False,
 )
 def _prepare(parsed: argparse.Namespace) -> None:
-    from fullft_assets.checking.project import find_use_cases
     from fullft_assets.demos import is_dormant, prepare
 
-    if parsed.use_case is None:
-        paths = [path for path, _ in find_use_cases(parsed.defs) if not is_dormant(path)]
-    else:
-        paths = [find_use_case(parsed.use_case, parsed.defs).path]
-    for path in paths:
+    name = parsed.use_case
+    places = find_use_cases(parsed.defs) if name is None else [find_use_case(name, parsed.defs)]
+    for path in [path for path, _ in places if name is not None or not is_dormant(path)]:
         prepare(path)
 
 
@@ -267,17 +290,13 @@ def _tour(parsed: argparse.Namespace) -> int:
 
 
 def _open(parsed: argparse.Namespace) -> tuple[UseCase, Store]:
-    use_case = _load(parsed)
-    return use_case, _store(use_case)
-
-
-def _store(use_case: UseCase) -> Store:
     import dagster as dg
 
     from fullft_assets.resources import open_store
 
+    use_case = _load(parsed)
     with dg.DagsterInstance.get() as instance:
-        return open_store(use_case, instance)
+        return use_case, open_store(use_case, instance)
 
 
 @_command("Print the names of delivered files, which logs and the UI only show as `file-...`.")
@@ -313,11 +332,10 @@ def _predict(parsed: argparse.Namespace) -> int:
     if (parsed.text is None) == (parsed.file is None) or (parsed.out is not None and parsed.file is None):
         raise FullftError("predict: give a text or --file; --out goes with --file")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    use_case = _load(parsed)
+    use_case, store = _open(parsed)
     # Imports torch, as no other command does.
     from fullft_assets.cli.predict import predict, predict_file
 
-    store = _store(use_case)
     if parsed.file is not None:
         return 1 if predict_file(use_case, store, parsed.file, parsed.out, parsed.max_new_tokens) else 0
     predict(use_case, store, parsed.text, parsed.max_new_tokens)
@@ -416,11 +434,9 @@ def _clean(parsed: argparse.Namespace) -> None:
 
     from fullft_assets import retention
     from fullft_assets.automation import idle_from_now
-    from fullft_assets.resources import open_store
 
-    use_case = _load(parsed)
+    use_case, store = _open(parsed)
     with dg.DagsterInstance.get() as instance:
-        store = open_store(use_case, instance)
         if parsed.yes:
             plan = retention.clean(store, use_case, require_idle=idle_from_now(use_case.name, instance))
         else:
@@ -454,14 +470,13 @@ def _clean(parsed: argparse.Namespace) -> None:
 def _erase(parsed: argparse.Namespace) -> int:
     from fullft_assets import erasure
 
-    use_case = _load(parsed)
+    use_case, store = _open(parsed)
     if parsed.by == "group" and use_case.settings.examples.group is None:
         raise SettingsError(
             f"{use_case.yaml_path}: examples.group is not set, so no document has a group; set it, or"
             " list ids"
         )
     line_numbers = erasure.read_list(parsed.list)
-    store = _store(use_case)
     reports: list[erasure.ErasureReport] = []
 
     def erase() -> None:
@@ -499,8 +514,7 @@ def _overrule(
     parsed: argparse.Namespace, use_case: UseCase, store: Store, act: Act, do: Callable[[], None]
 ) -> None:
     """Have done what a person asks for, or print what it waits for."""
-    waits = overrule(store, use_case, act, _person(parsed), do)
-    if waits is not None:
+    if (waits := overrule(store, use_case, act, _person(parsed), do)) is not None:
         print(waits)
 
 
@@ -513,7 +527,11 @@ def _audit(parsed: argparse.Namespace) -> int:
 
     from fullft_assets.assets.security import audit_all
 
-    _use_home(find_project_root(parsed.defs / "defs.yaml"))
+    project_root = find_project_root(parsed.defs / "defs.yaml")
+    _use_home(project_root)
+    _follow_aws(
+        parsed, project_root, {name_at(location): location.path for location in find_use_cases(parsed.defs)}
+    )
     with dg.DagsterInstance.get() as instance:
         findings, records = audit_all(parsed.defs, instance)
     for finding in findings:

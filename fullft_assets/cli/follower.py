@@ -144,7 +144,9 @@ class Follower:
                     f"{run.title}: check {check.check_name} is {level}: {check.description or ''}"
                 )
         elif kind == dg.DagsterEventType.STEP_FAILURE:
-            self.terminal.line(f"{run.title}: {step} FAILED: {_reason(event)}")
+            failure = event.step_failure_data
+            own = failure.user_failure_data and failure.user_failure_data.description
+            self.terminal.line(f"{run.title}: {step} FAILED: {own or deepest_cause(failure.error)}")
         elif kind == dg.DagsterEventType.RUN_FAILURE and not run.steps:
             self.terminal.line(f"{run.title}: FAILED: {event.message}")
 
@@ -167,13 +169,5 @@ def deepest_cause(error: Any) -> str:
     """Return the first line of the error at the bottom of a chain of causes."""
     while error.cause is not None:
         error = error.cause
-    if error.cls_name == "DagsterAssetCheckFailedError":
-        return "the check above is red"
-    return error.message.strip().splitlines()[0]
-
-
-def _reason(event: dg.DagsterEvent) -> str:
-    failure = event.step_failure_data
-    if failure.user_failure_data is not None and failure.user_failure_data.description:
-        return failure.user_failure_data.description
-    return deepest_cause(failure.error)
+    is_check = error.cls_name == "DagsterAssetCheckFailedError"
+    return "the check above is red" if is_check else error.message.strip().splitlines()[0]

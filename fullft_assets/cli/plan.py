@@ -63,9 +63,7 @@ def _measured_speed(store: Store, name: str) -> float | None:
     plan.
     """
     newest_plan = latest(store, name, FEASIBILITY_PLAN)
-    if newest_plan is None:
-        return None
-    metadata = PlanMetadata.of(newest_plan)
-    if metadata.hardware != local_hardware() or not metadata.flops:
+    metadata = None if newest_plan is None else PlanMetadata.of(newest_plan)
+    if metadata is None or metadata.hardware != local_hardware() or not metadata.flops:
         return None
     return metadata.flops / metadata.predicted_seconds

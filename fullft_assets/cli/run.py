@@ -8,7 +8,6 @@ them and can re-execute them.
 import asyncio
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from typing import Any
 from uuid import uuid4
 
 import dagster as dg
-import yaml
 from dagster._cli.workspace.cli_target import get_workspace_from_cli_opts
 from dagster_graphql.schema import create_schema
 from dagster_shared.cli import WorkspaceOpts
@@ -26,8 +24,7 @@ from dagster_shared.cli import WorkspaceOpts
 from fullft_assets import automation, documents
 from fullft_assets.artifacts import FINETUNED_CHECKPOINT, TOKENIZED_CHUNKS
 from fullft_assets.assets.graph import CaseGraph
-from fullft_assets.checking.project import find_use_cases, read_dg_project
-from fullft_assets.checking.validation import load_use_case, unreadable
+from fullft_assets.checking.validation import load_use_case
 from fullft_assets.cli.follower import (
     POLL_SECONDS,
     FollowedRun,
@@ -36,7 +33,7 @@ from fullft_assets.cli.follower import (
     deepest_cause,
     own_terminal,
 )
-from fullft_assets.demos import is_dormant
+from fullft_assets.cli.workspace import workspace_file
 from fullft_assets.errors import FullftError, SettingsError, WorkloadError
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.resources.run_workers import end_waiting, host_tag
@@ -147,11 +144,10 @@ class CodeLocation:
         does.
         """
         run = self.instance.get_run_by_id(run_id)
-        if (
-            run is not None
-            and run.status == dg.DagsterRunStatus.QUEUED
-            and not _daemon_is_alive(self.instance)
-        ):
+        heartbeat = self.instance.get_daemon_heartbeats().get("QUEUED_RUN_COORDINATOR")
+        # One of a daemon that has just ended still counts for a while.
+        has_daemon = heartbeat is not None and time.time() - heartbeat.timestamp < _HEARTBEAT_SECONDS
+        if run is not None and run.status == dg.DagsterRunStatus.QUEUED and not has_daemon:
             self.instance.launch_run(run_id, self._new_request())
 
     def _execute(self, query: str, variables: dict[str, Any], field_name: str) -> dict[str, Any]:
@@ -165,12 +161,6 @@ class CodeLocation:
             why = answer.get("message") or answer["errors"][0]["message"]
             raise WorkloadError(f"{field_name}: {why.strip().splitlines()[0]}")
         return answer
-
-
-def _daemon_is_alive(instance: dg.DagsterInstance) -> bool:
-    """Return whether a daemon takes runs from the queue; one that has just ended still counts for a while."""
-    heartbeat = instance.get_daemon_heartbeats().get("QUEUED_RUN_COORDINATOR")
-    return heartbeat is not None and time.time() - heartbeat.timestamp < _HEARTBEAT_SECONDS
 
 
 #: Longest that a run waits for delivered files that may still be growing.
@@ -196,7 +186,7 @@ def drive(
     with (
         interrupted_by_signals(),
         dg.DagsterInstance.get() as instance,
-        _workspace_file(use_case.project_root) as workspace_file,
+        workspace_file(use_case.project_root) as workspace,
     ):
         log = Path(instance.root_directory) / "run.log"
         store = open_store(use_case, instance)
@@ -213,7 +203,7 @@ def drive(
         try:
             with (
                 own_terminal(log, with_names) as terminal,
-                open_code_location(instance, workspace_file, f"{use_case.name}_model") as location,
+                open_code_location(instance, workspace, f"{use_case.name}_model") as location,
             ):
                 driver = Driver(use_case, instance, store, location, terminal)
                 with driver.stopping():
@@ -411,45 +401,3 @@ def interrupted_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-#: A module with the use cases of a folder.
-_USE_CASES = """\
-from pathlib import Path
-
-from fullft_assets.component import load_use_cases
-
-defs = load_use_cases(Path({defs!r}))
-"""
-
-
-@contextmanager
-def _workspace_file(project_root: Path) -> Iterator[Path]:
-    """Yield the project's workspace.yaml; where it has none, one that loads the module of its pyproject.toml,
-    as `dg dev` does; where a YAML of the project cannot be read, one that loads its use cases alone, as one
-    broken file keeps Dagster from loading anything of a project.
-    """
-    existing = project_root / "workspace.yaml"
-    project = read_dg_project(project_root)
-    is_broken = project is not None and any(
-        unreadable(path) for path, _ in find_use_cases(project.defs) if not is_dormant(path)
-    )
-    if existing.is_file() and not is_broken:
-        yield existing
-        return
-    if project is None:
-        raise SettingsError(
-            f"{project_root}: neither a workspace.yaml nor [tool.dg.project] in pyproject.toml; add either"
-        )
-    about = {"working_directory": str(project.source), "location_name": project.root_module}
-    with tempfile.TemporaryDirectory(prefix="fullft-") as folder:
-        workspace_file = Path(folder, "workspace.yaml")
-        location: dict[str, Any] = {
-            "python_module": {"module_name": f"{project.root_module}.definitions", **about}
-        }
-        if is_broken:
-            module = Path(folder, "use_cases.py")
-            module.write_text(_USE_CASES.format(defs=str(project.defs)), encoding="utf-8")
-            location = {"python_file": {"relative_path": str(module), **about}}
-        workspace_file.write_text(yaml.safe_dump({"load_from": [location]}), encoding="utf-8")
-        yield workspace_file

@@ -126,8 +126,18 @@ class _Tour:
         self._step(
             "The policy decides. There is nothing to learn the change from, so it asks for labels.", decisions
         )
-        decision = self._wait("labels are asked for", lambda: self._decision("request_labels"))
-        self.say(f"decision: {decision}")
+        decision = self._wait(
+            "labels are asked for",
+            lambda: next(
+                (
+                    entry.decision
+                    for _, entry in entries_since(self.store, CASE, 0.0)
+                    if entry.decision.action == "request_labels"
+                ),
+                None,
+            ),
+        )
+        self.say(f"decision: {decision.action}: {'; '.join(decision.reasons)}")
 
         self.project.send_labels()
         self._step(
@@ -136,13 +146,20 @@ class _Tour:
             decisions,
         )
         with dg.DagsterInstance.from_config(str(self.project.home)) as instance:
-            run = self._wait("a training is launched", lambda: self._launched(instance))
+            of_model = dg.RunsFilter(job_name=_MODEL_JOB)
+            run = self._wait(
+                "a training is launched",
+                lambda: next((run for run in instance.get_runs(of_model) if REASONS_TAG in run.tags), None),
+            )
             self.say(f"decision: retrain: {run.tags[REASONS_TAG]}")
             self._step(
                 "The sensor launched a training. It is judged against the champion.",
                 f"{url}/runs/{run.run_id}",
             )
-            self._wait("the training ends", lambda: self._is_finished(instance, run.run_id))
+            self._wait(
+                "the training ends",
+                lambda: (now := instance.get_run_by_id(run.run_id)) is not None and now.is_finished,
+            )
         self.say(self._release_ended(first.ref if first else None))
 
         self._step("Alerts go to a webhook, here a small server in this terminal.", f"{url}/automation")
@@ -168,20 +185,6 @@ class _Tour:
     def _verdicts(self) -> str:
         reports = latest_by_partition(self.store, CASE, DRIFT_REPORT)
         return ", ".join(DriftMetadata.of(reports[name]).status for name in sorted(reports))
-
-    def _decision(self, action: str) -> str | None:
-        for _, entry in entries_since(self.store, CASE, 0.0):
-            if entry.decision.action == action:
-                return f"{action}: {'; '.join(entry.decision.reasons)}"
-        return None
-
-    def _launched(self, instance: dg.DagsterInstance) -> dg.DagsterRun | None:
-        runs = instance.get_runs(dg.RunsFilter(job_name=_MODEL_JOB))
-        return next((run for run in runs if REASONS_TAG in run.tags), None)
-
-    def _is_finished(self, instance: dg.DagsterInstance, run_id: str) -> bool:
-        run = instance.get_run_by_id(run_id)
-        return run is not None and run.is_finished
 
     def _release_ended(self, before: str | None) -> str:
         """Return how the newest candidate's release ended.
@@ -242,8 +245,7 @@ class _Services:
             raise FullftError(f"tour: `dagster dev` ended by itself; {self.log} says why")
 
     def fullft_run(self) -> None:
-        command = ["fullft_assets.cli", "run", CASE, "--defs", str(self.project.defs)]
-        if self._start(command, None).wait():
+        if self._start(["fullft_assets.cli", "run", CASE, "--defs", str(self.project.defs)], None).wait():
             raise FullftError(f"tour: `fullft run` failed; its lines above and {self.url}/runs say why")
 
     def turn_sensors_on(self) -> None:

@@ -232,9 +232,8 @@ def refusal(scope: Scope, hosts: Collection[str]) -> str | None:
         # A browser's address line gets a page to type queries into, which executes none of them. A page of
         # any origin may send that header in capitals, which Dagster does not take for it: no query passes.
         is_page = "text/html" in headers.get("accept", [""])[0] and not scope.get("query_string")
-        if is_graphql and method != "OPTIONS" and not is_page:
-            return "GraphQL is asked by POST, with the content type application/json."
-        return None
+        is_query = is_graphql and method != "OPTIONS" and not is_page
+        return "GraphQL is asked by POST, with the content type application/json." if is_query else None
     for origin in headers.get("origin", ()):
         address = urlsplit(origin).netloc
         if address != host and address not in hosts:

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from fullft_assets.aws import aws_client
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launch.base import Launcher, Logs, Unreachable
 from fullft_assets.launch.container import LAST_LINE
@@ -147,7 +148,6 @@ class AwsLauncher(Launcher):
 
     @cached_property
     def _clients(self) -> dict[str, Any]:
-        import boto3
         from botocore.config import Config
 
         # Waits longer and asks more rarely the more the service throttles.
@@ -155,7 +155,7 @@ class AwsLauncher(Launcher):
             retries={"mode": "adaptive", "total_max_attempts": 10}, connect_timeout=15, read_timeout=60
         )
         return {
-            name: boto3.client(name, region_name=self.region, config=retries)
+            name: aws_client(name, self.title, self.region, config=retries)
             for name in (self.title.lower(), "logs")
         }
 
@@ -199,7 +199,6 @@ class AwsLauncher(Launcher):
         """
         from fullft_assets.planning.targets import hourly_usd_of
 
-        if self.settings.instance_type is None:
-            return None
-        price = hourly_usd_of(self.settings.instance_type.removeprefix("ml."), planning)
+        name = self.settings.instance_type
+        price = None if name is None else hourly_usd_of(name.removeprefix("ml."), planning)
         return None if price is None else price * self.settings.nodes_of(processes)

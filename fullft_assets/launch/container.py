@@ -133,11 +133,13 @@ def wrong_version(version: str) -> Status | None:
     installed = importlib.metadata.version("fullft-assets")
     if installed == version:
         return None
-    line = (
+    return Status(
+        "failed",
         f"the image has fullft_assets {installed}, and {version} launched it; set launcher.image to an image"
-        " of the same version"
+        " of the same version",
+        "settings",
+        is_own_line=True,
     )
-    return Status("failed", line, "settings", is_own_line=True)
 
 
 def missing_gpus(num_gpus: int, otherwise: str) -> Status | None:
@@ -160,11 +162,13 @@ def missing_gpus(num_gpus: int, otherwise: str) -> Status | None:
         if num_visible == 0
         else "lower launcher.processes"
     )
-    line = (
+    return Status(
+        "failed",
         f"torch in the image sees {num_visible} GPUs, and {num_gpus} were to be used here; {what}, "
-        f"or {otherwise}"
+        f"or {otherwise}",
+        "settings",
+        is_own_line=True,
     )
-    return Status("failed", line, "settings", is_own_line=True)
 
 
 if __name__ == "__main__":

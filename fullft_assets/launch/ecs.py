@@ -83,7 +83,17 @@ class EcsLauncher(AwsLauncher):
         answer = self.ask("ecs", "register_task_definition", **definition)
         arn = answer["taskDefinition"]["taskDefinitionArn"]
         with suppress(Exists):  # by another run, whose environment is another one
-            self._require_room(spec.name, self.ask("ecs", "run_task", **self._request(spec, arn)))
+            answer = self.ask("ecs", "run_task", **self._request(spec, arn))
+            if not answer["tasks"]:
+                why = "; ".join(
+                    f"{failure.get('reason', '')} {failure.get('detail', '')}".strip()
+                    for failure in answer["failures"]
+                )
+                raise WorkloadError(
+                    f"ECS {self.place}: no instance takes {spec.name} ({why or 'no reason given'}); wait"
+                    " until one is free, or set launcher.capacity_provider to one that starts instances",
+                    "infrastructure",
+                )
         self._started[spec.name] = time.monotonic()
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
@@ -122,7 +132,13 @@ class EcsLauncher(AwsLauncher):
 
     def _request(self, spec: LaunchSpec, definition: str) -> dict[str, Any]:
         settings = self.settings
-        request: dict[str, Any] = {
+        provider = {"capacityProvider": settings.capacity_provider, "weight": 1}
+        network = {
+            "subnets": settings.subnets,
+            "securityGroups": settings.security_groups,
+            "assignPublicIp": "DISABLED",
+        }
+        return {
             "cluster": settings.cluster,
             "taskDefinition": definition,
             "count": 1,
@@ -132,37 +148,25 @@ class EcsLauncher(AwsLauncher):
                 {"key": key, "value": value}
                 for key, value in {**settings.tags, "fullft:run": spec.run_id}.items()
             ],
-        }
-        if settings.capacity_provider is None:
-            request["launchType"] = "EC2"
-        else:
-            request["capacityProviderStrategy"] = [
-                {"capacityProvider": settings.capacity_provider, "weight": 1}
-            ]
-        if settings.instance_type is not None:
-            expression = f"attribute:ecs.instance-type == {settings.instance_type}"
-            request["placementConstraints"] = [{"type": "memberOf", "expression": expression}]
-        if settings.subnets:
-            request["networkConfiguration"] = {
-                "awsvpcConfiguration": {
-                    "subnets": settings.subnets,
-                    "securityGroups": settings.security_groups,
-                    "assignPublicIp": "DISABLED",
+            **(
+                {"launchType": "EC2"}
+                if settings.capacity_provider is None
+                else {"capacityProviderStrategy": [provider]}
+            ),
+            **(
+                {
+                    "placementConstraints": [
+                        {
+                            "type": "memberOf",
+                            "expression": f"attribute:ecs.instance-type == {settings.instance_type}",
+                        }
+                    ]
                 }
-            }
-        return request
-
-    def _require_room(self, name: str, answer: dict[str, Any]) -> None:
-        if not answer["tasks"]:
-            why = "; ".join(
-                f"{failure.get('reason', '')} {failure.get('detail', '')}".strip()
-                for failure in answer["failures"]
-            )
-            raise WorkloadError(
-                f"ECS {self.place}: no instance takes {name} ({why or 'no reason given'}); wait until one is"
-                " free, or set launcher.capacity_provider to one that starts instances",
-                "infrastructure",
-            )
+                if settings.instance_type is not None
+                else {}
+            ),
+            **({"networkConfiguration": {"awsvpcConfiguration": network}} if settings.subnets else {}),
+        }
 
     def _find(self, name: str) -> dict[str, Any] | None:
         for look in range(_GONE_LOOKS):
@@ -246,11 +250,9 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
                 "max-buffer-size": "25m",
             },
         },
+        **({"resourceRequirements": [{"type": "GPU", "value": str(gpus)}]} if gpus else {}),
+        **({"cpu": round(settings.cpu * 1024)} if settings.cpu is not None else {}),
     }
-    if gpus:
-        container["resourceRequirements"] = [{"type": "GPU", "value": str(gpus)}]
-    if settings.cpu is not None:
-        container["cpu"] = round(settings.cpu * 1024)
     return {
         "family": spec.name,
         "taskRoleArn": settings.task_role_arn,

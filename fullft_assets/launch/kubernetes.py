@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any
 
 from fullft_assets.errors import WorkloadError
@@ -118,7 +119,7 @@ class KubernetesLauncher(Launcher):
             job = None
         if job is None:
             created = self._ask(
-                self._batch.create_namespaced_job,
+                self._apis.batch.create_namespaced_job,
                 body=manifest(spec, self.settings),
                 field_validation="Strict",
                 absent=(HTTPStatus.CONFLICT,),
@@ -141,7 +142,9 @@ class KubernetesLauncher(Launcher):
         positions: dict[str, list[Any]] = json.loads(cursor or "{}")
         lines: list[str] = []
         size = 0
-        for pod in filter(has_output, self._pods(name)):
+        for pod in self._pods(name):
+            if not any("running" in state or "terminated" in state for state in _states(pod)):
+                continue  # its container has not started
             pod_name = pod["metadata"]["name"]
             index = index_of(pod)
             last = positions.setdefault(pod_name, ["", 0])
@@ -153,7 +156,8 @@ class KubernetesLauncher(Launcher):
                     if size >= _MAX_CHARACTERS:
                         return Logs(json.dumps(positions), "".join(lines), is_more=True)
             except Unreachable as error:
-                if not is_leaving(pod):
+                # The node of a pod that is being deleted or taken away may not answer.
+                if "deletionTimestamp" not in pod["metadata"] and not _disruption(pod):
                     raise
                 lines.append(f"the last output of pod {index} is lost: {error}\n")
         return Logs(json.dumps(positions), "".join(lines))
@@ -162,7 +166,7 @@ class KubernetesLauncher(Launcher):
         """Delete a Job and wait for the end of its pods."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
         deadline = time.monotonic() + stop_seconds(self.settings) + _DELETE_SECONDS
-        is_known = self._ask(self._batch.delete_namespaced_job, name, body=body) is not None
+        is_known = self._ask(self._apis.batch.delete_namespaced_job, name, body=body) is not None
         while is_known and self._job(name) is not None:
             if time.monotonic() >= deadline:
                 raise Unreachable(
@@ -171,23 +175,22 @@ class KubernetesLauncher(Launcher):
             time.sleep(min(1.0, _LOOK_SECONDS))
 
     def _status(self, name: str) -> Status:
-        job = self._job(name)
-        if job is None:
+        if (job := self._job(name)) is None:
             return Status("gone")
         return status_of(job, self._pods(name), self._now, self.settings)
 
     def _job(self, name: str) -> dict[str, Any] | None:
-        return self._ask(self._batch.read_namespaced_job, name)
+        return self._ask(self._apis.batch.read_namespaced_job, name)
 
     def _pods(self, name: str) -> Sequence[dict[str, Any]]:
-        answer = self._ask(self._core.list_namespaced_pod, label_selector=f"job-name={name}") or {}
+        answer = self._ask(self._apis.core.list_namespaced_pod, label_selector=f"job-name={name}") or {}
         return sorted(
             answer.get("items", ()), key=lambda pod: (index_of(pod), pod["metadata"]["creationTimestamp"])
         )
 
     @cached_property
     def _service(self) -> dict[str, Any]:
-        service = self._ask(self._core.read_namespaced_service, SERVICE)
+        service = self._ask(self._apis.core.read_namespaced_service, SERVICE)
         if (
             service is None
             or service["spec"].get("clusterIP") != "None"
@@ -214,7 +217,7 @@ class KubernetesLauncher(Launcher):
                 options["since_seconds"] = round(age + _CLOCK_SECONDS)
         # 400: its container has not started after all.
         response = self._send(
-            self._core.read_namespaced_pod_log,
+            self._apis.core.read_namespaced_pod_log,
             pod,
             container=CONTAINER,
             timestamps=True,
@@ -302,7 +305,7 @@ class KubernetesLauncher(Launcher):
         return HTTPError, json.JSONDecodeError
 
     @cached_property
-    def _apis(self) -> tuple[Any, Any]:
+    def _apis(self) -> Any:
         require("kubernetes", "launcher.kind: kubernetes")
         import kubernetes.client
         import kubernetes.config
@@ -329,15 +332,9 @@ class KubernetesLauncher(Launcher):
             raise_on_status=False,
         )
         client = kubernetes.client.ApiClient(configuration)
-        return kubernetes.client.BatchV1Api(client), kubernetes.client.CoreV1Api(client)
-
-    @property
-    def _batch(self) -> Any:
-        return self._apis[0]
-
-    @property
-    def _core(self) -> Any:
-        return self._apis[1]
+        return SimpleNamespace(
+            batch=kubernetes.client.BatchV1Api(client), core=kubernetes.client.CoreV1Api(client)
+        )
 
 
 def _message(error: Any) -> str:
@@ -394,7 +391,7 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
         for n, name in enumerate(settings.claims)
     ]
     changes: dict[str, Any] = settings.pod.get("spec", {})
-    pod: dict[str, Any] = {
+    return {
         **changes,
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": stop_seconds(settings),
@@ -411,10 +408,8 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
         },
         "containers": [_container(spec, settings, nodes)],
         "volumes": volumes,
+        **({"subdomain": SERVICE} if nodes > 1 else {}),
     }
-    if nodes > 1:
-        pod["subdomain"] = SERVICE
-    return pod
 
 
 def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> dict[str, Any]:
@@ -561,11 +556,13 @@ def _ending_of(end: dict[str, Any]) -> Status:
     except (TypeError, ValueError):  # killed before it could say anything, or never started
         pass
     if end.get("reason") in ("StartError", "ContainerCannotRun"):
-        line = (
+        return Status(
+            "failed",
             f"the container cannot start: {' '.join(end.get('message', '').split())[:300]}; set"
-            " launcher.python and launcher.image"
+            " launcher.python and launcher.image",
+            "settings",
+            is_own_line=True,
         )
-        return Status("failed", line, "settings", is_own_line=True)
     return Status("failed", *ending(end["exitCode"]))
 
 
@@ -575,16 +572,6 @@ def _disruption(pod: dict[str, Any]) -> str:
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return f"{condition.get('reason', '')}: {condition.get('message', '')}"
     return f"{status['reason']}: {status.get('message', '')}" if status.get("reason") in _PREEMPTED else ""
-
-
-def is_leaving(pod: dict[str, Any]) -> bool:
-    """Return whether a pod is being deleted or taken away: its node may not answer."""
-    return "deletionTimestamp" in pod["metadata"] or bool(_disruption(pod))
-
-
-def has_output(pod: dict[str, Any]) -> bool:
-    """Return whether a pod's container has started."""
-    return any("running" in state or "terminated" in state for state in _states(pod))
 
 
 def index_of(pod: dict[str, Any]) -> int:

@@ -160,12 +160,15 @@ def adopt(store: Store, launch: Launch, run_id: str, is_active: Callable[[str], 
     Args:
         is_active: see `claim`.
     """
-
-    def may_follow(record: dict[str, Any]) -> bool:
-        follower = record["run_id"]
-        return record["ended_at"] is None and (follower == run_id or is_active(follower) is False)
-
-    return _update(store, launch, may_follow, run_id=run_id)
+    return _update(
+        store,
+        launch,
+        lambda record: (
+            record["ended_at"] is None
+            and (record["run_id"] == run_id or is_active(record["run_id"]) is False)
+        ),
+        run_id=run_id,
+    )
 
 
 def reopen(store: Store, launch: Launch) -> None:

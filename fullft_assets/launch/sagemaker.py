@@ -150,12 +150,11 @@ class SageMakerLauncher(AwsLauncher):
             "InstanceType": settings.instance_type,
             "InstanceCount": self.settings.nodes_of(spec.processes),
             "VolumeSizeInGB": settings.volume_gb,
+            **({"VolumeKmsKeyId": settings.volume_kms_key} if settings.volume_kms_key else {}),
         }
-        if settings.volume_kms_key:
-            resources["VolumeKmsKeyId"] = settings.volume_kms_key
-        output = {"S3OutputPath": f"{store}/{_FOLDER}"}
-        if kms_key := os.environ.get("FULLFT_KMS_KEY"):
-            output["KmsKeyId"] = kms_key
+        kms_key = os.environ.get("FULLFT_KMS_KEY")
+        output = {"S3OutputPath": f"{store}/{_FOLDER}", **({"KmsKeyId": kms_key} if kms_key else {})}
+        network = {"Subnets": settings.subnets, "SecurityGroupIds": settings.security_groups}
         request: dict[str, Any] = {
             "TrainingJobName": spec.name,
             "RoleArn": settings.role_arn,
@@ -186,12 +185,8 @@ class SageMakerLauncher(AwsLauncher):
                 {"Key": key, "Value": value}
                 for key, value in {**settings.tags, "fullft:run": spec.run_id}.items()
             ],
+            **({"VpcConfig": network} if settings.subnets else {}),
         }
-        if settings.subnets:
-            request["VpcConfig"] = {
-                "Subnets": settings.subnets,
-                "SecurityGroupIds": settings.security_groups,
-            }
         if settings.spot:
             request["StoppingCondition"]["MaxWaitTimeInSeconds"] = seconds + _SPOT_WAIT_HOURS * 3600
         if settings.network_isolation:

@@ -2,6 +2,7 @@
 manager that passes manifests.
 """
 
+from fullft_assets.resources.account import AccountResource
 from fullft_assets.resources.io_manager import (
     ARTIFACT,
     ManifestIOManager,

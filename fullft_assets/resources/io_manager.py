@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from fullft_assets.errors import FullftError, GateError, WorkloadError, classify
+from fullft_assets.resources.account import AccountResource
 from fullft_assets.resources.driver import LaunchDriver
 from fullft_assets.resources.store import latest, set_latest
 from fullft_assets.settings import UseCaseSettings
@@ -164,8 +165,7 @@ def launcher_resource(settings: UseCaseSettings) -> dg.ResourceDefinition:
     imported when a step asks for it.
     """
 
-    @dg.resource(description=f"Runs workloads: {settings.launcher.kind}.")
-    def launcher(_: dg.InitResourceContext) -> LaunchDriver:
-        return LaunchDriver(lambda workload: open_launcher(settings.launcher_of(workload)))
-
-    return launcher
+    return AccountResource(
+        lambda _: LaunchDriver(lambda workload: open_launcher(settings.launcher_of(workload))),
+        f"Runs workloads: {settings.launcher.kind}.",
+    )

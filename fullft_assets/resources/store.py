@@ -13,6 +13,7 @@ from typing import Any
 
 import dagster as dg
 
+from fullft_assets.resources.account import AccountResource
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import SCHEMES, Manifest, Store
 
@@ -23,20 +24,17 @@ REPORTS = "/fullft/reports/"
 def store_resource(use_case: UseCase) -> dg.ResourceDefinition:
     """Return the resource that opens the use case's store."""
 
-    @dg.resource(description=f"Store of the artifacts of {use_case.name}.")
     def store(init: dg.InitResourceContext) -> Store:
         assert init.instance is not None, "a resource is made for an instance"
         return open_store(use_case, init.instance)
 
-    return store
+    return AccountResource(store, f"Store of the artifacts of {use_case.name}.")
 
 
 def open_store(use_case: UseCase, instance: dg.DagsterInstance) -> Store:
     """Return a use case's store: `store` of its YAML, else $FULLFT_STORE, else `store` in Dagster's home.
 
-    An s3:// store is reached as every AWS client is: AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_PROFILE and
-    the credentials come from the environment or the machine's role. Launched workloads inherit them; a
-    resource's configuration would not reach a workload before it has read its job file from that store.
+    An s3:// store is reached as every AWS client is (see `fullft_assets.aws`).
     """
     url = use_case.settings.store
     return (
@@ -61,25 +59,24 @@ def report_link(use_case: UseCase, store: Store, manifest: Manifest) -> dg.Metad
     else its file or object.
     """
     page = f"{manifest.ref}/report.html"
-    if use_case.settings.store is None:
-        return dg.MetadataValue.url(f"{REPORTS}{page}")
-    return place_in(store, page)
+    is_in_ui = use_case.settings.store is None
+    return dg.MetadataValue.url(f"{REPORTS}{page}") if is_in_ui else place_in(store, page)
 
 
 def place_in(store: Store, path: str) -> dg.MetadataValue:
     """Return where a file or folder of the store is: an absolute path, or a link."""
-    if store.is_local:
-        return dg.MetadataValue.path(str(Path(store.url, path).absolute()))
-    return dg.MetadataValue.url(f"{store.url}/{path}")
+    local_path = str(Path(store.url, path).absolute())
+    return (
+        dg.MetadataValue.path(local_path) if store.is_local else dg.MetadataValue.url(f"{store.url}/{path}")
+    )
 
 
 def open_url(url: str, resolve: Callable[[str], Path] = Path) -> Store:
     """Return the store at a folder or in a bucket; $FULLFT_KMS_KEY, if it is set, names the key that encrypts
     objects on S3.
     """
-    if url.startswith(SCHEMES):
-        return Store(url, os.environ.get("FULLFT_KMS_KEY"))
-    return Store(str(resolve(url).absolute()))
+    kms_key = os.environ.get("FULLFT_KMS_KEY")
+    return Store(url, kms_key) if url.startswith(SCHEMES) else Store(str(resolve(url).absolute()))
 
 
 def set_latest(store: Store, case: str, asset: str, manifest: Manifest, partition: str = "all") -> None:

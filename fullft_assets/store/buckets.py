@@ -15,7 +15,7 @@ A = TypeVar("A")
 #: Beginnings of the URLs of buckets.
 SCHEMES = ("s3://", "gs://", "az://")
 #: A request ends after so long without a byte; a whole answer may take hours.
-_TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "12h"}
+_TIMEOUTS: Any = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "12h"}
 #: Least bytes of a part of an upload.
 _PART_BYTES = 16 * 2**20
 #: Parts of an upload, at most: S3 takes 10,000.
@@ -31,10 +31,6 @@ class FileVersion(NamedTuple):
 
     e_tag: str | None
     version: str | None
-
-    def condition(self) -> dict[str, str]:
-        """Return the parts that there are, as obstore wants them."""
-        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 class BucketError(OSError):
@@ -72,17 +68,16 @@ class Bucket:
         Raises:
             FileNotFoundError: there is no such object.
         """
-        import obstore
 
         def read() -> bytes:
             with _as_os_errors(self._url):
-                return obstore.get(self._objects, name).bytes().to_bytes()
+                return self._objects.get(name).bytes().to_bytes()
 
         return _repeated(read)
 
     def write(self, name: str, data: bytes) -> None:
         """Write or replace an object in one atomic step."""
-        self._put(name, data)
+        self._ask("put", name, data)
 
     def write_where(self, name: str, data: bytes, version: FileVersion | None) -> bool:
         """Write an object if it still has this version (None: if there is none); return whether it was
@@ -90,27 +85,25 @@ class Bucket:
         """
         from obstore import exceptions
 
-        mode = "create" if version is None else version.condition()
+        parts = () if version is None else version._asdict().items()
+        mode = "create" if version is None else {part: value for part, value in parts if value is not None}
         try:
-            _repeated(lambda: self._put(name, data, mode=mode))
+            _repeated(lambda: self._ask("put", name, data, mode=mode))
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError):
             return False
         return True
 
     def version_of(self, name: str) -> FileVersion | None:
         """Return the version of an object, or None if there is no such object."""
-        import obstore
-
         try:
-            with _as_os_errors(self._url):
-                info = obstore.head(self._objects, name)
+            info = self._ask("head", name)
         except FileNotFoundError:
             return None
         return FileVersion(info["e_tag"], info["version"])
 
     def upload(self, path: Path, name: str) -> None:
         """Copy a file of this machine to an object."""
-        self._put(name, path, chunk_size=max(_PART_BYTES, path.stat().st_size // _MOST_PARTS))
+        self._ask("put", name, path, chunk_size=max(_PART_BYTES, path.stat().st_size // _MOST_PARTS))
 
     def download(self, name: str, path: Path) -> None:
         """Copy an object to a file of this machine.
@@ -118,25 +111,21 @@ class Bucket:
         Raises:
             FileNotFoundError: there is no such object.
         """
-        import obstore
 
         def download() -> None:
             with _as_os_errors(self._url), path.open("wb") as file:
-                for part in obstore.get(self._objects, name):
+                for part in self._objects.get(name):
                     file.write(part)
 
         _repeated(download)
 
     def copy(self, name: str, target: str) -> None:
         """Copy an object within the bucket."""
-        import obstore
-
-        with _as_os_errors(self._url):
-            obstore.copy(self._objects, name, target)
+        self._ask("copy", name, target)
 
     def names(self, folder: str) -> list[str]:
         """Return the names of what is directly in a folder."""
-        children = self._children(folder)
+        children = self._ask("list_with_delimiter", folder)
         paths = [*children["common_prefixes"], *(info["path"] for info in children["objects"])]
         return sorted(PurePosixPath(path).name for path in paths)
 
@@ -144,29 +133,18 @@ class Bucket:
         """Yield the files in a folder, and in those below it where `is_deep`; one request answers for
         1,000.
         """
-        import obstore
-
         with _as_os_errors(self._url):
-            pages = (
-                obstore.list(self._objects, prefix=folder) if is_deep else [self._children(folder)["objects"]]
-            )
+            objects = self._objects
+            pages = objects.list(folder) if is_deep else [objects.list_with_delimiter(folder)["objects"]]
             for page in pages:
                 for info in page:
                     name = info["path"].removeprefix(f"{folder}/")
                     yield Entry(name, info["size"], info["last_modified"].timestamp(), info["e_tag"] or "")
 
-    def _children(self, folder: str) -> Any:
-        import obstore
-
-        with _as_os_errors(self._url):
-            return obstore.list_with_delimiter(self._objects, prefix=folder)
-
     def remove(self, names: Collection[str]) -> None:
         """Remove objects; nothing where there is none."""
-        import obstore
-
-        with suppress(FileNotFoundError), _as_os_errors(self._url):
-            obstore.delete(self._objects, list(names))
+        with suppress(FileNotFoundError):
+            self._ask("delete", list(names))
 
     def remove_folder(self, folder: str) -> None:
         """Remove an object and all objects below it; nothing where there is none."""
@@ -174,11 +152,9 @@ class Bucket:
         if names:
             self.remove(names)
 
-    def _put(self, name: str, content: bytes | Path, **options: Any) -> None:
-        import obstore
-
+    def _ask(self, request: str, *arguments: Any, **options: Any) -> Any:
         with _as_os_errors(self._url):
-            obstore.put(self._objects, name, content, **options)
+            return getattr(self._objects, request)(*arguments, **options)
 
 
 @lru_cache(maxsize=32)
@@ -188,7 +164,7 @@ def _opened(url: str, kms_key: str | None, account: tuple[tuple[str, str], ...])
 
     if not url.startswith("s3://"):
         is_emulated = any(value.startswith("http://") for _, value in account)
-        return from_url(url, client_options=_client_options(is_http=is_emulated))
+        return from_url(url, client_options=_TIMEOUTS | {"allow_http": is_emulated})
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -196,25 +172,20 @@ def _opened(url: str, kms_key: str | None, account: tuple[tuple[str, str], ...])
     if session.get_credentials() is None:
         raise PermissionError("no AWS credentials; give them in the environment, by a profile or by a role")
     endpoint = session.client("s3", region_name=session.region_name or "us-east-1").meta.endpoint_url
-    encryption: dict[str, Any] = {}
-    if kms_key:
-        encryption = {
-            "server_side_encryption": "aws:kms",
-            "sse_kms_key_id": kms_key,
-            "sse_bucket_key_enabled": True,
-        }
+    encryption: dict[str, Any] = {
+        "server_side_encryption": "aws:kms",
+        "sse_kms_key_id": kms_key,
+        "sse_bucket_key_enabled": True,
+    }
+    no_encryption: dict[str, Any] = {}
     return from_url(
         url,
         endpoint=endpoint,
         region=session.region_name or "us-east-1",
-        client_options=_client_options(is_http=endpoint.startswith("http://")),
+        client_options=_TIMEOUTS | {"allow_http": endpoint.startswith("http://")},
         credential_provider=Boto3CredentialProvider(session),
-        **encryption,
+        **(encryption if kms_key else no_encryption),
     )
-
-
-def _client_options(*, is_http: bool) -> Any:
-    return {**_TIMEOUTS, "allow_http": is_http}
 
 
 def _repeated(do: Callable[[], A]) -> A:
@@ -238,11 +209,8 @@ def _as_os_errors(url: str) -> Iterator[None]:
         yield
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
         raise
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        raise PermissionError(f"{url}: access denied ({_first_line(error)})") from error
     except exceptions.BaseError as error:
-        raise BucketError(f"{url}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+        line = str(error).strip().splitlines()[0]
+        if isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)):
+            raise PermissionError(f"{url}: access denied ({line})") from error
+        raise BucketError(f"{url}: {line}") from error

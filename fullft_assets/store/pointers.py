@@ -74,7 +74,7 @@ class Pointers(Files):
         Raises:
             SettingsError: two processes would undo each other's changes there.
         """
-        address = (self.url, os.environ.get("AWS_ENDPOINT_URL"))
+        address = (self.url, os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
         if self.is_local or address in _heeding:
             return
         file = "pointers/store.json"
@@ -95,11 +95,9 @@ class Pointers(Files):
         _heeding.add(address)
 
     def _create_at_once(self, file: str) -> list[bool]:
-        def create(_: int) -> bool:
-            return self.bucket.write_where(file, json.dumps({"id": secrets.token_hex(8)}).encode(), None)
-
+        contents = [json.dumps({"id": secrets.token_hex(8)}).encode() for _ in range(_AT_ONCE)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return list(pool.map(create, range(_AT_ONCE)))
+            return list(pool.map(lambda content: self.bucket.write_where(file, content, None), contents))
 
     def read_pointer(self, name: str) -> dict[str, Any] | None:
         """Return the JSON object under `pointers/<name>.json`, or None."""

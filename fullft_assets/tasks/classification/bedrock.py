@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from fullft_assets.aws import aws_client
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import BedrockSettings
 from fullft_assets.snapshot import Split
@@ -141,7 +142,6 @@ def _message(role: str, text: str) -> dict[str, Any]:
 
 
 def _client(settings: BedrockSettings) -> Any:
-    import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
@@ -150,9 +150,10 @@ def _client(settings: BedrockSettings) -> Any:
     )
     try:
         arn = re.match(r"arn:[\w-]+:bedrock:([\w-]+):", settings.model)
-        return boto3.client(
+        return aws_client(
             "bedrock-runtime",
-            region_name=arn and arn[1],
+            "planning.bedrock",
+            arn and arn[1],
             endpoint_url=settings.endpoint_url,
             config=retries,
         )
