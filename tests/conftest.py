@@ -52,10 +52,11 @@ def pytest_unconfigure() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Forget the Dagster instance of an earlier test: where instances end in another order than they began, a
-    gone one stays in a context variable.
-
-    Definitions that are loaded next would ask it for their state.
+    gone one stays in a context variable, and definitions that are loaded next would ask it for their state.
+    Forget its project, too: they all have one name.
     """
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_project"]:
+        del sys.modules[name]
     if _DEFS_STATE in sys.modules:
         sys.modules[_DEFS_STATE]._current_storage.set(None)
 
