@@ -19,7 +19,7 @@ _STRAYING = 0.02
 #: A training that ends so much below its own start failed, and says nothing of another one.
 _MAX_FALL = 0.05
 #: What each doubling of the rows adds to what the steps gain, in the metric's units: expected and at most.
-_GROWTH = 0.02
+_GROWTH = 0.01
 _MAX_GROWTH = 0.04
 #: Standard errors to each side of a 90% interval.
 _REACH = 1.645
@@ -85,8 +85,8 @@ def predict_score(
     """Return what the score at `target_rows` may be: where that training starts is known before it, and the
     pilot says what steps add to a start.
 
-    Steps on more rows gain more: each doubling of the rows adds 2 points to what is expected, 4 to the high
-    end, nothing to the low one. Chance is the sampling error of the validation rows and 2 points of straying.
+    Steps on more rows gain more: each doubling of the rows adds a point to what is expected, nothing to the
+    low end, and to the high one four, together at least the pilot's gain again. Chance is the sampling error of the validation rows and 2 points of straying.
     Where the start is not known, or the pilot failed, nothing bounds the interval. `python -m
     benchmarks.pilot` counts how often it covers what full trainings reach.
 
@@ -106,7 +106,7 @@ def predict_score(
         target_rows=target_rows,
         predicted=_bounded(score + _GROWTH * doublings),
         low=_bounded(score - chance),
-        high=_bounded(score + _MAX_GROWTH * doublings + chance),
+        high=_bounded(score + max(_MAX_GROWTH * doublings, point.gain * min(1.0, doublings)) + chance),
     )
 
 
