@@ -4,6 +4,7 @@ import importlib.util
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,13 @@ def printed_by(
     print(done.stderr)
     assert done.returncode == 0, done.stderr[-3_000:]
     return done.stdout
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
 
 
 def set_card(monkeypatch: pytest.MonkeyPatch, has_card: bool = True) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from tests import machine
+from tests.machine import free_port
 
 ROOT = Path(__file__).parents[1]
 _MISSING = "no SSH on this machine: install Debian's `openssh-server` and `openssh-client`"
@@ -92,9 +93,3 @@ class SshServer:
 
 def _make_key(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return bound.getsockname()[1]

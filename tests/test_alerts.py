@@ -29,7 +29,7 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
 
-from fullft_assets import automation, documents, release, security
+from fullft_assets import automation, documents, security
 from fullft_assets.alerts import Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking.validation import load_use_case
@@ -311,8 +311,7 @@ class TestSensor:
         """Write an artifact without files, the newest of its partition where one is given."""
         store = open_store(graph.use_case, instance)
         checks = [CheckOutcome(name=failed_check, passed=False)] if failed_check else []
-        with store.create(graph.name, stage, key, version="1", seed=17) as draft:
-            manifest = draft.commit(settings={}, inputs={}, metadata=metadata or {}, checks=checks)
+        manifest = manifests.write(store, graph.name, stage, key, metadata, checks=checks)
         if partition is not None:
             store.write_pointer(f"latest/{graph.name}/{stage}/{partition}", {"ref": manifest.ref})
         return manifest
@@ -384,10 +383,7 @@ class TestSensor:
             ("retraining_decisions", {"usd_spent_this_month": 12.5}),
         ):
             instance.report_runless_asset_event(dg.AssetMaterialization(graph.key(asset), metadata=metadata))
-        champion = release.Champion(
-            checkpoint="c", snapshot="s", evaluation="e", score=0.5, promoted_at=0.0, run_id="r"
-        )
-        release.promote(open_store(graph.use_case, instance), graph.name, champion)
+        manifests.promote(open_store(graph.use_case, instance), graph.name, "c", score=0.5)
         self.tick(graph, instance)
         client = boto3.client("cloudwatch")
         names = {metric["MetricName"] for metric in client.list_metrics(Namespace="fullft_assets")["Metrics"]}
@@ -729,15 +725,8 @@ class TestSensor:
         **others: Any,
     ) -> None:
         """Record two decisions whose signal differs in size, each with a tick after it."""
-        champion = release.Champion(
-            checkpoint="c",
-            snapshot="s",
-            evaluation="e",
-            score=0.9,
-            promoted_at=time.time() - promoted_ago,
-            run_id="r",
-        )
-        release.promote(open_store(graph.use_case, instance), graph.name, champion)
+        store = open_store(graph.use_case, instance)
+        manifests.promote(store, graph.name, "c", promoted_at=time.time() - promoted_ago)
         for age, drop in ((120, 0.1), (60, 0.11)):
             measured: dict[str, Any] = {signal: drop, "num_drop_errors": num_drop_errors, **others}
             decision = Decision(action="wait", reasons=["labels"], evidence="")

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import erasure, release, snapshot
+from fullft_assets import erasure, snapshot
 from fullft_assets.erasure import erasing
 from fullft_assets.erasure.rewriting import TRAININGS
 from fullft_assets.errors import GateError, Interrupted, StoreError
@@ -19,6 +19,7 @@ from fullft_assets.release import starting_point
 from fullft_assets.snapshot import general, loading
 from fullft_assets.store import Manifest, Store
 from fullft_assets.training.finetuning import exclusive
+from tests import manifests
 from tests import project as projects
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 from tests.test_erasure_batches import PowerCut, power_cut, traces
@@ -204,15 +205,7 @@ def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_
 
 def go_on_from(case: Prepared, checkpoint: Manifest) -> Manifest | None:
     """Return what a training on the snapshot of today begins with if this checkpoint is champion."""
-    champion = release.Champion(
-        checkpoint=checkpoint.ref,
-        snapshot=case.snapshot.ref,
-        evaluation="e",
-        score=0.5,
-        promoted_at=0.0,
-        run_id="r",
-    )
-    release.promote(case.store, case.use_case.name, champion)
+    manifests.promote(case.store, case.use_case.name, checkpoint.ref, snapshot=case.snapshot.ref)
     sections = case.use_case.settings.training.model_copy(update={"retrain_from": "champion"})
     settings = case.use_case.settings.model_copy(update={"training": sections})
     revision, taken = checkpoint.metadata["base_model_revision"], case.store.load(case.snapshot.ref)
