@@ -4,8 +4,7 @@ cancelled.
 
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from fullft_assets.resources import driver, one_line_errors
 from fullft_assets.resources.driver import LaunchDriver
 from fullft_assets.store import Manifest, Store
 from tests.aws_double import Double, serve
+from tests.machine import wait_for
 from tests.prepared import Prepared
 from tests.s3_server import S3Server
 
@@ -31,13 +31,6 @@ SECONDS = 240.0
 #: Of the jobs that tests submit by hand. Of each process its own: what is left of a job is found, and killed,
 #: by its name in the environment.
 NAME = f"fullft-test-{os.getpid()}"
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 def process(folder: Path, name: str) -> psutil.Process:

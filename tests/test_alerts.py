@@ -193,12 +193,6 @@ class TestDelivery:
         chosen = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}}, **settings)
         return deliver(store, "letters", alerts, open_channels(chosen), chosen, NOW)
 
-    def test_each_is_sent_once(self, tmp_path: Path, hook: Hook) -> None:
-        store = Store(str(tmp_path))
-        self.delivery(store, [alert(1), alert(2)])
-        self.delivery(store, [alert(2), alert(3)])
-        assert [body["key"] for body in hook.bodies] == ["run_failed/1", "run_failed/2", "run_failed/3"]
-
     def test_a_channel_that_fails_is_tried_again_and_keeps_no_other_from_its_alerts(
         self, tmp_path: Path, hook: Hook
     ) -> None:

@@ -59,15 +59,6 @@ def named(case: Prepared, kind: str) -> dict[str, Any]:
     return next(row for row in drawn(case, kind) if row["id"].startswith("G-"))
 
 
-def again(case: Prepared) -> Manifest:
-    """Take the snapshot once more."""
-    parts = case.snapshot.metadata["parts"]
-    labeled, tokenized = (
-        {name: case.store.load(part[of]) for name, part in parts.items()} for of in ("examples", "chunks")
-    )
-    return snapshot.take(case.store, case.use_case, labeled, tokenized)
-
-
 class Stopping(Progress):
     """Asks training to stop, once it has begun."""
 
@@ -128,7 +119,7 @@ def test_what_is_left_of_replay_is_packed_anew_with_its_own_windows(case: Prepar
         num_tokens / (num_tokens + num_task_tokens)
     )
     assert taken.content_digest != case.snapshot.content_digest, "training on it is asked for again"
-    assert again(case).ref == taken.ref
+    assert case.take_again().ref == taken.ref
 
 
 @pytest.mark.parametrize("kind", ["general", "replay"])
@@ -148,7 +139,7 @@ def test_it_is_not_drawn_again(case: Prepared, kind: str) -> None:
             case.use_case, settings=case.use_case.settings.model_copy(update={"snapshot": limits})
         ),
     )
-    taken = again(fresh)
+    taken = fresh.take_again()
     assert taken.key != case.snapshot.key
     fresh = replace(fresh, snapshot=taken)
     rows = drawn(fresh, "general") + drawn(fresh, "replay")
