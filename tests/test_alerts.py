@@ -39,7 +39,6 @@ from fullft_assets.monitoring import Status
 from fullft_assets.resources import ARTIFACT, open_store
 from fullft_assets.retraining import Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
-from fullft_assets.settings.alerts import ChannelSettings
 from fullft_assets.store import CheckOutcome, Manifest, Store
 from tests import manifests
 from tests import project as projects
@@ -233,15 +232,11 @@ class TestDelivery:
         self, tmp_path: Path, hook: Hook
     ) -> None:
         class Faulty:
-            settings_class = ChannelSettings
-
-            def __init__(self, settings: Any) -> None: ...
-
             def send(self, alert: Alert) -> None:
                 raise RuntimeError("planted-token")
 
         settings = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}})
-        channels = {"pager": Faulty(None), **open_channels(settings)}
+        channels = {"pager": Faulty(), **open_channels(settings)}
         delivery = deliver(Store(str(tmp_path)), "letters", [alert()], channels, settings, NOW)
         (line,) = delivery.failures
         assert (
@@ -560,11 +555,9 @@ class TestSensor:
         self.tick(graph, instance, cursor)
         first, second, failed = hook.bodies
         assert failed["title"] == "the run model failed"
-        assert (
-            first["event"] == second["event"] == "sensor_failing"
-            and first["url"].endswith(damaged)
-            and first["action"]
-        )
+        assert first["event"] == second["event"] == "sensor_failing"
+        assert first["url"].endswith(damaged)
+        assert first["action"]
         assert (
             first["title"].startswith("what the run ingest of b1 would report is missing: ")
             and "manifest.json: unreadable" in first["title"]

@@ -88,10 +88,9 @@ class Bench:
         )
         self.ingest()
 
-    def train(self, taken: Manifest | None = None) -> Manifest:
-        """Record a checkpoint on a snapshot, by default the prepared one."""
-        snapshot = (taken or self.prepared.snapshot).ref
-        metadata = checkpoint_metadata(snapshot=snapshot, training_seconds=60.0)
+    def train(self) -> Manifest:
+        """Record a checkpoint on the prepared snapshot."""
+        metadata = checkpoint_metadata(snapshot=self.prepared.snapshot.ref, training_seconds=60.0)
         checkpoint = self.artifact("finetuned_checkpoint", f"k{time.time_ns()}", **metadata)
         self.point("finetuned_checkpoint", checkpoint)
         return checkpoint

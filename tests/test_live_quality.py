@@ -248,7 +248,6 @@ class TestLabelAudit:
 
     @pytest.fixture
     def seen(self, project: projects.Project) -> Live:
-        project.configure(monitoring={"path": "data/letters/production"})
         seen = Live(project, Store(str(project.home / "store")))
         rows = projects.licence_rows(130, skip=2_000)
         seen.promote(snapshot_of(seen.store, seen.label("learned.jsonl", rows[:10])))
@@ -382,7 +381,9 @@ class TestLabelAudit:
         )
         label("random.jsonl", at_random=True)
         confirmed, fell = decide()
-        assert fell and confirmed.action == "wait" and confirmed.count_first
+        assert fell
+        assert confirmed.action == "wait"
+        assert confirmed.count_first
 
 
 def snapshot_of(store: Store, learned: Manifest) -> Manifest:

@@ -126,7 +126,9 @@ def test_the_verdict_says_what_changed(scale: Scale) -> None:
     assert "tokens of a text: 40" in verdict.moved[0]
     assert "predicted labels shift, most `c`: " in verdict.moved[1] and "-> 100.0%" in verdict.moved[1]
     outcome = monitoring.check(verdict)
-    assert not outcome.passed and outcome.severity == "warn" and "explanation.md" in outcome.description
+    assert not outcome.passed
+    assert outcome.severity == "warn"
+    assert "explanation.md" in outcome.description
     assert DriftVerdict.model_validate_json(verdict.model_dump_json()) == verdict
     table = monitoring.render_table(verdict)
     assert len(table) < 1_000 and table.count("\n| ") == 3
