@@ -15,7 +15,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from fullft_assets.job import read_job
 from fullft_assets.launch.workloads.training import work
 from fullft_assets.progress import Progress
 from fullft_assets.training.finetuning import TrainingSegment
+from tests.machine import free_port
 
 #: Touches of the work folder before the kill: at least a checkpoint's worth, so that the work goes on.
 TOUCHES = (20, 100)
@@ -86,9 +86,7 @@ def _within(folder: Path) -> Callable[[str, str], bool]:
 
 def _fork(run: Any, processes: int) -> int:
     """Run the processes of a training; return the wait status of the first one, or of another that failed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = []
     for rank in range(processes):
         child = os.fork()

@@ -31,6 +31,8 @@ from urllib.parse import parse_qs, urlparse
 import kubernetes_validate
 import yaml
 
+from tests.machine import free_port
+
 VERSION = "1.33"
 NAMESPACE = "fullft"
 #: Images that the registry has.
@@ -363,9 +365,7 @@ class Cluster:
         job["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": _stamp()}
         job["spec"]["suspend"] = self.is_queueing
         self.created.append(body)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.jobs[name] = JobOf(job, free.getsockname()[1])
+        self.jobs[name] = JobOf(job, free_port())
         return 201, job
 
     def _job(self, name: str) -> JobOf:

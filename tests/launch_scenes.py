@@ -4,8 +4,7 @@ cancelled.
 
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,17 @@ from typing import Any
 import dagster as dg
 import psutil
 import pytest
+from probe_workloads.definitions import probe_job
 
 from fullft_assets.job import Job
-from fullft_assets.launch import Launcher, aws, records
+from fullft_assets.launch import Launcher, LaunchSpec, aws, records
 from fullft_assets.launch.aws import AwsLauncher
 from fullft_assets.launch.records import Launch
 from fullft_assets.resources import driver, one_line_errors
 from fullft_assets.resources.driver import LaunchDriver
-from fullft_assets.store import Store
+from fullft_assets.store import Manifest, Store
 from tests.aws_double import Double, serve
+from tests.machine import wait_for
 from tests.prepared import Prepared
 from tests.s3_server import S3Server
 
@@ -32,17 +33,33 @@ SECONDS = 240.0
 NAME = f"fullft-test-{os.getpid()}"
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
-
-
 def process(folder: Path, name: str) -> psutil.Process:
     """Return a process that the probe has started, once it has."""
     wait_for((folder / f"{name}.pid").exists, f"{name} started")
     return psutil.Process(int((folder / f"{name}.pid").read_text()))
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A store in the bucket that `serving` makes."""
+    return f"s3://{tmp_path.name}/fullft"
+
+
+def probe_at(where: Path | str, stage: str) -> tuple[Job, Store]:
+    """Return a job for the probe and its store, in this folder or at this URL."""
+    return probe_job(where, stage) if isinstance(where, Path) else probe_job(Path("/nowhere"), stage, where)
+
+
+def spec(where: Path | str, stage: str, name: str = NAME, **changes: Any) -> LaunchSpec:
+    """Return what a launcher gets for the probe of this stage."""
+    job, store = probe_at(where, stage)
+    arguments = tuple(job.arguments(store))
+    return LaunchSpec(name, "probe_workloads.probe", arguments, **{"run_id": "r1", **changes})
+
+
+def run_stage(launcher: Launcher, stage: str, where: Path | str) -> tuple[str | None, list[str]]:
+    """Run the probe of this stage as `run_probe` does."""
+    return run_probe(launcher, *probe_at(where, stage))
 
 
 def run_probe(
@@ -94,6 +111,11 @@ def trained_in_bucket(
     shutil.copytree(prepared.store.url, bucket / name)
     store = Store(f"s3://{bucket.name}/{name}")
     job = prepared.job(stage, **sections).model_copy(update={"store_url": store.url})
+    return (store.folder(train(launcher, job, store)) / "model/model.safetensors").read_bytes()
+
+
+def train(launcher: Launcher, job: Job, store: Store) -> Manifest:
+    """Train through a launcher, and return the checkpoint."""
 
     @dg.asset
     def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
@@ -102,9 +124,9 @@ def trained_in_bucket(
 
     with dg.DagsterInstance.ephemeral() as instance:
         dg.materialize([made], instance=instance)
-    manifest = store.find(job.case, stage, job.key)
-    assert manifest is not None
-    return (store.folder(manifest) / "model/model.safetensors").read_bytes()
+    checkpoint = store.find(job.case, job.stage, job.key)
+    assert checkpoint is not None
+    return checkpoint
 
 
 @contextmanager

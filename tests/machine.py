@@ -4,9 +4,11 @@ import importlib.util
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -42,6 +44,23 @@ def printed_by(
     print(done.stderr)
     assert done.returncode == 0, done.stderr[-3_000:]
     return done.stdout
+
+
+def wait_for(
+    condition: Callable[[], object], what: str, seconds: float = 240.0, poll_seconds: float = 0.05
+) -> None:
+    """Return once a condition holds; fail the test if that takes longer."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(poll_seconds)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
 
 
 def set_card(monkeypatch: pytest.MonkeyPatch, has_card: bool = True) -> None:

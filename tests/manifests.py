@@ -1,10 +1,36 @@
-"""Metadata of artifacts that a test writes itself because making them takes minutes."""
+"""Artifacts that a test writes itself because making them takes minutes, and their metadata."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from fullft_assets import release
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.monitoring import DriftMetadata, Status
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata, PlanMetadata
+from fullft_assets.store import Manifest, Store
+from tests import project as projects
+
+
+def write(
+    store: Store,
+    case: str,
+    stage: str,
+    key: str = "k1",
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    files: Mapping[str, str | bytes] | None = None,
+    **parts: Any,
+) -> Manifest:
+    """Write an artifact with these files; `parts` are its settings, inputs and checks."""
+    with store.create(case, stage, key, version="1", seed=17) as draft:
+        projects.write_files(draft.path, files or {})
+        return draft.commit(**{"settings": {}, "inputs": {}, "metadata": metadata or {}, **parts})
+
+
+def promote(store: Store, case: str, checkpoint: str, **changes: Any) -> None:
+    """Make the checkpoint with this ref the champion."""
+    values = {"snapshot": "s", "evaluation": "e", "score": 0.9, "promoted_at": 1.0, "run_id": "r"}
+    release.promote(store, case, release.Champion(checkpoint=checkpoint, **{**values, **changes}))
 
 
 def plan(**changes: Any) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.machine import free_port
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,7 @@ def serve() -> Iterator[PostgresServer]:
 def _serve(root: Path) -> Iterator[PostgresServer]:
     folder = programs()
     assert folder is not None, "PostgreSQL is missing"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        server = PostgresServer(probe.getsockname()[1], secrets.token_hex(16))
+    server = PostgresServer(free_port(), secrets.token_hex(16))
     user = "postgres" if os.getuid() == 0 else None
     (root / "password").write_text(server.password)
     if user is not None:

@@ -74,6 +74,15 @@ class Prepared:
             inputs={"training_snapshot": self.snapshot.ref},
         )
 
+    def take_again(self) -> Manifest:
+        """Take the snapshot once more over the same batches."""
+        parts = self.snapshot.metadata["parts"]
+        labeled, tokenized = (
+            {name: self.store.load(part[kind]) for name, part in parts.items()}
+            for kind in ("examples", "chunks")
+        )
+        return snapshot.take(self.store, self.use_case, labeled, tokenized)
+
     def train(self, key: str, **changes: Any) -> Manifest:
         """Train in this process, with changed settings of the training, and return the checkpoint."""
         from fullft_assets.launch.workloads import training

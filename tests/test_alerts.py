@@ -29,7 +29,7 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
 
-from fullft_assets import automation, documents, release, security
+from fullft_assets import automation, documents, security
 from fullft_assets.alerts import Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking.validation import load_use_case
@@ -39,7 +39,6 @@ from fullft_assets.monitoring import Status
 from fullft_assets.resources import ARTIFACT, open_store
 from fullft_assets.retraining import Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
-from fullft_assets.settings.alerts import ChannelSettings
 from fullft_assets.store import CheckOutcome, Manifest, Store
 from tests import manifests
 from tests import project as projects
@@ -193,12 +192,6 @@ class TestDelivery:
         chosen = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}}, **settings)
         return deliver(store, "letters", alerts, open_channels(chosen), chosen, NOW)
 
-    def test_each_is_sent_once(self, tmp_path: Path, hook: Hook) -> None:
-        store = Store(str(tmp_path))
-        self.delivery(store, [alert(1), alert(2)])
-        self.delivery(store, [alert(2), alert(3)])
-        assert [body["key"] for body in hook.bodies] == ["run_failed/1", "run_failed/2", "run_failed/3"]
-
     def test_a_channel_that_fails_is_tried_again_and_keeps_no_other_from_its_alerts(
         self, tmp_path: Path, hook: Hook
     ) -> None:
@@ -239,15 +232,11 @@ class TestDelivery:
         self, tmp_path: Path, hook: Hook
     ) -> None:
         class Faulty:
-            settings_class = ChannelSettings
-
-            def __init__(self, settings: Any) -> None: ...
-
             def send(self, alert: Alert) -> None:
                 raise RuntimeError("planted-token")
 
         settings = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}})
-        channels = {"pager": Faulty(None), **open_channels(settings)}
+        channels = {"pager": Faulty(), **open_channels(settings)}
         delivery = deliver(Store(str(tmp_path)), "letters", [alert()], channels, settings, NOW)
         (line,) = delivery.failures
         assert (
@@ -311,8 +300,7 @@ class TestSensor:
         """Write an artifact without files, the newest of its partition where one is given."""
         store = open_store(graph.use_case, instance)
         checks = [CheckOutcome(name=failed_check, passed=False)] if failed_check else []
-        with store.create(graph.name, stage, key, version="1", seed=17) as draft:
-            manifest = draft.commit(settings={}, inputs={}, metadata=metadata or {}, checks=checks)
+        manifest = manifests.write(store, graph.name, stage, key, metadata, checks=checks)
         if partition is not None:
             store.write_pointer(f"latest/{graph.name}/{stage}/{partition}", {"ref": manifest.ref})
         return manifest
@@ -384,10 +372,7 @@ class TestSensor:
             ("retraining_decisions", {"usd_spent_this_month": 12.5}),
         ):
             instance.report_runless_asset_event(dg.AssetMaterialization(graph.key(asset), metadata=metadata))
-        champion = release.Champion(
-            checkpoint="c", snapshot="s", evaluation="e", score=0.5, promoted_at=0.0, run_id="r"
-        )
-        release.promote(open_store(graph.use_case, instance), graph.name, champion)
+        manifests.promote(open_store(graph.use_case, instance), graph.name, "c", score=0.5)
         self.tick(graph, instance)
         client = boto3.client("cloudwatch")
         names = {metric["MetricName"] for metric in client.list_metrics(Namespace="fullft_assets")["Metrics"]}
@@ -570,11 +555,9 @@ class TestSensor:
         self.tick(graph, instance, cursor)
         first, second, failed = hook.bodies
         assert failed["title"] == "the run model failed"
-        assert (
-            first["event"] == second["event"] == "sensor_failing"
-            and first["url"].endswith(damaged)
-            and first["action"]
-        )
+        assert first["event"] == second["event"] == "sensor_failing"
+        assert first["url"].endswith(damaged)
+        assert first["action"]
         assert (
             first["title"].startswith("what the run ingest of b1 would report is missing: ")
             and "manifest.json: unreadable" in first["title"]
@@ -729,15 +712,8 @@ class TestSensor:
         **others: Any,
     ) -> None:
         """Record two decisions whose signal differs in size, each with a tick after it."""
-        champion = release.Champion(
-            checkpoint="c",
-            snapshot="s",
-            evaluation="e",
-            score=0.9,
-            promoted_at=time.time() - promoted_ago,
-            run_id="r",
-        )
-        release.promote(open_store(graph.use_case, instance), graph.name, champion)
+        store = open_store(graph.use_case, instance)
+        manifests.promote(store, graph.name, "c", promoted_at=time.time() - promoted_ago)
         for age, drop in ((120, 0.1), (60, 0.11)):
             measured: dict[str, Any] = {signal: drop, "num_drop_errors": num_drop_errors, **others}
             decision = Decision(action="wait", reasons=["labels"], evidence="")

@@ -68,8 +68,7 @@ class Bench:
         self.store.write_pointer(f"latest/{self.name}/{asset}/{partition}", {"ref": manifest.ref})
 
     def artifact(self, stage: str, key: str, **metadata: Any) -> Manifest:
-        with self.store.create(self.name, stage, key, version="1", seed=17) as draft:
-            return draft.commit(settings={}, inputs={}, metadata=metadata)
+        return manifests.write(self.store, self.name, stage, key, metadata)
 
     def ingest(self) -> None:
         """Read every batch that was cut, as the ingest job does."""
@@ -89,10 +88,9 @@ class Bench:
         )
         self.ingest()
 
-    def train(self, taken: Manifest | None = None) -> Manifest:
-        """Record a checkpoint on a snapshot, by default the prepared one."""
-        snapshot = (taken or self.prepared.snapshot).ref
-        metadata = checkpoint_metadata(snapshot=snapshot, training_seconds=60.0)
+    def train(self) -> Manifest:
+        """Record a checkpoint on the prepared snapshot."""
+        metadata = checkpoint_metadata(snapshot=self.prepared.snapshot.ref, training_seconds=60.0)
         checkpoint = self.artifact("finetuned_checkpoint", f"k{time.time_ns()}", **metadata)
         self.point("finetuned_checkpoint", checkpoint)
         return checkpoint
@@ -102,15 +100,8 @@ class Bench:
 
     def champion(self, checkpoint: str, evaluation: str = "e", since: float | None = None) -> None:
         """Make a checkpoint the champion."""
-        champion = release.Champion(
-            checkpoint=checkpoint,
-            snapshot="s",
-            evaluation=evaluation,
-            score=0.9,
-            promoted_at=time.time() if since is None else since,
-            run_id="r",
-        )
-        release.promote(self.store, self.name, champion)
+        promoted_at = time.time() if since is None else since
+        manifests.promote(self.store, self.name, checkpoint, evaluation=evaluation, promoted_at=promoted_at)
 
     def live(self, key: str, **measured: Any) -> None:
         """Record what labels say of the champion in production."""

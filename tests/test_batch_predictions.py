@@ -9,12 +9,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from fullft_assets import documents, erasure, release
+from fullft_assets import documents, erasure
 from fullft_assets.launch.workloads import prediction
 from fullft_assets.monitoring import PREDICTIONS, PredictionsMetadata
 from fullft_assets.resources import open_store
 from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.classification.task import Classification
+from tests import manifests
 from tests import project as projects
 from tests.asset_runs import run_assets, run_workloads_here
 from tests.checkpoint_metadata import checkpoint_metadata
@@ -53,10 +54,7 @@ def promote(store: Store, task: str, key: str) -> Manifest:
         made = draft.commit(
             settings={}, inputs={"training_snapshot": "s"}, metadata=checkpoint_metadata(labels=LABELS)
         )
-    champion = release.Champion(
-        checkpoint=made.ref, snapshot="s", evaluation="e", score=0.9, promoted_at=1.0, run_id="r"
-    )
-    release.promote(store, CASE, champion)
+    manifests.promote(store, CASE, made.ref)
     return made
 
 

@@ -461,11 +461,9 @@ class TestAws:
     def test_the_database_is_encrypted_private_and_takes_only_tls(self) -> None:
         platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]
         database = platform["Database"]["Properties"]
-        assert (
-            database["StorageEncrypted"]
-            and database["ManageMasterUserPassword"]
-            and not database["PubliclyAccessible"]
-        )
+        assert database["StorageEncrypted"]
+        assert database["ManageMasterUserPassword"]
+        assert not database["PubliclyAccessible"]
         assert platform["DatabaseParameters"]["Properties"]["Parameters"] == {"rds.force_ssl": "1"}
 
     def test_a_rotated_password_reaches_the_services_and_nothing_else_starts_them_again(

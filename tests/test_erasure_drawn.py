@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from fullft_assets import erasure, release, snapshot
+from fullft_assets import erasure, snapshot
 from fullft_assets.erasure import erasing
 from fullft_assets.erasure.rewriting import TRAININGS
 from fullft_assets.errors import GateError, Interrupted, StoreError
@@ -19,6 +19,7 @@ from fullft_assets.release import starting_point
 from fullft_assets.snapshot import general, loading
 from fullft_assets.store import Manifest, Store
 from fullft_assets.training.finetuning import exclusive
+from tests import manifests
 from tests import project as projects
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 from tests.test_erasure_batches import PowerCut, power_cut, traces
@@ -56,15 +57,6 @@ def drawn(case: Prepared, kind: str) -> list[dict[str, Any]]:
 
 def named(case: Prepared, kind: str) -> dict[str, Any]:
     return next(row for row in drawn(case, kind) if row["id"].startswith("G-"))
-
-
-def again(case: Prepared) -> Manifest:
-    """Take the snapshot once more."""
-    parts = case.snapshot.metadata["parts"]
-    labeled, tokenized = (
-        {name: case.store.load(part[of]) for name, part in parts.items()} for of in ("examples", "chunks")
-    )
-    return snapshot.take(case.store, case.use_case, labeled, tokenized)
 
 
 class Stopping(Progress):
@@ -127,7 +119,7 @@ def test_what_is_left_of_replay_is_packed_anew_with_its_own_windows(case: Prepar
         num_tokens / (num_tokens + num_task_tokens)
     )
     assert taken.content_digest != case.snapshot.content_digest, "training on it is asked for again"
-    assert again(case).ref == taken.ref
+    assert case.take_again().ref == taken.ref
 
 
 @pytest.mark.parametrize("kind", ["general", "replay"])
@@ -147,7 +139,7 @@ def test_it_is_not_drawn_again(case: Prepared, kind: str) -> None:
             case.use_case, settings=case.use_case.settings.model_copy(update={"snapshot": limits})
         ),
     )
-    taken = again(fresh)
+    taken = fresh.take_again()
     assert taken.key != case.snapshot.key
     fresh = replace(fresh, snapshot=taken)
     rows = drawn(fresh, "general") + drawn(fresh, "replay")
@@ -204,15 +196,7 @@ def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_
 
 def go_on_from(case: Prepared, checkpoint: Manifest) -> Manifest | None:
     """Return what a training on the snapshot of today begins with if this checkpoint is champion."""
-    champion = release.Champion(
-        checkpoint=checkpoint.ref,
-        snapshot=case.snapshot.ref,
-        evaluation="e",
-        score=0.5,
-        promoted_at=0.0,
-        run_id="r",
-    )
-    release.promote(case.store, case.use_case.name, champion)
+    manifests.promote(case.store, case.use_case.name, checkpoint.ref, snapshot=case.snapshot.ref)
     sections = case.use_case.settings.training.model_copy(update={"retrain_from": "champion"})
     settings = case.use_case.settings.model_copy(update={"training": sections})
     revision, taken = checkpoint.metadata["base_model_revision"], case.store.load(case.snapshot.ref)

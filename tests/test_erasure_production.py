@@ -14,6 +14,7 @@ from fullft_assets.launch.workloads import monitoring, training
 from fullft_assets.monitoring import EXPLANATION, SCALE, Scale, render_explanation, shifted_words
 from fullft_assets.progress import Progress
 from fullft_assets.store import MANIFEST, Manifest
+from tests import manifests
 from tests import project as projects
 from tests.prepared import Prepared, prepare
 from tests.test_erasure_batches import traces
@@ -114,8 +115,8 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
             case.store.folder(scale), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST)
         )
         draft.commit(settings={}, inputs=dict.fromkeys(scale.inputs, "removed"), metadata=scale.metadata)
-    with case.store.create(case.use_case.name, "cheaper_baselines", "k", version="1", seed=17) as draft:
-        draft.commit(settings={}, inputs={"training_snapshot": case.snapshot.content_digest}, metadata={})
+    learned_from = {"training_snapshot": case.snapshot.content_digest}
+    manifests.write(case.store, case.use_case.name, "cheaper_baselines", inputs=learned_from)
     report = erasure.erase(case.store, case.use_case.name, [person], by="group")
     assert traces(Path(case.store.url), WORDS[person], person) == []
     assert (report.num_found, report.missing) == (NUM_VALID + 2, [])

@@ -4,7 +4,6 @@ learned or not.
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -337,11 +336,11 @@ def test_a_champion_with_another_tokenizer_is_compared_by_equal_text(
     save_tokenizer(lab.model, [], other)
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + "\n")
     part = next(iter(lab.snapshot.metadata["parts"].values()))
-    parts = {"b": {**part, "chunks": chunks_of_another(lab).ref}}
-    with lab.store.create("letters", "training_snapshot", "other", version="1", seed=17) as draft:
-        for name in ("index.parquet", "places.parquet"):
-            shutil.copy(lab.store.folder(lab.snapshot) / name, draft.path)
-        taken = draft.commit(settings={}, inputs={}, metadata={**lab.snapshot.metadata, "parts": parts})
+    cut = manifests.write(lab.store, "letters", "tokenized_chunks", "other", inputs={"tokenizer": "another"})
+    about = {**lab.snapshot.metadata, "parts": {"b": {**part, "chunks": cut.ref}}}
+    folder = lab.store.folder(lab.snapshot)
+    files = {name: (folder / name).read_bytes() for name in ("index.parquet", "places.parquet")}
+    taken = manifests.write(lab.store, "letters", "training_snapshot", "other", about, files=files)
     context = lab.context(learned, lab.checkpoint("other", other, taken))
     assert context.has_tokenizer_of_snapshot(
         "finetuned_checkpoint"
@@ -350,8 +349,3 @@ def test_a_champion_with_another_tokenizer_is_compared_by_equal_text(
     assert isinstance(found, LanguageEvaluation) and found.rescaled == ["champion"]
     assert "champion" not in found.columns["token_accuracy"]
     assert found.gain_over_champion.estimate == pytest.approx(0, abs=1e-6)
-
-
-def chunks_of_another(lab: Lab) -> Manifest:
-    with lab.store.create("letters", "tokenized_chunks", "other", version="1", seed=17) as draft:
-        return draft.commit(settings={}, inputs={"tokenizer": "another"}, metadata={})

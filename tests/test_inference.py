@@ -28,12 +28,6 @@ pytestmark = pytest.mark.numeric
 LABELS = ["notice", "reference", "tag", "text"]
 
 
-@pytest.fixture
-def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's own format: in bf16, which some CPUs are good at, another batch rounds differently."""
-    monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda: False)
-
-
 @pytest.fixture(scope="module")
 def base_model() -> Path:
     return resolve_base_model(MINILM, Path())

@@ -11,11 +11,10 @@ from unittest.mock import Mock
 
 import pytest
 from botocore.exceptions import ClientError
-from probe_workloads.definitions import probe_job
 from pydantic import ValidationError
 
 from fullft_assets.errors import WorkloadError
-from fullft_assets.launch import LaunchSpec, Status, Unreachable, aws
+from fullft_assets.launch import Status, Unreachable, aws
 from fullft_assets.launch.container import MODULE
 from fullft_assets.launch.ecs import EcsLauncher, status_of, task_definition
 from fullft_assets.settings import EcsLauncherSettings, PlanningSettings
@@ -26,10 +25,12 @@ from tests.launch_scenes import (
     NAME,
     process,
     recorded,
-    run_probe,
+    run_stage,
     serving,
+    spec,
     wait_for,
 )
+from tests.launch_scenes import url as url
 from tests.s3_server import S3Server
 
 SETTINGS = {
@@ -53,24 +54,8 @@ def service(s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         yield double
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"s3://{tmp_path.name}/fullft"
-
-
 def launcher(**changes: Any) -> EcsLauncher:
     return EcsLauncher(EcsLauncherSettings.model_validate({**SETTINGS, **changes}))
-
-
-def run(chosen: EcsLauncher, stage: str, url: str) -> tuple[str | None, list[str]]:
-    return run_probe(chosen, *probe_job(Path("/nowhere"), stage, url))
-
-
-def spec(url: str, stage: str, **changes: Any) -> LaunchSpec:
-    job, store = probe_job(Path("/nowhere"), stage, url)
-    return LaunchSpec(
-        NAME, "probe_workloads.probe", tuple(job.arguments(store)), **{"run_id": "r1", **changes}
-    )
 
 
 def ended(chosen: EcsLauncher) -> Status:
@@ -90,7 +75,7 @@ def test_through_throttling_errors_lost_and_late_answers_one_task_runs_and_its_p
     service.broken.update(ListTasks=1, DescribeLogStreams=1, RegisterTaskDefinition=1)
     service.lost.update(RunTask=1)
     service.unseen_seconds = service.late_seconds = 1.0
-    failure, messages = run(launcher(), "writes", url)
+    failure, messages = run_stage(launcher(), "writes", url)
     assert failure is None and len(service.tasks) == 1 and service.calls["RunTask"] >= 3
     assert [each for each in messages if each == "reading the rows"] == ["reading the rows"]
     assert "step 1/1,000 (0%), loss 0.25" in messages
@@ -100,7 +85,7 @@ def test_through_throttling_errors_lost_and_late_answers_one_task_runs_and_its_p
     )
     launch = recorded(Store(url))
     assert (launch.state, launch.attempt, launch.place) == ("succeeded", 1, "111122223333/us-east-1/fullft")
-    failure, _ = run(launcher(), "refuses", url)
+    failure, _ = run_stage(launcher(), "refuses", url)
     assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
     assert "planted-secret" not in json.dumps(list(service.definitions.values()))
 
@@ -143,7 +128,7 @@ def test_a_task_that_lost_its_instance_is_launched_again_and_resumes(service, ur
         return EcsLauncher.poll(chosen, name, wait_seconds)
 
     chosen.poll = poll
-    failure, messages = run(chosen, "waits", url)
+    failure, messages = run_stage(chosen, "waits", url)
     assert failure is None and (recorded(Store(url)).attempt, len(service.tasks)) == (2, 2)
     assert any(
         f"was preempted: {reason}" in each and "[preemption]; retry 1 of 1" in each for each in messages
@@ -164,7 +149,7 @@ def test_a_task_that_was_just_started_is_stopped_although_it_is_not_listed_yet(s
 
 def test_a_task_without_an_instance_is_a_lost_machine_after_the_limit(service, url):
     service.has_room = False
-    failure, _ = run(launcher(pending_minutes=1 / 60, max_retries=0), "writes", url)
+    failure, _ = run_stage(launcher(pending_minutes=1 / 60, max_retries=0), "writes", url)
     assert failure is not None and failure.endswith("[infrastructure]")
     assert (
         "waited longer than launcher.pending_minutes (0.0166667): no instance for it has joined the cluster"
@@ -192,7 +177,7 @@ def test_secrets_reach_the_container_alone(service, url):
 @pytest.mark.long
 class TestRefused:
     def of(self, url: str, **changes: Any) -> str:
-        failure, _ = run(launcher(**changes), "writes", url)
+        failure, _ = run_stage(launcher(**changes), "writes", url)
         assert failure is not None and "\n" not in failure and failure.endswith("[settings]")
         return failure
 

@@ -14,7 +14,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-import dagster as dg
 import kubernetes_validate
 import pytest
 import torch
@@ -30,12 +29,10 @@ from fullft_assets.launch.kubernetes import KubernetesLauncher, manifest, status
 from fullft_assets.launch.local import LocalLauncher
 from fullft_assets.launch.supervisor import is_alive
 from fullft_assets.resources import driver
-from fullft_assets.resources.driver import LaunchDriver
 from fullft_assets.settings import KubernetesLauncherSettings, LauncherSettings
 from fullft_assets.store import Manifest
-from tests import launch_scenes
 from tests.kubernetes_double import IMAGE, NAMESPACE, Cluster
-from tests.launch_scenes import NAME, SECONDS, TESTS, process, run_probe, wait_for
+from tests.launch_scenes import NAME, SECONDS, TESTS, process, run_stage, spec, train, wait_for
 from tests.machine import ARITHMETIC
 from tests.prepared import Prepared, prepare
 
@@ -81,33 +78,20 @@ def launcher(**changes: object) -> KubernetesLauncher:
     return KubernetesLauncher(KubernetesLauncherSettings.model_validate(settings | changes))
 
 
-def spec(folder: Path, stage: str, processes: int = 1) -> LaunchSpec:
-    job, store = probe_job(folder, stage)
-    return LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)), processes)
-
-
-def run(folder: Path, chosen: KubernetesLauncher, stage: str) -> tuple[str | None, list[str]]:
-    return run_probe(chosen, *probe_job(folder, stage))
-
-
-def recorded(folder: Path) -> records.Launch:
-    return launch_scenes.recorded(probe_job(folder, "writes")[1])
-
-
 @pytest.mark.slow
 def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(
     cluster, tmp_path, capfd, monkeypatch
 ):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
     chosen = launcher(max_hours=1)
-    failure, messages = run(tmp_path, chosen, "writes")
+    failure, messages = run_stage(chosen, "writes", tmp_path)
     assert failure is None
     assert [each for each in messages if each == "reading the rows"] == ["reading the rows"]
     assert "step 1/1,000 (0%), loss 0.25" in messages
     assert "] reading the rows\n" in capfd.readouterr().out
-    failure, _ = run(tmp_path, chosen, "refuses")
+    failure, _ = run_stage(chosen, "refuses", tmp_path)
     assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
-    failure, _ = run(tmp_path, chosen, "is_killed")
+    failure, _ = run_stage(chosen, "is_killed", tmp_path)
     assert failure is not None and "was killed by SIGKILL" in failure and failure.endswith("[infrastructure]")
     store = probe_job(tmp_path, "writes")[1]
     assert {launch.stage: (launch.state, launch.place) for launch in records.launches(store, "probe")} == {
@@ -136,7 +120,7 @@ def test_lost_and_refused_answers_neither_fail_a_run_nor_start_a_second_job(clus
     cluster.fail("GET", "/jobs/", 429, times=2)
     cluster.fail("GET", "/log", "reset", times=8)
     cluster.fail("DELETE", "/jobs/", 500)
-    failure, messages = run(tmp_path, launcher(), "writes")
+    failure, messages = run_stage(launcher(), "writes", tmp_path)
     assert failure is None and [each for each in messages if each == "reading the rows"] == [
         "reading the rows"
     ]
@@ -246,7 +230,7 @@ class TestQueue:
 
     def test_pods_without_a_node_are_a_lost_machine_after_the_limit(self, cluster, tmp_path):
         cluster.has_room = False
-        failure, _ = run(tmp_path, launcher(pending_minutes=2 / 60, max_retries=0), "writes")
+        failure, _ = run_stage(launcher(pending_minutes=2 / 60, max_retries=0), "writes", tmp_path)
         assert (
             failure == "workload probe waited longer than launcher.pending_minutes (0.0333333): 0/3 nodes are"
             " available: 3 Insufficient nvidia.com/gpu.; see the step's stderr [infrastructure]"
@@ -257,7 +241,7 @@ class TestQueue:
 class TestRefused:
     def of(self, cluster: Cluster, folder: Path, **changes: object) -> str:
         """Return the line with which a job is refused, which leaves nothing."""
-        failure, _ = run(folder, launcher(**changes), "writes")
+        failure, _ = run_stage(launcher(**changes), "writes", folder)
         assert failure is not None and "\n" not in failure and failure.endswith("[settings]")
         assert cluster.jobs == {}
         return failure
@@ -668,16 +652,7 @@ def training_cluster(cluster: Cluster, prepared: Prepared) -> Cluster:
 def trained(prepared: Prepared, key: str, chosen: Launcher) -> Manifest:
     job = prepared.job(STAGE, key)
     job = job.model_copy(update={"settings": job.settings.model_copy(update={"launcher": chosen.settings})})
-    made: list[Manifest] = []
-
-    @dg.asset
-    def checkpoint(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        made.append(LaunchDriver(lambda _: chosen).run(context, "training", job, prepared.store))
-        return dg.MaterializeResult()
-
-    with dg.DagsterInstance.ephemeral() as instance:
-        dg.materialize([checkpoint], instance=instance)
-    return made[0]
+    return train(chosen, job, prepared.store)
 
 
 def assert_same(prepared: Prepared, key: str, found: Manifest, processes: int = 1) -> None:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,16 +20,20 @@ from fullft_assets.launch.sagemaker import SageMakerLauncher
 from fullft_assets.launch.supervisor import is_alive
 from fullft_assets.settings import LauncherSettings, PlanningSettings, SageMakerLauncherSettings
 from fullft_assets.store import Store
-from tests import launch_scenes
+from tests import launch_scenes, manifests
 from tests import s3_server as s3_servers
 from tests.aws_double import IMAGE, ROLE
 from tests.launch_scenes import (
     NAME,
     run_probe,
+    run_stage,
     serving,
+    spec,
     trained_in_bucket,
     wait_for,
 )
+from tests.launch_scenes import url as url
+from tests.machine import free_port
 from tests.prepared import Prepared, prepare
 from tests.sagemaker_double import SageMaker
 
@@ -52,28 +55,12 @@ def service(
         yield double
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"s3://{tmp_path.name}/fullft"
-
-
 def launcher(**changes: Any) -> SageMakerLauncher:
     return SageMakerLauncher(SageMakerLauncherSettings.model_validate({**SETTINGS, **changes}))
 
 
-def run(launcher: SageMakerLauncher, stage: str, url: str) -> tuple[str | None, list[str]]:
-    return run_probe(launcher, *probe_job(Path("/nowhere"), stage, url))
-
-
 def recorded(url: str) -> Launch:
     return launch_scenes.recorded(Store(url))
-
-
-def spec(url: str, stage: str, name: str = NAME, **changes: Any) -> LaunchSpec:
-    job, store = probe_job(Path("/nowhere"), stage, url)
-    return LaunchSpec(
-        name, "probe_workloads.probe", tuple(job.arguments(store)), **{"run_id": "r1", **changes}
-    )
 
 
 def ended(sage: SageMakerLauncher, job: LaunchSpec) -> Status:
@@ -88,16 +75,14 @@ def two_hosts(service: SageMaker) -> dict[str, Any]:
     that.
     """
     service.host_names = lambda count: [f"127.0.0.{number + 1}" for number in range(count)]
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return {"nodes": 2, "environment": {"MASTER_PORT": str(bound.getsockname()[1])}}
+    return {"nodes": 2, "environment": {"MASTER_PORT": str(free_port())}}
 
 
 @pytest.mark.slow
 @pytest.mark.fault("output is lost, late or cut", "sagemaker")
 def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(service, url, capfd):
     service.late_seconds = 1.0
-    failure, messages = run(launcher(), "writes", url)
+    failure, messages = run_stage(launcher(), "writes", url)
     assert failure is None
     assert "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
     assert "] reading the rows\n" in capfd.readouterr().out, "output that came late is waited for"
@@ -109,7 +94,7 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
             "BillableTimeInSeconds"
         ]
     )
-    failure, _ = run(launcher(), "refuses", url)
+    failure, _ = run_stage(launcher(), "refuses", url)
     assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
     (job,) = [job for job in service.jobs.values() if job.status == "Failed"]
     assert (
@@ -123,7 +108,7 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
 @pytest.mark.fault("spot capacity is taken away", "sagemaker")
 def test_a_spot_job_that_lost_its_instances_for_good_is_launched_again(service, url):
     service.num_without_capacity = 1
-    failure, messages = run(launcher(max_retries=2, spot=True), "is_preempted", url)
+    failure, messages = run_stage(launcher(max_retries=2, spot=True), "is_preempted", url)
     assert failure is None and recorded(url).attempt == 3
     assert any(
         "CapacityError: Unable to provision requested ML compute capacity" in message for message in messages
@@ -246,10 +231,7 @@ class TestNetworkIsolation:
 
     @pytest.fixture
     def job(self, url: str, service: SageMaker) -> Job:
-        store = Store(url)
-        with store.create("probe", "given", "k1", version="1", seed=0) as draft:
-            (draft.path / "question.txt").write_text("6 * 7 =")
-            given = draft.commit(settings={}, inputs={}, metadata={})
+        given = manifests.write(Store(url), "probe", "given", files={"question.txt": "6 * 7 ="})
         return probe_job(Path("/nowhere"), "reads", url)[0].model_copy(
             update={"inputs": {"given": given.ref}}
         )
@@ -324,7 +306,7 @@ class TestNetworkIsolation:
 @pytest.mark.fault("memory runs out", "sagemaker")
 def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_do(service, url, tmp_path):
     (tmp_path / "count").write_text("oom_kill 0\n")
-    failure, _ = run(
+    failure, _ = run_stage(
         launcher(max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")}),
         "runs_out_of_memory",
         url,

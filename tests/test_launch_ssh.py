@@ -16,7 +16,7 @@ from fullft_assets.launch.ssh import SshLauncher, _quoted
 from fullft_assets.launch.supervisor import is_alive
 from fullft_assets.resources import driver
 from fullft_assets.settings import SshLauncherSettings
-from tests.launch_scenes import NAME, SECONDS, process, run_probe
+from tests.launch_scenes import NAME, SECONDS, process, run_stage, spec
 from tests.ssh_server import SshServer
 
 
@@ -40,23 +40,14 @@ def launcher(server: SshServer, **changes: object) -> SshLauncher:
     return SshLauncher(SshLauncherSettings.model_validate(server.settings(**changes)))
 
 
-def spec(folder: Path, stage: str) -> LaunchSpec:
-    job, store = probe_job(folder, stage)
-    return LaunchSpec(NAME, "probe_workloads.probe", tuple(job.arguments(store)))
-
-
-def run(folder: Path, ssh: SshLauncher, stage: str) -> tuple[str | None, list[str]]:
-    return run_probe(ssh, *probe_job(folder, stage))
-
-
 @pytest.mark.slow
 def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(server, tmp_path, capfd):
     ssh = launcher(server)
-    failure, messages = run(tmp_path, ssh, "writes")
+    failure, messages = run_stage(ssh, "writes", tmp_path)
     assert failure is None
     assert "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
     assert "] reading the rows\n" in capfd.readouterr().out
-    failure, _ = run(tmp_path, ssh, "refuses")
+    failure, _ = run_stage(ssh, "refuses", tmp_path)
     assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
     store = probe_job(tmp_path, "writes")[1]
     assert {launch.stage: (launch.state, launch.place) for launch in records.launches(store, "probe")} == {
@@ -82,7 +73,7 @@ def test_paths_start_at_the_folder_there_and_variables_are_set(server, tmp_path)
 def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_do(server, tmp_path):
     (tmp_path / "count").write_text("oom_kill 0\n")
     ssh = launcher(server, max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")})
-    failure, _ = run(tmp_path, ssh, "runs_out_of_memory")
+    failure, _ = run_stage(ssh, "runs_out_of_memory", tmp_path)
     assert (
         failure == "workload probe was killed: memory ran out; use a machine with more memory, or lower"
         " launcher.processes; see the step's stderr [out_of_memory]"
@@ -109,7 +100,7 @@ def test_lost_connection_is_no_end_and_output_is_read_on_from_the_cursor(server,
         return status
 
     monkeypatch.setattr(ssh, "poll", cut_once)
-    failure, messages = run(tmp_path, ssh, "waits")
+    failure, messages = run_stage(ssh, "waits", tmp_path)
     assert failure is None and said == ["cut"]
     assert [m for m in messages if m in ("waiting", "reading the rows")] == [
         "waiting",
@@ -133,7 +124,7 @@ def test_a_python_that_fails_once_and_answers_that_cannot_be_read_are_asked_for_
         f' printf "\\351\\n"; exit 0;;\nesac\nprintf "\\351\\n"; exec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
-    failure, messages = run(tmp_path, launcher(server, python=str(python)), "writes")
+    failure, messages = run_stage(launcher(server, python=str(python)), "writes", tmp_path)
     assert failure is None and len(number.read_text()) > 4
     assert any(
         f"{python} -m fullft_assets.launch.machine failed (exit code 1)" in message for message in messages

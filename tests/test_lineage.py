@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fullft_assets import erasure, release, snapshot
+from fullft_assets import erasure, snapshot
 from fullft_assets.checkpoint import lineage
 from fullft_assets.errors import GateError
 from fullft_assets.launch.workloads import evaluation, training
 from fullft_assets.progress import Progress
-from fullft_assets.release import Champion, starting_point
+from fullft_assets.release import starting_point
 from fullft_assets.store import Manifest
+from tests import manifests, small_language_model
 from tests import project as projects
-from tests import small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model
 
 STAGE = "finetuned_checkpoint"
@@ -140,15 +140,7 @@ class TestStartingPoint:
         )
 
     def crown(self, case: Prepared, made: Manifest) -> None:
-        crowned = Champion(
-            checkpoint=made.ref,
-            snapshot=made.metadata["snapshot"],
-            evaluation="",
-            score=1,
-            promoted_at=0,
-            run_id="",
-        )
-        release.promote(case.store, case.use_case.name, crowned)
+        manifests.promote(case.store, case.use_case.name, made.ref, snapshot=made.metadata["snapshot"])
 
     def test_is_fixed_when_it_is_first_asked_for(self, encoder: Prepared, champion: Manifest) -> None:
         # Another test may have crowned one.

@@ -132,23 +132,15 @@ class Live:
     def __init__(self, project: projects.Project, store: Store):
         self.project, self.store = project, store
         project.configure(monitoring={"path": "data/letters/production"})
-        with store.create(CASE, "finetuned_checkpoint", "k1", version="1", seed=1) as draft:
-            self.checkpoint = draft.commit(settings={}, inputs={}, metadata=checkpoint_metadata())
-        with store.create(CASE, "evaluation_report", "k1", version="1", seed=1) as draft:
-            measured = {"accuracy": 0.9, "accuracy_low": 0.87, "accuracy_high": 0.92, "macro_f1": 0.9}
-            metadata = manifests.evaluation(checkpoint=self.checkpoint.ref, measured=measured)
-            self.evaluation = draft.commit(settings={}, inputs={}, metadata=metadata)
+        about = checkpoint_metadata()
+        self.checkpoint = manifests.write(store, CASE, "finetuned_checkpoint", metadata=about)
+        measured = {"accuracy": 0.9, "accuracy_low": 0.87, "accuracy_high": 0.92, "macro_f1": 0.9}
+        about = manifests.evaluation(checkpoint=self.checkpoint.ref, measured=measured)
+        self.evaluation = manifests.write(store, CASE, "evaluation_report", metadata=about)
 
     def promote(self, snapshot: Manifest) -> None:
-        champion = release.Champion(
-            checkpoint=self.checkpoint.ref,
-            snapshot=snapshot.ref,
-            evaluation=self.evaluation.ref,
-            score=0.9,
-            promoted_at=time.time(),
-            run_id="r",
-        )
-        release.promote(self.store, CASE, champion)
+        about = {"snapshot": snapshot.ref, "evaluation": self.evaluation.ref, "promoted_at": time.time()}
+        manifests.promote(self.store, CASE, self.checkpoint.ref, **about)
 
     def point(self, asset: str, partition: str, made: Manifest) -> None:
         self.store.write_pointer(f"latest/{CASE}/{asset}/{partition}", {"ref": made.ref})
@@ -256,7 +248,6 @@ class TestLabelAudit:
 
     @pytest.fixture
     def seen(self, project: projects.Project) -> Live:
-        project.configure(monitoring={"path": "data/letters/production"})
         seen = Live(project, Store(str(project.home / "store")))
         rows = projects.licence_rows(130, skip=2_000)
         seen.promote(snapshot_of(seen.store, seen.label("learned.jsonl", rows[:10])))
@@ -390,7 +381,9 @@ class TestLabelAudit:
         )
         label("random.jsonl", at_random=True)
         confirmed, fell = decide()
-        assert fell and confirmed.action == "wait" and confirmed.count_first
+        assert fell
+        assert confirmed.action == "wait"
+        assert confirmed.count_first
 
 
 def snapshot_of(store: Store, learned: Manifest) -> Manifest:
@@ -401,9 +394,8 @@ def snapshot_of(store: Store, learned: Manifest) -> Manifest:
         "examples_digest": learned.content_digest,
         "chunks_digest": "c",
     }
-    with store.create(CASE, "training_snapshot", "k1", version="1", seed=1) as draft:
-        metadata = snapshot_metadata(parts={learned.metadata["batch"]: batch})
-        return draft.commit(settings={}, inputs={}, metadata=metadata.as_dict())
+    about = snapshot_metadata(parts={learned.metadata["batch"]: batch}).as_dict()
+    return manifests.write(store, CASE, "training_snapshot", metadata=about)
 
 
 def test_without_a_champion_its_run_succeeds_and_its_check_is_green(

@@ -126,7 +126,9 @@ def test_the_verdict_says_what_changed(scale: Scale) -> None:
     assert "tokens of a text: 40" in verdict.moved[0]
     assert "predicted labels shift, most `c`: " in verdict.moved[1] and "-> 100.0%" in verdict.moved[1]
     outcome = monitoring.check(verdict)
-    assert not outcome.passed and outcome.severity == "warn" and "explanation.md" in outcome.description
+    assert not outcome.passed
+    assert outcome.severity == "warn"
+    assert "explanation.md" in outcome.description
     assert DriftVerdict.model_validate_json(verdict.model_dump_json()) == verdict
     table = monitoring.render_table(verdict)
     assert len(table) < 1_000 and table.count("\n| ") == 3
@@ -266,7 +268,14 @@ class TestHistory:
         for module in ("history", "verdict"):
             monkeypatch.setattr(f"fullft_assets.monitoring.{module}.REFERENCE_WINDOWS", 6)
 
-    def report(self, window: str, history: History, status: monitoring.Status, **changes: Any) -> Manifest:
+    def report(
+        self,
+        window: str,
+        history: History,
+        status: monitoring.Status,
+        model: Manifest = model,
+        **changes: Any,
+    ) -> Manifest:
         metadata = {
             **drift(status),
             "window": window,
@@ -278,7 +287,7 @@ class TestHistory:
             "scale": (history.scale or self.scale).ref,
         }
         inputs = {
-            "finetuned_checkpoint": self.model.content_digest,
+            "finetuned_checkpoint": model.content_digest,
             "production_documents": self.model.content_digest,
         }
         about = {
@@ -335,18 +344,10 @@ class TestHistory:
             for sha256 in "23"
         )
 
-        def inputs_of(model: Manifest) -> dict[str, str]:
-            return {
-                "finetuned_checkpoint": model.content_digest,
-                "production_documents": self.model.content_digest,
-            }
-
         def go_on(first: int, last: int, model: Manifest, status: monitoring.Status = "ok") -> None:
             for number in range(first, last + 1):
                 window = f"{number:02d}"
-                made[window] = self.report(
-                    window, self.read(window, made, model=model), status, inputs=inputs_of(model)
-                )
+                made[window] = self.report(window, self.read(window, made, model=model), status, model=model)
 
         def kept(window: str, model: Manifest) -> tuple[list[str], list[str]] | None:
             history = self.read(window, made, model=model)
@@ -364,9 +365,7 @@ class TestHistory:
         assert self.names(self.read("10", made, model=second)) == (["08", "09"], [])
         assert kept("10", third) == (["04", "05", "06", "07", "08", "09"], [])
         # Materialised again, also where nothing could be read.
-        made["10"] = self.report(
-            "10", self.read("10", made, model=second), "insufficient_data", inputs=inputs_of(second)
-        )
+        made["10"] = self.report("10", self.read("10", made, model=second), "insufficient_data", model=second)
         assert kept("10", second) == (["02", "03", "04", "05", "06", "07"], ["08", "09"])
         go_on(10, 10, second, "confirmed")
         assert self.read("11", made, model=third) == NOTHING

@@ -10,6 +10,7 @@ import pytest
 from fullft_assets.resources import ARTIFACT, made_by_run, manifest_io_manager
 from fullft_assets.resources.io_manager import ref_for_run
 from fullft_assets.store import Manifest, Store
+from tests import manifests
 
 FIRST, SECOND, THIRD = (dg.AssetKey(["letters", name]) for name in ("first", "second", "third"))
 #: What happens while a run waits before its second step.
@@ -21,12 +22,9 @@ def chain() -> dg.JobDefinition:
 
     def made(context: dg.AssetExecutionContext, **read: Manifest) -> dg.MaterializeResult[Manifest]:
         store = context.resources.letters_store
-        with store.create(
-            "letters", context.asset_key.path[-1], context.run_id, version="1", seed=1
-        ) as draft:
-            manifest = draft.commit(
-                settings={}, inputs={name: each.ref for name, each in read.items()}, metadata={}
-            )
+        inputs = {name: each.ref for name, each in read.items()}
+        stage = context.asset_key.path[-1]
+        manifest = manifests.write(store, "letters", stage, context.run_id, inputs=inputs)
         return dg.MaterializeResult(value=manifest, metadata={ARTIFACT: manifest.ref})
 
     about: Any = {"io_manager_key": "io", "required_resource_keys": {"letters_store"}}

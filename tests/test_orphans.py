@@ -152,16 +152,6 @@ def test_a_backend_that_does_not_answer_leaves_it_on_record_as_running_and_is_as
     assert [launch.ended_at for launch in records.launches(store, "letters")] == [None, None]
 
 
-@dg.op
-def nothing_done() -> None:
-    pass
-
-
-@dg.job
-def nothing() -> None:
-    nothing_done()
-
-
 class TestInDagster:
     @pytest.fixture
     def defs(self, project: projects.Project) -> dg.Definitions:
@@ -181,7 +171,7 @@ class TestInDagster:
         assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
         with dg.DagsterInstance.from_config(str(project.home)) as instance:
             store = open_store(project.use_case(), instance)
-            run = instance.create_run_for_job(nothing)
+            run = instance.create_run_for_job(dg.GraphDefinition("nothing").to_job())
             made = launch(store, run_id=run.run_id, launcher={"kind": "local", "grace_seconds": 0})
 
             def tick(hour: int = 5) -> Any:

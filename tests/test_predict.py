@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from fullft_assets import champion, chunks, release
+from fullft_assets import champion, chunks
 from fullft_assets.cli import main
 from fullft_assets.cli.predict import predict, predict_file, read_texts
 from fullft_assets.errors import DataError, FullftError, SettingsError
@@ -22,8 +22,8 @@ from fullft_assets.resources.champion import load_champion
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
+from tests import manifests, small_language_model
 from tests import project as projects
-from tests import small_language_model
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import write_tiny_model
 from tests.s3_server import S3Server
@@ -74,16 +74,15 @@ def write_model(folder: Path, task: str) -> None:
 
 def take_snapshot(store: Store, settings: UseCaseSettings) -> Manifest:
     """Write a snapshot over one batch, as far as its manifests go."""
-    with store.create("demo", "tokenized_chunks", "k", version="1", seed=1) as draft:
-        chunked = draft.commit(settings=chunks.key_settings(settings), inputs={}, metadata={})
+    chunked = manifests.write(store, "demo", "tokenized_chunks", settings=chunks.key_settings(settings))
     part = {
         "examples": "e",
         "chunks": chunked.ref,
         "examples_digest": "e",
         "chunks_digest": chunked.content_digest,
     }
-    with store.create("demo", "training_snapshot", "k", version="1", seed=1) as draft:
-        return draft.commit(settings={}, inputs={}, metadata=snapshot_metadata(parts={"b": part}).as_dict())
+    about = snapshot_metadata(parts={"b": part}).as_dict()
+    return manifests.write(store, "demo", "training_snapshot", metadata=about)
 
 
 def crowned(folder: Path, task: str = "classification", **documents: Any) -> tuple[UseCase, Store]:
@@ -99,10 +98,7 @@ def crowned(folder: Path, task: str = "classification", **documents: Any) -> tup
         write_model(draft.path / "model", task)
         made = draft.commit(settings={}, inputs={}, metadata=checkpoint_metadata(labels=LABELS))
     taken = take_snapshot(store, settings)
-    promoted = release.Champion(
-        checkpoint=made.ref, snapshot=taken.ref, evaluation="e", score=0.9, promoted_at=1.0, run_id="r"
-    )
-    release.promote(store, "demo", promoted)
+    manifests.promote(store, "demo", made.ref, snapshot=taken.ref)
     return UseCase(name="demo", settings=settings, yaml_path=folder / "defs.yaml", project_root=folder), store
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -16,6 +15,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from tests.machine import free_port
 
 ROOT = Path(__file__).parents[1]
 #: Where each command of the README's shell blocks is run.
@@ -177,9 +178,7 @@ def _heed_signals() -> None:
 
 
 def _check_ui(checkout: Path, home: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ui = subprocess.Popen(
         ["make", "ui", f"FULLFT_HOME={home}"],
         cwd=checkout,

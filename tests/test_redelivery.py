@@ -16,8 +16,8 @@ from fullft_assets.launch.workloads import monitoring as workload
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.progress import Progress
 from fullft_assets.store import Manifest, Store
+from tests import manifests
 from tests import project as projects
-from tests.manifests import drift
 from tests.test_live_quality import CASE, Live, snapshot_of
 
 GOOD = [{"id": row["id"], "text": row["text"]} for row in projects.licence_rows(40, skip=3_000)]
@@ -46,8 +46,8 @@ class Feed:
         return documents.keep(self.store, self.project.use_case(), window.name, "window")
 
     def report(self, window: Manifest) -> Manifest:
-        with self.store.create(CASE, "drift_report", window.key[:8], version="1", seed=1) as draft:
-            return draft.commit(settings={}, inputs={}, metadata=drift("alarm", documents=window.ref))
+        metadata = manifests.drift("alarm", documents=window.ref)
+        return manifests.write(self.store, CASE, "drift_report", window.key[:8], metadata)
 
 
 @pytest.fixture

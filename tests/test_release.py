@@ -402,12 +402,9 @@ class Lab:
         files: dict[str, str],
         settings: dict[str, Any] | None = None,
     ) -> Manifest:
-        with self.store.create("demo", stage, key, version="1", seed=17) as draft:
-            for name, text in {"content": key, **files}.items():
-                (draft.path / name).write_text(text)
-            return draft.commit(
-                settings=settings or {"training": {"epochs": 3}}, inputs=inputs, metadata=metadata
-            )
+        parts = {"settings": settings or {"training": {"epochs": 3}}, "inputs": inputs}
+        files = {"content": key, **files}
+        return manifests.write(self.store, "demo", stage, key, metadata, files=files, **parts)
 
     def checkpoint(
         self,

@@ -95,18 +95,6 @@ def fitted(prepared: Prepared, name: str) -> tuple[Manifest, Any]:
     return baselines, loaded.predict(prepared.split("validation"))
 
 
-def crown(prepared: Prepared, model: Manifest) -> None:
-    champion = release.Champion(
-        checkpoint=model.ref,
-        snapshot=prepared.snapshot.ref,
-        evaluation="e",
-        score=0.9,
-        promoted_at=1.0,
-        run_id="r",
-    )
-    release.promote(prepared.store, prepared.use_case.name, champion)
-
-
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_baseline_of_each_kind_predicts_as_champion(tmp_path: Path, kind: str) -> None:
@@ -123,10 +111,12 @@ def test_a_baseline_of_each_kind_predicts_as_champion(tmp_path: Path, kind: str)
         for text in texts
         if len(text) > 40
     )
-    crown(prepared, stored)
+    about = {"snapshot": prepared.snapshot.ref}
+    manifests.promote(store, case, stored.ref, **about)
     if kind == "frozen_probe":
         tfidf, _ = fitted(prepared, "tfidf")
-        crown(prepared, store_baseline(prepared.job("b"), store, prepared.snapshot, tfidf, "tfidf", QUIET))
+        again = store_baseline(prepared.job("b"), store, prepared.snapshot, tfidf, "tfidf", QUIET)
+        manifests.promote(store, case, again.ref, **about)
         assert "baseline.json" in {path.name for path in load_champion(store, case).path.iterdir()}
         release.rollback(store, case, reason="worse", by="test")
     answers = load_champion(store, case, prepared.use_case.settings).predict(texts)
@@ -151,9 +141,8 @@ def test_lora_is_judged_and_writes_where_no_language_model_was_trained(tmp_path:
         scored = dict(prepared.recipe.score_baselines(["base_model", "lora"], draft.path, context))
         scores = {name: metrics["token_probability"] for name, metrics in scored.items()}
         baselines = draft.commit(settings={}, inputs={}, metadata=manifests.baselines([], scores))
-    with store.create(job.case, "pilot_run", "p", version="1", seed=1) as draft:
-        curve = [{"rows": 50, "token_probability": 0.4}]
-        pilot = draft.commit(settings={}, inputs={}, metadata=manifests.pilot(curve, best="base_model"))
+    about = manifests.pilot([{"rows": 50, "token_probability": 0.4}], best="base_model")
+    pilot = manifests.write(store, job.case, "pilot_run", "p", about)
     stored = store_baseline(job, store, prepared.snapshot, baselines, "lora", QUIET)
     inputs = {"finetuned_checkpoint": stored, "cheaper_baselines": baselines, "pilot_run": pilot}
     refs = {**job.inputs, **{name: manifest.ref for name, manifest in inputs.items()}}
@@ -161,7 +150,7 @@ def test_lora_is_judged_and_writes_where_no_language_model_was_trained(tmp_path:
     [report] = store.artifacts(job.case, "evaluation_report")
     evaluation = read_evaluation((store.folder(report) / "evaluation.json").read_bytes())
     assert (evaluation.candidate, evaluation.baselines) == ("lora", ["base_model"])
-    crown(prepared, stored)
+    manifests.promote(store, job.case, stored.ref, snapshot=prepared.snapshot.ref)
     assert load_champion(store, job.case, prepared.use_case.settings).predict(["The license"], 5)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,8 @@ from fullft_assets.progress import ERROR_FILE, WorkloadFailure
 from fullft_assets.store import Manifest
 from fullft_assets.training.checkpoints import SEAL, STEP_LOG, latest_checkpoint
 from fullft_assets.training.finetuning import exclusive
-from tests import metadata_server
+from tests import machine, metadata_server
 from tests.forked_training import ForkedTraining
-from tests.machine import printed_by
 from tests.prepared import Prepared, command, prepare
 
 EVERY = 3
@@ -107,11 +107,8 @@ class Run:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.002)
+#: Looks often enough to see a step between two others.
+wait_for = partial(machine.wait_for, what="the moment of the test", seconds=SECONDS, poll_seconds=0.002)
 
 
 def is_stopped(pid: int) -> bool:
@@ -203,7 +200,7 @@ def test_killed_again_and_again_also_inside_saves_it_ends_with_the_same_weights(
     )
     how = (straight.command[-1], killed.command[-1], kills, 11, spoiled, processes)
     environment = prepared.project.env()
-    printed = printed_by("-m", "tests.killed_trainings", *how, env=environment, timeout=SECONDS)
+    printed = machine.printed_by("-m", "tests.killed_trainings", *how, env=environment, timeout=SECONDS)
     moments = [json.loads(line) for line in printed.splitlines()]
     assert len(moments) == kills
     assert sum(moment["saving"] for moment in moments) >= kills // 7 and any(

@@ -21,6 +21,7 @@ from fullft_assets.errors import StoreError
 from fullft_assets.resources import set_latest
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
+from tests import manifests
 from tests import test_evaluation_workload as classification
 from tests.s3_server import S3Server
 
@@ -65,7 +66,8 @@ class Kept(classification.Lab):
             lineage: Any = [past.model_dump()] if name == "fourth" else []
             self.checkpoints[name] = self.checkpoint(name, model, lineage=lineage)
             if name != "loser":
-                release.promote(self.store, CASE, self.champion(name))
+                ref, taken = self.checkpoints[name].ref, self.snapshots[name].ref
+                manifests.promote(self.store, CASE, ref, snapshot=taken, promoted_at=time.time())
         set_latest(self.store, CASE, "labeled_examples", self.valid, "b1")
         set_latest(self.store, CASE, "tokenized_chunks", self.chunks, "b1")
         set_latest(self.store, CASE, "training_snapshot", self.snapshot)
@@ -85,14 +87,6 @@ class Kept(classification.Lab):
         cut = settings.chunks.model_copy(update={"max_tokens": max_tokens})
         use_case = replace(self.use_case, settings=settings.model_copy(update={"chunks": cut}))
         return chunks.tokenize(self.store, use_case, self.valid)
-
-    def champion(self, name: str) -> release.Champion:
-        refs = {
-            "checkpoint": self.checkpoints[name].ref,
-            "snapshot": self.snapshots[name].ref,
-            "evaluation": "e",
-        }
-        return release.Champion(**refs, score=0.5, promoted_at=time.time(), run_id="run")
 
     @property
     def whole(self) -> set[str]:

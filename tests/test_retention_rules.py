@@ -21,6 +21,7 @@ from fullft_assets.launch import records
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.production import RetentionSettings
 from fullft_assets.store import Manifest, Store
+from tests import manifests
 from tests.test_erasure_batches import PowerCut, killed_at
 
 pytestmark = pytest.mark.quick
@@ -51,9 +52,8 @@ class Lab:
         inputs: dict[str, Any] | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> Manifest:
-        with self.store.create(CASE, stage, key, version="1", seed=17) as draft:
-            (draft.path / "weights").write_text(stage + key)
-            return draft.commit(settings={}, inputs=inputs or {}, metadata=metadata or {})
+        files = {"weights": stage + key}
+        return manifests.write(self.store, CASE, stage, key, metadata, files=files, inputs=inputs or {})
 
     def candidate(self, number: int, incumbent: release.Champion | None) -> release.Champion:
         """Make a snapshot, a checkpoint, its evaluation against the incumbent, and the decision."""

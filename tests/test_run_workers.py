@@ -10,8 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from fullft_assets.cli.follower import Terminal
 from fullft_assets.cli.run import Driver, interrupted_by_signals, open_code_location
 from fullft_assets.launch.supervisor import is_alive
 from fullft_assets.resources import run_workers
+from tests.machine import wait_for
 
 TESTS = Path(__file__).parent
 SECONDS = 90.0
@@ -100,13 +100,6 @@ def start(folder: Path, output: str, *, hears_ctrl_c: bool = True) -> subprocess
         return subprocess.Popen(
             command, stdout=file, stderr=file, cwd=TESTS.parent, start_new_session=True, preexec_fn=hear
         )
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
-        time.sleep(0.1)
 
 
 def kill(first: subprocess.Popen) -> None:

@@ -4,13 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from fullft_assets.security import findings
 
@@ -29,21 +27,10 @@ EVERYTHING = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action
 
 
 @pytest.fixture
-def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def account(aws: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A new account; `account("s3")` is a client of it."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    values = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_DEFAULT_REGION": "eu-central-1",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-    }
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
-    yield boto3.client
-    server.stop()
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    return boto3.client
 
 
 def plant(account: Any) -> set[tuple[str, str]]:

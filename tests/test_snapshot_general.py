@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fullft_assets import snapshot
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.chunks import Tokenization, chunk
 from fullft_assets.errors import SettingsError
@@ -27,15 +26,6 @@ BOTH = {"general": {"path": "general", "max_tokens": 3_000}, "replay": {"path": 
 def language(root: Path, **options: Any) -> Prepared:
     write_general(root / "general")
     return prepare_language_model(root, snapshot=BOTH, rows=80, **options)
-
-
-def again(case: Prepared) -> Manifest:
-    """Take the snapshot of a case once more."""
-    parts = case.snapshot.metadata["parts"]
-    labeled, tokenized = (
-        {name: case.store.load(part[kind]) for name, part in parts.items()} for kind in ("examples", "chunks")
-    )
-    return snapshot.take(case.store, case.use_case, labeled, tokenized)
 
 
 def replayed(case: Prepared, made: Manifest) -> list[str]:
@@ -84,9 +74,9 @@ def test_a_near_duplicate_of_it_is_not_replayed_either(case: Prepared, tmp_path:
 
 def test_other_general_documents_make_another_snapshot(tmp_path: Path) -> None:
     case = language(tmp_path)
-    assert again(case).ref == case.snapshot.ref
+    assert case.take_again().ref == case.snapshot.ref
     write_general(tmp_path / "general", 50)
-    made = again(case)
+    made = case.take_again()
     assert made.key != case.snapshot.key and made.content_digest != case.snapshot.content_digest
 
 

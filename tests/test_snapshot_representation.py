@@ -13,6 +13,7 @@ from fullft_assets.monitoring import SUMS, Sums, representation
 from fullft_assets.monitoring.representation import compare, difference
 from fullft_assets.resources import latest, open_store, set_latest
 from fullft_assets.store import Manifest
+from tests import manifests
 from tests import project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
 
@@ -101,10 +102,8 @@ class Live:
     def train(self, key: str) -> Manifest:
         """Make a checkpoint the newest model."""
         snapshot = latest(self.store, CASE, "training_snapshot")
-        with self.store.create(CASE, "finetuned_checkpoint", key, version="1", seed=1) as draft:
-            labels = snapshot.metadata["labels"]
-            metadata = checkpoint_metadata(snapshot=snapshot.ref, labels=labels)
-            model = draft.commit(settings={}, inputs={}, metadata=metadata)
+        about = checkpoint_metadata(snapshot=snapshot.ref, labels=snapshot.metadata["labels"])
+        model = manifests.write(self.store, CASE, "finetuned_checkpoint", key, about)
         set_latest(self.store, CASE, "finetuned_checkpoint", model)
         return model
 

@@ -1,7 +1,6 @@
 """Spot notices from a server that speaks EC2's protocol. A training that gets one: test_resume."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,6 +10,7 @@ from fullft_assets.settings import LauncherSettings
 from fullft_assets.training import spot
 from fullft_assets.training.spot import ENDPOINT, stop_on_notice
 from tests import metadata_server
+from tests.machine import wait_for
 
 pytestmark = pytest.mark.quick
 
@@ -29,20 +29,13 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[metadata_server.Metada
         yield server
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.01)
-
-
 def test_a_notice_asks_for_the_stop_and_says_so(metadata, capsys):
     progress = Progress()
     with stop_on_notice(AWS, progress):
-        wait_for(lambda: metadata.num_looks >= 3)
+        wait_for(lambda: metadata.num_looks >= 3, "three looks")
         assert not progress.stop_requested
         metadata.announce()
-        wait_for(lambda: progress.stop_requested)
+        wait_for(lambda: progress.stop_requested, "the stop")
     assert 'spot notice: {"action": "terminate", ' in capsys.readouterr().out
 
 
@@ -53,11 +46,12 @@ def test_a_service_that_falls_silent_is_asked_on(metadata, capsys):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(metadata.RequestHandlerClass, "do_GET", lambda handler: handler._answer(503))
             wait_for(
-                lambda: "warning: spot notices cannot be read (HTTP Error 503" in capsys.readouterr().out
+                lambda: "warning: spot notices cannot be read (HTTP Error 503" in capsys.readouterr().out,
+                "the warning",
             )
         assert metadata.RequestHandlerClass.do_GET is give
         metadata.announce()
-        wait_for(lambda: progress.stop_requested)
+        wait_for(lambda: progress.stop_requested, "the stop")
 
 
 def test_without_the_service_nothing_is_trained_in_vain(monkeypatch):

@@ -43,6 +43,7 @@ from fullft_assets.store import (
 )
 from fullft_assets.store.buckets import FileVersion
 from fullft_assets.store.metadata import Metadata
+from tests import manifests
 from tests import project as projects
 from tests.machine import limited_files
 from tests.s3_server import S3Server
@@ -629,9 +630,7 @@ class TestKilledWriter:
         if moment == "manifest" or place.store.is_local:
             assert list(place.disk.rglob("weights.safetensors")), "the writer was killed before it wrote"
         assert place.store.find("mail", "s", "k") is None
-        with place.store.create("mail", "s", "k", version="1", seed=1) as draft:
-            (draft.path / "a").write_text("a")
-            made = draft.commit(settings={}, inputs={}, metadata={})
+        made = manifests.write(place.store, "mail", "s", "k", files={"a": "a"})
         assert place.store.find("mail", "s", "k") == made
 
 
@@ -730,9 +729,7 @@ def test_every_write_asks_for_encryption_with_the_given_key(
     monkeypatch.setenv("FULLFT_KMS_KEY", "alias/models")
     store = open_url(bucket)
     store.write_pointer("champion", {})
-    with store.create("mail", "s", "k", version="1", seed=1) as draft:
-        (draft.path / "weights").write_text("w")
-        draft.commit(settings={}, inputs={}, metadata={})
+    manifests.write(store, "mail", "s", "k", files={"weights": "w"})
     client, name = boto3.client("s3"), bucket.split("/")[2]
     objects = client.list_objects_v2(Bucket=name)["Contents"]
     assert {Path(each["Key"]).name for each in objects} >= {"champion.json", "weights", "manifest.json"}

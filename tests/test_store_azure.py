@@ -5,7 +5,6 @@ import hashlib
 import hmac
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -16,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from fullft_assets.store import Store
+from tests import manifests
+from tests.machine import free_port
 from tests.test_store import count_in_two_processes
 
 pytestmark = [
@@ -28,9 +29,7 @@ ACCOUNT = "letters"
 @pytest.fixture
 def container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """A prefix of a new container, at which this process's environment points."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     key = base64.b64encode(os.urandom(32)).decode()
     monkeypatch.setenv("AZURITE_ACCOUNTS", f"{ACCOUNT}:{key}")
     endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
@@ -77,10 +76,7 @@ def create_container(endpoint: str, key: str, name: str) -> None:
 
 def test_artifacts_and_pointers_are_whole(container: str, tmp_path: Path) -> None:
     store, weights = Store(container), os.urandom(30_000_000)
-    with store.create("mail", "s", "k", version="1", seed=1) as draft:
-        (draft.path / "deep").mkdir()
-        (draft.path / "deep/weights").write_bytes(weights)
-        made = draft.commit(settings={}, inputs={}, metadata={})
+    made = manifests.write(store, "mail", "s", "k", files={"deep/weights": weights})
     assert store.find("mail", "s", "k") == made
     assert (store.folder(made) / "deep/weights").read_bytes() == weights
     assert count_in_two_processes(container, 30) == 60

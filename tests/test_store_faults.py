@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fullft_assets.store import Store
-from tests import fault_proxy
+from tests import fault_proxy, manifests
 from tests.s3_server import S3Server
 
 
@@ -23,10 +23,7 @@ def test_artifacts_and_pointers_are_whole_and_counted_once(
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         monkeypatch.setenv("FULLFT_CACHE", str(tmp_path / "cache"))
         store = Store(url)
-        with store.create("mail", "s", "k", version="1", seed=1) as draft:
-            for name, data in files.items():
-                (draft.path / name).write_bytes(data)
-            made = draft.commit(settings={}, inputs={}, metadata={})
+        made = manifests.write(store, "mail", "s", "k", files=files)
         for number in range(1, 9):
             store.change_pointer("n", lambda found: {"n": (found or {"n": 0})["n"] + 1})
             assert store.read_pointer("n") == {"n": number}

@@ -10,6 +10,7 @@ import pytest
 from fullft_assets.resources import set_latest, summary_by_partition
 from fullft_assets.resources import store as module
 from fullft_assets.store import Manifest, Store
+from tests import manifests
 from tests.s3_server import S3Server
 
 CASE, ASSET = "letters", "labeled_examples"
@@ -26,9 +27,8 @@ class Place:
     asked: list[str] = field(default_factory=list)
 
     def make(self, partition: str, rows: int) -> Manifest:
-        with self.store.create(CASE, ASSET, partition, version="1", seed=1) as draft:
-            (draft.path / "rows.txt").write_text("x" * rows)
-            made = draft.commit(settings={}, inputs={}, metadata={"num_rows": rows})
+        files = {"rows.txt": "x" * rows}
+        made = manifests.write(self.store, CASE, ASSET, partition, {"num_rows": rows}, files=files)
         set_latest(self.store, CASE, ASSET, made, partition)
         return made
 

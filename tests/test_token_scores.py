@@ -20,19 +20,13 @@ from transformers import (
 )
 
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
-from fullft_assets.models import inference, precision, token_loss
+from fullft_assets.models import inference, token_loss
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import TokenLoss, TokenScores, score_documents
 from fullft_assets.progress import Progress
 from tests.test_isolation import APART, LEAKING, SMALL, build
 
-pytestmark = pytest.mark.numeric
-
-
-@pytest.fixture(autouse=True)
-def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's own format: in bf16, which some CPUs are good at, another batch rounds differently."""
-    monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda: False)
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("fp32")]
 
 
 def documents(seed: int = 0) -> tuple[list[list[list[int]]], list[list[list[int]]]]:

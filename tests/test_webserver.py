@@ -20,6 +20,7 @@ from fullft_assets.cli.webserver import Guard, Login, with_reports
 from fullft_assets.errors import SettingsError
 from fullft_assets.security import PERSON_TAG
 from fullft_assets.store import Store
+from tests import manifests
 
 JSON = {"content-type": "application/json", "content-length": "9"}
 REPORT = "/report_asset_materialization/letters/finetuned_checkpoint"
@@ -146,9 +147,7 @@ def test_only_pages_of_reports_are_served_and_nothing_in_them_runs(
     (tmp_path / "dagster.yaml").write_text("{}")
     store, refs = Store(str(tmp_path / "store")), {}
     for stage in ("training_snapshot", "labeled_examples"):
-        with store.create("letters", stage, "key", version="1", seed=1) as draft:
-            (draft.path / "report.html").write_text("<h1>a page</h1>")
-            refs[stage] = draft.commit(settings={}, inputs={}, metadata={}).ref
+        refs[stage] = manifests.write(store, "letters", stage, files={"report.html": "<h1>a page</h1>"}).ref
 
     def get(path: str, method: str = "GET") -> tuple[int, bytes, dict[bytes, bytes]]:
         sent: list[dict[str, Any]] = []

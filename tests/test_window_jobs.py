@@ -22,6 +22,7 @@ from fullft_assets.progress import Progress
 from fullft_assets.resources import open_store
 from fullft_assets.resources.store import set_latest
 from fullft_assets.store import Manifest, Store
+from tests import manifests
 from tests import project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.test_live_quality import CASE, snapshot_of
@@ -88,23 +89,11 @@ class Production:
 
     def promote(self, key: str) -> None:
         """Release a checkpoint."""
-        with self.store.create(CASE, "finetuned_checkpoint", key, version="1", seed=1) as draft:
-            (draft.path / "model").write_text(key)
-            checkpoint = draft.commit(
-                settings={},
-                inputs={},
-                metadata=checkpoint_metadata(labels=LABELS, snapshot=self._snapshot.ref),
-            )
+        about = checkpoint_metadata(labels=LABELS, snapshot=self._snapshot.ref)
+        stage = "finetuned_checkpoint"
+        checkpoint = manifests.write(self.store, CASE, stage, key, about, files={"model": key})
         set_latest(self.store, CASE, "finetuned_checkpoint", checkpoint)
-        champion = release.Champion(
-            checkpoint=checkpoint.ref,
-            snapshot=self._snapshot.ref,
-            evaluation="e",
-            score=1,
-            promoted_at=1.0,
-            run_id="r",
-        )
-        release.promote(self.store, CASE, champion)
+        manifests.promote(self.store, CASE, checkpoint.ref, snapshot=self._snapshot.ref)
 
     def write_report(self, window: str) -> Manifest:
         """Write the drift report of a window as its run does, without Dagster's steps, which take long."""

@@ -8,7 +8,6 @@ Prints by scene what each rank returned; None of one that failed, or waited for 
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -25,6 +24,7 @@ from fullft_assets.training import finetuning
 from fullft_assets.training.checkpoints import Incident, RunHistory
 from fullft_assets.training.finetuning import TrainingSegment
 from fullft_assets.training.watching import Validator
+from tests.machine import free_port
 from tests.optimizer_steps import Stopping
 from tests.test_packed import LLAMA, SETTINGS, Built, fit, training
 
@@ -41,9 +41,7 @@ def play(
     folder: Path, scene: Callable[[Path, int], Any], count: int = 2, *, is_one_host: bool = True
 ) -> list[Any]:
     """Play a scene in so many processes, each with its rank, and return what each returned."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     folder.mkdir()
     ranks = []
     for rank in range(count):

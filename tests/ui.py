@@ -1,7 +1,6 @@
 """Dagster's services over a small project, and the pages that a person uses, in a real headless Chromium."""
 
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from fullft_assets.launch.supervisor import is_alive
 from tests import machine
+from tests.machine import free_port
 from tests.project import Project
 
 SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
@@ -31,6 +31,7 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
 #: Script that returns the words on several lines within the elements of a selector.
 BROKEN = """selector => [...document.querySelectorAll(selector)].flatMap(element => {
     const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT), broken = []
@@ -64,9 +65,7 @@ class Services:
 
     def __init__(self, project: Project):
         self.project = project
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.url = f"http://127.0.0.1:{free_port()}"
         self.log = project.root / "dagster-dev.log"
 
     def start(self) -> None:
