@@ -86,9 +86,10 @@ def predict_score(
     pilot says what steps add to a start.
 
     Steps on more rows gain more: each doubling of the rows adds a point to what is expected, nothing to the
-    low end, and to the high one four, together at least the pilot's gain again. Chance is the sampling error of the validation rows and 2 points of straying.
-    Where the start is not known, or the pilot failed, nothing bounds the interval. `python -m
-    benchmarks.pilot` counts how often it covers what full trainings reach.
+    low end, and to the high one four, together at least the pilot's gain again. Chance is the sampling error
+    of the validation rows and 2 points of straying. Where the start is not known, or the pilot failed,
+    nothing bounds the interval. `python -m benchmarks.pilot` counts how often it covers what full trainings
+    reach.
 
     Args:
         start: score in [0, 1] before the first step of the training on all rows; None: not known.
