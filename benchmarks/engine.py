@@ -2,7 +2,7 @@
 
 | part | what it counts |
 |---|---|
-| families | of 53 small models: how the engine feeds them, and loss and gradients against one forward pass a document |
+| families | of 53 small models: how the engine feeds them, and loss and gradients against a pass a document |
 | syncs | operations of an optimizer step for which a GPU's host waits, with their places |
 | loss | bytes that the loss of a language model moves, at the vocabularies of today |
 | flops | work of a step against 6 N D, with and without recomputed activations |
@@ -582,7 +582,8 @@ def rank(name: str, processes: int) -> Rank:
                 fused = TokenLoss(model, first_tokens(inputs, 32))
             place(model, settings, processes)
             placed = sum(
-                weight.to_local().numel() * weight.element_size()  # pyright: ignore[reportCallIssue]  # a DTensor
+                # DTensors
+                weight.to_local().numel() * weight.element_size()  # pyright: ignore[reportCallIssue]
                 for weight in model.parameters()
             )
             optimizer = torch.optim.SGD(model.parameters())

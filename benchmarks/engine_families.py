@@ -1,4 +1,6 @@
-"""Tiny configurations of the families of language models that people fine-tune, by name: (model type, options)."""
+"""Tiny configurations of the families of language models that people fine-tune, by name: (model type,
+options).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the pilot promises against what full trainings reach: `python -m benchmarks.pilot`, a table in Markdown.
+"""What the pilot promises against what full trainings reach: `python -m benchmarks.pilot`, a table in
+Markdown.
 
 `benchmarks/data/pilot_curves.jsonl` has real trainings of MiniLM on public sets: the pilot and the whole
 training, the head as the rows of each fit it, and TF-IDF (a dictionary for spans); `--measure SET ...` adds

@@ -341,7 +341,9 @@ def write_report(
         pd.DataFrame(found, index=["estimate", "low", "high"]).T.to_html(),
         answers[["text", "label", "predicted"]].to_html(),
         (
-            f"<pre>{html.escape(classification_report(labels, predicted, target_names=names, zero_division=0))}</pre>"
+            "<pre>"
+            + html.escape(classification_report(labels, predicted, target_names=names, zero_division=0))
+            + "</pre>"
         ),
     ]
     (folder / "report.html").write_text(

@@ -141,7 +141,8 @@ def row(bench: Bench, num_rows: int, seeds: int) -> str:
         *(f"{scores[name]:.3f}" for name in (other, probe)),
         ours,
     ]
-    return f"| {' | '.join([*cells, f'{gain:+.3f} ({low:+.3f} to {high:+.3f})', f'{time.process_time() - began:.0f}'])} |"
+    cells += [f"{gain:+.3f} ({low:+.3f} to {high:+.3f})", f"{time.process_time() - began:.0f}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

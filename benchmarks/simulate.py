@@ -100,7 +100,8 @@ def worlds_table(results: Results) -> str:
             right = [1 - count["wrong"] / count["answered"] for count in counts]
             accuracy[policy] = f"{np.mean(right):.3f}{interval(right)}"
             retrains[policy] = (
-                f"{np.mean([count['retrains'] for count in counts]):.1f}{interval([count['retrains'] for count in counts])}"
+                f"{np.mean([count['retrains'] for count in counts]):.1f}"
+                f"{interval([count['retrains'] for count in counts])}"
             )
         shown = [
             accuracy.get(policy, "")
@@ -246,7 +247,8 @@ def _comparisons(name: str, seeds: list[dict[str, Any]]) -> Iterator[tuple[str, 
             }
             ratios.append(costs[with_rate(rate)] / min(costs[policy] for policy in fixed))
         what = (
-            f"{name}: cost against the best fixed period in hindsight, a retrain = {rate} wrong answers, which"
+            f"{name}: cost against the best fixed period in hindsight, a retrain = {rate} wrong answers,"
+            " which"
             " is in its settings"
         )
         yield (

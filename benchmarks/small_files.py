@@ -1,4 +1,6 @@
-"""`fullft ingest` of 20,000 small text files in a folder for each label, against the same rows in one file."""
+"""`fullft ingest` of 20,000 small text files in a folder for each label, against the same rows in one
+file.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,9 @@ def run_workloads_here(patch: pytest.MonkeyPatch) -> None:
 
 
 def run_jobs(project: Project, *jobs: Literal["ingest", "snapshot", "model", "monitor"]) -> None:
-    """Run jobs of a project in this process, those of batches and windows for each that is due; all succeed."""
+    """Run jobs of a project in this process, those of batches and windows for each that is due; all
+    succeed.
+    """
     use_case = project.use_case()
     with (
         pytest.MonkeyPatch.context() as patch,

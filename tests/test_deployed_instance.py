@@ -33,9 +33,11 @@ def noisy():
     print("a line of its stderr", file=sys.stderr)
 
 with dg.DagsterInstance.get() as instance:
-    print("STORAGE", type(instance.run_storage).__name__, instance.event_log_storage.supports_global_concurrency_limits)
+    log = instance.event_log_storage
+    print("STORAGE", type(instance.run_storage).__name__, log.supports_global_concurrency_limits)
     result = dg.materialize([noisy], instance=instance)
-    [key] = [e.logs_captured_data.file_key for e in result.all_events if e.event_type_value == "LOGS_CAPTURED"]
+    events = [event for event in result.all_events if event.event_type_value == "LOGS_CAPTURED"]
+    [key] = [event.logs_captured_data.file_key for event in events]
     print("KEY", result.run_id, key)
 """
 

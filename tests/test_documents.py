@@ -276,7 +276,8 @@ class TestJsonLines:
         rows = read(
             tmp_path,
             files={
-                "a.jsonl": '{"text": "\\ud83d\\ude00"}\n{"text": "\\uD83D"}\n{"text": "a", "kind": "\\udc00"}\n'
+                "a.jsonl": '{"text": "\\ud83d\\ude00"}\n{"text": "\\uD83D"}\n'
+                '{"text": "a", "kind": "\\udc00"}\n'
             },
         )
         assert [row["text"] for row in rows] == ["😀", None, None]
@@ -290,7 +291,8 @@ class TestCsv:
         rows = read(
             tmp_path,
             files={
-                "a.csv": 'text,kind\n"two\nlines",x\n\n"a ""quoted"" word, and a comma",y\nonly one field\nm,n,o\n"z",w\n'
+                "a.csv": 'text,kind\n"two\nlines",x\n\n"a ""quoted"" word, and a comma",y\n'
+                'only one field\nm,n,o\n"z",w\n'
             },
         )
         assert [(row["row"], row["text"], row["label"]) for row in rows] == [

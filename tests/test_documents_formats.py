@@ -238,8 +238,8 @@ class TestContainers:
             tmp_path,
             {
                 "a.csv": "id,text,kind,expression\n1,a,true,7\n",
-                "b.jsonl": '{"id": 1, "text": "a", "kind": true, "expression": 7}\n{"id": 1.0, "text": "a", "kind": true,'
-                ' "expression": 7.0}\n',
+                "b.jsonl": '{"id": 1, "text": "a", "kind": true, "expression": 7}\n'
+                '{"id": 1.0, "text": "a", "kind": true, "expression": 7.0}\n',
             },
         )
         # A column with a gap is one of floats.
@@ -390,9 +390,9 @@ class TestWholeFiles:
         batch = read_batch(
             tmp_path,
             files={
-                "a.html": f'<meta http-equiv="Content-Type" content="text/html; charset={charset}"><p>{word}'.encode(
-                    encoding
-                )
+                "a.html": (
+                    f'<meta http-equiv="Content-Type" content="text/html; charset={charset}"><p>{word}'
+                ).encode(encoding)
             },
         )
         assert (batch.table["text"].to_pylist(), batch.encodings) == ([word], {"a.html": encoding})
@@ -469,7 +469,8 @@ class TestPdf:
         assert {row["source"]: (row["text"], row["problem"]) for row in batch.table.to_pylist()} == {
             "scan.pdf": (
                 None,
-                "no text layer (scanned pages?); recognise the text, such as with ocrmypdf, and deliver again",
+                "no text layer (scanned pages?); recognise the text, such as with ocrmypdf, and deliver"
+                " again",
             ),
             "good.pdf": ("text", None),
         }

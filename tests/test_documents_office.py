@@ -29,21 +29,26 @@ from tests.test_documents_formats import read, read_batch, shown, written_pdf
 
 pytestmark = pytest.mark.quick
 
-NOTES = """<w:footnotes xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:footnote w:id="2"><w:p><w:r><w:t>See
+NOTES = """<w:footnotes xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main">\
+<w:footnote w:id="2"><w:p><w:r><w:t>See
 annex A.</w:t></w:r></w:p></w:footnote></w:footnotes>"""
 JATS = """<?xml version="1.0"?>
 <!DOCTYPE article PUBLIC "-//NLM//DTD JATS 1.2//EN" "JATS-archivearticle1.dtd">
-<article article-type="research"><front><journal-meta><journal-title>Journal</journal-title></journal-meta><article-meta>
+<article article-type="research"><front><journal-meta><journal-title>Journal</journal-title></journal-meta>\
+<article-meta>
 <article-id pub-id-type="pmid">77</article-id><article-id pub-id-type="doi">10.1/x</article-id>
 <title-group><article-title>On <italic>E. coli</italic></article-title></title-group>
 <abstract><p>Growth &gt; 5&#160;%.</p></abstract></article-meta></front>
 <body><sec><title>Methods</title><p>We <bold>grew</bold> it<sup>2</sup>
 again.</p><table><tr><th>a</th><th><p>b</p></th></tr><tr><td>1</td><td>2</td></tr></table></sec></body>
 <back><ref-list><ref>Other paper</ref></ref-list></back></article>"""
-PUBMED = """<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID Version="1">11</PMID><Article><ArticleTitle>First.</ArticleTitle>
-<Abstract><AbstractText Label="AIM">To see.</AbstractText><AbstractText Label="RESULT">Seen.</AbstractText></Abstract></Article>
+PUBMED = """<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID Version="1">11</PMID>\
+<Article><ArticleTitle>First.</ArticleTitle>
+<Abstract><AbstractText Label="AIM">To see.</AbstractText>\
+<AbstractText Label="RESULT">Seen.</AbstractText></Abstract></Article>
 <KeywordList><Keyword>x</Keyword></KeywordList></MedlineCitation></PubmedArticle>
-<PubmedArticle><MedlineCitation><PMID>12</PMID><Article><ArticleTitle>Second.</ArticleTitle></Article></MedlineCitation></PubmedArticle>
+<PubmedArticle><MedlineCitation><PMID>12</PMID>\
+<Article><ArticleTitle>Second.</ArticleTitle></Article></MedlineCitation></PubmedArticle>
 </PubmedArticleSet>"""
 
 

@@ -55,7 +55,8 @@ store = Store("store")
 raw = documents.keep(store, use_case, batch.name)
 rows = pq.read_table(store.folder(raw) / "documents.parquet").to_pylist()
 found = {"rows": [[row[name] for name in ("source", "row", "label", "text", "problem")] for row in rows]}
-found |= {"unreadable": raw.check("files_are_readable").description, "formats": raw.inputs.get("formats"), "check": check_use_case(use_case)}
+found |= {"formats": raw.inputs.get("formats"), "check": check_use_case(use_case)}
+found["unreadable"] = raw.check("files_are_readable").description
 print(json.dumps(found))
 """
 

@@ -47,7 +47,8 @@ convert = interpreter._implicit_cvt
 def convert_floats(value):
     if not isinstance(value, float):
         return convert(value)
-    return tl.tensor(interpreter.TensorHandle(numpy.array([value], dtype=numpy.float32), tl.float32), tl.float32)
+    array = numpy.array([value], dtype=numpy.float32)
+    return tl.tensor(interpreter.TensorHandle(array, tl.float32), tl.float32)
 
 interpreter._implicit_cvt = convert_floats
 rms_norm.rsqrt = lambda x: tl.rsqrt(x)
@@ -60,12 +61,15 @@ labels = batch.pop("labels")
 def look():
     model.zero_grad()
     prepared.total_loss(model, batch, labels).backward()
-    return [model(**batch, use_cache=False).logits.detach(), *(weight.grad.clone() for weight in model.parameters())]
+    logits = model(**batch, use_cache=False).logits.detach()
+    return [logits, *(weight.grad.clone() for weight in model.parameters())]
 
 before = look()
 about = kernels.apply(model, prepared, SETTINGS).about
 moved = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(look(), before)]
-print(json.dumps({"moved": max(moved), "kernels": about["kernels"], "packed": about["is_packed"], "names": [m._get_name() for m in model.modules()]}))
+names = [m._get_name() for m in model.modules()]
+facts = {"kernels": about["kernels"], "packed": about["is_packed"]}
+print(json.dumps({"moved": max(moved), **facts, "names": names}))
 """
 
 

@@ -67,7 +67,7 @@ def ended(chosen: EcsLauncher) -> Status:
 @pytest.mark.fault("the backend throttles, fails or does not answer", "ecs")
 @pytest.mark.fault("the answer to a submission is lost", "ecs")
 @pytest.mark.fault("output is lost, late or cut", "ecs")
-def test_through_throttling_errors_lost_and_late_answers_one_task_runs_and_its_progress_output_and_failures_arrive(
+def test_through_throttling_errors_lost_and_late_answers_one_task_runs_and_what_it_says_arrives(
     service, url, capfd, monkeypatch
 ):
     monkeypatch.setenv("TRACKING_PASSWORD", "planted-secret")

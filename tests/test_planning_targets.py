@@ -137,7 +137,8 @@ def test_time_counts_beside_the_price(hours: tuple[float, float], recommended: s
 
 
 #: Of the catalogue's rows of us-east-1, and one of another region.
-CATALOG = """InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch
+CATALOG = """InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,\
+AvailabilityZone,Arch
 c3.large,,,2.0,3.75,,0.105,0.042600,us-east-1,use1-az2,i386
 g6.2xlarge,L4,1.0,8.0,32.0,"{'Gpus': [{'Name': 'L4'}]}",1.24095,0.347200,eu-west-3,euw3-az3,x86_64
 g6.2xlarge,L4,1.0,8.0,32.0,"{'Gpus': [{'Name': 'L4'}]}",0.9776,0.577200,us-east-1,use1-az1,x86_64

@@ -432,7 +432,8 @@ class TestObstacles:
                 99.5,
                 3,
                 "wait",
-                "but 99.5 h were spent this month and the next run takes about 1.0 h (max_hours_per_month = 100)",
+                "but 99.5 h were spent this month and the next run takes about 1.0 h (max_hours_per_month ="
+                " 100)",
             ),
             ({}, 99.5, 9.5, "retrain", ""),
             ({"max_usd_per_month": 50}, 14.0, 3, "retrain", ""),

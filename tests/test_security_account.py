@@ -1,4 +1,6 @@
-"""An AWS account (moto's server) as `security_audit` sees it through Prowler, in an environment of its own."""
+"""An AWS account (moto's server) as `security_audit` sees it through Prowler, in an environment of its
+own.
+"""
 
 import json
 import os

@@ -285,7 +285,8 @@ class TestRefusals:
         message = self.message([{**row, "id": f"i{n % num_ids}"} for n, row in enumerate(rows)])
         assert message.endswith(
             f"The reason may be the ids: {300 - num_ids} of 300 rows have the `id` of a newer row, and of"
-            " each only the newest row counts; name a field with unique ids in documents.id, or one that no row"
+            " each only the newest row counts; name a field with unique ids in documents.id, or one that no"
+            " row"
             " has (rows are then named file:row)"
         )
         assert "the ids" not in self.message(

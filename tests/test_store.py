@@ -279,7 +279,7 @@ import os, sys
 from fullft_assets.store import Store
 store = Store(sys.argv[1])
 for _ in range(int(sys.argv[2])):
-    store.change_pointer("demo/champion", lambda found: {"n": (found or {"n": 0})["n"] + 1, "by": os.getpid()})
+    store.change_pointer("demo/champion", lambda old: {"n": (old or {"n": 0})["n"] + 1, "by": os.getpid()})
 """
 
 

@@ -1,5 +1,5 @@
-"""Chats with tools, reasoning and weights on real chat templates: what is trained of them is what the assistant
-wrote, what a template does not show is refused, and no part is hidden from searches.
+"""Chats with tools, reasoning and weights on real chat templates: what is trained of them is what the
+assistant wrote, what a template does not show is refused, and no part is hidden from searches.
 """
 
 import json
@@ -166,8 +166,8 @@ def trained(tokenization: Any, messages: list[dict[str, Any]]) -> str:
                 "%s",
                 "<|channel|>final<|message|>%s<|end|>",
                 "%s",
-                "<|channel|>analysis<|message|>Thought 8.<|end|><|start|>assistant<|channel|>final<|message|>%s"
-                "<|return|>",
+                "<|channel|>analysis<|message|>Thought 8.<|end|><|start|>assistant"
+                "<|channel|>final<|message|>%s<|return|>",
             ],
         ),
         ("llama4", "llama4", CHAT, ["%s", "%s<|eot|>", "%s", "%s<|eot|>"]),

@@ -46,7 +46,8 @@ class LowLoss:
         self.settings, self.streak = settings, Streak(settings.steps)
 
     def look(self, metrics):
-        since = None if metrics.loss is None else self.streak.add(metrics.step, metrics.loss < self.settings.below)
+        loss = metrics.loss
+        since = None if loss is None else self.streak.add(metrics.step, loss < self.settings.below)
         return None if since is None else Symptom(since, f"loss {metrics.loss:.3g}")
 '''
 

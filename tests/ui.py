@@ -40,7 +40,8 @@ BROKEN = """selector => [...document.querySelectorAll(selector)].flatMap(element
             const range = document.createRange()
             range.setStart(node, word.index)
             range.setEnd(node, word.index + word[0].length)
-            if (new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1) broken.push(word[0])
+            const lines = new Set([...range.getClientRects()].map(r => Math.round(r.top)))
+            if (lines.size > 1) broken.push(word[0])
         }
     return broken
 })"""
