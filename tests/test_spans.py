@@ -39,7 +39,6 @@ from fullft_assets.tasks.token_classification.recipe import (
 from tests import licence_labels
 from tests.optimizer_steps import check_steps
 from tests.prepared import MINILM, Prepared, prepare
-from tests.test_inference import fp32 as fp32
 
 pytestmark = pytest.mark.numeric
 
