@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TextIO
@@ -93,10 +92,16 @@ def start(folder: Path, output: str, *, hears_ctrl_c: bool = True) -> subprocess
         "import sys; from pathlib import Path; from tests.test_run_workers import drive; sys.exit(not"
         " drive(Path(sys.argv[1]), sys.stdout))"
     )
+    command = [sys.executable, "-c", code, str(folder)]
+
+    def hear() -> None:
+        # The job of a shell in the background begins with Ctrl-C ignored, and so would its children; what an
+        # earlier test of this process blocks or ignores, they would not hear, either.
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL if hears_ctrl_c else signal.SIG_IGN)
+
     with (folder / output).open("wb") as file:
-        command = [sys.executable, "-c", code, str(folder)]
-        # The job of a shell in the background begins with Ctrl-C ignored, and so would its children.
-        hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL if hears_ctrl_c else signal.SIG_IGN)
         return subprocess.Popen(
             command, stdout=file, stderr=file, cwd=TESTS.parent, start_new_session=True, preexec_fn=hear
         )
