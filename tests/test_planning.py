@@ -165,7 +165,7 @@ class TestPredictedScore:
         prediction = predict_score(pilot_of(0.06), 0.7, 4_800, 1_000)
         chance = 1.645 * (0.02**2 + 0.76 * 0.24 / 1_000) ** 0.5
         ends = [prediction.low, prediction.predicted, prediction.high]
-        assert ends == pytest.approx([0.76 - chance, 0.76 + 4 * 0.01, 0.76 + 4 * 0.04 + chance])
+        assert ends == pytest.approx([0.73 - chance, 0.76 + 4 * 0.01, 0.76 + 4 * 0.04 + chance])
         steep = predict_score(pilot_of(0.3), 0.3, 4_800, 1_000)
         assert steep.high > 0.3 + 2 * 0.3
         whole = predict_score(pilot_of(0.06), 0.7, 300, 1_000)

@@ -21,6 +21,8 @@ _MAX_FALL = 0.05
 #: What each doubling of the rows adds to what the steps gain, in the metric's units: expected and at most.
 _GROWTH = 0.01
 _MAX_GROWTH = 0.04
+#: What more rows may take from the pilot's gain, as a share: they help the start, too.
+_MAX_LOSS = 0.5
 #: Standard errors to each side of a 90% interval.
 _REACH = 1.645
 
@@ -85,11 +87,11 @@ def predict_score(
     """Return what the score at `target_rows` may be: where that training starts is known before it, and the
     pilot says what steps add to a start.
 
-    Steps on more rows gain more: each doubling of the rows adds a point to what is expected, nothing to the
-    low end, and to the high one four, together at least the pilot's gain again. Chance is the sampling error
-    of the validation rows and 2 points of straying. Where the start is not known, or the pilot failed,
-    nothing bounds the interval. `python -m benchmarks.pilot` counts how often it covers what full trainings
-    reach.
+    Each doubling of the rows adds a point to what is expected, and to the high end four, together at least
+    the pilot's gain again. The low end has half of that gain, as more rows help the start, too. Chance is the
+    sampling error of the validation rows and 2 points of straying. Where the start is not known, or the pilot
+    failed, nothing bounds the interval. `python -m benchmarks.pilot` counts how often it covers what full
+    trainings reach.
 
     Args:
         start: score in [0, 1] before the first step of the training on all rows; None: not known.
@@ -106,7 +108,7 @@ def predict_score(
         point=point,
         target_rows=target_rows,
         predicted=_bounded(score + _GROWTH * doublings),
-        low=_bounded(score - chance),
+        low=_bounded(score - max(0.0, _MAX_LOSS * point.gain * min(1.0, doublings)) - chance),
         high=_bounded(score + max(_MAX_GROWTH * doublings, point.gain * min(1.0, doublings)) + chance),
     )
 
