@@ -532,7 +532,7 @@ def test_a_command_of_aws_exists_and_takes_what_it_is_given(command: str) -> Non
         operations = {xform_name(name, "-"): name for name in model.operation_names}
         shape = model.operation_model(operations[operation]).input_shape
         members = {xform_name(name, "-"): member for name, member in shape.members.items()}
-        # The CLI starts one machine unless it is told otherwise.
+        # The CLI starts one machine unless another number is given.
         required = {xform_name(name, "-") for name in shape.required_members} - {"min-count", "max-count"}
         assert required <= options.keys() <= members.keys()
         for option, value in options.items():

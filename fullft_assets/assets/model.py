@@ -150,9 +150,7 @@ _ASSETS = {
         "What baselines score on the same rows: majority label, TF-IDF, a probe on the frozen model; or the"
         " base model as it is."
     ),
-    PILOT_RUN: (
-        "A small fine-tuning on growing subsets: does its learning curve predict a gain worth its price."
-    ),
+    PILOT_RUN: ("A fine-tuning on a tenth of the rows: does what its steps gain predict a gain on all rows?"),
 }
 
 

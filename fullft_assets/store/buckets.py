@@ -172,19 +172,20 @@ def _opened(url: str, kms_key: str | None, account: tuple[tuple[str, str], ...])
     if session.get_credentials() is None:
         raise PermissionError("no AWS credentials; give them in the environment, by a profile or by a role")
     endpoint = session.client("s3", region_name=session.region_name or "us-east-1").meta.endpoint_url
-    encryption: dict[str, Any] = {
-        "server_side_encryption": "aws:kms",
-        "sse_kms_key_id": kms_key,
-        "sse_bucket_key_enabled": True,
-    }
-    no_encryption: dict[str, Any] = {}
+    encryption: dict[str, Any] = {}
+    if kms_key:
+        encryption = {
+            "server_side_encryption": "aws:kms",
+            "sse_kms_key_id": kms_key,
+            "sse_bucket_key_enabled": True,
+        }
     return from_url(
         url,
         endpoint=endpoint,
         region=session.region_name or "us-east-1",
         client_options=_TIMEOUTS | {"allow_http": endpoint.startswith("http://")},
         credential_provider=Boto3CredentialProvider(session),
-        **(encryption if kms_key else no_encryption),
+        **encryption,
     )
 
 

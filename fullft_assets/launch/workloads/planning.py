@@ -111,7 +111,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
     Raises:
         SettingsError: training would refuse its settings, see `finetuning.require`; or the rows are too few
-            for a learning curve.
+            for a pilot.
     """
     settings = job.settings
     claim_device()
