@@ -351,11 +351,16 @@ class TestAws:
         lists = {f"sagemaker:{key}" for key in ("InstanceTypes", "VpcSubnets", "VpcSecurityGroupIds")}
         # A list that is not given has to be refused as well.
         assert condition["Null"] == dict.fromkeys(lists, False)
-        assert condition["Bool"] == {"sagemaker:InterContainerTrafficEncryption": True}
+        # Where nothing else is said, a container that reaches a network is refused.
+        parameters = read(DEPLOY / "aws/sagemaker.yaml", Tagged)["Parameters"]
+        demanded = condition["Bool"]
+        assert demanded["sagemaker:InterContainerTrafficEncryption"] is True
+        assert demanded["sagemaker:NetworkIsolation"] == {"!Ref": "NetworkIsolation"}
+        assert parameters["NetworkIsolation"]["Default"] == "true"
         assert {kind: {*keys} for kind, keys in condition.items()} == {
             "ForAllValues:StringEquals": lists,
             "Null": lists,
-            "Bool": {"sagemaker:InterContainerTrafficEncryption"},
+            "Bool": {"sagemaker:InterContainerTrafficEncryption", "sagemaker:NetworkIsolation"},
             "StringEquals": {"sagemaker:OutputKmsKey"},
             "NumericLessThanEquals": {"sagemaker:MaxRuntimeInSeconds"},
         }
@@ -366,8 +371,8 @@ class TestAws:
             (
                 "platform",
                 "MachinePolicy",
-                ["CountAlerts", "LogInToTheRegistry"],
-                {"s3", "kms", "secretsmanager", "ecr", "cloudwatch"},
+                ["CountAlerts", "HoldSessions", "LogInToTheRegistry"],
+                {"s3", "kms", "secretsmanager", "ecr", "cloudwatch", "ssm", "ssmmessages"},
             ),
             (
                 "sagemaker",
@@ -399,9 +404,12 @@ class TestAws:
             assert statement["Effect"] == "Deny"
             assert set(statement["Action"]) == {"s3:PutObject", "s3:DeleteObject"}
 
+        def in_stack(variable: re.Match[str]) -> str:
+            return {"Arn": "a", "UseCase": "c"}[variable[1]]
+
         def writers(name: str) -> str:
             def is_of(resources: list[Any]) -> bool:
-                patterns = [resource["!Sub"][0].replace("${Arn}", "a") for resource in resources]
+                patterns = [re.sub(r"\$\{(\w+)}", in_stack, resource["!Sub"][0]) for resource in resources]
                 return any(fnmatch.fnmatchcase(f"a/store/{name}", pattern) for pattern in patterns)
 
             if is_of(denied["Resource"]):
@@ -412,7 +420,10 @@ class TestAws:
             "machines": ["pointers/c/champion.json", "pointers/c/decisions/k.json"]
             + ["pointers/latest/c/finetuned_checkpoint/all.json", "pointers/record.json"]
             + ["pointers/launches/c/finetuned_checkpoint/k.json", "record/00000001.json"],
+            # What a container of another use case's stack would write is out of reach of this one's as well.
             "data stages": [
+                "other/finetuned_checkpoint/k/1/manifest.json",
+                "checkpoints/other/finetuned_checkpoint/k/checkpoint-4/model.safetensors",
                 "pointers/c/read/raw_documents/a.json",
                 "pointers/c/runs.json",
                 "jobs/c/s/k/1.json",
@@ -425,6 +436,27 @@ class TestAws:
         assert {who: [name for name in names if writers(name) != who] for who, names in objects.items()} == {
             who: [] for who in objects
         }
+
+    def test_an_endpoint_lets_through_what_the_roles_may_ask_for_and_no_more(self) -> None:
+        let_through: dict[str, set[str]] = {}
+        of_roles: dict[str, set[str]] = {}
+        for service in ("network", "platform", "sagemaker", "ecs"):
+            resources = read(DEPLOY / f"aws/{service}.yaml", Tagged)["Resources"]
+            assert not [each for each in resources.values() if "ManagedPolicyArns" in each["Properties"]]
+            for statements in policies(service).values():
+                add_actions(of_roles, [s for s in statements.values() if s["Effect"] == "Allow"])
+            for each in resources.values():
+                # S3 has a gateway, which lets through buckets.
+                if each["Properties"].get("VpcEndpointType") == "Interface":
+                    (statement,) = each["Properties"]["PolicyDocument"]["Statement"]
+                    add_actions(let_through, [statement])
+                    (account,) = statement["Condition"]["StringEquals"].values()
+                    assert account == {"!Ref": "AWS::AccountId"}
+        # A role of a pod is asked for by who has none yet.
+        assert let_through.pop("sts") == {"sts:AssumeRoleWithWebIdentity"}
+        assert "*" not in str([let_through, of_roles])
+        # The others are asked by AWS itself.
+        assert let_through == {name: of_roles[name] for name in of_roles.keys() - {"s3", "kms", "ec2", "iam"}}
 
     @pytest.mark.parametrize("service", ["sagemaker", "ecs"])
     def test_only_a_container_of_the_data_stages_may_read_documents_and_no_other(self, service: str) -> None:
@@ -572,9 +604,16 @@ def policies(service: str) -> Policies:
         if each["Type"] in ("AWS::IAM::RolePolicy", "AWS::IAM::ManagedPolicy")
     }
     return {
-        name: {
-            s["Sid"]: {**s, "Action": [s["Action"]] if isinstance(s["Action"], str) else s["Action"]}
-            for s in statements
-        }
+        name: {s["Sid"]: {**s, "Action": actions_of(s)} for s in statements}
         for name, statements in found.items()
     }
+
+
+def actions_of(statement: dict[str, Any]) -> list[str]:
+    return [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+
+
+def add_actions(actions: dict[str, set[str]], statements: list[dict[str, Any]]) -> None:
+    """Add the actions of these statements to the others, by the prefix of their service."""
+    for action in (action for statement in statements for action in actions_of(statement)):
+        actions.setdefault(action.split(":")[0], set()).add(action)

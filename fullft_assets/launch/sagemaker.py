@@ -179,8 +179,9 @@ class SageMakerLauncher(AwsLauncher):
             "OutputDataConfig": output,
             "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
             "EnableManagedSpotTraining": settings.spot,
-            # Costs nothing on one instance, so that a policy may ask for it.
+            # Said in each request, so that a policy may ask for it; encryption costs one instance nothing.
             "EnableInterContainerTrafficEncryption": True,
+            "EnableNetworkIsolation": settings.network_isolation,
             "Tags": [
                 {"Key": key, "Value": value}
                 for key, value in {**settings.tags, "fullft:run": spec.run_id}.items()
@@ -192,7 +193,6 @@ class SageMakerLauncher(AwsLauncher):
         if settings.network_isolation:
             case, stage, key, _ = job_file.split("/")
             output["CompressionType"] = "NONE"
-            request["EnableNetworkIsolation"] = True
             request["InputDataConfig"] = [
                 # Of the whole use case, since artifacts name others; what nobody opens is not fetched.
                 _channel(STORE_CHANNEL, f"{store}/{case}/", "FastFile"),
