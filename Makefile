@@ -83,7 +83,7 @@ lint: install ## Style, types, layers, dependencies, the files of deploy/, and t
 style: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 	@$(BIN)/deptry fullft_assets && $(BIN)/deptry benchmarks tests --ignore DEP002,DEP004
-	@$(BIN)/hadolint deploy/docker/Dockerfile && $(BIN)/cfn-lint deploy/aws/*.yaml
+	@$(BIN)/hadolint deploy/docker/Dockerfile deploy/docker/Dockerfile.model && $(BIN)/cfn-lint deploy/aws/*.yaml
 	@$(BIN)/kubernetes-validate --strict --quiet deploy/helm/manifests.yaml
 
 types: install

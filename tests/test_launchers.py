@@ -381,7 +381,8 @@ class TestMachine:
             assert blocks[0] == "ééé\n" and blocks[1] == "12345\né\n"
 
     def test_a_job_gets_no_password_of_the_control_plane(self, tmp_path, monkeypatch):
-        for name in ("DAGSTER_POSTGRES_PASSWORD", "PGPASSWORD", "FULLFT_LOGIN_KEY", "AWS_PROFILE", "MY_OWN"):
+        kept = ["DAGSTER_POSTGRES_PASSWORD", "PGPASSWORD", "FULLFT_LOGIN_KEY", "ALERT_URL", "TEAM_ALERTS"]
+        for name in (*kept, "AWS_PROFILE", "MY_OWN"):
             monkeypatch.setenv(name, f"planted {name}")
         jobs = Machine(tmp_path)
         code = "import os; print(*(value for value in os.environ.values() if 'planted' in value), sep='\\n')"

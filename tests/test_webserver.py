@@ -5,6 +5,7 @@ real one.
 import asyncio
 import base64
 import json
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -272,3 +273,7 @@ def test_the_tag_with_who_launched_a_run_is_the_servers_own(
 
         assert person_of({"authorization": f"Bearer {token('ES256')}"}) == "ann@example.com"
         assert person_of({}) == ""
+        # Who only looks needs no login, not even its key.
+        monkeypatch.setenv("FULLFT_LOGIN_KEY", str(tmp_path / "missing"))
+        monkeypatch.setattr(sys, "argv", ["webserver", "--read-only"])
+        webserver.main()

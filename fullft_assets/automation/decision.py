@@ -123,11 +123,11 @@ def record(
         instance.report_runless_asset_event(
             dg.AssetMaterialization(asset_key=graph.key(ASSET), metadata=metadata)
         )
-        if decision.action == "retrain":
+        if decision.action != "wait":
             security.append(
                 store,
                 security.Entry(
-                    action="retrain",
+                    action=decision.action,
                     case=graph.name,
                     about=decision.evidence,
                     reason="; ".join(decision.reasons),

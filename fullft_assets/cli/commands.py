@@ -133,7 +133,9 @@ def _follow_aws(parsed: argparse.Namespace, project_root: Path, yaml_paths: dict
 
 
 def _use_home(project_root: Path) -> None:
-    if dagster_home := os.environ.get("DAGSTER_HOME"):
+    home = project_root / ".home"
+    dagster_home = os.environ.get("DAGSTER_HOME")
+    if dagster_home and Path(dagster_home) != home:
         # As Dagster reads it.
         folder = Path(dagster_home).expanduser()
         if not folder.is_absolute() or not folder.is_dir():
@@ -143,7 +145,6 @@ def _use_home(project_root: Path) -> None:
                 f" {project_root / '.home'}"
             )
         return
-    home = project_root / ".home"
     home.mkdir(exist_ok=True)
     # A project's own home, and what this process writes, is kept from others, unless its group may write.
     if not home.stat().st_mode & 0o022:

@@ -14,6 +14,7 @@ import base64
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -272,7 +273,8 @@ def main() -> None:
 
     create = DagsterWebserver.create_asgi_app
     submit = DagsterInstance.submit_run
-    key_file = os.environ.get(LOGIN_KEY_VARIABLE)
+    # Who only looks needs no login.
+    key_file = None if "--read-only" in sys.argv else os.environ.get(LOGIN_KEY_VARIABLE)
     login = (
         Login(Path(key_file).read_text(), os.environ.get(LOGIN_AUDIENCE_VARIABLE, "")) if key_file else None
     )

@@ -3,8 +3,8 @@
 import os
 import re
 
-#: Variables of Dagster's database and of the UI's login.
-_OF_CONTROL_PLANE = re.compile(r"DAGSTER_(?!HOME$|PIPES_)|PG[A-Z]+$|FULLFT_(LOGIN|UI)_|RAY_AUTH_")
+#: Variables of Dagster's database, of the UI's login and of channels of alerts.
+_OF_CONTROL_PLANE = re.compile(r"DAGSTER_(?!HOME$|PIPES_)|PG[A-Z]+$|FULLFT_(LOGIN|UI)_|RAY_AUTH_|.*ALERT")
 #: Variables of accounts, passwords and keys.
 _OF_ACCOUNTS = re.compile(
     r"(AWS|AZURE|GOOGLE|SSH)_|.*(PASSW|SECRET|TOKEN|CREDENTIAL|KEY|_URL)", re.IGNORECASE
