@@ -16,13 +16,14 @@ TRANSIENT: frozenset[FailureClass] = frozenset({"preemption", "infrastructure"})
 
 #: torch's errors of a rank that does not reach another one, by name: this module does not import torch.
 _LOST_RANK = {"DistBackendError", "DistNetworkError", "DistStoreError"}
-#: Errors of botocore and http.client whose answer never came or was cut off.
+#: Errors of botocore, boto3 and http.client whose answer never came or was cut off.
 _CUT_ANSWER = {
     "HTTPClientError",
     "ConnectionError",
     "FlexibleChecksumError",
     "IncompleteReadError",
     "IncompleteRead",
+    "RetriesExceededError",
 }
 #: Errors of the operating system that mean: no room for this file (disk full, quota, size limit).
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -69,6 +70,12 @@ class DataError(FullftError):
     """A delivered file, row or label cannot be used."""
 
     failure = "data"
+
+
+class SourceError(FullftError):
+    """A place with delivered files cannot be read now."""
+
+    failure = "infrastructure"
 
 
 class StoreError(FullftError):
