@@ -406,6 +406,8 @@ class TestSensor:
     ) -> None:
         run_id = self.run(graph, instance, "model", fails)
         self.run(graph, instance, "ingest", fails, **{"dagster/will_retry": "true"})
+        cancelled = instance.get_run_by_id(self.run(graph, instance, "evaluate", fails))
+        instance.report_run_canceled(cancelled)
         _, cursor = self.tick(graph, instance)
         self.tick(graph, instance, cursor)
         self.tick(graph, instance)
@@ -463,8 +465,9 @@ class TestSensor:
         self.tick(graph, instance, cursor)
         assert len(hook.bodies) == len(sent) + 1
 
-    def test_a_batch_that_a_red_check_holds_back_is_sent_once_whoever_launched_it(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
+    @pytest.mark.parametrize("is_cancelled", [False, True])
+    def test_a_batch_that_a_red_check_holds_back_is_sent_once_however_its_run_ended(
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, is_cancelled: bool
     ) -> None:
         project = projects.Project(graph.use_case.project_root, graph.name)
         project.deliver(
@@ -485,6 +488,8 @@ class TestSensor:
             instance=instance, partition_key=batch.name, raise_on_error=False, tags=by_itself
         )
         assert not ran.success, "a blocking check makes its run fail"
+        if is_cancelled:
+            instance.report_run_canceled(ran.dagster_run)
         _, cursor = self.tick(graph, instance)
         self.tick(graph, instance, cursor)
         (body,) = hook.bodies
