@@ -26,6 +26,7 @@ from fullft_assets.checking.project import (
 from fullft_assets.checking.validation import load_use_case, unreadable
 from fullft_assets.demos import is_dormant
 from fullft_assets.errors import SettingsError
+from fullft_assets.extras import require_names
 from fullft_assets.scaffold import UseCaseScaffolder
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -34,6 +35,7 @@ from fullft_assets.store import digest
 YAML_CHECK = "defs_yaml_is_right"
 #: Dagster's function, in the module `decl`, that returns the YAML of a folder, or None.
 _FINDS_YAML = "find_defs_or_component_yaml"
+require_names(decl, (_FINDS_YAML,))
 
 
 def build_wrong(location: Place, defs_folder: Path, problem: str) -> dg.Definitions:
