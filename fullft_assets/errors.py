@@ -16,7 +16,8 @@ TRANSIENT: frozenset[FailureClass] = frozenset({"preemption", "infrastructure"})
 
 #: torch's errors of a rank that does not reach another one, by name: this module does not import torch.
 _LOST_RANK = {"DistBackendError", "DistNetworkError", "DistStoreError"}
-#: Errors of botocore, boto3 and http.client whose answer never came or was cut off.
+#: Errors of botocore, boto3 and http.client whose answer never came, was cut off or differs
+#: from its checksum.
 _CUT_ANSWER = {
     "HTTPClientError",
     "ConnectionError",
@@ -130,18 +131,9 @@ def classify(error: BaseException) -> FailureClass:
         return "out_of_memory"
     if isinstance(error, KeyboardInterrupt):
         return "preemption"
-    if is_cut_answer(error) or _LOST_RANK & _class_names(error):
-        return "infrastructure"
-    return "infrastructure" if isinstance(error, OSError) or is_disk_full(error) else "unknown"
-
-
-def is_cut_answer(error: BaseException) -> bool:
-    """Return whether a server's answer never came, was cut off or differs from its checksum."""
-    return bool(_CUT_ANSWER & _class_names(error))
-
-
-def _class_names(error: BaseException) -> set[str]:
-    return {base.__name__ for base in type(error).__mro__}
+    is_lost = any(base.__name__ in _LOST_RANK | _CUT_ANSWER for base in type(error).__mro__)
+    is_outage = is_lost or isinstance(error, OSError) or is_disk_full(error)
+    return "infrastructure" if is_outage else "unknown"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

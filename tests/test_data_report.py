@@ -31,11 +31,11 @@ def metadata(**changes: Any) -> SnapshotMetadata:
             "num_validation_rows",
             "num_test_groups",
             "num_rows_over_max_tokens",
+            "num_labels_set_aside",
+            "num_labels_without_validation_row",
+            "num_groups_moved",
         ),
         0,
-    )
-    counts |= dict.fromkeys(
-        ("num_labels_set_aside", "num_labels_without_validation_row", "num_groups_moved"), 0
     )
     empty = {
         "label_counts": {},
@@ -135,10 +135,8 @@ def test_a_page_fits_a_telephone_and_its_title_says_what_it_is_of(tmp_path) -> N
     (tmp_path / "report.html").write_text(page_of(LONG, case="my_letters", source=source))
     with chromium() as page:
         assert open_file(page, tmp_path / "report.html", 390) == []
-        about = re.fullmatch(
-            r"Data report of my_letters, [-\d]+ [\d:]+ UTC, of the documents in (.*)", page.title()
-        )
-    assert about[1] == source
+        title = re.sub(r"[-\d]+ [\d:]+ UTC", "NOW", page.title())
+    assert title == f"Data report of my_letters, NOW, of the documents in {source}"
 
 
 @pytest.mark.heavy

@@ -133,8 +133,9 @@ class TestDocumentsOnS3:
             store.folder(documents.keep(store, local.project.use_case(), same.name)) / "documents.parquet"
         )
         found = letters.rows(raw)
-        ignoring_times = [{**row, "delivered_ns": 0} for row in found]
-        assert ignoring_times == [{**row, "delivered_ns": 0} for row in expected.to_pylist()]
+        assert [{**row, "delivered_ns": 0} for row in found] == [
+            {**row, "delivered_ns": 0} for row in expected.to_pylist()
+        ]
         assert sorted(row["text"] for row in found) == sorted(row["text"] for row in rows)
 
     def test_a_broken_object_and_one_that_is_gone_are_named_and_the_rest_goes_on(
@@ -196,5 +197,7 @@ class TestDocumentsOnS3:
         assert [len(batch) for batch in letters.cut()] == [100]
         assert letters.cut() == [["a-late.txt", "b/00007.txt"]] and letters.cut() == []
         put(letters.folder, "c.txt", "x")
-        found = documents.look(letters.store, letters.project.use_case(), whole=True)
-        assert [[file.path for file in batch.files] for batch in found.cut] == [["c.txt"]]
+        assert [
+            [file.path for file in batch.files]
+            for batch in documents.look(letters.store, letters.project.use_case(), whole=True).cut
+        ] == [["c.txt"]]

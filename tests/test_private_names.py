@@ -31,9 +31,8 @@ _RENAMED = [
 def test_a_renamed_name_is_one_line_at_import(
     owner: type | ModuleType, name: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if hasattr(owner, name):
-        monkeypatch.delattr(owner, name)
-    else:  # an attribute of instances is looked up in the source
-        monkeypatch.setattr(inspect.getmodule(owner), "__file__", os.devnull)
+    monkeypatch.delattr(owner, name, raising=False)
+    # An attribute of instances is looked up in the source.
+    monkeypatch.setattr(inspect.getmodule(owner), "__file__", os.devnull)
     with pytest.raises(SettingsError, match=rf"^\w+ [\d.]+ has no \S+\.{name}, which [^\n]+$"):
         runpy.run_module(f"fullft_assets.{module}")

@@ -295,8 +295,14 @@ def test_a_name_between_dollar_signs_is_drawn_as_it_is(tmp_path):
     )
     general = [{"step": step, "general_loss": 1.0 + step / 10} for step in range(3)]
     log = [*full_report(named).training_log, *general]
-    drawn = report.write(tmp_path / "one", full_report(named, training_log=log))
-    assert drawn == ["scores", "learning_curve", "general", "confusion", "reliability", "loss"]
+    assert report.write(tmp_path / "one", full_report(named, training_log=log)) == [
+        "scores",
+        "learning_curve",
+        "general",
+        "confusion",
+        "reliability",
+        "loss",
+    ]
 
 
 @pytest.mark.heavy
