@@ -296,8 +296,7 @@ def pooling_of(folder: ModelFolder, config: PretrainedConfig) -> Pooling | None:
 
 
 def _stated_pooling(folder: Path) -> Pooling | None:
-    path = pooling_config(folder)
-    if path is None:
+    if (path := pooling_config(folder)) is None:
         return None
     config = json.loads(path.read_bytes())
     mode = config.get("pooling_mode")

@@ -191,11 +191,11 @@ def to_page(report: str) -> str:
     """
     body = to_html(report, {})
     title = ", ".join(re.findall(r"<(?:h1|p)>([^<]*)", body)[:2])
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,'
-        f' initial-scale=1"><title>{title}</title>'
+    return (
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport"'
+        f' content="width=device-width, initial-scale=1"><title>{title}</title><style>{_STYLE}</style>\n'
+        f"{body}</html>\n"
     )
-    return f'<!doctype html>\n<html lang="en">{head}<style>{_STYLE}</style>\n{body}</html>\n'
 
 
 def _histogram(num_tokens: Sequence[int] | np.ndarray) -> list[str]:
