@@ -182,8 +182,8 @@ def finished_runs(graph: CaseGraph, instance: dg.DagsterInstance, since: float) 
 def of_run(
     graph: CaseGraph, instance: dg.DagsterInstance, store: Store, record: dg.RunRecord
 ) -> Iterator[Alert]:
-    """Yield the alerts of a finished run: that it failed for good, or the verdict of its stage; of a cancelled
-    one only that it holds its batch back.
+    """Yield the alerts of a finished run: that it failed for good, or the verdict of its stage; of a
+    cancelled one only that it holds its batch back.
     """
     run = record.dagster_run
     stage = run.job_name.removeprefix(f"{graph.name}_")
