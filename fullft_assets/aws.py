@@ -12,8 +12,6 @@ from typing import Any
 from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.extras import require
 
-_NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket"}
-_DENIED = {"403", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken"}
 #: By field of a resource of dagster_aws: the variables that say the same.
 _VARIABLES = {
     "region_name": ("AWS_REGION", "AWS_DEFAULT_REGION"),
@@ -135,22 +133,6 @@ def reporting_client(
         yield aws_client(service, user, region)
     except (BotoCoreError, ClientError) as error:
         raise error_type(f"{user}: {' '.join(str(error).split())}") from error
-
-
-@contextmanager
-def as_os_errors() -> Iterator[None]:
-    """Turn answers of S3 that an object is not there or may not be read into Python's own errors."""
-    from botocore.exceptions import ClientError
-
-    try:
-        yield
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in _NOT_FOUND:
-            raise FileNotFoundError(str(error)) from error
-        if code in _DENIED:
-            raise PermissionError(str(error)) from error
-        raise
 
 
 @lru_cache(maxsize=32)

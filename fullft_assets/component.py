@@ -24,8 +24,10 @@ from fullft_assets.checking.project import (
     require_own_name,
 )
 from fullft_assets.checking.validation import load_use_case, unreadable
+from fullft_assets.checking.yaml_source import read_source
 from fullft_assets.demos import is_dormant
 from fullft_assets.errors import SettingsError
+from fullft_assets.extras import require_names
 from fullft_assets.scaffold import UseCaseScaffolder
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -34,6 +36,7 @@ from fullft_assets.store import digest
 YAML_CHECK = "defs_yaml_is_right"
 #: Dagster's function, in the module `decl`, that returns the YAML of a folder, or None.
 _FINDS_YAML = "find_defs_or_component_yaml"
+require_names(decl, (_FINDS_YAML,))
 
 
 def build_wrong(location: Place, defs_folder: Path, problem: str) -> dg.Definitions:
@@ -218,7 +221,10 @@ def unloadable(location: Place, locations: Iterable[Place]) -> str | None:
                 # Dagster's message of a template ends with what went wrong.
                 message = str(error).strip().rpartition("\n")[2].strip() or type(error).__name__
                 message += "; look at its templates, {{ ... }}"
-            return f"{location.path}: Dagster cannot load it ({message})"
+            source = read_source(*location)
+            # What this package has not checked is there, or nowhere in the file.
+            line = source.lines.get(("post_processing",), source.lines[()])
+            return source.located(line, f"Dagster cannot load it ({message})")
     return None
 
 

@@ -16,13 +16,15 @@ TRANSIENT: frozenset[FailureClass] = frozenset({"preemption", "infrastructure"})
 
 #: torch's errors of a rank that does not reach another one, by name: this module does not import torch.
 _LOST_RANK = {"DistBackendError", "DistNetworkError", "DistStoreError"}
-#: Errors of botocore and http.client whose answer never came or was cut off.
+#: Errors of botocore, boto3 and http.client whose answer never came, was cut off or differs
+#: from its checksum.
 _CUT_ANSWER = {
     "HTTPClientError",
     "ConnectionError",
     "FlexibleChecksumError",
     "IncompleteReadError",
     "IncompleteRead",
+    "RetriesExceededError",
 }
 #: Errors of the operating system that mean: no room for this file (disk full, quota, size limit).
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -69,6 +71,12 @@ class DataError(FullftError):
     """A delivered file, row or label cannot be used."""
 
     failure = "data"
+
+
+class SourceError(FullftError):
+    """A place with delivered files cannot be read now."""
+
+    failure = "infrastructure"
 
 
 class StoreError(FullftError):
@@ -123,18 +131,9 @@ def classify(error: BaseException) -> FailureClass:
         return "out_of_memory"
     if isinstance(error, KeyboardInterrupt):
         return "preemption"
-    if is_cut_answer(error) or _LOST_RANK & _class_names(error):
-        return "infrastructure"
-    return "infrastructure" if isinstance(error, OSError) or is_disk_full(error) else "unknown"
-
-
-def is_cut_answer(error: BaseException) -> bool:
-    """Return whether a server's answer never came, was cut off or differs from its checksum."""
-    return bool(_CUT_ANSWER & _class_names(error))
-
-
-def _class_names(error: BaseException) -> set[str]:
-    return {base.__name__ for base in type(error).__mro__}
+    is_lost = any(base.__name__ in _LOST_RANK | _CUT_ANSWER for base in type(error).__mro__)
+    is_outage = is_lost or isinstance(error, OSError) or is_disk_full(error)
+    return "infrastructure" if is_outage else "unknown"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -84,6 +84,10 @@ class Hook:
         self.server = HTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/planted-token"
 
+    def values(self, *names: str) -> list[tuple[Any, ...]]:
+        """Return some values of each alert that was posted."""
+        return [tuple(body[name] for name in names) for body in self.bodies]
+
 
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
@@ -237,8 +241,7 @@ class TestDelivery:
 
         settings = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}})
         channels = {"pager": Faulty(), **open_channels(settings)}
-        delivery = deliver(Store(str(tmp_path)), "letters", [alert()], channels, settings, NOW)
-        (line,) = delivery.failures
+        (line,) = deliver(Store(str(tmp_path)), "letters", [alert()], channels, settings, NOW).failures
         assert (
             line.startswith("alerts.channels.pager: a fault of the channel: RuntimeError at ")
             and "planted" not in line
@@ -299,8 +302,14 @@ class TestSensor:
     ) -> Manifest:
         """Write an artifact without files, the newest of its partition where one is given."""
         store = open_store(graph.use_case, instance)
-        checks = [CheckOutcome(name=failed_check, passed=False)] if failed_check else []
-        manifest = manifests.write(store, graph.name, stage, key, metadata, checks=checks)
+        manifest = manifests.write(
+            store,
+            graph.name,
+            stage,
+            key,
+            metadata,
+            checks=[CheckOutcome(name=failed_check, passed=False)] if failed_check else [],
+        )
         if partition is not None:
             store.write_pointer(f"latest/{graph.name}/{stage}/{partition}", {"ref": manifest.ref})
         return manifest
@@ -336,9 +345,12 @@ class TestSensor:
     ) -> InstigatorState:
         """Record that a sensor is on."""
         origin = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"), "x")
-        data = SensorInstigatorData(min_interval=60)
-        repository = RemoteRepositoryOrigin(origin, "r")
-        state = InstigatorState(RemoteInstigatorOrigin(repository, name), InstigatorType.SENSOR, status, data)
+        state = InstigatorState(
+            RemoteInstigatorOrigin(RemoteRepositoryOrigin(origin, "r"), name),
+            InstigatorType.SENSOR,
+            status,
+            SensorInstigatorData(min_interval=60),
+        )
         instance.add_instigator_state(state)
         return state
 
@@ -406,6 +418,7 @@ class TestSensor:
     ) -> None:
         run_id = self.run(graph, instance, "model", fails)
         self.run(graph, instance, "ingest", fails, **{"dagster/will_retry": "true"})
+        instance.report_run_canceled(instance.get_run_by_id(self.run(graph, instance, "evaluate", fails)))
         _, cursor = self.tick(graph, instance)
         self.tick(graph, instance, cursor)
         self.tick(graph, instance)
@@ -463,8 +476,9 @@ class TestSensor:
         self.tick(graph, instance, cursor)
         assert len(hook.bodies) == len(sent) + 1
 
-    def test_a_batch_that_a_red_check_holds_back_is_sent_once_whoever_launched_it(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
+    @pytest.mark.parametrize("is_cancelled", [False, True])
+    def test_a_batch_that_a_red_check_holds_back_is_sent_once_however_its_run_ended(
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, is_cancelled: bool
     ) -> None:
         project = projects.Project(graph.use_case.project_root, graph.name)
         project.deliver(
@@ -485,6 +499,8 @@ class TestSensor:
             instance=instance, partition_key=batch.name, raise_on_error=False, tags=by_itself
         )
         assert not ran.success, "a blocking check makes its run fail"
+        if is_cancelled:
+            instance.report_run_canceled(ran.dagster_run)
         _, cursor = self.tick(graph, instance)
         self.tick(graph, instance, cursor)
         (body,) = hook.bodies
@@ -514,8 +530,9 @@ class TestSensor:
     ) -> None:
         for number, status in enumerate(statuses):
             partition = f"w{number}"
-            metadata = manifests.drift(status)
-            self.artifact(graph, instance, "drift_report", partition, key=partition, metadata=metadata)
+            self.artifact(
+                graph, instance, "drift_report", partition, key=partition, metadata=manifests.drift(status)
+            )
             self.run(graph, instance, "monitor", **{"dagster/partition": partition})
             self.tick(graph, instance)
         assert [body["key"] for body in hook.bodies] == keys
@@ -536,9 +553,7 @@ class TestSensor:
             self.artifact(several, instance, "batch_predictions", name, key=name, metadata=metadata)
             self.run(several, instance, "monitor", **{"dagster/partition": name})
             self.tick(several, instance)
-        assert [(body["event"], body["key"]) for body in hook.bodies] == [
-            ("gate_closed", "gate_closed/feed_broken/w0")
-        ]
+        assert hook.values("event", "key") == [("gate_closed", "gate_closed/feed_broken/w0")]
 
     def test_a_damaged_manifest_is_sent_and_keeps_no_other_alert_back(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, tmp_path: Path
@@ -546,8 +561,13 @@ class TestSensor:
         store = open_store(graph.use_case, instance)
         manifest = self.artifact(graph, instance, "labeled_examples")
         Path(store.url, manifest.ref, "manifest.json").write_text('{"case": "planted-text')
-        validates = self.materializes(graph, manifest, partition="b1")
-        damaged = self.run(graph, instance, "ingest", validates, **{"dagster/partition": "b1"})
+        damaged = self.run(
+            graph,
+            instance,
+            "ingest",
+            self.materializes(graph, manifest, partition="b1"),
+            **{"dagster/partition": "b1"},
+        )
         store.write_pointer(f"latest/{graph.name}/drift_report/w2", {"planted-text": ""})
         self.run(graph, instance, "monitor", **{"dagster/partition": "w2"})
         self.run(graph, instance, "model", fails)
@@ -595,11 +615,12 @@ class TestSensor:
         self.run(graph, instance, "model", self.materializes(graph, evaluation))
         self.run(graph, instance, "model")
         self.tick(graph, instance)
-        (body,) = hook.bodies
-        assert (body["event"], body["title"]) == (
-            "gate_closed",
-            "the candidate was not promoted: gate of mine",
-        )
+        assert hook.values("event", "title") == [
+            (
+                "gate_closed",
+                "the candidate was not promoted: gate of mine",
+            )
+        ]
 
     def test_a_release_that_the_audit_closes_is_sent(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
@@ -611,12 +632,13 @@ class TestSensor:
         store.write_pointer(f"{graph.name}/decisions/{key}", {"outcome": "kept", "sentence": sentence})
         self.run(graph, instance, "model", self.materializes(graph, report))
         self.tick(graph, instance)
-        (body,) = hook.bodies
-        assert (body["event"], body["title"], body["action"]) == (
-            "gate_closed",
-            "the candidate was not promoted: security_audit",
-            "run `fullft audit`",
-        )
+        assert hook.values("event", "title", "action") == [
+            (
+                "gate_closed",
+                "the candidate was not promoted: security_audit",
+                "run `fullft audit`",
+            )
+        ]
 
     @pytest.mark.parametrize("name", ["retraining", "alerts"])
     def test_a_sensor_that_fails_at_each_tick_is_sent_once_a_day(
@@ -629,19 +651,19 @@ class TestSensor:
             assert len(hook.bodies) == (number > 5)
             at = time.time() - 1_000 + 60 * number
             error = SerializableErrorInfo("planted", [], None) if status == TickStatus.FAILURE else None
-            tick = TickData(
-                state.instigator_origin_id,
-                state.name,
-                InstigatorType.SENSOR,
-                status,
-                at,
-                error=error,
-                selector_id=state.selector_id,
+            instance.create_tick(
+                TickData(
+                    state.instigator_origin_id,
+                    state.name,
+                    InstigatorType.SENSOR,
+                    status,
+                    at,
+                    error=error,
+                    selector_id=state.selector_id,
+                )
             )
-            instance.create_tick(tick)
             self.tick(graph, instance)
-        (body,) = hook.bodies
-        assert (body["event"], body["title"]) == ("sensor_failing", f"letters_{name} fails at each tick")
+        assert hook.values("event", "title") == [("sensor_failing", f"letters_{name} fails at each tick")]
 
     def test_a_decision_that_needs_a_person_is_sent_also_after_the_next_one(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
@@ -650,16 +672,21 @@ class TestSensor:
             (120, "alert", "the budget: it is too small"),
             (60, "wait", "nothing new"),
         ):
-            decision = Decision(action=action, reasons=[reason], evidence="budget", instruction="raise it")
-            self.decide(graph, instance, decision, age)
+            self.decide(
+                graph,
+                instance,
+                Decision(action=action, reasons=[reason], evidence="budget", instruction="raise it"),
+                age,
+            )
         self.tick(graph, instance)
         self.tick(graph, instance)
-        (body,) = hook.bodies
-        assert (body["event"], body["title"], body["action"]) == (
-            "decision_needed",
-            "the budget: it is too small",
-            "raise it",
-        )
+        assert hook.values("event", "title", "action") == [
+            (
+                "decision_needed",
+                "the budget: it is too small",
+                "raise it",
+            )
+        ]
 
     @pytest.mark.parametrize(
         ("signal", "num_errors", "title"),
@@ -679,8 +706,9 @@ class TestSensor:
         title: str | None,
     ) -> None:
         self.decide_on_two_drops(graph, instance, signal, num_drop_errors=num_errors)
-        sent = [(body["event"], body["title"]) for body in hook.bodies]
-        assert sent == ([] if title is None else [("quality_drop", f"the champion's {title}")])
+        assert hook.values("event", "title") == (
+            [] if title is None else [("quality_drop", f"the champion's {title}")]
+        )
 
     @pytest.mark.parametrize(
         ("promoted_ago", "is_in_flight", "num_sent"), [(600, 0, 1), (90, 0, 1), (30, 0, 0), (600, 1, 0)]
@@ -712,12 +740,14 @@ class TestSensor:
         **others: Any,
     ) -> None:
         """Record two decisions whose signal differs in size, each with a tick after it."""
-        store = open_store(graph.use_case, instance)
-        manifests.promote(store, graph.name, "c", promoted_at=time.time() - promoted_ago)
+        manifests.promote(
+            open_store(graph.use_case, instance), graph.name, "c", promoted_at=time.time() - promoted_ago
+        )
         for age, drop in ((120, 0.1), (60, 0.11)):
             measured: dict[str, Any] = {signal: drop, "num_drop_errors": num_drop_errors, **others}
-            decision = Decision(action="wait", reasons=["labels"], evidence="")
-            self.decide(graph, instance, decision, age, **measured)
+            self.decide(
+                graph, instance, Decision(action="wait", reasons=["labels"], evidence=""), age, **measured
+            )
             self.tick(graph, instance)
 
     def test_a_feed_that_fills_a_window_of_many_rows_is_not_silent(
@@ -747,8 +777,7 @@ class TestSensor:
                 lambda hours=hours: start + (4 * 24 + hours) * 3600,
             )
             self.tick(graph, instance)
-        (body,) = hook.bodies
-        assert body["title"] == "nothing new in data/letters/production for 48 hours"
+        assert hook.values("title") == [("nothing new in data/letters/production for 48 hours",)]
 
     def test_a_channel_that_is_down_keeps_the_cursor(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook

@@ -333,8 +333,9 @@ class TestDeliverySensor:
             self.add_run(bench, request, dg.DagsterRunStatus.CANCELED)
         monkeypatch.setattr(time, "time", lambda now=time.time(): now + 7_200)
         line = f"batch {', '.join(f'{name} (cancelled)' for name in names[:5])} and 2 more: not started again"
-        said = bench.tick("new_documents").skip_message
-        assert said.startswith(f"nothing new in data/letters/documents; {line}")
+        assert bench.tick("new_documents").skip_message.startswith(
+            f"nothing new in data/letters/documents; {line}"
+        )
         held = find_due(bench.case, bench.instance, bench.store, "batch", "letters_ingest").held
         assert [request.partition_key for request in held] == names
         # Beside a run that is asked for, the log says it.

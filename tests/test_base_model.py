@@ -97,18 +97,14 @@ def test_revision_and_digest_know_a_model_from_its_own_finetune(tmp_path, minilm
     assert read_header(copy).revision != read_header(tiny).revision
 
 
-def pickled(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def torn(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-10])
-
-
-def pointer(folder: Path) -> None:
-    (folder / "model.safetensors").write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-    )
+def test_how_a_sentence_encoder_pools_is_part_of_its_revision(tiny):
+    revisions = {read_header(tiny).revision}
+    (tiny / "pool").mkdir()
+    (tiny / "modules.json").write_text('[{"type": "models.Pooling", "path": "pool"}]')
+    for mode in ("cls", "mean"):
+        (tiny / "pool/config.json").write_text(json.dumps({f"pooling_mode_{mode}_token": True}))
+        revisions.add(read_header(tiny).revision)
+    assert len(revisions) == 3
 
 
 def with_header(**entry: object) -> Callable[[Path], None]:
@@ -158,9 +154,26 @@ BROKEN = {
         ),
         "config.json: transformers_weights names other weights",
     ),
-    "pickled": (pickled, "only pickled weights (pytorch_model.bin), refused"),
-    "torn": (torn, UNREADABLE),
-    "LFS pointer": (pointer, "run `git lfs pull`"),
+    "parts that are no list": (
+        lambda f: (f / "modules.json").write_text("3"),
+        "modules.json: not a list of the model's parts",
+    ),
+    "part outside": (
+        lambda f: (f / "modules.json").write_text('[{"type": "models.Pooling", "path": "../pool"}]'),
+        "names ../pool/config.json, which is not in the model's folder",
+    ),
+    "pickled": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        "only pickled weights (pytorch_model.bin), refused",
+    ),
+    "torn": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-10]),
+        UNREADABLE,
+    ),
+    "LFS pointer": (
+        lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "run `git lfs pull`",
+    ),
     "not safetensors": (
         lambda f: (f / "model.safetensors").write_bytes(b"x" * 100),
         UNREADABLE,

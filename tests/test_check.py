@@ -110,8 +110,9 @@ def test_a_bucket_is_not_looked_at(project, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     path = write(project)
     path.write_text(YAML.replace("{path: data}", "{path: 's3://mail/in'}"))
-    text = check.check_use_case(load_use_case(path))
-    assert line(text, "documents").endswith("s3://mail/in: a bucket is read by the first run")
+    assert line(check.check_use_case(load_use_case(path)), "documents").endswith(
+        "s3://mail/in: a bucket is read by the first run"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The data report: what a person should know of the data before training, for every task."""
 
+import re
 from typing import Any
 
 import pytest
@@ -30,11 +31,11 @@ def metadata(**changes: Any) -> SnapshotMetadata:
             "num_validation_rows",
             "num_test_groups",
             "num_rows_over_max_tokens",
+            "num_labels_set_aside",
+            "num_labels_without_validation_row",
+            "num_groups_moved",
         ),
         0,
-    )
-    counts |= dict.fromkeys(
-        ("num_labels_set_aside", "num_labels_without_validation_row", "num_groups_moved"), 0
     )
     empty = {
         "label_counts": {},
@@ -96,8 +97,11 @@ HOSTILE = (
 )
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_what_users_wrote_is_shown_as_it_is(name: str) -> None:
+LONG = "a label that is a sentence, without_any_space_" + "x" * 60
+
+
+def page_of(name: str, **about: str) -> str:
+    """Return the page of a report in which a user wrote this wherever a user writes."""
     statistics = [{"label": name, "split": "train", "rows": 1, "groups": 1, "k_eff": 1.0}]
     found = metadata(labels=[name, name.upper()], label_statistics=statistics, rare_labels=[name])
     facts = DataFacts(
@@ -109,13 +113,30 @@ def test_what_users_wrote_is_shown_as_it_is(name: str) -> None:
         held_back={name: ["groups_are_given"]},
         to_do=[("groups_are_given", name)],
     )
-    page = to_page(
-        render(found, [3], max_tokens=8, max_chunks=None, facts=facts, example=Example(name, name, [name]))
-    )
+    options = {"max_tokens": 8, "max_chunks": None, "example": Example(name, name, [name])}
+    return to_page(render(found, [3], facts=facts, **options, **about))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_users_wrote_is_shown_as_it_is(name: str) -> None:
+    page = page_of(name)
     for tag in ("<script>alert", "<img", "<a ", "<h1>h", "<strong>b"):
         assert tag not in page
     assert page.count("<h2>") == 8 and page.count("<pre>") == 3
-    assert page.count("<td") == 4 + 4 + 2 * 4 + 3, "a | ends no cell"
+    assert page.count("<td") == 4 + 5 + 2 * 4 + 3, "a | ends no cell"
+
+
+@pytest.mark.heavy
+@pytest.mark.browser
+def test_a_page_fits_a_telephone_and_its_title_says_what_it_is_of(tmp_path) -> None:
+    from tests.ui import chromium, open_file
+
+    source = f"s3://bucket/_{'y' * 60}/<a>_&"
+    (tmp_path / "report.html").write_text(page_of(LONG, case="my_letters", source=source))
+    with chromium() as page:
+        assert open_file(page, tmp_path / "report.html", 390) == []
+        title = re.sub(r"[-\d]+ [\d:]+ UTC", "NOW", page.title())
+    assert title == f"Data report of my_letters, NOW, of the documents in {source}"
 
 
 @pytest.mark.heavy

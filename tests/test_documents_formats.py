@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -275,8 +276,7 @@ class TestContainers:
         ]
 
     def test_a_line_nested_without_end_is_a_problem_of_its_own(self, tmp_path: Path) -> None:
-        lines = '{"text": "a"}\n' + "[" * 100_000 + '\n{"text": "b"}\n'
-        rows = read(tmp_path, files={"a.jsonl": lines})
+        rows = read(tmp_path, files={"a.jsonl": '{"text": "a"}\n' + "[" * 100_000 + '\n{"text": "b"}\n'})
         assert [(r["row"], r["text"], r["problem"]) for r in rows] == [
             (1, "a", None),
             (2, None, "not JSON: nested too deeply"),
@@ -329,8 +329,6 @@ class TestColumnar:
         assert [(row["text"], row["label"]) for row in read(tmp_path)] == [("a", "x")]
 
     def test_times_and_wrong_types(self, tmp_path: Path) -> None:
-        from datetime import datetime
-
         columns = {
             "text": [1],
             "kind": [[1]],

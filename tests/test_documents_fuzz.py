@@ -235,8 +235,7 @@ def damage(kind: str, numbers: range, tmp_path: Path) -> None:
     assert_nothing_is_lost(seed, path, rows_of(intact, seed), intact.encodings.get(seed.name, "utf-8-sig"))
     outcomes = {"read": 0, "unreadable": 0}
     for number in numbers:
-        data = damaged(whole, random.Random(f"{kind} {number}"))
-        batch = source.read(data, seed)
+        batch = source.read(damaged(whole, random.Random(f"{kind} {number}")), seed)
         assert batch.table.schema == schema()
         batch.table.validate(full=True)
         assert batch.table["source"].to_pylist()[-1] == "good.jsonl", "the rest goes on"

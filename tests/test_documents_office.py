@@ -143,12 +143,13 @@ def test_a_spreadsheet_gives_its_rows_as_they_are_shown(tmp_path: Path) -> None:
     sheet.merge_cells("C5:C6")
     book.save(tmp_path / "a.xlsx")
     (tmp_path / "b.jsonl").write_text('{"text": "good"}\n')
-    why = "has cells that are merged over several rows; split them"
-    assert read_batch(tmp_path).unreadable == {"a.xlsx": why}
+    assert read_batch(tmp_path).unreadable == {
+        "a.xlsx": "has cells that are merged over several rows; split them"
+    }
 
 
 def test_cells_without_a_value_are_empty(tmp_path: Path) -> None:
-    book = workbook(
+    workbook(
         [
             ["text", "kind", "other"],
             ["=1+1", "x", None],
@@ -156,8 +157,7 @@ def test_cells_without_a_value_are_empty(tmp_path: Path) -> None:
             ["c", "y", "=1+1"],
             ["d", "z", None, "more"],
         ]
-    )
-    book.save(tmp_path / "a.xlsx")
+    ).save(tmp_path / "a.xlsx")
     assert [(row["text"], row["label"], row["problem"]) for row in read(tmp_path)] == [
         (None, "x", None),
         ("b", None, None),
@@ -236,8 +236,7 @@ def test_what_a_mail_quotes_is_dropped(quoted: str) -> None:
 
 
 def test_answers_between_quoted_lines_and_a_forwarded_mail_stay() -> None:
-    between = "On Monday, B wrote:\n> is it?\nIt is.\n> sure?\nSure."
-    assert without_quoted(between).strip() == "It is.\nSure."
+    assert without_quoted("On Monday, B wrote:\n> is it?\nIt is.\n> sure?\nSure.").strip() == "It is.\nSure."
     forwarded = "From: B\nSent: Monday\nTo: A\n\nThe text."
     assert without_quoted(forwarded) == forwarded
 

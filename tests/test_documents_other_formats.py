@@ -122,8 +122,7 @@ def test_it_is_found_by_its_endings_read_through_the_stage_and_counted_by_the_ch
 
 
 def test_an_ending_of_two_formats_is_refused(project: Path) -> None:
-    module = project / "site/their_formats.py"
-    module.write_text(MODULE.replace('endings=(".note",)', 'endings=(".csv",)'))
+    (project / "site/their_formats.py").write_text(MODULE.replace('endings=(".note",)', 'endings=(".csv",)'))
     (project / "data/a.jsonl").write_text('{"text": "one", "kind": "text"}\n')
     done = run(project)
     assert done.returncode == 1

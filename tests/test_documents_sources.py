@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from fullft_assets import documents
+from fullft_assets.automation import runs
 from fullft_assets.documents import S3Prefix, delivery
 from fullft_assets.documents.names import alias
-from fullft_assets.errors import DataError
+from fullft_assets.errors import DataError, SourceError
 from fullft_assets.store import Store
+from tests import fault_proxy
 from tests import project as projects
 from tests.delivered import Delivered
 from tests.s3_server import S3Server
@@ -131,8 +133,9 @@ class TestDocumentsOnS3:
             store.folder(documents.keep(store, local.project.use_case(), same.name)) / "documents.parquet"
         )
         found = letters.rows(raw)
-        ignoring_times = [{**row, "delivered_ns": 0} for row in found]
-        assert ignoring_times == [{**row, "delivered_ns": 0} for row in expected.to_pylist()]
+        assert [{**row, "delivered_ns": 0} for row in found] == [
+            {**row, "delivered_ns": 0} for row in expected.to_pylist()
+        ]
         assert sorted(row["text"] for row in found) == sorted(row["text"] for row in rows)
 
     def test_a_broken_object_and_one_that_is_gone_are_named_and_the_rest_goes_on(
@@ -156,19 +159,26 @@ class TestDocumentsOnS3:
         )
         assert letters.cut() == [["changed.jsonl"]] and letters.cut() == []
 
-    def test_a_lost_connection_fails_the_run_with_one_line_and_the_next_run_is_whole(
-        self, letters: Bucket, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("fault", ["500", "503", "cut", "lost", "no server"])
+    def test_an_outage_is_one_line_of_its_own_class_and_the_next_run_is_whole(
+        self, letters: Bucket, s3_env: S3Server, fault: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         projects.write_rows(letters.folder / "good.jsonl", projects.licence_rows(5))
         [batch] = letters.look().cut
-        with monkeypatch.context() as lost:
-            lost.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-            lost.setenv("AWS_MAX_ATTEMPTS", "1")
-            with pytest.raises(
-                DataError,
-                match=rf"^{letters.uri}: cannot be read \(.+\); fix the connection or the credentials$",
-            ):
-                letters.keep(batch)
+        line = rf"^{letters.uri}: cannot be read now \(.+\); try again later, or fix the connection$"
+        monkeypatch.setattr(fault_proxy, "_MOST_OF_ONE", 99)
+        with (
+            monkeypatch.context() as outage,
+            fault_proxy.serving(s3_env.endpoint, faults=(fault,), share=1.0) as proxy,
+        ):
+            outage.setenv(
+                "AWS_ENDPOINT_URL", "http://127.0.0.1:9" if fault == "no server" else proxy.endpoint
+            )
+            outage.setenv("AWS_MAX_ATTEMPTS", "1")
+            for request in (lambda: letters.keep(batch), S3Prefix(letters.uri).files):
+                with pytest.raises(SourceError, match=line) as error:
+                    request()
+                assert error.value.failure not in runs._FAILS_AGAIN
         assert not list((letters.project.home / "store").rglob("*.parquet"))
         assert letters.keep(batch).metadata["num_rows"] == 5
 
@@ -187,5 +197,7 @@ class TestDocumentsOnS3:
         assert [len(batch) for batch in letters.cut()] == [100]
         assert letters.cut() == [["a-late.txt", "b/00007.txt"]] and letters.cut() == []
         put(letters.folder, "c.txt", "x")
-        found = documents.look(letters.store, letters.project.use_case(), whole=True)
-        assert [[file.path for file in batch.files] for batch in found.cut] == [["c.txt"]]
+        assert [
+            [file.path for file in batch.files]
+            for batch in documents.look(letters.store, letters.project.use_case(), whole=True).cut
+        ] == [["c.txt"]]

@@ -584,8 +584,9 @@ class TestPeople:
             _decide(spent.model_copy(update={"frozen": "by hand"}), new=1_200, estimated_hours=60.0).action
             == "hold"
         )
-        above = _decide(spent, new=1_200, estimated_hours=120.0)
-        assert above.incidents == ["budget"], "the whole month would not be enough"
+        assert _decide(spent, new=1_200, estimated_hours=120.0).incidents == ["budget"], (
+            "the whole month would not be enough"
+        )
 
     @pytest.mark.parametrize(
         ("hours", "estimated", "hangs"),

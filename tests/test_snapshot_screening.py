@@ -146,8 +146,7 @@ class TestEvaluationSets:
         folder = project.root / "benchmarks"
         projects.write_rows(folder / "plain.jsonl", [{"text": "a plain text"}, {"text": "another"}])
         page = "<html><body><p>from a page</p></body></html>"
-        table = "id,text\n1,from a table\n"
-        projects.write_files(folder, {"inner/table.csv": table, "page.html": page})
+        projects.write_files(folder, {"inner/table.csv": "id,text\n1,from a table\n", "page.html": page})
         projects.write_rows(
             project.root / "one.jsonl",
             [{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "He."}]}],
@@ -159,12 +158,14 @@ class TestEvaluationSets:
         assert found.num_texts == {"benchmarks": 4, "one.jsonl": 1}
 
     def test_prompts_and_answers_and_the_own_field(self, project):
-        rows = [
-            {"prompt": "What is it?", "completion": "A bond."},
-            {"instruction": "Add.", "input": "1 and 1", "output": "2"},
-            {"note": "own"},
-        ]
-        projects.write_rows(project.root / "one.jsonl", rows)
+        projects.write_rows(
+            project.root / "one.jsonl",
+            [
+                {"prompt": "What is it?", "completion": "A bond."},
+                {"instruction": "Add.", "input": "1 and 1", "output": "2"},
+                {"note": "own"},
+            ],
+        )
         project.configure(documents={"text": "note"}, snapshot={"screen": ["one.jsonl"]})
         found = read_evaluation_texts(project.use_case())
         assert "own" in found.texts
@@ -172,11 +173,13 @@ class TestEvaluationSets:
         assert any("1 and 1" in text for text in found.texts)
 
     def test_questions_without_a_text(self, project):
-        rows = [
-            {"question": "Who signs a deed?", "choices": ["the grantor", "nobody"], "answer": 0},
-            {"text": "a text"},
-        ]
-        projects.write_rows(project.root / "one.jsonl", rows)
+        projects.write_rows(
+            project.root / "one.jsonl",
+            [
+                {"question": "Who signs a deed?", "choices": ["the grantor", "nobody"], "answer": 0},
+                {"text": "a text"},
+            ],
+        )
         assert self.read(project, "one.jsonl").texts == ["Who signs a deed?", "a text"]
 
     def test_digest_follows_the_content(self, project):

@@ -130,8 +130,11 @@ def test_the_first_windows_under_the_next_champion_are_compared_with_calm_ones_b
 ) -> None:
     *calm, moved, last = production.windows
     reports = [production.write_report(window) for window in calm]
-    statuses = [DriftMetadata.of(report).status for report in reports]
-    assert statuses == ["warming_up", "insufficient_data", *["warming_up"] * 5]
+    assert [DriftMetadata.of(report).status for report in reports] == [
+        "warming_up",
+        "insufficient_data",
+        *["warming_up"] * 5,
+    ]
     production.promote("k2")
     found = [DriftMetadata.of(production.write_report(window)) for window in (moved, last)]
     assert [about.status for about in found] == ["alarm", "confirmed"]

@@ -45,10 +45,21 @@ BROKEN = """selector => [...document.querySelectorAll(selector)].flatMap(element
         }
     return broken
 })"""
+#: Script that returns the elements that are not within a page's width, code excepted.
+_OUTSIDE = """width => [...document.querySelectorAll('html, body *')].filter(
+    e => !e.closest('pre') && Math.max(e.getBoundingClientRect().right, e.scrollWidth) > width + 1
+).map(e => e.outerHTML.slice(0, 80))"""
 _REPOSITORY = "__repository__@my_project"
 T = TypeVar("T")
 # The default of 5 seconds is short on a slow machine whose cores other tests share.
 expect.set_options(timeout=30_000)
+
+
+def open_file(page: Page, path: Path, width: int) -> list[str]:
+    """Open a file at a width in pixels; return the elements that a person has to scroll to."""
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(f"file://{path}")
+    return page.evaluate(_OUTSIDE, width)
 
 
 def wait_for(what: str, find: Callable[[], T], seconds: float, poll: float = 0.3) -> T:

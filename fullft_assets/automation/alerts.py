@@ -46,7 +46,7 @@ from fullft_assets.store import Store
 _LOOK_BACK_SECONDS = 24 * 3600.0
 #: Finished runs that one tick looks at; the next tick goes on.
 _MAX_RUNS = 100
-_FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+_FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 _PARTITION_TAG = "dagster/partition"
 #: Ticks of a sensor or a schedule that fail in a row, by what its name has after the use case's. A schedule's
 #: next one may be a week away.
@@ -182,7 +182,9 @@ def finished_runs(graph: CaseGraph, instance: dg.DagsterInstance, since: float) 
 def of_run(
     graph: CaseGraph, instance: dg.DagsterInstance, store: Store, record: dg.RunRecord
 ) -> Iterator[Alert]:
-    """Yield the alerts of a finished run: that it failed for good, or the verdict of its stage."""
+    """Yield the alerts of a finished run: that it failed for good, or the verdict of its stage; of a
+    cancelled one only that it holds its batch back.
+    """
     run = record.dagster_run
     stage = run.job_name.removeprefix(f"{graph.name}_")
 
@@ -201,13 +203,13 @@ def of_run(
                 title = f"batch {partition} is held back: {', '.join(red_gates)}"
                 yield alert("gate_closed", title, f"open the checks of {asset}")
                 return
-    if run.status == dg.DagsterRunStatus.FAILURE:
-        if not _is_tried_again(graph, instance, record):
-            yield alert(
-                "run_failed",
-                f"{_name(graph, record)} failed",
-                "open the run: its error is one line that says what to fix",
-            )
+    if run.status == dg.DagsterRunStatus.FAILURE and not _is_tried_again(graph, instance, record):
+        yield alert(
+            "run_failed",
+            f"{_name(graph, record)} failed",
+            "open the run: its error is one line that says what to fix",
+        )
+    if run.status != dg.DagsterRunStatus.SUCCESS:
         return
     if stage == "monitor" and partition is not None:
         window = latest(store, graph.name, DRIFT_REPORT, partition)

@@ -181,11 +181,9 @@ def _person(run: dg.DagsterRun) -> security.Person:
 def _change(graph: CaseGraph, store: Store, config: ByHand, run_id: str) -> None:
     if config.act is Act.promote:
         release.promote_by_hand(store, graph.use_case, config.checkpoint, reason=config.reason, by=run_id)
-        return
-    change = {Act.freeze: release.freeze, Act.unfreeze: release.unfreeze, Act.rollback: release.rollback}[
-        config.act
-    ]
-    change(store, graph.name, reason=config.reason, by=run_id)
+    else:
+        changes = {Act.freeze: release.freeze, Act.unfreeze: release.unfreeze, Act.rollback: release.rollback}
+        changes[config.act](store, graph.name, reason=config.reason, by=run_id)
 
 
 def _noted(context: dg.OpExecutionContext, graph: CaseGraph, store: Store) -> dg.AssetObservation:
@@ -261,20 +259,18 @@ def build_jobs(graph: CaseGraph) -> list[dg.JobDefinition]:
             " documents that were labelled since.",
         ),
     ]
-    if graph.is_monitored:
-        about = (
-            "One window of production documents: what the champion predicts of them, and whether they have"
-            " drifted."
-        )
+    if graph.has_windows:
+        about = "One window of production documents: what the champion predicts of them"
         # A new window may show that the training data is no longer what production sees.
-        jobs.append(job("monitor", MONITOR, about, graph.windows, (check_key(graph),)))
-    elif graph.has_windows:
         jobs.append(
             job(
                 "monitor",
-                PREDICT,
-                "One window of production documents: what the champion predicts of them.",
+                MONITOR,
+                f"{about}, and whether they have drifted.",
                 graph.windows,
+                (check_key(graph),),
             )
+            if graph.is_monitored
+            else job("monitor", PREDICT, f"{about}.", graph.windows)
         )
     return [*jobs, _build_job_by_hand(graph), *build_orphans_job(graph)]

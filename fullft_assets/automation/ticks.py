@@ -8,6 +8,10 @@ from typing import Any
 
 import dagster as dg
 
+from fullft_assets.extras import require_names
+
+require_names(dg.SensorDefinition, ("evaluate_tick", "with_attributes"))
+require_names(dg.SensorEvaluationContext, in_source=("_instance",))
 _instances: list[dg.DagsterInstance] = []
 _lock = Lock()
 

@@ -3,11 +3,14 @@ weight.
 """
 
 from fullft_assets.base_model.header import (
+    MODULES,
+    WEIGHTS,
     BaseModelHeader,
     ModelFolder,
     TrustedFolder,
     copy_code,
     own_code,
+    pooling_config,
     read_header,
     weights_digest,
     weights_files,

@@ -116,6 +116,8 @@ def copy_code(model: ModelFolder, target: Path) -> None:
             shutil.copyfile(file, copy)
 
 
+#: File of a sentence-transformers folder with its parts in their order.
+MODULES = "modules.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 #: transformers would load these on top of the weights that `revision` and the plan of memory cover.
@@ -189,14 +191,14 @@ class _WeightsFile:
 def read_header(model: ModelFolder) -> BaseModelHeader:
     """Read `config.json` and the safetensors headers of a model folder.
 
-    `revision` is a sha256 over config.json, tokenizer.json and, for each weights file, its name, size,
-    header and 4 KiB from the middle of each tensor. Equal shapes alone would not distinguish a model from
-    its own fine-tune; the sample does, for a few megabytes of reading. `weights_digest` covers every byte.
-    Where its code may run, every Python file in the folder is covered as well.
+    `revision` is a sha256 over config.json, tokenizer.json, the `pooling_config` and, for each weights file,
+    its name, size, header and 4 KiB from the middle of each tensor. Equal shapes alone would not distinguish
+    a model from its own fine-tune; the sample does, for a few megabytes of reading. `weights_digest` covers
+    every byte. Where its code may run, every Python file in the folder is covered as well.
 
     Raises:
-        SettingsError: a file is missing, torn or pickled, code may run that is not there, or other weights
-            count.
+        SettingsError: a file is missing, torn or pickled, code may run that is not there, other weights
+            count, or `modules.json` is wrong.
     """
     folder = Path(model)
     config = read_config(folder)
@@ -236,6 +238,28 @@ def read_header(model: ModelFolder) -> BaseModelHeader:
         weights_bytes=sum(file.bytes for file in files),
         revision=_revision(folder, files, own_code(folder) if isinstance(model, TrustedFolder) else []),
     )
+
+
+def pooling_config(folder: Path) -> Path | None:
+    """Return the file that says how a folder of sentence-transformers pools, or None for other folders.
+
+    Raises:
+        SettingsError: `modules.json` is no list of parts, or the file is not in the folder.
+    """
+    path = folder / MODULES
+    if not path.is_file():
+        return None
+    try:
+        parts = json.loads(path.read_bytes())
+        name = next((part["path"] for part in parts if part["type"].endswith(".Pooling")), None)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise SettingsError(f"{path}: not a list of the model's parts; save the model again") from error
+    if name is None:
+        return None
+    config = f"{name}/config.json"
+    if not is_inside(config) or not (folder / config).is_file():
+        raise SettingsError(f"{path}: names {config}, which is not in the model's folder; copy it again")
+    return folder / config
 
 
 def weights_digest(folder: Path) -> str:
@@ -310,8 +334,8 @@ def _revision(folder: Path, files: list[_WeightsFile], code: list[Path]) -> str:
     for name in ("config.json", "tokenizer.json"):
         digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
     # How a folder of sentence-transformers pools: a new head reads what it says.
-    for path in sorted(folder.glob("*_Pooling/config.json")):
-        digest.update(path.read_bytes())
+    if (pooling := pooling_config(folder)) is not None:
+        digest.update(pooling.read_bytes())
     for path in code:
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())

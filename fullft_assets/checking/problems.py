@@ -491,11 +491,15 @@ def _launcher_problems(settings: UseCaseSettings) -> Iterator[Problem]:
             yield (section, key), problem
     if settings.compute.data.engine == "ray" and (problem := problem_without("ray")):
         yield ("compute", "data", "engine"), problem
-    sections: dict[Key, LauncherSettings | None] = {("launcher",): settings.launcher}
-    sections |= {("compute", name): settings.compute.of(name) for name in settings.compute.WORKLOADS}
+    sections: dict[Key, LauncherSettings] = {
+        ("launcher",): settings.launcher,
+        **{
+            ("compute", name): section
+            for name in settings.compute.WORKLOADS
+            if (section := settings.compute.of(name)) is not None
+        },
+    }
     for section, launcher in sections.items():
-        if launcher is None:
-            continue
         if launcher.kind not in LAUNCHERS:
             near = did_you_mean(launcher.kind, LAUNCHERS)
             yield (*section, "kind"), f"{launcher.kind} is not one of {', '.join(LAUNCHERS)}{near}"

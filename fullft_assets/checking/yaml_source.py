@@ -58,13 +58,14 @@ class YamlSource:
         """Raise the problems, one line each in the order of the file. Return if there is none."""
         if self.problems:
             problems = sorted(self.problems, key=lambda problem: problem[0])
-            raise SettingsError("\n".join(dict.fromkeys(self._located(*problem) for problem in problems)))
+            raise SettingsError("\n".join(dict.fromkeys(self.located(*problem) for problem in problems)))
 
     def fail(self, line: int, message: str) -> NoReturn:
         """Raise a problem after which nothing can be read."""
-        raise SettingsError(self._located(line, message))
+        raise SettingsError(self.located(line, message))
 
-    def _located(self, line: int, text: str) -> str:
+    def located(self, line: int, text: str) -> str:
+        """Return a text behind the file and the line that it is about."""
         path = self.path.relative_to(Path.cwd()) if self.path.is_relative_to(Path.cwd()) else self.path
         return f"{path}:{line}: {text}"
 

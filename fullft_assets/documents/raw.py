@@ -220,11 +220,12 @@ class _Plan:
         #: Files that are not there and never were read.
         self.missing: list[SourceFile] = []
         #: Files that are excluded without being read, and why.
-        self.unreadable: dict[str, str] = {}
+        self.unreadable = {
+            shown_path(file.path): "its name is not UTF-8; rename it"
+            for file in batch.files
+            if shown_path(file.path) != file.path
+        }
         files = [file for file in batch.files if shown_path(file.path) == file.path]
-        for file in batch.files:
-            if shown_path(file.path) != file.path:
-                self.unreadable[shown_path(file.path)] = "its name is not UTF-8; rename it"
         current = source.statuses(file.path for file in files)
         #: Files that are there as they were cut.
         self.as_cut = [file for file in files if current[file.path] == file]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
-from types import TracebackType
 from typing import Annotated, TypeVar
 
 import pyarrow as pa
@@ -279,7 +279,7 @@ def _wait(scores: Scores) -> str | None:
     raise _Undecided(scores)
 
 
-class FileReader:
+class FileReader(AbstractContextManager["FileReader"]):
     """Reads files one after the other. A context: the process that reads most formats ends with it.
 
     Args:
@@ -300,12 +300,7 @@ class FileReader:
         self._all_fields = all_fields
         self._process = ReaderProcess()
 
-    def __enter__(self) -> FileReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.close()
 
     def formats(self, file: Delivered) -> tuple[Format, Format]:

@@ -15,16 +15,20 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from fullft_assets.aws import as_os_errors, aws_client
+from fullft_assets.aws import aws_client
 from fullft_assets.documents.formats import is_readable
 from fullft_assets.documents.names import alias, is_about
-from fullft_assets.errors import DataError
+from fullft_assets.errors import DataError, SourceError, classify
 from fullft_assets.settings.use_case import locate
 
 #: Endings of files that are still being written.
 _PARTIAL = (".partial", ".part", ".tmp", ".temp", ".crdownload", ".filepart")
 _LEAVES = "a link that leaves the folder; deliver the file itself"
 _NOT_REGULAR = "not a regular file"
+#: Codes of S3's errors; by the last ones it says that it has no time now.
+_NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket"}
+_DENIED = {"403", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken"}
+_LATER = {"RequestTimeout"}
 #: Requests to S3 at the same time: most documents are small, so that waiting is what takes the time.
 _PARALLEL_REQUESTS = 16
 
@@ -259,7 +263,8 @@ class S3Prefix:
         """Return the readable-by-ending objects, sorted by path; one request lists 1,000.
 
         Raises:
-            DataError: the bucket is not there, may not be listed or cannot be reached.
+            DataError: the bucket is not there or may not be listed.
+            SourceError: it cannot be reached now.
         """
         return sorted(self.listed()[0])
 
@@ -276,7 +281,8 @@ class S3Prefix:
             reached.
 
         Raises:
-            DataError: the bucket is not there, may not be listed or cannot be reached.
+            DataError: the bucket is not there or may not be listed.
+            SourceError: it cannot be reached now.
         """
         files: list[SourceFile] = []
         self.others = []
@@ -303,8 +309,7 @@ class S3Prefix:
             **({"StartAfter": self._prefix + after} if after else {}),
         }
         try:
-            with self._one_line_errors():
-                answer = self._ask("list_objects_v2", **where)
+            answer = self._ask("list_objects_v2", **where)
         except FileNotFoundError as error:
             raise DataError(f"{self.uri}: bucket not found; create it or fix documents.path") from error
         except PermissionError as error:
@@ -317,13 +322,12 @@ class S3Prefix:
         """Return an object as it is now, or None where there is none or it may not be read.
 
         Raises:
-            DataError: the bucket cannot be reached.
+            SourceError: the bucket cannot be reached now.
         """
-        with self._one_line_errors():
-            try:
-                answer = self._ask("head_object", Key=self._prefix + path)
-            except (FileNotFoundError, PermissionError):
-                return None
+        try:
+            answer = self._ask("head_object", Key=self._prefix + path)
+        except (FileNotFoundError, PermissionError):
+            return None
         return _object(path, answer, answer["ContentLength"])
 
     def statuses(self, paths: Iterable[str]) -> dict[str, SourceFile | None]:
@@ -350,8 +354,8 @@ class S3Prefix:
         """Fetch objects into a temporary folder, several requests at a time, and remove them at the end.
 
         Raises:
-            DataError: an object that is there could not be fetched: the run fails, and a later one may
-                succeed.
+            DataError: an object that is there may not be read.
+            SourceError: one could not be fetched: the run fails, and a later one may succeed.
         """
         with tempfile.TemporaryDirectory(prefix="fullft-") as folder:
             with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
@@ -368,43 +372,49 @@ class S3Prefix:
         folder.mkdir(exist_ok=True)
         # The key may be longer than a local name; its end has the format's ending.
         copy = folder / PurePosixPath(path).name[-100:]
-        with self._one_line_errors():
-            try:
-                self._ask("download_file", Key=self._prefix + path, Filename=str(copy))
-            except FileNotFoundError:
-                return FileNotFoundError(errno.ENOENT, "no such object")
-            except PermissionError as error:
-                if self.status(path) is None:
-                    return PermissionError(errno.EACCES, str(error))
-                # Once the key may be used the object looks the same: an artifact without it would pass as
-                # complete.
-                raise DataError(
-                    f"{self.uri}: {alias(path)} may not be read ({error}); let the role use the key that"
-                    " encrypts it"
-                ) from error
+        try:
+            self._ask("download_file", Key=self._prefix + path, Filename=str(copy))
+        except FileNotFoundError:
+            return FileNotFoundError(errno.ENOENT, "no such object")
+        except PermissionError as error:
+            if self.status(path) is None:
+                return PermissionError(errno.EACCES, str(error))
+            # Once the key may be used the object looks the same: an artifact without it would pass as
+            # complete.
+            raise DataError(
+                f"{self.uri}: {alias(path)} may not be read ({error}); let the role use the key that encrypts"
+                " it"
+            ) from error
         return copy
 
     def _ask(self, request: str, **arguments: str) -> Any:
-        with as_os_errors():
-            return getattr(aws_client("s3", self.uri), request)(Bucket=self._bucket, **arguments)
+        """Return what S3 answers to a request of its client.
 
-    @contextmanager
-    def _one_line_errors(self) -> Iterator[None]:
-        """Turn errors of the connection into one line that names the prefix; errors of a single object pass
-        through.
+        Raises:
+            FileNotFoundError: there is no such object, or bucket.
+            PermissionError: it may not be used.
+            SourceError: S3 did not answer, or not completely, or has no time.
+            DataError: any other error.
         """
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            yield
-        except (FileNotFoundError, PermissionError):
-            raise
+            return getattr(aws_client("s3", self.uri), request)(Bucket=self._bucket, **arguments)
         except (BotoCoreError, Boto3Error, ClientError, OSError) as error:
+            answer: Mapping[str, Any] = error.response if isinstance(error, ClientError) else {}
+            code = answer.get("Error", {}).get("Code", "")
+            if code in _NOT_FOUND:
+                raise FileNotFoundError(str(error)) from error
+            if code in _DENIED:
+                raise PermissionError(str(error)) from error
             why = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(
-                f"{self.uri}: cannot be read ({why}); fix the connection or the credentials"
-            ) from error
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if status >= 500 or status == 429 or code in _LATER or classify(error) == "infrastructure":
+                raise SourceError(
+                    f"{self.uri}: cannot be read now ({why}); try again later, or fix the connection"
+                ) from error
+            raise DataError(f"{self.uri}: cannot be read ({why}); fix the path or the credentials") from error
 
 
 #: A place with delivered files; a path is relative to it, with forward slashes.

@@ -31,11 +31,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.extras import require_names
 from fullft_assets.models import loading
 from fullft_assets.models import precision as precisions
 from fullft_assets.models.hardware import has_flash_attention
 from fullft_assets.models.inference import evaluating, is_sharded
-from fullft_assets.models.loading import input_embeddings, require_names
+from fullft_assets.models.loading import input_embeddings
 from fullft_assets.models.precision import Precision
 
 #: Of the attention function.

@@ -25,9 +25,10 @@ from transformers import (
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
+from fullft_assets.extras import require_names
 from fullft_assets.models import layers, loading, precision
 from fullft_assets.models.hardware import free_memory
-from fullft_assets.models.loading import initialise_added, require_names
+from fullft_assets.models.loading import initialise_added
 from fullft_assets.models.precision import Precision
 from fullft_assets.progress import Listener
 

@@ -10,17 +10,13 @@ nothing is pooled by the mean of its tokens.
 import atexit
 import json
 import os
-import re
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, cast
 
 import torch
@@ -44,38 +40,18 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from fullft_assets.base_model import ModelFolder, TrustedFolder, own_code
+from fullft_assets.base_model import (
+    MODULES,
+    WEIGHTS,
+    ModelFolder,
+    TrustedFolder,
+    own_code,
+    pooling_config,
+)
 from fullft_assets.chunks import former_pieces
 from fullft_assets.errors import SettingsError
+from fullft_assets.extras import require_names
 from fullft_assets.progress import ERROR_FILE
-
-
-def require_names(
-    owner: type | ModuleType, names: Iterable[str] = (), *, in_source: Iterable[str] = ()
-) -> None:
-    """Refuse a library whose class or module has no such names any more; call it when the module that relies
-    on them is imported.
-
-    Args:
-        names: attributes of `owner` itself.
-        in_source: attributes that only instances have; that the source of `owner`'s module contains the word
-            counts.
-
-    Raises:
-        SettingsError: one is missing.
-    """
-    module = owner if isinstance(owner, ModuleType) else sys.modules[owner.__module__]
-    missing = [name for name in names if not hasattr(owner, name)]
-    if in_source:
-        words = set(re.findall(r"\w+", Path(str(module.__file__)).read_text(encoding="utf-8")))
-        missing += [name for name in in_source if name not in words]
-    if missing:
-        library = module.__name__.partition(".")[0]
-        raise SettingsError(
-            f"{library} {version(library)} has no {owner.__name__}.{missing[0]}, which this version of"
-            f" fullft-assets overrides or sets; install an earlier release of {library}"
-        )
-
 
 #: In a configuration: how a classifier pools hidden states. ModernBERT's own classifier reads it, too.
 POOLING = "classifier_pooling"
@@ -297,11 +273,9 @@ def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
 
 #: Which hidden states a head reads: the mean of all tokens', or the class token's.
 Pooling = Literal["mean", "cls"]
-#: File of a sentence-transformers folder with its parts in their order.
-_MODULES = "modules.json"
+#: Parts of a sentence-transformers folder.
 _POOLING = "1_Pooling"
 _DENSE = "2_Dense"
-_WEIGHTS = "model.safetensors"
 
 
 def pooling_of(folder: ModelFolder, config: PretrainedConfig) -> Pooling | None:
@@ -322,16 +296,13 @@ def pooling_of(folder: ModelFolder, config: PretrainedConfig) -> Pooling | None:
 
 
 def _stated_pooling(folder: Path) -> Pooling | None:
-    if not (folder / _MODULES).is_file():
+    if (path := pooling_config(folder)) is None:
         return None
-    for module in json.loads((folder / _MODULES).read_text(encoding="utf-8")):
-        if module["type"].endswith(".Pooling"):
-            config = json.loads((folder / module["path"] / "config.json").read_text(encoding="utf-8"))
-            mode = config.get("pooling_mode")
-            if config.get("pooling_mode_mean_tokens") or mode == "mean":
-                return "mean"
-            return "cls" if config.get("pooling_mode_cls_token") or mode == "cls" else None
-    return None
+    config = json.loads(path.read_bytes())
+    mode = config.get("pooling_mode")
+    if config.get("pooling_mode_mean_tokens") or mode == "mean":
+        return "mean"
+    return "cls" if config.get("pooling_mode_cls_token") or mode == "cls" else None
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
@@ -402,7 +373,7 @@ def saved_class(config_class: type[PretrainedConfig]) -> type[PooledClassifier]:
 
 def has_pooled_classifier(folder: ModelFolder) -> bool:
     """Return whether a folder has a pooled classifier that `save_model` wrote."""
-    return (Path(str(folder)) / _DENSE / _WEIGHTS).is_file()
+    return (Path(str(folder)) / _DENSE / WEIGHTS).is_file()
 
 
 def load_pooled_head(model: PooledClassifier, folder: ModelFolder) -> None:
@@ -411,14 +382,14 @@ def load_pooled_head(model: PooledClassifier, folder: ModelFolder) -> None:
     Raises:
         SettingsError: it does not fit the model.
     """
-    weights = load_file(Path(str(folder)) / _DENSE / _WEIGHTS)
+    weights = load_file(Path(str(folder)) / _DENSE / WEIGHTS)
     try:
         model.classifier.load_state_dict(
             {name.removeprefix("linear."): weight for name, weight in weights.items()}
         )
     except RuntimeError as error:
         raise SettingsError(
-            f"{folder}: {_DENSE}/{_WEIGHTS} does not fit config.json; copy the model again"
+            f"{folder}: {_DENSE}/{WEIGHTS} does not fit config.json; copy the model again"
         ) from error
 
 
@@ -440,7 +411,7 @@ def save_model(model: PreTrainedModel, folder: Path, max_tokens: int) -> None:
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (path, kind) in enumerate(parts.items())
     ]
-    _write_json(folder / _MODULES, modules)
+    _write_json(folder / MODULES, modules)
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
     _write_json(
         folder / _POOLING / "config.json",
@@ -463,7 +434,7 @@ def save_model(model: PreTrainedModel, folder: Path, max_tokens: int) -> None:
         f"linear.{name}": weight.detach().cpu().contiguous()
         for name, weight in model.classifier.state_dict().items()
     }
-    save_file(head, folder / _DENSE / _WEIGHTS, {"format": "pt"})
+    save_file(head, folder / _DENSE / WEIGHTS, {"format": "pt"})
 
 
 def _write_json(path: Path, content: object) -> None:

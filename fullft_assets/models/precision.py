@@ -81,8 +81,7 @@ def autocast(precision: Precision) -> AbstractContextManager:
 
 def device_kind() -> str:
     """Return the type of device that this process computes on, such as cuda or cpu."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if accelerator is None else accelerator.type
+    return (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
 
 
 def _cpu_has_bf16_matrix_units() -> bool:

@@ -14,7 +14,7 @@ from fullft_assets.artifacts import (
     EVALUATION_REPORT,
     FINETUNED_CHECKPOINT,
 )
-from fullft_assets.base_model import resolve_base_model, stated_licence
+from fullft_assets.base_model import MODULES, resolve_base_model, stated_licence
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import SettingsError
@@ -50,8 +50,6 @@ class ChampionMetadata(Metadata):
 VERSION = "7"
 #: The name under which the Hugging Face hub and its libraries look for a model's card.
 CARD = "README.md"
-#: File in the folder of a model that sentence-transformers reads, and transformers alone does not.
-MODULES = "modules.json"
 
 
 def write_card(

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from fullft_assets.artifacts import BASELINE_FILE
 from fullft_assets.aws import reporting_client
+from fullft_assets.base_model import MODULES
 from fullft_assets.errors import FullftError, StoreError
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.release.champion import Champion, read_champion
 from fullft_assets.release.decision import card_of_champion
-from fullft_assets.release.model_card import CARD, MODULES, card_of
+from fullft_assets.release.model_card import CARD, card_of
 from fullft_assets.store.buckets import SCHEMES
 from fullft_assets.store.files import Files
 from fullft_assets.store.hashing import digest

@@ -19,9 +19,12 @@ import psutil
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
 
 from fullft_assets.errors import FailureClass
+from fullft_assets.extras import require_names
 from fullft_assets.launch.contract import RUN_ID
 from fullft_assets.launch.supervisor import is_alive, launched_processes
 
+# Were one renamed, a run whose process was killed would never end.
+require_names(dg.DefaultRunLauncher, ("supports_check_run_worker_health", "check_run_worker_health"))
 #: Tag with the name of the machine that a run was launched on.
 HOST_TAG = "worker/host"
 #: Tag of Dagster with the address of the code server that launched a run.

@@ -2,11 +2,11 @@
 of their places, groups, what to do, one row as the model reads it.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,20 @@ from fullft_assets.snapshot.split import Frozen
 from fullft_assets.store import CheckOutcome, Manifest
 
 _LARGEST_GROUPS = 10
-_BAR = 40
+#: With the numbers before it, a line of a telephone.
+_BAR = 32
 #: Tokens that are shown before the first trained one.
 _TOKENS_BEFORE = 40
 _STYLE = (
     "body{max-width:60em;margin:2em auto;padding:0 1em;font:15px/1.5 system-ui,sans-serif;color:#1f2937}"
-    "table{border-collapse:collapse;display:block;overflow-x:auto}th,td{text-align:left;padding:.3em"
-    " .8em;border-bottom:1px solid #e5e7eb}"
-    "td:first-child{overflow-wrap:anywhere;min-width:8em}li{overflow-wrap:break-word}"
-    "pre{background:#f1f5f9;padding:1em;overflow-x:auto;white-space:pre-wrap}"
+    "table{border-collapse:collapse}th,td{text-align:left;padding:.3em .8em;border-bottom:1px solid #e5e7eb}"
+    "td:first-child{overflow-wrap:anywhere;min-width:8em}h1,p,li{overflow-wrap:break-word}"
+    "pre{background:#f1f5f9;padding:1em;overflow-wrap:anywhere;white-space:pre-wrap}"
     "h2{margin-top:1.6em;font-size:19px}"
-    "@media(max-width:600px){th,td{padding:.3em;font-size:12px}td:first-child{min-width:4em}"
-    "pre{padding:.5em;font-size:10px}}"
+    # A row is a list, as on the page of an evaluation.
+    "@media(max-width:600px){pre{padding:.5em;font-size:10px}thead{display:none}tr,td{display:block}"
+    "tr{padding:.3em 0;border-bottom:1px solid #e5e7eb}td{padding:.1em 0;border:0;overflow-wrap:anywhere}"
+    'td:first-child{font-weight:600}td[data-column]::before{content:attr(data-column)": ";color:#6b7280}}'
 )
 
 
@@ -184,13 +186,16 @@ def render(
 
 
 def to_page(report: str) -> str:
-    """Return the report as a page of HTML that needs no other file; its first line is the title."""
-    title = report.split("\n", 1)[0].removeprefix("# ")
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,'
-        f' initial-scale=1"><title>{escape(title)}</title>'
+    """Return the report as a page of HTML that needs no other file; its heading and first paragraph are the
+    title.
+    """
+    body = to_html(report, {})
+    title = ", ".join(re.findall(r"<(?:h1|p)>([^<]*)", body)[:2])
+    return (
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport"'
+        f' content="width=device-width, initial-scale=1"><title>{title}</title><style>{_STYLE}</style>\n'
+        f"{body}</html>\n"
     )
-    return f'<!doctype html>\n<html lang="en">{head}<style>{_STYLE}</style>\n{to_html(report, {})}</html>\n'
 
 
 def _histogram(num_tokens: Sequence[int] | np.ndarray) -> list[str]:

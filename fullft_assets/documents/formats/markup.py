@@ -231,13 +231,13 @@ def _forget(element: Any) -> None:
 
 def _record(file: Delivered, element: Any, reading: Reading) -> Record:
     try:
-        record = file.document(_xml_text(element))
-        for field in reading.row_settings.fields - {"text"}:
-            if (value := _value(element, field)) is not None:
-                record[field] = value
+        return file.document(_xml_text(element)) | {
+            field: value
+            for field in reading.row_settings.fields - {"text"}
+            if (value := _value(element, field)) is not None
+        }
     except KeyError:
         return "an entity is defined outside of the file or in its DTD, which is not read"
-    return record
 
 
 def _value(element: Any, path: str) -> str | None:

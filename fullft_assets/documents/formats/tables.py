@@ -114,8 +114,10 @@ def _csv_rows(lines: Iterator[str], delimiter: str, quoting: str) -> Iterator[tu
             if fields:
                 yield start, fields
     except csv.Error as error:
-        fix = "fix its quotes, or set documents.csv.quoting to none"
-        raise Unreadable(f"not CSV: {error}, in the row that starts on line {line}: {fix}") from error
+        raise Unreadable(
+            f"not CSV: {error}, in the row that starts on line {line}: fix its quotes, or set"
+            " documents.csv.quoting to none"
+        ) from error
 
 
 def _lines_and_delimiter(
