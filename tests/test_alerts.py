@@ -29,7 +29,7 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
 
-from fullft_assets import automation, documents, security
+from fullft_assets import automation, documents
 from fullft_assets.alerts import Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking.validation import load_use_case
@@ -607,8 +607,8 @@ class TestSensor:
         store = open_store(graph.use_case, instance)
         report = self.artifact(graph, instance, "evaluation_report", metadata=manifests.evaluation())
         key = EvaluationMetadata.of(report).checkpoint.split("/")[2]
-        sentence = f"Not promoted though every gate passed: {security.BY_AUDIT} 1 errors (secret_in_file)."
-        store.write_pointer(f"{graph.name}/decisions/{key}", {"outcome": "kept", "sentence": sentence})
+        outcome = {"outcome": "kept", "sentence": "Not promoted.", "closed_by": "security_audit"}
+        store.write_pointer(f"{graph.name}/decisions/{key}", outcome)
         self.run(graph, instance, "model", self.materializes(graph, report))
         self.tick(graph, instance)
         (body,) = hook.bodies

@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel, ValidationError
 
-from fullft_assets import alerts, documents, release, security
+from fullft_assets import alerts, documents, release
 from fullft_assets.alerts import Alert
 from fullft_assets.artifacts import (
     BATCH_PREDICTIONS,
@@ -245,8 +245,9 @@ def of_run(
         )
         red_checks = [check.name for check in report.checks if not check.passed]
         action = "read the evaluation report"
-        if security.BY_AUDIT in (release.recorded_outcome(store, graph.name, metadata.checkpoint) or ""):
-            red_checks = ["security_audit"]
+        outcome = release.recorded_outcome(store, graph.name, metadata.checkpoint)
+        if outcome is not None and outcome.closed_by is not None:
+            red_checks = [outcome.closed_by]
             action = "run `fullft audit`"
         # A candidate without a red check was champion until another one was promoted.
         if red_checks and not is_champion:

@@ -35,9 +35,9 @@ from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.labels import as_listed
 from fullft_assets.examples.outcomes import (
     agreement_outcome,
+    count_reasons,
     field_outcomes,
     gate_outcomes,
-    problem_counts,
     row_outcome,
 )
 from fullft_assets.examples.rules import (
@@ -363,7 +363,7 @@ def _with_reasons(table: pa.Table, reasons: Mapping[int, list[str]]) -> pa.Table
 
     rows = sorted(reasons)
     return table.take(pa.array(rows, pa.int64())).append_column(
-        "reasons", pa.array(["; ".join(reasons[row]) for row in rows], pa.string())
+        "reasons", pa.array([reasons[row] for row in rows], pa.list_(pa.string()))
     )
 
 
@@ -376,9 +376,3 @@ def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:
     labels = pc.struct_field(labels, "label") if target == "spans" else labels
     counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(labels).to_pylist()}
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def count_reasons(quarantined: pa.Table) -> dict[str, Any]:
-    """Return the counts of a quarantine: rows by reason, and the commonest `problems` of malformed rows."""
-    reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; "))
-    return {"reasons": dict(reasons.most_common()), "problems": problem_counts(quarantined)}

@@ -11,8 +11,6 @@ from fullft_assets.security.record import Entry, append, read_record
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store, digest
 
-#: In the sentence of a release that an audit closed.
-BY_AUDIT = "the security audit has"
 #: Beginning of the pointer with the digest of the findings that were recorded last for some use cases.
 _NEWEST = "security/audit"
 #: Findings whose evidence changes though nothing did: the process of a web server, the age of a list.
@@ -95,7 +93,7 @@ def reason_to_keep(use_case: UseCase, home: Path, store: Store) -> str | None:
     if not errors:
         return None
     return (
-        f"Not promoted though every gate passed: {BY_AUDIT} {len(errors)} errors"
+        f"Not promoted though every gate passed: the security audit has {len(errors)} errors"
         f" ({', '.join(sorted(set(errors)))}). `fullft audit` says what to fix; then materialise"
         " champion_model again."
     )
