@@ -42,6 +42,7 @@ from fullft_assets.settings import AlertsSettings
 from fullft_assets.store import CheckOutcome, Manifest, Store
 from tests import manifests
 from tests import project as projects
+from tests import test_retraining as policy
 from tests.asset_runs import definitions
 from tests.serving import serving
 
@@ -660,6 +661,17 @@ class TestSensor:
             "the budget: it is too small",
             "raise it",
         )
+
+    def test_requests_for_labels_of_two_kinds_have_one_instruction(
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        windows = policy._windows("confirmed", "confirmed")
+        self.decide(graph, instance, policy._decide(score_drop=0.1, **windows), 60)
+        self.tick(graph, instance)
+        (body,) = hook.bodies
+        assert body["title"].count("but only 0 of 100 new labelled examples") == 2
+        assert not re.search("export|label (more|production)", body["title"])
+        assert body["action"] == "label production documents that `fullft export CASE FILE --random` draws"
 
     @pytest.mark.parametrize(
         ("signal", "num_errors", "title"),
