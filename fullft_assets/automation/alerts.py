@@ -243,12 +243,10 @@ def of_run(
         is_champion = champion and (
             champion.checkpoint == metadata.checkpoint or champion.evaluation == metadata.ships
         )
-        red_checks = [check.name for check in report.checks if not check.passed]
-        action = "read the evaluation report"
         outcome = release.recorded_outcome(store, graph.name, metadata.checkpoint)
-        if outcome is not None and outcome.closed_by is not None:
-            red_checks = [outcome.closed_by]
-            action = "run `fullft audit`"
+        closed_by = None if outcome is None else outcome.closed_by
+        red_checks = [closed_by] if closed_by else [check.name for check in report.checks if not check.passed]
+        action = "run `fullft audit`" if closed_by else "read the evaluation report"
         # A candidate without a red check was champion until another one was promoted.
         if red_checks and not is_champion:
             yield alert("gate_closed", f"the candidate was not promoted: {', '.join(red_checks)}", action)

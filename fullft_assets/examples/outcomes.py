@@ -153,8 +153,9 @@ def gate_outcomes(
     counts = count_reasons(quarantined)
     reason = next(iter(counts["reasons"]), "")
     unknown_labels = _unknown_labels(quarantined, settings) if reason == REASONS["labels_are_known"] else ""
-    is_malformed = reason == REASONS["rows_are_well_formed"]
-    problem = next(iter(counts["problems"]), "") if is_malformed else unknown_labels
+    problem = (
+        next(iter(counts["problems"]), "") if reason == REASONS["rows_are_well_formed"] else unknown_labels
+    )
     details = f", most often: {reason}{f' ({problem})' if problem else ''}" if reason else ""
     finding = (
         f"{len(quarantined):,} of {num_rows:,} rows quarantined{details}"

@@ -276,7 +276,10 @@ def examine(
     is_valid[list(reasons)] = False
     # Filtered, for what is taken by position is copied whole first.
     valid = table.filter(pa.array(is_valid)).drop_columns(["problem"])
-    quarantined = _with_reasons(table, reasons)
+    rows = sorted(reasons)
+    quarantined = table.take(pa.array(rows, pa.int64())).append_column(
+        "reasons", pa.array([reasons[row] for row in rows], pa.list_(pa.string()))
+    )
     agreed = agreement.of_batch(valid) if task_of(settings).target == "label" else None
     label_counts = count_labels(valid, settings)
     checks = [row_outcome(name, rules[name], finding, table) for name, finding in findings.items()]
@@ -357,14 +360,6 @@ def _reasons(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict
             for row in findings[name].rows or []:
                 reasons.setdefault(row, []).append(rule.reason)
     return reasons
-
-
-def _with_reasons(table: pa.Table, reasons: Mapping[int, list[str]]) -> pa.Table:
-
-    rows = sorted(reasons)
-    return table.take(pa.array(rows, pa.int64())).append_column(
-        "reasons", pa.array([reasons[row] for row in rows], pa.list_(pa.string()))
-    )
 
 
 def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:

@@ -386,8 +386,10 @@ def _record_outcome(
             return
         # A run was killed after the promotion.
         outcome = ReleaseOutcome("promoted", promotion, outcome.champion)
-    ending = {"outcome": outcome.kind, "sentence": outcome.sentence, "closed_by": outcome.closed_by}
-    store.write_pointer(_decision_pointer(checkpoint), record | ending)
+    store.write_pointer(
+        _decision_pointer(checkpoint),
+        {**record, "outcome": outcome.kind, "sentence": outcome.sentence, "closed_by": outcome.closed_by},
+    )
 
 
 def seed_runs(store: Store, case: str) -> dict[str, list[str]]:

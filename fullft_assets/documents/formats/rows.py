@@ -153,11 +153,8 @@ def _turn(turn: Any, subject: str) -> Message:
 
 
 def _first(fields: dict[str, Any], names: Iterable[str]) -> Any:
-    return next((fields[name] for name in names if not _is_empty(fields.get(name))), None)
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or value in ("", "[]", [], {})  # a weight of 0 is not empty
+    # A weight of 0 is not empty.
+    return next((fields[name] for name in names if fields.get(name) not in (None, "", "[]", [], {})), None)
 
 
 def _tools(record: dict[str, Any]) -> list[dict[str, Any]]:
