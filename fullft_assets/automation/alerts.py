@@ -308,10 +308,12 @@ def _is_without_text(graph: CaseGraph, store: Store, partition: str) -> bool:
 def _first_window(
     graph: CaseGraph, store: Store, until: float, status: Status, ends: Sequence[Status]
 ) -> str | None:
-    """Return the first window with a status since the last one with a status that ends what it shows.
+    """Return the key of the first window with this status after the last window with one of the statuses
+    `ends`, or None if there is no such window.
 
     Args:
-        until: when the verdict of the newest window that counts was made, in seconds since the epoch.
+        ends: statuses that end the incident which `status` begins.
+        until: later verdicts than this time (seconds since the epoch) are ignored.
     """
     first = None
     for window in windows_of(store, graph):

@@ -70,7 +70,8 @@ def find_pipeline(use_case_model: str, kinds: Collection[str], root: Path) -> _P
 
 
 def pipeline_key(use_case: UseCase) -> dict[str, str]:
-    """Return what the keys of artifacts have of the pipeline; nothing where none is used.
+    """Return the part of an artifact's key that identifies the spaCy pipeline of a use case: its digest, or
+    an empty dictionary without a pipeline.
 
     Raises:
         SettingsError: see `find_pipeline`.

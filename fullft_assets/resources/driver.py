@@ -343,11 +343,11 @@ class LaunchDriver:
         store: Store,
         seconds: float = 0.0,
     ) -> bool:
-        """End a job and remove what its backend keeps of it; return whether that was done. Where it is not,
-        whatever was to follow follows.
+        """End a job and remove its resources from the backend. Return whether that succeeded; a failure is
+        logged, and no error is raised.
 
         Args:
-            seconds: for which a backend that does not answer is asked again.
+            seconds: how long a backend that does not answer is asked again.
         """
         name = launch.name_in(store)
         try:
