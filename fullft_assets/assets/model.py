@@ -203,7 +203,7 @@ def _build_planning(graph: CaseGraph) -> list[dg.AssetsDefinition]:
 
 
 def base_model_revision(graph: CaseGraph) -> str:
-    """Return what pins the content of the base model."""
+    """Return the revision of the base model, which identifies its content."""
     return read_header(find_base_model(graph.settings, graph.use_case.project_root)).revision
 
 

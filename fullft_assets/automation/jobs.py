@@ -97,7 +97,7 @@ def require_idle(
 
 
 class Act(Enum):
-    """What a person may do; the first one is the default."""
+    """An act of a person on the champion or the store; the first member is the default."""
 
     freeze = "freeze"
     unfreeze = "unfreeze"
@@ -233,7 +233,9 @@ IN_ORDER_TAG = "delivery/in_order"
 
 
 def build_jobs(graph: CaseGraph) -> list[dg.JobDefinition]:
-    """Return the jobs; one run cannot mix partition kinds, so there is one for each."""
+    """Return the jobs of a use case; batches, windows and models have jobs of their own, because one run
+    cannot mix kinds of partitions.
+    """
 
     def job(
         name: str,

@@ -236,12 +236,12 @@ def _recorded(batch: Batch, lines: list[str]) -> dict[str, Any]:
 
 
 def line_of(file: SourceFile) -> str:
-    """Return a file as the ledger has it."""
+    """Return the line of the ledger that describes a file."""
     return f"{file.mtime_ns} {file.bytes} {file.etag or '-'} {file.path}"
 
 
 def file_of(line: str) -> SourceFile:
-    """Return the file that `line_of` wrote."""
+    """Return the file that a line of `line_of` describes."""
     mtime_ns, size, etag, path = line.split(" ", 3)
     return SourceFile(path, int(size), int(mtime_ns), "" if etag == "-" else etag)
 

@@ -193,7 +193,7 @@ def _voters(rows: IdentityRows, versions: Versions) -> np.ndarray:
 
 
 def superseded(rows: IdentityRows, versions: Versions, votes: Votes) -> np.ndarray:
-    """Return which rows have a newer row of their id and do not vote: mask [n]."""
+    """Return the mask [n] of the rows that do not vote and whose id has a newer row."""
     is_superseded = np.zeros(len(rows), bool)
     is_superseded[versions.row[versions.row != versions.newest]] = True
     is_superseded[votes.voters] = False

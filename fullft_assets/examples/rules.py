@@ -324,8 +324,8 @@ def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Finding:
-    """What an expectation found: rows that break it (by number, in order; None where it is not about single
-    rows).
+    """The result of an expectation, with the numbers of the rows that break it in order, or None if it is not
+    about single rows.
     """
 
     passed: bool

@@ -143,8 +143,8 @@ class Examined:
 
 
 def write_examples(rows: pa.Table, path: Path) -> None:
-    """Write valid examples so that the texts of some can be read without the time and the memory that all of
-    them take.
+    """Write valid examples in groups of rows, so that the texts of a few rows can be read without the time
+    and memory that all rows take.
     """
 
     # LZ4 is read in half the time of Parquet's default, at the same size.

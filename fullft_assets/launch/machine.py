@@ -265,7 +265,7 @@ def _read(path: Path, offset: int, *, whole_lines: bool) -> tuple[bytes, bool]:
 
 
 def ending(code: int) -> tuple[str, FailureClass]:
-    """Return what an exit code says, and the class of failure."""
+    """Return a sentence on an exit code, and the class of the failure."""
     if code <= 128:
         return f"ended with exit code {code}", "unknown"
     # Killed from outside: by the kernel, the machine's owner or a node that went away.

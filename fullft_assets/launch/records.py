@@ -81,7 +81,9 @@ class Launch(BaseModel):
 
     @property
     def usd(self) -> float | None:
-        """What it has cost so far with the attempts before it, where a price is known."""
+        """US dollars that the job and the attempts before it have cost so far, or None without a known
+        price.
+        """
         return None if self.hourly_usd is None else (self.hours + self.earlier_hours) * self.hourly_usd
 
 

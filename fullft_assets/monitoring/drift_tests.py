@@ -109,7 +109,8 @@ class Outcome(NamedTuple):
 
 
 class DriftTest(ABC):
-    """One respect in which windows are compared: documents have coordinates in it, and windows the means.
+    """A test of one property of documents: each document has coordinates, and windows are compared by the
+    means of their documents' coordinates.
 
     Attributes:
         arrays: names of what `fit` returns, which no other test uses.

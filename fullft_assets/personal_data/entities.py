@@ -127,7 +127,7 @@ def _load(pipeline: _Pipeline, kinds: tuple[str, ...]) -> EntityModel:
 
 
 class EntityModel:
-    """Finds names, places and dates. Making one loads the pipeline: seconds."""
+    """Finds names, places and dates. Creating one loads the spaCy pipeline, which takes seconds."""
 
     def __init__(self, pipeline: _Pipeline, kinds: Sequence[str]):
         self._kinds = {label: kind for kind in kinds for label in _LABELS[kind]}

@@ -368,7 +368,7 @@ def lineage_rows(
 
 
 def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
-    """Return what a training took, as (name, value) rows."""
+    """Return the time, price, sizes and memory of a training as (name, value) rows."""
     metadata = CheckpointMetadata.of(checkpoint)
     return [
         ("training time", duration(metadata.training_seconds)),

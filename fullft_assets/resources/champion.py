@@ -37,8 +37,8 @@ class LoadedChampion:
     opened: Callable[[], Any]
 
     def predict(self, texts: Iterable[str], max_new_tokens: int = 100) -> list[dict[str, Any]]:
-        """Return what it predicts for each text, as `fullft predict --file` writes it; the model is loaded
-        once a call.
+        """Return the champion's prediction for each text, in the form that `fullft predict --file` writes;
+        each call loads the model once.
 
         Args:
             texts: not empty.

@@ -71,7 +71,7 @@ def _of_record(store: Store, use_cases: Iterable[UseCase]) -> Iterable[Finding]:
 
 
 def audit_and_record(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> list[Finding]:
-    """Return what `audit` does; findings that have changed since are recorded."""
+    """Return the findings of `audit`, and record them if they have changed since the last record."""
     all_findings = audit(root, home, store, use_cases)
     names = sorted({finding.id if finding.id in _MOVING else finding.evidence for finding in all_findings})
     newest = {"digest": digest(names), "findings": [finding._asdict() for finding in all_findings]}

@@ -117,7 +117,7 @@ def draw_tokens(
     screens: Sequence[Screen] = (),
     tombstones: Collection[str] = (),
 ) -> Draw:
-    """Draw documents until they have the tokens that are needed, or there are no others.
+    """Draw documents until they have the number of tokens that is needed, or all documents are drawn.
 
     Args:
         use_case: where relative paths start; the task, the tokenizer and the seed.

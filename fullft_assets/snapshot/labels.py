@@ -49,7 +49,7 @@ class Labels:
     names: list[str]
 
     def of(self, rows: np.ndarray) -> Labels:
-        """Return the pairs of the rows of a mask."""
+        """Return the pairs of the rows that a mask [rows] selects."""
         mask = rows[self.row]
         return Labels(self.row[mask], self.code[mask], self.names)
 

@@ -75,8 +75,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time(path: Path, mode: int = PRIVATE_FILE) -> Iterator[None]:
-    """Wait until no other process or thread is in such a block for this lock file, whose folder exists; the
-    lock ends with its process.
+    """Wait until no other process or thread holds this lock file, whose folder exists, and hold it for the
+    block; the lock ends with its process.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)
     try:

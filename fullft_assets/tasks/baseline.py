@@ -115,7 +115,7 @@ class Baseline(ABC):
     def save(self, folder: Path) -> None:
         """Write what was learned as JSON or npz, named after the baseline, never pickled.
 
-        No text of a row may be in it: an erasure removes rows, and cannot remove them from what was learned.
+        The file may contain no text of a row: an erasure cannot remove a row from what was learned.
         """
 
     @classmethod
