@@ -491,8 +491,8 @@ def _build_release(graph: CaseGraph) -> list[dg.AssetsDefinition]:
 
 
 def shown(store: Store, manifest: Manifest) -> dict[str, Any]:
-    """Return what Dagster shows first of a champion: how its release ended, and its card, unless that names
-    labels that may be texts.
+    """Return the metadata that Dagster shows first of a champion: the outcome of its release, and its card,
+    unless the card names labels that may be texts.
     """
     metadata = release.ChampionMetadata.of(manifest)
     first: dict[str, Any] = {"outcome": sentences(metadata.outcome), "model": place_in(store, metadata.model)}

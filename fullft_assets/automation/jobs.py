@@ -67,7 +67,7 @@ def build_clean_schedule(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
 
 
 def idle_from_now(case: str, instance: dg.DagsterInstance, *, but: str | None = None) -> Callable[[], None]:
-    """Return what a clean-up that begins now asks before each removal: see `require_idle`."""
+    """Return the check `require_idle` that a clean-up which begins now makes before each removal."""
     return partial(require_idle, case, instance, but=but, since=datetime.now(UTC))
 
 

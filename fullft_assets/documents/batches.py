@@ -60,8 +60,8 @@ def list_batches(store: Store, case: str, kind: Kind = "batch") -> list[Batch]:
 
 
 def named_files(store: Store, case: str) -> list[tuple[str, str, str]]:
-    """Return what each delivered file is called outside of the store (see `names`), its batch or window,
-    and its path.
+    """Return each delivered file as its name outside of the store (see `names`), its batch or window, and its
+    path.
     """
     kinds: tuple[Kind, Kind] = ("batch", "window")
     return [

@@ -84,8 +84,8 @@ def ranks(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
 
 
 def targets(table: pa.Table, target: Target | None) -> list[str]:
-    """Return what the model is to learn of each row, as text that is equal where it is the same; empty where
-    it is the text itself.
+    """Return the target of each row (what the model is to learn) as a text; equal targets have equal texts.
+    It is empty if the target is the row's text itself.
     """
     if target == "spans":
         spans = (

@@ -334,7 +334,7 @@ class Finding:
 
 
 def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, Finding]:
-    """Return what Great Expectations finds, by name.
+    """Return the findings of Great Expectations by rule.
 
     The user's `mostly` decides whether enough rows pass, not which ones do: that must not depend on the rows
     beside them.

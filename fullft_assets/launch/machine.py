@@ -136,7 +136,7 @@ class Machine:
         return status
 
     def logs(self, name: str, cursor: str) -> Logs:
-        """Return what a job wrote after a cursor."""
+        """Return a job's output after a cursor."""
         offsets = (
             dict(zip(_STREAMS, map(int, cursor.split(",")), strict=True))
             if cursor

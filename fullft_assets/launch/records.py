@@ -195,7 +195,7 @@ def _update(
 
 
 def read(store: Store, launch: Launch) -> Launch | None:
-    """Return what is recorded now for the key of a launch."""
+    """Return the present record of a launch's key, or None."""
     record = store.read_pointer(launch.record)
     return None if record is None else store.validated(launch.record, record, Launch)
 

@@ -152,7 +152,7 @@ class DriftTest(ABC):
 
     @abstractmethod
     def in_words(self, reference: Sequence[Sums], current: Sequence[Sums], labels: Sequence[str]) -> str:
-        """Return what changed, in words.
+        """Return a description of the change.
 
         Args:
             labels: in the order of the model's outputs.

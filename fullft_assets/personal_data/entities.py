@@ -135,7 +135,7 @@ class EntityModel:
         self._pipeline: Any = importlib.import_module("spacy").load(pipeline.folder)
 
     def find_all(self, texts: Sequence[str]) -> list[list[Found]]:
-        """Return what is found in each text; pieces of one text do not overlap."""
+        """Return the pieces of personal data in each text; pieces of one text do not overlap."""
         pieces: list[list[Found]] = [[] for _ in texts]
         parts = [(row, start, end) for row, text in enumerate(texts) for start, end in _windows(text)]
         documents = self._pipeline.pipe(

@@ -94,7 +94,7 @@ class JudgedAgainst:
 
 
 def judged_against(store: Store, case: str, candidate: Manifest, snapshot: Manifest) -> JudgedAgainst:
-    """Return what a candidate checkpoint is judged against.
+    """Return the checkpoints and reports that a candidate checkpoint is judged against.
 
     Once `publish` has decided on a candidate this is fixed. A later champion, the candidate itself
     included, does not reopen the decision: a repeated run finds the recorded one. A baseline that became
@@ -132,8 +132,8 @@ def judged_against(store: Store, case: str, candidate: Manifest, snapshot: Manif
 
 
 def champion_rule(candidate: Manifest, champion: Manifest) -> ChampionRule:
-    """Return what a candidate must show: non-inferiority where the champion's recipe was trained on other
-    data, else superiority.
+    """Return the rule that a candidate must pass: non-inferiority where the champion's recipe was trained on
+    other data, else superiority.
 
     Data that grow seldom help by what a test set can show, so superiority would keep an old champion for
     ever; a changed recipe is a choice, and has to be better.
@@ -146,7 +146,7 @@ def champion_rule(candidate: Manifest, champion: Manifest) -> ChampionRule:
 def consider(
     state: ReleaseState | None, case: str, verdict: ReleaseVerdict, candidate: Champion, incumbent: str | None
 ) -> ReleaseOutcome:
-    """Return what a recorded verdict leads to in this state; nothing is written."""
+    """Return the outcome of a recorded verdict in this state of the release; nothing is written."""
     current = None if state is None else state.current
     if state is not None and state.checkpoint == candidate.checkpoint:
         return ReleaseOutcome("already_champion", "Already champion: nothing to change.", current)

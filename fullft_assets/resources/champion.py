@@ -47,7 +47,7 @@ class LoadedChampion:
         return list(self.each(texts, max_new_tokens))
 
     def each(self, texts: Iterable[str], max_new_tokens: int) -> Iterator[dict[str, Any]]:
-        """Yield what `predict` returns, as it comes."""
+        """Yield the predictions that `predict` returns, one by one."""
         if isinstance(texts, str):
             raise DataError("predict takes a list of texts, not one text: [text]")
         return task_of(self.settings.examples).predict(

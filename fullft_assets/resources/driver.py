@@ -103,8 +103,8 @@ class LaunchDriver:
         arguments: Sequence[str] = (),
         run_id: str = "",
     ) -> LaunchSpec:
-        """Return what a launcher has to run for a job, but for the environment and the processes that it must
-        not outlive.
+        """Return the specification of a job for a launcher, without the environment and the processes that
+        the job must not outlive.
         """
         processes = launcher.settings.processes
         is_shared = workload == "training" or (

@@ -18,7 +18,7 @@ _MOVING = ("ui_open", "osv_old")
 
 
 def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> list[Finding]:
-    """Return what is to be fixed, errors first.
+    """Return the findings that have to be fixed, errors first.
 
     Args:
         root: of the project, whose source and lock file are read.

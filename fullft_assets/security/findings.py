@@ -348,7 +348,7 @@ def of_packages(home: Path) -> Iterator[Finding]:
 
 
 def of_account(home: Path) -> Iterator[Finding]:
-    """Yield what Prowler found in an AWS account, under its ids: the failed checks in
+    """Yield Prowler's findings in an AWS account, under its ids: the failed checks in
     `security/prowler.ocsf.json` of Dagster's home, in the Open Cybersecurity Schema.
     """
     path = home / "security" / "prowler.ocsf.json"

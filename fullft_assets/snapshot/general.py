@@ -87,7 +87,7 @@ class Draw:
 
 
 def made_with(use_case: UseCase) -> dict[str, Any]:
-    """Return what chunks of general documents are made with: the settings `chunks`, and the digest of the
+    """Return the settings that shape chunks of general documents: `chunks`, and the digest of the
     `tokenizer`.
     """
     settings = use_case.settings

@@ -20,7 +20,7 @@ _LOCK_SECONDS = 1.0
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or the names in a folder, on the disk when this returns."""
+    """Write a file's content, or the names in a folder, to the disk before this returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

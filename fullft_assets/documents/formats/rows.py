@@ -242,7 +242,7 @@ class RowSettings:
 
     @classmethod
     def of(cls, documents: DocumentsSettings, examples: ExamplesSettings) -> Self:
-        """Return what the settings ask for."""
+        """Return the fields that the settings name, with the needs of their task."""
         task = task_of(examples)
         names = [
             ("id", documents.id),
