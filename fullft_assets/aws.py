@@ -41,13 +41,15 @@ _open: list[tuple[dict[str, str], dict[str, str]]] = []
 
 @contextmanager
 def account_of(resource: Any) -> Iterator[None]:
-    """Have this process, and those that it starts, follow a resource of dagster_aws.
+    """Let this process, and the processes that it starts, use the account of a resource of dagster_aws.
 
-    What the resource has is set as the AWS variables of the process, which boto3, buckets and launched
-    processes read; what it leaves out stays as it is. An endpoint of an `S3Resource` is for S3 alone.
+    The fields of the resource become the AWS variables of the process, which boto3, buckets and launched
+    processes read; a field without a value changes no variable. The endpoint of an `S3Resource` is for S3
+    alone.
 
     Raises:
-        SettingsError: it is no such resource, has what no variable says, or this process follows another one.
+        SettingsError: it is no such resource, it has a field that no variable can express, or this process
+            uses another resource.
     """
     variables = _variables_of(resource)
     with _lock:

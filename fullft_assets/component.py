@@ -171,8 +171,8 @@ class FullFineTune(Component):
 
 
 def load_use_cases(path_within_project: Path) -> dg.Definitions:
-    """Return what `dg.load_from_defs_folder` does. A use case whose file Dagster cannot read is an asset with
-    a failing check. The asset `security_audit` is added.
+    """Return the definitions that `dg.load_from_defs_folder` returns, and the asset `security_audit`. A use
+    case whose file Dagster cannot read is an asset with a failing check.
     """
     return dg.Definitions.merge(
         _load_use_cases(path_within_project), security.build(find_defs(path_within_project))

@@ -173,8 +173,10 @@ def without_message(error: BaseException) -> str:
     words = [type(error).__name__, *([f"({message})"] if message else [])]
     frames = traceback.extract_tb(error.__traceback__)
     package_frames = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
-    for frame in (package_frames or frames)[-1:]:
-        words.append(f"at {_short_path(Path(frame.filename))}:{frame.lineno} ({frame.name})")
+    words += [
+        f"at {_short_path(Path(frame.filename))}:{frame.lineno} ({frame.name})"
+        for frame in (package_frames or frames)[-1:]
+    ]
     return " ".join(words)
 
 

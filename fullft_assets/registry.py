@@ -93,7 +93,7 @@ class Registry(Generic[T]):
 
 
 def load_attribute(reference: str) -> Any:
-    """Return what `module:attribute` names."""
+    """Return the object that `module:attribute` names."""
     module, _, attribute = reference.partition(":")
     return getattr(import_module(module), attribute)
 

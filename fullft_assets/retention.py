@@ -96,7 +96,7 @@ class CleanUp:
 
 
 def plan(store: Store, use_case: UseCase) -> CleanUp:
-    """Return what a clean-up would remove.
+    """Return the plan of a clean-up: the things that it would remove.
 
     Raises:
         StoreError: a manifest, or the job of a training, cannot be read, so that nobody knows what it needs.

@@ -123,7 +123,7 @@ class Task(ABC):
     def predict(
         self, model: Any, settings: Any, labels: Sequence[str], texts: Sequence[str], max_new_tokens: int
     ) -> Iterator[dict[str, Any]]:
-        """Yield what the model predicts for each text, as an object that JSON can write.
+        """Yield the model's prediction for each text, as an object that JSON can write.
 
         Args:
             model: a `base_model.ModelFolder` with a fine-tuned model.

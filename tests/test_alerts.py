@@ -29,7 +29,7 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
 
-from fullft_assets import automation, documents, security
+from fullft_assets import automation, documents
 from fullft_assets.alerts import Alert, AlertError, deliver, open_channels
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.checking.validation import load_use_case
@@ -42,6 +42,7 @@ from fullft_assets.settings import AlertsSettings
 from fullft_assets.store import CheckOutcome, Manifest, Store
 from tests import manifests
 from tests import project as projects
+from tests import test_retraining as policy
 from tests.asset_runs import definitions
 from tests.serving import serving
 
@@ -628,8 +629,8 @@ class TestSensor:
         store = open_store(graph.use_case, instance)
         report = self.artifact(graph, instance, "evaluation_report", metadata=manifests.evaluation())
         key = EvaluationMetadata.of(report).checkpoint.split("/")[2]
-        sentence = f"Not promoted though every gate passed: {security.BY_AUDIT} 1 errors (secret_in_file)."
-        store.write_pointer(f"{graph.name}/decisions/{key}", {"outcome": "kept", "sentence": sentence})
+        outcome = {"outcome": "kept", "sentence": "Not promoted.", "closed_by": "security_audit"}
+        store.write_pointer(f"{graph.name}/decisions/{key}", outcome)
         self.run(graph, instance, "model", self.materializes(graph, report))
         self.tick(graph, instance)
         assert hook.values("event", "title", "action") == [
@@ -687,6 +688,17 @@ class TestSensor:
                 "raise it",
             )
         ]
+
+    def test_requests_for_labels_of_two_kinds_have_one_instruction(
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        windows = policy._windows("confirmed", "confirmed")
+        self.decide(graph, instance, policy._decide(score_drop=0.1, **windows), 60)
+        self.tick(graph, instance)
+        (body,) = hook.bodies
+        assert body["title"].count("but only 0 of 100 new labelled examples") == 2
+        assert not re.search("export|label (more|production)", body["title"])
+        assert body["action"] == "label production documents that `fullft export CASE FILE --random` draws"
 
     @pytest.mark.parametrize(
         ("signal", "num_errors", "title"),

@@ -61,12 +61,7 @@ def test_sizes_balance_and_excluded_rows() -> None:
     assert "| rows | 40 | 0 | 4 |" in report
     assert "| cold | 30 (75%); 12 groups; k_eff 10.5 | 0 | 4 (100%); 4 groups; k_eff 4.0 |" in report
     assert "| flu | 10 (25%); 2 groups; k_eff 1.2 | 0 | 0 |" in report
-    assert "Too few test groups for a reliable score: cold." in report
     assert "- 1,200 duplicate text" in report
-    assert (
-        "2 of 3 texts are longer than chunks.max_tokens (8); such a text is read in overlapping chunks,"
-        " nothing is cut." in report
-    )
 
 
 def test_a_task_without_labels_shows_how_its_rows_are_packed() -> None:
@@ -84,7 +79,6 @@ def test_a_task_without_labels_shows_how_its_rows_are_packed() -> None:
     assert "## Labels" not in report and "- nothing" in report
     assert "Packed for training: 1,234 rows, 99.87% full." in report
     assert "what is trained: **the text itself**" in report and "some text" in report
-    assert any(line.endswith("such a text is cut after 2 chunk(s).") for line in report)
 
 
 HOSTILE = (
@@ -165,7 +159,6 @@ def test_rows_that_are_set_aside_are_counted_by_reason_with_their_places(tmp_pat
     ]
     assert sum(counts) == sum(taken.snapshot.metadata["left_out"].values())
     assert "delivery-1.jsonl:4" in left_out, "a copy is named by its place"
-    assert "1 rows without one. The largest:" in text
     to_do = text.partition("## What to do")[2].partition("##")[0]
     assert "**labels_are_present**: batch " in to_do
     assert "delivery-1.jsonl:21, " in to_do and "file-" not in text, "a file has one name on the page"

@@ -14,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import external, read_evaluation
+from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.evaluation import EvaluationSettings
 from fullft_assets.store import Store
@@ -33,7 +34,7 @@ class Recall(evaluate.Metric):
         return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
 
     def _compute(self, predictions, references):
-        return {"mean_recall": float(balanced_accuracy_score(references, predictions)), "rows": 1.0}
+        return {"balanced_accuracy": float(balanced_accuracy_score(references, predictions)), "rows": 1.0}
 """
 
 
@@ -70,17 +71,17 @@ def with_its_digest(store: Store, settings: UseCaseSettings, module: str, root: 
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_a_module_scores_every_system_with_an_interval(lab: Any, cache: Path, is_cached: bool) -> None:
     key = f"module-{is_cached}"
-    folder = lab.root / "metrics" / "mean_recall"
+    folder = lab.root / "metrics" / "balanced_accuracy"
     if is_cached:
-        folder = cache / "evaluate_modules" / "metrics" / "evaluate-metric--mean_recall" / ("a" * 64)
+        folder = cache / "evaluate_modules" / "metrics" / "evaluate-metric--balanced_accuracy" / ("a" * 64)
     folder.mkdir(parents=True)
     (folder / "__init__.py").touch()
-    script = folder / "mean_recall.py"
+    script = folder / "balanced_accuracy.py"
     script.write_text(SCRIPT)
-    module = "mean_recall" if is_cached else "metrics/mean_recall"
+    module = "balanced_accuracy" if is_cached else "metrics/balanced_accuracy"
     settings = with_its_digest(lab.store, lab.use_case.settings, module, lab.root)
     brought = external.keep(lab.store, "mail", settings, lab.root)
-    assert list(brought[external.MODULES].files) == ["mean_recall/mean_recall.py"]
+    assert list(brought[external.MODULES].files) == ["balanced_accuracy/balanced_accuracy.py"]
     # The evaluation runs what was copied.
     script.write_text("raise SystemExit")
     with pytest.raises(DataError, match="the digest of its Python files is"):
@@ -89,11 +90,20 @@ def test_a_module_scores_every_system_with_an_interval(lab: Any, cache: Path, is
     report = lab.evaluate(candidate, key, settings=settings, brought=brought)
     rows = pq.read_table(lab.store.folder(report) / "predictions.parquet").to_pydict()
     evaluation = read_evaluation((lab.store.folder(report) / "evaluation.json").read_bytes())
-    for system, score in evaluation.scores["mean_recall"].items():
+    for system, score in evaluation.scores["balanced_accuracy"].items():
         predicted = rows["predicted" if system == "finetuned" else f"{system}.predicted"]
         assert score.estimate == pytest.approx(balanced_accuracy_score(rows["label"], predicted))
         assert score.low <= score.estimate <= score.high
-    assert "mean recall" in (lab.store.folder(report) / "report.md").read_text()
+    # A system and a metric both have `_` in their names.
+    metadata = EvaluationMetadata.of(report)
+    systems = set(evaluation.scores["macro_f1"]) - {"finetuned"}
+    assert set(metadata.scores) == set(metadata.systems) == systems
+    scores = {
+        f"{name}_{metric}": score for name, row in metadata.scores.items() for metric, score in row.items()
+    }
+    older = {**report.metadata, **scores, "scores": {}}
+    assert EvaluationMetadata.of(report.model_copy(update={"metadata": older})).scores == metadata.scores
+    assert "balanced accuracy" in (lab.store.folder(report) / "report.md").read_text()
 
 
 def test_a_module_that_is_not_there_or_has_a_taken_name_is_refused(cache: Path, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ class TestFindings:
             table(rows), with_own(BETWEEN, "quarantine", column="num_words", min_value=3), "b"
         )
         assert examined.quarantined.select(["row", "reasons"]).to_pylist() == [
-            {"row": 3, "reasons": "breaks expectation 1 (column_values_to_be_between on num_words)"}
+            {"row": 3, "reasons": ["breaks expectation 1 (column_values_to_be_between on num_words)"]}
         ]
         check = own_check(examined)
         assert (check.name, check.passed, check.severity) == (

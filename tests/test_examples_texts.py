@@ -140,7 +140,7 @@ class TestLanguage:
         )
         examined = examples.examine(table(rows), ExamplesSettings(label="kind", languages=["en"]), "b")
         assert examined.quarantined.select(["text", "reasons"]).to_pylist() == [
-            {"text": rows[1]["text"], "reasons": "unexpected language"}
+            {"text": rows[1]["text"], "reasons": ["unexpected language"]}
         ]
 
 
@@ -196,4 +196,4 @@ class TestDamage:
 def test_the_bounds_decide(row: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ExamplesSettings, "max_characters", 30)
     examined = examples.examine(table(sound_rows({}, row)), ExamplesSettings(label="kind"), "b")
-    assert examined.quarantined["reasons"].to_pylist() == [reason]
+    assert examined.quarantined["reasons"].to_pylist() == [[reason]]

@@ -580,7 +580,8 @@ def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab, first, s
 def decision_on(lab: Lab, checkpoint: Manifest) -> tuple[str, str]:
     record = lab.store.read_pointer(f"demo/decisions/{checkpoint.key}")
     assert record is not None
-    assert record["sentence"] == release.recorded_outcome(lab.store, "demo", checkpoint.ref)
+    outcome = release.ReleaseOutcome(record["outcome"], record["sentence"], None)
+    assert release.recorded_outcome(lab.store, "demo", checkpoint.ref) == outcome
     return record["outcome"], record["sentence"]
 
 

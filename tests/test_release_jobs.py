@@ -206,6 +206,8 @@ def test_an_error_of_the_audit_keeps_the_champion_until_it_is_fixed(
     released.materialize(released.second, released.green)
     assert released.champion == released.first.ref
     assert "(secret_in_file)" in released.newest("observation")["outcome"]
+    outcome = release.recorded_outcome(released.store, "demo", released.second.ref)
+    assert outcome.closed_by == "security_audit"
     planted.unlink()
     run_id = released.materialize(released.second, released.green).run_id
     assert released.champion == released.second.ref

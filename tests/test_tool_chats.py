@@ -335,7 +335,7 @@ def test_personal_data_in_every_part_is_found_and_masked(pii: Any) -> None:
     ]
     rows = sound_rows(*({"messages": conversation, "label": None} for conversation in conversations))
     found = examples.examine(table(rows), ExamplesSettings(task="sft", pii=pii), "b")
-    assert [reasons.split("; ")[0] for reasons in found.quarantined["reasons"].to_pylist()] == (
+    assert [reasons[0] for reasons in found.quarantined["reasons"].to_pylist()] == (
         ["personal data"] * 2 if pii == "quarantine" else ["no or empty assistant turn, or unknown role"]
     )
     for row in found.valid.to_pylist():

@@ -347,7 +347,8 @@ class CaseGraph:
         return manifest
 
     def ingest(self, context: dg.AssetExecutionContext) -> None:
-        """Have the batch's artifacts made where `compute.ingestion` says; without that setting, do nothing.
+        """Make the batch's artifacts by the workload that `compute.ingestion` asks for; without that setting,
+        do nothing.
 
         An asset of a data stage then finds them in the store. An artifact that is not there, it makes in the
         run.
@@ -378,8 +379,8 @@ class CaseGraph:
         *,
         checks: Sequence[CheckOutcome] = (),
     ) -> dg.MaterializeResult[Manifest]:
-        """Return what Dagster shows of an artifact: metadata (`shown` first), data version, its check results
-        and further ones.
+        """Return the result of an asset for an artifact: its metadata (`shown` first), its data version, its
+        check results and further checks.
         """
         shown = shown or {}
         public = outside_the_store(MODELS[asset], manifest.metadata)

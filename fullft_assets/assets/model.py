@@ -203,7 +203,7 @@ def _build_planning(graph: CaseGraph) -> list[dg.AssetsDefinition]:
 
 
 def base_model_revision(graph: CaseGraph) -> str:
-    """Return what pins the content of the base model."""
+    """Return the revision of the base model, which identifies its content."""
     return read_header(find_base_model(graph.settings, graph.use_case.project_root)).revision
 
 
@@ -491,8 +491,8 @@ def _build_release(graph: CaseGraph) -> list[dg.AssetsDefinition]:
 
 
 def shown(store: Store, manifest: Manifest) -> dict[str, Any]:
-    """Return what Dagster shows first of a champion: how its release ended, and its card, unless that names
-    labels that may be texts.
+    """Return the metadata that Dagster shows first of a champion: the outcome of its release, and its card,
+    unless the card names labels that may be texts.
     """
     metadata = release.ChampionMetadata.of(manifest)
     first: dict[str, Any] = {"outcome": sentences(metadata.outcome), "model": place_in(store, metadata.model)}

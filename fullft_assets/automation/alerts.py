@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel, ValidationError
 
-from fullft_assets import alerts, documents, release, security
+from fullft_assets import alerts, documents, release
 from fullft_assets.alerts import Alert
 from fullft_assets.artifacts import (
     BATCH_PREDICTIONS,
@@ -245,11 +245,10 @@ def of_run(
         is_champion = champion and (
             champion.checkpoint == metadata.checkpoint or champion.evaluation == metadata.ships
         )
-        red_checks = [check.name for check in report.checks if not check.passed]
-        action = "read the evaluation report"
-        if security.BY_AUDIT in (release.recorded_outcome(store, graph.name, metadata.checkpoint) or ""):
-            red_checks = ["security_audit"]
-            action = "run `fullft audit`"
+        outcome = release.recorded_outcome(store, graph.name, metadata.checkpoint)
+        closed_by = None if outcome is None else outcome.closed_by
+        red_checks = [closed_by] if closed_by else [check.name for check in report.checks if not check.passed]
+        action = "run `fullft audit`" if closed_by else "read the evaluation report"
         # A candidate without a red check was champion until another one was promoted.
         if red_checks and not is_champion:
             yield alert("gate_closed", f"the candidate was not promoted: {', '.join(red_checks)}", action)
@@ -311,10 +310,12 @@ def _is_without_text(graph: CaseGraph, store: Store, partition: str) -> bool:
 def _first_window(
     graph: CaseGraph, store: Store, until: float, status: Status, ends: Sequence[Status]
 ) -> str | None:
-    """Return the first window with a status since the last one with a status that ends what it shows.
+    """Return the key of the first window with this status after the last window with one of the statuses
+    `ends`, or None if there is no such window.
 
     Args:
-        until: when the verdict of the newest window that counts was made, in seconds since the epoch.
+        ends: statuses that end the incident which `status` begins.
+        until: later verdicts than this time (seconds since the epoch) are ignored.
     """
     first = None
     for window in windows_of(store, graph):

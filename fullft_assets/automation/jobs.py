@@ -67,7 +67,7 @@ def build_clean_schedule(graph: CaseGraph) -> list[dg.ScheduleDefinition]:
 
 
 def idle_from_now(case: str, instance: dg.DagsterInstance, *, but: str | None = None) -> Callable[[], None]:
-    """Return what a clean-up that begins now asks before each removal: see `require_idle`."""
+    """Return the check `require_idle` that a clean-up which begins now makes before each removal."""
     return partial(require_idle, case, instance, but=but, since=datetime.now(UTC))
 
 
@@ -97,7 +97,7 @@ def require_idle(
 
 
 class Act(Enum):
-    """What a person may do; the first one is the default."""
+    """An act of a person on the champion or the store; the first member is the default."""
 
     freeze = "freeze"
     unfreeze = "unfreeze"
@@ -231,7 +231,9 @@ IN_ORDER_TAG = "delivery/in_order"
 
 
 def build_jobs(graph: CaseGraph) -> list[dg.JobDefinition]:
-    """Return the jobs; one run cannot mix partition kinds, so there is one for each."""
+    """Return the jobs of a use case; batches, windows and models have jobs of their own, because one run
+    cannot mix kinds of partitions.
+    """
 
     def job(
         name: str,

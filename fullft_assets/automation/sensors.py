@@ -48,7 +48,8 @@ def build_live_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
 def build_sensors(
     graph: CaseGraph, jobs: Sequence[dg.JobDefinition] | None = None
 ) -> list[dg.SensorDefinition]:
-    """Return the sensors, stopped until somebody turns them on, here or by `automation.enabled`.
+    """Return the sensors of a use case; they are stopped until a person or `automation.enabled` turns them
+    on.
 
     Args:
         jobs: of the use case, the very objects that are in its definitions with these sensors. Default: made

@@ -129,8 +129,8 @@ def overlap(path: str, other: str, root: Path) -> bool:
 
 
 def validate(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    """Yield what is wrong with settings beyond types and bounds, whatever data there is: formats, model,
-    crons, labels.
+    """Yield the problems of settings beyond types and bounds, whatever data there is: formats, model, crons,
+    labels.
     """
     yield from _section_problems(settings)
     yield from _model_problems(settings, root)
@@ -143,8 +143,8 @@ def validate(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 
 
 def data_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
-    """Yield what is wrong with the data that the settings name, folders and files that are missing, empty or
-    not readable; and with the arguments of expectations, which takes longer than to load definitions.
+    """Yield the problems of the data that the settings name (folders and files that are missing, empty or not
+    readable), and of the arguments of expectations; this takes longer than to load definitions.
     """
     yield from expectation_argument_problems(settings.examples)
     documents = settings.documents
@@ -174,7 +174,7 @@ def data_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
 
 
 def dependency_problems(deps: list[str], name: str) -> Iterator[Problem]:
-    """Yield what is wrong with `documents.deps` of the use case of this name."""
+    """Yield the problems of `documents.deps` of the use case of this name."""
     for number, key in enumerate(deps):
         entry = ("documents", "deps", number)
         yield from _of_rules(

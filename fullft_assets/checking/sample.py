@@ -198,7 +198,7 @@ _SHOWN_LABELS = 8
 
 
 def label_findings(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
-    """Yield the labels of a sample of rows: (what it is about, one line)."""
+    """Yield the finding on the labels of a sample of rows, as (subject, one line)."""
     if task_of(examples).has_labels and rows:
         counts = Counter(label for row in rows for label in labels_of(row, examples))
         common = ((label, f"{count:,}") for label, count in counts.most_common(_SHOWN_LABELS))

@@ -130,7 +130,7 @@ def check_top_level(source: YamlSource) -> None:
 
 
 def unreadable(yaml_path: Path) -> str | None:
-    """Return what keeps Dagster from reading a YAML file, whatever its `attributes` are, or None."""
+    """Return the reason why Dagster cannot read a YAML file, whatever its `attributes` are, or None."""
     try:
         for source in read_sources(yaml_path):
             # Keys that are given twice, for instance, are no hindrance.

@@ -244,9 +244,9 @@ def _mine(words: Words, tokenizer: Tokenizer, languages: Sequence[str]) -> tuple
 def _per_million(
     words: Sequence[str], counts: Mapping[str, int], languages: Sequence[str]
 ) -> tuple[str, list[float] | None]:
-    """Return what the words are compared with, in words, and how often each occurs in a million words of
-    general language: of several languages the highest. None: there is no list, only the vocabulary is
-    compared with.
+    """Return a phrase that names the reference of a comparison, and the frequency of each word in general
+    language, per million words: with several languages the highest frequency. The frequencies are None if
+    the languages have no frequency list; then the tokenizer's vocabulary is the only reference.
     """
     from spellchecker import SpellChecker
 

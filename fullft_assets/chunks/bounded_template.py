@@ -47,7 +47,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             raise Exceeded("it takes too long")
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Return what an operator returns, if that is not too long."""
+        """Return the value of an operator, and refuse a value that is too long."""
         sequences = [value for value in (left, right) if isinstance(value, str | list | tuple)]
         if operator == "*" and sequences:
             number = right if sequences[0] is left else left
@@ -60,7 +60,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return _require_short(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return what a function returns, if that is not too long."""
+        """Return the value of a function, and refuse a value that is too long."""
         if isinstance((text := getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)), str):
             _require_narrow(__obj.__name__, text, *args, *kwargs.values())
         return _require_short(super().call(__context, __obj, *args, **kwargs))

@@ -119,7 +119,7 @@ class ChatTemplate:
         return "".join(blocks), spans
 
     def render_trained(self, messages: Sequence[Message], train_on: TrainOn) -> Rendered:
-        """Render a conversation and find the characters that are trained; of a turn of weight 0 none is.
+        """Render a conversation and find its trained characters; a turn of weight 0 has none.
 
         What the assistant wrote is what the template puts between `{% generation %}` marks, if it has them.
         Else it is what turn k adds to the conversation before it with the prompt to answer, end-of-turn token
@@ -311,7 +311,7 @@ def _compile(source: str) -> Any:
     from fullft_assets.chunks import bounded_template
 
     class Generation(jinja2.ext.Extension):
-        """`{% generation %}`: what the assistant wrote."""
+        """The template block `{% generation %}`, which encloses what the assistant wrote."""
 
         tags = {"generation"}
 

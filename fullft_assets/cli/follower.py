@@ -19,8 +19,8 @@ class Terminal:
     """Prints lines with the elapsed time.
 
     Attributes:
-        stream: where to.
-        reword: makes of a line what is printed.
+        stream: the stream that is printed to.
+        reword: returns the line that is printed in place of a line.
     """
 
     stream: TextIO

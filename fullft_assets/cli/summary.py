@@ -56,7 +56,7 @@ def copy_report(store: Store, artifact: Manifest, out: Path) -> Path:
     page = (store.folder(artifact) / REPORT_PAGE).read_text(encoding="utf-8")
     if artifact.stage == EVALUATION_REPORT:
         outcome = release.recorded_outcome(store, artifact.case, EvaluationMetadata.of(artifact).checkpoint)
-        page = with_outcome(page, outcome or "it has not been decided yet")
+        page = with_outcome(page, outcome.sentence if outcome else "it has not been decided yet")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     return out
@@ -173,6 +173,7 @@ def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
         lines.append(
             f"  {heading:<14} {score:.3f} [{low:.3f}, {high:.3f}] {candidate}; {', '.join(other_scores)}"
         )
+    outcome = release.recorded_outcome(store, use_case.name, metadata.checkpoint)
     return [
         *lines,
         (
@@ -181,7 +182,6 @@ def _scores(store: Store, use_case: UseCase, report: Manifest) -> list[str]:
             f" over {metadata.best_baseline}"
         ),
         *([f"  worth it       {metadata.worth_sentence}"] if metadata.worth_sentence else []),
-        "  verdict       "
-        f" {release.recorded_outcome(store, use_case.name, metadata.checkpoint) or metadata.verdict}"
+        f"  verdict        {outcome.sentence if outcome else metadata.verdict}"
         + (" It is the champion now." if is_champion else ""),
     ]

@@ -231,7 +231,9 @@ class _Services:
         self.wait(self._answers, f"{self.url} does not answer; {self.log} says more")
 
     def wait(self, find: Callable[[], T | None], problem: str) -> T:
-        """Return what a function finds at last; raise a FullftError after a time, or if the services end."""
+        """Call a function until it returns a value, and return that; raise a FullftError after a time, or if
+        the services end.
+        """
         deadline = time.monotonic() + _STEP_SECONDS
         while not (result := find()):
             self.require_alive()

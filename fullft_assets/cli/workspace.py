@@ -24,7 +24,8 @@ from fullft_assets.resources.account import AWS, AccountResource
 
 @contextmanager
 def account_of_project(project_root: Path, use_cases: set[str]) -> Iterator[None]:
-    """Have this process follow the resource `aws` of the code location with some use cases, if it has one.
+    """Let this process use the AWS account of the resource `aws` of the code location that has these use
+    cases, if the location has such a resource.
 
     Raises:
         SettingsError: the definitions cannot be loaded.

@@ -60,8 +60,8 @@ def list_batches(store: Store, case: str, kind: Kind = "batch") -> list[Batch]:
 
 
 def named_files(store: Store, case: str) -> list[tuple[str, str, str]]:
-    """Return what each delivered file is called outside of the store (see `names`), its batch or window,
-    and its path.
+    """Return each delivered file as its name outside of the store (see `names`), its batch or window, and its
+    path.
     """
     kinds: tuple[Kind, Kind] = ("batch", "window")
     return [
@@ -236,12 +236,12 @@ def _recorded(batch: Batch, lines: list[str]) -> dict[str, Any]:
 
 
 def line_of(file: SourceFile) -> str:
-    """Return a file as the ledger has it."""
+    """Return the line of the ledger that describes a file."""
     return f"{file.mtime_ns} {file.bytes} {file.etag or '-'} {file.path}"
 
 
 def file_of(line: str) -> SourceFile:
-    """Return the file that `line_of` wrote."""
+    """Return the file that a line of `line_of` describes."""
     mtime_ns, size, etag, path = line.split(" ", 3)
     return SourceFile(path, int(size), int(mtime_ns), "" if etag == "-" else etag)
 

@@ -27,7 +27,7 @@ def shown_path(path: str) -> str:
 
 
 def alias(path: str) -> str:
-    """Return what is written for a file outside of the store, such as `file-1f0c6aa2.jsonl`."""
+    """Return the name that a file has outside of the store, such as `file-1f0c6aa2.jsonl`."""
     path = shown_path(path)
     compression = next((ending for ending in COMPRESSIONS if path.lower().endswith(ending)), "")
     ending = f"{ending_of(path)}{compression}" if name_of_format(path) else ""

@@ -252,7 +252,7 @@ class _Plan:
             self.missing.append(file)
 
     def digests(self) -> dict[str, str]:
-        """Return what pins the content of each file: an input of the artifact's key."""
+        """Return by path the value that identifies each file's content: an input of the artifact's key."""
         digests = {file.path: self.source.digest(file) for file in self.as_cut}
         digests |= {path: reading.pin(path) for path, reading in self.carried.items()}
         return digests | {file.path: "missing" for file in self.missing} | self.unreadable

@@ -327,8 +327,8 @@ class FileReader(AbstractContextManager["FileReader"]):
     def read(
         self, file: Delivered, take: Take[T], decide: Callable[[Scores], str | None] = encodings.alone
     ) -> tuple[T, str | None]:
-        """Return what `take` makes of a file's records, and the encoding of its text (None where it is no
-        text).
+        """Return the result of `take` on a file's records, and the encoding of its text, or None if it is no
+        text.
 
         `take` is called again where the text turns out to be in another encoding. `decide` returns the code
         page of a text that is neither UTF-8 nor declared, by the score of each.

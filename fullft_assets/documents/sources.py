@@ -90,7 +90,7 @@ class Folder:
         self._real = os.path.realpath(folder)
 
     def files(self) -> list[SourceFile]:
-        """Return the readable-by-ending files, sorted by path; hidden and partial ones are excluded.
+        """Return the files whose endings are read, sorted by path, without hidden and partial files.
 
         Raises:
             DataError: there is no such folder, or it cannot be listed.

@@ -87,7 +87,9 @@ class WindowCutter:
 
     @property
     def progress(self) -> str:
-        """What the next window has so far, in words; empty where no file waits for its end by time."""
+        """A sentence on the files of the next window so far; empty if no file waits for a window that ends by
+        time.
+        """
         if self._window.rows is not None:
             num_rows = sum(arrival.rows or 0 for arrival in self._open.values())
             return f"{num_rows:,} of {self._window.rows:,} rows of the next window"

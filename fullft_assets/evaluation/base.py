@@ -70,7 +70,9 @@ class Forgetting(Record):
 
 
 def forgetting_of(checkpoint: Manifest) -> Forgetting | None:
-    """Return what a checkpoint forgot of general text, or None if its own training did not measure it."""
+    """Return the measurements of what a checkpoint forgot of general text, or None if its own training did
+    not measure them.
+    """
     metadata = CheckpointMetadata.of(checkpoint)
     general_after = _after(metadata)
     if general_after is None or metadata.general_before is None:
@@ -363,8 +365,8 @@ def seed_noise(evaluations: Mapping[str, Iterable[Evaluation]]) -> SeedNoise | N
 
 
 def assumed_seed_noise(evaluation: Evaluation, num_train_rows: int) -> SeedNoise | None:
-    """Return what is assumed of seeds before enough trainings were repeated, or None without a champion:
-    another seed changes a model somewhat more than another draw of as many training rows would.
+    """Return the noise of seeds that is assumed before enough trainings were repeated, or None without a
+    champion: another seed changes a model somewhat more than another draw of as many training rows would.
 
     The test rows vary the difference of two models by v; as many rows as were trained on would vary it by
     v n_test / n_train. `python -m benchmarks.release_gate --parts decisions` counts how often this is enough.

@@ -316,16 +316,16 @@ class Comparison:
             "scores": {metric: systems.scores for metric, systems in scores_by_metric.items()},
             "gains": {metric: systems.gains for metric, systems in scores_by_metric.items()},
             "justification": judgement,
-            "slices": self._slices(
-                predictions, index, CHAMPION if CHAMPION in primary.scores else judgement.best_baseline
+            "slices": measure_slices(
+                predictions,
+                index,
+                self.slicing,
+                METRICS.get(TASKS.get(self.task).slice_metric or self.metric),
+                reference=self.candidate,
+                rival=CHAMPION if CHAMPION in primary.scores else judgement.best_baseline,
+                **self._sampling,
             ),
         }
-
-    def _slices(self, predictions: Mapping[str, Predictions], index: np.ndarray, rival: str) -> Slices | None:
-        metric = METRICS.get(TASKS.get(self.task).slice_metric or self.metric)
-        return measure_slices(
-            predictions, index, self.slicing, metric, reference=self.candidate, rival=rival, **self._sampling
-        )
 
     def _measure(
         self, metric_name: str, predictions: Mapping[str, Predictions], index: np.ndarray

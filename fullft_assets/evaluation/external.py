@@ -156,7 +156,7 @@ def require_complete(store: Store, copies: Manifest, snapshot: Manifest) -> None
 
 
 def answers(folder: Path, name: str, target: str, ids: Sequence[str]) -> list[Any]:
-    """Return what a system answered for each row, in their order.
+    """Return a system's answer for each row, in the order of the rows.
 
     Raises:
         DataError: rows are missing; the message says how many.

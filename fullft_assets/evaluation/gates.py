@@ -285,8 +285,8 @@ def worse_slices(evaluation: Evaluation, settings: ReleaseSettings) -> list[Slic
 
 
 def relation(gain: Gain, margin: float) -> Relation:
-    """Return what the interval of a gain says; equal: it is within the margin on both sides (two one-sided
-    tests, Schuirmann 1987).
+    """Return the relation that the interval of a gain shows; `equal`: it is within the margin on both sides
+    (two one-sided tests, Schuirmann 1987).
     """
     if gain.low > 0:
         return "better"

@@ -70,8 +70,9 @@ class Gain(Interval):
     ) -> Gain:
         """Return the symmetric t interval of a difference.
 
-        Where few groups differ their spread says nothing yet. No sign test of five can reach 95%, so the
-        interval holds 0 then, and reaches as far as what may go unseen in so many groups.
+        Where few groups differ, their spread says nothing about the error yet: no sign test of five groups
+        can reach 95%. The interval then contains 0, and reaches at least as far as the largest difference that so
+        many groups may fail to show.
 
         Args:
             moved: by how much each group on which the systems differ moves the estimate [groups that differ].
@@ -106,9 +107,9 @@ class Gain(Interval):
         """The smallest true difference that is found with a probability of 0.8: the minimum detectable
         difference (MDD).
 
-        A difference of d adds groups that differ to those that differ here, and they add d times a group's
-        step to the variance v. So it is the d with d^2 = q^2 (v + d step), where q is the sum of the
-        quantiles of confidence and power. Scores are between 0 and 1, so it is at most 1.
+        With a true difference of d, more groups differ than here, and they add d times a group's step to the
+        variance v. The MDD is the d with d^2 = q^2 (v + d step), where q is the sum of the quantiles of
+        confidence and power. It is at most 1, since scores are between 0 and 1.
         """
         least = self.least_detectable
         return min(1.0, (least + math.sqrt(least**2 + 4 * self._reach**2)) / 2)
@@ -125,8 +126,8 @@ class Gain(Interval):
     def excludes_loss(self, margin: float, confidence: float) -> bool:
         """Return whether the gain is above minus a margin: non-inferiority at that margin.
 
-        The standard error is that of systems which differ by the margin. What two similar systems show is
-        smaller, and lets through losses that few groups make.
+        The standard error is that of two systems which differ by the margin. The standard error of two
+        similar systems is smaller, and would accept losses that few groups cause.
         """
         # d^2 = q^2 (v + d step) at the margin instead of at d, see `detectable`.
         spread = math.sqrt(self._reach**2 + self.least_detectable * margin) / _detection_quantile(

@@ -15,8 +15,8 @@ class EvaluationMetadata(Metadata):
         verdict: whether the candidate is promoted, in words.
         justification: whether full fine-tuning was worth it, in words.
         worth: whether the gain is worth its cost: yes, no, inconclusive or not_asked.
-        worth_sentence: why.
-        cost_usd: of training and a year of retraining.
+        worth_sentence: the reason for `worth`.
+        cost_usd: US dollars for training and a year of retraining.
         num_test_rows_left_out: test rows that a compared model had learned from.
         answer: promote, keep, inconclusive or insufficient_data.
         effective_groups: how many groups of equal weight the primary metric rests on.

@@ -21,7 +21,7 @@ _SYSTEMS = {
 
 
 def title(name: str) -> str:
-    """Return what people call a system or a metric."""
+    """Return the title of a system or a metric in a text."""
     if name in _SYSTEMS:
         return _SYSTEMS[name]
     registry = METRICS if name in METRICS else BASELINES

@@ -84,9 +84,7 @@ class ReleaseVerdict(BaseModel):
 
     @property
     def sentence(self) -> str:
-        """The verdict in words; whether the model was promoted is the release's to say (see
-        `release.decision`).
-        """
+        """The verdict in words; whether the model was promoted is decided later, by `release.decision`."""
         failing = [
             reason.text
             for reason in sorted(self.reasons, key=lambda reason: reason.is_undecided)

@@ -45,7 +45,7 @@ def problems(settings: ExamplesSettings) -> list[Problem]:
 
 
 def argument_problems(settings: ExamplesSettings) -> Iterator[Problem]:
-    """Yield what Great Expectations says against the arguments; importing it takes seconds."""
+    """Yield the objections of Great Expectations to the arguments; importing it takes seconds."""
     if not settings.expectations:
         return
     from pydantic.v1 import ValidationError

@@ -84,8 +84,8 @@ def ranks(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
 
 
 def targets(table: pa.Table, target: Target | None) -> list[str]:
-    """Return what the model is to learn of each row, as text that is equal where it is the same; empty where
-    it is the text itself.
+    """Return the target of each row (what the model is to learn) as a text; equal targets have equal texts.
+    It is empty if the target is the row's text itself.
     """
     if target == "spans":
         spans = (
@@ -193,7 +193,7 @@ def _voters(rows: IdentityRows, versions: Versions) -> np.ndarray:
 
 
 def superseded(rows: IdentityRows, versions: Versions, votes: Votes) -> np.ndarray:
-    """Return which rows have a newer row of their id and do not vote: mask [n]."""
+    """Return the mask [n] of the rows that do not vote and whose id has a newer row."""
     is_superseded = np.zeros(len(rows), bool)
     is_superseded[versions.row[versions.row != versions.newest]] = True
     is_superseded[votes.voters] = False

@@ -9,9 +9,12 @@ itself, unnoticed.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.documents.erasure import has_made_up_id
 from fullft_assets.documents.names import alias
@@ -25,8 +28,8 @@ from fullft_assets.task import task_of
 _FIX = "fix them in the source and deliver the file again"
 _LOOK = "`fullft check` lists the fields that rows have"
 _SHOWN = 5
-#: Where a parser stopped, in an archive or a mailbox as well: the same fault is at another place in each row.
-_POSITION = re.compile(r": line \d+ column \d+ \(char \d+\)|^(?:member \d+(?:, row \d+)?|message \d+): ")
+#: Where the parser of JSON stopped: the same fault is at another place in each row.
+_POSITION = re.compile(r": line \d+ column \d+ \(char \d+\)")
 
 
 def row_outcome(name: str, rule: Rule, finding: Finding, table: pa.Table) -> CheckOutcome:
@@ -52,23 +55,33 @@ def _why(rule: Rule, finding: Finding, table: pa.Table) -> str:
         observed = "" if finding.observed is None else f", observed {finding.observed:.6g}"
         return f"the batch {rule.reason}{observed}; look at its rows, or fix the expectation"
     verb = "quarantined" if rule.quarantines else "found"
-    problem = (
-        next(iter(problem_counts(table, 1)), "") if rule.reason == REASONS["rows_are_well_formed"] else ""
-    )
+    problem = next(iter(problem_counts(table)), "") if rule.reason == REASONS["rows_are_well_formed"] else ""
     why = f"{rule.reason}, most often: {problem}" if problem else rule.reason
     return (
         f"{len(finding.rows):,} of {len(table):,} rows {verb} ({why}): {places(finding.rows, table)}; {_FIX}"
     )
 
 
-def problem_counts(rows: pa.Table, most: int = 10) -> dict[str, int]:
+def reasons_of(quarantined: pa.Table) -> list[list[str]]:
+    """Return the reasons of each quarantined row; earlier releases joined them into one text."""
+    reasons = quarantined["reasons"]
+    return (pc.split_pattern(reasons, "; ") if reasons.type == pa.string() else reasons).to_pylist()
+
+
+def count_reasons(quarantined: pa.Table) -> dict[str, Any]:
+    """Return the counts of a quarantine: rows by reason, and the commonest `problems` of malformed rows."""
+    reasons = Counter(chain.from_iterable(reasons_of(quarantined)))
+    return {"reasons": dict(reasons.most_common()), "problems": problem_counts(quarantined)}
+
+
+def problem_counts(rows: pa.Table) -> dict[str, int]:
     """Return how many of some rows are malformed in the same way, the commonest first; a problem names
     fields, never their values.
     """
     counts = Counter(
         _POSITION.sub("", problem) for problem in rows["problem"].to_pylist() if problem is not None
     )
-    return dict(counts.most_common(most))
+    return dict(counts.most_common(10))
 
 
 def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
@@ -137,13 +150,12 @@ def gate_outcomes(
     """
     share = len(quarantined) / num_rows if num_rows else 0.0 if any_file_was_read else 1.0
     is_bounded = share <= settings.max_quarantined_share and (len(valid) > 0 or not num_rows)
-    reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; ")).most_common(
-        1
-    )
-    reason = reasons[0][0] if reasons else ""
+    counts = count_reasons(quarantined)
+    reason = next(iter(counts["reasons"]), "")
     unknown_labels = _unknown_labels(quarantined, settings) if reason == REASONS["labels_are_known"] else ""
-    is_malformed = reason == REASONS["rows_are_well_formed"]
-    problem = next(iter(problem_counts(quarantined, 1)), "") if is_malformed else unknown_labels
+    problem = (
+        next(iter(counts["problems"]), "") if reason == REASONS["rows_are_well_formed"] else unknown_labels
+    )
     details = f", most often: {reason}{f' ({problem})' if problem else ''}" if reason else ""
     finding = (
         f"{len(quarantined):,} of {num_rows:,} rows quarantined{details}"

@@ -324,8 +324,8 @@ def suite_for(settings: ExamplesSettings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Finding:
-    """What an expectation found: rows that break it (by number, in order; None where it is not about single
-    rows).
+    """The result of an expectation, with the numbers of the rows that break it in order, or None if it is not
+    about single rows.
     """
 
     passed: bool
@@ -334,7 +334,7 @@ class Finding:
 
 
 def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, Finding]:
-    """Return what Great Expectations finds, by name.
+    """Return the findings of Great Expectations by rule.
 
     The user's `mostly` decides whether enough rows pass, not which ones do: that must not depend on the rows
     beside them.

@@ -35,9 +35,9 @@ from fullft_assets.examples.agreement import Agreement
 from fullft_assets.examples.labels import as_listed
 from fullft_assets.examples.outcomes import (
     agreement_outcome,
+    count_reasons,
     field_outcomes,
     gate_outcomes,
-    problem_counts,
     row_outcome,
 )
 from fullft_assets.examples.rules import (
@@ -143,8 +143,8 @@ class Examined:
 
 
 def write_examples(rows: pa.Table, path: Path) -> None:
-    """Write valid examples so that the texts of some can be read without the time and the memory that all of
-    them take.
+    """Write valid examples in groups of rows, so that the texts of a few rows can be read without the time
+    and memory that all rows take.
     """
 
     # LZ4 is read in half the time of Parquet's default, at the same size.
@@ -276,7 +276,10 @@ def examine(
     is_valid[list(reasons)] = False
     # Filtered, for what is taken by position is copied whole first.
     valid = table.filter(pa.array(is_valid)).drop_columns(["problem"])
-    quarantined = _with_reasons(table, reasons)
+    rows = sorted(reasons)
+    quarantined = table.take(pa.array(rows, pa.int64())).append_column(
+        "reasons", pa.array([reasons[row] for row in rows], pa.list_(pa.string()))
+    )
     agreed = agreement.of_batch(valid) if task_of(settings).target == "label" else None
     label_counts = count_labels(valid, settings)
     checks = [row_outcome(name, rules[name], finding, table) for name, finding in findings.items()]
@@ -359,14 +362,6 @@ def _reasons(findings: Mapping[str, Finding], rules: Mapping[str, Rule]) -> dict
     return reasons
 
 
-def _with_reasons(table: pa.Table, reasons: Mapping[int, list[str]]) -> pa.Table:
-
-    rows = sorted(reasons)
-    return table.take(pa.array(rows, pa.int64())).append_column(
-        "reasons", pa.array(["; ".join(reasons[row]) for row in rows], pa.string())
-    )
-
-
 def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:
     """Return the rows (for spans: the spans) of each label, the most frequent first."""
 
@@ -376,9 +371,3 @@ def count_labels(valid: pa.Table, settings: ExamplesSettings) -> dict[str, int]:
     labels = pc.struct_field(labels, "label") if target == "spans" else labels
     counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(labels).to_pylist()}
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def count_reasons(quarantined: pa.Table) -> dict[str, Any]:
-    """Return the counts of a quarantine: rows by reason, and the commonest `problems` of malformed rows."""
-    reasons = Counter(r for text in quarantined["reasons"].to_pylist() for r in text.split("; "))
-    return {"reasons": dict(reasons.most_common()), "problems": problem_counts(quarantined)}

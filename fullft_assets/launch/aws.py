@@ -76,8 +76,8 @@ class AwsLauncher(Launcher):
         """
 
     def logs(self, name: str, cursor: str) -> Logs:
-        """Return what the container of rank 0 wrote after a cursor: a stream for each of its starts, each
-        with its own token.
+        """Return the output of the container of rank 0 after a cursor; each start of the container has a
+        stream and a token of its own.
 
         A stream is read to its end when it has the container's last line; after a job's end that is waited
         for a while.

@@ -136,7 +136,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def logs(self, name: str, cursor: str) -> Logs:
-        """Return what the job wrote after a cursor; the empty cursor is the beginning."""
+        """Return the job's output after a cursor; the empty cursor is the beginning."""
 
     @abstractmethod
     def stop(self, name: str) -> None:

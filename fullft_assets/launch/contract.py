@@ -26,12 +26,12 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send this process a signal when its parent dies; on Linux only."""
+    """Ask the kernel to send this process a signal when its parent dies; on Linux only."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
 def die_with_torchrun() -> None:
-    """Have the kernel kill this process when the torchrun that a launcher started dies.
+    """Ask the kernel to kill this process when the torchrun that a launcher started dies.
 
     Ranks run in sessions of their own and would outlive a killed torchrun. Data-loading workers are left
     alone: their parent is a thread that may end before they do.

@@ -136,8 +136,8 @@ class KubernetesLauncher(Launcher):
         return status
 
     def logs(self, name: str, cursor: str) -> Logs:
-        """Return what the pods of a Job wrote after a cursor: by pod, the time stamp of the last line and how
-        many lines with it were read.
+        """Return the output of a Job's pods after a cursor, which has for each pod the time stamp of the last
+        line and the number of lines read with it.
         """
         positions: dict[str, list[Any]] = json.loads(cursor or "{}")
         lines: list[str] = []

@@ -37,11 +37,12 @@ _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 def leased(
     num_processes: int, may_wait: Callable[[], bool], say: Callable[[str], None] = print
 ) -> Iterator[dict[str, str] | None]:
-    """Keep a GPU for each process of a run, and yield the variables that hold it to these and to its share of
-    the CPU cores; None if it is not wanted.
+    """Lease a GPU for each process of a run. Yield the environment variables that limit the run to these GPUs
+    and to its share of the CPU cores, or None if the run is no longer wanted.
 
-    Waits until enough are free: all at once, as two runs that each keep some would wait for each other. Where
-    there are fewer than processes, all are kept. Runs of other users of the machine are not seen.
+    Waits until enough GPUs are free and takes them at once, because two runs that each held some would wait
+    for each other. A run with more processes than the machine has GPUs takes all of them. Runs of other users
+    of the machine are not seen.
 
     Args:
         may_wait: whether the run is still wanted.

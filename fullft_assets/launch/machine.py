@@ -136,7 +136,7 @@ class Machine:
         return status
 
     def logs(self, name: str, cursor: str) -> Logs:
-        """Return what a job wrote after a cursor."""
+        """Return a job's output after a cursor."""
         offsets = (
             dict(zip(_STREAMS, map(int, cursor.split(",")), strict=True))
             if cursor
@@ -265,7 +265,7 @@ def _read(path: Path, offset: int, *, whole_lines: bool) -> tuple[bytes, bool]:
 
 
 def ending(code: int) -> tuple[str, FailureClass]:
-    """Return what an exit code says, and the class of failure."""
+    """Return a sentence on an exit code, and the class of the failure."""
     if code <= 128:
         return f"ended with exit code {code}", "unknown"
     # Killed from outside: by the kernel, the machine's owner or a node that went away.

@@ -81,7 +81,9 @@ class Launch(BaseModel):
 
     @property
     def usd(self) -> float | None:
-        """What it has cost so far with the attempts before it, where a price is known."""
+        """US dollars that the job and the attempts before it have cost so far, or None without a known
+        price.
+        """
         return None if self.hourly_usd is None else (self.hours + self.earlier_hours) * self.hourly_usd
 
 
@@ -193,7 +195,7 @@ def _update(
 
 
 def read(store: Store, launch: Launch) -> Launch | None:
-    """Return what is recorded now for the key of a launch."""
+    """Return the present record of a launch's key, or None."""
     record = store.read_pointer(launch.record)
     return None if record is None else store.validated(launch.record, record, Launch)
 

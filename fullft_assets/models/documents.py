@@ -62,8 +62,8 @@ require_names(PreTrainedModel, ("set_attn_implementation", "_can_set_attn_implem
 
 
 def attend_apart(model: PreTrainedModel) -> None:
-    """Have a model's layers attend by this function; one that does not look its function up, or takes no
-    `bounds`, stays as it is.
+    """Make the layers of a model use this attention function; a model that does not look its function up by
+    name, or takes no `bounds`, stays as it is.
     """
     parameters = inspect.signature(model.forward).parameters.values()
     has_keywords = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
@@ -347,8 +347,9 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
 
 
 def attend_apart_where_equal(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> None:
-    """Have a model attend by this function, if that computes of one document what its own attention
-    does: some families build a mask of their own, such as a window, which no other attention hears of.
+    """Make a model use this attention function, if the function computes for one document what the model's
+    own attention does: some families build a mask of their own, such as a window, and do not pass it to
+    another function.
 
     Args:
         capacity: tokens in a row.

@@ -505,8 +505,8 @@ def read_by_head(
 def features_of_documents(
     model: PreTrainedModel, chunks: Chunks, listener: Listener | None = None
 ) -> np.ndarray:
-    """Return what a classifier's output layer reads of each document [documents, features]: the mean over its
-    chunks.
+    """Return the inputs of a classifier's output layer for each document [documents, features]: the means
+    over its chunks.
     """
     features = np.zeros((len(chunks), output_layer(model).in_features), np.float32)
     for items, states, mask in read_by_head(model, chunks, listener):

@@ -31,8 +31,8 @@ def depth(name: str, layers: int) -> int:
 
 
 def few(config: PretrainedConfig) -> tuple[int, int] | None:
-    """Return two small numbers of layers from which what a deep model takes follows, as its kinds of layers
-    repeat; None where they do not, or are few.
+    """Return two small numbers of layers from whose memory that of a deep model can be extrapolated, because
+    its kinds of layers repeat. Return None if they do not repeat, or the model has few layers.
     """
     number = config.num_hidden_layers
     kinds = list(getattr(config, "layer_types", None) or [""] * number)
@@ -58,8 +58,8 @@ def freeze(model: PreTrainedModel, settings: TrainingSettings) -> None:
 def compile_layers(model: PreTrainedModel) -> None:
     """Compile each layer of a model in place; the names of its weights stay.
 
-    Layers of one kind are compiled once, for all of them and for rows of one length; if passes differ in
-    length, once more for any.
+    Layers of one kind share one compilation for rows of one length; passes of different lengths compile once
+    more, for any length.
     """
     for name, module in model.named_modules():
         match = _LAYER.search(f"{name}.")

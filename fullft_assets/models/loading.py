@@ -365,7 +365,9 @@ def pooled_class(config_class: type[PretrainedConfig]) -> type[PooledClassifier]
 
 @cache
 def saved_class(config_class: type[PretrainedConfig]) -> type[PooledClassifier]:
-    """Return the class that loads what `save_model` wrote: the head, in a file of its own, is not missed."""
+    """Return the class that loads a model that `save_model` wrote, without a warning about the head, which is
+    in a file of its own.
+    """
     whole = pooled_class(config_class)
     members = {"_keys_to_ignore_on_load_missing": [r"classifier\.(weight|bias)"], "__module__": __name__}
     return cast(type[PooledClassifier], type(whole.__name__, (whole,), members))

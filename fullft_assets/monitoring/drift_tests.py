@@ -109,7 +109,8 @@ class Outcome(NamedTuple):
 
 
 class DriftTest(ABC):
-    """One respect in which windows are compared: documents have coordinates in it, and windows the means.
+    """A test of one property of documents: each document has coordinates, and windows are compared by the
+    means of their documents' coordinates.
 
     Attributes:
         arrays: names of what `fit` returns, which no other test uses.
@@ -151,7 +152,7 @@ class DriftTest(ABC):
 
     @abstractmethod
     def in_words(self, reference: Sequence[Sums], current: Sequence[Sums], labels: Sequence[str]) -> str:
-        """Return what changed, in words.
+        """Return a description of the change.
 
         Args:
             labels: in the order of the model's outputs.

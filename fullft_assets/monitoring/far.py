@@ -83,5 +83,5 @@ def write_far(path: Path, documents: Sequence[FarDocument]) -> None:
 
 
 def read_far(path: Path) -> list[FarDocument]:
-    """Return what `write_far` wrote."""
+    """Return the documents that `write_far` wrote."""
     return [FarDocument.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -53,7 +53,7 @@ class Past(NamedTuple, Generic[T]):
     recent: Sequence[T]
 
     def after(self, window: T, status: Status) -> Past[T]:
-        """Return what the window after this one is compared with.
+        """Return the past that the window after this one is compared with.
 
         The first windows are the reference, but for those that alarmed: what differs from six windows would
         hide the next one that differs in the same way.

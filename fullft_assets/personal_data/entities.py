@@ -70,7 +70,8 @@ def find_pipeline(use_case_model: str, kinds: Collection[str], root: Path) -> _P
 
 
 def pipeline_key(use_case: UseCase) -> dict[str, str]:
-    """Return what the keys of artifacts have of the pipeline; nothing where none is used.
+    """Return the part of an artifact's key that identifies the spaCy pipeline of a use case: its digest, or
+    an empty dictionary without a pipeline.
 
     Raises:
         SettingsError: see `find_pipeline`.
@@ -126,7 +127,7 @@ def _load(pipeline: _Pipeline, kinds: tuple[str, ...]) -> EntityModel:
 
 
 class EntityModel:
-    """Finds names, places and dates. Making one loads the pipeline: seconds."""
+    """Finds names, places and dates. Creating one loads the spaCy pipeline, which takes seconds."""
 
     def __init__(self, pipeline: _Pipeline, kinds: Sequence[str]):
         self._kinds = {label: kind for kind in kinds for label in _LABELS[kind]}
@@ -134,7 +135,7 @@ class EntityModel:
         self._pipeline: Any = importlib.import_module("spacy").load(pipeline.folder)
 
     def find_all(self, texts: Sequence[str]) -> list[list[Found]]:
-        """Return what is found in each text; pieces of one text do not overlap."""
+        """Return the pieces of personal data in each text; pieces of one text do not overlap."""
         pieces: list[list[Found]] = [[] for _ in texts]
         parts = [(row, start, end) for row, text in enumerate(texts) for start, end in _windows(text)]
         documents = self._pipeline.pipe(

@@ -84,8 +84,8 @@ def pilot_rows(num_rows: int, share: float, batch_size: int) -> int:
 def predict_score(
     point: Point, start: float | None, target_rows: int, num_validation_rows: int
 ) -> PredictedScore:
-    """Return what the score at `target_rows` may be: where that training starts is known before it, and the
-    pilot says what steps add to a start.
+    """Return the prediction of the score after training on `target_rows`: the start of that training is
+    known, and the pilot measured what steps add to a start.
 
     Each doubling of the rows adds a point to what is expected, and to the high end four, together at least
     the pilot's gain again. The low end has half of that gain, as more rows help the start, too. Chance is the

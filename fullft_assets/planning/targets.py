@@ -385,9 +385,7 @@ def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> TargetP
 
 
 def yaml_lines(plan: TargetPlan, training: TrainingSettings) -> list[str]:
-    """Return what the YAML has to say for a target: the changes of `training` and `launcher`, and the
-    price.
-    """
+    """Return the YAML lines that a target needs: the changes of `training` and `launcher`, and the price."""
     lines = []
     if plan.setup:
         lines += ["training:", *(f"  {name}: {_yaml(value)}" for name, value in plan.setup.items())]
@@ -488,7 +486,7 @@ def recommendation(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> st
 
 
 def notes(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> list[str]:
-    """Return what the numbers rest on, one sentence each."""
+    """Return the assumptions behind the numbers, one sentence each."""
     speed = "measured by the last plan" if plans[0].target.is_measured else "assumed"
     return [
         "Memory is counted tensor by tensor without weights; on GPUs a margin for the allocator is assumed.",

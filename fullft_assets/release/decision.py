@@ -60,11 +60,17 @@ _RANK_OF_FINETUNED = 2
 
 @dataclass(frozen=True)
 class ReleaseOutcome:
-    """Outcome of a decision, and the champion after it; a repeated run finds `already_champion`."""
+    """Outcome of a decision; a repeated run finds `already_champion`.
+
+    Attributes:
+        champion: the champion after it.
+        closed_by: what kept the champion though every gate of the candidate passed.
+    """
 
     kind: Literal["promoted", "already_champion", "kept"]
     sentence: str
     champion: Champion | None
+    closed_by: Literal["security_audit"] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class JudgedAgainst:
 
 
 def judged_against(store: Store, case: str, candidate: Manifest, snapshot: Manifest) -> JudgedAgainst:
-    """Return what a candidate checkpoint is judged against.
+    """Return the checkpoints and reports that a candidate checkpoint is judged against.
 
     Once `publish` has decided on a candidate this is fixed. A later champion, the candidate itself
     included, does not reopen the decision: a repeated run finds the recorded one. A baseline that became
@@ -126,8 +132,8 @@ def judged_against(store: Store, case: str, candidate: Manifest, snapshot: Manif
 
 
 def champion_rule(candidate: Manifest, champion: Manifest) -> ChampionRule:
-    """Return what a candidate must show: non-inferiority where the champion's recipe was trained on other
-    data, else superiority.
+    """Return the rule that a candidate must pass: non-inferiority where the champion's recipe was trained on
+    other data, else superiority.
 
     Data that grow seldom help by what a test set can show, so superiority would keep an old champion for
     ever; a changed recipe is a choice, and has to be better.
@@ -140,7 +146,7 @@ def champion_rule(candidate: Manifest, champion: Manifest) -> ChampionRule:
 def consider(
     state: ReleaseState | None, case: str, verdict: ReleaseVerdict, candidate: Champion, incumbent: str | None
 ) -> ReleaseOutcome:
-    """Return what a recorded verdict leads to in this state; nothing is written."""
+    """Return the outcome of a recorded verdict in this state of the release; nothing is written."""
     current = None if state is None else state.current
     if state is not None and state.checkpoint == candidate.checkpoint:
         return ReleaseOutcome("already_champion", "Already champion: nothing to change.", current)
@@ -188,7 +194,8 @@ def publish(
     with a model card.
 
     Args:
-        reason_to_keep: asked once, of a candidate that would be promoted; what it returns keeps the champion.
+        reason_to_keep: called once, for a candidate that would be promoted; errors of the security audit
+            that it returns keep the champion.
 
     Returns:
         The outcome, and the `champion_model` artifact if this candidate is the champion now.
@@ -220,7 +227,7 @@ def publish(
     outcome = decide(read_state(store, use_case.name))
     manifest = None
     if outcome.kind == "promoted" and (reason := reason_to_keep()) is not None:
-        outcome = ReleaseOutcome("kept", reason, read_champion(store, use_case.name))
+        outcome = ReleaseOutcome("kept", reason, read_champion(store, use_case.name), "security_audit")
     if outcome.kind == "promoted":
         card = write_card(store, use_case, report, checkpoint, outcome=outcome.sentence)
         # The pointer moves last: a run killed before it finds the card and moves it then.
@@ -268,12 +275,15 @@ def promote_by_hand(
     return outcome, manifest
 
 
-def recorded_outcome(store: Store, case: str, checkpoint: str) -> str | None:
-    """Return the sentence that the release of a checkpoint (by its ref) ended with last, or None before its
-    first decision.
+def recorded_outcome(store: Store, case: str, checkpoint: str) -> ReleaseOutcome | None:
+    """Return the last outcome of the release of a checkpoint (by its ref), without the champion, or None
+    before its first decision.
     """
     record = store.read_pointer(f"{case}/decisions/{checkpoint.split('/')[2]}")
-    return None if record is None else record.get("sentence")
+    if record is None or "outcome" not in record:
+        return None
+    # A decision that an earlier release recorded has no `closed_by`.
+    return ReleaseOutcome(record["outcome"], record["sentence"], None, record.get("closed_by"))
 
 
 def recipe_digest(checkpoint: Manifest) -> str:
@@ -377,7 +387,8 @@ def _record_outcome(
         # A run was killed after the promotion.
         outcome = ReleaseOutcome("promoted", promotion, outcome.champion)
     store.write_pointer(
-        _decision_pointer(checkpoint), {**record, "outcome": outcome.kind, "sentence": outcome.sentence}
+        _decision_pointer(checkpoint),
+        {**record, "outcome": outcome.kind, "sentence": outcome.sentence, "closed_by": outcome.closed_by},
     )
 
 

@@ -127,8 +127,8 @@ class SystemCost:
 def system_costs(
     inputs: Mapping[str, Manifest], settings: UseCaseSettings, seconds: Mapping[str, float], num_rows: int
 ) -> dict[str, SystemCost]:
-    """Return what each system took to make, and takes to predict; a champion took it when it was trained.
-    What an external system took is unknown.
+    """Return the time and price to make each system and to predict with it; a champion's are those of its
+    training. The costs of an external system are unknown.
 
     Args:
         seconds: that each system took for the test rows.
@@ -164,7 +164,7 @@ def system_costs(
 
 
 def next_action(case: str, verdict: ReleaseVerdict, evaluation: Evaluation, settings: ReleaseSettings) -> str:
-    """Return what to do next."""
+    """Return the action that the reader should take next."""
     if verdict.answer in ("promote", "baseline"):
         return (
             f"Materialise champion_model, as the job {case}_model does: it makes"
@@ -347,7 +347,7 @@ def data_rows(snapshot: Manifest) -> list[tuple[str, str]]:
 def lineage_rows(
     inputs: Mapping[str, Manifest], settings: UseCaseSettings, key: str
 ) -> list[tuple[str, str]]:
-    """Return what made a model and its evaluation, as (name, value) rows."""
+    """Return the artifacts and settings behind a model and its evaluation, as (name, value) rows."""
     checkpoint = inputs[FINETUNED_CHECKPOINT]
     metadata = CheckpointMetadata.of(checkpoint)
     return [
@@ -368,7 +368,7 @@ def lineage_rows(
 
 
 def cost_rows(checkpoint: Manifest) -> list[tuple[str, str]]:
-    """Return what a training took, as (name, value) rows."""
+    """Return the time, price, sizes and memory of a training as (name, value) rows."""
     metadata = CheckpointMetadata.of(checkpoint)
     return [
         ("training time", duration(metadata.training_seconds)),
@@ -404,7 +404,9 @@ def promise_rows(pilot: Manifest, evaluation: Evaluation) -> list[tuple[str, str
 
 
 def forgetting_rows(forgetting: Forgetting | None) -> list[tuple[str, str]]:
-    """Return what a model forgot of general text, as (name, value) rows; none where it was not measured."""
+    """Return the measurements of what a model forgot of general text, as (name, value) rows; none if it was
+    not measured.
+    """
     if forgetting is None:
         return []
     names = {

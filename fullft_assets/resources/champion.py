@@ -37,8 +37,8 @@ class LoadedChampion:
     opened: Callable[[], Any]
 
     def predict(self, texts: Iterable[str], max_new_tokens: int = 100) -> list[dict[str, Any]]:
-        """Return what it predicts for each text, as `fullft predict --file` writes it; the model is loaded
-        once a call.
+        """Return the champion's prediction for each text, in the form that `fullft predict --file` writes;
+        each call loads the model once.
 
         Args:
             texts: not empty.
@@ -47,7 +47,7 @@ class LoadedChampion:
         return list(self.each(texts, max_new_tokens))
 
     def each(self, texts: Iterable[str], max_new_tokens: int) -> Iterator[dict[str, Any]]:
-        """Yield what `predict` returns, as it comes."""
+        """Yield the predictions that `predict` returns, one by one."""
         if isinstance(texts, str):
             raise DataError("predict takes a list of texts, not one text: [text]")
         return task_of(self.settings.examples).predict(

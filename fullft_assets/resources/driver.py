@@ -103,8 +103,8 @@ class LaunchDriver:
         arguments: Sequence[str] = (),
         run_id: str = "",
     ) -> LaunchSpec:
-        """Return what a launcher has to run for a job, but for the environment and the processes that it must
-        not outlive.
+        """Return the specification of a job for a launcher, without the environment and the processes that
+        the job must not outlive.
         """
         processes = launcher.settings.processes
         is_shared = workload == "training" or (
@@ -343,11 +343,11 @@ class LaunchDriver:
         store: Store,
         seconds: float = 0.0,
     ) -> bool:
-        """End a job and remove what its backend keeps of it; return whether that was done. Where it is not,
-        whatever was to follow follows.
+        """End a job and remove its resources from the backend. Return whether that succeeded; a failure is
+        logged, and no error is raised.
 
         Args:
-            seconds: for which a backend that does not answer is asked again.
+            seconds: how long a backend that does not answer is asked again.
         """
         name = launch.name_in(store)
         try:

@@ -107,7 +107,7 @@ _Entries = dict[str, list[Any]]
 def summary_by_partition(
     store: Store, case: str, asset: str, derive: Callable[[Manifest], Any], *, version: str
 ) -> dict[str, Any]:
-    """Return what `derive` returns for the newest artifact of each partition of an asset, by partition.
+    """Return by partition the result of `derive` for the newest artifact of each partition of an asset.
 
     Args:
         derive: returns JSON values.

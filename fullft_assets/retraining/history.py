@@ -323,8 +323,8 @@ def num_not_learned(state: State, signals: Signals) -> int:
 
 
 def what_became_of(attempt: Attempt) -> str:
-    """Return what an attempt came to, as the end of a sentence about it, and how to ask for one that a person
-    cancelled.
+    """Return the end of a sentence on the outcome of an attempt; for a cancelled attempt it says how to ask
+    for another one.
     """
     if attempt.outcome == "cancelled":
         return "was cancelled and is not started again by itself (launch the model job by hand for it)"

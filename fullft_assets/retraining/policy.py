@@ -443,7 +443,7 @@ def find_incidents(
     rules: Sequence[Rule],
     obstacles: Sequence[Obstacle],
 ) -> Iterator[Incident]:
-    """Yield what needs a person, the most urgent first.
+    """Yield the incidents that need a person, the most urgent first.
 
     Args:
         rules: the results of all rules.

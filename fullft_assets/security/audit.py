@@ -11,8 +11,6 @@ from fullft_assets.security.record import Entry, append, read_record
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store, digest
 
-#: In the sentence of a release that an audit closed.
-BY_AUDIT = "the security audit has"
 #: Beginning of the pointer with the digest of the findings that were recorded last for some use cases.
 _NEWEST = "security/audit"
 #: Findings whose evidence changes though nothing did: the process of a web server, the age of a list.
@@ -20,7 +18,7 @@ _MOVING = ("ui_open", "osv_old")
 
 
 def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> list[Finding]:
-    """Return what is to be fixed, errors first.
+    """Return the findings that have to be fixed, errors first.
 
     Args:
         root: of the project, whose source and lock file are read.
@@ -73,7 +71,7 @@ def _of_record(store: Store, use_cases: Iterable[UseCase]) -> Iterable[Finding]:
 
 
 def audit_and_record(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> list[Finding]:
-    """Return what `audit` does; findings that have changed since are recorded."""
+    """Return the findings of `audit`, and record them if they have changed since the last record."""
     all_findings = audit(root, home, store, use_cases)
     names = sorted({finding.id if finding.id in _MOVING else finding.evidence for finding in all_findings})
     newest = {"digest": digest(names), "findings": [finding._asdict() for finding in all_findings]}
@@ -95,7 +93,7 @@ def reason_to_keep(use_case: UseCase, home: Path, store: Store) -> str | None:
     if not errors:
         return None
     return (
-        f"Not promoted though every gate passed: {BY_AUDIT} {len(errors)} errors"
+        f"Not promoted though every gate passed: the security audit has {len(errors)} errors"
         f" ({', '.join(sorted(set(errors)))}). `fullft audit` says what to fix; then materialise"
         " champion_model again."
     )

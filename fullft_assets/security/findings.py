@@ -101,7 +101,9 @@ _SECRET_FIX = (
 
 
 def of_modes(home: Path, store: Store) -> Iterator[Finding]:
-    """Yield who else may read or change Dagster's home and a local store."""
+    """Yield a finding for each way in which other users may read or change Dagster's home or a local
+    store.
+    """
     # A home that its group may write to was opened for the group.
     if (mode := _mode(home)) & (0o007 if mode & 0o020 else 0o077):
         yield Finding(
@@ -346,7 +348,7 @@ def of_packages(home: Path) -> Iterator[Finding]:
 
 
 def of_account(home: Path) -> Iterator[Finding]:
-    """Yield what Prowler found in an AWS account, under its ids: the failed checks in
+    """Yield Prowler's findings in an AWS account, under its ids: the failed checks in
     `security/prowler.ocsf.json` of Dagster's home, in the Open Cybersecurity Schema.
     """
     path = home / "security" / "prowler.ocsf.json"

@@ -27,12 +27,12 @@ APPROVE = "approve "
 
 
 class Person(NamedTuple):
-    """Who asks for something, and how that is known.
+    """A person who asks for an act, and how the person's identity is known.
 
     Attributes:
         name: an account's name, or an address; with a key, the name of the approver who has the key.
         key: file of a private SSH key, or of a public SSH key whose private key an SSH agent has.
-        run: Dagster's run, where one does what the person asks for.
+        run: the id of Dagster's run that carries out the act, if there is one.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Person(NamedTuple):
 
 
 def statement(entry: Entry) -> bytes:
-    """Return what a person signs: what is asked for, of what, why and when."""
+    """Return the bytes that a person signs: the act, its object, the reason and the time."""
     fields = entry.model_dump(include={"case", "about", "reason", "at"})
     fields["action"] = entry.action.removeprefix(APPROVE)
     return json.dumps(fields, sort_keys=True).encode()

@@ -140,11 +140,11 @@ class OneOf:
 
 
 def with_fitting_default(data: Any, key: str, default: int, *, other: str, divisor: int = 1) -> Any:
-    """Return the given values of a section with a default that fits another key: at most its value /
+    """Return the values of a section with a default for `key` that is at most the value of the key `other` /
     `divisor`.
 
-    Whoever makes windows or batches smaller does not have to think of a second key. Wrong values are left to
-    their own checks.
+    A user who makes chunks or batches smaller does not have to set a second key. Values of a wrong type are
+    left to the checks of their fields.
     """
     bound = data.get(other) if isinstance(data, Mapping) and key not in data else None
     if not isinstance(bound, int) or bound < divisor or bound // divisor >= default:

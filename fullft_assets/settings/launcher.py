@@ -562,7 +562,7 @@ class EcsLauncherSettings(AwsLauncherSettings, ClusterLauncherSettings):
 
     @property
     def target(self) -> dict[str, Any]:
-        """What an instance must be; a plan is made on one of them."""
+        """The properties that an instance must have; a plan is valid for instances with equal properties."""
         keys = {"capacity_provider", "instance_type", "gpus", "cpu", "memory_gb"}
         # Plans of stores from before are found by this key.
         return {"kind": self.kind, "launch_type": "EC2", **self.model_dump(include=keys)}

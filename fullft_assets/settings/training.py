@@ -239,7 +239,7 @@ class TrainingSettings(Settings):
 
     @property
     def num_epochs(self) -> float:
-        """Passes over the training rows: those asked for, or `EPOCHS`."""
+        """Passes over the training rows: `training.epochs`, or `EPOCHS` where it is not set."""
         return self.epochs or EPOCHS
 
     @property

@@ -124,8 +124,8 @@ def read_batches(
     evaluation: EvaluationTexts | None,
     roles: Mapping[str, np.ndarray],
 ) -> dict[str, BatchRows]:
-    """Return what the split needs of each usable batch, and the roles of its rows in the last snapshot.
-    Sketches that are not in the store yet are made.
+    """Return the columns of each usable batch that the split needs, and the roles of its rows in the last
+    snapshot. Sketches that are not in the store yet are made.
     """
 
     @cache

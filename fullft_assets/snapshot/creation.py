@@ -125,7 +125,7 @@ class _Creation:
     suggest_group: Callable[[], str | None]
 
     def inputs(self) -> dict[str, Any]:
-        """Return what the snapshot is made of, by content."""
+        """Return the inputs of the snapshot, each identified by its content."""
         settings = self.use_case.settings.snapshot
         inputs: dict[str, Any] = {
             name: [content_of(self.usable[name]), content_of(self.chunks[name])]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fullft_assets.documents.names import restore
-from fullft_assets.examples import QUARANTINED, ExamplesMetadata
+from fullft_assets.examples import QUARANTINED, ExamplesMetadata, reasons_of
 from fullft_assets.examples.labels import NOT_NAMED, variants
 from fullft_assets.markdown import escape_name, fenced, to_html
 from fullft_assets.snapshot.all_rows import MOST_NAMED, BatchRows
@@ -288,9 +288,9 @@ def _quarantined(folders: Iterable[Path]) -> list[ExcludedRows]:
     for folder in folders:
         table = pq.read_table(folder / QUARANTINED, columns=["source", "row", "reasons"])
         for source, row, reasons in zip(
-            *(table[name].to_pylist() for name in table.column_names), strict=True
+            table["source"].to_pylist(), table["row"].to_pylist(), reasons_of(table), strict=True
         ):
-            for reason in reasons.split("; "):
+            for reason in reasons:
                 counts[reason] += 1
                 if counts[reason] <= MOST_NAMED:
                     places.setdefault(reason, []).append(f"{source}:{row}")

@@ -79,8 +79,8 @@ def _newest_deliveries(rows: Rows, batches: Mapping[str, BatchRows]) -> tuple[np
 
 
 def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
-    """Return whether ids name documents: one that starts again in each file names as many documents as
-    there are files.
+    """Return the check that an id names one document: ids that are counted anew in each file name a different
+    document in each file.
     """
     differs = (versions.source != versions.newest_source) & (
         rows.text[versions.row] != rows.text[versions.newest]

@@ -28,7 +28,7 @@ DRAWN = ("general", "replay")
 
 
 def pin(examples: Manifest, chunks: Manifest) -> FrozenBatch:
-    """Return what a snapshot records of a batch."""
+    """Return the record of a batch in a snapshot."""
     return FrozenBatch(
         examples=examples.ref,
         chunks=chunks.ref,
@@ -38,8 +38,8 @@ def pin(examples: Manifest, chunks: Manifest) -> FrozenBatch:
 
 
 def content_of(part: Manifest) -> str:
-    """Return what identifies the rows of a batch's artifact: its digest and, since an erasure does not change
-    the digest, how many rows erasures took from it.
+    """Return the id of the rows of a batch's artifact: its digest and, since an erasure does not change the
+    digest, the number of rows that erasures removed from it.
     """
     num_erased = part.metadata.get("num_erased")
     return f"{part.content_digest}-{num_erased}" if num_erased else part.content_digest

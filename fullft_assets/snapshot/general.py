@@ -87,7 +87,7 @@ class Draw:
 
 
 def made_with(use_case: UseCase) -> dict[str, Any]:
-    """Return what chunks of general documents are made with: the settings `chunks`, and the digest of the
+    """Return the settings that shape chunks of general documents: `chunks`, and the digest of the
     `tokenizer`.
     """
     settings = use_case.settings
@@ -117,7 +117,7 @@ def draw_tokens(
     screens: Sequence[Screen] = (),
     tombstones: Collection[str] = (),
 ) -> Draw:
-    """Draw documents until they have the tokens that are needed, or there are no others.
+    """Draw documents until they have the number of tokens that is needed, or all documents are drawn.
 
     Args:
         use_case: where relative paths start; the task, the tokenizer and the seed.

@@ -49,7 +49,7 @@ class Labels:
     names: list[str]
 
     def of(self, rows: np.ndarray) -> Labels:
-        """Return the pairs of the rows of a mask."""
+        """Return the pairs of the rows that a mask [rows] selects."""
         mask = rows[self.row]
         return Labels(self.row[mask], self.code[mask], self.names)
 
@@ -77,8 +77,8 @@ def labels_of(table: pa.Table, target: Target | None) -> Labels:
 
 
 def shown_split(split: np.ndarray, settings: SnapshotSettings, seed: int) -> str:
-    """Return what a refusal says of the splits (numbers) of rows: how many are in each, and what the splits
-    were made with.
+    """Return the part of a refusal on the splits (numbers) of rows: the number of rows in each split, and the
+    settings that made the splits.
     """
     counts = np.bincount(split, minlength=len(SPLITS)).tolist()
     rows = ", ".join(f"{counts[split]:,} {SPLITS[split]}" for split in (TRAIN, VALIDATION, TEST))
@@ -249,7 +249,7 @@ class SetAside:
         )
 
     def metadata(self, labels: Labels) -> dict[str, Any]:
-        """Return what the snapshot's metadata says of these labels."""
+        """Return the snapshot's metadata on these labels."""
         order = sorted(self.reasons, key=lambda code: (-self.rows[code], labels.names[code]))
         return {
             "num_labels_set_aside": len(order),

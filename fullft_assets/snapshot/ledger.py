@@ -112,8 +112,8 @@ class LedgerHistory:
 
 
 def read_history(store: Store, case: str, seed: int) -> LedgerHistory:
-    """Read the ledgers of the snapshots of a seed, newest first, until those that were read know of all
-    others.
+    """Read the ledgers of the snapshots of a seed, newest first, until the ledgers that were read contain all
+    older ones.
 
     Raises:
         StoreError: one of them is lost.
@@ -139,7 +139,7 @@ def read_history(store: Store, case: str, seed: int) -> LedgerHistory:
 
 
 def read_ledger(store: Store, snapshot: Manifest) -> tuple[Ledger, set[str]]:
-    """Return a snapshot's ledger and the keys of those that it contains.
+    """Return a snapshot's ledger, and the keys of the snapshots whose ledgers it contains.
 
     Raises:
         StoreError: the file is lost.

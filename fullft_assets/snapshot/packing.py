@@ -74,7 +74,7 @@ class Packing:
 
     @classmethod
     def from_table(cls, table: pa.Table, capacity: int) -> Packing:
-        """Return what `to_table` wrote."""
+        """Return the packing that `to_table` wrote."""
         rows, source, start, length = (
             table[name].to_numpy().astype(np.int64) for name in ("row", "source", "start", "length")
         )

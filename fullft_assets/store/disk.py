@@ -20,7 +20,7 @@ _LOCK_SECONDS = 1.0
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or the names in a folder, on the disk when this returns."""
+    """Write a file's content, or the names in a folder, to the disk before this returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -75,8 +75,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time(path: Path, mode: int = PRIVATE_FILE) -> Iterator[None]:
-    """Wait until no other process or thread is in such a block for this lock file, whose folder exists; the
-    lock ends with its process.
+    """Wait until no other process or thread holds this lock file, whose folder exists, and hold it for the
+    block; the lock ends with its process.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)
     try:

@@ -166,8 +166,8 @@ class Files:
         return {entry.name: entry.version for entry in self._storage.entries(folder, is_deep=False)}
 
     def each(self, do: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-        """Yield what `do` returns for each item; where that means requests to a bucket, several are made at a
-        time.
+        """Yield the result of `do` for each item; where that means requests to a bucket, several are made at
+        a time.
         """
         if self.is_local:
             yield from map(do, items)

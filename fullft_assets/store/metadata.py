@@ -113,5 +113,5 @@ class Metadata(BaseModel):
             ) from None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what a manifest keeps: plain values, without those that are None."""
+        """Return the metadata as a manifest stores them: plain values, without those that are None."""
         return self.model_dump(mode="json", exclude_none=True)

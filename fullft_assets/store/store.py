@@ -110,8 +110,8 @@ class Store(Artifacts, Pointers):
         self.write_pointer(_rewritten(case), {"by": uuid.uuid4().hex, "is_over": True})
 
     def last_rewriting(self, case: str) -> str | None:
-        """Return a name of the last time that artifacts were replaced under their keys ("" if never); None
-        while that goes on.
+        """Return an id of the last time that artifacts were replaced under their keys: "" if they never were,
+        None while they are being replaced.
         """
         pointer = self.read_pointer(_rewritten(case))
         if pointer is None:

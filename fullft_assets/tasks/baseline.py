@@ -102,7 +102,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def predict(self, rows: Split) -> Any:
-        """Return what it predicts of rows.
+        """Return the baseline's predictions for rows.
 
         Returns:
             classification: label probabilities [rows, labels]; multi_label: each label's own probability
@@ -115,7 +115,7 @@ class Baseline(ABC):
     def save(self, folder: Path) -> None:
         """Write what was learned as JSON or npz, named after the baseline, never pickled.
 
-        No text of a row may be in it: an erasure removes rows, and cannot remove them from what was learned.
+        The file may contain no text of a row: an erasure cannot remove a row from what was learned.
         """
 
     @classmethod
@@ -190,7 +190,7 @@ class StoredBaseline:
     folder: Path
 
     def predict(self, texts: Sequence[str]) -> Any:
-        """Return what it predicts of texts, see `Baseline.predict`."""
+        """Return the predictions for texts, see `Baseline.predict`."""
         names = [str(number) for number in range(len(texts))]
         chunks: list[list[list[int]]] = [[] for _ in texts]
         return self.baseline.predict(Split(names, list(texts), np.zeros(len(texts), np.int64), names, chunks))

@@ -169,7 +169,9 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
 
 
 def baseline_context(job: Job, store: Store, snapshot: Manifest, progress: Progress) -> BaselineContext:
-    """Return what the baselines of a job may use; the recipe that fits them adds itself and its labels."""
+    """Return the context that a job's baselines may use; the recipe that fits them adds itself and its
+    labels.
+    """
     settings = job.settings
     return BaselineContext(
         find_base_model(settings, Path(job.project_root)),
@@ -190,7 +192,7 @@ def fitted_context(
     rows: Split,
     progress: Progress,
 ) -> BaselineContext:
-    """Return what fitted baselines may use to predict rows; their recipe has no training rows.
+    """Return the context that fitted baselines may use to predict rows; their recipe has no training rows.
 
     Args:
         labels: of the baselines.
@@ -392,7 +394,7 @@ class EvaluationContext:
         by_baseline: Callable[[str, Baseline], Output],
         by_external: Callable[[str, list[Any]], Output] | None = None,
     ) -> dict[str, Output]:
-        """Return what each system predicts of the test rows: the candidate, the baselines, external systems
+        """Return each system's predictions for the test rows: the candidate, the baselines, external systems
         and, if there are any, the champions.
 
         Args:
@@ -425,7 +427,7 @@ class EvaluationContext:
         return dict(self.outputs)
 
     def external_answers(self, test: Split) -> dict[str, list[Any]]:
-        """Return what each external system answered for each test row, as its file has it."""
+        """Return each external system's answers for the test rows, as its file has them."""
         if external.PREDICTIONS not in self.inputs:
             return {}
         copies = self.inputs[external.PREDICTIONS]

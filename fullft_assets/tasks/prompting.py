@@ -43,8 +43,8 @@ def max_tokens(context: BaselineContext) -> int:
 
 
 def draw(labels: Sequence[int] | np.ndarray, count: int, seed: int) -> list[int]:
-    """Draw at most `count` rows, from each label as often as from another where it has as many rows; in
-    random order.
+    """Draw at most `count` rows in random order, an equal number from each label as long as the labels have
+    rows.
 
     Args:
         labels: of each row [n].
@@ -177,7 +177,9 @@ class PromptWriter:
         self.num_tokens_around = len(self._before_text) + len(self._before_label) + max(map(len, self.labels))
 
     def ask(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-        """Return each text, cut to the maximum number of tokens, with the words that ask for its label."""
+        """Return the prompt tokens of each text: the text, cut to the maximum number of tokens, between the
+        words that ask for its label.
+        """
         return [
             [*self._before_text, *ids[:max_tokens], *self._before_label]
             for ids in self.tokenization.encode(list(texts))

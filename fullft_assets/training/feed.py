@@ -64,7 +64,7 @@ class Feed:
 
 
 def first_tokens(batch: Batch, count: int) -> Batch:
-    """Return what a model reads of the first row's first tokens, to look at its outputs."""
+    """Return a model's inputs for the first tokens of the batch's first row, to look at its outputs."""
     return {name: batch[name][:1, :count] for name in _READ if name in batch}
 
 

@@ -118,7 +118,7 @@ class GuardFinding:
     fix: str
 
     def line(self) -> dict[str, Any]:
-        """Return it as an event of the step log."""
+        """Return the finding as an event of the step log."""
         return {
             "step": self.step,
             "event": self.rule,

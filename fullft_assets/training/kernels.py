@@ -57,7 +57,9 @@ def _families() -> Mapping[str, Callable[..., None]]:
 
 
 def switches(model_type: str) -> dict[str, bool]:
-    """Return liger-kernel's switches for a family that it knows: all but its losses are on."""
+    """Return liger-kernel's switches for a family of models that it knows: all kernels are on, except its
+    losses.
+    """
     names = inspect.signature(_families()[model_type]).parameters
     return {name: name in FUSED for name in (*FUSED, *_LOSSES) if name in names}
 

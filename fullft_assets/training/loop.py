@@ -196,8 +196,8 @@ def _reading(checkpoint: Path) -> Iterator[None]:
 
 
 def most_unread_steps() -> int:
-    """Return how many steps the host may be ahead of the loss that it has read: an accelerator computes on
-    meanwhile, while nothing is gained on a CPU.
+    """Return the number of steps that may be begun before the loss of the last one is read: an accelerator
+    computes meanwhile, and a CPU gains nothing.
     """
     return 0 if device().type == "cpu" else 1
 

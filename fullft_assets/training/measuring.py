@@ -206,10 +206,10 @@ class Outline:
         self._counted: dict[str, StepMemory] = {}
 
     def work(self) -> Work:
-        """Return what the training computes.
+        """Return the amount of computation of the training: parameters, rows, tokens and shape of the model.
 
         Raises:
-            CannotCount: see there.
+            CannotCount: the model's code asks for values of tensors, which have shapes alone here.
         """
         with _in_one_line(), loading.without_weights():
             model = self._recipe.load(self._settings)

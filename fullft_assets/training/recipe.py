@@ -141,7 +141,7 @@ class Recipe(Protocol):
         ...
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> Any:
-        """Return what a model that `load` returned predicts of rows, in the form of a baseline's
+        """Return the predictions for rows of a model that `load` returned, in the form of a baseline's
         `predict`.
         """
         ...

@@ -231,7 +231,7 @@ class Parts:
 
 
 def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the weights and buffers that are saved; tied ones once."""
+    """Yield the weights and buffers that are saved; weights that are tied come once."""
     tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
     yield from ((name, tensor) for name, tensor in model.state_dict().items() if name not in tied)
 

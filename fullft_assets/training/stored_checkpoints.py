@@ -190,8 +190,8 @@ class StoredCheckpoints:
             _copy(folder / name, written / _BESIDE / name)
 
     def offer(self, checkpoints: Sequence[Path], history: RunHistory, *, best: int | None) -> None:
-        """Have a thread upload these checkpoints, in this order, and then remove those that are no longer
-        kept.
+        """Let a thread upload these checkpoints, in this order, and then remove the checkpoints that are no
+        longer kept.
 
         An upload that fails is said, and tried again with the next offer and by `finish`. An offer replaces
         what the one before has not begun.

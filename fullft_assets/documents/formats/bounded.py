@@ -50,7 +50,7 @@ class ReaderProcess:
         file: Delivered,
         reading: Reading,
     ) -> Iterator[tuple[int, Record]]:
-        """Yield what `read` yields of a file.
+        """Yield the records that `read` yields of a file.
 
         Raises:
             Unreadable: `read` raises it or anything unexpected, or takes more time, memory or bytes than it

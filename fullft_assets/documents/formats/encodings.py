@@ -219,8 +219,8 @@ def read_text(
     read: Callable[[Delivered], T],
     decide: Callable[[Scores], str | None] = alone,
 ) -> tuple[T, str]:
-    """Return what `read` makes of a text file in the first encoding that fits, and that encoding; `ASCII` of
-    a short text that is.
+    """Return the result of `read` on a text file in the first encoding that fits, and that encoding: `ASCII`
+    for a short text of ASCII characters alone.
 
     Args:
         file: the file.

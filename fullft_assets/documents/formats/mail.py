@@ -63,7 +63,7 @@ def messages(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
         for line in data:
             if is_after_blank and line.startswith(b"From "):
                 if number:
-                    yield number, _in_mbox(file, reading, number, lines)
+                    yield number, _in_mbox(file, reading, lines)
                 number += 1
                 lines = []
             elif not number and line.strip():
@@ -73,14 +73,14 @@ def messages(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
                 lines.append(line[1:] if line.startswith(b">From ") else line)
             is_after_blank = not line.strip()
     if number:
-        yield number, _in_mbox(file, reading, number, lines)
+        yield number, _in_mbox(file, reading, lines)
 
 
-def _in_mbox(file: Delivered, reading: Reading, number: int, lines: list[bytes]) -> Record:
+def _in_mbox(file: Delivered, reading: Reading, lines: list[bytes]) -> Record:
     try:
         return _record(file, reading, b"".join(lines))
     except Unreadable as error:
-        return f"message {number}: {error}"
+        return str(error)
 
 
 def _record(file: Delivered, reading: Reading, data: bytes) -> Record:

@@ -153,11 +153,8 @@ def _turn(turn: Any, subject: str) -> Message:
 
 
 def _first(fields: dict[str, Any], names: Iterable[str]) -> Any:
-    return next((fields[name] for name in names if not _is_empty(fields.get(name))), None)
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or value in ("", "[]", [], {})  # a weight of 0 is not empty
+    # A weight of 0 is not empty.
+    return next((fields[name] for name in names if fields.get(name) not in (None, "", "[]", [], {})), None)
 
 
 def _tools(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -245,7 +242,7 @@ class RowSettings:
 
     @classmethod
     def of(cls, documents: DocumentsSettings, examples: ExamplesSettings) -> Self:
-        """Return what the settings ask for."""
+        """Return the fields that the settings name, with the needs of their task."""
         task = task_of(examples)
         names = [
             ("id", documents.id),

@@ -136,7 +136,7 @@ class SummedMetric(Metric):
         return all(getattr(predictions, name) is not None for name in self.summed)
 
     def count(self, predictions: Predictions) -> tuple[np.ndarray, ...]:
-        """Return tables [n] or [n, k], one row each row of the predictions."""
+        """Return tables [n] or [n, k] with one row for each row of the predictions."""
         return tuple(getattr(predictions, name) for name in self.summed)
 
     def count_all_labels(self, predictions: Predictions) -> tuple[np.ndarray, ...] | None:

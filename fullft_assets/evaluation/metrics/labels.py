@@ -123,15 +123,14 @@ class Auroc(Metric):
 
     def compute(self, predictions: Predictions) -> float:
         probabilities = np.asarray(predictions.predicted)
-        weights = predictions.row_weights
-        every = np.ones(probabilities.shape[1], bool)
-        labels = np.flatnonzero(every if predictions.measurable is None else predictions.measurable)
-        areas = [
-            area
+        measurable = predictions.measurable
+        labels = range(probabilities.shape[1]) if measurable is None else np.flatnonzero(measurable)
+        areas = (
+            _area(predictions.truth == label, probabilities[:, label], predictions.row_weights)
             for label in labels
-            if (area := _area(predictions.truth == label, probabilities[:, label], weights)) is not None
-        ]
-        return float(np.mean(areas)) if areas else 0.5
+        )
+        curves = [area for area in areas if area is not None]
+        return float(np.mean(curves)) if curves else 0.5
 
 
 def _area(is_true: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float | None:

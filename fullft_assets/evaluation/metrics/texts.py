@@ -31,8 +31,7 @@ class TokenProbability(_TokenMetric):
     summed = ("loss", "num_tokens")
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        loss, tokens = sums
-        return np.exp(-loss / tokens)
+        return np.exp(-np.divide(*sums))
 
 
 class Perplexity(_TokenMetric):

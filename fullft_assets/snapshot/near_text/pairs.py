@@ -261,8 +261,8 @@ class Texts:
     def _settle(
         self, roles: np.ndarray, last: np.ndarray, name: str, values: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the roles of rows with what was found of them, and the candidates that have to be searched
-        again: the new ones, and those with some values in their lists.
+        """Return the roles of rows, in which the last search's results replace `UNLIKE`, and the positions of
+        the rows that must be searched again: new rows, and rows whose lists contain one of the values.
         """
         is_settled = (roles == UNLIKE) & (last >= UNLIKE)
         if is_settled.any():

@@ -99,7 +99,7 @@ def expected_calibration_error(bins: Sequence[ReliabilityBin]) -> float:
 def predictions_of(
     labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str], name: str = "probabilities"
 ) -> Predictions:
-    """Return what metrics take of a system's label probabilities [n, k] for rows with true labels [n].
+    """Return the input of metrics: a system's label probabilities [n, k] for rows with true labels [n].
 
     Raises:
         ValueError: shapes differ, or a row is no distribution over the labels; the message names what.
@@ -231,7 +231,9 @@ def require_aligned(labels: np.ndarray, answers: np.ndarray, name: str = "predic
 def decisions_of(
     labels: np.ndarray, decisions: np.ndarray, label_names: Sequence[str] = (), name: str = "predictions"
 ) -> Predictions:
-    """Return what metrics take of labels given, bool [n, k], to rows with true labels, bool [n, k]."""
+    """Return the input of metrics: the labels bool [n, k] that a system gave to rows with true labels, bool
+    [n, k].
+    """
     decisions = require_aligned(labels, decisions, name)
     return Predictions(
         label_names,

@@ -192,7 +192,7 @@ def changes(tuned: DocumentScores, base: DocumentScores) -> Changes:
 
 
 def predictions_of(scores: DocumentScores) -> Predictions:
-    """Return what metrics take of a model's scores on documents."""
+    """Return the input of metrics: a model's scores on documents."""
     return Predictions(
         predicted=scores, num_tokens=scores.num_tokens, num_right_tokens=scores.num_right, loss=scores.loss
     )

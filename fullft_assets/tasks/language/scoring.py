@@ -55,7 +55,7 @@ class Writer:
     _max_new_tokens: int
 
     def write(self, prompt: str | Sequence[Message]) -> str:
-        """Return what follows a text, or the answer to a conversation; without special tokens.
+        """Return the continuation of a text, or the answer to a conversation, without special tokens.
 
         A prompt that leaves no room to write is cut at its beginning.
 

@@ -82,7 +82,7 @@ def scores(
 def predictions_of(
     truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int
 ) -> Predictions:
-    """Return what metrics take of the spans that a system found in rows with true spans."""
+    """Return the input of metrics: the spans that a system found in rows with true spans."""
     right, true, num_predicted = count_spans(truth, predicted, num_labels)
     is_right = np.array([set(row) == set(spans) for row, spans in zip(truth, predicted, strict=True)], bool)
     return Predictions(

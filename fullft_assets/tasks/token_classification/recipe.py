@@ -192,7 +192,7 @@ class Tagged:
     Attributes:
         tags: int16 [tokens] of each document.
         loss: summed cross-entropy of the true tags in nats; nan where an output was not finite.
-        num_tokens: tokens that have one.
+        num_tokens: tokens that have a tag.
     """
 
     tags: list[np.ndarray]
