@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from fullft_assets.artifacts import (
     BATCH_PREDICTIONS,
     CHEAPER_BASELINES,
+    CHUNKS_FILE,
     DOCUMENTS_FILE,
     DRIFT_REPORT,
     DRIFT_SCALE,
@@ -75,7 +76,7 @@ FILES = {
     PRODUCTION_DOCUMENTS: [DOCUMENTS_FILE],
     LABELED_EXAMPLES: [EXAMPLES_FILE, QUARANTINED],
     QUARANTINED_EXAMPLES: ["quarantined.parquet"],
-    TOKENIZED_CHUNKS: ["chunks.parquet"],
+    TOKENIZED_CHUNKS: [CHUNKS_FILE],
 }
 
 
@@ -89,7 +90,7 @@ def _drop_rows(store: Store, case: str, stage: str, erased: ErasedDocuments, rep
         tables = {name: pq.read_table(folder / name) for name in FILES[stage]}
         if stage == TOKENIZED_CHUNKS:
             ids = of_examples.get(manifest.inputs[LABELED_EXAMPLES], erased.ids)
-            hit = [np.array([id_ in ids for id_ in tables["chunks.parquet"]["id"].to_pylist()], bool)]
+            hit = [np.array([id_ in ids for id_ in tables[CHUNKS_FILE]["id"].to_pylist()], bool)]
         else:
             hit = [erased.rows(table) for table in tables.values()]
         metadata = _without_paths(manifest.metadata, erased.paths)

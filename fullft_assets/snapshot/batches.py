@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import EXAMPLES_FILE, LABELED_EXAMPLES, NEAR_DUPLICATE_INDEX
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import ChunksMetadata, Expected, rows_without_trained_tokens
 from fullft_assets.documents.names import alias
@@ -29,7 +30,6 @@ from fullft_assets.store.hashing import unit_hash
 
 #: Of the sketches of a batch.
 VERSION = "6"
-_STAGE = "near_duplicate_index"
 _FILE = "sketches.arrow"
 
 ARCHIVED_FILES_COUNT = CheckSpec(
@@ -48,7 +48,7 @@ def usable_batches(
     usable = {name: manifest for name, manifest in examples.items() if not manifest.red_gates}
     fix = f"launch {use_case.name}_ingest for it (the new-documents sensor does)"
     for name, manifest in usable.items():
-        if name not in chunks or chunks[name].inputs["labeled_examples"] != manifest.content_digest:
+        if name not in chunks or chunks[name].inputs[LABELED_EXAMPLES] != manifest.content_digest:
             raise DataError(f"batch {name}: its examples were not tokenised, or others than today's; {fix}")
         for part, version, settings in (
             (manifest, EXAMPLES_VERSION, example_settings(use_case.settings)),
@@ -137,7 +137,7 @@ def read_batches(
         sketches = _ensure_sketches(
             store, use_case.name, manifest, use_case.settings.seed, evaluation, screen
         )
-        path = store.folder(manifest) / "examples.parquet"
+        path = store.folder(manifest) / EXAMPLES_FILE
         untrained = np.zeros(0, np.int64)
         if ChunksMetadata.of(chunks[name]).num_rows_without_trained_tokens:
             untrained = rows_without_trained_tokens(store.folder(chunks[name]))
@@ -191,9 +191,7 @@ def _ensure_sketches(
     """
 
     def write(draft: Draft) -> Outcome:
-        rows = pq.read_table(
-            store.folder(examples) / "examples.parquet", columns=["text", "text_hash", "group"]
-        )
+        rows = pq.read_table(store.folder(examples) / EXAMPLES_FILE, columns=["text", "text_hash", "group"])
         # Without compression it is mapped, not read.
         table = build_sketches(rows, seed, screen())
         feather.write_feather(table, str(draft.path / _FILE), compression="uncompressed")
@@ -203,12 +201,12 @@ def _ensure_sketches(
 
     return store.ensure(
         case,
-        _STAGE,
+        NEAR_DUPLICATE_INDEX,
         write,
         version=VERSION,
         settings={},
         inputs={
-            "labeled_examples": content_of(examples),
+            LABELED_EXAMPLES: content_of(examples),
             **({} if evaluation is None else {"evaluation_texts": evaluation.digest}),
         },
         seed=seed,

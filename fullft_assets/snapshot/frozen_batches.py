@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE
+from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE, EXAMPLES_FILE
 from fullft_assets.errors import StoreError
 from fullft_assets.snapshot.metadata import FrozenBatch, SnapshotMetadata
 from fullft_assets.store import Manifest, Store
@@ -90,7 +90,7 @@ def find_rows(store: Store, snapshot: Manifest, index: pa.Table, *, with_chunks:
     examples: dict[str, Path] = {}
     chunk_files: dict[str, Path] = {}
     for batch, numbers in by_batch(index):
-        examples[batch] = store.folder(store.load(parts[batch].examples)) / "examples.parquet"
+        examples[batch] = store.folder(store.load(parts[batch].examples)) / EXAMPLES_FILE
         delivered = pq.read_table(examples[batch], columns=["source", "row"])
         if with_chunks:
             chunk_files[batch] = store.folder(store.load(parts[batch].chunks)) / CHUNKS_FILE

@@ -19,7 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE, GENERAL_DOCUMENTS, REPLAY_DOCUMENTS
+from fullft_assets.artifacts import (
+    CHUNKS_COLUMN,
+    CHUNKS_FILE,
+    EXAMPLES_FILE,
+    GENERAL_DOCUMENTS,
+    REPLAY_DOCUMENTS,
+)
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import VERSION as CHUNKS_VERSION
 from fullft_assets.chunks import Tokenization, chunk, tokenizer_digest
@@ -72,7 +78,7 @@ class Draw:
             chunk_inputs: what `made_with` returns.
         """
 
-        pq.write_table(self.examples, draft.path / "examples.parquet", compression="zstd")
+        pq.write_table(self.examples, draft.path / EXAMPLES_FILE, compression="zstd")
         pq.write_table(self.chunks, draft.path / CHUNKS_FILE, compression="zstd")
         # Not of the files: they hold from where, and when, documents were delivered.
         documents = self.examples["text_hash"].to_pylist()
@@ -507,7 +513,7 @@ def draw_general(store: Store, use_case: UseCase, task_hashes: Collection[str]) 
 def texts_by_hash(store: Store, general: Manifest) -> dict[str, str]:
     """Return the documents' texts by their content hashes: what must not train."""
 
-    table = pq.read_table(store.folder(general) / "examples.parquet", columns=["text_hash", "text"])
+    table = pq.read_table(store.folder(general) / EXAMPLES_FILE, columns=["text_hash", "text"])
     return dict(zip(table["text_hash"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 

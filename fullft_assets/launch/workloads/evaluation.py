@@ -11,6 +11,13 @@ import pyarrow.parquet as pq
 
 from fullft_assets import evaluation as evaluation_version
 from fullft_assets import report
+from fullft_assets.artifacts import (
+    CHEAPER_BASELINES,
+    EVALUATION_FILE,
+    FINETUNED_CHECKPOINT,
+    PILOT_RUN,
+    TRAINING_SNAPSHOT,
+)
 from fullft_assets.base_model import read_header
 from fullft_assets.checkpoint import read_step_log
 from fullft_assets.checkpoint.lineage import snapshots_learned_from
@@ -63,7 +70,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     report on that as well.
     """
     inputs = job.load_inputs(store)
-    all_rows = load_split(store, inputs["training_snapshot"], "test")
+    all_rows = load_split(store, inputs[TRAINING_SNAPSHOT], "test")
     test = unseen(job, store, inputs, all_rows)
     num_left_out = len(all_rows) - len(test)
     if num_left_out:
@@ -79,9 +86,9 @@ def _judge(context: EvaluationContext, test: Split) -> Judged:
     inputs = context.inputs
     settings = context.job.settings
     result = task_of(settings.examples).evaluate(context, test)
-    candidate = inputs["finetuned_checkpoint"]
+    candidate = inputs[FINETUNED_CHECKPOINT]
     evaluation = result.evaluation.model_copy(update={"forgetting": forgetting_of(candidate)})
-    num_train_rows = SnapshotMetadata.of(inputs["training_snapshot"]).num_train_rows
+    num_train_rows = SnapshotMetadata.of(inputs[TRAINING_SNAPSHOT]).num_train_rows
     noise = seed_noise(_seed_runs(context.store, inputs)) or assumed_seed_noise(evaluation, num_train_rows)
     worth = _worth(settings, inputs, evaluation)
     rule = champion_rule(candidate, inputs[CHAMPION]) if CHAMPION in inputs else "superiority"
@@ -103,14 +110,14 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
     context = finetuned.context
     inputs = context.inputs
     settings = context.job.settings
-    snapshot = inputs["training_snapshot"]
-    baselines = inputs["cheaper_baselines"]
-    about = CheckpointMetadata.of(inputs["finetuned_checkpoint"])
+    snapshot = inputs[TRAINING_SNAPSHOT]
+    baselines = inputs[CHEAPER_BASELINES]
+    about = CheckpointMetadata.of(inputs[FINETUNED_CHECKPOINT])
     score = about.facts.get(f"validation_{settings.primary_metric}")
     is_comparable = (
         about.system == FINETUNED
         and about.snapshot == snapshot.ref
-        and baselines.inputs.get("training_snapshot") == snapshot.content_digest
+        and baselines.inputs.get(TRAINING_SNAPSHOT) == snapshot.content_digest
     )
     if not is_comparable or score is None or finetuned.decision.answer == "insufficient_data":
         return NOTHING
@@ -123,7 +130,7 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
                 continue  # it stays, unless another one is better
             baseline_context = replace(
                 context,
-                inputs={**inputs, "finetuned_checkpoint": model},
+                inputs={**inputs, FINETUNED_CHECKPOINT: model},
                 outputs={system: output for system, output in context.outputs.items() if system != name},
             )
             judged = replace(_judge(baseline_context, test), costs=finetuned.costs)
@@ -166,7 +173,7 @@ def _write(
         job.case, job.stage, key, version=evaluation_version.VERSION, seed=job.settings.seed
     ) as draft:
         pq.write_table(result.rows, draft.path / "predictions.parquet")
-        (draft.path / "evaluation.json").write_text(
+        (draft.path / EVALUATION_FILE).write_text(
             judged.evaluation.model_dump_json(indent=1), encoding="utf-8"
         )
         (draft.path / DECISION).write_text(decision.model_dump_json(indent=1), encoding="utf-8")
@@ -200,13 +207,13 @@ def _report(judged: Judged, decision: ReleaseVerdict, key: str) -> report.Evalua
         verdict=decision,
         base_model=job.settings.base_model,
         answers=judged.result.examples,
-        training_log=read_step_log(judged.context.store.folder(inputs["finetuned_checkpoint"])),
-        learning_curve=PilotMetadata.of(inputs["pilot_run"]).learning_curve,
-        data=report.data_rows(inputs["training_snapshot"]),
+        training_log=read_step_log(judged.context.store.folder(inputs[FINETUNED_CHECKPOINT])),
+        learning_curve=PilotMetadata.of(inputs[PILOT_RUN]).learning_curve,
+        data=report.data_rows(inputs[TRAINING_SNAPSHOT]),
         lineage=report.lineage_rows(inputs, job.settings, key),
-        cost=report.cost_rows(inputs["finetuned_checkpoint"]) if is_finetuned else (),
+        cost=report.cost_rows(inputs[FINETUNED_CHECKPOINT]) if is_finetuned else (),
         forgetting=report.forgetting_rows(evaluation.forgetting),
-        promise=report.promise_rows(inputs["pilot_run"], evaluation) if is_finetuned else (),
+        promise=report.promise_rows(inputs[PILOT_RUN], evaluation) if is_finetuned else (),
         not_asked=_not_asked(judged.context, evaluation),
         worth=[("worth its cost", judged.worth.sentence)],
         costs=judged.costs,
@@ -233,10 +240,10 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     A snapshot keeps its own training rows away from its test rows, but a checkpoint that is older than the
     snapshot (periodic evaluation, a champion) was trained on another one's.
     """
-    checkpoints = [inputs[name] for name in ("finetuned_checkpoint", CHAMPION, ANCHOR) if name in inputs]
+    checkpoints = [inputs[name] for name in (FINETUNED_CHECKPOINT, CHAMPION, ANCHOR) if name in inputs]
     refs = dict.fromkeys(ref for checkpoint in checkpoints for ref in snapshots_learned_from(checkpoint))
     snapshots = {snapshot.content_digest: snapshot for snapshot in map(store.load, refs)}
-    snapshots.pop(inputs["training_snapshot"].content_digest, None)
+    snapshots.pop(inputs[TRAINING_SNAPSHOT].content_digest, None)
     learned_rows: set[int] = set()
     for snapshot in snapshots.values():
         train = load_split(store, snapshot, "train", chunks=False)
@@ -259,7 +266,7 @@ def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[E
     for name, manifest in inputs.items():
         if name.startswith(SEED_RUN):
             recipe = recipe_digest(store.load(EvaluationMetadata.of(manifest).checkpoint))
-            content = (store.folder(manifest) / "evaluation.json").read_bytes()
+            content = (store.folder(manifest) / EVALUATION_FILE).read_bytes()
             evaluations[recipe].append(read_evaluation(content))
     return evaluations
 
@@ -273,8 +280,8 @@ def _worth(settings: UseCaseSettings, inputs: Mapping[str, Manifest], evaluation
         answer = "no" if asked(settings) else "not_asked"
         return Worth(answer=answer, cost_usd=0.0, break_even=None, sentence="It was not trained.")
     gain = evaluation.gain_over_best_baseline
-    training_seconds = CheckpointMetadata.of(inputs["finetuned_checkpoint"]).training_seconds
-    seconds = training_seconds + PilotMetadata.of(inputs["pilot_run"]).seconds
+    training_seconds = CheckpointMetadata.of(inputs[FINETUNED_CHECKPOINT]).training_seconds
+    seconds = training_seconds + PilotMetadata.of(inputs[PILOT_RUN]).seconds
     return judge_worth(gain.low, gain.estimate, gain.high, seconds, settings)
 
 
@@ -284,7 +291,7 @@ def _metadata(
     evaluation = judged.evaluation
     inputs = judged.context.inputs
     worth = judged.worth
-    candidate = inputs["finetuned_checkpoint"]
+    candidate = inputs[FINETUNED_CHECKPOINT]
     gain = evaluation.gain_over_best_baseline
     over_champion = evaluation.gain_over_champion
     return EvaluationMetadata(

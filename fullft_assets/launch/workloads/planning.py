@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets import planning
-from fullft_assets.artifacts import BASELINE_MODEL
+from fullft_assets.artifacts import (
+    BASELINE_MODEL,
+    CHEAPER_BASELINES,
+    FEASIBILITY_PLAN,
+    PILOT_RUN,
+    TRAINING_SNAPSHOT,
+)
 from fullft_assets.checkpoint import plan_settings
 from fullft_assets.errors import OutOfMemory, is_out_of_memory
 from fullft_assets.job import Job
@@ -100,7 +106,7 @@ class Planning:
                 "planning": self.job.settings.model_dump(include={"planning"})["planning"],
                 "training": plan_settings(self.job.settings),
             },
-            inputs={"training_snapshot": self.snapshot.content_digest},
+            inputs={TRAINING_SNAPSHOT: self.snapshot.content_digest},
             metadata=metadata.as_dict(),
             checks=checks,
         )
@@ -121,27 +127,27 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         return
     # Checked now: training itself would check only after the pilot.
     require(settings.training, settings.launcher.processes)
-    snapshot = job.load_inputs(store)["training_snapshot"]
+    snapshot = job.load_inputs(store)[TRAINING_SNAPSHOT]
     recipe = open_recipe(job, store, snapshot)
     _pilot_rows(recipe, settings)
     job = job.model_copy(update={"settings": settings.with_epochs(recipe.num_rows)})
     shared = Planning(job, store, progress, snapshot, recipe, processes=num_ranks())
-    shared.write("feasibility_plan", lambda draft: _write_plan(shared, draft))
+    shared.write(FEASIBILITY_PLAN, lambda draft: _write_plan(shared, draft))
     baselines = shared.write(
-        "cheaper_baselines",
+        CHEAPER_BASELINES,
         lambda draft: _write_baselines(shared, draft),
         help_first=lambda: _help_with_baselines(shared),
     )
     assert baselines is not None, "processes after the first one wait for it"
-    shared.write("pilot_run", lambda draft: _write_pilot(shared, draft, baselines))
+    shared.write(PILOT_RUN, lambda draft: _write_pilot(shared, draft, baselines))
 
 
 def _store_best_baseline(job: Job, store: Store, progress: Progress) -> None:
     """Write the model of the baseline that is judged where the pilot refused the training."""
     inputs = job.load_inputs(store)
-    baselines = inputs["cheaper_baselines"]
+    baselines = inputs[CHEAPER_BASELINES]
     name = candidates(planning.BaselinesMetadata.of(baselines), job.settings.release, None)[0]
-    store_baseline(job, store, inputs["training_snapshot"], baselines, name, progress)
+    store_baseline(job, store, inputs[TRAINING_SNAPSHOT], baselines, name, progress)
 
 
 def _on_targets(shared: Planning, measurement: planning.Measured) -> tuple[dict[str, Any], dict[str, Any]]:

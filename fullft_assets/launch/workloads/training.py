@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets import checkpoint as checkpoint_key
+from fullft_assets.artifacts import TRAINING_SNAPSHOT
 from fullft_assets.base_model import BaseModelHeader, copy_code, find_base_model, read_header, weights_digest
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata, RecordedIncident
@@ -40,7 +41,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     claim_device()
     inputs = job.load_inputs(store)
     start = inputs.get("champion")
-    recipe = open_recipe(job, store, inputs["training_snapshot"], start)
+    recipe = open_recipe(job, store, inputs[TRAINING_SNAPSHOT], start)
     progress.say(f"training begins with {lineage.trained_from(start, job.settings)}")
     header = read_header(find_base_model(job.settings, Path(job.project_root)))
     folder = store.work_folder(job.case, job.stage, job.key)
@@ -114,7 +115,7 @@ def _metadata(
 ) -> CheckpointMetadata:
     settings = job.settings
     start = inputs.get("champion")
-    snapshot = inputs["training_snapshot"]
+    snapshot = inputs[TRAINING_SNAPSHOT]
     return CheckpointMetadata(
         base_model=settings.base_model,
         base_model_revision=header.revision,
