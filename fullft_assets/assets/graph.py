@@ -374,18 +374,18 @@ class CaseGraph:
         manifest: Manifest,
         asset: str,
         store: Store,
-        shown: dict[str, Any] | None = None,
+        ui_metadata: dict[str, Any] | None = None,
         *,
         checks: Sequence[CheckOutcome] = (),
     ) -> dg.MaterializeResult[Manifest]:
-        """Return what Dagster shows of an artifact: metadata (`shown` first), data version, its check results
-        and further ones.
+        """Return what Dagster shows of an artifact: metadata (`ui_metadata` first), data version, its check
+        results and further ones.
         """
-        shown = shown or {}
+        ui_metadata = ui_metadata or {}
         public = outside_the_store(MODELS[asset], manifest.metadata)
         metadata = {
-            **shown,
-            **plain_metadata({name: value for name, value in public.items() if name not in shown}),
+            **ui_metadata,
+            **plain_metadata({name: value for name, value in public.items() if name not in ui_metadata}),
             "path": place_in(store, manifest.ref),
             ARTIFACT: manifest.ref,
             "made_in_seconds": round(manifest.seconds, 2),

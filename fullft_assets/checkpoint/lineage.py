@@ -61,12 +61,12 @@ def tokenizer_of(store: Store, snapshot: Manifest) -> str:
 
 def _training(training: PastTraining) -> str:
     text = f"{training.checkpoint} on {training.snapshot}"
-    for value, what in (
+    for value, title in (
         (training.general_loss, "loss on general text"),
         (training.general_distance, "distance on general text"),
     ):
         if value is not None and training.general_before is not None:
-            text += f", {what} {training.general_before:.4f} to {value:.4f}"
+            text += f", {title} {training.general_before:.4f} to {value:.4f}"
     return text
 
 

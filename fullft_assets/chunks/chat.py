@@ -129,7 +129,7 @@ class ChatTemplate:
             DataError: the template refuses the conversation, or leaves out a part of it.
         """
         conversation = _read(messages)
-        text, blocks = written = self._render(conversation)
+        text, blocks = rendering = self._render(conversation)
         self._require_shown(conversation)
         turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         turns = turns[-1:] if train_on == "last_turn" else turns
@@ -139,16 +139,16 @@ class ChatTemplate:
                 span
                 for number in turns
                 if number not in learned
-                for span in self._spans(conversation, number, written)
+                for span in self._spans(conversation, number, rendering)
             ]
             return text, [
                 (end, start)
                 for (_, end), (start, _) in zip([(0, 0), *gaps], [*gaps, (len(text), 0)], strict=True)
             ]
         return (
-            written
+            rendering
             if train_on == "assistant" and learned == turns and _GENERATION.search(self.source)
-            else (text, [span for number in learned for span in self._spans(conversation, number, written)])
+            else (text, [span for number in learned for span in self._spans(conversation, number, rendering)])
         )
 
     def _require_shown(self, conversation: _Conversation) -> None:
@@ -158,22 +158,22 @@ class ChatTemplate:
         if not conversation.tools and all(len(message) == 2 for message in conversation.messages):
             return
         marked = conversation.marked(range(len(conversation.messages)))
-        shown = set(_MARKS.findall(self._render(marked)[0]))
-        if not shown.issuperset(_MARKS.findall(json.dumps(marked.tools))):
+        shown_marks = set(_MARKS.findall(self._render(marked)[0]))
+        if not shown_marks.issuperset(_MARKS.findall(json.dumps(marked.tools))):
             raise DataError("the chat template does not show the declared tools")
         for number, message in enumerate(marked.messages):
             marks = (
                 _MARKS.findall(json.dumps(message)) if len(message) > 2 or message["role"] == "tool" else ()
             )
-            if (hidden := set(marks) - shown) and (
+            if (hidden := set(marks) - shown_marks) and (
                 hidden := hidden.difference(_MARKS.findall(self._render(marked.upto(number))[0]))
             ):
                 raise DataError(
                     f"the chat template does not show {_PARTS[min(int(min(hidden)[-6:]) // 2, 2)]}"
                 )
 
-    def _spans(self, conversation: _Conversation, number: int, written: Rendered) -> list[Span]:
-        text, blocks = written
+    def _spans(self, conversation: _Conversation, number: int, rendering: Rendered) -> list[Span]:
+        text, blocks = rendering
         if not _GENERATION.search(self.source):
             return [self._turn(conversation, number, text)]
         marked_text, marked_blocks = self._render(conversation.marked([number]))
@@ -326,9 +326,9 @@ def _compile(source: str) -> Any:
 
         def _written(self, caller: Callable[[], str]) -> str:
             text = caller()
-            blocks, written = vars(self.environment)["tracked"]
+            blocks, ranges = vars(self.environment)["tracked"]
             begin = sum(map(len, blocks))
-            written.append((begin, begin + len(text)))
+            ranges.append((begin, begin + len(text)))
             return text
 
     def refuse(message: str) -> None:

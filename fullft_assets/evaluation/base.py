@@ -248,14 +248,14 @@ class LabelEvaluation(Evaluation):
 def label_scores(
     right: np.ndarray,
     true: np.ndarray,
-    predicted: np.ndarray,
+    num_predicted: np.ndarray,
     names: Sequence[str],
     thresholds: np.ndarray | None = None,
 ) -> list[LabelScore]:
     """Return the per-label table from counts [labels], in label order; a ratio without a denominator is 0."""
-    precision = ratio(right, predicted)
+    precision = ratio(right, num_predicted)
     recall = ratio(right, true)
-    f1 = ratio(2 * right, true + predicted)
+    f1 = ratio(2 * right, true + num_predicted)
     return [
         LabelScore(
             label=name,
@@ -264,7 +264,7 @@ def label_scores(
             f1=float(f1[i]),
             support=int(true[i]),
             threshold=None if thresholds is None else float(thresholds[i]),
-            num_predicted=int(predicted[i]),
+            num_predicted=int(num_predicted[i]),
         )
         for i, name in enumerate(names)
     ]

@@ -75,13 +75,13 @@ class TokenLoss:
         """Return the cross-entropy in fp32 of each trained token, row by row, and whether the model ranked it
         first: [tokens] both.
         """
-        predicted = labels[:, 1:] != IGNORED
-        targets = labels[:, 1:][predicted]
+        is_target = labels[:, 1:] != IGNORED
+        targets = labels[:, 1:][is_target]
         heads: list[tuple[torch.Tensor, torch.Tensor]] = []
         head = self.head
 
         def score_in_parts(hidden: torch.Tensor) -> torch.Tensor:
-            states = hidden[:, :-1][predicted]
+            states = hidden[:, :-1][is_target]
             size = _tokens_of_part(head.weight)
             for start in range(0, len(states), size):
                 logits = functional.linear(states[start : start + size], head.weight, head.bias)
@@ -89,7 +89,7 @@ class TokenLoss:
             return hidden.new_zeros((1, 1, 1))
 
         if not self.is_fused:
-            return _token_scores(model(**inputs, use_cache=False).logits[:, :-1][predicted], targets)
+            return _token_scores(model(**inputs, use_cache=False).logits[:, :-1][is_target], targets)
         with replaced_forward(head, score_in_parts):
             model(**inputs, use_cache=False)
         losses, is_first = zip(*heads, strict=True)

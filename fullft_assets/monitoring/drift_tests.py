@@ -363,12 +363,12 @@ class Scale:
             return None
         return _nearest(_unit(features.embeddings), self.held_out) / max(float(self.far), 1e-12)
 
-    def with_content_of(self, other: Scale) -> Scale:
+    def with_content_of(self, other_scale: Scale) -> Scale:
         """Return the scale with the arrays of another scale, on which earlier windows were read, for the
         tests that outlive a champion.
         """
         names = [name for test in self.tests if test.outlives_champion for name in test.arrays]
-        return replace(self, fitted={**self.fitted, **{name: other.fitted[name] for name in names}})
+        return replace(self, fitted={**self.fitted, **{name: other_scale.fitted[name] for name in names}})
 
     def without_rows(self) -> Scale:
         """Return the scale without the embeddings of single rows; the coordinates stay as they are."""

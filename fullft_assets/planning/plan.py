@@ -112,8 +112,8 @@ def memory_check(
         peak += max(0, 3 * bytes_per_weight(training.weights) * measured.num_parameters - state)
         note = ", with training.wise_ft"
     description = f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB{note}"
-    passed = peak <= limit
-    if not passed:
+    is_enough = peak <= limit
+    if not is_enough:
         # A step in the backward pass takes the full batch.
         rows = "batch_size and micro_batch_size" if training.steps_in_backward else "micro_batch_size"
         description += f"; lower training.{rows}, or set training.gradient_checkpointing"
@@ -122,7 +122,7 @@ def memory_check(
             description += f"; these are counted to fit: {changes}"
     return peak, CheckOutcome(
         name=FITS_IN_MEMORY.name,
-        passed=passed,
+        passed=is_enough,
         description=description,
         metadata={"peak_memory_gib": peak / GIB, "memory_limit_gib": limit / GIB},
     )

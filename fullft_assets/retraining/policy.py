@@ -321,11 +321,11 @@ def _if_there_is_something_new(
     if is_learned or (last is not None and last.outcome == "succeeded"):
         return Rule(name, "wait", f"{reason}, but there is nothing new to learn")
     if last is not None:
-        what = "is in flight" if last.outcome == "in_flight" else what_became_of(last)
+        end = "is in flight" if last.outcome == "in_flight" else what_became_of(last)
         return Rule(
             name,
             "wait",
-            f"{reason}, but the attempt of {date(last.started_at)} to learn from the rows of today {what}",
+            f"{reason}, but the attempt of {date(last.started_at)} to learn from the rows of today {end}",
         )
     return Rule(name, "retrain", reason)
 

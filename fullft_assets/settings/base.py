@@ -139,14 +139,14 @@ class OneOf:
         )
 
 
-def with_fitting_default(data: Any, key: str, default: int, *, other: str, divisor: int = 1) -> Any:
+def with_fitting_default(data: Any, key: str, default: int, *, other_key: str, divisor: int = 1) -> Any:
     """Return the given values of a section with a default that fits another key: at most its value /
     `divisor`.
 
     Whoever makes windows or batches smaller does not have to think of a second key. Wrong values are left to
     their own checks.
     """
-    bound = data.get(other) if isinstance(data, Mapping) and key not in data else None
+    bound = data.get(other_key) if isinstance(data, Mapping) and key not in data else None
     if not isinstance(bound, int) or bound < divisor or bound // divisor >= default:
         return data
     return {**data, key: bound // divisor}

@@ -167,11 +167,11 @@ def build_sketches(rows: pa.Table, seed: int, screen: Screen | None = None) -> p
 
 def _unit_hashes(rows: pa.Table, seed: int) -> np.ndarray:
     """Return the keyed hash of each row's group, or of its text if it has no group: float64 [n] in [0, 1)."""
-    encoded = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
+    encoding = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
     of_group = np.array(
-        [unit_hash(seed, "split", group) for group in encoded.dictionary.to_pylist()], np.float64
+        [unit_hash(seed, "split", group) for group in encoding.dictionary.to_pylist()], np.float64
     )
-    return of_group[encoded.indices.to_numpy()]
+    return of_group[encoding.indices.to_numpy()]
 
 
 def _ensure_sketches(

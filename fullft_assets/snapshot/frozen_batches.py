@@ -153,12 +153,12 @@ def _rewritten(snapshot: Manifest, part: str) -> StoreError:
 
 def by_batch(rows: pa.Table) -> list[tuple[str, np.ndarray]]:
     """Return the name of each batch in the column `batch`, with the numbers of its rows."""
-    encoded = rows["batch"].combine_chunks().dictionary_encode()
-    batch = encoded.indices.to_numpy()
+    encoding = rows["batch"].combine_chunks().dictionary_encode()
+    batch = encoding.indices.to_numpy()
     order = np.argsort(batch, kind="stable")
     return list(
         zip(
-            encoded.dictionary.to_pylist(),
+            encoding.dictionary.to_pylist(),
             np.split(order, np.flatnonzero(np.diff(batch[order])) + 1),
             strict=False,
         )

@@ -421,8 +421,8 @@ def num_replay_tokens(num_task_tokens: int, share: float) -> int:
 def _too_little(replay: ReplaySettings, num_needed: int, draw: Draw) -> DataError:
     why = [f"{count:,} rows: {reason}" for reason, count in draw.num_unusable.most_common(3)]
     why += [
-        f"{count:,} overlap {what}"
-        for what, count in zip(
+        f"{count:,} overlap {source}"
+        for source, count in zip(
             ("held-out rows", "snapshot.screen", "snapshot.general"), draw.num_passed_over, strict=True
         )
         if count

@@ -477,17 +477,17 @@ class EvaluationContext:
         return load_all(names, self.store.folder(artifact), context)
 
 
-def column_of(system: str, what: str) -> str:
+def column_of(system: str, quantity: str) -> str:
     """Return the column of `EvaluationResult.rows` with what a system predicted; the fine-tuned model's is
     named by that alone.
     """
-    return what if system == FINETUNED else f"{system}.{what}"
+    return quantity if system == FINETUNED else f"{system}.{quantity}"
 
 
 def shared_labels(model_labels: Sequence[str], labels: Sequence[str]) -> list[str]:
     """Return which of the labels a system knows, in their order."""
-    shared = [label for label in labels if label in model_labels]
-    if not shared:
+    common_labels = [label for label in labels if label in model_labels]
+    if not common_labels:
         new_names, model_names = (
             named(((label, "") for label in part), len(part), {*labels, *model_labels})
             for part in (labels, model_labels)
@@ -496,7 +496,7 @@ def shared_labels(model_labels: Sequence[str], labels: Sequence[str]) -> list[st
             f"the model knows none of the labels {new_names}, only {model_names}; give the new labels a use"
             " case of their own"
         )
-    return shared
+    return common_labels
 
 
 def pick_answers(

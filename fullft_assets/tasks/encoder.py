@@ -118,7 +118,7 @@ class Encoder(ABC):
         return replace(context, labels=self.labels, open_recipe=lambda: self)
 
     @abstractmethod
-    def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
+    def _score_predicted(self, name: str, predictions: Any, folder: Path) -> dict[str, float]:
         """Return the task's metrics of what a baseline predicts of the validation rows; what else it needs is
         saved in the folder.
         """

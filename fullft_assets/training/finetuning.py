@@ -197,7 +197,7 @@ class TrainingSegment:
             self.history,
             num_steps=self.num_steps,
             resumable=run.resumable,
-            stored=run.stored,
+            checkpoints=run.stored,
             before_roll_back=self.saver.finish,
         )
         self.loop: Loop | None = None
@@ -567,7 +567,7 @@ def fine_tune(
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None = None,
     resumable: bool = True,
     watch: Watch = lambda moment, loop: None,
-    stored: StoredCheckpoints | None = None,
+    checkpoints: StoredCheckpoints | None = None,
 ) -> Fit:
     """Train every weight of a model.
 
@@ -579,8 +579,8 @@ def fine_tune(
             Default: twice an epoch.
         resumable: write checkpoints; one takes three times the weights' space.
         watch: called at each `loop.Moment`.
-        stored: the checkpoints of this training in its store, where that is not a disk: they go there too,
-            and may come from there.
+        checkpoints: those of this training in its store, where that is not a disk: they go there too, and may
+            come from there.
 
     Raises:
         DataError, SettingsError: the recipe's model cannot be trained on its rows.
@@ -597,8 +597,8 @@ def fine_tune(
     history = RunHistory(
         work_folder,
         is_writer=is_first_rank(),
-        stored=stored.read_history() if stored is not None and is_first_rank() else None,
-        store=None if stored is None else stored.write_history,
+        stored_history=checkpoints.read_history() if checkpoints is not None and is_first_rank() else None,
+        store=None if checkpoints is None else checkpoints.write_history,
     )
     # Hosts may have disks of their own, and the first process may write its file before or after another one
     # reads it.
@@ -615,7 +615,7 @@ def fine_tune(
             resumable=resumable,
             watch=watch,
             history=history,
-            stored=stored,
+            stored=checkpoints,
         )
     )
 

@@ -48,7 +48,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     with (
         exclusive(folder) if is_first_rank() else nullcontext(),
         spot.stop_on_notice(job.settings.launcher, progress),
-        stored_checkpoints(store, job.case, job.stage, job.key, progress) as stored,
+        stored_checkpoints(store, job.case, job.stage, job.key, progress) as checkpoints,
     ):
         fit = fine_tune(
             recipe,
@@ -57,15 +57,15 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             folder,
             progress,
             num_processes=num_ranks(),
-            stored=stored,
+            checkpoints=checkpoints,
         )
         if is_first_rank():
             # Before the model is written: it changes the model's configuration.
             facts = fit.about | recipe.finish(fit.model, progress)
             with room_needed(folder, "the trained model"):
                 _write(job, store, inputs, header, folder, fit, facts)
-            if stored is not None:
-                stored.remove_all()
+            if checkpoints is not None:
+                checkpoints.remove_all()
             shutil.rmtree(folder)
 
 

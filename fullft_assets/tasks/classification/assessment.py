@@ -109,14 +109,14 @@ def predictions_of(
         raise ValueError(f"{name}: {probabilities.shape[1]} columns for {len(label_names)} labels")
     answer = probabilities.argmax(axis=1)
     true = np.eye(len(label_names), dtype=bool)[labels]
-    predicted = np.eye(len(label_names), dtype=bool)[answer]
+    is_predicted = np.eye(len(label_names), dtype=bool)[answer]
     return Predictions(
         label_names,
         labels,
         probabilities,
-        true_positives=true & predicted,
+        true_positives=true & is_predicted,
         true=true,
-        num_predicted=predicted,
+        num_predicted=is_predicted,
         is_right=labels == answer,
     )
 

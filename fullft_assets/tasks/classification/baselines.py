@@ -281,10 +281,10 @@ class Tfidf(Baseline):
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         words, parts = vocabularies
-        shared: dict[str, Any] = {"sublinear_tf": True, "max_features": max_terms, "dtype": np.float32}
+        options: dict[str, Any] = {"sublinear_tf": True, "max_features": max_terms, "dtype": np.float32}
         return [
-            TfidfVectorizer(vocabulary=words, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **shared),
-            TfidfVectorizer(vocabulary=parts, analyzer="char_wb", ngram_range=(2, 5), **shared),
+            TfidfVectorizer(vocabulary=words, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **options),
+            TfidfVectorizer(vocabulary=parts, analyzer="char_wb", ngram_range=(2, 5), **options),
         ]
 
     @classmethod

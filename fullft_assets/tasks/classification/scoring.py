@@ -122,10 +122,10 @@ def _placed(values: np.ndarray, model_labels: list[str], labels: list[str], fill
     """Return the values [..., model_labels] in the order of `labels`; `fill` for a label that the model does
     not know.
     """
-    shared = shared_labels(model_labels, labels)
+    common_labels = shared_labels(model_labels, labels)
     table = np.full((*values.shape[:-1], len(labels)), fill)
-    source = [model_labels.index(label) for label in shared]
-    table[..., [labels.index(label) for label in shared]] = values[..., source]
+    source = [model_labels.index(label) for label in common_labels]
+    table[..., [labels.index(label) for label in common_labels]] = values[..., source]
     return table
 
 
