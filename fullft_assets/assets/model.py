@@ -11,8 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from fullft_assets import checkpoint as checkpoint_key
-from fullft_assets import evaluation, planning, release, security, snapshot
+from fullft_assets import checkpoint as checkpoint_key, evaluation, planning, release, security, snapshot
 from fullft_assets.artifacts import (
     BASELINE_MODEL,
     CHAMPION_MODEL,

@@ -19,8 +19,10 @@ from fullft_assets.documents.formats.encodings import is_encoding
 from fullft_assets.documents.names import shown_path
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.examples.expectations import argument_problems as expectation_argument_problems
-from fullft_assets.examples.expectations import problems as expectation_problems
+from fullft_assets.examples.expectations import (
+    argument_problems as expectation_argument_problems,
+    problems as expectation_problems,
+)
 from fullft_assets.extras import problem_without
 from fullft_assets.settings import MODELS, LauncherSettings, UseCaseSettings, contradictions
 from fullft_assets.settings.guards import guard_problems

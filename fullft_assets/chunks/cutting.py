@@ -203,12 +203,16 @@ def locate_spans(tokens: Encoded, texts: Sequence[str], spans: CharacterSpans) -
         one. The number of spans without a token: of white space, or of characters whose tokens an earlier
         span has.
     """
-    stripped = [
+    stripped_spans = [
         [strip_span(text, start, end) for start, end in row] for text, row in zip(texts, spans, strict=True)
     ]
-    rows, first, last = _token_ranges(tokens, stripped)
-    edges = np.array([edge for row in stripped for edge in row], np.int64).reshape(-1, 2)
-    number = np.concatenate([np.arange(len(row)) for row in stripped]) if len(rows) else np.zeros(0, np.int64)
+    rows, first, last = _token_ranges(tokens, stripped_spans)
+    edges = np.array([edge for row in stripped_spans for edge in row], np.int64).reshape(-1, 2)
+    number = (
+        np.concatenate([np.arange(len(row)) for row in stripped_spans])
+        if len(rows)
+        else np.zeros(0, np.int64)
+    )
     order = np.lexsort((-edges[:, 1], edges[:, 0], rows))
     number, first, last = np.stack([number + 1, first, last])[:, order]
     first = np.maximum(first, np.append(0, np.maximum.accumulate(last))[:-1])

@@ -196,8 +196,8 @@ def chunk(
     if TASKS.get(task).has_messages:
         rendered, refusals = _render(examples, tokenization)
         tokens, cuts = tokenization.read([text for text, _ in rendered], spans=True)
-        trained = cutting.train_spans(tokens, [spans for _, spans in rendered])
-        num_trained = cutting.count_trained(trained, tokens, cuts)
+        trained_marks = cutting.train_spans(tokens, [spans for _, spans in rendered])
+        num_trained = cutting.count_trained(trained_marks, tokens, cuts)
         counts["num_trained_tokens"] = int(num_trained.sum())
         untrained = np.flatnonzero(num_trained == 0)
         counts["num_rows_without_trained_tokens"] = len(untrained)
@@ -205,7 +205,7 @@ def chunk(
             f"{alias(examples['source'][row].as_py())}:{examples['row'][row].as_py()}{refusals.get(row, '')}"
             for row in untrained[:_SHOWN].tolist()
         ]
-        marks = cutting.to_arrow(*cutting.train_once(trained, cuts), cuts)
+        marks = cutting.to_arrow(*cutting.train_once(trained_marks, cuts), cuts)
     elif TASKS.get(task).target == "spans":
         tokens, cuts = tokenization.read(texts, spans=True)
         spans = [
@@ -358,6 +358,6 @@ def rows_without_trained_tokens(folder: Path) -> np.ndarray:
         for batch in file.iter_batches(ROWS_AT_A_TIME, columns=["marks"]):
             chunks = batch["marks"].flatten()
             of_chunk = pc.list_parent_indices(chunks).filter(pc.equal(chunks.flatten(), 1))
-            trained = pc.list_parent_indices(batch["marks"]).take(of_chunk)
-            is_untrained.append(~np.isin(np.arange(len(batch)), trained.to_numpy()))
+            trained_rows = pc.list_parent_indices(batch["marks"]).take(of_chunk)
+            is_untrained.append(~np.isin(np.arange(len(batch)), trained_rows.to_numpy()))
     return np.flatnonzero(np.concatenate(is_untrained))

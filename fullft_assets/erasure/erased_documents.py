@@ -191,13 +191,13 @@ class _ListedDocuments:
     missing: list[str] = field(default_factory=list)
 
 
-def search(store: Store, case: str, listed: Iterable[str], by: By) -> _ListedDocuments:
+def search(store: Store, case: str, list_lines: Iterable[str], by: By) -> _ListedDocuments:
     """Find the documents that a list names.
 
     A line is an id exactly as it is, else without the white space around it, else the name of a file that is
     one document; or a group in any of its spellings.
     """
-    lines = list(dict.fromkeys(listed))
+    lines = list(dict.fromkeys(list_lines))
     tables = list(_hits(store, case, {form for line in lines for form in _forms(line, by)}, by))
     values = {value for table in tables for value in table[by].to_pylist()}
     ids: dict[str, set[str]] = {}

@@ -243,7 +243,7 @@ HOLDING = (
 
 
 def erase(
-    store: Store, case: str, listed: Iterable[str], *, by: By = "id", reason: str = ""
+    store: Store, case: str, list_lines: Iterable[str], *, by: By = "id", reason: str = ""
 ) -> ErasureReport:
     """Erase documents everywhere in a use case's store.
 
@@ -252,18 +252,18 @@ def erase(
 
     Args:
         store, case: where.
-        listed: document ids, or groups (all documents of a patient, a client), as the list has them.
+        list_lines: document ids, or groups (all documents of a patient, a client), as the list has them.
         by: what is listed.
         reason: kept with the tombstones.
     """
     with store.alone_with_artifacts(case), store.rewriting(case):
-        return _erase(store, case, list(dict.fromkeys(listed)), by, reason)
+        return _erase(store, case, list(dict.fromkeys(list_lines)), by, reason)
 
 
-def _erase(store: Store, case: str, listed: list[str], by: By, reason: str) -> ErasureReport:
-    report = ErasureReport(num_listed=len(listed))
+def _erase(store: Store, case: str, list_lines: list[str], by: By, reason: str) -> ErasureReport:
+    report = ErasureReport(num_listed=len(list_lines))
     _sweep(store, case, report)
-    documents = search(store, case, listed, by)
+    documents = search(store, case, list_lines, by)
     write_tombstones(store, case, documents.digests, by=by, reason=reason)
     report.missing = documents.missing
     report.num_before = len(documents.before)

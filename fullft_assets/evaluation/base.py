@@ -304,13 +304,13 @@ def label_fields(
         thresholds: of the fine-tuned model [labels], where it has some.
     """
     candidate = predictions[comparison.candidate]
-    right, true, predicted = (
+    counts = (
         np.asarray(table).sum(0)
         for table in (candidate.true_positives, candidate.true, candidate.num_predicted)
     )
     return comparison.run(predictions, groups, len(groups)) | {
         "labels": list(names),
-        "per_label": label_scores(right, true, predicted, names, thresholds),
+        "per_label": label_scores(*counts, names=names, thresholds=thresholds),
     }
 
 

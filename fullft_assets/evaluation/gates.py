@@ -406,8 +406,10 @@ class ForgettingIsWithinBudget(Gate):
         if budget is None:
             return self.result(True, f"{text}; no budget is set (training.max_general_rise)", numbers)
         is_within = forgetting.rise <= budget
-        relation = "within" if is_within else "more than"
-        text += f", {relation} the budget of {budget:.3f} (training.max_general_rise)"
+        text += (
+            f", {'within' if is_within else 'more than'} the budget of {budget:.3f}"
+            " (training.max_general_rise)"
+        )
         return self.result(is_within, text, numbers)
 
 

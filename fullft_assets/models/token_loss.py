@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -96,16 +96,16 @@ class TokenLoss:
         return torch.cat(losses), torch.cat(is_first)
 
     def _fused(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        inputs, positions, targets = predictions(model, inputs, labels)
+        prediction = predictions(model, inputs, labels)
         head = self.head
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
-            states = hidden.flatten(0, 1).index_select(0, positions)
-            return LinearCrossEntropy.apply(states, head.weight, head.bias, targets)
+            states = hidden.flatten(0, 1).index_select(0, prediction.positions)
+            return LinearCrossEntropy.apply(states, head.weight, head.bias, prediction.targets)
 
         # A copy: FSDP warns about views, whose hooks an operation in place would lose.
         with replaced_forward(head, lambda hidden: loss_of(hidden).reshape(1, 1, 1).clone()):
-            return model(**inputs, use_cache=False).logits.sum()
+            return model(**prediction.inputs, use_cache=False).logits.sum()
 
     @torch.no_grad()
     def _returns_logits_of_head(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
@@ -122,22 +122,27 @@ class TokenLoss:
 
 def predicted_positions(labels: np.ndarray) -> torch.Tensor:
     """Return the positions [predictions] of the tokens whose next one is trained, in rows laid end to end."""
-    is_predicted = np.pad(labels[:, 1:] != IGNORED, ((0, 0), (0, 1)))
-    return torch.from_numpy(np.flatnonzero(is_predicted))
+    return torch.from_numpy(np.flatnonzero(np.pad(labels[:, 1:] != IGNORED, ((0, 0), (0, 1)))))
 
 
-def predictions(
-    model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor
-) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
-    """Return the inputs that the model takes, their `predicted_positions`, and the token that follows
-    each.
+class Predictions(NamedTuple):
+    """What a model predicts in a batch: the inputs that it takes, their `predicted_positions`, and the token
+    that follows each.
     """
+
+    inputs: dict[str, Any]
+    positions: torch.Tensor
+    targets: torch.Tensor
+
+
+def predictions(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> Predictions:
+    """Return what the model predicts in a batch."""
     positions = inputs.get(PREDICTED)
     excluded = {PREDICTED, *(() if documents.takes_bounds(model) else documents.BOUNDS)}
     inputs = {name: value for name, value in inputs.items() if name not in excluded}
     if positions is None:
         positions = predicted_positions(labels.numpy(force=True)).to(labels.device)
-    return inputs, positions, labels.flatten().index_select(0, positions + 1)
+    return Predictions(inputs, positions, labels.flatten().index_select(0, positions + 1))
 
 
 @contextmanager
@@ -158,9 +163,11 @@ def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Te
 
 def plain(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """Return the same sum, computed from all of the model's own logits."""
-    inputs, positions, targets = predictions(model, inputs, labels)
-    logits = model(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, positions)
-    return functional.cross_entropy(logits.float(), targets, reduction="sum")
+    prediction = predictions(model, inputs, labels)
+    logits = (
+        model(**prediction.inputs, use_cache=False).logits.flatten(0, 1).index_select(0, prediction.positions)
+    )
+    return functional.cross_entropy(logits.float(), prediction.targets, reduction="sum")
 
 
 class LinearCrossEntropy(torch.autograd.Function):

@@ -64,9 +64,9 @@ def compare_means(
     coordinates = float(np.clip(variance**2 / squares if squares > 0 else size, min(3, size), size))
     mean = np.average(np.stack(current), axis=0, weights=current_sizes)
     distance = float(np.square(mean - centre).sum())
-    expected = (1 / sum(current_sizes) + 1 / sizes.sum()) * variance
-    p_value = float(f.sf(distance / expected, coordinates, _DENOMINATOR * degrees * coordinates))
-    return distance / expected, p_value, max(distance - expected, 0.0) ** 0.5
+    expected_distance = (1 / sum(current_sizes) + 1 / sizes.sum()) * variance
+    p_value = float(f.sf(distance / expected_distance, coordinates, _DENOMINATOR * degrees * coordinates))
+    return distance / expected_distance, p_value, max(distance - expected_distance, 0.0) ** 0.5
 
 
 #: Rows for each component: of fewer, the smallest ones are mostly noise.

@@ -100,8 +100,8 @@ def predict_score(
     doublings = math.log2(max(1.0, target_rows / point.rows))
     # Also where it is not a number.
     if start is None or not point.gain >= -_MAX_FALL:
-        known = _bounded(point.score if start is None else start)
-        return PredictedScore(point=point, target_rows=target_rows, predicted=known, low=0.0, high=1.0)
+        score = _bounded(point.score if start is None else start)
+        return PredictedScore(point=point, target_rows=target_rows, predicted=score, low=0.0, high=1.0)
     score = start + point.gain
     chance = _REACH * math.sqrt(max(score * (1 - score), 0.0025) / max(1, num_validation_rows) + _STRAYING**2)
     return PredictedScore(

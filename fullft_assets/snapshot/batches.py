@@ -10,13 +10,19 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
 from fullft_assets.artifacts import EXAMPLES_FILE, LABELED_EXAMPLES, NEAR_DUPLICATE_INDEX
-from fullft_assets.chunks import VERSION as CHUNKS_VERSION
-from fullft_assets.chunks import ChunksMetadata, Expected, rows_without_trained_tokens
+from fullft_assets.chunks import (
+    VERSION as CHUNKS_VERSION,
+    ChunksMetadata,
+    Expected,
+    rows_without_trained_tokens,
+)
 from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
-from fullft_assets.examples import VERSION as EXAMPLES_VERSION
-from fullft_assets.examples import ExamplesMetadata
-from fullft_assets.examples import key_settings as example_settings
+from fullft_assets.examples import (
+    VERSION as EXAMPLES_VERSION,
+    ExamplesMetadata,
+    key_settings as example_settings,
+)
 from fullft_assets.examples.identity import COLUMNS
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.all_rows import BatchRows

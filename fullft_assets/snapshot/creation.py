@@ -14,16 +14,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE, EXAMPLES_FILE, REPORT_PAGE, TRAINING_SNAPSHOT
-from fullft_assets.chunks import VERSION as CHUNKS_VERSION
-from fullft_assets.chunks import Expected, load_tokenization
+from fullft_assets.chunks import VERSION as CHUNKS_VERSION, Expected, load_tokenization
 from fullft_assets.documents import names
 from fullft_assets.examples.agreement import metadata_of
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import checks, data_report, general, packing, screening
 from fullft_assets.snapshot.all_rows import BatchRows
-from fullft_assets.snapshot.batches import VERSION as SKETCHES_VERSION
-from fullft_assets.snapshot.batches import archive_check, read_batches, usable_batches
+from fullft_assets.snapshot.batches import (
+    VERSION as SKETCHES_VERSION,
+    archive_check,
+    read_batches,
+    usable_batches,
+)
 from fullft_assets.snapshot.frozen_batches import (
     chunk_lengths,
     content_of,

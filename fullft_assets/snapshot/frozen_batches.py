@@ -91,12 +91,12 @@ def find_rows(store: Store, snapshot: Manifest, index: pa.Table, *, with_chunks:
     chunk_files: dict[str, Path] = {}
     for batch, numbers in by_batch(index):
         examples[batch] = store.folder(store.load(parts[batch].examples)) / EXAMPLES_FILE
-        delivered = pq.read_table(examples[batch], columns=["source", "row"])
+        row_sources = pq.read_table(examples[batch], columns=["source", "row"])
         if with_chunks:
             chunk_files[batch] = store.folder(store.load(parts[batch].chunks)) / CHUNKS_FILE
-            if pq.read_metadata(chunk_files[batch]).num_rows != len(delivered):
+            if pq.read_metadata(chunk_files[batch]).num_rows != len(row_sources):
                 raise _rewritten(snapshot, f"batch {batch}")
-        position[numbers] = positions_in(delivered, index.take(pa.array(numbers)))
+        position[numbers] = positions_in(row_sources, index.take(pa.array(numbers)))
         if (position[numbers] < 0).any():
             raise _rewritten(snapshot, f"batch {batch}")
     return FrozenRows(pa.table({"batch": index["batch"], "position": position}), examples, chunk_files)

@@ -27,10 +27,14 @@ from fullft_assets.artifacts import (
     REPLAY_DOCUMENTS,
 )
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.chunks import VERSION as CHUNKS_VERSION
-from fullft_assets.chunks import Tokenization, chunk, tokenizer_digest
-from fullft_assets.chunks import key_settings as chunk_settings
-from fullft_assets.chunks import schema as chunk_schema
+from fullft_assets.chunks import (
+    VERSION as CHUNKS_VERSION,
+    Tokenization,
+    chunk,
+    key_settings as chunk_settings,
+    schema as chunk_schema,
+    tokenizer_digest,
+)
 from fullft_assets.conversations import messages_hash
 from fullft_assets.documents.erasure import is_erased, read_tombstones
 from fullft_assets.errors import DataError

@@ -515,10 +515,18 @@ def pick_answers(
         say: returns an answer for a row in words.
     """
     names = evaluation.justification.best_baseline, evaluation.candidate
-    baseline, tuned = ([say(row, answer) for row, answer in enumerate(answers[name])] for name in names)
+    baseline, candidate_answers = (
+        [say(row, answer) for row, answer in enumerate(answers[name])] for name in names
+    )
     order = np.random.default_rng(seed).permutation(len(test))
-    agrees = np.array([tuned[row] == baseline[row] for row in order.tolist()])
+    agrees = np.array([candidate_answers[row] == baseline[row] for row in order.tolist()])
     return [
-        AnsweredRow(test.ids[row], shorten(test.texts[row]), say(row, truth[row]), baseline[row], tuned[row])
+        AnsweredRow(
+            test.ids[row],
+            shorten(test.texts[row]),
+            say(row, truth[row]),
+            baseline[row],
+            candidate_answers[row],
+        )
         for row in order[np.argsort(agrees, kind="stable")][:NUM_ANSWERS].tolist()
     ]

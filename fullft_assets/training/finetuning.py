@@ -42,8 +42,7 @@ from fullft_assets.progress import Listener, Progress
 from fullft_assets.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.settings import TrainingSettings, contradictions
 from fullft_assets.settings.guards import guard_settings
-from fullft_assets.training import kernels, ranks, regularization, sharding
-from fullft_assets.training import loop as training_loop
+from fullft_assets.training import kernels, loop as training_loop, ranks, regularization, sharding
 from fullft_assets.training.checkpoints import (
     STEP_LOG,
     Incident,
@@ -175,8 +174,8 @@ class TrainingSegment:
         self.model.config.use_cache = False
         if self.checkpoint is None and run.recipe.has_new_head:
             self._fit_head()
-        prepared = run.recipe.prepare(self.model, self.settings, run.seed)
-        self.prepared = kernels.apply(self.model, prepared, self.settings)
+        preparation = run.recipe.prepare(self.model, self.settings, run.seed)
+        self.prepared = kernels.apply(self.model, preparation, self.settings)
         feed = self.prepared.feed
         documents_of_steps = feed.bounds_of_steps(
             accumulation_steps(self.settings, run.num_processes) * run.num_processes

@@ -133,12 +133,12 @@ class StoredCheckpoints:
                 json.loads(self._store.read_bytes(f"{self._root}/{folder}/{name}") or b"null")
                 for name in (SEAL, ORIGIN)
             )
-            damaged = next((name for name, size in seal.items() if sizes.get(name) != size), None)
-            if damaged is None:
+            damaged_file = next((name for name, size in seal.items() if sizes.get(name) != size), None)
+            if damaged_file is None:
                 return Checkpoint(folder, _step_of(folder), origin["num_incidents"], origin["is_planned"])
         except (ValueError, KeyError, AttributeError, TypeError):
-            damaged = SEAL
-        self._progress.say(f"{self.place(folder)}/{damaged} is damaged; this checkpoint is skipped")
+            damaged_file = SEAL
+        self._progress.say(f"{self.place(folder)}/{damaged_file} is damaged; this checkpoint is skipped")
         return None
 
     def place(self, name: str) -> str:
@@ -159,8 +159,8 @@ class StoredCheckpoints:
                 partial = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder))
                 try:
                     # What a disk or a transfer damaged once may arrive whole the next time.
-                    if damaged := self._fetch(name, partial) and self._fetch(name, partial):
-                        return damaged
+                    if damaged_file := self._fetch(name, partial) and self._fetch(name, partial):
+                        return damaged_file
                     shutil.rmtree(target, ignore_errors=True)
                     partial.rename(target)
                 finally:
@@ -475,15 +475,15 @@ def checkpoint_of_step(
     path = checkpoint_of(folder, step)
     problem = f"{path} is missing"
     if any(checkpoint.step == step for checkpoint in complete_checkpoints(folder, history)):
-        if (damaged := first_damaged(path, listener)) is None:
+        if (damaged_file := first_damaged(path, listener)) is None:
             return path
-        problem = f"{path / damaged} is damaged"
+        problem = f"{path / damaged_file} is damaged"
     if checkpoints is None:
         raise StoreError(problem)
     for name in [checkpoint.name for checkpoint in checkpoints.complete(history) if checkpoint.step == step]:
-        if (damaged := ranks.attended(partial(checkpoints.fetch, name, folder), listener)) is None:
+        if (damaged_file := ranks.attended(partial(checkpoints.fetch, name, folder), listener)) is None:
             return path
-        problem = f"{checkpoints.place(name)}/{damaged} is damaged"
+        problem = f"{checkpoints.place(name)}/{damaged_file} is damaged"
     raise StoreError(problem)
 
 
@@ -510,12 +510,12 @@ def _choose(
         newest = here[0] if is_here else there[0]
         path = checkpoint_of(folder, newest.step)
         if is_here or checkpoints is None:
-            damaged = first_damaged(path, listener)
+            damaged_file = first_damaged(path, listener)
             uri = str(path)
         else:
-            damaged = ranks.attended(partial(checkpoints.fetch, newest.name, folder), listener)
+            damaged_file = ranks.attended(partial(checkpoints.fetch, newest.name, folder), listener)
             uri = checkpoints.place(newest.name)
-        if damaged is None:
+        if damaged_file is None:
             # It may have been copied here for another process, or a kill came between it and its log.
             restore_beside(path, folder)
             return _name_of(path)
@@ -523,7 +523,9 @@ def _choose(
             (path / SEAL).unlink()  # training never continues from it
         else:
             checkpoints.skip(newest.name)
-        progress.say(f"{uri}/{damaged} is damaged; continuing from the checkpoint before, if there is one")
+        progress.say(
+            f"{uri}/{damaged_file} is damaged; continuing from the checkpoint before, if there is one"
+        )
 
 
 #: What a thread of each process does next; it is sent the results of all of them.

@@ -119,13 +119,13 @@ class LogisticHead:
         with warnings.catch_warnings():
             # Few rows of many labels are no regression.
             warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-            fitted = (
+            arrays = (
                 _fit_softmax(model, features, labels, num_labels)
                 if is_exclusive
                 else _fit_each(model, features, labels)
             )
         # Saved in single precision, and the same after loading.
-        return cls(*(values.astype(np.float32) for values in fitted), is_exclusive=is_exclusive)
+        return cls(*(values.astype(np.float32) for values in arrays), is_exclusive=is_exclusive)
 
     def probabilities(self, features: Any) -> np.ndarray:
         from scipy.special import expit, softmax

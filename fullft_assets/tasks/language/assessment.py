@@ -164,7 +164,7 @@ def assess(
             f" {title(rescaled[0])} cuts others than the test set's; give token_probability, which compares"
             " equal text"
         )
-    tuned = selected[comparison.candidate]
+    candidate_scores = selected[comparison.candidate]
     predictions = {name: predictions_of(system_scores) for name, system_scores in selected.items()}
     fields = comparison.take(is_scored).run(predictions, groups, len(groups))
     justification = fields["justification"]
@@ -176,17 +176,17 @@ def assess(
     fields["justification"] = justification.model_copy(update={"sentence": sentence})
     return LanguageEvaluation(
         **fields,
-        num_test_tokens=int(tuned.num_tokens.sum()),
+        num_test_tokens=int(candidate_scores.num_tokens.sum()),
         num_rows_without_tokens=int((~is_scored).sum()),
         rescaled=rescaled,
-        changes=changes(tuned, selected[BASE_MODEL]),
+        changes=changes(candidate_scores, selected[BASE_MODEL]),
         answers=answers,
     )
 
 
-def changes(tuned: DocumentScores, base: DocumentScores) -> Changes:
+def changes(candidate: DocumentScores, base: DocumentScores) -> Changes:
     """Compare the mean loss of each document [n] before and after."""
-    change = tuned.loss - base.loss
+    change = candidate.loss - base.loss
     counts = {"num_better": change < 0, "num_worse": change > 0, "num_equal": change == 0}
     return Changes(**{name: int(rows.sum()) for name, rows in counts.items()})
 

@@ -99,26 +99,22 @@ def predictions_of(
 
 def errors(truth: Sequence[Sequence[Span]], predicted_spans: Sequence[Sequence[Span]]) -> SpanErrors:
     """Sort predicted spans by what is wrong with them."""
-    right = label = edges = invented = missed = 0
+    counts = dict.fromkeys(SpanErrors.model_fields, 0)
     for true, spans in zip(truth, predicted_spans, strict=True):
         places = {(start, end) for start, end, _ in true}
         for span in set(spans):
             if span in set(true):
-                right += 1
+                counts["num_right"] += 1
             elif span[:2] in places:
-                label += 1
+                counts["num_wrong_label"] += 1
             elif any(_overlap(span, other_span) for other_span in true):
-                edges += 1
+                counts["num_wrong_edges"] += 1
             else:
-                invented += 1
-        missed += sum(not any(_overlap(span, other_span) for other_span in spans) for span in set(true))
-    return SpanErrors(
-        num_right=right,
-        num_wrong_label=label,
-        num_wrong_edges=edges,
-        num_invented=invented,
-        num_missed=missed,
-    )
+                counts["num_invented"] += 1
+        counts["num_missed"] += sum(
+            not any(_overlap(span, other_span) for other_span in spans) for span in set(true)
+        )
+    return SpanErrors(**counts)
 
 
 def _overlap(first: Span, second: Span) -> bool:
