@@ -307,7 +307,9 @@ def score_documents(
         marks: aligned with the chunks, 1 where a token is trained; None: all are.
         progress: reports how many chunks are done; asked between batches whether to stop.
     """
-    num_tokens, loss, num_right = (np.zeros(len(chunks), kind) for kind in (np.int64, np.float64, np.int64))
+    num_tokens = np.zeros(len(chunks), np.int64)
+    loss = np.zeros(len(chunks))
+    num_right = np.zeros(len(chunks), np.int64)
     rows = _rows(chunks, marks)
     move(model)
     token_loss: TokenLoss | None = None

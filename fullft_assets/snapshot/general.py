@@ -246,9 +246,10 @@ def _take_tokens(
         has_control = np.array(list(map(tokenizations.holds_control_token, block["text"].to_pylist())))
         masks = [screen.overlapping(block["text"]) for screen in screens]
         clean = np.flatnonzero(~np.logical_or.reduce([has_control, *masks]))
-        fit, chunks, is_enough = _first_tokens(tokenizations.chunk(block.take(clean)), missing)
+        fit, chunks = _first_tokens(tokenizations.chunk(block.take(clean)), missing)
+        missing -= int(_num_tokens(chunks).sum())
         # What follows the last one was never drawn.
-        looked_at = clean[fit[-1]] + 1 if is_enough else len(block)
+        looked_at = len(block) if missing > 0 else clean[fit[-1]] + 1
         num_passed_over = [
             count + int(mask[:looked_at].sum()) for count, mask in zip(num_passed_over, masks, strict=True)
         ]
@@ -256,7 +257,6 @@ def _take_tokens(
         unusable["no trained token"] += int((clean < looked_at).sum()) - len(fit)
         examples.append(block.take(clean[fit]))
         chunk_tables.append(chunks)
-        missing -= int(_num_tokens(chunks).sum())
     documents = pa.concat_tables(examples).drop_columns(["place"])
     return Draw(
         documents,
@@ -268,9 +268,9 @@ def _take_tokens(
     )
 
 
-def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table, bool]:
-    """Return the first rows with a trained token that have the missing tokens together, their chunks, and
-    whether there are enough tokens. The last row loses the chunks whose tokens are not needed.
+def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table]:
+    """Return the first rows with a trained token that have the missing tokens together, or all of them, and
+    their chunks. The last row loses the chunks whose tokens are not needed.
     """
 
     num_trained = _num_tokens(chunks)
@@ -280,14 +280,14 @@ def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table,
     fit = np.flatnonzero(num_trained > 0)
     tokens = np.cumsum(_num_tokens(chunks)[fit])
     if (last := int(np.searchsorted(tokens, missing))) == len(fit):
-        return fit, chunks.take(fit), False
+        return fit, chunks.take(fit)
     fit = fit[: last + 1]
     row = chunks.slice(fit[-1], 1).to_pylist()[0]
     num_spare = int(tokens[last]) - missing
     while len(row[CHUNKS_COLUMN]) > 1 and len(row[CHUNKS_COLUMN][-1]) <= num_spare:
         num_spare -= len(row[CHUNKS_COLUMN].pop())
     row["marks"] = row["marks"] and row["marks"][: len(row[CHUNKS_COLUMN])]
-    return fit, pa.concat_tables([chunks.take(fit[:-1]), pa.Table.from_pylist([row], chunks.schema)]), True
+    return fit, pa.concat_tables([chunks.take(fit[:-1]), pa.Table.from_pylist([row], chunks.schema)])
 
 
 def _num_tokens(chunks: pa.Table) -> np.ndarray:
