@@ -18,8 +18,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from benchmarks.preparation import BASE_MODEL, use_case
-from benchmarks.preparation import documents as made_up
+from benchmarks.preparation import BASE_MODEL, documents as made_up, use_case
 from benchmarks.table import Goal, Row, render
 from benchmarks.timing import timed
 

@@ -31,8 +31,7 @@ from fullft_assets.erasure.erased_documents import key_ref
 from fullft_assets.job import is_running, read_jobs
 from fullft_assets.launch.records import launches
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot.ledger import FILE as LEDGER
-from fullft_assets.snapshot.ledger import load_if_there
+from fullft_assets.snapshot.ledger import FILE as LEDGER, load_if_there
 from fullft_assets.store import MANIFEST, Store, checkpoints_ref
 
 #: The stages whose files are weights and tables; a consumer before what it was made from. Old predictions

@@ -12,8 +12,7 @@ from urllib.request import urlopen
 import pytest
 
 from fullft_assets.demos import licences
-from tests import project as projects
-from tests import s3_server as s3_servers
+from tests import project as projects, s3_server as s3_servers
 from tests.licence_delivery import Delivery
 
 # To look for garbage among the objects of torch, transformers and Dagster takes longer than many a test.

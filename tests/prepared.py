@@ -15,8 +15,7 @@ from fullft_assets.job import Job
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
-from tests import project as projects
-from tests import smollm2
+from tests import project as projects, smollm2
 
 MINILM = projects.QUICK["base_model"]
 

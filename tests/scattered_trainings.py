@@ -103,7 +103,7 @@ class Scene:
                     with stored_checkpoints(
                         Store(f"s3://{self.bucket.name}/some/prefix"), CASE, STAGE, "k", progress
                     ) as stored:
-                        done = run(stored=stored)
+                        done = run(checkpoints=stored)
                 else:
                     done = run()
             except FullftError as error:

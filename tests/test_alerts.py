@@ -40,9 +40,7 @@ from fullft_assets.resources import ARTIFACT, open_store
 from fullft_assets.retraining import Decision, RecordedDecision, Signals
 from fullft_assets.settings import AlertsSettings
 from fullft_assets.store import CheckOutcome, Manifest, Store
-from tests import manifests
-from tests import project as projects
-from tests import test_retraining as policy
+from tests import manifests, project as projects, test_retraining as policy
 from tests.asset_runs import definitions
 from tests.serving import serving
 

@@ -28,8 +28,7 @@ from fullft_assets.monitoring import Status
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.security import read_record
 from fullft_assets.store import Manifest, Store
-from tests import manifests
-from tests import project as projects
+from tests import manifests, project as projects
 from tests.asset_runs import run_assets
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import Prepared, prepare, write_tiny_model

@@ -15,8 +15,7 @@ from fullft_assets.monitoring import PREDICTIONS, PredictionsMetadata
 from fullft_assets.resources import open_store
 from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.classification.task import Classification
-from tests import manifests
-from tests import project as projects
+from tests import manifests, project as projects
 from tests.asset_runs import run_assets, run_workloads_here
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.test_predict import LABELS, TEXTS, write_model

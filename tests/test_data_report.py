@@ -7,8 +7,7 @@ import pytest
 
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.snapshot.data_report import DataFacts, Example, ExcludedRows, render, to_page
-from tests import prepared
-from tests import project as projects
+from tests import prepared, project as projects
 
 pytestmark = pytest.mark.quick
 

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fullft_assets import documents
-from fullft_assets.documents import Batch, SourceFile, batches
-from fullft_assets.documents import raw as raw_documents
+from fullft_assets.documents import Batch, SourceFile, batches, raw as raw_documents
 from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings

@@ -18,8 +18,7 @@ from fullft_assets.errors import DataError
 from fullft_assets.resources import latest, latest_by_partition, open_store
 from fullft_assets.settings import ExamplesSettings
 from fullft_assets.store import Store
-from tests import project as projects
-from tests import test_documents_formats as formats
+from tests import project as projects, test_documents_formats as formats
 from tests.asset_runs import run_assets
 
 #: A word that no document, message or library has but those of this test.

@@ -21,9 +21,7 @@ from fullft_assets.documents.formats import compression_of, name_of_format, tabl
 from fullft_assets.documents.reading import ReadBatch, read_documents, schema
 from fullft_assets.documents.sources import SourceFile
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
-from tests import project as projects
-from tests import test_documents_formats as formats
-from tests import test_documents_office as office
+from tests import project as projects, test_documents_formats as formats, test_documents_office as office
 
 SPANS = {"task": "token_classification", "label": "entities"}
 MANY = {"task": "multi_label", "label": "topics"}

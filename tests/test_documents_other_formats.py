@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from fullft_assets.documents.names import alias
-from tests import other_package
-from tests import project as projects
+from tests import other_package, project as projects
 
 #: Two formats, as a package would bring them: messages in one file, and a document that a parser reads.
 MODULE = """

@@ -14,8 +14,7 @@ from fullft_assets.documents import S3Prefix, delivery
 from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError, SourceError
 from fullft_assets.store import Store
-from tests import fault_proxy
-from tests import project as projects
+from tests import fault_proxy, project as projects
 from tests.delivered import Delivered
 from tests.s3_server import S3Server
 

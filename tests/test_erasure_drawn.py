@@ -19,8 +19,7 @@ from fullft_assets.release import starting_point
 from fullft_assets.snapshot import general, loading
 from fullft_assets.store import Manifest, Store
 from fullft_assets.training.finetuning import exclusive
-from tests import manifests
-from tests import project as projects
+from tests import manifests, project as projects
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 from tests.test_erasure_batches import PowerCut, power_cut, traces
 

@@ -14,8 +14,7 @@ from fullft_assets.launch.workloads import monitoring, training
 from fullft_assets.monitoring import EXPLANATION, SCALE, Scale, render_explanation, shifted_words
 from fullft_assets.progress import Progress
 from fullft_assets.store import MANIFEST, Manifest
-from tests import manifests
-from tests import project as projects
+from tests import manifests, project as projects
 from tests.prepared import Prepared, prepare
 from tests.test_erasure_batches import traces
 

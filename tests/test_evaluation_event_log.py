@@ -16,8 +16,7 @@ from fullft_assets.store import Store
 from fullft_assets.store.metadata import Metadata, Private
 from tests import project as projects
 from tests.prepared import write_tiny_model
-from tests.test_graph import CASE, events
-from tests.test_graph import environment as environment
+from tests.test_graph import CASE, environment as environment, events
 
 WORD = "zoonomiastic"
 SENTENCE = "A {} about the {} licence, its terms, its use and whoever reads it."

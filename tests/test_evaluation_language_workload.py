@@ -26,8 +26,7 @@ from fullft_assets.tasks.context import EvaluationContext
 from fullft_assets.tasks.language import scoring
 from fullft_assets.tasks.language.assessment import LanguageEvaluation
 from fullft_assets.tasks.language.scoring import Writer, evaluate
-from tests import manifests
-from tests import prepared as preparations
+from tests import manifests, prepared as preparations
 from tests.checkpoint_metadata import checkpoint_metadata
 
 TASKS = ("language_modeling", "sft")

@@ -23,9 +23,11 @@ from fullft_assets.evaluation.comparison import MAX_GROUP_WEIGHT
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.language import scoring
-from tests import labelled_reports
-from tests import test_evaluation_language_workload as language
-from tests import test_evaluation_workload as classification
+from tests import (
+    labelled_reports,
+    test_evaluation_language_workload as language,
+    test_evaluation_workload as classification,
+)
 
 #: Of these the report has all probabilities of the fine-tuned model alone.
 OF_PROBABILITIES = ("auroc",)

@@ -5,8 +5,7 @@ from itertools import combinations, product
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 
 from fullft_assets import examples
 from fullft_assets.examples.agreement import Agreement, measure

@@ -6,8 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from fullft_assets import examples

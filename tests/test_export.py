@@ -18,8 +18,7 @@ from fullft_assets.cli.export import export
 from fullft_assets.errors import FullftError
 from fullft_assets.monitoring import FAR, FarDocument
 from fullft_assets.store import Store
-from tests import aws_double, manifests
-from tests import project as projects
+from tests import aws_double, manifests, project as projects
 from tests.s3_server import S3Server
 from tests.sagemaker_double import SageMaker
 

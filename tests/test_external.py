@@ -20,9 +20,7 @@ from fullft_assets.settings import EvaluationSettings, UseCaseSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.token_classification.recipe import normal
-from tests import labelled_reports
-from tests import project as projects
-from tests import test_evaluation_workload as classification
+from tests import labelled_reports, project as projects, test_evaluation_workload as classification
 
 QUIET = Progress(silent=True)
 

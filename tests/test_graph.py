@@ -18,8 +18,7 @@ from fullft_assets.planning import refusal
 from fullft_assets.release.model_card import loading_lines
 from fullft_assets.resources import latest, open_store
 from fullft_assets.store import Manifest, Store
-from tests import plans
-from tests import project as projects
+from tests import plans, project as projects
 from tests.asset_runs import run_assets, run_workloads_here
 from tests.machine import printed_by
 from tests.prepared import write_tiny_model

@@ -16,10 +16,8 @@ from fullft_assets.checking.validation import load_use_case
 from fullft_assets.component import FullFineTune
 from fullft_assets.resources import latest
 from fullft_assets.store import Store
-from tests import licence_labels, own_code, prepared
-from tests import project as projects
-from tests.test_graph import ASSETS, CASE, attempts, events
-from tests.test_graph import environment as environment
+from tests import licence_labels, own_code, prepared, project as projects
+from tests.test_graph import ASSETS, CASE, attempts, environment as environment, events
 
 LABELS = ["copyleft", "notice", "permissive", "reference"]
 #: A base model of 1 MB with random weights learns little: the gates are open, and what passes them is what is

@@ -10,10 +10,8 @@ import pytest
 from fullft_assets import release
 from fullft_assets.resources import latest
 from fullft_assets.store import Store
-from tests import prepared, small_language_model, smollm2
-from tests import project as projects
-from tests.test_graph import CASE
-from tests.test_graph import environment as environment
+from tests import prepared, project as projects, small_language_model, smollm2
+from tests.test_graph import CASE, environment as environment
 
 pytestmark = pytest.mark.slow
 

@@ -23,8 +23,7 @@ from fullft_assets.launch.workloads import ingestion as workload
 from fullft_assets.progress import Progress
 from fullft_assets.resources import open_store
 from fullft_assets.store import Manifest, Store
-from tests import prepared
-from tests import project as projects
+from tests import prepared, project as projects
 from tests.s3_server import S3Server
 from tests.test_launch_demo import place
 

@@ -22,9 +22,7 @@ from fullft_assets.launch import kubernetes, records
 from fullft_assets.launch.ecs import EcsLauncher
 from fullft_assets.launch.sagemaker import SageMakerLauncher
 from fullft_assets.resources import driver, latest, open_store
-from tests import kubernetes_double as pods
-from tests import project as projects
-from tests import test_launch_ecs, test_launch_sagemaker
+from tests import kubernetes_double as pods, project as projects, test_launch_ecs, test_launch_sagemaker
 from tests.ecs_double import Ecs
 from tests.launch_scenes import serving
 from tests.machine import ARITHMETIC

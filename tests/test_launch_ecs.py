@@ -28,9 +28,9 @@ from tests.launch_scenes import (
     run_stage,
     serving,
     spec,
+    url as url,
     wait_for,
 )
-from tests.launch_scenes import url as url
 from tests.s3_server import S3Server
 
 SETTINGS = {

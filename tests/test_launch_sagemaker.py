@@ -20,8 +20,7 @@ from fullft_assets.launch.sagemaker import SageMakerLauncher
 from fullft_assets.launch.supervisor import is_alive
 from fullft_assets.settings import LauncherSettings, PlanningSettings, SageMakerLauncherSettings
 from fullft_assets.store import Store
-from tests import launch_scenes, manifests
-from tests import s3_server as s3_servers
+from tests import launch_scenes, manifests, s3_server as s3_servers
 from tests.aws_double import IMAGE, ROLE
 from tests.launch_scenes import (
     NAME,
@@ -30,9 +29,9 @@ from tests.launch_scenes import (
     serving,
     spec,
     trained_in_bucket,
+    url as url,
     wait_for,
 )
-from tests.launch_scenes import url as url
 from tests.machine import free_port
 from tests.prepared import Prepared, prepare
 from tests.sagemaker_double import SageMaker

@@ -26,8 +26,7 @@ from fullft_assets.registry import Registry
 from fullft_assets.resources.driver import LaunchDriver
 from fullft_assets.settings import LauncherSettings, launcher_kinds
 from fullft_assets.settings.launcher_kinds import LAUNCHERS, open_launcher, open_recorded
-from tests import other_package
-from tests import project as projects
+from tests import other_package, project as projects
 from tests.launch_scenes import process, wait_for
 
 TESTS = Path(__file__).parent

@@ -14,8 +14,7 @@ from fullft_assets.launch.workloads import evaluation, training
 from fullft_assets.progress import Progress
 from fullft_assets.release import starting_point
 from fullft_assets.store import Manifest
-from tests import manifests, small_language_model
-from tests import project as projects
+from tests import manifests, project as projects, small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model
 
 STAGE = "finetuned_checkpoint"

@@ -20,12 +20,10 @@ from fullft_assets.cli.export import export
 from fullft_assets.component import FullFineTune
 from fullft_assets.monitoring import AtRelease, FarDocument, LiveMetadata, live
 from fullft_assets.monitoring.live import PredictedDocument, log_evidence_below, lower_bound, upper_bound
-from fullft_assets.monitoring.predictions import PREDICTIONS, write_predictions
-from fullft_assets.monitoring.predictions import Document as Predicted
+from fullft_assets.monitoring.predictions import PREDICTIONS, Document as Predicted, write_predictions
 from fullft_assets.retraining.history import score_fell
 from fullft_assets.store import Manifest, Store
-from tests import manifests
-from tests import project as projects
+from tests import manifests, project as projects
 from tests.asset_runs import run_assets
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.test_data_report import metadata as snapshot_metadata

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch.nn import functional
 from transformers import (
     Gemma2Config,
@@ -29,8 +28,7 @@ from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training, packing
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
-from fullft_assets.training import feed
-from fullft_assets.training import loop as training_loop
+from fullft_assets.training import feed, loop as training_loop
 from fullft_assets.training.feed import Feed, Pieces, planned_rows, sums_between
 from fullft_assets.training.finetuning import Fit, fine_tune
 from tests.optimizer_steps import Stopping, gradients, keeping

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.launch import entry

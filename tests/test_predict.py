@@ -22,8 +22,7 @@ from fullft_assets.resources.champion import load_champion
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
-from tests import manifests, small_language_model
-from tests import project as projects
+from tests import manifests, project as projects, small_language_model
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import write_tiny_model
 from tests.s3_server import S3Server

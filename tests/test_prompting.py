@@ -20,8 +20,7 @@ from fullft_assets.tasks.prompting import (
     PromptWriter,
     ZeroShot,
 )
-from tests import project as projects
-from tests import small_language_model
+from tests import project as projects, small_language_model
 from tests.prepared import Prepared, prepare
 
 PLANNING = {

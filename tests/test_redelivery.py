@@ -16,8 +16,7 @@ from fullft_assets.launch.workloads import monitoring as workload
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.progress import Progress
 from fullft_assets.store import Manifest, Store
-from tests import manifests
-from tests import project as projects
+from tests import manifests, project as projects
 from tests.test_live_quality import CASE, Live, snapshot_of
 
 GOOD = [{"id": row["id"], "text": row["text"]} for row in projects.licence_rows(40, skip=3_000)]

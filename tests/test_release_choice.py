@@ -26,8 +26,7 @@ from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES
 from fullft_assets.tasks.classification.baselines import Tfidf
 from fullft_assets.tasks.context import store_baseline
-from tests import licence_labels, manifests, small_language_model
-from tests import project as projects
+from tests import licence_labels, manifests, project as projects, small_language_model
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import Prepared, prepare, prepare_language_model, write_tiny_model
 from tests.test_evaluation_workload import Lab, small_model

@@ -19,10 +19,7 @@ from fullft_assets.settings import ReleaseSettings
 from fullft_assets.settings.production import ModelPackageSettings
 from fullft_assets.store import Files, Manifest
 from tests.s3_server import S3Server
-from tests.test_release import Lab, evaluated, with_settings
-from tests.test_release import lab as lab
-from tests.test_release import store as store
-from tests.test_release import use_case as use_case
+from tests.test_release import Lab, evaluated, lab as lab, store as store, use_case as use_case, with_settings
 
 
 @pytest.fixture(params=["folder", "bucket"])

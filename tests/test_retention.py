@@ -21,8 +21,7 @@ from fullft_assets.errors import StoreError
 from fullft_assets.resources import set_latest
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
-from tests import manifests
-from tests import test_evaluation_workload as classification
+from tests import manifests, test_evaluation_workload as classification
 from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.slow

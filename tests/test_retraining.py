@@ -3,9 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
+from hypothesis import given, settings as hypothesis_settings, strategies as st
 from pydantic import ValidationError
 
 from benchmarks.retraining_year import WORLDS, World, Year

@@ -18,8 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from benchmarks.frozen import freeze
 from fullft_assets import examples
@@ -32,8 +31,7 @@ from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.near_text import pairs as near_texts
 from fullft_assets.snapshot.near_text.pairs import SIMILARITY
 from fullft_assets.store.hashing import text_hash, unit_hash
-from tests import prepared
-from tests import project as projects
+from tests import prepared, project as projects
 from tests.machine import printed_by
 from tests.test_snapshot import TESTS, TRAINS, similar_pairs
 

@@ -16,8 +16,7 @@ from fullft_assets.snapshot import general
 from fullft_assets.snapshot.screening import Screen
 from fullft_assets.store import Manifest
 from fullft_assets.store.hashing import text_hash
-from tests import licence_labels
-from tests import project as projects
+from tests import licence_labels, project as projects
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 
 BOTH = {"general": {"path": "general", "max_tokens": 3_000}, "replay": {"path": "general", "share": 0.2}}

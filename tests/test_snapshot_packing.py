@@ -6,8 +6,7 @@ from bisect import bisect_left, insort
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from benchmarks import packing as benchmark
 from fullft_assets.snapshot import packing

@@ -9,19 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fullft_assets import snapshot
 from fullft_assets.chunks import load_tokenization
 from fullft_assets.errors import DataError
-from fullft_assets.snapshot import general as drawing
-from fullft_assets.snapshot import packing
+from fullft_assets.snapshot import general as drawing, packing
 from fullft_assets.snapshot.general import draw_replay, num_replay_tokens
 from fullft_assets.snapshot.screening import read_external
 from fullft_assets.store import Manifest, Store
-from tests import prepared, smollm2
-from tests import project as projects
+from tests import prepared, project as projects, smollm2
 
 SHARE = 0.2
 

@@ -13,8 +13,7 @@ from fullft_assets.monitoring import SUMS, Sums, representation
 from fullft_assets.monitoring.representation import compare, difference
 from fullft_assets.resources import latest, open_store, set_latest
 from fullft_assets.store import Manifest
-from tests import manifests
-from tests import project as projects
+from tests import manifests, project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
 
 

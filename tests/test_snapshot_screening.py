@@ -10,16 +10,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fullft_assets import snapshot
 from fullft_assets.errors import DataError
 from fullft_assets.snapshot import screening
 from fullft_assets.snapshot.screening import Screen, read_evaluation_texts
 from fullft_assets.store import Manifest
-from tests import prepared
-from tests import project as projects
+from tests import prepared, project as projects
 
 WORD = re.compile(r"\w+")
 #: Few words, so that runs are often shared, in several scripts and cases.

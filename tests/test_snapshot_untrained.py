@@ -9,8 +9,7 @@ import pytest
 
 from fullft_assets import snapshot
 from fullft_assets.documents.names import alias
-from tests import prepared, smollm2
-from tests import project as projects
+from tests import prepared, project as projects, smollm2
 
 REASON = "conversations without a trained token"
 SECTIONS = {

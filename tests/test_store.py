@@ -43,8 +43,7 @@ from fullft_assets.store import (
 )
 from fullft_assets.store.buckets import FileVersion
 from fullft_assets.store.metadata import Metadata
-from tests import manifests
-from tests import project as projects
+from tests import manifests, project as projects
 from tests.machine import limited_files
 from tests.s3_server import S3Server
 

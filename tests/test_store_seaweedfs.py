@@ -14,8 +14,7 @@ import pytest
 from fullft_assets import documents
 from fullft_assets.documents import sources
 from fullft_assets.store import Store
-from tests import project as projects
-from tests import seaweedfs
+from tests import project as projects, seaweedfs
 from tests.prepared import take
 from tests.s3_server import S3Server
 from tests.test_store import count_in_two_processes

@@ -109,7 +109,7 @@ class Machine:
         """A new process."""
         self.stored = StoredCheckpoints(self.store, "mail", "s", "k", self.progress)
         self.history = RunHistory(
-            self.folder, stored=self.stored.read_history(), store=self.stored.write_history
+            self.folder, stored_history=self.stored.read_history(), store=self.stored.write_history
         )
 
     def write(self, step: int, weights: str) -> Path:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from fullft_assets.resources import set_latest, summary_by_partition
-from fullft_assets.resources import store as module
+from fullft_assets.resources import set_latest, store as module, summary_by_partition
 from fullft_assets.store import Manifest, Store
 from tests import manifests
 from tests.s3_server import S3Server

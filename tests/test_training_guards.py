@@ -13,17 +13,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fullft_assets.errors import DivergenceError, classify
 from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.tasks.classification import recipe as classification
 from fullft_assets.tasks.classification.recipe import score
-from fullft_assets.training import checkpoints
-from fullft_assets.training import guards as rules
-from fullft_assets.training import loop as training_loop
+from fullft_assets.training import checkpoints, guards as rules, loop as training_loop
 from fullft_assets.training.checkpoints import (
     STEP_LOG,
     Incident,

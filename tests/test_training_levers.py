@@ -21,8 +21,7 @@ from fullft_assets.store import Manifest
 from fullft_assets.training import regularization
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.regularization import DistilledTokenLoss
-from tests import project as projects
-from tests import small_language_model
+from tests import project as projects, small_language_model
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 from tests.project import licence_rows
 from tests.test_training_forgetting import kill_and_compare

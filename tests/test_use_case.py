@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fullft_assets.checking.problems import is_cron
 from fullft_assets.checking.project import find_project_root, find_use_case, find_use_cases

@@ -22,8 +22,7 @@ from fullft_assets.progress import Progress
 from fullft_assets.resources import open_store
 from fullft_assets.resources.store import set_latest
 from fullft_assets.store import Manifest, Store
-from tests import manifests
-from tests import project as projects
+from tests import manifests, project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.test_live_quality import CASE, snapshot_of
 from tests.test_monitoring import draw

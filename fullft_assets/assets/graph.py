@@ -375,18 +375,18 @@ class CaseGraph:
         manifest: Manifest,
         asset: str,
         store: Store,
-        shown: dict[str, Any] | None = None,
+        ui_metadata: dict[str, Any] | None = None,
         *,
         checks: Sequence[CheckOutcome] = (),
     ) -> dg.MaterializeResult[Manifest]:
-        """Return the result of an asset for an artifact: its metadata (`shown` first), its data version, its
-        check results and further checks.
+        """Return the result of an asset for an artifact: its metadata (`ui_metadata` first), its data version,
+        its check results and further checks.
         """
-        shown = shown or {}
+        ui_metadata = ui_metadata or {}
         public = outside_the_store(MODELS[asset], manifest.metadata)
         metadata = {
-            **shown,
-            **plain_metadata({name: value for name, value in public.items() if name not in shown}),
+            **ui_metadata,
+            **plain_metadata({name: value for name, value in public.items() if name not in ui_metadata}),
             "path": place_in(store, manifest.ref),
             ARTIFACT: manifest.ref,
             "made_in_seconds": round(manifest.seconds, 2),

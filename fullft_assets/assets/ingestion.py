@@ -121,11 +121,11 @@ def _build_chunks(graph: CaseGraph) -> list[dg.AssetsDefinition]:
         with graph.open_store(context) as store:
             manifest = chunks.audit_tokenizer(store, graph.use_case, labeled_examples)
         folder = store.folder(manifest)
-        shown = {
+        ui_metadata = {
             name: dg.MetadataValue.path(str(folder / file))
             for name, file in (("terms", "terms.json"), ("proposal", "proposal.yaml"))
         }
-        return graph.result(manifest, TOKENIZER_AUDIT, store, shown)
+        return graph.result(manifest, TOKENIZER_AUDIT, store, ui_metadata)
 
     return [tokenized_chunks, tokenizer_audit]
 

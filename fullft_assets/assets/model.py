@@ -11,8 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from fullft_assets import checkpoint as checkpoint_key
-from fullft_assets import evaluation, planning, release, security, snapshot
+from fullft_assets import checkpoint as checkpoint_key, evaluation, planning, release, security, snapshot
 from fullft_assets.artifacts import (
     BASELINE_MODEL,
     CHAMPION_MODEL,
@@ -83,16 +82,16 @@ def _build_snapshot(graph: CaseGraph) -> list[dg.AssetsDefinition]:
                 suggest_group=lambda: suggested_group(graph.use_case),
             )
         metadata = snapshot.SnapshotMetadata.of(manifest)
-        shown: dict[str, dg.MetadataValue] = {
+        ui_metadata: dict[str, dg.MetadataValue] = {
             "data_report": report_link(graph.use_case, store, manifest),
         }
         if metadata.labels and may_be_named(metadata.labels):
-            shown["label_counts"] = dg.MetadataValue.md(markdown_table(_labels(metadata)))
+            ui_metadata["label_counts"] = dg.MetadataValue.md(markdown_table(_labels(metadata)))
         return graph.result(
             manifest,
             TRAINING_SNAPSHOT,
             store,
-            shown,
+            ui_metadata,
             checks=[snapshot.verdict_check(metadata, graph.settings)],
         )
 
@@ -411,16 +410,16 @@ def _shown(graph: CaseGraph, store: Store, manifest: Manifest) -> dict[str, Any]
         }
         for system in (None, *metadata.systems)
     ]
-    shown: dict[str, Any] = {
+    ui_metadata: dict[str, Any] = {
         "verdict": sentences(metadata.verdict),
         "justification": sentences(f"{metadata.justification} {metadata.worth_sentence}"),
         "systems": dg.MetadataValue.md(markdown_table(rows)),
         "summary": dg.MetadataValue.md((folder / "summary.md").read_text(encoding="utf-8")),
     }
     if may_be_named(json.loads((folder / EVALUATION_FILE).read_bytes()).get("labels", [])):
-        shown["report"] = dg.MetadataValue.md(_with_pictures(folder))
-    shown["report_file"] = report_link(graph.use_case, store, manifest)
-    return shown
+        ui_metadata["report"] = dg.MetadataValue.md(_with_pictures(folder))
+    ui_metadata["report_file"] = report_link(graph.use_case, store, manifest)
+    return ui_metadata
 
 
 def _with_pictures(folder: Path) -> str:

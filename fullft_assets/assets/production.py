@@ -130,12 +130,12 @@ def something_came(graph: CaseGraph) -> dg.AutomationCondition:
     has_champion = dg.AutomationCondition.any_deps_match(~dg.AutomationCondition.missing()).allow(
         shows_champion
     )
-    changed = dg.AutomationCondition.any_deps_updated()
+    is_updated = dg.AutomationCondition.any_deps_updated()
     # What changes in the minute after a request may be too late for its run, and what is measured in the
     # minute of a change may not know of it.
-    request_alone = dg.AutomationCondition.newly_requested() & ~changed
+    request_alone = dg.AutomationCondition.newly_requested() & ~is_updated
     is_settled = ~dg.AutomationCondition.any_deps_in_progress() & ~dg.AutomationCondition.in_progress()
-    return (changed.since(request_alone) & is_settled & has_champion).with_label("something_came")
+    return (is_updated.since(request_alone) & is_settled & has_champion).with_label("something_came")
 
 
 def _build_monitoring(graph: CaseGraph) -> list[dg.AssetsDefinition]:
@@ -172,7 +172,7 @@ def _build_monitoring(graph: CaseGraph) -> list[dg.AssetsDefinition]:
             key = monitoring.report_key(graph.settings, inputs)
             manifest = graph.find_or_launch(context, "monitoring", DRIFT_REPORT, key, inputs)
         metadata = monitoring.DriftMetadata.of(manifest)
-        shown: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(metadata.table)}
+        ui_metadata: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(metadata.table)}
         windows = [monitoring.DriftMetadata.of(report) for report in history.windows]
         shares = [
             window.measured["novel_share"]
@@ -180,8 +180,8 @@ def _build_monitoring(graph: CaseGraph) -> list[dg.AssetsDefinition]:
             if "novel_share" in window.measured
         ]
         if len(shares) > 1:
-            shown["novel_share_curve"] = sparkline(shares, "novel share of the windows that were read")
-        return graph.result(manifest, DRIFT_REPORT, store, shown)
+            ui_metadata["novel_share_curve"] = sparkline(shares, "novel share of the windows that were read")
+        return graph.result(manifest, DRIFT_REPORT, store, ui_metadata)
 
     @dg.asset(
         key=graph.key(LIVE_QUALITY),

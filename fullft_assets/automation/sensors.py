@@ -73,10 +73,9 @@ def _status(graph: CaseGraph) -> dg.DefaultSensorStatus:
 
 
 def _delivery_sensor(graph: CaseGraph, kind: documents.Kind) -> dg.SensorDefinition:
-    name, job, partitions = {
-        "batch": (f"{graph.name}_new_documents", f"{graph.name}_ingest", graph.batches),
-        "window": (f"{graph.name}_new_production_documents", f"{graph.name}_monitor", graph.windows),
-    }[kind]
+    is_batch = kind == "batch"
+    job = f"{graph.name}_ingest" if is_batch else f"{graph.name}_monitor"
+    partitions = graph.batches if is_batch else graph.windows
     partitions_name = partitions.name
     assert partitions_name is not None, "the partitions of a use case have a name"
     settings = graph.settings
@@ -84,7 +83,7 @@ def _delivery_sensor(graph: CaseGraph, kind: documents.Kind) -> dg.SensorDefinit
     deps = settings.documents.deps if kind == "batch" else []
 
     @sensor(
-        name=name,
+        name=f"{graph.name}_new_documents" if is_batch else f"{graph.name}_new_production_documents",
         job_name=job,
         required_resource_keys={graph.store_key},
         minimum_interval_seconds=settings.documents.poll_seconds * (1 if kind == "batch" else 2),

@@ -19,8 +19,10 @@ from fullft_assets.documents.formats.encodings import is_encoding
 from fullft_assets.documents.names import shown_path
 from fullft_assets.documents.sources import Folder
 from fullft_assets.errors import DataError, SettingsError
-from fullft_assets.examples.expectations import argument_problems as expectation_argument_problems
-from fullft_assets.examples.expectations import problems as expectation_problems
+from fullft_assets.examples.expectations import (
+    argument_problems as expectation_argument_problems,
+    problems as expectation_problems,
+)
 from fullft_assets.extras import problem_without
 from fullft_assets.settings import MODELS, LauncherSettings, UseCaseSettings, contradictions
 from fullft_assets.settings.guards import guard_problems
@@ -120,10 +122,11 @@ def _external_problem(path: str, root: Path) -> str | None:
     return _folder_problem(path, root) or (None if is_bucket(path) else _contents_problem(path, root))
 
 
-def overlap(path: str, other: str, root: Path) -> bool:
+def overlap(path: str, other_path: str, root: Path) -> bool:
     """Return whether one of two folders or buckets contains the other."""
     first, second = (
-        PurePosixPath(name) if is_bucket(name) else locate(name, root).resolve() for name in (path, other)
+        PurePosixPath(name) if is_bucket(name) else locate(name, root).resolve()
+        for name in (path, other_path)
     )
     return first.is_relative_to(second) or second.is_relative_to(first)
 
@@ -336,7 +339,7 @@ def _document_problems(settings: UseCaseSettings, root: Path) -> Iterator[Proble
 def _example_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     examples = settings.examples
     task = task_of(examples)
-    generative = " and ".join(name for name, other in TASKS.all().items() if other.is_generative)
+    generative = " and ".join(name for name, task_type in TASKS.all().items() if task_type.is_generative)
     missing_words = {word.strip().casefold() for word in settings.documents.missing_values}
     yield from _of_rules(
         (

@@ -109,12 +109,12 @@ def require_own_name(name: str, location: Place, defs_folder: Path) -> None:
     """Raise SettingsError where another use case below the folder has the name: its assets and its artifacts
     would be the same.
     """
-    for other in _use_cases(defs_folder)[0].get(name, []):
-        if other != location:
+    for twin in _use_cases(defs_folder)[0].get(name, []):
+        if twin != location:
             source = read_source(*location)
             source.add(
                 ("name",),
-                f"the use case in {other.path}, document {other.document + 1}, is named {name}, too; give one"
+                f"the use case in {twin.path}, document {twin.document + 1}, is named {name}, too; give one"
                 " another `name`",
             )
             source.raise_problems()

@@ -7,6 +7,7 @@ earlier training is not overlooked.
 
 from __future__ import annotations
 
+from fullft_assets.artifacts import TRAINING_SNAPSHOT
 from fullft_assets.checkpoint.metadata import CheckpointMetadata, PastTraining
 from fullft_assets.errors import StoreError
 from fullft_assets.settings import UseCaseSettings
@@ -60,12 +61,12 @@ def tokenizer_of(store: Store, snapshot: Manifest) -> str:
 
 def _training(training: PastTraining) -> str:
     text = f"{training.checkpoint} on {training.snapshot}"
-    for value, what in (
+    for value, title in (
         (training.general_loss, "loss on general text"),
         (training.general_distance, "distance on general text"),
     ):
         if value is not None and training.general_before is not None:
-            text += f", {what} {training.general_before:.4f} to {value:.4f}"
+            text += f", {title} {training.general_before:.4f} to {value:.4f}"
     return text
 
 
@@ -75,7 +76,7 @@ def trainings(checkpoint: Manifest) -> list[PastTraining]:
     last = PastTraining(
         checkpoint=checkpoint.ref,
         snapshot=metadata.snapshot,
-        snapshot_digest=checkpoint.inputs["training_snapshot"],
+        snapshot_digest=checkpoint.inputs[TRAINING_SNAPSHOT],
         general_before=metadata.general_before,
         general_loss=metadata.general_loss,
         general_distance=metadata.general_distance,

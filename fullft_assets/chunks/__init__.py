@@ -2,9 +2,13 @@
 tokenizer treats the domain.
 """
 
-from fullft_assets.chunks.audit import CHECKS as AUDIT_CHECKS
-from fullft_assets.chunks.audit import VERSION as AUDIT_VERSION
-from fullft_assets.chunks.audit import Audit, AuditMetadata, audit_tokenizer
+from fullft_assets.chunks.audit import (
+    CHECKS as AUDIT_CHECKS,
+    VERSION as AUDIT_VERSION,
+    Audit,
+    AuditMetadata,
+    audit_tokenizer,
+)
 from fullft_assets.chunks.chat import ChatTemplate
 from fullft_assets.chunks.tokenization import (
     Tokenization,

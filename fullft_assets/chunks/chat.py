@@ -129,26 +129,29 @@ class ChatTemplate:
             DataError: the template refuses the conversation, or leaves out a part of it.
         """
         conversation = _read(messages)
-        text, blocks = written = self._render(conversation)
+        text, blocks = rendering = self._render(conversation)
         self._require_shown(conversation)
         turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         turns = turns[-1:] if train_on == "last_turn" else turns
-        learned = [number for number in turns if messages[number].get("weight") != 0]
+        learned_turns = [number for number in turns if messages[number].get("weight") != 0]
         if train_on == "everything":
             gaps = [
                 span
                 for number in turns
-                if number not in learned
-                for span in self._spans(conversation, number, written)
+                if number not in learned_turns
+                for span in self._spans(conversation, number, rendering)
             ]
             return text, [
                 (end, start)
                 for (_, end), (start, _) in zip([(0, 0), *gaps], [*gaps, (len(text), 0)], strict=True)
             ]
         return (
-            written
-            if train_on == "assistant" and learned == turns and _GENERATION.search(self.source)
-            else (text, [span for number in learned for span in self._spans(conversation, number, written)])
+            rendering
+            if train_on == "assistant" and learned_turns == turns and _GENERATION.search(self.source)
+            else (
+                text,
+                [span for number in learned_turns for span in self._spans(conversation, number, rendering)],
+            )
         )
 
     def _require_shown(self, conversation: _Conversation) -> None:
@@ -157,23 +160,23 @@ class ChatTemplate:
         """
         if not conversation.tools and all(len(message) == 2 for message in conversation.messages):
             return
-        marked = conversation.marked(range(len(conversation.messages)))
-        shown = set(_MARKS.findall(self._render(marked)[0]))
-        if not shown.issuperset(_MARKS.findall(json.dumps(marked.tools))):
+        marked_conversation = conversation.marked(range(len(conversation.messages)))
+        shown_marks = set(_MARKS.findall(self._render(marked_conversation)[0]))
+        if not shown_marks.issuperset(_MARKS.findall(json.dumps(marked_conversation.tools))):
             raise DataError("the chat template does not show the declared tools")
-        for number, message in enumerate(marked.messages):
+        for number, message in enumerate(marked_conversation.messages):
             marks = (
                 _MARKS.findall(json.dumps(message)) if len(message) > 2 or message["role"] == "tool" else ()
             )
-            if (hidden := set(marks) - shown) and (
-                hidden := hidden.difference(_MARKS.findall(self._render(marked.upto(number))[0]))
+            if (hidden := set(marks) - shown_marks) and (
+                hidden := hidden.difference(_MARKS.findall(self._render(marked_conversation.upto(number))[0]))
             ):
                 raise DataError(
                     f"the chat template does not show {_PARTS[min(int(min(hidden)[-6:]) // 2, 2)]}"
                 )
 
-    def _spans(self, conversation: _Conversation, number: int, written: Rendered) -> list[Span]:
-        text, blocks = written
+    def _spans(self, conversation: _Conversation, number: int, rendering: Rendered) -> list[Span]:
+        text, blocks = rendering
         if not _GENERATION.search(self.source):
             return [self._turn(conversation, number, text)]
         marked_text, marked_blocks = self._render(conversation.marked([number]))
@@ -196,15 +199,17 @@ class ChatTemplate:
 
     def _length(self, turn: str) -> int:
         # The white space behind the token that ends a turn is not the assistant's.
-        stripped = turn.rstrip()
-        return len(stripped if stripped.endswith(self.ends) else turn)
+        text = turn.rstrip()
+        return len(text if text.endswith(self.ends) else turn)
 
     def _rewritten_turn(self, conversation: _Conversation, number: int, text: str) -> Span:
         """Find a turn in a template that rewrites earlier turns (drops their reasoning, say): from the prompt
         to answer before the turn's first part to the end of the turn behind its last part.
         """
-        marked = conversation.marked([number])
-        before, after = (_MARKS.sub("", part) for part in _around(self._render(marked)[0], number))
+        marked_conversation = conversation.marked([number])
+        before, after = (
+            _MARKS.sub("", part) for part in _around(self._render(marked_conversation)[0], number)
+        )
         if not (text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text)):
             raise DataError(
                 "the chat template rewrites the conversation depending on its content; mark the answers with"
@@ -229,7 +234,7 @@ class ChatTemplate:
             )
             start -= len(between) - between.rindex(header) - len(header)
         end = len(text) - len(after)
-        ending = _around(self._render(marked.upto(number))[0], number)[1]
+        ending = _around(self._render(marked_conversation.upto(number))[0], number)[1]
         return (
             (start, end + self._length(ending))
             if after.startswith(ending)
@@ -267,14 +272,14 @@ def _read(messages: Sequence[Message]) -> _Conversation:
 
 
 def _marked(message: Mapping[str, Any], number: int) -> dict[str, Any]:
-    marked = dict(message)
+    marked_message = dict(message)
     for key in ("content", *_REASONING):
         if message.get(key):
             begin, end = (_mark(number, part) for part in ((0, 1) if key == "content" else (2, 3)))
-            marked[key] = f"{begin}{message[key]}{end}"
+            marked_message[key] = f"{begin}{message[key]}{end}"
     if "tool_calls" in message:
-        marked["tool_calls"] = _named(message["tool_calls"], number)
-    return marked
+        marked_message["tool_calls"] = _named(message["tool_calls"], number)
+    return marked_message
 
 
 def _named(functions: list[dict[str, Any]], number: int | str) -> list[dict[str, Any]]:
@@ -326,9 +331,9 @@ def _compile(source: str) -> Any:
 
         def _written(self, caller: Callable[[], str]) -> str:
             text = caller()
-            blocks, written = vars(self.environment)["tracked"]
+            blocks, ranges = vars(self.environment)["tracked"]
             begin = sum(map(len, blocks))
-            written.append((begin, begin + len(text)))
+            ranges.append((begin, begin + len(text)))
             return text
 
     def refuse(message: str) -> None:

@@ -113,20 +113,20 @@ def bounds(counts: np.ndarray) -> np.ndarray:
     return edges
 
 
-def cut(encoded: Encoded, room: Room) -> Cuts:
+def cut(tokens: Encoded, room: Room) -> Cuts:
     """Cut every text's tokens into chunks of at most `room.size` tokens.
 
     Neighbours share `room.stride` tokens. Every token is in a chunk unless `room.most` limits the chunks.
     """
-    lengths = encoded.lengths()
+    lengths = tokens.lengths()
     step = room.size - room.stride
     counts = 1 + np.maximum(0, -(-(lengths - room.size) // step))
     counts = counts if room.most is None else np.minimum(counts, room.most)
     of_texts = bounds(counts)
     # Of each chunk its number within its text.
     number = np.arange(of_texts[-1]) - np.repeat(of_texts[:-1], counts)
-    first = np.repeat(encoded.bounds[:-1], counts) + number * step
-    return Cuts(first, np.minimum(first + room.size, np.repeat(encoded.bounds[1:], counts)), of_texts)
+    first = np.repeat(tokens.bounds[:-1], counts) + number * step
+    return Cuts(first, np.minimum(first + room.size, np.repeat(tokens.bounds[1:], counts)), of_texts)
 
 
 def gather(
@@ -171,7 +171,7 @@ def to_lists(values: np.ndarray, begins: np.ndarray, cuts: Cuts) -> list[list[li
 CharacterSpans = Sequence[Sequence[tuple[int, int]]]
 
 
-def _token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _token_ranges(tokens: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find the tokens that have a character in a span.
 
     Returns:
@@ -181,20 +181,20 @@ def _token_ranges(encoded: Encoded, spans: CharacterSpans) -> tuple[np.ndarray, 
     """
     rows = np.repeat(np.arange(len(spans)), np.fromiter(map(len, spans), np.int64, len(spans)))
     edges = np.array([edge for row in spans for edge in row], np.int64).reshape(-1, 2)
-    if encoded.spans is None or not len(rows):
+    if tokens.spans is None or not len(rows):
         return rows, np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     # One axis for all texts: each is moved behind the longest, so that one sorted search serves them all.
-    length = int(max(encoded.spans.max(initial=0), edges.max(initial=0))) + 1
-    base = np.repeat(np.arange(len(spans), dtype=np.int64), encoded.lengths()) * length
+    length = int(max(tokens.spans.max(initial=0), edges.max(initial=0))) + 1
+    base = np.repeat(np.arange(len(spans), dtype=np.int64), tokens.lengths()) * length
     # Normalizers that reorder marks give offsets that step back by a character.
-    begins = np.minimum.accumulate((encoded.spans[:, 0] + base)[::-1])[::-1]
-    ends = np.maximum.accumulate(encoded.spans[:, 1] + base)
+    begins = np.minimum.accumulate((tokens.spans[:, 0] + base)[::-1])[::-1]
+    ends = np.maximum.accumulate(tokens.spans[:, 1] + base)
     first = np.searchsorted(ends, edges[:, 0] + rows * length, side="right")
     last = np.searchsorted(begins, edges[:, 1] + rows * length, side="left")
-    return rows, np.maximum(first, encoded.bounds[rows]), np.minimum(last, encoded.bounds[rows + 1])
+    return rows, np.maximum(first, tokens.bounds[rows]), np.minimum(last, tokens.bounds[rows + 1])
 
 
-def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) -> tuple[np.ndarray, int]:
+def locate_spans(tokens: Encoded, texts: Sequence[str], spans: CharacterSpans) -> tuple[np.ndarray, int]:
     """Mark the tokens of labelled spans. A token of overlapping spans belongs to the span that starts first,
     then to the longer span.
 
@@ -203,18 +203,22 @@ def locate_spans(encoded: Encoded, texts: Sequence[str], spans: CharacterSpans) 
         one. The number of spans without a token: of white space, or of characters whose tokens an earlier
         span has.
     """
-    stripped = [
+    stripped_spans = [
         [strip_span(text, start, end) for start, end in row] for text, row in zip(texts, spans, strict=True)
     ]
-    rows, first, last = _token_ranges(encoded, stripped)
-    edges = np.array([edge for row in stripped for edge in row], np.int64).reshape(-1, 2)
-    number = np.concatenate([np.arange(len(row)) for row in stripped]) if len(rows) else np.zeros(0, np.int64)
+    rows, first, last = _token_ranges(tokens, stripped_spans)
+    edges = np.array([edge for row in stripped_spans for edge in row], np.int64).reshape(-1, 2)
+    number = (
+        np.concatenate([np.arange(len(row)) for row in stripped_spans])
+        if len(rows)
+        else np.zeros(0, np.int64)
+    )
     order = np.lexsort((-edges[:, 1], edges[:, 0], rows))
     number, first, last = np.stack([number + 1, first, last])[:, order]
     first = np.maximum(first, np.append(0, np.maximum.accumulate(last))[:-1])
     has_tokens = first < last
     number, first, last = np.stack([number, first, last])[:, has_tokens]
-    marks = np.zeros(len(encoded.ids), np.int32)
+    marks = np.zeros(len(tokens.ids), np.int32)
     sizes = last - first
     inside = np.repeat(first - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
     marks[inside] = -np.repeat(number, sizes)
@@ -230,19 +234,19 @@ def strip_span(text: str, start: int, end: int) -> tuple[int, int]:
     return start + len(inner) - len(inner.lstrip()), end - (len(inner) - len(inner.rstrip()))
 
 
-def train_spans(encoded: Encoded, spans: CharacterSpans) -> np.ndarray:
+def train_spans(tokens: Encoded, spans: CharacterSpans) -> np.ndarray:
     """Return for each token 1 if one of its characters is in a trained span, else 0: [tokens] int32."""
-    _, first, last = _token_ranges(encoded, spans)
-    steps = np.zeros(len(encoded.ids) + 1, np.int64)
+    _, first, last = _token_ranges(tokens, spans)
+    steps = np.zeros(len(tokens.ids) + 1, np.int64)
     real = first < last
     np.add.at(steps, np.concatenate([first[real], last[real]]), np.repeat([1, -1], real.sum()))
     return (np.cumsum(steps[:-1]) > 0).astype(np.int32)
 
 
-def count_trained(marks: np.ndarray, encoded: Encoded, cuts: Cuts) -> np.ndarray:
+def count_trained(marks: np.ndarray, tokens: Encoded, cuts: Cuts) -> np.ndarray:
     """Return for each text how many of the tokens that are in a chunk are trained."""
     total = np.concatenate([[0], np.cumsum(marks, dtype=np.int64)])
-    return total[cuts.covered()] - total[encoded.bounds[:-1]]
+    return total[cuts.covered()] - total[tokens.bounds[:-1]]
 
 
 def train_once(marks: np.ndarray, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
@@ -253,9 +257,9 @@ def train_once(marks: np.ndarray, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
     """
     chunk_marks, begins = gather(marks, cuts, (), ())
     # How many of its first tokens are in the chunk before it of the same text.
-    shared = np.zeros(len(cuts.first), np.int64)
-    shared[1:] = cuts.last[:-1] - cuts.first[1:]
-    shared[cuts.bounds[:-1]] = 0
+    num_shared = np.zeros(len(cuts.first), np.int64)
+    num_shared[1:] = cuts.last[:-1] - cuts.first[1:]
+    num_shared[cuts.bounds[:-1]] = 0
     position = np.arange(len(chunk_marks)) - np.repeat(begins[:-1], np.diff(begins))
-    chunk_marks[position < np.repeat(shared, np.diff(begins))] = 0
+    chunk_marks[position < np.repeat(num_shared, np.diff(begins))] = 0
     return chunk_marks, begins

@@ -219,15 +219,15 @@ class Tokenization:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return each text's token ids, without special tokens."""
-        encoded = cutting.encode(self.tokenizer, texts)
-        return [part.tolist() for part in np.split(encoded.ids, encoded.bounds[1:-1])] if texts else []
+        tokens = cutting.encode(self.tokenizer, texts)
+        return [part.tolist() for part in np.split(tokens.ids, tokens.bounds[1:-1])] if texts else []
 
     def read(self, texts: Sequence[str], *, spans: bool = False) -> tuple[Encoded, Cuts]:
         """Tokenise texts and cut them into chunks, flat; `spans`: with the characters of every token."""
-        encoded = cutting.encode(self.tokenizer, texts, spans=spans)
+        tokens = cutting.encode(self.tokenizer, texts, spans=spans)
         if self.end_id is not None:
-            encoded = _append(encoded, self.end_id)
-        return encoded, cutting.cut(encoded, self.room)
+            tokens = _append(tokens, self.end_id)
+        return tokens, cutting.cut(tokens, self.room)
 
     def chunks(self, texts: Sequence[str]) -> list[list[list[int]]]:
         """Return each text's chunks of token ids, with special tokens, as in a batch's `chunks.parquet`."""
@@ -235,9 +235,9 @@ class Tokenization:
 
     def chunks_with_lengths(self, texts: Sequence[str]) -> tuple[list[list[list[int]]], list[int]]:
         """Return each text's chunks, and its length in tokens."""
-        encoded, cuts = self.read(texts)
-        chunks_of_texts = cutting.to_lists(*cutting.gather(encoded.ids, cuts, self.prefix, self.suffix), cuts)
-        return chunks_of_texts, encoded.lengths().tolist()
+        tokens, cuts = self.read(texts)
+        chunks_of_texts = cutting.to_lists(*cutting.gather(tokens.ids, cuts, self.prefix, self.suffix), cuts)
+        return chunks_of_texts, tokens.lengths().tolist()
 
 
 def load_tokenization(use_case: UseCase) -> Tokenization:
@@ -281,15 +281,15 @@ def tokenizer_digest(model_folder: ModelFolder, settings: ChunksSettings, task: 
     return digest({"tokenizer": file, **more}) if more else file
 
 
-def _append(encoded: Encoded, end_id: int) -> Encoded:
-    at = encoded.bounds[1:]
-    if (spans := encoded.spans) is not None:
+def _append(tokens: Encoded, end_id: int) -> Encoded:
+    at = tokens.bounds[1:]
+    if (spans := tokens.spans) is not None:
         # It covers no character: an empty place behind the text's last.
-        ends = np.where(encoded.lengths() > 0, spans[np.maximum(at - 1, 0), 1], 0)
+        ends = np.where(tokens.lengths() > 0, spans[np.maximum(at - 1, 0), 1], 0)
         spans = np.insert(spans, at, np.stack([ends, ends], axis=1), axis=0)
     return Encoded(
-        np.insert(encoded.ids, at, end_id),
-        encoded.bounds + np.arange(len(encoded.bounds)),
+        np.insert(tokens.ids, at, end_id),
+        tokens.bounds + np.arange(len(tokens.bounds)),
         spans,
     )
 

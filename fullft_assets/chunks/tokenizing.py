@@ -195,9 +195,9 @@ def chunk(
     unfit: list[str] = []
     if TASKS.get(task).has_messages:
         rendered, refusals = _render(examples, tokenization)
-        encoded, cuts = tokenization.read([text for text, _ in rendered], spans=True)
-        trained = cutting.train_spans(encoded, [spans for _, spans in rendered])
-        num_trained = cutting.count_trained(trained, encoded, cuts)
+        tokens, cuts = tokenization.read([text for text, _ in rendered], spans=True)
+        trained_marks = cutting.train_spans(tokens, [spans for _, spans in rendered])
+        num_trained = cutting.count_trained(trained_marks, tokens, cuts)
         counts["num_trained_tokens"] = int(num_trained.sum())
         untrained = np.flatnonzero(num_trained == 0)
         counts["num_rows_without_trained_tokens"] = len(untrained)
@@ -205,32 +205,32 @@ def chunk(
             f"{alias(examples['source'][row].as_py())}:{examples['row'][row].as_py()}{refusals.get(row, '')}"
             for row in untrained[:_SHOWN].tolist()
         ]
-        marks = cutting.to_arrow(*cutting.train_once(trained, cuts), cuts)
+        marks = cutting.to_arrow(*cutting.train_once(trained_marks, cuts), cuts)
     elif TASKS.get(task).target == "spans":
-        encoded, cuts = tokenization.read(texts, spans=True)
+        tokens, cuts = tokenization.read(texts, spans=True)
         spans = [
             [(span["start"], span["end"]) for span in row or []] for row in examples["spans"].to_pylist()
         ]
-        span_marks, counts["num_spans_without_tokens"] = cutting.locate_spans(encoded, texts, spans)
+        span_marks, counts["num_spans_without_tokens"] = cutting.locate_spans(tokens, texts, spans)
         zeros = [0] * len(tokenization.prefix), [0] * len(tokenization.suffix)
         marks = cutting.to_arrow(*cutting.gather(span_marks, cuts, *zeros), cuts)
     else:
-        encoded, cuts = tokenization.read(texts)
-    counts.update(_counts(encoded, cuts))
+        tokens, cuts = tokenization.read(texts)
+    counts.update(_counts(tokens, cuts))
     counts["num_rows_with_control_tokens"] = sum(map(tokenization.holds_control_token, texts))
-    cut = cutting.to_arrow(*cutting.gather(encoded.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
+    cut = cutting.to_arrow(*cutting.gather(tokens.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
     columns = [
         pa.array(examples["id"].to_pylist(), pa.string()),
-        pa.array(encoded.lengths(), pa.int32()),
+        pa.array(tokens.lengths(), pa.int32()),
         cut,
         pa.nulls(len(texts), cut.type) if marks is None else marks,
     ]
     return Chunked(pa.Table.from_arrays(columns, schema=schema()), counts, unfit)
 
 
-def _counts(encoded: Encoded, cuts: Cuts) -> dict[str, int]:
-    lengths = encoded.lengths()
-    cut_off = encoded.bounds[1:] - cuts.covered()
+def _counts(tokens: Encoded, cuts: Cuts) -> dict[str, int]:
+    lengths = tokens.lengths()
+    cut_off = tokens.bounds[1:] - cuts.covered()
     return {
         "num_rows": len(lengths),
         "num_tokens": int(lengths.sum()),
@@ -311,12 +311,12 @@ def checks(
 
 def _warning(spec: CheckSpec, metadata: dict[str, int], description: str) -> CheckOutcome:
     """Return a check that is red where one of the counts in its metadata is not 0."""
-    passed = not any(metadata.values())
+    is_clean = not any(metadata.values())
     return CheckOutcome(
         name=spec.name,
-        passed=passed,
+        passed=is_clean,
         severity="warn",
-        description="" if passed else description,
+        description="" if is_clean else description,
         metadata=metadata,
     )
 
@@ -358,6 +358,6 @@ def rows_without_trained_tokens(folder: Path) -> np.ndarray:
         for batch in file.iter_batches(ROWS_AT_A_TIME, columns=["marks"]):
             chunks = batch["marks"].flatten()
             of_chunk = pc.list_parent_indices(chunks).filter(pc.equal(chunks.flatten(), 1))
-            trained = pc.list_parent_indices(batch["marks"]).take(of_chunk)
-            is_untrained.append(~np.isin(np.arange(len(batch)), trained.to_numpy()))
+            trained_rows = pc.list_parent_indices(batch["marks"]).take(of_chunk)
+            is_untrained.append(~np.isin(np.arange(len(batch)), trained_rows.to_numpy()))
     return np.flatnonzero(np.concatenate(is_untrained))

@@ -44,17 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (function, help_text, its_arguments) in _COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
-        for names, options in its_arguments:
-            command.add_argument(*names, **options)
+        for names, keywords in its_arguments:
+            command.add_argument(*names, **keywords)
         command.set_defaults(command=function)
-    parsed, other_arguments = parser.parse_known_args(arguments)
-    if other_arguments and parsed.command is not _ui:
+    options, other_arguments = parser.parse_known_args(arguments)
+    if other_arguments and options.command is not _ui:
         parser.error(f"unrecognized arguments: {' '.join(other_arguments)}")
-    parsed.others = other_arguments
+    options.others = other_arguments
     try:
-        parsed.defs = parsed.defs or find_defs(Path.cwd())
-        with ExitStack() as parsed.account:
-            return parsed.command(parsed) or 0
+        options.defs = options.defs or find_defs(Path.cwd())
+        with ExitStack() as options.account:
+            return options.command(options) or 0
     except KeyboardInterrupt:
         print("\nstopped; the same command continues where it stopped", file=sys.stderr)
         return 130
@@ -106,18 +106,18 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _load(parsed: argparse.Namespace) -> UseCase:
+def _load(options: argparse.Namespace) -> UseCase:
     from fullft_assets.demos import prepare
 
-    location = find_use_case(parsed.use_case, parsed.defs)
+    location = find_use_case(options.use_case, options.defs)
     prepare(location.path)
     use_case = load_use_case(*location)
     _use_home(use_case.project_root)
-    _follow_aws(parsed, use_case.project_root, {use_case.name: use_case.yaml_path})
+    _follow_aws(options, use_case.project_root, {use_case.name: use_case.yaml_path})
     return use_case
 
 
-def _follow_aws(parsed: argparse.Namespace, project_root: Path, yaml_paths: dict[str, Path]) -> None:
+def _follow_aws(options: argparse.Namespace, project_root: Path, yaml_paths: dict[str, Path]) -> None:
     """Speak to AWS as the project's code location does, which takes seconds to load: only where a bucket is
     named.
     """
@@ -129,7 +129,7 @@ def _follow_aws(parsed: argparse.Namespace, project_root: Path, yaml_paths: dict
     ):
         from fullft_assets.cli.workspace import account_of_project
 
-        parsed.account.enter_context(account_of_project(project_root, set(yaml_paths)))
+        options.account.enter_context(account_of_project(project_root, set(yaml_paths)))
 
 
 def _use_home(project_root: Path) -> None:
@@ -158,19 +158,19 @@ def _use_home(project_root: Path) -> None:
 
 
 @_command("Ingest what is new, make the model, watch production, and sum up.")
-def _run(parsed: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     from fullft_assets.cli.run import Driver, drive
     from fullft_assets.cli.summary import summary
 
-    return drive(_load(parsed), Driver.run, summary)
+    return drive(_load(options), Driver.run, summary)
 
 
 @_command("Ingest what is new, freeze the snapshot, and name its data report; no model is made.")
-def _ingest(parsed: argparse.Namespace) -> int:
+def _ingest(options: argparse.Namespace) -> int:
     from fullft_assets.cli.run import Driver, drive
     from fullft_assets.cli.summary import data_summary
 
-    return drive(_load(parsed), Driver.ingest, data_summary)
+    return drive(_load(options), Driver.ingest, data_summary)
 
 
 @_command(
@@ -185,15 +185,15 @@ def _ingest(parsed: argparse.Namespace) -> int:
         help="write the page to this file; that of an evaluation says how the release ended",
     ),
 )
-def _report(parsed: argparse.Namespace) -> None:
+def _report(options: argparse.Namespace) -> None:
     from fullft_assets.cli.summary import copy_report, newest_report
 
-    use_case, store = _open(parsed)
-    artifact = newest_report(use_case, store, parsed.which)
+    use_case, store = _open(options)
+    artifact = newest_report(use_case, store, options.which)
     print(
         store.folder(artifact) / REPORT_PAGE
-        if parsed.out is None
-        else copy_report(store, artifact, parsed.out)
+        if options.out is None
+        else copy_report(store, artifact, options.out)
     )
 
 
@@ -202,7 +202,7 @@ def _report(parsed: argparse.Namespace) -> None:
     _argument("use_case", nargs="?", help="name of the use case (default: all)"),
     of_use_case=False,
 )
-def _check(parsed: argparse.Namespace) -> int:
+def _check(options: argparse.Namespace) -> int:
     from fullft_assets.checking.check import check_use_case
     from fullft_assets.checking.project import find_use_cases, require_own_name
     from fullft_assets.demos import is_dormant, prepare
@@ -210,20 +210,20 @@ def _check(parsed: argparse.Namespace) -> int:
     def check(location: Place) -> None:
         prepare(location.path)
         use_case = load_use_case(*location, with_data=True)
-        require_own_name(use_case.name, location, parsed.defs)
+        require_own_name(use_case.name, location, options.defs)
         if "post_processing:" in location.path.read_text(encoding="utf-8"):
             # Imports Dagster.
             from fullft_assets.component import unloadable
 
-            if (problem := unloadable(location, find_use_cases(parsed.defs))) is not None:
+            if (problem := unloadable(location, find_use_cases(options.defs))) is not None:
                 raise SettingsError(problem)
         print(check_use_case(use_case))
 
-    if parsed.use_case is not None:
-        check(find_use_case(parsed.use_case, parsed.defs))
+    if options.use_case is not None:
+        check(find_use_case(options.use_case, options.defs))
         return 0
     problems: list[str] = []
-    for location in find_use_cases(parsed.defs, problems):
+    for location in find_use_cases(options.defs, problems):
         try:
             if not is_dormant(location.path):
                 check(location)
@@ -237,9 +237,9 @@ def _check(parsed: argparse.Namespace) -> int:
     "Say whether a training fits, how long it takes and what it costs, here and on machines to rent,"
     " without a GPU."
 )
-def _plan(parsed: argparse.Namespace) -> None:
+def _plan(options: argparse.Namespace) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    use_case, store = _open(parsed)
+    use_case, store = _open(options)
     # Imports torch.
     from fullft_assets.cli.plan import plan
 
@@ -253,11 +253,11 @@ def _plan(parsed: argparse.Namespace) -> None:
     ),
     of_use_case=False,
 )
-def _prepare(parsed: argparse.Namespace) -> None:
+def _prepare(options: argparse.Namespace) -> None:
     from fullft_assets.demos import is_dormant, prepare
 
-    name = parsed.use_case
-    places = find_use_cases(parsed.defs) if name is None else [find_use_case(name, parsed.defs)]
+    name = options.use_case
+    places = find_use_cases(options.defs) if name is None else [find_use_case(name, options.defs)]
     for path in [path for path, _ in places if name is not None or not is_dormant(path)]:
         prepare(path)
 
@@ -266,11 +266,11 @@ def _prepare(parsed: argparse.Namespace) -> None:
     "Open Dagster's UI with the daemon, for this machine alone; takes the options of `dagster dev`.",
     of_use_case=False,
 )
-def _ui(parsed: argparse.Namespace) -> None:
+def _ui(options: argparse.Namespace) -> None:
     from fullft_assets.cli.webserver import develop
 
     _use_home(find_project_root(Path.cwd() / "defs.yaml"))
-    develop(parsed.others)
+    develop(options.others)
 
 
 @_command(
@@ -284,27 +284,27 @@ def _ui(parsed: argparse.Namespace) -> None:
     ),
     of_use_case=False,
 )
-def _tour(parsed: argparse.Namespace) -> int:
+def _tour(options: argparse.Namespace) -> int:
     from fullft_assets.cli.tour import tour
 
-    return tour(parsed.folder)
+    return tour(options.folder)
 
 
-def _open(parsed: argparse.Namespace) -> tuple[UseCase, Store]:
+def _open(options: argparse.Namespace) -> tuple[UseCase, Store]:
     import dagster as dg
 
     from fullft_assets.resources import open_store
 
-    use_case = _load(parsed)
+    use_case = _load(options)
     with dg.DagsterInstance.get() as instance:
         return use_case, open_store(use_case, instance)
 
 
 @_command("Print the names of delivered files, which logs and the UI only show as `file-...`.")
-def _files(parsed: argparse.Namespace) -> None:
+def _files(options: argparse.Namespace) -> None:
     from fullft_assets import documents
 
-    use_case, store = _open(parsed)
+    use_case, store = _open(options)
     for alias, batch, path in documents.named_files(store, use_case.name):
         print(f"{alias}  {batch}  {path}")
 
@@ -329,17 +329,17 @@ def _files(parsed: argparse.Namespace) -> None:
         help="maximum number of tokens that a language model writes (default: 100)",
     ),
 )
-def _predict(parsed: argparse.Namespace) -> int:
-    if (parsed.text is None) == (parsed.file is None) or (parsed.out is not None and parsed.file is None):
+def _predict(options: argparse.Namespace) -> int:
+    if (options.text is None) == (options.file is None) or (options.out is not None and options.file is None):
         raise FullftError("predict: give a text or --file; --out goes with --file")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    use_case, store = _open(parsed)
+    use_case, store = _open(options)
     # Imports torch, as no other command does.
     from fullft_assets.cli.predict import predict, predict_file
 
-    if parsed.file is not None:
-        return 1 if predict_file(use_case, store, parsed.file, parsed.out, parsed.max_new_tokens) else 0
-    predict(use_case, store, parsed.text, parsed.max_new_tokens)
+    if options.file is not None:
+        return 1 if predict_file(use_case, store, options.file, options.out, options.max_new_tokens) else 0
+    predict(use_case, store, options.text, options.max_new_tokens)
     return 0
 
 
@@ -367,37 +367,37 @@ def _predict(parsed: argparse.Namespace) -> int:
     _argument("--annotators", type=_count, default=1, help="people who label each document (default: 1)"),
     _argument("--usd", type=float, help="price of an answer, for the public workforce alone"),
 )
-def _export(parsed: argparse.Namespace) -> None:
+def _export(options: argparse.Namespace) -> None:
     from fullft_assets.cli.export import export
     from fullft_assets.cli.ground_truth import check_job, create_job
 
-    use_case, store = _open(parsed)
+    use_case, store = _open(options)
     job: partial[int] | None = None
-    if parsed.team and parsed.role and parsed.format == "ground_truth":
-        check_job(use_case, parsed.out, parsed.team, parsed.usd)
+    if options.team and options.role and options.format == "ground_truth":
+        check_job(use_case, options.out, options.team, options.usd)
         job = partial(
             create_job,
             use_case,
-            parsed.out,
-            team=parsed.team,
-            role=parsed.role,
-            kms_key=parsed.kms_key,
-            annotators=parsed.annotators,
-            usd=parsed.usd,
+            options.out,
+            team=options.team,
+            role=options.role,
+            kms_key=options.kms_key,
+            annotators=options.annotators,
+            usd=options.usd,
         )
-    elif parsed.team or parsed.role or parsed.kms_key or parsed.usd or parsed.out.startswith("s3://"):
+    elif options.team or options.role or options.kms_key or options.usd or options.out.startswith("s3://"):
         raise FullftError("export: a labelling job takes --format ground_truth, --team and --role")
     count = export(
         use_case,
         store,
-        parsed.out,
-        format_name=parsed.format,
-        most=parsed.documents,
-        num_windows=parsed.windows,
-        at_random=parsed.random,
+        options.out,
+        format_name=options.format,
+        most=options.documents,
+        num_windows=options.windows,
+        at_random=options.random,
         job=job,
     )
-    print(f"{count:,} documents of {use_case.name} in {parsed.out}")
+    print(f"{count:,} documents of {use_case.name} in {options.out}")
 
 
 @_command(
@@ -405,24 +405,24 @@ def _export(parsed: argparse.Namespace) -> None:
     _argument("--reason", required=True, help="kept with the champion's history"),
     _KEY,
 )
-def _rollback(parsed: argparse.Namespace) -> None:
+def _rollback(options: argparse.Namespace) -> None:
     from fullft_assets import release
     from fullft_assets.resources import set_latest
 
-    use_case, store = _open(parsed)
+    use_case, store = _open(options)
     in_use = release.read_champion(store, use_case.name)
     about = "" if in_use is None else in_use.checkpoint
 
     def roll_back() -> None:
-        by = _person(parsed).name
-        champion = release.rollback(store, use_case.name, reason=parsed.reason, by=by, expected=about)
+        by = _person(options).name
+        champion = release.rollback(store, use_case.name, reason=options.reason, by=by, expected=about)
         card = release.card_of(store, use_case.name, champion)
         if card is not None:
             set_latest(store, use_case.name, CHAMPION_MODEL, card)
         print(f"champion of {use_case.name} is again {champion.checkpoint} (score {champion.score:.3f})")
         release.try_to_hand_over(store, use_case, print, lambda line: print(line, file=sys.stderr))
 
-    _overrule(parsed, use_case, store, Act("rollback", about, parsed.reason), roll_back)
+    _overrule(options, use_case, store, Act("rollback", about, options.reason), roll_back)
 
 
 @_command(
@@ -430,15 +430,15 @@ def _rollback(parsed: argparse.Namespace) -> None:
     " removes it.",
     _flag("--yes", "remove it"),
 )
-def _clean(parsed: argparse.Namespace) -> None:
+def _clean(options: argparse.Namespace) -> None:
     import dagster as dg
 
     from fullft_assets import retention
     from fullft_assets.automation import idle_from_now
 
-    use_case, store = _open(parsed)
+    use_case, store = _open(options)
     with dg.DagsterInstance.get() as instance:
-        if parsed.yes:
+        if options.yes:
             plan = retention.clean(store, use_case, require_idle=idle_from_now(use_case.name, instance))
         else:
             plan = retention.plan(store, use_case)
@@ -448,7 +448,7 @@ def _clean(parsed: argparse.Namespace) -> None:
                 *plan.lines,
                 (
                     "removed"
-                    if parsed.yes
+                    if options.yes
                     else f"nothing was removed; `fullft clean {use_case.name} --yes` does it"
                 ),
             ]
@@ -468,54 +468,56 @@ def _clean(parsed: argparse.Namespace) -> None:
     _argument("--reason", default="", help="kept with the record of the erasure"),
     _KEY,
 )
-def _erase(parsed: argparse.Namespace) -> int:
+def _erase(options: argparse.Namespace) -> int:
     from fullft_assets import erasure
 
-    use_case, store = _open(parsed)
-    if parsed.by == "group" and use_case.settings.examples.group is None:
+    use_case, store = _open(options)
+    if options.by == "group" and use_case.settings.examples.group is None:
         raise SettingsError(
             f"{use_case.yaml_path}: examples.group is not set, so no document has a group; set it, or"
             " list ids"
         )
-    line_numbers = erasure.read_list(parsed.list)
+    line_numbers = erasure.read_list(options.list)
     reports: list[erasure.ErasureReport] = []
 
     def erase() -> None:
-        reports.append(erasure.erase(store, use_case.name, line_numbers, by=parsed.by, reason=parsed.reason))
+        reports.append(
+            erasure.erase(store, use_case.name, line_numbers, by=options.by, reason=options.reason)
+        )
 
-    act = Act("erase", digest([parsed.by, *sorted(line_numbers)]), parsed.reason)
-    _overrule(parsed, use_case, store, act, erase)
+    act = Act("erase", digest([options.by, *sorted(line_numbers)]), options.reason)
+    _overrule(options, use_case, store, act, erase)
     for report in reports:
         print("\n".join(report.lines()))
         for name in report.missing[:_SHOWN_LINES]:
             print(
-                f"{parsed.list}:{line_numbers[name]}: `{name}`: no document has this {parsed.by}; fix the"
+                f"{options.list}:{line_numbers[name]}: `{name}`: no document has this {options.by}; fix the"
                 " line and erase again",
                 file=sys.stderr,
             )
         if len(report.missing) > _SHOWN_LINES:
             print(
-                f"{parsed.list}: {len(report.missing) - _SHOWN_LINES:,} more lines were not found",
+                f"{options.list}: {len(report.missing) - _SHOWN_LINES:,} more lines were not found",
                 file=sys.stderr,
             )
     return 1 if any(report.missing for report in reports) else 0
 
 
-def _person(parsed: argparse.Namespace) -> Person:
+def _person(options: argparse.Namespace) -> Person:
     import getpass
 
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # a container's user without an account
         name = str(os.getuid())
-    return Person(name, key=parsed.key)
+    return Person(name, key=options.key)
 
 
 def _overrule(
-    parsed: argparse.Namespace, use_case: UseCase, store: Store, act: Act, do: Callable[[], None]
+    options: argparse.Namespace, use_case: UseCase, store: Store, act: Act, do: Callable[[], None]
 ) -> None:
     """Have done what a person asks for, or print what it waits for."""
-    if (waits := overrule(store, use_case, act, _person(parsed), do)) is not None:
+    if (waits := overrule(store, use_case, act, _person(options), do)) is not None:
         print(waits)
 
 
@@ -523,18 +525,18 @@ def _overrule(
     "Say what the platform is open to, and whether its record is whole; 1 where something is an error.",
     of_use_case=False,
 )
-def _audit(parsed: argparse.Namespace) -> int:
+def _audit(options: argparse.Namespace) -> int:
     import dagster as dg
 
     from fullft_assets.assets.security import audit_all
 
-    project_root = find_project_root(parsed.defs / "defs.yaml")
+    project_root = find_project_root(options.defs / "defs.yaml")
     _use_home(project_root)
     _follow_aws(
-        parsed, project_root, {name_at(location): location.path for location in find_use_cases(parsed.defs)}
+        options, project_root, {name_at(location): location.path for location in find_use_cases(options.defs)}
     )
     with dg.DagsterInstance.get() as instance:
-        findings, records = audit_all(parsed.defs, instance)
+        findings, records = audit_all(options.defs, instance)
     for finding in findings:
         print(f"{finding.severity}  {finding.id}: {finding.evidence}; {finding.fix}")
     for url, record in records.items():

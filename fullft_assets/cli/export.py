@@ -113,13 +113,15 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
         raise FullftError(f"{name}: a random sample is drawn for live_quality, and {why}")
     windows = latest_by_partition(store, name, PRODUCTION_DOCUMENTS)
     predictions = latest_by_partition(store, name, BATCH_PREDICTIONS)
-    predicted = live.predicted_by(store.load(champion.checkpoint), windows, predictions)
-    newest = list(predicted)[-num_windows:]
+    usable_predictions = live.predicted_by(store.load(champion.checkpoint), windows, predictions)
+    newest = list(usable_predictions)[-num_windows:]
     far = exported_as_far(store, name)
     labels = live.labels_by_id(store, latest_by_partition(store, name, LABELED_EXAMPLES))
     rows = [
         document
-        for document in live.first_of_each(live.predicted_documents(store, name, windows, predicted, far))
+        for document in live.first_of_each(
+            live.predicted_documents(store, name, windows, usable_predictions, far)
+        )
         if document.window in newest
         and not document.is_chosen
         and document.label is None

@@ -145,8 +145,8 @@ class Follower:
                 )
         elif kind == dg.DagsterEventType.STEP_FAILURE:
             failure = event.step_failure_data
-            own = failure.user_failure_data and failure.user_failure_data.description
-            self.terminal.line(f"{run.title}: {step} FAILED: {own or deepest_cause(failure.error)}")
+            message = failure.user_failure_data and failure.user_failure_data.description
+            self.terminal.line(f"{run.title}: {step} FAILED: {message or deepest_cause(failure.error)}")
         elif kind == dg.DagsterEventType.RUN_FAILURE and not run.steps:
             self.terminal.line(f"{run.title}: FAILED: {event.message}")
 

@@ -177,9 +177,9 @@ class _Tour:
         self.say(f"STEP {self.num_steps} of 7: {text}")
         self.say(f"         look at {url}")
 
-    def _wait(self, what: str, find: Callable[[], T | None]) -> T:
+    def _wait(self, event: str, find: Callable[[], T | None]) -> T:
         return self.services.wait(
-            find, f"not within {_STEP_SECONDS:.0f} s: {what}; {self.services.log} and the UI's runs say more"
+            find, f"not within {_STEP_SECONDS:.0f} s: {event}; {self.services.log} and the UI's runs say more"
         )
 
     def _verdicts(self) -> str:

@@ -73,9 +73,9 @@ def write(folder: Path, *, max_rules: int | None = None) -> Path:
     )
     unseen = set(expressions[: len(expressions) // PRODUCTION_PART])
     production = [rule for rule in selection if rule["expression"] in unseen]
-    delivered = [rule for rule in selection if rule["expression"] not in unseen]
-    lines = [_manifest_line(rule) for rule in delivered]
-    lines[100:100] = _dirt(delivered)
+    training_rules = [rule for rule in selection if rule["expression"] not in unseen]
+    lines = [_manifest_line(rule) for rule in training_rules]
+    lines[100:100] = _dirt(training_rules)
     size = -(-len(lines) // NUM_FILES)
     with written_whole(folder) as aside:
         (aside / "documents").mkdir()
@@ -107,8 +107,8 @@ def _manifest_line(rule: dict[str, str], **changes: Any) -> str:
     return json.dumps({k: v for k, v in (line | changes).items() if v is not None}, ensure_ascii=False)
 
 
-def _dirt(delivered: list[dict[str, str]]) -> list[str]:
-    sample = delivered[:: max(1, len(delivered) // 120)][:120]
+def _dirt(training_rules: list[dict[str, str]]) -> list[str]:
+    sample = training_rules[:: max(1, len(training_rules) // 120)][:120]
     lines = [_manifest_line(rule, id=f"{rule['id']}-again") for rule in sample[:40]]
     lines += [_manifest_line(rule, id=f"{rule['id']}-empty", source="") for rule in sample[40:60]]
     odd = {

@@ -51,13 +51,13 @@ def write_licence_texts(folder: Path, *, max_texts: int | None = None) -> Path:
     """Write the delivery below `folder` (`documents/` and `general/`); an existing one is left alone."""
     if folder.is_dir():
         return folder
-    delivered = list(licence_texts())[:max_texts]
-    size = -(-len(delivered) // NUM_FILES)
+    texts = list(licence_texts())[:max_texts]
+    size = -(-len(texts) // NUM_FILES)
     with written_whole(folder) as aside:
         for number in range(NUM_FILES):
             _write_lines(
                 aside / "documents" / f"texts-{number + 1}.jsonl",
-                delivered[number * size : (number + 1) * size],
+                texts[number * size : (number + 1) * size],
             )
         _write_lines(aside / "general" / "standard-library.jsonl", list(general()))
     return folder

@@ -131,5 +131,5 @@ def mixed_splits(splits: Mapping[str, str], paths_of_rows: Iterable[str], group:
     )
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -157,10 +157,12 @@ class _EarlierReading:
     def wanting(self) -> list[str]:
         """The settings that ask for something that these rows do not have."""
         was = _under_todays_keys(self.manifest.settings)
-        changed = [
+        changed_settings = [
             name for name, value in self.settings.items() if was.get(name) != value and name not in _HOW_READ
         ]
-        return [name for name in changed if name not in _DROPPABLE or self.settings[name] is not None]
+        return [
+            name for name in changed_settings if name not in _DROPPABLE or self.settings[name] is not None
+        ]
 
     def pin(self, path: str) -> str:
         """Return the pin of a file's rows: the digest of the file, with the version and settings that it was
@@ -286,20 +288,20 @@ class _Plan:
         except DataError:
             # Half a file that was being rewritten may look like anything; what it has become is read by
             # itself.
-            if len(changed := self._changed()) < len(files):
+            if len(changed_files := self._changed()) < len(files):
                 raise
-            return ReadBatch(self.columns.empty_table(), changed)
+            return ReadBatch(self.columns.empty_table(), changed_files)
         return documents_read.without(self._changed())
 
     def _changed(self) -> dict[str, str]:
         current = self.source.statuses(file.path for file in self.as_cut)
-        changed = {
+        changed_files = {
             file.path: f"changed while it was read; {_CHANGED}"
             for file in self.as_cut
             if current[file.path] != file
         }
-        self.changed |= changed.keys()
-        return changed
+        self.changed |= changed_files.keys()
+        return changed_files
 
 
 def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
@@ -346,17 +348,21 @@ def _first(lines: list[str]) -> str:
 
 
 def _readable_check(
-    source: Source, batch: Batch, unreadable: dict[str, str], changed: set[str]
+    source: Source, batch: Batch, unreadable: dict[str, str], changed_files: set[str]
 ) -> CheckOutcome:
-    wrong = [path for path in unreadable if path not in changed]
-    paths = [*wrong, *(path for path in unreadable if path in changed)]
+    wrong = [path for path in unreadable if path not in changed_files]
+    paths = [*wrong, *(path for path in unreadable if path in changed_files)]
     reasons = _first([f"{alias(path)}: {unreadable[path]}" for path in paths])
     return CheckOutcome(
         name=READABLE.name,
         passed=not wrong,
         severity="warn",
         description=(f"{source.uri}: {reasons}{'; fix and deliver again' if wrong else ''}" if paths else ""),
-        metadata={"num_files": len(batch.files), "num_unreadable": len(wrong), "num_changed": len(changed)},
+        metadata={
+            "num_files": len(batch.files),
+            "num_unreadable": len(wrong),
+            "num_changed": len(changed_files),
+        },
     )
 
 
@@ -390,11 +396,11 @@ def _encodings_check(source: Source, read: ReadBatch) -> CheckOutcome:
 
 def _pages_check(source: Source, pages: dict[str, int]) -> CheckOutcome:
     counts = _first([f"{alias(path)}: {number:,} page(s)" for path, number in pages.items()])
-    what = "perhaps scanned; recognise the text, such as with ocrmypdf"
+    hint = "perhaps scanned; recognise the text, such as with ocrmypdf"
     return CheckOutcome(
         name=PAGES_HAVE_TEXT.name,
         passed=not pages,
         severity="warn",
-        description=f"{source.uri}: {counts} without text, {what}" if pages else "",
+        description=f"{source.uri}: {counts} without text, {hint}" if pages else "",
         metadata={"num_files_with_such_pages": len(pages), "num_pages_without_text": sum(pages.values())},
     )

@@ -176,10 +176,10 @@ class WindowCutter:
             self._bytes_left -= file.bytes
         try:
             with self._source.local(file.path) as path:
-                delivered = Delivered(path, file.path)
+                delivery = Delivered(path, file.path)
                 # Every code page has the same line ends and delimiters.
                 return reader.read(
-                    delivered,
+                    delivery,
                     lambda records, *_: sum(1 for _ in islice(records, self._window.rows)),
                     lambda _: "latin-1",
                 )[0]

@@ -58,9 +58,9 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
     # An erasure rewrites a snapshot: a training on another attempt than today's learned from what is gone.
     current = {snapshot.ref for snapshot in store.artifacts(case, TRAINING_SNAPSHOT)}
     folders = {folder.name: folder for folder in store.work_folders(case, FINETUNED_CHECKPOINT)}
-    stored = store.stored_work(case, FINETUNED_CHECKPOINT)
+    stored_checkpoints = store.stored_work(case, FINETUNED_CHECKPOINT)
     num_removed = num_left = 0
-    for key in sorted({*folders, *stored}):
+    for key in sorted({*folders, *stored_checkpoints}):
         jobs: list[Job] = []
         with suppress(StoreError):
             jobs = read_jobs(store, case, FINETUNED_CHECKPOINT, key)
@@ -71,7 +71,7 @@ def drop_unfinished(store: Store, case: str, trained_on: Collection[str]) -> tup
         ):
             continue
         is_gone = key not in folders or remove_unless_held(folders[key], lambda: True)
-        if key in stored:
+        if key in stored_checkpoints:
             name = checkpoints_ref(case, FINETUNED_CHECKPOINT, key)
             # Without a network it can hold no lease.
             is_idle = partial(lambda key: not is_running(store, case, FINETUNED_CHECKPOINT, key), key)

@@ -115,7 +115,7 @@ def gather(store: Store, case: str, reason: str) -> ErasedDocuments:
     """Look at all documents with a tombstone before any is gone: their texts, and the files that held nothing
     else.
     """
-    erased = ErasedDocuments(case, read_tombstones(store, case))
+    erased_documents = ErasedDocuments(case, read_tombstones(store, case))
     sources: set[str] = set()
     sources_kept: set[str] = set()
     sources_named: set[str] = set()
@@ -123,9 +123,9 @@ def gather(store: Store, case: str, reason: str) -> ErasedDocuments:
     for stage, file in DOCUMENTS.items():
         for manifest, folder in whole_artifacts(store, case, stage):
             table = pq.read_table(folder / file)
-            hit = erased.rows(table)
+            hit = erased_documents.rows(table)
             documents = table.filter(hit)
-            erased.add(manifest, documents)
+            erased_documents.add(manifest, documents)
             if stage in GENERAL:
                 # Their files are elsewhere, though under the same names, and not all that these hold was
                 # drawn.
@@ -141,12 +141,12 @@ def gather(store: Store, case: str, reason: str) -> ErasedDocuments:
     digests += [erased_digest(case, path, "file") for path in sources - sources_kept]
     write_tombstones(store, case, sorted(digests), by="id", reason=reason)
     # The others are of files that were read again since then and held nothing but erased documents.
-    erased.paths = (sources - sources_kept) | {
+    erased_documents.paths = (sources - sources_kept) | {
         path
         for path in sources_named - sources_kept
-        if erased_digest(case, path, "file") in erased.tombstones
+        if erased_digest(case, path, "file") in erased_documents.tombstones
     }
-    return erased
+    return erased_documents
 
 
 def read_list(path: Path) -> dict[str, int]:
@@ -191,13 +191,13 @@ class _ListedDocuments:
     missing: list[str] = field(default_factory=list)
 
 
-def search(store: Store, case: str, listed: Iterable[str], by: By) -> _ListedDocuments:
+def search(store: Store, case: str, list_lines: Iterable[str], by: By) -> _ListedDocuments:
     """Find the documents that a list names.
 
     A line is an id exactly as it is, else without the white space around it, else the name of a file that is
     one document; or a group in any of its spellings.
     """
-    lines = list(dict.fromkeys(listed))
+    lines = list(dict.fromkeys(list_lines))
     tables = list(_hits(store, case, {form for line in lines for form in _forms(line, by)}, by))
     values = {value for table in tables for value in table[by].to_pylist()}
     ids: dict[str, set[str]] = {}

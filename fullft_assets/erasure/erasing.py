@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from fullft_assets.artifacts import (
     BATCH_PREDICTIONS,
     CHEAPER_BASELINES,
+    CHUNKS_FILE,
     DOCUMENTS_FILE,
     DRIFT_REPORT,
     DRIFT_SCALE,
@@ -75,25 +76,27 @@ FILES = {
     PRODUCTION_DOCUMENTS: [DOCUMENTS_FILE],
     LABELED_EXAMPLES: [EXAMPLES_FILE, QUARANTINED],
     QUARANTINED_EXAMPLES: ["quarantined.parquet"],
-    TOKENIZED_CHUNKS: ["chunks.parquet"],
+    TOKENIZED_CHUNKS: [CHUNKS_FILE],
 }
 
 
-def _drop_rows(store: Store, case: str, stage: str, erased: ErasedDocuments, report: ErasureReport) -> None:
+def _drop_rows(
+    store: Store, case: str, stage: str, erased_documents: ErasedDocuments, report: ErasureReport
+) -> None:
     """Rewrite the artifacts of a stage without erased documents and the names of files that are gone.
 
     Chunks have ids alone, which may be made up. They follow their examples, which must still be there.
     """
-    of_examples = _ids_of_examples(store, case, erased) if stage == TOKENIZED_CHUNKS else {}
+    of_examples = _ids_of_examples(store, case, erased_documents) if stage == TOKENIZED_CHUNKS else {}
     for manifest, folder in whole_artifacts(store, case, stage):
         tables = {name: pq.read_table(folder / name) for name in FILES[stage]}
         if stage == TOKENIZED_CHUNKS:
-            ids = of_examples.get(manifest.inputs[LABELED_EXAMPLES], erased.ids)
-            hit = [np.array([id_ in ids for id_ in tables["chunks.parquet"]["id"].to_pylist()], bool)]
+            ids = of_examples.get(manifest.inputs[LABELED_EXAMPLES], erased_documents.ids)
+            hit = [np.array([id_ in ids for id_ in tables[CHUNKS_FILE]["id"].to_pylist()], bool)]
         else:
-            hit = [erased.rows(table) for table in tables.values()]
-        metadata = _without_paths(manifest.metadata, erased.paths)
-        inputs = _without_paths(manifest.inputs, erased.paths)
+            hit = [erased_documents.rows(table) for table in tables.values()]
+        metadata = _without_paths(manifest.metadata, erased_documents.paths)
+        inputs = _without_paths(manifest.inputs, erased_documents.paths)
         if not any(rows.any() for rows in hit) and (metadata, inputs) == (manifest.metadata, manifest.inputs):
             continue
         pairs = zip(tables.items(), hit, strict=True)
@@ -125,11 +128,11 @@ def _write_tables(
     return metadata
 
 
-def _ids_of_examples(store: Store, case: str, erased: ErasedDocuments) -> dict[str, set[str]]:
+def _ids_of_examples(store: Store, case: str, erased_documents: ErasedDocuments) -> dict[str, set[str]]:
     ids = {}
     for manifest, folder in whole_artifacts(store, case, LABELED_EXAMPLES):
         table = pq.read_table(folder / EXAMPLES_FILE)
-        ids[manifest.content_digest] = set(table["id"].filter(erased.rows(table)).to_pylist())
+        ids[manifest.content_digest] = set(table["id"].filter(erased_documents.rows(table)).to_pylist())
     return ids
 
 
@@ -154,11 +157,13 @@ MADE_OF_ROWS = (NEAR_DUPLICATE_INDEX, SCREENED_EXAMPLES, TOKENIZER_AUDIT, BATCH_
 MADE_OF_SNAPSHOTS = (CHEAPER_BASELINES, DRIFT_SCALE)
 
 
-def _drop_made_of_rows(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
-    artifacts = erased.artifacts | {
+def _drop_made_of_rows(
+    store: Store, case: str, erased_documents: ErasedDocuments, report: ErasureReport
+) -> None:
+    artifacts = erased_documents.artifacts | {
         chunks.content_digest
         for chunks in store.artifacts(case, TOKENIZED_CHUNKS)
-        if chunks.inputs[LABELED_EXAMPLES] in erased.artifacts
+        if chunks.inputs[LABELED_EXAMPLES] in erased_documents.artifacts
     }
     for stage in MADE_OF_ROWS:
         for manifest in store.artifacts(case, stage):
@@ -193,7 +198,9 @@ def _delete(store: Store, manifest: Manifest, report: ErasureReport) -> None:
     report.deleted[manifest.stage] += 1
 
 
-def _drop_from_drift_reports(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
+def _drop_from_drift_reports(
+    store: Store, case: str, erased_documents: ErasedDocuments, report: ErasureReport
+) -> None:
     """Empty the lists of far documents of drift reports whose window held an erased one, and delete
     explanations that have their words.
 
@@ -203,7 +210,9 @@ def _drop_from_drift_reports(store: Store, case: str, erased: ErasedDocuments, r
     reports = store.artifacts(case, DRIFT_REPORT)
     metadata = {manifest.ref: DriftMetadata.of(manifest) for manifest in reports}
     touched_refs = {
-        key_ref(ref) for ref, drift in metadata.items() if key_ref(drift.documents) in erased.windows
+        key_ref(ref)
+        for ref, drift in metadata.items()
+        if key_ref(drift.documents) in erased_documents.windows
     }
 
     def forget_documents(has_documents: bool, folder: Path) -> Mapping[str, Any]:
@@ -234,7 +243,7 @@ HOLDING = (
 
 
 def erase(
-    store: Store, case: str, listed: Iterable[str], *, by: By = "id", reason: str = ""
+    store: Store, case: str, list_lines: Iterable[str], *, by: By = "id", reason: str = ""
 ) -> ErasureReport:
     """Erase documents everywhere in a use case's store.
 
@@ -243,41 +252,41 @@ def erase(
 
     Args:
         store, case: where.
-        listed: document ids, or groups (all documents of a patient, a client), as the list has them.
+        list_lines: document ids, or groups (all documents of a patient, a client), as the list has them.
         by: what is listed.
         reason: kept with the tombstones.
     """
     with store.alone_with_artifacts(case), store.rewriting(case):
-        return _erase(store, case, list(dict.fromkeys(listed)), by, reason)
+        return _erase(store, case, list(dict.fromkeys(list_lines)), by, reason)
 
 
-def _erase(store: Store, case: str, listed: list[str], by: By, reason: str) -> ErasureReport:
-    report = ErasureReport(num_listed=len(listed))
+def _erase(store: Store, case: str, list_lines: list[str], by: By, reason: str) -> ErasureReport:
+    report = ErasureReport(num_listed=len(list_lines))
     _sweep(store, case, report)
-    documents = search(store, case, listed, by)
+    documents = search(store, case, list_lines, by)
     write_tombstones(store, case, documents.digests, by=by, reason=reason)
     report.missing = documents.missing
     report.num_before = len(documents.before)
-    erased = gather(store, case, reason)
-    report.num_found = len(erased.ids)
-    forget(store, case, erased.paths, "batch")
-    forget(store, case, erased.paths, "window")
-    drop_from_reports(store, case, erased, report)
-    _drop_from_drift_reports(store, case, erased, report)
+    erased_documents = gather(store, case, reason)
+    report.num_found = len(erased_documents.ids)
+    forget(store, case, erased_documents.paths, "batch")
+    forget(store, case, erased_documents.paths, "window")
+    drop_from_reports(store, case, erased_documents, report)
+    _drop_from_drift_reports(store, case, erased_documents, report)
     # The copies of the user's predictions have ids of test rows: what is read again needs the erased ones no
     # longer.
     for manifest in store.artifacts(case, external.PREDICTIONS):
         _delete(store, manifest, report)
-    _drop_made_of_rows(store, case, erased, report)
+    _drop_made_of_rows(store, case, erased_documents, report)
     for stage in (TOKENIZED_CHUNKS, LABELED_EXAMPLES, QUARANTINED_EXAMPLES):
-        _drop_rows(store, case, stage, erased, report)
+        _drop_rows(store, case, stage, erased_documents, report)
     for stage in GENERAL:
-        drop_drawn_rows(store, case, stage, erased, report)
-    drop_from_snapshots(store, case, erased, report)
+        drop_drawn_rows(store, case, stage, erased_documents, report)
+    drop_from_snapshots(store, case, erased_documents, report)
     shutil.rmtree(table_folder(store, case), ignore_errors=True)
     drop_made_of_snapshots(store, case, report)
     for stage in (PRODUCTION_DOCUMENTS, RAW_DOCUMENTS):
-        _drop_rows(store, case, stage, erased, report)
+        _drop_rows(store, case, stage, erased_documents, report)
     report.trained_on, report.champions = name_checkpoints(store, case)
     report.deleted[TRAININGS], num_training = drop_unfinished(store, case, report.trained_on)
     report.num_in_flight += num_training

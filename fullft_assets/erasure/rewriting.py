@@ -82,7 +82,7 @@ class ErasureReport:
                 " come)",
             ),
             *((1, f"rewritten    {count:,} {stage}") for stage, count in sorted(self.rewritten.items())),
-            *((count, f"deleted      {count:,} {what}") for what, count in sorted(self.deleted.items())),
+            *((count, f"deleted      {count:,} {kind}") for kind, count in sorted(self.deleted.items())),
             (
                 self.num_in_flight,
                 f"left alone   {self.num_in_flight:,} unfinished attempts; once the runs have ended, erase"
@@ -108,24 +108,32 @@ _ABOUT = re.compile(r'<tr data-(document|group)="(.*?)">.*?</tr>', re.DOTALL)
 _NAMING = ("weakest_groups", "largest_regressions")
 
 
-def drop_from_reports(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
+def drop_from_reports(
+    store: Store, case: str, erased_documents: ErasedDocuments, report: ErasureReport
+) -> None:
     """Take erased documents out of the evaluation reports of a use case."""
-    excerpts = {escape(shorten(text), quote=quote) for text in erased.texts for quote in (True, False)}
+    excerpts = {
+        escape(shorten(text), quote=quote) for text in erased_documents.texts for quote in (True, False)
+    }
     excerpts |= {excerpt.replace("&#x27;", "&#39;").replace("&quot;", "&#34;") for excerpt in excerpts}
     for manifest, folder in whole_artifacts(store, case, EVALUATION_REPORT):
-        if _drop_from_report(store, manifest, folder, erased, excerpts):
+        if _drop_from_report(store, manifest, folder, erased_documents, excerpts):
             report.rewritten[manifest.stage] += 1
 
 
 def _drop_from_report(
-    store: Store, manifest: Manifest, folder: Path, erased: ErasedDocuments, excerpts: Collection[str]
+    store: Store,
+    manifest: Manifest,
+    folder: Path,
+    erased_documents: ErasedDocuments,
+    excerpts: Collection[str],
 ) -> bool:
     tables = {name: pq.read_table(folder / name) for name in _TABLES if name in manifest.files}
     # The first field of a list is the id of a document.
     lists = {name: read_list(folder / name) for name in (ANSWERS, LABEL_ERRORS) if name in manifest.files}
     ids = {id_ for table in tables.values() for id_ in table["id"].to_pylist()}
     ids |= {next(iter(row.values())) for rows in lists.values() for row in rows}
-    ids_gone = erased.named(ids)
+    ids_gone = erased_documents.named(ids)
     hit = pa.array(sorted(ids_gone), pa.string())
     tables_left = {
         name: table.filter(pc.invert(pc.is_in(table["id"], hit))) for name, table in tables.items()
@@ -168,12 +176,12 @@ def _drop_from_report(
 
 
 def drop_drawn_rows(
-    store: Store, case: str, stage: str, erased: ErasedDocuments, report: ErasureReport
+    store: Store, case: str, stage: str, erased_documents: ErasedDocuments, report: ErasureReport
 ) -> None:
     """Rewrite drawn documents and their chunks without the erased ones."""
     for manifest, folder in whole_artifacts(store, case, stage):
         documents = pq.read_table(folder / EXAMPLES_FILE)
-        hit = erased.rows(documents)
+        hit = erased_documents.rows(documents)
         if hit.any():
             chunks = pq.read_table(folder / CHUNKS_FILE)
             _rewrite_drawn(store, manifest, documents.filter(~hit), chunks.filter(~hit), int(hit.sum()))
@@ -232,17 +240,19 @@ def _changed_drawn(store: Store, snapshot: Manifest) -> dict[str, Manifest]:
     }
 
 
-def drop_from_snapshots(store: Store, case: str, erased: ErasedDocuments, report: ErasureReport) -> None:
+def drop_from_snapshots(
+    store: Store, case: str, erased_documents: ErasedDocuments, report: ErasureReport
+) -> None:
     """Rewrite the snapshots that have rows of erased documents, or general documents that are gone."""
     # With the names of files that this erasure recorded.
     tombstones = read_tombstones(store, case)
     for manifest, _ in whole_artifacts(store, case, TRAINING_SNAPSHOT):
         index = read_index(store, manifest)
-        hit = erased.rows(_with_groups(index))
-        changed = _changed_drawn(store, manifest)
+        hit = erased_documents.rows(_with_groups(index))
+        drawn_manifests = _changed_drawn(store, manifest)
         inputs = _without_names(manifest, tombstones)
-        if hit.any() or changed or inputs != manifest.inputs:
-            _rewrite_snapshot(store, manifest, index, hit, changed, inputs)
+        if hit.any() or drawn_manifests or inputs != manifest.inputs:
+            _rewrite_snapshot(store, manifest, index, hit, drawn_manifests, inputs)
             report.rewritten[manifest.stage] += 1
 
 
@@ -260,12 +270,12 @@ def _rewrite_snapshot(
     manifest: Manifest,
     index: pa.Table,
     hit: np.ndarray,
-    changed: Mapping[str, Manifest],
+    drawn_manifests: Mapping[str, Manifest],
     inputs: Mapping[str, Any],
 ) -> None:
     before = SnapshotMetadata.of(manifest)
     index_left = index.filter(~hit)
-    lost_from = sorted({*index.filter(hit)["split"].to_pylist(), *changed})
+    lost_from = sorted({*index.filter(hit)["split"].to_pylist(), *drawn_manifests})
     # By the recorded digest it is known which version of the snapshot a training read.
     loss = Erasure(snapshot_digest=manifest.content_digest, lost_from=lost_from)
     counts = Counter(index_left["split"].to_pylist())
@@ -273,10 +283,10 @@ def _rewrite_snapshot(
         **{f"num_{split}_rows": counts[split] for split in ("train", "validation", "test")},
         "erasures": [*(before.erasures or []), loss],
     }
-    if "general" in changed:
-        changes["num_general_tokens"] = GeneralMetadata.of(changed["general"]).num_tokens
-    if "replay" in changed:
-        replayed = ReplayMetadata.of(changed["replay"])
+    if "general" in drawn_manifests:
+        changes["num_general_tokens"] = GeneralMetadata.of(drawn_manifests["general"]).num_tokens
+    if "replay" in drawn_manifests:
+        replayed = ReplayMetadata.of(drawn_manifests["replay"])
         changes |= {"num_replay_rows": replayed.num_rows, "num_replay_tokens": replayed.num_tokens}
 
     def edit(path: Path) -> Mapping[str, Any]:
@@ -299,6 +309,6 @@ def _rewrite_snapshot(
 
     identity = manifest.identity
     if identity is not None:
-        digests = {kind: artifact.content_digest for kind, artifact in changed.items()}
+        digests = {kind: artifact.content_digest for kind, artifact in drawn_manifests.items()}
         identity = identity.model_copy(update={"values": {**identity.values, **digests}})
     store.rewrite(manifest, edit, inputs, identity=identity)

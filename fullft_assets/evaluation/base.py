@@ -250,14 +250,14 @@ class LabelEvaluation(Evaluation):
 def label_scores(
     right: np.ndarray,
     true: np.ndarray,
-    predicted: np.ndarray,
+    num_predicted: np.ndarray,
     names: Sequence[str],
     thresholds: np.ndarray | None = None,
 ) -> list[LabelScore]:
     """Return the per-label table from counts [labels], in label order; a ratio without a denominator is 0."""
-    precision = ratio(right, predicted)
+    precision = ratio(right, num_predicted)
     recall = ratio(right, true)
-    f1 = ratio(2 * right, true + predicted)
+    f1 = ratio(2 * right, true + num_predicted)
     return [
         LabelScore(
             label=name,
@@ -266,7 +266,7 @@ def label_scores(
             f1=float(f1[i]),
             support=int(true[i]),
             threshold=None if thresholds is None else float(thresholds[i]),
-            num_predicted=int(predicted[i]),
+            num_predicted=int(num_predicted[i]),
         )
         for i, name in enumerate(names)
     ]
@@ -306,13 +306,13 @@ def label_fields(
         thresholds: of the fine-tuned model [labels], where it has some.
     """
     candidate = predictions[comparison.candidate]
-    right, true, predicted = (
+    counts = (
         np.asarray(table).sum(0)
         for table in (candidate.true_positives, candidate.true, candidate.num_predicted)
     )
     return comparison.run(predictions, groups, len(groups)) | {
         "labels": list(names),
-        "per_label": label_scores(right, true, predicted, names, thresholds),
+        "per_label": label_scores(*counts, names=names, thresholds=thresholds),
     }
 
 

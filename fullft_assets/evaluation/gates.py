@@ -131,17 +131,17 @@ class BeatsBaselines(Gate):
         hardest = min(evaluation.baselines, key=lambda name: gains[name].low)
         gain = gains[hardest]
         bar = context.settings.min_gain_over_baselines
-        passed = gain.low > bar
+        is_above = gain.low > bar
         text = (
             f"gain over {title(hardest)} is {gain.estimate:+.3f}, its interval starts at {gain.low:+.3f}, "
-            f"{'above' if passed else 'not above'} {bar:+.3f} (release.min_gain_over_baselines)"
+            f"{'above' if is_above else 'not above'} {bar:+.3f} (release.min_gain_over_baselines)"
         )
-        is_undecided = not passed and gain.high > bar
+        is_undecided = not is_above and gain.high > bar
         if is_undecided:
             text += _what_would_decide(gain, bar, evaluation.num_test_groups)
         best = evaluation.gain_over_best_baseline
         numbers = {"gain": best.estimate, "gain_low": best.low, "gain_high": best.high}
-        return self.result(passed, text, numbers, is_undecided=is_undecided)
+        return self.result(is_above, text, numbers, is_undecided=is_undecided)
 
 
 class BeatsChampion(Gate):
@@ -189,18 +189,18 @@ class BeatsChampion(Gate):
 
     def _is_superior(self, gain: Gain, context: GateContext) -> GateResult:
         bar = context.settings.min_gain_over_champion
-        passed = gain.low > bar
-        is_undecided = not passed and gain.high > max(bar, 0.0)
+        is_above = gain.low > bar
+        is_undecided = not is_above and gain.high > max(bar, 0.0)
         text = (
             f"gain over the champion is {gain.estimate:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}),"
             f" {relation(gain, context.settings.max_tolerable_loss)}: its interval is"
-            f" {'above' if passed else 'not above'} {bar:+.3f} (release.min_gain_over_champion)"
+            f" {'above' if is_above else 'not above'} {bar:+.3f} (release.min_gain_over_champion)"
         )
         if context.look > 1:
             text += f"; candidate {context.look} against it on these test rows, which widens the interval"
         if is_undecided:
             text += _what_would_decide(gain, bar, context.evaluation.num_test_groups)
-        return self.result(passed, text, is_undecided=is_undecided)
+        return self.result(is_above, text, is_undecided=is_undecided)
 
     def _is_not_inferior(self, name: str, gain: Gain, context: GateContext) -> GateResult:
         """Non-inferior at the smallest loss that the test set can show, and at no more than is tolerable. A
@@ -218,16 +218,16 @@ class BeatsChampion(Gate):
             return self.result(True, text + source)
         if gain.high < 0:
             return self.result(False, text)
-        passed = gain.excludes_loss(margin, context.evaluation.confidence)
-        text += f": after new data it {'loses less' if passed else 'may lose more'} than {margin:.3f}"
+        is_within = gain.excludes_loss(margin, context.evaluation.confidence)
+        text += f": after new data it {'loses less' if is_within else 'may lose more'} than {margin:.3f}"
         if margin == gain.detectable:
             text += ", what this test set can show"
         else:
             text += " (release.max_tolerable_loss)"
-            if not passed:
+            if not is_within:
                 groups = _needed(gain, tolerable, context.evaluation.num_test_groups) or "more test groups"
                 text += f"; this test set finds losses from {gain.detectable:.3f}, {groups} would decide"
-        return self.result(passed, text, is_undecided=not passed)
+        return self.result(is_within, text, is_undecided=not is_within)
 
 
 class NoSliceIsWorse(Gate):
@@ -330,7 +330,7 @@ class TestSetIsLargeEnough(Gate):
     def judge(self, context: GateContext) -> GateResult:
         evaluation = context.evaluation
         min_groups = context.settings.min_effective_groups
-        passed = evaluation.effective_groups >= min_groups
+        is_enough = evaluation.effective_groups >= min_groups
         metric = title(evaluation.primary_metric)
         text = (
             f"{metric} is known to ±{evaluation.score.half_width:.3f} on {evaluation.num_test_groups:,} test"
@@ -338,11 +338,11 @@ class TestSetIsLargeEnough(Gate):
             f" {min_groups:,g} are needed (release.min_effective_groups)"
         )
         if evaluation.measurable_labels == 0:
-            passed = False
+            is_enough = False
             text = f"no label has enough test groups for {metric} to be measured"
         return self.result(
-            passed,
-            text if passed else f"{text}; deliver more groups",
+            is_enough,
+            text if is_enough else f"{text}; deliver more groups",
             {
                 "effective_groups": evaluation.effective_groups,
                 "num_test_groups": evaluation.num_test_groups,
@@ -364,12 +364,12 @@ class ScoreIsSufficient(Gate):
         metric = context.evaluation.primary_metric
         score = context.evaluation.score.estimate
         min_score = context.settings.min_score
-        passed = score >= min_score
+        is_enough = score >= min_score
         text = (
-            f"{title(metric)} {score:.3f} {'reaches' if passed else 'is below'} {min_score:.3f}"
+            f"{title(metric)} {score:.3f} {'reaches' if is_enough else 'is below'} {min_score:.3f}"
             " (release.min_score)"
         )
-        return self.result(passed, text, {metric: score})
+        return self.result(is_enough, text, {metric: score})
 
 
 class ForgettingIsWithinBudget(Gate):
@@ -405,11 +405,12 @@ class ForgettingIsWithinBudget(Gate):
         budget = forgetting.budget
         if budget is None:
             return self.result(True, f"{text}; no budget is set (training.max_general_rise)", numbers)
-        passed = forgetting.rise <= budget
+        is_within = forgetting.rise <= budget
         text += (
-            f", {'within' if passed else 'more than'} the budget of {budget:.3f} (training.max_general_rise)"
+            f", {'within' if is_within else 'more than'} the budget of {budget:.3f}"
+            " (training.max_general_rise)"
         )
-        return self.result(passed, text, numbers)
+        return self.result(is_within, text, numbers)
 
 
 class CalibrationOptions(Settings):
@@ -434,9 +435,9 @@ class IsCalibrated(Gate):
         if error is None:
             return self.result(False, "calibration error is not measured for this task")
         limit = self.options_of(context.settings).max_error
-        passed = error <= limit
-        text = f"calibration error {error:.3f} {'is within' if passed else 'exceeds'} {limit:.3f}"
-        return self.result(passed, f"{text} (release.gates)", {"calibration_error": error})
+        is_within = error <= limit
+        text = f"calibration error {error:.3f} {'is within' if is_within else 'exceeds'} {limit:.3f}"
+        return self.result(is_within, f"{text} (release.gates)", {"calibration_error": error})
 
 
 TEST_SET_IS_LARGE_ENOUGH = TestSetIsLargeEnough()

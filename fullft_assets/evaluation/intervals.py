@@ -66,7 +66,7 @@ class Gain(Interval):
         standard_error: float,
         degrees_of_freedom: float,
         confidence: float,
-        moved: np.ndarray | None = None,
+        shifts: np.ndarray | None = None,
     ) -> Gain:
         """Return the symmetric t interval of a difference.
 
@@ -75,12 +75,12 @@ class Gain(Interval):
         many groups may fail to show.
 
         Args:
-            moved: by how much each group on which the systems differ moves the estimate [groups that differ].
-                None: not known; most groups differ.
+            shifts: by how much each group on which the systems differ moves the estimate [groups that
+                differ]. None: not known; most groups differ.
         """
         half = t_quantile(confidence, degrees_of_freedom) * standard_error
-        step = 0.0 if moved is None else _step(moved)
-        if moved is not None and len(moved) < math.log2(2 / (1 - confidence)):
+        step = 0.0 if shifts is None else _step(shifts)
+        if shifts is not None and len(shifts) < math.log2(2 / (1 - confidence)):
             half = max(half, _unseen(confidence, degrees_of_freedom + 1), abs(estimate))
             # One group may move the estimate by as much as it weighs, whatever the few that differ did.
             step = max(step, 1 / (degrees_of_freedom + 1))
@@ -202,12 +202,12 @@ def _detection_quantile(confidence: float, degrees_of_freedom: float) -> float:
     return t_quantile(confidence, degrees_of_freedom) + _power_quantile(degrees_of_freedom)
 
 
-def _step(moved: np.ndarray) -> float:
+def _step(shifts: np.ndarray) -> float:
     """Return by how much a further group that differs moves a difference, the groups drawn by how much they
     move it.
     """
-    size = float(np.abs(moved).sum())
-    return float((moved**2).sum()) / size if size else 0.0
+    size = float(np.abs(shifts).sum())
+    return float((shifts**2).sum()) / size if size else 0.0
 
 
 def effective_number(masses: np.ndarray) -> float:

@@ -55,13 +55,13 @@ class _Samples:
     sums: tuple[np.ndarray, ...] = ()
     choice_bias: float | None = None
 
-    def moved_from(self, other: _Samples) -> np.ndarray | None:
+    def moved_from(self, other_samples: _Samples) -> np.ndarray | None:
         """Return by how much each group on which two systems differ moves the difference; None where that is
         not known.
         """
-        if self.left_out is None or other.left_out is None:
-            return None if (self.draws != other.draws).any() else np.array([])
-        pairs = zip(self.sums, other.sums, strict=True)
+        if self.left_out is None or other_samples.left_out is None:
+            return None if (self.draws != other_samples.draws).any() else np.array([])
+        pairs = zip(self.sums, other_samples.sums, strict=True)
         differs = np.any(
             [
                 (own_table != other_table).reshape(len(own_table), -1).any(axis=1)
@@ -69,7 +69,7 @@ class _Samples:
             ],
             axis=0,
         )
-        return ((self.estimate - self.left_out) - (other.estimate - other.left_out))[differs]
+        return ((self.estimate - self.left_out) - (other_samples.estimate - other_samples.left_out))[differs]
 
 
 def number_groups(groups: Sequence[str], num_rows: int) -> tuple[np.ndarray, int]:
@@ -166,11 +166,15 @@ def _score(metric: Metric, samples: _Samples, effective_groups: float, confidenc
     return interval.model_copy(update={"low": low if lowest is None else max(low, lowest)})
 
 
-def _gain(reference: _Samples, other: _Samples, effective_groups: float, confidence: float) -> Gain:
-    error = float((reference.draws - other.draws).std(ddof=1))
+def _gain(reference: _Samples, other_samples: _Samples, effective_groups: float, confidence: float) -> Gain:
+    error = float((reference.draws - other_samples.draws).std(ddof=1))
     freedom = max(effective_groups - 1, _MIN_DEGREES_OF_FREEDOM)
     return Gain.of(
-        reference.estimate - other.estimate, error, freedom, confidence, reference.moved_from(other)
+        reference.estimate - other_samples.estimate,
+        error,
+        freedom,
+        confidence,
+        reference.moved_from(other_samples),
     )
 
 

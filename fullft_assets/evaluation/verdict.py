@@ -161,5 +161,7 @@ def check_outcomes(decision: ReleaseVerdict, worth: Worth, settings: UseCaseSett
     return checks
 
 
-def _warning(name: str, passed: bool, description: str, numbers: dict[str, int | float]) -> CheckOutcome:
-    return CheckOutcome(name=name, passed=passed, severity="warn", description=description, metadata=numbers)
+def _warning(name: str, has_passed: bool, description: str, numbers: dict[str, int | float]) -> CheckOutcome:
+    return CheckOutcome(
+        name=name, passed=has_passed, severity="warn", description=description, metadata=numbers
+    )

@@ -71,8 +71,8 @@ def codes(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
     """Return a column's values as int64 codes, and the distinct values that they number."""
 
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    encoded = values.cast(pa.large_string()).dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary
+    encoding = values.cast(pa.large_string()).dictionary_encode()
+    return encoding.indices.to_numpy().astype(np.int64), encoding.dictionary
 
 
 def ranks(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:

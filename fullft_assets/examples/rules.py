@@ -123,8 +123,8 @@ def rules_for(settings: ExamplesSettings) -> dict[str, Rule]:
         )
     for number, expectation in enumerate(settings.expectations, start=1):
         on = expectation.arguments.get("column")
-        what = expectation.name.removeprefix("expect_") + (f" on {on}" if on else "")
-        reason = f"breaks expectation {number} ({what})"
+        description = expectation.name.removeprefix("expect_") + (f" on {on}" if on else "")
+        reason = f"breaks expectation {number} ({description})"
         quarantines = expectation.severity == "quarantine"
         rules[check_name(number, expectation)] = Rule(
             reason,

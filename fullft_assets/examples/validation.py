@@ -211,7 +211,7 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
             [],
         )
 
-    shared: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "version": VERSION,
         "settings": key_settings(settings),
         # Rows without an id are the same whichever field it was looked for in; the gate on it is not.
@@ -222,8 +222,8 @@ def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, 
         },
         "seed": settings.seed,
     }
-    valid = store.ensure(use_case.name, LABELED_EXAMPLES, write_valid, **shared)
-    return valid, store.ensure(use_case.name, QUARANTINED_EXAMPLES, write_quarantined, **shared)
+    valid = store.ensure(use_case.name, LABELED_EXAMPLES, write_valid, **arguments)
+    return valid, store.ensure(use_case.name, QUARANTINED_EXAMPLES, write_quarantined, **arguments)
 
 
 def _encodings(metadata: RawMetadata) -> dict[str, int]:

@@ -157,14 +157,14 @@ def missing_gpus(num_gpus: int, otherwise: str) -> Status | None:
     num_visible = int(answer[-1]) if answer else 0
     if num_visible >= num_gpus:
         return None
-    what = (
+    hint = (
         "build the image with a torch for CUDA (deploy/docker/Dockerfile says how)"
         if num_visible == 0
         else "lower launcher.processes"
     )
     return Status(
         "failed",
-        f"torch in the image sees {num_visible} GPUs, and {num_gpus} were to be used here; {what}, "
+        f"torch in the image sees {num_visible} GPUs, and {num_gpus} were to be used here; {hint}, "
         f"or {otherwise}",
         "settings",
         is_own_line=True,

@@ -51,8 +51,7 @@ def leased(
     gpus = shared_gpus()
     num_gpus = min(num_processes, len(gpus))
     variables = _threads(num_processes, num_gpus / len(gpus) if gpus else 1.0)
-    cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
-    folder = cache / "gpus"
+    folder = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets") / "gpus"
     is_logged = False
     with ExitStack() as locks:
         while may_wait():

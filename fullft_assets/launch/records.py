@@ -254,8 +254,7 @@ def _end_orphan(store: Store, launch: Launch) -> tuple[str, bool]:
     status = Status("gone") if launcher.ends_with_run else launcher.poll(name)
     # Recorded first: a run that begins now launches a new attempt, which ends this one, instead of attaching
     # to what is being ended.
-    state, reason, failure = _end_of(status, launch)
-    if not end(store, launch, state, reason, failure, status.billed_seconds, followed_by=launch.run_id):
+    if not end(store, launch, *_end_of(status, launch), status.billed_seconds, followed_by=launch.run_id):
         return "is left alone: a run has attached to it", False
     try:
         launcher.stop(name)

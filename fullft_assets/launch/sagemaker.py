@@ -268,10 +268,8 @@ def _status(job: dict[str, Any]) -> Status:
     billed_seconds = float(job.get("BillableTimeInSeconds", 0))
     if state == "Completed":
         return Status("succeeded", billed_seconds=billed_seconds)
-    reason, failure, is_own_line = (
-        _stopped(job) if state == "Stopped" else _failed(job.get("FailureReason", ""))
-    )
-    return Status("failed", reason, failure, is_own_line, billed_seconds)
+    failure = _stopped(job) if state == "Stopped" else _failed(job.get("FailureReason", ""))
+    return Status("failed", *failure, billed_seconds)
 
 
 def _stopped(job: dict[str, Any]) -> tuple[str, FailureClass, bool]:

@@ -32,8 +32,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.extras import require_names
-from fullft_assets.models import loading
-from fullft_assets.models import precision as precisions
+from fullft_assets.models import loading, precision as precisions
 from fullft_assets.models.hardware import has_flash_attention
 from fullft_assets.models.inference import evaluating, is_sharded
 from fullft_assets.models.loading import input_embeddings
@@ -335,14 +334,14 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     is_isolated = (
         max(logits, gradients) <= _ALLOWED_CHANGE[precision] and from_alone <= _ALLOWED_DIFFERENCE[precision]
     )
-    moved = f"logits by {logits:.1e}, gradients by {gradients:.1e}; from alone by {from_alone:.1e}"
+    description = f"logits by {logits:.1e}, gradients by {gradients:.1e}; from alone by {from_alone:.1e}"
     verb = "do not move" if is_isolated else "move"
     return Isolation(
         is_isolated,
         logits,
         gradients,
         from_alone,
-        f"documents that share a row of {name} {verb} one another ({moved})",
+        f"documents that share a row of {name} {verb} one another ({description})",
     )
 
 

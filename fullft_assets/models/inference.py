@@ -372,29 +372,29 @@ def in_batches(
         OutOfMemory: a single chunk does not fit.
         Interrupted: a stop was requested.
     """
-    done = 0
+    num_done = 0
     max_tokens = BATCH_TOKENS["cpu" if device().type == "cpu" else "gpu"]
-    while done < len(lengths):
-        end = min(len(lengths), done + max(1, max_tokens // lengths[done]))
+    while num_done < len(lengths):
+        end = min(len(lengths), num_done + max(1, max_tokens // lengths[num_done]))
         results: list[_Result] = []
         try:
-            results.append(forward(done, end))
+            results.append(forward(num_done, end))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if end - done == 1 or is_sharded(model):
-                many = "a single chunk" if end - done == 1 else f"{end - done:,} chunks"
-                raise _scoring_ran_out(f"{many} of {lengths[done]:,} tokens in a pass") from error
+            if end - num_done == 1 or is_sharded(model):
+                many = "a single chunk" if end - num_done == 1 else f"{end - num_done:,} chunks"
+                raise _scoring_ran_out(f"{many} of {lengths[num_done]:,} tokens in a pass") from error
         if not results:
             # The exception is gone here, and with it the frames that held the tensors of the failed pass.
-            max_tokens = (end - done) // 2 * lengths[done]
+            max_tokens = (end - num_done) // 2 * lengths[num_done]
             free_memory()
             continue
         yield results.pop()
-        done = end
+        num_done = end
         if progress is not None:
             progress.raise_if_stopped()
-            progress.step(done, len(lengths))
+            progress.step(num_done, len(lengths))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -75,13 +75,13 @@ class TokenLoss:
         """Return the cross-entropy in fp32 of each trained token, row by row, and whether the model ranked it
         first: [tokens] both.
         """
-        predicted = labels[:, 1:] != IGNORED
-        targets = labels[:, 1:][predicted]
+        is_target = labels[:, 1:] != IGNORED
+        targets = labels[:, 1:][is_target]
         heads: list[tuple[torch.Tensor, torch.Tensor]] = []
         head = self.head
 
         def score_in_parts(hidden: torch.Tensor) -> torch.Tensor:
-            states = hidden[:, :-1][predicted]
+            states = hidden[:, :-1][is_target]
             size = _tokens_of_part(head.weight)
             for start in range(0, len(states), size):
                 logits = functional.linear(states[start : start + size], head.weight, head.bias)
@@ -89,23 +89,23 @@ class TokenLoss:
             return hidden.new_zeros((1, 1, 1))
 
         if not self.is_fused:
-            return _token_scores(model(**inputs, use_cache=False).logits[:, :-1][predicted], targets)
+            return _token_scores(model(**inputs, use_cache=False).logits[:, :-1][is_target], targets)
         with replaced_forward(head, score_in_parts):
             model(**inputs, use_cache=False)
         losses, is_first = zip(*heads, strict=True)
         return torch.cat(losses), torch.cat(is_first)
 
     def _fused(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        inputs, positions, targets = predictions(model, inputs, labels)
+        prediction = predictions(model, inputs, labels)
         head = self.head
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
-            states = hidden.flatten(0, 1).index_select(0, positions)
-            return LinearCrossEntropy.apply(states, head.weight, head.bias, targets)
+            states = hidden.flatten(0, 1).index_select(0, prediction.positions)
+            return LinearCrossEntropy.apply(states, head.weight, head.bias, prediction.targets)
 
         # A copy: FSDP warns about views, whose hooks an operation in place would lose.
         with replaced_forward(head, lambda hidden: loss_of(hidden).reshape(1, 1, 1).clone()):
-            return model(**inputs, use_cache=False).logits.sum()
+            return model(**prediction.inputs, use_cache=False).logits.sum()
 
     @torch.no_grad()
     def _returns_logits_of_head(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
@@ -122,22 +122,27 @@ class TokenLoss:
 
 def predicted_positions(labels: np.ndarray) -> torch.Tensor:
     """Return the positions [predictions] of the tokens whose next one is trained, in rows laid end to end."""
-    is_predicted = np.pad(labels[:, 1:] != IGNORED, ((0, 0), (0, 1)))
-    return torch.from_numpy(np.flatnonzero(is_predicted))
+    return torch.from_numpy(np.flatnonzero(np.pad(labels[:, 1:] != IGNORED, ((0, 0), (0, 1)))))
 
 
-def predictions(
-    model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor
-) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
-    """Return the inputs that the model takes, their `predicted_positions`, and the token that follows
-    each.
+class Predictions(NamedTuple):
+    """What a model predicts in a batch: the inputs that it takes, their `predicted_positions`, and the token
+    that follows each.
     """
+
+    inputs: dict[str, Any]
+    positions: torch.Tensor
+    targets: torch.Tensor
+
+
+def predictions(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> Predictions:
+    """Return what the model predicts in a batch."""
     positions = inputs.get(PREDICTED)
     excluded = {PREDICTED, *(() if documents.takes_bounds(model) else documents.BOUNDS)}
     inputs = {name: value for name, value in inputs.items() if name not in excluded}
     if positions is None:
         positions = predicted_positions(labels.numpy(force=True)).to(labels.device)
-    return inputs, positions, labels.flatten().index_select(0, positions + 1)
+    return Predictions(inputs, positions, labels.flatten().index_select(0, positions + 1))
 
 
 @contextmanager
@@ -158,9 +163,11 @@ def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Te
 
 def plain(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """Return the same sum, computed from all of the model's own logits."""
-    inputs, positions, targets = predictions(model, inputs, labels)
-    logits = model(**inputs, use_cache=False).logits.flatten(0, 1).index_select(0, positions)
-    return functional.cross_entropy(logits.float(), targets, reduction="sum")
+    prediction = predictions(model, inputs, labels)
+    logits = (
+        model(**prediction.inputs, use_cache=False).logits.flatten(0, 1).index_select(0, prediction.positions)
+    )
+    return functional.cross_entropy(logits.float(), prediction.targets, reduction="sum")
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -300,7 +307,9 @@ def score_documents(
         marks: aligned with the chunks, 1 where a token is trained; None: all are.
         progress: reports how many chunks are done; asked between batches whether to stop.
     """
-    num_tokens, loss, num_right = (np.zeros(len(chunks), kind) for kind in (np.int64, np.float64, np.int64))
+    num_tokens = np.zeros(len(chunks), np.int64)
+    loss = np.zeros(len(chunks))
+    num_right = np.zeros(len(chunks), np.int64)
     rows = _rows(chunks, marks)
     move(model)
     token_loss: TokenLoss | None = None

@@ -64,9 +64,9 @@ def compare_means(
     coordinates = float(np.clip(variance**2 / squares if squares > 0 else size, min(3, size), size))
     mean = np.average(np.stack(current), axis=0, weights=current_sizes)
     distance = float(np.square(mean - centre).sum())
-    expected = (1 / sum(current_sizes) + 1 / sizes.sum()) * variance
-    p_value = float(f.sf(distance / expected, coordinates, _DENOMINATOR * degrees * coordinates))
-    return distance / expected, p_value, max(distance - expected, 0.0) ** 0.5
+    expected_distance = (1 / sum(current_sizes) + 1 / sizes.sum()) * variance
+    p_value = float(f.sf(distance / expected_distance, coordinates, _DENOMINATOR * degrees * coordinates))
+    return distance / expected_distance, p_value, max(distance - expected_distance, 0.0) ** 0.5
 
 
 #: Rows for each component: of fewer, the smallest ones are mostly noise.
@@ -364,12 +364,12 @@ class Scale:
             return None
         return _nearest(_unit(features.embeddings), self.held_out) / max(float(self.far), 1e-12)
 
-    def with_content_of(self, other: Scale) -> Scale:
+    def with_content_of(self, other_scale: Scale) -> Scale:
         """Return the scale with the arrays of another scale, on which earlier windows were read, for the
         tests that outlive a champion.
         """
         names = [name for test in self.tests if test.outlives_champion for name in test.arrays]
-        return replace(self, fitted={**self.fitted, **{name: other.fitted[name] for name in names}})
+        return replace(self, fitted={**self.fitted, **{name: other_scale.fitted[name] for name in names}})
 
     def without_rows(self) -> Scale:
         """Return the scale without the embeddings of single rows; the coordinates stay as they are."""

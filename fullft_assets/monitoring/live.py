@@ -251,8 +251,7 @@ def predicted_documents(
     """
     last: dict[str, str] = {}
     for name in champion_predictions:
-        path = store.folder(windows[name]) / DOCUMENTS_FILE
-        table = pq.read_table(path, columns=["id", "source", "row"])
+        table = pq.read_table(store.folder(windows[name]) / DOCUMENTS_FILE, columns=["id", "source", "row"])
         last.update(dict.fromkeys(filter(None, own_ids(table)), name))
     for name, predictions in champion_predictions.items():
         far_digests = exported_digests.get(name, ())

@@ -85,11 +85,11 @@ def _clusters(texts: Sequence[str]) -> np.ndarray:
         (np.ones(len(columns), np.float32), columns, np.append(0, np.cumsum(sizes))),
         shape=(len(texts), len(names)),
     )
-    shared = (table @ table.T).tocoo()
-    first, second = shared.coords
-    union_sizes = sizes[first] + sizes[second] - shared.data
-    is_near = shared.data >= SIMILARITY * union_sizes
+    num_shared = (table @ table.T).tocoo()
+    first, second = num_shared.coords
+    union_sizes = sizes[first] + sizes[second] - num_shared.data
+    is_near = num_shared.data >= SIMILARITY * union_sizes
     links = csr_array(
-        (np.ones(int(is_near.sum()), bool), (first[is_near], second[is_near])), shape=shared.shape
+        (np.ones(int(is_near.sum()), bool), (first[is_near], second[is_near])), shape=num_shared.shape
     )
     return connected_components(links, directed=False)[1]

@@ -96,12 +96,12 @@ def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[tuple[str, 
     return [(names[number], float(old[number]), float(new[number])) for number in order]
 
 
-def render_explanation(title: str, moved: Sequence[str], words: Sequence[tuple[str, float, float]]) -> str:
+def render_explanation(title: str, changes: Sequence[str], words: Sequence[tuple[str, float, float]]) -> str:
     """Return the explanation as Markdown, of words as of `shifted_words`."""
     lines = [
         f"# {title}",
         "",
-        *(f"- {change}" for change in moved),
+        *(f"- {change}" for change in changes),
         "",
         "| word | documents before | documents now |",
         "|---|---|---|",

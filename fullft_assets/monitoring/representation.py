@@ -108,15 +108,15 @@ def compare(training: Mapping[str, int], production: Mapping[str, int]) -> Check
             {"label": visible(name), "training": before, "production": now}
             for name, (before, now) in list(apart.shares.items())[:20]
         ]
-    passed = apart.distance - apart.by_chance <= MAX_DIFFERENCE
+    is_same = apart.distance - apart.by_chance <= MAX_DIFFERENCE
     description = _in_words(apart)
-    if not passed:
+    if not is_same:
         description += (
             f"; warns above {MAX_DIFFERENCE:g} beyond chance; label and deliver more documents like"
             " production's"
         )
     return CheckOutcome(
-        name=CHECK.name, passed=passed, severity="warn", description=description, metadata=metadata
+        name=CHECK.name, passed=is_same, severity="warn", description=description, metadata=metadata
     )
 
 

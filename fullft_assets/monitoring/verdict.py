@@ -266,9 +266,9 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
         description += ". Deliver more documents in a file, or cut larger windows: monitoring.window"
     elif verdict.status == "feed_broken":
         description += ". Look at what production delivers"
-    passed = verdict.status not in (*ALARMED, "feed_broken")
+    has_passed = verdict.status not in (*ALARMED, "feed_broken")
     return CheckOutcome(
-        name=WINDOW_MATCHES_REFERENCE.name, passed=passed, severity="warn", description=description
+        name=WINDOW_MATCHES_REFERENCE.name, passed=has_passed, severity="warn", description=description
     )
 
 

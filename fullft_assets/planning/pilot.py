@@ -100,8 +100,8 @@ def predict_score(
     doublings = math.log2(max(1.0, target_rows / point.rows))
     # Also where it is not a number.
     if start is None or not point.gain >= -_MAX_FALL:
-        known = _bounded(point.score if start is None else start)
-        return PredictedScore(point=point, target_rows=target_rows, predicted=known, low=0.0, high=1.0)
+        score = _bounded(point.score if start is None else start)
+        return PredictedScore(point=point, target_rows=target_rows, predicted=score, low=0.0, high=1.0)
     score = start + point.gain
     chance = _REACH * math.sqrt(max(score * (1 - score), 0.0025) / max(1, num_validation_rows) + _STRAYING**2)
     return PredictedScore(
@@ -140,7 +140,7 @@ def pilot_check(
     has_taken_off = not is_early or last.score > weakest + _MAX_FALL
     is_hopeless = has_taken_off and max_gain < settings.min_predicted_gain
     is_sure = prediction.low - baseline_score >= settings.min_predicted_gain
-    passed = not is_hopeless and gain >= settings.min_predicted_gain
+    has_passed = not is_hopeless and gain >= settings.min_predicted_gain
     verdict = "no-go" if is_hopeless else "go" if is_sure else "open"
     description = (
         f"{verdict}: the pilot on {last.rows:,} rows scores {last.score:.3f}; at {prediction.target_rows:,}"
@@ -150,14 +150,14 @@ def pilot_check(
     )
     if is_hopeless:
         description += "; use the baseline, deliver more labels, or lower planning.min_predicted_gain"
-    elif not passed:
+    elif not has_passed:
         description += (
             "; it is trained, as the interval reaches the required gain; the baseline may stay better:"
             " deliver more labels, or raise planning.min_predicted_gain to refuse such a training"
         )
     return CheckOutcome(
         name=PILOT_PREDICTS_GAIN.name,
-        passed=passed,
+        passed=has_passed,
         severity="error" if is_hopeless else "warn",
         description=description,
         metadata={

@@ -80,7 +80,7 @@ def total_state_bytes(num_parameters: int, num_trained: int, training: TrainingS
 
 
 def memory_check(
-    measured: Measured,
+    measurement: Measured,
     settings: PlanningSettings,
     training: TrainingSettings,
     processes: int,
@@ -91,29 +91,29 @@ def memory_check(
     Args:
         fitting: see `plan.plan_checks`.
     """
-    limit = measured.available_memory_bytes
+    limit = measurement.available_memory_bytes
     if settings.max_memory_gib is not None:
         limit = min(limit, int(settings.max_memory_gib * GIB))
-    state = total_state_bytes(measured.num_parameters, measured.num_trained_parameters, training)
-    peak = measured.peak_memory_bytes
+    state = total_state_bytes(measurement.num_parameters, measurement.num_trained_parameters, training)
+    peak = measurement.peak_memory_bytes
     note = ""
     if processes > 1 and training.sharding == "none":
         # Each process sums its gradients in buckets: a second copy of these (DDP).
-        peak += bytes_per_weight(training.weights) * measured.num_trained_parameters
+        peak += bytes_per_weight(training.weights) * measurement.num_trained_parameters
         note = f" in each of {processes} processes: measured in one, and what sums the gradients"
-    elif processes > 1 and measured.num_processes == 1:
+    elif processes > 1 and measurement.num_processes == 1:
         peak -= state - state // processes
         note = (
             f" in each process, estimated: one with the full model was measured, and {processes} share its"
             " weights, gradients and moments"
         )
-    if training.wise_ft and measured.device.startswith("CPU"):
+    if training.wise_ft and measurement.device.startswith("CPU"):
         # Interpolation holds three copies of the weights where gradients and moments were.
-        peak += max(0, 3 * bytes_per_weight(training.weights) * measured.num_parameters - state)
+        peak += max(0, 3 * bytes_per_weight(training.weights) * measurement.num_parameters - state)
         note = ", with training.wise_ft"
     description = f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB{note}"
-    passed = peak <= limit
-    if not passed:
+    is_enough = peak <= limit
+    if not is_enough:
         # A step in the backward pass takes the full batch.
         rows = "batch_size and micro_batch_size" if training.steps_in_backward else "micro_batch_size"
         description += f"; lower training.{rows}, or set training.gradient_checkpointing"
@@ -122,7 +122,7 @@ def memory_check(
             description += f"; these are counted to fit: {changes}"
     return peak, CheckOutcome(
         name=FITS_IN_MEMORY.name,
-        passed=passed,
+        passed=is_enough,
         description=description,
         metadata={"peak_memory_gib": peak / GIB, "memory_limit_gib": limit / GIB},
     )
@@ -158,13 +158,13 @@ def budget_check(hours: float, settings: PlanningSettings, trainings: float = 1.
     )
 
 
-def stop_seconds(measured: Measured, training: TrainingSettings) -> float:
+def stop_seconds(measurement: Measured, training: TrainingSettings) -> float:
     """Return the seconds from a request to stop to the checkpoint: the current step, and saving weights and
     moments to a slow disk.
     """
-    weights = bytes_per_weight(training.weights) * measured.num_parameters
-    moments = training.chosen_optimizer.state_bytes(training.weights) * measured.num_trained_parameters
-    step_seconds = measured.predicted_seconds / max(1, measured.num_steps)
+    weights = bytes_per_weight(training.weights) * measurement.num_parameters
+    moments = training.chosen_optimizer.state_bytes(training.weights) * measurement.num_trained_parameters
+    step_seconds = measurement.predicted_seconds / max(1, measurement.num_steps)
     return step_seconds + (weights + moments) / _SAVED_BYTES_PER_SECOND
 
 
@@ -186,7 +186,7 @@ PILOT_CHECKS = (PILOT_PREDICTS_GAIN,)
 
 
 def plan_checks(
-    measured: Measured,
+    measurement: Measured,
     settings: PlanningSettings,
     training: TrainingSettings | None = None,
     processes: int = 1,
@@ -203,17 +203,17 @@ def plan_checks(
         fitting: changes of `training` with which a training is counted to fit, for a red gate to name.
     """
     training = training or TrainingSettings()
-    hours = measured.predicted_seconds / 3600
-    peak, fits_in_memory = memory_check(measured, settings, training, processes, fitting)
-    state = total_state_bytes(measured.num_parameters, measured.num_trained_parameters, training)
+    hours = measurement.predicted_seconds / 3600
+    peak, fits_in_memory = memory_check(measurement, settings, training, processes, fitting)
+    state = total_state_bytes(measurement.num_parameters, measurement.num_trained_parameters, training)
     plan = PlanMetadata(
-        **measured.model_dump(),
+        **measurement.model_dump(),
         planned_hours=hours,
         planned_usd=hours * settings.hourly_usd,
         peak_memory_gib=peak / GIB,
-        state_memory_gib=state / measured.num_processes / GIB,
-        stop_seconds=stop_seconds(measured, training),
-        padding_share=1 - measured.num_tokens / measured.num_padded_tokens,
+        state_memory_gib=state / measurement.num_processes / GIB,
+        stop_seconds=stop_seconds(measurement, training),
+        padding_share=1 - measurement.num_tokens / measurement.num_padded_tokens,
     )
     return plan, [fits_in_memory, budget_check(hours, settings, trainings)]
 

@@ -49,7 +49,9 @@ def judge_worth(low: float, gain: float, high: float, seconds: float, settings: 
     cost = seconds / 3600 * planning.hourly_usd * (1 + retrains)
     if planning.usd_per_point is None:
         return Worth(answer="not_asked", cost_usd=cost, break_even=None, sentence=f"{NOT_ASKED}.")
-    lowest, worth, highest = (end * _POINTS * planning.usd_per_point for end in (low, gain, high))
+    usd_per_unit = _POINTS * planning.usd_per_point
+    lowest = low * usd_per_unit
+    highest = high * usd_per_unit
     break_even = cost / planning.usd_per_point
     # A model that costs nothing is still worth nothing if it gains nothing.
     answer = "yes" if lowest > cost else "no" if highest <= cost else "inconclusive"
@@ -63,9 +65,9 @@ def judge_worth(low: float, gain: float, high: float, seconds: float, settings: 
     free = "" if planning.hourly_usd else " (planning.hourly_usd is 0)"
     sentence = (
         f"{opening}: a gain of {gain * _POINTS:+.1f} points ({low * _POINTS:+.1f} to {high * _POINTS:+.1f})"
-        f" is worth {worth:,.2f} USD a year ({lowest:,.2f} to {highest:,.2f}) at {planning.usd_per_point:g}"
-        f" USD a point; training and a year of {retrains:.1f} retrainings cost {cost:,.2f} USD{free}; it"
-        f" breaks even at {break_even:+.2f} points."
+        f" is worth {gain * usd_per_unit:,.2f} USD a year ({lowest:,.2f} to {highest:,.2f}) at"
+        f" {planning.usd_per_point:g} USD a point; training and a year of {retrains:.1f} retrainings cost"
+        f" {cost:,.2f} USD{free}; it breaks even at {break_even:+.2f} points."
     )
     return Worth(answer=answer, cost_usd=cost, break_even=break_even / _POINTS, sentence=sentence)
 

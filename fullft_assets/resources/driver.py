@@ -85,12 +85,12 @@ class LaunchDriver:
                 raise WorkloadError(status.reason, status.failure)
             pause = RETRY_SECONDS * 2**num_retries if is_own else 0.0
             num_retries += is_own
-            what = (
+            step = (
                 f"retry {num_retries} of {launcher.settings.max_retries} in {pause:g} s"
                 if is_own
                 else "that was the attempt of an earlier run; starting it again"
             )
-            context.log.warning(f"{status.reason} [{status.failure}]; {what}, from its checkpoint")
+            context.log.warning(f"{status.reason} [{status.failure}]; {step}, from its checkpoint")
             time.sleep(pause)
 
     def spec(

@@ -109,13 +109,13 @@ def settle(instance: dg.DagsterInstance) -> list[str]:
         run = instance.get_run_by_id(run_id)
         actions = []
         if run is None:
-            what = "deleted"
+            description = "deleted"
         elif not is_gone(instance, run):
             continue
         elif run.is_finished:
-            what = f"{run.job_name}, over: {run.status.value.lower()}"
+            description = f"{run.job_name}, over: {run.status.value.lower()}"
         else:
-            what = f"{run.job_name}, gone: {_death(instance, run_id)}"
+            description = f"{run.job_name}, gone: {_death(instance, run_id)}"
             actions.append(_mark(instance, run))
         slots_of_run = [slot for slot in slots if slot.run_id == run_id]
         if slots_of_run:
@@ -126,7 +126,7 @@ def settle(instance: dg.DagsterInstance) -> list[str]:
                 if slot.since is not None
             ]
         if actions:
-            lines.append(f"run {run_id[:8]} ({what}); " + "; ".join(actions))
+            lines.append(f"run {run_id[:8]} ({description}); " + "; ".join(actions))
     return lines
 
 

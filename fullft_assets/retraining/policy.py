@@ -96,12 +96,12 @@ def _retry(state: State, signals: Signals) -> Iterator[Rule]:
 def _new_data(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
     new, since = new_examples(state, signals)
     share = _MIN_GROWTH * state.num_trained
-    needed = max(settings.min_new_examples, round(share))
-    is_enough, count_first = _reach(signals, needed, new)
+    num_needed = max(settings.min_new_examples, round(share))
+    is_enough, count_first = _reach(signals, num_needed, new)
     name = (
-        f"min_new_examples = {needed:,}"
-        if share <= needed and needed == settings.min_new_examples
-        else f"{needed:,} (a growth by {_MIN_GROWTH:.0%})"
+        f"min_new_examples = {num_needed:,}"
+        if share <= num_needed and num_needed == settings.min_new_examples
+        else f"{num_needed:,} (a growth by {_MIN_GROWTH:.0%})"
     )
     reason = f"{new:,} new examples since {since}, {'enough for' if is_enough else 'fewer than'} {name}"
     if count_first:
@@ -119,13 +119,13 @@ def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
         )
     reason = f"drift is confirmed since the window of {date(drift_start)}"
     num_labels = signals.num_labels_since_drift
-    needed = _NOT_CONFIRMED * settings.min_new_examples_on_drift
-    if settings.min_new_examples_on_drift <= num_labels < needed and not score_fell(signals, settings):
-        return _not_confirmed(state, signals, f"{reason}, but", needed)
+    num_needed = _NOT_CONFIRMED * settings.min_new_examples_on_drift
+    if settings.min_new_examples_on_drift <= num_labels < num_needed and not score_fell(signals, settings):
+        return _not_confirmed(state, signals, f"{reason}, but", num_needed)
     return _with_labels(state, signals, settings, "drift", reason, num_labels)
 
 
-def _not_confirmed(state: State, signals: Signals, reason: str, needed: int) -> Rule:
+def _not_confirmed(state: State, signals: Signals, reason: str, num_needed: int) -> Rule:
     if signals.num_live_labels is None:
         # A request for labels stays open until the labels are evaluated.
         return Rule(
@@ -149,8 +149,8 @@ def _not_confirmed(state: State, signals: Signals, reason: str, needed: int) -> 
     return Rule(
         "drift",
         "wait",
-        f"{reason} {counts}, and do not show that the champion is worse; fewer than {needed:,} are no reason"
-        " then",
+        f"{reason} {counts}, and do not show that the champion is worse; fewer than {num_needed:,} are no"
+        " reason then",
     )
 
 
@@ -163,20 +163,20 @@ def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings)
         return
     new, since = new_examples(state, signals)
     num_learned = last.num_drift_examples
-    needed = max(round(_growth_of_drift(signals) * num_learned), settings.min_new_examples_on_drift)
+    num_needed = max(round(_growth_of_drift(signals) * num_learned), settings.min_new_examples_on_drift)
     if (
         not has_same_settings(last, signals)
         or num_learned >= settings.min_new_examples
-        or needed > settings.min_new_examples
+        or num_needed > settings.min_new_examples
     ):
         return
-    is_enough, count_first = _reach(signals, needed, new)
+    is_enough, count_first = _reach(signals, num_needed, new)
     yield Rule(
         "more_of_drift",
         "retrain" if is_enough else "wait",
         (
-            f"{new:,} new examples since {since}, {'enough for' if is_enough else 'fewer than'} {needed:,}"
-            f" beside the {num_learned:,} that showed it a drift"
+            f"{new:,} new examples since {since}, {'enough for' if is_enough else 'fewer than'}"
+            f" {num_needed:,} beside the {num_learned:,} that showed it a drift"
         ),
         count_first,
     )
@@ -242,16 +242,16 @@ def _with_labels(
         most: labelled examples that count at most.
     """
     new, _ = new_examples(state, signals)
-    needed = max(settings.min_new_examples_on_drift, 1)
+    num_needed = max(settings.min_new_examples_on_drift, 1)
     available = min(new, most)
-    is_enough, count_first = _reach(signals, needed, available)
+    is_enough, count_first = _reach(signals, num_needed, available)
     if is_enough:
         return Rule(
             name, "retrain", f"{reason}, and {available:,} new labelled examples are there to learn from"
         )
     if any(attempt.outcome == "in_flight" for attempt in state.attempts):
         return Rule(name, "wait", f"{reason}; an attempt is in flight")
-    if count_first and most >= needed:
+    if count_first and most >= num_needed:
         return Rule(
             name,
             "wait",
@@ -261,7 +261,7 @@ def _with_labels(
     # A person who cancelled a retrain, or whose data made it fail, has labelled enough.
     last = attempt_of_most_rows(state, signals)
     num_labels = min(num_not_learned(state, signals), most)
-    if last is not None and last.outcome in ("failed", "cancelled") and num_labels >= needed:
+    if last is not None and last.outcome in ("failed", "cancelled") and num_labels >= num_needed:
         return Rule(
             name,
             "wait",
@@ -271,7 +271,7 @@ def _with_labels(
     return Rule(
         name,
         "request_labels",
-        f"{reason}, but only {available:,} of {needed:,} new labelled examples",
+        f"{reason}, but only {available:,} of {num_needed:,} new labelled examples",
         instruction=_LABEL_AT_RANDOM if name == "drift" else "label more documents like those of today",
     )
 
@@ -321,20 +321,20 @@ def _if_there_is_something_new(
     if is_learned or (last is not None and last.outcome == "succeeded"):
         return Rule(name, "wait", f"{reason}, but there is nothing new to learn")
     if last is not None:
-        what = "is in flight" if last.outcome == "in_flight" else what_became_of(last)
+        end = "is in flight" if last.outcome == "in_flight" else what_became_of(last)
         return Rule(
             name,
             "wait",
-            f"{reason}, but the attempt of {date(last.started_at)} to learn from the rows of today {what}",
+            f"{reason}, but the attempt of {date(last.started_at)} to learn from the rows of today {end}",
         )
     return Rule(name, "retrain", reason)
 
 
-def _reach(signals: Signals, needed: int, available: float) -> tuple[bool, bool]:
+def _reach(signals: Signals, num_needed: int, available: float) -> tuple[bool, bool]:
     """Return whether the available examples are enough, and whether the delivered ones that no snapshot has
     yet could make them enough.
     """
-    return available >= needed, available < needed <= available + signals.num_uncounted
+    return available >= num_needed, available < num_needed <= available + signals.num_uncounted
 
 
 #: Wait before the first retry; it doubles.
@@ -630,7 +630,7 @@ def run_key(state: State, decision: Decision) -> str:
 
 def raised_after(state: State, signals: Signals, decision: Decision) -> dict[str, float]:
     """Return `State.raised` after a decision: incidents whose reason is gone are closed."""
-    raised = {key: at for key, at in state.raised.items() if key in decision.incidents}
-    return raised | (
+    times = {key: at for key, at in state.raised.items() if key in decision.incidents}
+    return times | (
         {decision.evidence: signals.now} if decision.action in ("alert", "request_labels") else {}
     )

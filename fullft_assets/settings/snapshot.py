@@ -70,7 +70,7 @@ class ChunksSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _default_stride_fits(cls, data: Any) -> Any:
-        return with_fitting_default(data, "stride", 32, other="max_tokens", divisor=4)
+        return with_fitting_default(data, "stride", 32, other_key="max_tokens", divisor=4)
 
 
 class ReplaySettings(Settings):

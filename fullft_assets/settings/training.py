@@ -235,7 +235,7 @@ class TrainingSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _default_micro_batch_fits(cls, data: Any) -> Any:
-        return with_fitting_default(data, "micro_batch_size", 16, other="batch_size")
+        return with_fitting_default(data, "micro_batch_size", 16, other_key="batch_size")
 
     @property
     def num_epochs(self) -> float:

@@ -9,13 +9,20 @@ import pyarrow.compute as pc
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
-from fullft_assets.chunks import VERSION as CHUNKS_VERSION
-from fullft_assets.chunks import ChunksMetadata, Expected, rows_without_trained_tokens
+from fullft_assets.artifacts import EXAMPLES_FILE, LABELED_EXAMPLES, NEAR_DUPLICATE_INDEX
+from fullft_assets.chunks import (
+    VERSION as CHUNKS_VERSION,
+    ChunksMetadata,
+    Expected,
+    rows_without_trained_tokens,
+)
 from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
-from fullft_assets.examples import VERSION as EXAMPLES_VERSION
-from fullft_assets.examples import ExamplesMetadata
-from fullft_assets.examples import key_settings as example_settings
+from fullft_assets.examples import (
+    VERSION as EXAMPLES_VERSION,
+    ExamplesMetadata,
+    key_settings as example_settings,
+)
 from fullft_assets.examples.identity import COLUMNS
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.all_rows import BatchRows
@@ -29,7 +36,6 @@ from fullft_assets.store.hashing import unit_hash
 
 #: Of the sketches of a batch.
 VERSION = "6"
-_STAGE = "near_duplicate_index"
 _FILE = "sketches.arrow"
 
 ARCHIVED_FILES_COUNT = CheckSpec(
@@ -48,7 +54,7 @@ def usable_batches(
     usable = {name: manifest for name, manifest in examples.items() if not manifest.red_gates}
     fix = f"launch {use_case.name}_ingest for it (the new-documents sensor does)"
     for name, manifest in usable.items():
-        if name not in chunks or chunks[name].inputs["labeled_examples"] != manifest.content_digest:
+        if name not in chunks or chunks[name].inputs[LABELED_EXAMPLES] != manifest.content_digest:
             raise DataError(f"batch {name}: its examples were not tokenised, or others than today's; {fix}")
         for part, version, settings in (
             (manifest, EXAMPLES_VERSION, example_settings(use_case.settings)),
@@ -137,7 +143,7 @@ def read_batches(
         sketches = _ensure_sketches(
             store, use_case.name, manifest, use_case.settings.seed, evaluation, screen
         )
-        path = store.folder(manifest) / "examples.parquet"
+        path = store.folder(manifest) / EXAMPLES_FILE
         untrained = np.zeros(0, np.int64)
         if ChunksMetadata.of(chunks[name]).num_rows_without_trained_tokens:
             untrained = rows_without_trained_tokens(store.folder(chunks[name]))
@@ -167,11 +173,11 @@ def build_sketches(rows: pa.Table, seed: int, screen: Screen | None = None) -> p
 
 def _unit_hashes(rows: pa.Table, seed: int) -> np.ndarray:
     """Return the keyed hash of each row's group, or of its text if it has no group: float64 [n] in [0, 1)."""
-    encoded = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
+    encoding = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
     of_group = np.array(
-        [unit_hash(seed, "split", group) for group in encoded.dictionary.to_pylist()], np.float64
+        [unit_hash(seed, "split", group) for group in encoding.dictionary.to_pylist()], np.float64
     )
-    return of_group[encoded.indices.to_numpy()]
+    return of_group[encoding.indices.to_numpy()]
 
 
 def _ensure_sketches(
@@ -191,9 +197,7 @@ def _ensure_sketches(
     """
 
     def write(draft: Draft) -> Outcome:
-        rows = pq.read_table(
-            store.folder(examples) / "examples.parquet", columns=["text", "text_hash", "group"]
-        )
+        rows = pq.read_table(store.folder(examples) / EXAMPLES_FILE, columns=["text", "text_hash", "group"])
         # Without compression it is mapped, not read.
         table = build_sketches(rows, seed, screen())
         feather.write_feather(table, str(draft.path / _FILE), compression="uncompressed")
@@ -203,12 +207,12 @@ def _ensure_sketches(
 
     return store.ensure(
         case,
-        _STAGE,
+        NEAR_DUPLICATE_INDEX,
         write,
         version=VERSION,
         settings={},
         inputs={
-            "labeled_examples": content_of(examples),
+            LABELED_EXAMPLES: content_of(examples),
             **({} if evaluation is None else {"evaluation_texts": evaluation.digest}),
         },
         seed=seed,

@@ -13,17 +13,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE, EXAMPLES_FILE
-from fullft_assets.chunks import VERSION as CHUNKS_VERSION
-from fullft_assets.chunks import Expected, load_tokenization
+from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE, EXAMPLES_FILE, REPORT_PAGE, TRAINING_SNAPSHOT
+from fullft_assets.chunks import VERSION as CHUNKS_VERSION, Expected, load_tokenization
 from fullft_assets.documents import names
 from fullft_assets.examples.agreement import metadata_of
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import checks, data_report, general, packing, screening
 from fullft_assets.snapshot.all_rows import BatchRows
-from fullft_assets.snapshot.batches import VERSION as SKETCHES_VERSION
-from fullft_assets.snapshot.batches import archive_check, read_batches, usable_batches
+from fullft_assets.snapshot.batches import (
+    VERSION as SKETCHES_VERSION,
+    archive_check,
+    read_batches,
+    usable_batches,
+)
 from fullft_assets.snapshot.frozen_batches import (
     chunk_lengths,
     content_of,
@@ -43,7 +46,6 @@ from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome
 from fullft_assets.task import task_of
 
 VERSION = "15"
-_STAGE = "training_snapshot"
 #: Conversations of which the data report shows one.
 _EXAMPLES = 20
 
@@ -94,7 +96,7 @@ def take(
     ledger_digest = creation.history.ledger.digest
     if ledger_digest is not None:
         inputs["ledger"] = ledger_digest
-    return store.ensure(use_case.name, _STAGE, creation.write, inputs=inputs, **version_inputs)
+    return store.ensure(use_case.name, TRAINING_SNAPSHOT, creation.write, inputs=inputs, **version_inputs)
 
 
 def _find_newest(
@@ -107,7 +109,7 @@ def _find_newest(
         return None
     (newest,) = history.newest
     ledger_inputs = {name: value for name, value in newest.inputs.items() if name == "ledger"}
-    if newest.key != artifact_key(_STAGE, inputs={**inputs, **ledger_inputs}, **version_inputs):
+    if newest.key != artifact_key(TRAINING_SNAPSHOT, inputs={**inputs, **ledger_inputs}, **version_inputs):
         return None
     return store.find(newest.case, newest.stage, newest.key)
 
@@ -220,7 +222,7 @@ class _Creation:
         ]
         report = self._report_on_data(frozen, metadata, num_tokens, batches, outcomes)
         (draft.path / "report.md").write_text(report, encoding="utf-8")
-        (draft.path / "report.html").write_text(data_report.to_page(report), encoding="utf-8")
+        (draft.path / REPORT_PAGE).write_text(data_report.to_page(report), encoding="utf-8")
         return metadata.as_dict(), outcomes
 
     def _pack(

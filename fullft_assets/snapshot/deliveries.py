@@ -69,9 +69,9 @@ def _newest_deliveries(rows: Rows, batches: Mapping[str, BatchRows]) -> tuple[np
     """Return the time and the number of the batch of the newest delivery of each row's file: int64 [n]."""
     newest: dict[str, tuple[int, int]] = {}
     for number, name in enumerate(sorted(batches)):
-        for path, delivered in batches[name].files.items():
-            if delivered > newest.get(path, (-1, -1))[0]:
-                newest[path] = delivered, number
+        for path, mtime_ns in batches[name].files.items():
+            if mtime_ns > newest.get(path, (-1, -1))[0]:
+                newest[path] = mtime_ns, number
     code, sources = codes(rows.table["source"])
     of_source = np.array([newest.get(source, (0, 0)) for source in sources.to_pylist()], np.int64)
     time, batch = of_source.reshape(-1, 2)[code].T

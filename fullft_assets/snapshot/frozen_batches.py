@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE
+from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE, EXAMPLES_FILE
 from fullft_assets.errors import StoreError
 from fullft_assets.snapshot.metadata import FrozenBatch, SnapshotMetadata
 from fullft_assets.store import Manifest, Store
@@ -90,13 +90,13 @@ def find_rows(store: Store, snapshot: Manifest, index: pa.Table, *, with_chunks:
     examples: dict[str, Path] = {}
     chunk_files: dict[str, Path] = {}
     for batch, numbers in by_batch(index):
-        examples[batch] = store.folder(store.load(parts[batch].examples)) / "examples.parquet"
-        delivered = pq.read_table(examples[batch], columns=["source", "row"])
+        examples[batch] = store.folder(store.load(parts[batch].examples)) / EXAMPLES_FILE
+        row_sources = pq.read_table(examples[batch], columns=["source", "row"])
         if with_chunks:
             chunk_files[batch] = store.folder(store.load(parts[batch].chunks)) / CHUNKS_FILE
-            if pq.read_metadata(chunk_files[batch]).num_rows != len(delivered):
+            if pq.read_metadata(chunk_files[batch]).num_rows != len(row_sources):
                 raise _rewritten(snapshot, f"batch {batch}")
-        position[numbers] = positions_in(delivered, index.take(pa.array(numbers)))
+        position[numbers] = positions_in(row_sources, index.take(pa.array(numbers)))
         if (position[numbers] < 0).any():
             raise _rewritten(snapshot, f"batch {batch}")
     return FrozenRows(pa.table({"batch": index["batch"], "position": position}), examples, chunk_files)
@@ -153,12 +153,12 @@ def _rewritten(snapshot: Manifest, part: str) -> StoreError:
 
 def by_batch(rows: pa.Table) -> list[tuple[str, np.ndarray]]:
     """Return the name of each batch in the column `batch`, with the numbers of its rows."""
-    encoded = rows["batch"].combine_chunks().dictionary_encode()
-    batch = encoded.indices.to_numpy()
+    encoding = rows["batch"].combine_chunks().dictionary_encode()
+    batch = encoding.indices.to_numpy()
     order = np.argsort(batch, kind="stable")
     return list(
         zip(
-            encoded.dictionary.to_pylist(),
+            encoding.dictionary.to_pylist(),
             np.split(order, np.flatnonzero(np.diff(batch[order])) + 1),
             strict=False,
         )

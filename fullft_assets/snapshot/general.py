@@ -19,12 +19,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE, GENERAL_DOCUMENTS, REPLAY_DOCUMENTS
+from fullft_assets.artifacts import (
+    CHUNKS_COLUMN,
+    CHUNKS_FILE,
+    EXAMPLES_FILE,
+    GENERAL_DOCUMENTS,
+    REPLAY_DOCUMENTS,
+)
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.chunks import VERSION as CHUNKS_VERSION
-from fullft_assets.chunks import Tokenization, chunk, tokenizer_digest
-from fullft_assets.chunks import key_settings as chunk_settings
-from fullft_assets.chunks import schema as chunk_schema
+from fullft_assets.chunks import (
+    VERSION as CHUNKS_VERSION,
+    Tokenization,
+    chunk,
+    key_settings as chunk_settings,
+    schema as chunk_schema,
+    tokenizer_digest,
+)
 from fullft_assets.conversations import messages_hash
 from fullft_assets.documents.erasure import is_erased, read_tombstones
 from fullft_assets.errors import DataError
@@ -72,7 +82,7 @@ class Draw:
             chunk_inputs: what `made_with` returns.
         """
 
-        pq.write_table(self.examples, draft.path / "examples.parquet", compression="zstd")
+        pq.write_table(self.examples, draft.path / EXAMPLES_FILE, compression="zstd")
         pq.write_table(self.chunks, draft.path / CHUNKS_FILE, compression="zstd")
         # Not of the files: they hold from where, and when, documents were delivered.
         documents = self.examples["text_hash"].to_pylist()
@@ -236,9 +246,10 @@ def _take_tokens(
         has_control = np.array(list(map(tokenizations.holds_control_token, block["text"].to_pylist())))
         masks = [screen.overlapping(block["text"]) for screen in screens]
         clean = np.flatnonzero(~np.logical_or.reduce([has_control, *masks]))
-        fit, chunks, is_enough = _first_tokens(tokenizations.chunk(block.take(clean)), missing)
+        fit, chunks = _first_tokens(tokenizations.chunk(block.take(clean)), missing)
+        missing -= int(_num_tokens(chunks).sum())
         # What follows the last one was never drawn.
-        looked_at = clean[fit[-1]] + 1 if is_enough else len(block)
+        looked_at = len(block) if missing > 0 else clean[fit[-1]] + 1
         num_passed_over = [
             count + int(mask[:looked_at].sum()) for count, mask in zip(num_passed_over, masks, strict=True)
         ]
@@ -246,7 +257,6 @@ def _take_tokens(
         unusable["no trained token"] += int((clean < looked_at).sum()) - len(fit)
         examples.append(block.take(clean[fit]))
         chunk_tables.append(chunks)
-        missing -= int(_num_tokens(chunks).sum())
     documents = pa.concat_tables(examples).drop_columns(["place"])
     return Draw(
         documents,
@@ -258,9 +268,9 @@ def _take_tokens(
     )
 
 
-def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table, bool]:
-    """Return the first rows with a trained token that have the missing tokens together, their chunks, and
-    whether there are enough tokens. The last row loses the chunks whose tokens are not needed.
+def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table]:
+    """Return the first rows with a trained token that have the missing tokens together, or all of them, and
+    their chunks. The last row loses the chunks whose tokens are not needed.
     """
 
     num_trained = _num_tokens(chunks)
@@ -270,14 +280,14 @@ def _first_tokens(chunks: pa.Table, missing: int) -> tuple[np.ndarray, pa.Table,
     fit = np.flatnonzero(num_trained > 0)
     tokens = np.cumsum(_num_tokens(chunks)[fit])
     if (last := int(np.searchsorted(tokens, missing))) == len(fit):
-        return fit, chunks.take(fit), False
+        return fit, chunks.take(fit)
     fit = fit[: last + 1]
     row = chunks.slice(fit[-1], 1).to_pylist()[0]
     num_spare = int(tokens[last]) - missing
     while len(row[CHUNKS_COLUMN]) > 1 and len(row[CHUNKS_COLUMN][-1]) <= num_spare:
         num_spare -= len(row[CHUNKS_COLUMN].pop())
     row["marks"] = row["marks"] and row["marks"][: len(row[CHUNKS_COLUMN])]
-    return fit, pa.concat_tables([chunks.take(fit[:-1]), pa.Table.from_pylist([row], chunks.schema)]), True
+    return fit, pa.concat_tables([chunks.take(fit[:-1]), pa.Table.from_pylist([row], chunks.schema)])
 
 
 def _num_tokens(chunks: pa.Table) -> np.ndarray:
@@ -415,8 +425,8 @@ def num_replay_tokens(num_task_tokens: int, share: float) -> int:
 def _too_little(replay: ReplaySettings, num_needed: int, draw: Draw) -> DataError:
     why = [f"{count:,} rows: {reason}" for reason, count in draw.num_unusable.most_common(3)]
     why += [
-        f"{count:,} overlap {what}"
-        for what, count in zip(
+        f"{count:,} overlap {source}"
+        for source, count in zip(
             ("held-out rows", "snapshot.screen", "snapshot.general"), draw.num_passed_over, strict=True
         )
         if count
@@ -507,7 +517,7 @@ def draw_general(store: Store, use_case: UseCase, task_hashes: Collection[str]) 
 def texts_by_hash(store: Store, general: Manifest) -> dict[str, str]:
     """Return the documents' texts by their content hashes: what must not train."""
 
-    table = pq.read_table(store.folder(general) / "examples.parquet", columns=["text_hash", "text"])
+    table = pq.read_table(store.folder(general) / EXAMPLES_FILE, columns=["text_hash", "text"])
     return dict(zip(table["text_hash"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 

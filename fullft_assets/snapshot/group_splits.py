@@ -80,19 +80,19 @@ class GroupSplits:
         # Groups of each label in each split: int64 [labels, splits], and whether there is to be one.
         counts = pairs.astype(bool).astype(np.int64) @ np.eye(len(SPLITS), dtype=np.int64)[self.split]
         least = np.array([_LEAST_GROUPS[split] for split in range(len(SPLITS))])
-        needed = counts.sum(axis=1)[:, None] >= least
-        lacking = np.flatnonzero((needed & (counts == 0)).any(axis=1))
+        is_needed = counts.sum(axis=1)[:, None] >= least
+        lacking = np.flatnonzero((is_needed & (counts == 0)).any(axis=1))
         # Labels with the fewest groups first.
         for label in lacking[np.argsort(counts[lacking].sum(axis=1), kind="stable")].tolist():
             of_label = slice(*pairs.indptr[label : label + 2])
             for side in (TRAIN, TEST, VALIDATION):
-                if counts[label, side] or not needed[label, side]:
+                if counts[label, side] or not is_needed[label, side]:
                     continue
                 for candidate in self._candidates(pairs.indices[of_label], pairs.data[of_label], side):
                     of_group = by_group.indices[slice(*by_group.indptr[candidate : candidate + 2])]
                     side_now = self.split[candidate]
                     # None of the group's labels needs it where it is.
-                    if (counts[of_group, side_now] > needed[of_group, side_now]).all():
+                    if (counts[of_group, side_now] > is_needed[of_group, side_now]).all():
                         counts[of_group, side_now] -= 1
                         counts[of_group, side] += 1
                         self.split[candidate] = side

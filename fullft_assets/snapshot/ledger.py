@@ -22,13 +22,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fullft_assets.artifacts import TRAINING_SNAPSHOT
 from fullft_assets.errors import StoreError
 from fullft_assets.store import Manifest, Store
 
 FILE = "ledger.parquet"
 #: What the rows of each batch were in the comparisons of a snapshot. It has no id, hash or text of a row.
 ROLES_FILE = "roles.npz"
-_STAGE = "training_snapshot"
 #: A group that the ledger does not have.
 UNKNOWN = -1
 
@@ -121,7 +121,7 @@ def read_history(store: Store, case: str, seed: int) -> LedgerHistory:
     keys: set[str] = set()
     covered: set[str] = set()
     ledgers: list[tuple[Manifest, Ledger]] = []
-    for ref in store.refs(case, _STAGE):
+    for ref in store.refs(case, TRAINING_SNAPSHOT):
         key = ref.split("/")[2]
         manifest = None if key in keys | covered else load_if_there(store, ref)
         if manifest is not None and manifest.seed == seed and FILE in manifest.files:

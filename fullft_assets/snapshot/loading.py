@@ -206,10 +206,10 @@ def _map(store: Store, snapshot: Manifest, rows: FrozenRows, replayed: Path | No
     with one_at_a_time(folder / ".lock", store.file_mode):
         with suppress(OSError, pa.ArrowInvalid):  # not written yet, or cut short
             return Dataset.from_file(str(path)).data.table
-        for other in folder.glob("*.arrow*"):
+        for file in folder.glob("*.arrow*"):
             # Who reads the table of another snapshot has it open.
-            if not other.name.startswith(path.name):
-                other.unlink()
+            if not file.name.startswith(path.name):
+                file.unlink()
         # Where the file system has no locks, two processes may write it.
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
         try:
@@ -240,12 +240,12 @@ def _write(path: Path, rows: FrozenRows, replayed: Path | None, kind: pa.DataTyp
             table = pq.ParquetFile(file, memory_map=True)
             index_row = np.full(table.metadata.num_rows, -1)
             index_row[file_rows] = index_rows
-            for stored in table.iter_batches(512, columns=[CHUNKS_COLUMN, "marks"]):
-                row = index_row[: len(stored)]
-                index_row = index_row[len(stored) :]
-                stored = stored.filter(pa.array(row >= 0))
-                ids = stored[CHUNKS_COLUMN].flatten()
-                marks = stored["marks"].flatten() if stored["marks"].null_count == 0 else pa.nulls(len(ids))
-                row = np.repeat(row[row >= 0], pc.list_value_length(stored[CHUNKS_COLUMN]))
+            for part in table.iter_batches(512, columns=[CHUNKS_COLUMN, "marks"]):
+                row = index_row[: len(part)]
+                index_row = index_row[len(part) :]
+                part = part.filter(pa.array(row >= 0))
+                ids = part[CHUNKS_COLUMN].flatten()
+                marks = part["marks"].flatten() if part["marks"].null_count == 0 else pa.nulls(len(ids))
+                row = np.repeat(row[row >= 0], pc.list_value_length(part[CHUNKS_COLUMN]))
                 writer.write_table(pa.table([ids, marks, row], schema.names).cast(schema))
     sync(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -75,11 +76,22 @@ class Packing:
     @classmethod
     def from_table(cls, table: pa.Table, capacity: int) -> Packing:
         """Return the packing that `to_table` wrote."""
-        rows, source, start, length = (
-            table[name].to_numpy().astype(np.int64) for name in ("row", "source", "start", "length")
-        )
+        rows = table["row"].to_numpy()
         counts = np.bincount(rows) if len(rows) else np.zeros(0, np.int64)
-        return cls(source, start, length, np.concatenate([[0], np.cumsum(counts)]), capacity)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        pieces = (table[name].to_numpy().astype(np.int64) for name in _Pieces._fields)
+        return cls(*pieces, row_offsets=offsets, capacity=capacity)
+
+
+class _Pieces(NamedTuple):
+    """The first columns of a `Packing`, in any order of rows."""
+
+    source: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+
+    def take(self, picks: np.ndarray) -> _Pieces:
+        return _Pieces(*(values[picks] for values in self))
 
 
 def plan(lengths: np.ndarray, capacity: int, seed: int, *, cut_to_fill: bool = False) -> Packing:
@@ -103,28 +115,26 @@ def plan(lengths: np.ndarray, capacity: int, seed: int, *, cut_to_fill: bool = F
     """
     assert capacity >= 1 and not (lengths < 0).any(), "a row has room, and a text has a length"
     generator = np.random.default_rng(seed)
-    source, start, length = _cut(lengths.astype(np.int64).reshape(-1), capacity)
-    order = generator.permutation(len(length))
-    order = order[np.argsort(-length[order], kind="stable")]
-    source = source[order]
-    start = start[order]
-    length = length[order]
-    rows, num_rows = _best_fit(length, capacity)
+    pieces = _cut(lengths.astype(np.int64).reshape(-1), capacity)
+    pieces = pieces.take(generator.permutation(len(pieces.length)))
+    pieces = pieces.take(np.argsort(-pieces.length, kind="stable"))
+    rows, num_rows = _best_fit(pieces.length, capacity)
     if cut_to_fill and num_rows:
-        source, start, length, rows, num_rows = _fill(source, start, length, rows, num_rows, capacity)
+        pieces, rows = _fill(pieces, rows, num_rows, capacity)
+        num_rows = int(rows.max()) + 1
     # Row numbers are dealt at random, then pieces are brought into the order of their rows.
     rows = generator.permutation(num_rows)[rows]
     by_row = np.argsort(rows, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=num_rows))]).astype(np.int64)
-    return Packing(source[by_row], start[by_row], length[by_row], offsets, capacity)
+    return Packing(*pieces.take(by_row), offsets, capacity)
 
 
-def _cut(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cut(lengths: np.ndarray, capacity: int) -> _Pieces:
     counts = -(-lengths // capacity)
     source = np.repeat(np.arange(len(lengths)), counts)
     first = np.cumsum(counts) - counts
     start = (np.arange(len(source)) - first[source]) * capacity
-    return source, start, np.minimum(lengths[source] - start, capacity)
+    return _Pieces(source, start, np.minimum(lengths[source] - start, capacity))
 
 
 def _best_fit(length: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
@@ -174,12 +184,9 @@ def _best_fit(length: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     return rows, num_rows
 
 
-def _fill(
-    source: np.ndarray, start: np.ndarray, length: np.ndarray, rows: np.ndarray, num_rows: int, capacity: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """Return pieces, their rows and the number of rows, after the emptiest rows have filled up the others,
-    the roomiest first.
-    """
+def _fill(pieces: _Pieces, rows: np.ndarray, num_rows: int, capacity: int) -> tuple[_Pieces, np.ndarray]:
+    """Return pieces and their rows after the emptiest rows have filled up the others, the roomiest first."""
+    length = pieces.length
     num_used = np.bincount(rows, length, num_rows).astype(np.int64)
     num_kept = -(-int(num_used.sum()) // capacity)
     fullest = np.argsort(-num_used, kind="stable")[:num_kept]
@@ -199,13 +206,11 @@ def _fill(
     piece = moved_pieces[np.searchsorted(ends, begins, "right")]
     offset = begins - (ends - length[moved_pieces])[np.searchsorted(ends, begins, "right")]
     hole = num_kept - 1 - np.searchsorted(hole_ends, begins, "right")
-    return (
-        np.concatenate([source[stays], source[piece]]),
-        np.concatenate([start[stays], start[piece] + offset]),
+    return _Pieces(
+        np.concatenate([pieces.source[stays], pieces.source[piece]]),
+        np.concatenate([pieces.start[stays], pieces.start[piece] + offset]),
         np.concatenate([length[stays], cuts - begins]),
-        np.concatenate([new_row[rows[stays]], hole]),
-        num_kept,
-    )
+    ), np.concatenate([new_row[rows[stays]], hole])
 
 
 def _runs(length: np.ndarray) -> list[tuple[int, int]]:

@@ -175,11 +175,11 @@ def _read_group(
     return reading.table
 
 
-def _fill(table: pa.Table, other: pa.Table) -> pa.Table:
+def _fill(table: pa.Table, other_table: pa.Table) -> pa.Table:
     """Return a table in which the rows without a text are replaced by the same rows of another table."""
-    position = positions_in(other, table)
+    position = positions_in(other_table, table)
     stays = table["text"].is_valid().to_numpy() | (position < 0)
-    return pa.concat_tables([table, other]).take(
+    return pa.concat_tables([table, other_table]).take(
         np.where(stays, np.arange(len(table)), len(table) + position)
     )
 

@@ -390,28 +390,28 @@ def _metadata(
 
 
 def _checks(rows: Rows, settings: SnapshotSettings) -> list[CheckOutcome]:
-    shared = 0
+    num_shared = 0
     for code in (rows.id, rows.text, rows.group):
         present = [
             np.bincount(code[rows.split == split], minlength=code.max() + 1) > 0
             for split in range(len(SPLITS))
         ]
-        shared += sum(int((first & second).sum()) for first, second in combinations(present, 2))
+        num_shared += sum(int((first & second).sum()) for first, second in combinations(present, 2))
     num_train = int((rows.split == TRAIN).sum())
     enough = num_train >= settings.min_train_rows
     return [
         CheckOutcome(
             name=SPLITS_ARE_DISJOINT.name,
-            passed=shared == 0,
+            passed=num_shared == 0,
             description=(
                 ""
-                if not shared
+                if not num_shared
                 else (
-                    f"{shared:,} ids, texts or groups are in two splits; give documents unique ids"
+                    f"{num_shared:,} ids, texts or groups are in two splits; give documents unique ids"
                     " (documents.id)"
                 )
             ),
-            metadata={"num_shared": shared},
+            metadata={"num_shared": num_shared},
         ),
         CheckOutcome(
             name=TRAINING_ROWS_SUFFICE.name,

@@ -67,10 +67,10 @@ class Artifacts(Files):
         try:
             return self._local_folder(manifest) if self.is_local else self._fetched_folder(manifest)
         except StoreError:
-            other = self.find(manifest.case, manifest.stage, manifest.key)
-            if other is None or other.ref == manifest.ref or other.content_digest != manifest.content_digest:
+            copy = self.find(manifest.case, manifest.stage, manifest.key)
+            if copy is None or copy.ref == manifest.ref or copy.content_digest != manifest.content_digest:
                 raise
-            return self.folder(other)
+            return self.folder(copy)
 
     def _local_folder(self, manifest: Manifest) -> Path:
         folder = Path(self.url, manifest.ref)

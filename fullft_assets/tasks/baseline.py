@@ -157,9 +157,9 @@ def fit_all(
 ) -> Iterator[tuple[str, Baseline]]:
     """Fit registered baselines one after the other, save each, and yield it with its name."""
     for name in names:
-        fitted = BASELINES.get(name).fit(train, context)
-        fitted.save(folder)
-        yield name, fitted
+        baseline = BASELINES.get(name).fit(train, context)
+        baseline.save(folder)
+        yield name, baseline
 
 
 def load_all(names: Iterable[str], folder: Path, context: BaselineContext) -> dict[str, Baseline]:

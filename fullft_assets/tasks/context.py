@@ -479,17 +479,17 @@ class EvaluationContext:
         return load_all(names, self.store.folder(artifact), context)
 
 
-def column_of(system: str, what: str) -> str:
+def column_of(system: str, quantity: str) -> str:
     """Return the column of `EvaluationResult.rows` with what a system predicted; the fine-tuned model's is
     named by that alone.
     """
-    return what if system == FINETUNED else f"{system}.{what}"
+    return quantity if system == FINETUNED else f"{system}.{quantity}"
 
 
 def shared_labels(model_labels: Sequence[str], labels: Sequence[str]) -> list[str]:
     """Return which of the labels a system knows, in their order."""
-    shared = [label for label in labels if label in model_labels]
-    if not shared:
+    common_labels = [label for label in labels if label in model_labels]
+    if not common_labels:
         new_names, model_names = (
             named(((label, "") for label in part), len(part), {*labels, *model_labels})
             for part in (labels, model_labels)
@@ -498,7 +498,7 @@ def shared_labels(model_labels: Sequence[str], labels: Sequence[str]) -> list[st
             f"the model knows none of the labels {new_names}, only {model_names}; give the new labels a use"
             " case of their own"
         )
-    return shared
+    return common_labels
 
 
 def pick_answers(
@@ -517,10 +517,18 @@ def pick_answers(
         say: returns an answer for a row in words.
     """
     names = evaluation.justification.best_baseline, evaluation.candidate
-    baseline, tuned = ([say(row, answer) for row, answer in enumerate(answers[name])] for name in names)
+    baseline, candidate_answers = (
+        [say(row, answer) for row, answer in enumerate(answers[name])] for name in names
+    )
     order = np.random.default_rng(seed).permutation(len(test))
-    agrees = np.array([tuned[row] == baseline[row] for row in order.tolist()])
+    agrees = np.array([candidate_answers[row] == baseline[row] for row in order.tolist()])
     return [
-        AnsweredRow(test.ids[row], shorten(test.texts[row]), say(row, truth[row]), baseline[row], tuned[row])
+        AnsweredRow(
+            test.ids[row],
+            shorten(test.texts[row]),
+            say(row, truth[row]),
+            baseline[row],
+            candidate_answers[row],
+        )
         for row in order[np.argsort(agrees, kind="stable")][:NUM_ANSWERS].tolist()
     ]

@@ -111,14 +111,14 @@ class Encoder(ABC):
     def score_baselines(
         self, names: Sequence[str], folder: Path, context: BaselineContext
     ) -> Iterator[tuple[str, dict[str, float]]]:
-        for name, fitted in fit_all(names, self.train, self._with_recipe(context), folder):
-            yield name, self._score_predicted(name, fitted.predict(self.validation), folder)
+        for name, baseline in fit_all(names, self.train, self._with_recipe(context), folder):
+            yield name, self._score_predicted(name, baseline.predict(self.validation), folder)
 
     def _with_recipe(self, context: BaselineContext) -> BaselineContext:
         return replace(context, labels=self.labels, open_recipe=lambda: self)
 
     @abstractmethod
-    def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
+    def _score_predicted(self, name: str, predictions: Any, folder: Path) -> dict[str, float]:
         """Return the task's metrics of what a baseline predicts of the validation rows; what else it needs is
         saved in the folder.
         """

@@ -123,22 +123,22 @@ class FewShot(ZeroShot):
     """The instruction and training rows, drawn by the seed, each label as often as another.
 
     Args:
-        shown: the rows.
+        examples: the rows.
         labels: of each, as positions in the label order of the baselines.
     """
 
     name = "few_shot"
     title = "base model, few-shot prompt"
 
-    def __init__(self, shown: Split, labels: Sequence[int], context: BaselineContext):
+    def __init__(self, examples: Split, labels: Sequence[int], context: BaselineContext):
         super().__init__(context)
-        self.shown = shown
+        self.shown = examples
         self.labels = labels
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
-        shown = train.select(draw(train.labels, NUM_EXAMPLES, context.settings.seed))
-        return cls(shown, shown.labels.tolist(), context)
+        examples = train.select(draw(train.labels, NUM_EXAMPLES, context.settings.seed))
+        return cls(examples, examples.labels.tolist(), context)
 
     def _examples(self, writer: PromptWriter) -> list[int]:
         room = max_tokens(self.context) // len(self.shown) - writer.num_tokens_around

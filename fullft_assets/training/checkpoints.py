@@ -60,7 +60,7 @@ class RunHistory:
 
     Args:
         is_writer: False on every rank but the first.
-        stored: what other machines recorded; the longer history continues the other one.
+        stored_history: what other machines recorded; the longer history continues the other one.
         store: also writes each history where other machines find it; at once if that one is behind.
     """
 
@@ -69,13 +69,13 @@ class RunHistory:
         folder: Path,
         *,
         is_writer: bool = True,
-        stored: bytes | None = None,
+        stored_history: bytes | None = None,
         store: Callable[[str], None] | None = None,
     ):
         self._path = folder / HISTORY_FILE
         self._is_writer = is_writer
         self._store = store
-        there = json.loads(stored or b"[]")
+        there = json.loads(stored_history or b"[]")
         here = json.loads(self._path.read_bytes()) if self._path.is_file() else []
         self.incidents = [Incident(**fields) for fields in max(there, here, key=len)]
         if is_writer and store is not None and len(here) > len(there):
@@ -171,25 +171,25 @@ def written_file(path: Path) -> WrittenFile:
 
 
 def complete(
-    aside: Path, written: Mapping[str, WrittenFile], *, num_incidents: int, is_planned: bool
+    aside: Path, written_files: Mapping[str, WrittenFile], *, num_incidents: int, is_planned: bool
 ) -> None:
     """Seal a checkpoint that was written aside, with its origin and the digests of its files: the list of its
     files, which are synced, marks it as complete.
 
     Args:
-        written: what is known of its files, which need not be on this host.
+        written_files: what is known of its files, which need not be on this host.
         is_planned: False if a request to stop caused it: whether it exists then depends on the moment.
     """
     origin = {"num_incidents": num_incidents, "is_planned": is_planned, VERSIONS: library_versions()}
     (aside / ORIGIN).write_text(json.dumps(origin))
     names = [str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file()]
-    digests = {name: digest for name, (digest, _) in written.items()}
-    digests |= {name: _digest(aside / name) for name in names if name not in written}
+    digests = {name: digest for name, (digest, _) in written_files.items()}
+    digests |= {name: _digest(aside / name) for name in names if name not in written_files}
     (aside / _DIGESTS).write_text(json.dumps(dict(sorted(digests.items()))))
     files = {str(path.relative_to(aside)): path for path in sorted(aside.rglob("*")) if path.is_file()}
     for path in files.values():
         sync(path)
-    sizes = {name: num_bytes for name, (_, num_bytes) in written.items()}
+    sizes = {name: num_bytes for name, (_, num_bytes) in written_files.items()}
     sizes |= {name: path.stat().st_size for name, path in files.items()}
     (aside / SEAL).write_text(json.dumps(sizes))
     for path in (aside / SEAL, *(inner for inner in aside.rglob("*") if inner.is_dir()), aside):
@@ -199,7 +199,7 @@ def complete(
 def publish(
     aside: Path,
     target: Path,
-    written: Mapping[str, WrittenFile] = MappingProxyType({}),
+    written_files: Mapping[str, WrittenFile] = MappingProxyType({}),
     *,
     num_incidents: int,
     is_planned: bool,
@@ -207,7 +207,7 @@ def publish(
     """Complete a checkpoint that was written aside, see `complete`, and move it to its place; one that is
     there was undone by a roll-back, or is not complete.
     """
-    complete(aside, written, num_incidents=num_incidents, is_planned=is_planned)
+    complete(aside, written_files, num_incidents=num_incidents, is_planned=is_planned)
     if target.exists():
         shutil.rmtree(target)
     aside.rename(target)
@@ -356,7 +356,7 @@ def _object_in(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def room_needed(folder: Path, what: str) -> Iterator[None]:
+def room_needed(folder: Path, content: str) -> Iterator[None]:
     """Turn the many errors of a full disk into one line."""
     try:
         yield
@@ -372,7 +372,7 @@ def room_needed(folder: Path, what: str) -> Iterator[None]:
             else "there is no checkpoint; the same command starts again"
         )
         raise DiskError(
-            f"{folder}: no room for {what} ({free:.2f} GiB free; {reason}); free space or raise the quota;"
+            f"{folder}: no room for {content} ({free:.2f} GiB free; {reason}); free space or raise the quota;"
             f" {next_start}"
         ) from error
 

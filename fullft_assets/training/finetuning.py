@@ -42,8 +42,7 @@ from fullft_assets.progress import Listener, Progress
 from fullft_assets.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.settings import TrainingSettings, contradictions
 from fullft_assets.settings.guards import guard_settings
-from fullft_assets.training import kernels, ranks, regularization, sharding
-from fullft_assets.training import loop as training_loop
+from fullft_assets.training import kernels, loop as training_loop, ranks, regularization, sharding
 from fullft_assets.training.checkpoints import (
     STEP_LOG,
     Incident,
@@ -175,8 +174,8 @@ class TrainingSegment:
         self.model.config.use_cache = False
         if self.checkpoint is None and run.recipe.has_new_head:
             self._fit_head()
-        prepared = run.recipe.prepare(self.model, self.settings, run.seed)
-        self.prepared = kernels.apply(self.model, prepared, self.settings)
+        preparation = run.recipe.prepare(self.model, self.settings, run.seed)
+        self.prepared = kernels.apply(self.model, preparation, self.settings)
         feed = self.prepared.feed
         documents_of_steps = feed.bounds_of_steps(
             accumulation_steps(self.settings, run.num_processes) * run.num_processes
@@ -197,7 +196,7 @@ class TrainingSegment:
             self.history,
             num_steps=self.num_steps,
             resumable=run.resumable,
-            stored=run.stored,
+            checkpoints=run.stored,
             before_roll_back=self.saver.finish,
         )
         self.loop: Loop | None = None
@@ -567,7 +566,7 @@ def fine_tune(
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None = None,
     resumable: bool = True,
     watch: Watch = lambda moment, loop: None,
-    stored: StoredCheckpoints | None = None,
+    checkpoints: StoredCheckpoints | None = None,
 ) -> Fit:
     """Train every weight of a model.
 
@@ -579,8 +578,8 @@ def fine_tune(
             Default: twice an epoch.
         resumable: write checkpoints; one takes three times the weights' space.
         watch: called at each `loop.Moment`.
-        stored: the checkpoints of this training in its store, where that is not a disk: they go there too,
-            and may come from there.
+        checkpoints: those of this training in its store, where that is not a disk: they go there too, and may
+            come from there.
 
     Raises:
         DataError, SettingsError: the recipe's model cannot be trained on its rows.
@@ -597,8 +596,8 @@ def fine_tune(
     history = RunHistory(
         work_folder,
         is_writer=is_first_rank(),
-        stored=stored.read_history() if stored is not None and is_first_rank() else None,
-        store=None if stored is None else stored.write_history,
+        stored_history=checkpoints.read_history() if checkpoints is not None and is_first_rank() else None,
+        store=None if checkpoints is None else checkpoints.write_history,
     )
     # Hosts may have disks of their own, and the first process may write its file before or after another one
     # reads it.
@@ -615,7 +614,7 @@ def fine_tune(
             resumable=resumable,
             watch=watch,
             history=history,
-            stored=stored,
+            stored=checkpoints,
         )
     )
 

@@ -64,7 +64,7 @@ def switches(model_type: str) -> dict[str, bool]:
     return {name: name in FUSED for name in (*FUSED, *_LOSSES) if name in names}
 
 
-def apply(model: PreTrainedModel, prepared: Prepared, settings: TrainingSettings) -> Prepared:
+def apply(model: PreTrainedModel, preparation: Prepared, settings: TrainingSettings) -> Prepared:
     """Switch a model to the kernels where they are available; return its training with `kernels` in `about`.
 
     The outputs are compared: that they are the same is not assumed. Functions of transformers' own modules
@@ -74,22 +74,22 @@ def apply(model: PreTrainedModel, prepared: Prepared, settings: TrainingSettings
     # A model's own code may have the name of a family and other layers.
     reason = "the model computes by its own code" if model.is_remote_code() else why_not(name, settings)
     if reason:
-        return replace(prepared, about=prepared.about | {"kernels": f"torch ({reason})"})
+        return replace(preparation, about=preparation.about | {"kernels": f"torch ({reason})"})
     is_on = switches(name)
     title = f"liger-kernel {importlib.metadata.version('liger-kernel')}"
     move(model)
-    batch = first_tokens(prepared.feed.batch(0), _COMPARED_TOKENS)
+    batch = first_tokens(preparation.feed.batch(0), _COMPARED_TOKENS)
     inputs = {key: value.to(model.device) for key, value in batch.items()}
     number_format = precision.of(settings)
     with evaluating(model), torch.no_grad(), precision.autocast(number_format):
         before = model(**inputs).logits.float()
         apply_liger_kernel(model, is_on)
         after = model(**inputs).logits.float()
-    moved = ((after - before).abs().max() / before.abs().max().clamp(min=1e-30)).item()
+    change = ((after - before).abs().max() / before.abs().max().clamp(min=1e-30)).item()
     # Written so that a NaN fails.
-    if not moved <= _ALLOWED_DIFFERENCE[number_format]:
+    if not change <= _ALLOWED_DIFFERENCE[number_format]:
         raise SettingsError(
-            f"training.liger: {title} moves the outputs of {name} by {moved:.1e} of the largest; set off"
+            f"training.liger: {title} moves the outputs of {name} by {change:.1e} of the largest; set off"
         )
     names = ", ".join(name for name in is_on if is_on[name])
-    return replace(prepared, about=prepared.about | {"kernels": f"{title}: {names}"})
+    return replace(preparation, about=preparation.about | {"kernels": f"{title}: {names}"})

@@ -219,11 +219,11 @@ class Step:
     def of(cls, number: int, rate: float, loss: torch.Tensor, norm: torch.Tensor) -> Step:
         """Begin to copy loss and norm to the host."""
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        measured = torch.stack([loss, norm.to(loss)]).to("cpu", non_blocking=True)
+        loss_and_norm = torch.stack([loss, norm.to(loss)]).to("cpu", non_blocking=True)
         copied = None if loss.device.type == "cpu" else torch.Event(loss.device)
         if copied is not None:
             copied.record()
-        return cls(number, rate, measured, copied)
+        return cls(number, rate, loss_and_norm, copied)
 
     def read(self) -> dict[str, Any]:
         """Wait for the step; return its `step`, its mean `loss` over all processes, the `grad_norm` before
@@ -258,7 +258,7 @@ class Loop:
     def __init__(
         self,
         model: PreTrainedModel,
-        prepared: Prepared,
+        preparation: Prepared,
         settings: TrainingSettings,
         seed: int,
         *,
@@ -271,7 +271,7 @@ class Loop:
         self.model = model
         self.anchors = anchors
         self.step = 0
-        self._prepared = prepared
+        self._prepared = preparation
         self._settings = settings
         self._num_processes = num_processes
         self._watch = watch

@@ -83,8 +83,8 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
     """
     settings = use_case.training
     model = sharding.load(recipe, settings, processes)
-    prepared = kernels.apply(model, recipe.prepare(model, settings, use_case.seed), settings)
-    feed = prepared.feed
+    preparation = kernels.apply(model, recipe.prepare(model, settings, use_case.seed), settings)
+    feed = preparation.feed
     model.train()
     # Held for their memory alone: copies of the pretrained weights.
     anchors = regularization.anchors(recipe, settings, use_case.seed)
@@ -93,10 +93,10 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
     place(model, settings if processes > 1 else settings.model_copy(update={"sharding": "none"}), processes)
     if settings.compile:
         layers.compile_layers(model)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [{"params": trained, "lr": 0.0, "weight_decay": 0.0}]
+    trained_weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [{"params": trained_weights, "lr": 0.0, "weight_decay": 0.0}]
     optimizer = settings.chosen_optimizer.build(groups, settings.weights, use_case.seed)
-    seconds_of_passes, seconds_of_a_step = _time_passes(model, optimizer, prepared)
+    seconds_of_passes, seconds_of_a_step = _time_passes(model, optimizer, preparation)
     del anchors
     num_steps = -(-feed.num_passes // accumulation_steps(settings, 1))
     # Processes on GPUs of their own share the passes; on a CPU they share its cores, as they did here if the
@@ -115,36 +115,36 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
         device=gpu_name() or f"CPU {platform.machine()}",
         precision=precision.of(settings),
         num_processes=processes,
-    ), prepared.about
+    ), preparation.about
 
 
 def _time_passes(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, prepared: Prepared
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, preparation: Prepared
 ) -> tuple[float, float]:
     """Return the seconds of all passes of the feed, interpolated linearly between the sizes that are timed,
     and those of an optimizer step.
     """
-    feed = prepared.feed
+    feed = preparation.feed
     # The largest pass first: it decides the memory, and warms everything up.
     picks = np.argsort(-feed.sizes, kind="stable")[
         np.linspace(0, feed.num_passes - 1, min(_TIMED_PASSES, feed.num_passes)).round().astype(int)
     ]
-    _timed_pass(model, optimizer, prepared, int(picks[0]))
-    seconds_of_picks = np.array([_timed_pass(model, optimizer, prepared, int(pick)) for pick in picks])
+    _timed_pass(model, optimizer, preparation, int(picks[0]))
+    seconds_of_picks = np.array([_timed_pass(model, optimizer, preparation, int(pick)) for pick in picks])
     sizes, which = np.unique(feed.sizes[picks], return_inverse=True)
     seconds = np.bincount(which, seconds_of_picks[:, 0]) / np.bincount(which)
     return float(np.interp(feed.sizes, sizes, seconds).sum()), float(np.median(seconds_of_picks[:, 1]))
 
 
 def _timed_pass(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, prepared: Prepared, number: int
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, preparation: Prepared, number: int
 ) -> tuple[float, float]:
-    inputs = {name: to_device(value) for name, value in prepared.feed.batch(number).items()}
+    inputs = {name: to_device(value) for name, value in preparation.feed.batch(number).items()}
     labels = inputs.pop("labels")
     start = _now()
     stepping = optimizer if isinstance(optimizer, LowMemoryOptimizer) and optimizer.in_backward else None
     with stepping.updating() if stepping is not None else nullcontext():
-        (prepared.total_loss(model, inputs, labels) / labels.numel()).backward()
+        (preparation.total_loss(model, inputs, labels) / labels.numel()).backward()
     end_of_pass = _now()
     if stepping is not None:
         return end_of_pass - start, 0.0
@@ -264,16 +264,9 @@ class Outline:
                 width = 4 if sharing > 1 else bytes_per_weight(settings.weights)
                 counted = self._by_few_layers(count, width * self._outlined[1] // sharing)
                 counted = (count() if counted is None else counted).round().astype(int).tolist()
-            weights, buffers, gradients, moments, copies, *stretches = counted
-            self._counted[key] = StepMemory(
-                weights=weights,
-                buffers=buffers,
-                gradients=gradients,
-                moments=moments,
-                copies=copies,
-                activations=max(stretches[1::2]),
-                peak=max(stretches[::2]),
-            )
+            # Five parts, weights to copies, then peak and activations of each stretch.
+            parts = dict(zip(StepMemory.model_fields, counted[:5], strict=False))
+            self._counted[key] = StepMemory(**parts, activations=max(counted[6::2]), peak=max(counted[5::2]))
         return self._counted[key]
 
     @cached_property
@@ -345,15 +338,15 @@ def _count(
         layers.freeze(model, pass_settings)
         tracker.keep([*model.parameters(), *model.buffers()])
         weight_bytes = tracker.live
-        prepared = recipe.prepare(model, pass_settings, seed)
+        preparation = recipe.prepare(model, pass_settings, seed)
         pulls = _pulls(recipe, pass_settings)
         copies = tracker.live - weight_bytes
         model.train()
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable()
     # Outside of the mode, where tensors have values.
-    batch = prepared.feed.batch(int(np.argmax(prepared.feed.sizes)))
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    batch = preparation.feed.batch(int(np.argmax(preparation.feed.sizes)))
+    trained_weights = [weight for weight in model.parameters() if weight.requires_grad]
     backward = _BackwardPass(model, tracker, processes, frees_gradients=settings.steps_in_backward)
     with fake, tracker:
         inputs = {
@@ -361,19 +354,19 @@ def _count(
             for name, value in batch.items()
         }
         labels = inputs.pop("labels")
-        for weight in trained:
+        for weight in trained_weights:
             weight.register_post_accumulate_grad_hook(backward.add)
         tracker.keep_all()
         tracker.start_again()
         for _ in range(1 if settings.steps_in_backward else num_passes):
             with autocast(precision, is_gpu=is_gpu):
-                loss = prepared.total_loss(model, inputs, labels) / max(1, labels.numel())
+                loss = preparation.total_loss(model, inputs, labels) / max(1, labels.numel())
             loss.backward()
             del loss
             backward.end()
     del pulls
     width = 4 if processes > 1 else bytes_per_weight(settings.weights)
-    num_trained = sum(weight.numel() for weight in trained)
+    num_trained = sum(weight.numel() for weight in trained_weights)
     weights = width * sum(weight.numel() for weight in model.parameters()) // processes
     gradients = 0 if settings.steps_in_backward else width * num_trained // processes
     moments = settings.chosen_optimizer.state_bytes(settings.weights) * num_trained // processes
@@ -451,11 +444,11 @@ class _BackwardPass:
     def _finish_unit(self, number: int) -> None:
         self._whole.add(number)
         if self._processes > 1:
-            trained = [weight for weight in self._units[number] if weight.requires_grad]
-            size = 4 * sum(weight.numel() for weight in trained)
+            trained_weights = [weight for weight in self._units[number] if weight.requires_grad]
+            size = 4 * sum(weight.numel() for weight in trained_weights)
             self._tracker.note(size)
             self._summed_bytes = size
-            for weight in trained:
+            for weight in trained_weights:
                 weight.grad = None
             if number not in self._kept:
                 self._kept.add(number)

@@ -4,8 +4,7 @@ all know it.
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
+from concurrent.futures import ThreadPoolExecutor, wait as wait_for
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast

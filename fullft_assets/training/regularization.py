@@ -214,19 +214,19 @@ class DistilledTokenLoss:
         """Return the sum in fp32, differentiable; arguments as for `TokenLoss.total`."""
         replayed = inputs.get(IS_REPLAYED)
         inputs = {name: value for name, value in inputs.items() if name != IS_REPLAYED}
-        student_inputs, positions, targets = predictions(model, inputs, labels)
+        student = predictions(model, inputs, labels)
         is_distilled = (
-            torch.ones_like(positions, dtype=torch.bool)
+            torch.ones_like(student.positions, dtype=torch.bool)
             if replayed is None
-            else replayed.flatten()[positions + 1]
+            else replayed.flatten()[student.positions + 1]
         )
         if not is_distilled.any():
             return self._hard.total(model, inputs, labels)
-        distilled = positions[is_distilled]
+        distilled = student.positions[is_distilled]
         width = labels.shape[1]
         rows, numbers = torch.unique(distilled // width, return_inverse=True)
         teacher_inputs = {
-            name: value[rows] for name, value in student_inputs.items() if name not in documents.BOUNDS
+            name: value[rows] for name, value in student.inputs.items() if name not in documents.BOUNDS
         }
         if documents.takes_bounds(self._teacher) and "position_ids" in teacher_inputs:
             bounds = documents.bounds(teacher_inputs["position_ids"].numpy(force=True))
@@ -234,9 +234,9 @@ class DistilledTokenLoss:
         with torch.no_grad():
             teacher_logits = self._teacher(**teacher_inputs, use_cache=False).logits.flatten(0, 1)
             teacher_logits = teacher_logits.index_select(0, numbers * width + distilled % width).float()
-        logits = model(**student_inputs, use_cache=False).logits.flatten(0, 1)
-        logits = logits.index_select(0, positions).float()
-        hard = functional.cross_entropy(logits, targets, reduction="none")
+        logits = model(**student.inputs, use_cache=False).logits.flatten(0, 1)
+        logits = logits.index_select(0, student.positions).float()
+        hard = functional.cross_entropy(logits, student.targets, reduction="none")
         distance = functional.kl_div(
             torch.log_softmax(logits[is_distilled], -1),
             torch.log_softmax(teacher_logits, -1),

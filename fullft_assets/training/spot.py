@@ -69,7 +69,7 @@ def stop_on_notice(settings: LauncherSettings, progress: Progress) -> Iterator[N
         yield
         return
     endpoint = (os.environ.get(ENDPOINT) or _DEFAULT_ENDPOINT).rstrip("/") + "/"
-    done = threading.Event()
+    end = threading.Event()
     try:
         first = look(endpoint)
     except _NO_ANSWER as error:
@@ -77,20 +77,18 @@ def stop_on_notice(settings: LauncherSettings, progress: Progress) -> Iterator[N
             f"launcher.spot_notice: aws, but no instance metadata at {endpoint} ({error}); set it to"
             " none outside of EC2; in a container on an EC2 instance, raise the metadata's hop limit to 2"
         ) from error
-    watcher = threading.Thread(
-        target=_watch, args=(endpoint, first, progress, done), name="spot", daemon=True
-    )
+    watcher = threading.Thread(target=_watch, args=(endpoint, first, progress, end), name="spot", daemon=True)
     watcher.start()
     try:
         yield
     finally:
-        done.set()
+        end.set()
         watcher.join()
 
 
-def _watch(endpoint: str, notice: str | None, progress: Progress, done: threading.Event) -> None:
+def _watch(endpoint: str, notice: str | None, progress: Progress, end: threading.Event) -> None:
     has_failed = False
-    while notice is None and not done.wait(POLL_SECONDS):
+    while notice is None and not end.wait(POLL_SECONDS):
         try:
             notice = look(endpoint)
             has_failed = False
@@ -99,6 +97,6 @@ def _watch(endpoint: str, notice: str | None, progress: Progress, done: threadin
             if not has_failed:
                 progress.say(f"warning: spot notices cannot be read ({error}); trying again")
             has_failed = True
-    if notice is not None and not done.is_set():
+    if notice is not None and not end.is_set():
         progress.say(f"spot notice: {notice}; stopping at the next checkpoint")
         progress.stop_requested = True

@@ -133,12 +133,12 @@ class StoredCheckpoints:
                 json.loads(self._store.read_bytes(f"{self._root}/{folder}/{name}") or b"null")
                 for name in (SEAL, ORIGIN)
             )
-            damaged = next((name for name, size in seal.items() if sizes.get(name) != size), None)
-            if damaged is None:
+            damaged_file = next((name for name, size in seal.items() if sizes.get(name) != size), None)
+            if damaged_file is None:
                 return Checkpoint(folder, _step_of(folder), origin["num_incidents"], origin["is_planned"])
         except (ValueError, KeyError, AttributeError, TypeError):
-            damaged = SEAL
-        self._progress.say(f"{self.place(folder)}/{damaged} is damaged; this checkpoint is skipped")
+            damaged_file = SEAL
+        self._progress.say(f"{self.place(folder)}/{damaged_file} is damaged; this checkpoint is skipped")
         return None
 
     def place(self, name: str) -> str:
@@ -159,8 +159,8 @@ class StoredCheckpoints:
                 partial = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder))
                 try:
                     # What a disk or a transfer damaged once may arrive whole the next time.
-                    if damaged := self._fetch(name, partial) and self._fetch(name, partial):
-                        return damaged
+                    if damaged_file := self._fetch(name, partial) and self._fetch(name, partial):
+                        return damaged_file
                     shutil.rmtree(target, ignore_errors=True)
                     partial.rename(target)
                 finally:
@@ -181,13 +181,13 @@ class StoredCheckpoints:
         (partial / SEAL).write_bytes(seal)
         return first_damaged(partial) if _has_name(partial, name) else SEAL
 
-    def copy_beside(self, folder: Path, written: Path) -> None:
+    def copy_beside(self, folder: Path, aside: Path) -> None:
         """Copy what is beside the checkpoints into one that is not sealed yet: another machine continues the
         step log with it.
         """
-        (written / _BESIDE).mkdir()
+        (aside / _BESIDE).mkdir()
         for name in _COPIED:
-            _copy(folder / name, written / _BESIDE / name)
+            _copy(folder / name, aside / _BESIDE / name)
 
     def offer(self, checkpoints: Sequence[Path], history: RunHistory, *, best: int | None) -> None:
         """Let a thread upload these checkpoints, in this order, and then remove the checkpoints that are no
@@ -340,18 +340,18 @@ def stored_checkpoints(
         yield None if store.is_local else StoredCheckpoints(store, case, stage, key, progress)
         return
     with store.alone(checkpoints_ref(case, stage, key), _PATIENCE_SECONDS) as lease:
-        stored = StoredCheckpoints(store, case, stage, key, progress, lease)
+        checkpoints = StoredCheckpoints(store, case, stage, key, progress, lease)
         try:
-            yield stored
+            yield checkpoints
         finally:
-            stored.finish()
+            checkpoints.finish()
 
 
 def publish_everywhere(
-    written: Path,
+    aside: Path,
     history: RunHistory,
     best: int | None,
-    stored: StoredCheckpoints | None,
+    checkpoints: StoredCheckpoints | None,
     files: Mapping[str, WrittenFile] = MappingProxyType({}),
     *,
     is_planned: bool,
@@ -360,22 +360,22 @@ def publish_everywhere(
     longer kept, and offer it to the store, if there is one.
 
     Args:
-        written: in a folder of its own inside the work folder.
+        aside: the checkpoint's folder, in a folder of its own inside the work folder.
         best: step of the checkpoint with the lowest validation loss.
         files: what is known of its files.
         is_planned: whether every run over the same rows writes it.
     """
-    folder = written.parent.parent
-    target = folder / written.name
-    if stored is not None:
-        stored.copy_beside(folder, written)
-    publish(written, target, files, num_incidents=len(history.incidents), is_planned=is_planned)
-    retain(folder, history, best=best, spared=None if stored is None else stored.uploading)
-    if stored is not None:
+    folder = aside.parent.parent
+    target = folder / aside.name
+    if checkpoints is not None:
+        checkpoints.copy_beside(folder, aside)
+    publish(aside, target, files, num_incidents=len(history.incidents), is_planned=is_planned)
+    retain(folder, history, best=best, spared=None if checkpoints is None else checkpoints.uploading)
+    if checkpoints is not None:
         # The best one first: who finds the newest one there finds all that it needs.
         complete = complete_checkpoints(folder, history)
         best_checkpoints = [folder / checkpoint.name for checkpoint in complete if checkpoint.step == best]
-        stored.offer([*best_checkpoints, target], history, best=best)
+        checkpoints.offer([*best_checkpoints, target], history, best=best)
 
 
 def stored_name(step: int, identity: str | None) -> str:
@@ -419,7 +419,7 @@ def _lines(log: Path) -> set[str]:
 
 
 def newest_checkpoint(
-    folder: Path, history: RunHistory, stored: StoredCheckpoints | None, progress: Progress
+    folder: Path, history: RunHistory, checkpoints: StoredCheckpoints | None, progress: Progress
 ) -> Path | None:
     """Return the checkpoint that training continues from, whole and in this host's work folder, or None; all
     processes must call this.
@@ -429,38 +429,42 @@ def newest_checkpoint(
     Raises:
         StoreError: hosts have work folders of their own, and no store to copy it from.
     """
-    if not ranks.from_first(is_first_rank() and any(_newest(folder, history, stored))):
+    if not ranks.from_first(is_first_rank() and any(_newest(folder, history, checkpoints))):
         return None
-    name = ranks.run_on_first(lambda listener: _choose(folder, history, stored, progress, listener), progress)
+    name = ranks.run_on_first(
+        lambda listener: _choose(folder, history, checkpoints, progress, listener), progress
+    )
     if name is None:
         return None
     path = checkpoint_of(folder, _step_of(name))
-    if stored is not None and sum(ranks.of_all(is_first_local_rank())) > 1:
+    if checkpoints is not None and sum(ranks.of_all(is_first_local_rank())) > 1:
         # The other hosts fetch it from there.
-        ranks.run_on_first(lambda listener: ranks.attended(partial(stored.upload, path), listener), progress)
+        ranks.run_on_first(
+            lambda listener: ranks.attended(partial(checkpoints.upload, path), listener), progress
+        )
     problems: list[str | None] = []
 
     def verify() -> None:
         if not is_first_rank():  # it has verified its own
-            problems.append(first_damaged(path) if stored is None else stored.fetch(name, folder))
+            problems.append(first_damaged(path) if checkpoints is None else checkpoints.fetch(name, folder))
 
     ranks.run_on_each_host(verify, progress)
     if not ranks.any_rank(any(problems) or not _has_name(path, name)):
         return path
-    if stored is None:
+    if checkpoints is None:
         raise StoreError(
             f"{folder}: the hosts of this training do not see the same checkpoints (not all of them that of"
             f" step {step_of(path):,}, which the first one sees); put the store on a disk that all of them"
             " see, or on S3"
         )
     raise StoreError(
-        f"{stored.place(name)}: a host of this training read it damaged; check the hosts' disks, and remove"
-        " it there if it stays so"
+        f"{checkpoints.place(name)}: a host of this training read it damaged; check the hosts' disks, and"
+        " remove it there if it stays so"
     )
 
 
 def checkpoint_of_step(
-    step: int, folder: Path, history: RunHistory, stored: StoredCheckpoints | None, listener: Listener
+    step: int, folder: Path, history: RunHistory, checkpoints: StoredCheckpoints | None, listener: Listener
 ) -> Path:
     """Return the checkpoint of a step that no roll-back undid, whole and in the work folder; the first
     process alone calls this.
@@ -471,55 +475,57 @@ def checkpoint_of_step(
     path = checkpoint_of(folder, step)
     problem = f"{path} is missing"
     if any(checkpoint.step == step for checkpoint in complete_checkpoints(folder, history)):
-        if (damaged := first_damaged(path, listener)) is None:
+        if (damaged_file := first_damaged(path, listener)) is None:
             return path
-        problem = f"{path / damaged} is damaged"
-    if stored is None:
+        problem = f"{path / damaged_file} is damaged"
+    if checkpoints is None:
         raise StoreError(problem)
-    for name in [checkpoint.name for checkpoint in stored.complete(history) if checkpoint.step == step]:
-        if (damaged := ranks.attended(partial(stored.fetch, name, folder), listener)) is None:
+    for name in [checkpoint.name for checkpoint in checkpoints.complete(history) if checkpoint.step == step]:
+        if (damaged_file := ranks.attended(partial(checkpoints.fetch, name, folder), listener)) is None:
             return path
-        problem = f"{stored.place(name)}/{damaged} is damaged"
+        problem = f"{checkpoints.place(name)}/{damaged_file} is damaged"
     raise StoreError(problem)
 
 
 def _newest(
-    folder: Path, history: RunHistory, stored: StoredCheckpoints | None
+    folder: Path, history: RunHistory, checkpoints: StoredCheckpoints | None
 ) -> tuple[list[Checkpoint], list[Checkpoint]]:
     return complete_checkpoints(folder, history)[-1:], (
-        stored.complete(history)[-1:] if stored is not None else []
+        checkpoints.complete(history)[-1:] if checkpoints is not None else []
     )
 
 
 def _choose(
     folder: Path,
     history: RunHistory,
-    stored: StoredCheckpoints | None,
+    checkpoints: StoredCheckpoints | None,
     progress: Progress,
     listener: Listener,
 ) -> str | None:
     while True:
-        here, there = _newest(folder, history, stored)
+        here, there = _newest(folder, history, checkpoints)
         if not here and not there:
             return None
         is_here = not there or bool(here and here[0].step >= there[0].step)
         newest = here[0] if is_here else there[0]
         path = checkpoint_of(folder, newest.step)
-        if is_here or stored is None:
-            damaged = first_damaged(path, listener)
+        if is_here or checkpoints is None:
+            damaged_file = first_damaged(path, listener)
             uri = str(path)
         else:
-            damaged = ranks.attended(partial(stored.fetch, newest.name, folder), listener)
-            uri = stored.place(newest.name)
-        if damaged is None:
+            damaged_file = ranks.attended(partial(checkpoints.fetch, newest.name, folder), listener)
+            uri = checkpoints.place(newest.name)
+        if damaged_file is None:
             # It may have been copied here for another process, or a kill came between it and its log.
             restore_beside(path, folder)
             return _name_of(path)
-        if is_here or stored is None:
+        if is_here or checkpoints is None:
             (path / SEAL).unlink()  # training never continues from it
         else:
-            stored.skip(newest.name)
-        progress.say(f"{uri}/{damaged} is damaged; continuing from the checkpoint before, if there is one")
+            checkpoints.skip(newest.name)
+        progress.say(
+            f"{uri}/{damaged_file} is damaged; continuing from the checkpoint before, if there is one"
+        )
 
 
 #: What a thread of each process does next; it is sent the results of all of them.
@@ -536,10 +542,10 @@ class Saver:
         saved_step: of the last checkpoint that is complete; None: there is none yet.
     """
 
-    def __init__(self, history: RunHistory, stored: StoredCheckpoints | None):
+    def __init__(self, history: RunHistory, checkpoints: StoredCheckpoints | None):
         self.saved_step: int | None = None
         self._history = history
-        self._stored = stored
+        self._stored = checkpoints
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saving")
         self._work: Future[Any] | None = None
         self._stages: _Stages | None = None
@@ -613,8 +619,8 @@ class Saver:
         best: int | None,
         is_planned: bool,
     ) -> _Stages:
-        stored = self._stored
-        if stored is None:
+        checkpoints = self._stored
+        if checkpoints is None:
             raise StoreError(
                 f"{aside.parent.parent}: the hosts of this training have disks of their own, and each has a"
                 " part of its checkpoints; put the store on a disk that all of them see, or on S3"
@@ -622,15 +628,15 @@ class Saver:
         name = ""
         names = list(own_files)
         if is_first_rank():
-            stored.copy_beside(aside.parent.parent, aside)
+            checkpoints.copy_beside(aside.parent.parent, aside)
             complete(aside, files, num_incidents=len(self._history.incidents), is_planned=is_planned)
             name = stored_name(step_of(aside), digest_of_all(aside))
             files_here = {str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file()}
             names = sorted(files_here - (files.keys() - own_files.keys()) - {SEAL})
         name = ranks.from_first(name)
-        yield partial(stored.upload_files, aside, name, names)
+        yield partial(checkpoints.upload_files, aside, name, names)
         if is_first_rank():
-            stored.add(aside, name, self._history, best)
+            checkpoints.add(aside, name, self._history, best)
         ranks.wait()
 
 

@@ -133,7 +133,7 @@ class GuardActions:
     """The guards of one segment and what follows from their findings.
 
     Args:
-        stored: checkpoints that need not be on this machine's disk.
+        checkpoints: checkpoints that need not be on this machine's disk.
         before_roll_back: called before a checkpoint is chosen to roll back to.
     """
 
@@ -145,7 +145,7 @@ class GuardActions:
         *,
         num_steps: int,
         resumable: bool,
-        stored: StoredCheckpoints | None = None,
+        checkpoints: StoredCheckpoints | None = None,
         before_roll_back: Callable[[], None] = lambda: None,
     ):
         self._settings = settings
@@ -153,7 +153,7 @@ class GuardActions:
         self._recorder = recorder
         self._history = history
         self._resumable = resumable
-        self._stored = stored
+        self._stored = checkpoints
         self._guards = GuardSet(settings.guards, PlannedRun(num_steps))
         self._guards.replay(recorder.log.lines)
 

@@ -68,8 +68,8 @@ class ReaderProcess:
             # A format of another package may have come since the process was started.
             connection.send([path or os.getcwd() for path in sys.path])
             connection.send(((STEP_SECONDS, FILE_SECONDS, MAX_MEMORY_BYTES), read, file, reading))
-            unpacked = Unpacked(file.path.stat().st_size)
-            while isinstance(answer := _answer(process, connection, unpacked), list):
+            unpacked_bytes = Unpacked(file.path.stat().st_size)
+            while isinstance(answer := _answer(process, connection, unpacked_bytes), list):
                 yield from answer
             self._is_busy = False
         finally:
@@ -121,7 +121,7 @@ def _started() -> _Process:
     return process, connection
 
 
-def _answer(process: subprocess.Popen[bytes], connection: Connection, unpacked: Unpacked) -> Any:
+def _answer(process: subprocess.Popen[bytes], connection: Connection, unpacked_bytes: Unpacked) -> Any:
     try:
         data = connection.recv_bytes()
     except (EOFError, OSError):  # it has ended, or is about to
@@ -130,5 +130,5 @@ def _answer(process: subprocess.Popen[bytes], connection: Connection, unpacked: 
         if code == -signal.SIGALRM:
             why = f"takes longer than {STEP_SECONDS:.0f} s a record or page, or {FILE_SECONDS:.0f} s in all"
         raise Unreadable(why) from None
-    unpacked.add(len(data))
+    unpacked_bytes.add(len(data))
     return pickle.loads(data)

@@ -73,9 +73,9 @@ class Unpacked:
 
 
 class _Counted(io.RawIOBase):
-    def __init__(self, stream: Any, unpacked: Unpacked):
+    def __init__(self, stream: Any, unpacked_bytes: Unpacked):
         self._stream = stream
-        self._unpacked = unpacked
+        self._unpacked = unpacked_bytes
 
     def readable(self) -> bool:
         return True

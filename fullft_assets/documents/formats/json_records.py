@@ -89,12 +89,12 @@ def _of_array(file: Delivered, path: str) -> Iterator[tuple[int, Record]]:
     number = 0
     try:
         with file.text() as text:
-            encoded = _Encoded(text)
-            records = ijson.items(encoded, f"{path}.item".lstrip("."), use_float=True, buf_size=_BUFFER_BYTES)
+            stream = _Encoded(text)
+            records = ijson.items(stream, f"{path}.item".lstrip("."), use_float=True, buf_size=_BUFFER_BYTES)
             for number, record in enumerate(records, start=1):
                 yield number, record if isinstance(record, dict) else "not a JSON object"
             # The parser says nothing of a string that begins after the end, and never ends itself.
-            if encoded.last_character not in "]}":
+            if stream.last_character not in "]}":
                 raise ijson.IncompleteJSONError("text after the end")
     except ijson.JSONError as error:
         # Python writes NaN, which JSON does not have.

@@ -16,6 +16,10 @@ _LABELLED = ("classification", "multi_label", "token_classification")
 _COUNTS = ("true_positives", "true", "num_predicted")
 
 
+def _f1(right: np.ndarray, true: np.ndarray, num_predicted: np.ndarray) -> np.ndarray:
+    return ratio(2 * right, true + num_predicted)
+
+
 class MacroF1(SummedMetric):
     """Unweighted mean of the F1 of each measurable label that occurs in the truth."""
 
@@ -32,9 +36,8 @@ class MacroF1(SummedMetric):
         return None if predictions.measurable is None else super().count(predictions)
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        right, true, predicted = sums
-        occurs = true > 0
-        return ratio((ratio(2 * right, true + predicted) * occurs).sum(axis=1), occurs.sum(axis=1))
+        occurs = sums[1] > 0
+        return ratio((_f1(*sums) * occurs).sum(axis=1), occurs.sum(axis=1))
 
 
 class MicroF1(SummedMetric):
@@ -50,8 +53,7 @@ class MicroF1(SummedMetric):
         return predictions.true.sum(1)
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        right, true, predicted = sums
-        return ratio(2 * right.sum(axis=1), true.sum(axis=1) + predicted.sum(axis=1))
+        return _f1(*(table.sum(axis=1) for table in sums))
 
 
 class LabelF1(SummedMetric):
@@ -75,8 +77,7 @@ class LabelF1(SummedMetric):
         return np.asarray(predictions.true, np.float64)[:, self.labels].sum(axis=1)
 
     def score(self, *sums: np.ndarray) -> np.ndarray:
-        right, true, predicted = sums
-        return ratio(2 * right, true + predicted)
+        return _f1(*sums)
 
 
 class Accuracy(SummedMetric):
@@ -140,10 +141,10 @@ def _area(is_true: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float
     order = np.argsort(scores)
     ranked_scores = scores[order]
     starts = np.flatnonzero(np.append(True, ranked_scores[1:] != ranked_scores[:-1]))
-    true, other = (np.add.reduceat((weights * rows)[order], starts) for rows in (is_true, ~is_true))
-    pairs = true.sum() * other.sum()
-    below = other.cumsum() - other
-    return float((true * (below + other / 2)).sum() / pairs) if pairs > 0 else None
+    true, false = (np.add.reduceat((weights * rows)[order], starts) for rows in (is_true, ~is_true))
+    pairs = true.sum() * false.sum()
+    below = false.cumsum() - false
+    return float((true * (below + false / 2)).sum() / pairs) if pairs > 0 else None
 
 
 AUROC = Auroc()

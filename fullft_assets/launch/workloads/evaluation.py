@@ -9,8 +9,14 @@ from dataclasses import dataclass, replace
 
 import pyarrow.parquet as pq
 
-from fullft_assets import evaluation as evaluation_version
-from fullft_assets import report
+from fullft_assets import evaluation as evaluation_version, report
+from fullft_assets.artifacts import (
+    CHEAPER_BASELINES,
+    EVALUATION_FILE,
+    FINETUNED_CHECKPOINT,
+    PILOT_RUN,
+    TRAINING_SNAPSHOT,
+)
 from fullft_assets.base_model import read_header
 from fullft_assets.checkpoint import read_step_log
 from fullft_assets.checkpoint.lineage import snapshots_learned_from
@@ -63,7 +69,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     report on that as well.
     """
     inputs = job.load_inputs(store)
-    all_rows = load_split(store, inputs["training_snapshot"], "test")
+    all_rows = load_split(store, inputs[TRAINING_SNAPSHOT], "test")
     test = unseen(job, store, inputs, all_rows)
     num_left_out = len(all_rows) - len(test)
     if num_left_out:
@@ -71,17 +77,17 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             f"{num_left_out:,} test rows excluded: a model learned from them, or from"
             " near-duplicates, in an older snapshot"
         )
-    judged = _judge(EvaluationContext(job, store, inputs, progress), test)
-    _write(judged, job.key, num_left_out, *_choose(judged, test, num_left_out))
+    judgement = _judge(EvaluationContext(job, store, inputs, progress), test)
+    _write(judgement, job.key, num_left_out, *_choose(judgement, test, num_left_out))
 
 
 def _judge(context: EvaluationContext, test: Split) -> Judged:
     inputs = context.inputs
     settings = context.job.settings
     result = task_of(settings.examples).evaluate(context, test)
-    candidate = inputs["finetuned_checkpoint"]
+    candidate = inputs[FINETUNED_CHECKPOINT]
     evaluation = result.evaluation.model_copy(update={"forgetting": forgetting_of(candidate)})
-    num_train_rows = SnapshotMetadata.of(inputs["training_snapshot"]).num_train_rows
+    num_train_rows = SnapshotMetadata.of(inputs[TRAINING_SNAPSHOT]).num_train_rows
     noise = seed_noise(_seed_runs(context.store, inputs)) or assumed_seed_noise(evaluation, num_train_rows)
     worth = _worth(settings, inputs, evaluation)
     rule = champion_rule(candidate, inputs[CHAMPION]) if CHAMPION in inputs else "superiority"
@@ -103,74 +109,74 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
     context = finetuned.context
     inputs = context.inputs
     settings = context.job.settings
-    snapshot = inputs["training_snapshot"]
-    baselines = inputs["cheaper_baselines"]
-    about = CheckpointMetadata.of(inputs["finetuned_checkpoint"])
+    snapshot = inputs[TRAINING_SNAPSHOT]
+    baselines = inputs[CHEAPER_BASELINES]
+    about = CheckpointMetadata.of(inputs[FINETUNED_CHECKPOINT])
     score = about.facts.get(f"validation_{settings.primary_metric}")
     is_comparable = (
         about.system == FINETUNED
         and about.snapshot == snapshot.ref
-        and baselines.inputs.get("training_snapshot") == snapshot.content_digest
+        and baselines.inputs.get(TRAINING_SNAPSHOT) == snapshot.content_digest
     )
     if not is_comparable or score is None or finetuned.decision.answer == "insufficient_data":
         return NOTHING
     systems = candidates(BaselinesMetadata.of(baselines), settings.release, score)
     for name in systems:
-        judged = finetuned
+        judgement = finetuned
         if name != FINETUNED:
             model = store_baseline(context.job, context.store, snapshot, baselines, name, context.progress)
             if CHAMPION in inputs and model.ref == inputs[CHAMPION].ref:
                 continue  # it stays, unless another one is better
             baseline_context = replace(
                 context,
-                inputs={**inputs, "finetuned_checkpoint": model},
+                inputs={**inputs, FINETUNED_CHECKPOINT: model},
                 outputs={system: output for system, output in context.outputs.items() if system != name},
             )
-            judged = replace(_judge(baseline_context, test), costs=finetuned.costs)
+            judgement = replace(_judge(baseline_context, test), costs=finetuned.costs)
         if any(
-            reason.gate == BEATS_CHAMPION.name and not reason.passed for reason in judged.decision.reasons
+            reason.gate == BEATS_CHAMPION.name and not reason.passed for reason in judgement.decision.reasons
         ):
             break
-        gains = judged.evaluation.gains[judged.evaluation.primary_metric]
+        gains = judgement.evaluation.gains[judgement.evaluation.primary_metric]
         rivals = [rival for rival in systems if rival != FINETUNED or finetuned.decision.promote]
         # The validation rows were too few to show that another one is better.
         is_refuted = any(gains[rival].high < -settings.release.worth for rival in rivals if rival in gains)
-        if judged.decision.promote and (judged is finetuned or not is_refuted):
-            return NOTHING if judged is finetuned else _choice(judged, finetuned, num_left_out)
+        if judgement.decision.promote and (judgement is finetuned or not is_refuted):
+            return NOTHING if judgement is finetuned else _choice(judgement, finetuned, num_left_out)
     return NOTHING
 
 
-def _choice(judged: Judged, finetuned: Judged, num_left_out: int) -> tuple[str, Manifest | None]:
-    context = judged.context
+def _choice(judgement: Judged, finetuned: Judged, num_left_out: int) -> tuple[str, Manifest | None]:
+    context = judgement.context
     costs = finetuned.costs
     sentence = choice_sentence(
-        judged.evaluation,
+        judgement.evaluation,
         is_rival_good=finetuned.decision.promote,
         worth=context.job.settings.release.worth,
-        costs=f"making it took {costs[judged.evaluation.candidate].all}, and that {costs[FINETUNED].all}",
+        costs=f"making it took {costs[judgement.evaluation.candidate].all}, and that {costs[FINETUNED].all}",
     )
     context.progress.say(sentence)
-    key = digest([context.job.key, judged.evaluation.candidate])
+    key = digest([context.job.key, judgement.evaluation.candidate])
     manifest = context.store.find(context.job.case, context.job.stage, key)
-    return sentence, manifest or _write(judged, key, num_left_out, sentence)
+    return sentence, manifest or _write(judgement, key, num_left_out, sentence)
 
 
 def _write(
-    judged: Judged, key: str, num_left_out: int, choice: str, ships: Manifest | None = None
+    judgement: Judged, key: str, num_left_out: int, choice: str, ships: Manifest | None = None
 ) -> Manifest:
-    job = judged.context.job
-    result = judged.result
-    answer = judged.decision.answer if ships is None else "baseline"
-    decision = judged.decision.model_copy(update={"answer": answer, "choice": choice})
-    with judged.context.store.create(
+    job = judgement.context.job
+    result = judgement.result
+    answer = judgement.decision.answer if ships is None else "baseline"
+    decision = judgement.decision.model_copy(update={"answer": answer, "choice": choice})
+    with judgement.context.store.create(
         job.case, job.stage, key, version=evaluation_version.VERSION, seed=job.settings.seed
     ) as draft:
         pq.write_table(result.rows, draft.path / "predictions.parquet")
-        (draft.path / "evaluation.json").write_text(
-            judged.evaluation.model_dump_json(indent=1), encoding="utf-8"
+        (draft.path / EVALUATION_FILE).write_text(
+            judgement.evaluation.model_dump_json(indent=1), encoding="utf-8"
         )
         (draft.path / DECISION).write_text(decision.model_dump_json(indent=1), encoding="utf-8")
-        report.write(draft.path, _report(judged, decision, key))
+        report.write(draft.path, _report(judgement, decision, key))
         if result.written:
             report.write_list(draft.path / ANSWERS, result.written)
         if result.label_errors:
@@ -183,35 +189,35 @@ def _write(
         return draft.commit(
             settings=job.settings.model_dump(include={"evaluation", "release"}, mode="json")
             | {"worth": asked(job.settings)},
-            inputs={name: manifest.content_digest for name, manifest in judged.context.inputs.items()},
-            metadata=_metadata(judged, decision, num_left_out, ships).as_dict(),
-            checks=check_outcomes(decision, judged.worth, job.settings),
+            inputs={name: manifest.content_digest for name, manifest in judgement.context.inputs.items()},
+            metadata=_metadata(judgement, decision, num_left_out, ships).as_dict(),
+            checks=check_outcomes(decision, judgement.worth, job.settings),
         )
 
 
-def _report(judged: Judged, decision: ReleaseVerdict, key: str) -> report.EvaluationReport:
-    job = judged.context.job
-    inputs = judged.context.inputs
-    evaluation = judged.evaluation
+def _report(judgement: Judged, decision: ReleaseVerdict, key: str) -> report.EvaluationReport:
+    job = judgement.context.job
+    inputs = judgement.context.inputs
+    evaluation = judgement.evaluation
     is_finetuned = evaluation.candidate == FINETUNED
     return report.EvaluationReport(
         case=job.case,
         evaluation=evaluation,
         verdict=decision,
         base_model=job.settings.base_model,
-        answers=judged.result.examples,
-        training_log=read_step_log(judged.context.store.folder(inputs["finetuned_checkpoint"])),
-        learning_curve=PilotMetadata.of(inputs["pilot_run"]).learning_curve,
-        data=report.data_rows(inputs["training_snapshot"]),
+        answers=judgement.result.examples,
+        training_log=read_step_log(judgement.context.store.folder(inputs[FINETUNED_CHECKPOINT])),
+        learning_curve=PilotMetadata.of(inputs[PILOT_RUN]).learning_curve,
+        data=report.data_rows(inputs[TRAINING_SNAPSHOT]),
         lineage=report.lineage_rows(inputs, job.settings, key),
-        cost=report.cost_rows(inputs["finetuned_checkpoint"]) if is_finetuned else (),
+        cost=report.cost_rows(inputs[FINETUNED_CHECKPOINT]) if is_finetuned else (),
         forgetting=report.forgetting_rows(evaluation.forgetting),
-        promise=report.promise_rows(inputs["pilot_run"], evaluation) if is_finetuned else (),
-        not_asked=_not_asked(judged.context, evaluation),
-        worth=[("worth its cost", judged.worth.sentence)],
-        costs=judged.costs,
-        worst=judged.result.worst,
-        label_errors=judged.result.label_errors,
+        promise=report.promise_rows(inputs[PILOT_RUN], evaluation) if is_finetuned else (),
+        not_asked=_not_asked(judgement.context, evaluation),
+        worth=[("worth its cost", judgement.worth.sentence)],
+        costs=judgement.costs,
+        worst=judgement.result.worst,
+        label_errors=judgement.result.label_errors,
         worse_slices=worse_slices(evaluation, job.settings.release),
         min_slice_groups=job.settings.release.min_effective_groups,
         next_action=report.next_action(job.case, decision, evaluation, job.settings.release),
@@ -233,10 +239,10 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     A snapshot keeps its own training rows away from its test rows, but a checkpoint that is older than the
     snapshot (periodic evaluation, a champion) was trained on another one's.
     """
-    checkpoints = [inputs[name] for name in ("finetuned_checkpoint", CHAMPION, ANCHOR) if name in inputs]
+    checkpoints = [inputs[name] for name in (FINETUNED_CHECKPOINT, CHAMPION, ANCHOR) if name in inputs]
     refs = dict.fromkeys(ref for checkpoint in checkpoints for ref in snapshots_learned_from(checkpoint))
     snapshots = {snapshot.content_digest: snapshot for snapshot in map(store.load, refs)}
-    snapshots.pop(inputs["training_snapshot"].content_digest, None)
+    snapshots.pop(inputs[TRAINING_SNAPSHOT].content_digest, None)
     learned_rows: set[int] = set()
     for snapshot in snapshots.values():
         train = load_split(store, snapshot, "train", chunks=False)
@@ -259,7 +265,7 @@ def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[E
     for name, manifest in inputs.items():
         if name.startswith(SEED_RUN):
             recipe = recipe_digest(store.load(EvaluationMetadata.of(manifest).checkpoint))
-            content = (store.folder(manifest) / "evaluation.json").read_bytes()
+            content = (store.folder(manifest) / EVALUATION_FILE).read_bytes()
             evaluations[recipe].append(read_evaluation(content))
     return evaluations
 
@@ -273,18 +279,18 @@ def _worth(settings: UseCaseSettings, inputs: Mapping[str, Manifest], evaluation
         answer = "no" if asked(settings) else "not_asked"
         return Worth(answer=answer, cost_usd=0.0, break_even=None, sentence="It was not trained.")
     gain = evaluation.gain_over_best_baseline
-    training_seconds = CheckpointMetadata.of(inputs["finetuned_checkpoint"]).training_seconds
-    seconds = training_seconds + PilotMetadata.of(inputs["pilot_run"]).seconds
+    training_seconds = CheckpointMetadata.of(inputs[FINETUNED_CHECKPOINT]).training_seconds
+    seconds = training_seconds + PilotMetadata.of(inputs[PILOT_RUN]).seconds
     return judge_worth(gain.low, gain.estimate, gain.high, seconds, settings)
 
 
 def _metadata(
-    judged: Judged, decision: ReleaseVerdict, num_left_out: int, ships: Manifest | None
+    judgement: Judged, decision: ReleaseVerdict, num_left_out: int, ships: Manifest | None
 ) -> EvaluationMetadata:
-    evaluation = judged.evaluation
-    inputs = judged.context.inputs
-    worth = judged.worth
-    candidate = inputs["finetuned_checkpoint"]
+    evaluation = judgement.evaluation
+    inputs = judgement.context.inputs
+    worth = judgement.worth
+    candidate = inputs[FINETUNED_CHECKPOINT]
     gain = evaluation.gain_over_best_baseline
     over_champion = evaluation.gain_over_champion
     return EvaluationMetadata(
@@ -323,7 +329,7 @@ def _metadata(
             for name in evaluation.scores[evaluation.primary_metric]
             if name != evaluation.candidate
         },
-        measured={**judged.result.headline, **CheckpointMetadata.of(candidate).general_scores},
+        measured={**judgement.result.headline, **CheckpointMetadata.of(candidate).general_scores},
     )
 
 

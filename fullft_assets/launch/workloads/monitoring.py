@@ -15,6 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fullft_assets import monitoring
+from fullft_assets.artifacts import (
+    DOCUMENTS_FILE,
+    DRIFT_SCALE,
+    FINETUNED_CHECKPOINT,
+    PRODUCTION_DOCUMENTS,
+    TRAINING_SNAPSHOT,
+)
 from fullft_assets.base_model import ModelFolder, resolve_base_model, with_rights
 from fullft_assets.chunks import Tokenization
 from fullft_assets.documents import RawMetadata
@@ -43,7 +50,6 @@ from fullft_assets.tasks.classification.baselines import classify
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCALE_STAGE = "drift_scale"
 _WORDS = "words.npy"
 #: Held-out rows that the scale is fitted on: several for each of its coordinates.
 _SCALE_ROWS = 1_000
@@ -124,7 +130,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     inputs = job.load_inputs(store)
     settings = job.settings.monitoring
     history = History.of_inputs(inputs)
-    table = pq.read_table(store.folder(inputs["production_documents"]) / "documents.parquet")
+    table = pq.read_table(store.folder(inputs[PRODUCTION_DOCUMENTS]) / DOCUMENTS_FILE)
     window = ProductionRows.read(table, job.settings.seed, MAX_WINDOW_ROWS)
     progress.say(
         f"{window.num_delivered:,} production documents, {len(window.sample):,} after thinning out related"
@@ -135,13 +141,13 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     ) as draft:
         sums = None
         scale_ref = "" if history.scale is None else history.scale.ref
-        if monitoring.is_read_by_another_window(inputs["production_documents"]):
+        if monitoring.is_read_by_another_window(inputs[PRODUCTION_DOCUMENTS]):
             verdict = monitoring.read_elsewhere()
         elif len(window.sample) < settings.min_window_rows:
             verdict = monitoring.insufficient(len(window.sample), settings)
         else:
-            labels = label_names(inputs["training_snapshot"])
-            reader = Reader.open(job, store, inputs["finetuned_checkpoint"], progress)
+            labels = label_names(inputs[TRAINING_SNAPSHOT])
+            reader = Reader.open(job, store, inputs[FINETUNED_CHECKPOINT], progress)
             scale, vocabulary, scale_ref = _load_scale(job, store, inputs, reader)
             if history.scale is not None:
                 earlier = Scale.load(store.folder(history.scale) / monitoring.SCALE, settings.drift_tests)
@@ -170,7 +176,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
                 )
                 (draft.path / monitoring.EXPLANATION).write_text(explanation, encoding="utf-8")
         progress.say(f"{verdict.status}: {verdict.summary}")
-        metadata = _metadata(verdict, window, sums, history, scale_ref, inputs["production_documents"])
+        metadata = _metadata(verdict, window, sums, history, scale_ref, inputs[PRODUCTION_DOCUMENTS])
         numbers = [
             (DriftMetadata.of(report).window, DriftMetadata.of(report).measured) for report in history.windows
         ]
@@ -184,7 +190,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             inputs={
                 name: manifest.content_digest
                 for name, manifest in inputs.items()
-                if name != "training_snapshot"
+                if name != TRAINING_SNAPSHOT
             },
             metadata=metadata.as_dict(),
             checks=[monitoring.check(verdict)],
@@ -219,23 +225,22 @@ def _load_scale(
         **monitoring.other_tests(job.settings.monitoring),
     }
     key = artifact_key(
-        SCALE_STAGE,
+        DRIFT_SCALE,
         monitoring.VERSION,
         settings,
-        {"checkpoint": inputs["finetuned_checkpoint"].content_digest},
+        {"checkpoint": inputs[FINETUNED_CHECKPOINT].content_digest},
         job.settings.seed,
     )
-    manifest = store.find(job.case, SCALE_STAGE, key)
+    manifest = store.find(job.case, DRIFT_SCALE, key)
     if manifest is None:
         with store.create(
-            job.case, SCALE_STAGE, key, version=monitoring.VERSION, seed=job.settings.seed
+            job.case, DRIFT_SCALE, key, version=monitoring.VERSION, seed=job.settings.seed
         ) as draft:
-            metadata = _write_scale(draft.path, job, store, inputs["training_snapshot"], reader)
+            metadata = _write_scale(draft.path, job, store, inputs[TRAINING_SNAPSHOT], reader)
             manifest = draft.commit(
                 settings=settings,
                 inputs={
-                    name: inputs[name].content_digest
-                    for name in ("training_snapshot", "finetuned_checkpoint")
+                    name: inputs[name].content_digest for name in (TRAINING_SNAPSHOT, FINETUNED_CHECKPOINT)
                 },
                 metadata=metadata.as_dict(),
             )
@@ -276,7 +281,7 @@ def _texts(store: Store, report: Manifest, job: Job) -> list[str]:
     import pyarrow.parquet as pq
 
     documents = store.load(DriftMetadata.of(report).documents)
-    table = pq.read_table(store.folder(documents) / "documents.parquet")
+    table = pq.read_table(store.folder(documents) / DOCUMENTS_FILE)
     window = ProductionRows.read(table, job.settings.seed, MAX_WINDOW_ROWS)
     return [window.texts[index] for index in window.sample]
 

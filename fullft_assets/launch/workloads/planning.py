@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets import planning
-from fullft_assets.artifacts import BASELINE_MODEL
+from fullft_assets.artifacts import (
+    BASELINE_MODEL,
+    CHEAPER_BASELINES,
+    FEASIBILITY_PLAN,
+    PILOT_RUN,
+    TRAINING_SNAPSHOT,
+)
 from fullft_assets.checkpoint import plan_settings
 from fullft_assets.errors import OutOfMemory, is_out_of_memory
 from fullft_assets.job import Job
@@ -100,7 +106,7 @@ class Planning:
                 "planning": self.job.settings.model_dump(include={"planning"})["planning"],
                 "training": plan_settings(self.job.settings),
             },
-            inputs={"training_snapshot": self.snapshot.content_digest},
+            inputs={TRAINING_SNAPSHOT: self.snapshot.content_digest},
             metadata=metadata.as_dict(),
             checks=checks,
         )
@@ -121,63 +127,63 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         return
     # Checked now: training itself would check only after the pilot.
     require(settings.training, settings.launcher.processes)
-    snapshot = job.load_inputs(store)["training_snapshot"]
+    snapshot = job.load_inputs(store)[TRAINING_SNAPSHOT]
     recipe = open_recipe(job, store, snapshot)
     _pilot_rows(recipe, settings)
     job = job.model_copy(update={"settings": settings.with_epochs(recipe.num_rows)})
-    shared = Planning(job, store, progress, snapshot, recipe, processes=num_ranks())
-    shared.write("feasibility_plan", lambda draft: _write_plan(shared, draft))
-    baselines = shared.write(
-        "cheaper_baselines",
-        lambda draft: _write_baselines(shared, draft),
-        help_first=lambda: _help_with_baselines(shared),
+    workload = Planning(job, store, progress, snapshot, recipe, processes=num_ranks())
+    workload.write(FEASIBILITY_PLAN, lambda draft: _write_plan(workload, draft))
+    baselines = workload.write(
+        CHEAPER_BASELINES,
+        lambda draft: _write_baselines(workload, draft),
+        help_first=lambda: _help_with_baselines(workload),
     )
     assert baselines is not None, "processes after the first one wait for it"
-    shared.write("pilot_run", lambda draft: _write_pilot(shared, draft, baselines))
+    workload.write(PILOT_RUN, lambda draft: _write_pilot(workload, draft, baselines))
 
 
 def _store_best_baseline(job: Job, store: Store, progress: Progress) -> None:
     """Write the model of the baseline that is judged where the pilot refused the training."""
     inputs = job.load_inputs(store)
-    baselines = inputs["cheaper_baselines"]
+    baselines = inputs[CHEAPER_BASELINES]
     name = candidates(planning.BaselinesMetadata.of(baselines), job.settings.release, None)[0]
-    store_baseline(job, store, inputs["training_snapshot"], baselines, name, progress)
+    store_baseline(job, store, inputs[TRAINING_SNAPSHOT], baselines, name, progress)
 
 
-def _on_targets(shared: Planning, measurement: planning.Measured) -> tuple[dict[str, Any], dict[str, Any]]:
+def _on_targets(workload: Planning, measurement: planning.Measured) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the plan on other machines for the metadata of the plan, calibrated on this one where its speed
     was measured; and the changes of training with which it fits here.
     """
     if not is_first_rank():
         return {}, {}
-    settings = shared.job.settings
-    planner = TargetPlanner(shared.recipe, settings, _num_held_out_rows(shared))
+    settings = workload.job.settings
+    planner = TargetPlanner(workload.recipe, settings, _num_held_out_rows(workload))
     try:
         flops = planner.work().flops
         plans = planner.plans(flops / measurement.predicted_seconds)
     except CannotCount as error:
-        shared.progress.say(f"no plan for other machines: {error}")
+        workload.progress.say(f"no plan for other machines: {error}")
         return {}, {}
     recommended = recommendation(plans, settings)
-    shared.progress.say(recommended)
+    workload.progress.say(recommended)
     facts = {"flops": flops, "targets": list(table(plans)), "recommended": recommended}
     return facts, plans[0].setup if plans[0].fits else {}
 
 
-def _num_held_out_rows(shared: Planning) -> int:
-    metadata = SnapshotMetadata.of(shared.snapshot)
+def _num_held_out_rows(workload: Planning) -> int:
+    metadata = SnapshotMetadata.of(workload.snapshot)
     return metadata.num_validation_rows + metadata.num_test_rows
 
 
-def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
+def _write_plan(workload: Planning, draft: Draft) -> Manifest | None:
     try:
-        measurement, about = measure(shared.recipe, shared.job.settings, shared.processes)
+        measurement, about = measure(workload.recipe, workload.job.settings, workload.processes)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         alone = (
             "; this process held the complete model: start planning under torchrun, as the launcher does"
-            if shared.job.settings.training.sharding != "none" and shared.processes == 1
+            if workload.job.settings.training.sharding != "none" and workload.processes == 1
             else ""
         )
         raise OutOfMemory(
@@ -186,9 +192,9 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
             f" (training.optimizer, training.weights){alone}"
         ) from error
     free_memory()  # the pilot loads a model of its own
-    settings = shared.job.settings
-    parts = shares(settings, shared.recipe.num_rows, _num_held_out_rows(shared))
-    on_targets, fitting = _on_targets(shared, measurement)
+    settings = workload.job.settings
+    parts = shares(settings, workload.recipe.num_rows, _num_held_out_rows(workload))
+    on_targets, fitting = _on_targets(workload, measurement)
     plan, checks = planning.plan_checks(
         measurement,
         settings.planning,
@@ -202,44 +208,44 @@ def _write_plan(shared: Planning, draft: Draft) -> Manifest | None:
     )
     (draft.path / "plan.json").write_text(json.dumps(metadata.as_dict(), indent=1))
     for check in checks:
-        shared.progress.say(f"{check.name}: {check.description}")
+        workload.progress.say(f"{check.name}: {check.description}")
     if note := planning.stop_note(plan.stop_seconds, settings.launcher.grace_seconds):
-        shared.progress.say(note)
-    return shared.commit(draft, metadata, checks)
+        workload.progress.say(note)
+    return workload.commit(draft, metadata, checks)
 
 
-def _write_baselines(shared: Planning, draft: Draft) -> Manifest | None:
-    metric = shared.job.settings.primary_metric
+def _write_baselines(workload: Planning, draft: Draft) -> Manifest | None:
+    metric = workload.job.settings.primary_metric
     scores = {}
     seconds = {}
     started = time.monotonic()
-    context = baseline_context(shared.job, shared.store, shared.snapshot, shared.progress)
+    context = baseline_context(workload.job, workload.store, workload.snapshot, workload.progress)
     # The other processes begin with those that they share.
-    names = sorted(shared.job.settings.baselines, key=lambda name: not BASELINES.get(name).shares_model)
-    for name, metrics in shared.recipe.score_baselines(names, draft.path, context):
+    names = sorted(workload.job.settings.baselines, key=lambda name: not BASELINES.get(name).shares_model)
+    for name, metrics in workload.recipe.score_baselines(names, draft.path, context):
         seconds[name] = time.monotonic() - started
         scores[name] = metrics[metric]
-        shared.progress.say(f"{name}: validation {metric} {scores[name]:.4f}")
+        workload.progress.say(f"{name}: validation {metric} {scores[name]:.4f}")
         started = time.monotonic()
     best = max(scores, key=scores.__getitem__)
-    hourly_usd = shared.job.settings.planning.hourly_usd
+    hourly_usd = workload.job.settings.planning.hourly_usd
     metadata = planning.BaselinesMetadata(
-        labels=label_names(shared.snapshot),
+        labels=label_names(workload.snapshot),
         scores=scores,
         seconds=seconds,
         usd={name: seconds[name] / 3600 * hourly_usd + context.paid.get(name, 0.0) for name in seconds},
         best=best,
         best_score=scores[best],
     )
-    return shared.commit(draft, metadata, [])
+    return workload.commit(draft, metadata, [])
 
 
-def _help_with_baselines(shared: Planning) -> None:
+def _help_with_baselines(workload: Planning) -> None:
     """Make the passes of baselines that processes share, with the first one."""
-    names = [name for name in shared.job.settings.baselines if BASELINES.get(name).shares_model]
-    context = baseline_context(shared.job, shared.store, shared.snapshot, shared.progress)
+    names = [name for name in workload.job.settings.baselines if BASELINES.get(name).shares_model]
+    context = baseline_context(workload.job, workload.store, workload.snapshot, workload.progress)
     with tempfile.TemporaryDirectory(prefix="fullft-baselines-") as folder:
-        for _ in shared.recipe.score_baselines(names, Path(folder), context):
+        for _ in workload.recipe.score_baselines(names, Path(folder), context):
             pass
 
 
@@ -247,28 +253,28 @@ def _pilot_rows(recipe: Recipe, settings: UseCaseSettings) -> int:
     return planning.pilot_rows(recipe.num_rows, settings.planning.pilot_share, settings.training.batch_size)
 
 
-def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifest | None:
-    settings = shared.job.settings
+def _write_pilot(workload: Planning, draft: Draft, baselines: Manifest) -> Manifest | None:
+    settings = workload.job.settings
     metric = settings.primary_metric
     to_beat = planning.BaselinesMetadata.of(baselines)
-    fit = _pilot_fit(shared)
+    fit = _pilot_fit(workload)
     start = next(line[f"validation_{metric}"] for line in fit.history if f"validation_{metric}" in line)
     point = planning.Point(
-        rows=_pilot_rows(shared.recipe, settings), start=start, score=fit.scores[f"validation_{metric}"]
+        rows=_pilot_rows(workload.recipe, settings), start=start, score=fit.scores[f"validation_{metric}"]
     )
     # A head that more rows fit begins higher; everything else begins alike.
     starts = [
         *(score for name, score in to_beat.scores.items() if BASELINES.get(name).is_start),
-        None if shared.recipe.has_new_head else start,
+        None if workload.recipe.has_new_head else start,
     ]
     prediction = planning.predict_score(
         point,
         starts[0],
-        shared.recipe.num_rows,
-        SnapshotMetadata.of(shared.snapshot).num_validation_rows,
+        workload.recipe.num_rows,
+        SnapshotMetadata.of(workload.snapshot).num_validation_rows,
     )
     check = planning.pilot_check(prediction, to_beat.scores, settings.planning)
-    shared.progress.say(check.description)
+    workload.progress.say(check.description)
     metadata = planning.PilotMetadata(
         learning_curve=[{"rows": point.rows, "start": start, metric: point.score}],
         predicted=prediction.predicted,
@@ -282,25 +288,25 @@ def _write_pilot(shared: Planning, draft: Draft, baselines: Manifest) -> Manifes
     )
     history = json.dumps({**metadata.as_dict(), "history": fit.history}, indent=1)
     (draft.path / "pilot.json").write_text(history)
-    return shared.commit(draft, metadata, [check])
+    return workload.commit(draft, metadata, [check])
 
 
-def _pilot_fit(shared: Planning) -> Fit:
-    settings = shared.job.settings
-    num_rows = _pilot_rows(shared.recipe, settings)
+def _pilot_fit(workload: Planning) -> Fit:
+    settings = workload.job.settings
+    num_rows = _pilot_rows(workload.recipe, settings)
     # Sharding needs more than one process.
     changes = {"max_general_rise": None, "wise_ft": []} | (
-        {"sharding": "none"} if shared.processes == 1 else {}
+        {"sharding": "none"} if workload.processes == 1 else {}
     )
-    shared.progress.say(f"pilot on {num_rows:,} rows ...")
+    workload.progress.say(f"pilot on {num_rows:,} rows ...")
     with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as folder:
         return fine_tune(
-            shared.recipe.first(num_rows),
+            workload.recipe.first(num_rows),
             settings.training.model_copy(update=changes),
             settings.seed,
             Path(folder),
-            shared.progress,
-            num_processes=shared.processes,
+            workload.progress,
+            num_processes=workload.processes,
             evaluate_at=[0],
             resumable=False,
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
+from fullft_assets.artifacts import DOCUMENTS_FILE, FINETUNED_CHECKPOINT, PRODUCTION_DOCUMENTS
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.job import Job
 from fullft_assets.launch.entry import run_workload
@@ -35,12 +36,12 @@ def work(job: Job, store: Store, progress: Progress) -> None:
 
     inputs = job.load_inputs(store)
     table = pq.read_table(
-        store.folder(inputs["production_documents"]) / "documents.parquet",
+        store.folder(inputs[PRODUCTION_DOCUMENTS]) / DOCUMENTS_FILE,
         columns=["source", "row", "id", "text"],
     ).to_pylist()
     documents = [Document(**row) for row in table if row["text"] and row["text"].strip()]
     progress.say(f"{len(documents):,} documents with a text, of {len(table):,}")
-    checkpoint = inputs["finetuned_checkpoint"]
+    checkpoint = inputs[FINETUNED_CHECKPOINT]
     model = open_model(store, checkpoint, job.settings, progress)
     labels = CheckpointMetadata.of(checkpoint).labels
 
@@ -68,8 +69,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         draft.commit(
             settings=predictions_key(job.settings),
             inputs={
-                "production_documents": inputs["production_documents"].content_digest,
-                "finetuned_checkpoint": checkpoint.content_digest,
+                PRODUCTION_DOCUMENTS: inputs[PRODUCTION_DOCUMENTS].content_digest,
+                FINETUNED_CHECKPOINT: checkpoint.content_digest,
             },
             metadata=PredictionsMetadata(
                 checkpoint=checkpoint.ref,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets import checkpoint as checkpoint_key
+from fullft_assets.artifacts import TRAINING_SNAPSHOT
 from fullft_assets.base_model import BaseModelHeader, copy_code, find_base_model, read_header, weights_digest
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata, RecordedIncident
@@ -40,14 +41,14 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     claim_device()
     inputs = job.load_inputs(store)
     start = inputs.get("champion")
-    recipe = open_recipe(job, store, inputs["training_snapshot"], start)
+    recipe = open_recipe(job, store, inputs[TRAINING_SNAPSHOT], start)
     progress.say(f"training begins with {lineage.trained_from(start, job.settings)}")
     header = read_header(find_base_model(job.settings, Path(job.project_root)))
     folder = store.work_folder(job.case, job.stage, job.key)
     with (
         exclusive(folder) if is_first_rank() else nullcontext(),
         spot.stop_on_notice(job.settings.launcher, progress),
-        stored_checkpoints(store, job.case, job.stage, job.key, progress) as stored,
+        stored_checkpoints(store, job.case, job.stage, job.key, progress) as checkpoints,
     ):
         fit = fine_tune(
             recipe,
@@ -56,15 +57,15 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             folder,
             progress,
             num_processes=num_ranks(),
-            stored=stored,
+            checkpoints=checkpoints,
         )
         if is_first_rank():
             # Before the model is written: it changes the model's configuration.
             facts = fit.about | recipe.finish(fit.model, progress)
             with room_needed(folder, "the trained model"):
                 _write(job, store, inputs, header, folder, fit, facts)
-            if stored is not None:
-                stored.remove_all()
+            if checkpoints is not None:
+                checkpoints.remove_all()
             shutil.rmtree(folder)
 
 
@@ -114,7 +115,7 @@ def _metadata(
 ) -> CheckpointMetadata:
     settings = job.settings
     start = inputs.get("champion")
-    snapshot = inputs["training_snapshot"]
+    snapshot = inputs[TRAINING_SNAPSHOT]
     return CheckpointMetadata(
         base_model=settings.base_model,
         base_model_revision=header.revision,

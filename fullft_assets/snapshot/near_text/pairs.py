@@ -182,7 +182,8 @@ class Texts:
         proposed = searched(lambda: self._propose_near(reference, candidates, similarity))
         proposed = proposed[:, self._estimates(proposed) >= _least_estimate(similarity)]
         return self._confirm(
-            proposed, lambda first, second, shared: shared >= similarity * (first + second - shared)
+            proposed,
+            lambda first, second, num_shared: num_shared >= similarity * (first + second - num_shared),
         )
 
     def _propose_near(self, reference: np.ndarray, candidates: np.ndarray, similarity: float) -> np.ndarray:
@@ -219,8 +220,8 @@ class Texts:
                 time and changes nothing.
         """
         # A reference text that comes or goes changes which are the nearest ones of their residue.
-        changed = np.flatnonzero((roles == REFERENCE) != (last == REFERENCE))
-        compared, candidates = self._settle(roles, last, "keys", self._values("keys", changed))
+        changed_rows = np.flatnonzero((roles == REFERENCE) != (last == REFERENCE))
+        compared, candidates = self._settle(roles, last, "keys", self._values("keys", changed_rows))
         compared[list(self.find_near(np.flatnonzero(roles == REFERENCE), candidates))] = ALIKE
         return compared
 
@@ -234,10 +235,10 @@ class Texts:
         sizes = self._column("size").to_numpy()
         roles = np.where(sizes >= _LEAST_SIZE, roles, ABSENT)
         common = self._common_anchors(roles)
-        changed = np.setxor1d(common, self._common_anchors(last))
+        changed_anchors = np.setxor1d(common, self._common_anchors(last))
         removed = self._values("anchors", np.flatnonzero((last == REFERENCE) & (roles != REFERENCE)))
-        changed = np.append(changed, np.setdiff1d(removed, common))
-        compared, candidates = self._settle(roles, last, "anchors", changed)
+        changed_anchors = np.append(changed_anchors, np.setdiff1d(removed, common))
+        compared, candidates = self._settle(roles, last, "anchors", changed_anchors)
         reference = np.flatnonzero(roles == REFERENCE)
         added = reference[last[reference] != REFERENCE]
         settled = np.setdiff1d(np.flatnonzero(compared == UNLIKE), candidates)
@@ -282,13 +283,13 @@ class Texts:
         parts = []
         for start in range(0, len(candidates), _JOINED_ROWS):
             frame = self._side(candidates[start : start + _JOINED_ROWS], "candidate", "anchors", anchors)
-            shared = (
+            counts = (
                 frame.join(lookup, on="anchors")
                 .groupby("candidate", "reference")
                 .agg(daft.col("anchors").count().alias("num_shared"))
                 .to_arrow()
             )
-            parts.append(self._with_enough_anchors(shared, share))
+            parts.append(self._with_enough_anchors(counts, share))
         return np.concatenate(parts, axis=1)
 
     def _side(
@@ -298,8 +299,8 @@ class Texts:
         what is not in `values` is left out.
         """
         entries, numbers = self._entries(exploded, rows, values)
-        others = pa.concat_tables(self.sketches).select(columns).take(pa.array(numbers))
-        side = pa.table({exploded: entries, name: numbers, **dict(zip(columns, others, strict=True))})
+        side_columns = pa.concat_tables(self.sketches).select(columns).take(pa.array(numbers))
+        side = pa.table({exploded: entries, name: numbers, **dict(zip(columns, side_columns, strict=True))})
         return load_engine().from_arrow(side)
 
     def _entries(self, name: str, rows: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -344,14 +345,14 @@ class Texts:
             estimates[block] = (signatures[pairs[0, block]] == signatures[pairs[1, block]]).mean(axis=1)
         return estimates
 
-    def _with_enough_anchors(self, shared: pa.Table, share: float) -> np.ndarray:
+    def _with_enough_anchors(self, pair_counts: pa.Table, share: float) -> np.ndarray:
         """Return the pairs [2, n] of which the longer text has enough of the shorter one's anchors."""
         sizes = self._column("size").to_numpy()
         counts = num_values(self._column("anchors"))
-        pairs = np.stack([shared["candidate"].to_numpy(), shared["reference"].to_numpy()])
+        pairs = np.stack([pair_counts["candidate"].to_numpy(), pair_counts["reference"].to_numpy()])
         shorter = np.where(sizes[pairs[0]] < sizes[pairs[1]], *pairs)
         least = max(_LEAST_ANCHORS, 1 - _LOST_ANCHORS * (1 - share))
-        return pairs[:, shared["num_shared"].to_numpy() >= least * counts[shorter]]
+        return pairs[:, pair_counts["num_shared"].to_numpy() >= least * counts[shorter]]
 
     def _confirm(self, pairs: np.ndarray, are_alike: AreAlike) -> dict[int, int]:
         """Return the first pair of each candidate whose texts are alike by their shingles.

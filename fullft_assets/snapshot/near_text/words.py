@@ -69,12 +69,14 @@ def hash_words(texts: pa.Array | pa.ChunkedArray) -> Words:
 
 def hash_lists(lists: pa.ListArray) -> Words:
     """Return lists of words as hashes."""
-    encoded = lists.flatten().dictionary_encode()
-    number = encoded.indices.to_numpy()
+    encoding = lists.flatten().dictionary_encode()
+    number = encoding.indices.to_numpy()
     digests = b"".join(
-        [hashlib.blake2b(word.encode(), digest_size=8).digest() for word in encoded.dictionary.to_pylist()]
+        [hashlib.blake2b(word.encode(), digest_size=8).digest() for word in encoding.dictionary.to_pylist()]
     )
-    return Words(np.frombuffer(digests, "<u8")[number], num_values(lists), _kinds(encoded.dictionary)[number])
+    return Words(
+        np.frombuffer(digests, "<u8")[number], num_values(lists), _kinds(encoding.dictionary)[number]
+    )
 
 
 def blocks(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:

@@ -109,14 +109,14 @@ def predictions_of(
         raise ValueError(f"{name}: {probabilities.shape[1]} columns for {len(label_names)} labels")
     answer = probabilities.argmax(axis=1)
     true = np.eye(len(label_names), dtype=bool)[labels]
-    predicted = np.eye(len(label_names), dtype=bool)[answer]
+    is_predicted = np.eye(len(label_names), dtype=bool)[answer]
     return Predictions(
         label_names,
         labels,
         probabilities,
-        true_positives=true & predicted,
+        true_positives=true & is_predicted,
         true=true,
-        num_predicted=predicted,
+        num_predicted=is_predicted,
         is_right=labels == answer,
     )
 
@@ -150,13 +150,15 @@ def assess(
         for name, system_probabilities in probabilities.items()
     }
     predictions |= {name: replace(predictions[name], predicted=None) for name in labels_alone}
-    tuned = np.asarray(probabilities[comparison.candidate])
-    bins = reliability(labels, tuned)
+    candidate_probabilities = np.asarray(probabilities[comparison.candidate])
+    bins = reliability(labels, candidate_probabilities)
     return ClassificationEvaluation(
         **label_fields(predictions, groups, label_names, comparison),
         calibration_error=expected_calibration_error(bins),
         reliability=bins,
-        confusion=confusion_matrix(labels, tuned.argmax(axis=1), labels=range(len(label_names))).tolist(),
+        confusion=confusion_matrix(
+            labels, candidate_probabilities.argmax(axis=1), labels=range(len(label_names))
+        ).tolist(),
     )
 
 

@@ -119,13 +119,13 @@ class LogisticHead:
         with warnings.catch_warnings():
             # Few rows of many labels are no regression.
             warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-            fitted = (
+            arrays = (
                 _fit_softmax(model, features, labels, num_labels)
                 if is_exclusive
                 else _fit_each(model, features, labels)
             )
         # Saved in single precision, and the same after loading.
-        return cls(*(values.astype(np.float32) for values in fitted), is_exclusive=is_exclusive)
+        return cls(*(values.astype(np.float32) for values in arrays), is_exclusive=is_exclusive)
 
     def probabilities(self, features: Any) -> np.ndarray:
         from scipy.special import expit, softmax
@@ -281,10 +281,10 @@ class Tfidf(Baseline):
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         words, parts = vocabularies
-        shared: dict[str, Any] = {"sublinear_tf": True, "max_features": max_terms, "dtype": np.float32}
+        options: dict[str, Any] = {"sublinear_tf": True, "max_features": max_terms, "dtype": np.float32}
         return [
-            TfidfVectorizer(vocabulary=words, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **shared),
-            TfidfVectorizer(vocabulary=parts, analyzer="char_wb", ngram_range=(2, 5), **shared),
+            TfidfVectorizer(vocabulary=words, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **options),
+            TfidfVectorizer(vocabulary=parts, analyzer="char_wb", ngram_range=(2, 5), **options),
         ]
 
     @classmethod

@@ -55,8 +55,8 @@ class Bedrock(Baseline):
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
-        shown = train.select(prompting.draw(train.labels, NUM_SHOWN, context.settings.seed))
-        return cls(shown, shown.labels.tolist(), int(np.bincount(train.labels).argmax()), context)
+        examples = train.select(prompting.draw(train.labels, NUM_SHOWN, context.settings.seed))
+        return cls(examples, examples.labels.tolist(), int(np.bincount(train.labels).argmax()), context)
 
     def predict(self, rows: Split) -> np.ndarray:
         context = self.context

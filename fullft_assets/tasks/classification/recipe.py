@@ -121,8 +121,8 @@ class ClassificationRecipe(Encoder):
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> np.ndarray:
         return predict_with(model, rows.chunks, progress=listener).probabilities
 
-    def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
-        return _scores(self.validation.labels, predicted, name)
+    def _score_predicted(self, name: str, predictions: Any, folder: Path) -> dict[str, float]:
+        return _scores(self.validation.labels, predictions, name)
 
 
 def labelled_chunks(train: Split) -> tuple[list[list[int]], list[Any]]:
@@ -260,10 +260,10 @@ class MultiLabelRecipe(ClassificationRecipe):
         model.config.label_thresholds = thresholds.tolist()
         return {"label_thresholds": dict(zip(self.labels, thresholds.round(4).tolist(), strict=True))}
 
-    def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
+    def _score_predicted(self, name: str, predictions: Any, folder: Path) -> dict[str, float]:
         truth = self.validation.labels
-        np.savez(folder / thresholds_file(name), thresholds=assessment.fit_thresholds(truth, predicted))
-        return scores_at_best(truth, predicted)
+        np.savez(folder / thresholds_file(name), thresholds=assessment.fit_thresholds(truth, predictions))
+        return scores_at_best(truth, predictions)
 
 
 def thresholds_file(baseline: str) -> str:

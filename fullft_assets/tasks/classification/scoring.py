@@ -37,7 +37,7 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     evaluation = assessment.assess(
         test.labels, probabilities, test.groups, labels, context.comparison(test), labels_alone=labels_alone
     )
-    tuned = probabilities[context.candidate]
+    candidate_probabilities = probabilities[context.candidate]
     answers = {
         name: system_probabilities.argmax(axis=1) for name, system_probabilities in probabilities.items()
     }
@@ -48,24 +48,24 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         pick_answers(
             test, test.labels, answers, evaluation, context.job.settings.seed, lambda _, label: labels[label]
         ),
-        assessment.worst_errors(test.ids, test.labels, tuned, labels),
-        _likely_label_errors(context, test, tuned, labels),
+        assessment.worst_errors(test.ids, test.labels, candidate_probabilities, labels),
+        _likely_label_errors(context, test, candidate_probabilities, labels),
     )
 
 
 def _likely_label_errors(
-    context: EvaluationContext, test: Split, tuned: np.ndarray, labels: list[str]
+    context: EvaluationContext, test: Split, candidate_probabilities: np.ndarray, labels: list[str]
 ) -> list[DoubtfulRow] | None:
     """Search the test rows and, unless the candidate learned from them, the validation rows."""
     snapshot = context.inputs[TRAINING_SNAPSHOT]
     validation = load_split(context.store, snapshot, "validation")
     if not len(validation) or snapshots_learned_from(context.inputs[FINETUNED_CHECKPOINT]) != [snapshot.ref]:
-        return assessment.likely_label_errors(test.ids, test.labels, tuned, labels)
+        return assessment.likely_label_errors(test.ids, test.labels, candidate_probabilities, labels)
     of_validation = _classified(context, FINETUNED_CHECKPOINT, validation.texts, labels)
     return assessment.likely_label_errors(
         [*test.ids, *validation.ids],
         np.concatenate([test.labels, validation.labels]),
-        np.concatenate([tuned, of_validation]),
+        np.concatenate([candidate_probabilities, of_validation]),
         labels,
     )
 
@@ -122,10 +122,10 @@ def _placed(values: np.ndarray, model_labels: list[str], labels: list[str], fill
     """Return the values [..., model_labels] in the order of `labels`; `fill` for a label that the model does
     not know.
     """
-    shared = shared_labels(model_labels, labels)
+    common_labels = shared_labels(model_labels, labels)
     table = np.full((*values.shape[:-1], len(labels)), fill)
-    source = [model_labels.index(label) for label in shared]
-    table[..., [labels.index(label) for label in shared]] = values[..., source]
+    source = [model_labels.index(label) for label in common_labels]
+    table[..., [labels.index(label) for label in common_labels]] = values[..., source]
     return table
 
 
@@ -146,8 +146,10 @@ def _rows(
         if name not in labels_alone:
             columns[column_of(name, "probability")] = system_probabilities.max(axis=1).astype(np.float32)
     # Likely label errors rest on all of the candidate's.
-    tuned = np.ascontiguousarray(probabilities[candidate])
-    columns["probabilities"] = pa.FixedSizeListArray.from_arrays(pa.array(tuned.ravel()), len(labels))
+    candidate_probabilities = np.ascontiguousarray(probabilities[candidate])
+    columns["probabilities"] = pa.FixedSizeListArray.from_arrays(
+        pa.array(candidate_probabilities.ravel()), len(labels)
+    )
     return pa.table(columns)
 
 

@@ -164,29 +164,29 @@ def assess(
             f" {title(rescaled[0])} cuts others than the test set's; give token_probability, which compares"
             " equal text"
         )
-    tuned = selected[comparison.candidate]
+    candidate_scores = selected[comparison.candidate]
     predictions = {name: predictions_of(system_scores) for name, system_scores in selected.items()}
-    shared = comparison.take(is_scored).run(predictions, groups, len(groups))
-    justification = shared["justification"]
+    fields = comparison.take(is_scored).run(predictions, groups, len(groups))
+    justification = fields["justification"]
     finetuned, baseline = (
-        shared["scores"]["perplexity"][name].estimate
+        fields["scores"]["perplexity"][name].estimate
         for name in (comparison.candidate, justification.best_baseline)
     )
     sentence = f"{justification.sentence} Perplexity is {finetuned:.2f} against {baseline:.2f}."
-    shared["justification"] = justification.model_copy(update={"sentence": sentence})
+    fields["justification"] = justification.model_copy(update={"sentence": sentence})
     return LanguageEvaluation(
-        **shared,
-        num_test_tokens=int(tuned.num_tokens.sum()),
+        **fields,
+        num_test_tokens=int(candidate_scores.num_tokens.sum()),
         num_rows_without_tokens=int((~is_scored).sum()),
         rescaled=rescaled,
-        changes=changes(tuned, selected[BASE_MODEL]),
+        changes=changes(candidate_scores, selected[BASE_MODEL]),
         answers=answers,
     )
 
 
-def changes(tuned: DocumentScores, base: DocumentScores) -> Changes:
+def changes(candidate: DocumentScores, base: DocumentScores) -> Changes:
     """Compare the mean loss of each document [n] before and after."""
-    change = tuned.loss - base.loss
+    change = candidate.loss - base.loss
     counts = {"num_better": change < 0, "num_worse": change > 0, "num_equal": change == 0}
     return Changes(**{name: int(rows.sum()) for name, rows in counts.items()})
 
@@ -214,7 +214,7 @@ def _scored_by_all(scores: Mapping[str, DocumentScores]) -> np.ndarray:
 
 def measure_answers(
     truth: Sequence[str],
-    written: Mapping[str, Sequence[str]],
+    answers: Mapping[str, Sequence[str]],
     groups: Sequence[str],
     settings: UseCaseSettings,
     *,
@@ -227,7 +227,7 @@ def measure_answers(
     can be computed.
 
     Args:
-        written: of the candidate and the other systems, aligned with `truth` [n].
+        answers: of the candidate and the other systems, aligned with `truth` [n].
         modules: metrics that are not registered, by name.
     """
     if len(sizes := Counter(groups)) < 2:
@@ -238,7 +238,7 @@ def measure_answers(
         name: Predictions(
             truth=list(truth), predicted=list(texts), is_right=np.zeros(len(truth), bool), weights=weights
         )
-        for name, texts in written.items()
+        for name, texts in answers.items()
     }
     names = [*task_of(settings.examples).answer_metrics, *settings.evaluation.metrics]
     metrics = {name: METRICS.get(name) for name in names} | dict(modules or {})

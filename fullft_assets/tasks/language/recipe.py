@@ -157,8 +157,8 @@ class NextTokenRecipe:
     def score_baselines(
         self, names: Sequence[str], folder: Path, context: BaselineContext
     ) -> Iterator[tuple[str, dict[str, float]]]:
-        for name, fitted in fit_all(names, self.training, self._with_recipe(context), folder):
-            scores: DocumentScores = fitted.predict(self.validation)
+        for name, baseline in fit_all(names, self.training, self._with_recipe(context), folder):
+            scores: DocumentScores = baseline.predict(self.validation)
             if scores.num_right is None:
                 raise DataError(
                     f"baseline {name}: num_right is missing; it has to score the tokens of the validation"

@@ -74,8 +74,7 @@ class Writer:
 
         def forward(start: int, end: int) -> list[tuple[int, str]]:
             numbers = order[start:end]
-            texts = self._continue([prompt_ids[number] for number in numbers])
-            return list(zip(numbers, texts, strict=True))
+            return list(zip(numbers, self._continue([prompt_ids[number] for number in numbers]), strict=True))
 
         text_by_number = dict(
             pair for batch in in_batches(lengths, forward, self._model, progress) for pair in batch
@@ -180,9 +179,9 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     evaluation = assessment.assess(scores, test.groups, context.comparison(test), answers)
     continuations = [
         report.AnsweredRow(
-            prompt.id, prompt.shown, *(report.shorten(text) for text in (prompt.real, base, tuned))
+            prompt.id, prompt.shown, *(report.shorten(text) for text in (prompt.real, base, answer))
         )
-        for prompt, base, tuned in zip(
+        for prompt, base, answer in zip(
             scorer.prompts, outputs[BASE_MODEL].written, outputs[context.candidate].written, strict=True
         )
     ][:NUM_CONTINUATIONS]
@@ -313,8 +312,8 @@ class _Scorer:
             if len(prompts) == most:
                 break
             conversation = messages[row]
-            learned = [turn["role"] == "assistant" and turn.get("weight") != 0 for turn in conversation]
-            if not (last := max(np.flatnonzero(learned).tolist(), default=0)):
+            is_learned = [turn["role"] == "assistant" and turn.get("weight") != 0 for turn in conversation]
+            if not (last := max(np.flatnonzero(is_learned).tolist(), default=0)):
                 continue
             answer = conversation[last]["content"]
             if conversation[last].get("extras"):

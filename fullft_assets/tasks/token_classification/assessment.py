@@ -59,13 +59,13 @@ class SpanEvaluation(LabelEvaluation):
 
 
 def count_spans(
-    truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int
+    truth: Sequence[Sequence[Span]], predicted_spans: Sequence[Sequence[Span]], num_labels: int
 ) -> tuple[np.ndarray, ...]:
     """Return exactly found, true and predicted spans of each row and label: int [rows, labels] each; a span
     twice counts once.
     """
     tables = tuple(np.zeros((len(truth), num_labels), np.int64) for _ in range(3))
-    for row, (true, answer) in enumerate(zip(map(set, truth), map(set, predicted), strict=True)):
+    for row, (true, answer) in enumerate(zip(map(set, truth), map(set, predicted_spans), strict=True)):
         for table, spans in zip(tables, (true & answer, true, answer), strict=True):
             for _, _, label in spans:
                 table[row, label] += 1
@@ -73,21 +73,23 @@ def count_spans(
 
 
 def scores(
-    truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int
+    truth: Sequence[Sequence[Span]], predicted_spans: Sequence[Sequence[Span]], num_labels: int
 ) -> dict[str, float]:
     """Return micro-F1 and macro-F1 of exact spans."""
-    return compute(METRICS, predictions_of(truth, predicted, num_labels))
+    return compute(METRICS, predictions_of(truth, predicted_spans, num_labels))
 
 
 def predictions_of(
-    truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]], num_labels: int
+    truth: Sequence[Sequence[Span]], predicted_spans: Sequence[Sequence[Span]], num_labels: int
 ) -> Predictions:
     """Return the input of metrics: the spans that a system found in rows with true spans."""
-    right, true, num_predicted = count_spans(truth, predicted, num_labels)
-    is_right = np.array([set(row) == set(spans) for row, spans in zip(truth, predicted, strict=True)], bool)
+    right, true, num_predicted = count_spans(truth, predicted_spans, num_labels)
+    is_right = np.array(
+        [set(row) == set(spans) for row, spans in zip(truth, predicted_spans, strict=True)], bool
+    )
     return Predictions(
         truth=truth,
-        predicted=predicted,
+        predicted=predicted_spans,
         true_positives=right,
         true=true,
         num_predicted=num_predicted,
@@ -95,28 +97,24 @@ def predictions_of(
     )
 
 
-def errors(truth: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Span]]) -> SpanErrors:
+def errors(truth: Sequence[Sequence[Span]], predicted_spans: Sequence[Sequence[Span]]) -> SpanErrors:
     """Sort predicted spans by what is wrong with them."""
-    right = label = edges = invented = missed = 0
-    for true, spans in zip(truth, predicted, strict=True):
+    counts = dict.fromkeys(SpanErrors.model_fields, 0)
+    for true, spans in zip(truth, predicted_spans, strict=True):
         places = {(start, end) for start, end, _ in true}
         for span in set(spans):
             if span in set(true):
-                right += 1
+                counts["num_right"] += 1
             elif span[:2] in places:
-                label += 1
-            elif any(_overlap(span, other) for other in true):
-                edges += 1
+                counts["num_wrong_label"] += 1
+            elif any(_overlap(span, other_span) for other_span in true):
+                counts["num_wrong_edges"] += 1
             else:
-                invented += 1
-        missed += sum(not any(_overlap(span, other) for other in spans) for span in set(true))
-    return SpanErrors(
-        num_right=right,
-        num_wrong_label=label,
-        num_wrong_edges=edges,
-        num_invented=invented,
-        num_missed=missed,
-    )
+                counts["num_invented"] += 1
+        counts["num_missed"] += sum(
+            not any(_overlap(span, other_span) for other_span in spans) for span in set(true)
+        )
+    return SpanErrors(**counts)
 
 
 def _overlap(first: Span, second: Span) -> bool:
@@ -125,7 +123,7 @@ def _overlap(first: Span, second: Span) -> bool:
 
 def assess(
     truth: Sequence[Sequence[Span]],
-    predicted: Mapping[str, Sequence[Sequence[Span]]],
+    predicted_spans: Mapping[str, Sequence[Sequence[Span]]],
     groups: Sequence[str],
     label_names: Sequence[str],
     comparison: Comparison,
@@ -133,19 +131,19 @@ def assess(
     """Measure everything of an evaluation.
 
     Args:
-        predicted: those of `finetuned`, each baseline and, if there is one, `champion`.
+        predicted_spans: those of `finetuned`, each baseline and, if there is one, `champion`.
 
     Raises:
         ValueError: input is empty or misaligned; the message names what.
     """
     predictions = {
         name: replace(predictions_of(truth, spans, len(label_names)), labels=label_names)
-        for name, spans in predicted.items()
+        for name, spans in predicted_spans.items()
     }
     num_true = np.asarray(predictions[comparison.candidate].true).sum(1)
     return SpanEvaluation(
         **label_fields(predictions, groups, label_names, comparison),
         num_spans=int(num_true.sum()),
         num_rows_without_spans=int((num_true == 0).sum()),
-        errors=errors(truth, predicted[comparison.candidate]),
+        errors=errors(truth, predicted_spans[comparison.candidate]),
     )

@@ -214,7 +214,7 @@ def tag(
         truth: aligned with the chunks, -100 where nothing is to be predicted; for the loss.
     """
     masks = [frame.owned(document) for document in chunks]
-    predicted = [[np.zeros(0, np.int16)] * len(document) for document in chunks]
+    best_tags = [[np.zeros(0, np.int16)] * len(document) for document in chunks]
     loss = 0.0
     count = 0
     is_finite = True
@@ -224,12 +224,12 @@ def tag(
         best = logits.argmax(-1).cpu().numpy().astype(np.int16)
         for at, (row, number) in enumerate(items):
             mask = masks[row][number]
-            predicted[row][number] = best[at, : len(mask)][mask]
+            best_tags[row][number] = best[at, : len(mask)][mask]
         if truth is not None:
             targets = _padded([truth[row][number] for row, number in items]).to(logits.device)
             loss += float(loss_of_output(output, targets))
             count += int((targets != IGNORED).sum())
-    tags = [np.concatenate(document) if document else np.zeros(0, np.int16) for document in predicted]
+    tags = [np.concatenate(document) if document else np.zeros(0, np.int16) for document in best_tags]
     return Tagged(tags, loss if is_finite else float("nan"), count)
 
 
@@ -349,8 +349,10 @@ def in_order(
     Args:
         model_labels: the system's labels, in the order of its positions.
     """
-    shared = shared_labels(model_labels, labels)
-    positions = {number: labels.index(label) for number, label in enumerate(model_labels) if label in shared}
+    common_labels = shared_labels(model_labels, labels)
+    positions = {
+        number: labels.index(label) for number, label in enumerate(model_labels) if label in common_labels
+    }
     return [
         [(start, end, positions[label]) for start, end, label in row if label in positions] for row in spans
     ]
@@ -376,12 +378,12 @@ def _rows(
         "group": test.groups,
     }
     for name, spans in spans_of_systems.items():
-        predicted = [
+        predicted_spans = [
             [{"start": start, "end": end, "label": names[label]} for start, end, label in sorted(set(row))]
             for row in spans
         ]
-        columns[column_of(name, "predicted")] = pa.array(predicted, _SPANS)
-        columns[column_of(name, "num_predicted")] = [len(row) for row in predicted]
+        columns[column_of(name, "predicted")] = pa.array(predicted_spans, _SPANS)
+        columns[column_of(name, "num_predicted")] = [len(row) for row in predicted_spans]
         columns[column_of(name, "num_right")] = [
             len(set(true) & set(row)) for true, row in zip(truth, spans, strict=True)
         ]
@@ -470,8 +472,8 @@ class TokenClassificationRecipe(Encoder):
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> list[list[Span]]:
         return find_spans(model, TokenizedTexts.of(self.tokenization, rows.texts), progress=listener)
 
-    def _score_predicted(self, name: str, predicted: Any, folder: Path) -> dict[str, float]:
-        return assessment.scores(self._truth, predicted, len(self.labels))
+    def _score_predicted(self, name: str, predictions: Any, folder: Path) -> dict[str, float]:
+        return assessment.scores(self._truth, predictions, len(self.labels))
 
     @cached_property
     def _reading(self) -> TokenizedTexts:
