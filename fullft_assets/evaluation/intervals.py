@@ -71,8 +71,8 @@ class Gain(Interval):
         """Return the symmetric t interval of a difference.
 
         Where few groups differ, their spread says nothing about the error yet: no sign test of five groups
-        can reach 95%. The interval then contains 0, and reaches at least as far as the largest difference that so
-        many groups may fail to show.
+        can reach 95%. The interval then contains 0, and reaches at least as far as the largest difference
+        that so many groups may fail to show.
 
         Args:
             shifts: by how much each group on which the systems differ moves the estimate [groups that
