@@ -379,8 +379,8 @@ class CaseGraph:
         *,
         checks: Sequence[CheckOutcome] = (),
     ) -> dg.MaterializeResult[Manifest]:
-        """Return the result of an asset for an artifact: its metadata (`ui_metadata` first), its data version,
-        its check results and further checks.
+        """Return the result of an asset for an artifact: its metadata (`ui_metadata` first), its data
+        version, its check results and further checks.
         """
         ui_metadata = ui_metadata or {}
         public = outside_the_store(MODELS[asset], manifest.metadata)
