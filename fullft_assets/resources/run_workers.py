@@ -37,6 +37,8 @@ _LOCAL_ADDRESSES = frozenset({"localhost", "127.0.0.1", "::1"})
 #: A process that began this long after a line with its pid was logged is another one; the clock may have been
 #: set meanwhile, but by less.
 _CLOCK_SECONDS = 60.0
+#: What a killed process has to be gone.
+_KILL_SECONDS = 10.0
 
 
 class LocalRunLauncher(dg.DefaultRunLauncher):
@@ -154,9 +156,11 @@ def end_waiting(instance: dg.DagsterInstance, run_id: str) -> None:
         return
     # First, or the code server would call the end of the process a failure.
     instance.report_run_canceled(run, "It waited for a slot of a pool.")
-    for pid, logged_at in _workers(instance, run_id):
-        if _is_running(pid, logged_at):
-            psutil.Process(pid).kill()
+    workers = [psutil.Process(pid) for pid, at in _workers(instance, run_id) if _is_running(pid, at)]
+    for worker in workers:
+        worker.kill()
+    # `settle` frees its place in the queue for the slot once it is gone; nobody looks later.
+    psutil.wait_procs(workers, timeout=_KILL_SECONDS)
 
 
 def _holder(instance: dg.DagsterInstance, slot: Slot) -> str:
