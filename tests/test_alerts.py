@@ -109,8 +109,9 @@ class TestChannels:
         monkeypatch.setenv("SERVICE", hook.url.replace("http://", "json://"))
         send({"webhook": {"url": "env:ALERT_HOOK"}, "apprise": {"url": "env:SERVICE"}}, alert())
         plain, service = hook.bodies
-        assert plain["key"] == "run_failed/1" and plain["url"] == "http://localhost:3000/runs/1"
-        assert service["title"] == "[letters] run 1 failed" and "Next: open the run" in service["message"]
+        assert (plain["key"], plain["url"]) == ("run_failed/1", "http://localhost:3000/runs/1")
+        assert service["title"] == "[letters] run 1 failed"
+        assert "Next: open" in service["message"]
 
     @pytest.mark.parametrize(
         ("address", "error"),
@@ -153,7 +154,7 @@ class TestChannels:
         boto3.client("sns").subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
         send({"sns": {"topic_arn": topic}, "cloudwatch": {}}, alert())
         (message,) = boto3.client("sqs").receive_message(QueueUrl=queue)["Messages"]
-        assert "Next: open the run" in json.loads(message["Body"])["Message"]
+        assert "Next: open" in json.loads(message["Body"])["Message"]
         metrics = boto3.client("cloudwatch").list_metrics(Namespace="fullft_assets")["Metrics"]
         dimensions = [{d["Name"]: d["Value"] for d in metric["Dimensions"]} for metric in metrics]
         assert sorted(dimensions, key=len) == [
@@ -202,9 +203,7 @@ class TestDelivery:
         settings = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}, "log": {}})
         hook.status = 500
         first = deliver(store, "letters", [alert()], open_channels(settings), settings, NOW)
-        assert first.failures == [
-            "alerts.channels.webhook: env:ALERT_HOOK answered 500 Internal Server Error"
-        ]
+        assert re.match("alerts.channels.webhook: env:ALERT_HOOK .* 500 ", *first.failures)
         hook.status = 200
         second = deliver(store, "letters", [alert()], open_channels(settings), settings, NOW + 60)
         assert (list(first.sent), list(second.sent)) == (["log"], ["webhook"])
@@ -223,13 +222,9 @@ class TestDelivery:
         self.delivery(store, [alert(1)])
         file.write_text('{"channels": {"webh')
         (note,) = self.delivery(store, []).notes
-        assert (
-            note
-            == "the ledger letters/alerts.json could not be read and begins anew: what lasts is sent once"
-            " more"
-        )
-        again = self.delivery(store, [alert(1)])
-        assert again.notes == [] and [body["key"] for body in hook.bodies] == ["run_failed/1"] * 2
+        assert "letters/alerts.json could not" in note
+        assert self.delivery(store, [alert(1)]).notes == []
+        assert [body["key"] for body in hook.bodies] == ["run_failed/1"] * 2
 
     def test_a_channel_with_a_fault_fails_alone_and_without_its_message(
         self, tmp_path: Path, hook: Hook
@@ -241,10 +236,8 @@ class TestDelivery:
         settings = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}})
         channels = {"pager": Faulty(), **open_channels(settings)}
         (line,) = deliver(Store(str(tmp_path)), "letters", [alert()], channels, settings, NOW).failures
-        assert (
-            line.startswith("alerts.channels.pager: a fault of the channel: RuntimeError at ")
-            and "planted" not in line
-        )
+        assert re.match("alerts.channels.pager: .* RuntimeError at ", line)
+        assert "planted" not in line
         assert len(hook.bodies) == 1
 
     def test_only_chosen_events_are_sent(self, tmp_path: Path, hook: Hook) -> None:
@@ -422,7 +415,8 @@ class TestSensor:
         self.tick(graph, instance, cursor)
         self.tick(graph, instance)
         (body,) = hook.bodies
-        assert body["event"] == "run_failed" and body["url"].endswith(f"/runs/{run_id}")
+        assert body["event"] == "run_failed"
+        assert body["url"].endswith(f"/runs/{run_id}")
         assert "planted-text" not in json.dumps(body)
 
     @pytest.mark.parametrize(
@@ -573,15 +567,12 @@ class TestSensor:
         _, cursor = self.tick(graph, instance)
         self.tick(graph, instance, cursor)
         first, second, failed = hook.bodies
-        assert failed["title"] == "the run model failed"
+        assert failed["event"] == "run_failed"
         assert first["event"] == second["event"] == "sensor_failing"
         assert first["url"].endswith(damaged)
         assert first["action"]
-        assert (
-            first["title"].startswith("what the run ingest of b1 would report is missing: ")
-            and "manifest.json: unreadable" in first["title"]
-        )
-        assert second["title"].startswith("what the run monitor of w2 would report is missing: KeyError at ")
+        assert re.search("ingest of b1 .*manifest.json: unreadable", first["title"])
+        assert re.search("monitor of w2 .*: KeyError at ", second["title"])
         assert "planted-text" not in json.dumps(hook.bodies)
 
     def test_more_runs_than_a_tick_looks_at_end_in_one_moment(
@@ -614,12 +605,8 @@ class TestSensor:
         self.run(graph, instance, "model", self.materializes(graph, evaluation))
         self.run(graph, instance, "model")
         self.tick(graph, instance)
-        assert hook.values("event", "title") == [
-            (
-                "gate_closed",
-                "the candidate was not promoted: gate of mine",
-            )
-        ]
+        named = [(event, title.rpartition(": ")[2]) for event, title in hook.values("event", "title")]
+        assert named == [("gate_closed", "gate of mine")]
 
     def test_a_release_that_the_audit_closes_is_sent(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
@@ -631,13 +618,8 @@ class TestSensor:
         store.write_pointer(f"{graph.name}/decisions/{key}", outcome)
         self.run(graph, instance, "model", self.materializes(graph, report))
         self.tick(graph, instance)
-        assert hook.values("event", "title", "action") == [
-            (
-                "gate_closed",
-                "the candidate was not promoted: security_audit",
-                "run `fullft audit`",
-            )
-        ]
+        ((event, title, action),) = hook.values("event", "title", "action")
+        assert (event, title.split()[-1], action) == ("gate_closed", "security_audit", "run `fullft audit`")
 
     @pytest.mark.parametrize("name", ["retraining", "alerts"])
     def test_a_sensor_that_fails_at_each_tick_is_sent_once_a_day(
@@ -662,7 +644,8 @@ class TestSensor:
                 )
             )
             self.tick(graph, instance)
-        assert hook.values("event", "title") == [("sensor_failing", f"letters_{name} fails at each tick")]
+        ((event, title),) = hook.values("event", "title")
+        assert (event, title.split()[0]) == ("sensor_failing", f"letters_{name}")
 
     def test_a_decision_that_needs_a_person_is_sent_also_after_the_next_one(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
@@ -694,7 +677,7 @@ class TestSensor:
         self.decide(graph, instance, policy._decide(score_drop=0.1, **windows), 60)
         self.tick(graph, instance)
         (body,) = hook.bodies
-        assert body["title"].count("but only 0 of 100 new labelled examples") == 2
+        assert body["title"].count("only 0 of 100 new") == 2
         assert not re.search("export|label (more|production)", body["title"])
         assert body["action"] == "label production documents that `fullft export CASE FILE --random` draws"
 
@@ -787,7 +770,8 @@ class TestSensor:
                 lambda hours=hours: start + (4 * 24 + hours) * 3600,
             )
             self.tick(graph, instance)
-        assert hook.values("title") == [("nothing new in data/letters/production for 48 hours",)]
+        ((title,),) = hook.values("title")
+        assert title.endswith(" data/letters/production for 48 hours")
 
     def test_a_channel_that_is_down_keeps_the_cursor(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook

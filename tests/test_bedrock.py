@@ -106,10 +106,7 @@ def test_a_refusal_names_no_text(prepared: Prepared, server: BedrockServer) -> N
     asking = context(prepared, model="another.model")
     with pytest.raises(
         SettingsError,
-        match=(
-            "^planning.bedrock: another.model refused with ValidationException; look at model, region and"
-            " rights$"
-        ),
+        match="^planning.bedrock: another.model .* ValidationException; [a-z, ]*$",
     ):
         Bedrock.fit(prepared.split("train"), asking).predict(prepared.split("test"))
 
@@ -133,6 +130,6 @@ def test_a_yaml_has_to_say_which_model(tmp_path: Path) -> None:
     project = projects.create(tmp_path, planning={"baselines": ["majority", "bedrock"]})
     with pytest.raises(
         SettingsError,
-        match=r"planning.baselines: names bedrock, and planning.bedrock does not say which model",
+        match=r"planning.baselines: .* planning.bedrock ",
     ):
         project.use_case()

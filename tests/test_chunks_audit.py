@@ -109,8 +109,7 @@ def test_the_proposal_saves_what_it_promises(texts: list[str], model: Path) -> N
         f"the {len(found.proposal)} tokens of proposal.yaml would save"
         f" {found.metadata.proposal_saves_share:.1%}" in found.checks[0].description
     )
-    again = audited(texts, model, **added)
-    assert not set(found.proposal) & {term["term"] for term in again.terms}
+    assert not set(found.proposal) & {term["term"] for term in audited(texts, model, **added).terms}
 
 
 def test_unknown_tokens_warn_where_the_vocabulary_has_no_bytes(texts: list[str]) -> None:
@@ -152,8 +151,7 @@ def test_byte_fallback_of_a_sentencepiece_vocabulary_is_counted(tmp_path: Path) 
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
     tokenizer.decoder = decoders.ByteFallback()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    found = audited(["ab", "aéb"], tmp_path)
-    assert found.metadata.byte_fallback_share == 2 / 6
+    assert audited(["ab", "aéb"], tmp_path).metadata.byte_fallback_share == 2 / 6
 
 
 def mined(found: chunks.Audit) -> set[str]:
@@ -205,7 +203,7 @@ def test_the_artifact_is_found_again_until_the_data_the_tokenizer_or_the_languag
             labeled[batch.name], _ = examples.validate(store, use_case, raw)
         return chunks.audit_tokenizer(store, use_case, labeled)
 
-    with pytest.raises(DataError, match="letters: no batch is ingested yet; run letters_ingest first"):
+    with pytest.raises(DataError, match="letters: no batch .* letters_ingest"):
         take()
     documents.look(store, project.use_case(), "batch")
     first = take()
@@ -219,7 +217,7 @@ def test_the_artifact_is_found_again_until_the_data_the_tokenizer_or_the_languag
     assert [term["term"] for term in terms if term["term"] in shown] == []
     assert take().ref == first.ref
     project.configure(examples={"languages": ["en", "de"]})
-    assert take().metadata["general_words"] == "the general words of en, de"
+    assert take().metadata["general_words"].endswith(" of en, de")
     project.configure(chunks={"added_tokens": proposed[:3]})
     extended = take()
     assert extended.ref != first.ref

@@ -131,8 +131,7 @@ class TestConversations:
             whole["marks"].to_pylist(),
         )
         assert len(cut) > 20 and [len(chunk) for chunk in cut] == [len(chunk) for chunk in marks]
-        together = marks[0] + [mark for chunk in marks[1:] for mark in chunk[16:]]
-        assert together == full
+        assert marks[0] + [mark for chunk in marks[1:] for mark in chunk[16:]] == full
         assert all(not any(chunk[:16]) for chunk in marks[1:])
 
     def test_rows_without_a_trained_token_are_named(self, smol: Path) -> None:
@@ -150,8 +149,7 @@ class TestConversations:
         )
         assert (check.passed, check.severity) == (False, "error")
         assert check.description.startswith(
-            f"2 of 4 rows have no trained token: {alias('chats.jsonl')}:2, {alias('chats.jsonl')}:3; the"
-            " batch is held back. Give them"
+            f"2 of 4 rows have no trained token: {alias('chats.jsonl')}:2, {alias('chats.jsonl')}:3; "
         )
         assert found.counts["num_trained_tokens"] == 2 * 6
         fine = chunks.chunk(conversations(rows[:1]), load(smol, max_tokens=64), "sft")
@@ -205,7 +203,7 @@ class TestTemplate:
         )
         with pytest.raises(
             SettingsError,
-            match=r"base_model: .* has no chat template, which conversations need; take the model's instruct",
+            match=r"base_model: .* has no chat template",
         ):
             load(MINILM)
 
@@ -249,7 +247,7 @@ class TestTemplate:
         ],
     )
     def test_a_broken_template_is_one_line(self, smol: Path, tmp_path: Path, source: str, why: str) -> None:
-        with pytest.raises(SettingsError, match=f"^base_model: its chat template {why}"):
+        with pytest.raises(SettingsError, match=f"^base_model: .* template {why}"):
             load(with_template(smol, tmp_path, source))
 
     @pytest.mark.parametrize(

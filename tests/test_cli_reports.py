@@ -44,9 +44,7 @@ def run(*arguments: str) -> int:
 
 def test_it_prints_where_the_page_is(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 1
-    assert (
-        capsys.readouterr().err == "letters has no evaluation report yet; `fullft run letters` writes one\n"
-    )
+    assert "`fullft run letters` writes" in capsys.readouterr().err
     made = reported(store)
     assert run() == 0 and capsys.readouterr().out == f"{store.folder(made) / 'report.html'}\n"
 
@@ -58,7 +56,7 @@ def test_a_copy_says_how_the_release_ended(
     assert run("--out", str(tmp_path / "copies" / "page.html")) == 0
     copied = tmp_path / "copies" / "page.html"
     assert capsys.readouterr().out == f"{copied}\n"
-    assert "How the release ended: it has not been decided yet" in copied.read_text()
+    assert "not been decided yet" in copied.read_text()
     kept = "Not promoted: the champion <b>has changed</b> since this candidate was judged."
     store.write_pointer("letters/decisions/k1", {"outcome": "kept", "sentence": kept})
     assert run("--out", str(copied)) == 0

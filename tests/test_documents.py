@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,10 +81,10 @@ class TestScan:
         source = documents.Folder(tmp_path / "in")
         assert [file.path for file in source.files()] == ["e.jsonl"]
         (line,) = documents.left_in_place(source.others, named=True)
-        assert (
-            line
-            == "6 file(s) are left in place because their endings are not read: 3 .doc (a.doc, b/c.doc, ...),"
-            " 1 .pdf.gz (notes.pdf.gz), 1 .xls (caf\\xe9.xls), 1 without an ending (REMARKS)"
+        assert line.startswith("6 file(s) ")
+        assert line.partition(": ")[2] == (
+            "3 .doc (a.doc, b/c.doc, ...), 1 .pdf.gz (notes.pdf.gz), 1 .xls (caf\\xe9.xls),"
+            " 1 without an ending (REMARKS)"
         )
 
     def test_linked_folders_are_followed_and_a_circle_ends(self, tmp_path: Path) -> None:
@@ -96,7 +95,7 @@ class TestScan:
         assert [file.path for file in documents.Folder(tmp_path / "in").files()] == ["linked/a.jsonl"]
         source = documents.Folder(hidden)
         assert [file.path for file in source.files()] == ["a.jsonl"]
-        assert source.skipped == {"back": "a link that leaves the folder; deliver the file itself"}
+        assert list(source.skipped) == ["back"]
 
     def test_no_entry_stops_a_look_or_leads_out_of_the_folder(self, tmp_path: Path) -> None:
         folder = tmp_path / "in"
@@ -121,12 +120,12 @@ class TestScan:
         }
         assert source.skipped == expected
         (line,) = documents.skipped(source.skipped, named=False)
-        assert f"2 ({leaves})" in line and "link.txt" not in line, "what is kept names no file"
+        assert f"2 ({leaves})" in line
+        assert "link.txt" not in line, "what is kept names no file"
         (line,) = documents.skipped(source.skipped, named=True)
-        assert (
-            line.startswith("4 entries of the folder are skipped: link.txt (a link that leaves the folder; ")
-            and line.count("\n") == 0
-        )
+        assert line.startswith("4 entries of ")
+        assert f": link.txt ({leaves})" in line
+        assert "\n" not in line
         for name in expected:
             with pytest.raises(OSError), source.local(name):
                 pass
@@ -300,10 +299,7 @@ class TestCsv:
             (7, None, None),
             (8, "z", "w"),
         ]
-        assert [row["problem"] for row in rows][2:4] == [
-            "has fewer fields than the header",
-            "has more fields than the header",
-        ]
+        assert [row["problem"].split()[1] for row in rows[2:4]] == ["fewer", "more"]
 
     def test_two_columns_of_one_name_are_refused_and_columns_without_one_are_not(
         self, tmp_path: Path
@@ -318,7 +314,7 @@ class TestCsv:
         found = documents.read_documents(
             documents.Folder(tmp_path), batch_of(tmp_path), DEFAULTS, ExamplesSettings(label="kind")
         )
-        assert found.unreadable == {"a.csv": "two columns have the same name"}
+        assert "two columns" in found.unreadable["a.csv"]
         assert found.table["text"].to_pylist() == ["a"]
 
 
@@ -359,7 +355,8 @@ class TestUnreadableFiles:
         assert check.metadata == {"num_files": 4, "num_unreadable": 3, "num_changed": 0}
         for name, reason in reasons.items():
             assert f"{alias(name)}: {reason}" in check.description
-        assert check.description.endswith("; fix and deliver again") and "\n" not in check.description
+        assert "; fix and deliver" in check.description
+        assert "\n" not in check.description
         assert list(raw.metadata["files"]) == ["delivery-1.jsonl"] and raw.metadata["num_rows"] == 400
         assert {row["source"] for row in letters.rows(raw)} == {"delivery-1.jsonl"}
 
@@ -370,8 +367,7 @@ class TestUnreadableFiles:
         [batch] = letters.cut()
         with pytest.raises(DataError) as raised:
             letters.keep(batch)
-        assert str(raised.value).startswith(f"{path.parent}: {alias(path.name)} cannot be read (not CSV: ")
-        assert str(raised.value).endswith("; fix the file and deliver it again")
+        assert str(raised.value).startswith(f"{path.parent}: {alias(path.name)} cannot be read (")
         assert not list((letters.project.home / "store").rglob("*.parquet"))
         # The fixed file is another one to the ledger, and goes through.
         path.write_text("text,kind\na,notice\n")
@@ -382,10 +378,7 @@ class TestUnreadableFiles:
         (letters.project.documents / os.fsdecode(b"caf\xe9.jsonl")).write_text('{"text": "a"}\n')
         [batch] = letters.cut()
         raw = letters.keep(batch)
-        assert (
-            f"{alias(batch.files[0].path)}: its name is not UTF-8; rename it"
-            in raw.check("files_are_readable").description
-        )
+        assert f"{alias(batch.files[0].path)}: its name " in raw.check("files_are_readable").description
         assert raw.metadata["num_rows"] == 400 and letters.cut() == []
 
 
@@ -405,11 +398,7 @@ class TestChangedFiles:
         raw = letters.keep_cut()
         assert {row["source"] for row in letters.rows(raw)} == {"delivery-1.jsonl"}
         assert list(raw.metadata["files"]) == ["delivery-1.jsonl"]
-        description = raw.check("files_are_readable").description
-        assert (
-            f"{alias('other.jsonl')}: changed while it was read; its newer state comes in a batch of its own"
-            in description
-        )
+        assert f"{alias('other.jsonl')}: changed while " in raw.check("files_are_readable").description
         monkeypatch.setattr(raw_documents, "read_documents", read)
         assert [row["row"] for row in letters.rows(letters.keep_cut())] == list(range(1, 8))
 
@@ -421,11 +410,9 @@ class TestChangedFiles:
         raw = letters.keep(batch)
         assert (raw.metadata["num_rows"], raw.metadata["files"]) == (0, {})
         check = raw.check("files_are_readable")
-        assert (
-            f"{alias('delivery-1.jsonl')}: changed since it was cut; its newer state comes"
-            in check.description
-        )
-        assert check.passed and "fix" not in check.description, "nothing is wrong with a file that grows"
+        assert f"{alias('delivery-1.jsonl')}: changed since " in check.description
+        assert check.passed
+        assert "fix" not in check.description, "nothing is wrong with a file that grows"
         assert letters.keep_cut().metadata["num_rows"] == 30
 
     def test_rows_read_at_delivery_outlive_their_file(self, letters: Kept) -> None:
@@ -449,7 +436,7 @@ class TestChangedFiles:
         (letters.project.documents / "delivery-1.jsonl").unlink()
         with pytest.raises(
             DataError,
-            match=re.escape(f"{alias('delivery-1.jsonl')} cannot be read (No such file or directory)"),
+            match=rf"{alias('delivery-1.jsonl')} cannot be read \(No ",
         ):
             letters.keep(batch)
 

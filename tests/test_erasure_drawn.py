@@ -157,9 +157,7 @@ def test_readers_refuse_until_one_that_was_cut_short_is_finished(
         patched.setattr(erasing, "drop_from_snapshots", power_cut)
         with pytest.raises(PowerCut):
             erasure.erase(case.store, case.use_case.name, [gone["id"], file])
-    with pytest.raises(
-        StoreError, match=f"the {kind} set was rewritten after this snapshot froze it.*with its list again"
-    ):
+    with pytest.raises(StoreError, match=f"the {kind} set was rewritten "):
         read(case.store, case.store.load(case.snapshot.ref))
     report = erasure.erase(case.store, case.use_case.name, [gone["id"], file])
     assert report.missing == [] and traces(Path(case.store.url), gone["id"], file) == []
@@ -177,7 +175,7 @@ def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_
     report = erasure.erase(case.store, case.use_case.name, [named(case, "replay")["id"]])
     assert report.trained_on == report.champions == [checkpoint.ref]
     assert f"learned from {checkpoint.ref} (champion)" in report.lines()
-    with pytest.raises(GateError, match="learned from documents that were erased since"):
+    with pytest.raises(GateError, match="documents that were erased"):
         go_on_from(case, checkpoint)
     # One that goes on from it has learned it as well.
     job = replace(case, snapshot=case.store.load(case.snapshot.ref)).job("finetuned_checkpoint", "next")

@@ -62,7 +62,7 @@ def with_module(settings: UseCaseSettings, module: str, digest: str = "0" * 20) 
 
 def with_its_digest(store: Store, settings: UseCaseSettings, module: str, root: Path) -> UseCaseSettings:
     """Return settings with the digest that the refusal of another one names."""
-    with pytest.raises(DataError, match="the digest of its Python files is") as refused:
+    with pytest.raises(DataError, match="digest of its Python") as refused:
         external.keep(store, "mail", with_module(settings, module), root)
     (digest,) = re.findall(r"files is ([0-9a-f]{20});", str(refused.value))
     return with_module(settings, module, digest)
@@ -84,7 +84,7 @@ def test_a_module_scores_every_system_with_an_interval(lab: Any, cache: Path, is
     assert list(brought[external.MODULES].files) == ["balanced_accuracy/balanced_accuracy.py"]
     # The evaluation runs what was copied.
     script.write_text("raise SystemExit")
-    with pytest.raises(DataError, match="the digest of its Python files is"):
+    with pytest.raises(DataError, match="digest of its Python"):
         external.keep(lab.store, "mail", settings, lab.root)
     candidate = lab.checkpoint(key, classification.small_model(lab.labels, [0, 1, 2]))
     report = lab.evaluate(candidate, key, settings=settings, brought=brought)
@@ -96,8 +96,7 @@ def test_a_module_scores_every_system_with_an_interval(lab: Any, cache: Path, is
         assert score.low <= score.estimate <= score.high
     # A system and a metric both have `_` in their names.
     metadata = EvaluationMetadata.of(report)
-    systems = set(evaluation.scores["macro_f1"]) - {"finetuned"}
-    assert set(metadata.scores) == set(metadata.systems) == systems
+    assert set(metadata.scores) == set(metadata.systems) == set(evaluation.scores["macro_f1"]) - {"finetuned"}
     scores = {
         f"{name}_{metric}": score for name, row in metadata.scores.items() for metric, score in row.items()
     }
@@ -111,14 +110,12 @@ def test_a_module_that_is_not_there_or_has_a_taken_name_is_refused(cache: Path, 
         {"base_model": "model", "documents": {"path": "data"}, "examples": {"label": "kind"}}
     )
     store = Store(str(tmp_path / "store"))
-    with pytest.raises(
-        DataError, match=r"metrics/cost: there is neither .*/metrics/cost/cost\.py nor a copy"
-    ):
+    with pytest.raises(DataError, match=r"metrics/cost: .*/metrics/cost/cost\.py"):
         external.keep(store, "mail", with_module(settings, "metrics/cost"), tmp_path)
-    with pytest.raises(ValidationError, match="accuracy is the name of a registered metric"):
+    with pytest.raises(ValidationError, match="accuracy is .* registered"):
         EvaluationSettings(modules={"metrics/accuracy": "0" * 20})
     several = settings.model_copy(
         update={"examples": settings.examples.model_copy(update={"task": "multi_label"})}
     )
-    with pytest.raises(DataError, match="the task multi_label does not have"):
+    with pytest.raises(DataError, match="task multi_label does not"):
         external.keep(store, "mail", with_module(several, "metrics/cost"), tmp_path)

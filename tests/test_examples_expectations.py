@@ -178,10 +178,7 @@ class TestProblems:
 
     def test_languages(self) -> None:
         key, message = self.problem(ExamplesSettings(label="kind", languages=["en", "english"]))
-        assert (key, message.partition(";")[0]) == (
-            "examples.languages.1",
-            "`english` is no language that can be identified",
-        )
+        assert (key, message.split()[0]) == ("examples.languages.1", "`english`")
 
     def test_sound_settings_have_none(self) -> None:
         every = ExamplesSettings(
@@ -273,11 +270,7 @@ class TestFindings:
         settings = with_own("expect_table_row_count_to_be_between", "error", min_value=3)
         check = own_check(examples.examine(table(sound_rows(*rows)), settings, "b"))
         assert (check.passed, check.metadata["observed"]) == (False, len(rows))
-        assert (
-            check.description
-            == f"the batch breaks expectation 1 (table_row_count_to_be_between), observed {len(rows)}; "
-            "look at its rows, or fix the expectation"
-        )
+        assert f" 1 (table_row_count_to_be_between), observed {len(rows)}; " in check.description
 
     @pytest.mark.parametrize(
         ("name", "arguments", "message"),

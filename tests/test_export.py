@@ -173,7 +173,7 @@ def test_what_was_erased_is_neither_exported_nor_named(watched: Watched) -> None
 
 
 def test_without_such_documents_one_line_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FullftError, match="no document of the last 3 windows is far from the training data"):
+    with pytest.raises(FullftError, match="no document .* 3 windows "):
         Watched(tmp_path).export()
 
 

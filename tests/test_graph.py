@@ -226,10 +226,8 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
     judge = ("evaluation_report", "champion_model")
     old = graph.latest("finetuned_checkpoint")
     nothing = graph.project.fullft("rollback", CASE, "--reason", "worse")
-    assert (nothing.returncode, nothing.stderr) == (
-        1,
-        "letters: no champion was promoted yet, so there is nothing to roll back\n",
-    )
+    assert nothing.returncode == 1
+    assert nothing.stderr.startswith("letters: no champion ")
 
     configure(graph.project, release=lenient)
     assert graph.materialize(*judge).success
@@ -256,7 +254,7 @@ def test_promotion_a_worse_candidate_another_one_and_rollback(graph):
 
     back = graph.project.fullft("rollback", CASE, "--reason", "worse")
     assert back.returncode == 0, back.stderr
-    assert back.stdout.startswith(f"champion of letters is again {old.ref} ")
+    assert f" is again {old.ref} " in back.stdout
     assert champion(graph) == old.ref
     refused = graph.project.fullft("rollback", CASE, "--reason", "worse")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
@@ -303,10 +301,9 @@ def test_the_pilot_decides_whether_training_starts(graph):
 
 def test_a_plan_for_other_settings_or_another_snapshot_is_refused(graph):
     configure(graph.project, training={"epochs": 50})
-    assert (
-        graph.refusal("finetuned_checkpoint")
-        == "finetuned_checkpoint refused: feasibility_plan was made for another snapshot, other settings or"
-        " another machine; materialise feasibility_plan again"
+    assert re.fullmatch(
+        "finetuned_checkpoint refused: .*; materialise feasibility_plan again",
+        graph.refusal("finetuned_checkpoint"),
     )
 
 

@@ -93,7 +93,7 @@ def test_a_batch_interrupted_between_examples_and_chunks_is_due(data: Data):
     assert [name for _, name in data.due()] == [batch]
     with pytest.raises(
         DataError,
-        match=f"batch {batch}: its examples were not tokenised, or others than today's",
+        match=f"batch {batch}: .* not tokenised, ",
     ):
         snapshot.take(data.store, data.use_case, {batch: valid}, {})
 
@@ -102,10 +102,10 @@ def test_the_snapshot_refuses_batches_of_other_settings(data: Data):
     [(_, batch)] = data.due()
     valid, cut = data.ingest(batch)
     data.project.configure(chunks={"max_tokens": 48})
-    with pytest.raises(DataError, match="tokenized_chunks were made with other settings than today's"):
+    with pytest.raises(DataError, match="tokenized_chunks were made with"):
         snapshot.take(data.store, data.use_case, {batch: valid}, {batch: cut})
     data.project.configure(examples={"max_quarantined_share": 0.6})
-    with pytest.raises(DataError, match="labeled_examples were made with other settings than today's"):
+    with pytest.raises(DataError, match="labeled_examples were made with"):
         snapshot.take(data.store, data.use_case, {batch: valid}, {batch: cut})
 
 
@@ -178,8 +178,8 @@ class TestArchivedFiles:
         assert {first, second} == {name for _, name in data.due()}
         raw = data.read(first)
         assert (
-            f"{alias('delivery-1.jsonl')}: taken away since it was read with another examples.group; deliver"
-            " it again" in raw.check("files_are_readable").description
+            f"{alias('delivery-1.jsonl')}: taken away since it was read with another examples.group"
+            in raw.check("files_are_readable").description
         )
         assert (raw.metadata["num_rows"], raw.metadata["files"], raw.metadata["taken_away"]) == (
             0,

@@ -152,7 +152,7 @@ def test_an_image_with_another_tokenizer_makes_nothing_that_nobody_would_find(tm
     job = case.job(ingestion.STAGE, "of another tokenizer", store, {}, batch.name)
     with pytest.raises(
         SettingsError,
-        match=f"{batch.name}: the tokenizer, or a package that finds personal data, is another one here",
+        match=f"{batch.name}: the tokenizer, .* is another ",
     ):
         workload.work(job, store, Progress(silent=True))
     assert not any(store.artifacts(case.name, stage) for stage in (*INGEST, ingestion.STAGE))

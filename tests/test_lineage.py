@@ -100,7 +100,7 @@ class TestTraining:
     def test_lists_every_training_over_all_generations(self, encoder: Prepared, champion: Manifest) -> None:
         second = train(encoder, "second", champion, **STILL)
         third = train(encoder, "third", second, **STILL)
-        assert champion.metadata["trained_from"] == "the base model: there was no fine-tuned champion"
+        assert champion.metadata["trained_from"].startswith("the base model: ")
         assert (third.metadata["trained_from"], third.inputs["champion"]) == (
             second.ref,
             second.content_digest,
@@ -166,7 +166,7 @@ class TestStartingPoint:
         other = encoder.snapshot.model_copy(
             update={"metadata": {**encoder.snapshot.metadata, "labels": ["a", "b"]}}
         )
-        with pytest.raises(GateError, match=f"has other labels: the snapshot lacks .* and adds .*; {fix}$"):
+        with pytest.raises(GateError, match=f"other labels: .* lacks .* adds .*; {fix}$"):
             self.find(encoder, "other labels", on=other)
         # Nothing was fixed.
         assert encoder.store.read_pointer(f"{encoder.use_case.name}/starting_points/other labels") is None
@@ -207,7 +207,7 @@ class TestWhatItLearned:
         report = erasure.erase(case.store, case.use_case.name, [case.split("train").ids[0]])
         assert set(report.trained_on) == {first.ref, second.ref}
         today = case.store.load(case.snapshot.ref)
-        with pytest.raises(GateError, match="learned from documents that were erased since"):
+        with pytest.raises(GateError, match="documents that were erased"):
             finder.find(case, "after", on=today)
         # What was trained on what is left is clean.
         finder.crown(case, train(case, "anew", on=today))

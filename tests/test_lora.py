@@ -144,7 +144,5 @@ def test_a_training_that_diverges_is_no_score(tmp_path: Path) -> None:
     weights = load_file(prepared.base_model / "model.safetensors")
     next(weight for name, weight in weights.items() if "layer.1" in name).fill_(float("nan"))
     save_file(weights, prepared.base_model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        DivergenceError, match=r"baseline lora: .*lower training.learning_rate, or remove lora"
-    ):
+    with pytest.raises(DivergenceError, match=r"baseline lora: .*lower training.learning_rate, or remove"):
         Lora.fit(prepared.split("train"), prepared.baseline_context)

@@ -110,10 +110,7 @@ def test_a_label_that_may_be_a_text_is_not_named(scale: Scale) -> None:
     ]
     verdict = send([*windows(scale, rng, 12), scale.sums(draw(rng, predicted=2))], sentences)[-1]
     assert verdict.alarms == ["predicted_labels"]
-    assert (
-        "predicted labels shift, most 1 label (not named, as " in verdict.moved[0]
-        and sentences[2] not in verdict.moved[0]
-    )
+    assert "most 1 label (not named, " in verdict.moved[0] and sentences[2] not in verdict.moved[0]
 
 
 def test_the_verdict_says_what_changed(scale: Scale) -> None:
@@ -124,7 +121,8 @@ def test_the_verdict_says_what_changed(scale: Scale) -> None:
     verdict = send([*usual, scale.sums(longer)])[-1]
     assert verdict.alarms == ["text_statistics", "predicted_labels"]
     assert "tokens of a text: 40" in verdict.moved[0]
-    assert "predicted labels shift, most `c`: " in verdict.moved[1] and "-> 100.0%" in verdict.moved[1]
+    assert "most `c`: " in verdict.moved[1]
+    assert "-> 100.0%" in verdict.moved[1]
     outcome = monitoring.check(verdict)
     assert not outcome.passed
     assert outcome.severity == "warn"
@@ -219,7 +217,7 @@ class TestNewChampion:
 
 def test_too_few_documents_and_none_at_all() -> None:
     few, none = (monitoring.insufficient(count, SETTINGS) for count in (99, 0))
-    assert few.status == "insufficient_data" and "99 independent documents of the 100 needed" in few.summary
+    assert few.status == "insufficient_data" and "99 independent documents" in few.summary
     assert monitoring.check(few).passed
     assert none.status == "feed_broken" and not monitoring.check(none).passed
     assert monitoring.render_table(none) == none.summary

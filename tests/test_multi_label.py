@@ -90,11 +90,11 @@ class TestThresholds:
         ] == pytest.approx(0.5)
 
     def test_answers_of_another_number_of_labels_are_refused(self):
-        with pytest.raises(ValueError, match=r"predictions: shape \(4, 3\), the labels have \(4, 2\)"):
+        with pytest.raises(ValueError, match=r"predictions: shape \(4, 3\), .* \(4, 2\)"):
             multi_label.fit_thresholds(np.ones((4, 2), bool), np.ones((4, 3)))
         with pytest.raises(ValueError, match="expected truth values"):
             multi_label.fit_thresholds(np.ones(4, bool), np.ones(4))
-        with pytest.raises(ValueError, match="row 1 is not finite"):
+        with pytest.raises(ValueError, match="row 1 is not"):
             scores(np.ones((2, 1), bool), np.array([[1.0], [np.nan]]))
 
 
@@ -160,7 +160,7 @@ class TestRecipe:
         assert loaded.config.problem_type == "multi_label_classification"
         loaded.config.label_thresholds = [0.5]
         loaded.save_pretrained(tmp_path)
-        with pytest.raises(StoreError, match="label_thresholds should be 6 numbers; train the model again"):
+        with pytest.raises(StoreError, match="label_thresholds should be 6 "):
             read_thresholds(tmp_path)
 
 
@@ -189,5 +189,5 @@ def test_baselines_are_saved_with_their_thresholds(tiny: Prepared, tmp_path: Pat
 def test_labels_that_a_system_does_not_know_are_never_given() -> None:
     given = LabelDecisions(np.array([[0.9, 0.2]]), np.array([0.5, 0.1])).in_order(["b", "gone"], ["a", "b"])
     assert given.labels.tolist() == [[False, True]]
-    with pytest.raises(StoreError, match="knows none of the labels `x`, only `b`, `gone`"):
+    with pytest.raises(StoreError, match="none of .* `x`, only `b`, `gone`"):
         LabelDecisions(np.ones((1, 2)), np.ones(2)).in_order(["b", "gone"], ["x"])

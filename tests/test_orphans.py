@@ -148,7 +148,7 @@ def test_a_backend_that_does_not_answer_leaves_it_on_record_as_running_and_is_as
     monkeypatch.setattr(LocalLauncher, "poll", lambda *given: (calls.append(given), not_answering()))
     unknown = ended(store, 2.0)
     assert [is_stopped for _, is_stopped in unknown] == [None, None] and len(calls) == 1
-    assert all(line.endswith("cannot be ended: it does not answer") for line, _ in unknown)
+    assert all(line.endswith("does not answer") for line, _ in unknown)
     assert [launch.ended_at for launch in records.launches(store, "letters")] == [None, None]
 
 
@@ -203,7 +203,4 @@ class TestInDagster:
                 instance=instance, raise_on_error=False
             )
             (failure,) = [event for event in failed.all_events if event.is_step_failure]
-            assert (
-                "elsewhere cannot be ended: the section on record leads to"
-                in failure.event_specific_data.user_failure_data.description
-            )
+            assert "elsewhere cannot be ended" in failure.event_specific_data.user_failure_data.description

@@ -83,9 +83,7 @@ def test_code_does_not_run_without_the_key(copy: Path, read: Callable[[ModelFold
     ran = copy / "ran"
     for file in copy.glob("*.py"):
         file.write_text(f"open({str(ran)!r}, 'w')\n{file.read_text()}")
-    with pytest.raises(
-        SettingsError, match="has code of its own, which does not run without trust_remote_code: true"
-    ) as error:
+    with pytest.raises(SettingsError, match="without trust_remote_code: true") as error:
         read(copy)
     assert "\n" not in str(error.value) and not ran.exists()
     assert loading.read_config(TrustedFolder(copy)).model_type == "gated" and ran.exists()
@@ -145,7 +143,7 @@ class TestRefusals:
         for file in copy.glob("*.py"):
             file.unlink()
         (problem,) = self.problems(case, copy)
-        assert problem.endswith("is not in the folder; fetch the model's Python files too (*.py)")
+        assert problem.endswith("Python files too (*.py)")
 
     @pytest.mark.parametrize(
         ("reference", "message"),
@@ -175,8 +173,6 @@ class TestRefusals:
 
     def test_a_package_that_is_not_installed(self, copy: Path) -> None:
         (copy / "gates.py").write_text(f"import nowhere_to_be_found\n{own_code.GATES}")
-        with pytest.raises(
-            SettingsError, match="the code in .* cannot be imported: .*nowhere_to_be_found"
-        ) as error:
+        with pytest.raises(SettingsError, match="cannot be imported: .*nowhere_to_be_found") as error:
             load_classifier(TrustedFolder(copy))
         assert "\n" not in str(error.value)

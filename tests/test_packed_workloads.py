@@ -118,4 +118,4 @@ class TestRefusals:
     def test_fewer_rows_than_two_batches_are_one_line(self, case: Prepared, capsys) -> None:
         job = case.job("pilot_run", "refused", training={"batch_size": 1_000})
         assert entry.run_job(planning.work, job.write(case.store), Progress(silent=True)) == EXIT_FIXABLE
-        assert "training rows are fewer than two batches of 1,000" in capsys.readouterr().err
+        assert "two batches of 1,000" in capsys.readouterr().err

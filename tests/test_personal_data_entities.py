@@ -107,9 +107,7 @@ def test_a_pipeline_without_a_label_for_a_kind_is_refused(pipeline: Path, tmp_pa
     copied = shutil.copytree(pipeline, tmp_path / "pipeline")
     meta = json.loads((copied / "meta.json").read_text())
     (copied / "meta.json").write_text(json.dumps({**meta, "labels": {"ner": ["PER", "LOC"]}}))
-    with pytest.raises(
-        SettingsError, match="has no label for date; list in examples.pii_kinds the kinds that it finds"
-    ):
+    with pytest.raises(SettingsError, match="no label for date; .* examples.pii_kinds "):
         entities.find_pipeline(str(copied), ("person", "date", "email"), tmp_path)
     assert entities.find_pipeline("pipeline", ("person", "location"), tmp_path).labels == ("LOC", "PER")
 

@@ -57,11 +57,8 @@ class TestPlanChecks:
         plan, (_, budget) = plan_checks(
             MEASURED, PlanningSettings(hourly_usd=3.0, max_usd=6.0, max_hours=2.0), trainings=1.5
         )
-        assert (
-            not budget.passed
-            and "9.00 USD planned with pilot, baselines and evaluation, planning.max_usd is 6"
-            in budget.description
-        )
+        assert not budget.passed
+        assert "planning.max_usd is 6" in budget.description
         assert (
             plan.planned_hours == budget.metadata["planned_hours"] == 2.0
             and budget.metadata["planned_usd"] == 9.0
@@ -136,14 +133,14 @@ class TestPilotRows:
     @given(st.integers(2, 3_000), st.floats(0.01, 1.0), st.integers(1, 64))
     def test_a_share_of_the_rows_and_two_batches_at_least(self, num_rows, share, batch_size):
         if num_rows < 2 * batch_size:
-            with pytest.raises(SettingsError, match="fewer than two batches"):
+            with pytest.raises(SettingsError, match="two batches"):
                 pilot_rows(num_rows, share, batch_size)
             return
         rows = pilot_rows(num_rows, share, batch_size)
         assert rows == max(2 * batch_size, int(num_rows * share)) <= num_rows
 
     def test_refusal_names_the_key_and_a_value_that_works(self):
-        with pytest.raises(SettingsError, match=r"training.batch_size: 50 training rows .* lower it to 6"):
+        with pytest.raises(SettingsError, match=r"training.batch_size: 50 .* to 6"):
             pilot_rows(50, 0.25, 32)
         assert pilot_rows(50, 0.25, 6) == 12
 
@@ -165,8 +162,7 @@ class TestPredictedScore:
         chance = 1.645 * (0.02**2 + 0.76 * 0.24 / 1_000) ** 0.5
         ends = [prediction.low, prediction.predicted, prediction.high]
         assert ends == pytest.approx([0.73 - chance, 0.76 + 4 * 0.01, 0.76 + 4 * 0.04 + chance])
-        steep = predict_score(pilot_of(0.3), 0.3, 4_800, 1_000)
-        assert steep.high > 0.3 + 2 * 0.3
+        assert predict_score(pilot_of(0.3), 0.3, 4_800, 1_000).high > 0.3 + 2 * 0.3
         whole = predict_score(pilot_of(0.06), 0.7, 300, 1_000)
         assert [whole.low, whole.predicted, whole.high] == pytest.approx([0.76 - chance, 0.76, 0.76 + chance])
 
@@ -259,8 +255,5 @@ def test_a_batch_that_cannot_be_divided_is_reported_before_anything_is_measured(
     monkeypatch.setattr(entry, "listen_for_stop", lambda progress: None)
     job = prepared.job("pilot_run", "refused", training={"micro_batch_size": 3})
     assert entry.run_job(work, job.write(prepared.store), Progress(silent=True)) == EXIT_FIXABLE
-    assert (
-        capsys.readouterr().err.strip()
-        == "training.batch_size: 8 is not a multiple of micro_batch_size x processes (3)"
-    )
+    assert re.match(r"training.batch_size: 8 .* micro_batch_size .* \(3\)$", capsys.readouterr().err)
     assert prepared.store.find("letters", "feasibility_plan", "refused") is None

@@ -174,9 +174,7 @@ def test_the_table_of_prices_is_written_from_a_catalogue_with_its_date() -> None
     ]
     read = yaml.safe_load(prices.render(found))
     assert {**read, "date": str(read["date"])} == found
-    with pytest.raises(
-        ValueError, match="g6.2xlarge has 1.0 accelerators in the catalogue, 4 in instances.yaml"
-    ):
+    with pytest.raises(ValueError, match="g6.2xlarge has 1.0 .* 4 in instances.yaml"):
         prices.updated(
             {**known, "instances": [{**gpu, "gpus": 4}]},
             csv.DictReader(io.StringIO(CATALOG)),

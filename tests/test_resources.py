@@ -44,11 +44,7 @@ def test_of_another_error_the_failure_has_type_and_place_and_the_store_the_messa
         raise KeyError("what a letter says")
     assert raised.value.description is not None
     line, file = raised.value.description.split(" is in ")
-    assert re.fullmatch(
-        r"KeyError at fullft_assets/resources/io_manager\.py:[0-9]+ \(.*\); its message, which may quote a"
-        r" document,",
-        line,
-    )
+    assert re.match(r"KeyError at fullft_assets/resources/io_manager\.py:[0-9]+ \(.*\); its message, ", line)
     assert "KeyError: 'what a letter says'" in Path(file).read_text()
     assert raised.value.metadata["failure"].value == "unknown"
     with pytest.raises(dg.Failure) as raised, one_line_errors(store, "letters"):
@@ -104,10 +100,8 @@ class TestSwappedResources:
                 ).success
             context = dg.build_schedule_context(instance=instance, resources=definitions.resources)
             skipped = definitions.resolve_schedule_def("letters_evaluation_schedule")(context)
-            assert (
-                isinstance(skipped, dg.SkipReason)
-                and skipped.skip_message == "no checkpoint yet; run the model job first"
-            )
+            assert isinstance(skipped, dg.SkipReason)
+            assert str(skipped.skip_message).startswith("no checkpoint yet")
         taken = latest(store, "letters", "training_snapshot")
         assert taken is not None and (store.folder(taken) / "manifest.json").is_file()
         assert not (small.home / "store").exists()

@@ -82,13 +82,9 @@ def _after(*days_ago: float, state: State = RUNNING, **changes: object) -> State
 class TestRules:
     def test_nothing_happening_waits_and_says_why_for_each_rule(self) -> None:
         decision = _decide()
-        assert decision.action == "wait" and not decision.incidents
-        assert decision.reasons == [
-            "0 new examples since the last training, fewer than min_new_examples = 1,000",
-            "drift is not confirmed in 2 of the last 3 windows",
-            "the champion's score changed by +0.000 on newer rows, within max_score_drop = 0.03",
-            "the champion was trained or challenged on 1972-09-17 00:00 UTC (max_age_days = 180)",
-        ]
+        assert (decision.action, decision.incidents) == ("wait", [])
+        parts = ["min_new_examples = 1,000", "2 of the last 3", "max_score_drop = 0.03", "max_age_days = 180"]
+        assert all(part in reason for reason, part in zip(decision.reasons, parts, strict=True))
 
     @pytest.mark.parametrize(
         ("state", "count", "action"),
@@ -294,9 +290,7 @@ class TestRules:
     ) -> None:
         decision = _decide(new=new, live_drop=live_drop, score_drop=None)
         assert decision.action == action
-        assert any(
-            "lower on labelled production documents than at release" in reason for reason in decision.reasons
-        ) == (action != "wait")
+        assert any("on labelled production" in reason for reason in decision.reasons) == (action != "wait")
 
     @pytest.mark.parametrize(
         ("drop", "count", "action"),
@@ -459,15 +453,16 @@ class TestFailures:
         assert _decide(_after(hour, **new), new=1_200).action == "retrain"
         assert _decide(_after(hour * 0.9, **new), new=1_200).action == "wait"
         fourth = _decide(_after(4, 3, 2, 1, **new), new=1_200)
-        assert fourth.action == "alert" and "4 attempts in a row gained nothing" in fourth.reasons[0]
+        assert fourth.action == "alert"
+        assert "4 attempts in a" in fourth.reasons[0]
 
     def test_an_outage_is_repeated_three_times_then_a_person_is_alerted(self) -> None:
         new = {"num_examples": ROWS + 1_200, "outcome": "failed", "failure": "infrastructure"}
         for number in range(1, 5):
             decision = _decide(_after(*range(number + 5, 5, -1), **new), new=1_200)
             assert decision.action == ("retrain" if number <= 2 else "alert")
-        assert "the attempt of 1972-09-21 00:00 UTC failed (infrastructure)" in decision.reasons[0]
-        assert decision.instruction == "open the newest failed run of the model job, which says what to fix"
+        assert "1972-09-21 00:00 UTC failed (infrastructure)" in decision.reasons[0]
+        assert "newest failed run" in decision.instruction
 
     @pytest.mark.parametrize("since", ["trained_at", "champion_since"])
     @pytest.mark.parametrize("failure", ["preemption", "data"])
@@ -558,8 +553,9 @@ class TestPeople:
         month = {"estimated_hours": 60.0, "hourly_usd": 3.0}
         state, signals = _after(3, hours=60.0), _signals(new=1_200, **month)
         told = decide(state, signals, settings)
-        assert (told.action, told.evidence) == ("alert", "month's budget") and told.instruction
-        assert told.reasons == [f"{said}, so that the retrain that is called for waits for the next month"]
+        assert (told.action, told.evidence) == ("alert", "month's budget")
+        assert told.instruction
+        assert [reason.partition(", so that")[0] for reason in told.reasons] == [said]
         state = state.model_copy(update={"raised": raised_after(state, signals, told)})
         # Nor does an evaluation in between end it.
         for changes in ({}, {"num_runs_in_flight": 1}, {}):
@@ -604,7 +600,7 @@ class TestPeople:
             oldest_run=run.model_copy(update={"has_started": False}),
             estimated_hours=estimated,
         )
-        assert not hangs or f"has not begun in {limit:.0f} h" in waits.reasons[0]
+        assert not hangs or f"not begun in {limit:.0f} h" in waits.reasons[0]
 
     @pytest.mark.parametrize(
         ("windows", "since", "alerts"),
@@ -629,11 +625,11 @@ class TestPeople:
         asked = decide(RUNNING, signals, SETTINGS)
         state = RUNNING.model_copy(update={"raised": raised_after(RUNNING, signals, asked)})
         again = decide(state, signals, SETTINGS)
-        assert again.action == "wait" and again.reasons[-1] == "labels were asked for on 1972-09-27 00:00 UTC"
+        assert again.action == "wait"
+        assert "asked for on 1972-09-27" in again.reasons[-1]
         assert raised_after(state, signals, again) == state.raised
         assert _decide(state, score_drop=0.1, now=NOW + 31 * DAY_SECONDS).action == "request_labels"
-        over = decide(state, _signals(), SETTINGS)
-        assert raised_after(state, _signals(), over) == {}
+        assert raised_after(state, _signals(), decide(state, _signals(), SETTINGS)) == {}
 
     def test_labels_are_asked_for_once_whatever_shows_the_change(self) -> None:
         drifted, lower = _windows("confirmed", "confirmed"), {"score_drop": 0.1}

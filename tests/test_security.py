@@ -317,9 +317,9 @@ def test_what_fails_is_recorded_as_undone(platform: Platform) -> None:
 )
 def test_nobody_else_may_overrule(platform: Platform, keys: dict[str, Path], person: Person) -> None:
     use_case = platform.use_case(approvers=approvers(keys))
-    with pytest.raises(GateError, match=r"^letters: rollback is for release.approvers \(ann, ben\)"):
+    with pytest.raises(GateError, match=r"^letters: rollback .* release.approvers \(ann, ben\)"):
         security.overrule(platform.store, use_case, Act("rollback", "", "r"), person, list)
-    with pytest.raises(SettingsError, match="is the key of none of"):
+    with pytest.raises(SettingsError, match="key of none"):
         security.overrule(
             platform.store, use_case, Act("rollback", "", "r"), Person("ann", key=keys["eve"]), list
         )
@@ -412,7 +412,8 @@ def test_an_erasure_at_a_terminal_is_signed(
     arguments.append(str(project.root / "my_project" / "defs"))
     monkeypatch.setenv("DAGSTER_HOME", str(project.home))
     codes = [commands.main([*arguments, *more]) for more in ([], ["--key", str(keys["ann"])])]
-    assert codes == [1, 0] and "waits for another approver (ben)" in capsys.readouterr().out
+    assert codes == [1, 0]
+    assert "another approver (ben)" in capsys.readouterr().out
     assert commands.main([*arguments, "--key", str(keys["ben"])]) == 1  # the id is not there
     store = Store(str(project.home / "store"))
     entries = [(entry.action, entry.person, entry.identity) for entry in security.read_record(store).entries]

@@ -169,10 +169,7 @@ class TestNoLeak:
         rows = [{**row, "id": "same" if n % 2 else row["id"]} for n, row in enumerate(real)]
         check = next(check for check in freeze_rows(rows).checks if check.name == "splits_are_disjoint")
         assert (check.passed, check.severity) == (False, "error")
-        assert (
-            check.description
-            == "3 ids, texts or groups are in two splits; give documents unique ids (documents.id)"
-        )
+        assert re.match(r"3 ids.* \(documents\.id\)$", check.description)
 
 
 def test_another_seed_is_another_split(real: list[dict[str, Any]], frozen: Frozen) -> None:
@@ -203,9 +200,8 @@ class TestCaps:
             False,
             "error",
         )
-        assert (
-            checks["training_rows_suffice"].description
-            == "99 training rows, fewer than snapshot.min_train_rows (100); deliver more"
+        assert re.match(
+            r"99 .* snapshot\.min_train_rows \(100\)", checks["training_rows_suffice"].description
         )
 
 
@@ -339,7 +335,7 @@ class TestTasks:
         first = [{**row, column: targets[0]} for row in real]
         again = [{**row, "id": f"{row['id']}-z", column: targets[n % 2]} for n, row in enumerate(real[:100])]
         left = freeze_rows(first, again, task=task).metadata["left_out"]
-        assert left["equal text with another label"] == 100 and left["duplicate text"] == 50
+        assert (left["equal text with another label"], left["duplicate text"]) == (100, 50)
 
 
 class TestRareLabels:
@@ -375,10 +371,7 @@ def test_too_few_test_groups_for_any_verdict_are_counted() -> None:
     check = verdict_check(snapshot_metadata(num_test_groups=7), asked)
     assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_test_groups": 7})
     # 23 more test groups, of which one in 0.15 is held out.
-    assert (
-        "7 test groups, and a verdict needs 30 " in check.description
-        and "deliver about 154 more groups" in check.description
-    )
+    assert re.match("7 test groups, .* 30 .* 154 more ", check.description)
     assert "`who` in examples.group" in check.description
     assert verdict_check(snapshot_metadata(num_test_groups=30), asked).passed
 
@@ -408,7 +401,7 @@ class TestWhatIsToldOfDeliveries:
             )
             for check in (together, apart):
                 assert (check.passed, check.metadata) == (passed, {"num_reused_ids": count})
-                assert check.description.startswith(f"{count} of 230 ids name different texts in two files")
+                assert check.description.startswith(f"{count} of 230 ids ")
 
     def test_a_correction_with_an_older_time_is_counted(self) -> None:
         kept = self.rows(0, 120, delivered_ns=1_700_000_000 * 10**9)
@@ -418,9 +411,8 @@ class TestWhatIsToldOfDeliveries:
         assert "c" not in frozen.labels
         assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_late_rows": 5})
         assert (
-            f"5 rows of later batches lose to rows whose file has a newer time, such as {alias('2.jsonl')}"
-            f" (2020-09-13 12:26:40) to {alias('1.jsonl')} of an earlier batch (2023-11-14 22:13:20)"
-            in check.description
+            f"such as {alias('2.jsonl')} (2020-09-13 12:26:40) to {alias('1.jsonl')} of an earlier batch"
+            " (2023-11-14 22:13:20)" in check.description
         )
         # What says the same again, and what was cut first, loses nothing.
         assert self.check(freeze_rows(kept, self.rows(0, 5, delivered_ns=1)), "later_rows_are_newer").passed

@@ -43,9 +43,7 @@ def test_the_snapshot_is_the_same_on_any_number_of_workers_and_without_one_of_th
 def test_a_cluster_that_does_not_answer_is_one_line() -> None:
     pytest.importorskip("ray")
     settings = DataEngineSettings(engine="ray", address="ray://127.0.0.1:9")
-    with pytest.raises(
-        SettingsError, match="^compute.data.address: ray://127.0.0.1:9 cannot be used: .*refused"
-    ):
+    with pytest.raises(SettingsError, match="^compute.data.address: ray://127.0.0.1:9 .*refused"):
         engine.use_engine(settings)
 
 
@@ -61,5 +59,5 @@ def test_a_search_is_made_again_where_a_machine_was_lost(monkeypatch: pytest.Mon
 
     assert engine.searched(search) == 7
     answers.extend(ConnectionError(f"lost\nnode {number} died") for number in range(9))
-    with pytest.raises(WorkloadError, match="^compute.data: the Ray cluster failed 3 times: node 2 died; "):
+    with pytest.raises(WorkloadError, match="^compute.data: .* failed 3 times: node 2 died; "):
         engine.searched(search)

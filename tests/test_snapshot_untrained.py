@@ -50,7 +50,7 @@ def test_such_a_row_is_set_aside_alone_and_named(tmp_path: Path, model: Path) ->
     check = taken.store.load(batch.chunks).check("rows_have_trained_tokens")
     assert (check.passed, check.severity) == (False, "warn")
     assert check.description.startswith(
-        f"1 of 40 rows have no trained token: {alias('delivery-1.jsonl')}:7; the snapshot sets them aside. "
+        f"1 of 40 rows have no trained token: {alias('delivery-1.jsonl')}:7; "
     )
     report = (taken.store.folder(taken.snapshot) / "report.md").read_text()
     assert f"- 1 {REASON}: delivery-1.jsonl:7" in report

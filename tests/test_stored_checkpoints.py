@@ -183,7 +183,7 @@ def test_a_checkpoint_that_never_uploads_holds_no_other_one_up(machines: tuple[M
     one.store.upload = refuses_the_best
     one.upload(one.write(2, "best"), one.write(4, "w4"), one.write(6, "w6"), one.write(8, "w8"), best=2)
     assert one.steps() == [6, 8], "the newest two are there, and an old one is removed"
-    assert "could not be copied" in one.said[0] and "checkpoint-2 " in one.said[0]
+    assert "checkpoint-2 could not" in one.said[0]
 
 
 def test_a_download_that_is_damaged_once_is_repeated(machines: tuple[Machine, Machine]) -> None:
@@ -286,7 +286,7 @@ def test_seals_that_are_not_whole_are_of_damaged_checkpoints(machines: tuple[Mac
     one.store.write_bytes(f"{checkpoints_ref('mail', 's', 'k')}/{newest.name}/{SEAL}", b'["w"]')
     other.start()
     assert other.newest() == "one2"
-    assert f"{newest.name}/{SEAL} is damaged; this checkpoint is skipped" in other.said[0]
+    assert f"{newest.name}/{SEAL} is damaged; " in other.said[0]
 
 
 def test_the_last_upload_before_the_end_is_repeated(
@@ -305,13 +305,11 @@ def test_the_last_upload_before_the_end_is_repeated(
 
     one.store.upload = failing
     one.upload(one.write(4, "w4"))
-    assert (
-        one.steps() == [2, 4]
-        and [line.partition(" could")[0] for line in one.said] == ["warning: checkpoint-4"] * 2
-    )
+    assert one.steps() == [2, 4]
+    assert [line.partition(" could")[0] for line in one.said] == ["warning: checkpoint-4"] * 2
     left[0] = 1_000
     one.upload(one.write(6, "w6"))
-    assert "warning: the newest checkpoint is not in s3://" in one.said[-1]
+    assert " is not in s3://" in one.said[-1]
 
 
 class LostLease(Lease):
@@ -329,9 +327,9 @@ def test_a_machine_that_was_taken_for_dead_stops_and_leaves_its_successors_check
     one.upload(one.write(2, "w2"))
     newest = one.write(4, "w4")
     one.stored._lease = LostLease()
-    with pytest.raises(StoreError, match="another machine has taken over this training"):
+    with pytest.raises(StoreError, match="another machine has taken"):
         one.upload(newest)
     for work in (partial(one.stored.upload, newest), one.stored.remove_all):
-        with pytest.raises(StoreError, match="may have taken this work over"):
+        with pytest.raises(StoreError, match="may have taken"):
             work()
     assert other.steps() == [2]

@@ -127,7 +127,7 @@ def test_resamples_of_rows_and_of_sums_agree() -> None:
 
 
 def test_a_metric_out_of_its_bounds_is_an_error() -> None:
-    with pytest.raises(ValueError, match="metric accuracy: computed 1.5, out of its bounds 0.0 to 1.0"):
+    with pytest.raises(ValueError, match="metric accuracy: computed 1.5, .* 0.0 to 1.0"):
         METRICS.get("accuracy").require_in_bounds(1.5)
 
 
@@ -143,9 +143,7 @@ def test_another_packages_task_takes_what_it_names_and_what_is_for_the_task_that
         ).yaml_path
     )
     refused = projects.create(tmp_path / "c", **sections, planning={"baselines": ["label_shares"]})
-    with pytest.raises(
-        SettingsError, match="label_shares is not for the task urgency; it is for multi_label"
-    ):
+    with pytest.raises(SettingsError, match="label_shares .* task urgency; .* multi_label"):
         load_use_case(refused.yaml_path)
 
 

@@ -40,7 +40,7 @@ class TestOpening:
     ) -> None:
         prepared: Prepared = request.getfixturevalue(name)
         job = prepared.job("finetuned_checkpoint", chunks={"added_tokens": ["sublicense"]})
-        with pytest.raises(DataError, match="another tokenizer than base_model's with chunks.added_tokens"):
+        with pytest.raises(DataError, match="another tokenizer .* chunks.added_tokens"):
             open_recipe(job, prepared.store, prepared.snapshot)
 
     def test_general_text_that_the_snapshot_lacks_is_refused(
@@ -52,9 +52,7 @@ class TestOpening:
             ("replay", ReplaySettings(path="general")),
         ):
             job = prepared.job("finetuned_checkpoint", snapshot={section: chosen})
-            with pytest.raises(
-                DataError, match=rf"taken without snapshot\.{section}, .*; take the snapshot again"
-            ):
+            with pytest.raises(DataError, match=rf"taken without snapshot\.{section}, "):
                 open_recipe(job, prepared.store, prepared.snapshot)
 
 
@@ -69,7 +67,7 @@ def test_memory_that_runs_out_while_the_model_is_loaded_is_one_line(
     chosen = encoder.use_case.settings.training.model_copy(update={"l2_sp": 0.1})
     with pytest.raises(
         OutOfMemory,
-        match=r"^memory ran out before the first step: .* remove training\.l2_sp, which holds a copy",
+        match=r"before the first step: .* remove training\.l2_sp, ",
     ):
         fine_tune(encoder.recipe, chosen, 17, tmp_path, Progress(silent=True))
 
@@ -78,7 +76,7 @@ def test_memory_that_runs_out_in_the_plan_is_one_line(encoder: Prepared, monkeyp
     monkeypatch.setattr(regularization, "anchors", no_memory)
     with pytest.raises(
         OutOfMemory,
-        match=r"^not one training pass of the largest size fits in memory; lower training\.micro_batch_size",
+        match=r"^not one .*; lower training\.micro_batch_size",
     ):
         work(encoder.job("pilot_run"), encoder.store, Progress(silent=True))
 
@@ -128,7 +126,5 @@ class TestHeadOfTheBaseModel:
         shutil.copytree(encoder.base_model, tmp_path / "model")
         config = json.loads((tmp_path / "model/config.json").read_text()) | {"intermediate_size": 24}
         (tmp_path / "model/config.json").write_text(json.dumps(config))
-        with pytest.raises(
-            SettingsError, match=r"^base_model: .*bert\.encoder\.layer\.0\.\S+ does not have the shape"
-        ):
+        with pytest.raises(SettingsError, match=r"^base_model: .*bert\.encoder\.layer\.0\.\S+ .* the shape"):
             self.loaded(ClassificationRecipe, tmp_path / "model")

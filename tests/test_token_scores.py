@@ -156,9 +156,7 @@ def test_documents_are_scored_in_smaller_batches_where_memory_runs_out() -> None
     )
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     most = 2
-    with pytest.raises(
-        OutOfMemory, match=r"^memory ran out while scoring \(a single chunk of \d+ tokens in a pass\)"
-    ):
+    with pytest.raises(OutOfMemory, match=r"^memory ran out .*\(a single chunk of \d+ "):
         score_documents(model, chunks, marks)
     assert "forward" not in vars(model.lm_head)
 
@@ -204,5 +202,5 @@ class TestLoad:
     )
     def test_what_has_no_head_of_its_own_is_refused(self, tmp_path: Path, make, message: str) -> None:
         make().save_pretrained(tmp_path)
-        with pytest.raises(SettingsError, match=f"base_model: .* is no causal language model.*{message}"):
+        with pytest.raises(SettingsError, match=f"base_model: .* no causal language model.*{message}"):
             load_causal(tmp_path)

@@ -75,7 +75,7 @@ def test_project_is_valid_and_never_overwrites_a_folder(tmp_path: Path) -> None:
     project.write()
     load_use_case(project.defs / CASE / "defs.yaml")
     assert len(list((project.root / "data" / "production").iterdir())) == NUM_USUAL
-    with pytest.raises(SettingsError, match="is already there: remove it"):
+    with pytest.raises(SettingsError, match="is already there"):
         project.write()
 
 

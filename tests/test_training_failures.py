@@ -97,10 +97,7 @@ class TestOutOfMemory:
         limit_memory(monkeypatch, rows=0)
         with pytest.raises(
             OutOfMemory,
-            match=(
-                r"memory ran out at step 1 with a single row a pass; set training\.gradient_checkpointing,"
-                r" lower"
-            ),
+            match=r" at step 1 .* training\.gradient_checkpointing, ",
         ):
             train(tiny, tmp_path)
         assert [incident.micro_batch_size for incident in RunHistory(tmp_path).incidents] == [4, 2, 1]
@@ -121,9 +118,7 @@ class TestOutOfMemory:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr(type(tiny.recipe), "score", no_room)
-        with pytest.raises(
-            OutOfMemory, match=r"^memory ran out while scoring \(beside the passes\), not while training"
-        ):
+        with pytest.raises(OutOfMemory, match=r"^memory ran out .*\(beside the passes\)"):
             train(tiny, tmp_path)
         assert RunHistory(tmp_path).incidents == []
 
@@ -150,9 +145,7 @@ def test_a_stop_while_the_validation_rows_are_scored_loses_nothing(tiny, tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(classification, "score", stopped_score)
-        with pytest.raises(
-            Interrupted, match=f"stopped at step {middle} of {last}; run the same command to resume there"
-        ):
+        with pytest.raises(Interrupted, match=f"stopped at step {middle} of {last}; "):
             train(tiny, tmp_path / "stopped", progress)
     assert latest_checkpoint(tmp_path / "stopped").name == f"checkpoint-{middle}"
     resumed = train(tiny, tmp_path / "stopped")
@@ -223,7 +216,7 @@ class TestReport:
         code, reported = self.run(tiny, reason, "diverged", guards={"no_progress": "stop"})
         assert code == EXIT_FIXABLE
         assert reported.failure == "divergence"
-        assert "by its guard no_progress: flat" in reported.line
+        assert "guard no_progress: flat" in reported.line
         assert capsys.readouterr().err == reported.line + "\n"
 
     def test_an_error_that_nobody_foresaw(self, tiny, monkeypatch, capsys, reason):

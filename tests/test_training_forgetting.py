@@ -130,7 +130,7 @@ class TestBudget:
             assert made.metadata["general_rise"] == rises[chosen] <= budget
             [incident] = made.metadata["incidents"]
             assert (incident["event"], incident["step"]) == ("early_stop", steps[over])
-            assert f"above the one before training, max_general_rise is {budget:g}" in incident["reason"]
+            assert f", max_general_rise is {budget:g}" in incident["reason"]
             assert forgetting_of(made).budget == budget
 
     def test_never_met_it_is_one_line(self, encoder: Prepared) -> None:

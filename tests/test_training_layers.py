@@ -86,9 +86,7 @@ class TestFreezing:
         }
 
     def test_more_layers_than_there_are_is_refused(self, tiny, tmp_path):
-        with pytest.raises(
-            SettingsError, match=r"training\.freeze_layers: 3 is more than the 2 layers of the base model"
-        ):
+        with pytest.raises(SettingsError, match=r"training\.freeze_layers: 3 is more than the 2 "):
             train(tiny, tmp_path, freeze_layers=3)
 
 

@@ -188,15 +188,13 @@ class TestEwc:
     def test_without_general_text_is_refused(self, tmp_path: Path) -> None:
         case = prepare(tmp_path, tiny=True)
         with pytest.raises(
-            SettingsError, match="training.ewc: neither snapshot.replay nor snapshot.general has a text"
+            SettingsError, match="training.ewc: neither snapshot.replay nor snapshot.general "
         ):
             fit(case, tmp_path / "work", ewc=1.0)
         case.project.configure(base_model="model", training={"ewc": 1.0})
         with pytest.raises(
             SettingsError,
-            match=(
-                "training.ewc: needs general text to tell which weights matter to it; give snapshot.general a"
-            ),
+            match="training.ewc: needs general text .*; give snapshot.general ",
         ):
             case.project.use_case()
 
