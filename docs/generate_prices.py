@@ -1,33 +1,34 @@
 """Update the prices of `fullft_assets/planning/instances.yaml` from a catalogue: `python
-docs/generate_prices.py [--catalog CSV] [--date DAY]`.
+docs/generate_prices.py [--catalog FILE]`.
 
-The catalogue is the table of EC2 instances that the project SkyPilot keeps: a file, or its address. Which
-instances the plan compares, and what their GPUs have, is said in instances.yaml itself.
+The catalogue is the table of on-demand prices that Karpenter's maintainers generate from the price list of
+AWS every few weeks, with its date: a file, or its address. Which instances the plan compares, what their GPUs
+have, and the range of spot prices, is said in instances.yaml itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
+import re
 import urllib.request
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 import yaml
 
 TABLE = Path(__file__).parents[1] / "fullft_assets" / "planning" / "instances.yaml"
-CATALOG = "https://raw.githubusercontent.com/skypilot-org/skypilot-catalog/master/catalogs/v8/aws/vms.csv"
+CATALOG = (
+    "https://raw.githubusercontent.com/aws/karpenter-provider-aws/main/pkg/providers/pricing/"
+    "zz_generated.pricing_aws.go"
+)
 REGION = "us-east-1"
 #: Why an entry of each list is there.
 COMMENTS = {
     "source": "Where the prices were read on that date; docs/generate_prices.py reads them anew.",
     "spot": (
         "Share of the price on demand that spot instances of these GPUs were sold for in the zones of the"
-        " region: tenth and ninetieth percentile."
+        " region: tenth and ninetieth percentile; not in the catalogue."
     ),
     "instances": "memory_mib: of one GPU, as the catalogue or nvidia-smi gives it.",
     "price_only": (
@@ -40,50 +41,31 @@ COMMENTS = {
 }
 
 
-def updated(
-    table: Mapping[str, Any], rows: Iterable[Mapping[str, str]], date: str, source: str
-) -> dict[str, Any]:
-    """Return the table with the prices of the catalogue's rows.
+def updated(table: Mapping[str, Any], catalog: str, source: str) -> dict[str, Any]:
+    """Return the table with the prices, in USD an hour, and the date of the text of a catalogue.
 
     Raises:
-        ValueError: the catalogue lacks an instance that has a price, or gives it another number of GPUs.
+        ValueError: the catalogue has no date or no prices of the region, or lacks an instance that has a
+            price.
     """
-    here = [row for row in rows if row["Region"] == REGION and row["Price"]]
-    found = {row["InstanceType"]: row for row in here}
+    date = re.search(r"generated at (\d{4}-\d\d-\d\d)T", catalog)
+    region = re.search(rf'^\t"{REGION}": {{$(.*?)^\t}},$', catalog, re.MULTILINE | re.DOTALL)
+    if date is None or region is None:
+        raise ValueError(f"{source} has no date, or no prices of {REGION}; read another catalogue")
+    prices = {name: float(usd) for name, usd in re.findall(r'"([\w.-]+)": ([\d.]+)', region[1])}
     lists = {
-        name: [_priced(entry, found.get(entry["name"])) for entry in table[name]]
+        name: [{**entry, "hourly_usd": _price(entry, prices)} for entry in table[name]]
         for name in ("instances", "price_only", "cpus")
     }
-    names = {entry["name"] for entry in lists["instances"]}
-    shares = [
-        float(row["SpotPrice"]) / float(row["Price"])
-        for row in here
-        if row["InstanceType"] in names and row["SpotPrice"]
-    ]
-    tenths = quantiles(shares, n=10, method="inclusive")
-    return {
-        **table,
-        "date": date,
-        "source": source,
-        "spot": [round(tenths[0], 2), round(tenths[-1], 2)],
-        **lists,
-    }
+    return {**table, "date": date[1], "source": source, **lists}
 
 
-def _priced(entry: Mapping[str, Any], row: Mapping[str, str] | None) -> dict[str, Any]:
-    if row is None:
-        if entry["hourly_usd"] is None:
-            return dict(entry)
+def _price(entry: Mapping[str, Any], prices: Mapping[str, float]) -> float | None:
+    if entry["name"] not in prices and entry["hourly_usd"] is not None:
         raise ValueError(
             f"{entry['name']} is not in the catalogue; remove it from {TABLE.name}, or read another catalogue"
         )
-    number = entry.get("gpus", entry.get("chips", 0))
-    if number != float(row["AcceleratorCount"] or 0):
-        raise ValueError(
-            f"{entry['name']} has {row['AcceleratorCount']} accelerators in the catalogue, {number} in"
-            f" {TABLE.name}"
-        )
-    return {**entry, "hourly_usd": float(row["Price"])}
+    return prices.get(entry["name"])
 
 
 def render(table: Mapping[str, Any]) -> str:
@@ -109,11 +91,6 @@ def main() -> None:
     """Read the catalogue and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--catalog", default=CATALOG, help="file or address (default: the newest)")
-    parser.add_argument(
-        "--date",
-        default=f"{datetime.now(UTC):%Y-%m-%d}",
-        help="day on which the catalogue had these prices (default: today)",
-    )
     parser.add_argument("--source", help="what the table names as its source (default: the catalogue)")
     asked = parser.parse_args()
     if "://" in asked.catalog:
@@ -121,10 +98,8 @@ def main() -> None:
             text = answer.read().decode()
     else:
         text = Path(asked.catalog).read_text(encoding="utf-8")
-    table, rows = yaml.safe_load(TABLE.read_text(encoding="utf-8")), csv.DictReader(io.StringIO(text))
-    TABLE.write_text(
-        render(updated(table, rows, asked.date, asked.source or asked.catalog)), encoding="utf-8"
-    )
+    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    TABLE.write_text(render(updated(table, text, asked.source or asked.catalog)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """The plan on machines that are not there: what fits, how long, at what cost, and which is recommended."""
 
-import csv
-import io
 import re
 import runpy
 from pathlib import Path
@@ -137,13 +135,22 @@ def test_time_counts_beside_the_price(hours: tuple[float, float], recommended: s
 
 
 #: Of the catalogue's rows of us-east-1, and one of another region.
-CATALOG = """InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,\
-AvailabilityZone,Arch
-c3.large,,,2.0,3.75,,0.105,0.042600,us-east-1,use1-az2,i386
-g6.2xlarge,L4,1.0,8.0,32.0,"{'Gpus': [{'Name': 'L4'}]}",1.24095,0.347200,eu-west-3,euw3-az3,x86_64
-g6.2xlarge,L4,1.0,8.0,32.0,"{'Gpus': [{'Name': 'L4'}]}",0.9776,0.577200,us-east-1,use1-az1,x86_64
-g6.2xlarge,L4,1.0,8.0,32.0,"{'Gpus': [{'Name': 'L4'}]}",0.9776,0.446200,us-east-1,use1-az2,x86_64
-g6.48xlarge,L4,8.0,192.0,768.0,"{'Gpus': [{'Name': 'L4'}]}",13.3504,3.728900,us-east-1,use1-az1,x86_64
+CATALOG = """package pricing
+
+// generated at 2026-07-20T13:44:30Z for us-east-1
+
+var InitialOnDemandPricesAWS = map[string]map[ec2types.InstanceType]float64{
+\t// eu-west-3
+\t"eu-west-3": {
+\t\t"g6.2xlarge": 1.240950,
+\t},
+\t// us-east-1
+\t"us-east-1": {
+\t\t// c3 family
+\t\t"c3.2xlarge": 0.420000, "c3.large": 0.105000,
+\t\t"g6.2xlarge": 0.977600, "p6-b200.48xlarge": 113.932800,
+\t},
+}
 """
 
 
@@ -162,25 +169,20 @@ def test_the_table_of_prices_is_written_from_a_catalogue_with_its_date() -> None
         "source": "s",
         "spot": [0, 1],
         "instances": [gpu],
+        "price_only": [{"name": "trn2.48xlarge", "chip": "Trainium2", "chips": 16, "hourly_usd": None}],
+        "cpus": [{"name": "c3.large", "hourly_usd": 1.0}],
     }
-    known |= {"price_only": [{"name": "trn2.48xlarge", "chip": "Trainium2", "chips": 16, "hourly_usd": None}]}
-    known |= {"cpus": [{"name": "c3.large", "hourly_usd": 1.0}]}
-    found = prices.updated(known, csv.DictReader(io.StringIO(CATALOG)), "2026-11-30", "a.csv")
-    assert (found["date"], found["source"], found["spot"]) == ("2026-11-30", "a.csv", [0.47, 0.58])
-    assert [found[name][0]["hourly_usd"] for name in ("instances", "price_only", "cpus")] == [
-        0.9776,
-        None,
-        0.105,
-    ]
+    found = prices.updated(known, CATALOG, "a.go")
+    assert found["date"] == "2026-07-20"
+    assert found["source"] == "a.go"
+    lists = ("instances", "price_only", "cpus")
+    assert [found[name][0]["hourly_usd"] for name in lists] == [0.9776, None, 0.105]
     read = yaml.safe_load(prices.render(found))
     assert {**read, "date": str(read["date"])} == found
-    with pytest.raises(ValueError, match="g6.2xlarge has 1.0 .* 4 in instances.yaml"):
-        prices.updated(
-            {**known, "instances": [{**gpu, "gpus": 4}]},
-            csv.DictReader(io.StringIO(CATALOG)),
-            "2026-11-30",
-            "a.csv",
-        )
+    with pytest.raises(ValueError, match="g6.3xlarge is not in the catalogue"):
+        prices.updated({**known, "instances": [{**gpu, "name": "g6.3xlarge"}]}, CATALOG, "a.go")
+    with pytest.raises(ValueError, match="a.go has no date"):
+        prices.updated(known, "InstanceType,Price", "a.go")
 
 
 def test_setups_keep_the_batch_and_contradict_nothing() -> None:
