@@ -1,18 +1,24 @@
 """A name of a library that this project overrides or sets is missing: the module that relies on it says so
-when it is imported.
+when it is imported, or the server that does when it starts.
 """
 
 import inspect
 import os
 import runpy
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import dagster as dg
 import pytest
+from dagster._cli import dev
 from dagster._core.launcher import RunLauncher
+from dagster._core.workspace.context import WorkspaceRequestContext
 from dagster.components.core import decl
+from dagster_webserver.webserver import DagsterWebserver
 from transformers import PretrainedConfig, dynamic_module_utils, initialization
 
+from fullft_assets.cli import webserver
 from fullft_assets.errors import SettingsError
 
 _RENAMED = [
@@ -36,3 +42,22 @@ def test_a_renamed_name_is_one_line_at_import(
     monkeypatch.setattr(inspect.getmodule(owner), "__file__", os.devnull)
     with pytest.raises(SettingsError, match=rf"^\w+ [\d.]+ has no \S+\.{name}, which [^\n]+$"):
         runpy.run_module(f"fullft_assets.{module}")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "start"),
+    [
+        (DagsterWebserver, "create_asgi_app", webserver.main),
+        (dg.DagsterInstance, "submit_run", webserver.main),
+        (WorkspaceRequestContext, "source", webserver.main),
+        (dev, "open_ipc_subprocess", partial(webserver.develop, [])),
+    ],
+)
+def test_a_renamed_name_is_one_line_where_the_web_server_starts(
+    owner: type | ModuleType, name: str, start: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A class may have it of another one.
+    bases = owner.__mro__ if isinstance(owner, type) else (owner,)
+    monkeypatch.delattr(next(base for base in bases if name in vars(base)), name)
+    with pytest.raises(SettingsError, match=rf"^dagster\w* [\d.]+ has no \S+\.{name}, which [^\n]+$"):
+        start()

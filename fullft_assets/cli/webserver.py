@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from fullft_assets.artifacts import EVALUATION_REPORT, REPORT_PAGE, TRAINING_SNAPSHOT
 from fullft_assets.errors import FullftError, SettingsError
+from fullft_assets.extras import require_names
 from fullft_assets.resources import REPORTS
 from fullft_assets.resources.store import default_store
 from fullft_assets.security import LOGIN_KEY_VARIABLE, PERSON_TAG
@@ -268,9 +269,13 @@ def _is_own(host: str, hosts: Collection[str]) -> bool:
 def main() -> None:
     """Run `dagster-webserver` behind the guard."""
     from dagster import DagsterInstance
+    from dagster._core.workspace.context import WorkspaceRequestContext
     from dagster_webserver import cli
     from dagster_webserver.webserver import DagsterWebserver
 
+    require_names(DagsterWebserver, ("create_asgi_app",))
+    require_names(DagsterInstance, ("submit_run",))
+    require_names(WorkspaceRequestContext, ("source",))
     create = DagsterWebserver.create_asgi_app
     submit = DagsterInstance.submit_run
     # Who only looks needs no login.
@@ -302,6 +307,7 @@ def develop(options: Sequence[str]) -> None:
     """Run `dagster dev`, with its options, with this webserver in place of Dagster's own."""
     from dagster._cli import dev
 
+    require_names(dev, ("open_ipc_subprocess",))
     start = vars(dev)["open_ipc_subprocess"]
 
     def start_guarded(command: list[str], **options_of_process: Any) -> Any:
