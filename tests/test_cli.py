@@ -49,6 +49,18 @@ def test_what_the_operating_system_refuses_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "/proc/nowhere: No such file or directory\n"
 
 
+def test_a_bucket_that_does_not_answer_is_one_line(project: Project):
+    nowhere = {"FULLFT_STORE": "s3://nowhere/store", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
+    command = [sys.executable, "-m", "fullft_assets.cli", "files", "letters"]
+    environment = {**project.env(), **nowhere, **keys}
+    done = subprocess.run(
+        command, cwd=project.root, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"s3://nowhere/store: [^\n]+\n", done.stderr)
+
+
 def test_without_dagster_home_the_projects_own_is_used(project: Project):
     environment = {name: value for name, value in project.env().items() if name != "DAGSTER_HOME"}
     (project.root / "dagster.yaml").write_text((project.home / "dagster.yaml").read_text())

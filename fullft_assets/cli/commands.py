@@ -27,6 +27,7 @@ from fullft_assets.errors import FullftError, SettingsError
 from fullft_assets.security import Act, Person, overrule
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store, digest
+from fullft_assets.store.buckets import BucketError
 
 #: Returns the exit status; None: 0.
 Command = Callable[[argparse.Namespace], int | None]
@@ -62,10 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
-        # A folder that cannot be made, a disk that is full: the machine's fault, not the code's.
-        if error.filename is None:
+        # A folder that cannot be made, a disk that is full, a bucket out of reach: not the code's fault.
+        if error.filename is None and not isinstance(error, (BucketError, PermissionError)):
             raise
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(error if error.filename is None else f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 1
 
 
