@@ -84,6 +84,16 @@ def test_a_use_case_that_is_wrong_is_an_asset_with_a_failing_check_and_the_other
             ": Extra inputs are not permitted",
         ),
         "misspelt": (right.replace("FullFineTune", "FullFinetune"), "is not fullft_assets.FullFineTune"),
+        "package": (right.replace("fullft_assets.", "fullft_asset."), "No module named 'fullft_asset'"),
+        "number": (right.replace("fullft_assets.FullFineTune", "5"), "type: 5 cannot be imported"),
+        "typeless": (
+            right.replace("type: fullft_assets.FullFineTune", ""),
+            "type: missing; write `type: fullft_assets.FullFineTune`",
+        ),
+        "plain": ("a use case\n", "contains no use case"),
+        "empty": ("", "contains no use case"),
+        "comments": ("# type: fullft_assets.FullFineTune\n", "contains no use case"),
+        "bare": ("type: fullft_assets.FullFineTune\nattributes:\n", "examples: missing"),
     }
     for name, (text, _) in wrong.items():
         write(project, name, text)

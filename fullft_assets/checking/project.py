@@ -76,17 +76,13 @@ def find_defs(folder: Path) -> Path:
     return project.defs
 
 
-def find_use_cases(defs_folder: Path = DEFS, not_imported: list[str] | None = None) -> list[Place]:
+def find_use_cases(defs_folder: Path = DEFS) -> list[Place]:
     """Return the place of every use case below a folder, sorted; other components are excluded.
 
-    Args:
-        defs_folder: the folder.
-        not_imported: a line is added to it for each component whose type cannot be imported.
+    A file that is no component, or one of a type that cannot be imported, counts as a use case: it keeps
+    Dagster from loading the others, and loading it says what is wrong.
     """
-    locations_of, lines = _use_cases(defs_folder)
-    if not_imported is not None:
-        not_imported += lines
-    return sorted(location for locations in locations_of.values() for location in locations)
+    return sorted(location for locations in _use_cases(defs_folder).values() for location in locations)
 
 
 def find_use_case(name: str, defs_folder: Path = DEFS) -> Place:
@@ -96,11 +92,11 @@ def find_use_case(name: str, defs_folder: Path = DEFS) -> Place:
         SettingsError: there is no such use case; the message names the near and the known ones. Or there are
             two.
     """
-    locations_of, not_imported = _use_cases(defs_folder)
+    locations_of = _use_cases(defs_folder)
     if name not in locations_of:
         hint = did_you_mean(name, locations_of) or ";"
         names = ", ".join(sorted(locations_of)) or f"none in {defs_folder}"
-        raise SettingsError("\n".join([f"no use case `{name}`{hint} known: {names}", *not_imported]))
+        raise SettingsError(f"no use case `{name}`{hint} known: {names}")
     require_own_name(name, locations_of[name][0], defs_folder)
     return locations_of[name][0]
 
@@ -109,7 +105,7 @@ def require_own_name(name: str, location: Place, defs_folder: Path) -> None:
     """Raise SettingsError where another use case below the folder has the name: its assets and its artifacts
     would be the same.
     """
-    for twin in _use_cases(defs_folder)[0].get(name, []):
+    for twin in _use_cases(defs_folder).get(name, []):
         if twin != location:
             source = read_source(*location)
             source.add(
@@ -145,16 +141,14 @@ def is_use_case(component_type: str, yaml_path: Path) -> bool:
     return any(f"{base.__module__}.{base.__qualname__}" in _COMPONENT_TYPES for base in bases)
 
 
-def _use_cases(defs_folder: Path) -> tuple[Mapping[str, list[Place]], list[str]]:
-    """Return the places of the use cases below a folder by name, and a line for each component whose type
-    cannot be imported.
-    """
+def _use_cases(defs_folder: Path) -> Mapping[str, list[Place]]:
+    """Return the places of the use cases below a folder by name."""
     paths = sorted([*defs_folder.rglob("defs.yaml"), *defs_folder.rglob("defs.yml")])
     return _read_use_cases(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
 
 
 @lru_cache(maxsize=1)
-def _read_use_cases(files: tuple[tuple[Path, int, int], ...]) -> tuple[Mapping[str, list[Place]], list[str]]:
+def _read_use_cases(files: tuple[tuple[Path, int, int], ...]) -> Mapping[str, list[Place]]:
     """Read YAML files as `_use_cases` returns them. The last result is cached, since loading definitions
     calls this once for each use case.
 
@@ -162,30 +156,30 @@ def _read_use_cases(files: tuple[tuple[Path, int, int], ...]) -> tuple[Mapping[s
         files: path, time and size of each.
     """
     locations_of: dict[str, list[Place]] = {}
-    not_imported = []
     for path, _, _ in files:
         for number, (component_type, name) in enumerate(_documents_in(path)):
             try:
                 # Whatever begins so is meant to be one.
-                if component_type.startswith("fullft_assets") or is_use_case(component_type, path):
-                    locations_of.setdefault(name, []).append(Place(path, number))
-            except SettingsError as error:
-                not_imported.append(f"{path}: type: {error}")
-    return locations_of, not_imported
+                is_meant = component_type.startswith("fullft_assets") or is_use_case(component_type, path)
+            except SettingsError:
+                is_meant = True
+            if is_meant or not component_type:
+                locations_of.setdefault(name, []).append(Place(path, number))
+    return locations_of
 
 
 def _documents_in(yaml_path: Path) -> list[tuple[str, str]]:
-    """Return the type and the name of each component in a file. For a file that cannot be parsed, return the
-    first type and the folder's name.
+    """Return the type, empty where there is none, and the name of each component in a file. For a file that
+    cannot be parsed, return the first type and the folder's name.
     """
-    types = _TYPE.findall(yaml_path.read_text(encoding="utf-8-sig", errors="replace"))
     folder = yaml_path.parent.name
     try:
-        values = [source.value for source in read_sources(yaml_path)] if types else []
-    except SettingsError:
-        return [(types[0], folder)]  # loading it reports what is wrong; until then its folder names it
+        values = [source.value for source in read_sources(yaml_path)]
+    except SettingsError:  # loading it reports what is wrong; until then its folder names it
+        types = _TYPE.findall(yaml_path.read_text(encoding="utf-8-sig", errors="replace"))
+        return [(next(iter(types), ""), folder)]
     types_and_names = []
-    for document in (value if isinstance(value, dict) else {} for value in values):
+    for document in (value if isinstance(value, dict) else {} for value in values or [{}]):
         attributes = document.get("attributes")
         name = attributes.get("name") if isinstance(attributes, dict) else None
         types_and_names.append((str(document.get("type", "")), name if isinstance(name, str) else folder))

@@ -78,8 +78,10 @@ def parse(source: YamlSource) -> UseCaseSettings:
     check_top_level(source)
     _check_type(source)
     attributes = source.value.get("attributes")
+    if not isinstance(attributes, dict):
+        attributes = {}
     try:
-        return UseCaseSettings.model_validate(attributes if isinstance(attributes, dict) else {})
+        return UseCaseSettings.model_validate(attributes)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             key = _without_types(problem["loc"], attributes, source)
@@ -132,22 +134,22 @@ def check_top_level(source: YamlSource) -> None:
 def unreadable(yaml_path: Path) -> str | None:
     """Return the reason why Dagster cannot read a YAML file, whatever its `attributes` are, or None."""
     try:
-        for source in read_sources(yaml_path):
+        for source in read_sources(yaml_path) or [read_source(yaml_path)]:
             # Keys that are given twice, for instance, are no hindrance.
             source.problems.clear()
             check_top_level(source)
-            if str(source.value.get("type")).startswith("fullft_assets"):
-                _check_type(source)
+            _check_type(source, may_be_other=True)
             source.raise_problems()
     except SettingsError as error:
         return str(error)
     return None
 
 
-def _check_type(source: YamlSource) -> None:
+def _check_type(source: YamlSource, may_be_other: bool = False) -> None:
     component_type = str(source.value.get("type", COMPONENT))
     try:
-        if is_use_case(component_type, source.path):
+        is_other = may_be_other and not component_type.startswith("fullft_assets")
+        if is_use_case(component_type, source.path) or is_other:
             return
         problem = f"{component_type} is not {COMPONENT}, nor a subclass of it"
     except SettingsError as error:

@@ -224,7 +224,7 @@ def _check(options: argparse.Namespace) -> int:
         check(find_use_case(options.use_case, options.defs))
         return 0
     problems: list[str] = []
-    for location in find_use_cases(options.defs, problems):
+    for location in find_use_cases(options.defs):
         try:
             if not is_dormant(location.path):
                 check(location)
