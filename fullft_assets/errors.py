@@ -174,8 +174,9 @@ def without_message(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     package_frames = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
     words += [
-        f"at {_short_path(Path(frame.filename))}:{frame.lineno} ({frame.name})"
+        f"at {path.relative_to(_PACKAGE.parent) if package_frames else path.name}:{frame.lineno} ({frame.name})"
         for frame in (package_frames or frames)[-1:]
+        for path in [Path(frame.filename)]
     ]
     return " ".join(words)
 
@@ -211,7 +212,3 @@ def _harmless_message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return error.strerror or ""
     return without_secrets(" ".join(str(error).split()))[:200] if is_out_of_memory(error) else ""
-
-
-def _short_path(path: Path) -> str:
-    return str(path.relative_to(_PACKAGE.parent)) if path.is_relative_to(_PACKAGE) else path.name

@@ -173,8 +173,8 @@ def test_a_checkpoint_damaged_at_equal_size_is_passed_over(
         ("scheduler.pt", "moved.pt"),
     ],
 )
-def test_a_forged_checkpoint_runs_no_code_and_the_one_before_is_used_once_it_is_removed(
-    tmp_path: Path, name: str, new_name: str
+def test_a_forged_checkpoint_runs_no_code_and_is_passed_over(
+    tmp_path: Path, name: str, new_name: str, capsys: pytest.CaptureFixture
 ) -> None:
     data, chosen = training(40, marked=True), SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
     with pytest.raises(Interrupted):
@@ -184,11 +184,23 @@ def test_a_forged_checkpoint_runs_no_code_and_the_one_before_is_used_once_it_is_
     for seal in (SEAL, checkpoints._DIGESTS):
         (forged / seal).unlink()
     publish(forged.rename(tmp_path / "aside"), forged, num_incidents=0, is_planned=True)
-    with pytest.raises(StoreError, match=rf"^{forged}: .* no checkpoint .* \(\w+\); remove"):
-        fit(LLAMA, data, chosen, tmp_path / "work", resumable=True)
+    done = fit(LLAMA, data, chosen, tmp_path / "work", resumable=True, progress=Progress())
+    assert done.resumed_from_step == 2
+    assert f"checkpoint-4/{new_name} is damaged; " in capsys.readouterr().out
     assert not (tmp_path / "ran").exists()
-    shutil.rmtree(forged)
-    assert fit(LLAMA, data, chosen, tmp_path / "work", resumable=True).resumed_from_step == 2
+
+
+def test_a_whole_checkpoint_of_another_training_is_one_line(tmp_path: Path) -> None:
+    data, chosen = training(40, marked=True), SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
+    with pytest.raises(Interrupted):
+        fit(LLAMA, data, chosen, tmp_path, resumable=True, progress=Stopping(4))
+    checkpoint = tmp_path / "checkpoint-4"
+    torch.save({}, checkpoint / "scheduler.pt")
+    for seal in (SEAL, checkpoints._DIGESTS):
+        (checkpoint / seal).unlink()
+    publish(checkpoint.rename(tmp_path / "aside"), checkpoint, num_incidents=0, is_planned=True)
+    with pytest.raises(StoreError, match=rf"^{checkpoint}: .* no checkpoint .* \(KeyError\); remove"):
+        fit(LLAMA, data, chosen, tmp_path, resumable=True)
 
 
 def test_the_best_weights_are_not_taken_from_a_damaged_checkpoint(tmp_path: Path) -> None:

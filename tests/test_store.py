@@ -225,6 +225,19 @@ class TestOnDisk:
             pass
         return place
 
+    def test_one_that_waits_reads_who_has_the_work(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(pointers, "_RENEW_SECONDS", 0.05)
+        monkeypatch.setenv("DAGSTER_HOME", "/srv/home")
+        store = Store(str(tmp_path))
+        with ThreadPoolExecutor(1) as pool, store.alone("x"):
+            pool.submit(store.alone("x").__enter__)
+            while not caplog.messages:
+                time.sleep(0.01)
+        (line,) = caplog.messages
+        assert re.search(rf"x.lock: process {os.getpid()} of \S+ with DAGSTER_HOME=/srv/home has ", line)
+
     def modes(self, root: Path) -> set[tuple[bool, str]]:
         return {(path.is_dir(), oct(path.stat().st_mode & 0o7777)) for path in (root, *root.rglob("*"))}
 

@@ -26,6 +26,7 @@ from fullft_assets.store.buckets import FileVersion
 from fullft_assets.store.disk import one_at_a_time
 from fullft_assets.store.files import DamagedError, Files
 
+_log = logging.getLogger("fullft_assets")
 Model = TypeVar("Model", bound=BaseModel)
 
 #: Each try costs two requests; one of the processes that change a pointer at the same time always gets
@@ -33,8 +34,6 @@ Model = TypeVar("Model", bound=BaseModel)
 _MAX_TRIES = 50
 #: Writes at the same time that may only create the first object of a store.
 _AT_ONCE = 8
-#: What others read of this process while it holds a lease.
-_WHO = f"process {os.getpid()} of {socket.gethostname()}"
 #: Stores in buckets that this process has seen to heed the conditions of a write: URL and endpoint.
 _heeding: set[tuple[str, str | None]] = set()
 #: A version that no object has.
@@ -198,7 +197,12 @@ class Pointers(Files):
         if self.is_local:
             path = Path(self.url, f"leases/{name}.lock")
             self.make_folder(path.parent)
+            warning = threading.Timer(_RENEW_SECONDS, lambda: _log.warning(_why_not(path, path.read_text())))
+            warning.daemon = True
+            warning.start()
             with one_at_a_time(path, self.file_mode):
+                warning.cancel()
+                path.write_text(_holder())
                 yield Lease()
             return
         lease = _BucketLease(self, f"leases/{name}")
@@ -248,7 +252,7 @@ class _BucketLease(Lease):
             now = time.monotonic()
             if now - began > _RENEW_SECONDS and not has_said:
                 has_said = True
-                logging.getLogger("fullft_assets").warning(self._why_not(lease))
+                _log.warning(self._why_not(lease))
             if lease != last_seen:
                 last_seen = lease
                 since = now
@@ -261,11 +265,9 @@ class _BucketLease(Lease):
             time.sleep(_LOOK_SECONDS)
 
     def _why_not(self, lease: dict[str, Any] | None) -> str:
-        holder = (lease or {}).get("who", "another process")
-        return (
-            f"{self._pointers.url}/pointers/{self._name}.json: {holder} has this work; wait, or end it; one"
-            f" that was killed is known after {_DEAD_SECONDS:.0f} s"
-        )
+        place = f"{self._pointers.url}/pointers/{self._name}.json"
+        reason = _why_not(place, (lease or {}).get("who", "another process"))
+        return f"{reason}; one that was killed is known after {_DEAD_SECONDS:.0f} s"
 
     def renew_until(self, ended: threading.Event) -> None:
         while not ended.wait(_RENEW_SECONDS):
@@ -286,11 +288,23 @@ class _BucketLease(Lease):
         started_at = _now()
         is_written = self._pointers.change_pointer(
             self._name,
-            lambda current: {"by": by, "who": _WHO, "sign": uuid.uuid4().hex} if current == lease else None,
+            lambda current: (
+                {"by": by, "who": _holder(), "sign": uuid.uuid4().hex} if current == lease else None
+            ),
         )
         if is_written:
             self._renewed_at = started_at
         return is_written
+
+
+def _holder() -> str:
+    """Return what others read of this process while it holds a lease."""
+    home = os.environ.get("DAGSTER_HOME")
+    return f"process {os.getpid()} of {socket.gethostname()}" + (f" with DAGSTER_HOME={home}" if home else "")
+
+
+def _why_not(place: Path | str, holder: str) -> str:
+    return f"{place}: {holder} has this work; wait, or end it"
 
 
 def _now() -> float:

@@ -216,7 +216,7 @@ def publish(
 
 def first_damaged(checkpoint: Path, listener: Listener | None = None) -> str | None:
     """Return the name of the first file of a complete checkpoint whose content is not what was written, or
-    None.
+    cannot be loaded; or None.
 
     All files are read once: 16 bytes a trained weight in fp32.
     """
@@ -224,8 +224,28 @@ def first_damaged(checkpoint: Path, listener: Listener | None = None) -> str | N
     if digests is None:
         return _DIGESTS
     return next(
-        (name for name, digest in digests.items() if _digest(checkpoint / name, listener) != digest), None
+        (
+            name
+            for name, digest in digests.items()
+            if _digest(checkpoint / name, listener) != digest or not _is_loadable(checkpoint / name)
+        ),
+        None,
     )
+
+
+def _is_loadable(path: Path) -> bool:
+    """Return whether torch or safetensors can load a file of theirs; no weights are read."""
+    import torch
+    from safetensors import safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            safe_open(path, "pt")
+        elif path.suffix == ".pt":
+            torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # what they raise for a forged file is not defined
+        return False
+    return True
 
 
 def identity_of(checkpoint: Path) -> str | None:
