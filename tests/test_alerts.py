@@ -419,6 +419,17 @@ class TestSensor:
         assert body["url"].endswith(f"/runs/{run_id}")
         assert "planted-text" not in json.dumps(body)
 
+    def test_the_title_of_a_run_of_assets_names_them(
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
+    ) -> None:
+        asset = dg.AssetsDefinition.from_op(fails, key_prefix=graph.name)
+        job = dg.Definitions(assets=[asset]).resolve_implicit_global_asset_job_def()
+        instance.report_run_failed(
+            instance.create_run_for_job(job, asset_selection={asset.key}, tags={"use_case": graph.name})
+        )
+        self.tick(graph, instance)
+        assert [body["title"].split(" failed")[0] for body in hook.bodies] == ["the run fails"]
+
     @pytest.mark.parametrize(
         ("stage", "tags", "failure", "is_on", "sent_of"),
         [

@@ -96,8 +96,7 @@ def crowned(folder: Path, task: str = "classification", **documents: Any) -> tup
     with store.create("demo", "finetuned_checkpoint", "k", version="1", seed=1) as draft:
         write_model(draft.path / "model", task)
         made = draft.commit(settings={}, inputs={}, metadata=checkpoint_metadata(labels=LABELS))
-    taken = take_snapshot(store, settings)
-    manifests.promote(store, "demo", made.ref, snapshot=taken.ref)
+    manifests.promote(store, "demo", made.ref, snapshot=take_snapshot(store, settings).ref)
     return UseCase(name="demo", settings=settings, yaml_path=folder / "defs.yaml", project_root=folder), store
 
 

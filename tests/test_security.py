@@ -411,8 +411,7 @@ def test_an_erasure_at_a_terminal_is_signed(
     arguments = ["erase", "letters", str(project.root / "list.txt"), "--reason", "asked for", "--defs"]
     arguments.append(str(project.root / "my_project" / "defs"))
     monkeypatch.setenv("DAGSTER_HOME", str(project.home))
-    codes = [commands.main([*arguments, *more]) for more in ([], ["--key", str(keys["ann"])])]
-    assert codes == [1, 0]
+    assert [commands.main([*arguments, *more]) for more in ([], ["--key", str(keys["ann"])])] == [1, 0]
     assert "another approver (ben)" in capsys.readouterr().out
     assert commands.main([*arguments, "--key", str(keys["ben"])]) == 1  # the id is not there
     store = Store(str(project.home / "store"))

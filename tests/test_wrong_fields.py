@@ -82,8 +82,7 @@ def as_null(row: Row, n: int) -> Row:
 
 @pytest.mark.parametrize("change", [misnamed, without, as_null])
 def test_rows_without_their_group_hold_the_batch_back(tmp_path: Path, change: Callable[[Row, int], Row]):
-    examined = read(tmp_path, [change(row, n) for n, row in enumerate(rows())])
-    assert "groups_are_given" in red(examined)
+    assert "groups_are_given" in red(read(tmp_path, [change(row, n) for n, row in enumerate(rows())]))
 
 
 def spaced(row: Row, n: int) -> Row:
