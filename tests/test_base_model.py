@@ -97,14 +97,18 @@ def test_revision_and_digest_know_a_model_from_its_own_finetune(tmp_path, minilm
     assert read_header(copy).revision != read_header(tiny).revision
 
 
-def test_how_a_sentence_encoder_pools_is_part_of_its_revision(tiny):
+def test_how_a_model_pools_and_ends_its_answers_is_part_of_its_revision(tiny):
     revisions = {read_header(tiny).revision}
     (tiny / "pool").mkdir()
     (tiny / "modules.json").write_text('[{"type": "models.Pooling", "path": "pool"}]')
-    for mode in ("cls", "mean"):
-        (tiny / "pool/config.json").write_text(json.dumps({f"pooling_mode_{mode}_token": True}))
+    for name, config in (
+        ("pool/config.json", {"pooling_mode_cls_token": True}),
+        ("pool/config.json", {"pooling_mode_mean_tokens": True}),
+        ("generation_config.json", {"eos_token_id": [1, 2]}),
+    ):
+        (tiny / name).write_text(json.dumps(config))
         revisions.add(read_header(tiny).revision)
-    assert len(revisions) == 3
+    assert len(revisions) == 4
 
 
 def with_header(**entry: object) -> Callable[[Path], None]:

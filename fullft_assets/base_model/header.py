@@ -331,8 +331,9 @@ def _read_weights_file(path: Path) -> _WeightsFile:
 
 def _revision(folder: Path, files: list[_WeightsFile], code: list[Path]) -> str:
     digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json"):
-        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    # The last names the tokens that end an answer, where it is there.
+    for path in (folder / "config.json", folder / "tokenizer.json", *folder.glob("generation_config.json")):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     # How a folder of sentence-transformers pools: a new head reads what it says.
     if (pooling := pooling_config(folder)) is not None:
         digest.update(pooling.read_bytes())
