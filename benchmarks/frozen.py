@@ -46,7 +46,7 @@ def freeze(
         found[name] = BatchRows(
             rows=table.select([column for column in COLUMNS if column in table.column_names]),
             files=deliveries.get(name, {}),
-            sketches=build_sketches(table, seed),
+            sketches=build_sketches(table, seed).column,
             texts=table["text"].take,
         )
     return freeze_batches(found, settings, seed, task=TASKS.get(task), ledger=ledger)

@@ -1,4 +1,4 @@
-"""Takes one snapshot again on Ray clusters of several sizes: `python -m tests.snapshot_on_ray ROOT`.
+"""Takes two snapshots again on Ray clusters of several sizes: `python -m tests.snapshot_on_ray ROOT`.
 
 A process of its own, as a process keeps the engine that it began with. Prints a line of JSON.
 """
@@ -18,7 +18,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.settings import ComputeSettings, DataEngineSettings
 from fullft_assets.snapshot.near_text.engine import load_engine, use_engine
 from fullft_assets.snapshot.near_text.pairs import Texts
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import Store
 from tests.project import Project
 
 PORT = 23_791
@@ -45,7 +45,8 @@ class Cluster:
             self.nodes.remove_node(self.workers.pop(0), allow_graceful=False)
 
 
-def take_again(project: Project, store: Store) -> Manifest:
+def take_again(project: Project, store: Store) -> list[str]:
+    """Take the snapshot without the last batch, then the one with it, and return their digests."""
     shutil.rmtree(project.home / "store" / CASE / TRAINING_SNAPSHOT)
     use_case = project.use_case()
     settings = use_case.settings.model_copy(update={"compute": ComputeSettings(data=ON_RAY)})
@@ -53,7 +54,9 @@ def take_again(project: Project, store: Store) -> Manifest:
         {part.metadata["batch"]: part for part in store.artifacts(CASE, stage)}
         for stage in (LABELED_EXAMPLES, TOKENIZED_CHUNKS)
     ]
-    return snapshot.take(store, replace(use_case, settings=settings), *parts)
+    use_case = replace(use_case, settings=settings)
+    first = snapshot.take(store, use_case, *(dict(sorted(part.items())[:-1]) for part in parts))
+    return [first.content_digest, snapshot.take(store, use_case, *parts).content_digest]
 
 
 def is_silent() -> bool:
@@ -84,25 +87,24 @@ def main(root: Path) -> None:
     project = Project(root, CASE)
     store = Store(str(project.home / "store"))
     cluster = Cluster()
-    digests: dict[str, str | None] = {}
+    digests: dict[str, list[str]] = {}
+    num_candidates: list[int] = []
+    propose_near = Texts._propose_near
+
+    def lose_workers(self: Texts, reference: Any, candidates: Any, similarity: float) -> Any:
+        num_candidates.append(len(candidates))
+        pairs = propose_near(self, reference, candidates, similarity)
+        cluster.kill_all_but_one()
+        return pairs
+
     try:
         for num_workers in (1, 2, 4):
             cluster.grow_to(num_workers)
-            digests[f"{num_workers} workers"] = take_again(project, store).content_digest
-        side = Texts._side
-        num_sides = 0
-
-        def lose_workers(self: Texts, *arguments: Any) -> Any:
-            nonlocal num_sides
-            num_sides += 1
-            if num_sides == 2:  # the first side is on the workers
-                cluster.kill_all_but_one()
-            return side(self, *arguments)
-
-        Texts._side = lose_workers
-        digests["three workers lost"] = take_again(project, store).content_digest
-
-        print(json.dumps({"digests": digests, "is_silent": is_silent(), "refusal": refusal()}))
+            digests[f"{num_workers} workers"] = take_again(project, store)
+        Texts._propose_near = lose_workers
+        digests["three workers lost"] = take_again(project, store)
+        facts = {"num_candidates": num_candidates, "is_silent": is_silent(), "refusal": refusal()}
+        print(json.dumps({"digests": digests, **facts}))
     finally:
         cluster.nodes.shutdown()
 

@@ -4,7 +4,6 @@ trained on.
 
 import re
 from collections import Counter, defaultdict
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -260,9 +259,9 @@ class TestBatches:
     ) -> None:
         overlaps = np.arange(len(real)) % 10 == 0
         rows = table(real)
-        batch = BatchRows(rows.drop_columns(["text"]), {}, build_sketches(rows, 1), rows["text"].take)
-        place = batch.sketches.schema.get_field_index("overlaps")
-        batch = replace(batch, sketches=batch.sketches.set_column(place, "overlaps", pa.array(overlaps)))
+        sketches = build_sketches(rows, 1).drop_columns(["overlaps"])
+        sketches = sketches.append_column("overlaps", pa.array(overlaps))
+        batch = BatchRows(rows.drop_columns(["text"]), {}, sketches.column, rows["text"].take)
         found = freeze_batches({"a": batch}, SETTINGS, 1, task=CLASSIFICATION)
         marked = {text_hash(row["text"]) for row in real[::10]}
         before, after = split_by_text(frozen), split_by_text(found)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from fullft_assets import erasure
+from fullft_assets.errors import StoreError
 from fullft_assets.snapshot.ledger import ROLES_FILE
 from fullft_assets.snapshot.near_text import pairs as near_texts
 from fullft_assets.snapshot.near_text.pairs import ABSENT, ALIKE, REFERENCE, UNLIKE, Texts, sketch
@@ -45,7 +46,7 @@ def drawn_texts(count: int, draw: random.Random) -> list[str]:
 def test_what_changed_is_compared_as_if_all_were(name: str) -> None:
     draw = np.random.default_rng(3)
     texts = pa.array(drawn_texts(300, random.Random(3)))
-    compared = Texts([sketch(texts[:100]), sketch(texts[100:])], texts.take)
+    compared = Texts([sketch(texts[:100]).column, sketch(texts[100:]).column], texts.take)
     compare = compared.compare_near if name == "near" else partial(compared.compare_contained, share=0.95)
     roles = draw.choice([ABSENT, REFERENCE, UNLIKE], len(texts), p=[0.3, 0.25, 0.45]).astype(np.int8)
     last = np.zeros(len(texts), np.int8)
@@ -100,3 +101,21 @@ def test_the_snapshot_is_that_of_comparing_all_texts(tmp_path: Path, monkeypatch
     assert_equal(reuses=False)
     del batches.made[min(batches.made)]
     assert_equal(reuses=False)
+
+
+def test_damaged_roles_are_one_line_and_without_them_all_texts_are_compared(tmp_path: Path) -> None:
+    texts = drawn_texts(100, random.Random(1))
+    batches = Batches(tmp_path)
+    batches.deliver("first.jsonl", [{"text": text, "kind": "ab"[len(text) % 2]} for text in texts])
+    path = batches.store.folder(batches.take()) / ROLES_FILE
+    roles = dict(np.load(path))
+    size = path.stat().st_size
+    np.savez_compressed(path, **{name: part[:, ::-1] for name, part in roles.items()})
+    path.write_bytes(path.read_bytes()[:size].ljust(size, b"\0"))
+    batches.deliver("more.jsonl", [{"text": f"{texts[0]} indeed", "kind": "a"}])
+    with pytest.raises(
+        StoreError, match=r"^letters/training_snapshot/\S+ differs from its digest: delete it"
+    ):
+        batches.take()
+    path.unlink()
+    assert batches.take().metadata["num_batches"] == 2

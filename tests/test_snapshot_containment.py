@@ -60,7 +60,7 @@ def share_of(first: str, second: str) -> float:
 def containing(reference: list[str], candidates: list[str]) -> set[int]:
     texts = pa.array([*reference, *candidates])
     roles = np.repeat([near_texts.REFERENCE, near_texts.UNLIKE], [len(reference), len(candidates)])
-    found = near_texts.Texts([near_texts.sketch(texts)], texts.take).compare_contained(
+    found = near_texts.Texts([near_texts.sketch(texts).column], texts.take).compare_contained(
         roles, np.zeros_like(roles), SHARE
     )
     return set(np.flatnonzero(found[len(reference) :] == near_texts.ALIKE).tolist())

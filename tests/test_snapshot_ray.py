@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fullft_assets.errors import SettingsError, WorkloadError
@@ -29,11 +30,15 @@ def test_the_snapshot_is_the_same_on_any_number_of_workers_and_without_one_of_th
         batches.deliver(f"delivery-{number}.jsonl", delivery)
     native = batches.take()
     assert native.metadata["left_out"]["train rows near a test row"] > 10
+    batches.deliver("more.jsonl", [{"text": f"{text} again", "kind": "a"} for text in texts[:40]])
+    native_digests = [native.content_digest, batches.take().content_digest]
     command = [sys.executable, "-m", "tests.snapshot_on_ray", str(batches.project.root)]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode == 0, run.stderr
     told = json.loads(run.stdout.splitlines()[-1])
-    assert set(told["digests"].values()) == {native.content_digest} and len(told["digests"]) == 4
+    assert list(told["digests"].values()) == 4 * [native_digests]
+    first, second = np.reshape(told["num_candidates"], (2, -1)).sum(axis=1).tolist()
+    assert second < 0.3 * first, "the second snapshot compares what is new"
     assert told["is_silent"]
     assert re.match(
         r"compute.data: \S+ of the Ray cluster has .*, and this machine .*3\.9\.0", told["refusal"]

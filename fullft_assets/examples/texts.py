@@ -26,14 +26,16 @@ def damage_shares(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 def damage_share(text: str) -> float:
     """Return the share of one text's characters that are damaged; 0 for an empty text."""
-    return sum(len(sequence[0]) for sequence in _pattern().finditer(text)) / max(1, len(text))
+    pattern = _pattern(text.isascii())
+    return sum(len(sequence[0]) for sequence in pattern.finditer(text)) / max(1, len(text))
 
 
 @cache
-def _pattern() -> re.Pattern[str]:
+def _pattern(is_ascii: bool) -> re.Pattern[str]:
     from ftfy.badness import BADNESS_RE
 
-    return re.compile(f"{BADNESS_RE.pattern}|{_NO_TEXT}", re.VERBOSE)
+    # It is slow, and each of its sequences has a character that is not ASCII.
+    return re.compile(_NO_TEXT if is_ascii else f"{BADNESS_RE.pattern}|{_NO_TEXT}", re.VERBOSE)
 
 
 #: Characters that are looked at: enough to tell languages apart, few enough for a hundred thousand texts.

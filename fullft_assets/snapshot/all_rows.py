@@ -32,9 +32,9 @@ class BatchRows:
         rows: valid examples with COLUMNS, without their texts.
         files: time of delivery (ns) of each of the batch's files: a newer delivery of a file supersedes the
             rows of older ones.
-        sketches: one row an example: the sketch of its text (`near_text.pairs.sketch`); its `place` in
-            [0, 1), the keyed hash of its group, or of its text where it has no group; and whether it
-            `overlaps` an external evaluation set, so that it does not train.
+        sketches: reads a column, one row an example: of the sketch of its text (`near_text.pairs.sketch`);
+            its `place` in [0, 1), the keyed hash of its group, or of its text where it has no group; and
+            whether it `overlaps` an external evaluation set, so that it does not train.
         texts: reads the texts at positions, in that order.
         untrained: positions of conversations without a trained token.
         roles: the rows' part of `Rows.roles` in the last snapshot, if that can be used.
@@ -42,7 +42,7 @@ class BatchRows:
 
     rows: pa.Table
     files: Mapping[str, int]
-    sketches: pa.Table
+    sketches: Callable[[str], pa.ChunkedArray]
     texts: Callable[[np.ndarray], pa.Array | pa.ChunkedArray]
     untrained: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     roles: np.ndarray | None = None
@@ -89,9 +89,11 @@ class Rows(IdentityRows):
 
     def places_left_out(self) -> dict[str, list[str]]:
         """Return where the first rows that were excluded were delivered, as file:row, by reason."""
-        files = self.table.select(["source", "row"])
         return {
-            reason: [f"{row['source']}:{row['row']}" for row in files.take(rows).to_pylist()]
+            reason: [
+                f"{row['source']}:{row['row']}"
+                for row in self.table.select(["source", "row"]).take(rows).to_pylist()
+            ]
             for reason, rows in self.dropped_rows.items()
             if rows
         }
@@ -108,13 +110,13 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
     ordered = [batches[name] for name in sorted(batches)]
     table = pa.concat_tables(
         [batch.rows for batch in ordered if len(batch.rows)], promote_options="permissive"
-    )
+    ).unify_dictionaries()
     sizes = [len(batch.rows) for batch in ordered]
-    unit_hash = np.concatenate([batch.sketches["place"].to_numpy() for batch in ordered])
+    unit_hash = np.concatenate([batch.sketches("place").to_numpy() for batch in ordered])
     tier = hashed_split(unit_hash, settings)
     return Rows(
         **vars(IdentityRows.of(table)),
-        group=codes(pc.coalesce(table["group"], table["text_hash"]))[0],
+        group=codes(pc.coalesce(table["group"].cast(pa.string()), table["text_hash"]))[0],
         batch=np.repeat(np.arange(len(ordered)), sizes),
         position=np.concatenate([np.arange(size) for size in sizes]),
         unit_hash=unit_hash,
@@ -132,8 +134,7 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
 
 def hashed_split(unit_hash: np.ndarray, settings: SnapshotSettings) -> np.ndarray:
     """Return the number (of SPLITS) of the split that each hash gives: int64 [n]."""
-    held_out = settings.test_share + settings.validation_share
-    return np.where(unit_hash < settings.test_share, TEST, np.where(unit_hash < held_out, VALIDATION, TRAIN))
+    return np.searchsorted(np.cumsum([settings.test_share, settings.validation_share]), unit_hash, "right")
 
 
 def distinct(values: np.ndarray) -> np.ndarray:

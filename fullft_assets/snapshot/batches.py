@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -83,11 +84,11 @@ def red_gates(
     examples: Mapping[str, Manifest], chunks: Mapping[str, Manifest]
 ) -> dict[str, list[CheckOutcome]]:
     """Return the red gates of each batch that has some."""
-    gates_of = {
-        name: [*part.red_gates, *(chunks[name].red_gates if name in chunks else [])]
+    return {
+        name: red
         for name, part in examples.items()
+        if (red := [*part.red_gates, *(chunks[name].red_gates if name in chunks else [])])
     }
-    return {name: red for name, red in gates_of.items() if red}
 
 
 def archive_check(examples: Mapping[str, Manifest], usable: Mapping[str, Manifest]) -> CheckOutcome:
@@ -148,15 +149,21 @@ def read_batches(
         if ChunksMetadata.of(chunks[name]).num_rows_without_trained_tokens:
             untrained = rows_without_trained_tokens(store.folder(chunks[name]))
         batches[name] = BatchRows(
-            rows=pq.read_table(path, columns=list(COLUMNS)),
+            rows=pq.read_table(path, columns=list(COLUMNS), read_dictionary=["group", "source"])
+            .unify_dictionaries()
+            .combine_chunks(),
             files=ExamplesMetadata.of(manifest).files,
-            # Mapped: they take memory as they are read, until they are let go.
-            sketches=feather.read_table(str(store.folder(sketches) / _FILE), memory_map=True),
+            sketches=partial(_read_column, store.folder(sketches) / _FILE),
             texts=partial(read_rows, path, "text"),
             untrained=untrained,
             roles=roles.get(name),
         )
     return batches
+
+
+def _read_column(path: Path, name: str) -> pa.ChunkedArray:
+    """Return a column of sketches, mapped: it takes memory as it is read, until it is let go."""
+    return feather.read_table(str(path), columns=[name], memory_map=True)[name]
 
 
 def build_sketches(rows: pa.Table, seed: int, screen: Screen | None = None) -> pa.Table:
@@ -174,10 +181,9 @@ def build_sketches(rows: pa.Table, seed: int, screen: Screen | None = None) -> p
 def _unit_hashes(rows: pa.Table, seed: int) -> np.ndarray:
     """Return the keyed hash of each row's group, or of its text if it has no group: float64 [n] in [0, 1)."""
     encoding = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
-    of_group = np.array(
+    return np.array(
         [unit_hash(seed, "split", group) for group in encoding.dictionary.to_pylist()], np.float64
-    )
-    return of_group[encoding.indices.to_numpy()]
+    )[encoding.indices.to_numpy()]
 
 
 def _ensure_sketches(
@@ -199,8 +205,9 @@ def _ensure_sketches(
     def write(draft: Draft) -> Outcome:
         rows = pq.read_table(store.folder(examples) / EXAMPLES_FILE, columns=["text", "text_hash", "group"])
         # Without compression it is mapped, not read.
-        table = build_sketches(rows, seed, screen())
-        feather.write_feather(table, str(draft.path / _FILE), compression="uncompressed")
+        feather.write_feather(
+            build_sketches(rows, seed, screen()), str(draft.path / _FILE), compression="uncompressed"
+        )
         return NearDuplicateIndexMetadata(
             batch=ExamplesMetadata.of(examples).batch, num_rows=len(rows)
         ).as_dict(), []

@@ -28,6 +28,7 @@ from fullft_assets.snapshot.batches import (
     usable_batches,
 )
 from fullft_assets.snapshot.frozen_batches import (
+    by_batch,
     chunk_lengths,
     content_of,
     find_rows,
@@ -148,8 +149,14 @@ class _Creation:
         # What the roles of a batch's rows depend on.
         version = f"{VERSION} {SKETCHES_VERSION} {settings.snapshot.contained_share}"
         keys = {f"{name} {content_of(part)} {version}": name for name, part in sorted(self.usable.items())}
-        roles = read_roles(self.store, self.history.newest, keys)
-        batches = read_batches(self.store, self.use_case, self.usable, self.chunks, self.evaluation, roles)
+        batches = read_batches(
+            self.store,
+            self.use_case,
+            self.usable,
+            self.chunks,
+            self.evaluation,
+            read_roles(self.store, self.history.newest, keys),
+        )
         frozen = freeze_batches(
             batches,
             settings.snapshot,
@@ -159,10 +166,8 @@ class _Creation:
             id_field=settings.documents.id,
         )
         frozen.ledger.write(draft.path / FILE, self.history.keys)
-        sizes = [len(batches[name].rows) for name in keys.values()]
-        parts: dict[str, Any] = dict(
-            zip(keys, np.split(frozen.roles, np.cumsum(sizes), axis=1), strict=False)
-        )
+        ends = np.cumsum([len(batches[name].rows) for name in keys.values()])
+        parts: dict[str, Any] = dict(zip(keys, np.split(frozen.roles, ends, axis=1), strict=False))
         np.savez_compressed(draft.path / ROLES_FILE, **parts)
         pq.write_table(frozen.index, draft.path / "index.parquet", compression="zstd")
         pq.write_table(
@@ -192,12 +197,10 @@ class _Creation:
         # Who goes on with another artifact of this content must find the same gates open.
         values["gates"] = {check.name: check.passed for check in row_checks if check.severity == "error"}
         draft.identity = Identity(files=files, values=values)
-        files_of = self._files()
-        num_tokens = np.array(
-            in_order(
-                frozen.places, lambda batch, rows: read_rows(files_of[batch], "num_tokens", rows).to_pylist()
-            )
-        )
+        positions = frozen.places["position"].to_numpy()
+        num_tokens = np.zeros(len(positions), np.int64)
+        for name, numbers in by_batch(frozen.places):
+            num_tokens[numbers] = read_rows(self._files()[name], "num_tokens", positions[numbers]).to_numpy()
         metadata = SnapshotMetadata(
             **frozen.metadata,
             **metadata_of(frozen.agreement),
@@ -246,10 +249,9 @@ class _Creation:
                 self.store, self.use_case, int(lengths.sum()), heldout_texts, evaluation_texts, general_texts
             )
             lengths = np.concatenate([lengths, _replay_lengths(self.store, replay)])
-        plan = packing.plan(
+        return packing.plan(
             lengths, settings.chunks.max_tokens, settings.seed, cut_to_fill=_cuts_to_fill(settings)
-        )
-        return plan, replay
+        ), replay
 
     def _files(self) -> dict[str, Path]:
         return {name: self.store.folder(self.chunks[name]) / CHUNKS_FILE for name in self.usable}
@@ -270,8 +272,8 @@ class _Creation:
         if not self.history.newest and (suggestion := self.suggest_group()) is not None:
             facts.to_do.append(("group", suggestion))
         if splits := names.splits_of(path for batch in batches.values() for path in batch.files):
-            files_of_rows = frozen.places["source"].to_pylist()
-            facts.to_do.append(("splits", names.mixed_splits(splits, files_of_rows, settings.examples.group)))
+            sources = frozen.places["source"].to_pylist()
+            facts.to_do.append(("splits", names.mixed_splits(splits, sources, settings.examples.group)))
         return data_report.render(
             metadata,
             num_tokens,
@@ -321,10 +323,10 @@ def _texts(places: pa.Table, batches: Mapping[str, BatchRows]) -> list[str]:
 
 def _lengths(places: pa.Table, files: Mapping[str, Path]) -> np.ndarray:
     """Return the number of tokens in each chunk of some rows, from the files with the chunks of batches."""
-    lengths = in_order(
+    lengths_of_rows = in_order(
         places, lambda batch, rows: chunk_lengths(read_rows(files[batch], CHUNKS_COLUMN, rows))
     )
-    return np.array(list(chain.from_iterable(lengths)), np.int64)
+    return np.array(list(chain.from_iterable(lengths_of_rows)), np.int64)
 
 
 def _cuts_to_fill(settings: UseCaseSettings) -> bool:
@@ -357,5 +359,5 @@ def pack_again(store: Store, snapshot: Manifest, index: pa.Table) -> Packing:
 
 def _replay_lengths(store: Store, replay: Manifest) -> np.ndarray:
 
-    chunks = pq.read_table(store.folder(replay) / CHUNKS_FILE, columns=[CHUNKS_COLUMN])[CHUNKS_COLUMN]
-    return np.array(list(chain.from_iterable(chunk_lengths(chunks))), np.int64)
+    table = pq.read_table(store.folder(replay) / CHUNKS_FILE, columns=[CHUNKS_COLUMN])
+    return np.array([*chain.from_iterable(chunk_lengths(table[CHUNKS_COLUMN]))], np.int64)

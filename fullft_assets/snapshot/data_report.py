@@ -202,9 +202,8 @@ def _histogram(num_tokens: Sequence[int] | np.ndarray) -> list[str]:
     lengths = np.maximum(np.asarray(num_tokens), 1)
     edges = 2 ** np.arange(0, int(np.ceil(np.log2(lengths.max() + 1))) + 1)
     counts, _ = np.histogram(lengths, bins=[*edges, edges[-1] * 2])
-    max_count = counts.max()
     return [
-        f"{low:>7,} - {2 * low - 1:<7,} {count:>7,} {'#' * round(_BAR * count / max_count)}"
+        f"{low:>7,} - {2 * low - 1:<7,} {count:>7,} {'#' * round(_BAR * count / counts.max())}"
         for low, count in zip(edges, counts, strict=True)
         if count
     ]
@@ -231,7 +230,9 @@ def gather(
 
     batches_metadata = [ExamplesMetadata.of(examples[name]) for name in folders]
     # The index has the text's hash for the group of a row without one.
-    index = frozen.index.filter(pc.not_equal(frozen.index["group"], frozen.index["text_hash"]))
+    index = frozen.index.select(["group", "split"]).filter(
+        pc.not_equal(frozen.index["group"], frozen.index["text_hash"])
+    )
     groups = index.group_by(["group", "split"]).aggregate([([], "count_all")])
     # There may be millions of groups: only the largest become objects.
     largest = groups.take(

@@ -2,6 +2,7 @@
 the rows of later batches are newer by the times of their files.
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,8 +75,7 @@ def _newest_deliveries(rows: Rows, batches: Mapping[str, BatchRows]) -> tuple[np
                 newest[path] = mtime_ns, number
     code, sources = codes(rows.table["source"])
     of_source = np.array([newest.get(source, (0, 0)) for source in sources.to_pylist()], np.int64)
-    time, batch = of_source.reshape(-1, 2)[code].T
-    return time, batch
+    return of_source.reshape(-1, 2)[code, 0], of_source.reshape(-1, 2)[code, 1]
 
 
 def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
@@ -154,9 +154,8 @@ def _order_check(
 
 def _differ(rows: Rows, losers: np.ndarray, winners: np.ndarray) -> np.ndarray:
     columns = [name for name in ("text_hash", "label", "labels", "spans") if name in rows.table.column_names]
-    table = rows.table.select(columns)
-    pairs = zip(table.take(losers).to_pylist(), table.take(winners).to_pylist(), strict=True)
-    return np.array([first != second for first, second in pairs], bool)
+    first, second = (rows.table.select(columns).take(side).to_pylist() for side in (losers, winners))
+    return np.array([*map(operator.ne, first, second)], bool)
 
 
 def _utc(delivered_ns: int) -> str:

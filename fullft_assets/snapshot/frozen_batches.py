@@ -218,8 +218,7 @@ def read_rows(path: Path, column: str, positions: np.ndarray) -> pa.ChunkedArray
     """Return a column's values at positions, in that order; row groups without one are not read."""
 
     with pq.ParquetFile(path) as file:
-        sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
-        starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        starts = np.cumsum([0, *(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))])
         group = np.searchsorted(starts, positions, "right") - 1
         order = np.argsort(group, kind="stable")
         parts = []
@@ -231,5 +230,4 @@ def read_rows(path: Path, column: str, positions: np.ndarray) -> pa.ChunkedArray
                 .take(pa.array(of_group - starts[n]))
                 .chunks
             )
-        kind = file.schema_arrow.field(column).type
-    return pa.chunked_array(parts, kind).take(pa.array(np.argsort(order)))
+        return pa.chunked_array(parts, file.schema_arrow.field(column).type).take(pa.array(np.argsort(order)))

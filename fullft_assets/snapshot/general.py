@@ -85,9 +85,13 @@ class Draw:
         pq.write_table(self.examples, draft.path / EXAMPLES_FILE, compression="zstd")
         pq.write_table(self.chunks, draft.path / CHUNKS_FILE, compression="zstd")
         # Not of the files: they hold from where, and when, documents were delivered.
-        documents = self.examples["text_hash"].to_pylist()
         draft.identity = Identity(
-            files=[], values={"documents": documents, "num_tokens": self.num_tokens, **chunk_inputs}
+            files=[],
+            values={
+                "documents": self.examples["text_hash"].to_pylist(),
+                "num_tokens": self.num_tokens,
+                **chunk_inputs,
+            },
         )
         return {
             "num_rows": len(self.examples),
@@ -101,10 +105,13 @@ def made_with(use_case: UseCase) -> dict[str, Any]:
     `tokenizer`.
     """
     settings = use_case.settings
-    base_model = resolve_base_model(settings.base_model, use_case.project_root)
     return {
         "chunks": chunk_settings(settings),
-        "tokenizer": tokenizer_digest(base_model, settings.chunks, settings.examples.task),
+        "tokenizer": tokenizer_digest(
+            resolve_base_model(settings.base_model, use_case.project_root),
+            settings.chunks,
+            settings.examples.task,
+        ),
     }
 
 
@@ -257,9 +264,8 @@ def _take_tokens(
         unusable["no trained token"] += int((clean < looked_at).sum()) - len(fit)
         examples.append(block.take(clean[fit]))
         chunk_tables.append(chunks)
-    documents = pa.concat_tables(examples).drop_columns(["place"])
     return Draw(
-        documents,
+        pa.concat_tables(examples).drop_columns(["place"]),
         pa.concat_tables(chunk_tables),
         num_needed - missing,
         len(table),
@@ -324,8 +330,9 @@ class _Tokenizations:
         kind = plain.schema.field("marks")
         plain = plain.set_column(plain.schema.get_field_index("marks"), kind, pa.array(marks, kind.type))
         conversations = chunk(documents.filter(~is_plain), self._conversations, self._task).table
-        back = np.argsort(np.argsort(~is_plain, kind="stable"), kind="stable")
-        return pa.concat_tables([plain, conversations]).take(back)
+        return pa.concat_tables([plain, conversations]).take(
+            np.argsort(np.argsort(~is_plain, kind="stable"), kind="stable")
+        )
 
 
 def draw_replay(

@@ -71,16 +71,15 @@ class GroupSplits:
         """
         from scipy.sparse import csr_array
 
-        ones = np.ones(len(labels.row), np.int64)
         # Rows of each label in each group.
         pairs = csr_array(
-            (ones, (labels.code, group[labels.row])), shape=(len(labels.names), len(self.split))
+            (np.ones(len(labels.row), np.int64), (labels.code, group[labels.row])),
+            shape=(len(labels.names), len(self.split)),
         )
         by_group = pairs.tocsc()
         # Groups of each label in each split: int64 [labels, splits], and whether there is to be one.
         counts = pairs.astype(bool).astype(np.int64) @ np.eye(len(SPLITS), dtype=np.int64)[self.split]
-        least = np.array([_LEAST_GROUPS[split] for split in range(len(SPLITS))])
-        is_needed = counts.sum(axis=1)[:, None] >= least
+        is_needed = counts.sum(axis=1)[:, None] >= [_LEAST_GROUPS[split] for split in range(len(SPLITS))]
         lacking = np.flatnonzero((is_needed & (counts == 0)).any(axis=1))
         # Labels with the fewest groups first.
         for label in lacking[np.argsort(counts[lacking].sum(axis=1), kind="stable")].tolist():
@@ -112,8 +111,7 @@ class GroupSplits:
         may = (split == TRAIN) | ((split == VALIDATION) if side == TEST else (is_new & (split == TEST)))
         # A group with most of the label's training rows is not held out if there is another: the cap would
         # throw them away.
-        is_large = 2 * sizes > sizes[split == TRAIN].sum()
-        order = np.lexsort((self.unit_hash[groups], is_large, split != TRAIN))
+        order = np.lexsort((self.unit_hash[groups], 2 * sizes > sizes[split == TRAIN].sum(), split != TRAIN))
         return groups[order][may[order]].tolist()
 
     def num_moved(self, groups: np.ndarray) -> int:
@@ -181,5 +179,13 @@ def _number_within(sorted_values: np.ndarray) -> np.ndarray:
 
 
 def _draw(rows: Rows, positions: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    hashes = rows.table["text_hash"].take(positions).to_pylist()
-    return np.array([unit_hash(seed, purpose, hash_) for hash_ in hashes])
+    hashes = rows.table["text_hash"].take(positions)
+    # Few of them are objects at once.
+    return np.fromiter(
+        (
+            unit_hash(seed, purpose, hash_)
+            for start in range(0, len(hashes), 1 << 16)
+            for hash_ in hashes.slice(start, 1 << 16).to_pylist()
+        ),
+        np.float64,
+    )

@@ -115,8 +115,10 @@ def label_statistics(labels: Labels, split: np.ndarray, group: np.ndarray) -> li
 
 def rare_labels(statistics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the test rows of the statistics of the labels with too few groups, rarest first."""
-    rare = [s for s in statistics if s["split"] == "test" and s["k_eff"] < COMMON_GROUPS]
-    return sorted(rare, key=lambda s: (s["k_eff"], s["label"]))
+    return sorted(
+        (s for s in statistics if s["split"] == "test" and s["k_eff"] < COMMON_GROUPS),
+        key=lambda s: (s["k_eff"], s["label"]),
+    )
 
 
 def labels_are_common(statistics: list[dict[str, Any]]) -> CheckOutcome:

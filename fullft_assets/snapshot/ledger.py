@@ -146,27 +146,38 @@ def read_ledger(store: Store, snapshot: Manifest) -> tuple[Ledger, set[str]]:
     """
 
     content = store.read_bytes(f"{snapshot.ref}/{FILE}")
-    if content is None or len(content) != snapshot.files[FILE].bytes:
+    if content is None or hashlib.sha256(content).hexdigest() != snapshot.files[FILE].sha256:
         raise StoreError(
-            f"{snapshot.ref}/{FILE} is lost or cut off, so that nobody knows which groups were held out:"
+            f"{snapshot.ref}/{FILE} is lost or damaged, so that nobody knows which groups were held out:"
             " restore it from a copy of the store, or remove that snapshot's folder"
         )
     table = pq.read_table(BytesIO(content))
-    covered = json.loads((table.schema.metadata or {}).get(b"covered", b"[]"))
-    return Ledger(table["place"].to_numpy(), table["split"].to_numpy()), set(covered)
+    return (
+        Ledger(table["place"].to_numpy(), table["split"].to_numpy()),
+        set(json.loads((table.schema.metadata or {}).get(b"covered", b"[]"))),
+    )
 
 
 def read_roles(store: Store, snapshots: Iterable[Manifest], keys: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Return the roles of rows (see `Rows`) by batch, as the first snapshot left them that compared no other
-    batches than these; nothing where there is none, or its file is lost: then all texts are compared.
+    batches than these; nothing where there is none, or its file is lost or cut off: then all texts are
+    compared.
 
     Args:
         store, snapshots: where they are.
         keys: name of each batch by what the roles of its rows depend on.
+
+    Raises:
+        StoreError: a file is damaged.
     """
     for snapshot in snapshots:
         content = store.read_bytes(f"{snapshot.ref}/{ROLES_FILE}")
         if content is not None and len(content) == snapshot.files[ROLES_FILE].bytes:
+            if hashlib.sha256(content).hexdigest() != snapshot.files[ROLES_FILE].sha256:
+                raise StoreError(
+                    f"{snapshot.ref}/{ROLES_FILE} differs from its digest: delete it, and all texts are"
+                    " compared again, or restore it from a copy of the store"
+                )
             parts = np.load(BytesIO(content))
             if parts.keys() <= keys.keys():
                 return {keys[key]: part for key, part in parts.items()}

@@ -119,8 +119,13 @@ def _index_of(store: Store, snapshot: Manifest, name: SplitName) -> pa.Table:
 def load_values(store: Store, snapshot: Manifest, name: SplitName, column: str) -> dict[str, Any]:
     """Return a column of `documents.schema` for the rows of one split, by the row's id."""
     index = _index_of(store, snapshot, name)
-    values = find_rows(store, snapshot, index, with_chunks=False).values(column)
-    return dict(zip(index["id"].to_pylist(), values, strict=True))
+    return dict(
+        zip(
+            index["id"].to_pylist(),
+            find_rows(store, snapshot, index, with_chunks=False).values(column),
+            strict=True,
+        )
+    )
 
 
 def _label_array(index: pa.Table, names: list[str]) -> np.ndarray:

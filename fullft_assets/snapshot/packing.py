@@ -76,9 +76,7 @@ class Packing:
     @classmethod
     def from_table(cls, table: pa.Table, capacity: int) -> Packing:
         """Return the packing that `to_table` wrote."""
-        rows = table["row"].to_numpy()
-        counts = np.bincount(rows) if len(rows) else np.zeros(0, np.int64)
-        offsets = np.concatenate([[0], np.cumsum(counts)])
+        offsets = np.append(0, np.cumsum(np.bincount(table["row"].to_numpy())))
         pieces = (table[name].to_numpy().astype(np.int64) for name in _Pieces._fields)
         return cls(*pieces, row_offsets=offsets, capacity=capacity)
 
@@ -124,9 +122,8 @@ def plan(lengths: np.ndarray, capacity: int, seed: int, *, cut_to_fill: bool = F
         num_rows = int(rows.max()) + 1
     # Row numbers are dealt at random, then pieces are brought into the order of their rows.
     rows = generator.permutation(num_rows)[rows]
-    by_row = np.argsort(rows, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=num_rows))]).astype(np.int64)
-    return Packing(*pieces.take(by_row), offsets, capacity)
+    return Packing(*pieces.take(np.argsort(rows, kind="stable")), offsets, capacity)
 
 
 def _cut(lengths: np.ndarray, capacity: int) -> _Pieces:

@@ -228,8 +228,8 @@ class Screen:
         column = _as_arrow(texts)
         pooled = pa.chunked_array([*self._texts.chunks, *column.chunks], pa.string())
         reference, candidates = np.split(np.arange(len(pooled)), [len(self._texts)])
-        partners = Texts([self._sketches, sketch(column)], pooled.take).find_near(reference, candidates)
-        return np.isin(candidates, list(partners))
+        sketches = [self._sketches.column, sketch(column).column]
+        return np.isin(candidates, list(Texts(sketches, pooled.take).find_near(reference, candidates)))
 
 
 def _runs(texts: pa.Array | pa.ChunkedArray, num_words: int) -> tuple[np.ndarray, np.ndarray]:

@@ -123,8 +123,10 @@ def freeze_batches(
         )
     rows = collect(batches, settings)
     for number, name in enumerate(sorted(batches)):
-        untrained = np.flatnonzero(rows.batch == number)[batches[name].untrained]
-        rows.drop(untrained, "conversations without a trained token")
+        rows.drop(
+            np.flatnonzero(rows.batch == number)[batches[name].untrained],
+            "conversations without a trained token",
+        )
     superseded = drop_superseded(rows, batches, task.target)
     try:
         return _freeze(rows, superseded, batches, settings, seed, task, ledger)
@@ -217,7 +219,7 @@ def _split(
     is_in = rows.kept
     labels = labels.of(is_in)
     groups.serve(_with_every_side(rows, labels, groups), rows.group)
-    overlaps = np.concatenate([batch.sketches["overlaps"].to_numpy() for _, batch in sorted(batches.items())])
+    overlaps = np.concatenate([batch.sketches("overlaps").to_numpy() for _, batch in sorted(batches.items())])
     rows.tier = groups.split[rows.group]
     rows.split = np.where(is_in, rows.tier, -1)
     num_copies = _drop_copies(rows)
@@ -236,9 +238,10 @@ def _with_every_side(rows: Rows, labels: Labels, groups: GroupSplits) -> Labels:
     positions = np.flatnonzero(rows.kept)
     if np.bincount(groups.split[rows.group[positions]], minlength=len(SPLITS)).all():
         return labels
-    code = np.full(len(positions), len(labels.names))
     return Labels(
-        np.concatenate([labels.row, positions]), np.concatenate([labels.code, code]), [*labels.names, ""]
+        np.concatenate([labels.row, positions]),
+        np.concatenate([labels.code, np.full(len(positions), len(labels.names))]),
+        [*labels.names, ""],
     )
 
 
@@ -251,7 +254,7 @@ def _drop_copies(rows: Rows) -> int:
 
     def keys(positions: np.ndarray) -> list[np.ndarray]:
         table = rows.table.select(["id", "group", "text_hash"]).take(positions)
-        group, _ = ranks(pc.coalesce(table["group"], table["text_hash"]))
+        group, _ = ranks(pc.coalesce(table["group"].cast(pa.string()), table["text_hash"]))
         return [rows.tier[positions], rows.unit_hash[positions], group, ranks(table["id"])[0]]
 
     return rows.drop(repeated(rows, rows.kept, keys), "duplicate text")
@@ -335,29 +338,34 @@ def _index(
     """
 
     numbers = np.flatnonzero(rows.kept)
-    table = rows.table.take(numbers)
+    order = pc.sort_indices(
+        rows.table.select(["text_hash", "id"])
+        .take(numbers)
+        .append_column("split", pa.array(SPLITS).take(pa.array(rows.split[numbers]))),
+        sort_keys=[("split", "ascending"), ("text_hash", "ascending"), ("id", "ascending")],
+    ).to_numpy()
+    numbers = numbers[order]
+    # Column by column, as they are large.
     columns = {
         "split": pa.array(SPLITS).take(pa.array(rows.split[numbers])),
-        "id": table["id"],
-        "text_hash": table["text_hash"],
+        "id": rows.table["id"].take(numbers),
+        "text_hash": rows.table["text_hash"].take(numbers),
     }
-    if target is not None:
-        columns[target] = table[target] if labels is None or target != "labels" else _lists(labels, numbers)
-    columns["group"] = pc.coalesce(table["group"], table["text_hash"])
-    index = pa.table(columns)
-    order = pc.sort_indices(
-        index, sort_keys=[("split", "ascending"), ("text_hash", "ascending"), ("id", "ascending")]
-    )
+    if target == "labels" and labels is not None:
+        columns[target] = _lists(labels, np.sort(numbers)).take(pa.array(order))
+    elif target is not None:
+        columns[target] = rows.table[target].take(numbers)
+    columns["group"] = pc.coalesce(rows.table["group"].take(numbers).cast(pa.string()), columns["text_hash"])
     places = pa.table(
         {
-            "source": table["source"],
-            "row": table["row"],
+            "source": rows.table["source"].take(numbers).cast(pa.string()),
+            "row": rows.row[numbers],
             "batch": pa.array(names, pa.string()).take(pa.array(rows.batch[numbers])),
             "position": rows.position[numbers],
         }
     )
     # One chunk a column: how the file is cut into pages must not depend on the batches either.
-    return index.take(order).combine_chunks(), places.take(order).combine_chunks()
+    return pa.table(columns).combine_chunks(), places.combine_chunks()
 
 
 def _lists(labels: Labels, rows: np.ndarray) -> pa.Array:

@@ -93,8 +93,8 @@ def _require_equal_versions() -> None:
             continue
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         try:
-            task = ray.remote(versions).options(num_cpus=0, scheduling_strategy=strategy)
-            answer = ray.get(task.remote(), timeout=60)
+            task = ray.remote(versions).options(num_cpus=0, scheduling_strategy=strategy).remote()
+            answer = ray.get(task, timeout=60)
         except Exception as error:
             answer = _reason(error)
         if answer != versions():

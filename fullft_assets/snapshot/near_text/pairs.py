@@ -14,13 +14,13 @@ sequence comparison"). A passage of 18 words that is quoted word for word keeps 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fullft_assets.snapshot.all_rows import distinct, expand
 from fullft_assets.snapshot.near_text.engine import load_engine, searched
@@ -35,9 +35,6 @@ from fullft_assets.snapshot.near_text.words import (
     shingle_sets,
     shingle_words,
 )
-
-if TYPE_CHECKING:
-    from daft import DataFrame
 
 #: Jaccard similarity of word shingles from which two texts are near-duplicates.
 SIMILARITY = 0.8
@@ -70,9 +67,15 @@ _LEAST_SIZE = 16
 ABSENT, REFERENCE, UNLIKE, ALIKE = range(4)
 #: Candidates that are joined at once.
 _JOINED_ROWS = 1 << 17
-#: Shingles of the texts that are read at once: about 100 MB of texts. Any texts are in all batches, so that
-#: fewer at once would be read from all of their files again and again.
-_READ_SHINGLES = 1 << 24
+#: Pairs whose signatures are compared at once.
+_ESTIMATED_PAIRS = 1 << 17
+#: Pairs that are confirmed at once at most.
+_CONFIRMED_PAIRS = 1 << 20
+#: Rows of which all anchors are sorted at once.
+_SORTED_ROWS = 1 << 20
+#: Shingles of the texts that are read at once, of 8 bytes. Any texts are in all batches, so that fewer at
+#: once would be read from all of their files again and again.
+_READ_SHINGLES = 1 << 25
 #: Pairs that are looked at at once. Above the bits of a shingle's hash fits the number of a pair.
 _PAIRS_AT_ONCE = 1 << (64 - HASH_BITS)
 #: A hash function is the product with an odd number, modulo 2^64; shingles are hashes already.
@@ -81,6 +84,9 @@ _FACTORS = np.frombuffer(hashlib.shake_128(b"minhash").digest(8 * NUM_HASHES), "
 #: Bits by which values are looked up at most, in 64 MB.
 _LOOK_UP_BITS = 26
 
+_NONE = np.zeros(0, np.uint32)
+#: Returns of values whether they may be among some others.
+LookUp = Callable[[np.ndarray], np.ndarray]
 #: Returns the texts of rows (ascending).
 ReadTexts = Callable[[np.ndarray], "pa.Array | pa.ChunkedArray"]
 #: Returns which pairs of texts are alike, by the numbers of shingles of both and how many they share.
@@ -147,13 +153,11 @@ def _anchors(words: Words) -> pa.ListArray:
         size *= 2
     # Whole windows, and of a text with fewer runs the first one.
     is_whole = np.append(text, np.full(WINDOW - 1, -1))[WINDOW - 1 :] == text
-    is_first = np.append(-1, text)[:-1] != text
-    least = least[is_whole | is_first]
+    least = least[is_whole | (np.append(-1, text)[:-1] != text)]
     # Neighbouring windows often have one minimum: fewer are sorted.
     least = distinct(least[np.append(True, least[1:] != least[:-1])[: len(least)]])
     counts = np.bincount((least >> np.uint64(32)).astype(np.int64), minlength=len(words.counts))
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return pa.ListArray.from_arrays(starts, least.astype(np.uint32))
+    return pa.ListArray.from_arrays(np.append(0, np.cumsum(counts)).astype(np.int32), least.astype(np.uint32))
 
 
 @dataclass(frozen=True)
@@ -161,11 +165,11 @@ class Texts:
     """Texts that are compared: n rows.
 
     Attributes:
-        sketches: of all rows, part by part in their order.
+        sketches: of all rows, part by part in their order: each reads a column of a table of `sketch`.
         read: reads the texts of rows.
     """
 
-    sketches: Sequence[pa.Table]
+    sketches: Sequence[Callable[[str], pa.ChunkedArray]]
     read: ReadTexts
 
     def find_near(
@@ -179,10 +183,8 @@ class Texts:
         """
         if not len(reference) or not len(candidates):
             return {}
-        proposed = searched(lambda: self._propose_near(reference, candidates, similarity))
-        proposed = proposed[:, self._estimates(proposed) >= _least_estimate(similarity)]
         return self._confirm(
-            proposed,
+            searched(lambda: self._propose_near(reference, candidates, similarity)),
             lambda first, second, num_shared: num_shared >= similarity * (first + second - num_shared),
         )
 
@@ -190,26 +192,36 @@ class Texts:
         """Return pairs of rows [2, n] that may be near to each other: candidates (ascending), references."""
         daft = load_engine()
         col = daft.col
-        keys = self._values("keys", min(reference, candidates, key=len))
-        lookup = self._side(reference, "reference", "keys", keys, "bits", "number")
-        lookup = lookup.with_column_renamed("bits", "reference_bits").collect()
         distance = daft.functions.hamming_distance(col("bits"), col("reference_bits"))
         # One number orders the pairs by their distance, then by the reference text.
         order_number = distance.cast(daft.DataType.int64()) * (1 << _NUMBER_BITS) + col("number")
         end = (_largest_distance(similarity) + 1) << _NUMBER_BITS
-        parts = []
-        for start in range(0, len(candidates), _JOINED_ROWS):
-            frame = self._side(candidates[start : start + _JOINED_ROWS], "candidate", "keys", keys, "bits")
-            pairs = frame.join(lookup, on="keys").with_column("pair", order_number)
-            nearest_pairs = pairs.where(col("pair") < end).groupby("candidate", col("number") % _SLOTS)
-            parts.append(nearest_pairs.agg(col("pair").min()).to_arrow())
-        nearest = pa.concat_tables(parts).sort_by([("candidate", "ascending"), ("pair", "ascending")])
-        numbers = self._column("number").to_numpy()[reference]
+        signatures = self._bytes("signature", reference)
+        bits = np.packbits(signatures & 1, axis=1)
+        numbers = self._bytes("number", reference).view(np.int64)[:, 0]
         order = np.argsort(numbers, kind="stable")
-        number = nearest["pair"].to_numpy() & ((1 << _NUMBER_BITS) - 1)
-        return np.stack(
-            [nearest["candidate"].to_numpy(), reference[order[np.searchsorted(numbers[order], number)]]]
-        )
+        parts = [np.zeros((2, 0), np.int64)]
+        for entries, lookup in self._sides("keys", reference, candidates):
+            position = np.searchsorted(reference, lookup["reference"])
+            candidate_bits = self._bytes("bits", entries["candidate"].to_numpy())
+            lookup = lookup.append_column("reference_bits", _binary(bits[position]))
+            pairs = daft.from_arrow(entries.append_column("bits", _binary(candidate_bits))).join(
+                daft.from_arrow(lookup.append_column("number", [numbers[position]])), on="keys"
+            )
+            nearest_pairs = (
+                pairs.with_column("pair", order_number)
+                .where(col("pair") < end)
+                .groupby("candidate", col("number") % _SLOTS)
+                .agg(col("pair").min())
+                .to_arrow()
+                .sort_by([("candidate", "ascending"), ("pair", "ascending")])
+            )
+            number = nearest_pairs["pair"].to_numpy() & ((1 << _NUMBER_BITS) - 1)
+            position = order[np.searchsorted(numbers[order], number)]
+            proposed = np.stack([nearest_pairs["candidate"].to_numpy(), reference[position]])
+            is_close = self._estimates(proposed, reference, signatures) >= _least_estimate(similarity)
+            parts.append(proposed[:, is_close])
+        return np.concatenate(parts, axis=1)
 
     def compare_near(self, roles: np.ndarray, last: np.ndarray) -> np.ndarray:
         """Return the roles of rows, ALIKE for the candidates that are near to a reference text.
@@ -220,8 +232,8 @@ class Texts:
                 time and changes nothing.
         """
         # A reference text that comes or goes changes which are the nearest ones of their residue.
-        changed_rows = np.flatnonzero((roles == REFERENCE) != (last == REFERENCE))
-        compared, candidates = self._settle(roles, last, "keys", self._values("keys", changed_rows))
+        keys = self._values("keys", np.flatnonzero((roles == REFERENCE) != (last == REFERENCE)))
+        compared, candidates = self._settle(roles, last, "keys", keys)
         compared[list(self.find_near(np.flatnonzero(roles == REFERENCE), candidates))] = ALIKE
         return compared
 
@@ -232,26 +244,29 @@ class Texts:
             roles, last: see `compare_near`.
             share: least share of the shorter text's shingles that the longer one has, the same for `last`.
         """
-        sizes = self._column("size").to_numpy()
+        sizes = self._sizes
         roles = np.where(sizes >= _LEAST_SIZE, roles, ABSENT)
         common = self._common_anchors(roles)
-        changed_anchors = np.setxor1d(common, self._common_anchors(last))
+        changed_anchors = np.setxor1d(common, self._common_anchors(last), assume_unique=True)
         removed = self._values("anchors", np.flatnonzero((last == REFERENCE) & (roles != REFERENCE)))
-        changed_anchors = np.append(changed_anchors, np.setdiff1d(removed, common))
+        changed_anchors = np.append(changed_anchors, removed[~_is_in(removed, common)])
         compared, candidates = self._settle(roles, last, "anchors", changed_anchors)
         reference = np.flatnonzero(roles == REFERENCE)
         added = reference[last[reference] != REFERENCE]
-        settled = np.setdiff1d(np.flatnonzero(compared == UNLIKE), candidates)
+        is_settled = compared == UNLIKE
+        is_settled[candidates] = False
         proposed = [
             searched(partial(self._propose_contained, *rows, share, common))
-            for rows in ((reference, candidates), (added, settled))
+            for rows in ((reference, candidates), (added, np.flatnonzero(is_settled)))
             if all(map(len, rows))
         ]
         pairs = np.concatenate([np.zeros((2, 0), np.int64), *proposed], axis=1)
         # The least similarity of two texts of which the longer one has this share of the shorter one.
         shared_shingles = share * sizes[pairs].min(axis=0)
         similarity = shared_shingles / (sizes[pairs].sum(axis=0) - shared_shingles)
-        pairs = pairs[:, self._estimates(pairs) >= _least_estimate(similarity)]
+        rows = distinct(pairs[1])
+        estimates = self._estimates(pairs, rows, self._bytes("signature", rows))
+        pairs = pairs[:, estimates >= _least_estimate(similarity)]
         contained = self._confirm(
             pairs[:, np.lexsort((pairs[1], pairs[0]))],
             lambda first, second, num_shared: num_shared >= share * np.minimum(first, second),
@@ -267,8 +282,8 @@ class Texts:
         """
         is_settled = (roles == UNLIKE) & (last >= UNLIKE)
         if is_settled.any():
-            entries, rows = self._entries(name, np.flatnonzero(is_settled), values)
-            is_settled[rows[np.isin(entries, values)]] = False
+            entries, rows = self._entries(name, np.flatnonzero(is_settled), _look_up(values))
+            is_settled[rows[_is_in(entries, values)]] = False
         return np.where(is_settled, last, roles), np.flatnonzero((roles == UNLIKE) & ~is_settled)
 
     def _propose_contained(
@@ -276,83 +291,119 @@ class Texts:
     ) -> np.ndarray:
         """Return pairs of rows [2, n], candidates and references, that share enough rare anchors."""
         daft = load_engine()
-        anchors = np.setdiff1d(self._values("anchors", min(reference, candidates, key=len)), common)
-        entries, rows = self._entries("anchors", reference, anchors)
-        is_rare = ~np.isin(entries, common)
-        lookup = daft.from_arrow(pa.table({"anchors": entries[is_rare], "reference": rows[is_rare]}))
-        parts = []
-        for start in range(0, len(candidates), _JOINED_ROWS):
-            frame = self._side(candidates[start : start + _JOINED_ROWS], "candidate", "anchors", anchors)
-            counts = (
-                frame.join(lookup, on="anchors")
+        counts = np.concatenate(
+            [num_values(sketches("anchors")).astype(np.int32) for sketches in self.sketches]
+        )
+        least = max(_LEAST_ANCHORS, 1 - _LOST_ANCHORS * (1 - share))
+        parts = [np.zeros((2, 0), np.int64)]
+        for entries, lookup in self._sides("anchors", reference, candidates, common):
+            pair_counts = (
+                daft.from_arrow(entries)
+                .join(daft.from_arrow(lookup), on="anchors")
                 .groupby("candidate", "reference")
                 .agg(daft.col("anchors").count().alias("num_shared"))
                 .to_arrow()
             )
-            parts.append(self._with_enough_anchors(counts, share))
+            pairs = np.stack([pair_counts["candidate"].to_numpy(), pair_counts["reference"].to_numpy()])
+            num_needed = least * counts[np.where(self._sizes[pairs[0]] < self._sizes[pairs[1]], *pairs)]
+            parts.append(pairs[:, pair_counts["num_shared"].to_numpy() >= num_needed])
         return np.concatenate(parts, axis=1)
 
-    def _side(
-        self, rows: np.ndarray, name: str, exploded: str, values: np.ndarray, *columns: str
-    ) -> DataFrame:
-        """Return a frame of some rows: their numbers, a value of a list a row, and other columns. Most of
-        what is not in `values` is left out.
+    def _sides(
+        self, name: str, reference: np.ndarray, candidates: np.ndarray, common: np.ndarray = _NONE
+    ) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Yield both sides of a join, of some candidates at a time: a row for each value in the lists of the
+        candidates, and of the reference texts. Most of what the other side does not have is left out, and
+        what is `common` (ascending).
         """
-        entries, numbers = self._entries(exploded, rows, values)
-        side_columns = pa.concat_tables(self.sketches).select(columns).take(pa.array(numbers))
-        side = pa.table({exploded: entries, name: numbers, **dict(zip(columns, side_columns, strict=True))})
-        return load_engine().from_arrow(side)
+        entries, rows = self._entries(
+            name, reference, _look_up(self._values(name, min(reference, candidates, key=len)))
+        )
+        is_rare = ~_is_in(entries, common)
+        entries, rows = (part[is_rare] for part in (entries, rows))
+        may_be_joined = _look_up(entries)
+        for start in range(0, len(candidates), _JOINED_ROWS):
+            block = self._entries(name, candidates[start : start + _JOINED_ROWS], may_be_joined)
+            mask = _look_up(block[0])(entries)
+            if mask.any():
+                yield (
+                    pa.table({name: block[0], "candidate": block[1]}),
+                    pa.table({name: entries[mask], "reference": rows[mask]}),
+                )
 
-    def _entries(self, name: str, rows: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values in the lists of some rows (ascending), and the row of each. Most of what is not
-        in `values` is left out.
-        """
-        num_bits = min((16 * len(values)).bit_length(), _LOOK_UP_BITS)
-        low_bits = np.uint32((1 << num_bits) - 1)
-        is_value = np.zeros(1 << num_bits, bool)
-        is_value[values & low_bits] = True
-        lists = self._lists(name, rows)
-        entries = lists.flatten().to_numpy()
-        positions = np.flatnonzero(is_value[entries & low_bits])
-        numbers = np.searchsorted(np.cumsum(num_values(lists)), positions, "right")
-        return entries[positions], rows[numbers]
+    def _entries(self, name: str, rows: np.ndarray, look_up: LookUp) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values in the lists of some rows (ascending) that are looked up, and the row of each."""
+        entries = [_NONE]
+        numbers = [np.zeros(0, np.int64)]
+        for lists, part_rows in self._parts(name, rows):
+            values = lists.flatten().to_numpy()
+            mask = look_up(values)
+            entries.append(values[mask])
+            numbers.append(np.repeat(part_rows, num_values(lists))[mask])
+        return np.concatenate(entries), np.concatenate(numbers)
 
     def _values(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Return the values in the lists of some rows."""
-        return self._lists(name, rows).flatten().to_numpy()
+        """Return the values in the lists of some rows (ascending)."""
+        return np.concatenate([_NONE, *(lists.flatten().to_numpy() for lists, _ in self._parts(name, rows))])
 
-    def _lists(self, name: str, rows: np.ndarray) -> pa.ListArray:
-        mask = np.zeros(sum(map(len, self.sketches)), bool)
-        mask[rows] = True
-        return pa.concat_tables(self.sketches)[name].filter(pa.array(mask)).combine_chunks()
+    def _parts(self, name: str, rows: np.ndarray) -> Iterator[tuple[pa.Array, np.ndarray]]:
+        """Yield a column's values of some rows (ascending), and the rows, part by part: a part is read when
+        it is needed, and let go.
+        """
+        edges = self._edges.tolist()
+        for sketches, start, end in zip(self.sketches, edges, edges[1:], strict=False):
+            part_rows = rows[slice(*np.searchsorted(rows, [start, end]))]
+            if len(part_rows):
+                mask = np.zeros(end - start, bool)
+                mask[part_rows - start] = True
+                yield sketches(name).filter(pa.array(mask)).combine_chunks(), part_rows
+
+    @cached_property
+    def _edges(self) -> np.ndarray:
+        """Number of the first row of each part, and the number of rows."""
+        return np.cumsum([0, *(len(sketches("size")) for sketches in self.sketches)])
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        """Number of distinct shingles of each text: int32 [n]."""
+        return np.concatenate([sketches("size").to_numpy() for sketches in self.sketches])
 
     def _common_anchors(self, roles: np.ndarray) -> np.ndarray:
-        """Return the anchors that more than MAX_ROWS of the compared rows have."""
-        anchors = np.sort(self._values("anchors", np.flatnonzero(roles)))
-        return distinct(anchors[MAX_ROWS:][anchors[MAX_ROWS:] == anchors[:-MAX_ROWS]])
+        """Return the anchors that more than MAX_ROWS of the compared rows have, ascending."""
+        rows = np.flatnonzero(roles)
+        # Some anchors at a time.
+        num_residues = 1 + len(rows) // _SORTED_ROWS
+        common = [_NONE]
+        for residue in range(num_residues):
+            parts = (lists.flatten().to_numpy() for lists, _ in self._parts("anchors", rows))
+            anchors = np.sort(
+                np.concatenate([_NONE, *(part[part % num_residues == residue] for part in parts)])
+            )
+            common.append(distinct(anchors[MAX_ROWS:][anchors[MAX_ROWS:] == anchors[:-MAX_ROWS]]))
+        return np.sort(np.concatenate(common))
 
-    def _column(self, name: str) -> pa.Array:
-        return pa.concat_tables(self.sketches)[name].combine_chunks()
+    def _bytes(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Return the bytes of a column's values of some rows: uint8 [n, width]."""
+        distinct_rows = distinct(rows)
+        parts = []
+        for column, _ in self._parts(name, distinct_rows):
+            data = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, column.type.bit_width // 8)
+            parts.append(data[column.offset : column.offset + len(column)])
+        return np.concatenate(parts)[np.searchsorted(distinct_rows, rows)] if parts else np.zeros(0)
 
-    def _estimates(self, pairs: np.ndarray) -> np.ndarray:
-        """Return the estimated similarity of each pair of rows [2, n]: the share of equal signature bytes."""
-        column = self._column("signature")
-        data = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, NUM_HASHES)
-        signatures = data[column.offset : column.offset + len(column)]
-        estimates = np.zeros(pairs.shape[1])
-        for start in range(0, len(estimates), _PAIRS_AT_ONCE):
-            block = slice(start, start + _PAIRS_AT_ONCE)
-            estimates[block] = (signatures[pairs[0, block]] == signatures[pairs[1, block]]).mean(axis=1)
-        return estimates
+    def _estimates(self, pairs: np.ndarray, rows: np.ndarray, signatures: np.ndarray) -> np.ndarray:
+        """Return the estimated similarity of each pair of rows [2, n]: the share of equal signature bytes.
 
-    def _with_enough_anchors(self, pair_counts: pa.Table, share: float) -> np.ndarray:
-        """Return the pairs [2, n] of which the longer text has enough of the shorter one's anchors."""
-        sizes = self._column("size").to_numpy()
-        counts = num_values(self._column("anchors"))
-        pairs = np.stack([pair_counts["candidate"].to_numpy(), pair_counts["reference"].to_numpy()])
-        shorter = np.where(sizes[pairs[0]] < sizes[pairs[1]], *pairs)
-        least = max(_LEAST_ANCHORS, 1 - _LOST_ANCHORS * (1 - share))
-        return pairs[:, pair_counts["num_shared"].to_numpy() >= least * counts[shorter]]
+        Args:
+            pairs: candidates and references.
+            rows, signatures: the references (ascending), and the signature of each [rows, NUM_HASHES].
+        """
+        estimates = [np.zeros(0)]
+        for start in range(0, pairs.shape[1], _ESTIMATED_PAIRS):
+            first, second = pairs[:, start : start + _ESTIMATED_PAIRS]
+            is_equal = self._bytes("signature", first) == signatures[np.searchsorted(rows, second)]
+            estimates.append(is_equal.mean(axis=1))
+        return np.concatenate(estimates)
 
     def _confirm(self, pairs: np.ndarray, are_alike: AreAlike) -> dict[int, int]:
         """Return the first pair of each candidate whose texts are alike by their shingles.
@@ -366,39 +417,62 @@ class Texts:
             :, np.argsort(np.arange(pairs.shape[1]) - np.searchsorted(pairs[0], pairs[0]), kind="stable")
         ]
         partners: dict[int, int] = {}
-        num_shingles = self._column("size").to_numpy()
         while pairs.shape[1]:
-            num_read = np.searchsorted(np.cumsum(num_shingles[pairs].sum(axis=0)), _READ_SHINGLES) + 1
+            rows, first = np.unique(pairs[:, :_CONFIRMED_PAIRS].T, return_index=True)
+            num_shingles = np.zeros(2 * min(pairs.shape[1], _CONFIRMED_PAIRS), np.int64)
+            num_shingles[first] = self._sizes[rows]
+            num_read = np.searchsorted(np.cumsum(num_shingles)[1::2], _READ_SHINGLES) + 1
             block, pairs = np.split(pairs, [num_read], axis=1)
-            rows = distinct(block.ravel())
-            sizes, num_shared = _count_shared(self.read(rows), np.searchsorted(rows, block))
-            alike = block[:, are_alike(*sizes, num_shared)]
+            alike = block[:, are_alike(*self._count_shared(block))]
             # The first of several pairs of a candidate counts.
             partners |= dict(alike[:, ::-1].T.tolist())
             pairs = pairs[:, ~np.isin(pairs[0], alike[0])]
         return partners
 
+    def _count_shared(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the numbers of distinct shingles of the texts of each pair of rows [2, n], and how many both
+        share: three of int64 [n].
+        """
+        rows = distinct(pairs.ravel())
+        rows_of_parts = np.split(rows, np.searchsorted(rows, self._edges[1:-1]))
+        parts = [shingle_sets(self.read(part)) for part in rows_of_parts if len(part)]
+        hashes, sizes = map(np.concatenate, zip(*parts, strict=True))
+        starts = np.cumsum(sizes) - sizes
+        num_shared = [np.zeros(0, np.int64)]
+        for start in range(0, pairs.shape[1], _PAIRS_AT_ONCE):
+            block = np.searchsorted(rows, pairs[:, start : start + _PAIRS_AT_ONCE])
+            numbers = np.arange(block.shape[1], dtype=np.uint64) << np.uint64(HASH_BITS)
+            packed = np.concatenate(
+                [
+                    np.repeat(numbers, sizes[side]) | hashes[expand(starts[side], sizes[side])]
+                    for side in block
+                ]
+            )
+            packed.sort(kind="stable")
+            twice = packed[1:][packed[1:] == packed[:-1]] >> np.uint64(HASH_BITS)
+            num_shared.append(np.bincount(twice.astype(np.int64), minlength=block.shape[1]))
+        return *sizes[np.searchsorted(rows, pairs)], np.concatenate(num_shared)
 
-def _count_shared(texts: pa.Array | pa.ChunkedArray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of distinct shingles of both texts of each pair [2, n], and how many they share [n].
 
-    Args:
-        texts: all that are in a pair.
-        pairs: int64 [2, n], positions of texts.
-    """
-    hashes, sizes = shingle_sets(texts)
-    starts = np.cumsum(sizes) - sizes
-    num_shared = [np.zeros(0, np.int64)]
-    for start in range(0, pairs.shape[1], _PAIRS_AT_ONCE):
-        block = pairs[:, start : start + _PAIRS_AT_ONCE]
-        numbers = np.arange(block.shape[1], dtype=np.uint64) << np.uint64(HASH_BITS)
-        packed = np.concatenate(
-            [np.repeat(numbers, sizes[side]) | hashes[expand(starts[side], sizes[side])] for side in block]
-        )
-        packed.sort(kind="stable")
-        twice = packed[1:][packed[1:] == packed[:-1]] >> np.uint64(HASH_BITS)
-        num_shared.append(np.bincount(twice.astype(np.int64), minlength=block.shape[1]))
-    return sizes[pairs], np.concatenate(num_shared)
+def _binary(values: np.ndarray) -> pa.Array:
+    """Return bytes [n, width] as a column of Arrow."""
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(values.shape[1]), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))]
+    )
+
+
+def _look_up(values: np.ndarray) -> LookUp:
+    """Return what says whether other values may be among these; it is wrong for some that are not."""
+    num_bits = min((16 * len(values)).bit_length(), _LOOK_UP_BITS)
+    low_bits = np.uint32((1 << num_bits) - 1)
+    is_value = np.zeros(1 << num_bits, bool)
+    is_value[values & low_bits] = True
+    return lambda queries: is_value[queries & low_bits]
+
+
+def _is_in(values: np.ndarray, value_set: np.ndarray) -> np.ndarray:
+    """Return whether each value is in a set: bool [n]. `np.isin` sorts them all."""
+    return pc.is_in(pa.array(values), value_set=pa.array(value_set)).to_numpy(zero_copy_only=False)
 
 
 def _largest_distance(similarity: float) -> int:
@@ -424,7 +498,7 @@ def near_duplicates(
     """
     column = pa.array([*reference, *candidates], pa.string())
     rows = np.arange(len(column))
-    partners = Texts([sketch(column)], column.take).find_near(
+    partners = Texts([sketch(column).column], column.take).find_near(
         rows[: len(reference)], rows[len(reference) :], similarity
     )
     return {row - len(reference): partner for row, partner in partners.items()}

@@ -62,8 +62,10 @@ class Words:
 
 def hash_words(texts: pa.Array | pa.ChunkedArray) -> Words:
     """Return the words of texts; null counts as empty."""
-    none = Words(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.uint8))
-    parts = [none, *(hash_lists(split_words(block)) for block in blocks(texts))]
+    parts = [
+        Words(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.uint8)),
+        *(hash_lists(split_words(block)) for block in blocks(texts)),
+    ]
     return Words(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
@@ -83,8 +85,8 @@ def blocks(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
     """Yield texts in blocks of a bounded size."""
     for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
         lengths = pc.fill_null(pc.binary_length(chunk), 0).to_numpy(zero_copy_only=False)
-        block = np.cumsum(lengths, dtype=np.int64) // _BLOCK_BYTES
-        starts = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(chunk)]
+        ends = np.flatnonzero(np.diff(np.cumsum(lengths, dtype=np.int64) // _BLOCK_BYTES)) + 1
+        starts = [0, *ends.tolist(), len(chunk)]
         for start, end in zip(starts, starts[1:], strict=False):
             yield from (
                 chunk.slice(first, min(_BLOCK_TEXTS, end - first))
