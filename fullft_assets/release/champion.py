@@ -92,10 +92,6 @@ class ReleaseState(Champion):
         champions = [self.current, *(past.champion for past in self.history if not past.rolled_back)]
         return next((champion for champion in champions if champion.is_better), champions[-1])
 
-    def was_rolled_back(self, checkpoint: str) -> bool:
-        """Return whether a checkpoint was champion and was rolled back."""
-        return any(past.rolled_back and past.champion.checkpoint == checkpoint for past in self.history)
-
 
 def read_state(store: Store, case: str) -> ReleaseState | None:
     """Return the champion with its history, or None before the first promotion."""

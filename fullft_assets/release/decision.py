@@ -152,7 +152,9 @@ def consider(
         return ReleaseOutcome("already_champion", "Already champion: nothing to change.", current)
     if not verdict.promote:
         return ReleaseOutcome("kept", verdict.sentence, current)
-    if state is not None and state.was_rolled_back(candidate.checkpoint):
+    if state is not None and any(
+        past.rolled_back and past.champion.checkpoint == candidate.checkpoint for past in state.history
+    ):
         return ReleaseOutcome(
             "kept",
             "Not promoted: this checkpoint was champion and was rolled back; deliver new data or raise"

@@ -127,7 +127,10 @@ def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
     all_counts = np.array(counts)
     errors = all_counts.sum(0) + all_counts.sum(1) - 2 * np.diag(all_counts)
     worst = np.sort(np.argsort(-errors, kind="stable")[:MAX_LABELS])
-    names = [shorten_name(str(labels[label])) for label in worst.tolist()]
+    names = [
+        name if len(name) <= _MAX_LABEL_CHARACTERS else name[: _MAX_LABEL_CHARACTERS - 1] + "…"
+        for name in (str(labels[label]) for label in worst.tolist())
+    ]
     matrix = all_counts[np.ix_(worst, worst)]
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     size = max(3.6, min(9.0, 2.2 + 0.42 * len(names)))
@@ -212,8 +215,3 @@ def _learning_curve(curve: Sequence[Mapping[str, Any]], evaluation: Evaluation) 
         for system in (evaluation.justification.best_baseline, evaluation.candidate)
     }
     return _lines({"pilot": points}, levels, "training rows of the pilot", title(metric))
-
-
-def shorten_name(name: str) -> str:
-    """Return the name, or its beginning if it is long."""
-    return name if len(name) <= _MAX_LABEL_CHARACTERS else name[: _MAX_LABEL_CHARACTERS - 1] + "…"
