@@ -4,7 +4,9 @@ project's own comparison.
 `python -m benchmarks.drift [--worlds N]` prints a Markdown table and keeps the measurements in
 build/drift.json. The corpora are ScanCode's licence rules and the one-line descriptions of Debian's packages
 (apt's lists: `apt-get update`). MiniLM reads each once, into build/drift; after that a world costs seconds. A
-world has groups, held-out rows and reference windows of its own.
+world has groups, held-out rows and reference windows of its own. In a persistent world a group is sent for five
+windows in the mean and then not for twelve; in one with campaigns another part has 30 documents more every
+seven windows, which is reported and not judged.
 """
 
 from __future__ import annotations
@@ -49,6 +51,14 @@ MAX_ROWS, MAX_TOKENS = 12_000, 48
 #: Documents that a subpopulation has at least.
 LEAST_SUBPOPULATION = 150
 HELD_OUT_ROWS, TAUGHT_ROWS = 1_000, 1_000
+#: Windows in which a group is sent in a row, and in which it is not, in the mean.
+WINDOWS_ON, WINDOWS_OFF = 5, 12
+#: Windows that a campaign lasts, and its documents in each.
+CAMPAIGN_WINDOWS, CAMPAIGN_ROWS = 7, 30
+#: Groups that the documents of a small subpopulation are of.
+FEW_GROUPS = 30
+#: Shares of all rows that the label of a label shift has before.
+USUAL_SHARES = (0.05, 0.5)
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,8 @@ class World:
         taught_rows = np.concatenate([corpus.rows_of[group] for group in taught])
         self._vocabulary = {word for row in taught_rows for word in corpus.words[row]}
         self._fit_head(self.rng.permutation(taught_rows)[:TAUGHT_ROWS])
+        self._is_on = self.rng.random(len(corpus.rows_of)) < WINDOWS_ON / (WINDOWS_ON + WINDOWS_OFF)
+        self._num_campaign_windows = 0
         held = np.array([self.rng.choice(corpus.rows_of[group]) for group in held_out[:HELD_OUT_ROWS]])
         self.scale = Scale.fit(self.features(held), int(corpus.label_numbers.max()) + 1)
 
@@ -197,10 +209,15 @@ class World:
         groups = self.rng.choice(len(self.corpus.rows_of), size, replace=False)
         return np.array([self.rng.choice(self.corpus.rows_of[group]) for group in groups])
 
-    def bursts(self) -> np.ndarray:
-        """Draw up to six related rows of each group, as they are: real ones, no copies."""
+    def bursts(self, groups: np.ndarray | None = None) -> np.ndarray:
+        """Draw up to six related rows of each group, as they are: real ones, no copies.
+
+        Args:
+            groups: that are sent. None: all.
+        """
         found = []
-        for group in self.rng.choice(len(self.corpus.rows_of), NUM_BURSTS, replace=False):
+        sent = np.arange(len(self.corpus.rows_of)) if groups is None else groups
+        for group in self.rng.choice(sent, min(NUM_BURSTS, len(sent)), replace=False):
             rows = self.corpus.rows_of[group]
             found.append(self.rng.permutation(rows)[: self.rng.integers(1, MAX_BURST + 1)])
         return np.concatenate(found)
@@ -211,10 +228,47 @@ class World:
 
     def in_bursts(self, *, with_group: bool) -> Sums:
         """Return a window of bursts, thinned out by the project."""
-        rows = self.bursts()
+        return self._thinned(self.bursts(), with_group=with_group)
+
+    def _thinned(self, rows: np.ndarray, *, with_group: bool = True) -> Sums:
         texts = [self.corpus.texts[row] for row in rows]
         groups = [self.corpus.groups[row] if with_group else None for row in rows]
         return self.scale.sums(self.features(rows[monitoring.independent_rows(texts, groups, self.seed)]))
+
+    def persistent(self) -> Sums:
+        """Return a window of bursts of the groups that are on; those that are on come and go."""
+        luck = self.rng.random(len(self._is_on))
+        self._is_on = np.where(self._is_on, luck >= 1 / WINDOWS_ON, luck < 1 / WINDOWS_OFF)
+        return self._thinned(self.bursts(np.flatnonzero(self._is_on)))
+
+    def campaign(self) -> Sums:
+        """Return a window of bursts and of more documents of one part, another one every seven windows."""
+        if self._num_campaign_windows % CAMPAIGN_WINDOWS == 0:
+            parts = self.corpus.subpopulations
+            self._campaign = parts[self.rng.integers(len(parts))]
+        self._num_campaign_windows += 1
+        more = self.rng.choice(self._campaign, CAMPAIGN_ROWS, replace=False)
+        return self._thinned(np.concatenate([self.bursts(), more]))
+
+    def label_shift(self, points: float) -> Sums:
+        """Return a window in which the share of one label is higher by so much."""
+        labels = self.corpus.label_numbers
+        one_hot = np.eye(int(labels.max()) + 1)
+        shares = np.mean([one_hot[labels[rows]].mean(axis=0) for rows in self.corpus.rows_of], axis=0)
+        usual = np.flatnonzero((shares >= USUAL_SHARES[0]) & (shares <= USUAL_SHARES[1]))
+        label = usual[self.seed % len(usual)]
+        num_more = round(points / (1 - shares[label]) * WINDOW)
+        more = self.rng.choice(np.flatnonzero(labels == label), num_more, replace=False)
+        return self.scale.sums(self.features(np.concatenate([self.independent(WINDOW - num_more), more])))
+
+    def few_groups(self, share: float, part: np.ndarray) -> Sums:
+        """Return a window in which a share of the documents is of a part's largest groups, thinned out."""
+        groups = np.array(self.corpus.groups)[part]
+        names, counts = np.unique(groups, return_counts=True)
+        largest = part[np.isin(groups, names[np.argsort(-counts, kind="stable")[:FEW_GROUPS]])]
+        num_more = round(share * WINDOW)
+        more = self.rng.permutation(largest)[:num_more]
+        return self._thinned(np.concatenate([self.independent(WINDOW - num_more), more]))
 
     def new_domain(self, share: float) -> Sums:
         """Return a window with a share of documents of the other corpus."""
@@ -272,16 +326,20 @@ def unchanged(draw: Callable[[], Sums]) -> dict[str, float]:
     """
     stream = Stream()
     found = [stream.send(draw()) for _ in range(REFERENCE_WINDOWS + NUM_UNCHANGED)]
+    first = [not monitoring.check(verdict).passed for verdict in found if not verdict.comparisons]
     provisional = [
         verdict
         for verdict in found
         if verdict.comparisons and verdict.num_reference_windows < REFERENCE_WINDOWS
     ]
     full = [verdict for verdict in found if verdict.num_reference_windows >= REFERENCE_WINDOWS]
+    # Where too many alarm for a reference to be complete.
+    full = full or found[REFERENCE_WINDOWS:]
     rates = {
         "alarms": np.mean([verdict.status in ALARMED for verdict in full]),
         "confirmed": np.mean([verdict.status == "confirmed" for verdict in full]),
         "provisional": np.mean([verdict.status in ALARMED for verdict in provisional]),
+        "warming up": np.mean(first),
         "inhomogeneous": float(any(verdict.notes for verdict in full)),
         "novel": np.mean([sums.novel_share or 0.0 for sums in stream.content.recent]),
     }
@@ -310,6 +368,14 @@ def shifted(usual: Callable[[], Sums], draw: Callable[[], Sums]) -> dict[str, fl
     }
 
 
+def shifted_early(usual: Callable[[], Sums], draw: Callable[[], Sums]) -> dict[str, float]:
+    """Return whether a shift from the second window on alarms by the eighth."""
+    stream = Stream()
+    stream.send(usual())
+    verdicts = [stream.send(draw()) for _ in range(7)]
+    return {"by window 8": float(any(not monitoring.check(verdict).passed for verdict in verdicts))}
+
+
 def run_world(corpus: Corpus, other: Corpus, seed: int) -> dict[str, dict[str, float]]:
     """Return the rates of one world by case."""
     world = World(corpus, other, seed)
@@ -318,6 +384,11 @@ def run_world(corpus: Corpus, other: Corpus, seed: int) -> dict[str, dict[str, f
         "unchanged, independent": unchanged(world.unchanged),
         "unchanged, bursts with group": unchanged(lambda: world.in_bursts(with_group=True)),
         "unchanged, bursts without group": unchanged(lambda: world.in_bursts(with_group=False)),
+        "unchanged, persistent topics": unchanged(world.persistent),
+        "campaigns": unchanged(world.campaign),
+        "new domain 30% from window 2 on": shifted_early(world.unchanged, lambda: world.new_domain(0.3)),
+        "label shift +10%": shifted(world.unchanged, lambda: world.label_shift(0.1)),
+        "subpopulation 30% in 30 groups": shifted(world.unchanged, lambda: world.few_groups(0.3, part)),
         "new domain 30%": shifted(world.unchanged, lambda: world.new_domain(0.3)),
         "new domain 10%": shifted(world.unchanged, lambda: world.new_domain(0.1)),
         "subpopulation 30%": shifted(world.unchanged, lambda: world.subpopulation(0.3, part)),
@@ -333,16 +404,22 @@ ROWS = [
             "unchanged, independent",
             "unchanged, bursts with group",
             "unchanged, bursts without group",
+            "unchanged, persistent topics",
+            "campaigns",
         )
         for what, goal in (
-            ("alarms", "<= .05"),
-            ("confirmed", ""),
+            ("alarms", "<= .08" * (case != "campaigns")),
+            ("confirmed", "<= .03" * (case != "campaigns")),
+            ("warming up", ""),
             ("provisional", ""),
             ("inhomogeneous", ""),
         )
     ),
     ("new domain 30%", "within 2", ">= .95", False),
-    ("new domain 10%", "within 3", "", False),
+    ("new domain 10%", "within 3", ">= .90", False),
+    ("label shift +10%", "within 3", ">= .85", False),
+    ("subpopulation 30% in 30 groups", "within 3", ">= .80", False),
+    ("new domain 30% from window 2 on", "by window 8", ">= .80", False),
     ("subpopulation 30%", "within 3", ">= .90", False),
     ("subpopulation 30%", "confirmed within 6", ">= .90", False),
     ("subpopulation 10%", "within 3", "", False),

@@ -46,6 +46,8 @@ CONFIDENCE, RESAMPLES, NUM_RUNS = 0.95, 400, 34
 #: Sets of two corpora that have enough rows for the largest test set; the second ones are in groups.
 DECIDED = {"licence rules by kind": False, "Debian packages by section": True}
 NUM_TEST_ROWS = (500, 2_000, 10_000)
+#: Test groups that a detectable difference is measured on, and the number of test rows of their set.
+NUM_GROUPS = {60: 500, 300: 500, 2_000: 2_000, 10_000: 10_000}
 #: Rows that what is true of a model is measured on.
 MOST_HELD_OUT = 16_000
 MOST_TRAINED = 16_000
@@ -491,6 +493,34 @@ def decisions(trials: int) -> Iterator[dict[str, Any]]:
             }
 
 
+def detectable(trials: int) -> Iterator[dict[str, Any]]:
+    """Yield, for each set and number of test groups, how often a true difference of three quarters of the
+    detectable one, of as much, and of five quarters is found: right within a quarter is at most .8 at the
+    first and at least .8 at the last.
+    """
+    for name, (num_groups, num_rows) in product(DECIDED, NUM_GROUPS.items()):
+        trained = train(name, num_rows, is_grouped=DECIDED[name])
+        drawn = replace(trained, num_drawn=num_groups if num_groups < num_rows else trained.num_drawn)
+        rng = np.random.default_rng([9, num_groups])
+        twins = [claim(_pair(drawn, rng, 0.0), drawn).detectable for _ in range(trials // 2)]
+        difference = float(np.mean(twins))
+        everything = np.ones(drawn.test.num_labels, bool)
+        # Of a good model only losses are as large on a small test set.
+        is_gain = drawn.test.truth(drawn.predicted[0], everything) + 1.3 * difference < 1
+        ends = {}
+        for factor in (0.75, 1.0, 1.25):
+            true = factor * difference * (1 if is_gain else -1)
+            claims = (claim(_pair(drawn, rng, true), drawn) for _ in range(trials))
+            ends[factor] = [found.low > 0 if is_gain else found.high < 0 for found in claims]
+        yield {
+            "set": name,
+            "test groups": drawn.num_drawn,
+            "is gain": is_gain,
+            "detectable": round(difference, 4),
+            **{f"found at {factor}": round(float(np.mean(found)), 3) for factor, found in ends.items()},
+        }
+
+
 _RULES: tuple[ChampionRule, ...] = ("superiority", "non_inferiority")
 
 
@@ -578,6 +608,7 @@ def main(arguments: Sequence[str]) -> Iterator[str]:
         "coverage": coverage,
         "token_coverage": token_coverage,
         "decisions": decisions,
+        "detectable": detectable,
         "looks": looks,
         "erosion": erosion,
     }

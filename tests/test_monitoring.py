@@ -13,7 +13,17 @@ import pytest
 
 from fullft_assets import monitoring
 from fullft_assets.errors import StoreError
-from fullft_assets.monitoring import DriftVerdict, Features, History, Past, Scale, Sums, Vocabulary
+from fullft_assets.monitoring import (
+    REFERENCE_WINDOWS,
+    DriftVerdict,
+    Features,
+    History,
+    Past,
+    Scale,
+    Sums,
+    Vocabulary,
+)
+from fullft_assets.monitoring.drift_tests import compare_means
 from fullft_assets.settings import MonitoringSettings
 from fullft_assets.store import Manifest
 from tests.manifests import drift
@@ -101,6 +111,20 @@ def test_a_small_shift_shows_over_three_windows_and_is_confirmed_by_the_three_be
     verdicts = send([*windows(scale, rng, 14), *windows(scale, rng, 6, moved=1.9, share=0.2)])
     assert [verdict.status for verdict in verdicts[14:]] == ["ok"] * 2 + ["alarm"] * 3 + ["confirmed"]
     assert all(verdict.alarms == ["embeddings_3_windows"] for verdict in verdicts[16:])
+
+
+@pytest.mark.parametrize("lasting", [0.0, 0.7])
+def test_topics_that_last_for_windows_are_no_drift(lasting: float) -> None:
+    rng, alarms = np.random.default_rng(3), []
+    for _ in range(100):
+        topics = rng.normal(size=24)
+        means = []
+        for _ in range(REFERENCE_WINDOWS + 3):
+            topics = lasting * topics + (1 - lasting**2) ** 0.5 * rng.normal(size=24)
+            means.append(0.1 * (0.8 * topics + 0.6 * rng.normal(size=24)))
+        p_value = compare_means(means[:-3], [100] * REFERENCE_WINDOWS, means[-3:], [100] * 3)[1]
+        alarms.append(p_value <= 0.03)
+    assert np.mean(alarms) <= 0.08
 
 
 def test_a_label_that_may_be_a_text_is_not_named(scale: Scale) -> None:
@@ -235,6 +259,15 @@ def test_other_texts_than_the_held_out_ones_are_novel(scale: Scale) -> None:
         other,
     ], "no -4e-17 where it is exactly 5%"
     assert scale.without_rows().sums(draw(rng)).novel_share is None
+
+
+def test_many_novel_documents_are_named_while_there_is_no_reference(scale: Scale) -> None:
+    features = draw(np.random.default_rng(6))
+    features.embeddings[:30, -1] += 30
+    verdicts = send([scale.sums(features)] * 7)
+    assert [monitoring.check(verdict).passed for verdict in verdicts] == [False] * 6 + [True]
+    assert verdicts[0].status == "warming_up" and verdicts[-1].num_reference_windows == 6
+    assert "of the documents are as far" in verdicts[0].summary
 
 
 NOTHING = History(Past([], []))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fullft_assets.evaluation.verdict import check_outcomes, check_specs, verdict
-from fullft_assets.planning.worth import Worth, asked, judge_worth
+from fullft_assets.planning.worth import Worth, asked, judge_worth, turning_points
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from tests.test_release import evaluated, gained
 
@@ -56,6 +56,30 @@ def test_without_a_value_it_is_not_asked() -> None:
     assert not found.is_asked
     assert found.sentence.endswith("set planning.usd_per_point.")
     assert asked(use_case()) == {} != asked(use_case(usd_per_point=5))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_start", "price", "rows"),
+    [
+        (
+            0.03,
+            0.07,
+            True,
+            "not worth it below 17.14 USD a year, worth it above 40.00 USD",
+            "fewer than 800;",
+        ),
+        (-0.06, 0.02, True, "not worth it below 60.00 USD a year, worth it for certain at no", "3,200 by "),
+        (-0.06, 0.02, False, "not worth it below 60.00 USD a year, worth it for certain at no", "unknown"),
+        (-0.6, -0.2, True, "unknown: nothing was gained", "unknown"),
+    ],
+)
+def test_the_price_and_the_rows_at_which_the_answer_turns(
+    low: float, high: float, is_start: bool, price: str, rows: str
+) -> None:
+    gain = (low + high) / 2
+    values = dict(turning_points(low, gain, high, judged(low, gain, high), 800, is_start=is_start))
+    assert values["price of a point at which this turns"].startswith(price)
+    assert values["training rows at which it turns"].startswith(rows)
 
 
 def test_nothing_gained_is_not_worth_a_free_training() -> None:

@@ -254,11 +254,15 @@ def test_the_noise_of_seeds_widens_a_claim():
     widened = release.verdict(found, ReleaseSettings(), seed_noise=noise)
     assert widened.answer == "inconclusive"
     assert "seeds of 12 trainings" in widened.sentence
+    close = evaluated(over_champion=gained(0.008, 0.002, 0.014))
+    documents = found.model_copy(update={"token_cap": 9})
+    assert release.verdict(close, ReleaseSettings()).promote
     answers = [
-        release.verdict(found, ReleaseSettings(), seed_noise=assumed_seed_noise(found, num_train_rows)).answer
-        for num_train_rows in (40, 10_000)
+        release.verdict(each, ReleaseSettings(), seed_noise=assumed_seed_noise(each, num_train_rows)).answer
+        for each, num_train_rows in ((close, 10_000), (documents, 40), (documents, 10_000))
     ]
-    assert answers == ["inconclusive", "promote"] and assumed_seed_noise(evaluated(), 40) is None
+    assert answers == ["inconclusive", "inconclusive", "promote"]
+    assert assumed_seed_noise(evaluated(), 40) is None
 
 
 @pytest.mark.parametrize(

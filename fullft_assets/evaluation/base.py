@@ -17,7 +17,7 @@ from fullft_assets.escaping import quoted
 from fullft_assets.evaluation.comparison import Comparison, Justification, Slices
 from fullft_assets.evaluation.intervals import Gain, Interval, Record
 from fullft_assets.evaluation.metrics.base import Predictions, ratio
-from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
+from fullft_assets.evaluation.titles import CHAMPION, FINETUNED, title
 from fullft_assets.store import Manifest
 from fullft_assets.task import TASKS
 
@@ -27,9 +27,11 @@ DEFAULT_RISE = math.log(2)
 VERSION = "18"
 #: A variance from fewer trainings than this is too unsure to claim anything about a recipe.
 MIN_RUNS = 9
-#: Trainings that what is assumed of seeds counts as: less is known than `MIN_RUNS` tell.
-_ASSUMED_RUNS = 5
-#: Another seed varies a difference by so many times what other training rows would (docs/decisions/0020).
+#: Standard deviation that other seeds are assumed to give a score of labels, in its units
+#: (docs/decisions/0020).
+_SEED_DEVIATION = 0.0035
+#: Other seeds vary a difference of language models by so many times what other training rows would, as sure
+#: as five trainings.
 _ASSUMED_SHARE = 1.5
 
 
@@ -182,13 +184,6 @@ class Evaluation(Record, ABC):
         return self.gains[self.primary_metric].get(CHAMPION)
 
     @property
-    def gain_over_anchor(self) -> Gain | None:
-        """Primary metric, fine-tuned minus the last champion that was better; None where that is the present
-        one.
-        """
-        return self.gains[self.primary_metric].get(ANCHOR)
-
-    @property
     def measured_on(self) -> list[str]:
         """What the test set cannot show, one sentence each."""
         sentences = [
@@ -212,9 +207,10 @@ class Evaluation(Record, ABC):
                 if self.rare_micro_f1 is None
                 else f"; together their F1 is {self.rare_micro_f1:.3f}, without an interval"
             )
+            more = f" and {len(self.rare_labels) - 8} more" if len(self.rare_labels) > 8 else ""
             sentences.append(
                 f"{len(self.rare_labels)} labels have too few test groups to be measured{tail}:"
-                f" {_some(self.rare_labels)}."
+                f" {', '.join(map(quoted, self.rare_labels[:8]))}{more}."
             )
         return sentences
 
@@ -322,11 +318,6 @@ def read_evaluation(text: str | bytes) -> Evaluation:
     return TASKS.get(fields["task"]).evaluation_type().model_validate(fields)
 
 
-def _some(names: list[str], most: int = 8) -> str:
-    text = ", ".join(map(quoted, names[:most]))
-    return text if len(names) <= most else f"{text} and {len(names) - most} more"
-
-
 class SeedNoise(Record):
     """The noise of seeds in the primary metric.
 
@@ -366,18 +357,20 @@ def seed_noise(evaluations: Mapping[str, Iterable[Evaluation]]) -> SeedNoise | N
 
 def assumed_seed_noise(evaluation: Evaluation, num_train_rows: int) -> SeedNoise | None:
     """Return the noise of seeds that is assumed before enough trainings were repeated, or None without a
-    champion: another seed changes a model somewhat more than another draw of as many training rows would.
+    champion.
 
-    The test rows vary the difference of two models by v; as many rows as were trained on would vary it by
-    v n_test / n_train. `python -m benchmarks.release_gate --parts decisions` counts how often this is enough.
+    Seeds move scores of labels by about as much whatever the number of rows, which is as sure as from
+    `MIN_RUNS` trainings. A language model has no new head, and its score varies far less: as many rows as
+    were trained on would vary the difference of two by v n_test / n_train, where the test rows vary it by v.
+    `python -m benchmarks.release_gate --parts decisions` counts how often this is enough.
     """
     gain = evaluation.gain_over_champion
     if gain is None:
         return None
+    if evaluation.token_cap is None:
+        return SeedNoise(variance=_SEED_DEVIATION**2, degrees_of_freedom=MIN_RUNS - 1, num_runs=0)
     share = _ASSUMED_SHARE * evaluation.num_test_rows / max(1, num_train_rows)
-    return SeedNoise(
-        variance=gain.standard_error**2 * share / 2, degrees_of_freedom=_ASSUMED_RUNS - 1, num_runs=0
-    )
+    return SeedNoise(variance=gain.standard_error**2 * share / 2, degrees_of_freedom=4, num_runs=0)
 
 
 def pooled(recipes: Iterable[list[Run]]) -> SeedNoise | None:

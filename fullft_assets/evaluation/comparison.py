@@ -124,7 +124,15 @@ def measure_slices(
     scores: list[SliceScore] = []
     num_small: dict[str, int] = {}
     for kind, values in slicing.items():
-        slices = _labels(pair[reference]) if kind == LABEL else _rows_by_value(values, metric)
+        column = np.array(values, object)
+        slices = (
+            _labels(pair[reference])
+            if kind == LABEL
+            else [
+                (name, np.flatnonzero(column == name), metric)
+                for name in sorted({value for value in values if value is not None})
+            ]
+        )
         # One slice of all rows is no slice.
         if kind != LABEL and len(slices) == 1 and len(slices[0][1]) == len(index):
             continue
@@ -162,12 +170,6 @@ def _labels(predictions: Predictions) -> list[tuple[str, np.ndarray, Metric]]:
         (str(names[label]), np.flatnonzero(occurs[:, label]), LabelF1(label))
         for label in np.flatnonzero(occurs.any(0)).tolist()
     ]
-
-
-def _rows_by_value(values: Sequence[str | None], metric: Metric) -> list[tuple[str, np.ndarray, Metric]]:
-    column = np.array(values, object)
-    names = sorted({value for value in values if value is not None})
-    return [(name, np.flatnonzero(column == name), metric) for name in names]
 
 
 def _effective(metric: Metric, predictions: Predictions, index: np.ndarray, rows: np.ndarray) -> float:

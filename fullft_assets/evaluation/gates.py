@@ -158,13 +158,13 @@ class BeatsChampion(Gate):
     def judge(self, context: GateContext) -> GateResult:
         evaluation = context.evaluation
         seed_noise = context.seed_noise
-        rivals = {CHAMPION: evaluation.gain_over_champion, ANCHOR: evaluation.gain_over_anchor}
+        files = evaluation.gains[evaluation.primary_metric]
         # Each side was trained once, so the variance between seeds counts twice.
         noise = (0.0, 1) if seed_noise is None else (2 * seed_noise.variance, seed_noise.degrees_of_freedom)
         gains = {
-            name: gain.with_seed_noise(*noise, evaluation.confidence)
-            for name, gain in rivals.items()
-            if gain is not None
+            name: files[name].with_seed_noise(*noise, evaluation.confidence)
+            for name in (CHAMPION, ANCHOR)
+            if name in files
         }
         if CHAMPION not in gains:
             return self.result(True, "no champion yet")

@@ -22,12 +22,16 @@ from fullft_assets.examples.labels import named
 from fullft_assets.monitoring.features import NUMBERS, Features, Sums, pooled_mean, save_arrays
 from fullft_assets.settings.production import DRIFT_TESTS, OUR_DRIFT_TESTS
 
+#: Windows pooled by the second comparison of each test: small and slow shifts show over several.
+POOLED = 3
 #: Degrees of freedom of the variance between windows, as a share of what independent coordinates would give:
 #: measured, not derived.
 _DENOMINATOR = 0.3
 #: Variance of a document below which coordinates are constant: about that of a label which one document in
 #: 200 has.
 _LEAST_VARIANCE = 0.5
+#: Share of the topics that outlast a window which the window after the next one still has.
+_TOPICS_THAT_LAST = 0.7
 
 
 def compare_means(
@@ -40,13 +44,15 @@ def compare_means(
     and that of the reference windows; see `Outcome`.
 
     The variance between the reference windows sets the measure: with m their mean, weighted by their sizes
-    n_w, and the Gram matrix S of sqrt(n_w) (x_w - m), a document has the variance s2 = tr S / (R - 1). The
-    statistic |x - m|^2 / ((1 / N + 1 / N_R) s2) is compared with F(nu, 0.3 (R - 1) nu), where nu is the
+    n_w, and the Gram matrix S of sqrt(n_w) (x_w - m), a document has the variance s2 = tr S / (R - a). The
+    statistic |x - m|^2 / ((b / N + a / N_R) s2) is compared with F(nu, 0.3 (R - 1) nu), where nu is the
     effective number of coordinates, tr(Sigma)^2 / tr(Sigma^2), estimated without bias from S (Srivastava
-    2005, "Some tests concerning the covariance matrix in high dimensional data").
+    2005, "Some tests concerning the covariance matrix in high dimensional data"). The factors a and b are 1
+    where windows are independent. Neighbouring windows that are alike make the means of several windows vary
+    by more, a times for R and b times for the current ones: see `_inflation`.
 
     Args:
-        reference, current: the mean coordinates [k] of each window.
+        reference, current: the mean coordinates [k] of each window, one window after the other.
         reference_sizes, current_sizes: the documents of each window.
     """
     from scipy.stats import f
@@ -64,9 +70,40 @@ def compare_means(
     coordinates = float(np.clip(variance**2 / squares if squares > 0 else size, min(3, size), size))
     mean = np.average(np.stack(current), axis=0, weights=current_sizes)
     distance = float(np.square(mean - centre).sum())
-    expected_distance = (1 / sum(current_sizes) + 1 / sizes.sum()) * variance
+    # A change within the reference looks like topics that last; the comparison of its halves is after it.
+    lasting_share = _lasting_share(gram) if len(current) <= POOLED else 0.0
+    of_current, of_reference = (1 + lasting_share * _inflation(len(side)) for side in (current, reference))
+    variance *= degrees / (len(reference) - of_reference)
+    expected_distance = (of_current / sum(current_sizes) + of_reference / sizes.sum()) * variance
     p_value = float(f.sf(distance / expected_distance, coordinates, _DENOMINATOR * degrees * coordinates))
     return distance / expected_distance, p_value, max(distance - expected_distance, 0.0) ** 0.5
+
+
+def _inflation(num_windows: int) -> float:
+    """Return by how much of itself the variance of a mean of so many windows is larger where all that varies
+    between windows is topics that last (Newey and West 1987, with an autocorrelation that is given).
+    """
+    lags = np.arange(1, num_windows)
+    return 2 * float(((1 - lags / num_windows) * _TOPICS_THAT_LAST**lags).sum())
+
+
+def _lasting_share(gram: np.ndarray) -> float:
+    """Return which share of the variance between windows, 0 to 1, is of topics that outlast a window.
+
+    Lags of one and two windows tell it: their autocorrelations q_k, summed over all coordinates, are
+    expected to be (g r^k - A / R) / (1 - A / R), with g the share, r what lasts and A / R the variance of the
+    mean of all R windows, which was subtracted from each.
+
+    Args:
+        gram: products of the deviations of windows from their mean [windows, windows], in their order.
+    """
+    num_windows = len(gram)
+    lags = np.arange(1, 3)
+    expected = _TOPICS_THAT_LAST**lags
+    likeness = np.array([np.diagonal(gram, lag).mean() for lag in lags]) / max(np.trace(gram), 1e-12)
+    above = expected @ (likeness * num_windows * (num_windows - 1) + 1)
+    most = expected @ (expected * num_windows - (1 - likeness * num_windows) * _inflation(num_windows))
+    return float(np.clip(max(above, 0.0) / max(most, 1e-12), 0.0, 1.0))
 
 
 #: Rows for each component: of fewer, the smallest ones are mostly noise.
@@ -87,10 +124,6 @@ def whitening(rows: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     most = min(most, max(1, len(rows) // _ROWS_A_COMPONENT))
     largest = np.flatnonzero(values > max(values[-1], 1e-12) * 1e-6)[::-1][:most]
     return centre, vectors[:, largest] / np.sqrt(values[largest])
-
-
-#: Windows pooled by the second comparison of each test: small and slow shifts show over several.
-POOLED = 3
 
 
 class Outcome(NamedTuple):
@@ -123,7 +156,7 @@ class DriftTest(ABC):
     name: ClassVar[str]
     arrays: ClassVar[tuple[str, ...]] = ()
     outlives_champion: ClassVar[bool] = False
-    thresholds: ClassVar[Mapping[int, float]] = {1: 0.0045, POOLED: 0.0045}
+    thresholds: ClassVar[Mapping[int, float]] = {1: 0.0045, POOLED: 0.02}
 
     def fit(self, held_out: Features, num_labels: int) -> dict[str, np.ndarray]:
         """Return the arrays that coordinates are computed with, from held-out rows.
@@ -290,8 +323,8 @@ def _mid_ranks(ordered: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 #: File of a `drift_scale`.
 SCALE = "scale.npz"
-#: Quantile of the distances between held-out rows above which a document is far from all of them.
-_FAR = 0.95
+#: Share of the held-out rows that are farther from all others than the distance which makes a document far.
+FAR_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -325,7 +358,7 @@ class Scale:
         # Documents are counted by label whatever is tested.
         arrays["num_labels"] = np.array(num_labels)
         unit = _unit(held_out.embeddings)
-        return cls(drift_tests, arrays, unit, np.quantile(_nearest(unit, unit, itself=True), _FAR))
+        return cls(drift_tests, arrays, unit, np.quantile(_nearest(unit, unit, itself=True), 1 - FAR_SHARE))
 
     def coordinates(self, features: Features) -> dict[str, np.ndarray]:
         """Return the coordinates [n, ...] of documents by drift test.
@@ -352,7 +385,7 @@ class Scale:
             counts=np.bincount(features.predicted, minlength=num_labels),
             # Rounded, and no negative zero: a share of exactly 5% is 0, and was shown as -4e-17.
             novel_share=(
-                None if distances is None else round(float((distances > 1).mean()) - (1 - _FAR), 9) + 0.0
+                None if distances is None else round(float((distances > 1).mean()) - FAR_SHARE, 9) + 0.0
             ),
         )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.artifacts import DRIFT_REPORT, TRAINING_SNAPSHOT
-from fullft_assets.monitoring.drift_tests import POOLED, DriftTest, open_tests
+from fullft_assets.monitoring.drift_tests import FAR_SHARE, POOLED, DriftTest, open_tests
 from fullft_assets.monitoring.features import Sums
 from fullft_assets.settings import MonitoringSettings, UseCaseSettings
 from fullft_assets.settings.production import MAX_WINDOW_ROWS, OUR_DRIFT_TESTS
@@ -41,6 +42,8 @@ REFERENCE_WINDOWS = 12
 LEAST_WINDOWS = 6
 #: The two halves of the reference differ at a p-value of at most this.
 _HOMOGENEITY = 0.02
+#: A window with a larger share of documents far from all held-out rows, beyond two standard errors, is novel.
+_NOVEL_SHARE = 0.02
 T = TypeVar("T")
 
 
@@ -107,11 +110,6 @@ class DriftVerdict(BaseModel):
         return [comparison.name for comparison in self.comparisons if comparison.drifted]
 
     @property
-    def moved_tests(self) -> list[str]:
-        """The drift tests that alarmed, in the order of `moved`."""
-        return list(dict.fromkeys(comparison.test for comparison in self.comparisons if comparison.drifted))
-
-    @property
     def summary(self) -> str:
         """The verdict in one line."""
         sentences: dict[Status, str] = {
@@ -126,7 +124,7 @@ class DriftVerdict(BaseModel):
                 " windows"
             ),
         }
-        return sentences.get(self.status, "; ".join(self.moved))
+        return "; ".join(self.moved) or sentences[self.status]
 
 
 def judge(
@@ -157,7 +155,7 @@ def judge(
         if len(past.reference) >= LEAST_WINDOWS
     ]
     if not sides:
-        return verdict
+        return verdict.model_copy(update={"moved": list(_novelty(current))})
     comparisons = [comparison for side in sides for comparison in side.compare(side.windows)]
     alarms = [comparison for comparison in comparisons if comparison.drifted]
     homogeneity = _homogeneity(tests, content.reference)
@@ -177,6 +175,18 @@ def judge(
         "notes": list(_notes(content, model, homogeneity)),
     }
     return verdict.model_copy(update=update)
+
+
+def _novelty(current: Sums) -> Iterator[str]:
+    """Yield a sentence where many documents are unlike the held-out rows. Without a reference nothing else
+    shows what changed before the sixth window, and the windows of the change become the reference.
+    """
+    chance = 2 * math.sqrt(FAR_SHARE / current.num_rows)
+    if current.novel_share is not None and current.novel_share > _NOVEL_SHARE + chance:
+        yield (
+            f"{current.novel_share + FAR_SHARE:.0%} of the documents are as far from all held-out rows as"
+            f" {FAR_SHARE:.0%} of those are from each other; later windows are compared with such windows"
+        )
 
 
 class _Side(NamedTuple):
@@ -220,12 +230,12 @@ def _notes(content: Past[Sums], model: Past[Sums], homogeneity: float | None) ->
 
 
 def _is_confirmed(sides: Sequence[_Side], alarms: Sequence[Comparison]) -> bool:
-    """Return whether earlier windows alarm, without any of the windows that alarm now: one bad delivery is in
-    three pooled windows, but confirms nothing.
+    """Return whether earlier windows alarm by the same test, without any of the windows that alarm now: one
+    bad delivery is in three pooled windows, but confirms nothing, nor does chance in another test.
     """
-    least = min(alarm.num_windows for alarm in alarms)
+    least = {alarm.test: alarm.num_windows for alarm in reversed(alarms)}
     for side in sides:
-        before = side.windows[-(NUM_RECENT + 1) : -least]
+        before = side.windows[-(NUM_RECENT + 1) : -least.get(side.test.name, NUM_RECENT + 1)]
         ends = range(1, len(before) + 1)
         if any(comparison.drifted for end in ends for comparison in side.compare(before[:end])):
             return True
@@ -257,16 +267,16 @@ def check(verdict: DriftVerdict) -> CheckOutcome:
     what to do.
     """
     description = verdict.summary
-    if verdict.status in ALARMED:
+    if verdict.moved:
         description += (
-            ". Read some of these documents (explanation.md names words, far.jsonl places); if more of them"
-            " are to come, label and deliver them"
+            f". Read some of these documents ({'explanation.md names words, ' if verdict.alarms else ''}"
+            "far.jsonl names places); if more of them are to come, label and deliver them"
         )
     elif verdict.status == "insufficient_data":
         description += ". Deliver more documents in a file, or cut larger windows: monitoring.window"
     elif verdict.status == "feed_broken":
         description += ". Look at what production delivers"
-    has_passed = verdict.status not in (*ALARMED, "feed_broken")
+    has_passed = not verdict.moved and verdict.status != "feed_broken"
     return CheckOutcome(
         name=WINDOW_MATCHES_REFERENCE.name, passed=has_passed, severity="warn", description=description
     )

@@ -19,8 +19,8 @@ _STRAYING = 0.02
 #: A training that ends so much below its own start failed, and says nothing of another one.
 _MAX_FALL = 0.05
 #: What each doubling of the rows adds to what the steps gain, in the metric's units: expected and at most.
-_GROWTH = 0.01
-_MAX_GROWTH = 0.04
+GROWTH = 0.01
+MAX_GROWTH = 0.04
 #: What more rows may take from the pilot's gain, as a share: they help the start, too.
 _MAX_LOSS = 0.5
 #: Standard errors to each side of a 90% interval.
@@ -107,9 +107,9 @@ def predict_score(
     return PredictedScore(
         point=point,
         target_rows=target_rows,
-        predicted=_bounded(score + _GROWTH * doublings),
+        predicted=_bounded(score + GROWTH * doublings),
         low=_bounded(score - max(0.0, _MAX_LOSS * point.gain * min(1.0, doublings)) - chance),
-        high=_bounded(score + max(_MAX_GROWTH * doublings, point.gain * min(1.0, doublings)) + chance),
+        high=_bounded(score + max(MAX_GROWTH * doublings, point.gain * min(1.0, doublings)) + chance),
     )
 
 

@@ -320,7 +320,8 @@ def _plan_target(
         return TargetPlan(target=target)
     training = settings.training
     limit = target.memory_bytes
-    processes = processes_on(target.gpus, training.batch_size)
+    # As many GPUs as a batch can be shared by.
+    processes = next(number for number in range(target.gpus, 0, -1) if training.batch_size % number == 0)
     if target.kind == "here":
         processes = settings.launcher.processes
         if settings.planning.max_memory_gib is not None:
@@ -361,11 +362,6 @@ def training_hours(
     flops *= _RECOMPUTED if setup.gradient_checkpointing else 1
     slow, fast = speed
     return flops / fast / 3600, flops / slow / 3600
-
-
-def processes_on(gpus: int, batch_size: int) -> int:
-    """Return how many GPUs a batch can be shared by."""
-    return next(number for number in range(gpus, 0, -1) if batch_size % number == 0)
 
 
 def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> TargetPlan | None:

@@ -6,11 +6,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from fullft_assets.planning.pilot import GROWTH, MAX_GROWTH
 from fullft_assets.planning.targets import retrains_a_year
 from fullft_assets.settings import UseCaseSettings
 
 #: Points of a metric between 0 and 1.
 _POINTS = 100
+#: A gain that is missing, in the metric's units, beyond which a forecast of ten doublings says nothing.
+_FARTHEST = 0.1
 NOT_ASKED = "Whether that is worth its cost was not asked: set planning.usd_per_point"
 
 
@@ -70,6 +73,35 @@ def judge_worth(low: float, gain: float, high: float, seconds: float, settings: 
         f" {cost:,.2f} USD{free}; it breaks even at {break_even:+.2f} points."
     )
     return Worth(answer=answer, cost_usd=cost, break_even=break_even / _POINTS, sentence=sentence)
+
+
+def turning_points(
+    low: float, gain: float, high: float, worth: Worth, num_rows: int, *, is_start: bool
+) -> list[tuple[str, str]]:
+    """Return the price of a point, and the number of training rows, at which the answer turns, as (name,
+    value) rows.
+
+    Args:
+        low, gain, high: over the best baseline, with the ends of its interval.
+        is_start: whether the training begins as that baseline: the pilot forecasts how a gain over the start
+            grows with the rows, and of no other.
+    """
+    price = "unknown: nothing was gained, or the training has no price (planning.hourly_usd)"
+    if worth.cost_usd and high > 0:
+        price = f"not worth it below {worth.cost_usd / (_POINTS * high):,.2f} USD a year, "
+        price += (
+            f"worth it above {worth.cost_usd / (_POINTS * low):,.2f} USD"
+            if low > 0
+            else "worth it for certain at no price, as nothing may be gained"
+        )
+    missing_gain = (worth.break_even or 0.0) - gain
+    rows = f"fewer than {num_rows:,}; how many is unknown" if missing_gain <= 0 else "unknown"
+    if is_start and 0 < missing_gain <= _FARTHEST:
+        rows = (
+            f"{num_rows * 2 ** (missing_gain / GROWTH):,.0f} by the pilot's forecast, at least"
+            f" {num_rows * 2 ** (missing_gain / MAX_GROWTH):,.0f}"
+        )
+    return [("price of a point at which this turns", price), ("training rows at which it turns", rows)]
 
 
 def asked(settings: UseCaseSettings) -> dict[str, Any]:

@@ -230,9 +230,16 @@ def front_matter(
         ],
     }
     if task.pipeline_tag is not None:
-        facts["model-index"] = [
-            {"name": use_case.name, "results": [_result(use_case.name, task.pipeline_tag, evaluation)]}
-        ]
+        result = {
+            "task": {"type": task.pipeline_tag},
+            "dataset": {"type": use_case.name, "name": f"test rows of {use_case.name}"},
+            "metrics": [
+                {"type": name, "name": title(name), "value": round(values[evaluation.candidate].estimate, 4)}
+                for name, values in evaluation.columns.items()
+                if evaluation.candidate in values
+            ],
+        }
+        facts["model-index"] = [{"name": use_case.name, "results": [result]}]
     stated_facts = {name: value for name, value in facts.items() if value is not None}
     return yaml.safe_dump(stated_facts, sort_keys=False, allow_unicode=True)
 
@@ -251,18 +258,3 @@ def _hub_name(reference: str) -> str:
     """
     name, at, _ = reference.partition("@")
     return name if at or reference.startswith("package:") else PurePath(reference).name
-
-
-def _result(case: str, pipeline_tag: str, evaluation: Evaluation) -> dict[str, Any]:
-    scores = {
-        name: values[evaluation.candidate].estimate
-        for name, values in evaluation.columns.items()
-        if evaluation.candidate in values
-    }
-    return {
-        "task": {"type": pipeline_tag},
-        "dataset": {"type": case, "name": f"test rows of {case}"},
-        "metrics": [
-            {"type": name, "name": title(name), "value": round(value, 4)} for name, value in scores.items()
-        ],
-    }

@@ -38,7 +38,7 @@ from fullft_assets.evaluation.verdict import DECISION, ReleaseVerdict, check_out
 from fullft_assets.job import Job
 from fullft_assets.launch.entry import run_workload
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata
-from fullft_assets.planning.worth import Worth, asked, judge_worth
+from fullft_assets.planning.worth import Worth, asked, judge_worth, turning_points
 from fullft_assets.progress import Progress
 from fullft_assets.release import candidates, champion_rule, choice_sentence, recipe_digest
 from fullft_assets.settings import UseCaseSettings
@@ -200,6 +200,16 @@ def _report(judgement: Judged, decision: ReleaseVerdict, key: str) -> report.Eva
     inputs = judgement.context.inputs
     evaluation = judgement.evaluation
     is_finetuned = evaluation.candidate == FINETUNED
+    gain = evaluation.gain_over_best_baseline
+    best_baseline = evaluation.justification.best_baseline
+    turns = turning_points(
+        gain.low,
+        gain.estimate,
+        gain.high,
+        judgement.worth,
+        SnapshotMetadata.of(inputs[TRAINING_SNAPSHOT]).num_train_rows,
+        is_start=best_baseline in BASELINES and BASELINES.get(best_baseline).is_start,
+    )
     return report.EvaluationReport(
         case=job.case,
         evaluation=evaluation,
@@ -214,7 +224,7 @@ def _report(judgement: Judged, decision: ReleaseVerdict, key: str) -> report.Eva
         forgetting=report.forgetting_rows(evaluation.forgetting),
         promise=report.promise_rows(inputs[PILOT_RUN], evaluation) if is_finetuned else (),
         not_asked=_not_asked(judgement.context, evaluation),
-        worth=[("worth its cost", judgement.worth.sentence)],
+        worth=[("worth its cost", judgement.worth.sentence), *(turns if is_finetuned else [])],
         costs=judgement.costs,
         worst=judgement.result.worst,
         label_errors=judgement.result.label_errors,

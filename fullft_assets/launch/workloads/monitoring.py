@@ -162,9 +162,10 @@ def work(job: Job, store: Store, progress: Progress) -> None:
                 sums, _read_sums(store, history.content), _read_sums(store, history.model), settings, labels
             )
             if verdict.alarms:
+                tests_that_moved = (change.test for change in verdict.comparisons if change.drifted)
                 pasts = [
                     history.content if test.outlives_champion else history.model
-                    for test in monitoring.open_tests(verdict.moved_tests)
+                    for test in monitoring.open_tests(dict.fromkeys(tests_that_moved))
                 ]
                 reports = {report.ref: report for past in pasts for report in past.reference}
                 reference_texts = (text for report in reports.values() for text in _texts(store, report, job))
