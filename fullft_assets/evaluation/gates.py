@@ -158,13 +158,13 @@ class BeatsChampion(Gate):
     def judge(self, context: GateContext) -> GateResult:
         evaluation = context.evaluation
         seed_noise = context.seed_noise
-        files = evaluation.gains[evaluation.primary_metric]
+        primary_gains = evaluation.gains[evaluation.primary_metric]
         # Each side was trained once, so the variance between seeds counts twice.
         noise = (0.0, 1) if seed_noise is None else (2 * seed_noise.variance, seed_noise.degrees_of_freedom)
         gains = {
-            name: files[name].with_seed_noise(*noise, evaluation.confidence)
+            name: primary_gains[name].with_seed_noise(*noise, evaluation.confidence)
             for name in (CHAMPION, ANCHOR)
-            if name in files
+            if name in primary_gains
         }
         if CHAMPION not in gains:
             return self.result(True, "no champion yet")
