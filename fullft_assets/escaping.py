@@ -14,6 +14,8 @@ from typing import Any
 _INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 #: What begins code, a link, an image, a tag or a table's cell in Markdown or HTML.
 _MARKUP = re.compile(r"[\\`\[\]!|<]")
+#: A column of every table that is exported, and of no delivery that people make themselves.
+EXPORT_COLUMN = "fullft_window"
 #: What makes a spreadsheet take a cell for a formula (OWASP, CSV injection), perhaps behind apostrophes.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
@@ -42,9 +44,18 @@ def to_cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
-def from_cell(cell: str | None) -> str | None:
-    """Return the text that `to_cell` was given; None of a cell that a row lacks."""
-    return cell[1:] if cell and cell[0] == "'" and _FORMULA.match(cell) else cell
+def from_cells(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of an exported table with the texts that `to_cell` was given; a row of any other table
+    as it is, since a text may begin with an apostrophe of its own.
+    """
+    return (
+        {
+            name: cell[1:] if cell and cell[0] == "'" and _FORMULA.match(cell) else cell
+            for name, cell in row.items()
+        }
+        if EXPORT_COLUMN in row
+        else row
+    )
 
 
 def _code(character: str) -> str:

@@ -41,16 +41,21 @@ def use_case(
     return load_use_case(path)
 
 
-def lines(folder: Path, rows: list[dict[str, Any]], **chosen: Any) -> dict[str, str]:
-    report = check_use_case(use_case(folder, rows, **chosen)).splitlines()
-    return {name: text for name, _, text in (line.strip().partition(" ") for line in report)}
-
-
 def test_a_text_that_is_taken_for_a_label_is_not_printed(tmp_path: Path) -> None:
     rows = [{**row, "kind": f"{row['text']} zoonomiastic"} for row in projects.licence_rows(60)]
     report = check_use_case(use_case(tmp_path, rows))
     assert "not named" in report
     assert "zoonomiastic" not in report and not any(row["text"][:20] in report for row in rows)
+
+
+def test_ids_that_name_different_texts_in_two_files_are_counted(tmp_path: Path) -> None:
+    case = use_case(tmp_path, rows := projects.licence_rows(60))
+    projects.write_rows(
+        tmp_path / "data/b.jsonl", [*(row | {"text": row["kind"]} for row in rows[:2]), rows[2]]
+    )
+    assert " 2 of 60 ids name different texts in two files, such as a.jsonl:1 and b.jsonl:1, and " in (
+        check_use_case(case)
+    )
 
 
 @pytest.mark.parametrize(

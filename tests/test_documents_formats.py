@@ -123,9 +123,10 @@ class TestContainers:
     def test_licence_texts_come_back_as_they_were_written(
         self, tmp_path: Path, licences: Rows, name: str
     ) -> None:
-        rows = read(tmp_path, files={name: WRITERS[name](licences)})
+        delivery = [*licences, {**licences[0], "id": "suffix", "text": "'-ism' is a suffix"}]
+        rows = read(tmp_path, files={name: WRITERS[name](delivery)})
         assert [(r["id"], r["text"], r["label"], r["group"], r["problem"]) for r in rows] == [
-            (r["id"], r["text"], r["kind"], r["expression"].casefold(), None) for r in licences
+            (r["id"], r["text"], r["kind"], r["expression"].casefold(), None) for r in delivery
         ]
         assert {row["delivered_ns"] for row in rows} == {(tmp_path / name).stat().st_mtime_ns}
 

@@ -148,20 +148,32 @@ def test_a_spreadsheet_gives_its_rows_as_they_are_shown(tmp_path: Path) -> None:
 
 
 def test_cells_without_a_value_are_empty(tmp_path: Path) -> None:
-    workbook(
+    book = workbook(
         [
             ["text", "kind", "other"],
-            ["=1+1", "x", None],
             ["b", "#N/A", None],
             ["c", "y", "=1+1"],
             ["d", "z", None, "more"],
+            [None, None, "=1+1"],
+            ["e", "=IF(1<2,3,4)", None],
+            ["=1+1", "=2+2", None],
+            ["f", '=""', None],
         ]
-    ).save(tmp_path / "a.xlsx")
-    assert [(row["text"], row["label"], row["problem"]) for row in read(tmp_path)] == [
-        (None, "x", None),
-        ("b", None, None),
-        ("c", "y", None),
-        (None, None, "has more fields than the header"),
+    )
+    book.worksheets[0]["D2"].number_format = "0.00"
+    book.save(data := io.BytesIO())
+    # The last one is computed, as an empty text.
+    with zipfile.ZipFile(data) as old, zipfile.ZipFile(tmp_path / "a.xlsx", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b'<c r="B8">', b'<c r="B8" t="str">'))
+    formula = "a formula in `%s` that no program has computed; open and save the file"
+    assert [(row["row"], row["text"], row["label"], row["problem"]) for row in read(tmp_path)] == [
+        (2, "b", None, None),
+        (3, "c", "y", None),
+        (4, None, None, "has more fields than the header"),
+        (6, None, None, formula % "kind"),
+        (7, None, None, formula % "text"),
+        (8, "f", None, None),
     ]
 
 
@@ -169,6 +181,8 @@ def test_sheets_with_one_header_are_read_as_one_table(tmp_path: Path) -> None:
     legend, data = [["key", "meaning"], ["x", "y"]], [["text", "kind"], ["a", "x"], ["b", "y"]]
     book = workbook([], data, legend, data)
     book.create_sheet().sheet_state = "hidden"
+    # Of a sheet that is not read.
+    book.worksheets[2].merge_cells("A2:A9")
     book.save(tmp_path / "a.xlsx")
     rows = read(tmp_path, {"group": "sheet"})
     assert [(row["row"], row["text"], row["group"], row["problem"]) for row in rows] == [

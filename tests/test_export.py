@@ -21,6 +21,8 @@ from fullft_assets.store import Store
 from tests import aws_double, manifests, project as projects
 from tests.s3_server import S3Server
 from tests.sagemaker_double import SageMaker
+from tests.test_documents_formats import as_csv
+from tests.test_documents_office import workbook
 
 CASE = "letters"
 LABELS = ["notice", 'R&D "new" <one>']
@@ -118,7 +120,7 @@ def test_windows_give_in_turn_and_each_text_comes_once(watched: Watched) -> None
         "key": "a-3",
         "text": 'three, with a "quote"\nand a line',
         "expression": "x",
-        "window": found[0]["window"],
+        "fullft_window": found[0]["fullft_window"],
         "distance": 2.0,
     }
     assert [row["key"] for row in lines(watched.export(most=2))] == ["a-3", "b-2"]
@@ -141,23 +143,23 @@ def test_a_table_has_no_formulas_and_comes_back_with_its_ids_and_texts(tmp_path:
         ["=HYPERLINK(1)", "- a list", "@SUM(A1)", "+1", "'=quoted", "'plain", "\ttab"],
     )
     watched.see("=w", texts, list(range(1, 8)))
-    table = watched.export("csv")
-    rows = list(csv.DictReader(table.splitlines(keepends=True)))
+    table = watched.export("csv").splitlines(keepends=True)
+    rows = [{**row, "kind": "notice"} for row in csv.DictReader(table)]
     assert not [cell for row in rows for cell in row.values() if cell[0] in "=+-@\t\r"]
-    with (watched.project.documents / "labelled.csv").open("w", newline="") as file:
-        file.write(
-            "".join(
-                f"{line}{',kind' if number == 0 else ',notice'}\n"
-                for number, line in enumerate(table.splitlines())
-            )
-        )
+    (watched.project.documents / "labelled.csv").write_text(as_csv(rows), newline="")
+    book = workbook([list(rows[0]), *(list(row.values()) for row in rows)])
+    book.save(watched.project.documents / "labelled.xlsx")
     batch = documents.look(watched.store, watched.project.use_case(), now=2e9).cut[-1]
     made = documents.keep(watched.store, watched.project.use_case(), batch.name)
     read = pq.read_table(
         watched.store.folder(made) / "documents.parquet", columns=["source", "id", "text"]
     ).to_pylist()
-    found = {row["id"]: row["text"] for row in read if row["source"].endswith("labelled.csv")}
-    assert found == {f"=w-{number}": text for number, text in enumerate(texts, start=1)}
+    found = {(row["source"], row["id"]): row["text"] for row in read if row["id"].startswith("=w-")}
+    assert found == {
+        (source, f"=w-{number}"): text
+        for source in ("labelled.csv", "labelled.xlsx")
+        for number, text in enumerate(texts, start=1)
+    }
 
 
 def test_what_was_erased_is_neither_exported_nor_named(watched: Watched) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from fullft_assets.base_model import BaseModelHeader, find_base_model, read_header
 from fullft_assets.checking.corpus import READ_BYTES, Corpus, look_at_documents
-from fullft_assets.checking.sample import field_problems, label_findings
+from fullft_assets.checking.sample import field_problems, id_findings, label_findings
 from fullft_assets.checking.yaml_source import Key, read_source
 from fullft_assets.documents.delivery import left_in_place, skipped
 from fullft_assets.planning import state_bytes
@@ -44,7 +44,11 @@ def check_use_case(use_case: UseCase) -> str:
     rows["next"] = (
         f"`fullft ingest {use_case.name}` counts exactly what is quarantined and how rows are split"
     )
-    lines = [*rows.items(), *label_findings(corpus.sample, settings.examples)]
+    lines = [
+        *rows.items(),
+        *label_findings(corpus.sample, settings.examples),
+        *id_findings(corpus.sample),
+    ]
     return "\n".join(
         [
             f"{use_case.name}: ok",
@@ -92,13 +96,13 @@ def _memory_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
 def _documents_line(settings: UseCaseSettings, corpus: Corpus) -> str:
     if settings.documents.path.startswith("s3://"):
         return f"{settings.documents.path}: a bucket is read by the first run"
-    num_bytes = sum(file.bytes for file in corpus.files)
     sample_source = (
         f" of {corpus.num_files_drawn:,} files, drawn from all," if corpus.num_files_drawn is not None else ""
     )
     return (
         f"{settings.documents.path}: {len(corpus.files):,} file{'s' if len(corpus.files) != 1 else ''},"
-        f" {_size(num_bytes)}; a sample of {len(corpus.sample):,} rows{sample_source} was read"
+        f" {_size(sum(file.bytes for file in corpus.files))}; a sample of {len(corpus.sample):,} rows"
+        f"{sample_source} was read"
     )
 
 

@@ -17,6 +17,7 @@ from fullft_assets.checking.yaml_source import Key
 from fullft_assets.documents.formats import name_of_format
 from fullft_assets.documents.formats.rows import has_field
 from fullft_assets.escaping import quoted, visible
+from fullft_assets.examples.identity import REUSED_IDS
 from fullft_assets.examples.labels import named
 from fullft_assets.examples.outcomes import MOST_WITHOUT, OPTIONAL_COLUMNS
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings, UseCaseSettings
@@ -78,10 +79,11 @@ def _max_share_without(column: str, settings: UseCaseSettings) -> float:
 def _unusable(sample: list[Sampled], max_share: float) -> Iterator[tuple[Key, str]]:
     rows = [row for row in sample if not row.record]
     if len(rows) > max_share * len(sample):
+        problem = rows[0].row.get("problem", "")
         yield (
             ("documents", "path"),
             f"{len(rows):,} of {len(sample):,} rows read ({_locations(rows)}):"
-            f" {rows[0].row.get('problem')}{_header_hint(rows[0])}",
+            f" {problem}{_header_hint(rows[0]) if 'the header' in problem else ''}",
         )
 
 
@@ -203,6 +205,20 @@ def label_findings(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[
         counts = Counter(label for row in rows for label in labels_of(row, examples))
         common = ((label, f"{count:,}") for label, count in counts.most_common(_SHOWN_LABELS))
         yield "labels", f"{len(counts):,} in {len(rows):,} rows read: {named(common, len(counts), counts)}"
+
+
+def id_findings(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
+    """Yield the finding on ids that rows of a sample with different texts share, as (subject, one line)."""
+    rows_by_id = [(row.row.get("id") or row.location, row) for row in rows if row.row.get("text")]
+    first = dict(reversed(rows_by_id))
+    pairs = {
+        id_: (first[id_].location, row.location)
+        for id_, row in rows_by_id
+        if row.row["text"] != first[id_].row["text"]
+        and row.location.rpartition(":")[0] != first[id_].location.rpartition(":")[0]
+    }
+    if pairs:
+        yield "ids", REUSED_IDS.format(len(pairs), len(first), *next(iter(pairs.values())))
 
 
 def labels_of(row: Sampled, examples: ExamplesSettings) -> list[str]:

@@ -25,7 +25,7 @@ from fullft_assets.artifacts import (
     TRAINING_SNAPSHOT,
 )
 from fullft_assets.errors import FullftError
-from fullft_assets.escaping import to_cell
+from fullft_assets.escaping import EXPORT_COLUMN, to_cell
 from fullft_assets.monitoring import (
     FAR,
     DriftMetadata,
@@ -194,6 +194,7 @@ def _files(
     settings = use_case.settings
     text = settings.documents.text or ("source" if format_name == "ground_truth" else "text")
     names = {"id": settings.documents.id, "text": text, "group": settings.examples.group or "group"}
+    names["window"] = EXPORT_COLUMN
     columns = [column for column in _COLUMNS if column in rows[0]]
     records = [
         {names.get(column, column): row[column] for column in columns if row[column] is not None}

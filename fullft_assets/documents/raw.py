@@ -29,7 +29,7 @@ from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
 
-VERSION = "14"
+VERSION = "15"
 READABLE = CheckSpec("files_are_readable", "Every file could be read.")
 PAGES_HAVE_TEXT = CheckSpec("pages_have_text", "Every page of the PDFs has text.")
 ENCODINGS_AGREE = CheckSpec(
@@ -396,11 +396,14 @@ def _encodings_check(source: Source, read: ReadBatch) -> CheckOutcome:
 
 def _pages_check(source: Source, pages: dict[str, int]) -> CheckOutcome:
     counts = _first([f"{alias(path)}: {number:,} page(s)" for path, number in pages.items()])
-    hint = "perhaps scanned; recognise the text, such as with ocrmypdf"
     return CheckOutcome(
         name=PAGES_HAVE_TEXT.name,
         passed=not pages,
         severity="warn",
-        description=f"{source.uri}: {counts} without text, {hint}" if pages else "",
+        description=(
+            f"{source.uri}: {counts} without text, perhaps scanned; recognise the text, such as with ocrmypdf"
+            if pages
+            else ""
+        ),
         metadata={"num_files_with_such_pages": len(pages), "num_pages_without_text": sum(pages.values())},
     )

@@ -197,7 +197,7 @@ def read_documents(
                     record_batches, read[file.path] = reader.read(Delivered(path, file.path), collect, decide)
                 room -= rows.add(file.path, record_batches)
             except _Undecided as waiting:
-                undecided[file] = waiting.scores
+                (undecided[file],) = waiting.args
             except Unreadable as error:
                 unreadable[file.path] = str(error)
             except OSError as error:
@@ -268,11 +268,9 @@ class _Rows:
 
 
 class _Undecided(Exception):
-    """The code page of a text is not known yet: all files of the batch decide it together."""
-
-    def __init__(self, scores: Scores):
-        super().__init__()
-        self.scores = scores
+    """The code page of a text is not known yet: all files of the batch decide it together, by the scores of
+    each file, which this has.
+    """
 
 
 def _wait(scores: Scores) -> str | None:

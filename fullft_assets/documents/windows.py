@@ -157,15 +157,13 @@ class WindowCutter:
         return files
 
     def _ends_before(self, file: SourceFile, arrival: _Arrival) -> bool:
-        if (first := next(iter(self._open.values()), None)) is None:
-            return False
-        if (
-            self._window.hours is not None
-            and arrival.arrived_ns - first.arrived_ns >= self._window.hours * 3600 * 10**9
-        ):
-            return True
-        return (
-            len(self._open) >= self._bounds.max_batch_files
+        first = next(iter(self._open.values()), None)
+        return first is not None and (
+            (
+                self._window.hours is not None
+                and arrival.arrived_ns - first.arrived_ns >= self._window.hours * 3600 * 10**9
+            )
+            or len(self._open) >= self._bounds.max_batch_files
             or self._num_bytes + file.bytes > self._bounds.max_batch_bytes
         )
 

@@ -33,6 +33,12 @@ COLUMNS = (
     "row",
     "delivered_ns",
 )
+#: What is said of ids that rows with different texts share: how many ids, of how many, and two places.
+REUSED_IDS = (
+    "{:,} of {:,} ids name different texts in two files, such as {} and {}, and only the newest counts; if"
+    " these are different documents, name a field with unique ids in documents.id (rows without one are named"
+    " file:row); if they are corrections, nothing is wrong"
+)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from fullft_assets.documents.names import alias
-from fullft_assets.examples.identity import Versions, Votes, codes, superseded, twice_in_a_file
+from fullft_assets.examples.identity import REUSED_IDS, Versions, Votes, codes, superseded, twice_in_a_file
 from fullft_assets.snapshot.all_rows import BatchRows, Rows
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
@@ -97,12 +97,7 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
             f"{alias(rows.table['source'][row].as_py())}:{rows.row[row]}"
             for row in (int(versions.row[first]), int(versions.newest[first]))
         ]
-        description = (
-            f"{num_reused:,} of {num_ids:,} ids name different texts in two files, such as {places[0]} and"
-            f" {places[1]}, and only the newest counts; if these are different documents, name a field with"
-            " unique ids in documents.id (rows without one are named file:row); if they are corrections,"
-            " nothing is wrong"
-        )
+        description = REUSED_IDS.format(num_reused, num_ids, *places)
     return CheckOutcome(
         name=IDS_NAME_ONE_DOCUMENT.name,
         passed=num_reused <= max_share * num_ids,

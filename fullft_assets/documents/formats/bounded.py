@@ -104,14 +104,13 @@ def _idle_process() -> _Process | None:
 def _started() -> _Process:
     # By its path: what it needs of the package, the request imports. It ends with this process, as the
     # connection does.
-    worker = Path(__file__).with_name("bounded_worker.py")
     connection, of_worker = Pipe()
     with of_worker:
         number = of_worker.fileno()
-        command = [sys.executable, "-P", str(worker), str(number)]
+        worker = str(Path(__file__).with_name("bounded_worker.py"))
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-P", worker, str(number)],
             env=environment_for_others(with_accounts=False),
             stdin=quiet,
             stdout=quiet,

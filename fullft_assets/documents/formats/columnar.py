@@ -55,11 +55,9 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
 
 
 def _named(value: Any, names: list[str] | None) -> Any:
-    if names is None:
-        return value
-    if isinstance(value, list):
+    if isinstance(value, list) and names is not None:
         return [_named(number, names) for number in value]
-    if type(value) is not int:
+    if names is None or type(value) is not int:
         return value
     # -1 is what `datasets` writes for "no label".
     return names[value] if 0 <= value < len(names) else None if value == -1 else value

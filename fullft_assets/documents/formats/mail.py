@@ -41,13 +41,9 @@ _ORIGINAL = re.compile(
 )
 
 
-#: Languages whose headers of quoted messages are known. Of Polish one line would do, such as `Do: ...`; what
-#: quotes with `>` is removed in every language.
-_LANGUAGES = ["en", "de", "fr", "es", "it", "nl", "sv", "da", "cs", "ja", "ko", "zh"]
-
-
 def _eml_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
-    yield 1, _record(file, reading, file.data())
+    with file.binary() as data:
+        yield 1, _record(file, reading, data.read())
 
 
 def messages(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
@@ -155,7 +151,9 @@ def without_quoted(body: str) -> str:
 def _headers() -> re.Pattern[str]:
     from mailparser_reply.parser import EmailMessage as ParsedMessage
 
-    return ParsedMessage("", languages=list(_LANGUAGES)).HEADER_REGEX
+    # Of Polish one line would do, such as `Do: ...`; what quotes with `>` is removed in every language.
+    languages = ["en", "de", "fr", "es", "it", "nl", "sv", "da", "cs", "ja", "ko", "zh"]
+    return ParsedMessage("", languages=languages).HEADER_REGEX
 
 
 EML = Format(_eml_records, endings=(".eml",), is_whole_file=True, max_bytes=MAX_BYTES, is_slow=True)

@@ -184,10 +184,11 @@ MAX_KREUZBERG_BYTES = 128 * 2**20
 def _kreuzberg_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     from kreuzberg import ExtractionConfig, extract_file_sync
 
-    # Its cache would keep texts outside of the store.
-    config = ExtractionConfig(use_cache=False, enable_quality_processing=False)
     with parsing("document"):
-        text = extract_file_sync(str(file.path), config=config).content
+        # Its cache would keep texts outside of the store.
+        text = extract_file_sync(
+            str(file.path), config=ExtractionConfig(use_cache=False, enable_quality_processing=False)
+        ).content
     yield 1, file.document(whole_characters(text).strip())
 
 

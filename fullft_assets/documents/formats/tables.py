@@ -11,10 +11,10 @@ number whose format pads it. Dates are ISO. (ECMA-376, part 1, SpreadsheetML)
 import csv
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from datetime import date, datetime
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,12 @@ from fullft_assets.documents.formats.delivered import (
     ending_of,
 )
 from fullft_assets.documents.formats.registered import Format, Reading
-from fullft_assets.escaping import from_cell
+from fullft_assets.escaping import from_cells
 from fullft_assets.settings import DocumentsSettings
 from fullft_assets.settings.documents import HeaderRow
 
-#: (Number of the row, its fields). None: an empty cell.
+#: (Number of the row, its fields). None: an empty cell; of XLSX, "": a formula that no program has computed.
 Numbered = tuple[int, Sequence[str | None]]
-TWICE = "two columns have the same name"
 
 
 def _below_header(rows: Iterator[Numbered], header: HeaderRow) -> tuple[list[str], Iterator[Numbered]]:
@@ -57,7 +56,7 @@ def _below_header(rows: Iterator[Numbered], header: HeaderRow) -> tuple[list[str
         names = [name or "" for name in fields]
         columns = [name for name in names if name]  # one without a name is a spreadsheet's margin
         if len(set(columns)) != len(columns):
-            raise Unreadable(TWICE)
+            raise Unreadable("two columns have the same name")
         return names, rows
     if isinstance(header, int):
         raise Unreadable(f"no header in row {header}")
@@ -92,7 +91,7 @@ def csv_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record
             elif len(fields) != len(header):
                 yield number, f"has {'more' if len(fields) > len(header) else 'fewer'} fields than the header"
             else:
-                yield number, dict(zip(header, map(from_cell, fields), strict=True))
+                yield number, from_cells(dict(zip(header, fields, strict=True)))
 
 
 def _has_rows(field: str | None, delimiter: str, num_columns: int) -> bool:
@@ -128,8 +127,9 @@ def _lines_and_delimiter(
     above = documents.header - 1 if isinstance(documents.header, int) else 0
     first_lines = list(islice(lines, above + _TRIED_LINES))
     trial_lines = [line for line in first_lines[above:] if not line.isspace()]
-    usual = "\t" if ending_of(name) == ".tsv" else ","
-    return chain(first_lines, lines), _delimiter(trial_lines, usual, documents.csv.quoting)
+    return chain(first_lines, lines), _delimiter(
+        trial_lines, "\t" if ending_of(name) == ".tsv" else ",", documents.csv.quoting
+    )
 
 
 def _delimiter(lines: Sequence[str], usual: str, quoting: str) -> str:
@@ -146,8 +146,7 @@ def _delimiter(lines: Sequence[str], usual: str, quoting: str) -> str:
 def _share_that_fits(lines: Sequence[str], delimiter: str) -> float:
     rows: list[list[str]] = []
     with suppress(csv.Error):  # the last row may be cut in its middle
-        rows.extend(csv.reader(lines, delimiter=delimiter, strict=True))
-    rows = [row for row in rows if row]
+        rows.extend(filter(None, csv.reader(lines, delimiter=delimiter, strict=True)))
     return sum(len(row) == len(rows[0]) for row in rows) / len(rows) if rows else 0.0
 
 
@@ -159,7 +158,15 @@ MAX_XLSX_BYTES = 128 * 2**20
 MAX_ROWS = 2**20
 #: Significant digits of a number that Excel keeps and shows.
 _DIGITS = 15
-_MERGED = re.compile(rb'<(?:\w+:)?mergeCell\s[^>]*?ref="[A-Z]{1,3}(\d{1,7}):[A-Z]{1,3}(\d{1,7})"')
+#: In the XML of a sheet, a cell with a formula and without its value (a text may be empty, though), and the
+#: first and the last row of merged cells.
+_MARKS = re.compile(
+    rb"<(?:\w+:)?(?:"
+    rb'c\s(?=[^<>]*>\s*<(?:\w+:)?f\b)(?![^<>]*\bt="str")[^<>]*?\br="([A-Z]{1,3}\d{1,7})"[^<>]*>\s*'
+    rb"<(?:\w+:)?f\b(?:[^<>]*/>|[^<>]*>[^<]*</(?:\w+:)?f>)\s*"
+    rb"(?:<(?:\w+:)?v\s*(?:/>|>\s*</(?:\w+:)?v>)\s*)?</"
+    rb'|mergeCell\s[^<>]*?\bref="[A-Z]{1,3}(\d{1,7}):[A-Z]{1,3}(\d{1,7})")'
+)
 _PADDED = re.compile(r"0{2,}")
 #: How the format writes a tab and line ends.
 _ESCAPED = re.compile(r"_x000([9AaDd])_")
@@ -167,17 +174,18 @@ _ESCAPED = re.compile(r"_x000([9AaDd])_")
 
 def _xlsx_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     """Yield (row number, record or problem) of each row that is not empty; rows of later sheets are numbered
-    on.
+    on. A row is malformed if a field that is read is a formula that no program has computed.
 
     Of several sheets, those with the header of the first one are read; where there are no names, the first
     one. The sheet's name is in the field `sheet`.
 
     Raises:
-        Unreadable: it is damaged, encrypted or has no header.
+        Unreadable: it is damaged, encrypted or has no header, or rows of a sheet that is read are merged.
     """
     first: list[str] = []
     last = 0
-    for title, rows in _sheets(file.path, reading):
+    names = reading.row_settings.fields
+    for title, rows, is_merged in _sheets(file.path, reading):
         try:
             header, below = _below_header(rows, reading.documents.header)
         except Unreadable:
@@ -186,24 +194,37 @@ def _xlsx_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Reco
             continue
         if not header or (first and (header != first or reading.documents.header == "none")):
             continue
+        if is_merged:
+            raise Unreadable("has cells that are merged over several rows; split them")
         first = header
         num_before = last
         for number, fields in below:
             last = num_before + number
-            if any(fields):
-                yield last, _sheet_record(header, fields, title)
+            record = _sheet_record(header, fields, title, names)
+            if any(fields) or isinstance(record, str):
+                yield last, record
     if not first:
         raise Unreadable("no sheet has a header")
 
 
-def _sheet_record(header: list[str], fields: Sequence[str | None], title: str) -> Record:
+def _sheet_record(
+    header: list[str], fields: Sequence[str | None], title: str, names: Collection[str]
+) -> Record:
     if any(fields[len(header) :]):
         return "has more fields than the header"
-    padded = [*fields, *[None] * (len(header) - len(fields))]
-    return {"sheet": title, **dict(zip(header, padded, strict=True))}
+    record = {"sheet": title, **dict(zip_longest(header, fields[: len(header)]))}
+    formulas = [name for name, value in record.items() if value == "" and name in names]
+    return (
+        f"a formula in `{formulas[0]}` that no program has computed; open and save the file"
+        if formulas
+        else from_cells(record)
+    )
 
 
-def _sheets(path: Path, reading: Reading) -> Iterator[tuple[str, Iterator[Numbered]]]:
+def _sheets(path: Path, reading: Reading) -> Iterator[tuple[str, Iterator[Numbered], bool]]:
+    """Yield the title of each visible sheet, its rows, and whether cells below its header are merged over
+    several rows.
+    """
     import openpyxl
 
     first_row = header if isinstance((header := reading.documents.header), int) else 1
@@ -218,28 +239,29 @@ def _sheets(path: Path, reading: Reading) -> Iterator[tuple[str, Iterator[Number
         book: Any = stack.enter_context(
             closing(openpyxl.load_workbook(data, read_only=True, data_only=True, keep_links=False))
         )
-        reading.advance()
         for sheet in book.worksheets:
+            reading.advance()
             if sheet.sheet_state != "visible":
                 continue
-            merged = _MERGED.findall(archive.read(sheet._worksheet_path.lstrip("/")))
+            marks = _MARKS.findall(archive.read(sheet._worksheet_path.lstrip("/")))
+            formulas = {cell.decode() for cell, _, _ in marks if cell}
             # Only the first of these rows has the value: of a group, the others might be on another side.
-            if any(int(end) > max(int(start), first_row) for start, end in merged):
-                raise Unreadable("has cells that are merged over several rows; split them")
-            yield sheet.title, _sheet_rows(sheet)
+            is_merged = any(end and int(end) > max(int(start), first_row) for _, start, end in marks)
+            yield sheet.title, _sheet_rows(sheet, formulas), is_merged
 
 
-def _sheet_rows(sheet: Any) -> Iterator[tuple[int, list[str | None]]]:
+def _sheet_rows(sheet: Any, formulas: Collection[str]) -> Iterator[tuple[int, list[str | None]]]:
     sheet.reset_dimensions()  # some programs write too few rows or columns there
     for number, cells in enumerate(sheet, start=1):
         if number > MAX_ROWS:
             raise Unreadable(f"a sheet has more than {MAX_ROWS:,} rows")
-        yield number, [_shown(cell) for cell in cells]
+        yield number, [_shown(cell, formulas) for cell in cells]
 
 
-def _shown(cell: Any) -> str | None:
+def _shown(cell: Any, formulas: Collection[str]) -> str | None:
     if (value := cell.value) is None or value == "" or cell.data_type == "e":
-        return None
+        # Where the file has no cell, there is one without coordinates.
+        return "" if formulas and getattr(cell, "coordinate", None) in formulas else None
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
