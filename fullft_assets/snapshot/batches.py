@@ -163,7 +163,7 @@ def read_batches(
 
 def _read_column(path: Path, name: str) -> pa.ChunkedArray:
     """Return a column of sketches, mapped: it takes memory as it is read, until it is let go."""
-    return feather.read_table(str(path), columns=[name], memory_map=True)[name]
+    return feather.read_table(str(path), columns=[name], use_threads=False, memory_map=True)[name]
 
 
 def build_sketches(rows: pa.Table, seed: int, screen: Screen | None = None) -> pa.Table:
@@ -204,9 +204,11 @@ def _ensure_sketches(
 
     def write(draft: Draft) -> Outcome:
         rows = pq.read_table(store.folder(examples) / EXAMPLES_FILE, columns=["text", "text_hash", "group"])
-        # Without compression it is mapped, not read.
+        # Without compression it is mapped, not read; in few parts, as each of them takes time.
         feather.write_feather(
-            build_sketches(rows, seed, screen()), str(draft.path / _FILE), compression="uncompressed"
+            build_sketches(rows, seed, screen()).combine_chunks(),
+            str(draft.path / _FILE),
+            compression="uncompressed",
         )
         return NearDuplicateIndexMetadata(
             batch=ExamplesMetadata.of(examples).batch, num_rows=len(rows)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from fullft_assets.artifacts import CHUNKS_COLUMN, CHUNKS_FILE, EXAMPLES_FILE
 from fullft_assets.errors import StoreError
+from fullft_assets.snapshot.all_rows import distinct
 from fullft_assets.snapshot.metadata import FrozenBatch, SnapshotMetadata
 from fullft_assets.store import Manifest, Store
 
@@ -222,7 +223,7 @@ def read_rows(path: Path, column: str, positions: np.ndarray) -> pa.ChunkedArray
         group = np.searchsorted(starts, positions, "right") - 1
         order = np.argsort(group, kind="stable")
         parts = []
-        for n in np.unique(group).tolist():
+        for n in distinct(group).tolist():
             of_group = positions[order[group[order] == n]]
             # One column: handing its pages to threads takes longer than decoding them.
             parts += (

@@ -426,7 +426,7 @@ class Texts:
             alike = block[:, are_alike(*self._count_shared(block))]
             # The first of several pairs of a candidate counts.
             partners |= dict(alike[:, ::-1].T.tolist())
-            pairs = pairs[:, ~np.isin(pairs[0], alike[0])]
+            pairs = pairs[:, ~_is_in(pairs[0], alike[0])]
         return partners
 
     def _count_shared(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
