@@ -289,6 +289,7 @@ def test_an_untrained_model_is_not_promoted_and_the_report_says_why(lab, report)
     assert report.metadata["verdict"] == decision.sentence and not report.metadata["justified"]
     page = (lab.store.folder(report) / "report.html").read_text()
     assert "Full fine-tuning was not worth it, a baseline is better" in page and "1 min 1 s" in page
+    assert "price of a point at which this turns" in page and "training rows at which it turns" in page
 
 
 def test_texts_are_only_in_the_html(lab, report):
