@@ -25,10 +25,11 @@ from fullft_assets.progress import Progress
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.tasks.prompting import BaseModel
-from fullft_assets.training import stored_checkpoints
+from fullft_assets.training import ranks, stored_checkpoints
 from fullft_assets.training.checkpoints import step_of
 from fullft_assets.training.finetuning import TrainingSegment, fine_tune
 from fullft_assets.training.loop import Loop
+from fullft_assets.training.optimizers.low_memory import local
 from fullft_assets.training.recipe import Recipe
 from fullft_assets.training.sharding import Part
 from tests.prepared import write_tiny_model
@@ -39,6 +40,11 @@ from tests.two_ranks import play
 
 SHARED = SETTINGS.model_copy(update={"sharding": "fsdp2", "micro_batch_size": 1})
 QUIET = Progress(silent=True)
+#: Rungs of the memory ladder with weights in bf16.
+BF16: dict[str, dict[str, Any]] = {
+    name: {"optimizer": name, "weights": "bf16", "precision": "auto"} for name in ("adamw", "adafactor")
+}
+LOWEST = BF16["adafactor"]
 
 
 def main(folder: Path, scenes: list[str]) -> None:
@@ -146,14 +152,23 @@ def base_model(folder: Path) -> Any:
 
 
 def train(
-    folder: Path, work: Path, count: int, *, stop_after: int = 1_000_000, is_slow: bool = False
+    folder: Path,
+    work: Path,
+    count: int,
+    *,
+    stop_after: int = 1_000_000,
+    is_slow: bool = False,
+    of_host: int | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Train in so many processes until the end or a stop; return what the first one found.
 
     Args:
         is_slow: no part is written before the step after it is taken.
+        of_host: processes of each host; default: all.
+        changes: of the settings.
     """
-    settings = SHARED.model_copy(update={"checkpoint_every_steps": 2, "keep_best": True})
+    settings = SHARED.model_copy(update={"checkpoint_every_steps": 2, "keep_best": True, **changes})
 
     def scene(_: Path, rank: int) -> dict[str, Any]:
         progress = Noting(stop_after)
@@ -187,9 +202,11 @@ def train(
         weights = {name: each.tolist() for name, each in done.model.state_dict().items()} if rank == 0 else {}
         log = [(line["step"], line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]
         found = {"from": done.resumed_from_step, "log": log, "weights": weights, "published": published}
+        parts = b"".join(local(each).detach().view(torch.uint8).numpy() for each in loops[0].model.parameters())
+        found["parts"] = ranks.of_all(hashlib.sha256(parts).hexdigest())
         return found | {"said": progress.said, "step": done.step}
 
-    return play(folder, scene, count)[0]
+    return play(folder, scene, count, of_host=of_host)[0]
 
 
 def checkpoints(folder: Path) -> Any:
@@ -210,6 +227,36 @@ def checkpoints(folder: Path) -> Any:
         "more": train(folder / "more-run", folder / "more", 4),
         "damaged": train(folder / "damaged-run", folder / "damaged", 2),
     }
+
+
+def by_host(folder: Path) -> Any:
+    """Two hosts of two processes have all parts each; they stop, and go on, also as two processes."""
+    folder.mkdir()
+    hosts: dict[str, Any] = {"of_host": 2, "sharding": "fsdp2_by_host", **LOWEST}
+    stopped = train(folder / "stopped", folder / "work", 4, stop_after=5, **hosts)
+    shutil.copytree(folder / "work", folder / "fewer")
+    return {
+        "straight": train(folder / "straight", folder / "four", 4, **hosts),
+        "stopped": stopped,
+        "files": sorted(path.name for path in (folder / "work" / "checkpoint-5").glob("*.safetensors")),
+        "again": train(folder / "again", folder / "work", 4, **hosts),
+        "fewer": train(folder / "fewer-run", folder / "fewer", 2, **LOWEST),
+    }
+
+
+def rungs(folder: Path) -> Any:
+    """Two processes and one of each rung below AdamW in fp32; in bf16 two stop and go on."""
+    folder.mkdir()
+    found = {}
+    for name, changes in {"adafactor fp32": {"optimizer": "adafactor"}, **BF16}.items():
+        found[name] = {
+            "alone": train(folder / f"{name} 1", folder / f"{name} of one", 1, sharding="none", **changes),
+            "straight": train(folder / f"{name} 2", folder / f"{name} of two", 2, **changes),
+        }
+    for name, changes in BF16.items():
+        train(folder / f"{name} 3", folder / name, 2, stop_after=5, **changes)
+        found[name]["again"] = train(folder / f"{name} 4", folder / name, 2, **changes)
+    return found
 
 
 def train_parts(folder: Path, work: Path, sharding: str, count: int = 2) -> dict[str, Any]:
@@ -265,7 +312,7 @@ def parts(folder: Path) -> Any:
 
 
 SCENES: dict[str, Callable[[Path], Any]] = {
-    scene.__name__: scene for scene in (language_model, classifier, base_model, checkpoints, parts)
+    scene.__name__: scene for scene in (language_model, classifier, base_model, checkpoints, by_host, rungs, parts)
 }
 
 if __name__ == "__main__":

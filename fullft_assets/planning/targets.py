@@ -26,6 +26,7 @@ from fullft_assets.planning.plan import (
     total_state_bytes,
 )
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings, contradictions
+from fullft_assets.settings.optimizers import OPTIMIZERS
 from fullft_assets.task import BASELINES
 
 _TABLE = "instances.yaml"
@@ -157,8 +158,8 @@ def setups(training: TrainingSettings, processes: int) -> Iterator[TrainingSetti
     """Yield settings that keep the effective batch, each taking less memory than the one before, as a rule.
 
     First smaller passes, which cost little; then recomputed activations; then sharding over several
-    processes; then the lower rungs of optimizer and weights. Those that contradict other settings are
-    excluded.
+    processes; then the lower rungs of optimizer and weights, sharded where there are several processes. Those
+    that contradict other settings are excluded.
     """
     keys = set()
     for changes in _changes(training, processes):
@@ -188,18 +189,16 @@ def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, A
     yield from ({"micro_batch_size": size} for size in sizes)
     yield from ({"micro_batch_size": size, "gradient_checkpointing": True} for size in sizes)
     last = {"micro_batch_size": sizes[-1], "gradient_checkpointing": True}
-    if processes > 1:
-        yield {**last, "sharding": "fsdp2"}
-    for optimizer, weights in MEMORY_LADDER:
-        if state_bytes(optimizer, weights) < state_bytes(training.optimizer, training.weights):
-            yield {**last, "optimizer": optimizer, "weights": weights}
-            # It cannot accumulate.
-            yield {
-                **last,
-                "optimizer": optimizer,
-                "weights": weights,
-                "micro_batch_size": training.batch_size,
-            }
+    shared = {"sharding": "fsdp2"} if processes > 1 and training.sharding == "none" else {}
+    yield {**last, **shared}
+    for more in (shared, {}):
+        for optimizer, weights in MEMORY_LADDER:
+            if state_bytes(optimizer, weights) < state_bytes(training.optimizer, training.weights):
+                # One that steps in the backward pass cannot accumulate.
+                in_backward = OPTIMIZERS.get(optimizer).steps_in_backward
+                size = training.batch_size if in_backward else sizes[-1]
+                rung = {"micro_batch_size": size, "optimizer": optimizer, "weights": weights}
+                yield {**last, **more, **rung}
 
 
 #: (settings, precision, whether on a GPU, processes) -> what one process holds.
