@@ -14,15 +14,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fullft_assets.errors import Interrupted
+from fullft_assets.launch.workloads.evaluation import work
 from fullft_assets.models import inference
 from fullft_assets.progress import Progress
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe
+from fullft_assets.tasks.language import scoring
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.tasks.prompting import BaseModel
 from fullft_assets.training import ranks, stored_checkpoints
@@ -34,6 +37,7 @@ from fullft_assets.training.recipe import Recipe
 from fullft_assets.training.sharding import Part
 from tests.prepared import write_tiny_model
 from tests.scattered_trainings import Noting
+from tests.test_evaluation_language_workload import Lab
 from tests.test_isolation import SMALL
 from tests.test_packed import LLAMA, SETTINGS, documents, fit, training
 from tests.two_ranks import play
@@ -149,6 +153,31 @@ def base_model(folder: Path) -> Any:
         return play(folder / str(count), scene, count)
 
     return {"whole": predict(1), "shared": predict(2)}
+
+
+def evaluation(folder: Path) -> Any:
+    """The evaluation of a trained model beside the base model: scores and answers."""
+    lab = Lab(folder / "lab", "sft")
+    checkpoint = lab.checkpoint("learned", lab.learn(folder / "learned"))
+    scoring.MAX_ANSWER_TOKENS = 30
+
+    def evaluate(count: int) -> dict[str, Any]:
+        chosen = {"evaluation": {"generated_answers": 5}, "training": {"sharding": "fsdp2"}}
+        job = lab.context(checkpoint, key=f"of-{count}", **chosen).job
+
+        def scene(_: Path, rank: int) -> int:
+            if rank:
+                PreTrainedModel.from_pretrained = None
+            work(job, lab.store, QUIET)
+            return rank
+
+        assert play(folder / str(count), scene, count) == list(range(count))
+        report = lab.store.folder(lab.store.find(job.case, job.stage, job.key))
+        rows = pq.read_table(report / "predictions.parquet")
+        losses = {name: rows[f"loss_{name}"].to_pylist() for name in ("finetuned", "base_model")}
+        return {"losses": losses, "answers": (report / "answers.jsonl").read_text(encoding="utf-8")}
+
+    return {"whole": evaluate(1), "shared": evaluate(2)}
 
 
 def train(
@@ -312,7 +341,7 @@ def parts(folder: Path) -> Any:
 
 
 SCENES: dict[str, Callable[[Path], Any]] = {
-    scene.__name__: scene for scene in (language_model, classifier, base_model, checkpoints, by_host, rungs, parts)
+    scene.__name__: scene for scene in (language_model, classifier, base_model, evaluation, checkpoints, by_host, rungs, parts)
 }
 
 if __name__ == "__main__":

@@ -296,6 +296,14 @@ def test_they_score_the_base_model_together(shared: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+def test_they_evaluate_language_models_together(shared: dict[str, Any]) -> None:
+    whole, together = (shared["evaluation"][name] for name in ("whole", "shared"))
+    assert together["answers"] == whole["answers"]
+    for name, losses in whole["losses"].items():
+        assert together["losses"][name] == pytest.approx(losses, rel=1e-4)
+
+
+@pytest.mark.slow
 def test_ranks_roll_back_to_the_same_checkpoint_whenever_the_history_is_written(behind: dict) -> None:
     for found in behind["roll_back"]:
         assert (

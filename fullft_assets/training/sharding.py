@@ -49,14 +49,25 @@ def load(recipe: Recipe, settings: TrainingSettings, num_processes: int) -> PreT
     Raises:
         SettingsError: see `Recipe.load`; or more layers are frozen than there are.
     """
-    is_shared = settings.sharding != "none" and num_processes > 1
-    if is_shared:
-        ranks.connect()
-    with loading.without_weights() if is_shared and not is_first_rank() else nullcontext():
+
+    def make() -> PreTrainedModel:
         model = recipe.load(settings)
         layers.freeze(model, settings)
-    if is_shared:
-        shard(model, settings, fill)
+        return model
+
+    return load_parts(make, settings) if settings.sharding != "none" and num_processes > 1 else make()
+
+
+def load_parts(make: Callable[[], PreTrainedModel], settings: TrainingSettings) -> PreTrainedModel:
+    """Return a model that processes share, which must all call this.
+
+    Args:
+        make: loads it; the first process reads its weights.
+    """
+    ranks.connect()
+    with nullcontext() if is_first_rank() else loading.without_weights():
+        model = make()
+    shard(model, settings, fill)
     return model
 
 

@@ -7,7 +7,7 @@ import gc
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +22,14 @@ from fullft_assets.chunks import Tokenization
 from fullft_assets.conversations import Message
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import BASE_MODEL, CHAMPION
-from fullft_assets.models.inference import device, in_batches, load_causal, move
+from fullft_assets.models.inference import (
+    device,
+    evaluating,
+    in_batches,
+    is_sharded,
+    load_causal,
+    move,
+)
 from fullft_assets.models.token_loss import score_documents
 from fullft_assets.progress import Listener
 from fullft_assets.snapshot import Split, load_values
@@ -34,6 +41,7 @@ from fullft_assets.tasks.language.assessment import (
     AnswerScores,
     DocumentScores,
 )
+from fullft_assets.training import ranks, sharding
 
 #: Test documents whose beginnings are continued for the report, and by how much.
 NUM_CONTINUATIONS = 4
@@ -97,15 +105,14 @@ class Writer:
             eos_token_id=self._end_ids,
             pad_token_id=pad_id,
         )
-        was_training = self._model.training
-        self._model.eval()
         move(self._model)
-        try:
-            # In the weights' own format: one token at a time, casting them costs more than it saves.
-            with torch.inference_mode():
-                rows = cast(Any, self._model).generate(inputs, attention_mask=mask, generation_config=config)
-        finally:
-            self._model.train(was_training)
+        # Processes that share the model go on until all are done.
+        is_shared = is_sharded(self._model)
+        # In the weights' own format: one token at a time, casting them costs more than it saves.
+        with evaluating(self._model), torch.no_grad() if is_shared else torch.inference_mode():
+            rows = cast(Any, self._model).generate(
+                inputs, attention_mask=mask, generation_config=config, synced_gpus=is_shared
+            )
         return [
             self._tokenization.tokenizer.decode(self._until_end(row), skip_special_tokens=True)
             for row in rows[:, longest:].tolist()
@@ -219,7 +226,7 @@ class _Scorer:
 
     def score_baseline(self, name: str, baseline: Baseline) -> SystemOutput:
         return (
-            SystemOutput(baseline.predict(self._test), [])
+            SystemOutput(self._predict(baseline), [])
             if name != BASE_MODEL
             else self._score(
                 self._context.base_model,
@@ -228,6 +235,15 @@ class _Scorer:
                 self._test,
                 self.prompts,
             )
+        )
+
+    def _predict(self, baseline: Baseline) -> Any:
+        """Return what a baseline predicts; of several processes the first one has it do so."""
+        if not self._context.shares_models:
+            return baseline.predict(self._test)
+        return ranks.run_on_first(
+            lambda listener: ranks.attended(lambda: baseline.predict(self._test), listener),
+            self._context.progress,
         )
 
     def score_checkpoint(self, name: str) -> SystemOutput:
@@ -260,8 +276,14 @@ class _Scorer:
         documents: Split,
         prompts: Sequence[Prompt],
     ) -> SystemOutput:
-        progress = self._context.progress
-        model = load_causal(folder, added_tokens)
+        progress: Listener = self._context.progress
+        load = partial(load_causal, folder, added_tokens)
+        if self._context.shares_models:
+            changes = {"precision": "auto", "weights": "fp32"}
+            model = sharding.load_parts(load, self._settings.training.model_copy(update=changes))
+            progress = ranks.StopListener(self._context.progress)
+        else:
+            model = load()
         scores = score_documents(model, documents.chunks, documents.marks, progress=progress)
         writer = Writer(model, tokenization, self._max_new_tokens)
         texts = writer.write_all([prompt.beginning for prompt in prompts], progress)
