@@ -637,7 +637,8 @@ def ranks() -> Iterator[list[Any]]:
     # The loss makes its logits in chunks as on a GPU.
     token_loss.PLANNED_DEVICE.set("cuda")
     for name in MODELS:
-        for optimizer, weights in (("adamw", "fp32"), ("adamw", "bf16"), ("adafactor", "bf16")):
+        rungs: list[tuple[str, Weights]] = [("adamw", "fp32"), ("adamw", "bf16"), ("adafactor", "bf16")]
+        for optimizer, weights in rungs:
             for processes in (8, 16):
                 whole = rank(name, processes, weights)
                 moments = 2 * whole.placed if optimizer == "adamw" else 0

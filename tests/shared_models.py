@@ -48,7 +48,6 @@ QUIET = Progress(silent=True)
 BF16: dict[str, dict[str, Any]] = {
     name: {"optimizer": name, "weights": "bf16", "precision": "auto"} for name in ("adamw", "adafactor")
 }
-LOWEST = BF16["adafactor"]
 
 
 def main(folder: Path, scenes: list[str]) -> None:
@@ -70,26 +69,22 @@ def begin(recipe: Recipe, folder: Path, count: int) -> list[dict[str, Any]]:
             model = segment.model
             inference.reshard(model)
             tensors = dict([*model.named_parameters(), *model.named_buffers()])
-            parts = {
-                id(each): each.to_local() if isinstance(each, DTensor) else each for each in tensors.values()
-            }
             wholes = {
                 name: each.full_tensor() if isinstance(each, DTensor) else each
                 for name, each in tensors.items()
             }
-            held["part"] = sum(each.numel() for each in parts.values())
+            held["part"] = sum(
+                each.numel() for each in {id(each): local(each) for each in tensors.values()}.values()
+            )
             held["digests"] = {
                 name: hashlib.sha256(each.detach().contiguous().numpy().tobytes()).hexdigest()
                 for name, each in wholes.items()
             }
             raise Begun
 
-        def refuse(*_: Any, **__: Any) -> None:
-            raise AssertionError("the weights are read by the first process alone")
-
         TrainingSegment._train = look
-        if rank:
-            PreTrainedModel.from_pretrained = refuse
+        if rank:  # the weights are read by the first process alone
+            PreTrainedModel.from_pretrained = None
         try:
             fine_tune(
                 recipe,
@@ -174,8 +169,10 @@ def evaluation(folder: Path) -> Any:
         assert play(folder / str(count), scene, count) == list(range(count))
         report = lab.store.folder(lab.store.find(job.case, job.stage, job.key))
         rows = pq.read_table(report / "predictions.parquet")
-        losses = {name: rows[f"loss_{name}"].to_pylist() for name in ("finetuned", "base_model")}
-        return {"losses": losses, "answers": (report / "answers.jsonl").read_text(encoding="utf-8")}
+        return {
+            "losses": {name: rows[f"loss_{name}"].to_pylist() for name in ("finetuned", "base_model")},
+            "answers": (report / "answers.jsonl").read_text(encoding="utf-8"),
+        }
 
     return {"whole": evaluate(1), "shared": evaluate(2)}
 
@@ -203,7 +200,9 @@ def train(
         progress = Noting(stop_after)
         published: list[list[int]] = []
         loops: list[Loop] = []
-        write, publish = Part.write, stored_checkpoints.publish_everywhere
+        offloads: set[str] = set()
+        reduced: list[bool] = []
+        write, publish, shard = Part.write, stored_checkpoints.publish_everywhere, fsdp.fully_shard
 
         def write_late(part: Part, to: Path) -> list[str]:
             # The last one has no step after it.
@@ -214,12 +213,21 @@ def train(
 
         def look(moment: str, loop: Loop) -> None:
             loops[:] = [loop]
+            # Of the passes that a step adds up; a model in parts would else hold all of them whole until the
+            # last.
+            if moment == "pass":
+                reduced.append(all(weight.grad is not None for weight in loop.model.parameters()))
+
+        def fully_shard(*modules: Any, **options: Any) -> Any:
+            offloads.add(type(options.get("offload_policy")).__name__)
+            return shard(*modules, **options)
 
         def publish_noted(aside: Path, *arguments: Any, **options: Any) -> None:
             published.append([step_of(aside), loops[0].step])
             publish(aside, *arguments, **options)
 
         stored_checkpoints.publish_everywhere = publish_noted
+        fsdp.fully_shard = fully_shard
         if is_slow:
             Part.write = write_late
         options: dict[str, Any] = {"num_processes": count, "resumable": True, "watch": look}
@@ -229,18 +237,32 @@ def train(
         except Interrupted as error:
             return {"stopped": str(error), "published": published}
         weights = {name: each.tolist() for name, each in done.model.state_dict().items()} if rank == 0 else {}
+        if rank == 0:
+            done.model.save_pretrained(folder / "model")
         log = [(line["step"], line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]
         found = {"from": done.resumed_from_step, "log": log, "weights": weights, "published": published}
-        parts = b"".join(local(each).detach().view(torch.uint8).numpy() for each in loops[0].model.parameters())
-        found["parts"] = ranks.of_all(hashlib.sha256(parts).hexdigest())
-        return found | {"said": progress.said, "step": done.step}
+        parts = b"".join(
+            local(each).detach().view(torch.uint8).numpy()
+            for loop in loops
+            for each in loop.model.parameters()
+        )
+        found |= {
+            "parts": ranks.of_all(hashlib.sha256(parts).hexdigest()),
+            "offloads": sorted(offloads),
+            "reduced": reduced,
+            "model": str(folder / "model"),
+        }
+        return found | {
+            "said": progress.said,
+            "step": done.step,
+            "last": f"{work}/checkpoint-{done.num_steps}",
+        }
 
     return play(folder, scene, count, of_host=of_host)[0]
 
 
 def checkpoints(folder: Path) -> Any:
     """Two processes stop; as many go on, and four; and two where a part of the newest one is damaged."""
-    folder.mkdir()
     stopped = train(folder / "stopped", folder / "work", 2, stop_after=5)
     for name in ("more", "damaged"):
         shutil.copytree(folder / "work", folder / name)
@@ -260,88 +282,45 @@ def checkpoints(folder: Path) -> Any:
 
 def by_host(folder: Path) -> Any:
     """Two hosts of two processes have all parts each; they stop, and go on, also as two processes."""
-    folder.mkdir()
-    hosts: dict[str, Any] = {"of_host": 2, "sharding": "fsdp2_by_host", **LOWEST}
-    stopped = train(folder / "stopped", folder / "work", 4, stop_after=5, **hosts)
+    hosts: dict[str, Any] = {"of_host": 2, "sharding": "fsdp2_by_host", **BF16["adafactor"]}
+    train(folder / "stopped", folder / "work", 4, stop_after=5, **hosts)
     shutil.copytree(folder / "work", folder / "fewer")
     return {
         "straight": train(folder / "straight", folder / "four", 4, **hosts),
-        "stopped": stopped,
         "files": sorted(path.name for path in (folder / "work" / "checkpoint-5").glob("*.safetensors")),
         "again": train(folder / "again", folder / "work", 4, **hosts),
-        "fewer": train(folder / "fewer-run", folder / "fewer", 2, **LOWEST),
+        "fewer": train(folder / "fewer-run", folder / "fewer", 2, **BF16["adafactor"]),
     }
 
 
 def rungs(folder: Path) -> Any:
-    """Two processes and one of each rung below AdamW in fp32; in bf16 two stop and go on."""
-    folder.mkdir()
-    found = {}
-    for name, changes in {"adafactor fp32": {"optimizer": "adafactor"}, **BF16}.items():
-        found[name] = {
+    """Two processes and one of each rung below AdamW in fp32; the two stop, and go on."""
+    return {
+        name: {
             "alone": train(folder / f"{name} 1", folder / f"{name} of one", 1, sharding="none", **changes),
             "straight": train(folder / f"{name} 2", folder / f"{name} of two", 2, **changes),
+            "stopped": train(folder / f"{name} 3", folder / name, 2, stop_after=5, **changes),
+            "again": train(folder / f"{name} 4", folder / name, 2, **changes),
         }
-    for name, changes in BF16.items():
-        train(folder / f"{name} 3", folder / name, 2, stop_after=5, **changes)
-        found[name]["again"] = train(folder / f"{name} 4", folder / name, 2, **changes)
-    return found
-
-
-def train_parts(folder: Path, work: Path, sharding: str, count: int = 2) -> dict[str, Any]:
-    """Train a Llama without dropout in so many processes; return what the first one found."""
-    settings = SHARED.model_copy(
-        update={"sharding": sharding, "epochs": 2, "checkpoint_every_steps": 2, "keep_best": True}
-    )
-
-    def scene(_: Path, rank: int) -> dict[str, Any]:
-        shard = fsdp.fully_shard
-        offloads: set[str] = set()
-        reduced: list[bool] = []
-
-        def fully_shard(*modules: Any, **options: Any) -> Any:
-            offloads.add(type(options.get("offload_policy")).__name__)
-            return shard(*modules, **options)
-
-        def look(moment: str, loop: Loop) -> None:
-            # Of the passes that a step adds up; a model in parts would else hold all of them whole until the
-            # last.
-            if moment == "pass":
-                reduced.append(all(weight.grad is not None for weight in loop.model.parameters()))
-
-        fsdp.fully_shard = fully_shard
-        options: dict[str, Any] = {"num_processes": count, "resumable": True, "watch": look}
-        done = fit(LLAMA, training(marked=True), settings, work, evaluate_at=(), **options)
-        if rank == 0:
-            done.model.save_pretrained(folder / "model")
-        return {
-            "log": [(line["loss"], line["grad_norm"]) for line in done.history if "loss" in line],
-            "step": done.num_steps,
-            "last": str(work / f"checkpoint-{done.num_steps}"),
-            "from": done.resumed_from_step,
-            "reduced": reduced,
-            "offloads": sorted(offloads),
-            "model": str(folder / "model"),
-        }
-
-    return play(folder, scene, count)[0]
+        for name, changes in {"adafactor fp32": {"optimizer": "adafactor"}, **BF16}.items()
+    }
 
 
 def parts(folder: Path) -> Any:
     """One process, two with parts of the model, the same again, and two whose parts are in the host's
     memory.
     """
-    folder.mkdir()
     return {
-        "alone": train_parts(folder / "alone", folder / "of-one", "none", 1),
-        "parts": train_parts(folder / "parts", folder / "of-parts", "fsdp2"),
-        "again": train_parts(folder / "again", folder / "of-parts", "fsdp2"),
-        "offloaded": train_parts(folder / "offloaded", folder / "of-offloaded", "fsdp2_offload"),
+        "alone": train(folder / "alone", folder / "of-one", 1, sharding="none"),
+        "parts": train(folder / "parts", folder / "of-parts", 2),
+        "again": train(folder / "again", folder / "of-parts", 2),
+        "offloaded": train(folder / "offloaded", folder / "of-offloaded", 2, sharding="fsdp2_offload"),
     }
 
 
 SCENES: dict[str, Callable[[Path], Any]] = {
-    scene.__name__: scene for scene in (language_model, classifier, base_model, evaluation, checkpoints, by_host, rungs, parts)
+    scene.__name__: scene
+    for scene in (language_model, classifier, base_model, evaluation, checkpoints, by_host, rungs, parts)
 }
 
 if __name__ == "__main__":

@@ -43,8 +43,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PROBE_PROCESSES", "1")
     monkeypatch.setenv("PROBE_GRACE", "20")
     yield tmp_path
-    for alive in _left_pids(tmp_path):
-        alive.kill()
+    pids = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
+    for alive in [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]:
+        if is_alive(alive):
+            alive.kill()
 
 
 @pytest.fixture
@@ -56,11 +58,6 @@ def instance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Dagst
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     with dg.DagsterInstance.from_config(str(home)) as instance:
         yield instance
-
-
-def _left_pids(folder: Path) -> list[psutil.Process]:
-    found = [int(path.read_text()) for path in folder.glob("*.pid")]
-    return [psutil.Process(pid) for pid in found if psutil.pid_exists(pid) and is_alive(psutil.Process(pid))]
 
 
 def _supervisor_of(workload: psutil.Process) -> psutil.Process:
@@ -338,10 +335,6 @@ def test_what_is_killed_during_the_wait_for_gpus_is_not_the_command(
 
 
 class TestMachine:
-    def _ended(self, root: Path, stdout: str) -> Machine:
-        projects.write_files(root / "j", {"stdout": stdout, "exit": '{"code": 0, "is_limit": false}'})
-        return Machine(root)
-
     @pytest.mark.parametrize(
         ("said", "failure"),
         [
@@ -368,7 +361,10 @@ class TestMachine:
     @pytest.mark.fault("output is lost, late or cut", "local", "ssh")
     def test_output_comes_in_blocks_of_whole_lines_and_all_of_it(self, tmp_path, monkeypatch, lines):
         monkeypatch.setattr(machine, "_MAX_BYTES", 12)
-        jobs, logs, blocks = self._ended(tmp_path, "\n".join(lines)), Logs("", is_more=True), []
+        projects.write_files(
+            tmp_path / "j", {"stdout": "\n".join(lines), "exit": '{"code": 0, "is_limit": false}'}
+        )
+        jobs, logs, blocks = Machine(tmp_path), Logs("", is_more=True), []
         while logs.is_more:
             logs = jobs.logs("j", logs.cursor)
             blocks.append(logs.stdout)

@@ -56,9 +56,8 @@ def test_labels_are_scored_by_the_mean_log_probability_of_their_names(prepared: 
             with torch.no_grad():
                 logits = model(torch.tensor([prompt + name])).logits[0].log_softmax(-1)
             means.append(np.mean([float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(name)]))
-        expected = np.exp(means) / np.exp(means).sum()
         # A CPU with AMX predicts in bf16; this test computes in float32.
-        np.testing.assert_allclose(found[row], expected, atol=1e-3)
+        np.testing.assert_allclose(found[row], np.exp(means) / np.exp(means).sum(), atol=1e-3)
 
 
 def test_examples_are_in_the_prompt_with_their_labels(prepared: Prepared) -> None:
@@ -100,8 +99,7 @@ def test_rows_that_train_no_more_are_shown_no_more(prepared: Prepared, tmp_path:
     context, train = prepared.baseline_context, prepared.split("train")
     fitted = FewShot.fit(train, context)
     fitted.save(tmp_path)
-    gone = fitted.shown.ids[0]
-    fewer = train.select([row for row, id_ in enumerate(train.ids) if id_ != gone])
+    fewer = train.select([row for row, id_ in enumerate(train.ids) if id_ != fitted.shown.ids[0]])
     loaded = FewShot.load(tmp_path, replace(context, train_rows=lambda: fewer))
     assert (loaded.shown.ids, list(loaded.labels)) == (fitted.shown.ids[1:], list(fitted.labels)[1:])
     with pytest.raises(DataError, match=r"few_shot.json: none of its 8 "):

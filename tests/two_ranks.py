@@ -44,7 +44,7 @@ def play(
     host, or so many on each.
     """
     port = free_port()
-    folder.mkdir()
+    folder.mkdir(parents=True)
     ranks = []
     for rank in range(count):
         child = os.fork()

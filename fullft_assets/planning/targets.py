@@ -195,8 +195,7 @@ def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, A
         for optimizer, weights in MEMORY_LADDER:
             if state_bytes(optimizer, weights) < state_bytes(training.optimizer, training.weights):
                 # One that steps in the backward pass cannot accumulate.
-                in_backward = OPTIMIZERS.get(optimizer).steps_in_backward
-                size = training.batch_size if in_backward else sizes[-1]
+                size = training.batch_size if OPTIMIZERS.get(optimizer).steps_in_backward else sizes[-1]
                 rung = {"micro_batch_size": size, "optimizer": optimizer, "weights": weights}
                 yield {**last, **more, **rung}
 
@@ -319,7 +318,8 @@ def _plan_target(
         return TargetPlan(target=target)
     training = settings.training
     limit = target.memory_bytes
-    processes = processes_on(target.gpus, training.batch_size)
+    # As many GPUs as a batch can be shared by.
+    processes = next(number for number in range(target.gpus, 0, -1) if training.batch_size % number == 0)
     if target.kind == "here":
         processes = settings.launcher.processes
         if settings.planning.max_memory_gib is not None:
@@ -360,11 +360,6 @@ def training_hours(
     flops *= _RECOMPUTED if setup.gradient_checkpointing else 1
     slow, fast = speed
     return flops / fast / 3600, flops / slow / 3600
-
-
-def processes_on(gpus: int, batch_size: int) -> int:
-    """Return how many GPUs a batch can be shared by."""
-    return next(number for number in range(gpus, 0, -1) if batch_size % number == 0)
 
 
 def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> TargetPlan | None:
@@ -416,16 +411,15 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
 
 
 def _as_spot(plan: TargetPlan) -> str:
-    if plan.usd is None or plan.target.spot is None:
-        return ""
-    return _range(plan.usd[0] * plan.target.spot[0], plan.usd[1] * plan.target.spot[1])
+    spot = plan.target.spot
+    return "" if plan.usd is None or spot is None else _range(plan.usd[0] * spot[0], plan.usd[1] * spot[1])
 
 
 def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountMemory, precision: str) -> int:
     step = count(setup, "bf16" if setup.weights == "bf16" else precision, target.gpu is not None, processes)
-    if target.gpu is not None:
-        return peak_on_gpu(step, processes, is_sharded=setup.sharding != "none")
-    return processes * peak_on_cpu(step, target.libraries_bytes)
+    on_cpu = processes * peak_on_cpu(step, target.libraries_bytes)
+    on_gpu = peak_on_gpu(step, processes, is_sharded=setup.sharding != "none")
+    return on_cpu if target.gpu is None else on_gpu
 
 
 def _duration(hours: tuple[float, float]) -> str:

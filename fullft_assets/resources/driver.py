@@ -112,9 +112,7 @@ class LaunchDriver:
             workload == "evaluation" and task_of(job.settings.examples).is_generative
         )
         is_shared = workload == "training" or (
-            shares_models
-            and job.settings.training.sharding != "none"
-            and launcher.has_room(processes)
+            shares_models and job.settings.training.sharding != "none" and launcher.has_room(processes)
         )
         return LaunchSpec(
             name,

@@ -221,11 +221,9 @@ def first_damaged(checkpoint: Path, listener: Listener | None = None) -> str | N
     All files are read once: 16 bytes a trained weight in fp32.
     """
     digests = _object_in(checkpoint / _DIGESTS)
-    if digests is None:
-        return _DIGESTS
-    return next(
-        (name for name, digest in digests.items() if _digest(checkpoint / name, listener) != digest), None
-    )
+    files = (digests or {}).items()
+    damaged_files = (name for name, digest in files if _digest(checkpoint / name, listener) != digest)
+    return _DIGESTS if digests is None else next(damaged_files, None)
 
 
 def identity_of(checkpoint: Path) -> str | None:
@@ -432,9 +430,12 @@ class StepLog:
         Args:
             max_general_rise: steps with a larger one do not count. Default: no limit.
         """
-        scored = [line for line in self.lines if math.isfinite(line.get("validation_loss", math.nan))]
-        if max_general_rise is not None:
-            scored = [line for line in scored if line["general_rise"] <= max_general_rise]
+        scored = [
+            line
+            for line in self.lines
+            if math.isfinite(line.get("validation_loss", math.nan))
+            and (max_general_rise is None or line["general_rise"] <= max_general_rise)
+        ]
         return min(scored, key=lambda line: line["validation_loss"])["step"] if scored else None
 
     def read(self) -> list[dict[str, Any]]:

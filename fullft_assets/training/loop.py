@@ -132,10 +132,9 @@ def share_of_rate(
 
 def _pinned(batch: Batch) -> Batch:
     """Return a batch whose copies to an accelerator do not block."""
-    if device().type == "cpu":
-        return batch
+    is_pinned = device().type != "cpu"
     return {
-        name: value.pin_memory() if isinstance(value, torch.Tensor) else value
+        name: value.pin_memory() if is_pinned and isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
     }
 
@@ -319,8 +318,9 @@ class Loop:
         """
         states = ranks.of_all(random_states())
         # Where each host has all parts, those of the first one are enough.
-        is_copy = self._settings.sharding == "fsdp2_by_host" and ranks.number() >= num_local_ranks()
-        is_part = is_sharded(self.model) and not is_copy
+        is_part = is_sharded(self.model) and not (
+            self._settings.sharding == "fsdp2_by_host" and ranks.number() >= num_local_ranks()
+        )
         if is_part or is_first_rank():
             folder.mkdir(parents=True, exist_ok=True)
         if is_first_rank():

@@ -162,10 +162,9 @@ def _now() -> float:
 
 
 def _free_memory_bytes() -> int:
-    if (free := of_accelerator("mem_get_info")) is not None:
-        # What others hold there is not free for this training.
-        return free()[0] + torch.accelerator.memory_reserved()
-    return memory_limit()
+    free = of_accelerator("mem_get_info")
+    # What others hold there is not free for this training.
+    return memory_limit() if free is None else free()[0] + torch.accelerator.memory_reserved()
 
 
 def _available_memory_bytes(processes: int, training_processes: int) -> int:
@@ -516,9 +515,8 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor):
-                self._add(value)
+        for value in filter(torch.is_tensor, tree_leaves(result)):
+            self._add(value)
         return result
 
     def _add(self, tensor: torch.Tensor) -> None:

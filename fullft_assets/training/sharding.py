@@ -58,6 +58,15 @@ def load(recipe: Recipe, settings: TrainingSettings, num_processes: int) -> PreT
     return load_parts(make, settings) if settings.sharding != "none" and num_processes > 1 else make()
 
 
+def load_scored(
+    load: Callable[[], PreTrainedModel], settings: TrainingSettings, *, is_shared: bool
+) -> PreTrainedModel:
+    """Return a model that is scored and not trained: in parts where processes share it."""
+    # In the precision of scoring, whatever training computes in.
+    changes = {"precision": "auto", "weights": "fp32"}
+    return load_parts(load, settings.model_copy(update=changes)) if is_shared else load()
+
+
 def load_parts(make: Callable[[], PreTrainedModel], settings: TrainingSettings) -> PreTrainedModel:
     """Return a model that processes share, which must all call this.
 
@@ -87,8 +96,9 @@ def shard(
     options: dict[str, Any] = {"mp_policy": policy}
     if settings.sharding == "fsdp2_by_host":
         of_host = num_local_ranks()
-        sizes = (num_ranks() // of_host, of_host)
-        options["mesh"] = init_device_mesh(device().type, sizes, mesh_dim_names=("host", "part"))
+        options["mesh"] = init_device_mesh(
+            device().type, (num_ranks() // of_host, of_host), mesh_dim_names=("host", "part")
+        )
     if settings.sharding == "fsdp2_offload":
         # Pinned memory is for copies to a card.
         options["offload_policy"] = fsdp.CPUOffloadPolicy(pin_memory=torch.accelerator.is_available())

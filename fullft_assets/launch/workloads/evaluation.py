@@ -259,9 +259,8 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
             "evaluation: every test row was learned from by a model that is evaluated; deliver new labelled"
             " documents"
         )
-    if not learned_rows:
-        return test
-    return test.select([row for row in range(len(test)) if row not in learned_rows])
+    unseen_rows = [row for row in range(len(test)) if row not in learned_rows]
+    return test.select(unseen_rows) if learned_rows else test
 
 
 def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[Evaluation]]:

@@ -113,10 +113,7 @@ class Writer:
             rows = cast(Any, self._model).generate(
                 inputs, attention_mask=mask, generation_config=config, synced_gpus=is_shared
             )
-        return [
-            self._tokenization.tokenizer.decode(self._until_end(row), skip_special_tokens=True)
-            for row in rows[:, longest:].tolist()
-        ]
+        return [_answer(self._tokenization, self._until_end(row)) for row in rows[:, longest:].tolist()]
 
     def _until_end(self, ids: list[int]) -> list[int]:
         ends = [position for position, token in enumerate(ids) if token in self._end_ids]
@@ -145,10 +142,29 @@ class Writer:
             self._tokenization.end_id,
         ]
         if self._tokenization.chat is not None:
-            tokens = self._tokenization.chat.ends
+            chat = self._tokenization.chat
+            tokens = [token for token in chat.ends if token not in chat.inner]
             candidates += [self._tokenization.tokenizer.token_to_id(token) for token in tokens]
         flat = [id_ for entry in candidates for id_ in (entry if isinstance(entry, list) else [entry])]
         return list(dict.fromkeys(id_ for id_ in flat if id_ is not None)) or [0]
+
+
+def _written(tokenization: Tokenization, conversation: Sequence[Message]) -> list[int]:
+    """Return the tokens of the last turn as a model writes it, with its reasoning and its calls."""
+    assert tokenization.chat is not None, "loaded for the task sft"
+    text, spans = tokenization.chat.render_trained(conversation, "last_turn")
+    [ids] = tokenization.encode(["".join(text[start:end] for start, end in spans)])
+    return list(ids)
+
+
+def _answer(tokenization: Tokenization, ids: Sequence[int]) -> str:
+    """Return what is written, without special tokens; an answer to a conversation from behind the last token
+    that its template has inside of a turn, such as the one between reasoning and answer of gpt-oss.
+    """
+    inner_tokens = () if tokenization.chat is None else tokenization.chat.inner
+    inner_ids = {tokenization.tokenizer.token_to_id(token) for token in inner_tokens}
+    start = max((number for number, id_ in enumerate(ids, start=1) if id_ in inner_ids), default=0)
+    return tokenization.tokenizer.decode(list(ids[start:]), skip_special_tokens=True)
 
 
 @dataclass(frozen=True)
@@ -204,7 +220,16 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         },
         _rows(test, scores),
         continuations,
-        written=[] if answers is None else scorer.rows_of(texts),
+        written=[]
+        if answers is None
+        else [
+            {
+                "id": prompt.id,
+                "group": prompt.group,
+                **{name: texts_of_system[number] for name, texts_of_system in texts.items()},
+            }
+            for number, prompt in enumerate(scorer.prompts)
+        ],
     )
 
 
@@ -225,8 +250,15 @@ class _Scorer:
             self.prompts = _beginnings(test, self._settings.seed)
 
     def score_baseline(self, name: str, baseline: Baseline) -> SystemOutput:
+        predict = partial(baseline.predict, self._test)
+        is_shared = self._context.shares_models
         return (
-            SystemOutput(self._predict(baseline), [])
+            SystemOutput(
+                ranks.run_on_first(partial(ranks.attended, predict), self._context.progress)
+                if is_shared
+                else predict(),
+                [],
+            )
             if name != BASE_MODEL
             else self._score(
                 self._context.base_model,
@@ -235,15 +267,6 @@ class _Scorer:
                 self._test,
                 self.prompts,
             )
-        )
-
-    def _predict(self, baseline: Baseline) -> Any:
-        """Return what a baseline predicts; of several processes the first one has it do so."""
-        if not self._context.shares_models:
-            return baseline.predict(self._test)
-        return ranks.run_on_first(
-            lambda listener: ranks.attended(lambda: baseline.predict(self._test), listener),
-            self._context.progress,
         )
 
     def score_checkpoint(self, name: str) -> SystemOutput:
@@ -276,14 +299,10 @@ class _Scorer:
         documents: Split,
         prompts: Sequence[Prompt],
     ) -> SystemOutput:
-        progress: Listener = self._context.progress
+        is_shared = self._context.shares_models
         load = partial(load_causal, folder, added_tokens)
-        if self._context.shares_models:
-            changes = {"precision": "auto", "weights": "fp32"}
-            model = sharding.load_parts(load, self._settings.training.model_copy(update=changes))
-            progress = ranks.StopListener(self._context.progress)
-        else:
-            model = load()
+        model = sharding.load_scored(load, self._settings.training, is_shared=is_shared)
+        progress = ranks.StopListener(self._context.progress) if is_shared else self._context.progress
         scores = score_documents(model, documents.chunks, documents.marks, progress=progress)
         writer = Writer(model, tokenization, self._max_new_tokens)
         texts = writer.write_all([prompt.beginning for prompt in prompts], progress)
@@ -312,22 +331,13 @@ class _Scorer:
             )
         return scores
 
-    def rows_of(self, texts: Mapping[str, list[str]]) -> list[dict[str, str]]:
-        """Return a row for each prompt: its test row's id and group, and the text of each system."""
-        return [
-            {
-                "id": prompt.id,
-                "group": prompt.group,
-                **{name: texts_of_system[number] for name, texts_of_system in texts.items()},
-            }
-            for number, prompt in enumerate(self.prompts)
-        ]
-
     def _pick_answered(self, messages: Sequence[Sequence[Message]], most: int) -> list[Prompt]:
         """Draw conversations whose last answer is short enough, one of each group first, and bound what is
         written by the longest of them.
         """
         test = self._test
+        tokenization = self.base_tokenization
+        has_inner_tokens = tokenization.chat is not None and bool(tokenization.chat.inner)
         prompts = []
         longest = 0
         for row in _one_of_each_group_first(test.groups, self._settings.seed):
@@ -338,27 +348,18 @@ class _Scorer:
             if not (last := max(np.flatnonzero(is_learned).tolist(), default=0)):
                 continue
             answer = conversation[last]["content"]
-            if conversation[last].get("extras"):
-                answer = self._written(conversation[: last + 1])
-            length = len(self.base_tokenization.tokenizer.encode(answer, add_special_tokens=False).ids)
-            if length > MAX_ANSWER_TOKENS:
+            ids = tokenization.tokenizer.encode(answer, add_special_tokens=False).ids
+            if conversation[last].get("extras") or has_inner_tokens:
+                ids = _written(tokenization, conversation[: last + 1])
+                answer = _answer(tokenization, ids)
+            if len(ids) > MAX_ANSWER_TOKENS:
                 self._num_too_long += 1
             else:
                 prompts.append(Prompt(test.ids[row], test.groups[row], conversation[:last], answer))
-                longest = max(longest, length)
+                longest = max(longest, len(ids))
         # Who writes twice as much as the longest answer is wrong already.
         self._max_new_tokens = max(1, min(MAX_ANSWER_TOKENS, 2 * longest))
         return prompts
-
-    def _written(self, conversation: Sequence[Message]) -> str:
-        """Return the last turn as a model writes it: with the template's form of its reasoning and its calls,
-        and without special tokens.
-        """
-        tokenization = self.base_tokenization
-        assert tokenization.chat is not None, "loaded for the task sft"
-        text, spans = tokenization.chat.render_trained(conversation, "last_turn")
-        [ids] = tokenization.encode(["".join(text[start:end] for start, end in spans)])
-        return tokenization.tokenizer.decode(ids, skip_special_tokens=True)
 
     @cached_property
     def base_tokenization(self) -> Tokenization:

@@ -37,10 +37,7 @@ class Adafactor(Optimizer):
 def step(update: Update) -> None:
     """Update a weight, and the moments of its rows and columns."""
     decay = 1 - update.group["num_steps"] ** -_DECAY
-    if update.weight.dim() < 2:
-        _step_vector(update, decay)
-    else:
-        _step_matrix(update, decay)
+    (_step_vector if update.weight.dim() < 2 else _step_matrix)(update, decay)
 
 
 def _step_matrix(update: Update, decay: float) -> None:

@@ -33,9 +33,11 @@ class AdamW(Optimizer):
 
         from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 
-        if weights == "bf16":
-            return LowMemoryOptimizer(groups, step, seed=seed)
-        return torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
+        return (
+            LowMemoryOptimizer(groups, step, seed=seed)
+            if weights == "bf16"
+            else torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
+        )
 
 
 def step(update: Update) -> None:

@@ -32,11 +32,6 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def number_of_part(weight: DTensor) -> int:
-    """Return the number of this process's part of a weight; processes with copies of it have the same."""
-    return weight.device_mesh.get_local_rank(weight.device_mesh.ndim - 1)
-
-
 def part_like(weight: DTensor, part: torch.Tensor) -> DTensor:
     """Return a tensor divided along its first dimension as a weight is, of which this process has a part."""
     shape = torch.Size([weight.shape[0], *part.shape[1:]])
@@ -81,7 +76,9 @@ class Update:
         if name not in self.state:
             zeros = self.weight.new_zeros(shape, dtype=dtype)
             self.state[name] = (
-                part_like(self.shared_weight, zeros) if is_divided and self.shared_weight is not None else zeros
+                part_like(self.shared_weight, zeros)
+                if is_divided and self.shared_weight is not None
+                else zeros
             )
         return local(self.state[name])
 
@@ -226,8 +223,9 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
         weight = local(weight)
         rounding = None
         if weight.dtype == torch.bfloat16:
-            # Each part has noise of its own, and copies of a part the same.
-            part = 0 if shared_weight is None else number_of_part(shared_weight)
+            # Each part has noise of its own, and its copies on other hosts the same.
+            mesh = None if shared_weight is None else shared_weight.device_mesh
+            part = 0 if mesh is None else mesh.get_local_rank(mesh.ndim - 1)
             rounding = torch.Generator(weight.device).manual_seed(
                 (self._seed * 1_000_003 + group["num_steps"]) * 100_003 + number + part * _PARTS_APART
             )
