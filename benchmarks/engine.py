@@ -48,12 +48,13 @@ from transformers import (
 
 from benchmarks.engine_families import FAMILIES
 from fullft_assets.errors import FullftError
-from fullft_assets.models import documents, token_loss
+from fullft_assets.models import documents, precision, token_loss
 from fullft_assets.models.documents import probe
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import PREDICTED, TokenLoss
 from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
+from fullft_assets.settings.optimizers import Weights
 from fullft_assets.snapshot import Split, Training, packing
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.training import feed, loop
@@ -541,9 +542,12 @@ class Rank:
     peak: float
 
 
-def rank(name: str, processes: int) -> Rank:
+def rank(name: str, processes: int, weights: Weights = "fp32") -> Rank:
     """Return what the first of some processes holds in a pass of one row of 2,048 tokens, with recomputed
     activations.
+
+    Args:
+        weights: their format.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
@@ -556,7 +560,12 @@ def rank(name: str, processes: int) -> Rank:
 
     tokens = 2_048
     settings = TrainingSettings(
-        sharding="fsdp2", gradient_checkpointing=True, precision="bf16", micro_batch_size=1, track=[]
+        sharding="fsdp2",
+        weights=weights,
+        gradient_checkpointing=True,
+        precision="bf16",
+        micro_batch_size=1,
+        track=[],
     )
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
     # The mesh has numbers that are read, so it is made where tensors have values.
@@ -571,8 +580,8 @@ def rank(name: str, processes: int) -> Rank:
             options = dict(MODELS[name])
             config = AutoConfig.for_model(options.pop("model_type"), **options)
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
-            weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+                model = AutoModelForCausalLM.from_config(config, dtype=precision.of_weights(settings)).train()
+            whole = sum(weight.numel() * weight.element_size() for weight in model.parameters())
             # As a process that is not the first one, which alone has weights.
             with mock.patch.dict(os.environ, RANK="1"), Tracker() as loading:
                 sharding.shard(model, settings, sharding.fill)
@@ -592,17 +601,19 @@ def rank(name: str, processes: int) -> Rank:
             with tracker:
                 fused.total(model, inputs, labels).backward()
             (peak,) = [parts["Total"] for parts in tracker.get_tracker_snapshot("peak").values()]
-            return Rank(weights, loading.peak, placed, peak)
+            return Rank(whole, loading.peak, placed, peak)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def planned(name: str, processes: int) -> float:
-    """Return what the plan takes a process to hold, with AdamW's moments, in the same pass."""
+def planned(name: str, processes: int, optimizer: str = "adamw", weights: Weights = "fp32") -> float:
+    """Return what the plan takes a process to hold, with the optimizer's moments, in the same pass."""
     from fullft_assets.training.measuring import Outline
 
     settings = TrainingSettings(
         sharding="fsdp2",
+        optimizer=optimizer,
+        weights=weights,
         gradient_checkpointing=True,
         batch_size=processes,
         micro_batch_size=1,
@@ -620,19 +631,23 @@ def planned(name: str, processes: int) -> float:
 
 
 def ranks() -> Iterator[list[Any]]:
-    """Yield a row for each model and number of processes. AdamW's moments, 8 bytes a weight of the part, come
-    on top; the plan is made of no process at all.
+    """Yield a row for each model, rung of the ladder and number of processes. AdamW's moments, twice the
+    part, come on top; the plan is made of no process at all.
     """
     # The loss makes its logits in chunks as on a GPU.
     token_loss.PLANNED_DEVICE.set("cuda")
     for name in MODELS:
-        for processes in (8, 16):
-            whole = rank(name, processes)
-            sizes = [whole.weights, whole.loaded, whole.placed, whole.peak, whole.peak + 2 * whole.placed]
-            started = time.monotonic()
-            sizes.append(planned(name, processes))
-            seconds = f"{time.monotonic() - started:.0f}"
-            yield [name, processes, *(f"{size / _GIB:.1f}" for size in sizes), seconds]
+        rungs: list[tuple[str, Weights]] = [("adamw", "fp32"), ("adamw", "bf16"), ("adafactor", "bf16")]
+        for optimizer, weights in rungs:
+            for processes in (8, 16):
+                whole = rank(name, processes, weights)
+                moments = 2 * whole.placed if optimizer == "adamw" else 0
+                sizes = [whole.weights, whole.loaded, whole.placed, whole.peak, whole.peak + moments]
+                started = time.monotonic()
+                sizes.append(planned(name, processes, optimizer, weights))
+                seconds = f"{time.monotonic() - started:.0f}"
+                rung = f"{optimizer} {weights}"
+                yield [name, rung, processes, *(f"{size / _GIB:.1f}" for size in sizes), seconds]
 
 
 PARTS: dict[str, tuple[str, Callable[[], Iterator[list[Any]]]]] = {
@@ -644,8 +659,8 @@ PARTS: dict[str, tuple[str, Callable[[], Iterator[list[Any]]]]] = {
     "loss": ("model | vocabulary | moved | operations", loss),
     "flops": ("model | recomputed | counted | counted / useful | counted / 6ND", flops),
     "ranks": (
-        "model | processes | weights, GiB | held while it loads | its part | peak of a pass"
-        " | with AdamW's moments | planned | seconds to plan",
+        "model | rung | processes | weights, GiB | held while it loads | its part | peak of a pass"
+        " | with moments | planned | seconds to plan",
         ranks,
     ),
     "graphs": ("family | compilations | breaks | nodes", graphs),

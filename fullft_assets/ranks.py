@@ -19,6 +19,11 @@ def num_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def num_local_ranks() -> int:
+    """Return how many of these processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks()))
+
+
 def torchrun_of_hosts(
     hosts: Sequence[str], host: int, processes: int, port: int | str = 29500, patience_seconds: int = 1800
 ) -> list[str]:

@@ -119,7 +119,7 @@ class Scene:
             }
 
         self._count += 1
-        found = play(self.folder / f"run-{self._count}", scene, len(machines), is_one_host=False)
+        found = play(self.folder / f"run-{self._count}", scene, len(machines), of_host=1)
         assert all(each is not None for each in found), found
         assert len({each.get("from") for each in found}) == 1, found
         return found[0]

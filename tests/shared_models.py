@@ -14,31 +14,40 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fullft_assets.errors import Interrupted
+from fullft_assets.launch.workloads.evaluation import work
 from fullft_assets.models import inference
 from fullft_assets.progress import Progress
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe
+from fullft_assets.tasks.language import scoring
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.tasks.prompting import BaseModel
-from fullft_assets.training import stored_checkpoints
+from fullft_assets.training import ranks, stored_checkpoints
 from fullft_assets.training.checkpoints import step_of
 from fullft_assets.training.finetuning import TrainingSegment, fine_tune
 from fullft_assets.training.loop import Loop
+from fullft_assets.training.optimizers.low_memory import local
 from fullft_assets.training.recipe import Recipe
 from fullft_assets.training.sharding import Part
 from tests.prepared import write_tiny_model
 from tests.scattered_trainings import Noting
+from tests.test_evaluation_language_workload import Lab
 from tests.test_isolation import SMALL
 from tests.test_packed import LLAMA, SETTINGS, documents, fit, training
 from tests.two_ranks import play
 
 SHARED = SETTINGS.model_copy(update={"sharding": "fsdp2", "micro_batch_size": 1})
 QUIET = Progress(silent=True)
+#: Rungs of the memory ladder with weights in bf16.
+BF16: dict[str, dict[str, Any]] = {
+    name: {"optimizer": name, "weights": "bf16", "precision": "auto"} for name in ("adamw", "adafactor")
+}
 
 
 def main(folder: Path, scenes: list[str]) -> None:
@@ -60,26 +69,22 @@ def begin(recipe: Recipe, folder: Path, count: int) -> list[dict[str, Any]]:
             model = segment.model
             inference.reshard(model)
             tensors = dict([*model.named_parameters(), *model.named_buffers()])
-            parts = {
-                id(each): each.to_local() if isinstance(each, DTensor) else each for each in tensors.values()
-            }
             wholes = {
                 name: each.full_tensor() if isinstance(each, DTensor) else each
                 for name, each in tensors.items()
             }
-            held["part"] = sum(each.numel() for each in parts.values())
+            held["part"] = sum(
+                each.numel() for each in {id(each): local(each) for each in tensors.values()}.values()
+            )
             held["digests"] = {
                 name: hashlib.sha256(each.detach().contiguous().numpy().tobytes()).hexdigest()
                 for name, each in wholes.items()
             }
             raise Begun
 
-        def refuse(*_: Any, **__: Any) -> None:
-            raise AssertionError("the weights are read by the first process alone")
-
         TrainingSegment._train = look
-        if rank:
-            PreTrainedModel.from_pretrained = refuse
+        if rank:  # the weights are read by the first process alone
+            PreTrainedModel.from_pretrained = None
         try:
             fine_tune(
                 recipe,
@@ -145,21 +150,59 @@ def base_model(folder: Path) -> Any:
     return {"whole": predict(1), "shared": predict(2)}
 
 
+def evaluation(folder: Path) -> Any:
+    """The evaluation of a trained model beside the base model: scores and answers."""
+    lab = Lab(folder / "lab", "sft")
+    checkpoint = lab.checkpoint("learned", lab.learn(folder / "learned"))
+    scoring.MAX_ANSWER_TOKENS = 30
+
+    def evaluate(count: int) -> dict[str, Any]:
+        chosen = {"evaluation": {"generated_answers": 5}, "training": {"sharding": "fsdp2"}}
+        job = lab.context(checkpoint, key=f"of-{count}", **chosen).job
+
+        def scene(_: Path, rank: int) -> int:
+            if rank:
+                PreTrainedModel.from_pretrained = None
+            work(job, lab.store, QUIET)
+            return rank
+
+        assert play(folder / str(count), scene, count) == list(range(count))
+        report = lab.store.folder(lab.store.find(job.case, job.stage, job.key))
+        rows = pq.read_table(report / "predictions.parquet")
+        return {
+            "losses": {name: rows[f"loss_{name}"].to_pylist() for name in ("finetuned", "base_model")},
+            "answers": (report / "answers.jsonl").read_text(encoding="utf-8"),
+        }
+
+    return {"whole": evaluate(1), "shared": evaluate(2)}
+
+
 def train(
-    folder: Path, work: Path, count: int, *, stop_after: int = 1_000_000, is_slow: bool = False
+    folder: Path,
+    work: Path,
+    count: int,
+    *,
+    stop_after: int = 1_000_000,
+    is_slow: bool = False,
+    of_host: int | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Train in so many processes until the end or a stop; return what the first one found.
 
     Args:
         is_slow: no part is written before the step after it is taken.
+        of_host: processes of each host; default: all.
+        changes: of the settings.
     """
-    settings = SHARED.model_copy(update={"checkpoint_every_steps": 2, "keep_best": True})
+    settings = SHARED.model_copy(update={"checkpoint_every_steps": 2, "keep_best": True, **changes})
 
     def scene(_: Path, rank: int) -> dict[str, Any]:
         progress = Noting(stop_after)
         published: list[list[int]] = []
         loops: list[Loop] = []
-        write, publish = Part.write, stored_checkpoints.publish_everywhere
+        offloads: set[str] = set()
+        reduced: list[bool] = []
+        write, publish, shard = Part.write, stored_checkpoints.publish_everywhere, fsdp.fully_shard
 
         def write_late(part: Part, to: Path) -> list[str]:
             # The last one has no step after it.
@@ -170,12 +213,21 @@ def train(
 
         def look(moment: str, loop: Loop) -> None:
             loops[:] = [loop]
+            # Of the passes that a step adds up; a model in parts would else hold all of them whole until the
+            # last.
+            if moment == "pass":
+                reduced.append(all(weight.grad is not None for weight in loop.model.parameters()))
+
+        def fully_shard(*modules: Any, **options: Any) -> Any:
+            offloads.add(type(options.get("offload_policy")).__name__)
+            return shard(*modules, **options)
 
         def publish_noted(aside: Path, *arguments: Any, **options: Any) -> None:
             published.append([step_of(aside), loops[0].step])
             publish(aside, *arguments, **options)
 
         stored_checkpoints.publish_everywhere = publish_noted
+        fsdp.fully_shard = fully_shard
         if is_slow:
             Part.write = write_late
         options: dict[str, Any] = {"num_processes": count, "resumable": True, "watch": look}
@@ -185,16 +237,32 @@ def train(
         except Interrupted as error:
             return {"stopped": str(error), "published": published}
         weights = {name: each.tolist() for name, each in done.model.state_dict().items()} if rank == 0 else {}
+        if rank == 0:
+            done.model.save_pretrained(folder / "model")
         log = [(line["step"], line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]
         found = {"from": done.resumed_from_step, "log": log, "weights": weights, "published": published}
-        return found | {"said": progress.said, "step": done.step}
+        parts = b"".join(
+            local(each).detach().view(torch.uint8).numpy()
+            for loop in loops
+            for each in loop.model.parameters()
+        )
+        found |= {
+            "parts": ranks.of_all(hashlib.sha256(parts).hexdigest()),
+            "offloads": sorted(offloads),
+            "reduced": reduced,
+            "model": str(folder / "model"),
+        }
+        return found | {
+            "said": progress.said,
+            "step": done.step,
+            "last": f"{work}/checkpoint-{done.num_steps}",
+        }
 
-    return play(folder, scene, count)[0]
+    return play(folder, scene, count, of_host=of_host)[0]
 
 
 def checkpoints(folder: Path) -> Any:
     """Two processes stop; as many go on, and four; and two where a part of the newest one is damaged."""
-    folder.mkdir()
     stopped = train(folder / "stopped", folder / "work", 2, stop_after=5)
     for name in ("more", "damaged"):
         shutil.copytree(folder / "work", folder / name)
@@ -212,60 +280,47 @@ def checkpoints(folder: Path) -> Any:
     }
 
 
-def train_parts(folder: Path, work: Path, sharding: str, count: int = 2) -> dict[str, Any]:
-    """Train a Llama without dropout in so many processes; return what the first one found."""
-    settings = SHARED.model_copy(
-        update={"sharding": sharding, "epochs": 2, "checkpoint_every_steps": 2, "keep_best": True}
-    )
+def by_host(folder: Path) -> Any:
+    """Two hosts of two processes have all parts each; they stop, and go on, also as two processes."""
+    hosts: dict[str, Any] = {"of_host": 2, "sharding": "fsdp2_by_host", **BF16["adafactor"]}
+    train(folder / "stopped", folder / "work", 4, stop_after=5, **hosts)
+    shutil.copytree(folder / "work", folder / "fewer")
+    return {
+        "straight": train(folder / "straight", folder / "four", 4, **hosts),
+        "files": sorted(path.name for path in (folder / "work" / "checkpoint-5").glob("*.safetensors")),
+        "again": train(folder / "again", folder / "work", 4, **hosts),
+        "fewer": train(folder / "fewer-run", folder / "fewer", 2, **BF16["adafactor"]),
+    }
 
-    def scene(_: Path, rank: int) -> dict[str, Any]:
-        shard = fsdp.fully_shard
-        offloads: set[str] = set()
-        reduced: list[bool] = []
 
-        def fully_shard(*modules: Any, **options: Any) -> Any:
-            offloads.add(type(options.get("offload_policy")).__name__)
-            return shard(*modules, **options)
-
-        def look(moment: str, loop: Loop) -> None:
-            # Of the passes that a step adds up; a model in parts would else hold all of them whole until the
-            # last.
-            if moment == "pass":
-                reduced.append(all(weight.grad is not None for weight in loop.model.parameters()))
-
-        fsdp.fully_shard = fully_shard
-        options: dict[str, Any] = {"num_processes": count, "resumable": True, "watch": look}
-        done = fit(LLAMA, training(marked=True), settings, work, evaluate_at=(), **options)
-        if rank == 0:
-            done.model.save_pretrained(folder / "model")
-        return {
-            "log": [(line["loss"], line["grad_norm"]) for line in done.history if "loss" in line],
-            "step": done.num_steps,
-            "last": str(work / f"checkpoint-{done.num_steps}"),
-            "from": done.resumed_from_step,
-            "reduced": reduced,
-            "offloads": sorted(offloads),
-            "model": str(folder / "model"),
+def rungs(folder: Path) -> Any:
+    """Two processes and one of each rung below AdamW in fp32; the two stop, and go on."""
+    return {
+        name: {
+            "alone": train(folder / f"{name} 1", folder / f"{name} of one", 1, sharding="none", **changes),
+            "straight": train(folder / f"{name} 2", folder / f"{name} of two", 2, **changes),
+            "stopped": train(folder / f"{name} 3", folder / name, 2, stop_after=5, **changes),
+            "again": train(folder / f"{name} 4", folder / name, 2, **changes),
         }
-
-    return play(folder, scene, count)[0]
+        for name, changes in {"adafactor fp32": {"optimizer": "adafactor"}, **BF16}.items()
+    }
 
 
 def parts(folder: Path) -> Any:
     """One process, two with parts of the model, the same again, and two whose parts are in the host's
     memory.
     """
-    folder.mkdir()
     return {
-        "alone": train_parts(folder / "alone", folder / "of-one", "none", 1),
-        "parts": train_parts(folder / "parts", folder / "of-parts", "fsdp2"),
-        "again": train_parts(folder / "again", folder / "of-parts", "fsdp2"),
-        "offloaded": train_parts(folder / "offloaded", folder / "of-offloaded", "fsdp2_offload"),
+        "alone": train(folder / "alone", folder / "of-one", 1, sharding="none"),
+        "parts": train(folder / "parts", folder / "of-parts", 2),
+        "again": train(folder / "again", folder / "of-parts", 2),
+        "offloaded": train(folder / "offloaded", folder / "of-offloaded", 2, sharding="fsdp2_offload"),
     }
 
 
 SCENES: dict[str, Callable[[Path], Any]] = {
-    scene.__name__: scene for scene in (language_model, classifier, base_model, checkpoints, parts)
+    scene.__name__: scene
+    for scene in (language_model, classifier, base_model, evaluation, checkpoints, by_host, rungs, parts)
 }
 
 if __name__ == "__main__":

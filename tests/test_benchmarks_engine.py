@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import engine
 from benchmarks.engine_families import FAMILIES
+from fullft_assets.settings.optimizers import Weights
 
 pytestmark = pytest.mark.long
 
@@ -38,18 +39,32 @@ def test_a_layer_of_each_kind_is_compiled_for_all_of_them() -> None:
     assert all(compilations in (2, 4) and breaks == 0 for _, compilations, breaks, _ in engine.graphs())
 
 
-@pytest.mark.parametrize(("name", "most"), [("Llama-3.1-8B", 18.0), ("Llama-3.3-70B", 78.0)])
-def test_a_rank_of_eight_holds_an_eighth(name: str, most: float) -> None:
-    whole = engine.rank(name, 8)
+@pytest.mark.parametrize(
+    ("name", "weights", "most"),
+    [("Llama-3.1-8B", "fp32", 18.0), ("Llama-3.3-70B", "fp32", 78.0), ("Llama-3.3-70B", "bf16", 46.0)],
+)
+def test_a_rank_of_eight_holds_an_eighth(name: str, weights: Weights, most: float) -> None:
+    whole = engine.rank(name, 8, weights)
     assert whole.placed == pytest.approx(whole.weights / 8, rel=0.02)
     # One unit more: the embeddings.
-    unit = 4 * engine.MODELS[name]["vocab_size"] * engine.MODELS[name]["hidden_size"]
+    width = 4 if weights == "fp32" else 2
+    unit = width * engine.MODELS[name]["vocab_size"] * engine.MODELS[name]["hidden_size"]
     assert whole.loaded <= 1.05 * whole.weights / 8 + unit
     assert whole.peak / 2**30 <= most
 
 
-@pytest.mark.parametrize("name", ["Llama-3.1-8B", "Llama-3.3-70B"])
-def test_a_plan_knows_what_a_rank_of_eight_holds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "optimizer", "weights", "moments"),
+    [
+        ("Llama-3.1-8B", "adamw", "fp32", 2),
+        ("Llama-3.3-70B", "adamw", "fp32", 2),
+        ("Llama-3.3-70B", "adafactor", "bf16", 0),
+    ],
+)
+def test_a_plan_knows_what_a_rank_of_eight_holds(
+    name: str, optimizer: str, weights: Weights, moments: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine.token_loss, "_CHUNK_ELEMENTS", {"cpu": 2**28, "gpu": 2**28})
-    whole = engine.rank(name, 8)
-    assert engine.planned(name, 8) == pytest.approx(whole.peak + 2 * whole.placed, rel=0.1)
+    whole = engine.rank(name, 8, weights)
+    peak = whole.peak + moments * whole.placed
+    assert engine.planned(name, 8, optimizer, weights) == pytest.approx(peak, rel=0.1)

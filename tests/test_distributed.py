@@ -38,8 +38,7 @@ def test_parts_on_two_processes_train_as_one_and_load_anywhere(shared: dict[str,
     offloaded = found["offloaded"]
     assert parts["reduced"] and all(parts["reduced"])
     # The gradients' norm tells a factor that Adam would hide in the weights.
-    logs = torch.tensor([parts["log"], found["alone"]["log"]])
-    torch.testing.assert_close(logs[0], logs[1], rtol=1e-3, atol=0)
+    assert_alike(parts, found["alone"], 1e-3)
     # On CPUs the host's memory is the one that there is.
     assert offloaded["offloads"] == ["CPUOffloadPolicy"] != parts["offloads"]
     assert offloaded["log"] == parts["log"]
@@ -76,8 +75,8 @@ def test_a_classifier_is_sharded_and_written_complete(tmp_path: Path) -> None:
     manifest = case.store.find(job.case, job.stage, job.key)
     folder = case.store.folder(manifest) / "model"
     assert np.isfinite(manifest.metadata["validation_loss"])
-    again = score(load_classifier(folder), case.split("validation"))
-    assert again["loss"] == pytest.approx(manifest.metadata["validation_loss"], rel=0.02)
+    loss = score(load_classifier(folder), case.split("validation"))["loss"]
+    assert loss == pytest.approx(manifest.metadata["validation_loss"], rel=0.02)
 
 
 @pytest.mark.parametrize(("chosen", "dtype"), [("fp32", None), ("bf16", torch.bfloat16)])
@@ -102,7 +101,8 @@ def test_parts_are_summed_and_returned_in_fp32(
     ("more", "processes", "message"),
     [
         ({}, 1, "fsdp2 needs more than one process; set launcher.processes to 2 or more"),
-        ({"weights": "bf16"}, 2, "works with optimizer: adamw"),
+        ({"optimizer": "adafactor_in_backward", "micro_batch_size": 32}, 2, "set adamw or adafactor"),
+        ({"optimizer": "adafactor", "weights": "bf16"}, 2, None),
         ({"l2_sp": 0.1}, 2, "needs all weights in each process"),
         ({"compile": True}, 2, "is not supported with sharding: fsdp2"),
         ({}, 2, None),
@@ -125,8 +125,8 @@ def test_settings_that_contradict_sharding_are_one_line(
         "training": {"sharding": "fsdp2", **more},
     }
     settings = UseCaseSettings.model_validate({**data, "launcher": {"processes": processes}})
-    found = contradictions(settings.training, processes)
-    assert [message in problem for _, problem in found] == ([True] if message else [])
+    problems = [problem for _, problem in contradictions(settings.training, processes)]
+    assert message in problems[0] if message else not problems
     # The workloads refuse the same, before any work.
     with pytest.raises(SettingsError, match=message) if message else nullcontext():
         require(settings.training.model_copy(update={"micro_batch_size": 16}), processes)
@@ -257,15 +257,47 @@ def test_as_many_go_on_with_equal_bits_and_more_take_the_same_steps(shared: dict
         assert (found[name]["log"], found[name]["weights"]) == (straight["log"], straight["weights"])
     assert "part-00001.safetensors is damaged; " in str(found["damaged"]["said"])
     assert found["more"]["from"] == 5
-    torch.testing.assert_close(
-        torch.tensor(found["more"]["log"]), torch.tensor(straight["log"]), rtol=1e-3, atol=0
-    )
+    assert_alike(found["more"], straight, 1e-3)
+
+
+def assert_alike(one: dict[str, Any], other: dict[str, Any], rtol: float) -> None:
+    torch.testing.assert_close(torch.tensor(one["log"]), torch.tensor(other["log"]), rtol=rtol, atol=0)
+
+
+@pytest.mark.slow
+def test_the_lower_rungs_step_on_parts_as_on_whole_weights(shared: dict[str, Any]) -> None:
+    rungs = shared["rungs"]
+    assert_alike(rungs["adafactor fp32"]["straight"], rungs["adafactor fp32"]["alone"], 1e-5)
+    for rung in rungs.values():
+        assert_alike(rung["straight"], rung["alone"], 0.02)
+        assert rung["again"]["from"] == 5
+        assert all(rung["again"][name] == rung["straight"][name] for name in ("log", "weights"))
+
+
+@pytest.mark.slow
+def test_each_host_has_all_parts_of_which_one_copy_is_saved(shared: dict[str, Any]) -> None:
+    found = shared["by_host"]
+    straight = found["straight"]
+    assert straight["parts"][:2] == straight["parts"][2:] and len(set(straight["parts"])) == 2
+    assert found["files"] == ["part-00000.safetensors", "part-00001.safetensors"]
+    assert found["again"]["from"] == found["fewer"]["from"] == 5
+    assert all(found["again"][name] == straight[name] for name in ("log", "weights", "parts"))
+    for other in (found["fewer"], shared["rungs"]["adafactor"]["straight"]):
+        assert_alike(other, straight, 5e-3)
 
 
 @pytest.mark.slow
 def test_they_score_the_base_model_together(shared: dict[str, Any]) -> None:
     [whole], parts = shared["base_model"]["whole"], shared["base_model"]["shared"]
     assert all(each == pytest.approx(whole, rel=1e-5) for each in parts)
+
+
+@pytest.mark.slow
+def test_they_evaluate_language_models_together(shared: dict[str, Any]) -> None:
+    whole, together = (shared["evaluation"][name] for name in ("whole", "shared"))
+    assert together["answers"] == whole["answers"]
+    for name, losses in whole["losses"].items():
+        assert together["losses"][name] == pytest.approx(losses, rel=1e-4)
 
 
 @pytest.mark.slow

@@ -264,14 +264,17 @@ def test_the_report_is_complete_and_texts_are_only_in_the_html(lab: Lab, report:
         report.metadata["justification"][:60],
     ):
         assert said in page, said
-    shown = documents_that_are_continued(page)
+    continued = page.split("<h3>What it writes</h3>")[1].split("</section>")[0]
+    shown = re.findall(r'<tr data-document="([^"]+)">', continued)
     assert len(shown) == 4 and set(shown) <= set(lab.test.ids)
-    words = {text[:40] for text in lab.test.texts if len(text) > 60}
-    if lab.task == "sft":
-        words = {
+    words = (
+        {
             messages[0]["content"][-40:]
             for messages in load_values(lab.store, lab.snapshot, "test", "messages").values()
         }
+        if lab.task == "sft"
+        else {text[:40] for text in lab.test.texts if len(text) > 60}
+    )
     for name in ("report.md", "evaluation.json", "decision.json", "manifest.json"):
         assert not [text for text in words if text in (folder / name).read_text()], name
     # What goes to Dagster's event log, which nothing can be erased from, names no document either.
@@ -281,11 +284,6 @@ def test_the_report_is_complete_and_texts_are_only_in_the_html(lab: Lab, report:
             for id_ in lab.test.ids
             if f"`{id_}`" in (folder / name).read_text() or f'"{id_}"' in (folder / name).read_text()
         ]
-
-
-def documents_that_are_continued(page: str) -> list[str]:
-    section = page.split("<h3>What it writes</h3>")[1].split("</section>")[0]
-    return re.findall(r'<tr data-document="([^"]+)">', section)
 
 
 class TestWriter:

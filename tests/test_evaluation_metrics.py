@@ -45,9 +45,9 @@ def test_metrics_of_labels(seed: int) -> None:
     predicted, measurable = found.predicted.argmax(1), np.flatnonzero(found.measurable)
     options = {"sample_weight": found.weights}
     occurring = [label for label in measurable if (found.truth == label).any()]
-    expected = 0.0
-    if occurring:
-        expected = f1_score(found.truth, predicted, labels=occurring, average="macro", **options)
+    expected = (
+        f1_score(found.truth, predicted, labels=occurring, average="macro", **options) if occurring else 0.0
+    )
     assert METRICS.get("macro_f1").compute(found) == pytest.approx(expected)
     expected = accuracy_score(found.truth, predicted, **options)
     assert METRICS.get("accuracy").compute(found) == pytest.approx(expected)

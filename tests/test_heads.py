@@ -71,7 +71,7 @@ def architecture(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def began(case: Prepared, base_model: Path | None = None) -> Any:
     """Return a model whose head was fitted and that no step has trained, with its recipe."""
-    recipe = case.recipe if base_model is None else case.recipe.with_model(base_model)
+    recipe = case.recipe if base_model is None else replace(case.recipe, base_model=base_model)
     settings = case.use_case.settings.training
     model = recipe.load(settings)
     inference.set_head_weights(model, recipe.fit_head(model, settings, QUIET))

@@ -124,9 +124,8 @@ def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.accelerator, "set_device_index", taken.append)
     for has_card, rank in ((False, "1"), (True, None), (True, "1")):
         machine.set_card(monkeypatch, has_card)
-        if rank is None:
-            monkeypatch.delenv("LOCAL_RANK", raising=False)
-        else:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        if rank is not None:
             monkeypatch.setenv("LOCAL_RANK", rank)
         inference.claim_device()
     assert taken == [1]

@@ -43,8 +43,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PROBE_PROCESSES", "1")
     monkeypatch.setenv("PROBE_GRACE", "20")
     yield tmp_path
-    for alive in _left_pids(tmp_path):
-        alive.kill()
+    pids = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
+    for alive in [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]:
+        if is_alive(alive):
+            alive.kill()
 
 
 @pytest.fixture
@@ -56,11 +58,6 @@ def instance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Dagst
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     with dg.DagsterInstance.from_config(str(home)) as instance:
         yield instance
-
-
-def _left_pids(folder: Path) -> list[psutil.Process]:
-    found = [int(path.read_text()) for path in folder.glob("*.pid")]
-    return [psutil.Process(pid) for pid in found if psutil.pid_exists(pid) and is_alive(psutil.Process(pid))]
 
 
 def _supervisor_of(workload: psutil.Process) -> psutil.Process:
@@ -338,10 +335,6 @@ def test_what_is_killed_during_the_wait_for_gpus_is_not_the_command(
 
 
 class TestMachine:
-    def _ended(self, root: Path, stdout: str) -> Machine:
-        projects.write_files(root / "j", {"stdout": stdout, "exit": '{"code": 0, "is_limit": false}'})
-        return Machine(root)
-
     @pytest.mark.parametrize(
         ("said", "failure"),
         [
@@ -368,7 +361,10 @@ class TestMachine:
     @pytest.mark.fault("output is lost, late or cut", "local", "ssh")
     def test_output_comes_in_blocks_of_whole_lines_and_all_of_it(self, tmp_path, monkeypatch, lines):
         monkeypatch.setattr(machine, "_MAX_BYTES", 12)
-        jobs, logs, blocks = self._ended(tmp_path, "\n".join(lines)), Logs("", is_more=True), []
+        projects.write_files(
+            tmp_path / "j", {"stdout": "\n".join(lines), "exit": '{"code": 0, "is_limit": false}'}
+        )
+        jobs, logs, blocks = Machine(tmp_path), Logs("", is_more=True), []
         while logs.is_more:
             logs = jobs.logs("j", logs.cursor)
             blocks.append(logs.stdout)
@@ -415,19 +411,21 @@ class TestMachine:
 
 
 @pytest.mark.parametrize(
-    ("workload", "sharding", "processes", "ranks"),
+    ("workload", "sharding", "processes", "task", "ranks"),
     [
-        ("training", "none", 2, True),
-        ("planning", "fsdp2", 2, True),
-        ("planning", "none", 2, False),
-        ("planning", "fsdp2", 1, False),
-        ("evaluation", "fsdp2", 2, False),
+        ("training", "none", 2, "classification", True),
+        ("planning", "fsdp2", 2, "classification", True),
+        ("planning", "none", 2, "classification", False),
+        ("planning", "fsdp2", 1, "classification", False),
+        ("evaluation", "fsdp2", 2, "classification", False),
+        ("evaluation", "fsdp2", 2, "sft", True),
+        ("evaluation", "none", 2, "sft", False),
     ],
 )
-def test_planning_has_ranks_where_they_share_the_model(
-    workload: str, sharding: str, processes: int, ranks: bool, tmp_path: Path
+def test_planning_and_evaluation_have_ranks_where_they_share_the_model(
+    workload: str, sharding: str, processes: int, task: str, ranks: bool, tmp_path: Path
 ) -> None:
-    arguments = _arguments(tmp_path, workload, sharding, processes)
+    arguments = _arguments(tmp_path, workload, sharding, processes, task)
     assert ("torch.distributed.run" in arguments) is ranks and arguments[-3:] == [
         f"fullft_assets.launch.workloads.{workload}",
         "--job",
@@ -443,10 +441,14 @@ def test_planning_has_ranks_where_this_machine_has_a_gpu_for_each(
     assert ("torch.distributed.run" in _arguments(tmp_path, "planning", "fsdp2", 2)) is ranks
 
 
-def _arguments(folder: Path, workload: str, sharding: str, processes: int) -> list[str]:
+def _arguments(
+    folder: Path, workload: str, sharding: str, processes: int, task: str = "classification"
+) -> list[str]:
     job, _ = probe_job(folder, "writes")
     training = job.settings.training.model_copy(update={"sharding": sharding})
-    job = job.model_copy(update={"settings": job.settings.model_copy(update={"training": training})})
+    examples = job.settings.examples.model_copy(update={"task": task})
+    changes = {"training": training, "examples": examples}
+    job = job.model_copy(update={"settings": job.settings.model_copy(update=changes)})
     launcher = LocalLauncher(LauncherSettings(processes=processes))
     return (
         LaunchDriver(lambda _: launcher).spec(launcher, workload, job, arguments=["--job", "uri"]).arguments

@@ -194,6 +194,10 @@ def test_setups_keep_the_batch_and_contradict_nothing() -> None:
         assert {setup.batch_size for setup in made} == {32}
         assert any(setup.sharding == "fsdp2" for setup in made) == (processes > 1)
         assert all(setup.micro_batch_size == 32 for setup in made if setup.steps_in_backward)
+        lowest = [
+            setup.sharding for setup in made if (setup.optimizer, setup.weights) == ("adafactor", "bf16")
+        ]
+        assert lowest == (["fsdp2", "none"] if processes > 1 else ["none"])
 
 
 def test_hours_and_costs_follow_from_the_work() -> None:

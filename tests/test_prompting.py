@@ -99,8 +99,7 @@ def test_rows_that_train_no_more_are_shown_no_more(prepared: Prepared, tmp_path:
     context, train = prepared.baseline_context, prepared.split("train")
     fitted = FewShot.fit(train, context)
     fitted.save(tmp_path)
-    gone = fitted.shown.ids[0]
-    fewer = train.select([row for row, id_ in enumerate(train.ids) if id_ != gone])
+    fewer = train.select([row for row, id_ in enumerate(train.ids) if id_ != fitted.shown.ids[0]])
     loaded = FewShot.load(tmp_path, replace(context, train_rows=lambda: fewer))
     assert (loaded.shown.ids, list(loaded.labels)) == (fitted.shown.ids[1:], list(fitted.labels)[1:])
     with pytest.raises(DataError, match=r"few_shot.json: none of its 8 "):

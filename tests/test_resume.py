@@ -166,8 +166,7 @@ def test_killed_at_seeded_moments_it_resumes_to_the_same_weights(prepared: Prepa
         checkpoint = latest_checkpoint(run.folder)
         assert checkpoint is not None
         resumed_at.append(int(checkpoint.name.split("-")[1]))
-    output = run.finish()
-    assert f"resuming at step {resumed_at[-1]} of {last}" in output
+    assert f"resuming at step {resumed_at[-1]} of {last}" in run.finish()
     assert EVERY <= resumed_at[0] <= resumed_at[-1] < last
     assert run.manifest().metadata["resumed_from_step"] == resumed_at[-1] > 0
     assert_same_as(straight, run)

@@ -359,11 +359,22 @@ def test_personal_data_in_every_part_is_found_and_masked(pii: Any) -> None:
 
 
 def test_what_a_model_is_compared_with_has_its_reasoning_and_calls(folder: Path) -> None:
-    scorer = cast(Any, SimpleNamespace(base_tokenization=using(folder, "qwen3")))
-    assert [scoring._Scorer._written(scorer, stored(REASONED[:end])) for end in (3, 5)] == [
+    tokenization = using(folder, "qwen3")
+    written = [scoring._written(tokenization, stored(REASONED[:end])) for end in (3, 5)]
+    assert [scoring._answer(tokenization, ids) for ids in written] == [
         f"<think>\nThought 2.\n</think>\n\n{CALLS['qwen'] % 'Paris'}".removesuffix("<|im_end|>"),
         "<think>\nThought 4.\n</think>\n\n18 degrees.",
     ]
+
+
+def test_an_answer_of_gpt_oss_is_what_follows_its_reasoning(folder: Path) -> None:
+    tokenization = using(folder, "gptoss")
+    ids = scoring._written(tokenization, stored([CHAT[1], REASONED[8] | {"content": "25 degrees."}], None))
+    text = tokenization.tokenizer.decode(ids, skip_special_tokens=False)
+    assert text.startswith("<|channel|>analysis<|message|>Thought 8.<|end|>")
+    model = SimpleNamespace(config=SimpleNamespace(eos_token_id=None), generation_config=None)
+    writer = scoring.Writer(cast(Any, model), tokenization, 9)
+    assert scoring._answer(tokenization, writer._until_end([*ids, *ids])) == "25 degrees."
 
 
 def test_the_data_report_shows_a_tool_chat_with_its_trained_tokens(tmp_path: Path) -> None:

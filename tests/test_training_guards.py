@@ -56,11 +56,11 @@ def guard(num_steps: int = 1_000, **guards: str) -> GuardSet:
 
 def fired(watching: GuardSet, losses: list[float], name: str = "loss") -> list[tuple[int, str, int]]:
     """Show a guard one number a step; return (step, rule, since) of what it found."""
-    found = []
-    for step, value in enumerate(losses, start=1):
-        for finding in watching.observe(StepMetrics(step, **{"loss": 1.0, name: value})):
-            found.append((step, finding.rule, finding.since))
-    return found
+    return [
+        (step, finding.rule, finding.since)
+        for step, value in enumerate(losses, start=1)
+        for finding in watching.observe(StepMetrics(step, **{"loss": 1.0, name: value}))
+    ]
 
 
 class TestRules:

@@ -71,8 +71,7 @@ def unchanged(case: Prepared, fit: Fit) -> set[str]:
     ],
 )
 def test_depth_is_read_from_the_names_of_each_family(names, expected):
-    found = layers.num_layers(names)
-    assert tuple(layers.depth(name, found) for name in names) == expected
+    assert tuple(layers.depth(name, layers.num_layers(names)) for name in names) == expected
 
 
 class TestFreezing:

@@ -38,21 +38,22 @@ def main(folder: Path, scenes: list[str]) -> None:
 
 
 def play(
-    folder: Path, scene: Callable[[Path, int], Any], count: int = 2, *, is_one_host: bool = True
+    folder: Path, scene: Callable[[Path, int], Any], count: int = 2, *, of_host: int | None = None
 ) -> list[Any]:
-    """Play a scene in so many processes, each with its rank, and return what each returned."""
+    """Play a scene in so many processes, each with its rank, and return what each returned; all are on one
+    host, or so many on each.
+    """
     port = free_port()
-    folder.mkdir()
+    folder.mkdir(parents=True)
     ranks = []
     for rank in range(count):
         child = os.fork()
         if child == 0:
-            local, of_host = (rank, count) if is_one_host else (0, 1)
             places = {
                 "RANK": rank,
-                "LOCAL_RANK": local,
+                "LOCAL_RANK": rank % (of_host or count),
                 "WORLD_SIZE": count,
-                "LOCAL_WORLD_SIZE": of_host,
+                "LOCAL_WORLD_SIZE": of_host or count,
                 "MASTER_PORT": port,
             }
             if count > 1:

@@ -277,12 +277,12 @@ def _estimate_savings(terms: list[dict[str, Any]], tokenizer: Tokenizer) -> None
 
 
 def _checks(metadata: AuditMetadata) -> list[CheckOutcome]:
-    proposal = ""
-    if metadata.num_proposed_tokens:
-        proposal = (
-            f"; the {metadata.num_proposed_tokens} tokens of proposal.yaml would save"
-            f" {metadata.proposal_saves_share:.1%} of all tokens"
-        )
+    proposal = (
+        f"; the {metadata.num_proposed_tokens} tokens of proposal.yaml would save"
+        f" {metadata.proposal_saves_share:.1%} of all tokens"
+        if metadata.num_proposed_tokens
+        else ""
+    )
     return [
         CheckOutcome(
             name=TERMS_ARE_WHOLE.name,

@@ -80,6 +80,19 @@ class ChatTemplate:
         return template
 
     @cached_property
+    def inner(self) -> frozenset[str]:
+        """Special tokens that a turn has before its end, such as gpt-oss's between reasoning and answer."""
+        messages = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b", "extras": '{"reasoning": "c"}'},
+        ]
+        before = self.render(messages[:1], add_generation_prompt=True)
+        text = self.render(messages)
+        turn = text.removeprefix(before).rstrip() if text.startswith(before) else ""
+        end = max((token for token in self.ends if turn.endswith(token)), key=len, default="")
+        return frozenset(token for token in self.ends if token in turn.removesuffix(end))
+
+    @cached_property
     def _compiled(self) -> Any:
         return _compile(self.source)
 

@@ -423,11 +423,12 @@ def justification(
         opening = f"No full fine-tuning is judged here, but the {title(candidate)}"
     elif is_justified:
         opening = "Full fine-tuning was worth it"
-    elif gain.high < 0:
-        opening = "Full fine-tuning was not worth it, a baseline is better"
     else:
         opening = (
-            f"Full fine-tuning is not shown to be worth it, the interval of its gain is not above {threshold}"
+            "Full fine-tuning was not worth it, a baseline is better"
+            if gain.high < 0
+            else "Full fine-tuning is not shown to be worth it, the interval of its gain is not above"
+            f" {threshold}"
         )
     rival = "baseline" if candidate == FINETUNED else "other system"
     sentence = (

@@ -116,10 +116,11 @@ def measure(
         raise ValueError(f"reference `{reference}` is not among the systems: {', '.join(predictions)}")
     num_groups = int(index.max()) + 1
     weights = _group_weights(num_groups, resamples, seed)
-    if isinstance(metric, SummedMetric):
-        samples_of = _from_sums(metric, predictions, index, weights, rows_chose_labels)
-    else:
-        samples_of = _from_rows(metric, predictions, index, weights)
+    samples_of = (
+        _from_sums(metric, predictions, index, weights, rows_chose_labels)
+        if isinstance(metric, SummedMetric)
+        else _from_rows(metric, predictions, index, weights)
+    )
     for samples in samples_of.values():
         metric.require_in_bounds(samples.estimate)
     reference_samples = samples_of[reference]

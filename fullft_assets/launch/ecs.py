@@ -286,9 +286,9 @@ def status_of(
             f"waited longer than launcher.pending_minutes ({settings.pending_minutes:g}): {why}",
             "infrastructure",
         )
-    if state != "STOPPED":
-        return Status("running")
-    return Status("succeeded") if _container(task).get("exitCode") == 0 else _failure(task, last_words)
+    if state == "STOPPED" and _container(task).get("exitCode") != 0:
+        return _failure(task, last_words)
+    return Status("succeeded" if state == "STOPPED" else "running")
 
 
 def _failure(task: dict[str, Any], last_words: Status | None) -> Status:

@@ -276,6 +276,8 @@ def _end_of(
         return "succeeded", "", status.failure
     if status.state == "failed":
         return "failed", status.reason, status.failure
-    if status.state == "gone":
-        return "failed", f"is gone from {launch.place}", "infrastructure"
-    return "stopped", "its run had ended, and no other one attached to it", "preemption"
+    return (
+        ("failed", f"is gone from {launch.place}", "infrastructure")
+        if status.state == "gone"
+        else ("stopped", "its run had ended, and no other one attached to it", "preemption")
+    )

@@ -199,11 +199,12 @@ class Supervisor:
         code = 128 - code if code < 0 else code
         if code != 0 and not is_stopped:
             num_after = num_killed_for_memory()
-            if num_before is None or num_after is None:
-                # A signal that nobody sent is most likely the kernel's own.
-                self.is_out_of_memory = code == 128 + signal.SIGKILL
-            else:
-                self.is_out_of_memory = num_after > num_before
+            # A signal that nobody sent is most likely the kernel's own.
+            self.is_out_of_memory = (
+                code == 128 + signal.SIGKILL
+                if num_before is None or num_after is None
+                else num_after > num_before
+            )
         return code
 
     def _request_stop(self, *_) -> None:

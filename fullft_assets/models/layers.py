@@ -25,9 +25,8 @@ def depth(name: str, layers: int) -> int:
     (norm, pooler, head).
     """
     match = _LAYER.search(name)
-    if match is not None:
-        return 1 + int(match.group(1))
-    return 0 if _EMBEDDINGS.search(name) else layers + 1
+    above = 0 if _EMBEDDINGS.search(name) else layers + 1
+    return above if match is None else 1 + int(match.group(1))
 
 
 def few(config: PretrainedConfig) -> tuple[int, int] | None:

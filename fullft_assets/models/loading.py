@@ -150,10 +150,11 @@ def _outline(
         text.num_hidden_layers = number
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[:number]
-    if issubclass(kind, PreTrainedModel):
-        model = kind._from_config(config, dtype=dtype)
-    else:
-        model = kind.from_config(config, dtype=dtype, trust_remote_code=is_trusted)
+    model = (
+        kind._from_config(config, dtype=dtype)
+        if issubclass(kind, PreTrainedModel)
+        else kind.from_config(config, dtype=dtype, trust_remote_code=is_trusted)
+    )
     loading_info: dict[str, list[Any]] = {"missing_keys": [], "mismatched_keys": []}
     return (model, loading_info) if about_weights["output_loading_info"] else model
 
@@ -300,9 +301,8 @@ def _stated_pooling(folder: Path) -> Pooling | None:
         return None
     config = json.loads(path.read_bytes())
     mode = config.get("pooling_mode")
-    if config.get("pooling_mode_mean_tokens") or mode == "mean":
-        return "mean"
-    return "cls" if config.get("pooling_mode_cls_token") or mode == "cls" else None
+    otherwise = "cls" if config.get("pooling_mode_cls_token") or mode == "cls" else None
+    return "mean" if config.get("pooling_mode_mean_tokens") or mode == "mean" else otherwise
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:

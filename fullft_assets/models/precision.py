@@ -74,9 +74,8 @@ def of_scores(model: PreTrainedModel) -> Precision:
 
 def autocast(precision: Precision) -> AbstractContextManager:
     """Return the context in which forward passes run."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device_kind(), dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return nullcontext() if precision == "fp32" else torch.autocast(device_kind(), dtype=dtype)
 
 
 def device_kind() -> str:

@@ -24,6 +24,7 @@ MEMORY_LADDER: tuple[tuple[str, Weights], ...] = (
     ("adafactor", "fp32"),
     ("adamw", "bf16"),
     ("adafactor_in_backward", "fp32"),
+    ("adafactor", "bf16"),
     ("adafactor_in_backward", "bf16"),
 )
 GIB = 2**30

@@ -26,6 +26,7 @@ from fullft_assets.planning.plan import (
     total_state_bytes,
 )
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings, contradictions
+from fullft_assets.settings.optimizers import OPTIMIZERS
 from fullft_assets.task import BASELINES
 
 _TABLE = "instances.yaml"
@@ -157,8 +158,8 @@ def setups(training: TrainingSettings, processes: int) -> Iterator[TrainingSetti
     """Yield settings that keep the effective batch, each taking less memory than the one before, as a rule.
 
     First smaller passes, which cost little; then recomputed activations; then sharding over several
-    processes; then the lower rungs of optimizer and weights. Those that contradict other settings are
-    excluded.
+    processes; then the lower rungs of optimizer and weights, sharded where there are several processes. Those
+    that contradict other settings are excluded.
     """
     keys = set()
     for changes in _changes(training, processes):
@@ -188,18 +189,15 @@ def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, A
     yield from ({"micro_batch_size": size} for size in sizes)
     yield from ({"micro_batch_size": size, "gradient_checkpointing": True} for size in sizes)
     last = {"micro_batch_size": sizes[-1], "gradient_checkpointing": True}
-    if processes > 1:
-        yield {**last, "sharding": "fsdp2"}
-    for optimizer, weights in MEMORY_LADDER:
-        if state_bytes(optimizer, weights) < state_bytes(training.optimizer, training.weights):
-            yield {**last, "optimizer": optimizer, "weights": weights}
-            # It cannot accumulate.
-            yield {
-                **last,
-                "optimizer": optimizer,
-                "weights": weights,
-                "micro_batch_size": training.batch_size,
-            }
+    shared = {"sharding": "fsdp2"} if processes > 1 and training.sharding == "none" else {}
+    yield {**last, **shared}
+    for more in (shared, {}):
+        for optimizer, weights in MEMORY_LADDER:
+            if state_bytes(optimizer, weights) < state_bytes(training.optimizer, training.weights):
+                # One that steps in the backward pass cannot accumulate.
+                size = training.batch_size if OPTIMIZERS.get(optimizer).steps_in_backward else sizes[-1]
+                rung = {"micro_batch_size": size, "optimizer": optimizer, "weights": weights}
+                yield {**last, **more, **rung}
 
 
 #: (settings, precision, whether on a GPU, processes) -> what one process holds.
@@ -413,16 +411,15 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
 
 
 def _as_spot(plan: TargetPlan) -> str:
-    if plan.usd is None or plan.target.spot is None:
-        return ""
-    return _range(plan.usd[0] * plan.target.spot[0], plan.usd[1] * plan.target.spot[1])
+    spot = plan.target.spot
+    return "" if plan.usd is None or spot is None else _range(plan.usd[0] * spot[0], plan.usd[1] * spot[1])
 
 
 def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountMemory, precision: str) -> int:
     step = count(setup, "bf16" if setup.weights == "bf16" else precision, target.gpu is not None, processes)
-    if target.gpu is not None:
-        return peak_on_gpu(step, processes, is_sharded=setup.sharding != "none")
-    return processes * peak_on_cpu(step, target.libraries_bytes)
+    on_cpu = processes * peak_on_cpu(step, target.libraries_bytes)
+    on_gpu = peak_on_gpu(step, processes, is_sharded=setup.sharding != "none")
+    return on_cpu if target.gpu is None else on_gpu
 
 
 def _duration(hours: tuple[float, float]) -> str:

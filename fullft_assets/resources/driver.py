@@ -22,6 +22,7 @@ from fullft_assets.launch.base import Launcher, LaunchSpec, Logs, Status, Unreac
 from fullft_assets.launch.records import Launch
 from fullft_assets.resources.run_workers import is_gone, logged_pid
 from fullft_assets.store import Manifest, Store
+from fullft_assets.task import task_of
 
 #: Time before the first retry; each further one waits twice as long.
 RETRY_SECONDS = 30.0
@@ -107,10 +108,11 @@ class LaunchDriver:
         the job must not outlive.
         """
         processes = launcher.settings.processes
+        shares_models = workload == "planning" or (
+            workload == "evaluation" and task_of(job.settings.examples).is_generative
+        )
         is_shared = workload == "training" or (
-            workload == "planning"
-            and job.settings.training.sharding != "none"
-            and launcher.has_room(processes)
+            shares_models and job.settings.training.sharding != "none" and launcher.has_room(processes)
         )
         return LaunchSpec(
             name,

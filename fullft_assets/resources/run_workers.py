@@ -58,11 +58,11 @@ class LocalRunLauncher(dg.DefaultRunLauncher):
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Return `NOT_FOUND` for a run that is gone; a run about which nothing is known counts as running."""
-        if is_gone(self._instance, run):
-            return CheckRunHealthResult(
-                WorkerStatus.NOT_FOUND, f"{_death(self._instance, run.run_id)} [{_FAILURE}]"
-            )
-        return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return (
+            CheckRunHealthResult(WorkerStatus.NOT_FOUND, f"{_death(self._instance, run.run_id)} [{_FAILURE}]")
+            if is_gone(self._instance, run)
+            else CheckRunHealthResult(WorkerStatus.RUNNING)
+        )
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,11 @@ def _holder(instance: dg.DagsterInstance, slot: Slot) -> str:
     since = slot.since and slot.since.astimezone()
     step = f"({slot.step}) of {instance.root_directory}"
     holder = f"run {slot.run_id[:8]} {step} since {since:%Y-%m-%d %H:%M:%S}"
-    if run is not None and _is_here(run):
-        return f"{holder}: wait, or end it in the UI (Runs, Terminate)"
-    return f"{holder}, on another machine: if it is gone, free its slot in the UI (Deployment, Concurrency)"
+    return (
+        f"{holder}: wait, or end it in the UI (Runs, Terminate)"
+        if run is not None and _is_here(run)
+        else f"{holder}, on another machine: if it is gone, free its slot in the UI (Deployment, Concurrency)"
+    )
 
 
 def _mark(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:

@@ -123,12 +123,12 @@ class TrainingSettings(Settings):
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass: less memory, more compute."
     )
-    sharding: Literal["none", "fsdp2", "fsdp2_offload"] = Field(
+    sharding: Literal["none", "fsdp2", "fsdp2_by_host", "fsdp2_offload"] = Field(
         default="none",
         description=(
             "What each process holds: `none` = the whole model (DDP); `fsdp2` = a part of weights, gradients"
-            " and moments; `fsdp2_offload` = that part in the host's memory, and the current layer on the"
-            " GPU."
+            " and moments; `fsdp2_by_host` = the same, where each host has all parts; `fsdp2_offload` = that"
+            " part in the host's memory, and the current layer on the GPU."
         ),
     )
     compile: bool = Field(
@@ -264,7 +264,6 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
     sharding = training.sharding
     is_sharded = sharding != "none"
     is_bf16 = training.weights == "bf16"
-    takes_shards = training.weights == "fp32" and training.chosen_optimizer.takes_shards
     steps_in_backward = training.steps_in_backward
     in_backward = f"{training.optimizer} steps in the backward pass"
     rules: list[tuple[bool, tuple[str, str], str]] = [
@@ -274,9 +273,10 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
             f"{sharding} needs more than one process; set launcher.processes to 2 or more",
         ),
         (
-            is_sharded and not takes_shards,
+            is_sharded and not training.chosen_optimizer.takes_shards,
             ("training", "sharding"),
-            f"{sharding} works with optimizer: adamw and weights: fp32 only; remove the other setting",
+            f"{sharding} gives each process a part of each weight, which {training.optimizer} does not take;"
+            " set adamw or adafactor",
         ),
         *(
             (

@@ -358,12 +358,14 @@ class EvaluationContext:
         outputs: what systems predicted of the test rows, by name; a system that is in it does not predict
             again.
         seconds: the seconds that each system took.
+        shares_models: whether several processes, which all evaluate, share each model.
     """
 
     job: Job
     store: Store
     inputs: Mapping[str, Manifest]
     progress: Progress
+    shares_models: bool = False
     outputs: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -58,13 +58,13 @@ class Encoder(ABC):
     def first(self, num_rows: int) -> Self:
         return replace(self, train=self.train.select(range(num_rows)))
 
-    def with_model(self, base_model: ModelFolder, start: ModelFolder | None = None) -> Self:
-        return replace(self, base_model=base_model, start=start)
-
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
-        if self.start is not None:  # it has its head and its added tokens
-            return precision.score_alike(self._load(self.start, settings, keeps_head=True), settings)
-        return self.load_original(settings)
+        # What training starts from has its head and its added tokens.
+        return (
+            self.load_original(settings)
+            if self.start is None
+            else precision.score_alike(self._load(self.start, settings, keeps_head=True), settings)
+        )
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
         return precision.score_alike(self._load(self.base_model, settings, self.added_tokens), settings)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -212,16 +213,14 @@ def _score(
     chunks: Sequence[Sequence[Sequence[int]]],
     marks: Sequence[Sequence[Sequence[int]]] | None,
 ) -> DocumentScores:
-    from fullft_assets.models.inference import is_sharded, load_causal
+    from fullft_assets.models.inference import load_causal
     from fullft_assets.models.token_loss import score_documents
     from fullft_assets.training import ranks, sharding
 
     training = context.settings.training
-    if training.sharding == "none" or num_ranks() == 1:
-        model = load_causal(context.base_model, context.added_tokens)
-    else:
-        recipe = context.open_recipe().with_model(context.base_model)
-        model = sharding.load(recipe, training, num_ranks())
+    is_shared = training.sharding != "none" and num_ranks() > 1
+    load = partial(load_causal, context.base_model, context.added_tokens)
+    model = sharding.load_scored(load, training, is_shared=is_shared)
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = max((len(chunk) for document in chunks for chunk in document), default=0)
     if isinstance(positions, int) and longest > positions:
@@ -229,6 +228,6 @@ def _score(
             f"planning.baselines: the longest prompt of the base model has {longest:,} tokens, base_model"
             f" reads {positions:,}; lower chunks.max_tokens, or remove the baseline"
         )
-    listener = ranks.StopListener(context.progress) if is_sharded(model) else context.progress
+    listener = ranks.StopListener(context.progress) if is_shared else context.progress
     scores = score_documents(model, chunks, marks, progress=listener)
     return DocumentScores(scores.num_tokens, scores.loss, scores.num_right)

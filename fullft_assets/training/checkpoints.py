@@ -452,9 +452,12 @@ class StepLog:
         Args:
             max_general_rise: steps with a larger one do not count. Default: no limit.
         """
-        scored = [line for line in self.lines if math.isfinite(line.get("validation_loss", math.nan))]
-        if max_general_rise is not None:
-            scored = [line for line in scored if line["general_rise"] <= max_general_rise]
+        scored = [
+            line
+            for line in self.lines
+            if math.isfinite(line.get("validation_loss", math.nan))
+            and (max_general_rise is None or line["general_rise"] <= max_general_rise)
+        ]
         return min(scored, key=lambda line: line["validation_loss"])["step"] if scored else None
 
     def read(self) -> list[dict[str, Any]]:

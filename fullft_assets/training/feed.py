@@ -58,10 +58,6 @@ class Feed:
         """Yield the batch of each pass."""
         return map(self.batch, range(self.num_passes))
 
-    def bounds_of_steps(self, passes_a_step: int) -> np.ndarray:
-        """Return [steps + 1] the documents of each optimizer step, as `bounds`."""
-        return np.append(self.bounds[: self.num_passes : passes_a_step], self.bounds[-1])
-
 
 def first_tokens(batch: Batch, count: int) -> Batch:
     """Return a model's inputs for the first tokens of the batch's first row, to look at its outputs."""

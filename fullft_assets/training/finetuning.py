@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, set_seed
@@ -177,9 +178,8 @@ class TrainingSegment:
         preparation = run.recipe.prepare(self.model, self.settings, run.seed)
         self.prepared = kernels.apply(self.model, preparation, self.settings)
         feed = self.prepared.feed
-        documents_of_steps = feed.bounds_of_steps(
-            accumulation_steps(self.settings, run.num_processes) * run.num_processes
-        )
+        passes_a_step = accumulation_steps(self.settings, run.num_processes) * run.num_processes
+        documents_of_steps = np.append(feed.bounds[: feed.num_passes : passes_a_step], feed.bounds[-1])
         if self.settings.compile:
             layers.compile_layers(self.model)
         #: [steps] useful tokens of each.

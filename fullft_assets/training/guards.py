@@ -178,9 +178,9 @@ class NonFinite:
     def look(self, metrics: StepMetrics) -> Symptom | None:
         if _is_finite(metrics):
             return None
-        if metrics.loss is None:
-            return Symptom(metrics.step, "the model's outputs on the validation rows are not finite")
-        return Symptom(metrics.step, f"loss {metrics.loss}, gradient norm {metrics.grad_norm}")
+        of_step = f"loss {metrics.loss}, gradient norm {metrics.grad_norm}"
+        of_validation = "the model's outputs on the validation rows are not finite"
+        return Symptom(metrics.step, of_validation if metrics.loss is None else of_step)
 
 
 class Streak:
@@ -257,13 +257,8 @@ class NoProgress:
         quarter = max(1, len(self._losses) // 4)
         first = statistics.fmean(self._losses[:quarter])
         last = statistics.fmean(self._losses[-quarter:])
-        if last < first:
-            return None
-        return Symptom(
-            1,
-            f"mean loss {last:.4g} over the last {quarter:,} of {last_step:,} steps, {first:.4g} over the"
-            " first",
-        )
+        losses = f"mean loss {last:.4g} over the last {quarter:,} of {last_step:,} steps, {first:.4g}"
+        return None if last < first else Symptom(1, f"{losses} over the first")
 
 
 class Overfitting:
@@ -284,6 +279,5 @@ class Overfitting:
         self._best = min(self._best, (loss, metrics.step))
         best, best_step = self._best
         since = self._streak.add(metrics.step, loss > _OVERFITTED_FACTOR * best)
-        if since is None:
-            return None
-        return Symptom(since, f"validation loss {loss:.4g}, its best was {best:.4g} at step {best_step:,}")
+        reason = f"validation loss {loss:.4g}, its best was {best:.4g} at step {best_step:,}"
+        return None if since is None else Symptom(since, reason)

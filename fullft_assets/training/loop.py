@@ -31,7 +31,7 @@ from fullft_assets.models import precision
 from fullft_assets.models.hardware import of_accelerator
 from fullft_assets.models.inference import device, is_sharded, move, reshard, to_device
 from fullft_assets.models.token_loss import IGNORED
-from fullft_assets.ranks import is_first_rank
+from fullft_assets.ranks import is_first_rank, num_local_ranks
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import ranks
 from fullft_assets.training.checkpoints import step_of
@@ -132,10 +132,9 @@ def share_of_rate(
 
 def _pinned(batch: Batch) -> Batch:
     """Return a batch whose copies to an accelerator do not block."""
-    if device().type == "cpu":
-        return batch
+    is_pinned = device().type != "cpu"
     return {
-        name: value.pin_memory() if isinstance(value, torch.Tensor) else value
+        name: value.pin_memory() if is_pinned and isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
     }
 
@@ -294,13 +293,16 @@ class Loop:
                 self._restore(checkpoint)
 
     def _restore(self, checkpoint: Path) -> None:
+        self._num_scheduled = torch.load(checkpoint / _SCHEDULE, weights_only=True)["last_epoch"]
         if is_sharded(self.model):
             Parts(checkpoint).load_moments(self.model, self.optimizer)
+            for group in self.optimizer.param_groups:
+                # Parts have moments alone.
+                group["num_steps"] = self._num_scheduled
         else:
             self.optimizer.load_state_dict(
                 torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
             )
-        self._num_scheduled = torch.load(checkpoint / _SCHEDULE, weights_only=True)["last_epoch"]
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(torch.load(checkpoint / _SCALE, weights_only=True))
         states = torch.load(checkpoint / RANDOM_STATES, weights_only=True)
@@ -315,7 +317,10 @@ class Loop:
         names of these files.
         """
         states = ranks.of_all(random_states())
-        is_part = is_sharded(self.model)
+        # Where each host has all parts, those of the first one are enough.
+        is_part = is_sharded(self.model) and not (
+            self._settings.sharding == "fsdp2_by_host" and ranks.number() >= num_local_ranks()
+        )
         if is_part or is_first_rank():
             folder.mkdir(parents=True, exist_ok=True)
         if is_first_rank():

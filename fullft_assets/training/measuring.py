@@ -51,6 +51,7 @@ from fullft_assets.planning.targets import (
     plan_targets,
     shares,
 )
+from fullft_assets.ranks import num_local_ranks
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.settings.optimizers import bytes_per_weight
 from fullft_assets.training import kernels, ranks, regularization, sharding
@@ -114,7 +115,7 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
         available_memory_bytes=_available_memory_bytes(processes, use_case.launcher.processes),
         device=gpu_name() or f"CPU {platform.machine()}",
         precision=precision.of(settings),
-        num_processes=processes,
+        num_processes=num_local_ranks() if settings.sharding == "fsdp2_by_host" else processes,
     ), preparation.about
 
 
@@ -161,10 +162,9 @@ def _now() -> float:
 
 
 def _free_memory_bytes() -> int:
-    if (free := of_accelerator("mem_get_info")) is not None:
-        # What others hold there is not free for this training.
-        return free()[0] + torch.accelerator.memory_reserved()
-    return memory_limit()
+    free = of_accelerator("mem_get_info")
+    # What others hold there is not free for this training.
+    return memory_limit() if free is None else free()[0] + torch.accelerator.memory_reserved()
 
 
 def _available_memory_bytes(processes: int, training_processes: int) -> int:
@@ -261,7 +261,7 @@ class Outline:
                 processes=sharing,
             )
             with _in_one_line():
-                width = 4 if sharing > 1 else bytes_per_weight(settings.weights)
+                width = bytes_per_weight(settings.weights)
                 counted = self._by_few_layers(count, width * self._outlined[1] // sharing)
                 counted = (count() if counted is None else counted).round().astype(int).tolist()
             # Five parts, weights to copies, then peak and activations of each stretch.
@@ -330,7 +330,7 @@ def _count(
     tracker = Tracker()
     pass_settings = settings
     if processes > 1 and precision != "fp32":
-        # Parts are in fp32, and gathered in the format that is computed in.
+        # Parts are gathered in the format that is computed in.
         pass_settings = settings.model_copy(update={"weights": "bf16"})
         precision = "fp32"
     with loading.without_weights(num_layers) as fake, tracker:
@@ -347,7 +347,8 @@ def _count(
     # Outside of the mode, where tensors have values.
     batch = preparation.feed.batch(int(np.argmax(preparation.feed.sizes)))
     trained_weights = [weight for weight in model.parameters() if weight.requires_grad]
-    backward = _BackwardPass(model, tracker, processes, frees_gradients=settings.steps_in_backward)
+    width = bytes_per_weight(settings.weights)
+    backward = _BackwardPass(model, tracker, processes, width, frees_gradients=settings.steps_in_backward)
     with fake, tracker:
         inputs = {
             name: fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
@@ -365,7 +366,6 @@ def _count(
             del loss
             backward.end()
     del pulls
-    width = 4 if processes > 1 else bytes_per_weight(settings.weights)
     num_trained = sum(weight.numel() for weight in trained_weights)
     weights = width * sum(weight.numel() for weight in model.parameters()) // processes
     gradients = 0 if settings.steps_in_backward else width * num_trained // processes
@@ -388,12 +388,16 @@ class _BackwardPass:
 
     Args:
         processes: that share the model; 1: each has all of it.
+        width: bytes of a gradient that a process keeps.
         frees_gradients: whether an optimizer steps in the backward pass.
     """
 
-    def __init__(self, model: PreTrainedModel, tracker: Tracker, processes: int, *, frees_gradients: bool):
+    def __init__(
+        self, model: PreTrainedModel, tracker: Tracker, processes: int, width: int, *, frees_gradients: bool
+    ):
         self._tracker = tracker
         self._processes = processes
+        self._width = width
         self._frees_gradients = frees_gradients
         # Weights outside of the other units are in that of the model, the first one.
         modules = [model, *units(model)]
@@ -452,7 +456,7 @@ class _BackwardPass:
                 weight.grad = None
             if number not in self._kept:
                 self._kept.add(number)
-                self._part_bytes += size // self._processes
+                self._part_bytes += size // 4 * self._width // self._processes
             self._look_beside()
         # Between the first and the last layer peaks rise or fall evenly.
         if len(self._whole) <= 2 or len(self._layers - self._whole) <= 1:
@@ -511,9 +515,8 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor):
-                self._add(value)
+        for value in filter(torch.is_tensor, tree_leaves(result)):
+            self._add(value)
         return result
 
     def _add(self, tensor: torch.Tensor) -> None:

@@ -150,9 +150,7 @@ def make_passes(model: nn.Module, work: Callable[[Listener], _Value], progress: 
     """Run work that makes passes of a model without training it, and return its result in all processes,
     which must all call this: those that share the model make the passes together, else the first one does.
     """
-    if is_sharded(model):
-        return from_first(work(StopListener(progress)))
-    return run_on_first(work, progress)
+    return from_first(work(StopListener(progress))) if is_sharded(model) else run_on_first(work, progress)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from fullft_assets.base_model import ModelFolder
 from fullft_assets.models.inference import HeadWeights
 from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings
@@ -54,12 +53,6 @@ class Recipe(Protocol):
 
     def first(self, num_rows: int) -> Recipe:
         """Return the same recipe with only the first training rows."""
-        ...
-
-    def with_model(self, base_model: ModelFolder, start: ModelFolder | None = None) -> Recipe:
-        """Return the same recipe for another base model with the same tokenizer; it begins with the weights
-        of `start`, if that is given.
-        """
         ...
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed import fsdp
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
@@ -29,9 +30,10 @@ from transformers import PreTrainedModel
 
 from fullft_assets.models import layers, loading, precision
 from fullft_assets.models.inference import device, is_sharded, reshard
-from fullft_assets.ranks import is_first_rank
+from fullft_assets.ranks import is_first_rank, num_local_ranks, num_ranks
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import ranks
+from fullft_assets.training.optimizers.low_memory import local, part_like
 from fullft_assets.training.recipe import Recipe
 
 #: In a part's header: the first row of each tensor that is divided; others are complete in each part.
@@ -47,14 +49,34 @@ def load(recipe: Recipe, settings: TrainingSettings, num_processes: int) -> PreT
     Raises:
         SettingsError: see `Recipe.load`; or more layers are frozen than there are.
     """
-    is_shared = settings.sharding != "none" and num_processes > 1
-    if is_shared:
-        ranks.connect()
-    with loading.without_weights() if is_shared and not is_first_rank() else nullcontext():
+
+    def make() -> PreTrainedModel:
         model = recipe.load(settings)
         layers.freeze(model, settings)
-    if is_shared:
-        shard(model, settings, fill)
+        return model
+
+    return load_parts(make, settings) if settings.sharding != "none" and num_processes > 1 else make()
+
+
+def load_scored(
+    load: Callable[[], PreTrainedModel], settings: TrainingSettings, *, is_shared: bool
+) -> PreTrainedModel:
+    """Return a model that is scored and not trained: in parts where processes share it."""
+    # In the precision of scoring, whatever training computes in.
+    changes = {"precision": "auto", "weights": "fp32"}
+    return load_parts(load, settings.model_copy(update=changes)) if is_shared else load()
+
+
+def load_parts(make: Callable[[], PreTrainedModel], settings: TrainingSettings) -> PreTrainedModel:
+    """Return a model that processes share, which must all call this.
+
+    Args:
+        make: loads it; the first process reads its weights.
+    """
+    ranks.connect()
+    with nullcontext() if is_first_rank() else loading.without_weights():
+        model = make()
+    shard(model, settings, fill)
     return model
 
 
@@ -72,6 +94,11 @@ def shard(
     # Sums over processes, and what the model returns, such as a summed loss, would lose digits.
     policy = fsdp.MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     options: dict[str, Any] = {"mp_policy": policy}
+    if settings.sharding == "fsdp2_by_host":
+        of_host = num_local_ranks()
+        options["mesh"] = init_device_mesh(
+            device().type, (num_ranks() // of_host, of_host), mesh_dim_names=("host", "part")
+        )
     if settings.sharding == "fsdp2_offload":
         # Pinned memory is for copies to a card.
         options["offload_policy"] = fsdp.CPUOffloadPolicy(pin_memory=torch.accelerator.is_available())
@@ -171,11 +198,9 @@ class Part:
         self._first_rows: dict[str, int] = {}
         self._tensors: dict[str, torch.Tensor] = {}
         for name, tensor in _tensors(model, optimizer):
-            part = tensor
             if isinstance(tensor, DTensor):
-                part = tensor.to_local()
                 self._first_rows[name] = _first_row(tensor)
-            self._tensors[name] = part.detach().to("cpu", copy=True).contiguous()
+            self._tensors[name] = local(tensor).detach().to("cpu", copy=True).contiguous()
 
     def write(self, folder: Path) -> list[str]:
         """Write it into a folder and free it; return the name of its file."""
@@ -198,13 +223,16 @@ class Parts:
 
     def load_moments(self, model: PreTrainedModel, optimizer: Optimizer) -> None:
         """Read the state of an optimizer."""
-        weights = dict(model.named_parameters())
+        weights: dict[str, Any] = dict(model.named_parameters())
         moments: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         keys = self._files[0].keys()
         for key in [key for key in keys if not key.startswith(_WEIGHTS)]:
             moment, _, name = key.partition("/")
-            if any(key in first_rows for first_rows in self._first_rows):
-                moments[name][moment] = torch.zeros_like(weights[name].detach())
+            weight = weights[name]
+            if key in self._first_rows[0]:
+                rows = self._files[0].get_slice(key)[:0]
+                part = rows.new_zeros((len(local(weight)), *rows.shape[1:]), device=weight.device)
+                moments[name][moment] = part_like(weight, part)
                 self._read(key, moments[name][moment])
             else:
                 moments[name][moment] = self._files[0].get_tensor(key)

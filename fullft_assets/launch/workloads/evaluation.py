@@ -1,6 +1,7 @@
 """evaluation: finetuned_checkpoint, cheaper_baselines, pilot_run, training_snapshot -> evaluation_report.
 
-Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.evaluation --job URI`.
+Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.evaluation --job URI`; under torchrun
+where a language model's `training.sharding` is on.
 """
 
 from collections import defaultdict
@@ -37,9 +38,11 @@ from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import DECISION, ReleaseVerdict, check_outcomes, verdict
 from fullft_assets.job import Job
 from fullft_assets.launch.entry import run_workload
+from fullft_assets.models.inference import claim_device
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth, turning_points
 from fullft_assets.progress import Progress
+from fullft_assets.ranks import is_first_rank, num_ranks
 from fullft_assets.release import candidates, champion_rule, choice_sentence, recipe_digest
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, Split, load_split
@@ -66,8 +69,9 @@ class Judged:
 
 def work(job: Job, store: Store, progress: Progress) -> None:
     """Evaluate a candidate on the test rows and write the report; where a baseline is to become champion, a
-    report on that as well.
+    report on that as well. Several processes share the models that are evaluated, and the first one writes.
     """
+    claim_device()
     inputs = job.load_inputs(store)
     all_rows = load_split(store, inputs[TRAINING_SNAPSHOT], "test")
     test = unseen(job, store, inputs, all_rows)
@@ -77,7 +81,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             f"{num_left_out:,} test rows excluded: a model learned from them, or from"
             " near-duplicates, in an older snapshot"
         )
-    judgement = _judge(EvaluationContext(job, store, inputs, progress), test)
+    judgement = _judge(EvaluationContext(job, store, inputs, progress, shares_models=num_ranks() > 1), test)
+    if not is_first_rank():
+        return
     _write(judgement, job.key, num_left_out, *_choose(judgement, test, num_left_out))
 
 
@@ -130,6 +136,7 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
             baseline_context = replace(
                 context,
                 inputs={**inputs, FINETUNED_CHECKPOINT: model},
+                shares_models=False,
                 outputs={system: output for system, output in context.outputs.items() if system != name},
             )
             judgement = replace(_judge(baseline_context, test), costs=finetuned.costs)
@@ -262,9 +269,8 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
             "evaluation: every test row was learned from by a model that is evaluated; deliver new labelled"
             " documents"
         )
-    if not learned_rows:
-        return test
-    return test.select([row for row in range(len(test)) if row not in learned_rows])
+    unseen_rows = [row for row in range(len(test)) if row not in learned_rows]
+    return test.select(unseen_rows) if learned_rows else test
 
 
 def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[Evaluation]]:

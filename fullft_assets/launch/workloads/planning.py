@@ -199,7 +199,9 @@ def _write_plan(workload: Planning, draft: Draft) -> Manifest | None:
         measurement,
         settings.planning,
         settings.training,
-        settings.launcher.processes,
+        # That share a model.
+        settings.launcher.processes
+        // (getattr(settings.launcher, "nodes", 1) if settings.training.sharding == "fsdp2_by_host" else 1),
         trainings=parts.first,
         fitting=fitting,
     )

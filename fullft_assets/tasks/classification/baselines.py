@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -187,9 +187,12 @@ def mean_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
         labels: positions of labels [rows], or bool [rows, labels].
     """
     clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
-    if labels.ndim == 1:
-        return float(-np.log(clipped[np.arange(len(labels)), labels]).mean())
-    return float(-np.log(np.where(labels, clipped, 1 - clipped)).mean())
+    of_labels = (
+        clipped[np.arange(len(labels)), labels]
+        if labels.ndim == 1
+        else np.where(labels, clipped, 1 - clipped)
+    )
+    return float(-np.log(of_labels).mean())
 
 
 def _fit_softmax(
@@ -347,8 +350,7 @@ class FrozenProbe(Baseline):
 
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
-        recipe = cast(Any, context.open_recipe())
-        recipe = recipe.with_model(recipe.base_model)
+        recipe = replace(cast(Any, context.open_recipe()), start=None)
         weights = recipe.fit_head(
             _with_new_head(context), context.settings.training, context.progress, most_rows=None
         )

@@ -219,9 +219,11 @@ def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any,
 def score(model: PreTrainedModel, split: Split, listener: Listener | None = None) -> dict[str, float]:
     """Return loss, accuracy and macro-F1 of a model on a split; all are nan if its outputs are not finite."""
     probabilities = predict_with(model, split.chunks, progress=listener).probabilities
-    if not np.isfinite(probabilities).all():
-        return dict.fromkeys(("loss", *METRICS), math.nan)
-    return {"loss": mean_log_loss(split.labels, probabilities), **_scores(split.labels, probabilities)}
+    return (
+        {"loss": mean_log_loss(split.labels, probabilities), **_scores(split.labels, probabilities)}
+        if np.isfinite(probabilities).all()
+        else dict.fromkeys(("loss", *METRICS), math.nan)
+    )
 
 
 def _scores(labels: np.ndarray, probabilities: np.ndarray, name: str = "probabilities") -> dict[str, float]:

@@ -60,14 +60,10 @@ class NextTokenRecipe:
     def first(self, num_rows: int) -> NextTokenRecipe:
         return replace(self, training=replace(self.training, packing=self.training.packing.first(num_rows)))
 
-    def with_model(self, base_model: ModelFolder, start: ModelFolder | None = None) -> NextTokenRecipe:
-        return replace(self, base_model=base_model, start=start)
-
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
-        if self.start is not None:  # it has its added tokens
-            model = load_causal(self.start, dtype=precision.of_weights(settings))
-            return precision.score_alike(model, settings)
-        return self.load_original(settings)
+        # What training starts from has its added tokens.
+        first = self if self.start is None else replace(self, base_model=self.start, added_tokens=())
+        return first.load_original(settings)
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
         model = load_causal(self.base_model, self.added_tokens, dtype=precision.of_weights(settings))

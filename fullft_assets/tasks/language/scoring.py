@@ -7,7 +7,7 @@ import gc
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +22,14 @@ from fullft_assets.chunks import Tokenization
 from fullft_assets.conversations import Message
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import BASE_MODEL, CHAMPION
-from fullft_assets.models.inference import device, in_batches, load_causal, move
+from fullft_assets.models.inference import (
+    device,
+    evaluating,
+    in_batches,
+    is_sharded,
+    load_causal,
+    move,
+)
 from fullft_assets.models.token_loss import score_documents
 from fullft_assets.progress import Listener
 from fullft_assets.snapshot import Split, load_values
@@ -34,6 +41,7 @@ from fullft_assets.tasks.language.assessment import (
     AnswerScores,
     DocumentScores,
 )
+from fullft_assets.training import ranks, sharding
 
 #: Test documents whose beginnings are continued for the report, and by how much.
 NUM_CONTINUATIONS = 4
@@ -97,19 +105,15 @@ class Writer:
             eos_token_id=self._end_ids,
             pad_token_id=pad_id,
         )
-        was_training = self._model.training
-        self._model.eval()
         move(self._model)
-        try:
-            # In the weights' own format: one token at a time, casting them costs more than it saves.
-            with torch.inference_mode():
-                rows = cast(Any, self._model).generate(inputs, attention_mask=mask, generation_config=config)
-        finally:
-            self._model.train(was_training)
-        return [
-            self._tokenization.tokenizer.decode(self._until_end(row), skip_special_tokens=True)
-            for row in rows[:, longest:].tolist()
-        ]
+        # Processes that share the model go on until all are done.
+        is_shared = is_sharded(self._model)
+        # In the weights' own format: one token at a time, casting them costs more than it saves.
+        with evaluating(self._model), torch.no_grad() if is_shared else torch.inference_mode():
+            rows = cast(Any, self._model).generate(
+                inputs, attention_mask=mask, generation_config=config, synced_gpus=is_shared
+            )
+        return [_answer(self._tokenization, self._until_end(row)) for row in rows[:, longest:].tolist()]
 
     def _until_end(self, ids: list[int]) -> list[int]:
         ends = [position for position, token in enumerate(ids) if token in self._end_ids]
@@ -138,10 +142,29 @@ class Writer:
             self._tokenization.end_id,
         ]
         if self._tokenization.chat is not None:
-            tokens = self._tokenization.chat.ends
+            chat = self._tokenization.chat
+            tokens = [token for token in chat.ends if token not in chat.inner]
             candidates += [self._tokenization.tokenizer.token_to_id(token) for token in tokens]
         flat = [id_ for entry in candidates for id_ in (entry if isinstance(entry, list) else [entry])]
         return list(dict.fromkeys(id_ for id_ in flat if id_ is not None)) or [0]
+
+
+def _written(tokenization: Tokenization, conversation: Sequence[Message]) -> list[int]:
+    """Return the tokens of the last turn as a model writes it, with its reasoning and its calls."""
+    assert tokenization.chat is not None, "loaded for the task sft"
+    text, spans = tokenization.chat.render_trained(conversation, "last_turn")
+    [ids] = tokenization.encode(["".join(text[start:end] for start, end in spans)])
+    return list(ids)
+
+
+def _answer(tokenization: Tokenization, ids: Sequence[int]) -> str:
+    """Return what is written, without special tokens; an answer to a conversation from behind the last token
+    that its template has inside of a turn, such as the one between reasoning and answer of gpt-oss.
+    """
+    inner_tokens = () if tokenization.chat is None else tokenization.chat.inner
+    inner_ids = {tokenization.tokenizer.token_to_id(token) for token in inner_tokens}
+    start = max((number for number, id_ in enumerate(ids, start=1) if id_ in inner_ids), default=0)
+    return tokenization.tokenizer.decode(list(ids[start:]), skip_special_tokens=True)
 
 
 @dataclass(frozen=True)
@@ -197,7 +220,16 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         },
         _rows(test, scores),
         continuations,
-        written=[] if answers is None else scorer.rows_of(texts),
+        written=[]
+        if answers is None
+        else [
+            {
+                "id": prompt.id,
+                "group": prompt.group,
+                **{name: texts_of_system[number] for name, texts_of_system in texts.items()},
+            }
+            for number, prompt in enumerate(scorer.prompts)
+        ],
     )
 
 
@@ -218,8 +250,15 @@ class _Scorer:
             self.prompts = _beginnings(test, self._settings.seed)
 
     def score_baseline(self, name: str, baseline: Baseline) -> SystemOutput:
+        predict = partial(baseline.predict, self._test)
+        is_shared = self._context.shares_models
         return (
-            SystemOutput(baseline.predict(self._test), [])
+            SystemOutput(
+                ranks.run_on_first(partial(ranks.attended, predict), self._context.progress)
+                if is_shared
+                else predict(),
+                [],
+            )
             if name != BASE_MODEL
             else self._score(
                 self._context.base_model,
@@ -260,8 +299,10 @@ class _Scorer:
         documents: Split,
         prompts: Sequence[Prompt],
     ) -> SystemOutput:
-        progress = self._context.progress
-        model = load_causal(folder, added_tokens)
+        is_shared = self._context.shares_models
+        load = partial(load_causal, folder, added_tokens)
+        model = sharding.load_scored(load, self._settings.training, is_shared=is_shared)
+        progress = ranks.StopListener(self._context.progress) if is_shared else self._context.progress
         scores = score_documents(model, documents.chunks, documents.marks, progress=progress)
         writer = Writer(model, tokenization, self._max_new_tokens)
         texts = writer.write_all([prompt.beginning for prompt in prompts], progress)
@@ -290,22 +331,13 @@ class _Scorer:
             )
         return scores
 
-    def rows_of(self, texts: Mapping[str, list[str]]) -> list[dict[str, str]]:
-        """Return a row for each prompt: its test row's id and group, and the text of each system."""
-        return [
-            {
-                "id": prompt.id,
-                "group": prompt.group,
-                **{name: texts_of_system[number] for name, texts_of_system in texts.items()},
-            }
-            for number, prompt in enumerate(self.prompts)
-        ]
-
     def _pick_answered(self, messages: Sequence[Sequence[Message]], most: int) -> list[Prompt]:
         """Draw conversations whose last answer is short enough, one of each group first, and bound what is
         written by the longest of them.
         """
         test = self._test
+        tokenization = self.base_tokenization
+        has_inner_tokens = tokenization.chat is not None and bool(tokenization.chat.inner)
         prompts = []
         longest = 0
         for row in _one_of_each_group_first(test.groups, self._settings.seed):
@@ -316,27 +348,18 @@ class _Scorer:
             if not (last := max(np.flatnonzero(is_learned).tolist(), default=0)):
                 continue
             answer = conversation[last]["content"]
-            if conversation[last].get("extras"):
-                answer = self._written(conversation[: last + 1])
-            length = len(self.base_tokenization.tokenizer.encode(answer, add_special_tokens=False).ids)
-            if length > MAX_ANSWER_TOKENS:
+            ids = tokenization.tokenizer.encode(answer, add_special_tokens=False).ids
+            if conversation[last].get("extras") or has_inner_tokens:
+                ids = _written(tokenization, conversation[: last + 1])
+                answer = _answer(tokenization, ids)
+            if len(ids) > MAX_ANSWER_TOKENS:
                 self._num_too_long += 1
             else:
                 prompts.append(Prompt(test.ids[row], test.groups[row], conversation[:last], answer))
-                longest = max(longest, length)
+                longest = max(longest, len(ids))
         # Who writes twice as much as the longest answer is wrong already.
         self._max_new_tokens = max(1, min(MAX_ANSWER_TOKENS, 2 * longest))
         return prompts
-
-    def _written(self, conversation: Sequence[Message]) -> str:
-        """Return the last turn as a model writes it: with the template's form of its reasoning and its calls,
-        and without special tokens.
-        """
-        tokenization = self.base_tokenization
-        assert tokenization.chat is not None, "loaded for the task sft"
-        text, spans = tokenization.chat.render_trained(conversation, "last_turn")
-        [ids] = tokenization.encode(["".join(text[start:end] for start, end in spans)])
-        return tokenization.tokenizer.decode(ids, skip_special_tokens=True)
 
     @cached_property
     def base_tokenization(self) -> Tokenization:

@@ -49,8 +49,8 @@ class NextToken(Task):
         yield prediction["text"]
 
     @abstractmethod
-    def _write(self, writer: Any, text: str) -> str:
-        """Return what a `scoring.Writer` writes for a text."""
+    # The writer is a `scoring.Writer`.
+    def _write(self, writer: Any, text: str) -> str: ...
 
 
 class Sft(NextToken):

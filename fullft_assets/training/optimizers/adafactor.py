@@ -25,6 +25,7 @@ class Adafactor(Optimizer):
 
     def __init__(self, *, steps_in_backward: bool):
         self.steps_in_backward = steps_in_backward
+        self.takes_shards = not steps_in_backward
 
     def build(self, groups: list[dict[str, Any]], weights: Weights, seed: int) -> torch.optim.Optimizer:
         """Return the optimizer; its gradients need no clipping."""
@@ -36,25 +37,19 @@ class Adafactor(Optimizer):
 def step(update: Update) -> None:
     """Update a weight, and the moments of its rows and columns."""
     decay = 1 - update.group["num_steps"] ** -_DECAY
-    if update.weight.dim() < 2:
-        _step_vector(update, decay)
-    else:
-        _step_matrix(update, decay)
+    (_step_vector if update.weight.dim() < 2 else _step_matrix)(update, decay)
 
 
 def _step_matrix(update: Update, decay: float) -> None:
     import torch
 
     weight = update.weight
-    state = update.state
     slopes = update.gradient.reshape(-1, weight.shape[-1])
-    if not state:
-        state.update(
-            row=slopes.new_zeros(len(slopes), dtype=torch.float32),
-            column=slopes.new_zeros(slopes.shape[1], dtype=torch.float32),
-        )
-    row = state["row"]
-    column = state["column"]
+    row = update.moment("row", weight.shape[:-1]).view(-1)
+    column = update.moment("column", weight.shape[-1:], is_divided=False)
+    # Of the complete weight, of which this may be a part.
+    size = update.shape.numel()
+    num_rows = size // len(column)
     rows_a_chunk = max(1, update.chunk // slopes.shape[1])
     row_means = []
     column_sums = torch.zeros_like(column)
@@ -63,14 +58,14 @@ def _step_matrix(update: Update, decay: float) -> None:
         row_means.append(square.mean(1))
         column_sums += square.sum(0)
     row.lerp_(torch.cat(row_means), 1 - decay)
-    column.lerp_(column_sums / len(slopes), 1 - decay)
-    by_row = (row / row.mean()).rsqrt()
+    column.lerp_(update.total(column_sums) / num_rows, 1 - decay)
+    by_row = (row / update.mean(row, num_rows)).rsqrt()
     by_column = column.rsqrt()
     pairs = list(zip(slopes.split(rows_a_chunk), by_row.split(rows_a_chunk), strict=True))
     squares = torch.zeros((), device=weight.device)
     for slope, scale in pairs:
         squares += (slope * scale[:, None]).mul_(by_column).square_().sum()
-    too_large = ((squares / slopes.numel()).sqrt() / _LARGEST_UPDATE).clamp(min=1.0)
+    too_large = ((update.total(squares) / size).sqrt() / _LARGEST_UPDATE).clamp(min=1.0)
     parts = weight.detach().view(slopes.shape).split(rows_a_chunk)
     for part, (slope, scale) in zip(parts, pairs, strict=True):
         value = part.float().mul_(update.decay)
@@ -80,12 +75,11 @@ def _step_matrix(update: Update, decay: float) -> None:
 
 def _step_vector(update: Update, decay: float) -> None:
     slope = update.gradient.float()
-    state = update.state
-    if not state:
-        state.update(square=slope.new_zeros(slope.shape))
-    state["square"].lerp_(slope.square().add_(_TINY), 1 - decay)
-    change = slope * state["square"].rsqrt()
-    change /= (change.square().mean().sqrt() / _LARGEST_UPDATE).clamp(min=1.0)
+    square = update.moment("square", slope.shape)
+    square.lerp_(slope.square().add_(_TINY), 1 - decay)
+    change = slope * square.rsqrt()
+    mean_square = update.mean(change.square(), update.shape.numel())
+    change /= (mean_square.sqrt() / _LARGEST_UPDATE).clamp(min=1.0)
     value = update.weight.float().mul_(update.decay).sub_(change.mul_(update.group["lr"]))
     update.write(update.weight, value, update.noise(value))
 

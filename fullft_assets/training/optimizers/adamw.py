@@ -33,22 +33,21 @@ class AdamW(Optimizer):
 
         from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 
-        if weights == "bf16":
-            return LowMemoryOptimizer(groups, step, seed=seed)
-        return torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
+        return (
+            LowMemoryOptimizer(groups, step, seed=seed)
+            if weights == "bf16"
+            else torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
+        )
 
 
 def step(update: Update) -> None:
     """Update a weight and its moments."""
     weight = update.weight
-    state = update.state
-    if not state:
-        state.update(exp_avg=weight.new_zeros(weight.shape), exp_avg_sq=weight.new_zeros(weight.shape))
+    moments = [update.moment(name, weight.shape, weight.dtype) for name in ("exp_avg", "exp_avg_sq")]
     first, second = BETAS
     rate = update.group["lr"]
     steps = update.group["num_steps"]
-    chunks = update.chunks(weight, update.gradient, state["exp_avg"], state["exp_avg_sq"])
-    for part, slope, mean, square in chunks:
+    for part, slope, mean, square in update.chunks(weight, update.gradient, *moments):
         slope = slope.float()
         bits = update.noise(slope)
         m = mean.float().lerp_(slope, 1 - first)

@@ -10,21 +10,40 @@ Weights in bf16 are rounded stochastically as they are written. With rounding to
 of less than 1/512 of its weight would be lost (Zamirai et al. 2020, arXiv 2010.06192).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 #: Elements updated at a time: as many as stay in a CPU's cache, or fill a GPU.
 _CPU_CHUNK = 2**17
 _GPU_CHUNK = 2**24
+#: Between the seeds of the noise of a weight's parts.
+_PARTS_APART = 2**40
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this process's part of a tensor that processes share; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def part_like(weight: DTensor, part: torch.Tensor) -> DTensor:
+    """Return a tensor divided along its first dimension as a weight is, of which this process has a part."""
+    shape = torch.Size([weight.shape[0], *part.shape[1:]])
+    strides = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        part, weight.device_mesh, weight.placements, run_check=False, shape=shape, stride=strides
+    )
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a rule is given to update one weight.
+    """What a rule is given to update one weight, or this process's part of one that processes share.
 
     Attributes:
         weight, gradient: of one shape.
@@ -32,6 +51,7 @@ class Update:
         state: what the rule keeps of this weight from step to step; empty before its first step.
         rounding: generator of the noise of stochastic rounding; None where the weight is not bf16.
         chunk: elements to compute with at a time.
+        shared_weight: the weight that this is a part of, along its first dimension; None: it is complete.
     """
 
     weight: torch.Tensor
@@ -40,6 +60,38 @@ class Update:
     state: dict[str, torch.Tensor]
     rounding: torch.Generator | None
     chunk: int
+    shared_weight: DTensor | None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the complete weight."""
+        return self.weight.shape if self.shared_weight is None else self.shared_weight.shape
+
+    def moment(
+        self, name: str, shape: torch.Size, dtype: torch.dtype = torch.float32, *, is_divided: bool = True
+    ) -> torch.Tensor:
+        """Return what is kept by a name, this process's part where it is divided as the weight is; zeros
+        before the first step.
+        """
+        if name not in self.state:
+            zeros = self.weight.new_zeros(shape, dtype=dtype)
+            self.state[name] = (
+                part_like(self.shared_weight, zeros)
+                if is_divided and self.shared_weight is not None
+                else zeros
+            )
+        return local(self.state[name])
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over the parts of the weight, in place."""
+        if self.shared_weight is not None:
+            mesh = self.shared_weight.device_mesh
+            torch.distributed.all_reduce(value, group=mesh.get_group(mesh.ndim - 1))
+        return value
+
+    def mean(self, values: torch.Tensor, count: int) -> torch.Tensor:
+        """Return the mean of values over the parts of the weight, which have so many together."""
+        return values.mean() if self.shared_weight is None else self.total(values.sum()) / count
 
     def chunks(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
         """Yield aligned parts of tensors of one shape."""
@@ -166,10 +218,16 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
     def _update(self, weight: torch.Tensor, gradient: torch.Tensor) -> None:
         group_number, number = self._places[weight]
         group = self.param_groups[group_number]
+        state = self.state[weight]
+        shared_weight = weight if isinstance(weight, DTensor) else None
+        weight = local(weight)
         rounding = None
         if weight.dtype == torch.bfloat16:
+            # Each part has noise of its own, and its copies on other hosts the same.
+            mesh = None if shared_weight is None else shared_weight.device_mesh
+            part = 0 if mesh is None else mesh.get_local_rank(mesh.ndim - 1)
             rounding = torch.Generator(weight.device).manual_seed(
-                (self._seed * 1_000_003 + group["num_steps"]) * 100_003 + number
+                (self._seed * 1_000_003 + group["num_steps"]) * 100_003 + number + part * _PARTS_APART
             )
         chunk = _CPU_CHUNK if weight.device.type == "cpu" else _GPU_CHUNK
-        self._rule(Update(weight, gradient, group, self.state[weight], rounding, chunk))
+        self._rule(Update(weight, local(gradient), group, state, rounding, chunk, shared_weight))
