@@ -7,14 +7,12 @@ from typing import Any
 from fullft_assets.chunks import save_tokenizer
 from fullft_assets.evaluation import external
 from fullft_assets.launch.workloads.evaluation import work
-from fullft_assets.progress import Progress
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Manifest, Store
 from tests import licence_labels, manifests
 from tests.checkpoint_metadata import checkpoint_metadata
-from tests.prepared import Prepared, prepare
+from tests.prepared import QUIET, Prepared, prepare
 
-QUIET = Progress(silent=True)
 LABELS = ["copyleft", "copyleft_limited", "notice", "permissive", "reference", "tag"]
 SEVERAL_LABELS = {"label": "labels", "labels": LABELS, "task": "multi_label", "group": "expression"}
 SPANS = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}

@@ -16,10 +16,7 @@ from probe_workloads.definitions import probe_job
 
 from fullft_assets.job import Job
 from fullft_assets.launch import Launcher, LaunchSpec, aws, records
-from fullft_assets.launch.aws import AwsLauncher
-from fullft_assets.launch.records import Launch
 from fullft_assets.resources import driver, one_line_errors
-from fullft_assets.resources.driver import LaunchDriver
 from fullft_assets.store import Manifest, Store
 from tests.aws_double import Double, serve
 from tests.machine import wait_for
@@ -78,7 +75,9 @@ def run_probe(
     @dg.asset
     def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         with one_line_errors(store, "probe"):
-            LaunchDriver(lambda _: launcher, package="probe_workloads").run(context, workload, job, store)
+            driver.LaunchDriver(lambda _: launcher, package="probe_workloads").run(
+                context, workload, job, store
+            )
         return dg.MaterializeResult()
 
     done = dg.materialize([made], instance=instance, raise_on_error=False)
@@ -92,7 +91,7 @@ def run_probe(
     )
 
 
-def recorded(store: Store) -> Launch:
+def recorded(store: Store) -> records.Launch:
     """Return the one launch that a store has a record of."""
     (launch,) = records.launches(store, "probe")
     return launch
@@ -119,7 +118,7 @@ def train(launcher: Launcher, job: Job, store: Store) -> Manifest:
 
     @dg.asset
     def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        LaunchDriver(lambda _: launcher).run(context, "training", job, store)
+        driver.LaunchDriver(lambda _: launcher).run(context, "training", job, store)
         return dg.MaterializeResult()
 
     with dg.DagsterInstance.ephemeral() as instance:
@@ -132,7 +131,7 @@ def train(launcher: Launcher, job: Job, store: Store) -> Manifest:
 @contextmanager
 def serving(
     double: type[Double],
-    launcher: type[AwsLauncher],
+    launcher: type[aws.AwsLauncher],
     s3: S3Server,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from fullft_assets import documents, examples
 from fullft_assets.demos import licences
-from fullft_assets.examples import Examined
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 
 EXAMPLES = ExamplesSettings(label="license-kind", group="license-expression", labels=list(licences.KINDS))
@@ -31,5 +30,5 @@ class Delivery:
         return found.table
 
     @cached_property
-    def examined(self) -> Examined:
+    def examined(self) -> examples.Examined:
         return examples.examine(self.raw, EXAMPLES, "00001-all")

@@ -12,12 +12,14 @@ from typing import Any
 from fullft_assets import chunks, documents, examples, snapshot
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.job import Job
+from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
 from tests import project as projects, smollm2
 
 MINILM = projects.QUICK["base_model"]
+QUIET = Progress(silent=True)
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,10 @@ class Prepared:
     @property
     def baseline_context(self) -> Any:
         """What the baselines of its recipe may use, silently."""
-        from fullft_assets.progress import Progress
         from fullft_assets.tasks.context import baseline_context
 
         return self.recipe._with_recipe(
-            baseline_context(self.job("pilot_run"), self.store, self.snapshot, Progress(silent=True))
+            baseline_context(self.job("pilot_run"), self.store, self.snapshot, QUIET)
         )
 
     def job(self, stage: str, key: str = "k1", **sections: Any) -> Job:

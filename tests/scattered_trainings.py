@@ -27,7 +27,6 @@ from tests import two_ranks
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare
 from tests.test_packed import LLAMA, SETTINGS, fit, training
-from tests.two_ranks import play
 
 CASE, STAGE = "mail", "finetuned_checkpoint"
 SHORT = SETTINGS.model_copy(update={"checkpoint_every_steps": 2, "micro_batch_size": 1})
@@ -119,7 +118,7 @@ class Scene:
             }
 
         self._count += 1
-        found = play(self.folder / f"run-{self._count}", scene, len(machines), of_host=1)
+        found = two_ranks.play(self.folder / f"run-{self._count}", scene, len(machines), of_host=1)
         assert all(each is not None for each in found), found
         assert len({each.get("from") for each in found}) == 1, found
         return found[0]
@@ -222,7 +221,7 @@ def _work(scene: Scene, case: Prepared, url: str, machine: Path, kill_after: int
         }
 
     scene._count += 1
-    return play(scene.folder / f"run-{scene._count}", train, 1)[0]
+    return two_ranks.play(scene.folder / f"run-{scene._count}", train, 1)[0]
 
 
 SCENES: dict[str, Callable[[Scene], Any]] = {scene.__name__: scene for scene in (own_disks, parts, killed)}

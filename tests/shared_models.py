@@ -23,7 +23,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from fullft_assets.errors import Interrupted
 from fullft_assets.launch.workloads.evaluation import work
 from fullft_assets.models import inference
-from fullft_assets.progress import Progress
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe
 from fullft_assets.tasks.language import scoring
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
@@ -35,7 +34,7 @@ from fullft_assets.training.loop import Loop
 from fullft_assets.training.optimizers.low_memory import local
 from fullft_assets.training.recipe import Recipe
 from fullft_assets.training.sharding import Part
-from tests.prepared import write_tiny_model
+from tests.prepared import QUIET, write_tiny_model
 from tests.scattered_trainings import Noting
 from tests.test_evaluation_language_workload import Lab
 from tests.test_isolation import SMALL
@@ -43,7 +42,6 @@ from tests.test_packed import LLAMA, SETTINGS, documents, fit, training
 from tests.two_ranks import play
 
 SHARED = SETTINGS.model_copy(update={"sharding": "fsdp2", "micro_batch_size": 1})
-QUIET = Progress(silent=True)
 #: Rungs of the memory ladder with weights in bf16.
 BF16: dict[str, dict[str, Any]] = {
     name: {"optimizer": name, "weights": "bf16", "precision": "auto"} for name in ("adamw", "adafactor")

@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 
 from tests import machine
-from tests.machine import free_port
 
 ROOT = Path(__file__).parents[1]
 _MISSING = "no SSH on this machine: install Debian's `openssh-server` and `openssh-client`"
@@ -31,7 +30,7 @@ class SshServer:
 
     def __init__(self, folder: Path, environment: Mapping[str, str]):
         self.folder = folder
-        self.port = free_port()
+        self.port = machine.free_port()
         self._process: subprocess.Popen | None = None
         if shutil.which("ssh-keygen") is None:
             machine.lacks(_MISSING)

@@ -14,7 +14,6 @@ from fullft_assets.progress import Progress
 from fullft_assets.settings import BedrockSettings
 from fullft_assets.tasks.baseline import BaselineContext, load_all
 from fullft_assets.tasks.classification import bedrock
-from fullft_assets.tasks.classification.bedrock import Bedrock, read_label
 from tests import project as projects
 from tests.bedrock_server import BedrockServer, serve
 from tests.prepared import Prepared, prepare
@@ -93,7 +92,7 @@ def test_an_answer_that_is_no_label_counts_as_the_commonest(
     asking = replace(context(prepared), progress=Progress(said.append))
     train, rows = prepared.split("train"), prepared.split("test")
     strange = replace(rows, texts=["nobody knows this text", "", *rows.texts[2:]])
-    found = Bedrock.fit(train, asking).predict(strange).argmax(1)
+    found = bedrock.Bedrock.fit(train, asking).predict(strange).argmax(1)
     commonest = np.bincount(train.labels).argmax()
     assert found[:2].tolist() == [commonest] * 2 and (found[2:] == rows.labels[2:]).all()
     assert any(
@@ -108,7 +107,7 @@ def test_a_refusal_names_no_text(prepared: Prepared, server: BedrockServer) -> N
         SettingsError,
         match="^planning.bedrock: another.model .* ValidationException; [a-z, ]*$",
     ):
-        Bedrock.fit(prepared.split("train"), asking).predict(prepared.split("test"))
+        bedrock.Bedrock.fit(prepared.split("train"), asking).predict(prepared.split("test"))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ def test_a_refusal_names_no_text(prepared: Prepared, server: BedrockServer) -> N
     ],
 )
 def test_an_answer_is_a_label_or_none(answer: str, label: int | None) -> None:
-    assert read_label(answer, ["notice", "tag", "full text"]) == label
+    assert bedrock.read_label(answer, ["notice", "tag", "full text"]) == label
 
 
 def test_a_yaml_has_to_say_which_model(tmp_path: Path) -> None:

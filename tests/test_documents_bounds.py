@@ -18,7 +18,6 @@ import pytest
 
 from fullft_assets.documents import formats, reading
 from fullft_assets.documents.formats import Delivered, Reading, Record, bounded, delivered
-from fullft_assets.documents.formats.delivered import Unpacked
 from tests import project as projects
 from tests.test_documents_formats import pack, read_batch, shown, written_pdf
 
@@ -184,7 +183,7 @@ def test_a_text_a_line_and_a_field_may_be_so_long(tmp_path: Path, monkeypatch: p
 def test_an_archive_may_unpack_to_so_much(
     codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Unpacked, "FREE_BYTES", 10_000)
+    monkeypatch.setattr(delivered.Unpacked, "FREE_BYTES", 10_000)
     name = "a.jsonl.gz" if codec == "gzip" else "a.jsonl.zst"
     row = b'{"text": "one"}\n'
     (tmp_path / name).write_bytes(pack(row * 600, codec))
@@ -198,8 +197,8 @@ def test_an_archive_may_unpack_to_so_much(
     )
     batch = read_batch(tmp_path)
     assert (len(batch.table), batch.unreadable) == (1, {name: TIMES_SIZE})
-    monkeypatch.setattr(Unpacked, "FREE_BYTES", 64 * MIB)
-    monkeypatch.setattr(Unpacked, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(delivered.Unpacked, "FREE_BYTES", 64 * MIB)
+    monkeypatch.setattr(delivered.Unpacked, "MAX_BYTES", 100_000)
     assert read_batch(tmp_path).unreadable == {name: "unpacks to more than 0 GiB; split it"}
 
 

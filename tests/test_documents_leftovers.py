@@ -6,7 +6,6 @@ import pytest
 
 from fullft_assets import documents
 from fullft_assets.documents import names
-from fullft_assets.documents.names import is_about
 from fullft_assets.documents.sources import Folder
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
@@ -66,7 +65,7 @@ def test_files_about_a_data_set_are_no_documents(tmp_path: Path) -> None:
         "data/sub/LICENSE.txt",
     ]
     assert source.others == []
-    assert not is_about("readme_of_the_patient.txt")
+    assert not names.is_about("readme_of_the_patient.txt")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from fullft_assets.errors import GateError, StoreError
 from fullft_assets.snapshot import frozen_batches
 from fullft_assets.store import MANIFEST, Manifest, Store, disk
 from tests import project as projects
-from tests.project import Project
 
 CASE = "letters"
 SPLITS: tuple[snapshot.SplitName, ...] = ("train", "validation", "test")
@@ -148,7 +147,7 @@ def again(batches: Batches, root: Path) -> Batches:
     shutil.copytree(batches.project.root, root, symlinks=True)
     copy = object.__new__(Batches)
     copy.__dict__ |= batches.__dict__ | {
-        "project": Project(root, CASE),
+        "project": projects.Project(root, CASE),
         "store": Store(str(root / ".home" / "store")),
         "made": dict(batches.made),
     }

@@ -12,13 +12,11 @@ import pytest
 from fullft_assets import chunks, documents, erasure
 from fullft_assets.launch.workloads import monitoring, training
 from fullft_assets.monitoring import EXPLANATION, SCALE, Scale, render_explanation, shifted_words
-from fullft_assets.progress import Progress
 from fullft_assets.store import MANIFEST, Manifest
 from tests import manifests, project as projects
-from tests.prepared import Prepared, prepare
+from tests.prepared import QUIET, Prepared, prepare
 from tests.test_erasure_batches import traces
 
-QUIET = Progress(silent=True)
 #: A word of each of these persons that is in all of their documents and nowhere else.
 WORDS = {
     "patient-0": "zorblaxine",

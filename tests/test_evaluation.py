@@ -15,7 +15,6 @@ from fullft_assets.evaluation.metrics.base import Predictions
 from fullft_assets.settings import EvaluationSettings
 from fullft_assets.task import METRICS
 from fullft_assets.tasks.classification import assessment as evaluation
-from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
 
 pytestmark = pytest.mark.quick
 
@@ -232,7 +231,7 @@ def probabilities_of(predicted: np.ndarray, num_labels: int) -> np.ndarray:
     return np.eye(num_labels)[predicted] * 0.9 + 0.1 / num_labels
 
 
-def assessed(finetuned: float, baseline: float, n: int = 900) -> ClassificationEvaluation:
+def assessed(finetuned: float, baseline: float, n: int = 900) -> evaluation.ClassificationEvaluation:
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 3, n)
     systems = {FINETUNED: finetuned, "majority": 0.35, "tfidf": baseline}
@@ -362,7 +361,7 @@ class TestWeights:
 
     def run(
         self, labels: np.ndarray, predicted: np.ndarray, groups: list[str], num_labels: int
-    ) -> ClassificationEvaluation:
+    ) -> evaluation.ClassificationEvaluation:
         systems = {FINETUNED: predicted, "majority": np.zeros_like(predicted)}
         probabilities = {name: probabilities_of(found, num_labels) for name, found in systems.items()}
         compare = Comparison(EvaluationSettings(), "macro_f1", seed=1, task="classification")

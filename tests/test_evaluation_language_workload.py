@@ -19,18 +19,15 @@ from fullft_assets.evaluation import BASE_MODEL, read_evaluation
 from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.launch.workloads.evaluation import work
 from fullft_assets.models.inference import load_causal
-from fullft_assets.progress import Progress
 from fullft_assets.snapshot import load_values
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.context import EvaluationContext
 from fullft_assets.tasks.language import scoring
 from fullft_assets.tasks.language.assessment import LanguageEvaluation
-from fullft_assets.tasks.language.scoring import Writer, evaluate
 from tests import manifests, prepared as preparations
 from tests.checkpoint_metadata import checkpoint_metadata
 
 TASKS = ("language_modeling", "sft")
-QUIET = Progress(silent=True)
 
 
 class Lab:
@@ -116,11 +113,11 @@ class Lab:
         }
         job = self.prepared.job("evaluation_report", key, **sections)
         job = job.model_copy(update={"inputs": {name: manifest.ref for name, manifest in inputs.items()}})
-        return EvaluationContext(job, self.store, inputs, QUIET)
+        return EvaluationContext(job, self.store, inputs, preparations.QUIET)
 
     def evaluate(self, *arguments, **options) -> Manifest:
         context = self.context(*arguments, **options)
-        work(context.job, self.store, QUIET)
+        work(context.job, self.store, preparations.QUIET)
         return self.store.find("letters", "evaluation_report", context.job.key)
 
     def read(self, report: Manifest) -> LanguageEvaluation:
@@ -198,7 +195,7 @@ def test_what_each_system_answers_is_stored_and_scored(
     conversations = load_values(lab.store, lab.snapshot, "test", "messages")
     found = lab.read(report).answers
     assert found is not None and found.num_answers == len(rows) == len(lab.test) < 100
-    writer = Writer(
+    writer = scoring.Writer(
         load_causal(lab.store.folder(learned) / "model"),
         Tokenization.load_saved(
             lab.store.folder(learned) / "model", lab.prepared.use_case.settings.chunks, "sft"
@@ -287,10 +284,10 @@ def test_the_report_is_complete_and_texts_are_only_in_the_html(lab: Lab, report:
 
 
 class TestWriter:
-    def writer(self, lab: Lab, checkpoint: Manifest) -> Writer:
+    def writer(self, lab: Lab, checkpoint: Manifest) -> scoring.Writer:
         folder = lab.store.folder(checkpoint) / "model"
         tokenization = Tokenization.load_saved(folder, lab.prepared.use_case.settings.chunks, lab.task)
-        return Writer(load_causal(folder), tokenization, 6)
+        return scoring.Writer(load_causal(folder), tokenization, 6)
 
     def test_the_likeliest_token_each_time_and_no_more_than_asked(self, lab: Lab, learned: Manifest) -> None:
         writer = self.writer(lab, learned)
@@ -342,7 +339,7 @@ def test_a_champion_with_another_tokenizer_is_compared_by_equal_text(
     assert context.has_tokenizer_of_snapshot(
         "finetuned_checkpoint"
     ) and not context.has_tokenizer_of_snapshot("champion")
-    found = evaluate(context, lab.test).evaluation
+    found = scoring.evaluate(context, lab.test).evaluation
     assert isinstance(found, LanguageEvaluation) and found.rescaled == ["champion"]
     assert "champion" not in found.columns["token_accuracy"]
     assert found.gain_over_champion.estimate == pytest.approx(0, abs=1e-6)

@@ -11,7 +11,6 @@ from fullft_assets.evaluation.gates import GateResult, worse_slices
 from fullft_assets.markdown import to_html
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 from fullft_assets.tasks.classification import assessment
-from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
 from tests.test_report import full_report
 
 pytestmark = pytest.mark.quick
@@ -20,7 +19,7 @@ LABELS = ["invoice", "letter", "order"]
 WORD = "zoonomiastic"
 
 
-def evaluated(spoilt: str | None = None, *, champion: bool = True) -> ClassificationEvaluation:
+def evaluated(spoilt: str | None = None, *, champion: bool = True) -> assessment.ClassificationEvaluation:
     """Return an evaluation of rows from four sources, on one of which the candidate guesses."""
     rng, n = np.random.default_rng(3), 800
     truth, source = (
@@ -44,7 +43,7 @@ def evaluated(spoilt: str | None = None, *, champion: bool = True) -> Classifica
     return assessment.assess(truth, probabilities, [str(row) for row in range(n)], LABELS, comparison)
 
 
-def gate_of(found: ClassificationEvaluation, **changed: Any) -> GateResult:
+def gate_of(found: assessment.ClassificationEvaluation, **changed: Any) -> GateResult:
     reasons = release.verdict(found, ReleaseSettings(**changed)).reasons
     return next(reason for reason in reasons if reason.gate == "no_slice_is_worse")
 

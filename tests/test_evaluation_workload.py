@@ -22,7 +22,6 @@ from fullft_assets.launch.workloads.evaluation import work
 from fullft_assets.progress import Progress
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot import load_split
 from fullft_assets.store import Manifest, Store
 from fullft_assets.tasks.baseline import BaselineContext
 from fullft_assets.tasks.classification.baselines import FrozenProbe, Majority, Tfidf
@@ -128,15 +127,17 @@ class Lab:
         ingested = ingest(self.store, self.use_case)
         self.take = lambda use_case: snapshot.take(self.store, use_case, *ingested)
         self.snapshot = self.take(self.use_case)
-        self.test = load_split(self.store, self.snapshot, "test")
+        self.test = snapshot.load_split(self.store, self.snapshot, "test")
         self.context = BaselineContext(
             self.base_model,
             self.labels,
             Progress(silent=True),
             settings,
-            lambda: load_split(self.store, self.snapshot, "train"),
+            lambda: snapshot.load_split(self.store, self.snapshot, "train"),
         )
-        train, validation = (load_split(self.store, self.snapshot, name) for name in ("train", "validation"))
+        train, validation = (
+            snapshot.load_split(self.store, self.snapshot, name) for name in ("train", "validation")
+        )
         recipe = ClassificationRecipe(self.base_model, train, validation, self.labels)
         self.context = dataclasses.replace(self.context, open_recipe=lambda: recipe)
         scores = dict.fromkeys(settings.baselines, 0.5)
@@ -158,7 +159,7 @@ class Lab:
             )
 
     def _fit_baselines(self, folder: Path) -> None:
-        train = load_split(self.store, self.snapshot, "train")
+        train = snapshot.load_split(self.store, self.snapshot, "train")
         for kind in (Majority, Tfidf, FrozenProbe):
             kind.fit(train, self.context).save(folder)
 
@@ -245,8 +246,8 @@ def test_fields_of_ones_own_are_slices(lab, report):
 def test_rows_that_a_model_learned_from_in_an_older_snapshot_are_excluded(lab, candidate):
     # A larger test share moves groups from training to test: the older checkpoint has seen them.
     newer = lab.take(dataclasses.replace(lab.use_case, settings=with_test_share(lab.use_case.settings, 0.6)))
-    test = load_split(lab.store, newer, "test")
-    learned = set(load_split(lab.store, lab.snapshot, "train").texts)
+    test = snapshot.load_split(lab.store, newer, "test")
+    learned = set(snapshot.load_split(lab.store, lab.snapshot, "train").texts)
     assert learned & set(test.texts)
     found = lab.evaluate(candidate, "newer", taken=newer)
     rows = pq.read_table(lab.store.folder(found) / "predictions.parquet")["id"].to_pylist()
@@ -327,7 +328,7 @@ def test_likely_label_errors_are_a_file_of_ids(lab, report):
         json.loads(line)
         for line in (lab.store.folder(report) / "label_errors.jsonl").read_text().splitlines()
     ]
-    held_out = {*lab.test.ids, *load_split(lab.store, lab.snapshot, "validation").ids}
+    held_out = {*lab.test.ids, *snapshot.load_split(lab.store, lab.snapshot, "validation").ids}
     assert (
         lines
         and {line["id"] for line in lines} <= held_out

@@ -16,7 +16,6 @@ from fullft_assets import documents, erasure, monitoring
 from fullft_assets.cli.commands import main
 from fullft_assets.cli.export import export
 from fullft_assets.errors import FullftError
-from fullft_assets.monitoring import FAR, FarDocument
 from fullft_assets.store import Store
 from tests import aws_double, manifests, project as projects
 from tests.s3_server import S3Server
@@ -85,8 +84,8 @@ class Watched:
         [window] = documents.look(self.store, self.project.use_case(), "window", now=2e9).cut
         seen = documents.keep(self.store, self.project.use_case(), window.name, "window")
         with self.store.create(CASE, "drift_report", window.name, version="1", seed=1) as draft:
-            found = [FarDocument(source=f"{name}.jsonl", row=row, distance=2.0) for row in far]
-            monitoring.write_far(draft.path / FAR, found)
+            found = [monitoring.FarDocument(source=f"{name}.jsonl", row=row, distance=2.0) for row in far]
+            monitoring.write_far(draft.path / monitoring.FAR, found)
             metadata = {**manifests.drift("alarm"), "documents": seen.ref}
             made = draft.commit(
                 settings={}, inputs={"production_documents": seen.content_digest}, metadata=metadata
@@ -169,7 +168,7 @@ def test_what_was_erased_is_neither_exported_nor_named(watched: Watched) -> None
     places = [
         (each.source, each.row)
         for report in watched.store.artifacts(CASE, "drift_report")
-        for each in monitoring.read_far(watched.store.folder(report) / FAR)
+        for each in monitoring.read_far(watched.store.folder(report) / monitoring.FAR)
     ]
     assert sorted(places) == [("b.jsonl", 1), ("b.jsonl", 2)]
 

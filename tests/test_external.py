@@ -15,14 +15,11 @@ from sklearn.metrics import f1_score
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.evaluation import external, read_evaluation
-from fullft_assets.progress import Progress
 from fullft_assets.settings import EvaluationSettings, UseCaseSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.token_classification.recipe import normal
 from tests import labelled_reports, project as projects, test_evaluation_workload as classification
-
-QUIET = Progress(silent=True)
 
 
 def write(path: Path, rows: dict[str, Any], target: str = "label") -> Path:

@@ -13,20 +13,15 @@ from safetensors.torch import load_file, save_file
 from fullft_assets import checkpoint as checkpoint_key
 from fullft_assets.errors import DivergenceError, SettingsError
 from fullft_assets.models.inference import load_for_training
-from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.tasks.classification import recipe as classification
-from fullft_assets.tasks.classification.recipe import planned_order, score
 from fullft_assets.training import checkpoints
-from fullft_assets.training.checkpoints import StepLog, latest_checkpoint, publish
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.loop import accumulation_steps
 from tests.optimizer_steps import without_dropout
-from tests.prepared import Prepared, prepare, quick
+from tests.prepared import QUIET, Prepared, prepare, quick
 
 pytestmark = pytest.mark.numeric
-
-QUIET = Progress(silent=True)
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +52,14 @@ class TestPlannedOrder:
     @settings(max_examples=60, deadline=None)
     @given(sizes, st.floats(0.01, 4.0), st.integers(1, 64), st.integers(0, 9))
     def test_a_part_of_an_epoch_visits_no_position_twice_more(self, lengths, epochs, batch_size, seed):
-        order = planned_order(lengths, epochs, batch_size, seed)
+        order = classification.planned_order(lengths, epochs, batch_size, seed)
         assert len(order) == max(1, round(epochs * len(lengths)))
         visits = np.bincount(order, minlength=len(lengths))
         assert visits.max() - visits.min() <= 1
 
     def test_similar_lengths_share_a_batch(self):
         lengths = np.random.default_rng(0).lognormal(4, 0.8, 4_000).round() + 1
-        planned = lengths[planned_order(lengths.tolist(), 1, 16, 3)].reshape(-1, 16)
+        planned = lengths[classification.planned_order(lengths.tolist(), 1, 16, 3)].reshape(-1, 16)
         shuffled = np.random.default_rng(1).permutation(lengths).reshape(-1, 16)
         padding = [1 - rows.sum() / (rows.max(1) * 16).sum() for rows in (planned, shuffled)]
         assert padding[0] < 0.1
@@ -153,7 +148,7 @@ class TestDivergence:
         )
 
     def test_scores_of_outputs_that_are_not_finite_are_not_numbers(self, tiny, tmp_path):
-        scores = score(
+        scores = classification.score(
             load_for_training(_poison(tiny, tmp_path / "model"), tiny.labels), tiny.split("validation")
         )
         assert all(map(math.isnan, scores.values()))
@@ -165,33 +160,33 @@ def test_torn_checkpoint_is_skipped(tmp_path, harm):
         aside = tmp_path / "aside"
         aside.mkdir()
         (aside / "model.safetensors").write_bytes(b"weights")
-        publish(aside, tmp_path / f"checkpoint-{step}", num_incidents=0, is_planned=True)
-    assert latest_checkpoint(tmp_path).name == "checkpoint-10"
+        checkpoints.publish(aside, tmp_path / f"checkpoint-{step}", num_incidents=0, is_planned=True)
+    assert checkpoints.latest_checkpoint(tmp_path).name == "checkpoint-10"
     if harm == "no seal":
         (tmp_path / "checkpoint-10" / checkpoints.SEAL).unlink()
     elif harm == "cut short":
         (tmp_path / "checkpoint-10" / "model.safetensors").write_bytes(b"wei")
     else:
         (tmp_path / "checkpoint-10" / "model.safetensors").unlink()
-    assert latest_checkpoint(tmp_path).name == "checkpoint-9"
+    assert checkpoints.latest_checkpoint(tmp_path).name == "checkpoint-9"
 
 
 class TestStepLog:
     def test_lines_after_the_checkpoint_are_dropped_and_their_time_is_kept(self, tmp_path):
-        log = StepLog(tmp_path / "metrics.jsonl", 0)
+        log = checkpoints.StepLog(tmp_path / "metrics.jsonl", 0)
         for step in range(1, 6):
             log.append({"step": step, "seconds": step * 1.5})
         with log.path.open("a") as file:
             file.write('{"step": 6, "sec')  # torn by a kill
-        resumed = StepLog(tmp_path / "metrics.jsonl", 3)
+        resumed = checkpoints.StepLog(tmp_path / "metrics.jsonl", 3)
         assert resumed.seconds_before == 7.5
         resumed.append({"step": 4, "seconds": 8.0})
         assert [line["step"] for line in resumed.read()] == [1, 2, 3, 4]
 
     def test_only_the_first_rank_writes(self, tmp_path):
-        log = StepLog(tmp_path / "metrics.jsonl", 0)
+        log = checkpoints.StepLog(tmp_path / "metrics.jsonl", 0)
         log.append({"step": 1})
-        StepLog(tmp_path / "metrics.jsonl", 0, is_writer=False).append({"step": 2})
+        checkpoints.StepLog(tmp_path / "metrics.jsonl", 0, is_writer=False).append({"step": 2})
         assert log.read() == [{"step": 1}]
 
 

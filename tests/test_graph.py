@@ -22,7 +22,6 @@ from tests import plans, project as projects
 from tests.asset_runs import run_assets, run_workloads_here
 from tests.machine import printed_by
 from tests.prepared import write_tiny_model
-from tests.project import Project
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +42,7 @@ ASSETS = (
 class Graph:
     """A project's definitions on the instance in its home; each call is a run of its own."""
 
-    def __init__(self, project: Project, instance: dg.DagsterInstance):
+    def __init__(self, project: projects.Project, instance: dg.DagsterInstance):
         self.project, self.instance = project, instance
 
     @property
@@ -77,7 +76,7 @@ class Graph:
         return line
 
 
-def attempts(project: Project) -> set[str]:
+def attempts(project: projects.Project) -> set[str]:
     """Every attempt in the store, committed or not."""
     return {str(path.relative_to(project.home)) for path in (project.home / "store" / CASE).glob("*/*/*")}
 
@@ -91,7 +90,7 @@ def environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tuple[Project, str]:
+def first(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tuple[projects.Project, str]:
     """The project after `fullft run`, and what that printed."""
     root = tmp_path_factory.mktemp("graph")
     made = projects.create(root, CASE)
@@ -100,7 +99,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, environment: None) -> tuple[
     return made, made.succeed("run", CASE)
 
 
-def configure(project: Project, **sections: dict[str, Any]) -> None:
+def configure(project: projects.Project, **sections: dict[str, Any]) -> None:
     """Write the YAML with a base model of 1 MB, whose rate is higher; sections replace keys."""
     training = {"learning_rate": 5e-3, **sections.pop("training", {})}
     # A tiny pilot need not promise a gain: what follows is to run.
@@ -109,16 +108,16 @@ def configure(project: Project, **sections: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(first: tuple[Project, str]) -> Project:
+def finished(first: tuple[projects.Project, str]) -> projects.Project:
     return first[0]
 
 
 @pytest.fixture
-def graph(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Graph]:
+def graph(finished: projects.Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Graph]:
     """A copy of the finished project, its instance included, to change at will."""
     run_workloads_here(monkeypatch)
     shutil.copytree(finished.root, tmp_path / "copy")
-    copy = Project(tmp_path / "copy", CASE)
+    copy = projects.Project(tmp_path / "copy", CASE)
     with dg.DagsterInstance.from_config(str(copy.home)) as instance:
         yield Graph(copy, instance)
 
@@ -213,7 +212,7 @@ def test_a_restored_dagster_of_before_the_runs_finds_what_they_made(finished, tm
         tmp_path / "copy",
         ignore=shutil.ignore_patterns("history", "schedules", "storage", "run.log"),
     )
-    copy = Project(tmp_path / "copy", CASE)
+    copy = projects.Project(tmp_path / "copy", CASE)
     before = attempts(copy)
     said = copy.succeed("run", CASE)
     assert attempts(copy) == before, "nothing is trained anew"

@@ -31,16 +31,14 @@ from fullft_assets.models.inference import (
     predict,
     predict_with,
 )
-from fullft_assets.progress import Progress
 from fullft_assets.release import served
 from fullft_assets.training.finetuning import fine_tune
 from tests import test_multi_label, test_spans
 from tests.machine import printed_by
-from tests.prepared import Prepared, prepare
+from tests.prepared import QUIET, Prepared, prepare
 
 pytestmark = pytest.mark.numeric
 
-QUIET = Progress(silent=True)
 labelled, spanned = test_multi_label.tiny, test_spans.tiny
 SIZES = {
     "hidden_size": 16,

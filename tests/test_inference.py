@@ -13,12 +13,6 @@ from fullft_assets.chunks import Tokenization
 from fullft_assets.demos import licences
 from fullft_assets.errors import SettingsError
 from fullft_assets.models import inference, loading, precision
-from fullft_assets.models.inference import (
-    embed,
-    load_classifier,
-    load_for_training,
-    predict_with,
-)
 from fullft_assets.settings import ChunksSettings
 from tests import machine
 from tests.prepared import MINILM, write_tiny_model
@@ -49,7 +43,7 @@ def chunks(base_model: Path) -> list[list[list[int]]]:
 @pytest.fixture(scope="module")
 def model(base_model: Path):
     torch.manual_seed(0)
-    return load_for_training(base_model, LABELS).eval()
+    return inference.load_for_training(base_model, LABELS).eval()
 
 
 def slowly(model, chunks: list[list[list[int]]]) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +66,7 @@ def slowly(model, chunks: list[list[list[int]]]) -> tuple[np.ndarray, np.ndarray
 @pytest.mark.parametrize("batch_tokens", [2_048, 1])  # 1: one chunk a batch, and never none
 def test_pooled_batches_equal_the_slow_loop(model, chunks, fp32, monkeypatch, batch_tokens: int) -> None:
     monkeypatch.setitem(inference.BATCH_TOKENS, "cpu", batch_tokens)
-    found = predict_with(model, chunks)
+    found = inference.predict_with(model, chunks)
     probabilities, embeddings = slowly(model, chunks)
     np.testing.assert_allclose(found.probabilities, probabilities, atol=2e-5)
     np.testing.assert_allclose(found.embeddings, embeddings, atol=2e-5)
@@ -80,14 +74,16 @@ def test_pooled_batches_equal_the_slow_loop(model, chunks, fp32, monkeypatch, ba
 
 
 def test_embeddings_without_a_head_are_the_same(base_model, model, chunks, fp32) -> None:
-    np.testing.assert_allclose(embed(base_model, chunks), predict_with(model, chunks).embeddings, atol=2e-5)
+    np.testing.assert_allclose(
+        inference.embed(base_model, chunks), inference.predict_with(model, chunks).embeddings, atol=2e-5
+    )
 
 
 def test_bf16_answers_stay_near(model, chunks, monkeypatch) -> None:
     found = []
     for has_bf16 in (True, False):
         monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda has_bf16=has_bf16: has_bf16)
-        found.append(predict_with(model, chunks).probabilities)
+        found.append(inference.predict_with(model, chunks).probabilities)
     np.testing.assert_allclose(found[0], found[1], atol=0.01)
     assert not np.array_equal(found[0], found[1])
 
@@ -112,10 +108,12 @@ def test_a_decoder_without_a_padding_token_pads_with_the_end_token(
         pad_token_id=pad,
     )
     GPT2Model(config).save_pretrained(tmp_path)
-    decoder = load_for_training(tmp_path, LABELS).eval()
+    decoder = inference.load_for_training(tmp_path, LABELS).eval()
     assert decoder.config.pad_token_id == (98 if pad is None else pad)
     chunks = [[[5, 6, 7, 8, 9]], [[7]], [[3, 98, 4], [98, 2]]]
-    torch.testing.assert_close(predict_with(decoder, chunks).probabilities, slowly(decoder, chunks)[0])
+    torch.testing.assert_close(
+        inference.predict_with(decoder, chunks).probabilities, slowly(decoder, chunks)[0]
+    )
 
 
 def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +174,6 @@ def test_what_computes_is_not_chosen_by_the_models_folder(
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, key: "somebody/kernel"}))
     with loading.without_weights() if without_weights else nullcontext():
-        model = load_classifier(tmp_path, num_labels=3)
+        model = inference.load_classifier(tmp_path, num_labels=3)
     assert (model.config._attn_implementation, model.config.num_labels) == ("sdpa", 3)
     assert model.config._experts_implementation in (None, "grouped_mm", "eager")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from fullft_assets import report
-from fullft_assets.report import DoubtfulRow
 from fullft_assets.tasks.classification import assessment as label_errors
 from tests.test_report import LABELS, evaluation_of, full_report
 
@@ -41,7 +40,7 @@ def test_the_worst_errors_are_the_wrong_rows_of_the_highest_loss() -> None:
 
 @pytest.mark.heavy
 def test_ids_are_in_the_page_alone_and_all_rows_in_the_file(tmp_path: Path) -> None:
-    rows = [DoubtfulRow(f"zoon-{n}", "<b>letter", "order", 0.97, 0.01) for n in range(30)]
+    rows = [report.DoubtfulRow(f"zoon-{n}", "<b>letter", "order", 0.97, 0.01) for n in range(30)]
     report.write(tmp_path, full_report(evaluation_of(LABELS), worst=rows[:2], label_errors=rows))
     report.write_label_errors(tmp_path / "label_errors.jsonl", rows, "kind", "doc")
     page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()

@@ -12,7 +12,6 @@ import pytest
 from probe_workloads.definitions import probe_job
 
 from fullft_assets.launch import Launcher, LaunchSpec, Logs, Status, Unreachable, records
-from fullft_assets.launch.records import Launch
 from fullft_assets.launch.ssh import SshLauncher
 from fullft_assets.resources import driver
 from fullft_assets.settings import LauncherSettings, SshLauncherSettings
@@ -325,7 +324,7 @@ def test_a_refused_submission_is_one_line_and_leaves_no_record_of_a_running_job(
     assert (recorded(store).state, backend.calls) == ("failed", [])
 
 
-def wanted(**changes: Any) -> Launch:
+def wanted(**changes: Any) -> records.Launch:
     given = {
         "case": "c",
         "stage": "s",
@@ -337,7 +336,7 @@ def wanted(**changes: Any) -> Launch:
         "job": [],
         "submitted_at": 1.0,
     }
-    return Launch(**{**given, **changes})
+    return records.Launch(**{**given, **changes})
 
 
 class TestRecords:

@@ -25,7 +25,6 @@ from safetensors.torch import load_file
 from fullft_assets.errors import SettingsError, WorkloadError
 from fullft_assets.launch import Launcher, LaunchSpec, Status, Unreachable, kubernetes, records
 from fullft_assets.launch.container import MODULE, Options
-from fullft_assets.launch.kubernetes import KubernetesLauncher, manifest, status_of
 from fullft_assets.launch.local import LocalLauncher
 from fullft_assets.launch.supervisor import is_alive
 from fullft_assets.resources import driver
@@ -67,7 +66,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         yield cluster
 
 
-def launcher(**changes: object) -> KubernetesLauncher:
+def launcher(**changes: object) -> kubernetes.KubernetesLauncher:
     settings = {
         "namespace": NAMESPACE,
         "image": IMAGE,
@@ -75,7 +74,7 @@ def launcher(**changes: object) -> KubernetesLauncher:
         "gpus": False,
         "grace_seconds": 20,
     }
-    return KubernetesLauncher(KubernetesLauncherSettings.model_validate(settings | changes))
+    return kubernetes.KubernetesLauncher(KubernetesLauncherSettings.model_validate(settings | changes))
 
 
 @pytest.mark.slow
@@ -375,7 +374,7 @@ class TestStatus:
         )
         metadata = {"deletionTimestamp": "2026-11-27T12:00:00Z"} if is_deleted else {}
         status = {"conditions": conditions} | ({} if started is None else {"startTime": started})
-        return status_of(
+        return kubernetes.status_of(
             {"metadata": metadata, "spec": {"completions": completions}, "status": status},
             pods,
             self.NOW,
@@ -526,7 +525,7 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
             }
         },
     )
-    body = manifest(
+    body = kubernetes.manifest(
         LaunchSpec(NAME, "m", ("--job", "s3://b/j"), 8, {"DAGSTER_PIPES_CONTEXT": "x"}), chosen.settings
     )
     kubernetes_validate.validate(body, "1.33", strict=True)
@@ -555,7 +554,7 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
         2,
         "fullft-run",
     )
-    one = manifest(LaunchSpec(NAME, "m", ("--job", "s3://b/j")), chosen.settings)["spec"]
+    one = kubernetes.manifest(LaunchSpec(NAME, "m", ("--job", "s3://b/j")), chosen.settings)["spec"]
     assert (
         one["completions"],
         one["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"],
@@ -654,7 +653,7 @@ def test_an_evicted_training_of_two_pods_goes_on_from_its_checkpoint(training_cl
         if not evicted and list(folder.glob("checkpoint-*")):
             evicted.append(name)
             training_cluster.evict(name)
-        return KubernetesLauncher.poll(chosen, name, min(wait_seconds, 0.2))
+        return kubernetes.KubernetesLauncher.poll(chosen, name, min(wait_seconds, 0.2))
 
     chosen.poll = poll
     found = trained(prepared, key, chosen)

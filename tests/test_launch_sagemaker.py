@@ -17,7 +17,6 @@ from fullft_assets.job import Job
 from fullft_assets.launch import Launcher, LaunchSpec, Status, sagemaker, sagemaker_container
 from fullft_assets.launch.local import LocalLauncher
 from fullft_assets.launch.records import Launch
-from fullft_assets.launch.sagemaker import SageMakerLauncher
 from fullft_assets.launch.supervisor import is_alive
 from fullft_assets.settings import LauncherSettings, PlanningSettings, SageMakerLauncherSettings
 from fullft_assets.store import Store
@@ -51,19 +50,19 @@ SETTINGS = {
 def service(
     s3_env: s3_servers.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SageMaker]:
-    with serving(SageMaker, SageMakerLauncher, s3_env, tmp_path, monkeypatch) as double:
+    with serving(SageMaker, sagemaker.SageMakerLauncher, s3_env, tmp_path, monkeypatch) as double:
         yield double
 
 
-def launcher(**changes: Any) -> SageMakerLauncher:
-    return SageMakerLauncher(SageMakerLauncherSettings.model_validate({**SETTINGS, **changes}))
+def launcher(**changes: Any) -> sagemaker.SageMakerLauncher:
+    return sagemaker.SageMakerLauncher(SageMakerLauncherSettings.model_validate({**SETTINGS, **changes}))
 
 
 def recorded(url: str) -> Launch:
     return launch_scenes.recorded(Store(url))
 
 
-def ended(sage: SageMakerLauncher, job: LaunchSpec) -> Status:
+def ended(sage: sagemaker.SageMakerLauncher, job: LaunchSpec) -> Status:
     """Submit a job and return how it ended."""
     sage.submit(job)
     wait_for(lambda: sage.poll(job.name).is_over, "the job ended")

@@ -18,14 +18,11 @@ from probe_workloads.definitions import defs, probe_job
 from fullft_assets.checking import problems
 from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.launch import Logs, local, machine
-from fullft_assets.launch.local import LocalLauncher
-from fullft_assets.launch.machine import Machine, ended_status
 from fullft_assets.launch.supervisor import PID, Options, is_alive, num_killed_for_memory
 from fullft_assets.progress import Progress, WorkloadFailure
 from fullft_assets.registry import Registry
 from fullft_assets.resources.driver import LaunchDriver
 from fullft_assets.settings import LauncherSettings, launcher_kinds
-from fullft_assets.settings.launcher_kinds import LAUNCHERS, open_launcher, open_recorded
 from tests import other_package, project as projects
 from tests.launch_scenes import process, wait_for
 
@@ -331,7 +328,7 @@ def test_what_is_killed_during_the_wait_for_gpus_is_not_the_command(
         check=False,
         timeout=60,
     )
-    assert ended_status(tmp_path).failure == failure
+    assert machine.ended_status(tmp_path).failure == failure
 
 
 class TestMachine:
@@ -350,7 +347,7 @@ class TestMachine:
         (tmp_path / "exit").write_text('{"code": 1, "is_limit": false, "is_out_of_memory": true}')
         if said is not None:
             WorkloadFailure("a rank is gone", said).write(tmp_path / "error")
-        status = ended_status(tmp_path)
+        status = machine.ended_status(tmp_path)
         assert status.failure == failure
         assert ("a rank is gone" in status.reason) is (said is not None)
 
@@ -364,7 +361,7 @@ class TestMachine:
         projects.write_files(
             tmp_path / "j", {"stdout": "\n".join(lines), "exit": '{"code": 0, "is_limit": false}'}
         )
-        jobs, logs, blocks = Machine(tmp_path), Logs("", is_more=True), []
+        jobs, logs, blocks = machine.Machine(tmp_path), Logs("", is_more=True), []
         while logs.is_more:
             logs = jobs.logs("j", logs.cursor)
             blocks.append(logs.stdout)
@@ -376,7 +373,7 @@ class TestMachine:
         kept = ["DAGSTER_POSTGRES_PASSWORD", "PGPASSWORD", "FULLFT_LOGIN_KEY", "ALERT_URL", "TEAM_ALERTS"]
         for name in (*kept, "AWS_PROFILE", "MY_OWN"):
             monkeypatch.setenv(name, f"planted {name}")
-        jobs = Machine(tmp_path)
+        jobs = machine.Machine(tmp_path)
         code = "import os; print(*(value for value in os.environ.values() if 'planted' in value), sep='\\n')"
         jobs.start("j", ["-c", code], {}, grace_seconds=0)
         try:
@@ -392,7 +389,7 @@ class TestMachine:
     def test_a_clock_that_was_set_ends_no_job_and_its_pid_of_another_process_does(
         self, tmp_path, monkeypatch
     ):
-        first = Machine(tmp_path)
+        first = machine.Machine(tmp_path)
         first.start(
             "j", ["-c", "import time; print('works', flush=True); time.sleep(300)"], {}, grace_seconds=0
         )
@@ -403,9 +400,9 @@ class TestMachine:
             monkeypatch.setattr(
                 psutil.Process, "create_time", lambda process: create_time(process) + 2 * 3600
             )
-            assert Machine(tmp_path).poll("j").state == "running"
+            assert machine.Machine(tmp_path).poll("j").state == "running"
             (tmp_path / "j" / PID).write_text(str(os.getpid()))
-            assert Machine(tmp_path).poll("j").state == "failed"
+            assert machine.Machine(tmp_path).poll("j").state == "failed"
         finally:
             first.stop("j", 0)
 
@@ -449,7 +446,7 @@ def _arguments(
     examples = job.settings.examples.model_copy(update={"task": task})
     changes = {"training": training, "examples": examples}
     job = job.model_copy(update={"settings": job.settings.model_copy(update=changes)})
-    launcher = LocalLauncher(LauncherSettings(processes=processes))
+    launcher = local.LocalLauncher(LauncherSettings(processes=processes))
     return (
         LaunchDriver(lambda _: launcher).spec(launcher, workload, job, arguments=["--job", "uri"]).arguments
     )
@@ -478,14 +475,18 @@ class TestRegistration:
         points = {"fullft_assets.launchers": {"cluster": "their_cluster:ClusterLauncher"}}
         other_package.install(folder, "their-cluster", {"their_cluster.py": THEIR_LAUNCHER}, points)
         monkeypatch.syspath_prepend(str(folder))
-        registry = Registry(LAUNCHERS.kind, LAUNCHERS.group, LAUNCHERS._ours)
+        registry = Registry(
+            launcher_kinds.LAUNCHERS.kind, launcher_kinds.LAUNCHERS.group, launcher_kinds.LAUNCHERS._ours
+        )
         for module in (problems, launcher_kinds):
             monkeypatch.setattr(module, "LAUNCHERS", registry)
         return folder
 
     def test_the_use_case_gets_it_with_its_own_settings(self, package, tmp_path):
         section = {"kind": "cluster", "queue": "a100", "grace_seconds": 7}
-        chosen = open_launcher(projects.create(tmp_path, launcher=section).use_case().settings.launcher)
+        chosen = launcher_kinds.open_launcher(
+            projects.create(tmp_path, launcher=section).use_case().settings.launcher
+        )
         assert (chosen.place, chosen.settings.queue, chosen.settings.grace_seconds) == (
             "their cluster",
             "a100",
@@ -509,7 +510,7 @@ class TestRegistration:
 
     def test_a_section_on_record_of_an_earlier_release_is_read(self):
         recorded = LauncherSettings(processes=2).model_dump() | {"spot_poll_seconds": 5.0}
-        assert open_recorded(recorded).settings == LauncherSettings(processes=2)
+        assert launcher_kinds.open_recorded(recorded).settings == LauncherSettings(processes=2)
 
     def test_an_unknown_kind_is_one_line_with_the_known_ones(self, package, tmp_path):
         project = projects.create(tmp_path, launcher={"kind": "clutser"})

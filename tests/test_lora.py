@@ -11,7 +11,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fullft_assets.errors import DivergenceError, StoreError
-from fullft_assets.progress import Progress
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import BaselineContext, load_all
 from fullft_assets.tasks.context import WithoutTraining
@@ -19,7 +18,6 @@ from fullft_assets.tasks.trained import Lora
 from tests import licence_labels
 from tests.prepared import Prepared, prepare, prepare_language_model
 
-QUIET = Progress(silent=True)
 #: Options of `prepare` by task.
 LABELLED: dict[str, dict[str, Any]] = {
     "classification": {"rows": 160},

@@ -15,7 +15,6 @@ from fullft_assets.errors import StoreError
 from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation
 from fullft_assets.evaluation.metrics import compute
 from fullft_assets.models.inference import predict_with
-from fullft_assets.progress import Progress
 from fullft_assets.settings import EvaluationSettings
 from fullft_assets.tasks.baseline import load_all
 from fullft_assets.tasks.classification import assessment as multi_label
@@ -23,11 +22,10 @@ from fullft_assets.tasks.classification.recipe import DECISION_METRICS, threshol
 from fullft_assets.tasks.classification.scoring import LabelDecisions, read_thresholds
 from tests import licence_labels
 from tests.optimizer_steps import check_steps
-from tests.prepared import Prepared, prepare
+from tests.prepared import QUIET, Prepared, prepare
 
 pytestmark = pytest.mark.numeric
 
-QUIET = Progress(silent=True)
 KNOWN = ["copyleft", "copyleft_limited", "notice", "permissive", "reference", "tag"]
 EXAMPLES = {"label": "labels", "labels": KNOWN, "task": "multi_label", "group": "expression"}
 

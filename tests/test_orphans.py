@@ -15,7 +15,6 @@ import pytest
 from fullft_assets.component import FullFineTune
 from fullft_assets.launch import LaunchSpec, Unreachable, records
 from fullft_assets.launch.local import LocalLauncher
-from fullft_assets.launch.records import Launch, end_orphans, orphans
 from fullft_assets.resources import open_store
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
@@ -27,7 +26,7 @@ HOUR = 3600.0
 
 
 @pytest.fixture
-def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Launch]]:
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., records.Launch]]:
     """Records a launch and starts its job, a process that waits; all that still runs is ended after
     the test.
     """
@@ -37,7 +36,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), str(tmp_path)]))
     started = []
 
-    def launch(store: Store, *, runs: bool = True, **changes: Any) -> Launch:
+    def launch(store: Store, *, runs: bool = True, **changes: Any) -> records.Launch:
         given = {
             "case": "letters",
             "stage": "finetuned_checkpoint",
@@ -51,7 +50,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
             "job": [],
             "submitted_at": time.time() - 5 * HOUR,
         }
-        found = Launch(**{**given, **changes})
+        found = records.Launch(**{**given, **changes})
         records.claim(store, found, lambda _: False)
         if runs:
             name = found.name_in(store)
@@ -69,27 +68,27 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
 
 
-def recorded(store: Store) -> Launch:
+def recorded(store: Store) -> records.Launch:
     (found,) = records.launches(store, "letters")
     return found
 
 
-def suspected(store: Store, hours: float | None, now: float = float("inf")) -> list[Launch]:
+def suspected(store: Store, hours: float | None, now: float = float("inf")) -> list[records.Launch]:
     """Return what is due by now, so many hours after the end of the run; None: it goes on."""
-    found = orphans(store, "letters", lambda _: None if hours is None else NOW - hours * HOUR)
+    found = records.orphans(store, "letters", lambda _: None if hours is None else NOW - hours * HOUR)
     return [launch for launch, due_at in found if due_at <= now]
 
 
 def ended(store: Store, hours: float) -> list[tuple[str, bool | None]]:
     """End those that are due; return the lines, and what was done."""
-    return list(end_orphans(store, suspected(store, hours, NOW)))
+    return list(records.end_orphans(store, suspected(store, hours, NOW)))
 
 
 def not_answering(*_: Any) -> None:
     raise Unreachable("it does not answer")
 
 
-def runs(store: Store, launch: Launch) -> bool:
+def runs(store: Store, launch: records.Launch) -> bool:
     return not LAUNCHER.poll(launch.name_in(store)).is_over
 
 
@@ -132,7 +131,7 @@ def test_a_job_that_a_run_attaches_to_meanwhile_runs_on(store, launch):
     made = launch(store)
     due = suspected(store, 2.0)
     records.claim(store, made.model_copy(update={"run_id": "second", "submitted_at": NOW}), lambda _: False)
-    assert [is_stopped for _, is_stopped in end_orphans(store, due)] == [False]
+    assert [is_stopped for _, is_stopped in records.end_orphans(store, due)] == [False]
     assert runs(store, made) and (recorded(store).run_id, recorded(store).ended_at) == ("second", None)
 
 

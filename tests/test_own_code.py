@@ -23,7 +23,6 @@ from fullft_assets.models.inference import (
     load_new_classifier,
     load_tagger,
 )
-from fullft_assets.progress import Progress
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification.scoring import model_labels
 from fullft_assets.tasks.context import open_recipe
@@ -31,7 +30,6 @@ from fullft_assets.tasks.token_classification import recipe as tagging
 from tests import own_code
 from tests.prepared import Prepared, command, prepare, write_tiny_model
 
-QUIET = Progress(silent=True)
 TRAINING = {"epochs": 1, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}
 
 

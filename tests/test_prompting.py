@@ -15,11 +15,6 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.tasks import prompting
 from fullft_assets.tasks.baseline import load_all
-from fullft_assets.tasks.prompting import (
-    FewShot,
-    PromptWriter,
-    ZeroShot,
-)
 from tests import project as projects, small_language_model
 from tests.prepared import Prepared, prepare
 
@@ -37,7 +32,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def test_labels_are_scored_by_the_mean_log_probability_of_their_names(prepared: Prepared) -> None:
     rows = prepared.split("validation").select(range(3))
-    found = ZeroShot.fit(prepared.split("train"), prepared.baseline_context).predict(rows)
+    found = prompting.ZeroShot.fit(prepared.split("train"), prepared.baseline_context).predict(rows)
 
     model = LlamaForCausalLM.from_pretrained(prepared.base_model).eval()
     tokenizer = AutoTokenizer.from_pretrained(prepared.base_model)
@@ -61,8 +56,8 @@ def test_labels_are_scored_by_the_mean_log_probability_of_their_names(prepared: 
 
 
 def test_examples_are_in_the_prompt_with_their_labels(prepared: Prepared) -> None:
-    fitted = FewShot.fit(prepared.split("train"), prepared.baseline_context)
-    writer = PromptWriter(prepared.baseline_context)
+    fitted = prompting.FewShot.fit(prepared.split("train"), prepared.baseline_context)
+    writer = prompting.PromptWriter(prepared.baseline_context)
     ids = fitted._examples(writer)
     assert 50 < len(ids) <= prompting.max_tokens(prepared.baseline_context)
     written = writer.tokenization.tokenizer.decode(ids, skip_special_tokens=False)
@@ -75,7 +70,8 @@ def test_examples_are_in_the_prompt_with_their_labels(prepared: Prepared) -> Non
         for part, text in zip(parts, fitted.shown.texts, strict=True)
     )
     zero, few = (
-        kind.predict(prepared.split("test")) for kind in (ZeroShot(prepared.baseline_context), fitted)
+        kind.predict(prepared.split("test"))
+        for kind in (prompting.ZeroShot(prepared.baseline_context), fitted)
     )
     assert np.abs(zero - few).max() > 1e-4
 
@@ -97,13 +93,13 @@ def test_prompted_baselines_are_scored_saved_without_text_and_loaded(
 
 def test_rows_that_train_no_more_are_shown_no_more(prepared: Prepared, tmp_path: Path) -> None:
     context, train = prepared.baseline_context, prepared.split("train")
-    fitted = FewShot.fit(train, context)
+    fitted = prompting.FewShot.fit(train, context)
     fitted.save(tmp_path)
     fewer = train.select([row for row, id_ in enumerate(train.ids) if id_ != fitted.shown.ids[0]])
-    loaded = FewShot.load(tmp_path, replace(context, train_rows=lambda: fewer))
+    loaded = prompting.FewShot.load(tmp_path, replace(context, train_rows=lambda: fewer))
     assert (loaded.shown.ids, list(loaded.labels)) == (fitted.shown.ids[1:], list(fitted.labels)[1:])
     with pytest.raises(DataError, match=r"few_shot.json: none of its 8 "):
-        FewShot.load(tmp_path, replace(context, train_rows=lambda: train.select([])))
+        prompting.FewShot.load(tmp_path, replace(context, train_rows=lambda: train.select([])))
 
 
 def test_each_label_is_drawn_as_often_as_another() -> None:
@@ -125,7 +121,7 @@ def test_a_prompt_beyond_the_models_positions_is_refused(
         SettingsError,
         match=r"planning.baselines: .* prompt .* 512; lower chunks.max_tokens",
     ):
-        FewShot.fit(prepared.split("train"), context).predict(prepared.split("test"))
+        prompting.FewShot.fit(prepared.split("train"), context).predict(prepared.split("test"))
 
 
 def test_an_encoder_cannot_be_prompted(tmp_path: Path) -> None:

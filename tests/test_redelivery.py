@@ -13,7 +13,6 @@ from fullft_assets import documents, monitoring
 from fullft_assets.errors import DataError
 from fullft_assets.job import Job
 from fullft_assets.launch.workloads import monitoring as workload
-from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.progress import Progress
 from fullft_assets.store import Manifest, Store
 from tests import manifests, project as projects
@@ -80,7 +79,7 @@ def test_a_window_whose_files_were_rewritten_before_it_was_read_is_no_broken_fee
     )
     workload.work(job, feed.store, Progress(silent=True))
     made = feed.store.find(CASE, "drift_report", "k1")
-    assert made is not None and DriftMetadata.of(made).status == "insufficient_data"
+    assert made is not None and monitoring.DriftMetadata.of(made).status == "insufficient_data"
     assert made.checks[0].passed and "delivered again" in made.checks[0].description
 
 

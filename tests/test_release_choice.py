@@ -17,8 +17,6 @@ from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.launch.workloads.evaluation import work
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.planning import BaselinesMetadata
-from fullft_assets.progress import Progress
-from fullft_assets.release import candidates
 from fullft_assets.resources.champion import load_champion
 from fullft_assets.settings import ReleaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -28,10 +26,9 @@ from fullft_assets.tasks.classification.baselines import Tfidf
 from fullft_assets.tasks.context import store_baseline
 from tests import licence_labels, manifests, project as projects, small_language_model
 from tests.checkpoint_metadata import checkpoint_metadata
-from tests.prepared import Prepared, prepare, prepare_language_model, write_tiny_model
+from tests.prepared import QUIET, Prepared, prepare, prepare_language_model, write_tiny_model
 from tests.test_evaluation_workload import Lab, small_model
 
-QUIET = Progress(silent=True)
 FEW_GROUPS: dict[str, Any] = {"min_effective_groups": 2}
 
 
@@ -51,7 +48,7 @@ def test_the_best_is_chosen_and_a_cheaper_one_within_its_worth(
 ) -> None:
     scores = {"majority": 0.95, "few_shot": 0.7, "tfidf": 0.8, "frozen_probe": 0.84}
     fitted = BaselinesMetadata.model_validate(manifests.baselines(["a", "b"], scores))
-    assert candidates(fitted, ReleaseSettings(**settings), finetuned) == expected
+    assert release.candidates(fitted, ReleaseSettings(**settings), finetuned) == expected
 
 
 SPANS = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}

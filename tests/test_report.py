@@ -18,7 +18,6 @@ from fullft_assets.escaping import quoted
 from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 from fullft_assets.tasks.classification import assessment as evaluation
-from fullft_assets.tasks.classification.assessment import ClassificationEvaluation
 
 pytestmark = pytest.mark.quick
 
@@ -69,7 +68,7 @@ class Checker(HTMLParser):
 
 def evaluation_of(
     labels: list[str], *, n: int = 400, champion: bool = False, seed: int = 1
-) -> ClassificationEvaluation:
+) -> evaluation.ClassificationEvaluation:
     rng = np.random.default_rng(seed)
     k = len(labels)
     truth = rng.integers(0, k, n)
@@ -97,7 +96,7 @@ def evaluation_of(
     )
 
 
-def full_report(found: ClassificationEvaluation, **changed) -> report.EvaluationReport:
+def full_report(found: evaluation.ClassificationEvaluation, **changed) -> report.EvaluationReport:
     return report.EvaluationReport(
         **{
             "case": "licences",

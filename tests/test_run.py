@@ -23,7 +23,6 @@ from fullft_assets import automation, documents
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.cli import run
 from fullft_assets.cli.follower import FollowedRun, Follower, Terminal
-from fullft_assets.cli.run import CodeLocation
 from fullft_assets.resources import open_store
 from tests import project as projects
 
@@ -120,7 +119,7 @@ def test_a_run_left_in_the_queue_by_a_daemon_that_ended_is_launched(
         execute_run(InMemoryJob(quick), instance.get_run_by_id(run_id), instance)
 
     monkeypatch.setattr(instance, "launch_run", launch)
-    location = CodeLocation.__new__(CodeLocation)  # without loading one, which takes seconds
+    location = run.CodeLocation.__new__(run.CodeLocation)  # without loading one, which takes seconds
     location.instance, location._new_request = instance, lambda: None
     location.launch_queued(queued.run_id)
     assert launched == [], "the daemon may yet take it"
@@ -165,7 +164,7 @@ def test_what_the_sensor_leaves_to_a_person_or_to_a_later_tick_is_launched(
         launch=lambda job, tags: launched.append((job, tags)) or "run",
     )
     driver = run.Driver(
-        project.use_case(), instance, store, cast(CodeLocation, location), Terminal(io.StringIO())
+        project.use_case(), instance, store, cast(run.CodeLocation, location), Terminal(io.StringIO())
     )
     monkeypatch.setattr(driver.follower, "follow", lambda _: True)
     assert driver._deliver("letters_new_documents", "letters_ingest", "batch")

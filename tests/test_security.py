@@ -23,7 +23,6 @@ from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Store
 from tests import project as projects
-from tests.project import Project
 from tests.test_store import bucket as bucket
 
 pytestmark = pytest.mark.quick
@@ -376,7 +375,7 @@ def test_two_approvals_need_two_approvers() -> None:
 
 
 @pytest.mark.heavy
-def test_the_asset_and_the_command_say_the_same(project: Project) -> None:
+def test_the_asset_and_the_command_say_the_same(project: projects.Project) -> None:
     import dagster as dg
 
     from fullft_assets.assets.security import build
@@ -400,7 +399,7 @@ def test_the_asset_and_the_command_say_the_same(project: Project) -> None:
 
 @pytest.mark.heavy
 def test_an_erasure_at_a_terminal_is_signed(
-    project: Project,
+    project: projects.Project,
     keys: dict[str, Path],
     usual_mask: None,
     monkeypatch: pytest.MonkeyPatch,

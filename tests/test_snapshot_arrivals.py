@@ -24,12 +24,10 @@ from benchmarks.frozen import freeze
 from fullft_assets import examples
 from fullft_assets.documents.reading import schema
 from fullft_assets.errors import GateError
-from fullft_assets.examples import Examined
 from fullft_assets.settings import ExamplesSettings, SnapshotSettings
 from fullft_assets.snapshot import Frozen
 from fullft_assets.snapshot.ledger import EMPTY, Ledger
 from fullft_assets.snapshot.near_text import pairs as near_texts
-from fullft_assets.snapshot.near_text.pairs import SIMILARITY
 from fullft_assets.store.hashing import text_hash, unit_hash
 from tests import prepared, project as projects
 from tests.machine import printed_by
@@ -73,7 +71,7 @@ Batch = tuple[File, ...]
 
 
 @cache
-def examined(batch: Batch) -> Examined:
+def examined(batch: Batch) -> examples.Examined:
     """Validate a batch; equal batches of several snapshots once."""
     return examples.examine(
         pa.Table.from_pylist([row for file in batch for row in file.documents()], schema=schema()),
@@ -214,7 +212,7 @@ def assert_nothing_leaks(frozen: Frozen, texts: list[str]) -> None:
                 rows[n][name] for n in of_split[second]
             ), name
         held_out, others = ([texts[n] for n in of_split[split]] for split in (first, second))
-        assert similar_pairs(held_out, others, SIMILARITY) == [], (first, second)
+        assert similar_pairs(held_out, others, near_texts.SIMILARITY) == [], (first, second)
 
 
 class TestAnyCut:

@@ -15,7 +15,6 @@ from fullft_assets import snapshot
 from fullft_assets.chunks import load_tokenization
 from fullft_assets.errors import DataError
 from fullft_assets.snapshot import general as drawing, packing
-from fullft_assets.snapshot.general import draw_replay, num_replay_tokens
 from fullft_assets.snapshot.screening import read_external
 from fullft_assets.store import Manifest, Store
 from tests import prepared, project as projects, smollm2
@@ -74,7 +73,7 @@ class Case:
         held_out: list[str] | None = None,
         screened: list[str] | None = None,
     ) -> Manifest:
-        return draw_replay(
+        return drawing.draw_replay(
             self.store, self.project.use_case(), num_task_tokens, held_out or [], screened or []
         )
 
@@ -95,7 +94,7 @@ def case(tmp_path: Path, model: Path, general: list[str]) -> Case:
 @given(st.integers(0, 10**9), st.floats(0.001, 0.99))
 @settings(deadline=None, max_examples=100)
 def test_tokens_make_up_the_share_and_no_more(num_task_tokens: int, share: float) -> None:
-    found = num_replay_tokens(num_task_tokens, share)
+    found = drawing.num_replay_tokens(num_task_tokens, share)
     assert found >= share * (found + num_task_tokens) * (1 - 1e-9)
     assert found == 0 or (found - 1) < share * (found - 1 + num_task_tokens) * (1 + 1e-9)
 
@@ -107,7 +106,7 @@ class TestDraw:
         made = case.draw()
         lengths = [len(chunk) for row in case.read(made, "chunks") for chunk in row["windows"]]
         assert sum(lengths) == made.metadata["num_tokens"]
-        needed = num_replay_tokens(20_000, share)
+        needed = drawing.num_replay_tokens(20_000, share)
         assert needed <= sum(lengths) < needed + 96
         assert made.metadata["share"] == pytest.approx(share, abs=0.005)
         assert made.metadata["num_rows"] == len(case.texts(made)) > 1
@@ -247,7 +246,7 @@ class TestSnapshot:
         assert sorted(training.chunks[: len(own)].to_pylist()) == sorted(own)
         num_replayed = sum(len(chunk) for chunk in training.chunks[len(own) :])
         assert num_replayed == manifest.metadata["num_replay_tokens"]
-        needed = num_replay_tokens(sum(map(len, own)), SHARE)
+        needed = drawing.num_replay_tokens(sum(map(len, own)), SHARE)
         assert needed <= num_replayed < needed + 384
         plan = training.packing
         seen = [np.zeros(len(chunk), int) for chunk in training.chunks]

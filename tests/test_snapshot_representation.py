@@ -10,7 +10,6 @@ import pytest
 from fullft_assets import documents
 from fullft_assets.component import FullFineTune
 from fullft_assets.monitoring import SUMS, Sums, representation
-from fullft_assets.monitoring.representation import compare, difference
 from fullft_assets.resources import latest, open_store, set_latest
 from fullft_assets.store import Manifest
 from tests import manifests, project as projects
@@ -24,14 +23,14 @@ def draw(shares: np.ndarray, count: int, seed: int) -> dict[str, int]:
 
 class TestCompare:
     def test_same_shares_pass_and_say_so(self):
-        outcome = compare({"notice": 6_000, "tag": 4_000}, {"notice": 610, "tag": 390})
+        outcome = representation.compare({"notice": 6_000, "tag": 4_000}, {"notice": 610, "tag": 390})
         assert outcome.passed and outcome.severity == "warn"
         assert outcome.name == "training_data_represents_production"
         assert outcome.metadata["label_difference"] == pytest.approx(0.01)
 
     def test_shifted_shares_warn_and_name_the_labels_that_differ_most(self):
         training = {"notice": 8_000, "text": 1_000, "tag": 500, "reference": 500}
-        outcome = compare(training, {"notice": 300, "text": 100, "tag": 550, "reference": 50})
+        outcome = representation.compare(training, {"notice": 300, "text": 100, "tag": 550, "reference": 50})
         assert not outcome.passed
         assert "`notice` 80.0% in training, 30.0% in production" in outcome.description
         assert outcome.description.index("`notice`") < outcome.description.index("`tag`")
@@ -40,13 +39,13 @@ class TestCompare:
 
     def test_labels_that_may_be_texts_are_not_named(self):
         sentence = "What a patient wrote in place of a label, in more than six words"
-        outcome = compare({"a": 500, "b": 500}, {sentence: 100, "b": 900})
+        outcome = representation.compare({"a": 500, "b": 500}, {sentence: 100, "b": 900})
         assert not outcome.passed and "shares are 0.50 apart" in outcome.description
         assert sentence not in f"{outcome.description} {outcome.metadata}"
 
     def test_below_100_documents_it_reports_insufficient_data(self):
         for few, many in ((99, 500), (500, 99)):
-            outcome = compare({"a": few}, {"b": many})
+            outcome = representation.compare({"a": few}, {"b": many})
             assert outcome.passed and "insufficient data: 99" in outcome.description
 
 
@@ -55,12 +54,12 @@ class TestChance:
     def test_small_windows_of_the_same_shares_do_not_alarm(self, num_labels):
         shares = np.random.default_rng(3).dirichlet(np.ones(num_labels))
         training = draw(shares, 20_000, 1)
-        assert all(compare(training, draw(shares, 100, seed)).passed for seed in range(100))
+        assert all(representation.compare(training, draw(shares, 100, seed)).passed for seed in range(100))
 
     def test_expected_distance_is_that_of_equal_distributions(self):
         shares = np.random.default_rng(3).dirichlet(np.ones(30))
         pairs = [(draw(shares, 4_000, seed), draw(shares, 150, 1_000 + seed)) for seed in range(200)]
-        differences = [difference(a, b) for a, b in pairs]
+        differences = [representation.difference(a, b) for a, b in pairs]
         assert np.mean([each.distance for each in differences]) == pytest.approx(
             np.mean([each.by_chance for each in differences]), rel=0.1
         )

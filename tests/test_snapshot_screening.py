@@ -15,7 +15,6 @@ from hypothesis import given, settings, strategies as st
 from fullft_assets import snapshot
 from fullft_assets.errors import DataError
 from fullft_assets.snapshot import screening
-from fullft_assets.snapshot.screening import Screen, read_evaluation_texts
 from fullft_assets.store import Manifest
 from tests import prepared, project as projects
 
@@ -62,12 +61,12 @@ class TestRuns:
     @given(st.lists(few_words, max_size=8), st.lists(few_words, max_size=5), st.integers(1, 9))
     @settings(deadline=None, max_examples=150)
     def test_what_is_found_is_what_word_by_word_finds(self, candidates, evaluation_texts, num_words):
-        assert Screen(evaluation_texts, num_words=num_words).shares_a_run(
+        assert screening.Screen(evaluation_texts, num_words=num_words).shares_a_run(
             candidates
         ).tolist() == slow_overlaps(candidates, evaluation_texts, num_words)
 
     def test_blocks_are_as_one(self, texts, monkeypatch):
-        screen = Screen(texts[:200])
+        screen = screening.Screen(texts[:200])
         whole = screen.shares_a_run(texts[200:900])
         monkeypatch.setattr(screening, "_BLOCK_ROWS", 17)
         assert np.array_equal(screen.shares_a_run(pa.chunked_array([texts[200:300], texts[300:900]])), whole)
@@ -75,13 +74,13 @@ class TestRuns:
 
 class TestNearDuplicates:
     def test_short_text_is_found_as_a_near_duplicate(self):
-        assert Screen(["what is a trust deed"]).overlapping(
+        assert screening.Screen(["what is a trust deed"]).overlapping(
             ["What is a trust deed?", "What is a deed poll?"]
         ).tolist() == [True, False]
 
     def test_runs_and_near_duplicates_together(self, texts):
         evaluation_texts, candidates = texts[:300], texts[300:1_500]
-        screen = Screen(evaluation_texts)
+        screen = screening.Screen(evaluation_texts)
         found = screen.overlapping(candidates)
         runs, near = screen.shares_a_run(candidates), screen.is_near(candidates)
         assert np.array_equal(found, runs | near)
@@ -138,7 +137,7 @@ class TestEvaluationSets:
 
     def read(self, project: projects.Project, *paths: str) -> screening.EvaluationTexts:
         project.configure(snapshot={"screen": list(paths)})
-        return read_evaluation_texts(project.use_case())
+        return screening.read_evaluation_texts(project.use_case())
 
     def test_files_and_folders_of_any_format(self, project):
         folder = project.root / "benchmarks"
@@ -165,7 +164,7 @@ class TestEvaluationSets:
             ],
         )
         project.configure(documents={"text": "note"}, snapshot={"screen": ["one.jsonl"]})
-        found = read_evaluation_texts(project.use_case())
+        found = screening.read_evaluation_texts(project.use_case())
         assert "own" in found.texts
         assert any("What is it?" in text and "A bond." in text for text in found.texts)
         assert any("1 and 1" in text for text in found.texts)
@@ -196,10 +195,10 @@ class TestEvaluationSets:
         loaded = project.use_case()
         path.unlink()
         with pytest.raises(DataError, match=r"snapshot\.screen: no .* at benchmarks"):
-            read_evaluation_texts(loaded)
+            screening.read_evaluation_texts(loaded)
         path.parent.rmdir()
         with pytest.raises(DataError, match=r"snapshot\.screen: benchmarks not"):
-            read_evaluation_texts(loaded)
+            screening.read_evaluation_texts(loaded)
         path.parent.mkdir()
         path.write_text(json.dumps({"text": "a"}) + "\n" + json.dumps({"answer": 4}) + "\n{cut off\n")
         with pytest.raises(DataError, match=r"set\.jsonl:2: no .*\(and 1 more rows\)"):

@@ -11,11 +11,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from fullft_assets import chunks
-from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation
 from fullft_assets.models.token_loss import IGNORED
-from fullft_assets.progress import Progress
 from fullft_assets.settings import ChunksSettings, EvaluationSettings
 from fullft_assets.tasks.baseline import load_all
 from fullft_assets.tasks.classification.baselines import fit_on_states
@@ -37,11 +35,10 @@ from fullft_assets.tasks.token_classification.recipe import (
 )
 from tests import licence_labels
 from tests.optimizer_steps import check_steps
-from tests.prepared import MINILM, Prepared, prepare
+from tests.prepared import MINILM, QUIET, Prepared, prepare
 
 pytestmark = pytest.mark.numeric
 
-QUIET = Progress(silent=True)
 EXAMPLES = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
 PLAIN = {"id": "plain", "text": "Nothing of that kind is in here.", "spans": [], "expression": "none"}
 
@@ -63,10 +60,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 @pytest.fixture(scope="module")
-def tokenization() -> Tokenization:
+def tokenization() -> chunks.Tokenization:
     from fullft_assets.base_model import resolve_base_model
 
-    return Tokenization.load(
+    return chunks.Tokenization.load(
         resolve_base_model(MINILM, Path()), ChunksSettings(max_tokens=12, stride=3), "token_classification"
     )
 
@@ -102,7 +99,7 @@ class TestTags:
     @settings(max_examples=60, deadline=None)
     @given(st.data())
     def test_spans_of_whole_words_come_back_through_marks_and_tags(
-        self, tokenization: Tokenization, data: st.DataObject
+        self, tokenization: chunks.Tokenization, data: st.DataObject
     ):
         words = data.draw(
             st.lists(

@@ -8,7 +8,6 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.progress import Progress
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.training import spot
-from fullft_assets.training.spot import ENDPOINT, stop_on_notice
 from tests import metadata_server
 from tests.machine import wait_for
 
@@ -20,7 +19,7 @@ AWS = LauncherSettings(spot_notice="aws")
 @pytest.fixture
 def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[metadata_server.MetadataServer]:
     with metadata_server.serve() as server:
-        monkeypatch.setenv(ENDPOINT, server.endpoint)
+        monkeypatch.setenv(spot.ENDPOINT, server.endpoint)
         monkeypatch.setenv(
             "http_proxy", "http://127.0.0.1:9"
         )  # which the machine's own address does not go through
@@ -31,7 +30,7 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[metadata_server.Metada
 
 def test_a_notice_asks_for_the_stop_and_says_so(metadata, capsys):
     progress = Progress()
-    with stop_on_notice(AWS, progress):
+    with spot.stop_on_notice(AWS, progress):
         wait_for(lambda: metadata.num_looks >= 3, "three looks")
         assert not progress.stop_requested
         metadata.announce()
@@ -41,7 +40,7 @@ def test_a_notice_asks_for_the_stop_and_says_so(metadata, capsys):
 
 def test_a_service_that_falls_silent_is_asked_on(metadata, capsys):
     progress = Progress()
-    with stop_on_notice(AWS, progress):
+    with spot.stop_on_notice(AWS, progress):
         give = metadata.RequestHandlerClass.do_GET
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(metadata.RequestHandlerClass, "do_GET", lambda handler: handler._answer(503))
@@ -55,13 +54,13 @@ def test_a_service_that_falls_silent_is_asked_on(metadata, capsys):
 
 
 def test_without_the_service_nothing_is_trained_in_vain(monkeypatch):
-    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:9")
+    monkeypatch.setenv(spot.ENDPOINT, "http://127.0.0.1:9")
     with (
         pytest.raises(
             SettingsError,
             match=r"launcher\.spot_notice: aws, .* at http://127\.0\.0\.1:9/ \(.*refused",
         ),
-        stop_on_notice(AWS, Progress(silent=True)),
+        spot.stop_on_notice(AWS, Progress(silent=True)),
     ):
         raise AssertionError("it began")
 
@@ -73,6 +72,6 @@ def test_without_the_service_nothing_is_trained_in_vain(monkeypatch):
 )
 def test_nobody_asks_who_need_not(metadata, monkeypatch, settings, rank):
     monkeypatch.setenv("LOCAL_RANK", rank)
-    with stop_on_notice(settings, Progress(silent=True)):
+    with spot.stop_on_notice(settings, Progress(silent=True)):
         pass
     assert metadata.tokens == set()

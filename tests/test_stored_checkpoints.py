@@ -24,12 +24,6 @@ from fullft_assets.training.checkpoints import (
     StepLog,
     publish,
 )
-from fullft_assets.training.stored_checkpoints import (
-    StoredCheckpoints,
-    checkpoint_of_step,
-    newest_checkpoint,
-    publish_everywhere,
-)
 from tests.machine import printed_by
 from tests.s3_server import S3Server
 
@@ -89,7 +83,9 @@ def test_a_seal_that_names_a_file_elsewhere_writes_none(s3_env: S3Server, tmp_pa
     folder.mkdir(parents=True)
     (folder.parent / "planted").write_text("x")
     (folder / SEAL).write_text(json.dumps({"../planted": 1}))
-    stored = StoredCheckpoints(Store("s3://elsewhere"), "mail", "s", "k", Progress(silent=True))
+    stored = stored_checkpoints.StoredCheckpoints(
+        Store("s3://elsewhere"), "mail", "s", "k", Progress(silent=True)
+    )
     assert stored.fetch(folder.name, tmp_path) == "../planted"
     assert list(tmp_path.rglob("planted")) == []
 
@@ -107,7 +103,7 @@ class Machine:
 
     def start(self) -> None:
         """A new process."""
-        self.stored = StoredCheckpoints(self.store, "mail", "s", "k", self.progress)
+        self.stored = stored_checkpoints.StoredCheckpoints(self.store, "mail", "s", "k", self.progress)
         self.history = RunHistory(
             self.folder, stored_history=self.stored.read_history(), store=self.stored.write_history
         )
@@ -131,7 +127,9 @@ class Machine:
         for step, loss in steps:
             log.append({"step": step, "validation_loss": loss})
             written = self._aside(step, f"{self.folder.name}{step}")
-            publish_everywhere(written, self.history, log.best_step(), self.stored, is_planned=True)
+            stored_checkpoints.publish_everywhere(
+                written, self.history, log.best_step(), self.stored, is_planned=True
+            )
             self.stored.finish()
 
     def upload(self, *checkpoints: Path, best: int | None = None) -> None:
@@ -140,14 +138,16 @@ class Machine:
 
     def newest(self) -> str | None:
         """The weights that it would continue with."""
-        found = newest_checkpoint(self.folder, self.history, self.stored, self.progress)
+        found = stored_checkpoints.newest_checkpoint(self.folder, self.history, self.stored, self.progress)
         return None if found is None else (found / "weights").read_text()
 
     def steps(self) -> list[int]:
         """What a new process finds in the store."""
         return [
             found.step
-            for found in StoredCheckpoints(self.store, "mail", "s", "k", self.progress).complete(self.history)
+            for found in stored_checkpoints.StoredCheckpoints(
+                self.store, "mail", "s", "k", self.progress
+            ).complete(self.history)
         ]
 
 
@@ -230,7 +230,8 @@ def test_weights_that_a_roll_back_on_another_machine_undid_are_never_the_best(
     assert uploads == ["one8"] and not (one.folder / "checkpoint-4").exists()
     publish(one._aside(4, "undone"), one.folder / "checkpoint-4", num_incidents=0, is_planned=True)
     assert (
-        checkpoint_of_step(4, one.folder, one.history, one.stored, one.progress) / "weights"
+        stored_checkpoints.checkpoint_of_step(4, one.folder, one.history, one.stored, one.progress)
+        / "weights"
     ).read_text() == "other4"
 
 
@@ -239,10 +240,11 @@ def test_a_damaged_best_checkpoint_is_fetched_from_the_store(machines: tuple[Mac
     one.train((2, 0.5), (4, 0.6))
     (one.folder / "checkpoint-2" / "weights").write_text("xxxx")
     assert (
-        checkpoint_of_step(2, one.folder, one.history, one.stored, one.progress) / "weights"
+        stored_checkpoints.checkpoint_of_step(2, one.folder, one.history, one.stored, one.progress)
+        / "weights"
     ).read_text() == "one2"
     with pytest.raises(StoreError, match="checkpoint-3 is missing"):
-        checkpoint_of_step(3, one.folder, one.history, one.stored, one.progress)
+        stored_checkpoints.checkpoint_of_step(3, one.folder, one.history, one.stored, one.progress)
 
 
 def test_a_checkpoint_without_its_step_log_gets_it_back(machines: tuple[Machine, Machine]) -> None:

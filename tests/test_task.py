@@ -13,14 +13,11 @@ from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation, title
 from fullft_assets.evaluation.metrics import Metric, Predictions
-from fullft_assets.progress import Progress
 from fullft_assets.settings import EvaluationSettings, ExamplesSettings
 from fullft_assets.task import BASELINES, METRICS, TASKS
 from fullft_assets.tasks.classification import assessment
 from tests import project as projects
 from tests.other_package import install_shown
-
-QUIET = Progress(silent=True)
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from transformers import (
 
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.models import inference, token_loss
-from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import TokenLoss, TokenScores, score_documents
 from fullft_assets.progress import Progress
 from tests.test_isolation import APART, LEAKING, SMALL, build
@@ -96,7 +95,9 @@ def test_a_head_that_fsdp2_has_given_a_class_of_its_own_is_replaced_as_well() ->
     assert not TokenLoss(model, inputs).is_fused
 
 
-@pytest.mark.parametrize("load", [load_causal, inference.load_new_classifier, inference.load_tagger])
+@pytest.mark.parametrize(
+    "load", [inference.load_causal, inference.load_new_classifier, inference.load_tagger]
+)
 @pytest.mark.parametrize("kind", [T5Config, WhisperConfig])
 def test_an_encoder_decoder_is_one_line(load: Any, kind: type, tmp_path: Path) -> None:
     kind().save_pretrained(tmp_path)
@@ -166,7 +167,7 @@ class TestLoad:
     def test_language_model_is_loaded_whole(self, tmp_path: Path, tied: bool) -> None:
         before = build(LlamaConfig(**SMALL, tie_word_embeddings=tied, attention_dropout=0.3))
         before.save_pretrained(tmp_path)
-        after = load_causal(tmp_path)
+        after = inference.load_causal(tmp_path)
         assert all(
             torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items()
         )
@@ -203,4 +204,4 @@ class TestLoad:
     def test_what_has_no_head_of_its_own_is_refused(self, tmp_path: Path, make, message: str) -> None:
         make().save_pretrained(tmp_path)
         with pytest.raises(SettingsError, match=f"base_model: .* no causal language model.*{message}"):
-            load_causal(tmp_path)
+            inference.load_causal(tmp_path)

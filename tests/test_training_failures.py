@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from fullft_assets import errors
-from fullft_assets.errors import DiskError, Interrupted, OutOfMemory, classify
 from fullft_assets.launch import entry
 from fullft_assets.launch.contract import EXIT_FIXABLE
 from fullft_assets.launch.workloads import training as training_workload
@@ -23,9 +22,8 @@ from fullft_assets.training.checkpoints import RunHistory, latest_checkpoint
 from fullft_assets.training.finetuning import Fit, fine_tune
 from tests.machine import limited_files
 from tests.optimizer_steps import Stopping
-from tests.prepared import Prepared, prepare, quick
+from tests.prepared import QUIET, Prepared, prepare, quick
 
-QUIET = Progress(silent=True)
 STAGE = "finetuned_checkpoint"
 
 
@@ -87,7 +85,7 @@ class TestOutOfMemory:
 
     def test_the_size_that_fits_is_remembered(self, tiny, tmp_path, monkeypatch):
         limit_memory(monkeypatch, rows=4)
-        with pytest.raises(Interrupted):
+        with pytest.raises(errors.Interrupted):
             train(tiny, tmp_path, Stopping(1))
         seen = limit_memory(monkeypatch, rows=4)
         train(tiny, tmp_path)
@@ -96,7 +94,7 @@ class TestOutOfMemory:
     def test_a_single_row_that_does_not_fit_is_one_line(self, tiny, tmp_path, monkeypatch):
         limit_memory(monkeypatch, rows=0)
         with pytest.raises(
-            OutOfMemory,
+            errors.OutOfMemory,
             match=r" at step 1 .* training\.gradient_checkpointing, ",
         ):
             train(tiny, tmp_path)
@@ -118,7 +116,7 @@ class TestOutOfMemory:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr(type(tiny.recipe), "score", no_room)
-        with pytest.raises(OutOfMemory, match=r"^memory ran out .*\(beside the passes\)"):
+        with pytest.raises(errors.OutOfMemory, match=r"^memory ran out .*\(beside the passes\)"):
             train(tiny, tmp_path)
         assert RunHistory(tmp_path).incidents == []
 
@@ -126,7 +124,7 @@ class TestOutOfMemory:
 def test_a_limit_on_the_size_of_files_is_the_same_error(tiny, tmp_path):
     # Weights take 1 MB, the optimizer's state 2: the one fits, the other is cut off.
     message = "no room for the checkpoint of step 4 .*; there is no checkpoint; the same command starts again"
-    with limited_files(1_500_000), pytest.raises(DiskError, match=message):
+    with limited_files(1_500_000), pytest.raises(errors.DiskError, match=message):
         train(tiny, tmp_path)
     assert latest_checkpoint(tmp_path) is None
     assert train(tiny, tmp_path).resumed_from_step == 0
@@ -145,7 +143,7 @@ def test_a_stop_while_the_validation_rows_are_scored_loses_nothing(tiny, tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(classification, "score", stopped_score)
-        with pytest.raises(Interrupted, match=f"stopped at step {middle} of {last}; "):
+        with pytest.raises(errors.Interrupted, match=f"stopped at step {middle} of {last}; "):
             train(tiny, tmp_path / "stopped", progress)
     assert latest_checkpoint(tmp_path / "stopped").name == f"checkpoint-{middle}"
     resumed = train(tiny, tmp_path / "stopped")
@@ -193,7 +191,7 @@ def test_a_stop_while_the_validation_rows_are_scored_loses_nothing(tiny, tmp_pat
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_each_failure_has_its_class(error, failure):
-    assert classify(error) == failure
+    assert errors.classify(error) == failure
 
 
 class TestReport:

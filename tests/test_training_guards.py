@@ -16,10 +16,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from fullft_assets.errors import DivergenceError, classify
-from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.tasks.classification import recipe as classification
-from fullft_assets.tasks.classification.recipe import score
 from fullft_assets.training import checkpoints, guards as rules, loop as training_loop
 from fullft_assets.training.checkpoints import (
     STEP_LOG,
@@ -38,9 +36,7 @@ from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.guards import GuardSet, PlannedRun, StepMetrics
 from fullft_assets.training.recorder import Meter, StepRecorder, Tracker
 from fullft_assets.training.watching import GuardActions, RolledBack
-from tests.prepared import Prepared, prepare, quick
-
-QUIET = Progress(silent=True)
+from tests.prepared import QUIET, Prepared, prepare, quick
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +337,9 @@ class TestOverfitting:
             ("early_stop", "overfitting", fit.num_steps)
         ]
 
-        assert score(fit.model, few.recipe.validation)["loss"] == pytest.approx(scored[best], rel=1e-6)
+        assert classification.score(fit.model, few.recipe.validation)["loss"] == pytest.approx(
+            scored[best], rel=1e-6
+        )
         # The same command once more, as after a kill before the artifact was written: nothing is trained, the
         # same model comes out.
         resumed = self.fit(few, tmp_path, "stop", keep_best=True)

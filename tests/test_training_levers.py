@@ -15,27 +15,23 @@ from fullft_assets.errors import DivergenceError, SettingsError
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
 from fullft_assets.models.token_loss import IGNORED, TokenLoss
-from fullft_assets.progress import Progress
 from fullft_assets.settings import DistillationSettings, TrainingSettings
 from fullft_assets.store import Manifest
 from fullft_assets.training import regularization
 from fullft_assets.training.finetuning import Fit, fine_tune
-from fullft_assets.training.regularization import DistilledTokenLoss
 from tests import project as projects, small_language_model
-from tests.prepared import Prepared, prepare, prepare_language_model, write_general
-from tests.project import licence_rows
+from tests.prepared import QUIET, Prepared, prepare, prepare_language_model, write_general
 from tests.test_training_forgetting import kill_and_compare
 
 pytestmark = pytest.mark.numeric
-
-QUIET = Progress(silent=True)
 
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("language")
     small_language_model.write(
-        root / "model", [*write_general(root / "general", 30), *(row["text"] for row in licence_rows(80))]
+        root / "model",
+        [*write_general(root / "general", 30), *(row["text"] for row in projects.licence_rows(80))],
     )
     snapshot = {
         "general": {"path": "general", "max_tokens": 500},
@@ -98,7 +94,7 @@ class TestDistilledTokenLoss:
         replayed = torch.zeros((3, 20), dtype=torch.bool)
         replayed[0, 8:] = replayed[2, :5] = True
         inputs = {"input_ids": ids, "position_ids": torch.arange(20).expand(3, 20)}
-        loss = DistilledTokenLoss(
+        loss = regularization.DistilledTokenLoss(
             TokenLoss(student, {name: value[:1] for name, value in inputs.items()}), teacher, 0.3
         )
         student.zero_grad()

@@ -13,7 +13,6 @@ import yaml
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import DivergenceError, Interrupted, SettingsError
 from fullft_assets.planning import state_bytes
-from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.settings.guards import GUARDS
 from fullft_assets.settings.optimizers import OPTIMIZERS
@@ -22,9 +21,8 @@ from fullft_assets.training.measuring import Outline
 from tests import project as projects
 from tests.optimizer_steps import Stopping
 from tests.other_package import OPTIMIZER, install
-from tests.prepared import Prepared, prepare, quick
+from tests.prepared import QUIET, Prepared, prepare, quick
 
-QUIET = Progress(silent=True)
 GUARD = '''
 from pydantic import Field
 from fullft_assets.training.guards import Streak, Symptom

@@ -16,7 +16,6 @@ from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import finetuning, recorder
 from fullft_assets.training.checkpoints import STEP_LOG, RunHistory, StepLog
-from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.recorder import Meter, ModelShape, StepRecorder, Tracker, step_flops
 from fullft_assets.training.watching import GuardActions, RolledBack
 from tests.optimizer_steps import Stopping
@@ -31,11 +30,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepared
 
 
-def train(case: Prepared, folder: Path, progress: Progress | None = None, **changes: object) -> Fit:
-    return fine_tune(case.recipe, quick(**changes), 17, folder, progress or Progress(silent=True))
+def train(
+    case: Prepared, folder: Path, progress: Progress | None = None, **changes: object
+) -> finetuning.Fit:
+    return finetuning.fine_tune(case.recipe, quick(**changes), 17, folder, progress or Progress(silent=True))
 
 
-def stop_and_resume(case: Prepared, folder: Path, after: int, **changes: object) -> Fit:
+def stop_and_resume(case: Prepared, folder: Path, after: int, **changes: object) -> finetuning.Fit:
     with pytest.raises(Interrupted):
         train(case, folder, Stopping(after), **changes)
     return train(case, folder, **changes)

@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from fullft_assets.cli import webserver
-from fullft_assets.cli.webserver import Guard, Login, with_reports
 from fullft_assets.errors import SettingsError
 from fullft_assets.security import PERSON_TAG
 from fullft_assets.store import Store
@@ -28,7 +27,11 @@ REPORT = "/report_asset_materialization/letters/finetuned_checkpoint"
 
 
 def answer(
-    method: str | None, path: str, host: str = "localhost:3000", login: Login | None = None, **headers: str
+    method: str | None,
+    path: str,
+    host: str = "localhost:3000",
+    login: webserver.Login | None = None,
+    **headers: str,
 ) -> int:
     """Return the status of a request's answer; without a method it is a websocket's, 101 where it is
     opened.
@@ -57,7 +60,7 @@ def answer(
         "query_string": query.encode(),
         "headers": raw,
     } | ({"method": method} if method else {})
-    asyncio.run(Guard(app, ["ui.example.com"], login)(scope, None, send))
+    asyncio.run(webserver.Guard(app, ["ui.example.com"], login)(scope, None, send))
     return sent[0].get("status", sent[0].get("code", 101))
 
 
@@ -161,7 +164,9 @@ def test_only_pages_of_reports_are_served_and_nothing_in_them_runs(
             sent.append(message)
 
         asyncio.run(
-            with_reports(app)({"type": "http", "method": method, "path": path, "headers": []}, None, send)
+            webserver.with_reports(app)(
+                {"type": "http", "method": method, "path": path, "headers": []}, None, send
+            )
         )
         return sent[0]["status"], sent[1]["body"], dict(sent[0]["headers"])
 
@@ -190,10 +195,12 @@ CLAIMS = {"email": "ann@example.com", "aud": ["fullft", "x"], "exp": time.time()
 
 
 @pytest.fixture(params=list(KEYS))
-def login(request: pytest.FixtureRequest) -> tuple[Login, str]:
+def login(request: pytest.FixtureRequest) -> tuple[webserver.Login, str]:
     """A login whose tokens one kind of key signs, and that kind; it knows a key of somebody else as well."""
     publics = [key.public_key() for key in KEYS.values()]
-    return Login("".join(key.public_bytes(*PEM).decode() for key in publics), "fullft"), request.param
+    return webserver.Login(
+        "".join(key.public_bytes(*PEM).decode() for key in publics), "fullft"
+    ), request.param
 
 
 def token(kind: str, key: Any = None, headers: Any = None, **claims: Any) -> str:
@@ -201,7 +208,7 @@ def token(kind: str, key: Any = None, headers: Any = None, **claims: Any) -> str
     return jwt.encode(CLAIMS | claims, key or KEYS[kind], algorithm=kind, headers=headers)
 
 
-def test_the_login_names_who_asks(login: tuple[Login, str]) -> None:
+def test_the_login_names_who_asks(login: tuple[webserver.Login, str]) -> None:
     guard, kind = login
     assert guard.person({"authorization": f"Bearer {token(kind)}"}) == "ann@example.com"
     assert guard.person({"authorization": f"Bearer {token(kind, email_verified=False, sub='a1')}"}) == "a1"
@@ -212,7 +219,7 @@ def test_the_login_names_who_asks(login: tuple[Login, str]) -> None:
     assert answer("GET", "/runs", login=guard, authorization=f"Bearer {token(kind)}") == 200
 
 
-def test_nobody_else_is_let_in(login: tuple[Login, str]) -> None:
+def test_nobody_else_is_let_in(login: tuple[webserver.Login, str]) -> None:
     guard, kind = login
     other = (
         rsa.generate_private_key(65537, 2048) if kind == "RS256" else ec.generate_private_key(ec.SECP256R1())
@@ -241,7 +248,7 @@ def test_nobody_else_is_let_in(login: tuple[Login, str]) -> None:
 
 def test_a_login_without_a_key_or_an_audience_is_refused() -> None:
     with pytest.raises(SettingsError, match="FULLFT_LOGIN_AUDIENCE is not set"):
-        Login("no key", "fullft")
+        webserver.Login("no key", "fullft")
 
 
 @pytest.mark.heavy

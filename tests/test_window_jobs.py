@@ -17,7 +17,6 @@ from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.assets.production import read_history
 from fullft_assets.job import Job
 from fullft_assets.launch.workloads import monitoring as report_workload
-from fullft_assets.monitoring import DriftMetadata, Features, Scale
 from fullft_assets.progress import Progress
 from fullft_assets.resources import open_store
 from fullft_assets.resources.store import set_latest
@@ -43,20 +42,22 @@ class Reader:
     def open(*_: Any) -> Reader:
         return Reader()
 
-    def read(self, texts: list[str], _: Any) -> Features:
+    def read(self, texts: list[str], _: Any) -> monitoring.Features:
         rng = np.random.default_rng(zlib.crc32("".join(texts).encode()))
         return draw(rng, len(texts), moved=9.0 if texts[0].isupper() else 0.0)
 
 
-def load_scale(job: Job, store: Store, inputs: dict[str, Manifest], __: Any) -> tuple[Scale, None, str]:
+def load_scale(
+    job: Job, store: Store, inputs: dict[str, Manifest], __: Any
+) -> tuple[monitoring.Scale, None, str]:
     """Return a scale of each checkpoint's own, which is kept."""
     key, tests = inputs["finetuned_checkpoint"].key, job.settings.monitoring.drift_tests
     if (made := store.find(CASE, "drift_scale", key)) is None:
         with store.create(CASE, "drift_scale", key, version="1", seed=1) as draft:
             held_out = draw(np.random.default_rng(zlib.crc32(key.encode())), 200)
-            Scale.fit(held_out, len(LABELS), tests).save(draft.path / monitoring.SCALE)
+            monitoring.Scale.fit(held_out, len(LABELS), tests).save(draft.path / monitoring.SCALE)
             made = draft.commit(settings={}, inputs={}, metadata={})
-    return Scale.load(store.folder(made) / monitoring.SCALE, tests), None, made.ref
+    return monitoring.Scale.load(store.folder(made) / monitoring.SCALE, tests), None, made.ref
 
 
 class Production:
@@ -129,21 +130,21 @@ def test_the_first_windows_under_the_next_champion_are_compared_with_calm_ones_b
 ) -> None:
     *calm, moved, last = production.windows
     reports = [production.write_report(window) for window in calm]
-    assert [DriftMetadata.of(report).status for report in reports] == [
+    assert [monitoring.DriftMetadata.of(report).status for report in reports] == [
         "warming_up",
         "insufficient_data",
         *["warming_up"] * 5,
     ]
     production.promote("k2")
-    found = [DriftMetadata.of(production.write_report(window)) for window in (moved, last)]
+    found = [monitoring.DriftMetadata.of(production.write_report(window)) for window in (moved, last)]
     assert [about.status for about in found] == ["alarm", "confirmed"]
     # The second one has too few documents.
     assert (
         found[0].kept_reference == [reports[number].ref for number in (0, 2, 3, 4, 5, 6)]
         and not found[0].reference
     )
-    assert found[0].scale == found[1].scale == DriftMetadata.of(reports[0]).scale
+    assert found[0].scale == found[1].scale == monitoring.DriftMetadata.of(reports[0]).scale
     assert {name for name in found[1].measured if name.startswith("p_")} == {"p_embeddings"}
     production.promote("k3")
-    begins_anew = DriftMetadata.of(production.write_report(last))
+    begins_anew = monitoring.DriftMetadata.of(production.write_report(last))
     assert begins_anew.status == "warming_up", "it was released while windows alarmed"

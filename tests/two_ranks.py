@@ -22,7 +22,6 @@ from fullft_assets.errors import Interrupted, StoreError
 from fullft_assets.progress import Progress
 from fullft_assets.training import finetuning
 from fullft_assets.training.checkpoints import Incident, RunHistory
-from fullft_assets.training.finetuning import TrainingSegment
 from fullft_assets.training.watching import Validator
 from tests.machine import free_port
 from tests.optimizer_steps import Stopping
@@ -88,7 +87,7 @@ def _wait_for(path: Path) -> None:
 def roll_back(folder: Path, rank: int) -> Any:
     """Step 5 is spoiled once; the first rank writes the history only as the second one has its own."""
     recorded, segments, passes = folder.parent / "recorded", [], []
-    add, build = RunHistory.add, TrainingSegment.__init__
+    add, build = RunHistory.add, finetuning.TrainingSegment.__init__
 
     def add_late(history: RunHistory, incident: Incident, **options: Any) -> None:
         if rank == 0:
@@ -107,7 +106,7 @@ def roll_back(folder: Path, rank: int) -> Any:
         segments.append(segment.first_step)
         segment.model.register_forward_hook(spoil)
 
-    RunHistory.add, TrainingSegment.__init__ = add_late, build_spoiled
+    RunHistory.add, finetuning.TrainingSegment.__init__ = add_late, build_spoiled
     settings = SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
     done = fit(LLAMA, training(60, marked=True), settings, folder, num_processes=2, resumable=True)
     return {

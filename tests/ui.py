@@ -18,7 +18,6 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from fullft_assets.launch.supervisor import is_alive
 from tests import machine
-from tests.machine import free_port
 from tests.project import Project
 
 SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
@@ -77,7 +76,7 @@ class Services:
 
     def __init__(self, project: Project):
         self.project = project
-        self.url = f"http://127.0.0.1:{free_port()}"
+        self.url = f"http://127.0.0.1:{machine.free_port()}"
         self.log = project.root / "dagster-dev.log"
 
     def start(self) -> None:
