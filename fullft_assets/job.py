@@ -9,17 +9,14 @@ import hashlib
 import json
 from pathlib import PurePosixPath
 
-from pydantic import BaseModel, ConfigDict
-
 from fullft_assets.errors import StoreError
+from fullft_assets.record import Record
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import Files, Manifest, Store
 
 
-class Job(BaseModel):
+class Job(Record):
     """One piece of heavy work: what to read, how, and which artifact to write."""
-
-    model_config = ConfigDict(frozen=True)
 
     case: str
     stage: str

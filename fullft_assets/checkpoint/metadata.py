@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
+from fullft_assets.record import StrictRecord
 from fullft_assets.settings import MODELS
 from fullft_assets.store.metadata import Metadata, Private
 
@@ -13,12 +14,10 @@ from fullft_assets.store.metadata import Metadata, Private
 FINETUNED = MODELS[0]
 
 
-class PastTraining(BaseModel):
+class PastTraining(StrictRecord):
     """One training that a model went through: the checkpoint, the snapshot that it read, and what it made the
     model forget.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: str
     snapshot: str
@@ -28,12 +27,10 @@ class PastTraining(BaseModel):
     general_distance: float | None = None
 
 
-class RecordedIncident(BaseModel):
+class RecordedIncident(StrictRecord):
     """An event after which the run continued differently from planned: a roll-back, smaller micro-batches, an
     early end.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     event: str
     step: int

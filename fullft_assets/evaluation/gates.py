@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fullft_assets.evaluation.base import Evaluation, SeedNoise
 from fullft_assets.evaluation.comparison import SliceScore
 from fullft_assets.evaluation.intervals import Gain
 from fullft_assets.evaluation.titles import ANCHOR, CHAMPION, FINETUNED, title
+from fullft_assets.record import StrictRecord
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.base import Float, Settings
 from fullft_assets.store.checks import CheckSpec
@@ -23,15 +24,13 @@ ChampionRule = Literal["superiority", "non_inferiority"]
 Relation = Literal["better", "worse", "equal", "undecided"]
 
 
-class GateResult(BaseModel):
+class GateResult(StrictRecord):
     """Result of one gate; `gate` is also the name of the check on `evaluation_report`.
 
     Attributes:
         is_undecided: it did not pass, but more test groups could show that it should.
         numbers: what the UI plots over evaluations.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     gate: str
     passed: bool

@@ -7,20 +7,14 @@ from collections.abc import Mapping
 from itertools import accumulate
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
+
+from fullft_assets.record import Record
 
 #: Probability with which a difference of the minimum detectable size is found.
 POWER = 0.8
 #: Wider intervals on a log scale say as little, and their ends would not be numbers.
 _MAX_LOG_REACH = 50.0
-
-
-class Record(BaseModel):
-    """Numbers of an evaluation: they cannot be changed. Fields of older evaluations that nothing reads are
-    ignored.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Interval(Record):

@@ -6,8 +6,6 @@ The evaluation workload computes it once and stores it with the report; all othe
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from fullft_assets.evaluation.base import Evaluation, SeedNoise
 from fullft_assets.evaluation.gates import (
     BEATS_CHAMPION,
@@ -17,6 +15,7 @@ from fullft_assets.evaluation.gates import (
     GateResult,
 )
 from fullft_assets.planning.worth import Worth
+from fullft_assets.record import StrictRecord
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
@@ -41,7 +40,7 @@ HEADLINES: dict[Answer, str] = {
 }
 
 
-class ReleaseVerdict(BaseModel):
+class ReleaseVerdict(StrictRecord):
     """Whether to promote a candidate, with the result of every gate.
 
     Attributes:
@@ -49,8 +48,6 @@ class ReleaseVerdict(BaseModel):
         seed_runs: trainings that the noise of seeds was taken from; 0: it is assumed.
         choice: which system becomes champion in place of the fine-tuned model, and why; else empty.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     answer: Answer
     has_champion: bool

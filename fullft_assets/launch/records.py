@@ -11,16 +11,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from fullft_assets.errors import FailureClass, FullftError, WorkloadError
 from fullft_assets.job import launch_record
 from fullft_assets.launch.base import Status
+from fullft_assets.record import Record
 from fullft_assets.settings.launcher_kinds import open_recorded
 from fullft_assets.store import Store, digest
 
 
-class Launch(BaseModel):
+class Launch(Record):
     """A launched job: the newest attempt to make the artifact of one key.
 
     Attributes:
@@ -31,8 +30,6 @@ class Launch(BaseModel):
         billed_seconds: seconds that the backend bills for an ended job; None if it does not say.
         earlier_hours: hours of earlier attempts without a result.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     case: str
     stage: str

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from fullft_assets.record import Record
 from fullft_assets.store import Store
 
 
@@ -62,15 +61,13 @@ FAR = "far.jsonl"
 MAX_DOCUMENTS = 100
 
 
-class FarDocument(BaseModel):
+class FarDocument(Record):
     """A production document that is farther from every held-out row than 95% of those are from each other.
 
     Attributes:
         source, row: its file and its row there.
         distance: from its nearest held-out row, in multiples of that of those 95%.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     source: str
     row: int

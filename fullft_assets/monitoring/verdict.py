@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
 from fullft_assets.artifacts import DRIFT_REPORT, TRAINING_SNAPSHOT
 from fullft_assets.monitoring.drift_tests import FAR_SHARE, POOLED, DriftTest, open_tests
 from fullft_assets.monitoring.features import Sums
+from fullft_assets.record import Record
 from fullft_assets.settings import MonitoringSettings, UseCaseSettings
 from fullft_assets.settings.production import MAX_WINDOW_ROWS, OUR_DRIFT_TESTS
 from fullft_assets.store import CheckOutcome, Manifest, artifact_key
@@ -66,10 +65,8 @@ class Past(NamedTuple, Generic[T]):
         return Past(self.reference, [*self.recent, window][-NUM_RECENT:])
 
 
-class Comparison(BaseModel):
+class Comparison(Record):
     """What a drift test says of the last `num_windows` windows; see `drift_tests.Outcome`."""
-
-    model_config = ConfigDict(frozen=True)
 
     test: str
     num_windows: int
@@ -84,7 +81,7 @@ class Comparison(BaseModel):
         return self.test if self.num_windows == 1 else f"{self.test}_{self.num_windows}_windows"
 
 
-class DriftVerdict(BaseModel):
+class DriftVerdict(Record):
     """The verdict on one window; `moved` describes in words what changed by the tests that alarmed.
 
     Attributes:
@@ -92,8 +89,6 @@ class DriftVerdict(BaseModel):
         num_reference_windows, num_reference_rows: what it was compared with.
         homogeneity: p-value of the two halves of the reference; None until it is complete.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     status: Status
     num_rows: int

@@ -4,12 +4,13 @@ artifacts.
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
+from fullft_assets.record import Record
 from fullft_assets.store.metadata import Metadata, Private
 
 
-class Measured(BaseModel):
+class Measured(Record):
     """What the planning workload measured with real training steps.
 
     Attributes:
@@ -17,8 +18,6 @@ class Measured(BaseModel):
         available_memory_bytes: that each process of the training may take.
         num_processes: processes that shared the model during the measurement.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     num_parameters: int
     num_trained_parameters: int
@@ -34,7 +33,7 @@ class Measured(BaseModel):
     num_processes: int = 1
 
 
-class StepMemory(BaseModel):
+class StepMemory(Record):
     """Bytes of a training step in one process, which holds the complete model, or its part of a shared one.
 
     Attributes:
@@ -44,8 +43,6 @@ class StepMemory(BaseModel):
         peak: most bytes that exist at a time; less than the sum of all, as gradients come while activations
             go.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     weights: int
     buffers: int
@@ -61,15 +58,13 @@ class StepMemory(BaseModel):
         return self.weights + self.buffers + self.gradients + self.moments + self.copies
 
 
-class Work(BaseModel):
+class Work(Record):
     """What a training computes: sizes of its model and of its passes.
 
     Attributes:
         flops: useful FLOP of all steps: padding and recomputation do not count.
         num_padded_tokens: tokens of all passes, padding included.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     num_parameters: int
     num_trained_parameters: int

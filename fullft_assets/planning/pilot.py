@@ -3,9 +3,8 @@
 import math
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict
-
 from fullft_assets.errors import SettingsError
+from fullft_assets.record import Record
 from fullft_assets.settings import PlanningSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
@@ -27,15 +26,13 @@ _MAX_LOSS = 0.5
 _REACH = 1.645
 
 
-class Point(BaseModel):
+class Point(Record):
     """Validation scores of a training on a number of rows.
 
     Attributes:
         start: before its first step: of the head that its rows fit, or of the base model.
         score: after its last one.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     rows: int
     start: float
@@ -47,14 +44,12 @@ class Point(BaseModel):
         return self.score - self.start
 
 
-class PredictedScore(BaseModel):
+class PredictedScore(Record):
     """What the pilot says of the score after training on all rows.
 
     Attributes:
         low, high: ends of the 90% interval; 0 and 1 where nothing is known.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     point: Point
     target_rows: int

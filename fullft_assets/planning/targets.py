@@ -9,7 +9,6 @@ from importlib import resources
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict
 
 from fullft_assets.durations import duration
 from fullft_assets.errors import SettingsError
@@ -25,6 +24,7 @@ from fullft_assets.planning.plan import (
     state_bytes,
     total_state_bytes,
 )
+from fullft_assets.record import Record
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings, contradictions
 from fullft_assets.settings.optimizers import OPTIMIZERS
 from fullft_assets.task import BASELINES
@@ -39,7 +39,7 @@ _SMALL_PARAMETERS = 200e6
 _WITHOUT_BF16 = ("V100", "T4")
 
 
-class Target(BaseModel):
+class Target(Record):
     """A machine that could train.
 
     Attributes:
@@ -54,8 +54,6 @@ class Target(BaseModel):
         is_measured: whether the speed was measured in a plan of this use case.
         kind: where it comes from. `price_only`: this project does not run on it.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     gpu: str | None = None
@@ -214,10 +212,8 @@ WAITING_USD = 1.0
 _RENTED_HOURS = 0.25
 
 
-class Shares(BaseModel):
+class Shares(Record):
     """Work of each part, in trainings: the training itself is 1."""
-
-    model_config = ConfigDict(frozen=True)
 
     pilot: float
     baselines: float
@@ -235,7 +231,7 @@ class Shares(BaseModel):
         return self.first * (1 + self.retrains_a_year)
 
 
-class TargetPlan(BaseModel):
+class TargetPlan(Record):
     """A training on one target; numbers are None where they are not known.
 
     Attributes:
@@ -245,8 +241,6 @@ class TargetPlan(BaseModel):
         hours: of training, from fast to slow.
         usd: of a first model, from fast to slow; `year_usd`: with a year of retraining.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     target: Target
     processes: int = 1

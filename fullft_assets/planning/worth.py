@@ -4,10 +4,9 @@ and a year of retraining.
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from fullft_assets.planning.pilot import GROWTH, MAX_GROWTH
 from fullft_assets.planning.targets import retrains_a_year
+from fullft_assets.record import StrictRecord
 from fullft_assets.settings import UseCaseSettings
 
 #: Points of a metric between 0 and 1.
@@ -17,7 +16,7 @@ _FARTHEST = 0.1
 NOT_ASKED = "Whether that is worth its cost was not asked: set planning.usd_per_point"
 
 
-class Worth(BaseModel):
+class Worth(StrictRecord):
     """The answer, and what it rests on.
 
     Attributes:
@@ -26,8 +25,6 @@ class Worth(BaseModel):
         cost_usd: of training, and of a year of retraining.
         break_even: gain in the metric's units that is worth the cost; None where it was not asked.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     answer: Literal["yes", "no", "inconclusive", "not_asked"]
     cost_usd: float

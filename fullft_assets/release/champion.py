@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from fullft_assets.errors import GateError, StoreError
 from fullft_assets.escaping import visible
+from fullft_assets.record import StrictRecord
 from fullft_assets.store import Store
 
 #: Past champions, and interventions, kept in the pointer; the artifacts stay in the store.
@@ -18,14 +17,12 @@ Action = Literal["promote", "rollback", "freeze", "unfreeze"]
 _DONE = {"promote": "Promoted", "rollback": "Rolled back", "freeze": "Frozen", "unfreeze": "Unfrozen"}
 
 
-class Champion(BaseModel):
+class Champion(StrictRecord):
     """The model in use and where it comes from; artifacts by `Manifest.ref`, time in seconds since 1970.
 
     Attributes:
         is_better: it was better than the champion before it by more than chance, or a person promoted it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: str
     snapshot: str
@@ -36,17 +33,15 @@ class Champion(BaseModel):
     is_better: bool = False
 
 
-class Retired(BaseModel):
+class Retired(StrictRecord):
     """A past champion; `rolled_back` if it was taken out of use, not replaced by a better one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     champion: Champion
     rolled_back: bool
     retired_at: float
 
 
-class Intervention(BaseModel):
+class Intervention(StrictRecord):
     """What a person did to the champion, and why.
 
     Attributes:
@@ -54,8 +49,6 @@ class Intervention(BaseModel):
         before: checkpoint in use before it; None: there was none.
         after: checkpoint in use after it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     action: Action
     reason: str

@@ -11,8 +11,9 @@ import secrets
 import time
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from fullft_assets.record import StrictRecord
 from fullft_assets.store import Store
 from fullft_assets.store.files import DamagedError
 
@@ -21,7 +22,7 @@ FOLDER = "record"
 Identity = Literal["ssh", "proxy", "unverified", "platform"]
 
 
-class Entry(BaseModel):
+class Entry(StrictRecord):
     """What was done.
 
     Attributes:
@@ -37,8 +38,6 @@ class Entry(BaseModel):
         token: random, so that two entries differ.
         before: SHA-256 of the entry before, as its file has it; None: there is none.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: int = 0
     at: float = 0.0

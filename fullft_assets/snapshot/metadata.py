@@ -2,16 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from fullft_assets.record import StrictRecord
 from fullft_assets.store.metadata import Metadata, Private
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FrozenBatch(_Value):
+class FrozenBatch(StrictRecord):
     """What a snapshot records of a batch: refs of its artifacts, and the content digests that the rows'
     positions hold for.
     """
@@ -22,7 +17,7 @@ class FrozenBatch(_Value):
     chunks_digest: str
 
 
-class LabelStatistics(_Value):
+class LabelStatistics(StrictRecord):
     """Rows, groups and effective number of groups (see `labels.label_statistics`) of a label in a split."""
 
     label: str
@@ -32,7 +27,7 @@ class LabelStatistics(_Value):
     k_eff: float
 
 
-class LabelSetAside(_Value):
+class LabelSetAside(StrictRecord):
     """A label without rows in the snapshot, the rows and groups that it had, and why."""
 
     label: str
@@ -41,7 +36,7 @@ class LabelSetAside(_Value):
     reason: Literal["few_rows", "no_training_row"]
 
 
-class Erasure(_Value):
+class Erasure(StrictRecord):
     """What an erasure took from a snapshot: its content digest before, and the splits (or `replay`,
     `general`) that lost documents.
     """

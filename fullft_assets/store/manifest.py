@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from fullft_assets.errors import GateError, StoreError
+from fullft_assets.record import Record
 from fullft_assets.store.hashing import digest
 
 
@@ -21,10 +22,8 @@ MANIFEST = "manifest.json"
 VOLATILE = "logs/"
 
 
-class CheckOutcome(BaseModel):
+class CheckOutcome(Record):
     """The outcome of one check, kept with the artifact that it judged."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     passed: bool
@@ -42,16 +41,14 @@ class CheckOutcome(BaseModel):
 Outcome = tuple[Mapping[str, Any], list[CheckOutcome]]
 
 
-class FileEntry(BaseModel):
+class FileEntry(Record):
     """Size in bytes and sha256 of one file of an artifact."""
-
-    model_config = ConfigDict(frozen=True)
 
     bytes: int
     sha256: str
 
 
-class Identity(BaseModel):
+class Identity(Record):
     """What determines the content of an artifact, where that is less than its key and all its files.
 
     Attributes:
@@ -59,19 +56,15 @@ class Identity(BaseModel):
         values: what else counts (JSON-serialisable).
     """
 
-    model_config = ConfigDict(frozen=True)
-
     files: list[str]
     values: dict[str, Any] = {}
 
 
-class Manifest(BaseModel):
+class Manifest(Record):
     """What an artifact is, what made it, and what was found about it.
 
     Its names are joined to folders of each machine that reads it, so none may leave them.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     case: str
     stage: str

@@ -6,8 +6,6 @@ from enum import Enum
 from typing import Any, ClassVar, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -15,6 +13,7 @@ from pydantic import (
 )
 
 from fullft_assets.errors import StoreError
+from fullft_assets.record import StrictRecord
 from fullft_assets.store.manifest import Manifest
 
 #: Keys that manifests of earlier stores may have, and that nothing is read from.
@@ -54,7 +53,7 @@ class Private(Enum):
     COUNTED = "counted"
 
 
-class Metadata(BaseModel):
+class Metadata(StrictRecord):
     """Base of each stage's metadata; a key that is missing or unknown is an error.
 
     Attributes:
@@ -62,7 +61,6 @@ class Metadata(BaseModel):
             fields are, so that the UI plots each number. None: there is no such field.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     spread_field: ClassVar[str | None] = None
 
     @model_validator(mode="before")
