@@ -109,10 +109,9 @@ class _Read:
     reading: Reading
 
     def sampled(self) -> Sampled:
-        rows = self.meaning.rows([(self.number, self.record)], self.reading)
         return Sampled(
             record=self.record if isinstance(self.record, dict) else {},
-            row=next((row for _, row in rows), {}),
+            row=next((row for _, row in self.meaning.rows([(self.number, self.record)], self.reading)), {}),
             location=f"{self.file}:{self.number}",
             text_field=self.reading.row_settings.text or self.meaning.text,
             is_plain=not self.meaning.written_as,

@@ -424,5 +424,4 @@ Source = Folder | S3Prefix
 def _object(path: str, info: Mapping[str, Any], num_bytes: int) -> SourceFile:
     # A request for one object gives full seconds, some servers' listings give fractions: only the seconds are
     # comparable.
-    seconds = int(info["LastModified"].timestamp())
-    return SourceFile(path, num_bytes, seconds * 10**9, info["ETag"].strip('"'))
+    return SourceFile(path, num_bytes, int(info["LastModified"].timestamp()) * 10**9, info["ETag"].strip('"'))

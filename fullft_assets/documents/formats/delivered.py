@@ -205,6 +205,11 @@ class Delivered:
             raise Unreadable(f"unpacks to more than {max_bytes // 2**20:,} MiB; split it")
         return content
 
+    def data(self) -> bytes:
+        """Return all bytes, unpacked."""
+        with self.binary() as file:
+            return file.read()
+
 
 def _bounded_lines(text: TextIO) -> Iterator[str]:
     number = 0

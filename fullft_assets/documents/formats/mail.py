@@ -42,8 +42,7 @@ _ORIGINAL = re.compile(
 
 
 def _eml_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
-    with file.binary() as data:
-        yield 1, _record(file, reading, data.read())
+    yield 1, _record(file, reading, file.data())
 
 
 def messages(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
@@ -152,8 +151,9 @@ def _headers() -> re.Pattern[str]:
     from mailparser_reply.parser import EmailMessage as ParsedMessage
 
     # Of Polish one line would do, such as `Do: ...`; what quotes with `>` is removed in every language.
-    languages = ["en", "de", "fr", "es", "it", "nl", "sv", "da", "cs", "ja", "ko", "zh"]
-    return ParsedMessage("", languages=languages).HEADER_REGEX
+    return ParsedMessage(
+        "", languages=["en", "de", "fr", "es", "it", "nl", "sv", "da", "cs", "ja", "ko", "zh"]
+    ).HEADER_REGEX
 
 
 EML = Format(_eml_records, endings=(".eml",), is_whole_file=True, max_bytes=MAX_BYTES, is_slow=True)
