@@ -154,9 +154,8 @@ def subsample(rows: Rows, labels: Labels, split: int, max_rows: int | None, seed
     if split == TRAIN:
         group = rows.group[positions]
         draw[positions] = -np.log(1 - draw[positions]) * np.bincount(group)[group] ** _GROUP_POWER
-    num_labels = max(1, len(distinct(labels.of(rows.split == split).code)))
-    floor = max(1, min(_FLOOR_ROWS, int(max_rows * _FLOOR_SHARE / num_labels)))
-    is_first = _first_of_labels(labels, rows.split == split, draw, floor)
+    share = int(max_rows * _FLOOR_SHARE / max(1, len(distinct(labels.of(rows.split == split).code))))
+    is_first = _first_of_labels(labels, rows.split == split, draw, max(1, min(_FLOOR_ROWS, share)))
     rows.drop(
         positions[np.lexsort((draw[positions], ~is_first[positions]))[max_rows:]],
         f"{SPLITS[split]} rows over snapshot.max_{SPLITS[split]}_rows",

@@ -70,7 +70,7 @@ _JOINED_ROWS = 1 << 17
 #: Pairs whose signatures are compared at once.
 _ESTIMATED_PAIRS = 1 << 17
 #: Pairs that are confirmed at once at most.
-_CONFIRMED_PAIRS = 1 << 20
+_CONFIRMED_PAIRS = 1 << 22
 #: Rows of which all anchors are sorted at once.
 _SORTED_ROWS = 1 << 20
 #: Shingles of the texts that are read at once, of 8 bytes. Any texts are in all batches, so that fewer at
@@ -192,8 +192,8 @@ class Texts:
         """Return pairs of rows [2, n] that may be near to each other: candidates (ascending), references."""
         daft = load_engine()
         col = daft.col
-        distance = daft.functions.hamming_distance(col("bits"), col("reference_bits"))
         # One number orders the pairs by their distance, then by the reference text.
+        distance = daft.functions.hamming_distance(col("bits"), col("reference_bits"))
         order_number = distance.cast(daft.DataType.int64()) * (1 << _NUMBER_BITS) + col("number")
         end = (_largest_distance(similarity) + 1) << _NUMBER_BITS
         signatures = self._bytes("signature", reference)
@@ -217,8 +217,8 @@ class Texts:
                 .sort_by([("candidate", "ascending"), ("pair", "ascending")])
             )
             number = nearest_pairs["pair"].to_numpy() & ((1 << _NUMBER_BITS) - 1)
-            position = order[np.searchsorted(numbers[order], number)]
-            proposed = np.stack([nearest_pairs["candidate"].to_numpy(), reference[position]])
+            rows = reference[order[np.searchsorted(numbers[order], number)]]
+            proposed = np.stack([nearest_pairs["candidate"].to_numpy(), rows])
             is_close = self._estimates(proposed, reference, signatures) >= _least_estimate(similarity)
             parts.append(proposed[:, is_close])
         return np.concatenate(parts, axis=1)
@@ -232,8 +232,12 @@ class Texts:
                 time and changes nothing.
         """
         # A reference text that comes or goes changes which are the nearest ones of their residue.
-        keys = self._values("keys", np.flatnonzero((roles == REFERENCE) != (last == REFERENCE)))
-        compared, candidates = self._settle(roles, last, "keys", keys)
+        compared, candidates = self._settle(
+            roles,
+            last,
+            "keys",
+            self._values("keys", np.flatnonzero((roles == REFERENCE) != (last == REFERENCE))),
+        )
         compared[list(self.find_near(np.flatnonzero(roles == REFERENCE), candidates))] = ALIKE
         return compared
 
@@ -412,10 +416,6 @@ class Texts:
             pairs: int64 [2, n], candidates (ascending) and reference rows.
             are_alike: see `AreAlike`.
         """
-        # The first pair of every candidate before any second one: most need no other.
-        pairs = pairs[
-            :, np.argsort(np.arange(pairs.shape[1]) - np.searchsorted(pairs[0], pairs[0]), kind="stable")
-        ]
         partners: dict[int, int] = {}
         while pairs.shape[1]:
             rows, first = np.unique(pairs[:, :_CONFIRMED_PAIRS].T, return_index=True)
@@ -423,35 +423,42 @@ class Texts:
             num_shingles[first] = self._sizes[rows]
             num_read = np.searchsorted(np.cumsum(num_shingles)[1::2], _READ_SHINGLES) + 1
             block, pairs = np.split(pairs, [num_read], axis=1)
-            alike = block[:, are_alike(*self._count_shared(block))]
-            # The first of several pairs of a candidate counts.
-            partners |= dict(alike[:, ::-1].T.tolist())
-            pairs = pairs[:, ~_is_in(pairs[0], alike[0])]
+            rows = distinct(block.ravel())
+            edges = np.searchsorted(rows, self._edges[1:-1])
+            parts = [shingle_sets(self.read(part)) for part in np.split(rows, edges) if len(part)]
+            hashes, sizes = map(np.concatenate, zip(*parts, strict=True))
+            while block.shape[1]:
+                # The first pair of every candidate before any second one: most need no other.
+                is_first = np.append(True, block[0, 1:] != block[0, :-1])
+                numbers = np.searchsorted(rows, block[:, is_first])
+                alike = block[:, is_first][
+                    :, are_alike(*sizes[numbers], _count_shared(numbers, hashes, sizes))
+                ]
+                partners |= dict(alike.T.tolist())
+                block = block[:, ~is_first & ~_is_in(block[0], alike[0])]
+            pairs = pairs[:, ~_is_in(pairs[0], np.fromiter(partners, np.int64))]
         return partners
 
-    def _count_shared(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the numbers of distinct shingles of the texts of each pair of rows [2, n], and how many both
-        share: three of int64 [n].
-        """
-        rows = distinct(pairs.ravel())
-        rows_of_parts = np.split(rows, np.searchsorted(rows, self._edges[1:-1]))
-        parts = [shingle_sets(self.read(part)) for part in rows_of_parts if len(part)]
-        hashes, sizes = map(np.concatenate, zip(*parts, strict=True))
-        starts = np.cumsum(sizes) - sizes
-        num_shared = [np.zeros(0, np.int64)]
-        for start in range(0, pairs.shape[1], _PAIRS_AT_ONCE):
-            block = np.searchsorted(rows, pairs[:, start : start + _PAIRS_AT_ONCE])
-            numbers = np.arange(block.shape[1], dtype=np.uint64) << np.uint64(HASH_BITS)
-            packed = np.concatenate(
-                [
-                    np.repeat(numbers, sizes[side]) | hashes[expand(starts[side], sizes[side])]
-                    for side in block
-                ]
-            )
-            packed.sort(kind="stable")
-            twice = packed[1:][packed[1:] == packed[:-1]] >> np.uint64(HASH_BITS)
-            num_shared.append(np.bincount(twice.astype(np.int64), minlength=block.shape[1]))
-        return *sizes[np.searchsorted(rows, pairs)], np.concatenate(num_shared)
+
+def _count_shared(pairs: np.ndarray, hashes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return how many distinct shingles the texts of each pair share: int64 [n].
+
+    Args:
+        pairs: int64 [2, n], numbers of texts.
+        hashes, sizes: of the texts, see `shingle_sets`.
+    """
+    starts = np.cumsum(sizes) - sizes
+    num_shared = [np.zeros(0, np.int64)]
+    for start in range(0, pairs.shape[1], _PAIRS_AT_ONCE):
+        block = pairs[:, start : start + _PAIRS_AT_ONCE]
+        numbers = np.arange(block.shape[1], dtype=np.uint64) << np.uint64(HASH_BITS)
+        packed = np.concatenate(
+            [np.repeat(numbers, sizes[side]) | hashes[expand(starts[side], sizes[side])] for side in block]
+        )
+        packed.sort(kind="stable")
+        twice = packed[1:][packed[1:] == packed[:-1]] >> np.uint64(HASH_BITS)
+        num_shared.append(np.bincount(twice.astype(np.int64), minlength=block.shape[1]))
+    return np.concatenate(num_shared)
 
 
 def _binary(values: np.ndarray) -> pa.Array:
@@ -497,8 +504,7 @@ def near_duplicates(
         For each near candidate's position the position of one reference text it is near to.
     """
     column = pa.array([*reference, *candidates], pa.string())
-    rows = np.arange(len(column))
     partners = Texts([sketch(column).column], column.take).find_near(
-        rows[: len(reference)], rows[len(reference) :], similarity
+        *np.split(np.arange(len(column)), [len(reference)]), similarity=similarity
     )
     return {row - len(reference): partner for row, partner in partners.items()}
