@@ -119,7 +119,7 @@ def chosen(
         CheckpointMetadata=SimpleNamespace(of=lambda manifest: about),
         BaselinesMetadata=SimpleNamespace(of=lambda manifest: manifest),
         _judge=lambda context, test: judged(context.inputs["finetuned_checkpoint"].ref, context),
-        _chosen=lambda judged, finetuned, num_left_out: (judged.evaluation.candidate, None),
+        _choice=lambda judged, finetuned, num_left_out: (judged.evaluation.candidate, None),
     ):
         finetuned = judged(FINETUNED, context)
         name, _ = workload._choose(finetuned, cast(Any, None), 0)
