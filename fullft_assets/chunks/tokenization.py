@@ -19,7 +19,6 @@ import numpy as np
 from fullft_assets.base_model import ModelFolder, resolve_base_model
 from fullft_assets.chunks import cutting
 from fullft_assets.chunks.chat import ChatTemplate, read_special_tokens, read_template
-from fullft_assets.chunks.cutting import Cuts, Encoded, Room
 from fullft_assets.errors import SettingsError
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import digest
@@ -194,11 +193,11 @@ class Tokenization:
         return cls.load(model_folder, settings.model_copy(update={"added_tokens": []}), task)
 
     @property
-    def room(self) -> Room:
+    def room(self) -> cutting.Room:
         """The size of a chunk without special tokens."""
         settings = self.settings
         size = settings.max_tokens - len(self.prefix) - len(self.suffix)
-        return Room(size, settings.stride, settings.max_chunks)
+        return cutting.Room(size, settings.stride, settings.max_chunks)
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
@@ -222,7 +221,7 @@ class Tokenization:
         tokens = cutting.encode(self.tokenizer, texts)
         return [part.tolist() for part in np.split(tokens.ids, tokens.bounds[1:-1])] if texts else []
 
-    def read(self, texts: Sequence[str], *, spans: bool = False) -> tuple[Encoded, Cuts]:
+    def read(self, texts: Sequence[str], *, spans: bool = False) -> tuple[cutting.Encoded, cutting.Cuts]:
         """Tokenise texts and cut them into chunks, flat; `spans`: with the characters of every token."""
         tokens = cutting.encode(self.tokenizer, texts, spans=spans)
         if self.end_id is not None:
@@ -281,13 +280,13 @@ def tokenizer_digest(model_folder: ModelFolder, settings: ChunksSettings, task: 
     return digest({"tokenizer": file, **more}) if more else file
 
 
-def _append(tokens: Encoded, end_id: int) -> Encoded:
+def _append(tokens: cutting.Encoded, end_id: int) -> cutting.Encoded:
     at = tokens.bounds[1:]
     if (spans := tokens.spans) is not None:
         # It covers no character: an empty place behind the text's last.
         ends = np.where(tokens.lengths() > 0, spans[np.maximum(at - 1, 0), 1], 0)
         spans = np.insert(spans, at, np.stack([ends, ends], axis=1), axis=0)
-    return Encoded(
+    return cutting.Encoded(
         np.insert(tokens.ids, at, end_id),
         tokens.bounds + np.arange(len(tokens.bounds)),
         spans,

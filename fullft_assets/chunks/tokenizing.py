@@ -23,7 +23,6 @@ from fullft_assets.artifacts import (
 )
 from fullft_assets.chunks import cutting
 from fullft_assets.chunks.chat import Rendered
-from fullft_assets.chunks.cutting import Cuts, Encoded
 from fullft_assets.chunks.tokenization import Tokenization, load_tokenization, tokenizer_digest_of
 from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError
@@ -228,7 +227,7 @@ def chunk(
     return Chunked(pa.Table.from_arrays(columns, schema=schema()), counts, unfit)
 
 
-def _counts(tokens: Encoded, cuts: Cuts) -> dict[str, int]:
+def _counts(tokens: cutting.Encoded, cuts: cutting.Cuts) -> dict[str, int]:
     lengths = tokens.lengths()
     cut_off = tokens.bounds[1:] - cuts.covered()
     return {

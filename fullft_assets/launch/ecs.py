@@ -17,7 +17,6 @@ from typing import Any
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launch import aws
-from fullft_assets.launch.aws import AwsLauncher, Exists
 from fullft_assets.launch.base import LaunchSpec, Status, Unreachable
 from fullft_assets.launch.container import LAST_LINE, command, stop_seconds
 from fullft_assets.launch.contract import LAUNCH_ID, PROJECT_ROOT, RUN_ID
@@ -53,7 +52,7 @@ _KEYS = {
 _MAX_CHARACTERS = 400
 
 
-class EcsLauncher(AwsLauncher):
+class EcsLauncher(aws.AwsLauncher):
     """Runs workloads as tasks of ECS."""
 
     settings: EcsLauncherSettings
@@ -82,7 +81,7 @@ class EcsLauncher(AwsLauncher):
         definition = task_definition(spec, self.settings, self.region)
         answer = self.ask("ecs", "register_task_definition", **definition)
         arn = answer["taskDefinition"]["taskDefinitionArn"]
-        with suppress(Exists):  # by another run, whose environment is another one
+        with suppress(aws.Exists):  # by another run, whose environment is another one
             answer = self.ask("ecs", "run_task", **self._request(spec, arn))
             if not answer["tasks"]:
                 why = "; ".join(

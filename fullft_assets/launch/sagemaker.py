@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from fullft_assets.errors import FailureClass, WorkloadError
 from fullft_assets.launch import aws
-from fullft_assets.launch.aws import AwsLauncher, Exists, Missing
 from fullft_assets.launch.base import LaunchSpec, Status, Unreachable
 from fullft_assets.launch.contract import PROJECT_ROOT
 from fullft_assets.launch.machine import REACHED_LIMIT
@@ -61,7 +60,7 @@ _EXIT_CODE = re.compile(r"exit code: (\d+)", re.IGNORECASE)
 _MORE_MEMORY = re.compile(r"OutOfMemory|instance type with more memory", re.IGNORECASE)
 
 
-class SageMakerLauncher(AwsLauncher):
+class SageMakerLauncher(aws.AwsLauncher):
     """Runs workloads as Training Jobs."""
 
     settings: SageMakerLauncherSettings
@@ -80,7 +79,7 @@ class SageMakerLauncher(AwsLauncher):
         return f"{name}/algo-1-"
 
     def submit(self, spec: LaunchSpec) -> None:
-        with suppress(Exists):
+        with suppress(aws.Exists):
             self.ask("sagemaker", "create_training_job", **self._request(spec))
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
@@ -224,7 +223,7 @@ class SageMakerLauncher(AwsLauncher):
     def _describe(self, name: str) -> dict[str, Any] | None:
         try:
             return self.ask("sagemaker", "describe_training_job", TrainingJobName=name)
-        except Missing:
+        except aws.Missing:
             return None
 
 

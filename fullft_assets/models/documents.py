@@ -20,9 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.nn import functional
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.attention.varlen import varlen_attn
 from transformers import PreTrainedModel
@@ -35,8 +33,6 @@ from fullft_assets.extras import require_names
 from fullft_assets.models import loading, precision as precisions
 from fullft_assets.models.hardware import has_flash_attention
 from fullft_assets.models.inference import evaluating, is_sharded
-from fullft_assets.models.loading import input_embeddings
-from fullft_assets.models.precision import Precision
 
 #: Of the attention function.
 NAME = "documents"
@@ -50,9 +46,9 @@ _KEPT_MASKS = 4
 #: Maximum change of a document's logits or gradients as its neighbours change, relative to the largest one.
 #: Sums are taken in the same order both times, except by mixtures of experts (1e-8 in fp32). The weakest leak
 #: seen, of a convolution with random weights, is 8e-5. Weights in bf16 are tested in it.
-_ALLOWED_CHANGE: dict[Precision, float] = {"fp32": 1e-5, "bf16": 1e-3}
+_ALLOWED_CHANGE: dict[precisions.Precision, float] = {"fp32": 1e-5, "bf16": 1e-3}
 #: Maximum difference from the document alone, whose sums are taken in another order, on GPUs in TF32.
-_ALLOWED_DIFFERENCE: dict[Precision, float] = {"fp32": 5e-3, "bf16": 5e-2}
+_ALLOWED_DIFFERENCE: dict[precisions.Precision, float] = {"fp32": 5e-3, "bf16": 5e-2}
 #: Compared elements of a weight's gradient.
 _COMPARED_ELEMENTS = 2**12
 #: Tokens of a probed document, where a row has room for three of them.
@@ -70,7 +66,7 @@ def attend_apart(model: PreTrainedModel) -> None:
         model.set_attn_implementation(NAME)
 
 
-def takes_bounds(model: nn.Module) -> bool:
+def takes_bounds(model: torch.nn.Module) -> bool:
     """Return whether a model, perhaps wrapped, takes `bounds`."""
     config: Any = getattr(model, "module", model).config
     return config.get_text_config()._attn_implementation == NAME
@@ -91,7 +87,7 @@ def bounds(positions: np.ndarray) -> dict[str, Any]:
 
 
 def attend(
-    module: nn.Module,
+    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -148,7 +144,7 @@ def attend(
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
 
 
-def _chunk(module: nn.Module) -> int | None:
+def _chunk(module: torch.nn.Module) -> int | None:
     """Return the tokens of the parts of a document that attend to themselves alone, of a layer of Llama 4."""
     layer: Any = module
     kinds = getattr(getattr(layer, "config", None), "layer_types", None) or ()
@@ -228,7 +224,7 @@ def _dense(
         states.repeat_interleave(num_groups, 1) if num_groups > 1 else states for states in (key, value)
     )
     if softcap is None and sinks is None:
-        result = functional.scaled_dot_product_attention(
+        result = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, mask, dropout_p=dropout, scale=scaling
         )
         return result.transpose(1, 2).contiguous()
@@ -240,7 +236,7 @@ def _dense(
         of_sinks = sinks.view(1, -1, 1, 1).expand(len(query), -1, scores.shape[2], 1)
         scores = torch.cat([scores, of_sinks.to(scores.dtype)], -1)
     shares = scores.softmax(-1, dtype=torch.float32)[..., : key.shape[2]].to(query.dtype)
-    return (functional.dropout(shares, dropout) @ value).transpose(1, 2).contiguous()
+    return (torch.nn.functional.dropout(shares, dropout) @ value).transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True)
@@ -286,7 +282,7 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
             f"assumed that {name} keeps documents apart: it has no weights to test it with",
         )
     size = min(_DOCUMENT_TOKENS, capacity // 3)
-    vocabulary = input_embeddings(model).num_embeddings
+    vocabulary = loading.input_embeddings(model).num_embeddings
     generator = torch.Generator().manual_seed(seed)
 
     def document() -> torch.Tensor:
@@ -310,7 +306,7 @@ def probe(model: PreTrainedModel, capacity: int, *, seed: int = 0) -> Isolation:
     is_half = next(model.parameters()).dtype == torch.bfloat16 or (
         is_sharded(model) and precisions.of_scores(model) != "fp32"
     )
-    precision: Precision = "bf16" if is_half else "fp32"
+    precision: precisions.Precision = "bf16" if is_half else "fp32"
     try:
         with evaluating(model), precisions.autocast(precision):
             alone = _outputs(model, [[watched]], 0)
@@ -362,13 +358,13 @@ def attend_apart_where_equal(model: PreTrainedModel, capacity: int, *, seed: int
     reach = max(getattr(config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size"))
     longest = getattr(config, "max_position_embeddings", None) or capacity
     size = min(capacity, longest, reach + _DOCUMENT_TOKENS)
-    vocabulary = input_embeddings(model).num_embeddings
+    vocabulary = loading.input_embeddings(model).num_embeddings
     ids = torch.randint(
         min(10, vocabulary // 2), vocabulary, (1, size), generator=torch.Generator().manual_seed(seed)
     )
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     is_half = next(model.parameters()).dtype == torch.bfloat16 or precisions.of_scores(model) != "fp32"
-    precision: Precision = "bf16" if is_half else "fp32"
+    precision: precisions.Precision = "bf16" if is_half else "fp32"
     logits = []
     with evaluating(model), torch.no_grad(), precisions.autocast(precision):
         for attention in (before, NAME):
@@ -398,7 +394,7 @@ def _outputs(
         for name, value in {"position_ids": positions, **bounds_of_rows}.items()
     }
     logits = model(input_ids=ids, use_cache=False, **inputs).logits[0, start : start + size].float()
-    loss = functional.cross_entropy(logits[:-1], ids[0, start + 1 : start + size])
+    loss = torch.nn.functional.cross_entropy(logits[:-1], ids[0, start + 1 : start + size])
     return [
         logits.detach(),
         *_gradients(loss, [weight for weight in model.parameters() if weight.requires_grad]),

@@ -28,8 +28,6 @@ from fullft_assets.errors import OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.extras import require_names
 from fullft_assets.models import layers, loading, precision
 from fullft_assets.models.hardware import free_memory
-from fullft_assets.models.loading import initialise_added
-from fullft_assets.models.precision import Precision
 from fullft_assets.progress import Listener
 
 _Result = TypeVar("_Result")
@@ -188,7 +186,7 @@ def load_for_training(
     )
     if head_weights:
         _draw_anew(model, head)
-    initialise_added(model, folder, added_tokens)
+    loading.initialise_added(model, folder, added_tokens)
     return model
 
 
@@ -237,7 +235,7 @@ def load_causal(
             f"{problem}: its weights lack {sorted(loading_info['missing_keys'])[0]}; give one whose"
             " safetensors have its output head"
         )
-    initialise_added(model, folder, added_tokens)
+    loading.initialise_added(model, folder, added_tokens)
     return model
 
 
@@ -282,7 +280,7 @@ def embed(
     chunks: Sequence[Sequence[Sequence[int]]],
     *,
     added_tokens: Sequence[str] = (),
-    computed_in: Precision | None = None,
+    computed_in: precision.Precision | None = None,
     progress: Listener | None = None,
 ) -> np.ndarray:
     """Return the mean-pooled last hidden states [rows, hidden] of a base model, before any training.
@@ -292,7 +290,7 @@ def embed(
     """
     model = loading.load(AutoModel, model_folder, dtype=torch.float32)
     precision.set_scoring(model, computed_in)
-    initialise_added(model, model_folder, added_tokens)
+    loading.initialise_added(model, model_folder, added_tokens)
     return embed_with(model, chunks, progress=progress)
 
 

@@ -21,7 +21,6 @@ from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -256,10 +255,10 @@ def initialise_added(model: PreTrainedModel, base_model: ModelFolder, added_toke
                 table[new] = table[pieces].mean(dim=0)
 
 
-def input_embeddings(model: PreTrainedModel) -> nn.Embedding:
+def input_embeddings(model: PreTrainedModel) -> torch.nn.Embedding:
     """Return the word embeddings of a model."""
     embeddings = model.get_input_embeddings()
-    assert isinstance(embeddings, nn.Embedding), f"{type(model).__name__} has no word embeddings"
+    assert isinstance(embeddings, torch.nn.Embedding), f"{type(model).__name__} has no word embeddings"
     return embeddings
 
 
@@ -333,7 +332,7 @@ class PooledClassifier(PreTrainedModel):
         if getattr(encoder, "pooler", None) is not None:
             encoder.register_module("pooler", None)
         setattr(self, self.base_model_prefix, encoder)
-        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 0))
+        self.classifier = torch.nn.Linear(config.hidden_size, int(config.num_labels or 0))
         self.post_init()
 
     def forward(

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fullft_assets.models import documents, precision
@@ -84,7 +83,7 @@ class TokenLoss:
             states = hidden[:, :-1][is_target]
             size = _tokens_of_part(head.weight)
             for start in range(0, len(states), size):
-                logits = functional.linear(states[start : start + size], head.weight, head.bias)
+                logits = nn.functional.linear(states[start : start + size], head.weight, head.bias)
                 heads.append(_token_scores(logits, targets[start : start + size]))
             return hidden.new_zeros((1, 1, 1))
 
@@ -159,7 +158,9 @@ def replaced_forward(head: nn.Module, compute: Callable[[torch.Tensor], torch.Te
 
 
 def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return functional.cross_entropy(logits.float(), targets, reduction="none"), logits.argmax(-1) == targets
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="none"), logits.argmax(
+        -1
+    ) == targets
 
 
 def plain(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
@@ -168,7 +169,7 @@ def plain(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> 
     logits = (
         model(**prediction.inputs, use_cache=False).logits.flatten(0, 1).index_select(0, prediction.positions)
     )
-    return functional.cross_entropy(logits.float(), prediction.targets, reduction="sum")
+    return nn.functional.cross_entropy(logits.float(), prediction.targets, reduction="sum")
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -204,7 +205,9 @@ class LinearCrossEntropy(torch.autograd.Function):
             size = _tokens_of_part(weight)
             for start in range(0, len(hidden), size):
                 part = slice(start, start + size)
-                loss, slope = _cross_entropy(functional.linear(states[part], matrix, offset), targets[part])
+                loss, slope = _cross_entropy(
+                    nn.functional.linear(states[part], matrix, offset), targets[part]
+                )
                 total += loss
                 if grad_bias is not None:
                     grad_bias += slope.sum(0)

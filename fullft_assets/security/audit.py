@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fullft_assets.security import findings
-from fullft_assets.security.findings import Finding
 from fullft_assets.security.overruling import is_signed
 from fullft_assets.security.record import Entry, append, read_record
 from fullft_assets.settings.use_case import UseCase
@@ -17,7 +16,7 @@ _NEWEST = "security/audit"
 _MOVING = ("ui_open", "osv_old")
 
 
-def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> list[Finding]:
+def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> list[findings.Finding]:
     """Return the findings that have to be fixed, errors first.
 
     Args:
@@ -46,21 +45,21 @@ def audit(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) ->
     )
 
 
-def _of_record(store: Store, use_cases: Iterable[UseCase]) -> Iterable[Finding]:
+def _of_record(store: Store, use_cases: Iterable[UseCase]) -> Iterable[findings.Finding]:
     record = read_record(store)
     fix = (
         "restore it from a copy of the bucket or the disk, and find out who wrote it; without a copy move"
         " record/ and pointers/record.json aside: the next entry begins another chain"
     )
     if record.broken is not None:
-        yield Finding("record_broken", "error", f"{store.url}: {record.broken}", fix)
+        yield findings.Finding("record_broken", "error", f"{store.url}: {record.broken}", fix)
     approvers = {use_case.name: use_case.settings.release.approvers for use_case in use_cases}
     signatures = set[str]()
     for entry in record.entries:
         # The key of somebody who approves no longer is not known.
         if entry.identity == "ssh" and entry.person in approvers.get(entry.case, {}):
             if entry.signature in signatures or not is_signed(entry, approvers[entry.case]):
-                yield Finding(
+                yield findings.Finding(
                     "signature_wrong",
                     "error",
                     f"{store.url}: entry {entry.number}: the signature of {entry.person} is of something"
@@ -70,7 +69,9 @@ def _of_record(store: Store, use_cases: Iterable[UseCase]) -> Iterable[Finding]:
             signatures.add(entry.signature)
 
 
-def audit_and_record(root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]) -> list[Finding]:
+def audit_and_record(
+    root: Path, home: Path, store: Store, use_cases: Sequence[UseCase]
+) -> list[findings.Finding]:
     """Return the findings of `audit`, and record them if they have changed since the last record."""
     all_findings = audit(root, home, store, use_cases)
     names = sorted({finding.id if finding.id in _MOVING else finding.evidence for finding in all_findings})

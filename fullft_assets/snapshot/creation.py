@@ -37,11 +37,9 @@ from fullft_assets.snapshot.frozen_batches import (
     read_rows,
     to_lists,
 )
-from fullft_assets.snapshot.general import pin_files
 from fullft_assets.snapshot.ledger import FILE, ROLES_FILE, LedgerHistory, read_history, read_roles
 from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, SnapshotMetadata
 from fullft_assets.snapshot.near_text.engine import use_engine
-from fullft_assets.snapshot.packing import Packing
 from fullft_assets.snapshot.split import Frozen, freeze_batches
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key
 from fullft_assets.task import task_of
@@ -137,9 +135,9 @@ class _Creation:
         if self.evaluation is not None:
             inputs["evaluation_texts"] = self.evaluation.digest
         if settings.replay is not None:
-            inputs["replay"] = pin_files(settings.replay.path, self.use_case, "snapshot.replay")
+            inputs["replay"] = general.pin_files(settings.replay.path, self.use_case, "snapshot.replay")
         if settings.general is not None:
-            inputs["general"] = pin_files(settings.general.path, self.use_case, "snapshot.general")
+            inputs["general"] = general.pin_files(settings.general.path, self.use_case, "snapshot.general")
         return inputs
 
     def write(self, draft: Draft) -> Outcome:
@@ -178,7 +176,7 @@ class _Creation:
             general_set = general.draw_general(
                 self.store, self.use_case, frozen.index["text_hash"].to_pylist()
             )
-        plan: Packing | None = None
+        plan: packing.Packing | None = None
         replay: Manifest | None = None
         files = ["index.parquet"]
         values = {
@@ -230,7 +228,7 @@ class _Creation:
 
     def _pack(
         self, frozen: Frozen, batches: Mapping[str, BatchRows], general_set: Manifest | None
-    ) -> tuple[Packing, Manifest | None]:
+    ) -> tuple[packing.Packing, Manifest | None]:
         """Plan the rows of training: chunks of the training split in the index's order, then those of the
         replayed documents.
 
@@ -334,7 +332,7 @@ def _cuts_to_fill(settings: UseCaseSettings) -> bool:
     return task_of(settings.examples).ends_texts
 
 
-def pack_again(store: Store, snapshot: Manifest, index: pa.Table) -> Packing:
+def pack_again(store: Store, snapshot: Manifest, index: pa.Table) -> packing.Packing:
     """Plan the rows of training for what is left of a snapshot.
 
     Args:

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.models import precision
 from fullft_assets.models.inference import collate, device, embed, embed_with
-from fullft_assets.models.precision import Precision
 from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
@@ -47,7 +46,7 @@ class Encoder(ABC):
     general: General | None = None
     start: ModelFolder | None = None
     has_new_head: ClassVar[bool] = True
-    _embeddings: dict[Precision, np.ndarray] = field(
+    _embeddings: dict[precision.Precision, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -133,7 +132,7 @@ class Encoder(ABC):
             feed, regularization.distil_representations(loss_of_output, teacher, settings.distillation.weight)
         )
 
-    def _embeddings_of_base(self, computed_in: Precision) -> np.ndarray:
+    def _embeddings_of_base(self, computed_in: precision.Precision) -> np.ndarray:
         assert self.general is not None
         if computed_in not in self._embeddings:
             # Loading draws weights that are not used (a pooler's); training must not depend on when this is

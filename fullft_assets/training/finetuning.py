@@ -38,7 +38,6 @@ from fullft_assets.models.hardware import (
     peak_flops,
     peak_memory_bytes,
 )
-from fullft_assets.models.inference import move, scoring
 from fullft_assets.progress import Listener, Progress
 from fullft_assets.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.settings import TrainingSettings, contradictions
@@ -73,7 +72,6 @@ from fullft_assets.training.recorder import (
     require_trackers,
     step_flops,
 )
-from fullft_assets.training.regularization import Interpolated, interpolate
 from fullft_assets.training.stored_checkpoints import (
     Saver,
     StoredCheckpoints,
@@ -123,7 +121,7 @@ class Fit:
     micro_batch_size: int
     about: dict[str, Any]
     scores: dict[str, float]
-    interpolated: Interpolated | None = None
+    interpolated: regularization.Interpolated | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ class TrainingSegment:
         if weights is not None:
             inference.set_head_weights(self.model, weights)
         # It is moved to the accelerator by whoever trains it.
-        move(self.model, torch.device("cpu"))
+        inference.move(self.model, torch.device("cpu"))
 
     def _evaluation_steps(self, num_steps: float) -> set[int]:
         """Return the steps after which validation rows are scored: the same in every segment, whatever its
@@ -474,13 +472,13 @@ class TrainingSegment:
         elif problem := ranks.run_on_first(load, run.progress):
             raise StoreError(f"best step {step:,}: {problem}; delete {run.folder} to train again")
 
-    def _interpolate(self, model: PreTrainedModel, step: int) -> Interpolated:
+    def _interpolate(self, model: PreTrainedModel, step: int) -> regularization.Interpolated:
         recipe = self.shared.recipe
         progress = self.shared.progress
         self.validator.max_rise = self.settings.max_general_rise
 
-        def on_first(listener: Listener) -> Interpolated | None:
-            return interpolate(
+        def on_first(listener: Listener) -> regularization.Interpolated | None:
+            return regularization.interpolate(
                 model,
                 recipe.load_original(self.settings),
                 self.settings.wise_ft,
@@ -489,7 +487,7 @@ class TrainingSegment:
                 is_spent=self.validator.is_spent,
             )
 
-        with scoring():
+        with inference.scoring():
             interpolated = ranks.run_on_first(on_first, progress)
         if interpolated is None:
             raise self.validator.over_budget(step)

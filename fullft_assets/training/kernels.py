@@ -17,7 +17,6 @@ from transformers.integrations.liger import apply_liger_kernel
 from fullft_assets.errors import SettingsError
 from fullft_assets.models import precision
 from fullft_assets.models.inference import device, evaluating, move
-from fullft_assets.models.precision import Precision
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training.feed import first_tokens
 from fullft_assets.training.recipe import Prepared
@@ -28,7 +27,7 @@ FUSED = ("rms_norm", "layer_norm", "rope", "swiglu", "geglu")
 #: Switches of its losses.
 _LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
 #: Most that a logit may move, relative to the largest: sums are taken in another order.
-_ALLOWED_DIFFERENCE: dict[Precision, float] = {"fp32": 5e-3, "bf16": 5e-2, "fp16": 5e-2}
+_ALLOWED_DIFFERENCE: dict[precision.Precision, float] = {"fp32": 5e-3, "bf16": 5e-2, "fp16": 5e-2}
 #: Tokens of the row on which the outputs are compared.
 _COMPARED_TOKENS = 64
 

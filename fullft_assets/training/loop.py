@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from accelerate.utils import convert_to_fp32
 from safetensors.torch import load_model, save_file
-from torch import nn
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -67,7 +66,7 @@ def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
     return settings.batch_size // rows_a_pass
 
 
-def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int) -> nn.Module:
+def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int) -> torch.nn.Module:
     """Place a model where it is trained; return what makes its forward passes: the model, or its wrapper."""
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable()
@@ -102,7 +101,9 @@ def _compute_in(model: PreTrainedModel, number_format: precision.Precision) -> N
 
 def groups_of_weights(model: PreTrainedModel, settings: TrainingSettings) -> list[dict[str, Any]]:
     """Return the trained weights as groups of an optimizer; biases, norms and state spaces have no decay."""
-    norms = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.LayerNorm))
+    norms = tuple(
+        f"{name}." for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm)
+    )
     groups: list[dict[str, Any]] = [
         {"params": [], "lr": settings.learning_rate, "weight_decay": decay}
         for decay in (settings.weight_decay, 0.0)

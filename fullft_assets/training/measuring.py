@@ -23,9 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -59,7 +57,6 @@ from fullft_assets.training.loop import accumulation_steps, place
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 from fullft_assets.training.recipe import Prepared, Recipe
 from fullft_assets.training.recorder import ModelShape, step_flops
-from fullft_assets.training.sharding import units
 
 #: Passes that are timed, spread over the sizes that occur.
 _TIMED_PASSES = 6
@@ -178,9 +175,9 @@ def _available_memory_bytes(processes: int, training_processes: int) -> int:
 #: Functions that autocast on a GPU computes in fp32, whose results and saved inputs are twice as large; on a
 #: CPU it does not.
 _FP32_ON_GPUS = (
-    functional.layer_norm,
-    functional.softmax,
-    functional.log_softmax,
+    torch.nn.functional.layer_norm,
+    torch.nn.functional.softmax,
+    torch.nn.functional.log_softmax,
     torch.rsqrt,
     torch.pow,
     torch.Tensor.pow,
@@ -400,7 +397,7 @@ class _BackwardPass:
         self._width = width
         self._frees_gradients = frees_gradients
         # Weights outside of the other units are in that of the model, the first one.
-        modules = [model, *units(model)]
+        modules = [model, *sharding.units(model)]
         self._unit_of = {
             id(weight): number for number, unit in enumerate(modules) for weight in unit.parameters()
         }
@@ -409,7 +406,7 @@ class _BackwardPass:
             self._units[self._unit_of[id(weight)]].append(weight)
         sizes = [_bytes(weights) for weights in self._units]
         self._layers = {
-            number for number, unit in enumerate(modules) if not isinstance(unit, nn.Embedding)
+            number for number, unit in enumerate(modules) if not isinstance(unit, torch.nn.Embedding)
         } - {0}
         # The model's own unit stays gathered; a layer is computed while the next one is gathered.
         self._gathered = 2 * max((sizes[number] for number in self._layers), default=0)

@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
 
 from fullft_assets.errors import Interrupted, StoreError
 from fullft_assets.models.inference import device, is_sharded
@@ -146,7 +145,7 @@ def _is_done(progress: Progress, *, is_done: bool) -> bool:
     return any_done
 
 
-def make_passes(model: nn.Module, work: Callable[[Listener], _Value], progress: Progress) -> _Value:
+def make_passes(model: torch.nn.Module, work: Callable[[Listener], _Value], progress: Progress) -> _Value:
     """Run work that makes passes of a model without training it, and return its result in all processes,
     which must all call this: those that share the model make the passes together, else the first one does.
     """

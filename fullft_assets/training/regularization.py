@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fullft_assets.errors import SettingsError
@@ -122,7 +120,7 @@ class Anchor:
         }
 
     @torch.no_grad()
-    def pull(self, model: nn.Module) -> None:
+    def pull(self, model: torch.nn.Module) -> None:
         """Add the pull to the gradients of a model."""
         for name, parameter in model.named_parameters():
             if name in self._start and parameter.grad is not None:
@@ -149,7 +147,7 @@ class Interpolated:
 
 @torch.no_grad()
 def interpolate(
-    model: nn.Module,
+    model: torch.nn.Module,
     original: PreTrainedModel,
     alphas: Sequence[float],
     score: Callable[[], dict[str, float]],
@@ -210,7 +208,7 @@ class DistilledTokenLoss:
         self._teacher = teacher
         self._weight = weight
 
-    def total(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    def total(self, model: torch.nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
         """Return the sum in fp32, differentiable; arguments as for `TokenLoss.total`."""
         replayed = inputs.get(IS_REPLAYED)
         inputs = {name: value for name, value in inputs.items() if name != IS_REPLAYED}
@@ -236,8 +234,8 @@ class DistilledTokenLoss:
             teacher_logits = teacher_logits.index_select(0, numbers * width + distilled % width).float()
         logits = model(**student.inputs, use_cache=False).logits.flatten(0, 1)
         logits = logits.index_select(0, student.positions).float()
-        hard = functional.cross_entropy(logits, student.targets, reduction="none")
-        distance = functional.kl_div(
+        hard = torch.nn.functional.cross_entropy(logits, student.targets, reduction="none")
+        distance = torch.nn.functional.kl_div(
             torch.log_softmax(logits[is_distilled], -1),
             torch.log_softmax(teacher_logits, -1),
             reduction="sum",
@@ -253,17 +251,19 @@ def pooled(output: Any, mask: torch.Tensor) -> torch.Tensor:
 
 def distil_representations(
     total_loss: Callable[[Any, torch.Tensor], torch.Tensor], teacher: PreTrainedModel, weight: float
-) -> Callable[[nn.Module, Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]:
+) -> Callable[[torch.nn.Module, Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]:
     """Return the summed loss of a pass of a classifier: (1 - weight) times its own + weight times the summed
     distance (1 - cosine) of each row's pooled representation from the base model's, once for each label that
     the row learns from, since the sum is divided by these.
     """
 
-    def total(model: nn.Module, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    def total(
+        model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor
+    ) -> torch.Tensor:
         output = model(**inputs, output_hidden_states=True)
         with torch.no_grad():
             teacher_vectors = pooled(teacher(**inputs, output_hidden_states=True), inputs["attention_mask"])
-        distance = 1 - functional.cosine_similarity(
+        distance = 1 - torch.nn.functional.cosine_similarity(
             pooled(output, inputs["attention_mask"]), teacher_vectors, dim=-1
         )
         num_learned = (labels.reshape(len(labels), -1) != IGNORED).sum(1)

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 from torch.distributed import fsdp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -83,7 +82,7 @@ def load_parts(make: Callable[[], PreTrainedModel], settings: TrainingSettings) 
 def shard(
     model: PreTrainedModel,
     settings: TrainingSettings,
-    fill: Callable[[nn.Module], None] = lambda unit: None,
+    fill: Callable[[torch.nn.Module], None] = lambda unit: None,
 ) -> None:
     """Leave each process its part of a model (FSDP2).
 
@@ -110,7 +109,7 @@ def shard(
     fsdp.fully_shard(model, **options)
 
 
-def units(model: PreTrainedModel) -> list[nn.Module]:
+def units(model: PreTrainedModel) -> list[torch.nn.Module]:
     """Return the modules that are gathered as one unit, inner ones first; what is in none is the model's
     own.
     """
@@ -137,11 +136,11 @@ def _classes_of_units(model: PreTrainedModel) -> list[str]:
     classes = {type(module).__name__ for module in model.modules()} - classes_around
     if names := sorted(classes & set(model._no_split_modules or ())):
         return names
-    layers = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
+    layers = max((module for module in model.modules() if isinstance(module, torch.nn.ModuleList)), key=len)
     return sorted({type(layer).__name__ for layer in layers})
 
 
-def fill(unit: nn.Module) -> None:
+def fill(unit: torch.nn.Module) -> None:
     """Give the tensors of a unit the first process's values, on this process's device; tied ones stay so."""
     values: dict[int, torch.Tensor] = {}
     for module in unit.modules():
@@ -159,7 +158,9 @@ def _from_first(tensor: torch.Tensor) -> torch.Tensor:
     if is_first_rank():
         value.copy_(tensor.detach())
     torch.distributed.broadcast(value, 0)
-    return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+    return (
+        torch.nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else value
+    )
 
 
 @torch.no_grad()

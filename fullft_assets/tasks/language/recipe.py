@@ -33,7 +33,6 @@ from fullft_assets.tasks.language.assessment import DocumentScores
 from fullft_assets.training import feed, regularization
 from fullft_assets.training.feed import Feed, Pieces, first_tokens
 from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared
-from fullft_assets.training.regularization import DistilledTokenLoss
 
 #: A row has room for three documents of two tokens, or nothing can be tried on it.
 _LEAST_CAPACITY = 6
@@ -111,7 +110,9 @@ class NextTokenRecipe:
         teacher = regularization.frozen(self.load_original(settings), device())
         if documents.takes_bounds(model):
             documents.attend_apart(teacher)
-        return Prepared(feed, DistilledTokenLoss(loss, teacher, settings.distillation.weight).total, about)
+        return Prepared(
+            feed, regularization.DistilledTokenLoss(loss, teacher, settings.distillation.weight).total, about
+        )
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         return _metrics(

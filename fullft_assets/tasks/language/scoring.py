@@ -37,10 +37,6 @@ from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import Baseline
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
 from fullft_assets.tasks.language import assessment
-from fullft_assets.tasks.language.assessment import (
-    AnswerScores,
-    DocumentScores,
-)
 from fullft_assets.training import ranks, sharding
 
 #: Test documents whose beginnings are continued for the report, and by how much.
@@ -188,7 +184,7 @@ class Prompt:
 class SystemOutput:
     """What a system scored on the test documents, and how it continued the prompts."""
 
-    scores: DocumentScores
+    scores: assessment.DocumentScores
     written: list[str]
 
 
@@ -285,7 +281,7 @@ class _Scorer:
         _, base_lengths = self._read(self.base_tokenization)
         documents, lengths = self._read(tokenization)
         output = self._score(folder, (), tokenization, documents, prompts)
-        target = DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None)
+        target = assessment.DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None)
         return replace(
             output,
             scores=assessment.in_tokens_of(output.scores, lengths, target, base_lengths),
@@ -309,9 +305,11 @@ class _Scorer:
         del model, writer
         # Two large models at a time may not fit.
         gc.collect()
-        return SystemOutput(DocumentScores(scores.num_tokens, scores.loss, scores.num_right), texts)
+        return SystemOutput(
+            assessment.DocumentScores(scores.num_tokens, scores.loss, scores.num_right), texts
+        )
 
-    def score_answers(self, texts: Mapping[str, list[str]]) -> AnswerScores | None:
+    def score_answers(self, texts: Mapping[str, list[str]]) -> assessment.AnswerScores | None:
         if self._messages is None or not self.prompts:
             return None
         scores = assessment.measure_answers(
@@ -405,7 +403,7 @@ def _num_scored(documents: Split) -> np.ndarray:
     )
 
 
-def _rows(test: Split, scores: dict[str, DocumentScores]) -> pa.Table:
+def _rows(test: Split, scores: dict[str, assessment.DocumentScores]) -> pa.Table:
     columns = {
         "id": test.ids,
         "group": test.groups,

@@ -32,7 +32,6 @@ from transformers import PreTrainedModel
 from fullft_assets import report
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.chunks import Tokenization, cutting
-from fullft_assets.chunks.cutting import gather, to_lists
 from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import external
 from fullft_assets.models import precision
@@ -250,7 +249,9 @@ class TokenizedTexts:
     def of(cls, tokenization: Tokenization, texts: Sequence[str]) -> TokenizedTexts:
         """Read texts with a tokenizer that was loaded for the task token_classification."""
         encoding, cuts = tokenization.read(texts, spans=True)
-        chunks = to_lists(*gather(encoding.ids, cuts, tokenization.prefix, tokenization.suffix), cuts)
+        chunks = cutting.to_lists(
+            *cutting.gather(encoding.ids, cuts, tokenization.prefix, tokenization.suffix), cuts
+        )
         spans = np.zeros((0, 2), np.int32) if encoding.spans is None else encoding.spans
         characters = [
             spans[begin:end] for begin, end in zip(encoding.bounds, encoding.bounds[1:], strict=False)
