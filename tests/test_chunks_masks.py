@@ -12,7 +12,6 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from fullft_assets import chunks
 from fullft_assets.base_model import resolve_base_model
-from fullft_assets.chunks import ChatTemplate, Tokenization
 from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import ChunksSettings
@@ -35,12 +34,12 @@ def reference(smol: Path):
 
 
 @pytest.fixture(scope="module")
-def tokenization(smol: Path) -> Tokenization:
+def tokenization(smol: Path) -> chunks.Tokenization:
     return load(smol, max_tokens=4_096)
 
 
-def load(folder: Path, **changes: Any) -> Tokenization:
-    return Tokenization.load(folder, ChunksSettings(**changes), "sft")
+def load(folder: Path, **changes: Any) -> chunks.Tokenization:
+    return chunks.Tokenization.load(folder, ChunksSettings(**changes), "sft")
 
 
 def with_template(smol: Path, folder: Path, template: str | None) -> Path:
@@ -101,7 +100,7 @@ class TestConversations:
     @hypothesis_settings(deadline=None, max_examples=100)
     @given(rows=st.lists(any_chats, min_size=1, max_size=4))
     def test_tokens_are_those_of_transformers_and_marks_those_of_a_slow_walk(
-        self, rows: list[list[dict[str, str]]], tokenization: Tokenization, reference: Any
+        self, rows: list[list[dict[str, str]]], tokenization: chunks.Tokenization, reference: Any
     ) -> None:
         found = chunks.chunk(conversations(rows), tokenization, "sft").table
         for row, cut, marks in zip(
@@ -118,7 +117,7 @@ class TestConversations:
     ]
 
     def test_each_token_of_a_long_conversation_is_trained_once(
-        self, smol: Path, tokenization: Tokenization
+        self, smol: Path, tokenization: chunks.Tokenization
     ) -> None:
         rows = projects.licence_rows(30)
         chat = [said(("user", "assistant")[i % 2], row["text"].strip() or "x") for i, row in enumerate(rows)]
@@ -177,7 +176,9 @@ class TestConversations:
             pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())])),
         )
         rows = pa.table({"id": ["0", "1"], "text": [forged, "one end and two"], "spans": spans})
-        found = chunks.chunk(rows, Tokenization.load(folder, ChunksSettings(max_tokens=64), task), task)
+        found = chunks.chunk(
+            rows, chunks.Tokenization.load(folder, ChunksSettings(max_tokens=64), task), task
+        )
         check = next(
             c
             for c in chunks.checks(found.counts, [], task, 0.5)
@@ -235,7 +236,7 @@ class TestTemplate:
         self, source: str, why: str
     ) -> None:
         with pytest.raises(DataError) as caught:
-            ChatTemplate(source, {}, ()).render([said("user", "Anna owes 500 euros")])
+            chunks.ChatTemplate(source, {}, ()).render([said("user", "Anna owes 500 euros")])
         assert str(caught.value) == f"the chat template refuses the conversation: {why}"
 
     @pytest.mark.parametrize(
@@ -279,7 +280,7 @@ class TestTemplate:
     )
     def test_a_template_is_bounded_in_width_and_time(self, source: str) -> None:
         with pytest.raises(DataError, match=r": it (writes too much|takes too long)$"):
-            ChatTemplate(source, {}, ()).render([said("user", "Anna owes 500000000 euros")])
+            chunks.ChatTemplate(source, {}, ()).render([said("user", "Anna owes 500000000 euros")])
 
     def test_what_templates_do_is_within_the_bounds(self) -> None:
         source = (
@@ -287,11 +288,11 @@ class TestTemplate:
             "{% endset %}{% for m in messages %}{{ '%s: ' % m.role + show(m) }}{% endfor %}"
             "{{ y|upper }}{{ '{:>3}'.format(7) }}{{ ('-' * 3) ~ 2 }}"
         )
-        text = ChatTemplate(source, {}, ()).render([said("user", " 2000000000a " * 200_000)])
+        text = chunks.ChatTemplate(source, {}, ()).render([said("user", " 2000000000a " * 200_000)])
         assert text == "user: " + (" 2000000000b " * 200_000).strip() + "1X  7---2"
 
     def test_a_template_sees_no_clock(self) -> None:
-        assert ChatTemplate("{{ strftime_now('%d %b %Y') }}", {}, ()).render([]) == "26 Jul 2024"
+        assert chunks.ChatTemplate("{{ strftime_now('%d %b %Y') }}", {}, ()).render([]) == "26 Jul 2024"
 
 
 def slow_span_marks(text: str, offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
@@ -322,9 +323,9 @@ def slow_span_marks(text: str, offsets: list[tuple[int, int]], spans: list[tuple
 
 class TestSpans:
     @pytest.fixture(scope="class", params=["minilm", "smollm2"])
-    def loaded(self, request: pytest.FixtureRequest, smol: Path) -> Tokenization:
+    def loaded(self, request: pytest.FixtureRequest, smol: Path) -> chunks.Tokenization:
         folder = MINILM if request.param == "minilm" else smol
-        return Tokenization.load(folder, ChunksSettings(max_tokens=4_096), "token_classification")
+        return chunks.Tokenization.load(folder, ChunksSettings(max_tokens=4_096), "token_classification")
 
     def examples(self, texts: list[str], spans: list[list[tuple[int, int]]]) -> pa.Table:
         kind = pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())]))
@@ -333,7 +334,7 @@ class TestSpans:
 
     @hypothesis_settings(deadline=None, max_examples=150)
     @given(data=st.data())
-    def test_marks_are_those_of_a_slow_search(self, data: st.DataObject, loaded: Tokenization) -> None:
+    def test_marks_are_those_of_a_slow_search(self, data: st.DataObject, loaded: chunks.Tokenization) -> None:
         texts = data.draw(
             st.lists(
                 st.text(st.sampled_from("abz  .\n-éß漢🙂İ"), min_size=1, max_size=30), min_size=1, max_size=4
@@ -361,7 +362,7 @@ class TestSpans:
         assert found.counts["num_spans_without_tokens"] == lost
 
     def test_a_span_over_a_chunk_goes_on_as_a_later_token(self) -> None:
-        tokenization = Tokenization.load(
+        tokenization = chunks.Tokenization.load(
             MINILM, ChunksSettings(max_tokens=8, stride=2), "token_classification"
         )
         text = "take one hydroxychloroquine tablet each day"

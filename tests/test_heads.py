@@ -24,13 +24,6 @@ from transformers import (
 )
 
 from fullft_assets.models import inference, loading
-from fullft_assets.models.inference import (
-    load_classifier,
-    load_for_training,
-    load_new_classifier,
-    predict,
-    predict_with,
-)
 from fullft_assets.release import served
 from fullft_assets.training.finetuning import fine_tune
 from tests import test_multi_label, test_spans
@@ -97,7 +90,7 @@ def test_every_architecture_begins_with_a_head_that_has_learned(case: Prepared, 
     has_intercept = inference.has_intercept(model)
     assert has_intercept == (architecture.name != "llama")
     scores = states @ weights.coefficients.T + (weights.intercept if has_intercept else 0)
-    found = predict_with(model, recipe.train.chunks).probabilities
+    found = inference.predict_with(model, recipe.train.chunks).probabilities
     np.testing.assert_allclose(found, softmax(scores, axis=1), atol=1e-4)
     majority = np.bincount(recipe.train.labels).max() / len(recipe.train)
     assert (found.argmax(1) == recipe.train.labels).mean() > majority
@@ -107,15 +100,19 @@ def test_a_saved_classifier_answers_the_same(case: Prepared, architecture: Path,
     recipe, model = began(case, architecture)
     windows = recipe.validation.chunks[:20]
     loading.save_model(model, tmp_path / "saved", 64)
-    expected = predict_with(model, windows).probabilities
-    np.testing.assert_allclose(predict(tmp_path / "saved", windows).probabilities, expected, atol=1e-6)
+    expected = inference.predict_with(model, windows).probabilities
+    np.testing.assert_allclose(
+        inference.predict(tmp_path / "saved", windows).probabilities, expected, atol=1e-6
+    )
     is_pooled = isinstance(model, loading.PooledClassifier)
     assert is_pooled == (architecture.name in ("roberta", "deberta"))
     if not is_pooled:  # transformers has it as it is
         loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
-        np.testing.assert_allclose(predict_with(loaded, windows).probabilities, expected, atol=1e-6)
-    again = load_for_training(tmp_path / "saved", case.labels, load=load_classifier, keeps_head=True)
-    np.testing.assert_allclose(predict_with(again, windows).probabilities, expected, atol=1e-6)
+        np.testing.assert_allclose(inference.predict_with(loaded, windows).probabilities, expected, atol=1e-6)
+    again = inference.load_for_training(
+        tmp_path / "saved", case.labels, load=inference.load_classifier, keeps_head=True
+    )
+    np.testing.assert_allclose(inference.predict_with(again, windows).probabilities, expected, atol=1e-6)
 
 
 def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Path) -> None:
@@ -138,7 +135,7 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
     )
     printed = printed_by("-c", code, tmp_path, json.dumps(texts))
     chosen = recipe.validation.select([recipe.validation.texts.index(text) for text in texts])
-    expected = predict_with(model, chosen.chunks).probabilities
+    expected = inference.predict_with(model, chosen.chunks).probabilities
     np.testing.assert_allclose(softmax(json.loads(printed.splitlines()[-1]), axis=1), expected, atol=1e-4)
     for answer, probabilities in zip(
         served.predict_fn({"inputs": texts}, served.model_fn(str(tmp_path))), expected, strict=True
@@ -155,7 +152,7 @@ def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_p
     )
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
-    model = load_for_training(tmp_path, ["a", "b"], load=load_new_classifier)
+    model = inference.load_for_training(tmp_path, ["a", "b"], load=inference.load_new_classifier)
     windows = [[[5, 6, 7]]]
     state = model.base_model.eval()(torch.tensor(windows[0])).last_hidden_state[:, 0]
     np.testing.assert_allclose(
@@ -166,7 +163,12 @@ def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_p
 def test_a_head_of_other_labels_is_not_used(case: Prepared, tmp_path: Path) -> None:
     _, model = began(case)
     loading.save_model(model, tmp_path, 64)
-    assert load_for_training(tmp_path, ["a", "b", "c"], load=load_new_classifier).config.num_labels == 3
+    assert (
+        inference.load_for_training(
+            tmp_path, ["a", "b", "c"], load=inference.load_new_classifier
+        ).config.num_labels
+        == 3
+    )
 
 
 def test_each_label_has_rows_in_the_fit(case: Prepared) -> None:

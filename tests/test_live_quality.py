@@ -19,7 +19,6 @@ from fullft_assets.automation.decision import gather
 from fullft_assets.cli.export import export
 from fullft_assets.component import FullFineTune
 from fullft_assets.monitoring import AtRelease, FarDocument, LiveMetadata, live
-from fullft_assets.monitoring.live import PredictedDocument, log_evidence_below, lower_bound, upper_bound
 from fullft_assets.monitoring.predictions import PREDICTIONS, Document as Predicted, write_predictions
 from fullft_assets.retraining.history import score_fell
 from fullft_assets.store import Manifest, Store
@@ -36,22 +35,25 @@ class TestBounds:
     def test_they_enclose_the_share_and_tighten(self) -> None:
         widths = []
         for num in (10, 100, 1_000, 10_000):
-            low, high = lower_bound(8 * num // 10, num, ERROR), upper_bound(8 * num // 10, num, ERROR)
+            low, high = (
+                live.lower_bound(8 * num // 10, num, ERROR),
+                live.upper_bound(8 * num // 10, num, ERROR),
+            )
             assert 0 <= low < 0.8 < high <= 1
             widths.append(high - low)
         assert widths == sorted(widths, reverse=True) and widths[-1] < 0.04
 
     def test_without_outcomes_and_with_right_ones_alone_nothing_is_excluded_above(self) -> None:
-        assert (lower_bound(0, 0, ERROR), upper_bound(0, 0, ERROR)) == (0.0, 1.0)
-        assert upper_bound(7, 7, ERROR) == 1.0 and lower_bound(0, 7, ERROR) == 0.0
+        assert (live.lower_bound(0, 0, ERROR), live.upper_bound(0, 0, ERROR)) == (0.0, 1.0)
+        assert live.upper_bound(7, 7, ERROR) == 1.0 and live.lower_bound(0, 7, ERROR) == 0.0
         with pytest.raises(ValueError, match="8 of 7"):
-            upper_bound(8, 7, ERROR)
+            live.upper_bound(8, 7, ERROR)
 
     @pytest.mark.parametrize("share", [0.5, 0.85, 0.97])
     def test_a_year_of_looks_is_wrong_as_seldom_as_one(self, share: float) -> None:
         rng, num = np.random.default_rng(5), 5 * np.arange(1, 366)
         right = rng.binomial(5, share, (400, 365)).cumsum(axis=1)
-        assert (log_evidence_below(right, num, share) >= -np.log(0.05)).any(axis=1).mean() <= 0.05
+        assert (live.log_evidence_below(right, num, share) >= -np.log(0.05)).any(axis=1).mean() <= 0.05
 
     def test_the_simulated_year_raises_few_false_alarms_and_finds_a_drop(self) -> None:
         assert simulate(100, 1_000, 0.0, 1).rate <= 0.05
@@ -68,8 +70,8 @@ def document(
     label: str | None = None,
     is_chosen: bool = False,
     window: str = "w1",
-) -> PredictedDocument:
-    return PredictedDocument(key.encode(), id, predicted, label, is_chosen, window)
+) -> live.PredictedDocument:
+    return live.PredictedDocument(key.encode(), id, predicted, label, is_chosen, window)
 
 
 class TestCounts:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from transformers.optimization import Adafactor
 
 from benchmarks import low_memory
@@ -30,12 +29,12 @@ pytestmark = pytest.mark.numeric
 RATE, DECAY = 1e-3, 0.1
 
 
-def network() -> nn.Module:
+def network() -> torch.nn.Module:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(30, 500), nn.GELU(), nn.Linear(500, 70))
+    return torch.nn.Sequential(torch.nn.Linear(30, 500), torch.nn.GELU(), torch.nn.Linear(500, 70))
 
 
-def groups(model: nn.Module) -> list[dict]:
+def groups(model: torch.nn.Module) -> list[dict]:
     matrices, vectors = (
         [p for p in model.parameters() if (p.dim() > 1) is wanted] for wanted in (True, False)
     )
@@ -45,7 +44,7 @@ def groups(model: nn.Module) -> list[dict]:
     ]
 
 
-def trained(make: Callable[[nn.Module], torch.optim.Optimizer], steps: int = 12) -> torch.Tensor:
+def trained(make: Callable[[torch.nn.Module], torch.optim.Optimizer], steps: int = 12) -> torch.Tensor:
     """Return the weights after some steps of a network of two layers."""
     model = network()
     optimizer = make(model)
@@ -96,7 +95,7 @@ class TestRounding:
     def test_updates_too_small_for_bf16_add_up(self, rule):
         moved = []
         for dtype in (torch.float32, torch.bfloat16):
-            weight = nn.Parameter(torch.ones(64, 64, dtype=dtype))
+            weight = torch.nn.Parameter(torch.ones(64, 64, dtype=dtype))
             optimizer = LowMemoryOptimizer(
                 [{"params": [weight], "lr": 1e-4, "weight_decay": 0.0}], rule, seed=5
             )
@@ -110,7 +109,7 @@ class TestRounding:
 
     def test_noise_depends_on_seed_step_and_weight_alone(self):
         def step(seed: int) -> torch.Tensor:
-            weight = nn.Parameter(torch.ones(4_096, dtype=torch.bfloat16))
+            weight = torch.nn.Parameter(torch.ones(4_096, dtype=torch.bfloat16))
             weight.grad = torch.ones_like(weight)
             torch.rand(3)
             LowMemoryOptimizer(
@@ -121,7 +120,7 @@ class TestRounding:
         assert torch.equal(step(1), step(1)) and not torch.equal(step(1), step(2))
 
     def test_values_that_are_not_finite_stay_so(self):
-        weight = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+        weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
         weight.grad = torch.tensor([math.nan, math.inf, 0.0], dtype=torch.bfloat16)
         LowMemoryOptimizer([{"params": [weight], "lr": 1.0, "weight_decay": 0.0}], descend).step()
         assert [math.isfinite(value) for value in weight.tolist()] == [False, False, True]

@@ -13,7 +13,6 @@ from fullft_assets import erasure
 from fullft_assets.errors import StoreError
 from fullft_assets.snapshot.ledger import ROLES_FILE
 from fullft_assets.snapshot.near_text import pairs as near_texts
-from fullft_assets.snapshot.near_text.pairs import ABSENT, ALIKE, REFERENCE, UNLIKE, Texts, sketch
 from tests.project import licence_rows
 from tests.test_erasure_batches import CASE, Batches
 
@@ -46,16 +45,22 @@ def drawn_texts(count: int, draw: random.Random) -> list[str]:
 def test_what_changed_is_compared_as_if_all_were(name: str) -> None:
     draw = np.random.default_rng(3)
     texts = pa.array(drawn_texts(300, random.Random(3)))
-    compared = Texts([sketch(texts[:100]).column, sketch(texts[100:]).column], texts.take)
+    compared = near_texts.Texts(
+        [near_texts.sketch(texts[:100]).column, near_texts.sketch(texts[100:]).column], texts.take
+    )
     compare = compared.compare_near if name == "near" else partial(compared.compare_contained, share=0.95)
-    roles = draw.choice([ABSENT, REFERENCE, UNLIKE], len(texts), p=[0.3, 0.25, 0.45]).astype(np.int8)
+    roles = draw.choice(
+        [near_texts.ABSENT, near_texts.REFERENCE, near_texts.UNLIKE], len(texts), p=[0.3, 0.25, 0.45]
+    ).astype(np.int8)
     last = np.zeros(len(texts), np.int8)
     num_changed = 0
     for _ in range(25):
         found = compare(roles, last)
         assert found.tolist() == compare(roles, np.zeros_like(last)).tolist()
-        assert (found == ALIKE).sum() > 10
-        num_changed += int(((found >= UNLIKE) & (last >= UNLIKE) & (found != last)).sum())
+        assert (found == near_texts.ALIKE).sum() > 10
+        num_changed += int(
+            ((found >= near_texts.UNLIKE) & (last >= near_texts.UNLIKE) & (found != last)).sum()
+        )
         last = found
         roles = np.where(draw.random(len(texts)) < 0.04, draw.integers(0, 3, len(texts)), roles).astype(
             np.int8
@@ -65,13 +70,13 @@ def test_what_changed_is_compared_as_if_all_were(name: str) -> None:
 
 def test_the_snapshot_is_that_of_comparing_all_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[int] = []
-    find_near = Texts.find_near
+    find_near = near_texts.Texts.find_near
 
-    def counted(self: Texts, reference: np.ndarray, candidates: np.ndarray) -> dict[int, int]:
+    def counted(self: near_texts.Texts, reference: np.ndarray, candidates: np.ndarray) -> dict[int, int]:
         searched.append(len(candidates))
         return find_near(self, reference, candidates)
 
-    monkeypatch.setattr(Texts, "find_near", counted)
+    monkeypatch.setattr(near_texts.Texts, "find_near", counted)
     texts = drawn_texts(300, random.Random(1))
     rows = [{"id": f"row-{n}-", "text": text, "kind": "ab"[len(text) % 2]} for n, text in enumerate(texts)]
     batches = Batches(tmp_path)

@@ -21,7 +21,6 @@ from transformers import (
 
 from fullft_assets.errors import Interrupted, OutOfMemory, SettingsError
 from fullft_assets.models import inference, token_loss
-from fullft_assets.models.token_loss import TokenLoss, TokenScores, score_documents
 from fullft_assets.progress import Progress
 from tests.test_isolation import APART, LEAKING, SMALL, build
 
@@ -43,7 +42,7 @@ def documents(seed: int = 0) -> tuple[list[list[list[int]]], list[list[list[int]
 
 
 @torch.no_grad()
-def slowly(model: PreTrainedModel, chunks: list, marks: list | None) -> TokenScores:
+def slowly(model: PreTrainedModel, chunks: list, marks: list | None) -> token_loss.TokenScores:
     found = np.zeros((3, len(chunks)))
     for number, document in enumerate(chunks):
         for place, chunk in enumerate(document):
@@ -55,7 +54,7 @@ def slowly(model: PreTrainedModel, chunks: list, marks: list | None) -> TokenSco
                         -scores[i - 1, chunk[i]].item(),
                         scores[i - 1].argmax() == chunk[i],
                     )
-    return TokenScores(*found)
+    return token_loss.TokenScores(*found)
 
 
 MODELS = {
@@ -78,7 +77,7 @@ def test_scores_are_those_of_chunks_alone(name: str, marked: bool, monkeypatch: 
     chunks, marks = documents()
     chunks[3] = [[7] * 30]
     marks[3] = [[1] * 30]
-    found = score_documents(model, chunks, marks if marked else None)
+    found = token_loss.score_documents(model, chunks, marks if marked else None)
     expected = slowly(model, chunks, marks if marked else None)
     assert found.num_tokens.tolist() == expected.num_tokens.tolist()
     assert found.num_right.tolist() == expected.num_right.tolist()
@@ -90,9 +89,9 @@ def test_a_head_that_fsdp2_has_given_a_class_of_its_own_is_replaced_as_well() ->
     model, inputs = build(APART["llama"]), {"input_ids": torch.ones((1, 4), dtype=torch.long)}
     head = model.get_output_embeddings()
     head.__class__ = type("FSDPLinear", (type(head),), {})
-    assert TokenLoss(model, inputs).is_fused
+    assert token_loss.TokenLoss(model, inputs).is_fused
     head.__class__ = type("Scaled", (type(head),), {"forward": lambda self, hidden: 2 * hidden})
-    assert not TokenLoss(model, inputs).is_fused
+    assert not token_loss.TokenLoss(model, inputs).is_fused
 
 
 @pytest.mark.parametrize(
@@ -111,10 +110,10 @@ def test_outputs_that_are_not_finite_are_no_scores() -> None:
     model = build(APART["llama"])
     with torch.no_grad():
         model.lm_head.weight.fill_(torch.nan)
-    found = score_documents(model, [[[5, 6, 7]], [[5]]], None)
+    found = token_loss.score_documents(model, [[[5, 6, 7]], [[5]]], None)
     assert np.isnan(found.loss).tolist() == [True, False]
     assert all(map(math.isnan, (found.mean_loss(), found.token_probability(), found.token_accuracy())))
-    empty = score_documents(model, [[[5]]], None)
+    empty = token_loss.score_documents(model, [[[5]]], None)
     assert (
         empty.num_tokens.tolist() == [0]
         and math.isnan(empty.mean_loss())
@@ -126,20 +125,20 @@ def test_model_is_left_as_it_was_and_a_stop_ends_it() -> None:
     model = build(APART["gpt2"]).train()
     state = torch.random.get_rng_state()
     chunks, _ = documents()
-    first, again = (score_documents(model, chunks, None).loss.tolist() for _ in range(2))
+    first, again = (token_loss.score_documents(model, chunks, None).loss.tolist() for _ in range(2))
     assert first == again, "dropout is off meanwhile"
     assert model.training and torch.equal(state, torch.random.get_rng_state())
     stopped = Progress(silent=True)
     stopped.stop_requested = True
     with pytest.raises(Interrupted):
-        score_documents(model, chunks, None, progress=stopped)
+        token_loss.score_documents(model, chunks, None, progress=stopped)
     assert model.training and "forward" not in vars(model.lm_head)
 
 
 def test_documents_are_scored_in_smaller_batches_where_memory_runs_out() -> None:
     model, sizes = build(APART["llama"]), []
     chunks, marks = documents()
-    expected = score_documents(model, chunks, marks)
+    expected = token_loss.score_documents(model, chunks, marks)
 
     def hook(module: torch.nn.Module, args: object, kwargs: dict) -> None:
         # Beside the tries with single rows, what a batch takes grows with its tokens.
@@ -149,7 +148,7 @@ def test_documents_are_scored_in_smaller_batches_where_memory_runs_out() -> None
 
     model.register_forward_pre_hook(hook, with_kwargs=True)
     most = 80
-    found = score_documents(model, chunks, marks)
+    found = token_loss.score_documents(model, chunks, marks)
     assert max(sizes) > most and len([size for size in sizes if size <= most]) > 3
     assert (
         found.num_tokens.tolist() == expected.num_tokens.tolist()
@@ -158,7 +157,7 @@ def test_documents_are_scored_in_smaller_batches_where_memory_runs_out() -> None
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     most = 2
     with pytest.raises(OutOfMemory, match=r"^memory ran out .*\(a single chunk of \d+ "):
-        score_documents(model, chunks, marks)
+        token_loss.score_documents(model, chunks, marks)
     assert "forward" not in vars(model.lm_head)
 
 

@@ -33,7 +33,6 @@ from fullft_assets.training.checkpoints import (
     step_of,
 )
 from fullft_assets.training.finetuning import Fit, fine_tune
-from fullft_assets.training.guards import GuardSet, PlannedRun, StepMetrics
 from fullft_assets.training.recorder import Meter, StepRecorder, Tracker
 from fullft_assets.training.watching import GuardActions, RolledBack
 from tests.prepared import QUIET, Prepared, prepare, quick
@@ -46,16 +45,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepared
 
 
-def guard(num_steps: int = 1_000, **guards: str) -> GuardSet:
-    return GuardSet(guards, PlannedRun(num_steps))
+def guard(num_steps: int = 1_000, **guards: str) -> rules.GuardSet:
+    return rules.GuardSet(guards, rules.PlannedRun(num_steps))
 
 
-def fired(watching: GuardSet, losses: list[float], name: str = "loss") -> list[tuple[int, str, int]]:
+def fired(watching: rules.GuardSet, losses: list[float], name: str = "loss") -> list[tuple[int, str, int]]:
     """Show a guard one number a step; return (step, rule, since) of what it found."""
     return [
         (step, finding.rule, finding.since)
         for step, value in enumerate(losses, start=1)
-        for finding in watching.observe(StepMetrics(step, **{"loss": 1.0, name: value}))
+        for finding in watching.observe(rules.StepMetrics(step, **{"loss": 1.0, name: value}))
     ]
 
 
@@ -65,13 +64,13 @@ class TestRules:
     def test_a_healthy_run_is_left_alone(self):
         watching = guard(num_steps=200)
         for step, loss in enumerate(self.falling, start=1):
-            assert not watching.observe(StepMetrics(step, loss=loss, grad_norm=1 + loss))
-        assert not watching.observe(StepMetrics(100, validation_loss=1.0))
+            assert not watching.observe(rules.StepMetrics(step, loss=loss, grad_norm=1 + loss))
+        assert not watching.observe(rules.StepMetrics(100, validation_loss=1.0))
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("name", ["loss", "grad_norm", "validation_loss"])
     def test_what_is_not_finite_is_found_at_once(self, name, value):
-        (finding,) = guard().observe(StepMetrics(7, **{name: value}))
+        (finding,) = guard().observe(rules.StepMetrics(7, **{name: value}))
         assert (finding.action, finding.rule, finding.since) == ("roll_back", "non_finite", 7)
 
     def test_a_spike_must_last(self):
@@ -94,7 +93,7 @@ class TestRules:
         def of(*losses: float) -> list[int]:
             watching = guard()
             seen = [
-                watching.observe(StepMetrics(step, validation_loss=loss))
+                watching.observe(rules.StepMetrics(step, validation_loss=loss))
                 for step, loss in enumerate(losses, start=1)
             ]
             return [step for step, findings in enumerate(seen, start=1) if findings]
@@ -126,12 +125,12 @@ class TestRules:
         at = data.draw(st.integers(1, len(lines) - 1))
         straight, resumed = guard(len(seen)), guard(len(seen))
         for line in lines[:at]:
-            straight.observe(StepMetrics.of_line(line))
+            straight.observe(rules.StepMetrics.of_line(line))
         resumed.replay(
             json.loads(json.dumps([*lines[:at], {"step": 1, "event": "no_progress", "action": "warn"}]))
         )
         for line in lines[at:]:
-            metrics = StepMetrics.of_line(line)
+            metrics = rules.StepMetrics.of_line(line)
             assert repr(straight.observe(metrics)) == repr(resumed.observe(metrics))
 
 

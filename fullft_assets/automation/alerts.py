@@ -15,7 +15,6 @@ import dagster as dg
 from pydantic import BaseModel, ValidationError
 
 from fullft_assets import alerts, documents, release
-from fullft_assets.alerts import Alert
 from fullft_assets.artifacts import (
     BATCH_PREDICTIONS,
     DRIFT_REPORT,
@@ -131,7 +130,7 @@ def _alerts_of(
     runs: Sequence[dg.RunRecord],
     entries: Sequence[tuple[str, RecordedDecision]],
     now: float,
-) -> Iterator[Alert]:
+) -> Iterator[alerts.Alert]:
     day = str(datetime.fromtimestamp(now, UTC).date())
     sources = [
         *(
@@ -181,14 +180,14 @@ def finished_runs(graph: CaseGraph, instance: dg.DagsterInstance, since: float) 
 
 def of_run(
     graph: CaseGraph, instance: dg.DagsterInstance, store: Store, record: dg.RunRecord
-) -> Iterator[Alert]:
+) -> Iterator[alerts.Alert]:
     """Yield the alerts of a finished run: that it failed for good, or the verdict of its stage; of a
     cancelled one only that it holds its batch back.
     """
     run = record.dagster_run
     stage = run.job_name.removeprefix(f"{graph.name}_")
 
-    def alert(event: Event, title: str, action: str, what: str = run.run_id) -> Alert:
+    def alert(event: Event, title: str, action: str, what: str = run.run_id) -> alerts.Alert:
         return _alert(
             graph, event, what, title, action, _run_page(record), record.update_timestamp.timestamp()
         )
@@ -263,8 +262,10 @@ def _name(graph: CaseGraph, record: dg.RunRecord) -> str:
     return f"the run {name}" + (f" of {partition}" if partition else "")
 
 
-def _alert(graph: CaseGraph, event: Event, what: str, title: str, action: str, page: str, at: float) -> Alert:
-    return Alert(
+def _alert(
+    graph: CaseGraph, event: Event, what: str, title: str, action: str, page: str, at: float
+) -> alerts.Alert:
+    return alerts.Alert(
         event,
         graph.name,
         f"{event}/{what}",
@@ -333,7 +334,7 @@ def _of_decisions(
     store: Store,
     entries: Sequence[tuple[str, RecordedDecision]],
     now: float,
-) -> Iterator[Alert]:
+) -> Iterator[alerts.Alert]:
     for name, entry in entries:
         decision = entry.decision
         if decision.action in ("alert", "request_labels"):
@@ -380,7 +381,9 @@ def _asset_page(graph: CaseGraph, asset: str) -> str:
     return f"assets/{graph.name}/{asset}"
 
 
-def _of_silence(graph: CaseGraph, instance: dg.DagsterInstance, store: Store, now: float) -> Iterator[Alert]:
+def _of_silence(
+    graph: CaseGraph, instance: dg.DagsterInstance, store: Store, now: float
+) -> Iterator[alerts.Alert]:
     hours = graph.settings.alerts.silent_hours
     if hours is None:
         return
@@ -405,7 +408,7 @@ def _of_silence(graph: CaseGraph, instance: dg.DagsterInstance, store: Store, no
             )
 
 
-def _of_ticks(graph: CaseGraph, instance: dg.DagsterInstance, now: float) -> Iterator[Alert]:
+def _of_ticks(graph: CaseGraph, instance: dg.DagsterInstance, now: float) -> Iterator[alerts.Alert]:
     least = {f"{graph.name}_{name}": number for name, number in _FAILED_TICKS.items()}
     for state in instance.all_instigator_state():
         number = least.get(state.name)

@@ -51,15 +51,6 @@ from fullft_assets.markdown import escape_name
 from fullft_assets.monitoring import DriftMetadata, LiveMetadata
 from fullft_assets.planning import PlanMetadata
 from fullft_assets.resources import latest, one_line_errors, summary_by_partition
-from fullft_assets.retraining import (
-    Decision,
-    RecordedDecision,
-    Signals,
-    State,
-    hours_spent,
-    num_unproductive,
-    raised_after,
-)
 from fullft_assets.retraining.history import date
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store, digest
@@ -79,7 +70,7 @@ class DecisionLedger(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     raised: dict[str, float] = {}
-    decision: Decision | None = None
+    decision: retraining.Decision | None = None
 
 
 def decisions_asset(graph: CaseGraph) -> dg.AssetSpec:
@@ -109,13 +100,15 @@ def record(
     instance: dg.DagsterInstance,
     store: Store,
     ledger: DecisionLedger,
-    state: State,
-    signals: Signals,
-    decision: Decision,
+    state: retraining.State,
+    signals: retraining.Signals,
+    decision: retraining.Decision,
 ) -> None:
     """Remember a decision, in the log and in the UI if it differs from the one before."""
     if ledger.decision != decision:
-        entry = RecordedDecision(case=graph.name, time=signals.now, signals=signals, decision=decision)
+        entry = retraining.RecordedDecision(
+            case=graph.name, time=signals.now, signals=signals, decision=decision
+        )
         store.write_pointer(
             f"{graph.name}/{ASSET}/{int(signals.now * 1000):014d}", entry.model_dump(mode="json")
         )
@@ -133,23 +126,28 @@ def record(
                     reason="; ".join(decision.reasons),
                 ),
             )
-    ledger_now = DecisionLedger(raised=raised_after(state, signals, decision), decision=decision)
+    ledger_now = DecisionLedger(raised=retraining.raised_after(state, signals, decision), decision=decision)
     if ledger_now != ledger:
         store.write_pointer(f"{graph.name}/retraining", ledger_now.model_dump(mode="json"))
 
 
-def entries_since(store: Store, case: str, since: float) -> Iterator[tuple[str, RecordedDecision]]:
+def entries_since(store: Store, case: str, since: float) -> Iterator[tuple[str, retraining.RecordedDecision]]:
     """Yield the readable decisions of the log since a time (seconds since the epoch) with their names, oldest
     first.
     """
     for name in store.list_pointers(f"{case}/{ASSET}"):
         if name.isdecimal() and since <= int(name) / 1000:
             with suppress(ValueError):
-                yield name, RecordedDecision.model_validate(store.read_pointer(f"{case}/{ASSET}/{name}"))
+                yield (
+                    name,
+                    retraining.RecordedDecision.model_validate(store.read_pointer(f"{case}/{ASSET}/{name}")),
+                )
 
 
-def _metadata(graph: CaseGraph, state: State, signals: Signals, decision: Decision) -> dict[str, Any]:
-    hours = hours_spent(state, signals)
+def _metadata(
+    graph: CaseGraph, state: retraining.State, signals: retraining.Signals, decision: retraining.Decision
+) -> dict[str, Any]:
+    hours = retraining.hours_spent(state, signals)
     numbers = {
         "num_examples": signals.num_examples,
         "num_new_examples": max(0, signals.num_examples - state.num_trained),
@@ -158,7 +156,7 @@ def _metadata(graph: CaseGraph, state: State, signals: Signals, decision: Decisi
         "estimated_hours": signals.estimated_hours,
         "hours_spent_this_month": hours,
         "usd_spent_this_month": hours * signals.hourly_usd,
-        "num_attempts_in_vain": num_unproductive(state, signals, graph.settings.retraining),
+        "num_attempts_in_vain": retraining.num_unproductive(state, signals, graph.settings.retraining),
     }
     return {
         "action": decision.action,

@@ -10,7 +10,6 @@ import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -37,7 +36,7 @@ class YamlSource:
     """
 
     path: Path
-    value: Any = None
+    value: typing.Any = None
     lines: dict[Key, int] = field(default_factory=dict)
     raw: dict[Key, str] = field(default_factory=dict)
     problems: list[tuple[int, str]] = field(default_factory=list)
@@ -60,7 +59,7 @@ class YamlSource:
             problems = sorted(self.problems, key=lambda problem: problem[0])
             raise SettingsError("\n".join(dict.fromkeys(self.located(*problem) for problem in problems)))
 
-    def fail(self, line: int, message: str) -> NoReturn:
+    def fail(self, line: int, message: str) -> typing.NoReturn:
         """Raise a problem after which nothing can be read."""
         raise SettingsError(self.located(line, message))
 
@@ -135,7 +134,7 @@ def _syntax_message(error: yaml.MarkedYAMLError) -> str:
     return message
 
 
-def _construct(loader: _Loader, node: yaml.Node, key: Key, source: YamlSource) -> Any:
+def _construct(loader: _Loader, node: yaml.Node, key: Key, source: YamlSource) -> typing.Any:
     source.lines.setdefault(key, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode) and node.tag == MAPPING:
         line_of: dict[str, int] = {}
@@ -190,7 +189,7 @@ def _resolve(text: str, key: Key, source: YamlSource) -> str:
     return _TEMPLATE.sub(replace, text)
 
 
-def explain(error: Any, key: Key, source: YamlSource) -> str:
+def explain(error: typing.Any, key: Key, source: YamlSource) -> str:
     """Return one line: the value given, and what pydantic or the description of the setting says of it."""
     info = field_of(key, source)
     message = str(error["msg"]).removeprefix("Value error, ")
@@ -234,7 +233,7 @@ def field_of(key: Key, source: YamlSource | None = None) -> FieldInfo | None:
     Args:
         source: the YAML, which says the kind of a launcher where several kinds have a key of this name.
     """
-    model: Any = UseCaseSettings
+    model: typing.Any = UseCaseSettings
     info = None
     for name in key:
         if isinstance(name, int):
@@ -262,13 +261,13 @@ def _launcher_fields(key: Key, source: YamlSource | None) -> dict[str, FieldInfo
     return {name: info for section in sections for name, info in section.model_fields.items()}
 
 
-def _plain_type(annotation: Any) -> Any:
+def _plain_type(annotation: typing.Any) -> typing.Any:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return next(part for part in typing.get_args(annotation) if part is not type(None))
     return annotation
 
 
-def _item_type(info: FieldInfo) -> Any:
+def _item_type(info: FieldInfo) -> typing.Any:
     parts = (info.annotation, *typing.get_args(info.annotation))
     return next((typing.get_args(part)[0] for part in parts if typing.get_origin(part) is list), None)
 

@@ -14,7 +14,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fullft_assets.documents import batches
-from fullft_assets.documents.batches import Batch, Kind, list_batches
 from fullft_assets.documents.formats import COMPRESSIONS, ending_of, reads_any_ending
 from fullft_assets.documents.names import alias, shown_path
 from fullft_assets.documents.sources import Folder, S3Prefix, Source, SourceFile, open_source
@@ -25,7 +24,7 @@ from fullft_assets.store import CheckOutcome, Store
 from fullft_assets.store.checks import CheckSpec
 
 #: Records what is new of the files that a look found, and returns the batches.
-_Record = Callable[[Sequence[SourceFile]], list[Batch]]
+_Record = Callable[[Sequence[SourceFile]], list[batches.Batch]]
 #: Pages of 1,000 keys that one look at a bucket lists: each costs nearly 0.1 CPU seconds, and as long or
 #: longer for the server.
 PAGES_A_LOOK = 10
@@ -35,7 +34,7 @@ PAGES_A_LOOK = 10
 class Look:
     """What one look at a source found."""
 
-    cut: list[Batch]
+    cut: list[batches.Batch]
     #: New files that may still be growing.
     num_unsettled: int
     #: What was left alone, in words; empty if nothing was.
@@ -51,7 +50,7 @@ class Look:
     open_window: str = ""
 
 
-def source_of(use_case: UseCase, kind: Kind = "batch") -> Source:
+def source_of(use_case: UseCase, kind: batches.Kind = "batch") -> Source:
     """Return the source of a use case's documents, or of its production documents."""
     settings = use_case.settings
     path = settings.documents.path if kind == "batch" else settings.monitoring.path
@@ -60,7 +59,12 @@ def source_of(use_case: UseCase, kind: Kind = "batch") -> Source:
 
 
 def look(
-    store: Store, use_case: UseCase, kind: Kind = "batch", *, whole: bool = False, now: float | None = None
+    store: Store,
+    use_case: UseCase,
+    kind: batches.Kind = "batch",
+    *,
+    whole: bool = False,
+    now: float | None = None,
 ) -> Look:
     """Cut the new files at the source into batches and record them.
 
@@ -86,13 +90,13 @@ def look(
     if kind == "window":
         bounds = bounds.model_copy(update={"max_batch_files": 1})
 
-    def record(files: Sequence[SourceFile]) -> list[Batch]:
+    def record(files: Sequence[SourceFile]) -> list[batches.Batch]:
         return batches.record(store, use_case.name, files, bounds, kind, uri=source.uri)
 
     return _look(store, use_case.name, source, bounds, kind, record, now, whole=whole)
 
 
-def last_arrival(store: Store, case: str, kind: Kind, now: float) -> float:
+def last_arrival(store: Store, case: str, kind: batches.Kind, now: float) -> float:
     """Return when something new came that a look has found, in seconds since the epoch; 0 if nothing did.
 
     That is when the newest batch (or window) was recorded, or when the newest file arrived that waits for the
@@ -113,7 +117,7 @@ def _look(
     case: str,
     source: Source,
     bounds: DocumentsSettings,
-    kind: Kind,
+    kind: batches.Kind,
     record: _Record,
     now: float,
     *,
@@ -195,8 +199,8 @@ def skipped(why: Mapping[str, str], *, named: bool) -> list[str]:
 
 
 def _list_on(
-    store: Store, case: str, source: S3Prefix, kind: Kind, record: _Record
-) -> tuple[list[Batch], str]:
+    store: Store, case: str, source: S3Prefix, kind: batches.Kind, record: _Record
+) -> tuple[list[batches.Batch], str]:
     """List the next pages of a prefix and record the new files; return the batches, and the path that the
     next look goes on after, which is empty at the end.
     """
@@ -240,7 +244,7 @@ def _ending(path: str) -> str:
 
 
 def _remember_leftovers(
-    store: Store, case: str, kind: Kind, counts: Mapping[str, int], num_read: int
+    store: Store, case: str, kind: batches.Kind, counts: Mapping[str, int], num_read: int
 ) -> None:
     counts_of_look = {"by_ending": dict(counts), "num_read": num_read}
     if store.read_pointer(f"{case}/left/{kind}") != counts_of_look:
@@ -264,7 +268,7 @@ def check_leftovers(store: Store, case: str) -> CheckOutcome:
         name=FILES_ARE_READ.name,
         passed=not num_left,
         # Files that were read once may have been removed since, and their batches go on.
-        severity="error" if num_left and not num_read and not list_batches(store, case) else "warn",
+        severity="error" if num_left and not num_read and not batches.list_batches(store, case) else "warn",
         description=(
             f"{num_left:,} of {num_left + num_read:,} files are not read: {endings}; convert or remove them"
             if num_left

@@ -19,7 +19,6 @@ from fullft_assets.errors import TRANSIENT, WorkloadError
 from fullft_assets.job import Job
 from fullft_assets.launch import records
 from fullft_assets.launch.base import Launcher, LaunchSpec, Logs, Status, Unreachable
-from fullft_assets.launch.records import Launch
 from fullft_assets.resources.run_workers import is_gone, logged_pid
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import task_of
@@ -197,10 +196,10 @@ class LaunchDriver:
         workload: str,
         job: Job,
         arguments: list[str],
-    ) -> Launch:
+    ) -> records.Launch:
         planning = job.settings.planning
         usd = planning.hourly_usd if launcher.settings == job.settings.launcher else 0.0
-        return Launch(
+        return records.Launch(
             case=job.case,
             stage=job.stage,
             key=job.key,
@@ -217,7 +216,7 @@ class LaunchDriver:
         self,
         context: dg.AssetExecutionContext,
         launcher: Launcher,
-        launch: Launch,
+        launch: records.Launch,
         store: Store,
         status: Status,
         *,
@@ -263,7 +262,7 @@ class LaunchDriver:
         self,
         context: dg.AssetExecutionContext,
         launcher: Launcher,
-        launch: Launch,
+        launch: records.Launch,
         store: Store,
         is_followed: Callable[[], bool | None],
     ) -> bool:
@@ -341,7 +340,7 @@ class LaunchDriver:
         self,
         context: dg.AssetExecutionContext,
         launcher: Launcher,
-        launch: Launch,
+        launch: records.Launch,
         store: Store,
         seconds: float = 0.0,
     ) -> bool:
@@ -366,7 +365,7 @@ class LaunchDriver:
     def _end_elsewhere(
         self,
         context: dg.AssetExecutionContext,
-        request: Launch,
+        request: records.Launch,
         store: Store,
         is_active: Callable[[str], bool | None],
     ) -> None:
@@ -461,7 +460,7 @@ def _is_active(instance: dg.DagsterInstance, run_id: str) -> bool | None:
     return None if run is None else not run.is_finished and not is_gone(instance, run)
 
 
-def _recorded_end(store: Store, launch: Launch) -> Status | None:
+def _recorded_end(store: Store, launch: records.Launch) -> Status | None:
     newest = records.read(store, launch)
     if newest is None or newest.attempt != launch.attempt:
         return _lost(launch)
@@ -471,5 +470,5 @@ def _recorded_end(store: Store, launch: Launch) -> Status | None:
     return Status(state, newest.reason, newest.failure, is_own_line=True)
 
 
-def _lost(launch: Launch) -> Status:
+def _lost(launch: records.Launch) -> Status:
     return Status("failed", f"is gone from {launch.place}", "infrastructure")

@@ -55,13 +55,6 @@ from fullft_assets.training.checkpoints import (
     step_of,
 )
 from fullft_assets.training.feed import sums_between
-from fullft_assets.training.loop import (
-    Loop,
-    Step,
-    Watch,
-    accumulation_steps,
-    load_weights,
-)
 from fullft_assets.training.recipe import Recipe
 from fullft_assets.training.recorder import (
     Ending,
@@ -136,7 +129,7 @@ class TrainingRun:
     num_processes: int
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None
     resumable: bool
-    watch: Watch
+    watch: training_loop.Watch
     history: RunHistory
     stored: StoredCheckpoints | None
 
@@ -166,7 +159,7 @@ class TrainingSegment:
         self.saver = Saver(run.history, run.stored)
         self.stopped = False
         self._num_unmoved_steps = 0
-        self._unread_steps: deque[Step] = deque()
+        self._unread_steps: deque[training_loop.Step] = deque()
         set_seed(run.seed)
         self.model = sharding.load(run.recipe, self.settings, run.num_processes)
         # Passes of training have no use for one; and what is exported must not depend on a kill.
@@ -176,7 +169,7 @@ class TrainingSegment:
         preparation = run.recipe.prepare(self.model, self.settings, run.seed)
         self.prepared = kernels.apply(self.model, preparation, self.settings)
         feed = self.prepared.feed
-        passes_a_step = accumulation_steps(self.settings, run.num_processes) * run.num_processes
+        passes_a_step = training_loop.accumulation_steps(self.settings, run.num_processes) * run.num_processes
         documents_of_steps = np.append(feed.bounds[: feed.num_passes : passes_a_step], feed.bounds[-1])
         if self.settings.compile:
             layers.compile_layers(self.model)
@@ -197,7 +190,7 @@ class TrainingSegment:
             checkpoints=run.stored,
             before_roll_back=self.saver.finish,
         )
-        self.loop: Loop | None = None
+        self.loop: training_loop.Loop | None = None
 
     def _fit_head(self) -> None:
         """Begin with a head that fits the base model's representations; the first process fits it for all."""
@@ -287,7 +280,7 @@ class TrainingSegment:
             self._validate(0)
         is_at_end = self.first_step >= (self.history.end_step or self.num_steps)
         if self.checkpoint:
-            load_weights(self.model, self.checkpoint)
+            training_loop.load_weights(self.model, self.checkpoint)
             # A stop may have cut the validation of these weights short.
             was_scored = any(
                 "validation_loss" in line and line["step"] == self.first_step
@@ -306,7 +299,7 @@ class TrainingSegment:
     def _take_steps(self) -> None:
         run = self.shared
         with _setting_up(self.settings):
-            self.loop = loop = Loop(
+            self.loop = loop = training_loop.Loop(
                 self.model,
                 self.prepared,
                 self.settings,
@@ -332,7 +325,7 @@ class TrainingSegment:
         """The last step that was taken."""
         return self.first_step if self.loop is None else self.loop.step
 
-    def _end_step(self, loop: Loop, step: Step) -> bool:
+    def _end_step(self, loop: training_loop.Loop, step: training_loop.Step) -> bool:
         """Record and check steps, validate and save where that is planned; return whether the segment ends
         here.
 
@@ -387,7 +380,7 @@ class TrainingSegment:
         self.recorder.meter.start()
         return self.shared.resumable and self.validator.best_step() == step
 
-    def _save(self, loop: Loop, *, is_planned: bool) -> None:
+    def _save(self, loop: training_loop.Loop, *, is_planned: bool) -> None:
         """Write a checkpoint aside, and move it to its place when it is complete: a run that is killed
         meanwhile must not resume from a part of it.
 
@@ -460,7 +453,7 @@ class TrainingSegment:
 
         def load(listener: Listener) -> str | None:
             try:
-                load_weights(self.model, find(listener))
+                training_loop.load_weights(self.model, find(listener))
             except StoreError as error:
                 return str(error)
             return None
@@ -468,7 +461,7 @@ class TrainingSegment:
         if inference.is_sharded(self.model):
             # Each host needs it; and this one waits without saying so.
             ranks.run_on_each_host(lambda: find(Progress(silent=True)), run.progress)
-            load_weights(self.model, checkpoint_of(run.folder, step))
+            training_loop.load_weights(self.model, checkpoint_of(run.folder, step))
         elif problem := ranks.run_on_first(load, run.progress):
             raise StoreError(f"best step {step:,}: {problem}; delete {run.folder} to train again")
 
@@ -563,7 +556,7 @@ def fine_tune(
     num_processes: int = 1,
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None = None,
     resumable: bool = True,
-    watch: Watch = lambda moment, loop: None,
+    watch: training_loop.Watch = lambda moment, loop: None,
     checkpoints: StoredCheckpoints | None = None,
 ) -> Fit:
     """Train every weight of a model.
@@ -624,7 +617,7 @@ def require(settings: TrainingSettings, num_processes: int) -> None:
         SettingsError: the first problem: the batch cannot be divided, the hardware lacks the precision, two
             settings contradict each other, MLflow is missing, or a guard is not registered.
     """
-    accumulation_steps(settings, num_processes)
+    training_loop.accumulation_steps(settings, num_processes)
     # `auto` is fp16 on older GPUs, which only this machine knows.
     for is_here in (False, True):
         checked = settings.model_copy(update={"precision": precision.of(settings)}) if is_here else settings
