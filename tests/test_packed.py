@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from fullft_assets.errors import DataError, Interrupted, SettingsError
+from fullft_assets.models import precision
 from fullft_assets.models.token_loss import IGNORED, TokenLoss, plain
 from fullft_assets.progress import Progress
 from fullft_assets.settings import TrainingSettings
@@ -85,10 +86,9 @@ class Built(NextTokenRecipe):
     config: PreTrainedConfig | None = None
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
-        return build(self.config)
+        return build(self.config, dtype=precision.of_weights(settings))
 
-    def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
-        return build(self.config)
+    load_original = load
 
 
 def documents(data: Training) -> Split:

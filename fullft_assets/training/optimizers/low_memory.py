@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor
 #: Elements updated at a time: as many as stay in a CPU's cache, or fill a GPU.
 _CPU_CHUNK = 2**17
 _GPU_CHUNK = 2**24
-#: Between the seeds of the noise of a weight's parts.
-_PARTS_APART = 2**40
+#: Between the seeds of the noise of a weight's parts; a CPU's generator takes the lower 32 bits alone.
+_PARTS_APART = 15_485_863
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
