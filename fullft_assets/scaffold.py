@@ -89,14 +89,11 @@ class UseCaseScaffolder(Scaffolder):
         if request.scaffold_format != "yaml" or request.append:
             raise SettingsError(f"{request.target_path}: a use case is one YAML file in a folder of its own")
         yaml_path = request.target_path / "defs.yaml"
-        yaml_path.write_text(render_defs_yaml(request.target_path.name), encoding="utf-8")
-        _write_sample(find_project_root(yaml_path) / "data" / fitting_name(request.target_path.name))
-
-
-def render_defs_yaml(folder: str) -> str:
-    """Return the text of a `defs.yaml` for a use case in a folder of this name."""
-    case = fitting_name(folder)
-    return DEFS_YAML % {"case": case, "name": "" if case == folder else f"  name: {case}\n"}
+        folder = request.target_path.name
+        case = fitting_name(folder)
+        text = DEFS_YAML % {"case": case, "name": "" if case == folder else f"  name: {case}\n"}
+        yaml_path.write_text(text, encoding="utf-8")
+        _write_sample(find_project_root(yaml_path) / "data" / case)
 
 
 def _write_sample(folder: Path) -> None:

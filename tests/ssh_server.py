@@ -71,8 +71,7 @@ class SshServer:
         if program is None or shutil.which("ssh") is None:
             machine.lacks(_MISSING)
         assert program is not None
-        command = [program, "-D", "-e", "-f", str(self.folder / "sshd_config")]
-        self._process = subprocess.Popen(command)
+        self._process = subprocess.Popen([program, "-D", "-e", "-f", str(self.folder / "sshd_config")])
         deadline = time.monotonic() + 60
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):

@@ -145,8 +145,7 @@ class TestLanguageModeling:
         }
         (tmp_path / "tokenizer.json").write_text(json.dumps(content))
         (tmp_path / "tokenizer_config.json").write_text((smol / "tokenizer_config.json").read_text())
-        tokenization = load(tmp_path, "language_modeling", max_tokens=16, stride=2)
-        cut = tokenization.chunks([" the" * 40])[0]
+        cut = load(tmp_path, "language_modeling", max_tokens=16, stride=2).chunks([" the" * 40])[0]
         assert len(cut) > 2 and all(chunk[0] == 0 and chunk.count(0) == 1 for chunk in cut)
         assert [chunk.count(2) for chunk in cut] == [0] * (len(cut) - 1) + [1]
 

@@ -89,8 +89,7 @@ def rows(case: Prepared, stage: str, file: str) -> int:
 
 
 def test_nothing_of_them_is_left(case: Prepared) -> None:
-    groups = {*case.split("train").groups}
-    person = next(person for person in WORDS if person in groups)
+    person = next(person for person in WORDS if person in case.split("train").groups)
     stages = (
         "raw_documents",
         "production_documents",

@@ -53,8 +53,7 @@ class TestLabels:
     def report(self, lab: classification.Lab, answers: dict[str, str]) -> Manifest:
         # A file may have more rows than are tested.
         write(lab.root / "vendor.jsonl", {**answers, "another row": "memo"})
-        systems = {"vendor": "vendor.jsonl"}
-        settings = with_external(lab.use_case.settings, systems, metrics=["auroc"])
+        settings = with_external(lab.use_case.settings, {"vendor": "vendor.jsonl"}, metrics=["auroc"])
         brought = external.keep(lab.store, "mail", settings, lab.root)
         candidate = lab.checkpoint("candidate", classification.small_model(lab.labels, [0, 1, 2]))
         return lab.evaluate(candidate, "with_vendor", settings=settings, brought=brought)

@@ -186,8 +186,7 @@ class TestInDagster:
             monkeypatch.setattr(records, "_ATTACH_SECONDS", 0.0)
             (request,) = tick().run_requests
             assert request.tags["orphans/jobs"] == made.name_in(store)
-            job = defs.resolve_job_def("letters_end_orphans")
-            done = job.execute_in_process(instance=instance)
+            done = defs.resolve_job_def("letters_end_orphans").execute_in_process(instance=instance)
             assert not runs(store, made) and recorded(store).state == "stopped"
             assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
             launch(

@@ -25,8 +25,7 @@ SENTENCE = "Ann Rossi moved to Ghent on 3 May."
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A spaCy pipeline that knows a person, a place and a date."""
-    spacy = pytest.importorskip("spacy", reason="pip install 'fullft-assets[pii]'")
-    nlp = spacy.blank("en")
+    nlp = pytest.importorskip("spacy", reason="pip install 'fullft-assets[pii]'").blank("en")
     nlp.add_pipe("entity_ruler").add_patterns(
         [{"label": label, "pattern": words} for label, words in PATTERNS.items()]
     )

@@ -186,8 +186,7 @@ class TestGrowth:
 
 class TestSetAside:
     def test_rare_labels_are_set_aside_counted_and_named(self, common: list[dict[str, Any]]) -> None:
-        odd = rows_of_groups({"q1": ("poem", 3), "q2": ("song", 1)}, start=1_000)
-        frozen = take([*common, *odd])
+        frozen = take([*common, *rows_of_groups({"q1": ("poem", 3), "q2": ("song", 1)}, start=1_000)])
         assert frozen.labels == ["a", "b"]
         assert frozen.metadata["left_out"]["rows of labels that are set aside"] == 4
         assert frozen.metadata["labels_set_aside"] == [

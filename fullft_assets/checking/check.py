@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fullft_assets.base_model import BaseModelHeader, find_base_model, read_header
+from fullft_assets.base_model import find_base_model, read_header
 from fullft_assets.checking.corpus import READ_BYTES, Corpus, look_at_documents
 from fullft_assets.checking.sample import field_problems, id_findings, label_findings
 from fullft_assets.checking.yaml_source import Key, read_source
@@ -23,10 +23,19 @@ def check_use_case(use_case: UseCase) -> str:
     model = read_header(find_base_model(settings, use_case.project_root))
     corpus = look_at_documents(use_case)
     _refuse(use_case, corpus)
+    reads = f", reads up to {model.max_positions:,} tokens" if model.max_positions else ""
+    width = state_bytes(settings.training.optimizer, settings.training.weights)
     rows = {
-        "model": _model_line(settings, model),
+        "model": (
+            f"{settings.base_model}: {model.model_type}, {_scaled(model.num_parameters, 1000, _COUNTS)}"
+            f" parameters in {model.dtype} ({_size(model.weights_bytes)}){reads},"
+            f" revision {model.revision[:12]}"
+        ),
         "documents": _documents_line(settings, corpus),
-        "memory": _memory_line(settings, model),
+        "memory": (
+            f"{_size(width * model.num_parameters)} for weights, gradients, moments ({width} bytes a"
+            " parameter), and activations, which `fullft plan` counts"
+        ),
         "verdict": (
             f"unknown before ingestion; needs {settings.release.min_effective_groups:g} test groups"
             " (release.min_effective_groups)"
@@ -75,22 +84,6 @@ def _no_row(corpus: Corpus) -> Iterator[tuple[Key, str]]:
             if corpus.is_cut
             else f"no row in {len(corpus.files):,} file(s){f': {corpus.note}' if corpus.note else ''}",
         )
-
-
-def _model_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
-    reads = f", reads up to {model.max_positions:,} tokens" if model.max_positions else ""
-    return (
-        f"{settings.base_model}: {model.model_type}, {_scaled(model.num_parameters, 1000, _COUNTS)}"
-        f" parameters in {model.dtype} ({_size(model.weights_bytes)}){reads}, revision {model.revision[:12]}"
-    )
-
-
-def _memory_line(settings: UseCaseSettings, model: BaseModelHeader) -> str:
-    width = state_bytes(settings.training.optimizer, settings.training.weights)
-    return (
-        f"{_size(width * model.num_parameters)} for weights, gradients, moments ({width} bytes a parameter),"
-        " and activations, which `fullft plan` counts"
-    )
 
 
 def _documents_line(settings: UseCaseSettings, corpus: Corpus) -> str:

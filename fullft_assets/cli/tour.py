@@ -198,8 +198,7 @@ class _Tour:
         metadata = EvaluationMetadata.of(report)
         champion = release.read_champion(self.store, CASE)
         is_champion = champion is not None and champion.checkpoint == metadata.checkpoint
-        kind = "a new champion" if is_champion else "a recorded refusal"
-        return f"release: {kind}: {metadata.verdict}"
+        return f"release: a {'new champion' if is_champion else 'recorded refusal'}: {metadata.verdict}"
 
 
 class _Services:

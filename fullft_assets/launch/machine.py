@@ -271,8 +271,7 @@ def ending(code: int) -> tuple[str, FailureClass]:
     # Killed from outside: by the kernel, the machine's owner or a node that went away.
     number = code - 128
     name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
-    hint = " (out of memory?)" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}", "infrastructure"
+    return f"was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}", "infrastructure"
 
 
 def main() -> int:

@@ -194,8 +194,7 @@ def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, A
             if state_bytes(optimizer, weights) < state_bytes(training.optimizer, training.weights):
                 # One that steps in the backward pass cannot accumulate.
                 size = training.batch_size if OPTIMIZERS.get(optimizer).steps_in_backward else sizes[-1]
-                rung = {"micro_batch_size": size, "optimizer": optimizer, "weights": weights}
-                yield {**last, **more, **rung}
+                yield {**last, **more, "micro_batch_size": size, "optimizer": optimizer, "weights": weights}
 
 
 #: (settings, precision, whether on a GPU, processes) -> what one process holds.
@@ -399,14 +398,13 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
             "training": unknown if plan.hours is None else _duration(plan.hours),
             "USD an hour": "unknown" if target.hourly_usd is None else f"{target.hourly_usd:,.2f}",
             "first model, USD": unknown if plan.usd is None else _range(*plan.usd),
-            "as spot, USD": _as_spot(plan),
+            "as spot, USD": (
+                ""
+                if plan.usd is None or plan.target.spot is None
+                else _range(plan.usd[0] * plan.target.spot[0], plan.usd[1] * plan.target.spot[1])
+            ),
             "with a year, USD": unknown if plan.year_usd is None else _range(*plan.year_usd),
         }
-
-
-def _as_spot(plan: TargetPlan) -> str:
-    spot = plan.target.spot
-    return "" if plan.usd is None or spot is None else _range(plan.usd[0] * spot[0], plan.usd[1] * spot[1])
 
 
 def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountMemory, precision: str) -> int:

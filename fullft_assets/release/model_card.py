@@ -219,7 +219,12 @@ def front_matter(
         "license": use_case.settings.release.license,
         "library_name": library if is_model else "fullft-assets",
         "pipeline_tag": task.pipeline_tag,
-        "base_model": _hub_name(base_model),
+        # The path of a folder would read as a model of the hub, its name alone does not.
+        "base_model": (
+            base_model.partition("@")[0]
+            if "@" in base_model or base_model.startswith("package:")
+            else PurePath(base_model).name
+        ),
         "base_model_relation": "finetune",
         # A local folder's path would read as the name of somebody's data set on the hub.
         "datasets": [path if "://" in (path := use_case.settings.documents.path) else use_case.name],
@@ -250,11 +255,3 @@ def public_name(reference: str) -> str:
     """
     path = PurePath(reference)
     return path.name if path.is_absolute() or reference.startswith("~") else reference
-
-
-def _hub_name(reference: str) -> str:
-    """Return ORG/NAME of a model of the hub; of a folder its name alone, since its path would read as a model
-    of the hub.
-    """
-    name, at, _ = reference.partition("@")
-    return name if at or reference.startswith("package:") else PurePath(reference).name

@@ -117,8 +117,7 @@ def units(model: PreTrainedModel) -> list[torch.nn.Module]:
     modules = [module for module in reversed(list(model.modules())) if type(module).__name__ in names]
     embeddings = model.get_input_embeddings()
     head = model.get_output_embeddings()
-    is_tied = head is not None and head.weight is embeddings.weight
-    return modules if is_tied else [*modules, embeddings]
+    return modules if head is not None and head.weight is embeddings.weight else [*modules, embeddings]
 
 
 def _classes_of_units(model: PreTrainedModel) -> list[str]:

@@ -208,8 +208,7 @@ def _is_damaged_utf8(sample: bytes) -> bool:
     text = sample.decode("utf-8", "surrogateescape")
     # A broken byte is a lone surrogate, which UTF-8 does not encode.
     broken = len(text) - len(text.encode("utf-8", "ignore").decode("utf-8"))
-    intact = len(text) - len(text.encode("ascii", "ignore")) - broken
-    return intact >= broken
+    return len(text) - len(text.encode("ascii", "ignore")) >= 2 * broken
 
 
 def read_text(
