@@ -174,7 +174,8 @@ def without_message(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     package_frames = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
     words += [
-        f"at {path.relative_to(_PACKAGE.parent) if package_frames else path.name}:{frame.lineno} ({frame.name})"
+        f"at {path.relative_to(_PACKAGE.parent) if package_frames else path.name}:{frame.lineno}"
+        f" ({frame.name})"
         for frame in (package_frames or frames)[-1:]
         for path in [Path(frame.filename)]
     ]

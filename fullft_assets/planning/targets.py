@@ -187,9 +187,9 @@ def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, A
     yield from ({"micro_batch_size": size} for size in sizes)
     yield from ({"micro_batch_size": size, "gradient_checkpointing": True} for size in sizes)
     last = {"micro_batch_size": sizes[-1], "gradient_checkpointing": True}
-    shared = {"sharding": "fsdp2"} if processes > 1 and training.sharding == "none" else {}
-    yield {**last, **shared}
-    for more in (shared, {}):
+    sharding = {"sharding": "fsdp2"} if processes > 1 and training.sharding == "none" else {}
+    yield {**last, **sharding}
+    for more in (sharding, {}):
         for optimizer, weights in MEMORY_LADDER:
             if state_bytes(optimizer, weights) < state_bytes(training.optimizer, training.weights):
                 # One that steps in the backward pass cannot accumulate.

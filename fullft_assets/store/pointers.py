@@ -265,8 +265,8 @@ class _BucketLease(Lease):
             time.sleep(_LOOK_SECONDS)
 
     def _why_not(self, lease: dict[str, Any] | None) -> str:
-        place = f"{self._pointers.url}/pointers/{self._name}.json"
-        reason = _why_not(place, (lease or {}).get("who", "another process"))
+        address = f"{self._pointers.url}/pointers/{self._name}.json"
+        reason = _why_not(address, (lease or {}).get("who", "another process"))
         return f"{reason}; one that was killed is known after {_DEAD_SECONDS:.0f} s"
 
     def renew_until(self, ended: threading.Event) -> None:
@@ -303,8 +303,8 @@ def _holder() -> str:
     return f"process {os.getpid()} of {socket.gethostname()}" + (f" with DAGSTER_HOME={home}" if home else "")
 
 
-def _why_not(place: Path | str, holder: str) -> str:
-    return f"{place}: {holder} has this work; wait, or end it"
+def _why_not(address: Path | str, holder: str) -> str:
+    return f"{address}: {holder} has this work; wait, or end it"
 
 
 def _now() -> float:
