@@ -295,9 +295,9 @@ class TestLabelAudit:
             else [json.loads(line) for line in text.splitlines()]
         )
         assert (
-            set(given[0]) == {"id", "text", "expression", "window"}
+            set(given[0]) == {"id", "text", "expression", "fullft_window"}
             if chosen != "ground_truth"
-            else {"source", "id", "expression", "window"}
+            else {"source", "id", "expression", "fullft_window"}
         )
         labelled = [
             {**row, "text": row.get("text") or row["source"], "kind": self.kinds[row["id"]]} for row in given
