@@ -20,7 +20,7 @@ import torch
 
 from fullft_assets.errors import Interrupted, StoreError
 from fullft_assets.progress import Progress
-from fullft_assets.training import finetuning
+from fullft_assets.training import finetuning, loop
 from fullft_assets.training.checkpoints import Incident, RunHistory
 from fullft_assets.training.watching import Validator
 from tests.machine import free_port
@@ -118,7 +118,7 @@ def roll_back(folder: Path, rank: int) -> Any:
 
 def keep_best(folder: Path, rank: int) -> Any:
     """Which rank scores, and which one loads the best checkpoint: the first one scores all weights alike."""
-    load, loaded = finetuning.load_weights, []
+    load, loaded = loop.load_weights, []
 
     def load_seen(*arguments: Any) -> None:
         load(*arguments)
@@ -128,7 +128,7 @@ def keep_best(folder: Path, rank: int) -> Any:
         assert rank == 0
         return {"loss": 2.0}
 
-    finetuning.load_weights, Built.score = load_seen, score
+    loop.load_weights, Built.score = load_seen, score
     settings = SETTINGS.model_copy(update={"keep_best": True})
     options = {"num_processes": 2, "resumable": True, "evaluate_at": range(1, 5)}
     done = fit(LLAMA, training(60, marked=True), settings, folder, **options)
