@@ -198,7 +198,8 @@ class _Creation:
         positions = frozen.places["position"].to_numpy()
         num_tokens = np.zeros(len(positions), np.int64)
         for name, numbers in by_batch(frozen.places):
-            num_tokens[numbers] = read_rows(self._files()[name], "num_tokens", positions[numbers]).to_numpy()
+            path = self.store.folder(self.chunks[name]) / CHUNKS_FILE
+            num_tokens[numbers] = read_rows(path, "num_tokens", positions[numbers]).to_numpy()
         metadata = SnapshotMetadata(
             **frozen.metadata,
             **metadata_of(frozen.agreement),
