@@ -53,11 +53,11 @@ RESAMPLES, NUM_BINS = 1_000, 10
 logging.disable_progress_bar()
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-#: bf16 where the hardware has matrix units for it, as the platform chooses.
+#: bf16 where the hardware has units for it, as the platform chooses.
 USE_BF16 = (
     torch.cuda.is_bf16_supported()
     if torch.cuda.is_available()
-    else torch.cpu.get_capabilities().get("amx_bf16", False)
+    else any(torch.cpu.get_capabilities().get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 )
 #: Padded tokens a forward pass without gradients.
 BATCH_TOKENS = 32_768 if torch.cuda.is_available() else 2_048

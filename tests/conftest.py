@@ -121,7 +121,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's own format: in bf16, which some CPUs are good at, another batch rounds differently."""
-    monkeypatch.setattr("fullft_assets.models.precision._cpu_has_bf16_matrix_units", lambda: False)
+    monkeypatch.setattr("fullft_assets.models.precision._cpu_has_bf16_units", lambda: False)
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def test_embeddings_without_a_head_are_the_same(base_model, model, chunks, fp32)
 def test_bf16_answers_stay_near(model, chunks, monkeypatch) -> None:
     found = []
     for has_bf16 in (True, False):
-        monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda has_bf16=has_bf16: has_bf16)
+        monkeypatch.setattr(precision, "_cpu_has_bf16_units", lambda has_bf16=has_bf16: has_bf16)
         found.append(inference.predict_with(model, chunks).probabilities)
     np.testing.assert_allclose(found[0], found[1], atol=0.01)
     assert not np.array_equal(found[0], found[1])
@@ -131,19 +131,20 @@ def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch: pytest.Mo
 
 class TestPrecision:
     @pytest.mark.parametrize(
-        ("has_gpu", "has_bf16", "onednn_takes_it", "expected"),
+        ("has_gpu", "unit", "onednn_takes_it", "expected"),
         [
-            (True, True, True, "bf16"),
-            (True, False, True, "fp16"),
-            (False, True, True, "bf16"),
-            (False, True, False, "fp32"),
-            (False, False, True, "fp32"),
+            (True, "bf16", True, "bf16"),
+            (True, "", True, "fp16"),
+            (False, "amx_bf16", True, "bf16"),
+            (False, "avx512_bf16", True, "bf16"),
+            (False, "amx_bf16", False, "fp32"),
+            (False, "avx512_f", True, "fp32"),
         ],
     )
     def test_auto_is_what_the_hardware_is_good_at(
         self,
         has_gpu: bool,
-        has_bf16: bool,
+        unit: str,
         onednn_takes_it: bool,
         expected: str,
         monkeypatch: pytest.MonkeyPatch,
@@ -151,9 +152,11 @@ class TestPrecision:
         """What it is good at is injected; emulated bf16, which older GPUs have as well, does not count."""
         machine.set_card(monkeypatch, has_gpu)
         monkeypatch.setattr(
-            torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True: unit == "bf16" or including_emulation,
         )
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_bf16 and not has_gpu})
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True})
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn_takes_it)
         assert precision.resolve("auto") == expected
         assert precision.resolve("bf16") == "bf16" and precision.resolve("fp32") == "fp32"

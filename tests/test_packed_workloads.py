@@ -43,7 +43,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(
     case: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda: False)
+    monkeypatch.setattr(precision, "_cpu_has_bf16_units", lambda: False)
     made = case.train("once")
     data = load_training(case.store, case.snapshot)
     found = made.metadata

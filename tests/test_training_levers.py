@@ -254,7 +254,7 @@ def test_scores_are_computed_in_the_precision_of_the_training(
     """
     found = []
     for has_bf16 in (False, True):
-        monkeypatch.setattr(precision, "_cpu_has_bf16_matrix_units", lambda has_bf16=has_bf16: has_bf16)
+        monkeypatch.setattr(precision, "_cpu_has_bf16_units", lambda has_bf16=has_bf16: has_bf16)
         done = fit(request.getfixturevalue(name), tmp_path, epochs=0.3, wise_ft=[0.5], precision=chosen)
         scored = [
             {key: line[key] for key in line if key.startswith(("validation_", "general_"))}

@@ -18,8 +18,8 @@ _SCORED_IN = "scored_in"
 def resolve(setting: str) -> Precision:
     """Return the precision to compute in.
 
-    `auto` is bf16 where the hardware has bf16 matrix units (NVIDIA from Ampere, Intel AMX), fp16 on
-    older GPUs and fp32 on any other CPU, where bf16 would be emulated and slower.
+    `auto` is bf16 where the hardware has units for it (NVIDIA from Ampere, Intel's AMX, AVX-512 BF16 of
+    AMD from Zen 4), fp16 on older GPUs and fp32 on any other CPU, where bf16 would be emulated and slower.
 
     Raises:
         SettingsError: fp16 without a GPU.
@@ -33,7 +33,7 @@ def resolve(setting: str) -> Precision:
         # CUDA alone says so of cards that only emulate it.
         emulation = {"including_emulation": False} if device_kind() == "cuda" else {}
         return "bf16" if is_bf16_supported is None or is_bf16_supported(**emulation) else "fp16"
-    return "bf16" if _cpu_has_bf16_matrix_units() else "fp32"
+    return "bf16" if _cpu_has_bf16_units() else "fp32"
 
 
 def of(settings: TrainingSettings) -> Precision:
@@ -83,7 +83,8 @@ def device_kind() -> str:
     return (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
 
 
-def _cpu_has_bf16_matrix_units() -> bool:
+def _cpu_has_bf16_units() -> bool:
     # oneDNN may be kept from using them (`ONEDNN_MAX_CPU_ISA`): bf16 is then an eighth as fast as fp32.
     uses_them = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and uses_them
+    capabilities = torch.cpu.get_capabilities()
+    return uses_them and any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))

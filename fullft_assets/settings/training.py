@@ -116,8 +116,8 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
         description=(
-            "`auto`: bf16 where the GPU or the CPU (AMX) has units for it, fp16 on older GPUs, fp32 on other"
-            " CPUs."
+            "`auto`: bf16 where the GPU or the CPU (AMX, AVX-512 BF16) has units for it, fp16 on older GPUs,"
+            " fp32 on other CPUs."
         ),
     )
     gradient_checkpointing: bool = Field(
