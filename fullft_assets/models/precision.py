@@ -84,7 +84,6 @@ def device_kind() -> str:
 
 
 def _cpu_has_bf16_units() -> bool:
+    has_units = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
     # oneDNN may be kept from using them (`ONEDNN_MAX_CPU_ISA`): bf16 is then an eighth as fast as fp32.
-    uses_them = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    capabilities = torch.cpu.get_capabilities()
-    return uses_them and any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+    return has_units and torch.ops.mkldnn._is_mkldnn_bf16_supported()
