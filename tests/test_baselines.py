@@ -69,6 +69,7 @@ def test_the_regression_is_that_of_the_strength_which_is_best_on_validation_rows
     np.testing.assert_allclose(fitted.predict(validation), best.predict_proba(checked), atol=1e-4)
 
 
+@pytest.mark.usefixtures("fp32")
 def test_the_probe_reads_the_mean_of_all_tokens(prepared, fitted) -> None:
     validation, weights = prepared.split("validation"), fitted["frozen_probe"].weights
     scores = embed(prepared.base_model, validation.chunks) @ weights.coefficients.T + weights.intercept

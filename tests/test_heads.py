@@ -30,7 +30,7 @@ from tests import test_multi_label, test_spans
 from tests.machine import printed_by
 from tests.prepared import QUIET, Prepared, prepare
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("fp32")]
 
 labelled, spanned = test_multi_label.tiny, test_spans.tiny
 SIZES = {

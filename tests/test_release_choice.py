@@ -92,6 +92,7 @@ def fitted(prepared: Prepared, name: str) -> tuple[Manifest, Any]:
 
 
 @pytest.mark.heavy
+@pytest.mark.usefixtures("fp32")
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_baseline_of_each_kind_predicts_as_champion(tmp_path: Path, kind: str) -> None:
     prepared, name = prepared_for(kind, tmp_path), "tfidf" if kind == "several" else kind
