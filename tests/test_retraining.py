@@ -1,5 +1,6 @@
 """retraining: each rule, each obstacle, and years of operation simulated in milliseconds."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -151,6 +152,25 @@ class TestRules:
             new=500, num_labels_since_drift=labels, num_drop_errors=1.6, **_windows("confirmed", "confirmed")
         )
         assert decision.action == action
+
+    @pytest.mark.parametrize(
+        ("on_drift", "labels", "action", "learned"),
+        [
+            ("labels_exist", 99, "request_labels", 99),
+            ("labels_exist", 100, "retrain", 100),
+            ("labels_confirm", 100, "wait", 0),
+            ("report", 99, "wait", 0),
+            ("report", 500, "wait", 0),
+        ],
+    )
+    def test_what_a_drift_starts_is_a_setting(
+        self, on_drift: str, labels: int, action: str, learned: int
+    ) -> None:
+        settings = SETTINGS.model_copy(update={"on_drift": on_drift})
+        drift = {"new": 500, "num_labels_since_drift": labels, **_windows("confirmed", "confirmed")}
+        decision = _decide(settings=settings, **drift)
+        assert (decision.action, drift_examples(RUNNING, _signals(**drift), settings)) == (action, learned)
+        assert any("on_drift" in reason for reason in decision.reasons) == (on_drift == "report")
 
     @pytest.mark.parametrize(
         ("evaluated", "action", "said"),
@@ -702,3 +722,16 @@ def test_a_drift_is_asked_for_once_trained_on_once_its_labels_are_there_and_over
     assert asked == 61
     # 100 labels of the new kind: two days after the first. Then half as many more, again and again.
     assert [day for day in year.days("retrain") if 60 <= day < 80] == [71, 73, 75, 78]
+
+
+@pytest.mark.parametrize(
+    ("on_drift", "retrains", "requests"),
+    [("labels_confirm", [74], [61]), ("labels_exist", [71, 73, 75, 78], [61]), ("report", [], [])],
+)
+def test_a_drift_that_no_label_confirms_is_trained_on_as_the_settings_say(
+    on_drift: str, retrains: list[int], requests: list[int]
+) -> None:
+    (world,) = (world for world in WORLDS if world.name == "drift from day 60, its labels from day 70")
+    year = Year(replace(world, num_errors=0.0, settings={"on_drift": on_drift})).run(days=80)
+    assert [day for day in year.days("retrain") if day >= 60] == retrains
+    assert year.days("request_labels") == requests

@@ -27,13 +27,13 @@ from fullft_assets.retraining.history import (
     has_same_settings,
     hours_spent,
     in_order,
+    is_believed,
     is_settled,
     new_examples,
     num_not_learned,
     num_transient,
     num_unproductive,
     retrain_evidence,
-    score_fell,
     what_became_of,
 )
 from fullft_assets.settings import RetrainingSettings
@@ -112,15 +112,18 @@ def _new_data(state: State, signals: Signals, settings: RetrainingSettings) -> R
 def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
     drift_start = drift_began(state, signals.windows, signals.now, settings)
     if drift_start is None:
+        is_reported = settings.on_drift == "report"
         return Rule(
             "drift",
             "wait",
-            f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows",
+            "drift is reported and starts no retrain (on_drift = report)"
+            if is_reported
+            else f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows",
         )
     reason = f"drift is confirmed since the window of {date(drift_start)}"
     num_labels = signals.num_labels_since_drift
     num_needed = _NOT_CONFIRMED * settings.min_new_examples_on_drift
-    if settings.min_new_examples_on_drift <= num_labels < num_needed and not score_fell(signals, settings):
+    if settings.min_new_examples_on_drift <= num_labels < num_needed and not is_believed(signals, settings):
         return _not_confirmed(state, signals, f"{reason}, but", num_needed)
     return _with_labels(state, signals, settings, "drift", reason, num_labels)
 
