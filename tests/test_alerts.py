@@ -541,24 +541,6 @@ class TestSensor:
             self.tick(graph, instance)
         assert [body["key"] for body in hook.bodies] == keys
 
-    def test_a_window_without_a_text_is_sent_for_a_task_that_detects_no_drift(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
-    ) -> None:
-        project = projects.Project(graph.use_case.project_root, graph.name)
-        alerts = {"channels": {"webhook": {"url": "env:ALERT_HOOK"}}, "silent_hours": 1000}
-        project.configure(
-            alerts=alerts,
-            examples={"task": "multi_label", "label": "kinds"},
-            monitoring={"path": str(project.production)},
-        )
-        several = CaseGraph(project.use_case())
-        for name, rows in {"w0": 0, "w1": 3}.items():
-            metadata = {"checkpoint": "c", "num_rows": rows, "num_without_text": 3 - rows}
-            self.artifact(several, instance, "batch_predictions", name, key=name, metadata=metadata)
-            self.run(several, instance, "monitor", **{"dagster/partition": name})
-            self.tick(several, instance)
-        assert hook.values("event", "key") == [("gate_closed", "gate_closed/feed_broken/w0")]
-
     def test_a_damaged_manifest_is_sent_and_keeps_no_other_alert_back(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, tmp_path: Path
     ) -> None:

@@ -301,7 +301,8 @@ def gather(
             data_version=snapshot.content_digest if snapshot else "",
             settings_version=digest(settings.model_dump(include=_MODEL_SECTIONS, mode="json")),
             windows=windows,
-            is_monitored=graph.is_monitored,
+            is_monitored=graph.has_windows,
+            has_live_quality=graph.has_live_quality,
             num_labels_since_drift=(
                 0
                 if drift_start is None

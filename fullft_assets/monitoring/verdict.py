@@ -142,7 +142,7 @@ def judge(
         num_reference_windows=len(content.reference),
         num_reference_rows=sum(sums.num_rows for sums in content.reference),
     )
-    tests = open_tests(settings.drift_tests)
+    tests = open_tests(settings.drift_tests, has_label=len(current.counts) > 0)
     pasts = [(test, content if test.outlives_champion else model) for test in tests]
     sides = [
         _Side(test, past, [*past.recent, current])

@@ -101,6 +101,7 @@ class Signals(_Frozen):
         settings_version: digest of the YAML sections that shape the model.
         windows: the windows, oldest first.
         is_monitored: whether windows are expected.
+        has_live_quality: whether late labels measure the champion on production.
         num_labels_since_drift: valid examples of the batches that were read since `drift_began`.
         score_drop: the champion's primary metric at its release minus its value on the test rows that are new
             since; None = unknown.
@@ -128,6 +129,7 @@ class Signals(_Frozen):
     settings_version: str = ""
     windows: list[Window] = []
     is_monitored: bool = False
+    has_live_quality: bool = True
     num_labels_since_drift: int = Field(default=0, ge=0)
     score_drop: float | None = None
     num_drop_errors: float = 0.0

@@ -129,6 +129,13 @@ def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
 
 
 def _not_confirmed(state: State, signals: Signals, reason: str, num_needed: int) -> Rule:
+    if not signals.has_live_quality:
+        return Rule(
+            "drift",
+            "wait",
+            f"{reason} newer test rows do not show that the champion is worse; fewer than {num_needed:,} labelled"
+            " examples are no reason then",
+        )
     if signals.num_live_labels is None:
         # A request for labels stays open until the labels are evaluated.
         return Rule(
