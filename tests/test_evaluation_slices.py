@@ -73,8 +73,7 @@ def test_a_slice_is_scored_on_its_rows_and_a_label_by_its_f1_over_all() -> None:
 
 def test_a_good_model_passes() -> None:
     gate = gate_of(evaluated())
-    assert gate.passed
-    assert gate.text.startswith("none of 7 slices ")
+    assert gate.passed and gate.text.startswith("none of 7 slices ")
 
 
 @pytest.mark.parametrize("champion", [True, False])
@@ -114,8 +113,7 @@ def test_a_rare_label_that_the_model_forgets_is_found_and_one_that_it_gives_less
 
 
 def test_a_rare_label_that_erodes_over_releases_is_seen_and_named(tmp_path: Path) -> None:
-    """Each release loses three of twelve documents, which is too little to show."""
-    names = ["common", "rare"]
+    # Each release loses three of twelve documents, which is too little to show.
     truth = np.repeat([0, 1], [300, 12])
     releases = [np.where(np.arange(312) < 312 - lost, truth, 0) for lost in (0, 3, 6, 9)]
     comparison = Comparison(
@@ -131,7 +129,7 @@ def test_a_rare_label_that_erodes_over_releases_is_seen_and_named(tmp_path: Path
             "tfidf": np.zeros_like(truth),
         }
         probabilities = {name: np.eye(2)[predicted] for name, predicted in systems.items()}
-        found = assessment.assess(truth, probabilities, rows, names, comparison)
+        found = assessment.assess(truth, probabilities, rows, ["common", "rare"], comparison)
         passed.append((gate_of(found).passed, not worse_slices(found, ReleaseSettings())))
     assert passed == [(True, True), (False, True), (False, True)]
     assert "lost since the last champion that was better: 1, " in gate_of(found).text
@@ -142,8 +140,7 @@ def test_a_rare_label_that_erodes_over_releases_is_seen_and_named(tmp_path: Path
 
 def test_a_slice_of_few_groups_is_not_tested() -> None:
     gate = gate_of(evaluated("file-c"), min_effective_groups=400)
-    assert gate.passed
-    assert "has 400 groups" in gate.text
+    assert gate.passed and "has 400 groups" in gate.text
 
 
 @pytest.mark.heavy

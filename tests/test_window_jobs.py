@@ -181,7 +181,5 @@ def test_the_texts_of_every_task_are_watched_without_labels(
         names = production.deliver(*usual, unchanged, of_texts(modules[:40]), of_texts(modules[40:]))
         reports = [monitoring.DriftMetadata.of(production.write_report(name)) for name in names]
     assert [report.status for report in reports[-3:]] == ["ok", "alarm", "confirmed"]
-    numbers = reports[-1].measured
-    assert "p_embeddings" in numbers and "p_predicted_labels" not in numbers and "mean_entropy" not in numbers
-    (modules_page,) = (line for line in reports[-1].table.splitlines() if "text_statistics | 1" in line)
-    assert "**" in modules_page
+    names = reports[-1].measured.keys()
+    assert "p_embeddings" in names and not names & {"p_predicted_labels", "mean_entropy"}

@@ -425,9 +425,11 @@ def _shown(graph: CaseGraph, store: Store, manifest: Manifest) -> dict[str, Any]
 def _with_pictures(folder: Path) -> str:
     def inside(link: re.Match) -> str:
         data = (folder / link["path"]).read_bytes()
-        if len(data) > _MAX_PICTURE_BYTES:
-            return f"*{link['title']}: see report_file*"
-        return f"![{link['title']}](data:image/png;base64,{base64.b64encode(data).decode()})"
+        return (
+            f"![{link['title']}](data:image/png;base64,{base64.b64encode(data).decode()})"
+            if len(data) <= _MAX_PICTURE_BYTES
+            else f"*{link['title']}: see report_file*"
+        )
 
     return _PICTURE.sub(inside, (folder / "report.md").read_text(encoding="utf-8"))
 

@@ -294,10 +294,12 @@ def _is_tried_again(graph: CaseGraph, instance: dg.DagsterInstance, record: dg.R
         for state in instance.all_instigator_state()
     ):
         return False
-    if EVIDENCE_TAG in run.tags:
-        # After the last time the decision says that a person is needed.
-        return failure_of(run.run_id, instance) in TRANSIENT
-    return is_asked_again(run, instance)
+    # After the last time the decision on a retrain says that a person is needed.
+    return (
+        failure_of(run.run_id, instance) in TRANSIENT
+        if EVIDENCE_TAG in run.tags
+        else is_asked_again(run, instance)
+    )
 
 
 def _first_window(

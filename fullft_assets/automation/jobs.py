@@ -266,8 +266,8 @@ def build_jobs(graph: CaseGraph) -> list[dg.JobDefinition]:
             job(
                 "monitor",
                 MONITOR,
-                "One window of production documents: what the champion predicts of them, and whether they have"
-                " drifted.",
+                "One window of production documents: what the champion predicts of them, and whether they"
+                " have drifted.",
                 graph.windows,
                 # A new window may show that the training data is no longer what production sees.
                 (check_key(graph),) if graph.has_live_quality else (),

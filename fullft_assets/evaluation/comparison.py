@@ -337,10 +337,12 @@ class Comparison:
     ) -> SystemScores | None:
         metric = self._get(metric_name)
         measurable = {name: system for name, system in predictions.items() if metric.measures(system)}
-        if self.candidate not in measurable:
-            return None
-        return measure(
-            metric, measurable, index, reference=self.candidate, rows_chose_labels=True, **self._sampling
+        return (
+            measure(
+                metric, measurable, index, reference=self.candidate, rows_chose_labels=True, **self._sampling
+            )
+            if self.candidate in measurable
+            else None
         )
 
     def _get(self, name: str) -> Metric:

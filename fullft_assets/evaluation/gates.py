@@ -325,11 +325,12 @@ def _needed(gain: Gain, difference: float, num_groups: int) -> str:
     """Return how many test groups would find such a difference four times in five; empty where too many
     would. Training rows are taken to grow as test groups do, so that seeds vary a score by less, too.
     """
-    # Ten thousand times as many groups are no advice.
-    if difference <= gain.detectable / 100:
-        return ""
-    # Rounded first: 160 must not become 161.
-    return f"about {math.ceil(round(num_groups * gain.times_needed(difference), 6)):,} test groups"
+    # Ten thousand times as many groups are no advice. Rounded first: 160 must not become 161.
+    return (
+        f"about {math.ceil(round(num_groups * gain.times_needed(difference), 6)):,} test groups"
+        if difference > gain.detectable / 100
+        else ""
+    )
 
 
 BEATS_BASELINES = BeatsBaselines()

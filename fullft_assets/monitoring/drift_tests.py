@@ -292,8 +292,8 @@ class TextStatistics(DriftTest):
     arrays = ("ranks", "ranks_centre", "ranks_axes")
 
     def fit(self, held_out: Features, num_labels: int) -> dict[str, np.ndarray]:
-        """Return the sorted numbers [n, c] of held-out rows, and the mean [2 c] and the whitened axes [2 c, r]
-        of their mid-ranks and the squares of those.
+        """Return the sorted numbers [n, c] of held-out rows, and the mean [2 c] and the whitened axes
+        [2 c, r] of their mid-ranks and the squares of those.
         """
         ranks = np.sort(held_out.numbers, axis=0)
         centre, axes = whitening(_mid_ranks(ranks, held_out.numbers), 2 * ranks.shape[1])
@@ -403,9 +403,11 @@ class Scale:
         """Return each document's distance from its nearest held-out row, in multiples of `far`; None without
         held-out rows.
         """
-        if not len(self.held_out):
-            return None
-        return _nearest(_unit(features.embeddings), self.held_out) / max(float(self.far), 1e-12)
+        return (
+            _nearest(_unit(features.embeddings), self.held_out) / max(float(self.far), 1e-12)
+            if len(self.held_out)
+            else None
+        )
 
     def with_content_of(self, other_scale: Scale) -> Scale:
         """Return the scale with the arrays of another scale, on which earlier windows were read, for the

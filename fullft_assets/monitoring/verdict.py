@@ -60,9 +60,11 @@ class Past(NamedTuple, Generic[T]):
         The first windows are the reference, but for those that alarmed: what differs from six windows would
         hide the next one that differs in the same way.
         """
-        if len(self.reference) < REFERENCE_WINDOWS and status not in ALARMED:
-            return Past([*self.reference, window], self.recent)
-        return Past(self.reference, [*self.recent, window][-NUM_RECENT:])
+        return (
+            Past([*self.reference, window], self.recent)
+            if len(self.reference) < REFERENCE_WINDOWS and status not in ALARMED
+            else Past(self.reference, [*self.recent, window][-NUM_RECENT:])
+        )
 
 
 class Comparison(Record):

@@ -438,6 +438,5 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 
 def _signed(value: Interval | float, digits: int = 3) -> str:
-    if isinstance(value, Interval):
-        return f"{value.low:+.{digits}f} to {value.high:+.{digits}f}"
-    return f"{value:+.{digits}f}"
+    ends = (value.low, value.high) if isinstance(value, Interval) else (value,)
+    return " to ".join(f"{end:+.{digits}f}" for end in ends)

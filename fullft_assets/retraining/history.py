@@ -384,6 +384,5 @@ def drift_examples(state: State, signals: Signals, settings: RetrainingSettings)
         return min(num_tried + new, signals.num_labels_since_drift)
     if _is_lower(signals, settings):
         return new
-    if last is not None and 0 < last.num_drift_examples < settings.min_new_examples:
-        return last.num_drift_examples + new
-    return 0
+    num_learned = 0 if last is None else last.num_drift_examples
+    return num_learned + new if 0 < num_learned < settings.min_new_examples else 0

@@ -271,8 +271,9 @@ class RetrainingSettings(Settings):
     on_drift: Literal["labels_confirm", "labels_exist", "report"] = Field(
         default="labels_confirm",
         description=(
-            "What a confirmed drift starts: a retrain once labels show that the champion is worse or are three"
-            " times as many as needed; a retrain once there are enough labels; or nothing beside its alert."
+            "What a confirmed drift starts: a retrain once labels show that the champion is worse or are"
+            " three times as many as needed; a retrain once there are enough labels; or nothing beside its"
+            " alert."
         ),
     )
     min_new_examples_on_drift: int = Field(
