@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from fullft_assets.base_model import find_base_model, read_header
 from fullft_assets.checking.corpus import READ_BYTES, Corpus, look_at_documents
-from fullft_assets.checking.sample import field_problems, id_findings, label_findings
+from fullft_assets.checking.sample import field_problems, group_findings, id_findings, label_findings
 from fullft_assets.checking.yaml_source import Key, read_source
 from fullft_assets.documents.delivery import left_in_place, skipped
 from fullft_assets.planning import state_bytes
@@ -52,6 +52,7 @@ def check_use_case(use_case: UseCase) -> str:
     lines = [
         *rows.items(),
         *label_findings(corpus.sample, settings.examples),
+        *group_findings(corpus.sample, settings),
         *id_findings(corpus.sample),
     ]
     return "\n".join(

@@ -250,15 +250,6 @@ def insufficient(num_rows: int, settings: MonitoringSettings) -> DriftVerdict:
     return DriftVerdict(status="insufficient_data", num_rows=num_rows, notes=notes)
 
 
-def read_elsewhere() -> DriftVerdict:
-    """Return the verdict for a window whose files were all delivered again before they were read."""
-    return DriftVerdict(
-        status="insufficient_data",
-        num_rows=0,
-        notes=["its files were delivered again, and are in a window of their own"],
-    )
-
-
 def check(verdict: DriftVerdict) -> CheckOutcome:
     """Return the check of a window: a warning where it differs from the reference or brought nothing, with
     what to do.

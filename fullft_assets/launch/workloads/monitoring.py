@@ -163,7 +163,11 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         sums = None
         scale_ref = "" if history.scale is None else history.scale.ref
         if monitoring.is_read_by_another_window(inputs[PRODUCTION_DOCUMENTS]):
-            verdict = monitoring.read_elsewhere()
+            verdict = DriftVerdict(
+                status="insufficient_data",
+                num_rows=0,
+                notes=["its files were delivered again, and are in a window of their own"],
+            )
         elif len(window.sample) < settings.min_window_rows:
             verdict = monitoring.insufficient(len(window.sample), settings)
         else:
