@@ -145,12 +145,12 @@ class TestRules:
     @pytest.mark.parametrize(
         ("labels", "action"), [(99, "request_labels"), (100, "wait"), (299, "wait"), (300, "retrain")]
     )
+    @pytest.mark.parametrize("live", [{}, {"has_live_quality": False, "num_live_labels": 0}])
     def test_a_drift_that_labels_do_not_confirm_needs_three_times_as_many(
-        self, labels: int, action: str
+        self, labels: int, action: str, live: dict[str, object]
     ) -> None:
-        decision = _decide(
-            new=500, num_labels_since_drift=labels, num_drop_errors=1.6, **_windows("confirmed", "confirmed")
-        )
+        drift = {"new": 500, "num_labels_since_drift": labels, **_windows("confirmed", "confirmed")}
+        decision = _decide(num_drop_errors=1.6, **drift, **live)
         assert decision.action == action
 
     @pytest.mark.parametrize(
