@@ -154,7 +154,7 @@ class FullFineTune(Component):
                 *production.build(graph),
                 automation.decisions_asset(graph),
             ],
-            asset_checks=production.build_checks(graph) if graph.is_monitored else [],
+            asset_checks=production.build_checks(graph) if graph.has_live_quality else [],
             jobs=jobs,
             sensors=[
                 *automation.build_sensors(graph, jobs),

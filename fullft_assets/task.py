@@ -39,6 +39,8 @@ class Task(ABC):
         baselines: names of the baselines by default, the cheapest first.
         more_baselines: names of those that a YAML may ask for beside them; the report says which it did not.
         required_baseline: the one that the report compares the model with in detail; a YAML has to name it.
+        has_one_label: whether its model predicts one label of a text, by which live quality and the shares of
+            labels in production are measured.
         no_label_weights: why `training.balance_labels` does not apply; None: it does.
         templates: folder with `parts.md.j2`, the macros of what only this task's report and model card have
             (see `report/templates`).
@@ -62,7 +64,7 @@ class Task(ABC):
     baselines: ClassVar[tuple[str, ...]]
     more_baselines: ClassVar[tuple[str, ...]] = ()
     required_baseline: ClassVar[str | None] = None
-    detects_drift: ClassVar[bool] = False
+    has_one_label: ClassVar[bool] = False
     no_label_weights: ClassVar[str | None] = None
     templates: ClassVar[Path]
     scoring: ClassVar[str]

@@ -43,8 +43,7 @@ def run(*arguments: str) -> int:
 
 
 def test_it_prints_where_the_page_is(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run() == 1
-    assert "`fullft run letters` writes" in capsys.readouterr().err
+    assert run() == 1 and "`fullft run letters` writes" in capsys.readouterr().err
     made = reported(store)
     assert run() == 0 and capsys.readouterr().out == f"{store.folder(made) / 'report.html'}\n"
 
@@ -55,8 +54,7 @@ def test_a_copy_says_how_the_release_ended(
     made = reported(store)
     assert run("--out", str(tmp_path / "copies" / "page.html")) == 0
     copied = tmp_path / "copies" / "page.html"
-    assert capsys.readouterr().out == f"{copied}\n"
-    assert "not been decided yet" in copied.read_text()
+    assert capsys.readouterr().out == f"{copied}\n" and "not been decided yet" in copied.read_text()
     kept = "Not promoted: the champion <b>has changed</b> since this candidate was judged."
     store.write_pointer("letters/decisions/k1", {"outcome": "kept", "sentence": kept})
     assert run("--out", str(copied)) == 0

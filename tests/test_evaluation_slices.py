@@ -1,13 +1,15 @@
 """Slices of the test rows: what is measured, what is tested, and the gate that no slice is worse."""
 
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fullft_assets import release, report
-from fullft_assets.evaluation import CHAMPION, FINETUNED, Comparison
-from fullft_assets.evaluation.gates import GateResult, worse_slices
+from fullft_assets.evaluation import ANCHOR, CHAMPION, FINETUNED, Comparison
+from fullft_assets.evaluation.gates import GateResult, eroded_labels, worse_slices
 from fullft_assets.markdown import to_html
 from fullft_assets.settings import EvaluationSettings, ReleaseSettings
 from fullft_assets.tasks.classification import assessment
@@ -71,8 +73,7 @@ def test_a_slice_is_scored_on_its_rows_and_a_label_by_its_f1_over_all() -> None:
 
 def test_a_good_model_passes() -> None:
     gate = gate_of(evaluated())
-    assert gate.passed
-    assert gate.text.startswith("none of 7 slices ")
+    assert gate.passed and gate.text.startswith("none of 7 slices ")
 
 
 @pytest.mark.parametrize("champion", [True, False])
@@ -111,10 +112,35 @@ def test_a_rare_label_that_the_model_forgets_is_found_and_one_that_it_gives_less
         assert gate.passed is passes, gate.text
 
 
+def test_a_rare_label_that_erodes_over_releases_is_seen_and_named(tmp_path: Path) -> None:
+    # Each release loses three of twelve documents, which is too little to show.
+    truth = np.repeat([0, 1], [300, 12])
+    releases = [np.where(np.arange(312) < 312 - lost, truth, 0) for lost in (0, 3, 6, 9)]
+    comparison = Comparison(
+        EvaluationSettings(), "accuracy", 1, "classification", slicing={"label": [None] * 312}
+    )
+    rows = [str(row) for row in range(312)]
+    passed: list[tuple[bool, bool]] = []
+    for champion, candidate in pairwise(releases):
+        systems = {
+            FINETUNED: candidate,
+            CHAMPION: champion,
+            ANCHOR: releases[0],
+            "tfidf": np.zeros_like(truth),
+        }
+        probabilities = {name: np.eye(2)[predicted] for name, predicted in systems.items()}
+        found = assessment.assess(truth, probabilities, rows, ["common", "rare"], comparison)
+        passed.append((gate_of(found).passed, not worse_slices(found, ReleaseSettings())))
+    assert passed == [(True, True), (False, True), (False, True)]
+    assert "lost since the last champion that was better: 1, " in gate_of(found).text
+    assert gate_of(found, min_gain_over_champion=-1.0).passed
+    report.write(tmp_path, full_report(found, eroded_labels=eroded_labels(found, ReleaseSettings())))
+    assert "- rare: F1 0.400 against 1.000 of it, in 12 rows" in (tmp_path / "report.md").read_text()
+
+
 def test_a_slice_of_few_groups_is_not_tested() -> None:
     gate = gate_of(evaluated("file-c"), min_effective_groups=400)
-    assert gate.passed
-    assert "has 400 groups" in gate.text
+    assert gate.passed and "has 400 groups" in gate.text
 
 
 @pytest.mark.heavy

@@ -139,13 +139,11 @@ def test_texts_with_spans_become_a_promoted_model(spanned: tuple[projects.Projec
 
 
 @pytest.mark.parametrize("examples", [MULTI_LABEL, SPANS])
-def test_production_is_predicted_but_drift_stays_off_and_says_so(
-    tmp_path: Path, examples: dict[str, Any]
-) -> None:
+def test_production_is_watched_by_its_texts_alone(tmp_path: Path, examples: dict[str, Any]) -> None:
     rows = licence_labels.spanned_rows(5) if examples is SPANS else licence_labels.labelled_rows(5)
     project = create(tmp_path, examples, rows, monitoring={"path": "data/letters/production"})
-    names = {job.name for job in FullFineTune(load_use_case(project.yaml_path)).build_defs().jobs or ()}
-    assert names == {
-        f"letters_{name}" for name in ("ingest", "snapshot", "model", "evaluate", "monitor", "by_hand")
-    }
-    assert "predictions only: " in project.fullft("check", CASE).stdout
+    graph = FullFineTune(load_use_case(project.yaml_path)).build_defs().resolve_asset_graph()
+    names = {key.path[-1] for key in graph.get_all_asset_keys()}
+    assert "drift_report" in names and "live_quality" not in names
+    project.configure(**{**OPEN, "examples": examples, "monitoring": {"drift_tests": ["predicted_labels"]}})
+    assert "monitoring.drift_tests: names no test of texts" in project.fullft("check", CASE).stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fullft_assets import release
-from fullft_assets.resources import latest
+from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.store import Store
 from tests import prepared, project as projects, small_language_model, smollm2
 from tests.test_graph import CASE, environment as environment
@@ -25,7 +25,8 @@ def create(root: Path, task: str) -> projects.Project:
     else:
         small_language_model.write(root / "model", [row["text"] for row in rows])
     project.deliver("delivery-1.jsonl", rows)
-    configure(project, task)
+    projects.write_rows(project.production / "w1.jsonl", rows[:40])
+    configure(project, task, monitoring={"path": "data/letters/production", "min_window_rows": 20})
     return project
 
 
@@ -64,6 +65,8 @@ def test_documents_become_a_promoted_language_model(first: tuple[projects.Projec
     store = Store(str(finished.home / "store"))
     report = latest(store, CASE, "evaluation_report")
     assert report.metadata["promote"] and report.metadata["primary_metric"] == "token_probability"
+    (window,) = latest_by_partition(store, CASE, "drift_report").values()
+    assert window.metadata["status"] == "warming_up"
     assert release.read_champion(store, CASE).checkpoint == latest(store, CASE, "finetuned_checkpoint").ref
     card = (store.folder(latest(store, CASE, "champion_model")) / "README.md").read_text()
     assert "| base model, not fine-tuned |" in card and "perplexity" in card and "Labels" not in card
@@ -93,8 +96,7 @@ def test_no_document_and_nothing_written_is_in_the_event_log_or_the_run_log(
         for row in projects.licence_rows(160)
         if (found := re.search(r"[A-Za-z ,.]{50}", row["text"]))
     }
-    assert len(excerpts) > 15
-    assert [excerpt for excerpt in excerpts if excerpt in logged] == []
+    assert len(excerpts) > 15 and [excerpt for excerpt in excerpts if excerpt in logged] == []
     store = Store(str(finished.home / "store"))
     page = (store.folder(latest(store, CASE, "evaluation_report")) / "report.html").read_text()
     written = re.findall(

@@ -146,12 +146,10 @@ class TestStartingPoint:
         Path(encoder.store.url, "pointers", encoder.use_case.name, "champion.json").unlink(missing_ok=True)
         assert self.find(encoder, "one") is None
         self.crown(encoder, champion)
-        assert self.find(encoder, "one") is None
-        assert self.find(encoder, "two") == champion
+        assert self.find(encoder, "one") is None and self.find(encoder, "two") == champion
         assert self.find(encoder, "three", retrain_from="base") is None
         self.crown(encoder, train(encoder, "second", champion, **STILL))
-        assert self.find(encoder, "two") == champion
-        assert self.find(encoder, "four").key == "second"
+        assert self.find(encoder, "two") == champion and self.find(encoder, "four").key == "second"
 
     def test_another_base_model_or_other_labels_are_one_line(
         self, encoder: Prepared, champion: Manifest

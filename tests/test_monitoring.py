@@ -144,13 +144,10 @@ def test_the_verdict_says_what_changed(scale: Scale) -> None:
     longer = Features(**{**vars(features), "num_tokens": 3 * features.num_tokens})
     verdict = send([*usual, scale.sums(longer)])[-1]
     assert verdict.alarms == ["text_statistics", "predicted_labels"]
-    assert "tokens of a text: 40" in verdict.moved[0]
-    assert "most `c`: " in verdict.moved[1]
+    assert "tokens of a text: 40" in verdict.moved[0] and "most `c`: " in verdict.moved[1]
     assert "-> 100.0%" in verdict.moved[1]
     outcome = monitoring.check(verdict)
-    assert not outcome.passed
-    assert outcome.severity == "warn"
-    assert "explanation.md" in outcome.description
+    assert not outcome.passed and outcome.severity == "warn" and "explanation.md" in outcome.description
     assert DriftVerdict.model_validate_json(verdict.model_dump_json()) == verdict
     table = monitoring.render_table(verdict)
     assert len(table) < 1_000 and table.count("\n| ") == 3

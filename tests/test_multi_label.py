@@ -114,8 +114,7 @@ class TestScores:
         invented = labels.copy()
         invented[:10, 2] = True
         found = self.assess(labels, invented, ~labels)
-        assert found.unmeasured == ["l2"]
-        assert found.scores["macro_f1"][FINETUNED].estimate == 1.0
+        assert found.unmeasured == ["l2"] and found.scores["macro_f1"][FINETUNED].estimate == 1.0
         assert found.scores["micro_f1"][FINETUNED].estimate < 1.0
         assert (found.per_label[2].support, found.per_label[2].num_predicted, found.per_label[2].f1) == (
             0,

@@ -28,8 +28,7 @@ def test_found_are_those_that_comparing_every_pair_finds() -> None:
     }
     found = near_duplicates([texts[i] for i in reference], [texts[i] for i in candidates], SIMILARITY)
     near = [n for n, i in enumerate(candidates) if alike[i]]
-    assert len(near) >= 20
-    assert all(4 * partner in alike[candidates[n]] for n, partner in found.items())
+    assert len(near) >= 20 and all(4 * partner in alike[candidates[n]] for n, partner in found.items())
     # A pair exactly at the threshold is proposed in 99 of 100 cases.
     assert len(found) >= 0.98 * len(near)
 

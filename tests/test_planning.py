@@ -57,8 +57,7 @@ class TestPlanChecks:
         plan, (_, budget) = plan_checks(
             MEASURED, PlanningSettings(hourly_usd=3.0, max_usd=6.0, max_hours=2.0), trainings=1.5
         )
-        assert not budget.passed
-        assert "planning.max_usd is 6" in budget.description
+        assert not budget.passed and "planning.max_usd is 6" in budget.description
         assert (
             plan.planned_hours == budget.metadata["planned_hours"] == 2.0
             and budget.metadata["planned_usd"] == 9.0

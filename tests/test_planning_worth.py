@@ -53,8 +53,7 @@ def test_the_interval_is_weighed_against_the_cost(
 
 def test_without_a_value_it_is_not_asked() -> None:
     found = judged(0.03, 0.05, 0.07)
-    assert not found.is_asked
-    assert found.sentence.endswith("set planning.usd_per_point.")
+    assert not found.is_asked and found.sentence.endswith("set planning.usd_per_point.")
     assert asked(use_case()) == {} != asked(use_case(usd_per_point=5))
 
 

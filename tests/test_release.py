@@ -252,8 +252,7 @@ def test_the_noise_of_seeds_widens_a_claim():
     noise = SeedNoise(variance=0.02**2, degrees_of_freedom=11, num_runs=12)
     assert release.verdict(found, ReleaseSettings()).promote
     widened = release.verdict(found, ReleaseSettings(), seed_noise=noise)
-    assert widened.answer == "inconclusive"
-    assert "seeds of 12 trainings" in widened.sentence
+    assert widened.answer == "inconclusive" and "seeds of 12 trainings" in widened.sentence
     close = evaluated(over_champion=gained(0.008, 0.002, 0.014))
     documents = found.model_copy(update={"token_cap": 9})
     assert release.verdict(close, ReleaseSettings()).promote
@@ -610,8 +609,7 @@ class TestWhatIsSaidOfARelease:
         lab.publish(lab.report(second, evaluated(), "rb"), second)
         outcome, _ = lab.publish(old, first)
         assert decision_on(lab, first) == ("kept", outcome.sentence)
-        assert "champion has changed" in outcome.sentence
-        assert decision_on(lab, second)[0] == "promoted"
+        assert "champion has changed" in outcome.sentence and decision_on(lab, second)[0] == "promoted"
         assert release.read_champion(lab.store, "demo").checkpoint == second.ref
         # Its gates passed, and nothing of it says that it was promoted.
         assert read_verdict(lab.store.folder(old)).sentence == "Every gate passed."
@@ -643,8 +641,7 @@ class TestWhatIsSaidOfARelease:
 
         monkeypatch.setattr(decision, "write_card", write_and_freeze)
         outcome, manifest = lab.publish(report, second)
-        assert (outcome.kind, manifest) == ("kept", None)
-        assert "champion is frozen" in outcome.sentence
+        assert (outcome.kind, manifest) == ("kept", None) and "champion is frozen" in outcome.sentence
         assert release.read_champion(lab.store, "demo").checkpoint == first.ref
         assert decision_on(lab, second) == ("kept", outcome.sentence)
 
@@ -706,8 +703,7 @@ class TestByHand:
         assert metadata.outcome == outcome.sentence != metadata.verdict
         assert decision_on(lab, second) == ("promoted", outcome.sentence)
         text = (lab.store.folder(card) / release.CARD).read_text()
-        assert r" (run-7): the label \`x\` matters." in text
-        assert "beats_champion: not passed" in text
+        assert r" (run-7): the label \`x\` matters." in text and "beats_champion: not passed" in text
         state = release.read_state(lab.store, "demo")
         assert state is not None and (state.checkpoint, state.run_id) == (second.ref, "run-7")
         assert (state.interventions[0].before, state.interventions[0].after) == (first.ref, second.ref)
@@ -883,7 +879,6 @@ def test_any_label_and_text_is_safe_in_the_card(lab, name):
     )
     assert huggingface_hub.ModelCard(card).data.base_model == front_matter_of(card)["base_model"] == "tiny"
     page = markdown.to_html(card.split("---\n", 2)[2], {})
-    assert "<img" not in page and "\u202e" not in card
-    assert page.count("<h1>") == 1 and "<em>" not in page
+    assert "<img" not in page and "\u202e" not in card and page.count("<h1>") == 1 and "<em>" not in page
     for table in re.findall(r"(?:^\|.*\n)+", card, flags=re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table

@@ -133,8 +133,7 @@ def test_html_is_whole_self_contained_and_shows_real_pictures(tmp_path):
     pictures = report.write(tmp_path, full_report(evaluation_of(LABELS, champion=True)))
     assert pictures == ["scores", "learning_curve", "confusion", "reliability", "loss"]
     page = parse(tmp_path / "report.html")
-    assert page.loaded == []
-    assert "@import" not in (tmp_path / "report.html").read_text()
+    assert page.loaded == [] and "@import" not in (tmp_path / "report.html").read_text()
     for name, image in zip(pictures, page.images, strict=True):
         assert image["alt"]
         data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
@@ -267,8 +266,7 @@ def test_missing_parts_are_not_shown(tmp_path):
     )
     assert report.write(tmp_path, bare) == ["scores", "confusion", "reliability"]
     page = parse(tmp_path / "report.html")
-    assert len(page.images) == 3
-    assert "no general text" in " ".join(page.text)
+    assert len(page.images) == 3 and "no general text" in " ".join(page.text)
     assert "side by side" not in " ".join(page.text)
     other_metric = full_report(
         evaluation_of(LABELS), learning_curve=[{"rows": 100, "accuracy": 0.5}], training_log=[{"step": 1}]

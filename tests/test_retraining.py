@@ -1,5 +1,6 @@
 """retraining: each rule, each obstacle, and years of operation simulated in milliseconds."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,13 +145,32 @@ class TestRules:
     @pytest.mark.parametrize(
         ("labels", "action"), [(99, "request_labels"), (100, "wait"), (299, "wait"), (300, "retrain")]
     )
+    @pytest.mark.parametrize("live", [{}, {"has_live_quality": False, "num_live_labels": 0}])
     def test_a_drift_that_labels_do_not_confirm_needs_three_times_as_many(
-        self, labels: int, action: str
+        self, labels: int, action: str, live: dict[str, object]
     ) -> None:
-        decision = _decide(
-            new=500, num_labels_since_drift=labels, num_drop_errors=1.6, **_windows("confirmed", "confirmed")
-        )
+        drift = {"new": 500, "num_labels_since_drift": labels, **_windows("confirmed", "confirmed")}
+        decision = _decide(num_drop_errors=1.6, **drift, **live)
         assert decision.action == action
+
+    @pytest.mark.parametrize(
+        ("on_drift", "labels", "action", "learned"),
+        [
+            ("labels_exist", 99, "request_labels", 99),
+            ("labels_exist", 100, "retrain", 100),
+            ("labels_confirm", 100, "wait", 0),
+            ("report", 99, "wait", 0),
+            ("report", 500, "wait", 0),
+        ],
+    )
+    def test_what_a_drift_starts_is_a_setting(
+        self, on_drift: str, labels: int, action: str, learned: int
+    ) -> None:
+        settings = RetrainingSettings(min_new_examples=1_000, on_drift=on_drift)
+        drift = {"new": 500, "num_labels_since_drift": labels, **_windows("confirmed", "confirmed")}
+        decision = _decide(settings=settings, **drift)
+        assert (decision.action, drift_examples(RUNNING, _signals(**drift), settings)) == (action, learned)
+        assert any("on_drift" in reason for reason in decision.reasons) == (on_drift == "report")
 
     @pytest.mark.parametrize(
         ("evaluated", "action", "said"),
@@ -453,8 +473,7 @@ class TestFailures:
         assert _decide(_after(hour, **new), new=1_200).action == "retrain"
         assert _decide(_after(hour * 0.9, **new), new=1_200).action == "wait"
         fourth = _decide(_after(4, 3, 2, 1, **new), new=1_200)
-        assert fourth.action == "alert"
-        assert "4 attempts in a" in fourth.reasons[0]
+        assert fourth.action == "alert" and "4 attempts in a" in fourth.reasons[0]
 
     def test_an_outage_is_repeated_three_times_then_a_person_is_alerted(self) -> None:
         new = {"num_examples": ROWS + 1_200, "outcome": "failed", "failure": "infrastructure"}
@@ -553,8 +572,7 @@ class TestPeople:
         month = {"estimated_hours": 60.0, "hourly_usd": 3.0}
         state, signals = _after(3, hours=60.0), _signals(new=1_200, **month)
         told = decide(state, signals, settings)
-        assert (told.action, told.evidence) == ("alert", "month's budget")
-        assert told.instruction
+        assert (told.action, told.evidence) == ("alert", "month's budget") and told.instruction
         assert [reason.partition(", so that")[0] for reason in told.reasons] == [said]
         state = state.model_copy(update={"raised": raised_after(state, signals, told)})
         # Nor does an evaluation in between end it.
@@ -625,8 +643,7 @@ class TestPeople:
         asked = decide(RUNNING, signals, SETTINGS)
         state = RUNNING.model_copy(update={"raised": raised_after(RUNNING, signals, asked)})
         again = decide(state, signals, SETTINGS)
-        assert again.action == "wait"
-        assert "asked for on 1972-09-27" in again.reasons[-1]
+        assert again.action == "wait" and "asked for on 1972-09-27" in again.reasons[-1]
         assert raised_after(state, signals, again) == state.raised
         assert _decide(state, score_drop=0.1, now=NOW + 31 * DAY_SECONDS).action == "request_labels"
         assert raised_after(state, _signals(), decide(state, _signals(), SETTINGS)) == {}
@@ -695,10 +712,21 @@ def test_no_world_runs_away_or_stops_silently_in_a_year(world: World) -> None:
     assert all(months.count(month) * world.hours <= year.settings.max_hours_per_month for month in months)
 
 
-def test_a_drift_is_asked_for_once_trained_on_once_its_labels_are_there_and_over() -> None:
+@pytest.mark.parametrize(
+    ("num_errors", "on_drift", "requests", "retrains"),
+    [
+        # 100 labels of the new kind: two days after the first. Then half as many more, again and again.
+        (3.0, "labels_confirm", [61], [71, 73, 75, 78]),
+        # Without labels that confirm it.
+        (0.0, "labels_confirm", [61], [74]),
+        (0.0, "labels_exist", [61], [71, 73, 75, 78]),
+        (0.0, "report", [], []),
+    ],
+)
+def test_a_drift_is_asked_for_once_trained_on_as_the_settings_say_and_over(
+    num_errors: float, on_drift: str, requests: list[int], retrains: list[int]
+) -> None:
     (world,) = (world for world in WORLDS if world.name == "drift from day 60, its labels from day 70")
-    year = Year(world).run(days=100)
-    (asked,) = year.days("request_labels")
-    assert asked == 61
-    # 100 labels of the new kind: two days after the first. Then half as many more, again and again.
-    assert [day for day in year.days("retrain") if 60 <= day < 80] == [71, 73, 75, 78]
+    year = Year(replace(world, num_errors=num_errors, settings={"on_drift": on_drift})).run(days=100)
+    assert year.days("request_labels") == requests
+    assert [day for day in year.days("retrain") if 60 <= day < 80] == retrains

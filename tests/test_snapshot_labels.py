@@ -217,8 +217,7 @@ class TestSetAside:
     def test_a_label_that_may_be_a_text_is_not_named(self, common: list[dict[str, Any]]) -> None:
         label = "a text that came in the place of a label " * 20
         description = check_of(take([*common, *rows_of_groups({"q": (label, 1)}, start=1_000)])).description
-        assert "a text that came" not in description
-        assert "1 label (not named" in description
+        assert "a text that came" not in description and "1 label (not named" in description
 
 
 @pytest.mark.parametrize(

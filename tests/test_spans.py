@@ -242,8 +242,7 @@ class TestScores:
         assert found.score.estimate == pytest.approx(2 * 30 / 70)
         assert found.scores["macro_f1"][FINETUNED].estimate == pytest.approx((2 * 20 / 50 + 1) / 2)
         assert [found.scores["micro_f1"][name].estimate for name in ("no_spans", "dictionary")] == [0.0, 0.0]
-        assert found.unmeasured == ["c"]
-        assert found.justification.justified
+        assert found.unmeasured == ["c"] and found.justification.justified
         assert read_evaluation(found.model_dump_json()) == found
 
 

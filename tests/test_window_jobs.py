@@ -21,13 +21,13 @@ from fullft_assets.progress import Progress
 from fullft_assets.resources import open_store
 from fullft_assets.resources.store import set_latest
 from fullft_assets.store import Manifest, Store
-from tests import manifests, project as projects
+from tests import licence_labels, manifests, prepared, project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
-from tests.test_live_quality import CASE, snapshot_of
 from tests.test_monitoring import draw
 
 pytestmark = pytest.mark.slow
 
+CASE = "letters"
 LABELS = ["notice", "reference", "text"]
 MONITORING = {"path": "data/letters/production", "min_window_rows": 20}
 #: Windows; the second one has too few independent documents, and the last two have other texts than those
@@ -63,29 +63,23 @@ def load_scale(
 class Production:
     """Windows of a project with a champion; workloads run in this process."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch):
-        self.project = projects.create(root, monitoring=MONITORING)
-        for name, value in self.project.env().items():
+    def __init__(self, project: projects.Project, snapshot: Manifest, monkeypatch: pytest.MonkeyPatch):
+        self.project = project
+        for name, value in project.env().items():
             monkeypatch.setenv(name, value)
-        self.instance = dg.DagsterInstance.from_config(str(self.project.home))
-        self.store = open_store(self.project.use_case(), self.instance)
-        learned = documents.cut_batches(
-            self.store, CASE, self.project.documents, self.project.use_case().settings.documents
-        )[0]
-        self._snapshot = snapshot_of(
-            self.store, documents.keep(self.store, self.project.use_case(), learned.name)
-        )
+        self.instance = dg.DagsterInstance.from_config(str(project.home))
+        self.store = open_store(project.use_case(), self.instance)
+        self._snapshot = snapshot
         self.promote("k1")
+
+    def deliver(self, *windows: list[dict[str, Any]]) -> list[str]:
+        """Deliver windows, one after the other, and return the names of all."""
         settings = self.project.use_case().settings.documents
-        for number in range(NUM_WINDOWS):
-            rows = projects.licence_rows(30, skip=30 * number)
-            rows = (
-                [{**row, "text": row["text"].upper()} for row in rows] if number >= NUM_WINDOWS - 2 else rows
-            )
+        for number, rows in enumerate(windows):
             path = projects.write_rows(self.project.production / f"w{number}.jsonl", rows)
             os.utime(path, (1_000 + number, 1_000 + number))
             documents.cut_batches(self.store, CASE, self.project.production, settings, "window")
-        self.windows = [window.name for window in documents.list_batches(self.store, CASE, "window")]
+        return [window.name for window in documents.list_batches(self.store, CASE, "window")]
 
     def promote(self, key: str) -> None:
         """Release a checkpoint."""
@@ -120,15 +114,19 @@ def production(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prod
     monkeypatch.setattr(report_workload, "Reader", Reader)
     monkeypatch.setattr(report_workload, "_load_scale", load_scale)
     monkeypatch.setattr(report_workload, "label_names", lambda _: LABELS)
-    found = Production(tmp_path, monkeypatch)
-    with found.instance:
+    project = projects.create(tmp_path, monitoring=MONITORING)
+    case = prepared.take(project)
+    with (found := Production(project, case.snapshot, monkeypatch)).instance:
         yield found
 
 
 def test_the_first_windows_under_the_next_champion_are_compared_with_calm_ones_before(
     production: Production,
 ) -> None:
-    *calm, moved, last = production.windows
+    usual = [projects.licence_rows(30, skip=30 * number) for number in range(NUM_WINDOWS)]
+    for row in (row for rows in usual[-2:] for row in rows):
+        row["text"] = row["text"].upper()
+    *calm, moved, last = production.deliver(*usual)
     reports = [production.write_report(window) for window in calm]
     assert [monitoring.DriftMetadata.of(report).status for report in reports] == [
         "warming_up",
@@ -148,3 +146,40 @@ def test_the_first_windows_under_the_next_champion_are_compared_with_calm_ones_b
     production.promote("k3")
     begins_anew = monitoring.DriftMetadata.of(production.write_report(last))
     assert begins_anew.status == "warming_up", "it was released while windows alarmed"
+
+
+def of_texts(texts: list[str], answer: str = "It is a licence.") -> list[dict[str, Any]]:
+    """Return rows as every task reads them, without labels; of a conversation the answer is a model's."""
+    return [
+        {
+            "text": text,
+            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": answer}],
+        }
+        for text in texts
+    ]
+
+
+@pytest.mark.parametrize("task", ["multi_label", "token_classification", "language_modeling", "sft"])
+def test_the_texts_of_every_task_are_watched_without_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    if task in ("language_modeling", "sft"):
+        case = prepared.prepare_language_model(tmp_path, task, monitoring=MONITORING)
+    else:
+        column, rows = {
+            "multi_label": ("labels", licence_labels.labelled_rows(120)),
+            "token_classification": ("spans", licence_labels.spanned_rows(120)),
+        }[task]
+        target = {"task": task, "label": column, "labels": None}
+        case = prepared.prepare(tmp_path, tiny=True, delivered=rows, examples=target, monitoring=MONITORING)
+    texts = [row["text"][:1_000] for row in projects.licence_rows(13 * 40, skip=600)]
+    modules = prepared.write_general(tmp_path, 80, 1_000)
+    usual = [of_texts(texts[number : number + 40]) for number in range(0, 12 * 40, 40)]
+    unchanged = of_texts(texts[-40:], "An assistant that was trained again answers otherwise.")
+    production = Production(case.project, case.snapshot, monkeypatch)
+    with production.instance:
+        names = production.deliver(*usual, unchanged, of_texts(modules[:40]), of_texts(modules[40:]))
+        reports = [monitoring.DriftMetadata.of(production.write_report(name)) for name in names]
+    assert [report.status for report in reports[-3:]] == ["ok", "alarm", "confirmed"]
+    names = reports[-1].measured.keys()
+    assert "p_embeddings" in names and not names & {"p_predicted_labels", "mean_entropy"}

@@ -226,16 +226,11 @@ class CaseGraph:
         return self.settings.monitoring.path is not None
 
     @property
-    def is_monitored(self) -> bool:
-        """Return whether production documents are compared with what a model learned on: only some tasks can
-        detect drift.
+    def has_live_quality(self) -> bool:
+        """Return whether late labels measure the champion on production: they do where it predicts one label
+        of a document.
         """
-        return task_of(self.settings.examples).detects_drift and self.has_windows
-
-    @property
-    def last_of_window(self) -> str:
-        """Name of the asset with which a window is done."""
-        return DRIFT_REPORT if self.is_monitored else BATCH_PREDICTIONS
+        return task_of(self.settings.examples).has_one_label and self.has_windows
 
     @property
     def store_key(self) -> str:

@@ -379,18 +379,14 @@ def _build_evaluation(graph: CaseGraph) -> list[dg.AssetsDefinition]:
             for name, refs in ((evaluation.SEED_RUN, against.seed_runs), (evaluation.LOOK, against.looks)):
                 inputs |= {f"{name}{number}": store.load(ref) for number, ref in enumerate(refs)}
             inputs |= external.keep(store, graph.name, graph.settings, graph.use_case.project_root)
-            key = _evaluation_key(graph, inputs)
+            settings = graph.settings.model_dump(include={"evaluation", "release"}, mode="json")
+            settings["worth"] = worth.asked(graph.settings)
+            digests = {name: manifest.content_digest for name, manifest in inputs.items()}
+            key = artifact_key(EVALUATION_REPORT, evaluation.VERSION, settings, digests, graph.settings.seed)
             manifest = graph.find_or_launch(context, "evaluation", EVALUATION_REPORT, key, inputs)
         return graph.result(manifest, EVALUATION_REPORT, store, _shown(graph, store, manifest))
 
     return [evaluation_report]
-
-
-def _evaluation_key(graph: CaseGraph, inputs: dict[str, Manifest]) -> str:
-    settings = graph.settings.model_dump(include={"evaluation", "release"}, mode="json")
-    settings["worth"] = worth.asked(graph.settings)
-    digests = {name: manifest.content_digest for name, manifest in inputs.items()}
-    return artifact_key(EVALUATION_REPORT, evaluation.VERSION, settings, digests, graph.settings.seed)
 
 
 def _shown(graph: CaseGraph, store: Store, manifest: Manifest) -> dict[str, Any]:
@@ -425,9 +421,11 @@ def _shown(graph: CaseGraph, store: Store, manifest: Manifest) -> dict[str, Any]
 def _with_pictures(folder: Path) -> str:
     def inside(link: re.Match) -> str:
         data = (folder / link["path"]).read_bytes()
-        if len(data) > _MAX_PICTURE_BYTES:
-            return f"*{link['title']}: see report_file*"
-        return f"![{link['title']}](data:image/png;base64,{base64.b64encode(data).decode()})"
+        return (
+            f"![{link['title']}](data:image/png;base64,{base64.b64encode(data).decode()})"
+            if len(data) <= _MAX_PICTURE_BYTES
+            else f"*{link['title']}: see report_file*"
+        )
 
     return _PICTURE.sub(inside, (folder / "report.md").read_text(encoding="utf-8"))
 

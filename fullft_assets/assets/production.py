@@ -213,7 +213,7 @@ def _build_monitoring(graph: CaseGraph) -> list[dg.AssetsDefinition]:
             manifest = _measure_live_quality(graph, store, champion)
         yield graph.result(manifest, LIVE_QUALITY, store)
 
-    return [drift_report, live_quality]
+    return [drift_report, live_quality] if graph.has_live_quality else [drift_report]
 
 
 def _measure_live_quality(graph: CaseGraph, store: Store, champion: release.Champion) -> Manifest:
@@ -290,5 +290,4 @@ def build_checks(graph: CaseGraph) -> list[dg.AssetChecksDefinition]:
 
 def build(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     """Return the assets of a use case whose production delivers documents."""
-    monitoring = _build_monitoring(graph) if graph.is_monitored else []
-    return [*_build_predictions(graph), *monitoring] if graph.has_windows else []
+    return [*_build_predictions(graph), *_build_monitoring(graph)] if graph.has_windows else []

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ValidationError
 
 from fullft_assets import alerts, documents, release
 from fullft_assets.artifacts import (
-    BATCH_PREDICTIONS,
     DRIFT_REPORT,
     EVALUATION_REPORT,
     FINETUNED_CHECKPOINT,
@@ -34,7 +33,7 @@ from fullft_assets.automation.runs import EVIDENCE_TAG, RETRY_TAG, failure_of, i
 from fullft_assets.automation.ticks import sensor
 from fullft_assets.errors import TRANSIENT, StoreError, without_message
 from fullft_assets.evaluation.metadata import EvaluationMetadata
-from fullft_assets.monitoring import DriftMetadata, PredictionsMetadata, Status
+from fullft_assets.monitoring import DriftMetadata, Status
 from fullft_assets.resources import latest, made_by_run, one_line_errors
 from fullft_assets.retraining import RecordedDecision
 from fullft_assets.retraining.history import VERDICTS, is_lower_on_tests
@@ -224,7 +223,7 @@ def of_run(
         if window is not None and status == "feed_broken":
             ends = (*VERDICTS, "warming_up")
             first = _first_window(graph, store, window.created_at, "feed_broken", ends) or first
-        if status == "feed_broken" or (not graph.is_monitored and _is_without_text(graph, store, partition)):
+        if status == "feed_broken":
             action = "look at what delivers production documents"
             yield alert("gate_closed", f"window {partition} has no text", action, f"feed_broken/{first}")
     if stage == "end_orphans" and run.tags.get(STOPPED_TAG, "0") != "0":
@@ -295,17 +294,12 @@ def _is_tried_again(graph: CaseGraph, instance: dg.DagsterInstance, record: dg.R
         for state in instance.all_instigator_state()
     ):
         return False
-    if EVIDENCE_TAG in run.tags:
-        # After the last time the decision says that a person is needed.
-        return failure_of(run.run_id, instance) in TRANSIENT
-    return is_asked_again(run, instance)
-
-
-def _is_without_text(graph: CaseGraph, store: Store, partition: str) -> bool:
-    """Return whether no document of a window has a text, where the task has no drift report that says it."""
-    manifest = latest(store, graph.name, BATCH_PREDICTIONS, partition)
-    predictions = None if manifest is None else PredictionsMetadata.of(manifest)
-    return predictions is not None and not predictions.num_rows
+    # After the last time the decision on a retrain says that a person is needed.
+    return (
+        failure_of(run.run_id, instance) in TRANSIENT
+        if EVIDENCE_TAG in run.tags
+        else is_asked_again(run, instance)
+    )
 
 
 def _first_window(

@@ -224,9 +224,11 @@ def decide_and_record(
         return dg.RunRequest(
             run_key=retraining.run_key(state, decision), job_name=f"{graph.name}_model", tags=tags
         )
-    if decision.count_first and not signals.num_runs_in_flight:
-        return _count(graph, instance, signals, decision.action, reasons)
-    return dg.SkipReason(f"{decision.action}: {reasons}")
+    return (
+        _count(graph, instance, signals, decision.action, reasons)
+        if decision.count_first and not signals.num_runs_in_flight
+        else dg.SkipReason(f"{decision.action}: {reasons}")
+    )
 
 
 def _count(
@@ -301,7 +303,8 @@ def gather(
             data_version=snapshot.content_digest if snapshot else "",
             settings_version=digest(settings.model_dump(include=_MODEL_SECTIONS, mode="json")),
             windows=windows,
-            is_monitored=graph.is_monitored,
+            is_monitored=graph.has_windows,
+            has_live_quality=graph.has_live_quality,
             num_labels_since_drift=(
                 0
                 if drift_start is None
@@ -368,13 +371,15 @@ def _num_uncounted(
     if snapshot is None or metadata is None:
         return sum(batch.num_valid for batch in batches.values())
     left_out = set(metadata.batches_left_out)
-
-    def is_counted(name: str, batch: _Batch) -> bool:
-        if name in metadata.parts:
-            return metadata.parts[name].examples_digest == batch.digest
-        return name in left_out and batch.created_at < snapshot.created_at
-
-    return sum(batch.num_valid for name, batch in batches.items() if not is_counted(name, batch))
+    return sum(
+        batch.num_valid
+        for name, batch in batches.items()
+        if (
+            metadata.parts[name].examples_digest != batch.digest
+            if name in metadata.parts
+            else name not in left_out or batch.created_at >= snapshot.created_at
+        )
+    )
 
 
 def windows_of(store: Store, graph: CaseGraph) -> list[retraining.Window]:

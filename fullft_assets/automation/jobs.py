@@ -256,23 +256,21 @@ def build_jobs(graph: CaseGraph) -> list[dg.JobDefinition]:
         job("model", MODEL, "Snapshot, plan, baselines, pilot, full fine-tuning, evaluation, release."),
         job(
             "evaluate",
-            (*EVALUATE, LIVE_QUALITY) if graph.is_monitored else EVALUATE,
+            (*EVALUATE, LIVE_QUALITY) if graph.has_live_quality else EVALUATE,
             "Score the latest checkpoint and the champion on the newest test rows, and on production"
             " documents that were labelled since.",
         ),
     ]
     if graph.has_windows:
-        about = "One window of production documents: what the champion predicts of them"
-        # A new window may show that the training data is no longer what production sees.
         jobs.append(
             job(
                 "monitor",
                 MONITOR,
-                f"{about}, and whether they have drifted.",
+                "One window of production documents: what the champion predicts of them, and whether they"
+                " have drifted.",
                 graph.windows,
-                (check_key(graph),),
+                # A new window may show that the training data is no longer what production sees.
+                (check_key(graph),) if graph.has_live_quality else (),
             )
-            if graph.is_monitored
-            else job("monitor", PREDICT, f"{about}.", graph.windows)
         )
     return [*jobs, _build_job_by_hand(graph), *build_orphans_job(graph)]

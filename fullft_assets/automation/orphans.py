@@ -100,9 +100,11 @@ def ended_at(instance: dg.DagsterInstance, run_id: str) -> float | None:
     run.
     """
     record = instance.get_run_record_by_id(run_id)
-    if record is None or not record.dagster_run.is_finished:
-        return None
-    return record.end_time or record.update_timestamp.timestamp()
+    return (
+        record.end_time or record.update_timestamp.timestamp()
+        if record is not None and record.dagster_run.is_finished
+        else None
+    )
 
 
 def _outlive_runs(graph: CaseGraph) -> bool:

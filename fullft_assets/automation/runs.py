@@ -226,7 +226,7 @@ def find_due(
         done_names = ingestion.done(store, graph.use_case)
         version = ingestion.version(graph.use_case)
     else:
-        done_names = set(store.list_pointers(f"latest/{graph.name}/{graph.last_of_window}"))
+        done_names = set(store.list_pointers(f"latest/{graph.name}/{DRIFT_REPORT}"))
         version = digest(graph.settings.model_dump(mode="json"))[:12]
 
     def request(batch: str, run_key: str) -> dg.RunRequest:
@@ -239,9 +239,6 @@ def find_due(
     names = {batch.name for batch in batches}
     running = {name for run in in_flight if (name := run.tags.get("dagster/partition")) in names}
     most = documents.MAX_RUNS_A_TICK
-    # Of a window that is only predicted, a clean-up removes what was made; of others, who lacks it has
-    # restored an older copy of the store.
-    is_kept = kind == "batch" or graph.last_of_window == DRIFT_REPORT
     source = documents.source_of(graph.use_case, kind)
     # A batch that could not be read and whose files were fixed or removed since then would fail again.
     launchable = (
@@ -258,7 +255,8 @@ def find_due(
             key = f"{name}-{version}"
             if key not in runs:
                 requests.append(request(name, key))
-            elif is_kept or runs[key][-1].dagster_run.status != dg.DagsterRunStatus.SUCCESS:
+            else:
+                # Who lacks what a run made has restored an older copy of the store.
                 retries.append(ask_again(name, key, runs[key], instance))
     now = time.time()
     held_retries: list[Again] = []

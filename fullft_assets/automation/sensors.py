@@ -31,7 +31,7 @@ def build_live_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
     """Return the sensor that measures live quality as soon as something came for it; none where it is not
     measured.
     """
-    if not graph.is_monitored:
+    if not graph.has_live_quality:
         return []
     return [
         dg.AutomationConditionSensorDefinition(
@@ -104,7 +104,7 @@ def _delivery_sensor(graph: CaseGraph, kind: documents.Kind) -> dg.SensorDefinit
         is_readable = (
             kind == "batch"
             or release.read_champion(store, graph.name) is not None
-            or (graph.is_monitored and latest(store, graph.name, FINETUNED_CHECKPOINT) is not None)
+            or latest(store, graph.name, FINETUNED_CHECKPOINT) is not None
         )
         if not is_readable:
             return dg.SkipReason("no model yet to read it with; run the model job first")

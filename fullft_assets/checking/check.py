@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 from fullft_assets.base_model import find_base_model, read_header
 from fullft_assets.checking.corpus import READ_BYTES, Corpus, look_at_documents
-from fullft_assets.checking.sample import field_problems, id_findings, label_findings
+from fullft_assets.checking.sample import field_problems, group_findings, id_findings, label_findings
 from fullft_assets.checking.yaml_source import Key, read_source
 from fullft_assets.documents.delivery import left_in_place, skipped
 from fullft_assets.planning import state_bytes
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.task import TASKS, task_of
 
 
 def check_use_case(use_case: UseCase) -> str:
@@ -41,9 +40,6 @@ def check_use_case(use_case: UseCase) -> str:
             " (release.min_effective_groups)"
         ),
     }
-    if settings.monitoring.path is not None and not task_of(settings.examples).detects_drift:
-        names = ", ".join(name for name, task in TASKS.all().items() if task.detects_drift)
-        rows["monitoring"] = f"predictions only: drift is watched for the task {names} alone"
     if corpus.others:
         (rows["not read"],) = left_in_place(corpus.others, named=True)
     if corpus.skipped:
@@ -56,6 +52,7 @@ def check_use_case(use_case: UseCase) -> str:
     lines = [
         *rows.items(),
         *label_findings(corpus.sample, settings.examples),
+        *group_findings(corpus.sample, settings),
         *id_findings(corpus.sample),
     ]
     return "\n".join(

@@ -27,6 +27,7 @@ from fullft_assets.extras import problem_without
 from fullft_assets.settings import MODELS, LauncherSettings, UseCaseSettings, contradictions
 from fullft_assets.settings.guards import guard_problems
 from fullft_assets.settings.launcher_kinds import LAUNCHERS, launcher_problems
+from fullft_assets.settings.production import DRIFT_TESTS
 from fullft_assets.settings.use_case import locate
 from fullft_assets.task import BASELINES, GATES, METRICS, TASKS, task_of
 
@@ -361,6 +362,12 @@ def _example_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem
             examples.label_separator is not None and task.target != "labels",
             ("examples", "label_separator"),
             f"is for several labels a row, and {examples.task} has one; set examples.task: multi_label",
+        ),
+        (
+            not task.has_one_label
+            and all(DRIFT_TESTS.get(name).needs_label for name in settings.monitoring.drift_tests),
+            ("monitoring", "drift_tests"),
+            f"names no test of texts, and {examples.task} predicts no single label of a text; add embeddings",
         ),
         (
             examples.group is not None and examples.group == examples.label,

@@ -207,6 +207,23 @@ def label_findings(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[
         yield "labels", f"{len(counts):,} in {len(rows):,} rows read: {named(common, len(counts), counts)}"
 
 
+def group_findings(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[str, str]]:
+    """Yield the finding on the largest group of a sample of rows, as (subject, one line), where it has more
+    than half of the rows that are to be tested.
+    """
+    most = settings.snapshot.max_heldout_rows_per_group
+    counts = Counter(row.row["group"] for row in rows if row.row.get("group"))
+    for group, count in counts.most_common(1):
+        if count > max(most, settings.snapshot.test_share / 2 * len(rows)):
+            yield (
+                "groups",
+                f"{quoted(group)} has {count / len(rows):.0%} of the rows read, and"
+                f" {settings.snapshot.test_share:.0%} are to be tested: where its hash holds it out,"
+                f" {most} of its rows are (snapshot.max_heldout_rows_per_group) and none trains; name a finer"
+                " field in examples.group",
+            )
+
+
 def id_findings(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
     """Yield the finding on ids that rows of a sample with different texts share, as (subject, one line)."""
     rows_by_id = [(row.row.get("id") or row.location, row) for row in rows if row.row.get("text")]

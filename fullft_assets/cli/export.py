@@ -108,9 +108,10 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
     """
     name = use_case.name
     champion = release.read_champion(store, name)
-    if champion is None or not task_of(use_case.settings.examples).detects_drift:
-        why = "there is no champion yet" if champion is None else "it is measured for classification alone"
-        raise FullftError(f"{name}: a random sample is drawn for live_quality, and {why}")
+    if champion is None:
+        raise FullftError(
+            f"{name}: a random sample is drawn from what the champion predicted, and there is none yet"
+        )
     windows = latest_by_partition(store, name, PRODUCTION_DOCUMENTS)
     predictions = latest_by_partition(store, name, BATCH_PREDICTIONS)
     usable_predictions = live.predicted_by(store.load(champion.checkpoint), windows, predictions)
@@ -192,7 +193,9 @@ def _files(
     the use case reads, so that they can be delivered once they have a label.
     """
     settings = use_case.settings
-    text = settings.documents.text or ("source" if format_name == "ground_truth" else "text")
+    task = task_of(settings.examples)
+    default_name = "prompt" if task.has_messages else "source" if format_name == "ground_truth" else "text"
+    text = settings.documents.text or default_name
     names = {"id": settings.documents.id, "text": text, "group": settings.examples.group or "group"}
     names["window"] = EXPORT_COLUMN
     columns = [column for column in _COLUMNS if column in rows[0]]
@@ -201,7 +204,7 @@ def _files(
         for row in rows
     ]
     label = settings.examples.label or ""
-    tag, choice, question = _CONTROLS[task_of(settings.examples).target or "label"]
+    tag, choice, question = _CONTROLS[task.target or "label"]
     if format_name == "label_studio":
         tasks = json.dumps([{"data": row} for row in records], ensure_ascii=False, indent=1) + "\n"
         choices = "".join(f"    <{choice} value={quoteattr(name)}/>\n" for name in labels)

@@ -24,7 +24,7 @@ from fullft_assets.task import TASKS
 #: The budget of a loss that nobody has set a budget for: the perplexity of general text may double.
 #: docs/decisions/0024 says why.
 DEFAULT_RISE = math.log(2)
-VERSION = "19"
+VERSION = "20"
 #: A variance from fewer trainings than this is too unsure to claim anything about a recipe.
 MIN_RUNS = 9
 #: Standard deviation that other seeds are assumed to give a score of labels, in its units
@@ -120,6 +120,7 @@ class Evaluation(Record, ABC):
         calibration_error: None: not measured for this task.
         forgetting: None: no general text was given.
         slices: None: none was asked for, or the metric cannot measure them.
+        labels_since_anchor: the labels, against the last champion that was better; None: it was not compared.
     """
 
     task: str
@@ -145,6 +146,7 @@ class Evaluation(Record, ABC):
     calibration_error: float | None = None
     forgetting: Forgetting | None = None
     slices: Slices | None = None
+    labels_since_anchor: Slices | None = None
 
     @property
     @abstractmethod

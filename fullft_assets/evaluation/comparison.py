@@ -57,7 +57,7 @@ class Slices(Record):
     Attributes:
         metric: of all slices but labels, which have their F1 over all rows: a label's recall alone rises with
             its false alarms.
-        rival: the champion, else the best baseline.
+        rival: the champion, else the best baseline; or the last champion that was better.
         num_small: slices of each kind that have too few groups.
     """
 
@@ -291,6 +291,7 @@ class Comparison:
             if (scores := self._measure(name, predictions, index)) is not None
         }
         primary = scores_by_metric[self.metric]
+        of_labels = {kind: values for kind, values in self.slicing.items() if kind == LABEL}
         baselines = [name for name in primary.scores if name not in (self.candidate, CHAMPION, ANCHOR)]
         judgement = justification(
             primary.scores,
@@ -301,6 +302,13 @@ class Comparison:
             min_gain=self.min_gain,
             candidate=self.candidate,
         )
+
+        def slices_against(rival: str, slicing: Mapping[str, Sequence[str | None]]) -> Slices | None:
+            metric = METRICS.get(TASKS.get(self.task).slice_metric or self.metric)
+            return measure_slices(
+                predictions, index, slicing, metric, reference=self.candidate, rival=rival, **self._sampling
+            )
+
         return fields | {
             "task": self.task,
             "candidate": self.candidate,
@@ -318,15 +326,10 @@ class Comparison:
             "scores": {metric: systems.scores for metric, systems in scores_by_metric.items()},
             "gains": {metric: systems.gains for metric, systems in scores_by_metric.items()},
             "justification": judgement,
-            "slices": measure_slices(
-                predictions,
-                index,
-                self.slicing,
-                METRICS.get(TASKS.get(self.task).slice_metric or self.metric),
-                reference=self.candidate,
-                rival=CHAMPION if CHAMPION in primary.scores else judgement.best_baseline,
-                **self._sampling,
+            "slices": slices_against(
+                CHAMPION if CHAMPION in primary.scores else judgement.best_baseline, self.slicing
             ),
+            "labels_since_anchor": slices_against(ANCHOR, of_labels) if ANCHOR in primary.scores else None,
         }
 
     def _measure(
@@ -334,10 +337,12 @@ class Comparison:
     ) -> SystemScores | None:
         metric = self._get(metric_name)
         measurable = {name: system for name, system in predictions.items() if metric.measures(system)}
-        if self.candidate not in measurable:
-            return None
-        return measure(
-            metric, measurable, index, reference=self.candidate, rows_chose_labels=True, **self._sampling
+        return (
+            measure(
+                metric, measurable, index, reference=self.candidate, rows_chose_labels=True, **self._sampling
+            )
+            if self.candidate in measurable
+            else None
         )
 
     def _get(self, name: str) -> Metric:

@@ -255,7 +255,8 @@ class NoSliceIsWorse(Gate):
             else {}
         )
         worse = worse_slices(context.evaluation, context.settings)
-        if slices is None or not (slices.tested(min_groups) or worse):
+        eroded = eroded_labels(context.evaluation, context.settings)
+        if slices is None or not (slices.tested(min_groups) or worse or eroded):
             text = (
                 f"no slice has {min_groups:g} groups of equal weight (release.min_effective_groups), so none"
                 " was tested"
@@ -269,7 +270,11 @@ class NoSliceIsWorse(Gate):
             num_by_kind = Counter(score.kind for score in worse)
             counts = ", ".join(f"{num} by {kind}" for kind, num in num_by_kind.items())
             text += f": {counts}; the report names them"
-        return self.result(not worse, text, numbers)
+        if eroded:
+            text += (
+                f"; rare labels that lost since the {title(ANCHOR)}: {len(eroded)}, which the report names"
+            )
+        return self.result(not worse and not eroded, text, numbers)
 
 
 def worse_slices(evaluation: Evaluation, settings: ReleaseSettings) -> list[SliceScore]:
@@ -281,6 +286,22 @@ def worse_slices(evaluation: Evaluation, settings: ReleaseSettings) -> list[Slic
         return []
     bar = settings.min_gain_over_champion if slices.rival == CHAMPION else settings.min_gain_over_baselines
     return slices.worse(settings.min_effective_groups, evaluation.confidence, min(bar, 0.0))
+
+
+def eroded_labels(evaluation: Evaluation, settings: ReleaseSettings) -> list[SliceScore]:
+    """Return the rare labels on which the model is worse than the last champion that was better: what each
+    release since then lost a little of.
+    """
+    since_anchor = evaluation.labels_since_anchor
+    if since_anchor is None:
+        return []
+    min_groups = settings.min_effective_groups
+    rare_labels = [score for score in since_anchor.found if score.effective_groups < min_groups]
+    watched = since_anchor.model_copy(update={"found": rare_labels})
+    bar = min(settings.min_gain_over_champion, 0.0)
+    # Those forgotten, and of all of them those that lost by more than chance.
+    lost = [watched.worse(least, evaluation.confidence, bar) for least in (min_groups, 0.0)]
+    return [score for score in rare_labels if any(score in scores for scores in lost)]
 
 
 def relation(gain: Gain, margin: float) -> Relation:
@@ -304,11 +325,12 @@ def _needed(gain: Gain, difference: float, num_groups: int) -> str:
     """Return how many test groups would find such a difference four times in five; empty where too many
     would. Training rows are taken to grow as test groups do, so that seeds vary a score by less, too.
     """
-    # Ten thousand times as many groups are no advice.
-    if difference <= gain.detectable / 100:
-        return ""
-    # Rounded first: 160 must not become 161.
-    return f"about {math.ceil(round(num_groups * gain.times_needed(difference), 6)):,} test groups"
+    # Ten thousand times as many groups are no advice. Rounded first: 160 must not become 161.
+    return (
+        f"about {math.ceil(round(num_groups * gain.times_needed(difference), 6)):,} test groups"
+        if difference > gain.detectable / 100
+        else ""
+    )
 
 
 BEATS_BASELINES = BeatsBaselines()

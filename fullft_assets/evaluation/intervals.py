@@ -92,9 +92,11 @@ class Gain(Interval):
         from scipy.special import stdtr
 
         distance = abs(self.estimate - value)
-        if not self.standard_error:
-            return float(not distance)
-        return float(2 * stdtr(self.degrees_of_freedom, -distance / self.standard_error))
+        return float(
+            2 * stdtr(self.degrees_of_freedom, -distance / self.standard_error)
+            if self.standard_error
+            else not distance
+        )
 
     @property
     def detectable(self) -> float:

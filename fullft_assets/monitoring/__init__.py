@@ -45,6 +45,5 @@ from fullft_assets.monitoring.verdict import (
     judge,
     key_settings,
     other_tests,
-    read_elsewhere,
     report_key,
 )

@@ -147,6 +147,7 @@ class DriftTest(ABC):
 
     Attributes:
         arrays: names of what `fit` returns, which no other test uses.
+        needs_label: whether the coordinates are of predicted labels: other tasks are compared without it.
         outlives_champion: whether no training moves the coordinates, so that windows are compared with those
             under an earlier champion, too.
         thresholds: p-value up to which windows differ, by the number of pooled windows. Those of our tests
@@ -155,6 +156,7 @@ class DriftTest(ABC):
 
     name: ClassVar[str]
     arrays: ClassVar[tuple[str, ...]] = ()
+    needs_label: ClassVar[bool] = False
     outlives_champion: ClassVar[bool] = False
     thresholds: ClassVar[Mapping[int, float]] = {1: 0.0045, POOLED: 0.02}
 
@@ -162,7 +164,7 @@ class DriftTest(ABC):
         """Return the arrays that coordinates are computed with, from held-out rows.
 
         Args:
-            num_labels: labels that the model predicts.
+            num_labels: labels that the model predicts; 0 where it predicts none.
         """
         return {}
 
@@ -192,13 +194,17 @@ class DriftTest(ABC):
         """
 
 
-def open_tests(names: Iterable[str]) -> list[DriftTest]:
+def open_tests(names: Iterable[str], *, has_label: bool = True) -> list[DriftTest]:
     """Return the drift tests of these names.
+
+    Args:
+        has_label: whether the model predicts a label; the tests that need one are left out where it does not.
 
     Raises:
         SettingsError: one is not registered.
     """
-    return [DRIFT_TESTS.get(name)() for name in names]
+    tests = [DRIFT_TESTS.get(name)() for name in names]
+    return [test for test in tests if has_label or not test.needs_label]
 
 
 #: Principal components of the embeddings. Of twice as many, the smaller half is mostly noise, which whitening
@@ -246,10 +252,12 @@ class PredictedLabels(DriftTest):
     """Compares the shares of the predicted labels."""
 
     name = "predicted_labels"
+    needs_label = True
     arrays = ("label_weights",)
 
     def fit(self, held_out: Features, num_labels: int) -> dict[str, np.ndarray]:
         """Return 1 / square root of each label's share [labels] of the held-out rows' predictions."""
+        assert held_out.predicted is not None
         shares = np.bincount(held_out.predicted, minlength=num_labels) / len(held_out)
         return {"label_weights": 1 / np.sqrt(np.maximum(shares, _LEAST_SHARE))}
 
@@ -278,14 +286,14 @@ _WORDS = {
 
 
 class TextStatistics(DriftTest):
-    """Compares ranks of the four numbers among those of the held-out rows."""
+    """Compares ranks of the numbers among those of the held-out rows."""
 
     name = "text_statistics"
     arrays = ("ranks", "ranks_centre", "ranks_axes")
 
     def fit(self, held_out: Features, num_labels: int) -> dict[str, np.ndarray]:
-        """Return the sorted numbers [n, 4] of held-out rows, and the mean [8] and the whitened axes [8, r] of
-        their mid-ranks and the squares of those.
+        """Return the sorted numbers [n, c] of held-out rows, and the mean [2 c] and the whitened axes
+        [2 c, r] of their mid-ranks and the squares of those.
         """
         ranks = np.sort(held_out.numbers, axis=0)
         centre, axes = whitening(_mid_ranks(ranks, held_out.numbers), 2 * ranks.shape[1])
@@ -299,10 +307,10 @@ class TextStatistics(DriftTest):
     def in_words(self, reference: Sequence[Sums], current: Sequence[Sums], labels: Sequence[str]) -> str:
         """Return which of the numbers changed by a tenth or more, and from what to what."""
         old, new = (pooled_mean(side, [window.numbers for window in side]) for side in (reference, current))
-        # Of four numbers some always differ a little: a tenth is worth a word.
+        # Of several numbers some always differ a little: a tenth is worth a word.
         changes = [
             f"{_WORDS[name]}: {before:.3g} -> {now:.3g}"
-            for name, before, now in zip(NUMBERS, old.tolist(), new.tolist(), strict=True)
+            for name, before, now in zip(NUMBERS, old.tolist(), new.tolist(), strict=False)
             if abs(now - before) >= 0.1 * max(abs(now), abs(before), 1e-12)
         ]
         return ", ".join(changes) or "lengths and words of the texts are distributed differently"
@@ -348,10 +356,10 @@ class Scale:
         """Return the scale of held-out rows.
 
         Args:
-            num_labels: labels that the model predicts.
+            num_labels: labels that the model predicts; 0 where it predicts none.
             tests: names of the drift tests.
         """
-        drift_tests = open_tests(tests)
+        drift_tests = open_tests(tests, has_label=num_labels > 0)
         arrays: dict[str, np.ndarray] = {}
         for test in drift_tests:
             arrays |= test.fit(held_out, num_labels)
@@ -382,7 +390,9 @@ class Scale:
             num_rows=len(features),
             means=means,
             numbers=features.numbers.mean(axis=0),
-            counts=np.bincount(features.predicted, minlength=num_labels),
+            counts=np.bincount(
+                [] if features.predicted is None else features.predicted, minlength=num_labels
+            ),
             # Rounded, and no negative zero: a share of exactly 5% is 0, and was shown as -4e-17.
             novel_share=(
                 None if distances is None else round(float((distances > 1).mean()) - FAR_SHARE, 9) + 0.0
@@ -393,9 +403,11 @@ class Scale:
         """Return each document's distance from its nearest held-out row, in multiples of `far`; None without
         held-out rows.
         """
-        if not len(self.held_out):
-            return None
-        return _nearest(_unit(features.embeddings), self.held_out) / max(float(self.far), 1e-12)
+        return (
+            _nearest(_unit(features.embeddings), self.held_out) / max(float(self.far), 1e-12)
+            if len(self.held_out)
+            else None
+        )
 
     def with_content_of(self, other_scale: Scale) -> Scale:
         """Return the scale with the arrays of another scale, on which earlier windows were read, for the
@@ -422,9 +434,9 @@ class Scale:
         Raises:
             StoreError: an array is missing.
         """
-        drift_tests = open_tests(tests)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+        drift_tests = open_tests(tests, has_label=arrays.get("num_labels", 1) > 0)
         for name in ("held_out", "far", *(name for test in drift_tests for name in test.arrays)):
             if name not in arrays:
                 raise StoreError(f"{path}: no array `{name}`; materialise the drift report again")

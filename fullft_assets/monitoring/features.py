@@ -22,43 +22,40 @@ class Features:
         num_tokens: [n] tokens of the full text, without special tokens.
         fertility: [n] tokens per word.
         unknown_share: [n] share of the text's words that are not in the training texts.
-        entropy: [n] entropy of the predicted label distribution, in nats.
-        predicted: [n] index of the most probable label.
+        entropy: [n] entropy of the predicted label distribution, in nats. None: the model predicts none.
+        predicted: [n] index of the most probable label; None as well.
         embeddings: [n, d] pooled last hidden state of the base model, float32.
     """
 
     num_tokens: np.ndarray
     fertility: np.ndarray
     unknown_share: np.ndarray
-    entropy: np.ndarray
-    predicted: np.ndarray
+    entropy: np.ndarray | None
+    predicted: np.ndarray | None
     embeddings: np.ndarray
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            values = getattr(self, field.name)
-            if len(values) != len(self) or values.ndim != (2 if field.name == "embeddings" else 1):
-                raise ValueError(
-                    f"features: `{field.name}` has shape {values.shape}, the others {len(self)} rows"
-                )
+        for name, values in self._arrays().items():
+            if len(values) != len(self) or values.ndim != (2 if name == "embeddings" else 1):
+                raise ValueError(f"features: `{name}` has shape {values.shape}, the others {len(self)} rows")
             if not np.isfinite(values).all():
-                raise ValueError(f"features: `{field.name}` is not finite; the model or a text is broken")
+                raise ValueError(f"features: `{name}` is not finite; the model or a text is broken")
 
     def __len__(self) -> int:
         return len(self.num_tokens)
 
-    def select(self, indices: np.ndarray | Sequence[int]) -> Features:
-        """Return the features of these rows."""
-        indices = np.asarray(indices, dtype=np.int64)
-        return Features(**{field.name: getattr(self, field.name)[indices] for field in fields(self)})
+    def _arrays(self) -> dict[str, np.ndarray]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: array for name, array in values.items() if array is not None}
 
     @property
     def numbers(self) -> np.ndarray:
-        """[n, 4] the statistics of each text and of its prediction, in the order of `NUMBERS`."""
-        return np.stack([getattr(self, name).astype(np.float64) for name in NUMBERS], axis=1)
+        """[n, 3 or 4] the statistics of each text and of its prediction, in the order of `NUMBERS`."""
+        arrays = self._arrays()
+        return np.stack([arrays[name].astype(np.float64) for name in NUMBERS if name in arrays], axis=1)
 
 
-#: The features that are one number a document.
+#: The features that are one number a document; the last one only where the model predicts a label.
 NUMBERS = ("num_tokens", "fertility", "unknown_share", "entropy")
 
 
@@ -101,7 +98,7 @@ def build_features(
     texts: Sequence[str],
     num_tokens: Sequence[int] | np.ndarray,
     vocabulary: Container[str],
-    probabilities: np.ndarray,
+    probabilities: np.ndarray | None,
     embeddings: np.ndarray,
 ) -> Features:
     """Return the features of texts from models' outputs for them.
@@ -109,12 +106,12 @@ def build_features(
     Args:
         texts: [n] texts.
         num_tokens: [n] tokens of the full text, without special tokens.
-        probabilities: [n, k] predicted label distribution.
+        probabilities: [n, k] predicted label distribution; None: the model predicts none.
         embeddings: [n, d] pooled last hidden state.
     """
     words = [words_of(text) for text in texts]
     counts = np.asarray(num_tokens, dtype=np.int64).reshape(len(texts))
-    probabilities = np.asarray(probabilities, dtype=np.float64)
+    shares = None if probabilities is None else np.asarray(probabilities, dtype=np.float64)
     return Features(
         num_tokens=counts,
         fertility=counts
@@ -122,8 +119,8 @@ def build_features(
         unknown_share=np.array(
             [sum(word not in vocabulary for word in row) / max(len(row), 1) for row in words], np.float64
         ),
-        entropy=-np.sum(probabilities * np.log(np.maximum(probabilities, 1e-12)), axis=1),
-        predicted=probabilities.argmax(axis=1).astype(np.int64),
+        entropy=None if shares is None else -np.sum(shares * np.log(np.maximum(shares, 1e-12)), axis=1),
+        predicted=None if shares is None else shares.argmax(axis=1).astype(np.int64),
         embeddings=np.asarray(embeddings, dtype=np.float32),
     )
 
@@ -138,8 +135,8 @@ class Sums:
     Attributes:
         num_rows: documents that count, each independent of the others.
         means: by drift test, the mean coordinates of these documents.
-        numbers: [4] means of the features in `features.NUMBERS`.
-        counts: [labels] documents by predicted label.
+        numbers: [3 or 4] means of the features in `features.NUMBERS`.
+        counts: [labels] documents by predicted label; empty where the model predicts none.
         novel_share: share of documents farther from the held-out rows than 95% of those are from each other,
             minus 5%. None: an erasure removed the held-out rows' embeddings.
     """
@@ -152,7 +149,7 @@ class Sums:
 
     def as_numbers(self) -> dict[str, float]:
         """Return the numbers that are plotted over the windows, by name."""
-        plotted = {f"{_MEAN}{name}": float(value) for name, value in zip(NUMBERS, self.numbers, strict=True)}
+        plotted = {f"{_MEAN}{name}": float(value) for name, value in zip(NUMBERS, self.numbers, strict=False)}
         return plotted | ({} if self.novel_share is None else {"novel_share": self.novel_share})
 
     def save(self, path: Path) -> None:

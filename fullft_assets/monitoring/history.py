@@ -164,9 +164,11 @@ def read_history(
     first = DriftMetadata.of(before[0]).window if before else newest_metadata.window
     since = itertools.takewhile(lambda entry: entry[1].window >= first, earlier())
     kept_windows = kept_reference(((report, metadata.status) for report, metadata in since))
-    if not kept_windows:
-        return History(Past([], []))
-    return History(Past([], []), Past(kept_windows, []), load(newest_metadata.scale))
+    return (
+        History(Past([], []), Past(kept_windows, []), load(newest_metadata.scale))
+        if kept_windows
+        else History(Past([], []))
+    )
 
 
 def kept_reference(earlier: Iterable[tuple[T, str]]) -> list[T]:

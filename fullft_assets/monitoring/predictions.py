@@ -82,6 +82,8 @@ def write_predictions(
 
 
 def read_labels(path: Path) -> dict[tuple[str, int], str]:
-    """Return the predicted label of each document of a predictions file, by the document's file and row."""
+    """Return the predicted label of each document of a predictions file, by the document's file and row. It
+    is empty where the task predicts something else.
+    """
     with path.open(encoding="utf-8") as lines:
-        return {(line["source"], line["row"]): line["label"] for line in map(json.loads, lines)}
+        return {(line["source"], line["row"]): line.get("label", "") for line in map(json.loads, lines)}

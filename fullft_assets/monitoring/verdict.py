@@ -60,9 +60,11 @@ class Past(NamedTuple, Generic[T]):
         The first windows are the reference, but for those that alarmed: what differs from six windows would
         hide the next one that differs in the same way.
         """
-        if len(self.reference) < REFERENCE_WINDOWS and status not in ALARMED:
-            return Past([*self.reference, window], self.recent)
-        return Past(self.reference, [*self.recent, window][-NUM_RECENT:])
+        return (
+            Past([*self.reference, window], self.recent)
+            if len(self.reference) < REFERENCE_WINDOWS and status not in ALARMED
+            else Past(self.reference, [*self.recent, window][-NUM_RECENT:])
+        )
 
 
 class Comparison(Record):
@@ -142,7 +144,7 @@ def judge(
         num_reference_windows=len(content.reference),
         num_reference_rows=sum(sums.num_rows for sums in content.reference),
     )
-    tests = open_tests(settings.drift_tests)
+    tests = open_tests(settings.drift_tests, has_label=len(current.counts) > 0)
     pasts = [(test, content if test.outlives_champion else model) for test in tests]
     sides = [
         _Side(test, past, [*past.recent, current])
@@ -246,15 +248,6 @@ def insufficient(num_rows: int, settings: MonitoringSettings) -> DriftVerdict:
         " (monitoring.min_window_rows)"
     ]
     return DriftVerdict(status="insufficient_data", num_rows=num_rows, notes=notes)
-
-
-def read_elsewhere() -> DriftVerdict:
-    """Return the verdict for a window whose files were all delivered again before they were read."""
-    return DriftVerdict(
-        status="insufficient_data",
-        num_rows=0,
-        notes=["its files were delivered again, and are in a window of their own"],
-    )
 
 
 def check(verdict: DriftVerdict) -> CheckOutcome:

@@ -282,10 +282,12 @@ def recorded_outcome(store: Store, case: str, checkpoint: str) -> ReleaseOutcome
     before its first decision.
     """
     record = store.read_pointer(f"{case}/decisions/{checkpoint.split('/')[2]}")
-    if record is None or "outcome" not in record:
-        return None
     # A decision that an earlier release recorded has no `closed_by`.
-    return ReleaseOutcome(record["outcome"], record["sentence"], None, record.get("closed_by"))
+    return (
+        ReleaseOutcome(record["outcome"], record["sentence"], None, record.get("closed_by"))
+        if record is not None and "outcome" in record
+        else None
+    )
 
 
 def recipe_digest(checkpoint: Manifest) -> str:

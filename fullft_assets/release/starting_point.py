@@ -64,12 +64,12 @@ def _problem(store: Store, start: Manifest, snapshot: Manifest, revision: str) -
         )
     if tokenizer_of(store, store.load(metadata.snapshot)) != tokenizer_of(store, snapshot):
         return "has another tokenizer than the snapshot (chunks.added_tokens)"
-    if any(_held_erased(store, training) for training in trainings(start)):
-        return (
-            "learned from documents that were erased since, and a model trained from it would keep what it"
-            " learned"
-        )
-    return None
+    return (
+        "learned from documents that were erased since, and a model trained from it would keep what it"
+        " learned"
+        if any(_held_erased(store, training) for training in trainings(start))
+        else None
+    )
 
 
 def _held_erased(store: Store, training: PastTraining) -> bool:

@@ -222,6 +222,7 @@ class EvaluationReport:
         label_errors: rows whose label is probably wrong; None: they were not searched for.
         min_slice_groups: groups of equal weight that a slice needs to be tested.
         worse_slices: those on which the model is worse than its rival.
+        eroded_labels: rare labels that lost since the last champion that was better.
     """
 
     case: str
@@ -242,6 +243,7 @@ class EvaluationReport:
     next_action: str = ""
     min_slice_groups: float = 30.0
     worse_slices: Sequence[SliceScore] = ()
+    eroded_labels: Sequence[SliceScore] = ()
     worst: Sequence[DoubtfulRow] = ()
     label_errors: Sequence[DoubtfulRow] | None = ()
 
@@ -436,6 +438,5 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 
 def _signed(value: Interval | float, digits: int = 3) -> str:
-    if isinstance(value, Interval):
-        return f"{value.low:+.{digits}f} to {value.high:+.{digits}f}"
-    return f"{value:+.{digits}f}"
+    ends = (value.low, value.high) if isinstance(value, Interval) else (value,)
+    return " to ".join(f"{end:+.{digits}f}" for end in ends)

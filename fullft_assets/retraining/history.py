@@ -101,6 +101,7 @@ class Signals(_Frozen):
         settings_version: digest of the YAML sections that shape the model.
         windows: the windows, oldest first.
         is_monitored: whether windows are expected.
+        has_live_quality: whether late labels measure the champion on production.
         num_labels_since_drift: valid examples of the batches that were read since `drift_began`.
         score_drop: the champion's primary metric at its release minus its value on the test rows that are new
             since; None = unknown.
@@ -128,6 +129,7 @@ class Signals(_Frozen):
     settings_version: str = ""
     windows: list[Window] = []
     is_monitored: bool = False
+    has_live_quality: bool = True
     num_labels_since_drift: int = Field(default=0, ge=0)
     score_drop: float | None = None
     num_drop_errors: float = 0.0
@@ -273,6 +275,11 @@ def score_fell(signals: Signals, settings: RetrainingSettings) -> bool:
     return _is_lower(signals, settings) or max(signals.num_drop_errors, signals.num_live_errors) >= _BELIEVED
 
 
+def is_believed(signals: Signals, settings: RetrainingSettings) -> bool:
+    """Return whether a drift needs no more evidence: labels confirm it, or do not have to."""
+    return settings.on_drift == "labels_exist" or score_fell(signals, settings)
+
+
 def is_lower_on_tests(signals: Signals, settings: RetrainingSettings) -> bool:
     """Return whether the champion certainly scores lower on the test rows that are new since its release, and
     production does not contradict.
@@ -338,7 +345,8 @@ def what_became_of(attempt: Attempt) -> str:
 def drift_began(
     state: State, windows: list[Window], now: float, settings: RetrainingSettings
 ) -> float | None:
-    """Return when the drift that counts began, in seconds since the epoch, or None where none counts.
+    """Return when the drift that counts began, in seconds since the epoch, or None where none counts, as none
+    does that is reported alone.
 
     Of the last three verdicts since the last training, enough must be confirmed drift within the horizon. It
     began with the first window that was not calm before them, however long ago: of a drift that no label
@@ -352,7 +360,7 @@ def drift_began(
         for window in verdicts[-NUM_WINDOWS:]
         if window.status == "confirmed" and window.at > horizon
     ]
-    if len(drift_times) < settings.drift_windows:
+    if len(drift_times) < settings.drift_windows or settings.on_drift == "report":
         return None
     last_calm = max(
         (window.at for window in verdicts if window.status == "ok" and window.at < drift_times[0]),
@@ -363,19 +371,18 @@ def drift_began(
 
 def drift_examples(state: State, signals: Signals, settings: RetrainingSettings) -> int:
     """Return how many labelled examples of a drift a retrain would learn from now; 0 without a drift that
-    labels confirm.
+    labels confirm, where they have to.
 
     A lower score is a drift, too: labels show it, and all new examples since the last training count.
     """
     new, _ = new_examples(state, signals)
     last = next(reversed(in_order(state)), None)
     is_drift = drift_began(state, signals.windows, signals.now, settings) is not None
-    if is_drift and score_fell(signals, settings):
+    if is_drift and is_believed(signals, settings):
         # What a failed attempt was to learn of it counts still.
         num_tried = last.num_drift_examples if last is not None and last.outcome == "failed" else 0
         return min(num_tried + new, signals.num_labels_since_drift)
     if _is_lower(signals, settings):
         return new
-    if last is not None and 0 < last.num_drift_examples < settings.min_new_examples:
-        return last.num_drift_examples + new
-    return 0
+    num_learned = 0 if last is None else last.num_drift_examples
+    return num_learned + new if 0 < num_learned < settings.min_new_examples else 0

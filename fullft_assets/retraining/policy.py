@@ -27,13 +27,13 @@ from fullft_assets.retraining.history import (
     has_same_settings,
     hours_spent,
     in_order,
+    is_believed,
     is_settled,
     new_examples,
     num_not_learned,
     num_transient,
     num_unproductive,
     retrain_evidence,
-    score_fell,
     what_became_of,
 )
 from fullft_assets.settings import RetrainingSettings
@@ -112,20 +112,30 @@ def _new_data(state: State, signals: Signals, settings: RetrainingSettings) -> R
 def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
     drift_start = drift_began(state, signals.windows, signals.now, settings)
     if drift_start is None:
+        is_reported = settings.on_drift == "report"
         return Rule(
             "drift",
             "wait",
-            f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows",
+            "drift is reported and starts no retrain (on_drift = report)"
+            if is_reported
+            else f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows",
         )
     reason = f"drift is confirmed since the window of {date(drift_start)}"
     num_labels = signals.num_labels_since_drift
     num_needed = _NOT_CONFIRMED * settings.min_new_examples_on_drift
-    if settings.min_new_examples_on_drift <= num_labels < num_needed and not score_fell(signals, settings):
+    if settings.min_new_examples_on_drift <= num_labels < num_needed and not is_believed(signals, settings):
         return _not_confirmed(state, signals, f"{reason}, but", num_needed)
     return _with_labels(state, signals, settings, "drift", reason, num_labels)
 
 
 def _not_confirmed(state: State, signals: Signals, reason: str, num_needed: int) -> Rule:
+    if not signals.has_live_quality:
+        return Rule(
+            "drift",
+            "wait",
+            f"{reason} newer test rows do not show that the champion is worse; fewer than {num_needed:,}"
+            " labelled examples are no reason then",
+        )
     if signals.num_live_labels is None:
         # A request for labels stays open until the labels are evaluated.
         return Rule(
@@ -157,13 +167,22 @@ def _not_confirmed(state: State, signals: Signals, reason: str, num_needed: int)
 def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings) -> Iterator[Rule]:
     """Yield that a drift which labels confirmed is learned again as they grow: the first retrain has few, and
     makes the drift its reference. By how much depends on the price of a run.
+
+    The error of a model falls about with the root of its examples. Between two retrains the old model's error
+    stays, so that a growth by the share g costs about g^2 / 4 of the error while the examples are collected:
+    g = 2 sqrt(price) is best where that error is a point in a year.
     """
     last = next(reversed(in_order(state)), None)
     if last is None or not last.num_drift_examples or last.outcome != "succeeded":
         return
     new, since = new_examples(state, signals)
     num_learned = last.num_drift_examples
-    num_needed = max(round(_growth_of_drift(signals) * num_learned), settings.min_new_examples_on_drift)
+    growth = (
+        _MORE_OF_DRIFT
+        if signals.usd_per_point is None
+        else 2 * math.sqrt(signals.estimated_hours * signals.hourly_usd / signals.usd_per_point)
+    )
+    num_needed = max(round(growth * num_learned), settings.min_new_examples_on_drift)
     if (
         not has_same_settings(last, signals)
         or num_learned >= settings.min_new_examples
@@ -180,18 +199,6 @@ def _more_of_drift(state: State, signals: Signals, settings: RetrainingSettings)
         ),
         count_first,
     )
-
-
-def _growth_of_drift(signals: Signals) -> float:
-    """Return the share by which the labelled examples of a drift must grow for another retrain.
-
-    The error of a model falls about with the root of its examples. Between two retrains the old model's error
-    stays, so that a growth by the share g costs about g^2 / 4 of the error while the examples are collected:
-    g = 2 sqrt(price) is best where that error is a point in a year.
-    """
-    if signals.usd_per_point is None:
-        return _MORE_OF_DRIFT
-    return 2 * math.sqrt(signals.estimated_hours * signals.hourly_usd / signals.usd_per_point)
 
 
 def _score(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
@@ -284,9 +291,10 @@ def _age(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
     reason = (
         f"the champion was trained or challenged on {date(since)} (max_age_days = {settings.max_age_days:g})"
     )
-    if signals.now - since < settings.max_age_days * DAY_SECONDS:
-        return Rule("age", "wait", reason)
-    return _if_there_is_something_new(state, signals, "age", reason)
+    is_young = signals.now - since < settings.max_age_days * DAY_SECONDS
+    return (
+        Rule("age", "wait", reason) if is_young else _if_there_is_something_new(state, signals, "age", reason)
+    )
 
 
 def _schedule(state: State, signals: Signals) -> Iterator[Rule]:
@@ -616,9 +624,8 @@ def decide(state: State, signals: Signals, settings: RetrainingSettings) -> Deci
         return decided("hold", [state.frozen, *reasons])
     if not calls:
         return decided("wait", reasons)
-    if obstacles:
-        return decided("wait", reasons + [f"but {obstacle.reason}" for obstacle in obstacles])
-    return decided("retrain", reasons)
+    reasons += [f"but {obstacle.reason}" for obstacle in obstacles]
+    return decided("wait" if obstacles else "retrain", reasons)
 
 
 def run_key(state: State, decision: Decision) -> str:

@@ -268,13 +268,20 @@ class RetrainingSettings(Settings):
         le=3,
         description="How many of the last three windows must have confirmed drift for it to count.",
     )
+    on_drift: Literal["labels_confirm", "labels_exist", "report"] = Field(
+        default="labels_confirm",
+        description=(
+            "What a confirmed drift starts: a retrain once labels show that the champion is worse or are"
+            " three times as many as needed; a retrain once there are enough labels; or nothing beside its"
+            " alert."
+        ),
+    )
     min_new_examples_on_drift: int = Field(
         default=100,
         ge=0,
         description=(
             "With fewer new labelled examples (for drift: delivered since it began), drift or a lower score"
-            " asks for labels instead of a retrain. A drift needs three times as many if they do not show"
-            " that the champion is worse."
+            " asks for labels instead of a retrain."
         ),
     )
     max_score_drop: Float = Field(

@@ -33,7 +33,7 @@ from fullft_assets.evaluation import (
     read_evaluation,
 )
 from fullft_assets.evaluation.base import assumed_seed_noise, forgetting_of, seed_noise
-from fullft_assets.evaluation.gates import BEATS_CHAMPION, worse_slices
+from fullft_assets.evaluation.gates import BEATS_CHAMPION, eroded_labels, worse_slices
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import DECISION, ReleaseVerdict, check_outcomes, verdict
 from fullft_assets.job import Job
@@ -236,6 +236,7 @@ def _report(judgement: Judged, decision: ReleaseVerdict, key: str) -> report.Eva
         worst=judgement.result.worst,
         label_errors=judgement.result.label_errors,
         worse_slices=worse_slices(evaluation, job.settings.release),
+        eroded_labels=eroded_labels(evaluation, job.settings.release),
         min_slice_groups=job.settings.release.min_effective_groups,
         next_action=report.next_action(job.case, decision, evaluation, job.settings.release),
     )

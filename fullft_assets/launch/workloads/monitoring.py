@@ -8,6 +8,7 @@ after that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from fullft_assets.artifacts import (
 )
 from fullft_assets.base_model import ModelFolder, resolve_base_model, with_rights
 from fullft_assets.chunks import Tokenization
+from fullft_assets.conversations import Message, text_of
 from fullft_assets.documents import RawMetadata
 from fullft_assets.job import Job
 from fullft_assets.launch.entry import run_workload
@@ -42,8 +44,9 @@ from fullft_assets.monitoring import (
 from fullft_assets.progress import Progress
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.production import MAX_WINDOW_ROWS
-from fullft_assets.snapshot import label_names, load_split
+from fullft_assets.snapshot import SplitName, label_names, load_split, load_values
 from fullft_assets.store import Manifest, Store, artifact_key
+from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import OpenedModel, open_model
 from fullft_assets.tasks.classification.baselines import classify
 
@@ -74,26 +77,40 @@ class ProductionRows:
     @classmethod
     def read(cls, table: pa.Table, seed: int, limit: int) -> ProductionRows:
         """Read a `documents.parquet` table; rows without a text are not compared, but counted."""
-        all_rows = table.select(["source", "row", "text", "label", "group"]).to_pylist()
-        rows = [row for row in all_rows if row["text"] and row["text"].strip()]
-        texts = [row["text"] for row in rows]
+        columns = ["source", "row", "text", "messages", "label", "labels", "spans", "group"]
+        rows = [row for row in table.select(columns).to_pylist() if row["text"] and row["text"].strip()]
+        texts = [incoming_text(row["text"], row["messages"]) for row in rows]
         return cls(
             texts=texts,
             places=[(row["source"], row["row"]) for row in rows],
             sample=monitoring.independent_rows(texts, [row["group"] for row in rows], seed, limit=limit),
             num_delivered=len(table),
             num_unreadable=len(table) - len(rows),
-            num_labelled=sum(row["label"] is not None for row in rows),
+            num_labelled=sum(
+                any(row[target] is not None for target in ("label", "labels", "spans")) for row in rows
+            ),
         )
+
+
+def incoming_text(text: str, messages: Sequence[Message] | None) -> str:
+    """Return what comes in of a document: of a conversation, what users and tools write. A system prompt is
+    the same for all of them, and the assistant is a model.
+    """
+    turns = [message for message in messages or () if message["role"] in ("user", "tool")]
+    return text_of(turns) or text
 
 
 @dataclass(frozen=True)
 class Reader:
-    """The monitored model and its base model: texts -> features."""
+    """The monitored model and its base model: texts -> features.
+
+    Attributes:
+        model: None where it does not predict one label of a text: texts alone are watched then.
+    """
 
     base_model: ModelFolder
     base_tokenization: Tokenization
-    model: OpenedModel
+    model: OpenedModel | None
     settings: UseCaseSettings
     progress: Progress
 
@@ -105,7 +122,9 @@ class Reader:
         return cls(
             base_model=base,
             base_tokenization=Tokenization.load_saved(base, settings.chunks),
-            model=open_model(store, checkpoint, settings, progress),
+            model=open_model(store, checkpoint, settings, progress)
+            if task_of(settings.examples).has_one_label
+            else None,
             settings=settings,
             progress=progress,
         )
@@ -116,8 +135,10 @@ class Reader:
         Embeddings and tokens are the base model's, which no training moves; only predictions are the
         monitored model's.
         """
-        probabilities = classify(self.model, self.settings, texts, self.progress)
-        self.progress.raise_if_stopped()
+        probabilities = None
+        if self.model is not None:
+            probabilities = classify(self.model, self.settings, texts, self.progress)
+            self.progress.raise_if_stopped()
         chunks, counts = self.base_tokenization.chunks_with_lengths(texts)
         embeddings = embed(self.base_model, chunks, progress=self.progress)
         return monitoring.build_features(texts, counts, vocabulary, probabilities, embeddings)
@@ -142,7 +163,11 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         sums = None
         scale_ref = "" if history.scale is None else history.scale.ref
         if monitoring.is_read_by_another_window(inputs[PRODUCTION_DOCUMENTS]):
-            verdict = monitoring.read_elsewhere()
+            verdict = DriftVerdict(
+                status="insufficient_data",
+                num_rows=0,
+                notes=["its files were delivered again, and are in a window of their own"],
+            )
         elif len(window.sample) < settings.min_window_rows:
             verdict = monitoring.insufficient(len(window.sample), settings)
         else:
@@ -257,18 +282,27 @@ def _write_scale(
     folder: Path, job: Job, store: Store, snapshot: Manifest, reader: Reader
 ) -> monitoring.ScaleMetadata:
     reader.progress.say("fitting the scale on held-out rows ...")
-    vocabulary = Vocabulary.of(load_split(store, snapshot, "train").texts, job.settings.seed)
-    splits = [load_split(store, snapshot, name) for name in ("validation", "test")]
-    texts = [text for split in splits for text in split.texts]
-    groups = [group for split in splits for group in split.groups]
+    vocabulary = Vocabulary.of(_incoming_texts(store, snapshot, "train")[0], job.settings.seed)
+    splits = [_incoming_texts(store, snapshot, name) for name in ("validation", "test")]
+    texts = [text for split_texts, _ in splits for text in split_texts]
+    groups = [group for _, split_groups in splits for group in split_groups]
     sample = monitoring.independent_rows(texts, groups, job.settings.seed, limit=_SCALE_ROWS)
     features = reader.read([texts[index] for index in sample], vocabulary)
-    scale = Scale.fit(features, len(label_names(snapshot)), job.settings.monitoring.drift_tests)
+    num_labels = 0 if reader.model is None else len(label_names(snapshot))
+    scale = Scale.fit(features, num_labels, job.settings.monitoring.drift_tests)
     scale.save(folder / monitoring.SCALE)
     np.save(folder / _WORDS, vocabulary.hashes)
     return monitoring.ScaleMetadata(
         num_rows=len(features), num_words=len(vocabulary.hashes), num_held_out=len(scale.held_out)
     )
+
+
+def _incoming_texts(store: Store, snapshot: Manifest, name: SplitName) -> tuple[list[str], list[str]]:
+    """Return what came in of each row of a split, and the rows' groups."""
+    split = load_split(store, snapshot, name, chunks=False)
+    messages = load_values(store, snapshot, name, "messages")
+    texts = [incoming_text(text, messages[id_]) for id_, text in zip(split.ids, split.texts, strict=True)]
+    return texts, split.groups
 
 
 def _read_sums(store: Store, past: Past[Manifest]) -> Past[Sums]:

@@ -51,7 +51,7 @@ class Classification(_Labels):
     slice_metric = "accuracy"
     baselines = ("majority", "tfidf", "frozen_probe")
     more_baselines = ("lora", "few_shot", "zero_shot")
-    detects_drift = True
+    has_one_label = True
     templates = _TEMPLATES / "classification"
     recipe = f"{_HERE}.recipe:ClassificationRecipe"
     scoring = f"{_HERE}.scoring:evaluate"
