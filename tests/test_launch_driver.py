@@ -145,8 +145,10 @@ def test_preemption_and_lost_machines_are_tried_again_within_a_bound(
 
 
 @pytest.mark.parametrize("lost", [{1}, {2}, {3}, {4}, {2, 3, 5}])
-@pytest.mark.fault("the backend throttles, fails or does not answer", "ssh", "kubernetes", "ecs", "sagemaker")
-@pytest.mark.fault("the answer to a submission is lost", "ssh", "kubernetes", "ecs", "sagemaker")
+@pytest.mark.fault(
+    "the backend throttles, fails or does not answer", "ssh", "kubernetes", "ecs", "sagemaker", "ray"
+)
+@pytest.mark.fault("the answer to a submission is lost", "ssh", "kubernetes", "ecs", "sagemaker", "ray")
 def test_lost_answers_neither_fail_a_run_nor_start_a_second_job(run, store, lost):
     backend = Backend(store, [DONE])
     # Submission, look, output: the answer is lost, and what was asked for has happened.
@@ -155,7 +157,7 @@ def test_lost_answers_neither_fail_a_run_nor_start_a_second_job(run, store, lost
     assert backend.calls.count("submit") == 1 and recorded(store).attempt == 1
 
 
-@pytest.mark.fault("the run's process is killed", "ssh", "kubernetes", "ecs", "sagemaker")
+@pytest.mark.fault("the run's process is killed", "ssh", "kubernetes", "ecs", "sagemaker", "ray")
 def test_a_run_attaches_to_the_job_that_an_earlier_one_left(run, store, abandoned):
     backend, first = abandoned(DONE), recorded(store)
     assert (first.state, sorted(backend.jobs)) == ("running", [first.name_in(store)])
@@ -276,7 +278,7 @@ def test_only_a_run_that_dagster_cancels_stops_its_job_where_nobody_can_press_ct
     assert backend.calls.count("submit") == 2, "the second run attached"
 
 
-@pytest.mark.fault("a run is cancelled", "ssh", "kubernetes", "ecs", "sagemaker")
+@pytest.mark.fault("a run is cancelled", "ssh", "kubernetes", "ecs", "sagemaker", "ray")
 def test_a_cancelled_run_asks_again_where_the_backend_does_not_answer(run, store, monkeypatch):
     def cancel(*_: str) -> Logs:
         raise dg.DagsterExecutionInterruptedError

@@ -263,7 +263,7 @@ class TestSupervisor:
 
     @pytest.mark.parametrize(
         "module",
-        ["supervisor", "machine", "ssh", "local", "records", "kubernetes", "container", "aws", "ecs"],
+        ["supervisor", "machine", "ssh", "local", "records", "kubernetes", "container", "aws", "ecs", "ray"],
     )
     def test_only_the_driver_needs_dagster_and_nothing_torch_or_a_cluster_s_client(self, module):
         code = (

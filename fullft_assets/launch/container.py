@@ -1,4 +1,4 @@
-"""The first process of a container of the launchers `kubernetes` and `ecs`: it supervises the workload and
+"""The first process of a container of the launchers `kubernetes` and `ecs`, and of a job of `ray`: it supervises the workload and
 leaves how that ended.
 
 `python -m fullft_assets.launch.container OPTIONS -m MODULE ...`, with `Options` as JSON.
@@ -17,18 +17,18 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.launch import Status, supervisor
-from fullft_assets.launch.contract import EXIT_FIXABLE, LAUNCH_ID
+from fullft_assets.launch import LaunchSpec, Status, supervisor
+from fullft_assets.launch.contract import EXIT_FIXABLE, LAUNCH_ID, PROJECT_ROOT, RUN_ID
 from fullft_assets.launch.machine import PATIENCE_SECONDS, ended_status, error_files, patient_torchrun
 from fullft_assets.ranks import torchrun_of_hosts
 
 if TYPE_CHECKING:
-    from fullft_assets.settings import LauncherSettings
+    from fullft_assets.settings import LauncherSettings, RemoteLauncherSettings
 
 MODULE = "fullft_assets.launch.container"
 #: How the last line of a container's output begins: after it nothing more is to be expected.
@@ -78,6 +78,18 @@ def command(
     version = importlib.metadata.version("fullft-assets")
     options = Options(version, settings.grace_seconds, settings.max_seconds, gpus, **more)
     return [python, "-m", MODULE, json.dumps(asdict(options)), *arguments]
+
+
+def variables(spec: LaunchSpec, settings: RemoteLauncherSettings) -> dict[str, str]:
+    """Return the variables of a container, of which everybody who may describe it sees the values."""
+    root = {} if settings.folder is None else {PROJECT_ROOT: settings.folder}
+    return {**settings.environment, **spec.environment, LAUNCH_ID: spec.name, RUN_ID: spec.run_id, **root}
+
+
+def last_words(lines: Iterable[str]) -> Status | None:
+    """Return how a container's last line says that it ended; None where it could not say it."""
+    line = next((line for line in lines if line.startswith(LAST_LINE)), None)
+    return None if line is None else Status(**json.loads(line.removeprefix(LAST_LINE)))
 
 
 def stop_seconds(settings: LauncherSettings) -> int:
@@ -134,8 +146,8 @@ def wrong_version(version: str) -> Status | None:
         return None
     return Status(
         "failed",
-        f"the image has fullft_assets {installed}, and {version} launched it; set launcher.image to an image"
-        " of the same version",
+        f"there is fullft_assets {installed}, and {version} launched it; set launcher.image or"
+        " launcher.python to one of the same version",
         "settings",
         is_own_line=True,
     )

@@ -14,16 +14,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cached_property, partial
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.extras import require
-from fullft_assets.launch.base import Launcher, LaunchSpec, Logs, Status, Unreachable
-from fullft_assets.launch.container import command, stop_seconds
-from fullft_assets.launch.contract import LAUNCH_ID, PROJECT_ROOT, RUN_ID
+from fullft_assets.launch.base import Launcher, LaunchSpec, Logs, Status, Unreachable, awaited
+from fullft_assets.launch.container import command, stop_seconds, variables
 from fullft_assets.launch.machine import REACHED_LIMIT, ending
 from fullft_assets.settings import KubernetesLauncherSettings
 
@@ -130,10 +129,7 @@ class KubernetesLauncher(Launcher):
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         """Return how far a Job is; its end is noticed within seconds."""
-        deadline = time.monotonic() + wait_seconds
-        while not (status := self._status(name)).is_over and (seconds := deadline - time.monotonic()) > 0:
-            time.sleep(min(seconds, _LOOK_SECONDS))
-        return status
+        return awaited(partial(self._status, name), wait_seconds, _LOOK_SECONDS)
 
     def logs(self, name: str, cursor: str) -> Logs:
         """Return the output of a Job's pods after a cursor, which has for each pod the time stamp of the last
@@ -413,8 +409,6 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
 
 
 def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> dict[str, Any]:
-    variables = {**settings.environment, **spec.environment, LAUNCH_ID: spec.name, RUN_ID: spec.run_id}
-    variables |= {} if settings.folder is None else {PROJECT_ROOT: settings.folder}
     requests: dict[str, str] = {}
     limits: dict[str, str] = {}
     if settings.cpu is not None:
@@ -429,7 +423,7 @@ def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
         "name": CONTAINER,
         "image": settings.image,
         "args": _arguments(spec, settings, nodes),
-        "env": [{"name": name, "value": value} for name, value in variables.items()],
+        "env": [{"name": name, "value": value} for name, value in variables(spec, settings).items()],
         "envFrom": [{"secretRef": {"name": name}} for name in settings.secrets],
         "resources": {"requests": requests, "limits": limits},
         "terminationMessagePath": MESSAGE,

@@ -16,13 +16,14 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from fullft_assets.errors import FailureClass
-from fullft_assets.launch.base import Logs, Status
+from fullft_assets.launch.base import Logs, Status, awaited
 from fullft_assets.launch.contract import LAUNCH_ID
 from fullft_assets.launch.supervisor import (
     EXIT,
@@ -130,10 +131,7 @@ class Machine:
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         """Return how far a job is; wait for its end for so long at most."""
-        deadline = time.monotonic() + wait_seconds
-        while not (status := self._status(name)).is_over and time.monotonic() < deadline:
-            time.sleep(_LOOK_SECONDS)
-        return status
+        return awaited(partial(self._status, name), wait_seconds, _LOOK_SECONDS)
 
     def logs(self, name: str, cursor: str) -> Logs:
         """Return a job's output after a cursor."""
