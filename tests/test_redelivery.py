@@ -92,5 +92,4 @@ def test_live_quality_counts_a_document_as_it_was_delivered_last(project: projec
     seen.see("w1.jsonl", rows[5:], predicted={row["id"]: row["kind"] for row in rows})
     seen.label("late.jsonl", rows[5:])
     counted = seen.count()
-    assert counted.num_windows == 2
-    assert 0 < counted.num_right == counted.num_labelled <= 25
+    assert counted.num_windows == 2 and 0 < counted.num_right == counted.num_labelled <= 25
