@@ -1,5 +1,5 @@
-"""The first process of a container of the launchers `kubernetes` and `ecs`, and of a job of `ray`: it supervises the workload and
-leaves how that ended.
+"""The first process of a container of `kubernetes` and `ecs`, and of a job of `ray`: it supervises the
+workload and leaves how that ended.
 
 `python -m fullft_assets.launch.container OPTIONS -m MODULE ...`, with `Options` as JSON.
 
@@ -34,8 +34,6 @@ MODULE = "fullft_assets.launch.container"
 #: How the last line of a container's output begins: after it nothing more is to be expected.
 LAST_LINE = "fullft: the container ends with"
 _MAX_CHARACTERS = 900
-#: Variable that the controller of Indexed Jobs sets.
-_INDEX = "JOB_COMPLETION_INDEX"
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,8 @@ def main() -> int:
 
 
 def _run(options: Options, arguments: list[str]) -> tuple[int, Status]:
-    index = int(os.environ.get(_INDEX, "0"))
+    # Variable that the controller of Indexed Jobs sets.
+    index = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
     if options.hosts:
         arguments = [
             *torchrun_of_hosts(options.hosts, index, options.processes, options.port, options.patience),

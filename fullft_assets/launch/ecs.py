@@ -23,8 +23,6 @@ from fullft_assets.launch.machine import ending
 from fullft_assets.settings import EcsLauncherSettings
 
 CONTAINER = "workload"
-#: A task may not be seen by another request for so long after it was started: ECS is eventually consistent.
-_VISIBLE_SECONDS = 60.0
 #: So often is a task looked for before it counts as gone, with a pause: two lists a moment apart may both
 #: lack one that changes its state.
 _GONE_LOOKS = 3
@@ -33,7 +31,6 @@ _STOP_SECONDS = 120.0
 _BEFORE = frozenset({"PROVISIONING", "PENDING", "ACTIVATING"})
 #: Why a task was stopped that lost its instance.
 _PREEMPTED = frozenset({"SpotInterruption", "TerminationNotice", "InfrastructureHealth"})
-_LOST_HOST = re.compile(r"Host EC2 .*(terminated|stopped)|instance draining|deregist", re.IGNORECASE)
 #: Reasons of a container that no other try changes, and the keys that may be wrong.
 _WRONG = re.compile(
     r"not found|no such file|manifest unknown|unauthorized|denied|forbidden|no basic auth|invalid"
@@ -206,7 +203,9 @@ class EcsLauncher(aws.AwsLauncher):
         return (self._now - task["createdAt"]).total_seconds() if "createdAt" in task else 0.0
 
     def _is_known_to_all(self, name: str) -> bool:
-        return time.monotonic() - self._started.get(name, -math.inf) >= _VISIBLE_SECONDS
+        # A task may not be seen by another request for so long after it was started: ECS is eventually
+        # consistent.
+        return time.monotonic() - self._started.get(name, -math.inf) >= 60.0
 
     def _last_words(self, name: str) -> Status | None:
         for _ in range(aws.LATE_LOOKS):
@@ -302,7 +301,9 @@ def _failure(task: dict[str, Any], own_words: Status | None) -> Status:
         )
     if own_words is not None and own_words.is_own_line:
         return own_words
-    if code in _PREEMPTED or _LOST_HOST.search(why):
+    if code in _PREEMPTED or re.search(
+        r"Host EC2 .*(terminated|stopped)|instance draining|deregist", why, flags=re.IGNORECASE
+    ):
         return Status("failed", f"was preempted: {why}", "preemption")
     if code == "TaskFailedToStart" or reason.startswith("Cannot"):
         return _not_started(reason or why)

@@ -32,21 +32,8 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "fullft"}
 #: that of Dagster's code location.
 SERVICE = "fullft-pods"
 CONTAINER = "workload"
-#: User and group of the image.
-_USER = 10_001
 #: Where Kubernetes reads a container's last words, 4,096 bytes at most.
 MESSAGE = "/dev/termination-log"
-#: Resource whose units torch has to see in the pod; of those of other names it may see another number.
-_GPU = "nvidia.com/gpu"
-#: Of the first pod, on which the pods of a training meet.
-_PORT = 29_500
-#: They wait for each other so much longer than `launcher.pending_minutes`.
-_MEET_SECONDS = 300.0
-#: An ended Job that nobody collects is kept for so long.
-_KEEP_SECONDS = 7 * 24 * 3600
-#: A pod of a node that does not answer is being deleted for ever; after so long beyond its grace time the
-#: node counts as lost.
-_LOST_SECONDS = 60.0
 #: Reasons of a pod's failure that are the node's or the cluster's.
 _PREEMPTED = frozenset(
     {
@@ -71,26 +58,19 @@ _CANNOT_START = {
     "CreateContainerConfigError": "launcher.secrets",
     "CreateContainerError": "launcher",
 }
-#: Those of them that no waiting changes.
-_NEVER_STARTS = frozenset({"ErrImageNeverPull", "InvalidImageName"})
-#: What is said of an image or a Secret that is not there, and of one that may not be read.
-_ABSENT = ("not found", "manifest unknown")
+#: What is said of an image or a Secret that may not be read.
 _REFUSED = re.compile(
     r"unauthorized|denied|forbidden|authorization failed|couldn't find key|no basic auth"
     r"|persistentvolumeclaim .* not found",
     re.IGNORECASE,
 )
-_OUT_OF_MEMORY = "OOMKilled"
 #: Time between two looks at a Job whose end is waited for.
 _LOOK_SECONDS = 5.0
 #: Time to connect, and to wait for an answer.
 _TIMEOUTS = (15.0, 60.0)
-_NUM_TRIES = 5
 _BACKOFF_SECONDS = 0.5
 #: Answers that say that another try may be answered.
 _TRANSIENT = (429, 500, 502, 503, 504)
-#: A deleted Job has so long beyond the grace time of its pods.
-_DELETE_SECONDS = 60.0
 #: A node's clock may differ from the API server's by so much.
 _CLOCK_SECONDS = 60.0
 #: Most characters of output in one answer.
@@ -128,7 +108,6 @@ class KubernetesLauncher(Launcher):
                 raise Unreachable(f"{self._namespace}: a Job {spec.name} is being deleted")
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
-        """Return how far a Job is; its end is noticed within seconds."""
         return awaited(partial(self._status, name), wait_seconds, _LOOK_SECONDS)
 
     def logs(self, name: str, cursor: str) -> Logs:
@@ -161,7 +140,8 @@ class KubernetesLauncher(Launcher):
     def stop(self, name: str) -> None:
         """Delete a Job and wait for the end of its pods."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
-        deadline = time.monotonic() + stop_seconds(self.settings) + _DELETE_SECONDS
+        # A deleted Job has so long beyond the grace time of its pods.
+        deadline = time.monotonic() + stop_seconds(self.settings) + 60.0
         is_known = self._ask(self._apis.batch.delete_namespaced_job, name, body=body) is not None
         while is_known and self._job(name) is not None:
             if time.monotonic() >= deadline:
@@ -321,7 +301,7 @@ class KubernetesLauncher(Launcher):
                 "settings",
             ) from None
         configuration.retries = Retry(
-            _NUM_TRIES,
+            5,
             backoff_factor=_BACKOFF_SECONDS,
             status_forcelist=_TRANSIENT,
             allowed_methods=("GET", "DELETE"),
@@ -359,7 +339,8 @@ def manifest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> dict[str
                 {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
             ]
         },
-        "ttlSecondsAfterFinished": _KEEP_SECONDS,
+        # An ended Job that nobody collects is kept for so long.
+        "ttlSecondsAfterFinished": (7 * 24 * 3600),
         "template": {
             "metadata": {"labels": labels, "annotations": annotations},
             "spec": _pod(spec, settings, nodes),
@@ -396,7 +377,8 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
-            **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), _USER),
+            # User and group of the image.
+            **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), 10_001),
             **changes.get("securityContext", {}),
             # Else each file of a large volume is looked at before the pod starts.
             "fsGroupChangePolicy": "OnRootMismatch",
@@ -434,7 +416,8 @@ def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
 
 def _arguments(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> list[str]:
     processes = spec.processes // nodes
-    gpus = processes if settings.gpu_resource == _GPU else 0
+    # Resource whose units torch has to see in the pod; of those of other names it may see another number.
+    gpus = processes if settings.gpu_resource == "nvidia.com/gpu" else 0
     if nodes == 1:
         return command(settings.python, settings, gpus, spec.arguments, message=MESSAGE)
     return command(
@@ -444,9 +427,11 @@ def _arguments(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
         ["-m", spec.module, *spec.job],
         message=MESSAGE,
         hosts=[f"{spec.name}-{index}.{SERVICE}" for index in range(nodes)],
-        port=_PORT,
+        # Of the first pod, on which the pods of a training meet.
+        port=29_500,
         # The driver's limit for nodes that do not come is the first.
-        patience=math.ceil(settings.pending_minutes * 60 + _MEET_SECONDS),
+        # They wait for each other so much longer than `launcher.pending_minutes`.
+        patience=math.ceil(settings.pending_minutes * 60 + 300.0),
         processes=processes,
     )
 
@@ -500,13 +485,16 @@ def _cannot_go_on(pod: dict[str, Any], now: datetime) -> Status | None:
         reason = waiting.get("reason", "")
         # A runtime that cannot make a container says `not found` of things of its own.
         is_absent = reason != "CreateContainerError" and any(
-            sign in waiting.get("message", "") for sign in _ABSENT
+            sign in waiting.get("message", "") for sign in ("not found", "manifest unknown")
         )
-        if reason in _NEVER_STARTS or (reason in _CANNOT_START and is_absent):
+        # Those of them that no waiting changes.
+        if reason in {"ErrImageNeverPull", "InvalidImageName"} or (reason in _CANNOT_START and is_absent):
             line = f"the pod cannot start: {_waits_for(pod)}; set {_CANNOT_START[reason]}"
             return Status("failed", line, "settings", is_own_line=True)
     until = pod["metadata"].get("deletionTimestamp")
-    if until is not None and (now - datetime.fromisoformat(until)).total_seconds() > _LOST_SECONDS:
+    # A pod of a node that does not answer is being deleted for ever; after so long beyond its grace time the
+    # node counts as lost.
+    if until is not None and (now - datetime.fromisoformat(until)).total_seconds() > 60.0:
         return Status(
             "failed", f"lost its node {pod['spec'].get('nodeName', '')}, which does not answer", "preemption"
         )
@@ -543,7 +531,7 @@ def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Statu
 
 
 def _ending_of(end: dict[str, Any]) -> Status:
-    if end.get("reason") == _OUT_OF_MEMORY:
+    if end.get("reason") == "OOMKilled":
         return Status("failed", "was killed: it took more than launcher.memory_gb; raise it", "out_of_memory")
     try:
         return Status(**json.loads(end.get("message") or ""))

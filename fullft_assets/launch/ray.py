@@ -19,9 +19,6 @@ from fullft_assets.launch.container import LAST_LINE, command, last_words, stop_
 from fullft_assets.launch.machine import OUT_OF_MEMORY, ending
 from fullft_assets.settings import RayLauncherSettings
 
-#: How Ray begins a job's output, before the shell or after what that says.
-_STARTS = "Running entrypoint for job "
-
 
 class RayLauncher(Launcher):
     """Runs workloads as jobs of a Ray cluster."""
@@ -150,6 +147,11 @@ def status_of(job: dict[str, Any]) -> Status:
 
 def _line(text: str) -> str:
     """Return the line of a message of Ray that says why: with a reason, or the last one."""
-    lines = [line.strip() for line in text.splitlines() if line.strip(" .") and not line.startswith(_STARTS)]
+    # Ray writes its own first line before what the shell says, or after it.
+    lines = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip(" .") and not line.startswith("Running entrypoint for job ")
+    ]
     reasons = [line for line in lines if " because its " in line] or lines
     return reasons[-1][:400] if reasons else "no reason given"

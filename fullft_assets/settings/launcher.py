@@ -119,7 +119,8 @@ class LauncherSettings(Settings):
         description=(
             "Where workloads run: `local` = supervised processes on this machine, `ssh` = another machine,"
             " `kubernetes` = Jobs of a cluster, `sagemaker` = Training Jobs of Amazon SageMaker, `ecs` ="
-            " tasks of Amazon ECS, `ray` = jobs of a Ray cluster, or the name of a launcher that a package adds."
+            " tasks of Amazon ECS, `ray` = jobs of a Ray cluster, or the name of a launcher that a package"
+            " adds."
         ),
     )
     processes: int = Field(

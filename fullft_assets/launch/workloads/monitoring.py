@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _WORDS = "words.npy"
-#: Held-out rows that the scale is fitted on: several for each of its coordinates.
-_SCALE_ROWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -261,7 +259,8 @@ def _write_scale(
     splits = [load_split(store, snapshot, name) for name in ("validation", "test")]
     texts = [text for split in splits for text in split.texts]
     groups = [group for split in splits for group in split.groups]
-    sample = monitoring.independent_rows(texts, groups, job.settings.seed, limit=_SCALE_ROWS)
+    # Held-out rows that the scale is fitted on: several for each of its coordinates.
+    sample = monitoring.independent_rows(texts, groups, job.settings.seed, limit=1_000)
     features = reader.read([texts[index] for index in sample], vocabulary)
     scale = Scale.fit(features, len(label_names(snapshot)), job.settings.monitoring.drift_tests)
     scale.save(folder / monitoring.SCALE)
