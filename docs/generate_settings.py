@@ -24,6 +24,7 @@ from fullft_assets.settings import (
     ContainerLauncherSettings,
     LauncherSettings,
     RemoteLauncherSettings,
+    ShareLauncherSettings,
     UseCaseSettings,
 )
 
@@ -57,6 +58,7 @@ _BOUNDS = {
 #: Classes of the keys that several kinds of launcher share.
 _SHARED = (
     RemoteLauncherSettings,
+    ShareLauncherSettings,
     ContainerLauncherSettings,
     ClusterLauncherSettings,
     AwsLauncherSettings,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "reference" / "faults.md"
-LAUNCHERS = ("local", "ssh", "kubernetes", "ecs", "sagemaker")
+LAUNCHERS = ("local", "ssh", "kubernetes", "ecs", "sagemaker", "ray")
 #: Faults by the name that a mark has, and what must hold.
 FAULTS = {
     "the backend throttles, fails or does not answer": (

@@ -65,8 +65,9 @@ class TestTokenization:
             for chunk in cut[1:]:
                 assert chunk[1:-1][:stride] == together[len(together) - stride :]
                 together += chunk[1 + stride : -1]
-            assert together == ids
-            assert all(len(chunk) <= max_tokens and chunk[0] == 101 and chunk[-1] == 102 for chunk in cut)
+            assert together == ids and all(
+                len(chunk) <= max_tokens and chunk[0] == 101 and chunk[-1] == 102 for chunk in cut
+            )
 
     @pytest.mark.heavy
     def test_special_tokens_are_those_of_transformers(self, texts: list[str]) -> None:
@@ -108,8 +109,10 @@ class TestTokenization:
         (tmp_path / "tokenizer.json").write_text(json.dumps(content))
         changed = load(tmp_path)
         text = "Permission is hereby granted, free of charge, to any person obtaining a copy"
-        assert changed.chunks([text]) == load().chunks([text])
-        assert (changed.prefix, changed.suffix) == (load().prefix, load().suffix)
+        assert changed.chunks([text]) == load().chunks([text]) and (changed.prefix, changed.suffix) == (
+            load().prefix,
+            load().suffix,
+        )
 
 
 class TestLanguageModeling:
@@ -123,8 +126,9 @@ class TestLanguageModeling:
             assert [i for chunk in cut[:1] for i in chunk] == [*ids, end][: len(cut[0])]
             assert cut[-1][-1] == end and sum(chunk.count(end) for chunk in cut) == 1
             # No token is in two chunks: all are trained, and it would count twice.
-            assert [i for chunk in cut for i in chunk] == [*ids, end]
-            assert all(len(chunk) <= room for chunk in cut)
+            assert [i for chunk in cut for i in chunk] == [*ids, end] and all(
+                len(chunk) <= room for chunk in cut
+            )
 
     @pytest.mark.heavy
     def test_special_tokens_of_the_tokenizer_are_not_doubled(self, smol: Path, tmp_path: Path) -> None:
@@ -164,19 +168,26 @@ class TestChunk:
         assert cut == tokenization.chunks(texts)
         read = [len(row[0]) - 2 + sum(len(chunk) - 2 - 4 for chunk in row[1:]) for row in cut]
         lost = [len(e.ids) - count for e, count in zip(encoded, read, strict=True)]
-        assert found.counts["num_tokens"] == sum(len(e.ids) for e in encoded)
-        assert found.counts["num_tokens_cut_off"] == sum(lost)
+        assert found.counts["num_tokens"] == sum(len(e.ids) for e in encoded) and found.counts[
+            "num_tokens_cut_off"
+        ] == sum(lost)
         assert found.counts["num_rows_cut"] == sum(count > 0 for count in lost) > 0
         assert found.counts["num_rows_of_several_chunks"] == sum(len(e.ids) > 30 for e in encoded) > 0
-        assert found.counts["longest_text_tokens"] == max(len(e.ids) for e in encoded)
-        assert found.counts["num_chunks"] == sum(map(len, cut))
-        assert found.table.schema == chunks.schema()
-        assert found.table["id"].to_pylist() == table(texts)["id"].to_pylist()
-        assert found.table["num_tokens"].to_pylist() == [len(e.ids) for e in encoded]
-        assert found.table["marks"].null_count == len(texts)
+        assert found.counts["longest_text_tokens"] == max(len(e.ids) for e in encoded) and found.counts[
+            "num_chunks"
+        ] == sum(map(len, cut))
+        assert (
+            found.table.schema == chunks.schema()
+            and found.table["id"].to_pylist() == table(texts)["id"].to_pylist()
+        )
+        assert found.table["num_tokens"].to_pylist() == [len(e.ids) for e in encoded] and found.table[
+            "marks"
+        ].null_count == len(texts)
         check = chunks.checks(found.counts, [], "classification", 0.5)[0]
-        assert (check.name, check.passed) == ("texts_are_kept_whole", False)
-        assert f"{sum(lost):,} tokens " in check.description
+        assert (check.name, check.passed) == (
+            "texts_are_kept_whole",
+            False,
+        ) and f"{sum(lost):,} tokens " in check.description
 
     @pytest.mark.heavy
     def test_a_batch_is_written_in_parts_that_do_not_show(
@@ -197,5 +208,4 @@ class TestChunk:
             )
             written = pq.read_table(draft.path / CHUNKS_FILE)
         whole = chunks.chunk(rows, tokenization)
-        assert written.equals(whole.table)
-        assert counts == whole.counts
+        assert written.equals(whole.table) and counts == whole.counts

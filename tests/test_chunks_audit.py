@@ -102,8 +102,9 @@ def test_the_proposal_saves_what_it_promises(texts: list[str], model: Path) -> N
         sum(map(len, Tokenization.load(model, ChunksSettings(**settings)).encode(texts)))
         for settings in ({}, {"added_tokens": found.proposal})
     )
-    assert added == {"added_tokens": found.proposal}
-    assert 1 - after / before == pytest.approx(found.metadata.proposal_saves_share, rel=0.25)
+    assert added == {"added_tokens": found.proposal} and 1 - after / before == pytest.approx(
+        found.metadata.proposal_saves_share, rel=0.25
+    )
     assert (
         f"the {len(found.proposal)} tokens of proposal.yaml would save"
         f" {found.metadata.proposal_saves_share:.1%}" in found.checks[0].description
@@ -118,8 +119,10 @@ def test_unknown_tokens_warn_where_the_vocabulary_has_no_bytes(texts: list[str])
     tokens = Counter(
         token for text in (*texts, *odd) for token in tokenizer.encode(text, add_special_tokens=False).tokens
     )
-    assert found.metadata.unknown_share == tokens["[UNK]"] / tokens.total() > 0.001
-    assert found.metadata.byte_fallback_share == 0
+    assert (
+        found.metadata.unknown_share == tokens["[UNK]"] / tokens.total() > 0.001
+        and found.metadata.byte_fallback_share == 0
+    )
     assert {check.name: check.passed for check in found.checks} == {
         "domain_terms_are_kept_whole": True,
         "characters_are_known": False,
@@ -138,8 +141,10 @@ def test_characters_spelt_byte_by_byte_warn_where_it_has(texts: list[str], tmp_p
         # A token that is no whole character cannot be decoded by itself.
         parts += sum("\ufffd" in tokenizer.decode([number]) for number in ids)
         total += len(ids)
-    assert found.metadata.byte_fallback_share == pytest.approx(parts / total)
-    assert found.metadata.unknown_share == 0
+    assert (
+        found.metadata.byte_fallback_share == pytest.approx(parts / total)
+        and found.metadata.unknown_share == 0
+    )
     assert [check.name for check in found.checks if not check.passed] == ["characters_are_known"]
 
 
@@ -184,8 +189,9 @@ def test_what_the_tokenizer_splits_is_no_term_where_general_english_has_it_too()
     }
     assert real <= mined(english) & mined(alone)
     # The places that they leave go to terms that cost less.
-    assert len(mined(english)) == len(mined(alone)) == 200
-    assert mined(audited(texts, languages=("en",))) == mined(english)
+    assert len(mined(english)) == len(mined(alone)) == 200 and mined(
+        audited(texts, languages=("en",))
+    ) == mined(english)
     assert [term for term in alone.terms if "keyness" in term] == []
 
 
@@ -213,14 +219,12 @@ def test_the_artifact_is_found_again_until_the_data_the_tokenizer_or_the_languag
     assert len(proposed) == first.metadata["num_proposed_tokens"] > 0
     # The terms are the documents' own: Dagster is not shown them.
     shown = json.dumps(first.metadata) + "".join(check.description for check in first.checks)
-    assert [term["term"] for term in terms if term["term"] in shown] == []
-    assert take().ref == first.ref
+    assert [term["term"] for term in terms if term["term"] in shown] == [] and take().ref == first.ref
     project.configure(examples={"languages": ["en", "de"]})
     assert take().metadata["general_words"].endswith(" of en, de")
     project.configure(chunks={"added_tokens": proposed[:3]})
     extended = take()
-    assert extended.ref != first.ref
-    assert extended.metadata["fertility"] < first.metadata["fertility"]
+    assert extended.ref != first.ref and extended.metadata["fertility"] < first.metadata["fertility"]
 
 
 def test_a_batch_is_sampled_by_the_hashes_of_its_texts(tmp_path: Path) -> None:

@@ -106,8 +106,9 @@ class TestConversations:
         for row, cut, marks in zip(
             rows, found["windows"].to_pylist(), found["marks"].to_pylist(), strict=True
         ):
-            assert cut == [reference.apply_chat_template(row, return_dict=False)]
-            assert marks == [slow_marks(cut[0], reference)]
+            assert cut == [reference.apply_chat_template(row, return_dict=False)] and marks == [
+                slow_marks(cut[0], reference)
+            ]
 
     MESSAGES = [
         said("user", "One?"),
@@ -130,8 +131,9 @@ class TestConversations:
             whole["marks"].to_pylist(),
         )
         assert len(cut) > 20 and [len(chunk) for chunk in cut] == [len(chunk) for chunk in marks]
-        assert marks[0] + [mark for chunk in marks[1:] for mark in chunk[16:]] == full
-        assert all(not any(chunk[:16]) for chunk in marks[1:])
+        assert marks[0] + [mark for chunk in marks[1:] for mark in chunk[16:]] == full and all(
+            not any(chunk[:16]) for chunk in marks[1:]
+        )
 
     def test_rows_without_a_trained_token_are_named(self, smol: Path) -> None:
         rows = [

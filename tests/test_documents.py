@@ -94,8 +94,7 @@ class TestScan:
         (tmp_path / "in/linked").symlink_to(hidden)
         assert [file.path for file in documents.Folder(tmp_path / "in").files()] == ["linked/a.jsonl"]
         source = documents.Folder(hidden)
-        assert [file.path for file in source.files()] == ["a.jsonl"]
-        assert list(source.skipped) == ["back"]
+        assert [file.path for file in source.files()] == ["a.jsonl"] and list(source.skipped) == ["back"]
 
     def test_no_entry_stops_a_look_or_leads_out_of_the_folder(self, tmp_path: Path) -> None:
         folder = tmp_path / "in"
@@ -123,9 +122,7 @@ class TestScan:
         assert f"2 ({leaves})" in line
         assert "link.txt" not in line, "what is kept names no file"
         (line,) = documents.skipped(source.skipped, named=True)
-        assert line.startswith("4 entries of ")
-        assert f": link.txt ({leaves})" in line
-        assert "\n" not in line
+        assert line.startswith("4 entries of ") and f": link.txt ({leaves})" in line and "\n" not in line
         for name in expected:
             with pytest.raises(OSError), source.local(name):
                 pass
@@ -166,12 +163,15 @@ class TestBatches:
             self.put(tmp_path, f"{name}.jsonl", at=at)
         store, source = Store(str(tmp_path / "store")), documents.Folder(tmp_path / "in")
         _, young = batches.settled(source, DEFAULTS.model_copy(update={"settle_seconds": 60}), now)
-        assert self.cut(tmp_path, now, settle_seconds=60) == [["future.jsonl", "old.jsonl"]]
-        assert batches.num_new(store, "mail", young) == 2
+        assert (
+            self.cut(tmp_path, now, settle_seconds=60) == [["future.jsonl", "old.jsonl"]]
+            and batches.num_new(store, "mail", young) == 2
+        )
         # While it is being written its time moves on; what is cut at last is the whole.
         self.put(tmp_path, "young.jsonl", size=99, at=now + 30)
-        assert self.cut(tmp_path, now + 60, settle_seconds=60) == []
-        assert self.cut(tmp_path, now + 90, settle_seconds=60) == [["young.jsonl"]]
+        assert self.cut(tmp_path, now + 60, settle_seconds=60) == [] and self.cut(
+            tmp_path, now + 90, settle_seconds=60
+        ) == [["young.jsonl"]]
         assert self.cut(tmp_path, now + 119, settle_seconds=60) == [["skewed.jsonl"]]
         assert batches.num_new(store, "mail", batches.settled(source, DEFAULTS, None)[0]) == 0
 
@@ -314,8 +314,7 @@ class TestCsv:
         found = documents.read_documents(
             documents.Folder(tmp_path), batch_of(tmp_path), DEFAULTS, ExamplesSettings(label="kind")
         )
-        assert "two columns" in found.unreadable["a.csv"]
-        assert found.table["text"].to_pylist() == ["a"]
+        assert "two columns" in found.unreadable["a.csv"] and found.table["text"].to_pylist() == ["a"]
 
 
 class Kept(Delivered):
@@ -351,12 +350,14 @@ class TestUnreadableFiles:
         }
         raw = letters.keep_cut()
         check = raw.check("files_are_readable")
-        assert (check.passed, check.severity) == (False, "warn")
-        assert check.metadata == {"num_files": 4, "num_unreadable": 3, "num_changed": 0}
+        assert (check.passed, check.severity) == (False, "warn") and check.metadata == {
+            "num_files": 4,
+            "num_unreadable": 3,
+            "num_changed": 0,
+        }
         for name, reason in reasons.items():
             assert f"{alias(name)}: {reason}" in check.description
-        assert "; fix and deliver" in check.description
-        assert "\n" not in check.description
+        assert "; fix and deliver" in check.description and "\n" not in check.description
         assert list(raw.metadata["files"]) == ["delivery-1.jsonl"] and raw.metadata["num_rows"] == 400
         assert {row["source"] for row in letters.rows(raw)} == {"delivery-1.jsonl"}
 
@@ -371,8 +372,9 @@ class TestUnreadableFiles:
         assert not list((letters.project.home / "store").rglob("*.parquet"))
         # The fixed file is another one to the ledger, and goes through.
         path.write_text("text,kind\na,notice\n")
-        assert letters.keep_cut().metadata["num_rows"] == 1
-        assert not documents.is_delivered(letters.project.documents, batch)
+        assert letters.keep_cut().metadata["num_rows"] == 1 and not documents.is_delivered(
+            letters.project.documents, batch
+        )
 
     def test_a_name_that_is_no_text_is_left_in_place_and_named(self, letters: Kept) -> None:
         (letters.project.documents / os.fsdecode(b"caf\xe9.jsonl")).write_text('{"text": "a"}\n')
@@ -396,8 +398,9 @@ class TestChangedFiles:
 
         monkeypatch.setattr(raw_documents, "read_documents", rewritten_meanwhile)
         raw = letters.keep_cut()
-        assert {row["source"] for row in letters.rows(raw)} == {"delivery-1.jsonl"}
-        assert list(raw.metadata["files"]) == ["delivery-1.jsonl"]
+        assert {row["source"] for row in letters.rows(raw)} == {"delivery-1.jsonl"} and list(
+            raw.metadata["files"]
+        ) == ["delivery-1.jsonl"]
         assert f"{alias('other.jsonl')}: changed while " in raw.check("files_are_readable").description
         monkeypatch.setattr(raw_documents, "read_documents", read)
         assert [row["row"] for row in letters.rows(letters.keep_cut())] == list(range(1, 8))
@@ -410,8 +413,7 @@ class TestChangedFiles:
         raw = letters.keep(batch)
         assert (raw.metadata["num_rows"], raw.metadata["files"]) == (0, {})
         check = raw.check("files_are_readable")
-        assert f"{alias('delivery-1.jsonl')}: changed since " in check.description
-        assert check.passed
+        assert f"{alias('delivery-1.jsonl')}: changed since " in check.description and check.passed
         assert "fix" not in check.description, "nothing is wrong with a file that grows"
         assert letters.keep_cut().metadata["num_rows"] == 30
 

@@ -115,8 +115,11 @@ def test_a_rare_encoding_is_named_by_the_check(tmp_path: Path) -> None:
         "a.txt": ("plain", "ascii")
     }
     batch = deliver(tmp_path, texts)
-    assert share_right(batch, texts) == 1
-    assert batch.num_files_by_encoding == {"utf-8": 20, "cp1252": 3, "ascii": 1}
+    assert share_right(batch, texts) == 1 and batch.num_files_by_encoding == {
+        "utf-8": 20,
+        "cp1252": 3,
+        "ascii": 1,
+    }
     check = raw._encodings_check(Folder(tmp_path), batch)
     assert not check.passed and check.severity == "warn"
     expected = (

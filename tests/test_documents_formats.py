@@ -175,10 +175,13 @@ class TestContainers:
             (3, None, "no field `text`"),
             (4, "?", None),
         ]
-        assert " record 1: " in batch.unreadable["b.json"]
-        assert re.search(" record 1: .* after array", batch.unreadable["c.json"])
-        assert re.search(" record 1: .* trailing garbage$", batch.unreadable["d.json"])
-        assert " record 1: text after " in batch.unreadable["f.json"]
+        assert " record 1: " in batch.unreadable["b.json"] and re.search(
+            " record 1: .* after array", batch.unreadable["c.json"]
+        )
+        assert (
+            re.search(" record 1: .* trailing garbage$", batch.unreadable["d.json"])
+            and " record 1: text after " in batch.unreadable["f.json"]
+        )
         quoted_inside = {batch.unreadable["g.json"], batch.unreadable["h.json"]}
         assert quoted_inside == {
             "not JSON: after record 0: parse error: after key and value, inside map, I expect ',' or '}'"
@@ -257,8 +260,9 @@ class TestContainers:
             tmp_path / "d.parquet",
         )
         rows = [row for row in read(tmp_path) if row["label"] is not None]
-        assert {(row["id"], row["label"], row["group"]) for row in rows} == {("1", "true", "7")}
-        assert len(rows) == 5
+        assert {(row["id"], row["label"], row["group"]) for row in rows} == {("1", "true", "7")} and len(
+            rows
+        ) == 5
 
     def test_a_table_is_read_by_its_bars_or_its_ending(self, tmp_path: Path) -> None:
         rows = read(
@@ -432,8 +436,11 @@ class TestPdf:
                 )
             },
         )
-        assert row["text"] == "Permission is hereby granted\nfree of charge\n\ncafé"
-        assert (row["id"], row["row"], row["problem"]) == ("a.pdf:1", 1, None)
+        assert row["text"] == "Permission is hereby granted\nfree of charge\n\ncafé" and (
+            row["id"],
+            row["row"],
+            row["problem"],
+        ) == ("a.pdf:1", 1, None)
 
     def test_no_text_layer_encrypted_cut_and_no_pdf_at_all(self, tmp_path: Path) -> None:
         import pypdf
@@ -479,8 +486,9 @@ class TestEncodings:
             name, lambda rows: rows[0]["text"]
         )(rows)
         batch = read_batch(tmp_path, files={name: written.encode(encoding)})
-        assert batch.table["text"].to_pylist() == [self.TEXT]
-        assert batch.encodings == ({} if encoding == "utf-8-sig" else {name: encoding})
+        assert batch.table["text"].to_pylist() == [self.TEXT] and batch.encodings == (
+            {} if encoding == "utf-8-sig" else {name: encoding}
+        )
 
     @pytest.mark.parametrize("name", ["a.csv", "a.txt", "a.jsonl.gz"])
     @pytest.mark.parametrize(
@@ -546,8 +554,10 @@ class TestEncodings:
                 "good.jsonl": '{"text": "good"}\n',
             },
         )
-        assert batch.table["text"].to_pylist() == ["good"]
-        assert set(batch.unreadable) == {name, f"zeros-{name}"}
+        assert batch.table["text"].to_pylist() == ["good"] and set(batch.unreadable) == {
+            name,
+            f"zeros-{name}",
+        }
         assert all(why.startswith("binary data") for why in batch.unreadable.values())
 
 
@@ -891,8 +901,9 @@ class TestLabelStudio:
             tmp_path, [task(1, votes[0]), task(2, *votes), task(3, taxonomy), task(4, annotation(1))], many
         )
         assert [row["labels"] for row in rows] == [["a", "b"], ["b"], ["law / patent", "tax"], []]
-        assert rows[1]["annotations"][0] == {"annotator": "0", "label": '["a", "b"]'}
-        assert rows[1]["confidence"] == pytest.approx((0.5 + 1 + 0.5) / 3)
+        assert rows[1]["annotations"][0] == {"annotator": "0", "label": '["a", "b"]'} and rows[1][
+            "confidence"
+        ] == pytest.approx((0.5 + 1 + 0.5) / 3)
 
     def test_spans(self, tmp_path: Path) -> None:
         span = {"start": 2, "end": 9, "text": "licence", "labels": ["thing"]}
@@ -985,8 +996,9 @@ class TestArgilla:
                 },
             ],
         )
-        assert [row["label"] for row in rows] == ["x", "y", None, None, "y"]
-        assert [row["annotator"] for row in rows] == ["u1", None, None, None, "u2"]
+        assert [row["label"] for row in rows] == ["x", "y", None, None, "y"] and [
+            row["annotator"] for row in rows
+        ] == ["u1", None, None, None, "u2"]
         assert [row["human_annotated"] for row in rows] == [True, True, None, None, True]
         assert rows[1]["annotations"] == [{"annotator": f"u{i}", "label": v} for i, v in enumerate("xyy")]
         assert {(row["id"], row["group"], row["text"], row["problem"]) for row in rows} == {
@@ -1095,8 +1107,9 @@ class TestChat:
         self, tmp_path: Path, record: dict[str, Any], messages: Rows
     ) -> None:
         row = one(tmp_path, record, CHAT)
-        assert [said | NOTHING_ELSE for said in messages] == row["messages"]
-        assert row["text"] == "\n\n".join(message["content"] for message in messages)
+        assert [said | NOTHING_ELSE for said in messages] == row["messages"] and row["text"] == "\n\n".join(
+            message["content"] for message in messages
+        )
         assert row["problem"] is None
 
     @pytest.mark.parametrize(

@@ -145,8 +145,10 @@ class TestDocumentsOnS3:
         raw = letters.keep(batch)
         assert {row["source"] for row in letters.rows(raw)} == {"good.jsonl"}
         description = raw.check("files_are_readable").description
-        assert f"{alias('broken.csv')}: not CSV: " in description
-        assert f"{alias('gone.jsonl')}: no such object" in description
+        assert (
+            f"{alias('broken.csv')}: not CSV: " in description
+            and f"{alias('gone.jsonl')}: no such object" in description
+        )
         assert f"{alias('changed.jsonl')}: changed since " in description
         assert letters.cut() == [["changed.jsonl"]] and letters.cut() == []
 
@@ -170,8 +172,10 @@ class TestDocumentsOnS3:
                 with pytest.raises(SourceError, match=line) as error:
                     request()
                 assert error.value.failure not in runs._FAILS_AGAIN
-        assert not list((letters.project.home / "store").rglob("*.parquet"))
-        assert letters.keep(batch).metadata["num_rows"] == 5
+        assert (
+            not list((letters.project.home / "store").rglob("*.parquet"))
+            and letters.keep(batch).metadata["num_rows"] == 5
+        )
 
     def test_a_look_lists_so_many_pages_and_the_next_goes_on_until_it_begins_anew(
         self, letters: Bucket, monkeypatch: pytest.MonkeyPatch
@@ -180,8 +184,9 @@ class TestDocumentsOnS3:
         for number in range(1_100):
             put(letters.folder, f"b/{number:05}.txt", "x")
         first = letters.look()
-        assert [len(batch.files) for batch in first.cut] == [1_000]
-        assert first.notes == [f"listed up to {alias('b/00999.txt')}; the next look goes on"]
+        assert [len(batch.files) for batch in first.cut] == [1_000] and first.notes == [
+            f"listed up to {alias('b/00999.txt')}; the next look goes on"
+        ]
         # What arrives behind the listing is found once it has begun anew.
         put(letters.folder, "a-late.txt", "x")
         put(letters.folder, "b/00007.txt", "rewritten")

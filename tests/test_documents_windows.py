@@ -80,8 +80,12 @@ class TestByRows:
         for hours, (name, rows) in enumerate((("z", 30), ("a", 20), ("m", 70), ("b", 10))):
             feed.deliver(f"{name}.jsonl", rows, hours)
             cut += feed.cut() + feed.cut()
-        assert cut == [["z.jsonl", "a.jsonl"], ["m.jsonl"]]
-        assert counted == ["z.jsonl", "a.jsonl", "m.jsonl", "b.jsonl"]
+        assert cut == [["z.jsonl", "a.jsonl"], ["m.jsonl"]] and counted == [
+            "z.jsonl",
+            "a.jsonl",
+            "m.jsonl",
+            "b.jsonl",
+        ]
 
     def test_a_file_that_is_rewritten_before_its_window_is_complete_counts_once(self, feed: Feed) -> None:
         feed.configure({"rows": 40})
@@ -95,8 +99,9 @@ class TestByRows:
         feed.deliver("a.jsonl", 30)
         feed.project.production.joinpath("broken.parquet").write_bytes(b"PAR1 no more")
         found = feed.look()
-        assert [[file.path for file in window.files] for window in found.cut] == [["broken.parquet"]]
-        assert found.open_window.startswith("30 of 40 rows ")
+        assert [[file.path for file in window.files] for window in found.cut] == [
+            ["broken.parquet"]
+        ] and found.open_window.startswith("30 of 40 rows ")
 
     def test_a_look_counts_a_bounded_number_of_bytes_and_the_next_one_goes_on(
         self, feed: Feed, monkeypatch: pytest.MonkeyPatch
@@ -121,8 +126,9 @@ class TestByRows:
             [file.path[0] for file in window.files]
             for window in documents.list_batches(feed.store, "letters", "window")
         ]
-        assert made == [["0", "1"], ["2", "3"], ["4", "5"]]
-        assert feed.look().open_window.startswith("20 of 40 rows ")
+        assert made == [["0", "1"], ["2", "3"], ["4", "5"]] and feed.look().open_window.startswith(
+            "20 of 40 rows "
+        )
 
 
 class TestByHours:

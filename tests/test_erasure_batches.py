@@ -195,8 +195,9 @@ class TestRowsWithEqualTexts:
         before = batches.texts(taken)
         assert copy in before
         erasure.erase(batches.store, CASE, ["d2", stayed])
-        assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in ("d2", stayed)}
-        assert copy in batches.texts(batches.take())
+        assert batches.texts(taken) == {
+            id_: row for id_, row in before.items() if id_ not in ("d2", stayed)
+        } and copy in batches.texts(batches.take())
 
 
 def test_rows_that_no_snapshot_takes_are_gone_as_well(tmp_path: Path):
@@ -229,8 +230,10 @@ def test_rows_that_no_snapshot_takes_are_gone_as_well(tmp_path: Path):
     assert all(batches.traces(each) for each in words), "they were there"
     assert erasure.erase(batches.store, CASE, listed).missing == []
     assert batches.traces(*words, *(f"'{id_}'" for id_ in listed), *(f'"{id_}"' for id_ in listed)) == []
-    assert batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in listed}
-    assert len(batches.texts(batches.take())) > 30
+    assert (
+        batches.texts(taken) == {id_: row for id_, row in before.items() if id_ not in listed}
+        and len(batches.texts(batches.take())) > 30
+    )
 
 
 class TestCutShort:
@@ -343,8 +346,10 @@ class TestMadeUpIds:
         batches = Batches(tmp_path)
         (batches.project.documents / "smith_john.txt").write_text("a note about him and what he had")
         batches.deliver("a.csv", self.notes())
-        assert batches.traces("smith_john")
-        assert erasure.erase(batches.store, CASE, ["smith_john.txt"]).missing == []
+        assert (
+            batches.traces("smith_john")
+            and erasure.erase(batches.store, CASE, ["smith_john.txt"]).missing == []
+        )
         assert batches.traces("smith_john") == []
         assert batches.ingest() == [], "still delivered, it is not taken for a new file"
         # Written to again it is a new file, and reported until it is deleted and the list erased again.
@@ -361,8 +366,9 @@ class TestWhatKilledRunsLeft:
         store = Store(str(tmp_path))
         for case in (CASE, "mails"):
             store.keep_traceback(case, ValueError("what a letter says"))
-        assert erasure.erase(store, CASE, ["letter-1"]).deleted[TRACEBACKS] == 1
-        assert [path.parts[-3] for path in tmp_path.rglob("*.txt")] == ["mails"]
+        assert erasure.erase(store, CASE, ["letter-1"]).deleted[TRACEBACKS] == 1 and [
+            path.parts[-3] for path in tmp_path.rglob("*.txt")
+        ] == ["mails"]
 
     def test_attempts_without_a_manifest_are_removed_and_those_being_written_are_not(self, batches: Batches):
         raw = batches.store.artifacts(CASE, "raw_documents")[0]
@@ -381,8 +387,9 @@ class TestWhatKilledRunsLeft:
         )
         (batches.store.folder(valid) / "quarantined_rows.parquet").unlink()
         report = erasure.erase(batches.store, CASE, ["d2"])
-        assert (report.num_found, report.deleted[ATTEMPTS]) == (1, 1)
-        assert not Path(batches.store.url, valid.ref).exists()
+        assert (report.num_found, report.deleted[ATTEMPTS]) == (1, 1) and not Path(
+            batches.store.url, valid.ref
+        ).exists()
 
 
 @pytest.mark.quick
@@ -393,8 +400,10 @@ class TestTheList:
         batches.deliver("a.jsonl", given)
         (tmp_path / "list.txt").write_bytes("A1 \r\n\n  B1\n\u2028C".encode())
         listed = erasure.read_list(tmp_path / "list.txt")
-        assert listed == {"A1 ": 1, "  B1": 3, "\u2028C": 4}
-        assert erasure.erase(batches.store, CASE, listed).missing == []
+        assert (
+            listed == {"A1 ": 1, "  B1": 3, "\u2028C": 4}
+            and erasure.erase(batches.store, CASE, listed).missing == []
+        )
         assert batches.ids("raw_documents", "documents.parquet") == {"A1"}
 
     @pytest.mark.heavy
@@ -405,11 +414,11 @@ class TestTheList:
         (tmp_path / "list.txt").write_text("d2\ntypo-1\n" + "".join(f"typo-{n}\n" for n in range(2, 13)))
         assert batches.fullft("erase", CASE, str(tmp_path / "list.txt")) == 1
         said = capsys.readouterr()
-        assert "typo" not in said.out
-        assert "not found    12 of" in said.out
+        assert "typo" not in said.out and "not found    12 of" in said.out
         lines = said.err.splitlines()
-        assert lines[0].startswith(f"{tmp_path / 'list.txt'}:2: `typo-1`: ")
-        assert lines[-1].startswith(f"{tmp_path / 'list.txt'}: 2 more ")
+        assert lines[0].startswith(f"{tmp_path / 'list.txt'}:2: `typo-1`: ") and lines[-1].startswith(
+            f"{tmp_path / 'list.txt'}: 2 more "
+        )
         assert len(lines) == 11
         assert "d2" not in batches.ids("raw_documents", "documents.parquet"), "the others were erased"
         raw, *_ = batches.deliver(

@@ -85,8 +85,10 @@ def test_nothing_of_it_is_left(case: Prepared, kind: str) -> None:
     marks = (gone["text"][:80], repr(gone["text"])[1:80], gone["id"], gone["text_hash"])
     assert traces(Path(case.store.url), *marks), "it was there"
     report = erasure.erase(case.store, case.use_case.name, [gone["id"]])
-    assert (report.num_found, report.missing) == (1, [])
-    assert report.rewritten == {f"{kind}_documents": 1, "training_snapshot": 1}
+    assert (report.num_found, report.missing) == (1, []) and report.rewritten == {
+        f"{kind}_documents": 1,
+        "training_snapshot": 1,
+    }
     assert traces(Path(case.store.url), *marks) == []
     for name, rows in before.items():
         assert drawn(case, name) == [row for row in rows if row["id"] != gone["id"]], name
@@ -173,16 +175,17 @@ def test_a_checkpoint_that_replayed_it_is_named_and_one_that_was_measured_on_it_
     assert erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]]).trained_on == []
     assert go_on_from(case, checkpoint) == checkpoint
     report = erasure.erase(case.store, case.use_case.name, [named(case, "replay")["id"]])
-    assert report.trained_on == report.champions == [checkpoint.ref]
-    assert f"learned from {checkpoint.ref} (champion)" in report.lines()
+    assert (
+        report.trained_on == report.champions == [checkpoint.ref]
+        and f"learned from {checkpoint.ref} (champion)" in report.lines()
+    )
     with pytest.raises(GateError, match="documents that were erased"):
         go_on_from(case, checkpoint)
     # One that goes on from it has learned it as well.
     job = replace(case, snapshot=case.store.load(case.snapshot.ref)).job("finetuned_checkpoint", "next")
     job.model_copy(update={"inputs": {**job.inputs, "champion": checkpoint.ref}}).write(case.store)
     folder = case.store.work_folder(case.use_case.name, "finetuned_checkpoint", "next")
-    assert erasure.erase(case.store, case.use_case.name, []).deleted[TRAININGS] == 1
-    assert not folder.exists()
+    assert erasure.erase(case.store, case.use_case.name, []).deleted[TRAININGS] == 1 and not folder.exists()
     # One that is trained on what is left has not.
     replace(case, snapshot=case.store.load(case.snapshot.ref)).train("since", epochs=0.1)
     assert erasure.erase(case.store, case.use_case.name, []).trained_on == [checkpoint.ref]
@@ -220,8 +223,10 @@ def test_unfinished_training_that_learned_from_it_is_removed(case: Prepared) -> 
     case.job("finetuned_checkpoint", "k2").write(case.store)
     with exclusive(held):
         report = erasure.erase(case.store, case.use_case.name, [named(case, "replay")["id"]])
-    assert (first.exists(), held.exists()) == (False, True)
-    assert (report.deleted[TRAININGS], report.num_in_flight) == (1, 1)
+    assert (first.exists(), held.exists()) == (False, True) and (
+        report.deleted[TRAININGS],
+        report.num_in_flight,
+    ) == (1, 1)
     report = erasure.erase(case.store, case.use_case.name, [named(case, "general")["id"]])
     assert report.deleted[TRAININGS] == 1 and not held.exists()
     # What began after the erasure stays.

@@ -114,8 +114,10 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
     learned_from = {"training_snapshot": case.snapshot.content_digest}
     manifests.write(case.store, case.use_case.name, "cheaper_baselines", inputs=learned_from)
     report = erasure.erase(case.store, case.use_case.name, [person], by="group")
-    assert traces(Path(case.store.url), WORDS[person], person) == []
-    assert (report.num_found, report.missing) == (NUM_VALID + 2, [])
+    assert traces(Path(case.store.url), WORDS[person], person) == [] and (
+        report.num_found,
+        report.missing,
+    ) == (NUM_VALID + 2, [])
     assert report.rewritten == dict.fromkeys((*stages, "tokenized_chunks", "training_snapshot"), 1) | {
         "drift_scale": 2
     }
@@ -123,8 +125,9 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
     assert [made.metadata["num_held_out"] for made in scales] == [0, 0]
     case.store.delete(next(made for made in scales if made.key == "earlier"))
     made_of_words = ("cheaper_baselines", "near_duplicate_index", "tokenizer_audit")
-    assert +report.deleted == dict.fromkeys(made_of_words, 1)
-    assert report.trained_on == [only(case, "finetuned_checkpoint").ref]
+    assert +report.deleted == dict.fromkeys(made_of_words, 1) and report.trained_on == [
+        only(case, "finetuned_checkpoint").ref
+    ]
     assert not any(person in line for line in report.lines())
 
     after = {stage: only(case, stage).metadata for stage in stages}

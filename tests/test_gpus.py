@@ -46,8 +46,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_runs_at_the_same_time_have_gpus_of_their_own() -> None:
     with leased(1, always) as first, leased(2, always) as second:
-        assert first == {VISIBLE: "GPU-a", NUM_GPUS: "3"}
-        assert second == {VISIBLE: "GPU-b,GPU-c", NUM_GPUS: "3"}
+        assert first == {VISIBLE: "GPU-a", NUM_GPUS: "3"} and second == {
+            VISIBLE: "GPU-b,GPU-c",
+            NUM_GPUS: "3",
+        }
     with leased(3, always) as all_of_them:
         assert all_of_them == {VISIBLE: "GPU-a,GPU-b,GPU-c", NUM_GPUS: "3"}
 
@@ -168,8 +170,7 @@ class TestSupervised:
             time.sleep(0.5)
             began = time.monotonic()
             jobs.stop("waiting2", 30)
-            assert time.monotonic() - began < 10
-            assert jobs.poll("waiting1").state == "pending"
+            assert time.monotonic() - began < 10 and jobs.poll("waiting1").state == "pending"
 
 
 def test_a_run_on_a_gpu_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,7 @@ pytestmark = pytest.mark.quick
 def test_the_true_field_is_suggested_and_no_decoy(name: str, with_labels: bool) -> None:
     found = real.SETS[name]()
     suggested = real.suggested(real.sample(found, seed=3)[:800], with_labels=with_labels)
-    assert set(found.true) <= set(suggested)
-    assert not {*found.decoys, *real.MEANINGLESS} & set(suggested)
+    assert set(found.true) <= set(suggested) and not {*found.decoys, *real.MEANINGLESS} & set(suggested)
 
 
 def test_rows_without_a_value_and_equal_texts_count_for_nothing() -> None:
@@ -41,5 +40,4 @@ def test_an_ingestion_ends_with_the_field_where_no_group_is_set(project: project
     for group in (None, "expression"):
         project.configure(examples={"group": group})
         lines.append([line for line in data_summary(project.use_case(), store, 1.0) if "  group" in line])
-    assert lines[1] == [] and len(lines[0]) == 1
-    assert lines[0][0].endswith("set examples.group: expression")
+    assert lines[1] == [] and len(lines[0]) == 1 and lines[0][0].endswith("set examples.group: expression")

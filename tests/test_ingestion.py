@@ -134,13 +134,16 @@ def test_a_file_delivered_again_without_a_row_withdraws_its_rows(
     data.project.deliver("withdrawn.jsonl", [])
     data.project.deliver("delivery-3.jsonl", projects.licence_rows(30, skip=1_100))
     made |= {name: data.ingest(name) for _, name in data.due()}
-    assert len(made) == (4 if max_batch_files == 1 else 2)
-    assert all(valid.check("quarantined_share_is_bounded").passed for valid, _ in made.values())
+    assert len(made) == (4 if max_batch_files == 1 else 2) and all(
+        valid.check("quarantined_share_is_bounded").passed for valid, _ in made.values()
+    )
     taken = snapshot.take(
         data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1))
     )
-    assert taken.metadata["batches_left_out"] == []
-    assert taken_sources(data, taken) == {"delivery-1.jsonl", "delivery-3.jsonl"}
+    assert taken.metadata["batches_left_out"] == [] and taken_sources(data, taken) == {
+        "delivery-1.jsonl",
+        "delivery-3.jsonl",
+    }
 
 
 def taken_sources(data: Data, taken: Manifest) -> set[str]:

@@ -81,8 +81,7 @@ def test_models_that_keep_documents_apart_pass(name: str) -> None:
 @pytest.mark.parametrize("name", LEAKING)
 def test_models_that_leak_are_found(name: str) -> None:
     found = probe(build(LEAKING[name]), 64)
-    assert not found.is_isolated
-    assert name in found.reason
+    assert not found.is_isolated and name in found.reason
 
 
 def test_a_model_that_changes_with_the_longest_document_is_found() -> None:
@@ -181,8 +180,9 @@ def test_probe_leaves_the_model_as_it_was() -> None:
     state = torch.random.get_rng_state()
     assert probe(model, 64).is_isolated  # dropout is off meanwhile
     assert model.training and all(parameter.grad is None for parameter in model.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(
+        torch.equal(value, before[name]) for name, value in model.state_dict().items()
+    ) and torch.equal(state, torch.random.get_rng_state())
 
 
 def test_changes_that_are_not_numbers_fail() -> None:

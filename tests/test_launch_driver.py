@@ -145,21 +145,21 @@ def test_preemption_and_lost_machines_are_tried_again_within_a_bound(
 
 
 @pytest.mark.parametrize("lost", [{1}, {2}, {3}, {4}, {2, 3, 5}])
-@pytest.mark.fault("the backend throttles, fails or does not answer", "ssh", "kubernetes", "ecs", "sagemaker")
-@pytest.mark.fault("the answer to a submission is lost", "ssh", "kubernetes", "ecs", "sagemaker")
+@pytest.mark.fault(
+    "the backend throttles, fails or does not answer", "ssh", "kubernetes", "ecs", "sagemaker", "ray"
+)
+@pytest.mark.fault("the answer to a submission is lost", "ssh", "kubernetes", "ecs", "sagemaker", "ray")
 def test_lost_answers_neither_fail_a_run_nor_start_a_second_job(run, store, lost):
     backend = Backend(store, [DONE])
     # Submission, look, output: the answer is lost, and what was asked for has happened.
     backend.lost = lost
-    assert run(backend) is None
-    assert backend.calls.count("submit") == 1 and recorded(store).attempt == 1
+    assert run(backend) is None and backend.calls.count("submit") == 1 and recorded(store).attempt == 1
 
 
-@pytest.mark.fault("the run's process is killed", "ssh", "kubernetes", "ecs", "sagemaker")
+@pytest.mark.fault("the run's process is killed", "ssh", "kubernetes", "ecs", "sagemaker", "ray")
 def test_a_run_attaches_to_the_job_that_an_earlier_one_left(run, store, abandoned):
     backend, first = abandoned(DONE), recorded(store)
-    assert (first.state, sorted(backend.jobs)) == ("running", [first.name_in(store)])
-    assert run(backend) is None
+    assert (first.state, sorted(backend.jobs)) == ("running", [first.name_in(store)]) and run(backend) is None
     launch = recorded(store)
     assert backend.calls.count("submit") == 1 and (launch.state, launch.attempt, launch.submitted_at) == (
         "succeeded",
@@ -184,8 +184,7 @@ def test_who_only_follows_starts_the_next_attempt_though_the_first_run_never_rec
 ):
     backend = abandoned(PREEMPTED, DONE)
     monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: True)
-    assert run(backend) is None
-    assert (recorded(store).attempt, recorded(store).state) == (2, "succeeded")
+    assert run(backend) is None and (recorded(store).attempt, recorded(store).state) == (2, "succeeded")
 
 
 def test_a_job_of_an_earlier_run_that_is_gone_is_submitted_again(run, abandoned):
@@ -203,8 +202,9 @@ def test_a_job_that_another_run_has_recorded_is_waited_for_and_submitted_once(
     backend.jobs.clear()  # as if the first run were between its record and its submission
     monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: True)
     monkeypatch.setattr(driver.time, "sleep", lambda _: backend.jobs.update(submitted))
-    assert run(backend) is None
-    assert backend.calls.count("submit") == 1 and recorded(store).state == "succeeded"
+    assert (
+        run(backend) is None and backend.calls.count("submit") == 1 and recorded(store).state == "succeeded"
+    )
 
 
 def test_an_error_here_leaves_the_job_to_the_next_run_and_a_cancel_ends_it(run, store, monkeypatch):
@@ -276,7 +276,7 @@ def test_only_a_run_that_dagster_cancels_stops_its_job_where_nobody_can_press_ct
     assert backend.calls.count("submit") == 2, "the second run attached"
 
 
-@pytest.mark.fault("a run is cancelled", "ssh", "kubernetes", "ecs", "sagemaker")
+@pytest.mark.fault("a run is cancelled", "ssh", "kubernetes", "ecs", "sagemaker", "ray")
 def test_a_cancelled_run_asks_again_where_the_backend_does_not_answer(run, store, monkeypatch):
     def cancel(*_: str) -> Logs:
         raise dg.DagsterExecutionInterruptedError
@@ -309,8 +309,7 @@ def test_a_job_of_another_machine_is_not_said_to_have_ended(run, store, monkeypa
     run(elsewhere)
     stopped = []
     monkeypatch.setattr(SshLauncher, "stop", lambda self, name: stopped.append(name))
-    assert run(Backend(store, [DONE])) is None
-    assert "at elsewhere cannot be ended: " in capfd.readouterr().err
+    assert run(Backend(store, [DONE])) is None and "at elsewhere cannot be ended: " in capfd.readouterr().err
     assert stopped == [] and recorded(store).attempt == 2
 
 
@@ -320,8 +319,10 @@ def test_a_refused_submission_is_one_line_and_leaves_no_record_of_a_running_job(
 
     backend = Backend(store, [])
     monkeypatch.setattr(backend, "submit", refuse)
-    assert run(backend) == "ssh gpu1: Permission denied [settings]"
-    assert (recorded(store).state, backend.calls) == ("failed", [])
+    assert run(backend) == "ssh gpu1: Permission denied [settings]" and (
+        recorded(store).state,
+        backend.calls,
+    ) == ("failed", [])
 
 
 def wanted(**changes: Any) -> records.Launch:
@@ -403,6 +404,8 @@ def test_who_attached_takes_the_job_over_once_its_run_is_gone(run, store, abando
         return Logs("1")
 
     monkeypatch.setattr(backend, "logs", logs)
-    assert run(backend) == "a.csv:3: no label [data]"
-    assert followed_by[0] != followed_by[1] == followed_by[2] == recorded(store).run_id
+    assert (
+        run(backend) == "a.csv:3: no label [data]"
+        and followed_by[0] != followed_by[1] == followed_by[2] == recorded(store).run_id
+    )
     assert sorted(backend.jobs) == []

@@ -78,8 +78,9 @@ def test_through_throttling_errors_lost_and_late_answers_one_task_runs_and_what_
     service.unseen_seconds = service.late_seconds = 1.0
     failure, messages = run_stage(launcher(), "writes", url)
     assert failure is None and len(service.tasks) == 1 and service.calls["RunTask"] >= 3
-    assert [each for each in messages if each == "reading the rows"] == ["reading the rows"]
-    assert "step 1/1,000 (0%), loss 0.25" in messages
+    assert [each for each in messages if each == "reading the rows"] == [
+        "reading the rows"
+    ] and "step 1/1,000 (0%), loss 0.25" in messages
     output = capfd.readouterr().out
     assert "] reading the rows\n" in output
     assert "fullft: the container" not in output, "output that came late is waited for"
@@ -103,8 +104,7 @@ def test_a_second_submission_attaches_by_name_and_by_token(service, url):
     service.unseen_seconds = 0.0
     assert other.poll(NAME).state == "running"
     (service.folder / "go").touch()
-    assert ended(chosen).state == "succeeded"
-    assert (service.folder / "starts").read_text() == "started\n"
+    assert ended(chosen).state == "succeeded" and (service.folder / "starts").read_text() == "started\n"
 
 
 @pytest.mark.long
@@ -143,8 +143,7 @@ def test_a_task_that_was_just_started_is_stopped_although_it_is_not_listed_yet(s
     chosen.stop(NAME)
     assert [task.last_status for task in service.tasks] == ["STOPPED"]
     status = chosen.poll(NAME)
-    assert status.reason.startswith("was stopped in ECS")
-    assert status.failure == "unknown"
+    assert status.reason.startswith("was stopped in ECS") and status.failure == "unknown"
     chosen.stop("fullft-unknown")
 
 
@@ -249,15 +248,19 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     assert (definition["networkMode"], definition["requiresCompatibilities"]) == ("awsvpc", ["EC2"])
     assert (container["cpu"], container["memory"], container["stopTimeout"]) == (16_384, 61_952, 25)
     assert container["linuxParameters"] == {"sharedMemorySize": 30_976, "capabilities": {"drop": ["ALL"]}}
-    assert container["resourceRequirements"] == [{"type": "GPU", "value": "4"}]
-    assert container["secrets"] == [{"name": "C", "valueFrom": SECRET}]
-    assert {"name": "A", "value": "b"} in container["environment"]
-    assert {"name": "AWS_DEFAULT_REGION", "value": "us-east-1"} in container["environment"]
+    assert container["resourceRequirements"] == [{"type": "GPU", "value": "4"}] and container["secrets"] == [
+        {"name": "C", "valueFrom": SECRET}
+    ]
+    assert {"name": "A", "value": "b"} in container["environment"] and {
+        "name": "AWS_DEFAULT_REGION",
+        "value": "us-east-1",
+    } in container["environment"]
     assert container["logConfiguration"]["options"]["awslogs-group"] == f"/ecs/{chosen.settings.cluster}"
     line = container["command"]
     options = json.loads(line[line.index(MODULE) + 1])
-    assert (options["gpus"], options["grace"], options["seconds"]) == (4, 10.0, 86_400.0)
-    assert line[line.index("--nproc_per_node") + 1] == "4"
+    assert (options["gpus"], options["grace"], options["seconds"]) == (4, 10.0, 86_400.0) and line[
+        line.index("--nproc_per_node") + 1
+    ] == "4"
     assert (
         request["capacityProviderStrategy"] == [{"capacityProvider": PROVIDER, "weight": 1}]
         and "launchType" not in request
@@ -298,8 +301,9 @@ def test_an_answer_is_asked_for_again_or_is_one_line(code, status, said, failure
     chosen.__dict__["_clients"] = {"ecs": SimpleNamespace(stop_task=Mock(side_effect=error))}
     with pytest.raises(WorkloadError, match=rf"{said} \({code}\)" if said else code) as raised:
         chosen.ask("ecs", "stop_task")
-    assert isinstance(raised.value, Unreachable) == (failure is None)
-    assert raised.value.failure == (failure or "infrastructure")
+    assert isinstance(raised.value, Unreachable) == (failure is None) and raised.value.failure == (
+        failure or "infrastructure"
+    )
 
 
 class TestStatus:
@@ -396,8 +400,7 @@ class TestStatus:
         looks = [[], [task], [], [], []]
         monkeypatch.setattr(aws, "LATE_SECONDS", 0.0)
         monkeypatch.setattr(chosen, "_tasks", lambda _: looks.pop(0))
-        assert chosen.poll(NAME).state == "running"
-        assert chosen.poll(NAME).state == "gone" and looks == []
+        assert chosen.poll(NAME).state == "running" and chosen.poll(NAME).state == "gone" and looks == []
 
     def test_last_words_count_unless_ecs_knows_better(self):
         own, killed = (
@@ -408,8 +411,10 @@ class TestStatus:
             "stopCode": "EssentialContainerExited",
             "stoppedReason": "Essential container in task exited",
         }
-        assert self.of(own, **exited, container={"exitCode": 3}) == own
-        assert self.of(killed, **exited, container={"exitCode": 137}) == killed
+        assert (
+            self.of(own, **exited, container={"exitCode": 3}) == own
+            and self.of(killed, **exited, container={"exitCode": 137}) == killed
+        )
         assert self.of(own, stopCode="SpotInterruption", stoppedReason="x", container={"exitCode": 3}) == own
         assert (
             self.of(

@@ -84,10 +84,10 @@ def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
     chosen = launcher(max_hours=1)
     failure, messages = run_stage(chosen, "writes", tmp_path)
-    assert failure is None
-    assert [each for each in messages if each == "reading the rows"] == ["reading the rows"]
-    assert "step 1/1,000 (0%), loss 0.25" in messages
-    assert "] reading the rows\n" in capfd.readouterr().out
+    assert failure is None and [each for each in messages if each == "reading the rows"] == [
+        "reading the rows"
+    ]
+    assert "step 1/1,000 (0%), loss 0.25" in messages and "] reading the rows\n" in capfd.readouterr().out
     failure, _ = run_stage(chosen, "refuses", tmp_path)
     assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
     failure, _ = run_stage(chosen, "is_killed", tmp_path)
@@ -154,8 +154,7 @@ def test_a_job_is_stopped_when_its_time_is_up(cluster, tmp_path):
     chosen = launcher(max_hours=2 / 3600)
     chosen.submit(spec(tmp_path, "works"))
     status = chosen.poll(NAME, SECONDS)
-    assert status.reason.startswith("reached launcher.max_hours")
-    assert status.failure == "settings"
+    assert status.reason.startswith("reached launcher.max_hours") and status.failure == "settings"
     assert cluster.created[0]["spec"]["activeDeadlineSeconds"] == 2 + 3600 + 35
 
 
@@ -222,8 +221,10 @@ class TestQueue:
         assert chosen.poll(NAME).state == "pending"
         cluster.admit()
         (tmp_path / "go").touch()
-        assert chosen.poll(NAME, SECONDS).state == "succeeded"
-        assert (tmp_path / "starts").read_text() == "started\n" * 2
+        assert (
+            chosen.poll(NAME, SECONDS).state == "succeeded"
+            and (tmp_path / "starts").read_text() == "started\n" * 2
+        )
 
     def test_pods_without_a_node_are_a_lost_machine_after_the_limit(self, cluster, tmp_path):
         cluster.has_room = False
@@ -257,8 +258,10 @@ class TestRefused:
         chosen.submit(spec(tmp_path, "looks"))
         assert chosen.poll(NAME, SECONDS).state == "succeeded"
         found = probe_job(tmp_path, "looks")[1].find("probe", "looks", "k1")
-        assert found.metadata == {"root": str(tmp_path), "variable": "planted-secret"}
-        assert "planted-secret" not in json.dumps(cluster.created)
+        assert found.metadata == {
+            "root": str(tmp_path),
+            "variable": "planted-secret",
+        } and "planted-secret" not in json.dumps(cluster.created)
 
     @pytest.mark.fault("the image, version or Python is another one", "kubernetes")
     def test_another_version_and_a_python_that_is_not_there_are_one_line(
@@ -409,8 +412,11 @@ class TestStatus:
         waits = self.pod(0, "Pending", waiting={"reason": reason, "message": said})
         early = self.of([waits], None, started="2026-11-27T11:40:00Z")
         late = self.of([waits], None, started="2026-11-27T11:20:00Z")
-        assert said in early.reason and said in late.reason
-        assert early.state == ("failed" if at_once else "pending")
+        assert (
+            said in early.reason
+            and said in late.reason
+            and early.state == ("failed" if at_once else "pending")
+        )
         assert (late.state, late.failure) == ("failed", failure)
 
     def test_why_there_is_no_node_is_said_while_a_pod_waits(self):
@@ -461,8 +467,10 @@ class TestStatus:
         assert (found.reason, found.failure) == (reason, failure)
 
     def test_pods_that_are_gone_are_a_lost_machine_and_a_deadline_is_the_limit(self):
-        assert self.of([]).failure == "infrastructure"
-        assert "lost its pods (BackoffLimitExceeded" in self.of([]).reason
+        assert (
+            self.of([]).failure == "infrastructure"
+            and "lost its pods (BackoffLimitExceeded" in self.of([]).reason
+        )
         assert self.of([], "DeadlineExceeded").reason.startswith("reached launcher.max_hours")
 
     def test_what_a_job_says_as_somebody_deletes_it_is_not_its_end(self):
@@ -546,8 +554,10 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
     assert (user["runAsUser"], user["runAsGroup"], user["runAsNonRoot"]) == (1234, 10_001, True)
     assert chosen.settings.target["node_selector"] == {"gpu": "h100"}
     options = json.loads(container["args"][container["args"].index(MODULE) + 1])
-    assert options["hosts"] == [f"{NAME}-0.fullft-pods", f"{NAME}-1.fullft-pods"]
-    assert (options["gpus"], options["processes"]) == (4, 4)
+    assert options["hosts"] == [f"{NAME}-0.fullft-pods", f"{NAME}-1.fullft-pods"] and (
+        options["gpus"],
+        options["processes"],
+    ) == (4, 4)
     assert options["patience"] > chosen.settings.pending_minutes * 60
     assert (pod["nodeSelector"], len(pod["tolerations"]), pod["serviceAccountName"]) == (
         {"gpu": "h100"},
@@ -584,9 +594,7 @@ def test_an_image_whose_torch_sees_fewer_gpus_than_the_pod_asked_for_is_refused(
 
 def test_pods_that_do_not_find_each_other_lost_their_machine(tmp_path):
     code, found = last_words(tmp_path, {}, hosts=["127.0.0.1", "127.0.0.2"], port=1, patience=1)
-    assert code == 1
-    assert found.failure == "infrastructure"
-    assert "the other hosts" in found.reason
+    assert code == 1 and found.failure == "infrastructure" and "the other hosts" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -639,8 +647,10 @@ def assert_same(prepared: Prepared, key: str, found: Manifest, processes: int = 
     weights = [
         load_file(prepared.store.folder(each) / "model" / "model.safetensors") for each in (expected, found)
     ]
-    assert weights[0].keys() == weights[1].keys()
-    assert [name for name, weight in weights[0].items() if not torch.equal(weight, weights[1][name])] == []
+    assert (
+        weights[0].keys() == weights[1].keys()
+        and [name for name, weight in weights[0].items() if not torch.equal(weight, weights[1][name])] == []
+    )
 
 
 @pytest.mark.long

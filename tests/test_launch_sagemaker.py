@@ -82,8 +82,7 @@ def two_hosts(service: SageMaker) -> dict[str, Any]:
 def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(service, url, capfd):
     service.late_seconds = 1.0
     failure, messages = run_stage(launcher(), "writes", url)
-    assert failure is None
-    assert "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
+    assert failure is None and "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
     assert "] reading the rows\n" in capfd.readouterr().out, "output that came late is waited for"
     launch = recorded(url)
     assert (launch.state, launch.place, launch.hourly_usd) == ("succeeded", "111122223333/us-east-1", 0.192)
@@ -104,8 +103,9 @@ def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(
 def test_a_spot_job_that_lost_its_instances_for_good_is_launched_again(service, url):
     service.num_without_capacity = 1
     failure, messages = run_stage(launcher(max_retries=2, spot=True), "is_preempted", url)
-    assert (failure, recorded(url).attempt) == (None, 3)
-    assert any("CapacityError: " in message for message in messages)
+    assert (failure, recorded(url).attempt) == (None, 3) and any(
+        "CapacityError: " in message for message in messages
+    )
     assert any(re.match(r"stopped .* 7 of 9.* \[preemption\]; retry 2 of 2", said) for said in messages)
     stopping = next(iter(service.jobs.values())).request["StoppingCondition"]
     assert stopping == {"MaxRuntimeInSeconds": 86_400, "MaxWaitTimeInSeconds": 2 * 86_400}
@@ -124,8 +124,7 @@ def test_spot_interruption(service, url, returns):
     if not returns:
         wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
         status = sage.poll(NAME)
-        assert status.failure == "preemption"
-        assert "longer than 24 hours" in status.reason
+        assert status.failure == "preemption" and "longer than 24 hours" in status.reason
         return
     wait_for(lambda: (service.folder / "starts").read_text() == "started\n" * 2, "it was started again")
     (service.folder / "go").touch()
@@ -150,8 +149,7 @@ def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url)
 
 def test_a_job_is_stopped_when_its_time_is_up(service, url):
     status = ended(launcher(max_hours=3 / 3600), spec(url, "works"))
-    assert status.reason.startswith("reached launcher.max_hours")
-    assert status.failure == "settings"
+    assert status.reason.startswith("reached launcher.max_hours") and status.failure == "settings"
 
 
 @pytest.mark.fault("two runs launch the same", "sagemaker")
@@ -295,8 +293,7 @@ def test_a_workload_that_ran_out_of_memory_is_not_tried_again_and_says_what_to_d
         "runs_out_of_memory",
         url,
     )
-    assert failure.endswith(" launcher.processes [out_of_memory]")
-    assert len(service.jobs) == 1
+    assert failure.endswith(" launcher.processes [out_of_memory]") and len(service.jobs) == 1
 
 
 class TestRefused:
@@ -319,13 +316,11 @@ class TestRefused:
     def test_an_image_of_another_version(self, service, url, monkeypatch):
         monkeypatch.setattr(sagemaker.importlib.metadata, "version", lambda _: "9.9")
         status = ended(launcher(), spec(url, "writes"))
-        assert " fullft_assets 0.1.0, and 9.9 " in status.reason
-        assert status.failure == "settings"
+        assert " fullft_assets 0.1.0, and 9.9 " in status.reason and status.failure == "settings"
 
     def test_a_workload_that_was_killed(self, service, url):
         status = ended(launcher(), spec(url, "is_killed"))
-        assert status.failure == "infrastructure"
-        assert "killed by SIGKILL" in status.reason
+        assert status.failure == "infrastructure" and "killed by SIGKILL" in status.reason
 
 
 def test_why_it_failed_fits_into_what_sagemaker_keeps_with_its_class(
@@ -428,8 +423,10 @@ class TestTraining:
         there = train(
             launcher(folder=str(prepared.project.root), spot=True, network_isolation=True), "there", **longer
         )
-        assert [job.secondary for job in service.jobs.values()] == ["MaxWaitTimeExceeded", "Completed"]
-        assert "resuming at step " in capfd.readouterr().out
+        assert [job.secondary for job in service.jobs.values()] == [
+            "MaxWaitTimeExceeded",
+            "Completed",
+        ] and "resuming at step " in capfd.readouterr().out
         assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)
 
     @pytest.mark.long

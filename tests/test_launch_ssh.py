@@ -44,8 +44,7 @@ def launcher(server: SshServer, **changes: object) -> SshLauncher:
 def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(server, tmp_path, capfd):
     ssh = launcher(server)
     failure, messages = run_stage(ssh, "writes", tmp_path)
-    assert failure is None
-    assert "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
+    assert failure is None and "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
     assert "] reading the rows\n" in capfd.readouterr().out
     failure, _ = run_stage(ssh, "refuses", tmp_path)
     assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
@@ -103,8 +102,10 @@ def test_lost_connection_is_no_end_and_output_is_read_on_from_the_cursor(server,
         "waiting",
         "reading the rows",
     ], "each message once"
-    assert "cut by the test; asking again for 30 minutes" in messages
-    assert (tmp_path / "starts").read_text() == "started\n"
+    assert (
+        "cut by the test; asking again for 30 minutes" in messages
+        and (tmp_path / "starts").read_text() == "started\n"
+    )
 
 
 @pytest.mark.fault("the backend throttles, fails or does not answer", "ssh")

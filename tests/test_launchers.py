@@ -80,8 +80,9 @@ class TestUnderDagster:
         assert not result.success
         (event,) = result.get_step_failure_events()
         failure = event.step_failure_data.user_failure_data
-        assert failure.metadata["failure"].value == kind
-        assert failure.description.endswith(f"[{kind}]") is (kind != "unknown")
+        assert failure.metadata["failure"].value == kind and failure.description.endswith(f"[{kind}]") is (
+            kind != "unknown"
+        )
         assert event.step_failure_data.error.cause is None, "its message may quote a document"
         return failure.description
 
@@ -92,8 +93,9 @@ class TestUnderDagster:
         materializations = result.asset_materializations_for_node("probed")
         assert [m.metadata["ref"].value for m in materializations] == [manifest.ref]
         messages = [entry.user_message for entry in instance.all_logs(result.run_id)]
-        assert "reading the rows" in messages
-        assert [m for m in messages if m.startswith("step ")] == ["step 1/1,000 (0%), loss 0.25"]
+        assert "reading the rows" in messages and [m for m in messages if m.startswith("step ")] == [
+            "step 1/1,000 (0%), loss 0.25"
+        ]
 
     def test_error_that_the_user_can_fix_surfaces_as_its_one_line(self, instance, monkeypatch):
         message = self._failure(self._materialize(instance, monkeypatch, "refuses"), "data")
@@ -258,12 +260,13 @@ class TestSupervisor:
     def test_nothing_starts_when_the_watched_process_is_gone(self, folder):
         gone = subprocess.Popen([sys.executable, "-c", ""])
         gone.wait()
-        assert self._start(folder, "works", watch=gone.pid).wait(SECONDS) == 128 + signal.SIGTERM
-        assert not list(folder.glob("*.pid"))
+        assert self._start(folder, "works", watch=gone.pid).wait(
+            SECONDS
+        ) == 128 + signal.SIGTERM and not list(folder.glob("*.pid"))
 
     @pytest.mark.parametrize(
         "module",
-        ["supervisor", "machine", "ssh", "local", "records", "kubernetes", "container", "aws", "ecs"],
+        ["supervisor", "machine", "ssh", "local", "records", "kubernetes", "container", "aws", "ecs", "ray"],
     )
     def test_only_the_driver_needs_dagster_and_nothing_torch_or_a_cluster_s_client(self, module):
         code = (
@@ -348,8 +351,7 @@ class TestMachine:
         if said is not None:
             WorkloadFailure("a rank is gone", said).write(tmp_path / "error")
         status = machine.ended_status(tmp_path)
-        assert status.failure == failure
-        assert ("a rank is gone" in status.reason) is (said is not None)
+        assert status.failure == failure and ("a rank is gone" in status.reason) is (said is not None)
 
     @pytest.mark.parametrize(
         "lines",
@@ -531,13 +533,13 @@ class TestByHand:
         done = self._run(job.write(store))
         assert (done.returncode, done.stderr) == (0, "")
         lines = [line.split("] ")[1] for line in done.stdout.splitlines()]
-        assert lines == ["reading the rows", "step 1/1,000 (0%), loss 0.25"]
-        assert store.find("probe", "writes", "k1").metadata == {"rank": None}
+        assert lines == ["reading the rows", "step 1/1,000 (0%), loss 0.25"] and store.find(
+            "probe", "writes", "k1"
+        ).metadata == {"rank": None}
 
     def test_missing_job_file_is_one_line(self, folder):
         done = self._run(str(folder / "none.json"))
-        assert (done.returncode, done.stderr.count("\n")) == (3, 1)
-        assert "none.json: not a job" in done.stderr
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1) and "none.json: not a job" in done.stderr
 
     def test_a_job_file_that_was_changed_after_it_was_written_is_refused(self, folder):
         job, store = probe_job(folder, "writes")
@@ -546,8 +548,7 @@ class TestByHand:
         changed["settings"]["trust_remote_code"] = True
         Path(arguments[1]).write_text(json.dumps(changed))
         done = self._run(*arguments[1:])
-        assert (done.returncode, done.stderr.count("\n")) == (3, 1)
-        assert "was changed after" in done.stderr
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1) and "was changed after" in done.stderr
         assert store.find("probe", "writes", "k1") is None
 
     @pytest.mark.parametrize(("presses", "code"), [(1, 3), (2, -signal.SIGINT)])
@@ -560,8 +561,7 @@ class TestByHand:
         for _ in range(presses):
             run.send_signal(signal.SIGINT)
             time.sleep(0.3)
-        assert run.wait(SECONDS) == code
-        assert "the next checkpoint" in (folder / "stderr").read_text()
+        assert run.wait(SECONDS) == code and "the next checkpoint" in (folder / "stderr").read_text()
         assert (folder / "checkpoint0").exists() == (presses == 1)
 
 
@@ -575,8 +575,9 @@ class TestProgress:
             time.sleep(0.01)
         num_windows = (time.monotonic() - began) / 0.2
         lines = capsys.readouterr().out.splitlines()
-        assert 2 <= len(lines) <= num_windows + 1
-        assert lines[0].endswith("s] step 100/200 (50%), loss 0.5, tokens_per_second 12,346")
+        assert 2 <= len(lines) <= num_windows + 1 and lines[0].endswith(
+            "s] step 100/200 (50%), loss 0.5, tokens_per_second 12,346"
+        )
         assert lines[-1].rsplit("ETA ", 1)[1] in ("0 s", "< 1 s", "1 s", "2 s")
 
     def test_time_left_counts_from_the_step_that_was_resumed(self, capsys, monkeypatch):
@@ -592,8 +593,10 @@ class TestProgress:
         progress = Progress(reported.append)
         for number in range(500):
             progress.say(f"line {number}")
-        assert reported == [f"line {number}" for number in range(100)]
-        assert len(capsys.readouterr().out.splitlines()) == 500
+        assert (
+            reported == [f"line {number}" for number in range(100)]
+            and len(capsys.readouterr().out.splitlines()) == 500
+        )
 
     def test_work_without_checkpoint_ends_when_asked(self):
         progress = Progress()

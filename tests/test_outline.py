@@ -45,16 +45,13 @@ def memory(outline: Outline, **changes: object) -> StepMemory:
 def test_state_is_exact(llama: Outline, optimizer: str, weights: str, gradients: int, moments: int) -> None:
     step = memory(llama, optimizer=optimizer, weights=weights)
     size = llama.work().num_parameters
-    assert step.weights == size * (4 if weights == "fp32" else 2)
-    assert step.gradients == size * gradients
-    assert step.moments == size * moments
-    assert step.peak >= step.weights + step.moments
+    assert step.weights == size * (4 if weights == "fp32" else 2) and step.gradients == size * gradients
+    assert step.moments == size * moments and step.peak >= step.weights + step.moments
 
 
 def test_passing_tensors_grow_with_the_pass_and_shrink_with_checkpointing_and_bf16(llama: Outline) -> None:
     full, half = memory(llama), memory(llama, micro_batch_size=2)
-    assert half.activations < 0.75 * full.activations
-    assert half.state == full.state
+    assert half.activations < 0.75 * full.activations and half.state == full.state
     # Logits of one chunk: the logits, their log-softmax, and its gradient on the way.
     assert full.activations >= 2 * 4 * SIZE.capacity * SIZE.vocabulary * 4 * 0.9
     assert memory(llama, gradient_checkpointing=True).activations < 0.8 * full.activations
@@ -66,8 +63,7 @@ def test_passing_tensors_grow_with_the_pass_and_shrink_with_checkpointing_and_bf
 
 def test_accumulating_passes_find_the_gradients_of_the_earlier_ones(llama: Outline) -> None:
     once, twice = memory(llama, micro_batch_size=2, batch_size=2), memory(llama, micro_batch_size=2)
-    assert twice.peak > once.peak
-    assert twice.state == once.state
+    assert twice.peak > once.peak and twice.state == once.state
 
 
 @pytest.mark.parametrize("hidden", [64, 256])
@@ -100,16 +96,17 @@ def test_a_deep_model_follows_from_few_of_its_layers(
 
 def test_copies_of_the_weights_count(llama: Outline) -> None:
     one = memory(llama).weights + memory(llama).buffers
-    assert memory(llama, l2_sp=0.01).copies == one
-    assert memory(llama, l2_sp=0.01, ewc=0.01).copies == one + memory(llama).weights
+    assert (
+        memory(llama, l2_sp=0.01).copies == one
+        and memory(llama, l2_sp=0.01, ewc=0.01).copies == one + memory(llama).weights
+    )
 
 
 def test_an_encoder_with_padding_and_dropout_is_counted(tmp_path: Path) -> None:
     prepared: Prepared = prepare(tmp_path, tiny=True)
     outline = Outline(prepared.recipe, prepared.use_case.settings.training, seed=1)
     found, work = outline.memory(prepared.use_case.settings.training, "fp32", is_gpu=False), outline.work()
-    assert found.weights == 4 * work.num_parameters
-    assert work.num_padded_tokens >= work.num_tokens > 0
+    assert found.weights == 4 * work.num_parameters and work.num_padded_tokens >= work.num_tokens > 0
     assert work.flops > 6 * work.num_tokens
 
 

@@ -152,8 +152,7 @@ def test_who_waits_for_a_living_run_prints_it_and_continues_when_that_dies(folde
     assert (folder / "checkpoint0").is_file(), "the workload had its time for a checkpoint"
     assert {run.run_id: run.status for run in instance.get_runs()}[holder.run_id] == FAILURE
     (message,) = messages(instance, holder, dg.DagsterEventType.RUN_FAILURE)
-    assert message.endswith("another run. [infrastructure]")
-    assert num_queued(instance) == 0
+    assert message.endswith("another run. [infrastructure]") and num_queued(instance) == 0
 
 
 @pytest.mark.slow
@@ -232,13 +231,13 @@ class TestRecords:
         run = self.hold(instance, dead, dg.DagsterRunStatus.CANCELING, **run_workers.host_tag(instance))
         waiting = self.hold(instance, os.getpid(), **run_workers.host_tag(instance))
         (line,) = run_workers.settle(instance)
-        assert "slot for letters/finetuned_checkpoint" in line
-        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
+        assert (
+            "slot for letters/finetuned_checkpoint" in line
+            and instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
+        )
         (message,) = messages(instance, run, dg.DagsterEventType.RUN_CANCELED)
-        assert "run is gone: " in message
-        assert "infrastructure" not in message
-        assert instance.get_run_by_id(waiting.run_id).status == STARTED
-        assert run_workers.settle(instance) == []
+        assert "run is gone: " in message and "infrastructure" not in message
+        assert instance.get_run_by_id(waiting.run_id).status == STARTED and run_workers.settle(instance) == []
 
     @pytest.mark.parametrize(
         "tags",
@@ -255,13 +254,15 @@ class TestRecords:
     def test_what_runs_elsewhere_is_left_alone_and_named(self, instance, dead, tags):
         run = self.hold(instance, dead, **tags)
         waiting = self.hold(instance, os.getpid(), **run_workers.host_tag(instance))
-        assert run_workers.settle(instance) == []
-        assert instance.get_run_by_id(run.run_id).status == STARTED
+        assert run_workers.settle(instance) == [] and instance.get_run_by_id(run.run_id).status == STARTED
         (line,) = run_workers.waits(instance, waiting.run_id)
-        assert re.search(r", on another machine: .* \(Deployment, Concurrency\)$", line)
-        assert run_workers.waits(instance, run.run_id) == []
+        assert (
+            re.search(r", on another machine: .* \(Deployment, Concurrency\)$", line)
+            and run_workers.waits(instance, run.run_id) == []
+        )
 
     def test_another_process_of_the_same_number_is_not_the_runs(self):
         began = psutil.Process().create_time()
-        assert run_workers._is_running(os.getpid(), began + 1)
-        assert not run_workers._is_running(os.getpid(), began - 3_600)
+        assert run_workers._is_running(os.getpid(), began + 1) and not run_workers._is_running(
+            os.getpid(), began - 3_600
+        )

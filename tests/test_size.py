@@ -14,10 +14,10 @@ pytestmark = pytest.mark.quick
 ROOT = Path(__file__).parents[1]
 PACKAGE, TESTS, DOCS = ROOT / "fullft_assets", ROOT / "tests", ROOT / "docs"
 MOST_STATEMENTS = {PACKAGE: 30_000, TESTS: 25_000}
-MOST_SETTINGS = 182
+MOST_SETTINGS = 184
 MOST_COLUMNS = 110
 #: Long lines are left in texts of tests that a break would change.
-MOST_WORDS = {"pages": 27_140, "a page": 1_500, "records": 14_000, "a record": 500}
+MOST_WORDS = {"pages": 27_400, "a page": 1_500, "records": 14_000, "a record": 500}
 MOST_MODULES_IN_A_FOLDER = 25
 #: Names that say how a value came about instead of what it is.
 NOT_NOUNS = {"found", "made", "given", "mine", "theirs", "ours", "each", "kept"}

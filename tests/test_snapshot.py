@@ -167,8 +167,9 @@ class TestNoLeak:
         monkeypatch.setattr(split, "_drop_once_held_out", lambda *arguments: None)
         rows = [{**row, "id": "same" if n % 2 else row["id"]} for n, row in enumerate(real)]
         check = next(check for check in freeze_rows(rows).checks if check.name == "splits_are_disjoint")
-        assert (check.passed, check.severity) == (False, "error")
-        assert re.match(r"3 ids.* \(documents\.id\)$", check.description)
+        assert (check.passed, check.severity) == (False, "error") and re.match(
+            r"3 ids.* \(documents\.id\)$", check.description
+        )
 
 
 def test_another_seed_is_another_split(real: list[dict[str, Any]], frozen: Frozen) -> None:
@@ -179,8 +180,10 @@ class TestCaps:
     def test_held_out_rows_of_a_group_are_capped(self, real: list[dict[str, Any]]) -> None:
         found = freeze_rows(real, max_heldout_rows_per_group=3)
         taken = Counter((row["split"], row["group"]) for row in rows_of(found) if row["split"] != "train")
-        assert max(taken.values()) == 3
-        assert found.metadata["left_out"]["held-out rows over the cap of their group"] > 0
+        assert (
+            max(taken.values()) == 3
+            and found.metadata["left_out"]["held-out rows over the cap of their group"] > 0
+        )
         assert len(rows_of(found)) + left_out(found) == len(real)
 
     def test_training_and_validation_rows_are_drawn_down_to_their_maximum(
@@ -188,8 +191,10 @@ class TestCaps:
     ) -> None:
         found = freeze_rows(real, max_train_rows=300, max_validation_rows=40)
         assert (found.metadata["num_train_rows"], found.metadata["num_validation_rows"]) == (300, 40)
-        assert found.metadata["num_test_rows"] == frozen.metadata["num_test_rows"]
-        assert split_by_text(found).items() <= split_by_text(frozen).items()
+        assert (
+            found.metadata["num_test_rows"] == frozen.metadata["num_test_rows"]
+            and split_by_text(found).items() <= split_by_text(frozen).items()
+        )
 
     def test_too_few_training_rows_block(self, real: list[dict[str, Any]]) -> None:
         checks = {
@@ -223,8 +228,9 @@ class TestBatches:
         found = freeze({"00001-x": table(corrected, 7), "00002-x": table(real, 3)}, {}, SETTINGS, 1)
         assert found.metadata["left_out"]["superseded by a newer delivery of their id"] == 60
         labels = {row["id"]: row["label"] for row in rows_of(found)}
-        assert sum(row["id"] in labels for row in corrected) > 20
-        assert all(labels[row["id"]] == row["label"] for row in corrected if row["id"] in labels)
+        assert sum(row["id"] in labels for row in corrected) > 20 and all(
+            labels[row["id"]] == row["label"] for row in corrected if row["id"] in labels
+        )
 
     def test_a_later_copy_moves_a_text_to_test_and_never_away_from_it(
         self, real: list[dict[str, Any]], frozen: Frozen
@@ -242,8 +248,9 @@ class TestBatches:
                 h: expected[h] for h in expected.keys() & after.keys()
             }
             # Only rows that train may be missing now: some are near to a text that was moved.
-            assert {before[h] for h in before.keys() - after.keys()} <= moved - {"test"}
-            assert len(expected.keys() & after.keys()) > 0.8 * len(some)
+            assert {before[h] for h in before.keys() - after.keys()} <= moved - {"test"} and len(
+                expected.keys() & after.keys()
+            ) > 0.8 * len(some)
 
     def test_equal_texts_with_other_labels_are_all_left_out(self, real: list[dict[str, Any]]) -> None:
         odd = [
@@ -300,8 +307,7 @@ class TestOnceHeldOut:
         found = freeze_rows(
             whole, copies, [row for row in whole if row["id"] not in {row["id"] for row in gone}]
         )
-        assert len(gone) > 25
-        assert not {text_hash(row["text"]) for row in copies} & {
+        assert len(gone) > 25 and not {text_hash(row["text"]) for row in copies} & {
             h for h, s in split_by_text(found).items() if s != "test"
         }
 
@@ -314,8 +320,10 @@ class TestTasks:
             [],
             [],
         )
-        assert found.metadata["label_counts"] == {"train": {}, "validation": {}, "test": {}}
-        assert "label" not in found.index.column_names
+        assert (
+            found.metadata["label_counts"] == {"train": {}, "validation": {}, "test": {}}
+            and "label" not in found.index.column_names
+        )
 
     @pytest.mark.parametrize(
         ("task", "column", "targets"),
@@ -343,8 +351,10 @@ class TestRareLabels:
         group = np.array([0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7])
         given = labels.Labels(np.arange(11), np.array([0] * 6 + [1] * 5), ["big", "even"])
         found = {s["label"]: s for s in labels.label_statistics(given, np.zeros(11, np.int64), group)}
-        assert found["big"] == {"label": "big", "split": "test", "rows": 6, "groups": 3, "k_eff": 2.0}
-        assert found["even"]["k_eff"] == 5.0
+        assert (
+            found["big"] == {"label": "big", "split": "test", "rows": 6, "groups": 3, "k_eff": 2.0}
+            and found["even"]["k_eff"] == 5.0
+        )
 
     def test_labels_of_few_test_groups_are_named(self, real: list[dict[str, Any]], frozen: Frozen) -> None:
         check = next(check for check in frozen.checks if check.name == "labels_are_common")
@@ -352,8 +362,9 @@ class TestRareLabels:
         assert rare and (check.passed, check.severity) == (False, "warn")
         assert all(f"`{label}` (" in check.description for label in rare)
         k_eff = {s["label"]: s["k_eff"] for s in frozen.metadata["label_statistics"] if s["split"] == "test"}
-        assert {label for label, k in k_eff.items() if k < 20} == set(rare)
-        assert check.metadata["least_k_eff"] == min(k_eff.values())
+        assert {label for label, k in k_eff.items() if k < 20} == set(rare) and check.metadata[
+            "least_k_eff"
+        ] == min(k_eff.values())
 
 
 @pytest.mark.parametrize("batches", [[[]], []])
@@ -370,8 +381,10 @@ def test_too_few_test_groups_for_any_verdict_are_counted() -> None:
     check = verdict_check(snapshot_metadata(num_test_groups=7), asked)
     assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_test_groups": 7})
     # 23 more test groups, of which one in 0.15 is held out.
-    assert re.match("7 test groups, .* 30 .* 154 more ", check.description)
-    assert "`who` in examples.group" in check.description
+    assert (
+        re.match("7 test groups, .* 30 .* 154 more ", check.description)
+        and "`who` in examples.group" in check.description
+    )
     assert verdict_check(snapshot_metadata(num_test_groups=30), asked).passed
 
 
@@ -399,16 +412,21 @@ class TestWhatIsToldOfDeliveries:
                 for frozen in (freeze_rows([*first, *other]), freeze_rows(first, other))
             )
             for check in (together, apart):
-                assert (check.passed, check.metadata) == (passed, {"num_reused_ids": count})
-                assert check.description.startswith(f"{count} of 230 ids ")
+                assert (check.passed, check.metadata) == (
+                    passed,
+                    {"num_reused_ids": count},
+                ) and check.description.startswith(f"{count} of 230 ids ")
 
     def test_a_correction_with_an_older_time_is_counted(self) -> None:
         kept = self.rows(0, 120, delivered_ns=1_700_000_000 * 10**9)
         late = self.rows(0, 5, label="c", delivered_ns=1_600_000_000 * 10**9)
         frozen = freeze_rows(kept, late)
         check = self.check(frozen, "later_rows_are_newer")
-        assert "c" not in frozen.labels
-        assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_late_rows": 5})
+        assert "c" not in frozen.labels and (check.passed, check.severity, check.metadata) == (
+            False,
+            "warn",
+            {"num_late_rows": 5},
+        )
         assert (
             f"such as {alias('2.jsonl')} (2020-09-13 12:26:40) to {alias('1.jsonl')} of an earlier batch"
             " (2023-11-14 22:13:20)" in check.description

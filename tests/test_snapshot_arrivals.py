@@ -324,8 +324,7 @@ class TestAnnotators:
             ]
             project.deliver(f"{who}.jsonl", rows)
         taken = prepared.take(project).snapshot
-        assert len(taken.metadata["parts"]) == 3
-        assert taken.metadata["kappa"] == pytest.approx(0.0, abs=1e-9)
+        assert len(taken.metadata["parts"]) == 3 and taken.metadata["kappa"] == pytest.approx(0.0, abs=1e-9)
         assert taken.metadata["kappa_per_label"] == pytest.approx(
             {"notice": -0.5, "reference": -0.5, "text": 1.0}
         )
@@ -401,6 +400,8 @@ class TestKilled:
         for number in range(4):
             project.deliver(f"delivery-{number}.jsonl", projects.licence_rows(80, skip=80 * number))
         found = self.stages(project, tmp_path, *range(6))
-        assert len(found["whole"]["training_snapshot"]) == 1
-        assert [killed["digests"] for killed in found["killed"]] == [found["whole"]] * 6
+        assert (
+            len(found["whole"]["training_snapshot"]) == 1
+            and [killed["digests"] for killed in found["killed"]] == [found["whole"]] * 6
+        )
         assert sum(killed["num_kills"] for killed in found["killed"]) >= 12

@@ -229,8 +229,6 @@ FILES_ARE_READ = CheckSpec(
 )
 #: Endings that are shown; the others are summed up.
 _SHOWN_ENDINGS = 20
-#: What is named as an ending; what follows the last point of other names may be any words.
-_ENDING = re.compile(r"(\.[a-z0-9]{1,8}){1,2}")
 
 
 def _count_endings(paths: Sequence[str]) -> Counter[str]:
@@ -240,7 +238,8 @@ def _count_endings(paths: Sequence[str]) -> Counter[str]:
 def _ending(path: str) -> str:
     last = PurePosixPath(path.lower()).suffix
     ending = ending_of(path) + last if last in COMPRESSIONS else last
-    return ending if _ENDING.fullmatch(ending) else "without an ending"
+    # What is named as an ending; what follows the last point of other names may be any words.
+    return ending if re.fullmatch(r"(\.[a-z0-9]{1,8}){1,2}", ending) else "without an ending"
 
 
 def _remember_leftovers(

@@ -17,7 +17,6 @@ from pathlib import PurePosixPath
 
 from fullft_assets.documents.formats import COMPRESSIONS, ending_of, name_of_format
 
-_ALIAS = re.compile(r"file-[0-9a-f]{8}")
 _DIGITS = 8
 
 
@@ -36,7 +35,7 @@ def alias(path: str) -> str:
 
 def restore(text: str, paths: Callable[[], Iterable[str]]) -> str:
     """Return a message in which the aliases of these files are replaced by their names."""
-    if not _ALIAS.search(text):
+    if not re.search(r"file-[0-9a-f]{8}", text):
         return text
     for path in paths():
         text = text.replace(alias(path), shown_path(path))
@@ -49,7 +48,6 @@ _ABOUT = re.compile(
     r"|dataset_infos?\.json|dataset_dict\.json",
     re.IGNORECASE,
 )
-_ALWAYS = {"dataset_infos.json", "dataset_dict.json"}
 #: What a labelling job of Ground Truth writes beside its output manifest: answers of single workers, and
 #: manifests on the way.
 _OF_A_JOB = re.compile(
@@ -67,7 +65,7 @@ def is_about(path: str) -> bool:
     name = PurePosixPath(path).name
     if "/" not in path:
         return _ABOUT.fullmatch(name) is not None
-    return name in _ALWAYS or _OF_A_JOB.search(path) is not None
+    return name in {"dataset_infos.json", "dataset_dict.json"} or _OF_A_JOB.search(path) is not None
 
 
 _KINDS = {

@@ -40,13 +40,8 @@ WINDOW_CHECKS = (READABLE, PAGES_HAVE_TEXT)
 CHECKS = (*WINDOW_CHECKS, ENCODINGS_AGREE)
 _CHANGED = "its newer state comes in a batch of its own"
 _OF_EXAMPLES = ("task", "label", "label_separator", "group", "domain", "slice_by")
-_OF_FORMATS = ("header", "csv", "mail", "pdf")
 #: Settings that may be removed without reading again: their column of rows that were read before is emptied.
 _DROPPABLE = ("group", "domain", "slice_by")
-#: Settings that define how a file is read, not what its rows mean.
-_HOW_READ = ("format", "encoding", "masked")
-#: Raw documents made with other settings that are searched for a file which was deleted.
-_MOST_REMEMBERED = 20
 
 
 def keep(store: Store, use_case: UseCase, name: str, kind: Kind = "batch") -> Manifest:
@@ -130,7 +125,8 @@ def _remember(store: Store, manifest: Manifest, name: str) -> None:
         return (
             None
             if manifest.key in keys[:1]
-            else {"keys": [manifest.key, *(key for key in keys if key != manifest.key)][:_MOST_REMEMBERED]}
+            # Only so many are searched for a file that was deleted.
+            else {"keys": [manifest.key, *(key for key in keys if key != manifest.key)][:20]}
         )
 
     if RawMetadata.of(manifest).files:
@@ -158,7 +154,10 @@ class _EarlierReading:
         """The settings that ask for something that these rows do not have."""
         was = _under_todays_keys(self.manifest.settings)
         changed_settings = [
-            name for name, value in self.settings.items() if was.get(name) != value and name not in _HOW_READ
+            # Settings that define how a file is read, not what its rows mean.
+            name
+            for name, value in self.settings.items()
+            if was.get(name) != value and name not in ("format", "encoding", "masked")
         ]
         return [
             name for name in changed_settings if name not in _DROPPABLE or self.settings[name] is not None
@@ -307,7 +306,18 @@ class _Plan:
 def key_settings(use_case: UseCase, kind: Kind = "batch") -> dict[str, Any]:
     """Return the settings that shape the raw documents, or a window's production documents."""
     documents = use_case.settings.documents.model_dump(
-        include={"format", "records", "text", "id", "annotator", "encoding", *_OF_FORMATS}
+        include={
+            "format",
+            "records",
+            "text",
+            "id",
+            "annotator",
+            "encoding",
+            "header",
+            "csv",
+            "mail",
+            "pdf",
+        }
     )
     masked = {"masked": kinds} if (kinds := masked_kinds(use_case)) else {}
     return {

@@ -110,10 +110,6 @@ class RawMetadata(Metadata):
 T = TypeVar("T")
 #: Makes something of a file's records, given the format that defines what they mean.
 Take = Callable[[Iterator[tuple[int, Record]], Format, Reading], T]
-#: Rows, and characters of text, that are in memory as Python objects at a time.
-_PENDING_ROWS = 8192
-_PENDING_CHARACTERS = 2**25
-_JOINED_BATCHES = 1_000
 #: What the rows of a batch may take in memory, or twice its size as delivered, whichever is more: each of its
 #: archives alone is bounded too.
 MAX_BATCH_BYTES = 4 * 2**30
@@ -246,7 +242,7 @@ class _Rows:
         self._places[path] = self._num_rows, num_rows
         self._num_rows += num_rows
         self._pending += batches
-        if len(self._pending) >= _JOINED_BATCHES:
+        if len(self._pending) >= 1_000:
             self._join()
         return sum(batch.nbytes for batch in batches)
 
@@ -406,7 +402,8 @@ def _parts(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
     for number, row in rows:
         part.append((number, row))
         characters += len(row.get("text") or "")
-        if len(part) >= _PENDING_ROWS or characters >= _PENDING_CHARACTERS:
+        # Rows, and characters of text, that are in memory as Python objects at a time.
+        if len(part) >= 8192 or characters >= (2**25):
             yield part
             part = []
             characters = 0

@@ -25,10 +25,8 @@ from fullft_assets.settings.use_case import locate
 _PARTIAL = (".partial", ".part", ".tmp", ".temp", ".crdownload", ".filepart")
 _LEAVES = "a link that leaves the folder; deliver the file itself"
 _NOT_REGULAR = "not a regular file"
-#: Codes of S3's errors; by the last ones it says that it has no time now.
-_NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket"}
+#: Codes of S3's errors that refuse.
 _DENIED = {"403", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken"}
-_LATER = {"RequestTimeout"}
 #: Requests to S3 at the same time: most documents are small, so that waiting is what takes the time.
 _PARALLEL_REQUESTS = 16
 
@@ -404,13 +402,18 @@ class S3Prefix:
         except (BotoCoreError, Boto3Error, ClientError, OSError) as error:
             answer: Mapping[str, Any] = error.response if isinstance(error, ClientError) else {}
             code = answer.get("Error", {}).get("Code", "")
-            if code in _NOT_FOUND:
+            if code in {"404", "NoSuchKey", "NoSuchBucket"}:
                 raise FileNotFoundError(str(error)) from error
             if code in _DENIED:
                 raise PermissionError(str(error)) from error
             why = (str(error) or type(error).__name__).splitlines()[0]
             status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            if status >= 500 or status == 429 or code in _LATER or classify(error) == "infrastructure":
+            if (
+                status >= 500
+                or status == 429
+                or code == "RequestTimeout"
+                or classify(error) == "infrastructure"
+            ):
                 raise SourceError(
                     f"{self.uri}: cannot be read now ({why}); try again later, or fix the connection"
                 ) from error

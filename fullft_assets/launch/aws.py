@@ -35,9 +35,6 @@ _BUSY = frozenset(
         "ServiceUnavailable",
     }
 )
-#: How the service refuses a signature of another time than its own: jobs go on meanwhile, and most clocks are
-#: set by themselves.
-_OTHER_TIME = ("Signature expired", "Signature not yet current")
 #: What credentials or an account lack for now.
 _FOR_NOW = frozenset({"ResourceLimitExceeded", "ExpiredTokenException", "ExpiredToken"})
 
@@ -183,7 +180,9 @@ class AwsLauncher(Launcher):
                 raise Missing(line) from None
             if code in ("ResourceInUse", "ConflictException") or "already exists" in message:
                 raise Exists(line) from None
-            if any(sign in message for sign in _OTHER_TIME):
+            # How the service refuses a signature of another time than its own: jobs go on meanwhile, and most
+            # clocks are set by themselves.
+            if any(sign in message for sign in ("Signature expired", "Signature not yet current")):
                 raise Unreachable(f"{line}; set the clock of this machine") from None
             if code in _BUSY or error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
                 raise Unreachable(line) from None

@@ -5,8 +5,9 @@ This file stays light: the supervisor of a workload imports it, and must start f
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -92,6 +93,14 @@ class Logs:
     stderr: str = ""
     messages: str = ""
     is_more: bool = False
+
+
+def awaited(status: Callable[[], Status], wait_seconds: float, look_seconds: float) -> Status:
+    """Return how far a job is; wait for its end for so long at most, with a pause between two looks."""
+    deadline = time.monotonic() + wait_seconds
+    while not (newest := status()).is_over and (seconds := deadline - time.monotonic()) > 0:
+        time.sleep(min(seconds, look_seconds))
+    return newest
 
 
 class Launcher(ABC):

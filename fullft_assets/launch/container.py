@@ -1,5 +1,5 @@
-"""The first process of a container of the launchers `kubernetes` and `ecs`: it supervises the workload and
-leaves how that ended.
+"""The first process of a container of `kubernetes` and `ecs`, and of a job of `ray`: it supervises the
+workload and leaves how that ended.
 
 `python -m fullft_assets.launch.container OPTIONS -m MODULE ...`, with `Options` as JSON.
 
@@ -17,25 +17,23 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fullft_assets.launch import Status, supervisor
-from fullft_assets.launch.contract import EXIT_FIXABLE, LAUNCH_ID
+from fullft_assets.launch import LaunchSpec, Status, supervisor
+from fullft_assets.launch.contract import EXIT_FIXABLE, LAUNCH_ID, PROJECT_ROOT, RUN_ID
 from fullft_assets.launch.machine import PATIENCE_SECONDS, ended_status, error_files, patient_torchrun
 from fullft_assets.ranks import torchrun_of_hosts
 
 if TYPE_CHECKING:
-    from fullft_assets.settings import LauncherSettings
+    from fullft_assets.settings import LauncherSettings, RemoteLauncherSettings
 
 MODULE = "fullft_assets.launch.container"
 #: How the last line of a container's output begins: after it nothing more is to be expected.
 LAST_LINE = "fullft: the container ends with"
 _MAX_CHARACTERS = 900
-#: Variable that the controller of Indexed Jobs sets.
-_INDEX = "JOB_COMPLETION_INDEX"
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,18 @@ def command(
     return [python, "-m", MODULE, json.dumps(asdict(options)), *arguments]
 
 
+def variables(spec: LaunchSpec, settings: RemoteLauncherSettings) -> dict[str, str]:
+    """Return the variables of a container, of which everybody who may describe it sees the values."""
+    root = {} if settings.folder is None else {PROJECT_ROOT: settings.folder}
+    return {**settings.environment, **spec.environment, LAUNCH_ID: spec.name, RUN_ID: spec.run_id, **root}
+
+
+def last_words(lines: Iterable[str]) -> Status | None:
+    """Return how a container's last line says that it ended; None where it could not say it."""
+    line = next((line for line in lines if line.startswith(LAST_LINE)), None)
+    return None if line is None else Status(**json.loads(line.removeprefix(LAST_LINE)))
+
+
 def stop_seconds(settings: LauncherSettings) -> int:
     """Return the time that a container has to end: that of the workload, and what its supervisor takes to
     notice and to kill.
@@ -104,7 +114,8 @@ def main() -> int:
 
 
 def _run(options: Options, arguments: list[str]) -> tuple[int, Status]:
-    index = int(os.environ.get(_INDEX, "0"))
+    # Variable that the controller of Indexed Jobs sets.
+    index = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
     if options.hosts:
         arguments = [
             *torchrun_of_hosts(options.hosts, index, options.processes, options.port, options.patience),
@@ -134,8 +145,8 @@ def wrong_version(version: str) -> Status | None:
         return None
     return Status(
         "failed",
-        f"the image has fullft_assets {installed}, and {version} launched it; set launcher.image to an image"
-        " of the same version",
+        f"there is fullft_assets {installed}, and {version} launched it; set launcher.image or"
+        " launcher.python to one of the same version",
         "settings",
         is_own_line=True,
     )

@@ -21,13 +21,10 @@ STORE = "FULLFT_JOB_STORE"
 #: Exit code of a workload that ended for a reason that the user can fix. Anything unforeseen is 1.
 EXIT_FIXABLE = 3
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-
 
 def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     """Ask the kernel to send this process a signal when its parent dies; on Linux only."""
-    _prctl(_PR_SET_PDEATHSIG, number)
+    _prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def die_with_torchrun() -> None:
@@ -42,7 +39,7 @@ def die_with_torchrun() -> None:
 
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent dies; on Linux only."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
 
 
 def _prctl(option: int, value: int) -> None:

@@ -6,7 +6,6 @@ ECS forgets an ended task after an hour. Output is read from CloudWatch Logs; it
 workload ended, since ECS keeps no more than an exit code.
 """
 
-import json
 import math
 import re
 import time
@@ -18,14 +17,12 @@ from typing import Any
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launch import aws
 from fullft_assets.launch.base import LaunchSpec, Status, Unreachable
-from fullft_assets.launch.container import LAST_LINE, command, stop_seconds
-from fullft_assets.launch.contract import LAUNCH_ID, PROJECT_ROOT, RUN_ID
+from fullft_assets.launch.container import command, last_words, stop_seconds, variables
+from fullft_assets.launch.contract import PROJECT_ROOT
 from fullft_assets.launch.machine import ending
 from fullft_assets.settings import EcsLauncherSettings
 
 CONTAINER = "workload"
-#: A task may not be seen by another request for so long after it was started: ECS is eventually consistent.
-_VISIBLE_SECONDS = 60.0
 #: So often is a task looked for before it counts as gone, with a pause: two lists a moment apart may both
 #: lack one that changes its state.
 _GONE_LOOKS = 3
@@ -34,7 +31,6 @@ _STOP_SECONDS = 120.0
 _BEFORE = frozenset({"PROVISIONING", "PENDING", "ACTIVATING"})
 #: Why a task was stopped that lost its instance.
 _PREEMPTED = frozenset({"SpotInterruption", "TerminationNotice", "InfrastructureHealth"})
-_LOST_HOST = re.compile(r"Host EC2 .*(terminated|stopped)|instance draining|deregist", re.IGNORECASE)
 #: Reasons of a container that no other try changes, and the keys that may be wrong.
 _WRONG = re.compile(
     r"not found|no such file|manifest unknown|unauthorized|denied|forbidden|no basic auth|invalid"
@@ -102,8 +98,8 @@ class EcsLauncher(aws.AwsLauncher):
             return Status("gone" if self._is_known_to_all(name) else "pending")
         if task["lastStatus"] == "STOPPED" and "startedAt" in task:
             self._ended.add(name)
-        last_words = self._last_words(name) if _container(task).get("exitCode") else None
-        return status_of(task, last_words, self._age_seconds(task), self.settings)
+        words = self._last_words(name) if _container(task).get("exitCode") else None
+        return status_of(task, words, self._age_seconds(task), self.settings)
 
     def stop(self, name: str) -> None:
         """Stop a task, if it runs, and wait for its end. ECS keeps its description for an hour, and its task
@@ -207,22 +203,22 @@ class EcsLauncher(aws.AwsLauncher):
         return (self._now - task["createdAt"]).total_seconds() if "createdAt" in task else 0.0
 
     def _is_known_to_all(self, name: str) -> bool:
-        return time.monotonic() - self._started.get(name, -math.inf) >= _VISIBLE_SECONDS
+        # A task may not be seen by another request for so long after it was started: ECS is eventually
+        # consistent.
+        return time.monotonic() - self._started.get(name, -math.inf) >= 60.0
 
     def _last_words(self, name: str) -> Status | None:
         for _ in range(aws.LATE_LOOKS):
             for stream in self.streams(name)[-1:]:
-                lines = [line for line in self.lines(stream)[0] if line.startswith(LAST_LINE)]
-                if lines:
-                    return Status(**json.loads(lines[-1].removeprefix(LAST_LINE)))
+                if (status := last_words(self.lines(stream)[0])) is not None:
+                    return status
             time.sleep(aws.LATE_SECONDS)
         return None
 
 
 def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str) -> dict[str, Any]:
     """Return the task definition of a workload."""
-    variables = {"AWS_DEFAULT_REGION": region, **settings.environment, **spec.environment}
-    variables |= {LAUNCH_ID: spec.name, RUN_ID: spec.run_id, PROJECT_ROOT: settings.folder or "."}
+    values = {"AWS_DEFAULT_REGION": region, PROJECT_ROOT: ".", **variables(spec, settings)}
     memory = round(settings.memory_gb * 1024)
     gpus = spec.processes if settings.gpus else 0
     container: dict[str, Any] = {
@@ -230,7 +226,7 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
         "image": settings.image,
         "essential": True,
         "command": command(settings.python, settings, gpus, spec.arguments),
-        "environment": [{"name": name, "value": value} for name, value in variables.items()],
+        "environment": [{"name": name, "value": value} for name, value in values.items()],
         "secrets": [{"name": name, "valueFrom": arn} for name, arn in settings.secrets.items()],
         "memory": memory,
         "stopTimeout": stop_seconds(settings),
@@ -263,12 +259,12 @@ def task_definition(spec: LaunchSpec, settings: EcsLauncherSettings, region: str
 
 
 def status_of(
-    task: dict[str, Any], last_words: Status | None, seconds: float, settings: EcsLauncherSettings
+    task: dict[str, Any], own_words: Status | None, seconds: float, settings: EcsLauncherSettings
 ) -> Status:
     """Return how far a task is.
 
     Args:
-        last_words: how the container's first process says that the workload ended.
+        own_words: how the container's first process says that the workload ended.
         seconds: since the task was created.
     """
     state = task["lastStatus"]
@@ -286,11 +282,11 @@ def status_of(
             "infrastructure",
         )
     if state == "STOPPED" and _container(task).get("exitCode") != 0:
-        return _failure(task, last_words)
+        return _failure(task, own_words)
     return Status("succeeded" if state == "STOPPED" else "running")
 
 
-def _failure(task: dict[str, Any], last_words: Status | None) -> Status:
+def _failure(task: dict[str, Any], own_words: Status | None) -> Status:
     container = _container(task)
     code = task.get("stopCode", "")
     why = _line(task.get("stoppedReason", "no reason given"))
@@ -303,14 +299,16 @@ def _failure(task: dict[str, Any], last_words: Status | None) -> Status:
             f"was stopped in ECS by somebody ({why}); run the same command again to resume",
             "unknown",
         )
-    if last_words is not None and last_words.is_own_line:
-        return last_words
-    if code in _PREEMPTED or _LOST_HOST.search(why):
+    if own_words is not None and own_words.is_own_line:
+        return own_words
+    if code in _PREEMPTED or re.search(
+        r"Host EC2 .*(terminated|stopped)|instance draining|deregist", why, flags=re.IGNORECASE
+    ):
         return Status("failed", f"was preempted: {why}", "preemption")
     if code == "TaskFailedToStart" or reason.startswith("Cannot"):
         return _not_started(reason or why)
-    if last_words is not None:
-        return last_words
+    if own_words is not None:
+        return own_words
     if "exitCode" not in container:
         return Status("failed", f"lost its container ({reason or why})", "infrastructure")
     return Status("failed", *ending(container["exitCode"]))

@@ -14,16 +14,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cached_property, partial
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
 from fullft_assets.errors import WorkloadError
 from fullft_assets.extras import require
-from fullft_assets.launch.base import Launcher, LaunchSpec, Logs, Status, Unreachable
-from fullft_assets.launch.container import command, stop_seconds
-from fullft_assets.launch.contract import LAUNCH_ID, PROJECT_ROOT, RUN_ID
+from fullft_assets.launch.base import Launcher, LaunchSpec, Logs, Status, Unreachable, awaited
+from fullft_assets.launch.container import command, stop_seconds, variables
 from fullft_assets.launch.machine import REACHED_LIMIT, ending
 from fullft_assets.settings import KubernetesLauncherSettings
 
@@ -33,21 +32,8 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "fullft"}
 #: that of Dagster's code location.
 SERVICE = "fullft-pods"
 CONTAINER = "workload"
-#: User and group of the image.
-_USER = 10_001
 #: Where Kubernetes reads a container's last words, 4,096 bytes at most.
 MESSAGE = "/dev/termination-log"
-#: Resource whose units torch has to see in the pod; of those of other names it may see another number.
-_GPU = "nvidia.com/gpu"
-#: Of the first pod, on which the pods of a training meet.
-_PORT = 29_500
-#: They wait for each other so much longer than `launcher.pending_minutes`.
-_MEET_SECONDS = 300.0
-#: An ended Job that nobody collects is kept for so long.
-_KEEP_SECONDS = 7 * 24 * 3600
-#: A pod of a node that does not answer is being deleted for ever; after so long beyond its grace time the
-#: node counts as lost.
-_LOST_SECONDS = 60.0
 #: Reasons of a pod's failure that are the node's or the cluster's.
 _PREEMPTED = frozenset(
     {
@@ -72,26 +58,19 @@ _CANNOT_START = {
     "CreateContainerConfigError": "launcher.secrets",
     "CreateContainerError": "launcher",
 }
-#: Those of them that no waiting changes.
-_NEVER_STARTS = frozenset({"ErrImageNeverPull", "InvalidImageName"})
-#: What is said of an image or a Secret that is not there, and of one that may not be read.
-_ABSENT = ("not found", "manifest unknown")
+#: What is said of an image or a Secret that may not be read.
 _REFUSED = re.compile(
     r"unauthorized|denied|forbidden|authorization failed|couldn't find key|no basic auth"
     r"|persistentvolumeclaim .* not found",
     re.IGNORECASE,
 )
-_OUT_OF_MEMORY = "OOMKilled"
 #: Time between two looks at a Job whose end is waited for.
 _LOOK_SECONDS = 5.0
 #: Time to connect, and to wait for an answer.
 _TIMEOUTS = (15.0, 60.0)
-_NUM_TRIES = 5
 _BACKOFF_SECONDS = 0.5
 #: Answers that say that another try may be answered.
 _TRANSIENT = (429, 500, 502, 503, 504)
-#: A deleted Job has so long beyond the grace time of its pods.
-_DELETE_SECONDS = 60.0
 #: A node's clock may differ from the API server's by so much.
 _CLOCK_SECONDS = 60.0
 #: Most characters of output in one answer.
@@ -129,11 +108,7 @@ class KubernetesLauncher(Launcher):
                 raise Unreachable(f"{self._namespace}: a Job {spec.name} is being deleted")
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
-        """Return how far a Job is; its end is noticed within seconds."""
-        deadline = time.monotonic() + wait_seconds
-        while not (status := self._status(name)).is_over and (seconds := deadline - time.monotonic()) > 0:
-            time.sleep(min(seconds, _LOOK_SECONDS))
-        return status
+        return awaited(partial(self._status, name), wait_seconds, _LOOK_SECONDS)
 
     def logs(self, name: str, cursor: str) -> Logs:
         """Return the output of a Job's pods after a cursor, which has for each pod the time stamp of the last
@@ -165,7 +140,8 @@ class KubernetesLauncher(Launcher):
     def stop(self, name: str) -> None:
         """Delete a Job and wait for the end of its pods."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
-        deadline = time.monotonic() + stop_seconds(self.settings) + _DELETE_SECONDS
+        # A deleted Job has so long beyond the grace time of its pods.
+        deadline = time.monotonic() + stop_seconds(self.settings) + 60.0
         is_known = self._ask(self._apis.batch.delete_namespaced_job, name, body=body) is not None
         while is_known and self._job(name) is not None:
             if time.monotonic() >= deadline:
@@ -325,7 +301,7 @@ class KubernetesLauncher(Launcher):
                 "settings",
             ) from None
         configuration.retries = Retry(
-            _NUM_TRIES,
+            5,
             backoff_factor=_BACKOFF_SECONDS,
             status_forcelist=_TRANSIENT,
             allowed_methods=("GET", "DELETE"),
@@ -363,7 +339,8 @@ def manifest(spec: LaunchSpec, settings: KubernetesLauncherSettings) -> dict[str
                 {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
             ]
         },
-        "ttlSecondsAfterFinished": _KEEP_SECONDS,
+        # An ended Job that nobody collects is kept for so long.
+        "ttlSecondsAfterFinished": (7 * 24 * 3600),
         "template": {
             "metadata": {"labels": labels, "annotations": annotations},
             "spec": _pod(spec, settings, nodes),
@@ -400,7 +377,8 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
-            **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), _USER),
+            # User and group of the image.
+            **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), 10_001),
             **changes.get("securityContext", {}),
             # Else each file of a large volume is looked at before the pod starts.
             "fsGroupChangePolicy": "OnRootMismatch",
@@ -413,8 +391,6 @@ def _pod(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> 
 
 
 def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> dict[str, Any]:
-    variables = {**settings.environment, **spec.environment, LAUNCH_ID: spec.name, RUN_ID: spec.run_id}
-    variables |= {} if settings.folder is None else {PROJECT_ROOT: settings.folder}
     requests: dict[str, str] = {}
     limits: dict[str, str] = {}
     if settings.cpu is not None:
@@ -429,7 +405,7 @@ def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
         "name": CONTAINER,
         "image": settings.image,
         "args": _arguments(spec, settings, nodes),
-        "env": [{"name": name, "value": value} for name, value in variables.items()],
+        "env": [{"name": name, "value": value} for name, value in variables(spec, settings).items()],
         "envFrom": [{"secretRef": {"name": name}} for name in settings.secrets],
         "resources": {"requests": requests, "limits": limits},
         "terminationMessagePath": MESSAGE,
@@ -440,7 +416,8 @@ def _container(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
 
 def _arguments(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: int) -> list[str]:
     processes = spec.processes // nodes
-    gpus = processes if settings.gpu_resource == _GPU else 0
+    # Resource whose units torch has to see in the pod; of those of other names it may see another number.
+    gpus = processes if settings.gpu_resource == "nvidia.com/gpu" else 0
     if nodes == 1:
         return command(settings.python, settings, gpus, spec.arguments, message=MESSAGE)
     return command(
@@ -450,9 +427,11 @@ def _arguments(spec: LaunchSpec, settings: KubernetesLauncherSettings, nodes: in
         ["-m", spec.module, *spec.job],
         message=MESSAGE,
         hosts=[f"{spec.name}-{index}.{SERVICE}" for index in range(nodes)],
-        port=_PORT,
+        # Of the first pod, on which the pods of a training meet.
+        port=29_500,
         # The driver's limit for nodes that do not come is the first.
-        patience=math.ceil(settings.pending_minutes * 60 + _MEET_SECONDS),
+        # They wait for each other so much longer than `launcher.pending_minutes`.
+        patience=math.ceil(settings.pending_minutes * 60 + 300.0),
         processes=processes,
     )
 
@@ -506,13 +485,16 @@ def _cannot_go_on(pod: dict[str, Any], now: datetime) -> Status | None:
         reason = waiting.get("reason", "")
         # A runtime that cannot make a container says `not found` of things of its own.
         is_absent = reason != "CreateContainerError" and any(
-            sign in waiting.get("message", "") for sign in _ABSENT
+            sign in waiting.get("message", "") for sign in ("not found", "manifest unknown")
         )
-        if reason in _NEVER_STARTS or (reason in _CANNOT_START and is_absent):
+        # Those of them that no waiting changes.
+        if reason in {"ErrImageNeverPull", "InvalidImageName"} or (reason in _CANNOT_START and is_absent):
             line = f"the pod cannot start: {_waits_for(pod)}; set {_CANNOT_START[reason]}"
             return Status("failed", line, "settings", is_own_line=True)
     until = pod["metadata"].get("deletionTimestamp")
-    if until is not None and (now - datetime.fromisoformat(until)).total_seconds() > _LOST_SECONDS:
+    # A pod of a node that does not answer is being deleted for ever; after so long beyond its grace time the
+    # node counts as lost.
+    if until is not None and (now - datetime.fromisoformat(until)).total_seconds() > 60.0:
         return Status(
             "failed", f"lost its node {pod['spec'].get('nodeName', '')}, which does not answer", "preemption"
         )
@@ -549,7 +531,7 @@ def _failure(condition: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Statu
 
 
 def _ending_of(end: dict[str, Any]) -> Status:
-    if end.get("reason") == _OUT_OF_MEMORY:
+    if end.get("reason") == "OOMKilled":
         return Status("failed", "was killed: it took more than launcher.memory_gb; raise it", "out_of_memory")
     try:
         return Status(**json.loads(end.get("message") or ""))

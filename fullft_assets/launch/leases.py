@@ -23,9 +23,6 @@ from fullft_assets.store.disk import make_folder, one_at_a_time
 THREADS = "OMP_NUM_THREADS"
 #: Environment variable of CUDA with the GPUs that a process may use, by index or UUID.
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-#: Exit codes of nvidia-smi where no process can compute on a GPU: none found, no driver, no library of the
-#: driver.
-_NO_GPU = frozenset({6, 9, 12})
 _ASK_SECONDS = 60.0
 #: Time between two looks for what is free.
 _LOOK_SECONDS = 1.0
@@ -92,7 +89,8 @@ def _list_gpus() -> str:
             answer = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", timeout=_ASK_SECONDS, check=False
             )
-            if answer.returncode == 0 or answer.returncode in _NO_GPU:
+            # Or where no process can compute on a GPU: none found, no driver, no library of the driver.
+            if answer.returncode == 0 or answer.returncode in {6, 9, 12}:
                 return answer.stdout if answer.returncode == 0 else ""
             output = (answer.stdout + answer.stderr).strip().split("\n")
             reason = output[0].strip() or f"exit code {answer.returncode}"

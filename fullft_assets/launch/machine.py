@@ -16,13 +16,14 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from fullft_assets.errors import FailureClass
-from fullft_assets.launch.base import Logs, Status
+from fullft_assets.launch.base import Logs, Status, awaited
 from fullft_assets.launch.contract import LAUNCH_ID
 from fullft_assets.launch.supervisor import (
     EXIT,
@@ -38,8 +39,6 @@ from fullft_assets.security.environment import environment_for_others
 
 #: What the supervisor needs beyond the grace time to notice, kill and collect.
 PATIENCE_SECONDS = 5.0
-#: A job whose supervisor has not begun after this long never will.
-_START_SECONDS = 60.0
 #: Time between two looks at a job whose end is waited for.
 _LOOK_SECONDS = 0.05
 #: Most bytes of one stream in one answer.
@@ -47,8 +46,6 @@ _MAX_BYTES = 1_000_000
 _STREAMS = ("stdout", "stderr", "messages")
 #: File of torchrun itself, by the variable that names it, with why it failed.
 _TORCHRUN = "torchrun"
-_TORCHRUN_ERROR = "TORCHELASTIC_ERROR_FILE"
-_NOT_MET = re.compile(r"\bDist(?:Network|Store)Error\b")
 #: Of a job whose time is up.
 REACHED_LIMIT = Status(
     "failed",
@@ -130,10 +127,7 @@ class Machine:
 
     def poll(self, name: str, wait_seconds: float = 0.0) -> Status:
         """Return how far a job is; wait for its end for so long at most."""
-        deadline = time.monotonic() + wait_seconds
-        while not (status := self._status(name)).is_over and time.monotonic() < deadline:
-            time.sleep(_LOOK_SECONDS)
-        return status
+        return awaited(partial(self._status, name), wait_seconds, _LOOK_SECONDS)
 
     def logs(self, name: str, cursor: str) -> Logs:
         """Return a job's output after a cursor."""
@@ -182,7 +176,8 @@ class Machine:
         if (folder / PID).exists():
             return self._supervisor(folder.name) is not None
         with suppress(FileNotFoundError):
-            return time.time() - folder.stat().st_mtime < _START_SECONDS
+            # A job whose supervisor has not begun after this long never will.
+            return time.time() - folder.stat().st_mtime < 60.0
         return False
 
     def _supervisor(self, name: str) -> psutil.Process | None:
@@ -213,7 +208,7 @@ def error_files(folder: Path) -> dict[str, str]:
     failed.
     """
     # Ranks get other files from torchrun.
-    return {ERROR_FILE: str(folder / "error"), _TORCHRUN_ERROR: str(folder / _TORCHRUN)}
+    return {ERROR_FILE: str(folder / "error"), "TORCHELASTIC_ERROR_FILE": str(folder / _TORCHRUN)}
 
 
 def ended_status(folder: Path) -> Status:
@@ -238,7 +233,9 @@ def ended_status(folder: Path) -> Status:
             "lost its supervisor (killed, out of memory, or the machine went down)",
             "infrastructure",
         )
-    if (torchrun := folder / _TORCHRUN).exists() and _NOT_MET.search(torchrun.read_text()):
+    if (torchrun := folder / _TORCHRUN).exists() and re.search(
+        r"\bDist(?:Network|Store)Error\b", torchrun.read_text()
+    ):
         return Status("failed", "could not reach the other hosts of its training", "infrastructure")
     return Status("failed", *ending(end["code"]))
 

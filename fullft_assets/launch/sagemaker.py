@@ -35,8 +35,6 @@ _PART = 2500
 _MAX_SECONDS = 28 * 86_400
 #: Folder of a store with what SageMaker itself writes, with a folder for each job.
 _FOLDER = "sagemaker"
-#: Part of a job's folder with what its container left in /opt/ml/model.
-_MODEL = "output/model"
 #: A stopped container has 120 s; then SageMaker saves its outputs.
 _STOP_SECONDS = 300.0
 #: SageMaker may wait so long for spot instances, beside the time of the job.
@@ -52,12 +50,8 @@ _BEFORE = frozenset(
         "DownloadingTrainingImage",
     }
 )
-_WAITING = _BEFORE | {"Interrupted", "Restarting"}
 _OWN_LINE = re.compile(rf"AlgorithmError: (.*) \[({'|'.join(get_args(FailureClass))})\]", re.DOTALL)
 _BY_SOMEBODY = "was stopped in SageMaker by somebody; run the same command again to resume"
-_HAS_GPUS = re.compile(r"ml\.[gp]\d")
-_EXIT_CODE = re.compile(r"exit code: (\d+)", re.IGNORECASE)
-_MORE_MEMORY = re.compile(r"OutOfMemory|instance type with more memory", re.IGNORECASE)
 
 
 class SageMakerLauncher(aws.AwsLauncher):
@@ -112,7 +106,7 @@ class SageMakerLauncher(aws.AwsLauncher):
             if status.state != "succeeded":
                 store.remove_folder(folder)
             # Not those of a later attempt, if this one was looked at before.
-            elif store.adopt(f"{folder}/{_MODEL}", work.case):
+            elif store.adopt(f"{folder}/output/model", work.case):
                 store.remove_folder(_checkpoints(work.case, work.stage, work.key))
         except OSError as error:
             raise Unreachable(
@@ -213,7 +207,7 @@ class SageMakerLauncher(aws.AwsLauncher):
             "module": spec.module,
             "job": json.dumps(spec.job),
             "processes": str(processes),
-            "gpus": str(processes if _HAS_GPUS.match(self.settings.instance_type) else 0),
+            "gpus": str(processes if re.match(r"ml\.[gp]\d", self.settings.instance_type) else 0),
             "grace_seconds": str(self.settings.grace_seconds),
             "run_id": spec.run_id,
             "version": importlib.metadata.version("fullft-assets"),
@@ -261,7 +255,9 @@ def _checkpoints(case: str, stage: str, key: str) -> str:
 def _status(job: dict[str, Any]) -> Status:
     state = job["TrainingJobStatus"]
     if state == "InProgress":
-        return Status("pending" if job["SecondaryStatus"] in _WAITING else "running")
+        return Status(
+            "pending" if job["SecondaryStatus"] in {*_BEFORE, "Interrupted", "Restarting"} else "running"
+        )
     if state not in ("Completed", "Failed", "Stopped"):
         return Status("running")
     billed_seconds = float(job.get("BillableTimeInSeconds", 0))
@@ -290,9 +286,11 @@ def _failed(reason: str) -> tuple[str, FailureClass, bool]:
         return " ".join(own_line[1].split()), cast(FailureClass, own_line[2]), True
     line = " ".join(reason.split()).rstrip(".") or "no reason given"
     kind = line.partition(":")[0]
-    code = _EXIT_CODE.search(line)
+    code = re.search(r"exit code: (\d+)", line, re.IGNORECASE)
     # The first process of a container has nobody above it who would kill it but the kernel.
-    if (code is not None and int(code[1]) == 137) or _MORE_MEMORY.search(line):
+    if (code is not None and int(code[1]) == 137) or re.search(
+        r"OutOfMemory|instance type with more memory", line, flags=re.IGNORECASE
+    ):
         return (
             (
                 "was killed: memory ran out; set launcher.instance_type to one with more memory, or lower"

@@ -33,7 +33,6 @@ CHECKPOINTS = "/opt/ml/checkpoints"
 #: Names of the hyperparameters that hold variables of the workload, in parts: a value has 2,500 characters at
 #: most.
 VARIABLES = "variables_{}"
-_OTHERWISE = "choose another launcher.instance_type"
 _MAX_BYTES = 900  # of 1,024 that a FailureReason has
 
 
@@ -44,7 +43,9 @@ def main() -> int:
     parameters = json.loads((config / "hyperparameters.json").read_text())
     hosts, host = _hosts(json.loads((config / "resourceconfig.json").read_text()))
     code = EXIT_FIXABLE
-    status = wrong_version(parameters["version"]) or missing_gpus(int(parameters["gpus"]), _OTHERWISE)
+    status = wrong_version(parameters["version"]) or missing_gpus(
+        int(parameters["gpus"]), "choose another launcher.instance_type"
+    )
     if status is None:
         is_isolated = (root / "input/data" / STORE_CHANNEL).is_dir()
         with _isolated(root, parameters) if is_isolated else nullcontext(parameters) as local_parameters:

@@ -19,8 +19,6 @@ from fullft_assets.launch.machine import PATIENCE_SECONDS
 from fullft_assets.launch.supervisor import KILL_SECONDS
 from fullft_assets.settings import SshLauncherSettings
 
-#: Exit code of `ssh` for its own errors.
-_SSH_ERROR = 255
 #: What `ssh` says where another try gives the same answer, and what to do.
 _REFUSED = {
     "Permission denied": (
@@ -61,7 +59,6 @@ class SshLauncher(Launcher):
         return f"{user}{self.settings.host}{port}"
 
     def submit(self, spec: LaunchSpec) -> None:
-        """Start the job there under a supervisor of its own."""
         root = {} if self.settings.folder is None else {PROJECT_ROOT: "."}  # where the shell there has gone
         self._ask(
             "start",
@@ -121,7 +118,8 @@ class SshLauncher(Launcher):
             (line for line in reversed(process.stderr.splitlines()) if line.strip()),
             f"exit code {process.returncode}",
         ).strip()
-        if process.returncode == _SSH_ERROR:
+        # Exit code of `ssh` for its own errors.
+        if process.returncode == 255:
             for sign, what_to_do in _REFUSED.items():
                 if sign in process.stderr:
                     raise WorkloadError(f"ssh {self.place}: {reason.rstrip('.')}; {what_to_do}", "settings")

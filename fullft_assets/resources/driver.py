@@ -30,8 +30,6 @@ PATIENCE_SECONDS = 1800.0
 #: A cancelled run asks for the end of its job for so long: Kubernetes kills it soon, and people wait.
 _CANCEL_SECONDS = 120.0
 _PAUSE_SECONDS = 5.0
-#: What a message of Pipes has, in a backend's one stream of output.
-_MESSAGE = '{"__dagster_pipes_version"'
 
 #: What a cancelled step raises: by Dagster, by Ctrl-C, or by a handler of SIGTERM; also where its machine
 #: goes away.
@@ -407,7 +405,8 @@ class _LogMessages(dg.PipesMessageReader):
             if line.endswith("\n"):  # else the process was killed while it wrote it
                 self._handler.handle_message(json.loads(line))
         for line in logs.stdout.splitlines(keepends=True):
-            if line.startswith(_MESSAGE) and line.endswith("\n"):
+            # What a message of Pipes has, in a backend's one stream of output.
+            if line.startswith('{"__dagster_pipes_version"') and line.endswith("\n"):
                 self._handler.handle_message(json.loads(line))
             else:
                 sys.stdout.write(line)

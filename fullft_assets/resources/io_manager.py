@@ -52,8 +52,6 @@ def one_line_errors(store: Store, case: str) -> Iterator[None]:
 
 #: Metadata of each materialisation: `Manifest.ref` of the artifact.
 ARTIFACT = "artifact"
-#: Dagster executes again what failed of the parent run: only then the steps are a part of its own.
-_IN_PART_TAG = "dagster/is_asset_resume_retry"
 
 
 def ref_for_run(
@@ -65,7 +63,8 @@ def ref_for_run(
     A run that executes a part of another one again goes on with what that one made.
     """
     ref = made_by_run(instance, run.run_id, key, partition)
-    is_part = run.step_keys_to_execute is not None or run.tags.get(_IN_PART_TAG) == "true"
+    # Dagster executes again what failed of the parent run: only then the steps are a part of its own.
+    is_part = run.step_keys_to_execute is not None or run.tags.get("dagster/is_asset_resume_retry") == "true"
     if ref is not None or run.parent_run_id is None or not is_part:
         return ref
     parent = instance.get_run_by_id(run.parent_run_id)

@@ -31,14 +31,9 @@ HOST_TAG = "worker/host"
 CODE_SERVER_TAG = ".dagster/grpc_info"
 #: The kind of failure of a run that is gone.
 _FAILURE: FailureClass = "infrastructure"
-#: Addresses of a code server that listens for this machine alone. One that other machines reach too has this
-#: machine's name.
-_LOCAL_ADDRESSES = frozenset({"localhost", "127.0.0.1", "::1"})
 #: A process that began this long after a line with its pid was logged is another one; the clock may have been
 #: set meanwhile, but by less.
 _CLOCK_SECONDS = 60.0
-#: What a killed process has to be gone.
-_KILL_SECONDS = 10.0
 
 
 class LocalRunLauncher(dg.DefaultRunLauncher):
@@ -160,7 +155,8 @@ def end_waiting(instance: dg.DagsterInstance, run_id: str) -> None:
     for worker in workers:
         worker.kill()
     # `settle` frees its place in the queue for the slot once it is gone; nobody looks later.
-    psutil.wait_procs(workers, timeout=_KILL_SECONDS)
+    # What a killed process has to be gone.
+    psutil.wait_procs(workers, timeout=10.0)
 
 
 def _holder(instance: dg.DagsterInstance, slot: Slot) -> str:
@@ -192,7 +188,11 @@ def _death(instance: dg.DagsterInstance, run_id: str) -> str:
 def _is_here(run: dg.DagsterRun) -> bool:
     server = json.loads(run.tags.get(CODE_SERVER_TAG, "{}"))
     return run.tags.get(HOST_TAG) == socket.gethostname() and server.get("host", "localhost") in {
-        *_LOCAL_ADDRESSES,
+        # Addresses of a code server that listens for this machine alone. One that other machines reach too
+        # has this machine's name.
+        "localhost",
+        "127.0.0.1",
+        "::1",
         socket.gethostname(),
     }
 

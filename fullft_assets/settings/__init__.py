@@ -21,8 +21,10 @@ from fullft_assets.settings.launcher import (
     KubernetesLauncherSettings,
     LauncherSettings,
     OtherLauncherSettings,
+    RayLauncherSettings,
     RemoteLauncherSettings,
     SageMakerLauncherSettings,
+    ShareLauncherSettings,
     SshLauncherSettings,
 )
 from fullft_assets.settings.production import (

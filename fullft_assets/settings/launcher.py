@@ -70,7 +70,8 @@ _Hours = Annotated[
         gt=0,
         description=(
             "Time after which a workload is stopped as if it were cancelled, also if nobody follows it; the"
-            " same command resumes it. Default of `kubernetes`, `sagemaker` (at most 672) and `ecs`: 24."
+            " same command resumes it. Default of `kubernetes`, `sagemaker` (at most 672), `ecs` and `ray`:"
+            " 24."
         ),
     ),
 ]
@@ -118,7 +119,8 @@ class LauncherSettings(Settings):
         description=(
             "Where workloads run: `local` = supervised processes on this machine, `ssh` = another machine,"
             " `kubernetes` = Jobs of a cluster, `sagemaker` = Training Jobs of Amazon SageMaker, `ecs` ="
-            " tasks of Amazon ECS, or the name of a launcher that a package adds."
+            " tasks of Amazon ECS, `ray` = jobs of a Ray cluster, or the name of a launcher that a package"
+            " adds."
         ),
     )
     processes: int = Field(
@@ -226,11 +228,83 @@ class SshLauncherSettings(RemoteLauncherSettings):
         return f"ssh/{self.host}"
 
 
-class ContainerLauncherSettings(RemoteLauncherSettings):
-    """Keys of the kinds that run containers of an image."""
+class BackendLauncherSettings(RemoteLauncherSettings):
+    """Keys of the kinds whose jobs a service keeps and shows."""
 
     #: Where the value of a secret belongs, for the message that refuses it.
     SECRETS_BELONG: ClassVar[str]
+
+    max_hours: _Hours = 24.0
+
+    @field_validator("environment")
+    @classmethod
+    def _has_no_secret(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name, value in environment.items():
+            if _SECRET.search(name) or without_secrets(value) != value:
+                raise ValueError(
+                    f"{name} is a secret, which everybody who may describe the job would see;"
+                    f" {cls.SECRETS_BELONG}"
+                )
+        return environment
+
+
+class ShareLauncherSettings(BackendLauncherSettings):
+    """Keys of the kinds that ask a cluster for a share of a machine."""
+
+    gpus: bool | str = Field(
+        default=True,
+        description=(
+            "Whether a workload asks for a GPU for each of its processes; `false`: the CPU alone. Of"
+            " `kubernetes` also the name of the resource, such as `amd.com/gpu`. Default: nvidia.com/gpu."
+        ),
+    )
+    cpu: Float | None = Field(
+        default=None,
+        gt=0,
+        le=192,
+        description=(
+            "CPUs that a workload asks for. Default: the namespace's; of `ecs` what is free, of `ray` one."
+        ),
+    )
+    memory_gb: Float | None = Field(
+        default=None,
+        ge=0.5,
+        le=4096,
+        description=(
+            "Memory in GiB that a workload asks for and may use, shared memory included; an instance has some"
+            " hundred MiB less to give than its type says. Default: the namespace's; `ecs` needs it. `ray`"
+            " does not bound what is used."
+        ),
+    )
+
+
+class RayLauncherSettings(ShareLauncherSettings):
+    """Keys of `kind: ray`: each workload is a job of a Ray cluster that exists."""
+
+    SECRETS_BELONG = "set it where `ray start` runs on each machine"
+
+    kind: str = Field(default="ray", description="Workloads run as jobs of a Ray cluster.")
+    address: str = Field(
+        pattern=r"^https?://[^\s/@]+$",
+        description=(
+            "The job server of the cluster's head, such as `http://head.internal:8265`. $RAY_AUTH_TOKEN is"
+            " sent to it."
+        ),
+    )
+    # Settings are frozen, so that a narrower type is safe.
+    gpus: bool = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=True,
+        description="Whether a job asks for a GPU for each of its processes; `false`: the CPU alone.",
+    )
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """The cluster, and what a machine of it must have; a plan is made on one of them."""
+        return {"kind": self.kind, **self.model_dump(include={"address", "gpus", "cpu", "memory_gb"})}
+
+
+class ContainerLauncherSettings(BackendLauncherSettings):
+    """Keys of the kinds that run containers of an image."""
 
     image: str = Field(
         max_length=255,
@@ -249,7 +323,6 @@ class ContainerLauncherSettings(RemoteLauncherSettings):
             " others. Other workloads take one, and `ecs` always does."
         ),
     )
-    max_hours: _Hours = 24.0
 
     def nodes_of(self, processes: int) -> int:
         """Return how many pods or instances share a workload of so many processes."""
@@ -265,43 +338,10 @@ class ContainerLauncherSettings(RemoteLauncherSettings):
             )
         return nodes
 
-    @field_validator("environment")
-    @classmethod
-    def _has_no_secret(cls, environment: dict[str, str]) -> dict[str, str]:
-        for name, value in environment.items():
-            if _SECRET.search(name) or without_secrets(value) != value:
-                raise ValueError(
-                    f"{name} is a secret, which everybody who may describe the job would see;"
-                    f" {cls.SECRETS_BELONG}"
-                )
-        return environment
 
+class ClusterLauncherSettings(ContainerLauncherSettings, ShareLauncherSettings):
+    """Keys of the kinds that run containers on machines of a cluster."""
 
-class ClusterLauncherSettings(ContainerLauncherSettings):
-    """Keys of the kinds that ask a cluster for a share of an instance."""
-
-    gpus: bool | str = Field(
-        default=True,
-        description=(
-            "Whether a workload asks for a GPU for each of its processes; `false`: the CPU alone. Of"
-            " `kubernetes` also the name of the resource, such as `amd.com/gpu`. Default: nvidia.com/gpu."
-        ),
-    )
-    cpu: Float | None = Field(
-        default=None,
-        gt=0,
-        le=192,
-        description="CPUs that a workload asks for. Default: the namespace's; of `ecs` what is free.",
-    )
-    memory_gb: Float | None = Field(
-        default=None,
-        ge=0.5,
-        le=4096,
-        description=(
-            "Memory in GiB that a workload asks for and may use, shared memory included; an instance has some"
-            " hundred MiB less to give than its type says. Default: the namespace's; `ecs` needs it."
-        ),
-    )
     pending_minutes: Float = Field(
         default=60.0,
         gt=0,
@@ -582,6 +622,7 @@ LAUNCHER_SECTIONS: dict[str, type[LauncherSettings]] = {
     "kubernetes": KubernetesLauncherSettings,
     "sagemaker": SageMakerLauncherSettings,
     "ecs": EcsLauncherSettings,
+    "ray": RayLauncherSettings,
 }
 
 

@@ -25,6 +25,7 @@ LAUNCHERS: Registry[Any] = Registry(
         "kubernetes": "fullft_assets.launch.kubernetes:KubernetesLauncher",
         "sagemaker": "fullft_assets.launch.sagemaker:SageMakerLauncher",
         "ecs": "fullft_assets.launch.ecs:EcsLauncher",
+        "ray": "fullft_assets.launch.ray:RayLauncher",
     },
 )
 #: The client's module by kind.

@@ -171,19 +171,14 @@ def build_sketches(rows: pa.Table, seed: int, screen: Screen | None = None) -> p
     whether each `overlaps` a screen's texts.
     """
     overlaps = np.zeros(len(rows), bool) if screen is None else screen.overlapping(rows["text"])
+    # A row's place is that of its group, or of its text if it has none.
+    groups = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
+    places = np.array([unit_hash(seed, "split", name) for name in groups.dictionary.to_pylist()], np.float64)
     return (
         sketch(rows["text"])
-        .append_column("place", pa.array(_unit_hashes(rows, seed)))
+        .append_column("place", pa.array(places[groups.indices.to_numpy()]))
         .append_column("overlaps", pa.array(overlaps))
     )
-
-
-def _unit_hashes(rows: pa.Table, seed: int) -> np.ndarray:
-    """Return the keyed hash of each row's group, or of its text if it has no group: float64 [n] in [0, 1)."""
-    encoding = pc.coalesce(rows["group"], rows["text_hash"]).combine_chunks().dictionary_encode()
-    return np.array(
-        [unit_hash(seed, "split", group) for group in encoding.dictionary.to_pylist()], np.float64
-    )[encoding.indices.to_numpy()]
 
 
 def _ensure_sketches(

@@ -53,8 +53,6 @@ _CONSEQUENCES = {
         "those of one label again with the other, or one row of the tied id without an annotator"
     ),
 }
-#: From so large a share of the rows on, copies are a fault of the delivery.
-_MANY_COPIES = 0.1
 
 
 def checks_of(settings: UseCaseSettings) -> tuple[CheckSpec, ...]:
@@ -83,7 +81,8 @@ def identity_outcomes(frozen: Frozen, settings: ExamplesSettings) -> list[CheckO
         is_harmless = (
             name == "texts_are_unique"
             and rule.severity == "warn"
-            and count < _MANY_COPIES * (count + len(frozen.index))
+            # From so large a share of the rows on, copies are a fault of the delivery.
+            and count < 0.1 * (count + len(frozen.index))
         )
         fix = "; look at how the files are made" if name == "texts_are_unique" and not is_harmless else ""
         outcomes.append(

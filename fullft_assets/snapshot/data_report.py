@@ -24,11 +24,8 @@ from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.split import Frozen
 from fullft_assets.store import CheckOutcome, Manifest
 
-_LARGEST_GROUPS = 10
 #: With the numbers before it, a line of a telephone.
 _BAR = 32
-#: Tokens that are shown before the first trained one.
-_TOKENS_BEFORE = 40
 _STYLE = (
     "body{max-width:60em;margin:2em auto;padding:0 1em;font:15px/1.5 system-ui,sans-serif;color:#1f2937}"
     "table{border-collapse:collapse}th,td{text-align:left;padding:.3em .8em;border-bottom:1px solid #e5e7eb}"
@@ -117,7 +114,8 @@ def with_marks(tokens: Sequence[str], marks: Sequence[int]) -> list[str]:
         f"{'⟦' if mark > before else ''}{token}{'⟧' if mark > after else ''}"
         for token, before, mark, after in zip(tokens, [0, *marks], marks, [*marks[1:], 0], strict=False)
     ]
-    return marked[max(0, [*marks, 1].index(1) - _TOKENS_BEFORE) :]
+    # Some tokens before the first trained one.
+    return marked[max(0, [*marks, 1].index(1) - 40) :]
 
 
 def length_metadata(num_tokens: Sequence[int] | np.ndarray, max_tokens: int) -> dict[str, Any]:
@@ -235,9 +233,7 @@ def gather(
     )
     groups = index.group_by(["group", "split"]).aggregate([([], "count_all")])
     # There may be millions of groups: only the largest become objects.
-    largest = groups.take(
-        pc.sort_indices(groups, [("count_all", "descending"), ("group", "ascending")])[:_LARGEST_GROUPS]
-    )
+    largest = groups.take(pc.sort_indices(groups, [("count_all", "descending"), ("group", "ascending")])[:10])
     return DataFacts(
         num_rows=sum(metadata.num_rows for metadata in batches_metadata),
         num_valid=sum(metadata.num_valid for metadata in batches_metadata),

@@ -25,11 +25,6 @@ LATER_ROWS_ARE_NEWER = CheckSpec(
 )
 #: Reason for which older rows of an id are excluded.
 SUPERSEDED = "superseded by a newer delivery of their id"
-#: Up to this share of all ids, ids that name different texts in two files count as corrections of documents.
-#: Where they are few, the second share applies.
-_REUSED_SHARE = 0.01
-_FEW_REUSED = 10
-_FEW_REUSED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,9 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
     )
     num_ids = int(np.count_nonzero(np.bincount(rows.id[rows.kept])))
     num_reused = len(np.unique(rows.id[versions.row[differs]]))
-    max_share = _FEW_REUSED_SHARE if num_reused < _FEW_REUSED else _REUSED_SHARE
+    # Up to this share of all ids, ids that name different texts in two files count as corrections of
+    # documents. Where they are few, the second share applies.
+    max_share = 0.1 if num_reused < 10 else 0.01
     description = ""
     if num_reused:  # said from the first one on
         positions = np.flatnonzero(differs)

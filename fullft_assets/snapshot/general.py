@@ -52,7 +52,6 @@ _GENERAL_VERSION = "4"
 #: Characters of candidates kept for each token that is wanted: twice what usual texts have. Where they do not
 #: suffice, more are read.
 _CHARACTERS_A_TOKEN = 8
-_MORE = 8
 #: Documents that are looked at together.
 _BLOCK_ROWS = 1_024
 
@@ -157,7 +156,7 @@ def draw_tokens(
         draw = _take_tokens(use_case, candidates, unusable, num_needed, screens)
         if draw.num_tokens >= num_needed or is_all:
             return draw
-        most *= _MORE
+        most *= 8
 
 
 def _first_candidates(tables: Iterator[pa.Table], min_characters: int) -> tuple[pa.Table, bool]:

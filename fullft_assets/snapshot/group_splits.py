@@ -25,13 +25,6 @@ from fullft_assets.store.hashing import unit_hash
 
 #: Groups that a label must have before it needs a row on a side, by the number of the split.
 _LEAST_GROUPS = {TRAIN: 1, TEST: 2, VALIDATION: 3}
-#: Rows of each label that are drawn first: so many, and so large a share of the maximum for all labels
-#: together.
-_FLOOR_ROWS = 50
-_FLOOR_SHARE = 0.25
-#: A training row of a group of n rows weighs n to the power of minus this: giant groups have less to say that
-#: is new.
-_GROUP_POWER = 0.25
 
 
 @dataclass
@@ -153,9 +146,13 @@ def subsample(rows: Rows, labels: Labels, split: int, max_rows: int | None, seed
     draw[positions] = _draw(rows, positions, seed, "subsample")
     if split == TRAIN:
         group = rows.group[positions]
-        draw[positions] = -np.log(1 - draw[positions]) * np.bincount(group)[group] ** _GROUP_POWER
-    share = int(max_rows * _FLOOR_SHARE / max(1, len(distinct(labels.of(rows.split == split).code))))
-    is_first = _first_of_labels(labels, rows.split == split, draw, max(1, min(_FLOOR_ROWS, share)))
+        # A training row of a group of n rows weighs n to the power of minus this: giant groups have less to
+        # say that is new.
+        draw[positions] = -np.log(1 - draw[positions]) * np.bincount(group)[group] ** 0.25
+    share = int(max_rows * 0.25 / max(1, len(distinct(labels.of(rows.split == split).code))))
+    # Rows of each label that are drawn first: so many, and so large a share of the maximum for all labels
+    # together.
+    is_first = _first_of_labels(labels, rows.split == split, draw, max(1, min(50, share)))
     rows.drop(
         positions[np.lexsort((draw[positions], ~is_first[positions]))[max_rows:]],
         f"{SPLITS[split]} rows over snapshot.max_{SPLITS[split]}_rows",

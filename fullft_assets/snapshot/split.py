@@ -57,8 +57,6 @@ SPLITS_ARE_DISJOINT = CheckSpec(
 TRAINING_ROWS_SUFFICE = CheckSpec(
     "training_rows_suffice", "There are enough training rows to go on.", blocking=True
 )
-#: The share of the rows that corrections of documents hardly exceed.
-_REPEATED_SHARE = 0.5
 #: A split, and those whose rows must not be near to it: first the one that goes before all.
 _SIDES = ((TEST, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,)))
 
@@ -132,7 +130,8 @@ def freeze_batches(
         return _freeze(rows, superseded, batches, settings, seed, task, ledger)
     except DataError as error:
         num_superseded = rows.dropped[SUPERSEDED]
-        if num_superseded <= _REPEATED_SHARE * len(rows):
+        # The share of the rows that corrections of documents hardly exceed.
+        if num_superseded <= 0.5 * len(rows):
             raise
         raise DataError(
             f"{error}. The reason may be the ids: {num_superseded:,} of {len(rows):,} rows have the"

@@ -16,14 +16,8 @@ A = TypeVar("A")
 SCHEMES = ("s3://", "gs://", "az://")
 #: A request ends after so long without a byte; a whole answer may take hours.
 _TIMEOUTS: Any = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "12h"}
-#: Least bytes of a part of an upload.
-_PART_BYTES = 16 * 2**20
-#: Parts of an upload, at most: S3 takes 10,000.
-_MOST_PARTS = 9_000
 #: Seconds before each further try of a request whose answer was cut or lost.
 _PAUSES = (0.2, 1.0, 3.0)
-#: Variables that decide which account and server a bucket is reached with.
-_SETTINGS = ("AWS_", "AZURE_", "GOOGLE_")
 
 
 class FileVersion(NamedTuple):
@@ -58,7 +52,14 @@ class Bucket:
 
     @property
     def _objects(self) -> Any:
-        account = tuple(sorted((name, os.environ[name]) for name in os.environ if name.startswith(_SETTINGS)))
+        # Variables that decide which account and server a bucket is reached with.
+        account = tuple(
+            sorted(
+                (name, os.environ[name])
+                for name in os.environ
+                if name.startswith(("AWS_", "AZURE_", "GOOGLE_"))
+            )
+        )
         with _as_os_errors(self._url):
             return _opened(self._url, self._kms_key, account)
 
@@ -103,7 +104,9 @@ class Bucket:
 
     def upload(self, path: Path, name: str) -> None:
         """Copy a file of this machine to an object."""
-        self._ask("put", name, path, chunk_size=max(_PART_BYTES, path.stat().st_size // _MOST_PARTS))
+        # Least bytes of a part of an upload.
+        # Parts of an upload, at most: S3 takes 10,000.
+        self._ask("put", name, path, chunk_size=max(16 * 2**20, path.stat().st_size // 9_000))
 
     def download(self, name: str, path: Path) -> None:
         """Copy an object to a file of this machine.

@@ -29,9 +29,6 @@ from fullft_assets.store.files import DamagedError, Files
 _log = logging.getLogger("fullft_assets")
 Model = TypeVar("Model", bound=BaseModel)
 
-#: Each try costs two requests; one of the processes that change a pointer at the same time always gets
-#: through.
-_MAX_TRIES = 50
 #: Writes at the same time that may only create the first object of a store.
 _AT_ONCE = 8
 #: Stores in buckets that this process has seen to heed the conditions of a write: URL and endpoint.
@@ -156,7 +153,9 @@ class Pointers(Files):
         self.require_conditions()
         new_content: bytes | None = None
         versions = set()
-        for _ in range(_MAX_TRIES):
+        # Each try costs two requests; one of the processes that change a pointer at the same time always gets
+        # through.
+        for _ in range(50):
             # The version is read first: content that is newer than it fails the comparison.
             version = self.version_of(file)
             content = self.read_bytes(file)

@@ -34,9 +34,6 @@ from fullft_assets.documents.formats.rows import (
     rows,
 )
 
-#: Keys of a region's value, by kind of control, for a classification.
-_CHOICES = ("choices", "labels", "rating", "number", "text")
-
 
 def _rows_by(
     row_of: Callable[[dict[str, Any], RowSettings], Row],
@@ -83,7 +80,11 @@ def _value(values: list[dict[str, Any]], settings: RowSettings) -> Any:
         ]
     choices: list[Any] = []
     for value in values:
-        region_value = next((value[name] for name in _CHOICES if name in value), value.get("taxonomy"))
+        # Keys of a region's value, by kind of control, for a classification.
+        region_value = next(
+            (value[name] for name in ("choices", "labels", "rating", "number", "text") if name in value),
+            value.get("taxonomy"),
+        )
         choices += [
             _joined(choice) for choice in (region_value if isinstance(region_value, list) else [region_value])
         ]
@@ -117,9 +118,6 @@ LABEL_STUDIO = Format(
 )
 
 
-_UNFINISHED = ("discarded", "draft", "pending")
-
-
 def _fields(record: dict[str, Any]) -> dict[str, Any]:
     nested = ("fields", "responses", "suggestions")
     fields = {name: value for name, value in record.items() if name not in nested}
@@ -139,7 +137,7 @@ def _argilla_answers(record: dict[str, Any], question: str) -> list[Answer]:
     return [
         Answer(_person(answer.get("user_id")), answer.get("value"), _person(answer.get("updated_at")))
         for answer in answers
-        if str(answer.get("status")).lower() not in _UNFINISHED
+        if str(answer.get("status")).lower() not in ("discarded", "draft", "pending")
     ]
 
 

@@ -19,10 +19,6 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-#: Records, and about so many characters of text, that one message has.
-_MESSAGE_RECORDS = 1_024
-_MESSAGE_CHARACTERS = 2**20
-
 
 def main() -> None:
     """Answer each request until the connection, whose number is the argument, ends.
@@ -78,7 +74,8 @@ def _messages(records: Iterator[Any], alarm: _Alarm) -> Iterator[list[Any]]:
         if isinstance(record, dict):
             values = record.values()
             characters += sum(len(value) for value in values if isinstance(value, str | bytes | list))
-        if len(message) >= _MESSAGE_RECORDS or characters >= _MESSAGE_CHARACTERS:
+        # Records, and about so many characters of text, that one message has.
+        if len(message) >= 1_024 or characters >= (2**20):
             yield message
             message = []
             characters = 0

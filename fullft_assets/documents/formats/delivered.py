@@ -225,7 +225,6 @@ def _bounded_lines(text: TextIO) -> Iterator[str]:
 #: Bounds of an archive: its members, and the bytes that they unpack to.
 MAX_MEMBERS = 100_000
 MAX_UNPACKED_BYTES = 2**30
-_IS_ENCRYPTED = 0x1
 #: How files of Office begin that are no zip archive: .doc, .xls, and whatever is encrypted with a password.
 OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
@@ -271,7 +270,7 @@ def archive_of(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
         # More than a member's header gives is never unpacked.
         if sum(member.file_size for member in members) > MAX_UNPACKED_BYTES:
             raise Unreadable(f"unpacks to more than {MAX_UNPACKED_BYTES // 2**20:,} MiB; split it")
-        if any(member.flag_bits & _IS_ENCRYPTED for member in members):
+        if any(member.flag_bits & 0x1 for member in members):
             raise Unreadable("encrypted; deliver it without a password")
         # Unpacked once, so that a checksum that does not fit is found before a parser reads half of a member.
         if archive.testzip() is not None:

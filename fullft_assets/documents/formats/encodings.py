@@ -26,26 +26,6 @@ CANDIDATES = (
     "iso8859_5", "mac_roman", "cp850", "cp852", "cp866", "cp932", "euc_jis_2004", "gb18030", "big5", "cp949",
 )
 # fmt: on
-#: A file supports an encoding whose score is at least this share of the file's best.
-_SUPPORTED_SHARE = 0.9
-#: How much the support of all files counts against the score of one file.
-_POWER_OF_FILES = 1 / 3
-#: With a score below this share of the best, the position of the characters is not looked at.
-_EXAMINED_SHARE = 0.3
-#: Characters that are looked at for their position.
-_EXAMINED_CHARACTERS = 2_000
-#: What each encoding is given that decodes a text. Confidences in short texts are below it, and tell nothing.
-_LEAST_SCORE = 0.02
-#: A text in another script than Latin has at least this share of its letters in it.
-_LEAST_SCRIPT_SHARE = 0.1
-#: Codes of the encodings of ISO 8859 that no text contains: in cp1252 and the like these bytes are quotation
-#: marks.
-_C1_CONTROLS = re.compile("[\x80-\x9f]")
-#: Characters outside ASCII that may be between two letters without being one.
-_JOINING = "’‘'\u00ad·\u00a0–—-"
-#: Positions that no text has, in the kinds of `_kind`: Latin letters beside others, a capital after a small
-#: letter, a sign between letters.
-_MISPLACED = re.compile("[aA]x|x[aA]|(?<=[au])U|(?<=[aAuUx])s(?=[aAuUx])")
 
 
 def _scores_of(sample: bytes) -> Scores:
@@ -59,9 +39,12 @@ def _scores_of(sample: bytes) -> Scores:
     )
     confidences = {_candidate(guess["encoding"] or ""): guess["confidence"] for guess in guesses}
     texts = {name: text for name in CANDIDATES if (text := _text_in(sample, name)) is not None}
-    scores = {name: _LEAST_SCORE + confidences.get(name, 0.0) for name in texts}
+    # What each encoding is given that decodes a text. Confidences in short texts are below it, and tell
+    # nothing.
+    scores = {name: 0.02 + confidences.get(name, 0.0) for name in texts}
     # The others are out of question, however their characters are placed.
-    least = _EXAMINED_SHARE * max(scores.values(), default=0.0)
+    # With a score below this share of the best, the position of the characters is not looked at.
+    least = 0.3 * max(scores.values(), default=0.0)
     return {
         name: score * (_plausibility(texts[name]) if score >= least else 1.0)
         for name, score in scores.items()
@@ -76,9 +59,11 @@ def choose(files: Sequence[Scores]) -> list[str | None]:
     for scores in files:
         best = max(scores.values(), default=0.0)
         for name, score in scores.items():
-            if score >= _SUPPORTED_SHARE * best > 0:
+            # A file supports an encoding whose score is at least this share of the file's best.
+            if score >= 0.9 * best > 0:
                 support[name] += score / best
-    weights = {name: number**_POWER_OF_FILES for name, number in support.items()}
+    # How much the support of all files counts against the score of one file.
+    weights = {name: number ** (1 / 3) for name, number in support.items()}
     return [
         max(scores, key=lambda name, scores=scores: scores[name] * weights.get(name, 0.0), default=None)
         for scores in files
@@ -101,16 +86,25 @@ def _text_in(data: bytes, encoding: str) -> str | None:
         text = codecs.getincrementaldecoder(encoding)().decode(data)
     except UnicodeError:
         return None
-    return None if _C1_CONTROLS.search(text) else text
+    # Codes of the encodings of ISO 8859 that no text contains: in cp1252 and the like these bytes are
+    # quotation marks.
+    return None if re.search("[\x80-\x9f]", text) else text
 
 
 def _plausibility(text: str) -> float:
-    kinds = Counter(kinds_in_order := "".join(map(_kind, text[:_EXAMINED_CHARACTERS])))
+    # Characters that are looked at for their position.
+    kinds = Counter(kinds_in_order := "".join(map(_kind, text[:2_000])))
     if not (num_characters := len(kinds_in_order) - kinds[" "] - kinds["a"] - kinds["A"]):
         return 1.0
-    share_in_place = 1 - min(1.0, len(_MISPLACED.findall(kinds_in_order)) / num_characters)
+    # Positions that no text has, in the kinds of `_kind`: Latin letters beside others, a capital after a
+    # small letter, a sign between letters.
+    share_in_place = 1 - min(
+        1.0,
+        len(re.findall("[aA]x|x[aA]|(?<=[au])U|(?<=[aAuUx])s(?=[aAuUx])", kinds_in_order)) / num_characters,
+    )
     # A few letters of another script in a Latin text are rather accents in another code page.
-    is_foreign = 0 < kinds["x"] < _LEAST_SCRIPT_SHARE * (len(kinds_in_order) - kinds[" "] - kinds["s"])
+    # A text in another script than Latin has at least this share of its letters in it.
+    is_foreign = 0 < kinds["x"] < 0.1 * (len(kinds_in_order) - kinds[" "] - kinds["s"])
     return share_in_place**2 * (0.5 if is_foreign else 1.0)
 
 
@@ -122,7 +116,8 @@ def _kind(character: str) -> str:
     if character.isascii():
         return " " if not character.isalpha() else "a" if character.islower() else "A"
     if not character.isalpha():
-        return " " if character in _JOINING or character.isspace() else "s"
+        # Characters outside ASCII that may be between two letters without being one.
+        return " " if character in "’‘'\u00ad·\u00a0–—-" or character.isspace() else "s"
     if not unicodedata.name(character, "").startswith(("LATIN", "MICRO", "FEMININE", "MASCULINE")):
         return "x"
     return "U" if character.isupper() else "u"
@@ -131,8 +126,6 @@ def _kind(character: str) -> str:
 T = TypeVar("T")
 #: What `read_text` calls the encoding of a text that has no other characters.
 ASCII = "ascii"
-#: Bytes at the start of a file that a byte order mark or a declared encoding is looked for in.
-_HEAD_BYTES = 4096
 #: Longer marks first: that of UTF-32 begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -233,7 +226,8 @@ def read_text(
         Unreadable: no encoding fits, it is binary data, or `read` raises it.
     """
     with file.binary() as data:
-        head = data.read(_HEAD_BYTES)
+        # Bytes at the start of a file that a byte order mark or a declared encoding is looked for in.
+        head = data.read(4096)
     certain_encoding = of_mark(head) or encoding_of_settings
     for encoding in (
         (certain_encoding,)

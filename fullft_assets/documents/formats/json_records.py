@@ -48,10 +48,6 @@ JSON_LINES = Format(
 )
 
 
-#: Characters that are parsed at a time.
-_BUFFER_BYTES = 2**16
-
-
 def json_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
     """Yield (number in the array, or line number; record or problem) of each record of a JSON file.
 
@@ -90,7 +86,7 @@ def _of_array(file: Delivered, path: str) -> Iterator[tuple[int, Record]]:
     try:
         with file.text() as text:
             stream = _Encoded(text)
-            records = ijson.items(stream, f"{path}.item".lstrip("."), use_float=True, buf_size=_BUFFER_BYTES)
+            records = ijson.items(stream, f"{path}.item".lstrip("."), use_float=True, buf_size=2**16)
             for number, record in enumerate(records, start=1):
                 yield number, record if isinstance(record, dict) else "not a JSON object"
             # The parser says nothing of a string that begins after the end, and never ends itself.

@@ -17,10 +17,6 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-#: A whole number as a table or a form writes it: with leading zeros, or with the point that a column with
-#: gaps gets.
-_WHOLE_NUMBER = re.compile(r"0*([0-9]+?)(?:\.0+)?")
-
 
 @lru_cache(maxsize=1 << 16)
 def group_key(name: str) -> str:
@@ -31,7 +27,9 @@ def group_key(name: str) -> str:
     a side of the split; one taken for two would be on both sides.
     """
     folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-    return number[1] if (number := _WHOLE_NUMBER.fullmatch(folded)) else folded
+    # A whole number as a table or a form writes it: with leading zeros, or with the point that a column with
+    # gaps gets.
+    return number[1] if (number := re.fullmatch(r"0*([0-9]+?)(?:\.0+)?", folded)) else folded
 
 
 def is_missing(word: str, words: Collection[str]) -> bool:
@@ -44,7 +42,6 @@ def is_missing(word: str, words: Collection[str]) -> bool:
 Span = dict[str, Any]
 Target = str | list[str] | list[Span]
 _STARTS = ("start", "startOffset", "start_offset")
-_ENDS = ("end", "endOffset", "end_offset")
 #: A list of texts as Python, or numpy with spaces between them, writes it into a CSV file.
 _QUOTED = r"""(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")"""
 _WRITTEN_LIST = re.compile(rf"\[\s*+(?:{_QUOTED}\s*+,?\s*+)*+\]", re.DOTALL)
@@ -210,7 +207,8 @@ def _first_wrong(spans: list[Span], quotes: list[tuple[int, str | None]], text: 
 def _spans_by_label(value: Any, subject: str) -> list[Span]:
     if isinstance(value, dict):
         start, end = (
-            next((value[name] for name in names if name in value), None) for names in (_STARTS, _ENDS)
+            next((value[name] for name in names if name in value), None)
+            for names in (_STARTS, ("end", "endOffset", "end_offset"))
         )
         labels = value.get("label", value.get("labels"))
     elif isinstance(value, list | tuple) and len(value) == 3:

@@ -37,7 +37,6 @@ TEXT = Format(
 
 
 MAX_HTML_BYTES = 32 * 2**20
-_HTML_DROPPED = {"script", "style", "template"}
 #: Line ends before and after an element's text.
 # fmt: off
 _BREAKS = dict.fromkeys((
@@ -47,9 +46,7 @@ _BREAKS = dict.fromkeys((
     "tfoot", "thead", "title", "tr", "ul",
 ), 1) | dict.fromkeys(("blockquote", "details", "h1", "h2", "h3", "h4", "h5", "h6", "p", "pre", "table"), 2)
 # fmt: on
-_HTML_CELLS = {"td", "th"}
 _PREFORMATTED = {"pre", "textarea"}
-_HTML_SPACE = re.compile(r"[ \t\r\n\f]+")
 _CHARSET = re.compile(
     rb"<meta[^>]{0,200}?charset\s{0,9}=\s{0,9}[\"']?\s{0,9}([a-zA-Z0-9_:.-]{1,40})", re.IGNORECASE
 )
@@ -93,7 +90,7 @@ def html_text(page: str) -> str:
             continue
         text, is_preformatted = piece
         if not is_preformatted:
-            text = _HTML_SPACE.sub(" ", text)
+            text = re.sub(r"[ \t\r\n\f]+", " ", text)
             if breaks or not pieces or pieces[-1].endswith((" ", "\n")):
                 text = text.removeprefix(" ")
         if not text:
@@ -124,7 +121,7 @@ def _pieces(page: str) -> Iterator[int | tuple[str, bool]]:
         elif type(node) in (NavigableString, CData):
             yield str(node), num_preformatted > 0
             continue
-        elif not isinstance(node, Tag) or (name := node.name.lower()) in _HTML_DROPPED:
+        elif not isinstance(node, Tag) or (name := node.name.lower()) in {"script", "style", "template"}:
             continue
         else:
             stack.append((name, iter(node.contents)))
@@ -133,7 +130,7 @@ def _pieces(page: str) -> Iterator[int | tuple[str, bool]]:
                 yield 0
         if name in _BREAKS:
             yield _BREAKS[name]
-        elif name in _HTML_CELLS:
+        elif name in {"td", "th"}:
             yield " ", False
 
 
@@ -174,13 +171,8 @@ _INLINE = {
 }
 # fmt: on
 _CELLS = {"td", "th", "cell"}
-_LINE_ENDS = {"lb", "break", "br", "eol"}
-_SPACE = re.compile(r"[ \t\r\n]+")
-_ATTRIBUTE = re.compile(r"(?:^|/)@([^/@\[\]]+)$")
 #: Marks of an end of a line and of a cell: characters that XML cannot contain.
 _BLOCK = "\0"
-_CELL = "\1"
-_CELL_EDGE = re.compile(r" ?\x01 ?")
 
 
 def _xml_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
@@ -241,7 +233,7 @@ def _record(file: Delivered, element: Any, reading: Reading) -> Record:
 
 
 def _value(element: Any, path: str) -> str | None:
-    if (attribute := _ATTRIBUTE.search(path)) is not None:
+    if (attribute := re.search(r"(?:^|/)@([^/@\[\]]+)$", path)) is not None:
         path = path[: attribute.start()]
     elements = _elements(element, path) if path else [element]
     texts = [_xml_text(node) if attribute is None else node.get(attribute[1]) for node in elements]
@@ -262,8 +254,8 @@ def _elements(element: Any, path: str) -> list[Any]:
 def _xml_text(element: Any) -> str:
     pieces: list[str] = []
     _add(element, pieces, "")
-    lines = (_SPACE.sub(" ", line) for line in "".join(pieces).split(_BLOCK))
-    return "\n".join(line for line in (_CELL_EDGE.sub("\t", line).strip() for line in lines) if line)
+    lines = (re.sub(r"[ \t\r\n]+", " ", line) for line in "".join(pieces).split(_BLOCK))
+    return "\n".join(line for line in (re.sub(r" ?\x01 ?", "\t", line).strip() for line in lines) if line)
 
 
 def _add(element: Any, pieces: list[str], cell: str) -> None:
@@ -283,10 +275,10 @@ def _add(element: Any, pieces: list[str], cell: str) -> None:
             pieces.append(html.entities.html5[f"{child.name};"])
         elif isinstance(child.tag, str) and (name := etree.QName(child).localname) not in _DROPPED:
             edge = "" if is_mixed or name in _INLINE else cell or _BLOCK
-            before, after = ("", _CELL) if name in _CELLS else (edge, edge)
+            before, after = ("", "\1") if name in _CELLS else (edge, edge)
             pieces.append(before)
             _add(child, pieces, " " if name in _CELLS else cell)
-            pieces.append((cell or _BLOCK) if name in _LINE_ENDS else after)
+            pieces.append((cell or _BLOCK) if name in {"lb", "break", "br", "eol"} else after)
         pieces.append(child.tail or "")
 
 

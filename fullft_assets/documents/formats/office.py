@@ -138,8 +138,6 @@ DOCX = Format(_docx_records, endings=(".docx",), is_whole_file=True, max_bytes=M
 
 MAX_RTF_BYTES = 32 * 2**20
 RTF_MAGIC = "{\\rtf"
-_BRACE = re.compile(r"\\[\\{}]|[{}]")
-_PICTURES_IN_BINARY = re.compile(r"\\bin\d")
 
 
 def _rtf_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record]]:
@@ -157,7 +155,7 @@ def rtf_text(source: str) -> str:
 
     if not (source := source.lstrip()).startswith(RTF_MAGIC):
         raise Unreadable("not RTF")
-    if not _PICTURES_IN_BINARY.search(source) and not _is_closed(source):
+    if not re.search(r"\\bin\d", source) and not _is_closed(source):
         raise Unreadable("not a complete RTF file (cut off: a group is not closed)")
     with parsing("RTF file"):
         text = rtf_to_text(source)
@@ -166,7 +164,7 @@ def rtf_text(source: str) -> str:
 
 def _is_closed(source: str) -> bool:
     depth = 0
-    for brace in _BRACE.finditer(source):
+    for brace in re.finditer(r"\\[\\{}]|[{}]", source):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
             return True

@@ -64,14 +64,6 @@ def _below_header(rows: Iterator[Numbered], header: HeaderRow) -> tuple[list[str
 
 
 csv.field_size_limit(MAX_LINE_CHARACTERS)
-_DELIMITERS = ",;\t|"
-_IN_QUOTES = re.compile(r'"(?:[^"]|"")*"')
-#: Lines after the header that its delimiter is tried on.
-_TRIED_LINES = 50
-#: A field in quotes has rows in it, as its quote was not closed, if it has so many whole lines, and this
-#: share of them has as many delimiters as a row.
-_LEAST_LINES = 3
-_ROWS_SHARE = 0.8
 _SWALLOWED = "a quoted field has rows in it: close its quote, or set documents.csv.quoting to none"
 
 
@@ -98,7 +90,8 @@ def _has_rows(field: str | None, delimiter: str, num_columns: int) -> bool:
     """Return whether rows were swallowed by a quote that was not closed, as far as their delimiters tell."""
     lines = (field or "").splitlines()[1:-1]
     num_fitting = sum(line.count(delimiter) == num_columns - 1 for line in lines)
-    return num_columns > 1 and len(lines) >= _LEAST_LINES and num_fitting >= _ROWS_SHARE * len(lines)
+    # So many whole lines, of which most have as many delimiters as a row.
+    return num_columns > 1 and len(lines) >= 3 and num_fitting >= 0.8 * len(lines)
 
 
 def _csv_rows(lines: Iterator[str], delimiter: str, quoting: str) -> Iterator[tuple[int, list[str]]]:
@@ -125,7 +118,8 @@ def _lines_and_delimiter(
     if documents.csv.delimiter is not None:
         return lines, documents.csv.delimiter
     above = documents.header - 1 if isinstance(documents.header, int) else 0
-    first_lines = list(islice(lines, above + _TRIED_LINES))
+    # Lines after the header that its delimiter is tried on.
+    first_lines = list(islice(lines, above + 50))
     trial_lines = [line for line in first_lines[above:] if not line.isspace()]
     return chain(first_lines, lines), _delimiter(
         trial_lines, "\t" if ending_of(name) == ".tsv" else ",", documents.csv.quoting
@@ -138,8 +132,8 @@ def _delimiter(lines: Sequence[str], usual: str, quoting: str) -> str:
     one of the file's ending.
     """
     header = lines[0] if lines else ""
-    outside = header if quoting == "none" else _IN_QUOTES.sub("", header)
-    candidates = [mark for mark in (usual, *_DELIMITERS) if mark in outside]
+    outside = header if quoting == "none" else re.sub(r'"(?:[^"]|"")*"', "", header)
+    candidates = [mark for mark in (usual, *",;\t|") if mark in outside]
     return max(candidates, key=lambda mark: _share_that_fits(lines, mark), default=usual)
 
 

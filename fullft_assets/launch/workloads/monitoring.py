@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _WORDS = "words.npy"
-#: Held-out rows that the scale is fitted on: several for each of its coordinates.
-_SCALE_ROWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -286,7 +284,8 @@ def _write_scale(
     splits = [_incoming_texts(store, snapshot, name) for name in ("validation", "test")]
     texts = [text for split_texts, _ in splits for text in split_texts]
     groups = [group for _, split_groups in splits for group in split_groups]
-    sample = monitoring.independent_rows(texts, groups, job.settings.seed, limit=_SCALE_ROWS)
+    # Held-out rows that the scale is fitted on: several for each of its coordinates.
+    sample = monitoring.independent_rows(texts, groups, job.settings.seed, limit=1_000)
     features = reader.read([texts[index] for index in sample], vocabulary)
     num_labels = 0 if reader.model is None else len(label_names(snapshot))
     scale = Scale.fit(features, num_labels, job.settings.monitoring.drift_tests)

@@ -19,7 +19,6 @@ from fullft_assets.settings import DataEngineSettings
 
 #: No telemetry and no progress bars, here and on the machines of a cluster.
 _ENVIRONMENT = {"DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-_CONNECT_SECONDS = 10
 #: How often a cluster is asked: a machine that is lost takes parts of the tables with it.
 _ATTEMPTS = 3
 
@@ -65,7 +64,7 @@ def _connect(address: str) -> None:
 
     def connect() -> None:
         # Ray alone would wait for half a minute.
-        socket.create_connection((host.hostname, host.port), _CONNECT_SECONDS).close()
+        socket.create_connection((host.hostname, host.port), 10).close()
         ray.init(
             address, runtime_env={"env_vars": _ENVIRONMENT}, log_to_driver=False, logging_level=logging.ERROR
         )

@@ -54,14 +54,6 @@ WINDOW = 8
 RUN_WORDS = 11
 #: Texts that an anchor may be in: what is in more is a disclaimer or a standard clause.
 MAX_ROWS = 100
-#: Anchors that the shorter text loses with the share of its shingles that the longer one lacks: a word that
-#: differs is in three shingles, and in 11 runs.
-_LOST_ANCHORS = 12
-#: Least share of them that the longer one has, whatever is lost.
-_LEAST_ANCHORS = 0.1
-#: Least distinct shingles of a text that is looked for in longer ones: shorter ones are phrases that anybody
-#: may write.
-_LEAST_SIZE = 16
 #: What a row is in a comparison: neither, a reference text, or a candidate that is like none of them, or like
 #: one.
 ABSENT, REFERENCE, UNLIKE, ALIKE = range(4)
@@ -71,8 +63,6 @@ _JOINED_ROWS = 1 << 17
 _ESTIMATED_PAIRS = 1 << 17
 #: Pairs that are confirmed at once at most.
 _CONFIRMED_PAIRS = 1 << 22
-#: Rows of which all anchors are sorted at once.
-_SORTED_ROWS = 1 << 20
 #: Shingles of the texts that are read at once, of 8 bytes. Any texts are in all batches, so that fewer at
 #: once would be read from all of their files again and again.
 _READ_SHINGLES = 1 << 25
@@ -81,8 +71,6 @@ _PAIRS_AT_ONCE = 1 << (64 - HASH_BITS)
 #: A hash function is the product with an odd number, modulo 2^64; shingles are hashes already.
 _FACTORS = np.frombuffer(hashlib.shake_128(b"minhash").digest(8 * NUM_HASHES), "<u8") | np.uint64(1)
 
-#: Bits by which values are looked up at most, in 64 MB.
-_LOOK_UP_BITS = 26
 
 _NONE = np.zeros(0, np.uint32)
 #: Returns of values whether they may be among some others.
@@ -195,7 +183,10 @@ class Texts:
         # One number orders the pairs by their distance, then by the reference text.
         distance = daft.functions.hamming_distance(col("bits"), col("reference_bits"))
         order_number = distance.cast(daft.DataType.int64()) * (1 << _NUMBER_BITS) + col("number")
-        end = (_largest_distance(similarity) + 1) << _NUMBER_BITS
+        # A bit of unequal MinHashes is equal by chance in half of the cases.
+        differing = (1 - similarity) / 2
+        deviation = np.sqrt(NUM_HASHES * differing * (1 - differing))
+        end = (int(NUM_HASHES * differing + _DEVIATIONS * deviation) + 1) << _NUMBER_BITS
         signatures = self._bytes("signature", reference)
         bits = np.packbits(signatures & 1, axis=1)
         numbers = self._bytes("number", reference).view(np.int64)[:, 0]
@@ -249,7 +240,9 @@ class Texts:
             share: least share of the shorter text's shingles that the longer one has, the same for `last`.
         """
         sizes = self._sizes
-        roles = np.where(sizes >= _LEAST_SIZE, roles, ABSENT)
+        # Least distinct shingles of a text that is looked for in longer ones: shorter ones are phrases that
+        # anybody may write.
+        roles = np.where(sizes >= 16, roles, ABSENT)
         common = self._common_anchors(roles)
         changed_anchors = np.setxor1d(common, self._common_anchors(last), assume_unique=True)
         removed = self._values("anchors", np.flatnonzero((last == REFERENCE) & (roles != REFERENCE)))
@@ -298,7 +291,10 @@ class Texts:
         counts = np.concatenate(
             [num_values(sketches("anchors")).astype(np.int32) for sketches in self.sketches]
         )
-        least = max(_LEAST_ANCHORS, 1 - _LOST_ANCHORS * (1 - share))
+        # Anchors that the shorter text loses with the share of its shingles that the longer one lacks: a word
+        # that differs is in three shingles, and in 11 runs. Least share of them that the longer one has,
+        # whatever is lost.
+        least = max(0.1, 1 - 12 * (1 - share))
         parts = [np.zeros((2, 0), np.int64)]
         for entries, lookup in self._sides("anchors", reference, candidates, common):
             pair_counts = (
@@ -376,7 +372,8 @@ class Texts:
         """Return the anchors that more than MAX_ROWS of the compared rows have, ascending."""
         rows = np.flatnonzero(roles)
         # Some anchors at a time.
-        num_residues = 1 + len(rows) // _SORTED_ROWS
+        # Rows of which all anchors are sorted at once.
+        num_residues = 1 + len(rows) // (1 << 20)
         common = [_NONE]
         for residue in range(num_residues):
             parts = (lists.flatten().to_numpy() for lists, _ in self._parts("anchors", rows))
@@ -470,7 +467,8 @@ def _binary(values: np.ndarray) -> pa.Array:
 
 def _look_up(values: np.ndarray) -> LookUp:
     """Return what says whether other values may be among these; it is wrong for some that are not."""
-    num_bits = min((16 * len(values)).bit_length(), _LOOK_UP_BITS)
+    # Bits by which values are looked up at most, in 64 MB.
+    num_bits = min((16 * len(values)).bit_length(), 26)
     low_bits = np.uint32((1 << num_bits) - 1)
     is_value = np.zeros(1 << num_bits, bool)
     is_value[values & low_bits] = True
@@ -480,14 +478,6 @@ def _look_up(values: np.ndarray) -> LookUp:
 def _is_in(values: np.ndarray, value_set: np.ndarray) -> np.ndarray:
     """Return whether each value is in a set: bool [n]. `np.isin` sorts them all."""
     return pc.is_in(pa.array(values), value_set=pa.array(value_set)).to_numpy(zero_copy_only=False)
-
-
-def _largest_distance(similarity: float) -> int:
-    """Return how many bits of two texts with a similarity may differ: a bit of unequal MinHashes is equal by
-    chance in half of the cases.
-    """
-    differing = (1 - similarity) / 2
-    return int(NUM_HASHES * differing + _DEVIATIONS * np.sqrt(NUM_HASHES * differing * (1 - differing)))
 
 
 def _least_estimate(similarity: float | np.ndarray) -> float | np.ndarray:

@@ -30,14 +30,10 @@ _LETTERS = (
     r"\p{Tai_Tham}\p{Tai_Viet}ーｰ"
 )
 SHINGLE_WORDS = 3
-#: Letters of an alphabet without spaces that count as one word of a shingle: two Thai texts share most of
-#: their runs of three letters.
-_SHINGLE_LETTERS = 3
 #: Two different shingles of a pair of texts of 1,000 words collide with a probability of 4e-10.
 HASH_BITS = 52
 #: Of the hashes of runs; odd, so that it has an inverse modulo 2^64.
 _FACTOR = 0x9E3779B97F4A7C15
-_BLOCK_BYTES = 1 << 24
 _BLOCK_TEXTS = 1 << 12
 #: Word characters of ASCII in lower case, all else a space.
 _ASCII_WORDS = bytes(
@@ -85,7 +81,7 @@ def blocks(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
     """Yield texts in blocks of a bounded size."""
     for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
         lengths = pc.fill_null(pc.binary_length(chunk), 0).to_numpy(zero_copy_only=False)
-        ends = np.flatnonzero(np.diff(np.cumsum(lengths, dtype=np.int64) // _BLOCK_BYTES)) + 1
+        ends = np.flatnonzero(np.diff(np.cumsum(lengths, dtype=np.int64) // (1 << 24))) + 1
         starts = [0, *ends.tolist(), len(chunk)]
         for start, end in zip(starts, starts[1:], strict=False):
             yield from (
@@ -156,7 +152,9 @@ def _with_followers(words: list[str]) -> list[str]:
     joined = []
     for number, word in enumerate(words):
         end = number + 1
-        while is_letter[number] and end < min(len(words), number + _SHINGLE_LETTERS) and is_letter[end]:
+        # Letters of an alphabet without spaces that count as one word of a shingle: two Thai texts share most
+        # of their runs of three letters.
+        while is_letter[number] and end < min(len(words), number + 3) and is_letter[end]:
             end += 1
         joined.append(word if end == number + 1 else "".join(words[number:end]))
     return joined
