@@ -208,7 +208,7 @@ def test_biases_norms_and_state_spaces_do_not_decay() -> None:
     ("training", "key", "message"),
     [
         (
-            {"optimizer": "adafactor_in_backward"},
+            {"optimizer": "adafactor_in_backward", "micro_batch_size": 16},
             "micro_batch_size",
             (
                 "adafactor_in_backward steps in the backward pass and cannot accumulate: set all 32 rows of"

@@ -117,6 +117,13 @@ def test_the_ladder_goes_down_until_it_fits() -> None:
     assert found["this machine"].setup["optimizer"] == "adafactor"
     assert found["this machine"].peak_gib is not None and found["this machine"].peak_gib <= 9
     assert found["trn1.32xlarge"].fits is None
+    # What a GPU is counted to take needs no line in the YAML, what a CPU takes does.
+    by_itself = plans(use_case(micro_batch_size="auto"))
+    assert (
+        by_itself["g5.xlarge"].setup == {} and by_itself["g5.xlarge"].peak_gib == found["g5.xlarge"].peak_gib
+    )
+    assert by_itself["this machine"].setup == found["this machine"].setup
+    assert by_itself["p5.4xlarge"].peak_gib > found["p5.4xlarge"].peak_gib
 
 
 @pytest.mark.parametrize(

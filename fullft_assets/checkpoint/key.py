@@ -44,11 +44,13 @@ def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings of training that a plan depends on.
 
     These are all but the trackers of its metrics, the interval of its checkpoints, and the weights
-    that it begins with: a pilot always begins with the base model.
+    that it begins with: a pilot always begins with the base model. `micro_batch_size: auto` has the number
+    that it has on a CPU: those that fit differ between machines, on which a training may resume.
     """
-    return settings.training.model_dump(
+    recorded = settings.training.model_dump(
         mode="json", exclude={"track", "retrain_from", "checkpoint_every_steps"}
     )
+    return recorded | {"micro_batch_size": settings.training.rows_a_pass()}
 
 
 def read_step_log(checkpoint: Path) -> list[dict[str, Any]]:

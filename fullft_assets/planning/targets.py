@@ -152,7 +152,7 @@ def _read() -> dict[str, Any]:
     )
 
 
-def setups(training: TrainingSettings, processes: int) -> Iterator[TrainingSettings]:
+def setups(training: TrainingSettings, processes: int, *, is_gpu: bool = False) -> Iterator[TrainingSettings]:
     """Yield settings that keep the effective batch, each taking less memory than the one before, as a rule.
 
     First smaller passes, which cost little; then recomputed activations; then sharding over several
@@ -160,41 +160,63 @@ def setups(training: TrainingSettings, processes: int) -> Iterator[TrainingSetti
     that contradict other settings are excluded.
     """
     keys = set()
-    for changes in _changes(training, processes):
+    for changes in _changes(training, processes, is_gpu=is_gpu):
         setup = training.model_copy(update=changes)
-        if setup.batch_size % (setup.micro_batch_size * processes) or any(contradictions(setup, processes)):
+        if setup.batch_size % (setup.rows_a_pass() * processes) or any(contradictions(setup, processes)):
             continue
         if (key := setup.model_dump_json()) not in keys:
             keys.add(key)
             yield setup
 
 
-def changed(setup: TrainingSettings, training: TrainingSettings) -> dict[str, Any]:
-    """Return the keys of training that differ, with their new values."""
+def changed(
+    setup: TrainingSettings, training: TrainingSettings, processes: int, *, is_gpu: bool
+) -> dict[str, Any]:
+    """Return the keys of training that differ, with their new values, without those to which
+    `micro_batch_size: auto` comes by itself.
+    """
+    excluded: set[str] = set()
+    if training.micro_batch_size == "auto":
+        by_itself = setup.model_copy(update={"micro_batch_size": "auto"}).rows_a_pass(processes)
+        excluded = {"gradient_checkpointing"} if is_gpu else set()
+        excluded |= {"micro_batch_size"} if is_gpu or by_itself == setup.micro_batch_size else set()
     return {
         name: value
         for name in type(training).model_fields
-        if (value := getattr(setup, name)) != getattr(training, name)
+        if (value := getattr(setup, name)) != getattr(training, name) and name not in excluded
     }
 
 
-def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, Any]]:
+def passes(training: TrainingSettings, processes: int, *, is_gpu: bool) -> list[dict[str, Any]]:
+    """Return changes of training that make its passes smaller, from the most memory to the least: from those
+    of its setting on, where that is `auto` on a GPU from a whole batch on.
+    """
     share = training.batch_size // processes
-    first = min(training.micro_batch_size, share)
+    is_counted = is_gpu and training.micro_batch_size == "auto"
+    first = share if is_counted else min(training.rows_a_pass(processes), share)
     sizes = [size for size in range(first, 0, -1) if share % size == 0]
     # Halving is enough: what fits between two of them would save little time.
     sizes = [size for number, size in enumerate(sizes) if number == 0 or size & (size - 1) == 0]
-    yield from ({"micro_batch_size": size} for size in sizes)
-    yield from ({"micro_batch_size": size, "gradient_checkpointing": True} for size in sizes)
-    last = {"micro_batch_size": sizes[-1], "gradient_checkpointing": True}
+    return [
+        {"micro_batch_size": size, **more}
+        for more in ({}, {"gradient_checkpointing": True})
+        for size in sizes
+    ]
+
+
+def _changes(training: TrainingSettings, processes: int, *, is_gpu: bool) -> Iterator[dict[str, Any]]:
+    smaller = passes(training, processes, is_gpu=is_gpu)
+    yield from smaller
+    last = smaller[-1]
     sharding = {"sharding": "fsdp2"} if processes > 1 and training.sharding == "none" else {}
     yield {**last, **sharding}
     for more in (sharding, {}):
         for optimizer, weights in MEMORY_LADDER:
             if state_bytes(optimizer, weights) < state_bytes(training.optimizer, training.weights):
                 # One that steps in the backward pass cannot accumulate.
-                size = training.batch_size if OPTIMIZERS.get(optimizer).steps_in_backward else sizes[-1]
-                yield {**last, **more, "micro_batch_size": size, "optimizer": optimizer, "weights": weights}
+                in_backward = OPTIMIZERS.get(optimizer).steps_in_backward
+                size = {"micro_batch_size": training.batch_size} if in_backward else {}
+                yield {**last, **more, **size, "optimizer": optimizer, "weights": weights}
 
 
 #: (settings, precision, whether on a GPU, processes) -> what one process holds.
@@ -318,10 +340,13 @@ def _plan_target(
         if settings.planning.max_memory_gib is not None:
             limit = min(limit, int(settings.planning.max_memory_gib * GIB))
     peaks: list[int] = []
-    for setup in setups(training, processes):
+    is_gpu = target.gpu is not None
+    for setup in setups(training, processes, is_gpu=is_gpu):
         state = total_state_bytes(work.num_parameters, work.num_trained_parameters, setup)
         min_bytes = state // processes if setup.sharding != "none" else state
-        peaks.append(min_bytes if min_bytes > limit else _peak(target, setup, processes, count, precision))
+        peaks.append(
+            min_bytes if min_bytes > limit else peak_bytes(target, setup, processes, count, precision)
+        )
         if peaks[-1] <= limit:
             hours = training_hours(target, setup, work, processes)
             price = None if hours is None else target.hourly_usd
@@ -330,7 +355,7 @@ def _plan_target(
                 target=target,
                 processes=processes,
                 fits=True,
-                setup=changed(setup, training),
+                setup=changed(setup, training, processes, is_gpu=is_gpu),
                 peak_gib=peaks[-1] / GIB,
                 memory_gib=limit / GIB,
                 hours=hours,
@@ -407,7 +432,10 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
         }
 
 
-def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountMemory, precision: str) -> int:
+def peak_bytes(
+    target: Target, setup: TrainingSettings, processes: int, count: CountMemory, precision: str
+) -> int:
+    """Return the peak memory of a training on a target: of one GPU, or of all processes on its CPU."""
     step = count(setup, "bf16" if setup.weights == "bf16" else precision, target.gpu is not None, processes)
     on_cpu = processes * peak_on_cpu(step, target.libraries_bytes)
     on_gpu = peak_on_gpu(step, processes, is_sharded=setup.sharding != "none")

@@ -1,11 +1,11 @@
 """The section `training`, and its settings that contradict each other."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from fullft_assets.settings.base import Float, OneOf, Settings, YamlNumber, YamlOff, with_fitting_default
+from fullft_assets.settings.base import Float, OneOf, Settings, YamlNumber, YamlOff
 from fullft_assets.settings.guards import Guards
 from fullft_assets.settings.optimizers import OPTIMIZERS, Optimizer, Weights
 
@@ -15,6 +15,8 @@ OF_WHOLE_WEIGHTS = ("l2_sp", "ewc", "wise_ft", "distillation")
 EPOCHS = 3.0
 #: Maximum number of passes over few training rows, whose default number of passes has too few steps.
 MOST_EPOCHS = 20.0
+#: Most rows of a forward pass where it is not counted what fits, as on a CPU.
+_MOST_ROWS = 16
 
 
 _Alpha = Annotated[float, YamlNumber(), Field(gt=0, le=1)]
@@ -73,12 +75,12 @@ class TrainingSettings(Settings):
         ge=1,
         description="Rows per optimizer step (the effective batch size, over all processes).",
     )
-    micro_batch_size: int = Field(
-        default=16,
-        ge=1,
+    micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto",
         description=(
-            "Rows per forward pass; fewer take less memory and more accumulation. Default: 16, or batch_size"
-            " where that is less."
+            "Rows per forward pass; fewer take less memory and more accumulation. `auto`: on a GPU as many as"
+            " are counted to fit, with gradient_checkpointing where not even one fits without; on a CPU at"
+            " most 16."
         ),
     )
     learning_rate: Float = Field(default=5e-5, gt=0, lt=1, description="Peak learning rate.")
@@ -232,10 +234,16 @@ class TrainingSettings(Settings):
         description="Raise it to train once more on unchanged data; it is part of the key and of the seed.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _default_micro_batch_fits(cls, data: Any) -> Any:
-        return with_fitting_default(data, "micro_batch_size", 16, other_key="batch_size")
+    def rows_a_pass(self, processes: int = 1) -> int:
+        """Return the rows of a forward pass of each process: `micro_batch_size`, or for `auto` the most that
+        divide the batch, up to 16.
+        """
+        if self.micro_batch_size != "auto":
+            return self.micro_batch_size
+        if self.steps_in_backward:
+            return self.batch_size
+        share = max(1, self.batch_size // processes)
+        return max(size for size in range(1, min(share, _MOST_ROWS) + 1) if share % size == 0)
 
     @property
     def num_epochs(self) -> float:
@@ -309,7 +317,7 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
             " adafactor",
         ),
         (
-            steps_in_backward and training.micro_batch_size != training.batch_size,
+            steps_in_backward and training.rows_a_pass() != training.batch_size,
             ("training", "micro_batch_size"),
             f"{in_backward} and cannot accumulate: set all {training.batch_size} rows of batch_size, or"
             " lower both",

@@ -72,6 +72,7 @@ class Lora(Baseline):
                     context.settings.seed,
                     Path(folder),
                     context.progress,
+                    max_memory_gib=context.settings.planning.max_memory_gib,
                     evaluate_at=[],
                     resumable=False,
                 )

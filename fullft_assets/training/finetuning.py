@@ -42,7 +42,7 @@ from fullft_assets.progress import Listener, Progress
 from fullft_assets.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.settings import TrainingSettings, contradictions
 from fullft_assets.settings.guards import guard_settings
-from fullft_assets.training import kernels, loop as training_loop, ranks, regularization, sharding
+from fullft_assets.training import kernels, loop as training_loop, measuring, ranks, regularization, sharding
 from fullft_assets.training.checkpoints import (
     STEP_LOG,
     Incident,
@@ -127,6 +127,7 @@ class TrainingRun:
     folder: Path
     progress: Progress
     num_processes: int
+    max_memory_gib: float | None
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None
     resumable: bool
     watch: training_loop.Watch
@@ -143,17 +144,17 @@ class TrainingSegment:
     """
 
     def __init__(self, run: TrainingRun):
-        self.shared = run
         self.history = run.history
+        self.checkpoint = (
+            newest_checkpoint(run.folder, run.history, run.stored, run.progress) if run.resumable else None
+        )
+        self.shared = run = replace(run, settings=_with_passes(run, self.checkpoint))
         changes = {
             "micro_batch_size": run.history.micro_batch_size,
             "learning_rate": run.history.learning_rate,
         }
         self.settings = run.settings.model_copy(
             update={name: value for name, value in changes.items() if value is not None}
-        )
-        self.checkpoint = (
-            newest_checkpoint(run.folder, run.history, run.stored, run.progress) if run.resumable else None
         )
         self.first_step = step_of(self.checkpoint) if self.checkpoint else 0
         self.saver = Saver(run.history, run.stored)
@@ -426,7 +427,7 @@ class TrainingSegment:
             peak_memory_bytes=peak_memory_bytes(),
             history=self.recorder.log.lines,
             incidents=self.history.incidents,
-            micro_batch_size=self.settings.micro_batch_size,
+            micro_batch_size=self.settings.rows_a_pass(),
             about=self.prepared.about,
             scores={
                 name: value for name, value in scores.items() if name.startswith(("validation_", "general_"))
@@ -500,7 +501,7 @@ class TrainingSegment:
             OutOfMemory: there are no smaller ones; or one of several processes ran out of memory, for which
                 the others wait in vain.
         """
-        size = self.settings.micro_batch_size
+        size = self.settings.rows_a_pass()
         processes = self.shared.num_processes
         step = self.step
         if self.settings.steps_in_backward:
@@ -542,6 +543,20 @@ class TrainingSegment:
         )
 
 
+def _with_passes(run: TrainingRun, checkpoint: Path | None) -> TrainingSettings:
+    """Return the settings with the rows of a pass in place of `auto`: on a resume those of the checkpoint, so
+    that bits stay equal, where these processes can share the batch so.
+    """
+    settings = run.settings
+    if settings.micro_batch_size == "auto" and checkpoint is not None:
+        recorded = settings.model_copy(update=training_loop.passes_of(checkpoint))
+        if recorded.batch_size % (recorded.rows_a_pass() * run.num_processes) == 0:
+            settings = recorded
+    return measuring.with_fitting_passes(
+        run.recipe, settings, run.seed, run.num_processes, run.max_memory_gib, run.progress
+    )
+
+
 def _scores_of(lines: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
     return next(line for line in reversed(lines) if "validation_loss" in line and line["step"] == step)
 
@@ -554,6 +569,7 @@ def fine_tune(
     progress: Progress,
     *,
     num_processes: int = 1,
+    max_memory_gib: float | None = None,
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None = None,
     resumable: bool = True,
     watch: training_loop.Watch = lambda moment, loop: None,
@@ -564,6 +580,7 @@ def fine_tune(
     Args:
         seed: of what is new in the model, of the order and of dropout.
         work_folder: checkpoints and the step log; training resumes from a valid checkpoint there.
+        max_memory_gib: of a process, for `micro_batch_size: auto`. Default: what is free on the GPU.
         evaluate_at: steps after which validation rows are scored, beside the last; 0 is before the first. Or
             a function that returns them, given the number of steps, of which the last one may be a part.
             Default: twice an epoch.
@@ -601,6 +618,7 @@ def fine_tune(
             folder=work_folder,
             progress=progress,
             num_processes=num_processes,
+            max_memory_gib=max_memory_gib,
             evaluate_at=evaluate_at,
             resumable=resumable,
             watch=watch,
@@ -632,6 +650,7 @@ def _train_in_segments(run: TrainingRun) -> Fit:
     while True:
         with _setting_up(run.settings):
             segment = TrainingSegment(run)
+        run = segment.shared
         if resumed_from_step is None:
             resumed_from_step = segment.first_step
             for name, value in segment.prepared.about.items():

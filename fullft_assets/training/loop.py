@@ -45,6 +45,8 @@ from fullft_assets.training.sharding import Part, Parts, shard, weights_of
 WEIGHTS = "model.safetensors"
 _OPTIMIZER = "optimizer.pt"
 _SCHEDULE = "scheduler.pt"
+#: Settings that `micro_batch_size: auto` decides; the file of the schedule has them.
+_OF_PASSES = {"micro_batch_size", "gradient_checkpointing"}
 _SCALE = "scaler.pt"
 RANDOM_STATES = "random_states.pt"
 #: Share of the learning rate at which a schedule with a floor ends, and of the steps in which a constant rate
@@ -57,7 +59,7 @@ _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:$|\.)|(?:^|\
 
 def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
     """Return the forward passes of each process in one optimizer step."""
-    rows_a_pass = settings.micro_batch_size * num_processes
+    rows_a_pass = settings.rows_a_pass(num_processes) * num_processes
     if settings.batch_size % rows_a_pass:
         raise SettingsError(
             f"training.batch_size: {settings.batch_size} is not a multiple of micro_batch_size x processes"
@@ -180,6 +182,17 @@ def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
             Parts(checkpoint).load_weights(model)
         else:
             load_model(model, checkpoint / WEIGHTS)
+
+
+def passes_of(checkpoint: Path) -> dict[str, Any]:
+    """Return the settings that decide the passes of the training that wrote a checkpoint.
+
+    Raises:
+        StoreError: see `load_weights`.
+    """
+    with _reading(checkpoint):
+        recorded = torch.load(checkpoint / _SCHEDULE, weights_only=True)
+    return {name: recorded[name] for name in _OF_PASSES & recorded.keys()}
 
 
 @contextmanager
@@ -326,7 +339,8 @@ class Loop:
             folder.mkdir(parents=True, exist_ok=True)
         if is_first_rank():
             self.model.config.save_pretrained(folder)
-            torch.save({"last_epoch": self._num_scheduled}, folder / _SCHEDULE)
+            passes = self._settings.model_dump(include=_OF_PASSES)
+            torch.save({"last_epoch": self._num_scheduled, **passes}, folder / _SCHEDULE)
             if self._scaler.is_enabled():
                 torch.save(self._scaler.state_dict(), folder / _SCALE)
             torch.save(states, folder / RANDOM_STATES)

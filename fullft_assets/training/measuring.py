@@ -16,7 +16,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -43,13 +43,17 @@ from fullft_assets.models.inference import to_device
 from fullft_assets.models.token_loss import PLANNED_DEVICE
 from fullft_assets.planning import Measured
 from fullft_assets.planning.metadata import StepMemory, Work
+from fullft_assets.planning.plan import GIB
 from fullft_assets.planning.targets import (
     Target,
     TargetPlan,
+    passes,
+    peak_bytes,
     plan_targets,
     shares,
 )
-from fullft_assets.ranks import num_local_ranks
+from fullft_assets.progress import Progress
+from fullft_assets.ranks import is_first_rank, num_local_ranks
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.settings.optimizers import bytes_per_weight
 from fullft_assets.training import kernels, ranks, regularization, sharding
@@ -79,15 +83,21 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
     Returns:
         The measurements, and what the recipe reports about the training.
     """
-    settings = use_case.training
+    if processes > 1:
+        ranks.connect()
+    settings = with_fitting_passes(
+        recipe,
+        use_case.training,
+        use_case.seed,
+        use_case.launcher.processes,
+        use_case.planning.max_memory_gib,
+    )
     model = sharding.load(recipe, settings, processes)
     preparation = kernels.apply(model, recipe.prepare(model, settings, use_case.seed), settings)
     feed = preparation.feed
     model.train()
     # Held for their memory alone: copies of the pretrained weights.
     anchors = regularization.anchors(recipe, settings, use_case.seed)
-    if processes > 1:
-        ranks.connect()
     place(model, settings if processes > 1 else settings.model_copy(update={"sharding": "none"}), processes)
     if settings.compile:
         layers.compile_layers(model)
@@ -172,6 +182,52 @@ def _available_memory_bytes(processes: int, training_processes: int) -> int:
     return _free_memory_bytes() // sharing
 
 
+def with_fitting_passes(
+    recipe: Recipe,
+    settings: TrainingSettings,
+    seed: int,
+    processes: int,
+    max_memory_gib: float | None,
+    progress: Progress | None = None,
+) -> TrainingSettings:
+    """Return the settings with the rows of a pass in place of `micro_batch_size: auto`: on a GPU the most that
+    are counted to fit, with gradient checkpointing where not even one fits without. All processes that are
+    connected must call this, and get the same.
+
+    Args:
+        processes: of the training.
+    """
+    if settings.micro_batch_size != "auto":
+        return settings
+    changes: dict[str, Any] = {"micro_batch_size": settings.rows_a_pass(processes)}
+    if of_accelerator("mem_get_info") is not None and not settings.steps_in_backward:
+        limit = min(ranks.of_all(_free_memory_bytes()))
+        if max_memory_gib is not None:
+            limit = min(limit, int(max_memory_gib * GIB))
+        if is_first_rank():
+            # Not counted: what is there stays, and memory that runs out makes passes smaller.
+            with suppress(CannotCount):
+                outline = Outline(recipe, settings, seed)
+                changes = _fitting_passes(outline, settings, processes, int(limit / _MEMORY_MARGIN))
+        changes = ranks.from_first(changes)
+        if progress is not None:
+            progress.say(", ".join(f"{name}: {value}" for name, value in changes.items()))
+    return settings.model_copy(update=changes)
+
+
+def _fitting_passes(
+    outline: Outline, settings: TrainingSettings, processes: int, limit: int
+) -> dict[str, Any]:
+    target = Target(name="this machine", gpu="GPU")
+    number_format = precision.of(settings)
+    smaller = passes(settings, processes, is_gpu=True)
+    for changes in smaller:
+        setup = settings.model_copy(update=changes)
+        if peak_bytes(target, setup, processes, outline.memory, number_format) <= limit:
+            return changes
+    return smaller[-1]
+
+
 #: Functions that autocast on a GPU computes in fp32, whose results and saved inputs are twice as large; on a
 #: CPU it does not.
 _FP32_ON_GPUS = (
@@ -236,7 +292,7 @@ class Outline:
         Raises:
             CannotCount: see there.
         """
-        num_passes = 2 if settings.batch_size > settings.micro_batch_size * processes else 1
+        num_passes = 2 if settings.batch_size > settings.rows_a_pass(processes) * processes else 1
         # What does not change the tensors of a step: the formats that only some GPUs compute in take the same
         # memory as these.
         sharing = 1 if settings.sharding == "none" else processes

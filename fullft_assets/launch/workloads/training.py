@@ -57,6 +57,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             folder,
             progress,
             num_processes=num_ranks(),
+            max_memory_gib=job.settings.planning.max_memory_gib,
             checkpoints=checkpoints,
         )
         if is_first_rank():

@@ -145,7 +145,7 @@ def chunk_feed(
     """Return a feed of chunks, each a training row, padded to similar ones."""
     lengths = np.array([len(chunk) for chunk in chunks])
     order = planned_order(lengths.tolist(), settings.num_epochs, settings.batch_size, seed)
-    bounds = np.append(np.arange(0, len(order), settings.micro_batch_size), len(order))
+    bounds = np.append(np.arange(0, len(order), settings.rows_a_pass()), len(order))
     pad_id = model.config.pad_token_id or 0
 
     def batch(number: int) -> dict[str, torch.Tensor]:

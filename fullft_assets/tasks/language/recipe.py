@@ -229,7 +229,7 @@ def _feed(
     *,
     tells_replayed: bool,
 ) -> Feed:
-    rows_a_pass = settings.micro_batch_size
+    rows_a_pass = settings.rows_a_pass()
     epochs = settings.num_epochs
     num_tokens = input_embeddings(model).num_embeddings
     config = model.config.get_text_config()
